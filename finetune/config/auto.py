@@ -1,0 +1,95 @@
+"""What "auto" stands for: pure rules from a few facts about the data, the weights and the machine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.config.schema import Config
+
+IMBALANCED_FROM = 2.0
+"""Largest class over smallest class from which accuracy alone misleads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the rules look at.
+
+    Attributes:
+        class_counts: Training images of each class.
+        pretrained: Whether the backbone starts from weights.
+        num_groups: Layer groups of the network, the head included.
+        image_size: Side in pixels that the weights expect.
+        fast_bf16: Whether the machine computes bfloat16 faster than float32.
+        free_cores: Cores that this process may use.
+        processes_per_node: What the cluster job started on each machine; 1 outside one.
+    """
+
+    class_counts: Sequence[int]
+    pretrained: bool
+    num_groups: int
+    image_size: int
+    fast_bf16: bool
+    free_cores: int
+    processes_per_node: int = 1
+
+    @property
+    def num_images(self) -> int:
+        """Training images in all classes."""
+        return sum(self.class_counts)
+
+    @property
+    def imbalance_ratio(self) -> float:
+        """Images of the largest class over those of the smallest."""
+        return max(self.class_counts) / max(1, min(self.class_counts))
+
+
+def auto_values(config: Config, facts: Facts) -> dict[str, Any]:
+    """Return dotted key to value for every key that stands at "auto"."""
+    rules: dict[str, Any] = {
+        "data.image_size": facts.image_size,
+        "data.num_workers": _num_workers(facts),
+        "model.batch_norm": "frozen" if facts.pretrained else "train",
+        "unfreeze.name": "head_first" if facts.pretrained else "all",
+        "augment.name": "medium",
+        "optim.lr": {"adamw": 1e-3, "sgd": 1e-2}[config.optim.name],
+        "optim.backbone_lr_scale": 0.05 if facts.pretrained else 1.0,
+        "optim.layer_decay": _layer_decay(facts) if facts.pretrained else 1.0,
+        "trainer.epochs": _epochs(facts),
+        "trainer.batch_size": _batch_size(facts.num_images),
+        "trainer.precision": "bf16-mixed" if facts.fast_bf16 else "32-true",
+        "trainer.devices": facts.processes_per_node,
+        "trainer.monitor": "macro_f1" if facts.imbalance_ratio > IMBALANCED_FROM else "accuracy",
+    }
+    tree = config.model_dump()
+    chosen = {key: value for key, value in rules.items() if _at(tree, key) == "auto"}
+    if chosen.get("unfreeze.name") == "head_first" and not config.unfreeze.params:
+        epochs = chosen.get("trainer.epochs", config.trainer.epochs)
+        chosen["unfreeze.params"] = {"epochs": max(1, round(0.3 * epochs))} if epochs > 1 else {}
+    return chosen
+
+
+def _epochs(facts: Facts) -> int:
+    """Fewer passes over larger sets; from scratch three times as many."""
+    epochs = 10 if facts.num_images < 5_000 else 8 if facts.num_images < 50_000 else 5
+    return epochs if facts.pretrained else 3 * epochs
+
+
+def _batch_size(num_images: int) -> int:
+    return 32 if num_images < 5_000 else 64 if num_images < 50_000 else 128
+
+
+def _num_workers(facts: Facts) -> int:
+    """Leave one core to each training process; two cores or fewer read in the process itself."""
+    spare = facts.free_cores // facts.processes_per_node - 1
+    return min(8, spare) if spare > 1 else 0
+
+
+def _layer_decay(facts: Facts) -> float:
+    """0.7 a stage of a five-stage network, spread over however many groups there are."""
+    return round(0.7 ** (4 / max(4, facts.num_groups - 2)), 4)
+
+
+def _at(tree: dict[str, Any], dotted: str) -> Any:
+    for name in dotted.split("."):
+        tree = tree[name]
+    return tree

@@ -1,0 +1,282 @@
+"""The config tree: every key, its default, its range and one line on what it does."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from finetune.lookup import did_you_mean
+
+# The built-in rows of the tables on the floors above; a contract test holds them equal.
+UNFREEZE_NAMES = ("all", "linear_probe", "head_first", "gradual", "milestones")
+IMBALANCE_NAMES = ("none", "weighted", "sqrt", "class_weights")
+SAMPLER_NAMES = ("uniform", "weighted", "sqrt")
+LR_SCHEDULE_NAMES = ("cosine", "linear", "constant")
+LOSS_NAMES = ("cross_entropy",)
+AUGMENT_NAMES = ("none", "light", "medium", "strong")
+OPTIMIZER_NAMES = ("adamw", "sgd")
+
+Auto = Literal["auto"]
+
+
+def _known_name(names: Sequence[str], *, own_code: bool = True) -> Callable[[str], str]:
+    """Return a validator that takes a known name, or ``package.module:attribute``."""
+
+    def check(value: str) -> str:
+        if value in names or (own_code and ":" in value):
+            return value
+        raise ValueError(f"unknown name '{value}'.{did_you_mean(value, names)}")
+
+    return check
+
+
+def _augment_name(value: str) -> str:
+    """Take a preset, or the path of a pipeline saved by Albumentations."""
+    if value in ("auto", *AUGMENT_NAMES) or value.lower().endswith((".json", ".yaml", ".yml")):
+        return value
+    raise ValueError(
+        f"unknown preset '{value}'.{did_you_mean(value, AUGMENT_NAMES)} "
+        f"A pipeline saved with Albumentations is named by its .json or .yaml file"
+    )
+
+
+def _off_is_a_word(value: Any) -> Any:
+    """Undo YAML 1.1, which reads a bare ``off`` as false."""
+    return "off" if value is False else value
+
+
+class Section(BaseModel):
+    """A part of the tree: unknown keys are refused, values are not changed after checking."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(Section):
+    """The images and how they are read."""
+
+    path: str | None = Field(
+        None, description="folder of class folders, folder of train/val/test folders, or a CSV"
+    )
+    image_size: Annotated[int, Field(ge=8, le=4096)] | Auto = Field(
+        "auto", description="side of the square input in pixels; auto: what the weights expect"
+    )
+    val_fraction: float = Field(
+        0.2, gt=0, lt=1, description="share for validation where the data give no split"
+    )
+    test_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share for a final test where the data give no split"
+    )
+    min_images_per_class: Annotated[int, Field(ge=1)] | Auto = Field(
+        "auto",
+        description="fewest images a class may have; auto: one for each split. Smaller classes, "
+        "where allowed here, only train",
+    )
+    max_megapixels: float = Field(
+        179.0, gt=0, description="larger images are left out as decompression bombs"
+    )
+    num_workers: Annotated[int, Field(ge=0)] | Auto = Field(
+        "auto", description="processes that read images; auto: the free cores, at most 8"
+    )
+
+    @model_validator(mode="after")
+    def _leaves_training_images(self) -> "DataConfig":
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"val_fraction {self.val_fraction} and test_fraction {self.test_fraction} "
+                f"leave no images to train on; their sum must stay below 1"
+            )
+        return self
+
+
+class ModelConfig(Section):
+    """The network and where its weights come from."""
+
+    backbone: str = Field(
+        "resnet50", min_length=1, description="any timm model name, googlenet or alexnet"
+    )
+    weights: str = Field(
+        "hub",
+        min_length=1,
+        description="hub, random, or a local .pth, .safetensors, timm folder or run folder",
+    )
+    batch_norm: Literal["auto", "frozen", "train", "sync"] = Field(
+        "auto",
+        description="BatchNorm statistics of trained groups; auto: frozen in pretrained "
+        "backbones, train with random weights; sync: over all GPUs",
+    )
+    drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout before the classifier")
+    kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of timm.create_model"
+    )
+    pretrained_cfg: dict[str, Any] = Field(
+        default_factory=dict,
+        description="overrides of the preprocessing that the weights expect: mean, std, "
+        "interpolation, crop_pct, crop_mode",
+    )
+
+
+class UnfreezeConfig(Section):
+    """Which layer groups train in which epoch."""
+
+    name: Annotated[str, AfterValidator(_known_name(("auto", *UNFREEZE_NAMES)))] = Field(
+        "auto",
+        description="all, linear_probe, head_first, gradual, milestones, or package.module:function; "
+        "auto: head_first, and all with random weights",
+    )
+    params: dict[str, Any] = Field(
+        default_factory=dict,
+        description="head_first: epochs; gradual: start, every, step; milestones: depths",
+    )
+
+
+class ImbalanceConfig(Section):
+    """What is done about classes of unequal size."""
+
+    strategy: Annotated[str, AfterValidator(_known_name(IMBALANCE_NAMES, own_code=False))] = Field(
+        "none",
+        description="none; weighted or sqrt (draw rare classes more often); "
+        "class_weights (weigh them in the loss)",
+    )
+    sampler: Annotated[str, AfterValidator(_known_name(("auto", *SAMPLER_NAMES)))] = Field(
+        "auto", description="uniform, weighted, sqrt or package.module:function; auto: by strategy"
+    )
+    class_weights: Literal["auto", "none", "balanced"] = Field(
+        "auto", description="factor of a class in the loss; auto: by strategy"
+    )
+
+
+class AugmentConfig(Section):
+    """What happens to training images."""
+
+    name: Annotated[str, AfterValidator(_augment_name)] = Field(
+        "auto",
+        description="none, light, medium, strong, or a pipeline saved with Albumentations "
+        "(.json, .yaml); auto: medium",
+    )
+
+
+class OptimConfig(Section):
+    """The optimizer and its learning rates."""
+
+    name: Annotated[str, AfterValidator(_known_name(OPTIMIZER_NAMES, own_code=False))] = Field(
+        "adamw", description="adamw, or sgd with Nesterov momentum"
+    )
+    lr: Annotated[float, Field(gt=0, le=100)] | Auto = Field(
+        "auto", description="peak learning rate of the head; auto: adamw 0.001, sgd 0.01"
+    )
+    backbone_lr_scale: Annotated[float, Field(gt=0, le=10)] | Auto = Field(
+        "auto",
+        description="the last backbone group learns at lr times this; auto: 0.05, with random "
+        "weights 1",
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
+        "auto",
+        description="each group further from the head learns at this times the one before; "
+        "auto: 0.7 a stage of the network, with random weights 1",
+    )
+    weight_decay: float = Field(
+        0.05, ge=0, le=10, description="decoupled for adamw; spares biases and norms"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+
+    @model_validator(mode="after")
+    def _momentum_applies(self) -> "OptimConfig":
+        if "momentum" in self.model_fields_set and self.name != "sgd" and self.momentum != 0.9:
+            raise ValueError(
+                f"momentum is a setting of optim.name=sgd and cannot apply to optim.name={self.name}"
+            )
+        return self
+
+
+class LrScheduleConfig(Section):
+    """How the learning rates move over the steps."""
+
+    name: Annotated[str, AfterValidator(_known_name(LR_SCHEDULE_NAMES))] = Field(
+        "cosine", description="cosine, linear, constant or package.module:function"
+    )
+    warmup_fraction: float = Field(
+        0.05,
+        ge=0,
+        le=0.5,
+        description="share of all steps that the learning rate rises, again after each unfreezing",
+    )
+    final_factor: float = Field(
+        0.01, ge=0, le=1, description="cosine and linear end at this times the peak"
+    )
+
+
+class LossConfig(Section):
+    """What is minimised."""
+
+    name: Annotated[str, AfterValidator(_known_name(LOSS_NAMES))] = Field(
+        "cross_entropy", description="cross_entropy or package.module:function"
+    )
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread evenly")
+
+
+class TrainerConfig(Section):
+    """The loop, the machine and when to stop."""
+
+    epochs: Annotated[int, Field(ge=1)] | Auto = Field(
+        "auto", description="passes over the images; auto: by how many there are"
+    )
+    batch_size: Annotated[int, Field(ge=1)] | Auto = Field(
+        "auto",
+        description="images a step over all processes and accumulated batches; auto: 32, and "
+        "64 or 128 for large sets",
+    )
+    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
+        "auto", description="auto: bf16-mixed where the machine computes it fast, else 32-true"
+    )
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="auto: a GPU where there is one"
+    )
+    devices: Annotated[int, Field(ge=1)] | Auto = Field(
+        "auto", description="processes a machine; auto: what the cluster job gives, else 1"
+    )
+    num_nodes: int = Field(1, ge=1, description="machines")
+    gradient_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: no limit")
+    monitor: Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "loss"] = Field(
+        "auto",
+        description="validation metric of the best epoch; auto: accuracy, and macro_f1 where one "
+        "class has over twice the images of another",
+    )
+    early_stopping: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="stop after so many epochs without a better one; null: never"
+    )
+    deterministic: bool = Field(
+        False, description="refuse GPU kernels whose result differs from run to run"
+    )
+
+
+class TrackingConfig(Section):
+    """Where the numbers go besides metrics.csv."""
+
+    wandb: Annotated[
+        Literal["off", "offline", "online"],
+        BeforeValidator(_off_is_a_word),
+    ] = Field("off", description="Weights & Biases: off, offline or online")
+    project: str = Field("finetune", min_length=1, description="W&B project")
+    entity: str | None = Field(None, description="W&B user or team; null: your default")
+    name: str | None = Field(None, description="W&B run name; null: the run folder's name")
+    tags: list[str] = Field(default_factory=list, description="W&B tags")
+
+
+class Config(Section):
+    """Everything that a run depends on."""
+
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    unfreeze: UnfreezeConfig = Field(default_factory=UnfreezeConfig)
+    imbalance: ImbalanceConfig = Field(default_factory=ImbalanceConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    lr_schedule: LrScheduleConfig = Field(default_factory=LrScheduleConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    seed: int = Field(0, ge=0, lt=2**31, description="of the split, the order and the augmentation")
+    output: str | None = Field(
+        None, description="run folder; null: runs/<date>-<backbone>-<data folder>"
+    )

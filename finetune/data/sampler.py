@@ -1,0 +1,115 @@
+"""Which images make up an epoch: a pure function of (seed, epoch), sliced over the ranks."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DistributedSampler
+
+from finetune.types import Draw
+
+Weights = NDArray[np.float64]
+
+
+def uniform_weights(labels: Sequence[int], num_classes: int) -> Weights | None:
+    """Return None: every image once an epoch, in a new order."""
+    del labels, num_classes
+
+
+def inverse_frequency_weights(labels: Sequence[int], num_classes: int) -> Weights:
+    """Return 1 / class size for each image, shape (N,): every class is drawn alike."""
+    return _power_weights(labels, num_classes, power=1.0)
+
+
+def square_root_weights(labels: Sequence[int], num_classes: int) -> Weights:
+    """Return 1 / sqrt(class size) for each image, shape (N,): half-way to balanced classes.
+
+    Mahajan et al. 2018, section 2.2, https://arxiv.org/abs/1805.00932.
+    """
+    return _power_weights(labels, num_classes, power=0.5)
+
+
+def _power_weights(labels: Sequence[int], num_classes: int, *, power: float) -> Weights:
+    counts = np.bincount(np.asarray(labels), minlength=num_classes)
+    weights: Weights = np.asarray(np.maximum(counts, 1)[np.asarray(labels)] ** -power, float)
+    return weights
+
+
+SAMPLERS: Mapping[str, Callable[..., Weights | None]] = {
+    "uniform": uniform_weights,
+    "weighted": inverse_frequency_weights,
+    "sqrt": square_root_weights,
+}
+
+
+def effective_batch_size(batch_size: int, *, num_images: int, shards: int) -> int:
+    """Return the global batch, shrunk to the images there are, as a multiple of ``shards``.
+
+    Args:
+        batch_size: What was asked for.
+        num_images: Training images.
+        shards: Processes times accumulated batches, which divide a batch.
+    """
+    return min(batch_size, max(1, num_images // shards) * shards)
+
+
+class EpochSampler(DistributedSampler[Draw]):
+    """Draws whole global batches, the same for any number of ranks and of accumulated batches.
+
+    The draw of an epoch is a pure function of (seed, epoch); a rank takes its strided slice, so
+    that the ranks' batches together are the global batch. Being a ``DistributedSampler`` keeps
+    Lightning from replacing it and makes Lightning call ``set_epoch``.
+
+    Args:
+        weights: Chance of each image to be drawn (with replacement), shape (N,); None draws each
+            image once.
+        num_images: N.
+        batch_size: Global batch; must be a multiple of ``num_replicas`` and at most N.
+        seed: Of the draw.
+        num_replicas: Ranks.
+        rank: This one.
+    """
+
+    def __init__(
+        self,
+        weights: Weights | None,
+        *,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        if weights is not None and (len(weights) != num_images or not (weights >= 0).all()):
+            raise ValueError(f"a sampler needs {num_images} weights of 0 or more")
+        if weights is not None and not weights.sum() > 0:
+            raise ValueError("a sampler's weights must not all be 0")
+        super().__init__(
+            range(num_images),  # type: ignore[arg-type]
+            num_replicas=num_replicas,
+            rank=rank,
+            seed=seed,
+        )
+        self.weights = weights
+        self.num_images = num_images
+        self.total_size = num_images // batch_size * batch_size
+        self.num_samples = self.total_size // num_replicas
+
+    def draws(self) -> list[Draw]:
+        """Return the epoch's draws of all ranks in order; whole batches, the rest is left out."""
+        generator = np.random.default_rng([self.seed, self.epoch])
+        if self.weights is None:
+            order = generator.permutation(self.num_images)[: self.total_size]
+        else:
+            chances = self.weights / self.weights.sum()
+            order = generator.choice(self.num_images, size=self.total_size, p=chances)
+        repeats: dict[int, int] = {}
+        draws = []
+        for index in order.tolist():
+            repeat = repeats.get(index, 0)
+            repeats[index] = repeat + 1
+            draws.append(Draw(index, self.epoch, repeat))
+        return draws
+
+    def __iter__(self) -> Iterator[Draw]:
+        return iter(self.draws()[self.rank :: self.num_replicas])

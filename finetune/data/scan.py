@@ -1,0 +1,272 @@
+"""Finds labelled images: class folders, split folders of class folders, or a CSV."""
+
+import csv
+import os
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.errors import DataError
+from finetune.lookup import did_you_mean
+from finetune.types import Rejected, Sample, Split
+
+IMAGE_SUFFIXES = frozenset(
+    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
+)
+_SPLIT_FOLDERS = {
+    "train": Split.TRAIN,
+    "val": Split.VAL,
+    "valid": Split.VAL,
+    "validation": Split.VAL,
+    "test": Split.TEST,
+}
+_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What lies below a data root, before any file was opened.
+
+    Attributes:
+        root: Absolute folder that the samples' paths are relative to.
+        samples: Labelled image files in a stable order.
+        rejected: Files that are no images by their name or place.
+    """
+
+    root: Path
+    samples: tuple[Sample, ...]
+    rejected: tuple[Rejected, ...] = ()
+
+
+def scan(path: Path) -> Scan:
+    """Return the labelled images below a folder or in a CSV of ``path,label[,split][,group]``.
+
+    A folder holds class folders, or train, val (valid, validation) and test folders of class
+    folders. Hidden folders and ``__MACOSX`` are passed over, links are followed without loops.
+
+    Raises:
+        DataError: The path is missing, is neither folder nor CSV, or holds no labelled image.
+    """
+    if not path.exists():
+        raise DataError(f"{path} does not exist.{_nearest_sibling(path)} Check the path.")
+    if path.is_dir():
+        found = _scan_folder(path.resolve())
+    elif path.suffix.lower() == ".csv":
+        found = _scan_csv(path.resolve())
+    else:
+        raise DataError(
+            f"{path} is a file, but a folder of class folders or a .csv file is needed."
+        )
+    if not found.samples:
+        raise DataError(
+            f"{path} holds no labelled image ({len(found.rejected)} other files). Expected "
+            f"{path.name}/<class>/<image>, {path.name}/train/<class>/<image>, or a CSV of "
+            f"path,label."
+        )
+    return found
+
+
+def list_images(path: Path) -> tuple[list[Path], list[Rejected]]:
+    """Return every image file below a folder, or the one file, and what was left out.
+
+    Raises:
+        DataError: The path is missing or holds no image.
+    """
+    if not path.exists():
+        raise DataError(f"{path} does not exist.{_nearest_sibling(path)} Check the path.")
+    if path.is_file():
+        return [path], []
+    images: list[Path] = []
+    rejected: list[Rejected] = []
+    for file in _files_below(path):
+        reason = _why_no_image(file)
+        if reason is None:
+            images.append(file)
+        elif reason:
+            rejected.append(Rejected(file.as_posix(), reason))
+    if not images:
+        raise DataError(f"{path} holds no image ({len(rejected)} other files). Check the path.")
+    return images, rejected
+
+
+def has_split_folders(root: Path) -> bool:
+    """Tell train/val/test folders of class folders from class folders that bear such names."""
+    named = {f.name.casefold() for f in _folders_in(root) if f.name.casefold() in _SPLIT_FOLDERS}
+    if "train" not in named:
+        return False
+    train = next(f for f in _folders_in(root) if f.name.casefold() == "train")
+    return any(True for _ in _folders_in(train))
+
+
+def _scan_folder(root: Path) -> Scan:
+    rejected: list[Rejected] = []
+    samples: list[Sample] = []
+    folders: list[tuple[Path, Split | None]] = [(root, None)]
+    if has_split_folders(root):
+        folders = list(_split_folders(root))
+        _reject_loose_files(root, root, rejected)
+    for folder, split in folders:
+        _reject_loose_files(folder, root, rejected)
+        for class_folder in _folders_in(folder):
+            found = _samples_in(class_folder, root, split, rejected)
+            if not found and split in (None, Split.TRAIN):
+                raise DataError(
+                    f"Class folder {class_folder} holds no image. Add images or remove the folder."
+                )
+            samples += found
+    return Scan(root, tuple(samples), tuple(rejected))
+
+
+def _split_folders(root: Path) -> Iterator[tuple[Path, Split]]:
+    seen: dict[Split, str] = {}
+    for folder in _folders_in(root):
+        split = _SPLIT_FOLDERS.get(folder.name.casefold())
+        if split is None:
+            raise DataError(
+                f"{root} holds train and also '{folder.name}', which is no split. Move it away, or "
+                f"put it among the class folders of train."
+            )
+        if split in seen:
+            raise DataError(
+                f"{root} holds both '{seen[split]}' and '{folder.name}', two {split.value} splits. "
+                f"Keep one."
+            )
+        seen[split] = folder.name
+        yield folder, split
+
+
+def _samples_in(
+    class_folder: Path, root: Path, split: Split | None, rejected: list[Rejected]
+) -> list[Sample]:
+    label = normalised(class_folder.name)
+    samples = []
+    for file in _files_below(class_folder):
+        relative = file.relative_to(root).as_posix()
+        reason = _why_no_image(file)
+        if reason is None:
+            samples.append(Sample(relative, label, split))
+        elif reason:
+            rejected.append(Rejected(relative, reason))
+    return samples
+
+
+def _reject_loose_files(folder: Path, root: Path, rejected: list[Rejected]) -> None:
+    """List files that lie beside the class folders; images among them have no label."""
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() or (reason := _why_no_image(entry)) == "":
+            continue
+        rejected.append(
+            Rejected(entry.relative_to(root).as_posix(), reason or "lies in no class folder")
+        )
+
+
+def _scan_csv(file: Path) -> Scan:
+    samples: list[Sample] = []
+    rejected: list[Rejected] = []
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            columns = [(name or "").strip().lower() for name in reader.fieldnames or []]
+            _check_columns(file, columns)
+            reader.fieldnames = columns
+            seen: dict[str, int] = {}
+            for row in reader:
+                sample = _sample_of_row(row, file, reader.line_num)
+                if (first := seen.setdefault(sample.path, reader.line_num)) != reader.line_num:
+                    raise DataError(
+                        f"{file}, lines {first} and {reader.line_num}: {sample.path} stands twice. "
+                        f"Keep one line an image."
+                    )
+                reason = _why_no_image(file.parent / sample.path)
+                if reason:
+                    rejected.append(Rejected(sample.path, reason))
+                else:
+                    samples.append(sample)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is not a CSV in UTF-8: {error}.") from error
+    return Scan(file.parent, tuple(samples), tuple(rejected))
+
+
+def _check_columns(file: Path, columns: list[str]) -> None:
+    for needed in ("path", "label"):
+        if needed not in columns:
+            found = ", ".join(columns) or "none"
+            raise DataError(
+                f"{file} has no column '{needed}' (found: {found}). The first line must name "
+                f"path,label and may name split and group."
+            )
+
+
+def _sample_of_row(row: dict[str, str | None], file: Path, line: int) -> Sample:
+    path, label = (row.get("path") or "").strip(), (row.get("label") or "").strip()
+    if not path or not label:
+        raise DataError(f"{file}, line {line}: path or label is empty. Fill it or drop the line.")
+    name = (row.get("split") or "").strip()
+    if name and name.casefold() not in _SPLIT_FOLDERS:
+        raise DataError(
+            f"{file}, line {line}: unknown split '{name}'.{did_you_mean(name, _SPLIT_FOLDERS)}"
+        )
+    split = _SPLIT_FOLDERS[name.casefold()] if name else None
+    return Sample(
+        Path(path).as_posix(), normalised(label), split, (row.get("group") or "").strip()
+    )
+
+
+def normalised(name: str) -> str:
+    """Return a class name in Unicode NFC, so that macOS and Linux agree on it."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    above = _real_ancestors(folder)
+    return [
+        entry
+        for entry in sorted(folder.iterdir())
+        if entry.is_dir()
+        and not _is_passed_over(entry.name)
+        and os.path.realpath(entry) not in above
+    ]
+
+
+def _real_ancestors(folder: Path) -> set[str]:
+    """Return the folder and all above it: a link to one of them would lead back in a loop."""
+    real = Path(os.path.realpath(folder))
+    return {str(parent) for parent in (real, *real.parents)}
+
+
+def _is_passed_over(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield files in a stable order; a folder that a link leads back to is entered once."""
+    entered = _real_ancestors(folder.parent) | _real_ancestors(folder)
+    entered.discard(os.path.realpath(folder))
+    for current, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(current)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not _is_passed_over(name))
+        for name in sorted(files):
+            yield Path(current, name)
+
+
+def _why_no_image(file: Path) -> str | None:
+    """Return None for a file named as an image, "" for one to pass over, else the reason."""
+    if _is_passed_over(file.name) or file.name.lower() in _SYSTEM_FILES:
+        return ""
+    suffix = file.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return None
+    return f"not an image format that is read ({suffix})" if suffix else "no image suffix"
+
+
+def _nearest_sibling(path: Path) -> str:
+    parent = path.parent
+    if not parent.is_dir() or not path.name:
+        return ""
+    hint = did_you_mean(path.name, [entry.name for entry in parent.iterdir()])
+    return hint if "mean" in hint else ""

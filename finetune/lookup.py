@@ -1,0 +1,82 @@
+"""A name in a table, or ``package.module:attribute`` of the user's own; mistakes found before any work."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from finetune.errors import ConfigError
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest known name, or the short list of all names."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Known: {', '.join(names)}." if len(names) <= 12 else ""
+
+
+def look_up(table: Mapping[str, Any], name: str, *, setting: str) -> Any:
+    """Return the table's entry, or the object behind ``package.module:attribute``.
+
+    Args:
+        table: Name to entry.
+        name: A key of ``table``, or an importable ``package.module:attribute``.
+        setting: The config key that named it, for the message.
+
+    Raises:
+        ConfigError: No such entry, module or attribute.
+    """
+    if name in table:
+        return table[name]
+    if ":" not in name:
+        raise ConfigError(
+            f"{setting}: unknown name '{name}'.{did_you_mean(name, table)} "
+            f"Your own code is named as 'my_package.module:function'."
+        )
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"{setting}: cannot import '{module_name}' of '{name}': {error}. "
+            f"Install the package, or run from the folder that holds it."
+        ) from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        raise ConfigError(
+            f"{setting}: module '{module_name}' has no '{attribute}'."
+            f"{did_you_mean(attribute, [n for n in vars(module) if not n.startswith('_')])}"
+        ) from None
+
+
+def check_params(
+    function: Callable[..., Any], params: Mapping[str, Any], *, given: Iterable[str], setting: str
+) -> None:
+    """Raise unless ``function`` takes every key of ``params`` and needs no other.
+
+    Args:
+        function: What will be called.
+        params: Keyword arguments that the user gave.
+        given: Names of the arguments that the caller supplies itself.
+        setting: The config key that holds ``params``, for the message.
+
+    Raises:
+        ConfigError: An unknown parameter, or a required one that is missing.
+    """
+    own = set(given)
+    accepted = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in own and parameter.kind is not parameter.VAR_KEYWORD
+    }
+    unknown = [name for name in params if name not in accepted]
+    if unknown:
+        hint = did_you_mean(unknown[0], accepted) if accepted else " It takes none."
+        raise ConfigError(f"{setting}: unknown parameter '{unknown[0]}'.{hint}")
+    missing = [n for n, p in accepted.items() if p.default is p.empty and n not in params]
+    if missing:
+        raise ConfigError(f"{setting}: parameter '{missing[0]}' is required.")

@@ -1,0 +1,215 @@
+"""The words that all floors share: small frozen records without behaviour of their own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
+
+
+class Split(StrEnum):
+    """Which part of the data an image belongs to."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled image as it was found on disk.
+
+    Attributes:
+        path: POSIX path relative to the data root (absolute when it lies outside).
+        label: Class name, Unicode NFC.
+        split: The split that the folder or CSV gives, or None.
+        group: Images of one group stay on one side of an automatic split; "" is no group.
+    """
+
+    path: str
+    label: str
+    split: Split | None = None
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A file that was left out, and why."""
+
+    path: str
+    reason: str
+
+
+class Draw(NamedTuple):
+    """One draw of the training sampler: everything that the augmentation depends on but the seed.
+
+    Attributes:
+        index: Row of the image in the dataset.
+        epoch: Epoch of the draw.
+        repeat: How often this image was drawn before in the same epoch.
+    """
+
+    index: int
+    epoch: int
+    repeat: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessSpec:
+    """How pixels become the network's input; travels with the weights.
+
+    Attributes:
+        input_size: Channels, height, width.
+        mean: Per channel, for pixels in [0, 1].
+        std: Per channel, for pixels in [0, 1].
+        interpolation: "nearest", "bilinear", "bicubic", "lanczos" …, always antialiased.
+        crop_pct: Share of the resized image that the centre crop keeps, in (0, 1].
+        crop_mode: "center", "squash" or "border", as timm defines them.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """How much of the backbone really came from the given weights.
+
+    Attributes:
+        source: File, folder or hub name; "random" for none.
+        num_loaded: Backbone parameters that the source filled.
+        num_parameters: All backbone parameters.
+        missing: Names of the first few parameters that it did not fill.
+    """
+
+    source: str
+    num_loaded: int
+    num_parameters: int
+    missing: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """Share of the backbone's parameters that were loaded, in [0, 1]."""
+        return self.num_loaded / max(1, self.num_parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A run of epochs with the same unfreeze depth.
+
+    Attributes:
+        first_epoch: First epoch, counted from 0.
+        last_epoch: Last epoch, included.
+        depth: How many layer groups train, counted from the head.
+    """
+
+    first_epoch: int
+    last_epoch: int
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The classes of one image, most probable first.
+
+    Attributes:
+        path: The image as it was named.
+        labels: Class names.
+        probabilities: In [0, 1], in the order of ``labels``.
+    """
+
+    path: str
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassStats:
+    """One class in an evaluation; None where the number is undefined.
+
+    Attributes:
+        name: Class name.
+        support: Images of this class.
+        predicted: Images that were given this class.
+        precision: Share of ``predicted`` that are right; None where nothing was predicted.
+        recall: Share of ``support`` that was found; None where there is no such image.
+        f1: Harmonic mean; None where the class is neither present nor predicted.
+    """
+
+    name: str
+    support: int
+    predicted: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a model does on a set of labelled images.
+
+    Attributes:
+        num_images: Images that were evaluated, each once.
+        metrics: Name to value: loss, accuracy, balanced_accuracy, macro_f1 and, with more than five
+            classes, top5_accuracy.
+        per_class: One entry a class, in class order.
+        confusion: Counts, rows are true classes, columns predicted ones.
+    """
+
+    num_images: int
+    metrics: Mapping[str, float]
+    per_class: tuple[ClassStats, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+class Reporter(Protocol):
+    """What a command tells whoever watches it; the console is one implementation."""
+
+    def note(self, message: str) -> None:
+        """Say one thing worth reading."""
+
+    def warn(self, message: str) -> None:
+        """Say one thing that the user should act on."""
+
+    def plan(self, plan: Mapping[str, Any]) -> None:
+        """Show what is about to happen."""
+
+    def start(self, task: str, total: int) -> None:
+        """Begin a task of ``total`` steps."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Go on by some steps of the current task."""
+
+    def finish(self) -> None:
+        """End the current task."""
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Show the numbers of one finished epoch."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def note(self, message: str) -> None:
+        """Say nothing."""
+
+    def warn(self, message: str) -> None:
+        """Say nothing."""
+
+    def plan(self, plan: Mapping[str, Any]) -> None:
+        """Show nothing."""
+
+    def start(self, task: str, total: int) -> None:
+        """Show nothing."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Show nothing."""
+
+    def finish(self) -> None:
+        """Show nothing."""
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Show nothing."""

@@ -43,12 +43,12 @@ class Draw(NamedTuple):
     """One draw of the training sampler: everything that the augmentation depends on but the seed.
 
     Attributes:
-        index: Row of the image in the dataset.
+        row: Row of the image in the dataset.
         epoch: Epoch of the draw.
         repeat: How often this image was drawn before in the same epoch.
     """
 
-    index: int
+    row: int
     epoch: int
     repeat: int
 

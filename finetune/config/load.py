@@ -198,9 +198,7 @@ def _put(tree: dict[str, Any], dotted: str, value: Any, mistakes: list[str]) -> 
     tree[last] = value
 
 
-def _explained(
-    errors: Iterable[ErrorDetails], sources: Mapping[str, str], file: str
-) -> list[str]:
+def _explained(errors: Iterable[ErrorDetails], sources: Mapping[str, str], file: str) -> list[str]:
     """Return one line for each key that is wrong, however many union members refused its value."""
     by_key: dict[str, list[ErrorDetails]] = {}
     for error in errors:

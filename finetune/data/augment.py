@@ -70,7 +70,7 @@ class TrainTransform:
     def __call__(self, image: Image.Image, draw: Draw | None) -> Pixels:
         """Return augmented uint8 pixels, shape (H, W, C)."""
         assert draw is not None, "training images are drawn by the sampler"
-        key = np.random.SeedSequence([self.seed, draw.epoch, draw.index, draw.repeat])
+        key = np.random.SeedSequence([self.seed, draw.epoch, draw.row, draw.repeat])
         state = int(key.generate_state(1)[0])
         self.pipeline.set_random_state(np.random.default_rng(state), random.Random(state))
         pixels: Pixels = self.pipeline(image=np.asarray(image))["image"]

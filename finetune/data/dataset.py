@@ -62,7 +62,7 @@ class ImageDataset(Dataset[Batch]):
         Raises:
             DataError: The file no longer reads as it did before epoch 0.
         """
-        index = item.index if isinstance(item, Draw) else item
+        index = item.row if isinstance(item, Draw) else item
         path = Path(self.paths[index])
         try:
             image = decode_image(path, max_pixels=self.max_pixels)

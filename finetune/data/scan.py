@@ -208,9 +208,7 @@ def _sample_of_row(row: dict[str, str | None], file: Path, line: int) -> Sample:
             f"{file}, line {line}: unknown split '{name}'.{did_you_mean(name, _SPLIT_FOLDERS)}"
         )
     split = _SPLIT_FOLDERS[name.casefold()] if name else None
-    return Sample(
-        Path(path).as_posix(), normalised(label), split, (row.get("group") or "").strip()
-    )
+    return Sample(Path(path).as_posix(), normalised(label), split, (row.get("group") or "").strip())
 
 
 def normalised(name: str) -> str:

@@ -1,0 +1,1 @@
+"""timm networks with their layer groups, a linear head, and freezing by depth."""

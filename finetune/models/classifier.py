@@ -1,0 +1,89 @@
+"""A network that knows which of its layer groups train."""
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from finetune.models.groups import layer_groups, module_groups
+
+BatchNormMode = Literal["frozen", "train"]
+
+
+class ImageClassifier(nn.Module):
+    """A timm network whose first ``depth`` layer groups, counted from the head, train.
+
+    A frozen group has ``requires_grad=False``, no gradients, and stays in eval mode whatever
+    ``train()`` is called with, so that neither its BatchNorm statistics nor its dropout move.
+
+    Args:
+        network: Takes normalised images (B, 3, H, W), returns logits (B, K).
+        batch_norm: "frozen" keeps the statistics of trained groups too; "train" updates them.
+    """
+
+    def __init__(self, network: nn.Module, *, batch_norm: BatchNormMode = "frozen") -> None:
+        super().__init__()
+        self.network = network
+        self.batch_norm = batch_norm
+        self.groups = layer_groups(network)
+        self._module_groups = module_groups(network, self.groups)
+        self.depth = len(self.groups)
+
+    def set_depth(self, depth: int) -> None:
+        """Let the first ``depth`` groups train, 1 for the head alone; twice is once.
+
+        Raises:
+            ValueError: ``depth`` is not in [1, number of groups].
+        """
+        if not 1 <= depth <= len(self.groups):
+            raise ValueError(f"depth {depth} is not in [1, {len(self.groups)}]")
+        self.depth = depth
+        parameters = dict(self.network.named_parameters())
+        for number, group in enumerate(self.groups):
+            for name in group.parameters:
+                parameters[name].requires_grad_(number < depth)
+                if number >= depth:
+                    parameters[name].grad = None
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set train mode where something trains; frozen groups stay in eval mode."""
+        super().train(mode)
+        if not mode:
+            return self
+        for name, module in self.network.named_modules():
+            if name == "":
+                continue
+            frozen = min(self._module_groups[name]) >= self.depth
+            if frozen or (self.batch_norm == "frozen" and isinstance(module, _BatchNorm)):
+                module.training = False
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, K) of normalised images (B, 3, H, W)."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    @property
+    def num_trainable(self) -> int:
+        """Count of single numbers that train at the present depth."""
+        return sum(group.num_parameters for group in self.groups[: self.depth])
+
+
+def normalise(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return the network's input of a batch of pixels.
+
+    Args:
+        images: uint8, shape (B, H, W, C).
+        mean: Per channel, for pixels in [0, 1].
+        std: Per channel, for pixels in [0, 1].
+
+    Returns:
+        float32, shape (B, C, H, W), in the channels-last memory format.
+    """
+    pixels = images.permute(0, 3, 1, 2).float().div_(255)
+    shift = torch.tensor(mean, device=images.device).view(1, -1, 1, 1)
+    scale = torch.tensor(std, device=images.device).view(1, -1, 1, 1)
+    return pixels.sub_(shift).div_(scale)

@@ -1,0 +1,121 @@
+"""Layer groups of any timm model: its own coarse groups, mended, numbered from the head."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from timm.models import group_parameters
+from torch import nn
+
+from finetune.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """Layers that freeze and thaw together.
+
+    Attributes:
+        name: Where it begins in the network, unique in the model; "head" for the classifier.
+        parameters: Their names in the network.
+        num_parameters: Count of single numbers.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    num_parameters: int
+
+
+def layer_groups(network: nn.Module) -> tuple[LayerGroup, ...]:
+    """Return the groups, the classifier alone first, the stem last; each parameter in one.
+
+    timm's ``group_matcher(coarse=True)`` says what belongs together. Two things are mended: what
+    shares the classifier's group (a VGG's fc6 and fc7) becomes the last backbone group, and a group
+    of vectors only (a BatchNorm cut off from its convolution) joins the group before it.
+
+    Raises:
+        ModelError: The network has no linear classifier.
+    """
+    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    head = classifier_parameters(network)
+    groups: list[list[str]] = []
+    for names in _coarse_groups(network):
+        backbone = [name for name in names if name not in head]
+        if not backbone:
+            continue
+        if groups and all(len(shapes[name]) <= 1 for name in backbone):
+            groups[-1] += backbone
+        else:
+            groups.append(backbone)
+    ordered = [sorted(head, key=list(shapes).index), *reversed(groups)]
+    names = ["head", *_names(ordered[1:])]
+    return tuple(
+        LayerGroup(name, tuple(group), sum(shapes[parameter].numel() for parameter in group))
+        for name, group in zip(names, ordered, strict=True)
+    )
+
+
+def classifier_parameters(network: nn.Module) -> set[str]:
+    """Return the names of the classifier's parameters.
+
+    Raises:
+        ModelError: The network has none.
+    """
+    classifier = network.get_classifier()  # type: ignore[operator]
+    modules: Iterable[nn.Module] = (
+        classifier if isinstance(classifier, tuple | list) else (classifier,)
+    )
+    owned = {id(parameter) for module in modules for parameter in module.parameters()}
+    names = {name for name, parameter in network.named_parameters() if id(parameter) in owned}
+    if not names:
+        raise ModelError(
+            f"{type(network).__name__} has no linear classifier to train. Choose another backbone."
+        )
+    return names
+
+
+def module_groups(network: nn.Module, groups: Sequence[LayerGroup]) -> dict[str, frozenset[int]]:
+    """Return for each module the numbers of the groups that its parameters, or neighbours, are in.
+
+    A module without parameters (dropout, activation) goes with the parameters before it.
+    """
+    group_of = {name: number for number, group in enumerate(groups) for name in group.parameters}
+    below: dict[str, set[int]] = {name: set() for name, _ in network.named_modules()}
+    for parameter, number in group_of.items():
+        parts = parameter.split(".")
+        for end in range(len(parts)):
+            below[".".join(parts[:end])].add(number)
+    last = len(groups) - 1
+    found: dict[str, frozenset[int]] = {}
+    for name, module in network.named_modules():
+        found[name] = frozenset(below[name] or {last})
+        if below[name] and not any(True for _ in module.children()):
+            last = min(below[name])
+    return found
+
+
+def _coarse_groups(network: nn.Module) -> list[list[str]]:
+    """Return timm's groups from the input on; top-level modules where a model defines none."""
+    matcher = getattr(network, "group_matcher", None)
+    if matcher is not None:
+        try:
+            grouped: Mapping[int, list[str]] = group_parameters(network, matcher(coarse=True))
+        except (KeyError, TypeError, ValueError, NotImplementedError):
+            grouped = {}
+        if len(grouped) > 1:
+            return [grouped[number] for number in sorted(grouped)]
+    by_child: dict[str, list[str]] = {}
+    for name, _ in network.named_parameters():
+        by_child.setdefault(name.partition(".")[0], []).append(name)
+    return list(by_child.values())
+
+
+def _names(groups: Sequence[Sequence[str]]) -> list[str]:
+    """Return for each group the shortest module path that begins its first name and no other's."""
+    firsts = [group[0].split(".") for group in groups]
+    names = []
+    for first in firsts:
+        for length in range(1, len(first) + 1):
+            prefix = first[:length]
+            if sum(other[:length] == prefix for other in firsts) == 1:
+                break
+        names.append(".".join(prefix))
+    return names

@@ -1,0 +1,181 @@
+"""torchvision's GoogLeNet and AlexNet as timm models: the classics that timm itself leaves out."""
+
+from typing import Any
+
+import torchvision
+from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
+from torch import Tensor, nn
+
+_IMAGENET = {
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "crop_pct": 0.875,
+    "interpolation": "bilinear",
+    "license": "bsd-3-clause",
+    "origin_url": "https://github.com/pytorch/vision",
+}
+
+
+class GoogLeNet(torchvision.models.GoogLeNet):
+    """Inception-v1 with batch normalisation (Szegedy et al. 2014), without its auxiliary heads.
+
+    torchvision's weights were trained on pixels scaled to [-1, 1]; that scaling stands in the
+    preprocessing here, so ``transform_input`` stays off.
+    """
+
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.2) -> None:
+        _only_rgb(in_chans)
+        super().__init__(
+            num_classes=num_classes, aux_logits=False, init_weights=True, dropout=drop_rate
+        )
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = 1024
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last feature map, shape (B, 1024, H/32, W/32)."""
+        x = self.maxpool2(self.conv3(self.conv2(self.maxpool1(self.conv1(x)))))
+        x = self.maxpool3(self.inception3b(self.inception3a(x)))
+        for block in (self.inception4a, self.inception4b, self.inception4c, self.inception4d):
+            x = block(x)
+        x = self.maxpool4(self.inception4e(x))
+        features: Tensor = self.inception5b(self.inception5a(x))
+        return features
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return logits (B, K), or the pooled features (B, 1024) before the classifier."""
+        x = self.dropout(self.avgpool(x).flatten(1))
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Return logits (B, K) of normalised images (B, 3, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        """Return the last linear layer."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the last linear layer; 0 classes return the pooled features."""
+        del global_pool
+        self.num_classes = num_classes
+        self.fc = nn.Linear(1024, num_classes) if num_classes else nn.Identity()  # type: ignore[assignment]
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's rules that sort layers into groups."""
+        if coarse:
+            return {"stem": r"^conv\d", "blocks": r"^inception(\d)"}
+        return {"stem": r"^conv(\d)", "blocks": [(r"^inception(\d)([a-e])", None)]}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Refuse: the blocks are too small to gain from it."""
+        if enable:
+            raise ValueError("googlenet has no activation checkpointing")
+
+
+class AlexNet(torchvision.models.AlexNet):
+    """AlexNet in one column (Krizhevsky 2014, https://arxiv.org/abs/1404.5997)."""
+
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> None:
+        _only_rgb(in_chans)
+        super().__init__(num_classes=num_classes, dropout=drop_rate)
+        self.num_classes = num_classes
+        self.num_features = 256
+        self.head_hidden_size = 4096
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last feature map, shape (B, 256, H/32, W/32)."""
+        features: Tensor = self.features(x)
+        return features
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return logits (B, K), or the features (B, 4096) before the classifier."""
+        x = self.avgpool(x).flatten(1)
+        return self.classifier[:-1](x) if pre_logits else self.classifier(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, K) of normalised images (B, 3, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        """Return the last linear layer."""
+        return self.classifier[-1]
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the last linear layer; 0 classes return the features before it."""
+        del global_pool
+        self.num_classes = num_classes
+        self.classifier[-1] = nn.Linear(4096, num_classes) if num_classes else nn.Identity()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's rules that sort layers into groups; the same, coarse or fine."""
+        del coarse
+        return {"stem": r"^features\.0", "blocks": r"^features\.(\d+)"}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Refuse: the layers are too few to gain from it."""
+        if enable:
+            raise ValueError("alexnet has no activation checkpointing")
+
+
+def _only_rgb(in_chans: int) -> None:
+    if in_chans != 3:
+        raise ValueError(f"torchvision's weights read 3 channels, not {in_chans}")
+
+
+def _without_auxiliary_heads(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Drop the auxiliary classifiers, which serve only training from scratch."""
+    del model
+    return {name: value for name, value in state.items() if not name.startswith(("aux1.", "aux2."))}
+
+
+# timm looks the default weights up under the module that registers a model.
+default_cfgs = generate_default_cfgs(
+    {
+        "googlenet.tv_in1k": {
+            **_IMAGENET,
+            "url": torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1.url,
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "pool_size": (7, 7),
+            "first_conv": "conv1.conv",
+            "classifier": "fc",
+        },
+        "alexnet.tv_in1k": {
+            **_IMAGENET,
+            "url": torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url,
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "pool_size": (6, 6),
+            "first_conv": "features.0",
+            "classifier": "classifier.6",
+        },
+    }
+)
+
+
+def googlenet(pretrained: bool = False, **kwargs: Any) -> GoogLeNet:
+    """Return torchvision's GoogLeNet through timm's factory."""
+    model: GoogLeNet = build_model_with_cfg(
+        GoogLeNet,
+        "googlenet",
+        pretrained,
+        pretrained_filter_fn=_without_auxiliary_heads,
+        **kwargs,
+    )
+    return model
+
+
+def alexnet(pretrained: bool = False, **kwargs: Any) -> AlexNet:
+    """Return torchvision's AlexNet through timm's factory."""
+    model: AlexNet = build_model_with_cfg(AlexNet, "alexnet", pretrained, **kwargs)
+    return model
+
+
+def register() -> None:
+    """Make ``timm.create_model`` know both; again does nothing, and timm's own would win."""
+    for build in (googlenet, alexnet):
+        if not is_model(build.__name__):
+            register_model(build)
+
+
+register()

@@ -1,0 +1,68 @@
+"""Fine-tune pretrained timm backbones on a folder of images.
+
+The verbs of the command line are functions here: ``fit``, ``resume``, ``evaluate``, ``predict``,
+``export``. They are imported when they are first used, so that ``import finetune`` is light.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any
+
+__version__ = version("finetune")
+
+_LAZY = {
+    "fit": "finetune.commands.fit",
+    "plan_fit": "finetune.commands.fit",
+    "resume": "finetune.commands.fit",
+    "evaluate": "finetune.commands.evaluate",
+    "predict": "finetune.commands.predict",
+    "export": "finetune.commands.export",
+    "Config": "finetune.config.schema",
+}
+
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a verb when it is first used."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'finetune' has no attribute '{name}'")
+
+
+class _AfterTimm(importlib.abc.MetaPathFinder):
+    """Registers GoogLeNet and AlexNet once timm is imported, whichever comes first.
+
+    An exported GoogLeNet loads with ``timm.create_model`` after ``import finetune``, and yet
+    importing finetune alone must not import timm and torch.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "timm":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec("timm")
+        if spec is None or spec.loader is None:
+            return None
+        run_timm = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            run_timm(module)
+            importlib.import_module("finetune.models.zoo")
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if "timm" in sys.modules:
+    importlib.import_module("finetune.models.zoo")
+else:
+    sys.meta_path.insert(0, _AfterTimm())

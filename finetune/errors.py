@@ -6,7 +6,8 @@ FinetuneError            1
 ├── ModelError           4   the backbone or its weights
 ├── RunFolderError       5   a run folder or bundle that is missing, taken or damaged
 ├── StorageError         6   the disk: full, read-only, unreachable
-└── TrainingError        7   training diverged or the processes disagree
+├── TrainingError        7   training diverged or the processes disagree
+└── TrackingError        8   Weights & Biases does not answer
 
 A message says what was found, where, and what to do about it; it is shown without a traceback.
 """
@@ -56,3 +57,9 @@ class TrainingError(FinetuneError, RuntimeError):
     """Training that diverged, or processes that disagree."""
 
     exit_code = 7
+
+
+class TrackingError(FinetuneError, ConnectionError):
+    """A tracker that refuses or is not reached."""
+
+    exit_code = 8

@@ -1,4 +1,4 @@
-"""A name in a table, or ``package.module:attribute`` of the user's own; mistakes found before any work."""
+"""A name in a table, or ``package.module:attribute`` of the user's own, checked before any work."""
 
 import difflib
 import importlib
@@ -39,7 +39,7 @@ def look_up(table: Mapping[str, Any], name: str, *, setting: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # the latter: no name, a relative one
         raise ConfigError(
             f"{setting}: cannot import '{module_name}' of '{name}': {error}. "
             f"Install the package, or run from the folder that holds it."
@@ -54,26 +54,29 @@ def look_up(table: Mapping[str, Any], name: str, *, setting: str) -> Any:
 
 
 def check_params(
-    function: Callable[..., Any], params: Mapping[str, Any], *, given: Iterable[str], setting: str
+    function: Callable[..., Any], params: Mapping[str, Any], *, given: int, setting: str
 ) -> None:
     """Raise unless ``function`` takes every key of ``params`` and needs no other.
 
     Args:
         function: What will be called.
         params: Keyword arguments that the user gave.
-        given: Names of the arguments that the caller supplies itself.
+        given: How many leading arguments the caller supplies itself.
         setting: The config key that holds ``params``, for the message.
 
     Raises:
         ConfigError: An unknown parameter, or a required one that is missing.
     """
-    own = set(given)
+    if not callable(function):
+        raise ConfigError(f"{setting}: {function!r} is no function.")
+    parameters = list(inspect.signature(function).parameters.items())[given:]
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for _, parameter in parameters)
     accepted = {
         name: parameter
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name not in own and parameter.kind is not parameter.VAR_KEYWORD
+        for name, parameter in parameters
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
-    unknown = [name for name in params if name not in accepted]
+    unknown = [name for name in params if name not in accepted and not takes_all]
     if unknown:
         hint = did_you_mean(unknown[0], accepted) if accepted else " It takes none."
         raise ConfigError(f"{setting}: unknown parameter '{unknown[0]}'.{hint}")

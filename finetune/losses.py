@@ -1,4 +1,4 @@
-"""Losses as pure functions: the mean over a batch, so that ranks and accumulation average to the whole."""
+"""Losses as pure functions: means over a batch, so that ranks and accumulation add up."""
 
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,7 +1,7 @@
 """The words that all floors share: small frozen records without behaviour of their own."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
@@ -82,13 +82,15 @@ class LoadReport:
         source: File, folder or hub name; "random" for none.
         num_loaded: Backbone parameters that the source filled.
         num_parameters: All backbone parameters.
-        missing: Names of the first few parameters that it did not fill.
+        missing: Names of the parameters and statistics that it did not fill.
+        unused: Names and sizes of tensors in it that the network has no place for.
     """
 
     source: str
     num_loaded: int
     num_parameters: int
     missing: tuple[str, ...] = ()
+    unused: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def share(self) -> float:

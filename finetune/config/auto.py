@@ -1,4 +1,4 @@
-"""What "auto" stands for: pure rules from a few facts about the data, the weights and the machine."""
+"""What "auto" stands for: pure rules from facts about the data, the weights and the machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +44,10 @@ class Facts:
 
 
 def auto_values(config: Config, facts: Facts) -> dict[str, Any]:
-    """Return dotted key to value for every key that stands at "auto"."""
+    """Return dotted key to value for the keys at "auto" that facts decide.
+
+    The accelerator, the imbalance strategy's parts and the smallest class are decided elsewhere.
+    """
     rules: dict[str, Any] = {
         "data.image_size": facts.image_size,
         "data.num_workers": _num_workers(facts),
@@ -86,7 +89,8 @@ def _num_workers(facts: Facts) -> int:
 
 def _layer_decay(facts: Facts) -> float:
     """0.7 a stage of a five-stage network, spread over however many groups there are."""
-    return round(0.7 ** (4 / max(4, facts.num_groups - 2)), 4)
+    decay: float = 0.7 ** (4 / max(4, facts.num_groups - 2))
+    return round(decay, 4)
 
 
 def _at(tree: dict[str, Any], dotted: str) -> Any:

@@ -1,4 +1,4 @@
-"""Config files, ``key=value`` words and flags, merged into one checked tree; and the way back to YAML."""
+"""Config files, ``key=value`` words and flags as one checked tree; and the way back to YAML."""
 
 import re
 from collections.abc import Hashable, Iterable, Mapping
@@ -22,19 +22,33 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            if isinstance(key, Hashable) and key in seen:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # refused below, with its place
+            if key in seen:
                 line = key_node.start_mark.line + 1
                 raise ConfigError(f"key '{key}' stands twice, again in line {line}; keep one")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_date(self, node: yaml.ScalarNode) -> str:
+        """Leave it a word: no key takes a date, and a run may be named 2026-01-31."""
+        return str(self.construct_scalar(node))
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that quotes the words which ``_Loader`` would read as numbers."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_date)
 
 
 def is_assignment(word: str) -> bool:
@@ -57,7 +71,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file in UTF-8. Give a YAML file.") from error
     try:
-        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
@@ -84,7 +98,7 @@ def parse_assignments(words: Iterable[str]) -> dict[str, Any]:
         if key in values:
             raise ConfigError(f"{key} is given twice on the command line; keep one.")
         try:
-            values[key] = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+            values[key] = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError as error:
             raise ConfigError(f"{word}: the value is not YAML. Quote it.") from error
     return values
@@ -112,14 +126,14 @@ def build_config(
     mistakes: list[str] = []
     sources: dict[str, str] = {}
     for key, value in (assignments or {}).items():
-        _put(merged, key, value, mistakes)
-        sources[key] = "command line"
+        if _put(merged, key, value, mistakes):
+            sources[key] = "command line"
     for key, (flag, value) in (flags or {}).items():
         if assignments and key in assignments and assignments[key] != value:
             mistakes.append(f"{key}: {flag} {value} and {key}={assignments[key]} differ; keep one")
             continue
-        _put(merged, key, value, mistakes)
-        sources[key] = flag
+        if _put(merged, key, value, mistakes):
+            sources[key] = flag
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
@@ -133,7 +147,8 @@ def build_config(
 
 def dump_config(config: Config) -> str:
     """Return the tree as YAML that ``read_config_file`` reads back to the same tree."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    tree = config.model_dump(mode="json")
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def commented_defaults() -> str:
@@ -186,16 +201,17 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _put(tree: dict[str, Any], dotted: str, value: Any, mistakes: list[str]) -> None:
-    """Set ``a.b.c`` in nested dicts; a path that runs through a plain value is a mistake."""
+def _put(tree: dict[str, Any], dotted: str, value: Any, mistakes: list[str]) -> bool:
+    """Set ``a.b.c`` in nested dicts, or note that the path runs through a plain value."""
     *parents, last = dotted.split(".")
     for depth, name in enumerate(parents):
         child = tree.setdefault(name, {})
         if not isinstance(child, dict):
             mistakes.append(f"{dotted}: '{'.'.join(parents[: depth + 1])}' holds a value, not keys")
-            return
+            return False
         tree = child
     tree[last] = value
+    return True
 
 
 def _explained(errors: Iterable[ErrorDetails], sources: Mapping[str, str], file: str) -> list[str]:

@@ -72,7 +72,10 @@ class DataConfig(Section):
         "where allowed here, only train",
     )
     max_megapixels: float = Field(
-        179.0, gt=0, description="larger images are left out as decompression bombs"
+        178.0,
+        gt=0,
+        le=178.9,
+        description="larger images are left out as decompression bombs; 178.9 is Pillow's limit",
     )
     num_workers: Annotated[int, Field(ge=0)] | Auto = Field(
         "auto", description="processes that read images; auto: the free cores, at most 8"
@@ -104,7 +107,9 @@ class ModelConfig(Section):
         description="BatchNorm statistics of trained groups; auto: frozen in pretrained "
         "backbones, train with random weights; sync: over all GPUs",
     )
-    drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout before the classifier")
+    drop_rate: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="dropout before the classifier; null: what the backbone has"
+    )
     kwargs: dict[str, Any] = Field(
         default_factory=dict, description="further arguments of timm.create_model"
     )
@@ -120,8 +125,8 @@ class UnfreezeConfig(Section):
 
     name: Annotated[str, AfterValidator(_known_name(("auto", *UNFREEZE_NAMES)))] = Field(
         "auto",
-        description="all, linear_probe, head_first, gradual, milestones, or package.module:function; "
-        "auto: head_first, and all with random weights",
+        description="all, linear_probe, head_first, gradual, milestones, or "
+        "package.module:function; auto: head_first, and all with random weights",
     )
     params: dict[str, Any] = Field(
         default_factory=dict,
@@ -183,7 +188,8 @@ class OptimConfig(Section):
     def _momentum_applies(self) -> "OptimConfig":
         if "momentum" in self.model_fields_set and self.name != "sgd" and self.momentum != 0.9:
             raise ValueError(
-                f"momentum is a setting of optim.name=sgd and cannot apply to optim.name={self.name}"
+                f"momentum is a setting of optim.name=sgd and cannot apply to "
+                f"optim.name={self.name}"
             )
         return self
 

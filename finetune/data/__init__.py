@@ -1,1 +1,1 @@
-"""From files to batches: scan, audit, split, decode, augment, sample. Knows no config and no trainer."""
+"""From files to batches: scan, audit, split, decode, augment, sample. Knows no config."""

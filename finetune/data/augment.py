@@ -1,9 +1,9 @@
-"""Image transforms: Albumentations for training, timm's own for evaluation. The one door to both."""
+"""Image transforms: Albumentations for training, timm's own for evaluation; the door to both."""
 
 import os
 import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,8 +17,8 @@ from finetune.types import Draw, PreprocessSpec
 # Without this albumentations asks the package index for its newest release, at every import.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-import albumentations as A  # noqa: E402
-import cv2  # noqa: E402
+import albumentations as A  # noqa: N812 - the name that its own documentation uses
+import cv2
 
 Pixels = NDArray[np.uint8]
 
@@ -34,7 +34,7 @@ class EvalTransform:
     """timm's own evaluation transform up to normalisation, which happens on the device."""
 
     def __init__(self, spec: PreprocessSpec) -> None:
-        from timm.data import create_transform
+        from timm.data.transforms_factory import create_transform
 
         pipeline = create_transform(
             input_size=spec.input_size,
@@ -74,7 +74,7 @@ class TrainTransform:
         state = int(key.generate_state(1)[0])
         self.pipeline.set_random_state(np.random.default_rng(state), random.Random(state))
         pixels: Pixels = self.pipeline(image=np.asarray(image))["image"]
-        return pixels
+        return pixels if pixels.flags.writeable else pixels.copy()
 
 
 def _crop(size: int, smallest_share: float) -> A.BasicTransform:
@@ -161,7 +161,7 @@ def load_pipeline(path: Path) -> A.Compose:
             f"{error}. Save it again with albumentations.save(pipeline, '{path.name}')."
         ) from error
     pipeline = loaded if isinstance(loaded, A.Compose) else A.Compose([loaded])
-    for step in pipeline.transforms:
+    for step in _steps_of(pipeline):
         if type(step).__name__ in ("Normalize", "ToTensorV2", "ToTensor3D", "ToFloat"):
             raise ConfigError(
                 f"augment.name: {path} contains {type(step).__name__}, but finetune normalises by "
@@ -170,11 +170,21 @@ def load_pipeline(path: Path) -> A.Compose:
     return pipeline
 
 
+def _steps_of(step: Any) -> Iterator[Any]:
+    """Yield every step, those inside of OneOf, SomeOf and Sequential too."""
+    for child in getattr(step, "transforms", ()):
+        yield child
+        yield from _steps_of(child)
+
+
 def _check_output(pipeline: A.Compose, name: str, size: int) -> None:
-    for height, width in ((size * 2, size * 3), (size * 3, size * 2)):
-        image = np.zeros((height, width, 3), np.uint8)
+    """Try several draws, because a step may be applied by chance only."""
+    transform = TrainTransform(pipeline, seed=0)
+    shapes = ((size * 2, size * 3), (size * 3, size * 2))
+    for repeat, (height, width) in enumerate(shapes * 8):
+        image = Image.new("RGB", (width, height))
         try:
-            out = pipeline(image=image)["image"]
+            out = transform(image, Draw(0, 0, repeat))
         except Exception as error:
             raise ConfigError(
                 f"augment.name: {name} fails on a {width}x{height} image: {error}"
@@ -185,3 +195,18 @@ def _check_output(pipeline: A.Compose, name: str, size: int) -> None:
                 f"shape {out.shape}, but uint8 of ({size}, {size}, 3) is needed. End it with "
                 f"RandomResizedCrop(({size}, {size})) or change data.image_size."
             )
+
+
+def digits_pipeline(size: int) -> A.Compose:
+    """Shift, turn and scale a little, and never mirror: a mirrored digit is none."""
+    return A.Compose(
+        [
+            A.Resize(size, size),
+            A.Affine(scale=(0.9, 1.1), rotate=(-10, 10), translate_percent=(-0.08, 0.08), p=0.9),
+        ]
+    )
+
+
+def save_pipeline(pipeline: A.Compose, path: Path) -> None:
+    """Write a pipeline with Albumentations' own ``save``, as JSON."""
+    A.save(pipeline, path, data_format="json")

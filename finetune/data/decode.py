@@ -9,10 +9,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from finetune.errors import DataError
 
-DEFAULT_MAX_PIXELS = 179_000_000
+# Pillow itself refuses twice this many, and warns at half of that
+DEFAULT_MAX_PIXELS = 178_000_000
 
-# Our own limit speaks below; Pillow's warning would come once a worker and name no file.
+# Our own limit speaks below; Pillow's warnings would come once a worker and name no file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
 
 
 def decode_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
@@ -101,5 +103,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _from_16_bit(image: Image.Image) -> Image.Image:
     values: NDArray[np.int64] = np.asarray(image).astype(np.int64)
     high = int(values.max(initial=0))
-    eight_bit = values if high <= 255 else values >> 8
+    # mode "I" has 32 bits, but holds what 8- or 16-bit files say
+    eight_bit = values if image.mode == "I" and high <= 255 else values >> 8
     return Image.fromarray(np.clip(eight_bit, 0, 255).astype(np.uint8)).convert("RGB")

@@ -1,4 +1,4 @@
-"""Which image is which class in which split: the one list that a run, its resume and its test share."""
+"""Which image is which class in which split: the one list that a run and its resume share."""
 
 import csv
 import io
@@ -128,8 +128,8 @@ def write_rejected(rejected: Iterable[Rejected]) -> str:
     return text.getvalue()
 
 
-def read_manifest(file: Path, *, root: Path, classes: Sequence[str]) -> Manifest:
-    """Return the manifest that a run wrote.
+def read_manifest(file: Path, *, root: Path) -> Manifest:
+    """Return the manifest that a run wrote, its classes in the same order.
 
     Raises:
         DataError: The file is missing or damaged.
@@ -140,13 +140,15 @@ def read_manifest(file: Path, *, root: Path, classes: Sequence[str]) -> Manifest
                 Sample(row["path"], row["label"], Split(row["split"]), row["group"])
                 for row in csv.DictReader(stream)
             )
-    except (OSError, KeyError, ValueError) as error:
+        if not samples:
+            raise ValueError("it lists no image")
+    except (OSError, KeyError, ValueError, csv.Error) as error:
         raise DataError(
             f"{file} is missing or damaged ({error}). The run cannot be resumed or evaluated on "
             f"its own split; start a new one."
         ) from error
-    labelled_with(samples, classes)
-    return Manifest(root, tuple(classes), samples)
+    classes = tuple(sorted({s.label for s in samples if s.split is Split.TRAIN}))
+    return Manifest(root, classes, samples)
 
 
 def _check_classes(root: Path, classes: Sequence[str], held_out: Sequence[Sample]) -> None:

@@ -11,7 +11,7 @@ from finetune.types import Draw
 Weights = NDArray[np.float64]
 
 
-def uniform_weights(labels: Sequence[int], num_classes: int) -> Weights | None:
+def uniform_weights(labels: Sequence[int], num_classes: int) -> None:
     """Return None: every image once an epoch, in a new order."""
     del labels, num_classes
 
@@ -84,6 +84,11 @@ class EpochSampler(DistributedSampler[Draw]):
             raise ValueError(f"a sampler needs {num_images} weights of 0 or more")
         if weights is not None and not weights.sum() > 0:
             raise ValueError("a sampler's weights must not all be 0")
+        if batch_size % num_replicas or not 0 < batch_size <= num_images:
+            raise ValueError(
+                f"a global batch of {batch_size} must divide among {num_replicas} ranks and be at "
+                f"most the {num_images} images"
+            )
         super().__init__(
             range(num_images),  # type: ignore[arg-type]
             num_replicas=num_replicas,

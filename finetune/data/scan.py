@@ -12,7 +12,7 @@ from finetune.lookup import did_you_mean
 from finetune.types import Rejected, Sample, Split
 
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
+    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()  # noqa: SIM905
 )
 _SPLIT_FOLDERS = {
     "train": Split.TRAIN,
@@ -48,16 +48,12 @@ def scan(path: Path) -> Scan:
     Raises:
         DataError: The path is missing, is neither folder nor CSV, or holds no labelled image.
     """
-    if not path.exists():
-        raise DataError(f"{path} does not exist.{_nearest_sibling(path)} Check the path.")
-    if path.is_dir():
-        found = _scan_folder(path.resolve())
-    elif path.suffix.lower() == ".csv":
-        found = _scan_csv(path.resolve())
-    else:
-        raise DataError(
-            f"{path} is a file, but a folder of class folders or a .csv file is needed."
-        )
+    check_path(path)
+    try:
+        found = _scan_folder(path.resolve()) if path.is_dir() else _scan_csv(path.resolve())
+    except PermissionError as error:
+        _cannot_list(error)
+        raise
     if not found.samples:
         raise DataError(
             f"{path} holds no labelled image ({len(found.rejected)} other files). Expected "
@@ -65,6 +61,20 @@ def scan(path: Path) -> Scan:
             f"path,label."
         )
     return found
+
+
+def check_path(path: Path) -> None:
+    """Raise unless the path is a folder or a CSV; opens nothing.
+
+    Raises:
+        DataError: The path is missing, or is another file.
+    """
+    if not path.exists():
+        raise DataError(f"{path} does not exist.{_nearest_sibling(path)} Check the path.")
+    if path.is_file() and path.suffix.lower() != ".csv":
+        raise DataError(
+            f"{path} is a file, but a folder of class folders or a .csv file is needed."
+        )
 
 
 def list_images(path: Path) -> tuple[list[Path], list[Rejected]]:
@@ -92,11 +102,12 @@ def list_images(path: Path) -> tuple[list[Path], list[Rejected]]:
 
 def has_split_folders(root: Path) -> bool:
     """Tell train/val/test folders of class folders from class folders that bear such names."""
-    named = {f.name.casefold() for f in _folders_in(root) if f.name.casefold() in _SPLIT_FOLDERS}
-    if "train" not in named:
-        return False
-    train = next(f for f in _folders_in(root) if f.name.casefold() == "train")
-    return any(True for _ in _folders_in(train))
+    folders = _folders_in(root)
+    splits = [folder for folder in folders if folder.name.casefold() in _SPLIT_FOLDERS]
+    train = [folder for folder in splits if folder.name.casefold() == "train"]
+    # without train only a folder that holds nothing but splits is meant, as for an evaluation
+    telling = train or (splits if splits == folders else [])
+    return bool(telling) and all(_folders_in(folder) for folder in telling)
 
 
 def _scan_folder(root: Path) -> Scan:
@@ -208,7 +219,10 @@ def _sample_of_row(row: dict[str, str | None], file: Path, line: int) -> Sample:
             f"{file}, line {line}: unknown split '{name}'.{did_you_mean(name, _SPLIT_FOLDERS)}"
         )
     split = _SPLIT_FOLDERS[name.casefold()] if name else None
-    return Sample(Path(path).as_posix(), normalised(label), split, (row.get("group") or "").strip())
+    place = Path(path)
+    if place.is_relative_to(file.parent):
+        place = place.relative_to(file.parent)
+    return Sample(place.as_posix(), normalised(label), split, (row.get("group") or "").strip())
 
 
 def normalised(name: str) -> str:
@@ -241,7 +255,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
     """Yield files in a stable order; a folder that a link leads back to is entered once."""
     entered = _real_ancestors(folder.parent) | _real_ancestors(folder)
     entered.discard(os.path.realpath(folder))
-    for current, folders, files in os.walk(folder, followlinks=True):
+    for current, folders, files in os.walk(folder, onerror=_cannot_list, followlinks=True):
         real = os.path.realpath(current)
         if real in entered:
             folders.clear()
@@ -256,10 +270,27 @@ def _why_no_image(file: Path) -> str | None:
     """Return None for a file named as an image, "" for one to pass over, else the reason."""
     if _is_passed_over(file.name) or file.name.lower() in _SYSTEM_FILES:
         return ""
+    if not str(file).isprintable() and _is_not_utf8(str(file)):
+        return "name is not UTF-8, rename it"
     suffix = file.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
-        return None
+        return None if file.is_file() or not file.exists() else "not a regular file"
     return f"not an image format that is read ({suffix})" if suffix else "no image suffix"
+
+
+def _is_not_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _cannot_list(error: OSError) -> None:
+    raise DataError(
+        f"The folder {error.filename} cannot be listed: {error.strerror}. Change its permissions, "
+        f"or move it away."
+    )
 
 
 def _nearest_sibling(path: Path) -> str:

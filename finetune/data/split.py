@@ -1,5 +1,6 @@
 """Splits images into train, validation and test: stratified, seeded, groups kept together."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 
@@ -43,6 +44,10 @@ def stratified_split(
         raise DataError(_too_small(small, counts, floor))
     splits = [Split.TRAIN] * len(labels)
     rows = [row for row, label in enumerate(labels) if counts[label] >= needed]
+    if groups is not None:
+        # a group that holds an image of a class too small to split trains as a whole
+        training = {groups[row] for row in set(range(len(labels))) - set(rows)} - {""}
+        rows = [row for row in rows if groups[row] not in training]
     taken = 0.0
     for split, share in shares.items():
         held_out = _hold_out(rows, labels, groups, share / (1 - taken), seed)
@@ -60,7 +65,7 @@ def _hold_out(
     share: float,
     seed: int,
 ) -> list[int]:
-    if groups is not None and any(groups[row] for row in rows):
+    if groups is not None and any(groups):
         return _hold_out_groups(rows, labels, groups, share, seed)
     by_class: dict[str, list[int]] = {}
     for row in rows:
@@ -88,10 +93,14 @@ def _hold_out_groups(
                 f"Class '{name}' lies in one group ({next(iter(members))}), so it cannot stand on "
                 f"both sides of a split. Give a split column, or divide the group."
             )
-    folds = min(folds, len(set(keys)))
+    folds = min(folds, len(set(keys)), max(Counter(classes).values()))
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     wanted = set(classes)
-    for kept, held_out in splitter.split(np.zeros(len(rows)), classes, keys):
+    with warnings.catch_warnings():
+        # a class with fewer images than folds is what the loop below looks for
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        parts = list(splitter.split(np.zeros(len(rows)), classes, keys))
+    for kept, held_out in parts:
         sides = ({classes[i] for i in kept}, {classes[i] for i in held_out})
         if sides == (wanted, wanted):
             return [rows[i] for i in held_out]

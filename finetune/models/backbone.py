@@ -14,7 +14,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from finetune.errors import ModelError
@@ -36,11 +36,13 @@ class Network:
         module: Takes normalised images (B, 3, H, W), returns logits (B, K); the classifier is zero.
         spec: The preprocessing that its weights expect.
         report: What the weights' source filled.
+        model_args: Arguments of ``timm.create_model`` that build the same network again.
     """
 
     module: nn.Module
     spec: PreprocessSpec
     report: LoadReport
+    model_args: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ def create_network(
     num_classes: int,
     weights: str = "hub",
     image_size: int | None = None,
-    drop_rate: float = 0.0,
+    drop_rate: float | None = None,
     kwargs: Mapping[str, Any] | None = None,
     pretrained_cfg: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -68,9 +70,10 @@ def create_network(
     Args:
         backbone: timm name, with or without a tag.
         num_classes: K.
-        weights: "hub", "random", or a local .pth, .pt, .bin, .safetensors, timm folder or run folder.
+        weights: "hub", "random", or a local .pth, .pt, .bin or .safetensors file, timm folder or
+            run folder.
         image_size: Side in pixels; None keeps what the weights expect.
-        drop_rate: Dropout before the classifier.
+        drop_rate: Dropout before the classifier; None keeps what the backbone has.
         kwargs: Further arguments of ``timm.create_model``.
         pretrained_cfg: Overrides of the preprocessing.
         seed: Of the random initial values; the global generator is left alone.
@@ -82,13 +85,14 @@ def create_network(
     _check_name(backbone)
     source = _weights_source(weights, backbone)
     arguments = dict(kwargs or {})
-    if drop_rate:
+    _check_channels(arguments.get("in_chans", 3))
+    if drop_rate is not None:
         arguments["drop_rate"] = drop_rate
     overlay = {**source.overlay, **(pretrained_cfg or {})}
     if image_size is not None and _has_fixed_size(backbone):
         arguments.setdefault("img_size", image_size)
-    with torch.random.fork_rng(devices=[]), _recorded_loads() as missing_of:
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), _recorded_loads() as loads:
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs too
         try:
             module: nn.Module = timm.create_model(
                 backbone,
@@ -100,14 +104,14 @@ def create_network(
         except Exception as error:
             raise ModelError(_why_not_created(backbone, source, arguments, error)) from error
     head = classifier_parameters(module)
-    report = _load_report(module, head, source, missing_of.get(id(module)))
+    report = _load_report(module, head, source, loads.get(id(module)))
     _check_loaded(report, source)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if name in head:
                 parameter.zero_()
     _forget_source(module)
-    return Network(module, _spec(module, image_size), report)
+    return Network(module, _spec(module, image_size), report, arguments)
 
 
 def is_pretrained(weights: str) -> bool:
@@ -131,9 +135,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"torch.save or a .safetensors file."
         ) from error
     except Exception as error:  # pickle.UnpicklingError and whatever a damaged pickle raises
+        # torch's own message advises to run the file's code
         raise ModelError(
-            f"{path} holds more than tensors, so it is not opened: {_first_line(error)}. Save its "
-            f"state_dict() alone."
+            f"{path} is damaged or holds more than tensors, so it is not opened. Give a file that "
+            f"torch.save wrote of a state_dict() alone."
         ) from error
     for key in ("state_dict_ema", "state_dict", "model_ema", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -167,6 +172,14 @@ def _check_name(backbone: str) -> None:
         )
 
 
+def _check_channels(channels: int) -> None:
+    if channels != 3:
+        raise ModelError(
+            f"The network reads {channels} channels, but images are read as RGB. Leave in_chans "
+            f"and the first number of input_size at 3."
+        )
+
+
 def _has_fixed_size(backbone: str) -> bool:
     cfg = timm.get_pretrained_cfg(backbone) if ":" not in backbone else None
     return bool(cfg is not None and cfg.fixed_input_size)
@@ -197,7 +210,7 @@ def _timm_folder(path: Path, backbone: str) -> tuple[Path, dict[str, Any]]:
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         architecture = str(config["architecture"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{path} is no timm folder: config.json is missing or damaged. Give a folder that timm "
             f"or `finetune export` wrote, or a weights file."
@@ -226,7 +239,7 @@ def _check_reachable(backbone: str) -> None:
     if cfg.hf_hub_id:
         host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
     else:
-        host = urlparse(cfg.url or "").hostname
+        host = urlparse(str(cfg.url or "")).hostname
     if not host:
         return
     try:
@@ -253,55 +266,74 @@ def _is_cached(cfg: Any) -> bool:
     return bool(name) and Path(torch.hub.get_dir(), "checkpoints", name).is_file()
 
 
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What one ``load_state_dict`` left over: unfilled keys, and sizes of keys without a place."""
+
+    missing: tuple[str, ...]
+    unused: Mapping[str, int]
+
+
 @contextmanager
-def _recorded_loads() -> Iterator[dict[int, list[str]]]:
+def _recorded_loads() -> Iterator[dict[int, _Load]]:
     """Note which keys each ``load_state_dict`` inside the block left unfilled, by module id.
 
     timm loads with ``strict=False`` as soon as the number of classes differs, and says nothing
     when no key fits.
     """
-    missing_of: dict[int, list[str]] = {}
+    loads: dict[int, _Load] = {}
     original = nn.Module.load_state_dict
 
-    def recording(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        missing_of[id(self)] = list(result.missing_keys)
+    def recording(self: nn.Module, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        result = original(self, state, *args, **kwargs)
+        unused = {name: state[name].numel() for name in result.unexpected_keys}
+        loads[id(self)] = _Load(tuple(result.missing_keys), unused)
         return result
 
     nn.Module.load_state_dict = recording  # type: ignore[method-assign]
     try:
-        yield missing_of
+        yield loads
     finally:
         nn.Module.load_state_dict = original  # type: ignore[method-assign]
 
 
 def _load_report(
-    module: nn.Module, head: set[str], source: _Source, missing: list[str] | None
+    module: nn.Module, head: set[str], source: _Source, load: _Load | None
 ) -> LoadReport:
     sizes = {n: p.numel() for n, p in module.named_parameters() if n not in head}
     if not source.pretrained:
         return LoadReport(source.label, 0, sum(sizes.values()))
     state = module.state_dict()
-    if missing is None:
-        missing = list(state)
+    missing = tuple(state) if load is None else load.missing
     lost = [n for n in missing if n not in head and state[n].is_floating_point()]
     loaded = sum(sizes.values()) - sum(sizes.get(name, 0) for name in lost)
-    return LoadReport(source.label, loaded, sum(sizes.values()), tuple(lost[:5]))
+    unused = {} if load is None else load.unused
+    return LoadReport(source.label, loaded, sum(sizes.values()), tuple(lost), unused)
 
 
 def _check_loaded(report: LoadReport, source: _Source) -> None:
     if not source.pretrained:
         return
     statistics = [name for name in report.missing if name.endswith(("running_mean", "running_var"))]
-    if report.share >= MIN_LOADED_SHARE and not statistics:
+    if report.share >= MIN_LOADED_SHARE and statistics:
+        raise ModelError(
+            f"{report.source} lacks BatchNorm statistics, first '{statistics[0]}'. Save the whole "
+            f"state_dict(), buffers included."
+        )
+    num_unused = sum(report.unused.values())
+    if report.share >= MIN_LOADED_SHARE:
+        if num_unused > (1 - MIN_LOADED_SHARE) * report.num_parameters:
+            raise ModelError(
+                f"{report.source} holds {num_unused:,} numbers that the backbone has no place for, "
+                f"first '{next(iter(report.unused))}'. It belongs to a larger backbone; choose that."
+            )
         return
     keys = list(source.overlay.get("state_dict", {}))
     found = f" The file's keys look like '{keys[0]}'." if keys else ""
-    what = "BatchNorm statistics" if report.share >= MIN_LOADED_SHARE else "parameters"
     raise ModelError(
         f"Only {report.share:.1%} of the backbone's parameters came from {report.source}; missing "
-        f"{what}, first '{report.missing[0]}'.{found} The weights belong to another backbone or "
-        f"their keys carry a prefix: rename the keys, or choose the backbone that they belong to."
+        f"first '{report.missing[0]}'.{found} The weights belong to another backbone or their keys "
+        f"carry a prefix: rename the keys, or choose the backbone that they belong to."
     )
 
 
@@ -338,10 +370,9 @@ def _forget_source(module: nn.Module) -> None:
 
 
 def _spec(module: nn.Module, image_size: int | None) -> PreprocessSpec:
-    found = resolve_model_data_config(module)
+    found = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     channels, height, width = found["input_size"]
-    if channels != 3:
-        raise ModelError(f"The network reads {channels} channels, but images are read as RGB.")
+    _check_channels(channels)
     spec = PreprocessSpec(
         input_size=(3, height, width),
         mean=tuple(float(value) for value in found["mean"]),

@@ -46,7 +46,7 @@ def layer_groups(network: nn.Module) -> tuple[LayerGroup, ...]:
         else:
             groups.append(backbone)
     ordered = [sorted(head, key=list(shapes).index), *reversed(groups)]
-    names = ["head", *_names(ordered[1:])]
+    names = _names([["head"], *ordered[1:]])
     return tuple(
         LayerGroup(name, tuple(group), sum(shapes[parameter].numel() for parameter in group))
         for name, group in zip(names, ordered, strict=True)
@@ -98,7 +98,7 @@ def _coarse_groups(network: nn.Module) -> list[list[str]]:
     if matcher is not None:
         try:
             grouped: Mapping[int, list[str]] = group_parameters(network, matcher(coarse=True))
-        except (KeyError, TypeError, ValueError, NotImplementedError):
+        except (AssertionError, KeyError, TypeError, ValueError, NotImplementedError):
             grouped = {}
         if len(grouped) > 1:
             return [grouped[number] for number in sorted(grouped)]

@@ -16,7 +16,7 @@ _IMAGENET = {
 }
 
 
-class GoogLeNet(torchvision.models.GoogLeNet):
+class GoogLeNet(torchvision.models.GoogLeNet):  # type: ignore[misc] # torchvision is untyped
     """Inception-v1 with batch normalisation (Szegedy et al. 2014), without its auxiliary heads.
 
     torchvision's weights were trained on pixels scaled to [-1, 1]; that scaling stands in the
@@ -46,7 +46,7 @@ class GoogLeNet(torchvision.models.GoogLeNet):
         x = self.dropout(self.avgpool(x).flatten(1))
         return x if pre_logits else self.fc(x)
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, K) of normalised images (B, 3, H, W)."""
         return self.forward_head(self.forward_features(x))
 
@@ -58,7 +58,7 @@ class GoogLeNet(torchvision.models.GoogLeNet):
         """Replace the last linear layer; 0 classes return the pooled features."""
         del global_pool
         self.num_classes = num_classes
-        self.fc = nn.Linear(1024, num_classes) if num_classes else nn.Identity()  # type: ignore[assignment]
+        self.fc = nn.Linear(1024, num_classes) if num_classes else nn.Identity()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's rules that sort layers into groups."""
@@ -72,7 +72,7 @@ class GoogLeNet(torchvision.models.GoogLeNet):
             raise ValueError("googlenet has no activation checkpointing")
 
 
-class AlexNet(torchvision.models.AlexNet):
+class AlexNet(torchvision.models.AlexNet):  # type: ignore[misc]
     """AlexNet in one column (Krizhevsky 2014, https://arxiv.org/abs/1404.5997)."""
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> None:
@@ -90,7 +90,9 @@ class AlexNet(torchvision.models.AlexNet):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits (B, K), or the features (B, 4096) before the classifier."""
         x = self.avgpool(x).flatten(1)
-        return self.classifier[:-1](x) if pre_logits else self.classifier(x)
+        layers = self.classifier[:-1] if pre_logits else self.classifier
+        out: Tensor = layers(x)
+        return out
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, K) of normalised images (B, 3, H, W)."""
@@ -98,7 +100,8 @@ class AlexNet(torchvision.models.AlexNet):
 
     def get_classifier(self) -> nn.Module:
         """Return the last linear layer."""
-        return self.classifier[-1]
+        classifier: nn.Module = self.classifier[-1]
+        return classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the last linear layer; 0 classes return the features before it."""

@@ -1,0 +1,244 @@
+"""A trained model as a folder: safetensors and JSON, read without any training code.
+
+``config.json`` and ``model.safetensors`` are timm's own format, so that
+``timm.create_model("local-dir:FOLDER", pretrained=True)`` gives the same network;
+``finetune.json`` holds what timm has no place for.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import save_for_hf
+from torch import nn
+
+from finetune.errors import ModelError, RunFolderError
+from finetune.models import zoo
+from finetune.storage import atomic_folder
+from finetune.types import PreprocessSpec
+
+FORMAT_VERSION = 1
+_PACKAGES = ("finetune", "torch", "torchvision", "timm", "pytorch-lightning", "albumentations")
+_NETWORK_PREFIX = "classifier.network."
+
+zoo.register()
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a model is, in JSON values; stands in every checkpoint and bundle.
+
+    Attributes:
+        backbone: timm name.
+        model_args: Arguments of ``timm.create_model`` besides the number of classes.
+        classes: Class names in index order.
+        spec: Preprocessing.
+        facts: Where it came from: weights, training images of each class, seed, metrics …
+    """
+
+    backbone: str
+    model_args: Mapping[str, Any]
+    classes: tuple[str, ...]
+    spec: PreprocessSpec
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values that JSON and ``torch.load(weights_only=True)`` read back."""
+        tree = {"format": FORMAT_VERSION, **asdict(self)}
+        plain: dict[str, Any] = json.loads(json.dumps(tree))
+        return plain
+
+    @staticmethod
+    def from_json(tree: Mapping[str, Any]) -> "Card":
+        """Return the card of what ``as_json`` gave.
+
+        Raises:
+            KeyError: Something is missing.
+            ValueError: A newer release wrote it.
+        """
+        if tree["format"] > FORMAT_VERSION:
+            raise ValueError(f"format {tree['format']} is newer than this finetune; upgrade it")
+        spec = dict(tree["spec"])
+        for key in ("input_size", "mean", "std"):
+            spec[key] = tuple(spec[key])
+        return Card(
+            backbone=tree["backbone"],
+            model_args=tree["model_args"],
+            classes=tuple(tree["classes"]),
+            spec=PreprocessSpec(**spec),
+            facts=tree["facts"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBundle:
+    """A network in eval mode with everything that its use needs.
+
+    Attributes:
+        network: Takes normalised images (B, 3, H, W), returns logits (B, K).
+        card: Classes, preprocessing and origin.
+        source: Where it was read.
+    """
+
+    network: nn.Module
+    card: Card
+    source: Path
+
+
+def save_bundle(network: nn.Module, card: Card, folder: Path) -> None:
+    """Write the bundle, whole or not at all; one that is there is replaced.
+
+    Raises:
+        StorageError: The disk is full, read-only or fails.
+    """
+    network = network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    spec = card.spec
+    preprocessing = {
+        "input_size": list(spec.input_size),
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "interpolation": spec.interpolation,
+        "crop_pct": spec.crop_pct,
+        "crop_mode": spec.crop_mode,
+        # the original weights' advice for testing at another size does not hold any more
+        "test_input_size": None,
+        "test_crop_pct": None,
+    }
+    with atomic_folder(folder) as temporary:
+        save_for_hf(
+            network,
+            str(temporary),
+            model_config={"pretrained_cfg": preprocessing, "label_names": list(card.classes)},
+            model_args=dict(card.model_args),
+            safe_serialization=True,
+        )
+        weights = (temporary / "model.safetensors").read_bytes()
+        tree = {
+            **card.as_json(),
+            "sha256": hashlib.sha256(weights).hexdigest(),
+            "versions": {"python": platform.python_version(), **_versions()},
+        }
+        text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
+        (temporary / "finetune.json").write_text(text, encoding="utf-8")
+        (temporary / "README.md").write_text(_readme(card), encoding="utf-8")
+
+
+def load_model(path: Path) -> ModelBundle:
+    """Return the model of a run folder, a bundle folder or a checkpoint.
+
+    A run folder gives its bundle, or its best checkpoint while it is still training.
+
+    Raises:
+        RunFolderError: There is no model, or it is damaged.
+    """
+    if not path.exists():
+        raise RunFolderError(
+            f"{path} does not exist. Name a run folder, a bundle folder or a .ckpt file."
+        )
+    if path.is_file():
+        return _from_checkpoint(path)
+    for folder in (path / "bundle", path):
+        if (folder / "finetune.json").is_file():
+            return _from_bundle(folder)
+    best = path / "checkpoints" / "best.ckpt"
+    if best.is_file():
+        return _from_checkpoint(best)
+    raise RunFolderError(
+        f"{path} holds no model: neither bundle/finetune.json nor checkpoints/best.ckpt. If the "
+        f"run was stopped in its first epoch, go on with finetune fit --resume {path}."
+    )
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return the JSON of a bundle folder.
+
+    Raises:
+        RunFolderError: It is missing or damaged.
+    """
+    file = folder / "finetune.json"
+    try:
+        tree: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{file} is missing or damaged: {error}. Export it again.") from error
+    return tree
+
+
+def _from_bundle(folder: Path) -> ModelBundle:
+    tree = read_card(folder)
+    try:
+        card = Card.from_json(tree)
+        state = load_file(folder / "model.safetensors")
+        return ModelBundle(_network(card, state), card, folder)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RunFolderError(
+            f"The bundle {folder} is damaged: {error}. Export it again."
+        ) from error
+
+
+def _from_checkpoint(file: Path) -> ModelBundle:
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        card = Card.from_json(checkpoint["finetune"])
+        state = {
+            name.removeprefix(_NETWORK_PREFIX): value
+            for name, value in checkpoint["state_dict"].items()
+        }
+        return ModelBundle(_network(card, state), card, file)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunFolderError(
+            f"{file} is no checkpoint that finetune wrote, or it is damaged ({reason}). Name a run "
+            f"folder, a bundle folder or a .ckpt file of a run."
+        ) from error
+
+
+def _network(card: Card, state: Mapping[str, torch.Tensor]) -> nn.Module:
+    if not timm.is_model(card.backbone.partition(".")[0]):
+        raise ModelError(f"timm {timm.__version__} does not know '{card.backbone}'; upgrade it.")
+    network: nn.Module = timm.create_model(
+        card.backbone, num_classes=len(card.classes), **card.model_args
+    )
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _PACKAGES}
+
+
+def _readme(card: Card) -> str:
+    metrics = card.facts.get("metrics", {})
+    rows = "".join(
+        f"| {split} | {name} | {value:.4f} |\n"
+        for split, values in metrics.items()
+        for name, value in values.items()
+    )
+    own = card.backbone.partition(".")[0] in ("googlenet", "alexnet")
+    register = f"import finetune  # makes timm know {card.backbone}\n" if own else ""
+    return f"""# {card.backbone} for {len(card.classes)} classes
+
+Classes, in index order: {", ".join(card.classes)}.
+
+| split | metric | value |
+|---|---|---|
+{rows}
+Use it with `finetune predict THIS_FOLDER images/`, or with timm alone:
+
+```python
+{register}import timm
+
+model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()
+config = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**config, is_training=False)
+classes = model.pretrained_cfg["label_names"]
+```
+"""

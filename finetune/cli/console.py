@@ -1,0 +1,180 @@
+"""What a person sees: notes, the plan, progress and tables, 80 columns wide or less."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_WORST_SHOWN = 15
+
+
+class ConsoleReporter:
+    """Shows on a console what a command reports.
+
+    Args:
+        json: Keep standard output for one JSON object; everything else goes to standard error.
+    """
+
+    def __init__(self, *, json: bool = False) -> None:
+        self.json = json
+        self.errors = Console(stderr=True, highlight=False)
+        self.out = self.errors if json else Console(highlight=False)
+        self._progress: Progress | None = None
+        self._epoch_columns: Sequence[str] = ()
+
+    def note(self, message: str) -> None:
+        """Print a line."""
+        self.out.print(escape(message), soft_wrap=False)
+
+    def warn(self, message: str) -> None:
+        """Print a line that stands out, on standard error."""
+        self.errors.print(f"[yellow]warning:[/] {escape(message)}")
+
+    def error(self, message: str) -> None:
+        """Print what went wrong, on standard error."""
+        self.errors.print(f"[bold red]error:[/] {escape(message)}")
+
+    def start(self, task: str, total: int) -> None:
+        """Show a bar on a terminal; nothing elsewhere."""
+        self.finish()
+        if not self.errors.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.errors,
+            transient=True,
+        )
+        self._progress.start()
+        self._progress.add_task(task, total=total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Move the bar."""
+        if self._progress is not None:
+            self._progress.advance(self._progress.task_ids[0], steps)
+
+    def finish(self) -> None:
+        """Remove the bar."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Print a row of the table of epochs, and its head before the first."""
+        self.finish()
+        columns = [
+            ("epoch", "{:>5}", "epoch"),
+            ("train/loss", "{:>10.4f}", "train loss"),
+            ("val/loss", "{:>8.4f}", "val loss"),
+            ("val/accuracy", "{:>8.4f}", "accuracy"),
+            ("val/balanced_accuracy", "{:>8.4f}", "balanced"),
+            ("val/macro_f1", "{:>8.4f}", "macro F1"),
+            ("seconds", "{:>7.1f}", "seconds"),
+        ]
+        if not self._epoch_columns:
+            self._epoch_columns = [title for _, _, title in columns]
+            widths = [len(form.format(0)) for _, form, _ in columns]
+            head = zip(self._epoch_columns, widths, strict=True)
+            self.out.print("  ".join(f"{title:>{width}}" for title, width in head), style="bold")
+        self.out.print("  ".join(form.format(row[key]) for key, form, _ in columns))
+
+    def plan(self, plan: Mapping[str, Any]) -> None:
+        """Print what is about to happen."""
+        data, model, training = plan["data"], plan["model"], plan["training"]
+        images = ", ".join(f"{n} {split}" for split, n in data["images"].items() if n)
+        loaded = (
+            f"{model['weights']}, {model['loaded_share']:.1%} of the backbone loaded"
+            if model["loaded_share"]
+            else model["weights"]
+        )
+        processes = training["processes"]
+        where = training["accelerator"] + (f" x {processes}" if processes > 1 else "")
+        rows = {
+            "images": f"{images}; {len(data['classes'])} classes, largest/smallest "
+            f"{data['imbalance_ratio']:g}",
+            "model": f"{model['backbone']}, {_count(model['parameters'])} parameters, "
+            f"{model['image_size']} px",
+            "weights": loaded,
+            "training": f"{training['epochs']} epochs of {training['steps_per_epoch']} steps, "
+            f"batch {training['batch_size']}, {training['optimizer']}, "
+            f"{training['lr_schedule']}, {training['precision']} on {where}",
+            "augment": training["augment"],
+            "imbalance": training["imbalance"],
+            "best by": f"val/{training['monitor']}",
+            "run": plan["run_dir"],
+        }
+        if plan["changed"]:
+            rows["changed"] = ", ".join(f"{key}={value}" for key, value in plan["changed"].items())
+        self.pairs(rows)
+        self._phases(plan["phases"])
+
+    def pairs(self, rows: Mapping[str, str]) -> None:
+        """Print names and values, long values wrapped under themselves."""
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows.items():
+            table.add_row(name, escape(value))
+        self.out.print(table)
+
+    def evaluation(self, result: Mapping[str, Any]) -> None:
+        """Print overall metrics and the table of classes."""
+        split = f" ({result['split']})" if result["split"] else ""
+        self.pairs(
+            {
+                "images": f"{result['num_images']}{split}",
+                **{name: f"{value:.4f}" for name, value in result["metrics"].items()},
+            }
+        )
+        table = Table(box=None, padding=(0, 1), header_style="bold")
+        table.add_column("class", overflow="fold", max_width=32)
+        for title in ("images", "precision", "recall", "F1"):
+            table.add_column(title, justify="right")
+        classes = sorted(result["per_class"].items(), key=lambda item: _or_one(item[1]["f1"]))
+        for name, stats in classes[:_WORST_SHOWN]:
+            numbers = (_share(stats[key]) for key in ("precision", "recall", "f1"))
+            table.add_row(escape(name), str(stats["support"]), *numbers)
+        self.out.print(table)
+        if len(classes) > _WORST_SHOWN:
+            self.note(f"The {_WORST_SHOWN} weakest of {len(classes)} classes; all: --json")
+
+    def _phases(self, phases: Sequence[Mapping[str, Any]]) -> None:
+        table = Table(box=None, padding=(0, 1), header_style="bold")
+        table.add_column("epochs", no_wrap=True)
+        table.add_column("what trains", overflow="fold", max_width=30)
+        table.add_column("parameters", justify="right", no_wrap=True)
+        table.add_column("learning rate", no_wrap=True)
+        table.add_column("BatchNorm", no_wrap=True)
+        for phase in phases:
+            first, last, groups = phase["first_epoch"], phase["last_epoch"], phase["groups"]
+            names = (
+                ", ".join(groups)
+                if len(groups) <= 2
+                else f"{groups[0]} … {groups[-1]} ({len(groups)} groups)"
+            )
+            rates = [f"{rate:.2g}" for rate in phase["lr"].values()]
+            table.add_row(
+                f"{first}" if first == last else f"{first}-{last}",
+                escape(names),
+                _count(phase["parameters"]),
+                rates[0] if rates[0] == rates[-1] else f"{rates[0]} … {rates[-1]}",
+                phase["batch_norm"],
+            )
+        self.out.print(table)
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
+
+
+def _share(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _or_one(value: float | None) -> float:
+    return 1.0 if value is None else value

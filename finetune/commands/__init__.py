@@ -1,0 +1,1 @@
+"""One linear story a verb; the public Python API is these functions."""

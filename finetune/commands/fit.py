@@ -1,0 +1,379 @@
+"""Fine-tune a backbone on a folder of images: start, resume, or join as another process."""
+
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+
+from finetune import run_folder
+from finetune.build import Training, build_training, data_path
+from finetune.bundle import Card, load_model, read_card, save_bundle
+from finetune.commands.plan import describe
+from finetune.commands.read_data import read_data
+from finetune.config.load import build_config, dump_config, read_config_file, replaced
+from finetune.config.schema import Config
+from finetune.data.manifest import Manifest, read_manifest, write_manifest, write_rejected
+from finetune.errors import ConfigError, DataError, RunFolderError
+from finetune.inference.evaluation import evaluate_files
+from finetune.inference.predictor import Predictor
+from finetune.run_folder import RunFolder
+from finetune.storage import replace_link, write_text
+from finetune.training.callbacks import Progress, Unfreeze
+from finetune.training.launch import Launch, other_ranks, outer_launch
+from finetune.training.loggers import MetricsCsv, Tracking, create_wandb_logger
+from finetune.training.module import CARD_KEY
+from finetune.training.trainer import create_trainer
+from finetune.training.trainer import fit as run_trainer
+from finetune.types import Evaluation, Reporter, Silent, Split
+
+CHANGEABLE = (
+    "trainer.epochs",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.accumulate",
+    "trainer.accelerator",
+    "trainer.precision",
+    "trainer.early_stopping",
+    "trainer.deterministic",
+    "data.path",
+    "data.num_workers",
+    "tracking.",
+)
+"""What may differ when a run goes on; anything else would make it another run."""
+
+_PREPARE_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What a finished run comes to.
+
+    Attributes:
+        run_dir: The run folder.
+        seconds: Wall time of this call.
+        metrics: Split to metrics of the best model: "val", and "test" where there is one.
+        plan: What was done.
+    """
+
+    run_dir: Path
+    seconds: float
+    metrics: Mapping[str, Mapping[str, float]]
+    plan: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "run_dir": str(self.run_dir),
+            "seconds": round(self.seconds, 3),
+            "metrics": {split: dict(values) for split, values in self.metrics.items()},
+            "plan": dict(self.plan),
+        }
+
+
+def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
+    """Train a new run and return what it comes to.
+
+    Under torchrun or srun every process calls this; rank 0 prepares the run folder and the others
+    join it.
+
+    Raises:
+        FinetuneError: Anything that the user can mend.
+        KeyboardInterrupt: The user stopped it; the run folder can be resumed.
+    """
+    reporter = reporter or Silent()
+    start = time.monotonic()
+    launch = _checked_launch(config)
+    if launch is not None and launch.rank > 0:
+        return _join_launch(config, launch, start)
+    training, plan, rejected = _planned(config, reporter)
+    run = run_folder.create(
+        Path(plan["run_dir"]),
+        config=dump_config(training.config),
+        manifest=write_manifest(training.manifest),
+        rejected=rejected,
+    )
+    if launch is not None:
+        run_folder.announce(run, launch=launch.name)
+    metrics = _trained(run, training, reporter=reporter, launch=launch)
+    return FitResult(run.path, time.monotonic() - start, metrics, plan)
+
+
+def plan_fit(config: Config, *, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Return the plan of a run, show it, and write nothing."""
+    return _planned(config, reporter or Silent())[1]
+
+
+def resume(
+    path: Path,
+    *,
+    assignments: Mapping[str, Any] | None = None,
+    flags: Mapping[str, tuple[str, Any]] | None = None,
+    reporter: Reporter | None = None,
+) -> FitResult:
+    """Go on with a run from its last checkpoint, to the same end as if it had not stopped.
+
+    Args:
+        path: The run folder.
+        assignments: Dotted key to value that differ from the run's config.
+        flags: The same from options; only ``CHANGEABLE`` keys may differ.
+        reporter: Told of everything.
+
+    Raises:
+        FinetuneError: Anything that the user can mend.
+    """
+    reporter = reporter or Silent()
+    start = time.monotonic()
+    run = run_folder.existing(path)
+    stored = build_config(read_config_file(run.config), file=str(run.config))
+    config = build_config(
+        read_config_file(run.config),
+        assignments=assignments,
+        flags=flags,
+        file=str(run.config),
+    )
+    _check_changes(stored, config)
+    if run.bundle.is_dir() and config.trainer.epochs == stored.trainer.epochs:
+        reporter.note("The run is complete; nothing is left to do. Longer: add --epochs.")
+        return FitResult(run.path, time.monotonic() - start, _stored_metrics(run), {})
+    training = _rebuilt(run, config)
+    plan = describe(training, asked=config, rejected=(), run_dir=run.path)
+    reporter.plan(plan)
+    reporter.note(_resumes_from(run))
+    launch = outer_launch()
+    if launch is None or launch.rank == 0:
+        write_text(run.config, dump_config(config))
+        replace_link(run.path.parent / "latest", run.path.name)
+    metrics = _trained(run, training, reporter=reporter, launch=launch)
+    return FitResult(run.path, time.monotonic() - start, metrics, plan)
+
+
+def join(path: Path) -> None:
+    """Take part in a run that rank 0 of this machine started."""
+    run = run_folder.existing(path)
+    config = build_config(read_config_file(run.config), file=str(run.config))
+    tracking = _tracking(run, config, Silent(), rank=1)
+    _run_trainer(run, _rebuilt(run, config), tracking=tracking, reporter=Silent())
+
+
+def _planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, Any], str]:
+    """Return the training, its plan and the list of rejected files; nothing is written yet."""
+    path = data_path(config)
+    run_dir = Path(
+        config.output or Path("runs") / run_folder.default_name(config.model.backbone, path)
+    ).expanduser()
+    run_folder.check_free(run_dir)
+    manifest, rejected = read_data(config, path, reporter=reporter)
+    asked = config
+    config = replaced(config, {"data.path": str(path.resolve()), "output": str(run_dir)})
+    training = build_training(config, manifest)
+    _say_what_shrank(training, reporter)
+    plan = describe(training, asked=asked, rejected=rejected, run_dir=run_dir)
+    reporter.plan(plan)
+    return training, plan, write_rejected(rejected)
+
+
+def _trained(
+    run: RunFolder, training: Training, *, reporter: Reporter, launch: Launch | None
+) -> dict[str, dict[str, float]]:
+    """Train, then measure the best model and write it; return its metrics on rank 0."""
+    tracking = _tracking(run, training.config, reporter, rank=0 if launch is None else launch.rank)
+    count = int(training.config.trainer.devices) - 1 if launch is None else 0
+    others: AbstractContextManager[None] = (
+        other_ranks(run.path, count=count) if count else nullcontext()
+    )
+    try:
+        with others:
+            _run_trainer(run, training, tracking=tracking, reporter=reporter)
+    except KeyboardInterrupt:
+        reporter.note(f"Stopped. Go on with: finetune fit --resume {run.path}")
+        raise
+    if launch is not None and launch.rank > 0:
+        return {}
+    evaluations = _measured(run, training, reporter)
+    metrics = {split: dict(result.metrics) for split, result in evaluations.items()}
+    _write_bundle(run, metrics)
+    tracking.finish(evaluations, classes=training.manifest.classes, bundle=run.bundle)
+    return metrics
+
+
+def _run_trainer(
+    run: RunFolder, training: Training, *, tracking: Tracking, reporter: Reporter
+) -> None:
+    settings = training.config.trainer
+    checkpoint = run.last if run.last.is_file() else None
+    if checkpoint is not None and _epochs_done(checkpoint) >= int(settings.epochs):
+        return
+    trainer = create_trainer(
+        run.path,
+        accelerator=settings.accelerator,
+        devices=int(settings.devices),
+        num_nodes=settings.num_nodes,
+        precision=settings.precision,
+        epochs=int(settings.epochs),
+        accumulate=settings.accumulate,
+        gradient_clip=settings.gradient_clip,
+        deterministic=settings.deterministic,
+        monitor=f"val/{settings.monitor}",
+        early_stopping=settings.early_stopping,
+        callbacks=[Unfreeze(), Progress(reporter)],
+        loggers=tracking.loggers,
+    )
+    run_trainer(trainer, training.module, training.data, checkpoint=checkpoint)
+
+
+def _measured(run: RunFolder, training: Training, reporter: Reporter) -> dict[str, Evaluation]:
+    """Return the best model's evaluations through the very code that ``evaluate`` uses."""
+    manifest = training.manifest
+    predictor = Predictor(
+        load_model(run.best),
+        device=training.config.trainer.accelerator,
+        num_workers=int(training.config.data.num_workers),
+    )
+    results = {}
+    for split in (Split.VAL, Split.TEST):
+        samples = manifest.of(split)
+        if samples:
+            reporter.start(f"measuring on {split.value}", len(samples))
+            results[split.value] = evaluate_files(
+                predictor,
+                manifest.paths(samples),
+                manifest.labels(samples),
+                on_batch=reporter.advance,
+            )
+            reporter.finish()
+    return results
+
+
+def _write_bundle(run: RunFolder, metrics: Mapping[str, Mapping[str, float]]) -> None:
+    best = load_model(run.best)
+    card = replace(best.card, facts={**best.card.facts, "metrics": metrics})
+    save_bundle(best.network, card, run.bundle)
+
+
+def _tracking(run: RunFolder, config: Config, reporter: Reporter, *, rank: int) -> Tracking:
+    """Return the run's trackers; rank 0 alone continues the run's one W&B run."""
+    tracking = config.tracking
+    metrics = MetricsCsv(run.metrics, reporter=reporter)
+    if tracking.wandb == "off" or rank > 0:
+        return Tracking(metrics)
+    if not run.wandb_id.is_file():
+        write_text(run.wandb_id, uuid4().hex[:8] + "\n")
+    wandb = create_wandb_logger(
+        run.path,
+        run_id=run.wandb_id.read_text().strip(),
+        mode=tracking.wandb,
+        project=tracking.project,
+        entity=tracking.entity,
+        name=tracking.name or run.path.name,
+        tags=tracking.tags,
+        config=config.model_dump(mode="json"),
+    )
+    return Tracking(metrics, wandb)
+
+
+def _rebuilt(run: RunFolder, config: Config) -> Training:
+    """Return the training of a run from its folder: the same split, the same network."""
+    resumed = _checkpoint_card(run.last) if run.last.is_file() else None
+    return build_training(config, _stored_manifest(run, config), resumed=resumed)
+
+
+def _stored_manifest(run: RunFolder, config: Config) -> Manifest:
+    path = data_path(config)
+    root = path if path.is_dir() else path.parent
+    manifest = read_manifest(run.manifest, root=root)
+    missing = [file for file in manifest.paths(manifest.samples) if not file.is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(manifest.samples)} images of the run are gone, first "
+            f"{missing[0]}. Restore them, or name the folder that they moved to before --resume."
+        )
+    return manifest
+
+
+def _checkpoint_card(file: Path) -> Card:
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return Card.from_json(checkpoint[CARD_KEY])
+    except Exception as error:
+        raise RunFolderError(
+            f"{file} is damaged ({type(error).__name__}). Remove it to start the run's first epoch "
+            f"again, or put a copy in its place."
+        ) from error
+
+
+def _epochs_done(file: Path) -> int:
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return int(checkpoint["epoch"]) + 1
+
+
+def _resumes_from(run: RunFolder) -> str:
+    if not run.last.is_file():
+        return "No epoch was finished before; the run starts with its first."
+    return f"Goes on after epoch {_epochs_done(run.last)}."
+
+
+def _stored_metrics(run: RunFolder) -> dict[str, dict[str, float]]:
+    metrics: dict[str, dict[str, float]] = read_card(run.bundle)["facts"]["metrics"]
+    return metrics
+
+
+def _check_changes(stored: Config, config: Config) -> None:
+    before, after = (_flat(c.model_dump(mode="json")) for c in (stored, config))
+    for key, value in after.items():
+        if value != before[key] and not key.startswith(CHANGEABLE):
+            raise ConfigError(
+                f"{key} is {before[key]!r} in the run and cannot become {value!r}: it would be "
+                f"another run. Leave it out, or start a new run without --resume."
+            )
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, values in tree.items():
+        if isinstance(values, Mapping):
+            flat |= {f"{section}.{key}": value for key, value in values.items()}
+        else:
+            flat[section] = values
+    return flat
+
+
+def _say_what_shrank(training: Training, reporter: Reporter) -> None:
+    asked = training.config.trainer.batch_size
+    if training.batch_size != asked:
+        reporter.note(
+            f"Batch size {training.batch_size} instead of {asked}: there are "
+            f"{len(training.manifest.of(Split.TRAIN))} training images."
+        )
+
+
+def _checked_launch(config: Config) -> Launch | None:
+    """Return the launch that this process belongs to.
+
+    Raises:
+        ConfigError: Several machines without a launcher, or several processes without a name.
+    """
+    launch = outer_launch()
+    if launch is None and config.trainer.num_nodes > 1:
+        raise ConfigError(
+            f"trainer.num_nodes={config.trainer.num_nodes}: several machines need a launcher that "
+            f"starts this command on each of them, srun or torchrun."
+        )
+    if launch is not None and config.output is None:
+        raise ConfigError(
+            f"{launch.world_size} processes run this command and need one run folder: add "
+            f"--output runs/NAME."
+        )
+    return launch
+
+
+def _join_launch(config: Config, launch: Launch, start: float) -> FitResult:
+    assert config.output is not None, "checked before"
+    path = Path(config.output).expanduser()
+    run = run_folder.wait_for(path, launch=launch.name, timeout_seconds=_PREPARE_SECONDS)
+    join(run.path)
+    return FitResult(run.path, time.monotonic() - start, {}, {})

@@ -1,0 +1,85 @@
+"""What is about to happen, as JSON values that a console shows and a test reads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.build import Training
+from finetune.config.load import differences
+from finetune.config.schema import Config
+from finetune.types import Phase, Rejected, Split
+
+
+def describe(
+    training: Training, *, asked: Config, rejected: Sequence[Rejected], run_dir: Path
+) -> dict[str, Any]:
+    """Return the plan of a run.
+
+    Args:
+        training: What was built.
+        asked: The config before anything was decided.
+        rejected: Files that were left out.
+        run_dir: Where the run will lie.
+    """
+    config, manifest, network = training.config, training.manifest, training.network
+    counts = manifest.class_counts(Split.TRAIN)
+    classifier = training.module.classifier
+    return {
+        "run_dir": str(run_dir),
+        "data": {
+            "path": str(manifest.root),
+            "classes": list(manifest.classes),
+            "images": {split.value: len(manifest.of(split)) for split in Split},
+            "class_counts": {
+                split.value: dict(zip(manifest.classes, manifest.class_counts(split), strict=True))
+                for split in Split
+                if manifest.of(split)
+            },
+            "imbalance_ratio": round(max(counts) / max(1, min(counts)), 2),
+            "rejected": len(rejected),
+        },
+        "model": {
+            "backbone": config.model.backbone,
+            "weights": network.report.source,
+            "loaded_share": round(network.report.share, 4),
+            "parameters": sum(group.num_parameters for group in classifier.groups),
+            "layer_groups": [group.name for group in classifier.groups],
+            "image_size": network.spec.input_size[-1],
+        },
+        "phases": [_phase(training, phase) for phase in training.phases],
+        "training": {
+            "epochs": config.trainer.epochs,
+            "batch_size": training.batch_size,
+            "steps_per_epoch": training.steps_per_epoch,
+            "optimizer": config.optim.name,
+            "lr_schedule": config.lr_schedule.name,
+            "label_smoothing": config.loss.label_smoothing,
+            "imbalance": config.imbalance.strategy,
+            "sampler": config.imbalance.sampler,
+            "class_weights": config.imbalance.class_weights,
+            "augment": config.augment.name,
+            "precision": config.trainer.precision,
+            "accelerator": config.trainer.accelerator,
+            "processes": int(config.trainer.devices) * config.trainer.num_nodes,
+            "accumulate": config.trainer.accumulate,
+            "monitor": config.trainer.monitor,
+            "seed": config.seed,
+            "wandb": config.tracking.wandb,
+        },
+        "changed": differences(asked),
+    }
+
+
+def _phase(training: Training, phase: Phase) -> dict[str, Any]:
+    groups = training.module.classifier.groups[: phase.depth]
+    rates = training.rates[: phase.depth]
+    frozen = training.config.model.batch_norm == "frozen"
+    return {
+        "first_epoch": phase.first_epoch + 1,
+        "last_epoch": phase.last_epoch + 1,
+        "depth": phase.depth,
+        "groups": [group.name for group in groups],
+        "parameters": sum(group.num_parameters for group in groups),
+        "lr": {group.name: rate for group, rate in zip(groups, rates, strict=True)},
+        "batch_norm": "frozen" if frozen or phase.depth == 1 else training.config.model.batch_norm,
+    }

@@ -1,0 +1,133 @@
+"""Name the class of each image in a folder."""
+
+import csv
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.build import resolve_accelerator
+from finetune.bundle import load_model
+from finetune.commands.read_data import summary
+from finetune.data.decode import check_image
+from finetune.data.scan import list_images
+from finetune.errors import DataError, RunFolderError
+from finetune.inference.predictor import Predictor
+from finetune.storage import write_text
+from finetune.types import Prediction, Rejected, Reporter, Silent
+
+
+@dataclass(frozen=True, slots=True)
+class PredictResult:
+    """Predictions, and the files that got none.
+
+    Attributes:
+        predictions: One for each readable image.
+        rejected: Files that were left out, with reasons.
+        output: The CSV that was written, if any.
+    """
+
+    predictions: tuple[Prediction, ...]
+    rejected: tuple[Rejected, ...]
+    output: Path | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "num_images": len(self.predictions),
+            "output": None if self.output is None else str(self.output),
+            "predictions": [
+                {
+                    "path": p.path,
+                    "label": p.labels[0],
+                    "probability": p.probabilities[0],
+                    "top": [
+                        {"label": label, "probability": probability}
+                        for label, probability in zip(p.labels, p.probabilities, strict=True)
+                    ],
+                }
+                for p in self.predictions
+            ],
+            "rejected": [asdict(entry) for entry in self.rejected],
+        }
+
+    def as_csv(self) -> str:
+        """Return a row a file: path,label,probability for each rank, and error at the end."""
+        ranks = max((len(p.labels) for p in self.predictions), default=1)
+        columns = [
+            name + ("" if rank == 1 else f"_{rank}")
+            for rank in range(1, ranks + 1)
+            for name in ("label", "probability")
+        ]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["path", *columns, "error"])
+        for p in self.predictions:
+            pairs = zip(p.labels, p.probabilities, strict=True)
+            cells = [cell for label, value in pairs for cell in (label, f"{value:.6f}")]
+            writer.writerow([p.path, *cells, ""])
+        for entry in self.rejected:
+            writer.writerow([entry.path, *[""] * len(columns), entry.reason])
+        return text.getvalue()
+
+
+def predict(
+    model: Path,
+    images: Path,
+    *,
+    output: Path | None = None,
+    top_k: int = 1,
+    device: str = "auto",
+    batch_size: int = 32,
+    reporter: Reporter | None = None,
+) -> PredictResult:
+    """Return the most probable classes of each image below a folder, or of one file.
+
+    Args:
+        model: A run folder, a bundle folder or a checkpoint.
+        images: A folder, searched to any depth, or an image.
+        output: A CSV to write; whole or not at all.
+        top_k: How many classes an image.
+        device: "cpu", "cuda", "mps" or "auto".
+        batch_size: Images at once.
+        reporter: Told of everything.
+
+    Raises:
+        FinetuneError: Anything that the user can mend.
+    """
+    reporter = reporter or Silent()
+    if output is not None and output.is_dir():
+        raise RunFolderError(f"--output {output} is a folder; name a .csv file.")
+    accelerator = resolve_accelerator(device)
+    files, rejected = list_images(images)
+    good, bad = _readable(files, reporter)
+    rejected = [*rejected, *bad]
+    if rejected:
+        reporter.warn(f"{len(rejected)} files without prediction: {summary(rejected)}")
+    if not good:
+        raise DataError(f"No image in {images} can be read: {summary(rejected)}.")
+    predictor = Predictor(load_model(model), device=accelerator, batch_size=batch_size)
+    reporter.start("predicting", len(good))
+    found = tuple(predictor.predict(good, top_k=top_k, on_batch=reporter.advance))
+    reporter.finish()
+    result = PredictResult(found, tuple(rejected), output)
+    if output is not None:
+        write_text(output, result.as_csv())
+    return result
+
+
+def _readable(files: Sequence[Path], reporter: Reporter) -> tuple[list[Path], list[Rejected]]:
+    good: list[Path] = []
+    bad: list[Rejected] = []
+    reporter.start("checking images", len(files))
+    with ThreadPoolExecutor() as pool:
+        for file, reason in zip(files, pool.map(check_image, files), strict=True):
+            if reason is None:
+                good.append(file)
+            else:
+                bad.append(Rejected(file.as_posix(), reason))
+            reporter.advance()
+    reporter.finish()
+    return good, bad

@@ -1,0 +1,1 @@
+"""Models in other people's formats, each compared with the model that was measured."""

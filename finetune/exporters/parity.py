@@ -1,0 +1,81 @@
+"""Does an exported model say the same as the one that was measured?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+
+from finetune.data.decode import decode_image
+from finetune.errors import ModelError
+
+MAX_DIFFERENCE = 1e-3
+"""Largest difference of a probability that another preprocessing code and kernel may make."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far the exported model is from the measured one, over real images.
+
+    Attributes:
+        num_images: Images that were compared.
+        max_difference: Largest difference of a class probability, in [0, 1].
+        same_top_class: Images with the same most probable class.
+    """
+
+    num_images: int
+    max_difference: float
+    same_top_class: int
+
+
+def compare_timm_folder(
+    folder: Path, images: Sequence[Path], *, ours: Tensor, classes: Sequence[str]
+) -> Parity:
+    """Return how a timm folder, used by timm alone, compares with the measured model.
+
+    Args:
+        folder: What was exported.
+        images: Image files, shape (N,).
+        ours: The measured model's probabilities of them, shape (N, K).
+        classes: Class names in index order.
+
+    Raises:
+        ModelError: They differ by more than rounding, or timm reads other class names.
+    """
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+    if list(config["label_names"]) != list(classes):
+        raise ModelError(f"{folder} gives classes {config['label_names']}, not {list(classes)}.")
+    transform = create_transform(
+        **resolve_model_data_config(network),  # type: ignore[no-untyped-call]
+        is_training=False,
+    )
+    with torch.inference_mode():
+        theirs = torch.cat(
+            [network(transform(decode_image(path)).unsqueeze(0)).softmax(1) for path in images]
+        )
+    return checked(theirs, ours, what=str(folder))
+
+
+def checked(theirs: Tensor, ours: Tensor, *, what: str) -> Parity:
+    """Return the comparison of two tables of probabilities, shape (N, K).
+
+    Raises:
+        ModelError: They differ by more than rounding.
+    """
+    parity = Parity(
+        num_images=len(ours),
+        max_difference=float((theirs - ours).abs().max()),
+        same_top_class=int((theirs.argmax(1) == ours.argmax(1)).sum()),
+    )
+    if parity.max_difference > MAX_DIFFERENCE:
+        raise ModelError(
+            f"{what} differs from the measured model by {parity.max_difference:.2g} in a "
+            f"probability (allowed: {MAX_DIFFERENCE:g}); it is not to be used."
+        )
+    return parity

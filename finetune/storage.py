@@ -1,0 +1,140 @@
+"""Files that are whole or absent: written beside their place, synced, moved there in one step."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from finetune.errors import StorageError
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "no space is left on the device",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EFBIG: "the file is larger than is allowed",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EIO: "the device failed",
+}
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that becomes ``path`` when the block ends well.
+
+    Raises:
+        StorageError: The disk is full, read-only or fails; nothing of the file is left behind.
+    """
+    with _disk_errors_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path`` that replaces ``path`` when the block ends well.
+
+    Raises:
+        StorageError: The disk is full, read-only or fails; nothing of the folder is left behind.
+    """
+    with _disk_errors_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            for file in temporary.rglob("*"):
+                _sync(file)
+            if path.is_dir():
+                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+                path.replace(old)
+                temporary.replace(path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all.
+
+    Raises:
+        StorageError: The disk is full, read-only or fails.
+    """
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Point a symbolic link at ``target`` in one step; file systems without links go without."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    with suppress(OSError):
+        temporary.symlink_to(target)
+        if link.is_symlink() or not link.exists():
+            temporary.replace(link)
+        temporary.unlink(missing_ok=True)
+
+
+def explain_disk_error(error: BaseException, path: Path | str) -> StorageError | None:
+    """Return the disk's trouble behind an error of any library, in plain words, or None."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, StorageError):
+            return seen
+        if isinstance(seen, OSError) and seen.errno in _DISK_ERRORS:
+            return _storage_error(path, _DISK_ERRORS[seen.errno])
+        for number, reason in _DISK_ERRORS.items():
+            if f"os error {number}" in str(seen) or f"code: {number}," in str(seen):
+                return _storage_error(path, reason)
+        if "PytorchStreamWriter failed" in str(seen) or "file write failed" in str(seen):
+            return _storage_error(path, "the disk is full or failed")
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _storage_error(path: Path | str, reason: str) -> StorageError:
+    return StorageError(
+        f"Cannot write {path}: {reason}. Free or choose another place (--output); what was "
+        f"written before is whole, and a run goes on with --resume."
+    )
+
+
+@contextmanager
+def _disk_errors_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        explained = explain_disk_error(error, path)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,120 @@
+"""What happens at the borders of epochs: freezing that holds under DDP and resume, and progress."""
+
+import gc
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
+
+from finetune.errors import TrainingError
+from finetune.training.module import ClassificationModule
+from finetune.types import Reporter
+
+
+class Unfreeze(Callback):
+    """Sets the depth of each epoch, and rebuilds the DDP wrapper when it changes.
+
+    DDP reduces the parameters that required gradients when it was built, and no others: layers that
+    thaw later would drift apart in silence (Lightning-AI/pytorch-lightning#20340). The depth is a
+    pure function of the epoch, so that a resumed run needs no state of this callback.
+    """
+
+    def __init__(self) -> None:
+        self._wrapped: set[int] = set()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Freeze before the network is wrapped."""
+        if stage == "fit":
+            _set_depth(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what the wrapper reduces."""
+        self._wrapped = _trainable(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the depth of a resumed epoch, for which the epoch's own hook is passed over."""
+        self._apply(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the depth of the epoch."""
+        self._apply(trainer, pl_module)
+
+    def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _set_depth(trainer, pl_module)
+        strategy = trainer.strategy
+        if not isinstance(strategy, DDPStrategy):
+            return
+        trainable = _trainable(pl_module)
+        if trainable != self._wrapped:
+            strategy.model = pl_module
+            strategy.configure_ddp()
+            gc.collect()
+            self._wrapped = trainable
+        wrapper = strategy.model
+        assert isinstance(wrapper, DistributedDataParallel)
+        reduced = wrapper._get_ddp_logging_data()["num_parameter_tensors"]  # type: ignore[no-untyped-call]
+        if reduced != len(trainable):
+            raise TrainingError(
+                f"DDP reduces {reduced} tensors, but {len(trainable)} train: the processes would "
+                f"drift apart. This is a defect of finetune; please report it."
+            )
+
+
+class Progress(Callback):
+    """Tells a reporter about batches and finished epochs, on rank 0."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the epoch's bar."""
+        if trainer.is_global_zero:
+            total = int(trainer.num_training_batches + sum(trainer.num_val_batches))
+            self.reporter.start(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", total)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Go on by a batch."""
+        if trainer.is_global_zero:
+            self.reporter.advance()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Go on by a batch."""
+        if trainer.is_global_zero:
+            self.reporter.advance()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the last bar."""
+        if trainer.is_global_zero:
+            self.reporter.finish()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """End the bar of the epoch that broke off."""
+        if trainer.is_global_zero:
+            self.reporter.finish()
+
+
+def _set_depth(trainer: Trainer, pl_module: LightningModule) -> None:
+    assert isinstance(pl_module, ClassificationModule)
+    pl_module.classifier.set_depth(pl_module.recipe.depth_at(trainer.current_epoch))
+
+
+def _trainable(pl_module: LightningModule) -> set[int]:
+    return {id(parameter) for parameter in pl_module.parameters() if parameter.requires_grad}

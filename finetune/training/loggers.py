@@ -1,0 +1,200 @@
+"""Where the numbers go: ``metrics.csv`` always, Weights & Biases on request."""
+
+import csv
+import io
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.loggers import Logger, WandbLogger
+
+from finetune.errors import TrackingError
+from finetune.storage import write_text
+from finetune.types import Evaluation, Reporter
+
+_FIRST_COLUMNS = ("epoch", "step", "seconds", "train/loss")
+
+
+class MetricsCsv(Logger):
+    """One row an epoch in ``metrics.csv``; a resumed run replaces the rows that it repeats.
+
+    Args:
+        path: The file; rows that it holds are kept.
+        reporter: Told of each finished row.
+    """
+
+    def __init__(self, path: Path, *, reporter: Reporter) -> None:
+        super().__init__()
+        self.path = path
+        self.reporter = reporter
+        self._rows: dict[int, dict[str, Any]] = _read_rows(path)
+        self._started: int | None = None
+        self._clock = time.monotonic()
+
+    @property
+    def name(self) -> str:
+        """Return what Lightning calls this logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Return nothing: a run has one file."""
+        return ""
+
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
+        """Leave them to ``config.yaml``."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add numbers to the epoch's row; the row is complete with the training loss."""
+        epoch = int(metrics["epoch"]) + 1
+        if self._started is None:
+            self._started = epoch
+            self._rows = {e: row for e, row in self._rows.items() if e < epoch}
+        row = self._rows.setdefault(epoch, {"epoch": epoch})
+        row.update({name: value for name, value in metrics.items() if name != "epoch"})
+        if "train/loss" not in metrics:
+            return
+        now = time.monotonic()
+        row["step"], row["seconds"] = step, round(now - self._clock, 3)
+        self._clock = now
+        write_text(self.path, _as_csv(list(self._rows.values())))
+        self.reporter.epoch(row)
+
+
+def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as stream:
+        return {
+            int(row["epoch"]): {name: value for name, value in row.items() if value != ""}
+            for row in csv.DictReader(stream)
+        }
+
+
+def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = {name: None for row in rows for name in row}
+    columns = [name for name in _FIRST_COLUMNS if name in names]
+    columns += [name for name in names if name not in _FIRST_COLUMNS]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def create_wandb_logger(
+    folder: Path,
+    *,
+    run_id: str,
+    mode: str,
+    project: str,
+    entity: str | None,
+    name: str,
+    tags: Sequence[str],
+    config: Mapping[str, Any],
+) -> WandbLogger:
+    """Return a logger whose W&B run goes on when the same id comes again.
+
+    Args:
+        folder: Where W&B writes its files.
+        run_id: Of the W&B run; kept in the run folder.
+        mode: "offline" or "online".
+        project: W&B project.
+        entity: W&B user or team.
+        name: Shown for the run.
+        tags: Shown for the run.
+        config: The resolved config.
+
+    Raises:
+        TrackingError: W&B refuses, or is not reached.
+    """
+    import wandb
+
+    try:
+        # the logger would start the run itself, but with options that warn on the console
+        run = wandb.init(
+            dir=folder,
+            id=run_id,
+            resume="allow",
+            mode="offline" if mode == "offline" else "online",
+            project=project,
+            entity=entity,
+            name=name,
+            tags=list(tags),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except Exception as error:
+        raise TrackingError(
+            f"Weights & Biases does not start: {error}. Log in with `wandb login`, or use --wandb "
+            f"offline; the run folder {folder} goes on with --resume."
+        ) from error
+    run.config.update(dict(config), allow_val_change=True)  # type: ignore[no-untyped-call]
+    return WandbLogger(experiment=run, log_model=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """The trackers of one run.
+
+    Attributes:
+        csv: Always there.
+        wandb: On request, on rank 0.
+    """
+
+    csv: MetricsCsv
+    wandb: WandbLogger | None = None
+
+    @property
+    def loggers(self) -> list[Logger]:
+        """Return what the trainer writes to."""
+        return [self.csv] if self.wandb is None else [self.csv, self.wandb]
+
+    def finish(
+        self, evaluations: Mapping[str, Evaluation], *, classes: Sequence[str], bundle: Path
+    ) -> None:
+        """Log the final metrics, confusion matrices and the bundle, and end the W&B run.
+
+        Args:
+            evaluations: Split to the best model's evaluation.
+            classes: Class names in index order.
+            bundle: The bundle folder, logged as a model artifact.
+        """
+        if self.wandb is None:
+            return
+        import wandb
+
+        run = self.wandb.experiment
+        for split, evaluation in evaluations.items():
+            _log_results(run, evaluation, split=split, classes=classes)
+        artifact = wandb.Artifact(f"model-{run.id}", type="model")
+        artifact.add_dir(str(bundle))
+        run.log_artifact(artifact, aliases=["best", "latest"])
+        run.finish()
+
+
+def _log_results(run: Any, evaluation: Evaluation, *, split: str, classes: Sequence[str]) -> None:
+    import wandb
+
+    run.summary.update({f"final/{split}/{k}": v for k, v in evaluation.metrics.items()})
+    table = wandb.Table(
+        columns=["actual", "predicted", "images"],
+        data=[
+            [classes[true], classes[predicted], count]
+            for true, row in enumerate(evaluation.confusion)
+            for predicted, count in enumerate(row)
+        ],
+    )
+    chart = wandb.plot_table(
+        "wandb/confusion_matrix/v1",
+        table,
+        {"Actual": "actual", "Predicted": "predicted", "nPredictions": "images"},
+        {"title": f"Confusion matrix ({split})"},
+    )
+    run.log({f"confusion_matrix/{split}": chart})

@@ -1,0 +1,141 @@
+"""The LightningModule: steps, exact metrics, an optimizer that knows every group from step 0."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from finetune.data.dataset import Batch
+from finetune.errors import TrainingError
+from finetune.metrics import evaluate_probabilities
+from finetune.models.classifier import ImageClassifier, normalise
+from finetune.training.gather import gather_rows
+from finetune.training.param_groups import rates_by_group
+from finetune.types import PreprocessSpec
+
+CARD_KEY = "finetune"
+"""Where a checkpoint holds what is needed to use its weights without the run's config."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a classifier is trained, as functions.
+
+    Attributes:
+        criterion: Logits (B, K) and classes (B,) to the mean loss.
+        depth_at: Epoch to unfreeze depth.
+        make_optimizer: Called once, with every parameter.
+        lr_factor: Optimizer steps that are done to the factor of all learning rates.
+        seed: Of dropout; with the epoch and the rank it gives the generator's state.
+    """
+
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    depth_at: Callable[[int], int]
+    make_optimizer: Callable[[ImageClassifier], Optimizer]
+    lr_factor: Callable[[int], float]
+    seed: int
+
+
+class ClassificationModule(LightningModule):
+    """Trains an image classifier and measures it on complete predictions.
+
+    Args:
+        classifier: The network with its layer groups.
+        spec: Preprocessing that the network expects.
+        classes: Class names in index order.
+        recipe: Loss, schedules and optimizer.
+        card: JSON values that go into every checkpoint, so that it can be used alone.
+    """
+
+    def __init__(
+        self,
+        classifier: ImageClassifier,
+        *,
+        spec: PreprocessSpec,
+        classes: Sequence[str],
+        recipe: Recipe,
+        card: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.spec = spec
+        self.classes = tuple(classes)
+        self.recipe = recipe
+        self.card = dict(card)
+        self._loss_sum: Tensor | None = None
+        self._num_batches = 0
+        self._rates: Mapping[str, float] = {}
+        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, K) of uint8 pixels (B, H, W, C)."""
+        pixels = normalise(images, mean=self.spec.mean, std=self.spec.std)
+        logits: Tensor = self.classifier(pixels)
+        return logits.float()
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the epoch's sums; make dropout a function of (seed, epoch, rank)."""
+        self._loss_sum, self._num_batches = None, 0
+        key = (self.recipe.seed * 1_000_003 + self.current_epoch) * 65_537 + self.global_rank
+        torch.manual_seed(key % 2**63)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the mean loss of a batch."""
+        loss = self.recipe.criterion(self(batch["image"]), batch["label"])
+        # summed on the device: reading each value would stop the device at each step
+        self._rates = rates_by_group(self.trainer.optimizers[0])
+        value = loss.detach()
+        self._loss_sum = value if self._loss_sum is None else self._loss_sum + value
+        self._num_batches += 1
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's mean loss over all ranks and the learning rates.
+
+        Raises:
+            TrainingError: The loss is no longer a number.
+        """
+        assert self._loss_sum is not None, "an epoch has at least one batch"
+        mean = self._loss_sum / self._num_batches
+        mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
+        if not math.isfinite(float(mean)):
+            raise TrainingError(
+                f"The training loss is {float(mean)} in epoch {self.current_epoch + 1}: training "
+                f"diverged. Lower optim.lr or optim.backbone_lr_scale; the best epoch before is in "
+                f"checkpoints/best.ckpt."
+            )
+        self.log("train/loss", mean)
+        self.log_dict(dict(self._rates))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the probabilities of a batch with the rows that they belong to."""
+        probabilities = self(batch["image"]).softmax(dim=1)
+        self._rows.append((batch["index"].cpu(), batch["label"].cpu(), probabilities.cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log every metric once, from the predictions of all ranks with each image once."""
+        rows, labels, probabilities = (torch.cat(part) for part in zip(*self._rows, strict=True))
+        self._rows.clear()
+        _, labels, probabilities = gather_rows(rows, labels, probabilities)
+        evaluation = evaluate_probabilities(probabilities, labels, classes=self.classes)
+        self.log_dict({f"val/{name}": value for name, value in evaluation.metrics.items()})
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer with all parameters and its schedule by step."""
+        optimizer = self.recipe.make_optimizer(self.classifier)
+        scheduler = LambdaLR(optimizer, self.recipe.lr_factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the card, so that the weights can be used without the run's config."""
+        checkpoint[CARD_KEY] = self.card

@@ -1,0 +1,186 @@
+"""A Lightning trainer with the defaults that upstream gets silently wrong set right."""
+
+import logging
+import signal
+import warnings
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies import DDPStrategy
+
+from finetune.storage import atomic_file, explain_disk_error
+from finetune.training.datamodule import ImageDataModule
+from finetune.training.module import ClassificationModule
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+_EXPECTED_WARNINGS = (
+    # frozen groups are in eval mode on purpose
+    r".*module\(s\) in eval mode at the start of training.*",
+    # how many workers read is chosen from the cores that there are
+    r".*does not have many workers.*",
+    r".*This DataLoader will create .* worker processes.*",
+    # every rank logs the same number, computed from the gathered predictions
+    r".*It is recommended to use .*sync_dist=True.*",
+    # an epoch may well have fewer steps than the interval
+    r".*The number of training batches .* is smaller than the logging interval.*",
+    # the run folder is made before the trainer, with the config in it
+    r".*Checkpoint directory .* exists and is not empty.*",
+    # a GPU that stays unused is the user's choice
+    r".*GPU available but not used.*",
+    # Lightning's own use of a class that torch renamed
+    r".*LeafSpec.*is deprecated.*",
+)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all; a kill or a full disk leaves the one before."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write beside the file and move it there.
+
+        Raises:
+            StorageError: The disk is full, read-only or fails.
+        """
+        with atomic_file(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+def create_trainer(
+    folder: Path,
+    *,
+    accelerator: str,
+    devices: int,
+    num_nodes: int,
+    precision: str,
+    epochs: int,
+    accumulate: int,
+    gradient_clip: float,
+    deterministic: bool,
+    monitor: str,
+    early_stopping: int | None,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+) -> Trainer:
+    """Return a trainer that keeps ``checkpoints/best.ckpt`` and ``last.ckpt`` in a run folder.
+
+    Args:
+        folder: The run folder.
+        accelerator: "cpu", "cuda" or "mps".
+        devices: Processes a machine.
+        num_nodes: Machines.
+        precision: As Lightning names it.
+        epochs: Last epoch.
+        accumulate: Batches a step.
+        gradient_clip: Largest norm; 0 is no limit.
+        deterministic: Refuse kernels whose results differ.
+        monitor: Validation metric of the best epoch, "val/loss" or one that grows.
+        early_stopping: Epochs without a better one; None never stops.
+        callbacks: Run before the checkpoints are written.
+        loggers: Get every metric.
+    """
+    _be_quiet()
+    mode = "min" if monitor.endswith("loss") else "max"
+    kept: list[Callback] = [*callbacks]
+    if early_stopping is not None:
+        kept.append(
+            EarlyStopping(
+                monitor, patience=early_stopping, mode=mode, check_on_train_epoch_end=True
+            )
+        )
+    # the last checkpoint is written after the best, so that it knows the best score
+    kept += [_keep(folder, "best", monitor=monitor, mode=mode), _keep(folder, "last")]
+    plugins: list[Any] = [WholeCheckpoints()]
+    if SLURMEnvironment.detect():
+        # Lightning would save inside the signal handler, which hangs (Lightning#21406)
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    strategy: Any = "auto"
+    if devices * num_nodes > 1:
+        strategy = DDPStrategy(
+            timeout=COLLECTIVE_TIMEOUT,
+            gradient_as_bucket_view=True,
+            process_group_backend="nccl" if accelerator == "cuda" else "gloo",
+        )
+    return Trainer(
+        default_root_dir=folder,
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=precision,  # type: ignore[arg-type]
+        max_epochs=epochs,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=gradient_clip or None,
+        deterministic=deterministic,
+        callbacks=kept,
+        logger=list(loggers),
+        plugins=plugins,
+        log_every_n_steps=10**9,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def fit(
+    trainer: Trainer,
+    module: ClassificationModule,
+    data: ImageDataModule,
+    *,
+    checkpoint: Path | None,
+) -> None:
+    """Train, from a checkpoint if there is one, and end the process group in good order.
+
+    Raises:
+        KeyboardInterrupt: The user asked for it; Lightning would end the process itself.
+        StorageError: A checkpoint could not be written.
+    """
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    except Exception as error:
+        explained = explain_disk_error(error, trainer.default_root_dir)
+        if explained is None or explained is error:
+            raise
+        raise explained from error
+    if dist.is_available() and dist.is_initialized():
+        # gloo aborts the process when the group is left to the interpreter's exit
+        trainer.strategy.barrier()
+        dist.destroy_process_group()
+
+
+def _keep(folder: Path, name: str, *, monitor: str | None = None, mode: str = "min") -> Callback:
+    return ModelCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename=name,
+        monitor=monitor,
+        mode=mode,
+        save_top_k=1,
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )
+
+
+def _be_quiet() -> None:
+    """Leave the console to the reporter."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in _EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,1 @@
+"""Tests; they mirror finetune/ one to one."""

@@ -1,0 +1,123 @@
+"""What auto stands for, and that nothing else is touched."""
+
+from typing import Any
+
+import pytest
+
+from finetune.config.auto import Facts, auto_values
+from finetune.config.load import build_config, replaced
+from finetune.config.schema import Config
+
+EXPLICIT: dict[str, Any] = {
+    "data.image_size": 32,
+    "data.num_workers": 0,
+    "model.batch_norm": "train",
+    "unfreeze.name": "gradual",
+    "augment.name": "none",
+    "optim.lr": 1e-5,
+    "optim.backbone_lr_scale": 0.5,
+    "optim.layer_decay": 0.9,
+    "trainer.epochs": 77,
+    "trainer.batch_size": 5,
+    "trainer.precision": "16-mixed",
+    "trainer.devices": 3,
+    "trainer.monitor": "loss",
+}
+
+
+def facts(**changes: Any) -> Facts:
+    known: dict[str, Any] = {
+        "class_counts": [50, 50],
+        "pretrained": True,
+        "num_groups": 7,
+        "image_size": 224,
+        "fast_bf16": False,
+        "free_cores": 8,
+    }
+    return Facts(**known | changes)
+
+
+def chosen(assignments: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    return auto_values(build_config({}, assignments=assignments), facts(**changes))
+
+
+def test_explicit_values_are_never_chosen_again() -> None:
+    assert chosen(EXPLICIT) == {}
+    for key, value in EXPLICIT.items():
+        others = chosen({key: value})
+        assert key not in others
+        assert EXPLICIT.keys() - {key} <= others.keys() <= EXPLICIT.keys() | {"unfreeze.params"}
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_chosen_values_are_valid_and_leave_nothing_more_to_choose(pretrained: bool) -> None:
+    config = replaced(Config(), chosen(pretrained=pretrained))
+    assert auto_values(config, facts(pretrained=pretrained)) == {}
+
+
+def test_pretrained_weights_are_spared_and_random_ones_are_not() -> None:
+    keys = ("unfreeze.name", "model.batch_norm", "optim.backbone_lr_scale", "optim.layer_decay")
+    spared, random = chosen(), chosen(pretrained=False)
+    assert [random[key] for key in keys] == ["all", "train", 1.0, 1.0]
+    assert [spared[key] for key in keys[:2]] == ["head_first", "frozen"]
+    assert spared["optim.backbone_lr_scale"] < 1
+    assert spared["optim.layer_decay"] < 1
+    assert "unfreeze.params" not in random
+
+
+def test_the_decay_over_all_groups_is_that_of_five_stages() -> None:
+    assert chosen(num_groups=6)["optim.layer_decay"] == 0.7
+    for num_groups in (7, 14, 26, 50):
+        decay = chosen(num_groups=num_groups)["optim.layer_decay"]
+        # head and stem aside, num_groups - 2 steps lead from the last backbone group to the first
+        assert decay ** (num_groups - 2) == pytest.approx(0.7**4, rel=0.01)
+    assert chosen(num_groups=3)["optim.layer_decay"] == 0.7
+
+
+def test_the_head_trains_alone_for_some_but_not_all_epochs() -> None:
+    for epochs in range(2, 40):
+        params = chosen({"trainer.epochs": epochs})["unfreeze.params"]
+        assert 1 <= params["epochs"] < epochs
+        assert params["epochs"] == pytest.approx(0.3 * epochs, abs=0.5)
+    assert chosen({"trainer.epochs": 1}).get("unfreeze.params", {}) == {}
+
+
+def test_parameters_of_the_schedule_that_the_user_gave_stay() -> None:
+    assert "unfreeze.params" not in chosen({"unfreeze.params": {"epochs": 5}})
+    assert "unfreeze.params" not in chosen({"unfreeze.name": "head_first"})
+
+
+@pytest.mark.parametrize(("num_images", "more"), [(4_999, 0), (5_000, 1), (49_999, 1), (50_000, 2)])
+def test_larger_sets_take_larger_batches_and_fewer_epochs(num_images: int, more: int) -> None:
+    found = chosen(class_counts=[num_images - 10, 10])
+    assert found["trainer.batch_size"] == 32 * 2**more
+    assert found["trainer.epochs"] == [10, 8, 5][more]
+    scratch = chosen(class_counts=[num_images - 10, 10], pretrained=False)
+    assert scratch["trainer.epochs"] == 3 * found["trainer.epochs"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "monitor"),
+    [([50, 50], "accuracy"), ([20, 10], "accuracy"), ([21, 10], "macro_f1"), ([9, 0], "macro_f1")],
+)
+def test_the_monitor_suits_the_class_sizes(counts: list[int], monitor: str) -> None:
+    assert chosen(class_counts=counts)["trainer.monitor"] == monitor
+
+
+@pytest.mark.parametrize(
+    ("free_cores", "processes", "workers"),
+    [(1, 1, 0), (2, 1, 0), (3, 1, 2), (8, 1, 7), (64, 1, 8), (8, 2, 3), (4, 4, 0), (2, 4, 0)],
+)
+def test_workers_leave_a_core_to_each_process(
+    free_cores: int, processes: int, workers: int
+) -> None:
+    found = chosen(free_cores=free_cores, processes_per_node=processes)
+    assert found["data.num_workers"] == workers
+    assert found["trainer.devices"] == processes
+
+
+def test_machine_and_weights_decide_the_rest() -> None:
+    found = chosen(fast_bf16=True, image_size=288)
+    assert (found["trainer.precision"], found["data.image_size"]) == ("bf16-mixed", 288)
+    assert chosen()["trainer.precision"] == "32-true"
+    assert chosen({"optim.name": "sgd"})["optim.lr"] > chosen()["optim.lr"]

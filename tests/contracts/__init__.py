@@ -1,0 +1,1 @@
+"""One parametrised test a table."""

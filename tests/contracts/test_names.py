@@ -1,0 +1,35 @@
+"""The names in the config's schema are the rows of the tables on the floors above."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from finetune.build import IMBALANCE
+from finetune.config import schema
+from finetune.data.augment import AUGMENTATIONS
+from finetune.data.sampler import SAMPLERS
+from finetune.losses import LOSSES
+from finetune.training.lr_schedule import LR_SCHEDULES
+from finetune.training.unfreeze import UNFREEZE
+
+
+@pytest.mark.parametrize(
+    ("names", "table"),
+    [
+        pytest.param(schema.SAMPLER_NAMES, SAMPLERS, id="SAMPLERS"),
+        pytest.param(schema.AUGMENT_NAMES, AUGMENTATIONS, id="AUGMENTATIONS"),
+        pytest.param(schema.LOSS_NAMES, LOSSES, id="LOSSES"),
+        pytest.param(schema.UNFREEZE_NAMES, UNFREEZE, id="UNFREEZE"),
+        pytest.param(schema.LR_SCHEDULE_NAMES, LR_SCHEDULES, id="LR_SCHEDULES"),
+        pytest.param(schema.IMBALANCE_NAMES, IMBALANCE, id="IMBALANCE"),
+    ],
+)
+def test_the_names_are_the_rows_of_the_table(
+    names: Sequence[str], table: Mapping[str, Any]
+) -> None:
+    assert list(names) == list(table)
+
+
+def test_every_imbalance_strategy_names_a_sampler_that_is() -> None:
+    assert {strategy.sampler for strategy in IMBALANCE.values()} <= SAMPLERS.keys()

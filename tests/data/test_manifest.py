@@ -1,0 +1,142 @@
+"""The manifest: classes, splits, and its way through CSV."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from finetune.data.manifest import (
+    Manifest,
+    build_manifest,
+    labelled_with,
+    read_manifest,
+    write_manifest,
+    write_rejected,
+)
+from finetune.data.scan import scan
+from finetune.errors import DataError
+from finetune.types import Rejected, Sample, Split
+
+TRAIN, VAL, TEST = Split.TRAIN, Split.VAL, Split.TEST
+ROOT = Path("/data")
+
+
+def build(samples: list[Sample], *, test_fraction: float = 0.0, seed: int = 0) -> Manifest:
+    return build_manifest(ROOT, samples, val_fraction=0.25, test_fraction=test_fraction, seed=seed)
+
+
+def some(label: str, count: int, split: Split | None = None) -> list[Sample]:
+    return [Sample(f"{split}/{label}/{i}.png", label, split) for i in range(count)]
+
+
+CATS_AND_DOGS = [*some("cat", 3, TRAIN), *some("dog", 3, TRAIN)]
+
+
+def test_a_scanned_folder_becomes_a_manifest_with_every_image_once(photos: Path) -> None:
+    found = scan(photos)
+    manifest = build_manifest(
+        found.root, found.samples, val_fraction=0.25, test_fraction=0.25, seed=0
+    )
+    assert manifest.classes == ("cat", "dog")
+    assert sorted(s.path for s in manifest.samples) == sorted(s.path for s in found.samples)
+    by_split = {split: manifest.of(split) for split in Split}
+    assert sum(len(part) for part in by_split.values()) == 10
+    for split, part in by_split.items():
+        assert {s.split for s in part} == {split}
+        assert manifest.class_counts(split) == [
+            sum(s.label == name for s in part) for name in ("cat", "dog")
+        ]
+        assert [manifest.classes[i] for i in manifest.labels(part)] == [s.label for s in part]
+        assert all(path.is_file() for path in manifest.paths(part))
+
+
+def test_given_splits_are_kept() -> None:
+    samples = [*some("b", 3, TRAIN), *some("a", 2, TRAIN), *some("a", 1, VAL), *some("b", 1, TEST)]
+    manifest = build(samples, test_fraction=0.5)
+    assert manifest.classes == ("a", "b")
+    assert manifest.samples == tuple(samples)
+
+
+def test_a_missing_validation_split_is_drawn_from_train_and_a_given_test_kept() -> None:
+    samples = [*some("a", 8, TRAIN), *some("b", 8, TRAIN), *some("a", 2, TEST)]
+    manifest = build(samples, test_fraction=0.5)
+    assert manifest.of(TEST) == some("a", 2, TEST)
+    assert manifest.class_counts(VAL) == [2, 2]
+    assert {s.path for s in manifest.of(VAL)} < {s.path for s in samples if s.split is TRAIN}
+
+
+def test_groups_reach_the_split_and_the_manifest() -> None:
+    samples = [
+        Sample(f"{label}{i}.png", label, None, f"g{i // 3}") for label in "ab" for i in range(12)
+    ]
+    manifest = build(samples)
+    held_out = {s.group for s in manifest.of(VAL)}
+    assert held_out
+    assert held_out.isdisjoint(s.group for s in manifest.of(TRAIN))
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (
+            [*CATS_AND_DOGS, *some("dgo", 1, VAL)],
+            r"'dgo' is in the val split \(val/dgo/0\.png\) but not in train\. Did you mean 'dog'\?",
+        ),
+        ([*CATS_AND_DOGS, *some("x", 1, TEST)], "'x' is in the test split"),
+        (some("cat", 9), "holds one class, 'cat'; a classifier needs at least two"),
+        ([], "holds no readable training image"),
+        ([*some("cat", 3, TRAIN), *some("dog", 1)], r"None/dog/0\.png has no split"),
+        ([*some("cat", 3, VAL), *some("dog", 3, VAL)], "has no train split"),
+        ([*some("cat", 3), *some("dog", 1)], r"Class too small to split: 'dog' \(1\)"),
+    ],
+)
+def test_labels_that_cannot_be_trained_on_are_refused(samples: list[Sample], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        build(samples)
+
+
+def test_written_and_read_it_is_the_same(tmp_path: Path) -> None:
+    samples = (
+        Sample('a, "b"/ü 🐈.png', "crème, brûlée", TRAIN, "g, 1"),
+        Sample("line\nbreak.png", "猫", VAL),
+        Sample("猫.png", "猫", TRAIN),
+        Sample("/far/away.png", "猫", TEST, '"'),
+    )
+    manifest = Manifest(ROOT, ("crème, brûlée", "猫"), samples)
+    file = tmp_path / "manifest.csv"
+    file.write_text(write_manifest(manifest), encoding="utf-8", newline="")
+    assert read_manifest(file, root=ROOT) == manifest
+    assert manifest.paths(samples)[3] == Path("/far/away.png")
+
+
+def test_rejected_files_are_written_as_csv() -> None:
+    rejected = [Rejected("a, b.png", 'not "an" image'), Rejected("ü.jpg", "truncated")]
+    rows = list(csv.DictReader(io.StringIO(write_rejected(rejected))))
+    assert rows == [{"path": entry.path, "reason": entry.reason} for entry in rejected]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label\na.png,cat\n",
+        "path,label,split,group\na.png,cat,trian,\n",
+        "path,label,split,group\na.png,cat\n",
+        'path,label,split,group\n"' + "x" * 200_000,
+        "path,label,split,group\n",
+        "",
+        None,
+    ],
+)
+def test_a_missing_or_damaged_manifest_says_so(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "manifest.csv"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"manifest\.csv is missing or damaged .*start a new one"):
+        read_manifest(file, root=ROOT)
+
+
+def test_labels_that_the_model_does_not_know_are_named() -> None:
+    labelled_with(some("cat", 2), ["cat", "dog"])
+    with pytest.raises(DataError, match=r"Unknown class 'cta', 'emu': .* Did you mean 'cat'\?"):
+        labelled_with([*some("emu", 2), *some("cta", 1)], ["cat", "dog"])

@@ -1,0 +1,402 @@
+"""Whatever is asked for is loaded whole and proved, or refused with the remedy."""
+
+import json
+import re
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+from finetune.errors import ModelError
+from finetune.models.backbone import Network, create_network, is_pretrained, read_state_dict
+from tests.networks import changed, randomise, snapshot
+
+State = dict[str, Tensor]
+NAME = "test_resnet"
+REAL_WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
+
+
+@pytest.fixture(scope="module")
+def reference() -> nn.Module:
+    """Return timm's own network with 10 classes, whose weights no seed gives."""
+    network: nn.Module = timm.create_model(NAME, num_classes=10)
+    randomise(network)
+    return network
+
+
+@pytest.fixture
+def state(reference: nn.Module) -> State:
+    return snapshot(reference)
+
+
+def _save(state: Mapping[str, Any], path: Path) -> str:
+    torch.save(dict(state), path)
+    return str(path)
+
+
+def _load(weights: str, **options: Any) -> Network:
+    return create_network(NAME, **{"num_classes": 3, "weights": weights, **options})
+
+
+def _assert_loaded(network: Network, state: Mapping[str, Tensor], *, head: str = "fc") -> None:
+    """Check every tensor of the backbone against the file, and the report against a count."""
+    ours = network.module.state_dict()
+    backbone = [name for name in ours if not name.startswith(f"{head}.")]
+    for name in backbone:
+        assert torch.equal(ours[name], state[name].to(ours[name].dtype)), name
+    sizes = [p.numel() for n, p in network.module.named_parameters() if n in set(backbone)]
+    assert network.report.num_loaded == network.report.num_parameters == sum(sizes)
+    assert network.report.share == 1
+    assert network.report.missing == ()
+
+
+FORMATS: Mapping[str, Callable[[State, Path], object]] = {
+    "plain.pth": lambda state, path: torch.save(state, path),
+    "old.pt": lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False),
+    "plain.safetensors": lambda state, path: save_file(state, path),
+    "nested.pth": lambda state, path: torch.save({"epoch": 3, "state_dict": state}, path),
+    "parallel.bin": lambda state, path: torch.save(
+        {"module." + name: value for name, value in state.items()}, path
+    ),
+    "both.pth": lambda state, path: torch.save(
+        {"state_dict": {"module." + name: value for name, value in state.items()}}, path
+    ),
+    "averaged.pth": lambda state, path: torch.save(
+        {"state_dict": {n: torch.zeros_like(v) for n, v in state.items()}, "state_dict_ema": state},
+        path,
+    ),
+}
+
+
+@pytest.mark.parametrize("file", FORMATS)
+def test_a_local_file_fills_the_backbone(file: str, state: State, tmp_path: Path) -> None:
+    path = tmp_path / file
+    FORMATS[file](state, path)
+    network = _load(str(path))
+    _assert_loaded(network, state)
+    assert network.report.source == str(path)
+
+
+def test_half_precision_becomes_full(state: State, tmp_path: Path) -> None:
+    half = {n: v.half() if v.is_floating_point() else v for n, v in state.items()}
+    network = _load(_save(half, tmp_path / "w.pth"))
+    _assert_loaded(network, half)
+    assert {p.dtype for p in network.module.parameters()} == {torch.float32}
+
+
+def test_the_classifier_starts_at_zero_even_if_the_file_has_as_many_classes(
+    state: State, tmp_path: Path
+) -> None:
+    network = _load(_save(state, tmp_path / "w.pth"), num_classes=10)
+    _assert_loaded(network, state)
+    assert state["fc.weight"].any()
+    assert not any(p.any() for p in network.module.fc.parameters())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("num_classes", [3, 1000])  # 1000: as many as the default config says
+def test_a_file_without_a_classifier_is_enough(
+    num_classes: int, state: State, tmp_path: Path
+) -> None:
+    backbone = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    network = _load(_save(backbone, tmp_path / "w.pth"), num_classes=num_classes)
+    _assert_loaded(network, state)
+
+
+def test_positions_are_resampled_to_the_image_size(tmp_path: Path) -> None:
+    reference = timm.create_model("test_vit", num_classes=10)
+    path = _save(reference.state_dict(), tmp_path / "vit.pth")
+    network = create_network("test_vit", num_classes=3, weights=path, image_size=64)
+    assert network.report.share == 1
+    assert network.spec.input_size == (3, 64, 64)
+    assert network.module(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+    block = "blocks.0.attn.qkv.weight"
+    assert torch.equal(network.module.get_parameter(block), reference.get_parameter(block))
+
+
+def _timm_folder(network: nn.Module, folder: Path) -> str:
+    save_for_hf(network, str(folder), safe_serialization=True)
+    return str(folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, state: State) -> Path:
+    """Return a timm folder whose preprocessing differs from the architecture's default."""
+    overlay = {
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.4, 0.5, 0.6),
+        "input_size": (3, 96, 96),
+        "interpolation": "bilinear",
+        "crop_pct": 0.8,
+        "crop_mode": "squash",
+    }
+    network = timm.create_model(NAME, num_classes=10, pretrained_cfg_overlay=overlay)
+    network.load_state_dict(state)
+    _timm_folder(network, tmp_path / "timm")
+    return tmp_path / "timm"
+
+
+def test_a_timm_folder_brings_its_preprocessing(folder: Path, state: State) -> None:
+    network = _load(str(folder))
+    _assert_loaded(network, state)
+    spec = network.spec
+    assert (spec.mean, spec.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert (spec.input_size, spec.interpolation) == ((3, 96, 96), "bilinear")
+    assert (spec.crop_pct, spec.crop_mode) == (0.8, "squash")
+
+
+def test_the_user_overrides_the_folders_preprocessing(folder: Path) -> None:
+    spec = _load(str(folder), pretrained_cfg={"mean": (0.7, 0.8, 0.9)}, image_size=80).spec
+    assert (spec.mean, spec.std) == ((0.7, 0.8, 0.9), (0.4, 0.5, 0.6))
+    assert spec.input_size == (3, 80, 80)
+
+
+def test_a_run_folder_is_its_bundle(folder: Path, state: State) -> None:
+    run = folder.parent / "run"
+    run.mkdir()
+    folder.rename(run / "bundle")
+    _assert_loaded(_load(str(run)), state)
+
+
+def test_a_folder_with_pickled_weights_loads(folder: Path, state: State) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    _assert_loaded(_load(str(folder)), state)
+
+
+def test_a_bundle_of_another_architecture_is_refused(folder: Path) -> None:
+    message = f"holds weights of '{NAME}', but the backbone is 'test_vit'.*--backbone {NAME}"
+    with pytest.raises(ModelError, match=message):
+        create_network("test_vit", num_classes=3, weights=str(folder))
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", "3"])
+def test_a_folder_without_a_usable_config_is_refused(folder: Path, content: str | None) -> None:
+    config = folder / "config.json"
+    config.unlink() if content is None else config.write_text(content)
+    with pytest.raises(ModelError, match=r"is no timm folder: config\.json is missing or damaged"):
+        _load(str(folder))
+
+
+def test_a_folder_without_weights_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"holds no model\.safetensors"):
+        _load(str(folder))
+
+
+@pytest.mark.parametrize("prefix", ["encoder.", "model."])
+def test_a_prefixed_file_is_refused_with_the_share(
+    prefix: str, state: State, tmp_path: Path
+) -> None:
+    prefixed = {prefix + name: value for name, value in state.items()}
+    path = _save({"state_dict": prefixed}, tmp_path / "w.ckpt")
+    message = rf"Only 0\.0% .*'conv1\.0\.weight'.*look like '{prefix}conv1\.0\.weight'.*prefix"
+    with pytest.raises(ModelError, match=message):
+        _load(path)
+
+
+def test_a_file_of_a_shallower_network_is_refused(
+    reference: nn.Module, state: State, tmp_path: Path
+) -> None:
+    deeper = timm.create_model(NAME, layers=(1, 1, 1, 3))
+    total = sum(p.numel() for n, p in deeper.named_parameters() if not n.startswith("fc."))
+    found = sum(p.numel() for n, p in reference.named_parameters() if not n.startswith("fc."))
+    assert found < total
+    path = _save(state, tmp_path / "w.pth")
+    message = rf"Only {re.escape(f'{found / total:.1%}')} of .*'layer4\.1\.conv1\.weight'"
+    with pytest.raises(ModelError, match=message):
+        _load(path, kwargs={"layers": (1, 1, 1, 3)})
+
+
+def test_a_file_with_other_shapes_is_refused(state: State, tmp_path: Path) -> None:
+    state["layer1.0.conv1.weight"] = torch.zeros(1, 2, 3, 3)
+    path = _save(state, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=rf"does not fit '{NAME}': size mismatch.*--backbone"):
+        _load(path)
+
+
+def test_missing_batch_norm_statistics_are_refused(state: State, tmp_path: Path) -> None:
+    kept = {name: value for name, value in state.items() if "running_" not in name}
+    path = _save(kept, tmp_path / "w.pth")
+    with pytest.raises(
+        ModelError, match=r"w\.pth lacks BatchNorm statistics, first '[\w.]+\.running_mean'"
+    ):
+        _load(path)
+
+
+def test_the_batch_counters_of_old_files_may_be_missing(state: State, tmp_path: Path) -> None:
+    kept = {name: value for name, value in state.items() if "num_batches" not in name}
+    assert len(kept) < len(state)
+    assert _load(_save(kept, tmp_path / "w.pth")).report.share == 1
+
+
+class _Trap:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.mkdir, (self.marker,)
+
+
+def test_code_in_a_pickle_is_refused_and_not_run(state: State, tmp_path: Path) -> None:
+    marker = tmp_path / "code was run"
+    path = _save({**state, "extra": _Trap(marker)}, tmp_path / "w.pth")
+    with pytest.raises(
+        ModelError, match=r"w\.pth is damaged or holds more than tensors, so it is not opened"
+    ):
+        _load(path)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)  # the trap works
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_damaged_files_are_refused(name: str, state: State, tmp_path: Path) -> None:
+    path = tmp_path / name
+    FORMATS["plain." + path.suffix[1:]](state, path)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"no weights at all"):
+        path.write_bytes(content)
+        with pytest.raises(
+            ModelError, match=rf"{path.name} (cannot be read as weights|is damaged)"
+        ):
+            read_state_dict(path)
+
+
+@pytest.mark.parametrize("content", [[torch.ones(2)], {"epoch": 3}, {}, torch.ones(2)])
+def test_a_file_without_a_state_dict_is_refused(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"w\.pth holds no state dict"):
+        read_state_dict(tmp_path / "w.pth")
+
+
+def test_weights_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"The weights nowhere\.pth do not exist.*'random'"):
+        _load("nowhere.pth")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ("resnet5O", r"Unknown backbone 'resnet5O'\. Did you mean 'resnet50'\?"),
+        ("googlnet", r"Did you mean 'googlenet'\?"),
+        ("resnet50.a1_in1", r"'resnet50' has no weights named 'a1_in1'\..*'resnet50\.a1_in1k'\?"),
+        (
+            "local-dir:runs/x",
+            r"name the architecture with --backbone and the folder with --weights",
+        ),
+    ],
+)
+def test_an_unknown_backbone_is_refused(backbone: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        create_network(backbone, num_classes=3, weights="random")
+
+
+def test_arguments_that_the_network_does_not_take_are_refused() -> None:
+    with pytest.raises(ModelError, match=rf"'{NAME}' does not take model\.kwargs.*'wings'"):
+        _load("random", kwargs={"wings": 2})
+
+
+def test_a_network_that_does_not_read_rgb_is_refused() -> None:
+    with pytest.raises(ModelError, match="reads 1 channels, but images are read as RGB"):
+        _load("random", kwargs={"in_chans": 1})
+    with pytest.raises(ModelError, match="reads 4 channels, but images are read as RGB"):
+        _load("random", pretrained_cfg={"input_size": (4, 64, 64)})
+
+
+def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = _load("random", seed=1)
+    assert torch.equal(torch.rand(3), expected)
+    again, other = _load("random", seed=1), _load("random", seed=2)
+    assert not changed(snapshot(first.module), again.module)
+    assert "conv1.0.weight" in changed(snapshot(first.module), other.module)
+
+
+def test_random_weights_are_reported_as_none() -> None:
+    report = _load("random").report
+    assert (report.source, report.num_loaded) == ("random", 0)
+    assert report.num_parameters > 0
+    assert [is_pretrained(w) for w in ("random", "hub", "a.pth")] == [False, True, True]
+
+
+def test_loading_leaves_no_copy_of_the_weights_behind(state: State, tmp_path: Path) -> None:
+    original = nn.Module.load_state_dict
+    module = _load(_save(state, tmp_path / "w.pth")).module
+    cfg: Mapping[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
+    assert not any(isinstance(value, dict | Tensor) for value in cfg.values())
+    assert cfg["num_classes"] == module.num_classes == 3
+    json.dumps(cfg)
+    assert nn.Module.load_state_dict is original
+
+
+def test_drop_rate_reaches_the_network() -> None:
+    assert _load("random", drop_rate=0.3).module.drop_rate == 0.3
+
+
+def test_an_unreachable_hub_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_address(*args: Any, **kwargs: Any) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", no_address)
+    with pytest.raises(ModelError, match=r"'googlenet' lie on download\.pytorch\.org.*--weights"):
+        create_network("googlenet", num_classes=3)
+    with pytest.raises(ModelError, match=r"'resnet18' lie on huggingface\.co.*--weights random"):
+        create_network("resnet18", num_classes=3)
+
+
+def test_what_the_hub_left_in_the_cache_is_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The whole way of hub weights, with the file where torch.hub would have put it."""
+    state = snapshot(timm.create_model("googlenet"))
+    cfg = timm.get_pretrained_cfg("googlenet")
+    assert cfg is not None
+    file = tmp_path / "hub" / "checkpoints" / Path(str(cfg.url)).name
+    file.parent.mkdir(parents=True)
+    torch.save(state, file)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    network = create_network("googlenet", num_classes=3)
+    _assert_loaded(network, state)
+    assert network.report.source == "hub (googlenet)"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "file", "head", "options"),
+    [
+        ("resnet18", "resnet18-82c76769.pth", "fc", {}),
+        ("resnet50", "resnet50-e1ca79ee.pth", "fc", {}),
+        (
+            "mobilenetv2_100",
+            "mobilenetv2_100-f803422a.pth",
+            "classifier",
+            {
+                "kwargs": {"pad_type": "same"},
+                "pretrained_cfg": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+            },
+        ),
+    ],
+)
+def test_real_weights_load(backbone: str, file: str, head: str, options: Mapping[str, Any]) -> None:
+    path = REAL_WEIGHTS / file
+    if not path.is_file():
+        pytest.skip(f"{path} is not on this machine")
+    network = create_network(backbone, num_classes=2, weights=str(path), **options)
+    _assert_loaded(network, torch.load(path, weights_only=True), head=head)
+    expected = options.get("pretrained_cfg", {}).get("mean", (0.485, 0.456, 0.406))
+    assert network.spec.mean == expected

@@ -1,0 +1,91 @@
+"""Layer groups of networks whose right groups are known by hand."""
+
+from typing import Any
+
+import pytest
+import timm
+from torch import Tensor, nn
+
+from finetune.errors import ModelError
+from finetune.models.groups import classifier_parameters, layer_groups, module_groups
+
+
+class Handmade(nn.Module):
+    """A network whose matcher cuts a BatchNorm off and puts fc6 beside the classifier."""
+
+    def __init__(self, *, matcher: bool = True) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.act = nn.ReLU()
+        self.body = nn.Conv2d(4, 4, 1)
+        self.drop = nn.Dropout(0.1)
+        self.head = nn.ModuleDict({"fc6": nn.Linear(4, 6), "relu": nn.ReLU()})
+        self.head["fc"] = nn.Linear(6, 2)
+        if matcher:
+            self.group_matcher = self._matcher
+
+    @staticmethod
+    def _matcher(coarse: bool = False) -> dict[str, Any]:
+        assert coarse
+        return {"a": r"^stem", "b": r"^norm", "c": r"^body", "d": r"^head"}
+
+    def get_classifier(self) -> nn.Module:
+        return self.head["fc"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+HANDMADE_GROUPS = [
+    ("head", ("head.fc.weight", "head.fc.bias"), 14),
+    ("head.fc6", ("head.fc6.weight", "head.fc6.bias"), 30),
+    ("body", ("body.weight", "body.bias"), 20),
+    ("stem", ("stem.weight", "stem.bias", "norm.weight", "norm.bias"), 24),
+]
+
+
+def test_a_cut_off_norm_joins_its_convolution_and_fc6_leaves_the_head() -> None:
+    groups = layer_groups(Handmade())
+    assert [(g.name, g.parameters, g.num_parameters) for g in groups] == HANDMADE_GROUPS
+
+
+def test_without_a_matcher_the_top_level_modules_are_groups() -> None:
+    groups = layer_groups(Handmade(matcher=False))
+    assert [(g.name, g.parameters, g.num_parameters) for g in groups] == HANDMADE_GROUPS
+
+
+def test_a_module_without_parameters_goes_with_those_before_it() -> None:
+    network = Handmade()
+    found = module_groups(network, layer_groups(network))
+    expected = {
+        "": {0, 1, 2, 3},
+        "stem": {3},
+        "norm": {3},
+        "act": {3},
+        "body": {2},
+        "drop": {2},
+        "head": {0, 1},
+        "head.fc6": {1},
+        "head.relu": {1},
+        "head.fc": {0},
+    }
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
+def test_fc6_and_fc7_of_a_vgg_are_the_last_backbone_group(name: str) -> None:
+    groups = layer_groups(timm.create_model(name, num_classes=2, mlp_ratio=0.02))
+    layers = ("pre_logits.fc1", "pre_logits.fc2")
+    assert groups[1].parameters == tuple(f"{m}.{p}" for m in layers for p in ("weight", "bias"))
+
+
+def test_both_classifiers_of_a_distilled_vit_are_the_head() -> None:
+    network = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=2, depth=1)
+    heads = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+    assert classifier_parameters(network) == heads
+
+
+def test_a_network_without_a_classifier_is_refused() -> None:
+    with pytest.raises(ModelError, match="ResNet has no linear classifier"):
+        layer_groups(timm.create_model("test_resnet", num_classes=0))

@@ -1,0 +1,36 @@
+"""The exception tree."""
+
+import builtins
+import re
+
+import pytest
+
+from finetune import errors
+from finetune.errors import FinetuneError
+
+TREE = dict(re.findall(r"^[├└─ ]*(\w+Error) +(\d+)", errors.__doc__ or "", re.MULTILINE))
+CLASSES = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, FinetuneError)
+}
+
+
+def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
+    assert {name: str(kind.exit_code) for name, kind in CLASSES.items()} == TREE
+
+
+def test_exit_codes_differ_and_none_means_success() -> None:
+    codes = [kind.exit_code for kind in CLASSES.values()] + [errors.INTERRUPTED_EXIT_CODE]
+    assert len(set(codes)) == len(codes)
+    assert 0 not in codes
+
+
+@pytest.mark.parametrize("name", sorted(set(CLASSES) - {"FinetuneError"}))
+def test_an_error_is_caught_as_ours_and_as_the_matching_built_in(name: str) -> None:
+    kind = CLASSES[name]
+    built_in = kind.__bases__[1]
+    assert getattr(builtins, built_in.__name__) is built_in
+    for caught in (FinetuneError, built_in):
+        with pytest.raises(caught, match=r"^mend it$"):
+            raise kind("mend it")

@@ -1,0 +1,118 @@
+"""Every metric against scikit-learn."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as reference
+from torch import Tensor
+
+from finetune.metrics import evaluate_probabilities
+from finetune.types import Evaluation
+
+K = 8
+ABSENT, NEVER_PREDICTED, UNKNOWN = 5, 6, 7  # the last is neither present nor predicted
+CLASSES = [f"class {k}" for k in range(K)]
+
+
+def _random(seed: int, size: int = 200) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(size, K, generator=generator)
+    logits[:, [NEVER_PREDICTED, UNKNOWN]] -= 20
+    target = torch.randint(K - 1, (size,), generator=generator)
+    target[target == ABSENT] = 0
+    return logits.softmax(1), target
+
+
+@pytest.fixture(params=[0, 1, 2])
+def case(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor, Evaluation]:
+    probabilities, target = _random(request.param)
+    return probabilities, target, evaluate_probabilities(probabilities, target, classes=CLASSES)
+
+
+def test_numbers_are_scikit_learns(case: tuple[Tensor, Tensor, Evaluation]) -> None:
+    probabilities, target, found = case
+    predicted = probabilities.argmax(1)
+    occurring = sorted(set(target.tolist()) | set(predicted.tolist()))
+    present = sorted(set(target.tolist()))
+    recall = reference.recall_score(
+        target, predicted, labels=present, average="macro", zero_division=0
+    )
+    doubles = probabilities.double().numpy()
+    expected = {
+        "loss": reference.log_loss(
+            target, doubles / doubles.sum(1, keepdims=True), labels=list(range(K))
+        ),
+        "accuracy": reference.accuracy_score(target, predicted),
+        "balanced_accuracy": recall,
+        "macro_f1": reference.f1_score(target, predicted, labels=occurring, average="macro"),
+        "top5_accuracy": reference.top_k_accuracy_score(
+            target, probabilities, k=5, labels=list(range(K))
+        ),
+    }
+    assert found.num_images == len(target)
+    assert found.metrics == pytest.approx(expected, abs=1e-6)
+
+
+def test_balanced_accuracy_is_scikit_learns_where_all_that_is_predicted_is_present() -> None:
+    probabilities, _ = _random(4)
+    predicted = probabilities.argmax(1)
+    target = torch.where(torch.arange(len(predicted)) % 3 == 0, predicted.flip(0), predicted)
+    found = evaluate_probabilities(probabilities, target, classes=CLASSES)
+    expected = reference.balanced_accuracy_score(target, predicted)
+    assert found.metrics["balanced_accuracy"] == pytest.approx(expected)
+
+
+def test_classes_are_scikit_learns_and_none_where_undefined(
+    case: tuple[Tensor, Tensor, Evaluation],
+) -> None:
+    probabilities, target, found = case
+    predicted = probabilities.argmax(1)
+    columns = reference.precision_recall_fscore_support(
+        target, predicted, labels=list(range(K)), zero_division=np.nan
+    )
+    for k, (stats, p, r, f, n) in enumerate(zip(found.per_class, *columns, strict=True)):
+        assert (stats.name, stats.support) == (CLASSES[k], n)
+        assert stats.predicted == int((predicted == k).sum())
+        for value, expected in ((stats.precision, p), (stats.recall, r), (stats.f1, f)):
+            assert value == (None if math.isnan(expected) else pytest.approx(expected))
+    absent, never, unknown = (found.per_class[k] for k in (ABSENT, NEVER_PREDICTED, UNKNOWN))
+    assert (absent.recall, absent.precision, absent.f1) == (None, 0, 0)
+    assert (never.recall, never.precision, never.f1) == (0, None, 0)
+    assert (unknown.recall, unknown.precision, unknown.f1) == (None, None, None)
+
+
+def test_confusion_is_scikit_learns(case: tuple[Tensor, Tensor, Evaluation]) -> None:
+    probabilities, target, found = case
+    expected = reference.confusion_matrix(target, probabilities.argmax(1), labels=list(range(K)))
+    np.testing.assert_array_equal(np.array(found.confusion), expected)
+
+
+def test_the_order_of_images_does_not_matter() -> None:
+    probabilities, target = _random(9)
+    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(1))
+    one = evaluate_probabilities(probabilities, target, classes=CLASSES)
+    other = evaluate_probabilities(probabilities[order], target[order], classes=CLASSES)
+    assert one.per_class == other.per_class
+    assert one.metrics == pytest.approx(other.metrics)
+
+
+@pytest.mark.parametrize(("num_classes", "expected"), [(2, False), (5, False), (6, True)])
+def test_top5_is_given_where_it_can_fail(num_classes: int, expected: bool) -> None:
+    found = evaluate_probabilities(
+        torch.eye(num_classes), torch.arange(num_classes), classes=CLASSES[:num_classes]
+    )
+    assert ("top5_accuracy" in found.metrics) is expected
+    assert found.metrics["accuracy"] == 1
+
+
+def test_a_certain_mistake_has_a_finite_loss() -> None:
+    found = evaluate_probabilities(torch.eye(2), torch.tensor([1, 0]), classes=CLASSES[:2])
+    assert math.isfinite(found.metrics["loss"])
+    assert found.metrics["accuracy"] == 0
+
+
+def test_no_image_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one image"):
+        evaluate_probabilities(torch.empty(0, 2), torch.empty(0).long(), classes=CLASSES[:2])

@@ -1,0 +1,3 @@
+# `just check` runs what CI runs.
+check:
+    bash .ci/run

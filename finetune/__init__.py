@@ -5,16 +5,12 @@ The verbs of the command line are functions here: ``fit``, ``resume``, ``evaluat
 """
 
 import importlib
-import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from types import ModuleType
 from typing import Any
-
-__version__ = version("finetune")
 
 _LAZY = {
     "fit": "finetune.commands.fit",
@@ -31,31 +27,44 @@ __all__ = ["__version__", *_LAZY]
 
 def __getattr__(name: str) -> Any:
     """Import a verb when it is first used."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("finetune")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'finetune' has no attribute '{name}'")
 
 
-class _AfterTimm(importlib.abc.MetaPathFinder):
+class _AfterTimm:
     """Registers GoogLeNet and AlexNet once timm is imported, whichever comes first.
 
     An exported GoogLeNet loads with ``timm.create_model`` after ``import finetune``, and yet
     importing finetune alone must not import timm and torch.
     """
 
+    def __init__(self) -> None:
+        self._looking = False
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "timm":
+        if fullname != "timm" or self._looking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("timm")
+        self._looking = True
+        try:
+            spec = importlib.util.find_spec("timm")
+        finally:
+            self._looking = False
         if spec is None or spec.loader is None:
             return None
         run_timm = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             run_timm(module)
+            # not before: who merely asks whether timm is installed throws this spec away
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
             importlib.import_module("finetune.models.zoo")
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]

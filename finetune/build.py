@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,9 +18,10 @@ from finetune.data.augment import EvalTransform, train_transform
 from finetune.data.dataset import ImageDataset
 from finetune.data.manifest import Manifest
 from finetune.data.sampler import SAMPLERS, Weights, effective_batch_size
-from finetune.errors import ConfigError, DataError
+from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.lookup import check_params, look_up
 from finetune.losses import LOSSES, balanced_class_weights
+from finetune.machine import free_cores, resolve_accelerator
 from finetune.models.backbone import Network, create_network, is_pretrained
 from finetune.models.classifier import BatchNormMode, ImageClassifier
 from finetune.models.groups import layer_groups
@@ -155,34 +155,6 @@ def build_card(config: Config, manifest: Manifest, network: Network) -> Card:
     )
 
 
-def resolve_accelerator(asked: str) -> str:
-    """Return "cpu", "cuda" or "mps" for what was asked.
-
-    Raises:
-        ConfigError: This machine has no such device.
-    """
-    has = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if asked == "auto":
-        return "cuda" if has["cuda"] else "mps" if has["mps"] else "cpu"
-    if not has[asked]:
-        raise ConfigError(
-            f"trainer.accelerator={asked}: this machine shows no such device. Leave it at auto, or "
-            f"check the driver."
-        )
-    return asked
-
-
-def free_cores() -> int:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _accelerator(config: Config) -> str:
     return resolve_accelerator(config.trainer.accelerator)
 
@@ -302,8 +274,13 @@ def _depth_at(config: Config, num_groups: int) -> Callable[[int], int]:
     def depth_at(epoch: int) -> int:
         try:
             depth: int = schedule(epoch, num_groups, **params)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"unfreeze.params {params}: {error}") from error
+        except FinetuneError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"unfreeze.name={config.unfreeze.name} with unfreeze.params={params} fails in "
+                f"epoch {epoch}: {type(error).__name__}: {error}"
+            ) from error
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= num_groups:
             raise ConfigError(
                 f"unfreeze.name={config.unfreeze.name} gives depth {depth!r} for epoch {epoch}; "
@@ -321,7 +298,9 @@ def _lr_factor(
     num_steps = _number(config.trainer.epochs) * steps_per_epoch
     warmup_steps = round(config.lr_schedule.warmup_fraction * num_steps)
     starts = [phase.first_epoch * steps_per_epoch for phase in schedule]
-    shaped = partial(shape, final_factor=config.lr_schedule.final_factor)
+    params = {"final_factor": config.lr_schedule.final_factor}
+    check_params(shape, params, given=1, setting=f"lr_schedule.name={config.lr_schedule.name}")
+    shaped = partial(shape, **params)
 
     def factor(step: int) -> float:
         return warmed_up(
@@ -397,14 +376,3 @@ def _number(value: int | Literal["auto"]) -> int:
 def _float(value: float | Literal["auto"]) -> float:
     assert value != "auto", "auto is decided before"
     return value
-
-
-def data_path(config: Config) -> Path:
-    """Return the path of the images.
-
-    Raises:
-        ConfigError: None was given.
-    """
-    if config.data.path is None:
-        raise ConfigError("No images: name a folder or a CSV, as in `finetune fit photos/`.")
-    return Path(config.data.path).expanduser()

@@ -63,10 +63,13 @@ class Card:
 
         Raises:
             KeyError: Something is missing.
-            ValueError: A newer release wrote it.
+            RunFolderError: A newer release wrote it.
         """
         if tree["format"] > FORMAT_VERSION:
-            raise ValueError(f"format {tree['format']} is newer than this finetune; upgrade it")
+            raise RunFolderError(
+                f"a newer finetune wrote it (format {tree['format']}, this one reads up to "
+                f"{FORMAT_VERSION}). Upgrade finetune."
+            )
         spec = dict(tree["spec"])
         for key in ("input_size", "mean", "std"):
             spec[key] = tuple(spec[key])
@@ -178,9 +181,13 @@ def _from_bundle(folder: Path) -> ModelBundle:
         card = Card.from_json(tree)
         state = load_file(folder / "model.safetensors")
         return ModelBundle(_network(card, state), card, folder)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (ModelError, RunFolderError) as error:
+        raise type(error)(f"{folder}: {error}") from error
+    except (
+        OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError
+    ) as error:  # fmt: skip
         raise RunFolderError(
-            f"The bundle {folder} is damaged: {error}. Export it again."
+            f"The bundle {folder} is damaged ({_reason(error)}). Export it again."
         ) from error
 
 
@@ -193,11 +200,12 @@ def _from_checkpoint(file: Path) -> ModelBundle:
             for name, value in checkpoint["state_dict"].items()
         }
         return ModelBundle(_network(card, state), card, file)
+    except (ModelError, RunFolderError) as error:
+        raise type(error)(f"{file}: {error}") from error
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunFolderError(
-            f"{file} is no checkpoint that finetune wrote, or it is damaged ({reason}). Name a run "
-            f"folder, a bundle folder or a .ckpt file of a run."
+            f"{file} is no checkpoint that finetune wrote, or it is damaged ({_reason(error)}). "
+            f"Name a run folder, a bundle folder or a .ckpt file of a run."
         ) from error
 
 
@@ -209,6 +217,12 @@ def _network(card: Card, state: Mapping[str, torch.Tensor]) -> nn.Module:
     )
     network.load_state_dict(state)
     return network.eval()
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of a message, which for a missing key is no more than the key."""
+    text = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text or repr(error)
 
 
 def _versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The folder of a run: what lies where, made whole, never taken twice."""
 
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -105,10 +106,14 @@ def create(path: Path, *, config: str, manifest: str, rejected: str) -> RunFolde
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explain_disk_error(error, path) or error from error
-    write_text(run.manifest, manifest)
-    write_text(run.rejected, rejected)
-    # last: a folder with a config is a run that can be resumed
-    write_text(run.config, config)
+    try:
+        write_text(run.manifest, manifest)
+        write_text(run.rejected, rejected)
+        # last: a folder with a config is a run that can be resumed
+        write_text(run.config, config)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
     replace_link(path.parent / "latest", path.name)
     return run
 

@@ -1,10 +1,22 @@
 """Fixtures that several floors share."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import finetune
 from tests.helpers import write_images
+
+if TYPE_CHECKING:  # torch and Lightning are not paid for where one light file is tested
+    from finetune.commands.fit import FitResult
+
+CLASSES = ("bée", "fly", "wasp, red")
+"""The classes of ``insects``, in index order; two have names that files and CSVs may choke on."""
 
 
 @pytest.fixture
@@ -12,3 +24,45 @@ def photos(tmp_path: Path) -> Path:
     """Return a folder of 6 cats and 4 dogs, 12 x 10 pixels each."""
     names = [f"cat/{i}.png" for i in range(6)] + [f"dog/{i}.png" for i in range(4)]
     return write_images(tmp_path / "photos", *names)
+
+
+@pytest.fixture(scope="session")
+def insects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of 16, 12 and 10 images of three colours under noise; never change it."""
+    root = tmp_path_factory.mktemp("data") / "insects"
+    random = np.random.default_rng(7)
+    for number, (name, count) in enumerate(zip(CLASSES, (16, 12, 10), strict=True)):
+        (root / name).mkdir(parents=True)
+        for image in range(count):
+            pixels = random.integers(0, 170, (36, 40, 3))
+            pixels[..., number] += 60
+            file = root / name / f"{name} {image:02}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(file)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(insects: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
+    """Return a finished run of two epochs on ``insects``, with a test split; never change it."""
+    from tests.networks import one_thread
+
+    config = finetune.Config.model_validate(
+        {
+            "data": {"path": str(insects), "image_size": 32, "test_fraction": 0.2},
+            "model": {"backbone": "resnet10t", "weights": "random"},
+            "unfreeze": {"name": "head_first", "params": {"epochs": 1}},
+            "augment": {"name": "none"},
+            "optim": {"lr": 0.01},
+            "trainer": {
+                "epochs": 2,
+                "batch_size": 8,
+                "accelerator": "cpu",
+                "precision": "32-true",
+                "devices": 1,
+            },
+            "output": str(tmp_path_factory.mktemp("runs") / "insects"),
+        }
+    )
+    with one_thread():
+        result: FitResult = finetune.fit(config)
+    return result

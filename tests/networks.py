@@ -35,6 +35,17 @@ def randomise(network: nn.Module, *, seed: int = 0) -> None:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) / 10)
 
 
+def settle(network: nn.Module, images: Tensor) -> None:
+    """Set BatchNorm statistics to those of ``images``; without, deep outputs ignore the image."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+            module.reset_running_stats()
+    with torch.no_grad():
+        network.train()(images)
+    network.eval()
+
+
 def snapshot(network: nn.Module) -> dict[str, Tensor]:
     """Return copies of all parameters and buffers."""
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}

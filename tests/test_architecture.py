@@ -20,7 +20,7 @@ FLOORS = (
     ("build",),
     ("training", "inference", "exporters", "report"),
     ("bundle",),
-    ("data", "models", "losses", "metrics"),
+    ("data", "models", "losses", "metrics", "machine"),
     ("config",),
     ("run_folder",),
     ("storage",),

@@ -47,10 +47,26 @@ def with_rest(epoch: int, num_groups: int, *rest: int) -> None:
     """Stand for a function with arguments that need not be given."""
 
 
-@pytest.mark.parametrize("params", [{"every": 2}, {"every": 2, "step": 3.0}])
-def test_complete_parameters_pass(params: Mapping[str, Any]) -> None:
-    check_params(schedule, params, given=("epoch", "num_groups"), setting="s")
-    check_params(with_rest, {}, given=("epoch", "num_groups"), setting="s")
+def other_names(when: int, size: int, *, every: int) -> None:
+    """Stand for the user's own function, whose leading arguments bear names of its own."""
+
+
+def open_ended(epoch: int, num_groups: int, *, every: int, **more: float) -> None:
+    """Stand for a function that takes any keyword."""
+
+
+@pytest.mark.parametrize(
+    ("function", "params"),
+    [
+        (schedule, {"every": 2}),
+        (schedule, {"every": 2, "step": 3.0}),
+        (with_rest, {}),
+        (other_names, {"every": 2}),
+        (open_ended, {"every": 2, "unheard_of": 1.0}),
+    ],
+)
+def test_complete_parameters_pass(function: Callable[..., Any], params: Mapping[str, Any]) -> None:
+    check_params(function, params, given=2, setting="s")
 
 
 @pytest.mark.parametrize(
@@ -60,10 +76,19 @@ def test_complete_parameters_pass(params: Mapping[str, Any]) -> None:
         (schedule, {"step": 2}, r"unfreeze\.params: parameter 'every' is required"),
         (schedule, {"every": 1, "epoch": 2}, "unknown parameter 'epoch'"),
         (with_rest, {"every": 1}, r"unknown parameter 'every'\. It takes none"),
+        (open_ended, {"unheard_of": 1.0}, "parameter 'every' is required"),
+        (None, {}, r"unfreeze\.params: None is no function"),
+        ("gradual", {}, r"unfreeze\.params: 'gradual' is no function"),
     ],
 )
 def test_wrong_parameters_are_named(
     function: Callable[..., Any], params: Mapping[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_params(function, params, given=("epoch", "num_groups"), setting="unfreeze.params")
+        check_params(function, params, given=2, setting="unfreeze.params")
+
+
+def test_the_number_of_given_arguments_counts_from_the_left() -> None:
+    check_params(schedule, {"num_groups": 3, "every": 1}, given=1, setting="s")
+    with pytest.raises(ConfigError, match="parameter 'num_groups' is required"):
+        check_params(schedule, {"every": 1}, given=1, setting="s")

@@ -85,6 +85,7 @@ class ConsoleReporter:
 
     def plan(self, plan: Mapping[str, Any]) -> None:
         """Print what is about to happen."""
+        self._epoch_columns = ()
         data, model, training = plan["data"], plan["model"], plan["training"]
         images = ", ".join(f"{n} {split}" for split, n in data["images"].items() if n)
         loaded = (

@@ -3,16 +3,17 @@
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.console import ConsoleReporter
 from finetune.errors import INTERRUPTED_EXIT_CODE, ConfigError, FinetuneError
 from finetune.types import Split
+
+if TYPE_CHECKING:
+    from finetune.cli.console import ConsoleReporter
 
 app = typer.Typer(
     name="finetune",
@@ -135,7 +136,7 @@ def _fit(
         raise ConfigError(f"Two data paths, {paths[0]} and {paths[1]}; keep one.")
     if paths:
         flags["data.path"] = ("DATA", paths[0])
-    reporter = ConsoleReporter(json=as_json)
+    reporter = _reporter(json=as_json)
     if resume is not None:
         _refuse_with_resume(file, flags, dry_run=dry_run)
         if paths:
@@ -178,7 +179,7 @@ def _check_data_path(path: str | None) -> None:
     check_path(Path(path).expanduser())
 
 
-def _show_fit(reporter: ConsoleReporter, tree: Mapping[str, Any]) -> None:
+def _show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
     run = tree["run_dir"]
     for split, metrics in tree["metrics"].items():
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
@@ -208,7 +209,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model on labelled images."""
-    reporter = ConsoleReporter(json=as_json)
+    reporter = _reporter(json=as_json)
     chosen = None if split is None else _split(split)
     from finetune.commands.evaluate import evaluate as command
 
@@ -236,7 +237,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Name the class of each image in a folder."""
-    reporter = ConsoleReporter(json=as_json or output is None)
+    reporter = _reporter(json=as_json or output is None)
     from finetune.commands.predict import predict as command
 
     result = command(
@@ -267,7 +268,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Ship a model as a folder that finetune and timm read."""
-    reporter = ConsoleReporter(json=as_json)
+    reporter = _reporter(json=as_json)
     from finetune.commands.export import export as command
 
     result = command(model, output, images=images, reporter=reporter)
@@ -294,7 +295,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Show what fine-tuning gains, on handwritten digits; needs no download."""
-    reporter = ConsoleReporter(json=as_json)
+    reporter = _reporter(json=as_json)
     from finetune.commands.demo import demo as command
 
     result = command(output, reporter=reporter)
@@ -302,10 +303,10 @@ def demo(
     _show(reporter, result.as_json(), lambda tree: _show_demo(reporter, tree))
 
 
-def _show_demo(reporter: ConsoleReporter, tree: Mapping[str, Any]) -> None:
+def _show_demo(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
     run, folder = tree["run_dir"], tree["folder"]
     tuned, scratch = tree["metrics"]["finetuned"], tree["metrics"]["from_scratch"]
-    reporter.note("\nOn test images of 5 to 9 that neither network saw:")
+    reporter.note("\nOn test images of 5 to 9, after the same images and the same epochs:")
     reporter.pairs(
         {
             f"  {name}": f"accuracy {m['accuracy']:.3f}, macro F1 {m['macro_f1']:.3f}"
@@ -356,51 +357,61 @@ def _root(
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; an error is one message, no traceback."""
-    reporter = ConsoleReporter()
     if os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds strings
         sys.path.append(os.getcwd())  # noqa: PTH109 - for names like my_package.module:function
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         command = typer.main.get_command(app)
         code = command.main(args=arguments, prog_name="finetune", standalone_mode=False)
+        if code == INTERRUPTED_EXIT_CODE:
+            raise KeyboardInterrupt  # typer makes a number of it, and says nothing
     except KeyboardInterrupt:
-        reporter.error("stopped by Ctrl-C")
+        _reporter().error("stopped by Ctrl-C")
         return INTERRUPTED_EXIT_CODE
     except FinetuneError as error:
-        _explain(reporter, _own_message(error))
+        _explain(_own_message(error))
         return error.exit_code
     except BrokenPipeError:
         # whoever read the output has seen enough; nothing is left to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        return _foreign_error(reporter, error)
+        return _foreign_error(error, arguments)
     return code if isinstance(code, int) else 0
 
 
-def _foreign_error(reporter: ConsoleReporter, error: Exception) -> int:
+def _foreign_error(error: Exception, arguments: Sequence[str]) -> int:
     """Explain what typer, the disk or a defect of ours raised."""
     if hasattr(error, "format_message"):  # typer's own usage errors, wherever it keeps the class
-        reporter.error(f"{error.format_message()} See: finetune {_verb()} --help")
+        verb = next((f"{word} " for word in arguments if not word.startswith("-")), "")
+        _reporter().error(f"{error.format_message()} See: finetune {verb}--help")
         return ConfigError.exit_code
     from finetune.storage import explain_disk_error
 
     explained = explain_disk_error(error, getattr(error, "filename", None) or "a file")
     if explained is not None:
-        _explain(reporter, str(explained))
+        _explain(str(explained))
         return explained.exit_code
     _explain(
-        reporter,
         f"unexpected {type(error).__name__}: {error}. This is a defect of finetune; please report "
-        f"it with the output of FINETUNE_DEBUG=1 finetune …",
+        f"it with the output of FINETUNE_DEBUG=1 finetune …"
     )
     return 1
 
 
-def _explain(reporter: ConsoleReporter, message: str) -> None:
+def _explain(message: str) -> None:
     if os.environ.get("FINETUNE_DEBUG"):
+        import traceback
+
         traceback.print_exc()
-    reporter.error(message)
+    _reporter().error(message)
+
+
+def _reporter(*, json: bool = False) -> "ConsoleReporter":
+    """Return the console; rich is not imported for a mere --help."""
+    from finetune.cli.console import ConsoleReporter
+
+    return ConsoleReporter(json=json)
 
 
 def _own_message(error: FinetuneError) -> str:
@@ -411,12 +422,8 @@ def _own_message(error: FinetuneError) -> str:
     return text
 
 
-def _verb() -> str:
-    return next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-
-
 def _show(
-    reporter: ConsoleReporter,
+    reporter: "ConsoleReporter",
     tree: dict[str, Any],
     show: Callable[[Mapping[str, Any]], None],
 ) -> None:

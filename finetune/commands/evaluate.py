@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from finetune import run_folder
-from finetune.build import data_path, free_cores, resolve_accelerator
 from finetune.bundle import load_model
-from finetune.commands.read_data import readable_samples
+from finetune.commands.read_data import data_path, readable_samples
 from finetune.config.load import build_config, read_config_file
 from finetune.data.decode import DEFAULT_MAX_PIXELS
 from finetune.data.manifest import Manifest, labelled_with, read_manifest
 from finetune.errors import ConfigError, DataError
 from finetune.inference.evaluation import evaluate_files
 from finetune.inference.predictor import Predictor
+from finetune.machine import free_cores, resolve_accelerator
 from finetune.types import Evaluation, Rejected, Reporter, Sample, Silent, Split
 
 
@@ -65,6 +65,14 @@ class _Images:
     rejected: tuple[Rejected, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What a run was trained on: the folder or CSV that was named, and its images."""
+
+    path: Path
+    manifest: Manifest
+
+
 def evaluate(
     model: Path,
     data: Path | None = None,
@@ -89,9 +97,9 @@ def evaluate(
         FinetuneError: Anything that the user can mend.
     """
     reporter = reporter or Silent()
-    accelerator = resolve_accelerator(device)
+    accelerator = resolve_accelerator(device, setting="--device")
     bundle = load_model(model)
-    own = _own_manifest(model)
+    own = _own_images(model)
     images = _images(model, data, own, split, reporter)
     labelled_with(images.samples, bundle.card.classes)
     _warn_if_trained_on(images, own, reporter)
@@ -115,17 +123,15 @@ def evaluate(
 
 
 def _images(
-    model: Path, data: Path | None, own: Manifest | None, split: Split | None, reporter: Reporter
+    model: Path, data: Path | None, own: _Own | None, split: Split | None, reporter: Reporter
 ) -> _Images:
     if data is None and own is None:
         raise ConfigError(
             f"{model} is no run folder, so it holds no images to evaluate on. Name some: "
             f"finetune evaluate {model} FOLDER."
         )
-    if own is not None and (data is None or _same_data(data, own)):
-        chosen = _held_out(own.samples, split)
-        reporter.note(f"On the {chosen} images that the run held out ({own.root}).")
-        return _Images(own.root, own.of(chosen), chosen)
+    if own is not None and (data is None or data.resolve() == own.path.resolve()):
+        return _own_split(model, own, split, reporter)
     assert data is not None
     samples, root, rejected = readable_samples(
         data, max_pixels=DEFAULT_MAX_PIXELS, reporter=reporter
@@ -137,6 +143,20 @@ def _images(
     chosen = _held_out(samples, split)
     kept = [sample for sample in samples if sample.split is chosen]
     return _Images(root, kept, chosen, tuple(rejected))
+
+
+def _own_split(model: Path, own: _Own, split: Split | None, reporter: Reporter) -> _Images:
+    manifest = own.manifest
+    chosen = _held_out(manifest.samples, split)
+    samples = manifest.of(chosen)
+    gone = [file for file in manifest.paths(samples) if not file.is_file()]
+    if gone:
+        raise DataError(
+            f"{len(gone)} of the run's {len(samples)} {chosen} images are gone, first {gone[0]}. "
+            f"Restore them, or name other images: finetune evaluate {model} FOLDER."
+        )
+    reporter.note(f"On the run's own {chosen} images ({own.path}).")
+    return _Images(manifest.root, samples, chosen)
 
 
 def _held_out(samples: Sequence[Sample], split: Split | None) -> Split:
@@ -154,25 +174,22 @@ def _held_out(samples: Sequence[Sample], split: Split | None) -> Split:
     return next(s for s in (Split.TEST, Split.VAL, Split.TRAIN) if s in present)
 
 
-def _own_manifest(model: Path) -> Manifest | None:
-    """Return the manifest of a run folder, or None for a bundle or checkpoint alone."""
+def _own_images(model: Path) -> _Own | None:
+    """Return the images of a run folder, or None for a bundle or checkpoint alone."""
     if not (model / "manifest.csv").is_file():
         return None
     run = run_folder.existing(model)
     config = build_config(read_config_file(run.config), file=str(run.config))
     path = data_path(config)
-    return read_manifest(run.manifest, root=path if path.is_dir() else path.parent)
+    root = path.parent if path.suffix.lower() == ".csv" and not path.is_dir() else path
+    return _Own(path, read_manifest(run.manifest, root=root))
 
 
-def _same_data(data: Path, own: Manifest) -> bool:
-    folder = data if data.is_dir() else data.parent
-    return folder.resolve() == own.root.resolve()
-
-
-def _warn_if_trained_on(images: _Images, own: Manifest | None, reporter: Reporter) -> None:
+def _warn_if_trained_on(images: _Images, own: _Own | None, reporter: Reporter) -> None:
     if own is None:
         return
-    trained = {path.resolve() for path in own.paths(own.of(Split.TRAIN))}
+    manifest = own.manifest
+    trained = {path.resolve() for path in manifest.paths(manifest.of(Split.TRAIN))}
     seen = sum((images.root / sample.path).resolve() in trained for sample in images.samples)
     if seen:
         reporter.warn(

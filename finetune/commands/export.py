@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune import run_folder
-from finetune.build import data_path
 from finetune.bundle import load_model, save_bundle
+from finetune.commands.read_data import data_path
 from finetune.config.load import build_config, read_config_file
 from finetune.data.manifest import read_manifest
 from finetune.data.scan import list_images
-from finetune.errors import ModelError, RunFolderError
+from finetune.errors import RunFolderError
 from finetune.exporters.parity import Parity, compare_timm_folder
 from finetune.inference.predictor import Predictor
 from finetune.types import Reporter, Silent, Split
@@ -75,7 +75,7 @@ def export(
             ours=Predictor(bundle, device="cpu").probabilities(checked_on),
             classes=bundle.card.classes,
         )
-    except ModelError:
+    except BaseException:
         shutil.rmtree(output)
         raise
     reporter.finish()

@@ -11,10 +11,10 @@ from uuid import uuid4
 import torch
 
 from finetune import run_folder
-from finetune.build import Training, build_training, data_path
+from finetune.build import Training, build_training
 from finetune.bundle import Card, load_model, read_card, save_bundle
 from finetune.commands.plan import describe
-from finetune.commands.read_data import read_data
+from finetune.commands.read_data import data_path, read_data
 from finetune.config.load import build_config, dump_config, read_config_file, replaced
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest, read_manifest, write_manifest, write_rejected
@@ -299,6 +299,8 @@ def _checkpoint_card(file: Path) -> Card:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         return Card.from_json(checkpoint[CARD_KEY])
+    except RunFolderError as error:
+        raise RunFolderError(f"{file}: {error}") from error
     except Exception as error:
         raise RunFolderError(
             f"{file} is damaged ({type(error).__name__}). Remove it to start the run's first epoch "

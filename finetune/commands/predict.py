@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.build import resolve_accelerator
 from finetune.bundle import load_model
 from finetune.commands.read_data import summary
 from finetune.data.decode import check_image
 from finetune.data.scan import list_images
 from finetune.errors import DataError, RunFolderError
 from finetune.inference.predictor import Predictor
+from finetune.machine import resolve_accelerator
 from finetune.storage import write_text
 from finetune.types import Prediction, Rejected, Reporter, Silent
 
@@ -100,7 +100,8 @@ def predict(
     reporter = reporter or Silent()
     if output is not None and output.is_dir():
         raise RunFolderError(f"--output {output} is a folder; name a .csv file.")
-    accelerator = resolve_accelerator(device)
+    accelerator = resolve_accelerator(device, setting="--device")
+    bundle = load_model(model)
     files, rejected = list_images(images)
     good, bad = _readable(files, reporter)
     rejected = [*rejected, *bad]
@@ -108,7 +109,7 @@ def predict(
         reporter.warn(f"{len(rejected)} files without prediction: {summary(rejected)}")
     if not good:
         raise DataError(f"No image in {images} can be read: {summary(rejected)}.")
-    predictor = Predictor(load_model(model), device=accelerator, batch_size=batch_size)
+    predictor = Predictor(bundle, device=accelerator, batch_size=batch_size)
     reporter.start("predicting", len(good))
     found = tuple(predictor.predict(good, top_k=top_k, on_batch=reporter.advance))
     reporter.finish()

@@ -8,7 +8,7 @@ from finetune.config.schema import Config
 from finetune.data.audit import audit_files
 from finetune.data.manifest import Manifest, build_manifest
 from finetune.data.scan import scan
-from finetune.errors import DataError
+from finetune.errors import ConfigError, DataError
 from finetune.types import Rejected, Reporter, Sample, Split
 
 
@@ -32,6 +32,17 @@ def read_data(config: Config, path: Path, *, reporter: Reporter) -> tuple[Manife
     )
     _warn_of_gaps(manifest, reporter)
     return manifest, rejected
+
+
+def data_path(config: Config) -> Path:
+    """Return the path of the images.
+
+    Raises:
+        ConfigError: None was given.
+    """
+    if config.data.path is None:
+        raise ConfigError("No images: name a folder or a CSV, as in `finetune fit photos/`.")
+    return Path(config.data.path).expanduser()
 
 
 def readable_samples(

@@ -94,7 +94,7 @@ def list_images(path: Path) -> tuple[list[Path], list[Rejected]]:
         if reason is None:
             images.append(file)
         elif reason:
-            rejected.append(Rejected(file.as_posix(), reason))
+            rejected.append(Rejected(_writable(file), reason))
     if not images:
         raise DataError(f"{path} holds no image ({len(rejected)} other files). Check the path.")
     return images, rejected
@@ -153,12 +153,12 @@ def _samples_in(
     label = normalised(class_folder.name)
     samples = []
     for file in _files_below(class_folder):
-        relative = file.relative_to(root).as_posix()
+        relative = file.relative_to(root)
         reason = _why_no_image(file)
         if reason is None:
-            samples.append(Sample(relative, label, split))
+            samples.append(Sample(relative.as_posix(), label, split))
         elif reason:
-            rejected.append(Rejected(relative, reason))
+            rejected.append(Rejected(_writable(relative), reason))
     return samples
 
 
@@ -168,7 +168,7 @@ def _reject_loose_files(folder: Path, root: Path, rejected: list[Rejected]) -> N
         if entry.is_dir() or (reason := _why_no_image(entry)) == "":
             continue
         rejected.append(
-            Rejected(entry.relative_to(root).as_posix(), reason or "lies in no class folder")
+            Rejected(_writable(entry.relative_to(root)), reason or "lies in no class folder")
         )
 
 
@@ -276,6 +276,11 @@ def _why_no_image(file: Path) -> str | None:
     if suffix in IMAGE_SUFFIXES:
         return None if file.is_file() or not file.exists() else "not a regular file"
     return f"not an image format that is read ({suffix})" if suffix else "no image suffix"
+
+
+def _writable(path: Path) -> str:
+    """Return a path for a list, which is UTF-8 even where a name is not."""
+    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
 
 
 def _is_not_utf8(name: str) -> bool:

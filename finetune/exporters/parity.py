@@ -73,7 +73,7 @@ def checked(theirs: Tensor, ours: Tensor, *, what: str) -> Parity:
         max_difference=float((theirs - ours).abs().max()),
         same_top_class=int((theirs.argmax(1) == ours.argmax(1)).sum()),
     )
-    if parity.max_difference > MAX_DIFFERENCE:
+    if not parity.max_difference <= MAX_DIFFERENCE:  # so that NaN is refused too
         raise ModelError(
             f"{what} differs from the measured model by {parity.max_difference:.2g} in a "
             f"probability (allowed: {MAX_DIFFERENCE:g}); it is not to be used."

@@ -290,7 +290,7 @@ def _recorded_loads() -> Iterator[dict[int, _Load]]:
         loads[id(self)] = _Load(tuple(result.missing_keys), unused)
         return result
 
-    nn.Module.load_state_dict = recording  # type: ignore[method-assign]
+    nn.Module.load_state_dict = recording  # type: ignore[method-assign, assignment]
     try:
         yield loads
     finally:
@@ -320,12 +320,12 @@ def _check_loaded(report: LoadReport, source: _Source) -> None:
             f"{report.source} lacks BatchNorm statistics, first '{statistics[0]}'. Save the whole "
             f"state_dict(), buffers included."
         )
-    num_unused = sum(report.unused.values())
+    num_unused = sum(report.unused.values()) if "state_dict" in source.overlay else 0
     if report.share >= MIN_LOADED_SHARE:
         if num_unused > (1 - MIN_LOADED_SHARE) * report.num_parameters:
             raise ModelError(
                 f"{report.source} holds {num_unused:,} numbers that the backbone has no place for, "
-                f"first '{next(iter(report.unused))}'. It belongs to a larger backbone; choose that."
+                f"first '{next(iter(report.unused))}'. Choose the larger backbone that it belongs to."
             )
         return
     keys = list(source.overlay.get("state_dict", {}))

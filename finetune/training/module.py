@@ -81,10 +81,18 @@ class ClassificationModule(LightningModule):
         return logits.float()
 
     def on_train_epoch_start(self) -> None:
-        """Begin the epoch's sums; make dropout a function of (seed, epoch, rank)."""
+        """Begin the epoch's sums."""
         self._loss_sum, self._num_batches = None, 0
-        key = (self.recipe.seed * 1_000_003 + self.current_epoch) * 65_537 + self.global_rank
-        torch.manual_seed(key % 2**63)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make dropout a function of (seed, epoch, rank).
+
+        Not at the start of the epoch: there the loader draws from the same generator, after the
+        module's hook in all epochs but the first of a process, so that a resumed run would differ.
+        """
+        if batch_idx == 0:
+            key = (self.recipe.seed * 1_000_003 + self.current_epoch) * 65_537 + self.global_rank
+            torch.manual_seed(key % 2**63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""

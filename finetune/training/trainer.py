@@ -1,6 +1,7 @@
 """A Lightning trainer with the defaults that upstream gets silently wrong set right."""
 
 import logging
+import re
 import signal
 import warnings
 from collections.abc import Sequence
@@ -17,11 +18,14 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 
+from finetune.errors import TrainingError
 from finetune.storage import atomic_file, explain_disk_error
 from finetune.training.datamodule import ImageDataModule
 from finetune.training.module import ClassificationModule
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+_LOST_PROCESS = re.compile(r"gloo/transport|NCCL|connection (was )?(closed|reset)", re.IGNORECASE)
 
 _EXPECTED_WARNINGS = (
     # frozen groups are in eval mode on purpose
@@ -53,8 +57,27 @@ class WholeCheckpoints(TorchCheckpointIO):
         Raises:
             StorageError: The disk is full, read-only or fails.
         """
-        with atomic_file(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        # given a path, torch.save hides the reason of a failed write
+        with atomic_file(Path(path)) as temporary, temporary.open("wb") as stream:
+            torch.save(checkpoint, stream)
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Knows the best score of before in a run folder that was moved, too.
+
+    Lightning forgets it there, and the next epoch, however bad, would replace the best.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what was saved, with the paths of today."""
+        before, now = str(state_dict["dirpath"]), str(self.dirpath)
+        state = dict(state_dict, dirpath=self.dirpath)
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[key] = state[key].replace(before, now, 1)
+        state["best_k_models"] = {
+            path.replace(before, now, 1): score for path, score in state["best_k_models"].items()
+        }
+        super().load_state_dict(state)
 
 
 def create_trainer(
@@ -146,6 +169,7 @@ def fit(
     Raises:
         KeyboardInterrupt: The user asked for it; Lightning would end the process itself.
         StorageError: A checkpoint could not be written.
+        TrainingError: Another process of the run is gone.
     """
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -155,7 +179,7 @@ def fit(
             raise KeyboardInterrupt from None
         raise
     except Exception as error:
-        explained = explain_disk_error(error, trainer.default_root_dir)
+        explained = explain_disk_error(error, trainer.default_root_dir) or _explain_loss(error)
         if explained is None or explained is error:
             raise
         raise explained from error
@@ -166,7 +190,7 @@ def fit(
 
 
 def _keep(folder: Path, name: str, *, monitor: str | None = None, mode: str = "min") -> Callback:
-    return ModelCheckpoint(
+    return MovableCheckpoint(
         dirpath=folder / "checkpoints",
         filename=name,
         monitor=monitor,
@@ -176,6 +200,16 @@ def _keep(folder: Path, name: str, *, monitor: str | None = None, mode: str = "m
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
+
+
+def _explain_loss(error: Exception) -> TrainingError | None:
+    """Return the end of another process behind the error of a collective, or None."""
+    if isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)):
+        return TrainingError(
+            "Another process of the run ended before its time; its own message says why, and none "
+            "means that it was killed, as for want of memory. Go on with --resume."
+        )
+    return None
 
 
 def _be_quiet() -> None:

@@ -53,11 +53,17 @@ def gradual(
         start: Epochs that the head trains alone.
         every: Epochs between two steps.
         step: What a step adds: groups, or a share of them.
+
+    Raises:
+        ConfigError: ``every`` or ``step`` is not above 0.
     """
+    if every < 1:
+        raise ConfigError(f"unfreeze.params: every={every!r} must be 1 epoch or more.")
+    as_depth(step, num_groups)  # refuses what is neither a number of groups nor a share
     if epoch < start:
         return 1
     steps = 1 + (epoch - start) // every
-    added = steps * step if isinstance(step, int) else math.ceil(steps * step * num_groups)
+    added = steps * step if isinstance(step, int) else _share(steps * step, num_groups)
     return min(num_groups, 1 + added)
 
 
@@ -68,12 +74,18 @@ def milestones(epoch: int, num_groups: int, *, depths: Mapping[int, Depth]) -> i
         epoch: Counted from 0.
         num_groups: Groups of the network.
         depths: First epoch to depth, as in ``{0: 1, 3: 0.5, 6: 1.0}``.
+
+    Raises:
+        ConfigError: It is no such mapping.
     """
-    reached = [int(first) for first in depths if int(first) <= epoch]
-    if not reached:
-        return 1
-    by_epoch = {int(first): depth for first, depth in depths.items()}
-    return as_depth(by_epoch[max(reached)], num_groups)
+    if not isinstance(depths, Mapping) or not all(str(first).isdigit() for first in depths):
+        raise ConfigError(
+            f"unfreeze.params: depths={depths!r} must give a depth for whole epochs from 0 on, as "
+            f"in {{0: 1, 3: 0.5, 6: 1.0}}."
+        )
+    by_epoch = {int(first): as_depth(depth, num_groups) for first, depth in depths.items()}
+    reached = [first for first in by_epoch if first <= epoch]
+    return by_epoch[max(reached)] if reached else 1
 
 
 UNFREEZE: Mapping[str, Callable[..., int]] = {
@@ -102,7 +114,12 @@ def as_depth(depth: Depth, num_groups: int) -> int:
             f"unfreeze.params: depth {depth} is over 1.0, which is all groups; whole numbers "
             f"count groups."
         )
-    return max(1, math.ceil(depth * num_groups))
+    return max(1, _share(depth, num_groups))
+
+
+def _share(share: float, num_groups: int) -> int:
+    # 0.7 * 10 is a little over 7 in floating point, and must not become 8
+    return math.ceil(round(share * num_groups, 9))
 
 
 def phases(depth_at: Callable[[int], int], *, num_epochs: int) -> tuple[Phase, ...]:

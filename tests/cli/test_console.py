@@ -1,0 +1,117 @@
+"""What a person sees."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rich.console import Console
+
+from finetune.cli.console import ConsoleReporter
+
+if TYPE_CHECKING:
+    from finetune.commands.fit import FitResult
+
+
+def test_the_plan_says_what_trains_when_and_how(
+    trained: FitResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ConsoleReporter().plan(trained.plan)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    for part in ("24 train, 7 val, 7 test", "3 classes", "resnet10t", "random", "best by", "32 px"):
+        assert part in out
+    head, whole = (line.split() for line in out.splitlines()[-2:])
+    assert head[:3] == ["1", "head", "1,539"]
+    assert "(6 groups)" in " ".join(whole)
+    assert whole[-1] == "train"
+
+
+def test_square_brackets_in_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = ConsoleReporter()
+    reporter.note("runs/[bold]x[/bold] is [red]")
+    reporter.pairs({"run": "[/]odd"})
+    assert capsys.readouterr().out.split() == [
+        "runs/[bold]x[/bold]",
+        "is",
+        "[red]",
+        "run",
+        "[/]odd",
+    ]
+    reporter.warn("a [/]")
+    reporter.error("b [/]")
+    assert capsys.readouterr().err.splitlines() == ["warning: a [/]", "error: b [/]"]
+
+
+def test_with_json_nothing_but_the_object_goes_to_standard_output(
+    trained: FitResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reporter = ConsoleReporter(json=True)
+    reporter.note("note")
+    reporter.plan(trained.plan)
+    reporter.epoch(row())
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "note" in err
+    assert "0.9000" in err
+
+
+def row(**values: float) -> dict[str, float]:
+    numbers = dict.fromkeys(
+        ("train/loss", "val/loss", "val/balanced_accuracy", "val/macro_f1"), 0.5
+    )
+    return {"epoch": 3, "seconds": 1.26, "val/accuracy": 0.9, **numbers, **values}
+
+
+def test_a_row_an_epoch_under_one_head(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = ConsoleReporter()
+    reporter.epoch(row())
+    reporter.epoch(row(epoch=4))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert len({len(line) for line in lines}) == 1, "columns are aligned"
+    assert lines[0].split()[:3] == ["epoch", "train", "loss"]
+    assert lines[1].split() == ["3", "0.5000", "0.5000", "0.9000", "0.5000", "0.5000", "1.3"]
+
+
+def evaluation(num_classes: int) -> dict[str, Any]:
+    return {
+        "split": "test",
+        "num_images": 40,
+        "metrics": {"accuracy": 0.5},
+        "per_class": {
+            f"class {k}": {"support": k, "precision": None, "recall": 0.25, "f1": k / 100}
+            for k in range(num_classes)
+        },
+    }
+
+
+def test_the_weakest_classes_come_first_and_the_rest_is_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ConsoleReporter().evaluation(evaluation(40))
+    out = capsys.readouterr().out
+    assert [line.split()[1] for line in out.splitlines() if line.split()[0] == "class"][1:] == [
+        str(k) for k in range(15)
+    ]
+    assert "The 15 weakest of 40 classes; all: --json" in out
+    assert "undefined" in out
+    assert "40 (test)" in out
+
+
+def test_a_bar_is_for_terminals_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = ConsoleReporter()
+    reporter.start("checking", 3)
+    reporter.advance()
+    reporter.finish()
+    assert capsys.readouterr() == ("", "")
+
+    screen = io.StringIO()
+    reporter.errors = Console(file=screen, force_terminal=True, width=80)
+    reporter.start("checking", 3)
+    reporter.advance(2)
+    reporter.finish()
+    reporter.finish()
+    assert "checking" in screen.getvalue()
+    assert "2/3" in screen.getvalue()

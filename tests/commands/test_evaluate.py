@@ -1,0 +1,248 @@
+"""Measuring a model: which images, and the numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sklearn import metrics as reference
+
+import finetune
+from finetune.errors import ConfigError, DataError, RunFolderError
+from finetune.types import Split
+from tests.conftest import CLASSES
+from tests.helpers import Recorder
+
+if TYPE_CHECKING:
+    from finetune.commands.fit import FitResult
+
+
+def rows_of(run: Path, split: str) -> list[dict[str, str]]:
+    with (run / "manifest.csv").open(encoding="utf-8", newline="") as stream:
+        return [row for row in csv.DictReader(stream) if row["split"] == split]
+
+
+@pytest.mark.parametrize("data_is_named", [False, True])
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_numbers_are_those_that_fit_reported_bit_for_bit(
+    trained: FitResult, insects: Path, split: str, data_is_named: bool
+) -> None:
+    recorder = Recorder()
+    result = finetune.evaluate(
+        trained.run_dir,
+        insects if data_is_named else None,
+        split=Split(split),
+        device="cpu",
+        reporter=recorder,
+    )
+    assert dict(result.evaluation.metrics) == dict(trained.metrics[split])
+    support = Counter(row["label"] for row in rows_of(trained.run_dir, split))
+    assert {stats.name: stats.support for stats in result.evaluation.per_class} == support
+    assert recorder.warnings == []
+    assert split in recorder.notes[0]
+
+
+def test_without_a_split_the_test_images_are_taken(trained: FitResult) -> None:
+    result = finetune.evaluate(trained.run_dir, device="cpu")
+    assert result.split is Split.TEST
+    assert dict(result.evaluation.metrics) == dict(trained.metrics["test"])
+
+
+def test_without_a_test_split_the_validation_images_are_taken(
+    trained: FitResult, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained.run_dir, tmp_path / "run"))
+    text = (run / "manifest.csv").read_text(encoding="utf-8")
+    (run / "manifest.csv").write_text(text.replace(",test,", ",train,"), encoding="utf-8")
+    result = finetune.evaluate(run, device="cpu")
+    assert result.split is Split.VAL
+    assert dict(result.evaluation.metrics) == dict(trained.metrics["val"])
+    with pytest.raises(DataError, match=r"no test split; there is train, val\."):
+        finetune.evaluate(run, split=Split.TEST, device="cpu")
+
+
+def test_metrics_are_scikit_learns_on_what_predict_says(trained: FitResult, insects: Path) -> None:
+    result = finetune.evaluate(trained.run_dir / "bundle", insects, device="cpu").as_json()
+    predictions = finetune.predict(trained.run_dir, insects, device="cpu").predictions
+    true = [Path(p.path).parent.name for p in predictions]
+    said = [p.labels[0] for p in predictions]
+    assert len(set(said)) > 1, "a model that says one class for all proves little"
+
+    assert result["num_images"] == len(true) == 38
+    found = result["metrics"]
+    assert found["accuracy"] == pytest.approx(reference.accuracy_score(true, said), abs=1e-9)
+    assert found["balanced_accuracy"] == pytest.approx(
+        reference.balanced_accuracy_score(true, said), abs=1e-9
+    )
+    assert found["macro_f1"] == pytest.approx(
+        reference.f1_score(true, said, average="macro"), abs=1e-9
+    )
+    table = reference.precision_recall_fscore_support(true, said, labels=CLASSES, zero_division=0)
+    for name, *numbers in zip(CLASSES, *table, strict=True):
+        stats = result["per_class"][name]
+        assert stats["predicted"] == said.count(name)
+        ours = [stats[key] or 0.0 for key in ("precision", "recall", "f1", "support")]
+        assert ours == pytest.approx(numbers, abs=1e-9)
+    assert result["confusion_matrix"]["rows_are_true"] == (
+        reference.confusion_matrix(true, said, labels=CLASSES).tolist()
+    )
+    json.dumps(result)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_the_batch_size_does_not_matter(trained: FitResult, insects: Path, batch_size: int) -> None:
+    bundle = trained.run_dir / "bundle"
+    found = finetune.evaluate(bundle, insects, device="cpu", batch_size=batch_size)
+    expected = finetune.evaluate(bundle, insects, device="cpu")
+    assert found.evaluation.metrics == pytest.approx(expected.evaluation.metrics, abs=1e-6)
+    assert found.evaluation.confusion == expected.evaluation.confusion
+
+
+def test_a_checkpoint_alone_gives_the_same_numbers(
+    trained: FitResult, insects: Path, tmp_path: Path
+) -> None:
+    alone = tmp_path / "model.ckpt"
+    shutil.copy(trained.run_dir / "checkpoints" / "best.ckpt", alone)
+    found = finetune.evaluate(alone, insects, device="cpu").evaluation
+    assert found == finetune.evaluate(trained.run_dir / "bundle", insects, device="cpu").evaluation
+
+
+@pytest.fixture
+def elsewhere(insects: Path, tmp_path: Path) -> Path:
+    """Return a folder of split folders with copies of some images."""
+    root = tmp_path / "elsewhere"
+    for split, rows in (("train", slice(0, 4)), ("val", slice(4, 6)), ("test", slice(6, 9))):
+        for name in CLASSES:
+            (root / split / name).mkdir(parents=True)
+            for file in sorted((insects / name).iterdir())[rows]:
+                shutil.copy(file, root / split / name)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("split", "count"), [(None, 9), (Split.TEST, 9), (Split.VAL, 6), (Split.TRAIN, 12)]
+)
+def test_the_split_of_other_data_can_be_chosen(
+    trained: FitResult, elsewhere: Path, split: Split | None, count: int
+) -> None:
+    result = finetune.evaluate(trained.run_dir, elsewhere, split=split, device="cpu")
+    assert result.evaluation.num_images == count
+    assert result.split is (split or Split.TEST)
+
+
+def test_a_split_folder_alone_is_taken_whole(trained: FitResult, elsewhere: Path) -> None:
+    result = finetune.evaluate(trained.run_dir, elsewhere / "test", device="cpu")
+    assert (result.evaluation.num_images, result.split) == (9, None)
+    with pytest.raises(DataError, match="has no splits, so there is no val split"):
+        finetune.evaluate(trained.run_dir, elsewhere / "test", split=Split.VAL, device="cpu")
+
+
+def write_csv(file: Path, rows: list[tuple[str, str]]) -> Path:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([("path", "label"), *rows])
+    return file
+
+
+def test_images_that_were_trained_on_are_said(
+    trained: FitResult, insects: Path, tmp_path: Path
+) -> None:
+    named = [
+        (str(insects / row["path"]), row["label"])
+        for split in ("train", "test")
+        for row in rows_of(trained.run_dir, split)[:3]
+    ]
+    file = write_csv(tmp_path / "some.csv", named)
+    recorder = Recorder()
+    finetune.evaluate(trained.run_dir, file, device="cpu", reporter=recorder)
+    assert recorder.warnings == ["3 of 6 images were trained on: the numbers flatter the model"]
+
+
+def test_the_train_split_of_the_run_itself_is_said_to_flatter(trained: FitResult) -> None:
+    recorder = Recorder()
+    result = finetune.evaluate(trained.run_dir, split=Split.TRAIN, device="cpu", reporter=recorder)
+    assert result.evaluation.num_images == 24
+    assert "24 of 24 images were trained on" in recorder.warnings[0]
+
+
+def test_a_csv_beside_the_runs_own_images_is_not_taken_for_them(
+    trained: FitResult, insects: Path, tmp_path: Path
+) -> None:
+    """The user named 4 images; the 7 that the run held out are not what was asked for."""
+    root = Path(shutil.copytree(insects, tmp_path / "insects"))
+    run = Path(shutil.copytree(trained.run_dir, tmp_path / "run"))
+    text = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(text.replace(str(insects), str(root)), encoding="utf-8")
+    rows = [(f"fly/fly {i:02}.png", "fly") for i in range(2)]
+    rows += [(f"bée/bée {i:02}.png", "bée") for i in range(2)]
+    file = write_csv(root / "four.csv", rows)
+    result = finetune.evaluate(run, file, device="cpu")
+    assert result.evaluation.num_images == 4
+
+
+def test_a_class_that_the_model_does_not_know_is_named(trained: FitResult, elsewhere: Path) -> None:
+    (elsewhere / "test" / "fly").rename(elsewhere / "test" / "flyy")
+    with pytest.raises(DataError, match=r"Unknown class 'flyy'.*3 classes.*mean 'fly'\?"):
+        finetune.evaluate(trained.run_dir, elsewhere / "test", device="cpu")
+
+
+def test_files_that_cannot_be_read_are_listed_and_not_counted(
+    trained: FitResult, elsewhere: Path
+) -> None:
+    (elsewhere / "test" / "fly" / "empty.png").touch()
+    (elsewhere / "test" / "fly" / "notes.txt").write_text("no image")
+    recorder = Recorder()
+    result = finetune.evaluate(trained.run_dir, elsewhere / "test", device="cpu", reporter=recorder)
+    assert result.evaluation.num_images == 9
+    reasons = {entry.path: entry.reason for entry in result.rejected}
+    assert reasons == {
+        "fly/empty.png": "empty file",
+        "fly/notes.txt": "not an image format that is read (.txt)",
+    }
+    assert "2 files left out" in recorder.warnings[0]
+    assert result.as_json()["rejected"][0].keys() == {"path", "reason"}
+
+
+def test_a_bundle_without_images_asks_for_some(trained: FitResult) -> None:
+    bundle = trained.run_dir / "bundle"
+    with pytest.raises(ConfigError, match=f"no run folder.*finetune evaluate {bundle} FOLDER"):
+        finetune.evaluate(bundle, device="cpu")
+
+
+@pytest.mark.parametrize("all_gone", [False, True])
+def test_the_runs_own_images_may_be_gone(
+    trained: FitResult, insects: Path, tmp_path: Path, all_gone: bool
+) -> None:
+    root = Path(shutil.copytree(insects, tmp_path / "insects"))
+    run = Path(shutil.copytree(trained.run_dir, tmp_path / "run"))
+    text = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(text.replace(str(insects), str(root)), encoding="utf-8")
+    lost = root / rows_of(run, "test")[0]["path"]
+    lost.unlink()
+    if all_gone:
+        shutil.rmtree(root)
+    count = 7 if all_gone else 1
+    with pytest.raises(DataError, match=f"{count} of the run's 7 test images are gone, first"):
+        finetune.evaluate(run, device="cpu")
+
+
+def test_a_device_that_is_not_there_is_refused_by_its_option(
+    trained: FitResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="--device=cuda: this machine shows no such device"):
+        finetune.evaluate(trained.run_dir, device="cuda")
+
+
+def test_a_damaged_manifest_is_one_message(trained: FitResult, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained.run_dir, tmp_path / "run"))
+    (run / "manifest.csv").write_text("path,label\na,b\n")
+    with pytest.raises(DataError, match=r"manifest\.csv is missing or damaged"):
+        finetune.evaluate(run, device="cpu")
+    (run / "config.yaml").unlink()
+    with pytest.raises(RunFolderError, match="no run folder"):
+        finetune.evaluate(run, device="cpu")

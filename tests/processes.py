@@ -1,0 +1,119 @@
+"""Two ranks of one process group, forked from a server that has imported everything once."""
+
+import multiprocessing
+import os
+import pickle
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from finetune.errors import FinetuneError
+from finetune.training.callbacks import Unfreeze
+from finetune.training.gather import gather_rows
+from finetune.training.trainer import create_trainer, fit
+from tests.runs import small_training
+
+_SECONDS = 120
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__])
+
+
+def on_two_ranks(target: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Return what ``target(rank, *arguments)`` returns on ranks 0 and 1 of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(2)]
+    children = [
+        _CONTEXT.Process(target=_run, args=(target, rank, port, pipe[1], arguments))
+        for rank, pipe in enumerate(pipes)
+    ]
+    for child in children:
+        child.start()
+    try:
+        results = []
+        for receiver, _ in pipes:
+            assert receiver.poll(_SECONDS), "a rank does not answer"
+            results.append(pickle.loads(receiver.recv_bytes()))
+    finally:
+        for child in children:
+            child.join(10)
+            child.kill()
+            child.join()
+        for receiver, sender in pipes:
+            receiver.close()
+            sender.close()
+    return results
+
+
+def _run(target: Any, rank: int, port: int, answer: Any, arguments: tuple[Any, ...]) -> None:
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0", LOCAL_RANK=str(rank)
+    )
+    torch.set_num_threads(1)
+    # not send(): it would share tensors in memory, which ends with this process
+    answer.send_bytes(pickle.dumps(target(rank, *arguments)))
+
+
+def gathered(rank: int, columns: list[list[Tensor]]) -> list[Tensor]:
+    """Return what ``gather_rows`` gives for a rank's columns."""
+    dist.init_process_group("gloo", init_method="env://", rank=rank, world_size=2)
+    try:
+        return gather_rows(*columns[rank])
+    finally:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+class WithoutRebuild(Unfreeze):
+    """What Lightning's own callbacks do: layers thaw, and the DDP wrapper stays as it was."""
+
+    def _apply(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.classifier.set_depth(pl_module.recipe.depth_at(trainer.current_epoch))
+
+
+class RebuildForgotten(Unfreeze):
+    """Believes that the wrapper already reduces what trains."""
+
+    def _apply(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.classifier.set_depth(pl_module.recipe.depth_at(trainer.current_epoch))
+        self._wrapped = {id(p) for p in pl_module.parameters() if p.requires_grad}
+        super()._apply(trainer, pl_module)
+
+
+def trained(
+    rank: int,
+    data: Path,
+    folder: Path,
+    settings: dict[str, Any],
+    callback: type[Unfreeze] = Unfreeze,
+) -> tuple[dict[str, Tensor], dict[str, float]] | str:
+    """Return a rank's final weights and metrics, or the message of the error that ended it."""
+    training = small_training(data, **settings)
+    config = training.config.trainer
+    trainer = create_trainer(
+        folder,
+        accelerator="cpu",
+        devices=int(config.devices),
+        num_nodes=1,
+        precision=config.precision,
+        epochs=int(config.epochs),
+        accumulate=config.accumulate,
+        gradient_clip=config.gradient_clip,
+        deterministic=False,
+        monitor=f"val/{config.monitor}",
+        early_stopping=None,
+        callbacks=[callback()],
+        loggers=[],
+    )
+    try:
+        fit(trainer, training.module, training.data, checkpoint=None)
+    except FinetuneError as error:
+        return f"{type(error).__name__}: {error}"
+    state = {name: tensor.clone() for name, tensor in training.module.state_dict().items()}
+    return state, {name: float(value) for name, value in trainer.callback_metrics.items()}

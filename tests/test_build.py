@@ -1,0 +1,334 @@
+"""The config becomes objects; what cannot apply is refused and named."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+
+from finetune.build import build_training
+from finetune.bundle import Card
+from finetune.config.load import build_config, dump_config
+from finetune.data.manifest import Manifest
+from finetune.errors import ConfigError, DataError, FinetuneError
+from finetune.types import Sample, Split
+from tests.networks import one_thread
+from tests.runs import manifest_of, small_config, small_training, write_photos
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("data") / "animals")
+
+
+@pytest.fixture
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a file ``mine.py`` of the user's that can be imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "mine.py"
+    import sys
+
+    sys.modules.pop("mine", None)
+
+
+def listed(counts: dict[str, int]) -> Manifest:
+    """Return a manifest of files that nobody opens."""
+    samples = [
+        Sample(f"{split.value}/{name}/{number}.png", name, split)
+        for split in (Split.TRAIN, Split.VAL)
+        for name, count in counts.items()
+        for number in range(count)
+    ]
+    return Manifest(Path("nowhere"), tuple(counts), tuple(samples))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"imbalance.sampler": "weighted", "imbalance.class_weights": "balanced"},
+            r"sampler 'weighted'.*class_weights=balanced.*twice.*imbalance\.sampler=uniform",
+        ),
+        (
+            {"imbalance.strategy": "class_weights", "imbalance.sampler": "sqrt"},
+            r"sampler 'sqrt'.*correct twice",
+        ),
+        ({"model.batch_norm": "sync"}, r"model\.batch_norm=sync .* trainer\.accelerator=cpu"),
+        (
+            {"trainer.precision": "16-mixed"},
+            r"precision=16-mixed .* trainer\.accelerator=cpu.*bf16-mixed",
+        ),
+        (
+            {"trainer.batch_size": 9, "trainer.devices": 2},
+            r"batch_size=9 does not divide by 2 processes.*Take a multiple of 2",
+        ),
+        (
+            {"trainer.batch_size": 8, "trainer.accumulate": 3},
+            r"batch_size=8 does not divide by 1 processes times trainer\.accumulate=3",
+        ),
+        (
+            {"unfreeze.name": "gradual", "unfreeze.params": {"stpe": 1}},
+            r"unfreeze\.params: unknown parameter 'stpe'\. Did you mean 'step'\?",
+        ),
+        (
+            {"unfreeze.name": "all", "unfreeze.params": {"epochs": 1}},
+            r"unknown parameter 'epochs'\. It takes none",
+        ),
+        (
+            {"unfreeze.name": "milestones"},
+            r"unfreeze\.params: parameter 'depths' is required",
+        ),
+        (
+            {"unfreeze.name": "gradual", "unfreeze.params": {"every": "often"}},
+            r"unfreeze\.name=gradual.*'every': 'often'.*epoch 0: TypeError",
+        ),
+        (
+            {"unfreeze.name": "head_first", "unfreeze.params": {"depth": 1.5}},
+            r"^unfreeze\.params: depth 1\.5 is over",
+        ),
+        ({"unfreeze.name": "no_such_pkg:f"}, r"unfreeze\.name: cannot import 'no_such_pkg'"),
+        (
+            {"lr_schedule.name": "math:nothing"},
+            r"lr_schedule\.name: module 'math' has no 'nothing'",
+        ),
+        ({"loss.name": "math:pi"}, r"loss\.name=math:pi: .* is no function"),
+        ({"imbalance.sampler": "mine_not_there:f"}, r"imbalance\.sampler: cannot import"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_both_settings(
+    settings: dict[str, Any], message: str, animals: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small_training(animals, **settings)
+
+
+def test_a_device_that_is_not_there_is_refused(animals: Path) -> None:
+    missing = next(
+        name
+        for name, there in (
+            ("cuda", torch.cuda.is_available()),
+            ("mps", torch.backends.mps.is_available()),
+        )
+        if not there
+    )
+    with pytest.raises(ConfigError, match=f"trainer.accelerator={missing}: .*no such device"):
+        small_training(animals, trainer__accelerator=missing)
+
+
+def test_more_shares_than_images_are_refused(animals: Path) -> None:
+    with pytest.raises(DataError, match=r"24 training images cannot be shared by 32 batches"):
+        small_training(animals, trainer__batch_size=32, trainer__devices=32)
+
+
+@pytest.mark.parametrize(
+    ("asked", "shards", "expected"),
+    [(8, {}, 8), (64, {}, 24), (32, {"trainer__devices": 2, "trainer__accumulate": 4}, 24)],
+)
+def test_the_batch_shrinks_to_the_images(
+    asked: int, shards: dict[str, Any], expected: int, animals: Path
+) -> None:
+    training = small_training(animals, trainer__batch_size=asked, **shards)
+    assert training.batch_size == training.data.loading.batch_size == expected
+    assert training.steps_per_epoch == 24 // expected
+
+
+def test_nothing_is_left_to_decide(animals: Path) -> None:
+    config = build_config(
+        {}, assignments={"model.backbone": "test_resnet", "model.weights": "random"}
+    )
+    training = build_training(config, manifest_of(animals))
+    decided = dump_config(training.config)
+    left = [line.strip() for line in decided.splitlines() if line.rstrip().endswith(": auto")]
+    # how small a class may be was settled when the data were read
+    assert left == ["min_images_per_class: auto"]
+    resolved = training.config
+    assert resolved.unfreeze.name == "all"
+    assert resolved.model.batch_norm == "train"
+    assert resolved.optim.lr == 1e-3
+    assert resolved.trainer.monitor == "accuracy"
+    assert (resolved.imbalance.sampler, resolved.imbalance.class_weights) == ("uniform", "none")
+
+
+def test_what_was_decided_builds_the_same_again(animals: Path) -> None:
+    first = small_training(animals, unfreeze__name="gradual", imbalance__strategy="sqrt")
+    again = build_training(first.config, manifest_of(animals))
+    assert again.config == first.config
+    assert (again.phases, again.rates) == (first.phases, first.rates)
+
+
+@pytest.mark.parametrize(("counts", "monitor"), [((8, 8, 4), "accuracy"), ((9, 8, 4), "macro_f1")])
+def test_the_best_epoch_is_chosen_by_what_suits_the_classes(
+    counts: tuple[int, ...], monitor: str
+) -> None:
+    manifest = listed(dict(zip("abc", counts, strict=True)))
+    assert build_training(small_config(), manifest).config.trainer.monitor == monitor
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "lr"), [("adamw", torch.optim.AdamW, 1e-3), ("sgd", torch.optim.SGD, 1e-2)]
+)
+def test_the_optimizer_has_every_parameter_at_its_rate(
+    name: str, kind: type[torch.optim.Optimizer], lr: float, animals: Path
+) -> None:
+    training = small_training(
+        animals, optim__name=name, optim__backbone_lr_scale=0.1, optim__layer_decay=0.5
+    )
+    classifier = training.module.classifier
+    optimizer = training.module.recipe.make_optimizer(classifier)
+    assert type(optimizer) is kind
+    rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    parameters = dict(classifier.network.named_parameters())
+    assert len(rate_of) == len(parameters)
+    for distance, group in enumerate(classifier.groups):
+        expected = lr if distance == 0 else lr * 0.1 * 0.5 ** (distance - 1)
+        for parameter in group.parameters:
+            assert rate_of[id(parameters[parameter])] == pytest.approx(expected)
+
+
+def test_the_rise_begins_again_where_layers_thaw(animals: Path) -> None:
+    training = small_training(
+        animals,
+        trainer__epochs=5,
+        unfreeze__name="milestones",
+        unfreeze__params={"depths": {0: 1, 2: 3, 3: 1.0}},
+        lr_schedule__name="constant",
+        lr_schedule__warmup_fraction=0.2,
+    )
+    assert [(p.first_epoch, p.last_epoch, p.depth) for p in training.phases] == [
+        (0, 1, 1),
+        (2, 2, 3),
+        (3, 4, 6),
+    ]
+    # 5 epochs of 3 steps, of which a rise takes 3
+    factors = [training.module.recipe.lr_factor(step) for step in range(15)]
+    rise = [1 / 3, 2 / 3, 1.0]
+    assert factors == pytest.approx([*rise, 1, 1, 1, *rise, *rise, 1, 1, 1])
+
+
+def test_class_weights_are_scikit_learns_with_mean_one_over_the_images() -> None:
+    counts = {"a": 12, "b": 6, "c": 3}
+    manifest = listed(counts)
+    training = build_training(
+        small_config(imbalance__strategy="class_weights", loss__label_smoothing=0.0), manifest
+    )
+    labels = np.repeat([0, 1, 2], list(counts.values()))
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    assert expected[labels].mean() == pytest.approx(1)
+    uniform = torch.zeros(3, 3)
+    for number, weight in enumerate(expected):
+        loss = training.module.recipe.criterion(uniform, torch.full((3,), number))
+        assert float(loss) == pytest.approx(weight * np.log(3), rel=1e-6)
+    assert training.data.weights is None
+
+
+@pytest.mark.parametrize(("strategy", "power"), [("weighted", 1.0), ("sqrt", 0.5)])
+def test_a_sampler_draws_by_class_size_and_the_loss_is_plain(strategy: str, power: float) -> None:
+    training = build_training(
+        small_config(imbalance__strategy=strategy), listed({"a": 12, "b": 6, "c": 3})
+    )
+    weights = training.data.weights
+    assert weights is not None
+    sizes = np.repeat([12, 6, 3], [12, 6, 3])
+    np.testing.assert_allclose(weights * sizes**power / weights[0], 12**power)
+    criterion = training.module.recipe.criterion
+    losses = [float(criterion(torch.zeros(1, 3), torch.tensor([k]))) for k in range(3)]
+    assert losses == pytest.approx([np.log(3)] * 3)
+
+
+def test_a_schedule_of_the_users_own(animals: Path, code: Path) -> None:
+    code.write_text("def odd(epoch, num_groups, *, deep=2):\n    return deep if epoch % 2 else 1\n")
+    training = small_training(
+        animals, trainer__epochs=4, unfreeze__name="mine:odd", unfreeze__params={"deep": 3}
+    )
+    assert [phase.depth for phase in training.phases] == [1, 3, 1, 3]
+    with pytest.raises(ConfigError, match=r"unknown parameter 'depth'\. Did you mean 'deep'\?"):
+        small_training(animals, unfreeze__name="mine:odd", unfreeze__params={"depth": 3})
+
+
+@pytest.mark.parametrize("value", ["0", "7", "2.0", "True", "None", "'all'"])
+def test_a_depth_that_does_not_exist_is_refused(value: str, animals: Path, code: Path) -> None:
+    code.write_text(f"def wrong(epoch, num_groups):\n    return {value} if epoch else 1\n")
+    shown = value.replace("'", ".")
+    with pytest.raises(
+        ConfigError,
+        match=f"mine:wrong gives depth {shown} for epoch 1; .* 6 layer groups, so .* 1 to 6",
+    ):
+        small_training(animals, unfreeze__name="mine:wrong")
+
+
+def test_a_schedule_that_fails_is_named(animals: Path, code: Path) -> None:
+    code.write_text("def fails(epoch, num_groups):\n    return 2 // (2 - epoch)\n")
+    with pytest.raises(ConfigError, match=r"mine:fails .* fails in epoch 2: ZeroDivisionError"):
+        small_training(animals, unfreeze__name="mine:fails", trainer__epochs=3)
+
+
+def test_a_learning_rate_of_the_users_own(animals: Path, code: Path) -> None:
+    code.write_text(
+        "def square(progress, *, final_factor):\n    return max(final_factor, 1 - progress**2)\n"
+        "def bare(progress):\n    return 1.0\n"
+    )
+    training = small_training(
+        animals, lr_schedule__name="mine:square", lr_schedule__warmup_fraction=0.0
+    )
+    factors = [training.module.recipe.lr_factor(step) for step in range(6)]
+    assert factors == pytest.approx([1 - (step / 6) ** 2 for step in range(6)])
+    with pytest.raises(ConfigError, match=r"lr_schedule\.name=mine:bare: .*'final_factor'"):
+        small_training(animals, lr_schedule__name="mine:bare")
+
+
+def test_a_resumed_network_takes_its_preprocessing_from_the_checkpoint(animals: Path) -> None:
+    first = small_training(animals)
+    card = Card.from_json(first.module.card)
+    changed = replace(card, spec=replace(card.spec, mean=(0.1, 0.2, 0.3)))
+    config = small_config(model__weights="/gone/since/weights.pth")
+    resumed = build_training(config, manifest_of(animals), resumed=changed)
+    assert resumed.module.spec.mean == (0.1, 0.2, 0.3)
+    assert resumed.network.report.source == "random"
+    # the run's own settings follow the weights that it started from
+    assert resumed.config.unfreeze.name == "head_first"
+    with pytest.raises(FinetuneError, match="/gone/since/weights"):
+        build_training(config, manifest_of(animals))
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, 1),
+        ({"LOCAL_WORLD_SIZE": "2"}, 2),
+        ({"SLURM_NTASKS_PER_NODE": "4"}, 4),
+    ],
+)
+def test_a_launcher_says_how_many_processes_there_are(
+    variables: dict[str, str], expected: int, animals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert small_training(animals, trainer__devices="auto").config.trainer.devices == expected
+
+
+def test_the_seed_alone_decides_the_network(animals: Path) -> None:
+    def states(**settings: object) -> dict[str, torch.Tensor]:
+        return small_training(animals, **settings).module.state_dict()
+
+    with torch.random.fork_rng():
+        first = states(seed=1)
+        torch.manual_seed(123)
+        again, other = states(seed=1), states(seed=2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(
+        first["classifier.network.conv1.0.weight"], other["classifier.network.conv1.0.weight"]
+    )
+    assert os.environ.get("PL_GLOBAL_SEED") is None

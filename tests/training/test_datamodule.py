@@ -1,0 +1,105 @@
+"""The ranks' loaders together give the epoch's global batches, and all of validation."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from finetune.data.dataset import Batch
+from finetune.data.sampler import EpochSampler
+from finetune.training.datamodule import ImageDataModule
+from tests.runs import small_training
+
+
+def module_on(
+    root: Path, *, rank: int = 0, world_size: int = 1, epoch: int = 0, **settings: object
+) -> ImageDataModule:
+    """Return a data module as the trainer of a rank holds it after ``epoch`` epochs."""
+    data = small_training(root, trainer__devices=world_size, **settings).data
+    progress = SimpleNamespace(current=SimpleNamespace(processed=epoch))
+    stand_in = SimpleNamespace(
+        world_size=world_size,
+        global_rank=rank,
+        fit_loop=SimpleNamespace(epoch_progress=progress),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
+    data.trainer = cast(Any, stand_in)
+    return data
+
+
+def rows_of(batches: list[Batch]) -> list[list[int]]:
+    return [batch["index"].tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("strategy", ["none", "weighted"])
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 1)])
+def test_the_ranks_and_accumulated_batches_are_the_global_batch(
+    animals: Path, strategy: str, world_size: int, accumulate: int
+) -> None:
+    whole = module_on(animals, epoch=3, imbalance__strategy=strategy)
+    expected = rows_of(list(whole.train_dataloader()))
+    assert [len(rows) for rows in expected] == [8, 8, 8]
+    ranks = [
+        rows_of(
+            list(
+                module_on(
+                    animals,
+                    rank=rank,
+                    world_size=world_size,
+                    epoch=3,
+                    imbalance__strategy=strategy,
+                    trainer__accumulate=accumulate,
+                ).train_dataloader()
+            )
+        )
+        for rank in range(world_size)
+    ]
+    assert {len(rows) for rank in ranks for rows in rank} == {8 // world_size // accumulate}
+    for step, rows in enumerate(expected):
+        parts = slice(step * accumulate, (step + 1) * accumulate)
+        together = [row for rank in ranks for part in rank[parts] for row in part]
+        assert sorted(together) == sorted(rows)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 16])
+def test_the_ranks_together_read_all_of_validation(animals: Path, world_size: int) -> None:
+    settings = {"trainer__batch_size": 16}
+    ranks = [
+        module_on(animals, rank=rank, world_size=world_size, **settings)
+        for rank in range(world_size)
+    ]
+    found = [
+        [row for rows in rows_of(list(data.val_dataloader())) for row in rows] for data in ranks
+    ]
+    assert len({len(rows) for rows in found}) == 1
+    assert {row for rows in found for row in rows} == set(range(15))
+
+
+def test_validation_is_neither_shuffled_nor_augmented(animals: Path) -> None:
+    data = module_on(animals, augment__name="strong")
+    once, twice = (list(data.val_dataloader()) for _ in range(2))
+    assert [row for rows in rows_of(once) for row in rows] == list(range(15))
+    for first, second in zip(once, twice, strict=True):
+        assert torch.equal(first["image"], second["image"])
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+def test_a_resumed_epoch_has_its_own_order_from_the_first_batch_on(
+    animals: Path, epoch: int
+) -> None:
+    fresh = module_on(animals, epoch=epoch)
+    sampler = EpochSampler(None, num_images=24, batch_size=8, seed=0)
+    sampler.set_epoch(epoch)
+    found = [row for rows in rows_of(list(fresh.train_dataloader())) for row in rows]
+    assert found == [draw.row for draw in sampler]
+
+
+def test_labels_and_pixels_belong_to_their_rows(animals: Path) -> None:
+    data = module_on(animals)
+    for batch in data.train_dataloader():
+        for place, row in enumerate(batch["index"].tolist()):
+            # the images were written class by class
+            assert int(batch["label"][place]) == row // 8
+            assert torch.equal(batch["image"][place], data.train[row]["image"])

@@ -1,0 +1,95 @@
+"""Every parameter is in the optimizer once, at its group's rate; vectors do not decay."""
+
+import pytest
+import torch
+from torch import nn
+
+from finetune.models.backbone import create_network
+from finetune.models.groups import layer_groups
+from finetune.training.param_groups import (
+    create_optimizer,
+    learning_rates,
+    param_groups,
+    rates_by_group,
+)
+
+BACKBONES = ["test_resnet", "test_vit", "resnet10t", "test_convnext"]
+
+
+def network_of(name: str) -> nn.Module:
+    return create_network(name, num_classes=3, weights="random", image_size=64).module
+
+
+def test_rates_fall_with_the_distance_from_the_head() -> None:
+    assert learning_rates(5, lr=0.1, backbone_scale=0.5, layer_decay=0.1) == pytest.approx(
+        [0.1, 0.05, 0.005, 0.0005, 0.00005]
+    )
+    assert learning_rates(3, lr=0.1, backbone_scale=1.0, layer_decay=1.0) == [0.1, 0.1, 0.1]
+    assert learning_rates(1, lr=0.1, backbone_scale=0.5, layer_decay=0.5) == [0.1]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_each_parameter_is_in_it_once_at_the_rate_of_its_layer_group(name: str) -> None:
+    network = network_of(name)
+    groups = layer_groups(network)
+    rates = learning_rates(len(groups), lr=1.0, backbone_scale=0.5, layer_decay=0.9)
+    found = param_groups(network, groups, rates=rates, weight_decay=0.05)
+    listed = [id(parameter) for group in found for parameter in group["params"]]
+    assert sorted(listed) == sorted(id(parameter) for parameter in network.parameters())
+
+    rate_of = {n: rate for g, rate in zip(groups, rates, strict=True) for n in g.parameters}
+    names = {id(parameter): n for n, parameter in network.named_parameters()}
+    for group in found:
+        for parameter in group["params"]:
+            assert group["lr"] == rate_of[names[id(parameter)]]
+            assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0.0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_frozen_parameters_are_passed_over_without_state(name: str) -> None:
+    network = network_of("test_resnet")
+    groups = layer_groups(network)
+    found = param_groups(network, groups, rates=[0.1] * len(groups), weight_decay=0.05)
+    optimizer = create_optimizer(name, found, momentum=0.9)
+    head = network.get_classifier()  # type: ignore[operator]
+    network.requires_grad_(False)
+    head.requires_grad_(True)
+    before = [parameter.clone() for parameter in network.parameters()]
+    network(torch.randn(2, 3, 32, 32)).square().sum().add(head.bias.sum()).backward()
+    optimizer.step()
+    moved = [
+        parameter
+        for old, parameter in zip(before, network.parameters(), strict=True)
+        if not torch.equal(old, parameter)
+    ]
+    assert moved
+    assert {id(p) for p in moved} <= {id(p) for p in head.parameters()}
+    assert {id(p) for p in optimizer.state} <= {id(p) for p in head.parameters()}
+
+
+def test_the_optimizers_are_torchs_with_nesterov_where_there_is_momentum() -> None:
+    def groups() -> list[dict[str, object]]:
+        return [{"params": [torch.zeros(2, requires_grad=True)], "name": "head", "lr": 0.1}]
+
+    assert type(create_optimizer("adamw", groups(), momentum=0.9)) is torch.optim.AdamW
+    sgd = create_optimizer("sgd", groups(), momentum=0.8)
+    assert type(sgd) is torch.optim.SGD
+    assert (sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (0.8, True)
+    plain = create_optimizer("sgd", groups(), momentum=0.0)
+    assert (plain.defaults["momentum"], plain.defaults["nesterov"]) == (0.0, False)
+    with pytest.raises(KeyError, match="lion"):
+        create_optimizer("lion", groups(), momentum=0.9)
+
+
+def test_rates_are_named_by_layer_group_as_they_are_now() -> None:
+    network = network_of("test_resnet")
+    groups = layer_groups(network)
+    rates = learning_rates(len(groups), lr=0.1, backbone_scale=0.5, layer_decay=0.5)
+    optimizer = create_optimizer(
+        "sgd", param_groups(network, groups, rates=rates, weight_decay=0.0), momentum=0.9
+    )
+    expected = {f"lr/{group.name}": rate for group, rate in zip(groups, rates, strict=True)}
+    assert rates_by_group(optimizer) == pytest.approx(expected)
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.5
+    assert rates_by_group(optimizer) == pytest.approx({n: r / 2 for n, r in expected.items()})

@@ -1,0 +1,249 @@
+"""Checkpoints are whole or absent, the best score survives, and the console stays quiet."""
+
+import resource
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+
+from finetune.build import Training
+from finetune.errors import StorageError, TrainingError
+from finetune.training.callbacks import Unfreeze
+from finetune.training.trainer import MovableCheckpoint, WholeCheckpoints, create_trainer, fit
+from tests.helpers import tiny_disk
+from tests.runs import assert_same_bits, checkpoint, small_training, weights
+
+
+def trainer_in(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
+    given: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "num_nodes": 1,
+        "precision": "32-true",
+        "epochs": 2,
+        "accumulate": 1,
+        "gradient_clip": 1.0,
+        "deterministic": False,
+        "monitor": "val/accuracy",
+        "early_stopping": None,
+        "loggers": [],
+        **settings,
+    }
+    return create_trainer(folder, callbacks=[Unfreeze(), *callbacks], **given)
+
+
+def run(training: Training, folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
+    trainer = trainer_in(folder, *callbacks, **settings)
+    last = folder / "checkpoints" / "last.ckpt"
+    fit(trainer, training.module, training.data, checkpoint=last if last.is_file() else None)
+    return trainer
+
+
+class Refuses:
+    """What cannot be saved."""
+
+    def __reduce__(self) -> str:
+        raise RuntimeError("not to be saved")
+
+
+def test_a_checkpoint_that_fails_leaves_the_one_before_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "last.ckpt"
+    writer = WholeCheckpoints()
+    writer.save_checkpoint({"epoch": 1}, file)
+    with pytest.raises(RuntimeError, match="not to be saved"):
+        writer.save_checkpoint({"epoch": 2, "what": Refuses()}, file)
+    assert torch.load(file, weights_only=True) == {"epoch": 1}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_is_explained(tmp_path: Path) -> None:
+    with tiny_disk(tmp_path / "disk", size="1m") as disk:
+        writer = WholeCheckpoints()
+        writer.save_checkpoint({"epoch": 1}, disk / "last.ckpt")
+        with pytest.raises(StorageError, match=r"last\.ckpt: no space is left on the device"):
+            writer.save_checkpoint({"weights": torch.zeros(10**6)}, disk / "last.ckpt")
+        assert torch.load(disk / "last.ckpt", weights_only=True) == {"epoch": 1}
+        assert [file.name for file in disk.iterdir()] == ["last.ckpt"]
+
+
+def test_a_disk_that_fills_during_training_ends_it_with_the_run_whole(
+    animals: Path, tmp_path: Path
+) -> None:
+    # two checkpoints fit, a third beside them does not: 1.5 MB of weights, as much of momentum
+    with tiny_disk(tmp_path / "disk", size="7m") as disk:
+        training = small_training(animals, optim__name="sgd")
+        with pytest.raises(StorageError, match="Free or choose another place"):
+            run(training, disk, Filling(disk), epochs=3)
+        assert checkpoint(disk)["epoch"] == 0
+        assert sorted(file.name for file in (disk / "checkpoints").iterdir()) == [
+            "best.ckpt",
+            "last.ckpt",
+        ]
+
+
+class Filling(Callback):
+    """Fills the disk after the first epoch."""
+
+    def __init__(self, disk: Path) -> None:
+        self.disk = disk
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 1:
+            free = shutil.disk_usage(self.disk).free
+            (self.disk / "filler").write_bytes(bytes(max(0, free - 100_000)))
+
+
+def test_a_file_size_limit_is_explained_too(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(StorageError, match="larger than is allowed"):
+            WholeCheckpoints().save_checkpoint(
+                {"weights": torch.zeros(10**6)}, tmp_path / "last.ckpt"
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
+
+
+def kept(trainer: Trainer) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    best, last = (c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))  # type: ignore[attr-defined]
+    return best, last
+
+
+@pytest.mark.parametrize(("monitor", "mode"), [("val/loss", "min"), ("val/macro_f1", "max")])
+def test_the_best_is_the_smallest_loss_or_the_largest_score(
+    monitor: str, mode: str, tmp_path: Path
+) -> None:
+    trainer = trainer_in(tmp_path, monitor=monitor, early_stopping=3)
+    best, last = kept(trainer)
+    assert (best.monitor, best.mode, best.filename) == (monitor, mode, "best")
+    assert (last.monitor, last.filename) == (None, "last")
+    (stopping,) = (c for c in trainer.callbacks if isinstance(c, EarlyStopping))  # type: ignore[attr-defined]
+    assert (stopping.monitor, stopping.mode, stopping.patience) == (monitor, mode, 3)
+
+
+def test_several_processes_are_a_ddp_that_reduces_what_trains_alone(tmp_path: Path) -> None:
+    assert isinstance(trainer_in(tmp_path).strategy, SingleDeviceStrategy)
+    strategy = trainer_in(tmp_path, devices=2).strategy
+    assert isinstance(strategy, DDPStrategy)
+    assert not strategy._ddp_kwargs.get("find_unused_parameters", False)
+
+
+def test_under_slurm_lightning_does_not_requeue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "SLURM_NTASKS": "1",
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_JOB_NAME": "train",
+        "SLURM_JOB_ID": "7",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "here",
+    }.items():
+        monkeypatch.setenv(name, value)
+    environment = trainer_in(tmp_path)._accelerator_connector.cluster_environment
+    assert isinstance(environment, SLURMEnvironment)
+    assert not environment.auto_requeue
+
+
+class Scores(Callback):
+    """Puts chosen scores in the place of the measured ones."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores = scores
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        score = torch.tensor(self.scores[trainer.current_epoch])
+        trainer.callback_metrics["val/accuracy"].copy_(score)
+
+
+def test_best_is_kept_while_later_epochs_are_worse(animals: Path, tmp_path: Path) -> None:
+    run(small_training(animals), tmp_path, Scores(0.5, 0.9, 0.2, 0.9), epochs=4)
+    assert checkpoint(tmp_path, "best")["epoch"] == 1
+    assert checkpoint(tmp_path)["epoch"] == 3
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_best_score_is_known_after_a_resume_also_where_the_folder_was_moved(
+    moved: bool, animals: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "first"
+    scores = Scores(0.5, 0.9, 0.2, 0.3)
+    run(small_training(animals, trainer__epochs=4), folder, scores, epochs=2)
+    before = weights(folder, "best")
+    if moved:
+        folder = folder.rename(tmp_path / "elsewhere")
+    trainer = run(small_training(animals, trainer__epochs=4), folder, scores, epochs=4)
+    assert checkpoint(folder, "best")["epoch"] == 1
+    assert_same_bits(weights(folder, "best"), before)
+    best, _ = kept(trainer)
+    assert isinstance(best, MovableCheckpoint)
+    assert best.best_model_path == str(folder / "checkpoints" / "best.ckpt")
+    assert best.best_model_score == torch.tensor(0.9)
+
+
+def test_early_stopping_counts_over_a_resume(animals: Path, tmp_path: Path) -> None:
+    scores = Scores(0.9, 0.2, 0.3, 0.4, 0.5, 0.6)
+    settings: dict[str, Any] = {"early_stopping": 3}
+    run(small_training(animals, trainer__epochs=6), tmp_path, scores, epochs=2, **settings)
+    assert checkpoint(tmp_path)["epoch"] == 1
+    run(small_training(animals, trainer__epochs=6), tmp_path, scores, epochs=6, **settings)
+    assert checkpoint(tmp_path)["epoch"] == 3
+
+
+class Raises(Callback):
+    """Raises in the middle of an epoch."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise self.error
+
+
+def test_ctrl_c_comes_out_as_such_and_can_be_pressed_again(animals: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(small_training(animals), tmp_path, Raises(KeyboardInterrupt()))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert checkpoint(tmp_path)["epoch"] == 0
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [::1]:1: Connection "
+        "reset by peer",
+        "NCCL error: remote process exited or there was a network error",
+    ],
+)
+def test_the_end_of_another_process_is_said_in_words(
+    message: str, animals: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=r"Another process of the run ended.*--resume"):
+        run(small_training(animals), tmp_path, Raises(RuntimeError(message)))
+
+
+def test_any_other_error_is_left_alone(animals: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="of my own") as caught:
+        run(small_training(animals), tmp_path, Raises(RuntimeError("of my own")))
+    assert not isinstance(caught.value, TrainingError)
+
+
+def test_lightning_is_silent(
+    animals: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(small_training(animals), tmp_path)
+    assert capfd.readouterr() == ("", "")

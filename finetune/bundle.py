@@ -124,10 +124,9 @@ def save_bundle(network: nn.Module, card: Card, folder: Path) -> None:
             model_args=dict(card.model_args),
             safe_serialization=True,
         )
-        weights = (temporary / "model.safetensors").read_bytes()
         tree = {
             **card.as_json(),
-            "sha256": hashlib.sha256(weights).hexdigest(),
+            "sha256": _sha256(temporary / "model.safetensors"),
             "versions": {"python": platform.python_version(), **_versions()},
         }
         text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
@@ -179,7 +178,10 @@ def _from_bundle(folder: Path) -> ModelBundle:
     tree = read_card(folder)
     try:
         card = Card.from_json(tree)
-        state = load_file(folder / "model.safetensors")
+        weights = folder / "model.safetensors"
+        if _sha256(weights) != tree["sha256"]:
+            raise ValueError("model.safetensors is not the file that was measured")
+        state = load_file(weights)
         return ModelBundle(_network(card, state), card, folder)
     except (ModelError, RunFolderError) as error:
         raise type(error)(f"{folder}: {error}") from error
@@ -223,6 +225,11 @@ def _reason(error: Exception) -> str:
     """Return the first line of a message, which for a missing key is no more than the key."""
     text = str(error).partition("\n")[0]
     return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text or repr(error)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -8,9 +8,9 @@ from typing import Any
 from finetune import run_folder
 from finetune.bundle import load_model
 from finetune.commands.read_data import data_path, readable_samples
-from finetune.config.load import build_config, read_config_file
+from finetune.commands.read_run import require_files, stored_config, stored_manifest
 from finetune.data.decode import DEFAULT_MAX_PIXELS
-from finetune.data.manifest import Manifest, labelled_with, read_manifest
+from finetune.data.manifest import Manifest, labelled_with
 from finetune.errors import ConfigError, DataError
 from finetune.inference.evaluation import evaluate_files
 from finetune.inference.predictor import Predictor
@@ -131,7 +131,7 @@ def _images(
             f"finetune evaluate {model} FOLDER."
         )
     if own is not None and (data is None or data.resolve() == own.path.resolve()):
-        return _own_split(model, own, split, reporter)
+        return _own_split(own, split, reporter)
     assert data is not None
     samples, root, rejected = readable_samples(
         data, max_pixels=DEFAULT_MAX_PIXELS, reporter=reporter
@@ -145,16 +145,11 @@ def _images(
     return _Images(root, kept, chosen, tuple(rejected))
 
 
-def _own_split(model: Path, own: _Own, split: Split | None, reporter: Reporter) -> _Images:
+def _own_split(own: _Own, split: Split | None, reporter: Reporter) -> _Images:
     manifest = own.manifest
     chosen = _held_out(manifest.samples, split)
     samples = manifest.of(chosen)
-    gone = [file for file in manifest.paths(samples) if not file.is_file()]
-    if gone:
-        raise DataError(
-            f"{len(gone)} of the run's {len(samples)} {chosen} images are gone, first {gone[0]}. "
-            f"Restore them, or name other images: finetune evaluate {model} FOLDER."
-        )
+    require_files(manifest, samples)
     reporter.note(f"On the run's own {chosen} images ({own.path}).")
     return _Images(manifest.root, samples, chosen)
 
@@ -179,10 +174,8 @@ def _own_images(model: Path) -> _Own | None:
     if not (model / "manifest.csv").is_file():
         return None
     run = run_folder.existing(model)
-    config = build_config(read_config_file(run.config), file=str(run.config))
-    path = data_path(config)
-    root = path.parent if path.suffix.lower() == ".csv" and not path.is_dir() else path
-    return _Own(path, read_manifest(run.manifest, root=root))
+    config = stored_config(run)
+    return _Own(data_path(config), stored_manifest(run, config))
 
 
 def _warn_if_trained_on(images: _Images, own: _Own | None, reporter: Reporter) -> None:

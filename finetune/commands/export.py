@@ -7,9 +7,7 @@ from typing import Any
 
 from finetune import run_folder
 from finetune.bundle import load_model, save_bundle
-from finetune.commands.read_data import data_path
-from finetune.config.load import build_config, read_config_file
-from finetune.data.manifest import read_manifest
+from finetune.commands.read_run import stored_config, stored_manifest
 from finetune.data.scan import list_images
 from finetune.errors import RunFolderError
 from finetune.exporters.parity import Parity, compare_timm_folder
@@ -88,8 +86,7 @@ def _images_to_compare(model: Path, images: Path | None) -> list[Path]:
     if not (model / "manifest.csv").is_file():
         return []
     run = run_folder.existing(model)
-    path = data_path(build_config(read_config_file(run.config), file=str(run.config)))
-    manifest = read_manifest(run.manifest, root=path if path.is_dir() else path.parent)
+    manifest = stored_manifest(run, stored_config(run))
     held_out = manifest.paths(manifest.of(Split.VAL))
     step = max(1, len(held_out) // _NUM_CHECKED)
     return [file for file in held_out[::step] if file.is_file()][:_NUM_CHECKED]

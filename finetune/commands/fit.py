@@ -15,10 +15,11 @@ from finetune.build import Training, build_training
 from finetune.bundle import Card, load_model, read_card, save_bundle
 from finetune.commands.plan import describe
 from finetune.commands.read_data import data_path, read_data
-from finetune.config.load import build_config, dump_config, read_config_file, replaced
+from finetune.commands.read_run import require_files, stored_config, stored_manifest
+from finetune.config.load import build_config, changes, dump_config, read_config_file, replaced
 from finetune.config.schema import Config
-from finetune.data.manifest import Manifest, read_manifest, write_manifest, write_rejected
-from finetune.errors import ConfigError, DataError, RunFolderError
+from finetune.data.manifest import write_manifest, write_rejected
+from finetune.errors import ConfigError, RunFolderError
 from finetune.inference.evaluation import evaluate_files
 from finetune.inference.predictor import Predictor
 from finetune.run_folder import RunFolder
@@ -129,7 +130,7 @@ def resume(
     reporter = reporter or Silent()
     start = time.monotonic()
     run = run_folder.existing(path)
-    stored = build_config(read_config_file(run.config), file=str(run.config))
+    stored = stored_config(run)
     config = build_config(
         read_config_file(run.config),
         assignments=assignments,
@@ -155,7 +156,7 @@ def resume(
 def join(path: Path) -> None:
     """Take part in a run that rank 0 of this machine started."""
     run = run_folder.existing(path)
-    config = build_config(read_config_file(run.config), file=str(run.config))
+    config = stored_config(run)
     tracking = _tracking(run, config, Silent(), rank=1)
     _run_trainer(run, _rebuilt(run, config), tracking=tracking, reporter=Silent())
 
@@ -169,7 +170,15 @@ def _planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, An
     run_folder.check_free(run_dir)
     manifest, rejected = read_data(config, path, reporter=reporter)
     asked = config
-    config = replaced(config, {"data.path": str(path.resolve()), "output": str(run_dir)})
+    config = replaced(
+        config,
+        {
+            "data.path": str(path.resolve()),
+            "model.weights": _absolute(config.model.weights),
+            "augment.name": _absolute(config.augment.name),
+            "output": str(run_dir),
+        },
+    )
     training = build_training(config, manifest)
     _say_what_shrank(training, reporter)
     plan = describe(training, asked=asked, rejected=rejected, run_dir=run_dir)
@@ -279,20 +288,9 @@ def _tracking(run: RunFolder, config: Config, reporter: Reporter, *, rank: int) 
 def _rebuilt(run: RunFolder, config: Config) -> Training:
     """Return the training of a run from its folder: the same split, the same network."""
     resumed = _checkpoint_card(run.last) if run.last.is_file() else None
-    return build_training(config, _stored_manifest(run, config), resumed=resumed)
-
-
-def _stored_manifest(run: RunFolder, config: Config) -> Manifest:
-    path = data_path(config)
-    root = path if path.is_dir() else path.parent
-    manifest = read_manifest(run.manifest, root=root)
-    missing = [file for file in manifest.paths(manifest.samples) if not file.is_file()]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(manifest.samples)} images of the run are gone, first "
-            f"{missing[0]}. Restore them, or name the folder that they moved to before --resume."
-        )
-    return manifest
+    manifest = stored_manifest(run, config)
+    require_files(manifest, manifest.samples)
+    return build_training(config, manifest, resumed=resumed)
 
 
 def _checkpoint_card(file: Path) -> Card:
@@ -325,23 +323,18 @@ def _stored_metrics(run: RunFolder) -> dict[str, dict[str, float]]:
 
 
 def _check_changes(stored: Config, config: Config) -> None:
-    before, after = (_flat(c.model_dump(mode="json")) for c in (stored, config))
-    for key, value in after.items():
-        if value != before[key] and not key.startswith(CHANGEABLE):
+    for key, (before, after) in changes(stored, config).items():
+        if not key.startswith(CHANGEABLE):
             raise ConfigError(
-                f"{key} is {before[key]!r} in the run and cannot become {value!r}: it would be "
-                f"another run. Leave it out, or start a new run without --resume."
+                f"{key} is {before!r} in the run and cannot become {after!r}: it would be another "
+                f"run. Leave it out, or start a new run without --resume."
             )
 
 
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for section, values in tree.items():
-        if isinstance(values, Mapping):
-            flat |= {f"{section}.{key}": value for key, value in values.items()}
-        else:
-            flat[section] = values
-    return flat
+def _absolute(name: str) -> str:
+    """Return a file or folder by its whole path, so that a resume finds it from anywhere."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() and ("/" in name or path.is_file()) else name
 
 
 def _say_what_shrank(training: Training, reporter: Reporter) -> None:

@@ -65,7 +65,8 @@ def readable_samples(
     lost = {s.label for s in found.samples} - {s.label for s in good}
     if lost:
         name = sorted(lost)[0]
-        example = next(r for r in bad if any(r.path == s.path for s in found.samples))
+        label_of = {sample.path: sample.label for sample in found.samples}
+        example = next(entry for entry in bad if label_of[entry.path] == name)
         raise DataError(
             f"No image of class '{name}' can be read (as {example.path}: {example.reason}). Mend "
             f"the files or remove the class."

@@ -170,8 +170,13 @@ def commented_defaults() -> str:
 
 def differences(config: Config) -> dict[str, Any]:
     """Return dotted key to value for everything that is not at its default."""
-    defaults = _flat(Config().model_dump(mode="json"))
-    return {k: v for k, v in _flat(config.model_dump(mode="json")).items() if v != defaults.get(k)}
+    return {key: after for key, (_, after) in changes(Config(), config).items()}
+
+
+def changes(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
+    """Return dotted key to (old, new) value for everything that differs."""
+    old, new = (_flat(config.model_dump(mode="json")) for config in (before, after))
+    return {key: (old[key], value) for key, value in new.items() if value != old[key]}
 
 
 def replaced(config: Config, values: Mapping[str, Any]) -> Config:

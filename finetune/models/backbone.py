@@ -325,7 +325,7 @@ def _check_loaded(report: LoadReport, source: _Source) -> None:
         if num_unused > (1 - MIN_LOADED_SHARE) * report.num_parameters:
             raise ModelError(
                 f"{report.source} holds {num_unused:,} numbers that the backbone has no place for, "
-                f"first '{next(iter(report.unused))}'. Choose the larger backbone that it belongs to."
+                f"first '{next(iter(report.unused))}'. It belongs to a larger one; choose that."
             )
         return
     keys = list(source.overlay.get("state_dict", {}))

@@ -174,7 +174,8 @@ class Tracking:
         for split, evaluation in evaluations.items():
             _log_results(run, evaluation, split=split, classes=classes)
         artifact = wandb.Artifact(f"model-{run.id}", type="model")
-        artifact.add_dir(str(bundle))
+        for file in sorted(bundle.iterdir()):  # add_dir() writes to the console, silent or not
+            artifact.add_file(str(file), name=file.name)
         run.log_artifact(artifact, aliases=["best", "latest"])
         run.finish()
 

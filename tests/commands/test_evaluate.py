@@ -226,7 +226,7 @@ def test_the_runs_own_images_may_be_gone(
     if all_gone:
         shutil.rmtree(root)
     count = 7 if all_gone else 1
-    with pytest.raises(DataError, match=f"{count} of the run's 7 test images are gone, first"):
+    with pytest.raises(DataError, match=f"{count} of 7 images of the run are gone, first"):
         finetune.evaluate(run, device="cpu")
 
 

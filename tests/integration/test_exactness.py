@@ -268,18 +268,18 @@ def stopped_by_ctrl_c(place: Path, output: Path, *more: object) -> tuple[int, st
         text=True,
         start_new_session=True,  # so that the signal reaches what a terminal would reach
     )
-    try:
-        assert process.stdout is not None
-        seen = ""
-        for line in process.stdout:
-            seen += line
-            if line.split()[:1] == ["2"]:
-                break
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
+    with process:
+        try:
+            assert process.stdout is not None
+            seen = ""
+            for line in process.stdout:
+                seen += line
+                if line.split()[:1] == ["2"]:
+                    break
+            os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     return process.returncode, seen + out, err
 
 

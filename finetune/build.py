@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor
@@ -364,7 +365,16 @@ def _data_module(
 
 def _sampling_weights(config: Config, labels: list[int], num_classes: int) -> Weights | None:
     sampler = look_up(SAMPLERS, config.imbalance.sampler, setting="imbalance.sampler")
+    check_params(sampler, {}, given=2, setting="imbalance.sampler")
     weights: Weights | None = sampler(labels, num_classes)
+    if weights is None:
+        return None
+    weights = np.asarray(weights, dtype=float)
+    if weights.shape != (len(labels),) or not (weights >= 0).all() or not weights.sum() > 0:
+        raise ConfigError(
+            f"imbalance.sampler={config.imbalance.sampler} gives weights of shape {weights.shape}; "
+            f"{len(labels)} are needed, none below 0 and not all of them 0."
+        )
     return weights
 
 

@@ -210,6 +210,14 @@ class LrScheduleConfig(Section):
         0.01, ge=0, le=1, description="cosine and linear end at this times the peak"
     )
 
+    @model_validator(mode="after")
+    def _final_factor_applies(self) -> "LrScheduleConfig":
+        if self.name == "constant" and self.final_factor != 0.01:
+            raise ValueError(
+                "final_factor cannot apply to lr_schedule.name=constant, which has no end"
+            )
+        return self
+
 
 class LossConfig(Section):
     """What is minimised."""

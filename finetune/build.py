@@ -23,13 +23,15 @@ from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.lookup import check_params, look_up
 from finetune.losses import LOSSES, balanced_class_weights
 from finetune.machine import free_cores, resolve_accelerator
-from finetune.models.backbone import Network, create_network, is_pretrained
+from finetune.models.backbone import Network, create_network
 from finetune.models.classifier import BatchNormMode, ImageClassifier
 from finetune.models.groups import layer_groups
+from finetune.models.weights import is_pretrained
 from finetune.training.datamodule import ImageDataModule, Loading
 from finetune.training.lr_schedule import LR_SCHEDULES, warmed_up
 from finetune.training.module import ClassificationModule, Recipe
 from finetune.training.param_groups import create_optimizer, learning_rates, param_groups
+from finetune.training.trainer import TrainerOptions
 from finetune.training.unfreeze import UNFREEZE, phases
 from finetune.types import LoadReport, Phase, Split
 
@@ -153,6 +155,23 @@ def build_card(config: Config, manifest: Manifest, network: Network) -> Card:
         classes=manifest.classes,
         spec=network.spec,
         facts=facts,
+    )
+
+
+def trainer_options(config: Config) -> TrainerOptions:
+    """Return how the loop runs, from a resolved config."""
+    trainer = config.trainer
+    return TrainerOptions(
+        epochs=_number(trainer.epochs),
+        monitor=f"val/{trainer.monitor}",
+        accelerator=trainer.accelerator,
+        devices=_number(trainer.devices),
+        num_nodes=trainer.num_nodes,
+        precision=trainer.precision,
+        accumulate=trainer.accumulate,
+        gradient_clip=trainer.gradient_clip,
+        deterministic=trainer.deterministic,
+        early_stopping=trainer.early_stopping,
     )
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from finetune.build import trainer_options
 from finetune.errors import FinetuneError
 from finetune.training.callbacks import Unfreeze
 from finetune.training.gather import gather_rows
@@ -95,19 +96,9 @@ def trained(
 ) -> tuple[dict[str, Tensor], dict[str, float]] | str:
     """Return a rank's final weights and metrics, or the message of the error that ended it."""
     training = small_training(data, **settings)
-    config = training.config.trainer
     trainer = create_trainer(
         folder,
-        accelerator="cpu",
-        devices=int(config.devices),
-        num_nodes=1,
-        precision=config.precision,
-        epochs=int(config.epochs),
-        accumulate=config.accumulate,
-        gradient_clip=config.gradient_clip,
-        deterministic=False,
-        monitor=f"val/{config.monitor}",
-        early_stopping=None,
+        trainer_options(training.config),
         callbacks=[callback()],
         loggers=[],
     )

@@ -2,35 +2,28 @@
 
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 
 from finetune import run_folder
 from finetune.build import Training, build_training
-from finetune.bundle import Card, load_model, read_card, save_bundle
+from finetune.bundle import Card, read_card
 from finetune.commands.plan import describe
 from finetune.commands.read_data import data_path, read_data
 from finetune.commands.read_run import require_files, stored_config, stored_manifest
+from finetune.commands.train import epochs_done, open_tracking, run_trainer, train
 from finetune.config.load import build_config, changes, dump_config, read_config_file, replaced
 from finetune.config.schema import Config
 from finetune.data.manifest import write_manifest, write_rejected
 from finetune.errors import ConfigError, RunFolderError
-from finetune.inference.evaluation import evaluate_files
-from finetune.inference.predictor import Predictor
 from finetune.run_folder import RunFolder
 from finetune.storage import replace_link, write_text
-from finetune.training.callbacks import Progress, Unfreeze
-from finetune.training.launch import Launch, other_ranks, outer_launch
-from finetune.training.loggers import MetricsCsv, Tracking, create_wandb_logger
+from finetune.training.launch import Launch, outer_launch
 from finetune.training.module import CARD_KEY
-from finetune.training.trainer import create_trainer
-from finetune.training.trainer import fit as run_trainer
-from finetune.types import Evaluation, Reporter, Silent, Split
+from finetune.types import Reporter, Silent, Split
 
 CHANGEABLE = (
     "trainer.epochs",
@@ -100,7 +93,7 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
     )
     if launch is not None:
         run_folder.announce(run, launch=launch.name)
-    metrics = _trained(run, training, reporter=reporter, launch=launch)
+    metrics = train(run, training, reporter=reporter, launch=launch)
     return FitResult(run.path, time.monotonic() - start, metrics, plan)
 
 
@@ -149,7 +142,7 @@ def resume(
     if launch is None or launch.rank == 0:
         write_text(run.config, dump_config(config))
         replace_link(run.path.parent / "latest", run.path.name)
-    metrics = _trained(run, training, reporter=reporter, launch=launch)
+    metrics = train(run, training, reporter=reporter, launch=launch)
     return FitResult(run.path, time.monotonic() - start, metrics, plan)
 
 
@@ -157,8 +150,8 @@ def join(path: Path) -> None:
     """Take part in a run that rank 0 of this machine started."""
     run = run_folder.existing(path)
     config = stored_config(run)
-    tracking = _tracking(run, config, Silent(), rank=1)
-    _run_trainer(run, _rebuilt(run, config), tracking=tracking, reporter=Silent())
+    tracking = open_tracking(run, config, Silent(), rank=1)
+    run_trainer(run, _rebuilt(run, config), tracking=tracking, reporter=Silent())
 
 
 def _planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, Any], str]:
@@ -186,105 +179,6 @@ def _planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, An
     return training, plan, write_rejected(rejected)
 
 
-def _trained(
-    run: RunFolder, training: Training, *, reporter: Reporter, launch: Launch | None
-) -> dict[str, dict[str, float]]:
-    """Train, then measure the best model and write it; return its metrics on rank 0."""
-    tracking = _tracking(run, training.config, reporter, rank=0 if launch is None else launch.rank)
-    count = int(training.config.trainer.devices) - 1 if launch is None else 0
-    others: AbstractContextManager[None] = (
-        other_ranks(run.path, count=count) if count else nullcontext()
-    )
-    try:
-        with others:
-            _run_trainer(run, training, tracking=tracking, reporter=reporter)
-    except KeyboardInterrupt:
-        reporter.note(f"Stopped. Go on with: finetune fit --resume {run.path}")
-        raise
-    if launch is not None and launch.rank > 0:
-        return {}
-    evaluations = _measured(run, training, reporter)
-    metrics = {split: dict(result.metrics) for split, result in evaluations.items()}
-    _write_bundle(run, metrics)
-    tracking.finish(evaluations, classes=training.manifest.classes, bundle=run.bundle)
-    return metrics
-
-
-def _run_trainer(
-    run: RunFolder, training: Training, *, tracking: Tracking, reporter: Reporter
-) -> None:
-    settings = training.config.trainer
-    checkpoint = run.last if run.last.is_file() else None
-    if checkpoint is not None and _epochs_done(checkpoint) >= int(settings.epochs):
-        return
-    trainer = create_trainer(
-        run.path,
-        accelerator=settings.accelerator,
-        devices=int(settings.devices),
-        num_nodes=settings.num_nodes,
-        precision=settings.precision,
-        epochs=int(settings.epochs),
-        accumulate=settings.accumulate,
-        gradient_clip=settings.gradient_clip,
-        deterministic=settings.deterministic,
-        monitor=f"val/{settings.monitor}",
-        early_stopping=settings.early_stopping,
-        callbacks=[Unfreeze(), Progress(reporter)],
-        loggers=tracking.loggers,
-    )
-    run_trainer(trainer, training.module, training.data, checkpoint=checkpoint)
-
-
-def _measured(run: RunFolder, training: Training, reporter: Reporter) -> dict[str, Evaluation]:
-    """Return the best model's evaluations through the very code that ``evaluate`` uses."""
-    manifest = training.manifest
-    predictor = Predictor(
-        load_model(run.best),
-        device=training.config.trainer.accelerator,
-        num_workers=int(training.config.data.num_workers),
-    )
-    results = {}
-    for split in (Split.VAL, Split.TEST):
-        samples = manifest.of(split)
-        if samples:
-            reporter.start(f"measuring on {split.value}", len(samples))
-            results[split.value] = evaluate_files(
-                predictor,
-                manifest.paths(samples),
-                manifest.labels(samples),
-                on_batch=reporter.advance,
-            )
-            reporter.finish()
-    return results
-
-
-def _write_bundle(run: RunFolder, metrics: Mapping[str, Mapping[str, float]]) -> None:
-    best = load_model(run.best)
-    card = replace(best.card, facts={**best.card.facts, "metrics": metrics})
-    save_bundle(best.network, card, run.bundle)
-
-
-def _tracking(run: RunFolder, config: Config, reporter: Reporter, *, rank: int) -> Tracking:
-    """Return the run's trackers; rank 0 alone continues the run's one W&B run."""
-    tracking = config.tracking
-    metrics = MetricsCsv(run.metrics, reporter=reporter)
-    if tracking.wandb == "off" or rank > 0:
-        return Tracking(metrics)
-    if not run.wandb_id.is_file():
-        write_text(run.wandb_id, uuid4().hex[:8] + "\n")
-    wandb = create_wandb_logger(
-        run.path,
-        run_id=run.wandb_id.read_text().strip(),
-        mode=tracking.wandb,
-        project=tracking.project,
-        entity=tracking.entity,
-        name=tracking.name or run.path.name,
-        tags=tracking.tags,
-        config=config.model_dump(mode="json"),
-    )
-    return Tracking(metrics, wandb)
-
-
 def _rebuilt(run: RunFolder, config: Config) -> Training:
     """Return the training of a run from its folder: the same split, the same network."""
     resumed = _checkpoint_card(run.last) if run.last.is_file() else None
@@ -306,15 +200,10 @@ def _checkpoint_card(file: Path) -> Card:
         ) from error
 
 
-def _epochs_done(file: Path) -> int:
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    return int(checkpoint["epoch"]) + 1
-
-
 def _resumes_from(run: RunFolder) -> str:
     if not run.last.is_file():
         return "No epoch was finished before; the run starts with its first."
-    return f"Goes on after epoch {_epochs_done(run.last)}."
+    return f"Goes on after epoch {epochs_done(run.last)}."
 
 
 def _stored_metrics(run: RunFolder) -> dict[str, dict[str, float]]:

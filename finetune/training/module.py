@@ -97,8 +97,8 @@ class ClassificationModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
         loss = self.recipe.criterion(self(batch["image"]), batch["label"])
-        # summed on the device: reading each value would stop the device at each step
         self._rates = rates_by_group(self.trainer.optimizers[0])
+        # summed on the device: reading each value would stop the device at each step
         value = loss.detach()
         self._loss_sum = value if self._loss_sum is None else self._loss_sum + value
         self._num_batches += 1

@@ -5,6 +5,7 @@ import re
 import signal
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -80,19 +81,39 @@ class MovableCheckpoint(ModelCheckpoint):
         super().load_state_dict(state)
 
 
+@dataclass(frozen=True, slots=True)
+class TrainerOptions:
+    """How the loop runs.
+
+    Attributes:
+        epochs: Last epoch.
+        monitor: Validation metric of the best epoch, "val/loss" or one that grows.
+        accelerator: "cpu", "cuda" or "mps".
+        devices: Processes a machine.
+        num_nodes: Machines.
+        precision: As Lightning names it.
+        accumulate: Batches a step.
+        gradient_clip: Largest norm; 0 is no limit.
+        deterministic: Refuse kernels whose results differ.
+        early_stopping: Epochs without a better one; None never stops.
+    """
+
+    epochs: int
+    monitor: str
+    accelerator: str = "cpu"
+    devices: int = 1
+    num_nodes: int = 1
+    precision: str = "32-true"
+    accumulate: int = 1
+    gradient_clip: float = 1.0
+    deterministic: bool = False
+    early_stopping: int | None = None
+
+
 def create_trainer(
     folder: Path,
+    options: TrainerOptions,
     *,
-    accelerator: str,
-    devices: int,
-    num_nodes: int,
-    precision: str,
-    epochs: int,
-    accumulate: int,
-    gradient_clip: float,
-    deterministic: bool,
-    monitor: str,
-    early_stopping: int | None,
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
 ) -> Trainer:
@@ -100,52 +121,46 @@ def create_trainer(
 
     Args:
         folder: The run folder.
-        accelerator: "cpu", "cuda" or "mps".
-        devices: Processes a machine.
-        num_nodes: Machines.
-        precision: As Lightning names it.
-        epochs: Last epoch.
-        accumulate: Batches a step.
-        gradient_clip: Largest norm; 0 is no limit.
-        deterministic: Refuse kernels whose results differ.
-        monitor: Validation metric of the best epoch, "val/loss" or one that grows.
-        early_stopping: Epochs without a better one; None never stops.
+        options: How the loop runs.
         callbacks: Run before the checkpoints are written.
         loggers: Get every metric.
     """
     _be_quiet()
-    mode = "min" if monitor.endswith("loss") else "max"
+    mode = "min" if options.monitor.endswith("loss") else "max"
     kept: list[Callback] = [*callbacks]
-    if early_stopping is not None:
+    if options.early_stopping is not None:
         kept.append(
             EarlyStopping(
-                monitor, patience=early_stopping, mode=mode, check_on_train_epoch_end=True
+                options.monitor,
+                patience=options.early_stopping,
+                mode=mode,
+                check_on_train_epoch_end=True,
             )
         )
     # the last checkpoint is written after the best, so that it knows the best score
-    kept += [_keep(folder, "best", monitor=monitor, mode=mode), _keep(folder, "last")]
+    kept += [_keep(folder, "best", monitor=options.monitor, mode=mode), _keep(folder, "last")]
     plugins: list[Any] = [WholeCheckpoints()]
     if SLURMEnvironment.detect():
         # Lightning would save inside the signal handler, which hangs (Lightning#21406)
         plugins.append(SLURMEnvironment(auto_requeue=False))
     strategy: Any = "auto"
-    if devices * num_nodes > 1:
+    if options.devices * options.num_nodes > 1:
         strategy = DDPStrategy(
             timeout=COLLECTIVE_TIMEOUT,
             gradient_as_bucket_view=True,
-            process_group_backend="nccl" if accelerator == "cuda" else "gloo",
+            process_group_backend="nccl" if options.accelerator == "cuda" else "gloo",
         )
     return Trainer(
         default_root_dir=folder,
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
         strategy=strategy,
-        precision=precision,  # type: ignore[arg-type]
-        max_epochs=epochs,
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=gradient_clip or None,
-        deterministic=deterministic,
+        precision=options.precision,  # type: ignore[arg-type]
+        max_epochs=options.epochs,
+        accumulate_grad_batches=options.accumulate,
+        gradient_clip_val=options.gradient_clip or None,
+        deterministic=options.deterministic,
         callbacks=kept,
         logger=list(loggers),
         plugins=plugins,

@@ -15,7 +15,8 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from finetune.errors import ModelError
-from finetune.models.backbone import Network, create_network, is_pretrained, read_state_dict
+from finetune.models.backbone import Network, create_network
+from finetune.models.weights import is_pretrained, read_state_dict
 from tests.networks import changed, randomise, snapshot
 
 State = dict[str, Tensor]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from finetune.build import Training
 from finetune.training.callbacks import Progress, Unfreeze
-from finetune.training.trainer import create_trainer, fit
+from finetune.training.trainer import TrainerOptions, create_trainer, fit
 from finetune.types import Silent
 from tests.networks import changed, randomise, snapshot
 from tests.processes import RebuildForgotten, WithoutRebuild, on_two_ranks, trained
@@ -34,16 +34,7 @@ SETTINGS: dict[str, Any] = {
 def run_epochs(training: Training, folder: Path, *callbacks: Callback) -> None:
     trainer = create_trainer(
         folder,
-        accelerator="cpu",
-        devices=1,
-        num_nodes=1,
-        precision="32-true",
-        epochs=int(training.config.trainer.epochs),
-        accumulate=1,
-        gradient_clip=1.0,
-        deterministic=False,
-        monitor="val/accuracy",
-        early_stopping=None,
+        TrainerOptions(epochs=int(training.config.trainer.epochs), monitor="val/accuracy"),
         callbacks=callbacks,
         loggers=[],
     )

@@ -19,7 +19,7 @@ from finetune.build import Training
 from finetune.errors import TrainingError
 from finetune.training.callbacks import Unfreeze
 from finetune.training.module import CARD_KEY
-from finetune.training.trainer import create_trainer, fit
+from finetune.training.trainer import TrainerOptions, create_trainer, fit
 from tests.networks import randomise
 from tests.runs import checkpoint, small_training
 
@@ -29,16 +29,7 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 def run(training: Training, folder: Path, *callbacks: Callback, epochs: int = 2) -> Any:
     trainer = create_trainer(
         folder,
-        accelerator="cpu",
-        devices=1,
-        num_nodes=1,
-        precision="32-true",
-        epochs=epochs,
-        accumulate=1,
-        gradient_clip=0.0,
-        deterministic=False,
-        monitor="val/accuracy",
-        early_stopping=None,
+        TrainerOptions(epochs=epochs, monitor="val/accuracy", gradient_clip=0.0),
         callbacks=[Unfreeze(), *callbacks],
         loggers=[],
     )

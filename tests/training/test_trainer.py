@@ -16,27 +16,21 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from finetune.build import Training
 from finetune.errors import StorageError, TrainingError
 from finetune.training.callbacks import Unfreeze
-from finetune.training.trainer import MovableCheckpoint, WholeCheckpoints, create_trainer, fit
+from finetune.training.trainer import (
+    MovableCheckpoint,
+    TrainerOptions,
+    WholeCheckpoints,
+    create_trainer,
+    fit,
+)
 from tests.helpers import tiny_disk
 from tests.runs import assert_same_bits, checkpoint, small_training, weights
 
 
 def trainer_in(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
-    given: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "num_nodes": 1,
-        "precision": "32-true",
-        "epochs": 2,
-        "accumulate": 1,
-        "gradient_clip": 1.0,
-        "deterministic": False,
-        "monitor": "val/accuracy",
-        "early_stopping": None,
-        "loggers": [],
-        **settings,
-    }
-    return create_trainer(folder, callbacks=[Unfreeze(), *callbacks], **given)
+    loggers = settings.pop("loggers", [])
+    options = TrainerOptions(**{"epochs": 2, "monitor": "val/accuracy", **settings})
+    return create_trainer(folder, options, callbacks=[Unfreeze(), *callbacks], loggers=loggers)
 
 
 def run(training: Training, folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:

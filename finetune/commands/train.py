@@ -1,0 +1,121 @@
+"""The middle of a run, new or resumed: train, measure the best model, write it."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+
+from finetune.build import Training, trainer_options
+from finetune.bundle import load_model, save_bundle
+from finetune.config.schema import Config
+from finetune.inference.evaluation import evaluate_files
+from finetune.inference.predictor import Predictor
+from finetune.run_folder import RunFolder
+from finetune.storage import write_text
+from finetune.training.callbacks import Progress, Unfreeze
+from finetune.training.launch import Launch, other_ranks
+from finetune.training.loggers import MetricsCsv, Tracking, create_wandb_logger
+from finetune.training.trainer import create_trainer
+from finetune.training.trainer import fit as lightning_fit
+from finetune.types import Evaluation, Reporter, Split
+
+
+def train(
+    run: RunFolder, training: Training, *, reporter: Reporter, launch: Launch | None
+) -> dict[str, dict[str, float]]:
+    """Train, then measure the best model and write it; return its metrics on rank 0."""
+    tracking = open_tracking(
+        run, training.config, reporter, rank=0 if launch is None else launch.rank
+    )
+    count = int(training.config.trainer.devices) - 1 if launch is None else 0
+    others: AbstractContextManager[None] = (
+        other_ranks(run.path, count=count) if count else nullcontext()
+    )
+    try:
+        with others:
+            run_trainer(run, training, tracking=tracking, reporter=reporter)
+    except KeyboardInterrupt:
+        reporter.note(f"Stopped. Go on with: finetune fit --resume {run.path}")
+        raise
+    if launch is not None and launch.rank > 0:
+        return {}
+    evaluations = _measured(run, training, reporter)
+    metrics = {split: dict(result.metrics) for split, result in evaluations.items()}
+    _write_bundle(run, metrics)
+    tracking.finish(evaluations, classes=training.manifest.classes, bundle=run.bundle)
+    return metrics
+
+
+def run_trainer(
+    run: RunFolder, training: Training, *, tracking: Tracking, reporter: Reporter
+) -> None:
+    """Train to the last epoch, from the last checkpoint if there is one; nothing if it is done."""
+    checkpoint = run.last if run.last.is_file() else None
+    if checkpoint is not None and epochs_done(checkpoint) >= int(training.config.trainer.epochs):
+        return
+    trainer = create_trainer(
+        run.path,
+        trainer_options(training.config),
+        callbacks=[Unfreeze(), Progress(reporter)],
+        loggers=tracking.loggers,
+    )
+    lightning_fit(trainer, training.module, training.data, checkpoint=checkpoint)
+
+
+def _measured(run: RunFolder, training: Training, reporter: Reporter) -> dict[str, Evaluation]:
+    """Return the best model's evaluations through the very code that ``evaluate`` uses."""
+    manifest = training.manifest
+    predictor = Predictor(
+        load_model(run.best),
+        device=training.config.trainer.accelerator,
+        num_workers=int(training.config.data.num_workers),
+    )
+    results = {}
+    for split in (Split.VAL, Split.TEST):
+        samples = manifest.of(split)
+        if samples:
+            reporter.start(f"measuring on {split.value}", len(samples))
+            results[split.value] = evaluate_files(
+                predictor,
+                manifest.paths(samples),
+                manifest.labels(samples),
+                on_batch=reporter.advance,
+            )
+            reporter.finish()
+    return results
+
+
+def _write_bundle(run: RunFolder, metrics: Mapping[str, Mapping[str, float]]) -> None:
+    best = load_model(run.best)
+    card = replace(best.card, facts={**best.card.facts, "metrics": metrics})
+    save_bundle(best.network, card, run.bundle)
+
+
+def open_tracking(run: RunFolder, config: Config, reporter: Reporter, *, rank: int) -> Tracking:
+    """Return the run's trackers; rank 0 alone continues the run's one W&B run."""
+    tracking = config.tracking
+    metrics = MetricsCsv(run.metrics, reporter=reporter)
+    if tracking.wandb == "off" or rank > 0:
+        return Tracking(metrics)
+    if not run.wandb_id.is_file():
+        write_text(run.wandb_id, uuid4().hex[:8] + "\n")
+    wandb = create_wandb_logger(
+        run.path,
+        run_id=run.wandb_id.read_text().strip(),
+        mode=tracking.wandb,
+        project=tracking.project,
+        entity=tracking.entity,
+        name=tracking.name or run.path.name,
+        tags=tracking.tags,
+        config=config.model_dump(mode="json"),
+    )
+    return Tracking(metrics, wandb)
+
+
+def epochs_done(file: Path) -> int:
+    """Return how many epochs a checkpoint has behind it."""
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return int(checkpoint["epoch"]) + 1

@@ -1,0 +1,159 @@
+"""Where weights come from: the hub, a file, a timm folder, or nowhere."""
+
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from finetune.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsSource:
+    """Where weights come from, as timm's factory wants it."""
+
+    label: str
+    pretrained: bool
+    overlay: dict[str, Any]
+
+
+def is_pretrained(weights: str) -> bool:
+    """Tell whether training starts from learned weights."""
+    return weights != "random"
+
+
+def weights_source(weights: str, backbone: str) -> WeightsSource:
+    """Return the source behind ``--weights``, files already read.
+
+    Raises:
+        ModelError: It is missing, unreadable, out of reach, or belongs to another backbone.
+    """
+    if weights == "random":
+        return WeightsSource("random", False, {})
+    if weights == "hub":
+        _check_reachable(backbone)
+        return WeightsSource(f"hub ({backbone})", True, {})
+    path = Path(weights).expanduser()
+    if not path.exists():
+        raise ModelError(
+            f"The weights {weights} do not exist. Give a file or folder, 'hub' or 'random'."
+        )
+    cfg: dict[str, Any] = {}
+    file = path
+    if path.is_dir():
+        file, cfg = _timm_folder(path, backbone)
+    # another number of classes than any model has makes timm leave the old classifier out
+    return WeightsSource(
+        str(path), True, {**cfg, "state_dict": read_state_dict(file), "num_classes": -1}
+    )
+
+
+def _timm_folder(path: Path, backbone: str) -> tuple[Path, dict[str, Any]]:
+    """Return the weights file and the preprocessing of a timm folder, bundle or run folder."""
+    folder = path / "bundle" if (path / "bundle" / "config.json").is_file() else path
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architecture = str(config["architecture"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path} is no timm folder: config.json is missing or damaged. Give a folder that timm "
+            f"or `finetune export` wrote, or a weights file."
+        ) from error
+    if architecture != backbone.partition(".")[0]:
+        raise ModelError(
+            f"{path} holds weights of '{architecture}', but the backbone is '{backbone}'. "
+            f"Add --backbone {architecture}."
+        )
+    cfg = dict(config.get("pretrained_cfg", {}))
+    for key in ("num_classes", "label_names", "architecture", "tag", "url", "hf_hub_id"):
+        cfg.pop(key, None)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return folder / name, cfg
+    raise ModelError(f"{path} holds no model.safetensors. Export it again.")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weights file, without running anything that it holds.
+
+    Raises:
+        ModelError: The file is no such file.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{path} cannot be read as weights: {first_line(error)}. Give a state dict saved by "
+            f"torch.save or a .safetensors file."
+        ) from error
+    except Exception as error:  # pickle.UnpicklingError and whatever a damaged pickle raises
+        # torch's own message advises to run the file's code
+        raise ModelError(
+            f"{path} is damaged or holds more than tensors, so it is not opened. Give a file that "
+            f"torch.save wrote of a state_dict() alone."
+        ) from error
+    for key in ("state_dict_ema", "state_dict", "model_ema", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
+        raise ModelError(f"{path} holds no state dict. Save model.state_dict() with torch.save.")
+    return {
+        str(name).removeprefix("module."): value
+        for name, value in content.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def first_line(error: Exception) -> str:
+    """Return what matters of a library's message, in one line without a full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [repr(error)])[0]
+    return text[:300].rstrip(".")
+
+
+def _check_reachable(backbone: str) -> None:
+    """Raise at once where the hub's host has no address; its client would try for a minute."""
+    cfg = timm.get_pretrained_cfg(backbone) if ":" not in backbone else None
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return
+    if cfg is None or _is_cached(cfg):
+        return
+    if cfg.hf_hub_id:
+        host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    else:
+        host = urlparse(str(cfg.url or "")).hostname
+    if not host:
+        return
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError as error:
+        raise ModelError(
+            f"The weights of '{backbone}' lie on {host}, which this machine does not reach. Pass a "
+            f"local file or folder with --weights, or --weights random to train from scratch."
+        ) from error
+
+
+def _is_cached(cfg: Any) -> bool:
+    if cfg.hf_hub_id:
+        from huggingface_hub import try_to_load_from_cache
+
+        repo = str(cfg.hf_hub_id)
+        if repo.endswith("/"):
+            repo += f"{cfg.architecture}.{cfg.tag}" if cfg.tag else str(cfg.architecture)
+        return any(
+            isinstance(try_to_load_from_cache(repo, name), str)
+            for name in ("model.safetensors", "pytorch_model.bin")
+        )
+    name = Path(urlparse(cfg.url or "").path).name
+    return bool(name) and Path(torch.hub.get_dir(), "checkpoints", name).is_file()

@@ -1,0 +1,208 @@
+"""The verbs. Each reads its options, calls one command, and shows the result."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from finetune.cli.fit import fit
+from finetune.cli.output import console_reporter, print_json, show_result
+from finetune.errors import ConfigError
+from finetune.types import Split
+
+if TYPE_CHECKING:
+    from finetune.cli.console import ConsoleReporter
+
+app = typer.Typer(
+    name="finetune",
+    help="Fine-tune a pretrained image classifier on a folder of images, and use it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A run folder, a bundle folder or a checkpoint.")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")]
+
+app.command()(fit)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="Labelled images; without, those that the run held out."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, val or test.  [test, else val, else all]")
+    ] = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    as_json: Json = False,
+) -> None:
+    """Measure a model on labelled images."""
+    reporter = console_reporter(json=as_json)
+    chosen = None if split is None else _split(split)
+    from finetune.commands.evaluate import evaluate as command
+
+    result = command(
+        model,
+        data,
+        split=chosen,
+        device=_device(device),
+        batch_size=batch_size,
+        reporter=reporter,
+    )
+    show_result(reporter, result.as_json(), reporter.evaluation)
+
+
+@app.command()
+def predict(
+    model: Model,
+    images: Annotated[Path, typer.Argument(help="A folder, searched to any depth, or an image.")],
+    output: Annotated[
+        Path | None, typer.Option(help="CSV to write; without, it goes to standard output.")
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes an image.")] = 1,
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    as_json: Json = False,
+) -> None:
+    """Name the class of each image in a folder."""
+    reporter = console_reporter(json=as_json or output is None)
+    from finetune.commands.predict import predict as command
+
+    result = command(
+        model,
+        images,
+        output=output,
+        top_k=top_k,
+        device=_device(device),
+        batch_size=batch_size,
+        reporter=reporter,
+    )
+    if as_json:
+        print_json(result.as_json())
+    elif output is None:
+        sys.stdout.write(result.as_csv())
+    else:
+        reporter.note(f"{len(result.predictions)} predictions in {output}")
+
+
+@app.command()
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="Folder to make.")],
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Images to compare on; without, those that the run held out."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Ship a model as a folder that finetune and timm read."""
+    reporter = console_reporter(json=as_json)
+    from finetune.commands.export import export as command
+
+    result = command(model, output, images=images, reporter=reporter)
+
+    def show(tree: Mapping[str, Any]) -> None:
+        parity = tree["parity"]
+        rows = {"model": str(output), "files": ", ".join(tree["files"])}
+        if parity is not None:
+            rows["checked"] = (
+                f"timm alone gives the same top class on {parity['same_top_class']} of "
+                f"{parity['num_images']} images; largest difference of a probability "
+                f"{parity['max_difference']:.1e}"
+            )
+        reporter.pairs(rows)
+
+    show_result(reporter, result.as_json(), show)
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for data and runs.  [runs/<date>-demo]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what fine-tuning gains, on handwritten digits; needs no download."""
+    reporter = console_reporter(json=as_json)
+    from finetune.commands.demo import demo as command
+
+    result = command(output, reporter=reporter)
+
+    show_result(reporter, result.as_json(), lambda tree: _show_demo(reporter, tree))
+
+
+def _show_demo(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
+    run, folder = tree["run_dir"], tree["folder"]
+    tuned, scratch = tree["metrics"]["finetuned"], tree["metrics"]["from_scratch"]
+    reporter.note("\nOn test images of 5 to 9, after the same images and the same epochs:")
+    reporter.pairs(
+        {
+            f"  {name}": f"accuracy {m['accuracy']:.3f}, macro F1 {m['macro_f1']:.3f}"
+            for name, m in (("fine-tuned", tuned), ("from scratch", scratch))
+        }
+    )
+    reporter.note("")
+    reporter.pairs(
+        {
+            "run": f"{run}  (all of it: {tree['seconds']:.0f} s)",
+            "try next": f"finetune evaluate {run}\n"
+            f"finetune predict {run} {folder}/data/digits-5-9/test --output predictions.csv\n"
+            f"finetune fit YOUR_PHOTOS/",
+        }
+    )
+
+
+@app.command()
+def config(as_json: Json = False) -> None:
+    """Print every config key with its default, as commented YAML."""
+    from finetune.config.load import commented_defaults
+    from finetune.config.schema import Config
+
+    if as_json:
+        print_json(Config().model_dump(mode="json"))
+    else:
+        sys.stdout.write(commented_defaults())
+
+
+@app.command(name="join-run", hidden=True)
+def join_run(run: Path) -> None:
+    """Take part in a run as one of its further processes."""
+    from finetune.commands.fit import join
+
+    join(run)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        sys.stdout.write(installed("finetune") + "\n")
+        raise typer.Exit
+
+
+def _split(name: str) -> Split:
+    if name not in list(Split):
+        raise ConfigError(f"--split {name}: there are {', '.join(Split)}.")
+    return Split(name)
+
+
+def _device(name: str) -> str:
+    if name not in ("auto", "cpu", "cuda", "mps"):
+        raise ConfigError(f"--device {name}: there are auto, cpu, cuda, mps.")
+    return name

@@ -1,0 +1,175 @@
+"""The verb ``fit``: its options, and what they are in the config tree."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from finetune.cli.output import console_reporter, show_result
+from finetune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from finetune.cli.console import ConsoleReporter
+
+_FLAG_KEYS = {
+    "--backbone": "model.backbone",
+    "--weights": "model.weights",
+    "--epochs": "trainer.epochs",
+    "--batch-size": "trainer.batch_size",
+    "--lr": "optim.lr",
+    "--image-size": "data.image_size",
+    "--unfreeze": "unfreeze.name",
+    "--imbalance": "imbalance.strategy",
+    "--augment": "augment.name",
+    "--precision": "trainer.precision",
+    "--devices": "trainer.devices",
+    "--num-nodes": "trainer.num_nodes",
+    "--seed": "seed",
+    "--wandb": "tracking.wandb",
+    "--output": "output",
+}
+
+
+def fit(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DATA] [KEY=VALUE]...",
+            help="A folder of class folders, or of train/val/test folders of them, or a CSV of "
+            "path,label[,split][,group]; then any config keys (see: finetune config).",
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file of config keys.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Any timm model, googlenet or alexnet.  [resnet50]")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="hub, random, a .pth or .safetensors file, a timm or run folder.  [hub]"),
+    ] = None,
+    epochs: Annotated[str | None, typer.Option(help="Passes over the images.  [auto]")] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(help="Images a step over all processes.  [auto]")
+    ] = None,
+    lr: Annotated[str | None, typer.Option(help="Peak learning rate of the head.  [auto]")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Side of the input in pixels.  [auto]")
+    ] = None,
+    unfreeze: Annotated[
+        str | None,
+        typer.Option(help="all, linear_probe, head_first, gradual or milestones.  [auto]"),
+    ] = None,
+    imbalance: Annotated[
+        str | None, typer.Option(help="none, weighted, sqrt or class_weights.  [none]")
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(help="none, light, medium, strong, or a saved Albumentations file.  [auto]"),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="32-true, bf16-mixed, 16-mixed or auto.  [auto]")
+    ] = None,
+    devices: Annotated[str | None, typer.Option(help="Processes a machine.  [auto]")] = None,
+    num_nodes: Annotated[str | None, typer.Option(help="Machines.  [1]")] = None,
+    seed: Annotated[str | None, typer.Option(help="Of split, order and augmentation.  [0]")] = None,
+    wandb: Annotated[
+        str | None, typer.Option(help="Weights & Biases: off, offline or online.  [off]")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Run folder.  [runs/<date>-<backbone>-<data>]")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on standard output.")
+    ] = False,
+) -> None:
+    """Fine-tune a backbone on a folder of images."""
+    given = (
+        backbone, weights, epochs, batch_size, lr, image_size, unfreeze, imbalance, augment,
+        precision, devices, num_nodes, seed, wandb, output,
+    )  # fmt: skip
+    values = dict(zip(_FLAG_KEYS, given, strict=True))
+    flags = {_FLAG_KEYS[flag]: (flag, value) for flag, value in values.items() if value is not None}
+    _fit(words or [], config, flags, resume, dry_run=dry_run, as_json=as_json)
+
+
+def _fit(
+    words: Sequence[str],
+    file: Path | None,
+    flags: dict[str, tuple[str, Any]],
+    resume: Path | None,
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    from finetune.config.load import (
+        build_config,
+        is_assignment,
+        parse_assignments,
+        read_config_file,
+    )
+
+    assignments = parse_assignments(word for word in words if is_assignment(word))
+    paths = [word for word in words if not is_assignment(word)]
+    if len(paths) > 1:
+        raise ConfigError(f"Two data paths, {paths[0]} and {paths[1]}; keep one.")
+    if paths:
+        flags["data.path"] = ("DATA", paths[0])
+    reporter = console_reporter(json=as_json)
+    if resume is not None:
+        _refuse_with_resume(file, flags, dry_run=dry_run)
+        if paths:
+            flags["data.path"] = ("DATA", str(Path(paths[0]).resolve()))
+    else:
+        tree = {} if file is None else read_config_file(file)
+        config = build_config(tree, assignments=assignments, flags=flags, file=str(file))
+        _check_data_path(config.data.path)
+
+    from finetune.commands import fit as command
+
+    if resume is not None:
+        result = command.resume(resume, assignments=assignments, flags=flags, reporter=reporter)
+    elif dry_run:
+        show_result(reporter, {"plan": command.plan_fit(config, reporter=reporter)}, lambda _: None)
+        return
+    else:
+        result = command.fit(config, reporter=reporter)
+    show_result(reporter, result.as_json(), lambda tree: _show_fit(reporter, tree))
+
+
+def _refuse_with_resume(
+    file: Path | None, flags: Mapping[str, tuple[str, Any]], *, dry_run: bool
+) -> None:
+    """Refuse options that a resumed run could only ignore."""
+    if file is not None:
+        raise ConfigError("--config cannot apply with --resume: the run has its own config.yaml.")
+    if dry_run:
+        raise ConfigError("--dry-run cannot apply with --resume; the plan is in the run folder.")
+    if "output" in flags:
+        raise ConfigError("--output cannot apply with --resume: the run stays in its folder.")
+
+
+def _check_data_path(path: str | None) -> None:
+    """Find a missing path before the heavy imports."""
+    if path is None:
+        raise ConfigError("No images: name a folder or a CSV, as in: finetune fit photos/")
+    from finetune.data.scan import check_path
+
+    check_path(Path(path).expanduser())
+
+
+def _show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
+    run = tree["run_dir"]
+    for split, metrics in tree["metrics"].items():
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        reporter.note(f"best on {split}: {shown}")
+    reporter.pairs(
+        {
+            "run": f"{run}  ({tree['seconds']:.0f} s)",
+            "next": f"finetune evaluate {run}",
+            "": f"finetune predict {run} NEW_PHOTOS --output predictions.csv\n"
+            f"finetune export {run} --output model/",
+        }
+    )

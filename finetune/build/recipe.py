@@ -1,0 +1,146 @@
+"""How a classifier is trained, as functions made of names and numbers in the config."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.build.resolve import number
+from finetune.config.schema import Config
+from finetune.data.manifest import Manifest
+from finetune.data.sampler import SAMPLERS, Weights
+from finetune.errors import ConfigError, FinetuneError
+from finetune.lookup import check_params, look_up
+from finetune.losses import LOSSES, balanced_class_weights
+from finetune.models.classifier import ImageClassifier
+from finetune.training.lr_schedule import LR_SCHEDULES, warmed_up
+from finetune.training.module import Recipe
+from finetune.training.param_groups import create_optimizer, param_groups
+from finetune.training.unfreeze import UNFREEZE, phases
+from finetune.types import Phase, Split
+
+
+def make_recipe(
+    config: Config,
+    manifest: Manifest,
+    *,
+    num_groups: int,
+    rates: list[float],
+    steps_per_epoch: int,
+) -> tuple[Recipe, tuple[Phase, ...]]:
+    """Return the recipe of a resolved config and the phases that its schedule comes to.
+
+    Args:
+        config: Resolved.
+        manifest: The images.
+        num_groups: Layer groups of the network, the head included.
+        rates: Peak learning rate of each layer group, from the head.
+        steps_per_epoch: Optimizer steps.
+
+    Raises:
+        ConfigError: A name or parameter that does not exist or does not fit.
+    """
+    depth_at = _depth_at(config, num_groups)
+    schedule = phases(depth_at, num_epochs=number(config.trainer.epochs))
+    recipe = Recipe(
+        criterion=_criterion(config, manifest),
+        depth_at=depth_at,
+        make_optimizer=partial(_make_optimizer, config=config, rates=rates),
+        lr_factor=_lr_factor(config, schedule, steps_per_epoch),
+        seed=config.seed,
+    )
+    return recipe, schedule
+
+
+def sampling_weights(config: Config, labels: list[int], num_classes: int) -> Weights | None:
+    """Return each image's chance to be drawn, shape (N,); None draws each once an epoch.
+
+    Raises:
+        ConfigError: The sampler gives other weights.
+    """
+    sampler = look_up(SAMPLERS, config.imbalance.sampler, setting="imbalance.sampler")
+    check_params(sampler, {}, given=2, setting="imbalance.sampler")
+    weights: Weights | None = sampler(labels, num_classes)
+    if weights is None:
+        return None
+    weights = np.asarray(weights, dtype=float)
+    if weights.shape != (len(labels),) or not (weights >= 0).all() or not weights.sum() > 0:
+        raise ConfigError(
+            f"imbalance.sampler={config.imbalance.sampler} gives weights of shape {weights.shape}; "
+            f"{len(labels)} are needed, none below 0 and not all of them 0."
+        )
+    return weights
+
+
+def _depth_at(config: Config, num_groups: int) -> Callable[[int], int]:
+    schedule = look_up(UNFREEZE, config.unfreeze.name, setting="unfreeze.name")
+    params = config.unfreeze.params
+    check_params(schedule, params, given=2, setting="unfreeze.params")
+
+    def depth_at(epoch: int) -> int:
+        try:
+            depth: int = schedule(epoch, num_groups, **params)
+        except FinetuneError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"unfreeze.name={config.unfreeze.name} with unfreeze.params={params} fails in "
+                f"epoch {epoch}: {type(error).__name__}: {error}"
+            ) from error
+        if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= num_groups:
+            raise ConfigError(
+                f"unfreeze.name={config.unfreeze.name} gives depth {depth!r} for epoch {epoch}; "
+                f"the network has {num_groups} layer groups, so it must be 1 to {num_groups}."
+            )
+        return depth
+
+    return depth_at
+
+
+def _lr_factor(
+    config: Config, schedule: tuple[Phase, ...], steps_per_epoch: int
+) -> Callable[[int], float]:
+    shape = look_up(LR_SCHEDULES, config.lr_schedule.name, setting="lr_schedule.name")
+    num_steps = number(config.trainer.epochs) * steps_per_epoch
+    warmup_steps = round(config.lr_schedule.warmup_fraction * num_steps)
+    starts = [phase.first_epoch * steps_per_epoch for phase in schedule]
+    params = {"final_factor": config.lr_schedule.final_factor}
+    check_params(shape, params, given=1, setting=f"lr_schedule.name={config.lr_schedule.name}")
+    shaped = partial(shape, **params)
+
+    def factor(step: int) -> float:
+        return warmed_up(
+            step,
+            shape=shaped,
+            num_steps=num_steps,
+            warmup_steps=warmup_steps,
+            phase_starts=starts,
+        )
+
+    return factor
+
+
+def _make_optimizer(
+    classifier: ImageClassifier, *, config: Config, rates: list[float]
+) -> torch.optim.Optimizer:
+    groups = param_groups(
+        classifier.network,
+        classifier.groups,
+        rates=rates,
+        weight_decay=config.optim.weight_decay,
+    )
+    return create_optimizer(config.optim.name, groups, momentum=config.optim.momentum)
+
+
+def _criterion(config: Config, manifest: Manifest) -> Callable[[Tensor, Tensor], Tensor]:
+    loss = look_up(LOSSES, config.loss.name, setting="loss.name")
+    params: dict[str, Any] = {}
+    if config.imbalance.class_weights == "balanced":
+        params["class_weights_K"] = balanced_class_weights(manifest.class_counts(Split.TRAIN))
+    if config.loss.label_smoothing:
+        params["label_smoothing"] = config.loss.label_smoothing
+    check_params(loss, params, given=2, setting=f"loss.name={config.loss.name}")
+    return partial(loss, **params)

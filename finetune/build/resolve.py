@@ -1,0 +1,156 @@
+"""Nothing stays at "auto": facts are gathered, rules applied, contradictions refused."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from finetune.config.auto import Facts, auto_values
+from finetune.config.load import replaced
+from finetune.config.schema import Config
+from finetune.data.manifest import Manifest
+from finetune.data.sampler import effective_batch_size
+from finetune.errors import ConfigError, DataError
+from finetune.machine import free_cores
+from finetune.models.backbone import Network
+from finetune.models.groups import layer_groups
+from finetune.models.weights import is_pretrained
+from finetune.types import Split
+
+
+@dataclass(frozen=True, slots=True)
+class ImbalanceStrategy:
+    """What a strategy does, and where.
+
+    Attributes:
+        sampler: A name in ``SAMPLERS``.
+        class_weights: What the loss does.
+    """
+
+    sampler: str
+    class_weights: Literal["none", "balanced"]
+
+
+IMBALANCE: Mapping[str, ImbalanceStrategy] = {
+    "none": ImbalanceStrategy("uniform", "none"),
+    "weighted": ImbalanceStrategy("weighted", "none"),
+    "sqrt": ImbalanceStrategy("sqrt", "none"),
+    "class_weights": ImbalanceStrategy("uniform", "balanced"),
+}
+
+
+def resolve(config: Config, manifest: Manifest, network: Network) -> Config:
+    """Return the config with every "auto" decided and the imbalance strategy written out.
+
+    Raises:
+        ConfigError: A setting that cannot apply here or contradicts another.
+    """
+    config = replaced(config, auto_values(config, _facts(config, manifest, network)))
+    config = _with_imbalance(config)
+    _check_machine(config)
+    return config
+
+
+def global_batch(config: Config, manifest: Manifest) -> int:
+    """Return the images of a step over all processes, shrunk to those that there are.
+
+    Raises:
+        ConfigError: The batch does not divide by the processes.
+        DataError: There are fewer images than batches at once.
+    """
+    asked = number(config.trainer.batch_size)
+    processes = number(config.trainer.devices) * config.trainer.num_nodes
+    shards = processes * config.trainer.accumulate
+    num_images = len(manifest.of(Split.TRAIN))
+    if asked % shards:
+        raise ConfigError(
+            f"trainer.batch_size={asked} does not divide by {processes} processes times "
+            f"trainer.accumulate={config.trainer.accumulate}. Take a multiple of {shards}."
+        )
+    if num_images < shards:
+        raise DataError(
+            f"{num_images} training images cannot be shared by {shards} batches at once "
+            f"({processes} processes times trainer.accumulate={config.trainer.accumulate})."
+        )
+    return effective_batch_size(asked, num_images=num_images, shards=shards)
+
+
+def number(value: int | Literal["auto"]) -> int:
+    """Return a whole number of a resolved config."""
+    assert value != "auto", "auto is decided before"
+    return value
+
+
+def decimal(value: float | Literal["auto"]) -> float:
+    """Return a number of a resolved config."""
+    assert value != "auto", "auto is decided before"
+    return value
+
+
+def _facts(config: Config, manifest: Manifest, network: Network) -> Facts:
+    return Facts(
+        class_counts=manifest.class_counts(Split.TRAIN),
+        pretrained=is_pretrained(config.model.weights),
+        num_groups=len(layer_groups(network.module)),
+        image_size=network.spec.input_size[-1],
+        fast_bf16=_fast_bf16(config.trainer.accelerator),
+        free_cores=free_cores(),
+        processes_per_node=_processes_per_node(),
+    )
+
+
+def _fast_bf16(accelerator: str) -> bool:
+    if accelerator == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if accelerator == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+    return False
+
+
+def _processes_per_node() -> int:
+    """Return how many processes a launcher started on this machine."""
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    return int(os.environ.get("SLURM_NTASKS_PER_NODE", "1"))
+
+
+def _with_imbalance(config: Config) -> Config:
+    """Return the config with the strategy's sampler and class weights written out.
+
+    Raises:
+        ConfigError: Both would correct for the same imbalance.
+    """
+    chosen = config.imbalance
+    strategy = IMBALANCE[chosen.strategy]
+    sampler = strategy.sampler if chosen.sampler == "auto" else chosen.sampler
+    weights = strategy.class_weights if chosen.class_weights == "auto" else chosen.class_weights
+    if sampler != "uniform" and weights == "balanced":
+        raise ConfigError(
+            f"imbalance: the sampler '{sampler}' draws rare classes more often, and "
+            f"class_weights=balanced weighs them in the loss: together they correct twice. Keep "
+            f"one: imbalance.sampler=uniform or imbalance.class_weights=none."
+        )
+    return replaced(config, {"imbalance.sampler": sampler, "imbalance.class_weights": weights})
+
+
+def _check_machine(config: Config) -> None:
+    """Refuse what this machine cannot do, where a library would quietly do something else."""
+    trainer = config.trainer
+    if config.model.batch_norm == "sync" and trainer.accelerator != "cuda":
+        raise ConfigError(
+            f"model.batch_norm=sync cannot apply to trainer.accelerator={trainer.accelerator}: "
+            f"torch synchronises BatchNorm on GPUs only. Use frozen or train."
+        )
+    if trainer.precision == "16-mixed" and trainer.accelerator == "cpu":
+        raise ConfigError(
+            "trainer.precision=16-mixed cannot apply to trainer.accelerator=cpu: there is no fp16 "
+            "arithmetic. Use bf16-mixed or 32-true."
+        )
+    if trainer.accelerator == "cuda" and number(trainer.devices) > torch.cuda.device_count():
+        raise ConfigError(
+            f"trainer.devices={trainer.devices}: this machine shows {torch.cuda.device_count()} "
+            f"GPUs. Lower it, or check CUDA_VISIBLE_DEVICES."
+        )

@@ -1,0 +1,185 @@
+"""All objects of a run, from a config and a manifest."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from timm.layers.norm_act import convert_sync_batchnorm
+
+from finetune.build.recipe import make_recipe, sampling_weights
+from finetune.build.resolve import decimal, global_batch, number, resolve
+from finetune.bundle import Card
+from finetune.config.load import replaced
+from finetune.config.schema import Config
+from finetune.data.augment import EvalTransform, train_transform
+from finetune.data.dataset import ImageDataset
+from finetune.data.manifest import Manifest
+from finetune.machine import resolve_accelerator
+from finetune.models.backbone import Network, create_network
+from finetune.models.classifier import BatchNormMode, ImageClassifier
+from finetune.training.datamodule import ImageDataModule, Loading
+from finetune.training.module import ClassificationModule
+from finetune.training.param_groups import learning_rates
+from finetune.training.trainer import TrainerOptions
+from finetune.types import LoadReport, Phase, Split
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Everything of a run but the trainer.
+
+    Attributes:
+        config: Resolved: nothing in it is "auto" any more.
+        manifest: The images.
+        network: The backbone with its load report.
+        module: What trains.
+        data: What it trains on.
+        phases: Which depth in which epochs.
+        rates: Peak learning rate of each layer group, from the head.
+        batch_size: Global, as it will be.
+        steps_per_epoch: Optimizer steps.
+    """
+
+    config: Config
+    manifest: Manifest
+    network: Network
+    module: ClassificationModule
+    data: ImageDataModule
+    phases: tuple[Phase, ...]
+    rates: tuple[float, ...]
+    batch_size: int
+    steps_per_epoch: int
+
+
+def build_training(config: Config, manifest: Manifest, *, resumed: Card | None = None) -> Training:
+    """Return the objects of a run, with every "auto" decided and every name looked up.
+
+    Args:
+        config: What was asked for.
+        manifest: The images.
+        resumed: The card of the checkpoint that will fill the network; the weights that the run
+            started from are not needed then.
+
+    Raises:
+        ConfigError: A setting that does not exist, cannot apply or contradicts another.
+        ModelError: The backbone or its weights.
+        DataError: Too few images for the processes.
+    """
+    accelerator = resolve_accelerator(config.trainer.accelerator)
+    config = replaced(config, {"trainer.accelerator": accelerator})
+    network = _create_network(config, manifest, resumed)
+    config = resolve(config, manifest, network)
+    if config.model.batch_norm == "sync":
+        network = replace(network, module=convert_sync_batchnorm(network.module))  # type: ignore[no-untyped-call]
+    classifier = ImageClassifier(network.module, batch_norm=_batch_norm_mode(config))
+    classifier.to(memory_format=torch.channels_last)
+    batch_size = global_batch(config, manifest)
+    steps_per_epoch = len(manifest.of(Split.TRAIN)) // batch_size
+    rates = learning_rates(
+        len(classifier.groups),
+        lr=decimal(config.optim.lr),
+        backbone_scale=decimal(config.optim.backbone_lr_scale),
+        layer_decay=decimal(config.optim.layer_decay),
+    )
+    recipe, schedule = make_recipe(
+        config,
+        manifest,
+        num_groups=len(classifier.groups),
+        rates=rates,
+        steps_per_epoch=steps_per_epoch,
+    )
+    module = ClassificationModule(
+        classifier,
+        spec=network.spec,
+        classes=manifest.classes,
+        recipe=recipe,
+        card=build_card(config, manifest, network).as_json(),
+    )
+    data = _data_module(config, manifest, network, batch_size)
+    return Training(
+        config, manifest, network, module, data, schedule, tuple(rates), batch_size, steps_per_epoch
+    )
+
+
+def trainer_options(config: Config) -> TrainerOptions:
+    """Return how the loop runs, from a resolved config."""
+    trainer = config.trainer
+    return TrainerOptions(
+        epochs=number(trainer.epochs),
+        monitor=f"val/{trainer.monitor}",
+        accelerator=trainer.accelerator,
+        devices=number(trainer.devices),
+        num_nodes=trainer.num_nodes,
+        precision=trainer.precision,
+        accumulate=trainer.accumulate,
+        gradient_clip=trainer.gradient_clip,
+        deterministic=trainer.deterministic,
+        early_stopping=trainer.early_stopping,
+    )
+
+
+def build_card(config: Config, manifest: Manifest, network: Network) -> Card:
+    """Return what every checkpoint and the bundle say about the model."""
+    facts = {
+        "weights": network.report.source,
+        "seed": config.seed,
+        "train_images": dict(
+            zip(manifest.classes, manifest.class_counts(Split.TRAIN), strict=True)
+        ),
+        "imbalance": config.imbalance.strategy,
+    }
+    return Card(
+        backbone=str(network.module.pretrained_cfg["architecture"]),  # type: ignore[index]
+        model_args=network.model_args,
+        classes=manifest.classes,
+        spec=network.spec,
+        facts=facts,
+    )
+
+
+def _create_network(config: Config, manifest: Manifest, resumed: Card | None) -> Network:
+    size = config.data.image_size
+    network = create_network(
+        config.model.backbone,
+        num_classes=len(manifest.classes),
+        weights="random" if resumed else config.model.weights,
+        image_size=None if size == "auto" else size,
+        drop_rate=config.model.drop_rate,
+        kwargs=config.model.kwargs,
+        pretrained_cfg=config.model.pretrained_cfg,
+        seed=config.seed,
+    )
+    if resumed is None:
+        return network
+    report = LoadReport(str(resumed.facts["weights"]), 0, 0)
+    return replace(network, spec=resumed.spec, report=report)
+
+
+def _batch_norm_mode(config: Config) -> BatchNormMode:
+    return "frozen" if config.model.batch_norm == "frozen" else "train"
+
+
+def _data_module(
+    config: Config, manifest: Manifest, network: Network, batch_size: int
+) -> ImageDataModule:
+    augment = train_transform(config.augment.name, spec=network.spec, seed=config.seed)
+    train, val = manifest.of(Split.TRAIN), manifest.of(Split.VAL)
+    max_pixels = int(config.data.max_megapixels * 1e6)
+    labels = manifest.labels(train)
+    return ImageDataModule(
+        ImageDataset(manifest.paths(train), labels, augment, max_pixels=max_pixels),
+        ImageDataset(
+            manifest.paths(val),
+            manifest.labels(val),
+            EvalTransform(network.spec),
+            max_pixels=max_pixels,
+        ),
+        weights=sampling_weights(config, labels, len(manifest.classes)),
+        loading=Loading(
+            batch_size=batch_size,
+            accumulate=config.trainer.accumulate,
+            num_workers=number(config.data.num_workers),
+            seed=config.seed,
+        ),
+    )
+
+

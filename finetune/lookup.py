@@ -53,6 +53,14 @@ def look_up(table: Mapping[str, Any], name: str, *, setting: str) -> Any:
         ) from None
 
 
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Tell whether a function has a parameter of this name, or takes any."""
+    if not callable(function):
+        return False
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
 def check_params(
     function: Callable[..., Any], params: Mapping[str, Any], *, given: int, setting: str
 ) -> None:

@@ -57,6 +57,11 @@ class RunFolder:
         return self.path / "bundle"
 
     @property
+    def done(self) -> Path:
+        """Says how many epochs the finished run has; absent while it is not finished."""
+        return self.path / ".done"
+
+    @property
     def wandb_id(self) -> Path:
         """The id of the W&B run."""
         return self.path / "wandb_id.txt"
@@ -114,8 +119,15 @@ def create(path: Path, *, config: str, manifest: str, rejected: str) -> RunFolde
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
-    replace_link(path.parent / "latest", path.name)
+    point_latest_at(run)
     return run
+
+
+def point_latest_at(run: RunFolder) -> None:
+    """Make ``latest`` beside the run point at it, unless something else bears that name."""
+    link = run.path.parent / "latest"
+    if not link.exists() or (link / "config.yaml").is_file():
+        replace_link(link, run.path.name)
 
 
 def existing(path: Path) -> RunFolder:

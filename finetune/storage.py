@@ -2,13 +2,14 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from finetune.errors import StorageError
+from finetune.errors import FinetuneError, StorageError
 
 _DISK_ERRORS = {
     errno.ENOSPC: "no space is left on the device",
@@ -97,10 +98,12 @@ def explain_disk_error(error: BaseException, path: Path | str) -> StorageError |
     while seen is not None:
         if isinstance(seen, StorageError):
             return seen
+        if isinstance(seen, FinetuneError):
+            return None  # it says by itself what could not be read
         if isinstance(seen, OSError) and seen.errno in _DISK_ERRORS:
             return _storage_error(path, _DISK_ERRORS[seen.errno])
         for number, reason in _DISK_ERRORS.items():
-            if f"os error {number}" in str(seen) or f"code: {number}," in str(seen):
+            if re.search(rf"(os error|code:) {number}\b", str(seen)):
                 return _storage_error(path, reason)
         if "PytorchStreamWriter failed" in str(seen) or "file write failed" in str(seen):
             return _storage_error(path, "the disk is full or failed")

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -91,6 +92,11 @@ def environment(folder: Path, extra: Mapping[str, str] | None = None) -> dict[st
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **(extra or {})}
 
 
+def accept_ctrl_c() -> None:
+    """Undo what a shell gives to its background jobs, which ignore Ctrl-C, and so would we."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def finetune(
     folder: Path, *words: object, extra: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -103,6 +109,7 @@ def finetune(
         text=True,
         check=False,
         timeout=240,
+        preexec_fn=accept_ctrl_c,
     )
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from finetune.build.resolve import number
-from finetune.config.schema import Config
+from finetune.config.schema import Config, LossConfig, LrScheduleConfig
 from finetune.data.manifest import Manifest
 from finetune.data.sampler import SAMPLERS, Weights
 from finetune.errors import ConfigError, FinetuneError
-from finetune.lookup import check_params, look_up
+from finetune.lookup import check_params, look_up, takes
 from finetune.losses import LOSSES, balanced_class_weights
 from finetune.models.classifier import ImageClassifier
 from finetune.training.lr_schedule import LR_SCHEDULES, warmed_up
@@ -107,7 +107,10 @@ def _lr_factor(
     num_steps = number(config.trainer.epochs) * steps_per_epoch
     warmup_steps = round(config.lr_schedule.warmup_fraction * num_steps)
     starts = [phase.first_epoch * steps_per_epoch for phase in schedule]
-    params = {"final_factor": config.lr_schedule.final_factor}
+    params: dict[str, float] = {}
+    asked = config.lr_schedule.final_factor != LrScheduleConfig().final_factor
+    if asked or takes(shape, "final_factor"):
+        params["final_factor"] = config.lr_schedule.final_factor
     check_params(shape, params, given=1, setting=f"lr_schedule.name={config.lr_schedule.name}")
     shaped = partial(shape, **params)
 
@@ -140,7 +143,8 @@ def _criterion(config: Config, manifest: Manifest) -> Callable[[Tensor, Tensor],
     params: dict[str, Any] = {}
     if config.imbalance.class_weights == "balanced":
         params["class_weights_K"] = balanced_class_weights(manifest.class_counts(Split.TRAIN))
-    if config.loss.label_smoothing:
+    asked = config.loss.label_smoothing != LossConfig().label_smoothing
+    if config.loss.label_smoothing and (asked or takes(loss, "label_smoothing")):
         params["label_smoothing"] = config.loss.label_smoothing
     check_params(loss, params, given=2, setting=f"loss.name={config.loss.name}")
     return partial(loss, **params)

@@ -1,6 +1,5 @@
 """Nothing stays at "auto": facts are gathered, rules applied, contradictions refused."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +16,7 @@ from finetune.machine import free_cores
 from finetune.models.backbone import Network
 from finetune.models.groups import layer_groups
 from finetune.models.weights import is_pretrained
+from finetune.training.launch import processes_per_node
 from finetune.types import Split
 
 
@@ -97,7 +97,7 @@ def _facts(config: Config, manifest: Manifest, network: Network) -> Facts:
         image_size=network.spec.input_size[-1],
         fast_bf16=_fast_bf16(config.trainer.accelerator),
         free_cores=free_cores(),
-        processes_per_node=_processes_per_node(),
+        processes_per_node=processes_per_node(),
     )
 
 
@@ -108,13 +108,6 @@ def _fast_bf16(accelerator: str) -> bool:
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
     return False
-
-
-def _processes_per_node() -> int:
-    """Return how many processes a launcher started on this machine."""
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        return int(os.environ["LOCAL_WORLD_SIZE"])
-    return int(os.environ.get("SLURM_NTASKS_PER_NODE", "1"))
 
 
 def _with_imbalance(config: Config) -> Config:

@@ -181,5 +181,3 @@ def _data_module(
             seed=config.seed,
         ),
     )
-
-

@@ -27,7 +27,7 @@ class ConsoleReporter:
 
     def note(self, message: str) -> None:
         """Print a line."""
-        self.out.print(escape(message), soft_wrap=False)
+        self.out.print(escape(message), soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """Print a line that stands out, on standard error."""

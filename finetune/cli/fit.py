@@ -8,6 +8,7 @@ import typer
 
 from finetune.cli.output import console_reporter, show_result
 from finetune.errors import ConfigError
+from finetune.types import Reporter, Silent
 
 if TYPE_CHECKING:
     from finetune.cli.console import ConsoleReporter
@@ -118,6 +119,7 @@ def _fit(
     if paths:
         flags["data.path"] = ("DATA", paths[0])
     reporter = console_reporter(json=as_json)
+    watcher: Reporter = Silent() if _is_further_rank() else reporter
     if resume is not None:
         _refuse_with_resume(file, flags, dry_run=dry_run)
         if paths:
@@ -130,13 +132,22 @@ def _fit(
     from finetune.commands import fit as command
 
     if resume is not None:
-        result = command.resume(resume, assignments=assignments, flags=flags, reporter=reporter)
+        result = command.resume(resume, assignments=assignments, flags=flags, reporter=watcher)
     elif dry_run:
         show_result(reporter, {"plan": command.plan_fit(config, reporter=reporter)}, lambda _: None)
         return
     else:
-        result = command.fit(config, reporter=reporter)
-    show_result(reporter, result.as_json(), lambda tree: _show_fit(reporter, tree))
+        result = command.fit(config, reporter=watcher)
+    if not _is_further_rank():
+        show_result(reporter, result.as_json(), lambda tree: _show_fit(reporter, tree))
+
+
+def _is_further_rank() -> bool:
+    """Tell whether another process of the same launch speaks for this one."""
+    from finetune.training.launch import outer_launch
+
+    launch = outer_launch()
+    return launch is not None and launch.rank > 0
 
 
 def _refuse_with_resume(

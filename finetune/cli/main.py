@@ -13,8 +13,8 @@ from finetune.errors import INTERRUPTED_EXIT_CODE, ConfigError, FinetuneError
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; an error is one message, no traceback."""
-    if os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds strings
-        sys.path.append(os.getcwd())  # noqa: PTH109 - for names like my_package.module:function
+    if "" not in sys.path:
+        sys.path.append("")  # for names like my_package.module:function in the working folder
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         command = typer.main.get_command(app)

@@ -136,7 +136,7 @@ def _images(
     samples, root, rejected = readable_samples(
         data, max_pixels=DEFAULT_MAX_PIXELS, reporter=reporter
     )
-    if samples[0].split is None:
+    if all(sample.split is None for sample in samples):
         if split is not None:
             raise DataError(f"{data} has no splits, so there is no {split} split. Drop --split.")
         return _Images(root, samples, None, tuple(rejected))

@@ -14,14 +14,14 @@ from finetune.bundle import Card, read_card
 from finetune.commands.plan import describe
 from finetune.commands.read_data import data_path, read_data
 from finetune.commands.read_run import require_files, stored_config, stored_manifest
-from finetune.commands.train import epochs_done, open_tracking, run_trainer, train
+from finetune.commands.train import epochs_done, is_complete, open_tracking, run_trainer, train
 from finetune.config.load import build_config, changes, dump_config, read_config_file, replaced
 from finetune.config.schema import Config
 from finetune.data.manifest import write_manifest, write_rejected
 from finetune.errors import ConfigError, RunFolderError
 from finetune.run_folder import RunFolder
-from finetune.storage import replace_link, write_text
-from finetune.training.launch import Launch, outer_launch
+from finetune.storage import write_text
+from finetune.training.launch import Launch, outer_launch, processes_per_node
 from finetune.training.module import CARD_KEY
 from finetune.types import Reporter, Silent, Split
 
@@ -40,7 +40,7 @@ CHANGEABLE = (
 )
 """What may differ when a run goes on; anything else would make it another run."""
 
-_PREPARE_SECONDS = 3600.0
+_PREPARE_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def resume(
         file=str(run.config),
     )
     _check_changes(stored, config)
-    if run.bundle.is_dir() and config.trainer.epochs == stored.trainer.epochs:
+    if is_complete(run, config):
         reporter.note("The run is complete; nothing is left to do. Longer: add --epochs.")
         return FitResult(run.path, time.monotonic() - start, _stored_metrics(run), {})
     training = _rebuilt(run, config)
@@ -140,8 +140,8 @@ def resume(
     reporter.note(_resumes_from(run))
     launch = outer_launch()
     if launch is None or launch.rank == 0:
-        write_text(run.config, dump_config(config))
-        replace_link(run.path.parent / "latest", run.path.name)
+        write_text(run.config, dump_config(training.config))
+        run_folder.point_latest_at(run)
     metrics = train(run, training, reporter=reporter, launch=launch)
     return FitResult(run.path, time.monotonic() - start, metrics, plan)
 
@@ -247,12 +247,33 @@ def _checked_launch(config: Config) -> Launch | None:
             f"trainer.num_nodes={config.trainer.num_nodes}: several machines need a launcher that "
             f"starts this command on each of them, srun or torchrun."
         )
+    if launch is not None:
+        _check_world_size(config, launch)
     if launch is not None and config.output is None:
         raise ConfigError(
             f"{launch.world_size} processes run this command and need one run folder: add "
             f"--output runs/NAME."
         )
     return launch
+
+
+def _check_world_size(config: Config, launch: Launch) -> None:
+    """Raise unless the launcher started as many processes as the run will have.
+
+    Raises:
+        ConfigError: Names both numbers; a mismatch would train twice, or wait for ever.
+    """
+    devices = config.trainer.devices
+    if devices == "auto":
+        devices = processes_per_node()
+    wanted = devices * config.trainer.num_nodes
+    if wanted != launch.world_size:
+        raise ConfigError(
+            f"The launcher started {launch.world_size} processes, but --devices {devices} times "
+            f"--num-nodes {config.trainer.num_nodes} is {wanted}. Start one process a device on "
+            f"each machine, as in: srun --nodes=N --ntasks-per-node=D finetune fit … --devices D "
+            f"--num-nodes N"
+        )
 
 
 def _join_launch(config: Config, launch: Launch, start: float) -> FitResult:

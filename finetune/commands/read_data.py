@@ -21,6 +21,7 @@ def read_data(config: Config, path: Path, *, reporter: Reporter) -> tuple[Manife
     samples, root, rejected = readable_samples(
         path, max_pixels=int(config.data.max_megapixels * 1e6), reporter=reporter
     )
+    _check_fractions(config, samples)
     minimum = config.data.min_images_per_class
     manifest = build_manifest(
         root,
@@ -32,6 +33,18 @@ def read_data(config: Config, path: Path, *, reporter: Reporter) -> tuple[Manife
     )
     _warn_of_gaps(manifest, reporter)
     return manifest, rejected
+
+
+def _check_fractions(config: Config, samples: Sequence[Sample]) -> None:
+    """Refuse shares for splits that the data bring along."""
+    given = {sample.split for sample in samples}
+    for key, split in (("val_fraction", Split.VAL), ("test_fraction", Split.TEST)):
+        drawn = Split.VAL not in given and split not in given
+        if key in config.data.model_fields_set and not drawn:
+            raise ConfigError(
+                f"data.{key} cannot apply: the data bring their own "
+                f"{'/'.join(sorted(str(name) for name in given))} splits. Leave it out."
+            )
 
 
 def data_path(config: Config) -> Path:

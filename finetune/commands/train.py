@@ -18,7 +18,7 @@ from finetune.storage import write_text
 from finetune.training.callbacks import Progress, Unfreeze
 from finetune.training.launch import Launch, other_ranks
 from finetune.training.loggers import MetricsCsv, Tracking, create_wandb_logger
-from finetune.training.trainer import create_trainer
+from finetune.training.trainer import create_trainer, stopped_early
 from finetune.training.trainer import fit as lightning_fit
 from finetune.types import Evaluation, Reporter, Split
 
@@ -46,6 +46,7 @@ def train(
     metrics = {split: dict(result.metrics) for split, result in evaluations.items()}
     _write_bundle(run, metrics)
     tracking.finish(evaluations, classes=training.manifest.classes, bundle=run.bundle)
+    write_text(run.done, f"{training.config.trainer.epochs}\n")
     return metrics
 
 
@@ -54,12 +55,12 @@ def run_trainer(
 ) -> None:
     """Train to the last epoch, from the last checkpoint if there is one; nothing if it is done."""
     checkpoint = run.last if run.last.is_file() else None
-    if checkpoint is not None and epochs_done(checkpoint) >= int(training.config.trainer.epochs):
+    if checkpoint is not None and _is_trained(checkpoint, training.config):
         return
     trainer = create_trainer(
         run.path,
         trainer_options(training.config),
-        callbacks=[Unfreeze(), Progress(reporter)],
+        callbacks=[Unfreeze(), Progress(reporter), tracking.csv],
         loggers=tracking.loggers,
     )
     lightning_fit(trainer, training.module, training.data, checkpoint=checkpoint)
@@ -72,6 +73,7 @@ def _measured(run: RunFolder, training: Training, reporter: Reporter) -> dict[st
         load_model(run.best),
         device=training.config.trainer.accelerator,
         num_workers=int(training.config.data.num_workers),
+        max_pixels=int(training.config.data.max_megapixels * 1e6),
     )
     results = {}
     for split in (Split.VAL, Split.TEST):
@@ -119,3 +121,17 @@ def epochs_done(file: Path) -> int:
     """Return how many epochs a checkpoint has behind it."""
     checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     return int(checkpoint["epoch"]) + 1
+
+
+def is_complete(run: RunFolder, config: Config) -> bool:
+    """Tell whether a run has trained, measured, written and tracked everything that was asked."""
+    if not (run.done.is_file() and run.bundle.is_dir()):
+        return False
+    return run.done.read_text(encoding="utf-8").strip() == str(config.trainer.epochs)
+
+
+def _is_trained(checkpoint: Path, config: Config) -> bool:
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    if int(state["epoch"]) + 1 >= int(config.trainer.epochs):
+        return True
+    return stopped_early(state, config.trainer.early_stopping)

@@ -50,7 +50,7 @@ def auto_values(config: Config, facts: Facts) -> dict[str, Any]:
     """
     rules: dict[str, Any] = {
         "data.image_size": facts.image_size,
-        "data.num_workers": _num_workers(facts),
+        "data.num_workers": _num_workers(facts, config.trainer.devices),
         "model.batch_norm": "frozen" if facts.pretrained else "train",
         "unfreeze.name": "head_first" if facts.pretrained else "all",
         "augment.name": "medium",
@@ -81,9 +81,10 @@ def _batch_size(num_images: int) -> int:
     return 32 if num_images < 5_000 else 64 if num_images < 50_000 else 128
 
 
-def _num_workers(facts: Facts) -> int:
+def _num_workers(facts: Facts, devices: int | str) -> int:
     """Leave one core to each training process; two cores or fewer read in the process itself."""
-    spare = facts.free_cores // facts.processes_per_node - 1
+    processes = facts.processes_per_node if isinstance(devices, str) else devices
+    spare = facts.free_cores // processes - 1
     return min(8, spare) if spare > 1 else 0
 
 

@@ -29,12 +29,12 @@ def decode_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.I
     try:
         with Image.open(path) as image:
             _check_size(image, max_pixels)
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(_upright(image))
     except DataError:
         raise
     except Image.DecompressionBombError:
         raise DataError("too large: a decompression bomb by Pillow's own limit") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, ZeroDivisionError) as error:
+    except Exception as error:  # each format's plugin raises what it likes for damaged files
         raise DataError(why_unreadable(path, error)) from error
 
 
@@ -49,11 +49,12 @@ def check_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> str | No
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
             _check_mode(image)
+            _upright(image)
     except DataError as error:
         return str(error)
     except Image.DecompressionBombError:
         return "too large: a decompression bomb by Pillow's own limit"
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, ZeroDivisionError) as error:
+    except Exception as error:
         return why_unreadable(path, error)
     return None
 
@@ -71,6 +72,14 @@ def why_unreadable(path: Path, error: Exception) -> str:
     if "truncated" in str(error).lower():
         return "truncated"
     return f"damaged ({error})"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return the image as it was held; damaged EXIF data, which no viewer minds, turn nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:

@@ -88,10 +88,23 @@ def build_manifest(
             for sample, split in zip(pool, splits, strict=True)
         ]
     manifest = Manifest(root, classes, (*pool, *held_out))
+    _check_groups(manifest)
     for split in (Split.TRAIN, Split.VAL):
         if not manifest.of(split):
             raise DataError(f"{root} has no readable image in its {split.value} split. Add some.")
     return manifest
+
+
+def _check_groups(manifest: Manifest) -> None:
+    """Raise where given splits tear a group apart."""
+    split_of: dict[str, Sample] = {}
+    for sample in manifest.samples:
+        first = split_of.setdefault(sample.group, sample) if sample.group else sample
+        if first.split is not sample.split:
+            raise DataError(
+                f"Group '{sample.group}' is in {first.split} ({first.path}) and in {sample.split} "
+                f"({sample.path}). Put it on one side, or clear its group."
+            )
 
 
 def labelled_with(samples: Sequence[Sample], classes: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from finetune.bundle import ModelBundle
 from finetune.data.augment import EvalTransform
 from finetune.data.dataset import ImageDataset, create_loader
+from finetune.data.decode import DEFAULT_MAX_PIXELS
 from finetune.models.classifier import normalise
 from finetune.types import Prediction
 
@@ -21,6 +22,7 @@ class Predictor:
         device: "cpu", "cuda" …; None takes a GPU where there is one.
         batch_size: Images at once.
         num_workers: Reading processes; 0 reads in this one.
+        max_pixels: Larger images are refused.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Predictor:
         device: str | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
         name = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.device = torch.device(name)
@@ -39,6 +42,7 @@ class Predictor:
         self.transform = EvalTransform(bundle.card.spec)
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.max_pixels = max_pixels
 
     def probabilities(
         self, paths: Sequence[Path], *, on_batch: Callable[[int], None] | None = None
@@ -74,7 +78,7 @@ class Predictor:
     def _batches(
         self, paths: Sequence[Path], on_batch: Callable[[int], None] | None
     ) -> Iterator[Tensor]:
-        dataset = ImageDataset(paths, None, self.transform)
+        dataset = ImageDataset(paths, None, self.transform, max_pixels=self.max_pixels)
         loader = create_loader(dataset, batch_size=self.batch_size, num_workers=self.num_workers)
         spec = self.card.spec
         for batch in loader:

@@ -94,7 +94,9 @@ def create_network(
             if name in head:
                 parameter.zero_()
     _forget_source(module)
-    return Network(module, _spec(module, image_size), report, arguments)
+    spec = _spec(module, image_size)
+    _check_size(backbone, module, spec)
+    return Network(module, spec, report, arguments)
 
 
 def _check_name(backbone: str) -> None:
@@ -146,6 +148,21 @@ def _why_not_created(
     if source.pretrained:
         return f"{source.label} does not fit '{backbone}': {reason}. Check --backbone."
     return f"'{backbone}' cannot be created: {reason}."
+
+
+def _check_size(backbone: str, module: nn.Module, spec: PreprocessSpec) -> None:
+    """Raise unless an image of this size reaches the classifier."""
+    training = module.training
+    try:
+        with torch.inference_mode():
+            module.eval()(torch.zeros(1, *spec.input_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ModelError(
+            f"'{backbone}' cannot take images of {spec.input_size[-1]} px: {first_line(error)}. "
+            f"Choose another --image-size."
+        ) from error
+    finally:
+        module.train(training)
 
 
 def _forget_source(module: nn.Module) -> None:

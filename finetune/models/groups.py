@@ -75,7 +75,8 @@ def classifier_parameters(network: nn.Module) -> set[str]:
 def module_groups(network: nn.Module, groups: Sequence[LayerGroup]) -> dict[str, frozenset[int]]:
     """Return for each module the numbers of the groups that its parameters, or neighbours, are in.
 
-    A module without parameters (dropout, activation) goes with the parameters before it.
+    A module without parameters (dropout, activation) goes with the parameters before it, but with
+    the head where the head comes next.
     """
     group_of = {name: number for number, group in enumerate(groups) for name in group.parameters}
     below: dict[str, set[int]] = {name: set() for name, _ in network.named_modules()}
@@ -83,10 +84,24 @@ def module_groups(network: nn.Module, groups: Sequence[LayerGroup]) -> dict[str,
         parts = parameter.split(".")
         for end in range(len(parts)):
             below[".".join(parts[:end])].add(number)
-    last = len(groups) - 1
+    return _with_neighbours(network, below, last=len(groups) - 1)
+
+
+def _with_neighbours(
+    network: nn.Module, below: Mapping[str, set[int]], *, last: int
+) -> dict[str, frozenset[int]]:
+    leaves = [n for n, module in network.named_modules() if next(module.children(), None) is None]
+    before_head: set[str] = set()
+    following = -1
+    for name in reversed(leaves):
+        parent = name.rpartition(".")[0]
+        if below[name]:
+            following = min(below[name])
+        elif following == 0 and (parent == "" or below[parent] == {0}):
+            before_head.add(name)  # but not what ends a block of the backbone, as its drop path
     found: dict[str, frozenset[int]] = {}
     for name, module in network.named_modules():
-        found[name] = frozenset(below[name] or {last})
+        found[name] = frozenset({0} if name in before_head else below[name] or {last})
         if below[name] and not any(True for _ in module.children()):
             last = min(below[name])
     return found

@@ -60,8 +60,7 @@ class ImageDataModule(LightningDataModule):
         # Lightning builds the iterator before it calls set_epoch, so that the first epoch after a
         # resume would repeat the order of epoch 0: Lightning-AI/pytorch-lightning#21938
         sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        shards = trainer.world_size * self.loading.accumulate
-        return self._loader(self.train, self.loading.batch_size // shards, sampler)
+        return self._loader(self.train, self._local_batch_size(), sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return this rank's slice of the validation images, in order.
@@ -75,7 +74,11 @@ class ImageDataModule(LightningDataModule):
             rank=trainer.global_rank,
             shuffle=False,
         )
-        return self._loader(self.val, self.loading.batch_size, sampler)
+        return self._loader(self.val, self._local_batch_size(), sampler)
+
+    def _local_batch_size(self) -> int:
+        """Return the images that this rank holds at once."""
+        return self.loading.batch_size // (self._trainer().world_size * self.loading.accumulate)
 
     def _trainer(self) -> Trainer:
         assert self.trainer is not None, "loaders are made by a trainer"

@@ -34,12 +34,24 @@ def outer_launch() -> Launch | None:
     """Return who started this process among several, or None if it stands alone."""
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
-        name = f"{env['TORCHELASTIC_RUN_ID']}-{env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        parts = (env["TORCHELASTIC_RUN_ID"], env.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        # the run id alone is "none" at every plain start; the port is another each time
+        name = "-".join([*parts, env.get("MASTER_PORT", "0")])
         return Launch(int(env["RANK"]), int(env["WORLD_SIZE"]), name)
     if "SLURM_STEP_ID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-        parts = (env["SLURM_JOB_ID"], env["SLURM_STEP_ID"], env.get("SLURM_RESTART_COUNT", "0"))
-        return Launch(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), "-".join(parts))
+        ids = (env["SLURM_JOB_ID"], env["SLURM_STEP_ID"], env.get("SLURM_RESTART_COUNT", "0"))
+        return Launch(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), "-".join(ids))
     return None
+
+
+def processes_per_node() -> int:
+    """Return how many processes a launcher started on this machine; 1 without a launcher."""
+    env = os.environ
+    if outer_launch() is None:
+        return 1
+    if "LOCAL_WORLD_SIZE" in env:
+        return int(env["LOCAL_WORLD_SIZE"])
+    return int(env["SLURM_NTASKS"]) // int(env.get("SLURM_NNODES", "1"))
 
 
 @contextmanager

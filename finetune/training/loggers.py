@@ -3,13 +3,13 @@
 import csv
 import io
 import time
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from finetune.errors import TrackingError
@@ -19,51 +19,45 @@ from finetune.types import Evaluation, Reporter
 _FIRST_COLUMNS = ("epoch", "step", "seconds", "train/loss")
 
 
-class MetricsCsv(Logger):
+class MetricsCsv(Checkpoint):
     """One row an epoch in ``metrics.csv``; a resumed run replaces the rows that it repeats.
+
+    A callback of the kind that Lightning calls last, and placed before the checkpoints: a logger
+    would be called after them, and a kill in between would lose the row for good.
 
     Args:
         path: The file; rows that it holds are kept.
-        reporter: Told of each finished row.
+        reporter: Told of each row.
     """
 
     def __init__(self, path: Path, *, reporter: Reporter) -> None:
-        super().__init__()
         self.path = path
         self.reporter = reporter
         self._rows: dict[int, dict[str, Any]] = _read_rows(path)
-        self._started: int | None = None
+        self._started = False
         self._clock = time.monotonic()
 
-    @property
-    def name(self) -> str:
-        """Return what Lightning calls this logger."""
-        return "csv"
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the epoch's row, on rank 0."""
+        if trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            self.record(metrics, epoch=trainer.current_epoch, step=trainer.global_step)
 
-    @property
-    def version(self) -> str:
-        """Return nothing: a run has one file."""
-        return ""
+    def record(self, metrics: Mapping[str, float], *, epoch: int, step: int) -> None:
+        """Write a row.
 
-    def log_hyperparams(
-        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
-    ) -> None:
-        """Leave them to ``config.yaml``."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add numbers to the epoch's row; the row is complete with the training loss."""
-        epoch = int(metrics["epoch"]) + 1
-        if self._started is None:
-            self._started = epoch
-            self._rows = {e: row for e, row in self._rows.items() if e < epoch}
-        row = self._rows.setdefault(epoch, {"epoch": epoch})
-        row.update({name: value for name, value in metrics.items() if name != "epoch"})
-        if "train/loss" not in metrics:
-            return
+        Args:
+            metrics: Name to value.
+            epoch: Counted from 0; the file counts from 1.
+            step: Optimizer steps that are done.
+        """
+        if not self._started:
+            self._started = True
+            self._rows = {number: row for number, row in self._rows.items() if number <= epoch}
         now = time.monotonic()
-        row["step"], row["seconds"] = step, round(now - self._clock, 3)
-        self._clock = now
+        seconds, self._clock = round(now - self._clock, 3), now
+        row = {"epoch": epoch + 1, "step": step, "seconds": seconds, **metrics}
+        self._rows[epoch + 1] = row
         write_text(self.path, _as_csv(list(self._rows.values())))
         self.reporter.epoch(row)
 
@@ -153,8 +147,8 @@ class Tracking:
 
     @property
     def loggers(self) -> list[Logger]:
-        """Return what the trainer writes to."""
-        return [self.csv] if self.wandb is None else [self.csv, self.wandb]
+        """Return what the trainer logs to; ``csv`` is a callback."""
+        return [] if self.wandb is None else [self.wandb]
 
     def finish(
         self, evaluations: Mapping[str, Evaluation], *, classes: Sequence[str], bundle: Path

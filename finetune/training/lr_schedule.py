@@ -22,9 +22,9 @@ def linear(progress: float, *, final_factor: float = 0.0) -> float:
     return 1 + (final_factor - 1) * progress
 
 
-def constant(progress: float, *, final_factor: float = 1.0) -> float:
-    """Return 1, whatever the progress; it has no end to go to."""
-    del progress, final_factor
+def constant(progress: float) -> float:
+    """Return 1, whatever the progress."""
+    del progress
     return 1.0
 
 

@@ -116,8 +116,8 @@ class ClassificationModule(LightningModule):
         if not math.isfinite(float(mean)):
             raise TrainingError(
                 f"The training loss is {float(mean)} in epoch {self.current_epoch + 1}: training "
-                f"diverged. Lower optim.lr or optim.backbone_lr_scale; the best epoch before is in "
-                f"checkpoints/best.ckpt."
+                f"diverged. Lower optim.lr or optim.backbone_lr_scale; the best of the "
+                f"earlier epochs is in checkpoints/best.ckpt."
             )
         self.log("train/loss", mean)
         self.log_dict(dict(self._rates))

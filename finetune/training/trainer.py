@@ -1,10 +1,11 @@
 """A Lightning trainer with the defaults that upstream gets silently wrong set right."""
 
 import logging
+import os
 import re
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
@@ -22,6 +24,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from finetune.errors import TrainingError
 from finetune.storage import atomic_file, explain_disk_error
 from finetune.training.datamodule import ImageDataModule
+from finetune.training.launch import outer_launch
 from finetune.training.module import ClassificationModule
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -81,6 +84,21 @@ class MovableCheckpoint(ModelCheckpoint):
         super().load_state_dict(state)
 
 
+class PatientStopping(EarlyStopping):
+    """Takes its patience from the options of today; Lightning would restore that of before."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what was counted."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+
+def stopped_early(checkpoint: Mapping[str, Any], patience: int | None) -> bool:
+    """Tell whether a run had already waited long enough when a checkpoint was written."""
+    states = checkpoint.get("callbacks", {})
+    waits = [s["wait_count"] for key, s in states.items() if key.startswith("PatientStopping")]
+    return patience is not None and any(wait >= patience for wait in waits)
+
+
 @dataclass(frozen=True, slots=True)
 class TrainerOptions:
     """How the loop runs.
@@ -130,7 +148,7 @@ def create_trainer(
     kept: list[Callback] = [*callbacks]
     if options.early_stopping is not None:
         kept.append(
-            EarlyStopping(
+            PatientStopping(
                 options.monitor,
                 patience=options.early_stopping,
                 mode=mode,
@@ -140,7 +158,11 @@ def create_trainer(
     # the last checkpoint is written after the best, so that it knows the best score
     kept += [_keep(folder, "best", monitor=options.monitor, mode=mode), _keep(folder, "last")]
     plugins: list[Any] = [WholeCheckpoints()]
-    if SLURMEnvironment.detect():
+    launch = outer_launch()
+    if launch is None:
+        # an allocation alone, without srun, must not be taken for the launcher of our processes
+        plugins.append(LightningEnvironment())
+    elif SLURMEnvironment.detect() and "TORCHELASTIC_RUN_ID" not in os.environ:
         # Lightning would save inside the signal handler, which hangs (Lightning#21406)
         plugins.append(SLURMEnvironment(auto_requeue=False))
     strategy: Any = "auto"

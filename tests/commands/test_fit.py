@@ -1,0 +1,144 @@
+"""What a review found in starting, lengthening and resuming runs."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import finetune
+from finetune.config.load import build_config
+from finetune.errors import ConfigError, ModelError
+from finetune.training.callbacks import Progress
+
+
+def config_of(data: Path, output: Path, **assignments: Any) -> finetune.Config:
+    """Return a run that takes a second, with a few keys changed."""
+    tree = {
+        "data": {"path": str(data), "image_size": 32},
+        "model": {"backbone": "test_resnet", "weights": "random"},
+        "augment": {"name": "none"},
+        "trainer": {"epochs": 2, "batch_size": 8, "accelerator": "cpu", "precision": "32-true"},
+        "output": str(output),
+    }
+    return build_config(tree, assignments=assignments)
+
+
+def epochs_in(run: Path) -> list[str]:
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as stream:
+        return [row["epoch"] for row in csv.DictReader(stream)]
+
+
+def break_in(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    """Let the run break off in the first step of an epoch, counted from 0."""
+
+    def explode(self: Progress, trainer: Any, *args: Any) -> None:
+        if trainer.current_epoch == epoch:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(Progress, "on_train_batch_end", explode)
+
+
+def test_a_lengthened_run_that_breaks_off_goes_on(
+    insects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finetune.fit(config_of(insects, tmp_path / "run")).run_dir
+    with monkeypatch.context() as patch:
+        break_in(patch, 3)
+        with pytest.raises(RuntimeError, match="power cut"):
+            finetune.resume(run, assignments={"trainer.epochs": 4})
+    assert epochs_in(run) == ["1", "2", "3"]
+    finetune.resume(run)
+    assert epochs_in(run) == ["1", "2", "3", "4"]
+
+
+def test_a_row_that_could_not_be_written_is_not_lost(
+    insects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune.training import loggers
+
+    def fail(path: Path, text: str) -> None:
+        if "\n2," in text:
+            raise OSError(28, "No space left on device")
+        path.write_text(text, encoding="utf-8")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loggers, "write_text", fail)
+        with pytest.raises(OSError, match="no space is left"):
+            finetune.fit(config_of(insects, tmp_path / "run"))
+    finetune.resume(tmp_path / "run")
+    assert epochs_in(tmp_path / "run") == ["1", "2"]
+
+
+def test_patience_is_that_of_today(insects: Path, tmp_path: Path) -> None:
+    # at this learning rate no epoch is better than the first
+    still = {"optim.lr": 1e-9, "trainer.epochs": 20, "trainer.monitor": "accuracy"}
+    run = finetune.fit(
+        config_of(insects, tmp_path / "run", **still, **{"trainer.early_stopping": 1})
+    ).run_dir
+    assert epochs_in(run) == ["1", "2"]
+    (run / ".done").unlink()  # as if it had been killed before the bundle was whole
+    finetune.resume(run)
+    assert epochs_in(run) == ["1", "2"]
+    (run / ".done").unlink()
+    finetune.resume(run, assignments={"trainer.early_stopping": 3})
+    assert epochs_in(run) == ["1", "2", "3", "4"]
+
+
+def test_latest_never_replaces_what_is_no_run(insects: Path, tmp_path: Path) -> None:
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "latest").symlink_to("v1")
+    finetune.fit(config_of(insects, tmp_path / "run", **{"trainer.epochs": 1}))
+    assert (tmp_path / "latest").readlink() == Path("v1")
+
+
+def test_images_too_small_for_the_backbone_are_refused_before_anything_is_written(
+    insects: Path, tmp_path: Path
+) -> None:
+    config = config_of(insects, tmp_path / "run", **{"model.backbone": "alexnet"})
+    with pytest.raises(ModelError, match=r"'alexnet' cannot take images of 32 px"):
+        finetune.fit(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_shares_of_splits_that_the_data_bring_along_are_refused(
+    insects: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "photos"
+    root.mkdir()
+    for split in ("train", "val"):
+        (root / split).symlink_to(insects)
+    with pytest.raises(ConfigError, match=r"data\.test_fraction cannot apply.*train/val"):
+        finetune.plan_fit(config_of(root, tmp_path / "run", **{"data.test_fraction": 0.2}))
+    plan = finetune.plan_fit(config_of(root, tmp_path / "run"))
+    assert json.dumps(plan["data"]["images"]) == '{"train": 38, "val": 38, "test": 0}'
+
+
+def test_more_processes_than_were_started_are_refused(
+    insects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="started 2 processes, but --devices 1"):
+        finetune.fit(config_of(insects, tmp_path / "run", **{"trainer.devices": 1}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_users_own_schedule_and_loss_need_no_parameters_of_ours(
+    insects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_recipe.py").write_text(
+        "import torch\n"
+        "def flat(progress):\n    return 0.5\n"
+        "def loss(logits, target):\n    return torch.nn.functional.cross_entropy(logits, target)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {"lr_schedule.name": "own_recipe:flat", "loss.name": "own_recipe:loss"}
+    run = finetune.fit(config_of(insects, tmp_path / "run", **names)).run_dir
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["lr_schedulers"][0]["_last_lr"][0] == pytest.approx(0.5e-3)

@@ -29,6 +29,7 @@ def decode_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.I
     try:
         with Image.open(path) as image:
             _check_size(image, max_pixels)
+            image.load()  # a damaged file fails here, and not inside the reading of its EXIF data
             return _to_rgb(_upright(image))
     except DataError:
         raise

@@ -9,7 +9,12 @@ import pytest
 from finetune.errors import TrainingError
 from finetune.training.launch import Launch, other_ranks, outer_launch
 
-TORCHRUN = {"TORCHELASTIC_RUN_ID": "abc", "RANK": "3", "WORLD_SIZE": "4"}
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "abc",
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "MASTER_PORT": "29500",
+}
 SRUN = {
     "SLURM_JOB_ID": "17",
     "SLURM_STEP_ID": "0",
@@ -29,11 +34,11 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     ("variables", "expected"),
     [
         ({}, None),
-        (TORCHRUN, Launch(3, 4, "abc-0")),
-        ({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "2"}, Launch(3, 4, "abc-2")),
+        (TORCHRUN, Launch(3, 4, "abc-0-29500")),
+        ({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "2"}, Launch(3, 4, "abc-2-29500")),
         (SRUN, Launch(1, 2, "17-0-0")),
         ({**SRUN, "SLURM_RESTART_COUNT": "1"}, Launch(1, 2, "17-0-1")),
-        ({**SRUN, **TORCHRUN}, Launch(3, 4, "abc-0")),
+        ({**SRUN, **TORCHRUN}, Launch(3, 4, "abc-0-29500")),
         ({**SRUN, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
         ({"SLURM_JOB_ID": "17", "SLURM_NTASKS": "2"}, None),  # sbatch without srun
     ],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
@@ -133,12 +134,14 @@ def test_several_processes_are_a_ddp_that_reduces_what_trains_alone(tmp_path: Pa
     assert not strategy._ddp_kwargs.get("find_unused_parameters", False)
 
 
-def test_under_slurm_lightning_does_not_requeue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_under_slurm_lightning_does_not_requeue_and_one_task_stands_alone(
+    tasks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {
-        "SLURM_NTASKS": "1",
-        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_NTASKS": str(tasks),
+        "SLURM_NTASKS_PER_NODE": str(tasks),
+        "SLURM_STEP_ID": "0",
         "SLURM_JOB_NAME": "train",
         "SLURM_JOB_ID": "7",
         "SLURM_PROCID": "0",
@@ -147,9 +150,12 @@ def test_under_slurm_lightning_does_not_requeue(
         "SLURM_NODELIST": "here",
     }.items():
         monkeypatch.setenv(name, value)
-    environment = trainer_in(tmp_path)._accelerator_connector.cluster_environment
-    assert isinstance(environment, SLURMEnvironment)
-    assert not environment.auto_requeue
+    environment = trainer_in(tmp_path, devices=tasks)._accelerator_connector.cluster_environment
+    if tasks == 1:  # SLURM's ranks would hide those of the processes that we start
+        assert isinstance(environment, LightningEnvironment)
+    else:
+        assert isinstance(environment, SLURMEnvironment)
+        assert not environment.auto_requeue
 
 
 class Scores(Callback):

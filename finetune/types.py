@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 
 class Split(StrEnum):
@@ -167,8 +167,8 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]
 
 
-class Reporter(Protocol):
-    """What a command tells whoever watches it; the console is one implementation."""
+class Reporter:
+    """What a command tells whoever watches it. This one says nothing; subclasses show it."""
 
     def note(self, message: str) -> None:
         """Say one thing worth reading."""
@@ -190,28 +190,3 @@ class Reporter(Protocol):
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Show the numbers of one finished epoch."""
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def note(self, message: str) -> None:
-        """Say nothing."""
-
-    def warn(self, message: str) -> None:
-        """Say nothing."""
-
-    def plan(self, plan: Mapping[str, Any]) -> None:
-        """Show nothing."""
-
-    def start(self, task: str, total: int) -> None:
-        """Show nothing."""
-
-    def advance(self, steps: int = 1) -> None:
-        """Show nothing."""
-
-    def finish(self) -> None:
-        """Show nothing."""
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """Show nothing."""

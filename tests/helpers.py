@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.types import Silent
+from finetune.types import Reporter
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,7 +42,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-class Recorder(Silent):
+class Recorder(Reporter):
     """A reporter that keeps what it was told."""
 
     def __init__(self) -> None:

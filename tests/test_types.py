@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune.types import LoadReport, Reporter, Silent, Split
+from finetune.types import LoadReport, Reporter, Split
 
 
 def test_split_is_written_as_its_folder_is_called() -> None:
@@ -15,7 +15,7 @@ def test_load_report_share(loaded: int, total: int, share: float) -> None:
 
 
 def test_silent_is_a_reporter_that_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    reporter: Reporter = Silent()
+    reporter: Reporter = Reporter()
     reporter.note("a")
     reporter.warn("b")
     reporter.plan({"c": 1})

@@ -8,10 +8,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from finetune.types import Reporter
+
 _WORST_SHOWN = 15
 
 
-class ConsoleReporter:
+class ConsoleReporter(Reporter):
     """Shows on a console what a command reports.
 
     Args:

@@ -8,7 +8,7 @@ import typer
 
 from finetune.cli.output import console_reporter, show_result
 from finetune.errors import ConfigError
-from finetune.types import Reporter, Silent
+from finetune.types import Reporter
 
 if TYPE_CHECKING:
     from finetune.cli.console import ConsoleReporter
@@ -119,7 +119,7 @@ def _fit(
     if paths:
         flags["data.path"] = ("DATA", paths[0])
     reporter = console_reporter(json=as_json)
-    watcher: Reporter = Silent() if _is_further_rank() else reporter
+    watcher: Reporter = Reporter() if _is_further_rank() else reporter
     if resume is not None:
         _refuse_with_resume(file, flags, dry_run=dry_run)
         if paths:

@@ -20,7 +20,7 @@ from finetune.commands.fit import FitResult, fit
 from finetune.config.load import build_config
 from finetune.data.augment import digits_pipeline, save_pipeline
 from finetune.storage import atomic_folder
-from finetune.types import Reporter, Silent
+from finetune.types import Reporter
 
 BACKBONE = "resnet10t"
 IMAGE_SIZE = 32
@@ -75,7 +75,7 @@ def demo(output: Path | None = None, *, reporter: Reporter | None = None) -> Dem
     Raises:
         FinetuneError: Anything that the user can mend.
     """
-    reporter = reporter or Silent()
+    reporter = reporter or Reporter()
     start = time.monotonic()
     date = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = output or Path("runs") / f"{date}-demo"

@@ -15,7 +15,7 @@ from finetune.errors import ConfigError, DataError
 from finetune.inference.evaluation import evaluate_files
 from finetune.inference.predictor import Predictor
 from finetune.machine import free_cores, resolve_accelerator
-from finetune.types import Evaluation, Rejected, Reporter, Sample, Silent, Split
+from finetune.types import Evaluation, Rejected, Reporter, Sample, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def evaluate(
     Raises:
         FinetuneError: Anything that the user can mend.
     """
-    reporter = reporter or Silent()
+    reporter = reporter or Reporter()
     accelerator = resolve_accelerator(device, setting="--device")
     bundle = load_model(model)
     own = _own_images(model)

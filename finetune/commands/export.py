@@ -12,7 +12,7 @@ from finetune.data.scan import list_images
 from finetune.errors import RunFolderError
 from finetune.exporters.parity import Parity, compare_timm_folder
 from finetune.inference.predictor import Predictor
-from finetune.types import Reporter, Silent, Split
+from finetune.types import Reporter, Split
 
 _NUM_CHECKED = 64
 
@@ -53,7 +53,7 @@ def export(
     Raises:
         FinetuneError: Anything that the user can mend; the folder is then not left behind.
     """
-    reporter = reporter or Silent()
+    reporter = reporter or Reporter()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunFolderError(f"{output} exists and is not empty. Choose another --output.")
     bundle = load_model(model)

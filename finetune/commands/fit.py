@@ -23,7 +23,7 @@ from finetune.run_folder import RunFolder
 from finetune.storage import write_text
 from finetune.training.launch import Launch, outer_launch, processes_per_node
 from finetune.training.module import CARD_KEY
-from finetune.types import Reporter, Silent, Split
+from finetune.types import Reporter, Split
 
 CHANGEABLE = (
     "trainer.epochs",
@@ -79,7 +79,7 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
         FinetuneError: Anything that the user can mend.
         KeyboardInterrupt: The user stopped it; the run folder can be resumed.
     """
-    reporter = reporter or Silent()
+    reporter = reporter or Reporter()
     start = time.monotonic()
     launch = _checked_launch(config)
     if launch is not None and launch.rank > 0:
@@ -99,7 +99,7 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
 
 def plan_fit(config: Config, *, reporter: Reporter | None = None) -> dict[str, Any]:
     """Return the plan of a run, show it, and write nothing."""
-    return _planned(config, reporter or Silent())[1]
+    return _planned(config, reporter or Reporter())[1]
 
 
 def resume(
@@ -120,7 +120,7 @@ def resume(
     Raises:
         FinetuneError: Anything that the user can mend.
     """
-    reporter = reporter or Silent()
+    reporter = reporter or Reporter()
     start = time.monotonic()
     run = run_folder.existing(path)
     stored = stored_config(run)
@@ -150,8 +150,8 @@ def join(path: Path) -> None:
     """Take part in a run that rank 0 of this machine started."""
     run = run_folder.existing(path)
     config = stored_config(run)
-    tracking = open_tracking(run, config, Silent(), rank=1)
-    run_trainer(run, _rebuilt(run, config), tracking=tracking, reporter=Silent())
+    tracking = open_tracking(run, config, Reporter(), rank=1)
+    run_trainer(run, _rebuilt(run, config), tracking=tracking, reporter=Reporter())
 
 
 def _planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, Any], str]:

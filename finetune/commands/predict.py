@@ -3,20 +3,19 @@
 import csv
 import io
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.bundle import load_model
 from finetune.commands.read_data import summary
-from finetune.data.decode import check_image
+from finetune.data.audit import check_files
 from finetune.data.scan import list_images
 from finetune.errors import DataError, RunFolderError
 from finetune.inference.predictor import Predictor
 from finetune.machine import resolve_accelerator
 from finetune.storage import write_text
-from finetune.types import Prediction, Rejected, Reporter, Silent
+from finetune.types import Prediction, Rejected, Reporter
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ def predict(
     Raises:
         FinetuneError: Anything that the user can mend.
     """
-    reporter = reporter or Silent()
+    reporter = reporter or Reporter()
     if output is not None and output.is_dir():
         raise RunFolderError(f"--output {output} is a folder; name a .csv file.")
     accelerator = resolve_accelerator(device, setting="--device")
@@ -123,12 +122,11 @@ def _readable(files: Sequence[Path], reporter: Reporter) -> tuple[list[Path], li
     good: list[Path] = []
     bad: list[Rejected] = []
     reporter.start("checking images", len(files))
-    with ThreadPoolExecutor() as pool:
-        for file, reason in zip(files, pool.map(check_image, files), strict=True):
-            if reason is None:
-                good.append(file)
-            else:
-                bad.append(Rejected(file.as_posix(), reason))
-            reporter.advance()
+    for file, reason in zip(files, check_files(files), strict=True):
+        if reason is None:
+            good.append(file)
+        else:
+            bad.append(Rejected(file.as_posix(), reason))
+        reporter.advance()
     reporter.finish()
     return good, bad

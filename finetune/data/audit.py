@@ -1,12 +1,13 @@
 """Opens every file before epoch 0, so that none surprises in the middle of a run."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from finetune.data.decode import check_image
+from finetune.data.decode import DEFAULT_MAX_PIXELS, check_image
 from finetune.types import Rejected, Sample
 
 
@@ -25,29 +26,31 @@ def audit_files(
         max_pixels: Larger images are left out.
         on_checked: Called with a count of files, as they are checked.
     """
-    check = partial(check_image, max_pixels=max_pixels)
-    paths = (root / sample.path for sample in samples)
     good: list[Sample] = []
     bad: list[Rejected] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for sample, reason in zip(samples, _in_chunks(pool, check, paths), strict=True):
-            if reason is None:
-                good.append(sample)
-            else:
-                bad.append(Rejected(sample.path, reason))
-            if on_checked is not None:
-                on_checked(1)
+    reasons = check_files((root / sample.path for sample in samples), max_pixels=max_pixels)
+    for sample, reason in zip(samples, reasons, strict=True):
+        if reason is None:
+            good.append(sample)
+        else:
+            bad.append(Rejected(sample.path, reason))
+        if on_checked is not None:
+            on_checked(1)
     return good, bad
 
 
-def _in_chunks(
-    pool: ThreadPoolExecutor, check: Callable[[Path], str | None], paths: Iterable[Path]
-) -> Iterable[str | None]:
-    """Map in chunks: ``map`` would hold a future for each of a million files at once."""
-    chunk: list[Path] = []
-    for path in paths:
-        chunk.append(path)
-        if len(chunk) == 1024:
+def check_files(
+    paths: Iterable[Path], *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Iterator[str | None]:
+    """Yield for each file why it cannot be used, or None; read on all cores.
+
+    Args:
+        paths: Image files.
+        max_pixels: Larger images cannot be used.
+    """
+    check = partial(check_image, max_pixels=max_pixels)
+    waiting = iter(paths)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # in chunks: ``map`` would hold a future for each of a million files at once
+        while chunk := list(islice(waiting, 1024)):
             yield from pool.map(check, chunk)
-            chunk = []
-    yield from pool.map(check, chunk)

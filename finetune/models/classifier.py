@@ -66,11 +66,6 @@ class ImageClassifier(nn.Module):
         logits: Tensor = self.network(images)
         return logits
 
-    @property
-    def num_trainable(self) -> int:
-        """Count of single numbers that train at the present depth."""
-        return sum(group.num_parameters for group in self.groups[: self.depth])
-
 
 def normalise(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return the network's input of a batch of pixels.

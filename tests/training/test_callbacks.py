@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from finetune.build import Training
 from finetune.training.callbacks import Progress, Unfreeze
 from finetune.training.trainer import TrainerOptions, create_trainer, fit
-from finetune.types import Silent
+from finetune.types import Reporter
 from tests.networks import changed, randomise, snapshot
 from tests.processes import RebuildForgotten, WithoutRebuild, on_two_ranks, trained
 from tests.runs import largest_difference, small_training, write_weights
@@ -144,7 +144,7 @@ def test_a_wrapper_that_misses_what_trains_is_an_error(animals: Path, tmp_path: 
         assert "would drift apart" in message
 
 
-class Heard(Silent):
+class Heard(Reporter):
     """Remembers what it was told."""
 
     def __init__(self) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.training.loggers import MetricsCsv, Tracking
-from finetune.types import Silent
+from finetune.types import Reporter
 
 
-class Rows(Silent):
+class Rows(Reporter):
     """Remembers the finished rows."""
 
     def __init__(self) -> None:
@@ -46,10 +46,10 @@ def test_a_row_an_epoch_with_the_numbers_of_training_and_validation(tmp_path: Pa
 
 def test_a_resumed_run_replaces_the_rows_that_it_repeats(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    first = MetricsCsv(path, reporter=Silent())
+    first = MetricsCsv(path, reporter=Reporter())
     for epoch in range(4):
         log_epoch(first, epoch, 0.1)
-    resumed = MetricsCsv(path, reporter=Silent())
+    resumed = MetricsCsv(path, reporter=Reporter())
     log_epoch(resumed, 2, 0.7)  # the last checkpoint was written after the second epoch
     rows = read(path)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
@@ -60,14 +60,14 @@ def test_a_resumed_run_replaces_the_rows_that_it_repeats(tmp_path: Path) -> None
 
 def test_a_metric_that_comes_later_leaves_earlier_rows_empty(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    log_epoch(MetricsCsv(path, reporter=Silent()), 0, 0.1)
-    resumed = MetricsCsv(path, reporter=Silent())
+    log_epoch(MetricsCsv(path, reporter=Reporter()), 0, 0.1)
+    resumed = MetricsCsv(path, reporter=Reporter())
     log_epoch(resumed, 1, 0.2, **{"val/top5_accuracy": 0.9})
     assert [row["val/top5_accuracy"] for row in read(path)] == ["", "0.9"]
 
 
 def test_without_wandb_there_is_the_file_alone(tmp_path: Path) -> None:
-    logger = MetricsCsv(tmp_path / "metrics.csv", reporter=Silent())
+    logger = MetricsCsv(tmp_path / "metrics.csv", reporter=Reporter())
     tracking = Tracking(logger)
     assert tracking.loggers == []
     tracking.finish({}, classes=(), bundle=tmp_path)

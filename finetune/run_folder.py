@@ -170,5 +170,7 @@ def wait_for(path: Path, *, launch: str, timeout_seconds: float) -> RunFolder:
 
 
 def announce(run: RunFolder, *, launch: str) -> None:
-    """Tell the other ranks of a launch that the folder is ready."""
+    """Tell the other ranks of a launch that the folder is ready; markers of old ones go."""
+    for stale in run.path.glob(".ready-*"):
+        stale.unlink()
     write_text(run.path / f".ready-{launch}", "")

@@ -189,7 +189,8 @@ def _from_bundle(folder: Path) -> ModelBundle:
         OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError
     ) as error:  # fmt: skip
         raise RunFolderError(
-            f"The bundle {folder} is damaged ({_reason(error)}). Export it again."
+            f"The bundle {folder} is damaged ({_reason(error)}). Export it again from the run's "
+            f"checkpoints/best.ckpt."
         ) from error
 
 

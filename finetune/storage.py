@@ -19,6 +19,7 @@ _DISK_ERRORS = {
     errno.EPERM: "permission denied",
     errno.EFBIG: "the file is larger than is allowed",
     errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "a part of the path is a file",
     errno.EIO: "the device failed",
 }
 
@@ -59,6 +60,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             for file in temporary.rglob("*"):
+                if file.is_file():  # safetensors makes files that only their owner reads
+                    file.chmod(0o666 & ~_umask())
                 _sync(file)
             if path.is_dir():
                 old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))

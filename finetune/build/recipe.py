@@ -19,7 +19,7 @@ from finetune.models.classifier import ImageClassifier
 from finetune.training.lr_schedule import LR_SCHEDULES, warmed_up
 from finetune.training.module import Recipe
 from finetune.training.param_groups import create_optimizer, param_groups
-from finetune.training.unfreeze import UNFREEZE, phases
+from finetune.training.unfreeze import UNFREEZE, as_depth, phases
 from finetune.types import Phase, Split
 
 
@@ -82,7 +82,9 @@ def _depth_at(config: Config, num_groups: int) -> Callable[[int], int]:
 
     def depth_at(epoch: int) -> int:
         try:
-            depth: int = schedule(epoch, num_groups, **params)
+            depth = schedule(epoch, num_groups, **params)
+            if isinstance(depth, float):
+                depth = as_depth(depth, num_groups)
         except FinetuneError:
             raise
         except Exception as error:
@@ -92,8 +94,9 @@ def _depth_at(config: Config, num_groups: int) -> Callable[[int], int]:
             ) from error
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= num_groups:
             raise ConfigError(
-                f"unfreeze.name={config.unfreeze.name} gives depth {depth!r} for epoch {epoch}; "
-                f"the network has {num_groups} layer groups, so it must be 1 to {num_groups}."
+                f"unfreeze.name={config.unfreeze.name} gives depth {depth!r} for epoch {epoch} "
+                f"(counted from 0); it must be a whole number of layer groups from 1 to "
+                f"{num_groups}, or a share of them."
             )
         return depth
 

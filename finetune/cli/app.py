@@ -9,7 +9,9 @@ import typer
 
 from finetune.cli.fit import fit
 from finetune.cli.output import console_reporter, print_json, show_result
-from finetune.errors import ConfigError
+from finetune.data.scan import check_path
+from finetune.errors import ConfigError, RunFolderError
+from finetune.lookup import did_you_mean
 from finetune.types import Split
 
 if TYPE_CHECKING:
@@ -50,6 +52,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model on labelled images."""
+    _check_model(model)
+    if data is not None:
+        check_path(data)
     reporter = console_reporter(json=as_json)
     chosen = None if split is None else _split(split)
     from finetune.commands.evaluate import evaluate as command
@@ -78,6 +83,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Name the class of each image in a folder."""
+    _check_model(model)
     reporter = console_reporter(json=as_json or output is None)
     from finetune.commands.predict import predict as command
 
@@ -109,6 +115,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Ship a model as a folder that finetune and timm read."""
+    _check_model(model)
     reporter = console_reporter(json=as_json)
     from finetune.commands.export import export as command
 
@@ -154,14 +161,15 @@ def _show_demo(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
             for name, m in (("fine-tuned", tuned), ("from scratch", scratch))
         }
     )
-    reporter.note("")
-    reporter.pairs(
-        {
-            "run": f"{run}  (all of it: {tree['seconds']:.0f} s)",
-            "try next": f"finetune evaluate {run}\n"
-            f"finetune predict {run} {folder}/data/digits-5-9/test --output predictions.csv\n"
-            f"finetune fit YOUR_PHOTOS/",
-        }
+    reporter.note(f"\nrun: {run}  (all of it: {tree['seconds']:.0f} s)")
+    test = f"{folder}/data/digits-5-9/test"
+    reporter.commands(
+        "try next:",
+        [
+            ["finetune", "evaluate", run],
+            ["finetune", "predict", run, test, "--output", "predictions.csv"],
+            ["finetune", "fit", "YOUR_PHOTOS/"],
+        ],
     )
 
 
@@ -206,3 +214,18 @@ def _device(name: str) -> str:
     if name not in ("auto", "cpu", "cuda", "mps"):
         raise ConfigError(f"--device {name}: there are auto, cpu, cuda, mps.")
     return name
+
+
+def _check_model(path: Path) -> None:
+    """Find a misspelt run before the heavy imports."""
+    if not path.exists():
+        hint = did_you_mean(path.name, _names_beside(path))
+        raise RunFolderError(
+            f"{path} does not exist.{hint if 'mean' in hint else ''} Name a run folder, a bundle "
+            f"folder or a .ckpt file."
+        )
+
+
+def _names_beside(path: Path) -> list[str]:
+    """Return what lies in the folder that a path should be in."""
+    return [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -1,5 +1,6 @@
 """What a person sees: notes, the plan, progress and tables, 80 columns wide or less."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,7 +84,8 @@ class ConsoleReporter(Reporter):
             widths = [len(form.format(0)) for _, form, _ in columns]
             head = zip(self._epoch_columns, widths, strict=True)
             self.out.print("  ".join(f"{title:>{width}}" for title, width in head), style="bold")
-        self.out.print("  ".join(form.format(row[key]) for key, form, _ in columns))
+        cells = (_cell(row[key], form) for key, form, _ in columns)
+        self.out.print("  ".join(cells), soft_wrap=True)
 
     def plan(self, plan: Mapping[str, Any]) -> None:
         """Print what is about to happen."""
@@ -103,8 +105,8 @@ class ConsoleReporter(Reporter):
             "model": f"{model['backbone']}, {_count(model['parameters'])} parameters, "
             f"{model['image_size']} px",
             "weights": loaded,
-            "training": f"{training['epochs']} epochs of {training['steps_per_epoch']} steps, "
-            f"batch {training['batch_size']}, {training['optimizer']}, "
+            "training": f"{training['epochs']} epochs of {training['steps_per_epoch']} x "
+            f"{training['batch_size']} images, {training['optimizer']}, "
             f"{training['lr_schedule']}, {training['precision']} on {where}",
             "augment": training["augment"],
             "imbalance": training["imbalance"],
@@ -124,6 +126,13 @@ class ConsoleReporter(Reporter):
         for name, value in rows.items():
             table.add_row(name, escape(value))
         self.out.print(table)
+
+    def commands(self, title: str, lines: Sequence[Sequence[str]]) -> None:
+        """Print command lines to copy: quoted, and never broken."""
+        for number, words in enumerate(lines):
+            head = title if number == 0 else " " * len(title)
+            text = escape(shlex.join(words))
+            self.out.print(f"[bold]{head}[/]  {text}", soft_wrap=True)
 
     def evaluation(self, result: Mapping[str, Any]) -> None:
         """Print overall metrics and the table of classes."""
@@ -169,6 +178,13 @@ class ConsoleReporter(Reporter):
                 phase["batch_norm"],
             )
         self.out.print(table)
+
+
+def _cell(value: float, form: str) -> str:
+    """Return a number in its column; one that is too large for it in few digits."""
+    width = len(form.format(0))
+    text = form.format(value)
+    return text if len(text) <= width else f"{value:>{width}.1e}"
 
 
 def _count(number: int) -> str:

@@ -176,11 +176,12 @@ def _show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
     for split, metrics in tree["metrics"].items():
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         reporter.note(f"best on {split}: {shown}")
-    reporter.pairs(
-        {
-            "run": f"{run}  ({tree['seconds']:.0f} s)",
-            "next": f"finetune evaluate {run}",
-            "": f"finetune predict {run} NEW_PHOTOS --output predictions.csv\n"
-            f"finetune export {run} --output model/",
-        }
+    reporter.note(f"run: {run}  ({tree['seconds']:.0f} s)")
+    reporter.commands(
+        "next:",
+        [
+            ["finetune", "evaluate", run],
+            ["finetune", "predict", run, "NEW_PHOTOS", "--output", "predictions.csv"],
+            ["finetune", "export", run, "--output", "model/"],
+        ],
     )

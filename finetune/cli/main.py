@@ -15,7 +15,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; an error is one message, no traceback."""
     if "" not in sys.path:
         sys.path.append("")  # for names like my_package.module:function in the working folder
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         command = typer.main.get_command(app)
         code = command.main(args=arguments, prog_name="finetune", standalone_mode=False)
@@ -39,7 +39,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 def _foreign_error(error: Exception, arguments: Sequence[str]) -> int:
     """Explain what typer, the disk or a defect of ours raised."""
     if hasattr(error, "format_message"):  # typer's own usage errors, wherever it keeps the class
-        verb = next((f"{word} " for word in arguments if not word.startswith("-")), "")
+        verb = f"{arguments[0]} " if arguments[0] in _verbs() else ""
         console_reporter().error(f"{error.format_message()} See: finetune {verb}--help")
         return ConfigError.exit_code
     from finetune.storage import explain_disk_error
@@ -69,3 +69,8 @@ def _own_message(error: FinetuneError) -> str:
     if text.startswith("Caught ") and f"{type(error).__name__}: " in text:
         text = text.rpartition(f"{type(error).__name__}: ")[2].strip()
     return text
+
+
+def _verbs() -> set[str]:
+    functions = (command.callback for command in app.registered_commands)
+    return {function.__name__ for function in functions if function is not None}

@@ -87,11 +87,11 @@ def demo(output: Path | None = None, *, reporter: Reporter | None = None) -> Dem
 
     reporter.note("1/3  A small network learns the digits 0 to 4 from scratch.")
     source = _fit(known, folder / "pretrain", reporter, epochs=_PRETRAIN_EPOCHS)
-    reporter.note(f"\n2/3  Its backbone is fine-tuned on 5 to 9: {sum(FEW.values())} images.")
+    reporter.note(f"\n2/3  Another learns 5 to 9 from scratch: {sum(FEW.values())} images.")
+    scratch = _fit(new, folder / "scratch", reporter, **_SETTINGS)
+    reporter.note("\n3/3  The first one's backbone is fine-tuned on the same images.")
     weights = str(source.run_dir / "bundle")
     pretrained = _fit(new, folder / "finetune", reporter, weights=weights, **_SETTINGS)
-    reporter.note("\n3/3  The same network learns 5 to 9 from scratch.")
-    scratch = _fit(new, folder / "scratch", reporter, **_SETTINGS)
     return DemoResult(folder, pretrained, scratch, time.monotonic() - start)
 
 

@@ -15,7 +15,14 @@ from finetune.commands.plan import describe
 from finetune.commands.read_data import data_path, read_data
 from finetune.commands.read_run import require_files, stored_config, stored_manifest
 from finetune.commands.train import epochs_done, is_complete, open_tracking, run_trainer, train
-from finetune.config.load import build_config, changes, dump_config, read_config_file, replaced
+from finetune.config.load import (
+    build_config,
+    changes,
+    differences,
+    dump_config,
+    read_config_file,
+    replaced,
+)
 from finetune.config.schema import Config
 from finetune.data.manifest import write_manifest, write_rejected
 from finetune.errors import ConfigError, RunFolderError
@@ -134,8 +141,10 @@ def resume(
     if is_complete(run, config):
         reporter.note("The run is complete; nothing is left to do. Longer: add --epochs.")
         return FitResult(run.path, time.monotonic() - start, _stored_metrics(run), {})
+    _check_epochs(run, config)
     training = _rebuilt(run, config)
-    plan = describe(training, asked=config, rejected=(), run_dir=run.path)
+    changed = {key: after for key, (_, after) in changes(stored, config).items()}
+    plan = describe(training, changed=changed, num_rejected=0, run_dir=run.path)
     reporter.plan(plan)
     reporter.note(_resumes_from(run))
     launch = outer_launch()
@@ -174,7 +183,9 @@ def _planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, An
     )
     training = build_training(config, manifest)
     _say_what_shrank(training, reporter)
-    plan = describe(training, asked=asked, rejected=rejected, run_dir=run_dir)
+    plan = describe(
+        training, changed=differences(asked), num_rejected=len(rejected), run_dir=run_dir
+    )
     reporter.plan(plan)
     return training, plan, write_rejected(rejected)
 
@@ -218,6 +229,15 @@ def _check_changes(stored: Config, config: Config) -> None:
                 f"{key} is {before!r} in the run and cannot become {after!r}: it would be another "
                 f"run. Leave it out, or start a new run without --resume."
             )
+
+
+def _check_epochs(run: RunFolder, config: Config) -> None:
+    done = epochs_done(run.last) if run.last.is_file() else 0
+    if int(config.trainer.epochs) < done:
+        raise ConfigError(
+            f"trainer.epochs={config.trainer.epochs}: the run has {done} epochs behind it already. "
+            f"Give more than that, or leave it out."
+        )
 
 
 def _absolute(name: str) -> str:

@@ -1,24 +1,22 @@
 """What is about to happen, as JSON values that a console shows and a test reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune.build import Training
-from finetune.config.load import differences
-from finetune.config.schema import Config
-from finetune.types import Phase, Rejected, Split
+from finetune.types import Phase, Split
 
 
 def describe(
-    training: Training, *, asked: Config, rejected: Sequence[Rejected], run_dir: Path
+    training: Training, *, changed: Mapping[str, Any], num_rejected: int, run_dir: Path
 ) -> dict[str, Any]:
     """Return the plan of a run.
 
     Args:
         training: What was built.
-        asked: The config before anything was decided.
-        rejected: Files that were left out.
+        changed: Dotted key to value of what was asked for.
+        num_rejected: Files that were left out.
         run_dir: Where the run will lie.
     """
     config, manifest, network = training.config, training.manifest, training.network
@@ -36,7 +34,7 @@ def describe(
                 if manifest.of(split)
             },
             "imbalance_ratio": round(max(counts) / max(1, min(counts)), 2),
-            "rejected": len(rejected),
+            "rejected": num_rejected,
         },
         "model": {
             "backbone": config.model.backbone,
@@ -66,7 +64,7 @@ def describe(
             "seed": config.seed,
             "wandb": config.tracking.wandb,
         },
-        "changed": differences(asked),
+        "changed": dict(changed),
     }
 
 

@@ -125,8 +125,9 @@ def create_wandb_logger(
             settings=wandb.Settings(silent=True, console="off"),
         )
     except Exception as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
         raise TrackingError(
-            f"Weights & Biases does not start: {error}. Log in with `wandb login`, or use --wandb "
+            f"Weights & Biases does not start: {reason}. Log in with `wandb login`, or use --wandb "
             f"offline; the run folder {folder} goes on with --resume."
         ) from error
     run.config.update(dict(config), allow_val_change=True)  # type: ignore[no-untyped-call]

@@ -52,11 +52,11 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model on labelled images."""
+    chosen = None if split is None else _split(split)
     _check_model(model)
     if data is not None:
         check_path(data)
     reporter = console_reporter(json=as_json)
-    chosen = None if split is None else _split(split)
     from finetune.commands.evaluate import evaluate as command
 
     result = command(

@@ -216,6 +216,8 @@ def fit(
             raise KeyboardInterrupt from None
         raise
     except Exception as error:
+        if _was_interrupted(error):
+            raise KeyboardInterrupt from None
         explained = explain_disk_error(error, trainer.default_root_dir) or _explain_loss(error)
         if explained is None or explained is error:
             raise
@@ -224,6 +226,14 @@ def fit(
         # gloo aborts the process when the group is left to the interpreter's exit
         trainer.strategy.barrier()
         dist.destroy_process_group()
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """Tell whether a Ctrl-C lies behind an error, as in the middle of writing a checkpoint."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, KeyboardInterrupt):
+        seen = seen.__cause__ or seen.__context__
+    return seen is not None
 
 
 def _keep(folder: Path, name: str, *, monitor: str | None = None, mode: str = "min") -> Callback:

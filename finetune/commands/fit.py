@@ -11,6 +11,7 @@ import torch
 from finetune import run_folder
 from finetune.build import Training, build_training
 from finetune.bundle import Card, read_card
+from finetune.commands.launch_check import checked_launch
 from finetune.commands.plan import describe
 from finetune.commands.read_data import data_path, read_data
 from finetune.commands.read_run import require_files, stored_config, stored_manifest
@@ -28,7 +29,7 @@ from finetune.data.manifest import write_manifest, write_rejected
 from finetune.errors import ConfigError, RunFolderError
 from finetune.run_folder import RunFolder
 from finetune.storage import write_text
-from finetune.training.launch import Launch, outer_launch, processes_per_node
+from finetune.training.launch import Launch, outer_launch
 from finetune.training.module import CARD_KEY
 from finetune.types import Reporter, Split
 
@@ -88,7 +89,7 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
     """
     reporter = reporter or Reporter()
     start = time.monotonic()
-    launch = _checked_launch(config)
+    launch = checked_launch(config)
     if launch is not None and launch.rank > 0:
         return _join_launch(config, launch, start)
     training, plan, rejected = _planned(config, reporter)
@@ -252,47 +253,6 @@ def _say_what_shrank(training: Training, reporter: Reporter) -> None:
         reporter.note(
             f"Batch size {training.batch_size} instead of {asked}: there are "
             f"{len(training.manifest.of(Split.TRAIN))} training images."
-        )
-
-
-def _checked_launch(config: Config) -> Launch | None:
-    """Return the launch that this process belongs to.
-
-    Raises:
-        ConfigError: Several machines without a launcher, or several processes without a name.
-    """
-    launch = outer_launch()
-    if launch is None and config.trainer.num_nodes > 1:
-        raise ConfigError(
-            f"trainer.num_nodes={config.trainer.num_nodes}: several machines need a launcher that "
-            f"starts this command on each of them, srun or torchrun."
-        )
-    if launch is not None:
-        _check_world_size(config, launch)
-    if launch is not None and config.output is None:
-        raise ConfigError(
-            f"{launch.world_size} processes run this command and need one run folder: add "
-            f"--output runs/NAME."
-        )
-    return launch
-
-
-def _check_world_size(config: Config, launch: Launch) -> None:
-    """Raise unless the launcher started as many processes as the run will have.
-
-    Raises:
-        ConfigError: Names both numbers; a mismatch would train twice, or wait for ever.
-    """
-    devices = config.trainer.devices
-    if devices == "auto":
-        devices = processes_per_node()
-    wanted = devices * config.trainer.num_nodes
-    if wanted != launch.world_size:
-        raise ConfigError(
-            f"The launcher started {launch.world_size} processes, but --devices {devices} times "
-            f"--num-nodes {config.trainer.num_nodes} is {wanted}. Start one process a device on "
-            f"each machine, as in: srun --nodes=N --ntasks-per-node=D finetune fit … --devices D "
-            f"--num-nodes N"
         )
 
 

@@ -138,7 +138,12 @@ def _make_optimizer(
         rates=rates,
         weight_decay=config.optim.weight_decay,
     )
-    return create_optimizer(config.optim.name, groups, momentum=config.optim.momentum)
+    return create_optimizer(
+        config.optim.name,
+        groups,
+        momentum=config.optim.momentum,
+        fused=config.trainer.precision != "16-mixed",
+    )
 
 
 def _criterion(config: Config, manifest: Manifest) -> Callable[[Tensor, Tensor], Tensor]:

@@ -10,9 +10,11 @@ from finetune.build.resolve import decimal, global_batch, number, resolve
 from finetune.bundle import Card
 from finetune.config.load import replaced
 from finetune.config.schema import Config
-from finetune.data.augment import EvalTransform, train_transform
+from finetune.data.augment import train_transform
 from finetune.data.dataset import ImageDataset
 from finetune.data.manifest import Manifest
+from finetune.data.source import FileSource
+from finetune.data.transform import EvalTransform
 from finetune.machine import resolve_accelerator
 from finetune.models.backbone import Network, create_network
 from finetune.models.classifier import BatchNormMode, ImageClassifier
@@ -166,12 +168,11 @@ def _data_module(
     max_pixels = int(config.data.max_megapixels * 1e6)
     labels = manifest.labels(train)
     return ImageDataModule(
-        ImageDataset(manifest.paths(train), labels, augment, max_pixels=max_pixels),
+        ImageDataset(FileSource(manifest.paths(train), max_pixels=max_pixels), labels, augment),
         ImageDataset(
-            manifest.paths(val),
+            FileSource(manifest.paths(val), max_pixels=max_pixels),
             manifest.labels(val),
             EvalTransform(network.spec),
-            max_pixels=max_pixels,
         ),
         weights=sampling_weights(config, labels, len(manifest.classes)),
         loading=Loading(

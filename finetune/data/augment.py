@@ -1,114 +1,52 @@
-"""Image transforms: Albumentations for training, timm's own for evaluation; the door to both."""
+"""What happens to training images: presets, and pipelines saved with Albumentations."""
 
-import os
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from finetune.errors import ConfigError
-from finetune.types import Draw, PreprocessSpec
-
-# Without this albumentations asks the package index for its newest release, at every import.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+from typing import Any
 
 import albumentations as A  # noqa: N812 - the name that its own documentation uses
 import cv2
+import numpy as np
 
-Pixels = NDArray[np.uint8]
-
-
-class Transform(Protocol):
-    """From an RGB image to pixels of the network's input size."""
-
-    def __call__(self, image: Image.Image, draw: Draw | None) -> Pixels:
-        """Return uint8 pixels, shape (H, W, C)."""
+from finetune.data.colour import ColourJitter
+from finetune.data.picture import ArrayPicture
+from finetune.data.transform import EvalTransform, TrainTransform, Transform
+from finetune.errors import ConfigError
+from finetune.types import Draw, PreprocessSpec
 
 
-class EvalTransform:
-    """timm's own evaluation transform up to normalisation, which happens on the device."""
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """What a named augmentation does.
 
-    def __init__(self, spec: PreprocessSpec) -> None:
-        from timm.data.transforms_factory import create_transform
-
-        pipeline = create_transform(
-            input_size=spec.input_size,
-            is_training=False,
-            interpolation=spec.interpolation,
-            mean=spec.mean,
-            std=spec.std,
-            crop_pct=spec.crop_pct,
-            crop_mode=spec.crop_mode,
-            normalize=False,
-        )
-        # the last step only turns the image into a tensor with channels first
-        self.steps = pipeline.transforms[:-1]
-
-    def __call__(self, image: Image.Image, draw: Draw | None = None) -> Pixels:
-        """Return uint8 pixels, shape (H, W, C); ``draw`` changes nothing."""
-        for step in self.steps:
-            image = step(image)
-        return np.array(image)
-
-
-class TrainTransform:
-    """An Albumentations pipeline whose draws are a pure function of (seed, draw).
-
-    ``Compose(seed=...)`` and ``set_random_seed`` hand one seed to every step, so that all of them
-    fire together; fresh generators for each sample do not, and depend on no worker or rank.
+    Attributes:
+        pipeline: Side in pixels to what happens to pixels, before the batch is formed.
+        jitter: What happens to colours, on the device.
     """
 
-    def __init__(self, pipeline: A.Compose, *, seed: int) -> None:
-        self.pipeline = pipeline
-        self.seed = seed
-
-    def __call__(self, image: Image.Image, draw: Draw | None) -> Pixels:
-        """Return augmented uint8 pixels, shape (H, W, C)."""
-        assert draw is not None, "training images are drawn by the sampler"
-        key = np.random.SeedSequence([self.seed, draw.epoch, draw.row, draw.repeat])
-        state = int(key.generate_state(1)[0])
-        self.pipeline.set_random_state(np.random.default_rng(state), random.Random(state))
-        pixels: Pixels = self.pipeline(image=np.asarray(image))["image"]
-        return pixels if pixels.flags.writeable else pixels.copy()
+    pipeline: Callable[[int], A.Compose]
+    jitter: ColourJitter | None = None
 
 
-def _crop(size: int, smallest_share: float) -> A.BasicTransform:
-    """Return a random crop that is antialiased where it shrinks the image."""
-    return A.RandomResizedCrop(
-        (size, size), scale=(smallest_share, 1.0), area_for_downscale="image"
-    )
-
-
-def light(size: int) -> A.Compose:
+def _light(size: int) -> A.Compose:
     """Crop at least half of the image, mirror."""
     return A.Compose([_crop(size, 0.5), A.HorizontalFlip(p=0.5)])
 
 
-def medium(size: int) -> A.Compose:
-    """Crop at least a third of the image, mirror, shift colours a little."""
-    return A.Compose(
-        [
-            _crop(size, 0.35),
-            A.HorizontalFlip(p=0.5),
-            A.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=0.5),
-        ]
-    )
+def _medium(size: int) -> A.Compose:
+    """Crop at least a third of the image, mirror."""
+    return A.Compose([_crop(size, 0.35), A.HorizontalFlip(p=0.5)])
 
 
-def strong(size: int) -> A.Compose:
-    """Crop, mirror, turn, shift colours, blur and cut holes, for long runs on few images."""
+def _strong(size: int) -> A.Compose:
+    """Crop, mirror, turn, blur and cut holes."""
     return A.Compose(
         [
             _crop(size, 0.2),
             A.HorizontalFlip(p=0.5),
             A.Rotate(limit=15, border_mode=cv2.BORDER_REFLECT_101, p=0.3),
-            A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.05, p=0.8),
-            A.ToGray(p=0.1),
             A.GaussianBlur(blur_limit=(3, 5), p=0.1),
             A.CoarseDropout(
                 num_holes_range=(1, 2), hole_height_range=(0.1, 0.3), hole_width_range=(0.1, 0.3)
@@ -117,12 +55,22 @@ def strong(size: int) -> A.Compose:
     )
 
 
-AUGMENTATIONS: Mapping[str, Callable[[int], A.Compose] | None] = {
+def _crop(size: int, smallest_share: float) -> A.BasicTransform:
+    return A.RandomResizedCrop((size, size), scale=(smallest_share, 1.0))
+
+
+AUGMENTATIONS: Mapping[str, Preset | None] = {
     "none": None,
-    "light": light,
-    "medium": medium,
-    "strong": strong,
+    "light": Preset(_light),
+    "medium": Preset(
+        _medium, ColourJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=0.5)
+    ),
+    "strong": Preset(
+        _strong,
+        ColourJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.05, p=0.8, grey_p=0.1),
+    ),
 }
+"""light: crop and mirror; medium: and shift colours; strong: for long runs on few images."""
 
 
 def train_transform(name: str, *, spec: PreprocessSpec, seed: int) -> Transform:
@@ -131,13 +79,16 @@ def train_transform(name: str, *, spec: PreprocessSpec, seed: int) -> Transform:
     Raises:
         ConfigError: The file is missing, is no pipeline, or does what the device does.
     """
-    size = spec.input_size[-1]
+    side = spec.input_size[-1]
+    size = (side, side)
     if name in AUGMENTATIONS:
         preset = AUGMENTATIONS[name]
-        return EvalTransform(spec) if preset is None else TrainTransform(preset(size), seed=seed)
-    pipeline = load_pipeline(Path(name))
-    _check_output(pipeline, name, size)
-    return TrainTransform(pipeline, seed=seed)
+        if preset is None:
+            return EvalTransform(spec)
+        return TrainTransform(preset.pipeline(side), size=size, seed=seed, jitter=preset.jitter)
+    transform = TrainTransform(load_pipeline(Path(name)), size=size, seed=seed)
+    _check_output(transform, name)
+    return transform
 
 
 def load_pipeline(path: Path) -> A.Compose:
@@ -177,23 +128,23 @@ def _steps_of(step: Any) -> Iterator[Any]:
         yield from _steps_of(child)
 
 
-def _check_output(pipeline: A.Compose, name: str, size: int) -> None:
+def _check_output(transform: TrainTransform, name: str) -> None:
     """Try several draws, because a step may be applied by chance only."""
-    transform = TrainTransform(pipeline, seed=0)
-    shapes = ((size * 2, size * 3), (size * 3, size * 2))
+    side = transform.size[0]
+    shapes = ((side * 2, side * 3), (side * 3, side * 2))
     for repeat, (height, width) in enumerate(shapes * 8):
-        image = Image.new("RGB", (width, height))
+        blank = ArrayPicture(np.zeros((height, width, 3), np.uint8), height=height, width=width)
         try:
-            out = transform(image, Draw(0, 0, repeat))
+            out = transform(blank, Draw(0, 0, repeat)).pixels
         except Exception as error:
             raise ConfigError(
                 f"augment.name: {name} fails on a {width}x{height} image: {error}"
             ) from error
-        if out.shape != (size, size, 3) or out.dtype != np.uint8:
+        if out.shape != (side, side, 3) or out.dtype != np.uint8:
             raise ConfigError(
                 f"augment.name: {name} turns a {width}x{height} image into {out.dtype} pixels of "
-                f"shape {out.shape}, but uint8 of ({size}, {size}, 3) is needed. End it with "
-                f"RandomResizedCrop(({size}, {size})) or change data.image_size."
+                f"shape {out.shape}, but uint8 of ({side}, {side}, 3) is needed. End it with "
+                f"RandomResizedCrop(({side}, {side})) or change data.image_size."
             )
 
 

@@ -2,16 +2,16 @@
 
 import signal
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from finetune.data.augment import Transform
-from finetune.data.decode import DEFAULT_MAX_PIXELS, decode_image
+from finetune.data.source import PictureSource
+from finetune.data.transform import Transform, View
 from finetune.errors import DataError
 from finetune.types import Draw
 
@@ -23,57 +23,68 @@ class Batch(TypedDict):
         image: uint8, shape (B, H, W, C).
         label: int64, shape (B,); -1 where there is none.
         index: int64, shape (B,), rows of the dataset.
+        colour: float32, shape (B, C, C + 1), what happens to the colours on the device.
     """
 
     image: Tensor
     label: Tensor
     index: Tensor
+    colour: NotRequired[Tensor]
 
 
 class ImageDataset(Dataset[Batch]):
-    """Decodes and transforms one image an item.
+    """Transforms pictures, a batch an item.
 
     Args:
-        paths: Image files, shape (N,).
+        source: N pictures.
         labels: Class indices, shape (N,); None for images without labels.
-        transform: From the decoded image to pixels of one size.
-        max_pixels: Larger images are refused.
+        transform: From a picture to pixels of one size.
     """
 
     def __init__(
-        self,
-        paths: Sequence[Path],
-        labels: Sequence[int] | None,
-        transform: Transform,
-        *,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
+        self, source: PictureSource, labels: Sequence[int] | None, transform: Transform
     ) -> None:
-        self.paths = [str(path) for path in paths]
-        self.labels = torch.tensor([-1] * len(paths) if labels is None else list(labels))
+        self.source = source
+        self.labels = torch.tensor([-1] * len(source) if labels is None else list(labels))
         self.transform = transform
-        self.max_pixels = max_pixels
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.source)
 
     def __getitem__(self, item: int | Draw) -> Batch:
-        """Return the image of a row, or of a draw with its augmentation.
+        """Return the batch of one row or draw."""
+        return self.__getitems__([item])
+
+    def __getitems__(self, items: Sequence[int | Draw]) -> Batch:
+        """Return the batch of some rows, or of some draws with their augmentation.
 
         Raises:
-            DataError: The file no longer reads as it did before epoch 0.
+            DataError: A file no longer reads as it did before epoch 0.
         """
-        index = item.row if isinstance(item, Draw) else item
-        path = Path(self.paths[index])
+        image = np.empty((len(items), *self.transform.size, 3), np.uint8)
+        colour = np.empty((len(items), 3, 4), np.float32) if self.transform.colours else None
+        rows = [item.row if isinstance(item, Draw) else item for item in items]
+        for place, (row, item) in enumerate(zip(rows, items, strict=True)):
+            draw = item if isinstance(item, Draw) else None
+            view = self._view(row, draw)
+            image[place] = view.pixels
+            if colour is not None:
+                assert view.colour is not None, "a transform with colours gives each image some"
+                colour[place] = view.colour
+        index = torch.tensor(rows)
+        batch = Batch(image=torch.from_numpy(image), label=self.labels[index], index=index)
+        if colour is not None:
+            batch["colour"] = torch.from_numpy(colour)
+        return batch
+
+    def _view(self, row: int, draw: Draw | None) -> View:
         try:
-            image = decode_image(path, max_pixels=self.max_pixels)
+            return self.transform(self.source.open(row), draw)
         except DataError as error:
             raise DataError(
-                f"{path}: {error}. It read well before training; restore it, then resume."
+                f"{self.source.name(row)}: {error}. It read well before training; restore it, then "
+                f"resume."
             ) from error
-        pixels = self.transform(image, item if isinstance(item, Draw) else None)
-        return Batch(
-            image=torch.from_numpy(pixels), label=self.labels[index], index=torch.tensor(index)
-        )
 
 
 def create_loader(
@@ -100,8 +111,14 @@ def create_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        collate_fn=_as_it_is,
         worker_init_fn=_prepare_worker,
     )
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Return what the dataset has collated already."""
+    return batch
 
 
 def _prepare_worker(worker: int) -> None:

@@ -28,7 +28,7 @@ def decode_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.I
     """
     try:
         with Image.open(path) as image:
-            _check_size(image, max_pixels)
+            check_size(image.width, image.height, max_pixels)
             image.load()  # a damaged file fails here, and not inside the reading of its EXIF data
             return _to_rgb(_upright(image))
     except DataError:
@@ -46,7 +46,7 @@ def check_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> str | No
     """
     try:
         with Image.open(path) as image:
-            _check_size(image, max_pixels)
+            check_size(image.width, image.height, max_pixels)
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
             _check_mode(image)
@@ -58,6 +58,20 @@ def check_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> str | No
     except Exception as error:
         return why_unreadable(path, error)
     return None
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuse an image of too many pixels.
+
+    Raises:
+        DataError: It has more than ``max_pixels``.
+    """
+    pixels = width * height
+    if pixels > max_pixels:
+        raise DataError(
+            f"too large: {width}x{height} is {pixels / 1e6:.0f} megapixels, over "
+            f"data.max_megapixels={max_pixels / 1e6:g}"
+        )
 
 
 def why_unreadable(path: Path, error: Exception) -> str:
@@ -81,15 +95,6 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:
         return image
-
-
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    pixels = image.width * image.height
-    if pixels > max_pixels:
-        raise DataError(
-            f"too large: {image.width}x{image.height} is {pixels / 1e6:.0f} megapixels, over "
-            f"data.max_megapixels={max_pixels / 1e6:g}"
-        )
 
 
 def _check_mode(image: Image.Image) -> None:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from finetune.bundle import ModelBundle
-from finetune.data.augment import EvalTransform
 from finetune.data.dataset import ImageDataset, create_loader
 from finetune.data.decode import DEFAULT_MAX_PIXELS
+from finetune.data.source import FileSource
+from finetune.data.transform import EvalTransform
 from finetune.models.classifier import normalise
 from finetune.types import Prediction
 
@@ -78,7 +79,8 @@ class Predictor:
     def _batches(
         self, paths: Sequence[Path], on_batch: Callable[[int], None] | None
     ) -> Iterator[Tensor]:
-        dataset = ImageDataset(paths, None, self.transform, max_pixels=self.max_pixels)
+        source = FileSource(paths, max_pixels=self.max_pixels)
+        dataset = ImageDataset(source, None, self.transform)
         loader = create_loader(dataset, batch_size=self.batch_size, num_workers=self.num_workers)
         spec = self.card.spec
         for batch in loader:

@@ -67,18 +67,40 @@ class ImageClassifier(nn.Module):
         return logits
 
 
-def normalise(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalise(
+    images: Tensor,
+    *,
+    mean: Sequence[float] | Tensor,
+    std: Sequence[float] | Tensor,
+    colour: Tensor | None = None,
+) -> Tensor:
     """Return the network's input of a batch of pixels.
 
     Args:
         images: uint8, shape (B, H, W, C).
-        mean: Per channel, for pixels in [0, 1].
+        mean: Per channel, for pixels in [0, 1]; on the images' device nothing needs to be copied.
         std: Per channel, for pixels in [0, 1].
+        colour: What happens to the colours before, shape (B, C, C + 1): a matrix and a shift for
+            pixels in [0, 1], which are clipped after it.
 
     Returns:
         float32, shape (B, C, H, W), in the channels-last memory format.
     """
-    pixels = images.permute(0, 3, 1, 2).float().div_(255)
-    shift = torch.tensor(mean, device=images.device).view(1, -1, 1, 1)
-    scale = torch.tensor(std, device=images.device).view(1, -1, 1, 1)
-    return pixels.sub_(shift).div_(scale)
+    pixels = images.float().div_(255)
+    if colour is not None:
+        pixels = _recoloured(pixels, colour)
+    shift = torch.as_tensor(mean, device=images.device)
+    scale = torch.as_tensor(std, device=images.device)
+    return pixels.sub_(shift).div_(scale).permute(0, 3, 1, 2)
+
+
+def _recoloured(pixels: Tensor, colour: Tensor) -> Tensor:
+    """Return pixels (B, H, W, C) after each image's matrix, in [0, 1]."""
+    batch, _, _, channels = pixels.shape
+    with torch.autocast(pixels.device.type, enabled=False):  # 8 bits of colour need more than bf16
+        turned = torch.baddbmm(
+            colour[:, None, :, channels],
+            pixels.view(batch, -1, channels),
+            colour[:, :, :channels].transpose(1, 2),
+        )
+    return turned.clamp_(0, 1).view_as(pixels)

@@ -54,6 +54,9 @@ class ClassificationModule(LightningModule):
         card: JSON values that go into every checkpoint, so that it can be used alone.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         classifier: ImageClassifier,
@@ -71,12 +74,15 @@ class ClassificationModule(LightningModule):
         self.card = dict(card)
         self._loss_sum: Tensor | None = None
         self._num_batches = 0
+        # constants that lie on the device: made anew, each would wait for the step before
+        self.register_buffer("mean", torch.tensor(spec.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std), persistent=False)
         self._rates: Mapping[str, float] = {}
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, K) of uint8 pixels (B, H, W, C)."""
-        pixels = normalise(images, mean=self.spec.mean, std=self.spec.std)
+    def forward(self, images: Tensor, colour: Tensor | None = None) -> Tensor:
+        """Return logits (B, K) of uint8 pixels (B, H, W, C) after their colour matrices."""
+        pixels = normalise(images, mean=self.mean, std=self.std, colour=colour)
         logits: Tensor = self.classifier(pixels)
         return logits.float()
 
@@ -96,8 +102,10 @@ class ClassificationModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
-        loss = self.recipe.criterion(self(batch["image"]), batch["label"])
-        self._rates = rates_by_group(self.trainer.optimizers[0])
+        logits = self(batch["image"], batch.get("colour"))
+        loss = self.recipe.criterion(logits, batch["label"])
+        if self.trainer.is_last_batch:
+            self._rates = rates_by_group(self.trainer.optimizers[0])
         # summed on the device: reading each value would stop the device at each step
         value = loss.detach()
         self._loss_sum = value if self._loss_sum is None else self._loss_sum + value

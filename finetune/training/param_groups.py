@@ -61,16 +61,25 @@ def param_groups(
     return found
 
 
-def create_optimizer(name: str, groups: list[dict[str, Any]], *, momentum: float) -> Optimizer:
+def create_optimizer(
+    name: str, groups: list[dict[str, Any]], *, momentum: float, fused: bool = True
+) -> Optimizer:
     """Return AdamW, or SGD with Nesterov momentum.
+
+    Args:
+        name: "adamw" or "sgd".
+        groups: Parameters with their settings.
+        momentum: Of SGD.
+        fused: One kernel for all parameters. It unscales fp16 gradients by itself, so that
+            Lightning cannot clip them.
 
     Raises:
         KeyError: Another name.
     """
     if name == "adamw":
-        return torch.optim.AdamW(groups)
+        return torch.optim.AdamW(groups, fused=fused)
     if name == "sgd":
-        return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0)
+        return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=fused)
     raise KeyError(name)
 
 

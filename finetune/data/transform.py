@@ -1,0 +1,194 @@
+"""From a picture to pixels of the network's input size: timm's own way, and Albumentations'."""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import albumentations as A  # noqa: N812 - the name that its own documentation uses
+import cv2
+import numpy as np
+
+from finetune.data.colour import ColourJitter, ColourMatrix
+from finetune.data.picture import Interpolation, Picture, Pixels
+from finetune.types import Draw, PreprocessSpec
+
+
+class View(NamedTuple):
+    """What a transform makes of a picture.
+
+    Attributes:
+        pixels: uint8, shape (H, W, 3).
+        colour: What happens to its colours on the device; None for nothing.
+    """
+
+    pixels: Pixels
+    colour: ColourMatrix | None = None
+
+
+class Transform(Protocol):
+    """From a picture to pixels of the network's input size.
+
+    Attributes:
+        size: Height and width of what it returns.
+        colours: Whether its views carry colour matrices.
+    """
+
+    size: tuple[int, int]
+    colours: bool
+
+    def __call__(self, picture: Picture, draw: Draw | None) -> View:
+        """Return a view of the picture."""
+
+
+class EvalTransform:
+    """timm's own evaluation transform up to normalisation, which happens on the device."""
+
+    colours = False
+
+    def __init__(self, spec: PreprocessSpec) -> None:
+        from timm.data.transforms_factory import create_transform
+
+        pipeline = create_transform(
+            input_size=spec.input_size,
+            is_training=False,
+            interpolation=spec.interpolation,
+            mean=spec.mean,
+            std=spec.std,
+            crop_pct=spec.crop_pct,
+            crop_mode=spec.crop_mode,
+            normalize=False,
+        )
+        # the last step only turns the image into a tensor with channels first
+        self.steps = pipeline.transforms[:-1]
+        self.size = spec.input_size[1:]
+
+    def __call__(self, picture: Picture, draw: Draw | None = None) -> View:
+        """Return the view that every evaluation takes; ``draw`` changes nothing."""
+        image = picture.image()
+        for step in self.steps:
+            image = step(image)
+        return View(np.array(image))
+
+
+class AsStored:
+    """Takes pictures that are stored at the size that they are needed at.
+
+    Args:
+        size: Height and width.
+    """
+
+    colours = False
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+
+    def __call__(self, picture: Picture, draw: Draw | None = None) -> View:
+        """Return all pixels; ``draw`` changes nothing."""
+        return View(picture.crop((0, 0, picture.width, picture.height), self.size))
+
+
+class TrainTransform:
+    """An Albumentations pipeline whose draws are a pure function of (seed, draw).
+
+    ``Compose(seed=...)`` and ``set_random_seed`` hand one seed to every step, so that all of them
+    fire together; fresh generators for each sample do not, and depend on no worker or rank.
+
+    A ``RandomResizedCrop`` or ``Resize`` at its head is done by the picture, with the box that the
+    step draws: antialiased, and from no more pixels than the box needs.
+
+    Args:
+        pipeline: Ends in pixels of ``size``.
+        size: Height and width.
+        seed: Of all draws.
+        jitter: Colours that change on the device, after the pipeline.
+    """
+
+    def __init__(
+        self,
+        pipeline: A.Compose,
+        *,
+        size: tuple[int, int],
+        seed: int,
+        jitter: ColourJitter | None = None,
+    ) -> None:
+        self.pipeline = pipeline
+        self.size = size
+        self.seed = seed
+        self.jitter = jitter
+        self.colours = jitter is not None
+        self.opening = opening(pipeline)
+        self._steps = pipeline.transforms[1:] if self.opening else pipeline.transforms
+
+    def __call__(self, picture: Picture, draw: Draw | None) -> View:
+        """Return the augmented view of a draw."""
+        assert draw is not None, "training images are drawn by the sampler"
+        key = (self.seed << 32 | draw.epoch, draw.row << 32 | draw.repeat)
+        numbers = np.random.Generator(np.random.Philox(key=key))
+        plain = random.Random(key[0] << 64 | key[1])
+        self.pipeline.set_random_state(numbers, plain)
+        data = {"image": self._opened(picture)}
+        if plain.random() < self.pipeline.p:
+            for step in self._steps:
+                data = step(**data)
+        pixels: Pixels = data["image"]
+        colour = None if self.jitter is None else self.jitter.matrix(pixels, numbers)
+        return View(pixels, colour)
+
+    def _opened(self, picture: Picture) -> Pixels:
+        """Return what the steps after the opening one get."""
+        if self.opening is None:
+            return np.asarray(picture.image())
+        return picture.crop(
+            self.opening.box(picture.height, picture.width), self.opening.size, self.opening.mode
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A first step that cuts a box and resizes it, so that the rest of the image is not needed.
+
+    Attributes:
+        step: Draws the box.
+        size: Height and width after it.
+        mode: Kernel; antialiased, whatever the step itself would do.
+        smallest_share: Share of the image's area that the smallest box covers.
+    """
+
+    step: A.BasicTransform
+    size: tuple[int, int]
+    mode: Interpolation
+    smallest_share: float
+
+    def box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Return left, top, right, bottom of what is cut from a full image."""
+        if isinstance(self.step, A.Resize):
+            return 0, 0, width, height
+        drawn = self.step.get_params_dependent_on_data({"shape": (height, width, 3)}, {})
+        left, top, right, bottom = drawn["crop_coords"]
+        return left, top, right, bottom
+
+    def needed_px(self) -> int:
+        """Return the shorter side from which no crop of a square image is enlarged."""
+        return math.ceil(max(self.size) / math.sqrt(self.smallest_share))
+
+
+def opening(pipeline: A.Compose) -> Opening | None:
+    """Return the first step of a pipeline if it cuts a box and resizes it, always."""
+    first = pipeline.transforms[0] if pipeline.transforms else None
+    modes: dict[int, Interpolation] = {
+        cv2.INTER_LINEAR: "bilinear",
+        cv2.INTER_AREA: "bilinear",
+        cv2.INTER_CUBIC: "bicubic",
+        cv2.INTER_LANCZOS4: "bicubic",
+    }
+    if pipeline.p < 1 or first is None or first.p < 1:
+        return None
+    if getattr(first, "interpolation", None) not in modes:
+        return None
+    if type(first) is A.RandomResizedCrop:
+        height, width = first.size
+        return Opening(first, (height, width), modes[first.interpolation], first.scale[0])
+    if type(first) is A.Resize:
+        return Opening(first, (first.height, first.width), modes[first.interpolation], 1.0)
+    return None

@@ -24,6 +24,14 @@ _DISK_ERRORS = {
 }
 
 
+_LIBRARIES_SAY = ("PytorchStreamWriter failed", "file write failed", "database or disk is full")
+
+_REMEDY = (
+    "Free or choose another place (--output); what was written before is whole, and a run goes on "
+    "with --resume."
+)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that becomes ``path`` when the block ends well.
@@ -31,7 +39,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: The disk is full, read-only or fails; nothing of the file is left behind.
     """
-    with _disk_errors_explained(path):
+    with disk_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
@@ -53,7 +61,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: The disk is full, read-only or fails; nothing of the folder is left behind.
     """
-    with _disk_errors_explained(path):
+    with disk_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
@@ -95,7 +103,9 @@ def replace_link(link: Path, target: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def explain_disk_error(error: BaseException, path: Path | str) -> StorageError | None:
+def explain_disk_error(
+    error: BaseException, path: Path | str, remedy: str = _REMEDY
+) -> StorageError | None:
     """Return the disk's trouble behind an error of any library, in plain words, or None."""
     seen: BaseException | None = error
     while seen is not None:
@@ -104,29 +114,31 @@ def explain_disk_error(error: BaseException, path: Path | str) -> StorageError |
         if isinstance(seen, FinetuneError):
             return None  # it says by itself what could not be read
         if isinstance(seen, OSError) and seen.errno in _DISK_ERRORS:
-            return _storage_error(path, _DISK_ERRORS[seen.errno])
+            return _storage_error(path, _DISK_ERRORS[seen.errno], remedy)
         for number, reason in _DISK_ERRORS.items():
             if re.search(rf"(os error|code:) {number}\b", str(seen)):
-                return _storage_error(path, reason)
-        if "PytorchStreamWriter failed" in str(seen) or "file write failed" in str(seen):
-            return _storage_error(path, "the disk is full or failed")
+                return _storage_error(path, reason, remedy)
+        if any(words in str(seen) for words in _LIBRARIES_SAY):
+            return _storage_error(path, "the disk is full or failed", remedy)
         seen = seen.__cause__ or seen.__context__
     return None
 
 
-def _storage_error(path: Path | str, reason: str) -> StorageError:
-    return StorageError(
-        f"Cannot write {path}: {reason}. Free or choose another place (--output); what was "
-        f"written before is whole, and a run goes on with --resume."
-    )
+def _storage_error(path: Path | str, reason: str, remedy: str) -> StorageError:
+    return StorageError(f"Cannot write {path}: {reason}. {remedy}")
 
 
 @contextmanager
-def _disk_errors_explained(path: Path) -> Iterator[None]:
+def disk_errors_explained(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
+    """Raise the disk's trouble in the block in plain words, and what to do about it.
+
+    Raises:
+        StorageError: The disk is full, read-only or fails.
+    """
     try:
         yield
     except Exception as error:
-        explained = explain_disk_error(error, path)
+        explained = explain_disk_error(error, path, remedy)
         if explained is None:
             raise
         raise explained from error

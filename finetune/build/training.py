@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 
+from finetune.build.cache import CachePlan, cached, choose_cache
 from finetune.build.recipe import make_recipe, sampling_weights
 from finetune.build.resolve import decimal, global_batch, number, resolve
 from finetune.bundle import Card
@@ -14,7 +15,7 @@ from finetune.data.augment import train_transform
 from finetune.data.dataset import ImageDataset
 from finetune.data.manifest import Manifest
 from finetune.data.source import FileSource
-from finetune.data.transform import EvalTransform
+from finetune.data.transform import EvalTransform, Transform
 from finetune.machine import resolve_accelerator
 from finetune.models.backbone import Network, create_network
 from finetune.models.classifier import BatchNormMode, ImageClassifier
@@ -22,7 +23,7 @@ from finetune.training.datamodule import ImageDataModule, Loading
 from finetune.training.module import ClassificationModule
 from finetune.training.param_groups import learning_rates
 from finetune.training.trainer import TrainerOptions
-from finetune.types import LoadReport, Phase, Split
+from finetune.types import LoadReport, Phase, PreprocessSpec, Reporter, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Training:
         network: The backbone with its load report.
         module: What trains.
         data: What it trains on.
+        cache: How its pixels are kept; None where they are read from the files in every epoch.
+        no_cache: Why they are not kept.
         phases: Which depth in which epochs.
         rates: Peak learning rate of each layer group, from the head.
         batch_size: Global, as it will be.
@@ -46,6 +49,8 @@ class Training:
     network: Network
     module: ClassificationModule
     data: ImageDataModule
+    cache: CachePlan | None
+    no_cache: str
     phases: tuple[Phase, ...]
     rates: tuple[float, ...]
     batch_size: int
@@ -96,10 +101,33 @@ def build_training(config: Config, manifest: Manifest, *, resumed: Card | None =
         recipe=recipe,
         card=build_card(config, manifest, network).as_json(),
     )
-    data = _data_module(config, manifest, network, batch_size)
+    augment = train_transform(config.augment.name, spec=network.spec, seed=config.seed)
+    choice = choose_cache(config, manifest, augment, network.spec)
     return Training(
-        config, manifest, network, module, data, schedule, tuple(rates), batch_size, steps_per_epoch
+        config=choice.config,
+        manifest=manifest,
+        network=network,
+        module=module,
+        data=_data_module(config, manifest, augment, network.spec, batch_size),
+        cache=choice.plan,
+        no_cache=choice.why_not,
+        phases=schedule,
+        rates=tuple(rates),
+        batch_size=batch_size,
+        steps_per_epoch=steps_per_epoch,
     )
+
+
+def with_cache(training: Training, *, reporter: Reporter) -> Training:
+    """Return the training over stored pixels, which are decoded now where they are not there yet.
+
+    Raises:
+        DataError: A file no longer reads as it did before.
+        StorageError: The disk is full or fails.
+    """
+    if training.cache is None:
+        return training
+    return replace(training, data=cached(training.data, training.cache, reporter=reporter))
 
 
 def trainer_options(config: Config) -> TrainerOptions:
@@ -161,9 +189,12 @@ def _batch_norm_mode(config: Config) -> BatchNormMode:
 
 
 def _data_module(
-    config: Config, manifest: Manifest, network: Network, batch_size: int
+    config: Config,
+    manifest: Manifest,
+    augment: Transform,
+    spec: PreprocessSpec,
+    batch_size: int,
 ) -> ImageDataModule:
-    augment = train_transform(config.augment.name, spec=network.spec, seed=config.seed)
     train, val = manifest.of(Split.TRAIN), manifest.of(Split.VAL)
     max_pixels = int(config.data.max_megapixels * 1e6)
     labels = manifest.labels(train)
@@ -172,7 +203,7 @@ def _data_module(
         ImageDataset(
             FileSource(manifest.paths(val), max_pixels=max_pixels),
             manifest.labels(val),
-            EvalTransform(network.spec),
+            EvalTransform(spec),
         ),
         weights=sampling_weights(config, labels, len(manifest.classes)),
         loading=Loading(

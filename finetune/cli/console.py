@@ -108,6 +108,7 @@ class ConsoleReporter(Reporter):
             "training": f"{training['epochs']} epochs of {training['steps_per_epoch']} x "
             f"{training['batch_size']} images, {training['optimizer']}, "
             f"{training['lr_schedule']}, {training['precision']} on {where}",
+            "pixels": _pixels(plan["cache"]),
             "augment": training["augment"],
             "imbalance": training["imbalance"],
             "best by": f"val/{training['monitor']}",
@@ -197,3 +198,14 @@ def _share(value: float | None) -> str:
 
 def _or_one(value: float | None) -> float:
     return 1.0 if value is None else value
+
+
+def _pixels(cache: Mapping[str, Any]) -> str:
+    """Say where training images are read from."""
+    if cache["folder"] is None:
+        return f"decoded in every epoch; no cache: {cache['why_not']}"
+    side = cache["shorter_side_px"]
+    form = "ready to use" if side is None else f"at {side} px"
+    new = cache["new_gigabytes"]
+    cost = f"{cache['gigabytes']:.2g} GB" + ("" if new else ", there already")
+    return f"decoded once, kept {form}: {cost} in {cache['folder']}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from finetune import run_folder
-from finetune.build import Training, build_training
+from finetune.build import Training, build_training, with_cache
 from finetune.bundle import Card, read_card
 from finetune.commands.launch_check import checked_launch
 from finetune.commands.plan import describe
@@ -43,6 +43,8 @@ CHANGEABLE = (
     "trainer.early_stopping",
     "trainer.deterministic",
     "data.path",
+    "data.cache",
+    "cache.",
     "data.num_workers",
     "tracking.",
 )
@@ -161,7 +163,8 @@ def join(path: Path) -> None:
     run = run_folder.existing(path)
     config = stored_config(run)
     tracking = open_tracking(run, config, Reporter(), rank=1)
-    run_trainer(run, _rebuilt(run, config), tracking=tracking, reporter=Reporter())
+    training = with_cache(_rebuilt(run, config), reporter=Reporter())
+    run_trainer(run, training, tracking=tracking, reporter=Reporter())
 
 
 def _planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, Any], str]:

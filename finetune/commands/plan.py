@@ -44,6 +44,7 @@ def describe(
             "layer_groups": [group.name for group in classifier.groups],
             "image_size": network.spec.input_size[-1],
         },
+        "cache": _cache(training),
         "phases": [_phase(training, phase) for phase in training.phases],
         "training": {
             "epochs": config.trainer.epochs,
@@ -65,6 +66,18 @@ def describe(
             "wandb": config.tracking.wandb,
         },
         "changed": dict(changed),
+    }
+
+
+def _cache(training: Training) -> dict[str, Any]:
+    cache = training.cache
+    if cache is None:
+        return {"folder": None, "why_not": training.no_cache}
+    return {
+        "folder": str(cache.root),
+        "shorter_side_px": cache.shorter_side,
+        "gigabytes": round(cache.num_bytes / 1e9, 3),
+        "new_gigabytes": round(cache.new_bytes / 1e9, 3),
     }
 
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import torch
 
-from finetune.build import Training, trainer_options
+from finetune.build import Training, trainer_options, with_cache
 from finetune.bundle import load_model, save_bundle
 from finetune.config.schema import Config
 from finetune.inference.evaluation import evaluate_files
@@ -27,6 +27,8 @@ def train(
     run: RunFolder, training: Training, *, reporter: Reporter, launch: Launch | None
 ) -> dict[str, dict[str, float]]:
     """Train, then measure the best model and write it; return its metrics on rank 0."""
+    if not _is_trained(run, training.config):
+        training = with_cache(training, reporter=reporter)
     tracking = open_tracking(
         run, training.config, reporter, rank=0 if launch is None else launch.rank
     )
@@ -54,9 +56,9 @@ def run_trainer(
     run: RunFolder, training: Training, *, tracking: Tracking, reporter: Reporter
 ) -> None:
     """Train to the last epoch, from the last checkpoint if there is one; nothing if it is done."""
-    checkpoint = run.last if run.last.is_file() else None
-    if checkpoint is not None and _is_trained(checkpoint, training.config):
+    if _is_trained(run, training.config):
         return
+    checkpoint = run.last if run.last.is_file() else None
     trainer = create_trainer(
         run.path,
         trainer_options(training.config),
@@ -130,8 +132,10 @@ def is_complete(run: RunFolder, config: Config) -> bool:
     return run.done.read_text(encoding="utf-8").strip() == str(config.trainer.epochs)
 
 
-def _is_trained(checkpoint: Path, config: Config) -> bool:
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+def _is_trained(run: RunFolder, config: Config) -> bool:
+    if not run.last.is_file():
+        return False
+    state = torch.load(run.last, map_location="cpu", weights_only=True, mmap=True)
     if int(state["epoch"]) + 1 >= int(config.trainer.epochs):
         return True
     return stopped_early(state, config.trainer.early_stopping)

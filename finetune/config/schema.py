@@ -40,9 +40,9 @@ def _augment_name(value: str) -> str:
     )
 
 
-def _off_is_a_word(value: Any) -> Any:
-    """Undo YAML 1.1, which reads a bare ``off`` as false."""
-    return "off" if value is False else value
+def _on_and_off_are_words(value: Any) -> Any:
+    """Undo YAML 1.1, which reads a bare ``off`` as false and ``on`` as true."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 class Section(BaseModel):
@@ -77,6 +77,16 @@ class DataConfig(Section):
         le=178.9,
         description="larger images are left out as decompression bombs; 178.9 is Pillow's limit",
     )
+    cache: Annotated[str, Field(min_length=1), BeforeValidator(_on_and_off_are_words)] = Field(
+        "auto",
+        description="decode images once, to a store of pixels on disk: on, off, or the folder of "
+        "the stores; auto: on for more than one epoch where it fits",
+    )
+    cache_px: Annotated[int, Field(ge=8, le=8192)] | Auto = Field(
+        "auto",
+        description="shorter side of stored training images; auto: what the smallest crop of the "
+        "augmentation needs",
+    )
     num_workers: Annotated[int, Field(ge=0)] | Auto = Field(
         "auto", description="processes that read images; auto: the free cores, at most 8"
     )
@@ -89,6 +99,14 @@ class DataConfig(Section):
                 f"leave no images to train on; their sum must stay below 1"
             )
         return self
+
+
+class CacheConfig(Section):
+    """The stores on disk that runs share."""
+
+    max_gb: float = Field(
+        50.0, gt=0, description="size of all stores; what was used longest ago is removed first"
+    )
 
 
 class ModelConfig(Section):
@@ -269,7 +287,7 @@ class TrackingConfig(Section):
 
     wandb: Annotated[
         Literal["off", "offline", "online"],
-        BeforeValidator(_off_is_a_word),
+        BeforeValidator(_on_and_off_are_words),
     ] = Field("off", description="Weights & Biases: off, offline or online")
     project: str = Field("finetune", min_length=1, description="W&B project")
     entity: str | None = Field(None, description="W&B user or team; null: your default")
@@ -281,6 +299,7 @@ class Config(Section):
     """Everything that a run depends on."""
 
     data: DataConfig = Field(default_factory=DataConfig)
+    cache: CacheConfig = Field(default_factory=CacheConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     unfreeze: UnfreezeConfig = Field(default_factory=UnfreezeConfig)
     imbalance: ImbalanceConfig = Field(default_factory=ImbalanceConfig)

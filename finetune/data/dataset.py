@@ -52,8 +52,12 @@ class ImageDataset(Dataset[Batch]):
         return len(self.source)
 
     def __getitem__(self, item: int | Draw) -> Batch:
-        """Return the batch of one row or draw."""
-        return self.__getitems__([item])
+        """Return one row or draw, without the batch's dimension."""
+        batch = self.__getitems__([item])
+        alone = Batch(image=batch["image"][0], label=batch["label"][0], index=batch["index"][0])
+        if "colour" in batch:
+            alone["colour"] = batch["colour"][0]
+        return alone
 
     def __getitems__(self, items: Sequence[int | Draw]) -> Batch:
         """Return the batch of some rows, or of some draws with their augmentation.

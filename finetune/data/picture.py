@@ -172,7 +172,8 @@ def resize(pixels: Pixels, size: tuple[int, int], mode: Interpolation = "bilinea
         return np.ascontiguousarray(pixels)
     # the permuted batch of one keeps the strides of channels last; any other way to make it leaves
     # torch free to take it for channels first, which costs more than the resize itself
-    image = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
+    ready = np.require(pixels, requirements=["C", "W"])  # torch warns of what it may not write
+    image = torch.from_numpy(ready)[None].permute(0, 3, 1, 2)
     small = functional.interpolate(image, size=size, mode=mode, antialias=True)
     resized: Pixels = small.permute(0, 2, 3, 1)[0].numpy()
     return resized

@@ -1,6 +1,8 @@
 """What this machine has, asked by training and by everything that only uses a model."""
 
+import gc
 import os
+from pathlib import Path
 
 import torch
 
@@ -37,3 +39,53 @@ def free_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def free_memory(accelerator: str) -> int | None:
+    """Return the bytes that a process may still use on a device, or None where nothing tells.
+
+    On the CPU it is what the system or the process's control group has left.
+    """
+    if accelerator == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    if accelerator != "cpu":
+        return None
+    found = [value for value in (_available(), _left_in_group()) if value is not None]
+    return min(found, default=None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether a device, or the system, had no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator" in said or "out of memory" in said
+    )
+
+
+def release_memory() -> None:
+    """Give back what a failed step held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return kilobytes[0] * 1024 if kilobytes else None
+
+
+def _left_in_group() -> int | None:
+    """Return what a container's limit (cgroup v2) leaves."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = (group / "memory.current").read_text(encoding="ascii")
+    except OSError:
+        return None
+    return None if limit == "max" else max(0, int(limit) - int(used))

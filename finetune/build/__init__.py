@@ -1,6 +1,23 @@
 """From the config to objects: the one place where both meet."""
 
+from finetune.build.cost import describe_cost, measure, with_fitting_batch
 from finetune.build.resolve import IMBALANCE
-from finetune.build.training import Training, build_training, trainer_options, with_cache
+from finetune.build.training import (
+    Training,
+    batch_in_memory,
+    build_training,
+    trainer_options,
+    with_cache,
+)
 
-__all__ = ["IMBALANCE", "Training", "build_training", "trainer_options", "with_cache"]
+__all__ = [
+    "IMBALANCE",
+    "Training",
+    "batch_in_memory",
+    "build_training",
+    "describe_cost",
+    "measure",
+    "trainer_options",
+    "with_cache",
+    "with_fitting_batch",
+]

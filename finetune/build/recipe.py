@@ -51,6 +51,7 @@ def make_recipe(
         make_optimizer=partial(_make_optimizer, config=config, rates=rates),
         lr_factor=_lr_factor(config, schedule, steps_per_epoch),
         seed=config.seed,
+        mixup=config.augment.mixup,
     )
     return recipe, schedule
 

@@ -62,7 +62,7 @@ def global_batch(config: Config, manifest: Manifest) -> int:
     """
     asked = number(config.trainer.batch_size)
     processes = number(config.trainer.devices) * config.trainer.num_nodes
-    shards = processes * config.trainer.accumulate
+    shards = processes * number(config.trainer.accumulate)
     num_images = len(manifest.of(Split.TRAIN))
     if asked % shards:
         raise ConfigError(
@@ -97,6 +97,7 @@ def _facts(config: Config, manifest: Manifest, network: Network) -> Facts:
         image_size=network.spec.input_size[-1],
         fast_bf16=_fast_bf16(config.trainer.accelerator),
         free_cores=free_cores(),
+        accelerator=config.trainer.accelerator,
         processes_per_node=processes_per_node(),
     )
 

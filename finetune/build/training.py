@@ -16,6 +16,7 @@ from finetune.data.dataset import ImageDataset
 from finetune.data.manifest import Manifest
 from finetune.data.source import FileSource
 from finetune.data.transform import EvalTransform, Transform
+from finetune.errors import ConfigError
 from finetune.machine import resolve_accelerator
 from finetune.models.backbone import Network, create_network
 from finetune.models.classifier import BatchNormMode, ImageClassifier
@@ -79,6 +80,8 @@ def build_training(config: Config, manifest: Manifest, *, resumed: Card | None =
         network = replace(network, module=convert_sync_batchnorm(network.module))  # type: ignore[no-untyped-call]
     classifier = ImageClassifier(network.module, batch_norm=_batch_norm_mode(config))
     classifier.to(memory_format=torch.channels_last)
+    if config.model.grad_checkpointing:
+        _checkpoint_activations(config, classifier)
     batch_size = global_batch(config, manifest)
     steps_per_epoch = len(manifest.of(Split.TRAIN)) // batch_size
     rates = learning_rates(
@@ -130,6 +133,13 @@ def with_cache(training: Training, *, reporter: Reporter) -> Training:
     return replace(training, data=cached(training.data, training.cache, reporter=reporter))
 
 
+def batch_in_memory(training: Training) -> int:
+    """Return the images that a process holds at once."""
+    trainer = training.config.trainer
+    processes = number(trainer.devices) * trainer.num_nodes
+    return training.batch_size // (processes * number(trainer.accumulate))
+
+
 def trainer_options(config: Config) -> TrainerOptions:
     """Return how the loop runs, from a resolved config."""
     trainer = config.trainer
@@ -140,7 +150,7 @@ def trainer_options(config: Config) -> TrainerOptions:
         devices=number(trainer.devices),
         num_nodes=trainer.num_nodes,
         precision=trainer.precision,
-        accumulate=trainer.accumulate,
+        accumulate=number(trainer.accumulate),
         gradient_clip=trainer.gradient_clip,
         deterministic=trainer.deterministic,
         early_stopping=trainer.early_stopping,
@@ -184,6 +194,27 @@ def _create_network(config: Config, manifest: Manifest, resumed: Card | None) ->
     return replace(network, spec=resumed.spec, report=report)
 
 
+def _checkpoint_activations(config: Config, classifier: ImageClassifier) -> None:
+    """Let the network compute activations again in the backward pass.
+
+    Raises:
+        ConfigError: It cannot, or would count each batch twice in its BatchNorm statistics.
+    """
+    if classifier.batch_norm == "train" and classifier.has_batch_norm:
+        raise ConfigError(
+            f"model.grad_checkpointing cannot apply with model.batch_norm="
+            f"{config.model.batch_norm}: computed twice, each batch would enter the statistics "
+            f"twice. Use model.batch_norm=frozen."
+        )
+    try:
+        classifier.network.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError) as error:
+        raise ConfigError(
+            f"model.grad_checkpointing: '{config.model.backbone}' does not support it. Use "
+            f"trainer.accumulate to save memory."
+        ) from error
+
+
 def _batch_norm_mode(config: Config) -> BatchNormMode:
     return "frozen" if config.model.batch_norm == "frozen" else "train"
 
@@ -208,7 +239,7 @@ def _data_module(
         weights=sampling_weights(config, labels, len(manifest.classes)),
         loading=Loading(
             batch_size=batch_size,
-            accumulate=config.trainer.accumulate,
+            accumulate=number(config.trainer.accumulate),
             num_workers=number(config.data.num_workers),
             seed=config.seed,
         ),

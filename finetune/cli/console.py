@@ -116,6 +116,8 @@ class ConsoleReporter(Reporter):
         }
         if plan["changed"]:
             rows["changed"] = ", ".join(f"{key}={value}" for key, value in plan["changed"].items())
+        if "cost" in plan:
+            rows.update(_costs(plan["cost"]))
         self.pairs(rows)
         self._phases(plan["phases"])
 
@@ -209,3 +211,34 @@ def _pixels(cache: Mapping[str, Any]) -> str:
     new = cache["new_gigabytes"]
     cost = f"{cache['gigabytes']:.2g} GB" + ("" if new else ", there already")
     return f"decoded once, kept {form}: {cost} in {cache['folder']}"
+
+
+def _costs(cost: Mapping[str, Any]) -> dict[str, str]:
+    """Say what memory and time a run will take."""
+    memory = cost["memory_gb"]
+    parts = ("parameters", "gradients", "optimizer", "activations")
+    free = "" if memory["free"] is None else f"; {memory['free']:.3g} GB are free"
+    phases = [
+        f"{_duration(phase['seconds'])} for {_epochs(phase)} at "
+        f"{phase['images_per_second']:.3g} images/s"
+        for phase in cost["phases"]
+    ]
+    if cost["cache_seconds"] >= 1:
+        phases.insert(0, f"{_duration(cost['cache_seconds'])} to decode")
+    return {
+        "memory": f"{memory['total']:.2g} GB in each process for {cost['batch_in_memory']} images ("
+        + ", ".join(f"{memory[part]:.2g} {part}" for part in parts)
+        + f"){free}",
+        "time": f"about {_duration(cost['seconds'])}: {', '.join(phases)}",
+    }
+
+
+def _epochs(phase: Mapping[str, Any]) -> str:
+    first, last = phase["first_epoch"], phase["last_epoch"]
+    return f"epoch {first}" if first == last else f"epochs {first}-{last}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

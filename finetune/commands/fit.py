@@ -9,13 +9,27 @@ from typing import Any
 import torch
 
 from finetune import run_folder
-from finetune.build import Training, build_training, with_cache
+from finetune.build import (
+    Training,
+    build_training,
+    describe_cost,
+    measure,
+    with_cache,
+    with_fitting_batch,
+)
 from finetune.bundle import Card, read_card
 from finetune.commands.launch_check import checked_launch
 from finetune.commands.plan import describe
 from finetune.commands.read_data import data_path, read_data
 from finetune.commands.read_run import require_files, stored_config, stored_manifest
-from finetune.commands.train import epochs_done, is_complete, open_tracking, run_trainer, train
+from finetune.commands.train import (
+    epochs_done,
+    halved_batch,
+    is_complete,
+    open_tracking,
+    run_trainer,
+    train,
+)
 from finetune.config.load import (
     build_config,
     changes,
@@ -26,7 +40,8 @@ from finetune.config.load import (
 )
 from finetune.config.schema import Config
 from finetune.data.manifest import write_manifest, write_rejected
-from finetune.errors import ConfigError, RunFolderError
+from finetune.errors import ConfigError, OutOfMemoryError, RunFolderError
+from finetune.machine import release_memory
 from finetune.run_folder import RunFolder
 from finetune.storage import write_text
 from finetune.training.launch import Launch, outer_launch
@@ -103,7 +118,7 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
     )
     if launch is not None:
         run_folder.announce(run, launch=launch.name)
-    metrics = train(run, training, reporter=reporter, launch=launch)
+    metrics = _trained(run, training, reporter=reporter, launch=launch)
     return FitResult(run.path, time.monotonic() - start, metrics, plan)
 
 
@@ -154,7 +169,7 @@ def resume(
     if launch is None or launch.rank == 0:
         write_text(run.config, dump_config(training.config))
         run_folder.point_latest_at(run)
-    metrics = train(run, training, reporter=reporter, launch=launch)
+    metrics = _trained(run, training, reporter=reporter, launch=launch)
     return FitResult(run.path, time.monotonic() - start, metrics, plan)
 
 
@@ -165,6 +180,26 @@ def join(path: Path) -> None:
     tracking = open_tracking(run, config, Reporter(), rank=1)
     training = with_cache(_rebuilt(run, config), reporter=Reporter())
     run_trainer(run, training, tracking=tracking, reporter=Reporter())
+
+
+def _trained(
+    run: RunFolder, training: Training, *, reporter: Reporter, launch: Launch | None
+) -> dict[str, dict[str, float]]:
+    """Train; after running out of memory go on from the last checkpoint with half the batch."""
+    while True:
+        try:
+            return train(run, training, reporter=reporter, launch=launch)
+        except OutOfMemoryError as error:
+            config = halved_batch(training, error)
+            parts = int(config.trainer.accumulate)
+        # outside of the handler: there the error would keep the tensors of the failed step alive
+        release_memory()
+        reporter.note(
+            f"Out of memory: the batch of {training.batch_size} now runs in {parts} parts, whose "
+            f"gradients make one step; the epoch begins again."
+        )
+        write_text(run.config, dump_config(config))
+        training = _rebuilt(run, config)
 
 
 def _planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, Any], str]:
@@ -187,11 +222,31 @@ def _planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, An
     )
     training = build_training(config, manifest)
     _say_what_shrank(training, reporter)
+    training, cost = _measured_cost(training, asked, reporter)
     plan = describe(
         training, changed=differences(asked), num_rejected=len(rejected), run_dir=run_dir
     )
+    plan["cost"] = cost
     reporter.plan(plan)
     return training, plan, write_rejected(rejected)
+
+
+def _measured_cost(
+    training: Training, asked: Config, reporter: Reporter
+) -> tuple[Training, dict[str, Any]]:
+    """Return what the run will cost, and the training with a batch that fits into the memory."""
+    reporter.start("measuring a few steps", 1)
+    cost = measure(training)
+    reporter.finish()
+    if asked.trainer.accumulate == "auto":
+        training = with_fitting_batch(training, cost)
+        parts = int(training.config.trainer.accumulate)
+        if parts > 1:
+            reporter.note(
+                f"A batch of {training.batch_size} does not fit into the memory: it runs in "
+                f"{parts} parts, and their gradients make one step."
+            )
+    return training, describe_cost(training, cost)
 
 
 def _rebuilt(run: RunFolder, config: Config) -> Training:

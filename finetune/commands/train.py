@@ -7,15 +7,18 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
+from pytorch_lightning import Callback
 
-from finetune.build import Training, trainer_options, with_cache
+from finetune.build import Training, batch_in_memory, trainer_options, with_cache
 from finetune.bundle import load_model, save_bundle
+from finetune.config.load import replaced
 from finetune.config.schema import Config
+from finetune.errors import OutOfMemoryError
 from finetune.inference.evaluation import evaluate_files
 from finetune.inference.predictor import Predictor
 from finetune.run_folder import RunFolder
 from finetune.storage import write_text
-from finetune.training.callbacks import Progress, Unfreeze
+from finetune.training.callbacks import Compile, Progress, Unfreeze
 from finetune.training.launch import Launch, other_ranks
 from finetune.training.loggers import MetricsCsv, Tracking, create_wandb_logger
 from finetune.training.trainer import create_trainer, stopped_early
@@ -59,13 +62,39 @@ def run_trainer(
     if _is_trained(run, training.config):
         return
     checkpoint = run.last if run.last.is_file() else None
+    callbacks: list[Callback] = [Unfreeze(), Progress(reporter), tracking.csv]
+    if training.config.trainer.compile:
+        callbacks.insert(1, Compile(reporter, batch_size=batch_in_memory(training)))
     trainer = create_trainer(
         run.path,
         trainer_options(training.config),
-        callbacks=[Unfreeze(), Progress(reporter), tracking.csv],
+        callbacks=callbacks,
         loggers=tracking.loggers,
     )
     lightning_fit(trainer, training.module, training.data, checkpoint=checkpoint)
+
+
+def halved_batch(training: Training, error: OutOfMemoryError) -> Config:
+    """Return the config of a run whose batches hold half as many images, or fewer.
+
+    Raises:
+        OutOfMemoryError: One image at a time is too much already, or other processes would not
+            know of it.
+    """
+    config = training.config
+    batch, parts = batch_in_memory(training), int(config.trainer.accumulate)
+    smaller = next((n for n in range(2, batch + 1) if batch % n == 0), None)
+    if smaller is None:
+        raise OutOfMemoryError(
+            f"{error} One image at a time does not fit. Take a smaller --image-size or --backbone, "
+            f"or model.grad_checkpointing=true."
+        )
+    if int(config.trainer.devices) * config.trainer.num_nodes > 1:
+        raise OutOfMemoryError(
+            f"{error} Go on with a smaller batch in memory and the same result: "
+            f"finetune fit --resume {config.output} trainer.accumulate={parts * smaller}"
+        )
+    return replaced(config, {"trainer.accumulate": parts * smaller})
 
 
 def _measured(run: RunFolder, training: Training, reporter: Reporter) -> dict[str, Evaluation]:

@@ -21,6 +21,7 @@ class Facts:
         image_size: Side in pixels that the weights expect.
         fast_bf16: Whether the machine computes bfloat16 faster than float32.
         free_cores: Cores that this process may use.
+        accelerator: "cpu", "cuda" or "mps".
         processes_per_node: What the cluster job started on each machine; 1 outside one.
     """
 
@@ -30,6 +31,7 @@ class Facts:
     image_size: int
     fast_bf16: bool
     free_cores: int
+    accelerator: str = "cpu"
     processes_per_node: int = 1
 
     @property
@@ -59,6 +61,7 @@ def auto_values(config: Config, facts: Facts) -> dict[str, Any]:
         "optim.layer_decay": _layer_decay(facts) if facts.pretrained else 1.0,
         "trainer.epochs": _epochs(facts),
         "trainer.batch_size": _batch_size(facts.num_images),
+        "trainer.accumulate": 1,
         "trainer.precision": "bf16-mixed" if facts.fast_bf16 else "32-true",
         "trainer.devices": facts.processes_per_node,
         "trainer.monitor": "macro_f1" if facts.imbalance_ratio > IMBALANCED_FROM else "accuracy",
@@ -82,10 +85,13 @@ def _batch_size(num_images: int) -> int:
 
 
 def _num_workers(facts: Facts, devices: int | str) -> int:
-    """Leave one core to each training process; two cores or fewer read in the process itself."""
+    """Leave one core to each training process; two cores or fewer read in the process itself.
+
+    A GPU waits for its images; on the CPU the step needs the cores more than the reading does.
+    """
     processes = facts.processes_per_node if isinstance(devices, str) else devices
     spare = facts.free_cores // processes - 1
-    return min(8, spare) if spare > 1 else 0
+    return min(2 if facts.accelerator == "cpu" else 16, spare) if spare > 1 else 0
 
 
 def _layer_decay(facts: Facts) -> float:

@@ -88,7 +88,9 @@ class DataConfig(Section):
         "augmentation needs",
     )
     num_workers: Annotated[int, Field(ge=0)] | Auto = Field(
-        "auto", description="processes that read images; auto: the free cores, at most 8"
+        "auto",
+        description="processes that read images; auto: the free cores, on a GPU at most 16, on the "
+        "CPU at most 2",
     )
 
     @model_validator(mode="after")
@@ -124,6 +126,11 @@ class ModelConfig(Section):
         "auto",
         description="BatchNorm statistics of trained groups; auto: frozen in pretrained "
         "backbones, train with random weights; sync: over all GPUs",
+    )
+    grad_checkpointing: bool = Field(
+        False,
+        description="keep few activations and compute the rest again in the backward pass: less "
+        "memory, about a third more time",
     )
     drop_rate: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="dropout before the classifier; null: what the backbone has"
@@ -175,6 +182,13 @@ class AugmentConfig(Section):
         "auto",
         description="none, light, medium, strong, or a pipeline saved with Albumentations "
         "(.json, .yaml); auto: medium",
+    )
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="mix pairs of images and their losses by a Beta(mixup, mixup) share (Zhang et "
+        "al. 2018); 0: never, 0.2 is usual",
     )
 
 
@@ -257,7 +271,11 @@ class TrainerConfig(Section):
         description="images a step over all processes and accumulated batches; auto: 32, and "
         "64 or 128 for large sets",
     )
-    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
+    accumulate: Annotated[int, Field(ge=1)] | Auto = Field(
+        "auto",
+        description="batches whose gradients make one step; auto: 1, and more where one batch does "
+        "not fit into the memory",
+    )
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
         "auto", description="auto: bf16-mixed where the machine computes it fast, else 32-true"
     )
@@ -276,6 +294,11 @@ class TrainerConfig(Section):
     )
     early_stopping: Annotated[int, Field(ge=1)] | None = Field(
         None, description="stop after so many epochs without a better one; null: never"
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile: minutes first, then faster steps on a GPU; where it fails, a "
+        "note says why and training goes on without",
     )
     deterministic: bool = Field(
         False, description="refuse GPU kernels whose result differs from run to run"

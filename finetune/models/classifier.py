@@ -1,6 +1,6 @@
 """A network that knows which of its layer groups train."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Self
 
 import torch
@@ -30,6 +30,12 @@ class ImageClassifier(nn.Module):
         self.groups = layer_groups(network)
         self._module_groups = module_groups(network, self.groups)
         self.depth = len(self.groups)
+        self._train_forward: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether any layer keeps statistics of batches."""
+        return any(isinstance(module, _BatchNorm) for module in self.network.modules())
 
     def set_depth(self, depth: int) -> None:
         """Let the first ``depth`` groups train, 1 for the head alone; twice is once.
@@ -63,8 +69,35 @@ class ImageClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, K) of normalised images (B, 3, H, W)."""
+        if self.training and self._train_forward is not None:
+            return self._train_forward(images)
         logits: Tensor = self.network(images)
         return logits
+
+    def compile_for_training(self, example: Tensor) -> str | None:
+        """Compile the network for training batches; return why that fails, or None.
+
+        It computes the same to within rounding. Parameters and statistics stay as they are, and so
+        do the names in the state dict.
+
+        Args:
+            example: Normalised images (B, 3, H, W) of a training batch, on the network's device.
+        """
+        buffers = {name: tensor.clone() for name, tensor in self.network.named_buffers()}
+        compiled = torch.compile(self.network)
+        try:
+            with torch.random.fork_rng():
+                compiled(example).float().sum().backward()
+        except Exception as error:  # compilers and drivers raise what they like
+            return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        finally:
+            self.network.zero_grad()
+            with torch.no_grad():
+                for name, tensor in self.network.named_buffers():
+                    tensor.copy_(buffers[name])
+        # a plain attribute: a submodule would rename every key of the state dict
+        object.__setattr__(self, "_train_forward", compiled)
+        return None
 
 
 def normalise(

@@ -3,6 +3,7 @@
 import gc
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
@@ -59,6 +60,33 @@ class Unfreeze(Callback):
                 f"DDP reduces {reduced} tensors, but {len(trainable)} train: the processes would "
                 f"drift apart. This is a defect of finetune; please report it."
             )
+
+
+class Compile(Callback):
+    """Compiles the network for training batches, and says why where that fails.
+
+    Args:
+        reporter: Told of it.
+        batch_size: Images of a batch in this process.
+    """
+
+    def __init__(self, reporter: Reporter, *, batch_size: int) -> None:
+        self.reporter = reporter
+        self.batch_size = batch_size
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compile on the device that the network lies on by now."""
+        assert isinstance(pl_module, ClassificationModule)
+        self.reporter.start("compiling the network", 1)
+        shape = (self.batch_size, *pl_module.spec.input_size)
+        example = torch.zeros(shape, device=pl_module.device)
+        example = example.contiguous(memory_format=torch.channels_last)
+        pl_module.classifier.train()
+        with trainer.precision_plugin.forward_context():
+            reason = pl_module.classifier.compile_for_training(example)
+        self.reporter.finish()
+        if reason is not None:
+            self.reporter.note(f"trainer.compile fails, and training goes on without it: {reason}")
 
 
 class Progress(Callback):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -34,6 +35,7 @@ class Recipe:
         make_optimizer: Called once, with every parameter.
         lr_factor: Optimizer steps that are done to the factor of all learning rates.
         seed: Of dropout; with the epoch and the rank it gives the generator's state.
+        mixup: Of Beta(mixup, mixup), the share of an image in a mixture; 0 mixes nothing.
     """
 
     criterion: Callable[[Tensor, Tensor], Tensor]
@@ -41,6 +43,7 @@ class Recipe:
     make_optimizer: Callable[[ImageClassifier], Optimizer]
     lr_factor: Callable[[int], float]
     seed: int
+    mixup: float = 0.0
 
 
 class ClassificationModule(LightningModule):
@@ -102,8 +105,7 @@ class ClassificationModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
-        logits = self(batch["image"], batch.get("colour"))
-        loss = self.recipe.criterion(logits, batch["label"])
+        loss = self._loss(batch, batch_idx // self.trainer.accumulate_grad_batches)
         if self.trainer.is_last_batch:
             self._rates = rates_by_group(self.trainer.optimizers[0])
         # summed on the device: reading each value would stop the device at each step
@@ -111,6 +113,25 @@ class ClassificationModule(LightningModule):
         self._loss_sum = value if self._loss_sum is None else self._loss_sum + value
         self._num_batches += 1
         return loss
+
+    def _loss(self, batch: Batch, step: int) -> Tensor:
+        """Return the mean loss, of mixtures of two images where the recipe mixes.
+
+        Mixup (Zhang et al. 2018, https://arxiv.org/abs/1710.09412): an image goes with the one half
+        a batch further. As the ranks' batches interleave, any number of them that gets an even
+        batch mixes the same pairs; accumulated batches pair within themselves.
+        """
+        colour, labels = batch.get("colour"), batch["label"]
+        if not self.recipe.mixup:
+            return self.recipe.criterion(self(batch["image"], colour), labels)
+        key = (self.recipe.seed << 32 | self.current_epoch, step)
+        random = np.random.Generator(np.random.Philox(key=key))
+        share = float(random.beta(self.recipe.mixup, self.recipe.mixup))
+        pixels = normalise(batch["image"], mean=self.mean, std=self.std, colour=colour)
+        half = len(pixels) // 2
+        logits = self.classifier(torch.lerp(pixels.roll(half, 0), pixels, share)).float()
+        own = self.recipe.criterion(logits, labels)
+        return share * own + (1 - share) * self.recipe.criterion(logits, labels.roll(half))
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's mean loss over all ranks and the learning rates.

@@ -21,7 +21,8 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 
-from finetune.errors import TrainingError
+from finetune.errors import OutOfMemoryError, TrainingError
+from finetune.machine import is_out_of_memory
 from finetune.storage import atomic_file, explain_disk_error
 from finetune.training.datamodule import ImageDataModule
 from finetune.training.launch import outer_launch
@@ -206,6 +207,7 @@ def fit(
     Raises:
         KeyboardInterrupt: The user asked for it; Lightning would end the process itself.
         StorageError: A checkpoint could not be written.
+        OutOfMemoryError: A step needs more memory than there is.
         TrainingError: Another process of the run is gone.
     """
     try:
@@ -218,6 +220,9 @@ def fit(
     except Exception as error:
         if _was_interrupted(error):
             raise KeyboardInterrupt from None
+        if is_out_of_memory(error):
+            # without the cause: its traceback holds every tensor of the step
+            raise OutOfMemoryError(f"Out of memory: {str(error).partition(chr(10))[0]}") from None
         explained = explain_disk_error(error, trainer.default_root_dir) or _explain_loss(error)
         if explained is None or explained is error:
             raise

@@ -1,0 +1,188 @@
+"""What a training step costs in memory and time, measured on a copy before the first epoch."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from finetune.data.dataset import Batch
+from finetune.models.classifier import ImageClassifier, normalise
+from finetune.training.module import ClassificationModule
+
+_STEP_SECONDS = 1.0
+_FEWEST_IMAGES = 4  # fewer would not keep the cores busy
+_TIMED_STEPS = 3
+_FORWARDS_PER_STEP = 3.5
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What a step costs at one unfreeze depth, in one process.
+
+    Attributes:
+        depth: Layer groups that train.
+        parameter_bytes: Of all parameters and buffers.
+        gradient_bytes: Of what trains.
+        optimizer_bytes: State of the optimizer after a step.
+        activation_bytes: Kept for the backward pass, an image.
+        fixed_bytes: Kept for the backward pass, whatever the batch.
+        train_seconds: Forward, backward and optimizer, an image.
+        eval_seconds: Forward alone, an image.
+    """
+
+    depth: int
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    fixed_bytes: int
+    train_seconds: float
+    eval_seconds: float
+
+    def bytes_for(self, batch_size: int) -> int:
+        """Return the memory of a step, without what the libraries work with in between."""
+        still = self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
+        return still + self.fixed_bytes + self.activation_bytes * batch_size
+
+
+class StepMeter:
+    """Takes steps on a copy of a module's network.
+
+    The module, its optimizer and torch's generators stay as they were.
+
+    Args:
+        module: What will train.
+        batch: Training images.
+        batch_size: Images of a step in this process.
+        device: Where.
+        precision: As Lightning names it.
+    """
+
+    def __init__(
+        self,
+        module: ClassificationModule,
+        batch: Batch,
+        *,
+        batch_size: int,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.module = module
+        self.classifier: ImageClassifier = copy.deepcopy(module.classifier).to(device)
+        self.images = batch["image"].to(device)
+        self.labels = batch["label"].to(device)
+        self.batch_size = batch_size
+        self.device = device
+        self.precision = precision
+
+    def measure(self, depth: int) -> StepCost:
+        """Return what a step costs at a depth.
+
+        Raises:
+            torch.OutOfMemoryError: Not even two images fit.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            self.classifier.set_depth(depth)
+            self.classifier.train()
+            small, start = self._saved_bytes(2), time.perf_counter()
+            large = self._saved_bytes(4)
+            forward = (time.perf_counter() - start) / 4
+            slope = (large - small) // 2
+            optimizer = self.module.recipe.make_optimizer(self.classifier)
+            train_seconds = self._seconds(lambda size: self._step(optimizer, size), forward)
+            eval_seconds = self._seconds(self._predict, forward)
+        tensors = [*self.classifier.parameters(), *self.classifier.buffers()]
+        trained = [p for p in self.classifier.parameters() if p.requires_grad]
+        state = [t for entry in optimizer.state.values() for t in entry.values()]
+        return StepCost(
+            depth=depth,
+            parameter_bytes=_bytes(tensors),
+            gradient_bytes=_bytes(trained),
+            optimizer_bytes=_bytes([t for t in state if isinstance(t, Tensor)]),
+            activation_bytes=slope,
+            fixed_bytes=max(0, small - 2 * slope),
+            train_seconds=train_seconds,
+            eval_seconds=eval_seconds,
+        )
+
+    def _saved_bytes(self, size: int) -> int:
+        """Return the bytes of everything that the backward pass of some images would need."""
+        own = {p.untyped_storage().data_ptr() for p in self.classifier.parameters()}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = self._loss(size)
+            self._wait()
+        del loss
+        return sum(kept.values())
+
+    def _loss(self, size: int) -> Tensor:
+        rows = torch.arange(size, device=self.device) % len(self.images)
+        pixels = normalise(self.images[rows], mean=self.module.spec.mean, std=self.module.spec.std)
+        with self._autocast():
+            logits = self.classifier(pixels).float()
+        loss: Tensor = self.module.recipe.criterion(logits, self.labels[rows])
+        return loss
+
+    def _step(self, optimizer: torch.optim.Optimizer, size: int) -> None:
+        self._loss(size).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _predict(self, size: int) -> None:
+        self.classifier.eval()
+        with torch.inference_mode():
+            self._loss(size)
+        self.classifier.train()
+
+    def _seconds(self, work: Callable[[int], None], forward: float) -> float:
+        """Return the seconds an image of ``work``: the least of a few, after one that warms up."""
+        affordable = math.floor(_STEP_SECONDS / _FORWARDS_PER_STEP / forward)
+        size = max(2, min(self.batch_size, max(affordable, _FEWEST_IMAGES)))
+        while True:
+            try:
+                return self._timed(work, size)
+            except torch.OutOfMemoryError:
+                if size <= 2:
+                    raise
+            size //= 2
+            torch.cuda.empty_cache()
+
+    def _timed(self, work: Callable[[int], None], size: int) -> float:
+        least, began = math.inf, time.perf_counter()
+        for number in range(1 + _TIMED_STEPS):
+            start = time.perf_counter()
+            work(size)
+            self._wait()
+            if number:
+                least = min(least, time.perf_counter() - start)
+            if number and time.perf_counter() - began > _TIMED_STEPS * _STEP_SECONDS:
+                break
+        return least / size
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision == "32-true":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.precision.startswith("bf16") else torch.float16
+        return torch.autocast(self.device.type, dtype)
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

@@ -7,7 +7,7 @@ FinetuneError            1
 ├── RunFolderError       5   a run folder or bundle that is missing, taken or damaged
 ├── StorageError         6   the disk: full, read-only, unreachable
 ├── TrainingError        7   training diverged or the processes disagree
-│   └── OutOfMemoryError 7   a step needs more memory than there is
+│   └── OutOfMemoryError 9   a step needs more memory than there is
 └── TrackingError        8   Weights & Biases does not answer
 
 A message says what was found, where, and what to do about it; it is shown without a traceback.
@@ -63,7 +63,7 @@ class TrainingError(FinetuneError, RuntimeError):
 class OutOfMemoryError(TrainingError, MemoryError):
     """A step that needs more memory than the device has."""
 
-    exit_code = 7
+    exit_code = 9
 
 
 class TrackingError(FinetuneError, ConnectionError):

@@ -7,7 +7,6 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
-from pytorch_lightning import Callback
 
 from finetune.build import Training, batch_in_memory, trainer_options, with_cache
 from finetune.bundle import load_model, save_bundle
@@ -62,13 +61,16 @@ def run_trainer(
     if _is_trained(run, training.config):
         return
     checkpoint = run.last if run.last.is_file() else None
-    callbacks: list[Callback] = [Unfreeze(), Progress(reporter), tracking.csv]
-    if training.config.trainer.compile:
-        callbacks.insert(1, Compile(reporter, batch_size=batch_in_memory(training)))
+    compiling = [Compile(reporter, batch_size=batch_in_memory(training))]
     trainer = create_trainer(
         run.path,
         trainer_options(training.config),
-        callbacks=callbacks,
+        callbacks=[
+            Unfreeze(),
+            *(compiling if training.config.trainer.compile else []),
+            Progress(reporter),
+            tracking.csv,
+        ],
         loggers=tracking.loggers,
     )
     lightning_fit(trainer, training.module, training.data, checkpoint=checkpoint)

@@ -10,6 +10,7 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 
 from finetune.build import Training
+from finetune.data.source import FileSource
 from finetune.training.callbacks import Progress, Unfreeze
 from finetune.training.trainer import TrainerOptions, create_trainer, fit
 from finetune.types import Reporter
@@ -177,7 +178,7 @@ def test_each_epoch_advances_by_as_much_as_was_announced(animals: Path, tmp_path
 
 def test_the_bar_ends_when_training_breaks_off(animals: Path, tmp_path: Path) -> None:
     training = small_training(animals)
-    training.data.train.paths[:] = [str(tmp_path / "gone.png")] * len(training.data.train)
+    training.data.train.source = FileSource([tmp_path / "gone.png"] * len(training.data.train))
     heard = Heard()
     with pytest.raises(ValueError, match=r"gone\.png.*restore it, then resume"):
         run_epochs(training, tmp_path, Unfreeze(), Progress(heard))

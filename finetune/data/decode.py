@@ -5,12 +5,22 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from finetune.errors import DataError
 
 # Pillow itself refuses twice this many, and warns at half of that
 DEFAULT_MAX_PIXELS = 178_000_000
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Our own limit speaks below; Pillow's warnings would come once a worker and name no file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -89,12 +99,22 @@ def why_unreadable(path: Path, error: Exception) -> str:
     return f"damaged ({error})"
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Return the image as it was held; damaged EXIF data, which no viewer minds, turn nothing."""
+def read_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 where there is none that can be read."""
     try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image
+        found = image.getexif().get(0x0112, 1)
+    except Exception:  # damaged EXIF data raise what they like
+        return 1
+    return next((number for number in _TURNS if number == found), 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return the image as it was held; damaged EXIF data, which no viewer minds, turn nothing.
+
+    Pillow's own ``exif_transpose`` fails where it cannot write the other tags again.
+    """
+    turn = _TURNS.get(read_orientation(image))
+    return image.copy() if turn is None else image.transpose(turn)
 
 
 def _check_mode(image: Image.Image) -> None:

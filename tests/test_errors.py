@@ -7,8 +7,9 @@ import pytest
 
 from finetune import errors
 from finetune.errors import FinetuneError
+from tests.helpers import ROOT
 
-TREE = dict(re.findall(r"^[├└─ ]*(\w+Error) +(\d+)", errors.__doc__ or "", re.MULTILINE))
+TREE = dict(re.findall(r"^[│├└─ ]*(\w+Error) +(\d+)", errors.__doc__ or "", re.MULTILINE))
 CLASSES = {
     name: kind
     for name, kind in vars(errors).items()
@@ -18,6 +19,13 @@ CLASSES = {
 
 def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
     assert {name: str(kind.exit_code) for name, kind in CLASSES.items()} == TREE
+
+
+def test_the_readme_lists_every_exit_code_once() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("Exit codes:")[2]
+    listed = re.findall(r"^\| (\d+) \|", table.partition("\n## ")[0], re.MULTILINE)
+    codes = {kind.exit_code for kind in CLASSES.values()} | {0, errors.INTERRUPTED_EXIT_CODE}
+    assert sorted(map(int, listed)) == sorted(codes)
 
 
 def test_exit_codes_differ_and_none_means_success() -> None:

@@ -19,6 +19,7 @@ EXPLICIT: dict[str, Any] = {
     "optim.layer_decay": 0.9,
     "trainer.epochs": 77,
     "trainer.batch_size": 5,
+    "trainer.accumulate": 5,
     "trainer.precision": "16-mixed",
     "trainer.devices": 3,
     "trainer.monitor": "loss",
@@ -104,16 +105,21 @@ def test_the_monitor_suits_the_class_sizes(counts: list[int], monitor: str) -> N
     assert chosen(class_counts=counts)["trainer.monitor"] == monitor
 
 
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda", "mps"])
 @pytest.mark.parametrize(
     ("free_cores", "processes", "workers"),
-    [(1, 1, 0), (2, 1, 0), (3, 1, 2), (8, 1, 7), (64, 1, 8), (8, 2, 3), (4, 4, 0), (2, 4, 0)],
+    [(1, 1, 0), (2, 1, 0), (3, 1, 2), (8, 1, 7), (64, 1, 16), (8, 2, 3), (4, 4, 0), (2, 4, 0)],
 )
-def test_workers_leave_a_core_to_each_process(
-    free_cores: int, processes: int, workers: int
+def test_workers_leave_a_core_to_each_process_and_on_the_cpu_most_of_them(
+    free_cores: int, processes: int, workers: int, accelerator: str
 ) -> None:
-    found = chosen(free_cores=free_cores, processes_per_node=processes)
-    assert found["data.num_workers"] == workers
+    machine = {"free_cores": free_cores, "accelerator": accelerator}
+    found = chosen(**machine, processes_per_node=processes)
+    assert found["data.num_workers"] == (min(2, workers) if accelerator == "cpu" else workers)
     assert found["trainer.devices"] == processes
+    # the processes that the user asks for count, and not those of the cluster job
+    asked = chosen({"trainer.devices": processes}, **machine, processes_per_node=7)
+    assert asked["data.num_workers"] == found["data.num_workers"]
 
 
 def test_machine_and_weights_decide_the_rest() -> None:

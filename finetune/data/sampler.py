@@ -102,19 +102,26 @@ class EpochSampler(DistributedSampler[Draw]):
 
     def draws(self) -> list[Draw]:
         """Return the epoch's draws of all ranks in order; whole batches, the rest is left out."""
-        generator = np.random.default_rng([self.seed, self.epoch])
-        if self.weights is None:
-            order = generator.permutation(self.num_images)[: self.total_size]
-        else:
-            chances = self.weights / self.weights.sum()
-            order = generator.choice(self.num_images, size=self.total_size, p=chances)
-        repeats: dict[int, int] = {}
-        draws = []
-        for index in order.tolist():
-            repeat = repeats.get(index, 0)
-            repeats[index] = repeat + 1
-            draws.append(Draw(index, self.epoch, repeat))
-        return draws
+        rows, repeats = self._drawn()
+        pairs = zip(rows.tolist(), repeats.tolist(), strict=True)
+        return [Draw(row, self.epoch, repeat) for row, repeat in pairs]
 
     def __iter__(self) -> Iterator[Draw]:
-        return iter(self.draws()[self.rank :: self.num_replicas])
+        rows, repeats = (part[self.rank :: self.num_replicas] for part in self._drawn())
+        for row, repeat in zip(rows, repeats, strict=True):
+            yield Draw(int(row), self.epoch, int(repeat))
+
+    def _drawn(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows of an epoch, and how often each was drawn before in it."""
+        generator = np.random.default_rng([self.seed, self.epoch])
+        if self.weights is None:
+            rows = generator.permutation(self.num_images)[: self.total_size]
+            return rows, np.zeros_like(rows)
+        chances = self.weights / self.weights.sum()
+        rows = generator.choice(self.num_images, size=self.total_size, p=chances)
+        # stable: among the draws of one row the first stays the first
+        by_row = np.argsort(rows, kind="stable")
+        _, first, counts = np.unique(rows[by_row], return_index=True, return_counts=True)
+        repeats = np.empty_like(rows)
+        repeats[by_row] = np.arange(len(rows)) - np.repeat(first, counts)
+        return rows, repeats

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from finetune.errors import DataError
 from finetune.types import Split
@@ -65,6 +64,8 @@ def _hold_out(
     share: float,
     seed: int,
 ) -> list[int]:
+    from sklearn.model_selection import train_test_split  # over a second, which only a split pays
+
     if groups is not None and any(groups):
         return _hold_out_groups(rows, labels, groups, share, seed)
     by_class: dict[str, list[int]] = {}
@@ -81,6 +82,8 @@ def _hold_out(
 def _hold_out_groups(
     rows: list[int], labels: Sequence[str], groups: Sequence[str], share: float, seed: int
 ) -> list[int]:
+    from sklearn.model_selection import StratifiedGroupKFold
+
     keys = [f"group {groups[row]}" if groups[row] else f"row {row}" for row in rows]
     classes = [labels[row] for row in rows]
     folds = max(2, round(1 / share))

@@ -13,6 +13,9 @@ from finetune.data.colour import ColourJitter, ColourMatrix
 from finetune.data.picture import Interpolation, Picture, Pixels
 from finetune.types import Draw, PreprocessSpec
 
+_LARGEST_PX = 8192
+"""Of what can be kept; a pipeline may crop to nearly nothing."""
+
 
 class View(NamedTuple):
     """What a transform makes of a picture.
@@ -169,8 +172,10 @@ class Opening:
         return left, top, right, bottom
 
     def needed_px(self) -> int:
-        """Return the shorter side from which no crop of a square image is enlarged."""
-        return math.ceil(max(self.size) / math.sqrt(self.smallest_share))
+        """Return the shorter side from which no square crop is enlarged, at most 8192."""
+        if self.smallest_share == 0:
+            return _LARGEST_PX
+        return min(_LARGEST_PX, math.ceil(max(self.size) / math.sqrt(self.smallest_share)))
 
 
 def opening(pipeline: A.Compose) -> Opening | None:

@@ -124,3 +124,57 @@ def test_normalise_is_torchvisions(mean: tuple[float, ...]) -> None:
     assert found.dtype == torch.float32
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(images, untouched)
+
+
+def _colours(*, seed: int = 0) -> Tensor:
+    """Return matrices and shifts of four images, of which the first changes nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    colour = torch.eye(3, 4) + torch.randn(4, 3, 4, generator=generator) * 0.3
+    colour[0] = torch.eye(3, 4)
+    return colour
+
+
+def test_colours_change_before_normalising_and_are_clipped() -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 7, 3), dtype=np.uint8)
+    colour = _colours()
+    expected = np.empty((4, 3, 5, 7))
+    clipped = 0
+    for image, row, column, out in np.ndindex(4, 5, 7, 3):
+        value = float(colour[image, out, 3])
+        for channel in range(3):
+            value += float(colour[image, out, channel]) * pixels[image, row, column, channel] / 255
+        clipped += not 0 <= value <= 1
+        value = min(1.0, max(0.0, value))
+        expected[image, out, row, column] = (value - mean[out]) / std[out]
+    assert clipped > 20
+    images = torch.from_numpy(pixels)
+    untouched = images.clone(), colour.clone()
+    found = normalise(images, mean=mean, std=std, colour=colour)
+    torch.testing.assert_close(found.double(), torch.from_numpy(expected), rtol=0, atol=1e-5)
+    assert found.dtype == torch.float32
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, untouched[0])
+    assert torch.equal(colour, untouched[1])
+    plain = normalise(images[:1], mean=mean, std=std)
+    torch.testing.assert_close(found[:1], plain, rtol=0, atol=1e-5)
+
+
+def test_mean_and_std_may_be_tensors_on_the_device() -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    images = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
+    tensors = {"mean": torch.tensor(mean), "std": torch.tensor(std)}
+    expected = normalise(images, mean=mean, std=std)
+    assert torch.equal(normalise(images, **tensors), expected)
+    assert torch.equal(tensors["mean"], torch.tensor(mean))
+
+
+@pytest.mark.parametrize("colour", [None, _colours()], ids=["plain", "coloured"])
+def test_mixed_precision_rounds_no_pixel(colour: Tensor | None) -> None:
+    images = torch.randint(0, 256, (4, 5, 7, 3), dtype=torch.uint8)
+    settings = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "colour": colour}
+    expected = normalise(images, **settings)  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = normalise(images, **settings)  # type: ignore[arg-type]
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)

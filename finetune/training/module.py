@@ -21,6 +21,9 @@ from finetune.training.gather import gather_rows
 from finetune.training.param_groups import rates_by_group
 from finetune.types import PreprocessSpec
 
+_ROWS_ON_DEVICE = 32
+"""Batches of predictions that wait on the device."""
+
 CARD_KEY = "finetune"
 """Where a checkpoint holds what is needed to use its weights without the run's config."""
 
@@ -82,6 +85,7 @@ class ClassificationModule(LightningModule):
         self.register_buffer("std", torch.tensor(spec.std), persistent=False)
         self._rates: Mapping[str, float] = {}
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._fetched: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def forward(self, images: Tensor, colour: Tensor | None = None) -> Tensor:
         """Return logits (B, K) of uint8 pixels (B, H, W, C) after their colour matrices."""
@@ -154,12 +158,23 @@ class ClassificationModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the probabilities of a batch with the rows that they belong to."""
         probabilities = self(batch["image"]).softmax(dim=1)
-        self._rows.append((batch["index"].cpu(), batch["label"].cpu(), probabilities.cpu()))
+        self._rows.append((batch["index"], batch["label"], probabilities))
+        if len(self._rows) == _ROWS_ON_DEVICE:  # each copy from a GPU waits until it is done
+            self._fetch_rows()
+
+    def _fetch_rows(self) -> None:
+        if self._rows:
+            parts = zip(*self._rows, strict=True)
+            rows, labels, probabilities = (torch.cat(part).cpu() for part in parts)
+            self._fetched.append((rows, labels, probabilities))
+            self._rows.clear()
 
     def on_validation_epoch_end(self) -> None:
         """Log every metric once, from the predictions of all ranks with each image once."""
-        rows, labels, probabilities = (torch.cat(part) for part in zip(*self._rows, strict=True))
-        self._rows.clear()
+        self._fetch_rows()
+        parts = zip(*self._fetched, strict=True)
+        rows, labels, probabilities = (torch.cat(part) for part in parts)
+        self._fetched.clear()
         _, labels, probabilities = gather_rows(rows, labels, probabilities)
         evaluation = evaluate_probabilities(probabilities, labels, classes=self.classes)
         self.log_dict({f"val/{name}": value for name, value in evaluation.metrics.items()})

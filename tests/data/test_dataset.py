@@ -1,5 +1,6 @@
 """Batches hold the right pixels, labels and rows, however many processes read them."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.data.augment import EvalTransform, train_transform
-from finetune.data.dataset import ImageDataset, create_loader
+from finetune.data import dataset as dataset_module
+from finetune.data.augment import train_transform
+from finetune.data.cache import PixelStore, StoredSource
+from finetune.data.dataset import Batch, ImageDataset, create_loader
+from finetune.data.fill import fill_store, shrunk
+from finetune.data.picture import open_picture
 from finetune.data.sampler import EpochSampler, inverse_frequency_weights
+from finetune.data.source import FileSource, PictureSource
+from finetune.data.transform import EvalTransform
 from finetune.errors import DataError
-from finetune.types import Draw, PreprocessSpec
-from tests.helpers import noise
+from finetune.types import Draw, PreprocessSpec, Reporter
+from tests.helpers import noise, smooth
+from tests.pictures import Watched, write_jpeg
 
 SPEC = PreprocessSpec((3, 16, 16), (0.5,) * 3, (0.5,) * 3, crop_pct=1.0)
 LABELS = [0] * 6 + [1] * 4
@@ -23,9 +31,34 @@ def paths(photos: Path) -> list[Path]:
     return sorted(photos.rglob("*.png"))
 
 
+@pytest.fixture
+def jpegs(tmp_path: Path) -> list[Path]:
+    """Return ten JPEGs of several sizes and orientations."""
+    return [
+        write_jpeg(
+            tmp_path / f"{number}.jpg",
+            smooth(width=60 + 7 * number, height=90 - 4 * number),
+            orientation=1 + number % 8,
+        )
+        for number in range(10)
+    ]
+
+
 def dataset(paths: list[Path], name: str = "none", *, labelled: bool = True) -> ImageDataset:
+    return over(FileSource(paths), name, labelled=labelled)
+
+
+def over(source: PictureSource, name: str, *, labelled: bool = True) -> ImageDataset:
     transform = train_transform(name, spec=SPEC, seed=5)
-    return ImageDataset(paths, LABELS if labelled else None, transform)
+    return ImageDataset(source, LABELS if labelled else None, transform)
+
+
+def stored(paths: list[Path], root: Path) -> StoredSource:
+    """Return the images shrunk to 40 pixels, in a store."""
+    store = PixelStore(root, form="short-40", owner="test")
+    decode = partial(shrunk, shorter_side=40, max_pixels=10**6)
+    places = fill_store(store, paths, decode, num_threads=2, reporter=Reporter())
+    return StoredSource(store, paths, places)
 
 
 def test_all_rows_in_order_without_a_sampler(paths: list[Path]) -> None:
@@ -36,7 +69,9 @@ def test_all_rows_in_order_without_a_sampler(paths: list[Path]) -> None:
     assert torch.cat([batch["label"] for batch in batches]).tolist() == LABELS
     images = torch.cat([batch["image"] for batch in batches])
     assert (images.dtype, images.shape) == (torch.uint8, (10, 16, 16, 3))
-    expected = [EvalTransform(SPEC)(noise(seed=row)) for row in range(10)]
+    assert images.is_contiguous()
+    assert all("colour" not in batch for batch in batches)
+    expected = [EvalTransform(SPEC)(Watched(noise(seed=row))).pixels for row in range(10)]
     np.testing.assert_array_equal(images.numpy(), np.stack(expected))
 
 
@@ -45,50 +80,117 @@ def test_images_without_labels_bear_minus_one(paths: list[Path]) -> None:
     assert batch["label"].tolist() == [-1] * 10
 
 
-def epochs_read_by(num_workers: int, paths: list[Path]) -> list[tuple[Tensor, Tensor]]:
+@pytest.mark.parametrize("name", ["none", "light", "medium", "strong"])
+def test_a_batch_is_its_items_one_by_one(name: str, paths: list[Path]) -> None:
+    data = dataset(paths, name)
+    draws = [Draw(row, 1, repeat) for row in (3, 9, 0) for repeat in (0, 1)]
+    batch = data.__getitems__(draws)
+    assert set(batch) - {"image", "label", "index"} == (
+        {"colour"} if name in ("medium", "strong") else set()
+    )
+    assert {str(value.dtype) for value in (batch["label"], batch["index"])} == {"torch.int64"}
+    for place, draw in enumerate(draws):
+        alone = data[draw]
+        assert set(alone) == set(batch)
+        assert (int(alone["index"]), int(alone["label"])) == (draw.row, LABELS[draw.row])
+        for key, value in alone.items():
+            assert isinstance(value, Tensor)
+            assert torch.equal(value, batch[key][place])  # type: ignore[literal-required]
+    if name in ("medium", "strong"):
+        assert (batch["colour"].dtype, batch["colour"].shape) == (torch.float32, (6, 3, 4))
+
+
+def epochs_read_by(num_workers: int, data: ImageDataset) -> list[Batch]:
+    """Return two weighted epochs, each as one batch."""
     weights = inverse_frequency_weights(LABELS, 2)
     sampler = EpochSampler(weights, num_images=10, batch_size=5, seed=5)
-    loader = create_loader(
-        dataset(paths, "strong"), batch_size=5, num_workers=num_workers, sampler=sampler
-    )
+    loader = create_loader(data, batch_size=5, num_workers=num_workers, sampler=sampler)
     read = []
     for epoch in range(2):
         sampler.set_epoch(epoch)
         batches = list(loader)
         read.append(
-            (
-                torch.cat([batch["index"] for batch in batches]),
-                torch.cat([batch["image"] for batch in batches]),
+            Batch(
+                image=torch.cat([batch["image"] for batch in batches]),
+                label=torch.cat([batch["label"] for batch in batches]),
+                index=torch.cat([batch["index"] for batch in batches]),
+                colour=torch.cat([batch["colour"] for batch in batches]),
             )
         )
     return read
 
 
+def assert_same_batches(found: list[Batch], expected: list[Batch]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one["index"], other["index"])
+        assert torch.equal(one["label"], other["label"])
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["colour"], other["colour"])
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["files", "store"])
 def test_augmented_batches_do_not_depend_on_the_workers_and_epochs_differ(
-    paths: list[Path],
+    kept: bool, jpegs: list[Path], tmp_path: Path
 ) -> None:
-    alone, together = (epochs_read_by(num_workers, paths) for num_workers in (0, 2))
-    for (rows, images), (worker_rows, worker_images) in zip(alone, together, strict=True):
-        assert torch.equal(rows, worker_rows)
-        assert torch.equal(images, worker_images)
-    assert not torch.equal(alone[0][0], alone[1][0])
-    views = {image.numpy().tobytes() for _, images in alone for image in images}
+    data = over(stored(jpegs, tmp_path) if kept else FileSource(jpegs), "strong")
+    alone = epochs_read_by(0, data)
+    assert_same_batches(epochs_read_by(2, data), alone)
+    assert not torch.equal(alone[0]["index"], alone[1]["index"])
+    views = {image.numpy().tobytes() for epoch in alone for image in epoch["image"]}
     assert len(views) == 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [False, True], ids=["files", "store"])
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_batches_do_not_depend_on_how_workers_start(
+    method: str, kept: bool, jpegs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = over(stored(jpegs, tmp_path) if kept else FileSource(jpegs), "strong")
+    monkeypatch.setattr(dataset_module, "worker_start_method", lambda **_: method)
+    assert_same_batches(epochs_read_by(1, data), epochs_read_by(0, data))
+
+
+def test_from_a_store_come_the_draws_of_the_files(jpegs: list[Path], tmp_path: Path) -> None:
+    from_files, from_store = (
+        epochs_read_by(0, over(source, "medium"))
+        for source in (FileSource(jpegs), stored(jpegs, tmp_path))
+    )
+    for one, other in zip(from_files, from_store, strict=True):
+        assert torch.equal(one["index"], other["index"])
+        difference = (one["image"].float() - other["image"].float()).abs()
+        assert difference.mean() < 4
+        assert difference.max() > 0, "shrunk twice is not shrunk once"
+        torch.testing.assert_close(one["colour"], other["colour"], rtol=0, atol=0.01)
 
 
 def test_a_draw_reaches_the_augmentation(paths: list[Path]) -> None:
     data = dataset(paths, "strong")
     transform = train_transform("strong", spec=SPEC, seed=5)
     for draw in (Draw(3, 0, 0), Draw(3, 1, 0), Draw(3, 1, 1)):
-        expected = transform(noise(seed=3), draw)
-        np.testing.assert_array_equal(data[draw]["image"].numpy(), expected)
+        pixels, colour = transform(Watched(noise(seed=3)), draw)
+        assert colour is not None
+        np.testing.assert_array_equal(data[draw]["image"].numpy(), pixels)
+        np.testing.assert_array_equal(data[draw]["colour"].numpy(), colour)
 
 
-def test_a_file_that_breaks_during_training_is_named(paths: list[Path]) -> None:
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_file_that_breaks_during_training_is_named(paths: list[Path], num_workers: int) -> None:
     data = dataset(paths)
     paths[2].write_bytes(b"")
     with pytest.raises(DataError, match=r"cat/2\.png: empty file\. It read well before training"):
-        data[2]
-    small = ImageDataset(paths, LABELS, EvalTransform(SPEC), max_pixels=100)
-    with pytest.raises(DataError, match="too large: 12x10"):
+        list(create_loader(data, batch_size=5, num_workers=num_workers))
+
+
+def test_a_jpeg_that_breaks_during_training_is_named(jpegs: list[Path]) -> None:
+    data = dataset(jpegs, "light")
+    assert open_picture(jpegs[4]).height
+    jpegs[4].write_bytes(jpegs[4].read_bytes()[:-300])
+    with pytest.raises(DataError, match=r"4\.jpg: truncated\. It read well .*then resume"):
+        data[Draw(4, 0, 0)]
+
+
+def test_a_file_over_the_limit_is_named(paths: list[Path]) -> None:
+    small = ImageDataset(FileSource(paths, max_pixels=100), LABELS, EvalTransform(SPEC))
+    with pytest.raises(DataError, match=r"cat/0\.png: too large: 12x10"):
         small[0]

@@ -20,6 +20,9 @@ from finetune.types import Sample, Split
 from tests.networks import one_thread
 from tests.runs import manifest_of, small_config, small_training, write_photos
 
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "8"}
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -256,15 +259,23 @@ def test_a_schedule_of_the_users_own(animals: Path, code: Path) -> None:
         small_training(animals, unfreeze__name="mine:odd", unfreeze__params={"depth": 3})
 
 
-@pytest.mark.parametrize("value", ["0", "7", "2.0", "True", "None", "'all'"])
+@pytest.mark.parametrize("value", ["0", "7", "True", "None", "'all'"])
 def test_a_depth_that_does_not_exist_is_refused(value: str, animals: Path, code: Path) -> None:
     code.write_text(f"def wrong(epoch, num_groups):\n    return {value} if epoch else 1\n")
     shown = value.replace("'", ".")
     with pytest.raises(
         ConfigError,
-        match=f"mine:wrong gives depth {shown} for epoch 1; .* 6 layer groups, so .* 1 to 6",
+        match=rf"mine:wrong gives depth {shown} for epoch 1 \(.*\); .* layer groups from 1 to 6",
     ):
         small_training(animals, unfreeze__name="mine:wrong")
+
+
+def test_a_share_of_the_groups_is_a_depth_of_the_users_own_too(animals: Path, code: Path) -> None:
+    code.write_text("def share(epoch, num_groups):\n    return [0.5, 1.0, 1.5][epoch]\n")
+    training = small_training(animals, unfreeze__name="mine:share")
+    assert [phase.depth for phase in training.phases] == [3, 6]
+    with pytest.raises(ConfigError, match=r"depth 1\.5 is over 1\.0, which is all groups"):
+        small_training(animals, unfreeze__name="mine:share", trainer__epochs=3)
 
 
 def test_a_schedule_that_fails_is_named(animals: Path, code: Path) -> None:
@@ -283,8 +294,10 @@ def test_a_learning_rate_of_the_users_own(animals: Path, code: Path) -> None:
     )
     factors = [training.module.recipe.lr_factor(step) for step in range(6)]
     assert factors == pytest.approx([1 - (step / 6) ** 2 for step in range(6)])
+    # a function without final_factor needs none, and one that the user sets cannot apply to it
+    assert small_training(animals, lr_schedule__name="mine:bare").module.recipe.lr_factor(5) == 1
     with pytest.raises(ConfigError, match=r"lr_schedule\.name=mine:bare: .*'final_factor'"):
-        small_training(animals, lr_schedule__name="mine:bare")
+        small_training(animals, lr_schedule__name="mine:bare", lr_schedule__final_factor=0.5)
 
 
 def test_a_resumed_network_takes_its_preprocessing_from_the_checkpoint(animals: Path) -> None:
@@ -305,14 +318,16 @@ def test_a_resumed_network_takes_its_preprocessing_from_the_checkpoint(animals: 
     ("variables", "expected"),
     [
         ({}, 1),
-        ({"LOCAL_WORLD_SIZE": "2"}, 2),
-        ({"SLURM_NTASKS_PER_NODE": "4"}, 4),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}, 2),
+        ({**SRUN, "SLURM_NTASKS": "8", "SLURM_NNODES": "2"}, 4),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, 1),  # an allocation without srun
     ],
+    ids=["alone", "torchrun", "srun", "allocation"],
 )
 def test_a_launcher_says_how_many_processes_there_are(
     variables: dict[str, str], expected: int, animals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
+    for name in (*TORCHRUN, *SRUN, "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_NNODES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

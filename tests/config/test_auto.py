@@ -113,7 +113,7 @@ def test_the_monitor_suits_the_class_sizes(counts: list[int], monitor: str) -> N
 def test_workers_leave_a_core_to_each_process_and_on_the_cpu_most_of_them(
     free_cores: int, processes: int, workers: int, accelerator: str
 ) -> None:
-    machine = {"free_cores": free_cores, "accelerator": accelerator}
+    machine: dict[str, Any] = {"free_cores": free_cores, "accelerator": accelerator}
     found = chosen(**machine, processes_per_node=processes)
     assert found["data.num_workers"] == (min(2, workers) if accelerator == "cpu" else workers)
     assert found["trainer.devices"] == processes

@@ -1,10 +1,12 @@
-"""Two ranks of one process group, forked from a server that has imported everything once."""
+"""Processes forked from a server that has imported everything once; two as ranks of one group."""
 
 import multiprocessing
 import os
 import pickle
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,27 @@ def on_two_ranks(target: Callable[..., Any], *arguments: Any) -> list[Any]:
             receiver.close()
             sender.close()
     return results
+
+
+def context() -> ForkServerContext:
+    """Return what makes events and barriers for ``started`` processes."""
+    return _CONTEXT
+
+
+@contextmanager
+def started(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
+    """Run ``target(*arguments)`` in a process of its own while the block lasts; then it is killed.
+
+    The target must be a function of a module; the process is what ``multiprocessing`` calls one.
+    """
+    child = _CONTEXT.Process(target=target, args=arguments)
+    child.start()
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.join()
+        child.close()
 
 
 def _run(target: Any, rank: int, port: int, answer: Any, arguments: tuple[Any, ...]) -> None:

@@ -117,25 +117,26 @@ def cached(data: ImageDataModule, plan: CachePlan, *, reporter: Reporter) -> Ima
     seen = EvalTransform(plan.spec)
     as_seen = partial(ready, transform=seen, max_pixels=plan.max_pixels)
     stored = AsStored(seen.size)
+    # in use before room is made, which might remove them otherwise
+    train_store = PixelStore(plan.root, form=plan.train_form, owner=plan.owner)
+    val_store = PixelStore(plan.root, form=plan.val_form, owner=plan.owner)
     make_room(plan.root, needed_bytes=plan.new_bytes, limit_bytes=plan.limit_bytes)
     if plan.shorter_side is None:
-        train = _stored(data.train, plan, plan.train_form, as_seen, reporter, stored)
+        train = _stored(data.train, train_store, as_seen, reporter, stored)
     else:
         small = partial(shrunk, shorter_side=plan.shorter_side, max_pixels=plan.max_pixels)
-        train = _stored(data.train, plan, plan.train_form, small, reporter, data.train.transform)
-    val = _stored(data.val, plan, plan.val_form, as_seen, reporter, stored)
+        train = _stored(data.train, train_store, small, reporter, data.train.transform)
+    val = _stored(data.val, val_store, as_seen, reporter, stored)
     return ImageDataModule(train, val, weights=data.weights, loading=data.loading)
 
 
 def _stored(
     dataset: ImageDataset,
-    plan: CachePlan,
-    form: str,
+    store: PixelStore,
     decode: Decode,
     reporter: Reporter,
     transform: Transform,
 ) -> ImageDataset:
-    store = PixelStore(plan.root, form=form, owner=plan.owner)
     paths = [Path(dataset.source.name(row)) for row in range(len(dataset))]
     places = fill_store(store, paths, decode, num_threads=free_cores(), reporter=reporter)
     return ImageDataset(StoredSource(store, paths, places), dataset.labels.tolist(), transform)

@@ -11,17 +11,19 @@ import hashlib
 import os
 import shutil
 import sqlite3
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.picture import ArrayPicture, Picture, Pixels
 from finetune.data.source import PackedStrings
+from finetune.errors import StorageError
 from finetune.storage import disk_errors_explained
 
 _FORMAT = 1
@@ -97,15 +99,25 @@ class PixelStore:
     def __init__(self, root: Path, *, form: str, owner: str) -> None:
         self.folder = store_folder(root, form=form, owner=owner)
         with disk_errors_explained(self.folder, _REMEDY):
-            self._in_use = _shared_lock(self.folder)
+            weakref.finalize(self, os.close, _shared_lock(self.folder))
             (self.folder / "pixels.bin").touch()
             os.utime(self.folder / "pixels.bin")  # the last use, by which old stores are cleared
 
     def find(self, files: Sequence[FileState]) -> NDArray[np.int64]:
         """Return the ``Place`` of each file, shape (N, 5).
 
-        It is ``NOWHERE`` for files that are absent or have changed since.
+        It is ``NOWHERE`` for files that are absent or have changed since, and for all where the
+        index is damaged, which is begun anew.
         """
+        try:
+            return self._find(files)
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # of the disk, not of what is in the file
+                raise
+            (self.folder / "index.sqlite").unlink()
+            return self._find(files)
+
+    def _find(self, files: Sequence[FileState]) -> NDArray[np.int64]:
         places = np.empty((len(files), len(Place._fields)), np.int64)
         end = (self.folder / "pixels.bin").stat().st_size
         with self._index() as index:
@@ -122,26 +134,25 @@ class PixelStore:
         Raises:
             StorageError: The disk is full or fails; what was synced before stays.
         """
-        with disk_errors_explained(self.folder, _REMEDY), self._index() as index:
-            end = index.execute("SELECT max(start + height * width * 3) FROM images").fetchone()[0]
-            with (self.folder / "pixels.bin").open("r+b") as pixels:
-                pixels.truncate(end or 0)  # what a killed process had written behind the index
-                pixels.seek(0, os.SEEK_END)
-                waiting: list[tuple[FileState, Place]] = []
-                try:
-                    for file, image in images:
-                        height, width, _ = image.pixels.shape
-                        place = Place(
-                            pixels.tell(), height, width, image.full_height, image.full_width
-                        )
-                        pixels.write(np.ascontiguousarray(image.pixels).data)
-                        waiting.append((file, place))
-                        if len(waiting) >= 1000:
-                            _sync(pixels.fileno(), index, waiting)
-                        yield file
-                finally:
-                    pixels.flush()
-                    _sync(pixels.fileno(), index, waiting)
+        pixels_file = self.folder / "pixels.bin"
+        with (
+            disk_errors_explained(self.folder, _REMEDY),
+            self._index() as index,
+            _opened_at_end(pixels_file, index) as pixels,
+        ):
+            waiting: list[tuple[FileState, Place]] = []
+            try:
+                for file, image in images:
+                    height, width, _ = image.pixels.shape
+                    place = Place(pixels.tell(), height, width, image.full_height, image.full_width)
+                    pixels.write(np.ascontiguousarray(image.pixels).data)
+                    waiting.append((file, place))
+                    if len(waiting) >= 1000:
+                        _sync(pixels.fileno(), index, waiting)
+                    yield file
+            finally:
+                pixels.flush()
+                _sync(pixels.fileno(), index, waiting)
 
     @contextmanager
     def filling(self) -> Iterator[None]:
@@ -152,25 +163,12 @@ class PixelStore:
 
     @contextmanager
     def _index(self) -> Iterator[sqlite3.Connection]:
-        index = self._opened_index()
+        index = sqlite3.connect(self.folder / "index.sqlite", timeout=60)
         try:
+            index.execute(_TABLE)
             yield index
         finally:
             index.close()
-
-    def _opened_index(self) -> sqlite3.Connection:
-        path = self.folder / "index.sqlite"
-        index = sqlite3.connect(path, timeout=60)
-        try:
-            index.execute(_TABLE)
-        except sqlite3.DatabaseError as error:
-            index.close()
-            if isinstance(error, sqlite3.OperationalError):  # the disk, not what is in the file
-                raise
-            path.unlink()  # a damaged index: all is decoded again
-            index = sqlite3.connect(path, timeout=60)
-            index.execute(_TABLE)
-        return index
 
 
 class StoredSource:
@@ -227,7 +225,8 @@ def store_folder(root: Path, *, form: str, owner: str) -> Path:
 
 def stored_bytes(folder: Path) -> int:
     """Return the size of a store; 0 where there is none."""
-    return sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
+    # by state, since SQLite's journal comes and goes
+    return sum(max(0, file.num_bytes) for file in file_states(list(folder.glob("*"))))
 
 
 def make_room(root: Path, *, needed_bytes: int, limit_bytes: int) -> bool:
@@ -235,14 +234,17 @@ def make_room(root: Path, *, needed_bytes: int, limit_bytes: int) -> bool:
 
     Stores that a process uses stay.
     """
-    stores = sorted(root.glob("*/pixels.bin"), key=lambda file: file.stat().st_mtime)
-    used = sum(stored_bytes(file.parent) for file in stores)
-    for file in stores:
-        if used + needed_bytes <= limit_bytes:
-            break
-        size = stored_bytes(file.parent)
-        if _remove_unused(file.parent):
-            used -= size
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "room.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # or two would each remove as much as is needed
+        stores = sorted(root.glob("*/pixels.bin"), key=lambda file: file.stat().st_mtime)
+        used = sum(stored_bytes(file.parent) for file in stores)
+        for file in stores:
+            if used + needed_bytes <= limit_bytes:
+                break
+            size = stored_bytes(file.parent)
+            if _remove_unused(file.parent):
+                used -= size
     return used + needed_bytes <= limit_bytes
 
 
@@ -252,20 +254,49 @@ def _remove_unused(folder: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
-        shutil.rmtree(folder, ignore_errors=True)
+        # away in one step: who comes now shall make a new store, and not lose it file by file
+        removed = folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}"))
+        shutil.rmtree(removed, ignore_errors=True)
     return True
 
 
 def _shared_lock(folder: Path) -> int:
-    """Return an open descriptor that keeps a store from being removed while the process lives."""
+    """Return an open descriptor that keeps a store from being removed until it is closed.
+
+    Raises:
+        StorageError: The file system has no locks.
+    """
+    path = folder / "in-use.lock"
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "in-use.lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
-            return descriptor
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            continue  # the store was removed between the two
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except OSError as error:
+            os.close(descriptor)
+            raise StorageError(f"Cannot lock {path}: {error.strerror}. {_REMEDY}") from error
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return descriptor
         os.close(descriptor)  # the store was removed between the two
+
+
+def _opened_at_end(path: Path, index: sqlite3.Connection) -> BinaryIO:
+    """Return the file of pixels at the end of what the index knows, which then is all there is."""
+    with index:  # what a shortened file has lost must not be found again once it has grown
+        lost = "DELETE FROM images WHERE start + height * width * 3 > ?"
+        index.execute(lost, (path.stat().st_size,))
+    end = index.execute("SELECT max(start + height * width * 3) FROM images").fetchone()[0]
+    if end is None:  # a new file: others may read the old one, and do not bear that it shrinks
+        path.unlink()
+        path.touch()
+    pixels = path.open("r+b")
+    pixels.truncate(end or 0)  # what a killed process had written behind the index
+    pixels.seek(0, os.SEEK_END)
+    return pixels
 
 
 def _sync(

@@ -53,9 +53,11 @@ def fill_store(
         if not missing:
             return places
         reporter.start("decoding images into the cache", len(missing))
-        for _ in store.append(_decoded(missing, decode, num_threads)):
-            reporter.advance()
-        reporter.finish()
+        try:
+            for _ in store.append(_decoded(missing, decode, num_threads)):
+                reporter.advance()
+        finally:
+            reporter.finish()
         return store.find(files)
 
 
@@ -94,7 +96,7 @@ def estimated_bytes(paths: Sequence[Path], *, shorter_side: int) -> int:
         try:
             with Image.open(path) as image:
                 width, height = image.size
-        except OSError:
+        except Exception:  # each format's plugin raises what it likes; whoever decodes it says why
             continue
         scale = min(1.0, shorter_side / min(width, height))
         areas.append(width * height * scale**2)
@@ -116,11 +118,12 @@ def _decoded(
             ) from error
 
     # each thread decodes by itself; torch's own threads on top would only get in the way
-    with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
+    pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        with pool:
             yield from zip(files, _in_order(pool, one, files, 4 * num_threads), strict=True)
-        finally:
-            torch.set_num_threads(threads)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _in_order(

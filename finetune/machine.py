@@ -8,6 +8,9 @@ import torch
 
 from finetune.errors import ConfigError
 
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
+
 
 def resolve_accelerator(asked: str, *, setting: str = "trainer.accelerator") -> str:
     """Return "cpu", "cuda" or "mps" for what was asked.
@@ -44,14 +47,14 @@ def free_cores() -> int:
 def free_memory(accelerator: str) -> int | None:
     """Return the bytes that a process may still use on a device, or None where nothing tells.
 
-    On the CPU it is what the system or the process's control group has left.
+    On the CPU it is what the system or the process's control groups (v2) have left.
     """
     if accelerator == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     if accelerator != "cpu":
         return None
-    found = [value for value in (_available(), _left_in_group()) if value is not None]
-    return min(found, default=None)
+    found = [_available(), *map(_left_in_group, _control_groups())]
+    return min((value for value in found if value is not None), default=None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -62,6 +65,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "DefaultCPUAllocator" in said or "out of memory" in said
     )
+
+
+def explain_out_of_memory(error: BaseException) -> str:
+    """Return what a library said of it, as one sentence."""
+    reason = str(error).partition("\n")[0].rstrip(" .") or "the system has none left"
+    return f"Out of memory: {reason}."
 
 
 def release_memory() -> None:
@@ -80,12 +89,25 @@ def _available() -> int | None:
     return kilobytes[0] * 1024 if kilobytes else None
 
 
-def _left_in_group() -> int | None:
-    """Return what a container's limit (cgroup v2) leaves."""
-    group = Path("/sys/fs/cgroup")
+def _control_groups() -> list[Path]:
+    """Return the process's own control group and those around it; each may set a limit."""
+    try:
+        lines = _OWN_GROUP.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    name = next((line[4:] for line in lines if line.startswith("0::/")), "")
+    own = _GROUPS / name
+    return [group for group in (own, *own.parents) if group.is_relative_to(_GROUPS)]
+
+
+def _left_in_group(group: Path) -> int | None:
+    """Return what a control group's limit leaves; None without one."""
     try:
         limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = (group / "memory.current").read_text(encoding="ascii")
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    return None if limit == "max" else max(0, int(limit) - int(used))
+    # files that were read stay in memory until somebody needs it: images by the gigabyte
+    files = [int(line.split()[1]) for line in lines if line.split()[0].endswith("active_file")]
+    return None if limit == "max" else max(0, int(limit) - used + sum(files))

@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from finetune.data.dataset import Batch
+from finetune.machine import is_out_of_memory, release_memory
 from finetune.models.classifier import ImageClassifier, normalise
 from finetune.training.module import ClassificationModule
 
@@ -85,7 +87,7 @@ class StepMeter:
         """Return what a step costs at a depth.
 
         Raises:
-            torch.OutOfMemoryError: Not even two images fit.
+            RuntimeError: Not even four images fit into the memory.
         """
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
@@ -115,19 +117,20 @@ class StepMeter:
     def _saved_bytes(self, size: int) -> int:
         """Return the bytes of everything that the backward pass of some images would need."""
         own = {p.untyped_storage().data_ptr() for p in self.classifier.parameters()}
-        kept: dict[int, int] = {}
+        saved: WeakSet[_Saved] = WeakSet()
 
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
+        def keep(tensor: Tensor) -> _Saved:
+            entry = _Saved(tensor)
+            saved.add(entry)
+            return entry
 
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
+        with saved_tensors_hooks(keep, lambda entry: entry.tensor):
             loss = self._loss(size)
             self._wait()
+        storages = [entry.tensor.untyped_storage() for entry in saved]
+        kept = {storage.data_ptr(): storage.nbytes() for storage in storages}
         del loss
-        return sum(kept.values())
+        return sum(num_bytes for place, num_bytes in kept.items() if place not in own)
 
     def _loss(self, size: int) -> Tensor:
         rows = torch.arange(size, device=self.device) % len(self.images)
@@ -155,11 +158,11 @@ class StepMeter:
         while True:
             try:
                 return self._timed(work, size)
-            except torch.OutOfMemoryError:
-                if size <= 2:
+            except Exception as error:
+                if size <= 2 or not is_out_of_memory(error):
                     raise
             size //= 2
-            torch.cuda.empty_cache()
+            release_memory()
 
     def _timed(self, work: Callable[[int], None], size: int) -> float:
         least, began = math.inf, time.perf_counter()
@@ -182,6 +185,13 @@ class StepMeter:
             return nullcontext()
         dtype = torch.bfloat16 if self.precision.startswith("bf16") else torch.float16
         return torch.autocast(self.device.type, dtype)
+
+
+class _Saved:
+    """A tensor for as long as autograd keeps it for the backward pass."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:

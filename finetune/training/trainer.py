@@ -22,7 +22,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 
 from finetune.errors import OutOfMemoryError, TrainingError
-from finetune.machine import is_out_of_memory
+from finetune.machine import explain_out_of_memory, is_out_of_memory
 from finetune.storage import atomic_file, explain_disk_error
 from finetune.training.datamodule import ImageDataModule
 from finetune.training.launch import outer_launch
@@ -222,7 +222,7 @@ def fit(
             raise KeyboardInterrupt from None
         if is_out_of_memory(error):
             # without the cause: its traceback holds every tensor of the step
-            raise OutOfMemoryError(f"Out of memory: {str(error).partition(chr(10))[0]}") from None
+            raise OutOfMemoryError(explain_out_of_memory(error)) from None
         explained = explain_disk_error(error, trainer.default_root_dir) or _explain_loss(error)
         if explained is None or explained is error:
             raise

@@ -42,6 +42,11 @@ def names_in(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
+def everything(folder: Path) -> list[str]:
+    """Return the paths of all that lies below a folder, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
 class Recorder(Reporter):
     """A reporter that keeps what it was told."""
 

@@ -14,7 +14,8 @@ from finetune.config.load import replaced
 from finetune.data.dataset import Batch
 from finetune.data.fill import shrunk
 from finetune.data.picture import ArrayPicture, Picture
-from finetune.machine import free_cores, free_memory
+from finetune.errors import OutOfMemoryError
+from finetune.machine import explain_out_of_memory, free_cores, free_memory, is_out_of_memory
 from finetune.training.cost import StepCost, StepMeter
 from finetune.types import Draw, Phase, Split
 
@@ -45,7 +46,7 @@ def measure(training: Training) -> RunCost:
     """Return what a run will cost; nothing of it changes.
 
     Raises:
-        torch.OutOfMemoryError: Not even two images fit.
+        OutOfMemoryError: Not even a few images fit.
     """
     decode, read = _reading_seconds(training)
     accelerator = training.config.trainer.accelerator
@@ -56,10 +57,17 @@ def measure(training: Training) -> RunCost:
         device=torch.device(accelerator),
         precision=training.config.trainer.precision,
     )
-    free = free_memory(accelerator)
-    measured: dict[int, StepCost] = {}
-    for depth in reversed(_spread([phase.depth for phase in training.phases])):
-        measured[depth] = meter.measure(depth)
+    free = _free_bytes(training)
+    depths = reversed(_spread([phase.depth for phase in training.phases]))
+    try:
+        measured = {depth: meter.measure(depth) for depth in depths}
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"{explain_out_of_memory(error)} Not even a few images fit. Take a smaller "
+            f"--image-size or --backbone, or model.grad_checkpointing=true."
+        ) from None
     del meter
     if accelerator == "cuda":
         torch.cuda.empty_cache()
@@ -148,6 +156,13 @@ def _with_reading(step_seconds: float, read_seconds: float, workers: int) -> flo
     return step_seconds + read_seconds
 
 
+def _free_bytes(training: Training) -> int | None:
+    """Return the memory of one process; those on a machine's CPU share it."""
+    trainer = training.config.trainer
+    free = free_memory(trainer.accelerator)
+    return free // number(trainer.devices) if free and trainer.accelerator == "cpu" else free
+
+
 def _filling_seconds(training: Training, cost: RunCost) -> float:
     cache = training.cache
     if cache is None or cache.num_bytes == 0:
@@ -168,12 +183,14 @@ def _reading_seconds(training: Training) -> tuple[float, float]:
         seconds = _seconds([partial(lambda row: read(row, data.source.open(row)), r) for r in rows])
         return seconds, seconds if cache is None else 0.0
     stored = {}
+    paths = training.manifest.paths(training.manifest.of(Split.TRAIN)[: len(rows)])
 
     def decode(row: int) -> None:
         assert cache is not None
         assert cache.shorter_side is not None
-        path = training.manifest.paths(training.manifest.of(Split.TRAIN))[row]
-        stored[row] = shrunk(path, shorter_side=cache.shorter_side, max_pixels=cache.max_pixels)
+        stored[row] = shrunk(
+            paths[row], shorter_side=cache.shorter_side, max_pixels=cache.max_pixels
+        )
 
     decode_seconds = _seconds([partial(decode, row) for row in rows])
     pictures = [

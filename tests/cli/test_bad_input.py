@@ -18,7 +18,7 @@ from finetune.errors import (
     StorageError,
 )
 from tests.cli.conftest import SMALL, Cli
-from tests.helpers import ROOT, tiny_disk, write_images
+from tests.helpers import ROOT, everything, tiny_disk, write_images
 
 Prepare = Callable[[Path], object]
 
@@ -28,10 +28,6 @@ def here(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a folder that holds ``photos``."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def everything(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
 def write(name: str, text: str = "") -> Prepare:

@@ -17,7 +17,6 @@ from finetune.data.transform import Transform, View
 from finetune.errors import DataError
 from finetune.types import Draw
 
-
 _PREFETCHED_BATCHES = 4
 
 

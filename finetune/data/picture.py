@@ -178,7 +178,7 @@ def resize(pixels: Pixels, size: tuple[int, int], mode: Interpolation = "bilinea
         mode: Kernel.
     """
     if pixels.shape[:2] == size:
-        return np.ascontiguousarray(pixels)
+        return pixels.copy()
     shrinking = max(pixels.shape[0] / size[0], pixels.shape[1] / size[1])
     if mode == "bilinear" and shrinking <= _UNALIASED:
         return np.asarray(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)

@@ -17,6 +17,9 @@ _LARGEST_PX = 8192
 """Of what can be kept; a pipeline may crop to nearly nothing."""
 
 
+_ZEROS = np.zeros(4, np.uint64)
+
+
 class View(NamedTuple):
     """What a transform makes of a picture.
 
@@ -122,21 +125,37 @@ class TrainTransform:
         self.colours = jitter is not None
         self.opening = opening(pipeline)
         self._steps = pipeline.transforms[1:] if self.opening else pipeline.transforms
+        self._numbers = np.random.Generator(np.random.Philox(key=0))
+        self._plain = random.Random(0)
 
     def __call__(self, picture: Picture, draw: Draw | None) -> View:
         """Return the augmented view of a draw."""
         assert draw is not None, "training images are drawn by the sampler"
-        key = (self.seed << 32 | draw.epoch, draw.row << 32 | draw.repeat)
-        numbers = np.random.Generator(np.random.Philox(key=key))
-        plain = random.Random(key[0] << 64 | key[1])
-        self.pipeline.set_random_state(numbers, plain)
+        self._seed(draw)
         data = {"image": self._opened(picture)}
-        if plain.random() < self.pipeline.p:
+        if self._plain.random() < self.pipeline.p:
             for step in self._steps:
                 data = step(**data)
         pixels: Pixels = data["image"]
-        colour = None if self.jitter is None else self.jitter.matrix(pixels, numbers)
+        colour = None if self.jitter is None else self.jitter.matrix(pixels, self._numbers)
         return View(pixels, colour)
+
+    def _seed(self, draw: Draw) -> None:
+        """Put both generators at the start of a draw; new ones would cost as much as a small crop.
+
+        The key of Philox, which counts from 0, is the draw itself (Salmon et al. 2011).
+        """
+        key = (self.seed << 32 | draw.epoch, draw.row << 32 | draw.repeat)
+        self._plain.seed(key[0] << 64 | key[1])
+        self._numbers.bit_generator.state = {
+            "bit_generator": "Philox",
+            "state": {"counter": _ZEROS, "key": np.array(key, np.uint64)},
+            "buffer": _ZEROS,
+            "buffer_pos": 4,  # used up: the first number is made of the counter
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        self.pipeline.set_random_state(self._numbers, self._plain)
 
     def _opened(self, picture: Picture) -> Pixels:
         """Return what the steps after the opening one get."""

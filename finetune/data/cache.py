@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -234,9 +234,7 @@ def make_room(root: Path, *, needed_bytes: int, limit_bytes: int) -> bool:
 
     Stores that a process uses stay.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "room.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # or two would each remove as much as is needed
+    with _alone_in(root):
         stores = sorted(root.glob("*/pixels.bin"), key=lambda file: file.stat().st_mtime)
         used = sum(stored_bytes(file.parent) for file in stores)
         for file in stores:
@@ -254,34 +252,33 @@ def _remove_unused(folder: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
-        # away in one step: who comes now shall make a new store, and not lose it file by file
-        removed = folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}"))
-        shutil.rmtree(removed, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return True
 
 
 def _shared_lock(folder: Path) -> int:
-    """Return an open descriptor that keeps a store from being removed until it is closed.
+    """Return an open descriptor that keeps a store from being removed until it is closed."""
+    with _alone_in(folder.parent):
+        folder.mkdir(exist_ok=True)
+        descriptor = os.open(folder / "in-use.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+@contextmanager
+def _alone_in(root: Path) -> Iterator[None]:
+    """Keep every other process from opening and removing stores.
 
     Raises:
         StorageError: The file system has no locks.
     """
-    path = folder / "in-use.lock"
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "stores.lock").open("w") as lock:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            continue  # the store was removed between the two
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
-            os.close(descriptor)
-            raise StorageError(f"Cannot lock {path}: {error.strerror}. {_REMEDY}") from error
-        with suppress(FileNotFoundError):
-            if os.path.samestat(path.stat(), os.fstat(descriptor)):
-                return descriptor
-        os.close(descriptor)  # the store was removed between the two
+            raise StorageError(f"Cannot lock {root}: {error.strerror}. {_REMEDY}") from error
+        yield
 
 
 def _opened_at_end(path: Path, index: sqlite3.Connection) -> BinaryIO:
@@ -291,8 +288,9 @@ def _opened_at_end(path: Path, index: sqlite3.Connection) -> BinaryIO:
         index.execute(lost, (path.stat().st_size,))
     end = index.execute("SELECT max(start + height * width * 3) FROM images").fetchone()[0]
     if end is None:  # a new file: others may read the old one, and do not bear that it shrinks
-        path.unlink()
-        path.touch()
+        fresh = path.with_name("pixels.new")
+        fresh.touch()
+        fresh.replace(path)
     pixels = path.open("r+b")
     pixels.truncate(end or 0)  # what a killed process had written behind the index
     pixels.seek(0, os.SEEK_END)

@@ -28,7 +28,7 @@ from finetune.data.cache import (
 )
 from finetune.data.picture import Pixels
 from finetune.errors import StorageError
-from tests.helpers import names_in, tiny_disk
+from tests.helpers import tiny_disk
 from tests.processes import context, started
 
 SIZES = [(1, 1), (10, 12), (7, 30), (64, 48), (3, 5)]
@@ -487,16 +487,18 @@ def test_a_store_is_whole_or_new_however_its_removal_falls(tmp_path: Path) -> No
         assert child.exitcode == 0
 
 
-def test_what_an_ended_removal_left_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folders = three_stores(tmp_path)
-    monkeypatch.setattr("finetune.data.cache.shutil.rmtree", lambda *_, **__: None)
+@pytest.mark.parametrize("gone", ["pixels.bin", "index.sqlite", "in-use.lock"])
+def test_what_an_ended_removal_left_is_begun_anew_or_removed(tmp_path: Path, gone: str) -> None:
+    folder = filled(tmp_path, range(5)).folder
+    (folder / gone).unlink()
+    store = opened(tmp_path)
+    for _ in store.append(images(missing(store, range(5)))):
+        pass
+    assert_holds(store, range(5))
+    (folder / gone).unlink()
+    del store
     make_room(tmp_path, needed_bytes=1, limit_bytes=0)
-    assert not any(folder.exists() for folder in folders)
-    monkeypatch.undo()
-    make_room(tmp_path, needed_bytes=1, limit_bytes=0)
-    assert [name for name in names_in(tmp_path) if (tmp_path / name).is_dir()] == []
+    assert not (folder / "pixels.bin").exists()
 
 
 def test_the_index_is_plain_sqlite(tmp_path: Path) -> None:

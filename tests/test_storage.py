@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune.errors import StorageError
+from finetune.errors import DataError, StorageError
 from finetune.storage import (
     atomic_file,
     atomic_folder,
+    disk_errors_explained,
     explain_disk_error,
     replace_link,
     write_text,
@@ -164,6 +166,53 @@ def test_an_explained_error_stays_itself_and_others_are_none_of_the_disks() -> N
     assert explain_disk_error(error, "a") is error
     assert explain_disk_error(FileNotFoundError(errno.ENOENT, "No such file"), "a") is None
     assert explain_disk_error(ValueError("28"), "a") is None
+
+
+def full_disk() -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_the_disk_is_explained_with_the_remedy_of_the_place() -> None:
+    message = r"^Cannot write a/b: no space .*\. Take another\.$"
+    with (
+        pytest.raises(StorageError, match=message) as caught,
+        disk_errors_explained(Path("a/b"), "Take another."),
+    ):
+        raise full_disk()
+    assert caught.value.__cause__ is not None
+    assert caught.value.__cause__.args[0] == errno.ENOSPC
+    with pytest.raises(StorageError, match="--output"), disk_errors_explained(Path("a/b")):
+        raise full_disk()
+
+
+def test_the_full_disk_of_a_database_is_one() -> None:
+    with pytest.raises(StorageError, match="full"), disk_errors_explained(Path("a")):
+        raise sqlite3.OperationalError("database or disk is full")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("mine"),
+        FileNotFoundError(errno.ENOENT, "No such file"),
+        sqlite3.OperationalError("no such table: images"),
+        KeyboardInterrupt(),
+        StorageError("explained already"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_not_of_the_disk_passes_as_it_is(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, disk_errors_explained(Path("a")):
+        raise error
+    assert caught.value is error
+
+
+def test_an_error_that_says_by_itself_what_could_not_be_read_passes_as_it_is() -> None:
+    error = DataError("x.jpg may not be read")
+    error.__cause__ = PermissionError(errno.EACCES, "Permission denied")
+    with pytest.raises(DataError) as caught, disk_errors_explained(Path("a")):
+        raise error
+    assert caught.value is error
 
 
 def test_a_link_is_pointed_elsewhere(tmp_path: Path) -> None:

@@ -109,6 +109,29 @@ def test_a_view_is_a_pure_function_of_seed_and_draw(name: str) -> None:
     assert len({*forth, other_seed}) == (1 if name == "none" else 9)
 
 
+def test_each_draw_begins_with_generators_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = A.Compose([A.GaussNoise(p=1), A.ColorJitter(p=0.5)])
+    given: list[tuple[np.random.Generator, random.Random]] = []
+    transform = TrainTransform(pipeline, size=(32, 32), seed=7)
+    for draw in (Draw(0, 0, 0), Draw(3, 2, 1), Draw(2**31 - 1, 2**20, 2**31 - 1), Draw(0, 0, 0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                pipeline, "set_random_state", lambda *both: given.append(copy.deepcopy(both))
+            )
+            transform(PHOTO, draw)
+        numbers, plain = given.pop()
+        key = np.array([7 << 32 | draw.epoch, draw.row << 32 | draw.repeat], np.uint64)
+        fresh = np.random.Generator(np.random.Philox(key=key))
+        # 32 bits at a time, so that a half that was left over would tell
+        np.testing.assert_array_equal(
+            numbers.integers(0, 2**32, 9, np.uint32), fresh.integers(0, 2**32, 9, np.uint32)
+        )
+        np.testing.assert_array_equal(numbers.normal(size=50), fresh.normal(size=50))
+        words = (7 << 32 | draw.epoch) << 64 | draw.row << 32 | draw.repeat
+        assert plain.random() == random.Random(words).random()
+        transform(PHOTO, Draw(9, 9, 9))  # which leaves them anywhere
+
+
 def test_large_rows_epochs_and_seeds_are_told_apart() -> None:
     numbers = [0, 1, 2**16, 2**31 - 1]
     seen = {

@@ -1,6 +1,7 @@
 """Whole runs: killed, stopped, shared by two processes, and yet they end with the same weights."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -168,6 +169,27 @@ def test_a_broken_off_run_goes_on_to_the_same_bits(
     assert checkpoint(run)["epoch"] == step // STEPS_PER_EPOCH - 1
     run_here("fit", "--resume", run)
     assert_same_run(run, reference(place, uninterrupted, *more))
+
+
+def test_a_run_whose_kept_pixels_were_lost_goes_on_to_the_same_bits(
+    place: Path,
+    tmp_path: Path,
+    uninterrupted: dict[tuple[str, ...], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # at this size the images of 32 pixels are kept at 23
+    more = ("data.cache=on", "data.image_size=16")
+    expected = reference(place, uninterrupted, *more)
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("STOP", "raise@11")
+    run = tmp_path / "run"
+    assert run_command(words(place, run, *more)) == 1
+    monkeypatch.delenv("STOP")
+    (shrunk,) = (tmp_path / "cache" / "pixels").glob("short-23-*")
+    shutil.rmtree(tmp_path / "cache")
+    run_here("fit", "--resume", run)
+    assert (shrunk / "pixels.bin").stat().st_size == 24 * 23 * 23 * 3
+    assert_same_run(run, expected)
 
 
 def test_weights_do_move_and_another_seed_ends_elsewhere(

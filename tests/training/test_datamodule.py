@@ -7,9 +7,13 @@ from typing import Any, cast
 import pytest
 import torch
 
+from finetune.build import with_cache
+from finetune.data.cache import StoredSource
 from finetune.data.dataset import Batch
 from finetune.data.sampler import EpochSampler
+from finetune.data.source import FileSource
 from finetune.training.datamodule import ImageDataModule
+from finetune.types import Reporter
 from tests.runs import small_training
 
 
@@ -17,7 +21,8 @@ def module_on(
     root: Path, *, rank: int = 0, world_size: int = 1, epoch: int = 0, **settings: object
 ) -> ImageDataModule:
     """Return a data module as the trainer of a rank holds it after ``epoch`` epochs."""
-    data = small_training(root, trainer__devices=world_size, **settings).data
+    training = small_training(root, trainer__devices=world_size, **settings)
+    data = with_cache(training, reporter=Reporter()).data
     progress = SimpleNamespace(current=SimpleNamespace(processed=epoch))
     stand_in = SimpleNamespace(
         world_size=world_size,
@@ -103,3 +108,29 @@ def test_labels_and_pixels_belong_to_their_rows(animals: Path) -> None:
             # the images were written class by class
             assert int(batch["label"][place]) == row // 8
             assert torch.equal(batch["image"][place], data.train[row]["image"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_kept_pixels_come_in_the_batches_of_the_files(animals: Path, num_workers: int) -> None:
+    files, kept = (
+        module_on(
+            animals,
+            epoch=1,
+            data__cache=cache,
+            data__num_workers=workers,
+            augment__name="medium",
+            imbalance__strategy="weighted",
+        )
+        for cache, workers in (("off", 0), ("on", num_workers))
+    )
+    assert isinstance(files.train.source, FileSource)
+    assert isinstance(kept.train.source, StoredSource)
+    assert isinstance(kept.val.source, StoredSource)
+    for loaders in (
+        (files.train_dataloader(), kept.train_dataloader()),
+        (files.val_dataloader(), kept.val_dataloader()),
+    ):
+        for expected, found in zip(*loaders, strict=True):
+            assert found.keys() == expected.keys()
+            for name in expected:
+                assert torch.equal(found[name], expected[name]), name

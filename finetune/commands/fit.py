@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +179,11 @@ def join(path: Path) -> None:
     config = stored_config(run)
     tracking = open_tracking(run, config, Reporter(), rank=1)
     training = with_cache(_rebuilt(run, config), reporter=Reporter())
-    run_trainer(run, training, tracking=tracking, reporter=Reporter())
+    try:
+        run_trainer(run, training, tracking=tracking, reporter=Reporter())
+    except OutOfMemoryError as error:
+        halved_batch(training, error)  # raises: the other processes cannot know of it
+        raise
 
 
 def _trained(
@@ -222,7 +226,9 @@ def _planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, An
     )
     training = build_training(config, manifest)
     _say_what_shrank(training, reporter)
-    training, cost = _measured_cost(training, asked, reporter)
+    # as it will be: the parts that divide it need not divide what was asked for
+    shrunk = replaced(training.config, {"trainer.batch_size": training.batch_size})
+    training, cost = _measured_cost(replace(training, config=shrunk), asked, reporter)
     plan = describe(
         training, changed=differences(asked), num_rejected=len(rejected), run_dir=run_dir
     )
@@ -236,8 +242,10 @@ def _measured_cost(
 ) -> tuple[Training, dict[str, Any]]:
     """Return what the run will cost, and the training with a batch that fits into the memory."""
     reporter.start("measuring a few steps", 1)
-    cost = measure(training)
-    reporter.finish()
+    try:
+        cost = measure(training)
+    finally:
+        reporter.finish()
     if asked.trainer.accumulate == "auto":
         training = with_fitting_batch(training, cost)
         parts = int(training.config.trainer.accumulate)

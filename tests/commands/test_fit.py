@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ import pytest
 import torch
 
 import finetune
-from finetune.config.load import build_config
+from finetune.build import Training, measure
+from finetune.build.cost import RunCost
+from finetune.config.load import build_config, read_config_file
 from finetune.errors import ConfigError, ModelError
 from finetune.training.callbacks import Progress
+from tests.helpers import Recorder
+from tests.runs import largest_difference, weights
 
 
 def config_of(data: Path, output: Path, **assignments: Any) -> finetune.Config:
@@ -142,3 +147,64 @@ def test_a_users_own_schedule_and_loss_need_no_parameters_of_ours(
     run = finetune.fit(config_of(insects, tmp_path / "run", **names)).run_dir
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["lr_schedulers"][0]["_last_lr"][0] == pytest.approx(0.5e-3)
+
+
+def leave_room(monkeypatch: pytest.MonkeyPatch, *, images: int) -> None:
+    """Let the free memory hold so many images a step, and not one more."""
+
+    def measured(training: Training) -> RunCost:
+        cost = measure(training)
+        most = max(step.bytes_for(images) for step in cost.steps)
+        return replace(cost, free_bytes=round(most / 0.9) + 10)
+
+    monkeypatch.setattr("finetune.commands.fit.measure", measured)
+
+
+STEADY = {"optim.name": "sgd", "model.batch_norm": "frozen", "optim.lr": 0.1}
+"""Training in which the order of additions alone depends on how a batch is split."""
+
+
+def test_a_batch_that_does_not_fit_is_split_from_the_start_to_the_same_end(
+    insects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = finetune.fit(config_of(insects, tmp_path / "whole", **STEADY))
+    assert whole.plan["training"]["accumulate"] == 1
+    leave_room(monkeypatch, images=3)
+    recorder = Recorder()
+    split = finetune.fit(config_of(insects, tmp_path / "split", **STEADY), reporter=recorder)
+    assert split.plan["training"]["accumulate"] == 4
+    assert split.plan["cost"]["batch_in_memory"] == 2
+    memory = split.plan["cost"]["memory_gb"]
+    assert memory["total"] <= memory["free"]
+    assert (
+        "A batch of 8 does not fit into the memory: it runs in 4 parts, and their gradients make "
+        "one step."
+    ) in recorder.notes
+    assert largest_difference(weights(split.run_dir), weights(whole.run_dir)) <= 1e-6
+    stored = build_config(read_config_file(split.run_dir / "config.yaml"))
+    assert (stored.trainer.accumulate, stored.trainer.batch_size) == (4, 8)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_the_user_chose_is_not_split_further(
+    accumulate: int, insects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_room(monkeypatch, images=1)
+    recorder = Recorder()
+    config = config_of(insects, tmp_path / "run", **{"trainer.accumulate": accumulate})
+    plan = finetune.plan_fit(config, reporter=recorder)
+    assert plan["training"]["accumulate"] == accumulate
+    assert plan["cost"]["batch_in_memory"] == 8 // accumulate
+    assert not [note for note in recorder.notes if "does not fit" in note]
+
+
+def test_a_batch_that_shrank_and_was_split_goes_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 8 training images for a batch of 9: its quarters are none of 9
+    leave_room(monkeypatch, images=2)
+    run = finetune.fit(config_of(photos, tmp_path / "run", **{"trainer.batch_size": 9})).run_dir
+    stored = build_config(read_config_file(run / "config.yaml"))
+    assert (stored.trainer.accumulate, stored.trainer.batch_size) == (4, 8)
+    finetune.resume(run, assignments={"trainer.epochs": 3})
+    assert epochs_in(run) == ["1", "2", "3"]

@@ -14,6 +14,7 @@ from finetune.errors import (
     DataError,
     FinetuneError,
     ModelError,
+    OutOfMemoryError,
     RunFolderError,
     StorageError,
 )
@@ -250,6 +251,23 @@ def test_a_disk_that_fills_up_in_training_leaves_a_run_that_goes_on(cli: Cli, he
         grown = ["mount", "-o", "remount,size=64m", str(disk)]
         subprocess.run(grown, check=True, capture_output=True)
         assert cli.ok("fit", "--resume", "disk/run", "--json").json["metrics"]["val"]
+
+
+def test_what_can_never_fit_is_refused_before_anything_is_written(
+    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from finetune.models.classifier import ImageClassifier
+
+    def full(self: ImageClassifier, images: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(ImageClassifier, "forward", full)
+    before = everything(here)
+    message = cli.refused(*FIT, code=OutOfMemoryError.exit_code)
+    assert "2.00 GiB. Not even a few images fit. Take a smaller --image-size" in message
+    assert everything(here) == before
 
 
 def test_a_defect_of_ours_asks_for_a_report(

@@ -28,6 +28,51 @@ def test_the_plan_says_what_trains_when_and_how(
     assert whole[-1] == "train"
 
 
+def cost_of(**changes: Any) -> dict[str, Any]:
+    return {
+        "memory_gb": {
+            "parameters": 0.094, "gradients": 0.094, "optimizer": 0.188, "activations": 7.2,
+            "total": 7.576, "free": 21.4,
+        },
+        "batch_in_memory": 32,
+        "phases": [
+            {"first_epoch": 1, "last_epoch": 1, "images_per_second": 812.3, "seconds": 61.2},
+            {"first_epoch": 2, "last_epoch": 10, "images_per_second": 250.0, "seconds": 7200.0},
+        ],
+        "cache_seconds": 0.0,
+        "seconds": 7261.2,
+        **changes,
+    }  # fmt: skip
+
+
+def printed(plan: Any, capsys: pytest.CaptureFixture[str]) -> str:
+    ConsoleReporter().plan(plan)
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_the_plan_says_what_memory_and_time_it_takes(
+    trained: FitResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = printed({**trained.plan, "cost": cost_of()}, capsys)
+    assert (
+        "memory 7.6 GB in each process for 32 images (0.094 parameters, 0.094 gradients, 0.19 "
+        "optimizer, 7.2 activations); 21.4 GB are free" in said
+    )
+    assert (
+        "time about 2.0 h: 61 s for epoch 1 at 812 images/s, 2.0 h for epochs 2-10 at 250 images/s"
+        in said
+    )
+    unknown = {**cost_of()["memory_gb"], "free": None}
+    said = printed(
+        {**trained.plan, "cost": cost_of(memory_gb=unknown, cache_seconds=240.0, seconds=1380.0)},
+        capsys,
+    )
+    assert "are free" not in said
+    assert "about 23 min: 4 min to decode, 61 s" in said
+    without = {key: value for key, value in trained.plan.items() if key != "cost"}
+    assert "memory" not in printed(without, capsys), "a resumed run was measured before"
+
+
 def test_square_brackets_in_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = ConsoleReporter()
     reporter.note("runs/[bold]x[/bold] is [red]")

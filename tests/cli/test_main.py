@@ -62,12 +62,39 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     cli: Cli, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     before = sorted(tmp_path.rglob("*"))
-    said = cli.ok("fit", photos, *SMALL, "--dry-run", "--json")
+    words = ("fit", photos, *SMALL, "data.cache=on", "--dry-run")
+    said = cli.ok(*words, "--json")
     assert said.json.keys() == {"plan"}
     assert said.json["plan"]["training"]["epochs"] == 1
-    assert "what trains" in cli.ok("fit", photos, *SMALL, "--dry-run").out
+    assert "what trains" in cli.ok(*words).out
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_says_what_the_run_will_cost(
+    cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (
+        "fit", photos, *SMALL[6:], "--backbone", "resnet10t", "--weights", "random",
+        "--epochs", "3", "--unfreeze", "head_first", "--dry-run",
+    )  # fmt: skip
+    cost = cli.ok(*words, "--json").json["plan"]["cost"]
+    memory = dict(cost["memory_gb"])
+    assert memory.pop("free") > 0.1
+    total = memory.pop("total")
+    assert memory.keys() == {"parameters", "gradients", "optimizer", "activations"}
+    assert all(gigabytes > 0 for gigabytes in memory.values())
+    assert total == pytest.approx(sum(memory.values()), abs=0.003)
+    assert cost["batch_in_memory"] == 4
+    assert [(p["first_epoch"], p["last_epoch"]) for p in cost["phases"]] == [(1, 1), (2, 3)]
+    assert all(phase["images_per_second"] > 0 for phase in cost["phases"])
+    assert cost["seconds"] >= 0
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = cli.ok(*words).out.splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = {line.split()[0] for line in lines if line.strip()}
+    assert {"memory", "time", "images", "pixels"} <= shown
 
 
 FLAGS = {

@@ -6,12 +6,12 @@
 PyTorch (plain_loop.py): the same images through finetune's own loader, the same network, layout,
 precision, loss, clipping and schedule, torch's fused AdamW, and validation on the same images; it
 writes no checkpoints. "synthetic" is the plain loop on a batch that is on the device already: what
-the network alone allows. They take turns, several rounds in one process. Figures are of all epochs
-of a turn but its first: training images over the epoch's seconds, validation included. Ratios are
-of turns in the same round: the median, the least and the most.
+the network alone allows. They take turns epoch by epoch in one process; each one's first epoch is
+not counted. Figures are training images over the whole epoch's seconds, validation included. Ratios
+are within a round: the median, the least and the most.
 
 --overhead takes a network and images so small that the cost of the loop itself shows, on one
-thread, and says where a step's time goes (overhead.py).
+thread, and says where the time of an epoch and of a step goes (overhead.py).
 """
 
 import statistics
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from overhead import run_overhead
-from plain_loop import Stopwatch, file_loaders, run_plain, synthetic_loaders, watched
+from plain_loop import file_loaders, plain_steps, synthetic_loaders
 from rounds import (
     chosen_device,
     config_of,
@@ -33,11 +33,11 @@ from rounds import (
     ratios,
     set_missing,
     spread,
-    take_turns,
     training_of,
     work_folder,
     write_json,
 )
+from watches import EpochTurns, Stopwatch
 
 import finetune
 from finetune.build import Training
@@ -52,7 +52,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "jpeg": "64x64",
         "batch_size": 8,
         "rounds": 2,
-        "epochs": 2,
     },
     "overhead": {
         "backbone": "test_resnet",
@@ -61,8 +60,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "jpeg": "64x64",
         "batch_size": 2,
         "rounds": 3,
-        "epochs": 4,
         "threads": 1,
+        "num_workers": 0,
     },
     "cuda": {
         "backbone": "resnet50",
@@ -70,8 +69,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "images": 8192,
         "jpeg": "1024x768",
         "batch_size": 256,
-        "epochs": 4,
         "precision": "bf16-mixed",
+        "rounds": 6,
     },
     "cpu": {
         "backbone": "resnet18",
@@ -79,8 +78,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "images": 320,
         "jpeg": "320x240",
         "batch_size": 32,
-        "rounds": 4,
-        "epochs": 3,
+        "rounds": 5,
     },
 }
 CHECKPOINTS = "fit, checkpoints left out"
@@ -98,7 +96,7 @@ def assignments(options: Namespace, folder: Path) -> dict[str, Any]:
         "model.weights": "random",
         "model.batch_norm": "frozen",
         "unfreeze.name": options.unfreeze,
-        "trainer.epochs": options.epochs,
+        "trainer.epochs": options.rounds + 1,  # the first is not counted
         "trainer.batch_size": options.batch_size,
         "trainer.precision": options.precision,
         "trainer.accelerator": options.device,
@@ -113,23 +111,22 @@ def run_fit(config: Config, folder: Path, watch: Reporter) -> None:
     finetune.fit(changed, reporter=watch)
 
 
-def run_epochs(config: Config, folder: Path, options: Namespace) -> dict[str, Any]:
+def run_epochs(config: Config, fit: Callable[[Reporter], None]) -> dict[str, Any]:
     """Time and print whole epochs of the three contenders."""
-    training = training_of(config)
+    watches = {"plain": Stopwatch(), "synthetic": Stopwatch()}
+    makers = {"plain": file_loaders, "synthetic": synthetic_loaders}
+    others = {}
+    for name, make in makers.items():
+        training = training_of(config)
+        others[name] = plain_steps(training, make(training), watch=watches[name])
+    turns = EpochTurns(others)
+    fit(turns)
     images = training.steps_per_epoch * training.batch_size
-    turns: dict[str, Callable[[], Stopwatch]] = {
-        "fit": partial(watched, partial(run_fit, config, folder)),
-        "plain": partial(watched, partial(run_plain, config, file_loaders)),
-        "synthetic": partial(watched, partial(run_plain, config, synthetic_loaders)),
-    }
-    found = take_turns(turns, options.rounds)
     rates = {
-        name: [images / statistics.median(watch.whole_seconds) for watch in watches]
-        for name, watches in found.items()
+        "fit": [images / epoch.whole_seconds for epoch in turns.warm],
+        CHECKPOINTS: [images / epoch.seconds for epoch in turns.warm],
+        **{name: [images / epoch.seconds for epoch in w.warm] for name, w in watches.items()},
     }
-    rates[CHECKPOINTS] = [
-        images / statistics.median(epoch.seconds for epoch in watch.warm) for watch in found["fit"]
-    ]
     print_rates(training, images, rates)
     return {"images_per_epoch": images, "images_per_second": rates}
 
@@ -144,8 +141,7 @@ def print_rates(training: Training, images: int, rates: dict[str, list[float]]) 
     )
     head = f"{'images per second':28} {'median':>8} {'min':>8} {'max':>8}"
     print(f"{head}  {'over plain':18} over synthetic")
-    for name in ("fit", CHECKPOINTS, "plain", "synthetic"):
-        values = rates[name]
+    for name, values in rates.items():
         line = f"{name:28} {statistics.median(values):8.1f} {min(values):8.1f} {max(values):8.1f}"
         over = [spread(ratios(values, rates[other])) for other in ("plain", "synthetic")]
         print(f"{line}  {over[0]:18} {over[1]}")
@@ -160,7 +156,6 @@ def parse_options() -> Namespace:
     parser.add_argument("--images", type=int, help="default 320, on a GPU 8192; a fifth validates")
     parser.add_argument("--jpeg", help="width x height of the files; default 320x240 or 1024x768")
     parser.add_argument("--batch-size", type=int, help="default 32, on a GPU 256")
-    parser.add_argument("--epochs", type=int, help="of a turn; the first is not counted")
     parser.add_argument("--unfreeze", default="all", help="as unfreeze.name")
     parser.add_argument("--cache", default="auto", help="as data.cache; its folder is temporary")
     parser.add_argument("--num-workers", type=int, help="as data.num_workers; default auto")
@@ -184,11 +179,8 @@ def main() -> None:
     with work_folder() as folder:
         make_images(folder / "images", (width, height), count=options.images)
         config = config_of(assignments(options, folder))
-        if options.overhead:
-            fit = partial(run_fit, config, folder)
-            figures = run_overhead(config, fit, rounds=options.rounds)
-        else:
-            figures = run_epochs(config, folder, options)
+        run_part = run_overhead if options.overhead else run_epochs
+        figures = run_part(config, partial(run_fit, config, folder))
     write_json(options.json, {"environment": found, **figures})
 
 

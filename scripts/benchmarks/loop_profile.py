@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from plain_loop import Run, Stopwatch
+from watches import Stopwatch
 
 ENGINE = ("conv2d", "batch_norm", "run_backward", "_fused_adamw_")  # rows of their own
 WORK = re.compile(
@@ -65,7 +65,7 @@ class Function:
         return re.sub(above, "", self.name)
 
 
-def profile(run: Run, *, steps: int) -> tuple[list[Function], int]:
+def profile(run: Callable[[Stopwatch], Any], *, steps: int) -> tuple[list[Function], int]:
     """Return the functions of a run's training steps, dearest first, and the number of steps.
 
     All epochs but the first count. The profiler makes every call slower, small ones most.

@@ -3,13 +3,13 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from loop_profile import Function, profile
 from paired import PART_NAMES, WHOLE, Pair, PairedReporter, PartTimers
-from plain_loop import Stopwatch, file_loaders, plain_steps, run_plain, watched
-from rounds import take_turns, training_of
+from plain_loop import file_loaders, plain_steps
+from rounds import training_of
+from watches import Epoch, EpochTurns, Stopwatch
 
 from finetune.config.schema import Config
 from finetune.types import Reporter
@@ -20,13 +20,12 @@ LOOPS = ("fit", "plain")
 Fit = Callable[[Any], None]  # runs finetune.fit with a reporter
 
 
-def run_overhead(config: Config, fit: Fit, *, rounds: int) -> dict[str, Any]:
+def run_overhead(config: Config, fit: Fit) -> dict[str, Any]:
     """Time and print the parts of an epoch, of a step, and the functions of a step.
 
     Args:
         config: Of the small training.
         fit: Runs it.
-        rounds: Turns of each loop, for the parts of an epoch.
     """
     training = training_of(config)
     steps, made = training.steps_per_epoch, training.config
@@ -34,11 +33,7 @@ def run_overhead(config: Config, fit: Fit, *, rounds: int) -> dict[str, Any]:
         f"\n{made.model.backbone}, {made.data.image_size} px, batch {training.batch_size}, "
         f"{made.trainer.precision}, unfreeze {made.unfreeze.name}: {steps} steps an epoch"
     )
-    plain = partial(run_plain, config, file_loaders)
-    turns = take_turns({"fit": partial(watched, fit), "plain": partial(watched, plain)}, rounds)
-    epochs = {
-        name: [parts_of_epoch(watch, steps) for watch in found] for name, found in turns.items()
-    }
+    epochs = run_epoch_turns(config, fit, steps)
     print_epochs(epochs)
     watch = run_paired(config, fit)
     print_pairs("training step", watch.warm(0, steps))
@@ -53,26 +48,29 @@ def run_overhead(config: Config, fit: Fit, *, rounds: int) -> dict[str, Any]:
     }
 
 
-def parts_of_epoch(watch: Stopwatch, steps: int) -> dict[str, float]:
-    """Return the milliseconds of the parts of an epoch, the medians of all but the first."""
-    found: dict[str, list[float]] = {}
-    for epoch, whole in zip(watch.warm, watch.whole_seconds, strict=True):
-        last = epoch.ticks[steps - 1]
-        parts = {
-            "training batches": last - epoch.ticks[0],
-            "validation batches": epoch.ticks[-1] - epoch.ticks[steps],
-            "first batches and metrics": epoch.ticks[0]
-            - epoch.begun
-            + epoch.ended
-            - epoch.ticks[-1]
-            + epoch.ticks[steps]
-            - last,
-            "checkpoints, between epochs": whole - epoch.seconds,
-            "whole epoch": whole,
-        }
-        for name, seconds in parts.items():
-            found.setdefault(name, []).append(1000 * seconds)
-    return {name: statistics.median(values) for name, values in found.items()}
+def run_epoch_turns(config: Config, fit: Fit, steps: int) -> dict[str, list[dict[str, float]]]:
+    """Return the parts of each epoch of both loops but its first, in milliseconds."""
+    training, plain = training_of(config), Stopwatch()
+    watch = EpochTurns({"plain": plain_steps(training, file_loaders(training), watch=plain)})
+    fit(watch)
+    return {
+        name: [parts_of_epoch(epoch, steps) for epoch in found.warm]
+        for name, found in (("fit", watch), ("plain", plain))
+    }
+
+
+def parts_of_epoch(epoch: Epoch, steps: int) -> dict[str, float]:
+    """Return the milliseconds of the parts of an epoch."""
+    ticks = epoch.ticks
+    train, val = ticks[steps - 1] - ticks[0], ticks[-1] - ticks[steps]
+    seconds = {
+        "training batches": train,
+        "validation batches": val,
+        "first batches and metrics": epoch.seconds - train - val,
+        "checkpoints of the last epoch": epoch.between,
+        "whole epoch": epoch.whole_seconds,
+    }
+    return {name: 1000 * value for name, value in seconds.items()}
 
 
 def run_paired(config: Config, fit: Fit) -> PairedReporter:

@@ -15,6 +15,7 @@ from typing import Any
 
 import plain_loop
 import torch
+from pytorch_lightning.plugins.precision import Precision
 from rounds import synchronize
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,6 +28,7 @@ from finetune.types import Reporter
 Place = tuple[str, Any, str]  # the part of a step, and the owner and name of a function of it
 Parts = dict[str, float]  # seconds of a step
 
+REST, WHOLE = "the rest", "the whole step"
 PLACES: tuple[Place, ...] = (
     ("data", _BaseDataLoaderIter, "__next__"),
     ("forward", ImageClassifier, "forward"),
@@ -38,9 +40,10 @@ PLACES: tuple[Place, ...] = (
     ("optimizer", AdamW, "step"),
     ("zero_grad", Optimizer, "zero_grad"),
     ("schedule", LambdaLR, "step"),
+    # Lightning lets the optimizer call the whole step as a closure
+    (REST, Precision, "_wrap_closure"),
 )
-REST, WHOLE = "the rest", "the whole step"
-PART_NAMES = (*dict.fromkeys(part for part, _, _ in PLACES), REST, WHOLE)
+PART_NAMES = (*dict.fromkeys(part for part, _, _ in PLACES), WHOLE)
 
 
 class PartTimers:
@@ -59,6 +62,7 @@ class PartTimers:
     def take(self) -> Parts:
         """Return what each part took since the last step, and begin the next."""
         whole = time.perf_counter() - self._since
+        self._seconds.pop(REST, None)
         rest = whole - sum(self._seconds.values())
         parts = {**self._seconds, REST: rest, WHOLE: whole}
         self.restart()
@@ -118,12 +122,12 @@ class PairedReporter(Reporter):
     """Lets the plain loop do a step after each of finetune's.
 
     Args:
-        plain: Does one step each time.
+        plain: Does one step each time, or says that an epoch is done.
         timers: Of the parts.
         device: Both loops' device; each step waits for it.
     """
 
-    def __init__(self, plain: Iterator[None], timers: PartTimers, device: str) -> None:
+    def __init__(self, plain: Iterator[bool], timers: PartTimers, device: str) -> None:
         self.pairs: list[Pair] = []
         self._plain, self._timers, self._device = plain, timers, device
         self._running = False
@@ -141,7 +145,9 @@ class PairedReporter(Reporter):
         if not self._running:
             return
         fit = self._taken()
-        next(self._plain)
+        if next(self._plain):  # an epoch was done before
+            self._timers.restart()
+            next(self._plain)
         self.pairs.append(Pair(self._epoch, self._batch, fit, self._taken()))
         self._batch += 1
 

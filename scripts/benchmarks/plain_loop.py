@@ -1,81 +1,23 @@
-"""The same training as finetune's, written out in PyTorch; and a reporter that times both."""
+"""The same training as finetune's, written out in PyTorch."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import pairwise
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rounds import training_of
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from finetune.build import Training, with_cache
-from finetune.config.schema import Config
 from finetune.data.dataset import Batch, create_loader
 from finetune.data.sampler import EpochSampler
 from finetune.models.classifier import normalise
 from finetune.types import Reporter
 
-
-@dataclass
-class Epoch:
-    """When things happened in an epoch, in seconds.
-
-    Attributes:
-        begun: Before the first batch is asked for.
-        ticks: After each batch, of the training and then of the validation.
-        ended: When its numbers are known; checkpoints are written after that.
-    """
-
-    begun: float
-    ticks: list[float] = field(default_factory=list)
-    ended: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Training and validation."""
-        return self.ended - self.begun
-
-
-class Stopwatch(Reporter):
-    """Notes when each epoch and each of its batches ends."""
-
-    def __init__(self) -> None:
-        self.epochs: list[Epoch] = []
-        self._running = False
-
-    def start(self, task: str, total: int) -> None:
-        """Begin an epoch, and only that."""
-        self._running = task.startswith("epoch ")
-        if self._running:
-            self.epochs.append(Epoch(time.perf_counter()))
-
-    def advance(self, steps: int = 1) -> None:
-        """Note the end of a batch."""
-        if self._running:
-            self.epochs[-1].ticks.append(time.perf_counter())
-
-    def epoch(self, row: Any) -> None:
-        """End the epoch."""
-        self._running = False
-        self.epochs[-1].ended = time.perf_counter()
-
-    @property
-    def warm(self) -> list[Epoch]:
-        """All epochs but the first."""
-        return self.epochs[1:]
-
-    @property
-    def whole_seconds(self) -> list[float]:
-        """Each epoch but the first, from the end of the one before: its checkpoints are in it."""
-        ends = [epoch.ended for epoch in self.epochs]
-        return [after - before for before, after in pairwise(ends)]
-
-
-Run = Callable[[Stopwatch], Any]
+NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 @dataclass(frozen=True)
@@ -118,8 +60,8 @@ def synthetic_loaders(training: Training) -> Loaders:
     return Loaders([train] * len(loaders.train), [val] * len(loaders.val))  # type: ignore[arg-type]
 
 
-def plain_steps(training: Training, loaders: Loaders, *, watch: Reporter) -> Iterator[None]:
-    """Train for the epochs of the config, and yield after each batch of training and validation.
+def plain_steps(training: Training, loaders: Loaders, *, watch: Reporter) -> Iterator[bool]:
+    """Train, and yield after each batch, and True after each epoch.
 
     No Lightning, no checkpoints, accuracy the one metric, AdamW as one group.
 
@@ -147,19 +89,32 @@ def plain_steps(training: Training, loaders: Loaders, *, watch: Reporter) -> Ite
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
-            optimizer.step()
+            with _without_nvml():
+                optimizer.step()
             schedule.step()
             losses.append(loss.detach())
             watch.advance()
-            yield
+            yield False
         right: list[Tensor] = []
         module.eval()
         for batch in loaders.val:
             right.append(validate(training, batch))
             watch.advance()
-            yield
+            yield False
         loss, accuracy = torch.stack(losses).mean(), torch.cat(right).mean()
         watch.epoch({"train/loss": float(loss), "val/accuracy": float(accuracy)})
+        yield True
+
+
+@contextmanager
+def _without_nvml() -> Iterator[None]:
+    """Undo what importing Lightning does to torch: its optimizers ask the driver in each step."""
+    before = os.environ.pop(NVML_CHECK, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[NVML_CHECK] = before
 
 
 @torch.inference_mode()
@@ -168,22 +123,6 @@ def validate(training: Training, batch: Batch) -> Tensor:
     batch = _moved(batch, training.config.trainer.accelerator)
     with _autocast(training):
         return (_logits(training, batch).argmax(1) == batch["label"]).float()
-
-
-def run_plain(
-    config: Config, make_loaders: Callable[[Training], Loaders], watch: Stopwatch
-) -> None:
-    """Build a new training and run the plain loop on it."""
-    training = training_of(config)
-    for _ in plain_steps(training, make_loaders(training), watch=watch):
-        pass
-
-
-def watched(run: Run) -> Stopwatch:
-    """Return the times of a run."""
-    watch = Stopwatch()
-    run(watch)
-    return watch
 
 
 def _logits(training: Training, batch: Batch) -> Tensor:

@@ -193,11 +193,11 @@ def parse_options() -> Namespace:
     parser.add_argument("--steps", type=int, help="in each turn; default 1, on a GPU 20")
     options = parser.parse_args()
     options.device = chosen_device(options.device)
-    on_gpu = options.device != "cpu"
     if options.quick:
         set_missing(options, {"batch_size": 4, "image_size": 96, "rounds": 2, "steps": 1})
-    defaults = {"batch_size": 128, "rounds": 7, "steps": 20} if on_gpu else {}
-    set_missing(options, defaults | {"batch_size": 16, "rounds": 7, "steps": 1} | defaults)
+    if options.device != "cpu":
+        set_missing(options, {"batch_size": 128, "steps": 20})
+    set_missing(options, {"batch_size": 16, "rounds": 7, "steps": 1})
     return options
 
 

@@ -208,7 +208,7 @@ def _checkpoint_activations(config: Config, classifier: ImageClassifier) -> None
         )
     try:
         classifier.network.set_grad_checkpointing(True)  # type: ignore[operator]
-    except (AttributeError, AssertionError) as error:
+    except (AttributeError, AssertionError, ValueError) as error:
         raise ConfigError(
             f"model.grad_checkpointing: '{config.model.backbone}' does not support it. Use "
             f"trainer.accumulate to save memory."

@@ -17,7 +17,7 @@ from finetune.config.load import build_config, dump_config
 from finetune.data.manifest import Manifest
 from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.types import Sample, Split
-from tests.networks import one_thread
+from tests.networks import one_thread, randomise
 from tests.runs import manifest_of, small_config, small_training, write_photos
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "8"}
@@ -114,6 +114,66 @@ def test_what_cannot_be_is_refused_with_both_settings(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         small_training(animals, **settings)
+
+
+@pytest.mark.parametrize("backbone", ["googlenet", "alexnet", "dla46_c"])
+def test_checkpointing_is_refused_where_the_network_has_none(backbone: str, animals: Path) -> None:
+    settings: dict[str, Any] = {"model__backbone": backbone, "data__image_size": 64}
+    with pytest.raises(
+        ConfigError,
+        match=rf"^model\.grad_checkpointing: '{backbone}' does not support it\. Use trainer\.acc",
+    ):
+        small_training(
+            animals, **settings, model__batch_norm="frozen", model__grad_checkpointing=True
+        )
+
+
+def test_checkpointing_would_count_a_batch_twice_in_live_statistics(animals: Path) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"grad_checkpointing cannot apply with model\.batch_norm=train.*Use .*=frozen",
+    ):
+        small_training(animals, model__batch_norm="train", model__grad_checkpointing=True)
+    # a network without BatchNorm has no statistics, whatever the mode
+    small_training(
+        animals,
+        model__backbone="test_vit",
+        data__image_size=64,
+        model__batch_norm="train",
+        model__grad_checkpointing=True,
+    )
+
+
+@pytest.mark.parametrize("depth", [2, None], ids=["two groups", "all"])
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_convnext"])
+def test_checkpointing_changes_no_gradient(backbone: str, depth: int | None, animals: Path) -> None:
+    settings: dict[str, Any] = {
+        "model__backbone": backbone,
+        "model__batch_norm": "frozen",
+        "model__drop_rate": 0.5,
+        "data__image_size": 64,
+    }
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    computed: list[bool] = []
+    for checkpointed in (False, True):
+        training = small_training(animals, **settings, model__grad_checkpointing=checkpointed)
+        classifier = training.module.classifier
+        randomise(classifier.network)
+        classifier.set_depth(len(classifier.groups) if depth is None else depth)
+        classifier.train()
+        for module in classifier.network.modules():
+            module.register_forward_hook(lambda *_, again=checkpointed: computed.append(again))
+        with torch.random.fork_rng():
+            torch.manual_seed(3)  # of dropout, which must be drawn alike the second time
+            classifier(images).square().sum().backward()
+        gradients.append({n: p.grad for n, p in classifier.named_parameters()})
+    plain, again = gradients
+    assert computed.count(True) > computed.count(False), "layers are computed again"
+    assert [n for n in plain if plain[n] is None] == [n for n in again if again[n] is None]
+    for name, gradient in plain.items():
+        if gradient is not None:
+            torch.testing.assert_close(again[name], gradient, rtol=1e-5, atol=1e-6)
 
 
 def test_a_device_that_is_not_there_is_refused(animals: Path) -> None:

@@ -188,6 +188,20 @@ class ClassificationModule(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Limit the norm of all gradients together.
+
+        Lightning refuses to do so for fused optimizers in every mixed precision, though only fp16
+        scales its gradients; there the optimizer is not fused, and they are unscaled by now.
+        """
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the card, so that the weights can be used without the run's config."""
         checkpoint[CARD_KEY] = self.card

@@ -100,8 +100,7 @@ class PixelStore:
         self.folder = store_folder(root, form=form, owner=owner)
         with disk_errors_explained(self.folder, _REMEDY):
             weakref.finalize(self, os.close, _shared_lock(self.folder))
-            (self.folder / "pixels.bin").touch()
-            os.utime(self.folder / "pixels.bin")  # the last use, by which old stores are cleared
+            (self.folder / "pixels.bin").touch()  # the last use, by which old stores are cleared
 
     def find(self, files: Sequence[FileState]) -> NDArray[np.int64]:
         """Return the ``Place`` of each file, shape (N, 5).

@@ -1,5 +1,6 @@
 """What was stored is found again to the bit, or not at all, whatever happened in between."""
 
+import errno
 import os
 import pickle
 import signal
@@ -344,6 +345,21 @@ def test_a_place_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("finetune.data.cache.fcntl.flock", no_locks)
     with pytest.raises(StorageError, match=r"Function not implemented.*data\.cache=off"):
         opened(tmp_path / "cache")
+
+
+def test_pixels_that_are_not_safe_on_disk_are_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    store = filled(tmp_path, range(3))
+    monkeypatch.setattr("finetune.data.cache.os.fsync", fails)
+    with pytest.raises(StorageError, match=r"the device failed.*data\.cache=PATH"):
+        list(store.append(images(range(3, 6))))
+    monkeypatch.undo()
+    assert missing(store, range(6)) == [3, 4, 5]
+    assert_holds(filled(tmp_path, range(3, 6)), range(6))
 
 
 def test_only_one_fills_at_a_time(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class ImageClassifier(nn.Module):
         buffers = {name: tensor.clone() for name, tensor in self.network.named_buffers()}
         compiled = torch.compile(self.network)
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng([example.device] if example.is_cuda else []):
                 compiled(example).float().sum().backward()
         except Exception as error:  # compilers and drivers raise what they like
             return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -150,7 +150,7 @@ def test_checkpointing_changes_no_gradient(backbone: str, depth: int | None, ani
     settings: dict[str, Any] = {
         "model__backbone": backbone,
         "model__batch_norm": "frozen",
-        "model__drop_rate": 0.5,
+        "model__kwargs": {"drop_path_rate": 0.5},
         "data__image_size": 64,
     }
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -165,7 +165,9 @@ def test_checkpointing_changes_no_gradient(backbone: str, depth: int | None, ani
         for module in classifier.network.modules():
             module.register_forward_hook(lambda *_, again=checkpointed: computed.append(again))
         with torch.random.fork_rng():
-            torch.manual_seed(3)  # of dropout, which must be drawn alike the second time
+            torch.manual_seed(
+                3
+            )  # of the branches that drop out, which must be drawn alike the second time
             classifier(images).square().sum().backward()
         gradients.append({n: p.grad for n, p in classifier.named_parameters()})
     plain, again = gradients

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from finetune.config.load import build_config, read_config_file
 from finetune.errors import ConfigError, ModelError
 from finetune.training.callbacks import Progress
 from tests.helpers import Recorder
-from tests.runs import largest_difference, weights
+from tests.runs import assert_same_bits, largest_difference, weights
+from tests.runs import finetune as in_a_process
 
 
 def config_of(data: Path, output: Path, **assignments: Any) -> finetune.Config:
@@ -208,3 +210,48 @@ def test_a_batch_that_shrank_and_was_split_goes_on(
     assert (stored.trainer.accumulate, stored.trainer.batch_size) == (4, 8)
     finetune.resume(run, assignments={"trainer.epochs": 3})
     assert epochs_in(run) == ["1", "2", "3"]
+
+
+COMPILING: dict[str, Any] = {
+    "model.batch_norm": "train",
+    "optim.name": "sgd",
+    "trainer.epochs": 1,
+    "unfreeze.name": "all",
+}
+
+
+def compiled(data: Path, run: Path, *, on: bool, compiler: str = "") -> str:
+    """Run in a process with a compiler, or with one that is not there; return what was said."""
+    tree = config_of(data, run, **COMPILING, **{"trainer.compile": on}).model_dump(
+        exclude_unset=True
+    )
+    sections = {name: part for name, part in tree.items() if isinstance(part, dict)}
+    keys = [f"{s}.{key}={value}" for s, part in sections.items() for key, value in part.items()]
+    extra = {"TORCHINDUCTOR_CACHE_DIR": str(run.parent / "inductor")}
+    if compiler:
+        extra["CXX"] = compiler
+    ended = in_a_process(run.parent, "fit", *keys, "--output", run, extra=extra)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler")
+def test_a_compiled_run_ends_as_one_without(insects: Path, tmp_path: Path) -> None:
+    said = compiled(insects, tmp_path / "compiled", on=True)
+    assert "trainer.compile fails" not in said
+    assert any((tmp_path / "inductor").rglob("*.so")), "something was compiled"
+    assert "trainer.compile" not in compiled(insects, tmp_path / "plain", on=False)
+    plain, found = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    assert largest_difference(found, plain) <= 1e-4
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_reason_is_said_and_the_run_is_as_without(
+    insects: Path, tmp_path: Path
+) -> None:
+    said = compiled(insects, tmp_path / "run", on=True, compiler="/nonexistent/c++")
+    assert said.count("trainer.compile fails, and training goes on without it: ") == 1
+    assert "/nonexistent/c++" in said
+    assert "trainer.compile fails" not in compiled(insects, tmp_path / "plain", on=False)
+    assert_same_bits(weights(tmp_path / "run"), weights(tmp_path / "plain"))

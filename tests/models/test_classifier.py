@@ -111,6 +111,62 @@ def test_a_depth_that_does_not_exist_is_refused(depth: int) -> None:
         _model().set_depth(depth)
 
 
+class Compiled(nn.Module):
+    """Stands for what torch.compile returns, and counts its calls."""
+
+    def __init__(self, network: nn.Module, *, error: str = "") -> None:
+        super().__init__()
+        self.network = network
+        self.error = error
+        self.calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        logits: Tensor = self.network(images)
+        if self.error:
+            raise RuntimeError(self.error)
+        return logits
+
+
+def compiled(
+    model: ImageClassifier, monkeypatch: pytest.MonkeyPatch, *, error: str = ""
+) -> tuple[Compiled, str | None]:
+    made = Compiled(model.network, error=error)
+    monkeypatch.setattr(torch, "compile", lambda network: made)
+    return made, model.compile_for_training(IMAGES)
+
+
+@pytest.mark.parametrize("error", ["", "no compiler\nsee the documentation"])
+def test_compiling_leaves_no_trace_but_itself(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model(batch_norm="train").train()
+    before, state = snapshot(model), torch.get_rng_state()
+    made, reason = compiled(model, monkeypatch, error=error)
+    assert made.calls == 1
+    assert reason == ("RuntimeError: no compiler" if error else None)
+    assert snapshot(model).keys() == before.keys()
+    assert changed(before, model) == set()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [name for name, _ in model.named_children()] == ["network"]
+
+
+def test_what_is_compiled_serves_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model()
+    made, _ = compiled(model, monkeypatch)
+    model.eval()(IMAGES)
+    assert made.calls == 1
+    torch.testing.assert_close(model.train()(IMAGES), model.network(IMAGES))
+    assert made.calls == 2
+
+
+def test_without_a_compiler_the_network_serves_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model().train()
+    expected = model(IMAGES)
+    made, _ = compiled(model, monkeypatch, error="no compiler")
+    assert torch.equal(model(IMAGES), expected)
+    assert made.calls == 1
+
+
 @pytest.mark.parametrize("mean", [(0.485, 0.456, 0.406), (0.5, 0.5, 0.5)])
 def test_normalise_is_torchvisions(mean: tuple[float, ...]) -> None:
     std = (0.229, 0.224, 0.225)

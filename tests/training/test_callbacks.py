@@ -9,10 +9,11 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
-from finetune.build import Training
+from finetune.build import Training, trainer_options
 from finetune.data.source import FileSource
-from finetune.training.callbacks import Progress, Unfreeze
-from finetune.training.trainer import TrainerOptions, create_trainer, fit
+from finetune.models.classifier import ImageClassifier
+from finetune.training.callbacks import Compile, Progress, Unfreeze
+from finetune.training.trainer import create_trainer, fit
 from finetune.types import Reporter
 from tests.networks import changed, randomise, snapshot
 from tests.processes import RebuildForgotten, WithoutRebuild, on_two_ranks, trained
@@ -32,10 +33,16 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+HEAD_FIRST: dict[str, Any] = {
+    "unfreeze__name": "head_first",
+    "unfreeze__params": {"epochs": 1},
+}
+
+
 def run_epochs(training: Training, folder: Path, *callbacks: Callback) -> None:
     trainer = create_trainer(
         folder,
-        TrainerOptions(epochs=int(training.config.trainer.epochs), monitor="val/accuracy"),
+        trainer_options(training.config),
         callbacks=callbacks,
         loggers=[],
     )
@@ -151,6 +158,9 @@ class Heard(Reporter):
     def __init__(self) -> None:
         self.told: list[tuple[str, Any]] = []
 
+    def note(self, message: str) -> None:
+        self.told.append(("note", message))
+
     def start(self, task: str, total: int) -> None:
         self.told.append(("start", (task, total)))
 
@@ -162,6 +172,46 @@ class Heard(Reporter):
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         self.told.append(("epoch", row))
+
+
+@pytest.mark.parametrize("reason", [None, "RuntimeError: no compiler"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_network_is_compiled_for_batches_of_training_as_they_will_be(
+    precision: str,
+    reason: str | None,
+    animals: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    seen: list[tuple[Any, ...]] = []
+
+    def facts(model: ImageClassifier, images: Tensor) -> tuple[Any, ...]:
+        half = torch.is_autocast_enabled("cpu")
+        return images.shape, images.stride(), images.dtype, model.training, model.depth, half
+
+    def compile_for_training(self: ImageClassifier, example: Tensor) -> str | None:
+        asked.append(facts(self, example))
+        return reason
+
+    forward = ImageClassifier.forward
+
+    def watched(self: ImageClassifier, images: Tensor) -> Tensor:
+        seen.append(facts(self, images))
+        return forward(self, images)
+
+    monkeypatch.setattr(ImageClassifier, "compile_for_training", compile_for_training)
+    monkeypatch.setattr(ImageClassifier, "forward", watched)
+    training = small_training(animals, trainer__precision=precision, **HEAD_FIRST)
+    heard = Heard()
+    run_epochs(training, tmp_path, Unfreeze(), Compile(heard, batch_size=8))
+    assert len(asked) == 1, "once, before the first batch"
+    assert asked[0] == seen[0]
+    expected: list[tuple[str, Any]] = [("start", ("compiling the network", 1)), ("finish", None)]
+    if reason is not None:
+        words = "trainer.compile fails, and training goes on without it: RuntimeError: no compiler"
+        expected.append(("note", words))
+    assert heard.told == expected
 
 
 def test_each_epoch_advances_by_as_much_as_was_announced(animals: Path, tmp_path: Path) -> None:

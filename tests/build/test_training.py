@@ -12,8 +12,9 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 
 from finetune.build import build_training
+from finetune.build.recipe import make_recipe
 from finetune.bundle import Card
-from finetune.config.load import build_config, dump_config
+from finetune.config.load import build_config, dump_config, replaced
 from finetune.data.manifest import Manifest
 from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.types import Sample, Split
@@ -259,6 +260,27 @@ def test_the_optimizer_has_every_parameter_at_its_rate(
         expected = lr if distance == 0 else lr * 0.1 * 0.5 ** (distance - 1)
         for parameter in group.parameters:
             assert rate_of[id(parameters[parameter])] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("precision", "fused"), [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)]
+)
+def test_an_optimizer_that_unscales_gradients_itself_is_none_for_fp16(
+    precision: str, fused: bool, animals: Path
+) -> None:
+    training = small_training(animals)
+    groups = training.module.classifier.groups
+    recipe, _ = make_recipe(
+        replaced(training.config, {"trainer.precision": precision}),
+        training.manifest,
+        num_groups=len(groups),
+        rates=list(training.rates),
+        steps_per_epoch=3,
+    )
+    optimizer = recipe.make_optimizer(training.module.classifier)
+    assert {group["fused"] for group in optimizer.param_groups} == {fused}
+    # what Lightning looks at before it refuses to clip
+    assert getattr(optimizer, "_step_supports_amp_scaling", False) == fused
 
 
 def test_the_rise_begins_again_where_layers_thaw(animals: Path) -> None:

@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback
@@ -15,13 +16,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchvision.transforms.functional import normalize
 
-from finetune.build import Training
+from finetune.build import Training, trainer_options
+from finetune.data.dataset import Batch
 from finetune.errors import TrainingError
+from finetune.models.classifier import normalise
 from finetune.training.callbacks import Unfreeze
-from finetune.training.module import CARD_KEY
+from finetune.training.loggers import MetricsCsv
+from finetune.training.module import CARD_KEY, ClassificationModule
 from finetune.training.trainer import TrainerOptions, create_trainer, fit
+from finetune.types import Reporter
 from tests.networks import randomise
-from tests.runs import checkpoint, small_training
+from tests.processes import on_two_ranks, trained
+from tests.runs import checkpoint, largest_difference, rows, small_training, write_weights
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -123,6 +129,187 @@ def test_validation_metrics_are_scikit_learns_on_all_images(animals: Path, tmp_p
     }
     found = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
     assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_rates_of_an_epoch_are_those_of_its_last_step(animals: Path, tmp_path: Path) -> None:
+    training = small_training(
+        animals,
+        trainer__epochs=4,
+        trainer__accumulate=2,
+        unfreeze__name="head_first",
+        unfreeze__params={"epochs": 2},
+        optim__backbone_lr_scale=0.5,
+        lr_schedule__name="linear",
+        lr_schedule__final_factor=0.0,
+        lr_schedule__warmup_fraction=0.0,
+    )
+    file = tmp_path / "metrics.csv"
+    trainer = create_trainer(
+        tmp_path,
+        trainer_options(training.config),
+        callbacks=[Unfreeze(), MetricsCsv(file, reporter=Reporter())],
+        loggers=[],
+    )
+    fit(trainer, training.module, training.data, checkpoint=None)
+    groups = training.module.classifier.groups
+    found = rows(tmp_path)
+    assert len(found) == 4
+    for epoch, row in enumerate(found):
+        assert int(row["step"]) == 3 * (epoch + 1)
+        factor = 1 - (3 * epoch + 2) / 12  # of 12 steps
+        for group, rate in zip(groups, training.rates, strict=True):
+            assert float(row[f"lr/{group.name}"]) == pytest.approx(rate * factor), (epoch, group)
+
+
+def mixing(animals: Path, **settings: Any) -> ClassificationModule:
+    """Return a module that mixes, outside of any trainer."""
+    settings = {"augment__mixup": 0.4, "model__batch_norm": "frozen", **settings}
+    training = small_training(animals, **settings)
+    randomise(training.module.classifier.network)
+    return training.module.train()
+
+
+@dataclass
+class Mixed:
+    """What a network was given for a batch, and what came of it."""
+
+    pixels: Tensor
+    logits: Tensor
+    loss: Tensor
+    share: float
+
+
+def mixed(module: ClassificationModule, batch: Batch, *, epoch: int = 0, step: int = 0) -> Mixed:
+    """Return the loss of a batch, and an image's share in its mixture as the network saw it."""
+    module.trainer = cast(Any, SimpleNamespace(current_epoch=epoch))
+    seen: list[tuple[Tensor, Tensor]] = []
+    hook = module.classifier.register_forward_hook(
+        lambda _, given, logits: seen.append((given[0], logits))
+    )
+    with torch.no_grad():
+        loss = module._loss(batch, step)
+    hook.remove()
+    ((pixels, logits),) = seen
+    own = normalise(batch["image"], mean=module.spec.mean, std=module.spec.std)
+    other = own.roll(len(own) // 2, 0)
+    share = float(((pixels - other) * (own - other)).sum() / (own - other).square().sum())
+    return Mixed(pixels, logits, loss, share)
+
+
+def batch_of(size: int) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    image = torch.randint(0, 256, (size, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    rows_ = torch.arange(size)
+    return Batch(image=image, label=(rows_ * rows_) % 3, index=rows_)
+
+
+@pytest.mark.parametrize("size", [8, 7, 1])
+def test_images_and_losses_are_mixed_in_the_same_shares(size: int, animals: Path) -> None:
+    module = mixing(animals, loss__label_smoothing=0.0)
+    batch = batch_of(size)
+    found = mixed(module, batch, epoch=1, step=2)
+    share = found.share if size > 1 else 0.5
+    assert 0 < share < 1
+    total = 0.0
+    for place in range(size):
+        partner = (place - size // 2) % size
+        mean, std = (torch.tensor(values) for values in (module.spec.mean, module.spec.std))
+        own, other = ((batch["image"][p] / 255 - mean) / std for p in (place, partner))
+        mixture = (share * own + (1 - share) * other).permute(2, 0, 1)
+        torch.testing.assert_close(found.pixels[place], mixture, rtol=0, atol=1e-5)
+        chances = found.logits[place].softmax(0)
+        labels = [int(batch["label"][p]) for p in (place, partner)]
+        total -= float(share * chances[labels[0]].log() + (1 - share) * chances[labels[1]].log())
+    assert float(found.loss) == pytest.approx(total / size, rel=1e-5)
+
+
+def test_the_share_follows_seed_epoch_and_step(animals: Path) -> None:
+    batch = batch_of(4)
+    module = mixing(animals, seed=3)
+    first = mixed(module, batch, epoch=1, step=2).share
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        assert mixed(module, batch, epoch=1, step=2).share == first
+    others = [
+        mixed(module, batch, epoch=2, step=2).share,
+        mixed(module, batch, epoch=1, step=3).share,
+        mixed(module, batch, epoch=2, step=1).share,
+        mixed(mixing(animals, seed=4), batch, epoch=1, step=2).share,
+    ]
+    assert len({round(share, 4) for share in [first, *others]}) == 5
+
+
+def test_shares_are_drawn_from_the_beta_distribution(animals: Path) -> None:
+    alpha = 0.2
+    module = mixing(animals, augment__mixup=alpha)
+    batch = batch_of(2)
+    shares = np.array([mixed(module, batch, step=step).share for step in range(400)])
+    variance = 1 / (4 * (2 * alpha + 1))
+    assert shares.mean() == pytest.approx(0.5, abs=4 * (variance / 400) ** 0.5)
+    assert shares.var() == pytest.approx(variance, rel=0.15)
+
+
+def test_without_mixup_nothing_is_mixed_to_the_bit(animals: Path) -> None:
+    module = mixing(animals, augment__mixup=0.0)
+    batch = batch_of(6)
+    found = mixed(module, batch)
+    assert torch.equal(
+        found.pixels, normalise(batch["image"], mean=module.spec.mean, std=module.spec.std)
+    )
+    assert torch.equal(found.loss, module.recipe.criterion(found.logits, batch["label"]))
+
+
+def test_colours_change_before_images_are_mixed(animals: Path) -> None:
+    module = mixing(animals)
+    batch = batch_of(4)
+    grey = torch.full((4, 3, 4), 1 / 3)
+    grey[..., 3] = 0
+    pixels = mixed(module, {**batch, "colour": grey}).pixels
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (module.spec.mean, module.spec.std))
+    channels = pixels * std + mean
+    torch.testing.assert_close(channels[:, 0], channels[:, 2])
+
+
+def test_one_share_serves_all_accumulated_batches_of_a_step(
+    animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    loss = ClassificationModule._loss
+
+    def watched(self: ClassificationModule, batch: Batch, step: int) -> Tensor:
+        asked.append((self.current_epoch, step))
+        return loss(self, batch, step)
+
+    monkeypatch.setattr(ClassificationModule, "_loss", watched)
+    training = small_training(animals, trainer__accumulate=2, augment__mixup=0.2)
+    trainer = create_trainer(
+        tmp_path, trainer_options(training.config), callbacks=[Unfreeze()], loggers=[]
+    )
+    fit(trainer, training.module, training.data, checkpoint=None)
+    assert asked == [(epoch, step) for epoch in (0, 1) for step in (0, 0, 1, 1, 2, 2)]
+
+
+@pytest.mark.slow
+def test_two_ranks_mix_the_same_pairs_as_one_process(animals: Path, tmp_path: Path) -> None:
+    settings = {
+        "augment__mixup": 0.4,
+        "model__weights": str(write_weights(tmp_path / "weights.pth")),
+        "model__batch_norm": "frozen",
+        "unfreeze__name": "all",
+        "optim__name": "sgd",
+        "optim__lr": 0.2,
+        "optim__backbone_lr_scale": 1.0,
+        "optim__layer_decay": 1.0,
+    }
+    single = trained(0, animals, tmp_path / "one", settings)
+    plain = trained(0, animals, tmp_path / "plain", {**settings, "augment__mixup": 0.0})
+    ranks = on_two_ranks(trained, animals, tmp_path / "two", {**settings, "trainer__devices": 2})
+    assert not isinstance(single, str)
+    assert not isinstance(plain, str)
+    assert largest_difference(single[0], plain[0]) > 1e-3
+    for rank in ranks:
+        assert largest_difference(rank[0], single[0]) <= 1e-6
+        assert rank[1] == pytest.approx(single[1], abs=1e-6)
 
 
 class BadFrom(Callback):

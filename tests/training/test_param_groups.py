@@ -12,6 +12,8 @@ from finetune.training.param_groups import (
     param_groups,
     rates_by_group,
 )
+from tests.networks import changed, randomise, snapshot
+from tests.runs import largest_difference
 
 BACKBONES = ["test_resnet", "test_vit", "resnet10t", "test_convnext"]
 
@@ -79,6 +81,30 @@ def test_the_optimizers_are_torchs_with_nesterov_where_there_is_momentum() -> No
     assert (plain.defaults["momentum"], plain.defaults["nesterov"]) == (0.0, False)
     with pytest.raises(KeyError, match="lion"):
         create_optimizer("lion", groups(), momentum=0.9)
+
+
+@pytest.mark.parametrize(("name", "momentum"), [("adamw", 0.9), ("sgd", 0.9), ("sgd", 0.0)])
+def test_one_kernel_for_all_parameters_steps_as_many_kernels_do(name: str, momentum: float) -> None:
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    ends = []
+    for fused in (True, False):
+        network = network_of("test_resnet")
+        randomise(network)
+        before = snapshot(network)
+        groups = layer_groups(network)
+        found = param_groups(network, groups, rates=[1e-3] * len(groups), weight_decay=0.05)
+        optimizer = create_optimizer(name, found, momentum=momentum, fused=fused)
+        assert all(group["fused"] is fused for group in optimizer.param_groups)
+        # gradients of one network for both, or rounding in them would be told apart as well
+        generator = torch.Generator().manual_seed(4)
+        for _ in range(3):
+            for parameter in network.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+        assert changed(before, network) >= {n for n, _ in network.named_parameters()}
+        ends.append(snapshot(network))
+        assert network(images).isfinite().all()
+    assert largest_difference(*ends) <= 1e-7
 
 
 def test_rates_are_named_by_layer_group_as_they_are_now() -> None:

@@ -63,7 +63,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     said = str(error)
     return isinstance(error, RuntimeError) and (
-        "DefaultCPUAllocator" in said or "out of memory" in said
+        "DefaultCPUAllocator" in said or "ALLOC_FAILED" in said or "out of memory" in said
     )
 
 

@@ -24,7 +24,14 @@ _DISK_ERRORS = {
 }
 
 
-_LIBRARIES_SAY = ("PytorchStreamWriter failed", "file write failed", "database or disk is full")
+_LIBRARIES_SAY = (
+    "PytorchStreamWriter failed",
+    "file write failed",
+    "database or disk is full",
+    "disk I/O error",
+    "database is locked",
+    "unable to open database file",
+)
 
 _REMEDY = (
     "Free or choose another place (--output); what was written before is whole, and a run goes on "

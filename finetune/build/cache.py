@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,25 @@ import platformdirs
 
 from finetune.config.load import replaced
 from finetune.config.schema import Config
-from finetune.data.cache import PixelStore, StoredSource, make_room, store_folder, stored_bytes
+from finetune.data.cache import (
+    NOWHERE,
+    PixelStore,
+    StoredSource,
+    file_states,
+    make_room,
+    store_folder,
+)
 from finetune.data.dataset import ImageDataset
-from finetune.data.fill import Decode, estimated_bytes, fill_store, ready, shrunk
+from finetune.data.fill import (
+    Decode,
+    DecodingSource,
+    estimated_bytes,
+    fill_store,
+    ready,
+    shrunk,
+)
 from finetune.data.manifest import Manifest
+from finetune.data.source import PictureSource
 from finetune.data.transform import AsStored, EvalTransform, TrainTransform, Transform
 from finetune.errors import ConfigError
 from finetune.machine import free_cores
@@ -36,6 +52,7 @@ class CachePlan:
         max_pixels: Larger images are refused.
         num_bytes: About how much there will be.
         new_bytes: About how much of it is not there yet.
+        on_disk: Whether there is room; else the same pixels are made in every epoch.
         limit_bytes: Of all stores together.
     """
 
@@ -47,6 +64,7 @@ class CachePlan:
     num_bytes: int
     new_bytes: int
     limit_bytes: int
+    on_disk: bool = True
 
     @property
     def train_form(self) -> str:
@@ -57,8 +75,10 @@ class CachePlan:
     def val_form(self) -> str:
         """What is stored of a validation image: what evaluation sees."""
         _, height, width = self.spec.input_size
-        name = f"{self.spec.crop_mode}-{self.spec.interpolation}-{self.spec.crop_pct:g}"
-        return f"{name}-{height}x{width}"
+        parts = [self.spec.crop_mode, self.spec.interpolation, f"{self.spec.crop_pct:g}"]
+        if self.spec.crop_mode == "border":  # which is painted in the mean colour
+            parts += [f"{value:g}" for value in self.spec.mean]
+        return "-".join([*parts, f"{height}x{width}"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,30 +91,49 @@ class CacheChoice:
 
 
 def choose_cache(
-    config: Config, manifest: Manifest, transform: Transform, spec: PreprocessSpec
+    config: Config,
+    manifest: Manifest,
+    transform: Transform,
+    spec: PreprocessSpec,
+    *,
+    going_on: bool = False,
 ) -> CacheChoice:
     """Decide whether the images of a run are decoded once or in every epoch.
 
+    Args:
+        config: Resolved but for this.
+        manifest: The images.
+        transform: Of training images.
+        spec: Of the network.
+        going_on: Whether the run has begun: then its pixels stay as they are, and without room on
+            the disk they are made in every epoch.
+
     Raises:
-        ConfigError: The cache was asked for and cannot be.
+        ConfigError: The cache was asked for and cannot be, or a setting of it cannot apply.
     """
     asked = config.data.cache
-    root = cache_root() if asked in ("auto", "on", "off") else Path(asked).expanduser().resolve()
-    side = _shorter_side(config, transform)
-    if side is not None:
-        config = replaced(config, {"data.cache_px": side})
     if asked == "off":
+        if config.data.cache_px != "auto":
+            raise ConfigError(
+                f"data.cache_px={config.data.cache_px} cannot apply to data.cache=off: the images "
+                f"are read at their full size. Leave one of them out."
+            )
         return CacheChoice(config, None, "off")
+    root = cache_root() if asked in ("auto", "on") else Path(asked).expanduser().resolve()
+    side = _shorter_side(config, transform)
     plan = _plan(config, manifest, root, side, spec)
     reason = _why_not(config, plan, needs_side=isinstance(transform, TrainTransform))
     if asked == "auto" and int(config.trainer.epochs) == 1:
         reason = reason or "one epoch only"
-    if reason and asked != "auto":
+    if reason and asked == "auto":
+        off = {"data.cache": "off", "data.cache_px": "auto"}
+        return CacheChoice(replaced(config, off), None, reason)
+    if reason and not going_on:
         raise ConfigError(f"data.cache={asked}: {reason}. Or set data.cache=off.")
-    if reason:
-        return CacheChoice(replaced(config, {"data.cache": "off"}), None, reason)
-    kept = "on" if asked in ("auto", "on") else str(root)
-    return CacheChoice(replaced(config, {"data.cache": kept}), plan)
+    decided: dict[str, str | int] = {"data.cache": "on" if asked in ("auto", "on") else str(root)}
+    if side is not None:
+        decided["data.cache_px"] = side
+    return CacheChoice(replaced(config, decided), replace(plan, on_disk=not reason), reason)
 
 
 def cache_root() -> Path:
@@ -117,29 +156,48 @@ def cached(data: ImageDataModule, plan: CachePlan, *, reporter: Reporter) -> Ima
     seen = EvalTransform(plan.spec)
     as_seen = partial(ready, transform=seen, max_pixels=plan.max_pixels)
     stored = AsStored(seen.size)
-    # in use before room is made, which might remove them otherwise
-    train_store = PixelStore(plan.root, form=plan.train_form, owner=plan.owner)
-    val_store = PixelStore(plan.root, form=plan.val_form, owner=plan.owner)
-    make_room(plan.root, needed_bytes=plan.new_bytes, limit_bytes=plan.limit_bytes)
-    if plan.shorter_side is None:
-        train = _stored(data.train, train_store, as_seen, reporter, stored)
-    else:
+    train_way: tuple[Decode, Transform] = (as_seen, stored)
+    if plan.shorter_side is not None:
         small = partial(shrunk, shorter_side=plan.shorter_side, max_pixels=plan.max_pixels)
-        train = _stored(data.train, train_store, small, reporter, data.train.transform)
-    val = _stored(data.val, val_store, as_seen, reporter, stored)
+        train_way = (small, data.train.transform)
+    stores = _stores_with_room(plan, reporter)
+    train = _kept(data.train, stores and stores[0], *train_way, reporter)
+    val = _kept(data.val, stores and stores[1], as_seen, stored, reporter)
     return ImageDataModule(train, val, weights=data.weights, loading=data.loading)
 
 
-def _stored(
+def _stores_with_room(plan: CachePlan, reporter: Reporter) -> tuple[PixelStore, PixelStore] | None:
+    """Return the stores of training and validation images, or None, said, where they do not fit."""
+    if plan.on_disk:
+        # in use before room is made, which might remove them otherwise
+        stores = (
+            PixelStore(plan.root, form=plan.train_form, owner=plan.owner),
+            PixelStore(plan.root, form=plan.val_form, owner=plan.owner),
+        )
+        fits = make_room(plan.root, needed_bytes=plan.new_bytes, limit_bytes=plan.limit_bytes)
+        if fits or not plan.new_bytes:
+            return stores
+    reporter.warn(
+        f"There is no room at {plan.root} for {plan.new_bytes / 1e9:.1f} GB of pixels (cache.max_gb"
+        f"={plan.limit_bytes / 1e9:g}, other runs' included): every epoch decodes the images anew, "
+        f"to the same pixels. Free space, or resume with data.cache=PATH."
+    )
+    return None
+
+
+def _kept(
     dataset: ImageDataset,
-    store: PixelStore,
+    store: PixelStore | None,
     decode: Decode,
-    reporter: Reporter,
     transform: Transform,
+    reporter: Reporter,
 ) -> ImageDataset:
     paths = [Path(dataset.source.name(row)) for row in range(len(dataset))]
-    places = fill_store(store, paths, decode, num_threads=free_cores(), reporter=reporter)
-    return ImageDataset(StoredSource(store, paths, places), dataset.labels.tolist(), transform)
+    source: PictureSource = DecodingSource(paths, decode)
+    if store is not None:
+        places = fill_store(store, paths, decode, num_threads=free_cores(), reporter=reporter)
+        source = StoredSource(store, paths, places)
+    return ImageDataset(source, dataset.labels.tolist(), transform)
 
 
 def _shorter_side(config: Config, transform: Transform) -> int | None:
@@ -155,7 +213,7 @@ def _plan(
     config: Config, manifest: Manifest, root: Path, side: int | None, spec: PreprocessSpec
 ) -> CachePlan:
     ready_bytes = spec.input_size[1] * spec.input_size[2] * 3
-    train = manifest.paths(manifest.of(Split.TRAIN))
+    train, val = (manifest.paths(manifest.of(split)) for split in (Split.TRAIN, Split.VAL))
     of_train = (
         ready_bytes * len(train) if side is None else estimated_bytes(train, shorter_side=side)
     )
@@ -165,15 +223,22 @@ def _plan(
         shorter_side=side,
         spec=spec,
         max_pixels=int(config.data.max_megapixels * 1e6),
-        num_bytes=of_train + ready_bytes * len(manifest.of(Split.VAL)),
+        num_bytes=of_train + ready_bytes * len(val),
         new_bytes=0,
         limit_bytes=round(config.cache.max_gb * 1e9),
     )
-    folders = {
-        store_folder(root, form=form, owner=plan.owner) for form in (plan.train_form, plan.val_form)
-    }
-    there = sum(stored_bytes(folder) for folder in folders)
-    return replace(plan, new_bytes=max(0, plan.num_bytes - there))
+    new_train = of_train * _missing_share(plan, plan.train_form, train)
+    new_val = ready_bytes * len(val) * _missing_share(plan, plan.val_form, val)
+    return replace(plan, new_bytes=round(new_train + new_val))
+
+
+def _missing_share(plan: CachePlan, form: str, paths: Sequence[Path]) -> float:
+    """Return the share of some images that a store does not hold, in [0, 1]; makes no store."""
+    if not paths or not store_folder(plan.root, form=form, owner=plan.owner).is_dir():
+        return 1.0
+    store = PixelStore(plan.root, form=form, owner=plan.owner)
+    missing = store.find(file_states(paths))[:, 0] == NOWHERE.start
+    return float(missing.mean())
 
 
 def _why_not(config: Config, plan: CachePlan, *, needs_side: bool) -> str:
@@ -187,7 +252,7 @@ def _why_not(config: Config, plan: CachePlan, *, needs_side: bool) -> str:
     if plan.num_bytes > plan.limit_bytes:
         return f"{size} of pixels are more than cache.max_gb={config.cache.max_gb:g} allows"
     free = _free_bytes(plan.root)
-    if free - plan.new_bytes < _SPARE_BYTES:
+    if plan.new_bytes and free - plan.new_bytes < _SPARE_BYTES:
         return (
             f"{plan.new_bytes / 1e9:.1f} GB of pixels do not fit into the {free / 1e9:.1f} GB free "
             f"at {plan.root}"

@@ -86,7 +86,8 @@ def with_fitting_batch(training: Training, cost: RunCost) -> Training:
     parts = number(training.config.trainer.accumulate)
     local = batch_in_memory(training) * parts
     while _most_bytes(cost, local // parts) > _USABLE_SHARE * cost.free_bytes:
-        more = next((n for n in range(parts + 1, local + 1) if local % n == 0), None)
+        most = local // (2 if training.config.augment.mixup else 1)  # a pair is mixed
+        more = next((n for n in range(parts + 1, most + 1) if local % n == 0), None)
         if more is None:
             break
         parts = more
@@ -134,7 +135,8 @@ def _phase_cost(
 ) -> dict[str, float]:
     workers = number(training.config.data.num_workers)
     processes = number(training.config.trainer.devices) * training.config.trainer.num_nodes
-    shared = processes if training.config.trainer.accelerator == "cuda" else 1
+    on_gpu = training.config.trainer.accelerator == "cuda"
+    shared = processes if on_gpu else training.config.trainer.num_nodes  # its processes share a CPU
     train = _with_reading(step.train_seconds, cost.read_seconds, workers) / shared
     stored = training.cache is not None
     val = _with_reading(step.eval_seconds, 0.0 if stored else cost.decode_seconds, workers) / shared

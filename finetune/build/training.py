@@ -58,7 +58,9 @@ class Training:
     steps_per_epoch: int
 
 
-def build_training(config: Config, manifest: Manifest, *, resumed: Card | None = None) -> Training:
+def build_training(
+    config: Config, manifest: Manifest, *, resumed: Card | None = None, going_on: bool = False
+) -> Training:
     """Return the objects of a run, with every "auto" decided and every name looked up.
 
     Args:
@@ -66,6 +68,7 @@ def build_training(config: Config, manifest: Manifest, *, resumed: Card | None =
         manifest: The images.
         resumed: The card of the checkpoint that will fill the network; the weights that the run
             started from are not needed then.
+        going_on: Whether the run has begun, so that its pixels stay as they are.
 
     Raises:
         ConfigError: A setting that does not exist, cannot apply or contradicts another.
@@ -104,8 +107,9 @@ def build_training(config: Config, manifest: Manifest, *, resumed: Card | None =
         recipe=recipe,
         card=build_card(config, manifest, network).as_json(),
     )
+    _check_mixup(config, batch_size)
     augment = train_transform(config.augment.name, spec=network.spec, seed=config.seed)
-    choice = choose_cache(config, manifest, augment, network.spec)
+    choice = choose_cache(config, manifest, augment, network.spec, going_on=going_on)
     return Training(
         config=choice.config,
         manifest=manifest,
@@ -192,6 +196,22 @@ def _create_network(config: Config, manifest: Manifest, resumed: Card | None) ->
         return network
     report = LoadReport(str(resumed.facts["weights"]), 0, 0)
     return replace(network, spec=resumed.spec, report=report)
+
+
+def _check_mixup(config: Config, batch_size: int) -> None:
+    """Refuse to mix an image with itself.
+
+    Raises:
+        ConfigError: A process holds one image at a time.
+    """
+    shards = number(config.trainer.devices) * config.trainer.num_nodes
+    shards *= number(config.trainer.accumulate)
+    if config.augment.mixup and batch_size // shards < 2:
+        raise ConfigError(
+            f"augment.mixup={config.augment.mixup:g} cannot apply to trainer.batch_size="
+            f"{batch_size} in {shards} parts: one image has none to be mixed with. Take a larger "
+            f"batch or fewer parts."
+        )
 
 
 def _checkpoint_activations(config: Config, classifier: ImageClassifier) -> None:

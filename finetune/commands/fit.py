@@ -57,6 +57,8 @@ CHANGEABLE = (
     "trainer.precision",
     "trainer.early_stopping",
     "trainer.deterministic",
+    "trainer.compile",
+    "model.grad_checkpointing",
     "data.path",
     "data.cache",
     "cache.",
@@ -65,7 +67,7 @@ CHANGEABLE = (
 )
 """What may differ when a run goes on; anything else would make it another run."""
 
-_PREPARE_SECONDS = 600.0
+_PREPARE_SECONDS = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +264,7 @@ def _rebuilt(run: RunFolder, config: Config) -> Training:
     resumed = _checkpoint_card(run.last) if run.last.is_file() else None
     manifest = stored_manifest(run, config)
     require_files(manifest, manifest.samples)
-    return build_training(config, manifest, resumed=resumed)
+    return build_training(config, manifest, resumed=resumed, going_on=True)
 
 
 def _checkpoint_card(file: Path) -> Card:
@@ -291,7 +293,8 @@ def _stored_metrics(run: RunFolder) -> dict[str, dict[str, float]]:
 
 def _check_changes(stored: Config, config: Config) -> None:
     for key, (before, after) in changes(stored, config).items():
-        if not key.startswith(CHANGEABLE):
+        sections = tuple(name for name in CHANGEABLE if name.endswith("."))
+        if key not in CHANGEABLE and not key.startswith(sections):
             raise ConfigError(
                 f"{key} is {before!r} in the run and cannot become {after!r}: it would be another "
                 f"run. Leave it out, or start a new run without --resume."

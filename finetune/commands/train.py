@@ -24,13 +24,19 @@ from finetune.training.trainer import create_trainer, stopped_early
 from finetune.training.trainer import fit as lightning_fit
 from finetune.types import Evaluation, Reporter, Split
 
+_MEASURED_BATCH = 32
+
 
 def train(
     run: RunFolder, training: Training, *, reporter: Reporter, launch: Launch | None
 ) -> dict[str, dict[str, float]]:
     """Train, then measure the best model and write it; return its metrics on rank 0."""
-    if not _is_trained(run, training.config):
-        training = with_cache(training, reporter=reporter)
+    try:
+        if not _is_trained(run, training.config):
+            training = with_cache(training, reporter=reporter)
+    except KeyboardInterrupt:
+        reporter.note(_stopped(run))
+        raise
     tracking = open_tracking(
         run, training.config, reporter, rank=0 if launch is None else launch.rank
     )
@@ -42,7 +48,7 @@ def train(
         with others:
             run_trainer(run, training, tracking=tracking, reporter=reporter)
     except KeyboardInterrupt:
-        reporter.note(f"Stopped. Go on with: finetune fit --resume {run.path}")
+        reporter.note(_stopped(run))
         raise
     if launch is not None and launch.rank > 0:
         return {}
@@ -76,6 +82,10 @@ def run_trainer(
     lightning_fit(trainer, training.module, training.data, checkpoint=checkpoint)
 
 
+def _stopped(run: RunFolder) -> str:
+    return f"Stopped. Go on with: finetune fit --resume {run.path}"
+
+
 def halved_batch(training: Training, error: OutOfMemoryError) -> Config:
     """Return the config of a run whose batches hold half as many images, or fewer.
 
@@ -85,7 +95,8 @@ def halved_batch(training: Training, error: OutOfMemoryError) -> Config:
     """
     config = training.config
     batch, parts = batch_in_memory(training), int(config.trainer.accumulate)
-    smaller = next((n for n in range(2, batch + 1) if batch % n == 0), None)
+    most = batch // (2 if config.augment.mixup else 1)  # a pair is mixed
+    smaller = next((n for n in range(2, most + 1) if batch % n == 0), None)
     if smaller is None:
         raise OutOfMemoryError(
             f"{error} One image at a time does not fit. Take a smaller --image-size or --backbone, "
@@ -93,10 +104,16 @@ def halved_batch(training: Training, error: OutOfMemoryError) -> Config:
         )
     if int(config.trainer.devices) * config.trainer.num_nodes > 1:
         raise OutOfMemoryError(
-            f"{error} Go on with a smaller batch in memory and the same result: "
+            f"{error} Go on with a smaller batch in memory: "
             f"finetune fit --resume {config.output} trainer.accumulate={parts * smaller}"
         )
     return replaced(config, {"trainer.accumulate": parts * smaller})
+
+
+def _measured_batch(training: Training) -> int:
+    """Return as many images as ``evaluate`` takes, or fewer where a batch did not fit."""
+    whole = int(training.config.trainer.accumulate) == 1
+    return _MEASURED_BATCH if whole else min(_MEASURED_BATCH, batch_in_memory(training))
 
 
 def _measured(run: RunFolder, training: Training, reporter: Reporter) -> dict[str, Evaluation]:
@@ -105,6 +122,7 @@ def _measured(run: RunFolder, training: Training, reporter: Reporter) -> dict[st
     predictor = Predictor(
         load_model(run.best),
         device=training.config.trainer.accelerator,
+        batch_size=_measured_batch(training),
         num_workers=int(training.config.data.num_workers),
         max_pixels=int(training.config.data.max_megapixels * 1e6),
     )

@@ -1,6 +1,7 @@
 """The config tree: every key, its default, its range and one line on what it does."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -45,6 +46,17 @@ def _on_and_off_are_words(value: Any) -> Any:
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
+def _cache_place(value: str) -> str:
+    """Take a word, or a folder that is not a mistyped word."""
+    words = ("auto", "on", "off")
+    if value in words or "/" in value or Path(value).is_dir():
+        return value
+    raise ValueError(
+        f"'{value}' is neither {', '.join(words)} nor a folder.{did_you_mean(value, words)} "
+        f"A new folder is named with a slash, as in ./{value}"
+    )
+
+
 class Section(BaseModel):
     """A part of the tree: unknown keys are refused, values are not changed after checking."""
 
@@ -77,10 +89,12 @@ class DataConfig(Section):
         le=178.9,
         description="larger images are left out as decompression bombs; 178.9 is Pillow's limit",
     )
-    cache: Annotated[str, Field(min_length=1), BeforeValidator(_on_and_off_are_words)] = Field(
-        "auto",
-        description="decode images once, to a store of pixels on disk: on, off, or the folder of "
-        "the stores; auto: on for more than one epoch where it fits",
+    cache: Annotated[str, AfterValidator(_cache_place), BeforeValidator(_on_and_off_are_words)] = (
+        Field(
+            "auto",
+            description="decode images once, to a store on disk: on, off, or the folder of "
+            "the stores; auto: on for more than one epoch where it fits",
+        )
     )
     cache_px: Annotated[int, Field(ge=8, le=8192)] | Auto = Field(
         "auto",

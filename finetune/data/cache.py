@@ -9,11 +9,12 @@ was being filled when its process was killed holds what the index says, and goes
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import sqlite3
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -25,12 +26,13 @@ from finetune.data.picture import ArrayPicture, Picture, Pixels
 from finetune.data.source import PackedStrings
 from finetune.errors import StorageError
 from finetune.storage import disk_errors_explained
+from finetune.types import Reporter
 
 _FORMAT = 1
 """Raised when what is stored, or how, changes; older stores are then left to be cleared."""
 
 _TABLE = """CREATE TABLE IF NOT EXISTS images (
-    path TEXT PRIMARY KEY, bytes INTEGER, mtime_ns INTEGER,
+    path TEXT PRIMARY KEY, bytes INTEGER, ctime_ns INTEGER,
     start INTEGER, height INTEGER, width INTEGER, full_height INTEGER, full_width INTEGER
 ) WITHOUT ROWID"""
 
@@ -61,12 +63,12 @@ class FileState(NamedTuple):
     Attributes:
         path: Absolute.
         num_bytes: Its size.
-        mtime_ns: When it was last written.
+        ctime_ns: When it or its name last changed; unlike the time of writing nothing sets it back.
     """
 
     path: str
     num_bytes: int
-    mtime_ns: int
+    ctime_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +110,24 @@ class PixelStore:
         It is ``NOWHERE`` for files that are absent or have changed since, and for all where the
         index is damaged, which is begun anew.
         """
-        try:
-            return self._find(files)
-        except sqlite3.DatabaseError as error:
-            if type(error) is not sqlite3.DatabaseError:  # of the disk, not of what is in the file
-                raise
-            (self.folder / "index.sqlite").unlink()
-            return self._find(files)
+        with disk_errors_explained(self.folder, _REMEDY):
+            try:
+                return self._find(files)
+            except sqlite3.DatabaseError as error:
+                if type(error) is not sqlite3.DatabaseError:  # the disk, not what is in the file
+                    raise
+                (self.folder / "index.sqlite").unlink()
+                return self._find(files)
+
+    def forget_waste(self) -> None:
+        """Begin anew where over half of the pixels are of files that have changed since."""
+        with disk_errors_explained(self.folder, _REMEDY), suppress(sqlite3.DatabaseError):
+            size = "height * width * 3"
+            with self._index() as index, index:
+                ends = index.execute(f"SELECT max(start + {size}), sum({size}) FROM images")
+                end, used = ends.fetchone()
+                if end is not None and 2 * used < end:
+                    index.execute("DELETE FROM images")
 
     def _find(self, files: Sequence[FileState]) -> NDArray[np.int64]:
         places = np.empty((len(files), len(Place._fields)), np.int64)
@@ -154,11 +167,32 @@ class PixelStore:
                 _sync(pixels.fileno(), index, waiting)
 
     @contextmanager
-    def filling(self) -> Iterator[None]:
+    def filling(self, reporter: Reporter | None = None) -> Iterator[None]:
         """Keep every other process from filling the store, and wait for one that does."""
         with (self.folder / "filling.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with disk_errors_explained(self.folder, _REMEDY):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    (reporter or Reporter()).note(
+                        f"Another process decodes the images into {self.folder}: waiting for it."
+                    )
+                    fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    def mapped(self) -> NDArray[np.uint8]:
+        """Return all pixels, read from the disk when they are used.
+
+        Raises:
+            StorageError: Somebody has removed the store.
+        """
+        try:
+            return np.memmap(self.folder / "pixels.bin", np.uint8, mode="r")
+        except FileNotFoundError as error:
+            raise StorageError(
+                f"{self.folder} is gone, which held the run's pixels. They are decoded again when "
+                f"the run goes on with --resume."
+            ) from error
 
     @contextmanager
     def _index(self) -> Iterator[sqlite3.Connection]:
@@ -194,7 +228,7 @@ class StoredSource:
     def open(self, row: int) -> Picture:
         """Return the picture of a row; its pixels are read from the disk when they are used."""
         if self._pixels is None:
-            self._pixels = np.memmap(self.store.folder / "pixels.bin", np.uint8, mode="r")
+            self._pixels = self.store.mapped()
         start, height, width, full_height, full_width = self.places[row].tolist()
         pixels = self._pixels[start : start + height * width * 3].reshape(height, width, 3)
         return ArrayPicture(pixels, height=full_height, width=full_width)
@@ -210,7 +244,7 @@ def file_states(paths: Sequence[Path]) -> list[FileState]:
     for path in paths:
         try:
             found = path.stat()
-            states.append(FileState(str(path), found.st_size, found.st_mtime_ns))
+            states.append(FileState(str(path), found.st_size, found.st_ctime_ns))
         except OSError:
             states.append(FileState(str(path), -1, -1))
     return states
@@ -234,7 +268,8 @@ def make_room(root: Path, *, needed_bytes: int, limit_bytes: int) -> bool:
     Stores that a process uses stay.
     """
     with _alone_in(root):
-        stores = sorted(root.glob("*/pixels.bin"), key=lambda file: file.stat().st_mtime)
+        found = (file for file in root.glob("*/pixels.bin") if _is_store(file.parent))
+        stores = sorted(found, key=lambda file: file.stat().st_mtime)
         used = sum(stored_bytes(file.parent) for file in stores)
         for file in stores:
             if used + needed_bytes <= limit_bytes:
@@ -243,6 +278,13 @@ def make_room(root: Path, *, needed_bytes: int, limit_bytes: int) -> bool:
             if _remove_unused(file.parent):
                 used -= size
     return used + needed_bytes <= limit_bytes
+
+
+def _is_store(folder: Path) -> bool:
+    """Tell a store from what else lies in a folder that the user named."""
+    known = {"pixels.bin", "pixels.new", "in-use.lock", "filling.lock", "index.sqlite"}
+    names = {file.name.removesuffix("-journal") for file in folder.iterdir()}
+    return bool(re.search(r"-[0-9a-f]{16}$", folder.name)) and names <= known
 
 
 def _remove_unused(folder: Path) -> bool:

@@ -17,8 +17,6 @@ from finetune.data.transform import Transform, View
 from finetune.errors import DataError
 from finetune.types import Draw
 
-_PREFETCHED_BATCHES = 4
-
 
 class Batch(TypedDict):
     """What a loader yields (B images of H x W x C).
@@ -127,7 +125,6 @@ def create_loader(
         collate_fn=_as_it_is,
         worker_init_fn=_prepare_worker,
         multiprocessing_context=context,
-        prefetch_factor=_PREFETCHED_BATCHES if num_workers else None,
     )
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finetune.data.cache import NOWHERE, FileState, PixelStore, Stored, file_states
-from finetune.data.picture import open_picture
+from finetune.data.picture import ArrayPicture, Picture, open_picture
+from finetune.data.source import PackedStrings
 from finetune.data.transform import EvalTransform
 from finetune.errors import DataError
 from finetune.types import Reporter
@@ -47,7 +48,8 @@ def fill_store(
         StorageError: The disk is full or fails.
     """
     files = file_states(paths)
-    with store.filling():
+    with store.filling(reporter):
+        store.forget_waste()
         places = store.find(files)
         missing = [files[row] for row in np.flatnonzero(places[:, 0] == NOWHERE.start)]
         if not missing:
@@ -59,6 +61,35 @@ def fill_store(
         finally:
             reporter.finish()
         return store.find(files)
+
+
+class DecodingSource:
+    """Pictures as a store would hold them, decoded whenever they are asked for.
+
+    Args:
+        paths: Image files, shape (N,).
+        decode: File to what would be stored of it.
+    """
+
+    def __init__(self, paths: Sequence[Path], decode: Decode) -> None:
+        self.paths = PackedStrings([str(path) for path in paths])
+        self.decode = decode
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, row: int) -> Picture:
+        """Return the picture of a row.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        image = self.decode(Path(self.paths[row]))
+        return ArrayPicture(image.pixels, height=image.full_height, width=image.full_width)
+
+    def name(self, row: int) -> str:
+        """Return the file's path."""
+        return self.paths[row]
 
 
 def shrunk(path: Path, *, shorter_side: int, max_pixels: int) -> Stored:

@@ -100,13 +100,8 @@ class EpochSampler(DistributedSampler[Draw]):
         self.total_size = num_images // batch_size * batch_size
         self.num_samples = self.total_size // num_replicas
 
-    def draws(self) -> list[Draw]:
-        """Return the epoch's draws of all ranks in order; whole batches, the rest is left out."""
-        rows, repeats = self._drawn()
-        pairs = zip(rows.tolist(), repeats.tolist(), strict=True)
-        return [Draw(row, self.epoch, repeat) for row, repeat in pairs]
-
     def __iter__(self) -> Iterator[Draw]:
+        """Yield this rank's draws of whole batches; the rest is left out."""
         rows, repeats = (part[self.rank :: self.num_replicas] for part in self._drawn())
         for row, repeat in zip(rows, repeats, strict=True):
             yield Draw(int(row), self.epoch, int(repeat))

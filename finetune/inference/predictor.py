@@ -81,7 +81,12 @@ class Predictor:
     ) -> Iterator[Tensor]:
         source = FileSource(paths, max_pixels=self.max_pixels)
         dataset = ImageDataset(source, None, self.transform)
-        loader = create_loader(dataset, batch_size=self.batch_size, num_workers=self.num_workers)
+        loader = create_loader(
+            dataset,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            pin_memory=self.device.type == "cuda",
+        )
         spec = self.card.spec
         for batch in loader:
             with torch.inference_mode():

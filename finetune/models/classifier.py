@@ -83,6 +83,7 @@ class ImageClassifier(nn.Module):
         Args:
             example: Normalised images (B, 3, H, W) of a training batch, on the network's device.
         """
+        object.__setattr__(self, "_train_forward", None)
         buffers = {name: tensor.clone() for name, tensor in self.network.named_buffers()}
         compiled = torch.compile(self.network)
         try:

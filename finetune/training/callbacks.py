@@ -65,6 +65,9 @@ class Unfreeze(Callback):
 class Compile(Callback):
     """Compiles the network for training batches, and says why where that fails.
 
+    It stands behind ``Unfreeze``: each depth is compiled anew, since torch gives up after a few
+    recompilations, and would do so in the middle of a step.
+
     Args:
         reporter: Told of it.
         batch_size: Images of a batch in this process.
@@ -73,18 +76,33 @@ class Compile(Callback):
     def __init__(self, reporter: Reporter, *, batch_size: int) -> None:
         self.reporter = reporter
         self.batch_size = batch_size
+        self._depth: int | None = None
+        self._failed = False
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compile for a resumed epoch, for which the epoch's own hook is passed over."""
+        self._compile(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compile on the device that the network lies on by now."""
+        self._compile(trainer, pl_module)
+
+    def _compile(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, ClassificationModule)
+        classifier = pl_module.classifier
+        if self._failed or self._depth == classifier.depth:
+            return
+        self._depth = classifier.depth
+        torch.compiler.reset()
         self.reporter.start("compiling the network", 1)
         shape = (self.batch_size, *pl_module.spec.input_size)
         example = torch.zeros(shape, device=pl_module.device)
         example = example.contiguous(memory_format=torch.channels_last)
-        pl_module.classifier.train()
+        classifier.train()
         with trainer.precision_plugin.forward_context():
-            reason = pl_module.classifier.compile_for_training(example)
+            reason = classifier.compile_for_training(example)
         self.reporter.finish()
+        self._failed = reason is not None
         if reason is not None:
             self.reporter.note(f"trainer.compile fails, and training goes on without it: {reason}")
 

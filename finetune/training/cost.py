@@ -93,8 +93,9 @@ class StepMeter:
         with torch.random.fork_rng(devices=devices):
             self.classifier.set_depth(depth)
             self.classifier.train()
-            small, start = self._saved_bytes(2), time.perf_counter()
-            large = self._saved_bytes(4)
+            small, large = self._saved_bytes(2), self._saved_bytes(4)
+            start = time.perf_counter()  # the passes before it may have set up much
+            self._saved_bytes(4)
             forward = (time.perf_counter() - start) / 4
             slope = (large - small) // 2
             optimizer = self.module.recipe.make_optimizer(self.classifier)

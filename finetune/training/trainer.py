@@ -32,7 +32,9 @@ from finetune.training.module import ClassificationModule
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
-_LOST_PROCESS = re.compile(r"gloo/transport|NCCL|connection (was )?(closed|reset)", re.IGNORECASE)
+_LOST_PROCESS = re.compile(
+    r"gloo/transport|NCCL|connection (was )?(closed|reset)|clients joined", re.IGNORECASE
+)
 
 _EXPECTED_WARNINGS = (
     # frozen groups are in eval mode on purpose

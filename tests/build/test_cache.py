@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,14 +17,14 @@ from torch import Tensor
 
 from finetune.build import Training, build_training, with_cache
 from finetune.build.cache import cache_root
-from finetune.config.load import build_config, dump_config, read_config_file
+from finetune.config.load import build_config, dump_config, read_config_file, replaced
 from finetune.data.cache import PixelStore, make_room, stored_bytes
 from finetune.data.manifest import Manifest
 from finetune.data.picture import open_picture
 from finetune.data.transform import EvalTransform
 from finetune.errors import ConfigError, DataError, StorageError
 from finetune.types import Draw, Reporter, Sample, Split
-from tests.helpers import smooth, tiny_disk
+from tests.helpers import Recorder, smooth, tiny_disk
 from tests.networks import one_thread
 from tests.pictures import psnr, write_jpeg
 from tests.runs import CLASSES, manifest_of, small_config, small_training, write_photos
@@ -240,15 +241,11 @@ def test_weights_of_the_sampler_are_passed_on(animals: Path) -> None:
     assert weights is training.data.weights
 
 
-def made_unreadable(paths: Sequence[Path]) -> None:
-    """Fill files with nonsense that has their size and time."""
-    for path in paths:
-        state = path.stat()
-        path.write_bytes(b"x" * state.st_size)
-        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("an image was decoded again")
 
 
-def test_a_second_run_decodes_nothing(photos: Manifest) -> None:
+def test_a_second_run_decodes_nothing(photos: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(augment__name="medium")
     first = build_training(config, photos)
     assert first.cache is not None
@@ -256,7 +253,8 @@ def test_a_second_run_decodes_nothing(photos: Manifest) -> None:
     heard = Heard()
     views = training_views(kept(first, heard))
     assert heard.decoded == [12, 6]
-    made_unreadable(photos.paths(photos.samples))
+    for name in ("shrunk", "ready"):
+        monkeypatch.setattr(f"finetune.build.cache.{name}", never)
     again = build_training(first.config, photos)
     assert again.config == first.config
     assert again.cache is not None
@@ -409,3 +407,30 @@ def test_the_stores_of_a_run_are_not_removed_for_its_own_sake(
     assert not other.exists()
     assert stored_bytes(mine) > 100_000
     assert make_room(root, needed_bytes=0, limit_bytes=700_000)
+
+
+def test_a_run_that_has_begun_goes_on_without_room_on_the_same_pixels(
+    photos: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(augment__name="medium")
+    begun = build_training(config, photos)
+    stored = kept(begun)
+    views = [*training_views(stored), *validation_views(stored)]
+    full = shutil.disk_usage("/")._replace(free=0)
+    monkeypatch.setattr("finetune.build.cache.shutil.disk_usage", lambda _: full)
+    assert build_training(begun.config, photos).cache is not None  # all of it is there already
+    other = replaced(begun.config, {"data.cache": str(photos.root / "other")})
+    with pytest.raises(ConfigError, match="do not fit"):
+        build_training(other, photos)
+    recorder = Recorder()
+    going_on = kept(build_training(other, photos, going_on=True), recorder)
+    assert len(recorder.warnings) == 1
+    assert "no room" in recorder.warnings[0]
+    again = [*training_views(going_on), *validation_views(going_on)]
+    assert all(torch.equal(a, b) for a, b in zip(again, views, strict=True))
+    assert not (photos.root / "other").exists()
+
+
+def validation_views(training: Training) -> list[Tensor]:
+    data = training.data.val
+    return [data[row]["image"] for row in range(len(data))]

@@ -125,7 +125,7 @@ def test_a_source_reads_what_was_added_after_another_had_begun(tmp_path: Path) -
         np.testing.assert_array_equal(pixels_in(early, row), image(row).pixels)
 
 
-@pytest.mark.parametrize("changed", [{"num_bytes": 1}, {"mtime_ns": 1}, {"path": "/other.jpg"}])
+@pytest.mark.parametrize("changed", [{"num_bytes": 1}, {"ctime_ns": 1}, {"path": "/other.jpg"}])
 def test_a_changed_file_is_not_found_until_it_is_stored_anew(
     tmp_path: Path, changed: dict[str, int]
 ) -> None:
@@ -379,14 +379,17 @@ def test_only_one_fills_at_a_time(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
-def test_files_are_known_by_size_and_time(tmp_path: Path) -> None:
+def test_files_are_known_by_size_and_by_a_time_that_nothing_sets_back(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(b"12345")
     os.utime(path, ns=(5, 1234567890123456789))
-    assert file_states([path, tmp_path / "gone.jpg"]) == [
-        FileState(str(path), 5, 1234567890123456789),
-        FileState(str(tmp_path / "gone.jpg"), -1, -1),
-    ]
+    before, gone = file_states([path, tmp_path / "gone.jpg"])
+    assert before == FileState(str(path), 5, path.stat().st_ctime_ns)
+    assert gone == FileState(str(tmp_path / "gone.jpg"), -1, -1)
+    time.sleep(0.02)
+    path.write_bytes(b"54321")
+    os.utime(path, ns=(5, 1234567890123456789))  # as archives and rsync do
+    assert file_states([path]) != [before]
 
 
 def three_stores(root: Path) -> list[Path]:
@@ -520,6 +523,6 @@ def test_what_an_ended_removal_left_is_begun_anew_or_removed(tmp_path: Path, gon
 def test_the_index_is_plain_sqlite(tmp_path: Path) -> None:
     store = filled(tmp_path, range(3))
     with sqlite3.connect(store.folder / "index.sqlite") as index:
-        rows = index.execute("SELECT path, bytes, mtime_ns FROM images ORDER BY path").fetchall()
+        rows = index.execute("SELECT path, bytes, ctime_ns FROM images ORDER BY path").fetchall()
     index.close()
     assert rows == [tuple(file(number)) for number in range(3)]

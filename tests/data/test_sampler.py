@@ -92,7 +92,7 @@ def test_an_epoch_follows_seed_and_epoch_alone(weights: Weights | None) -> None:
 
 
 def test_repeats_count_the_earlier_draws_of_an_image_over_all_ranks() -> None:
-    draws = sampler(WEIGHTS, epoch=2).draws()
+    draws = list(sampler(WEIGHTS, epoch=2))
     seen: Counter[int] = Counter()
     for draw in draws:
         assert draw.repeat == seen[draw.row]

@@ -347,7 +347,7 @@ def test_a_batch_that_does_not_fit_is_timed_in_part(
         seen.append(len(logits))
         return total(logits, labels)
 
-    found = meter_of(module_of(Chain(), criterion=full), batch_size=64).measure(3)
+    found = meter_of(module_of(Chain(), criterion=full), batch_size=16).measure(3)
     assert max(seen) == 8
     assert math.isfinite(found.train_seconds)
     assert found.activation_bytes == FLOAT * (PIXELS + 50 + 20)

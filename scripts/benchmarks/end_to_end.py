@@ -23,19 +23,15 @@ from typing import Any
 
 from overhead import run_overhead
 from plain_loop import file_loaders, plain_steps, synthetic_loaders
-from rounds import (
+from rounds import print_environment, ratios, set_missing, spread, write_json
+from trainings import (
     chosen_device,
     config_of,
     environment,
     make_images,
     new_parser,
-    print_environment,
-    ratios,
-    set_missing,
-    spread,
     training_of,
     work_folder,
-    write_json,
 )
 from watches import EpochTurns, Stopwatch
 

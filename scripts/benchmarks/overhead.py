@@ -8,7 +8,7 @@ from typing import Any
 from loop_profile import Function, profile
 from paired import PART_NAMES, WHOLE, Pair, PairedReporter, PartTimers
 from plain_loop import file_loaders, plain_steps
-from rounds import training_of
+from trainings import training_of
 from watches import Epoch, EpochTurns, Stopwatch
 
 from finetune.config.schema import Config

@@ -16,10 +16,10 @@ from typing import Any
 import plain_loop
 import torch
 from pytorch_lightning.plugins.precision import Precision
-from rounds import synchronize
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data.dataloader import _BaseDataLoaderIter
+from trainings import synchronize
 
 import finetune.training.module
 from finetune.models.classifier import ImageClassifier

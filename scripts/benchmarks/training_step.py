@@ -25,23 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rounds import (
+from rounds import print_environment, ratios, set_missing, spread, take_turns, write_json
+from steps import Step, finetune_step, one_batch, tutorial_step
+from trainings import (
     chosen_device,
     config_of,
     environment,
     make_images,
     new_parser,
-    print_environment,
-    ratios,
-    set_missing,
-    spread,
     synchronize,
-    take_turns,
     training_of,
     work_folder,
-    write_json,
 )
-from steps import Step, finetune_step, one_batch, tutorial_step
 
 from finetune.build import Training
 from finetune.models.classifier import normalise

@@ -43,6 +43,9 @@ _REMEDY = (
 )
 
 
+_AGAIN = "which held the run's pixels. They are decoded again when the run goes on with --resume."
+
+
 class Place(NamedTuple):
     """Where an image lies in ``pixels.bin``, and how large the full image is."""
 
@@ -180,19 +183,18 @@ class PixelStore:
                     fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def mapped(self) -> NDArray[np.uint8]:
-        """Return all pixels, read from the disk when they are used.
+    def mapped(self) -> tuple[NDArray[np.uint8], int]:
+        """Return all pixels, read from the disk when they are used, and the number of their file.
 
         Raises:
             StorageError: Somebody has removed the store.
         """
         try:
-            return np.memmap(self.folder / "pixels.bin", np.uint8, mode="r")
+            with (self.folder / "pixels.bin").open("rb") as stream:
+                pixels = np.memmap(stream, np.uint8, mode="r")
+                return pixels, os.fstat(stream.fileno()).st_ino
         except FileNotFoundError as error:
-            raise StorageError(
-                f"{self.folder} is gone, which held the run's pixels. They are decoded again when "
-                f"the run goes on with --resume."
-            ) from error
+            raise StorageError(f"{self.folder} is gone, {_AGAIN}") from error
 
     @contextmanager
     def _index(self) -> Iterator[sqlite3.Connection]:
@@ -217,7 +219,9 @@ class StoredSource:
         self.paths = PackedStrings([str(path) for path in paths])
         self.places = places
         self.store = store
-        self._pixels: NDArray[np.uint8] | None = None
+        # at once, since another run may begin the file anew; this one keeps the old
+        self._pixels: NDArray[np.uint8] | None
+        self._pixels, self._file_number = store.mapped()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pixels": None}  # a copy maps the file by itself
@@ -226,9 +230,15 @@ class StoredSource:
         return len(self.paths)
 
     def open(self, row: int) -> Picture:
-        """Return the picture of a row; its pixels are read from the disk when they are used."""
+        """Return the picture of a row; its pixels are read from the disk when they are used.
+
+        Raises:
+            StorageError: In a copy, that the store was removed or begun anew.
+        """
         if self._pixels is None:
-            self._pixels = self.store.mapped()
+            self._pixels, file_number = self.store.mapped()
+            if file_number != self._file_number:
+                raise StorageError(f"Another run has begun {self.store.folder} anew, {_AGAIN}")
         start, height, width, full_height, full_width = self.places[row].tolist()
         pixels = self._pixels[start : start + height * width * 3].reshape(height, width, 3)
         return ArrayPicture(pixels, height=full_height, width=full_width)

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import shutil
 import signal
 import sqlite3
 import threading
@@ -29,7 +30,7 @@ from finetune.data.cache import (
 )
 from finetune.data.picture import Pixels
 from finetune.errors import StorageError
-from tests.helpers import tiny_disk
+from tests.helpers import Recorder, tiny_disk
 from tests.processes import context, started
 
 SIZES = [(1, 1), (10, 12), (7, 30), (64, 48), (3, 5)]
@@ -362,6 +363,65 @@ def test_pixels_that_are_not_safe_on_disk_are_not_known(
     assert_holds(filled(tmp_path, range(3, 6)), range(6))
 
 
+def stored_anew(store: PixelStore, numbers: Iterable[int], *, change: int) -> None:
+    """Store images as files that have changed ``change`` times."""
+    later = [(file(n)._replace(ctime_ns=change), image(n + change)) for n in numbers]
+    for _ in store.append(later):
+        pass
+
+
+def test_pixels_of_changed_files_are_dropped_when_they_are_most(tmp_path: Path) -> None:
+    store = filled(tmp_path, range(10))
+    full = (store.folder / "pixels.bin").stat().st_size
+    stored_anew(store, range(5), change=5)
+    store.forget_waste()
+    assert missing(store, range(5, 10)) == [], "a third of it is waste"
+    stored_anew(store, range(10), change=10)
+    store.forget_waste()
+    places = store.find([file(number)._replace(ctime_ns=10) for number in range(10)])
+    assert (places[:, 0] == NOWHERE.start).all()
+    stored_anew(store, range(10), change=10)
+    assert (store.folder / "pixels.bin").stat().st_size == full
+
+
+def test_who_uses_a_store_that_is_begun_anew_keeps_its_pixels_or_is_told(tmp_path: Path) -> None:
+    store = filled(tmp_path, range(5))
+    source = source_of(store, range(5))
+    packed = pickle.dumps(source)
+    for change in (5, 10, 15):
+        stored_anew(opened(tmp_path), range(5), change=change)
+        opened(tmp_path).forget_waste()
+    stored_anew(opened(tmp_path), range(5), change=3)
+    for row in range(5):
+        np.testing.assert_array_equal(pixels_in(source, row), image(row).pixels)
+    with pytest.raises(StorageError, match=r"Another run has begun .*short-64.* --resume"):
+        pickle.loads(packed).open(0)
+
+
+def test_a_copy_whose_store_is_gone_is_told(tmp_path: Path) -> None:
+    source = source_of(filled(tmp_path, range(5)), range(5))
+    packed = pickle.dumps(source)
+    shutil.rmtree(source.store.folder)
+    np.testing.assert_array_equal(pixels_in(source, 3), image(3).pixels)
+    with pytest.raises(StorageError, match=r"short-64.* is gone.*--resume"):
+        pickle.loads(packed).open(0)
+
+
+def test_who_waits_for_another_says_so(tmp_path: Path) -> None:
+    store, recorder = opened(tmp_path), Recorder()
+    with store.filling(recorder):
+        thread = threading.Thread(target=lambda: store.filling(recorder).__enter__())
+        thread.start()
+        end = time.monotonic() + 20
+        while not recorder.notes:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    thread.join(20)
+    assert not thread.is_alive()
+    assert len(recorder.notes) == 1
+    assert str(store.folder) in recorder.notes[0]
+
+
 def test_only_one_fills_at_a_time(tmp_path: Path) -> None:
     store, other = opened(tmp_path), opened(tmp_path)
     order = []
@@ -425,6 +485,22 @@ def test_opening_a_store_is_using_it(tmp_path: Path) -> None:
     assert opened(tmp_path, owner="b").folder == folders[1]
     assert make_room(tmp_path, needed_bytes=0, limit_bytes=2 * size)
     assert [folder.exists() for folder in folders] == [False, True, True]
+
+
+@pytest.mark.parametrize("name", ["photos", "short-64", "x-0123456789abcdeg"])
+def test_what_is_no_store_stays(tmp_path: Path, name: str) -> None:
+    mine = tmp_path / name
+    mine.mkdir()
+    (mine / "pixels.bin").write_bytes(bytes(1000))
+    assert make_room(tmp_path, needed_bytes=0, limit_bytes=0)
+    assert (mine / "pixels.bin").exists()
+
+
+def test_a_store_beside_which_something_else_lies_stays(tmp_path: Path) -> None:
+    folders = three_stores(tmp_path)
+    (folders[1] / "thesis.tex").touch()
+    make_room(tmp_path, needed_bytes=1, limit_bytes=0)
+    assert [folder.exists() for folder in folders] == [False, True, False]
 
 
 def test_room_where_there_is_nothing_yet(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Each image is decoded once, whoever asks and whatever ends it, to what Pillow would show."""
 
 import os
+import pickle
 import shutil
 import signal
 import threading
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 from finetune.data.cache import PixelStore, Stored, StoredSource
-from finetune.data.fill import estimated_bytes, fill_store, ready, shrunk
+from finetune.data.fill import DecodingSource, estimated_bytes, fill_store, ready, shrunk
 from finetune.data.transform import EvalTransform
 from finetune.errors import DataError, StorageError
 from finetune.types import PreprocessSpec, Reporter
@@ -283,6 +284,23 @@ def test_two_processes_decode_each_image_once_and_both_have_all(
     for found in (answers[0], answers[1][::-1]):
         for pixels, path in zip(found, paths, strict=True):
             np.testing.assert_allclose(pixels.astype(int), by_pillow(path).astype(int), atol=1)
+
+
+def test_without_a_store_the_same_pixels_are_made_each_time(
+    paths: list[Path], tmp_path: Path
+) -> None:
+    stored, made = fill(opened(tmp_path), paths), DecodingSource(paths, SMALL)
+    assert len(made) == len(stored)
+    copied = pickle.loads(pickle.dumps(made))
+    for row in range(len(paths)):
+        assert made.name(row) == stored.name(row)
+        expected = stored.open(row)
+        for picture in (made.open(row), copied.open(row)):
+            assert (picture.height, picture.width) == (expected.height, expected.width)
+            np.testing.assert_array_equal(np.asarray(picture.image()), np.asarray(expected.image()))
+    paths[1].write_bytes(b"")
+    with pytest.raises(DataError, match=r"^empty file"):
+        made.open(1)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])

@@ -98,9 +98,10 @@ def halved_batch(training: Training, error: OutOfMemoryError) -> Config:
     most = batch // (2 if config.augment.mixup else 1)  # a pair is mixed
     smaller = next((n for n in range(2, most + 1) if batch % n == 0), None)
     if smaller is None:
+        few = "One image at a time does" if batch == 1 else f"{batch} images, mixed in pairs, do"
         raise OutOfMemoryError(
-            f"{error} One image at a time does not fit. Take a smaller --image-size or --backbone, "
-            f"or model.grad_checkpointing=true."
+            f"{error} {few} not fit. Take a smaller --image-size or --backbone, or "
+            f"model.grad_checkpointing=true."
         )
     if int(config.trainer.devices) * config.trainer.num_nodes > 1:
         raise OutOfMemoryError(

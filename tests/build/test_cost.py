@@ -161,6 +161,13 @@ def test_a_batch_is_split_into_as_few_parts_as_fit(
     assert split.config.model_dump() == changed
 
 
+@pytest.mark.parametrize(("batch_size", "parts"), [(8, 4), (9, 3), (3, 1)])
+def test_mixup_keeps_at_least_a_pair_together(batch_size: int, parts: int, animals: Path) -> None:
+    training = small_training(animals, trainer__batch_size=batch_size, augment__mixup=0.2)
+    split = with_fitting_batch(training, cost_of(training, free_bytes=1))
+    assert split.config.trainer.accumulate == parts
+
+
 def test_the_share_of_each_process_is_what_is_split(animals: Path) -> None:
     training = small_training(animals, trainer__batch_size=24, trainer__devices=2)
     cost = cost_of(training)

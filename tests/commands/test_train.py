@@ -174,6 +174,8 @@ def test_wandb_goes_on_with_its_run(
         ({"trainer__batch_size": 8, "trainer__accumulate": 2}, 4),
         ({"trainer__batch_size": 9}, 3),
         ({"trainer__batch_size": 14, "trainer__accumulate": 2}, 14),
+        ({"trainer__batch_size": 8, "trainer__accumulate": 2, "augment__mixup": 0.2}, 4),
+        ({"trainer__batch_size": 9, "augment__mixup": 0.2}, 3),
     ],
 )
 def test_the_fewest_parts_that_divide_the_batch_are_next(
@@ -205,10 +207,15 @@ def test_the_fewest_parts_that_divide_the_batch_are_next(
             "Full. One image at a time does not fit. Take a smaller --image-size or --backbone, or "
             "model.grad_checkpointing=true.",
         ),
+        (
+            {"trainer__accumulate": 4, "augment__mixup": 0.2},
+            "Full. 2 images, mixed in pairs, do not fit. Take a smaller --image-size or "
+            "--backbone, or model.grad_checkpointing=true.",
+        ),
     ],
-    ids=["processes", "machines", "one image"],
+    ids=["processes", "machines", "one image", "a pair"],
 )
-def test_several_processes_are_told_how_to_go_on(
+def test_what_cannot_be_halved_here_says_how_to_go_on(
     settings: dict[str, Any], remedy: str, animals: Path
 ) -> None:
     training = small_training(animals, output="runs/a", **settings)

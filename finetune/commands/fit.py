@@ -202,7 +202,7 @@ def _trained(
         release_memory()
         reporter.note(
             f"Out of memory: the batch of {training.batch_size} now runs in {parts} parts, whose "
-            f"gradients make one step; the epoch begins again."
+            f"gradients make one step; the epoch begins again.{_of_statistics(training)}"
         )
         write_text(run.config, dump_config(config))
         training = _rebuilt(run, config)
@@ -254,9 +254,15 @@ def _measured_cost(
         if parts > 1:
             reporter.note(
                 f"A batch of {training.batch_size} does not fit into the memory: it runs in "
-                f"{parts} parts, and their gradients make one step."
+                f"{parts} parts, and their gradients make one step.{_of_statistics(training)}"
             )
     return training, describe_cost(training, cost)
+
+
+def _of_statistics(training: Training) -> str:
+    """Say what of a batch does not survive its division."""
+    live = training.config.model.batch_norm != "frozen"
+    return " BatchNorm takes its statistics from each part." if live else ""
 
 
 def _rebuilt(run: RunFolder, config: Config) -> Training:

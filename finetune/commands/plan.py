@@ -76,8 +76,8 @@ def _cache(training: Training) -> dict[str, Any]:
     return {
         "folder": str(cache.root),
         "shorter_side_px": cache.shorter_side,
-        "gigabytes": round(cache.num_bytes / 1e9, 3),
-        "new_gigabytes": round(cache.new_bytes / 1e9, 3),
+        "gigabytes": round(cache.num_bytes / 1e9, 6),
+        "new_gigabytes": round(cache.new_bytes / 1e9, 6),
     }
 
 

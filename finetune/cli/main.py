@@ -22,7 +22,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         if code == INTERRUPTED_EXIT_CODE:
             raise KeyboardInterrupt  # typer makes a number of it, and says nothing
     except KeyboardInterrupt:
-        console_reporter().error("stopped by Ctrl-C")
+        if not _joins(arguments):  # the process that started the run says it
+            console_reporter().error("stopped by Ctrl-C")
         return INTERRUPTED_EXIT_CODE
     except FinetuneError as error:
         _explain(_own_message(error))
@@ -34,6 +35,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _foreign_error(error, arguments)
     return code if isinstance(code, int) else 0
+
+
+def _joins(arguments: Sequence[str]) -> bool:
+    """Tell whether this is a further process of a run that another one started."""
+    from finetune.training.launch import JOIN_VERB
+
+    return arguments[0] == JOIN_VERB
 
 
 def _foreign_error(error: Exception, arguments: Sequence[str]) -> int:

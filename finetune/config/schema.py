@@ -144,7 +144,7 @@ class ModelConfig(Section):
     grad_checkpointing: bool = Field(
         False,
         description="keep few activations and compute the rest again in the backward pass: less "
-        "memory, about a third more time",
+        "memory, more time",
     )
     drop_rate: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="dropout before the classifier; null: what the backbone has"

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.picture import ArrayPicture, Picture, Pixels
-from finetune.data.source import PackedStrings
+from finetune.data.source import NamedRows
 from finetune.errors import StorageError
 from finetune.storage import disk_errors_explained
 from finetune.types import Reporter
@@ -206,7 +206,7 @@ class PixelStore:
             index.close()
 
 
-class StoredSource:
+class StoredSource(NamedRows):
     """Pictures in a store.
 
     Args:
@@ -216,7 +216,7 @@ class StoredSource:
     """
 
     def __init__(self, store: PixelStore, paths: Sequence[Path], places: NDArray[np.int64]) -> None:
-        self.paths = PackedStrings([str(path) for path in paths])
+        super().__init__(paths)
         self.places = places
         self.store = store
         # at once, since another run may begin the file anew; this one keeps the old
@@ -225,9 +225,6 @@ class StoredSource:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pixels": None}  # a copy maps the file by itself
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def open(self, row: int) -> Picture:
         """Return the picture of a row; its pixels are read from the disk when they are used.
@@ -242,10 +239,6 @@ class StoredSource:
         start, height, width, full_height, full_width = self.places[row].tolist()
         pixels = self._pixels[start : start + height * width * 3].reshape(height, width, 3)
         return ArrayPicture(pixels, height=full_height, width=full_width)
-
-    def name(self, row: int) -> str:
-        """Return the path of the file that the picture was decoded from."""
-        return self.paths[row]
 
 
 def file_states(paths: Sequence[Path]) -> list[FileState]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from finetune.data.cache import NOWHERE, FileState, PixelStore, Stored, file_states
 from finetune.data.picture import ArrayPicture, Picture, open_picture
-from finetune.data.source import PackedStrings
+from finetune.data.source import NamedRows
 from finetune.data.transform import EvalTransform
 from finetune.errors import DataError
 from finetune.types import Reporter
@@ -63,7 +63,7 @@ def fill_store(
         return store.find(files)
 
 
-class DecodingSource:
+class DecodingSource(NamedRows):
     """Pictures as a store would hold them, decoded whenever they are asked for.
 
     Args:
@@ -72,11 +72,8 @@ class DecodingSource:
     """
 
     def __init__(self, paths: Sequence[Path], decode: Decode) -> None:
-        self.paths = PackedStrings([str(path) for path in paths])
+        super().__init__(paths)
         self.decode = decode
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def open(self, row: int) -> Picture:
         """Return the picture of a row.
@@ -86,10 +83,6 @@ class DecodingSource:
         """
         image = self.decode(Path(self.paths[row]))
         return ArrayPicture(image.pixels, height=image.full_height, width=image.full_width)
-
-    def name(self, row: int) -> str:
-        """Return the file's path."""
-        return self.paths[row]
 
 
 def shrunk(path: Path, *, shorter_side: int, max_pixels: int) -> Stored:

@@ -23,7 +23,25 @@ class PictureSource(Protocol):
         """Return what a message calls it."""
 
 
-class FileSource:
+class NamedRows:
+    """N rows, each named by the file that its picture comes from.
+
+    Args:
+        paths: Image files, shape (N,).
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = PackedStrings([str(path) for path in paths])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, row: int) -> str:
+        """Return the file's path."""
+        return self.paths[row]
+
+
+class FileSource(NamedRows):
     """Pictures in files.
 
     Args:
@@ -32,11 +50,8 @@ class FileSource:
     """
 
     def __init__(self, paths: Sequence[Path], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
-        self.paths = PackedStrings([str(path) for path in paths])
+        super().__init__(paths)
         self.max_pixels = max_pixels
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def open(self, row: int) -> Picture:
         """Return the picture of a row.
@@ -45,10 +60,6 @@ class FileSource:
             DataError: The file cannot be read.
         """
         return open_picture(Path(self.paths[row]), max_pixels=self.max_pixels)
-
-    def name(self, row: int) -> str:
-        """Return the file's path."""
-        return self.paths[row]
 
 
 class PackedStrings(Sequence[str]):

@@ -18,9 +18,10 @@ from finetune.inference.predictor import Predictor
 from finetune.run_folder import RunFolder
 from finetune.storage import write_text
 from finetune.training.callbacks import Compile, Progress, Unfreeze
+from finetune.training.checkpoints import stopped_early
 from finetune.training.launch import Launch, other_ranks
 from finetune.training.loggers import MetricsCsv, Tracking, create_wandb_logger
-from finetune.training.trainer import create_trainer, stopped_early
+from finetune.training.trainer import create_trainer
 from finetune.training.trainer import fit as lightning_fit
 from finetune.types import Evaluation, Reporter, Split
 

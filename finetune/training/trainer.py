@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,15 +17,14 @@ import torch.distributed as dist
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import DDPStrategy
 
 from finetune.errors import OutOfMemoryError, TrainingError
 from finetune.machine import explain_out_of_memory, is_out_of_memory
-from finetune.storage import atomic_file, explain_disk_error
+from finetune.storage import explain_disk_error
+from finetune.training.checkpoints import PatientStopping, WholeCheckpoints, keep_checkpoint
 from finetune.training.datamodule import ImageDataModule
 from finetune.training.launch import outer_launch
 from finetune.training.module import ClassificationModule
@@ -55,40 +54,6 @@ _EXPECTED_WARNINGS = (
 )
 
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all; a kill or a full disk leaves the one before."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
-        """Write beside the file and move it there.
-
-        Raises:
-            StorageError: The disk is full, read-only or fails.
-        """
-        # given a path, torch.save hides the reason of a failed write
-        with atomic_file(Path(path)) as temporary, temporary.open("wb") as stream:
-            torch.save(checkpoint, stream)
-
-
-class MovableCheckpoint(ModelCheckpoint):
-    """Knows the best score of before in a run folder that was moved, too.
-
-    Lightning forgets it there, and the next epoch, however bad, would replace the best.
-    """
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what was saved, with the paths of today."""
-        before, now = str(state_dict["dirpath"]), str(self.dirpath)
-        state = dict(state_dict, dirpath=self.dirpath)
-        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            state[key] = state[key].replace(before, now, 1)
-        state["best_k_models"] = {
-            path.replace(before, now, 1): score for path, score in state["best_k_models"].items()
-        }
-        super().load_state_dict(state)
-
-
 class NoProfiler(PassThroughProfiler):
     """Measures nothing, at less than Lightning's own: it is asked some 50 times a step."""
 
@@ -97,21 +62,6 @@ class NoProfiler(PassThroughProfiler):
     def profile(self, action_name: str) -> AbstractContextManager[str]:  # type: ignore[override]
         """Return the same context each time."""
         return self._NOTHING
-
-
-class PatientStopping(EarlyStopping):
-    """Takes its patience from the options of today; Lightning would restore that of before."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what was counted."""
-        super().load_state_dict({**state_dict, "patience": self.patience})
-
-
-def stopped_early(checkpoint: Mapping[str, Any], patience: int | None) -> bool:
-    """Tell whether a run had already waited long enough when a checkpoint was written."""
-    states = checkpoint.get("callbacks", {})
-    waits = [s["wait_count"] for key, s in states.items() if key.startswith("PatientStopping")]
-    return patience is not None and any(wait >= patience for wait in waits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +121,10 @@ def create_trainer(
             )
         )
     # the last checkpoint is written after the best, so that it knows the best score
-    kept += [_keep(folder, "best", monitor=options.monitor, mode=mode), _keep(folder, "last")]
+    kept += [
+        keep_checkpoint(folder, "best", monitor=options.monitor, mode=mode),
+        keep_checkpoint(folder, "last"),
+    ]
     plugins: list[Any] = [WholeCheckpoints()]
     launch = outer_launch()
     if launch is None:
@@ -257,19 +210,6 @@ def _was_interrupted(error: BaseException) -> bool:
     while seen is not None and not isinstance(seen, KeyboardInterrupt):
         seen = seen.__cause__ or seen.__context__
     return seen is not None
-
-
-def _keep(folder: Path, name: str, *, monitor: str | None = None, mode: str = "min") -> Callback:
-    return MovableCheckpoint(
-        dirpath=folder / "checkpoints",
-        filename=name,
-        monitor=monitor,
-        mode=mode,
-        save_top_k=1,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-        save_on_train_epoch_end=True,
-    )
 
 
 def _explain_loss(error: Exception) -> TrainingError | None:

@@ -1,6 +1,5 @@
 """Checkpoints are whole or absent, the best score survives, and the console stays quiet."""
 
-import resource
 import shutil
 import signal
 from pathlib import Path
@@ -17,13 +16,8 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from finetune.build import Training
 from finetune.errors import StorageError, TrainingError
 from finetune.training.callbacks import Unfreeze
-from finetune.training.trainer import (
-    MovableCheckpoint,
-    TrainerOptions,
-    WholeCheckpoints,
-    create_trainer,
-    fit,
-)
+from finetune.training.checkpoints import MovableCheckpoint
+from finetune.training.trainer import TrainerOptions, create_trainer, fit
 from tests.helpers import tiny_disk
 from tests.runs import assert_same_bits, checkpoint, small_training, weights
 
@@ -39,33 +33,6 @@ def run(training: Training, folder: Path, *callbacks: Callback, **settings: Any)
     last = folder / "checkpoints" / "last.ckpt"
     fit(trainer, training.module, training.data, checkpoint=last if last.is_file() else None)
     return trainer
-
-
-class Refuses:
-    """What cannot be saved."""
-
-    def __reduce__(self) -> str:
-        raise RuntimeError("not to be saved")
-
-
-def test_a_checkpoint_that_fails_leaves_the_one_before_and_nothing_else(tmp_path: Path) -> None:
-    file = tmp_path / "last.ckpt"
-    writer = WholeCheckpoints()
-    writer.save_checkpoint({"epoch": 1}, file)
-    with pytest.raises(RuntimeError, match="not to be saved"):
-        writer.save_checkpoint({"epoch": 2, "what": Refuses()}, file)
-    assert torch.load(file, weights_only=True) == {"epoch": 1}
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_a_full_disk_leaves_the_checkpoint_before_and_is_explained(tmp_path: Path) -> None:
-    with tiny_disk(tmp_path / "disk", size="1m") as disk:
-        writer = WholeCheckpoints()
-        writer.save_checkpoint({"epoch": 1}, disk / "last.ckpt")
-        with pytest.raises(StorageError, match=r"last\.ckpt: no space is left on the device"):
-            writer.save_checkpoint({"weights": torch.zeros(10**6)}, disk / "last.ckpt")
-        assert torch.load(disk / "last.ckpt", weights_only=True) == {"epoch": 1}
-        assert [file.name for file in disk.iterdir()] == ["last.ckpt"]
 
 
 def test_a_disk_that_fills_during_training_ends_it_with_the_run_whole(
@@ -93,21 +60,6 @@ class Filling(Callback):
         if trainer.current_epoch == 1:
             free = shutil.disk_usage(self.disk).free
             (self.disk / "filler").write_bytes(bytes(max(0, free - 100_000)))
-
-
-def test_a_file_size_limit_is_explained_too(tmp_path: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
-        with pytest.raises(StorageError, match="larger than is allowed"):
-            WholeCheckpoints().save_checkpoint(
-                {"weights": torch.zeros(10**6)}, tmp_path / "last.ckpt"
-            )
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert list(tmp_path.iterdir()) == []
 
 
 def kept(trainer: Trainer) -> tuple[ModelCheckpoint, ModelCheckpoint]:

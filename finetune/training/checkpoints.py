@@ -1,0 +1,83 @@
+"""Checkpoints that are whole, that move with their folder, and what early stopping remembers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from finetune.storage import atomic_file
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all; a kill or a full disk leaves the one before."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write beside the file and move it there.
+
+        Raises:
+            StorageError: The disk is full, read-only or fails.
+        """
+        # given a path, torch.save hides the reason of a failed write
+        with atomic_file(Path(path)) as temporary, temporary.open("wb") as stream:
+            torch.save(checkpoint, stream)
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Knows the best score of before in a run folder that was moved, too.
+
+    Lightning forgets it there, and the next epoch, however bad, would replace the best.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what was saved, with the paths of today."""
+        before, now = str(state_dict["dirpath"]), str(self.dirpath)
+        state = dict(state_dict, dirpath=self.dirpath)
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[key] = state[key].replace(before, now, 1)
+        state["best_k_models"] = {
+            path.replace(before, now, 1): score for path, score in state["best_k_models"].items()
+        }
+        super().load_state_dict(state)
+
+
+class PatientStopping(EarlyStopping):
+    """Takes its patience from the options of today; Lightning would restore that of before."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what was counted."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+
+def stopped_early(checkpoint: Mapping[str, Any], patience: int | None) -> bool:
+    """Tell whether a run had already waited long enough when a checkpoint was written."""
+    states = checkpoint.get("callbacks", {})
+    waits = [s["wait_count"] for key, s in states.items() if key.startswith("PatientStopping")]
+    return patience is not None and any(wait >= patience for wait in waits)
+
+
+def keep_checkpoint(
+    folder: Path, name: str, *, monitor: str | None = None, mode: str = "min"
+) -> MovableCheckpoint:
+    """Return the callback that keeps ``checkpoints/<name>.ckpt`` in a run folder.
+
+    Args:
+        folder: The run folder.
+        name: Of the file.
+        monitor: Metric of the best epoch; None keeps the last epoch.
+        mode: "min" or "max" of the metric.
+    """
+    return MovableCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename=name,
+        monitor=monitor,
+        mode=mode,
+        save_top_k=1,
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )

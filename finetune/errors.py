@@ -16,6 +16,10 @@ A message says what was found, where, and what to do about it; it is shown witho
 from typing import ClassVar
 
 INTERRUPTED_EXIT_CODE = 130
+"""After Ctrl-C."""
+
+PREEMPTED_EXIT_CODE = 85
+"""After SIGTERM or SIGUSR1: the run is saved, and the same command goes on with it."""
 
 
 class FinetuneError(Exception):

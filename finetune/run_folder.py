@@ -1,14 +1,12 @@
 """The folder of a run: what lies where, made whole, never taken twice."""
 
 import os
-import shutil
-import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from finetune.errors import RunFolderError, StorageError
-from finetune.storage import explain_disk_error, replace_link, write_text
+from finetune.storage import atomic_folder, replace_link, write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +104,12 @@ def create(path: Path, *, config: str, manifest: str, rejected: str) -> RunFolde
         StorageError: The disk is full or may not be written.
     """
     check_free(path)
+    with atomic_folder(path) as temporary:
+        draft = RunFolder(temporary)
+        write_text(draft.manifest, manifest)
+        write_text(draft.rejected, rejected)
+        write_text(draft.config, config)
     run = RunFolder(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_disk_error(error, path) or error from error
-    try:
-        write_text(run.manifest, manifest)
-        write_text(run.rejected, rejected)
-        # last: a folder with a config is a run that can be resumed
-        write_text(run.config, config)
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
     point_latest_at(run)
     return run
 
@@ -130,6 +121,12 @@ def point_latest_at(run: RunFolder) -> None:
         replace_link(link, run.path.name)
 
 
+def is_run(path: Path) -> bool:
+    """Tell whether a run lies at a path."""
+    run = RunFolder(path)
+    return run.config.is_file() and run.manifest.is_file()
+
+
 def existing(path: Path) -> RunFolder:
     """Return the run at a path.
 
@@ -137,7 +134,7 @@ def existing(path: Path) -> RunFolder:
         RunFolderError: There is no run.
     """
     run = RunFolder(path.resolve())
-    if not run.config.is_file() or not run.manifest.is_file():
+    if not is_run(path):
         if path.name == "latest" and not path.exists():
             raise RunFolderError(f"{path} points at no run yet. Start one: finetune fit FOLDER.")
         raise RunFolderError(
@@ -145,32 +142,3 @@ def existing(path: Path) -> RunFolder:
             f"`finetune fit` made, as runs/latest."
         )
     return run
-
-
-def wait_for(path: Path, *, launch: str, timeout_seconds: float) -> RunFolder:
-    """Return the run that rank 0 of the same launch makes, once it is there.
-
-    Args:
-        path: The run folder.
-        launch: Names this start of the job, so that an older run is not taken for it.
-        timeout_seconds: When to give up.
-
-    Raises:
-        RunFolderError: Rank 0 did not make it in time.
-    """
-    marker = path / f".ready-{launch}"
-    end = time.monotonic() + timeout_seconds
-    while not marker.exists():
-        if time.monotonic() > end:
-            raise RunFolderError(
-                f"Rank 0 did not prepare {path} in {timeout_seconds:.0f} s. See its messages."
-            )
-        time.sleep(0.2)
-    return RunFolder(path)
-
-
-def announce(run: RunFolder, *, launch: str) -> None:
-    """Tell the other ranks of a launch that the folder is ready; markers of old ones go."""
-    for stale in run.path.glob(".ready-*"):
-        stale.unlink()
-    write_text(run.path / f".ready-{launch}", "")

@@ -24,13 +24,13 @@ FLOORS = (
     ("config",),
     ("run_folder",),
     ("storage",),
-    ("types", "lookup"),
+    ("types", "lookup", "signals"),
     ("errors",),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(reversed(FLOORS)) for name in names}
-TORCH_FREE = ("config", "run_folder", "storage", "types", "lookup", "errors")
+TORCH_FREE = ("config", "run_folder", "storage", "types", "lookup", "signals", "errors")
 KNOW_THE_CONFIG = ("cli", "commands", "build", "config")
-STANDARD_LIBRARY_ONLY = ("types", "lookup", "errors")
+STANDARD_LIBRARY_ONLY = ("types", "lookup", "signals", "errors")
 HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "albumentations", "wandb", "sklearn"}
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE) + sorted(

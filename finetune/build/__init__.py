@@ -1,7 +1,7 @@
 """From the config to objects: the one place where both meet."""
 
 from finetune.build.cost import describe_cost, measure, with_fitting_batch
-from finetune.build.resolve import IMBALANCE
+from finetune.build.resolve import IMBALANCE, num_processes
 from finetune.build.training import (
     Training,
     batch_in_memory,
@@ -17,6 +17,7 @@ __all__ = [
     "build_training",
     "describe_cost",
     "measure",
+    "num_processes",
     "trainer_options",
     "with_cache",
     "with_fitting_batch",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from finetune.build.resolve import number
+from finetune.build.resolve import num_processes, number
 from finetune.build.training import Training, batch_in_memory
 from finetune.config.load import replaced
 from finetune.data.dataset import Batch
@@ -134,9 +134,10 @@ def _phase_cost(
     training: Training, phase: Phase, step: StepCost, cost: RunCost
 ) -> dict[str, float]:
     workers = number(training.config.data.num_workers)
-    processes = number(training.config.trainer.devices) * training.config.trainer.num_nodes
+    processes = num_processes(training.config)
     on_gpu = training.config.trainer.accelerator == "cuda"
-    shared = processes if on_gpu else training.config.trainer.num_nodes  # its processes share a CPU
+    # the processes of a machine share its CPU
+    shared = processes if on_gpu else number(training.config.trainer.num_nodes)
     train = _with_reading(step.train_seconds, cost.read_seconds, workers) / shared
     stored = training.cache is not None
     val = _with_reading(step.eval_seconds, 0.0 if stored else cost.decode_seconds, workers) / shared

@@ -16,7 +16,7 @@ from finetune.machine import free_cores
 from finetune.models.backbone import Network
 from finetune.models.groups import layer_groups
 from finetune.models.weights import is_pretrained
-from finetune.training.launch import processes_per_node
+from finetune.training.launch import outer_launch
 from finetune.types import Split
 
 
@@ -61,7 +61,7 @@ def global_batch(config: Config, manifest: Manifest) -> int:
         DataError: There are fewer images than batches at once.
     """
     asked = number(config.trainer.batch_size)
-    processes = number(config.trainer.devices) * config.trainer.num_nodes
+    processes = num_processes(config)
     shards = processes * number(config.trainer.accumulate)
     num_images = len(manifest.of(Split.TRAIN))
     if asked % shards:
@@ -77,6 +77,11 @@ def global_batch(config: Config, manifest: Manifest) -> int:
     return effective_batch_size(asked, num_images=num_images, shards=shards)
 
 
+def num_processes(config: Config) -> int:
+    """Return the processes of all machines, of a resolved config."""
+    return number(config.trainer.devices) * number(config.trainer.num_nodes)
+
+
 def number(value: int | Literal["auto"]) -> int:
     """Return a whole number of a resolved config."""
     assert value != "auto", "auto is decided before"
@@ -90,6 +95,7 @@ def decimal(value: float | Literal["auto"]) -> float:
 
 
 def _facts(config: Config, manifest: Manifest, network: Network) -> Facts:
+    launch = outer_launch()
     return Facts(
         class_counts=manifest.class_counts(Split.TRAIN),
         pretrained=is_pretrained(config.model.weights),
@@ -98,7 +104,8 @@ def _facts(config: Config, manifest: Manifest, network: Network) -> Facts:
         fast_bf16=_fast_bf16(config.trainer.accelerator),
         free_cores=free_cores(),
         accelerator=config.trainer.accelerator,
-        processes_per_node=processes_per_node(),
+        processes_per_node=1 if launch is None else launch.local_world_size,
+        num_nodes=1 if launch is None else launch.num_nodes,
     )
 
 

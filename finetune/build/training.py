@@ -7,7 +7,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 
 from finetune.build.cache import CachePlan, cached, choose_cache
 from finetune.build.recipe import make_recipe, sampling_weights
-from finetune.build.resolve import decimal, global_batch, number, resolve
+from finetune.build.resolve import decimal, global_batch, num_processes, number, resolve
 from finetune.bundle import Card
 from finetune.config.load import replaced
 from finetune.config.schema import Config
@@ -140,8 +140,7 @@ def with_cache(training: Training, *, reporter: Reporter) -> Training:
 def batch_in_memory(training: Training) -> int:
     """Return the images that a process holds at once."""
     trainer = training.config.trainer
-    processes = number(trainer.devices) * trainer.num_nodes
-    return training.batch_size // (processes * number(trainer.accumulate))
+    return training.batch_size // (num_processes(training.config) * number(trainer.accumulate))
 
 
 def trainer_options(config: Config) -> TrainerOptions:
@@ -152,12 +151,15 @@ def trainer_options(config: Config) -> TrainerOptions:
         monitor=f"val/{trainer.monitor}",
         accelerator=trainer.accelerator,
         devices=number(trainer.devices),
-        num_nodes=trainer.num_nodes,
+        num_nodes=number(trainer.num_nodes),
         precision=trainer.precision,
         accumulate=number(trainer.accumulate),
         gradient_clip=trainer.gradient_clip,
         deterministic=trainer.deterministic,
         early_stopping=trainer.early_stopping,
+        strategy=trainer.strategy,
+        collective_timeout_seconds=trainer.collective_timeout_seconds,
+        save_every_minutes=config.checkpoint.every_minutes,
     )
 
 
@@ -204,8 +206,7 @@ def _check_mixup(config: Config, batch_size: int) -> None:
     Raises:
         ConfigError: A process holds one image at a time.
     """
-    shards = number(config.trainer.devices) * config.trainer.num_nodes
-    shards *= number(config.trainer.accumulate)
+    shards = num_processes(config) * number(config.trainer.accumulate)
     if config.augment.mixup and batch_size // shards < 2:
         raise ConfigError(
             f"augment.mixup={config.augment.mixup:g} cannot apply to trainer.batch_size="

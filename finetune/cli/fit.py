@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.output import console_reporter, show_result
+from finetune.cli.output import console_reporter, show_result, stop_as_exit
 from finetune.errors import ConfigError
+from finetune.training.launch import is_further_rank
 from finetune.types import Reporter
 
 if TYPE_CHECKING:
@@ -71,8 +72,14 @@ def fit(
     precision: Annotated[
         str | None, typer.Option(help="32-true, bf16-mixed, 16-mixed or auto.  [auto]")
     ] = None,
-    devices: Annotated[str | None, typer.Option(help="Processes a machine.  [auto]")] = None,
-    num_nodes: Annotated[str | None, typer.Option(help="Machines.  [1]")] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(help="Processes a machine; a launcher's are taken as they are.  [auto]"),
+    ] = None,
+    num_nodes: Annotated[
+        str | None,
+        typer.Option(help="Machines; srun's or torchrun's are taken as they are.  [auto]"),
+    ] = None,
     seed: Annotated[str | None, typer.Option(help="Of split, order and augmentation.  [0]")] = None,
     wandb: Annotated[
         str | None, typer.Option(help="Weights & Biases: off, offline or online.  [off]")
@@ -80,7 +87,10 @@ def fit(
     output: Annotated[
         str | None, typer.Option(help="Run folder.  [runs/<date>-<backbone>-<data>]")
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with this run folder; auto: with --output, if it is a run."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on standard output.")
@@ -93,7 +103,8 @@ def fit(
     )  # fmt: skip
     values = dict(zip(_FLAG_KEYS, given, strict=True))
     flags = {_FLAG_KEYS[flag]: (flag, value) for flag, value in values.items() if value is not None}
-    _fit(words or [], config, flags, resume, dry_run=dry_run, as_json=as_json)
+    with stop_as_exit():
+        _fit(words or [], config, flags, resume, dry_run=dry_run, as_json=as_json)
 
 
 def _fit(
@@ -119,7 +130,10 @@ def _fit(
     if paths:
         flags["data.path"] = ("DATA", paths[0])
     reporter = console_reporter(json=as_json)
-    watcher: Reporter = Reporter() if _is_further_rank() else reporter
+    watcher: Reporter = Reporter() if is_further_rank() else reporter
+    if resume == Path("auto"):
+        flags["resume"] = ("--resume", "auto")
+        resume = None
     if resume is not None:
         _refuse_with_resume(file, flags, dry_run=dry_run)
         if paths:
@@ -138,16 +152,8 @@ def _fit(
         return
     else:
         result = command.fit(config, reporter=watcher)
-    if not _is_further_rank():
+    if not is_further_rank():
         show_result(reporter, result.as_json(), lambda tree: _show_fit(reporter, tree))
-
-
-def _is_further_rank() -> bool:
-    """Tell whether another process of the same launch speaks for this one."""
-    from finetune.training.launch import outer_launch
-
-    launch = outer_launch()
-    return launch is not None and launch.rank > 0
 
 
 def _refuse_with_resume(

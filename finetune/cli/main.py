@@ -1,14 +1,23 @@
 """Runs the command line: every error is one message with its exit code, never a traceback."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
+from finetune import signals
 from finetune.cli.app import app
-from finetune.cli.output import console_reporter
-from finetune.errors import INTERRUPTED_EXIT_CODE, ConfigError, FinetuneError
+from finetune.cli.output import SIGNAL_EXIT_CODES, console_reporter
+from finetune.errors import (
+    INTERRUPTED_EXIT_CODE,
+    PREEMPTED_EXIT_CODE,
+    ConfigError,
+    FinetuneError,
+)
+from finetune.training.launch import is_further_rank
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -19,14 +28,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         command = typer.main.get_command(app)
         code = command.main(args=arguments, prog_name="finetune", standalone_mode=False)
-        if code == INTERRUPTED_EXIT_CODE:
-            raise KeyboardInterrupt  # typer makes a number of it, and says nothing
     except KeyboardInterrupt:
-        if not _joins(arguments):  # the process that started the run says it
-            console_reporter().error("stopped by Ctrl-C")
-        return INTERRUPTED_EXIT_CODE
+        return _stopped(signal.SIGINT)
     except FinetuneError as error:
-        _explain(_own_message(error))
+        if not _said_by_another(error):
+            _explain(_own_message(error))
         return error.exit_code
     except BrokenPipeError:
         # whoever read the output has seen enough; nothing is left to flush
@@ -34,14 +40,36 @@ def run(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         return _foreign_error(error, arguments)
-    return code if isinstance(code, int) else 0
+    if not isinstance(code, int):
+        return 0
+    signum = code - SIGNAL_EXIT_CODES
+    return _stopped(signum) if signum in signals.STOP_SIGNALS else code
 
 
-def _joins(arguments: Sequence[str]) -> bool:
-    """Tell whether this is a further process of a run that another one started."""
-    from finetune.training.launch import JOIN_VERB
+def _stopped(signum: int) -> int:
+    """Say what stopped this process, and return what its starter understands."""
+    speaks = not is_further_rank()  # one process of a run says it
+    if signum == signal.SIGINT:
+        if speaks:
+            console_reporter().error("stopped by Ctrl-C")
+        return INTERRUPTED_EXIT_CODE
+    file = os.environ.get(signals.REQUEUE_FILE_VARIABLE)
+    if speaks:
+        then = "" if file is None else f"; {file} asks for another start"
+        console_reporter().error(f"stopped by {signal.Signals(signum).name}{then}")
+    if file is None:
+        return PREEMPTED_EXIT_CODE
+    if speaks:
+        from finetune.storage import write_text
 
-    return arguments[0] == JOIN_VERB
+        write_text(Path(file), f"{signal.Signals(signum).name}\n")
+    return 0
+
+
+def _said_by_another(error: FinetuneError) -> bool:
+    """Tell whether another process of the run says the same."""
+    # what is wrong with the command line is wrong in every process
+    return is_further_rank() and (isinstance(error, ConfigError) or hasattr(error, "from_rank"))
 
 
 def _foreign_error(error: Exception, arguments: Sequence[str]) -> int:

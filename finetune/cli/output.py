@@ -2,11 +2,33 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import typer
+
+from finetune.signals import StopRequest
 
 if TYPE_CHECKING:
     from finetune.cli.console import ConsoleReporter
+
+
+SIGNAL_EXIT_CODES = 128
+"""What a verb that a signal stops exits with, less the signal's number."""
+
+
+@contextmanager
+def stop_as_exit() -> Iterator[None]:
+    """Turn a stop request into an exit code; typer would make Ctrl-C of every one.
+
+    Raises:
+        typer.Exit: With ``SIGNAL_EXIT_CODES`` and the signal's number.
+    """
+    try:
+        yield
+    except StopRequest as request:
+        raise typer.Exit(SIGNAL_EXIT_CODES + request.signum) from None
 
 
 def console_reporter(*, json: bool = False) -> "ConsoleReporter":

@@ -1,46 +1,75 @@
-"""Compares what a cluster job started with what was asked for, before anything is done."""
+"""Compares what a cluster job started with what was asked for, before anything is done.
+
+A mismatch would train several times, or wait for ever; here it ends at once, with the line that is
+right.
+"""
+
+import os
 
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
-from finetune.training.launch import Launch, outer_launch, processes_per_node
+from finetune.training.launch import Launch
 
 
-def checked_launch(config: Config) -> Launch | None:
-    """Return the launch that this process belongs to.
+def check_launch(config: Config, launch: Launch | None) -> Launch | None:
+    """Return the launch that this process belongs to, or None if it stands alone.
 
     Raises:
-        ConfigError: Several machines without a launcher, or several processes without a name.
+        ConfigError: Several machines without a launcher, or other processes than were asked for.
     """
-    launch = outer_launch()
-    if launch is None and config.trainer.num_nodes > 1:
-        raise ConfigError(
-            f"trainer.num_nodes={config.trainer.num_nodes}: several machines need a launcher that "
-            f"starts this command on each of them, srun or torchrun."
-        )
-    if launch is not None:
-        _check_world_size(config, launch)
-    if launch is not None and config.output is None:
-        raise ConfigError(
-            f"{launch.world_size} processes run this command and need one run folder: add "
-            f"--output runs/NAME."
-        )
+    if launch is None:
+        _check_alone(config)
+        return None
+    for asked, started, flag in (
+        (config.trainer.devices, launch.local_world_size, "--devices"),
+        (config.trainer.num_nodes, launch.num_nodes, "--num-nodes"),
+    ):
+        if asked not in ("auto", started):
+            raise ConfigError(
+                f"{flag} is {asked}, but {_started(launch)}. Leave --devices and --num-nodes out: "
+                f"they are taken from the launcher. Or start what you mean: {_line(config)}"
+            )
     return launch
 
 
-def _check_world_size(config: Config, launch: Launch) -> None:
-    """Raise unless the launcher started as many processes as the run will have.
+def _check_alone(config: Config) -> None:
+    """Refuse what one process cannot be.
 
     Raises:
-        ConfigError: Names both numbers; a mismatch would train twice, or wait for ever.
+        ConfigError: Says what to start instead.
     """
-    devices = config.trainer.devices
-    if devices == "auto":
-        devices = processes_per_node()
-    wanted = devices * config.trainer.num_nodes
-    if wanted != launch.world_size:
+    nodes = config.trainer.num_nodes
+    if nodes != "auto" and nodes > 1:
         raise ConfigError(
-            f"The launcher started {launch.world_size} processes, but --devices {devices} times "
-            f"--num-nodes {config.trainer.num_nodes} is {wanted}. Start one process a device on "
-            f"each machine, as in: srun --nodes=N --ntasks-per-node=D finetune fit … --devices D "
-            f"--num-nodes N"
+            f"trainer.num_nodes={nodes}: several machines need a launcher that starts this command "
+            f"on each of them: {_line(config)}"
         )
+    if "SLURM_JOB_ID" not in os.environ or "SLURM_STEP_ID" in os.environ:
+        return
+    machines, tasks = (int(os.environ.get(f"SLURM_{name}") or 1) for name in ("NNODES", "NTASKS"))
+    if machines > 1 or (tasks > 1 and config.trainer.devices == "auto"):
+        raise ConfigError(
+            f"This job has {tasks} tasks on {machines} machines, but srun did not start this "
+            f"command: one process alone would train, on one machine. Write in the batch script: "
+            f"srun --nodes={machines} --ntasks-per-node={max(1, tasks // machines)} finetune fit … "
+            f"Or, for one machine alone, say --devices."
+        )
+
+
+def _started(launch: Launch) -> str:
+    machines = "machine" if launch.num_nodes == 1 else "machines"
+    return (
+        f"{launch.by} started {launch.local_world_size} processes on each of {launch.num_nodes} "
+        f"{machines}"
+    )
+
+
+def _line(config: Config) -> str:
+    nodes, devices = (
+        1 if value == "auto" else value
+        for value in (config.trainer.num_nodes, config.trainer.devices)
+    )
+    return (
+        f"srun --nodes={nodes} --ntasks-per-node={devices} finetune fit …, or on each machine "
+        f"torchrun --nnodes={nodes} --nproc-per-node={devices} -m finetune fit …"
+    )

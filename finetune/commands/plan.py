@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.build import Training
+from finetune.build import Training, num_processes
 from finetune.types import Phase, Split
 
 
@@ -59,7 +59,7 @@ def describe(
             "augment": config.augment.name,
             "precision": config.trainer.precision,
             "accelerator": config.trainer.accelerator,
-            "processes": int(config.trainer.devices) * config.trainer.num_nodes,
+            "processes": num_processes(config),
             "accumulate": config.trainer.accumulate,
             "monitor": config.trainer.monitor,
             "seed": config.seed,

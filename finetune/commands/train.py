@@ -1,14 +1,18 @@
 """The middle of a run, new or resumed: train, measure the best model, write it."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
+from datetime import timedelta
 from uuid import uuid4
 
-import torch
-
-from finetune.build import Training, batch_in_memory, trainer_options, with_cache
+from finetune.build import (
+    Training,
+    batch_in_memory,
+    num_processes,
+    trainer_options,
+    with_cache,
+)
 from finetune.bundle import load_model, save_bundle
 from finetune.config.load import replaced
 from finetune.config.schema import Config
@@ -16,11 +20,15 @@ from finetune.errors import OutOfMemoryError
 from finetune.inference.evaluation import evaluate_files
 from finetune.inference.predictor import Predictor
 from finetune.run_folder import RunFolder
+from finetune.signals import StopRequest
 from finetune.storage import write_text
 from finetune.training.callbacks import Compile, Progress, Unfreeze
-from finetune.training.checkpoints import stopped_early
-from finetune.training.launch import Launch, other_ranks
+from finetune.training.checkpoints import read_checkpoint, stopped_early
+from finetune.training.launch import Launch
 from finetune.training.loggers import MetricsCsv, Tracking, create_wandb_logger
+from finetune.training.meeting import Meeting
+from finetune.training.position import Position
+from finetune.training.spawn import own_meeting
 from finetune.training.trainer import create_trainer
 from finetune.training.trainer import fit as lightning_fit
 from finetune.types import Evaluation, Reporter, Split
@@ -29,31 +37,25 @@ _MEASURED_BATCH = 32
 
 
 def train(
-    run: RunFolder, training: Training, *, reporter: Reporter, launch: Launch | None
+    run: RunFolder, training: Training, *, reporter: Reporter, met: Meeting | None
 ) -> dict[str, dict[str, float]]:
-    """Train, then measure the best model and write it; return its metrics on rank 0."""
+    """Train, then measure the best model and write it; return its metrics on rank 0.
+
+    Args:
+        run: The run folder.
+        training: What trains.
+        reporter: Told of everything.
+        met: The other processes, where a launcher has started them.
+    """
+    rank = 0 if met is None else met.launch.rank
     try:
-        if not _is_trained(run, training.config):
-            training = with_cache(training, reporter=reporter)
+        tracking = _trained(run, training, reporter=reporter, met=met)
+        if rank > 0:
+            return {}
+        evaluations = _measured(run, training, reporter)
     except KeyboardInterrupt:
-        reporter.note(_stopped(run))
+        reporter.note(f"Stopped. Go on with: finetune fit --resume {run.path}")
         raise
-    tracking = open_tracking(
-        run, training.config, reporter, rank=0 if launch is None else launch.rank
-    )
-    count = int(training.config.trainer.devices) - 1 if launch is None else 0
-    others: AbstractContextManager[None] = (
-        other_ranks(run.path, count=count) if count else nullcontext()
-    )
-    try:
-        with others:
-            run_trainer(run, training, tracking=tracking, reporter=reporter)
-    except KeyboardInterrupt:
-        reporter.note(_stopped(run))
-        raise
-    if launch is not None and launch.rank > 0:
-        return {}
-    evaluations = _measured(run, training, reporter)
     metrics = {split: dict(result.metrics) for split, result in evaluations.items()}
     _write_bundle(run, metrics)
     tracking.finish(evaluations, classes=training.manifest.classes, bundle=run.bundle)
@@ -61,12 +63,61 @@ def train(
     return metrics
 
 
-def run_trainer(
-    run: RunFolder, training: Training, *, tracking: Tracking, reporter: Reporter
-) -> None:
-    """Train to the last epoch, from the last checkpoint if there is one; nothing if it is done."""
-    if _is_trained(run, training.config):
+def _trained(
+    run: RunFolder, training: Training, *, reporter: Reporter, met: Meeting | None
+) -> Tracking:
+    """Train to the last epoch with all processes, and return the trackers."""
+    rank = 0 if met is None else met.launch.rank
+    is_trained = _is_trained(run, training.config)
+    if not is_trained:
+        training = with_cache(training, reporter=reporter)
+    tracking = open_tracking(run, training.config, reporter, rank=rank)
+    if not is_trained:
+        try:
+            with _together(run, training, met) as launch:
+                _run_trainer(run, training, tracking=tracking, reporter=reporter, launch=launch)
+        except BaseException as error:
+            tracking.break_off(preempted=isinstance(error, StopRequest))
+            raise
+    return tracking
+
+
+@contextmanager
+def _together(run: RunFolder, training: Training, met: Meeting | None) -> Iterator[Launch | None]:
+    """Bring all processes of the run into one group; yield which of them this is."""
+    config = training.config
+    count = 0 if met is not None else int(config.trainer.devices) - 1
+    if met is None and not count:
+        yield None
         return
+    timeout = timedelta(seconds=config.trainer.collective_timeout_seconds)
+    others: AbstractContextManager[Meeting] = (
+        own_meeting(run.path, count=count, timeout=timeout) if met is None else nullcontext(met)
+    )
+    with others as all_of_them:
+        if met is None:
+            tell_run(all_of_them, run, training)
+        backend = "nccl" if config.trainer.accelerator == "cuda" else "gloo"
+        with all_of_them.group(backend=backend):
+            yield all_of_them.launch
+
+
+def tell_run(met: Meeting, run: RunFolder, training: Training) -> None:
+    """Tell the other processes what is trained; they need no weights, which DDP sends them."""
+    config = training.config.model_dump(mode="json")
+    card = training.module.card
+    met.tell("run", {"run_dir": str(run.path.resolve()), "config": config, "card": card})
+
+
+def _run_trainer(
+    run: RunFolder,
+    training: Training,
+    *,
+    tracking: Tracking,
+    reporter: Reporter,
+    launch: Launch | None,
+) -> None:
+    """Train to the last epoch, from the last checkpoint if there is one."""
     checkpoint = run.last if run.last.is_file() else None
     compiling = [Compile(reporter, batch_size=batch_in_memory(training))]
     trainer = create_trainer(
@@ -79,12 +130,9 @@ def run_trainer(
             tracking.csv,
         ],
         loggers=tracking.loggers,
+        launch=launch,
     )
     lightning_fit(trainer, training.module, training.data, checkpoint=checkpoint)
-
-
-def _stopped(run: RunFolder) -> str:
-    return f"Stopped. Go on with: finetune fit --resume {run.path}"
 
 
 def halved_batch(training: Training, error: OutOfMemoryError) -> Config:
@@ -104,7 +152,7 @@ def halved_batch(training: Training, error: OutOfMemoryError) -> Config:
             f"{error} {few} not fit. Take a smaller --image-size or --backbone, or "
             f"model.grad_checkpointing=true."
         )
-    if int(config.trainer.devices) * config.trainer.num_nodes > 1:
+    if num_processes(config) > 1:
         raise OutOfMemoryError(
             f"{error} Go on with a smaller batch in memory: "
             f"finetune fit --resume {config.output} trainer.accumulate={parts * smaller}"
@@ -170,12 +218,6 @@ def open_tracking(run: RunFolder, config: Config, reporter: Reporter, *, rank: i
     return Tracking(metrics, wandb)
 
 
-def epochs_done(file: Path) -> int:
-    """Return how many epochs a checkpoint has behind it."""
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    return int(checkpoint["epoch"]) + 1
-
-
 def is_complete(run: RunFolder, config: Config) -> bool:
     """Tell whether a run has trained, measured, written and tracked everything that was asked."""
     if not (run.done.is_file() and run.bundle.is_dir()):
@@ -186,7 +228,7 @@ def is_complete(run: RunFolder, config: Config) -> bool:
 def _is_trained(run: RunFolder, config: Config) -> bool:
     if not run.last.is_file():
         return False
-    state = torch.load(run.last, map_location="cpu", weights_only=True, mmap=True)
-    if int(state["epoch"]) + 1 >= int(config.trainer.epochs):
+    state = read_checkpoint(run.last)
+    if Position.of(state).epochs >= int(config.trainer.epochs):
         return True
     return stopped_early(state, config.trainer.early_stopping)

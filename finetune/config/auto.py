@@ -23,6 +23,7 @@ class Facts:
         free_cores: Cores that this process may use.
         accelerator: "cpu", "cuda" or "mps".
         processes_per_node: What the cluster job started on each machine; 1 outside one.
+        num_nodes: Machines of the cluster job; 1 outside one.
     """
 
     class_counts: Sequence[int]
@@ -33,6 +34,7 @@ class Facts:
     free_cores: int
     accelerator: str = "cpu"
     processes_per_node: int = 1
+    num_nodes: int = 1
 
     @property
     def num_images(self) -> int:
@@ -64,6 +66,7 @@ def auto_values(config: Config, facts: Facts) -> dict[str, Any]:
         "trainer.accumulate": 1,
         "trainer.precision": "bf16-mixed" if facts.fast_bf16 else "32-true",
         "trainer.devices": facts.processes_per_node,
+        "trainer.num_nodes": facts.num_nodes,
         "trainer.monitor": "macro_f1" if facts.imbalance_ratio > IMBALANCED_FROM else "accuracy",
     }
     tree = config.model_dump()

@@ -173,6 +173,11 @@ def differences(config: Config) -> dict[str, Any]:
     return {key: after for key, (_, after) in changes(Config(), config).items()}
 
 
+def explicit_values(config: Config) -> dict[str, Any]:
+    """Return dotted key to value for everything that was said, be it the default or not."""
+    return _flat(config.model_dump(mode="json", exclude_unset=True))
+
+
 def changes(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     """Return dotted key to (old, new) value for everything that differs."""
     old, new = (_flat(config.model_dump(mode="json")) for config in (before, after))

@@ -299,7 +299,19 @@ class TrainerConfig(Section):
     devices: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto", description="processes a machine; auto: what the cluster job gives, else 1"
     )
-    num_nodes: int = Field(1, ge=1, description="machines")
+    num_nodes: Annotated[int, Field(ge=1)] | Auto = Field(
+        "auto", description="machines; auto: what the cluster job gives, else 1"
+    )
+    strategy: Literal["ddp", "fsdp", "deepspeed"] = Field(
+        "ddp",
+        description="ddp: every process holds the network; fsdp: GPUs share it, for what fits into "
+        "none alone",
+    )
+    collective_timeout_seconds: float = Field(
+        600.0,
+        gt=0,
+        description="how long a process waits for another one before all of them end",
+    )
     gradient_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: no limit")
     monitor: Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "loss"] = Field(
         "auto",
@@ -316,6 +328,16 @@ class TrainerConfig(Section):
     )
     deterministic: bool = Field(
         False, description="refuse GPU kernels whose result differs from run to run"
+    )
+
+
+class CheckpointConfig(Section):
+    """When a run is saved, besides at the end of every epoch."""
+
+    every_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        10.0,
+        description="save in mid-epoch so often, for the case of a crash; null: never. What asks a "
+        "run to stop (SIGTERM, SIGUSR1, Ctrl-C) is answered with a checkpoint in any case",
     )
 
 
@@ -345,8 +367,12 @@ class Config(Section):
     lr_schedule: LrScheduleConfig = Field(default_factory=LrScheduleConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     seed: int = Field(0, ge=0, lt=2**31, description="of the split, the order and the augmentation")
+    resume: Literal["never", "auto"] = Field(
+        "never", description="auto: go on with the run in output, if there is one"
+    )
     output: str | None = Field(
         None, description="run folder; null: runs/<date>-<backbone>-<data folder>"
     )

@@ -1,9 +1,10 @@
 """Images as batches of uint8 pixels, with the row that each came from."""
 
 import multiprocessing
-import signal
 import sys
 from collections.abc import Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from typing import Any, NotRequired, TypedDict
 
 import cv2
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from finetune import signals
 from finetune.data.source import PictureSource
 from finetune.data.transform import Transform, View
 from finetune.errors import DataError
@@ -96,29 +98,32 @@ class ImageDataset(Dataset[Batch]):
 def create_loader(
     dataset: ImageDataset,
     *,
-    batch_size: int,
     num_workers: int,
+    batch_size: int = 1,
     sampler: Sampler[int] | Sampler[Draw] | None = None,
+    batches: Sampler[list[int]] | None = None,
     pin_memory: bool = False,
 ) -> DataLoader[Batch]:
     """Return a loader over the sampler's order, or over all rows in order.
 
     Args:
         dataset: What is read.
-        batch_size: Images a batch in this process.
         num_workers: Reading processes; 0 reads in this one.
+        batch_size: Images a batch in this process, unless ``batches`` says it.
         sampler: Yields rows or draws.
+        batches: Yields the rows of a batch, in the place of ``sampler``.
         pin_memory: For a fast copy to a GPU.
     """
     context = None
     if num_workers:
         context = multiprocessing.get_context(worker_start_method(beside_gpu=pin_memory))
         if context.get_start_method() == "forkserver":
-            context.set_forkserver_preload([__name__])  # imported once, and not by every worker
+            _start_fork_server(context)
     return DataLoader(
         dataset,
-        batch_size=batch_size,
+        batch_size=batch_size if batches is None else 1,
         sampler=sampler,
+        batch_sampler=batches,
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
@@ -140,6 +145,13 @@ def worker_start_method(*, beside_gpu: bool) -> str:
     return "forkserver" if beside_gpu or sys.version_info >= (3, 12) else "fork"
 
 
+def _start_fork_server(context: BaseContext) -> None:
+    """Start what the workers are forked from, out of reach of the signals that stop a run."""
+    context.set_forkserver_preload([__name__])  # imported once, and not by every worker
+    with signals.blocked():
+        forkserver.ensure_running()
+
+
 def _as_it_is(batch: Any) -> Any:
     """Return what the dataset has collated already."""
     return batch
@@ -149,4 +161,4 @@ def _prepare_worker(worker: int) -> None:
     """Leave threads and signals to the main process."""
     del worker
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signals.ignore()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, Sampler
 
 from finetune.types import Draw
 
@@ -99,10 +99,16 @@ class EpochSampler(DistributedSampler[Draw]):
         self.num_images = num_images
         self.total_size = num_images // batch_size * batch_size
         self.num_samples = self.total_size // num_replicas
+        self._skipped = 0
+
+    def skip(self, draws: int) -> None:
+        """Leave out this rank's first draws, once: what a broken-off epoch has behind it."""
+        self._skipped = draws
 
     def __iter__(self) -> Iterator[Draw]:
         """Yield this rank's draws of whole batches; the rest is left out."""
-        rows, repeats = (part[self.rank :: self.num_replicas] for part in self._drawn())
+        first, self._skipped = self.rank + self._skipped * self.num_replicas, 0
+        rows, repeats = (part[first :: self.num_replicas] for part in self._drawn())
         for row, repeat in zip(rows, repeats, strict=True):
             yield Draw(int(row), self.epoch, int(repeat))
 
@@ -120,3 +126,38 @@ class EpochSampler(DistributedSampler[Draw]):
         repeats = np.empty_like(rows)
         repeats[by_row] = np.arange(len(rows)) - np.repeat(first, counts)
         return rows, repeats
+
+
+class WholeBatches(Sampler[list[int]]):
+    """Deals batches of consecutive rows out to the ranks, the same batches for any number of them.
+
+    What a network computes for an image depends in the last bits on how many others are in its
+    batch; with the same batches the predictions are the same. Every rank gets equally many, or the
+    others would wait for ever: some get a batch again that another one has, also where there are
+    fewer batches than ranks. Rows that come twice are counted once by whoever gathers them.
+
+    Args:
+        num_images: Rows.
+        batch_size: Of a batch; the last one may be smaller.
+        num_replicas: Ranks.
+        rank: This one.
+    """
+
+    def __init__(
+        self, num_images: int, *, batch_size: int, num_replicas: int = 1, rank: int = 0
+    ) -> None:
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.num_batches = -(-num_images // batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield this rank's batches."""
+        for turn in range(len(self)):
+            first = (turn * self.num_replicas + self.rank) % self.num_batches * self.batch_size
+            yield list(range(first, min(first + self.batch_size, self.num_images)))
+
+    def __len__(self) -> int:
+        """Return the batches of a rank."""
+        return -(-self.num_batches // self.num_replicas)

@@ -8,7 +8,10 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from finetune.errors import RunFolderError
 from finetune.storage import atomic_file
+from finetune.training.module import CARD_KEY
+from finetune.training.position import POSITION_KEY
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -81,3 +84,25 @@ def keep_checkpoint(
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds, without running anything of it; tensors stay on disk.
+
+    Raises:
+        RunFolderError: It is damaged, or was written by another program.
+    """
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        missing = {CARD_KEY, POSITION_KEY} - state.keys()
+    except Exception as error:
+        raise RunFolderError(
+            f"{file} is damaged ({type(error).__name__}). Remove it to start the run's first epoch "
+            f"again, or put a copy in its place."
+        ) from error
+    if missing:
+        raise RunFolderError(
+            f"{file} was written by another program, or an older finetune: it lacks "
+            f"{', '.join(sorted(missing))}. Remove it to start the run's first epoch again."
+        )
+    return state

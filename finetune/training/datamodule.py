@@ -4,10 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytorch_lightning import LightningDataModule, Trainer
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from finetune.data.dataset import Batch, ImageDataset, create_loader
-from finetune.data.sampler import EpochSampler, Weights
+from finetune.data.sampler import EpochSampler, Weights, WholeBatches
+from finetune.training.position import steps_of_epoch
+
+_VAL_BATCH = 64
+"""Images at once in validation, or fewer: it takes far less memory than training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,11 @@ class ImageDataModule(LightningDataModule):
         self.weights = weights
         self.loading = loading
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the optimizer steps of an epoch."""
+        return len(self.train) // self.loading.batch_size
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return this rank's slice of whole global batches."""
         trainer = self._trainer()
@@ -60,37 +69,34 @@ class ImageDataModule(LightningDataModule):
         # Lightning builds the iterator before it calls set_epoch, so that the first epoch after a
         # resume would repeat the order of epoch 0: Lightning-AI/pytorch-lightning#21938
         sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        return self._loader(self.train, self._local_batch_size(), sampler)
+        local_step = self.loading.batch_size // trainer.world_size
+        sampler.skip(steps_of_epoch(trainer) * local_step)
+        return self._loader(
+            self.train, sampler=sampler, batch_size=local_step // self.loading.accumulate
+        )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Return this rank's slice of the validation images, in order.
+        """Return this rank's share of the validation images, in the same batches for any number.
 
-        The sampler repeats images so that every rank has equally many; they are counted once.
+        Some images may come on several ranks; they are counted once.
         """
         trainer = self._trainer()
-        sampler: DistributedSampler[int] = DistributedSampler(
-            range(len(self.val)),  # type: ignore[arg-type]
+        batches = WholeBatches(
+            len(self.val),
+            batch_size=min(_VAL_BATCH, self.loading.batch_size // self.loading.accumulate),
             num_replicas=trainer.world_size,
             rank=trainer.global_rank,
-            shuffle=False,
         )
-        return self._loader(self.val, self._local_batch_size(), sampler)
-
-    def _local_batch_size(self) -> int:
-        """Return the images that this rank holds at once."""
-        return self.loading.batch_size // (self._trainer().world_size * self.loading.accumulate)
+        return self._loader(self.val, batches=batches)
 
     def _trainer(self) -> Trainer:
         assert self.trainer is not None, "loaders are made by a trainer"
         return self.trainer
 
-    def _loader(
-        self, dataset: ImageDataset, batch_size: int, sampler: DistributedSampler[Any]
-    ) -> DataLoader[Batch]:
+    def _loader(self, dataset: ImageDataset, **order: Any) -> DataLoader[Batch]:
         return create_loader(
             dataset,
-            batch_size=batch_size,
             num_workers=self.loading.num_workers,
-            sampler=sampler,
             pin_memory=self._trainer().strategy.root_device.type == "cuda",
+            **order,
         )

@@ -1,103 +1,145 @@
-"""The other processes of a run: started here, or found to be started by a cluster job."""
+"""Which process of a run this is: found in what torchrun, srun or a cluster's operator has set.
+
+Lightning finds SLURM by other rules: a job that bears the name "bash" or "interactive" trains as
+many independent copies as it has tasks. Imports nothing heavy.
+"""
 
 import os
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
-from finetune.errors import TrainingError
+from finetune.errors import ConfigError
 
 JOIN_VERB = "join-run"
-_EXIT_SECONDS = 120
+"""What a process that this one starts is called with."""
+
+Launcher = Literal["torchrun", "srun", "environment"]
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """This process among those that torchrun or srun started.
+    """This process among those of a run.
 
     Attributes:
         rank: Over all machines.
         world_size: Processes of all machines.
-        name: The same in all of them, another at the next start.
+        local_rank: On this machine.
+        local_world_size: Processes of this machine, and of each other one.
+        node_rank: Of this machine.
+        address: Host name or address of the machine of rank 0.
+        port: Where rank 0 listens, or will; 0 lets the system choose, on rank 0 alone.
+        by: Who started the process.
     """
 
     rank: int
     world_size: int
-    name: str
+    local_rank: int
+    local_world_size: int
+    node_rank: int
+    address: str
+    port: int
+    by: Launcher
+
+    @property
+    def num_nodes(self) -> int:
+        """Machines."""
+        return self.world_size // self.local_world_size
 
 
 def outer_launch() -> Launch | None:
-    """Return who started this process among several, or None if it stands alone."""
+    """Return which process of a run this is, or None if it stands alone.
+
+    Raises:
+        ConfigError: The machines have different numbers of processes, or a variable is missing.
+    """
     env = os.environ
-    if "TORCHELASTIC_RUN_ID" in env:
-        parts = (env["TORCHELASTIC_RUN_ID"], env.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        # the run id alone is "none" at every plain start; the port is another each time
-        name = "-".join([*parts, env.get("MASTER_PORT", "0")])
-        return Launch(int(env["RANK"]), int(env["WORLD_SIZE"]), name)
-    if "SLURM_STEP_ID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-        ids = (env["SLURM_JOB_ID"], env["SLURM_STEP_ID"], env.get("SLURM_RESTART_COUNT", "0"))
-        return Launch(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), "-".join(ids))
+    try:
+        if "TORCHELASTIC_RUN_ID" in env or int(env.get("WORLD_SIZE") or 1) > 1:
+            return _from_variables(env)
+        if int(_slurm_step(env, "NUM_TASKS", "SLURM_NTASKS")) > 1:
+            return _from_slurm(env)
+    except KeyError as error:
+        raise ConfigError(
+            f"This process is one of several, but {error.args[0]} is not set in its environment. "
+            f"Start it with torchrun or srun."
+        ) from error
     return None
 
 
-def processes_per_node() -> int:
-    """Return how many processes a launcher started on this machine; 1 without a launcher."""
-    env = os.environ
-    if outer_launch() is None:
-        return 1
-    if "LOCAL_WORLD_SIZE" in env:
-        return int(env["LOCAL_WORLD_SIZE"])
-    return int(env["SLURM_NTASKS"]) // int(env.get("SLURM_NNODES", "1"))
+def is_further_rank() -> bool:
+    """Tell whether another process of the same run speaks for this one."""
+    launch = outer_launch()
+    return launch is not None and launch.rank > 0
 
 
-@contextmanager
-def other_ranks(run_dir: Path, *, count: int) -> Iterator[None]:
-    """Run ``count`` further processes of a run on this machine while the block lasts.
-
-    This process is rank 0; each other one reads the run folder and joins.
-
-    Raises:
-        TrainingError: One of them failed although this one ended well.
-    """
-    if count == 0:
-        yield
-        return
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0"}
-    before = dict(os.environ)
-    os.environ.update(common, LOCAL_RANK="0")
-    # the threads of all processes together should not outnumber the cores
-    threads = before.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // (count + 1)))
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-m", "finetune", JOIN_VERB, str(run_dir)],
-            env={**before, **common, "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": threads},
-            stdout=subprocess.DEVNULL,
+def _from_variables(env: Mapping[str, str]) -> Launch:
+    """Return what torchrun, an operator of Kubernetes or our own launcher has set."""
+    rank, world_size = int(env["RANK"]), int(env["WORLD_SIZE"])
+    local_world_size = int(env.get("LOCAL_WORLD_SIZE", "1"))
+    if world_size % local_world_size:
+        raise ConfigError(
+            f"{world_size} processes with {local_world_size} on this machine: every machine needs "
+            f"as many. Give torchrun the same --nproc-per-node everywhere."
         )
-        for rank in range(1, count + 1)
-    ]
-    try:
-        yield
-        codes = [child.wait(_EXIT_SECONDS) for child in children]
-    finally:
-        for child in children:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-        for name in (*common, "LOCAL_RANK"):
-            if name in before:
-                os.environ[name] = before[name]
-            else:
-                os.environ.pop(name, None)
-    if any(codes):
-        raise TrainingError(f"Processes of the run ended with codes {codes}; see their messages.")
+    return Launch(
+        rank,
+        world_size,
+        local_rank=int(env.get("LOCAL_RANK", "0")),
+        local_world_size=local_world_size,
+        node_rank=int(env.get("GROUP_RANK", str(rank // local_world_size))),
+        address=env["MASTER_ADDR"],
+        port=int(env["MASTER_PORT"]),
+        by="torchrun" if "TORCHELASTIC_RUN_ID" in env else "environment",
+    )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _from_slurm(env: Mapping[str, str]) -> Launch:
+    """Return the task of a step that this process is."""
+    sizes = _tasks_per_node(env)
+    if len(set(sizes)) > 1:
+        raise ConfigError(
+            f"srun started {', '.join(map(str, sizes))} tasks on the {len(sizes)} machines: every "
+            f"machine needs as many. Use srun --nodes={len(sizes)} "
+            f"--ntasks-per-node={max(1, sum(sizes) // len(sizes))} finetune fit …"
+        )
+    # steps of a job, and jobs that share a machine, must not meet; below the ports that the system
+    # gives away
+    number = int(env["SLURM_JOB_ID"]) + 1000 * int(env.get("SLURM_STEP_ID", "0"))
+    return Launch(
+        rank=int(env["SLURM_PROCID"]),
+        world_size=sum(sizes),
+        local_rank=int(env["SLURM_LOCALID"]),
+        local_world_size=sizes[0],
+        node_rank=int(env["SLURM_NODEID"]),
+        address=env.get("MASTER_ADDR") or _first_host(env),
+        port=int(env.get("MASTER_PORT") or 15000 + number % 15000),
+        by="srun",
+    )
+
+
+def _slurm_step(env: Mapping[str, str], name: str, of_job: str) -> str:
+    """Return a variable of the step, which salloc's own shell has too; 1 outside of a step."""
+    if "SLURM_STEP_ID" not in env:
+        return "1"
+    return env.get(f"SLURM_STEP_{name}") or env.get(of_job) or "1"
+
+
+def _tasks_per_node(env: Mapping[str, str]) -> list[int]:
+    """Return the tasks of each machine from a text like ``2(x3),1``."""
+    sizes: list[int] = []
+    for part in env["SLURM_STEP_TASKS_PER_NODE"].split(","):
+        tasks, _, times = part.rstrip(")").partition("(x")
+        sizes += [int(tasks)] * int(times or 1)
+    return sizes
+
+
+def _first_host(env: Mapping[str, str]) -> str:
+    """Return the first machine of a list like ``gpu[003-007,12],login``."""
+    if env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES")) == "1":
+        return "127.0.0.1"
+    hosts = env.get("SLURM_STEP_NODELIST") or env["SLURM_NODELIST"]
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", hosts)
+    assert first is not None, "matches at least nothing"
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])

@@ -37,6 +37,10 @@ class MetricsCsv(Checkpoint):
         self._started = False
         self._clock = time.monotonic()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the seconds of the first epoch from here."""
+        self._clock = time.monotonic()
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the epoch's row, on rank 0."""
         if trainer.is_global_zero:
@@ -150,6 +154,19 @@ class Tracking:
     def loggers(self) -> list[Logger]:
         """Return what the trainer logs to; ``csv`` is a callback."""
         return [] if self.wandb is None else [self.wandb]
+
+    def break_off(self, *, preempted: bool) -> None:
+        """End this part of the W&B run; everything that was logged gets to its file or server.
+
+        Args:
+            preempted: Another part is to follow.
+        """
+        if self.wandb is None:
+            return
+        run = self.wandb.experiment
+        if preempted:
+            run.mark_preempting()
+        run.finish(exit_code=1)
 
     def finish(
         self, evaluations: Mapping[str, Evaluation], *, classes: Sequence[str], bundle: Path

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,9 @@ from finetune.types import PreprocessSpec
 
 _ROWS_ON_DEVICE = 32
 """Batches of predictions that wait on the device."""
+
+_ODD = 6364136223846793005
+"""Multiplier of Knuth's generator (MMIX): spreads a small number over 63 bits."""
 
 CARD_KEY = "finetune"
 """Where a checkpoint holds what is needed to use its weights without the run's config."""
@@ -47,6 +50,21 @@ class Recipe:
     lr_factor: Callable[[int], float]
     seed: int
     mixup: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EpochSums:
+    """What a rank has gathered of an epoch.
+
+    Attributes:
+        loss: Sum over the batches.
+        batches: How many.
+        rates: Learning rate of each layer group at the last batch; empty before it.
+    """
+
+    loss: float = 0.0
+    batches: int = 0
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 class ClassificationModule(LightningModule):
@@ -95,17 +113,24 @@ class ClassificationModule(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's sums."""
-        self._loss_sum, self._num_batches = None, 0
+        self._loss_sum, self._num_batches, self._rates = None, 0, {}
+
+    def epoch_sums(self) -> EpochSums:
+        """Return what this rank has gathered of the epoch."""
+        loss = 0.0 if self._loss_sum is None else float(self._loss_sum)
+        return EpochSums(loss, self._num_batches, dict(self._rates))
+
+    def resume_epoch(self, sums: EpochSums) -> None:
+        """Take over what was gathered before the epoch broke off."""
+        self._loss_sum = torch.tensor(sums.loss, device=self.device)
+        self._num_batches, self._rates = sums.batches, dict(sums.rates)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make dropout a function of (seed, epoch, rank).
-
-        Not at the start of the epoch: there the loader draws from the same generator, after the
-        module's hook in all epochs but the first of a process, so that a resumed run would differ.
-        """
-        if batch_idx == 0:
-            key = (self.recipe.seed * 1_000_003 + self.current_epoch) * 65_537 + self.global_rank
-            torch.manual_seed(key % 2**63)
+        """Make dropout a function of (seed, epoch, batch, rank), also in a resumed epoch."""
+        key = self.recipe.seed
+        for part in (self.current_epoch, batch_idx, self.global_rank):
+            key = (key * _ODD + part) % 2**63
+        _seed(self.device, key)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
@@ -205,3 +230,16 @@ class ClassificationModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the card, so that the weights can be used without the run's config."""
         checkpoint[CARD_KEY] = self.card
+
+
+def _seed(device: torch.device, key: int) -> None:
+    """Set the state of the generator that dropout on a device draws from.
+
+    ``torch.manual_seed`` would seed all GPUs, and where there are none it notes down the stack.
+    """
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(key)
+    elif device.type == "mps":
+        torch.mps.manual_seed(key)
+    else:
+        torch.default_generator.manual_seed(key)

@@ -10,29 +10,28 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import PassThroughProfiler
-from pytorch_lightning.strategies import DDPStrategy
 
-from finetune.errors import OutOfMemoryError, TrainingError
+from finetune import signals
+from finetune.errors import OutOfMemoryError, RunFolderError, TrainingError
 from finetune.machine import explain_out_of_memory, is_out_of_memory
 from finetune.storage import explain_disk_error
 from finetune.training.checkpoints import PatientStopping, WholeCheckpoints, keep_checkpoint
 from finetune.training.datamodule import ImageDataModule
-from finetune.training.launch import outer_launch
+from finetune.training.environment import LaunchedEnvironment
+from finetune.training.launch import Launch
 from finetune.training.module import ClassificationModule
-
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+from finetune.training.position import ResumableEpoch
+from finetune.training.preemption import Preemption
+from finetune.training.strategy import choose_strategy
 
 _LOST_PROCESS = re.compile(
-    r"gloo/transport|NCCL|connection (was )?(closed|reset)|clients joined", re.IGNORECASE
+    r"gloo/transport|NCCL|connection (was )?(closed|reset)|clients joined|Timed out waiting",
+    re.IGNORECASE,
 )
 
 _EXPECTED_WARNINGS = (
@@ -51,6 +50,8 @@ _EXPECTED_WARNINGS = (
     r".*GPU available but not used.*",
     # on a machine with SLURM's clients; what a job must start with srun is checked by ourselves
     r".*The `srun` command is available on your system but is not used.*",
+    # the loader starts behind the batches that are done
+    r".*resuming from a checkpoint that ended before the epoch ended.*",
     # Lightning's own use of a class that torch renamed
     r".*LeafSpec.*is deprecated.*",
 )
@@ -81,6 +82,9 @@ class TrainerOptions:
         gradient_clip: Largest norm; 0 is no limit.
         deterministic: Refuse kernels whose results differ.
         early_stopping: Epochs without a better one; None never stops.
+        strategy: "ddp" or "fsdp", for several processes.
+        collective_timeout_seconds: How long a process waits for another one.
+        save_every_minutes: From one checkpoint in mid-epoch to the next; None writes none.
     """
 
     epochs: int
@@ -93,6 +97,9 @@ class TrainerOptions:
     gradient_clip: float = 1.0
     deterministic: bool = False
     early_stopping: int | None = None
+    strategy: str = "ddp"
+    collective_timeout_seconds: float = 600.0
+    save_every_minutes: float | None = None
 
 
 def create_trainer(
@@ -101,6 +108,7 @@ def create_trainer(
     *,
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
+    launch: Launch | None = None,
 ) -> Trainer:
     """Return a trainer that keeps ``checkpoints/best.ckpt`` and ``last.ckpt`` in a run folder.
 
@@ -109,10 +117,17 @@ def create_trainer(
         options: How the loop runs.
         callbacks: Run before the checkpoints are written.
         loggers: Get every metric.
+        launch: This process; None stands alone.
     """
     _be_quiet()
     mode = "min" if options.monitor.endswith("loss") else "max"
-    kept: list[Callback] = [*callbacks]
+    last = folder / "checkpoints" / "last.ckpt"
+    timeout = timedelta(seconds=options.collective_timeout_seconds)
+    kept: list[Callback] = [
+        *callbacks,
+        ResumableEpoch(),
+        Preemption(last, every_minutes=options.save_every_minutes, timeout=timeout),
+    ]
     if options.early_stopping is not None:
         kept.append(
             PatientStopping(
@@ -127,30 +142,20 @@ def create_trainer(
         keep_checkpoint(folder, "best", monitor=options.monitor, mode=mode),
         keep_checkpoint(folder, "last"),
     ]
-    plugins: list[Any] = [WholeCheckpoints()]
-    launch = outer_launch()
-    if launch is None:
-        # an allocation alone, without srun, must not be taken for the launcher of our processes
-        plugins.append(LightningEnvironment())
-    elif SLURMEnvironment.detect() and "TORCHELASTIC_RUN_ID" not in os.environ:
-        # Lightning would save inside the signal handler, which hangs (Lightning#21406)
-        plugins.append(SLURMEnvironment(auto_requeue=False))
-    strategy: Any = "auto"
-    if options.devices * options.num_nodes > 1:
-        strategy = DDPStrategy(
-            timeout=COLLECTIVE_TIMEOUT,
-            gradient_as_bucket_view=True,
-            process_group_backend="nccl" if options.accelerator == "cuda" else "gloo",
-        )
     if not torch.cuda.is_available():
         # Lightning lets torch ask the driver for GPUs, and each optimizer step asks again
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
-    return Trainer(
+    trainer = Trainer(
         default_root_dir=folder,
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
-        strategy=strategy,
+        strategy=choose_strategy(
+            options.strategy,
+            accelerator=options.accelerator,
+            num_processes=options.devices * options.num_nodes,
+            timeout=timeout,
+        ),
         precision=options.precision,  # type: ignore[arg-type]
         max_epochs=options.epochs,
         accumulate_grad_batches=options.accumulate,
@@ -158,7 +163,7 @@ def create_trainer(
         deterministic=options.deterministic,
         callbacks=kept,
         logger=list(loggers),
-        plugins=plugins,
+        plugins=[WholeCheckpoints(), LaunchedEnvironment(launch)],
         log_every_n_steps=10**9,
         profiler=NoProfiler(),
         num_sanity_val_steps=0,
@@ -166,6 +171,8 @@ def create_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    _leave_signals_alone(trainer)
+    return trainer
 
 
 def fit(
@@ -175,24 +182,27 @@ def fit(
     *,
     checkpoint: Path | None,
 ) -> None:
-    """Train, from a checkpoint if there is one, and end the process group in good order.
+    """Train, from a checkpoint if there is one.
 
     Raises:
-        KeyboardInterrupt: The user asked for it; Lightning would end the process itself.
+        StopRequest: A signal asked for it, and all is saved; or a second Ctrl-C.
         StorageError: A checkpoint could not be written.
         OutOfMemoryError: A step needs more memory than there is.
         TrainingError: Another process of the run is gone.
     """
+    _refuse_foreign_checkpoints(Path(trainer.default_root_dir))
+    ctrl_c = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
+        with signals.deferred():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:
+        signal.signal(signal.SIGINT, ctrl_c)  # Lightning ignores it from here on, and would exit
+        if (interruption := _interruption(error)) is None:
+            raise
+        raise interruption from None
     except Exception as error:
-        if _was_interrupted(error):
-            raise KeyboardInterrupt from None
+        if (interruption := _interruption(error)) is not None:
+            raise interruption from None
         if is_out_of_memory(error):
             # without the cause: its traceback holds every tensor of the step
             raise OutOfMemoryError(explain_out_of_memory(error)) from None
@@ -200,18 +210,38 @@ def fit(
         if explained is None or explained is error:
             raise
         raise explained from error
-    if dist.is_available() and dist.is_initialized():
-        # gloo aborts the process when the group is left to the interpreter's exit
-        trainer.strategy.barrier()
-        dist.destroy_process_group()
 
 
-def _was_interrupted(error: BaseException) -> bool:
-    """Tell whether a Ctrl-C lies behind an error, as in the middle of writing a checkpoint."""
+def _interruption(error: BaseException) -> KeyboardInterrupt | None:
+    """Return what lies behind an error, as a Ctrl-C in the middle of writing a checkpoint."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, KeyboardInterrupt):
         seen = seen.__cause__ or seen.__context__
-    return seen is not None
+    return seen
+
+
+def _refuse_foreign_checkpoints(folder: Path) -> None:
+    """Refuse what Lightning would load of itself under SLURM (Lightning#12369).
+
+    Raises:
+        RunFolderError: Names the file.
+    """
+    foreign = next(folder.glob("hpc_ckpt_*.ckpt"), None)
+    if foreign is not None:
+        raise RunFolderError(
+            f"{foreign} is no checkpoint of finetune, and Lightning would load it in the place of "
+            f"the run's own. Move it elsewhere."
+        )
+
+
+def _leave_signals_alone(trainer: Trainer) -> None:
+    """Keep Lightning from handling signals, and from asking all ranks about them at every step.
+
+    Its handler waits for the other ranks from within (Lightning#21406), and the question stops a
+    GPU at each step (Lightning#21487). ``Preemption`` does both in its own way.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def _explain_loss(error: Exception) -> TrainingError | None:

@@ -1,0 +1,141 @@
+"""How a run goes on: what may differ from before, and its objects from its folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune import run_folder
+from finetune.build import Training, build_training
+from finetune.bundle import Card
+from finetune.commands.planning import absolute
+from finetune.commands.read_data import data_path
+from finetune.commands.read_run import require_files, stored_config, stored_manifest
+from finetune.config.load import build_config, changes, explicit_values, read_config_file
+from finetune.config.schema import Config
+from finetune.errors import ConfigError, RunFolderError
+from finetune.run_folder import RunFolder
+from finetune.training.checkpoints import read_checkpoint
+from finetune.training.launch import outer_launch
+from finetune.training.module import CARD_KEY
+from finetune.training.position import Position
+from finetune.types import Split
+
+CHANGEABLE = (
+    "trainer.epochs",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.accumulate",
+    "trainer.accelerator",
+    "trainer.precision",
+    "trainer.early_stopping",
+    "trainer.deterministic",
+    "trainer.collective_timeout_seconds",
+    "trainer.compile",
+    "model.grad_checkpointing",
+    "data.path",
+    "data.cache",
+    "cache.",
+    "data.num_workers",
+    "tracking.",
+    "checkpoint.",
+    "resume",
+)
+"""What may differ when a run goes on; anything else would make it another run."""
+
+
+def asked_again(config: Config) -> RunFolder | None:
+    """Return the run that the same command has started before, where it may go on.
+
+    Raises:
+        ConfigError: It cannot be found without a name.
+    """
+    if config.resume == "never":
+        return None
+    if config.output is None:
+        raise ConfigError(
+            "resume=auto looks for the run in the folder of --output, which is missing: add "
+            "--output runs/NAME."
+        )
+    path = Path(config.output).expanduser()
+    return run_folder.existing(path) if run_folder.is_run(path) else None
+
+
+def asked_for(run: RunFolder, config: Config) -> dict[str, Any]:
+    """Return what a command says again of a run, key by key, as the run's own config has it."""
+    values = explicit_values(config)
+    for key in ("output", "resume"):
+        values.pop(key, None)
+    values["data.path"] = str(data_path(config).resolve())
+    for key in ("model.weights", "augment.name"):
+        if key in values:
+            values[key] = absolute(values[key])
+    stored = stored_config(run)
+    num_images = len(stored_manifest(run, stored).of(Split.TRAIN))
+    if int(stored.trainer.batch_size) <= num_images < values.get("trainer.batch_size", 0):
+        del values["trainer.batch_size"]  # it shrank to the images there are
+    return values
+
+
+def with_changes(
+    run: RunFolder,
+    *,
+    assignments: Mapping[str, Any] | None = None,
+    flags: Mapping[str, tuple[str, Any]] | None = None,
+) -> Config:
+    """Return the config with which a run goes on.
+
+    Raises:
+        ConfigError: It would be another run, or one with fewer epochs than are done.
+    """
+    stored = stored_config(run)
+    tree = read_config_file(run.config)
+    # the machines of today, which are those of the launcher, if there is one
+    tree["trainer"]["num_nodes"] = "auto"
+    if outer_launch() is not None:
+        tree["trainer"]["devices"] = "auto"
+    config = build_config(tree, assignments=assignments, flags=flags, file=str(run.config))
+    _check_changes(stored, config)
+    _check_epochs(run, config)
+    return config
+
+
+def rebuilt(run: RunFolder, config: Config) -> Training:
+    """Return the training of a run from its folder: the same split, the same network."""
+    resumed = None
+    if run.last.is_file():
+        try:
+            resumed = Card.from_json(read_checkpoint(run.last)[CARD_KEY])
+        except RunFolderError as error:
+            raise RunFolderError(f"{run.last}: {error}") from error
+    manifest = stored_manifest(run, config)
+    require_files(manifest, manifest.samples)
+    return build_training(config, manifest, resumed=resumed, going_on=True)
+
+
+def goes_on_from(run: RunFolder) -> str:
+    """Say where a run goes on."""
+    if not run.last.is_file():
+        return "No epoch was finished before; the run starts with its first."
+    position = Position.of(read_checkpoint(run.last))
+    if position.steps:
+        return f"Goes on in epoch {position.epochs + 1}, after {position.steps} of its steps."
+    return f"Goes on after epoch {position.epochs}."
+
+
+def _check_changes(stored: Config, config: Config) -> None:
+    for key, (before, after) in changes(stored, config).items():
+        sections = tuple(name for name in CHANGEABLE if name.endswith("."))
+        if key not in CHANGEABLE and not key.startswith(sections):
+            raise ConfigError(
+                f"{key} is {before!r} in the run and cannot become {after!r}: it would be another "
+                f"run. Leave it out, or start a new run without --resume."
+            )
+
+
+def _check_epochs(run: RunFolder, config: Config) -> None:
+    done = Position.of(read_checkpoint(run.last)).epochs if run.last.is_file() else 0
+    if int(config.trainer.epochs) < done:
+        raise ConfigError(
+            f"trainer.epochs={config.trainer.epochs}: the run has {done} epochs behind it already. "
+            f"Give more than that, or leave it out."
+        )

@@ -1,0 +1,86 @@
+"""What a new run will be: its images, its objects, what it costs; nothing is written yet."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from finetune import run_folder
+from finetune.build import Training, build_training, describe_cost, measure, with_fitting_batch
+from finetune.commands.plan import describe
+from finetune.commands.read_data import data_path, read_data
+from finetune.config.load import differences, replaced
+from finetune.config.schema import Config
+from finetune.data.manifest import write_rejected
+from finetune.types import Reporter, Split
+
+
+def planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, Any], str]:
+    """Return the training, its plan and the list of rejected files; nothing is written yet."""
+    path = data_path(config)
+    run_dir = Path(
+        config.output or Path("runs") / run_folder.default_name(config.model.backbone, path)
+    ).expanduser()
+    run_folder.check_free(run_dir)
+    manifest, rejected = read_data(config, path, reporter=reporter)
+    asked = config
+    config = replaced(
+        config,
+        {
+            "data.path": str(path.resolve()),
+            "model.weights": absolute(config.model.weights),
+            "augment.name": absolute(config.augment.name),
+            "output": str(run_dir),
+        },
+    )
+    training = build_training(config, manifest)
+    _say_what_shrank(training, reporter)
+    # as it will be: the parts that divide it need not divide what was asked for
+    shrunk = replaced(training.config, {"trainer.batch_size": training.batch_size})
+    training, cost = _measured_cost(replace(training, config=shrunk), asked, reporter)
+    plan = describe(
+        training, changed=differences(asked), num_rejected=len(rejected), run_dir=run_dir
+    )
+    plan["cost"] = cost
+    reporter.plan(plan)
+    return training, plan, write_rejected(rejected)
+
+
+def _measured_cost(
+    training: Training, asked: Config, reporter: Reporter
+) -> tuple[Training, dict[str, Any]]:
+    """Return what the run will cost, and the training with a batch that fits into the memory."""
+    reporter.start("measuring a few steps", 1)
+    try:
+        cost = measure(training)
+    finally:
+        reporter.finish()
+    if asked.trainer.accumulate == "auto":
+        training = with_fitting_batch(training, cost)
+        parts = int(training.config.trainer.accumulate)
+        if parts > 1:
+            reporter.note(
+                f"A batch of {training.batch_size} does not fit into the memory: it runs in "
+                f"{parts} parts, and their gradients make one step.{of_statistics(training)}"
+            )
+    return training, describe_cost(training, cost)
+
+
+def of_statistics(training: Training) -> str:
+    """Say what of a batch does not survive its division."""
+    live = training.config.model.batch_norm != "frozen"
+    return " BatchNorm takes its statistics from each part." if live else ""
+
+
+def absolute(name: str) -> str:
+    """Return a file or folder by its whole path, so that a resume finds it from anywhere."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() and ("/" in name or path.is_file()) else name
+
+
+def _say_what_shrank(training: Training, reporter: Reporter) -> None:
+    asked = training.config.trainer.batch_size
+    if training.batch_size != asked:
+        reporter.note(
+            f"Batch size {training.batch_size} instead of {asked}: there are "
+            f"{len(training.manifest.of(Split.TRAIN))} training images."
+        )

@@ -1,0 +1,129 @@
+"""What asks a process to stop: noted while it may not be interrupted, acted on where it may.
+
+A scheduler says SIGTERM or SIGUSR1, a person presses Ctrl-C. ``listen`` is called before anything
+heavy is imported, since a signal that nobody handles ends the process there and then.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
+"""In ascending number, so that the largest of several is the most urgent."""
+
+REQUEUE_FILE_VARIABLE = "FINETUNE_REQUEUE_FILE"
+"""Names the file that a preempted run writes for a batch script that puts it into the queue."""
+
+
+class StopRequest(KeyboardInterrupt):
+    """Ends what a signal interrupts; kin to Ctrl-C, so that no library takes it for a failure.
+
+    Args:
+        signum: What came.
+    """
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signal.Signals(signum)
+        super().__init__(self.signum.name)
+
+
+_noted: signal.Signals | None = None
+_deferred = False
+
+
+def listen() -> None:
+    """Note from now on what asks this process to stop, and go on."""
+    global _deferred
+    _handle()
+    _deferred = True
+
+
+def noted() -> int:
+    """Return the number of the signal that has asked this process to stop, or 0."""
+    return 0 if _noted is None else int(_noted)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise ``StopRequest`` in the block when a signal comes, or has come before.
+
+    In another thread than the main one signals cannot be handled; there nothing changes.
+    """
+    global _deferred, _noted
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+    was_deferred = _deferred
+    _deferred = False
+    _handle()
+    try:
+        _raise_noted()
+        yield
+    finally:
+        _deferred, _noted = was_deferred, None
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Note signals in the block, which asks ``noted`` where it can stop without loss.
+
+    A second Ctrl-C raises all the same.
+    """
+    global _deferred
+    was_deferred = _deferred
+    _deferred = True
+    try:
+        yield
+    finally:
+        _deferred = was_deferred
+    if not _deferred:
+        _raise_noted()
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    """Keep signals waiting in the block; processes that it starts never see them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore() -> None:
+    """Leave it to the process that started this one to stop."""
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+
+
+def _handle() -> None:
+    for signum in STOP_SIGNALS:
+        # a job in the background of a shell is not meant by Ctrl-C; what else is ignored was so
+        # by a batch script, until somebody here would listen
+        if signum != signal.SIGINT or signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, _on_signal)
+
+
+def _on_signal(signum: int, frame: FrameType | None) -> Any:
+    global _noted
+    del frame
+    again = _noted is not None and signum == signal.SIGINT
+    _noted = max(_noted or signal.SIGINT, signal.Signals(signum))
+    if again or not _deferred:
+        raise StopRequest(signum)
+    if signum == signal.SIGINT and sys.stderr.isatty():
+        # no library's stream may be written to from within a signal handler
+        os.write(2, b"\nstopping after this step; Ctrl-C once more: at once\n")
+
+
+def _raise_noted() -> None:
+    if _noted is not None:
+        raise StopRequest(_noted)

@@ -6,18 +6,20 @@ import pickle
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from finetune.build import trainer_options
 from finetune.errors import FinetuneError
 from finetune.training.callbacks import Unfreeze
 from finetune.training.gather import gather_rows
+from finetune.training.launch import Launch, outer_launch
+from finetune.training.meeting import meeting
 from finetune.training.trainer import create_trainer, fit
 from tests.runs import small_training
 
@@ -28,12 +30,17 @@ _CONTEXT.set_forkserver_preload([__name__])
 
 def on_two_ranks(target: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Return what ``target(rank, *arguments)`` returns on ranks 0 and 1 of this machine."""
+    return on_ranks(2, target, *arguments)
+
+
+def on_ranks(count: int, target: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Return what ``target(rank, *arguments)`` returns on each rank of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(2)]
+    pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(count)]
     children = [
-        _CONTEXT.Process(target=_run, args=(target, rank, port, pipe[1], arguments))
+        _CONTEXT.Process(target=_run, args=(target, rank, count, port, pipe[1], arguments))
         for rank, pipe in enumerate(pipes)
     ]
     for child in children:
@@ -75,30 +82,51 @@ def started(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
         child.close()
 
 
-def _run(target: Any, rank: int, port: int, answer: Any, arguments: tuple[Any, ...]) -> None:
+def _run(
+    target: Any, rank: int, count: int, port: int, answer: Any, arguments: tuple[Any, ...]
+) -> None:
     os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0", LOCAL_RANK=str(rank)
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(count),
+        LOCAL_WORLD_SIZE=str(count),
     )
     torch.set_num_threads(1)
     # not send(): it would share tensors in memory, which ends with this process
     answer.send_bytes(pickle.dumps(target(rank, *arguments)))
 
 
+@contextmanager
+def grouped() -> Iterator[Launch | None]:
+    """Bring the processes of ``on_ranks`` together, as a launcher's come; any other is alone."""
+    launch = outer_launch()
+    if launch is None:
+        yield None
+        return
+    with meeting(launch, timeout=timedelta(seconds=60)) as met, met.group(backend="gloo"):
+        yield launch
+
+
 def gathered(rank: int, columns: list[list[Tensor]]) -> list[Tensor]:
     """Return what ``gather_rows`` gives for a rank's columns."""
-    dist.init_process_group("gloo", init_method="env://", rank=rank, world_size=2)
-    try:
+    with grouped():
         return gather_rows(*columns[rank])
-    finally:
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 class WithoutRebuild(Unfreeze):
-    """What Lightning's own callbacks do: layers thaw, and the DDP wrapper stays as it was."""
+    """Layers thaw, and the DDP wrapper stays as it was; nobody looks before the end."""
 
     def _apply(self, trainer: Any, pl_module: Any) -> None:
         pl_module.classifier.set_depth(pl_module.recipe.depth_at(trainer.current_epoch))
+
+
+class WithoutRebuildOrCheck(WithoutRebuild):
+    """What Lightning's own callbacks do."""
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Look at nothing."""
 
 
 class RebuildForgotten(Unfreeze):
@@ -119,14 +147,16 @@ def trained(
 ) -> tuple[dict[str, Tensor], dict[str, float]] | str:
     """Return a rank's final weights and metrics, or the message of the error that ended it."""
     training = small_training(data, **settings)
-    trainer = create_trainer(
-        folder,
-        trainer_options(training.config),
-        callbacks=[callback()],
-        loggers=[],
-    )
     try:
-        fit(trainer, training.module, training.data, checkpoint=None)
+        with grouped() as launch:
+            trainer = create_trainer(
+                folder,
+                trainer_options(training.config),
+                callbacks=[callback()],
+                loggers=[],
+                launch=launch,
+            )
+            fit(trainer, training.module, training.data, checkpoint=None)
     except FinetuneError as error:
         return f"{type(error).__name__}: {error}"
     state = {name: tensor.clone() for name, tensor in training.module.state_dict().items()}

@@ -1,7 +1,6 @@
 """The folder of a run."""
 
 import re
-import threading
 from pathlib import Path
 
 import pytest
@@ -106,14 +105,3 @@ def test_the_name_of_the_working_folder_is_used_for_a_dot(
     (tmp_path / "holiday").mkdir()
     monkeypatch.chdir(tmp_path / "holiday")
     assert run_folder.default_name("vgg16", Path()).endswith("-vgg16-holiday")
-
-
-def test_a_rank_waits_for_its_own_launch_alone(tmp_path: Path) -> None:
-    run = make(tmp_path / "run")
-    run_folder.announce(run, launch="before")
-    with pytest.raises(RunFolderError, match=r"Rank 0 did not prepare .*run in 0 s"):
-        run_folder.wait_for(run.path, launch="now", timeout_seconds=0.1)
-    late = threading.Timer(0.1, run_folder.announce, args=[run], kwargs={"launch": "now"})
-    late.start()
-    assert run_folder.wait_for(run.path, launch="now", timeout_seconds=30) == run
-    late.join()

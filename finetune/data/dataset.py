@@ -1,5 +1,6 @@
 """Images as batches of uint8 pixels, with the row that each came from."""
 
+import atexit
 import multiprocessing
 import sys
 from collections.abc import Sequence
@@ -116,6 +117,7 @@ def create_loader(
     """
     context = None
     if num_workers:
+        atexit.register(_end_workers)
         context = multiprocessing.get_context(worker_start_method(beside_gpu=pin_memory))
         if context.get_start_method() == "forkserver":
             _start_fork_server(context)
@@ -150,6 +152,17 @@ def _start_fork_server(context: BaseContext) -> None:
     context.set_forkserver_preload([__name__])  # imported once, and not by every worker
     with signals.blocked():
         forkserver.ensure_running()
+
+
+def _end_workers() -> None:
+    """End the processes that still read when this one exits.
+
+    Python asks them by a signal, which they leave to this process, and would wait for ever.
+    """
+    atexit.unregister(_end_workers)
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -9,12 +9,16 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from finetune.errors import TrainingError
+from finetune.training.checksum import check_same_on_all_ranks
 from finetune.training.module import ClassificationModule
+from finetune.training.position import steps_of_epoch
 from finetune.types import Reporter
 
 
 class Unfreeze(Callback):
     """Sets the depth of each epoch, and rebuilds the DDP wrapper when it changes.
+
+    At each change and at the end it compares the weights of all ranks.
 
     DDP reduces the parameters that required gradients when it was built, and no others: layers that
     thaw later would drift apart in silence (Lightning-AI/pytorch-lightning#20340). The depth is a
@@ -41,6 +45,11 @@ class Unfreeze(Callback):
         """Set the depth of the epoch."""
         self._apply(trainer, pl_module)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the weights of all ranks a last time."""
+        if isinstance(trainer.strategy, DDPStrategy):
+            check_same_on_all_ranks(pl_module.named_parameters())
+
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _set_depth(trainer, pl_module)
         strategy = trainer.strategy
@@ -48,6 +57,8 @@ class Unfreeze(Callback):
             return
         trainable = _trainable(pl_module)
         if trainable != self._wrapped:
+            # before the new wrapper would make them alike, and hide it
+            check_same_on_all_ranks(pl_module.named_parameters())
             strategy.model = pl_module
             strategy.configure_ddp()
             gc.collect()
@@ -113,8 +124,18 @@ class Progress(Callback):
     def __init__(self, reporter: Reporter) -> None:
         self.reporter = reporter
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the bar of an epoch that broke off, for which its own hook is passed over."""
+        if steps := steps_of_epoch(trainer):
+            self._begin(trainer)
+            if trainer.is_global_zero:
+                self.reporter.advance(steps * trainer.accumulate_grad_batches)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the epoch's bar."""
+        self._begin(trainer)
+
+    def _begin(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
             total = int(trainer.num_training_batches + sum(trainer.num_val_batches))
             self.reporter.start(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", total)

@@ -123,18 +123,6 @@ def test_shares_of_splits_that_the_data_bring_along_are_refused(
     assert json.dumps(plan["data"]["images"]) == '{"train": 38, "val": 38, "test": 0}'
 
 
-def test_more_processes_than_were_started_are_refused(
-    insects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {
-        "TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="started 2 processes, but --devices 1"):
-        finetune.fit(config_of(insects, tmp_path / "run", **{"trainer.devices": 1}))
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_users_own_schedule_and_loss_need_no_parameters_of_ours(
     insects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +147,7 @@ def leave_room(monkeypatch: pytest.MonkeyPatch, *, images: int) -> None:
         most = max(step.bytes_for(images) for step in cost.steps)
         return replace(cost, free_bytes=round(most / 0.9) + 10)
 
-    monkeypatch.setattr("finetune.commands.fit.measure", measured)
+    monkeypatch.setattr("finetune.commands.planning.measure", measured)
 
 
 STEADY = {"optim.name": "sgd", "model.batch_norm": "frozen", "optim.lr": 0.1}

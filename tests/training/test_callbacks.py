@@ -16,7 +16,13 @@ from finetune.training.callbacks import Compile, Progress, Unfreeze
 from finetune.training.trainer import create_trainer, fit
 from finetune.types import Reporter
 from tests.networks import changed, randomise, snapshot
-from tests.processes import RebuildForgotten, WithoutRebuild, on_two_ranks, trained
+from tests.processes import (
+    RebuildForgotten,
+    WithoutRebuild,
+    WithoutRebuildOrCheck,
+    on_two_ranks,
+    trained,
+)
 from tests.runs import largest_difference, small_training, write_weights
 
 SETTINGS: dict[str, Any] = {
@@ -141,8 +147,17 @@ def test_two_ranks_end_alike_and_as_one_process_does(animals: Path, tmp_path: Pa
 
 def test_without_the_rebuild_ranks_drift_apart_in_silence(animals: Path, tmp_path: Path) -> None:
     settings = {**SETTINGS, "trainer__devices": 2}
-    ranks = on_two_ranks(trained, animals, tmp_path, settings, WithoutRebuild)
+    ranks = on_two_ranks(trained, animals, tmp_path, settings, WithoutRebuildOrCheck)
     assert largest_difference(ranks[0][0], ranks[1][0]) > 1e-4
+
+
+def test_ranks_that_drift_apart_are_found_with_the_layers_name(
+    animals: Path, tmp_path: Path
+) -> None:
+    settings = {**SETTINGS, "trainer__devices": 2}
+    for message in on_two_ranks(trained, animals, tmp_path, settings, WithoutRebuild):
+        assert message.startswith("TrainingError: The processes have drifted apart: classifier.")
+        assert "differs between rank 0 and rank 1" in message
 
 
 def test_a_wrapper_that_misses_what_trains_is_an_error(animals: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from finetune.build import with_cache
 from finetune.data.cache import StoredSource
-from finetune.data.dataset import Batch
+from finetune.data.dataset import Batch, ImageDataset
 from finetune.data.sampler import EpochSampler
 from finetune.data.source import FileSource
 from finetune.training.datamodule import ImageDataModule
@@ -18,16 +18,31 @@ from tests.runs import small_training
 
 
 def module_on(
-    root: Path, *, rank: int = 0, world_size: int = 1, epoch: int = 0, **settings: object
+    root: Path,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    epoch: int = 0,
+    steps: int = 0,
+    **settings: object,
 ) -> ImageDataModule:
-    """Return a data module as the trainer of a rank holds it after ``epoch`` epochs."""
+    """Return a data module as the trainer of a rank holds it after ``epoch`` epochs.
+
+    ``steps`` more lie behind it, of an epoch that broke off.
+    """
     training = small_training(root, trainer__devices=world_size, **settings)
     data = with_cache(training, reporter=Reporter()).data
-    progress = SimpleNamespace(current=SimpleNamespace(processed=epoch))
+    accumulate = data.loading.accumulate
+    epochs = SimpleNamespace(processed=epoch, ready=epoch + (steps > 0))
+    batches = SimpleNamespace(processed=steps * accumulate)
     stand_in = SimpleNamespace(
         world_size=world_size,
         global_rank=rank,
-        fit_loop=SimpleNamespace(epoch_progress=progress),
+        accumulate_grad_batches=accumulate,
+        fit_loop=SimpleNamespace(
+            epoch_progress=SimpleNamespace(current=epochs),
+            epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=batches)),
+        ),
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
     data.trainer = cast(Any, stand_in)
@@ -99,6 +114,53 @@ def test_a_resumed_epoch_has_its_own_order_from_the_first_batch_on(
     sampler.set_epoch(epoch)
     found = [row for rows in rows_of(list(fresh.train_dataloader())) for row in rows]
     assert found == [draw.row for draw in sampler]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_a_broken_off_epoch_goes_on_with_the_images_that_are_left(
+    animals: Path, world_size: int, accumulate: int, steps: int
+) -> None:
+    for rank in range(world_size):
+        whole, rest = (
+            module_on(
+                animals,
+                rank=rank,
+                world_size=world_size,
+                epoch=2,
+                steps=done,
+                trainer__accumulate=accumulate,
+            ).train_dataloader()
+            for done in (0, steps)
+        )
+        assert rows_of(list(rest)) == rows_of(list(whole))[steps * accumulate :]
+        # the epochs after it are whole
+        assert len(list(rest)) == len(list(whole)) == 3 * accumulate
+
+
+@pytest.mark.parametrize("num_val", [1, 2, 3, 4, 15])
+def test_validation_comes_in_the_same_batches_for_any_number_of_ranks(
+    num_val: int, animals: Path
+) -> None:
+    def batches_of(world_size: int) -> list[list[list[int]]]:
+        ranks = []
+        for rank in range(world_size):
+            settings: dict[str, Any] = {"trainer__batch_size": 4, "data__cache": "off"}
+            data = module_on(animals, rank=rank, world_size=world_size, **settings)
+            paths = [Path(data.val.source.name(row)) for row in range(num_val)]
+            files = FileSource(paths, max_pixels=10**6)
+            data.val = ImageDataset(files, data.val.labels[:num_val].tolist(), data.val.transform)
+            ranks.append(rows_of(list(data.val_dataloader())))
+        return ranks
+
+    (alone,) = batches_of(1)
+    assert [row for rows in alone for row in rows] == list(range(num_val))
+    for world_size in (2, 4):
+        ranks = batches_of(world_size)
+        assert len({len(rank) for rank in ranks}) == 1, "or the others would wait for ever"
+        dealt = [rows for rank in ranks for rows in rank]
+        assert all(rows in alone for rows in dealt)
+        assert all(rows in dealt for rows in alone)
 
 
 def test_labels_and_pixels_belong_to_their_rows(animals: Path) -> None:

@@ -84,7 +84,8 @@ def test_an_epoch_is_what_a_plain_loop_of_pytorch_does(animals: Path, tmp_path: 
     velocity = {name: torch.zeros_like(value) for name, value in parameters.items()}
     rates = [0.1, *(0.1 * 0.5 * 0.5**distance for distance in range(len(groups) - 1))]
     reference.data.trainer = trainer
-    trainer.fit_loop.epoch_progress.current.processed = 0
+    epochs = trainer.fit_loop.epoch_progress.current
+    epochs.processed = epochs.ready = 0
     losses = []
     # three steps; the rise takes round(0.5 * 3) = 2 of them
     for step, batch in enumerate(reference.data.train_dataloader()):

@@ -7,25 +7,26 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from finetune.build import Training
-from finetune.errors import StorageError, TrainingError
+from finetune.errors import RunFolderError, StorageError, TrainingError
 from finetune.training.callbacks import Unfreeze
 from finetune.training.checkpoints import MovableCheckpoint
+from finetune.training.launch import Launch
 from finetune.training.trainer import TrainerOptions, create_trainer, fit
 from tests.helpers import tiny_disk
 from tests.runs import assert_same_bits, checkpoint, small_training, weights
 
 
 def trainer_in(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
-    loggers = settings.pop("loggers", [])
+    loggers, launch = settings.pop("loggers", []), settings.pop("launch", None)
     options = TrainerOptions(**{"epochs": 2, "monitor": "val/accuracy", **settings})
-    return create_trainer(folder, options, callbacks=[Unfreeze(), *callbacks], loggers=loggers)
+    return create_trainer(
+        folder, options, callbacks=[Unfreeze(), *callbacks], loggers=loggers, launch=launch
+    )
 
 
 def run(training: Training, folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
@@ -86,28 +87,37 @@ def test_several_processes_are_a_ddp_that_reduces_what_trains_alone(tmp_path: Pa
     assert not strategy._ddp_kwargs.get("find_unused_parameters", False)
 
 
-@pytest.mark.parametrize("tasks", [1, 2])
-def test_under_slurm_lightning_does_not_requeue_and_one_task_stands_alone(
-    tasks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_lightning_takes_the_ranks_of_the_launch_and_not_those_it_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {
-        "SLURM_NTASKS": str(tasks),
-        "SLURM_NTASKS_PER_NODE": str(tasks),
+        "SLURM_NTASKS": "8",
+        "SLURM_NTASKS_PER_NODE": "8",
         "SLURM_STEP_ID": "0",
         "SLURM_JOB_NAME": "train",
         "SLURM_JOB_ID": "7",
-        "SLURM_PROCID": "0",
-        "SLURM_LOCALID": "0",
+        "SLURM_PROCID": "5",
+        "SLURM_LOCALID": "5",
         "SLURM_NODEID": "0",
         "SLURM_NODELIST": "here",
     }.items():
         monkeypatch.setenv(name, value)
-    environment = trainer_in(tmp_path, devices=tasks)._accelerator_connector.cluster_environment
-    if tasks == 1:  # SLURM's ranks would hide those of the processes that we start
-        assert isinstance(environment, LightningEnvironment)
-    else:
-        assert isinstance(environment, SLURMEnvironment)
-        assert not environment.auto_requeue
+    alone = trainer_in(tmp_path)
+    assert (alone.world_size, alone.global_rank) == (1, 0)
+    # ranks that go round the machines, which Lightning would count as 1 * 2 + 0 = 2
+    launch = Launch(1, 4, 0, 2, 1, "here", 7, "srun")
+    trainer = trainer_in(tmp_path, devices=2, num_nodes=2, launch=launch)
+    assert (trainer.world_size, trainer.local_rank, trainer.node_rank) == (4, 0, 1)
+    trainer.strategy.set_world_ranks()  # type: ignore[attr-defined]
+    assert trainer.global_rank == 1
+
+
+def test_a_checkpoint_that_lightning_would_take_up_by_itself_is_refused(
+    animals: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "hpc_ckpt_3.ckpt").write_bytes(b"of another experiment")
+    with pytest.raises(RunFolderError, match=r"hpc_ckpt_3\.ckpt is no checkpoint of finetune"):
+        run(small_training(animals), tmp_path)
 
 
 class Scores(Callback):

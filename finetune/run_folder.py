@@ -64,6 +64,11 @@ class RunFolder:
         """The id of the W&B run."""
         return self.path / "wandb_id.txt"
 
+    @property
+    def wandb_epochs(self) -> Path:
+        """How many epochs W&B is known to have, as told when it last was ended in good order."""
+        return self.path / ".wandb_epochs"
+
 
 def default_name(backbone: str, data: Path) -> str:
     """Return ``<date>-<backbone>-<data folder>``."""

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from finetune.errors import FinetuneError, StorageError
 
+_PART = ".part"
+"""Ends the names of what is being written."""
+
 _DISK_ERRORS = {
     errno.ENOSPC: "no space is left on the device",
     errno.EDQUOT: "the disk quota is used up",
@@ -48,7 +51,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     with disk_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -70,7 +73,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     with disk_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = _temporary_folder(path)
         try:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
@@ -79,7 +82,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     file.chmod(0o666 & ~_umask())
                 _sync(file)
             if path.is_dir():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+                old = _temporary_folder(path)
                 path.replace(old)
                 temporary.replace(path)
                 shutil.rmtree(old, ignore_errors=True)
@@ -88,6 +91,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             _sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process was writing below a folder that nobody else writes to."""
+    for left in sorted(folder.rglob(f".*{_PART}")):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -149,6 +162,10 @@ def disk_errors_explained(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
         if explained is None:
             raise
         raise explained from error
+
+
+def _temporary_folder(path: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent))
 
 
 def _umask() -> int:

@@ -25,7 +25,9 @@ from tests.runs import small_training
 
 _SECONDS = 120
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__])
+_CONTEXT.set_forkserver_preload(
+    [__name__, "albumentations", "finetune.commands.fit", "finetune.cli.main", "sklearn", "wandb"]
+)
 
 
 def on_two_ranks(target: Callable[..., Any], *arguments: Any) -> list[Any]:

@@ -29,7 +29,7 @@ from finetune.data.manifest import write_manifest
 from finetune.errors import OutOfMemoryError
 from finetune.machine import release_memory
 from finetune.run_folder import RunFolder
-from finetune.storage import write_text
+from finetune.storage import remove_leftovers, write_text
 from finetune.training.launch import outer_launch
 from finetune.training.meeting import Meeting, meeting
 from finetune.types import Reporter
@@ -180,8 +180,11 @@ def _resumed(
             met.tell("run", None)
         reporter.note("The run is complete; nothing is left to do. Longer: add --epochs.")
         return FitResult(run.path, time.monotonic() - start, _stored_metrics(run), {})
+    remove_leftovers(run.path)
     training = rebuilt(run, config)
-    changed = {key: after for key, (_, after) in changes(stored_config(run), config).items()}
+    changed = {
+        key: after for key, (_, after) in changes(stored_config(run), training.config).items()
+    }
     plan = describe(training, changed=changed, num_rejected=0, run_dir=run.path)
     reporter.plan(plan)
     reporter.note(goes_on_from(run))

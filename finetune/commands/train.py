@@ -77,7 +77,7 @@ def _trained(
             with _together(run, training, met) as launch:
                 _run_trainer(run, training, tracking=tracking, reporter=reporter, launch=launch)
         except BaseException as error:
-            tracking.break_off(preempted=isinstance(error, StopRequest))
+            tracking.break_off(in_order=isinstance(error, StopRequest))
             raise
     return tracking
 
@@ -215,7 +215,10 @@ def open_tracking(run: RunFolder, config: Config, reporter: Reporter, *, rank: i
         tags=tracking.tags,
         config=config.model_dump(mode="json"),
     )
-    return Tracking(metrics, wandb)
+    tracking_run = Tracking(metrics, wandb, run.wandb_epochs)
+    if run.last.is_file():
+        tracking_run.log_again(epochs=Position.of(read_checkpoint(run.last)).epochs)
+    return tracking_run
 
 
 def is_complete(run: RunFolder, config: Config) -> bool:

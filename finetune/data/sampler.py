@@ -99,15 +99,16 @@ class EpochSampler(DistributedSampler[Draw]):
         self.num_images = num_images
         self.total_size = num_images // batch_size * batch_size
         self.num_samples = self.total_size // num_replicas
-        self._skipped = 0
+        self._skipped = (0, 0)
 
     def skip(self, draws: int) -> None:
-        """Leave out this rank's first draws, once: what a broken-off epoch has behind it."""
-        self._skipped = draws
+        """Leave out this rank's first draws of this epoch: what it has behind it, broken off."""
+        self._skipped = self.epoch, draws
 
     def __iter__(self) -> Iterator[Draw]:
         """Yield this rank's draws of whole batches; the rest is left out."""
-        first, self._skipped = self.rank + self._skipped * self.num_replicas, 0
+        epoch, draws = self._skipped
+        first = self.rank + (draws * self.num_replicas if epoch == self.epoch else 0)
         rows, repeats = (part[first :: self.num_replicas] for part in self._drawn())
         for row, repeat in zip(rows, repeats, strict=True):
             yield Draw(int(row), self.epoch, int(repeat))

@@ -1,7 +1,9 @@
 """Where the numbers go: ``metrics.csv`` always, Weights & Biases on request."""
 
+import atexit
 import csv
 import io
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
 
+from finetune import signals
 from finetune.errors import TrackingError
 from finetune.storage import write_text
 from finetune.types import Evaluation, Reporter
@@ -46,6 +49,16 @@ class MetricsCsv(Checkpoint):
         if trainer.is_global_zero:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             self.record(metrics, epoch=trainer.current_epoch, step=trainer.global_step)
+
+    @property
+    def num_epochs(self) -> int:
+        """Return the epoch of the last row."""
+        return max(self._rows, default=0)
+
+    def rows(self, *, after: int, up_to: int) -> list[dict[str, float]]:
+        """Return the rows of some epochs, counted from 1."""
+        found = (self._rows[epoch] for epoch in sorted(self._rows) if after < epoch <= up_to)
+        return [{name: float(value) for name, value in row.items()} for row in found]
 
     def record(self, metrics: Mapping[str, float], *, epoch: int, step: int) -> None:
         """Write a row.
@@ -117,17 +130,18 @@ def create_wandb_logger(
 
     try:
         # the logger would start the run itself, but with options that warn on the console
-        run = wandb.init(
-            dir=folder,
-            id=run_id,
-            resume="allow",
-            mode="offline" if mode == "offline" else "online",
-            project=project,
-            entity=entity,
-            name=name,
-            tags=list(tags),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        with signals.blocked():  # its own process must outlive what stops the run
+            run = wandb.init(
+                dir=folder,
+                id=run_id,
+                resume="allow",
+                mode="offline" if mode == "offline" else "online",
+                project=project,
+                entity=entity,
+                name=name,
+                tags=list(tags),
+                settings=wandb.Settings(silent=True, console="off"),
+            )
     except Exception as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise TrackingError(
@@ -145,28 +159,55 @@ class Tracking:
     Attributes:
         csv: Always there.
         wandb: On request, on rank 0.
+        logged: Says how many epochs W&B is known to have; needed with ``wandb``.
     """
 
     csv: MetricsCsv
     wandb: WandbLogger | None = None
+    logged: Path | None = None
 
     @property
     def loggers(self) -> list[Logger]:
         """Return what the trainer logs to; ``csv`` is a callback."""
         return [] if self.wandb is None else [self.wandb]
 
-    def break_off(self, *, preempted: bool) -> None:
-        """End this part of the W&B run; everything that was logged gets to its file or server.
+    def log_again(self, *, epochs: int) -> None:
+        """Log what may have been lost when the run was killed: W&B writes late and elsewhere.
+
+        What comes twice has the same step and the same values.
 
         Args:
-            preempted: Another part is to follow.
+            epochs: Those that a resumed run has behind it.
         """
-        if self.wandb is None:
+        if self.wandb is None or self.logged is None:
+            return
+        known = int(self.logged.read_text(encoding="utf-8")) if self.logged.is_file() else 0
+        for row in self.csv.rows(after=known, up_to=epochs):
+            values = {name: value for name, value in row.items() if name not in _FIRST_COLUMNS[1:3]}
+            # counted as Lightning counts them
+            self.wandb.log_metrics({**values, "epoch": row["epoch"] - 1}, step=int(row["step"]) - 1)
+
+    def break_off(self, *, in_order: bool) -> None:
+        """End this part of the W&B run; everything that was logged gets to its file or server.
+
+        Where W&B's own process is gone already, as after a SIGTERM to all processes of a job, the
+        next start logs again.
+
+        Args:
+            in_order: The run was asked to stop, and did at the border of a batch.
+        """
+        if self.wandb is None or self.logged is None:
             return
         run = self.wandb.experiment
-        if preempted:
-            run.mark_preempting()
-        run.finish(exit_code=1)
+        try:
+            if in_order:
+                run.mark_preempting()
+            run.finish(exit_code=1)
+        except OSError:
+            _exit_quietly()
+        else:
+            if in_order:
+                write_text(self.logged, f"{self.csv.num_epochs}\n")
 
     def finish(
         self, evaluations: Mapping[str, Evaluation], *, classes: Sequence[str], bundle: Path
@@ -190,6 +231,19 @@ class Tracking:
             artifact.add_file(str(file), name=file.name)
         run.log_artifact(artifact, aliases=["best", "latest"])
         run.finish()
+        if self.logged is not None:
+            write_text(self.logged, f"{self.csv.num_epochs}\n")
+
+
+def _exit_quietly() -> None:
+    """Keep W&B from showing a traceback when Python exits, since its process is gone."""
+
+    def ignore_broken_connections(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, OSError):
+            sys.__unraisablehook__(unraisable)
+
+    # later than W&B's own, and so called before it
+    atexit.register(setattr, sys, "unraisablehook", ignore_broken_connections)
 
 
 def _log_results(run: Any, evaluation: Evaluation, *, split: str, classes: Sequence[str]) -> None:

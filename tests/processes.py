@@ -9,18 +9,26 @@ from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from pytorch_lightning import Callback
 from torch import Tensor
+from torch._C._distributed_c10d import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.futures import Future
 
 from finetune.build import trainer_options
+from finetune.data.dataset import ImageDataset
+from finetune.data.source import FileSource
 from finetune.errors import FinetuneError
 from finetune.training.callbacks import Unfreeze
 from finetune.training.gather import gather_rows
 from finetune.training.launch import Launch, outer_launch
 from finetune.training.meeting import meeting
 from finetune.training.trainer import create_trainer, fit
+from tests.networks import randomise
 from tests.runs import small_training
 
 _SECONDS = 120
@@ -163,3 +171,59 @@ def trained(
         return f"{type(error).__name__}: {error}"
     state = {name: tensor.clone() for name, tensor in training.module.state_dict().items()}
     return state, {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def validated(rank: int, data: Path, num_val: int, count: int) -> dict[str, float]:
+    """Return a rank's metrics of the first images of validation, by weights from a seed."""
+    training = small_training(data, trainer__devices=count, trainer__batch_size=4)
+    randomise(training.module.classifier.network)
+    val = training.data.val
+    paths = [Path(val.source.name(row)) for row in range(0, len(val), len(val) // num_val)][
+        :num_val
+    ]
+    labels = val.labels[:: len(val) // num_val][:num_val].tolist()
+    training.data.val = ImageDataset(FileSource(paths, max_pixels=10**6), labels, val.transform)
+    with grouped() as launch, TemporaryDirectory() as folder:
+        options = trainer_options(training.config)
+        trainer = create_trainer(Path(folder), options, callbacks=[], loggers=[], launch=launch)
+        (metrics,) = trainer.validate(training.module, training.data, verbose=False)
+    return dict(metrics)
+
+
+class CountBytes(Callback):
+    """Counts what DDP sends for the gradients of each step, epoch by epoch."""
+
+    def __init__(self) -> None:
+        self.sent: list[list[int]] = []
+        self._hooked: Any = None
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Count at the wrapper of this epoch, which may be another than before."""
+        self.sent.append([])
+        if trainer.strategy.model is not self._hooked:
+            self._hooked = trainer.strategy.model
+            self._hooked.register_comm_hook(None, self._reduce)
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Begin with the next step."""
+        self.sent[-1].append(0)
+
+    def _reduce(self, state: object, bucket: GradBucket) -> Future[Tensor]:
+        self.sent[-1][-1] += bucket.buffer().nbytes
+        return allreduce_hook(None, bucket)  # type: ignore[arg-type]
+
+
+def counted(rank: int, data: Path, folder: Path, settings: dict[str, Any]) -> list[list[int]]:
+    """Return the bytes that a rank sends for the gradients of each step, epoch by epoch."""
+    training = small_training(data, **settings)
+    count = CountBytes()
+    with grouped() as launch:
+        trainer = create_trainer(
+            folder,
+            trainer_options(training.config),
+            callbacks=[Unfreeze(), count],
+            loggers=[],
+            launch=launch,
+        )
+        fit(trainer, training.module, training.data, checkpoint=None)
+    return count.sent

@@ -1,6 +1,6 @@
 """Nothing stays at "auto": facts are gathered, rules applied, contradictions refused."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -155,3 +155,41 @@ def _check_machine(config: Config) -> None:
             f"trainer.devices={trainer.devices}: this machine shows {torch.cuda.device_count()} "
             f"GPUs. Lower it, or check CUDA_VISIBLE_DEVICES."
         )
+
+
+def check_strategy(config: Config, depths: Sequence[int]) -> None:
+    """Refuse a way of sharing the network that does not fit the run.
+
+    Args:
+        config: Resolved.
+        depths: Unfreeze depth of each phase.
+
+    Raises:
+        ConfigError: Says why, and what to take instead.
+    """
+    trainer = config.trainer
+    if trainer.strategy == "ddp":
+        return
+    how = f"trainer.strategy={trainer.strategy} cannot apply"
+    if len(set(depths)) > 1:
+        raise ConfigError(
+            f"{how} to unfreeze.name={config.unfreeze.name}, whose depth changes: what trains is "
+            f"cut into shards once, at the start. Take trainer.strategy=ddp, or a schedule with "
+            f"one depth: unfreeze.name=all or linear_probe."
+        )
+    if trainer.strategy == "deepspeed":
+        raise ConfigError(
+            f"{how}: its checkpoints are folders of shards, which neither the best epoch's bundle "
+            f"nor a resume with another number of processes could read. Take trainer.strategy=fsdp."
+        )
+    if trainer.accelerator != "cuda":
+        raise ConfigError(
+            f"{how} to trainer.accelerator={trainer.accelerator}: Lightning shards on GPUs only. "
+            f"Take trainer.strategy=ddp."
+        )
+    if num_processes(config) == 1:
+        raise ConfigError(
+            f"{how} to one process, which has nobody to share with. Take --devices 2 or more."
+        )
+    if trainer.compile:
+        raise ConfigError(f"{how} together with trainer.compile=true. Leave one of them out.")

@@ -7,7 +7,14 @@ from timm.layers.norm_act import convert_sync_batchnorm
 
 from finetune.build.cache import CachePlan, cached, choose_cache
 from finetune.build.recipe import make_recipe, sampling_weights
-from finetune.build.resolve import decimal, global_batch, num_processes, number, resolve
+from finetune.build.resolve import (
+    check_strategy,
+    decimal,
+    global_batch,
+    num_processes,
+    number,
+    resolve,
+)
 from finetune.bundle import Card
 from finetune.config.load import replaced
 from finetune.config.schema import Config
@@ -100,6 +107,7 @@ def build_training(
         rates=rates,
         steps_per_epoch=steps_per_epoch,
     )
+    check_strategy(config, [phase.depth for phase in schedule])
     module = ClassificationModule(
         classifier,
         spec=network.spec,

@@ -19,10 +19,12 @@ class ConsoleReporter(Reporter):
 
     Args:
         json: Keep standard output for one JSON object; everything else goes to standard error.
+        rank: Which of several processes this is; warnings and errors begin with it.
     """
 
-    def __init__(self, *, json: bool = False) -> None:
+    def __init__(self, *, json: bool = False, rank: int | None = None) -> None:
         self.json = json
+        self._who = "" if rank is None else escape(f"[rank {rank}] ")
         self.errors = Console(stderr=True, highlight=False)
         self.out = self.errors if json else Console(highlight=False)
         self._progress: Progress | None = None
@@ -34,11 +36,11 @@ class ConsoleReporter(Reporter):
 
     def warn(self, message: str) -> None:
         """Print a line that stands out, on standard error."""
-        self.errors.print(f"[yellow]warning:[/] {escape(message)}")
+        self.errors.print(f"{self._who}[yellow]warning:[/] {escape(message)}")
 
     def error(self, message: str) -> None:
         """Print what went wrong, on standard error."""
-        self.errors.print(f"[bold red]error:[/] {escape(message)}")
+        self.errors.print(f"{self._who}[bold red]error:[/] {escape(message)}")
 
     def start(self, task: str, total: int) -> None:
         """Show a bar on a terminal; nothing elsewhere."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from finetune.signals import StopRequest
+from finetune.training.launch import known_rank
 
 if TYPE_CHECKING:
     from finetune.cli.console import ConsoleReporter
@@ -35,7 +36,7 @@ def console_reporter(*, json: bool = False) -> "ConsoleReporter":
     """Return the console; rich is not imported for a mere --help."""
     from finetune.cli.console import ConsoleReporter
 
-    return ConsoleReporter(json=json)
+    return ConsoleReporter(json=json, rank=known_rank())
 
 
 def show_result(

@@ -17,11 +17,14 @@ class LayerGroup:
         name: Where it begins in the network, unique in the model; "head" for the classifier.
         parameters: Their names in the network.
         num_parameters: Count of single numbers.
+        vectors: Names of those with one dimension, as biases; noted here, since FSDP makes vectors
+            of all of them.
     """
 
     name: str
     parameters: tuple[str, ...]
     num_parameters: int
+    vectors: frozenset[str]
 
 
 def layer_groups(network: nn.Module) -> tuple[LayerGroup, ...]:
@@ -48,7 +51,12 @@ def layer_groups(network: nn.Module) -> tuple[LayerGroup, ...]:
     ordered = [sorted(head, key=list(shapes).index), *reversed(groups)]
     names = _names([["head"], *ordered[1:]])
     return tuple(
-        LayerGroup(name, tuple(group), sum(shapes[parameter].numel() for parameter in group))
+        LayerGroup(
+            name,
+            tuple(group),
+            sum(shapes[parameter].numel() for parameter in group),
+            frozenset(parameter for parameter in group if len(shapes[parameter]) <= 1),
+        )
         for name, group in zip(names, ordered, strict=True)
     )
 

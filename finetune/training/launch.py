@@ -68,10 +68,18 @@ def outer_launch() -> Launch | None:
     return None
 
 
+def known_rank() -> int | None:
+    """Return this process's rank, or None if it stands alone or its environment makes no sense."""
+    try:
+        launch = outer_launch()
+    except ConfigError:  # said by who needs more than the rank
+        return None
+    return None if launch is None else launch.rank
+
+
 def is_further_rank() -> bool:
     """Tell whether another process of the same run speaks for this one."""
-    launch = outer_launch()
-    return launch is not None and launch.rank > 0
+    return bool(known_rank())
 
 
 def _from_variables(env: Mapping[str, str]) -> Launch:

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -224,7 +225,12 @@ class ClassificationModule(LightningModule):
         Lightning refuses to do so for fused optimizers in every mixed precision, though only fp16
         scales its gradients; there the optimizer is not fused, and they are unscaled by now.
         """
-        if gradient_clip_val:
+        if not gradient_clip_val:
+            return
+        wrapper = self.trainer.strategy.model
+        if isinstance(wrapper, FullyShardedDataParallel):  # a process holds a part of each
+            wrapper.clip_grad_norm_(gradient_clip_val)
+        else:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

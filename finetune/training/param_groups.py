@@ -42,9 +42,8 @@ def param_groups(
     parameters = dict(network.named_parameters())
     found: list[dict[str, Any]] = []
     for group, rate in zip(groups, rates, strict=True):
-        members = [parameters[name] for name in group.parameters]
-        matrices = [p for p in members if p.ndim > 1]
-        vectors = [p for p in members if p.ndim <= 1]
+        matrices = [parameters[name] for name in group.parameters if name not in group.vectors]
+        vectors = [parameters[name] for name in group.parameters if name in group.vectors]
         if matrices:
             found.append(
                 {

@@ -24,12 +24,16 @@ def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
 def test_the_readme_lists_every_exit_code_once() -> None:
     table = (ROOT / "README.md").read_text(encoding="utf-8").partition("Exit codes:")[2]
     listed = re.findall(r"^\| (\d+) \|", table.partition("\n## ")[0], re.MULTILINE)
-    codes = {kind.exit_code for kind in CLASSES.values()} | {0, errors.INTERRUPTED_EXIT_CODE}
+    stopped = {errors.PREEMPTED_EXIT_CODE, errors.INTERRUPTED_EXIT_CODE}
+    codes = {kind.exit_code for kind in CLASSES.values()} | {0} | stopped
     assert sorted(map(int, listed)) == sorted(codes)
 
 
 def test_exit_codes_differ_and_none_means_success() -> None:
-    codes = [kind.exit_code for kind in CLASSES.values()] + [errors.INTERRUPTED_EXIT_CODE]
+    codes = [kind.exit_code for kind in CLASSES.values()] + [
+        errors.PREEMPTED_EXIT_CODE,
+        errors.INTERRUPTED_EXIT_CODE,
+    ]
     assert len(set(codes)) == len(codes)
     assert 0 not in codes
 

@@ -89,7 +89,7 @@ def fit(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Go on with this run folder; auto: with --output, if it is a run."),
+        typer.Option(help="Go on with this run folder; auto: with the one that --output names."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     as_json: Annotated[

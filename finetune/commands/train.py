@@ -77,7 +77,7 @@ def _trained(
             with _together(run, training, met) as launch:
                 _run_trainer(run, training, tracking=tracking, reporter=reporter, launch=launch)
         except BaseException as error:
-            tracking.break_off(in_order=isinstance(error, StopRequest))
+            tracking.break_off(in_order=isinstance(error, StopRequest | OutOfMemoryError))
             raise
     return tracking
 

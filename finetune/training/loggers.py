@@ -194,7 +194,7 @@ class Tracking:
         next start logs again.
 
         Args:
-            in_order: The run was asked to stop, and did at the border of a batch.
+            in_order: No epoch was being finished, and the run is to go on.
         """
         if self.wandb is None or self.logged is None:
             return

@@ -21,6 +21,7 @@ EXPLICIT: dict[str, Any] = {
     "trainer.batch_size": 5,
     "trainer.accumulate": 5,
     "trainer.precision": "16-mixed",
+    "trainer.num_nodes": 2,
     "trainer.devices": 3,
     "trainer.monitor": "loss",
 }

@@ -38,10 +38,13 @@ def resolve_accelerator(asked: str, *, setting: str = "trainer.accelerator") -> 
 
 
 def free_cores() -> int:
-    """Return the cores that this process may use."""
+    """Return the cores that this process may use: its own, or what its control groups (v2) grant."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    granted = [share for group in _control_groups() if (share := _granted_cores(group))]
+    return min([cores, *granted])
 
 
 def free_memory(accelerator: str) -> int | None:
@@ -98,6 +101,15 @@ def _control_groups() -> list[Path]:
     name = next((line[4:] for line in lines if line.startswith("0::/")), "")
     own = _GROUPS / name
     return [group for group in (own, *own.parents) if group.is_relative_to(_GROUPS)]
+
+
+def _granted_cores(group: Path) -> int | None:
+    """Return the cores that a control group's share of time comes to; None without a limit."""
+    try:
+        quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else -(-int(quota) // int(period))
 
 
 def _left_in_group(group: Path) -> int | None:

@@ -39,7 +39,8 @@ def test_auto_takes_a_gpu_where_there_is_one(
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system binds no process")
-def test_cores_are_those_that_this_process_may_use() -> None:
+def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_control_groups", list)
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
@@ -79,6 +80,28 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(machine, "_available", lambda: 10**12)
     group(tmp_path / "groups" / "job" / "step", limit="max", used=500)
     return tmp_path / "groups"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system binds no process")
+@pytest.mark.parametrize(
+    ("own", "around", "expected"),
+    [
+        ("max 100000", "max 100000", 8),
+        ("400000 100000", "max 100000", 4),
+        ("150000 100000", "max 100000", 2),
+        ("max 100000", "300000 100000", 3),
+        ("1000 100000", "300000 100000", 1),
+        ("1600000 100000", "max 100000", 8),
+    ],
+)
+def test_a_pod_counts_the_cores_that_it_is_granted(
+    own: str, around: str, expected: int, groups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    for folder, share in ((groups / "job" / "step", own), (groups / "job", around)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cpu.max").write_text(f"{share}\n")
+    assert free_cores() == expected
 
 
 def test_the_tightest_of_the_groups_around_a_process_counts(groups: Path) -> None:

@@ -30,7 +30,7 @@ from finetune.training.preemption import Preemption
 from finetune.training.strategy import choose_strategy
 
 _LOST_PROCESS = re.compile(
-    r"gloo/transport|NCCL|connection (was )?(closed|reset)|clients joined|Timed out waiting",
+    r"gloo/transport|NCCL|connection (was )?(closed|reset)|clients joined|timed out waiting|pair closure",
     re.IGNORECASE,
 )
 
@@ -248,8 +248,9 @@ def _explain_loss(error: Exception) -> TrainingError | None:
     """Return the end of another process behind the error of a collective, or None."""
     if isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)):
         return TrainingError(
-            "Another process of the run ended before its time; its own message says why, and none "
-            "means that it was killed, as for want of memory. Go on with --resume."
+            "Another process of the run ended before its time, or the network between machines is "
+            "cut; its own message says why, and none means that it was killed, as for want of "
+            "memory. Go on with --resume."
         )
     return None
 

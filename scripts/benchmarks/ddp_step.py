@@ -8,6 +8,7 @@ turns, epoch by epoch, in the same processes, and what is compared is the median
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -77,7 +78,7 @@ def plain_epoch(model: DistributedDataParallel, module: Any, batches: list[Any])
         torch.nn.utils.clip_grad_norm_(head, 1.0)
         optimizer.step()
         times.append(time.perf_counter())
-    return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    return [later - earlier for earlier, later in itertools.pairwise(times)]
 
 
 def run_rank(arguments: argparse.Namespace) -> None:

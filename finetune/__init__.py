@@ -1,7 +1,8 @@
 """Fine-tune pretrained timm backbones on a folder of images.
 
 The verbs of the command line are functions here: ``fit``, ``resume``, ``evaluate``, ``predict``,
-``export``. They are imported when they are first used, so that ``import finetune`` is light.
+``export``, ``fetch``. They are imported when they are first used, so that ``import finetune`` is
+light.
 """
 
 import importlib
@@ -19,6 +20,7 @@ _LAZY = {
     "evaluate": "finetune.commands.evaluate",
     "predict": "finetune.commands.predict",
     "export": "finetune.commands.export",
+    "fetch": "finetune.commands.fetch",
     "Config": "finetune.config.schema",
 }
 

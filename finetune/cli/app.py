@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finetune.cli.fit import fit
-from finetune.cli.output import console_reporter, print_json, show_result
+from finetune.cli.output import console_reporter, print_json, show_result, stop_as_exit
+from finetune.cli.submit import SETTINGS, submit
 from finetune.data.scan import check_path
 from finetune.errors import ConfigError, RunFolderError
 from finetune.lookup import did_you_mean
@@ -35,6 +36,7 @@ Model = Annotated[
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")]
 
 app.command()(fit)
+app.command(context_settings=SETTINGS)(submit)
 
 
 @app.command()
@@ -136,6 +138,21 @@ def export(
 
 
 @app.command()
+def fetch(
+    backbones: Annotated[
+        list[str],
+        typer.Argument(metavar="BACKBONE...", help="timm models, googlenet, alexnet."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Download weights of backbones, for machines without network."""
+    reporter = console_reporter(json=as_json)
+    from finetune.commands.fetch import fetch as command
+
+    show_result(reporter, command(backbones, reporter=reporter).as_json(), lambda _: None)
+
+
+@app.command()
 def demo(
     output: Annotated[
         Path | None, typer.Option(help="Folder for data and runs.  [runs/<date>-demo]")
@@ -190,7 +207,8 @@ def join_run(run: Path) -> None:
     """Take part in a run as one of its further processes."""
     from finetune.commands.fit import join
 
-    join(run)
+    with stop_as_exit():
+        join(run)
 
 
 @app.callback(invoke_without_command=True)

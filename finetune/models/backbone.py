@@ -9,12 +9,12 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from finetune.errors import ModelError
+from finetune.errors import FinetuneError, ModelError
 from finetune.lookup import did_you_mean
 from finetune.models import zoo
 from finetune.models.groups import classifier_parameters
 from finetune.models.load_proof import check_loaded, load_report, recorded_loads
-from finetune.models.weights import WeightsSource, first_line, weights_source
+from finetune.models.weights import WeightsSource, first_line, hub_error, weights_source
 from finetune.types import LoadReport, PreprocessSpec
 
 zoo.register()
@@ -64,8 +64,9 @@ def create_network(
     Raises:
         ModelError: An unknown backbone, or weights that are missing, unreadable, out of reach or
             fill less than 99% of the backbone's parameters.
+        StorageError: The disk has no room for what the hub sends.
     """
-    _check_name(backbone)
+    check_name(backbone)
     source = weights_source(weights, backbone)
     arguments = dict(kwargs or {})
     _check_channels(arguments.get("in_chans", 3))
@@ -85,7 +86,7 @@ def create_network(
                 **arguments,
             )
         except Exception as error:
-            raise ModelError(_why_not_created(backbone, source, arguments, error)) from error
+            raise _not_created(backbone, source, arguments, error) from error
     head = classifier_parameters(module)
     report = load_report(module, head, source, loads.get(id(module)))
     check_loaded(report, source)
@@ -99,7 +100,12 @@ def create_network(
     return Network(module, spec, report, arguments)
 
 
-def _check_name(backbone: str) -> None:
+def check_name(backbone: str) -> None:
+    """Raise unless timm knows the backbone.
+
+    Raises:
+        ModelError: Names the nearest one that it knows.
+    """
     if backbone.startswith(("hf-hub:", "hf_hub:")):
         return
     if backbone.startswith("local-dir:"):
@@ -132,22 +138,21 @@ def _has_fixed_size(backbone: str) -> bool:
     return bool(cfg is not None and cfg.fixed_input_size)
 
 
-def _why_not_created(
+def _not_created(
     backbone: str, source: WeightsSource, arguments: Mapping[str, Any], error: Exception
-) -> str:
+) -> FinetuneError:
+    """Return what to say of timm's error."""
     reason = first_line(error)
     if isinstance(error, TypeError) and arguments:
-        return f"'{backbone}' does not take model.kwargs {dict(arguments)}: {reason}."
+        return ModelError(f"'{backbone}' does not take model.kwargs {dict(arguments)}: {reason}.")
     if "No pretrained weights exist" in reason or "Invalid pretrained" in reason:
-        return f"{reason} Pass --weights random or a local file."
-    if source.label.startswith("hub"):
-        return (
-            f"The weights of '{backbone}' could not be fetched: {reason}. Check the network, or "
-            f"pass a local file with --weights, or --weights random."
-        )
-    if source.pretrained:
-        return f"{source.label} does not fit '{backbone}': {reason}. Check --backbone."
-    return f"'{backbone}' cannot be created: {reason}."
+        return ModelError(f"{reason} Pass --weights random or a local file.")
+    not_fetched = hub_error(backbone, source, error)
+    if not_fetched is not None:
+        return not_fetched
+    if source.pretrained and source.hub is None:
+        return ModelError(f"{source.label} does not fit '{backbone}': {reason}. Check --backbone.")
+    return ModelError(f"'{backbone}' cannot be created: {reason}.")
 
 
 def _check_size(backbone: str, module: nn.Module, spec: PreprocessSpec) -> None:

@@ -1,29 +1,37 @@
 """Where weights come from: the hub, a file, a timm folder, or nowhere."""
 
 import json
-import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from finetune.errors import ModelError
+from finetune.errors import FinetuneError, ModelError
+from finetune.models.hub import HubWeights, cached_or_reachable, discard, hub_weights, remedy
+from finetune.storage import explain_disk_error
 
 
 @dataclass(frozen=True, slots=True)
 class WeightsSource:
-    """Where weights come from, as timm's factory wants it."""
+    """Where weights come from, as timm's factory wants it.
+
+    Attributes:
+        label: What it is called in messages.
+        pretrained: Whether there are any.
+        overlay: Overrides of the network's config.
+        hub: What timm would download; None for local files.
+        cached: The file that an earlier download left; None if there is none.
+    """
 
     label: str
     pretrained: bool
     overlay: dict[str, Any]
+    hub: HubWeights | None = None
+    cached: Path | None = None
 
 
 def is_pretrained(weights: str) -> bool:
@@ -40,8 +48,9 @@ def weights_source(weights: str, backbone: str) -> WeightsSource:
     if weights == "random":
         return WeightsSource("random", False, {})
     if weights == "hub":
-        _check_reachable(backbone)
-        return WeightsSource(f"hub ({backbone})", True, {})
+        found = hub_weights(backbone)
+        cached = None if found is None else cached_or_reachable(found, backbone)
+        return WeightsSource(f"hub ({backbone})", True, {}, found, cached)
     path = Path(weights).expanduser()
     if not path.exists():
         raise ModelError(
@@ -122,38 +131,41 @@ def first_line(error: Exception) -> str:
     return text[:300].rstrip(".")
 
 
-def _check_reachable(backbone: str) -> None:
-    """Raise at once where the hub's host has no address; its client would try for a minute."""
-    cfg = timm.get_pretrained_cfg(backbone) if ":" not in backbone else None
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        return
-    if cfg is None or _is_cached(cfg):
-        return
-    if cfg.hf_hub_id:
-        host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
-    else:
-        host = urlparse(str(cfg.url or "")).hostname
-    if not host:
-        return
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError as error:
-        raise ModelError(
-            f"The weights of '{backbone}' lie on {host}, which this machine does not reach. Pass a "
-            f"local file or folder with --weights, or --weights random to train from scratch."
-        ) from error
+def hub_error(backbone: str, source: WeightsSource, error: Exception) -> FinetuneError | None:
+    """Return why the hub's weights did not come, or None where they came and are whole.
 
-
-def _is_cached(cfg: Any) -> bool:
-    if cfg.hf_hub_id:
-        from huggingface_hub import try_to_load_from_cache
-
-        repo = str(cfg.hf_hub_id)
-        if repo.endswith("/"):
-            repo += f"{cfg.architecture}.{cfg.tag}" if cfg.tag else str(cfg.architecture)
-        return any(
-            isinstance(try_to_load_from_cache(repo, name), str)
-            for name in ("model.safetensors", "pytorch_model.bin")
+    What came damaged just now, from a connection that broke off, is removed from the cache.
+    """
+    if source.hub is None:
+        return None
+    place = source.hub.cache_dir
+    full = explain_disk_error(error, place, "Free it, or choose another with HF_HOME, TORCH_HOME.")
+    if full is not None:
+        return full
+    file = source.hub.cached()
+    if file is None:
+        return ModelError(
+            f"The weights of '{backbone}' could not be fetched from {source.hub.address}: "
+            f"{first_line(error)}. {remedy(backbone)}"
         )
-    name = Path(urlparse(cfg.url or "").path).name
-    return bool(name) and Path(torch.hub.get_dir(), "checkpoints", name).is_file()
+    if not is_damaged(file):
+        return None
+    if source.cached is None:
+        discard(file)
+        return ModelError(
+            f"The weights of '{backbone}' came damaged from {source.hub.address}: the connection "
+            f"broke off. Try again: finetune fetch {backbone}"
+        )
+    return ModelError(
+        f"The weights of '{backbone}' are damaged in the cache, {file}. Where there is a network, "
+        f"fetch them again: finetune fetch {backbone}"
+    )
+
+
+def is_damaged(file: Path) -> bool:
+    """Tell whether a weights file cannot be read."""
+    try:
+        read_state_dict(file)
+    except ModelError:
+        return True
+    return False

@@ -1,0 +1,164 @@
+"""Where the hub's weights lie, and what is said at once where they cannot come."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+
+from finetune.errors import ModelError
+from finetune.models.backbone import create_network
+from finetune.models.hub import cached_or_reachable, hub_weights
+from tests.networks import snapshot
+
+SNAPSHOT = "models--timm--test_resnet.r160_in1k/snapshots/1a2b"
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Use empty caches, and no proxy."""
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
+    return tmp_path
+
+
+@pytest.fixture
+def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no host have an address."""
+
+    def no_address(*args: Any, **kwargs: Any) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_address)
+
+
+def cached_resnet(caches: Path) -> Path:
+    """Put real weights where the hub's client would have put them; return their file."""
+    file = caches / "hub" / SNAPSHOT / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file(snapshot(timm.create_model("test_resnet")), file)
+    refs = caches / "hub" / "models--timm--test_resnet.r160_in1k" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("1a2b")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name", "address"),
+    [
+        ("resnet50", "resnet50.a1_in1k", "https://huggingface.co/timm/resnet50.a1_in1k"),
+        ("resnet50.tv_in1k", "resnet50.tv_in1k", "https://huggingface.co/timm/resnet50.tv_in1k"),
+        ("hf-hub:me/mine@v2", "hf-hub:me/mine@v2", "https://huggingface.co/me/mine@v2"),
+        (
+            "alexnet",
+            "alexnet.tv_in1k",
+            "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        ),
+    ],
+)
+def test_a_backbone_has_one_address(backbone: str, name: str, address: str) -> None:
+    weights = hub_weights(backbone)
+    assert weights is not None
+    assert (weights.name, weights.address) == (name, address)
+    assert weights.cached() is None
+
+
+def test_a_backbone_may_have_no_weights() -> None:
+    assert hub_weights("darknet17") is None
+    with pytest.raises(ModelError, match=r"No pretrained weights exist for darknet17.*random"):
+        create_network("darknet17", num_classes=3)
+
+
+def test_a_revision_is_another_place_in_the_cache(caches: Path) -> None:
+    file = cached_resnet(caches)
+    repository = "hf-hub:timm/test_resnet.r160_in1k"
+    for name, expected in (
+        (repository, file),
+        (f"{repository}@1a2b", file),
+        (f"{repository}@x", 0),
+    ):
+        weights = hub_weights(name)
+        assert weights is not None
+        assert weights.cached() == (expected or None), name
+
+
+@pytest.mark.usefixtures("no_names")
+@pytest.mark.parametrize(
+    ("backbone", "host", "cache"),
+    [
+        ("googlenet", "download.pytorch.org", "torch/hub/checkpoints"),
+        ("resnet18", "huggingface.co", "hub"),
+    ],
+)
+def test_an_unreachable_host_is_said_at_once(
+    backbone: str, host: str, cache: str, caches: Path
+) -> None:
+    message = (
+        rf"'{backbone}' are not in {caches / cache}, and this machine does not reach {host}\. "
+        rf"Fetch them.*: finetune fetch {backbone}\. .*--weights, or --weights random"
+    )
+    with pytest.raises(ModelError, match=message):
+        create_network(backbone, num_classes=3)
+
+
+def test_a_host_that_does_not_answer_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as probe:  # bound and closed: a port that nobody listens on
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    with pytest.raises(ModelError, match=r"does not reach 127\.0\.0\.1\. .*finetune fetch"):
+        create_network("test_resnet", num_classes=3)
+
+
+def test_a_machine_kept_offline_is_told_how_weights_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"HF_HUB_OFFLINE keeps .*: finetune fetch test_resnet"):
+        create_network("test_resnet", num_classes=3)
+
+
+@pytest.mark.usefixtures("no_names")
+def test_behind_a_proxy_the_client_is_left_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = hub_weights("resnet18")
+    assert weights is not None
+    with pytest.raises(ModelError, match="does not reach"):
+        cached_or_reachable(weights, "resnet18")
+    monkeypatch.setitem(os.environ, "HTTPS_PROXY", "http://proxy:3128")
+    assert cached_or_reachable(weights, "resnet18") is None
+
+
+@pytest.mark.usefixtures("no_names")
+def test_what_is_in_the_cache_needs_no_network(caches: Path) -> None:
+    file = cached_resnet(caches)
+    weights = hub_weights("test_resnet")
+    assert weights is not None
+    assert cached_or_reachable(weights, "test_resnet") == file
+    report = create_network("test_resnet", num_classes=3).report
+    assert (report.source, report.share) == ("hub (test_resnet)", 1)
+
+
+@pytest.mark.usefixtures("no_names")
+def test_damaged_weights_in_the_cache_are_named_and_left_alone(caches: Path) -> None:
+    file = cached_resnet(caches)
+    os.truncate(file, 1000)
+    message = rf"are damaged in the cache, {file}\. .*fetch them again: finetune fetch test_resnet"
+    with pytest.raises(ModelError, match=message):
+        create_network("test_resnet", num_classes=3)
+    assert file.stat().st_size == 1000
+
+
+@pytest.mark.usefixtures("no_names")
+def test_whole_weights_are_not_blamed_for_another_error(caches: Path) -> None:
+    file = cached_resnet(caches)
+    state = snapshot(timm.create_model("test_resnet"))
+    save_file({**state, "layer1.0.conv1.weight": torch.zeros(1, 2, 3, 3)}, file)
+    with pytest.raises(ModelError, match=r"^'test_resnet' cannot be created: size mismatch"):
+        create_network("test_resnet", num_classes=3)

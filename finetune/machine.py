@@ -38,7 +38,7 @@ def resolve_accelerator(asked: str, *, setting: str = "trainer.accelerator") -> 
 
 
 def free_cores() -> int:
-    """Return the cores that this process may use: its own, or what its control groups (v2) grant."""
+    """Return the cores that this process may use, and its control groups (v2) grant."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:

@@ -60,7 +60,7 @@ def submit(
 ) -> None:
     """Put a fit into the queue of a SLURM cluster."""
     asked = _asked(context, words or [])
-    from finetune.commands.submit import Resources
+    from finetune.commands.batch_script import Resources
     from finetune.commands.submit import submit as command
 
     resources = Resources(

@@ -21,16 +21,17 @@ trap : USR1
 say() { printf '[%(%F %T)T] job %s: %s\n' -1 "$job" "$*" >&2; }
 
 # The signal before the time limit may come a minute early, when Python is not there to handle it:
-# it would end the task. Ignored here, it stays so until finetune listens. Since 22.05 srun does not
-# take the cores of a task from the job.
+# it would end the task. Ignored here, it stays so until finetune listens. By itself srun takes neither
+# the cores of a task from the job, since 22.05, nor what is exported here after --export=NONE.
 on_tasks() {
-    srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
+    srun --export=ALL --kill-on-bad-exit=1 \
+        ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
         bash -c 'trap "" USR1 TERM; exec "$@"' _ "$@"
 }
 
 on_nodes() {
-    srun --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
-        --ntasks-per-node=1 bash -c "trap '' USR1 TERM; set -e; $1" _ "${@:2}"
+    srun --export=ALL --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" \
+        --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c "trap '' USR1 TERM; set -e; $1" _ "${@:2}"
 }
 
 # shellcheck disable=SC2016 # for the shell of each node
@@ -97,6 +98,7 @@ if [ -e "$FINETUNE_REQUEUE_FILE" ]; then
 fi
 case $code in
     0 | [2-5] | 126 | 127) ;; # what starting anew would not mend
+    138) begin_again "ended by SIGUSR1 where nobody listened" ;;
     *) [ "${REQUEUE_ON_CRASH:-0}" = 0 ] || begin_again "ended with code $code" ;;
 esac
 exit "$code"

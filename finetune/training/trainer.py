@@ -30,7 +30,8 @@ from finetune.training.preemption import Preemption
 from finetune.training.strategy import choose_strategy
 
 _LOST_PROCESS = re.compile(
-    r"gloo/transport|NCCL|connection (was )?(closed|reset)|clients joined|timed out waiting|pair closure",
+    r"gloo/transport|NCCL|connection (was )?(closed|reset)|clients joined|timed out waiting"
+    r"|pair closure",
     re.IGNORECASE,
 )
 

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from finetune.commands.submit import Resources, Submission, body, submit
+from finetune.commands.batch_script import Resources, body
+from finetune.commands.submit import Submission, submit
 from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.errors import ConfigError, FinetuneError, ModelError, RunFolderError
@@ -315,7 +317,7 @@ def test_a_job_tells_its_tasks_where_to_write_and_how_many_threads_to_take(tmp_p
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     first, *lines = ended.stdout.splitlines()
-    assert first.startswith("--kill-on-bad-exit=1 --cpus-per-task=6 bash -c trap")
+    assert first.startswith("--export=ALL --kill-on-bad-exit=1 --cpus-per-task=6 bash -c trap")
     found = dict(line.split("=", 1) for line in lines if "=" in line)
     assert [found[name] for name in names] == [
         "6", "1", "/local/7/finetune", f"{tmp_path}/runs/7.requeue",
@@ -324,7 +326,14 @@ def test_a_job_tells_its_tasks_where_to_write_and_how_many_threads_to_take(tmp_p
 
 @pytest.mark.parametrize(
     ("code", "crash", "again"),
-    [(7, "0", False), (7, "1", True), (139, "1", True), (2, "1", False), (127, "1", False)],
+    [
+        (7, "0", False),
+        (7, "1", True),
+        (139, "1", True),
+        (2, "1", False),
+        (127, "1", False),
+        (128 + signal.SIGUSR1, "0", True),
+    ],
 )
 def test_what_a_job_does_after_a_crash(code: int, crash: str, again: bool, tmp_path: Path) -> None:
     stub(tmp_path / "fails", "srun", f"exit {code}")

@@ -1,24 +1,16 @@
-"""Batch scripts: what is in them, and what refuses to become one."""
+"""Submitting a run: what is refused before, and what becomes of the script."""
 
 import os
-import shlex
-import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from finetune.commands.batch_script import Resources, body
+from finetune.commands.batch_script import Resources
 from finetune.commands.submit import Submission, submit
 from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.errors import ConfigError, FinetuneError, ModelError, RunFolderError
-
-SCRIPTS = Path(__file__).parents[2] / "scripts" / "slurm"
-SHIPPED = sorted(SCRIPTS.glob("*.sbatch"))
 
 
 @pytest.fixture(autouse=True)
@@ -32,119 +24,8 @@ def config_of(**assignments: object) -> Config:
     return build_config({}, assignments={"data.path": "photos", "output": "runs/one"} | given)
 
 
-def dry(asked: Resources | None = None, *words: str, **assignments: object) -> Submission:
-    given = ("photos", *words)
-    return submit(config_of(**assignments), given, asked or Resources(), dry_run=True)
-
-
-def options_of(text: str) -> dict[str, str]:
-    """Return what a script asks sbatch for, of two that are the same the later."""
-    lines = [line.removeprefix("#SBATCH ") for line in text.splitlines() if "#SBATCH" in line]
-    return {key: value for key, _, value in (line.partition("=") for line in lines)}
-
-
-def test_a_script_asks_for_the_job_and_runs_the_words(tmp_path: Path) -> None:
-    asked = Resources(
-        nodes=2, gpus_per_node=4, cpus_per_task=8, partition="gpu", time="4:00:00", account="me",
-        extra=("--mem=64G", "--signal=USR1@30"),
-    )  # fmt: skip
-    made = dry(asked, "optim.lr=0.1", "--epochs", "3")
-    assert made.job_id is None
-    assert made.run_dir == tmp_path / "runs" / "one"
-    assert options_of(made.text) == {
-        "--job-name": "one",
-        "--chdir": str(tmp_path),
-        "--output": f"{tmp_path}/runs/one.log",
-        "--nodes": "2",
-        "--ntasks-per-node": "4",
-        "--gpus-per-node": "4",
-        "--cpus-per-task": "8",
-        "--partition": "gpu",
-        "--time": "4:00:00",
-        "--account": "me",
-        "--signal": "USR1@30",
-        "--open-mode": "append",
-        "--requeue": "",
-        "--mem": "64G",
-    }
-    assert "\nset -- photos optim.lr=0.1 --epochs 3\n" in made.text
-    assert made.text.endswith(f"\n\n{body()}")
-    assert not list(tmp_path.glob("runs*")), "a dry run writes nothing"
-
-
-def test_what_is_not_asked_for_is_left_to_the_cluster() -> None:
-    asked = options_of(dry().text)
-    assert (asked["--nodes"], asked["--ntasks-per-node"]) == ("1", "1")
-    for name in ("gpus-per-node", "cpus-per-task", "partition", "time", "account"):
-        assert f"--{name}" not in asked
-
-
-def stub(folder: Path, name: str, script: str) -> Path:
-    """Write a program that stands in for one of the cluster."""
-    folder.mkdir(exist_ok=True)
-    file = folder / name
-    file.write_text(f"#!/bin/bash\n{script}\n")
-    file.chmod(0o755)
-    return folder
-
-
-def job(script: Path, folder: Path, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run a batch script as a job, with an ``srun`` that shows the words of its command."""
-    stub(folder / "bin", "srun", 'while [ "$1" != _ ]; do shift; done; shift; printf "<%s>" "$@"')
-    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1"}
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
-    path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
-    return subprocess.run(
-        ["bash", str(script), *words],
-        env={**clean, **job, "PATH": path, **extra},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-ODD = 'it\'s "50%" $HOME `x` \\ é'
-
-
-def test_odd_words_and_paths_reach_the_command_as_they_are(tmp_path: Path) -> None:
-    made = dry(None, "--config", ODD, "unfreeze.params={a: [1, *]}", output=f"runs/{ODD}")
-    (tmp_path / "script").write_text(made.text)
-    ended = job(tmp_path / "script", tmp_path, FINETUNE="'my finetune' --x")
-    assert ended.returncode == 0, ended.stderr
-    run = f"<--output><{tmp_path}/runs/{ODD}>"
-    words = f"<photos><--config><{ODD}><unfreeze.params={{a: [1, *]}}>"
-    assert ended.stdout == f"<my finetune><--x><fit>{run}<resume=auto>{words}"
-
-
-def test_without_another_command_the_job_runs_this_python(tmp_path: Path) -> None:
-    (tmp_path / "script").write_text(dry().text)
-    ended = job(tmp_path / "script", tmp_path, FINETUNE="")
-    assert ended.stdout.startswith(f"<{sys.executable}><-m><finetune><fit>")
-
-
-def test_a_percent_sign_is_no_pattern_in_the_name_of_the_log(tmp_path: Path) -> None:
-    made = dry(output="runs/50%j")
-    assert options_of(made.text)["--output"] == f"{tmp_path}/runs/50%%j.log"
-    assert made.log == tmp_path / "runs" / "50%j.log"
-
-
-@pytest.mark.parametrize(
-    ("time", "seconds"),
-    [
-        ("1", 15), ("0:40", 10), ("4:00:00", 120), ("1-0", 120), ("0-0:2", 30), ("0-00:01:20", 20),
-        ("UNLIMITED", 120), (None, 120),
-    ],
-)  # fmt: skip
-def test_a_job_saves_two_minutes_or_a_quarter_of_its_time_before_the_end(
-    time: str | None, seconds: int
-) -> None:
-    assert options_of(dry(Resources(time=time)).text)["--signal"] == f"USR1@{seconds}"
-
-
-@pytest.mark.parametrize("time", ["4h", "1:2:3:4", "1-", "-5", "", "1-2:3:4:5", "4.5"])
-def test_a_malformed_time_is_refused_with_the_forms_that_there_are(time: str) -> None:
-    with pytest.raises(ConfigError, match=r"--time .*: give minutes, .*, as in 4:00:00"):
-        dry(Resources(time=time))
+def dry(asked: Resources | None = None, **assignments: object) -> Submission:
+    return submit(config_of(**assignments), ("photos",), asked or Resources(), dry_run=True)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +76,14 @@ def test_what_could_only_fail_is_refused(
         dry(asked, **settings)
 
 
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    made = dry(Resources(nodes=2))
+    assert made.job_id is None
+    assert made.run_dir == tmp_path / "runs" / "one"
+    assert "#SBATCH --nodes=2\n" in made.text
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
 def test_sizes_that_fit_are_not_refused() -> None:
     dry(Resources(nodes=2, gpus_per_node=4), trainer__batch_size=24, trainer__accumulate=3)
     dry(Resources(nodes=2, tasks_per_node=4), trainer__devices=4, trainer__num_nodes=2)
@@ -203,7 +92,10 @@ def test_sizes_that_fit_are_not_refused() -> None:
 
 def submitted(monkeypatch: pytest.MonkeyPatch, folder: Path, sbatch: str) -> Submission:
     """Submit to a program that stands in for sbatch."""
-    stub(folder / "bin", "sbatch", sbatch)
+    program = folder / "bin" / "sbatch"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/bash\n{sbatch}\n")
+    program.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder / "bin"), prepend=os.pathsep)
     return submit(config_of(), ("photos",), Resources())
 
@@ -241,115 +133,6 @@ def test_without_sbatch_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_a_run_that_is_there_goes_on(tmp_path: Path) -> None:
     (tmp_path / "runs" / "one").mkdir(parents=True)
-    (tmp_path / "runs" / "one" / "config.yaml").touch()
+    for name in ("config.yaml", "manifest.csv"):
+        (tmp_path / "runs" / "one" / name).touch()
     assert f"run={tmp_path}/runs/one\n" in dry().text
-
-
-@pytest.mark.parametrize("script", SHIPPED, ids=[script.stem for script in SHIPPED])
-def test_a_shipped_script_ends_with_the_body(script: Path) -> None:
-    text = script.read_text(encoding="utf-8")
-    assert text.endswith(f"\n\n{body()}"), "bash scripts/slurm/refresh.sh"
-    asked = options_of(text)
-    assert asked["--requeue"] == ""
-    assert asked["--open-mode"] == "append"
-    assert asked["--signal"] == "USR1@120"
-    assert "--gpus-per-task" not in asked
-
-
-def test_there_are_shipped_scripts_and_refreshing_them_changes_nothing(tmp_path: Path) -> None:
-    assert [script.name for script in SHIPPED] == [
-        "array.sbatch", "fit-multinode.sbatch", "fit.sbatch",
-    ]  # fmt: skip
-    copied = Path(shutil.copytree(SCRIPTS, tmp_path / "repo" / "scripts" / "slurm"))
-    (tmp_path / "repo" / "finetune" / "commands").mkdir(parents=True)
-    (tmp_path / "repo" / "finetune" / "commands" / "batch_body.sh").write_text(body())
-    with (copied / "fit.sbatch").open("a") as stream:
-        stream.write("echo changed by hand\n")
-    subprocess.run(["bash", str(copied / "refresh.sh")], check=True)
-    for script in SHIPPED:
-        assert (copied / script.name).read_text() == script.read_text()
-
-
-@pytest.mark.parametrize(
-    ("task", "words"),
-    [("0", ["--backbone", "vgg16"]), ("1", ["seed=3", "x={a: 1}"])],
-)
-def test_each_task_of_an_array_gets_its_own_words(
-    task: str, words: list[str], tmp_path: Path
-) -> None:
-    given = ("photos", "--lr", "0.1", "--", "--backbone vgg16", "seed=3 'x={a: 1}'")
-    ids = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": task}
-    ended = job(SCRIPTS / "array.sbatch", tmp_path, *given, **ids, FINETUNE="ft")
-    assert ended.returncode == 0, ended.stderr
-    own = "".join(f"<{word}>" for word in words)
-    run = f"<--output><{tmp_path}/runs/5_{task}><resume=auto>"
-    assert ended.stdout == f"<ft><fit>{run}<photos><--lr><0.1>{own}"
-
-
-def test_a_task_without_words_of_its_own_has_its_seed_or_ends(tmp_path: Path) -> None:
-    ids = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2", "RUN": "here/seeds"}
-    ended = job(SCRIPTS / "array.sbatch", tmp_path, "photos", **ids, FINETUNE="ft")
-    assert ended.stdout.endswith(f"<{tmp_path}/here/seeds_2><resume=auto><photos><seed=2>")
-    ended = job(SCRIPTS / "array.sbatch", tmp_path, "photos", "--", "seed=1", **ids)
-    assert ended.returncode == 2
-    assert "Task 2 has no words: 1 stand after --" in ended.stderr
-
-
-def test_outside_of_a_job_a_script_says_what_it_is(tmp_path: Path) -> None:
-    ended = job(SCRIPTS / "fit.sbatch", tmp_path, "photos", SLURM_JOB_ID="")
-    assert ended.returncode == 1
-    assert "SLURM_JOB_ID: is not set: this is a batch script" in ended.stderr
-
-
-def test_a_job_tells_its_tasks_where_to_write_and_how_many_threads_to_take(tmp_path: Path) -> None:
-    show = 'echo "$@"; env'
-    names = (
-        "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "FINETUNE_CACHE", "FINETUNE_REQUEUE_FILE",
-    )  # fmt: skip
-    stub(tmp_path / "shows", "srun", show)
-    path = os.pathsep.join([str(tmp_path / "shows"), os.environ["PATH"]])
-    unset = dict.fromkeys(names, "")
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "7.requeue").touch()  # of an earlier start; it must not count
-    ended = job(
-        SCRIPTS / "fit.sbatch", tmp_path, "photos",
-        **unset, PATH=path, SLURM_CPUS_PER_TASK="6", SLURM_TMPDIR="/local/7",
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    first, *lines = ended.stdout.splitlines()
-    assert first.startswith("--export=ALL --kill-on-bad-exit=1 --cpus-per-task=6 bash -c trap")
-    found = dict(line.split("=", 1) for line in lines if "=" in line)
-    assert [found[name] for name in names] == [
-        "6", "1", "/local/7/finetune", f"{tmp_path}/runs/7.requeue",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("code", "crash", "again"),
-    [
-        (7, "0", False),
-        (7, "1", True),
-        (139, "1", True),
-        (2, "1", False),
-        (127, "1", False),
-        (128 + signal.SIGUSR1, "0", True),
-    ],
-)
-def test_what_a_job_does_after_a_crash(code: int, crash: str, again: bool, tmp_path: Path) -> None:
-    stub(tmp_path / "fails", "srun", f"exit {code}")
-    stub(tmp_path / "fails", "scontrol", f'echo "$@" > {tmp_path}/asked; exit 1')
-    path = os.pathsep.join([str(tmp_path / "fails"), os.environ["PATH"]])
-    ended = job(
-        SCRIPTS / "fit.sbatch", tmp_path, "photos", PATH=path, FINETUNE="ft", REQUEUE_ON_CRASH=crash
-    )
-    assert ended.returncode == code
-    assert (tmp_path / "asked").exists() == again
-    if again:
-        assert (tmp_path / "asked").read_text() == "requeue 7\n"
-        assert "scontrol could not requeue it" in ended.stderr
-
-
-def test_the_words_of_a_script_are_those_of_a_shell(tmp_path: Path) -> None:
-    made = dry(None, "a b", "c'd")
-    (line,) = [line for line in made.text.splitlines() if line.startswith("set -- ")]
-    assert shlex.split(line.removeprefix("set -- ")) == ["photos", "a b", "c'd"]

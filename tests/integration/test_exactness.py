@@ -279,6 +279,60 @@ def test_of_two_processes_the_second_is_killed_and_both_go_on(
     assert_alike(run, reference(place, uninterrupted))
 
 
+def stopped_by(signum: int, place: Path, output: Path, *more: object) -> int:
+    """Start a run, send its first process alone a signal in epoch 4, and return its exit code."""
+    process = subprocess.Popen(
+        command(*words(place, output, "trainer.batch_size=4", *more)),
+        cwd=place,
+        env=environment(place),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.split()[:1] == ["3"]:
+                process.send_signal(signum)
+                break
+        process.stdout.read()
+    return process.returncode
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_is_asked_to_stop_go_on_to_the_same_bits(
+    place: Path, tmp_path: Path
+) -> None:
+    more = ("lr_schedule.name=linear", "--devices", 2)
+    whole = tmp_path / "whole"
+    given = words(place, whole, "trainer.batch_size=4", *more)
+    assert finetune(place, *given).returncode == 0
+    run = tmp_path / "run"
+    assert stopped_by(signal.SIGTERM, place, run, *more) == 85
+    position = checkpoint(run)["position"]
+    assert position["steps"] or position["epochs"] == 3
+    assert len(position["loss_sums"]) == 2
+    again = finetune(place, "fit", "--resume", run)
+    assert again.returncode == 0, again.stderr
+    assert_same_run(run, whole)
+    # one process goes on where two were stopped, to the same within rounding
+    alone = tmp_path / "alone"
+    assert stopped_by(signal.SIGUSR1, place, alone, *more) == 85
+    assert finetune(place, "fit", "--resume", alone, "--devices", 1).returncode == 0
+    assert_alike(alone, whole)
+
+
+@pytest.mark.slow
+def test_a_batch_script_that_requeues_is_told_by_a_file(place: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "requeue"
+    os.environ["FINETUNE_REQUEUE_FILE"] = str(marker)
+    try:
+        assert stopped_by(signal.SIGUSR1, place, tmp_path / "run") == 0
+    finally:
+        del os.environ["FINETUNE_REQUEUE_FILE"]
+    assert marker.read_text() == "SIGUSR1\n"
+    assert not (tmp_path / "run" / "bundle").exists()
+
+
 def stopped_by_ctrl_c(place: Path, output: Path, *more: object) -> tuple[int, str, str]:
     """Start a run, press Ctrl-C after its third epoch, and return how it ended."""
     slow = ("trainer.epochs=100000", *more)

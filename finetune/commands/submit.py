@@ -121,7 +121,7 @@ def _run_dir(config: Config) -> Path:
     data = Path(config.data.path).expanduser()
     name = run_folder.default_name(config.model.backbone, data)
     run_dir = Path(config.output or Path("runs") / name).expanduser().absolute()
-    if not (run_dir / "config.yaml").is_file():
+    if not run_folder.is_run(run_dir):
         run_folder.check_free(run_dir)
     return run_dir
 

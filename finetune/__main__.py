@@ -13,7 +13,10 @@ def main() -> None:
         signals.listen()  # the imports that follow take seconds, in which a scheduler may call
     from finetune.cli.main import run
 
-    sys.exit(run())
+    code = run()
+    if sys.argv[1:2] and sys.argv[1] in _MAY_BE_STOPPED:
+        signals.ignore()  # Python drops its handlers before it ends, and the work is done
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import typer
 
 from finetune.cli.output import console_reporter, show_result, stop_as_exit
 from finetune.errors import ConfigError
-from finetune.training.launch import is_further_rank
+from finetune.training.launch import is_further_rank, outer_launch
 from finetune.types import Reporter
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def _fit(
     dry_run: bool,
     as_json: bool,
 ) -> None:
+    from finetune.commands.launch_check import check_launch
     from finetune.config.load import (
         build_config,
         is_assignment,
@@ -141,6 +142,8 @@ def _fit(
     else:
         tree = {} if file is None else read_config_file(file)
         config = build_config(tree, assignments=assignments, flags=flags, file=str(file))
+        if not dry_run:
+            check_launch(config, outer_launch())  # again later; here nobody has waited for torch
         _check_data_path(config.data.path)
 
     from finetune.commands import fit as command

@@ -69,11 +69,15 @@ def outer_launch() -> Launch | None:
 
 
 def known_rank() -> int | None:
-    """Return this process's rank, or None if it stands alone or its environment makes no sense."""
+    """Return this process's rank, or None if it stands alone.
+
+    Also where the rest of what a launcher has set makes no sense, which somebody else says.
+    """
     try:
         launch = outer_launch()
-    except ConfigError:  # said by who needs more than the rank
-        return None
+    except ConfigError:
+        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+        return int(rank) if rank.isdecimal() else None
     return None if launch is None else launch.rank
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from finetune.errors import ConfigError
-from finetune.training.launch import Launch, is_further_rank, outer_launch
+from finetune.training.launch import Launch, is_further_rank, known_rank, outer_launch
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "abc",
@@ -106,6 +106,7 @@ def test_machines_with_different_numbers_of_tasks_are_refused(
     uneven = {**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2,1,1"}
     with pytest.raises(ConfigError, match=r"2, 1, 1 tasks on the 3 .*--ntasks-per-node=1 "):
         started_by(monkeypatch, uneven)
+    assert known_rank() == 1, "one rank says it, and the others need not"
 
 
 def test_a_different_number_on_another_machine_is_refused_under_torchrun_too(

@@ -90,7 +90,7 @@ def deferred() -> Iterator[None]:
 
 @contextmanager
 def blocked() -> Iterator[None]:
-    """Keep signals waiting in the block; processes that it starts never see them."""
+    """Keep signals from the processes that this thread starts in the block, for good."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from finetune.errors import RunFolderError, StorageError
-from finetune.storage import atomic_folder, replace_link, write_text
+from finetune.storage import atomic_folder, remove_drafts, replace_link, write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """Checkpoint of the last finished epoch."""
+        """The last checkpoint, of an epoch's end or its middle."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
@@ -109,6 +109,7 @@ def create(path: Path, *, config: str, manifest: str, rejected: str) -> RunFolde
         StorageError: The disk is full or may not be written.
     """
     check_free(path)
+    remove_drafts(path)
     with atomic_folder(path) as temporary:
         draft = RunFolder(temporary)
         write_text(draft.manifest, manifest)

@@ -41,6 +41,8 @@ def listen() -> None:
     global _deferred
     _handle()
     _deferred = True
+    # a batch script may hold back what came before somebody listened
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def noted() -> int:
@@ -115,9 +117,10 @@ def _handle() -> None:
 def _on_signal(signum: int, frame: FrameType | None) -> Any:
     global _noted
     del frame
-    again = _noted is not None and signum == signal.SIGINT
+    first = _noted is None
     _noted = max(_noted or signal.SIGINT, signal.Signals(signum))
-    if again or not _deferred:
+    # a further one must not break off what ends the process in good order, but for Ctrl-C
+    if (first and not _deferred) or (not first and signum == signal.SIGINT):
         raise StopRequest(signum)
     if signum == signal.SIGINT and sys.stderr.isatty():
         # no library's stream may be written to from within a signal handler

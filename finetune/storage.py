@@ -1,6 +1,7 @@
 """Files that are whole or absent: written beside their place, synced, moved there in one step."""
 
 import errno
+import glob
 import os
 import re
 import shutil
@@ -101,6 +102,12 @@ def remove_leftovers(folder: Path) -> None:
         else:
             with suppress(OSError):
                 left.unlink(missing_ok=True)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what a killed process left beside a folder that it was about to make."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{_PART}"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,11 +16,15 @@ from finetune.errors import (
     ConfigError,
     DataError,
     ModelError,
+    OutOfMemoryError,
     RunFolderError,
     TrainingError,
 )
 
-FINAL = {error.exit_code for error in (ConfigError, DataError, ModelError, RunFolderError)}
+FINAL = {
+    error.exit_code
+    for error in (ConfigError, DataError, ModelError, RunFolderError, OutOfMemoryError)
+}
 """Nobody mends these by trying again."""
 
 

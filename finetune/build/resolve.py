@@ -153,7 +153,8 @@ def _check_machine(config: Config) -> None:
     if trainer.accelerator == "cuda" and number(trainer.devices) > torch.cuda.device_count():
         raise ConfigError(
             f"trainer.devices={trainer.devices}: this machine shows {torch.cuda.device_count()} "
-            f"GPUs. Lower it, or check CUDA_VISIBLE_DEVICES."
+            f"GPUs. Lower it, or check CUDA_VISIBLE_DEVICES; under srun ask for --gpus-per-node, "
+            f"not for --gpus-per-task or --gpu-bind, which hide the others."
         )
 
 

@@ -62,14 +62,19 @@ def _stopped(signum: int) -> int:
     if speaks:
         from finetune.storage import write_text
 
-        write_text(Path(file), f"{signal.Signals(signum).name}\n")
+        try:
+            write_text(Path(file), f"{signal.Signals(signum).name}\n")
+        except FinetuneError as error:
+            _explain(str(error))
+            return PREEMPTED_EXIT_CODE
     return 0
 
 
 def _said_by_another(error: FinetuneError) -> bool:
     """Tell whether another process of the run says the same."""
-    # what is wrong with the command line is wrong in every process
-    return is_further_rank() and (isinstance(error, ConfigError) or hasattr(error, "from_rank"))
+    # what is wrong with the command line is wrong in every process, before they have met
+    is_everywhere = isinstance(error, ConfigError) and not hasattr(error, "told")
+    return is_further_rank() and (is_everywhere or hasattr(error, "from_rank"))
 
 
 def _foreign_error(error: Exception, arguments: Sequence[str]) -> int:

@@ -21,12 +21,15 @@ trap : USR1
 say() { printf '[%(%F %T)T] job %s: %s\n' -1 "$job" "$*" >&2; }
 
 # The signal before the time limit may come a minute early, when Python is not there to handle it:
-# it would end the task. Ignored here, it stays so until finetune listens. By itself srun takes neither
-# the cores of a task from the job, since 22.05, nor what is exported here after --export=NONE.
+# it would end the task. Held back here, it waits until finetune listens; where env is older than
+# coreutils 8.31 it is ignored until then. By itself srun takes neither the cores of a task from the
+# job, since 22.05, nor what is exported here after --export=NONE.
 on_tasks() {
     srun --export=ALL --kill-on-bad-exit=1 \
         ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
-        bash -c 'trap "" USR1 TERM; exec "$@"' _ "$@"
+        bash -c 'trap "" USR1 TERM
+            env --block-signal=USR1,TERM true 2>/dev/null && set -- env --block-signal=USR1,TERM "$@"
+            exec "$@"' _ "$@"
 }
 
 on_nodes() {
@@ -91,13 +94,18 @@ say "restart $restarts on $SLURM_JOB_NODELIST, run $run"
 code=0
 on_tasks "${finetune[@]}" fit --output "$run" resume=auto "$@" || code=$?
 
-if [ -e "$FINETUNE_REQUEUE_FILE" ]; then
-    rm -f -- "$FINETUNE_REQUEUE_FILE"
+stopped=0
+[ ! -e "$FINETUNE_REQUEUE_FILE" ] || stopped=1
+rm -f -- "$FINETUNE_REQUEUE_FILE"
+case $code in
+    [2-5] | 9 | 126 | 127) exit "$code" ;; # what starting anew would not mend, though srun then stops all
+esac
+if [ "$stopped" = 1 ]; then
     begin_again "stopped by a signal, and saved"
     exit 85
 fi
 case $code in
-    0 | [2-5] | 126 | 127) ;; # what starting anew would not mend
+    0) ;;
     138) begin_again "ended by SIGUSR1 where nobody listened" ;;
     *) [ "${REQUEUE_ON_CRASH:-0}" = 0 ] || begin_again "ended with code $code" ;;
 esac

@@ -22,17 +22,25 @@ from finetune.commands.launch_check import check_launch
 from finetune.commands.plan import describe
 from finetune.commands.planning import of_statistics, planned
 from finetune.commands.read_run import stored_config, stored_manifest
-from finetune.commands.train import halved_batch, is_complete, tell_run, train
+from finetune.commands.train import (
+    halved_batch,
+    hand_out_run,
+    is_complete,
+    stored_position,
+    train,
+)
 from finetune.config.load import changes, dump_config
 from finetune.config.schema import Config
 from finetune.data.manifest import write_manifest
-from finetune.errors import OutOfMemoryError
+from finetune.errors import OutOfMemoryError, RunFolderError
 from finetune.machine import release_memory
 from finetune.run_folder import RunFolder
 from finetune.storage import remove_leftovers, write_text
 from finetune.training.launch import outer_launch
 from finetune.training.meeting import Meeting, meeting
 from finetune.types import Reporter
+
+_DISK_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +160,11 @@ def _met(config: Config) -> Iterator[Meeting | None]:
 
 def _joined(met: Meeting, start: float) -> FitResult:
     """Take part in the run that rank 0 tells of."""
-    told = met.hear("run", rank=0)
+    told = met.receive("run")
     if told is None:
         return FitResult(Path(), 0.0, {}, {})
     run = RunFolder(Path(told["run_dir"]))
+    _check_shared(run, told["position"])
     config = Config.model_validate(told["config"])
     training = build_training(
         config,
@@ -171,13 +180,29 @@ def _joined(met: Meeting, start: float) -> FitResult:
     return FitResult(run.path, time.monotonic() - start, {}, {})
 
 
+def _check_shared(run: RunFolder, position: list[int] | None) -> None:
+    """Wait until this machine sees what rank 0 sees: a network disk may be some seconds late.
+
+    Raises:
+        RunFolderError: It does not.
+    """
+    end = time.monotonic() + _DISK_SECONDS
+    while not run_folder.is_run(run.path) or stored_position(run) != position:
+        if time.monotonic() > end:
+            raise RunFolderError(
+                f"{run.path} is not the same here as for rank 0, on another machine. The run "
+                f"folder must lie on storage that all machines see: choose another --output."
+            )
+        time.sleep(0.2)
+
+
 def _resumed(
     run: RunFolder, config: Config, met: Meeting | None, reporter: Reporter, start: float
 ) -> FitResult:
     """Go on with a run, as rank 0 of its processes."""
     if is_complete(run, config):
         if met is not None:
-            met.tell("run", None)
+            met.hand_out("run", None)
         reporter.note("The run is complete; nothing is left to do. Longer: add --epochs.")
         return FitResult(run.path, time.monotonic() - start, _stored_metrics(run), {})
     remove_leftovers(run.path)
@@ -199,7 +224,7 @@ def _trained(
 ) -> dict[str, dict[str, float]]:
     """Train; after running out of memory go on from the last checkpoint with half the batch."""
     if met is not None:
-        tell_run(met, run, training)
+        hand_out_run(met, run, training)
     while True:
         try:
             return train(run, training, reporter=reporter, met=met)

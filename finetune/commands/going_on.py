@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune import run_folder
 from finetune.build import Training, build_training
@@ -19,6 +19,8 @@ from finetune.training.launch import outer_launch
 from finetune.training.module import CARD_KEY
 from finetune.training.position import Position
 from finetune.types import Split
+
+T = TypeVar("T")
 
 CHANGEABLE = (
     "trainer.epochs",
@@ -62,9 +64,11 @@ def asked_again(config: Config) -> RunFolder | None:
 
 def asked_for(run: RunFolder, config: Config) -> dict[str, Any]:
     """Return what a command says again of a run, key by key, as the run's own config has it."""
-    values = explicit_values(config)
+    values = {key: value for key, value in explicit_values(config).items() if value != "auto"}
     for key in ("output", "resume"):
         values.pop(key, None)
+    if config.unfreeze.name == "auto" and not config.unfreeze.params:
+        values.pop("unfreeze.params", None)
     values["data.path"] = str(data_path(config).resolve())
     for key in ("model.weights", "augment.name"):
         if key in values:
@@ -89,6 +93,8 @@ def with_changes(
     """
     stored = stored_config(run)
     tree = read_config_file(run.config)
+    # what is decided stays so
+    assignments, flags = _without_auto(assignments), _without_auto(flags)
     # the machines of today, which are those of the launcher, if there is one
     tree["trainer"]["num_nodes"] = "auto"
     if outer_launch() is not None:
@@ -97,6 +103,16 @@ def with_changes(
     _check_changes(stored, config)
     _check_epochs(run, config)
     return config
+
+
+def _without_auto(given: Mapping[str, T] | None) -> dict[str, T]:
+    said = given or {}
+    return {key: value for key, value in said.items() if _word(value) != "auto"}
+
+
+def _word(value: Any) -> Any:
+    """Return the value of an option, which comes with the option's name."""
+    return value[1] if isinstance(value, tuple) else value
 
 
 def rebuilt(run: RunFolder, config: Config) -> Training:
@@ -115,7 +131,7 @@ def rebuilt(run: RunFolder, config: Config) -> Training:
 def goes_on_from(run: RunFolder) -> str:
     """Say where a run goes on."""
     if not run.last.is_file():
-        return "No epoch was finished before; the run starts with its first."
+        return "Nothing was saved before; the run starts with its first epoch."
     position = Position.of(read_checkpoint(run.last))
     if position.steps:
         return f"Goes on in epoch {position.epochs + 1}, after {position.steps} of its steps."

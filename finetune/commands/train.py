@@ -96,17 +96,29 @@ def _together(run: RunFolder, training: Training, met: Meeting | None) -> Iterat
     )
     with others as all_of_them:
         if met is None:
-            tell_run(all_of_them, run, training)
+            hand_out_run(all_of_them, run, training)
         backend = "nccl" if config.trainer.accelerator == "cuda" else "gloo"
         with all_of_them.group(backend=backend):
             yield all_of_them.launch
 
 
-def tell_run(met: Meeting, run: RunFolder, training: Training) -> None:
+def hand_out_run(met: Meeting, run: RunFolder, training: Training) -> None:
     """Tell the other processes what is trained; they need no weights, which DDP sends them."""
-    config = training.config.model_dump(mode="json")
-    card = training.module.card
-    met.tell("run", {"run_dir": str(run.path.resolve()), "config": config, "card": card})
+    told = {
+        "run_dir": str(run.path.resolve()),
+        "config": training.config.model_dump(mode="json"),
+        "card": training.module.card,
+        "position": stored_position(run),
+    }
+    met.hand_out("run", told)
+
+
+def stored_position(run: RunFolder) -> list[int] | None:
+    """Return the epochs and steps that the last checkpoint has behind it; None without one."""
+    if not run.last.is_file():
+        return None
+    position = Position.of(read_checkpoint(run.last))
+    return [position.epochs, position.steps]
 
 
 def _run_trainer(
@@ -201,6 +213,8 @@ def open_tracking(run: RunFolder, config: Config, reporter: Reporter, *, rank: i
     """Return the run's trackers; rank 0 alone continues the run's one W&B run."""
     tracking = config.tracking
     metrics = MetricsCsv(run.metrics, reporter=reporter)
+    epochs = (stored_position(run) or [0])[0]
+    metrics.forget_after(epochs)
     if tracking.wandb == "off" or rank > 0:
         return Tracking(metrics)
     if not run.wandb_id.is_file():
@@ -216,8 +230,7 @@ def open_tracking(run: RunFolder, config: Config, reporter: Reporter, *, rank: i
         config=config.model_dump(mode="json"),
     )
     tracking_run = Tracking(metrics, wandb, run.wandb_epochs)
-    if run.last.is_file():
-        tracking_run.log_again(epochs=Position.of(read_checkpoint(run.last)).epochs)
+    tracking_run.log_again(epochs=epochs)
     return tracking_run
 
 

@@ -304,8 +304,8 @@ class TrainerConfig(Section):
     )
     strategy: Literal["ddp", "fsdp", "deepspeed"] = Field(
         "ddp",
-        description="ddp: every process holds the network; fsdp: GPUs share it, for what fits into "
-        "none alone",
+        description="ddp: every process holds the network; fsdp: GPUs share its weights, gradients "
+        "and optimizer between the steps",
     )
     collective_timeout_seconds: float = Field(
         600.0,

@@ -18,7 +18,7 @@ from finetune.types import Reporter
 class Unfreeze(Callback):
     """Sets the depth of each epoch, and rebuilds the DDP wrapper when it changes.
 
-    At each change and at the end it compares the weights of all ranks.
+    At each change and before each checkpoint it compares the weights of all ranks.
 
     DDP reduces the parameters that required gradients when it was built, and no others: layers that
     thaw later would drift apart in silence (Lightning-AI/pytorch-lightning#20340). The depth is a
@@ -45,8 +45,10 @@ class Unfreeze(Callback):
         """Set the depth of the epoch."""
         self._apply(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the weights of all ranks a last time."""
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Compare the weights of all ranks: what has drifted must not be saved."""
         if isinstance(trainer.strategy, DDPStrategy):
             check_same_on_all_ranks(pl_module.named_parameters())
 

@@ -65,6 +65,12 @@ def outer_launch() -> Launch | None:
             f"This process is one of several, but {error.args[0]} is not set in its environment. "
             f"Start it with torchrun or srun."
         ) from error
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(
+            f"What a launcher has set in the environment is wrong: {error}."
+        ) from error
     return None
 
 

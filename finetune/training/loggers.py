@@ -50,6 +50,10 @@ class MetricsCsv(Checkpoint):
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             self.record(metrics, epoch=trainer.current_epoch, step=trainer.global_step)
 
+    def forget_after(self, epochs: int) -> None:
+        """Leave out what a killed run wrote of an epoch that it will repeat."""
+        self._rows = {number: row for number, row in self._rows.items() if number <= epochs}
+
     @property
     def num_epochs(self) -> int:
         """Return the epoch of the last row."""

@@ -6,24 +6,119 @@ the timeout is taken for lost, and one that fails says so to all others.
 """
 
 import json
+import os
+import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
+from uuid import uuid4
 
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store, TCPStore
 from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
+from finetune import signals
 from finetune.errors import FinetuneError, TrainingError
 from finetune.signals import StopRequest
 from finetune.training.launch import Launch
 
+T = TypeVar("T")
+
 _BEAT_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
+
+_LOST_PROCESS = re.compile(
+    r"gloo/transport|NCCL|connection (was )?(closed|reset)|clients joined|timed out waiting"
+    r"|pair closure",
+    re.IGNORECASE,
+)
+
+
+class Line:
+    """Asks the store on a thread of its own, and gives a sign of life between two questions.
+
+    A question to a machine that is frozen or cut off is never answered; whoever asks it here still
+    hears signals, and gives up after the timeout.
+
+    Args:
+        connect: Returns the store.
+        timeout: When to give up on an answer.
+        beat: The sign of life.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Store], *, timeout: timedelta, beat: Callable[[Store], Any]
+    ) -> None:
+        self.timeout = timeout
+        self._questions: queue.SimpleQueue[tuple[Callable[[Store], Any], list[Any]] | None]
+        self._questions = queue.SimpleQueue()
+        arguments = (connect, beat, self._questions)
+        threading.Thread(target=_answer, args=arguments, daemon=True).start()
+
+    def ask(self, question: Callable[[Store], T]) -> T:
+        """Return the store's answer.
+
+        Raises:
+            RuntimeError: Torch's own kinds of it: the store is gone.
+            TimeoutError: It does not answer.
+        """
+        answer: list[Any] = []
+        self._questions.put((question, answer))
+        end = time.monotonic() + self.timeout.total_seconds() + 1
+        pause = 0.001
+        while not answer:
+            if time.monotonic() > end:
+                raise TimeoutError
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        if isinstance(answer[0], Exception):
+            raise answer[0]
+        found: T = answer[0]
+        return found
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._questions.put(None)
+
+
+def _answer(
+    connect: Callable[[], Store],
+    beat: Callable[[Store], Any],
+    questions: "queue.SimpleQueue[tuple[Callable[[Store], Any], list[Any]] | None]",
+) -> None:
+    """Answer the questions until there are no more."""
+    store: Store | None = None
+    failure: Exception | None = None
+    try:
+        store = connect()
+        beat(store)
+    except Exception as error:
+        failure = error
+    last = time.monotonic()
+    while True:
+        if time.monotonic() - last > _BEAT_SECONDS and store is not None:
+            with suppress(RuntimeError):  # who asks something finds out
+                beat(store)
+            last = time.monotonic()
+        try:
+            asked = questions.get(timeout=_BEAT_SECONDS)
+        except queue.Empty:
+            continue
+        if asked is None:
+            return
+        question, answer = asked
+        if failure is not None or store is None:
+            answer.append(failure)
+            continue
+        try:
+            answer.append(question(store))
+        except Exception as error:
+            answer.append(error)
 
 
 class Meeting:
@@ -31,48 +126,50 @@ class Meeting:
 
     Args:
         launch: This process.
-        store: Reached by all.
+        connect: Returns the store, reached by all.
         timeout: How long a process may give no sign of life.
         watch: Called while waiting; may raise, as when a process that we started has ended.
+
+    Raises:
+        TrainingError: The store cannot be reached.
     """
 
     def __init__(
         self,
         launch: Launch,
-        store: Store,
+        connect: Callable[[], Store],
         *,
         timeout: timedelta,
         watch: Callable[[], None] = lambda: None,
     ) -> None:
         self.launch = launch
-        self.store = store
         self.timeout = timeout
         self.watch = watch
-        self._done = threading.Event()
-        self._beating = threading.Thread(target=self._beat, daemon=True)
-        self._beating.start()
+        self._is_open = True
+        beat = f"beats/{launch.rank}"
+        self._line = Line(connect, timeout=timeout, beat=lambda store: store.add(beat, 1))
+        try:
+            self._store: Store = self._line.ask(lambda store: store)
+        except (RuntimeError, ValueError, TimeoutError) as error:
+            self._line.close()
+            raise TrainingError(_unreached(launch, error)) from error
 
-    def tell(self, key: str, value: Any) -> None:
-        """Say something to all others, once."""
-        self.store.set(f"said/{key}", json.dumps(value))
+    def hand_out(self, key: str, value: Any) -> None:
+        """Tell all others, on rank 0, and wait until each has heard it, so that it may leave."""
+        self._tell(key, value)
+        for rank in range(1, self.launch.world_size):
+            self._hear(f"{key}/heard/{rank}", rank=rank)
 
-    def hear(self, key: str, *, rank: int) -> Any:
-        """Return what a rank tells, however long that takes, as long as it lives.
+    def receive(self, key: str) -> Any:
+        """Return what rank 0 hands out, however long that takes, as long as it lives.
 
         Raises:
             TrainingError: It is lost, or a process failed.
             StopRequest: A process was asked to stop.
         """
-        beats, seen = -1, time.monotonic()
-        while not self._is_there(f"said/{key}"):
-            self._raise_failure()
-            self.watch()
-            if (now := self._beats(rank)) != beats:
-                beats, seen = now, time.monotonic()
-            elif time.monotonic() - seen > self.timeout.total_seconds():
-                raise TrainingError(self._lost(rank, heard=beats > 0))
-            time.sleep(_LOOK_SECONDS if beats > 0 else 0.05)
-        return json.loads(self._asked(lambda: self.store.get(f"said/{key}")))
+        value = self._hear(key, rank=0)
+        self._tell(f"{key}/heard/{self.launch.rank}", None)
+        return value
 
     def everyone(self, key: str) -> None:
         """Wait until every process has come here.
@@ -81,23 +178,25 @@ class Meeting:
             TrainingError: One is lost, or failed.
             StopRequest: One was asked to stop.
         """
-        self.tell(f"{key}/{self.launch.rank}", None)
+        self._tell(f"{key}/{self.launch.rank}", None)
         if self.launch.rank == 0:
             for rank in range(1, self.launch.world_size):
-                self.hear(f"{key}/{rank}", rank=rank)
-            self.tell(key, None)
+                self._hear(f"{key}/{rank}", rank=rank)
+            self._tell(key, None)
         else:
-            self.hear(key, rank=0)
+            self._hear(key, rank=0)
 
     def fail(self, error: BaseException) -> None:
-        """Tell those who still wait that this process ends."""
-        if self._done.is_set():
+        """Tell those who still wait that this process ends, and why."""
+        if not self._is_open:
             return
         signum = error.signum if isinstance(error, StopRequest) else 0
         code = error.exit_code if isinstance(error, FinetuneError) else 1
-        told = {"rank": self.launch.rank, "signum": int(signum), "code": code}
-        with suppress(RuntimeError):
-            self.store.set("failed", json.dumps(told))
+        message = str(error).partition("\n")[0]
+        told = {"rank": self.launch.rank, "signum": signum, "code": code, "message": message}
+        error.told = True  # type: ignore[attr-defined]
+        with suppress(RuntimeError, TimeoutError):
+            self._line.ask(lambda store: store.set("failed", json.dumps(told)))
             if self.launch.rank == 0:  # the store goes with this process
                 time.sleep(2 * _LOOK_SECONDS)
 
@@ -105,59 +204,69 @@ class Meeting:
     def group(self, *, backend: str) -> Iterator[None]:
         """Open the process group once every process has come, and close it in good order.
 
-        From here on a process that is lost is found by the collectives.
+        From here on a process that is lost is found by the collectives, and signals are noted: all
+        ranks act on them together, at the border of a batch or at the end.
 
         Args:
             backend: "gloo" or "nccl".
         """
-        self.everyone("ready")
-        self.close()
-        dist.init_process_group(
-            backend,
-            store=PrefixStore("group", self.store),
-            rank=self.launch.rank,
-            world_size=self.launch.world_size,
-            timeout=self.timeout,
-        )
-        try:
-            yield
-            dist.barrier()
-        except BaseException as error:
-            # all have stopped together; otherwise NCCL could wait here for those that are gone
-            if backend == "gloo" or isinstance(error, StopRequest):
-                dist.destroy_process_group()
-            raise
-        # gloo aborts the process when the group is left to the interpreter's exit
-        dist.destroy_process_group()
+        with signals.deferred():
+            self.everyone("ready")
+            self.close()
+            with _explained():
+                dist.init_process_group(
+                    backend,
+                    store=PrefixStore("group", self._store),
+                    rank=self.launch.rank,
+                    world_size=self.launch.world_size,
+                    timeout=self.timeout,
+                )
+            try:
+                yield
+                with _explained():
+                    _stop_together(backend)
+            except BaseException as error:
+                # all have stopped together; otherwise NCCL could wait here for those that are gone
+                if backend == "gloo" or isinstance(error, StopRequest):
+                    dist.destroy_process_group()
+                raise
+            # gloo aborts the process when the group is left to the interpreter's exit
+            dist.destroy_process_group()
 
     def close(self) -> None:
         """Give no more signs of life."""
-        self._done.set()
-        self._beating.join()
+        self._is_open = False
+        self._line.close()
 
-    def _beat(self) -> None:
-        with suppress(RuntimeError):  # rank 0 is gone; who waits for it finds out
-            while not self._done.wait(0 if self._beats(self.launch.rank) < 1 else _BEAT_SECONDS):
-                self.store.add(f"beats/{self.launch.rank}", 1)
+    def _tell(self, key: str, value: Any) -> None:
+        self._asked(lambda store: store.set(f"said/{key}", json.dumps(value)))
 
-    def _beats(self, rank: int) -> int:
-        return int(self._asked(lambda: self.store.add(f"beats/{rank}", 0)))
-
-    def _is_there(self, key: str) -> bool:
-        return bool(self._asked(lambda: self.store.check([key])))
+    def _hear(self, key: str, *, rank: int) -> Any:
+        beats, seen = -1, time.monotonic()
+        while not self._asked(lambda store: store.check([f"said/{key}"])):
+            self._raise_failure()
+            self.watch()
+            if signals.noted():  # where it does not raise by itself
+                raise StopRequest(signals.noted())
+            if (now := self._asked(lambda store: store.add(f"beats/{rank}", 0))) != beats:
+                beats, seen = now, time.monotonic()
+            elif time.monotonic() - seen > self.timeout.total_seconds():
+                raise TrainingError(self._lost(rank, heard=beats > 0))
+            time.sleep(_LOOK_SECONDS if beats > 0 else 0.05)
+        return json.loads(self._asked(lambda store: store.get(f"said/{key}")))
 
     def _raise_failure(self) -> None:
-        if not self._is_there("failed"):
+        if not self._asked(lambda store: store.check(["failed"])):
             return
-        told = json.loads(self._asked(lambda: self.store.get("failed")))
+        told = json.loads(self._asked(lambda store: store.get("failed")))
         if told["signum"]:
             raise StopRequest(told["signum"])
-        raise PeerError(told["rank"], exit_code=told["code"])
+        raise PeerError(told["rank"], told["message"], exit_code=told["code"])
 
-    def _asked(self, question: Callable[[], Any]) -> Any:
+    def _asked(self, question: Callable[[Store], T]) -> T:
         try:
-            return question()
-        except RuntimeError as error:  # torch's own kinds of it: the connection is gone
+            return self._line.ask(question)
+        except (RuntimeError, TimeoutError) as error:
             raise TrainingError(self._lost(0, heard=True)) from error
 
     def _lost(self, rank: int, *, heard: bool) -> str:
@@ -178,11 +287,12 @@ class PeerError(TrainingError):
 
     Args:
         from_rank: Which.
+        message: What it said.
         exit_code: What it exits with, and this one too.
     """
 
-    def __init__(self, from_rank: int, *, exit_code: int) -> None:
-        super().__init__(f"Rank {from_rank} failed; its own message says why.")
+    def __init__(self, from_rank: int, message: str, *, exit_code: int) -> None:
+        super().__init__(f"Rank {from_rank} failed: {message}")
         self.from_rank = from_rank
         self.exit_code = exit_code  # type: ignore[misc]
 
@@ -194,7 +304,7 @@ def meeting(launch: Launch, *, timeout: timedelta) -> Iterator[Meeting]:
     Raises:
         TrainingError: Rank 0 cannot be reached.
     """
-    met = Meeting(launch, _store(launch, timeout), timeout=timeout)
+    met = Meeting(launch, lambda: _store(launch, timeout), timeout=timeout)
     with telling(met):
         yield met
 
@@ -211,24 +321,80 @@ def telling(met: Meeting) -> Iterator[None]:
         met.close()
 
 
-def _store(launch: Launch, timeout: timedelta) -> Store:
-    try:
-        if launch.by == "torchrun":
-            # its agent may hold the store, and keeps those of two attempts apart
-            store: Store = next(iter(rendezvous("env://", timeout=timeout)))[0]
-            return store
-        return TCPStore(
-            launch.address,
-            launch.port,
-            launch.world_size,
-            is_master=launch.rank == 0,
-            timeout=timeout,
-            wait_for_workers=False,
+def explain_lost_process(error: BaseException) -> TrainingError | None:
+    """Return the end of another process behind the error of a collective, or None."""
+    if isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)):
+        return TrainingError(
+            "Another process of the run ended before its time, or the network between machines is "
+            "cut; its own message says why, and none means that it was killed, as for want of "
+            "memory. Go on with --resume."
         )
-    except (RuntimeError, ValueError) as error:
-        what = "listen at" if launch.rank == 0 else "reach rank 0 at"
-        reason = str(error).partition("\n")[0][:200]
-        raise TrainingError(
-            f"Cannot {what} {launch.address}:{launch.port}: {reason}. Check that the name resolves "
-            f"on every machine and that the port is free and open (MASTER_ADDR, MASTER_PORT)."
-        ) from error
+    return None
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say in words that another process is gone; a stop that was asked for comes first."""
+    try:
+        yield
+    except RuntimeError as error:
+        explained = explain_lost_process(error)
+        if explained is None:
+            raise
+        if signals.noted():
+            raise StopRequest(signals.noted()) from error
+        raise explained from error
+
+
+def _stop_together(backend: str) -> None:
+    """Wait for all ranks, and raise on all of them if one was asked to stop.
+
+    Raises:
+        StopRequest: The most urgent signal of all ranks.
+    """
+    noted = torch.tensor([signals.noted()], device="cuda" if backend == "nccl" else "cpu")
+    dist.all_reduce(noted, dist.ReduceOp.MAX)
+    if int(noted):
+        raise StopRequest(int(noted))
+
+
+def _store(launch: Launch, timeout: timedelta) -> Store:
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and launch.by == "torchrun"
+    store = TCPStore(
+        launch.address,
+        launch.port,
+        launch.world_size,
+        is_master=launch.rank == 0 and not hosted,
+        timeout=timeout,
+        wait_for_workers=False,
+    )
+    return _this_attempt(launch, store, timeout) if hosted else store
+
+
+def _this_attempt(launch: Launch, store: Store, timeout: timedelta) -> Store:
+    """Return a part of a store that outlives the processes, where nothing is left of earlier ones.
+
+    torchrun's agent keeps one store for all attempts, and numbers these on each machine in another
+    way. Rank 0 opens a part of its own; the others know it by its signs of life.
+    """
+    if launch.rank == 0:
+        name = uuid4().hex
+        store.set("finetune", name)
+        return PrefixStore(name, store)
+    end = time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < end:
+        part = PrefixStore(store.get("finetune").decode(), store)
+        beats = part.add("beats/0", 0)
+        time.sleep(1.5 * _BEAT_SECONDS)
+        if part.add("beats/0", 0) > beats:
+            return part
+    raise TimeoutError("rank 0 has not come")
+
+
+def _unreached(launch: Launch, error: Exception) -> str:
+    what = "listen at" if launch.rank == 0 else "reach rank 0 at"
+    reason = str(error).partition("\n")[0][:200] or "no answer"
+    return (
+        f"Cannot {what} {launch.address}:{launch.port}: {reason}. Check that the name resolves on "
+        f"every machine and that the port is free and open (MASTER_ADDR, MASTER_PORT)."
+    )

@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from torch._C._distributed_c10d import TCPStore
 
+from finetune import signals
 from finetune.errors import TrainingError
+from finetune.machine import free_cores
 from finetune.signals import StopRequest
 from finetune.training.launch import JOIN_VERB, Launch
 from finetune.training.meeting import Meeting, telling
@@ -37,22 +40,23 @@ def own_meeting(run_dir: Path, *, count: int, timeout: timedelta) -> Iterator[Me
     )
     launch = Launch(0, count + 1, 0, count + 1, 0, "127.0.0.1", store.port, "environment")
     children = [_started(launch, rank, run_dir) for rank in range(1, count + 1)]
-    met = Meeting(launch, store, timeout=timeout, watch=lambda: _check(children))
-    patience = 0.0
+    patience, threads = 0.0, torch.get_num_threads()
     try:
+        torch.set_num_threads(_threads(launch.world_size))
+        met = Meeting(launch, lambda: store, timeout=timeout, watch=lambda: _check(children))
         with telling(met):
             yield met
-        _raise_failures([child.wait(_EXIT_SECONDS) for child in children])
+        _raise_failures([_code(child) for child in children])
     except StopRequest:
         patience = _STOP_SECONDS  # they save, and stop too
         raise
     finally:
-        _end(children, patience)
+        torch.set_num_threads(threads)
+        with signals.deferred():
+            _end(children, patience)
 
 
 def _started(launch: Launch, rank: int, run_dir: Path) -> subprocess.Popen[bytes]:
-    # the threads of all processes together should not outnumber the cores
-    threads = max(1, (os.cpu_count() or 1) // launch.world_size)
     variables = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -64,12 +68,29 @@ def _started(launch: Launch, rank: int, run_dir: Path) -> subprocess.Popen[bytes
     return subprocess.Popen(
         [sys.executable, "-m", "finetune", JOIN_VERB, str(run_dir)],
         env={
-            "OMP_NUM_THREADS": str(threads),
             **os.environ,
+            "OMP_NUM_THREADS": str(_threads(launch.world_size)),
             **{name: str(value) for name, value in variables.items()},
         },
         stdout=subprocess.DEVNULL,
     )
+
+
+def _threads(world_size: int) -> int:
+    """Return how many a process may have, so that those of all do not outnumber the cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() else max(1, free_cores() // world_size)
+
+
+def _code(child: subprocess.Popen[bytes]) -> int:
+    """Return what a process exits with, which has nothing more to do."""
+    try:
+        return child.wait(_EXIT_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise TrainingError(
+            f"A process of the run (pid {child.pid}) did not end within {_EXIT_SECONDS} s of the "
+            f"others. The last checkpoint is whole; go on with --resume."
+        ) from error
 
 
 def _check(children: Sequence[subprocess.Popen[bytes]]) -> None:

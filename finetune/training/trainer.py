@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import signal
 import warnings
 from collections.abc import Sequence
@@ -17,23 +16,19 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import PassThroughProfiler
 
 from finetune import signals
-from finetune.errors import OutOfMemoryError, RunFolderError, TrainingError
+from finetune.errors import OutOfMemoryError, RunFolderError
 from finetune.machine import explain_out_of_memory, is_out_of_memory
+from finetune.signals import StopRequest
 from finetune.storage import explain_disk_error
 from finetune.training.checkpoints import PatientStopping, WholeCheckpoints, keep_checkpoint
 from finetune.training.datamodule import ImageDataModule
 from finetune.training.environment import LaunchedEnvironment
 from finetune.training.launch import Launch
+from finetune.training.meeting import explain_lost_process
 from finetune.training.module import ClassificationModule
 from finetune.training.position import ResumableEpoch
 from finetune.training.preemption import Preemption
 from finetune.training.strategy import choose_strategy
-
-_LOST_PROCESS = re.compile(
-    r"gloo/transport|NCCL|connection (was )?(closed|reset)|clients joined|timed out waiting"
-    r"|pair closure",
-    re.IGNORECASE,
-)
 
 _EXPECTED_WARNINGS = (
     # frozen groups are in eval mode on purpose
@@ -207,7 +202,10 @@ def fit(
         if is_out_of_memory(error):
             # without the cause: its traceback holds every tensor of the step
             raise OutOfMemoryError(explain_out_of_memory(error)) from None
-        explained = explain_disk_error(error, trainer.default_root_dir) or _explain_loss(error)
+        lost = explain_lost_process(error)
+        if lost is not None and signals.noted():
+            raise StopRequest(signals.noted()) from error  # the others were a little quicker
+        explained = explain_disk_error(error, trainer.default_root_dir) or lost
         if explained is None or explained is error:
             raise
         raise explained from error
@@ -243,17 +241,6 @@ def _leave_signals_alone(trainer: Trainer) -> None:
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-
-
-def _explain_loss(error: Exception) -> TrainingError | None:
-    """Return the end of another process behind the error of a collective, or None."""
-    if isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)):
-        return TrainingError(
-            "Another process of the run ended before its time, or the network between machines is "
-            "cut; its own message says why, and none means that it was killed, as for want of "
-            "memory. Go on with --resume."
-        )
-    return None
 
 
 def _be_quiet() -> None:

@@ -21,8 +21,24 @@ from finetune.types import Sample, Split
 from tests.networks import one_thread, randomise
 from tests.runs import manifest_of, small_config, small_training, write_photos
 
-TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "8"}
-SRUN = {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "none",
+    "RANK": "0",
+    "WORLD_SIZE": "8",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "here",
+    "MASTER_PORT": "7",
+}
+SRUN = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_JOB_ID": "7",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -402,8 +418,8 @@ def test_a_resumed_network_takes_its_preprocessing_from_the_checkpoint(animals: 
     ("variables", "expected"),
     [
         ({}, 1),
-        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}, 2),
-        ({**SRUN, "SLURM_NTASKS": "8", "SLURM_NNODES": "2"}, 4),
+        (TORCHRUN, 2),
+        (SRUN, 4),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, 1),  # an allocation without srun
     ],
     ids=["alone", "torchrun", "srun", "allocation"],
@@ -411,7 +427,7 @@ def test_a_resumed_network_takes_its_preprocessing_from_the_checkpoint(animals: 
 def test_a_launcher_says_how_many_processes_there_are(
     variables: dict[str, str], expected: int, animals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in (*TORCHRUN, *SRUN, "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_NNODES"):
+    for name in (*TORCHRUN, *SRUN, "SLURM_NTASKS", "SLURM_NNODES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import finetune
-from finetune.config.load import build_config, read_config_file
+from finetune.config.load import build_config, commented_defaults, read_config_file
 from finetune.errors import ConfigError, RunFolderError
 from finetune.signals import StopRequest
 from finetune.training.callbacks import Progress
@@ -105,6 +106,29 @@ def test_a_batch_that_shrank_is_asked_for_again(photos: Path, tmp_path: Path) ->
     told = Recorder()
     finetune.fit(large, reporter=told)
     assert any("nothing is left to do" in note for note in told.notes)
+
+
+def test_auto_said_again_is_what_it_came_to(photos: Path, tmp_path: Path) -> None:
+    everything = yaml.safe_load(commented_defaults())
+    for key in ("val_fraction", "test_fraction"):  # the images bring a split
+        del everything["data"][key]
+    small = build_config(
+        everything,
+        assignments={
+            "data.path": str(photos),
+            "output": str(tmp_path / "run"),
+            "model.backbone": "test_resnet",
+            "model.weights": "random",
+            "trainer.epochs": 1,
+            "resume": "auto",
+        },
+    )
+    run = finetune.fit(small).run_dir
+    told = Recorder()
+    finetune.fit(small, reporter=told)
+    assert any("nothing is left to do" in note for note in told.notes)
+    finetune.resume(run, flags={"trainer.epochs": ("--epochs", "auto")}, reporter=told)
+    assert len(rows(run)) == 1
 
 
 def test_without_a_name_no_run_is_found(photos: Path) -> None:

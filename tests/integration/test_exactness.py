@@ -321,6 +321,44 @@ def test_two_processes_of_which_one_is_asked_to_stop_go_on_to_the_same_bits(
     assert_alike(alone, whole)
 
 
+# code of the user's own that makes rank 1 drift
+DRIFTER = """
+import os, torch
+
+def drifting(logits, target):
+    import gc
+    if os.environ.get("LOCAL_RANK") == "1" and os.environ.get("DRIFT"):
+        for thing in gc.get_objects():
+            if isinstance(thing, torch.nn.Linear):
+                thing.bias.data += 0.1
+    return torch.nn.functional.cross_entropy(logits, target)
+"""
+
+
+@pytest.mark.slow
+def test_what_has_drifted_is_not_saved(place: Path, tmp_path: Path) -> None:
+    (place / "drifter.py").write_text(DRIFTER)
+    run = tmp_path / "run"
+    more = ("--devices", 2, "loss.name=drifter:drifting", "loss.label_smoothing=0")
+    given = words(place, run, "resume=auto", "lr_schedule.name=linear", *more)
+    for _ in range(2):  # also when it is started again, as a scheduler does
+        ended = finetune(place, *given, extra={"DRIFT": "1"})
+        assert ended.returncode == 7, ended.stderr
+        assert "classifier.network.fc.bias" in " ".join(ended.stderr.split())
+        assert not (run / "checkpoints" / "last.ckpt").exists()
+    assert finetune(place, *given).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_signal_during_the_imports_ends_in_good_order(place: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(*words(place, tmp_path / "run")), cwd=place, env=environment(place)
+    )
+    time.sleep(0.7)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == 85
+
+
 @pytest.mark.slow
 def test_a_batch_script_that_requeues_is_told_by_a_file(place: Path, tmp_path: Path) -> None:
     marker = tmp_path / "requeue"

@@ -1,14 +1,18 @@
 """Processes wait for each other as long as they live, and never for one that is gone."""
 
+import os
+import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
+from typing import Any, cast
 
 import pytest
 from torch._C._distributed_c10d import HashStore, Store
 
+from finetune import signals
 from finetune.errors import DataError, TrainingError
 from finetune.signals import StopRequest
 from finetune.training import meeting
@@ -30,7 +34,18 @@ def store() -> Store:
 
 def one_of(rank: int, world_size: int, store: Store, *, seconds: float = 0.5) -> Meeting:
     launch = Launch(rank, world_size, rank, world_size, 0, "127.0.0.1", 0, "environment")
-    return Meeting(launch, store, timeout=timedelta(seconds=seconds))
+    return Meeting(launch, lambda: store, timeout=timedelta(seconds=seconds))
+
+
+@contextmanager
+def later(seconds: float, function: Callable[..., None], *arguments: object) -> Iterator[None]:
+    """Call a function on another thread, which ends before the block is left."""
+    thread = threading.Timer(seconds, function, args=arguments)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 @pytest.fixture
@@ -43,8 +58,27 @@ def both(store: Store) -> Iterator[tuple[Meeting, Meeting]]:
 
 def test_what_is_told_is_heard(both: tuple[Meeting, Meeting]) -> None:
     first, second = both
-    threading.Timer(0.1, first.tell, args=["run", {"run_dir": "x", "ü": [1, None]}]).start()
-    assert second.hear("run", rank=0) == {"run_dir": "x", "ü": [1, None]}
+    told = {"run_dir": "x", "ü": [1, None]}
+    with later(0.1, first.hand_out, "run", told):
+        assert second.receive("run") == told
+
+
+def test_who_hands_something_out_stays_until_all_have_it(both: tuple[Meeting, Meeting]) -> None:
+    first, second = both
+    heard: list[float] = []
+
+    def late() -> None:
+        time.sleep(0.4)
+        second.receive("run")
+        heard.append(time.monotonic())
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    start = time.monotonic()
+    first.hand_out("run", None)
+    assert time.monotonic() - start >= 0.35
+    thread.join()
+    assert heard
 
 
 def test_one_that_lives_is_waited_for_longer_than_the_timeout(
@@ -52,8 +86,8 @@ def test_one_that_lives_is_waited_for_longer_than_the_timeout(
 ) -> None:
     first, second = both
     start = time.monotonic()
-    threading.Timer(1.2, first.tell, args=["run", 1]).start()
-    assert second.hear("run", rank=0) == 1
+    with later(1.2, first.hand_out, "run", 1):
+        assert second.receive("run") == 1
     assert time.monotonic() - start > 1.1  # and the timeout is 0.5 s
 
 
@@ -62,13 +96,63 @@ def test_one_that_gives_no_sign_of_life_is_given_up(both: tuple[Meeting, Meeting
     time.sleep(0.1)
     first.close()
     with pytest.raises(TrainingError, match=r"Rank 0 ended, or gives no sign of life for 0"):
-        second.hear("run", rank=0)
+        second.receive("run")
+
+
+class Frozen:
+    """A store whose machine was cut off: it answers until it does not, and nobody is told."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.is_cut = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        def ask(*arguments: Any) -> Any:
+            while self.is_cut.is_set():
+                time.sleep(0.05)
+            return getattr(self.store, name)(*arguments)
+
+        return ask
+
+
+def test_a_store_that_no_longer_answers_is_given_up(store: Store) -> None:
+    frozen = Frozen(store)
+    launch = Launch(1, 2, 1, 2, 0, "127.0.0.1", 0, "environment")
+    met = Meeting(launch, lambda: cast(Store, frozen), timeout=timedelta(seconds=0.5))
+    threading.Timer(0.2, frozen.is_cut.set).start()
+    first = one_of(0, 2, store)
+    start = time.monotonic()
+    with pytest.raises(TrainingError, match="Rank 0 ended, or gives no sign of life"):
+        met.receive("run")
+    assert time.monotonic() - start < 5
+    met.close()
+    first.close()
+    frozen.is_cut.clear()
+
+
+def test_a_signal_is_heard_while_nobody_answers(store: Store) -> None:
+    def never() -> Store:
+        time.sleep(5)
+        return store
+
+    launch = Launch(1, 2, 1, 2, 0, "127.0.0.1", 0, "environment")
+    threading.Timer(0.3, os.kill, args=[os.getpid(), signal.SIGTERM]).start()
+    start = time.monotonic()
+    with pytest.raises(StopRequest), signals.interruptible():
+        Meeting(launch, never, timeout=timedelta(seconds=60))
+    assert time.monotonic() - start < 4
+
+
+def _quietly(function: Callable[..., None], *arguments: object) -> None:
+    with suppress(TrainingError, StopRequest):
+        function(*arguments)
 
 
 def test_one_that_never_came_is_named(store: Store) -> None:
     alone = one_of(0, 3, store)
-    second = one_of(1, 3, store)
-    second.tell("here/1", None)
+    second = one_of(1, 3, store, seconds=30)
+    waiting = threading.Thread(target=_quietly, args=[second.everyone, "here"], daemon=True)
+    waiting.start()
     with pytest.raises(TrainingError, match=r"Rank 2 of 3 did not start within 0"):
         alone.everyone("here")
     alone.close()
@@ -102,8 +186,8 @@ def test_an_error_of_one_ends_the_others_at_once_with_its_code(
     first, second = both
     with pytest.raises(DataError, match="no images"), telling(second):
         raise DataError("no images")
-    with pytest.raises(PeerError, match=r"Rank 1 failed; its own message says why") as caught:
-        first.hear("anything", rank=1)
+    with pytest.raises(PeerError, match=r"Rank 1 failed: no images") as caught:
+        first.everyone("ready")
     assert caught.value.exit_code == DataError.exit_code
 
 
@@ -112,7 +196,7 @@ def test_a_stop_of_one_stops_the_others(both: tuple[Meeting, Meeting]) -> None:
     with pytest.raises(StopRequest), telling(first):
         raise StopRequest(15)
     with pytest.raises(StopRequest, match="SIGTERM") as caught:
-        second.hear("run", rank=0)
+        second.receive("run")
     assert caught.value.signum == 15
 
 
@@ -121,9 +205,9 @@ def test_who_waits_finds_out_that_a_process_it_started_has_ended(store: Store) -
         raise TrainingError("codes [4]")
 
     launch = Launch(0, 2, 0, 2, 0, "127.0.0.1", 0, "environment")
-    met = Meeting(launch, store, timeout=timedelta(seconds=30), watch=watch)
+    met = Meeting(launch, lambda: store, timeout=timedelta(seconds=30), watch=watch)
     with pytest.raises(TrainingError, match="codes"):
-        met.hear("ready/1", rank=1)
+        met.everyone("ready")
     met.close()
 
 

@@ -5,8 +5,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import lightning_fabric
 import pytest
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
@@ -104,6 +106,8 @@ def test_lightning_takes_the_ranks_of_the_launch_and_not_those_it_finds(
         monkeypatch.setenv(name, value)
     alone = trainer_in(tmp_path)
     assert (alone.world_size, alone.global_rank) == (1, 0)
+    for places in (rank_zero_only, lightning_fabric.utilities.rank_zero.rank_zero_only):
+        monkeypatch.setattr(places, "rank", 0)  # what follows sets it for the whole process
     # ranks that go round the machines, which Lightning would count as 1 * 2 + 0 = 2
     launch = Launch(1, 4, 0, 2, 1, "here", 7, "srun")
     trainer = trainer_in(tmp_path, devices=2, num_nodes=2, launch=launch)

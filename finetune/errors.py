@@ -23,9 +23,16 @@ PREEMPTED_EXIT_CODE = 85
 
 
 class FinetuneError(Exception):
-    """Anything that the user can mend; the message holds the remedy."""
+    """Anything that the user can mend; the message holds the remedy.
+
+    Attributes:
+        is_echo: Another process of the run has said it already.
+        is_told: Raised after the processes have met, so that this one alone may know of it.
+    """
 
     exit_code: ClassVar[int] = 1
+    is_echo: bool = False
+    is_told: bool = False
 
 
 class ConfigError(FinetuneError, ValueError):

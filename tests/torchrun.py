@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from finetune.cli.main import run as run_command
 from tests.helpers import ROOT
 from tests.integration.test_exactness import CONFIG, NUM_EPOCHS, STEPS_PER_EPOCH
 from tests.namespaces import ADDRESSES, INTERFACE, Machines
@@ -49,6 +52,15 @@ def words(place: Path, output: Path, *more: object) -> list[str]:
     """Return the words of the run behind ``finetune fit`` or the script."""
     given = (place / "photos", "--config", place / "config.yaml", "--output", output)
     return [*map(str, given), "--weights", str(place / "weights.pth"), *map(str, more)]
+
+
+def uninterrupted(place: Path) -> Path:
+    """Return the run of one process that never stopped, made in this one."""
+    output = place / "uninterrupted"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(place)
+        assert run_command(["fit", *words(place, output)]) == 0
+    return output
 
 
 def start(

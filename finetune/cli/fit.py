@@ -13,8 +13,9 @@ from finetune.types import Reporter
 
 if TYPE_CHECKING:
     from finetune.cli.console import ConsoleReporter
+    from finetune.config.schema import Config
 
-_FLAG_KEYS = {
+FLAG_KEYS = {
     "--backbone": "model.backbone",
     "--weights": "model.weights",
     "--epochs": "trainer.epochs",
@@ -101,8 +102,8 @@ def fit(
         backbone, weights, epochs, batch_size, lr, image_size, unfreeze, imbalance, augment,
         precision, devices, num_nodes, seed, wandb, output,
     )  # fmt: skip
-    values = dict(zip(_FLAG_KEYS, given, strict=True))
-    flags = {_FLAG_KEYS[flag]: (flag, value) for flag, value in values.items() if value is not None}
+    values = dict(zip(FLAG_KEYS, given, strict=True))
+    flags = {FLAG_KEYS[flag]: (flag, value) for flag, value in values.items() if value is not None}
     with stop_as_exit():
         _fit(words or [], config, flags, resume, dry_run=dry_run, as_json=as_json)
 
@@ -117,19 +118,10 @@ def _fit(
     as_json: bool,
 ) -> None:
     from finetune.commands.launch_check import check_launch
-    from finetune.config.load import (
-        build_config,
-        is_assignment,
-        parse_assignments,
-        read_config_file,
-    )
+    from finetune.config.load import parse_assignments
 
-    assignments = parse_assignments(word for word in words if is_assignment(word))
-    paths = [word for word in words if not is_assignment(word)]
-    if len(paths) > 1:
-        raise ConfigError(f"Two data paths, {paths[0]} and {paths[1]}; keep one.")
-    if paths:
-        flags["data.path"] = ("DATA", paths[0])
+    path, settings = sort_words(words)
+    assignments = parse_assignments(settings)
     reporter = console_reporter(json=as_json)
     watcher: Reporter = Reporter() if is_further_rank() else reporter
     if resume == Path("auto"):
@@ -137,14 +129,12 @@ def _fit(
         resume = None
     if resume is not None:
         _refuse_with_resume(file, flags, dry_run=dry_run)
-        if paths:
-            flags["data.path"] = ("DATA", str(Path(paths[0]).resolve()))
+        if path is not None:
+            flags["data.path"] = ("DATA", str(Path(path).resolve()))
     else:
-        tree = {} if file is None else read_config_file(file)
-        config = build_config(tree, assignments=assignments, flags=flags, file=str(file))
+        config = config_of(path, assignments, flags, file)
         if not dry_run:
             check_launch(config, outer_launch())  # again later; here nobody has waited for torch
-        _check_data_path(config.data.path)
 
     from finetune.commands import fit as command
 
@@ -171,13 +161,43 @@ def _refuse_with_resume(
         raise ConfigError("--output cannot apply with --resume: the run stays in its folder.")
 
 
-def _check_data_path(path: str | None) -> None:
-    """Find a missing path before the heavy imports."""
-    if path is None:
-        raise ConfigError("No images: name a folder or a CSV, as in: finetune fit photos/")
+def sort_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the path of the images among the words of ``fit``, and the assignments.
+
+    Raises:
+        ConfigError: There are two paths.
+    """
+    from finetune.config.load import is_assignment
+
+    paths = [word for word in words if not is_assignment(word)]
+    if len(paths) > 1:
+        raise ConfigError(f"Two data paths, {paths[0]} and {paths[1]}; keep one.")
+    return (paths[0] if paths else None), [word for word in words if is_assignment(word)]
+
+
+def config_of(
+    path: str | None,
+    assignments: Mapping[str, Any],
+    flags: Mapping[str, tuple[str, Any]],
+    file: Path | None,
+) -> "Config":
+    """Return the config of a new run; a missing path is found before the heavy imports.
+
+    Raises:
+        ConfigError: All mistakes at once, or no images are named.
+        DataError: The images do not exist.
+    """
+    from finetune.config.load import build_config, read_config_file
     from finetune.data.scan import check_path
 
-    check_path(Path(path).expanduser())
+    tree = {} if file is None else read_config_file(file)
+    if path is not None:
+        flags = {**flags, "data.path": ("DATA", path)}
+    config = build_config(tree, assignments=assignments, flags=flags, file=str(file))
+    if config.data.path is None:
+        raise ConfigError("No images: name a folder or a CSV, as in: finetune fit photos/")
+    check_path(Path(config.data.path).expanduser())
+    return config
 
 
 def _show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:

@@ -73,8 +73,8 @@ def _stopped(signum: int) -> int:
 def _said_by_another(error: FinetuneError) -> bool:
     """Tell whether another process of the run says the same."""
     # what is wrong with the command line is wrong in every process, before they have met
-    is_everywhere = isinstance(error, ConfigError) and not hasattr(error, "told")
-    return is_further_rank() and (is_everywhere or hasattr(error, "from_rank"))
+    is_everywhere = isinstance(error, ConfigError) and not error.is_told
+    return is_further_rank() and (is_everywhere or error.is_echo)
 
 
 def _foreign_error(error: Exception, arguments: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.fit import _FLAG_KEYS, _check_data_path, fit
+from finetune.cli.fit import FLAG_KEYS, config_of, fit, sort_words
 from finetune.cli.output import console_reporter, print_json
 from finetune.errors import ConfigError
 from finetune.lookup import did_you_mean
@@ -87,31 +87,17 @@ class _Asked:
 
 def _asked(context: typer.Context, words: Sequence[str]) -> _Asked:
     """Return the fit that some words mean, checked as far as it can be without torch."""
-    from finetune.config.load import (
-        build_config,
-        is_assignment,
-        parse_assignments,
-        read_config_file,
-    )
+    from finetune.config.load import parse_assignments
 
     given = _parsed(context, words)
-    settings = [word for word in given["words"] or [] if is_assignment(word)]
-    paths = [word for word in given["words"] or [] if not is_assignment(word)]
-    if len(paths) > 1:
-        raise ConfigError(f"Two data paths, {paths[0]} and {paths[1]}; keep one.")
+    path, settings = sort_words(given["words"] or [])
     flags = {
-        _FLAG_KEYS[flag]: (flag, given[flag[2:].replace("-", "_")])
-        for flag in _FLAG_KEYS
+        key: (flag, given[flag[2:].replace("-", "_")])
+        for flag, key in FLAG_KEYS.items()
         if given[flag[2:].replace("-", "_")] is not None
     }
     file: Path | None = given["config"]
-    config = build_config(
-        {} if file is None else read_config_file(file),
-        assignments=parse_assignments(settings),
-        flags=flags | ({"data.path": ("DATA", paths[0])} if paths else {}),
-        file=str(file),
-    )
-    _check_data_path(config.data.path)
+    config = config_of(path, parse_assignments(settings), flags, file)
     own = [str(Path(str(config.data.path)).expanduser())]
     own += [word for word in settings if word.partition("=")[0] not in _BY_THE_SCRIPT]
     own += [] if file is None else ["--config", str(file)]

@@ -26,8 +26,8 @@ from finetune.commands.train import (
     halved_batch,
     hand_out_run,
     is_complete,
-    stored_position,
     train,
+    where,
 )
 from finetune.config.load import changes, dump_config
 from finetune.config.schema import Config
@@ -187,7 +187,7 @@ def _check_shared(run: RunFolder, position: list[int] | None) -> None:
         RunFolderError: It does not.
     """
     end = time.monotonic() + _DISK_SECONDS
-    while not run_folder.is_run(run.path) or stored_position(run) != position:
+    while not run_folder.is_run(run.path) or where(run) != position:
         if time.monotonic() > end:
             raise RunFolderError(
                 f"{run.path} is not the same here as for rank 0, on another machine. The run "

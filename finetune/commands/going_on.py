@@ -2,14 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from finetune import run_folder
 from finetune.build import Training, build_training
 from finetune.bundle import Card
 from finetune.commands.planning import absolute
 from finetune.commands.read_data import data_path
-from finetune.commands.read_run import require_files, stored_config, stored_manifest
+from finetune.commands.read_run import (
+    require_files,
+    stored_config,
+    stored_manifest,
+    stored_position,
+)
 from finetune.config.load import build_config, changes, explicit_values, read_config_file
 from finetune.config.schema import Config
 from finetune.errors import ConfigError, RunFolderError
@@ -17,10 +22,7 @@ from finetune.run_folder import RunFolder
 from finetune.training.checkpoints import read_checkpoint
 from finetune.training.launch import outer_launch
 from finetune.training.module import CARD_KEY
-from finetune.training.position import Position
 from finetune.types import Split
-
-T = TypeVar("T")
 
 CHANGEABLE = (
     "trainer.epochs",
@@ -93,8 +95,9 @@ def with_changes(
     """
     stored = stored_config(run)
     tree = read_config_file(run.config)
-    # what is decided stays so
-    assignments, flags = _without_auto(assignments), _without_auto(flags)
+    # what "auto" came to stays so
+    assignments = {key: value for key, value in (assignments or {}).items() if value != "auto"}
+    flags = {key: given for key, given in (flags or {}).items() if given[1] != "auto"}
     # the machines of today, which are those of the launcher, if there is one
     tree["trainer"]["num_nodes"] = "auto"
     if outer_launch() is not None:
@@ -105,22 +108,13 @@ def with_changes(
     return config
 
 
-def _without_auto(given: Mapping[str, T] | None) -> dict[str, T]:
-    said = given or {}
-    return {key: value for key, value in said.items() if _word(value) != "auto"}
-
-
-def _word(value: Any) -> Any:
-    """Return the value of an option, which comes with the option's name."""
-    return value[1] if isinstance(value, tuple) else value
-
-
 def rebuilt(run: RunFolder, config: Config) -> Training:
     """Return the training of a run from its folder: the same split, the same network."""
     resumed = None
     if run.last.is_file():
+        card = read_checkpoint(run.last)[CARD_KEY]
         try:
-            resumed = Card.from_json(read_checkpoint(run.last)[CARD_KEY])
+            resumed = Card.from_json(card)
         except RunFolderError as error:
             raise RunFolderError(f"{run.last}: {error}") from error
     manifest = stored_manifest(run, config)
@@ -130,9 +124,9 @@ def rebuilt(run: RunFolder, config: Config) -> Training:
 
 def goes_on_from(run: RunFolder) -> str:
     """Say where a run goes on."""
-    if not run.last.is_file():
+    position = stored_position(run)
+    if position is None:
         return "Nothing was saved before; the run starts with its first epoch."
-    position = Position.of(read_checkpoint(run.last))
     if position.steps:
         return f"Goes on in epoch {position.epochs + 1}, after {position.steps} of its steps."
     return f"Goes on after epoch {position.epochs}."
@@ -149,7 +143,8 @@ def _check_changes(stored: Config, config: Config) -> None:
 
 
 def _check_epochs(run: RunFolder, config: Config) -> None:
-    done = Position.of(read_checkpoint(run.last)).epochs if run.last.is_file() else 0
+    position = stored_position(run)
+    done = 0 if position is None else position.epochs
     if int(config.trainer.epochs) < done:
         raise ConfigError(
             f"trainer.epochs={config.trainer.epochs}: the run has {done} epochs behind it already. "

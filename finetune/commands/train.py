@@ -14,6 +14,7 @@ from finetune.build import (
     with_cache,
 )
 from finetune.bundle import load_model, save_bundle
+from finetune.commands.read_run import stored_position
 from finetune.config.load import replaced
 from finetune.config.schema import Config
 from finetune.errors import OutOfMemoryError
@@ -27,7 +28,6 @@ from finetune.training.checkpoints import read_checkpoint, stopped_early
 from finetune.training.launch import Launch
 from finetune.training.loggers import MetricsCsv, Tracking, create_wandb_logger
 from finetune.training.meeting import Meeting
-from finetune.training.position import Position
 from finetune.training.spawn import own_meeting
 from finetune.training.trainer import create_trainer
 from finetune.training.trainer import fit as lightning_fit
@@ -108,17 +108,15 @@ def hand_out_run(met: Meeting, run: RunFolder, training: Training) -> None:
         "run_dir": str(run.path.resolve()),
         "config": training.config.model_dump(mode="json"),
         "card": training.module.card,
-        "position": stored_position(run),
+        "position": where(run),
     }
     met.hand_out("run", told)
 
 
-def stored_position(run: RunFolder) -> list[int] | None:
-    """Return the epochs and steps that the last checkpoint has behind it; None without one."""
-    if not run.last.is_file():
-        return None
-    position = Position.of(read_checkpoint(run.last))
-    return [position.epochs, position.steps]
+def where(run: RunFolder) -> list[int] | None:
+    """Return the epochs and steps that a run has behind it, as all processes must see them."""
+    position = stored_position(run)
+    return None if position is None else [position.epochs, position.steps]
 
 
 def _run_trainer(
@@ -213,7 +211,8 @@ def open_tracking(run: RunFolder, config: Config, reporter: Reporter, *, rank: i
     """Return the run's trackers; rank 0 alone continues the run's one W&B run."""
     tracking = config.tracking
     metrics = MetricsCsv(run.metrics, reporter=reporter)
-    epochs = (stored_position(run) or [0])[0]
+    position = stored_position(run)
+    epochs = 0 if position is None else position.epochs
     metrics.forget_after(epochs)
     if tracking.wandb == "off" or rank > 0:
         return Tracking(metrics)
@@ -242,9 +241,9 @@ def is_complete(run: RunFolder, config: Config) -> bool:
 
 
 def _is_trained(run: RunFolder, config: Config) -> bool:
-    if not run.last.is_file():
+    position = stored_position(run)
+    if position is None:
         return False
-    state = read_checkpoint(run.last)
-    if Position.of(state).epochs >= int(config.trainer.epochs):
+    if position.epochs >= int(config.trainer.epochs):
         return True
-    return stopped_early(state, config.trainer.early_stopping)
+    return stopped_early(read_checkpoint(run.last), config.trainer.early_stopping)

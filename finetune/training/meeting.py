@@ -6,30 +6,26 @@ the timeout is taken for lost, and one that fails says so to all others.
 """
 
 import json
-import os
-import queue
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import Store, TCPStore
+from torch._C._distributed_c10d import Store
 from torch.distributed.distributed_c10d import PrefixStore
 
 from finetune import signals
 from finetune.errors import FinetuneError, TrainingError
 from finetune.signals import StopRequest
 from finetune.training.launch import Launch
+from finetune.training.line import Line, explain_unreached, open_store
 
 T = TypeVar("T")
 
-_BEAT_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
 
 _LOST_PROCESS = re.compile(
@@ -37,88 +33,6 @@ _LOST_PROCESS = re.compile(
     r"|pair closure",
     re.IGNORECASE,
 )
-
-
-class Line:
-    """Asks the store on a thread of its own, and gives a sign of life between two questions.
-
-    A question to a machine that is frozen or cut off is never answered; whoever asks it here still
-    hears signals, and gives up after the timeout.
-
-    Args:
-        connect: Returns the store.
-        timeout: When to give up on an answer.
-        beat: The sign of life.
-    """
-
-    def __init__(
-        self, connect: Callable[[], Store], *, timeout: timedelta, beat: Callable[[Store], Any]
-    ) -> None:
-        self.timeout = timeout
-        self._questions: queue.SimpleQueue[tuple[Callable[[Store], Any], list[Any]] | None]
-        self._questions = queue.SimpleQueue()
-        arguments = (connect, beat, self._questions)
-        threading.Thread(target=_answer, args=arguments, daemon=True).start()
-
-    def ask(self, question: Callable[[Store], T]) -> T:
-        """Return the store's answer.
-
-        Raises:
-            RuntimeError: Torch's own kinds of it: the store is gone.
-            TimeoutError: It does not answer.
-        """
-        answer: list[Any] = []
-        self._questions.put((question, answer))
-        end = time.monotonic() + self.timeout.total_seconds() + 1
-        pause = 0.001
-        while not answer:
-            if time.monotonic() > end:
-                raise TimeoutError
-            time.sleep(pause)
-            pause = min(2 * pause, 0.05)
-        if isinstance(answer[0], Exception):
-            raise answer[0]
-        found: T = answer[0]
-        return found
-
-    def close(self) -> None:
-        """Ask no more."""
-        self._questions.put(None)
-
-
-def _answer(
-    connect: Callable[[], Store],
-    beat: Callable[[Store], Any],
-    questions: "queue.SimpleQueue[tuple[Callable[[Store], Any], list[Any]] | None]",
-) -> None:
-    """Answer the questions until there are no more."""
-    store: Store | None = None
-    failure: Exception | None = None
-    try:
-        store = connect()
-        beat(store)
-    except Exception as error:
-        failure = error
-    last = time.monotonic()
-    while True:
-        if time.monotonic() - last > _BEAT_SECONDS and store is not None:
-            with suppress(RuntimeError):  # who asks something finds out
-                beat(store)
-            last = time.monotonic()
-        try:
-            asked = questions.get(timeout=_BEAT_SECONDS)
-        except queue.Empty:
-            continue
-        if asked is None:
-            return
-        question, answer = asked
-        if failure is not None or store is None:
-            answer.append(failure)
-            continue
-        try:
-            answer.append(question(store))
-        except Exception as error:
-            answer.append(error)
 
 
 class Meeting:
@@ -152,7 +66,7 @@ class Meeting:
             self._store: Store = self._line.ask(lambda store: store)
         except (RuntimeError, ValueError, TimeoutError) as error:
             self._line.close()
-            raise TrainingError(_unreached(launch, error)) from error
+            raise TrainingError(explain_unreached(launch, error)) from error
 
     def hand_out(self, key: str, value: Any) -> None:
         """Tell all others, on rank 0, and wait until each has heard it, so that it may leave."""
@@ -194,7 +108,8 @@ class Meeting:
         code = error.exit_code if isinstance(error, FinetuneError) else 1
         message = str(error).partition("\n")[0]
         told = {"rank": self.launch.rank, "signum": signum, "code": code, "message": message}
-        error.told = True  # type: ignore[attr-defined]
+        if isinstance(error, FinetuneError):
+            error.is_told = True
         with suppress(RuntimeError, TimeoutError):
             self._line.ask(lambda store: store.set("failed", json.dumps(told)))
             if self.launch.rank == 0:  # the store goes with this process
@@ -293,7 +208,7 @@ class PeerError(TrainingError):
 
     def __init__(self, from_rank: int, message: str, *, exit_code: int) -> None:
         super().__init__(f"Rank {from_rank} failed: {message}")
-        self.from_rank = from_rank
+        self.is_echo = True
         self.exit_code = exit_code  # type: ignore[misc]
 
 
@@ -304,7 +219,7 @@ def meeting(launch: Launch, *, timeout: timedelta) -> Iterator[Meeting]:
     Raises:
         TrainingError: Rank 0 cannot be reached.
     """
-    met = Meeting(launch, lambda: _store(launch, timeout), timeout=timeout)
+    met = Meeting(launch, lambda: open_store(launch, timeout), timeout=timeout)
     with telling(met):
         yield met
 
@@ -356,45 +271,3 @@ def _stop_together(backend: str) -> None:
     dist.all_reduce(noted, dist.ReduceOp.MAX)
     if int(noted):
         raise StopRequest(int(noted))
-
-
-def _store(launch: Launch, timeout: timedelta) -> Store:
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and launch.by == "torchrun"
-    store = TCPStore(
-        launch.address,
-        launch.port,
-        launch.world_size,
-        is_master=launch.rank == 0 and not hosted,
-        timeout=timeout,
-        wait_for_workers=False,
-    )
-    return _this_attempt(launch, store, timeout) if hosted else store
-
-
-def _this_attempt(launch: Launch, store: Store, timeout: timedelta) -> Store:
-    """Return a part of a store that outlives the processes, where nothing is left of earlier ones.
-
-    torchrun's agent keeps one store for all attempts, and numbers these on each machine in another
-    way. Rank 0 opens a part of its own; the others know it by its signs of life.
-    """
-    if launch.rank == 0:
-        name = uuid4().hex
-        store.set("finetune", name)
-        return PrefixStore(name, store)
-    end = time.monotonic() + timeout.total_seconds()
-    while time.monotonic() < end:
-        part = PrefixStore(store.get("finetune").decode(), store)
-        beats = part.add("beats/0", 0)
-        time.sleep(1.5 * _BEAT_SECONDS)
-        if part.add("beats/0", 0) > beats:
-            return part
-    raise TimeoutError("rank 0 has not come")
-
-
-def _unreached(launch: Launch, error: Exception) -> str:
-    what = "listen at" if launch.rank == 0 else "reach rank 0 at"
-    reason = str(error).partition("\n")[0][:200] or "no answer"
-    return (
-        f"Cannot {what} {launch.address}:{launch.port}: {reason}. Check that the name resolves on "
-        f"every machine and that the port is free and open (MASTER_ADDR, MASTER_PORT)."
-    )

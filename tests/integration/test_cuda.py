@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.test_faults import CONFIG
-from tests.runs import assert_same_bits, command, environment, finetune, rows, weights, write_photos
-from tests.runs import write_weights as write_backbone
+from tests.integration.test_faults import write_place
+from tests.runs import assert_same_bits, command, environment, finetune, rows, weights
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,11 +21,7 @@ ON_GPU = ("trainer.accelerator=cuda", "trainer.deterministic=true", "--wandb", "
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with photos, weights and the config."""
-    folder = tmp_path_factory.mktemp("cuda")
-    write_photos(folder / "photos")
-    write_backbone(folder / "weights.pth")
-    (folder / "config.yaml").write_text(CONFIG)
-    return folder
+    return write_place(tmp_path_factory.mktemp("cuda"))
 
 
 def words(place: Path, run: Path, *more: str) -> list[str]:

@@ -41,7 +41,11 @@ NUM_KILLS, NUM_TERMS = 20, 10
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with photos, weights and the config."""
-    folder = tmp_path_factory.mktemp("faults")
+    return write_place(tmp_path_factory.mktemp("faults"))
+
+
+def write_place(folder: Path) -> Path:
+    """Fill a folder with photos, weights and the config."""
     write_photos(folder / "photos")
     write_weights(folder / "weights.pth")
     (folder / "config.yaml").write_text(CONFIG)

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cli.main import run as run_command
 from tests.integration.test_exactness import NUM_EPOCHS
 from tests.namespaces import Machines, two_machines
 from tests.networks import one_thread
 from tests.runs import largest_difference, rows, weights
-from tests.torchrun import TIMEOUT, started, words, write_place
+from tests.torchrun import TIMEOUT, started, uninterrupted, write_place
 
 pytestmark = pytest.mark.slow
 
@@ -31,11 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(place: Path) -> Path:
     """Return the run of one process that never stopped."""
-    output = place / "uninterrupted"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(place)
-        assert run_command(["fit", *words(place, output)]) == 0
-    return output
+    return uninterrupted(place)
 
 
 @pytest.fixture

@@ -11,12 +11,11 @@ from types import ModuleType
 
 import pytest
 
-from finetune.cli.main import run as run_command
 from tests.helpers import ROOT
 from tests.integration.test_exactness import NUM_EPOCHS
 from tests.networks import one_thread
 from tests.runs import largest_difference, rows, weights
-from tests.torchrun import SCRIPT, start, words, write_place
+from tests.torchrun import SCRIPT, start, uninterrupted, words, write_place
 
 SECONDS = 200
 
@@ -152,11 +151,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(place: Path) -> Path:
     """Return the run of one process that never stopped."""
-    output = place / "uninterrupted"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(place)
-        assert run_command(["fit", *words(place, output)]) == 0
-    return output
+    return uninterrupted(place)
 
 
 def assert_alike(run: Path, expected: Path) -> None:

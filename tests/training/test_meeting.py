@@ -15,14 +15,14 @@ from torch._C._distributed_c10d import HashStore, Store
 from finetune import signals
 from finetune.errors import DataError, TrainingError
 from finetune.signals import StopRequest
-from finetune.training import meeting
+from finetune.training import line, meeting
 from finetune.training.launch import Launch
 from finetune.training.meeting import Meeting, PeerError, telling
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "_BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(line, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(meeting, "_LOOK_SECONDS", 0.02)
 
 

@@ -13,13 +13,12 @@ from finetune.commands.read_run import (
     require_files,
     stored_config,
     stored_manifest,
-    stored_position,
 )
 from finetune.config.load import build_config, changes, explicit_values, read_config_file
 from finetune.config.schema import Config
 from finetune.errors import ConfigError, RunFolderError
 from finetune.run_folder import RunFolder
-from finetune.training.checkpoints import read_checkpoint
+from finetune.training.checkpoints import read_checkpoint, stored_position
 from finetune.training.launch import outer_launch
 from finetune.training.module import CARD_KEY
 from finetune.types import Split

@@ -8,8 +8,6 @@ from finetune.config.schema import Config
 from finetune.data.manifest import Manifest, read_manifest
 from finetune.errors import DataError
 from finetune.run_folder import RunFolder
-from finetune.training.checkpoints import read_checkpoint
-from finetune.training.position import Position
 from finetune.types import Sample
 
 
@@ -31,15 +29,6 @@ def stored_manifest(run: RunFolder, config: Config) -> Manifest:
     path = data_path(config)
     is_csv = path.suffix.lower() == ".csv" and not path.is_dir()
     return read_manifest(run.manifest, root=path.parent if is_csv else path)
-
-
-def stored_position(run: RunFolder) -> Position | None:
-    """Return what the last checkpoint of a run has behind it; None without one.
-
-    Raises:
-        RunFolderError: It is damaged.
-    """
-    return Position.of(read_checkpoint(run.last)) if run.last.is_file() else None
 
 
 def require_files(manifest: Manifest, samples: Sequence[Sample]) -> None:

@@ -14,7 +14,6 @@ from finetune.build import (
     with_cache,
 )
 from finetune.bundle import load_model, save_bundle
-from finetune.commands.read_run import stored_position
 from finetune.config.load import replaced
 from finetune.config.schema import Config
 from finetune.errors import OutOfMemoryError
@@ -24,7 +23,7 @@ from finetune.run_folder import RunFolder
 from finetune.signals import StopRequest
 from finetune.storage import write_text
 from finetune.training.callbacks import Compile, Progress, Unfreeze
-from finetune.training.checkpoints import read_checkpoint, stopped_early
+from finetune.training.checkpoints import read_checkpoint, stopped_early, stored_position
 from finetune.training.launch import Launch
 from finetune.training.loggers import MetricsCsv, Tracking, create_wandb_logger
 from finetune.training.meeting import Meeting

@@ -9,9 +9,10 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from finetune.errors import RunFolderError
+from finetune.run_folder import RunFolder
 from finetune.storage import atomic_file
 from finetune.training.module import CARD_KEY
-from finetune.training.position import POSITION_KEY
+from finetune.training.position import POSITION_KEY, Position
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -106,3 +107,12 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             f"{', '.join(sorted(missing))}. Remove it to start the run's first epoch again."
         )
     return state
+
+
+def stored_position(run: RunFolder) -> Position | None:
+    """Return what the last checkpoint of a run has behind it; None without one.
+
+    Raises:
+        RunFolderError: It is damaged.
+    """
+    return Position.of(read_checkpoint(run.last)) if run.last.is_file() else None

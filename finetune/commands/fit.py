@@ -38,6 +38,7 @@ from finetune.run_folder import RunFolder
 from finetune.storage import remove_leftovers, write_text
 from finetune.training.launch import outer_launch
 from finetune.training.meeting import Meeting, meeting
+from finetune.training.watchful import Watchful
 from finetune.types import Reporter
 
 _DISK_SECONDS = 60.0
@@ -82,8 +83,10 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
     reporter = reporter or Reporter()
     start = time.monotonic()
     with signals.interruptible(), _met(config) as met:
-        if met is not None and met.launch.rank > 0:
-            return _joined(met, start)
+        if met is not None:
+            if met.launch.rank > 0:
+                return _joined(met, start)
+            reporter = Watchful(reporter, met)
         if (run := asked_again(config)) is not None:
             return _resumed(
                 run, with_changes(run, assignments=asked_for(run, config)), met, reporter, start
@@ -128,8 +131,10 @@ def resume(
     run = run_folder.existing(path)
     config = with_changes(run, assignments=assignments, flags=flags)
     with signals.interruptible(), _met(config) as met:
-        if met is not None and met.launch.rank > 0:
-            return _joined(met, start)
+        if met is not None:
+            if met.launch.rank > 0:
+                return _joined(met, start)
+            reporter = Watchful(reporter, met)
         return _resumed(run, config, met, reporter, start)
 
 
@@ -173,7 +178,7 @@ def _joined(met: Meeting, start: float) -> FitResult:
         going_on=True,
     )
     try:
-        train(run, training, reporter=Reporter(), met=met)
+        train(run, training, reporter=Watchful(Reporter(), met), met=met)
     except OutOfMemoryError as error:
         halved_batch(training, error)  # raises: the other processes cannot know of it
         raise

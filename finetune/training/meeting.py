@@ -8,7 +8,7 @@ the timeout is taken for lost, and one that fails says so to all others.
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -60,6 +60,8 @@ class Meeting:
         self.timeout = timeout
         self.watch = watch
         self._is_open = True
+        self._seen: dict[int, tuple[int, float]] = {}  # signs of life of a rank, and when last
+        self._last_look = time.monotonic()
         beat = f"beats/{launch.rank}"
         self._line = Line(connect, timeout=timeout, beat=lambda store: store.add(beat, 1))
         try:
@@ -71,8 +73,7 @@ class Meeting:
     def hand_out(self, key: str, value: Any) -> None:
         """Tell all others, on rank 0, and wait until each has heard it, so that it may leave."""
         self._tell(key, value)
-        for rank in range(1, self.launch.world_size):
-            self._hear(f"{key}/heard/{rank}", rank=rank)
+        self._wait({rank: f"{key}/heard/{rank}" for rank in self._others()})
 
     def receive(self, key: str) -> Any:
         """Return what rank 0 hands out, however long that takes, as long as it lives.
@@ -81,7 +82,8 @@ class Meeting:
             TrainingError: It is lost, or a process failed.
             StopRequest: A process was asked to stop.
         """
-        value = self._hear(key, rank=0)
+        self._wait({0: key})
+        value = json.loads(self._asked(lambda store: store.get(f"said/{key}")))
         self._tell(f"{key}/heard/{self.launch.rank}", None)
         return value
 
@@ -94,11 +96,20 @@ class Meeting:
         """
         self._tell(f"{key}/{self.launch.rank}", None)
         if self.launch.rank == 0:
-            for rank in range(1, self.launch.world_size):
-                self._hear(f"{key}/{rank}", rank=rank)
+            self._wait({rank: f"{key}/{rank}" for rank in self._others()})
             self._tell(key, None)
         else:
-            self._hear(key, rank=0)
+            self._wait({0: key})
+
+    def look(self) -> None:
+        """Look after the others in the middle of one's own work, as often as one likes.
+
+        Raises:
+            TrainingError: One is lost, or failed.
+            StopRequest: One was asked to stop.
+        """
+        if self._is_open and time.monotonic() - self._last_look > _LOOK_SECONDS:
+            self._look(self._others() if self.launch.rank == 0 else [0])
 
     def fail(self, error: BaseException) -> None:
         """Tell those who still wait that this process ends, and why."""
@@ -156,22 +167,38 @@ class Meeting:
     def _tell(self, key: str, value: Any) -> None:
         self._asked(lambda store: store.set(f"said/{key}", json.dumps(value)))
 
-    def _hear(self, key: str, *, rank: int) -> Any:
-        beats, seen = -1, time.monotonic()
-        while not self._asked(lambda store: store.check([f"said/{key}"])):
-            self._raise_failure()
-            self.watch()
-            if signals.noted():  # where it does not raise by itself
-                raise StopRequest(signals.noted())
-            if (now := self._asked(lambda store: store.add(f"beats/{rank}", 0))) != beats:
-                beats, seen = now, time.monotonic()
+    def _others(self) -> range:
+        return range(1, self.launch.world_size)
+
+    def _wait(self, keys: Mapping[int, str]) -> None:
+        """Wait until each rank has said its key, as long as all of these live."""
+        while keys := {rank: key for rank, key in keys.items() if not self._has(f"said/{key}")}:
+            self._look(keys)
+            time.sleep(_LOOK_SECONDS if all(self._seen[rank][0] > 0 for rank in keys) else 0.05)
+
+    def _look(self, ranks: Iterable[int]) -> None:
+        """Raise where a process has failed, was asked to stop, or one of these ranks is lost."""
+        self._raise_failure()
+        self.watch()
+        if signals.noted():  # where it does not raise by itself
+            raise StopRequest(signals.noted())
+        for rank in ranks:
+            beats = self._beats(rank)
+            before, seen = self._seen.get(rank, (-1, 0.0))
+            if beats != before:
+                self._seen[rank] = beats, time.monotonic()
             elif time.monotonic() - seen > self.timeout.total_seconds():
                 raise TrainingError(self._lost(rank, heard=beats > 0))
-            time.sleep(_LOOK_SECONDS if beats > 0 else 0.05)
-        return json.loads(self._asked(lambda store: store.get(f"said/{key}")))
+        self._last_look = time.monotonic()
+
+    def _beats(self, rank: int) -> int:
+        return self._asked(lambda store: store.add(f"beats/{rank}", 0))
+
+    def _has(self, key: str) -> bool:
+        return self._asked(lambda store: store.check([key]))
 
     def _raise_failure(self) -> None:
-        if not self._asked(lambda store: store.check(["failed"])):
+        if not self._has("failed"):
             return
         told = json.loads(self._asked(lambda store: store.get("failed")))
         if told["signum"]:

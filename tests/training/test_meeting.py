@@ -18,6 +18,8 @@ from finetune.signals import StopRequest
 from finetune.training import line, meeting
 from finetune.training.launch import Launch
 from finetune.training.meeting import Meeting, PeerError, telling
+from finetune.training.watchful import Watchful
+from finetune.types import Reporter
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +159,58 @@ def test_one_that_never_came_is_named(store: Store) -> None:
         alone.everyone("here")
     alone.close()
     second.close()
+
+
+def test_a_rank_that_is_lost_is_named_although_one_before_it_is_late(store: Store) -> None:
+    first, second, third = (one_of(rank, 3, store) for rank in range(3))
+    time.sleep(0.1)
+    third.close()
+    start = time.monotonic()
+    with pytest.raises(TrainingError, match=r"Rank 2 ended, or gives no sign of life"):
+        first.everyone("ready")  # rank 1 lives, and is busy
+    assert time.monotonic() - start < 2
+    first.close()
+    second.close()
+
+
+def work(on_image: Callable[[], None], *, seconds: float = 5) -> None:
+    """Do something for some seconds, and tell of each image."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        on_image()
+        time.sleep(0.02)
+
+
+def test_who_works_on_finds_out_that_another_has_failed(both: tuple[Meeting, Meeting]) -> None:
+    first, second = both
+    shown: list[int] = []
+
+    class Shown(Reporter):
+        def advance(self, steps: int = 1) -> None:
+            shown.append(steps)
+
+    reporter = Watchful(Shown(), second)
+    work(reporter.advance, seconds=0.2)
+    assert shown
+    first.fail(DataError("no images"))
+    with pytest.raises(PeerError, match="no images"):
+        work(reporter.advance)
+
+
+def test_who_works_on_finds_out_that_another_is_lost(both: tuple[Meeting, Meeting]) -> None:
+    first, second = both
+    time.sleep(0.1)
+    second.close()
+    with pytest.raises(TrainingError, match="Rank 1 ended"):
+        work(first.look)
+
+
+def test_who_has_left_looks_after_nobody(both: tuple[Meeting, Meeting]) -> None:
+    first, second = both
+    second.fail(DataError("no images"))
+    first.close()
+    time.sleep(0.05)
+    first.look()
 
 
 def test_everyone_waits_for_the_last(store: Store) -> None:

@@ -11,8 +11,10 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.distributed as dist
 from pytorch_lightning import Callback
 from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
@@ -191,11 +193,12 @@ def validated(rank: int, data: Path, num_val: int, count: int) -> dict[str, floa
 
 
 class CountBytes(Callback):
-    """Counts what DDP sends for the gradients of each step, epoch by epoch."""
+    """Counts what DDP sends in each step, gradients and buffers, epoch by epoch."""
 
     def __init__(self) -> None:
         self.sent: list[list[int]] = []
         self._hooked: Any = None
+        self._in_step = False
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Count at the wrapper of this epoch, which may be another than before."""
@@ -207,6 +210,24 @@ class CountBytes(Callback):
     def on_train_batch_start(self, *args: Any) -> None:
         """Begin with the next step."""
         self.sent[-1].append(0)
+        self._in_step = True
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Leave out what a new wrapper sends, once, to make all alike."""
+        self._in_step = False
+
+    @contextmanager
+    def broadcasts(self) -> Iterator[None]:
+        """Count the buffers that rank 0 sends, too."""
+        send = dist._broadcast_coalesced  # type: ignore[attr-defined]
+
+        def counting(group: Any, tensors: list[Tensor], *more: Any) -> None:
+            if self._in_step:
+                self.sent[-1][-1] += sum(tensor.nbytes for tensor in tensors)
+            send(group, tensors, *more)
+
+        with mock.patch.object(dist, "_broadcast_coalesced", counting):
+            yield
 
     def _reduce(self, state: object, bucket: GradBucket) -> Future[Tensor]:
         self.sent[-1][-1] += bucket.buffer().nbytes
@@ -214,10 +235,10 @@ class CountBytes(Callback):
 
 
 def counted(rank: int, data: Path, folder: Path, settings: dict[str, Any]) -> list[list[int]]:
-    """Return the bytes that a rank sends for the gradients of each step, epoch by epoch."""
+    """Return the bytes that a rank sends in each step, epoch by epoch."""
     training = small_training(data, **settings)
     count = CountBytes()
-    with grouped() as launch:
+    with grouped() as launch, count.broadcasts():
         trainer = create_trainer(
             folder,
             trainer_options(training.config),

@@ -166,6 +166,7 @@ def trainer_options(config: Config) -> TrainerOptions:
         deterministic=trainer.deterministic,
         early_stopping=trainer.early_stopping,
         strategy=trainer.strategy,
+        live_buffers=_batch_norm_mode(config) == "train",
         collective_timeout_seconds=trainer.collective_timeout_seconds,
         save_every_minutes=config.checkpoint.every_minutes,
     )

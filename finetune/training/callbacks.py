@@ -1,17 +1,19 @@
 """What happens at the borders of epochs: freezing that holds under DDP and resume, and progress."""
 
 import gc
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from finetune.errors import TrainingError
 from finetune.training.checksum import check_same_on_all_ranks
 from finetune.training.module import ClassificationModule
 from finetune.training.position import steps_of_epoch
+from finetune.training.strategy import Replicas
 from finetune.types import Reporter
 
 
@@ -49,18 +51,18 @@ class Unfreeze(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Compare the weights of all ranks: what has drifted must not be saved."""
-        if isinstance(trainer.strategy, DDPStrategy):
-            check_same_on_all_ranks(pl_module.named_parameters())
+        if isinstance(trainer.strategy, Replicas):
+            check_same_on_all_ranks(_alike(trainer.strategy, pl_module))
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _set_depth(trainer, pl_module)
         strategy = trainer.strategy
-        if not isinstance(strategy, DDPStrategy):
+        if not isinstance(strategy, Replicas):
             return
         trainable = _trainable(pl_module)
         if trainable != self._wrapped:
             # before the new wrapper would make them alike, and hide it
-            check_same_on_all_ranks(pl_module.named_parameters())
+            check_same_on_all_ranks(_alike(strategy, pl_module))
             strategy.model = pl_module
             strategy.configure_ddp()
             gc.collect()
@@ -73,6 +75,13 @@ class Unfreeze(Callback):
                 f"DDP reduces {reduced} tensors, but {len(trainable)} train: the processes would "
                 f"drift apart. This is a defect of finetune; please report it."
             )
+
+
+def _alike(strategy: Replicas, module: LightningModule) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and tensors that must not differ between ranks."""
+    yield from module.named_parameters()
+    if not strategy.live_buffers:
+        yield from module.named_buffers()
 
 
 class Compile(Callback):

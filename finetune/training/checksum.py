@@ -9,20 +9,20 @@ from torch import Tensor
 from finetune.errors import TrainingError
 
 
-def check_same_on_all_ranks(parameters: Iterable[tuple[str, Tensor]]) -> None:
-    """Compare checksums of all parameters over the ranks; all of them call this.
+def check_same_on_all_ranks(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Compare checksums of parameters and buffers over the ranks; all of them call this.
 
     Args:
-        parameters: Names and tensors, in the same order on every rank.
+        named: Names and tensors, in the same order on every rank.
 
     Raises:
-        TrainingError: On every rank, with the first parameter that differs.
+        TrainingError: On every rank, with the first tensor that differs.
     """
-    names, tensors = zip(*parameters, strict=True)
+    names, tensors = zip(*named, strict=True)
     own = torch.stack([checksum(tensor) for tensor in tensors])
     of_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(of_ranks, own)
-    sums = torch.stack(of_ranks)  # (ranks, parameters)
+    sums = torch.stack(of_ranks)  # (ranks, tensors)
     differs = (sums != sums[0]).any(dim=0).tolist()
     if any(differs):
         first = differs.index(True)

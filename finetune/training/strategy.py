@@ -4,9 +4,17 @@ from datetime import timedelta
 from typing import Any
 
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 
-def choose_strategy(name: str, *, accelerator: str, num_processes: int, timeout: timedelta) -> Any:
+def choose_strategy(
+    name: str,
+    *,
+    accelerator: str,
+    num_processes: int,
+    timeout: timedelta,
+    live_buffers: bool = True,
+) -> Any:
     """Return what Lightning's trainer takes as its strategy.
 
     Args:
@@ -14,6 +22,7 @@ def choose_strategy(name: str, *, accelerator: str, num_processes: int, timeout:
         accelerator: "cpu", "cuda" or "mps".
         num_processes: Of all machines.
         timeout: How long a process waits for another one.
+        live_buffers: Whether training changes buffers, such as BatchNorm's statistics.
     """
     backend = "nccl" if accelerator == "cuda" else "gloo"
     if name == "fsdp":
@@ -27,4 +36,28 @@ def choose_strategy(name: str, *, accelerator: str, num_processes: int, timeout:
         )
     if num_processes == 1:
         return "auto"
-    return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True, process_group_backend=backend)
+    return Replicas(
+        live_buffers=live_buffers,
+        timeout=timeout,
+        gradient_as_bucket_view=True,
+        process_group_backend=backend,
+    )
+
+
+class Replicas(DDPStrategy):
+    """DDP that sends rank 0's buffers before each forward pass only where training changes them.
+
+    Args:
+        live_buffers: Whether it does, as BatchNorm in training mode.
+        more: As for ``DDPStrategy``.
+    """
+
+    def __init__(self, *, live_buffers: bool, **more: Any) -> None:
+        super().__init__(**more)
+        self.live_buffers = live_buffers
+
+    def configure_ddp(self) -> None:
+        """Wrap the network; this sends parameters and buffers of rank 0 to all, once."""
+        super().configure_ddp()
+        assert isinstance(self.model, DistributedDataParallel)
+        self.model.broadcast_buffers = self.live_buffers

@@ -79,6 +79,7 @@ class TrainerOptions:
         deterministic: Refuse kernels whose results differ.
         early_stopping: Epochs without a better one; None never stops.
         strategy: "ddp" or "fsdp", for several processes.
+        live_buffers: Whether BatchNorm's statistics follow the batches.
         collective_timeout_seconds: How long a process waits for another one.
         save_every_minutes: From one checkpoint in mid-epoch to the next; None writes none.
     """
@@ -94,6 +95,7 @@ class TrainerOptions:
     deterministic: bool = False
     early_stopping: int | None = None
     strategy: str = "ddp"
+    live_buffers: bool = True
     collective_timeout_seconds: float = 600.0
     save_every_minutes: float | None = None
 
@@ -151,6 +153,7 @@ def create_trainer(
             accelerator=options.accelerator,
             num_processes=options.devices * options.num_nodes,
             timeout=timeout,
+            live_buffers=options.live_buffers,
         ),
         precision=options.precision,  # type: ignore[arg-type]
         max_epochs=options.epochs,

@@ -95,18 +95,26 @@ def parameters_of(place: Path, groups: slice) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-def test_a_frozen_backbone_is_not_sent(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+def test_a_frozen_backbone_is_not_sent(batch_norm: str, place: Path, tmp_path: Path) -> None:
     settings = {
         **settings_of(place, "milestones", SGD),
+        "model__batch_norm": batch_norm,
         "unfreeze__params": {"depths": {0: 1, 1: 2, 2: 1.0}},
         "trainer__devices": 2,
     }
     photos = place / "photos"
+    live = batch_norm == "train"  # statistics that move are sent, those of all layers
+    module = small_training(photos).module
+    statistics = live * sum(buffer.nbytes for buffer in module.buffers())
     for sent in on_ranks(2, counted, photos, tmp_path, settings):
         for epoch, depth in enumerate((1, 2, None)):
             _, numbers = parameters_of(photos, slice(0, depth))
             # float32; three steps an epoch
-            assert sent[epoch] == [4 * numbers] * 3
+            gradients, (first, *later) = 4 * numbers, sent[epoch]
+            assert later == [gradients + statistics] * 2
+            # DDP sends none where it has just been made
+            assert first in (gradients, gradients + statistics)
 
 
 def test_a_process_of_its_own_is_alone() -> None:

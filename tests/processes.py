@@ -27,7 +27,7 @@ from finetune.data.source import FileSource
 from finetune.errors import FinetuneError
 from finetune.training.callbacks import Unfreeze
 from finetune.training.gather import gather_rows
-from finetune.training.launch import Launch, outer_launch
+from finetune.training.launch import JOIN_VERB, Launch, outer_launch
 from finetune.training.meeting import meeting
 from finetune.training.trainer import create_trainer, fit
 from tests.networks import randomise
@@ -76,6 +76,13 @@ def on_ranks(count: int, target: Callable[..., Any], *arguments: Any) -> list[An
 def context() -> ForkServerContext:
     """Return what makes events and barriers for ``started`` processes."""
     return _CONTEXT
+
+
+def joined_by(pid: int) -> list[int]:
+    """Return the further processes of a run, in the order of their ranks, which one started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    lines = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+    return [child for child, line in lines.items() if JOIN_VERB.encode() in line]
 
 
 @contextmanager

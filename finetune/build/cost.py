@@ -86,7 +86,7 @@ def with_fitting_batch(training: Training, cost: RunCost) -> Training:
     parts = number(training.config.trainer.accumulate)
     local = batch_in_memory(training) * parts
     while _most_bytes(cost, local // parts) > _USABLE_SHARE * cost.free_bytes:
-        most = local // (2 if training.config.augment.mixup else 1)  # a pair is mixed
+        most = local // training.fewest_images
         more = next((n for n in range(parts + 1, most + 1) if local % n == 0), None)
         if more is None:
             break

@@ -6,6 +6,7 @@ import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 
 from finetune.build.cache import CachePlan, cached, choose_cache
+from finetune.build.lone_image import check_lone_image, fewest_images
 from finetune.build.recipe import make_recipe, sampling_weights
 from finetune.build.resolve import (
     check_strategy,
@@ -64,6 +65,11 @@ class Training:
     batch_size: int
     steps_per_epoch: int
 
+    @property
+    def fewest_images(self) -> int:
+        """How many images a process must hold at once: 1, or 2 where one cannot stand alone."""
+        return fewest_images(self.config, self.module.classifier, self.phases)
+
 
 def build_training(
     config: Config, manifest: Manifest, *, resumed: Card | None = None, going_on: bool = False
@@ -115,7 +121,7 @@ def build_training(
         recipe=recipe,
         card=build_card(config, manifest, network).as_json(),
     )
-    _check_mixup(config, batch_size)
+    check_lone_image(config, classifier, schedule, batch_size)
     augment = train_transform(config.augment.name, spec=network.spec, seed=config.seed)
     choice = choose_cache(config, manifest, augment, network.spec, going_on=going_on)
     return Training(
@@ -207,21 +213,6 @@ def _create_network(config: Config, manifest: Manifest, resumed: Card | None) ->
         return network
     report = LoadReport(str(resumed.facts["weights"]), 0, 0)
     return replace(network, spec=resumed.spec, report=report)
-
-
-def _check_mixup(config: Config, batch_size: int) -> None:
-    """Refuse to mix an image with itself.
-
-    Raises:
-        ConfigError: A process holds one image at a time.
-    """
-    shards = num_processes(config) * number(config.trainer.accumulate)
-    if config.augment.mixup and batch_size // shards < 2:
-        raise ConfigError(
-            f"augment.mixup={config.augment.mixup:g} cannot apply to trainer.batch_size="
-            f"{batch_size} in {shards} parts: one image has none to be mixed with. Take a larger "
-            f"batch or fewer parts."
-        )
 
 
 def _checkpoint_activations(config: Config, classifier: ImageClassifier) -> None:

@@ -153,10 +153,10 @@ def halved_batch(training: Training, error: OutOfMemoryError) -> Config:
     """
     config = training.config
     batch, parts = batch_in_memory(training), int(config.trainer.accumulate)
-    most = batch // (2 if config.augment.mixup else 1)  # a pair is mixed
+    most = batch // training.fewest_images
     smaller = next((n for n in range(2, most + 1) if batch % n == 0), None)
     if smaller is None:
-        few = "One image at a time does" if batch == 1 else f"{batch} images, mixed in pairs, do"
+        few = "One image at a time does" if batch == 1 else f"{batch} images at a time do"
         raise OutOfMemoryError(
             f"{error} {few} not fit. Take a smaller --image-size or --backbone, or "
             f"model.grad_checkpointing=true."

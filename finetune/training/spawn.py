@@ -1,6 +1,7 @@
 """The further processes of a run on this machine, where no launcher has started them."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,14 +14,15 @@ import torch
 from torch._C._distributed_c10d import TCPStore
 
 from finetune import signals
-from finetune.errors import TrainingError
+from finetune.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, TrainingError
 from finetune.machine import free_cores
-from finetune.signals import StopRequest
+from finetune.signals import REQUEUE_FILE_VARIABLE, STOP_SIGNALS, StopRequest
 from finetune.training.launch import JOIN_VERB, Launch
 from finetune.training.meeting import Meeting, telling
 
 _EXIT_SECONDS = 120
 _STOP_SECONDS = 20
+_STOP_CODES = {INTERRUPTED_EXIT_CODE: signal.SIGINT, PREEMPTED_EXIT_CODE: signal.SIGTERM}
 
 
 @contextmanager
@@ -46,7 +48,8 @@ def own_meeting(run_dir: Path, *, count: int, timeout: timedelta) -> Iterator[Me
         met = Meeting(launch, lambda: store, timeout=timeout, watch=lambda: _check(children))
         with telling(met):
             yield met
-        _raise_failures([_code(child) for child in children])
+        if any(codes := [_code(child) for child in children]):
+            raise _explained(codes)
     except StopRequest:
         patience = _STOP_SECONDS  # they save, and stop too
         raise
@@ -65,10 +68,11 @@ def _started(launch: Launch, rank: int, run_dir: Path) -> subprocess.Popen[bytes
         "MASTER_ADDR": launch.address,
         "MASTER_PORT": launch.port,
     }
+    inherited = {name: value for name, value in os.environ.items() if name != REQUEUE_FILE_VARIABLE}
     return subprocess.Popen(
         [sys.executable, "-m", "finetune", JOIN_VERB, str(run_dir)],
         env={
-            **os.environ,
+            **inherited,  # rank 0 alone asks to be started again
             "OMP_NUM_THREADS": str(_threads(launch.world_size)),
             **{name: str(value) for name, value in variables.items()},
         },
@@ -95,12 +99,20 @@ def _code(child: subprocess.Popen[bytes]) -> int:
 
 def _check(children: Sequence[subprocess.Popen[bytes]]) -> None:
     """Raise if a process has ended that should wait for the others."""
-    _raise_failures([code for child in children if (code := child.poll()) is not None])
+    codes = [code for child in children if (code := child.poll()) is not None]
+    if codes:
+        raise _explained(codes)
 
 
-def _raise_failures(codes: Sequence[int]) -> None:
-    if any(codes):
-        raise TrainingError(f"Processes of the run ended with codes {codes}; see their messages.")
+def _explained(codes: Sequence[int]) -> StopRequest | TrainingError:
+    """Return what the exit codes of processes mean for this one."""
+    for code in codes:
+        # one that was asked to stop before it had met the others could tell nobody
+        signum = _STOP_CODES.get(code, -code)
+        if signum in STOP_SIGNALS:
+            return StopRequest(signum)
+    said = ", ".join(map(str, codes))
+    return TrainingError(f"Processes of the run ended with codes {said}; see their messages.")
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]], patience: float) -> None:

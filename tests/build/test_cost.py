@@ -144,7 +144,7 @@ def test_processes_share_the_memory_of_a_machine(
 def test_a_batch_is_split_into_as_few_parts_as_fit(
     batch_size: int, room: int, parts: int, animals: Path
 ) -> None:
-    training = small_training(animals, trainer__batch_size=batch_size)
+    training = small_training(animals, trainer__batch_size=batch_size, model__batch_norm="frozen")
     cost = cost_of(training, parameter_bytes=0, fixed_bytes=0)
     # some of the free memory is left alone, so that room for 7 images does not quite hold 7
     free = cost.steps[-1].bytes_for(room) / 0.9
@@ -161,9 +161,13 @@ def test_a_batch_is_split_into_as_few_parts_as_fit(
     assert split.config.model_dump() == changed
 
 
+@pytest.mark.parametrize("setting", [{"augment__mixup": 0.2}, {"model__batch_norm": "train"}])
 @pytest.mark.parametrize(("batch_size", "parts"), [(8, 4), (9, 3), (3, 1)])
-def test_mixup_keeps_at_least_a_pair_together(batch_size: int, parts: int, animals: Path) -> None:
-    training = small_training(animals, trainer__batch_size=batch_size, augment__mixup=0.2)
+def test_what_cannot_stand_alone_stays_together(
+    batch_size: int, parts: int, setting: dict[str, Any], animals: Path
+) -> None:
+    settings = {"trainer__batch_size": batch_size, "model__batch_norm": "frozen", **setting}
+    training = small_training(animals, **settings)
     split = with_fitting_batch(training, cost_of(training, free_bytes=1))
     assert split.config.trainer.accumulate == parts
 

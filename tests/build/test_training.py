@@ -431,7 +431,40 @@ def test_a_launcher_says_how_many_processes_there_are(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert small_training(animals, trainer__devices="auto").config.trainer.devices == expected
+    training = small_training(animals, trainer__devices="auto", trainer__batch_size=16)
+    assert training.config.trainer.devices == expected
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"model__batch_norm": "train"},
+            r"^model\.batch_norm=train cannot apply to trainer\.batch_size=8 in 8 parts: the "
+            r"statistics of one image are not those of a batch\. Take a larger batch or fewer "
+            r"parts, or model\.batch_norm=frozen\.$",
+        ),
+        (
+            {"augment__mixup": 0.2, "model__batch_norm": "frozen"},
+            r"^augment\.mixup=0\.2 cannot apply to trainer\.batch_size=8 in 8 parts: one image "
+            r"has none to be mixed with\. Take a larger batch or fewer parts\.$",
+        ),
+    ],
+)
+def test_what_cannot_stand_alone_is_not_left_alone(
+    setting: dict[str, object], message: str, animals: Path
+) -> None:
+    parts = {"trainer__devices": 2, "trainer__accumulate": 4}
+    with pytest.raises(ConfigError, match=message):
+        small_training(animals, **parts, **setting)
+    small_training(animals, **{**parts, "trainer__accumulate": 2}, **setting)
+
+
+def test_frozen_statistics_let_an_image_stand_alone(animals: Path) -> None:
+    parts = {"trainer__devices": 2, "trainer__accumulate": 4}
+    small_training(animals, **parts, model__batch_norm="frozen")
+    # only the head trains: the statistics below it rest
+    small_training(animals, **parts, model__batch_norm="train", unfreeze__name="linear_probe")
 
 
 def test_the_seed_alone_decides_the_network(animals: Path) -> None:

@@ -173,7 +173,14 @@ def test_wandb_goes_on_with_its_run(
         ({"trainer__batch_size": 8}, 2),
         ({"trainer__batch_size": 8, "trainer__accumulate": 2}, 4),
         ({"trainer__batch_size": 9}, 3),
-        ({"trainer__batch_size": 14, "trainer__accumulate": 2}, 14),
+        (
+            {
+                "trainer__batch_size": 14,
+                "trainer__accumulate": 2,
+                "model__batch_norm": "frozen",
+            },
+            14,
+        ),
         ({"trainer__batch_size": 8, "trainer__accumulate": 2, "augment__mixup": 0.2}, 4),
         ({"trainer__batch_size": 9, "augment__mixup": 0.2}, 3),
     ],
@@ -198,18 +205,18 @@ def test_the_fewest_parts_that_divide_the_batch_are_next(
             "finetune fit --resume runs/a trainer.accumulate=2",
         ),
         (
-            {"trainer__devices": 2, "trainer__num_nodes": 2},
+            {"trainer__devices": 2, "trainer__num_nodes": 2, "model__batch_norm": "frozen"},
             "Full. Go on with a smaller batch in memory: "
             "finetune fit --resume runs/a trainer.accumulate=2",
         ),
         (
-            {"trainer__devices": 2, "trainer__accumulate": 4},
+            {"trainer__devices": 2, "trainer__accumulate": 4, "model__batch_norm": "frozen"},
             "Full. One image at a time does not fit. Take a smaller --image-size or --backbone, or "
             "model.grad_checkpointing=true.",
         ),
         (
             {"trainer__accumulate": 4, "augment__mixup": 0.2},
-            "Full. 2 images, mixed in pairs, do not fit. Take a smaller --image-size or "
+            "Full. 2 images at a time do not fit. Take a smaller --image-size or "
             "--backbone, or model.grad_checkpointing=true.",
         ),
     ],

@@ -42,7 +42,7 @@ def stopping(progress, *, final_factor):
     if what and round(progress * STEPS) == int(step) and rank == os.environ.get("STOP_RANK", "0"):
         if what == "raise":
             raise RuntimeError("stopped by the test")
-        os.kill(os.getpid(), {"kill": signal.SIGKILL, "interrupt": signal.SIGINT}[what])
+        os.kill(os.getpid(), getattr(signal, what))
     return 1 - (1 - final_factor) * progress
 """.replace("STEPS", str(NUM_EPOCHS * STEPS_PER_EPOCH))
 
@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     place: Path, tmp_path: Path, uninterrupted: dict[tuple[str, ...], Path]
 ) -> None:
     run = tmp_path / "run"
-    ended = finetune(place, *words(place, run), extra={"STOP": "kill@11"})
+    ended = finetune(place, *words(place, run), extra={"STOP": "SIGKILL@11"})
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert checkpoint(run)["epoch"] == 2
     assert len(rows(run)) == 3
@@ -254,7 +254,7 @@ def test_of_two_processes_the_first_is_killed_and_one_goes_on_alone(
     place: Path, tmp_path: Path, uninterrupted: dict[tuple[str, ...], Path]
 ) -> None:
     run = tmp_path / "two"
-    ended = finetune(place, *words(place, run, "--devices", 2), extra={"STOP": "kill@11"})
+    ended = finetune(place, *words(place, run, "--devices", 2), extra={"STOP": "SIGKILL@11"})
     assert ended.returncode == -signal.SIGKILL
     assert_no_process_left(run)
     run_here("fit", "--resume", run, "--devices", 1)
@@ -267,7 +267,7 @@ def test_of_two_processes_the_second_is_killed_and_both_go_on(
     place: Path, tmp_path: Path, uninterrupted: dict[tuple[str, ...], Path]
 ) -> None:
     run = tmp_path / "two"
-    extra = {"STOP": "kill@7", "STOP_RANK": "1"}
+    extra = {"STOP": "SIGKILL@7", "STOP_RANK": "1"}
     ended = finetune(place, *words(place, run, "--devices", 2), extra=extra)
     message = " ".join(ended.stderr.split())
     assert ended.returncode == 7, message
@@ -279,46 +279,47 @@ def test_of_two_processes_the_second_is_killed_and_both_go_on(
     assert_alike(run, reference(place, uninterrupted))
 
 
-def stopped_by(signum: int, place: Path, output: Path, *more: object) -> int:
-    """Start a run, send its first process alone a signal in epoch 4, and return its exit code."""
-    process = subprocess.Popen(
-        command(*words(place, output, "trainer.batch_size=4", *more)),
-        cwd=place,
-        env=environment(place),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.split()[:1] == ["3"]:
-                process.send_signal(signum)
-                break
-        process.stdout.read()
-    return process.returncode
-
-
 @pytest.mark.slow
 def test_two_processes_of_which_one_is_asked_to_stop_go_on_to_the_same_bits(
     place: Path, tmp_path: Path
 ) -> None:
-    more = ("lr_schedule.name=linear", "--devices", 2)
-    whole = tmp_path / "whole"
-    given = words(place, whole, "trainer.batch_size=4", *more)
-    assert finetune(place, *given).returncode == 0
-    run = tmp_path / "run"
-    assert stopped_by(signal.SIGTERM, place, run, *more) == 85
-    position = checkpoint(run)["position"]
-    assert position["steps"] or position["epochs"] == 3
-    assert len(position["loss_sums"]) == 2
+    more = ("trainer.batch_size=4", "--devices", 2)
+    whole, run, alone = tmp_path / "whole", tmp_path / "run", tmp_path / "alone"
+    assert finetune(place, *words(place, whole, *more)).returncode == 0
+
+    def stop(output: Path, *others: object) -> None:
+        # after the fourth of six steps of the fourth epoch, which the other process does not hear
+        extra = {"STOP": "SIGTERM@11", "STOP_RANK": "1"}
+        ended = finetune(place, *words(place, output, *more, *others), extra=extra)
+        assert ended.returncode == 85, ended.stderr
+        position = checkpoint(output)["position"]
+        assert position["epochs"] == 3
+        assert 0 < position["steps"] < 6
+
+    stop(run)
+    assert len(checkpoint(run)["position"]["loss_sums"]) == 2
     again = finetune(place, "fit", "--resume", run)
     assert again.returncode == 0, again.stderr
     assert_same_run(run, whole)
     # one process goes on where two were stopped, to the same within rounding
-    alone = tmp_path / "alone"
-    assert stopped_by(signal.SIGUSR1, place, alone, *more) == 85
+    stop(alone)
     assert finetune(place, "fit", "--resume", alone, "--devices", 1).returncode == 0
     assert_alike(alone, whole)
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_cut_into_other_parts_in_mid_epoch_ends_alike(
+    place: Path, tmp_path: Path, uninterrupted: dict[tuple[str, ...], Path]
+) -> None:
+    run = tmp_path / "run"
+    more = ("trainer.accumulate=2", "trainer.batch_size=4")
+    ended = finetune(place, *words(place, run, *more), extra={"STOP": "SIGTERM@11"})
+    assert ended.returncode == 85, ended.stderr
+    assert checkpoint(run)["position"]["steps"] == 4
+    # four processes, each with one image of the batch
+    again = finetune(place, "fit", "--resume", run, "--devices", 4, "trainer.accumulate=1")
+    assert again.returncode == 0, again.stderr
+    assert_alike(run, reference(place, uninterrupted, "trainer.batch_size=4"))
 
 
 # code of the user's own that makes rank 1 drift
@@ -362,11 +363,8 @@ def test_a_signal_during_the_imports_ends_in_good_order(place: Path, tmp_path: P
 @pytest.mark.slow
 def test_a_batch_script_that_requeues_is_told_by_a_file(place: Path, tmp_path: Path) -> None:
     marker = tmp_path / "requeue"
-    os.environ["FINETUNE_REQUEUE_FILE"] = str(marker)
-    try:
-        assert stopped_by(signal.SIGUSR1, place, tmp_path / "run") == 0
-    finally:
-        del os.environ["FINETUNE_REQUEUE_FILE"]
+    extra = {"STOP": "SIGUSR1@11", "FINETUNE_REQUEUE_FILE": str(marker)}
+    assert finetune(place, *words(place, tmp_path / "run"), extra=extra).returncode == 0
     assert marker.read_text() == "SIGUSR1\n"
     assert not (tmp_path / "run" / "bundle").exists()
 
@@ -446,7 +444,7 @@ def logged(history: list[dict[str, Any]], name: str) -> list[float]:
 def test_wandb_offline_holds_the_run_and_a_resume_continues_it(place: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     given = words(place, run, "--wandb", "offline", "tracking.project=tests")
-    ended = finetune(place, *given, extra={"STOP": "interrupt@11"})
+    ended = finetune(place, *given, extra={"STOP": "SIGINT@11"})
     assert ended.returncode == 130, ended.stderr
     run_id = (run / "wandb_id.txt").read_text().strip()
     ended = finetune(place, "fit", "--resume", run)

@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 import finetune.__main__ as command_line
 from finetune import signals
-from tests.processes import context, started
+from tests.processes import context, joined_by, started
 from tests.runs import assert_same_bits, checkpoint, rows, weights, write_photos, write_weights
 from tests.wandb_file import read_offline_runs
 
@@ -52,7 +53,7 @@ def write_place(folder: Path) -> Path:
     return folder
 
 
-def one_start(place: str, run: str, log: str, listens: Event) -> None:
+def one_start(place: str, run: str, log: str, devices: int, listens: Event) -> None:
     """Run the command in this process, which a test may end, and exit with its code."""
     import torch
 
@@ -66,21 +67,28 @@ def one_start(place: str, run: str, log: str, listens: Event) -> None:
         signal.signal(signum, signal.SIG_DFL)
     os.environ["FINETUNE_CACHE"] = f"{run}-cache"
     sys.argv = ["finetune", "fit", "photos", "--config", "config.yaml", "--output", run]
+    if devices > 1:
+        sys.argv += ["--devices", str(devices), "trainer.accumulate=1"]
     signals.listen()  # the first thing that main() does; from here on nothing may be lost
     listens.set()
     command_line.main()
 
 
-def run_once(place: Path, run: Path, *, signum: int = 0, after: float = 0.0) -> tuple[int, float]:
-    """Start the run, send it a signal after some seconds, and return its code and its seconds."""
+def run_once(
+    place: Path, run: Path, *, signum: int = 0, after: float = 0.0, devices: int = 1, rank: int = 0
+) -> tuple[int, float]:
+    """Start the run, send a rank a signal after some seconds, and return its code and seconds."""
     listens = context().Event()
-    with started(one_start, str(place), str(run), f"{run}.log", listens) as process:
+    with started(one_start, str(place), str(run), f"{run}.log", devices, listens) as process:
         assert listens.wait(60)
         start = time.monotonic()
         if signum:
             process.join(after)
-            if process.is_alive():
-                os.kill(process.pid, signum)
+            # before its other processes are started, rank 0 is the run
+            ranks = [process.pid, *joined_by(process.pid)] if process.is_alive() else []
+            with suppress(ProcessLookupError):
+                if ranks:
+                    os.kill(ranks[min(rank, len(ranks) - 1)], signum)
         process.join(120)
         assert process.exitcode is not None, Path(f"{run}.log").read_text()[-3000:]
         return process.exitcode, time.monotonic() - start
@@ -180,3 +188,33 @@ def test_a_run_is_saved_in_mid_epoch_and_goes_on_from_there(
     assert run_once(place, run)[0] == 0
     assert_same_end(run, expected)
     assert weights(run).keys() == weights(expected).keys()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
+def test_two_processes_of_which_any_is_ended_at_random_moments_end_as_if_nobody_had(
+    place: Path,
+) -> None:
+    expected, run = place / "two-uninterrupted", place / "two-ended"
+    code, seconds = run_once(place, expected, devices=2)
+    assert code == 0, Path(f"{expected}.log").read_text()[-3000:]
+    moments = random.Random(2)
+    ended = set()
+    for _ in range(12):
+        rank = moments.randrange(2)
+        signum = moments.choice([signal.SIGKILL, signal.SIGTERM])
+        after = moments.uniform(0, seconds)
+        code, _ = run_once(place, run, signum=signum, after=after, devices=2, rank=rank)
+        log = Path(f"{run}.log").read_text()[-3000:]
+        if code == 0:  # it was quicker
+            assert_same_end(run, expected)
+            run = run.with_name(f"{run.name}+")
+        elif signum == signal.SIGTERM:
+            assert code == 85, log
+        else:
+            assert code in {-signal.SIGKILL, 7}, log
+            assert (code == 7) <= ("Another process of the run ended" in log), log
+        ended.add(code)
+    assert {-signal.SIGKILL, 7, 85} <= ended, "no signal reached one of the processes"
+    assert run_once(place, run, devices=2)[0] == 0, Path(f"{run}.log").read_text()[-3000:]
+    assert_same_end(run, expected)

@@ -155,7 +155,7 @@ def _met(config: Config) -> Iterator[Meeting | None]:
         TrainingError: The others are not reached.
     """
     launch = check_launch(config, outer_launch())
-    if launch is None:
+    if launch is None or launch.world_size == 1:
         yield None
         return
     timeout = timedelta(seconds=config.trainer.collective_timeout_seconds)

@@ -49,7 +49,8 @@ def train(
     rank = 0 if met is None else met.launch.rank
     try:
         tracking = _trained(run, training, reporter=reporter, met=met)
-        if rank > 0:
+        if met is not None and rank > 0:
+            met.leave()
             return {}
         evaluations = _measured(run, training, reporter)
     except KeyboardInterrupt:
@@ -59,6 +60,8 @@ def train(
     _write_bundle(run, metrics)
     tracking.finish(evaluations, classes=training.manifest.classes, bundle=run.bundle)
     write_text(run.done, f"{training.config.trainer.epochs}\n")
+    if met is not None:
+        met.leave()
     return metrics
 
 

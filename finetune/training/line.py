@@ -42,8 +42,12 @@ class Line:
         arguments = (connect, beat, self._questions)
         threading.Thread(target=_answer, args=arguments, daemon=True).start()
 
-    def ask(self, question: Callable[[Store], T]) -> T:
+    def ask(self, question: Callable[[Store], T], *, seconds: float | None = None) -> T:
         """Return the store's answer.
+
+        Args:
+            question: Is asked of it.
+            seconds: When to give up; None is the timeout.
 
         Raises:
             RuntimeError: Torch's own kinds of it: the store is gone.
@@ -51,7 +55,7 @@ class Line:
         """
         answer: list[Any] = []
         self._questions.put((question, answer))
-        end = time.monotonic() + self.timeout.total_seconds() + 1
+        end = time.monotonic() + (seconds or self.timeout.total_seconds() + 1)
         pause = 0.001
         while not answer:
             if time.monotonic() > end:

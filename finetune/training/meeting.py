@@ -6,7 +6,6 @@ the timeout is taken for lost, and one that fails says so to all others.
 """
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,16 +22,15 @@ from finetune.errors import FinetuneError, TrainingError
 from finetune.signals import StopRequest
 from finetune.training.launch import Launch
 from finetune.training.line import Line, explain_unreached, open_store
+from finetune.training.lost import PeerError, lost_process_explained
 
 T = TypeVar("T")
 
-_LOOK_SECONDS = 0.5
+_GO = "all go on"
 
-_LOST_PROCESS = re.compile(
-    r"gloo/transport|NCCL|connection (was )?(closed|reset)|clients joined|timed out waiting"
-    r"|pair closure",
-    re.IGNORECASE,
-)
+_LOOK_SECONDS = 0.5
+_TELL_SECONDS = 5.0
+_LEAVE_SECONDS = 30.0
 
 
 class Meeting:
@@ -59,7 +57,8 @@ class Meeting:
         self.launch = launch
         self.timeout = timeout
         self.watch = watch
-        self._is_open = True
+        self._looks = True
+        self._verdict = "verdict"  # whether all go on, or who ended it; the first that says so wins
         self._seen: dict[int, tuple[int, float]] = {}  # signs of life of a rank, and when last
         self._last_look = time.monotonic()
         beat = f"beats/{launch.rank}"
@@ -88,7 +87,7 @@ class Meeting:
         return value
 
     def everyone(self, key: str) -> None:
-        """Wait until every process has come here.
+        """Wait until every process has come here; then all go on, or none does.
 
         Raises:
             TrainingError: One is lost, or failed.
@@ -97,9 +96,27 @@ class Meeting:
         self._tell(f"{key}/{self.launch.rank}", None)
         if self.launch.rank == 0:
             self._wait({rank: f"{key}/{rank}" for rank in self._others()})
+            self._raise_failure(self._settle(_GO))  # one may have left, having come
             self._tell(key, None)
         else:
             self._wait({0: key})
+
+    def leave(self) -> None:
+        """Let the others go, on rank 0; on these, wait until that happens.
+
+        Raises:
+            TrainingError: Rank 0 is lost, or failed.
+            StopRequest: It was asked to stop.
+        """
+        if self.launch.rank > 0:
+            self.receive("end")
+            return
+        self._tell("end", None)
+        end = time.monotonic() + _LEAVE_SECONDS
+        while not all(self._has(f"said/end/heard/{rank}") for rank in self._others()):
+            if time.monotonic() > end:
+                return  # whoever is lost by now has nothing left to do
+            time.sleep(_LOOK_SECONDS)
 
     def look(self) -> None:
         """Look after the others in the middle of one's own work, as often as one likes.
@@ -108,23 +125,25 @@ class Meeting:
             TrainingError: One is lost, or failed.
             StopRequest: One was asked to stop.
         """
-        if self._is_open and time.monotonic() - self._last_look > _LOOK_SECONDS:
+        if self._looks and time.monotonic() - self._last_look > _LOOK_SECONDS:
             self._look(self._others() if self.launch.rank == 0 else [0])
 
     def fail(self, error: BaseException) -> None:
         """Tell those who still wait that this process ends, and why."""
-        if not self._is_open:
-            return
         signum = error.signum if isinstance(error, StopRequest) else 0
         code = error.exit_code if isinstance(error, FinetuneError) else 1
-        message = str(error).partition("\n")[0]
-        told = {"rank": self.launch.rank, "signum": signum, "code": code, "message": message}
         if isinstance(error, FinetuneError):
             error.is_told = True
         with suppress(RuntimeError, TimeoutError):
-            self._line.ask(lambda store: store.set("failed", json.dumps(told)))
+            told = self._failure(signum, code, error)
+            self._line.ask(self._settling(told), seconds=_TELL_SECONDS)
             if self.launch.rank == 0:  # the store goes with this process
                 time.sleep(2 * _LOOK_SECONDS)
+
+    def _failure(self, signum: int, code: int, error: object) -> str:
+        message = str(error).partition("\n")[0]
+        told = {"rank": self.launch.rank, "signum": signum, "code": code, "message": message}
+        return json.dumps(told)
 
     @contextmanager
     def group(self, *, backend: str) -> Iterator[None]:
@@ -138,8 +157,8 @@ class Meeting:
         """
         with signals.deferred():
             self.everyone("ready")
-            self.close()
-            with _explained():
+            self._looks, self._verdict = False, "verdict of the end"
+            with lost_process_explained():
                 dist.init_process_group(
                     backend,
                     store=PrefixStore("group", self._store),
@@ -149,7 +168,7 @@ class Meeting:
                 )
             try:
                 yield
-                with _explained():
+                with lost_process_explained():
                     _stop_together(backend)
             except BaseException as error:
                 # all have stopped together; otherwise NCCL could wait here for those that are gone
@@ -161,7 +180,7 @@ class Meeting:
 
     def close(self) -> None:
         """Give no more signs of life."""
-        self._is_open = False
+        self._looks = False
         self._line.close()
 
     def _tell(self, key: str, value: Any) -> None:
@@ -178,10 +197,12 @@ class Meeting:
 
     def _look(self, ranks: Iterable[int]) -> None:
         """Raise where a process has failed, was asked to stop, or one of these ranks is lost."""
-        self._raise_failure()
+        if self._has(self._verdict):
+            self._raise_failure(self._asked(lambda store: store.get(self._verdict)))
         self.watch()
-        if signals.noted():  # where it does not raise by itself
-            raise StopRequest(signals.noted())
+        if signum := signals.noted():  # where it does not raise by itself
+            # unless all go on already; they agree on it then, a step later
+            self._raise_failure(self._settle(self._failure(signum, 1, "asked to stop")))
         for rank in ranks:
             beats = self._beats(rank)
             before, seen = self._seen.get(rank, (-1, 0.0))
@@ -197,10 +218,17 @@ class Meeting:
     def _has(self, key: str) -> bool:
         return self._asked(lambda store: store.check([key]))
 
-    def _raise_failure(self) -> None:
-        if not self._has("failed"):
+    def _settle(self, wish: str) -> bytes:
+        return self._asked(self._settling(wish))
+
+    def _settling(self, wish: str) -> Callable[[Store], bytes]:
+        """Return the question of how it ends, with what is the answer if nobody has said it."""
+        return lambda store: store.compare_set(self._verdict, "", wish)
+
+    def _raise_failure(self, verdict: bytes) -> None:
+        if verdict.decode() == _GO:
             return
-        told = json.loads(self._asked(lambda store: store.get("failed")))
+        told = json.loads(verdict)
         if told["signum"]:
             raise StopRequest(told["signum"])
         raise PeerError(told["rank"], told["message"], exit_code=told["code"])
@@ -222,21 +250,6 @@ class Meeting:
             f"Rank {rank} of {self.launch.world_size} did not start within {seconds:.0f} s. Start "
             f"all processes together; a slow machine needs more trainer.collective_timeout_seconds."
         )
-
-
-class PeerError(TrainingError):
-    """Another process failed, and has said why.
-
-    Args:
-        from_rank: Which.
-        message: What it said.
-        exit_code: What it exits with, and this one too.
-    """
-
-    def __init__(self, from_rank: int, message: str, *, exit_code: int) -> None:
-        super().__init__(f"Rank {from_rank} failed: {message}")
-        self.is_echo = True
-        self.exit_code = exit_code  # type: ignore[misc]
 
 
 @contextmanager
@@ -261,31 +274,6 @@ def telling(met: Meeting) -> Iterator[None]:
         raise
     finally:
         met.close()
-
-
-def explain_lost_process(error: BaseException) -> TrainingError | None:
-    """Return the end of another process behind the error of a collective, or None."""
-    if isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)):
-        return TrainingError(
-            "Another process of the run ended before its time, or the network between machines is "
-            "cut; its own message says why, and none means that it was killed, as for want of "
-            "memory. Go on with --resume."
-        )
-    return None
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Say in words that another process is gone; a stop that was asked for comes first."""
-    try:
-        yield
-    except RuntimeError as error:
-        explained = explain_lost_process(error)
-        if explained is None:
-            raise
-        if signals.noted():
-            raise StopRequest(signals.noted()) from error
-        raise explained from error
 
 
 def _stop_together(backend: str) -> None:

@@ -24,7 +24,7 @@ from finetune.training.checkpoints import PatientStopping, WholeCheckpoints, kee
 from finetune.training.datamodule import ImageDataModule
 from finetune.training.environment import LaunchedEnvironment
 from finetune.training.launch import Launch
-from finetune.training.meeting import explain_lost_process
+from finetune.training.lost import explain_lost_process
 from finetune.training.module import ClassificationModule
 from finetune.training.position import ResumableEpoch
 from finetune.training.preemption import Preemption

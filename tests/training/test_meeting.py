@@ -10,14 +10,16 @@ from datetime import timedelta
 from typing import Any, cast
 
 import pytest
-from torch._C._distributed_c10d import HashStore, Store
+from torch._C._distributed_c10d import HashStore, Store, TCPStore
+from torch.distributed import DistStoreError
 
 from finetune import signals
 from finetune.errors import DataError, TrainingError
 from finetune.signals import StopRequest
 from finetune.training import line, meeting
 from finetune.training.launch import Launch
-from finetune.training.meeting import Meeting, PeerError, telling
+from finetune.training.lost import PeerError, explain_lost_process
+from finetune.training.meeting import Meeting, telling
 from finetune.training.watchful import Watchful
 from finetune.types import Reporter
 
@@ -243,6 +245,73 @@ def test_an_error_of_one_ends_the_others_at_once_with_its_code(
     with pytest.raises(PeerError, match=r"Rank 1 failed: no images") as caught:
         first.everyone("ready")
     assert caught.value.exit_code == DataError.exit_code
+
+
+def test_one_that_leaves_after_it_came_keeps_all_from_going_on(
+    both: tuple[Meeting, Meeting],
+) -> None:
+    first, second = both
+    with (
+        pytest.raises(StopRequest),
+        signals.interruptible(),
+        telling(second),
+        signals.deferred(),
+        later(0.2, os.kill, os.getpid(), signal.SIGTERM),
+    ):
+        second.everyone("ready")
+    # it said that it was ready, and rank 0 comes only now
+    with pytest.raises(StopRequest, match="SIGTERM"):
+        first.everyone("ready")
+
+
+def test_one_that_is_asked_to_stop_when_all_go_on_goes_on_too(
+    both: tuple[Meeting, Meeting],
+) -> None:
+    first, second = both
+    second._tell("ready/1", None)
+    first.everyone("ready")
+    came: list[int] = []
+    with (  # noqa: PT012
+        pytest.raises(StopRequest),
+        signals.interruptible(),
+        signals.deferred(),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        second.everyone("ready")  # the ranks agree on the stop after their first step
+        came.append(signals.noted())
+    assert came == [signal.SIGTERM]
+
+
+def test_the_others_stay_until_the_first_has_finished(both: tuple[Meeting, Meeting]) -> None:
+    first, second = both
+    start = time.monotonic()
+    with later(0.8, first.leave):
+        second.leave()
+    assert time.monotonic() - start >= 0.75
+
+
+def test_who_waits_for_the_end_is_told_that_it_failed(both: tuple[Meeting, Meeting]) -> None:
+    first, second = both
+    with later(0.2, first.fail, DataError("gone")), pytest.raises(PeerError, match="gone"):
+        second.leave()
+
+
+def test_the_first_does_not_wait_for_ever_for_one_that_is_lost(
+    both: tuple[Meeting, Meeting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meeting, "_LEAVE_SECONDS", 0.3)
+    both[0].leave()
+
+
+def test_a_group_that_one_never_joins_is_a_lost_process() -> None:
+    store = TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    store.set_timeout(timedelta(seconds=0.1))
+    with pytest.raises(DistStoreError) as caught:
+        store.get("never")
+    explained = explain_lost_process(caught.value)
+    assert explained is not None
+    assert str(explained).startswith("Another process of the run ended before its time")
+    assert explain_lost_process(RuntimeError("NCCL error: invalid usage, Duplicate GPU")) is None
 
 
 def test_a_stop_of_one_stops_the_others(both: tuple[Meeting, Meeting]) -> None:

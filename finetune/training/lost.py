@@ -1,0 +1,59 @@
+"""What the loss of another process looks like from here, and what is said of it."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+
+from finetune import signals
+from finetune.errors import TrainingError
+from finetune.signals import StopRequest
+
+_WORDS = re.compile(
+    r"gloo/transport|connection (was )?(closed|reset)|clients joined|wait timeout after"
+    r"|timed out waiting|pair closure|ncclRemoteError|ncclSystemError|remote process exited"
+    r"|NCCL communicator was aborted|collective operation timeout",
+    re.IGNORECASE,
+)
+_KINDS = (dist.DistStoreError, dist.DistNetworkError)
+
+
+class PeerError(TrainingError):
+    """Another process failed, and has said why.
+
+    Args:
+        from_rank: Which.
+        message: What it said.
+        exit_code: What it exits with, and this one too.
+    """
+
+    def __init__(self, from_rank: int, message: str, *, exit_code: int) -> None:
+        super().__init__(f"Rank {from_rank} failed: {message}")
+        self.is_echo = True
+        self.exit_code = exit_code  # type: ignore[misc]
+
+
+def explain_lost_process(error: BaseException) -> TrainingError | None:
+    """Return the end of another process behind the error of a collective, or None."""
+    if isinstance(error, _KINDS) or (isinstance(error, RuntimeError) and _WORDS.search(str(error))):
+        return TrainingError(
+            "Another process of the run ended before its time, or the network between machines is "
+            "cut; its own message says why, and none means that it was killed, as for want of "
+            "memory. Go on with --resume."
+        )
+    return None
+
+
+@contextmanager
+def lost_process_explained() -> Iterator[None]:
+    """Say in words that another process is gone; a stop that was asked for comes first."""
+    try:
+        yield
+    except RuntimeError as error:
+        explained = explain_lost_process(error)
+        if explained is None:
+            raise
+        if signals.noted():
+            raise StopRequest(signals.noted()) from error
+        raise explained from error

@@ -1,5 +1,6 @@
 """``python -m finetune`` and the console script."""
 
+import os
 import sys
 
 from finetune import signals
@@ -16,7 +17,17 @@ def main() -> None:
     code = run()
     if sys.argv[1:2] and sys.argv[1] in _MAY_BE_STOPPED:
         signals.ignore()  # Python drops its handlers before it ends, and the work is done
+    if _is_left_in_a_group():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # NCCL would wait for the processes that are gone
     sys.exit(code)
+
+
+def _is_left_in_a_group() -> bool:
+    """Tell whether a process group is still there, as after the loss of a process on GPUs."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 if __name__ == "__main__":

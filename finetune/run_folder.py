@@ -1,12 +1,24 @@
 """The folder of a run: what lies where, made whole, never taken twice."""
 
+import fcntl
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from finetune.errors import RunFolderError, StorageError
-from finetune.storage import atomic_folder, remove_drafts, replace_link, write_text
+from finetune.storage import (
+    atomic_folder,
+    disk_errors_explained,
+    remove_drafts,
+    replace_link,
+    write_text,
+)
+
+_LOCK_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +137,39 @@ def point_latest_at(run: RunFolder) -> None:
     link = run.path.parent / "latest"
     if not link.exists() or (link / "config.yaml").is_file():
         replace_link(link, run.path.name)
+
+
+@contextmanager
+def occupied(run: RunFolder) -> Iterator[None]:
+    """Keep every other process from training the run meanwhile.
+
+    After a kill the processes that read images hold the lock for some seconds more. Where the file
+    system has no locks, nothing is kept.
+
+    Raises:
+        RunFolderError: Another process trains it.
+        StorageError: The folder may not be written.
+    """
+    file = run.path / ".lock"
+    with disk_errors_explained(file):
+        lock = file.open("w")
+    with lock:
+        end = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise RunFolderError(
+                        f"Another process trains the run in {run.path}: two would overwrite each "
+                        f"other's checkpoints. Wait for it, or stop it. Tasks of one job must know "
+                        f"of each other: start them with srun or torchrun."
+                    ) from error
+                time.sleep(0.1)
+            except OSError:
+                break
+        yield
 
 
 def is_run(path: Path) -> bool:

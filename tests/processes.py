@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,19 +22,26 @@ from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.futures import Future
 
+from finetune import signals
 from finetune.build import trainer_options
 from finetune.data.dataset import ImageDataset
 from finetune.data.source import FileSource
 from finetune.errors import FinetuneError
+from finetune.signals import StopRequest
 from finetune.training.callbacks import Unfreeze
+from finetune.training.checkpoints import read_checkpoint
 from finetune.training.gather import gather_rows
 from finetune.training.launch import JOIN_VERB, Launch, outer_launch
-from finetune.training.meeting import meeting
+from finetune.training.line import open_store
+from finetune.training.meeting import Meeting, meeting
+from finetune.training.position import Position
+from finetune.training.strategy import Replicas
 from finetune.training.trainer import create_trainer, fit
 from tests.networks import randomise
 from tests.runs import small_training
 
 _SECONDS = 120
+_MINUTE = timedelta(seconds=60)
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [__name__, "albumentations", "finetune.commands.fit", "finetune.cli.main", "sklearn", "wandb"]
@@ -124,7 +132,7 @@ def grouped() -> Iterator[Launch | None]:
     if launch is None:
         yield None
         return
-    with meeting(launch, timeout=timedelta(seconds=60)) as met, met.group(backend="gloo"):
+    with meeting(launch, timeout=_MINUTE) as met, met.group(backend="gloo"):
         yield launch
 
 
@@ -184,7 +192,9 @@ def trained(
 
 def validated(rank: int, data: Path, num_val: int, count: int) -> dict[str, float]:
     """Return a rank's metrics of the first images of validation, by weights from a seed."""
-    training = small_training(data, trainer__devices=count, trainer__batch_size=4)
+    training = small_training(
+        data, trainer__devices=count, trainer__batch_size=4, model__batch_norm="frozen"
+    )
     randomise(training.module.classifier.network)
     val = training.data.val
     paths = [Path(val.source.name(row)) for row in range(0, len(val), len(val) // num_val)][
@@ -255,3 +265,63 @@ def counted(rank: int, data: Path, folder: Path, settings: dict[str, Any]) -> li
         )
         fit(trainer, training.module, training.data, checkpoint=None)
     return count.sent
+
+
+class StopInValidation(Callback):
+    """Asks this process to stop when the first epoch is measured."""
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Send the signal that a scheduler would."""
+        if trainer.current_epoch == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+FINISHED_AFTER_A_STOP = ("SIGTERM", [0, 6], [2, 0])
+"""What ended the first part, and the epochs and steps behind either part."""
+
+
+def stopped_in_validation(
+    rank: int, data: Path, folder: Path, backend: str, accelerator: str
+) -> tuple[str, list[int], list[int]]:
+    """Train two epochs, of which the first is broken off after its steps, by DDP on any ranks."""
+    size, port = int(os.environ["WORLD_SIZE"]), int(os.environ["MASTER_PORT"])
+
+    def part(number: int, *callbacks: Callback) -> tuple[str, list[int]]:
+        last = folder / "checkpoints" / "last.ckpt"
+        training = small_training(
+            data,
+            trainer__devices=size,
+            trainer__accelerator=accelerator,
+            trainer__epochs=2,
+            trainer__batch_size=4,
+        )
+        launch = Launch(rank, size, rank, size, 0, "127.0.0.1", port + number, "environment")
+        met = Meeting(launch, lambda: open_store(launch, _MINUTE), timeout=_MINUTE)
+        ended_by = ""
+        try:
+            with signals.interruptible(), met.group(backend=backend):
+                trainer = create_trainer(
+                    folder,
+                    trainer_options(training.config),
+                    callbacks=[Unfreeze(), *callbacks],
+                    loggers=[],
+                    launch=launch,
+                )
+                fit(trainer, training.module, training.data, checkpoint=last if number else None)
+        except StopRequest as stop:
+            ended_by = str(stop)
+        finally:
+            met.close()
+        position = Position.of(read_checkpoint(last))
+        return ended_by, [position.epochs, position.steps]
+
+    with mock.patch("finetune.training.trainer.choose_strategy", _as_replicas):
+        ended_by, first = part(0, StopInValidation())
+        _, second = part(1)
+    return ended_by, first, second
+
+
+def _as_replicas(name: str, *, timeout: timedelta, live_buffers: bool, **more: Any) -> Replicas:
+    """Return DDP for one process, too."""
+    backend = "nccl" if more["accelerator"] == "cuda" else "gloo"
+    return Replicas(live_buffers=live_buffers, timeout=timeout, process_group_backend=backend)

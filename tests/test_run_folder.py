@@ -1,6 +1,8 @@
 """The folder of a run."""
 
 import re
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,30 @@ def test_the_name_of_the_working_folder_is_used_for_a_dot(
     (tmp_path / "holiday").mkdir()
     monkeypatch.chdir(tmp_path / "holiday")
     assert run_folder.default_name("vgg16", Path()).endswith("-vgg16-holiday")
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(tmp_path / "run")
+    monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0.3)
+    with (
+        run_folder.occupied(run),
+        pytest.raises(RunFolderError, match=r"Another process trains the run in .*run: .*srun"),
+        run_folder.occupied(run),
+    ):
+        raise AssertionError
+    with run_folder.occupied(run):
+        assert names_in(run.path)
+
+
+def test_a_run_whose_process_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    held = run_folder.occupied(run)
+    held.__enter__()
+    ending = threading.Timer(0.3, held.__exit__, args=(None, None, None))
+    ending.start()
+    start = time.monotonic()
+    with run_folder.occupied(run):
+        assert time.monotonic() - start > 0.2
+    ending.join()

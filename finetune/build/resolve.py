@@ -1,5 +1,6 @@
 """Nothing stays at "auto": facts are gathered, rules applied, contradictions refused."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +17,7 @@ from finetune.machine import free_cores
 from finetune.models.backbone import Network
 from finetune.models.groups import layer_groups
 from finetune.models.weights import is_pretrained
-from finetune.training.launch import outer_launch
+from finetune.training.launch import Launch, outer_launch
 from finetune.types import Split
 
 
@@ -102,11 +103,22 @@ def _facts(config: Config, manifest: Manifest, network: Network) -> Facts:
         num_groups=len(layer_groups(network.module)),
         image_size=network.spec.input_size[-1],
         fast_bf16=_fast_bf16(config.trainer.accelerator),
-        free_cores=free_cores(),
+        free_cores=_cores_of_machine(launch),
         accelerator=config.trainer.accelerator,
         processes_per_node=1 if launch is None else launch.local_world_size,
         num_nodes=1 if launch is None else launch.num_nodes,
     )
+
+
+def _cores_of_machine(launch: Launch | None) -> int:
+    """Return the cores that the processes of this machine share.
+
+    SLURM may bind each task to cores of its own, or not.
+    """
+    of_a_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if launch is not None and launch.by == "srun" and of_a_task.isdecimal():
+        return int(of_a_task) * launch.local_world_size
+    return free_cores()
 
 
 def _fast_bf16(accelerator: str) -> bool:

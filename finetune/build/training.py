@@ -1,5 +1,6 @@
 """All objects of a run, from a config and a manifest."""
 
+import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -88,6 +89,9 @@ def build_training(
         ModelError: The backbone or its weights.
         DataError: Too few images for the processes.
     """
+    if config.trainer.deterministic:
+        # read once, at the first use of a GPU, which is before Lightning would set it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     accelerator = resolve_accelerator(config.trainer.accelerator)
     config = replaced(config, {"trainer.accelerator": accelerator})
     network = _create_network(config, manifest, resumed)

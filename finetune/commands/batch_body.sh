@@ -23,9 +23,10 @@ say() { printf '[%(%F %T)T] job %s: %s\n' -1 "$job" "$*" >&2; }
 # The signal before the time limit may come a minute early, when Python is not there to handle it:
 # it would end the task. Held back here, it waits until finetune listens; where env is older than
 # coreutils 8.31 it is ignored until then. By itself srun takes neither the cores of a task from the
-# job, since 22.05, nor what is exported here after --export=NONE.
+# job, since 22.05, nor what is exported here after --export=NONE; and where WaitTime is configured
+# it would kill the first task, which measures and writes when the others have ended.
 on_tasks() {
-    srun --export=ALL --kill-on-bad-exit=1 \
+    srun --export=ALL --kill-on-bad-exit=1 --wait=0 \
         ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
         bash -c 'trap "" USR1 TERM
             env --block-signal=USR1,TERM true 2>/dev/null && set -- env --block-signal=USR1,TERM "$@"
@@ -33,7 +34,7 @@ on_tasks() {
 }
 
 on_nodes() {
-    srun --export=ALL --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" \
+    srun --export=ALL --kill-on-bad-exit=1 --wait=0 --nodes="$SLURM_JOB_NUM_NODES" \
         --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c "trap '' USR1 TERM; set -e; $1" _ "${@:2}"
 }
 

@@ -98,7 +98,8 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
             manifest=write_manifest(training.manifest),
             rejected=rejected,
         )
-        metrics = _trained(run, training, reporter=reporter, met=met)
+        with run_folder.occupied(run):
+            metrics = _trained(run, training, reporter=reporter, met=met)
         return FitResult(run.path, time.monotonic() - start, metrics, plan)
 
 
@@ -210,17 +211,18 @@ def _resumed(
             met.hand_out("run", None)
         reporter.note("The run is complete; nothing is left to do. Longer: add --epochs.")
         return FitResult(run.path, time.monotonic() - start, _stored_metrics(run), {})
-    remove_leftovers(run.path)
-    training = rebuilt(run, config)
-    changed = {
-        key: after for key, (_, after) in changes(stored_config(run), training.config).items()
-    }
-    plan = describe(training, changed=changed, num_rejected=0, run_dir=run.path)
-    reporter.plan(plan)
-    reporter.note(goes_on_from(run))
-    write_text(run.config, dump_config(training.config))
-    run_folder.point_latest_at(run)
-    metrics = _trained(run, training, reporter=reporter, met=met)
+    with run_folder.occupied(run):
+        remove_leftovers(run.path)
+        training = rebuilt(run, config)
+        changed = {
+            key: after for key, (_, after) in changes(stored_config(run), training.config).items()
+        }
+        plan = describe(training, changed=changed, num_rejected=0, run_dir=run.path)
+        reporter.plan(plan)
+        reporter.note(goes_on_from(run))
+        write_text(run.config, dump_config(training.config))
+        run_folder.point_latest_at(run)
+        metrics = _trained(run, training, reporter=reporter, met=met)
     return FitResult(run.path, time.monotonic() - start, metrics, plan)
 
 

@@ -20,6 +20,8 @@ def check_launch(config: Config, launch: Launch | None) -> Launch | None:
     if launch is None:
         _check_alone(config)
         return None
+    if launch.by == "srun":
+        _check_gpus(config, tasks=launch.local_world_size, nodes=launch.num_nodes)
     for asked, started, flag in (
         (config.trainer.devices, launch.local_world_size, "--devices"),
         (config.trainer.num_nodes, launch.num_nodes, "--num-nodes"),
@@ -44,7 +46,10 @@ def _check_alone(config: Config) -> None:
             f"trainer.num_nodes={nodes}: several machines need a launcher that starts this command "
             f"on each of them: {_line(config)}"
         )
-    if "SLURM_JOB_ID" not in os.environ or "SLURM_STEP_ID" in os.environ:
+    if "SLURM_JOB_ID" not in os.environ:
+        return
+    if "SLURM_STEP_ID" in os.environ:
+        _check_gpus(config, tasks=1, nodes=1)
         return
     machines, tasks = (int(os.environ.get(f"SLURM_{name}") or 1) for name in ("NNODES", "NTASKS"))
     if machines > 1 or (tasks > 1 and config.trainer.devices == "auto"):
@@ -54,6 +59,33 @@ def _check_alone(config: Config) -> None:
             f"srun --nodes={machines} --ntasks-per-node={max(1, tasks // machines)} finetune fit … "
             f"Or, for one machine alone, say --devices."
         )
+
+
+def _check_gpus(config: Config, *, tasks: int, nodes: int) -> None:
+    """Compare the GPUs of this machine that the job may use with its tasks.
+
+    Raises:
+        ConfigError: Some would be left idle unasked, or tasks would share one.
+    """
+    if config.trainer.accelerator not in ("auto", "cuda"):
+        return
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    gpus = len(shown.split(",")) if shown else int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
+    if gpus > tasks and config.trainer.devices == "auto":
+        problem = f"{gpus - tasks} of them would be idle"
+        other = f"Or say what you mean: --devices {tasks}"
+        other += f", or --devices {gpus} for all of them in one task." if tasks == 1 else "."
+    elif 0 < gpus < tasks:
+        problem = "each needs one, and sees all of them"
+        other = "Ask for --gpus-per-node, not for --gpus-per-task or --gpu-bind."
+    else:
+        return
+    raise ConfigError(
+        f"srun started {tasks} {'task' if tasks == 1 else 'tasks'} on this machine, and shows "
+        f"{gpus} of its GPUs: {problem}. Start one task for each GPU: srun --nodes={nodes} "
+        f"--ntasks-per-node={max(gpus, tasks)} --gpus-per-node={max(gpus, tasks)} finetune fit … "
+        f"{other}"
+    )
 
 
 def _started(launch: Launch) -> str:

@@ -20,7 +20,7 @@ class Facts:
         num_groups: Layer groups of the network, the head included.
         image_size: Side in pixels that the weights expect.
         fast_bf16: Whether the machine computes bfloat16 faster than float32.
-        free_cores: Cores that this process may use.
+        free_cores: Cores that the processes of this machine share.
         accelerator: "cpu", "cuda" or "mps".
         processes_per_node: What the cluster job started on each machine; 1 outside one.
         num_nodes: Machines of the cluster job; 1 outside one.
@@ -62,7 +62,7 @@ def auto_values(config: Config, facts: Facts) -> dict[str, Any]:
         "optim.backbone_lr_scale": 0.05 if facts.pretrained else 1.0,
         "optim.layer_decay": _layer_decay(facts) if facts.pretrained else 1.0,
         "trainer.epochs": _epochs(facts),
-        "trainer.batch_size": _batch_size(facts.num_images),
+        "trainer.batch_size": _batch_size(facts.num_images, parts=_parts(config, facts)),
         "trainer.accumulate": 1,
         "trainer.precision": "bf16-mixed" if facts.fast_bf16 else "32-true",
         "trainer.devices": facts.processes_per_node,
@@ -83,8 +83,18 @@ def _epochs(facts: Facts) -> int:
     return epochs if facts.pretrained else 3 * epochs
 
 
-def _batch_size(num_images: int) -> int:
-    return 32 if num_images < 5_000 else 64 if num_images < 50_000 else 128
+def _batch_size(num_images: int, *, parts: int) -> int:
+    """Larger for larger sets, and a multiple of the parts that it runs in."""
+    least = 32 if num_images < 5_000 else 64 if num_images < 50_000 else 128
+    return -(-least // parts) * parts
+
+
+def _parts(config: Config, facts: Facts) -> int:
+    """Return over how many processes and accumulated batches a step is divided."""
+    trainer = config.trainer
+    devices = facts.processes_per_node if isinstance(trainer.devices, str) else trainer.devices
+    nodes = facts.num_nodes if isinstance(trainer.num_nodes, str) else trainer.num_nodes
+    return devices * nodes * (1 if isinstance(trainer.accumulate, str) else trainer.accumulate)
 
 
 def _num_workers(facts: Facts, devices: int | str) -> int:

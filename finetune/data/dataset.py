@@ -3,7 +3,8 @@
 import atexit
 import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from typing import Any, NotRequired, TypedDict
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from finetune import signals
 from finetune.data.source import PictureSource
 from finetune.data.transform import Transform, View
-from finetune.errors import DataError
+from finetune.errors import DataError, TrainingError
 from finetune.types import Draw
 
 
@@ -145,6 +146,25 @@ def worker_start_method(*, beside_gpu: bool) -> str:
     if sys.platform != "linux":
         return "spawn"
     return "forkserver" if beside_gpu or sys.version_info >= (3, 12) else "fork"
+
+
+@contextmanager
+def lost_readers_explained() -> Iterator[None]:
+    """Say in words that a reading process was killed.
+
+    Raises:
+        TrainingError: It was, and what to do about it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        said = str(error).rstrip(" .")
+        raise TrainingError(
+            f"A process that reads images ended: {said}. Most often the machine, the job or shared "
+            f"memory (/dev/shm) ran out: lower data.num_workers; 0 reads without further processes."
+        ) from error
 
 
 def _start_fork_server(context: BaseContext) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from finetune.bundle import ModelBundle
-from finetune.data.dataset import ImageDataset, create_loader
+from finetune.data.dataset import ImageDataset, create_loader, lost_readers_explained
 from finetune.data.decode import DEFAULT_MAX_PIXELS
 from finetune.data.source import FileSource
 from finetune.data.transform import EvalTransform
@@ -88,9 +88,10 @@ class Predictor:
             pin_memory=self.device.type == "cuda",
         )
         spec = self.card.spec
-        for batch in loader:
-            with torch.inference_mode():
-                pixels = normalise(batch["image"].to(self.device), mean=spec.mean, std=spec.std)
-                yield self.network(pixels).softmax(dim=1).cpu()
-            if on_batch is not None:
-                on_batch(len(batch["image"]))
+        with lost_readers_explained():
+            for batch in loader:
+                with torch.inference_mode():
+                    pixels = normalise(batch["image"].to(self.device), mean=spec.mean, std=spec.std)
+                    yield self.network(pixels).softmax(dim=1).cpu()
+                if on_batch is not None:
+                    on_batch(len(batch["image"]))

@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from finetune.errors import RunFolderError
+from finetune.errors import RunFolderError, StorageError
 from finetune.run_folder import RunFolder
 from finetune.storage import atomic_file
 from finetune.training.module import CARD_KEY
@@ -92,10 +92,16 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
     Raises:
         RunFolderError: It is damaged, or was written by another program.
+        StorageError: The disk does not give it.
     """
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         missing = {CARD_KEY, POSITION_KEY} - state.keys()
+    except OSError as error:
+        raise StorageError(
+            f"Cannot read {file}: {error.strerror or error}. It may well be whole; go on with "
+            f"--resume when the disk answers again."
+        ) from error
     except Exception as error:
         raise RunFolderError(
             f"{file} is damaged ({type(error).__name__}). Remove it to start the run's first epoch "

@@ -123,7 +123,8 @@ class ClassificationModule(LightningModule):
 
     def resume_epoch(self, sums: EpochSums) -> None:
         """Take over what was gathered before the epoch broke off."""
-        self._loss_sum = torch.tensor(sums.loss, device=self.device)
+        # the module itself is moved to the device later, by some strategies never
+        self._loss_sum = torch.tensor(sums.loss, device=self.trainer.strategy.root_device)
         self._num_batches, self._rates = sums.batches, dict(sums.rates)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -131,7 +132,7 @@ class ClassificationModule(LightningModule):
         key = self.recipe.seed
         for part in (self.current_epoch, batch_idx, self.global_rank):
             key = (key * _ODD + part) % 2**63
-        _seed(self.device, key)
+        _seed(self.trainer.strategy.root_device, key)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""

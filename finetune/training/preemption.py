@@ -80,7 +80,7 @@ class Preemption(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the way by which ranks agree."""
-        if trainer.world_size > 1:
+        if dist.is_initialized():
             self._agreement = Agreement(self.timeout)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -98,7 +98,7 @@ class Preemption(Callback):
         """Save after a step, if it is time, and stop if that was asked for."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        signum, is_due = self._agreed(signals.noted(), self._is_due(trainer))
+        signum, is_due = self._agreed(trainer, signals.noted(), self._is_due(trainer))
         if signum:
             self._stop(trainer, signum)
         if is_due:
@@ -114,7 +114,7 @@ class Preemption(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Stop if that was asked for; the validation is done anew when the run goes on."""
-        signum, _ = self._agreed(signals.noted(), 0)
+        signum, _ = self._agreed(trainer, signals.noted(), 0)
         if signum:
             self._stop(trainer, signum)
 
@@ -123,8 +123,17 @@ class Preemption(Callback):
         if self._agreement is not None:
             self._agreement.close()
 
-    def _agreed(self, *wishes: int) -> tuple[int, ...]:
-        return wishes if self._agreement is None else self._agreement.largest(*wishes)
+    def _agreed(self, trainer: Trainer, *wishes: int) -> tuple[int, ...]:
+        if self._agreement is None:
+            return wishes
+        try:
+            return self._agreement.largest(*wishes)
+        except RuntimeError:
+            if trainer.strategy.root_device.type == "cuda":
+                # to free the GPU Lightning copies the weights from it, behind a collective that
+                # waits for the rank that is gone
+                trainer.strategy.teardown = lambda: None  # type: ignore[method-assign]
+            raise
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Tell once whether it is time, by the clock of rank 0."""

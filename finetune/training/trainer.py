@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import PassThroughProfiler
 
 from finetune import signals
+from finetune.data.dataset import lost_readers_explained
 from finetune.errors import OutOfMemoryError, RunFolderError
 from finetune.machine import explain_out_of_memory, is_out_of_memory
 from finetune.signals import StopRequest
@@ -187,12 +188,12 @@ def fit(
         StopRequest: A signal asked for it, and all is saved; or a second Ctrl-C.
         StorageError: A checkpoint could not be written.
         OutOfMemoryError: A step needs more memory than there is.
-        TrainingError: Another process of the run is gone.
+        TrainingError: Another process of the run is gone, or one that reads images.
     """
     _refuse_foreign_checkpoints(Path(trainer.default_root_dir))
     ctrl_c = signal.getsignal(signal.SIGINT)
     try:
-        with signals.deferred():
+        with signals.deferred(), lost_readers_explained():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as error:
         signal.signal(signal.SIGINT, ctrl_c)  # Lightning ignores it from here on, and would exit

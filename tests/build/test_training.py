@@ -436,6 +436,21 @@ def test_a_launcher_says_how_many_processes_there_are(
 
 
 @pytest.mark.parametrize(
+    ("of_a_task", "workers"), [({"SLURM_CPUS_PER_TASK": "8"}, 2), ({}, 0)], ids=["bound", "shared"]
+)
+def test_cores_that_a_task_has_for_itself_are_not_shared_again(
+    of_a_task: dict[str, str], workers: int, animals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**SRUN, **of_a_task}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("finetune.build.resolve.free_cores", lambda: 8)
+    training = small_training(
+        animals, trainer__devices="auto", trainer__batch_size=16, data__num_workers="auto"
+    )
+    assert training.config.data.num_workers == workers
+
+
+@pytest.mark.parametrize(
     ("setting", "message"),
     [
         (

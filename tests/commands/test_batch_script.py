@@ -208,7 +208,9 @@ def test_a_job_tells_its_tasks_where_to_write_and_how_many_threads_to_take(tmp_p
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     first, *lines = ended.stdout.splitlines()
-    assert first.startswith("--export=ALL --kill-on-bad-exit=1 --cpus-per-task=6 bash -c trap")
+    assert first.startswith(
+        "--export=ALL --kill-on-bad-exit=1 --wait=0 --cpus-per-task=6 bash -c trap"
+    )
     found = dict(line.split("=", 1) for line in lines if "=" in line)
     assert [found[name] for name in names] == [
         "6", "1", "/local/7/finetune", f"{tmp_path}/runs/7.requeue",

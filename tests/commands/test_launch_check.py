@@ -16,7 +16,7 @@ FOUR = Launch(0, 4, 0, 2, 0, "n1", 7, "srun")
 @pytest.fixture(autouse=True)
 def _outside_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
-        if name.startswith("SLURM_"):
+        if name.startswith(("SLURM_", "CUDA_")):
             monkeypatch.delenv(name)
 
 
@@ -86,3 +86,50 @@ def test_one_machine_of_a_job_may_do_without_srun(
     for name, value in job.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert check(None, **asked) is None
+
+
+ONE_TASK = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("launch", "shown", "message"),
+    [
+        (
+            None,
+            {**ONE_TASK, "SLURM_GPUS_ON_NODE": "4"},
+            r"started 1 task on this machine, and shows 4 of its GPUs: 3 of them would be idle.*"
+            r"srun --nodes=1 --ntasks-per-node=4 --gpus-per-node=4 finetune fit … Or say what you "
+            r"mean: --devices 1, or --devices 4 for all of them in one task\.$",
+        ),
+        (
+            FOUR,
+            {"CUDA_VISIBLE_DEVICES": "0,1,2"},
+            r"started 2 tasks .* 3 of its GPUs: 1 of them would be idle.*--nodes=2 "
+            r"--ntasks-per-node=3 --gpus-per-node=3 .* --devices 2\.$",
+        ),
+        (
+            FOUR,
+            {"CUDA_VISIBLE_DEVICES": "0", "SLURM_GPUS_ON_NODE": "2"},
+            r"started 2 tasks .* shows 1 of its GPUs: each needs one, and sees all of them.*"
+            r"--ntasks-per-node=2 --gpus-per-node=2 .*not for --gpus-per-task or --gpu-bind\.$",
+        ),
+    ],
+    ids=["one task for four", "some idle", "each its own"],
+)
+def test_tasks_are_compared_with_gpus(
+    launch: Launch | None, shown: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in shown.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        check(launch)
+    check(launch, accelerator="cpu")
+
+
+def test_gpus_that_are_left_idle_on_purpose_are_left_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert check(FOUR, devices=2) == FOUR
+    for name, value in ONE_TASK.items():
+        monkeypatch.setenv(name, value)
+    for devices in (1, 4):
+        assert check(None, devices=devices) is None

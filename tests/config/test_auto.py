@@ -99,6 +99,24 @@ def test_larger_sets_take_larger_batches_and_fewer_epochs(num_images: int, more:
 
 
 @pytest.mark.parametrize(
+    ("processes", "nodes", "asked", "batch"),
+    [
+        (3, 1, {}, 33),
+        (6, 1, {}, 36),
+        (8, 8, {}, 64),
+        (1, 1, {"trainer.devices": 3, "trainer.accumulate": 4}, 36),
+        (4, 1, {"trainer.accumulate": 2}, 32),
+        (6, 1, {"trainer.batch_size": 32}, None),
+    ],
+)
+def test_a_batch_that_nobody_chose_divides_over_the_processes(
+    processes: int, nodes: int, asked: dict[str, Any], batch: int | None
+) -> None:
+    found = chosen(asked, processes_per_node=processes, num_nodes=nodes, class_counts=[2000, 2000])
+    assert found.get("trainer.batch_size") == batch
+
+
+@pytest.mark.parametrize(
     ("counts", "monitor"),
     [([50, 50], "accuracy"), ([20, 10], "accuracy"), ([21, 10], "macro_f1"), ([9, 0], "macro_f1")],
 )

@@ -1,7 +1,10 @@
 """Batches hold the right pixels, labels and rows, however many processes read them."""
 
+import os
+import signal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +14,13 @@ from torch import Tensor
 from finetune.data import dataset as dataset_module
 from finetune.data.augment import train_transform
 from finetune.data.cache import PixelStore, StoredSource
-from finetune.data.dataset import Batch, ImageDataset, create_loader
+from finetune.data.dataset import Batch, ImageDataset, create_loader, lost_readers_explained
 from finetune.data.fill import fill_store, shrunk
 from finetune.data.picture import open_picture
 from finetune.data.sampler import EpochSampler, inverse_frequency_weights
 from finetune.data.source import FileSource, PictureSource
 from finetune.data.transform import EvalTransform
-from finetune.errors import DataError
+from finetune.errors import DataError, TrainingError
 from finetune.types import Draw, PreprocessSpec, Reporter
 from tests.helpers import noise, smooth
 from tests.pictures import Watched, write_jpeg
@@ -180,6 +183,21 @@ def test_a_file_that_breaks_during_training_is_named(paths: list[Path], num_work
     paths[2].write_bytes(b"")
     with pytest.raises(DataError, match=r"cat/2\.png: empty file\. It read well before training"):
         list(create_loader(data, batch_size=5, num_workers=num_workers))
+
+
+class Killed(EvalTransform):
+    """Ends the process that reads, as the system does where memory runs out."""
+
+    def __call__(self, *args: Any, **more: Any) -> Any:
+        """Transform nothing."""
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_reading_process_that_is_killed_is_explained(paths: list[Path]) -> None:
+    data = ImageDataset(FileSource(paths), LABELS, Killed(SPEC))
+    message = r"reads images ended: DataLoader worker .*lower data\.num_workers"
+    with pytest.raises(TrainingError, match=message), lost_readers_explained():
+        list(create_loader(data, batch_size=5, num_workers=1))
 
 
 def test_a_jpeg_that_breaks_during_training_is_named(jpegs: list[Path]) -> None:

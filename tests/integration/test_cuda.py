@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.integration.test_faults import write_place
+from tests.processes import FINISHED_AFTER_A_STOP, on_ranks, stopped_in_validation
 from tests.runs import assert_same_bits, command, environment, finetune, rows, weights
 
 pytestmark = [
@@ -57,15 +58,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         assert {**row, "seconds": ""} == {**other, "seconds": ""}
 
 
-def test_nccl_with_one_process(place: Path, tmp_path: Path) -> None:
-    as_torchrun = {
-        "TORCHELASTIC_RUN_ID": "one",
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29733",
-    }
-    ended = finetune(place, *words(place, tmp_path / "run"), extra=as_torchrun)
-    assert ended.returncode == 0, ended.stderr
+def test_nccl_with_one_process_that_is_stopped_in_its_validation(
+    place: Path, tmp_path: Path
+) -> None:
+    (told,) = on_ranks(1, stopped_in_validation, place / "photos", tmp_path, "nccl", "cuda")
+    assert told == FINISHED_AFTER_A_STOP

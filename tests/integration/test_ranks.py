@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from finetune.models.groups import LayerGroup
-from tests.processes import counted, grouped, on_ranks, trained, validated
+from tests.processes import (
+    FINISHED_AFTER_A_STOP,
+    counted,
+    grouped,
+    on_ranks,
+    stopped_in_validation,
+    trained,
+    validated,
+)
 from tests.runs import largest_difference, small_training, write_photos, write_weights
 
 SGD: dict[str, Any] = {
@@ -115,6 +123,21 @@ def test_a_frozen_backbone_is_not_sent(batch_norm: str, place: Path, tmp_path: P
             assert later == [gradients + statistics] * 2
             # DDP sends none where it has just been made
             assert first in (gradients, gradients + statistics)
+
+
+def test_a_group_that_is_stopped_in_its_validation_finishes_the_epoch_later(
+    place: Path, tmp_path: Path
+) -> None:
+    (told,) = on_ranks(1, stopped_in_validation, place / "photos", tmp_path, "gloo", "cpu")
+    assert told == FINISHED_AFTER_A_STOP
+
+
+@pytest.mark.slow
+def test_ranks_that_are_stopped_in_their_validation_finish_the_epoch_later(
+    place: Path, tmp_path: Path
+) -> None:
+    for told in on_ranks(2, stopped_in_validation, place / "photos", tmp_path, "gloo", "cpu"):
+        assert told == FINISHED_AFTER_A_STOP
 
 
 def test_a_process_of_its_own_is_alone() -> None:

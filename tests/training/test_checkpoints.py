@@ -1,5 +1,6 @@
 """A checkpoint is whole or absent."""
 
+import errno
 import resource
 import signal
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.errors import StorageError
-from finetune.training.checkpoints import WholeCheckpoints
+from finetune.errors import RunFolderError, StorageError
+from finetune.training.checkpoints import WholeCheckpoints, read_checkpoint
 from tests.helpers import tiny_disk
 
 
@@ -52,3 +53,28 @@ def test_a_file_size_limit_is_explained_too(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (OSError(errno.EIO, "Input/output error"), StorageError, "may well be whole"),
+        (PermissionError(errno.EACCES, "Permission denied"), StorageError, "Permission denied"),
+        (EOFError(), RunFolderError, r"is damaged \(EOFError\)"),
+    ],
+)
+def test_a_disk_that_fails_is_no_damaged_checkpoint(
+    error: Exception,
+    kind: type[Exception],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(*args: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", failing)
+    with pytest.raises(kind, match=message) as caught:
+        read_checkpoint(tmp_path / "last.ckpt")
+    assert type(caught.value) is kind
+    assert ("Remove it" in str(caught.value)) == (kind is RunFolderError)

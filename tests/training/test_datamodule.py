@@ -30,7 +30,9 @@ def module_on(
 
     ``steps`` more lie behind it, of an epoch that broke off.
     """
-    training = small_training(root, trainer__devices=world_size, **settings)
+    training = small_training(
+        root, trainer__devices=world_size, model__batch_norm="frozen", **settings
+    )
     data = with_cache(training, reporter=Reporter()).data
     accumulate = data.loading.accumulate
     epochs = SimpleNamespace(processed=epoch, ready=epoch + (steps > 0))

@@ -22,7 +22,7 @@ from finetune.errors import TrainingError
 from finetune.models.classifier import normalise
 from finetune.training.callbacks import Unfreeze
 from finetune.training.loggers import MetricsCsv
-from finetune.training.module import CARD_KEY, ClassificationModule
+from finetune.training.module import CARD_KEY, ClassificationModule, EpochSums
 from finetune.training.trainer import TrainerOptions, create_trainer, fit
 from finetune.types import Reporter
 from tests.networks import randomise
@@ -362,7 +362,9 @@ def test_all_parameters_are_in_the_optimizer_while_the_head_trains_alone(animals
 def dropout_of(training: Training, *, epoch: int, rank: int) -> Tensor:
     """Return the first dropout mask of an epoch on a rank."""
     module = training.module
-    module.trainer = cast(Any, SimpleNamespace(current_epoch=epoch, global_rank=rank, world_size=2))
+    on_cpu = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank, world_size=2, strategy=on_cpu)
+    module.trainer = cast(Any, trainer)
     module.on_train_batch_start(None, 0)
     return nn.functional.dropout(torch.ones(64))
 
@@ -376,3 +378,13 @@ def test_dropout_follows_seed_epoch_and_rank(animals: Path) -> None:
         assert torch.equal(first, dropout_of(training, epoch=1, rank=0))
         for training_, epoch, rank in ((training, 2, 0), (training, 1, 1), (other, 1, 0)):
             assert not torch.equal(first, dropout_of(training_, epoch=epoch, rank=rank))
+
+
+def test_the_sums_of_an_epoch_go_on_where_the_network_will_be(animals: Path) -> None:
+    """Callbacks are restored before the network is moved, and nothing may follow the last step."""
+    module = small_training(animals).module
+    device = torch.device("meta")
+    module._trainer = cast(Any, SimpleNamespace(strategy=SimpleNamespace(root_device=device)))
+    module.resume_epoch(EpochSums(1.5, 3, {}))
+    assert module._loss_sum is not None
+    assert module._loss_sum.device == device

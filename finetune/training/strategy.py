@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
+from torch.distributed.fsdp import MixedPrecision
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -29,6 +30,9 @@ def choose_strategy(
         return FSDPStrategy(
             process_group_backend=backend,
             timeout=timeout,
+            # autocast alone, as under DDP: Lightning's own choice rounds buffers for good, too, such
+            # as BatchNorm's statistics
+            mixed_precision=MixedPrecision(),
             # one file that every tool reads, in the place of a folder of shards
             state_dict_type="full",
             # the other ranks start from random weights

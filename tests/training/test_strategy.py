@@ -36,5 +36,8 @@ def test_shards_are_saved_as_one_file_and_begin_from_rank_0() -> None:
     assert strategy.process_group_backend == "nccl"
     assert strategy._state_dict_type == "full"
     assert strategy.kwargs["sync_module_states"]
+    rounded = strategy.mixed_precision_config
+    assert rounded is not None
+    assert (rounded.param_dtype, rounded.reduce_dtype, rounded.buffer_dtype) == (None, None, None)
     assert strategy.kwargs["use_orig_params"], "or the optimizer's groups were lost"
     assert strategy._timeout == MINUTE

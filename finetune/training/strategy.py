@@ -30,8 +30,8 @@ def choose_strategy(
         return FSDPStrategy(
             process_group_backend=backend,
             timeout=timeout,
-            # autocast alone, as under DDP: Lightning's own choice rounds buffers for good, too, such
-            # as BatchNorm's statistics
+            # autocast alone, as under DDP: Lightning's own choice would round buffers for good,
+            # such as BatchNorm's statistics
             mixed_precision=MixedPrecision(),
             # one file that every tool reads, in the place of a folder of shards
             state_dict_type="full",

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,7 +153,7 @@ def occupied(run: RunFolder) -> Iterator[None]:
     """
     file = run.path / ".lock"
     with disk_errors_explained(file):
-        lock = file.open("w")
+        lock = file.open("a+")
     with lock:
         end = time.monotonic() + _LOCK_SECONDS
         while True:
@@ -161,15 +162,25 @@ def occupied(run: RunFolder) -> Iterator[None]:
                 break
             except BlockingIOError as error:
                 if time.monotonic() > end:
+                    lock.seek(0)
                     raise RunFolderError(
-                        f"Another process trains the run in {run.path}: two would overwrite each "
-                        f"other's checkpoints. Wait for it, or stop it. Tasks of one job must know "
-                        f"of each other: start them with srun or torchrun."
+                        f"The run in {run.path} is being trained by {lock.read() or 'another'}: "
+                        f"two would overwrite each other's checkpoints. Wait for it, or stop it. "
+                        f"Tasks of one job must know of each other: start them with srun or "
+                        f"torchrun."
                     ) from error
                 time.sleep(0.1)
             except OSError:
                 break
+        lock.truncate(0)
+        lock.write(_this_process())
+        lock.flush()
         yield
+
+
+def _this_process() -> str:
+    job = os.environ.get("SLURM_JOB_ID")
+    return f"process {os.getpid()} on {socket.gethostname()}" + (f" (job {job})" if job else "")
 
 
 def is_run(path: Path) -> bool:

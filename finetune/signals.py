@@ -122,7 +122,7 @@ def _on_signal(signum: int, frame: FrameType | None) -> Any:
     # a further one must not break off what ends the process in good order, but for Ctrl-C
     if (first and not _deferred) or (not first and signum == signal.SIGINT):
         raise StopRequest(signum)
-    if signum == signal.SIGINT and sys.stderr.isatty():
+    if signum == signal.SIGINT and sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         # no library's stream may be written to from within a signal handler
         os.write(2, b"\nstopping after this step; Ctrl-C once more: at once\n")
 

@@ -38,8 +38,8 @@ _LIBRARIES_SAY = (
 )
 
 _REMEDY = (
-    "Free or choose another place (--output); what was written before is whole, and a run goes on "
-    "with --resume."
+    "Make room there, or begin elsewhere with another --output; what was written before is whole, "
+    "and a run goes on with --resume."
 )
 
 

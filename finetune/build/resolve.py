@@ -184,6 +184,11 @@ def check_strategy(config: Config, depths: Sequence[int]) -> None:
     if trainer.strategy == "ddp":
         return
     how = f"trainer.strategy={trainer.strategy} cannot apply"
+    if trainer.accelerator != "cuda":
+        raise ConfigError(
+            f"{how} to trainer.accelerator={trainer.accelerator}: Lightning shards on GPUs only. "
+            f"Take trainer.strategy=ddp."
+        )
     if len(set(depths)) > 1:
         raise ConfigError(
             f"{how} to unfreeze.name={config.unfreeze.name}, whose depth changes: what trains is "
@@ -194,11 +199,6 @@ def check_strategy(config: Config, depths: Sequence[int]) -> None:
         raise ConfigError(
             f"{how}: its checkpoints are folders of shards, which neither the best epoch's bundle "
             f"nor a resume with another number of processes could read. Take trainer.strategy=fsdp."
-        )
-    if trainer.accelerator != "cuda":
-        raise ConfigError(
-            f"{how} to trainer.accelerator={trainer.accelerator}: Lightning shards on GPUs only. "
-            f"Take trainer.strategy=ddp."
         )
     if num_processes(config) == 1:
         raise ConfigError(

@@ -128,7 +128,7 @@ def _fit(
         flags["resume"] = ("--resume", "auto")
         resume = None
     if resume is not None:
-        _refuse_with_resume(file, flags, dry_run=dry_run)
+        _refuse_with_resume(file, flags)
         if path is not None:
             flags["data.path"] = ("DATA", str(Path(path).resolve()))
     else:
@@ -138,25 +138,27 @@ def _fit(
 
     from finetune.commands import fit as command
 
-    if resume is not None:
-        result = command.resume(resume, assignments=assignments, flags=flags, reporter=watcher)
-    elif dry_run:
-        show_result(reporter, {"plan": command.plan_fit(config, reporter=reporter)}, lambda _: None)
+    changes = {"assignments": assignments, "flags": flags}
+    if dry_run:
+        plan = (
+            command.plan_fit(config, reporter=reporter)
+            if resume is None
+            else command.plan_resume(resume, **changes, reporter=reporter)
+        )
+        show_result(reporter, {"plan": plan}, lambda _: None)
         return
+    if resume is not None:
+        result = command.resume(resume, **changes, reporter=watcher)
     else:
         result = command.fit(config, reporter=watcher)
     if not is_further_rank():
         show_result(reporter, result.as_json(), lambda tree: _show_fit(reporter, tree))
 
 
-def _refuse_with_resume(
-    file: Path | None, flags: Mapping[str, tuple[str, Any]], *, dry_run: bool
-) -> None:
+def _refuse_with_resume(file: Path | None, flags: Mapping[str, tuple[str, Any]]) -> None:
     """Refuse options that a resumed run could only ignore."""
     if file is not None:
         raise ConfigError("--config cannot apply with --resume: the run has its own config.yaml.")
-    if dry_run:
-        raise ConfigError("--dry-run cannot apply with --resume; the plan is in the run folder.")
     if "output" in flags:
         raise ConfigError("--output cannot apply with --resume: the run stays in its folder.")
 

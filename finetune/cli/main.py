@@ -22,6 +22,8 @@ from finetune.training.launch import is_further_rank
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; an error is one message, no traceback."""
+    # what torch warns of, such as a connection that it tries again, we say where it matters
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if "" not in sys.path:
         sys.path.append("")  # for names like my_package.module:function in the working folder
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]

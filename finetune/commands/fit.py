@@ -86,6 +86,7 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
         if met is not None:
             if met.launch.rank > 0:
                 return _joined(met, start)
+            met.arrived()  # before anything is planned or written
             reporter = Watchful(reporter, met)
         if (run := asked_again(config)) is not None:
             return _resumed(
@@ -137,6 +138,19 @@ def resume(
                 return _joined(met, start)
             reporter = Watchful(reporter, met)
         return _resumed(run, config, met, reporter, start)
+
+
+def plan_resume(
+    path: Path,
+    *,
+    assignments: Mapping[str, Any] | None = None,
+    flags: Mapping[str, tuple[str, Any]] | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Return the plan of ``resume``, show it, and write nothing."""
+    run = run_folder.existing(path)
+    config = with_changes(run, assignments=assignments, flags=flags)
+    return _planned_again(run, config, reporter or Reporter())[1]
 
 
 def join(path: Path) -> None:
@@ -213,17 +227,25 @@ def _resumed(
         return FitResult(run.path, time.monotonic() - start, _stored_metrics(run), {})
     with run_folder.occupied(run):
         remove_leftovers(run.path)
-        training = rebuilt(run, config)
-        changed = {
-            key: after for key, (_, after) in changes(stored_config(run), training.config).items()
-        }
-        plan = describe(training, changed=changed, num_rejected=0, run_dir=run.path)
-        reporter.plan(plan)
-        reporter.note(goes_on_from(run))
+        training, plan = _planned_again(run, config, reporter)
         write_text(run.config, dump_config(training.config))
         run_folder.point_latest_at(run)
         metrics = _trained(run, training, reporter=reporter, met=met)
     return FitResult(run.path, time.monotonic() - start, metrics, plan)
+
+
+def _planned_again(
+    run: RunFolder, config: Config, reporter: Reporter
+) -> tuple[Training, dict[str, Any]]:
+    """Return the training of a run that goes on, and its plan; nothing is written yet."""
+    training = rebuilt(run, config)
+    changed = {
+        key: after for key, (_, after) in changes(stored_config(run), training.config).items()
+    }
+    plan = describe(training, changed=changed, num_rejected=0, run_dir=run.path)
+    reporter.plan(plan)
+    reporter.note(goes_on_from(run))
+    return training, plan
 
 
 def _trained(

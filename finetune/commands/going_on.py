@@ -18,7 +18,7 @@ from finetune.config.load import build_config, changes, explicit_values, read_co
 from finetune.config.schema import Config
 from finetune.errors import ConfigError, RunFolderError
 from finetune.run_folder import RunFolder
-from finetune.training.checkpoints import read_checkpoint, stored_position
+from finetune.training.checkpoints import read_checkpoint, require_undamaged, stored_position
 from finetune.training.launch import outer_launch
 from finetune.training.module import CARD_KEY
 from finetune.types import Split
@@ -111,6 +111,7 @@ def rebuilt(run: RunFolder, config: Config) -> Training:
     """Return the training of a run from its folder: the same split, the same network."""
     resumed = None
     if run.last.is_file():
+        require_undamaged(run.last)
         card = read_checkpoint(run.last)[CARD_KEY]
         try:
             resumed = Card.from_json(card)

@@ -14,10 +14,21 @@ from typing import Any
 from finetune import run_folder
 from finetune.commands.batch_script import Resources, batch_script, beside
 from finetune.config.schema import Config
-from finetune.errors import ConfigError, ModelError
+from finetune.errors import ConfigError, ModelError, RunFolderError
 from finetune.storage import write_text
 
-_AUTO_BATCH_SIZES = (32, 64, 128)
+_BY_SUBMIT = {
+    "--nodes": "--nodes",
+    "--ntasks": "--tasks-per-node",
+    "--ntasks-per-node": "--tasks-per-node",
+    "--gpus-per-node": "--gpus-per-node",
+    "--gpus": "--gpus-per-node",
+    "--cpus-per-task": "--cpus-per-task",
+    "--partition": "--partition",
+    "--time": "--time",
+    "--account": "--account",
+}
+"""Options of sbatch that what is checked here depends on, and those of submit in their place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +69,7 @@ def submit(
     Raises:
         ConfigError: What is asked for contradicts itself, or sbatch refuses it or is not there.
         ModelError: A file of weights is not there.
-        RunFolderError: The folder holds something else than a run.
+        RunFolderError: The folder holds something else than a run, or its job is in the queue.
         StorageError: The script cannot be written.
     """
     _check(config, asked)
@@ -68,6 +79,7 @@ def submit(
     job_id = None
     if not dry_run:
         _check_sbatch()
+        _check_queue(script)
         write_text(script, text)
         job_id = _submitted(script)
     return Submission(job_id, run_dir, script, log, text)
@@ -85,6 +97,9 @@ def _check(config: Config, asked: Resources) -> None:
             raise ConfigError(
                 f"--sbatch {option!r} is no option of sbatch. Write it as --sbatch=--mem=64G."
             )
+        own = _BY_SUBMIT.get(option.partition("=")[0])
+        if own is not None:
+            raise ConfigError(f"--sbatch={option}: say that with submit's own {own}.")
     _check_processes(config, asked)
     weights = config.model.weights
     if weights not in ("hub", "random") and not Path(weights).expanduser().exists():
@@ -102,12 +117,12 @@ def _check_processes(config: Config, asked: Resources) -> None:
         if value not in ("auto", wanted):
             raise ConfigError(
                 f"trainer.{key} is {value}, but the job asks for {asked.nodes} nodes with "
-                f"{per_node} processes each. Leave it out: it comes from the job."
+                f"{per_node} processes each. Leave it out: it comes from --nodes and "
+                f"--gpus-per-node or --tasks-per-node."
             )
     processes = asked.nodes * per_node
     shards = processes * (1 if trainer.accumulate == "auto" else trainer.accumulate)
-    sizes = _AUTO_BATCH_SIZES if trainer.batch_size == "auto" else (trainer.batch_size,)
-    if all(size % shards for size in sizes):
+    if trainer.batch_size != "auto" and trainer.batch_size % shards:
         raise ConfigError(
             f"trainer.batch_size={trainer.batch_size} does not divide by {processes} processes "
             f"({asked.nodes} nodes with {per_node} each) times trainer.accumulate="
@@ -132,6 +147,30 @@ def _check_sbatch() -> None:
             "There is no sbatch on this machine. Submit from a login node of the cluster, or see "
             "the script with --dry-run."
         )
+
+
+def _check_queue(script: Path) -> None:
+    """Raise where a job of the same run is in the queue: both would train in one folder.
+
+    Raises:
+        RunFolderError: Names the job.
+    """
+    if shutil.which("squeue") is None:
+        return
+    # %o is the script of a job
+    done = subprocess.run(
+        ["squeue", "--me", "--noheader", "--format=%i %o"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for line in done.stdout.splitlines():
+        job, _, command = line.strip().partition(" ")
+        if command == str(script):
+            raise RunFolderError(
+                f"Job {job} of this run is in the queue already. Wait for it, cancel it with "
+                f"scancel {job}, or choose another --output."
+            )
 
 
 def _submitted(script: Path) -> str:

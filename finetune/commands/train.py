@@ -26,6 +26,7 @@ from finetune.training.callbacks import Compile, Progress, Unfreeze
 from finetune.training.checkpoints import read_checkpoint, stopped_early, stored_position
 from finetune.training.launch import Launch
 from finetune.training.loggers import MetricsCsv, Tracking, create_wandb_logger
+from finetune.training.lost import LostProcessError
 from finetune.training.meeting import Meeting
 from finetune.training.spawn import own_meeting
 from finetune.training.trainer import create_trainer
@@ -55,6 +56,9 @@ def train(
         evaluations = _measured(run, training, reporter)
     except KeyboardInterrupt:
         reporter.note(f"Stopped. Go on with: finetune fit --resume {run.path}")
+        raise
+    except LostProcessError:
+        reporter.note(f"Go on with: finetune fit --resume {run.path}")
         raise
     metrics = {split: dict(result.metrics) for split, result in evaluations.items()}
     _write_bundle(run, metrics)

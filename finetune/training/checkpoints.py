@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
@@ -98,21 +99,34 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         missing = {CARD_KEY, POSITION_KEY} - state.keys()
     except OSError as error:
-        raise StorageError(
-            f"Cannot read {file}: {error.strerror or error}. It may well be whole; go on with "
-            f"--resume when the disk answers again."
-        ) from error
+        raise _unreadable(file, error) from error
     except Exception as error:
-        raise RunFolderError(
-            f"{file} is damaged ({type(error).__name__}). Remove it to start the run's first epoch "
-            f"again, or put a copy in its place."
-        ) from error
+        raise _damaged(file, type(error).__name__) from error
     if missing:
         raise RunFolderError(
             f"{file} was written by another program, or an older finetune: it lacks "
             f"{', '.join(sorted(missing))}. Remove it to start the run's first epoch again."
         )
     return state
+
+
+def require_undamaged(file: Path) -> None:
+    """Read a whole checkpoint once and compare the checksums in it.
+
+    Raises:
+        RunFolderError: It has changed since it was written.
+        StorageError: The disk does not give it.
+    """
+    read_checkpoint(file)
+    try:
+        with ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    except BadZipFile as error:
+        raise _damaged(file, str(error)) from error
+    if damaged is not None:
+        raise _damaged(file, f"{damaged} does not fit its checksum")
 
 
 def stored_position(run: RunFolder) -> Position | None:
@@ -122,3 +136,17 @@ def stored_position(run: RunFolder) -> Position | None:
         RunFolderError: It is damaged.
     """
     return Position.of(read_checkpoint(run.last)) if run.last.is_file() else None
+
+
+def _unreadable(file: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"Cannot read {file}: {error.strerror or error}. It may well be whole; go on with --resume "
+        f"when the disk answers again."
+    )
+
+
+def _damaged(file: Path, how: str) -> RunFolderError:
+    return RunFolderError(
+        f"{file} is damaged ({how}). Remove it to start the run's first epoch again, or put a copy "
+        f"in its place."
+    )

@@ -63,13 +63,16 @@ def outer_launch() -> Launch | None:
     except KeyError as error:
         raise ConfigError(
             f"This process is one of several, but {error.args[0]} is not set in its environment. "
-            f"Start it with torchrun or srun."
+            f"Start it with torchrun or srun. Or, if it is to be alone: unset WORLD_SIZE."
         ) from error
     except ConfigError:
         raise
     except ValueError as error:
+        numbers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+        found = ", ".join(f"{name}={env[name]}" for name in numbers if name in env)
         raise ConfigError(
-            f"What a launcher has set in the environment is wrong: {error}."
+            f"What a launcher has set in the environment is no number: {found}. Start with "
+            f"torchrun or srun, or unset them: the process is then alone."
         ) from error
     return None
 
@@ -96,6 +99,11 @@ def _from_variables(env: Mapping[str, str]) -> Launch:
     """Return what torchrun, an operator of Kubernetes or our own launcher has set."""
     rank, world_size = int(env["RANK"]), int(env["WORLD_SIZE"])
     local_world_size = int(env.get("LOCAL_WORLD_SIZE", "1"))
+    if not 0 <= rank < world_size:
+        raise ConfigError(
+            f"RANK={rank} in the environment, but WORLD_SIZE={world_size} has the ranks 0 to "
+            f"{world_size - 1}. Each process needs a rank of its own, as torchrun gives it."
+        )
     if world_size % local_world_size:
         raise ConfigError(
             f"{world_size} processes with {local_world_size} on this machine: every machine needs "

@@ -2,6 +2,7 @@
 
 import os
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -112,9 +113,11 @@ def open_store(launch: Launch, timeout: timedelta) -> Store:
 
     Raises:
         RuntimeError: Torch's own kinds of it: it cannot be reached.
-        TimeoutError: The agent answers, and rank 0 has not come.
+        TimeoutError: Nobody listens; or the agent does, and rank 0 has not come.
     """
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and launch.by == "torchrun"
+    if launch.rank > 0 or hosted:
+        _wait_for_listener(launch.address, launch.port, timeout)
     store = TCPStore(
         launch.address,
         launch.port,
@@ -124,6 +127,23 @@ def open_store(launch: Launch, timeout: timedelta) -> Store:
         wait_for_workers=False,
     )
     return _this_attempt(launch, store, timeout) if hosted else store
+
+
+def _wait_for_listener(address: str, port: int, timeout: timedelta) -> None:
+    """Wait until somebody listens; torch's own client would print pages of C++ if nobody does.
+
+    Raises:
+        TimeoutError: Nobody does.
+    """
+    end = time.monotonic() + timeout.total_seconds()
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise TimeoutError(error.strerror or str(error)) from error
+        time.sleep(0.2)
 
 
 def _this_attempt(launch: Launch, store: Store, timeout: timedelta) -> Store:

@@ -34,10 +34,14 @@ class PeerError(TrainingError):
         self.exit_code = exit_code  # type: ignore[misc]
 
 
+class LostProcessError(TrainingError):
+    """Another process is gone, and has not said why."""
+
+
 def explain_lost_process(error: BaseException) -> TrainingError | None:
     """Return the end of another process behind the error of a collective, or None."""
     if isinstance(error, _KINDS) or (isinstance(error, RuntimeError) and _WORDS.search(str(error))):
-        return TrainingError(
+        return LostProcessError(
             "Another process of the run ended before its time, or the network between machines is "
             "cut; its own message says why, and none means that it was killed, as for want of "
             "memory. Go on with --resume."

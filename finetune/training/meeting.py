@@ -69,6 +69,17 @@ class Meeting:
             self._line.close()
             raise TrainingError(explain_unreached(launch, error)) from error
 
+    def arrived(self) -> None:
+        """Wait until each of the others has given a sign of life, on rank 0.
+
+        Raises:
+            TrainingError: One did not start in time, or failed.
+            StopRequest: One was asked to stop.
+        """
+        while not all(self._beats(rank) for rank in self._others()):
+            self._look(self._others())
+            time.sleep(0.05)
+
     def hand_out(self, key: str, value: Any) -> None:
         """Tell all others, on rank 0, and wait until each has heard it, so that it may leave."""
         self._tell(key, value)

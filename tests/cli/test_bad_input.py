@@ -238,7 +238,7 @@ def test_an_output_on_a_read_only_disk_is_refused_before_any_work(cli: Cli, here
 def test_a_disk_too_full_for_a_run_folder_is_left_as_it_was(cli: Cli, here: Path) -> None:
     with tiny_disk(here / "disk", size="4k") as disk:
         message = cli.refused(*FIT, "--output", "disk/run", "--json", code=StorageError.exit_code)
-        assert "no space is left on the device. Free or choose another place" in message
+        assert "no space is left on the device. Make room there" in message
         assert everything(disk) == []
 
 

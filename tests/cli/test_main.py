@@ -72,6 +72,18 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_of_a_run_that_goes_on_changes_nothing(
+    cli: Cli, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in copied.rglob("*")}
+    words = ("fit", "--resume", copied, "--epochs", 9, "--dry-run")
+    plan = cli.ok(*words, "--json").json["plan"]
+    assert plan["training"]["epochs"] == 9
+    assert plan["changed"]["trainer.epochs"] == 9
+    assert "Goes on after epoch 2" in " ".join(cli.ok(*words).out.split())
+    assert {file: file.stat().st_mtime_ns for file in copied.rglob("*")} == before
+
+
 def test_a_dry_run_says_what_the_run_will_cost(
     cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +186,6 @@ def test_a_folder_with_an_equals_sign_is_named_with_its_place(
         ((), "No images: name a folder or a CSV, as in: finetune fit photos/"),
         (("--resume", "run", "--config", "a.yaml"), "--config cannot apply with --resume"),
         (("--resume", "run", "--output", "other"), "--output cannot apply with --resume"),
-        (("--resume", "run", "--dry-run"), "--dry-run cannot apply with --resume"),
     ],
 )
 def test_words_that_cannot_apply_are_refused(

@@ -54,8 +54,12 @@ def dry(asked: Resources | None = None, **assignments: object) -> Submission:
             "trainer.accumulate=3. Take a multiple of 6",
         ),
         (
-            Resources(nodes=3), {}, ConfigError,
-            "trainer.batch_size=auto does not divide by 3 processes",
+            Resources(extra=("--nodes=4",)), {}, ConfigError,
+            "--sbatch=--nodes=4: say that with submit's own --nodes",
+        ),
+        (
+            Resources(extra=("--ntasks=4",)), {}, ConfigError,
+            "--sbatch=--ntasks=4: say that with submit's own --tasks-per-node",
         ),
         (
             Resources(), {"model__weights": "none.pth"}, ModelError,

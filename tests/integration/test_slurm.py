@@ -331,6 +331,10 @@ def test_a_submitted_run_ends_as_one_process_does(
     )  # fmt: skip
     tree = json.loads(cluster.run(*finetune(), *words, folder=place, FINETUNE=""))
     job = Job(cluster, tree["job_id"])
+    again = cluster.attempt(*finetune(), *words, folder=place, FINETUNE="")
+    assert again.returncode == 5
+    said = " ".join(again.stderr.split())
+    assert f"Job {tree['job_id']} of this run is in the queue already" in said
     job.completes()
     facts = job.facts
     assert (facts["NumNodes"], facts["NumCPUs"], facts["CPUs/Task"]) == ("2", "4", "2")

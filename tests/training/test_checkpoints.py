@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from finetune.errors import RunFolderError, StorageError
-from finetune.training.checkpoints import WholeCheckpoints, read_checkpoint
+from finetune.training.checkpoints import WholeCheckpoints, read_checkpoint, require_undamaged
 from tests.helpers import tiny_disk
 
 
@@ -78,3 +78,15 @@ def test_a_disk_that_fails_is_no_damaged_checkpoint(
         read_checkpoint(tmp_path / "last.ckpt")
     assert type(caught.value) is kind
     assert ("Remove it" in str(caught.value)) == (kind is RunFolderError)
+
+
+def test_a_checkpoint_of_which_some_bytes_have_changed_is_damaged(tmp_path: Path) -> None:
+    file = tmp_path / "last.ckpt"
+    torch.save({"finetune": {}, "position": {}, "weights": torch.ones(10_000)}, file)
+    require_undamaged(file)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    read_checkpoint(file)  # torch does not look
+    with pytest.raises(RunFolderError, match=r"is damaged \(.*/data/0 does not fit its checksum\)"):
+        require_undamaged(file)

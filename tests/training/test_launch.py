@@ -121,3 +121,21 @@ def test_a_missing_variable_is_named(missing: str, monkeypatch: pytest.MonkeyPat
     some = {name: value for name, value in OPERATOR.items() if name != missing}
     with pytest.raises(ConfigError, match=f"{missing} is not set"):
         started_by(monkeypatch, some)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"RANK": "2"}, r"^RANK=2 in the environment, but WORLD_SIZE=2 has the ranks 0 to 1\."),
+        ({"RANK": "-1"}, "^RANK=-1 in the environment"),
+        ({"WORLD_SIZE": "x"}, r"is no number: RANK=0, WORLD_SIZE=x, .*or unset them"),
+    ],
+)
+def test_a_rank_that_cannot_be_is_refused(
+    wrong: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "7"}
+    for name, value in {**two, **wrong}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        outer_launch()

@@ -215,6 +215,17 @@ def test_who_has_left_looks_after_nobody(both: tuple[Meeting, Meeting]) -> None:
     first.look()
 
 
+def test_nothing_begins_before_each_has_given_a_sign_of_life(store: Store) -> None:
+    first = one_of(0, 2, store)
+    with pytest.raises(TrainingError, match=r"Rank 1 of 2 did not start within"):
+        first.arrived()
+    second = one_of(1, 2, store)
+    time.sleep(0.1)
+    first.arrived()
+    first.close()
+    second.close()
+
+
 def test_everyone_waits_for_the_last(store: Store) -> None:
     came: list[int] = []
     late = 0.3

@@ -44,7 +44,7 @@ def test_a_disk_that_fills_during_training_ends_it_with_the_run_whole(
     # two checkpoints fit, a third beside them does not: 1.5 MB of weights, as much of momentum
     with tiny_disk(tmp_path / "disk", size="7m") as disk:
         training = small_training(animals, optim__name="sgd")
-        with pytest.raises(StorageError, match="Free or choose another place"):
+        with pytest.raises(StorageError, match="Make room there"):
             run(training, disk, Filling(disk), epochs=3)
         assert checkpoint(disk)["epoch"] == 0
         assert sorted(file.name for file in (disk / "checkpoints").iterdir()) == [

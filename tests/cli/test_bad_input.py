@@ -246,7 +246,7 @@ def test_a_disk_that_fills_up_in_training_leaves_a_run_that_goes_on(cli: Cli, he
     with tiny_disk(here / "disk", size="256k") as disk:
         message = cli.refused(*FIT, "--output", "disk/run", "--json", code=StorageError.exit_code)
         assert "--resume" in message
-        left = everything(disk)
+        left = [name for name in everything(disk) if name != "run/.lock"]
         assert not [name for name in left if name.endswith(".ckpt") or Path(name).name[0] == "."]
         grown = ["mount", "-o", "remount,size=64m", str(disk)]
         subprocess.run(grown, check=True, capture_output=True)

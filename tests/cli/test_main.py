@@ -44,7 +44,7 @@ def test_fit_prints_one_object_with_run_seconds_metrics_and_plan(
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         "config.yaml", "manifest.csv", "rejected.csv", "metrics.csv", "checkpoints", "bundle",
-        ".done",
+        ".done", ".lock",
     }  # fmt: skip
     assert (tmp_path / "latest").resolve() == (tmp_path / "run").resolve()
     measured = cli.ok("evaluate", tmp_path / "latest", "--device", "cpu", "--json").json

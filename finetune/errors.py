@@ -19,7 +19,7 @@ INTERRUPTED_EXIT_CODE = 130
 """After Ctrl-C."""
 
 PREEMPTED_EXIT_CODE = 85
-"""After SIGTERM or SIGUSR1: the run is saved, and the same command goes on with it."""
+"""After SIGTERM, SIGUSR1 or SIGHUP: the run is saved, and the same command goes on with it."""
 
 
 class FinetuneError(Exception):

@@ -1,7 +1,8 @@
 """What asks a process to stop: noted while it may not be interrupted, acted on where it may.
 
-A scheduler says SIGTERM or SIGUSR1, a person presses Ctrl-C. ``listen`` is called before anything
-heavy is imported, since a signal that nobody handles ends the process there and then.
+A scheduler says SIGTERM or SIGUSR1, a person presses Ctrl-C, a terminal that is closed says SIGHUP.
+``listen`` is called before anything heavy is imported, since a signal that nobody handles ends the
+process there and then.
 """
 
 import os
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
 """In ascending number, so that the largest of several is the most urgent."""
 
 REQUEUE_FILE_VARIABLE = "FINETUNE_REQUEUE_FILE"
@@ -34,6 +35,7 @@ class StopRequest(KeyboardInterrupt):
 
 _noted: signal.Signals | None = None
 _deferred = False
+_terminals: list[int] = []
 
 
 def listen() -> None:
@@ -107,10 +109,13 @@ def ignore() -> None:
 
 
 def _handle() -> None:
+    _terminals[:] = [stream for stream in (1, 2) if os.isatty(stream)]
     for signum in STOP_SIGNALS:
-        # a job in the background of a shell is not meant by Ctrl-C; what else is ignored was so
-        # by a batch script, until somebody here would listen
-        if signum != signal.SIGINT or signal.getsignal(signum) != signal.SIG_IGN:
+        # a job in the background of a shell is not meant by Ctrl-C, nor one that nohup started by
+        # the end of the terminal; what else is ignored was so by a batch script, until somebody
+        # here would listen
+        mine = (signal.SIGINT, signal.SIGHUP)
+        if signum not in mine or signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, _on_signal)
 
 
@@ -118,13 +123,23 @@ def _on_signal(signum: int, frame: FrameType | None) -> Any:
     global _noted
     del frame
     first = _noted is None
-    _noted = max(_noted or signal.SIGINT, signal.Signals(signum))
+    _noted = max(_noted or signal.SIGHUP, signal.Signals(signum))
+    if signum == signal.SIGHUP:
+        _forget_terminals()
     # a further one must not break off what ends the process in good order, but for Ctrl-C
     if (first and not _deferred) or (not first and signum == signal.SIGINT):
         raise StopRequest(signum)
     if signum == signal.SIGINT and sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         # no library's stream may be written to from within a signal handler
         os.write(2, b"\nstopping after this step; Ctrl-C once more: at once\n")
+
+
+def _forget_terminals() -> None:
+    """Write no more to what is closed, which would be an error in the middle of anything."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in _terminals:
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def _raise_noted() -> None:

@@ -337,7 +337,7 @@ class CheckpointConfig(Section):
     every_minutes: Annotated[float, Field(gt=0)] | None = Field(
         10.0,
         description="save in mid-epoch so often, for the case of a crash; null: never. What asks a "
-        "run to stop (SIGTERM, SIGUSR1, Ctrl-C) is answered with a checkpoint in any case",
+        "run to stop (SIGTERM, SIGUSR1, SIGHUP, Ctrl-C) is answered with a checkpoint in any case",
     )
 
 

@@ -1,6 +1,8 @@
 """Whole runs: killed, stopped, shared by two processes, and yet they end with the same weights."""
 
 import os
+import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -367,6 +369,29 @@ def test_a_batch_script_that_requeues_is_told_by_a_file(place: Path, tmp_path: P
     assert finetune(place, *words(place, tmp_path / "run"), extra=extra).returncode == 0
     assert marker.read_text() == "SIGUSR1\n"
     assert not (tmp_path / "run" / "bundle").exists()
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_is_answered_with_a_checkpoint(
+    place: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    given = command(*words(place, run, "trainer.epochs=100000"))
+    pid, terminal = pty.fork()
+    if pid == 0:  # the leader of a session of its own, on a terminal of its own
+        os.chdir(place)
+        os.execve(given[0], given, environment(place))
+    shown = ""
+    while not re.search(r"\n *3 +\d", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]|\r", "", shown)):
+        shown += os.read(terminal, 4096).decode(errors="replace")
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 85
+    assert_no_process_left(run)
+    position = checkpoint(run)["position"]
+    assert position["epochs"] >= 3
+    again = finetune(place, "fit", "--resume", run, "--epochs", position["epochs"] + 1)
+    assert again.returncode == 0, again.stderr
 
 
 def stopped_by_ctrl_c(place: Path, output: Path, *more: object) -> tuple[int, str, str]:

@@ -11,14 +11,7 @@ import platformdirs
 
 from finetune.config.load import replaced
 from finetune.config.schema import Config
-from finetune.data.cache import (
-    NOWHERE,
-    PixelStore,
-    StoredSource,
-    file_states,
-    make_room,
-    store_folder,
-)
+from finetune.data.cache import PixelStore, StoredSource
 from finetune.data.dataset import ImageDataset
 from finetune.data.fill import (
     Decode,
@@ -30,6 +23,7 @@ from finetune.data.fill import (
 )
 from finetune.data.manifest import Manifest
 from finetune.data.source import PictureSource
+from finetune.data.store import NOWHERE, file_states, make_room, store_folder
 from finetune.data.transform import AsStored, EvalTransform, TrainTransform, Transform
 from finetune.errors import ConfigError
 from finetune.machine import free_cores

@@ -11,9 +11,10 @@ import torch
 from finetune.build.resolve import num_processes, number
 from finetune.build.training import Training, batch_in_memory
 from finetune.config.load import replaced
+from finetune.data.cache import picture_of
 from finetune.data.dataset import Batch
 from finetune.data.fill import shrunk
-from finetune.data.picture import ArrayPicture, Picture
+from finetune.data.picture import Picture
 from finetune.errors import OutOfMemoryError
 from finetune.machine import explain_out_of_memory, free_cores, free_memory, is_out_of_memory
 from finetune.training.cost import StepCost, StepMeter
@@ -196,10 +197,7 @@ def _reading_seconds(training: Training) -> tuple[float, float]:
         )
 
     decode_seconds = _seconds([partial(decode, row) for row in rows])
-    pictures = [
-        ArrayPicture(image.pixels, height=image.full_height, width=image.full_width)
-        for image in stored.values()
-    ]
+    pictures = [picture_of(image) for image in stored.values()]
     read_seconds = _seconds([partial(read, r, picture) for r, picture in enumerate(pictures)])
     return decode_seconds, read_seconds
 

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from finetune.data.cache import NOWHERE, FileState, PixelStore, Stored, file_states
-from finetune.data.picture import ArrayPicture, Picture, open_picture
+from finetune.data.cache import PixelStore, picture_of
+from finetune.data.picture import Picture, open_picture
 from finetune.data.source import NamedRows
+from finetune.data.store import NOWHERE, FileState, Stored, file_states
 from finetune.data.transform import EvalTransform
 from finetune.errors import DataError
 from finetune.types import Reporter
@@ -81,8 +82,7 @@ class DecodingSource(NamedRows):
         Raises:
             DataError: The file cannot be read.
         """
-        image = self.decode(Path(self.paths[row]))
-        return ArrayPicture(image.pixels, height=image.full_height, width=image.full_width)
+        return picture_of(self.decode(Path(self.paths[row])))
 
 
 def shrunk(path: Path, *, shorter_side: int, max_pixels: int) -> Stored:

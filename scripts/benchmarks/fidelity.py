@@ -56,7 +56,7 @@ def croppers_of(file: Path) -> dict[str, tuple[float, Cropper]]:
     full_bgr, size = decode_cv2(file), (SIZE_PX, SIZE_PX)
     height, width = full_bgr.shape[:2]
     stored = shrunk(file, shorter_side=CACHED_PX, max_pixels=DEFAULT_MAX_PIXELS)
-    kept = ArrayPicture(stored.pixels, height=height, width=width)
+    kept = ArrayPicture(stored.array, height=height, width=width)
     cached = f"finetune cached at {CACHED_PX}, area .35-1"
     return {
         "cv2 full + INTER_LINEAR": (TUTORIAL_FRACTION, partial(cv2_crop, full_bgr)),

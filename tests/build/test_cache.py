@@ -18,9 +18,10 @@ from torch import Tensor
 from finetune.build import Training, build_training, with_cache
 from finetune.build.cache import cache_root
 from finetune.config.load import build_config, dump_config, read_config_file, replaced
-from finetune.data.cache import PixelStore, make_room, stored_bytes
+from finetune.data.cache import PixelStore
 from finetune.data.manifest import Manifest
 from finetune.data.picture import open_picture
+from finetune.data.store import make_room, stored_bytes
 from finetune.data.transform import EvalTransform
 from finetune.errors import ConfigError, DataError, StorageError
 from finetune.types import Draw, Reporter, Sample, Split
@@ -315,7 +316,7 @@ def test_another_place_is_used_and_remembered_in_full(
     monkeypatch.chdir(tmp_path)
     training = kept(small_training(animals, data__cache="here/pixels"))
     assert training.config.data.cache == str(tmp_path / "here" / "pixels")
-    assert len(list((tmp_path / "here" / "pixels").glob("*/pixels.bin"))) == 1
+    assert len(list((tmp_path / "here" / "pixels").glob("*/arrays.bin"))) == 1
     assert not (tmp_path / "cache").exists()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     training = small_training(animals, data__cache="~/pixels")
@@ -374,8 +375,8 @@ def build_plan_on(disk: Path, animals: Path, config: Any) -> Training:
 def old_store(root: Path, owner: str, *, num_bytes: int) -> Path:
     """Make a store that nobody uses, and return its folder."""
     folder = PixelStore(root, form="short-9", owner=owner).folder
-    (folder / "pixels.bin").write_bytes(bytes(num_bytes))
-    os.utime(folder / "pixels.bin", (10**9, 10**9))
+    (folder / "arrays.bin").write_bytes(bytes(num_bytes))
+    os.utime(folder / "arrays.bin", (10**9, 10**9))
     return folder
 
 
@@ -384,7 +385,7 @@ def test_room_is_made_for_a_run_at_the_cost_of_the_oldest_stores(
 ) -> None:
     root = tmp_path / "cache" / "pixels"
     old, large = (old_store(root, name, num_bytes=400_000) for name in ("old", "large"))
-    os.utime(large / "pixels.bin", (2 * 10**9, 2 * 10**9))
+    os.utime(large / "arrays.bin", (2 * 10**9, 2 * 10**9))
     # 119,808 bytes of pixels
     kept(small_training(animals, cache__max_gb=0.0007))
     assert not old.exists()
@@ -400,7 +401,7 @@ def test_the_stores_of_a_run_are_not_removed_for_its_own_sake(
     assert training.cache is not None
     (mine,) = [folder for folder in root.iterdir() if folder.is_dir()]
     training = small_training(animals, cache__max_gb=0.0007)
-    os.utime(mine / "pixels.bin", (1, 1))
+    os.utime(mine / "arrays.bin", (1, 1))
     other = old_store(root, "other", num_bytes=600_000)
     kept(training, heard)
     assert heard.decoded == [24, 15], "the run's own store was the oldest, but it is still there"

@@ -16,8 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.data.cache import PixelStore, Stored, StoredSource
+from finetune.data.cache import PixelStore, StoredSource
 from finetune.data.fill import DecodingSource, estimated_bytes, fill_store, ready, shrunk
+from finetune.data.store import Stored
 from finetune.data.transform import EvalTransform
 from finetune.errors import DataError, StorageError
 from finetune.types import PreprocessSpec, Reporter
@@ -248,8 +249,8 @@ def test_a_killed_process_leaves_a_store_that_ends_as_an_undisturbed_one(
     assert_filled(fill(store, paths), paths)
     undisturbed = opened(tmp_path / "undisturbed")
     fill(undisturbed, paths)
-    assert (store.folder / "pixels.bin").read_bytes() == (
-        undisturbed.folder / "pixels.bin"
+    assert (store.folder / "arrays.bin").read_bytes() == (
+        undisturbed.folder / "arrays.bin"
     ).read_bytes()
 
 
@@ -309,14 +310,14 @@ def test_a_jpeg_is_shrunk_as_it_was_held(tmp_path: Path, orientation: int) -> No
     file = write_jpeg(tmp_path / "x.jpg", image, orientation=orientation, quality=92)
     stored = shrunk(file, shorter_side=60, max_pixels=MAX_PIXELS)
     turned = orientation == 6
-    assert (stored.full_height, stored.full_width) == ((640, 480) if turned else (480, 640))
+    assert (stored.full_rows, stored.full_columns) == ((640, 480) if turned else (480, 640))
     with Image.open(file) as opened_file:
         upright = {1: 0, 3: 180, 6: 270}[orientation]
         expected = opened_file.rotate(upright, expand=True).resize(
             (60, 80) if turned else (80, 60), BILINEAR
         )
-    assert stored.pixels.shape == np.asarray(expected).shape
-    assert psnr(stored.pixels, np.asarray(expected)) >= 40
+    assert stored.array.shape == np.asarray(expected).shape
+    assert psnr(stored.array, np.asarray(expected)) >= 40
 
 
 @pytest.mark.parametrize("side", [30, 31, 1000])
@@ -324,14 +325,14 @@ def test_a_small_image_is_stored_as_it_is(tmp_path: Path, side: int) -> None:
     image = noise(width=45, height=30)
     image.save(tmp_path / "x.png")
     stored = shrunk(tmp_path / "x.png", shorter_side=side, max_pixels=MAX_PIXELS)
-    np.testing.assert_array_equal(stored.pixels, np.asarray(image))
-    assert (stored.full_height, stored.full_width) == (30, 45)
+    np.testing.assert_array_equal(stored.array, np.asarray(image))
+    assert (stored.full_rows, stored.full_columns) == (30, 45)
 
 
 def test_a_thin_image_keeps_a_pixel(tmp_path: Path) -> None:
     noise(width=1000, height=2).save(tmp_path / "x.png")
     stored = shrunk(tmp_path / "x.png", shorter_side=1, max_pixels=MAX_PIXELS)
-    assert stored.pixels.shape == (1, 500, 3)
+    assert stored.array.shape == (1, 500, 3)
 
 
 def test_what_is_ready_is_what_evaluation_sees(tmp_path: Path) -> None:
@@ -341,15 +342,15 @@ def test_what_is_ready_is_what_evaluation_sees(tmp_path: Path) -> None:
     stored = ready(file, transform=transform, max_pixels=MAX_PIXELS)
     with Image.open(file) as image:
         upright = image.rotate(270, expand=True)
-    np.testing.assert_array_equal(stored.pixels, transform(Watched(upright)).pixels)
-    assert (stored.full_height, stored.full_width) == (32, 32)
+    np.testing.assert_array_equal(stored.array, transform(Watched(upright)).pixels)
+    assert (stored.full_rows, stored.full_columns) == (32, 32)
 
 
 @pytest.mark.parametrize("decode", [SMALL, partial(shrunk, shorter_side=20, max_pixels=50)])
 def test_a_limit_on_pixels_is_kept(tmp_path: Path, decode: Callable[[Path], Stored]) -> None:
     file = write_jpeg(tmp_path / "x.jpg", noise(width=10, height=10))
     if decode is SMALL:
-        assert decode(file).pixels.shape == (10, 10, 3)
+        assert decode(file).array.shape == (10, 10, 3)
         return
     with pytest.raises(DataError, match="too large: 10x10"):
         decode(file)
@@ -369,7 +370,7 @@ def test_the_size_is_estimated_from_a_part(tmp_path: Path, side: int) -> None:
             file.hardlink_to(files[number % 8])
         files.append(file)
     stored = [shrunk(file, shorter_side=side, max_pixels=MAX_PIXELS) for file in files[:8]]
-    exact = sum(stored[number % 8].pixels.size for number in range(450))
+    exact = sum(stored[number % 8].array.size for number in range(450))
     assert estimated_bytes(files, shorter_side=side) == pytest.approx(exact, rel=0.05)
 
 

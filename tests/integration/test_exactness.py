@@ -190,7 +190,7 @@ def test_a_run_whose_kept_pixels_were_lost_goes_on_to_the_same_bits(
     (shrunk,) = (tmp_path / "cache" / "pixels").glob("short-23-*")
     shutil.rmtree(tmp_path / "cache")
     run_here("fit", "--resume", run)
-    assert (shrunk / "pixels.bin").stat().st_size == 24 * 23 * 23 * 3
+    assert (shrunk / "arrays.bin").stat().st_size == 24 * 23 * 23 * 3
     assert_same_run(run, expected)
 
 

@@ -16,19 +16,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from finetune.data.cache import (
+from finetune.data.cache import PixelStore, StoredSource
+from finetune.data.picture import Pixels
+from finetune.data.store import (
     NOWHERE,
     FileState,
-    PixelStore,
     Place,
     Stored,
-    StoredSource,
     file_states,
     make_room,
     store_folder,
     stored_bytes,
 )
-from finetune.data.picture import Pixels
 from finetune.errors import StorageError
 from tests.helpers import Recorder, tiny_disk
 from tests.processes import context, started
@@ -82,8 +81,8 @@ def assert_holds(store: PixelStore, numbers: Sequence[int]) -> None:
     for row, number in enumerate(numbers):
         expected = image(number)
         picture = source.open(row)
-        assert (picture.height, picture.width) == (expected.full_height, expected.full_width)
-        np.testing.assert_array_equal(np.asarray(picture.image()), expected.pixels)
+        assert (picture.height, picture.width) == (expected.full_rows, expected.full_columns)
+        np.testing.assert_array_equal(np.asarray(picture.image()), expected.array)
 
 
 def missing(store: PixelStore, numbers: Iterable[int]) -> list[int]:
@@ -111,8 +110,8 @@ def test_another_process_object_finds_and_adds(tmp_path: Path) -> None:
     for _ in again.append(images(range(5, 8))):
         pass
     assert_holds(opened(tmp_path), range(8))
-    sizes = [image(number).pixels.size for number in range(8)]
-    assert (again.folder / "pixels.bin").stat().st_size == sum(sizes)
+    sizes = [image(number).array.size for number in range(8)]
+    assert (again.folder / "arrays.bin").stat().st_size == sum(sizes)
 
 
 def test_a_source_reads_what_was_added_after_another_had_begun(tmp_path: Path) -> None:
@@ -123,7 +122,7 @@ def test_a_source_reads_what_was_added_after_another_had_begun(tmp_path: Path) -
         pass
     assert_holds(store, range(60))
     for row in range(5):
-        np.testing.assert_array_equal(pixels_in(early, row), image(row).pixels)
+        np.testing.assert_array_equal(pixels_in(early, row), image(row).array)
 
 
 @pytest.mark.parametrize("changed", [{"num_bytes": 1}, {"ctime_ns": 1}, {"path": "/other.jpg"}])
@@ -136,7 +135,7 @@ def test_a_changed_file_is_not_found_until_it_is_stored_anew(
     for _ in store.append([(now, image(7))]):
         pass
     row = StoredSource(store, [Path(now.path)], store.find([now]))
-    np.testing.assert_array_equal(pixels_in(row, 0), image(7).pixels)
+    np.testing.assert_array_equal(pixels_in(row, 0), image(7).array)
     assert missing(store, range(3)) == ([] if "path" in changed else [1])
     assert_holds(store, [0, 2])
 
@@ -171,14 +170,14 @@ def test_a_source_travels_without_its_pixels(tmp_path: Path) -> None:
     assert source.open(1)
     packed = pickle.dumps(source)
     assert len(packed) < 10_000
-    np.testing.assert_array_equal(pixels_in(pickle.loads(packed), 2), large.pixels)
+    np.testing.assert_array_equal(pixels_in(pickle.loads(packed), 2), large.array)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory in /proc")
 def test_memory_does_not_grow_with_the_store(tmp_path: Path) -> None:
     store = filled(tmp_path, range(3))
     beyond = 1 << 35
-    with (store.folder / "pixels.bin").open("r+b") as stream:
+    with (store.folder / "arrays.bin").open("r+b") as stream:
         stream.truncate(beyond)  # a hole, which takes no space
     step = beyond // 32
     places = np.array([[number * step, 100, 100, 100, 100] for number in range(1, 31)])
@@ -237,16 +236,16 @@ def test_a_killed_process_leaves_a_store_that_goes_on(tmp_path: Path, count: int
         pass
     assert_holds(store, numbers)
     undisturbed = filled(tmp_path / "undisturbed", numbers)
-    assert (store.folder / "pixels.bin").read_bytes() == (
-        undisturbed.folder / "pixels.bin"
+    assert (store.folder / "arrays.bin").read_bytes() == (
+        undisturbed.folder / "arrays.bin"
     ).read_bytes()
 
 
 @pytest.mark.parametrize("kept", [0, 1, 4])
 def test_what_a_truncated_file_has_lost_is_lost_for_good(tmp_path: Path, kept: int) -> None:
     store = filled(tmp_path, range(8))
-    end = sum(image(number).pixels.size for number in range(kept))
-    with (store.folder / "pixels.bin").open("r+b") as stream:
+    end = sum(image(number).array.size for number in range(kept))
+    with (store.folder / "arrays.bin").open("r+b") as stream:
         stream.truncate(end + (2 if kept else 0))
     store = opened(tmp_path)
     assert missing(store, range(8)) == list(range(kept, 8))
@@ -259,7 +258,7 @@ def test_what_a_truncated_file_has_lost_is_lost_for_good(tmp_path: Path, kept: i
 
 def test_a_file_of_pixels_that_is_gone_is_begun_anew(tmp_path: Path) -> None:
     store = filled(tmp_path, range(4))
-    (store.folder / "pixels.bin").unlink()
+    (store.folder / "arrays.bin").unlink()
     store = opened(tmp_path)
     assert missing(store, range(4)) == [0, 1, 2, 3]
     for _ in store.append(images(range(2, 6))):
@@ -290,7 +289,7 @@ def holed(index: Path) -> None:
 def test_a_damaged_index_is_begun_anew_and_disturbs_nobody(tmp_path: Path, damage: object) -> None:
     store = filled(tmp_path, range(300))
     reader = source_of(store, range(300))
-    with (store.folder / "pixels.bin").open("rb") as in_use:
+    with (store.folder / "arrays.bin").open("rb") as in_use:
         assert reader.open(0)
         assert callable(damage)
         damage(store.folder / "index.sqlite")
@@ -300,9 +299,9 @@ def test_a_damaged_index_is_begun_anew_and_disturbs_nobody(tmp_path: Path, damag
             pass
         assert_holds(again, range(290, 320))
         # a mapped file that becomes shorter would end the process that reads it
-        assert os.fstat(in_use.fileno()).st_size == sum(image(n).pixels.size for n in range(300))
+        assert os.fstat(in_use.fileno()).st_size == sum(image(n).array.size for n in range(300))
     for row in (0, 150, 299):
-        np.testing.assert_array_equal(pixels_in(reader, row), image(row).pixels)
+        np.testing.assert_array_equal(pixels_in(reader, row), image(row).array)
     assert sorted(set(range(300)) - set(missing(opened(tmp_path), range(300)))) == list(
         range(290, 300)
     )
@@ -343,7 +342,7 @@ def test_a_place_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     def no_locks(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("finetune.data.cache.fcntl.flock", no_locks)
+    monkeypatch.setattr("finetune.data.store.fcntl.flock", no_locks)
     with pytest.raises(StorageError, match=r"Function not implemented.*data\.cache=off"):
         opened(tmp_path / "cache")
 
@@ -355,7 +354,7 @@ def test_pixels_that_are_not_safe_on_disk_are_not_known(
         raise OSError(errno.EIO, "Input/output error")
 
     store = filled(tmp_path, range(3))
-    monkeypatch.setattr("finetune.data.cache.os.fsync", fails)
+    monkeypatch.setattr("finetune.data.store.os.fsync", fails)
     with pytest.raises(StorageError, match=r"the device failed.*data\.cache=PATH"):
         list(store.append(images(range(3, 6))))
     monkeypatch.undo()
@@ -372,7 +371,7 @@ def stored_anew(store: PixelStore, numbers: Iterable[int], *, change: int) -> No
 
 def test_pixels_of_changed_files_are_dropped_when_they_are_most(tmp_path: Path) -> None:
     store = filled(tmp_path, range(10))
-    full = (store.folder / "pixels.bin").stat().st_size
+    full = (store.folder / "arrays.bin").stat().st_size
     stored_anew(store, range(5), change=5)
     store.forget_waste()
     assert missing(store, range(5, 10)) == [], "a third of it is waste"
@@ -381,7 +380,7 @@ def test_pixels_of_changed_files_are_dropped_when_they_are_most(tmp_path: Path) 
     places = store.find([file(number)._replace(ctime_ns=10) for number in range(10)])
     assert (places[:, 0] == NOWHERE.start).all()
     stored_anew(store, range(10), change=10)
-    assert (store.folder / "pixels.bin").stat().st_size == full
+    assert (store.folder / "arrays.bin").stat().st_size == full
 
 
 def test_who_uses_a_store_that_is_begun_anew_keeps_its_pixels_or_is_told(tmp_path: Path) -> None:
@@ -393,7 +392,7 @@ def test_who_uses_a_store_that_is_begun_anew_keeps_its_pixels_or_is_told(tmp_pat
         opened(tmp_path).forget_waste()
     stored_anew(opened(tmp_path), range(5), change=3)
     for row in range(5):
-        np.testing.assert_array_equal(pixels_in(source, row), image(row).pixels)
+        np.testing.assert_array_equal(pixels_in(source, row), image(row).array)
     with pytest.raises(StorageError, match=r"Another run has begun .*short-64.* --resume"):
         pickle.loads(packed).open(0)
 
@@ -402,7 +401,7 @@ def test_a_copy_whose_store_is_gone_is_told(tmp_path: Path) -> None:
     source = source_of(filled(tmp_path, range(5)), range(5))
     packed = pickle.dumps(source)
     shutil.rmtree(source.store.folder)
-    np.testing.assert_array_equal(pixels_in(source, 3), image(3).pixels)
+    np.testing.assert_array_equal(pixels_in(source, 3), image(3).array)
     with pytest.raises(StorageError, match=r"short-64.* is gone.*--resume"):
         pickle.loads(packed).open(0)
 
@@ -457,7 +456,7 @@ def three_stores(root: Path) -> list[Path]:
     folders = []
     for owner, used in (("a", 2_000), ("b", 1_000), ("c", 3_000)):
         store = filled(root, range(100), owner=owner)
-        os.utime(store.folder / "pixels.bin", (used, used))
+        os.utime(store.folder / "arrays.bin", (used, used))
         folders.append(store.folder)
     del store
     return folders
@@ -491,9 +490,9 @@ def test_opening_a_store_is_using_it(tmp_path: Path) -> None:
 def test_what_is_no_store_stays(tmp_path: Path, name: str) -> None:
     mine = tmp_path / name
     mine.mkdir()
-    (mine / "pixels.bin").write_bytes(bytes(1000))
+    (mine / "arrays.bin").write_bytes(bytes(1000))
     assert make_room(tmp_path, needed_bytes=0, limit_bytes=0)
-    assert (mine / "pixels.bin").exists()
+    assert (mine / "arrays.bin").exists()
 
 
 def test_a_store_beside_which_something_else_lies_stays(tmp_path: Path) -> None:
@@ -534,7 +533,7 @@ def test_a_store_that_this_process_uses_stays_as_long_as_it_is_used(tmp_path: Pa
     folder = store.folder
     del store
     assert not make_room(tmp_path, needed_bytes=1, limit_bytes=0)
-    np.testing.assert_array_equal(pixels_in(source, 3), image(3).pixels)
+    np.testing.assert_array_equal(pixels_in(source, 3), image(3).array)
     del source
     make_room(tmp_path, needed_bytes=1, limit_bytes=0)
     assert not folder.exists()
@@ -582,7 +581,7 @@ def test_a_store_is_whole_or_new_however_its_removal_falls(tmp_path: Path) -> No
         assert child.exitcode == 0
 
 
-@pytest.mark.parametrize("gone", ["pixels.bin", "index.sqlite", "in-use.lock"])
+@pytest.mark.parametrize("gone", ["arrays.bin", "index.sqlite", "in-use.lock"])
 def test_what_an_ended_removal_left_is_begun_anew_or_removed(tmp_path: Path, gone: str) -> None:
     folder = filled(tmp_path, range(5)).folder
     (folder / gone).unlink()
@@ -593,12 +592,12 @@ def test_what_an_ended_removal_left_is_begun_anew_or_removed(tmp_path: Path, gon
     (folder / gone).unlink()
     del store
     make_room(tmp_path, needed_bytes=1, limit_bytes=0)
-    assert not (folder / "pixels.bin").exists()
+    assert not (folder / "arrays.bin").exists()
 
 
 def test_the_index_is_plain_sqlite(tmp_path: Path) -> None:
     store = filled(tmp_path, range(3))
     with sqlite3.connect(store.folder / "index.sqlite") as index:
-        rows = index.execute("SELECT path, bytes, ctime_ns FROM images ORDER BY path").fetchall()
+        rows = index.execute("SELECT path, bytes, ctime_ns FROM arrays ORDER BY path").fetchall()
     index.close()
     assert rows == [tuple(file(number)) for number in range(3)]

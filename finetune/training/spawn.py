@@ -48,6 +48,7 @@ def own_meeting(run_dir: Path, *, count: int, timeout: timedelta) -> Iterator[Me
         met = Meeting(launch, lambda: store, timeout=timeout, watch=lambda: _check(children))
         with telling(met):
             yield met
+            met.leave()  # what comes now is done by this process alone
         if any(codes := [_code(child) for child in children]):
             raise _explained(codes)
     except StopRequest:

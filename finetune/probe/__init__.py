@@ -1,0 +1,1 @@
+"""The probe: a linear head fitted to what a frozen backbone says of the images."""

@@ -1,0 +1,96 @@
+"""What a frozen backbone says of images: computed once, kept on disk, read where it lies."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from finetune.data.dataset import Batch
+from finetune.data.store import ArrayStore, FileState, Stored
+from finetune.models.classifier import normalise
+from finetune.models.head import head_inputs
+from finetune.types import PreprocessSpec
+
+
+class FeatureStore(ArrayStore):
+    """One folder of features, each float32 of shape (1, D).
+
+    Args:
+        root: Folder of all stores.
+        form: Which view of an image, by which backbone.
+        owner: What the images belong to, as the folder of a data set.
+
+    Raises:
+        StorageError: The folder cannot be made or written.
+    """
+
+    def __init__(self, root: Path, *, form: str, owner: str) -> None:
+        super().__init__(root, form=form, owner=owner, item_bytes=4, holds="features")
+
+
+class StoredFeatures:
+    """Features in a store, read through the page cache a slice at a time.
+
+    Args:
+        store: Holds them.
+        places: Where that of each image lies, shape (N, 5).
+    """
+
+    def __init__(self, store: FeatureStore, places: NDArray[np.int64]) -> None:
+        self._store = store  # in use, and so not removed
+        columns = int(places[0, 2])
+        mapped, _ = store.mapped()
+        self._table = mapped.view(np.float32).reshape(-1, columns)
+        self._numbers = places[:, 0] // (4 * columns)
+        self.shape = (len(places), columns)
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+        """Return some rows, shape (n, D)."""
+        return self._table[self._numbers[rows]]
+
+
+def extract(
+    network: nn.Module,
+    head: nn.Linear,
+    batches: Iterable[Batch],
+    *,
+    spec: PreprocessSpec,
+    device: torch.device,
+    mirrored: bool,
+    precision: AbstractContextManager[object] | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows (B,) and features float32 (B, V, D) of batches, on the CPU.
+
+    The network must be in eval mode, on the device.
+
+    Args:
+        network: Takes normalised images (B, 3, H, W).
+        head: Its classifier, whose input the features are.
+        batches: Of pixels.
+        spec: How they are normalised.
+        device: Where they are.
+        mirrored: Whether the second view of each image, seen in a mirror, is wanted too.
+        precision: Autocast, or None.
+    """
+    with head_inputs(head) as seen, precision or nullcontext():
+        for batch in batches:
+            with torch.inference_mode():
+                pixels = batch["image"].to(device, non_blocking=True)
+                views = [pixels, pixels.flip(2)] if mirrored else [pixels]
+                for view in views:
+                    network(normalise(view, mean=spec.mean, std=spec.std))
+                features = torch.stack(seen, dim=1).float().cpu()
+                seen.clear()
+            yield batch["index"], features.clone()
+
+
+def as_stored(
+    files: Sequence[FileState], features: NDArray[np.float32]
+) -> Iterator[tuple[FileState, Stored]]:
+    """Yield what a store keeps of files, by their features (N, D)."""
+    for file, row in zip(files, features, strict=True):
+        yield file, Stored(row[None])

@@ -1,0 +1,79 @@
+"""The penalty is the one that leaves images best explained that the fit has not seen."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from finetune.probe import choice
+from finetune.probe.choice import PENALTIES, fit_head, stratified_folds
+
+
+def clouds(
+    num_images: int, *, noise: float, seed: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return features of three classes, of which 2 of 60 columns tell something."""
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.arange(num_images) % 3)
+    features = random.normal(size=(num_images, 60))
+    angle = 2 * np.pi * labels / 3
+    features[:, :2] = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    features[:, :2] += noise * random.normal(size=(num_images, 2))
+    return features.astype(np.float32), labels
+
+
+def test_noise_asks_for_a_larger_penalty_than_a_clear_case() -> None:
+    chosen = {}
+    for noise in (0.05, 1.0):
+        features, labels = clouds(120, noise=noise)
+        chosen[noise] = fit_head([features], labels, np.ones(120), num_classes=3).penalty
+    assert chosen[0.05] < chosen[1.0]
+    assert set(chosen.values()) <= set(PENALTIES)
+
+
+def test_what_is_said_of_images_left_out_holds_for_new_ones() -> None:
+    features, labels = clouds(3000, noise=0.6)
+    found = fit_head([features[:300]], labels[:300], np.ones(300), num_classes=3)
+    right = found.head.logits(features[300:]).argmax(dim=1).numpy() == labels[300:]
+    assert found.held_out_images == 300
+    assert found.held_out_accuracy == pytest.approx(right.mean(), abs=0.06)
+    seen = found.head.logits(features[:300]).argmax(dim=1).numpy() == labels[:300]
+    assert found.held_out_accuracy < seen.mean(), "what was fitted looks better than it is"
+
+
+def test_a_copy_of_an_image_is_left_out_with_it() -> None:
+    """Otherwise each image would be known by its mirror, and no penalty be too small."""
+    features, labels = clouds(90, noise=3.0)
+    alone = fit_head([features], labels, np.ones(90), num_classes=3)
+    twice = fit_head([features, features], labels, np.ones(90), num_classes=3)
+    assert twice.penalty == alone.penalty
+    assert twice.held_out_accuracy == pytest.approx(alone.held_out_accuracy, abs=0.03)
+
+
+def test_weights_move_the_head_towards_rare_classes() -> None:
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [180, 20])
+    features = (labels[:, None] + random.normal(size=(200, 1))).astype(np.float32)
+    recall = {}
+    for name, of_rare in (("plain", 1.0), ("balanced", 9.0)):
+        weights = np.where(labels == 1, of_rare, 1.0)
+        head = fit_head([features], labels, weights, num_classes=2).head
+        recall[name] = float((head.logits(features).argmax(dim=1).numpy()[labels == 1] == 1).mean())
+    assert recall["balanced"] > recall["plain"] + 0.3
+
+
+def test_of_very_many_images_one_fold_tells_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_FOLDS_UP_TO", 100)
+    features, labels = clouds(200, noise=0.3)
+    found = fit_head([features], labels, np.ones(200), num_classes=3)
+    assert found.held_out_images == 40
+
+
+@pytest.mark.parametrize("counts", [[10, 10], [3, 50], [1, 1, 30]])
+def test_folds_share_each_class_evenly(counts: list[int]) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    folds = stratified_folds(labels, 5)
+    for label, count in enumerate(counts):
+        sizes = np.bincount(folds[labels == label], minlength=5)
+        assert sizes.max() - sizes.min() <= 1
+        assert sizes.sum() == count
+    np.testing.assert_array_equal(folds, stratified_folds(labels, 5))

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -74,6 +75,23 @@ def explain_out_of_memory(error: BaseException) -> str:
     """Return what a library said of it, as one sentence."""
     reason = str(error).partition("\n")[0].rstrip(" .") or "the system has none left"
     return f"Out of memory: {reason}."
+
+
+def process_device(accelerator: str, local_rank: int) -> torch.device:
+    """Return the device of a process of several on one machine."""
+    return (
+        torch.device(accelerator, local_rank)
+        if accelerator == "cuda"
+        else torch.device(accelerator)
+    )
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the block in which a network computes as ``trainer.precision`` says."""
+    if precision == "32-true":
+        return nullcontext()
+    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float16
+    return torch.autocast(device.type, dtype)
 
 
 def release_memory() -> None:

@@ -188,5 +188,8 @@ class Reporter:
     def finish(self) -> None:
         """End the current task."""
 
+    def probe(self, found: Mapping[str, Any]) -> None:
+        """Show what the head of the frozen backbone came to."""
+
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Show the numbers of one finished epoch."""

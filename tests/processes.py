@@ -126,14 +126,21 @@ def _run(
 
 
 @contextmanager
-def grouped() -> Iterator[Launch | None]:
+def joined() -> Iterator[Meeting | None]:
     """Bring the processes of ``on_ranks`` together, as a launcher's come; any other is alone."""
     launch = outer_launch()
     if launch is None:
         yield None
         return
     with meeting(launch, timeout=_MINUTE) as met, met.group(backend="gloo"):
-        yield launch
+        yield met
+
+
+@contextmanager
+def grouped() -> Iterator[Launch | None]:
+    """Bring the processes together; yield which of them this is."""
+    with joined() as met:
+        yield None if met is None else met.launch
 
 
 def gathered(rank: int, columns: list[list[Tensor]]) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """From the config to objects: the one place where both meet."""
 
 from finetune.build.cost import describe_cost, measure, with_fitting_batch
+from finetune.build.probe import is_probe_only
 from finetune.build.resolve import IMBALANCE, num_processes
 from finetune.build.training import (
     Training,
@@ -16,6 +17,7 @@ __all__ = [
     "batch_in_memory",
     "build_training",
     "describe_cost",
+    "is_probe_only",
     "measure",
     "num_processes",
     "trainer_options",

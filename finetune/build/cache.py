@@ -113,7 +113,7 @@ def choose_cache(
                 f"are read at their full size. Leave one of them out."
             )
         return CacheChoice(config, None, "off")
-    root = cache_root() if asked in ("auto", "on") else Path(asked).expanduser().resolve()
+    root = stores_root(asked)
     side = _shorter_side(config, transform)
     plan = _plan(config, manifest, root, side, spec)
     reason = _why_not(config, plan, needs_side=isinstance(transform, TrainTransform))
@@ -128,6 +128,11 @@ def choose_cache(
     if side is not None:
         decided["data.cache_px"] = side
     return CacheChoice(replaced(config, decided), replace(plan, on_disk=not reason), reason)
+
+
+def stores_root(asked: str) -> Path:
+    """Return the folder of all stores that ``data.cache`` names, or the usual one."""
+    return cache_root() if asked in ("auto", "on", "off") else Path(asked).expanduser().resolve()
 
 
 def cache_root() -> Path:

@@ -16,6 +16,7 @@ from finetune.errors import ConfigError, DataError
 from finetune.machine import free_cores
 from finetune.models.backbone import Network
 from finetune.models.groups import layer_groups
+from finetune.models.head import linear_head
 from finetune.models.weights import is_pretrained
 from finetune.training.launch import Launch, outer_launch
 from finetune.types import Split
@@ -101,6 +102,7 @@ def _facts(config: Config, manifest: Manifest, network: Network) -> Facts:
         class_counts=manifest.class_counts(Split.TRAIN),
         pretrained=is_pretrained(config.model.weights),
         num_groups=len(layer_groups(network.module)),
+        linear_head=linear_head(network.module) is not None,
         image_size=network.spec.input_size[-1],
         fast_bf16=_fast_bf16(config.trainer.accelerator),
         free_cores=_cores_of_machine(launch),

@@ -8,6 +8,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 
 from finetune.build.cache import CachePlan, cached, choose_cache
 from finetune.build.lone_image import check_lone_image, fewest_images
+from finetune.build.probe import check_probe, is_probe_only, plan_probe
 from finetune.build.recipe import make_recipe, sampling_weights
 from finetune.build.resolve import (
     check_strategy,
@@ -32,6 +33,7 @@ from finetune.models.classifier import BatchNormMode, ImageClassifier
 from finetune.training.datamodule import ImageDataModule, Loading
 from finetune.training.module import ClassificationModule
 from finetune.training.param_groups import learning_rates
+from finetune.training.probe import ProbePlan
 from finetune.training.trainer import TrainerOptions
 from finetune.types import LoadReport, Phase, PreprocessSpec, Reporter, Split
 
@@ -48,6 +50,7 @@ class Training:
         data: What it trains on.
         cache: How its pixels are kept; None where they are read from the files in every epoch.
         no_cache: Why they are not kept.
+        probe: What training begins with; None begins with the head as it is.
         phases: Which depth in which epochs.
         rates: Peak learning rate of each layer group, from the head.
         batch_size: Global, as it will be.
@@ -61,10 +64,16 @@ class Training:
     data: ImageDataModule
     cache: CachePlan | None
     no_cache: str
+    probe: ProbePlan | None
     phases: tuple[Phase, ...]
     rates: tuple[float, ...]
     batch_size: int
     steps_per_epoch: int
+
+    @property
+    def is_probe_only(self) -> bool:
+        """Whether nothing follows the probe."""
+        return is_probe_only(self.config)
 
     @property
     def fewest_images(self) -> int:
@@ -95,7 +104,11 @@ def build_training(
     accelerator = resolve_accelerator(config.trainer.accelerator)
     config = replaced(config, {"trainer.accelerator": accelerator})
     network = _create_network(config, manifest, resumed)
+    asked = config
     config = resolve(config, manifest, network)
+    check_probe(config, asked, network)
+    if is_probe_only(config):
+        config = replaced(config, {"trainer.epochs": 1})
     if config.model.batch_norm == "sync":
         network = replace(network, module=convert_sync_batchnorm(network.module))  # type: ignore[no-untyped-call]
     classifier = ImageClassifier(network.module, batch_norm=_batch_norm_mode(config))
@@ -127,6 +140,7 @@ def build_training(
     )
     check_lone_image(config, classifier, schedule, batch_size)
     augment = train_transform(config.augment.name, spec=network.spec, seed=config.seed)
+    config, probe = plan_probe(config, manifest, network, augment)
     choice = choose_cache(config, manifest, augment, network.spec, going_on=going_on)
     return Training(
         config=choice.config,
@@ -136,6 +150,7 @@ def build_training(
         data=_data_module(config, manifest, augment, network.spec, batch_size),
         cache=choice.plan,
         no_cache=choice.why_not,
+        probe=probe,
         phases=schedule,
         rates=tuple(rates),
         batch_size=batch_size,

@@ -69,6 +69,17 @@ class ConsoleReporter(Reporter):
             self._progress.stop()
             self._progress = None
 
+    def probe(self, found: Mapping[str, Any]) -> None:
+        """Say what the head of the frozen backbone came to, and from how many answers."""
+        self.finish()
+        known = found["images"] - found["images_computed"]
+        self.note(
+            f"The probe took {_duration(found['seconds'])} for {found['images']} images"
+            f"{f', {known} of them known from before' if known else ''}: "
+            f"{found['held_out_accuracy']:.4f} of the training images come out right when left out "
+            f"(penalty {found['penalty']:.1g})."
+        )
+
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Print a row of the table of epochs, and its head before the first."""
         self.finish()
@@ -107,11 +118,8 @@ class ConsoleReporter(Reporter):
             "model": f"{model['backbone']}, {_count(model['parameters'])} parameters, "
             f"{model['image_size']} px",
             "weights": loaded,
-            "training": f"{training['epochs']} epochs of {training['steps_per_epoch']} x "
-            f"{training['batch_size']} images, {training['optimizer']}, "
-            f"{training['lr_schedule']}, {training['precision']} on {where}",
-            "pixels": _pixels(plan["cache"]),
-            "augment": training["augment"],
+            **_probe(plan["probe"]),
+            **_training(plan, where),
             "imbalance": training["imbalance"],
             "best by": f"val/{training['monitor']}",
             "run": plan["run_dir"],
@@ -121,7 +129,8 @@ class ConsoleReporter(Reporter):
         if "cost" in plan:
             rows.update(_costs(plan["cost"]))
         self.pairs(rows)
-        self._phases(plan["phases"])
+        if not (plan["probe"] and plan["probe"]["only"]):
+            self._phases(plan["phases"])
 
     def pairs(self, rows: Mapping[str, str]) -> None:
         """Print names and values, long values wrapped under themselves."""
@@ -213,6 +222,28 @@ def _pixels(cache: Mapping[str, Any]) -> str:
     new = cache["new_gigabytes"]
     cost = f"{cache['gigabytes']:.2g} GB" + ("" if new else ", there already")
     return f"decoded once, kept {form}: {cost} in {cache['folder']}"
+
+
+def _probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
+    if probe is None:
+        return {}
+    views = "each image, also in a mirror" if probe["mirrored"] else "each image"
+    then = "" if probe["only"] else "; what fine-tuning begins with and must beat"
+    return {"probe": f"a head fitted to what the frozen backbone says of {views}{then}"}
+
+
+def _training(plan: Mapping[str, Any], where: str) -> dict[str, str]:
+    training = plan["training"]
+    how = f"{training['precision']} on {where}"
+    if plan["probe"] and plan["probe"]["only"]:
+        return {"training": f"logistic regression until nothing improves, {how}"}
+    return {
+        "training": f"{training['epochs']} epochs of {training['steps_per_epoch']} x "
+        f"{training['batch_size']} images, {training['optimizer']}, {training['lr_schedule']}, "
+        f"{how}",
+        "pixels": _pixels(plan["cache"]),
+        "augment": training["augment"],
+    }
 
 
 def _costs(cost: Mapping[str, Any]) -> dict[str, str]:

@@ -45,6 +45,7 @@ def describe(
             "image_size": network.spec.input_size[-1],
         },
         "cache": _cache(training),
+        "probe": _probe(training),
         "phases": [_phase(training, phase) for phase in training.phases],
         "training": {
             "epochs": config.trainer.epochs,
@@ -67,6 +68,12 @@ def describe(
         },
         "changed": dict(changed),
     }
+
+
+def _probe(training: Training) -> dict[str, Any] | None:
+    if training.probe is None:
+        return None
+    return {"only": training.is_probe_only, "mirrored": training.probe.mirrored}
 
 
 def _cache(training: Training) -> dict[str, Any]:

@@ -36,11 +36,15 @@ def planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, Any
     _say_what_shrank(training, reporter)
     # as it will be: the parts that divide it need not divide what was asked for
     shrunk = replaced(training.config, {"trainer.batch_size": training.batch_size})
-    training, cost = _measured_cost(replace(training, config=shrunk), asked, reporter)
+    training = replace(training, config=shrunk)
+    cost = None
+    if not training.is_probe_only:
+        training, cost = _measured_cost(training, asked, reporter)
     plan = describe(
         training, changed=differences(asked), num_rejected=len(rejected), run_dir=run_dir
     )
-    plan["cost"] = cost
+    if cost is not None:
+        plan["cost"] = cost
     reporter.plan(plan)
     return training, plan, write_rejected(rejected)
 

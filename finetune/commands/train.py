@@ -9,6 +9,7 @@ from uuid import uuid4
 from finetune.build import (
     Training,
     batch_in_memory,
+    is_probe_only,
     num_processes,
     trainer_options,
     with_cache,
@@ -19,6 +20,7 @@ from finetune.config.schema import Config
 from finetune.errors import OutOfMemoryError
 from finetune.inference.evaluation import evaluate_files
 from finetune.inference.predictor import Predictor
+from finetune.machine import process_device
 from finetune.run_folder import RunFolder
 from finetune.signals import StopRequest
 from finetune.storage import write_text
@@ -28,6 +30,7 @@ from finetune.training.launch import Launch
 from finetune.training.loggers import MetricsCsv, Tracking, create_wandb_logger
 from finetune.training.lost import LostProcessError
 from finetune.training.meeting import Meeting
+from finetune.training.probe import fit_probe, is_probe, save_probe
 from finetune.training.spawn import own_meeting
 from finetune.training.trainer import create_trainer
 from finetune.training.trainer import fit as lightning_fit
@@ -61,6 +64,11 @@ def train(
         reporter.note(f"Go on with: finetune fit --resume {run.path}")
         raise
     metrics = {split: dict(result.metrics) for split, result in evaluations.items()}
+    if not training.is_probe_only and is_probe(run.best):
+        reporter.note(
+            f"No epoch beat the probe on val/{training.config.trainer.monitor}: the best model is "
+            f"the probe's. Try a lower optim.lr, or more epochs."
+        )
     _write_bundle(run, metrics)
     tracking.finish(evaluations, classes=training.manifest.classes, bundle=run.bundle)
     write_text(run.done, f"{training.config.trainer.epochs}\n")
@@ -75,13 +83,16 @@ def _trained(
     """Train to the last epoch with all processes, and return the trackers."""
     rank = 0 if met is None else met.launch.rank
     is_trained = _is_trained(run, training.config)
-    if not is_trained:
+    if not is_trained and not training.is_probe_only:
         training = with_cache(training, reporter=reporter)
     tracking = open_tracking(run, training.config, reporter, rank=rank)
     if not is_trained:
         try:
-            with _together(run, training, met) as launch:
-                _run_trainer(run, training, tracking=tracking, reporter=reporter, launch=launch)
+            with _together(run, training, met) as all_of_them:
+                score = _probed(run, training, tracking, reporter, all_of_them)
+                if not training.is_probe_only:
+                    launch = None if all_of_them is None else all_of_them.launch
+                    _run_trainer(run, training, tracking, reporter, launch, baseline=score)
         except BaseException as error:
             tracking.break_off(in_order=isinstance(error, StopRequest | OutOfMemoryError))
             raise
@@ -89,8 +100,8 @@ def _trained(
 
 
 @contextmanager
-def _together(run: RunFolder, training: Training, met: Meeting | None) -> Iterator[Launch | None]:
-    """Bring all processes of the run into one group; yield which of them this is."""
+def _together(run: RunFolder, training: Training, met: Meeting | None) -> Iterator[Meeting | None]:
+    """Bring all processes of the run into one group; yield them, or None for one alone."""
     config = training.config
     count = 0 if met is not None else int(config.trainer.devices) - 1
     if met is None and not count:
@@ -105,7 +116,37 @@ def _together(run: RunFolder, training: Training, met: Meeting | None) -> Iterat
             hand_out_run(all_of_them, run, training)
         backend = "nccl" if config.trainer.accelerator == "cuda" else "gloo"
         with all_of_them.group(backend=backend):
-            yield all_of_them.launch
+            yield all_of_them
+
+
+def _probed(
+    run: RunFolder,
+    training: Training,
+    tracking: Tracking,
+    reporter: Reporter,
+    met: Meeting | None,
+) -> float | None:
+    """Begin a run with its probe, which is the best model so far; return its score."""
+    plan = training.probe
+    if plan is None or run.last.is_file():
+        return None
+    trainer = training.config.trainer
+    device = process_device(trainer.accelerator, 0 if met is None else met.launch.local_rank)
+    module = training.module
+    found = fit_probe(module.classifier, plan, device=device, met=met, reporter=reporter)
+    if found is None:
+        assert met is not None, "rank 0 finds something"
+        return float(met.receive("probe"))  # however long the fit takes
+    reporter.probe(found.as_json())
+    row = {f"val/{name}": float(value) for name, value in found.metrics.items()}
+    row["train/loss"] = found.train_loss
+    # as the epoch before the first, or the only one
+    tracking.csv.record(row, epoch=0 if training.is_probe_only else -1, step=0)
+    save_probe(module, found, run.best)
+    score = row[f"val/{trainer.monitor}"]
+    if met is not None:
+        met.hand_out("probe", score)
+    return score
 
 
 def hand_out_run(met: Meeting, run: RunFolder, training: Training) -> None:
@@ -128,10 +169,11 @@ def where(run: RunFolder) -> list[int] | None:
 def _run_trainer(
     run: RunFolder,
     training: Training,
-    *,
     tracking: Tracking,
     reporter: Reporter,
     launch: Launch | None,
+    *,
+    baseline: float | None,
 ) -> None:
     """Train to the last epoch, from the last checkpoint if there is one."""
     checkpoint = run.last if run.last.is_file() else None
@@ -147,6 +189,7 @@ def _run_trainer(
         ],
         loggers=tracking.loggers,
         launch=launch,
+        baseline=baseline,
     )
     lightning_fit(trainer, training.module, training.data, checkpoint=checkpoint)
 
@@ -247,6 +290,8 @@ def is_complete(run: RunFolder, config: Config) -> bool:
 
 
 def _is_trained(run: RunFolder, config: Config) -> bool:
+    if is_probe_only(config):
+        return run.best.is_file()
     position = stored_position(run)
     if position is None:
         return False

@@ -18,6 +18,7 @@ class Facts:
         class_counts: Training images of each class.
         pretrained: Whether the backbone starts from weights.
         num_groups: Layer groups of the network, the head included.
+        linear_head: Whether its classifier is one linear layer.
         image_size: Side in pixels that the weights expect.
         fast_bf16: Whether the machine computes bfloat16 faster than float32.
         free_cores: Cores that the processes of this machine share.
@@ -32,6 +33,7 @@ class Facts:
     image_size: int
     fast_bf16: bool
     free_cores: int
+    linear_head: bool = True
     accelerator: str = "cpu"
     processes_per_node: int = 1
     num_nodes: int = 1
@@ -57,6 +59,7 @@ def auto_values(config: Config, facts: Facts) -> dict[str, Any]:
         "data.num_workers": _num_workers(facts, config.trainer.devices),
         "model.batch_norm": "frozen" if facts.pretrained else "train",
         "unfreeze.name": "head_first" if facts.pretrained else "all",
+        "probe.enabled": _words(_begins_with_a_probe(config, facts)),
         "augment.name": "medium",
         "optim.lr": {"adamw": 1e-3, "sgd": 1e-2}[config.optim.name],
         "optim.backbone_lr_scale": 0.05 if facts.pretrained else 1.0,
@@ -75,6 +78,15 @@ def auto_values(config: Config, facts: Facts) -> dict[str, Any]:
         epochs = chosen.get("trainer.epochs", config.trainer.epochs)
         chosen["unfreeze.params"] = {"epochs": max(1, round(0.3 * epochs))} if epochs > 1 else {}
     return chosen
+
+
+def _begins_with_a_probe(config: Config, facts: Facts) -> bool:
+    """Where the backbone knows something, and rank 0 holds all of it."""
+    return facts.pretrained and facts.linear_head and config.trainer.strategy == "ddp"
+
+
+def _words(value: bool) -> str:
+    return "on" if value else "off"
 
 
 def _epochs(facts: Facts) -> int:

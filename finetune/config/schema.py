@@ -46,6 +46,9 @@ def _on_and_off_are_words(value: Any) -> Any:
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_and_off_are_words)]
+
+
 def _cache_place(value: str) -> str:
     """Take a word, or a folder that is not a mistyped word."""
     words = ("auto", "on", "off")
@@ -170,6 +173,19 @@ class UnfreezeConfig(Section):
     params: dict[str, Any] = Field(
         default_factory=dict,
         description="head_first: epochs; gradual: start, every, step; milestones: depths",
+    )
+
+
+class ProbeConfig(Section):
+    """The head fitted to what the frozen backbone says, before anything else trains."""
+
+    enabled: Switch = Field(
+        "auto",
+        description="begin with a head fitted until nothing improves, which fine-tuning must then "
+        "beat; auto: with pretrained weights. off: linear_probe trains the head in epochs",
+    )
+    mirrored: Switch = Field(
+        "auto", description="fit to each image in a mirror, too; auto: if augment.name flips"
     )
 
 
@@ -361,6 +377,7 @@ class Config(Section):
     cache: CacheConfig = Field(default_factory=CacheConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     unfreeze: UnfreezeConfig = Field(default_factory=UnfreezeConfig)
+    probe: ProbeConfig = Field(default_factory=ProbeConfig)
     imbalance: ImbalanceConfig = Field(default_factory=ImbalanceConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)

@@ -216,3 +216,10 @@ def opening(pipeline: A.Compose) -> Opening | None:
     if type(first) is A.Resize:
         return Opening(first, (first.height, first.width), modes[first.interpolation], 1.0)
     return None
+
+
+def flips(transform: Transform) -> bool:
+    """Tell whether a training transform shows images in a mirror, so that it changes no class."""
+    if not isinstance(transform, TrainTransform):
+        return False
+    return any(isinstance(step, A.HorizontalFlip) for step in transform.pipeline.transforms)

@@ -38,6 +38,14 @@ class MovableCheckpoint(ModelCheckpoint):
     Lightning forgets it there, and the next epoch, however bad, would replace the best.
     """
 
+    def begin_with(self, score: float) -> None:
+        """Let an epoch be kept only if it is better than what lies at the file's place by now."""
+        file = str(Path(str(self.dirpath)) / f"{self.filename}.ckpt")
+        best = torch.tensor(score)
+        self.best_k_models = {file: best}
+        self.kth_value = self.best_model_score = best
+        self.kth_best_model_path = self.best_model_path = file
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what was saved, with the paths of today."""
         before, now = str(state_dict["dirpath"]), str(self.dirpath)

@@ -4,7 +4,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from weakref import WeakSet
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from finetune.data.dataset import Batch
-from finetune.machine import is_out_of_memory, release_memory
+from finetune.machine import autocast, is_out_of_memory, release_memory
 from finetune.models.classifier import ImageClassifier, normalise
 from finetune.training.module import ClassificationModule
 
@@ -136,7 +135,7 @@ class StepMeter:
     def _loss(self, size: int) -> Tensor:
         rows = torch.arange(size, device=self.device) % len(self.images)
         pixels = normalise(self.images[rows], mean=self.module.spec.mean, std=self.module.spec.std)
-        with self._autocast():
+        with autocast(self.precision, self.device):
             logits = self.classifier(pixels).float()
         loss: Tensor = self.module.recipe.criterion(logits, self.labels[rows])
         return loss
@@ -180,12 +179,6 @@ class StepMeter:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision == "32-true":
-            return nullcontext()
-        dtype = torch.bfloat16 if self.precision.startswith("bf16") else torch.float16
-        return torch.autocast(self.device.type, dtype)
 
 
 class _Saved:

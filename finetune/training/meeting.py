@@ -180,7 +180,7 @@ class Meeting:
             try:
                 yield
                 with lost_process_explained():
-                    _stop_together(backend)
+                    stop_together()
             except BaseException as error:
                 # all have stopped together; otherwise NCCL could wait here for those that are gone
                 if backend == "gloo" or isinstance(error, StopRequest):
@@ -287,13 +287,14 @@ def telling(met: Meeting) -> Iterator[None]:
         met.close()
 
 
-def _stop_together(backend: str) -> None:
+def stop_together() -> None:
     """Wait for all ranks, and raise on all of them if one was asked to stop.
 
     Raises:
         StopRequest: The most urgent signal of all ranks.
     """
-    noted = torch.tensor([signals.noted()], device="cuda" if backend == "nccl" else "cpu")
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    noted = torch.tensor([signals.noted()], device=device)
     dist.all_reduce(noted, dist.ReduceOp.MAX)
     if int(noted):
         raise StopRequest(int(noted))

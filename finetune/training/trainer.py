@@ -108,6 +108,7 @@ def create_trainer(
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
     launch: Launch | None = None,
+    baseline: float | None = None,
 ) -> Trainer:
     """Return a trainer that keeps ``checkpoints/best.ckpt`` and ``last.ckpt`` in a run folder.
 
@@ -117,6 +118,7 @@ def create_trainer(
         callbacks: Run before the checkpoints are written.
         loggers: Get every metric.
         launch: This process; None stands alone.
+        baseline: Score of what ``best.ckpt`` holds before the first epoch, on all ranks.
     """
     _be_quiet()
     mode = "min" if options.monitor.endswith("loss") else "max"
@@ -136,11 +138,11 @@ def create_trainer(
                 check_on_train_epoch_end=True,
             )
         )
+    best = keep_checkpoint(folder, "best", monitor=options.monitor, mode=mode)
+    if baseline is not None:
+        best.begin_with(baseline)
     # the last checkpoint is written after the best, so that it knows the best score
-    kept += [
-        keep_checkpoint(folder, "best", monitor=options.monitor, mode=mode),
-        keep_checkpoint(folder, "last"),
-    ]
+    kept += [best, keep_checkpoint(folder, "last")]
     if not torch.cuda.is_available():
         # Lightning lets torch ask the driver for GPUs, and each optimizer step asks again
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"

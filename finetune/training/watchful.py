@@ -51,6 +51,10 @@ class Watchful(Reporter):
         """Pass it on."""
         self.reporter.finish()
 
+    def probe(self, found: Mapping[str, Any]) -> None:
+        """Pass it on."""
+        self.reporter.probe(found)
+
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Pass it on."""
         self.reporter.epoch(row)

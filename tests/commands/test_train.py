@@ -50,6 +50,7 @@ def config_of(data: Path, output: Path, pretrained: Path, **more: Any) -> Config
         "model__weights": str(pretrained),
         "model__batch_norm": "frozen",
         "unfreeze__name": "all",
+        "probe__enabled": "off",
         "optim__name": "sgd",
         "optim__lr": 0.1,
         "optim__backbone_lr_scale": 1.0,

@@ -13,6 +13,7 @@ EXPLICIT: dict[str, Any] = {
     "data.num_workers": 0,
     "model.batch_norm": "train",
     "unfreeze.name": "gradual",
+    "probe.enabled": "off",
     "augment.name": "none",
     "optim.lr": 1e-5,
     "optim.backbone_lr_scale": 0.5,
@@ -65,6 +66,13 @@ def test_pretrained_weights_are_spared_and_random_ones_are_not() -> None:
     assert spared["optim.backbone_lr_scale"] < 1
     assert spared["optim.layer_decay"] < 1
     assert "unfreeze.params" not in random
+
+
+def test_a_backbone_that_knows_something_is_probed() -> None:
+    assert chosen()["probe.enabled"] == "on"
+    assert chosen(pretrained=False)["probe.enabled"] == "off"
+    assert chosen(linear_head=False)["probe.enabled"] == "off"
+    assert chosen({"trainer.strategy": "fsdp"})["probe.enabled"] == "off"
 
 
 def test_the_decay_over_all_groups_is_that_of_five_stages() -> None:

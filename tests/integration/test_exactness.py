@@ -75,6 +75,7 @@ def _own_code(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 CONFIG = f"""
 data: {{image_size: 32, num_workers: 0}}
 model: {{backbone: test_resnet, weights: weights.pth, batch_norm: frozen}}
+probe: {{enabled: "off"}}
 unfreeze: {{name: gradual, params: {{start: 2, every: 2, step: 0.5}}}}
 augment: {{name: light}}
 optim: {{name: sgd, lr: 0.2, backbone_lr_scale: 1, layer_decay: 1, weight_decay: 0}}

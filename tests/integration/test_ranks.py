@@ -48,6 +48,7 @@ def settings_of(place: Path, schedule: str, optim: dict[str, Any]) -> dict[str, 
     return {
         "model__weights": str(place / "weights.pth"),
         "model__batch_norm": "frozen",
+        "probe__enabled": "off",
         "trainer__epochs": 3,
         "unfreeze__name": schedule,
         "unfreeze__params": SCHEDULES[schedule],

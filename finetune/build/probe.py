@@ -1,0 +1,110 @@
+"""Whether a run begins with a probe, and how that is made."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from finetune.build.cache import stores_root
+from finetune.build.recipe import sampling_weights
+from finetune.build.resolve import number
+from finetune.config.load import replaced
+from finetune.config.schema import Config, LossConfig
+from finetune.data.manifest import Manifest
+from finetune.data.transform import Transform, flips
+from finetune.errors import ConfigError
+from finetune.losses import balanced_class_weights
+from finetune.models.backbone import Network
+from finetune.models.head import linear_head
+from finetune.training.features import FeaturePlan
+from finetune.training.probe import ProbeImages, ProbePlan
+from finetune.types import Split
+
+
+def is_probe_only(config: Config) -> bool:
+    """Tell whether the probe is all that a resolved config asks for."""
+    return config.unfreeze.name == "linear_probe" and config.probe.enabled == "on"
+
+
+def check_probe(config: Config, asked: Config, network: Network) -> None:
+    """Refuse what cannot be done by a probe.
+
+    Args:
+        config: Resolved.
+        asked: As it was before.
+        network: The backbone.
+
+    Raises:
+        ConfigError: Names both settings.
+    """
+    if config.probe.enabled == "off":
+        return
+    if linear_head(network.module) is None:
+        raise ConfigError(
+            f"probe.enabled=on cannot apply to {config.model.backbone}, whose classifier is not "
+            f"one linear layer. Leave it out."
+        )
+    if config.trainer.strategy != "ddp":
+        raise ConfigError(
+            f"probe.enabled=on cannot apply to trainer.strategy={config.trainer.strategy}: no "
+            f"process holds the whole network. Set probe.enabled=off."
+        )
+    if not is_probe_only(config):
+        return
+    for key, idle in (
+        ("trainer.epochs", asked.trainer.epochs not in ("auto", 1)),
+        ("loss", config.loss != LossConfig()),
+        ("augment.mixup", bool(config.augment.mixup)),
+    ):
+        if idle:
+            raise ConfigError(
+                f"{key} cannot apply to unfreeze.name=linear_probe: the head is fitted by logistic "
+                f"regression until nothing improves. Leave it out, or set probe.enabled=off to "
+                f"train the head in epochs."
+            )
+
+
+def plan_probe(
+    config: Config, manifest: Manifest, network: Network, transform: Transform
+) -> tuple[Config, ProbePlan | None]:
+    """Return the config with ``probe`` decided, and how the probe is made; None without one.
+
+    Args:
+        config: Resolved but for this.
+        manifest: The images.
+        network: The backbone.
+        transform: Of training images.
+    """
+    mirrored = config.probe.mirrored == "on"
+    if config.probe.mirrored == "auto":
+        mirrored = flips(transform)
+        config = replaced(config, {"probe.mirrored": "on" if mirrored else "off"})
+    if config.probe.enabled == "off":
+        return config, None
+    train = _images(manifest, Split.TRAIN)
+    weights = sampling_weights(config, train.labels.tolist(), len(manifest.classes))
+    if weights is not None:
+        train = replace(train, weights=weights)
+    if config.imbalance.class_weights == "balanced":
+        by_class = balanced_class_weights(manifest.class_counts(Split.TRAIN))
+        train = replace(train, weights=train.weights * np.asarray(by_class)[train.labels])
+    return config, ProbePlan(
+        train=train,
+        val=_images(manifest, Split.VAL),
+        classes=manifest.classes,
+        mirrored=mirrored,
+        features=FeaturePlan(
+            spec=network.spec,
+            precision=config.trainer.precision,
+            root=stores_root(config.data.cache),
+            owner=str(manifest.root),
+            limit_bytes=round(config.cache.max_gb * 1e9),
+            num_workers=number(config.data.num_workers),
+            max_pixels=int(config.data.max_megapixels * 1e6),
+        ),
+    )
+
+
+def _images(manifest: Manifest, split: Split) -> ProbeImages:
+    samples = manifest.of(split)
+    labels = np.asarray(manifest.labels(samples), np.int64)
+    return ProbeImages(manifest.paths(samples), labels, np.ones(len(labels)))

@@ -1,0 +1,179 @@
+"""The probe of a run: a head fitted to what the frozen backbone says of the images.
+
+A backbone that does not move says the same of an image in every epoch. It is asked once, and the
+head is fitted to the answers until nothing improves: the whole of a linear probe, and what
+fine-tuning begins with and must beat (Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from finetune.metrics import evaluate_probabilities
+from finetune.models.classifier import ImageClassifier
+from finetune.models.head import linear_head, set_head
+from finetune.probe.choice import Fitted, fit_head
+from finetune.storage import atomic_file
+from finetune.training.features import FeaturePlan, Features
+from finetune.training.meeting import Meeting
+from finetune.training.module import CARD_KEY, ClassificationModule
+from finetune.types import Reporter
+
+PROBE_KEY = "probe"
+"""Where a checkpoint of the probe says what came of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeImages:
+    """Images of one split.
+
+    Attributes:
+        paths: Files, shape (N,).
+        labels: Class indices, shape (N,).
+        weights: Of each image in the mean loss, shape (N,).
+    """
+
+    paths: Sequence[Path]
+    labels: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbePlan:
+    """How the probe of a run is made.
+
+    Attributes:
+        train: What the head is fitted to.
+        val: What it is measured on.
+        classes: Names in index order.
+        mirrored: Whether the head sees each training image in a mirror, too.
+        features: How the backbone is asked.
+    """
+
+    train: ProbeImages
+    val: ProbeImages
+    classes: tuple[str, ...]
+    mirrored: bool
+    features: FeaturePlan
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What came of it.
+
+    Attributes:
+        fitted: The head, and how it was chosen.
+        train_loss: Weighted mean loss of the training images.
+        metrics: Of the validation images, by name.
+        seconds: All of it.
+        num_images: Of training and validation.
+        num_computed: Of these, those that the backbone had to be asked about.
+    """
+
+    fitted: Fitted
+    train_loss: float
+    metrics: Mapping[str, float]
+    seconds: float
+    num_images: int
+    num_computed: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "metrics": {name: float(value) for name, value in self.metrics.items()},
+            "train_loss": self.train_loss,
+            "penalty": self.fitted.penalty,
+            "held_out_accuracy": self.fitted.held_out_accuracy,
+            "held_out_loss": self.fitted.held_out_loss,
+            "images": self.num_images,
+            "images_computed": self.num_computed,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def fit_probe(
+    classifier: ImageClassifier,
+    plan: ProbePlan,
+    *,
+    device: torch.device,
+    met: Meeting | None,
+    reporter: Reporter,
+) -> Probe | None:
+    """Fit the head of a network to features of its backbone, and put it there, on rank 0.
+
+    All ranks of the process group call it and share the images; rank 0 alone writes and fits.
+
+    Args:
+        classifier: Whose head is fitted; it is left in eval mode, on the device.
+        plan: Images and ways.
+        device: Of this rank.
+        met: The ranks; None for one alone.
+        reporter: Told of the progress.
+
+    Returns:
+        What came of it, on rank 0; None on the others.
+
+    Raises:
+        DataError: A file no longer reads as it did before.
+        StorageError: The disk is full or fails.
+        TrainingError: The features are no numbers.
+    """
+    start = time.monotonic()
+    classifier.eval().to(device)
+    if met is not None:
+        with_weights_of_rank_0(classifier)
+    network = classifier.network
+    features = Features(network, plan.features, device=device, met=met, reporter=reporter)
+    train = features.of(plan.train.paths, mirrored=plan.mirrored)
+    val = features.of(plan.val.paths)
+    if met is not None and met.launch.rank > 0:
+        return None
+    labels, weights = plan.train.labels, plan.train.weights
+    fitted = fit_head(train, labels, weights, num_classes=len(plan.classes))
+    head = linear_head(network)
+    assert head is not None, "looked for by who plans"
+    set_head(head, weight=fitted.head.weight, bias=fitted.head.bias)
+    probabilities = fitted.head.logits(val[0]).softmax(dim=1)
+    of_val = torch.from_numpy(plan.val.labels)
+    metrics = evaluate_probabilities(probabilities, of_val, classes=plan.classes).metrics
+    train_loss = _mean_loss(fitted.head.logits(train[0]), plan.train)
+    seconds = time.monotonic() - start
+    num_images = len(plan.train.paths) + len(plan.val.paths)
+    return Probe(fitted, train_loss, metrics, seconds, num_images, features.num_computed)
+
+
+def with_weights_of_rank_0(classifier: ImageClassifier) -> None:
+    """Give all ranks the parameters and buffers that rank 0 alone has read."""
+    for tensor in classifier.state_dict().values():
+        dist.broadcast(tensor, src=0)
+
+
+def save_probe(module: ClassificationModule, found: Probe, file: Path) -> None:
+    """Write a network that ends in a fitted head as the best model so far.
+
+    Raises:
+        StorageError: The disk is full or fails.
+    """
+    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    checkpoint = {"state_dict": state, CARD_KEY: module.card, PROBE_KEY: found.as_json()}
+    with atomic_file(file) as temporary, temporary.open("wb") as stream:
+        torch.save(checkpoint, stream)
+
+
+def is_probe(file: Path) -> bool:
+    """Tell whether a checkpoint was written by ``save_probe``."""
+    return PROBE_KEY in torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _mean_loss(logits: Tensor, images: ProbeImages) -> float:
+    labels = torch.from_numpy(images.labels)
+    share = torch.from_numpy(images.weights / images.weights.sum()).float()
+    return -float(logits.log_softmax(dim=1).gather(1, labels[:, None])[:, 0] @ share)

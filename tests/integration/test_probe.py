@@ -1,0 +1,180 @@
+"""Runs that are a probe, that begin with one, and that do not beat it."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import finetune as api
+from finetune.cli.main import run as run_command
+from finetune.errors import ConfigError
+from finetune.probe.choice import fit_head
+from tests.networks import one_thread
+from tests.runs import assert_same_bits, checkpoint, rows, weights, write_photos, write_weights
+
+SMALL = (
+    "data.image_size=32", "data.num_workers=0", "model.backbone=test_resnet",
+    "trainer.batch_size=8", "trainer.precision=32-true", "trainer.accelerator=cpu",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with photos that are easily told apart, weights and an empty cache."""
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    write_photos(tmp_path / "photos")
+    write_weights(tmp_path / "weights.pth")
+    return tmp_path
+
+
+def fit(place: Path, name: str, *more: object) -> Path:
+    """Fit in this process; it must end well. Return the run folder."""
+    run = place / name
+    given = ("fit", place / "photos", "--weights", place / "weights.pth", "--output", run)
+    assert run_command([str(word) for word in (*given, *SMALL, *more)]) == 0
+    return run
+
+
+def score(run: Path, row: int, metric: str = "accuracy") -> float:
+    return float(rows(run)[row][f"val/{metric}"])
+
+
+def measured(run: Path) -> dict[str, float]:
+    """Return what the finished model comes to on the validation images."""
+    metrics: dict[str, float] = api.evaluate(run).as_json()["metrics"]
+    return metrics
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_a_linear_probe_is_a_run_like_any_other(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(place, "run", "--unfreeze", "linear_probe")
+    shown = said(capsys)
+    assert "a head fitted to what the frozen backbone says of each image, also in a mirror" in shown
+    assert "logistic regression until nothing improves" in shown
+    assert "epochs of" not in shown
+    (row,) = rows(run)
+    assert row["epoch"] == "1"
+    assert not (run / "checkpoints" / "last.ckpt").exists(), "there is nothing to resume"
+    found = measured(run)
+    for name in ("accuracy", "loss", "macro_f1", "balanced_accuracy"):
+        assert found[name] == pytest.approx(float(row[f"val/{name}"]), abs=1e-4)
+    assert run_command(["fit", "--resume", str(run)]) == 0
+    assert "complete; nothing is left to do" in said(capsys)
+    assert len(rows(run)) == 1
+
+
+def test_the_backbone_stays_as_it_was(place: Path) -> None:
+    run = fit(place, "run", "--unfreeze", "linear_probe")
+    before = torch.load(place / "weights.pth", weights_only=True)
+    after = weights(run, "best")
+    for name, tensor in before.items():
+        if not name.startswith("fc."):
+            assert torch.equal(after[f"classifier.network.{name}"], tensor), name
+
+
+def test_another_probe_of_the_same_images_asks_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(place, "first", "--unfreeze", "linear_probe")
+    assert "known from before" not in said(capsys)
+    fit(place, "second", "--unfreeze", "linear_probe", "--imbalance", "class_weights")
+    assert "39 of them known from before" in said(capsys)
+
+
+def test_fine_tuning_begins_with_the_probe(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    probe = fit(place, "probe", "--unfreeze", "linear_probe")
+    capsys.readouterr()
+    run = fit(place, "run", "--unfreeze", "all", "--epochs", 1, "optim.lr=1e-12")
+    assert "what fine-tuning begins with and must beat" in said(capsys)
+    assert [row["epoch"] for row in rows(run)] == ["0", "1"]
+    assert score(run, 0, "loss") == pytest.approx(score(probe, 0, "loss"), abs=1e-6)
+    assert score(run, 1, "loss") == pytest.approx(score(run, 0, "loss"), abs=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_no_learning_rate_ends_below_the_probe(
+    optimizer: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # a rate at which training falls apart without becoming infinite
+    run = fit(
+        place, "run", "--unfreeze", "all", "--epochs", 2, "optim.lr=0.1", "trainer.monitor=loss",
+        f"optim.name={optimizer}", "optim.backbone_lr_scale=1",
+    )  # fmt: skip
+    shown = said(capsys)
+    assert score(run, -1, "loss") > score(run, 0, "loss")
+    assert "No epoch beat the probe on val/loss: the best model is the probe's." in shown
+    assert measured(run)["loss"] == pytest.approx(score(run, 0, "loss"), abs=1e-4)
+
+
+def test_an_epoch_that_beats_the_probe_is_the_best_model(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weak = partial(fit_head, penalties=(10.0,))
+    monkeypatch.setattr("finetune.training.probe.fit_head", weak)
+    run = fit(
+        place, "run", "--unfreeze", "all", "--epochs", 4, "optim.lr=1e-3", "--augment", "none",
+        "optim.backbone_lr_scale=1", "trainer.monitor=loss", "loss.label_smoothing=0",
+    )  # fmt: skip
+    losses = [score(run, row, "loss") for row in range(5)]
+    assert min(losses) < losses[0]
+    assert "epoch" in checkpoint(run, "best")
+    assert measured(run)["loss"] == pytest.approx(min(losses), abs=1e-4)
+
+
+def test_a_run_that_was_ended_after_its_probe_ends_alike(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--unfreeze", "all", "--epochs", 2)
+    whole = fit(place, "whole", *words)
+    import finetune.commands.train as train
+
+    def broken(*args: Any, **more: Any) -> None:
+        raise ConfigError("ended by the test")
+
+    run = place / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "create_trainer", broken)
+        given = ("fit", place / "photos", "--weights", place / "weights.pth", "--output", run)
+        assert run_command([str(word) for word in (*given, *SMALL, *words)]) == 2
+    assert (run / "checkpoints" / "best.ckpt").is_file()
+    assert run_command(["fit", "--resume", str(run)]) == 0
+    assert_same_bits(weights(run), weights(whole))
+    assert [{**row, "seconds": ""} for row in rows(run)] == [
+        {**row, "seconds": ""} for row in rows(whole)
+    ]
+
+
+def test_without_a_probe_the_head_is_trained_in_epochs(place: Path) -> None:
+    run = fit(place, "run", "--unfreeze", "linear_probe", "--epochs", 2, "probe.enabled=off")
+    assert [row["epoch"] for row in rows(run)] == ["1", "2"]
+    assert (run / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--epochs", 3), "trainer.epochs cannot apply to unfreeze.name=linear_probe"),
+        (("loss.label_smoothing=0.2",), "loss cannot apply to unfreeze.name=linear_probe"),
+        (("augment.mixup=0.2",), "augment.mixup cannot apply to unfreeze.name=linear_probe"),
+    ],
+)
+def test_what_a_probe_does_not_do_is_refused(
+    words: tuple[object, ...], message: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("fit", place / "photos", "--weights", place / "weights.pth", *SMALL, *words)
+    assert run_command([*map(str, given), "--unfreeze", "linear_probe"]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())

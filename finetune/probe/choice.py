@@ -18,6 +18,8 @@ _FOLDS_UP_TO = 20_000
 
 _PATIENCE = 2
 
+_ROUGHLY, _EXACTLY = 1e-4, 1e-5
+
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
@@ -61,18 +63,17 @@ def fit_head(
     folds = stratified_folds(labels, _FOLDS)
     used = _FOLDS if len(labels) <= _FOLDS_UP_TO else 1
     tried: dict[float, tuple[float, float]] = {}
-    fitters = [
-        _fitter(views, labels, weights * (folds != fold), num_classes) for fold in range(used)
-    ]
+    without = np.stack([weights * (folds != fold) for fold in range(used)])
+    fitter = _fitter(views, labels, without, num_classes, tolerance=_ROUGHLY)
     for penalty in penalties:
-        heads = [fitter.fit(penalty) for fitter in fitters]
+        heads = fitter.fit(penalty)
         tried[penalty] = _measured(heads, views[0], labels, weights, folds)
         best = min(tried, key=lambda tried_one: tried[tried_one][0])
         if len(tried) - list(tried).index(best) > _PATIENCE:
             break
-    whole = _fitter(views, labels, weights, num_classes)
+    whole = _fitter(views, labels, weights[None], num_classes, tolerance=_EXACTLY)
     for penalty in tried:  # along the same path, which is quicker than from nothing
-        head = whole.fit(penalty)
+        (head,) = whole.fit(penalty)
         if penalty == best:
             break
     loss, accuracy = tried[best]
@@ -111,11 +112,15 @@ def _fitter(
     labels: NDArray[np.int64],
     weights: NDArray[np.float64],
     num_classes: int,
+    *,
+    tolerance: float,
 ) -> HeadFitter:
+    """Return what fits a head to each row of weights (H, N), which all views of an image share."""
     repeats = len(views)
-    return HeadFitter(
-        Problem(_Views(views), np.tile(labels, repeats), np.tile(weights, repeats), num_classes)
+    table = Problem(
+        _Views(views), np.tile(labels, repeats), np.tile(weights, (1, repeats)), num_classes
     )
+    return HeadFitter(table, tolerance=tolerance)
 
 
 def _measured(

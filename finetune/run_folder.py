@@ -141,11 +141,15 @@ def point_latest_at(run: RunFolder) -> None:
 
 
 @contextmanager
-def occupied(run: RunFolder) -> Iterator[None]:
+def occupied(run: RunFolder, *, patience: float = 0.0) -> Iterator[None]:
     """Keep every other process from training the run meanwhile.
 
     After a kill the processes that read images hold the lock for some seconds more. Where the file
     system has no locks, nothing is kept.
+
+    Args:
+        run: Is trained.
+        patience: Seconds to wait longer for one that may be about to give up.
 
     Raises:
         RunFolderError: Another process trains it.
@@ -155,7 +159,7 @@ def occupied(run: RunFolder) -> Iterator[None]:
     with disk_errors_explained(file):
         lock = file.open("a+")
     with lock:
-        end = time.monotonic() + _LOCK_SECONDS
+        end = time.monotonic() + _LOCK_SECONDS + patience
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -99,7 +99,7 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
             manifest=write_manifest(training.manifest),
             rejected=rejected,
         )
-        with run_folder.occupied(run):
+        with _occupied(run, training.config, met):
             metrics = _trained(run, training, reporter=reporter, met=met)
         return FitResult(run.path, time.monotonic() - start, metrics, plan)
 
@@ -225,13 +225,19 @@ def _resumed(
             met.hand_out("run", None)
         reporter.note("The run is complete; nothing is left to do. Longer: add --epochs.")
         return FitResult(run.path, time.monotonic() - start, _stored_metrics(run), {})
-    with run_folder.occupied(run):
+    with _occupied(run, config, met):
         remove_leftovers(run.path)
         training, plan = _planned_again(run, config, reporter)
         write_text(run.config, dump_config(training.config))
         run_folder.point_latest_at(run)
         metrics = _trained(run, training, reporter=reporter, met=met)
     return FitResult(run.path, time.monotonic() - start, metrics, plan)
+
+
+def _occupied(run: RunFolder, config: Config, met: Meeting | None) -> AbstractContextManager[None]:
+    """Keep others from the run; one that a cut link keeps alive is waited for until it gives up."""
+    patience = 0.0 if met is None else config.trainer.collective_timeout_seconds
+    return run_folder.occupied(run, patience=patience)
 
 
 def _planned_again(

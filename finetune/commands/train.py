@@ -92,7 +92,8 @@ def _trained(
                 score = _probed(run, training, tracking, reporter, all_of_them)
                 if not training.is_probe_only:
                     launch = None if all_of_them is None else all_of_them.launch
-                    _run_trainer(run, training, tracking, reporter, launch, baseline=score)
+                    with nullcontext() if all_of_them is None else all_of_them.silence():
+                        _run_trainer(run, training, tracking, reporter, launch, baseline=score)
         except BaseException as error:
             tracking.break_off(in_order=isinstance(error, StopRequest | OutOfMemoryError))
             raise

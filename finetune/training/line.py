@@ -5,8 +5,8 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -40,7 +40,9 @@ class Line:
         self.timeout = timeout
         self._questions: queue.SimpleQueue[tuple[Callable[[Store], Any], list[Any]] | None]
         self._questions = queue.SimpleQueue()
-        arguments = (connect, beat, self._questions)
+        self._beats = threading.Event()
+        self._beats.set()
+        arguments = (connect, beat, self._questions, self._beats)
         threading.Thread(target=_answer, args=arguments, daemon=True).start()
 
     def ask(self, question: Callable[[Store], T], *, seconds: float | None = None) -> T:
@@ -68,6 +70,16 @@ class Line:
         found: T = answer[0]
         return found
 
+    @contextmanager
+    def silence(self) -> Iterator[None]:
+        """Give no sign of life in the block, nor after an error.
+
+        One that is never answered would keep everybody else here from the store.
+        """
+        self._beats.clear()
+        yield
+        self._beats.set()
+
     def close(self) -> None:
         """Ask no more."""
         self._questions.put(None)
@@ -77,6 +89,7 @@ def _answer(
     connect: Callable[[], Store],
     beat: Callable[[Store], Any],
     questions: "queue.SimpleQueue[tuple[Callable[[Store], Any], list[Any]] | None]",
+    beats: threading.Event,
 ) -> None:
     """Answer the questions until there are no more."""
     store: Store | None = None
@@ -88,7 +101,7 @@ def _answer(
         failure = error
     last = time.monotonic()
     while True:
-        if time.monotonic() - last > BEAT_SECONDS and store is not None:
+        if time.monotonic() - last > BEAT_SECONDS and store is not None and beats.is_set():
             with suppress(RuntimeError):  # who asks something finds out
                 beat(store)
             last = time.monotonic()

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch.distributed as dist
 
 from finetune import signals
 from finetune.errors import TrainingError
 from finetune.signals import StopRequest
+from finetune.training.launch import Launch
 
 _WORDS = re.compile(
     r"gloo/transport|connection (was )?(closed|reset)|clients joined|wait timeout after"
@@ -47,6 +49,20 @@ def explain_lost_process(error: BaseException) -> TrainingError | None:
             "memory. Go on with --resume."
         )
     return None
+
+
+def explain_silence(rank: int, launch: Launch, timeout: timedelta, *, heard: bool) -> TrainingError:
+    """Return what it means that a rank gives no sign of life, or was never heard of."""
+    seconds = timeout.total_seconds()
+    if heard:
+        return TrainingError(
+            f"Rank {rank} ended, or gives no sign of life for {seconds:.0f} s. Its own message "
+            f"says why; none means that it was killed, or the network cut."
+        )
+    return TrainingError(
+        f"Rank {rank} of {launch.world_size} did not start within {seconds:.0f} s. Start all "
+        f"processes together; a slow machine needs more trainer.collective_timeout_seconds."
+    )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ the timeout is taken for lost, and one that fails says so to all others.
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,9 +20,10 @@ from torch.distributed.distributed_c10d import PrefixStore
 from finetune import signals
 from finetune.errors import FinetuneError, TrainingError
 from finetune.signals import StopRequest
+from finetune.training import lost
 from finetune.training.launch import Launch
 from finetune.training.line import Line, explain_unreached, open_store
-from finetune.training.lost import PeerError, lost_process_explained
+from finetune.training.lost import LostProcessError, PeerError
 
 T = TypeVar("T")
 
@@ -169,25 +170,32 @@ class Meeting:
         with signals.deferred():
             self.everyone("ready")
             self._looks, self._verdict = False, "verdict of the end"
-            with lost_process_explained():
-                dist.init_process_group(
-                    backend,
-                    store=PrefixStore("group", self._store),
-                    rank=self.launch.rank,
-                    world_size=self.launch.world_size,
-                    timeout=self.timeout,
-                )
-            try:
+            with lost.lost_process_explained(), self._opened(backend):
                 yield
-                with lost_process_explained():
-                    stop_together()
-            except BaseException as error:
-                # all have stopped together; otherwise NCCL could wait here for those that are gone
-                if backend == "gloo" or isinstance(error, StopRequest):
-                    dist.destroy_process_group()
-                raise
-            # gloo aborts the process when the group is left to the interpreter's exit
-            dist.destroy_process_group()
+                stop_together()
+
+    @contextmanager
+    def _opened(self, backend: str) -> Iterator[None]:
+        dist.init_process_group(
+            backend,
+            store=PrefixStore("group", self._store),
+            rank=self.launch.rank,
+            world_size=self.launch.world_size,
+            timeout=self.timeout,
+        )
+        try:
+            yield
+        except BaseException as error:
+            # all have stopped together; otherwise NCCL could wait here for those that are gone
+            if backend == "gloo" or isinstance(error, StopRequest):
+                dist.destroy_process_group()
+            raise
+        # gloo aborts the process when the group is left to the interpreter's exit
+        dist.destroy_process_group()
+
+    def silence(self) -> AbstractContextManager[None]:
+        """Give no signs of life in a block in which collectives find out who is lost."""
+        return self._line.silence()
 
     def close(self) -> None:
         """Give no more signs of life."""
@@ -220,7 +228,7 @@ class Meeting:
             if beats != before:
                 self._seen[rank] = beats, time.monotonic()
             elif time.monotonic() - seen > self.timeout.total_seconds():
-                raise TrainingError(self._lost(rank, heard=beats > 0))
+                raise lost.explain_silence(rank, self.launch, self.timeout, heard=beats > 0)
         self._last_look = time.monotonic()
 
     def _beats(self, rank: int) -> int:
@@ -248,19 +256,7 @@ class Meeting:
         try:
             return self._line.ask(question)
         except (RuntimeError, TimeoutError) as error:
-            raise TrainingError(self._lost(0, heard=True)) from error
-
-    def _lost(self, rank: int, *, heard: bool) -> str:
-        seconds = self.timeout.total_seconds()
-        if heard:
-            return (
-                f"Rank {rank} ended, or gives no sign of life for {seconds:.0f} s. Its own message "
-                f"says why; none means that it was killed, or the network cut."
-            )
-        return (
-            f"Rank {rank} of {self.launch.world_size} did not start within {seconds:.0f} s. Start "
-            f"all processes together; a slow machine needs more trainer.collective_timeout_seconds."
-        )
+            raise lost.explain_silence(0, self.launch, self.timeout, heard=True) from error
 
 
 @contextmanager
@@ -280,6 +276,8 @@ def telling(met: Meeting) -> Iterator[None]:
     """Tell the others of an error in the block."""
     try:
         yield
+    except LostProcessError:
+        raise  # the others find out by themselves, and one of them may never answer
     except BaseException as error:
         met.fail(error)
         raise

@@ -222,7 +222,7 @@ def test_fit_finds_without_a_network_what_was_fetched(
     trained = finetune(tmp_path, *words, *small, extra=offline)
     assert trained.returncode == 0, trained.stderr
     assert len(server.requests) == asked
-    ours = weights(tmp_path / "run")
+    ours = weights(tmp_path / "run", "best")
     (conv,) = [name for name in ours if name.endswith("conv1.0.weight") and "layer" not in name]
     assert torch.equal(ours[conv], state["conv1.0.weight"])
 

@@ -13,7 +13,15 @@ from finetune.cli.main import run as run_command
 from finetune.errors import ConfigError
 from finetune.probe.choice import fit_head
 from tests.networks import one_thread
-from tests.runs import assert_same_bits, checkpoint, rows, weights, write_photos, write_weights
+from tests.runs import (
+    assert_same_bits,
+    checkpoint,
+    finetune,
+    rows,
+    weights,
+    write_photos,
+    write_weights,
+)
 
 SMALL = (
     "data.image_size=32", "data.num_workers=0", "model.backbone=test_resnet",
@@ -178,3 +186,23 @@ def test_what_a_probe_does_not_do_is_refused(
     given = ("fit", place / "photos", "--weights", place / "weights.pth", *SMALL, *words)
     assert run_command([*map(str, given), "--unfreeze", "linear_probe"]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["linear_probe", "all"])
+def test_two_processes_share_the_probe_and_end_as_one_does(schedule: str, place: Path) -> None:
+    words: tuple[str, ...] = ("--unfreeze", schedule)
+    words += () if schedule == "linear_probe" else ("--epochs", "2", "optim.name=sgd")
+    alone = fit(place, "alone", *words)
+    run = place / "two"
+    given = ("fit", place / "photos", "--weights", place / "weights.pth", "--output", run)
+    own_cache = {"FINETUNE_CACHE": str(place / "another")}
+    ended = finetune(place, *given, *SMALL, *words, "--devices", 2, extra=own_cache)
+    assert ended.returncode == 0, ended.stderr
+    assert "known from before" not in ended.stdout
+    for name, tensor in weights(alone, "best").items():
+        torch.testing.assert_close(weights(run, "best")[name], tensor, rtol=1e-5, atol=1e-5)
+    for row, other in zip(rows(run), rows(alone), strict=True):
+        for name in row.keys() - {"seconds"}:  # the probe has no learning rates
+            found, wanted = (float(values[name] or "nan") for values in (row, other))
+            assert found == pytest.approx(wanted, abs=1e-5, nan_ok=True), name

@@ -64,6 +64,7 @@ def paced(progress, *, final_factor):
 CONFIG = f"""
 data: {{image_size: 32, num_workers: 0}}
 model: {{backbone: test_resnet, weights: weights.pth, batch_norm: frozen}}
+probe: {{enabled: "off"}}
 unfreeze: {{name: gradual, params: {{start: 1, every: 1, step: 0.5}}}}
 augment: {{name: light}}
 optim: {{name: sgd, lr: 0.2, backbone_lr_scale: 1, layer_decay: 1, weight_decay: 0}}

@@ -18,7 +18,12 @@ from finetune.data.source import FileSource
 from finetune.data.store import NOWHERE, file_states, make_room
 from finetune.data.transform import EvalTransform
 from finetune.errors import TrainingError
-from finetune.machine import autocast
+from finetune.machine import (
+    autocast,
+    explain_out_of_memory,
+    is_out_of_memory,
+    release_memory,
+)
 from finetune.models.head import backbone_digest, linear_head
 from finetune.probe.features import FeatureStore, StoredFeatures, as_stored, extract
 from finetune.probe.logistic import Rows
@@ -82,6 +87,7 @@ class Features:
         self.device = device
         self.reporter = reporter
         self.num_computed = 0
+        self._batch = _BATCH
         self._rank = 0 if met is None else met.launch.rank
         self._ranks = 1 if met is None else met.launch.world_size
         self._form = self._fingerprint() if self._rank == 0 else ""
@@ -95,8 +101,26 @@ class Features:
             DataError: A file no longer reads as it did before.
             StorageError: The disk is full or fails.
             StopRequest: A rank was asked to stop; what was computed is kept.
-            TrainingError: The backbone does not answer in numbers.
+            TrainingError: The backbone does not answer in numbers, or needs more memory than there
+                is.
         """
+        while True:
+            try:
+                return self._of(paths, mirrored=mirrored)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self._batch == 1 or self._ranks > 1:  # the others cannot know of it
+                    raise TrainingError(
+                        f"{explain_out_of_memory(error)} The frozen backbone does not take even "
+                        f"{self._batch} image(s) at once. Take a smaller --image-size, or "
+                        f"probe.enabled=off."
+                    ) from None
+            # outside of the handler, which keeps the tensors of the failed batch
+            release_memory()
+            self._batch //= 2
+
+    def _of(self, paths: Sequence[Path], *, mirrored: bool) -> list[Rows]:
         views = ("seen", "mirrored") if mirrored else ("seen",)
         files = file_states(paths)
         with ExitStack() as filling:
@@ -153,7 +177,7 @@ class Features:
             ImageDataset(source, None, EvalTransform(self.plan.spec)),
             num_workers=self.plan.num_workers,
             batches=WholeBatches(
-                len(paths), batch_size=_BATCH, num_replicas=self._ranks, rank=self._rank
+                len(paths), batch_size=self._batch, num_replicas=self._ranks, rank=self._rank
             ),
             pin_memory=self.device.type == "cuda",
         )

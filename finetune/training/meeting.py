@@ -176,6 +176,8 @@ class Meeting:
 
     @contextmanager
     def _opened(self, backend: str) -> Iterator[None]:
+        if backend == "nccl":  # whose collectives take place on the current one
+            torch.cuda.set_device(self.launch.local_rank)
         dist.init_process_group(
             backend,
             store=PrefixStore("group", self._store),

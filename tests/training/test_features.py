@@ -14,6 +14,7 @@ from finetune.data.picture import open_picture
 from finetune.data.transform import EvalTransform
 from finetune.errors import DataError, TrainingError
 from finetune.models.classifier import normalise
+from finetune.probe.features import extract
 from finetune.training import features as features_module
 from finetune.training.features import Features
 from finetune.training.probe import with_weights_of_rank_0
@@ -142,6 +143,30 @@ def test_what_was_answered_before_an_error_is_kept(
         asked(training)
     broken.write_bytes(whole)
     assert asked(training)[1] == 12
+
+
+@pytest.mark.parametrize("most", [5, 0], ids=["some fit", "none fits"])
+def test_a_batch_that_does_not_fit_is_halved(
+    most: int, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (expected,), _ = asked(training_in(place, data__cache=str(place / "other")))
+    sizes = []
+
+    def short_of_memory(network: Any, head: Any, batches: Any, **more: Any) -> Iterator[Any]:
+        for batch in batches:
+            sizes.append(len(batch["image"]))
+            if sizes[-1] > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+            yield from extract(network, head, [batch], **more)
+
+    monkeypatch.setattr(features_module, "extract", short_of_memory)
+    if not most:
+        with pytest.raises(TrainingError, match=r"does not take even 1 image.*probe\.enabled=off"):
+            asked(training_in(place))
+        return
+    (found,), _ = asked(training_in(place))
+    assert max(size for size in sizes if size <= most) == 4
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_answers_that_are_no_numbers_are_an_error(place: Path) -> None:

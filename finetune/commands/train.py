@@ -1,8 +1,7 @@
 """The middle of a run, new or resumed: train, measure the best model, write it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from datetime import timedelta
 from uuid import uuid4
 
@@ -14,12 +13,10 @@ from finetune.build import (
     trainer_options,
     with_cache,
 )
-from finetune.bundle import load_model, save_bundle
+from finetune.commands.measuring import measure_best, write_bundle
 from finetune.config.load import replaced
 from finetune.config.schema import Config
 from finetune.errors import OutOfMemoryError
-from finetune.inference.evaluation import evaluate_files
-from finetune.inference.predictor import Predictor
 from finetune.machine import process_device
 from finetune.run_folder import RunFolder
 from finetune.signals import StopRequest
@@ -34,9 +31,7 @@ from finetune.training.probe import fit_probe, is_probe, save_probe
 from finetune.training.spawn import own_meeting
 from finetune.training.trainer import create_trainer
 from finetune.training.trainer import fit as lightning_fit
-from finetune.types import Evaluation, Reporter, Split
-
-_MEASURED_BATCH = 32
+from finetune.types import Reporter
 
 
 def train(
@@ -56,7 +51,7 @@ def train(
         if met is not None and rank > 0:
             met.leave()
             return {}
-        evaluations = _measured(run, training, reporter)
+        evaluations = measure_best(run, training, reporter)
     except KeyboardInterrupt:
         reporter.note(f"Stopped. Go on with: finetune fit --resume {run.path}")
         raise
@@ -69,7 +64,7 @@ def train(
             f"No epoch beat the probe on val/{training.config.trainer.monitor}: the best model is "
             f"the probe's. Try a lower optim.lr, or more epochs."
         )
-    _write_bundle(run, metrics)
+    write_bundle(run, metrics)
     tracking.finish(evaluations, classes=training.manifest.classes, bundle=run.bundle)
     write_text(run.done, f"{training.config.trainer.epochs}\n")
     if met is not None:
@@ -218,43 +213,6 @@ def halved_batch(training: Training, error: OutOfMemoryError) -> Config:
             f"finetune fit --resume {config.output} trainer.accumulate={parts * smaller}"
         )
     return replaced(config, {"trainer.accumulate": parts * smaller})
-
-
-def _measured_batch(training: Training) -> int:
-    """Return as many images as ``evaluate`` takes, or fewer where a batch did not fit."""
-    whole = int(training.config.trainer.accumulate) == 1
-    return _MEASURED_BATCH if whole else min(_MEASURED_BATCH, batch_in_memory(training))
-
-
-def _measured(run: RunFolder, training: Training, reporter: Reporter) -> dict[str, Evaluation]:
-    """Return the best model's evaluations through the very code that ``evaluate`` uses."""
-    manifest = training.manifest
-    predictor = Predictor(
-        load_model(run.best),
-        device=training.config.trainer.accelerator,
-        batch_size=_measured_batch(training),
-        num_workers=int(training.config.data.num_workers),
-        max_pixels=int(training.config.data.max_megapixels * 1e6),
-    )
-    results = {}
-    for split in (Split.VAL, Split.TEST):
-        samples = manifest.of(split)
-        if samples:
-            reporter.start(f"measuring on {split.value}", len(samples))
-            results[split.value] = evaluate_files(
-                predictor,
-                manifest.paths(samples),
-                manifest.labels(samples),
-                on_batch=reporter.advance,
-            )
-            reporter.finish()
-    return results
-
-
-def _write_bundle(run: RunFolder, metrics: Mapping[str, Mapping[str, float]]) -> None:
-    best = load_model(run.best)
-    card = replace(best.card, facts={**best.card.facts, "metrics": metrics})
-    save_bundle(best.network, card, run.bundle)
 
 
 def open_tracking(run: RunFolder, config: Config, reporter: Reporter, *, rank: int) -> Tracking:

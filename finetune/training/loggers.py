@@ -228,6 +228,9 @@ class Tracking:
         import wandb
 
         run = self.wandb.experiment
+        for row in self.csv.rows(after=-1, up_to=0):  # the probe
+            of_val = {name: value for name, value in row.items() if name.startswith("val/")}
+            run.summary.update({f"probe/{name}": value for name, value in of_val.items()})
         for split, evaluation in evaluations.items():
             _log_results(run, evaluation, split=split, classes=classes)
         artifact = wandb.Artifact(f"model-{run.id}", type="model")

@@ -22,6 +22,7 @@ from tests.runs import (
     write_photos,
     write_weights,
 )
+from tests.wandb_file import read_offline_runs
 
 SMALL = (
     "data.image_size=32", "data.num_workers=0", "model.backbone=test_resnet",
@@ -126,6 +127,13 @@ def test_no_learning_rate_ends_below_the_probe(
     assert score(run, -1, "loss") > score(run, 0, "loss")
     assert "No epoch beat the probe on val/loss: the best model is the probe's." in shown
     assert measured(run)["loss"] == pytest.approx(score(run, 0, "loss"), abs=1e-4)
+
+
+def test_wandb_shows_what_was_to_be_beaten(place: Path) -> None:
+    run = fit(place, "run", "--unfreeze", "all", "--epochs", 1, "--wandb", "offline")
+    (part,) = read_offline_runs(run)
+    assert part.summary["probe/val/accuracy"] == pytest.approx(score(run, 0))
+    assert "final/val/accuracy" in part.summary
 
 
 def test_an_epoch_that_beats_the_probe_is_the_best_model(

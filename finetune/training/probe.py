@@ -6,7 +6,8 @@ fine-tuning begins with and must beat (Kumar et al. 2022, https://arxiv.org/abs/
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.metrics import evaluate_probabilities
 from finetune.models.classifier import ImageClassifier
@@ -112,7 +113,7 @@ def fit_probe(
     All ranks of the process group call it and share the images; rank 0 alone writes and fits.
 
     Args:
-        classifier: Whose head is fitted; it is left in eval mode, on the device.
+        classifier: Whose head is fitted; it is left on the device.
         plan: Images and ways.
         device: Of this rank.
         met: The ranks; None for one alone.
@@ -127,13 +128,14 @@ def fit_probe(
         TrainingError: The features are no numbers.
     """
     start = time.monotonic()
-    classifier.eval().to(device)
+    classifier.to(device)
     if met is not None:
         with_weights_of_rank_0(classifier)
     network = classifier.network
-    features = Features(network, plan.features, device=device, met=met, reporter=reporter)
-    train = features.of(plan.train.paths, mirrored=plan.mirrored)
-    val = features.of(plan.val.paths)
+    with _in_eval_mode(classifier):
+        features = Features(network, plan.features, device=device, met=met, reporter=reporter)
+        train = features.of(plan.train.paths, mirrored=plan.mirrored)
+        val = features.of(plan.val.paths)
     if met is not None and met.launch.rank > 0:
         return None
     labels, weights = plan.train.labels, plan.train.weights
@@ -166,6 +168,17 @@ def save_probe(module: ClassificationModule, found: Probe, file: Path) -> None:
     checkpoint = {"state_dict": state, CARD_KEY: module.card, PROBE_KEY: found.as_json()}
     with atomic_file(file) as temporary, temporary.open("wb") as stream:
         torch.save(checkpoint, stream)
+
+
+@contextmanager
+def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Set eval mode in the block alone: Lightning trains in the mode that it finds."""
+    mode = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(mode)
 
 
 def is_probe(file: Path) -> bool:

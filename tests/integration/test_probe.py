@@ -114,6 +114,18 @@ def test_fine_tuning_begins_with_the_probe(place: Path, capsys: pytest.CaptureFi
     assert score(run, 1, "loss") == pytest.approx(score(run, 0, "loss"), abs=1e-4)
 
 
+def test_what_follows_the_probe_trains_with_live_statistics_and_dropout(place: Path) -> None:
+    words = ("--unfreeze", "all", "--epochs", 1, "model.batch_norm=train", "optim.lr=1e-9")
+    before = torch.load(place / "weights.pth", weights_only=True)
+    losses = []
+    for name, rate in (("plain", 0), ("dropout", 0.9)):
+        run = fit(place, name, *words, f"model.drop_rate={rate}", "--augment", "none")
+        moved = weights(run)["classifier.network.bn1.running_mean"]
+        assert not torch.allclose(moved, before["bn1.running_mean"])
+        losses.append(float(rows(run)[1]["train/loss"]))
+    assert losses[1] > losses[0] + 0.1
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_no_learning_rate_ends_below_the_probe(
     optimizer: str, place: Path, capsys: pytest.CaptureFixture[str]

@@ -121,6 +121,9 @@ def assert_same_end(run: Path, expected: Path) -> None:
     for name in ("last", "best"):
         one, other = checkpoint(run, name), checkpoint(expected, name)
         assert_same_bits(one["state_dict"], other["state_dict"])
+        assert one.keys() == other.keys()
+        if "epoch" not in one:  # no epoch has beaten the probe
+            continue
         assert one["epoch"] == other["epoch"]
         assert one["global_step"] == other["global_step"]
         found, wanted = one["optimizer_states"][0]["state"], other["optimizer_states"][0]["state"]
@@ -183,14 +186,16 @@ def test_a_run_is_saved_in_mid_epoch_and_goes_on_from_there(
     expected, seconds = uninterrupted
     run = place / "in-mid-epoch"
     moments = random.Random(5)
-    positions = []
-    for _ in range(12):
+    steps = 0
+    for _ in range(24):
         run_once(place, run, signum=signal.SIGUSR1, after=moments.uniform(0.3, 1.0) * seconds)
-        if (run / ".done").exists():
+        if (run / ".done").exists():  # it was quicker: begin anew
+            run = run.with_name(f"{run.name}+")
+        elif (run / "checkpoints" / "last.ckpt").is_file():
+            steps = checkpoint(run)["position"]["steps"]
+        if steps:
             break
-        if (run / "checkpoints" / "last.ckpt").is_file():
-            positions.append(checkpoint(run)["position"]["steps"])
-    assert any(positions), "no stop fell into the middle of an epoch"
+    assert steps, "no stop fell into the middle of an epoch"
     assert run_once(place, run)[0] == 0
     assert_same_end(run, expected)
     assert weights(run).keys() == weights(expected).keys()

@@ -69,8 +69,9 @@ def one_start(place: str, run: str, log: str, devices: int, listens: Event) -> N
         signal.signal(signum, signal.SIG_DFL)
     os.environ["FINETUNE_CACHE"] = f"{run}-cache"
     sys.argv = ["finetune", "fit", "photos", "--config", "config.yaml", "--output", run]
-    if devices > 1:
-        sys.argv += ["--devices", str(devices), "trainer.accumulate=1"]
+    # alone without a probe, which no epoch beats here: the best epoch changes, too
+    alone = ["probe.enabled=off"]
+    sys.argv += alone if devices == 1 else ["--devices", str(devices), "trainer.accumulate=1"]
     signals.listen()  # the first thing that main() does; from here on nothing may be lost
     listens.set()
     command_line.main()

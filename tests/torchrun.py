@@ -59,6 +59,7 @@ def uninterrupted(place: Path) -> Path:
     output = place / "uninterrupted"
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(place)
+        patch.delitem(sys.modules, "stopper", raising=False)  # another test's, of that name
         assert run_command(["fit", *words(place, output)]) == 0
     return output
 

@@ -88,12 +88,11 @@ def context() -> ForkServerContext:
 
 def joined_by(pid: int) -> list[int]:
     """Return the further processes of a run, in the order of their ranks, which one started."""
-    found = []
-    with suppress(OSError):  # it has ended meanwhile
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            if JOIN_VERB.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.append(int(child))
-    return found
+    with suppress(OSError):  # one has ended meanwhile
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        lines = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+        return [child for child, line in lines.items() if JOIN_VERB.encode() in line]
+    return []
 
 
 @contextmanager

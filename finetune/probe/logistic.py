@@ -90,7 +90,8 @@ class HeadFitter:
         self.problem = problem
         self.tolerance = tolerance
         weights = torch.from_numpy(problem.weights)
-        self._share = (weights / weights.sum(dim=1, keepdim=True)).float()
+        # where all rows of a head have no weight it stays as it began
+        self._share = (weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)).float()
         self._labels = torch.from_numpy(problem.labels)
         num_rows, columns = problem.features.shape
         # a small table would otherwise be copied out of its file some thousand times

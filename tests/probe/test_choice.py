@@ -77,3 +77,11 @@ def test_folds_share_each_class_evenly(counts: list[int]) -> None:
         assert sizes.max() - sizes.min() <= 1
         assert sizes.sum() == count
     np.testing.assert_array_equal(folds, stratified_folds(labels, 5))
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 1], [0, 0, 0, 1]])
+def test_a_handful_of_images_has_a_head_too(labels: list[int]) -> None:
+    features = np.eye(len(labels), 5, dtype=np.float32)
+    found = fit_head([features], np.asarray(labels), np.ones(len(labels)), num_classes=2)
+    assert np.isfinite(found.head.logits(features).numpy()).all()
+    assert np.isfinite(found.held_out_loss)

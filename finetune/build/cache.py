@@ -13,6 +13,7 @@ from finetune.config.load import replaced
 from finetune.config.schema import Config
 from finetune.data.cache import PixelStore, StoredSource
 from finetune.data.dataset import ImageDataset
+from finetune.data.file_state import file_states
 from finetune.data.fill import (
     Decode,
     DecodingSource,
@@ -22,8 +23,9 @@ from finetune.data.fill import (
     shrunk,
 )
 from finetune.data.manifest import Manifest
+from finetune.data.room import make_room
 from finetune.data.source import PictureSource
-from finetune.data.store import NOWHERE, file_states, make_room, store_folder
+from finetune.data.store import NOWHERE, store_folder
 from finetune.data.transform import AsStored, EvalTransform, TrainTransform, Transform
 from finetune.errors import ConfigError
 from finetune.machine import free_cores

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finetune.data.cache import PixelStore, picture_of
+from finetune.data.file_state import FileState, file_states
 from finetune.data.picture import Picture, open_picture
 from finetune.data.source import NamedRows
-from finetune.data.store import NOWHERE, FileState, Stored, file_states
+from finetune.data.store import NOWHERE, Stored
 from finetune.data.transform import EvalTransform
 from finetune.errors import DataError
 from finetune.types import Reporter

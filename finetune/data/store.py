@@ -9,8 +9,6 @@ being filled when its process was killed holds what the index says, and goes on 
 import fcntl
 import hashlib
 import os
-import re
-import shutil
 import sqlite3
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +20,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.errors import StorageError
+from finetune.data.file_state import FileState
+from finetune.data.room import REMEDY, shared_lock
 from finetune.storage import disk_errors_explained
 from finetune.types import Reporter
 
@@ -33,12 +32,6 @@ _TABLE = """CREATE TABLE IF NOT EXISTS arrays (
     path TEXT PRIMARY KEY, bytes INTEGER, ctime_ns INTEGER,
     start INTEGER, rows INTEGER, columns INTEGER, full_rows INTEGER, full_columns INTEGER
 ) WITHOUT ROWID"""
-
-
-_REMEDY = (
-    "Free some space there, name another place with data.cache=PATH or FINETUNE_CACHE, or read "
-    "from the files with data.cache=off."
-)
 
 
 class Place(NamedTuple):
@@ -53,20 +46,6 @@ class Place(NamedTuple):
 
 NOWHERE = Place(-1, 0, 0, 0, 0)
 """The place of an array that is not stored."""
-
-
-class FileState(NamedTuple):
-    """What tells that a file is the one that an array was made of.
-
-    Attributes:
-        path: Absolute.
-        num_bytes: Its size.
-        ctime_ns: When it or its name last changed; unlike the time of writing nothing sets it back.
-    """
-
-    path: str
-    num_bytes: int
-    ctime_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +81,8 @@ class ArrayStore:
         self.folder = store_folder(root, form=form, owner=owner)
         self.item_bytes = item_bytes
         self.holds = holds
-        with disk_errors_explained(self.folder, _REMEDY):
-            weakref.finalize(self, os.close, _shared_lock(self.folder))
+        with disk_errors_explained(self.folder, REMEDY):
+            weakref.finalize(self, os.close, shared_lock(self.folder))
             self._file.touch()  # the last use, by which old stores are cleared
 
     def find(self, files: Sequence[FileState]) -> NDArray[np.int64]:
@@ -112,7 +91,7 @@ class ArrayStore:
         It is ``NOWHERE`` for files that are absent or have changed since, and for all where the
         index is damaged, which is begun anew.
         """
-        with disk_errors_explained(self.folder, _REMEDY):
+        with disk_errors_explained(self.folder, REMEDY):
             try:
                 return self._find(files)
             except sqlite3.DatabaseError as error:
@@ -123,7 +102,7 @@ class ArrayStore:
 
     def forget_waste(self) -> None:
         """Begin anew where over half of the arrays are of files that have changed since."""
-        with disk_errors_explained(self.folder, _REMEDY), suppress(sqlite3.DatabaseError):
+        with disk_errors_explained(self.folder, REMEDY), suppress(sqlite3.DatabaseError):
             size = f"rows * columns * {self.item_bytes}"
             with self._index() as index, index:
                 ends = index.execute(f"SELECT max(start + {size}), sum({size}) FROM arrays")
@@ -149,7 +128,7 @@ class ArrayStore:
             StorageError: The disk is full or fails; what was synced before stays.
         """
         with (
-            disk_errors_explained(self.folder, _REMEDY),
+            disk_errors_explained(self.folder, REMEDY),
             self._index() as index,
             _opened_at_end(self._file, index, self.item_bytes) as stream,
         ):
@@ -174,7 +153,7 @@ class ArrayStore:
     def filling(self, reporter: Reporter | None = None) -> Iterator[None]:
         """Keep every other process from filling the store, and wait for one that does."""
         with (self.folder / "filling.lock").open("w") as lock:
-            with disk_errors_explained(self.folder, _REMEDY):
+            with disk_errors_explained(self.folder, REMEDY):
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -207,88 +186,10 @@ class ArrayStore:
             index.close()
 
 
-def file_states(paths: Sequence[Path]) -> list[FileState]:
-    """Return the size and time of each file; of a missing one, -1."""
-    states = []
-    for path in paths:
-        try:
-            found = path.stat()
-            states.append(FileState(str(path), found.st_size, found.st_ctime_ns))
-        except OSError:
-            states.append(FileState(str(path), -1, -1))
-    return states
-
-
 def store_folder(root: Path, *, form: str, owner: str) -> Path:
     """Return where the store of a form and an owner lies, whether it exists or not."""
     digest = hashlib.sha256(f"{_FORMAT}\0{form}\0{owner}".encode(errors="surrogateescape"))
     return root / f"{form}-{digest.hexdigest()[:16]}"
-
-
-def stored_bytes(folder: Path) -> int:
-    """Return the size of a store; 0 where there is none."""
-    # by state, since SQLite's journal comes and goes
-    return sum(max(0, file.num_bytes) for file in file_states(list(folder.glob("*"))))
-
-
-def make_room(root: Path, *, needed_bytes: int, limit_bytes: int) -> bool:
-    """Remove the stores used longest ago until ``needed_bytes`` more fit; tell whether they do.
-
-    Stores that a process uses stay.
-    """
-    with _alone_in(root):
-        found = (file for file in root.glob("*/arrays.bin") if _is_store(file.parent))
-        stores = sorted(found, key=lambda file: file.stat().st_mtime)
-        used = sum(stored_bytes(file.parent) for file in stores)
-        for file in stores:
-            if used + needed_bytes <= limit_bytes:
-                break
-            size = stored_bytes(file.parent)
-            if _remove_unused(file.parent):
-                used -= size
-    return used + needed_bytes <= limit_bytes
-
-
-def _is_store(folder: Path) -> bool:
-    """Tell a store from what else lies in a folder that the user named."""
-    known = {"arrays.bin", "arrays.new", "in-use.lock", "filling.lock", "index.sqlite"}
-    names = {file.name.removesuffix("-journal") for file in folder.iterdir()}
-    return bool(re.search(r"-[0-9a-f]{16}$", folder.name)) and names <= known
-
-
-def _remove_unused(folder: Path) -> bool:
-    with (folder / "in-use.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        shutil.rmtree(folder, ignore_errors=True)
-    return True
-
-
-def _shared_lock(folder: Path) -> int:
-    """Return an open descriptor that keeps a store from being removed until it is closed."""
-    with _alone_in(folder.parent):
-        folder.mkdir(exist_ok=True)
-        descriptor = os.open(folder / "in-use.lock", os.O_RDWR | os.O_CREAT, 0o666)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return descriptor
-
-
-@contextmanager
-def _alone_in(root: Path) -> Iterator[None]:
-    """Keep every other process from opening and removing stores.
-
-    Raises:
-        StorageError: The file system has no locks.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "stores.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            raise StorageError(f"Cannot lock {root}: {error.strerror}. {_REMEDY}") from error
-        yield
 
 
 def _opened_at_end(path: Path, index: sqlite3.Connection, item_bytes: int) -> BinaryIO:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from finetune.data.dataset import Batch
-from finetune.data.store import ArrayStore, FileState, Stored
+from finetune.data.file_state import FileState
+from finetune.data.store import ArrayStore, Stored
 from finetune.models.classifier import normalise
 from finetune.models.head import head_inputs
 from finetune.types import PreprocessSpec

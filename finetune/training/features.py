@@ -13,9 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from finetune.data.dataset import Batch, ImageDataset, create_loader, lost_readers_explained
+from finetune.data.file_state import file_states
+from finetune.data.room import make_room
 from finetune.data.sampler import WholeBatches
 from finetune.data.source import FileSource
-from finetune.data.store import NOWHERE, file_states, make_room
+from finetune.data.store import NOWHERE
 from finetune.data.transform import EvalTransform
 from finetune.errors import TrainingError
 from finetune.machine import (

@@ -21,7 +21,7 @@ from finetune.config.load import build_config, dump_config, read_config_file, re
 from finetune.data.cache import PixelStore
 from finetune.data.manifest import Manifest
 from finetune.data.picture import open_picture
-from finetune.data.store import make_room, stored_bytes
+from finetune.data.room import make_room, stored_bytes
 from finetune.data.transform import EvalTransform
 from finetune.errors import ConfigError, DataError, StorageError
 from finetune.types import Draw, Reporter, Sample, Split

@@ -17,17 +17,10 @@ import pytest
 from numpy.typing import NDArray
 
 from finetune.data.cache import PixelStore, StoredSource
+from finetune.data.file_state import FileState, file_states
 from finetune.data.picture import Pixels
-from finetune.data.store import (
-    NOWHERE,
-    FileState,
-    Place,
-    Stored,
-    file_states,
-    make_room,
-    store_folder,
-    stored_bytes,
-)
+from finetune.data.room import make_room, stored_bytes
+from finetune.data.store import NOWHERE, Place, Stored, store_folder
 from finetune.errors import StorageError
 from tests.helpers import Recorder, tiny_disk
 from tests.processes import context, started

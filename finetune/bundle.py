@@ -30,6 +30,10 @@ FORMAT_VERSION = 1
 _PACKAGES = ("finetune", "torch", "torchvision", "timm", "pytorch-lightning", "albumentations")
 _NETWORK_PREFIX = "classifier.network."
 
+AVERAGE_KEY = "average"
+"""Where a checkpoint holds averaged weights, by their names in its ``state_dict``, if it does: what
+was measured, and what is used. Training goes on from the others."""
+
 zoo.register()
 
 
@@ -198,8 +202,9 @@ def _from_checkpoint(file: Path) -> ModelBundle:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         card = Card.from_json(checkpoint["finetune"])
+        averaged = checkpoint.get(AVERAGE_KEY, {}).get("tensors", {})
         state = {
-            name.removeprefix(_NETWORK_PREFIX): value
+            name.removeprefix(_NETWORK_PREFIX): averaged.get(name, value)
             for name, value in checkpoint["state_dict"].items()
         }
         return ModelBundle(_network(card, state), card, file)

@@ -26,7 +26,7 @@ from finetune.data.manifest import Manifest
 from finetune.data.room import make_room
 from finetune.data.source import PictureSource
 from finetune.data.store import NOWHERE, store_folder
-from finetune.data.transform import AsStored, EvalTransform, TrainTransform, Transform
+from finetune.data.transform import AsStored, EvalTransform, Transform
 from finetune.errors import ConfigError
 from finetune.machine import free_cores
 from finetune.training.datamodule import ImageDataModule
@@ -118,7 +118,7 @@ def choose_cache(
     root = stores_root(asked)
     side = _shorter_side(config, transform)
     plan = _plan(config, manifest, root, side, spec)
-    reason = _why_not(config, plan, needs_side=isinstance(transform, TrainTransform))
+    reason = _why_not(config, plan, needs_side=transform.draws)
     if asked == "auto" and int(config.trainer.epochs) == 1:
         reason = reason or "one epoch only"
     if reason and asked == "auto":
@@ -205,9 +205,7 @@ def _shorter_side(config: Config, transform: Transform) -> int | None:
     """Return the size of stored training images, or None where nothing tells it."""
     if config.data.cache_px != "auto":
         return config.data.cache_px
-    if isinstance(transform, TrainTransform) and transform.opening is not None:
-        return transform.opening.needed_px()
-    return None
+    return transform.needed_px
 
 
 def _plan(

@@ -42,8 +42,9 @@ def _against(
     config: Config, classifier: ImageClassifier, phases: Iterable[Phase]
 ) -> tuple[str, str, str] | None:
     """Return a setting that needs more than one image at a time, why, and what else helps."""
-    if config.augment.mixup:
-        return f"augment.mixup={config.augment.mixup:g}", "one image has none to be mixed with", ""
+    for way in ("mixup", "cutmix"):
+        if value := getattr(config.augment, way):
+            return f"augment.{way}={value:g}", "one image has none to be mixed with", ""
     kind = config.model.batch_norm
     on_its_own = kind == "train" or (kind == "sync" and num_processes(config) == 1)
     deep = any(phase.depth > 1 for phase in phases)

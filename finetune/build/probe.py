@@ -10,7 +10,7 @@ from finetune.build.resolve import number
 from finetune.config.load import replaced
 from finetune.config.schema import Config, LossConfig
 from finetune.data.manifest import Manifest
-from finetune.data.transform import Transform, flips
+from finetune.data.transform import Transform
 from finetune.errors import ConfigError
 from finetune.losses import balanced_class_weights
 from finetune.models.backbone import Network
@@ -54,6 +54,8 @@ def check_probe(config: Config, asked: Config, network: Network) -> None:
         ("trainer.epochs", asked.trainer.epochs not in ("auto", 1)),
         ("loss", config.loss != LossConfig()),
         ("augment.mixup", bool(config.augment.mixup)),
+        ("augment.cutmix", bool(config.augment.cutmix)),
+        ("optim.average_last", asked.optim.average_last != "auto"),
     ):
         if idle:
             raise ConfigError(
@@ -76,7 +78,7 @@ def plan_probe(
     """
     mirrored = config.probe.mirrored == "on"
     if config.probe.mirrored == "auto":
-        mirrored = flips(transform)
+        mirrored = transform.flips
         config = replaced(config, {"probe.mirrored": "on" if mirrored else "off"})
     if config.probe.enabled == "off":
         return config, None

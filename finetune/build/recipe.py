@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.build.resolve import number
+from finetune.build.resolve import decimal, number
 from finetune.config.schema import Config, LossConfig, LrScheduleConfig
 from finetune.data.manifest import Manifest
 from finetune.data.sampler import SAMPLERS, Weights
@@ -17,6 +17,7 @@ from finetune.lookup import check_params, look_up, takes
 from finetune.losses import LOSSES, balanced_class_weights
 from finetune.models.classifier import ImageClassifier
 from finetune.training.lr_schedule import LR_SCHEDULES, warmed_up
+from finetune.training.mixing import Mixing
 from finetune.training.module import Recipe
 from finetune.training.param_groups import create_optimizer, param_groups
 from finetune.training.unfreeze import UNFREEZE, as_depth, phases
@@ -51,9 +52,17 @@ def make_recipe(
         make_optimizer=partial(_make_optimizer, config=config, rates=rates),
         lr_factor=_lr_factor(config, schedule, steps_per_epoch),
         seed=config.seed,
-        mixup=config.augment.mixup,
+        mixing=Mixing(mixup=config.augment.mixup, cutmix=config.augment.cutmix),
+        average_from=_average_from(config, steps_per_epoch),
     )
     return recipe, schedule
+
+
+def _average_from(config: Config, steps_per_epoch: int) -> int | None:
+    """Return after how many steps of the run its weights are averaged; None: never."""
+    num_steps = number(config.trainer.epochs) * steps_per_epoch
+    averaged = round(decimal(config.optim.average_last) * num_steps)
+    return num_steps - averaged if averaged > 1 else None
 
 
 def sampling_weights(config: Config, labels: list[int], num_classes: int) -> Weights | None:

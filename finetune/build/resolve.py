@@ -206,5 +206,10 @@ def check_strategy(config: Config, depths: Sequence[int]) -> None:
         raise ConfigError(
             f"{how} to one process, which has nobody to share with. Take --devices 2 or more."
         )
+    if decimal(config.optim.average_last):
+        raise ConfigError(
+            f"{how} together with optim.average_last={config.optim.average_last}: no process holds "
+            f"the whole network to average it. Take optim.average_last=0."
+        )
     if trainer.compile:
         raise ConfigError(f"{how} together with trainer.compile=true. Leave one of them out.")

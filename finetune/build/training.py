@@ -18,6 +18,7 @@ from finetune.build.resolve import (
     number,
     resolve,
 )
+from finetune.build.sizes import training_sizes
 from finetune.bundle import Card
 from finetune.config.load import replaced
 from finetune.config.schema import Config
@@ -139,7 +140,12 @@ def build_training(
         card=build_card(config, manifest, network).as_json(),
     )
     check_lone_image(config, classifier, schedule, batch_size)
-    augment = train_transform(config.augment.name, spec=network.spec, seed=config.seed)
+    augment = train_transform(
+        config.augment.name,
+        spec=network.spec,
+        seed=config.seed,
+        sizes=training_sizes(config, network),
+    )
     config, probe = plan_probe(config, manifest, network, augment)
     choice = choose_cache(config, manifest, augment, network.spec, going_on=going_on)
     return Training(

@@ -21,7 +21,7 @@ from finetune.machine import process_device
 from finetune.run_folder import RunFolder
 from finetune.signals import StopRequest
 from finetune.storage import write_text
-from finetune.training.callbacks import Compile, Progress, Unfreeze
+from finetune.training.callbacks import AverageWeights, Compile, Progress, Unfreeze
 from finetune.training.checkpoints import read_checkpoint, stopped_early, stored_position
 from finetune.training.launch import Launch
 from finetune.training.loggers import MetricsCsv, Tracking, create_wandb_logger
@@ -180,6 +180,7 @@ def _run_trainer(
         callbacks=[
             Unfreeze(),
             *(compiling if training.config.trainer.compile else []),
+            AverageWeights(),
             Progress(reporter),
             tracking.csv,
         ],

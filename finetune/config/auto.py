@@ -56,6 +56,7 @@ def auto_values(config: Config, facts: Facts) -> dict[str, Any]:
     """
     rules: dict[str, Any] = {
         "data.image_size": facts.image_size,
+        "data.train_sizes": (facts.image_size, facts.image_size),
         "data.num_workers": _num_workers(facts, config.trainer.devices),
         "model.batch_norm": "frozen" if facts.pretrained else "train",
         "unfreeze.name": "head_first" if facts.pretrained else "all",
@@ -64,6 +65,7 @@ def auto_values(config: Config, facts: Facts) -> dict[str, Any]:
         "optim.lr": {"adamw": 1e-3, "sgd": 1e-2}[config.optim.name],
         "optim.backbone_lr_scale": 0.05 if facts.pretrained else 1.0,
         "optim.layer_decay": _layer_decay(facts) if facts.pretrained else 1.0,
+        "optim.average_last": 0.0,
         "trainer.epochs": _epochs(facts),
         "trainer.batch_size": _batch_size(facts.num_images, parts=_parts(config, facts)),
         "trainer.accumulate": 1,

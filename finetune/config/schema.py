@@ -46,6 +46,8 @@ def _on_and_off_are_words(value: Any) -> Any:
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
+_Side = Annotated[int, Field(ge=8, le=4096)]
+
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_and_off_are_words)]
 
 
@@ -72,8 +74,14 @@ class DataConfig(Section):
     path: str | None = Field(
         None, description="folder of class folders, folder of train/val/test folders, or a CSV"
     )
-    image_size: Annotated[int, Field(ge=8, le=4096)] | Auto = Field(
+    image_size: _Side | Auto = Field(
         "auto", description="side of the square input in pixels; auto: what the weights expect"
+    )
+    train_sizes: tuple[_Side, _Side] | Auto = Field(
+        "auto",
+        description="sides of training images in the first and the last epoch, between which they "
+        "grow evenly; smaller ones are cheaper, and cut from an image look as large to the network "
+        "as whole images of image_size do (Touvron et al. 2019)",
     )
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="share for validation where the data give no split"
@@ -220,6 +228,13 @@ class AugmentConfig(Section):
         description="mix pairs of images and their losses by a Beta(mixup, mixup) share (Zhang et "
         "al. 2018); 0: never, 0.2 is usual",
     )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="put a box of one image into another, of a Beta(cutmix, cutmix) area, and mix "
+        "their losses (Yun et al. 2019); 0: never, 1 is usual. With mixup, too, a coin decides",
+    )
 
 
 class OptimConfig(Section):
@@ -245,6 +260,11 @@ class OptimConfig(Section):
         0.05, ge=0, le=10, description="decoupled for adamw; spares biases and norms"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    average_last: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
+        "auto",
+        description="measure and keep the mean of the weights over this last share of all steps "
+        "(Izmailov et al. 2018); 0: the weights of each epoch's end",
+    )
 
     @model_validator(mode="after")
     def _momentum_applies(self) -> "OptimConfig":

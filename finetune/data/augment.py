@@ -1,7 +1,7 @@
 """What happens to training images: presets, and pipelines saved with Albumentations."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from finetune.data.colour import ColourJitter
 from finetune.data.picture import ArrayPicture
-from finetune.data.transform import EvalTransform, TrainTransform, Transform
+from finetune.data.transform import EvalTransform, GrowingTransform, TrainTransform, Transform
 from finetune.errors import ConfigError
 from finetune.types import Draw, PreprocessSpec
 
@@ -73,19 +73,39 @@ AUGMENTATIONS: Mapping[str, Preset | None] = {
 """light: crop and mirror; medium: and shift colours; strong: for long runs on few images."""
 
 
-def train_transform(name: str, *, spec: PreprocessSpec, seed: int) -> Transform:
+def train_transform(
+    name: str, *, spec: PreprocessSpec, seed: int, sizes: Sequence[int] = ()
+) -> Transform:
     """Return the training transform of a preset, or of a pipeline saved with Albumentations.
 
+    Args:
+        name: Of the preset, or the pipeline's file.
+        spec: What the network expects.
+        seed: Of all draws.
+        sizes: Side of the images of each epoch; that of the network in all of them if empty.
+
     Raises:
-        ConfigError: The file is missing, is no pipeline, or does what the device does.
+        ConfigError: The file is missing, is no pipeline, does what the device does, or cannot give
+            the sizes.
     """
     side = spec.input_size[-1]
     size = (side, side)
+    preset = AUGMENTATIONS.get(name)
+    if preset is not None:
+        by_size = {
+            one: TrainTransform(
+                preset.pipeline(one), size=(one, one), seed=seed, jitter=preset.jitter
+            )
+            for one in {*sizes, side}
+        }
+        return GrowingTransform([by_size[one] for one in sizes]) if sizes else by_size[side]
+    if any(one != side for one in sizes):
+        raise ConfigError(
+            f"data.train_sizes cannot apply to augment.name={name}, which gives images of {side} "
+            f"pixels and no others. Leave it out, or take light, medium or strong."
+        )
     if name in AUGMENTATIONS:
-        preset = AUGMENTATIONS[name]
-        if preset is None:
-            return EvalTransform(spec)
-        return TrainTransform(preset.pipeline(side), size=size, seed=seed, jitter=preset.jitter)
+        return EvalTransform(spec)
     transform = TrainTransform(load_pipeline(Path(name)), size=size, seed=seed)
     _check_output(transform, name)
     return transform

@@ -71,20 +71,17 @@ class ImageDataset(Dataset[Batch]):
         Raises:
             DataError: A file no longer reads as it did before epoch 0.
         """
-        image = np.empty((len(items), *self.transform.size, 3), np.uint8)
-        colour = np.empty((len(items), 3, 4), np.float32) if self.transform.colours else None
         rows = [item.row if isinstance(item, Draw) else item for item in items]
-        for place, (row, item) in enumerate(zip(rows, items, strict=True)):
-            draw = item if isinstance(item, Draw) else None
-            view = self._view(row, draw)
-            image[place] = view.pixels
-            if colour is not None:
-                assert view.colour is not None, "a transform with colours gives each image some"
-                colour[place] = view.colour
+        views = [
+            self._view(row, item if isinstance(item, Draw) else None)
+            for row, item in zip(rows, items, strict=True)
+        ]
+        image = np.stack([view.pixels for view in views])
         index = torch.tensor(rows)
         batch = Batch(image=torch.from_numpy(image), label=self.labels[index], index=index)
-        if colour is not None:
-            batch["colour"] = torch.from_numpy(colour)
+        if self.transform.colours:
+            colours = [view.colour for view in views if view.colour is not None]
+            batch["colour"] = torch.from_numpy(np.stack(colours))
         return batch
 
     def _view(self, row: int, draw: Draw | None) -> View:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -33,15 +34,22 @@ class View(NamedTuple):
 
 
 class Transform(Protocol):
-    """From a picture to pixels of the network's input size.
+    """From a picture to pixels that the network takes.
 
     Attributes:
-        size: Height and width of what it returns.
+        size: Largest height and width of what it returns.
         colours: Whether its views carry colour matrices.
+        draws: Whether its views depend on the draw, so that they cannot be stored as they are.
+        flips: Whether it shows images in a mirror, so that this changes no class.
+        needed_px: Shorter side of a picture from which nothing is enlarged; None where it may need
+            every pixel.
     """
 
     size: tuple[int, int]
     colours: bool
+    draws: bool
+    flips: bool
+    needed_px: int | None
 
     def __call__(self, picture: Picture, draw: Draw | None) -> View:
         """Return a view of the picture."""
@@ -50,7 +58,8 @@ class Transform(Protocol):
 class EvalTransform:
     """timm's own evaluation transform up to normalisation, which happens on the device."""
 
-    colours = False
+    colours = draws = flips = False
+    needed_px: int | None = None
 
     def __init__(self, spec: PreprocessSpec) -> None:
         from timm.data.transforms_factory import create_transform
@@ -84,7 +93,8 @@ class AsStored:
         size: Height and width.
     """
 
-    colours = False
+    colours = draws = flips = False
+    needed_px: int | None = None
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
@@ -110,6 +120,8 @@ class TrainTransform:
         jitter: Colours that change on the device, after the pipeline.
     """
 
+    draws = True
+
     def __init__(
         self,
         pipeline: A.Compose,
@@ -123,7 +135,9 @@ class TrainTransform:
         self.seed = seed
         self.jitter = jitter
         self.colours = jitter is not None
+        self.flips = any(isinstance(step, A.HorizontalFlip) for step in pipeline.transforms)
         self.opening = opening(pipeline)
+        self.needed_px = None if self.opening is None else self.opening.needed_px()
         self._steps = pipeline.transforms[1:] if self.opening else pipeline.transforms
         self._numbers = np.random.Generator(np.random.Philox(key=0))
         self._plain = random.Random(0)
@@ -164,6 +178,28 @@ class TrainTransform:
         return picture.crop(
             self.opening.box(picture.height, picture.width), self.opening.size, self.opening.mode
         )
+
+
+class GrowingTransform:
+    """Training transforms that differ from epoch to epoch in the size of what they return.
+
+    Args:
+        epochs: That of each epoch; later ones take the last.
+    """
+
+    draws = True
+
+    def __init__(self, epochs: Sequence[TrainTransform]) -> None:
+        self.epochs = epochs
+        largest = max(epochs, key=lambda transform: transform.size)
+        self.size, self.colours, self.flips = largest.size, largest.colours, largest.flips
+        sides = [transform.needed_px for transform in epochs]
+        self.needed_px = None if None in sides else max(side for side in sides if side)
+
+    def __call__(self, picture: Picture, draw: Draw | None) -> View:
+        """Return the view of a draw at the size of its epoch."""
+        assert draw is not None, "training images are drawn by the sampler"
+        return self.epochs[min(draw.epoch, len(self.epochs) - 1)](picture, draw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,10 +252,3 @@ def opening(pipeline: A.Compose) -> Opening | None:
     if type(first) is A.Resize:
         return Opening(first, (first.height, first.width), modes[first.interpolation], 1.0)
     return None
-
-
-def flips(transform: Transform) -> bool:
-    """Tell whether a training transform shows images in a mirror, so that it changes no class."""
-    if not isinstance(transform, TrainTransform):
-        return False
-    return any(isinstance(step, A.HorizontalFlip) for step in transform.pipeline.transforms)

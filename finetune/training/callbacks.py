@@ -129,6 +129,30 @@ class Compile(Callback):
             self.reporter.note(f"trainer.compile fails, and training goes on without it: {reason}")
 
 
+class AverageWeights(Callback):
+    """Takes the weights into the module's average after each step, before anything is saved."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Follow the module to its device, with what a checkpoint gave."""
+        assert isinstance(pl_module, ClassificationModule)
+        if pl_module.average is not None:
+            pl_module.average.join_module()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Take in the weights, if the batch ended a step."""
+        assert isinstance(pl_module, ClassificationModule)
+        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if pl_module.average is not None and is_step:
+            pl_module.average.add(trainer.global_step)
+
+
 class Progress(Callback):
     """Tells a reporter about batches and finished epochs, on rank 0."""
 

@@ -11,14 +11,18 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.func import functional_call
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from finetune.bundle import AVERAGE_KEY
 from finetune.data.dataset import Batch
 from finetune.errors import TrainingError
 from finetune.metrics import evaluate_probabilities
 from finetune.models.classifier import ImageClassifier, normalise
+from finetune.training.averaging import WeightAverage
 from finetune.training.gather import gather_rows
+from finetune.training.mixing import Mixing
 from finetune.training.param_groups import rates_by_group
 from finetune.types import PreprocessSpec
 
@@ -42,7 +46,9 @@ class Recipe:
         make_optimizer: Called once, with every parameter.
         lr_factor: Optimizer steps that are done to the factor of all learning rates.
         seed: Of dropout; with the epoch and the rank it gives the generator's state.
-        mixup: Of Beta(mixup, mixup), the share of an image in a mixture; 0 mixes nothing.
+        mixing: Of training images.
+        average_from: Steps after which weights begin to be averaged; None measures and keeps the
+            weights as they are.
     """
 
     criterion: Callable[[Tensor, Tensor], Tensor]
@@ -50,7 +56,8 @@ class Recipe:
     make_optimizer: Callable[[ImageClassifier], Optimizer]
     lr_factor: Callable[[int], float]
     seed: int
-    mixup: float = 0.0
+    mixing: Mixing = field(default_factory=Mixing)
+    average_from: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,8 @@ class ClassificationModule(LightningModule):
         self._rates: Mapping[str, float] = {}
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
         self._fetched: list[tuple[Tensor, Tensor, Tensor]] = []
+        start = recipe.average_from
+        self.average = None if start is None else WeightAverage(self, from_step=start)
 
     def forward(self, images: Tensor, colour: Tensor | None = None) -> Tensor:
         """Return logits (B, K) of uint8 pixels (B, H, W, C) after their colour matrices."""
@@ -146,23 +155,19 @@ class ClassificationModule(LightningModule):
         return loss
 
     def _loss(self, batch: Batch, step: int) -> Tensor:
-        """Return the mean loss, of mixtures of two images where the recipe mixes.
-
-        Mixup (Zhang et al. 2018, https://arxiv.org/abs/1710.09412): an image goes with the one half
-        a batch further. As the ranks' batches interleave, any number of them that gets an even
-        batch mixes the same pairs; accumulated batches pair within themselves.
-        """
+        """Return the mean loss, of mixtures of two images where the recipe mixes."""
         colour, labels = batch.get("colour"), batch["label"]
-        if not self.recipe.mixup:
+        mixing = self.recipe.mixing
+        if not mixing:
             return self.recipe.criterion(self(batch["image"], colour), labels)
         key = (self.recipe.seed << 32 | self.current_epoch, step)
-        random = np.random.Generator(np.random.Philox(key=key))
-        share = float(random.beta(self.recipe.mixup, self.recipe.mixup))
-        pixels = normalise(batch["image"], mean=self.mean, std=self.std, colour=colour)
-        half = len(pixels) // 2
-        logits = self.classifier(torch.lerp(pixels.roll(half, 0), pixels, share)).float()
-        own = self.recipe.criterion(logits, labels)
-        return share * own + (1 - share) * self.recipe.criterion(logits, labels.roll(half))
+        return mixing.loss(
+            normalise(batch["image"], mean=self.mean, std=self.std, colour=colour),
+            labels,
+            random=np.random.Generator(np.random.Philox(key=key)),
+            network=lambda pixels: self.classifier(pixels).float(),
+            criterion=self.recipe.criterion,
+        )
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's mean loss over all ranks and the learning rates.
@@ -183,9 +188,10 @@ class ClassificationModule(LightningModule):
         self.log_dict(dict(self._rates))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the probabilities of a batch with the rows that they belong to."""
-        probabilities = self(batch["image"]).softmax(dim=1)
-        self._rows.append((batch["index"], batch["label"], probabilities))
+        """Keep the probabilities of a batch, by averaged weights where there are some by now."""
+        average = {} if self.average is None else dict(self.average.tensors)
+        logits: Tensor = functional_call(self, average, (batch["image"],))
+        self._rows.append((batch["index"], batch["label"], logits.softmax(dim=1)))
         if len(self._rows) == _ROWS_ON_DEVICE:  # each copy from a GPU waits until it is done
             self._fetch_rows()
 
@@ -237,6 +243,13 @@ class ClassificationModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the card, so that the weights can be used without the run's config."""
         checkpoint[CARD_KEY] = self.card
+        if self.average is not None and self.average.count:
+            checkpoint[AVERAGE_KEY] = self.average.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on averaging."""
+        if self.average is not None and AVERAGE_KEY in checkpoint:
+            self.average.load(checkpoint[AVERAGE_KEY])
 
 
 def _seed(device: torch.device, key: int) -> None:

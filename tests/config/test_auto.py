@@ -10,6 +10,7 @@ from finetune.config.schema import Config
 
 EXPLICIT: dict[str, Any] = {
     "data.image_size": 32,
+    "data.train_sizes": (24, 32),
     "data.num_workers": 0,
     "model.batch_norm": "train",
     "unfreeze.name": "gradual",
@@ -18,6 +19,7 @@ EXPLICIT: dict[str, Any] = {
     "optim.lr": 1e-5,
     "optim.backbone_lr_scale": 0.5,
     "optim.layer_decay": 0.9,
+    "optim.average_last": 0.3,
     "trainer.epochs": 77,
     "trainer.batch_size": 5,
     "trainer.accumulate": 5,

@@ -1,0 +1,65 @@
+"""Averaged weights: the mean over the last steps of a run, which generalises better than their end.
+
+Stochastic weight averaging (Izmailov et al. 2018, https://arxiv.org/abs/1803.05407), from step to
+step and over the tail of a run alone. Training itself goes on from the weights as they are.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """The running mean of a module's parameters and of the statistics in its buffers.
+
+    Args:
+        module: Whose weights are averaged.
+        from_step: Optimizer steps that are left out at the beginning.
+    """
+
+    def __init__(self, module: nn.Module, *, from_step: int) -> None:
+        self.module = module
+        self.from_step = from_step
+        self.count = 0
+        self._means: dict[str, Tensor] = {}
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The means by name; empty before the first step that counts."""
+        return self._means
+
+    @torch.no_grad()
+    def add(self, step: int) -> None:
+        """Take in the weights after a step, counted from 1; earlier ones are passed over."""
+        if step <= self.from_step:
+            return
+        now = _averaged(self.module)
+        self.count += 1
+        if self.count == 1:
+            self._means = {name: tensor.clone() for name, tensor in now.items()}
+            return
+        torch._foreach_lerp_(list(self._means.values()), list(now.values()), 1 / self.count)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs to go on."""
+        return {"count": self.count, "tensors": dict(self._means)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state`` gave."""
+        self.count, self._means = state["count"], dict(state["tensors"])
+
+    def join_module(self) -> None:
+        """Bring the means to where the module's own tensors lie, and into their layout."""
+        now = _averaged(self.module)
+        self._means = {
+            name: torch.empty_like(now[name]).copy_(tensor) for name, tensor in self._means.items()
+        }
+
+
+def _averaged(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and floating buffers by their names in the state dict."""
+    return {
+        name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()
+    }

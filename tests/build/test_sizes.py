@@ -1,0 +1,75 @@
+"""Training images of another side than evaluation's: for networks and pipelines that take them."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune.build.sizes import takes_size
+from finetune.errors import ConfigError
+from finetune.models.backbone import create_network
+from finetune.types import Draw
+from tests.runs import small_training, write_photos
+
+
+@pytest.fixture(scope="module")
+def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("data") / "animals")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "takes"),
+    [("test_resnet", True), ("deit_tiny_patch16_224", False), ("test_convnext", True)],
+)
+def test_a_network_takes_other_sides_or_not(backbone: str, takes: bool) -> None:
+    network = create_network(backbone, num_classes=3, weights="random").module
+    network.train()
+    assert takes_size(network, 96) is takes
+    assert network.training
+
+
+def test_images_grow_from_epoch_to_epoch_and_evaluation_keeps_its_own(animals: Path) -> None:
+    training = small_training(
+        animals,
+        augment__name="medium",
+        data__image_size=96,
+        data__train_sizes=[32, 64],
+        trainer__epochs=2,
+    )
+    data = training.data
+    for epoch, side in ((0, 32), (1, 64), (7, 64)):
+        batch = data.train.__getitems__([Draw(row, epoch, 0) for row in range(3)])
+        assert batch["image"].shape == (3, side, side, 3)
+        assert batch["colour"].shape == (3, 3, 4)
+    assert data.val[0]["image"].shape == (96, 96, 3)
+    assert data.train.transform.flips
+
+
+def test_pixels_are_kept_for_the_largest_side(animals: Path) -> None:
+    small, large = (
+        small_training(animals, augment__name="medium", data__train_sizes=sizes).data.train
+        for sizes in ([16, 24], [24, 32])
+    )
+    assert small.transform.needed_px == 41  # 24 px over a root of 0.35
+    assert large.transform.needed_px == 55
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"augment__name": "none"}, r"^data\.train_sizes cannot apply to augment\.name=none"),
+        (
+            {
+                "augment__name": "light",
+                "model__backbone": "deit_tiny_patch16_224",
+                "data__image_size": 224,
+            },
+            r"^data\.train_sizes=24,32: deit_tiny_patch16_224 does not take images of 24 pixels when "
+            r"made for 224",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    settings: dict[str, object], message: str, animals: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small_training(animals, data__train_sizes=[24, 32], **settings)

@@ -7,14 +7,15 @@ from typing import Literal
 
 import torch
 
-from finetune.config.auto import Facts, auto_values
+from finetune.config.auto import Facts, auto_choices
 from finetune.config.load import replaced
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.data.sampler import effective_batch_size
 from finetune.errors import ConfigError, DataError
 from finetune.machine import free_cores
-from finetune.models.backbone import Network
+from finetune.models.backbone import Network, takes_size
+from finetune.models.classifier import has_batch_norm
 from finetune.models.groups import layer_groups
 from finetune.models.head import linear_head
 from finetune.models.weights import is_pretrained
@@ -43,16 +44,30 @@ IMBALANCE: Mapping[str, ImbalanceStrategy] = {
 }
 
 
-def resolve(config: Config, manifest: Manifest, network: Network) -> Config:
-    """Return the config with every "auto" decided and the imbalance strategy written out.
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A config in which nothing is "auto".
+
+    Attributes:
+        config: With the imbalance strategy written out.
+        reasons: Why each value of the recipe was chosen, by dotted key.
+    """
+
+    config: Config
+    reasons: Mapping[str, str]
+
+
+def resolve(config: Config, manifest: Manifest, network: Network) -> Resolved:
+    """Decide every "auto".
 
     Raises:
         ConfigError: A setting that cannot apply here or contradicts another.
     """
-    config = replaced(config, auto_values(config, _facts(config, manifest, network)))
+    chosen = auto_choices(config, _facts(config, manifest, network))
+    config = replaced(config, {key: choice.value for key, choice in chosen.items()})
     config = _with_imbalance(config)
     _check_machine(config)
-    return config
+    return Resolved(config, {key: choice.reason for key, choice in chosen.items() if choice.reason})
 
 
 def global_batch(config: Config, manifest: Manifest) -> int:
@@ -103,6 +118,8 @@ def _facts(config: Config, manifest: Manifest, network: Network) -> Facts:
         pretrained=is_pretrained(config.model.weights),
         num_groups=len(layer_groups(network.module)),
         linear_head=linear_head(network.module) is not None,
+        batch_norm=has_batch_norm(network.module),
+        any_size=takes_size(network, round(0.5 * network.spec.input_size[-1])),
         image_size=network.spec.input_size[-1],
         fast_bf16=_fast_bf16(config.trainer.accelerator),
         free_cores=_cores_of_machine(launch),

@@ -1,12 +1,9 @@
 """The sides of training images, epoch by epoch, where they are not those of evaluation."""
 
-import torch
-from torch import nn
-
 from finetune.build.resolve import number
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
-from finetune.models.backbone import Network
+from finetune.models.backbone import Network, takes_size
 from finetune.training.image_size import training_size
 
 
@@ -28,23 +25,9 @@ def training_sizes(config: Config, network: Network) -> list[int]:
     epochs = number(config.trainer.epochs)
     sizes = [training_size(e, num_epochs=epochs, first=first, last=last) for e in range(epochs)]
     for one in sorted(set(sizes)):
-        if not takes_size(network.module, one):
+        if not takes_size(network, one):
             raise ConfigError(
                 f"data.train_sizes={first},{last}: {config.model.backbone} does not take images of "
                 f"{one} pixels when made for {side}. Leave it out."
             )
     return sizes
-
-
-def takes_size(network: nn.Module, side: int) -> bool:
-    """Tell whether a network takes square images of another side than it was made for."""
-    mode = network.training
-    parameter = next(network.parameters())
-    try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, 3, side, side, device=parameter.device))
-    except Exception:  # each network says so in its own way
-        return False
-    finally:
-        network.train(mode)
-    return True

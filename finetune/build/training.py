@@ -1,6 +1,7 @@
 """All objects of a run, from a config and a manifest."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,6 +57,7 @@ class Training:
         rates: Peak learning rate of each layer group, from the head.
         batch_size: Global, as it will be.
         steps_per_epoch: Optimizer steps.
+        reasons: Why values of the recipe were chosen, by dotted key.
     """
 
     config: Config
@@ -70,6 +72,7 @@ class Training:
     rates: tuple[float, ...]
     batch_size: int
     steps_per_epoch: int
+    reasons: Mapping[str, str]
 
     @property
     def is_probe_only(self) -> bool:
@@ -106,7 +109,8 @@ def build_training(
     config = replaced(config, {"trainer.accelerator": accelerator})
     network = _create_network(config, manifest, resumed)
     asked = config
-    config = resolve(config, manifest, network)
+    resolved = resolve(config, manifest, network)
+    config = resolved.config
     check_probe(config, asked, network)
     if is_probe_only(config):
         config = replaced(config, {"trainer.epochs": 1})
@@ -161,6 +165,7 @@ def build_training(
         rates=tuple(rates),
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
+        reasons=resolved.reasons,
     )
 
 

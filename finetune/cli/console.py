@@ -129,6 +129,7 @@ class ConsoleReporter(Reporter):
         if "cost" in plan:
             rows.update(_costs(plan["cost"]))
         self.pairs(rows)
+        self._recipe(plan["recipe"])
         if not (plan["probe"] and plan["probe"]["only"]):
             self._phases(plan["phases"])
 
@@ -169,6 +170,17 @@ class ConsoleReporter(Reporter):
         if len(classes) > _WORST_SHOWN:
             self.note(f"The {_WORST_SHOWN} weakest of {len(classes)} classes; all: --json")
 
+    def _recipe(self, recipe: Sequence[Mapping[str, Any]]) -> None:
+        """Print what was chosen, with the reason for each."""
+        table = Table(box=None, padding=(0, 1), header_style="bold")
+        table.add_column("chosen", no_wrap=True)
+        table.add_column("value", no_wrap=True)
+        table.add_column("because", overflow="fold")
+        for choice in recipe:
+            table.add_row(choice["key"], _plain(choice["value"]), escape(choice["reason"]))
+        if recipe:
+            self.out.print(table)
+
     def _phases(self, phases: Sequence[Mapping[str, Any]]) -> None:
         table = Table(box=None, padding=(0, 1), header_style="bold")
         table.add_column("epochs", no_wrap=True)
@@ -199,6 +211,13 @@ def _cell(value: float, form: str) -> str:
     width = len(form.format(0))
     text = form.format(value)
     return text if len(text) <= width else f"{value:>{width}.1e}"
+
+
+def _plain(value: Any) -> str:
+    """Return a value of the config as one would type it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _count(number: int) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.build import Training, num_processes
+from finetune.config.auto import value_at
 from finetune.types import Phase, Split
 
 
@@ -44,6 +45,10 @@ def describe(
             "layer_groups": [group.name for group in classifier.groups],
             "image_size": network.spec.input_size[-1],
         },
+        "recipe": [
+            {"key": key, "value": value_at(config, key), "reason": reason}
+            for key, reason in training.reasons.items()
+        ],
         "cache": _cache(training),
         "probe": _probe(training),
         "phases": [_phase(training, phase) for phase in training.phases],

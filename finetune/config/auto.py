@@ -1,4 +1,9 @@
-"""What "auto" stands for: pure rules from facts about the data, the weights and the machine."""
+"""What "auto" stands for: pure rules from facts about the data, the weights and the machine.
+
+Each rule says why. The recipe, what decides how well a network learns, is a function of the data
+and of the backbone alone, after the hyper-rule of BiT (Kolesnikov et al. 2020,
+https://arxiv.org/abs/1912.11370); the rest fits it to the machine.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +24,8 @@ class Facts:
         pretrained: Whether the backbone starts from weights.
         num_groups: Layer groups of the network, the head included.
         linear_head: Whether its classifier is one linear layer.
+        batch_norm: Whether its layers keep statistics of batches.
+        any_size: Whether it takes images of other sides than the one it was made for.
         image_size: Side in pixels that the weights expect.
         fast_bf16: Whether the machine computes bfloat16 faster than float32.
         free_cores: Cores that the processes of this machine share.
@@ -34,6 +41,8 @@ class Facts:
     fast_bf16: bool
     free_cores: int
     linear_head: bool = True
+    batch_norm: bool = True
+    any_size: bool = True
     accelerator: str = "cpu"
     processes_per_node: int = 1
     num_nodes: int = 1
@@ -49,37 +58,76 @@ class Facts:
         return max(self.class_counts) / max(1, min(self.class_counts))
 
 
-def auto_values(config: Config, facts: Facts) -> dict[str, Any]:
-    """Return dotted key to value for the keys at "auto" that facts decide.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a rule comes to.
+
+    Attributes:
+        value: Of the key.
+        reason: Why, in a few words; empty where there is nothing to say.
+    """
+
+    value: Any
+    reason: str = ""
+
+
+def auto_choices(config: Config, facts: Facts) -> dict[str, Choice]:
+    """Return dotted key to choice for the keys at "auto" that facts decide.
 
     The accelerator, the imbalance strategy's parts and the smallest class are decided elsewhere.
     """
-    rules: dict[str, Any] = {
-        "data.image_size": facts.image_size,
-        "data.train_sizes": (facts.image_size, facts.image_size),
-        "data.num_workers": _num_workers(facts, config.trainer.devices),
-        "model.batch_norm": "frozen" if facts.pretrained else "train",
-        "unfreeze.name": "head_first" if facts.pretrained else "all",
-        "probe.enabled": _words(_begins_with_a_probe(config, facts)),
-        "augment.name": "medium",
-        "optim.lr": {"adamw": 1e-3, "sgd": 1e-2}[config.optim.name],
-        "optim.backbone_lr_scale": 0.05 if facts.pretrained else 1.0,
-        "optim.layer_decay": _layer_decay(facts) if facts.pretrained else 1.0,
-        "optim.average_last": 0.0,
-        "trainer.epochs": _epochs(facts),
-        "trainer.batch_size": _batch_size(facts.num_images, parts=_parts(config, facts)),
-        "trainer.accumulate": 1,
-        "trainer.precision": "bf16-mixed" if facts.fast_bf16 else "32-true",
-        "trainer.devices": facts.processes_per_node,
-        "trainer.num_nodes": facts.num_nodes,
-        "trainer.monitor": "macro_f1" if facts.imbalance_ratio > IMBALANCED_FROM else "accuracy",
-    }
-    tree = config.model_dump()
-    chosen = {key: value for key, value in rules.items() if _at(tree, key) == "auto"}
-    if chosen.get("unfreeze.name") == "head_first" and not config.unfreeze.params:
-        epochs = chosen.get("trainer.epochs", config.trainer.epochs)
-        chosen["unfreeze.params"] = {"epochs": max(1, round(0.3 * epochs))} if epochs > 1 else {}
+    rules = {**_recipe(config, facts), **_for_the_machine(config, facts)}
+    chosen = {key: choice for key, choice in rules.items() if value_at(config, key) == "auto"}
+    unfreeze = chosen.get("unfreeze.name")
+    if unfreeze and unfreeze.value == "head_first" and not config.unfreeze.params:
+        epochs = config.trainer.epochs
+        epochs = chosen["trainer.epochs"].value if epochs == "auto" else epochs
+        head_epochs = {"epochs": max(1, round(0.3 * epochs))} if epochs > 1 else {}
+        chosen["unfreeze.params"] = Choice(head_epochs)
     return chosen
+
+
+def value_at(config: Config, dotted: str) -> Any:
+    """Return the value of a key of the tree."""
+    value: Any = config
+    for name in dotted.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _recipe(config: Config, facts: Facts) -> dict[str, Choice]:
+    """Return what decides how well the network learns."""
+    switch = config.probe.enabled
+    probed = _begins_with_a_probe(config, facts) if switch == "auto" else switch == "on"
+    images = f"{facts.num_images:,} training images"
+    return {
+        "probe.enabled": _probe(config, facts),
+        "unfreeze.name": _unfreeze(config, facts, probed=probed),
+        "trainer.epochs": _epochs(facts, images),
+        "trainer.batch_size": Choice(
+            _batch_size(facts.num_images, parts=_parts(config, facts)), images
+        ),
+        "data.image_size": Choice(facts.image_size, "what the backbone was made for"),
+        "data.train_sizes": _train_sizes(config, facts),
+        "model.batch_norm": _batch_norm(facts),
+        "augment.name": Choice("medium", "crops of a third and more, mirror, colours"),
+        "optim.lr": _lr(config, facts, probed=probed),
+        "optim.backbone_lr_scale": _backbone_scale(facts, probed=probed),
+        "optim.layer_decay": _layer_decay(facts),
+        "optim.average_last": Choice(0.0),
+        "trainer.monitor": _monitor(facts),
+    }
+
+
+def _for_the_machine(config: Config, facts: Facts) -> dict[str, Choice]:
+    """Return what changes the time and the memory, and rounding."""
+    return {
+        "data.num_workers": Choice(_num_workers(facts, config.trainer.devices)),
+        "trainer.accumulate": Choice(1),
+        "trainer.precision": Choice("bf16-mixed" if facts.fast_bf16 else "32-true"),
+        "trainer.devices": Choice(facts.processes_per_node),
+        "trainer.num_nodes": Choice(facts.num_nodes),
+    }
 
 
 def _begins_with_a_probe(config: Config, facts: Facts) -> bool:
@@ -87,14 +135,71 @@ def _begins_with_a_probe(config: Config, facts: Facts) -> bool:
     return facts.pretrained and facts.linear_head and config.trainer.strategy == "ddp"
 
 
-def _words(value: bool) -> str:
-    return "on" if value else "off"
+def _probe(config: Config, facts: Facts) -> Choice:
+    if _begins_with_a_probe(config, facts):
+        return Choice("on", "pretrained: the head is fitted before anything moves")
+    if not facts.pretrained:
+        return Choice("off", "random weights know nothing")
+    if not facts.linear_head:
+        return Choice("off", "the classifier is not one linear layer")
+    return Choice("off", f"with {config.trainer.strategy} no process holds the whole network")
 
 
-def _epochs(facts: Facts) -> int:
+def _unfreeze(config: Config, facts: Facts, *, probed: bool) -> Choice:
+    if not facts.pretrained:
+        return Choice("all", "random weights")
+    if config.unfreeze.params:
+        return Choice("head_first", "unfreeze.params are given")
+    if probed:
+        return Choice("all", "the probe has fitted the head by then")
+    return Choice("head_first", "a random head would spoil what the backbone knows")
+
+
+def _epochs(facts: Facts, images: str) -> Choice:
     """Fewer passes over larger sets; from scratch three times as many."""
     epochs = 10 if facts.num_images < 5_000 else 8 if facts.num_images < 50_000 else 5
-    return epochs if facts.pretrained else 3 * epochs
+    if facts.pretrained:
+        return Choice(epochs, images)
+    return Choice(3 * epochs, f"{images}, random weights")
+
+
+def _train_sizes(config: Config, facts: Facts) -> Choice:
+    side = facts.image_size if config.data.image_size == "auto" else config.data.image_size
+    return Choice((side, side))
+
+
+def _batch_norm(facts: Facts) -> Choice:
+    if not facts.batch_norm:
+        return Choice("frozen", "there is none")
+    if facts.pretrained:
+        return Choice("frozen", "the statistics of the weights serve")
+    return Choice("train", "random weights have no statistics yet")
+
+
+def _lr(config: Config, facts: Facts, *, probed: bool) -> Choice:
+    rate = {"adamw": 1e-3, "sgd": 1e-2}[config.optim.name]
+    return Choice(rate, f"{config.optim.name}, of the head")
+
+
+def _backbone_scale(facts: Facts, *, probed: bool) -> Choice:
+    if facts.pretrained:
+        return Choice(0.05, "pretrained: gently")
+    return Choice(1.0, "random weights")
+
+
+def _layer_decay(facts: Facts) -> Choice:
+    """0.7 a stage of a five-stage network, spread over however many groups there are."""
+    if not facts.pretrained:
+        return Choice(1.0, "random weights")
+    decay: float = 0.7 ** (4 / max(4, facts.num_groups - 2))
+    return Choice(round(decay, 4), f"0.7 a stage, {facts.num_groups} layer groups")
+
+
+def _monitor(facts: Facts) -> Choice:
+    ratio = f"largest class {facts.imbalance_ratio:.3g} times the smallest"
+    if facts.imbalance_ratio > IMBALANCED_FROM:
+        return Choice("macro_f1", ratio)
+    return Choice("accuracy", ratio)
 
 
 def _batch_size(num_images: int, *, parts: int) -> int:
@@ -119,15 +224,3 @@ def _num_workers(facts: Facts, devices: int | str) -> int:
     processes = facts.processes_per_node if isinstance(devices, str) else devices
     spare = facts.free_cores // processes - 1
     return min(2 if facts.accelerator == "cpu" else 16, spare) if spare > 1 else 0
-
-
-def _layer_decay(facts: Facts) -> float:
-    """0.7 a stage of a five-stage network, spread over however many groups there are."""
-    decay: float = 0.7 ** (4 / max(4, facts.num_groups - 2))
-    return round(decay, 4)
-
-
-def _at(tree: dict[str, Any], dotted: str) -> Any:
-    for name in dotted.split("."):
-        tree = tree[name]
-    return tree

@@ -100,6 +100,21 @@ def create_network(
     return Network(module, spec, report, arguments)
 
 
+def takes_size(network: Network, side: int) -> bool:
+    """Tell whether a network takes square images of another side than it was made for."""
+    module = network.module
+    mode = module.training
+    example = torch.zeros(1, network.spec.input_size[0], side, side)
+    try:
+        with torch.no_grad():
+            module.eval()(example.to(next(module.parameters()).device))
+    except Exception:  # each network says so in its own way
+        return False
+    finally:
+        module.train(mode)
+    return True
+
+
 def check_name(backbone: str) -> None:
     """Raise unless timm knows the backbone.
 

@@ -35,7 +35,7 @@ class ImageClassifier(nn.Module):
     @property
     def has_batch_norm(self) -> bool:
         """Whether any layer keeps statistics of batches."""
-        return any(isinstance(module, _BatchNorm) for module in self.network.modules())
+        return has_batch_norm(self.network)
 
     def set_depth(self, depth: int) -> None:
         """Let the first ``depth`` groups train, 1 for the head alone; twice is once.
@@ -99,6 +99,11 @@ class ImageClassifier(nn.Module):
         # a plain attribute: a submodule would rename every key of the state dict
         object.__setattr__(self, "_train_forward", compiled)
         return None
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Tell whether any layer of a network keeps statistics of batches."""
+    return any(isinstance(module, _BatchNorm) for module in network.modules())
 
 
 def normalise(

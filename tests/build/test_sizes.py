@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.build.sizes import takes_size
 from finetune.errors import ConfigError
-from finetune.models.backbone import create_network
+from finetune.models.backbone import create_network, takes_size
 from finetune.types import Draw
 from tests.runs import small_training, write_photos
 
@@ -21,10 +20,10 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [("test_resnet", True), ("deit_tiny_patch16_224", False), ("test_convnext", True)],
 )
 def test_a_network_takes_other_sides_or_not(backbone: str, takes: bool) -> None:
-    network = create_network(backbone, num_classes=3, weights="random").module
-    network.train()
+    network = create_network(backbone, num_classes=3, weights="random")
+    network.module.train()
     assert takes_size(network, 96) is takes
-    assert network.training
+    assert network.module.training
 
 
 def test_images_grow_from_epoch_to_epoch_and_evaluation_keeps_its_own(animals: Path) -> None:
@@ -63,8 +62,8 @@ def test_pixels_are_kept_for_the_largest_side(animals: Path) -> None:
                 "model__backbone": "deit_tiny_patch16_224",
                 "data__image_size": 224,
             },
-            r"^data\.train_sizes=24,32: deit_tiny_patch16_224 does not take images of 24 pixels when "
-            r"made for 224",
+            r"^data\.train_sizes=24,32: deit_tiny_patch16_224 does not take images of 24 pixels "
+            r"when made for 224",
         ),
     ],
 )

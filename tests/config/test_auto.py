@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune.config.auto import Facts, auto_values
+from finetune.config.auto import Facts, auto_choices
 from finetune.config.load import build_config, replaced
 from finetune.config.schema import Config
 
@@ -43,7 +43,8 @@ def facts(**changes: Any) -> Facts:
 
 
 def chosen(assignments: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    return auto_values(build_config({}, assignments=assignments), facts(**changes))
+    choices = auto_choices(build_config({}, assignments=assignments), facts(**changes))
+    return {key: choice.value for key, choice in choices.items()}
 
 
 def test_explicit_values_are_never_chosen_again() -> None:
@@ -57,17 +58,24 @@ def test_explicit_values_are_never_chosen_again() -> None:
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_chosen_values_are_valid_and_leave_nothing_more_to_choose(pretrained: bool) -> None:
     config = replaced(Config(), chosen(pretrained=pretrained))
-    assert auto_values(config, facts(pretrained=pretrained)) == {}
+    assert auto_choices(config, facts(pretrained=pretrained)) == {}
 
 
 def test_pretrained_weights_are_spared_and_random_ones_are_not() -> None:
     keys = ("unfreeze.name", "model.batch_norm", "optim.backbone_lr_scale", "optim.layer_decay")
     spared, random = chosen(), chosen(pretrained=False)
     assert [random[key] for key in keys] == ["all", "train", 1.0, 1.0]
-    assert [spared[key] for key in keys[:2]] == ["head_first", "frozen"]
+    assert [spared[key] for key in keys[:2]] == ["all", "frozen"]
     assert spared["optim.backbone_lr_scale"] < 1
     assert spared["optim.layer_decay"] < 1
     assert "unfreeze.params" not in random
+
+
+def test_a_random_head_trains_alone_first_and_a_fitted_one_does_not() -> None:
+    assert chosen({"probe.enabled": "off"})["unfreeze.name"] == "head_first"
+    assert chosen(linear_head=False)["unfreeze.name"] == "head_first"
+    assert chosen({"probe.enabled": "on"})["unfreeze.name"] == "all"
+    assert chosen({"unfreeze.params": {"epochs": 5}})["unfreeze.name"] == "head_first"
 
 
 def test_a_backbone_that_knows_something_is_probed() -> None:
@@ -88,7 +96,7 @@ def test_the_decay_over_all_groups_is_that_of_five_stages() -> None:
 
 def test_the_head_trains_alone_for_some_but_not_all_epochs() -> None:
     for epochs in range(2, 40):
-        params = chosen({"trainer.epochs": epochs})["unfreeze.params"]
+        params = chosen({"trainer.epochs": epochs, "probe.enabled": "off"})["unfreeze.params"]
         assert 1 <= params["epochs"] < epochs
         assert params["epochs"] == pytest.approx(0.3 * epochs, abs=0.5)
     assert chosen({"trainer.epochs": 1}).get("unfreeze.params", {}) == {}

@@ -99,8 +99,8 @@ def _legend(tree: Mapping[str, Any]) -> str:
     """Say what the columns are that their heads have no room for."""
     batch = tree["training_memory_batch_size"]
     said = (
-        f"Accuracy: the probe's on {tree['validation_images']} validation images. Images/s: forward "
-        f"passes on this machine. Memory: a training step of all layers, {batch} images."
+        f"Accuracy: the probe's on {tree['validation_images']} validation images. Images/s: "
+        f"forward passes on this machine. Memory: a training step of all layers, {batch} images."
     )
     if any(row["imagenet_top1_error"] is not None for row in tree["backbones"]):
         said += " ImageNet: top-1/top-5 error as first published, one crop."

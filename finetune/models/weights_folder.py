@@ -40,7 +40,7 @@ def weights_in(folder: Path, backbone: str) -> Path:
     name = _architecture(backbone)
     raise ModelError(
         f"{folder} holds no weights for '{backbone}': neither {name}.pth, {name}-<hash>.pth or "
-        f"{name}_<anything>.pth (.pt, .bin, .safetensors) nor a timm folder {name}/. There are: "
+        f"{name}_<anything>.pth ({', '.join(_SUFFIXES)}) nor a timm folder {name}/. There are: "
         f"{_listed(folder)}."
     )
 
@@ -62,7 +62,7 @@ def _ranked(folder: Path, backbone: str) -> Iterator[tuple[int, Path]]:
             yield 1, path
         elif stem.startswith(name) and _HASH.fullmatch(stem, len(name)):
             yield 2, path
-        elif _owner(stem) == name:
+        elif _owner(stem) == name and not _is_of_another_tag(stem, backbone):
             yield 4, path
 
 
@@ -75,9 +75,14 @@ def _is_timm_folder(path: Path) -> bool:
 
 
 def _owner(stem: str) -> str | None:
-    """Return the longest name of a backbone that a file's name begins with."""
-    ends = [match.start() for match in re.finditer(r"[-_.]", stem)] + [len(stem)]
+    """Return the longest name of a backbone, without a tag, that a file's name begins with."""
+    stem = _architecture(stem)
+    ends = [match.start() for match in re.finditer(r"[-_]", stem)] + [len(stem)]
     return next((stem[:end] for end in reversed(ends) if timm.is_model(stem[:end])), None)
+
+
+def _is_of_another_tag(stem: str, backbone: str) -> bool:
+    return "." in backbone and stem.startswith(f"{_architecture(backbone)}.")
 
 
 def _listed(folder: Path) -> str:

@@ -4,11 +4,13 @@ import csv
 import io
 import json
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from finetune.cli.comparison import broken, comparison_table
+from finetune.probe.choice import fit_head
 from finetune.training import forward_cost
 from tests.cli.conftest import Cli
 from tests.helpers import run_python
@@ -38,6 +40,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward_cost, "_BATCH_SECONDS", 0.02)
     monkeypatch.setattr(forward_cost, "_SECONDS", 0.02)
+    monkeypatch.setattr("finetune.training.probe.fit_head", partial(fit_head, penalties=(0.1,)))
 
 
 def test_json_is_one_object_with_all_rows_and_the_csv_holds_them_too(

@@ -3,6 +3,7 @@
 import csv
 import signal
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.errors import ConfigError, ModelError, RunFolderError, StorageError
 from finetune.models.weights_folder import weights_in
+from finetune.probe.choice import fit_head
 from finetune.training import forward_cost
+from finetune.training.forward_cost import multiplications
 from tests.helpers import Recorder, everything
 from tests.runs import write_photos, write_weights
 
@@ -56,6 +59,8 @@ def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(forward_cost, "_BATCH_SECONDS", 0.02)
     monkeypatch.setattr(forward_cost, "_SECONDS", 0.02)
+    # noise takes long to be fitted to, and none of these tests is about the penalty
+    monkeypatch.setattr("finetune.training.probe.fit_head", partial(fit_head, penalties=(0.1,)))
 
 
 def config_of(data: Path, **assignments: object) -> Config:
@@ -84,11 +89,19 @@ def fitted(config: Config, row: Compared, run: Path, **more: object) -> Watcher:
     "settings",
     [
         {},
-        {"seed": 3, "data__val_fraction": 0.4, "data__image_size": 64},
-        {"trainer__precision": "bf16-mixed", "imbalance__strategy": "class_weights"},
-        {"augment__name": "none", "model__pretrained_cfg": {"crop_pct": 1.0}},
+        {
+            "seed": 3,
+            "data__val_fraction": 0.4,
+            "augment__name": "none",
+            "model__pretrained_cfg": {"crop_pct": 1.0},
+        },
+        pytest.param(
+            {"trainer__precision": "bf16-mixed", "imbalance__strategy": "class_weights"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"data__image_size": 64}, marks=pytest.mark.slow),
     ],
-    ids=["plain", "split and size", "precision", "preprocessing"],
+    ids=["plain", "split and preprocessing", "precision", "size"],
 )
 def test_the_fit_that_follows_asks_nothing_and_finds_the_same(
     settings: dict[str, Any], animals: Path, shelf: Path, tmp_path: Path
@@ -234,17 +247,13 @@ def test_what_libraries_raise_is_told_in_a_line(
 def test_what_was_computed_before_a_stop_is_kept(
     animals: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import finetune.commands.compare as module
-
-    whole = module.multiplications
-
     def stopped(*args: Any, **more: Any) -> int:
         signal.raise_signal(signal.SIGINT)
-        return whole(*args, **more)
+        return multiplications(*args, **more)
 
     watcher = Watcher()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "multiplications", stopped)
+        patch.setattr("finetune.commands.compare.multiplications", stopped)
         with pytest.raises(signals.StopRequest):
             compare(config_of(animals), BACKBONES, weights=str(shelf), reporter=watcher)
     assert "What was computed is kept" in watcher.notes[-1]

@@ -1,8 +1,8 @@
 """Fine-tune pretrained timm backbones on a folder of images.
 
-The verbs of the command line are functions here: ``fit``, ``resume``, ``evaluate``, ``predict``,
-``export``, ``fetch``. They are imported when they are first used, so that ``import finetune`` is
-light.
+The verbs of the command line are functions here: ``fit``, ``resume``, ``compare``, ``evaluate``,
+``predict``, ``export``, ``fetch``. They are imported when they are first used, so that ``import
+finetune`` is light.
 """
 
 import importlib
@@ -19,6 +19,7 @@ _LAZY = {
     "resume": "finetune.commands.fit",
     "evaluate": "finetune.commands.evaluate",
     "predict": "finetune.commands.predict",
+    "compare": "finetune.commands.compare",
     "export": "finetune.commands.export",
     "fetch": "finetune.commands.fetch",
     "Config": "finetune.config.schema",

@@ -110,6 +110,22 @@ def remove_drafts(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def check_writable(path: Path, remedy: str) -> None:
+    """Raise where a file could not be written, before the work of what it is to hold.
+
+    Args:
+        path: The file; its folder is made.
+        remedy: What to do instead, for the message.
+
+    Raises:
+        StorageError: The disk is full, read-only or fails.
+    """
+    with disk_errors_explained(path, remedy):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all.
 

@@ -1,6 +1,6 @@
 """From the config to objects: the one place where both meet."""
 
-from finetune.build.cost import describe_cost, measure, with_fitting_batch
+from finetune.build.cost import bytes_to_train_all, describe_cost, measure, with_fitting_batch
 from finetune.build.probe import is_probe_only
 from finetune.build.resolve import IMBALANCE, num_processes
 from finetune.build.training import (
@@ -16,6 +16,7 @@ __all__ = [
     "Training",
     "batch_in_memory",
     "build_training",
+    "bytes_to_train_all",
     "describe_cost",
     "is_probe_only",
     "measure",

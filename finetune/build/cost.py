@@ -50,14 +50,7 @@ def measure(training: Training) -> RunCost:
         OutOfMemoryError: Not even a few images fit.
     """
     decode, read = _reading_seconds(training)
-    accelerator = training.config.trainer.accelerator
-    meter = StepMeter(
-        training.module,
-        _some_images(training),
-        batch_size=batch_in_memory(training),
-        device=torch.device(accelerator),
-        precision=training.config.trainer.precision,
-    )
+    meter = _meter(training)
     free = _free_bytes(training)
     depths = reversed(_spread([phase.depth for phase in training.phases]))
     try:
@@ -70,7 +63,7 @@ def measure(training: Training) -> RunCost:
             f"--image-size or --backbone, or model.grad_checkpointing=true."
         ) from None
     del meter
-    if accelerator == "cuda":
+    if training.config.trainer.accelerator == "cuda":
         torch.cuda.empty_cache()
     # a depth between two that were measured costs at most what the deeper one does
     steps = (
@@ -78,6 +71,21 @@ def measure(training: Training) -> RunCost:
         for phase in training.phases
     )
     return RunCost(tuple(steps), decode, read, free)
+
+
+def bytes_to_train_all(training: Training) -> int | None:
+    """Return the memory of a step in which every layer trains, on a copy of the network.
+
+    Without what the libraries work with in between. None where not even a few images fit.
+    """
+    groups = training.module.classifier.groups
+    try:
+        meter = _meter(training)
+        return meter.memory(len(groups)).bytes_for(batch_in_memory(training))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 def with_fitting_batch(training: Training, cost: RunCost) -> Training:
@@ -209,6 +217,16 @@ def _seconds(works: Sequence[Callable[[], None]]) -> float:
     for work in works:
         work()
     return (time.perf_counter() - start) / len(works)
+
+
+def _meter(training: Training) -> StepMeter:
+    return StepMeter(
+        training.module,
+        _some_images(training),
+        batch_size=batch_in_memory(training),
+        device=torch.device(training.config.trainer.accelerator),
+        precision=training.config.trainer.precision,
+    )
 
 
 def _some_images(training: Training) -> Batch:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from finetune.cli.compare import compare
 from finetune.cli.fit import fit
 from finetune.cli.output import console_reporter, print_json, show_result, stop_as_exit
 from finetune.cli.submit import SETTINGS, submit
@@ -36,6 +37,7 @@ Model = Annotated[
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")]
 
 app.command()(fit)
+app.command()(compare)
 app.command(context_settings=SETTINGS)(submit)
 
 

@@ -10,8 +10,8 @@ from finetune.commands.plan import describe
 from finetune.commands.read_data import data_path, read_data
 from finetune.config.load import differences, replaced
 from finetune.config.schema import Config
-from finetune.data.manifest import write_rejected
-from finetune.types import Reporter, Split
+from finetune.data.manifest import Manifest, write_rejected
+from finetune.types import Rejected, Reporter, Split
 
 
 def planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, Any], str]:
@@ -21,17 +21,9 @@ def planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, Any
         config.output or Path("runs") / run_folder.default_name(config.model.backbone, path)
     ).expanduser()
     run_folder.check_free(run_dir)
-    manifest, rejected = read_data(config, path, reporter=reporter)
     asked = config
-    config = replaced(
-        config,
-        {
-            "data.path": str(path.resolve()),
-            "model.weights": absolute(config.model.weights),
-            "augment.name": absolute(config.augment.name),
-            "output": str(run_dir),
-        },
-    )
+    config, manifest, rejected = with_images(config, reporter)
+    config = replaced(config, {"output": str(run_dir)})
     training = build_training(config, manifest)
     _say_what_shrank(training, reporter)
     # as it will be: the parts that divide it need not divide what was asked for
@@ -47,6 +39,18 @@ def planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, Any
         plan["cost"] = cost
     reporter.plan(plan)
     return training, plan, write_rejected(rejected)
+
+
+def with_images(config: Config, reporter: Reporter) -> tuple[Config, Manifest, list[Rejected]]:
+    """Return the config with whole paths, the images of a new run, and the files left out."""
+    path = data_path(config)
+    manifest, rejected = read_data(config, path, reporter=reporter)
+    whole = {
+        "data.path": str(path.resolve()),
+        "model.weights": absolute(config.model.weights),
+        "augment.name": absolute(config.augment.name),
+    }
+    return replaced(config, whole), manifest, rejected
 
 
 def _measured_cost(

@@ -140,6 +140,21 @@ def check_name(backbone: str) -> None:
         )
 
 
+def outline(backbone: str, *, kwargs: Mapping[str, Any] | None = None) -> nn.Module | None:
+    """Return a network whose tensors have shapes and no memory, for a look at its layers.
+
+    None where it cannot be made so, as one of the hub's own or one that computes with its weights.
+    """
+    if ":" in backbone:
+        return None
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        try:
+            network: nn.Module = timm.create_model(backbone, num_classes=2, **(kwargs or {}))
+        except Exception:  # what is wrong with it is said when it is created
+            return None
+    return network
+
+
 def _check_channels(channels: int) -> None:
     if channels != 3:
         raise ModelError(

@@ -3,7 +3,8 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakSet
 
@@ -23,8 +24,8 @@ _FORWARDS_PER_STEP = 3.5
 
 
 @dataclass(frozen=True, slots=True)
-class StepCost:
-    """What a step costs at one unfreeze depth, in one process.
+class StepMemory:
+    """What a step needs at one unfreeze depth, in one process.
 
     Attributes:
         depth: Layer groups that train.
@@ -33,8 +34,6 @@ class StepCost:
         optimizer_bytes: State of the optimizer after a step.
         activation_bytes: Kept for the backward pass, an image.
         fixed_bytes: Kept for the backward pass, whatever the batch.
-        train_seconds: Forward, backward and optimizer, an image.
-        eval_seconds: Forward alone, an image.
     """
 
     depth: int
@@ -43,13 +42,24 @@ class StepCost:
     optimizer_bytes: int
     activation_bytes: int
     fixed_bytes: int
-    train_seconds: float
-    eval_seconds: float
 
     def bytes_for(self, batch_size: int) -> int:
         """Return the memory of a step, without what the libraries work with in between."""
         still = self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
         return still + self.fixed_bytes + self.activation_bytes * batch_size
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost(StepMemory):
+    """What a step costs at one unfreeze depth, in one process: its memory, and its time.
+
+    Attributes:
+        train_seconds: Forward, backward and optimizer, an image.
+        eval_seconds: Forward alone, an image.
+    """
+
+    train_seconds: float
+    eval_seconds: float
 
 
 class StepMeter:
@@ -88,31 +98,57 @@ class StepMeter:
         Raises:
             RuntimeError: Not even four images fit into the memory.
         """
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            self.classifier.set_depth(depth)
-            self.classifier.train()
+        with self._training(depth):
             small, large = self._saved_bytes(2), self._saved_bytes(4)
             start = time.perf_counter()  # the passes before it may have set up much
             self._saved_bytes(4)
             forward = (time.perf_counter() - start) / 4
-            slope = (large - small) // 2
             optimizer = self.module.recipe.make_optimizer(self.classifier)
             train_seconds = self._seconds(lambda size: self._step(optimizer, size), forward)
             eval_seconds = self._seconds(self._predict, forward)
+            return StepCost(
+                **self._bytes(depth, small, large, optimizer),
+                train_seconds=train_seconds,
+                eval_seconds=eval_seconds,
+            )
+
+    def memory(self, depth: int) -> StepMemory:
+        """Return what a step needs at a depth, without taking its time.
+
+        Raises:
+            RuntimeError: Not even four images fit into the memory.
+        """
+        with self._training(depth):
+            small, large = self._saved_bytes(2), self._saved_bytes(4)
+            optimizer = self.module.recipe.make_optimizer(self.classifier)
+            self._step(optimizer, 2)  # which makes its state
+            return StepMemory(**self._bytes(depth, small, large, optimizer))
+
+    @contextmanager
+    def _training(self, depth: int) -> Iterator[None]:
+        """Let the copy train at a depth in the block; torch's generators stay as they were."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            self.classifier.set_depth(depth)
+            self.classifier.train()
+            yield
+
+    def _bytes(
+        self, depth: int, small: int, large: int, optimizer: torch.optim.Optimizer
+    ) -> dict[str, int]:
+        """Return the numbers of ``StepMemory``, from what 2 and 4 images keep."""
         tensors = [*self.classifier.parameters(), *self.classifier.buffers()]
         trained = [p for p in self.classifier.parameters() if p.requires_grad]
         state = [t for entry in optimizer.state.values() for t in entry.values()]
-        return StepCost(
-            depth=depth,
-            parameter_bytes=_bytes(tensors),
-            gradient_bytes=_bytes(trained),
-            optimizer_bytes=_bytes([t for t in state if isinstance(t, Tensor)]),
-            activation_bytes=slope,
-            fixed_bytes=max(0, small - 2 * slope),
-            train_seconds=train_seconds,
-            eval_seconds=eval_seconds,
-        )
+        slope = (large - small) // 2
+        return {
+            "depth": depth,
+            "parameter_bytes": _bytes(tensors),
+            "gradient_bytes": _bytes(trained),
+            "optimizer_bytes": _bytes([t for t in state if isinstance(t, Tensor)]),
+            "activation_bytes": slope,
+            "fixed_bytes": max(0, small - 2 * slope),
+        }
 
     def _saved_bytes(self, size: int) -> int:
         """Return the bytes of everything that the backward pass of some images would need."""

@@ -74,6 +74,7 @@ class Probe:
         fitted: The head, and how it was chosen.
         train_loss: Weighted mean loss of the training images.
         metrics: Of the validation images, by name.
+        right: Whether each validation image comes out right, shape (N,).
         seconds: All of it.
         num_images: Of training and validation.
         num_computed: Of these, those that the backbone had to be asked about.
@@ -82,6 +83,7 @@ class Probe:
     fitted: Fitted
     train_loss: float
     metrics: Mapping[str, float]
+    right: NDArray[np.bool_]
     seconds: float
     num_images: int
     num_computed: int
@@ -146,10 +148,11 @@ def fit_probe(
     probabilities = fitted.head.logits(val[0]).softmax(dim=1)
     of_val = torch.from_numpy(plan.val.labels)
     metrics = evaluate_probabilities(probabilities, of_val, classes=plan.classes).metrics
+    right = (probabilities.argmax(dim=1) == of_val).numpy()
     train_loss = _mean_loss(fitted.head.logits(train[0]), plan.train)
     seconds = time.monotonic() - start
     num_images = len(plan.train.paths) + len(plan.val.paths)
-    return Probe(fitted, train_loss, metrics, seconds, num_images, features.num_computed)
+    return Probe(fitted, train_loss, metrics, right, seconds, num_images, features.num_computed)
 
 
 def with_weights_of_rank_0(classifier: ImageClassifier) -> None:

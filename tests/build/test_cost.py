@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from finetune.build import Training, batch_in_memory, describe_cost, measure, with_fitting_batch
+from finetune.build import (
+    Training,
+    batch_in_memory,
+    bytes_to_train_all,
+    describe_cost,
+    measure,
+    with_fitting_batch,
+)
 from finetune.build.cost import RunCost, with_accumulation
 from finetune.data.manifest import Manifest
 from finetune.errors import OutOfMemoryError
@@ -290,3 +298,35 @@ def test_decoding_into_the_cache_is_counted_once_for_each_image(
     val = 15 * 2 * 0.004
     reading = describe_cost(there, cost_of(there, train_seconds=0.0))["seconds"]
     assert reading == pytest.approx(2 * 24 * 0.006 + val, abs=0.06)
+
+
+@pytest.mark.parametrize("schedule", ["linear_probe", "gradual"])
+def test_the_memory_to_train_all_is_that_of_a_run_that_does(schedule: str, animals: Path) -> None:
+    whole = small_training(animals, unfreeze__name="all")
+    told = describe_cost(whole, measure(whole))["memory_gb"]["total"]
+    other = small_training(animals, unfreeze__name=schedule)
+    before = snapshot(other.network.module)
+    found = bytes_to_train_all(other)
+    assert found is not None
+    assert round(found / 1e9, 3) == told
+    assert found > 4 * sum(p.nbytes for p in whole.network.module.parameters())
+    assert_same_bits(snapshot(other.network.module), before)
+
+
+def test_what_cannot_train_all_has_no_such_memory(
+    animals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = small_training(animals)
+
+    def full(error: Exception) -> None:
+        def memory(self: StepMeter, depth: int) -> None:
+            assert depth == len(training.module.classifier.groups)
+            raise error
+
+        monkeypatch.setattr(StepMeter, "memory", memory)
+
+    full(torch.OutOfMemoryError("CUDA out of memory."))
+    assert bytes_to_train_all(training) is None
+    full(ValueError("something else"))
+    with pytest.raises(ValueError, match="something else"):
+        bytes_to_train_all(training)

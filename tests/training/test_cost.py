@@ -4,6 +4,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -376,3 +377,12 @@ def test_the_images_are_those_of_training_normalised(animals: Path) -> None:
     for row in range(4):  # of three images, the first comes again
         pixels = batch["image"][row % 3].permute(2, 0, 1) / 255
         torch.testing.assert_close(four[row], normalize(pixels, list(spec.mean), list(spec.std)))
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_memory_alone_is_that_of_the_whole_measurement(depth: int) -> None:
+    cost = meter_of(module_of(Chain())).measure(depth)
+    memory = meter_of(module_of(Chain())).memory(depth)
+    for field in fields(memory):
+        assert getattr(memory, field.name) == getattr(cost, field.name)
+    assert memory.bytes_for(7) == cost.bytes_for(7) > 0

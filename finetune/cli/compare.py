@@ -1,0 +1,107 @@
+"""The verb ``compare``: its options, and the table that it prints."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from finetune.cli.fit import FLAG_KEYS, config_of, sort_words
+from finetune.cli.output import console_reporter, print_json, stop_as_exit
+from finetune.training.launch import outer_launch
+
+if TYPE_CHECKING:
+    from finetune.cli.console import ConsoleReporter
+
+
+def compare(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="DATA [KEY=VALUE]...",
+            help="A folder or CSV as for fit; then any config keys that a probe depends on.",
+        ),
+    ] = None,
+    backbones: Annotated[
+        str, typer.Option(help="timm models, googlenet, alexnet; with commas between them.")
+    ] = "",
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="hub, or a folder with a file for each: NAME.pth, NAME-<hash>.pth, "
+            "NAME_<anything>.pth, .safetensors, or a timm folder NAME/."
+        ),
+    ] = "hub",
+    image_size: Annotated[
+        str | None, typer.Option(help="Side of the input in pixels.  [auto]")
+    ] = None,
+    imbalance: Annotated[
+        str | None, typer.Option(help="none, weighted, sqrt or class_weights.  [none]")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="32-true, bf16-mixed, 16-mixed or auto.  [auto]")
+    ] = None,
+    seed: Annotated[str | None, typer.Option(help="Of the split.  [0]")] = None,
+    csv: Annotated[Path | None, typer.Option(help="A CSV to write, too.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on standard output.")
+    ] = False,
+) -> None:
+    """Probe several backbones on your images, and show what each is worth and costs."""
+    values = {
+        "--image-size": image_size,
+        "--imbalance": imbalance,
+        "--precision": precision,
+        "--seed": seed,
+    }
+    flags = {FLAG_KEYS[flag]: (flag, value) for flag, value in values.items() if value is not None}
+    names = [name.strip() for name in backbones.split(",") if name.strip()]
+    from finetune.commands.compare_check import check_alone, check_compare
+    from finetune.config.load import parse_assignments
+
+    with stop_as_exit():
+        check_alone(outer_launch())
+        path, settings = sort_words(words or [])
+        config = config_of(path, parse_assignments(settings), flags, None)
+        check_compare(config, names, weights=weights, csv=csv)
+        reporter = console_reporter(json=as_json)
+        from finetune.commands.compare import compare as command
+
+        result = command(config, names, weights=weights, csv=csv, reporter=reporter)
+    tree = result.as_json()
+    if as_json:
+        print_json(tree)
+    else:
+        _show(reporter, tree)
+        if csv is not None:
+            reporter.note(f"table: {csv}")
+    if result.failed:
+        raise typer.Exit(result.failed[0].exit_code)
+
+
+def _show(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
+    from finetune.cli.comparison import comparison_table
+
+    if tree["backbones"]:
+        reporter.note("")
+        reporter.out.print(comparison_table(tree, width=reporter.out.width))
+        reporter.note("")
+        reporter.out.print(_legend(tree))
+    if tree["verdict"]:
+        reporter.out.print(tree["verdict"], markup=False)
+    for one in tree["failed"]:
+        reporter.error(f"{one['backbone']}: {one['reason']}")
+    if tree["next"]:
+        reporter.commands("next:", [tree["next"]])
+
+
+def _legend(tree: Mapping[str, Any]) -> str:
+    """Say what the columns are that their heads have no room for."""
+    batch = tree["training_memory_batch_size"]
+    said = (
+        f"Accuracy: the probe's on {tree['validation_images']} validation images. Images/s: "
+        f"forward passes on this machine. Memory: a training step of all layers, {batch} images."
+    )
+    if any(row["imagenet_top1_error"] is not None for row in tree["backbones"]):
+        said += " ImageNet: top-1/top-5 error as first published, one crop."
+    return said

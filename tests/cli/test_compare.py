@@ -1,0 +1,181 @@
+"""The verb ``compare``: what it prints, and what it refuses before anything heavy is imported."""
+
+import csv
+import io
+import json
+import shlex
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from finetune.cli.comparison import broken, comparison_table
+from finetune.probe.choice import fit_head
+from finetune.training import forward_cost
+from tests.cli.conftest import Cli
+from tests.helpers import run_python
+from tests.runs import write_photos, write_weights
+
+SMALL = (
+    "data.num_workers=0", "trainer.accelerator=cpu", "--precision", "32-true", "--image-size", "32",
+)  # fmt: skip
+NAMES = "test_resnet, test_vit"
+
+
+@pytest.fixture(scope="module")
+def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("data") / "my animals")
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    write_weights(folder / "test_resnet-0123abcd.pth")
+    write_weights(folder / "test_vit.pth", "test_vit")
+    write_weights(folder / "test_convnext.pth", "test_efficientnet")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward_cost, "_BATCH_SECONDS", 0.02)
+    monkeypatch.setattr(forward_cost, "_SECONDS", 0.02)
+    monkeypatch.setattr("finetune.training.probe.fit_head", partial(fit_head, penalties=(0.1,)))
+
+
+def test_json_is_one_object_with_all_rows_and_the_csv_holds_them_too(
+    cli: Cli, animals: Path, shelf: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "new" / "table.csv"
+    words = ("compare", animals, "--backbones", NAMES, "--weights", shelf, *SMALL)
+    said = cli.ok(*words, "--seed", 2, "--csv", file, "--json")
+    tree = said.json
+    assert tree.keys() == {
+        "data", "sorted_by", "validation_images", "training_memory_batch_size", "backbones",
+        "failed", "verdict", "next", "seconds",
+    }  # fmt: skip
+    assert (tree["validation_images"], tree["failed"]) == (15, [])
+    best, other = tree["backbones"]
+    assert {best["backbone"], other["backbone"]} == {"test_resnet", "test_vit"}
+    assert best["metrics"]["accuracy"] >= other["metrics"]["accuracy"]
+    low, high = best["accuracy_interval"]
+    assert 0 <= low < best["metrics"]["accuracy"] <= high <= 1
+    assert "1 of 2  test_resnet: " in said.err, "a person who waits still sees something"
+    lines = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+    assert [line["backbone"] for line in lines] == [best["backbone"], other["backbone"]]
+
+
+def test_the_command_that_is_printed_finds_what_was_computed(
+    cli: Cli, animals: Path, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "80")
+    words = ("compare", animals, "--backbones", NAMES, "--weights", shelf, *SMALL)
+    out = cli.ok(*words, "--imbalance", "sqrt").out
+    (line,) = [line for line in out.splitlines() if line.startswith("next:")]
+    advised = shlex.split(line)[1:]
+    assert advised[:3] == ["finetune", "fit", str(animals)]
+    assert "imbalance.strategy=sqrt" in advised
+    run = ("--unfreeze", "linear_probe", "--output", tmp_path / "run")
+    assert "39 images, 39 of them known from before" in " ".join(
+        cli.ok(*advised[1:], *run).out.split()
+    )
+
+
+def test_the_table_fits_80_columns_and_a_failure_is_told_below_it(
+    cli: Cli, animals: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    names = f"{NAMES},test_convnext"
+    said = cli("compare", animals, "--backbones", names, "--weights", shelf, *SMALL)
+    assert said.code == 4
+    lines = said.out.splitlines()
+    head = next(number for number, line in enumerate(lines) if line.startswith("backbone"))
+    assert lines[head].split()[:5] == ["backbone", "M", "G", "/s", "GB"]
+    assert {line.split()[0] for line in lines[head + 1 : head + 3]} == {"test_resnet", "test_vit"}
+    assert all(len(line) <= 80 for line in lines if not line.startswith("next:"))
+    assert "validation images" in said.out
+    assert said.err.count("test_convnext") > 1
+    assert "error: test_convnext: " in said.err
+
+
+def tree_of(*names: str, score: str = "accuracy") -> dict[str, object]:
+    return {
+        "sorted_by": score,
+        "backbones": [
+            {
+                "backbone": name,
+                "parameters": 138_400_000,
+                "gmacs": 15.47,
+                "images_per_second": 1234.5,
+                "training_memory_gb": None if name == "vgg16" else 12.345,
+                "metrics": {"accuracy": 0.954, "macro_f1": 0.9, "loss": 0.1234},
+                "accuracy_interval": [0.9081, 0.9776],
+                "imagenet_top1_error": 28.5 if name == "vgg16" else None,
+                "imagenet_top5_error": 9.9 if name == "vgg16" else None,
+            }
+            for name in names
+        ],
+    }
+
+
+def printed(tree: dict[str, object], width: int) -> list[str]:
+    from rich.console import Console
+
+    screen = io.StringIO()
+    Console(file=screen, width=width).print(comparison_table(tree, width=width))
+    return screen.getvalue().splitlines()
+
+
+LONG = "vit_small_patch16_224.augreg_in21k_ft_in1k"
+
+
+@pytest.mark.parametrize("score", ["accuracy", "macro_f1", "loss"])
+def test_the_widest_table_keeps_each_row_aligned_and_each_name_whole(score: str) -> None:
+    lines = printed(tree_of("vgg16", LONG, "mobilenetv2_100", score=score), 80)
+    assert max(map(len, lines)) <= 80
+    first = lines[2].split()
+    assert first[:7] == ["vgg16", "138.4", "15.5", "1234", "-", "95.4", "(90.8-97.8)"]
+    assert first[-1] == "28.5/9.9"
+    assert "".join(line.split()[0] for line in lines[3:-1]) == LONG
+    assert lines[-1].startswith("mobilenetv2_100 ")
+
+
+def test_without_a_classic_there_is_no_column_of_published_errors() -> None:
+    assert not any("ImageNet" in line for line in printed(tree_of("resnet18"), 80))
+    assert any("ImageNet" in line for line in printed(tree_of("resnet18", "vgg16"), 80))
+
+
+def test_a_name_is_broken_after_its_own_signs() -> None:
+    assert broken("resnet50", 12) == "resnet50"
+    assert broken("mobilenetv2_100", 12) == "mobilenetv2_\n100"
+    assert broken(LONG, 24) == "vit_small_patch16_224.\naugreg_in21k_ft_in1k"
+    assert broken("averylongnamewithoutasign", 12) == "averylongnamewithoutasign"
+
+
+REFUSED = """
+import json, sys
+from finetune.cli.main import run
+code = run(json.loads(sys.argv[1]))
+heavy = {"torch", "timm", "pytorch_lightning", "albumentations", "torchvision", "wandb", "numpy"}
+print()
+print(json.dumps([code, sorted(heavy & sys.modules.keys())]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        ([".", "--backbones", ""], 2),
+        ([".", "--backbones", "a", "trainer.epochs=3"], 2),
+        ([".", "--backbones", "a", "--weights", "random"], 2),
+        ([".", "--backbones", "a", "--weights", "no/such/folder"], 4),
+        ([".", "--backbones", "a", "--csv", "."], 5),
+        (["no/such/folder", "--backbones", "a"], 3),
+    ],
+    ids=str,
+)
+def test_what_is_refused_needs_no_network(words: list[str], code: int) -> None:
+    last = run_python(REFUSED, json.dumps(["compare", *words])).splitlines()[-1]
+    assert json.loads(last) == [code, []]

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import albumentations as A  # noqa: N812 - the name that its own documentation uses
 import cv2
 import numpy as np
+from PIL import Image
 
 from finetune.data.colour import ColourJitter, ColourMatrix
 from finetune.data.picture import Interpolation, Picture, Pixels
@@ -71,10 +72,37 @@ class EvalTransform:
 
     def __call__(self, picture: Picture, draw: Draw | None = None) -> View:
         """Return the view that every evaluation takes; ``draw`` changes nothing."""
-        image = picture.image()
+        return View(self.pixels(picture.image()))
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """Return uint8 pixels of ``size``."""
         for step in self.steps:
             image = step(image)
-        return View(np.array(image))
+        return np.array(image)
+
+
+class BothWays:
+    """The evaluation's view of a picture, and below it that of the picture in a mirror.
+
+    Mirrored is the whole picture and not the view: a centre crop that leaves an odd number of
+    pixels is not in the centre, and a mirrored file would give two other views.
+
+    Args:
+        transform: Of one view.
+    """
+
+    colours = False
+
+    def __init__(self, transform: EvalTransform) -> None:
+        self.transform = transform
+        height, width = transform.size
+        self.size = (2 * height, width)
+
+    def __call__(self, picture: Picture, draw: Draw | None = None) -> View:
+        """Return both views; ``draw`` changes nothing."""
+        image = picture.image()
+        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return View(np.concatenate([self.transform.pixels(i) for i in (image, mirrored)]))
 
 
 class AsStored:
@@ -220,6 +248,12 @@ def opening(pipeline: A.Compose) -> Opening | None:
 
 def flips(transform: Transform) -> bool:
     """Tell whether a training transform shows images in a mirror, so that it changes no class."""
-    if not isinstance(transform, TrainTransform):
+    return isinstance(transform, TrainTransform) and _flips(transform.pipeline)
+
+
+def _flips(step: A.BasicTransform | A.BaseCompose) -> bool:
+    if step.p == 0:
         return False
-    return any(isinstance(step, A.HorizontalFlip) for step in transform.pipeline.transforms)
+    if isinstance(step, A.BaseCompose):
+        return any(_flips(child) for child in step.transforms)
+    return isinstance(step, A.HorizontalFlip | A.D4 | A.SquareSymmetry)

@@ -34,6 +34,10 @@ Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A run folder, a bundle folder or a checkpoint.")
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")]
+Tta = Annotated[
+    bool,
+    typer.Option("--tta", help="Average over each image and its mirror image: twice the work."),
+]
 
 app.command()(fit)
 app.command(context_settings=SETTINGS)(submit)
@@ -51,6 +55,7 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     batch_size: BatchSize = 32,
+    tta: Tta = False,
     as_json: Json = False,
 ) -> None:
     """Measure a model on labelled images."""
@@ -67,6 +72,7 @@ def evaluate(
         split=chosen,
         device=_device(device),
         batch_size=batch_size,
+        tta=tta,
         reporter=reporter,
     )
     show_result(reporter, result.as_json(), reporter.evaluation)
@@ -82,6 +88,7 @@ def predict(
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes an image.")] = 1,
     device: Device = "auto",
     batch_size: BatchSize = 32,
+    tta: Tta = False,
     as_json: Json = False,
 ) -> None:
     """Name the class of each image in a folder."""
@@ -96,6 +103,7 @@ def predict(
         top_k=top_k,
         device=_device(device),
         batch_size=batch_size,
+        tta=tta,
         reporter=reporter,
     )
     if as_json:
@@ -103,7 +111,8 @@ def predict(
     elif output is None:
         sys.stdout.write(result.as_csv())
     else:
-        reporter.note(f"{len(result.predictions)} predictions in {output}")
+        views = ", each the mean over an image and its mirror image (--tta)" if tta else ""
+        reporter.note(f"{len(result.predictions)} predictions in {output}{views}")
 
 
 @app.command()

@@ -12,6 +12,7 @@ from rich.table import Table
 from finetune.types import Reporter
 
 _WORST_SHOWN = 15
+_TTA = "each image and its mirror image; the model's own numbers are without"
 
 
 class ConsoleReporter(Reporter):
@@ -154,6 +155,7 @@ class ConsoleReporter(Reporter):
         self.pairs(
             {
                 "images": f"{result['num_images']}{split}",
+                **({"tta": _TTA} if result["tta"] else {}),
                 **{name: f"{value:.4f}" for name, value in result["metrics"].items()},
             }
         )
@@ -168,6 +170,20 @@ class ConsoleReporter(Reporter):
         self.out.print(table)
         if len(classes) > _WORST_SHOWN:
             self.note(f"The {_WORST_SHOWN} weakest of {len(classes)} classes; all: --json")
+
+    def calibration(self, found: Mapping[str, Any]) -> None:
+        """Say what temperature was taken, and what it is worth on images that it did not see."""
+        before, after = found["before"], found["after"]
+        gain = ", ".join(
+            f"{name} {before[key]:.4f} -> {after[key]:.4f}"
+            for name, key in (("log loss", "loss"), ("calibration error", "calibration_error"))
+        )
+        taken = found["temperature"] == found["fitted"]
+        kept = "" if taken else f", as {found['fitted']:.3g} does not help"
+        self.note(
+            f"temperature {found['temperature']:.3g}{kept}; {found['num_images']} validation "
+            f"images, each left out of its fit: {gain}"
+        )
 
     def _phases(self, phases: Sequence[Mapping[str, Any]]) -> None:
         table = Table(box=None, padding=(0, 1), header_style="bold")

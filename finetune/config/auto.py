@@ -9,6 +9,13 @@ from finetune.config.schema import Config
 IMBALANCED_FROM = 2.0
 """Largest class over smallest class from which accuracy alone misleads."""
 
+CALIBRATED_FROM = 200
+"""Validation images from which a temperature fitted to them helps more than it costs.
+
+It costs about 1 / (2 N) of log loss on other images. Measured on photos with probed and fine-tuned
+resnet18: fitted to 100 images the loss rose for half of the models, from 150 on for none.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -16,6 +23,7 @@ class Facts:
 
     Attributes:
         class_counts: Training images of each class.
+        num_val: Validation images.
         pretrained: Whether the backbone starts from weights.
         num_groups: Layer groups of the network, the head included.
         linear_head: Whether its classifier is one linear layer.
@@ -33,6 +41,7 @@ class Facts:
     image_size: int
     fast_bf16: bool
     free_cores: int
+    num_val: int = 0
     linear_head: bool = True
     accelerator: str = "cpu"
     processes_per_node: int = 1
@@ -70,6 +79,7 @@ def auto_values(config: Config, facts: Facts) -> dict[str, Any]:
         "trainer.precision": "bf16-mixed" if facts.fast_bf16 else "32-true",
         "trainer.devices": facts.processes_per_node,
         "trainer.num_nodes": facts.num_nodes,
+        "calibration.enabled": _words(facts.num_val >= CALIBRATED_FROM),
         "trainer.monitor": "macro_f1" if facts.imbalance_ratio > IMBALANCED_FROM else "accuracy",
     }
     tree = config.model_dump()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import finetune as api
-from finetune.bundle import load_model
+from finetune.bundle import read_card
 from finetune.cli.main import run as run_command
 from finetune.errors import ConfigError
 from finetune.probe.choice import fit_head
@@ -224,8 +224,8 @@ def test_two_processes_share_the_probe_and_end_as_one_does(schedule: str, place:
     assert "known from before" not in ended.stdout
     for name, tensor in weights(alone, "best").items():
         torch.testing.assert_close(weights(run, "best")[name], tensor, rtol=1e-5, atol=1e-5)
-    found, wanted = (load_model(place / name).card.temperature for name in ("two", "alone"))
-    assert found == pytest.approx(wanted, rel=1e-3)
+    said = [read_card(place / name / "bundle")["facts"]["calibration"] for name in ("two", "alone")]
+    assert said[0]["fitted"] == pytest.approx(said[1]["fitted"], rel=1e-3)
     for row, other in zip(rows(run), rows(alone), strict=True):
         for name in row.keys() - {"seconds"}:  # the probe has no learning rates
             found, wanted = (float(values[name] or "nan") for values in (row, other))

@@ -7,6 +7,7 @@
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -47,6 +48,7 @@ class Card:
         classes: Class names in index order.
         spec: Preprocessing.
         facts: Where it came from: weights, training images of each class, seed, metrics …
+        temperature: What logits are divided by before they become probabilities.
     """
 
     backbone: str
@@ -54,6 +56,7 @@ class Card:
     classes: tuple[str, ...]
     spec: PreprocessSpec
     facts: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values that JSON and ``torch.load(weights_only=True)`` read back."""
@@ -67,6 +70,7 @@ class Card:
 
         Raises:
             KeyError: Something is missing.
+            ValueError: The temperature is no positive number.
             RunFolderError: A newer release wrote it.
         """
         if tree["format"] > FORMAT_VERSION:
@@ -83,6 +87,7 @@ class Card:
             classes=tuple(tree["classes"]),
             spec=PreprocessSpec(**spec),
             facts=tree["facts"],
+            temperature=_temperature(tree.get("temperature", 1.0)),
         )
 
 
@@ -227,6 +232,18 @@ def _network(card: Card, state: Mapping[str, torch.Tensor]) -> nn.Module:
     return network.eval()
 
 
+def _temperature(value: Any) -> float:
+    """Return what a card says, which is nothing if it was written before there were temperatures.
+
+    Raises:
+        ValueError: It is no number that could divide logits.
+    """
+    temperature = float(value)
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature {value!r} is no positive number")
+    return temperature
+
+
 def _reason(error: Exception) -> str:
     """Return the first line of a message, which for a missing key is no more than the key."""
     text = str(error).partition("\n")[0]
@@ -251,6 +268,7 @@ def _readme(card: Card) -> str:
     )
     own = card.backbone.partition(".")[0] in ("googlenet", "alexnet")
     register = f"import finetune  # makes timm know {card.backbone}\n" if own else ""
+    scale = "" if card.temperature == 1 else f" / {card.temperature!r}"
     return f"""# {card.backbone} for {len(card.classes)} classes
 
 Classes, in index order: {", ".join(card.classes)}.
@@ -258,7 +276,7 @@ Classes, in index order: {", ".join(card.classes)}.
 | split | metric | value |
 |---|---|---|
 {rows}
-Use it with `finetune predict THIS_FOLDER images/`, or with timm alone:
+{_of_temperature(card)}Use it with `finetune predict THIS_FOLDER images/`, or with timm alone:
 
 ```python
 {register}import timm
@@ -267,5 +285,21 @@ model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()
 config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config, is_training=False)
 classes = model.pretrained_cfg["label_names"]
+# probabilities: (model(transform(image)[None]){scale}).softmax(1)
 ```
 """
+
+
+def _of_temperature(card: Card) -> str:
+    """Say where the temperature is, if there is one."""
+    if card.temperature != 1:
+        return (
+            f"Its probabilities are calibrated: logits are divided by {card.temperature!r}, which "
+            f"finetune does and timm does not. `finetune export` makes a folder whose classifier "
+            f"does.\n\n"
+        )
+    if (held := card.facts.get("temperature_in_head", 1)) != 1:
+        return (
+            f"Its probabilities are calibrated: the classifier holds the temperature {held!r}.\n\n"
+        )
+    return ""

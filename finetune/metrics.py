@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import nll_loss
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
+    multiclass_calibration_error,
     multiclass_confusion_matrix,
     multiclass_stat_scores,
 )
@@ -46,9 +47,8 @@ def evaluate_probabilities(
         _class_stats(name, *map(int, row)) for name, row in zip(classes, stats_K4, strict=True)
     )
     confusion = multiclass_confusion_matrix(predicted_N, target_N, num_classes=num_classes)
-    log_likely = probabilities_NK.double().clamp_min(torch.finfo(torch.float32).tiny).log()
     metrics = {
-        "loss": float(nll_loss(log_likely, target_N)),
+        "loss": log_loss(probabilities_NK, target_N),
         "accuracy": float((predicted_N == target_N).double().mean()),
         "balanced_accuracy": _mean([c.recall for c in per_class]),
         "macro_f1": _mean([c.f1 for c in per_class]),
@@ -61,6 +61,33 @@ def evaluate_probabilities(
         )
     rows = tuple(tuple(int(count) for count in row) for row in confusion)
     return Evaluation(len(target_N), metrics, per_class, rows)
+
+
+def log_loss(probabilities_NK: Tensor, target_N: Tensor) -> float:  # noqa: N803
+    """Return the mean log loss; what is impossible counts as the smallest float32.
+
+    Args:
+        probabilities_NK: Class probabilities, shape (N, K), rows sum to 1.
+        target_N: True class indices in [0, K), int64, shape (N,).
+    """
+    log_likely = probabilities_NK.double().clamp_min(torch.finfo(torch.float32).tiny).log()
+    return float(nll_loss(log_likely, target_N))
+
+
+def calibration_error(probabilities_NK: Tensor, target_N: Tensor) -> float:  # noqa: N803
+    """Return the expected calibration error of the classes that are given, in [0, 1].
+
+    The mean distance between how sure a model is and how often it is right, over 15 bins of equal
+    width, weighted by their images (Guo et al. 2017, eq. 3, https://arxiv.org/abs/1706.04599).
+
+    Args:
+        probabilities_NK: Class probabilities, shape (N, K), rows sum to 1.
+        target_N: True class indices in [0, K), int64, shape (N,).
+    """
+    found = multiclass_calibration_error(
+        probabilities_NK, target_N, num_classes=probabilities_NK.shape[1], n_bins=15, norm="l1"
+    )
+    return float(found)
 
 
 def _class_stats(name: str, tp: int, fp: int, tn: int, fn: int, support: int) -> ClassStats:

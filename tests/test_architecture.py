@@ -19,7 +19,7 @@ FLOORS = (
     ("commands",),
     ("build",),
     ("training", "inference", "exporters", "report"),
-    ("bundle", "probe"),
+    ("bundle", "probe", "calibration"),
     ("data", "models", "losses", "metrics", "machine"),
     ("config",),
     ("run_folder",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -239,6 +240,9 @@ def truncate(bundle: Path) -> None:
         (edited(lambda tree: tree.update(spec=None)), "damaged .*Export it again"),
         (edited(lambda tree: tree.update(backbone=7)), "damaged .*Export it again"),
         (edited(lambda tree: tree["spec"].update(zoom=2)), "damaged .*zoom.*Export it again"),
+        (edited(lambda tree: tree.update(temperature=0)), "temperature 0 is no positive number"),
+        (edited(lambda tree: tree.update(temperature=None)), "damaged .*Export it again"),
+        (edited(lambda tree: tree.update(temperature=math.nan)), "temperature nan is no positive"),
         (edited(lambda tree: tree.update(format=2)), r"format 2, .* 1\)\. Upgrade finetune"),
     ],
 )
@@ -336,4 +340,23 @@ def test_a_card_is_plain_json_and_back() -> None:
     card = Card("vgg16", {"img_size": 32}, ("b", "a"), spec, {"seed": 0, "none": None})
     tree = card.as_json()
     assert Card.from_json(json.loads(json.dumps(tree))) == card
-    assert all(type(value) in (str, int, list, dict) for value in tree.values())
+    assert all(type(value) in (str, int, float, list, dict) for value in tree.values())
+
+
+def test_a_temperature_stands_in_the_card_and_not_in_the_weights(
+    saved: Path, tmp_path: Path
+) -> None:
+    bundle = load_model(saved)
+    card = replace(bundle.card, temperature=0.7318264501)
+    save_bundle(bundle.network, card, tmp_path / "bundle")
+    assert load_model(tmp_path / "bundle").card == card
+    assert read_card(tmp_path / "bundle")["sha256"] == read_card(saved)["sha256"]
+    readme = (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
+    assert "logits are divided by 0.7318264501" in readme
+    assert "(model(transform(image)[None]) / 0.7318264501).softmax(1)" in readme
+    assert "0.73" not in (saved / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_bundle_from_before_there_were_temperatures_has_none(bundle: Path) -> None:
+    edited(lambda tree: tree.pop("temperature"))(bundle)
+    assert load_model(bundle).card.temperature == 1

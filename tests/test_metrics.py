@@ -8,7 +8,7 @@ import torch
 from sklearn import metrics as reference
 from torch import Tensor
 
-from finetune.metrics import evaluate_probabilities
+from finetune.metrics import calibration_error, evaluate_probabilities, log_loss
 from finetune.types import Evaluation
 
 K = 8
@@ -116,3 +116,25 @@ def test_a_certain_mistake_has_a_finite_loss() -> None:
 def test_no_image_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         evaluate_probabilities(torch.empty(0, 2), torch.empty(0).long(), classes=CLASSES[:2])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_calibration_error_is_that_of_a_plain_loop(seed: int) -> None:
+    probabilities, target = _random(seed)
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    for row, label in zip(probabilities.tolist(), target.tolist(), strict=True):
+        sureness = max(row)
+        right = row.index(sureness) == label
+        bins.setdefault(math.ceil(sureness * 15), []).append((sureness, right))
+    assert len(bins) > 5
+    gaps = [
+        abs(sum(sureness for sureness, _ in entries) - sum(right for _, right in entries))
+        for entries in bins.values()
+    ]
+    assert calibration_error(probabilities, target) == pytest.approx(sum(gaps) / 200, abs=1e-6)
+
+
+def test_the_log_loss_bears_what_is_impossible() -> None:
+    found = log_loss(torch.tensor([[0.5, 0.5], [1.0, 0.0]]), torch.tensor([0, 1]))
+    smallest = math.log(torch.finfo(torch.float32).tiny)
+    assert found == pytest.approx((math.log(2) - smallest) / 2)

@@ -1,6 +1,7 @@
 """Whether a run begins with a probe, and how that is made."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -104,6 +105,20 @@ def plan_probe(
             max_pixels=int(config.data.max_megapixels * 1e6),
         ),
     )
+
+
+def mirror_facts(config: Config, transform: Transform) -> dict[str, Any]:
+    """Return what the card says of mirrored images: whether training showed any, and what decided.
+
+    Args:
+        config: Resolved, ``probe`` too.
+        transform: Of training images.
+    """
+    by_probe = config.probe.enabled == "on" and config.probe.mirrored == "on"
+    if is_probe_only(config) or (by_probe and not transform.flips):
+        by = f"probe.mirrored={config.probe.mirrored}"
+        return {"mirrored": by_probe, "mirrored_by": by}
+    return {"mirrored": transform.flips, "mirrored_by": f"augment.name={config.augment.name}"}
 
 
 def _images(manifest: Manifest, split: Split) -> ProbeImages:

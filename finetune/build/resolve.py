@@ -115,6 +115,7 @@ def _facts(config: Config, manifest: Manifest, network: Network) -> Facts:
     launch = outer_launch()
     return Facts(
         class_counts=manifest.class_counts(Split.TRAIN),
+        num_val=len(manifest.of(Split.VAL)),
         pretrained=is_pretrained(config.model.weights),
         num_groups=len(layer_groups(network.module)),
         linear_head=linear_head(network.module) is not None,

@@ -9,7 +9,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 
 from finetune.build.cache import CachePlan, cached, choose_cache
 from finetune.build.lone_image import check_lone_image, fewest_images
-from finetune.build.probe import check_probe, is_probe_only, plan_probe
+from finetune.build.probe import check_probe, is_probe_only, mirror_facts, plan_probe
 from finetune.build.recipe import make_recipe, sampling_weights
 from finetune.build.resolve import (
     check_strategy,
@@ -136,13 +136,6 @@ def build_training(
         steps_per_epoch=steps_per_epoch,
     )
     check_strategy(config, [phase.depth for phase in schedule])
-    module = ClassificationModule(
-        classifier,
-        spec=network.spec,
-        classes=manifest.classes,
-        recipe=recipe,
-        card=build_card(config, manifest, network).as_json(),
-    )
     check_lone_image(config, classifier, schedule, batch_size)
     augment = train_transform(
         config.augment.name,
@@ -151,6 +144,13 @@ def build_training(
         sizes=training_sizes(config, network),
     )
     config, probe = plan_probe(config, manifest, network, augment)
+    module = ClassificationModule(
+        classifier,
+        spec=network.spec,
+        classes=manifest.classes,
+        recipe=recipe,
+        card=build_card(config, manifest, network, augment).as_json(),
+    )
     choice = choose_cache(config, manifest, augment, network.spec, going_on=going_on)
     return Training(
         config=choice.config,
@@ -208,7 +208,7 @@ def trainer_options(config: Config) -> TrainerOptions:
     )
 
 
-def build_card(config: Config, manifest: Manifest, network: Network) -> Card:
+def build_card(config: Config, manifest: Manifest, network: Network, augment: Transform) -> Card:
     """Return what every checkpoint and the bundle say about the model."""
     facts = {
         "weights": network.report.source,
@@ -217,6 +217,7 @@ def build_card(config: Config, manifest: Manifest, network: Network) -> Card:
             zip(manifest.classes, manifest.class_counts(Split.TRAIN), strict=True)
         ),
         "imbalance": config.imbalance.strategy,
+        **mirror_facts(config, augment),
     }
     return Card(
         backbone=str(network.module.pretrained_cfg["architecture"]),  # type: ignore[index]

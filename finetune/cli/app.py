@@ -35,6 +35,10 @@ Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A run folder, a bundle folder or a checkpoint.")
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")]
+Tta = Annotated[
+    bool,
+    typer.Option("--tta", help="Average over each image and its mirror image: twice the work."),
+]
 
 app.command()(fit)
 app.command()(compare)
@@ -53,6 +57,7 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     batch_size: BatchSize = 32,
+    tta: Tta = False,
     as_json: Json = False,
 ) -> None:
     """Measure a model on labelled images."""
@@ -69,6 +74,7 @@ def evaluate(
         split=chosen,
         device=_device(device),
         batch_size=batch_size,
+        tta=tta,
         reporter=reporter,
     )
     show_result(reporter, result.as_json(), reporter.evaluation)
@@ -84,6 +90,7 @@ def predict(
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes an image.")] = 1,
     device: Device = "auto",
     batch_size: BatchSize = 32,
+    tta: Tta = False,
     as_json: Json = False,
 ) -> None:
     """Name the class of each image in a folder."""
@@ -98,6 +105,7 @@ def predict(
         top_k=top_k,
         device=_device(device),
         batch_size=batch_size,
+        tta=tta,
         reporter=reporter,
     )
     if as_json:
@@ -105,7 +113,8 @@ def predict(
     elif output is None:
         sys.stdout.write(result.as_csv())
     else:
-        reporter.note(f"{len(result.predictions)} predictions in {output}")
+        views = ", each the mean over an image and its mirror image (--tta)" if tta else ""
+        reporter.note(f"{len(result.predictions)} predictions in {output}{views}")
 
 
 @app.command()

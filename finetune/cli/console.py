@@ -12,6 +12,7 @@ from rich.table import Table
 from finetune.types import Reporter
 
 _WORST_SHOWN = 15
+_TTA = "each image and its mirror image; the model's own numbers are without"
 
 
 class ConsoleReporter(Reporter):
@@ -155,6 +156,7 @@ class ConsoleReporter(Reporter):
         self.pairs(
             {
                 "images": f"{result['num_images']}{split}",
+                **({"tta": _TTA} if result["tta"] else {}),
                 **{name: f"{value:.4f}" for name, value in result["metrics"].items()},
             }
         )
@@ -180,6 +182,20 @@ class ConsoleReporter(Reporter):
             table.add_row(choice["key"], _plain(choice["value"]), escape(choice["reason"]))
         if recipe:
             self.out.print(table)
+
+    def calibration(self, found: Mapping[str, Any]) -> None:
+        """Say what temperature was taken, and what it is worth on images that it did not see."""
+        before, after = found["before"], found["after"]
+        gain = ", ".join(
+            f"{name} {before[key]:.4f} -> {after[key]:.4f}"
+            for name, key in (("log loss", "loss"), ("calibration error", "calibration_error"))
+        )
+        taken = found["temperature"] == found["fitted"]
+        kept = "" if taken else f", as {found['fitted']:.3g} does not help"
+        self.note(
+            f"temperature {found['temperature']:.3g}{kept}; {found['num_images']} validation "
+            f"images, each left out of its fit: {gain}"
+        )
 
     def _phases(self, phases: Sequence[Mapping[str, Any]]) -> None:
         table = Table(box=None, padding=(0, 1), header_style="bold")

@@ -207,6 +207,8 @@ def _show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
     for split, metrics in tree["metrics"].items():
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         reporter.note(f"best on {split}: {shown}")
+    if tree["calibration"] is not None:
+        reporter.calibration(tree["calibration"])
     reporter.note(f"run: {run}  ({tree['seconds']:.0f} s)")
     reporter.commands(
         "next:",

@@ -13,7 +13,7 @@ from finetune.data.decode import DEFAULT_MAX_PIXELS
 from finetune.data.manifest import Manifest, labelled_with
 from finetune.errors import ConfigError, DataError
 from finetune.inference.evaluation import evaluate_files
-from finetune.inference.predictor import Predictor
+from finetune.inference.predictor import Predictor, check_tta
 from finetune.machine import free_cores, resolve_accelerator
 from finetune.types import Evaluation, Rejected, Reporter, Sample, Split
 
@@ -28,6 +28,7 @@ class EvaluateResult:
         split: The split that was measured, or None for all images.
         evaluation: The numbers.
         rejected: Files that were left out.
+        tta: Whether each image was also seen in a mirror.
     """
 
     model: Path
@@ -35,6 +36,7 @@ class EvaluateResult:
     split: Split | None
     evaluation: Evaluation
     rejected: tuple[Rejected, ...]
+    tta: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -43,6 +45,7 @@ class EvaluateResult:
             "model": str(self.model),
             "data": str(self.data),
             "split": self.split,
+            "tta": self.tta,
             "num_images": self.evaluation.num_images,
             "metrics": dict(self.evaluation.metrics),
             "per_class": {
@@ -80,6 +83,7 @@ def evaluate(
     split: Split | None = None,
     device: str = "auto",
     batch_size: int = 32,
+    tta: bool = False,
     reporter: Reporter | None = None,
 ) -> EvaluateResult:
     """Return what a model is worth on labelled images.
@@ -91,6 +95,7 @@ def evaluate(
         split: Which split; None takes test, else val, else all images.
         device: "cpu", "cuda", "mps" or "auto".
         batch_size: Images at once.
+        tta: Average over each image and its mirror image.
         reporter: Told of everything.
 
     Raises:
@@ -99,6 +104,8 @@ def evaluate(
     reporter = reporter or Reporter()
     accelerator = resolve_accelerator(device, setting="--device")
     bundle = load_model(model)
+    if tta:
+        check_tta(bundle.card)
     own = _own_images(model)
     images = _images(model, data, own, split, reporter)
     labelled_with(images.samples, bundle.card.classes)
@@ -110,6 +117,7 @@ def evaluate(
         device=accelerator,
         batch_size=batch_size,
         num_workers=cores - 1 if cores > 2 and len(images.samples) > 1000 else 0,
+        tta=tta,
     )
     reporter.start("evaluating", len(images.samples))
     result = evaluate_files(
@@ -119,7 +127,7 @@ def evaluate(
         on_batch=reporter.advance,
     )
     reporter.finish()
-    return EvaluateResult(model, images.root, images.split, result, images.rejected)
+    return EvaluateResult(model, images.root, images.split, result, images.rejected, tta)
 
 
 def _images(

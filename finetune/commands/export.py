@@ -1,17 +1,18 @@
 """Ship a model as a folder, compared with the model that was measured."""
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from finetune import run_folder
-from finetune.bundle import load_model, save_bundle
+from finetune.bundle import ModelBundle, load_model, save_bundle
 from finetune.commands.read_run import stored_config, stored_manifest
 from finetune.data.scan import list_images
 from finetune.errors import RunFolderError
 from finetune.exporters.parity import Parity, compare_timm_folder
 from finetune.inference.predictor import Predictor
+from finetune.models.head import with_temperature
 from finetune.types import Reporter, Split
 
 _NUM_CHECKED = 64
@@ -58,7 +59,13 @@ def export(
         raise RunFolderError(f"{output} exists and is not empty. Choose another --output.")
     bundle = load_model(model)
     checked_on = _images_to_compare(model, images)
-    save_bundle(bundle.network, bundle.card, output)
+    shipped = _with_temperature_in_head(bundle)
+    save_bundle(shipped.network, shipped.card, output)
+    if shipped.card.temperature != 1:
+        reporter.warn(
+            f"the network has no linear classifier to hold its temperature: whoever uses timm "
+            f"alone divides the logits by {shipped.card.temperature:.4g}, as README.md says"
+        )
     if not checked_on:
         reporter.warn(
             "no images to compare the export with: the run's own are gone or unknown. Name some "
@@ -72,12 +79,24 @@ def export(
             checked_on,
             ours=Predictor(bundle, device="cpu").probabilities(checked_on),
             classes=bundle.card.classes,
+            temperature=shipped.card.temperature,
         )
     except BaseException:
         shutil.rmtree(output)
         raise
     reporter.finish()
     return ExportResult(output, parity)
+
+
+def _with_temperature_in_head(bundle: ModelBundle) -> ModelBundle:
+    """Return a model whose logits need no temperature, where its head can hold it."""
+    if bundle.card.temperature == 1:
+        return bundle
+    network = with_temperature(bundle.network, bundle.card.temperature)
+    if network is None:
+        return bundle
+    facts = {**bundle.card.facts, "temperature_in_head": bundle.card.temperature}
+    return replace(bundle, network=network, card=replace(bundle.card, facts=facts, temperature=1.0))
 
 
 def _images_to_compare(model: Path, images: Path | None) -> list[Path]:

@@ -53,12 +53,14 @@ class FitResult:
         seconds: Wall time of this call.
         metrics: Split to metrics of the best model: "val", and "test" where there is one.
         plan: What was done.
+        calibration: The model's temperature and what it is worth; None without one.
     """
 
     run_dir: Path
     seconds: float
     metrics: Mapping[str, Mapping[str, float]]
     plan: Mapping[str, Any]
+    calibration: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -66,6 +68,7 @@ class FitResult:
             "run_dir": str(self.run_dir),
             "seconds": round(self.seconds, 3),
             "metrics": {split: dict(values) for split, values in self.metrics.items()},
+            "calibration": None if self.calibration is None else dict(self.calibration),
             "plan": dict(self.plan),
         }
 
@@ -100,8 +103,8 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
             rejected=rejected,
         )
         with _occupied(run, training.config, met):
-            metrics = _trained(run, training, reporter=reporter, met=met)
-        return FitResult(run.path, time.monotonic() - start, metrics, plan)
+            facts = _trained(run, training, reporter=reporter, met=met)
+        return _result(run, start, facts, plan)
 
 
 def plan_fit(config: Config, *, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -224,14 +227,14 @@ def _resumed(
         if met is not None:
             met.hand_out("run", None)
         reporter.note("The run is complete; nothing is left to do. Longer: add --epochs.")
-        return FitResult(run.path, time.monotonic() - start, _stored_metrics(run), {})
+        return _result(run, start, read_card(run.bundle)["facts"], {})
     with _occupied(run, config, met):
         remove_leftovers(run.path)
         training, plan = _planned_again(run, config, reporter)
         write_text(run.config, dump_config(training.config))
         run_folder.point_latest_at(run)
-        metrics = _trained(run, training, reporter=reporter, met=met)
-    return FitResult(run.path, time.monotonic() - start, metrics, plan)
+        facts = _trained(run, training, reporter=reporter, met=met)
+    return _result(run, start, facts, plan)
 
 
 def _occupied(run: RunFolder, config: Config, met: Meeting | None) -> AbstractContextManager[None]:
@@ -256,13 +259,17 @@ def _planned_again(
 
 def _trained(
     run: RunFolder, training: Training, *, reporter: Reporter, met: Meeting | None
-) -> dict[str, dict[str, float]]:
-    """Train; after running out of memory go on from the last checkpoint with half the batch."""
+) -> dict[str, Any]:
+    """Train, and return what the bundle says of it.
+
+    After running out of memory it goes on from the last checkpoint with half the batch.
+    """
     if met is not None:
         hand_out_run(met, run, training)
     while True:
         try:
-            return train(run, training, reporter=reporter, met=met)
+            measured = train(run, training, reporter=reporter, met=met)
+            return {} if measured is None else measured.facts
         except OutOfMemoryError as error:
             config = halved_batch(training, error)
             parts = int(config.trainer.accumulate)
@@ -276,6 +283,9 @@ def _trained(
         training = rebuilt(run, config)
 
 
-def _stored_metrics(run: RunFolder) -> dict[str, dict[str, float]]:
-    metrics: dict[str, dict[str, float]] = read_card(run.bundle)["facts"]["metrics"]
-    return metrics
+def _result(
+    run: RunFolder, start: float, facts: Mapping[str, Any], plan: Mapping[str, Any]
+) -> FitResult:
+    """Return what a run came to, from the facts of its bundle."""
+    seconds = time.monotonic() - start
+    return FitResult(run.path, seconds, facts["metrics"], plan, facts.get("calibration"))

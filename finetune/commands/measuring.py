@@ -1,11 +1,15 @@
 """The end of a run: the best model measured as ``evaluate`` does it, and written."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
 
 from finetune.build import Training, batch_in_memory
-from finetune.bundle import load_model, save_bundle
-from finetune.inference.evaluation import evaluate_files
+from finetune.bundle import ModelBundle, load_model, save_bundle
+from finetune.calibration import Calibration, calibrate
+from finetune.inference.evaluation import evaluate_logits
 from finetune.inference.predictor import Predictor
 from finetune.run_folder import RunFolder
 from finetune.types import Evaluation, Reporter, Split
@@ -13,40 +17,75 @@ from finetune.types import Evaluation, Reporter, Split
 _MEASURED_BATCH = 32
 
 
-def measure_best(run: RunFolder, training: Training, reporter: Reporter) -> dict[str, Evaluation]:
-    """Return the best model's evaluations through the very code that ``evaluate`` uses."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the best model comes to.
+
+    Attributes:
+        evaluations: By split, with the temperature.
+        calibration: Where the temperature comes from; None without one.
+    """
+
+    evaluations: Mapping[str, Evaluation]
+    calibration: Calibration | None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the bundle says of it."""
+        metrics = {split: dict(found.metrics) for split, found in self.evaluations.items()}
+        calibration = None if self.calibration is None else self.calibration.as_json()
+        return {"metrics": metrics, "calibration": calibration}
+
+
+def measure_best(run: RunFolder, training: Training, reporter: Reporter) -> Measured:
+    """Calibrate the best model and measure it through the very code that ``evaluate`` uses."""
     manifest = training.manifest
-    predictor = Predictor(
-        load_model(run.best),
+    bundle = load_model(run.best)
+    calibration = None
+    evaluations = {}
+    for split in (Split.VAL, Split.TEST):
+        samples = manifest.of(split)
+        if not samples:
+            continue
+        labels = manifest.labels(samples)
+        reporter.start(f"measuring on {split.value}", len(samples))
+        logits = _predictor(bundle, training).logits(
+            manifest.paths(samples), on_batch=reporter.advance
+        )
+        if split is Split.VAL and training.config.calibration.enabled == "on":
+            calibration = calibrate(logits[:, 0], torch.tensor(labels))
+            bundle = _calibrated(bundle, calibration)
+        evaluations[split.value] = evaluate_logits(_predictor(bundle, training), logits, labels)
+        reporter.finish()
+    return Measured(evaluations, calibration)
+
+
+def write_bundle(run: RunFolder, measured: Measured) -> None:
+    """Write the best model and what was measured of it.
+
+    Raises:
+        StorageError: The disk is full or fails.
+    """
+    best = _calibrated(load_model(run.best), measured.calibration)
+    card = replace(best.card, facts={**best.card.facts, **measured.facts})
+    save_bundle(best.network, card, run.bundle)
+
+
+def _calibrated(bundle: ModelBundle, calibration: Calibration | None) -> ModelBundle:
+    """Return the same network with the temperature in its card."""
+    if calibration is None:
+        return bundle
+    return replace(bundle, card=replace(bundle.card, temperature=calibration.temperature))
+
+
+def _predictor(bundle: ModelBundle, training: Training) -> Predictor:
+    return Predictor(
+        bundle,
         device=training.config.trainer.accelerator,
         batch_size=_batch(training),
         num_workers=int(training.config.data.num_workers),
         max_pixels=int(training.config.data.max_megapixels * 1e6),
     )
-    results = {}
-    for split in (Split.VAL, Split.TEST):
-        samples = manifest.of(split)
-        if samples:
-            reporter.start(f"measuring on {split.value}", len(samples))
-            results[split.value] = evaluate_files(
-                predictor,
-                manifest.paths(samples),
-                manifest.labels(samples),
-                on_batch=reporter.advance,
-            )
-            reporter.finish()
-    return results
-
-
-def write_bundle(run: RunFolder, metrics: Mapping[str, Mapping[str, float]]) -> None:
-    """Write the best model and what was measured of it, by split.
-
-    Raises:
-        StorageError: The disk is full or fails.
-    """
-    best = load_model(run.best)
-    card = replace(best.card, facts={**best.card.facts, "metrics": metrics})
-    save_bundle(best.network, card, run.bundle)
 
 
 def _batch(training: Training) -> int:

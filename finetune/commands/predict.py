@@ -12,7 +12,7 @@ from finetune.commands.read_data import summary
 from finetune.data.audit import check_files
 from finetune.data.scan import list_images
 from finetune.errors import DataError, RunFolderError
-from finetune.inference.predictor import Predictor
+from finetune.inference.predictor import Predictor, check_tta
 from finetune.machine import resolve_accelerator
 from finetune.storage import write_text
 from finetune.types import Prediction, Rejected, Reporter
@@ -26,17 +26,20 @@ class PredictResult:
         predictions: One for each readable image.
         rejected: Files that were left out, with reasons.
         output: The CSV that was written, if any.
+        tta: Whether each image was also seen in a mirror.
     """
 
     predictions: tuple[Prediction, ...]
     rejected: tuple[Rejected, ...]
     output: Path | None = None
+    tta: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
             "num_images": len(self.predictions),
             "output": None if self.output is None else str(self.output),
+            "tta": self.tta,
             "predictions": [
                 {
                     "path": p.path,
@@ -80,6 +83,7 @@ def predict(
     top_k: int = 1,
     device: str = "auto",
     batch_size: int = 32,
+    tta: bool = False,
     reporter: Reporter | None = None,
 ) -> PredictResult:
     """Return the most probable classes of each image below a folder, or of one file.
@@ -91,6 +95,7 @@ def predict(
         top_k: How many classes an image.
         device: "cpu", "cuda", "mps" or "auto".
         batch_size: Images at once.
+        tta: Average over each image and its mirror image.
         reporter: Told of everything.
 
     Raises:
@@ -101,6 +106,8 @@ def predict(
         raise RunFolderError(f"--output {output} is a folder; name a .csv file.")
     accelerator = resolve_accelerator(device, setting="--device")
     bundle = load_model(model)
+    if tta:
+        check_tta(bundle.card)
     files, rejected = list_images(images)
     good, bad = _readable(files, reporter)
     rejected = [*rejected, *bad]
@@ -108,11 +115,11 @@ def predict(
         reporter.warn(f"{len(rejected)} files without prediction: {summary(rejected)}")
     if not good:
         raise DataError(f"No image in {images} can be read: {summary(rejected)}.")
-    predictor = Predictor(bundle, device=accelerator, batch_size=batch_size)
+    predictor = Predictor(bundle, device=accelerator, batch_size=batch_size, tta=tta)
     reporter.start("predicting", len(good))
     found = tuple(predictor.predict(good, top_k=top_k, on_batch=reporter.advance))
     reporter.finish()
-    result = PredictResult(found, tuple(rejected), output)
+    result = PredictResult(found, tuple(rejected), output, tta)
     if output is not None:
         write_text(output, result.as_csv())
     return result

@@ -13,7 +13,7 @@ from finetune.build import (
     trainer_options,
     with_cache,
 )
-from finetune.commands.measuring import measure_best, write_bundle
+from finetune.commands.measuring import Measured, measure_best, write_bundle
 from finetune.config.load import replaced
 from finetune.config.schema import Config
 from finetune.errors import OutOfMemoryError
@@ -36,8 +36,8 @@ from finetune.types import Reporter
 
 def train(
     run: RunFolder, training: Training, *, reporter: Reporter, met: Meeting | None
-) -> dict[str, dict[str, float]]:
-    """Train, then measure the best model and write it; return its metrics on rank 0.
+) -> Measured | None:
+    """Train, then measure the best model and write it; return its numbers on rank 0.
 
     Args:
         run: The run folder.
@@ -50,26 +50,25 @@ def train(
         tracking = _trained(run, training, reporter=reporter, met=met)
         if met is not None and rank > 0:
             met.leave()
-            return {}
-        evaluations = measure_best(run, training, reporter)
+            return None
+        measured = measure_best(run, training, reporter)
     except KeyboardInterrupt:
         reporter.note(f"Stopped. Go on with: finetune fit --resume {run.path}")
         raise
     except LostProcessError:
         reporter.note(f"Go on with: finetune fit --resume {run.path}")
         raise
-    metrics = {split: dict(result.metrics) for split, result in evaluations.items()}
     if not training.is_probe_only and is_probe(run.best):
         reporter.note(
             f"No epoch beat the probe on val/{training.config.trainer.monitor}: the best model is "
             f"the probe's. Try a lower optim.lr, or more epochs."
         )
-    write_bundle(run, metrics)
-    tracking.finish(evaluations, classes=training.manifest.classes, bundle=run.bundle)
+    write_bundle(run, measured)
+    tracking.finish(measured.evaluations, classes=training.manifest.classes, bundle=run.bundle)
     write_text(run.done, f"{training.config.trainer.epochs}\n")
     if met is not None:
         met.leave()
-    return metrics
+    return measured
 
 
 def _trained(

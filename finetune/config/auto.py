@@ -14,6 +14,13 @@ from finetune.config.schema import Config
 IMBALANCED_FROM = 2.0
 """Largest class over smallest class from which accuracy alone misleads."""
 
+CALIBRATED_FROM = 200
+"""Validation images from which a temperature fitted to them helps more than it costs.
+
+It costs about 1 / (2 N) of log loss on other images. Measured on photos with probed and fine-tuned
+resnet18: fitted to 100 images the loss rose for half of the models, from 150 on for none.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -21,6 +28,7 @@ class Facts:
 
     Attributes:
         class_counts: Training images of each class.
+        num_val: Validation images.
         pretrained: Whether the backbone starts from weights.
         num_groups: Layer groups of the network, the head included.
         linear_head: Whether its classifier is one linear layer.
@@ -40,6 +48,7 @@ class Facts:
     image_size: int
     fast_bf16: bool
     free_cores: int
+    num_val: int = 0
     linear_head: bool = True
     batch_norm: bool = True
     any_size: bool = True
@@ -115,6 +124,7 @@ def _recipe(config: Config, facts: Facts) -> dict[str, Choice]:
         "optim.backbone_lr_scale": _backbone_scale(facts, probed=probed),
         "optim.layer_decay": _layer_decay(facts),
         "optim.average_last": Choice(0.0),
+        "calibration.enabled": _calibration(facts),
         "trainer.monitor": _monitor(facts),
     }
 
@@ -193,6 +203,11 @@ def _layer_decay(facts: Facts) -> Choice:
         return Choice(1.0, "random weights")
     decay: float = 0.7 ** (4 / max(4, facts.num_groups - 2))
     return Choice(round(decay, 4), f"0.7 a stage, {facts.num_groups} layer groups")
+
+
+def _calibration(facts: Facts) -> Choice:
+    enough = facts.num_val >= CALIBRATED_FROM
+    return Choice("on" if enough else "off", f"{facts.num_val} validation images")
 
 
 def _monitor(facts: Facts) -> Choice:

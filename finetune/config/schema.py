@@ -377,6 +377,16 @@ class CheckpointConfig(Section):
     )
 
 
+class CalibrationConfig(Section):
+    """How sure the finished model says it is."""
+
+    enabled: Switch = Field(
+        "auto",
+        description="fit a temperature to the validation images, where it lowers the log loss of "
+        "images that it was not fitted to; auto: with at least 200 of them",
+    )
+
+
 class TrackingConfig(Section):
     """Where the numbers go besides metrics.csv."""
 
@@ -405,6 +415,7 @@ class Config(Section):
     loss: LossConfig = Field(default_factory=LossConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     seed: int = Field(0, ge=0, lt=2**31, description="of the split, the order and the augmentation")
     resume: Literal["never", "auto"] = Field(

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import albumentations as A  # noqa: N812 - the name that its own documentation uses
 import cv2
 import numpy as np
+from PIL import Image
 
 from finetune.data.colour import ColourJitter, ColourMatrix
 from finetune.data.picture import Interpolation, Picture, Pixels
@@ -80,10 +81,38 @@ class EvalTransform:
 
     def __call__(self, picture: Picture, draw: Draw | None = None) -> View:
         """Return the view that every evaluation takes; ``draw`` changes nothing."""
-        image = picture.image()
+        return View(self.pixels(picture.image()))
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """Return uint8 pixels of ``size``."""
         for step in self.steps:
             image = step(image)
-        return View(np.array(image))
+        return np.array(image)
+
+
+class BothWays:
+    """The evaluation's view of a picture, and below it that of the picture in a mirror.
+
+    Mirrored is the whole picture and not the view: a centre crop that leaves an odd number of
+    pixels is not in the centre, and a mirrored file would give two other views.
+
+    Args:
+        transform: Of one view.
+    """
+
+    colours = draws = flips = False
+    needed_px: int | None = None
+
+    def __init__(self, transform: EvalTransform) -> None:
+        self.transform = transform
+        height, width = transform.size
+        self.size = (2 * height, width)
+
+    def __call__(self, picture: Picture, draw: Draw | None = None) -> View:
+        """Return both views; ``draw`` changes nothing."""
+        image = picture.image()
+        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return View(np.concatenate([self.transform.pixels(i) for i in (image, mirrored)]))
 
 
 class AsStored:
@@ -135,7 +164,7 @@ class TrainTransform:
         self.seed = seed
         self.jitter = jitter
         self.colours = jitter is not None
-        self.flips = any(isinstance(step, A.HorizontalFlip) for step in pipeline.transforms)
+        self.flips = _flips(pipeline)
         self.opening = opening(pipeline)
         self.needed_px = None if self.opening is None else self.opening.needed_px()
         self._steps = pipeline.transforms[1:] if self.opening else pipeline.transforms
@@ -252,3 +281,11 @@ def opening(pipeline: A.Compose) -> Opening | None:
     if type(first) is A.Resize:
         return Opening(first, (first.height, first.width), modes[first.interpolation], 1.0)
     return None
+
+
+def _flips(step: A.BasicTransform | A.BaseCompose) -> bool:
+    if step.p == 0:
+        return False
+    if isinstance(step, A.BaseCompose):
+        return any(_flips(child) for child in step.transforms)
+    return isinstance(step, A.HorizontalFlip | A.D4 | A.SquareSymmetry)

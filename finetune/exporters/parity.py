@@ -34,7 +34,12 @@ class Parity:
 
 
 def compare_timm_folder(
-    folder: Path, images: Sequence[Path], *, ours: Tensor, classes: Sequence[str]
+    folder: Path,
+    images: Sequence[Path],
+    *,
+    ours: Tensor,
+    classes: Sequence[str],
+    temperature: float = 1.0,
 ) -> Parity:
     """Return how a timm folder, used by timm alone, compares with the measured model.
 
@@ -43,6 +48,7 @@ def compare_timm_folder(
         images: Image files, shape (N,).
         ours: The measured model's probabilities of them, shape (N, K).
         classes: Class names in index order.
+        temperature: What its logits are divided by, where its head does not do so.
 
     Raises:
         ModelError: They differ by more than rounding, or timm reads other class names.
@@ -56,10 +62,8 @@ def compare_timm_folder(
         is_training=False,
     )
     with torch.inference_mode():
-        theirs = torch.cat(
-            [network(transform(decode_image(path)).unsqueeze(0)).softmax(1) for path in images]
-        )
-    return checked(theirs, ours, what=str(folder))
+        logits = torch.cat([network(transform(decode_image(path))[None]) for path in images])
+    return checked((logits / temperature).softmax(1), ours, what=str(folder))
 
 
 def checked(theirs: Tensor, ours: Tensor, *, what: str) -> Parity:

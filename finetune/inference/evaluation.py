@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from finetune.inference.predictor import Predictor
 from finetune.metrics import evaluate_probabilities
@@ -28,7 +29,17 @@ def evaluate_files(
     Raises:
         DataError: A file cannot be read.
     """
-    probabilities = predictor.probabilities(paths, on_batch=on_batch)
+    return evaluate_logits(predictor, predictor.logits(paths, on_batch=on_batch), labels)
+
+
+def evaluate_logits(predictor: Predictor, logits: Tensor, labels: Sequence[int]) -> Evaluation:
+    """Return all metrics of what a model's network has answered.
+
+    Args:
+        predictor: The model.
+        logits: Its network's, shape (N, V, K), V views of an image.
+        labels: Class indices in the model's order, shape (N,).
+    """
     return evaluate_probabilities(
-        probabilities, torch.tensor(list(labels)), classes=predictor.card.classes
+        predictor.of_logits(logits), torch.tensor(list(labels)), classes=predictor.card.classes
     )

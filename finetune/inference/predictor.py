@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finetune.bundle import ModelBundle
+from finetune.bundle import Card, ModelBundle
 from finetune.data.dataset import ImageDataset, create_loader, lost_readers_explained
 from finetune.data.decode import DEFAULT_MAX_PIXELS
 from finetune.data.source import FileSource
-from finetune.data.transform import EvalTransform
+from finetune.data.transform import BothWays, EvalTransform, Transform
+from finetune.errors import ConfigError
 from finetune.models.classifier import normalise
 from finetune.types import Prediction
 
@@ -24,6 +25,11 @@ class Predictor:
         batch_size: Images at once.
         num_workers: Reading processes; 0 reads in this one.
         max_pixels: Larger images are refused.
+        tta: Average the probabilities of each image and its mirror image (test-time augmentation);
+            they pass through the network one after the other, in no more memory.
+
+    Raises:
+        ConfigError: With ``tta``, for a model that was not trained on mirrored images.
     """
 
     def __init__(
@@ -34,16 +40,39 @@ class Predictor:
         batch_size: int = 32,
         num_workers: int = 0,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        tta: bool = False,
     ) -> None:
+        if tta:
+            check_tta(bundle.card)
         name = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.device = torch.device(name)
         self.card = bundle.card
         self.network = bundle.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.eval()
-        self.transform = EvalTransform(bundle.card.spec)
+        single = EvalTransform(bundle.card.spec)
+        self.transform: Transform = BothWays(single) if tta else single
+        self.num_views = 2 if tta else 1
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.max_pixels = max_pixels
+
+    def logits(
+        self, paths: Sequence[Path], *, on_batch: Callable[[int], None] | None = None
+    ) -> Tensor:
+        """Return the network's own answers, float32, shape (N, V, K), in the order of ``paths``.
+
+        V views of an image: 1, or with ``tta`` 2.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        batches = list(self._batches(paths, on_batch))
+        shape = (0, self.num_views, len(self.card.classes))
+        return torch.cat(batches) if batches else torch.empty(shape)
+
+    def of_logits(self, logits: Tensor) -> Tensor:
+        """Return class probabilities (N, K) of logits (N, V, K): the views' mean, calibrated."""
+        return (logits / self.card.temperature).softmax(dim=2).mean(dim=1)
 
     def probabilities(
         self, paths: Sequence[Path], *, on_batch: Callable[[int], None] | None = None
@@ -53,8 +82,7 @@ class Predictor:
         Raises:
             DataError: A file cannot be read.
         """
-        batches = list(self._batches(paths, on_batch))
-        return torch.cat(batches) if batches else torch.empty(0, len(self.card.classes))
+        return self.of_logits(self.logits(paths, on_batch=on_batch))
 
     def predict(
         self,
@@ -70,8 +98,8 @@ class Predictor:
         """
         files = iter(paths)
         top_k = min(top_k, len(self.card.classes))
-        for batch in self._batches(paths, on_batch):
-            values, indices = batch.topk(top_k, dim=1)
+        for logits in self._batches(paths, on_batch):
+            values, indices = self.of_logits(logits).topk(top_k, dim=1)
             for row, columns in zip(values.tolist(), indices.tolist(), strict=True):
                 labels = tuple(self.card.classes[column] for column in columns)
                 yield Prediction(str(next(files)), labels, tuple(row))
@@ -87,11 +115,37 @@ class Predictor:
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
         )
-        spec = self.card.spec
         with lost_readers_explained():
             for batch in loader:
-                with torch.inference_mode():
-                    pixels = normalise(batch["image"].to(self.device), mean=spec.mean, std=spec.std)
-                    yield self.network(pixels).softmax(dim=1).cpu()
+                views = batch["image"].chunk(self.num_views, dim=1)
+                yield torch.stack([self._answers(view) for view in views], dim=1)
                 if on_batch is not None:
                     on_batch(len(batch["image"]))
+
+    def _answers(self, images: Tensor) -> Tensor:
+        """Return logits (B, K) on the CPU, of pixels (B, H, W, C)."""
+        spec = self.card.spec
+        with torch.inference_mode():
+            pixels = normalise(images.to(self.device), mean=spec.mean, std=spec.std)
+            logits: Tensor = self.network(pixels).float().cpu()
+        return logits
+
+
+def check_tta(card: Card) -> None:
+    """Refuse to average over mirror images where the training showed none.
+
+    Raises:
+        ConfigError: Names what the run was trained with.
+    """
+    if card.facts.get("mirrored"):
+        return
+    if "mirrored" not in card.facts:
+        raise ConfigError(
+            "--tta cannot apply: an older finetune wrote the model, and it does not say whether "
+            "it was trained on mirrored images. Leave out --tta, or train it again."
+        )
+    raise ConfigError(
+        f"--tta cannot apply to a model trained with {card.facts['mirrored_by']}: it has seen no "
+        f"image in a mirror, where a class may be another one. Leave out --tta, or train on mirror "
+        f"images too, if they show the same classes."
+    )

@@ -1,5 +1,6 @@
 """The linear classifier of a network, and what it is given."""
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,21 @@ def set_head(head: nn.Linear, *, weight: Tensor, bias: Tensor) -> None:
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
+
+
+def with_temperature(network: nn.Module, temperature: float) -> nn.Module | None:
+    """Return a copy of a network whose logits are divided by a temperature, in its linear head.
+
+    Returns:
+        The copy, exact but for rounding; None where the network has another head.
+    """
+    network = copy.deepcopy(network)
+    head = linear_head(network)
+    if head is None:
+        return None
+    weight, bias = (tensor.detach().double() / temperature for tensor in (head.weight, head.bias))
+    set_head(head, weight=weight, bias=bias)
+    return network
 
 
 def backbone_digest(network: nn.Module) -> str:

@@ -19,7 +19,7 @@ from finetune.data.manifest import Manifest
 from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.types import Sample, Split
 from tests.networks import one_thread, randomise
-from tests.runs import manifest_of, small_config, small_training, write_photos
+from tests.runs import manifest_of, small_config, small_training, write_photos, write_weights
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",
@@ -495,3 +495,36 @@ def test_the_seed_alone_decides_the_network(animals: Path) -> None:
         first["classifier.network.conv1.0.weight"], other["classifier.network.conv1.0.weight"]
     )
     assert os.environ.get("PL_GLOBAL_SEED") is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "mirrored", "by"),
+    [
+        ({"augment__name": "light"}, True, "augment.name=light"),
+        ({"augment__name": "none"}, False, "augment.name=none"),
+        ({"augment__name": "none", "probe__mirrored": "on"}, True, "probe.mirrored=on"),
+        ({"augment__name": "light", "probe__mirrored": "off"}, True, "augment.name=light"),
+        (
+            {"augment__name": "none", "probe__mirrored": "on", "probe__enabled": "off"},
+            False,
+            "augment.name=none",
+        ),
+        (
+            {
+                "augment__name": "light",
+                "probe__mirrored": "off",
+                "unfreeze__name": "linear_probe",
+                "trainer__epochs": "auto",
+            },
+            False,
+            "probe.mirrored=off",
+        ),
+    ],
+)
+def test_the_card_says_whether_training_showed_images_in_a_mirror(
+    settings: dict[str, str], mirrored: bool, by: str, animals: Path, tmp_path: Path
+) -> None:
+    weights = write_weights(tmp_path / "weights.pth")
+    training = small_training(animals, model__weights=str(weights), **settings)
+    facts = training.module.card["facts"]
+    assert (facts["mirrored"], facts["mirrored_by"]) == (mirrored, by)

@@ -123,6 +123,7 @@ def test_a_row_an_epoch_under_one_head(capsys: pytest.CaptureFixture[str]) -> No
 def evaluation(num_classes: int) -> dict[str, Any]:
     return {
         "split": "test",
+        "tta": False,
         "num_images": 40,
         "metrics": {"accuracy": 0.5},
         "per_class": {
@@ -160,3 +161,33 @@ def test_a_bar_is_for_terminals_alone(capsys: pytest.CaptureFixture[str]) -> Non
     reporter.finish()
     assert "checking" in screen.getvalue()
     assert "2/3" in screen.getvalue()
+
+
+def test_tta_is_shown_beside_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    ConsoleReporter().evaluation(evaluation(2))
+    assert "tta" not in capsys.readouterr().out
+    ConsoleReporter().evaluation({**evaluation(2), "tta": True})
+    assert "mirror" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("temperature", "begin"),
+    [(0.7314, "temperature 0.731; 505 "), (1.0, "temperature 1, as 0.731 does not help; 505 ")],
+)
+def test_a_temperature_is_shown_with_what_it_is_worth(
+    temperature: float, begin: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {
+        "temperature": temperature,
+        "fitted": 0.7314,
+        "num_images": 505,
+        "num_folds": 5,
+        "before": {"loss": 0.5, "calibration_error": 0.1},
+        "after": {"loss": 0.25, "calibration_error": 0.05},
+    }
+    ConsoleReporter().calibration(found)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith(begin)
+    assert "0.5000 -> 0.2500" in said
+    assert "0.1000 -> 0.0500" in said
+    assert "505 validation images" in said

@@ -33,7 +33,8 @@ def test_fit_prints_one_object_with_run_seconds_metrics_and_plan(
 ) -> None:
     said = cli.ok("fit", photos, *SMALL, "--output", tmp_path / "run", "--json")
     tree = said.json
-    assert tree.keys() == {"run_dir", "seconds", "metrics", "plan"}
+    assert tree.keys() == {"run_dir", "seconds", "metrics", "calibration", "plan"}
+    assert tree["calibration"] is None, "these are few images"
     assert tree["run_dir"] == str(tmp_path / "run")
     assert tree["seconds"] > 0
     assert tree["metrics"].keys() == {"val"}
@@ -49,6 +50,10 @@ def test_fit_prints_one_object_with_run_seconds_metrics_and_plan(
     assert (tmp_path / "latest").resolve() == (tmp_path / "run").resolve()
     measured = cli.ok("evaluate", tmp_path / "latest", "--device", "cpu", "--json").json
     assert measured["metrics"] == tree["metrics"]["val"]
+    assert measured["tta"] is False
+
+    refused = cli.refused("evaluate", tmp_path / "latest", "--device", "cpu", "--tta", code=2)
+    assert "--tta cannot apply to a model trained with augment.name=none" in refused
 
 
 def test_fit_for_a_person_says_what_comes_next(cli: Cli, photos: Path, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import pytest
 from sklearn import metrics as reference
 
 import finetune
+from finetune.bundle import load_model
 from finetune.errors import ConfigError, DataError, RunFolderError
+from finetune.inference.predictor import Predictor
 from finetune.types import Split
 from tests.conftest import CLASSES
 from tests.helpers import Recorder
@@ -101,6 +103,24 @@ def test_the_batch_size_does_not_matter(trained: FitResult, insects: Path, batch
     expected = finetune.evaluate(bundle, insects, device="cpu")
     assert found.evaluation.metrics == pytest.approx(expected.evaluation.metrics, abs=1e-6)
     assert found.evaluation.confusion == expected.evaluation.confusion
+
+
+def test_tta_gives_other_numbers_and_says_so(mirrored: Path, insects: Path, tmp_path: Path) -> None:
+    plain = finetune.evaluate(mirrored, insects, device="cpu")
+    result = finetune.evaluate(mirrored, insects, device="cpu", tta=True)
+    assert (plain.as_json()["tta"], result.as_json()["tta"]) == (False, True)
+    assert result.evaluation.metrics["loss"] != plain.evaluation.metrics["loss"]
+    predictor = Predictor(load_model(mirrored), device="cpu", tta=True)
+    files = sorted(insects.rglob("*.png"))
+    true = [CLASSES.index(file.parent.name) for file in files]
+    assert result.evaluation.metrics["loss"] == pytest.approx(
+        reference.log_loss(true, predictor.probabilities(files).numpy()), abs=1e-6
+    )
+
+
+def test_tta_is_refused_before_any_image_is_read(trained: FitResult, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--tta cannot apply .*augment\.name=none"):
+        finetune.evaluate(trained.run_dir, tmp_path / "gone", device="cpu", tta=True)
 
 
 def test_a_checkpoint_alone_gives_the_same_numbers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import finetune
-from finetune.bundle import Card, save_bundle
+from finetune.bundle import Card, load_model, save_bundle
 from finetune.errors import DataError, ModelError, RunFolderError, StorageError
 from finetune.models.backbone import create_network
 from tests.commands.test_evaluate import rows_of
@@ -53,6 +54,59 @@ def test_an_export_can_be_exported_and_fine_tuned_again(trained: FitResult, tmp_
     assert first == second
     network = create_network("resnet10t", num_classes=5, weights=str(tmp_path / "one"))
     assert network.report.share == 1
+
+
+def test_a_temperature_goes_into_the_exported_classifier(
+    trained: FitResult, insects: Path, tmp_path: Path
+) -> None:
+    bundle = load_model(trained.run_dir)
+    save_bundle(bundle.network, replace(bundle.card, temperature=0.4), tmp_path / "calibrated")
+    recorder = Recorder()
+    result = finetune.export(
+        tmp_path / "calibrated", tmp_path / "model", images=insects, reporter=recorder
+    )
+    assert recorder.warnings == []
+    assert result.parity is not None  # of timm alone with what is calibrated
+    assert result.parity.same_top_class == 38
+    shipped = load_model(tmp_path / "model")
+    assert shipped.card.temperature == 1
+    assert "the classifier holds the temperature 0.4" in (
+        (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    )
+    plain, ours, exported = (
+        finetune.predict(model, insects, top_k=3, device="cpu").predictions
+        for model in (trained.run_dir, tmp_path / "calibrated", tmp_path / "model")
+    )
+    gain = 0.0
+    for before, mine, theirs in zip(plain, ours, exported, strict=True):
+        assert theirs.labels == mine.labels == before.labels
+        assert theirs.probabilities == pytest.approx(mine.probabilities, abs=1e-5)
+        gain = max(gain, mine.probabilities[0] - before.probabilities[0])
+    assert gain > 0.05, "a temperature of 0.4 is seen"
+    finetune.export(tmp_path / "model", tmp_path / "again")
+    first, second = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("model", "again"))
+    assert first == second, "once is enough"
+
+
+def test_a_head_that_cannot_hold_the_temperature_says_who_must_divide(
+    insects: Path, tmp_path: Path
+) -> None:
+    made = create_network(
+        "deit_tiny_distilled_patch16_224", num_classes=2, weights="random", image_size=32
+    )
+    randomise(made.module)
+    card = Card(
+        "deit_tiny_distilled_patch16_224", made.model_args, ("a", "b"), made.spec, temperature=0.5
+    )
+    save_bundle(made.module, card, tmp_path / "bundle")
+    recorder = Recorder()
+    result = finetune.export(
+        tmp_path / "bundle", tmp_path / "model", images=insects / "fly", reporter=recorder
+    )
+    assert result.parity is not None
+    assert "whoever uses timm alone divides the logits by 0.5" in recorder.warnings[0]
+    assert load_model(tmp_path / "model").card.temperature == 0.5
+    assert " / 0.5).softmax(1)" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_images_to_compare_on_can_be_named(

@@ -13,7 +13,7 @@ import pytest
 
 import finetune
 from finetune.bundle import load_model
-from finetune.errors import DataError, RunFolderError, StorageError
+from finetune.errors import ConfigError, DataError, RunFolderError, StorageError
 from finetune.inference.predictor import Predictor
 from tests.conftest import CLASSES
 from tests.helpers import Recorder, names_in, tiny_disk, write_images
@@ -86,6 +86,21 @@ def test_top_k_gives_a_pair_of_columns_a_rank(
         assert len({row[f"label{tail}"] for tail in tails}) == ranks
         if ranks == 3:
             assert sum(shares) == pytest.approx(1, abs=1e-5)
+
+
+def test_tta_averages_over_the_mirror_image_and_says_so(
+    mirrored: Path, folder: Path, trained: FitResult
+) -> None:
+    result = finetune.predict(mirrored, folder, top_k=3, device="cpu", tta=True)
+    assert result.as_json()["tta"] is True
+    assert finetune.predict(mirrored, folder, device="cpu").as_json()["tta"] is False
+    predictor = Predictor(load_model(mirrored), device="cpu", tta=True)
+    for prediction in result.predictions:
+        row = predictor.probabilities([Path(prediction.path)])[0]
+        expected = sorted(row.tolist(), reverse=True)
+        assert prediction.probabilities == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ConfigError, match=r"--tta cannot apply .*augment\.name=none"):
+        finetune.predict(trained.run_dir, folder, device="cpu", tta=True)
 
 
 def test_one_file_is_enough(trained: FitResult, folder: Path) -> None:

@@ -27,6 +27,7 @@ EXPLICIT: dict[str, Any] = {
     "trainer.num_nodes": 2,
     "trainer.devices": 3,
     "trainer.monitor": "loss",
+    "calibration.enabled": "on",
 }
 
 
@@ -164,3 +165,8 @@ def test_machine_and_weights_decide_the_rest() -> None:
     assert (found["trainer.precision"], found["data.image_size"]) == ("bf16-mixed", 288)
     assert chosen()["trainer.precision"] == "32-true"
     assert chosen({"optim.name": "sgd"})["optim.lr"] > chosen()["optim.lr"]
+
+
+@pytest.mark.parametrize(("num_val", "expected"), [(0, "off"), (199, "off"), (200, "on")])
+def test_few_validation_images_give_no_temperature(num_val: int, expected: str) -> None:
+    assert chosen(num_val=num_val)["calibration.enabled"] == expected

@@ -5,6 +5,7 @@ import pickle
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import albumentations as A  # noqa: N812 - the name that its own documentation uses
 import cv2
@@ -19,6 +20,7 @@ from finetune.data.colour import ColourJitter
 from finetune.data.picture import open_picture
 from finetune.data.transform import (
     AsStored,
+    BothWays,
     EvalTransform,
     Opening,
     TrainTransform,
@@ -76,6 +78,50 @@ def test_evaluation_is_the_same_for_every_draw() -> None:
     expected = transform(PHOTO).pixels
     for draw in (None, Draw(0, 0, 0), Draw(5, 6, 7)):
         np.testing.assert_array_equal(transform(PHOTO, draw).pixels, expected)
+
+
+@pytest.mark.parametrize("size", [(61, 80), (80, 61), (64, 64)])
+def test_a_mirrored_file_gives_the_same_two_views(size: tuple[int, int], tmp_path: Path) -> None:
+    """The centre crop of 32 of 40 x 53 pixels is not in the centre."""
+    spec = PreprocessSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.8)
+    image = noise(width=size[0], height=size[1])
+    image.save(tmp_path / "a.png")
+    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "b.png")
+    single = EvalTransform(spec)
+    both = BothWays(single)
+    assert both.size == (64, 32)
+    first, second = (
+        open_picture(tmp_path / name, max_pixels=10_000) for name in ("a.png", "b.png")
+    )
+    views = both(first).pixels
+    assert np.array_equal(views[:32], single(first).pixels)
+    assert np.array_equal(views[32:], single(second).pixels)
+    assert not np.array_equal(views[:32], views[32:])
+    other = both(second).pixels
+    assert np.array_equal(other[:32], views[32:])
+    assert np.array_equal(other[32:], views[:32])
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([A.HorizontalFlip(p=0.5)], True),
+        ([A.HorizontalFlip(p=0)], False),
+        ([A.VerticalFlip(p=1)], False),
+        ([A.OneOf([A.HorizontalFlip(p=1), A.GaussianBlur()], p=0.5)], True),
+        ([A.OneOf([A.HorizontalFlip(p=1), A.GaussianBlur()], p=0)], False),
+        ([A.Sequential([A.SomeOf([A.D4(p=1)], n=1)])], True),
+        ([A.SquareSymmetry(p=0.1)], True),
+        ([A.Rotate(limit=10)], False),
+    ],
+)
+def test_a_pipeline_mirrors_where_any_step_may(steps: list[Any], expected: bool) -> None:
+    pipeline = A.Compose([A.Resize(8, 8), *steps])
+    assert TrainTransform(pipeline, size=(8, 8), seed=0).flips is expected
+
+
+def test_the_evaluation_mirrors_nothing() -> None:
+    assert not EvalTransform(PreprocessSpec((3, 8, 8), (0.5,) * 3, (0.5,) * 3)).flips
 
 
 def test_what_is_stored_ready_is_passed_on() -> None:

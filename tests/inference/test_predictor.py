@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from finetune.bundle import ModelBundle, load_model
-from finetune.errors import DataError
+from finetune.errors import ConfigError, DataError
 from finetune.inference.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -97,3 +98,100 @@ def test_a_file_that_cannot_be_read_is_named(bundle: ModelBundle, tmp_path: Path
     broken.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"broken\.png: not an image"):
         Predictor(bundle, device="cpu").probabilities([broken])
+
+
+def with_card(bundle: ModelBundle, *, temperature: float = 1.0, **facts: object) -> ModelBundle:
+    """Return the same network with another card."""
+    known = {**bundle.card.facts, **facts}
+    return replace(bundle, card=replace(bundle.card, facts=known, temperature=temperature))
+
+
+def answers(bundle: ModelBundle, file: Path, *, mirrored: bool = False) -> Tensor:
+    """Return the logits of one file, by timm's preprocessing, of the image or its mirror image."""
+    spec = bundle.card.spec
+    transform = create_transform(
+        input_size=spec.input_size,
+        interpolation=spec.interpolation,
+        mean=spec.mean,
+        std=spec.std,
+        crop_pct=spec.crop_pct,
+        crop_mode=spec.crop_mode,
+        is_training=False,
+    )
+    image = Image.open(file).convert("RGB")
+    if mirrored:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    with torch.inference_mode():
+        logits: Tensor = bundle.network(transform(image)[None])[0]
+    return logits
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_logits_are_divided_by_the_temperature(
+    bundle: ModelBundle, files: list[Path], temperature: float
+) -> None:
+    plain = Predictor(bundle, device="cpu")
+    calibrated = Predictor(with_card(bundle, temperature=temperature), device="cpu")
+    logits = plain.logits(files)
+    assert logits.shape == (38, 1, 3)
+    assert torch.equal(calibrated.logits(files), logits)
+    found = calibrated.probabilities(files)
+    by_hand = torch.exp(logits[:, 0] / temperature)
+    torch.testing.assert_close(found, by_hand / by_hand.sum(dim=1, keepdim=True))
+    assert torch.equal(found.argmax(1), plain.probabilities(files).argmax(1))
+    predicted = next(calibrated.predict(files))
+    assert predicted.probabilities[0] == pytest.approx(float(found[0].max()))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_tta_is_the_mean_probability_of_an_image_and_its_mirror_image(
+    bundle: ModelBundle, files: list[Path], temperature: float
+) -> None:
+    shown = with_card(bundle, temperature=temperature, mirrored=True)
+    found = Predictor(shown, device="cpu", batch_size=7, tta=True).probabilities(files)
+    plain = Predictor(shown, device="cpu").probabilities(files)
+    assert float((found - plain).abs().max()) > 1e-3, "the mirror image says something else"
+    for file, row in zip(files, found, strict=True):
+        views = [answers(shown, file, mirrored=mirrored) for mirrored in (False, True)]
+        first, second = ((view / temperature).softmax(0) for view in views)
+        torch.testing.assert_close(row, (first + second) / 2, rtol=0, atol=1e-5)
+
+
+def test_with_tta_a_mirrored_file_gets_the_same_probabilities(
+    bundle: ModelBundle, files: list[Path], tmp_path: Path
+) -> None:
+    mirrored = []
+    for number, file in enumerate(files):
+        # 37 pixels leave an odd number beside the crop
+        image = Image.open(file).crop((0, 0, 37, 36))
+        image.save(tmp_path / f"{number}.png")
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / f"{number} mirrored.png")
+        mirrored.append(tmp_path / f"{number} mirrored.png")
+    own = [tmp_path / f"{number}.png" for number in range(len(files))]
+    predictor = Predictor(with_card(bundle, mirrored=True), device="cpu", tta=True)
+    found = predictor.probabilities(own)
+    torch.testing.assert_close(found, predictor.probabilities(mirrored), rtol=0, atol=1e-7)
+    without = Predictor(bundle, device="cpu")
+    difference = without.probabilities(own) - without.probabilities(mirrored)
+    assert float(difference.abs().max()) > 1e-3
+
+
+def test_tta_passes_no_more_images_at_once(bundle: ModelBundle, files: list[Path]) -> None:
+    seen: list[int] = []
+    predictor = Predictor(with_card(bundle, mirrored=True), device="cpu", batch_size=16, tta=True)
+    counts: list[int] = []
+    hook = predictor.network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    predictor.probabilities(files, on_batch=counts.append)
+    hook.remove()
+    assert seen == [16, 16, 16, 16, 6, 6]
+    assert counts == [16, 16, 6]
+    assert predictor.probabilities([]).shape == (0, 3)
+
+
+def test_tta_is_refused_where_training_showed_no_mirror_image(bundle: ModelBundle) -> None:
+    with pytest.raises(ConfigError, match=r"--tta cannot apply .* augment\.name=none: it has seen"):
+        Predictor(bundle, device="cpu", tta=True)
+    facts = {name: fact for name, fact in bundle.card.facts.items() if name != "mirrored"}
+    older = replace(bundle, card=replace(bundle.card, facts=facts))
+    with pytest.raises(ConfigError, match="--tta cannot apply: an older finetune wrote the model"):
+        Predictor(older, device="cpu", tta=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import finetune as api
+from finetune.bundle import read_card
 from finetune.cli.main import run as run_command
 from finetune.errors import ConfigError
 from finetune.probe.choice import fit_head
@@ -213,6 +214,7 @@ def test_what_a_probe_does_not_do_is_refused(
 def test_two_processes_share_the_probe_and_end_as_one_does(schedule: str, place: Path) -> None:
     words: tuple[str, ...] = ("--unfreeze", schedule)
     words += () if schedule == "linear_probe" else ("--epochs", "2", "optim.name=sgd")
+    words += ("calibration.enabled=on",)
     alone = fit(place, "alone", *words)
     run = place / "two"
     given = ("fit", place / "photos", "--weights", place / "weights.pth", "--output", run)
@@ -222,6 +224,8 @@ def test_two_processes_share_the_probe_and_end_as_one_does(schedule: str, place:
     assert "known from before" not in ended.stdout
     for name, tensor in weights(alone, "best").items():
         torch.testing.assert_close(weights(run, "best")[name], tensor, rtol=1e-5, atol=1e-5)
+    said = [read_card(place / name / "bundle")["facts"]["calibration"] for name in ("two", "alone")]
+    assert said[0]["fitted"] == pytest.approx(said[1]["fitted"], rel=1e-3)
     for row, other in zip(rows(run), rows(alone), strict=True):
         for name in row.keys() - {"seconds"}:  # the probe has no learning rates
             found, wanted = (float(values[name] or "nan") for values in (row, other))

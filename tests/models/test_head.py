@@ -7,7 +7,13 @@ from torch import nn
 
 import finetune  # noqa: F401 - makes GoogLeNet and AlexNet known
 from finetune.models.backbone import create_network
-from finetune.models.head import backbone_digest, head_inputs, linear_head, set_head
+from finetune.models.head import (
+    backbone_digest,
+    head_inputs,
+    linear_head,
+    set_head,
+    with_temperature,
+)
 from tests.networks import randomise
 
 FAMILIES = (
@@ -48,8 +54,22 @@ def test_a_head_that_was_set_is_the_one_that_answers() -> None:
         assert network(torch.randn(1, 3, 64, 64)).tolist() == [[1.0, 2.0, 3.0]]
 
 
+def test_a_temperature_in_the_head_divides_the_logits() -> None:
+    network = create_network("test_vit", num_classes=3, weights="random").module.eval()
+    randomise(network)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    images = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    changed = with_temperature(network, 0.7)
+    assert changed is not None
+    with torch.no_grad():
+        torch.testing.assert_close(changed(images), network(images) / 0.7)
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
+
+
 def test_a_network_with_two_classifiers_has_no_linear_head() -> None:
-    assert linear_head(timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3)) is None
+    network = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3)
+    assert linear_head(network) is None
+    assert with_temperature(network, 2.0) is None
 
 
 def test_the_fingerprint_is_that_of_the_backbone_alone() -> None:

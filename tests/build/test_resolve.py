@@ -9,7 +9,7 @@ from finetune.config.load import build_config
 from finetune.errors import ConfigError
 
 
-def check(strategy: str, depths: list[int], **trainer: Any) -> None:
+def check(strategy: str, depths: list[int], average_last: float = 0, **trainer: Any) -> None:
     settings = {
         "strategy": strategy,
         "accelerator": "cuda",
@@ -17,7 +17,12 @@ def check(strategy: str, depths: list[int], **trainer: Any) -> None:
         "num_nodes": 1,
         **trainer,
     }
-    check_strategy(build_config({"trainer": settings, "unfreeze": {"name": "gradual"}}), depths)
+    tree = {
+        "trainer": settings,
+        "unfreeze": {"name": "gradual"},
+        "optim": {"average_last": average_last},
+    }
+    check_strategy(build_config(tree), depths)
 
 
 def test_ddp_takes_any_schedule() -> None:
@@ -43,6 +48,7 @@ def test_shards_do_not_go_with_a_depth_that_changes(strategy: str) -> None:
         ("fsdp", {"accelerator": "cpu"}, r"accelerator=cpu: Lightning shards on GPUs only"),
         ("fsdp", {"devices": 1}, r"one process, which has nobody to share with"),
         ("fsdp", {"compile": True}, r"together with trainer\.compile"),
+        ("fsdp", {"average_last": 0.5}, r"together with optim\.average_last=0\.5: no process"),
     ],
 )
 def test_what_else_does_not_go_with_shards(

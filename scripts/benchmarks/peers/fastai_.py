@@ -1,0 +1,52 @@
+"""fastai, as its documentation begins: ``vision_learner(...).fine_tune(4)``.
+
+https://docs.fast.ai/tutorial.vision.html: aug_transforms, Resize, a frozen epoch and four more.
+"""
+
+from pathlib import Path
+
+import torch
+import torchvision
+from common import leave, offer_to_torchvision, options
+from fastai.vision.all import (
+    ImageDataLoaders,
+    RandomResizedCrop,
+    accuracy,
+    aug_transforms,
+    set_seed,
+    vision_learner,
+)
+
+
+def main() -> None:
+    """Train and predict."""
+    found = options()
+    offer_to_torchvision(found.backbone, found.weights)
+    set_seed(found.seed)
+    loaders = ImageDataLoaders.from_folder(
+        found.data,
+        train="train",
+        valid="val",
+        bs=32,
+        item_tfms=RandomResizedCrop(224, min_scale=0.35),
+        batch_tfms=aug_transforms(size=224),
+        num_workers=0,
+        seed=found.seed,
+    )
+    learner = vision_learner(loaders, getattr(torchvision.models, found.backbone), metrics=accuracy)
+    with learner.no_bar():
+        learner.fine_tune(found.epochs or 4)
+        scores, _ = learner.get_preds(dl=loaders.valid)
+    vocabulary = list(loaders.vocab)
+    files = [Path(item).relative_to(found.data / "val") for item in loaders.valid.items]
+    leave(
+        found,
+        {
+            file.as_posix(): vocabulary[int(best)]
+            for file, best in zip(files, torch.argmax(scores, dim=1), strict=True)
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Hugging Face's Trainer around a timm network, with the settings of its example script.
+
+https://github.com/huggingface/transformers/tree/main/examples/pytorch/image-classification:
+AdamW of 2e-5, batches of 8, 5 epochs, the best epoch kept; RandomResizedCrop and flip.
+"""
+
+import tempfile
+
+import numpy as np
+import torch
+from common import leave, options, state_of
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from transformers import TimmWrapperConfig, TimmWrapperForImageClassification, Trainer
+from transformers import TrainingArguments as Arguments
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class Rows(torch.utils.data.Dataset):
+    """Images as the Trainer wants them."""
+
+    def __init__(self, data: ImageFolder) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, row: int) -> dict:
+        pixels, label = self.data[row]
+        return {"pixel_values": pixels, "labels": label}
+
+
+def main() -> None:
+    """Train and predict."""
+    found = options()
+    end = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    crop = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
+    train = ImageFolder(found.data / "train", transforms.Compose([*crop, *end]))
+    view = [transforms.Resize(224), transforms.CenterCrop(224)]
+    val = ImageFolder(found.data / "val", transforms.Compose([*view, *end]))
+    names = dict(enumerate(train.classes))
+    config = TimmWrapperConfig(
+        architecture=found.backbone, id2label=names, label2id={n: i for i, n in names.items()}
+    )
+    model = TimmWrapperForImageClassification(config)
+    state = state_of(found.weights)
+    head = model.timm_model.pretrained_cfg["classifier"]
+    state = {name: value for name, value in state.items() if not name.startswith(f"{head}.")}
+    left = model.timm_model.load_state_dict(state, strict=False)
+    assert all(name.startswith(f"{head}.") for name in left.missing_keys), left
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model,
+            Arguments(
+                folder,
+                learning_rate=2e-5,
+                num_train_epochs=found.epochs or 5,
+                per_device_train_batch_size=8,
+                per_device_eval_batch_size=8,
+                eval_strategy="epoch",
+                save_strategy="epoch",
+                save_total_limit=3,
+                load_best_model_at_end=True,
+                seed=found.seed,
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=Rows(train),
+            eval_dataset=Rows(val),
+        )
+        trainer.train()
+        chosen = np.argmax(trainer.predict(Rows(val)).predictions, axis=1)
+    files = [file.removeprefix(f"{found.data / 'val'}/") for file, _ in val.samples]
+    leave(found, {file: names[int(c)] for file, c in zip(files, chosen, strict=True)})
+
+
+if __name__ == "__main__":
+    main()

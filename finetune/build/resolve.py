@@ -16,7 +16,7 @@ from finetune.errors import ConfigError, DataError
 from finetune.machine import free_cores
 from finetune.models.backbone import Network, takes_size
 from finetune.models.classifier import has_batch_norm
-from finetune.models.groups import layer_groups
+from finetune.models.groups import layer_groups, weight_rms
 from finetune.models.head import linear_head
 from finetune.models.weights import is_pretrained
 from finetune.training.launch import Launch, outer_launch
@@ -113,11 +113,13 @@ def decimal(value: float | Literal["auto"]) -> float:
 
 def _facts(config: Config, manifest: Manifest, network: Network) -> Facts:
     launch = outer_launch()
+    groups = layer_groups(network.module)
     return Facts(
         class_counts=manifest.class_counts(Split.TRAIN),
         num_val=len(manifest.of(Split.VAL)),
         pretrained=is_pretrained(config.model.weights),
-        num_groups=len(layer_groups(network.module)),
+        num_groups=len(groups),
+        weight_rms=weight_rms(network.module, groups[min(1, len(groups) - 1)]),
         linear_head=linear_head(network.module) is not None,
         batch_norm=has_batch_norm(network.module),
         any_size=takes_size(network, round(0.5 * network.spec.input_size[-1])),

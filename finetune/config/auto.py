@@ -14,6 +14,11 @@ from finetune.config.schema import Config
 IMBALANCED_FROM = 2.0
 """Largest class over smallest class from which accuracy alone misleads."""
 
+HEAD_LR = {"adamw": 1e-3, "sgd": 1e-2}
+
+BACKBONE_STEP = 0.01
+"""Share of the size of the last backbone group's weights that a step of AdamW moves them by."""
+
 CALIBRATED_FROM = 200
 """Validation images from which a temperature fitted to them helps more than it costs.
 
@@ -31,6 +36,7 @@ class Facts:
         num_val: Validation images.
         pretrained: Whether the backbone starts from weights.
         num_groups: Layer groups of the network, the head included.
+        weight_rms: Root mean square of the weights of its last group before the head.
         linear_head: Whether its classifier is one linear layer.
         batch_norm: Whether its layers keep statistics of batches.
         any_size: Whether it takes images of other sides than the one it was made for.
@@ -49,6 +55,7 @@ class Facts:
     fast_bf16: bool
     free_cores: int
     num_val: int = 0
+    weight_rms: float = 0.02
     linear_head: bool = True
     batch_norm: bool = True
     any_size: bool = True
@@ -120,8 +127,8 @@ def _recipe(config: Config, facts: Facts) -> dict[str, Choice]:
         "data.train_sizes": _train_sizes(config, facts),
         "model.batch_norm": _batch_norm(facts),
         "augment.name": Choice("medium", "crops of a third and more, mirror, colours"),
-        "optim.lr": _lr(config, facts, probed=probed),
-        "optim.backbone_lr_scale": _backbone_scale(facts, probed=probed),
+        "optim.lr": _lr(config),
+        "optim.backbone_lr_scale": _backbone_scale(config, facts),
         "optim.layer_decay": _layer_decay(facts),
         "optim.average_last": Choice(0.0),
         "calibration.enabled": _calibration(facts),
@@ -186,15 +193,22 @@ def _batch_norm(facts: Facts) -> Choice:
     return Choice("train", "random weights have no statistics yet")
 
 
-def _lr(config: Config, facts: Facts, *, probed: bool) -> Choice:
-    rate = {"adamw": 1e-3, "sgd": 1e-2}[config.optim.name]
-    return Choice(rate, f"{config.optim.name}, of the head")
+def _lr(config: Config) -> Choice:
+    return Choice(HEAD_LR[config.optim.name], f"of the head, {config.optim.name}")
 
 
-def _backbone_scale(facts: Facts, *, probed: bool) -> Choice:
-    if facts.pretrained:
+def _backbone_scale(config: Config, facts: Facts) -> Choice:
+    """Of AdamW a share of the weights' own size, as a step moves each weight by about its rate."""
+    if not facts.pretrained:
+        return Choice(1.0, "random weights")
+    if config.optim.name != "adamw":
         return Choice(0.05, "pretrained: gently")
-    return Choice(1.0, "random weights")
+    scale = min(10.0, max(1e-4, BACKBONE_STEP * facts.weight_rms / HEAD_LR["adamw"]))
+    size = f"{facts.weight_rms:.2g}"
+    return Choice(
+        float(f"{scale:.2g}"),
+        f"a step moves the last stage, of size {size}, by {BACKBONE_STEP:.0%}",
+    )
 
 
 def _layer_decay(facts: Facts) -> Choice:

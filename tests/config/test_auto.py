@@ -72,6 +72,30 @@ def test_pretrained_weights_are_spared_and_random_ones_are_not() -> None:
     assert "unfreeze.params" not in random
 
 
+@pytest.mark.parametrize(("rms", "scale"), [(0.0047, 0.047), (0.13, 1.3), (0.0, 1e-4), (9.0, 10)])
+def test_a_step_of_adamw_moves_the_backbone_by_a_share_of_its_own_size(
+    rms: float, scale: float
+) -> None:
+    found = chosen(weight_rms=rms)
+    assert found["optim.backbone_lr_scale"] == pytest.approx(scale)
+    assert found["optim.lr"] == 1e-3
+    # the rate that a user types moves both
+    assert chosen({"optim.lr": 0.1}, weight_rms=rms)["optim.backbone_lr_scale"] == scale
+    assert chosen({"optim.name": "sgd"}, weight_rms=rms)["optim.backbone_lr_scale"] == 0.05
+    assert chosen(weight_rms=rms, pretrained=False)["optim.backbone_lr_scale"] == 1.0
+
+
+def test_a_choice_of_the_recipe_says_why() -> None:
+    choices = auto_choices(Config(), facts(class_counts=[1500, 600], weight_rms=0.0047, num_val=90))
+    reasons = {key: choice.reason for key, choice in choices.items()}
+    assert reasons["trainer.epochs"] == "2,100 training images"
+    assert "of size 0.0047, by 1%" in reasons["optim.backbone_lr_scale"]
+    assert reasons["trainer.monitor"] == "largest class 2.5 times the smallest"
+    assert reasons["calibration.enabled"] == "90 validation images"
+    untaught = auto_choices(Config(), facts(pretrained=False))
+    assert untaught["unfreeze.name"].reason == "random weights"
+
+
 def test_a_random_head_trains_alone_first_and_a_fitted_one_does_not() -> None:
     assert chosen({"probe.enabled": "off"})["unfreeze.name"] == "head_first"
     assert chosen(linear_head=False)["unfreeze.name"] == "head_first"

@@ -4,10 +4,17 @@ from typing import Any
 
 import pytest
 import timm
+import torch
 from torch import Tensor, nn
 
 from finetune.errors import ModelError
-from finetune.models.groups import classifier_parameters, layer_groups, module_groups
+from finetune.models.groups import (
+    LayerGroup,
+    classifier_parameters,
+    layer_groups,
+    module_groups,
+    weight_rms,
+)
 
 
 class Handmade(nn.Module):
@@ -89,3 +96,15 @@ def test_both_classifiers_of_a_distilled_vit_are_the_head() -> None:
 def test_a_network_without_a_classifier_is_refused() -> None:
     with pytest.raises(ModelError, match="ResNet has no linear classifier"):
         layer_groups(timm.create_model("test_resnet", num_classes=0))
+
+
+def test_the_size_of_weights_is_that_of_the_middle_matrix_and_not_of_vectors() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(2, 2), nn.Linear(2, 4))
+    for layer, value in zip(network, (0.5, 30.0, -0.2, 1.0), strict=True):
+        with torch.no_grad():
+            layer.weight.fill_(value)  # type: ignore[operator]
+            layer.bias.fill_(99.0)  # type: ignore[operator]
+    names = tuple(f"{layer}.{part}" for layer in (0, 1, 2) for part in ("weight", "bias"))
+    vectors = frozenset(name for name in names if name.endswith("bias"))
+    group = LayerGroup("body", names, 0, vectors)
+    assert weight_rms(network, group) == pytest.approx(0.5)

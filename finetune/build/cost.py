@@ -230,8 +230,12 @@ def _meter(training: Training) -> StepMeter:
 
 
 def _some_images(training: Training) -> Batch:
-    data = training.data.train
-    return data.__getitems__([Draw(row % len(data), 0, 0) for row in range(4)])
+    """Return training images of the epoch in which they are largest."""
+    data, config = training.data.train, training.config
+    assert config.data.train_sizes != "auto", "auto is decided before"
+    first, last = config.data.train_sizes
+    epoch = 0 if first > last else number(config.trainer.epochs) - 1
+    return data.__getitems__([Draw(row % len(data), epoch, 0) for row in range(4)])
 
 
 def _most_bytes(cost: RunCost, batch: int) -> int:

@@ -16,7 +16,13 @@ IMBALANCED_FROM = 2.0
 
 HEAD_LR = {"adamw": 1e-3, "sgd": 1e-2}
 
-BACKBONE_STEP = 0.01
+TRAIN_SIDE = 0.7
+"""Side of training images over that of evaluation."""
+
+SMALLEST_SIDE = 160
+"""Of evaluation, in pixels, from which training images may be smaller."""
+
+BACKBONE_STEP = 0.02
 """Share of the size of the last backbone group's weights that a step of AdamW moves them by."""
 
 CALIBRATED_FROM = 200
@@ -173,16 +179,31 @@ def _unfreeze(config: Config, facts: Facts, *, probed: bool) -> Choice:
 
 
 def _epochs(facts: Facts, images: str) -> Choice:
-    """Fewer passes over larger sets; from scratch three times as many."""
-    epochs = 10 if facts.num_images < 5_000 else 8 if facts.num_images < 50_000 else 5
-    if facts.pretrained:
-        return Choice(epochs, images)
-    return Choice(3 * epochs, f"{images}, random weights")
+    """Fewer passes over larger sets; from scratch many more."""
+    if not facts.pretrained:
+        epochs = 30 if facts.num_images < 5_000 else 24 if facts.num_images < 50_000 else 15
+        return Choice(epochs, f"{images}, random weights")
+    if facts.num_images >= 50_000:
+        return Choice(3, images)
+    return Choice(min(10, max(4, round(1_000 / facts.num_images))), images)
 
 
 def _train_sizes(config: Config, facts: Facts) -> Choice:
-    side = facts.image_size if config.data.image_size == "auto" else config.data.image_size
-    return Choice((side, side))
+    """Seven tenths of the side, as crops show things larger (Touvron et al. 2019, FixRes).
+
+    https://arxiv.org/abs/1906.06423
+    """
+    asked = config.data.image_size
+    side = facts.image_size if asked == "auto" else asked
+    smaller = max(32, round(TRAIN_SIDE * side / 32) * 32)
+    if not facts.pretrained or not facts.any_size or side < SMALLEST_SIDE or not _crops(config):
+        return Choice((side, side))
+    return Choice((smaller, smaller), f"crops look larger than images of {side}; half the time")
+
+
+def _crops(config: Config) -> bool:
+    """Tell whether the augmentation cuts images at any size."""
+    return config.augment.name in ("auto", "light", "medium", "strong")
 
 
 def _batch_norm(facts: Facts) -> Choice:

@@ -93,11 +93,13 @@ class Compile(Callback):
     Args:
         reporter: Told of it.
         batch_size: Images of a batch in this process.
+        size: Height and width of training images.
     """
 
-    def __init__(self, reporter: Reporter, *, batch_size: int) -> None:
+    def __init__(self, reporter: Reporter, *, batch_size: int, size: tuple[int, int]) -> None:
         self.reporter = reporter
         self.batch_size = batch_size
+        self.size = size
         self._depth: int | None = None
         self._failed = False
 
@@ -117,7 +119,7 @@ class Compile(Callback):
         self._depth = classifier.depth
         torch.compiler.reset()
         self.reporter.start("compiling the network", 1)
-        shape = (self.batch_size, *pl_module.spec.input_size)
+        shape = (self.batch_size, pl_module.spec.input_size[0], *self.size)
         example = torch.zeros(shape, device=pl_module.device)
         example = example.contiguous(memory_format=torch.channels_last)
         classifier.train()

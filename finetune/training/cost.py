@@ -29,7 +29,7 @@ class StepMemory:
 
     Attributes:
         depth: Layer groups that train.
-        parameter_bytes: Of all parameters and buffers.
+        parameter_bytes: Of all parameters and buffers, and of their average where one is kept.
         gradient_bytes: Of what trains.
         optimizer_bytes: State of the optimizer after a step.
         activation_bytes: Kept for the backward pass, an image.
@@ -105,7 +105,10 @@ class StepMeter:
             forward = (time.perf_counter() - start) / 4
             optimizer = self.module.recipe.make_optimizer(self.classifier)
             train_seconds = self._seconds(lambda size: self._step(optimizer, size), forward)
-            eval_seconds = self._seconds(self._predict, forward)
+            # other images than these are seen in validation
+            pixels = self.module.spec.input_size[1] * self.module.spec.input_size[2]
+            larger = pixels / (self.images.shape[1] * self.images.shape[2])
+            eval_seconds = self._seconds(self._predict, forward) * larger
             return StepCost(
                 **self._bytes(depth, small, large, optimizer),
                 train_seconds=train_seconds,
@@ -143,7 +146,7 @@ class StepMeter:
         slope = (large - small) // 2
         return {
             "depth": depth,
-            "parameter_bytes": _bytes(tensors),
+            "parameter_bytes": _bytes(tensors) * (1 if self.module.average is None else 2),
             "gradient_bytes": _bytes(trained),
             "optimizer_bytes": _bytes([t for t in state if isinstance(t, Tensor)]),
             "activation_bytes": slope,

@@ -125,7 +125,7 @@ def _recipe(config: Config, facts: Facts) -> dict[str, Choice]:
     return {
         "probe.enabled": _probe(config, facts),
         "unfreeze.name": _unfreeze(config, facts, probed=probed),
-        "trainer.epochs": _epochs(facts, images),
+        "trainer.epochs": _epochs(facts, images, probed=probed),
         "trainer.batch_size": Choice(
             _batch_size(facts.num_images, parts=_parts(config, facts)), images
         ),
@@ -178,14 +178,17 @@ def _unfreeze(config: Config, facts: Facts, *, probed: bool) -> Choice:
     return Choice("head_first", "a random head would spoil what the backbone knows")
 
 
-def _epochs(facts: Facts, images: str) -> Choice:
-    """Fewer passes over larger sets; from scratch many more."""
-    if not facts.pretrained:
-        epochs = 30 if facts.num_images < 5_000 else 24 if facts.num_images < 50_000 else 15
-        return Choice(epochs, f"{images}, random weights")
-    if facts.num_images >= 50_000:
-        return Choice(3, images)
-    return Choice(min(10, max(4, round(1_000 / facts.num_images))), images)
+def _epochs(facts: Facts, images: str, *, probed: bool) -> Choice:
+    """Few after a probe; fewer passes over larger sets; from scratch three times as many."""
+    if probed:
+        few = 3 if facts.num_images >= 50_000 else 4
+        return Choice(
+            min(10, max(few, round(1_000 / facts.num_images))), f"{images}, after a probe"
+        )
+    epochs = 10 if facts.num_images < 5_000 else 8 if facts.num_images < 50_000 else 5
+    if facts.pretrained:
+        return Choice(epochs, f"{images}, and a head to learn")
+    return Choice(3 * epochs, f"{images}, random weights")
 
 
 def _train_sizes(config: Config, facts: Facts) -> Choice:

@@ -249,7 +249,7 @@ class OptimConfig(Section):
     backbone_lr_scale: Annotated[float, Field(gt=0, le=10)] | Auto = Field(
         "auto",
         description="the last backbone group learns at lr times this; auto: with adamw from the "
-        "size of its weights, so that a step moves them by 1%; with sgd 0.05; random weights: 1",
+        "size of its weights, so that a step moves them by 2%; with sgd 0.05; random weights: 1",
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
         "auto",

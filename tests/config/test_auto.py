@@ -72,7 +72,7 @@ def test_pretrained_weights_are_spared_and_random_ones_are_not() -> None:
     assert "unfreeze.params" not in random
 
 
-@pytest.mark.parametrize(("rms", "scale"), [(0.0047, 0.047), (0.13, 1.3), (0.0, 1e-4), (9.0, 10)])
+@pytest.mark.parametrize(("rms", "scale"), [(0.0047, 0.094), (0.13, 2.6), (0.0, 1e-4), (9.0, 10)])
 def test_a_step_of_adamw_moves_the_backbone_by_a_share_of_its_own_size(
     rms: float, scale: float
 ) -> None:
@@ -88,8 +88,8 @@ def test_a_step_of_adamw_moves_the_backbone_by_a_share_of_its_own_size(
 def test_a_choice_of_the_recipe_says_why() -> None:
     choices = auto_choices(Config(), facts(class_counts=[1500, 600], weight_rms=0.0047, num_val=90))
     reasons = {key: choice.reason for key, choice in choices.items()}
-    assert reasons["trainer.epochs"] == "2,100 training images"
-    assert "of size 0.0047, by 1%" in reasons["optim.backbone_lr_scale"]
+    assert reasons["trainer.epochs"] == "2,100 training images, after a probe"
+    assert "of size 0.0047, by 2%" in reasons["optim.backbone_lr_scale"]
     assert reasons["trainer.monitor"] == "largest class 2.5 times the smallest"
     assert reasons["calibration.enabled"] == "90 validation images"
     untaught = auto_choices(Config(), facts(pretrained=False))
@@ -136,9 +136,35 @@ def test_parameters_of_the_schedule_that_the_user_gave_stay() -> None:
 def test_larger_sets_take_larger_batches_and_fewer_epochs(num_images: int, more: int) -> None:
     found = chosen(class_counts=[num_images - 10, 10])
     assert found["trainer.batch_size"] == 32 * 2**more
-    assert found["trainer.epochs"] == [10, 8, 5][more]
+    assert found["trainer.epochs"] == [4, 4, 3][more]
+    untaught = chosen({"probe.enabled": "off"}, class_counts=[num_images - 10, 10])
+    assert untaught["trainer.epochs"] == [10, 8, 5][more]
     scratch = chosen(class_counts=[num_images - 10, 10], pretrained=False)
-    assert scratch["trainer.epochs"] == 3 * found["trainer.epochs"]
+    assert scratch["trainer.epochs"] == 3 * untaught["trainer.epochs"]
+
+
+@pytest.mark.parametrize(("num_images", "epochs"), [(20, 10), (100, 10), (125, 8), (250, 4)])
+def test_a_handful_of_images_is_seen_more_often(num_images: int, epochs: int) -> None:
+    assert chosen(class_counts=[num_images // 2, num_images // 2])["trainer.epochs"] == epochs
+
+
+@pytest.mark.parametrize(
+    ("assignments", "changes", "expected"),
+    [
+        ({}, {}, (160, 160)),
+        ({}, {"image_size": 299}, (224, 224)),
+        ({"data.image_size": 320}, {}, (224, 224)),
+        ({"data.image_size": 128}, {}, (128, 128)),
+        ({"augment.name": "none"}, {}, (224, 224)),
+        ({"augment.name": "mine.json"}, {}, (224, 224)),
+        ({}, {"any_size": False}, (224, 224)),
+        ({}, {"pretrained": False}, (224, 224)),
+    ],
+)
+def test_training_images_are_smaller_where_they_can_be(
+    assignments: dict[str, Any], changes: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    assert chosen(assignments, **changes)["data.train_sizes"] == expected
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from finetune.errors import ConfigError
 from finetune.losses import balanced_class_weights
 from finetune.models.backbone import Network
 from finetune.models.head import linear_head
+from finetune.probe.features import Views
 from finetune.training.features import FeaturePlan
 from finetune.training.probe import ProbeImages, ProbePlan
 from finetune.types import Split
@@ -94,7 +95,7 @@ def plan_probe(
         train=train,
         val=_images(manifest, Split.VAL),
         classes=manifest.classes,
-        mirrored=mirrored,
+        views=Views(mirrored=mirrored, parts=number(config.probe.views)),
         features=FeaturePlan(
             spec=network.spec,
             precision=config.trainer.precision,

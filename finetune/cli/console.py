@@ -263,6 +263,8 @@ def _probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
     if probe is None:
         return {}
     views = "each image, also in a mirror" if probe["mirrored"] else "each image"
+    if probe["parts"]:
+        views += f", and {probe['parts']} part{'s' if probe['parts'] > 1 else ''} of it"
     then = "" if probe["only"] else "; what fine-tuning begins with and must beat"
     return {"probe": f"a head fitted to what the frozen backbone says of {views}{then}"}
 

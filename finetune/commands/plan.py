@@ -1,6 +1,7 @@
 """What is about to happen, as JSON values that a console shows and a test reads."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def describe(
 def _probe(training: Training) -> dict[str, Any] | None:
     if training.probe is None:
         return None
-    return {"only": training.is_probe_only, "mirrored": training.probe.mirrored}
+    return {"only": training.is_probe_only, **asdict(training.probe.views)}
 
 
 def _cache(training: Training) -> dict[str, Any]:

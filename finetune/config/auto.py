@@ -124,6 +124,7 @@ def _recipe(config: Config, facts: Facts) -> dict[str, Choice]:
     images = f"{facts.num_images:,} training images"
     return {
         "probe.enabled": _probe(config, facts),
+        "probe.views": Choice(0),
         "unfreeze.name": _unfreeze(config, facts, probed=probed),
         "trainer.epochs": _epochs(facts, images, probed=probed),
         "trainer.batch_size": Choice(

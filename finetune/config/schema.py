@@ -196,6 +196,12 @@ class ProbeConfig(Section):
         "auto", description="fit to each image in a mirror, too; auto: if augment.name flips"
     )
 
+    views: Annotated[int, Field(ge=0, le=5)] | Auto = Field(
+        "auto",
+        description="fit to so many parts of each image, too: its middle, then its corners; auto: "
+        "by how many images there are",
+    )
+
 
 class ImbalanceConfig(Section):
     """What is done about classes of unequal size."""

@@ -115,6 +115,42 @@ class BothWays:
         return View(np.concatenate([self.transform.pixels(i) for i in (image, mirrored)]))
 
 
+class Zoomed:
+    """The evaluation's view of a picture, and below it those of parts of it, one behind the other.
+
+    The parts are four fifths as wide and as high as the picture: its middle, then its corners.
+
+    Args:
+        transform: Of one view.
+        parts: How many, at most ``MOST_PARTS``.
+    """
+
+    MOST_PARTS = 5
+    _ANCHORS = ((0.5, 0.5), (0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0))
+    _SHARE = 0.8
+
+    colours = draws = flips = False
+    needed_px: int | None = None
+
+    def __init__(self, transform: EvalTransform, parts: int) -> None:
+        self.transform = transform
+        self.anchors = self._ANCHORS[:parts]
+        height, width = transform.size
+        self.size = ((1 + parts) * height, width)
+
+    def __call__(self, picture: Picture, draw: Draw | None = None) -> View:
+        """Return all views; ``draw`` changes nothing."""
+        image = picture.image()
+        parts = (self._part(image, across, down) for across, down in self.anchors)
+        return View(np.concatenate([self.transform.pixels(one) for one in (image, *parts)]))
+
+    def _part(self, image: Image.Image, across: float, down: float) -> Image.Image:
+        width, height = (max(1, round(self._SHARE * side)) for side in image.size)
+        left = round(across * (image.width - width))
+        top = round(down * (image.height - height))
+        return image.crop((left, top, left + width, top + height))
+
+
 class AsStored:
     """Takes pictures that are stored at the size that they are needed at.
 

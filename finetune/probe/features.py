@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,40 @@ from finetune.data.store import ArrayStore, Stored
 from finetune.models.classifier import normalise
 from finetune.models.head import head_inputs
 from finetune.types import PreprocessSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Which views of an image a backbone is asked about; the first is that of evaluation.
+
+    Attributes:
+        mirrored: The same in a mirror.
+        parts: Parts of the image, every other one in a mirror if ``mirrored``.
+    """
+
+    mirrored: bool = False
+    parts: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What tells each from the others."""
+        parts = (
+            f"part-{number}{'-mirrored' if self._turns(number) else ''}"
+            for number in range(self.parts)
+        )
+        return ("seen", *(("mirrored",) if self.mirrored else ()), *parts)
+
+    def of(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Yield the views (B, H, W, C), from those that lie below each other."""
+        whole, *parts = pixels.chunk(1 + self.parts, dim=1)
+        yield whole
+        if self.mirrored:
+            yield whole.flip(2)
+        for number, part in enumerate(parts):
+            yield part.flip(2) if self._turns(number) else part
+
+    def _turns(self, number: int) -> bool:
+        return self.mirrored and number % 2 == 1
 
 
 class FeatureStore(ArrayStore):
@@ -61,7 +96,7 @@ def extract(
     *,
     spec: PreprocessSpec,
     device: torch.device,
-    mirrored: bool,
+    views: Views,
     precision: AbstractContextManager[object] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield rows (B,) and features float32 (B, V, D) of batches, on the CPU.
@@ -71,18 +106,17 @@ def extract(
     Args:
         network: Takes normalised images (B, 3, H, W).
         head: Its classifier, whose input the features are.
-        batches: Of pixels.
+        batches: Of pixels (B, (1 + parts) * H, W, C).
         spec: How they are normalised.
         device: Where they are.
-        mirrored: Whether the second view of each image, seen in a mirror, is wanted too.
+        views: What is wanted of each image.
         precision: Autocast, or None.
     """
     with head_inputs(head) as seen, precision or nullcontext():
         for batch in batches:
             with torch.inference_mode():
                 pixels = batch["image"].to(device, non_blocking=True)
-                views = [pixels, pixels.flip(2)] if mirrored else [pixels]
-                for view in views:
+                for view in views.of(pixels):
                     network(normalise(view, mean=spec.mean, std=spec.std))
                 features = torch.stack(seen, dim=1).float().cpu()
                 seen.clear()

@@ -18,7 +18,7 @@ from finetune.data.room import make_room
 from finetune.data.sampler import WholeBatches
 from finetune.data.source import FileSource
 from finetune.data.store import NOWHERE
-from finetune.data.transform import EvalTransform
+from finetune.data.transform import EvalTransform, Zoomed
 from finetune.errors import TrainingError
 from finetune.machine import (
     autocast,
@@ -27,12 +27,13 @@ from finetune.machine import (
     release_memory,
 )
 from finetune.models.head import backbone_digest, linear_head
-from finetune.probe.features import FeatureStore, StoredFeatures, as_stored, extract
+from finetune.probe.features import FeatureStore, StoredFeatures, Views, as_stored, extract
 from finetune.probe.logistic import Rows
 from finetune.training.gather import gather_rows
 from finetune.training.meeting import Meeting, stop_together
 from finetune.types import PreprocessSpec, Reporter
 
+_AS_SEEN = Views()
 _BATCH = 32
 _BATCHES_KEPT = 16
 """Of every rank, between two writes."""
@@ -94,8 +95,8 @@ class Features:
         self._ranks = 1 if met is None else met.launch.world_size
         self._form = self._fingerprint() if self._rank == 0 else ""
 
-    def of(self, paths: Sequence[Path], *, mirrored: bool = False) -> list[Rows]:
-        """Return the views of images on rank 0, each (N, D): as seen, and in a mirror if wanted.
+    def of(self, paths: Sequence[Path], views: Views = _AS_SEEN) -> list[Rows]:
+        """Return the views of images on rank 0, each (N, D), the first as evaluation sees it.
 
         All ranks call it, and share what is not known yet; the others get an empty list.
 
@@ -108,7 +109,7 @@ class Features:
         """
         while True:
             try:
-                return self._of(paths, mirrored=mirrored)
+                return self._of(paths, views)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -122,11 +123,10 @@ class Features:
             release_memory()
             self._batch //= 2
 
-    def _of(self, paths: Sequence[Path], *, mirrored: bool) -> list[Rows]:
-        views = ("seen", "mirrored") if mirrored else ("seen",)
+    def _of(self, paths: Sequence[Path], views: Views) -> list[Rows]:
         files = file_states(paths)
         with ExitStack() as filling:
-            stores = [self._opened(view) for view in views] if self._rank == 0 else []
+            stores = [self._opened(view) for view in views.names] if self._rank == 0 else []
             for store in stores:
                 filling.enter_context(store.filling(self.reporter))
                 store.forget_waste()
@@ -138,25 +138,25 @@ class Features:
             rows = np.flatnonzero(unknown[0]).tolist()
             if stores and len(rows):
                 self._make_room(len(rows) * len(stores))
-            for first, features in self._computed([paths[row] for row in rows], mirrored=mirrored):
+            for first, features in self._computed([paths[row] for row in rows], views):
                 chosen = [files[row] for row in rows[first : first + len(features)]]
                 for view, store in enumerate(stores):
                     for _ in store.append(as_stored(chosen, features[:, view].numpy())):
                         pass
             return [StoredFeatures(store, store.find(files)) for store in stores]
 
-    def _computed(self, paths: Sequence[Path], *, mirrored: bool) -> Iterator[tuple[int, Tensor]]:
+    def _computed(self, paths: Sequence[Path], views: Views) -> Iterator[tuple[int, Tensor]]:
         """Yield the number of the first image of a stretch and the features (n, V, D) of it."""
         if not paths:
             return
         self.num_computed += len(paths)
-        loader = self._loader(paths)
+        loader = self._loader(paths, views)
         self.reporter.start("asking the backbone", len(paths))
         kept: list[tuple[Tensor, Tensor]] = []
         done = 0
         try:
             with lost_readers_explained():
-                for turn, found in enumerate(self._extracted(loader, mirrored), start=1):
+                for turn, found in enumerate(self._extracted(loader, views), start=1):
                     kept.append(found)
                     if turn % _BATCHES_KEPT and turn < len(loader):
                         continue
@@ -173,10 +173,10 @@ class Features:
         finally:
             self.reporter.finish()
 
-    def _loader(self, paths: Sequence[Path]) -> Any:
+    def _loader(self, paths: Sequence[Path], views: Views) -> Any:
         source = FileSource(paths, max_pixels=self.plan.max_pixels)
         return create_loader(
-            ImageDataset(source, None, EvalTransform(self.plan.spec)),
+            ImageDataset(source, None, Zoomed(EvalTransform(self.plan.spec), views.parts)),
             num_workers=self.plan.num_workers,
             batches=WholeBatches(
                 len(paths), batch_size=self._batch, num_replicas=self._ranks, rank=self._rank
@@ -184,16 +184,14 @@ class Features:
             pin_memory=self.device.type == "cuda",
         )
 
-    def _extracted(
-        self, batches: Iterator[Batch], mirrored: bool
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _extracted(self, batches: Iterator[Batch], views: Views) -> Iterator[tuple[Tensor, Tensor]]:
         found = extract(
             self.network,
             self.head,
             batches,
             spec=self.plan.spec,
             device=self.device,
-            mirrored=mirrored,
+            views=views,
             precision=autocast(self.plan.precision, self.device),
         )
         for rows, features in found:

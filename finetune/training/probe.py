@@ -22,6 +22,7 @@ from finetune.metrics import evaluate_probabilities
 from finetune.models.classifier import ImageClassifier
 from finetune.models.head import linear_head, set_head
 from finetune.probe.choice import Fitted, fit_head
+from finetune.probe.features import Views
 from finetune.storage import atomic_file
 from finetune.training.features import FeaturePlan, Features
 from finetune.training.meeting import Meeting
@@ -55,14 +56,14 @@ class ProbePlan:
         train: What the head is fitted to.
         val: What it is measured on.
         classes: Names in index order.
-        mirrored: Whether the head sees each training image in a mirror, too.
+        views: What the head sees of each training image.
         features: How the backbone is asked.
     """
 
     train: ProbeImages
     val: ProbeImages
     classes: tuple[str, ...]
-    mirrored: bool
+    views: Views
     features: FeaturePlan
 
 
@@ -136,7 +137,7 @@ def fit_probe(
     network = classifier.network
     with _in_eval_mode(classifier):
         features = Features(network, plan.features, device=device, met=met, reporter=reporter)
-        train = features.of(plan.train.paths, mirrored=plan.mirrored)
+        train = features.of(plan.train.paths, plan.views)
         val = features.of(plan.val.paths)
     if met is not None and met.launch.rank > 0:
         return None

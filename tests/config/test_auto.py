@@ -13,6 +13,7 @@ EXPLICIT: dict[str, Any] = {
     "data.train_sizes": (24, 32),
     "data.num_workers": 0,
     "model.batch_norm": "train",
+    "probe.views": 2,
     "unfreeze.name": "gradual",
     "probe.enabled": "off",
     "augment.name": "none",

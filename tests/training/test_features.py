@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
 from finetune.build import Training
 from finetune.data.picture import open_picture
 from finetune.data.transform import EvalTransform
 from finetune.errors import DataError, TrainingError
 from finetune.models.classifier import normalise
-from finetune.probe.features import extract
+from finetune.probe.features import Views, extract
 from finetune.training import features as features_module
 from finetune.training.features import Features
 from finetune.training.probe import with_weights_of_rank_0
@@ -55,7 +57,7 @@ def asked(training: Training, *, mirrored: bool = False) -> tuple[list[NDArray[n
         met=None,
         reporter=Reporter(),
     )
-    views = source.of(training.probe.train.paths, mirrored=mirrored)
+    views = source.of(training.probe.train.paths, Views(mirrored=mirrored))
     return [view[:] for view in views], source.num_computed
 
 
@@ -203,7 +205,7 @@ def shared(rank: int, place: Path, settings: dict[str, Any]) -> tuple[list[Any],
         source = Features(
             classifier.network, training.probe.features, device=CPU, met=met, reporter=Reporter()
         )
-        views = source.of(training.probe.train.paths, mirrored=True)
+        views = source.of(training.probe.train.paths, Views(mirrored=True))
         return [view[:] for view in views], source.num_computed
 
 
@@ -219,3 +221,49 @@ def test_ranks_share_the_images_to_the_same_bits(count: int, place: Path) -> Non
     assert all(views == [] for views, _ in others)
     again, *_ = on_ranks(count, shared, place, settings)
     assert again[1] == 0
+
+
+def test_parts_of_an_image_are_views_of_their_own(place: Path) -> None:
+    training = training_in(place)
+    assert training.probe is not None
+    source = Features(
+        training.module.classifier.network.eval(),
+        training.probe.features,
+        device=torch.device("cpu"),
+        met=None,
+        reporter=Reporter(),
+    )
+    paths = training.probe.train.paths
+    found = [view[0 : len(paths)] for view in source.of(paths, Views(mirrored=True, parts=2))]
+    spec = training.network.spec
+    for number, (anchor, turned) in enumerate([((0.5, 0.5), False), ((0.0, 0.0), True)]):
+        with torch.inference_mode():
+            rows = [asked_about_part(training, path, anchor, turned=turned) for path in paths]
+        expected_rows = torch.cat(rows).numpy()
+        np.testing.assert_allclose(found[2 + number], expected_rows, rtol=1e-4, atol=1e-5)
+    assert spec == training.probe.features.spec
+    # what is known of the whole images is not asked again, and the other way round
+    before = source.num_computed
+    source.of(paths, Views(mirrored=True))
+    source.of(paths, Views(mirrored=True, parts=1))
+    assert source.num_computed == before
+    source.of(paths, Views(mirrored=True, parts=3))
+    assert source.num_computed == before + len(paths)
+
+
+def asked_about_part(
+    training: Training, path: Path, anchor: tuple[float, float], *, turned: bool
+) -> Tensor:
+    """Return the features (1, D) of four fifths of an image each way, cut out by hand."""
+    spec = training.network.spec
+    with Image.open(path) as image:
+        full = image.convert("RGB")
+    width, height = round(0.8 * full.width), round(0.8 * full.height)
+    left = round(anchor[0] * (full.width - width))
+    top = round(anchor[1] * (full.height - height))
+    part = full.crop((left, top, left + width, top + height))
+    pixels = torch.from_numpy(EvalTransform(spec).pixels(part))[None]
+    network = training.module.classifier.network
+    images = normalise(pixels.flip(2) if turned else pixels, mean=spec.mean, std=spec.std)
+    features: Tensor = network.forward_head(network.forward_features(images), pre_logits=True)  # type: ignore[operator]
+    return features

@@ -193,7 +193,9 @@ class ProbeConfig(Section):
         "beat; auto: with pretrained weights. off: linear_probe trains the head in epochs",
     )
     mirrored: Switch = Field(
-        "auto", description="fit to each image in a mirror, too; auto: if augment.name flips"
+        "auto",
+        description="fit to each image in a mirror, too; auto: if augment.name flips, and the "
+        "probe is all there is or has fewer than 1,000 images",
     )
 
     views: Annotated[int, Field(ge=0, le=5)] | Auto = Field(

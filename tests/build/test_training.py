@@ -528,3 +528,30 @@ def test_the_card_says_whether_training_showed_images_in_a_mirror(
     training = small_training(animals, model__weights=str(weights), **settings)
     facts = training.module.card["facts"]
     assert (facts["mirrored"], facts["mirrored_by"]) == (mirrored, by)
+
+
+@pytest.mark.parametrize(
+    ("settings", "below", "mirrored"),
+    [
+        ({"unfreeze__name": "all"}, 24, False),
+        ({"unfreeze__name": "all"}, 25, True),
+        ({"unfreeze__name": "all", "probe__mirrored": "on"}, 24, True),
+        ({"unfreeze__name": "linear_probe", "trainer__epochs": "auto"}, 24, True),
+    ],
+)
+def test_before_fine_tuning_only_a_few_images_are_seen_in_a_mirror(
+    settings: dict[str, str],
+    below: int,
+    mirrored: bool,
+    animals: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("finetune.build.probe.MIRRORED_BELOW", below)
+    weights = write_weights(tmp_path / "weights.pth")
+    training = small_training(
+        animals, model__weights=str(weights), augment__name="light", **settings
+    )
+    assert training.probe is not None
+    assert training.probe.views.mirrored is mirrored
+    assert training.config.probe.mirrored == ("on" if mirrored else "off")

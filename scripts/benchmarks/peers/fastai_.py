@@ -1,6 +1,7 @@
-"""fastai, as its documentation begins: ``vision_learner(...).fine_tune(4)``.
+"""fastai, as its documentation does it: ``vision_learner(...).fine_tune(4)``.
 
-https://docs.fast.ai/tutorial.vision.html: aug_transforms, Resize, a frozen epoch and four more.
+https://docs.fast.ai/tutorial.vision.html: images of 460 pixels, aug_transforms to 224, a frozen
+epoch and then all layers.
 """
 
 from pathlib import Path
@@ -10,7 +11,7 @@ import torchvision
 from common import leave, offer_to_torchvision, options
 from fastai.vision.all import (
     ImageDataLoaders,
-    RandomResizedCrop,
+    Resize,
     accuracy,
     aug_transforms,
     set_seed,
@@ -28,7 +29,7 @@ def main() -> None:
         train="train",
         valid="val",
         bs=32,
-        item_tfms=RandomResizedCrop(224, min_scale=0.35),
+        item_tfms=Resize(460),
         batch_tfms=aug_transforms(size=224),
         num_workers=0,
         seed=found.seed,

@@ -46,6 +46,11 @@ def check_probe(config: Config, asked: Config, network: Network) -> None:
         ConfigError: Names both settings.
     """
     if config.probe.enabled == "off":
+        if asked.probe.views not in ("auto", 0):
+            raise ConfigError(
+                f"probe.views={asked.probe.views} cannot apply to probe.enabled=off. Leave one of "
+                f"them out."
+            )
         return
     if linear_head(network.module) is None:
         raise ConfigError(
@@ -65,6 +70,7 @@ def check_probe(config: Config, asked: Config, network: Network) -> None:
         ("augment.mixup", bool(config.augment.mixup)),
         ("augment.cutmix", bool(config.augment.cutmix)),
         ("optim.average_last", asked.optim.average_last != "auto"),
+        ("data.train_sizes", asked.data.train_sizes != "auto"),
     ):
         if idle:
             raise ConfigError(

@@ -60,9 +60,15 @@ def make_recipe(
 
 def _average_from(config: Config, steps_per_epoch: int) -> int | None:
     """Return after how many steps of the run its weights are averaged; None: never."""
+    share = decimal(config.optim.average_last)
     num_steps = number(config.trainer.epochs) * steps_per_epoch
-    averaged = round(decimal(config.optim.average_last) * num_steps)
-    return num_steps - averaged if averaged > 1 else None
+    averaged = round(share * num_steps)
+    if share and averaged < 2:
+        raise ConfigError(
+            f"optim.average_last={share:g} of {num_steps} steps is {averaged}, which has no mean. "
+            f"Take {min(1.0, 2 / num_steps):.2g} or more, or 0."
+        )
+    return num_steps - averaged if share else None
 
 
 def sampling_weights(config: Config, labels: list[int], num_classes: int) -> Weights | None:

@@ -7,14 +7,14 @@ from typing import Literal
 
 import torch
 
-from finetune.config.auto import Facts, auto_choices
+from finetune.config.auto import Facts, auto_choices, smaller_side
 from finetune.config.load import replaced
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.data.sampler import effective_batch_size
 from finetune.errors import ConfigError, DataError
 from finetune.machine import free_cores
-from finetune.models.backbone import Network, takes_size
+from finetune.models.backbone import Network, serves_size
 from finetune.models.classifier import has_batch_norm
 from finetune.models.groups import layer_groups, weight_rms
 from finetune.models.head import linear_head
@@ -67,6 +67,7 @@ def resolve(config: Config, manifest: Manifest, network: Network) -> Resolved:
     config = replaced(config, {key: choice.value for key, choice in chosen.items()})
     config = _with_imbalance(config)
     _check_machine(config)
+    _check_average(config)
     return Resolved(config, {key: choice.reason for key, choice in chosen.items() if choice.reason})
 
 
@@ -122,7 +123,7 @@ def _facts(config: Config, manifest: Manifest, network: Network) -> Facts:
         weight_rms=weight_rms(network.module, groups[min(1, len(groups) - 1)]),
         linear_head=linear_head(network.module) is not None,
         batch_norm=has_batch_norm(network.module),
-        any_size=takes_size(network, round(0.5 * network.spec.input_size[-1])),
+        any_size=serves_size(network, smaller_side(network.spec.input_size[-1])),
         image_size=network.spec.input_size[-1],
         fast_bf16=_fast_bf16(config.trainer.accelerator),
         free_cores=_cores_of_machine(launch),
@@ -190,6 +191,18 @@ def _check_machine(config: Config) -> None:
             f"GPUs. Lower it, or check CUDA_VISIBLE_DEVICES; under srun ask for --gpus-per-node, "
             f"not for --gpus-per-task or --gpu-bind, which hide the others."
         )
+
+
+def _check_average(config: Config) -> None:
+    """Refuse to average statistics that differ from process to process."""
+    if decimal(config.optim.average_last) and num_processes(config) > 1:
+        kind = config.model.batch_norm
+        if kind == "train":
+            raise ConfigError(
+                f"optim.average_last={config.optim.average_last} cannot apply to model.batch_norm="
+                f"{kind} on {num_processes(config)} processes: each has statistics of its own. "
+                f"Take model.batch_norm=frozen, or sync on GPUs, or optim.average_last=0."
+            )
 
 
 def check_strategy(config: Config, depths: Sequence[int]) -> None:

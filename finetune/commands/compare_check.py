@@ -11,7 +11,8 @@ from finetune.training.launch import Launch
 
 _ASKED = (
     "data", "cache", "imbalance", "model.kwargs", "model.pretrained_cfg", "model.drop_rate",
-    "model.batch_norm", "model.grad_checkpointing", "augment.name", "probe.mirrored", "optim.name",
+    "model.batch_norm", "model.grad_checkpointing", "augment.name", "probe.mirrored", "probe.views",
+    "optim.name",
     "trainer.precision", "trainer.accelerator", "trainer.monitor", "trainer.batch_size",
     "trainer.accumulate", "seed",
 )  # fmt: skip

@@ -9,6 +9,17 @@ from finetune.build import Training, num_processes
 from finetune.config.auto import value_at
 from finetune.types import Phase, Split
 
+_OF_EPOCHS = (
+    "trainer.epochs",
+    "trainer.batch_size",
+    "data.train_sizes",
+    "model.batch_norm",
+    "optim.lr",
+    "optim.backbone_lr_scale",
+    "optim.layer_decay",
+)
+"""What a run that is a probe alone does not use."""
+
 
 def describe(
     training: Training, *, changed: Mapping[str, Any], num_rejected: int, run_dir: Path
@@ -49,6 +60,7 @@ def describe(
         "recipe": [
             {"key": key, "value": value_at(config, key), "reason": reason}
             for key, reason in training.reasons.items()
+            if not (training.is_probe_only and key in _OF_EPOCHS)
         ],
         "cache": _cache(training),
         "probe": _probe(training),

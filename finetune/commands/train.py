@@ -172,8 +172,8 @@ def _run_trainer(
 ) -> None:
     """Train to the last epoch, from the last checkpoint if there is one."""
     checkpoint = run.last if run.last.is_file() else None
-    size = training.data.train.transform.size
-    compiling = [Compile(reporter, batch_size=batch_in_memory(training), size=size)]
+    size_at = training.data.train.transform.size_at
+    compiling = [Compile(reporter, batch_size=batch_in_memory(training), size_at=size_at)]
     trainer = create_trainer(
         run.path,
         trainer_options(training.config),

@@ -25,6 +25,9 @@ SMALLEST_SIDE = 160
 BACKBONE_STEP = 0.02
 """Share of the size of the last backbone group's weights that a step of AdamW moves them by."""
 
+NO_NORM_LR = 1e-4
+"""Most that the last backbone group of a network without BatchNorm learns at; none was measured."""
+
 CALIBRATED_FROM = 200
 """Validation images from which a temperature fitted to them helps more than it costs.
 
@@ -45,7 +48,7 @@ class Facts:
         weight_rms: Root mean square of the weights of its last group before the head.
         linear_head: Whether its classifier is one linear layer.
         batch_norm: Whether its layers keep statistics of batches.
-        any_size: Whether it takes images of other sides than the one it was made for.
+        any_size: Whether it serves images of ``smaller_side`` as well as those it was made for.
         image_size: Side in pixels that the weights expect.
         fast_bf16: Whether the machine computes bfloat16 faster than float32.
         free_cores: Cores that the processes of this machine share.
@@ -126,7 +129,7 @@ def _recipe(config: Config, facts: Facts) -> dict[str, Choice]:
         "probe.enabled": _probe(config, facts),
         "probe.views": Choice(0),
         "unfreeze.name": _unfreeze(config, facts, probed=probed),
-        "trainer.epochs": _epochs(facts, images, probed=probed),
+        "trainer.epochs": _epochs(facts, images, fitted=probed and _all_moves(config)),
         "trainer.batch_size": Choice(
             _batch_size(facts.num_images, parts=_parts(config, facts)), images
         ),
@@ -179,16 +182,21 @@ def _unfreeze(config: Config, facts: Facts, *, probed: bool) -> Choice:
     return Choice("head_first", "a random head would spoil what the backbone knows")
 
 
-def _epochs(facts: Facts, images: str, *, probed: bool) -> Choice:
+def _all_moves(config: Config) -> bool:
+    """Tell whether all layers train from the first epoch on, after a probe."""
+    return config.unfreeze.name in ("auto", "all", "linear_probe") and not config.unfreeze.params
+
+
+def _epochs(facts: Facts, images: str, *, fitted: bool) -> Choice:
     """Few after a probe; fewer passes over larger sets; from scratch three times as many."""
-    if probed:
+    if fitted:
         few = 3 if facts.num_images >= 50_000 else 4
         return Choice(
             min(10, max(few, round(1_000 / facts.num_images))), f"{images}, after a probe"
         )
     epochs = 10 if facts.num_images < 5_000 else 8 if facts.num_images < 50_000 else 5
     if facts.pretrained:
-        return Choice(epochs, f"{images}, and a head to learn")
+        return Choice(epochs, f"{images}, and layers that wait")
     return Choice(3 * epochs, f"{images}, random weights")
 
 
@@ -199,10 +207,15 @@ def _train_sizes(config: Config, facts: Facts) -> Choice:
     """
     asked = config.data.image_size
     side = facts.image_size if asked == "auto" else asked
-    smaller = max(32, round(TRAIN_SIDE * side / 32) * 32)
+    smaller = smaller_side(side)
     if not facts.pretrained or not facts.any_size or side < SMALLEST_SIDE or not _crops(config):
         return Choice((side, side))
     return Choice((smaller, smaller), f"crops look larger than images of {side}; half the time")
+
+
+def smaller_side(side: int) -> int:
+    """Return the side in pixels of training images for a side of evaluation, a multiple of 32."""
+    return max(32, round(TRAIN_SIDE * side / 32) * 32)
 
 
 def _crops(config: Config) -> bool:
@@ -228,12 +241,13 @@ def _backbone_scale(config: Config, facts: Facts) -> Choice:
         return Choice(1.0, "random weights")
     if config.optim.name != "adamw":
         return Choice(0.05, "pretrained: gently")
-    scale = min(10.0, max(1e-4, BACKBONE_STEP * facts.weight_rms / HEAD_LR["adamw"]))
+    most = 10.0 if facts.batch_norm else NO_NORM_LR / HEAD_LR["adamw"]
+    scale = min(most, max(1e-4, BACKBONE_STEP * facts.weight_rms / HEAD_LR["adamw"]))
+    scale = float(f"{scale:.2g}")
+    lr = HEAD_LR["adamw"] if config.optim.lr == "auto" else config.optim.lr
+    step = lr * scale / max(facts.weight_rms, 1e-12)
     size = f"{facts.weight_rms:.2g}"
-    return Choice(
-        float(f"{scale:.2g}"),
-        f"a step moves the last stage, of size {size}, by {BACKBONE_STEP:.0%}",
-    )
+    return Choice(scale, f"a step moves the last stage, of size {size}, by {step:.1%}")
 
 
 def _layer_decay(facts: Facts) -> Choice:

@@ -46,6 +46,11 @@ def _on_and_off_are_words(value: Any) -> Any:
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
+def _two_sides(value: Any) -> Any:
+    """Take 128,224 as it is typed."""
+    return value.split(",") if isinstance(value, str) and "," in value else value
+
+
 _Side = Annotated[int, Field(ge=8, le=4096)]
 
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_and_off_are_words)]
@@ -77,7 +82,7 @@ class DataConfig(Section):
     image_size: _Side | Auto = Field(
         "auto", description="side of the square input in pixels; auto: what the weights expect"
     )
-    train_sizes: tuple[_Side, _Side] | Auto = Field(
+    train_sizes: Annotated[tuple[_Side, _Side] | Auto, BeforeValidator(_two_sides)] = Field(
         "auto",
         description="sides of training images in the first and the last epoch, between which they "
         "grow evenly; smaller ones are cheaper, and cut from an image look as large to the network "

@@ -81,6 +81,7 @@ class ImageDataset(Dataset[Batch]):
         batch = Batch(image=torch.from_numpy(image), label=self.labels[index], index=index)
         if self.transform.colours:
             colours = [view.colour for view in views if view.colour is not None]
+            assert len(colours) == len(views), "a transform with colours gives each image some"
             batch["colour"] = torch.from_numpy(np.stack(colours))
         return batch
 

@@ -52,11 +52,25 @@ class Transform(Protocol):
     flips: bool
     needed_px: int | None
 
+    def size_at(self, epoch: int) -> tuple[int, int]:
+        """Return height and width of what it returns in an epoch."""
+
     def __call__(self, picture: Picture, draw: Draw | None) -> View:
         """Return a view of the picture."""
 
 
-class EvalTransform:
+class _OneSize:
+    """A transform whose size does not follow the epoch."""
+
+    size: tuple[int, int]
+
+    def size_at(self, epoch: int) -> tuple[int, int]:
+        """Return height and width of what it returns in an epoch."""
+        del epoch
+        return self.size
+
+
+class EvalTransform(_OneSize):
     """timm's own evaluation transform up to normalisation, which happens on the device."""
 
     colours = draws = flips = False
@@ -90,7 +104,7 @@ class EvalTransform:
         return np.array(image)
 
 
-class BothWays:
+class BothWays(_OneSize):
     """The evaluation's view of a picture, and below it that of the picture in a mirror.
 
     Mirrored is the whole picture and not the view: a centre crop that leaves an odd number of
@@ -115,26 +129,25 @@ class BothWays:
         return View(np.concatenate([self.transform.pixels(i) for i in (image, mirrored)]))
 
 
-class Zoomed:
+class Zoomed(_OneSize):
     """The evaluation's view of a picture, and below it those of parts of it, one behind the other.
 
     The parts are four fifths as wide and as high as the picture: its middle, then its corners.
 
     Args:
         transform: Of one view.
-        parts: How many, at most ``MOST_PARTS``.
+        parts: How many, at most as many as ``ANCHORS``.
     """
 
-    MOST_PARTS = 5
-    _ANCHORS = ((0.5, 0.5), (0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0))
-    _SHARE = 0.8
+    ANCHORS = ((0.5, 0.5), (0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0))
+    SHARE = 0.8
 
     colours = draws = flips = False
     needed_px: int | None = None
 
     def __init__(self, transform: EvalTransform, parts: int) -> None:
         self.transform = transform
-        self.anchors = self._ANCHORS[:parts]
+        self.anchors = self.ANCHORS[:parts]
         height, width = transform.size
         self.size = ((1 + parts) * height, width)
 
@@ -145,13 +158,13 @@ class Zoomed:
         return View(np.concatenate([self.transform.pixels(one) for one in (image, *parts)]))
 
     def _part(self, image: Image.Image, across: float, down: float) -> Image.Image:
-        width, height = (max(1, round(self._SHARE * side)) for side in image.size)
+        width, height = (max(1, round(self.SHARE * side)) for side in image.size)
         left = round(across * (image.width - width))
         top = round(down * (image.height - height))
         return image.crop((left, top, left + width, top + height))
 
 
-class AsStored:
+class AsStored(_OneSize):
     """Takes pictures that are stored at the size that they are needed at.
 
     Args:
@@ -169,7 +182,7 @@ class AsStored:
         return View(picture.crop((0, 0, picture.width, picture.height), self.size))
 
 
-class TrainTransform:
+class TrainTransform(_OneSize):
     """An Albumentations pipeline whose draws are a pure function of (seed, draw).
 
     ``Compose(seed=...)`` and ``set_random_seed`` hand one seed to every step, so that all of them
@@ -261,10 +274,17 @@ class GrowingTransform:
         sides = [transform.needed_px for transform in epochs]
         self.needed_px = None if None in sides else max(side for side in sides if side)
 
+    def size_at(self, epoch: int) -> tuple[int, int]:
+        """Return height and width of what it returns in an epoch."""
+        return self._of(epoch).size
+
     def __call__(self, picture: Picture, draw: Draw | None) -> View:
         """Return the view of a draw at the size of its epoch."""
         assert draw is not None, "training images are drawn by the sampler"
-        return self.epochs[min(draw.epoch, len(self.epochs) - 1)](picture, draw)
+        return self._of(draw.epoch)(picture, draw)
+
+    def _of(self, epoch: int) -> TrainTransform:
+        return self.epochs[min(epoch, len(self.epochs) - 1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,18 @@ def create_network(
     return Network(module, spec, report, arguments)
 
 
+def serves_size(network: Network, side: int) -> bool:
+    """Tell whether a network sees images of another side as it sees its own: it pools all places.
+
+    One with layers between its feature map and the classifier, as a VGG's fc6, takes other sides
+    by stretching the map, which is another thing.
+    """
+    module = network.module
+    features = getattr(module, "num_features", None)
+    pools = features is not None and features == getattr(module, "head_hidden_size", None)
+    return pools and takes_size(network, side)
+
+
 def takes_size(network: Network, side: int) -> bool:
     """Tell whether a network takes square images of another side than it was made for."""
     module = network.module

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from finetune.data.dataset import Batch
 from finetune.data.file_state import FileState
 from finetune.data.store import ArrayStore, Stored
+from finetune.data.transform import Zoomed
 from finetune.models.classifier import normalise
 from finetune.models.head import head_inputs
 from finetune.types import PreprocessSpec
@@ -34,8 +35,8 @@ class Views:
     def names(self) -> tuple[str, ...]:
         """What tells each from the others."""
         parts = (
-            f"part-{number}{'-mirrored' if self._turns(number) else ''}"
-            for number in range(self.parts)
+            f"{Zoomed.SHARE:g}-at-{across:g}-{down:g}{'-mirrored' if self._turns(number) else ''}"
+            for number, (across, down) in enumerate(Zoomed.ANCHORS[: self.parts])
         )
         return ("seen", *(("mirrored",) if self.mirrored else ()), *parts)
 

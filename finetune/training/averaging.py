@@ -1,7 +1,8 @@
 """Averaged weights: the mean over the last steps of a run, which generalises better than their end.
 
 Stochastic weight averaging (Izmailov et al. 2018, https://arxiv.org/abs/1803.05407), from step to
-step and over the tail of a run alone. Training itself goes on from the weights as they are.
+step and over the tail of a run alone. Training itself goes on from the weights as they are. The
+statistics of a BatchNorm that is not frozen are averaged, too, and not computed anew.
 """
 
 from collections.abc import Mapping
@@ -44,11 +45,16 @@ class WeightAverage:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs to go on."""
-        return {"count": self.count, "tensors": dict(self._means)}
+        return {
+            "from_step": self.from_step,
+            "count": self.count,
+            "tensors": dict(self._means),
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` gave."""
-        self.count, self._means = state["count"], dict(state["tensors"])
+        """Go on from what ``state`` gave; anew, if it began at another step, in a longer run."""
+        if state["from_step"] == self.from_step:
+            self.count, self._means = state["count"], dict(state["tensors"])
 
     def join_module(self) -> None:
         """Bring the means to where the module's own tensors lie, and into their layout."""

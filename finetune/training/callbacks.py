@@ -1,7 +1,7 @@
 """What happens at the borders of epochs: freezing that holds under DDP and resume, and progress."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -87,20 +87,22 @@ def _alike(strategy: Replicas, module: LightningModule) -> Iterator[tuple[str, T
 class Compile(Callback):
     """Compiles the network for training batches, and says why where that fails.
 
-    It stands behind ``Unfreeze``: each depth is compiled anew, since torch gives up after a few
-    recompilations, and would do so in the middle of a step.
+    It stands behind ``Unfreeze``: each depth and image size is compiled anew, since torch gives up
+    after a few recompilations, and would do so in the middle of a step.
 
     Args:
         reporter: Told of it.
         batch_size: Images of a batch in this process.
-        size: Height and width of training images.
+        size_at: Epoch to height and width of its training images.
     """
 
-    def __init__(self, reporter: Reporter, *, batch_size: int, size: tuple[int, int]) -> None:
+    def __init__(
+        self, reporter: Reporter, *, batch_size: int, size_at: Callable[[int], tuple[int, int]]
+    ) -> None:
         self.reporter = reporter
         self.batch_size = batch_size
-        self.size = size
-        self._depth: int | None = None
+        self.size_at = size_at
+        self._compiled_for: tuple[int, tuple[int, int]] | None = None
         self._failed = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,12 +116,13 @@ class Compile(Callback):
     def _compile(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, ClassificationModule)
         classifier = pl_module.classifier
-        if self._failed or self._depth == classifier.depth:
+        size = self.size_at(trainer.current_epoch)
+        if self._failed or self._compiled_for == (classifier.depth, size):
             return
-        self._depth = classifier.depth
+        self._compiled_for = classifier.depth, size
         torch.compiler.reset()
         self.reporter.start("compiling the network", 1)
-        shape = (self.batch_size, pl_module.spec.input_size[0], *self.size)
+        shape = (self.batch_size, pl_module.spec.input_size[0], *size)
         example = torch.zeros(shape, device=pl_module.device)
         example = example.contiguous(memory_format=torch.channels_last)
         classifier.train()

@@ -8,7 +8,7 @@ def training_size(epoch: int, *, num_epochs: int, first: int, last: int) -> int:
     as in Howard 2018, https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html).
 
     Args:
-        epoch: Counted from 0; later ones than the last count as the last.
+        epoch: Counted from 0.
         num_epochs: Of the run.
         first: Side in the first epoch.
         last: Side in the last epoch.

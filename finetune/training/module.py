@@ -189,8 +189,9 @@ class ClassificationModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the probabilities of a batch, by averaged weights where there are some by now."""
-        average = {} if self.average is None else dict(self.average.tensors)
-        logits: Tensor = functional_call(self, average, (batch["image"],))
+        average = None if self.average is None else dict(self.average.tensors)
+        images = batch["image"]
+        logits: Tensor = functional_call(self, average, (images,)) if average else self(images)
         self._rows.append((batch["index"], batch["label"], logits.softmax(dim=1)))
         if len(self._rows) == _ROWS_ON_DEVICE:  # each copy from a GPU waits until it is done
             self._fetch_rows()

@@ -11,6 +11,9 @@ empty caches. A folder without train and val is divided 80/20, class by class, o
 Each result is written to --keep at once, and what stands there is not run again: hours can be done
 in parts, or with other seeds and tools later. Prints accuracy, balanced accuracy, macro-F1 (means
 over the seeds, least and most), wall and CPU time (medians), and each peer against finetune.
+
+finetune, Hugging Face and the tutorial keep the epoch that is best on the validation images, fastai
+and timm's loop the last, as each does by itself.
 """
 
 import json
@@ -150,7 +153,8 @@ def main() -> None:
         json.loads(options.keep.read_text()) if options.keep.exists() else []
     )
     case = {
-        "data": options.data.resolve().name,
+        "data": str(options.data.resolve()),
+        "weights": options.weights.name,
         "backbone": options.backbone,
         "settings": " ".join(options.settings),
     }
@@ -172,7 +176,7 @@ def main() -> None:
         [
             r
             for r in kept
-            if (r["data"], r["backbone"]) == (case["data"], case["backbone"])
+            if all(r[name] == case[name] for name in ("data", "weights", "backbone"))
             and r["settings"] == (case["settings"] if r["tool"] == "finetune" else "")
         ]
     )

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from finetune.config.load import build_config
 from finetune.errors import ConfigError
-from finetune.models.backbone import create_network, takes_size
+from finetune.models.backbone import create_network, serves_size, takes_size
 from finetune.types import Draw
-from tests.runs import small_training, write_photos
+from tests.runs import small_training, write_photos, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,15 @@ def test_a_network_takes_other_sides_or_not(backbone: str, takes: bool) -> None:
     network.module.train()
     assert takes_size(network, 96) is takes
     assert network.module.training
+
+
+@pytest.mark.parametrize(("backbone", "serves"), [("test_resnet", True), ("vgg11", False)])
+def test_a_network_that_stretches_its_map_is_not_given_other_sides(
+    backbone: str, serves: bool
+) -> None:
+    network = create_network(backbone, num_classes=3, weights="random")
+    assert takes_size(network, 160)
+    assert serves_size(network, 160) is serves
 
 
 def test_images_grow_from_epoch_to_epoch_and_evaluation_keeps_its_own(animals: Path) -> None:
@@ -72,3 +82,22 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         small_training(animals, data__train_sizes=[24, 32], **settings)
+
+
+def test_sides_are_typed_with_a_comma() -> None:
+    for given in ("24,32", [24, 32]):
+        config = build_config({}, assignments={"data.train_sizes": given})
+        assert config.data.train_sizes == (24, 32)
+    with pytest.raises(ConfigError, match=r"data\.train_sizes"):
+        build_config({}, assignments={"data.train_sizes": "24"})
+
+
+def test_a_pretrained_network_is_trained_on_smaller_images_by_itself(
+    animals: Path, tmp_path: Path
+) -> None:
+    weights = str(write_weights(tmp_path / "weights.pth"))
+    settings = {"model__weights": weights, "data__image_size": 160, "augment__name": "light"}
+    training = small_training(animals, **settings)
+    assert training.config.data.train_sizes == (128, 128)  # 112 lies as near to 96
+    assert training.data.train.transform.size == (128, 128)
+    assert training.data.val.transform.size == (160, 160)

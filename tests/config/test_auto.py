@@ -82,6 +82,7 @@ def test_a_step_of_adamw_moves_the_backbone_by_a_share_of_its_own_size(
     assert found["optim.lr"] == 1e-3
     # the rate that a user types moves both
     assert chosen({"optim.lr": 0.1}, weight_rms=rms)["optim.backbone_lr_scale"] == scale
+    assert chosen(weight_rms=rms, batch_norm=False)["optim.backbone_lr_scale"] == min(scale, 0.1)
     assert chosen({"optim.name": "sgd"}, weight_rms=rms)["optim.backbone_lr_scale"] == 0.05
     assert chosen(weight_rms=rms, pretrained=False)["optim.backbone_lr_scale"] == 1.0
 
@@ -90,7 +91,7 @@ def test_a_choice_of_the_recipe_says_why() -> None:
     choices = auto_choices(Config(), facts(class_counts=[1500, 600], weight_rms=0.0047, num_val=90))
     reasons = {key: choice.reason for key, choice in choices.items()}
     assert reasons["trainer.epochs"] == "2,100 training images, after a probe"
-    assert "of size 0.0047, by 2%" in reasons["optim.backbone_lr_scale"]
+    assert "of size 0.0047, by 2.0%" in reasons["optim.backbone_lr_scale"]
     assert reasons["trainer.monitor"] == "largest class 2.5 times the smallest"
     assert reasons["calibration.enabled"] == "90 validation images"
     untaught = auto_choices(Config(), facts(pretrained=False))
@@ -142,6 +143,14 @@ def test_larger_sets_take_larger_batches_and_fewer_epochs(num_images: int, more:
     assert untaught["trainer.epochs"] == [10, 8, 5][more]
     scratch = chosen(class_counts=[num_images - 10, 10], pretrained=False)
     assert scratch["trainer.epochs"] == 3 * untaught["trainer.epochs"]
+
+
+def test_layers_that_wait_get_more_epochs() -> None:
+    assert chosen({"unfreeze.name": "gradual"})["trainer.epochs"] == 10
+    assert chosen({"unfreeze.params": {"epochs": 5}})["trainer.epochs"] == 10
+    assert chosen({"unfreeze.name": "all"})["trainer.epochs"] == 10  # of 100 images
+    assert chosen({"unfreeze.name": "all"}, class_counts=[500, 500])["trainer.epochs"] == 4
+    assert chosen({"unfreeze.name": "gradual"}, class_counts=[500, 500])["trainer.epochs"] == 10
 
 
 @pytest.mark.parametrize(("num_images", "epochs"), [(20, 10), (100, 10), (125, 8), (250, 4)])

@@ -12,6 +12,7 @@ from finetune.bundle import AVERAGE_KEY, load_model
 from finetune.commands.fit import fit as run_fit
 from finetune.commands.fit import resume
 from finetune.config.schema import Config
+from finetune.errors import ConfigError
 from finetune.training.averaging import WeightAverage
 from finetune.training.callbacks import AverageWeights, Unfreeze
 from finetune.training.trainer import create_trainer, fit
@@ -127,6 +128,30 @@ def test_what_is_measured_in_an_epoch_is_what_is_shipped(animals: Path, tmp_path
         assert metrics["loss"] == pytest.approx(best, rel=1e-5)
     assert rows(tmp_path / "0")[0]["val/loss"] == rows(tmp_path / "0.5")[0]["val/loss"]
     assert rows(tmp_path / "0")[1]["val/loss"] != rows(tmp_path / "0.5")[1]["val/loss"]
+
+
+def test_an_average_of_other_steps_is_begun_anew() -> None:
+    network = Network()
+    first = WeightAverage(network, from_step=1)
+    for step in (1, 2, 3):
+        first.add(step)
+    longer = WeightAverage(network, from_step=4)
+    longer.load(first.state())
+    assert not longer.tensors
+    network.move_to(2.0)
+    longer.add(5)
+    assert longer.count == 1
+    assert torch.equal(longer.tensors["weight"], network.weight)
+
+
+def test_a_share_of_less_than_two_steps_is_refused(animals: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^optim\.average_last=0\.1 of 6 steps is 1, .* 0\.33"):
+        small_training(animals, optim__average_last=0.1)
+
+
+def test_statistics_of_each_process_are_not_averaged(animals: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot apply to model\.batch_norm=train on 2 proc"):
+        small_training(animals, optim__average_last=0.5, trainer__devices=2)
 
 
 def test_a_longer_run_goes_on_averaging_from_its_checkpoint(animals: Path, tmp_path: Path) -> None:

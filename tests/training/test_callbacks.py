@@ -220,7 +220,9 @@ def test_the_network_is_compiled_for_batches_of_training_as_they_will_be(
     monkeypatch.setattr(ImageClassifier, "forward", watched)
     training = small_training(animals, trainer__precision=precision, **HEAD_FIRST)
     heard = Heard()
-    run_epochs(training, tmp_path, Unfreeze(), Compile(heard, batch_size=8, size=(32, 32)))
+    run_epochs(
+        training, tmp_path, Unfreeze(), Compile(heard, batch_size=8, size_at=lambda _: (32, 32))
+    )
     told: list[tuple[str, Any]] = [("start", ("compiling the network", 1)), ("finish", None)]
     of_training = [facts_ for facts_ in seen if facts_[3]]
     assert len(of_training) == 2 * 3

@@ -26,7 +26,3 @@ def test_sides_lie_on_a_line_of_multiples_of_32(
     count: int, first: int, last: int, expected: list[int]
 ) -> None:
     assert sizes(count, first, last) == expected
-
-
-def test_epochs_behind_the_last_keep_its_side() -> None:
-    assert training_size(9, num_epochs=4, first=64, last=96) == 96

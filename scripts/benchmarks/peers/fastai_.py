@@ -1,7 +1,7 @@
 """fastai, as its documentation does it: ``vision_learner(...).fine_tune(4)``.
 
 https://docs.fast.ai/tutorial.vision.html: images of 460 pixels, aug_transforms to 224, a frozen
-epoch and then all layers.
+epoch and then all layers. Batches of 32, as the sets are small; its default is 64.
 """
 
 from pathlib import Path
@@ -31,7 +31,6 @@ def main() -> None:
         bs=32,
         item_tfms=Resize(460),
         batch_tfms=aug_transforms(size=224),
-        num_workers=0,
         seed=found.seed,
     )
     learner = vision_learner(loaders, getattr(torchvision.models, found.backbone), metrics=accuracy)

@@ -18,7 +18,9 @@ from timm.scheduler import create_scheduler_v2
 def main() -> None:
     """Train and predict."""
     found = options()
-    classes = sorted(folder.name for folder in (found.data / "train").iterdir())
+    train_data = create_dataset("", root=str(found.data / "train"))
+    index_of = train_data.reader.class_to_idx
+    classes = sorted(index_of, key=lambda name: index_of[name])
     model = timm.create_model(found.backbone)
     model.load_state_dict(state_of(found.weights))
     model.reset_classifier(len(classes))
@@ -30,11 +32,9 @@ def main() -> None:
         "interpolation": config["interpolation"],
         "batch_size": 32,
         "use_prefetcher": False,
-        "num_workers": 0,
-        "persistent_workers": False,
     }
     train = create_loader(
-        create_dataset("", root=str(found.data / "train")),
+        train_data,
         is_training=True,
         color_jitter=0.4,
         **common,

@@ -39,7 +39,7 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
     criterion = nn.CrossEntropyLoss()
     best, best_state = 0.0, copy.deepcopy(model.state_dict())
-    loader = DataLoader(train, batch_size=4, shuffle=True)
+    loader = DataLoader(train, batch_size=4, shuffle=True, num_workers=4)
     for _ in range(found.epochs or 25):
         model.train()
         for images, labels in loader:
@@ -60,7 +60,7 @@ def main() -> None:
 def _chosen(model: nn.Module, data: ImageFolder) -> torch.Tensor:
     model.eval()
     with torch.no_grad():
-        loader = DataLoader(data, batch_size=4)
+        loader = DataLoader(data, batch_size=4, num_workers=4)
         return torch.cat([model(images).argmax(dim=1) for images, _ in loader])
 
 

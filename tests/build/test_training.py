@@ -409,7 +409,7 @@ def test_a_resumed_network_takes_its_preprocessing_from_the_checkpoint(animals: 
     assert resumed.module.spec.mean == (0.1, 0.2, 0.3)
     assert resumed.network.report.source == "random"
     # the run's own settings follow the weights that it started from
-    assert resumed.config.unfreeze.name == "head_first"
+    assert resumed.config.model.batch_norm == "frozen"
     with pytest.raises(FinetuneError, match="/gone/since/weights"):
         build_training(config, manifest_of(animals))
 

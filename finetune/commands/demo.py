@@ -140,7 +140,8 @@ def _fit(
             "data": {"path": str(data), "image_size": IMAGE_SIZE},
             # digits of 32 px are far from photos: statistics and backbone have to move
             "model": {"backbone": BACKBONE, "weights": weights, "batch_norm": "train"},
-            "optim": {"lr": lr, "backbone_lr_scale": 1.0},
+            # by itself a fine-tuned backbone learns at what suits the size of its weights
+            "optim": {"lr": lr, "backbone_lr_scale": 1.0} if weights == "random" else {},
             "augment": {"name": str(data.parent / "augment.json")},
             "imbalance": {"strategy": "sqrt"},
             "trainer": {"epochs": epochs, "batch_size": batch_size, "accelerator": "cpu"},

@@ -145,6 +145,13 @@ def test_larger_sets_take_larger_batches_and_fewer_epochs(num_images: int, more:
     assert scratch["trainer.epochs"] == 3 * untaught["trainer.epochs"]
 
 
+@pytest.mark.parametrize(("num_images", "views"), [(998, 1), (1_000, 0)])
+def test_of_few_images_the_probe_sees_more(num_images: int, views: int) -> None:
+    counts = [num_images // 2, num_images // 2]
+    assert chosen(class_counts=counts)["probe.views"] == views
+    assert chosen({"probe.enabled": "off"}, class_counts=counts)["probe.views"] == 0
+
+
 def test_layers_that_wait_get_more_epochs() -> None:
     assert chosen({"unfreeze.name": "gradual"})["trainer.epochs"] == 10
     assert chosen({"unfreeze.params": {"epochs": 5}})["trainer.epochs"] == 10

@@ -206,7 +206,7 @@ class ProbeConfig(Section):
     views: Annotated[int, Field(ge=0, le=5)] | Auto = Field(
         "auto",
         description="fit to so many parts of each image, too: its middle, then its corners; auto: "
-        "1 for fewer than 1,000 images",
+        "1 for fewer than 1,000 images that the augmentation crops",
     )
 
 

@@ -150,6 +150,8 @@ def test_of_few_images_the_probe_sees_more(num_images: int, views: int) -> None:
     counts = [num_images // 2, num_images // 2]
     assert chosen(class_counts=counts)["probe.views"] == views
     assert chosen({"probe.enabled": "off"}, class_counts=counts)["probe.views"] == 0
+    for uncut in ("none", "mine.json"):
+        assert chosen({"augment.name": uncut}, class_counts=counts)["probe.views"] == 0
 
 
 def test_layers_that_wait_get_more_epochs() -> None:

@@ -7,7 +7,8 @@ import numpy as np
 
 from finetune.build.cache import stores_root
 from finetune.build.recipe import sampling_weights
-from finetune.build.resolve import number
+from finetune.build.resolve import decimal, number
+from finetune.build.sizes import training_sizes
 from finetune.config.load import replaced
 from finetune.config.schema import Config, LossConfig
 from finetune.data.manifest import Manifest
@@ -34,21 +35,20 @@ def is_probe_only(config: Config) -> bool:
     return config.unfreeze.name == "linear_probe" and config.probe.enabled == "on"
 
 
-def check_probe(config: Config, asked: Config, network: Network) -> None:
+def check_probe(config: Config, network: Network) -> None:
     """Refuse what cannot be done by a probe.
 
     Args:
         config: Resolved.
-        asked: As it was before.
         network: The backbone.
 
     Raises:
         ConfigError: Names both settings.
     """
     if config.probe.enabled == "off":
-        if asked.probe.views not in ("auto", 0):
+        if config.probe.views:
             raise ConfigError(
-                f"probe.views={asked.probe.views} cannot apply to probe.enabled=off. Leave one of "
+                f"probe.views={config.probe.views} cannot apply to probe.enabled=off. Leave one of "
                 f"them out."
             )
         return
@@ -65,12 +65,12 @@ def check_probe(config: Config, asked: Config, network: Network) -> None:
     if not is_probe_only(config):
         return
     for key, idle in (
-        ("trainer.epochs", asked.trainer.epochs not in ("auto", 1)),
+        ("trainer.epochs", config.trainer.epochs != 1),
         ("loss", config.loss != LossConfig()),
         ("augment.mixup", bool(config.augment.mixup)),
         ("augment.cutmix", bool(config.augment.cutmix)),
-        ("optim.average_last", asked.optim.average_last != "auto"),
-        ("data.train_sizes", asked.data.train_sizes != "auto"),
+        ("optim.average_last", bool(decimal(config.optim.average_last))),
+        ("data.train_sizes", bool(training_sizes(config, network))),
     ):
         if idle:
             raise ConfigError(

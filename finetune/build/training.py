@@ -108,12 +108,9 @@ def build_training(
     accelerator = resolve_accelerator(config.trainer.accelerator)
     config = replaced(config, {"trainer.accelerator": accelerator})
     network = _create_network(config, manifest, resumed)
-    asked = config
     resolved = resolve(config, manifest, network)
     config = resolved.config
-    check_probe(config, asked, network)
-    if is_probe_only(config):
-        config = replaced(config, {"trainer.epochs": 1})
+    check_probe(config, network)
     if config.model.batch_norm == "sync":
         network = replace(network, module=convert_sync_batchnorm(network.module))  # type: ignore[no-untyped-call]
     classifier = ImageClassifier(network.module, batch_norm=_batch_norm_mode(config))

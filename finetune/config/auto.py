@@ -127,17 +127,19 @@ def _recipe(config: Config, facts: Facts) -> dict[str, Choice]:
     """Return what decides how well the network learns."""
     switch = config.probe.enabled
     probed = _begins_with_a_probe(config, facts) if switch == "auto" else switch == "on"
+    probe_only = probed and config.unfreeze.name == "linear_probe"
+    fitted = probed and _all_moves(config)
     images = f"{facts.num_images:,} training images"
     return {
         "probe.enabled": _probe(config, facts),
         "probe.views": _views(config, facts, probed=probed),
         "unfreeze.name": _unfreeze(config, facts, probed=probed),
-        "trainer.epochs": _epochs(facts, images, fitted=probed and _all_moves(config)),
+        "trainer.epochs": Choice(1) if probe_only else _epochs(facts, images, fitted=fitted),
         "trainer.batch_size": Choice(
             _batch_size(facts.num_images, parts=_parts(config, facts)), images
         ),
         "data.image_size": Choice(facts.image_size, "what the backbone was made for"),
-        "data.train_sizes": _train_sizes(config, facts),
+        "data.train_sizes": _train_sizes(config, facts, probe_only=probe_only),
         "model.batch_norm": _batch_norm(facts),
         "augment.name": Choice("medium", "crops of a third and more, mirror, colours"),
         "optim.lr": _lr(config),
@@ -197,7 +199,7 @@ def _unfreeze(config: Config, facts: Facts, *, probed: bool) -> Choice:
 
 def _all_moves(config: Config) -> bool:
     """Tell whether all layers train from the first epoch on, after a probe."""
-    return config.unfreeze.name in ("auto", "all", "linear_probe") and not config.unfreeze.params
+    return config.unfreeze.name in ("auto", "all") and not config.unfreeze.params
 
 
 def _epochs(facts: Facts, images: str, *, fitted: bool) -> Choice:
@@ -213,7 +215,7 @@ def _epochs(facts: Facts, images: str, *, fitted: bool) -> Choice:
     return Choice(3 * epochs, f"{images}, random weights")
 
 
-def _train_sizes(config: Config, facts: Facts) -> Choice:
+def _train_sizes(config: Config, facts: Facts, *, probe_only: bool) -> Choice:
     """Seven tenths of the side, as crops show things larger (Touvron et al. 2019, FixRes).
 
     https://arxiv.org/abs/1906.06423
@@ -221,7 +223,8 @@ def _train_sizes(config: Config, facts: Facts) -> Choice:
     asked = config.data.image_size
     side = facts.image_size if asked == "auto" else asked
     smaller = smaller_side(side)
-    if not facts.pretrained or not facts.any_size or side < SMALLEST_SIDE or not _crops(config):
+    served = facts.pretrained and facts.any_size and side >= SMALLEST_SIDE
+    if probe_only or not served or not _crops(config):
         return Choice((side, side))
     return Choice((smaller, smaller), f"crops look larger than images of {side}; half the time")
 

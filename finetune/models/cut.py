@@ -1,0 +1,107 @@
+"""A network cut in two: its first layers, and all that follows from what they say of an image.
+
+While the first layers stay as they are, what they say of an image is a constant. It is found in the
+graph of the network's own computations, not by the names of layers: any timm network whose graph
+torch.fx can follow is cut, whatever its family.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from timm.models import get_notrace_functions, get_notrace_modules
+from torch import fx, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """Two parts of a network, which share its layers: what trains in one has changed in the other.
+
+    Attributes:
+        first: Takes images (B, C, H, W), returns maps (B, ...).
+        second: Takes those maps, returns logits (B, K).
+        at: Name of the computation whose value the maps are.
+    """
+
+    first: fx.GraphModule
+    second: fx.GraphModule
+    at: str
+
+
+def cut_before(network: nn.Module, parameters: Collection[str]) -> Halves | None:
+    """Return a network in two parts, everything that the given parameters reach in the second.
+
+    The cut is the last value from which, apart from parameters, all of that follows. What depends
+    on train or eval mode (dropout, stochastic depth) is as in the mode that the network is in.
+
+    Args:
+        network: Takes images (B, C, H, W).
+        parameters: Names of those in the second part, as they are called in the network.
+
+    Returns:
+        The two parts; None where the graph cannot be followed, or only the images themselves are
+        such a value.
+    """
+    try:
+        graph = _Tracer().trace(network)
+    except Exception:  # tracing runs the network's own code, which raises what it likes
+        return None
+    images, *constants = [node for node in graph.nodes if node.op == "placeholder"]
+    constants += [node for node in graph.nodes if node.op == "get_attr"]
+    second = _follows(graph, {node for node in graph.nodes if _holds(node, parameters)})
+    while len(given := _given(second) - set(constants)) > 1:
+        last = next(node for node in reversed(graph.nodes) if node in given)
+        second = _follows(graph, second | {last})
+    if given <= {images}:
+        return None
+    (value,) = given
+    before = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copies[node] = before.node_copy(node, copies.__getitem__)
+        if node is value:
+            break
+    before.output(copies[value])
+    after = fx.Graph()
+    copies = {value: after.placeholder("maps")}
+    for node in graph.nodes:
+        if node in second or node in constants:
+            copies[node] = after.node_copy(node, copies.__getitem__)
+    return Halves(_module(network, before), _module(network, after), value.name)
+
+
+class _Tracer(fx.Tracer):
+    """Follows everything but what timm knows to resist, which stays a single step."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=tuple(get_notrace_functions()))  # type: ignore[no-untyped-call]
+        self._steps = tuple(get_notrace_modules())  # type: ignore[no-untyped-call]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self._steps) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _holds(node: fx.Node, parameters: Collection[str]) -> bool:
+    if node.op == "call_module":
+        return any(name.startswith(f"{node.target}.") for name in parameters)
+    return node.op == "get_attr" and node.target in parameters
+
+
+def _follows(graph: fx.Graph, some: set[fx.Node]) -> set[fx.Node]:
+    """Return some computations and all that use what they give."""
+    found = set(some)
+    for node in graph.nodes:  # in the order in which they are computed
+        if not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _given(part: set[fx.Node]) -> set[fx.Node]:
+    """Return the computations outside of a part whose values it uses."""
+    return {node for inside in part for node in inside.all_input_nodes} - part
+
+
+def _module(network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    module = fx.GraphModule(network, graph)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module

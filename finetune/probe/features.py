@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.data.dataset import Batch
 from finetune.data.file_state import FileState
 from finetune.data.store import ArrayStore, Stored
 from finetune.data.transform import Zoomed
 from finetune.models.classifier import normalise
-from finetune.models.head import head_inputs
+from finetune.probe.answers import Answers
 from finetune.types import PreprocessSpec
 
 
@@ -54,11 +54,11 @@ class Views:
 
 
 class FeatureStore(ArrayStore):
-    """One folder of features, each float32 of shape (1, D).
+    """One folder of answers about images, each float32 of shape (1, D).
 
     Args:
         root: Folder of all stores.
-        form: Which view of an image, by which backbone.
+        form: Which answer about which view of an image, by which backbone.
         owner: What the images belong to, as the folder of a data set.
 
     Raises:
@@ -70,7 +70,7 @@ class FeatureStore(ArrayStore):
 
 
 class StoredFeatures:
-    """Features in a store, read through the page cache a slice at a time.
+    """Features in a store, read through the page cache some at a time.
 
     Args:
         store: Holds them.
@@ -85,43 +85,44 @@ class StoredFeatures:
         self._numbers = places[:, 0] // (4 * columns)
         self.shape = (len(places), columns)
 
-    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         """Return some rows, shape (n, D)."""
         return self._table[self._numbers[rows]]
 
 
 def extract(
-    network: nn.Module,
-    head: nn.Linear,
+    answers: Answers,
     batches: Iterable[Batch],
     *,
     spec: PreprocessSpec,
     device: torch.device,
     views: Views,
     precision: AbstractContextManager[object] | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rows (B,) and features float32 (B, V, D) of batches, on the CPU.
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Yield rows (B,) of batches and each answer about them, float32 (B, V, D), on the CPU.
 
     The network must be in eval mode, on the device.
 
     Args:
-        network: Takes normalised images (B, 3, H, W).
-        head: Its classifier, whose input the features are.
+        answers: Asks the network.
         batches: Of pixels (B, (1 + parts) * H, W, C).
         spec: How they are normalised.
         device: Where they are.
         views: What is wanted of each image.
         precision: Autocast, or None.
     """
-    with head_inputs(head) as seen, precision or nullcontext():
+    with precision or nullcontext():
         for batch in batches:
             with torch.inference_mode():
                 pixels = batch["image"].to(device, non_blocking=True)
-                for view in views.of(pixels):
-                    network(normalise(view, mean=spec.mean, std=spec.std))
-                features = torch.stack(seen, dim=1).float().cpu()
-                seen.clear()
-            yield batch["index"], features.clone()
+                of_views = [
+                    answers(normalise(view, mean=spec.mean, std=spec.std))
+                    for view in views.of(pixels)
+                ]
+                found = [
+                    torch.stack(one, dim=1).float().cpu() for one in zip(*of_views, strict=True)
+                ]
+            yield batch["index"], [one.clone() for one in found]
 
 
 def as_stored(

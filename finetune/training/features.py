@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.data.dataset import Batch, ImageDataset, create_loader, lost_readers_explained
 from finetune.data.file_state import file_states
@@ -19,16 +19,16 @@ from finetune.data.sampler import WholeBatches
 from finetune.data.source import FileSource
 from finetune.data.store import NOWHERE
 from finetune.data.transform import EvalTransform, Zoomed
-from finetune.errors import TrainingError
+from finetune.errors import StorageError, TrainingError
 from finetune.machine import (
     autocast,
     explain_out_of_memory,
     is_out_of_memory,
     release_memory,
 )
-from finetune.models.head import backbone_digest, linear_head
+from finetune.models.head import backbone_digest
+from finetune.probe.answers import Answers
 from finetune.probe.features import FeatureStore, StoredFeatures, Views, as_stored, extract
-from finetune.probe.logistic import Rows
 from finetune.training.gather import gather_rows
 from finetune.training.meeting import Meeting, stop_together
 from finetune.types import PreprocessSpec, Reporter
@@ -36,7 +36,8 @@ from finetune.types import PreprocessSpec, Reporter
 _AS_SEEN = Views()
 _BATCH = 32
 _BATCHES_KEPT = 16
-"""Of every rank, between two writes."""
+_BYTES_KEPT = 2**26
+"""Of every rank, between two writes: whichever is less, but one batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Features:
     """What a backbone says of images.
 
     Args:
-        network: In eval mode, on the device; the same on all ranks.
+        answers: Of a network in eval mode, on the device; the same on all ranks.
         plan: Ways and places.
         device: Of this rank.
         met: The ranks, in a process group; None for one alone.
@@ -75,17 +76,14 @@ class Features:
 
     def __init__(
         self,
-        network: nn.Module,
+        answers: Answers,
         plan: FeaturePlan,
         *,
         device: torch.device,
         met: Meeting | None,
         reporter: Reporter,
     ) -> None:
-        head = linear_head(network)
-        assert head is not None, "looked for by who plans"
-        self.network = network
-        self.head = head
+        self.answers = answers
         self.plan = plan
         self.device = device
         self.reporter = reporter
@@ -93,12 +91,15 @@ class Features:
         self._batch = _BATCH
         self._rank = 0 if met is None else met.launch.rank
         self._ranks = 1 if met is None else met.launch.world_size
-        self._form = self._fingerprint() if self._rank == 0 else ""
+        self._fingerprint = self._made_by() if self._rank == 0 else ""
+        self.map_shape = self._map_shape()
+        maps = 0 if self.map_shape is None else self.map_shape.numel()
+        self._item_bytes = 4 * (answers.head.in_features + maps)
 
-    def of(self, paths: Sequence[Path], views: Views = _AS_SEEN) -> list[Rows]:
-        """Return the views of images on rank 0, each (N, D), the first as evaluation sees it.
+    def of(self, paths: Sequence[Path], views: Views = _AS_SEEN) -> list[list[StoredFeatures]]:
+        """Return for each answer the views of images, each (N, D), the first as evaluation sees it.
 
-        All ranks call it, and share what is not known yet; the others get an empty list.
+        All ranks call it, and share what is not known yet; the others get empty lists.
 
         Raises:
             DataError: A file no longer reads as it did before.
@@ -123,10 +124,11 @@ class Features:
             release_memory()
             self._batch //= 2
 
-    def _of(self, paths: Sequence[Path], views: Views) -> list[Rows]:
+    def _of(self, paths: Sequence[Path], views: Views) -> list[list[StoredFeatures]]:
         files = file_states(paths)
         with ExitStack() as filling:
-            stores = [self._opened(view) for view in views.names] if self._rank == 0 else []
+            by_answer = [self._opened(name, views) for name in self.answers.names]
+            stores = [store for of_views in by_answer for store in of_views]
             for store in stores:
                 filling.enter_context(store.filling(self.reporter))
                 store.forget_waste()
@@ -137,35 +139,41 @@ class Features:
                 dist.broadcast_object_list(unknown, src=0)
             rows = np.flatnonzero(unknown[0]).tolist()
             if stores and len(rows):
-                self._make_room(len(rows) * len(stores))
-            for first, features in self._computed([paths[row] for row in rows], views):
-                chosen = [files[row] for row in rows[first : first + len(features)]]
-                for view, store in enumerate(stores):
-                    for _ in store.append(as_stored(chosen, features[:, view].numpy())):
-                        pass
-            return [StoredFeatures(store, store.find(files)) for store in stores]
+                self._make_room(len(rows) * len(views.names))
+            for first, found in self._computed([paths[row] for row in rows], views):
+                chosen = [files[row] for row in rows[first : first + len(found[0])]]
+                for of_views, answer in zip(by_answer, found, strict=True):
+                    for view, store in enumerate(of_views):
+                        for _ in store.append(as_stored(chosen, answer[:, view].numpy())):
+                            pass
+            return [
+                [StoredFeatures(store, store.find(files)) for store in of_views]
+                for of_views in by_answer
+            ]
 
-    def _computed(self, paths: Sequence[Path], views: Views) -> Iterator[tuple[int, Tensor]]:
-        """Yield the number of the first image of a stretch and the features (n, V, D) of it."""
+    def _computed(self, paths: Sequence[Path], views: Views) -> Iterator[tuple[int, list[Tensor]]]:
+        """Yield the number of the first image of a stretch and each answer (n, V, D) about it."""
         if not paths:
             return
         self.num_computed += len(paths)
         loader = self._loader(paths, views)
         self.reporter.start("asking the backbone", len(paths))
-        kept: list[tuple[Tensor, Tensor]] = []
+        kept: list[list[Tensor]] = []
+        batches = _BYTES_KEPT // (self._item_bytes * len(views.names) * self._batch)
+        batches = max(1, min(_BATCHES_KEPT, batches))
         done = 0
         try:
             with lost_readers_explained():
                 for turn, found in enumerate(self._extracted(loader, views), start=1):
                     kept.append(found)
-                    if turn % _BATCHES_KEPT and turn < len(loader):
+                    if turn % batches and turn < len(loader):
                         continue
-                    rows, features = gather_rows(
+                    rows, *parts = gather_rows(
                         *(torch.cat(part) for part in zip(*kept, strict=True))
                     )
                     kept.clear()
                     fresh = rows >= done  # at the end some ranks read the first batches again
-                    yield done, features[fresh]
+                    yield done, [part[fresh] for part in parts]
                     self.reporter.advance(int(fresh.sum()))
                     done += int(fresh.sum())
                     if self._ranks > 1:
@@ -184,33 +192,58 @@ class Features:
             pin_memory=self.device.type == "cuda",
         )
 
-    def _extracted(self, batches: Iterator[Batch], views: Views) -> Iterator[tuple[Tensor, Tensor]]:
+    def _extracted(self, batches: Iterator[Batch], views: Views) -> Iterator[list[Tensor]]:
+        """Yield rows (B,) of batches, and the answers about them."""
         found = extract(
-            self.network,
-            self.head,
+            self.answers,
             batches,
             spec=self.plan.spec,
             device=self.device,
             views=views,
             precision=autocast(self.plan.precision, self.device),
         )
-        for rows, features in found:
-            if not torch.isfinite(features).all():
+        for rows, answers in found:
+            if not all(torch.isfinite(answer).all() for answer in answers):
                 raise TrainingError(
                     f"The backbone's features are no numbers in trainer.precision="
                     f"{self.plan.precision}. Take 32-true, or probe.enabled=off."
                 )
-            yield rows, features
+            yield [rows, *answers]
 
-    def _opened(self, view: str) -> FeatureStore:
-        return FeatureStore(self.plan.root, form=f"{self._form}-{view}", owner=self.plan.owner)
+    def _opened(self, answer: str, views: Views) -> list[FeatureStore]:
+        """Return the stores of an answer about each view, on rank 0."""
+        if self._rank > 0:
+            return []
+        plan, made_by = self.plan, f"{answer}-{self._fingerprint}"
+        return [
+            FeatureStore(plan.root, form=f"{made_by}-{view}", owner=plan.owner)
+            for view in views.names
+        ]
 
     def _make_room(self, count: int) -> None:
-        num_bytes = 4 * self.head.in_features * count
-        make_room(self.plan.root, needed_bytes=num_bytes, limit_bytes=self.plan.limit_bytes)
+        """Let older stores make way.
 
-    def _fingerprint(self) -> str:
-        """Return what tells features of one backbone and preprocessing from those of another."""
+        Raises:
+            StorageError: Maps do not fit. Features are kept whatever the limit: they are small.
+        """
+        plan, needed = self.plan, self._item_bytes * count
+        fits = make_room(plan.root, needed_bytes=needed, limit_bytes=plan.limit_bytes)
+        if not fits and self.map_shape is not None:
+            raise StorageError(
+                f"There is no room at {plan.root} for {needed / 1e9:.1f} GB of maps "
+                f"(cache.max_gb={plan.limit_bytes / 1e9:g}, other runs' included). Raise "
+                f"cache.max_gb, or take fewer probe.views, or probe.depth=1."
+            )
+
+    def _map_shape(self) -> torch.Size | None:
+        if self.answers.halves is None:
+            return None
+        example = torch.zeros(1, *self.plan.spec.input_size, device=self.device)
+        with autocast(self.plan.precision, self.device):
+            return self.answers.map_shape(example)
+
+    def _made_by(self) -> str:
+        """Return what tells answers of one backbone and preprocessing from those of another."""
         plan = self.plan
-        made_by = f"{backbone_digest(self.network)}\0{plan.spec}\0{plan.precision}"
-        return f"features-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}"
+        made_by = f"{backbone_digest(self.answers.network)}\0{plan.spec}\0{plan.precision}"
+        return hashlib.sha256(made_by.encode()).hexdigest()[:16]

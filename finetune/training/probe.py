@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from finetune.metrics import evaluate_probabilities
 from finetune.models.classifier import ImageClassifier
 from finetune.models.head import linear_head, set_head
+from finetune.probe.answers import Answers
 from finetune.probe.choice import Fitted, fit_head
 from finetune.probe.features import Views
 from finetune.storage import atomic_file
@@ -134,17 +135,17 @@ def fit_probe(
     classifier.to(device)
     if met is not None:
         with_weights_of_rank_0(classifier)
-    network = classifier.network
+    head = linear_head(classifier.network)
+    assert head is not None, "looked for by who plans"
     with _in_eval_mode(classifier):
-        features = Features(network, plan.features, device=device, met=met, reporter=reporter)
-        train = features.of(plan.train.paths, plan.views)
-        val = features.of(plan.val.paths)
+        answers = Answers(classifier.network, head)
+        features = Features(answers, plan.features, device=device, met=met, reporter=reporter)
+        (train,) = features.of(plan.train.paths, plan.views)
+        (val,) = features.of(plan.val.paths)
     if met is not None and met.launch.rank > 0:
         return None
     labels, weights = plan.train.labels, plan.train.weights
     fitted = fit_head(train, labels, weights, num_classes=len(plan.classes))
-    head = linear_head(network)
-    assert head is not None, "looked for by who plans"
     set_head(head, weight=fitted.head.weight, bias=fitted.head.bias)
     probabilities = fitted.head.logits(val[0]).softmax(dim=1)
     of_val = torch.from_numpy(plan.val.labels)

@@ -12,8 +12,8 @@ from finetune.models.groups import layer_groups
 from tests.networks import randomise
 
 FAMILIES = (
-    "test_resnet", "test_vit", "test_efficientnet", "test_convnext", "resnet18", "alexnet", "googlenet",
-    "densenet121", "mobilenetv2_100", "swin_tiny_patch4_window7_224",
+    "test_resnet", "test_vit", "test_efficientnet", "test_convnext", "resnet18", "alexnet",
+    "googlenet", "densenet121", "mobilenetv2_100", "swin_tiny_patch4_window7_224",
 )  # fmt: skip
 
 

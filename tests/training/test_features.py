@@ -16,6 +16,8 @@ from finetune.data.picture import open_picture
 from finetune.data.transform import EvalTransform
 from finetune.errors import DataError, TrainingError
 from finetune.models.classifier import normalise
+from finetune.models.head import linear_head
+from finetune.probe.answers import Answers
 from finetune.probe.features import Views, extract
 from finetune.training import features as features_module
 from finetune.training.features import Features
@@ -47,17 +49,24 @@ def training_in(place: Path, **settings: Any) -> Training:
     return small_training(place / "photos", **{**own, **settings})
 
 
+def answers_of(training: Training) -> Answers:
+    network = training.module.classifier.eval().network
+    head = linear_head(network)
+    assert head is not None
+    return Answers(network, head)
+
+
 def asked(training: Training, *, mirrored: bool = False) -> tuple[list[NDArray[np.float32]], int]:
     """Return the features of the training images, and how many had to be computed."""
     assert training.probe is not None
     source = Features(
-        training.module.classifier.eval().network,
+        answers_of(training),
         training.probe.features,
         device=CPU,
         met=None,
         reporter=Reporter(),
     )
-    views = source.of(training.probe.train.paths, Views(mirrored=mirrored))
+    (views,) = source.of(training.probe.train.paths, Views(mirrored=mirrored))
     return [view[:] for view in views], source.num_computed
 
 
@@ -154,12 +163,12 @@ def test_a_batch_that_does_not_fit_is_halved(
     (expected,), _ = asked(training_in(place, data__cache=str(place / "other")))
     sizes = []
 
-    def short_of_memory(network: Any, head: Any, batches: Any, **more: Any) -> Iterator[Any]:
+    def short_of_memory(answers: Any, batches: Any, **more: Any) -> Iterator[Any]:
         for batch in batches:
             sizes.append(len(batch["image"]))
             if sizes[-1] > most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-            yield from extract(network, head, [batch], **more)
+            yield from extract(answers, [batch], **more)
 
     monkeypatch.setattr(features_module, "extract", short_of_memory)
     if not most:
@@ -183,12 +192,12 @@ def test_several_images_are_read_from_the_disk_at_a_time(place: Path) -> None:
     training = training_in(place)
     asked(training)
     assert training.probe is not None
-    network, plan = training.module.classifier.network, training.probe.features
-    source = Features(network, plan, device=CPU, met=None, reporter=Reporter())
-    (seen,) = source.of(training.probe.train.paths)
+    plan = training.probe.features
+    source = Features(answers_of(training), plan, device=CPU, met=None, reporter=Reporter())
+    ((seen,),) = source.of(training.probe.train.paths)
     assert seen.shape == (24, seen[:].shape[1])
     np.testing.assert_array_equal(seen[5:9], seen[:][5:9])
-    assert isinstance(seen._table.base, np.memmap) or isinstance(seen._table, np.memmap)  # type: ignore[attr-defined]
+    assert isinstance(seen._table.base, np.memmap) or isinstance(seen._table, np.memmap)
 
 
 def shared(rank: int, place: Path, settings: dict[str, Any]) -> tuple[list[Any], int]:
@@ -203,9 +212,9 @@ def shared(rank: int, place: Path, settings: dict[str, Any]) -> tuple[list[Any],
     with joined() as met:
         with_weights_of_rank_0(classifier)
         source = Features(
-            classifier.network, training.probe.features, device=CPU, met=met, reporter=Reporter()
+            answers_of(training), training.probe.features, device=CPU, met=met, reporter=Reporter()
         )
-        views = source.of(training.probe.train.paths, Views(mirrored=True))
+        (views,) = source.of(training.probe.train.paths, Views(mirrored=True))
         return [view[:] for view in views], source.num_computed
 
 
@@ -227,14 +236,10 @@ def test_parts_of_an_image_are_views_of_their_own(place: Path) -> None:
     training = training_in(place)
     assert training.probe is not None
     source = Features(
-        training.module.classifier.network.eval(),
-        training.probe.features,
-        device=torch.device("cpu"),
-        met=None,
-        reporter=Reporter(),
+        answers_of(training), training.probe.features, device=CPU, met=None, reporter=Reporter()
     )
     paths = training.probe.train.paths
-    found = [view[0 : len(paths)] for view in source.of(paths, Views(mirrored=True, parts=5))]
+    found = [view[:] for view in source.of(paths, Views(mirrored=True, parts=5))[0]]
     corners = [((0.5, 0.5), False), ((0.0, 0.0), True), ((1.0, 1.0), False), ((1.0, 0.0), True)]
     for number, (anchor, turned) in enumerate([*corners, ((0.0, 1.0), False)]):
         with torch.inference_mode():

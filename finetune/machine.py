@@ -94,6 +94,19 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype)
 
 
+def seed_device(device: torch.device, key: int) -> None:
+    """Set the state of the generator that dropout on a device draws from.
+
+    ``torch.manual_seed`` would seed all GPUs, and where there are none it notes down the stack.
+    """
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(key)
+    elif device.type == "mps":
+        torch.mps.manual_seed(key)
+    else:
+        torch.default_generator.manual_seed(key)
+
+
 def release_memory() -> None:
     """Give back what a failed step held."""
     gc.collect()

@@ -9,6 +9,7 @@ from finetune.build.cache import stores_root
 from finetune.build.recipe import sampling_weights
 from finetune.build.resolve import decimal, number
 from finetune.build.sizes import training_sizes
+from finetune.build.tail import check_tail, plan_tail
 from finetune.config.load import replaced
 from finetune.config.schema import Config, LossConfig
 from finetune.data.manifest import Manifest
@@ -20,6 +21,7 @@ from finetune.models.head import linear_head
 from finetune.probe.features import Views
 from finetune.training.features import FeaturePlan
 from finetune.training.probe import ProbeImages, ProbePlan
+from finetune.training.tail import MakeOptimizer
 from finetune.types import Split
 
 MIRRORED_BELOW = 1_000
@@ -51,7 +53,13 @@ def check_probe(config: Config, network: Network) -> None:
                 f"probe.views={config.probe.views} cannot apply to probe.enabled=off. Leave one of "
                 f"them out."
             )
+        if config.probe.depth > 1:
+            raise ConfigError(
+                f"probe.depth={config.probe.depth} cannot apply to probe.enabled=off. Leave one of "
+                f"them out."
+            )
         return
+    check_tail(config)
     if linear_head(network.module) is None:
         raise ConfigError(
             f"probe.enabled=on cannot apply to {config.model.backbone}, whose classifier is not "
@@ -81,7 +89,13 @@ def check_probe(config: Config, network: Network) -> None:
 
 
 def plan_probe(
-    config: Config, manifest: Manifest, network: Network, transform: Transform
+    config: Config,
+    manifest: Manifest,
+    network: Network,
+    transform: Transform,
+    *,
+    make_optimizer: MakeOptimizer,
+    batch_size: int,
 ) -> tuple[Config, ProbePlan | None]:
     """Return the config with ``probe`` decided, and how the probe is made; None without one.
 
@@ -90,6 +104,11 @@ def plan_probe(
         manifest: The images.
         network: The backbone.
         transform: Of training images.
+        make_optimizer: Of the run.
+        batch_size: Images of a step.
+
+    Raises:
+        ConfigError: The probe cannot go as deep as was asked.
     """
     mirrored = config.probe.mirrored == "on"
     if config.probe.mirrored == "auto":
@@ -105,11 +124,21 @@ def plan_probe(
     if config.imbalance.class_weights == "balanced":
         by_class = balanced_class_weights(manifest.class_counts(Split.TRAIN))
         train = replace(train, weights=train.weights * np.asarray(by_class)[train.labels])
+    val = _images(manifest, Split.VAL)
+    views = Views(mirrored=mirrored, parts=number(config.probe.views))
+    tail = plan_tail(
+        config,
+        network,
+        make_optimizer,
+        num_images=len(train.paths),
+        num_kept=len(train.paths) * len(views.names) + len(val.paths),
+        batch_size=batch_size,
+    )
     return config, ProbePlan(
         train=train,
-        val=_images(manifest, Split.VAL),
+        val=val,
         classes=manifest.classes,
-        views=Views(mirrored=mirrored, parts=number(config.probe.views)),
+        views=views,
         features=FeaturePlan(
             spec=network.spec,
             precision=config.trainer.precision,
@@ -119,6 +148,7 @@ def plan_probe(
             num_workers=number(config.data.num_workers),
             max_pixels=int(config.data.max_megapixels * 1e6),
         ),
+        tail=tail,
     )
 
 

@@ -1,6 +1,6 @@
 """How a classifier is trained, as functions made of names and numbers in the config."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -50,7 +50,11 @@ def make_recipe(
         criterion=_criterion(config, manifest),
         depth_at=depth_at,
         make_optimizer=partial(_make_optimizer, config=config, rates=rates),
-        lr_factor=_lr_factor(config, schedule, steps_per_epoch),
+        lr_factor=lr_factor(
+            config,
+            num_steps=number(config.trainer.epochs) * steps_per_epoch,
+            phase_starts=[phase.first_epoch * steps_per_epoch for phase in schedule],
+        ),
         seed=config.seed,
         mixing=Mixing(mixup=config.augment.mixup, cutmix=config.augment.cutmix),
         average_from=_average_from(config, steps_per_epoch),
@@ -119,13 +123,21 @@ def _depth_at(config: Config, num_groups: int) -> Callable[[int], int]:
     return depth_at
 
 
-def _lr_factor(
-    config: Config, schedule: tuple[Phase, ...], steps_per_epoch: int
+def lr_factor(
+    config: Config, *, num_steps: int, phase_starts: Sequence[int] = (0,)
 ) -> Callable[[int], float]:
+    """Return what a step's learning rates are, as a factor of their peaks.
+
+    Args:
+        config: Resolved.
+        num_steps: Of all of the training.
+        phase_starts: Steps at which layers thaw, ascending, the first of them 0.
+
+    Raises:
+        ConfigError: A name or parameter that does not exist or does not fit.
+    """
     shape = look_up(LR_SCHEDULES, config.lr_schedule.name, setting="lr_schedule.name")
-    num_steps = number(config.trainer.epochs) * steps_per_epoch
     warmup_steps = round(config.lr_schedule.warmup_fraction * num_steps)
-    starts = [phase.first_epoch * steps_per_epoch for phase in schedule]
     params: dict[str, float] = {}
     asked = config.lr_schedule.final_factor != LrScheduleConfig().final_factor
     if asked or takes(shape, "final_factor"):
@@ -139,7 +151,7 @@ def _lr_factor(
             shape=shaped,
             num_steps=num_steps,
             warmup_steps=warmup_steps,
-            phase_starts=starts,
+            phase_starts=phase_starts,
         )
 
     return factor

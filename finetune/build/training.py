@@ -140,7 +140,14 @@ def build_training(
         seed=config.seed,
         sizes=training_sizes(config, network),
     )
-    config, probe = plan_probe(config, manifest, network, augment)
+    config, probe = plan_probe(
+        config,
+        manifest,
+        network,
+        augment,
+        make_optimizer=recipe.make_optimizer,
+        batch_size=batch_size,
+    )
     module = ClassificationModule(
         classifier,
         spec=network.spec,

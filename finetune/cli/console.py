@@ -80,6 +80,8 @@ class ConsoleReporter(Reporter):
             f"{found['held_out_accuracy']:.4f} of the training images come out right when left out "
             f"(penalty {found['penalty']:.1g})."
         )
+        if found["tail_epoch"] is not None:
+            self.note(_deeper(found))
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Print a row of the table of epochs, and its head before the first."""
@@ -266,7 +268,28 @@ def _probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
     if probe["parts"]:
         views += f", and {probe['parts']} part{'s' if probe['parts'] > 1 else ''} of it"
     then = "" if probe["only"] else "; what fine-tuning begins with and must beat"
-    return {"probe": f"a head fitted to what the frozen backbone says of {views}{then}"}
+    said = {"probe": f"a head fitted to what the frozen backbone says of {views}{then}"}
+    if tail := probe["tail"]:
+        said["deeper"] = (
+            f"then {' and '.join(reversed(tail['groups']))}, {tail['epochs']} epochs on kept maps of what "
+            f"lies before them ({tail['gigabytes']:.2g} GB)"
+        )
+    return said
+
+
+def _deeper(found: Mapping[str, Any]) -> str:
+    """Say what the last layers came to beside the head alone."""
+    alone = found["head_metrics"]["accuracy"]
+    if not found["tail_epoch"]:
+        return (
+            f"No epoch on the kept maps beat the head alone ({alone:.4f} of the validation images):"
+            f" the last layers stay as they were."
+        )
+    return (
+        f"The last layers, after epoch {found['tail_epoch']} on the kept maps: "
+        f"{found['metrics']['accuracy']:.4f} of the validation images come out right, "
+        f"{alone:.4f} with the head alone."
+    )
 
 
 def _training(plan: Mapping[str, Any], where: str) -> dict[str, str]:

@@ -9,16 +9,11 @@ from finetune.build import Training, num_processes
 from finetune.config.auto import value_at
 from finetune.types import Phase, Split
 
-_OF_EPOCHS = (
-    "trainer.epochs",
-    "trainer.batch_size",
-    "data.train_sizes",
-    "model.batch_norm",
-    "optim.lr",
-    "optim.backbone_lr_scale",
-    "optim.layer_decay",
-)
+_OF_EPOCHS = ("trainer.epochs", "data.train_sizes", "model.batch_norm")
 """What a run that is a probe alone does not use."""
+
+_OF_STEPS = ("trainer.batch_size", "optim.lr", "optim.backbone_lr_scale", "optim.layer_decay")
+"""What it does not use if its head is all that trains."""
 
 
 def describe(
@@ -60,7 +55,7 @@ def describe(
         "recipe": [
             {"key": key, "value": value_at(config, key), "reason": reason}
             for key, reason in training.reasons.items()
-            if not (training.is_probe_only and key in _OF_EPOCHS)
+            if key not in _unused(training)
         ],
         "cache": _cache(training),
         "probe": _probe(training),
@@ -88,10 +83,25 @@ def describe(
     }
 
 
+def _unused(training: Training) -> tuple[str, ...]:
+    if not training.is_probe_only or training.probe is None:
+        return ()
+    return _OF_EPOCHS + (_OF_STEPS if training.probe.tail is None else ())
+
+
 def _probe(training: Training) -> dict[str, Any] | None:
-    if training.probe is None:
+    probe = training.probe
+    if probe is None:
         return None
-    return {"only": training.is_probe_only, **asdict(training.probe.views)}
+    said = {"only": training.is_probe_only, **asdict(probe.views), "tail": None}
+    if probe.tail is not None:
+        groups = training.module.classifier.groups[: probe.tail.depth]
+        said["tail"] = {
+            "groups": [group.name for group in groups],
+            "epochs": probe.tail.training.epochs,
+            "gigabytes": round(probe.tail.num_bytes / 1e9, 6),
+        }
+    return said
 
 
 def _cache(training: Training) -> dict[str, Any]:

@@ -31,6 +31,9 @@ NO_NORM_LR = 1e-4
 VIEWS_BELOW = 1_000
 """Training images below which the probe sees a part of each, too."""
 
+TAIL_EPOCHS = 6
+"""Passes of a probe deeper than the head over what it keeps."""
+
 CALIBRATED_FROM = 200
 """Validation images from which a temperature fitted to them helps more than it costs.
 
@@ -133,6 +136,7 @@ def _recipe(config: Config, facts: Facts) -> dict[str, Choice]:
     return {
         "probe.enabled": _probe(config, facts),
         "probe.views": _views(config, facts, probed=probed),
+        "probe.epochs": Choice(TAIL_EPOCHS if probed and config.probe.depth > 1 else 0),
         "unfreeze.name": _unfreeze(config, facts, probed=probed),
         "trainer.epochs": Choice(1) if probe_only else _epochs(facts, images, fitted=fitted),
         "trainer.batch_size": Choice(

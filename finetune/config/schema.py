@@ -202,11 +202,19 @@ class ProbeConfig(Section):
         description="fit to each image in a mirror, too; auto: if augment.name flips, and the "
         "probe is all there is or has fewer than 1,000 images",
     )
-
     views: Annotated[int, Field(ge=0, le=5)] | Auto = Field(
         "auto",
         description="fit to so many parts of each image, too: its middle, then its corners; auto: "
         "1 for fewer than 1,000 images that the augmentation crops",
+    )
+    depth: int = Field(
+        1,
+        ge=1,
+        description="layer groups that it trains, from the head: 1, the head alone; 2, the last "
+        "stage, too, on kept maps of what lies before it",
+    )
+    epochs: Annotated[int, Field(ge=0)] | Auto = Field(
+        "auto", description="passes over the kept maps; auto: 6, and 0 with probe.depth=1"
     )
 
 

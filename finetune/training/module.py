@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from finetune.bundle import AVERAGE_KEY
 from finetune.data.dataset import Batch
 from finetune.errors import TrainingError
+from finetune.machine import seed_device
 from finetune.metrics import evaluate_probabilities
 from finetune.models.classifier import ImageClassifier, normalise
 from finetune.training.averaging import WeightAverage
@@ -141,7 +142,7 @@ class ClassificationModule(LightningModule):
         key = self.recipe.seed
         for part in (self.current_epoch, batch_idx, self.global_rank):
             key = (key * _ODD + part) % 2**63
-        _seed(self.trainer.strategy.root_device, key)
+        seed_device(self.trainer.strategy.root_device, key)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
@@ -251,16 +252,3 @@ class ClassificationModule(LightningModule):
         """Go on averaging."""
         if self.average is not None and AVERAGE_KEY in checkpoint:
             self.average.load(checkpoint[AVERAGE_KEY])
-
-
-def _seed(device: torch.device, key: int) -> None:
-    """Set the state of the generator that dropout on a device draws from.
-
-    ``torch.manual_seed`` would seed all GPUs, and where there are none it notes down the stack.
-    """
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(key)
-    elif device.type == "mps":
-        torch.mps.manual_seed(key)
-    else:
-        torch.default_generator.manual_seed(key)

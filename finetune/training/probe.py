@@ -28,6 +28,7 @@ from finetune.storage import atomic_file
 from finetune.training.features import FeaturePlan, Features
 from finetune.training.meeting import Meeting
 from finetune.training.module import CARD_KEY, ClassificationModule
+from finetune.training.tail import KeptSplits, TailPlan, cut_classifier, fit_tail, wait_for_tail
 from finetune.types import Reporter
 
 PROBE_KEY = "probe"
@@ -59,6 +60,7 @@ class ProbePlan:
         classes: Names in index order.
         views: What the head sees of each training image.
         features: How the backbone is asked.
+        tail: How more than the head is trained; None for the head alone.
     """
 
     train: ProbeImages
@@ -66,6 +68,7 @@ class ProbePlan:
     classes: tuple[str, ...]
     views: Views
     features: FeaturePlan
+    tail: TailPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,9 @@ class Probe:
         train_loss: Weighted mean loss of the training images.
         metrics: Of the validation images, by name.
         right: Whether each validation image comes out right, shape (N,).
+        tail_epoch: Passes over kept maps after which the last layers were best; 0 where the head
+            alone was, None where nothing else was trained.
+        head_metrics: Of the validation images by the head alone.
         seconds: All of it.
         num_images: Of training and validation.
         num_computed: Of these, those that the backbone had to be asked about.
@@ -86,6 +92,8 @@ class Probe:
     train_loss: float
     metrics: Mapping[str, float]
     right: NDArray[np.bool_]
+    tail_epoch: int | None
+    head_metrics: Mapping[str, float]
     seconds: float
     num_images: int
     num_computed: int
@@ -93,11 +101,13 @@ class Probe:
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
-            "metrics": {name: float(value) for name, value in self.metrics.items()},
+            "metrics": _plain(self.metrics),
             "train_loss": self.train_loss,
             "penalty": self.fitted.penalty,
             "held_out_accuracy": self.fitted.held_out_accuracy,
             "held_out_loss": self.fitted.held_out_loss,
+            "tail_epoch": self.tail_epoch,
+            "head_metrics": _plain(self.head_metrics),
             "images": self.num_images,
             "images_computed": self.num_computed,
             "seconds": round(self.seconds, 3),
@@ -114,7 +124,9 @@ def fit_probe(
 ) -> Probe | None:
     """Fit the head of a network to features of its backbone, and put it there, on rank 0.
 
-    All ranks of the process group call it and share the images; rank 0 alone writes and fits.
+    Where the plan goes deeper, the last layers are trained after it, and stay as they were where
+    that does not beat the head alone on validation. All ranks of the process group call it and
+    share the images; rank 0 alone writes and fits.
 
     Args:
         classifier: Whose head is fitted; it is left on the device.
@@ -128,8 +140,9 @@ def fit_probe(
 
     Raises:
         DataError: A file no longer reads as it did before.
-        StorageError: The disk is full or fails.
-        TrainingError: The features are no numbers.
+        StorageError: The disk is full or fails, or the maps find no room.
+        StopRequest: A rank was asked to stop.
+        TrainingError: The features are no numbers, or the memory does not suffice.
     """
     start = time.monotonic()
     classifier.to(device)
@@ -138,23 +151,61 @@ def fit_probe(
     head = linear_head(classifier.network)
     assert head is not None, "looked for by who plans"
     with _in_eval_mode(classifier):
-        answers = Answers(classifier.network, head)
+        halves = None if plan.tail is None else cut_classifier(classifier, plan.tail.depth)
+        answers = Answers(classifier.network, head, halves)
         features = Features(answers, plan.features, device=device, met=met, reporter=reporter)
-        (train,) = features.of(plan.train.paths, plan.views)
-        (val,) = features.of(plan.val.paths)
-    if met is not None and met.launch.rank > 0:
-        return None
-    labels, weights = plan.train.labels, plan.train.weights
-    fitted = fit_head(train, labels, weights, num_classes=len(plan.classes))
-    set_head(head, weight=fitted.head.weight, bias=fitted.head.bias)
-    probabilities = fitted.head.logits(val[0]).softmax(dim=1)
+        train = features.of(plan.train.paths, plan.views)
+        val = features.of(plan.val.paths)
+        if met is not None and met.launch.rank > 0:
+            if plan.tail is not None:
+                met.receive("head")  # however long the fit takes
+                wait_for_tail(plan.tail)
+            return None
+        labels, weights = plan.train.labels, plan.train.weights
+        fitted = fit_head(train[0], labels, weights, num_classes=len(plan.classes))
+        set_head(head, weight=fitted.head.weight, bias=fitted.head.bias)
+        probabilities = fitted.head.logits(val[0][0]).softmax(dim=1)
+        head_metrics = _metrics(probabilities, plan)
+        tail = None
+        if plan.tail is not None:
+            if met is not None:
+                met.hand_out("head", None)
+            assert features.map_shape is not None, "asked about maps"
+            tail = fit_tail(
+                classifier,
+                plan.tail,
+                KeptSplits(train[1], val[1][0], features.map_shape, labels, weights),
+                lambda found: _metrics(found, plan),
+                baseline=head_metrics[plan.tail.monitor],
+                device=device,
+                met=met,
+                reporter=reporter,
+            )
+    if tail is None:
+        train_loss = _mean_loss(fitted.head.logits(train[0][0]), plan.train)
+    else:
+        train_loss, probabilities = tail.train_loss, tail.probabilities
+    return Probe(
+        fitted=fitted,
+        train_loss=train_loss,
+        metrics=head_metrics if tail is None else _metrics(probabilities, plan),
+        right=(probabilities.argmax(dim=1).numpy() == plan.val.labels),
+        tail_epoch=None if plan.tail is None else 0 if tail is None else tail.epoch,
+        head_metrics=head_metrics,
+        seconds=time.monotonic() - start,
+        num_images=len(plan.train.paths) + len(plan.val.paths),
+        num_computed=features.num_computed,
+    )
+
+
+def _metrics(probabilities: Tensor, plan: ProbePlan) -> Mapping[str, float]:
+    """Return the metrics of the validation images by their class probabilities (N, K)."""
     of_val = torch.from_numpy(plan.val.labels)
-    metrics = evaluate_probabilities(probabilities, of_val, classes=plan.classes).metrics
-    right = (probabilities.argmax(dim=1) == of_val).numpy()
-    train_loss = _mean_loss(fitted.head.logits(train[0]), plan.train)
-    seconds = time.monotonic() - start
-    num_images = len(plan.train.paths) + len(plan.val.paths)
-    return Probe(fitted, train_loss, metrics, right, seconds, num_images, features.num_computed)
+    return evaluate_probabilities(probabilities, of_val, classes=plan.classes).metrics
+
+
+def _plain(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def with_weights_of_rank_0(classifier: ImageClassifier) -> None:

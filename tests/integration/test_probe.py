@@ -209,11 +209,40 @@ def test_what_a_probe_does_not_do_is_refused(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+DEEP = ("probe.depth=2", "probe.epochs=4", "optim.lr=3e-3", "optim.backbone_lr_scale=1")
+
+
+def test_a_probe_that_goes_deeper_ships_what_it_measured(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(place, "run", "--unfreeze", "linear_probe", "trainer.monitor=loss", *DEEP)
+    shown = said(capsys)
+    assert "then layer4 and head, 4 epochs on kept maps of what lies before them" in shown
+    assert "The last layers, after epoch " in shown
+    (row,) = rows(run)
+    found = measured(run)
+    for name in ("accuracy", "loss", "macro_f1", "balanced_accuracy"):
+        assert found[name] == pytest.approx(float(row[f"val/{name}"]), abs=1e-4)
+    before = torch.load(place / "weights.pth", weights_only=True)
+    after = weights(run, "best")
+    moved = {n for n, t in before.items() if not torch.equal(after[f"classifier.network.{n}"], t)}
+    assert {name.partition(".")[0] for name in moved} == {"layer4"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["linear_probe", "all"])
-def test_two_processes_share_the_probe_and_end_as_one_does(schedule: str, place: Path) -> None:
-    words: tuple[str, ...] = ("--unfreeze", schedule)
-    words += () if schedule == "linear_probe" else ("--epochs", "2", "optim.name=sgd")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--unfreeze", "linear_probe"),
+        ("--unfreeze", "linear_probe", "trainer.monitor=loss", *DEEP),
+        ("--unfreeze", "all", "--epochs", "2", "optim.name=sgd"),
+        ("--unfreeze", "all", "--epochs", "1", "optim.name=sgd", *DEEP),
+    ],
+    ids=["linear_probe", "deeper", "all", "all after deeper"],
+)
+def test_two_processes_share_the_probe_and_end_as_one_does(
+    words: tuple[str, ...], place: Path
+) -> None:
     words += ("calibration.enabled=on",)
     alone = fit(place, "alone", *words)
     run = place / "two"

@@ -1,0 +1,155 @@
+"""Training of a network's last layers on maps that are kept of the layers before them.
+
+What those say of an image is a constant while they are frozen, as the features are to the head. An
+epoch costs the last layers alone, and no image is read.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from finetune.machine import autocast, seed_device
+
+
+class KeptMaps(Protocol):
+    """Maps, float32, flattened, of which any rows are read.
+
+    Attributes:
+        shape: (N, D).
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return (N, D)."""
+
+    def __getitem__(self, rows: slice | NDArray[np.int64], /) -> NDArray[np.float32]:
+        """Return some rows, shape (n, D)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TailTraining:
+    """How the last layers are trained.
+
+    Attributes:
+        epochs: Passes over the images, each seen in one of its views.
+        batch_size: Images of a step; the last of an epoch may have fewer.
+        lr_factor: Steps that are done to the factor of all learning rates.
+        gradient_clip: Largest norm of the gradient; 0 is no limit.
+        precision: "32-true", "bf16-mixed" or "16-mixed".
+        seed: Of the order of images, of their views and of dropout.
+    """
+
+    epochs: int
+    batch_size: int
+    lr_factor: Callable[[int], float]
+    gradient_clip: float
+    precision: str
+    seed: int
+
+
+def trained_epochs(
+    tail: nn.Module,
+    optimizer: Optimizer,
+    views: Sequence[KeptMaps],
+    labels: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    *,
+    map_shape: torch.Size,
+    how: TailTraining,
+    device: torch.device,
+) -> Iterator[float]:
+    """Train epoch by epoch, and yield the mean weighted cross-entropy of each.
+
+    Args:
+        tail: Takes maps (B, ...), returns logits (B, K); on the device.
+        optimizer: Of what trains in it.
+        views: Maps of each image, (N, D) for each view.
+        labels: Class indices, shape (N,).
+        weights: Of each image in the mean loss, shape (N,).
+        map_shape: Of the maps of an image.
+        how: Steps and rates.
+        device: Where the tail is.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    trained = [one for group in optimizer.param_groups for one in group["params"]]
+    shares = torch.from_numpy(weights / weights.mean()).float()
+    scaler = torch.amp.GradScaler(device.type, enabled=how.precision == "16-mixed")
+    step = 0
+    for epoch in range(how.epochs):
+        generator = np.random.default_rng([how.seed, epoch])
+        order = generator.permutation(len(labels))
+        seen_as = generator.integers(len(views), size=len(labels))
+        total = 0.0
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            seed_device(device, int(generator.integers(2**63)))
+            for first in range(0, len(order), how.batch_size):
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * how.lr_factor(step)
+                rows = np.sort(order[first : first + how.batch_size])  # as they lie on the disk
+                maps = _in_views(views, rows, seen_as).view(-1, *map_shape)
+                with autocast(how.precision, device):
+                    logits = tail(as_input(maps, device))
+                target = torch.from_numpy(labels[rows]).to(device)
+                losses = nn.functional.cross_entropy(logits.float(), target, reduction="none")
+                loss = (losses * shares[rows].to(device)).mean()
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                scaler.unscale_(optimizer)
+                if how.gradient_clip:
+                    nn.utils.clip_grad_norm_(trained, how.gradient_clip)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                total += loss.item() * len(rows)
+                step += 1
+        yield total / len(order)
+
+
+def tail_logits(
+    tail: nn.Module,
+    maps: KeptMaps,
+    *,
+    map_shape: torch.Size,
+    batch_size: int,
+    precision: str,
+    device: torch.device,
+) -> Tensor:
+    """Return logits float32 (N, K), on the CPU, by last layers in eval mode.
+
+    Args:
+        tail: Takes maps (B, ...), returns logits (B, K); on the device.
+        maps: Of N images.
+        map_shape: Of the maps of an image.
+        batch_size: Images at once.
+        precision: "32-true", "bf16-mixed" or "16-mixed".
+        device: Where the tail is.
+    """
+    parts = []
+    for first in range(0, maps.shape[0], batch_size):
+        some = torch.from_numpy(maps[first : first + batch_size]).view(-1, *map_shape)
+        with torch.inference_mode(), autocast(precision, device):
+            parts.append(tail(as_input(some, device)).float().cpu())
+    return torch.cat(parts).clone()
+
+
+def as_input(maps: Tensor, device: torch.device) -> Tensor:
+    """Return maps on a device, with the channels last where they are images."""
+    layout = torch.channels_last if maps.ndim == 4 else torch.contiguous_format
+    return maps.to(device, memory_format=layout)
+
+
+def _in_views(
+    views: Sequence[KeptMaps], rows: NDArray[np.int64], seen_as: NDArray[np.int64]
+) -> Tensor:
+    """Return the maps (n, D) of some images, each in the view that it is seen as."""
+    found = np.empty((len(rows), views[0].shape[1]), np.float32)
+    for number, view in enumerate(views):
+        chosen = seen_as[rows] == number
+        if chosen.any():
+            found[chosen] = view[rows[chosen]]
+    return torch.from_numpy(found)

@@ -1,0 +1,165 @@
+"""A probe that goes deeper than the head: what moves, what stays, and what is kept of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.build import Training
+from finetune.data.picture import open_picture
+from finetune.data.transform import EvalTransform
+from finetune.errors import ConfigError, StorageError, TrainingError
+from finetune.training import tail as tail_module
+from finetune.training.probe import Probe, fit_probe
+from finetune.types import Reporter
+from tests.networks import changed, one_thread, snapshot
+from tests.runs import small_training, write_photos, write_weights
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Return a folder with photos and weights."""
+    write_photos(tmp_path / "photos")
+    write_weights(tmp_path / "weights.pth")
+    return tmp_path
+
+
+def training_in(place: Path, **settings: Any) -> Training:
+    own: dict[str, Any] = {
+        "model__weights": str(place / "weights.pth"),
+        "data__cache": str(place / "cache"),
+        "trainer__epochs": "auto",
+        "unfreeze__name": "linear_probe",
+        "probe__depth": 2,
+        "trainer__monitor": "loss",
+    }
+    return small_training(place / "photos", **{**own, **settings})
+
+
+def probed(training: Training) -> Probe:
+    assert training.probe is not None
+    found = fit_probe(
+        training.module.classifier,
+        training.probe,
+        device=torch.device("cpu"),
+        met=None,
+        reporter=Reporter(),
+    )
+    assert found is not None
+    return found
+
+
+def of_validation(training: Training) -> dict[str, float]:
+    """Return what the whole network comes to on the images themselves."""
+    assert training.probe is not None
+    val, transform = training.probe.val, EvalTransform(training.network.spec)
+    pixels = [torch.from_numpy(transform(open_picture(path)).pixels) for path in val.paths]
+    with torch.no_grad():
+        logits = training.module.eval()(torch.stack(pixels))
+    labels = torch.from_numpy(val.labels)
+    return {
+        "loss": float(torch.nn.functional.cross_entropy(logits, labels)),
+        "accuracy": float((logits.argmax(dim=1) == labels).float().mean()),
+    }
+
+
+def test_the_last_layers_alone_move(place: Path) -> None:
+    training = training_in(place, optim__lr=3e-3, optim__backbone_lr_scale=1)
+    classifier = training.module.classifier
+    before = snapshot(classifier.network)
+    found = probed(training)
+    assert found.tail_epoch
+    groups = classifier.groups[:2]
+    moved = changed(before, classifier.network)
+    assert moved == {name for group in groups for name in group.parameters}
+    assert found.metrics["loss"] < found.head_metrics["loss"]
+    assert not any(parameter.grad is not None for parameter in classifier.parameters())
+    assert all(parameter.requires_grad for parameter in classifier.parameters())
+
+
+def test_what_is_said_is_what_the_network_then_does(place: Path) -> None:
+    training = training_in(place, optim__lr=3e-3, optim__backbone_lr_scale=1)
+    found = probed(training)
+    for name, value in of_validation(training).items():
+        assert found.metrics[name] == pytest.approx(value, abs=1e-4), name
+
+
+def test_where_no_epoch_beats_the_head_nothing_has_moved(place: Path) -> None:
+    alone = training_in(place, probe__depth=1)
+    probed(alone)
+    deeper = training_in(place, optim__lr=50.0, optim__backbone_lr_scale=1)
+    found = probed(deeper)
+    assert found.tail_epoch == 0
+    assert found.metrics == found.head_metrics
+    assert not changed(snapshot(alone.module.classifier.network), deeper.module.classifier.network)
+
+
+def test_statistics_stay_though_the_run_moves_them(place: Path) -> None:
+    training = training_in(
+        place, model__batch_norm="train", optim__lr=3e-3, optim__backbone_lr_scale=1
+    )
+    classifier = training.module.classifier
+    before = snapshot(classifier.network)
+    assert probed(training).tail_epoch
+    assert not {n for n in changed(before, classifier.network) if "running" in n}
+    assert classifier.batch_norm == "train"
+
+
+def test_what_is_kept_is_not_asked_for_again(place: Path) -> None:
+    assert probed(training_in(place)).num_computed == 39
+    assert probed(training_in(place, optim__lr=1e-4, seed=5)).num_computed == 0
+    assert probed(training_in(place, probe__depth=1)).num_computed == 0
+    # other maps
+    assert probed(training_in(place, probe__depth=3)).num_computed == 39
+
+
+def test_too_little_memory_is_said(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*given: Any, **more: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(tail_module, "trained_epochs", short)
+    with pytest.raises(
+        TrainingError, match=r"2 layer groups on kept maps does not fit.*batch-size"
+    ):
+        probed(training_in(place))
+
+
+def test_maps_that_find_no_room_beside_others_are_said(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.training.features.make_room", lambda *given, **more: False)
+    with pytest.raises(StorageError, match=r"no room .* of maps .*Raise cache\.max_gb"):
+        probed(training_in(place))
+    assert probed(training_in(place, probe__depth=1)).num_computed == 39
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"probe__depth": 99}, r"probe\.depth=99 leaves nothing of test_resnet frozen"),
+        ({"probe__enabled": "off"}, r"probe\.depth=2 cannot apply to probe\.enabled=off"),
+        ({"probe__depth": 1, "probe__epochs": 3}, r"probe\.epochs=3 cannot apply to probe\.depth"),
+        ({"probe__epochs": 0}, r"probe\.epochs=0 cannot apply to probe\.depth=2"),
+        ({"cache__max_gb": 1e-5}, r"keeps 0\.0 GB of maps.*more than cache\.max_gb=1e-05"),
+    ],
+    ids=["too deep", "no probe", "no depth", "no epochs", "no room"],
+)
+def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str, place: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        training_in(place, **settings)
+
+
+def test_a_network_that_cannot_be_followed_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.build.tail.cut_before", lambda *given: None)
+    with pytest.raises(ConfigError, match=r"probe\.depth=2 cannot apply to test_resnet"):
+        training_in(place)

@@ -127,7 +127,8 @@ def moved_by(how: TailTraining) -> float:
     network, untrained = tail(), tail()
     learnt(network, [maps()], how=how)
     pairs = zip(network.parameters(), untrained.parameters(), strict=True)
-    return sum(float((now - then).detach().square().sum()) for now, then in pairs) ** 0.5
+    squares = [(now - then).detach().square().sum() for now, then in pairs]
+    return float(torch.stack(squares).sum()) ** 0.5
 
 
 def test_logits_come_in_parts_in_order() -> None:

@@ -93,7 +93,7 @@ def test_only_two_modules_know_albumentations() -> None:
         for path in MODULES
         if "albumentations" in {name.partition(".")[0] for name, _ in _imports(path)}
     ]
-    assert users == ["data/augment.py", "data/transform.py"]
+    assert users == ["data/augment.py", "data/train_transform.py"]
 
 
 def test_the_console_is_imported_without_anything_heavy() -> None:

@@ -7,8 +7,10 @@ from typing import Literal
 
 import torch
 
-from finetune.config.auto import Facts, auto_choices, smaller_side
+from finetune.config.auto import auto_choices
+from finetune.config.facts import Facts
 from finetune.config.load import replaced
+from finetune.config.recipe import smaller_side
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.data.sampler import effective_batch_size

@@ -49,7 +49,7 @@ def plan_tail(
             f"than cache.max_gb={config.cache.max_gb:g}. Raise that, or take fewer probe.views, or "
             f"leave probe.depth out."
         )
-    epochs = number(config.probe.epochs)
+    epochs = number(config.probe.passes)
     steps = epochs * -(-num_images // batch_size)
     training = TailTraining(
         epochs=epochs,
@@ -94,9 +94,9 @@ def check_tail(config: Config) -> None:
     Raises:
         ConfigError: Names both settings.
     """
-    depth, epochs = config.probe.depth, config.probe.epochs
+    depth, epochs = config.probe.depth, config.probe.passes
     if (depth == 1) != (epochs == 0):
         raise ConfigError(
-            f"probe.epochs={epochs} cannot apply to probe.depth={depth}: passes over kept maps are "
-            f"for a depth of 2 or more. Leave probe.epochs out."
+            f"probe.passes={epochs} cannot apply to probe.depth={depth}: passes over kept maps are "
+            f"for a depth of 2 or more. Leave probe.passes out."
         )

@@ -213,8 +213,8 @@ class ProbeConfig(Section):
         description="layer groups that it trains, from the head: 1, the head alone; 2, the last "
         "stage, too, on kept maps of what lies before it",
     )
-    epochs: Annotated[int, Field(ge=0)] | Auto = Field(
-        "auto", description="passes over the kept maps; auto: 6, and 0 with probe.depth=1"
+    passes: Annotated[int, Field(ge=0)] | Auto = Field(
+        "auto", description="epochs over the kept maps; auto: 6, and 0 with probe.depth=1"
     )
 
 

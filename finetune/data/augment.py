@@ -12,7 +12,8 @@ import numpy as np
 
 from finetune.data.colour import ColourJitter
 from finetune.data.picture import ArrayPicture
-from finetune.data.transform import EvalTransform, GrowingTransform, TrainTransform, Transform
+from finetune.data.train_transform import GrowingTransform, TrainTransform
+from finetune.data.transform import EvalTransform, Transform
 from finetune.errors import ConfigError
 from finetune.types import Draw, PreprocessSpec
 

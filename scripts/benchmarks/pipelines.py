@@ -65,7 +65,7 @@ def tutorial_crops() -> Any:
     """Return finetune's transform with the crops of the tutorial: 8% to 100% of the area, flips."""
     import albumentations as A  # noqa: N812 - the name that its own documentation uses
 
-    from finetune.data.transform import TrainTransform
+    from finetune.data.train_transform import TrainTransform
 
     size = (SIZE_PX, SIZE_PX)
     steps = A.Compose([A.RandomResizedCrop(size, scale=(0.08, 1.0)), A.HorizontalFlip()])

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from finetune.config.auto import Facts, auto_choices
+from finetune.config.auto import auto_choices
+from finetune.config.facts import Facts
 from finetune.config.load import build_config, replaced
 from finetune.config.schema import Config
 
@@ -14,6 +15,7 @@ EXPLICIT: dict[str, Any] = {
     "data.num_workers": 0,
     "model.batch_norm": "train",
     "probe.views": 2,
+    "probe.passes": 3,
     "unfreeze.name": "gradual",
     "probe.enabled": "off",
     "augment.name": "none",

@@ -14,7 +14,8 @@ from finetune.data.augment import (
     save_pipeline,
     train_transform,
 )
-from finetune.data.transform import EvalTransform, TrainTransform
+from finetune.data.train_transform import TrainTransform
+from finetune.data.transform import EvalTransform
 from finetune.errors import ConfigError
 from finetune.types import Draw, PreprocessSpec
 from tests.helpers import noise

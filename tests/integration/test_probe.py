@@ -210,7 +210,7 @@ def test_what_a_probe_does_not_do_is_refused(
 
 
 DEEP = (
-    "probe.depth=2", "probe.epochs=4", "optim.lr=3e-3", "optim.backbone_lr_scale=1",
+    "probe.depth=2", "probe.passes=4", "optim.lr=3e-3", "optim.backbone_lr_scale=1",
     "--augment", "none",
 )  # fmt: skip
 

@@ -128,7 +128,7 @@ def moved_by(how: TailTraining) -> float:
     learnt(network, [maps()], how=how)
     pairs = zip(network.parameters(), untrained.parameters(), strict=True)
     squares = [(now - then).detach().square().sum() for now, then in pairs]
-    return float(torch.stack(squares).sum()) ** 0.5
+    return float(torch.stack(squares).sum().sqrt())
 
 
 def test_logits_come_in_parts_in_order() -> None:

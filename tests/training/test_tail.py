@@ -146,8 +146,8 @@ def test_maps_that_find_no_room_beside_others_are_said(
     [
         ({"probe__depth": 99}, r"probe\.depth=99 leaves nothing of test_resnet frozen"),
         ({"probe__enabled": "off"}, r"probe\.depth=2 cannot apply to probe\.enabled=off"),
-        ({"probe__depth": 1, "probe__epochs": 3}, r"probe\.epochs=3 cannot apply to probe\.depth"),
-        ({"probe__epochs": 0}, r"probe\.epochs=0 cannot apply to probe\.depth=2"),
+        ({"probe__depth": 1, "probe__passes": 3}, r"probe\.passes=3 cannot apply to probe\.depth"),
+        ({"probe__passes": 0}, r"probe\.passes=0 cannot apply to probe\.depth=2"),
         ({"cache__max_gb": 1e-5}, r"keeps 0\.0 GB of maps.*more than cache\.max_gb=1e-05"),
     ],
     ids=["too deep", "no probe", "no depth", "no epochs", "no room"],

@@ -1,0 +1,136 @@
+"""A plan, its costs and its probe in words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def plan_rows(plan: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is about to happen, by name."""
+    data, model, training = plan["data"], plan["model"], plan["training"]
+    images = ", ".join(f"{n} {split}" for split, n in data["images"].items() if n)
+    loaded = (
+        f"{model['weights']}, {model['loaded_share']:.1%} of the backbone loaded"
+        if model["loaded_share"]
+        else model["weights"]
+    )
+    processes = training["processes"]
+    where = training["accelerator"] + (f" x {processes}" if processes > 1 else "")
+    rows = {
+        "images": f"{images}; {len(data['classes'])} classes, largest/smallest "
+        f"{data['imbalance_ratio']:g}",
+        "model": f"{model['backbone']}, {count(model['parameters'])} parameters, "
+        f"{model['image_size']} px",
+        "weights": loaded,
+        **_probe(plan["probe"]),
+        **_training(plan, where),
+        "imbalance": training["imbalance"],
+        "best by": f"val/{training['monitor']}",
+        "run": plan["run_dir"],
+    }
+    if plan["changed"]:
+        rows["changed"] = ", ".join(f"{key}={value}" for key, value in plan["changed"].items())
+    if "cost" in plan:
+        rows.update(_costs(plan["cost"]))
+    return rows
+
+
+def count(number: int) -> str:
+    """Return how many in a few digits."""
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
+
+
+def _pixels(cache: Mapping[str, Any]) -> str:
+    """Say where training images are read from."""
+    if cache["folder"] is None:
+        return f"decoded in every epoch; no cache: {cache['why_not']}"
+    side = cache["shorter_side_px"]
+    form = "ready to use" if side is None else f"at {side} px"
+    new = cache["new_gigabytes"]
+    cost = f"{cache['gigabytes']:.2g} GB" + ("" if new else ", there already")
+    return f"decoded once, kept {form}: {cost} in {cache['folder']}"
+
+
+def _probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
+    if probe is None:
+        return {}
+    views = "each image, also in a mirror" if probe["mirrored"] else "each image"
+    if probe["parts"]:
+        views += f", and {probe['parts']} part{'s' if probe['parts'] > 1 else ''} of it"
+    then = "" if probe["only"] else "; what fine-tuning begins with and must beat"
+    said = {"probe": f"a head fitted to what the frozen backbone says of {views}{then}"}
+    if tail := probe["tail"]:
+        groups = " and ".join(reversed(tail["groups"]))
+        said["deeper"] = (
+            f"then {groups}, {tail['epochs']} epochs on kept maps of what lies before them "
+            f"({tail['gigabytes']:.2g} GB)"
+        )
+    return said
+
+
+def probe_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return what the frozen backbone came to, and from how many answers."""
+    known = found["images"] - found["images_computed"]
+    lines = [
+        f"The probe took {_duration(found['seconds'])} for {found['images']} images"
+        f"{f', {known} of them known from before' if known else ''}: "
+        f"{found['held_out_accuracy']:.4f} of the training images come out right when left out "
+        f"(penalty {found['penalty']:.1g})."
+    ]
+    alone = found["head_metrics"]["accuracy"]
+    if found["tail_epoch"]:
+        lines.append(
+            f"The last layers, after epoch {found['tail_epoch']} on the kept maps: "
+            f"{found['metrics']['accuracy']:.4f} of the validation images come out right, "
+            f"{alone:.4f} with the head alone."
+        )
+    elif found["tail_epoch"] is not None:
+        lines.append(
+            f"No epoch on the kept maps beat the head alone ({alone:.4f} of the validation images):"
+            f" the last layers stay as they were."
+        )
+    return lines
+
+
+def _training(plan: Mapping[str, Any], where: str) -> dict[str, str]:
+    training = plan["training"]
+    how = f"{training['precision']} on {where}"
+    if plan["probe"] and plan["probe"]["only"]:
+        return {"training": f"logistic regression until nothing improves, {how}"}
+    return {
+        "training": f"{training['epochs']} epochs of {training['steps_per_epoch']} x "
+        f"{training['batch_size']} images, {training['optimizer']}, {training['lr_schedule']}, "
+        f"{how}",
+        "pixels": _pixels(plan["cache"]),
+        "augment": training["augment"],
+    }
+
+
+def _costs(cost: Mapping[str, Any]) -> dict[str, str]:
+    """Say what memory and time a run will take."""
+    memory = cost["memory_gb"]
+    parts = ("parameters", "gradients", "optimizer", "activations")
+    free = "" if memory["free"] is None else f"; {memory['free']:.3g} GB are free"
+    phases = [
+        f"{_duration(phase['seconds'])} for {_epochs(phase)} at "
+        f"{phase['images_per_second']:.3g} images/s"
+        for phase in cost["phases"]
+    ]
+    if cost["cache_seconds"] >= 1:
+        phases.insert(0, f"{_duration(cost['cache_seconds'])} to decode")
+    return {
+        "memory": f"{memory['total']:.2g} GB in each process for {cost['batch_in_memory']} images ("
+        + ", ".join(f"{memory[part]:.2g} {part}" for part in parts)
+        + f"){free}",
+        "time": f"about {_duration(cost['seconds'])}: {', '.join(phases)}",
+    }
+
+
+def _epochs(phase: Mapping[str, Any]) -> str:
+    first, last = phase["first_epoch"], phase["last_epoch"]
+    return f"epoch {first}" if first == last else f"epochs {first}-{last}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -47,7 +47,9 @@ def _on_and_off_are_words(value: Any) -> Any:
 
 
 def _two_sides(value: Any) -> Any:
-    """Take 128,224 as it is typed."""
+    """Take 128,224 as it is typed, and 128 for both."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value, value
     return value.split(",") if isinstance(value, str) and "," in value else value
 
 
@@ -84,9 +86,9 @@ class DataConfig(Section):
     )
     train_sizes: Annotated[tuple[_Side, _Side] | Auto, BeforeValidator(_two_sides)] = Field(
         "auto",
-        description="sides of training images in the first and the last epoch, between which they "
-        "grow evenly; smaller ones are cheaper, and cut from an image look as large to the network "
-        "as whole images of image_size do (Touvron et al. 2019)",
+        description="sides of training images in the first and the last epoch, as 128,224, between "
+        "which they grow evenly, or one for all; smaller ones are cheaper, and cut from an image "
+        "look as large to the network as whole images of image_size do (Touvron et al. 2019)",
     )
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="share for validation where the data give no split"

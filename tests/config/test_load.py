@@ -243,3 +243,13 @@ def test_replaced_sets_dotted_keys_and_checks_them() -> None:
     assert config.optim.lr == "auto"
     with pytest.raises(ValueError, match="greater than 0"):
         replaced(config, {"optim.lr": -1})
+
+
+@pytest.mark.parametrize(("typed", "sides"), [(128, (128, 128)), ("128,224", (128, 224))])
+def test_one_side_stands_for_both(typed: object, sides: tuple[int, int]) -> None:
+    assert build_config({}, assignments={"data.train_sizes": typed}).data.train_sizes == sides
+
+
+def test_a_switch_is_no_side() -> None:
+    with pytest.raises(ConfigError, match=r"data\.train_sizes: found True"):
+        build_config({}, assignments={"data.train_sizes": True})

@@ -10,7 +10,8 @@ empty caches. A folder without train and val is divided 80/20, class by class, o
 
 Each result is written to --keep at once, and what stands there is not run again: hours can be done
 in parts, or with other seeds and tools later. Prints accuracy, balanced accuracy, macro-F1 (means
-over the seeds, least and most), wall and CPU time (medians), and each peer against finetune.
+over the seeds), wall and CPU time (medians), with the least and the most, and each peer against
+finetune.
 
 finetune, Hugging Face and the tutorial keep the epoch that is best on the validation images, fastai
 and timm's loop the last, as each does by itself.
@@ -116,7 +117,7 @@ def _run(command: Sequence[object], folder: Path) -> str:
 def print_table(results: Sequence[dict[str, Any]]) -> None:
     """Print a row for each tool, and what each peer comes to beside finetune."""
     print(f"{'tool':<16}{'seeds':>6}  {'accuracy':<22}{'balanced':>9}{'macro F1':>9}", end="")
-    print(f"{'wall s':>9}{'CPU s':>9}")
+    print(f"  {'wall s':<17}{'CPU s':>7}")
     of_tool = {tool: [r for r in results if r["tool"] == tool] for tool in TOOLS}
     for tool, rows in of_tool.items():
         if not rows:
@@ -124,16 +125,18 @@ def print_table(results: Sequence[dict[str, Any]]) -> None:
         values = [row["accuracy"] for row in rows]
         shown = f"{statistics.mean(values):.4f} [{min(values):.4f}-{max(values):.4f}]"
         others = [statistics.mean(row[name] for row in rows) for name in METRICS[1:]]
-        times = [statistics.median(row[name] for row in rows) for name in ("wall", "cpu")]
+        walls = [row["wall"] for row in rows]
+        wall = f"{statistics.median(walls):.0f} [{min(walls):.0f}-{max(walls):.0f}]"
+        cpu = statistics.median(row["cpu"] for row in rows)
         print(f"{tool:<16}{len(rows):>6}  {shown:<22}{others[0]:>9.4f}{others[1]:>9.4f}", end="")
-        print(f"{times[0]:>9.1f}{times[1]:>9.1f}")
+        print(f"  {wall:<17}{cpu:>7.0f}")
     own = of_tool["finetune"]
     for tool, rows in of_tool.items():
         if tool == "finetune" or not (rows and own):
             continue
         error, theirs = (1 - statistics.mean(r["accuracy"] for r in part) for part in (own, rows))
-        wall, walls = (statistics.median(r["wall"] for r in part) for part in (own, rows))
-        print(f"finetune / {tool}: error {error / theirs:.2f}, wall time {wall / walls:.2f}")
+        taken, their = (statistics.median(r["wall"] for r in part) for part in (own, rows))
+        print(f"finetune / {tool}: error {error / theirs:.2f}, wall time {taken / their:.2f}")
 
 
 def main() -> None:

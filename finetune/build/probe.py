@@ -1,5 +1,6 @@
 """Whether a run begins with a probe, and how that is made."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from finetune.build.cache import stores_root
 from finetune.build.recipe import sampling_weights
-from finetune.build.resolve import decimal, number
+from finetune.build.resolve import decimal, num_processes, number
 from finetune.build.sizes import training_sizes
 from finetune.build.tail import check_tail, plan_tail
 from finetune.config.load import replaced
@@ -48,16 +49,16 @@ def check_probe(config: Config, network: Network) -> None:
         ConfigError: Names both settings.
     """
     if config.probe.enabled == "off":
-        if config.probe.views:
-            raise ConfigError(
-                f"probe.views={config.probe.views} cannot apply to probe.enabled=off. Leave one of "
-                f"them out."
-            )
-        if config.probe.depth > 1:
-            raise ConfigError(
-                f"probe.depth={config.probe.depth} cannot apply to probe.enabled=off. Leave one of "
-                f"them out."
-            )
+        for key, idle in (
+            ("views", config.probe.views != 0),
+            ("depth", config.probe.depth > 1),
+            ("passes", config.probe.passes != 0),
+        ):
+            if idle:
+                raise ConfigError(
+                    f"probe.{key}={getattr(config.probe, key)} cannot apply to probe.enabled=off. "
+                    f"Leave one of them out."
+                )
         return
     check_tail(config)
     if linear_head(network.module) is None:
@@ -133,6 +134,7 @@ def plan_probe(
         num_images=len(train.paths),
         num_kept=len(train.paths) * len(views.names) + len(val.paths),
         batch_size=batch_size,
+        at_once=batch_size // (num_processes(config) * number(config.trainer.accumulate)),
     )
     return config, ProbePlan(
         train=train,
@@ -140,6 +142,7 @@ def plan_probe(
         classes=manifest.classes,
         views=views,
         features=FeaturePlan(
+            network=json.dumps(network.model_args, sort_keys=True),
             spec=network.spec,
             precision=config.trainer.precision,
             root=stores_root(config.data.cache),

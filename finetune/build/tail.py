@@ -7,8 +7,10 @@ from finetune.build.resolve import number
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
 from finetune.models.backbone import Network
-from finetune.models.cut import Halves, cut_before
+from finetune.models.cut import cut_last_groups
 from finetune.models.groups import layer_groups
+from finetune.models.mode import in_eval_mode
+from finetune.probe.answers import MapForm
 from finetune.probe.tail import TailTraining
 from finetune.training.tail import MakeOptimizer, TailPlan
 
@@ -21,6 +23,7 @@ def plan_tail(
     num_images: int,
     num_kept: int,
     batch_size: int,
+    at_once: int,
 ) -> TailPlan | None:
     """Return how the last layers are trained on kept maps; None where the head is all.
 
@@ -31,6 +34,7 @@ def plan_tail(
         num_images: Of training.
         num_kept: Views of all images, those of validation with them.
         batch_size: Images of a step.
+        at_once: Images that a process holds in memory together.
 
     Raises:
         ConfigError: The network cannot be cut there, or the maps take more room than there may be.
@@ -38,23 +42,20 @@ def plan_tail(
     depth = config.probe.depth
     if depth == 1:
         return None
-    halves = _cut(config, network)
-    example = torch.zeros(1, *network.spec.input_size)
-    with torch.inference_mode():
-        maps = halves.first(example)
-    num_bytes = maps.numel() * 4 * num_kept
+    maps = _maps(config, network)
+    num_bytes = maps.shape.numel() * 4 * num_kept
     if num_bytes > config.cache.max_gb * 1e9:
         raise ConfigError(
-            f"probe.depth={depth} keeps {num_bytes / 1e9:.1f} GB of maps of {num_kept} views, more "
+            f"probe.depth={depth} keeps {num_bytes / 1e9:.2g} GB of maps of {num_kept} views, more "
             f"than cache.max_gb={config.cache.max_gb:g}. Raise that, or take fewer probe.views, or "
             f"leave probe.depth out."
         )
-    epochs = number(config.probe.passes)
-    steps = epochs * -(-num_images // batch_size)
+    passes = number(config.probe.passes)
     training = TailTraining(
-        epochs=epochs,
+        passes=passes,
         batch_size=batch_size,
-        lr_factor=lr_factor(config, num_steps=steps),
+        at_once=at_once,
+        lr_factor=lr_factor(config, num_steps=passes * -(-num_images // batch_size)),
         gradient_clip=config.trainer.gradient_clip,
         precision=config.trainer.precision,
         seed=config.seed,
@@ -68,21 +69,27 @@ def plan_tail(
     )
 
 
-def _cut(config: Config, network: Network) -> Halves:
-    depth, groups = config.probe.depth, layer_groups(network.module)
-    if depth >= len(groups):
+def _maps(config: Config, network: Network) -> MapForm:
+    """Return what is kept of an image; the network must be such that it can be cut there."""
+    depth, num_groups = config.probe.depth, len(layer_groups(network.module))
+    if depth >= num_groups:
         raise ConfigError(
             f"probe.depth={depth} leaves nothing of {config.model.backbone} frozen, which has "
-            f"{len(groups)} layer groups. Take {len(groups) - 1} at most, or --unfreeze all."
+            f"{num_groups} layer groups. Take {num_groups - 1} at most, or --unfreeze all."
         )
-    names = [name for group in groups[:depth] for name in group.parameters]
-    halves = cut_before(network.module.eval(), names)
-    if halves is None:
-        raise ConfigError(
-            f"probe.depth={depth} cannot apply to {config.model.backbone}: what its last layers "
-            f"are given cannot be told from its code. Leave it out."
-        )
-    return halves
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, *network.spec.input_size, generator=generator)
+    with in_eval_mode(network.module), torch.inference_mode():
+        halves = cut_last_groups(network.module, depth)
+        maps = None if halves is None else halves.first(images)
+        if halves is not None and isinstance(maps, torch.Tensor) and len(maps) == len(images):
+            again, whole = halves.second(maps), network.module(images)
+            if torch.allclose(again, whole, rtol=1e-3, atol=1e-4):
+                return MapForm.of(maps)
+    raise ConfigError(
+        f"probe.depth={depth} cannot apply to {config.model.backbone}: what its last layers are "
+        f"given cannot be told from its code. Leave it out."
+    )
 
 
 def check_tail(config: Config) -> None:
@@ -94,9 +101,9 @@ def check_tail(config: Config) -> None:
     Raises:
         ConfigError: Names both settings.
     """
-    depth, epochs = config.probe.depth, config.probe.passes
-    if (depth == 1) != (epochs == 0):
+    depth, passes = config.probe.depth, config.probe.passes
+    if (depth == 1) != (passes == 0):
         raise ConfigError(
-            f"probe.passes={epochs} cannot apply to probe.depth={depth}: passes over kept maps are "
-            f"for a depth of 2 or more. Leave probe.passes out."
+            f"probe.passes={passes} cannot apply to probe.depth={depth}: a depth of 2 or more "
+            f"takes passes over kept maps, a depth of 1 takes none. Leave probe.passes out."
         )

@@ -61,7 +61,7 @@ def _probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
     if tail := probe["tail"]:
         groups = " and ".join(reversed(tail["groups"]))
         said["deeper"] = (
-            f"then {groups}, {tail['epochs']} epochs on kept maps of what lies before them "
+            f"then {groups}, {tail['passes']} passes over kept maps of what lies before them "
             f"({tail['gigabytes']:.2g} GB)"
         )
     return said
@@ -77,16 +77,16 @@ def probe_lines(found: Mapping[str, Any]) -> list[str]:
         f"(penalty {found['penalty']:.1g})."
     ]
     alone = found["head_metrics"]["accuracy"]
-    if found["tail_epoch"]:
+    if found["tail_passes"]:
         lines.append(
-            f"The last layers, after epoch {found['tail_epoch']} on the kept maps: "
+            f"The last layers, after pass {found['tail_passes']} over the kept maps: "
             f"{found['metrics']['accuracy']:.4f} of the validation images come out right, "
             f"{alone:.4f} with the head alone."
         )
-    elif found["tail_epoch"] is not None:
+    elif found["tail_passes"] is not None:
         lines.append(
-            f"No epoch on the kept maps beat the head alone ({alone:.4f} of the validation images):"
-            f" the last layers stay as they were."
+            f"No pass over the kept maps beat the head alone ({alone:.4f} of the validation "
+            f"images): the last layers stay as they were."
         )
     return lines
 

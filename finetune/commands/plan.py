@@ -98,7 +98,7 @@ def _probe(training: Training) -> dict[str, Any] | None:
         groups = training.module.classifier.groups[: probe.tail.depth]
         said["tail"] = {
             "groups": [group.name for group in groups],
-            "epochs": probe.tail.training.epochs,
+            "passes": probe.tail.training.passes,
             "gigabytes": round(probe.tail.num_bytes / 1e9, 6),
         }
     return said

@@ -108,16 +108,20 @@ def _all_moves(config: Config) -> bool:
 
 
 def _epochs(facts: Facts, images: str, *, fitted: bool) -> Choice:
-    """Few after a probe; fewer passes over larger sets; from scratch three times as many."""
+    """Fewer after a probe and with large sets; from scratch three times as many."""
     if fitted:
-        few = 3 if facts.num_images >= 50_000 else 4
-        return Choice(
-            min(10, max(few, round(1_000 / facts.num_images))), f"{images}, after a probe"
-        )
+        return Choice(_epochs_after_a_probe(facts.num_images), f"{images}, after a probe")
     epochs = 10 if facts.num_images < 5_000 else 8 if facts.num_images < 50_000 else 5
     if facts.pretrained:
         return Choice(epochs, f"{images}, and layers that wait")
     return Choice(3 * epochs, f"{images}, random weights")
+
+
+def _epochs_after_a_probe(num_images: int) -> int:
+    """Six where there is something to learn: with few images the probe is hard to beat."""
+    if num_images < 1_000:
+        return min(10, max(4, round(1_000 / num_images)))
+    return 6 if num_images < 50_000 else 3
 
 
 def _train_sizes(config: Config, facts: Facts, *, probe_only: bool) -> Choice:

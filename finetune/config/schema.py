@@ -213,7 +213,7 @@ class ProbeConfig(Section):
         1,
         ge=1,
         description="layer groups that it trains, from the head: 1, the head alone; 2, the last "
-        "stage, too, on kept maps of what lies before it",
+        "group of the backbone, too, on kept maps of what lies before it",
     )
     passes: Annotated[int, Field(ge=0)] | Auto = Field(
         "auto", description="epochs over the kept maps; auto: 6, and 0 with probe.depth=1"

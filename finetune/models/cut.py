@@ -5,11 +5,15 @@ graph of the network's own computations, not by the names of layers: any timm ne
 torch.fx can follow is cut, whatever its family.
 """
 
+import copy
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import fx, nn
+
+from finetune.models.groups import layer_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,9 @@ def cut_before(network: nn.Module, parameters: Collection[str]) -> Halves | None
         The two parts; None where the graph cannot be followed, or only the images themselves are
         such a value.
     """
+    traced = _without_caches(network)
     try:
-        graph = _Tracer().trace(network)
+        graph = _Tracer().trace(traced)
     except Exception:  # tracing runs the network's own code, which raises what it likes
         return None
     images, *constants = [node for node in graph.nodes if node.op == "placeholder"]
@@ -66,7 +71,25 @@ def cut_before(network: nn.Module, parameters: Collection[str]) -> Halves | None
     for node in graph.nodes:
         if node in second or node in constants:
             copies[node] = after.node_copy(node, copies.__getitem__)
-    return Halves(_module(network, before), _module(network, after), value.name)
+    first, second_part = (_module(network, traced, part) for part in (before, after))
+    return Halves(first, second_part, value.name)
+
+
+def cut_last_groups(network: nn.Module, depth: int) -> Halves | None:
+    """Return a network cut before its last ``depth`` layer groups, the head one of them."""
+    groups = layer_groups(network)[:depth]
+    return cut_before(network, [name for group in groups for name in group.parameters])
+
+
+def _without_caches(network: nn.Module) -> nn.Module:
+    """Return a copy to be traced, in the same mode, since tracing leaves its marks.
+
+    Networks that keep what they have computed in eval mode forget it when they are told to train.
+    """
+    traced = copy.deepcopy(network).train()
+    for ours, theirs in zip(traced.modules(), network.modules(), strict=True):
+        ours.training = theirs.training
+    return traced
 
 
 class _Tracer(fx.Tracer):
@@ -100,8 +123,15 @@ def _given(part: set[fx.Node]) -> set[fx.Node]:
     return {node for inside in part for node in inside.all_input_nodes} - part
 
 
-def _module(network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    module = fx.GraphModule(network, graph)
+def _module(network: nn.Module, traced: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """Return what computes a graph with a network's own layers, and constants of its trace."""
+    used: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            path, _, name = str(node.target).rpartition(".")
+            owner = network if hasattr(network.get_submodule(path), name) else traced
+            used[node.target] = getattr(owner.get_submodule(path), name)
+    module = fx.GraphModule(used, graph)
     module.graph.eliminate_dead_code()
     module.recompile()
     return module

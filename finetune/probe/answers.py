@@ -10,6 +10,30 @@ from finetune.models.head import head_inputs
 
 
 @dataclass(frozen=True, slots=True)
+class MapForm:
+    """What the maps of an image are.
+
+    Attributes:
+        shape: As (C, H, W) or (tokens, width).
+        channels_last: Whether their first axis, the channels, is the last in memory.
+    """
+
+    shape: torch.Size
+    channels_last: bool
+
+    @classmethod
+    def of(cls, maps: Tensor) -> "MapForm":
+        """Return the form of some images' maps (B, ...)."""
+        last = maps.ndim == 4 and maps.is_contiguous(memory_format=torch.channels_last)
+        return cls(maps.shape[1:], last)
+
+    def ready(self, rows: Tensor, device: torch.device) -> Tensor:
+        """Return kept rows (B, D) as maps (B, ...) on a device."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return rows.view(-1, *self.shape).to(device, memory_format=layout)
+
+
+@dataclass(frozen=True, slots=True)
 class Answers:
     """Asks a network about images.
 
@@ -38,9 +62,9 @@ class Answers:
             self.halves.second(maps)
         return [seen[0], maps.flatten(1)]
 
-    def map_shape(self, images: Tensor) -> torch.Size:
-        """Return the shape of the maps of an image, as (C, H, W), from an example (1, 3, H, W)."""
-        assert self.halves is not None, "there are no maps without a cut"
+    def map_form(self, image: Tensor) -> MapForm | None:
+        """Return what the maps of an image are, from an example (1, 3, H, W); None without."""
+        if self.halves is None:
+            return None
         with torch.inference_mode():
-            shape: torch.Size = self.halves.first(images).shape[1:]
-        return shape
+            return MapForm.of(self.halves.first(image))

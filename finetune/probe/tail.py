@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from finetune.machine import autocast, seed_device
+from finetune.probe.answers import MapForm
 
 
 class KeptMaps(Protocol):
@@ -37,34 +38,37 @@ class TailTraining:
     """How the last layers are trained.
 
     Attributes:
-        epochs: Passes over the images, each seen in one of its views.
+        passes: Epochs over the images, each seen in one of its views.
         batch_size: Images of a step; the last of an epoch may have fewer.
+        at_once: Images of a step that are in memory together; it makes no difference otherwise.
         lr_factor: Steps that are done to the factor of all learning rates.
         gradient_clip: Largest norm of the gradient; 0 is no limit.
         precision: "32-true", "bf16-mixed" or "16-mixed".
         seed: Of the order of images, of their views and of dropout.
     """
 
-    epochs: int
+    passes: int
     batch_size: int
+    at_once: int
     lr_factor: Callable[[int], float]
     gradient_clip: float
     precision: str
     seed: int
 
 
-def trained_epochs(
+def trained_passes(
     tail: nn.Module,
     optimizer: Optimizer,
     views: Sequence[KeptMaps],
     labels: NDArray[np.int64],
     weights: NDArray[np.float64],
     *,
-    map_shape: torch.Size,
+    form: MapForm,
     how: TailTraining,
     device: torch.device,
+    after_step: Callable[[], None] = lambda: None,
 ) -> Iterator[float]:
-    """Train epoch by epoch, and yield the mean weighted cross-entropy of each.
+    """Train pass by pass, and yield the mean weighted cross-entropy of each.
 
     Args:
         tail: Takes maps (B, ...), returns logits (B, K); on the device.
@@ -72,17 +76,18 @@ def trained_epochs(
         views: Maps of each image, (N, D) for each view.
         labels: Class indices, shape (N,).
         weights: Of each image in the mean loss, shape (N,).
-        map_shape: Of the maps of an image.
+        form: Of the maps.
         how: Steps and rates.
         device: Where the tail is.
+        after_step: Called after each.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     trained = [one for group in optimizer.param_groups for one in group["params"]]
     shares = torch.from_numpy(weights / weights.mean()).float()
     scaler = torch.amp.GradScaler(device.type, enabled=how.precision == "16-mixed")
     step = 0
-    for epoch in range(how.epochs):
-        generator = np.random.default_rng([how.seed, epoch])
+    for number in range(how.passes):
+        generator = np.random.default_rng([how.seed, number])
         order = generator.permutation(len(labels))
         seen_as = generator.integers(len(views), size=len(labels))
         total = 0.0
@@ -92,21 +97,24 @@ def trained_epochs(
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * how.lr_factor(step)
                 rows = np.sort(order[first : first + how.batch_size])  # as they lie on the disk
-                maps = _in_views(views, rows, seen_as).view(-1, *map_shape)
-                with autocast(how.precision, device):
-                    logits = tail(as_input(maps, device))
-                target = torch.from_numpy(labels[rows]).to(device)
-                losses = nn.functional.cross_entropy(logits.float(), target, reduction="none")
-                loss = (losses * shares[rows].to(device)).mean()
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                for start in range(0, len(rows), how.at_once):
+                    some = rows[start : start + how.at_once]
+                    maps = form.ready(_in_views(views, some, seen_as), device)
+                    with autocast(how.precision, device):
+                        logits = tail(maps)
+                    target = torch.from_numpy(labels[some]).to(device)
+                    losses = nn.functional.cross_entropy(logits.float(), target, reduction="none")
+                    loss = losses @ shares[some].to(device) / len(rows)
+                    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                    total += loss.item() * len(rows)
                 scaler.unscale_(optimizer)
                 if how.gradient_clip:
                     nn.utils.clip_grad_norm_(trained, how.gradient_clip)
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
-                total += loss.item() * len(rows)
                 step += 1
+                after_step()
         yield total / len(order)
 
 
@@ -114,7 +122,7 @@ def tail_logits(
     tail: nn.Module,
     maps: KeptMaps,
     *,
-    map_shape: torch.Size,
+    form: MapForm,
     batch_size: int,
     precision: str,
     device: torch.device,
@@ -124,23 +132,17 @@ def tail_logits(
     Args:
         tail: Takes maps (B, ...), returns logits (B, K); on the device.
         maps: Of N images.
-        map_shape: Of the maps of an image.
+        form: Of the maps.
         batch_size: Images at once.
         precision: "32-true", "bf16-mixed" or "16-mixed".
         device: Where the tail is.
     """
     parts = []
     for first in range(0, maps.shape[0], batch_size):
-        some = torch.from_numpy(maps[first : first + batch_size]).view(-1, *map_shape)
+        some = form.ready(torch.from_numpy(maps[first : first + batch_size]), device)
         with torch.inference_mode(), autocast(precision, device):
-            parts.append(tail(as_input(some, device)).float().cpu())
+            parts.append(tail(some).float().cpu())
     return torch.cat(parts).clone()
-
-
-def as_input(maps: Tensor, device: torch.device) -> Tensor:
-    """Return maps on a device, with the channels last where they are images."""
-    layout = torch.channels_last if maps.ndim == 4 else torch.contiguous_format
-    return maps.to(device, memory_format=layout)
 
 
 def _in_views(

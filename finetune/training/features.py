@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.data.dataset import Batch, ImageDataset, create_loader, lost_readers_explained
@@ -27,7 +28,7 @@ from finetune.machine import (
     release_memory,
 )
 from finetune.models.head import backbone_digest
-from finetune.probe.answers import Answers
+from finetune.probe.answers import Answers, MapForm
 from finetune.probe.features import FeatureStore, StoredFeatures, Views, as_stored, extract
 from finetune.training.gather import gather_rows
 from finetune.training.meeting import Meeting, stop_together
@@ -37,7 +38,7 @@ _AS_SEEN = Views()
 _BATCH = 32
 _BATCHES_KEPT = 16
 _BYTES_KEPT = 2**26
-"""Of every rank, between two writes: whichever is less, but one batch."""
+"""Between two writes, of every rank and of all together: whichever is less, but one batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class FeaturePlan:
     """How features are made, and where they are kept.
 
     Attributes:
-        spec: What the network expects.
+        network: How it is built, where its weights do not tell.
+        spec: What it expects.
         precision: "32-true", "bf16-mixed" or "16-mixed".
         root: Folder of all stores.
         owner: The data set, by its folder.
@@ -54,6 +56,7 @@ class FeaturePlan:
         max_pixels: Larger images are refused.
     """
 
+    network: str
     spec: PreprocessSpec
     precision: str
     root: Path
@@ -92,9 +95,10 @@ class Features:
         self._rank = 0 if met is None else met.launch.rank
         self._ranks = 1 if met is None else met.launch.world_size
         self._fingerprint = self._made_by() if self._rank == 0 else ""
-        self.map_shape = self._map_shape()
-        maps = 0 if self.map_shape is None else self.map_shape.numel()
-        self._item_bytes = 4 * (answers.head.in_features + maps)
+        self.map_form = self._map_form()
+        self._item_bytes = [4 * answers.head.in_features]
+        if self.map_form is not None:
+            self._item_bytes.append(4 * self.map_form.shape.numel())
 
     def of(self, paths: Sequence[Path], views: Views = _AS_SEEN) -> list[list[StoredFeatures]]:
         """Return for each answer the views of images, each (N, D), the first as evaluation sees it.
@@ -132,20 +136,21 @@ class Features:
             for store in stores:
                 filling.enter_context(store.filling(self.reporter))
                 store.forget_waste()
-            unknown = [
-                np.any([store.find(files)[:, 0] == NOWHERE.start for store in stores], axis=0)
-            ]
+            # (store, file)
+            missing = np.array([store.find(files)[:, 0] == NOWHERE.start for store in stores])
+            unknown: list[Any] = [missing.any(axis=0) if stores else None]
             if self._ranks > 1:
                 dist.broadcast_object_list(unknown, src=0)
-            rows = np.flatnonzero(unknown[0]).tolist()
-            if stores and len(rows):
-                self._make_room(len(rows) * len(views.names))
-            for first, found in self._computed([paths[row] for row in rows], views):
-                chosen = [files[row] for row in rows[first : first + len(found[0])]]
-                for of_views, answer in zip(by_answer, found, strict=True):
-                    for view, store in enumerate(of_views):
-                        for _ in store.append(as_stored(chosen, answer[:, view].numpy())):
-                            pass
+            rows = np.flatnonzero(unknown[0])
+            self._make_room(missing.reshape(len(by_answer), -1).sum(axis=1))
+            for first, found in self._computed([paths[row] for row in rows.tolist()], views):
+                some = rows[first : first + len(found[0])]
+                of_stores = [one for answer in found for one in answer.unbind(dim=1)]
+                for store, lacks, answer in zip(stores, missing, of_stores, strict=False):
+                    fresh = lacks[some]
+                    chosen = [files[row] for row in some[fresh].tolist()]
+                    for _ in store.append(as_stored(chosen, answer.numpy()[fresh])):
+                        pass
             return [
                 [StoredFeatures(store, store.find(files)) for store in of_views]
                 for of_views in by_answer
@@ -155,18 +160,16 @@ class Features:
         """Yield the number of the first image of a stretch and each answer (n, V, D) about it."""
         if not paths:
             return
-        self.num_computed += len(paths)
         loader = self._loader(paths, views)
         self.reporter.start("asking the backbone", len(paths))
         kept: list[list[Tensor]] = []
-        batches = _BYTES_KEPT // (self._item_bytes * len(views.names) * self._batch)
-        batches = max(1, min(_BATCHES_KEPT, batches))
+        turns = self._batches_kept(views)
         done = 0
         try:
             with lost_readers_explained():
                 for turn, found in enumerate(self._extracted(loader, views), start=1):
                     kept.append(found)
-                    if turn % batches and turn < len(loader):
+                    if turn % turns and turn < len(loader):
                         continue
                     rows, *parts = gather_rows(
                         *(torch.cat(part) for part in zip(*kept, strict=True))
@@ -176,10 +179,16 @@ class Features:
                     yield done, [part[fresh] for part in parts]
                     self.reporter.advance(int(fresh.sum()))
                     done += int(fresh.sum())
+                    self.num_computed += int(fresh.sum())
                     if self._ranks > 1:
                         stop_together()
         finally:
             self.reporter.finish()
+
+    def _batches_kept(self, views: Views) -> int:
+        """Return how many batches a rank keeps until all of them are gathered and written."""
+        of_batch = sum(self._item_bytes) * len(views.names) * self._batch
+        return max(1, min(_BATCHES_KEPT, _BYTES_KEPT // self._ranks // of_batch))
 
     def _loader(self, paths: Sequence[Path], views: Views) -> Any:
         source = FileSource(paths, max_pixels=self.plan.max_pixels)
@@ -220,30 +229,30 @@ class Features:
             for view in views.names
         ]
 
-    def _make_room(self, count: int) -> None:
-        """Let older stores make way.
+    def _make_room(self, counts: NDArray[np.int64]) -> None:
+        """Let older stores make way for so many new items of each answer.
 
         Raises:
             StorageError: Maps do not fit. Features are kept whatever the limit: they are small.
         """
-        plan, needed = self.plan, self._item_bytes * count
+        plan, needed = self.plan, int(np.dot(counts, self._item_bytes)) if len(counts) else 0
+        if not needed:
+            return
         fits = make_room(plan.root, needed_bytes=needed, limit_bytes=plan.limit_bytes)
-        if not fits and self.map_shape is not None:
+        if not fits and self.map_form is not None:
             raise StorageError(
-                f"There is no room at {plan.root} for {needed / 1e9:.1f} GB of maps "
+                f"There is no room at {plan.root} for {needed / 1e9:.2g} GB of maps "
                 f"(cache.max_gb={plan.limit_bytes / 1e9:g}, other runs' included). Raise "
                 f"cache.max_gb, or take fewer probe.views, or probe.depth=1."
             )
 
-    def _map_shape(self) -> torch.Size | None:
-        if self.answers.halves is None:
-            return None
-        example = torch.zeros(1, *self.plan.spec.input_size, device=self.device)
+    def _map_form(self) -> MapForm | None:
         with autocast(self.plan.precision, self.device):
-            return self.answers.map_shape(example)
+            example = torch.zeros(1, *self.plan.spec.input_size, device=self.device)
+            return self.answers.map_form(example)
 
     def _made_by(self) -> str:
         """Return what tells answers of one backbone and preprocessing from those of another."""
         plan = self.plan
-        made_by = f"{backbone_digest(self.answers.network)}\0{plan.spec}\0{plan.precision}"
-        return hashlib.sha256(made_by.encode()).hexdigest()[:16]
+        made_by = (backbone_digest(self.answers.network), plan.network, plan.spec, plan.precision)
+        return hashlib.sha256("\0".join(map(str, made_by)).encode()).hexdigest()[:16]

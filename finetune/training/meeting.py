@@ -137,7 +137,17 @@ class Meeting:
             TrainingError: One is lost, or failed.
             StopRequest: One was asked to stop.
         """
-        if self._looks and time.monotonic() - self._last_look > _LOOK_SECONDS:
+        if self._looks:
+            self.look_at_waiting()
+
+    def look_at_waiting(self) -> None:
+        """Look after others that wait to be handed something, in a process group, too.
+
+        Raises:
+            TrainingError: One is lost, or failed.
+            StopRequest: One was asked to stop.
+        """
+        if time.monotonic() - self._last_look > _LOOK_SECONDS:
             self._look(self._others() if self.launch.rank == 0 else [0])
 
     def fail(self, error: BaseException) -> None:

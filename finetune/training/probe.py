@@ -6,8 +6,7 @@ fine-tuning begins with and must beat (Kumar et al. 2022, https://arxiv.org/abs/
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.metrics import evaluate_probabilities
 from finetune.models.classifier import ImageClassifier
+from finetune.models.cut import cut_last_groups
 from finetune.models.head import linear_head, set_head
+from finetune.models.mode import in_eval_mode
 from finetune.probe.answers import Answers
 from finetune.probe.choice import Fitted, fit_head
 from finetune.probe.features import Views
@@ -28,7 +29,7 @@ from finetune.storage import atomic_file
 from finetune.training.features import FeaturePlan, Features
 from finetune.training.meeting import Meeting
 from finetune.training.module import CARD_KEY, ClassificationModule
-from finetune.training.tail import KeptSplits, TailPlan, cut_classifier, fit_tail, wait_for_tail
+from finetune.training.tail import KeptSplits, TailPlan, fit_tail
 from finetune.types import Reporter
 
 PROBE_KEY = "probe"
@@ -80,7 +81,7 @@ class Probe:
         train_loss: Weighted mean loss of the training images.
         metrics: Of the validation images, by name.
         right: Whether each validation image comes out right, shape (N,).
-        tail_epoch: Passes over kept maps after which the last layers were best; 0 where the head
+        tail_passes: Passes over kept maps after which the last layers were best; 0 where the head
             alone was, None where nothing else was trained.
         head_metrics: Of the validation images by the head alone.
         seconds: All of it.
@@ -92,7 +93,7 @@ class Probe:
     train_loss: float
     metrics: Mapping[str, float]
     right: NDArray[np.bool_]
-    tail_epoch: int | None
+    tail_passes: int | None
     head_metrics: Mapping[str, float]
     seconds: float
     num_images: int
@@ -106,7 +107,7 @@ class Probe:
             "penalty": self.fitted.penalty,
             "held_out_accuracy": self.fitted.held_out_accuracy,
             "held_out_loss": self.fitted.held_out_loss,
-            "tail_epoch": self.tail_epoch,
+            "tail_passes": self.tail_passes,
             "head_metrics": _plain(self.head_metrics),
             "images": self.num_images,
             "images_computed": self.num_computed,
@@ -150,16 +151,16 @@ def fit_probe(
         with_weights_of_rank_0(classifier)
     head = linear_head(classifier.network)
     assert head is not None, "looked for by who plans"
-    with _in_eval_mode(classifier):
-        halves = None if plan.tail is None else cut_classifier(classifier, plan.tail.depth)
+    with in_eval_mode(classifier):
+        halves = None
+        if plan.tail is not None:
+            halves = cut_last_groups(classifier.network, plan.tail.depth)
+            assert halves is not None, "looked for by who plans"
         answers = Answers(classifier.network, head, halves)
         features = Features(answers, plan.features, device=device, met=met, reporter=reporter)
         train = features.of(plan.train.paths, plan.views)
         val = features.of(plan.val.paths)
         if met is not None and met.launch.rank > 0:
-            if plan.tail is not None:
-                met.receive("head")  # however long the fit takes
-                wait_for_tail(plan.tail)
             return None
         labels, weights = plan.train.labels, plan.train.weights
         fitted = fit_head(train[0], labels, weights, num_classes=len(plan.classes))
@@ -167,14 +168,12 @@ def fit_probe(
         probabilities = fitted.head.logits(val[0][0]).softmax(dim=1)
         head_metrics = _metrics(probabilities, plan)
         tail = None
-        if plan.tail is not None:
-            if met is not None:
-                met.hand_out("head", None)
-            assert features.map_shape is not None, "asked about maps"
+        if plan.tail is not None and halves is not None and features.map_form is not None:
             tail = fit_tail(
                 classifier,
+                halves.second,
                 plan.tail,
-                KeptSplits(train[1], val[1][0], features.map_shape, labels, weights),
+                KeptSplits(train[1], val[1][0], features.map_form, labels, weights),
                 lambda found: _metrics(found, plan),
                 baseline=head_metrics[plan.tail.monitor],
                 device=device,
@@ -190,7 +189,7 @@ def fit_probe(
         train_loss=train_loss,
         metrics=head_metrics if tail is None else _metrics(probabilities, plan),
         right=(probabilities.argmax(dim=1).numpy() == plan.val.labels),
-        tail_epoch=None if plan.tail is None else 0 if tail is None else tail.epoch,
+        tail_passes=None if plan.tail is None else 0 if tail is None else tail.passes,
         head_metrics=head_metrics,
         seconds=time.monotonic() - start,
         num_images=len(plan.train.paths) + len(plan.val.paths),
@@ -224,17 +223,6 @@ def save_probe(module: ClassificationModule, found: Probe, file: Path) -> None:
     checkpoint = {"state_dict": state, CARD_KEY: module.card, PROBE_KEY: found.as_json()}
     with atomic_file(file) as temporary, temporary.open("wb") as stream:
         torch.save(checkpoint, stream)
-
-
-@contextmanager
-def _in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Set eval mode in the block alone: Lightning trains in the mode that it finds."""
-    mode = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(mode)
 
 
 def is_probe(file: Path) -> bool:

@@ -140,7 +140,7 @@ def test_parameters_of_the_schedule_that_the_user_gave_stay() -> None:
 def test_larger_sets_take_larger_batches_and_fewer_epochs(num_images: int, more: int) -> None:
     found = chosen(class_counts=[num_images - 10, 10])
     assert found["trainer.batch_size"] == 32 * 2**more
-    assert found["trainer.epochs"] == [4, 4, 3][more]
+    assert found["trainer.epochs"] == [6, 6, 3][more]
     untaught = chosen({"probe.enabled": "off"}, class_counts=[num_images - 10, 10])
     assert untaught["trainer.epochs"] == [10, 8, 5][more]
     scratch = chosen(class_counts=[num_images - 10, 10], pretrained=False)
@@ -160,7 +160,8 @@ def test_layers_that_wait_get_more_epochs() -> None:
     assert chosen({"unfreeze.name": "gradual"})["trainer.epochs"] == 10
     assert chosen({"unfreeze.params": {"epochs": 5}})["trainer.epochs"] == 10
     assert chosen({"unfreeze.name": "all"})["trainer.epochs"] == 10  # of 100 images
-    assert chosen({"unfreeze.name": "all"}, class_counts=[500, 500])["trainer.epochs"] == 4
+    assert chosen({"unfreeze.name": "all"}, class_counts=[200, 200])["trainer.epochs"] == 4
+    assert chosen({"unfreeze.name": "all"}, class_counts=[500, 500])["trainer.epochs"] == 6
     assert chosen({"unfreeze.name": "gradual"}, class_counts=[500, 500])["trainer.epochs"] == 10
 
 

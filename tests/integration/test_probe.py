@@ -220,8 +220,8 @@ def test_a_probe_that_goes_deeper_ships_what_it_measured(
 ) -> None:
     run = fit(place, "run", "--unfreeze", "linear_probe", "trainer.monitor=loss", *DEEP)
     shown = said(capsys)
-    assert "then layer4 and head, 4 epochs on kept maps of what lies before them" in shown
-    assert "The last layers, after epoch " in shown
+    assert "then layer4 and head, 4 passes over kept maps of what lies before them" in shown
+    assert "The last layers, after pass " in shown
     (row,) = rows(run)
     found = measured(run)
     for name in ("accuracy", "loss", "macro_f1", "balanced_accuracy"):

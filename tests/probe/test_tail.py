@@ -9,14 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finetune.probe.tail import TailTraining, tail_logits, trained_epochs
+from finetune.probe.answers import MapForm
+from finetune.probe.tail import TailTraining, tail_logits, trained_passes
 
 CPU = torch.device("cpu")
 SHAPE = torch.Size((4, 3, 3))
+FORM = MapForm(SHAPE, channels_last=True)
 LABELS = np.arange(12) % 3
 HOW = TailTraining(
-    epochs=3,
+    passes=3,
     batch_size=5,
+    at_once=5,
     lr_factor=lambda _: 1.0,
     gradient_clip=0.0,
     precision="32-true",
@@ -49,22 +52,18 @@ def learnt(
     optimizer = torch.optim.SGD(network.parameters(), lr=lr)
     shares = np.ones(12) if weights is None else weights
     return list(
-        trained_epochs(
-            network, optimizer, views, LABELS, shares, map_shape=SHAPE, how=how, device=CPU
-        )
+        trained_passes(network, optimizer, views, LABELS, shares, form=FORM, how=how, device=CPU)
     )
 
 
 def logits(network: nn.Module, of: NDArray[np.float32]) -> Tensor:
-    return tail_logits(
-        network.eval(), of, map_shape=SHAPE, batch_size=5, precision="32-true", device=CPU
-    )
+    return tail_logits(network.eval(), of, form=FORM, batch_size=5, precision="32-true", device=CPU)
 
 
 def test_it_learns_and_says_its_loss() -> None:
     network = tail()
     before = nn.functional.cross_entropy(logits(network, maps()), torch.from_numpy(LABELS))
-    losses = learnt(network, [maps()], how=replace(HOW, epochs=20))
+    losses = learnt(network, [maps()], how=replace(HOW, passes=20))
     assert losses[0] == pytest.approx(float(before), rel=0.2)
     assert losses[-1] < 0.5 * losses[0]
     assert (logits(network, maps(1)).argmax(dim=1).numpy() == LABELS).mean() > 0.9
@@ -72,7 +71,7 @@ def test_it_learns_and_says_its_loss() -> None:
 
 def test_steps_are_those_of_a_plain_loop() -> None:
     network, plain = tail(), tail()
-    learnt(network, [maps()], how=replace(HOW, epochs=1, batch_size=12))
+    learnt(network, [maps()], how=replace(HOW, passes=1, batch_size=12, at_once=12))
     of_all, labels = torch.from_numpy(maps()).view(-1, *SHAPE), torch.from_numpy(LABELS)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
     loss: Any = nn.functional.cross_entropy(plain(of_all), labels)
@@ -80,6 +79,35 @@ def test_steps_are_those_of_a_plain_loop() -> None:
     optimizer.step()
     for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 7])
+def test_what_is_in_memory_together_makes_no_difference(at_once: int) -> None:
+    whole, parted = tail(), tail()
+    weights = np.arange(1, 13, dtype=np.float64)
+    losses = [
+        learnt(network, [maps()], how=replace(HOW, batch_size=7, at_once=at), weights=weights)
+        for network, at in ((whole, 7), (parted, at_once))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(logits(whole, maps()), logits(parted, maps()), rtol=1e-4, atol=1e-5)
+
+
+def test_every_step_is_told() -> None:
+    steps: list[int] = []
+    network = tail()
+    passes = trained_passes(
+        network,
+        torch.optim.SGD(network.parameters(), lr=0.1),
+        [maps()],
+        LABELS,
+        np.ones(12),
+        form=FORM,
+        how=HOW,
+        device=CPU,
+        after_step=lambda: steps.append(len(steps)),
+    )
+    assert [len(steps) for _ in passes] == [3, 6, 9]
 
 
 def test_the_same_seed_learns_the_same_bits_and_another_does_not() -> None:
@@ -118,7 +146,7 @@ def test_each_view_is_learnt_from(number: int) -> None:
     ids=["rates", "norms"],
 )
 def test_rates_and_norms_are_held(change: dict[str, Any]) -> None:
-    far = [moved_by(replace(HOW, batch_size=12, **some)) for some in ({}, change)]
+    far = [moved_by(replace(HOW, batch_size=12, at_once=12, **some)) for some in ({}, change)]
     assert 0 < far[1] < 0.6 * far[0]
 
 

@@ -110,13 +110,27 @@ def test_what_is_known_is_not_asked_again(place: Path) -> None:
     [
         {"model__pretrained_cfg": {"mean": [0.4, 0.4, 0.4]}},
         {"data__image_size": 40},
+        {"model__kwargs": {"global_pool": "max"}},
         {"trainer__precision": "bf16-mixed"},
     ],
-    ids=["mean", "size", "precision"],
+    ids=["mean", "size", "network", "precision"],
 )
 def test_another_preprocessing_is_another_question(change: dict[str, Any], place: Path) -> None:
     asked(training_in(place))
     assert asked(training_in(place, **change))[1] == 24
+
+
+def test_what_is_known_is_not_written_again(place: Path) -> None:
+    def sizes() -> dict[str, int]:
+        files = (place / "cache").rglob("arrays.bin")
+        return {file.parent.name: file.stat().st_size for file in files}
+
+    asked(training_in(place))
+    before = sizes()
+    assert asked(training_in(place), mirrored=True)[1] == 24
+    after = sizes()
+    assert len(after) == 2
+    assert before.items() <= after.items()
 
 
 def test_another_backbone_is_another_question(place: Path) -> None:

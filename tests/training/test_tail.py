@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from torch import nn
 
 from finetune.build import Training
 from finetune.data.picture import open_picture
 from finetune.data.transform import EvalTransform
 from finetune.errors import ConfigError, StorageError, TrainingError
+from finetune.models.cut import Halves, cut_last_groups
 from finetune.training import tail as tail_module
 from finetune.training.probe import Probe, fit_probe
 from finetune.types import Reporter
@@ -76,7 +79,7 @@ def test_the_last_layers_alone_move(place: Path) -> None:
     classifier = training.module.classifier
     before = snapshot(classifier.network)
     found = probed(training)
-    assert found.tail_epoch
+    assert found.tail_passes
     groups = classifier.groups[:2]
     moved = changed(before, classifier.network)
     assert moved == {name for group in groups for name in group.parameters}
@@ -97,7 +100,7 @@ def test_where_no_epoch_beats_the_head_nothing_has_moved(place: Path) -> None:
     probed(alone)
     deeper = training_in(place, optim__lr=50.0, optim__backbone_lr_scale=1)
     found = probed(deeper)
-    assert found.tail_epoch == 0
+    assert found.tail_passes == 0
     assert found.metrics == found.head_metrics
     assert not changed(snapshot(alone.module.classifier.network), deeper.module.classifier.network)
 
@@ -108,7 +111,7 @@ def test_statistics_stay_though_the_run_moves_them(place: Path) -> None:
     )
     classifier = training.module.classifier
     before = snapshot(classifier.network)
-    assert probed(training).tail_epoch
+    assert probed(training).tail_passes
     assert not {n for n in changed(before, classifier.network) if "running" in n}
     assert classifier.batch_norm == "train"
 
@@ -125,9 +128,9 @@ def test_too_little_memory_is_said(place: Path, monkeypatch: pytest.MonkeyPatch)
     def short(*given: Any, **more: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
-    monkeypatch.setattr(tail_module, "trained_epochs", short)
+    monkeypatch.setattr(tail_module, "trained_passes", short)
     with pytest.raises(
-        TrainingError, match=r"2 layer groups on kept maps does not fit.*batch-size"
+        TrainingError, match=r"2 layer groups on kept maps.*does not fit.*trainer\.accumulate"
     ):
         probed(training_in(place))
 
@@ -147,10 +150,14 @@ def test_maps_that_find_no_room_beside_others_are_said(
         ({"probe__depth": 99}, r"probe\.depth=99 leaves nothing of test_resnet frozen"),
         ({"probe__enabled": "off"}, r"probe\.depth=2 cannot apply to probe\.enabled=off"),
         ({"probe__depth": 1, "probe__passes": 3}, r"probe\.passes=3 cannot apply to probe\.depth"),
+        (
+            {"probe__enabled": "off", "probe__depth": 1, "probe__passes": 3},
+            r"probe\.passes=3 cannot",
+        ),
         ({"probe__passes": 0}, r"probe\.passes=0 cannot apply to probe\.depth=2"),
-        ({"cache__max_gb": 1e-5}, r"keeps 0\.0 GB of maps.*more than cache\.max_gb=1e-05"),
+        ({"cache__max_gb": 1e-5}, r"keeps 0\.\d+ GB of maps.*more than cache\.max_gb=1e-05"),
     ],
-    ids=["too deep", "no probe", "no depth", "no epochs", "no room"],
+    ids=["too deep", "no probe", "neither", "no depth", "no epochs", "no room"],
 )
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str, place: Path) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -160,6 +167,56 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str, place
 def test_a_network_that_cannot_be_followed_is_refused(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune.build.tail.cut_before", lambda *given: None)
+    monkeypatch.setattr("finetune.build.tail.cut_last_groups", lambda *given: None)
     with pytest.raises(ConfigError, match=r"probe\.depth=2 cannot apply to test_resnet"):
         training_in(place)
+
+
+def test_a_cut_that_computes_something_else_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(network: nn.Module, depth: int) -> Halves:
+        halves = cut_last_groups(network, depth)
+        other = cut_last_groups(timm.create_model("test_resnet", num_classes=3).eval(), depth)
+        assert halves is not None
+        assert other is not None
+        return Halves(halves.first, other.second, halves.at)
+
+    monkeypatch.setattr("finetune.build.tail.cut_last_groups", wrong)
+    with pytest.raises(ConfigError, match=r"cannot be told from its code"):
+        training_in(place)
+
+
+def test_the_best_pass_is_kept_by_what_grows(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = training_in(
+        place, probe__passes=3, optim__lr=3e-3, optim__backbone_lr_scale=1,
+        trainer__monitor="accuracy",
+    )  # fmt: skip
+    classifier = training.module.classifier
+    scores = iter([0.4, 0.5, 0.9, 0.7, 0.9])  # of the head alone, of each pass, and of the best
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def scripted(probabilities: torch.Tensor, plan: Any) -> dict[str, float]:
+        seen.append(snapshot(classifier.network))
+        return {"accuracy": next(scores)}
+
+    monkeypatch.setattr("finetune.training.probe._metrics", scripted)
+    found = probed(training)
+    assert (found.tail_passes, found.metrics["accuracy"]) == (2, 0.9)
+    assert not changed(seen[2], classifier.network)
+    assert changed(seen[3], classifier.network)
+
+
+def test_planning_leaves_the_network_in_its_mode(place: Path) -> None:
+    plain, deep = (training_in(place, probe__depth=depth) for depth in (1, 2))
+    modes = [[m.training for m in one.module.classifier.modules()] for one in (plain, deep)]
+    assert modes[0] == modes[1]
+
+
+def test_it_learns_in_less_precision(place: Path) -> None:
+    training = training_in(
+        place, trainer__precision="bf16-mixed", optim__lr=3e-3, optim__backbone_lr_scale=1
+    )
+    found = probed(training)
+    assert found.tail_passes
+    assert found.metrics["loss"] < found.head_metrics["loss"]

@@ -1,5 +1,6 @@
 """Runs that are a probe, that begin with one, and that do not beat it."""
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -230,6 +231,47 @@ def test_a_probe_that_goes_deeper_ships_what_it_measured(
     after = weights(run, "best")
     moved = {n for n, t in before.items() if not torch.equal(after[f"classifier.network.{n}"], t)}
     assert {name.partition(".")[0] for name in moved} == {"fc", "layer4"}
+
+
+def test_a_probe_that_was_ended_while_it_went_deeper_ends_alike(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--unfreeze", "linear_probe", "trainer.monitor=loss", *DEEP)
+    whole = fit(place, "whole", *words)
+    run = place / "run"
+    given = ("fit", place / "photos", "--weights", place / "weights.pth", "--output", run)
+    told = iter(range(3))
+
+    def ended() -> Iterator[float]:
+        for _ in told:
+            yield 0.5
+        raise ConfigError("ended by the test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune.training.tail.trained_passes", lambda *_, **__: ended())
+        assert run_command([str(word) for word in (*given, *SMALL, *words)]) == 2
+    assert not (run / "checkpoints" / "best.ckpt").exists()
+    capsys.readouterr()
+    assert run_command(["fit", "--resume", str(run)]) == 0
+    assert "39 of them known from before" in said(capsys)
+    assert_same_bits(weights(run, "best"), weights(whole, "best"))
+
+
+def test_the_plan_of_a_deeper_probe_says_what_it_keeps(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("fit", place / "photos", "--weights", place / "weights.pth", *SMALL, *DEEP)
+    words = [str(word) for word in (*given, "--unfreeze", "linear_probe", "--dry-run", "--json")]
+    assert run_command(words) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert plan["probe"]["tail"]["groups"] == ["head", "layer4"]
+    assert plan["probe"]["tail"]["passes"] == 4
+    # maps of 192 channels, a sixteenth as high and wide as the images
+    kept = (24 + 15) * 192 * (32 // 16) ** 2 * 4
+    assert plan["probe"]["tail"]["gigabytes"] == pytest.approx(kept / 1e9, abs=1e-6)
+    keys = {row["key"] for row in plan["recipe"]}
+    assert "optim.layer_decay" in keys
+    assert "trainer.epochs" not in keys
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from finetune.machine import autocast, seed_device
 from finetune.probe.answers import MapForm
 
 
-class KeptMaps(Protocol):
+class MapRows(Protocol):
     """Maps, float32, flattened, of which any rows are read.
 
     Attributes:
@@ -59,7 +59,7 @@ class TailTraining:
 def trained_passes(
     tail: nn.Module,
     optimizer: Optimizer,
-    views: Sequence[KeptMaps],
+    views: Sequence[MapRows],
     labels: NDArray[np.int64],
     weights: NDArray[np.float64],
     *,
@@ -120,7 +120,7 @@ def trained_passes(
 
 def tail_logits(
     tail: nn.Module,
-    maps: KeptMaps,
+    maps: MapRows,
     *,
     form: MapForm,
     batch_size: int,
@@ -146,7 +146,7 @@ def tail_logits(
 
 
 def _in_views(
-    views: Sequence[KeptMaps], rows: NDArray[np.int64], seen_as: NDArray[np.int64]
+    views: Sequence[MapRows], rows: NDArray[np.int64], seen_as: NDArray[np.int64]
 ) -> Tensor:
     """Return the maps (n, D) of some images, each in the view that it is seen as."""
     found = np.empty((len(rows), views[0].shape[1]), np.float32)

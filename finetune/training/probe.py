@@ -8,6 +8,7 @@ fine-tuning begins with and must beat (Kumar et al. 2022, https://arxiv.org/abs/
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.metrics import evaluate_probabilities
 from finetune.models.classifier import ImageClassifier
@@ -29,7 +30,7 @@ from finetune.storage import atomic_file
 from finetune.training.features import FeaturePlan, Features
 from finetune.training.meeting import Meeting
 from finetune.training.module import CARD_KEY, ClassificationModule
-from finetune.training.tail import KeptSplits, TailPlan, fit_tail
+from finetune.training.tail import KeptMaps, Outcome, TailPlan, fit_tail
 from finetune.types import Reporter
 
 PROBE_KEY = "probe"
@@ -149,14 +150,8 @@ def fit_probe(
     classifier.to(device)
     if met is not None:
         with_weights_of_rank_0(classifier)
-    head = linear_head(classifier.network)
-    assert head is not None, "looked for by who plans"
     with in_eval_mode(classifier):
-        halves = None
-        if plan.tail is not None:
-            halves = cut_last_groups(classifier.network, plan.tail.depth)
-            assert halves is not None, "looked for by who plans"
-        answers = Answers(classifier.network, head, halves)
+        answers = _answers(classifier.network, plan.tail)
         features = Features(answers, plan.features, device=device, met=met, reporter=reporter)
         train = features.of(plan.train.paths, plan.views)
         val = features.of(plan.val.paths)
@@ -164,37 +159,40 @@ def fit_probe(
             return None
         labels, weights = plan.train.labels, plan.train.weights
         fitted = fit_head(train[0], labels, weights, num_classes=len(plan.classes))
-        set_head(head, weight=fitted.head.weight, bias=fitted.head.bias)
-        probabilities = fitted.head.logits(val[0][0]).softmax(dim=1)
-        head_metrics = _metrics(probabilities, plan)
-        tail = None
-        if plan.tail is not None and halves is not None and features.map_form is not None:
-            tail = fit_tail(
+        set_head(answers.head, weight=fitted.head.weight, bias=fitted.head.bias)
+        best = alone = Outcome(
+            passes=0,
+            train_loss=_mean_loss(fitted.head.logits(train[0][0]), plan.train),
+            probabilities=fitted.head.logits(val[0][0]).softmax(dim=1),
+        )
+        if plan.tail is not None:
+            best = fit_tail(
                 classifier,
-                halves.second,
                 plan.tail,
-                KeptSplits(train[1], val[1][0], features.map_form, labels, weights),
-                lambda found: _metrics(found, plan),
-                baseline=head_metrics[plan.tail.monitor],
+                KeptMaps(answers, features.map_form, train[1], val[1][0], labels, weights),
+                partial(_metrics, plan=plan),
+                alone=alone,
                 device=device,
                 met=met,
                 reporter=reporter,
             )
-    if tail is None:
-        train_loss = _mean_loss(fitted.head.logits(train[0][0]), plan.train)
-    else:
-        train_loss, probabilities = tail.train_loss, tail.probabilities
     return Probe(
         fitted=fitted,
-        train_loss=train_loss,
-        metrics=head_metrics if tail is None else _metrics(probabilities, plan),
-        right=(probabilities.argmax(dim=1).numpy() == plan.val.labels),
-        tail_passes=None if plan.tail is None else 0 if tail is None else tail.passes,
-        head_metrics=head_metrics,
+        train_loss=best.train_loss,
+        metrics=_metrics(best.probabilities, plan),
+        right=(best.probabilities.argmax(dim=1).numpy() == plan.val.labels),
+        tail_passes=None if plan.tail is None else best.passes,
+        head_metrics=_metrics(alone.probabilities, plan),
         seconds=time.monotonic() - start,
         num_images=len(plan.train.paths) + len(plan.val.paths),
         num_computed=features.num_computed,
     )
+
+
+def _answers(network: nn.Module, tail: TailPlan | None) -> Answers:
+    head = linear_head(network)
+    assert head is not None, "looked for by who plans"
+    return Answers(network, head, None if tail is None else cut_last_groups(network, tail.depth))
 
 
 def _metrics(probabilities: Tensor, plan: ProbePlan) -> Mapping[str, float]:

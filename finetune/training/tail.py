@@ -15,8 +15,8 @@ from finetune.machine import explain_out_of_memory, is_out_of_memory
 from finetune.models.classifier import ImageClassifier
 from finetune.models.cut import cut_last_groups
 from finetune.models.mode import in_eval_mode
-from finetune.probe.answers import MapForm
-from finetune.probe.tail import KeptMaps, TailTraining, tail_logits, trained_passes
+from finetune.probe.answers import Answers, MapForm
+from finetune.probe.tail import MapRows, TailTraining, tail_logits, trained_passes
 from finetune.training.meeting import Meeting
 from finetune.types import Reporter
 
@@ -43,31 +43,33 @@ class TailPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptSplits:
-    """What is kept of the images, on rank 0.
+class KeptMaps:
+    """What the last layers learn from, on rank 0.
 
     Attributes:
-        train: Maps of the training images, (N, D) for each view.
-        val: Maps of the validation images, (M, D).
+        answers: Who gave the maps; its second half is the last layers in eval mode.
         form: Of the maps.
+        train: Those of the training images, (N, D) for each view.
+        val: Those of the validation images, (M, D).
         labels: Of the training images, shape (N,).
         weights: Of each training image in the mean loss, shape (N,).
     """
 
-    train: Sequence[KeptMaps]
-    val: KeptMaps
-    form: MapForm
+    answers: Answers
+    form: MapForm | None
+    train: Sequence[MapRows]
+    val: MapRows
     labels: NDArray[np.int64]
     weights: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Tail:
-    """What the last layers came to.
+class Outcome:
+    """What a probe came to.
 
     Attributes:
-        passes: Behind them when they were best.
-        train_loss: Weighted mean loss of the training images in the last of these passes.
+        passes: Over kept maps that are behind it; 0 is the head alone.
+        train_loss: Weighted mean loss of the training images, in the last of these passes.
         probabilities: Of the validation images, shape (M, K).
     """
 
@@ -78,33 +80,31 @@ class Tail:
 
 def fit_tail(
     classifier: ImageClassifier,
-    quiet: nn.Module,
     plan: TailPlan,
-    kept: KeptSplits,
+    kept: KeptMaps,
     measure: Callable[[Tensor], Mapping[str, float]],
     *,
-    baseline: float,
+    alone: Outcome,
     device: torch.device,
     met: Meeting | None,
     reporter: Reporter,
-) -> Tail | None:
+) -> Outcome:
     """Train the last layers on rank 0, and leave them as after their best pass.
 
     The others wait to be handed what comes of it. BatchNorm keeps its statistics.
 
     Args:
         classifier: In eval mode, on the device; its head is fitted.
-        quiet: Its last layers, as they compute in eval mode.
         plan: Steps and rates.
         kept: What it learns from.
         measure: Class probabilities of the validation images (M, K) to metrics.
-        baseline: Score of the head alone.
+        alone: What the head alone came to.
         device: Of this rank.
         met: The ranks; None for one alone.
         reporter: Told of the progress.
 
     Returns:
-        What they came to; None where no pass beat the head alone, and they are as they were.
+        What they came to; ``alone`` where no pass beat that, and they are as they were.
 
     Raises:
         StopRequest: A rank was asked to stop.
@@ -112,7 +112,9 @@ def fit_tail(
     """
     how = plan.training
     reporter.start("training the last layers", how.passes)
-    best, best_value = None, _growing(plan.monitor, baseline)
+    best, best_score = alone, _score(measure(alone.probabilities), plan.monitor)
+    assert kept.form is not None, "asked about maps"
+    assert kept.answers.halves is not None, "asked about maps"
     with _out_of_memory_explained(plan), _only(classifier, plan.depth) as trained:
         halves = cut_last_groups(classifier.train().network, plan.depth)
         assert halves is not None, "looked for by who plans"
@@ -131,17 +133,17 @@ def fit_tail(
         for number, train_loss in enumerate(passes, start=1):
             with in_eval_mode(classifier):
                 logits = tail_logits(
-                    quiet,
+                    kept.answers.halves.second,
                     kept.val,
                     form=kept.form,
                     batch_size=how.at_once,
                     precision=how.precision,
                     device=device,
                 )
-            probabilities = logits.softmax(dim=1)
-            value = _growing(plan.monitor, measure(probabilities)[plan.monitor])
-            if value > best_value:
-                best, best_value = Tail(number, train_loss, probabilities), value
+            found = Outcome(number, train_loss, logits.softmax(dim=1))
+            score = _score(measure(found.probabilities), plan.monitor)
+            if score > best_score:
+                best, best_score = found, score
                 weights = [parameter.detach().clone() for parameter in trained]
             reporter.advance()
         with torch.no_grad():
@@ -151,8 +153,9 @@ def fit_tail(
     return best
 
 
-def _growing(monitor: str, value: float) -> float:
-    return -value if monitor == "loss" else value
+def _score(metrics: Mapping[str, float], monitor: str) -> float:
+    """Return the metric that decides, so that more is better."""
+    return -metrics[monitor] if monitor == "loss" else metrics[monitor]
 
 
 @contextmanager

@@ -23,25 +23,10 @@ from finetune.training import features as features_module
 from finetune.training.features import Features
 from finetune.training.probe import with_weights_of_rank_0
 from finetune.types import Reporter
-from tests.networks import one_thread
 from tests.processes import joined, on_ranks
-from tests.runs import small_training, write_photos, write_weights
+from tests.runs import small_training
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """Return a folder with photos and weights."""
-    write_photos(tmp_path / "photos")
-    write_weights(tmp_path / "weights.pth")
-    return tmp_path
 
 
 def training_in(place: Path, **settings: Any) -> Training:

@@ -1,6 +1,5 @@
 """A probe that goes deeper than the head: what moves, what stays, and what is kept of it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,8 @@ from finetune.models.cut import Halves, cut_last_groups
 from finetune.training import tail as tail_module
 from finetune.training.probe import Probe, fit_probe
 from finetune.types import Reporter
-from tests.networks import changed, one_thread, snapshot
-from tests.runs import small_training, write_photos, write_weights
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """Return a folder with photos and weights."""
-    write_photos(tmp_path / "photos")
-    write_weights(tmp_path / "weights.pth")
-    return tmp_path
+from tests.networks import changed, snapshot
+from tests.runs import small_training
 
 
 def training_in(place: Path, **settings: Any) -> Training:

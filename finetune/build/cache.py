@@ -93,6 +93,7 @@ def choose_cache(
     spec: PreprocessSpec,
     *,
     going_on: bool = False,
+    beside_bytes: int = 0,
 ) -> CacheChoice:
     """Decide whether the images of a run are decoded once or in every epoch.
 
@@ -103,6 +104,7 @@ def choose_cache(
         spec: Of the network.
         going_on: Whether the run has begun: then its pixels stay as they are, and without room on
             the disk they are made in every epoch.
+        beside_bytes: What else the run keeps in the same place.
 
     Raises:
         ConfigError: The cache was asked for and cannot be, or a setting of it cannot apply.
@@ -118,7 +120,7 @@ def choose_cache(
     root = stores_root(asked)
     side = _shorter_side(config, transform)
     plan = _plan(config, manifest, root, side, spec)
-    reason = _why_not(config, plan, needs_side=transform.draws)
+    reason = _why_not(config, plan, needs_side=transform.draws, beside_bytes=beside_bytes)
     if asked == "auto" and int(config.trainer.epochs) == 1:
         reason = reason or "one epoch only"
     if reason and asked == "auto":
@@ -240,21 +242,24 @@ def _missing_share(plan: CachePlan, form: str, paths: Sequence[Path]) -> float:
     return float(missing.mean())
 
 
-def _why_not(config: Config, plan: CachePlan, *, needs_side: bool) -> str:
+def _why_not(config: Config, plan: CachePlan, *, needs_side: bool, beside_bytes: int) -> str:
     """Return why the plan cannot be, or an empty string."""
     if needs_side and plan.shorter_side is None:
         return (
             f"the pipeline {config.augment.name} does not begin with RandomResizedCrop or Resize, "
             f"so that it may need the full images; data.cache_px=PIXELS says how much it needs"
         )
-    size = f"{plan.num_bytes / 1e9:.1f} GB"
-    if plan.num_bytes > plan.limit_bytes:
-        return f"{size} of pixels are more than cache.max_gb={config.cache.max_gb:g} allows"
-    free = _free_bytes(plan.root)
-    if plan.new_bytes and free - plan.new_bytes < _SPARE_BYTES:
+    beside = f" beside {beside_bytes / 1e9:.1f} GB of maps" if beside_bytes else ""
+    if plan.num_bytes + beside_bytes > plan.limit_bytes:
         return (
-            f"{plan.new_bytes / 1e9:.1f} GB of pixels do not fit into the {free / 1e9:.1f} GB free "
-            f"at {plan.root}"
+            f"{plan.num_bytes / 1e9:.1f} GB of pixels{beside} are more than "
+            f"cache.max_gb={config.cache.max_gb:g} allows"
+        )
+    free = _free_bytes(plan.root)
+    if plan.new_bytes and free - plan.new_bytes - beside_bytes < _SPARE_BYTES:
+        return (
+            f"{plan.new_bytes / 1e9:.1f} GB of pixels{beside} do not fit into the "
+            f"{free / 1e9:.1f} GB free at {plan.root}"
         )
     return ""
 

@@ -155,7 +155,15 @@ def build_training(
         recipe=recipe,
         card=build_card(config, manifest, network, augment).as_json(),
     )
-    choice = choose_cache(config, manifest, augment, network.spec, going_on=going_on)
+    tail = None if probe is None else probe.tail
+    choice = choose_cache(
+        config,
+        manifest,
+        augment,
+        network.spec,
+        going_on=going_on,
+        beside_bytes=0 if tail is None else tail.num_bytes,
+    )
     return Training(
         config=choice.config,
         manifest=manifest,

@@ -30,8 +30,7 @@ class Compared:
         image_size: Side of the input in pixels.
         num_parameters: With the new classifier.
         num_multiplications: Multiply-adds of one image.
-        images_per_second: Answered for in eval mode on this machine, without reading; None where
-            not even one image fits.
+        images_per_second: Answered for in eval mode on this machine, without reading.
         training_bytes: Memory of a training step of every layer; None where it does not fit.
         batch_size: Of that step.
         monitor: The metric that ``fit`` would choose its best epoch by.
@@ -47,7 +46,7 @@ class Compared:
     image_size: int
     num_parameters: int
     num_multiplications: int
-    images_per_second: float | None
+    images_per_second: float
     training_bytes: int | None
     batch_size: int
     monitor: str
@@ -65,14 +64,14 @@ class Compared:
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
         published = imagenet_error(self.backbone)
-        speed, num_bytes = self.images_per_second, self.training_bytes
+        num_bytes = self.training_bytes
         return {
             "backbone": self.backbone,
             "weights": self.weights,
             "image_size": self.image_size,
             "parameters": self.num_parameters,
             "gmacs": round(self.num_multiplications / 1e9, 4),
-            "images_per_second": None if speed is None else round(speed, 2),
+            "images_per_second": round(self.images_per_second, 2),
             "training_memory_gb": None if num_bytes is None else round(num_bytes / 1e9, 3),
             "metrics": {name: float(value) for name, value in self.metrics.items()},
             "accuracy_interval": list(self.interval),

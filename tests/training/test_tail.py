@@ -1,5 +1,6 @@
 """A probe that goes deeper than the head: what moves, what stays, and what is kept of it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,18 @@ def test_maps_that_find_no_room_beside_others_are_said(
     with pytest.raises(StorageError, match=r"no room .* of maps .*Raise cache\.max_gb"):
         probed(training_in(place))
     assert probed(training_in(place, probe__depth=1)).num_computed == 39
+
+
+def test_pixels_make_way_for_the_maps_that_were_asked_for(place: Path) -> None:
+    both = {"unfreeze__name": "all", "trainer__epochs": 2, "data__cache": "auto"}
+    wide = training_in(place, **both)
+    assert wide.probe is not None
+    assert wide.probe.tail is not None
+    assert wide.cache is not None
+    limit = (wide.probe.tail.num_bytes + wide.cache.num_bytes / 2) / 1e9
+    narrow = training_in(place, cache__max_gb=limit, **both)
+    assert narrow.cache is None
+    assert re.search(r"GB of pixels beside 0\.0 GB of maps are more than", narrow.no_cache)
 
 
 @pytest.mark.parametrize(

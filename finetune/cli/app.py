@@ -112,9 +112,10 @@ def predict(
         print_json(result.as_json())
     elif output is None:
         sys.stdout.write(result.as_csv())
-    else:
-        views = ", each the mean over an image and its mirror image (--tta)" if tta else ""
-        reporter.note(f"{len(result.predictions)} predictions in {output}{views}")
+    views = ", each the mean over an image and its mirror image (--tta)" if tta else ""
+    if output is not None or tta:
+        where = "" if output is None else f" in {output}"
+        reporter.note(f"{len(result.predictions)} predictions{where}{views}")
 
 
 @app.command()

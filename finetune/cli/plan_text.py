@@ -60,9 +60,10 @@ def _probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
     said = {"probe": f"a head fitted to what the frozen backbone says of {views}{then}"}
     if tail := probe["tail"]:
         groups = " and ".join(reversed(tail["groups"]))
+        rates = " and ".join(f"{rate:.2g}" for rate in reversed(tail["lr"].values()))
         said["deeper"] = (
-            f"then {groups}, {tail['passes']} passes over kept maps of what lies before them "
-            f"({tail['gigabytes']:.2g} GB)"
+            f"then {groups} at rates of {rates}, {tail['passes']} passes over kept maps of what "
+            f"lies before them ({tail['gigabytes']:.2g} GB)"
         )
     return said
 
@@ -95,7 +96,11 @@ def _training(plan: Mapping[str, Any], where: str) -> dict[str, str]:
     training = plan["training"]
     how = f"{training['precision']} on {where}"
     if plan["probe"] and plan["probe"]["only"]:
-        return {"training": f"logistic regression until nothing improves, {how}"}
+        then = ""
+        if plan["probe"]["tail"]:
+            optimizer, schedule = training["optimizer"], training["lr_schedule"]
+            then = f", then {optimizer}, {schedule}, batches of {training['batch_size']}"
+        return {"training": f"logistic regression until nothing improves{then}, {how}"}
     return {
         "training": f"{training['epochs']} epochs of {training['steps_per_epoch']} x "
         f"{training['batch_size']} images, {training['optimizer']}, {training['lr_schedule']}, "

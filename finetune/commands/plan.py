@@ -98,6 +98,7 @@ def _probe(training: Training) -> dict[str, Any] | None:
         groups = training.module.classifier.groups[: probe.tail.depth]
         said["tail"] = {
             "groups": [group.name for group in groups],
+            "lr": dict(zip((group.name for group in groups), training.rates, strict=False)),
             "passes": probe.tail.training.passes,
             "gigabytes": round(probe.tail.num_bytes / 1e9, 6),
         }

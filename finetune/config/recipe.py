@@ -48,7 +48,7 @@ def recipe(config: Config, facts: Facts) -> dict[str, Choice]:
     return {
         "probe.enabled": _probe(config, facts),
         "probe.views": _views(config, facts, probed=probed),
-        "probe.passes": Choice(TAIL_PASSES if probed and config.probe.depth > 1 else 0),
+        "probe.passes": _passes(config, probed=probed),
         "unfreeze.name": _unfreeze(config, facts, probed=probed),
         "trainer.epochs": Choice(1) if probe_only else _epochs(facts, images, fitted=fitted),
         "trainer.batch_size": Choice(
@@ -89,6 +89,12 @@ def _views(config: Config, facts: Facts, *, probed: bool) -> Choice:
     """
     if probed and _crops(config) and facts.num_images < VIEWS_BELOW:
         return Choice(1, f"under {VIEWS_BELOW:,} images: the middle of each, too")
+    return Choice(0)
+
+
+def _passes(config: Config, *, probed: bool) -> Choice:
+    if probed and config.probe.depth > 1:
+        return Choice(TAIL_PASSES, f"over kept maps, as probe.depth={config.probe.depth}")
     return Choice(0)
 
 

@@ -183,7 +183,8 @@ class UnfreezeConfig(Section):
     name: Annotated[str, AfterValidator(_known_name(("auto", *UNFREEZE_NAMES)))] = Field(
         "auto",
         description="all, linear_probe, head_first, gradual, milestones, or "
-        "package.module:function; auto: head_first, and all with random weights",
+        "package.module:function; auto: all after a probe and with random "
+        "weights, else head_first",
     )
     params: dict[str, Any] = Field(
         default_factory=dict,

@@ -221,7 +221,8 @@ def test_a_probe_that_goes_deeper_ships_what_it_measured(
 ) -> None:
     run = fit(place, "run", "--unfreeze", "linear_probe", "trainer.monitor=loss", *DEEP)
     shown = said(capsys)
-    assert "then layer4 and head, 4 passes over kept maps of what lies before them" in shown
+    assert "then layer4 and head at rates of 0.003 and 0.003, 4 passes over kept maps" in shown
+    assert "until nothing improves, then adamw, cosine, batches of 8, 32-true on cpu" in shown
     assert "The last layers, after pass " in shown
     (row,) = rows(run)
     found = measured(run)

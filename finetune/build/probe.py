@@ -8,7 +8,7 @@ import numpy as np
 
 from finetune.build.cache import stores_root
 from finetune.build.recipe import sampling_weights
-from finetune.build.resolve import decimal, num_processes, number
+from finetune.build.resolve import decimal, images_at_once, number
 from finetune.build.sizes import training_sizes
 from finetune.build.tail import check_tail, plan_tail
 from finetune.config.load import replaced
@@ -28,8 +28,7 @@ from finetune.types import Split
 MIRRORED_BELOW = 1_000
 """Training images below which a probe sees mirror images even if fine-tuning follows.
 
-They cost as much as the images themselves, and the more images there are the less they add: half a
-point of the probe's accuracy with 2,000.
+They cost as much as the images themselves, and the more images there are the less they add.
 """
 
 
@@ -134,7 +133,7 @@ def plan_probe(
         num_images=len(train.paths),
         num_kept=len(train.paths) * len(views.names) + len(val.paths),
         batch_size=batch_size,
-        at_once=batch_size // (num_processes(config) * number(config.trainer.accumulate)),
+        at_once=images_at_once(config, batch_size),
     )
     return config, ProbePlan(
         train=train,

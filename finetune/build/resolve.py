@@ -97,6 +97,11 @@ def global_batch(config: Config, manifest: Manifest) -> int:
     return effective_batch_size(asked, num_images=num_images, shards=shards)
 
 
+def images_at_once(config: Config, batch_size: int) -> int:
+    """Return the images of a global batch that a process holds together, of a resolved config."""
+    return batch_size // (num_processes(config) * number(config.trainer.accumulate))
+
+
 def num_processes(config: Config) -> int:
     """Return the processes of all machines, of a resolved config."""
     return number(config.trainer.devices) * number(config.trainer.num_nodes)

@@ -15,7 +15,7 @@ from finetune.build.resolve import (
     check_strategy,
     decimal,
     global_batch,
-    num_processes,
+    images_at_once,
     number,
     resolve,
 )
@@ -195,8 +195,7 @@ def with_cache(training: Training, *, reporter: Reporter) -> Training:
 
 def batch_in_memory(training: Training) -> int:
     """Return the images that a process holds at once."""
-    trainer = training.config.trainer
-    return training.batch_size // (num_processes(training.config) * number(trainer.accumulate))
+    return images_at_once(training.config, training.batch_size)
 
 
 def trainer_options(config: Config) -> TrainerOptions:

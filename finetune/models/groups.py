@@ -32,7 +32,7 @@ def weight_rms(network: nn.Module, group: LayerGroup) -> float:
     """Return how large the weights of a group are: the median of its matrices' root mean squares.
 
     A step of AdamW moves each weight by about the learning rate, whatever the gradient: over this
-    it is the share of a layer that one step changes. Networks differ in it by a factor of 40.
+    it is the share of a layer that one step changes. Networks differ in it widely.
     """
     parameters = dict(network.named_parameters())
     sizes = [

@@ -7,10 +7,9 @@
 
 import hashlib
 import json
-import math
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,11 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch import nn
 
+from finetune.card import Card, readme
 from finetune.errors import ModelError, RunFolderError
 from finetune.models import zoo
 from finetune.storage import atomic_folder
-from finetune.types import PreprocessSpec
 
-FORMAT_VERSION = 1
 _PACKAGES = ("finetune", "torch", "torchvision", "timm", "pytorch-lightning", "albumentations")
 _NETWORK_PREFIX = "classifier.network."
 
@@ -36,59 +34,6 @@ AVERAGE_KEY = "average"
 was measured, and what is used. Training goes on from the others."""
 
 zoo.register()
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """What a model is, in JSON values; stands in every checkpoint and bundle.
-
-    Attributes:
-        backbone: timm name.
-        model_args: Arguments of ``timm.create_model`` besides the number of classes.
-        classes: Class names in index order.
-        spec: Preprocessing.
-        facts: Where it came from: weights, training images of each class, seed, metrics …
-        temperature: What logits are divided by before they become probabilities.
-    """
-
-    backbone: str
-    model_args: Mapping[str, Any]
-    classes: tuple[str, ...]
-    spec: PreprocessSpec
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    temperature: float = 1.0
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values that JSON and ``torch.load(weights_only=True)`` read back."""
-        tree = {"format": FORMAT_VERSION, **asdict(self)}
-        plain: dict[str, Any] = json.loads(json.dumps(tree))
-        return plain
-
-    @staticmethod
-    def from_json(tree: Mapping[str, Any]) -> "Card":
-        """Return the card of what ``as_json`` gave.
-
-        Raises:
-            KeyError: Something is missing.
-            ValueError: The temperature is no positive number.
-            RunFolderError: A newer release wrote it.
-        """
-        if tree["format"] > FORMAT_VERSION:
-            raise RunFolderError(
-                f"a newer finetune wrote it (format {tree['format']}, this one reads up to "
-                f"{FORMAT_VERSION}). Upgrade finetune."
-            )
-        spec = dict(tree["spec"])
-        for key in ("input_size", "mean", "std"):
-            spec[key] = tuple(spec[key])
-        return Card(
-            backbone=tree["backbone"],
-            model_args=tree["model_args"],
-            classes=tuple(tree["classes"]),
-            spec=PreprocessSpec(**spec),
-            facts=tree["facts"],
-            temperature=_temperature(tree.get("temperature", 1.0)),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +85,7 @@ def save_bundle(network: nn.Module, card: Card, folder: Path) -> None:
         }
         text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
         (temporary / "finetune.json").write_text(text, encoding="utf-8")
-        (temporary / "README.md").write_text(_readme(card), encoding="utf-8")
+        (temporary / "README.md").write_text(readme(card), encoding="utf-8")
 
 
 def load_model(path: Path) -> ModelBundle:
@@ -232,18 +177,6 @@ def _network(card: Card, state: Mapping[str, torch.Tensor]) -> nn.Module:
     return network.eval()
 
 
-def _temperature(value: Any) -> float:
-    """Return what a card says, which is nothing if it was written before there were temperatures.
-
-    Raises:
-        ValueError: It is no number that could divide logits.
-    """
-    temperature = float(value)
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature {value!r} is no positive number")
-    return temperature
-
-
 def _reason(error: Exception) -> str:
     """Return the first line of a message, which for a missing key is no more than the key."""
     text = str(error).partition("\n")[0]
@@ -257,49 +190,3 @@ def _sha256(file: Path) -> str:
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in _PACKAGES}
-
-
-def _readme(card: Card) -> str:
-    metrics = card.facts.get("metrics", {})
-    rows = "".join(
-        f"| {split} | {name} | {value:.4f} |\n"
-        for split, values in metrics.items()
-        for name, value in values.items()
-    )
-    own = card.backbone.partition(".")[0] in ("googlenet", "alexnet")
-    register = f"import finetune  # makes timm know {card.backbone}\n" if own else ""
-    scale = "" if card.temperature == 1 else f" / {card.temperature!r}"
-    return f"""# {card.backbone} for {len(card.classes)} classes
-
-Classes, in index order: {", ".join(card.classes)}.
-
-| split | metric | value |
-|---|---|---|
-{rows}
-{_of_temperature(card)}Use it with `finetune predict THIS_FOLDER images/`, or with timm alone:
-
-```python
-{register}import timm
-
-model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()
-config = timm.data.resolve_model_data_config(model)
-transform = timm.data.create_transform(**config, is_training=False)
-classes = model.pretrained_cfg["label_names"]
-# probabilities: (model(transform(image)[None]){scale}).softmax(1)
-```
-"""
-
-
-def _of_temperature(card: Card) -> str:
-    """Say where the temperature is, if there is one."""
-    if card.temperature != 1:
-        return (
-            f"Its probabilities are calibrated: logits are divided by {card.temperature!r}, which "
-            f"finetune does and timm does not. `finetune export` makes a folder whose classifier "
-            f"does.\n\n"
-        )
-    if (held := card.facts.get("temperature_in_head", 1)) != 1:
-        return (
-            f"Its probabilities are calibrated: the classifier holds the temperature {held!r}.\n\n"
-        )
-    return ""

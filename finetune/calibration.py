@@ -2,6 +2,10 @@
 
 Guo et al. 2017, section 4.2 (https://arxiv.org/abs/1706.04599): logits are divided by a temperature
 that lowers the log loss on validation images. No class changes places, so accuracy stays as it is.
+
+It is fitted to the network's own logits: answers for another prior are calibrated first and then
+adjusted (Alexandari et al. 2020, https://arxiv.org/abs/1901.06852). Where training balanced the
+classes, its logits are first moved to the shares of the images that it is fitted to.
 """
 
 import math
@@ -58,7 +62,7 @@ class Calibration:
         return asdict(self)
 
 
-def calibrate(logits: Tensor, target: Tensor) -> Calibration | None:
+def calibrate(logits: Tensor, target: Tensor, *, shift: Tensor | None = None) -> Calibration | None:
     """Return the temperature of a model, cross-fitted so that the gain is an honest one.
 
     A temperature that does not lower the log loss of images that it was not fitted to is left out.
@@ -68,6 +72,8 @@ def calibrate(logits: Tensor, target: Tensor) -> Calibration | None:
     Args:
         logits: Unnormalised scores, shape (N, K).
         target: True class indices in [0, K), int64, shape (N,).
+        shift: Added to logits once they are divided, shape (K,), where they are for other shares of
+            the classes than these images have; None adds nothing.
 
     Returns:
         What came of it; None where there are fewer than two images or classes.
@@ -77,14 +83,15 @@ def calibrate(logits: Tensor, target: Tensor) -> Calibration | None:
     if num_folds < 2 or num_classes < 2:
         return None
     logits = logits.double()
+    moved = torch.zeros(num_classes) if shift is None else shift.double()
     part = torch.arange(num_images) % num_folds
     scaled = torch.empty_like(logits)
     for fold in range(num_folds):
         left_out = part == fold
-        temperature = fit_temperature(logits[~left_out], target[~left_out])
+        temperature = fit_temperature(logits[~left_out], target[~left_out], shift=moved)
         scaled[left_out] = logits[left_out] / temperature
-    before, after = _sureness(logits, target), _sureness(scaled, target)
-    fitted = fit_temperature(logits, target)
+    before, after = _sureness(logits + moved, target), _sureness(scaled + moved, target)
+    fitted = fit_temperature(logits, target, shift=moved)
     return Calibration(
         temperature=fitted if after.loss < before.loss else 1.0,
         fitted=fitted,
@@ -95,7 +102,7 @@ def calibrate(logits: Tensor, target: Tensor) -> Calibration | None:
     )
 
 
-def fit_temperature(logits: Tensor, target: Tensor) -> float:
+def fit_temperature(logits: Tensor, target: Tensor, *, shift: Tensor | None = None) -> float:
     """Return the temperature with the lowest log loss, within [0.05, 20].
 
     The loss is convex in 1 / temperature: a root of its slope is looked for by Newton's steps,
@@ -109,8 +116,10 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
     Args:
         logits: Unnormalised scores, shape (N, K); K is 2 or more.
         target: True class indices in [0, K), int64, shape (N,).
+        shift: Added to logits once they are divided, shape (K,); None adds nothing.
     """
     logits = logits.double()
+    moved = torch.zeros(logits.shape[1]) if shift is None else shift
     spread = float((logits.amax(dim=1) - logits.amin(dim=1)).max())
     if not 0 < spread < math.inf:  # nothing that a temperature could change
         return 1.0
@@ -118,7 +127,7 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
     low, high = 1 / HIGHEST, 1 / LOWEST
     inverse = 1.0
     for _ in range(_STEPS):
-        slope, curvature = _slope(logits, inverse, wanted)
+        slope, curvature = _slope(logits, inverse, wanted, moved)
         low, high = (inverse, high) if slope < 0 else (low, inverse)
         following = inverse - slope / curvature if curvature > 0 else low
         if not low < following < high:
@@ -138,9 +147,9 @@ def _score_of_targets(logits: Tensor, target: Tensor) -> float:
     return float(((1 - room) * own + room * others).mean())
 
 
-def _slope(logits: Tensor, inverse: float, wanted: float) -> tuple[float, float]:
+def _slope(logits: Tensor, inverse: float, wanted: float, shift: Tensor) -> tuple[float, float]:
     """Return the first two derivatives of the mean loss by 1 / temperature."""
-    probabilities = (logits * inverse).softmax(dim=1)
+    probabilities = (logits * inverse + shift).softmax(dim=1)
     mean = (probabilities * logits).sum(dim=1)
     variance = (probabilities * (logits - mean[:, None]).square()).sum(dim=1)
     return float(mean.mean()) - wanted, float(variance.mean())

@@ -48,6 +48,16 @@ class RunFolder:
         return self.path / "rejected.csv"
 
     @property
+    def audit(self) -> Path:
+        """What was found in the images before the first epoch, as JSON."""
+        return self.path / "audit.json"
+
+    @property
+    def findings(self) -> Path:
+        """The same with a row a finding."""
+        return self.path / "audit.csv"
+
+    @property
     def metrics(self) -> Path:
         """A row an epoch."""
         return self.path / "metrics.csv"
@@ -114,7 +124,9 @@ def check_free(path: Path) -> None:
         )
 
 
-def create(path: Path, *, config: str, manifest: str, rejected: str) -> RunFolder:
+def create(
+    path: Path, *, config: str, manifest: str, rejected: str, audit: str, findings: str
+) -> RunFolder:
     """Make a run folder with its first files and point ``latest`` at it.
 
     Raises:
@@ -127,6 +139,8 @@ def create(path: Path, *, config: str, manifest: str, rejected: str) -> RunFolde
         draft = RunFolder(temporary)
         write_text(draft.manifest, manifest)
         write_text(draft.rejected, rejected)
+        write_text(draft.audit, audit)
+        write_text(draft.findings, findings)
         write_text(draft.config, config)
     run = RunFolder(path)
     point_latest_at(run)

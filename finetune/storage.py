@@ -121,9 +121,12 @@ def check_writable(path: Path, remedy: str) -> None:
         StorageError: The disk is full, read-only or fails.
     """
     with disk_errors_explained(path, remedy):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except FileNotFoundError as error:  # as below /proc, where nothing can be made
+            raise _storage_error(path, "no file can be made there", remedy) from error
 
 
 def write_text(path: Path, text: str) -> None:

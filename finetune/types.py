@@ -23,12 +23,14 @@ class Sample:
         label: Class name, Unicode NFC.
         split: The split that the folder or CSV gives, or None.
         group: Images of one group stay on one side of an automatic split; "" is no group.
+        copies: Images that show the same have the same word here; "" is none.
     """
 
     path: str
     label: str
     split: Split | None = None
     group: str = ""
+    copies: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,8 @@ class ClassStats:
         precision: Share of ``predicted`` that are right; None where nothing was predicted.
         recall: Share of ``support`` that was found; None where there is no such image.
         f1: Harmonic mean; None where the class is neither present nor predicted.
+        recall_interval: 95% confidence interval of the recall; None where that is undefined.
+        train_images: What the model was trained on; None where that is not known.
     """
 
     name: str
@@ -147,6 +151,8 @@ class ClassStats:
     precision: float | None
     recall: float | None
     f1: float | None
+    recall_interval: tuple[float, float] | None = None
+    train_images: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +161,22 @@ class Evaluation:
 
     Attributes:
         num_images: Images that were evaluated, each once.
-        metrics: Name to value: loss, accuracy, balanced_accuracy, macro_f1 and, with more than five
-            classes, top5_accuracy.
+        metrics: Name to value: loss, accuracy, balanced_accuracy, macro_f1, rarest_third_recall
+            and, with more than five classes, top5_accuracy.
         per_class: One entry a class, in class order.
         confusion: Counts, rows are true classes, columns predicted ones.
+        accuracy_interval: 95% confidence interval of the accuracy.
+        rarest: The classes whose mean recall is ``rarest_third_recall``, the rarest first.
+        undefined: Names that ``metrics`` lacks, since these images do not define them.
     """
 
     num_images: int
     metrics: Mapping[str, float]
     per_class: tuple[ClassStats, ...]
     confusion: tuple[tuple[int, ...], ...]
+    accuracy_interval: tuple[float, float]
+    rarest: tuple[str, ...]
+    undefined: tuple[str, ...] = ()
 
 
 class Reporter:

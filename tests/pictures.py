@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageDraw
+from scipy.ndimage import gaussian_filter
 
 from finetune.data.picture import ArrayPicture, Box, Interpolation, Pixels
 
@@ -59,3 +60,24 @@ def watch_decoder(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", decode)
     return shapes
+
+
+def scene(seed: int, *, width: int = 160, height: int = 120) -> Image.Image:
+    """Return a made photo: smooth fields of several sizes, and some shapes with edges.
+
+    Scenes of two seeds have nothing in common; one scene of two sizes shows the same.
+    """
+    random = np.random.default_rng(seed)
+    fields = np.zeros((96, 128, 3))
+    for spread in (2, 6, 18):
+        grain = gaussian_filter(random.normal(size=fields.shape), (spread, spread, 0))
+        fields += grain / grain.std()
+    pixels = np.clip(128 + 32 * fields, 0, 255).astype(np.uint8)
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(image)
+    for number in range(6):
+        x, y, right, down = random.uniform(size=4) * [0.8, 0.8, 0.3, 0.3] + [0, 0, 0.1, 0.1]
+        box = [x * width, y * height, (x + right) * width, (y + down) * height]
+        shape = draw.ellipse if number % 2 else draw.rectangle
+        shape(box, fill=tuple(random.integers(0, 256, 3).tolist()))
+    return image

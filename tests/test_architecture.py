@@ -21,14 +21,18 @@ FLOORS = (
     ("training", "inference", "exporters", "report"),
     ("bundle", "probe", "calibration"),
     ("data", "models", "losses", "metrics", "machine"),
-    ("config",),
+    ("card", "prior_file"),
+    ("config", "chance", "priors"),
     ("run_folder",),
     ("storage",),
     ("types", "lookup", "signals"),
     ("errors",),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(reversed(FLOORS)) for name in names}
-TORCH_FREE = ("config", "run_folder", "storage", "types", "lookup", "signals", "errors")
+TORCH_FREE = (
+    "card", "prior_file", "config", "chance", "priors", "run_folder", "storage", "types", "lookup",
+    "signals", "errors",
+)  # fmt: skip
 KNOW_THE_CONFIG = ("cli", "commands", "build", "config")
 STANDARD_LIBRARY_ONLY = ("types", "lookup", "signals", "errors")
 HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "albumentations", "wandb", "sklearn"}

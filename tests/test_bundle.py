@@ -17,9 +17,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from finetune.bundle import Card, load_model, read_card, save_bundle
+from finetune.bundle import load_model, read_card, save_bundle
+from finetune.card import Card
 from finetune.errors import ModelError, RunFolderError, StorageError
 from finetune.models.backbone import create_network
+from finetune.priors import Priors
 from finetune.types import PreprocessSpec
 from tests.helpers import names_in, run_python, tiny_disk
 from tests.networks import one_thread, randomise, settle
@@ -243,6 +245,11 @@ def truncate(bundle: Path) -> None:
         (edited(lambda tree: tree.update(temperature=0)), "temperature 0 is no positive number"),
         (edited(lambda tree: tree.update(temperature=None)), "damaged .*Export it again"),
         (edited(lambda tree: tree.update(temperature=math.nan)), "temperature nan is no positive"),
+        (
+            edited(lambda tree: tree.update(priors={"train": [1], "model": [1], "target": None})),
+            "priors are no shares of 3 classes",
+        ),
+        (edited(lambda tree: tree.update(priors={"train": [1, 0, 0]})), "damaged .*Export it"),
         (edited(lambda tree: tree.update(format=2)), r"format 2, .* 1\)\. Upgrade finetune"),
     ],
 )
@@ -340,7 +347,8 @@ def test_a_card_is_plain_json_and_back() -> None:
     card = Card("vgg16", {"img_size": 32}, ("b", "a"), spec, {"seed": 0, "none": None})
     tree = card.as_json()
     assert Card.from_json(json.loads(json.dumps(tree))) == card
-    assert all(type(value) in (str, int, float, list, dict) for value in tree.values())
+    plain = (str, int, float, list, dict, type(None))
+    assert all(type(value) in plain for value in tree.values())
 
 
 def test_a_temperature_stands_in_the_card_and_not_in_the_weights(
@@ -360,3 +368,43 @@ def test_a_temperature_stands_in_the_card_and_not_in_the_weights(
 def test_a_bundle_from_before_there_were_temperatures_has_none(bundle: Path) -> None:
     edited(lambda tree: tree.pop("temperature"))(bundle)
     assert load_model(bundle).card.temperature == 1
+
+
+def test_priors_stand_in_the_card_and_the_readme_says_what_answers_are_for(
+    saved: Path, tmp_path: Path
+) -> None:
+    bundle = load_model(saved)
+    assert "probabilities are for" not in (saved / "README.md").read_text(encoding="utf-8")
+    train = (0.7, 0.2, 0.1)
+    for number, (priors, said) in enumerate(
+        [
+            (Priors(train, train), "are for the shares of the training images."),
+            (Priors(train, (1 / 3,) * 3), "are for every class alike."),
+            (
+                Priors(train, train, (1 / 3,) * 3),
+                "are for every class alike, where the network's are for the shares of the training "
+                "images: finetune adds log(target / model)",
+            ),
+        ]
+    ):
+        card = replace(bundle.card, priors=priors)
+        folder = tmp_path / str(number)
+        save_bundle(bundle.network, card, folder)
+        assert load_model(folder).card == card
+        assert read_card(folder)["sha256"] == read_card(saved)["sha256"]
+        readme = (folder / "README.md").read_text(encoding="utf-8")
+        assert said in readme
+        assert ("(model(transform(image)[None]) + shift).softmax(1)" in readme) is (number == 2)
+
+
+def test_a_bundle_from_before_there_were_priors_has_none(bundle: Path) -> None:
+    edited(lambda tree: tree.pop("priors"))(bundle)
+    assert load_model(bundle).card.priors is None
+
+
+def test_the_readme_says_which_metric_is_undefined(saved: Path, tmp_path: Path) -> None:
+    bundle = load_model(saved)
+    facts = {"metrics": {"val": {"accuracy": 0.5, "rarest_third_recall": None}}}
+    save_bundle(bundle.network, replace(bundle.card, facts=facts), tmp_path / "bundle")
+    readme = (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
+    assert "| val | rarest_third_recall | undefined |" in readme

@@ -25,6 +25,12 @@ def _random(seed: int, size: int = 200) -> tuple[Tensor, Tensor]:
     return logits.softmax(1), target
 
 
+def fewest(target: Tensor, present: list[int]) -> list[int]:
+    """Return a third of the classes that are present: two of six."""
+    counts = target.bincount(minlength=K).tolist()
+    return sorted(present, key=lambda k: counts[k])[:2]
+
+
 @pytest.fixture(params=[0, 1, 2])
 def case(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor, Evaluation]:
     probabilities, target = _random(request.param)
@@ -49,6 +55,9 @@ def test_numbers_are_scikit_learns(case: tuple[Tensor, Tensor, Evaluation]) -> N
         "macro_f1": reference.f1_score(target, predicted, labels=occurring, average="macro"),
         "top5_accuracy": reference.top_k_accuracy_score(
             target, probabilities, k=5, labels=list(range(K))
+        ),
+        "rarest_third_recall": reference.recall_score(
+            target, predicted, labels=fewest(target, present), average="macro", zero_division=0
         ),
     }
     assert found.num_images == len(target)
@@ -111,6 +120,56 @@ def test_a_certain_mistake_has_a_finite_loss() -> None:
     found = evaluate_probabilities(torch.eye(2), torch.tensor([1, 0]), classes=CLASSES[:2])
     assert math.isfinite(found.metrics["loss"])
     assert found.metrics["accuracy"] == 0
+
+
+def test_the_rarest_third_goes_by_training_images_where_they_are_known() -> None:
+    probabilities, target = _random(3)
+    predicted = probabilities.argmax(1)
+    counts = [50, 4, 30, 3, 40, 2, 60, 70]  # the rarest: 5, which is absent, and 3
+    found = evaluate_probabilities(probabilities, target, classes=CLASSES, train_counts=counts)
+    assert found.rarest == ("class 5", "class 3")
+    expected = reference.recall_score(target, predicted, labels=[3], average="macro")
+    assert found.metrics["rarest_third_recall"] == pytest.approx(expected)
+    assert [stats.train_images for stats in found.per_class] == counts
+    assert found.undefined == ()
+    counts = [50, 30, 30, 30, 40, 2, 60, 3]  # the rarest: 5 and 7, which are both absent
+    found = evaluate_probabilities(probabilities, target, classes=CLASSES, train_counts=counts)
+    assert found.rarest == ("class 5", "class 7")
+    assert "rarest_third_recall" not in found.metrics
+    assert found.undefined == ("rarest_third_recall",)
+
+
+@pytest.mark.parametrize(("num_classes", "expected"), [(2, 1), (3, 1), (5, 1), (6, 2), (10, 3)])
+def test_a_third_is_at_least_one_class_and_ties_go_by_their_order(
+    num_classes: int, expected: int
+) -> None:
+    classes = [f"class {k}" for k in range(num_classes)]
+    for counts in (None, [7] * num_classes):
+        found = evaluate_probabilities(
+            torch.eye(num_classes), torch.arange(num_classes), classes=classes, train_counts=counts
+        )
+        assert found.rarest == tuple(classes[:expected])
+        assert found.metrics["rarest_third_recall"] == 1
+
+
+def test_intervals_solve_the_equation_that_defines_them(
+    case: tuple[Tensor, Tensor, Evaluation],
+) -> None:
+    probabilities, target, found = case
+    right = probabilities.argmax(1) == target
+
+    def holds(bounds: tuple[float, float], count: int, total: int) -> None:
+        # both ends p solve (share - p)^2 = z^2 p (1 - p) / n, which defines Wilson's interval
+        for p in bounds:
+            assert (count / total - p) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / total)
+
+    holds(found.accuracy_interval, int(right.sum()), len(target))
+    for k, stats in enumerate(found.per_class):
+        if stats.support == 0:
+            assert stats.recall_interval is None
+        elif 0 < int(right[target == k].sum()) < stats.support:
+            assert stats.recall_interval is not None
+            holds(stats.recall_interval, int(right[target == k].sum()), stats.support)
 
 
 def test_no_image_is_an_error() -> None:

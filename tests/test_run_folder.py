@@ -14,7 +14,14 @@ from tests.helpers import names_in, tiny_disk
 
 
 def make(path: Path) -> run_folder.RunFolder:
-    return run_folder.create(path, config="seed: 0\n", manifest="path\n", rejected="path,reason\n")
+    return run_folder.create(
+        path,
+        config="seed: 0\n",
+        manifest="path\n",
+        rejected="path,reason\n",
+        audit="{}\n",
+        findings="finding\n",
+    )
 
 
 def test_a_new_run_has_its_first_files_and_latest_points_at_it(tmp_path: Path) -> None:
@@ -59,7 +66,9 @@ def test_a_path_through_a_file_is_refused_before_any_work(tmp_path: Path) -> Non
 def test_a_full_disk_leaves_no_run_folder(tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "disk", size="16k") as disk:
         with pytest.raises(StorageError, match="no space is left"):
-            run_folder.create(disk / "run", config="", manifest="x" * 100_000, rejected="")
+            run_folder.create(
+                disk / "run", config="", manifest="x" * 100_000, rejected="", audit="", findings=""
+            )
         assert names_in(disk) == []
 
 

@@ -1,8 +1,11 @@
 """From the config to objects: the one place where both meet."""
 
+from finetune.build.augment import rare_classes
 from finetune.build.cost import bytes_to_train_all, describe_cost, measure, with_fitting_batch
-from finetune.build.probe import is_probe_only
-from finetune.build.resolve import IMBALANCE, num_processes
+from finetune.build.criterion import class_weights_start, fitted_loss
+from finetune.build.imbalance import IMBALANCE
+from finetune.build.resolve import is_probe_only, num_processes
+from finetune.build.sampling import images_per_epoch
 from finetune.build.training import (
     Training,
     batch_in_memory,
@@ -17,10 +20,14 @@ __all__ = [
     "batch_in_memory",
     "build_training",
     "bytes_to_train_all",
+    "class_weights_start",
     "describe_cost",
+    "fitted_loss",
+    "images_per_epoch",
     "is_probe_only",
     "measure",
     "num_processes",
+    "rare_classes",
     "trainer_options",
     "with_cache",
     "with_fitting_batch",

@@ -1,13 +1,10 @@
 """Whether decoded images are kept, where, and at what size; and a data module that reads them."""
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-
-import platformdirs
 
 from finetune.config.load import replaced
 from finetune.config.schema import Config
@@ -23,7 +20,7 @@ from finetune.data.fill import (
     shrunk,
 )
 from finetune.data.manifest import Manifest
-from finetune.data.room import make_room
+from finetune.data.room import make_room, stores_root
 from finetune.data.source import PictureSource
 from finetune.data.store import NOWHERE, store_folder
 from finetune.data.transform import AsStored, EvalTransform, Transform
@@ -134,19 +131,6 @@ def choose_cache(
     return CacheChoice(replaced(config, decided), replace(plan, on_disk=not reason), reason)
 
 
-def stores_root(asked: str) -> Path:
-    """Return the folder of all stores that ``data.cache`` names, or the usual one."""
-    return cache_root() if asked in ("auto", "on", "off") else Path(asked).expanduser().resolve()
-
-
-def cache_root() -> Path:
-    """Return ``$FINETUNE_CACHE``, else this user's cache folder."""
-    named = os.environ.get("FINETUNE_CACHE")
-    return (Path(named).expanduser() if named else platformdirs.user_cache_path("finetune")) / (
-        "pixels"
-    )
-
-
 def cached(data: ImageDataModule, plan: CachePlan, *, reporter: Reporter) -> ImageDataModule:
     """Return the data module over stored pixels, decoding what the stores do not hold yet.
 
@@ -166,7 +150,7 @@ def cached(data: ImageDataModule, plan: CachePlan, *, reporter: Reporter) -> Ima
     stores = _stores_with_room(plan, reporter)
     train = _kept(data.train, stores and stores[0], *train_way, reporter)
     val = _kept(data.val, stores and stores[1], as_seen, stored, reporter)
-    return ImageDataModule(train, val, weights=data.weights, loading=data.loading)
+    return ImageDataModule(train, val, sampling=data.sampling, loading=data.loading)
 
 
 def _stores_with_room(plan: CachePlan, reporter: Reporter) -> tuple[PixelStore, PixelStore] | None:

@@ -110,7 +110,7 @@ def with_accumulation(training: Training, parts: int) -> Training:
     return replace(
         training,
         config=replaced(training.config, {"trainer.accumulate": parts}),
-        data=type(data)(data.train, data.val, weights=data.weights, loading=loading),
+        data=type(data)(data.train, data.val, sampling=data.sampling, loading=loading),
     )
 
 

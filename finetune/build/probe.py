@@ -6,17 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from finetune.build.cache import stores_root
-from finetune.build.recipe import sampling_weights
-from finetune.build.resolve import decimal, images_at_once, number
+from finetune.build.criterion import class_weights, fitted_loss, fitted_offset
+from finetune.build.priors import answers_shift
+from finetune.build.resolve import decimal, images_at_once, is_probe_only, number
 from finetune.build.sizes import training_sizes
 from finetune.build.tail import check_tail, plan_tail
 from finetune.config.load import replaced
-from finetune.config.schema import Config, LossConfig
+from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
+from finetune.data.room import stores_root
+from finetune.data.sampling import SamplingAt, expected_draws
 from finetune.data.transform import Transform
 from finetune.errors import ConfigError
-from finetune.losses import balanced_class_weights
 from finetune.models.backbone import Network
 from finetune.models.head import linear_head
 from finetune.probe.features import Views
@@ -32,9 +33,15 @@ They cost as much as the images themselves, and the more images there are the le
 """
 
 
-def is_probe_only(config: Config) -> bool:
-    """Tell whether the probe is all that a resolved config asks for."""
-    return config.unfreeze.name == "linear_probe" and config.probe.enabled == "on"
+def with_older_defaults(config: Config) -> Config:
+    """Return the config of a run that goes on, without what never applied to a probe alone.
+
+    Older releases wrote smoothed labels, their default, into the configs of such runs, too.
+
+    Args:
+        config: Resolved.
+    """
+    return replaced(config, {"loss.label_smoothing": 0.0}) if is_probe_only(config) else config
 
 
 def check_probe(config: Config, network: Network) -> None:
@@ -58,6 +65,12 @@ def check_probe(config: Config, network: Network) -> None:
                     f"probe.{key}={getattr(config.probe, key)} cannot apply to probe.enabled=off. "
                     f"Leave one of them out."
                 )
+        if config.imbalance.head in ("crt", "tau_norm"):
+            raise ConfigError(
+                f"imbalance.head={config.imbalance.head} cannot apply to probe.enabled=off: it "
+                f"asks the trained network about all images as a probe does. Take "
+                f"imbalance.strategy=post_hoc, which needs no images."
+            )
         return
     check_tail(config)
     if linear_head(network.module) is None:
@@ -74,7 +87,9 @@ def check_probe(config: Config, network: Network) -> None:
         return
     for key, idle in (
         ("trainer.epochs", config.trainer.epochs != 1),
-        ("loss", config.loss != LossConfig()),
+        (f"loss.name={config.loss.name}", config.loss.name != fitted_loss(config)),
+        ("loss.label_smoothing", bool(decimal(config.loss.label_smoothing))),
+        ("augment.rare", config.augment.rare != "off"),
         ("augment.mixup", bool(config.augment.mixup)),
         ("augment.cutmix", bool(config.augment.cutmix)),
         ("optim.average_last", bool(decimal(config.optim.average_last))),
@@ -94,16 +109,23 @@ def plan_probe(
     network: Network,
     transform: Transform,
     *,
+    sampling: SamplingAt,
     make_optimizer: MakeOptimizer,
     batch_size: int,
 ) -> tuple[Config, ProbePlan | None]:
     """Return the config with ``probe`` decided, and how the probe is made; None without one.
+
+    Classes of unequal size are treated as in the last epoch: an image weighs as often as it is then
+    drawn in the mean, times its class's weight in the loss, and adjusted logits are adjusted here,
+    too. Focal and margin losses are not fitted, nor the user's own: in their place stands plain
+    cross-entropy with these weights.
 
     Args:
         config: Resolved but for this.
         manifest: The images.
         network: The backbone.
         transform: Of training images.
+        sampling: Of training images, by the epoch.
         make_optimizer: Of the run.
         batch_size: Images of a step.
 
@@ -117,13 +139,13 @@ def plan_probe(
         config = replaced(config, {"probe.mirrored": "on" if mirrored else "off"})
     if config.probe.enabled == "off":
         return config, None
-    train = _images(manifest, Split.TRAIN)
-    weights = sampling_weights(config, train.labels.tolist(), len(manifest.classes))
-    if weights is not None:
-        train = replace(train, weights=weights)
-    if config.imbalance.class_weights == "balanced":
-        by_class = balanced_class_weights(manifest.class_counts(Split.TRAIN))
-        train = replace(train, weights=train.weights * np.asarray(by_class)[train.labels])
+    train, counts = _images(manifest, Split.TRAIN), manifest.class_counts(Split.TRAIN)
+    last = sampling(number(config.trainer.epochs) - 1)
+    weights = expected_draws(last, len(train.labels))
+    by_class = class_weights(config, counts)
+    if by_class is not None:
+        weights = weights * by_class.numpy()[train.labels]
+    train = replace(train, weights=weights)
     val = _images(manifest, Split.VAL)
     views = Views(mirrored=mirrored, parts=number(config.probe.views))
     tail = plan_tail(
@@ -150,6 +172,8 @@ def plan_probe(
             num_workers=number(config.data.num_workers),
             max_pixels=int(config.data.max_megapixels * 1e6),
         ),
+        offset=fitted_offset(config, counts),
+        shift=answers_shift(config, manifest, sampling),
         tail=tail,
     )
 

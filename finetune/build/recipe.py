@@ -2,19 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from finetune.build.criterion import make_criterion
+from finetune.build.priors import answers_shift, model_prior_at
 from finetune.build.resolve import decimal, number
-from finetune.config.schema import Config, LossConfig, LrScheduleConfig
+from finetune.config.schema import Config, LrScheduleConfig
 from finetune.data.manifest import Manifest
-from finetune.data.sampler import SAMPLERS, Weights
+from finetune.data.sampling import SamplingAt
 from finetune.errors import ConfigError, FinetuneError
 from finetune.lookup import check_params, look_up, takes
-from finetune.losses import LOSSES, balanced_class_weights
 from finetune.models.classifier import ImageClassifier
 from finetune.training.lr_schedule import LR_SCHEDULES, warmed_up
 from finetune.training.mixing import Mixing
@@ -28,6 +26,7 @@ def make_recipe(
     config: Config,
     manifest: Manifest,
     *,
+    sampling: SamplingAt,
     num_groups: int,
     rates: list[float],
     steps_per_epoch: int,
@@ -37,6 +36,7 @@ def make_recipe(
     Args:
         config: Resolved.
         manifest: The images.
+        sampling: Of training images, by the epoch.
         num_groups: Layer groups of the network, the head included.
         rates: Peak learning rate of each layer group, from the head.
         steps_per_epoch: Optimizer steps.
@@ -47,7 +47,7 @@ def make_recipe(
     depth_at = _depth_at(config, num_groups)
     schedule = phases(depth_at, num_epochs=number(config.trainer.epochs))
     recipe = Recipe(
-        criterion=_criterion(config, manifest),
+        criterion_at=make_criterion(config, manifest.class_counts(Split.TRAIN)),
         depth_at=depth_at,
         make_optimizer=partial(_make_optimizer, config=config, rates=rates),
         lr_factor=lr_factor(
@@ -58,6 +58,8 @@ def make_recipe(
         seed=config.seed,
         mixing=Mixing(mixup=config.augment.mixup, cutmix=config.augment.cutmix),
         average_from=_average_from(config, steps_per_epoch),
+        logit_shift=answers_shift(config, manifest, sampling),
+        model_prior_at=model_prior_at(config, manifest, sampling),
     )
     return recipe, schedule
 
@@ -73,26 +75,6 @@ def _average_from(config: Config, steps_per_epoch: int) -> int | None:
             f"Take {min(1.0, 2 / num_steps):.2g} or more, or 0."
         )
     return num_steps - averaged if share else None
-
-
-def sampling_weights(config: Config, labels: list[int], num_classes: int) -> Weights | None:
-    """Return each image's chance to be drawn, shape (N,); None draws each once an epoch.
-
-    Raises:
-        ConfigError: The sampler gives other weights.
-    """
-    sampler = look_up(SAMPLERS, config.imbalance.sampler, setting="imbalance.sampler")
-    check_params(sampler, {}, given=2, setting="imbalance.sampler")
-    weights: Weights | None = sampler(labels, num_classes)
-    if weights is None:
-        return None
-    weights = np.asarray(weights, dtype=float)
-    if weights.shape != (len(labels),) or not (weights >= 0).all() or not weights.sum() > 0:
-        raise ConfigError(
-            f"imbalance.sampler={config.imbalance.sampler} gives weights of shape {weights.shape}; "
-            f"{len(labels)} are needed, none below 0 and not all of them 0."
-        )
-    return weights
 
 
 def _depth_at(config: Config, num_groups: int) -> Callable[[int], int]:
@@ -172,15 +154,3 @@ def _make_optimizer(
         momentum=config.optim.momentum,
         fused=config.trainer.precision != "16-mixed",
     )
-
-
-def _criterion(config: Config, manifest: Manifest) -> Callable[[Tensor, Tensor], Tensor]:
-    loss = look_up(LOSSES, config.loss.name, setting="loss.name")
-    params: dict[str, Any] = {}
-    if config.imbalance.class_weights == "balanced":
-        params["class_weights_K"] = balanced_class_weights(manifest.class_counts(Split.TRAIN))
-    asked = config.loss.label_smoothing != LossConfig().label_smoothing
-    if config.loss.label_smoothing and (asked or takes(loss, "label_smoothing")):
-        params["label_smoothing"] = config.loss.label_smoothing
-    check_params(loss, params, given=2, setting=f"loss.name={config.loss.name}")
-    return partial(loss, **params)

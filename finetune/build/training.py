@@ -7,37 +7,40 @@ from dataclasses import dataclass, replace
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 
+from finetune.build.augment import make_augment
 from finetune.build.cache import CachePlan, cached, choose_cache
 from finetune.build.lone_image import check_lone_image, fewest_images
-from finetune.build.probe import check_probe, is_probe_only, mirror_facts, plan_probe
-from finetune.build.recipe import make_recipe, sampling_weights
+from finetune.build.network import checkpoint_activations, make_network
+from finetune.build.priors import run_priors
+from finetune.build.probe import check_probe, mirror_facts, plan_probe, with_older_defaults
+from finetune.build.recipe import make_recipe
 from finetune.build.resolve import (
     check_strategy,
     decimal,
     global_batch,
     images_at_once,
+    is_probe_only,
     number,
     resolve,
 )
-from finetune.build.sizes import training_sizes
-from finetune.bundle import Card
+from finetune.build.sampling import make_sampling
+from finetune.card import Card
 from finetune.config.load import replaced
 from finetune.config.schema import Config
-from finetune.data.augment import train_transform
 from finetune.data.dataset import ImageDataset
 from finetune.data.manifest import Manifest
+from finetune.data.sampling import SamplingAt, num_drawn
 from finetune.data.source import FileSource
 from finetune.data.transform import EvalTransform, Transform
-from finetune.errors import ConfigError
 from finetune.machine import resolve_accelerator
-from finetune.models.backbone import Network, create_network
+from finetune.models.backbone import Network
 from finetune.models.classifier import BatchNormMode, ImageClassifier
 from finetune.training.datamodule import ImageDataModule, Loading
 from finetune.training.module import ClassificationModule
 from finetune.training.param_groups import learning_rates
 from finetune.training.probe import ProbePlan
 from finetune.training.trainer import TrainerOptions
-from finetune.types import LoadReport, Phase, PreprocessSpec, Reporter, Split
+from finetune.types import Phase, PreprocessSpec, Reporter, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Training:
         probe: What training begins with; None begins with the head as it is.
         phases: Which depth in which epochs.
         rates: Peak learning rate of each layer group, from the head.
+        images_per_epoch: That are drawn, as they are or again; whole batches of them train.
         batch_size: Global, as it will be.
         steps_per_epoch: Optimizer steps.
         reasons: Why values of the recipe were chosen, by dotted key.
@@ -70,6 +74,7 @@ class Training:
     probe: ProbePlan | None
     phases: tuple[Phase, ...]
     rates: tuple[float, ...]
+    images_per_epoch: int
     batch_size: int
     steps_per_epoch: int
     reasons: Mapping[str, str]
@@ -95,7 +100,8 @@ def build_training(
         manifest: The images.
         resumed: The card of the checkpoint that will fill the network; the weights that the run
             started from are not needed then.
-        going_on: Whether the run has begun, so that its pixels stay as they are.
+        going_on: Whether the run has begun, so that its pixels stay as they are, and what an older
+            release wrote into its config is understood.
 
     Raises:
         ConfigError: A setting that does not exist, cannot apply or contradicts another.
@@ -107,18 +113,20 @@ def build_training(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     accelerator = resolve_accelerator(config.trainer.accelerator)
     config = replaced(config, {"trainer.accelerator": accelerator})
-    network = _create_network(config, manifest, resumed)
+    network = make_network(config, manifest, resumed)
     resolved = resolve(config, manifest, network)
-    config = resolved.config
+    config = with_older_defaults(resolved.config) if going_on else resolved.config
     check_probe(config, network)
     if config.model.batch_norm == "sync":
         network = replace(network, module=convert_sync_batchnorm(network.module))  # type: ignore[no-untyped-call]
     classifier = ImageClassifier(network.module, batch_norm=_batch_norm_mode(config))
     classifier.to(memory_format=torch.channels_last)
     if config.model.grad_checkpointing:
-        _checkpoint_activations(config, classifier)
-    batch_size = global_batch(config, manifest)
-    steps_per_epoch = len(manifest.of(Split.TRAIN)) // batch_size
+        checkpoint_activations(config, classifier)
+    sampling = make_sampling(config, manifest)
+    num_images = num_drawn(sampling(0), len(manifest.of(Split.TRAIN)))
+    batch_size = global_batch(config, num_images=num_images)
+    steps_per_epoch = num_images // batch_size
     rates = learning_rates(
         len(classifier.groups),
         lr=decimal(config.optim.lr),
@@ -128,23 +136,20 @@ def build_training(
     recipe, schedule = make_recipe(
         config,
         manifest,
+        sampling=sampling,
         num_groups=len(classifier.groups),
         rates=rates,
         steps_per_epoch=steps_per_epoch,
     )
     check_strategy(config, [phase.depth for phase in schedule])
     check_lone_image(config, classifier, schedule, batch_size)
-    augment = train_transform(
-        config.augment.name,
-        spec=network.spec,
-        seed=config.seed,
-        sizes=training_sizes(config, network),
-    )
+    augment = make_augment(config, manifest, network)
     config, probe = plan_probe(
         config,
         manifest,
         network,
         augment,
+        sampling=sampling,
         make_optimizer=recipe.make_optimizer,
         batch_size=batch_size,
     )
@@ -153,7 +158,7 @@ def build_training(
         spec=network.spec,
         classes=manifest.classes,
         recipe=recipe,
-        card=build_card(config, manifest, network, augment).as_json(),
+        card=build_card(config, manifest, network, augment, sampling=sampling).as_json(),
     )
     tail = None if probe is None else probe.tail
     choice = choose_cache(
@@ -169,12 +174,13 @@ def build_training(
         manifest=manifest,
         network=network,
         module=module,
-        data=_data_module(config, manifest, augment, network.spec, batch_size),
+        data=_data_module(config, manifest, augment, network.spec, batch_size, sampling=sampling),
         cache=choice.plan,
         no_cache=choice.why_not,
         probe=probe,
         phases=schedule,
         rates=tuple(rates),
+        images_per_epoch=num_images,
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
         reasons=resolved.reasons,
@@ -219,7 +225,14 @@ def trainer_options(config: Config) -> TrainerOptions:
     )
 
 
-def build_card(config: Config, manifest: Manifest, network: Network, augment: Transform) -> Card:
+def build_card(
+    config: Config,
+    manifest: Manifest,
+    network: Network,
+    augment: Transform,
+    *,
+    sampling: SamplingAt,
+) -> Card:
     """Return what every checkpoint and the bundle say about the model."""
     facts = {
         "weights": network.report.source,
@@ -236,46 +249,8 @@ def build_card(config: Config, manifest: Manifest, network: Network, augment: Tr
         classes=manifest.classes,
         spec=network.spec,
         facts=facts,
+        priors=run_priors(config, manifest, sampling),
     )
-
-
-def _create_network(config: Config, manifest: Manifest, resumed: Card | None) -> Network:
-    size = config.data.image_size
-    network = create_network(
-        config.model.backbone,
-        num_classes=len(manifest.classes),
-        weights="random" if resumed else config.model.weights,
-        image_size=None if size == "auto" else size,
-        drop_rate=config.model.drop_rate,
-        kwargs=config.model.kwargs,
-        pretrained_cfg=config.model.pretrained_cfg,
-        seed=config.seed,
-    )
-    if resumed is None:
-        return network
-    report = LoadReport(str(resumed.facts["weights"]), 0, 0)
-    return replace(network, spec=resumed.spec, report=report)
-
-
-def _checkpoint_activations(config: Config, classifier: ImageClassifier) -> None:
-    """Let the network compute activations again in the backward pass.
-
-    Raises:
-        ConfigError: It cannot, or would count each batch twice in its BatchNorm statistics.
-    """
-    if classifier.batch_norm == "train" and classifier.has_batch_norm:
-        raise ConfigError(
-            f"model.grad_checkpointing cannot apply with model.batch_norm="
-            f"{config.model.batch_norm}: computed twice, each batch would enter the statistics "
-            f"twice. Use model.batch_norm=frozen."
-        )
-    try:
-        classifier.network.set_grad_checkpointing(True)  # type: ignore[operator]
-    except (AttributeError, AssertionError, ValueError) as error:
-        raise ConfigError(
-            f"model.grad_checkpointing: '{config.model.backbone}' does not support it. Use "
-            f"trainer.accumulate to save memory."
-        ) from error
 
 
 def _batch_norm_mode(config: Config) -> BatchNormMode:
@@ -288,18 +263,23 @@ def _data_module(
     augment: Transform,
     spec: PreprocessSpec,
     batch_size: int,
+    *,
+    sampling: SamplingAt,
 ) -> ImageDataModule:
     train, val = manifest.of(Split.TRAIN), manifest.of(Split.VAL)
     max_pixels = int(config.data.max_megapixels * 1e6)
-    labels = manifest.labels(train)
     return ImageDataModule(
-        ImageDataset(FileSource(manifest.paths(train), max_pixels=max_pixels), labels, augment),
+        ImageDataset(
+            FileSource(manifest.paths(train), max_pixels=max_pixels),
+            manifest.labels(train),
+            augment,
+        ),
         ImageDataset(
             FileSource(manifest.paths(val), max_pixels=max_pixels),
             manifest.labels(val),
             EvalTransform(spec),
         ),
-        weights=sampling_weights(config, labels, len(manifest.classes)),
+        sampling=sampling,
         loading=Loading(
             batch_size=batch_size,
             accumulate=number(config.trainer.accumulate),

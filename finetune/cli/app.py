@@ -9,11 +9,13 @@ import typer
 
 from finetune.cli.compare import compare
 from finetune.cli.fit import fit
+from finetune.cli.inspect import inspect
 from finetune.cli.output import console_reporter, print_json, show_result, stop_as_exit
 from finetune.cli.submit import SETTINGS, submit
 from finetune.data.scan import check_path
 from finetune.errors import ConfigError, RunFolderError
 from finetune.lookup import did_you_mean
+from finetune.prior_file import check_prior_name
 from finetune.types import Split
 
 if TYPE_CHECKING:
@@ -40,7 +42,17 @@ Tta = Annotated[
     typer.Option("--tta", help="Average over each image and its mirror image: twice the work."),
 ]
 
+Prior = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PRIOR",
+        help="Class shares that answers are for: uniform, train, model (as the network says), or a "
+        ".json or .csv file of class,share.  [what the model's card says]",
+    ),
+]
+
 app.command()(fit)
+app.command()(inspect)
 app.command()(compare)
 app.command(context_settings=SETTINGS)(submit)
 
@@ -58,11 +70,13 @@ def evaluate(
     device: Device = "auto",
     batch_size: BatchSize = 32,
     tta: Tta = False,
+    prior: Prior = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model on labelled images."""
     chosen = None if split is None else _split(split)
     _check_model(model)
+    _check_prior(prior)
     if data is not None:
         check_path(data)
     reporter = console_reporter(json=as_json)
@@ -75,6 +89,7 @@ def evaluate(
         device=_device(device),
         batch_size=batch_size,
         tta=tta,
+        prior=prior,
         reporter=reporter,
     )
     show_result(reporter, result.as_json(), reporter.evaluation)
@@ -91,10 +106,12 @@ def predict(
     device: Device = "auto",
     batch_size: BatchSize = 32,
     tta: Tta = False,
+    prior: Prior = None,
     as_json: Json = False,
 ) -> None:
     """Name the class of each image in a folder."""
     _check_model(model)
+    _check_prior(prior)
     reporter = console_reporter(json=as_json or output is None)
     from finetune.commands.predict import predict as command
 
@@ -106,6 +123,7 @@ def predict(
         device=_device(device),
         batch_size=batch_size,
         tta=tta,
+        prior=prior,
         reporter=reporter,
     )
     if as_json:
@@ -113,9 +131,12 @@ def predict(
     elif output is None:
         sys.stdout.write(result.as_csv())
     views = ", each the mean over an image and its mirror image (--tta)" if tta else ""
-    if output is not None or tta:
+    adjusted = prior is not None or result.prior["adjusted"]
+    if output is not None or tta or adjusted:
         where = "" if output is None else f" in {output}"
         reporter.note(f"{len(result.predictions)} predictions{where}{views}")
+    if adjusted:
+        reporter.note(f"prior: {result.prior['answers_are_for']}")
 
 
 @app.command()
@@ -126,18 +147,21 @@ def export(
         Path | None,
         typer.Option(help="Images to compare on; without, those that the run held out."),
     ] = None,
+    prior: Prior = None,
     as_json: Json = False,
 ) -> None:
     """Ship a model as a folder that finetune and timm read."""
     _check_model(model)
+    _check_prior(prior)
     reporter = console_reporter(json=as_json)
     from finetune.commands.export import export as command
 
-    result = command(model, output, images=images, reporter=reporter)
+    result = command(model, output, images=images, prior=prior, reporter=reporter)
 
     def show(tree: Mapping[str, Any]) -> None:
         parity = tree["parity"]
         rows = {"model": str(output), "files": ", ".join(tree["files"])}
+        rows["prior"] = tree["prior"]["answers_are_for"]
         if parity is not None:
             rows["checked"] = (
                 f"timm alone gives the same top class on {parity['same_top_class']} of "
@@ -254,6 +278,12 @@ def _check_model(path: Path) -> None:
             f"{path} does not exist.{hint if 'mean' in hint else ''} Name a run folder, a bundle "
             f"folder or a .ckpt file."
         )
+
+
+def _check_prior(prior: str | None) -> None:
+    """Find a misspelt prior before the heavy imports."""
+    if prior is not None:
+        check_prior_name(prior)
 
 
 def _names_beside(path: Path) -> list[str]:

@@ -36,7 +36,7 @@ def compare(
         str | None, typer.Option(help="Side of the input in pixels.  [auto]")
     ] = None,
     imbalance: Annotated[
-        str | None, typer.Option(help="none, weighted, sqrt or class_weights.  [none]")
+        str | None, typer.Option(help="none, weighted, logit_adjusted, crt … (see README).  [auto]")
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help="32-true, bf16-mixed, 16-mixed or auto.  [auto]")

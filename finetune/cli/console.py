@@ -9,11 +9,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from finetune.cli.evaluation import class_table, overall_rows, remarks
 from finetune.cli.plan_text import count, plan_rows, probe_lines
 from finetune.types import Reporter
-
-_WORST_SHOWN = 15
-_TTA = "each image and its mirror image; the model's own numbers are without"
 
 
 class ConsoleReporter(Reporter):
@@ -121,27 +119,13 @@ class ConsoleReporter(Reporter):
             text = escape(shlex.join(words))
             self.out.print(f"[bold]{head}[/]  {text}", soft_wrap=True)
 
-    def evaluation(self, result: Mapping[str, Any]) -> None:
-        """Print overall metrics and the table of classes."""
-        split = f" ({result['split']})" if result["split"] else ""
-        self.pairs(
-            {
-                "images": f"{result['num_images']}{split}",
-                **({"tta": _TTA} if result["tta"] else {}),
-                **{name: f"{value:.4f}" for name, value in result["metrics"].items()},
-            }
-        )
-        table = Table(box=None, padding=(0, 1), header_style="bold")
-        table.add_column("class", overflow="fold", max_width=32)
-        for title in ("images", "precision", "recall", "F1"):
-            table.add_column(title, justify="right")
-        classes = sorted(result["per_class"].items(), key=lambda item: _or_one(item[1]["f1"]))
-        for name, stats in classes[:_WORST_SHOWN]:
-            numbers = (_share(stats[key]) for key in ("precision", "recall", "f1"))
-            table.add_row(escape(name), str(stats["support"]), *numbers)
-        self.out.print(table)
-        if len(classes) > _WORST_SHOWN:
-            self.note(f"The {_WORST_SHOWN} weakest of {len(classes)} classes; all: --json")
+    def evaluation(self, result: Mapping[str, Any], *, classes: bool = True) -> None:
+        """Print overall metrics, the table of classes unless that is not wanted, and remarks."""
+        self.pairs(overall_rows(result))
+        if classes:
+            self.out.print(class_table(result))
+        for line in remarks(result, table=classes):
+            self.note(line)
 
     def _recipe(self, recipe: Sequence[Mapping[str, Any]]) -> None:
         """Print what was chosen, with the reason for each."""
@@ -205,11 +189,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _share(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
-
-
-def _or_one(value: float | None) -> float:
-    return 1.0 if value is None else value

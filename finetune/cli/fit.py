@@ -64,7 +64,7 @@ def fit(
         typer.Option(help="all, linear_probe, head_first, gradual or milestones.  [auto]"),
     ] = None,
     imbalance: Annotated[
-        str | None, typer.Option(help="none, weighted, sqrt or class_weights.  [none]")
+        str | None, typer.Option(help="none, weighted, logit_adjusted, crt … (see README).  [auto]")
     ] = None,
     augment: Annotated[
         str | None,
@@ -205,8 +205,15 @@ def config_of(
 def _show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
     run = tree["run_dir"]
     for split, metrics in tree["metrics"].items():
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        reporter.note(f"best on {split}: {shown}")
+        details = tree["evaluations"].get(split)
+        if details is None:  # the run of an older finetune, finished by then
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            reporter.note(f"best model on {split}: {shown}")
+            continue
+        reporter.note(f"best model on {split.replace('_', ' ')}:")
+        found = {"split": None, "tta": False, "metrics": metrics, **details}
+        whole = [name for name in tree["metrics"] if not name.endswith("without_leaks")]
+        reporter.evaluation(found, classes=split == whole[-1])
     if tree["calibration"] is not None:
         reporter.calibration(tree["calibration"])
     reporter.note(f"run: {run}  ({tree['seconds']:.0f} s)")

@@ -3,6 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+_NAMED_CLASSES = 6
+
+
+_HEAD_STEPS = {
+    "crt": "the classifier is fitted again at the end, to all classes alike",
+    "tau_norm": "the norms of the classifier's weights are evened out at the end",
+    "post_hoc": "answers are adjusted to classes of equal size",
+}
+
 
 def plan_rows(plan: Mapping[str, Any]) -> dict[str, str]:
     """Return what is about to happen, by name."""
@@ -23,7 +32,7 @@ def plan_rows(plan: Mapping[str, Any]) -> dict[str, str]:
         "weights": loaded,
         **_probe(plan["probe"]),
         **_training(plan, where),
-        "imbalance": training["imbalance"],
+        "imbalance": _imbalance(plan),
         "best by": f"val/{training['monitor']}",
         "run": plan["run_dir"],
     }
@@ -106,8 +115,39 @@ def _training(plan: Mapping[str, Any], where: str) -> dict[str, str]:
         f"{training['batch_size']} images, {training['optimizer']}, {training['lr_schedule']}, "
         f"{how}",
         "pixels": _pixels(plan["cache"]),
-        "augment": training["augment"],
+        "augment": _augment(training),
     }
+
+
+def _augment(training: Mapping[str, Any]) -> str:
+    """Say what happens to training images, and to which of them something else."""
+    rare: list[str] = training["rare_classes"]
+    if not rare:
+        return str(training["augment"])
+    names = ", ".join(rare) if len(rare) <= _NAMED_CLASSES else f"{len(rare)} rare classes"
+    return f"{training['augment']}; {training['augment_rare']} for {names}"
+
+
+def _imbalance(plan: Mapping[str, Any]) -> str:
+    """Say what is done about classes of unequal size, and where."""
+    training, probe = plan["training"], plan["probe"]
+    said = []
+    if training["sampler"] != "uniform":
+        said.append(f"images by {training['sampler']}")
+        num_images = plan["data"]["images"]["train"]
+        if training["images_per_epoch"] != num_images:
+            said[-1] += f", {training['images_per_epoch']} of {num_images} an epoch"
+    if training["class_weights"] != "none":
+        said.append(f"class weights {training['class_weights']}")
+        if training["class_weights_from_epoch"] > 1:
+            said[-1] += f" from epoch {training['class_weights_from_epoch']} on"
+    if training["loss"] != "cross_entropy":
+        said.append(f"loss {training['loss']}")
+        if probe is not None and probe["loss"] != training["loss"]:
+            said[-1] += f" (the probe: {probe['loss']})"
+    if training["head_step"] != "none":
+        said.append(_HEAD_STEPS[training["head_step"]])
+    return ": ".join(filter(None, (training["imbalance"], "; ".join(said))))
 
 
 def _costs(cost: Mapping[str, Any]) -> dict[str, str]:

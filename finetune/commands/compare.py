@@ -67,7 +67,8 @@ def compare(
     asked = {key: value for key, value in differences(config).items() if key != "data.path"}
     with signals.interruptible():
         sources = _sources(names, weights, config.model.kwargs)
-        config, manifest, _ = with_images(config, reporter)
+        config, data = with_images(config, reporter)
+        manifest = data.manifest
         try:
             rows, failed = _all_of_them(config, manifest, sources, reporter)
         except KeyboardInterrupt:

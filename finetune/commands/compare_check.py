@@ -69,6 +69,14 @@ def _check_keys(config: Config) -> None:
     for key, instead in (("model.backbone", "--backbones"), ("model.weights", "--weights")):
         if key in asked:
             raise ConfigError(f"{key} cannot apply to a comparison. Use {instead}.")
+    if config.imbalance.strategy in ("crt", "tau_norm") or config.imbalance.head in (
+        "crt",
+        "tau_norm",
+    ):
+        raise ConfigError(
+            "crt and tau_norm cannot apply to a comparison: they begin with a trained classifier. "
+            "Leave them for finetune fit; post_hoc and logit_adjusted do apply."
+        )
     idle = [key for key in asked if not any(f"{key}.".startswith(f"{name}.") for name in _ASKED)]
     if idle:
         raise ConfigError(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.inference.chance import holm, mcnemar, wilson_interval
+from finetune.chance import holm, mcnemar, wilson_interval
 from finetune.models.published import imagenet_error
 
 CHANCE = 0.05

@@ -1,18 +1,20 @@
 """Measure a model on labelled images."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from finetune import run_folder
 from finetune.bundle import load_model
+from finetune.commands.prior import prior_as_json, with_prior
 from finetune.commands.read_data import data_path, readable_samples
 from finetune.commands.read_run import require_files, stored_config, stored_manifest
 from finetune.data.decode import DEFAULT_MAX_PIXELS
+from finetune.data.leaks import rows_without_leaks
 from finetune.data.manifest import Manifest, labelled_with
 from finetune.errors import ConfigError, DataError
-from finetune.inference.evaluation import evaluate_files
+from finetune.inference.evaluation import details_as_json, evaluate_logits, metrics_as_json
 from finetune.inference.predictor import Predictor, check_tta
 from finetune.machine import free_cores, resolve_accelerator
 from finetune.types import Evaluation, Rejected, Reporter, Sample, Split
@@ -29,6 +31,9 @@ class EvaluateResult:
         evaluation: The numbers.
         rejected: Files that were left out.
         tta: Whether each image was also seen in a mirror.
+        prior: Which shares of the classes the answers are for, as plain values.
+        without_leaks: The numbers without the images whose copies the run has seen before; None
+            where there are none such.
     """
 
     model: Path
@@ -37,6 +42,8 @@ class EvaluateResult:
     evaluation: Evaluation
     rejected: tuple[Rejected, ...]
     tta: bool = False
+    prior: Mapping[str, Any] = field(default_factory=dict)
+    without_leaks: Evaluation | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -46,15 +53,18 @@ class EvaluateResult:
             "data": str(self.data),
             "split": self.split,
             "tta": self.tta,
-            "num_images": self.evaluation.num_images,
-            "metrics": dict(self.evaluation.metrics),
-            "per_class": {
-                stats.name: {k: v for k, v in asdict(stats).items() if k != "name"}
-                for stats in self.evaluation.per_class
-            },
+            "prior": dict(self.prior),
+            "metrics": metrics_as_json(self.evaluation),
+            **details_as_json(self.evaluation),
             "confusion_matrix": {
                 "classes": classes,
                 "rows_are_true": [list(row) for row in self.evaluation.confusion],
+            },
+            "without_leaks": None
+            if self.without_leaks is None
+            else {
+                "metrics": metrics_as_json(self.without_leaks),
+                **details_as_json(self.without_leaks),
             },
             "rejected": [asdict(entry) for entry in self.rejected],
         }
@@ -84,6 +94,7 @@ def evaluate(
     device: str = "auto",
     batch_size: int = 32,
     tta: bool = False,
+    prior: str | None = None,
     reporter: Reporter | None = None,
 ) -> EvaluateResult:
     """Return what a model is worth on labelled images.
@@ -96,6 +107,8 @@ def evaluate(
         device: "cpu", "cuda", "mps" or "auto".
         batch_size: Images at once.
         tta: Average over each image and its mirror image.
+        prior: Class shares that the answers are for: "uniform", "train", "model" or a file; None
+            takes those that the model's card names.
         reporter: Told of everything.
 
     Raises:
@@ -103,7 +116,7 @@ def evaluate(
     """
     reporter = reporter or Reporter()
     accelerator = resolve_accelerator(device, setting="--device")
-    bundle = load_model(model)
+    bundle = with_prior(load_model(model), prior, reporter)
     if tta:
         check_tta(bundle.card)
     own = _own_images(model)
@@ -120,14 +133,24 @@ def evaluate(
         tta=tta,
     )
     reporter.start("evaluating", len(images.samples))
-    result = evaluate_files(
-        predictor,
-        manifest.paths(images.samples),
-        manifest.labels(images.samples),
-        on_batch=reporter.advance,
-    )
+    labels = manifest.labels(images.samples)
+    files = manifest.paths(images.samples)
+    logits = predictor.logits(files, on_batch=reporter.advance)
     reporter.finish()
-    return EvaluateResult(model, images.root, images.split, result, images.rejected, tta)
+    result = EvaluateResult(
+        model,
+        images.root,
+        images.split,
+        evaluate_logits(predictor, logits, labels),
+        images.rejected,
+        tta,
+        prior_as_json(bundle.card, asked=prior),
+    )
+    clean = None if own is None else rows_without_leaks(own.manifest, files)
+    if clean is None:
+        return result
+    without = evaluate_logits(predictor, logits[clean], [labels[row] for row in clean])
+    return replace(result, without_leaks=without)
 
 
 def _images(

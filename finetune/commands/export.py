@@ -1,18 +1,21 @@
 """Ship a model as a folder, compared with the model that was measured."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from finetune import run_folder
 from finetune.bundle import ModelBundle, load_model, save_bundle
+from finetune.card import Card
+from finetune.commands.prior import prior_as_json, with_prior
 from finetune.commands.read_run import stored_config, stored_manifest
 from finetune.data.scan import list_images
 from finetune.errors import RunFolderError
 from finetune.exporters.parity import Parity, compare_timm_folder
 from finetune.inference.predictor import Predictor
-from finetune.models.head import with_temperature
+from finetune.models.head import with_adjusted_logits
 from finetune.types import Reporter, Split
 
 _NUM_CHECKED = 64
@@ -25,10 +28,12 @@ class ExportResult:
     Attributes:
         output: The folder.
         parity: The comparison; None where there were no images.
+        prior: Which shares of the classes its answers are for, as plain values.
     """
 
     output: Path
     parity: Parity | None
+    prior: Mapping[str, Any]
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -36,12 +41,18 @@ class ExportResult:
             "output": str(self.output),
             "format": "timm",
             "files": sorted(file.name for file in self.output.iterdir()),
+            "prior": dict(self.prior),
             "parity": None if self.parity is None else asdict(self.parity),
         }
 
 
 def export(
-    model: Path, output: Path, *, images: Path | None = None, reporter: Reporter | None = None
+    model: Path,
+    output: Path,
+    *,
+    images: Path | None = None,
+    prior: str | None = None,
+    reporter: Reporter | None = None,
 ) -> ExportResult:
     """Write a model as a folder that finetune and timm read, and prove that it is the same.
 
@@ -49,6 +60,8 @@ def export(
         model: A run folder, a bundle folder or a checkpoint.
         output: The folder to make.
         images: Images to compare on; None takes those that the run held out.
+        prior: Class shares that its answers are for: "uniform", "train", "model" or a file; None
+            takes those that the model's card names.
         reporter: Told of everything.
 
     Raises:
@@ -57,21 +70,22 @@ def export(
     reporter = reporter or Reporter()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunFolderError(f"{output} exists and is not empty. Choose another --output.")
-    bundle = load_model(model)
+    bundle = with_prior(load_model(model), prior, reporter)
     checked_on = _images_to_compare(model, images)
-    shipped = _with_temperature_in_head(bundle)
+    shipped = _with_all_in_head(bundle)
+    said = prior_as_json(shipped.card, asked=prior)
     save_bundle(shipped.network, shipped.card, output)
-    if shipped.card.temperature != 1:
+    if left := _left_to_do(shipped.card):
         reporter.warn(
-            f"the network has no linear classifier to hold its temperature: whoever uses timm "
-            f"alone divides the logits by {shipped.card.temperature:.4g}, as README.md says"
+            f"the network has no linear classifier to hold what is done to its logits: whoever "
+            f"uses timm alone {left}, as README.md says"
         )
     if not checked_on:
         reporter.warn(
             "no images to compare the export with: the run's own are gone or unknown. Name some "
             "with --images FOLDER"
         )
-        return ExportResult(output, None)
+        return ExportResult(output, None, said)
     reporter.start("comparing", 1)
     try:
         parity = compare_timm_folder(
@@ -80,23 +94,42 @@ def export(
             ours=Predictor(bundle, device="cpu").probabilities(checked_on),
             classes=bundle.card.classes,
             temperature=shipped.card.temperature,
+            shift=shipped.card.shift,
         )
     except BaseException:
         shutil.rmtree(output)
         raise
     reporter.finish()
-    return ExportResult(output, parity)
+    return ExportResult(output, parity, said)
 
 
-def _with_temperature_in_head(bundle: ModelBundle) -> ModelBundle:
-    """Return a model whose logits need no temperature, where its head can hold it."""
-    if bundle.card.temperature == 1:
+def _with_all_in_head(bundle: ModelBundle) -> ModelBundle:
+    """Return a model whose logits are the answers, where its head can hold what is done to them.
+
+    Its card says so, or they would be adjusted twice: the temperature is 1, and the target prior
+    is the network's own by then.
+    """
+    card = bundle.card
+    if card.temperature == 1 and card.shift is None:
         return bundle
-    network = with_temperature(bundle.network, bundle.card.temperature)
+    network = with_adjusted_logits(bundle.network, temperature=card.temperature, shift=card.shift)
     if network is None:
         return bundle
-    facts = {**bundle.card.facts, "temperature_in_head": bundle.card.temperature}
-    return replace(bundle, network=network, card=replace(bundle.card, facts=facts, temperature=1.0))
+    facts, priors = dict(card.facts), card.priors
+    if card.temperature != 1:
+        facts["temperature_in_head"] = card.temperature
+    if priors is not None and priors.target is not None:
+        facts["prior_in_head"] = list(priors.target)
+        priors = replace(priors, model=priors.target, target=None)
+    held = replace(card, facts=facts, temperature=1.0, priors=priors)
+    return replace(bundle, network=network, card=held)
+
+
+def _left_to_do(card: Card) -> str:
+    """Return what is to be done to the logits of a card's network; "" for nothing."""
+    divides = "" if card.temperature == 1 else f"divides the logits by {card.temperature:.4g}"
+    adds = "" if card.shift is None else "adds the logarithm of the ratio of the priors to them"
+    return " and ".join(part for part in (divides, adds) if part)
 
 
 def _images_to_compare(model: Path, images: Path | None) -> list[Path]:

@@ -3,14 +3,15 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from finetune import run_folder, signals
 from finetune.build import Training, build_training
-from finetune.bundle import Card, read_card
+from finetune.bundle import read_card
+from finetune.card import Card
 from finetune.commands.going_on import (
     asked_again,
     asked_for,
@@ -31,7 +32,8 @@ from finetune.commands.train import (
 )
 from finetune.config.load import changes, dump_config
 from finetune.config.schema import Config
-from finetune.data.manifest import write_manifest
+from finetune.data.findings import write_audit, write_findings
+from finetune.data.manifest import write_manifest, write_rejected
 from finetune.errors import OutOfMemoryError, RunFolderError
 from finetune.machine import release_memory
 from finetune.run_folder import RunFolder
@@ -51,16 +53,19 @@ class FitResult:
     Attributes:
         run_dir: The run folder.
         seconds: Wall time of this call.
-        metrics: Split to metrics of the best model: "val", and "test" where there is one.
+        metrics: Split to metrics of the best model: "val", and "test" where there is one; None
+            for what its images do not define.
         plan: What was done.
         calibration: The model's temperature and what it is worth; None without one.
+        evaluations: Split to what else is known of the best model: intervals, classes.
     """
 
     run_dir: Path
     seconds: float
-    metrics: Mapping[str, Mapping[str, float]]
+    metrics: Mapping[str, Mapping[str, float | None]]
     plan: Mapping[str, Any]
     calibration: Mapping[str, Any] | None = None
+    evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -68,6 +73,7 @@ class FitResult:
             "run_dir": str(self.run_dir),
             "seconds": round(self.seconds, 3),
             "metrics": {split: dict(values) for split, values in self.metrics.items()},
+            "evaluations": {split: dict(found) for split, found in self.evaluations.items()},
             "calibration": None if self.calibration is None else dict(self.calibration),
             "plan": dict(self.plan),
         }
@@ -95,12 +101,14 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
             return _resumed(
                 run, with_changes(run, assignments=asked_for(run, config)), met, reporter, start
             )
-        training, plan, rejected = planned(config, reporter)
+        training, plan, data = planned(config, reporter)
         run = run_folder.create(
             Path(plan["run_dir"]),
             config=dump_config(training.config),
             manifest=write_manifest(training.manifest),
-            rejected=rejected,
+            rejected=write_rejected(data.rejected),
+            audit=write_audit(data.audit),
+            findings=write_findings(data.audit),
         )
         with _occupied(run, training.config, met):
             facts = _trained(run, training, reporter=reporter, met=met)
@@ -108,7 +116,7 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
 
 
 def plan_fit(config: Config, *, reporter: Reporter | None = None) -> dict[str, Any]:
-    """Return the plan of a run, show it, and write nothing."""
+    """Return the plan of a run and show it; kept is only what was seen of the images."""
     return planned(config, reporter or Reporter())[1]
 
 
@@ -288,4 +296,5 @@ def _result(
 ) -> FitResult:
     """Return what a run came to, from the facts of its bundle."""
     seconds = time.monotonic() - start
-    return FitResult(run.path, seconds, facts["metrics"], plan, facts.get("calibration"))
+    found = (facts["metrics"], plan, facts.get("calibration"), facts.get("evaluations", {}))
+    return FitResult(run.path, seconds, *found)

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune import run_folder
-from finetune.build import Training, build_training
-from finetune.bundle import Card
-from finetune.commands.planning import absolute
-from finetune.commands.read_data import data_path
+from finetune.build import Training, build_training, images_per_epoch
+from finetune.card import Card
+from finetune.commands.read_data import absolute, data_path
 from finetune.commands.read_run import (
     require_files,
     stored_config,
@@ -21,7 +20,6 @@ from finetune.run_folder import RunFolder
 from finetune.training.checkpoints import read_checkpoint, require_undamaged, stored_position
 from finetune.training.launch import outer_launch
 from finetune.training.module import CARD_KEY
-from finetune.types import Split
 
 CHANGEABLE = (
     "trainer.epochs",
@@ -75,9 +73,9 @@ def asked_for(run: RunFolder, config: Config) -> dict[str, Any]:
         if key in values:
             values[key] = absolute(values[key])
     stored = stored_config(run)
-    num_images = len(stored_manifest(run, stored).of(Split.TRAIN))
+    num_images = images_per_epoch(stored, stored_manifest(run, stored))
     if int(stored.trainer.batch_size) <= num_images < values.get("trainer.batch_size", 0):
-        del values["trainer.batch_size"]  # it shrank to the images there are
+        del values["trainer.batch_size"]  # it shrank to the images of an epoch
     return values
 
 

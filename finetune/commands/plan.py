@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from finetune.build import Training, num_processes
+from finetune.build import Training, class_weights_start, fitted_loss, num_processes, rare_classes
 from finetune.config.auto import value_at
 from finetune.types import Phase, Split
 
@@ -63,14 +63,16 @@ def describe(
         "training": {
             "epochs": config.trainer.epochs,
             "batch_size": training.batch_size,
+            "images_per_epoch": training.images_per_epoch,
             "steps_per_epoch": training.steps_per_epoch,
             "optimizer": config.optim.name,
             "lr_schedule": config.lr_schedule.name,
             "label_smoothing": config.loss.label_smoothing,
-            "imbalance": config.imbalance.strategy,
-            "sampler": config.imbalance.sampler,
-            "class_weights": config.imbalance.class_weights,
+            "loss": config.loss.name,
+            **_imbalance(training),
             "augment": config.augment.name,
+            "augment_rare": config.augment.rare,
+            "rare_classes": list(rare_classes(config, manifest)),
             "precision": config.trainer.precision,
             "accelerator": config.trainer.accelerator,
             "processes": num_processes(config),
@@ -80,6 +82,18 @@ def describe(
             "wandb": config.tracking.wandb,
         },
         "changed": dict(changed),
+    }
+
+
+def _imbalance(training: Training) -> dict[str, Any]:
+    chosen = training.config.imbalance
+    start = class_weights_start(training.config)
+    return {
+        "imbalance": chosen.strategy,
+        "sampler": chosen.sampler,
+        "class_weights": chosen.class_weights,
+        "class_weights_from_epoch": None if start is None else start + 1,
+        "head_step": chosen.head,
     }
 
 
@@ -93,7 +107,12 @@ def _probe(training: Training) -> dict[str, Any] | None:
     probe = training.probe
     if probe is None:
         return None
-    said = {"only": training.is_probe_only, **asdict(probe.views), "tail": None}
+    said = {
+        "only": training.is_probe_only,
+        **asdict(probe.views),
+        "loss": fitted_loss(training.config),
+        "tail": None,
+    }
     if probe.tail is not None:
         groups = training.module.classifier.groups[: probe.tail.depth]
         said["tail"] = {

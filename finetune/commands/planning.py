@@ -1,4 +1,4 @@
-"""What a new run will be: its images, its objects, what it costs; nothing is written yet."""
+"""What a new run will be: its images, its objects, what it costs; nothing of it is written yet."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,24 +7,23 @@ from typing import Any
 from finetune import run_folder
 from finetune.build import Training, build_training, describe_cost, measure, with_fitting_batch
 from finetune.commands.plan import describe
-from finetune.commands.read_data import data_path, read_data
+from finetune.commands.read_data import RunData, absolute, data_path, read_data
 from finetune.config.load import differences, replaced
 from finetune.config.schema import Config
-from finetune.data.manifest import Manifest, write_rejected
-from finetune.types import Rejected, Reporter, Split
+from finetune.types import Reporter, Split
 
 
-def planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, Any], str]:
-    """Return the training, its plan and the list of rejected files; nothing is written yet."""
+def planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, Any], RunData]:
+    """Return the training, its plan and what it is made of; nothing of the run is written yet."""
     path = data_path(config)
     run_dir = Path(
         config.output or Path("runs") / run_folder.default_name(config.model.backbone, path)
     ).expanduser()
     run_folder.check_free(run_dir)
     asked = config
-    config, manifest, rejected = with_images(config, reporter)
+    config, data = with_images(config, reporter)
     config = replaced(config, {"output": str(run_dir)})
-    training = build_training(config, manifest)
+    training = build_training(config, data.manifest)
     _say_what_shrank(training, reporter)
     # as it will be: the parts that divide it need not divide what was asked for
     shrunk = replaced(training.config, {"trainer.batch_size": training.batch_size})
@@ -33,24 +32,24 @@ def planned(config: Config, reporter: Reporter) -> tuple[Training, dict[str, Any
     if not training.is_probe_only:
         training, cost = _measured_cost(training, asked, reporter)
     plan = describe(
-        training, changed=differences(asked), num_rejected=len(rejected), run_dir=run_dir
+        training, changed=differences(asked), num_rejected=len(data.rejected), run_dir=run_dir
     )
     if cost is not None:
         plan["cost"] = cost
     reporter.plan(plan)
-    return training, plan, write_rejected(rejected)
+    return training, plan, data
 
 
-def with_images(config: Config, reporter: Reporter) -> tuple[Config, Manifest, list[Rejected]]:
-    """Return the config with whole paths, the images of a new run, and the files left out."""
+def with_images(config: Config, reporter: Reporter) -> tuple[Config, RunData]:
+    """Return the config with whole paths, and the images of a new run."""
     path = data_path(config)
-    manifest, rejected = read_data(config, path, reporter=reporter)
+    data = read_data(config, path, reporter=reporter)
     whole = {
         "data.path": str(path.resolve()),
         "model.weights": absolute(config.model.weights),
         "augment.name": absolute(config.augment.name),
     }
-    return replaced(config, whole), manifest, rejected
+    return replaced(config, whole), data
 
 
 def _measured_cost(
@@ -79,16 +78,12 @@ def of_statistics(training: Training) -> str:
     return " BatchNorm takes its statistics from each part." if live else ""
 
 
-def absolute(name: str) -> str:
-    """Return a file or folder by its whole path, so that a resume finds it from anywhere."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() and ("/" in name or path.is_file()) else name
-
-
 def _say_what_shrank(training: Training, reporter: Reporter) -> None:
     asked = training.config.trainer.batch_size
     if training.batch_size != asked:
+        num_images = len(training.manifest.of(Split.TRAIN))
+        drawn = "" if training.images_per_epoch == num_images else " that an epoch draws"
         reporter.note(
             f"Batch size {training.batch_size} instead of {asked}: there are "
-            f"{len(training.manifest.of(Split.TRAIN))} training images."
+            f"{training.images_per_epoch} training images{drawn}."
         )

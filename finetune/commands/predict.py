@@ -2,14 +2,15 @@
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from finetune.bundle import load_model
+from finetune.commands.prior import prior_as_json, with_prior
 from finetune.commands.read_data import summary
-from finetune.data.audit import check_files
+from finetune.data.reading import check_files
 from finetune.data.scan import list_images
 from finetune.errors import DataError, RunFolderError
 from finetune.inference.predictor import Predictor, check_tta
@@ -27,12 +28,14 @@ class PredictResult:
         rejected: Files that were left out, with reasons.
         output: The CSV that was written, if any.
         tta: Whether each image was also seen in a mirror.
+        prior: Which shares of the classes the answers are for, as plain values.
     """
 
     predictions: tuple[Prediction, ...]
     rejected: tuple[Rejected, ...]
     output: Path | None = None
     tta: bool = False
+    prior: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -40,6 +43,7 @@ class PredictResult:
             "num_images": len(self.predictions),
             "output": None if self.output is None else str(self.output),
             "tta": self.tta,
+            "prior": dict(self.prior),
             "predictions": [
                 {
                     "path": p.path,
@@ -84,6 +88,7 @@ def predict(
     device: str = "auto",
     batch_size: int = 32,
     tta: bool = False,
+    prior: str | None = None,
     reporter: Reporter | None = None,
 ) -> PredictResult:
     """Return the most probable classes of each image below a folder, or of one file.
@@ -96,6 +101,8 @@ def predict(
         device: "cpu", "cuda", "mps" or "auto".
         batch_size: Images at once.
         tta: Average over each image and its mirror image.
+        prior: Class shares that the answers are for: "uniform", "train", "model" or a file; None
+            takes those that the model's card names.
         reporter: Told of everything.
 
     Raises:
@@ -105,7 +112,7 @@ def predict(
     if output is not None and output.is_dir():
         raise RunFolderError(f"--output {output} is a folder; name a .csv file.")
     accelerator = resolve_accelerator(device, setting="--device")
-    bundle = load_model(model)
+    bundle = with_prior(load_model(model), prior, reporter)
     if tta:
         check_tta(bundle.card)
     files, rejected = list_images(images)
@@ -119,7 +126,8 @@ def predict(
     reporter.start("predicting", len(good))
     found = tuple(predictor.predict(good, top_k=top_k, on_batch=reporter.advance))
     reporter.finish()
-    result = PredictResult(found, tuple(rejected), output, tta)
+    said = prior_as_json(bundle.card, asked=prior)
+    result = PredictResult(found, tuple(rejected), output, tta, said)
     if output is not None:
         write_text(output, result.as_csv())
     return result

@@ -13,6 +13,7 @@ from finetune.build import (
     trainer_options,
     with_cache,
 )
+from finetune.commands.label_check import note_labels
 from finetune.commands.measuring import Measured, measure_best, write_bundle
 from finetune.config.load import replaced
 from finetune.config.schema import Config
@@ -28,6 +29,7 @@ from finetune.training.loggers import MetricsCsv, Tracking, create_wandb_logger
 from finetune.training.lost import LostProcessError
 from finetune.training.meeting import Meeting
 from finetune.training.probe import fit_probe, is_probe, save_probe
+from finetune.training.rebalance import is_rebalanced, rebalance
 from finetune.training.spawn import own_meeting
 from finetune.training.trainer import create_trainer
 from finetune.training.trainer import fit as lightning_fit
@@ -51,6 +53,7 @@ def train(
         if met is not None and rank > 0:
             met.leave()
             return None
+        _with_head_step(run, training, reporter)
         measured = measure_best(run, training, reporter)
     except KeyboardInterrupt:
         reporter.note(f"Stopped. Go on with: finetune fit --resume {run.path}")
@@ -69,6 +72,21 @@ def train(
     if met is not None:
         met.leave()
     return measured
+
+
+def _with_head_step(run: RunFolder, training: Training, reporter: Reporter) -> None:
+    """Give the best model the classifier that was asked for, once."""
+    way = training.config.imbalance.head
+    if way not in ("crt", "tau_norm") or is_rebalanced(run.best):
+        return
+    assert training.probe is not None, "looked for by who builds"
+    device = process_device(training.config.trainer.accelerator, 0)
+    found = rebalance(run.best, way, training.probe, device=device, reporter=reporter)
+    how = f"tau {found.tau:g}" if found.tau is not None else f"penalty {found.penalty:.1g}"
+    gain = f"balanced accuracy on val {found.before:.4f} -> {found.after:.4f}"
+    if found.tau == 0:
+        gain = f"no tau beats balanced accuracy {found.before:.4f} on val; it stays as it was"
+    reporter.note(f"The classifier after {way} ({how}): {gain}.")
 
 
 def _trained(
@@ -133,6 +151,7 @@ def _probed(
         assert met is not None, "rank 0 finds something"
         return float(met.receive("probe"))  # however long the fit takes
     reporter.probe(found.as_json())
+    note_labels(run, training.manifest, found, reporter)
     row = {f"val/{name}": float(value) for name, value in found.metrics.items()}
     row["train/loss"] = found.train_loss
     # as the epoch before the first, or the only one

@@ -10,6 +10,9 @@ from finetune.config.schema import Config
 IMBALANCED_FROM = 2.0
 """Largest class over smallest class from which accuracy alone misleads."""
 
+REBALANCED_FROM = 5.0
+"""Largest class over smallest class from which answers are for classes of equal size."""
+
 HEAD_LR = {"adamw": 1e-3, "sgd": 1e-2}
 
 TRAIN_SIDE = 0.7
@@ -61,6 +64,7 @@ def recipe(config: Config, facts: Facts) -> dict[str, Choice]:
         "optim.backbone_lr_scale": _backbone_scale(config, facts),
         "optim.layer_decay": _layer_decay(facts),
         "optim.average_last": Choice(0.0),
+        "imbalance.strategy": _imbalance(config, facts),
         "calibration.enabled": _calibration(facts),
         "trainer.monitor": _monitor(facts),
     }
@@ -188,6 +192,18 @@ def _layer_decay(facts: Facts) -> Choice:
 def _calibration(facts: Facts) -> Choice:
     enough = facts.num_val >= CALIBRATED_FROM
     return Choice("on" if enough else "off", f"{facts.num_val} validation images")
+
+
+def _imbalance(config: Config, facts: Facts) -> Choice:
+    """By ``scripts/benchmarks/imbalance.py``; what is asked for by other keys stands alone."""
+    chosen = config.imbalance
+    asked = (chosen.sampler, chosen.class_weights, chosen.head, config.loss.name)
+    if any(name != "auto" for name in asked):
+        return Choice("none", "something else is asked for")
+    ratio = f"largest class {facts.imbalance_ratio:.3g} times the smallest"
+    if facts.imbalance_ratio < REBALANCED_FROM:
+        return Choice("none", ratio)
+    return Choice("post_hoc", ratio)
 
 
 def _monitor(facts: Facts) -> Choice:

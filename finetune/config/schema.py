@@ -10,10 +10,18 @@ from finetune.lookup import did_you_mean
 
 # The built-in rows of the tables on the floors above; a contract test holds them equal.
 UNFREEZE_NAMES = ("all", "linear_probe", "head_first", "gradual", "milestones")
-IMBALANCE_NAMES = ("none", "weighted", "sqrt", "class_weights")
-SAMPLER_NAMES = ("uniform", "weighted", "sqrt")
+SAMPLER_NAMES = (
+    "uniform", "weighted", "sqrt", "effective_number", "oversample", "undersample", "progressive",
+    "deferred", "abundant_first",
+)  # fmt: skip
+IMBALANCE_NAMES = (
+    "none", "weighted", "sqrt", "effective_number", "oversample", "undersample", "progressive",
+    "drs", "drw", "abundant_first", "class_weights", "focal", "logit_adjusted", "ldam", "ldam_drw",
+    "crt", "tau_norm", "post_hoc",
+)  # fmt: skip
+CLASS_WEIGHT_NAMES = ("balanced", "effective_number")
 LR_SCHEDULE_NAMES = ("cosine", "linear", "constant")
-LOSS_NAMES = ("cross_entropy",)
+LOSS_NAMES = ("cross_entropy", "focal", "logit_adjusted", "ldam")
 AUGMENT_NAMES = ("none", "light", "medium", "strong")
 OPTIMIZER_NAMES = ("adamw", "sgd")
 
@@ -100,6 +108,13 @@ class DataConfig(Section):
         "auto",
         description="fewest images a class may have; auto: one for each split. Smaller classes, "
         "where allowed here, only train",
+    )
+    leaks: Literal["warn", "drop", "move", "error", "ignore"] = Field(
+        "warn",
+        description="what to do where given splits hold out images whose copies are seen before; "
+        "a split that is drawn keeps copies on one side where its groups allow. warn: measure "
+        "without them, too; drop: leave out the copies that train; move: let all copies train; "
+        "ignore: look for none",
     )
     max_megapixels: float = Field(
         178.0,
@@ -224,16 +239,48 @@ class ProbeConfig(Section):
 class ImbalanceConfig(Section):
     """What is done about classes of unequal size."""
 
-    strategy: Annotated[str, AfterValidator(_known_name(IMBALANCE_NAMES, own_code=False))] = Field(
-        "none",
-        description="none; weighted or sqrt (draw rare classes more often); "
-        "class_weights (weigh them in the loss)",
+    strategy: Annotated[
+        str, AfterValidator(_known_name(("auto", *IMBALANCE_NAMES), own_code=False))
+    ] = Field(
+        "auto",
+        description="none; weighted, sqrt, effective_number, oversample, undersample, "
+        "progressive, drs or abundant_first (which images are drawn); class_weights or drw (what "
+        "they weigh in the loss); focal, logit_adjusted, ldam or ldam_drw (the loss itself); crt, "
+        "tau_norm or post_hoc (the classifier, after training); auto: by the sizes of the classes",
     )
     sampler: Annotated[str, AfterValidator(_known_name(("auto", *SAMPLER_NAMES)))] = Field(
-        "auto", description="uniform, weighted, sqrt or package.module:function; auto: by strategy"
+        "auto",
+        description="uniform, weighted, sqrt, effective_number, oversample, undersample, "
+        "progressive, deferred, abundant_first or package.module:function; auto: by strategy",
     )
-    class_weights: Literal["auto", "none", "balanced"] = Field(
-        "auto", description="factor of a class in the loss; auto: by strategy"
+    sampler_params: dict[str, Any] = Field(
+        default_factory=dict,
+        description="weighted: power; effective_number: beta; deferred: from_share; "
+        "abundant_first: share, of_largest, power",
+    )
+    class_weights: Annotated[
+        str,
+        AfterValidator(_known_name(("auto", "none", *CLASS_WEIGHT_NAMES), own_code=False)),
+    ] = Field(
+        "auto",
+        description="factor of a class in the loss: none, balanced or effective_number; auto: by "
+        "strategy",
+    )
+    class_weights_params: dict[str, Any] = Field(
+        default_factory=dict, description="effective_number: beta"
+    )
+    class_weights_from: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
+        "auto",
+        description="share of the epochs after which class weights begin; auto: by strategy, and 0",
+    )
+    head: Literal["auto", "none", "crt", "tau_norm", "post_hoc"] = Field(
+        "auto",
+        description="what is done to the trained classifier: crt fits it again to all classes "
+        "alike (Kang et al. 2020), tau_norm evens out the norms of its weights, post_hoc adjusts "
+        "its answers to classes of equal size (Menon et al. 2021); auto: by strategy",
+    )
+    allow_double: bool = Field(
+        False, description="let several settings correct for the same imbalance"
     )
 
 
@@ -244,6 +291,12 @@ class AugmentConfig(Section):
         "auto",
         description="none, light, medium, strong, or a pipeline saved with Albumentations "
         "(.json, .yaml); auto: medium",
+    )
+    rare: Annotated[
+        Literal["off", "light", "medium", "strong"], BeforeValidator(_on_and_off_are_words)
+    ] = Field("off", description="a stronger preset for the images of rare classes; off: none")
+    rare_below: float = Field(
+        0.2, gt=0, le=1, description="a class is rare with under this share of the largest's images"
     )
     mixup: float = Field(
         0.0,
@@ -259,6 +312,12 @@ class AugmentConfig(Section):
         description="put a box of one image into another, of a Beta(cutmix, cutmix) area, and mix "
         "their losses (Yun et al. 2019); 0: never, 1 is usual. With mixup, too, a coin decides",
     )
+
+    @model_validator(mode="after")
+    def _rare_below_applies(self) -> "AugmentConfig":
+        if self.rare == "off" and self.rare_below != 0.2:
+            raise ValueError("rare_below cannot apply to rare=off; name a preset for rare classes")
+        return self
 
 
 class OptimConfig(Section):
@@ -328,10 +387,20 @@ class LrScheduleConfig(Section):
 class LossConfig(Section):
     """What is minimised."""
 
-    name: Annotated[str, AfterValidator(_known_name(LOSS_NAMES))] = Field(
-        "cross_entropy", description="cross_entropy or package.module:function"
+    name: Annotated[str, AfterValidator(_known_name(("auto", *LOSS_NAMES)))] = Field(
+        "auto",
+        description="cross_entropy, focal, logit_adjusted, ldam or package.module:function; auto: "
+        "by imbalance.strategy",
     )
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread evenly")
+    params: dict[str, Any] = Field(
+        default_factory=dict,
+        description="focal: gamma; logit_adjusted: tau; ldam: max_margin, scale",
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
+        "auto",
+        description="share of the target spread over all classes; auto: 0.1; 0 with "
+        "logit_adjusted, post_hoc, a loss that takes none, and a probe alone",
+    )
 
 
 class TrainerConfig(Section):

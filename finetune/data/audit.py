@@ -1,56 +1,280 @@
-"""Opens every file before epoch 0, so that none surprises in the middle of a run."""
+"""What is worth knowing of a data set before anything trains on it."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import islice
-from pathlib import Path
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from finetune.data.decode import DEFAULT_MAX_PIXELS, check_image
-from finetune.types import Rejected, Sample
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.data.copies import BLANK, Copies
+from finetune.data.label_errors import doubtful_labels
+from finetune.data.looks import Looks
+from finetune.types import Rejected, Sample, Split
+
+_DARK, _BRIGHT = 0.2, 0.95
+_BLURRED = 0.15
+"""The sharpest edges are wider than a 64th of the image: what a Gaussian blur of that leaves."""
+_MEASURED_SIDE = 128
+_TINY_SIDE, _TINY_SHARE = 32, 0.25
+_ODD_ASPECT, _ODD_SHARE = 3.0, 2.5
+
+_STARVED = 20
+"""Training images of a class below which its share of right answers is mostly chance."""
+
+_QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def audit_files(
-    root: Path,
+@dataclass(frozen=True, slots=True)
+class CopyGroup:
+    """Images that show the same.
+
+    Attributes:
+        samples: Two or more.
+        exact: Whether their files are the same to the byte.
+    """
+
+    samples: tuple[Sample, ...]
+    exact: bool
+
+    @property
+    def across(self) -> tuple[str, ...]:
+        """What they stand on both sides of: "classes" (one of them is wrong), "splits" (a leak)."""
+        labels = {sample.label for sample in self.samples}
+        splits = {sample.split for sample in self.samples}
+        sides = {"classes": len(labels) > 1, "splits": len(splits) > 1}
+        return tuple(name for name, is_across in sides.items() if is_across)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "kind": "exact" if self.exact else "near",
+            "where": [f"across {name}" for name in self.across] or ["inside a class"],
+            "paths": [sample.path for sample in self.samples],
+            "labels": [sample.label for sample in self.samples],
+            "splits": [sample.split and sample.split.value for sample in self.samples],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """An image that may serve no training.
+
+    Attributes:
+        path: Of the image.
+        kind: "blank", "dark", "bright", "blurred", "tiny" or "odd aspect".
+        detail: What was measured, in words.
+    """
+
+    path: str
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSuspect:
+    """An image whose label is probably wrong.
+
+    Attributes:
+        path: Of the image.
+        label: The class that it has.
+        likely: The class that it looks like.
+        probability: Of the class that it has, by a head that had not seen it, in [0, 1].
+        likely_probability: Of the class that it looks like.
+    """
+
+    path: str
+    label: str
+    likely: str
+    probability: float
+    likely_probability: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "path": self.path,
+            "label": self.label,
+            "likely": self.likely,
+            "probability": round(self.probability, 4),
+            "likely_probability": round(self.likely_probability, 4),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """All findings.
+
+    Attributes:
+        num_images: That can be used.
+        counts: By split ("all" without splits) and class.
+        sizes: Quantiles 0, 25, 50, 75 and 100% of width, height, aspect ratio and bytes.
+        modes: Images of each of Pillow's modes.
+        unreadable: Files that cannot be used.
+        copies: Groups of copies; None where they were not looked for.
+        suspects: Suspicious images.
+        labels: Probably wrong labels, the most certain first; None where nothing could tell.
+        advice: What to choose, and why.
+        data: The folder or CSV, absolute; None where who reads it knows.
+    """
+
+    num_images: int
+    counts: Mapping[str, Mapping[str, int]]
+    sizes: Mapping[str, Sequence[float]]
+    modes: Mapping[str, int]
+    unreadable: tuple[Rejected, ...]
+    copies: tuple[CopyGroup, ...] | None
+    suspects: tuple[Suspect, ...]
+    labels: tuple[LabelSuspect, ...] | None = None
+    advice: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    data: str | None = None
+
+    @property
+    def training_counts(self) -> Mapping[str, int]:
+        """Images of each class that train, or that may, or of the first split that there is."""
+        named = (self.counts[name] for name in ("train", "all") if name in self.counts)
+        return next(named, next(iter(self.counts.values())))
+
+    @property
+    def imbalance_ratio(self) -> float:
+        """Images of the largest class over those of the smallest."""
+        counts = self.training_counts.values()
+        return max(counts) / max(1, min(counts))
+
+    @property
+    def starved(self) -> list[str]:
+        """Classes of fewer than 20 training images, the smallest first."""
+        few = {name: count for name, count in self.training_counts.items() if count < _STARVED}
+        return sorted(few, key=lambda name: (few[name], name))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            **({} if self.data is None else {"data": self.data}),
+            "num_images": self.num_images,
+            "counts": {split: dict(counts) for split, counts in self.counts.items()},
+            "imbalance_ratio": round(self.imbalance_ratio, 2),
+            "starved_classes": self.starved,
+            "sizes": {name: list(values) for name, values in self.sizes.items()},
+            "modes": dict(self.modes),
+            "unreadable": [{"path": e.path, "reason": e.reason} for e in self.unreadable],
+            "copies": None if self.copies is None else [one.as_json() for one in self.copies],
+            "suspicious": [
+                {"path": s.path, "kind": s.kind, "detail": s.detail} for s in self.suspects
+            ],
+            "labels": None if self.labels is None else [one.as_json() for one in self.labels],
+            "advice": [dict(one) for one in self.advice],
+        }
+
+
+def audit(
     samples: Sequence[Sample],
-    *,
-    max_pixels: int,
-    on_checked: Callable[[int], None] | None = None,
-) -> tuple[list[Sample], list[Rejected]]:
-    """Return the samples whose file reads to its end, and the others with their reason.
+    looks: Looks,
+    copies: Sequence[Copies] | None,
+    unreadable: Sequence[Rejected],
+    empty: Sequence[tuple[str, Split | None]] = (),
+) -> Audit:
+    """Return what is found in images that were looked at.
 
     Args:
-        root: What relative paths are relative to.
-        samples: What to check.
-        max_pixels: Larger images are left out.
-        on_checked: Called with a count of files, as they are checked.
+        samples: N images that can be used.
+        looks: At them.
+        copies: Groups of their rows; None where they were not looked for.
+        unreadable: Files that cannot be used.
+        empty: Class and split of those of which no image can be used; they are counted as 0.
     """
-    good: list[Sample] = []
-    bad: list[Rejected] = []
-    reasons = check_files((root / sample.path for sample in samples), max_pixels=max_pixels)
-    for sample, reason in zip(samples, reasons, strict=True):
-        if reason is None:
-            good.append(sample)
-        else:
-            bad.append(Rejected(sample.path, reason))
-        if on_checked is not None:
-            on_checked(1)
-    return good, bad
+    present = {sample.split for sample in samples}
+    splits = [split for split in (None, *Split) if split in present]
+    counts = {}
+    for split in splits:
+        found = Counter(sample.label for sample in samples if sample.split is split)
+        found.update({label: 0 for label, its in empty if its is split})
+        counts["all" if split is None else split.value] = dict(sorted(found.items()))
+    modes = Counter(mode.decode() for mode in looks.column("mode").tolist())
+    return Audit(
+        num_images=len(samples),
+        counts=counts,
+        sizes=_sizes(looks),
+        modes=dict(modes.most_common()),
+        unreadable=tuple(unreadable),
+        copies=None
+        if copies is None
+        else tuple(
+            CopyGroup(tuple(samples[row] for row in group.rows), group.exact) for group in copies
+        ),
+        suspects=tuple(_suspects(samples, looks)),
+    )
 
 
-def check_files(
-    paths: Iterable[Path], *, max_pixels: int = DEFAULT_MAX_PIXELS
-) -> Iterator[str | None]:
-    """Yield for each file why it cannot be used, or None; read on all cores.
+def label_suspects(
+    samples: Sequence[Sample], classes: Sequence[str], probabilities: NDArray[np.floating]
+) -> tuple[LabelSuspect, ...]:
+    """Return the images whose label is in doubt, the most doubtful first.
 
     Args:
-        paths: Image files.
-        max_pixels: Larger images cannot be used.
+        samples: N images.
+        classes: Names in index order.
+        probabilities: By a classifier that has not seen them, shape (N, K).
     """
-    check = partial(check_image, max_pixels=max_pixels)
-    waiting = iter(paths)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # in chunks: ``map`` would hold a future for each of a million files at once
-        while chunk := list(islice(waiting, 1024)):
-            yield from pool.map(check, chunk)
+    index = {name: number for number, name in enumerate(classes)}
+    labels = np.array([index[sample.label] for sample in samples], np.int64)
+    rows, likely = doubtful_labels(probabilities, labels)
+    found = []
+    for row, other in zip(rows.tolist(), likely.tolist(), strict=True):
+        sample, beliefs = samples[row], probabilities[row]
+        own = float(beliefs[index[sample.label]])
+        found.append(
+            LabelSuspect(sample.path, sample.label, classes[other], own, float(beliefs[other]))
+        )
+    return tuple(found)
+
+
+def with_copies(samples: Sequence[Sample], copies: Sequence[Copies]) -> list[Sample]:
+    """Return samples that say which of them show the same."""
+    word_of = {row: str(number) for number, group in enumerate(copies, 1) for row in group.rows}
+    return [
+        Sample(s.path, s.label, s.split, s.group, word_of.get(row, ""))
+        for row, s in enumerate(samples)
+    ]
+
+
+def _sizes(looks: Looks) -> dict[str, list[float]]:
+    width, height = looks.column("width").astype(float), looks.column("height").astype(float)
+    measured = {
+        "width": width,
+        "height": height,
+        "aspect_ratio": width / height,
+        "bytes": looks.column("num_bytes").astype(float),
+    }
+    return {
+        name: [round(float(value), 3) for value in np.quantile(values, _QUANTILES)]
+        for name, values in measured.items()
+    }
+
+
+def _suspects(samples: Sequence[Sample], looks: Looks) -> list[Suspect]:
+    width, height = looks.column("width").astype(float), looks.column("height").astype(float)
+    dark, bright = looks.column("dark"), looks.column("bright")
+    sharp, contrast = looks.column("sharpness"), looks.column("contrast")
+    shorter, longer = np.minimum(width, height), np.maximum(width, height)
+    # small ones were enlarged to be measured, which widens their edges
+    enough = _BLURRED * np.minimum(1, shorter / _MEASURED_SIDE)
+    aspect = longer / shorter
+    odd = (aspect > _ODD_ASPECT) & (aspect > _ODD_SHARE * np.median(aspect))
+    tiny = (shorter < _TINY_SIDE) & (shorter < _TINY_SHARE * np.median(shorter))
+    kinds: dict[str, tuple[NDArray[np.bool_], NDArray[Any], str]] = {
+        "blank": (contrast < BLANK, contrast, "contrast {:.3f}"),
+        "dark": (bright < _DARK, bright, "95% of the pixels are darker than {:.2f} of white"),
+        "bright": (dark > _BRIGHT, dark, "95% of the pixels are brighter than {:.2f} of white"),
+        "blurred": (sharp < enough, sharp, "sharpness {:.3f}"),
+        "tiny": (tiny, shorter, "{:.0f} pixels on the shorter side"),
+        "odd aspect": (odd, aspect, "{:.1f} times as long as wide"),
+    }
+    found: dict[int, list[Suspect]] = {}
+    for kind, (are, values, form) in kinds.items():
+        for row in np.flatnonzero(are).tolist():
+            # of what its pixels show the first says the most: a blank image is dark or bright, too
+            if row not in found or kind == "odd aspect":
+                detail = form.format(values[row])
+                found.setdefault(row, []).append(Suspect(samples[row].path, kind, detail))
+    return [suspect for _, suspects in sorted(found.items()) for suspect in suspects]

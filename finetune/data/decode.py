@@ -1,6 +1,8 @@
 """Reads one image file to RGB pixels, whatever its format, mode or rotation."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,17 +38,10 @@ def decode_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.I
     Raises:
         DataError: The reason for which the file cannot be used, without its path.
     """
-    try:
-        with Image.open(path) as image:
-            check_size(image.width, image.height, max_pixels)
-            image.load()  # a damaged file fails here, and not inside the reading of its EXIF data
-            return _to_rgb(_upright(image))
-    except DataError:
-        raise
-    except Image.DecompressionBombError:
-        raise DataError("too large: a decompression bomb by Pillow's own limit") from None
-    except Exception as error:  # each format's plugin raises what it likes for damaged files
-        raise DataError(why_unreadable(path, error)) from error
+    with damage_explained(path), Image.open(path) as image:
+        check_size(image.width, image.height, max_pixels)
+        image.load()  # a damaged file fails here, and not inside the reading of its EXIF data
+        return _to_rgb(_upright(image))
 
 
 def check_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> str | None:
@@ -55,7 +50,7 @@ def check_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> str | No
     JPEGs are decoded at an eighth of their size, which finds damage at half the price.
     """
     try:
-        with Image.open(path) as image:
+        with damage_explained(path), Image.open(path) as image:
             check_size(image.width, image.height, max_pixels)
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
@@ -63,11 +58,37 @@ def check_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> str | No
             _upright(image)
     except DataError as error:
         return str(error)
-    except Image.DecompressionBombError:
-        return "too large: a decompression bomb by Pillow's own limit"
-    except Exception as error:
-        return why_unreadable(path, error)
     return None
+
+
+@contextmanager
+def damage_explained(path: Path) -> Iterator[None]:
+    """Say in plain words why a file cannot be used that is read in the block.
+
+    Raises:
+        DataError: The reason, without the path.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Image.DecompressionBombError:
+        raise DataError("too large: a decompression bomb by Pillow's own limit") from None
+    except Exception as error:  # each format's plugin raises what it likes for damaged files
+        raise DataError(why_unreadable(path, error)) from error
+
+
+def upright_grey(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Return an opened image upright and grey, and whether its width and height changed places.
+
+    Raises:
+        DataError: Its mode cannot be trained on.
+    """
+    image.load()  # a damaged file fails here, and not inside the reading of its EXIF data
+    orientation = read_orientation(image)
+    turn = _TURNS.get(orientation)
+    grey = image if image.mode == "L" else _to_rgb(image).convert("L")
+    return grey if turn is None else grey.transpose(turn), orientation >= 5
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

@@ -4,7 +4,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.data.split import stratified_split
@@ -81,12 +81,10 @@ def build_manifest(
             test_fraction=0.0 if Split.TEST in given else test_fraction,
             seed=seed,
             groups=[sample.group for sample in pool],
+            copies=[sample.copies for sample in pool],
             min_images=min_images,
         )
-        pool = [
-            Sample(sample.path, sample.label, split, sample.group)
-            for sample, split in zip(pool, splits, strict=True)
-        ]
+        pool = [replace(sample, split=split) for sample, split in zip(pool, splits, strict=True)]
     manifest = Manifest(root, classes, (*pool, *held_out))
     _check_groups(manifest)
     for split in (Split.TRAIN, Split.VAL):
@@ -123,12 +121,12 @@ def labelled_with(samples: Sequence[Sample], classes: Sequence[str]) -> None:
 
 
 def write_manifest(manifest: Manifest) -> str:
-    """Return the manifest as CSV of path,label,split,group."""
+    """Return the manifest as CSV of path,label,split,group,copies."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "split", "group"])
+    writer.writerow(["path", "label", "split", "group", "copies"])
     for sample in manifest.samples:
-        writer.writerow([sample.path, sample.label, sample.split, sample.group])
+        writer.writerow([sample.path, sample.label, sample.split, sample.group, sample.copies])
     return text.getvalue()
 
 
@@ -150,7 +148,13 @@ def read_manifest(file: Path, *, root: Path) -> Manifest:
     try:
         with file.open(encoding="utf-8", newline="") as stream:
             samples = tuple(
-                Sample(row["path"], row["label"], Split(row["split"]), row["group"])
+                Sample(
+                    row["path"],
+                    row["label"],
+                    Split(row["split"]),
+                    row["group"],
+                    row.get("copies") or "",  # earlier releases did not look for any
+                )
                 for row in csv.DictReader(stream)
             )
         if not samples:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import platformdirs
+
 from finetune.data.file_state import file_states
 from finetune.errors import StorageError
 
@@ -16,6 +18,19 @@ REMEDY = (
     "from the files with data.cache=off."
 )
 """What to do where the stores' disk does not serve."""
+
+
+def stores_root(asked: str) -> Path:
+    """Return the folder of all stores that ``data.cache`` names, or the usual one."""
+    return cache_root() if asked in ("auto", "on", "off") else Path(asked).expanduser().resolve()
+
+
+def cache_root() -> Path:
+    """Return ``$FINETUNE_CACHE``, else this user's cache folder."""
+    named = os.environ.get("FINETUNE_CACHE")
+    return (Path(named).expanduser() if named else platformdirs.user_cache_path("finetune")) / (
+        "pixels"
+    )
 
 
 def stored_bytes(folder: Path) -> int:
@@ -44,7 +59,14 @@ def make_room(root: Path, *, needed_bytes: int, limit_bytes: int) -> bool:
 
 def _is_store(folder: Path) -> bool:
     """Tell a store from what else lies in a folder that the user named."""
-    known = {"arrays.bin", "arrays.new", "in-use.lock", "filling.lock", "index.sqlite"}
+    known = {
+        "arrays.bin",
+        "arrays.new",
+        "in-use.lock",
+        "filling.lock",
+        "index.sqlite",
+        "copies.json",
+    }
     names = {file.name.removesuffix("-journal") for file in folder.iterdir()}
     return bool(re.search(r"-[0-9a-f]{16}$", folder.name)) and names <= known
 

@@ -1,45 +1,13 @@
 """Which images make up an epoch: a pure function of (seed, epoch), sliced over the ranks."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler, Sampler
 
+from finetune.data.sampling import Draws, Sampling, SamplingAt, check_sampling, num_drawn
 from finetune.types import Draw
-
-Weights = NDArray[np.float64]
-
-
-def uniform_weights(labels: Sequence[int], num_classes: int) -> None:
-    """Return None: every image once an epoch, in a new order."""
-    del labels, num_classes
-
-
-def inverse_frequency_weights(labels: Sequence[int], num_classes: int) -> Weights:
-    """Return 1 / class size for each image, shape (N,): every class is drawn alike."""
-    return _power_weights(labels, num_classes, power=1.0)
-
-
-def square_root_weights(labels: Sequence[int], num_classes: int) -> Weights:
-    """Return 1 / sqrt(class size) for each image, shape (N,): half-way to balanced classes.
-
-    Mahajan et al. 2018, section 2.2, https://arxiv.org/abs/1805.00932.
-    """
-    return _power_weights(labels, num_classes, power=0.5)
-
-
-def _power_weights(labels: Sequence[int], num_classes: int, *, power: float) -> Weights:
-    counts = np.bincount(np.asarray(labels), minlength=num_classes)
-    weights: Weights = np.asarray(np.maximum(counts, 1)[np.asarray(labels)] ** -power, float)
-    return weights
-
-
-SAMPLERS: Mapping[str, Callable[..., Weights | None]] = {
-    "uniform": uniform_weights,
-    "weighted": inverse_frequency_weights,
-    "sqrt": square_root_weights,
-}
 
 
 def effective_batch_size(batch_size: int, *, num_images: int, shards: int) -> int:
@@ -47,7 +15,7 @@ def effective_batch_size(batch_size: int, *, num_images: int, shards: int) -> in
 
     Args:
         batch_size: What was asked for.
-        num_images: Training images.
+        num_images: That an epoch draws.
         shards: Processes times accumulated batches, which divide a batch.
     """
     return min(batch_size, max(1, num_images // shards) * shards)
@@ -61,10 +29,11 @@ class EpochSampler(DistributedSampler[Draw]):
     Lightning from replacing it and makes Lightning call ``set_epoch``.
 
     Args:
-        weights: Chance of each image to be drawn (with replacement), shape (N,); None draws each
-            image once.
+        sampling: How often each image is drawn, or a function of the epoch that says so: weights
+            (N,), ``Draws``, or None for each image once. Every epoch must draw equally many.
         num_images: N.
-        batch_size: Global batch; must be a multiple of ``num_replicas`` and at most N.
+        batch_size: Global batch; must be a multiple of ``num_replicas`` and at most what an epoch
+            draws.
         seed: Of the draw.
         num_replicas: Ranks.
         rank: This one.
@@ -72,7 +41,7 @@ class EpochSampler(DistributedSampler[Draw]):
 
     def __init__(
         self,
-        weights: Weights | None,
+        sampling: Sampling | SamplingAt,
         *,
         num_images: int,
         batch_size: int,
@@ -80,14 +49,14 @@ class EpochSampler(DistributedSampler[Draw]):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        if weights is not None and (len(weights) != num_images or not (weights >= 0).all()):
-            raise ValueError(f"a sampler needs {num_images} weights of 0 or more")
-        if weights is not None and not weights.sum() > 0:
-            raise ValueError("a sampler's weights must not all be 0")
-        if batch_size % num_replicas or not 0 < batch_size <= num_images:
+        self.sampling_at: SamplingAt = sampling if callable(sampling) else lambda _: sampling
+        first = self.sampling_at(0)
+        check_sampling(first, num_images)
+        drawn = num_drawn(first, num_images)
+        if batch_size % num_replicas or not 0 < batch_size <= drawn:
             raise ValueError(
                 f"a global batch of {batch_size} must divide among {num_replicas} ranks and be at "
-                f"most the {num_images} images"
+                f"most the {drawn} images of an epoch"
             )
         super().__init__(
             range(num_images),  # type: ignore[arg-type]
@@ -95,9 +64,9 @@ class EpochSampler(DistributedSampler[Draw]):
             rank=rank,
             seed=seed,
         )
-        self.weights = weights
         self.num_images = num_images
-        self.total_size = num_images // batch_size * batch_size
+        self.num_drawn = drawn
+        self.total_size = drawn // batch_size * batch_size
         self.num_samples = self.total_size // num_replicas
         self._skipped = (0, 0)
 
@@ -116,17 +85,32 @@ class EpochSampler(DistributedSampler[Draw]):
     def _drawn(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the rows of an epoch, and how often each was drawn before in it."""
         generator = np.random.default_rng([self.seed, self.epoch])
-        if self.weights is None:
+        sampling = self.sampling_at(self.epoch)
+        check_sampling(sampling, self.num_images)
+        if num_drawn(sampling, self.num_images) != self.num_drawn:
+            raise ValueError(
+                f"epoch {self.epoch} (counted from 0) draws "
+                f"{num_drawn(sampling, self.num_images)} images, the first one {self.num_drawn}"
+            )
+        if sampling is None:
             rows = generator.permutation(self.num_images)[: self.total_size]
             return rows, np.zeros_like(rows)
-        chances = self.weights / self.weights.sum()
-        rows = generator.choice(self.num_images, size=self.total_size, p=chances)
-        # stable: among the draws of one row the first stays the first
-        by_row = np.argsort(rows, kind="stable")
-        _, first, counts = np.unique(rows[by_row], return_index=True, return_counts=True)
-        repeats = np.empty_like(rows)
-        repeats[by_row] = np.arange(len(rows)) - np.repeat(first, counts)
-        return rows, repeats
+        if isinstance(sampling, Draws):
+            rows = sampling.drawn(generator)[: self.total_size]
+        else:
+            chances = sampling / sampling.sum()
+            rows = generator.choice(self.num_images, size=self.total_size, p=chances)
+        return rows, _earlier(rows)
+
+
+def _earlier(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how often each row was drawn before."""
+    # stable: among the draws of one row the first stays the first
+    by_row = np.argsort(rows, kind="stable")
+    _, first, counts = np.unique(rows[by_row], return_index=True, return_counts=True)
+    repeats = np.empty_like(rows)
+    repeats[by_row] = np.arange(len(rows)) - np.repeat(first, counts)
+    return repeats
 
 
 class WholeBatches(Sampler[list[int]]):

@@ -32,25 +32,32 @@ class Scan:
         root: Absolute folder that the samples' paths are relative to.
         samples: Labelled image files in a stable order.
         rejected: Files that are no images by their name or place.
+        empty: Class and split of folders without an image.
     """
 
     root: Path
     samples: tuple[Sample, ...]
     rejected: tuple[Rejected, ...] = ()
+    empty: tuple[tuple[str, Split | None], ...] = ()
 
 
-def scan(path: Path) -> Scan:
+def scan(path: Path, *, allow_empty: bool = False) -> Scan:
     """Return the labelled images below a folder or in a CSV of ``path,label[,split][,group]``.
 
     A folder holds class folders, or train, val (valid, validation) and test folders of class
     folders. Hidden folders and ``__MACOSX`` are passed over, links are followed without loops.
+
+    Args:
+        path: The folder or CSV.
+        allow_empty: List a class folder that holds no image instead of refusing it.
 
     Raises:
         DataError: The path is missing, is neither folder nor CSV, or holds no labelled image.
     """
     check_path(path)
     try:
-        found = _scan_folder(path.resolve()) if path.is_dir() else _scan_csv(path.resolve())
+        whole = path.resolve()
+        found = _scan_folder(whole, allow_empty) if path.is_dir() else _scan_csv(whole)
     except PermissionError as error:
         _cannot_list(error)
         raise
@@ -110,9 +117,10 @@ def has_split_folders(root: Path) -> bool:
     return bool(telling) and all(_folders_in(folder) for folder in telling)
 
 
-def _scan_folder(root: Path) -> Scan:
+def _scan_folder(root: Path, allow_empty: bool) -> Scan:
     rejected: list[Rejected] = []
     samples: list[Sample] = []
+    empty: list[tuple[str, Split | None]] = []
     folders: list[tuple[Path, Split | None]] = [(root, None)]
     if has_split_folders(root):
         folders = list(_split_folders(root))
@@ -122,11 +130,13 @@ def _scan_folder(root: Path) -> Scan:
         for class_folder in _folders_in(folder):
             found = _samples_in(class_folder, root, split, rejected)
             if not found and split in (None, Split.TRAIN):
+                empty.append((normalised(class_folder.name), split))
+            if not found and split in (None, Split.TRAIN) and not allow_empty:
                 raise DataError(
                     f"Class folder {class_folder} holds no image. Add images or remove the folder."
                 )
             samples += found
-    return Scan(root, tuple(samples), tuple(rejected))
+    return Scan(root, tuple(samples), tuple(rejected), tuple(empty))
 
 
 def _split_folders(root: Path) -> Iterator[tuple[Path, Split]]:

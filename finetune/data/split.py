@@ -2,7 +2,8 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -17,6 +18,7 @@ def stratified_split(
     test_fraction: float = 0.0,
     seed: int,
     groups: Sequence[str] | None = None,
+    copies: Sequence[str] | None = None,
     min_images: int | None = None,
 ) -> list[Split]:
     """Return a split for each image, with every class in every split in its own proportion.
@@ -27,6 +29,11 @@ def stratified_split(
         test_fraction: Share for the test, in [0, 1).
         seed: The split is a pure function of the labels and this.
         groups: Images of one non-empty group stay on one side; shape (N,).
+        copies: The same for images that show the same, shape (N,). Those that stand in several
+            classes only train, and so do more of them than their class holds out, unless it has
+            no others to hold out: then the fewest are. A class that shows too few things for all
+            splits only trains. Copies of images of several groups join these; where that leaves
+            nothing to divide, the groups alone are kept whole, and copies may stand on both sides.
         min_images: Fewest images a class may have; None asks for one in each split. Classes that
             are allowed by it but too small to split only train.
 
@@ -41,15 +48,135 @@ def stratified_split(
     small = sorted(name for name, count in counts.items() if count < floor)
     if small:
         raise DataError(_too_small(small, counts, floor))
-    splits = [Split.TRAIN] * len(labels)
     rows = [row for row, label in enumerate(labels) if counts[label] >= needed]
-    if groups is not None:
-        # a group that holds an image of a class too small to split trains as a whole
-        training = {groups[row] for row in set(range(len(labels))) - set(rows)} - {""}
-        rows = [row for row in rows if groups[row] not in training]
+    copies = copies if copies is not None and any(copies) else None
+    if groups is None or not any(groups):
+        if copies is not None:
+            rows = _divisible(rows, labels, copies, needed)
+        return _split_units(_units(rows, copies), labels, shares, seed)
+    if copies is not None:
+        with suppress(DataError):
+            splits = _split_united(rows, labels, groups, copies, shares, seed)
+            if set(splits) >= shares.keys():
+                return splits
+    return _split_groups(rows, labels, groups, shares, seed)
+
+
+def _units(rows: Sequence[int], copies: Sequence[str] | None) -> list[list[int]]:
+    """Return the rows, those that show the same together, in the order of their first."""
+    by_word: dict[str | int, list[int]] = {}
+    for row in rows:
+        by_word.setdefault((copies[row] if copies is not None else "") or row, []).append(row)
+    return list(by_word.values())
+
+
+def _split_units(
+    units: list[list[int]], labels: Sequence[str], shares: Mapping[Split, float], seed: int
+) -> list[Split]:
+    """Return a split for each image; each unit is of one class and stays whole."""
+    splits = [Split.TRAIN] * len(labels)
+    left = Counter(labels)
+    by_class: dict[str, list[list[int]]] = {}
+    for unit in units:
+        by_class.setdefault(labels[unit[0]], []).append(unit)
+    taken = 0.0
+    for number, (split, share) in enumerate(shares.items()):
+        for name, members in by_class.items():
+            # one class at a time: scikit-learn's stratify gives a small class no image at all
+            wanted = max(1, round(share / (1 - taken) * left[name]))
+            most = len(members) - (len(shares) - number)  # one for each split that follows
+            chosen = _near(_shuffled(members, seed), wanted, most)
+            by_class[name] = [unit for unit in members if unit not in chosen]
+            for row in (row for unit in chosen for row in unit):
+                splits[row] = split
+                left[name] -= 1
+        taken += share
+    return splits
+
+
+def _shuffled(units: list[list[int]], seed: int) -> list[list[int]]:
+    from sklearn.model_selection import train_test_split  # over a second, which only a split pays
+
+    if len(units) < 2:
+        return units
+    last, first = train_test_split(
+        list(range(len(units))), test_size=len(units) - 1, random_state=seed
+    )
+    return [units[place] for place in (*first, *last)]
+
+
+def _near(units: list[list[int]], wanted: int, most: int) -> list[list[int]]:
+    """Return the first units that come near to so many images together, and are not too many."""
+    chosen: list[list[int]] = []
+    rest: list[list[int]] = []
+    total = 0
+    for unit in units:
+        fits = len(chosen) < most and total + len(unit) <= wanted
+        (chosen if fits else rest).append(unit)
+        total += len(unit) if fits else 0
+    if len(chosen) < most:
+        fewest = min(rest, key=len)
+        nearer = len(fewest) <= wanted and total + len(fewest) - wanted < wanted - total
+        if nearer or not chosen:
+            chosen.append(fewest)
+    return chosen
+
+
+def _split_united(
+    rows: list[int],
+    labels: Sequence[str],
+    groups: Sequence[str],
+    copies: Sequence[str],
+    shares: Mapping[Split, float],
+    seed: int,
+) -> list[Split]:
+    """Return a split that keeps groups whole, and copies with them.
+
+    Raises:
+        DataError: They cannot be divided.
+    """
+    needed = 1 + len(shares)
+    united = _united(groups, copies)
+    rows = _divisible(rows, labels, copies, needed)
+    counts, sizes = Counter(labels), Counter(copies)
+    least = min(shares.values(), default=0.0)
+    large = {
+        united[row]
+        for row in rows
+        if copies[row] and sizes[copies[row]] > max(1, round(least * counts[labels[row]]))
+    }
+    others = {(labels[row], united[row] or row) for row in rows if united[row] not in large}
+    left = Counter(label for label, _ in others)
+    rows = [row for row in rows if united[row] not in large or left[labels[row]] < needed]
+    return _split_groups(rows, labels, united, shares, seed, near=True)
+
+
+def _split_groups(
+    rows: list[int],
+    labels: Sequence[str],
+    groups: Sequence[str],
+    shares: Mapping[Split, float],
+    seed: int,
+    *,
+    near: bool = False,
+) -> list[Split]:
+    """Return a split that keeps groups whole; rows that are not named only train.
+
+    Raises:
+        DataError: They cannot be divided.
+    """
+    splits = [Split.TRAIN] * len(labels)
+    # a group that holds an image of a class too small to split trains as a whole
+    training = {groups[row] for row in set(range(len(labels))) - set(rows)} - {""}
+    rows = [row for row in rows if groups[row] not in training]
     taken = 0.0
     for split, share in shares.items():
-        held_out = _hold_out(rows, labels, groups, share / (1 - taken), seed)
+        if not rows:
+            break
+        part = share / (1 - taken)
+        if near:  # what only trains counts, too
+            part *= splits.count(Split.TRAIN) / len(rows)
+        held_out = _hold_out_groups(rows, labels, groups, part, seed, near=near)
         for row in held_out:
             splits[row] = split
         rows = sorted(set(rows) - set(held_out))
@@ -57,30 +184,49 @@ def stratified_split(
     return splits
 
 
-def _hold_out(
-    rows: list[int],
-    labels: Sequence[str],
-    groups: Sequence[str] | None,
-    share: float,
-    seed: int,
+def _divisible(
+    rows: Sequence[int], labels: Sequence[str], copies: Sequence[str], needed: int
 ) -> list[int]:
-    from sklearn.model_selection import train_test_split  # over a second, which only a split pays
+    """Return the rows less what shows the same in several classes, and classes left too small."""
+    classes: dict[str, set[str]] = {}
+    for word, label in zip(copies, labels, strict=True):
+        classes.setdefault(word, set()).add(label)
+    alone = [row for row in rows if not copies[row] or len(classes[copies[row]]) < 2]
+    shown = {(labels[row], copies[row] or row) for row in alone}
+    left = Counter(label for label, _ in shown)
+    return [row for row in alone if left[labels[row]] >= needed]
 
-    if groups is not None and any(groups):
-        return _hold_out_groups(rows, labels, groups, share, seed)
-    by_class: dict[str, list[int]] = {}
-    for row in rows:
-        by_class.setdefault(labels[row], []).append(row)
-    held_out: list[int] = []
-    for members in by_class.values():
-        # one class at a time: scikit-learn's stratify gives a small class no image at all
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        held_out += train_test_split(members, test_size=count, random_state=seed)[1]
-    return held_out
+
+def _united(groups: Sequence[str], copies: Sequence[str]) -> list[str]:
+    """Return groups of which copies are members, too."""
+    name_of = dict(zip(groups, groups, strict=True))
+
+    def name(word: str) -> str:
+        while name_of.setdefault(word, word) != word:
+            word = name_of[word]
+        return word
+
+    prefix = "copies "
+    while any(group.startswith(prefix) for group in groups):  # the user's own
+        prefix += "of "
+    words = [prefix + word if word else "" for word in copies]
+    for group, word in zip(groups, words, strict=True):
+        if group and word:
+            name_of[name(word)] = name(group)
+    return [
+        name(group or word) if group or word else ""
+        for group, word in zip(groups, words, strict=True)
+    ]
 
 
 def _hold_out_groups(
-    rows: list[int], labels: Sequence[str], groups: Sequence[str], share: float, seed: int
+    rows: list[int],
+    labels: Sequence[str],
+    groups: Sequence[str],
+    share: float,
+    seed: int,
+    *,
+    near: bool,
 ) -> list[int]:
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -103,10 +249,14 @@ def _hold_out_groups(
         # a class with fewer images than folds is what the loop below looks for
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         parts = list(splitter.split(np.zeros(len(rows)), classes, keys))
+    found = []
     for kept, held_out in parts:
         sides = ({classes[i] for i in kept}, {classes[i] for i in held_out})
         if sides == (wanted, wanted):
-            return [rows[i] for i in held_out]
+            found.append([rows[i] for i in held_out])
+    if found:
+        aim = share * len(rows)
+        return min(found, key=lambda part: abs(len(part) - aim)) if near else found[0]
     raise DataError(
         f"No split into {folds} parts keeps every group whole and every class on both sides. "
         f"Give a split column, use fewer classes, or change data.val_fraction."

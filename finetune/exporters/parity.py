@@ -40,6 +40,7 @@ def compare_timm_folder(
     ours: Tensor,
     classes: Sequence[str],
     temperature: float = 1.0,
+    shift: Sequence[float] | None = None,
 ) -> Parity:
     """Return how a timm folder, used by timm alone, compares with the measured model.
 
@@ -49,6 +50,7 @@ def compare_timm_folder(
         ours: The measured model's probabilities of them, shape (N, K).
         classes: Class names in index order.
         temperature: What its logits are divided by, where its head does not do so.
+        shift: What is added to them after that, where its head does not do so, shape (K,).
 
     Raises:
         ModelError: They differ by more than rounding, or timm reads other class names.
@@ -63,7 +65,10 @@ def compare_timm_folder(
     )
     with torch.inference_mode():
         logits = torch.cat([network(transform(decode_image(path))[None]) for path in images])
-    return checked((logits / temperature).softmax(1), ours, what=str(folder))
+    scaled = logits / temperature
+    if shift is not None:
+        scaled = scaled + torch.tensor(shift)
+    return checked(scaled.softmax(1), ours, what=str(folder))
 
 
 def checked(theirs: Tensor, ours: Tensor, *, what: str) -> Parity:

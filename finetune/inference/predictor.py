@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finetune.bundle import Card, ModelBundle
+from finetune.bundle import ModelBundle
+from finetune.card import Card
 from finetune.data.dataset import ImageDataset, create_loader, lost_readers_explained
 from finetune.data.decode import DEFAULT_MAX_PIXELS
 from finetune.data.source import FileSource
@@ -52,6 +53,7 @@ class Predictor:
         single = EvalTransform(bundle.card.spec)
         self.transform: Transform = BothWays(single) if tta else single
         self.num_views = 2 if tta else 1
+        self._shift = None if bundle.card.shift is None else torch.tensor(bundle.card.shift)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.max_pixels = max_pixels
@@ -71,8 +73,15 @@ class Predictor:
         return torch.cat(batches) if batches else torch.empty(shape)
 
     def of_logits(self, logits: Tensor) -> Tensor:
-        """Return class probabilities (N, K) of logits (N, V, K): the views' mean, calibrated."""
-        return (logits / self.card.temperature).softmax(dim=2).mean(dim=1)
+        """Return class probabilities (N, K) of logits (N, V, K): the mean over the views.
+
+        Each view's are calibrated and then moved to the card's target prior, in this order
+        (Alexandari et al. 2020, https://arxiv.org/abs/1901.06852).
+        """
+        scaled = logits / self.card.temperature
+        if self._shift is not None:
+            scaled = scaled + self._shift
+        return scaled.softmax(dim=2).mean(dim=1)
 
     def probabilities(
         self, paths: Sequence[Path], *, on_batch: Callable[[int], None] | None = None

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -40,8 +40,15 @@ def set_head(head: nn.Linear, *, weight: Tensor, bias: Tensor) -> None:
         head.bias.copy_(bias)
 
 
-def with_temperature(network: nn.Module, temperature: float) -> nn.Module | None:
-    """Return a copy of a network whose logits are divided by a temperature, in its linear head.
+def with_adjusted_logits(
+    network: nn.Module, *, temperature: float = 1.0, shift: Sequence[float] | None = None
+) -> nn.Module | None:
+    """Return a copy of a network whose linear head divides its logits, and then adds to them.
+
+    Args:
+        network: With logits of its own.
+        temperature: What they are divided by.
+        shift: What is added to them after that, shape (K,); None adds nothing.
 
     Returns:
         The copy, exact but for rounding; None where the network has another head.
@@ -51,6 +58,8 @@ def with_temperature(network: nn.Module, temperature: float) -> nn.Module | None
     if head is None:
         return None
     weight, bias = (tensor.detach().double() / temperature for tensor in (head.weight, head.bias))
+    if shift is not None:
+        bias = bias + torch.tensor(shift, dtype=torch.float64, device=bias.device)
     set_head(head, weight=weight, bias=bias)
     return network
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from finetune.probe.logistic import HeadFitter, LinearHead, Problem, Rows
 
@@ -17,6 +18,7 @@ _FOLDS_UP_TO = 20_000
 """With more images one fold tells enough."""
 
 _PATIENCE = 2
+_PART_ROWS = 8192
 
 _ROUGHLY, _EXACTLY = 1e-4, 1e-5
 
@@ -28,16 +30,19 @@ class Fitted:
     Attributes:
         head: Fitted to all images.
         penalty: The chosen one.
-        held_out_loss: Weighted mean loss of images that the fit had left out.
-        held_out_accuracy: Weighted share of them that come out right.
-        held_out_images: How many.
+        held_out_loss: Weighted mean loss, as fitted, of images that the fit had left out.
+        held_out_accuracy: Weighted share of them that come out right, by the head's own logits.
+        held_out_rows: Which they are, ascending, shape (M,).
+        held_out: Their class probabilities by the head without them, as fitted, float32, shape
+            (M, K).
     """
 
     head: LinearHead
     penalty: float
     held_out_loss: float
     held_out_accuracy: float
-    held_out_images: int
+    held_out_rows: NDArray[np.int64]
+    held_out: Tensor
 
 
 def fit_head(
@@ -46,6 +51,7 @@ def fit_head(
     weights: NDArray[np.float64],
     *,
     num_classes: int,
+    offset: Tensor | None = None,
     penalties: Sequence[float] = PENALTIES,
 ) -> Fitted:
     """Fit a head to all views of some images, with the penalty that cross-validation chooses.
@@ -53,22 +59,34 @@ def fit_head(
     All views of an image stay together, and the first alone is what is measured. Five folds, class
     by class; of more than 20,000 images one of the five is left out once.
 
+    An offset is added to the logits in the loss and is no part of the head: with the log of the
+    classes' shares the head's own logits are those for classes of equal size (Menon et al. 2021,
+    eq. 10, https://arxiv.org/abs/2007.07314). As the bias has no penalty, such a head is the one
+    fitted without, less the offset; so are those of the folds. The loss of the images left out,
+    which decides, is that of the fit; their accuracy is that of the head's own logits.
+
     Args:
         views: Features of each image, (N, D) for each view; the first is that of evaluation.
         labels: Class indices, shape (N,).
         weights: Of each image in the mean loss, shape (N,).
         num_classes: K.
+        offset: Added to the logits in the loss alone, shape (K,); None adds nothing.
         penalties: To choose from, the largest first.
     """
+    added = torch.zeros(num_classes) if offset is None else offset.float()
     folds = stratified_folds(labels, _FOLDS)
     used = _FOLDS if len(labels) <= _FOLDS_UP_TO else 1
+    rows = np.flatnonzero(folds < used)
     tried: dict[float, tuple[float, float]] = {}
     without = np.stack([weights * (folds != fold) for fold in range(used)])
     fitter = _fitter(views, labels, without, num_classes, tolerance=_ROUGHLY)
     for penalty in penalties:
         heads = fitter.fit(penalty)
-        tried[penalty] = _measured(heads, views[0], labels, weights, folds)
+        logits = _left_out(heads, views[0], folds, rows)
+        tried[penalty] = _measured(logits, labels[rows], weights[rows], added=added)
         best = min(tried, key=lambda tried_one: tried[tried_one][0])
+        if best == penalty:
+            held_out = logits
         if len(tried) - list(tried).index(best) > _PATIENCE:
             break
     whole = _fitter(views, labels, weights[None], num_classes, tolerance=_EXACTLY)
@@ -77,7 +95,8 @@ def fit_head(
         if penalty == best:
             break
     loss, accuracy = tried[best]
-    return Fitted(head, best, loss, accuracy, int((folds < used).sum()))
+    head = LinearHead(head.weight, head.bias - added)
+    return Fitted(head, best, loss, accuracy, rows, held_out.softmax(dim=1))
 
 
 def stratified_folds(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -123,21 +142,31 @@ def _fitter(
     return HeadFitter(table, tolerance=tolerance)
 
 
+def _left_out(
+    heads: Sequence[LinearHead], features: Rows, folds: NDArray[np.int64], rows: NDArray[np.int64]
+) -> Tensor:
+    """Return the logits of some images, ascending, each by the head without its fold, (M, K)."""
+    logits = torch.empty(len(rows), len(heads[0].bias))
+    for first in range(0, len(folds), _PART_ROWS):
+        part = torch.from_numpy(features[first : first + _PART_ROWS])
+        begin, end = np.searchsorted(rows, (first, first + _PART_ROWS)).tolist()
+        here = rows[begin:end]
+        for fold, head in enumerate(heads):
+            mine = np.flatnonzero(folds[here] == fold)
+            answers = part[torch.from_numpy(here[mine] - first)] @ head.weight.T + head.bias
+            logits[torch.from_numpy(begin + mine)] = answers
+    return logits
+
+
 def _measured(
-    heads: Sequence[LinearHead],
-    features: Rows,
-    labels: NDArray[np.int64],
-    weights: NDArray[np.float64],
-    folds: NDArray[np.int64],
+    logits: Tensor, labels: NDArray[np.int64], weights: NDArray[np.float64], *, added: Tensor
 ) -> tuple[float, float]:
-    """Return weighted loss and accuracy of the images of each fold, by the head without them."""
-    loss = right = total = 0.0
-    for fold, head in enumerate(heads):
-        left_out = folds == fold
-        log_p = head.logits(features)[torch.from_numpy(left_out)].log_softmax(dim=1)
-        target = torch.from_numpy(labels[left_out])
-        share = torch.from_numpy(weights[left_out]).float()
-        loss -= float(log_p.gather(1, target[:, None])[:, 0] @ share)
-        right += float((log_p.argmax(dim=1) == target).float() @ share)
-        total += float(share.sum())
-    return loss / max(total, 1e-12), right / max(total, 1e-12)
+    """Return weighted loss and accuracy of images that were left out.
+
+    The logits (M, K) are as they were fitted, and ``added`` is what a head predicts without.
+    """
+    target, share = torch.from_numpy(labels), torch.from_numpy(weights).float()
+    loss = -float(logits.log_softmax(dim=1).gather(1, target[:, None])[:, 0] @ share)
+    right = float(((logits - added).argmax(dim=1) == target).float() @ share)
+    total = max(float(share.sum()), 1e-12)
+    return loss / total, right / total

@@ -63,6 +63,7 @@ def trained_passes(
     labels: NDArray[np.int64],
     weights: NDArray[np.float64],
     *,
+    offset: Tensor | None = None,
     form: MapForm,
     how: TailTraining,
     device: torch.device,
@@ -76,6 +77,7 @@ def trained_passes(
         views: Maps of each image, (N, D) for each view.
         labels: Class indices, shape (N,).
         weights: Of each image in the mean loss, shape (N,).
+        offset: Added to the logits in the loss alone, shape (K,); None adds nothing.
         form: Of the maps.
         how: Steps and rates.
         device: Where the tail is.
@@ -84,6 +86,7 @@ def trained_passes(
     rates = [group["lr"] for group in optimizer.param_groups]
     trained = [one for group in optimizer.param_groups for one in group["params"]]
     shares = torch.from_numpy(weights / weights.mean()).float()
+    added = None if offset is None else offset.to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=how.precision == "16-mixed")
     step = 0
     for number in range(how.passes):
@@ -101,9 +104,11 @@ def trained_passes(
                     some = rows[start : start + how.at_once]
                     maps = form.ready(_in_views(views, some, seen_as), device)
                     with autocast(how.precision, device):
-                        logits = tail(maps)
+                        logits = tail(maps).float()
+                    if added is not None:
+                        logits = logits + added
                     target = torch.from_numpy(labels[some]).to(device)
-                    losses = nn.functional.cross_entropy(logits.float(), target, reduction="none")
+                    losses = nn.functional.cross_entropy(logits, target, reduction="none")
                     loss = losses @ shares[some].to(device) / len(rows)
                     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                     total += loss.item() * len(rows)

@@ -176,7 +176,7 @@ class StepMeter:
         pixels = normalise(self.images[rows], mean=self.module.spec.mean, std=self.module.spec.std)
         with autocast(self.precision, self.device):
             logits = self.classifier(pixels).float()
-        loss: Tensor = self.module.recipe.criterion(logits, self.labels[rows])
+        loss: Tensor = self.module.recipe.criterion_at(0)(logits, self.labels[rows])
         return loss
 
     def _step(self, optimizer: torch.optim.Optimizer, size: int) -> None:

@@ -7,7 +7,8 @@ from pytorch_lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from finetune.data.dataset import Batch, ImageDataset, create_loader
-from finetune.data.sampler import EpochSampler, Weights, WholeBatches
+from finetune.data.sampler import EpochSampler, WholeBatches
+from finetune.data.sampling import SamplingAt, num_drawn
 from finetune.training.position import steps_of_epoch
 
 _VAL_BATCH = 64
@@ -37,29 +38,30 @@ class ImageDataModule(LightningDataModule):
     Args:
         train: Training images.
         val: Validation images.
-        weights: Chance of each training image to be drawn, shape (N,); None draws each once.
+        sampling: Epoch to how often each training image is drawn in it.
         loading: Batch size and workers.
     """
 
     def __init__(
-        self, train: ImageDataset, val: ImageDataset, *, weights: Weights | None, loading: Loading
+        self, train: ImageDataset, val: ImageDataset, *, sampling: SamplingAt, loading: Loading
     ) -> None:
         super().__init__()
         self.train = train
         self.val = val
-        self.weights = weights
+        self.sampling = sampling
         self.loading = loading
+        self._num_drawn = num_drawn(sampling(0), len(train))
 
     @property
     def steps_per_epoch(self) -> int:
         """Return the optimizer steps of an epoch."""
-        return len(self.train) // self.loading.batch_size
+        return self._num_drawn // self.loading.batch_size
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return this rank's slice of whole global batches."""
         trainer = self._trainer()
         sampler = EpochSampler(
-            self.weights,
+            self.sampling,
             num_images=len(self.train),
             batch_size=self.loading.batch_size,
             seed=self.loading.seed,

@@ -17,6 +17,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from finetune import signals
 from finetune.errors import TrackingError
 from finetune.storage import write_text
+from finetune.training.tables import log_results
 from finetune.types import Evaluation, Reporter
 
 _FIRST_COLUMNS = ("epoch", "step", "seconds", "train/loss")
@@ -232,7 +233,7 @@ class Tracking:
             of_val = {name: value for name, value in row.items() if name.startswith("val/")}
             run.summary.update({f"probe/{name}": value for name, value in of_val.items()})
         for split, evaluation in evaluations.items():
-            _log_results(run, evaluation, split=split, classes=classes)
+            log_results(run, evaluation, split=split, classes=classes)
         artifact = wandb.Artifact(f"model-{run.id}", type="model")
         for file in sorted(bundle.iterdir()):  # add_dir() writes to the console, silent or not
             artifact.add_file(str(file), name=file.name)
@@ -251,24 +252,3 @@ def _exit_quietly() -> None:
 
     # later than W&B's own, and so called before it
     atexit.register(setattr, sys, "unraisablehook", ignore_broken_connections)
-
-
-def _log_results(run: Any, evaluation: Evaluation, *, split: str, classes: Sequence[str]) -> None:
-    import wandb
-
-    run.summary.update({f"final/{split}/{k}": v for k, v in evaluation.metrics.items()})
-    table = wandb.Table(
-        columns=["actual", "predicted", "images"],
-        data=[
-            [classes[true], classes[predicted], count]
-            for true, row in enumerate(evaluation.confusion)
-            for predicted, count in enumerate(row)
-        ],
-    )
-    chart = wandb.plot_table(
-        "wandb/confusion_matrix/v1",
-        table,
-        {"Actual": "actual", "Predicted": "predicted", "nPredictions": "images"},
-        {"title": f"Confusion matrix ({split})"},
-    )
-    run.log({f"confusion_matrix/{split}": chart})

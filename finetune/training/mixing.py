@@ -38,7 +38,9 @@ class Mixing:
     ) -> Tensor:
         """Return the mean loss of mixtures: an image goes with the one half a batch further.
 
-        As the ranks' batches interleave, any number of them that gets an even batch mixes the same
+        For a loss that is linear in its target, as all of ``LOSSES`` are, that is the loss of the
+        mixed label; two calls with classes also serve a loss that takes no others. As the ranks'
+        batches interleave, any number of them that gets an even batch mixes the same
         pairs; accumulated batches pair within themselves.
 
         Args:

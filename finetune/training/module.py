@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from finetune.bundle import AVERAGE_KEY
+from finetune.card import train_counts
 from finetune.data.dataset import Batch
 from finetune.errors import TrainingError
 from finetune.machine import seed_device
@@ -42,23 +43,29 @@ class Recipe:
     """How a classifier is trained, as functions.
 
     Attributes:
-        criterion: Logits (B, K) and classes (B,) to the mean loss.
+        criterion_at: Epoch to criterion: logits (B, K) and classes (B,) to the mean loss.
         depth_at: Epoch to unfreeze depth.
         make_optimizer: Called once, with every parameter.
         lr_factor: Optimizer steps that are done to the factor of all learning rates.
         seed: Of dropout; with the epoch and the rank it gives the generator's state.
         mixing: Of training images.
+        logit_shift: Added to the logits of validation images, shape (K,), as it will be to those of
+            the finished model; None adds nothing.
+        model_prior_at: Epoch to the class shares that logits assume after it, for its checkpoints;
+            None leaves the card as it is.
         average_from: Steps after which weights begin to be averaged; None measures and keeps the
             weights as they are.
     """
 
-    criterion: Callable[[Tensor, Tensor], Tensor]
+    criterion_at: Callable[[int], Callable[[Tensor, Tensor], Tensor]]
     depth_at: Callable[[int], int]
     make_optimizer: Callable[[ImageClassifier], Optimizer]
     lr_factor: Callable[[int], float]
     seed: int
     mixing: Mixing = field(default_factory=Mixing)
     average_from: int | None = None
+    logit_shift: Tensor | None = None
+    model_prior_at: Callable[[int], Sequence[float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,7 @@ class ClassificationModule(LightningModule):
         self.classes = tuple(classes)
         self.recipe = recipe
         self.card = dict(card)
+        self._train_counts = train_counts(self.card.get("facts", {}), self.classes)
         self._loss_sum: Tensor | None = None
         self._num_batches = 0
         # constants that lie on the device: made anew, each would wait for the step before
@@ -158,16 +166,16 @@ class ClassificationModule(LightningModule):
     def _loss(self, batch: Batch, step: int) -> Tensor:
         """Return the mean loss, of mixtures of two images where the recipe mixes."""
         colour, labels = batch.get("colour"), batch["label"]
-        mixing = self.recipe.mixing
+        mixing, criterion = self.recipe.mixing, self.recipe.criterion_at(self.current_epoch)
         if not mixing:
-            return self.recipe.criterion(self(batch["image"], colour), labels)
+            return criterion(self(batch["image"], colour), labels)
         key = (self.recipe.seed << 32 | self.current_epoch, step)
         return mixing.loss(
             normalise(batch["image"], mean=self.mean, std=self.std, colour=colour),
             labels,
             random=np.random.Generator(np.random.Philox(key=key)),
             network=lambda pixels: self.classifier(pixels).float(),
-            criterion=self.recipe.criterion,
+            criterion=criterion,
         )
 
     def on_train_epoch_end(self) -> None:
@@ -193,6 +201,8 @@ class ClassificationModule(LightningModule):
         average = None if self.average is None else dict(self.average.tensors)
         images = batch["image"]
         logits: Tensor = functional_call(self, average, (images,)) if average else self(images)
+        if (shift := self.recipe.logit_shift) is not None:
+            logits = logits + shift.to(logits.device)
         self._rows.append((batch["index"], batch["label"], logits.softmax(dim=1)))
         if len(self._rows) == _ROWS_ON_DEVICE:  # each copy from a GPU waits until it is done
             self._fetch_rows()
@@ -211,7 +221,9 @@ class ClassificationModule(LightningModule):
         rows, labels, probabilities = (torch.cat(part) for part in parts)
         self._fetched.clear()
         _, labels, probabilities = gather_rows(rows, labels, probabilities)
-        evaluation = evaluate_probabilities(probabilities, labels, classes=self.classes)
+        evaluation = evaluate_probabilities(
+            probabilities, labels, classes=self.classes, train_counts=self._train_counts
+        )
         self.log_dict({f"val/{name}": value for name, value in evaluation.metrics.items()})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -244,9 +256,16 @@ class ClassificationModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the card, so that the weights can be used without the run's config."""
-        checkpoint[CARD_KEY] = self.card
+        checkpoint[CARD_KEY] = self._card_of_epoch()
         if self.average is not None and self.average.count:
             checkpoint[AVERAGE_KEY] = self.average.state()
+
+    def _card_of_epoch(self) -> dict[str, Any]:
+        """Return the card with the class shares that the network has been shown by now."""
+        priors, prior_at = self.card.get("priors"), self.recipe.model_prior_at
+        if priors is None or prior_at is None:
+            return self.card
+        return {**self.card, "priors": {**priors, "model": list(prior_at(self.current_epoch))}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on averaging."""

@@ -62,6 +62,8 @@ class ProbePlan:
         classes: Names in index order.
         views: What the head sees of each training image.
         features: How the backbone is asked.
+        offset: Added to the logits in the fit alone, shape (K,); None adds nothing.
+        shift: Added to the logits of validation images, shape (K,); None adds nothing.
         tail: How more than the head is trained; None for the head alone.
     """
 
@@ -70,6 +72,8 @@ class ProbePlan:
     classes: tuple[str, ...]
     views: Views
     features: FeaturePlan
+    offset: Tensor | None = None
+    shift: Tensor | None = None
     tail: TailPlan | None = None
 
 
@@ -81,6 +85,9 @@ class Probe:
         fitted: The head, and how it was chosen.
         train_loss: Weighted mean loss of the training images.
         metrics: Of the validation images, by name.
+        judged: Rows of the images that a head judged without having seen them, of the training
+            images and, after them, the validation images, ascending, shape (M,).
+        beliefs: Their class probabilities, as fitted, float32, shape (M, K).
         right: Whether each validation image comes out right, shape (N,).
         tail_passes: Passes over kept maps after which the last layers were best; 0 where the head
             alone was, None where nothing else was trained.
@@ -93,6 +100,8 @@ class Probe:
     fitted: Fitted
     train_loss: float
     metrics: Mapping[str, float]
+    judged: NDArray[np.int64]
+    beliefs: Tensor
     right: NDArray[np.bool_]
     tail_passes: int | None
     head_metrics: Mapping[str, float]
@@ -158,18 +167,22 @@ def fit_probe(
         if met is not None and met.launch.rank > 0:
             return None
         labels, weights = plan.train.labels, plan.train.weights
-        fitted = fit_head(train[0], labels, weights, num_classes=len(plan.classes))
+        fitted = fit_head(
+            train[0], labels, weights, num_classes=len(plan.classes), offset=plan.offset
+        )
         set_head(answers.head, weight=fitted.head.weight, bias=fitted.head.bias)
         best = alone = Outcome(
             passes=0,
-            train_loss=_mean_loss(fitted.head.logits(train[0][0]), plan.train),
+            train_loss=_mean_loss(fitted.head.logits(train[0][0]), plan),
             probabilities=fitted.head.logits(val[0][0]).softmax(dim=1),
         )
         if plan.tail is not None:
             best = fit_tail(
                 classifier,
                 plan.tail,
-                KeptMaps(answers, features.map_form, train[1], val[1][0], labels, weights),
+                KeptMaps(
+                    answers, features.map_form, train[1], val[1][0], labels, weights, plan.offset
+                ),
                 partial(_metrics, plan=plan),
                 alone=alone,
                 device=device,
@@ -180,13 +193,47 @@ def fit_probe(
         fitted=fitted,
         train_loss=best.train_loss,
         metrics=_metrics(best.probabilities, plan),
-        right=(best.probabilities.argmax(dim=1).numpy() == plan.val.labels),
+        judged=np.concatenate(
+            [fitted.held_out_rows, len(labels) + np.arange(len(plan.val.labels))]
+        ),
+        beliefs=torch.cat([fitted.held_out, _as_fitted(fitted.head.logits(val[0][0]), plan)]),
+        right=(_shifted(best.probabilities, plan).argmax(dim=1).numpy() == plan.val.labels),
         tail_passes=None if plan.tail is None else best.passes,
         head_metrics=_metrics(alone.probabilities, plan),
         seconds=time.monotonic() - start,
         num_images=len(plan.train.paths) + len(plan.val.paths),
         num_computed=features.num_computed,
     )
+
+
+def out_of_fold(
+    classifier: ImageClassifier, plan: ProbePlan, *, device: torch.device, reporter: Reporter
+) -> tuple[NDArray[np.int64], Tensor]:
+    """Return what heads say of training images that they have not seen.
+
+    Args:
+        classifier: Whose backbone is asked; it is left on the device.
+        plan: Images and ways.
+        device: Where.
+        reporter: Told of the progress.
+
+    Returns:
+        Rows of the images, ascending, shape (M,), and class probabilities, float32, shape (M, K).
+
+    Raises:
+        DataError: A file no longer reads as it did before.
+        StorageError: The disk is full or fails.
+        TrainingError: The features are no numbers, or the memory does not suffice.
+    """
+    classifier.to(device)
+    with in_eval_mode(classifier):
+        answers = _answers(classifier.network, None)
+        features = Features(answers, plan.features, device=device, met=None, reporter=reporter)
+        (seen,) = features.of(plan.train.paths)
+    labels = plan.train.labels
+    every_class = len(plan.classes)
+    fitted = fit_head(seen, labels, np.ones(len(labels)), num_classes=every_class)
+    return fitted.held_out_rows, fitted.held_out
 
 
 def _answers(network: nn.Module, tail: TailPlan | None) -> Answers:
@@ -198,7 +245,22 @@ def _answers(network: nn.Module, tail: TailPlan | None) -> Answers:
 def _metrics(probabilities: Tensor, plan: ProbePlan) -> Mapping[str, float]:
     """Return the metrics of the validation images by their class probabilities (N, K)."""
     of_val = torch.from_numpy(plan.val.labels)
-    return evaluate_probabilities(probabilities, of_val, classes=plan.classes).metrics
+    counts = np.bincount(plan.train.labels, minlength=len(plan.classes)).tolist()
+    return evaluate_probabilities(
+        _shifted(probabilities, plan), of_val, classes=plan.classes, train_counts=counts
+    ).metrics
+
+
+def _as_fitted(logits: Tensor, plan: ProbePlan) -> Tensor:
+    """Return class probabilities with what the loss of the fit adds to logits (N, K)."""
+    return (logits if plan.offset is None else logits + plan.offset).softmax(dim=1)
+
+
+def _shifted(probabilities: Tensor, plan: ProbePlan) -> Tensor:
+    """Return probabilities (N, K) as of logits that the plan's shift was added to."""
+    if plan.shift is None:
+        return probabilities
+    return (probabilities.clamp_min(torch.finfo(torch.float32).tiny).log() + plan.shift).softmax(1)
 
 
 def _plain(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -228,7 +290,10 @@ def is_probe(file: Path) -> bool:
     return PROBE_KEY in torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
-def _mean_loss(logits: Tensor, images: ProbeImages) -> float:
+def _mean_loss(logits: Tensor, plan: ProbePlan) -> float:
+    images = plan.train
     labels = torch.from_numpy(images.labels)
     share = torch.from_numpy(images.weights / images.weights.sum()).float()
+    if plan.offset is not None:
+        logits = logits + plan.offset
     return -float(logits.log_softmax(dim=1).gather(1, labels[:, None])[:, 0] @ share)

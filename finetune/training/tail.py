@@ -53,6 +53,7 @@ class KeptMaps:
         val: Those of the validation images, (M, D).
         labels: Of the training images, shape (N,).
         weights: Of each training image in the mean loss, shape (N,).
+        offset: Added to the logits in training alone, shape (K,); None adds nothing.
     """
 
     answers: Answers
@@ -61,6 +62,7 @@ class KeptMaps:
     val: MapRows
     labels: NDArray[np.int64]
     weights: NDArray[np.float64]
+    offset: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ def fit_tail(
             kept.train,
             kept.labels,
             kept.weights,
+            offset=kept.offset,
             form=kept.form,
             how=how,
             device=device,

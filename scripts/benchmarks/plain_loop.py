@@ -33,7 +33,7 @@ def file_loaders(training: Training) -> Loaders:
     """Return loaders of finetune's own data, in the order in which finetune reads them."""
     data = with_cache(training, reporter=Reporter()).data
     sampler = EpochSampler(
-        data.weights,
+        data.sampling,
         num_images=len(data.train),
         batch_size=data.loading.batch_size,
         seed=data.loading.seed,
@@ -85,7 +85,7 @@ def plain_steps(training: Training, loaders: Loaders, *, watch: Reporter) -> Ite
         for batch in loaders.train:
             batch = _moved(batch, config.accelerator)
             with _autocast(training):
-                loss = recipe.criterion(_logits(training, batch), batch["label"])
+                loss = recipe.criterion_at(epoch)(_logits(training, batch), batch["label"])
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)

@@ -28,7 +28,8 @@ MAKE_BUNDLE = """
 import sys
 from pathlib import Path
 from PIL import Image
-from finetune.bundle import Card, save_bundle
+from finetune.card import Card
+from finetune.bundle import save_bundle
 from finetune.models.backbone import create_network
 folder = Path(sys.argv[1])
 made = create_network("resnet18", num_classes=2, weights="random")

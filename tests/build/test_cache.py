@@ -16,12 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.build import Training, build_training, with_cache
-from finetune.build.cache import cache_root
 from finetune.config.load import build_config, dump_config, read_config_file, replaced
 from finetune.data.cache import PixelStore
 from finetune.data.manifest import Manifest
 from finetune.data.picture import open_picture
-from finetune.data.room import make_room, stored_bytes
+from finetune.data.room import cache_root, make_room, stored_bytes
 from finetune.data.transform import EvalTransform
 from finetune.errors import ConfigError, DataError, StorageError
 from finetune.types import Draw, Reporter, Sample, Split
@@ -235,11 +234,11 @@ def test_images_that_are_small_already_are_not_changed_at_all(animals: Path) -> 
         assert torch.equal(found, expected)
 
 
-def test_weights_of_the_sampler_are_passed_on(animals: Path) -> None:
+def test_what_the_sampler_says_is_passed_on(animals: Path) -> None:
     training = small_training(animals, imbalance__strategy="weighted")
-    weights = kept(training).data.weights
-    assert weights is not None
-    assert weights is training.data.weights
+    sampling = kept(training).data.sampling
+    assert sampling(0) is not None
+    assert sampling is training.data.sampling
 
 
 def never(*_: object, **__: object) -> None:

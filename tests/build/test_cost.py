@@ -220,7 +220,7 @@ def test_any_other_error_of_a_step_is_left_alone(animals: Path) -> None:
     def wrong(logits: Any, labels: Any) -> Any:
         raise IndexError("of my own loss")
 
-    training.module.recipe = replace(training.module.recipe, criterion=wrong)
+    training.module.recipe = replace(training.module.recipe, criterion_at=lambda _: wrong)
     with pytest.raises(IndexError, match="of my own loss"):
         measure(training)
 

@@ -13,13 +13,18 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from finetune.build import build_training
 from finetune.build.recipe import make_recipe
-from finetune.bundle import Card
+from finetune.card import Card
 from finetune.config.load import build_config, dump_config, replaced
-from finetune.data.manifest import Manifest
 from finetune.errors import ConfigError, DataError, FinetuneError
-from finetune.types import Sample, Split
 from tests.networks import one_thread, randomise
-from tests.runs import manifest_of, small_config, small_training, write_photos, write_weights
+from tests.runs import (
+    listed,
+    manifest_of,
+    small_config,
+    small_training,
+    write_photos,
+    write_weights,
+)
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",
@@ -52,37 +57,16 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photos(tmp_path_factory.mktemp("data") / "animals")
 
 
-@pytest.fixture
-def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return a file ``mine.py`` of the user's that can be imported."""
-    monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path / "mine.py"
-    import sys
-
-    sys.modules.pop("mine", None)
-
-
-def listed(counts: dict[str, int]) -> Manifest:
-    """Return a manifest of files that nobody opens."""
-    samples = [
-        Sample(f"{split.value}/{name}/{number}.png", name, split)
-        for split in (Split.TRAIN, Split.VAL)
-        for name, count in counts.items()
-        for number in range(count)
-    ]
-    return Manifest(Path("nowhere"), tuple(counts), tuple(samples))
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (
             {"imbalance.sampler": "weighted", "imbalance.class_weights": "balanced"},
-            r"sampler 'weighted'.*class_weights=balanced.*twice.*imbalance\.sampler=uniform",
+            r"imbalance\.sampler=weighted .*imbalance\.class_weights=balanced .*Keep one",
         ),
         (
             {"imbalance.strategy": "class_weights", "imbalance.sampler": "sqrt"},
-            r"sampler 'sqrt'.*correct twice",
+            r"imbalance\.sampler=sqrt .*class_weights=balanced .*imbalance\.strategy=class_weights",
         ),
         ({"model.batch_norm": "sync"}, r"model\.batch_norm=sync .* trainer\.accelerator=cpu"),
         (
@@ -209,7 +193,9 @@ def test_a_device_that_is_not_there_is_refused(animals: Path) -> None:
 
 
 def test_more_shares_than_images_are_refused(animals: Path) -> None:
-    with pytest.raises(DataError, match=r"24 training images cannot be shared by 32 batches"):
+    with pytest.raises(
+        DataError, match=r"24 training images an epoch cannot be shared by 32 batches"
+    ):
         small_training(animals, trainer__batch_size=32, trainer__devices=32)
 
 
@@ -289,6 +275,7 @@ def test_an_optimizer_that_unscales_gradients_itself_is_none_for_fp16(
     recipe, _ = make_recipe(
         replaced(training.config, {"trainer.precision": precision}),
         training.manifest,
+        sampling=training.data.sampling,
         num_groups=len(groups),
         rates=list(training.rates),
         steps_per_epoch=3,
@@ -330,9 +317,9 @@ def test_class_weights_are_scikit_learns_with_mean_one_over_the_images() -> None
     assert expected[labels].mean() == pytest.approx(1)
     uniform = torch.zeros(3, 3)
     for number, weight in enumerate(expected):
-        loss = training.module.recipe.criterion(uniform, torch.full((3,), number))
+        loss = training.module.recipe.criterion_at(0)(uniform, torch.full((3,), number))
         assert float(loss) == pytest.approx(weight * np.log(3), rel=1e-6)
-    assert training.data.weights is None
+    assert training.data.sampling(0) is None
 
 
 @pytest.mark.parametrize(("strategy", "power"), [("weighted", 1.0), ("sqrt", 0.5)])
@@ -340,11 +327,11 @@ def test_a_sampler_draws_by_class_size_and_the_loss_is_plain(strategy: str, powe
     training = build_training(
         small_config(imbalance__strategy=strategy), listed({"a": 12, "b": 6, "c": 3})
     )
-    weights = training.data.weights
-    assert weights is not None
+    weights = training.data.sampling(0)
+    assert isinstance(weights, np.ndarray)
     sizes = np.repeat([12, 6, 3], [12, 6, 3])
     np.testing.assert_allclose(weights * sizes**power / weights[0], 12**power)
-    criterion = training.module.recipe.criterion
+    criterion = training.module.recipe.criterion_at(0)
     losses = [float(criterion(torch.zeros(1, 3), torch.tensor([k]))) for k in range(3)]
     assert losses == pytest.approx([np.log(3)] * 3)
 

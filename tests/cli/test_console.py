@@ -120,30 +120,89 @@ def test_a_row_an_epoch_under_one_head(capsys: pytest.CaptureFixture[str]) -> No
     assert lines[1].split() == ["3", "0.5000", "0.5000", "0.9000", "0.5000", "0.5000", "1.3"]
 
 
-def evaluation(num_classes: int) -> dict[str, Any]:
+def evaluation(num_classes: int, **changes: Any) -> dict[str, Any]:
     return {
         "split": "test",
         "tta": False,
+        "prior": {"answers_are_for": "every class alike"},
         "num_images": 40,
-        "metrics": {"accuracy": 0.5},
+        "metrics": {"accuracy": 0.5, "rarest_third_recall": None},
+        "accuracy_interval": [0.352, 0.648],
+        "rarest_third": {"classes": ["class 1"], "by": "training images"},
+        "means_are_over": {"balanced_accuracy": 1, "macro_f1": 2, "rarest_third_recall": 0},
         "per_class": {
-            f"class {k}": {"support": k, "precision": None, "recall": 0.25, "f1": k / 100}
+            f"class {k}": {
+                "train_images": 500 - k,
+                "support": k,
+                "precision": 0.5,
+                "recall": 0.25,
+                "recall_interval": [0.1, 0.4],
+                "f1": k / 1000,
+            }
             for k in range(num_classes)
         },
+        **changes,
     }
 
 
-def test_the_weakest_classes_come_first_and_the_rest_is_counted(
+def shown_classes(out: str) -> list[str]:
+    return [line.split()[1] for line in out.splitlines() if line.startswith("class ")][1:]
+
+
+def test_all_classes_are_shown_the_weakest_first(capsys: pytest.CaptureFixture[str]) -> None:
+    result = evaluation(40)
+    result["per_class"] = dict(reversed(result["per_class"].items()))
+    ConsoleReporter().evaluation(result)
+    out = capsys.readouterr().out
+    assert shown_classes(out) == [str(k) for k in range(40)]
+    assert "not shown" not in out
+    assert "40 (test)" in out
+    assert "0.5000  (95% interval 0.352-0.648)" in out
+    assert "undefined  (class 1; fewest training images)" in out
+    assert "no recall" not in out, "nothing in the table is undefined"
+
+
+def test_of_many_classes_the_weakest_and_the_rarest_are_shown_and_the_rest_is_counted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    ConsoleReporter().evaluation(evaluation(40))
+    ConsoleReporter().evaluation(evaluation(41))
     out = capsys.readouterr().out
-    assert [line.split()[1] for line in out.splitlines() if line.split()[0] == "class"][1:] == [
-        str(k) for k in range(15)
-    ]
-    assert "The 15 weakest of 40 classes; all: --json" in out
-    assert "undefined" in out
-    assert "40 (test)" in out
+    assert shown_classes(out) == [str(k) for k in (*range(15), *range(26, 41))]
+    said = " ".join(out.split())
+    assert "15 classes of lowest F1 and the 15 rarest; 11 of 41 are not shown. All: --json" in said
+
+
+def test_what_is_undefined_is_said_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    result = evaluation(3)
+    result["per_class"]["class 0"] |= {"recall": None, "recall_interval": None}
+    result["per_class"]["class 1"] |= {"precision": None, "f1": None}
+    ConsoleReporter().evaluation(result)
+    out = capsys.readouterr().out
+    assert shown_classes(out) == ["0", "2", "1"]
+    said = " ".join(out.split())
+    assert "a class without images here has no recall" in said
+    assert "balanced_accuracy is over 1 of 3 classes, macro_f1 over 2" in said
+    assert "rarest_third_recall over 0 of 1." in said
+    ConsoleReporter().evaluation(result, classes=False)
+    out = capsys.readouterr().out
+    assert shown_classes(out) == []
+    assert said.endswith(" ".join(out.split())[-60:]), "also where the table is not shown"
+
+
+@pytest.mark.parametrize("length", [3, 16, 17, 60])
+def test_an_evaluation_fits_80_columns(
+    length: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = evaluation(45)
+    stats = result["per_class"].pop("class 1")
+    unknown = {"precision": None, "recall": None, "recall_interval": None, "f1": None}
+    result["per_class"]["ß" * length] = stats | unknown | {"train_images": 1}
+    result["rarest_third"]["classes"] = ["ß" * length] * 15
+    ConsoleReporter().evaluation(result)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.count("ß") for line in lines) >= length, "broken, and not cut"
 
 
 def test_a_bar_is_for_terminals_alone(capsys: pytest.CaptureFixture[str]) -> None:

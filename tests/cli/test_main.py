@@ -33,23 +33,29 @@ def test_fit_prints_one_object_with_run_seconds_metrics_and_plan(
 ) -> None:
     said = cli.ok("fit", photos, *SMALL, "--output", tmp_path / "run", "--json")
     tree = said.json
-    assert tree.keys() == {"run_dir", "seconds", "metrics", "calibration", "plan"}
+    assert tree.keys() == {
+        "run_dir", "seconds", "metrics", "evaluations", "calibration", "plan",
+    }  # fmt: skip
     assert tree["calibration"] is None, "these are few images"
     assert tree["run_dir"] == str(tmp_path / "run")
     assert tree["seconds"] > 0
     assert tree["metrics"].keys() == {"val"}
-    assert tree["metrics"]["val"].keys() == {"loss", "accuracy", "balanced_accuracy", "macro_f1"}
+    assert tree["metrics"]["val"].keys() == {
+        "loss", "accuracy", "balanced_accuracy", "macro_f1", "rarest_third_recall",
+    }  # fmt: skip
     assert tree["plan"]["model"]["backbone"] == "test_resnet"
     assert "epoch" in said.err, "a person who waits still sees something"
 
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
-        "config.yaml", "manifest.csv", "rejected.csv", "metrics.csv", "checkpoints", "bundle",
-        ".done", ".lock",
+        "config.yaml", "manifest.csv", "rejected.csv", "audit.json", "audit.csv", "metrics.csv",
+        "checkpoints", "bundle", ".done", ".lock",
     }  # fmt: skip
     assert (tmp_path / "latest").resolve() == (tmp_path / "run").resolve()
     measured = cli.ok("evaluate", tmp_path / "latest", "--device", "cpu", "--json").json
     assert measured["metrics"] == tree["metrics"]["val"]
+    assert tree["evaluations"]["val"].items() <= measured.items()
+    assert measured["rarest_third"] == {"classes": ["dog"], "by": "training images"}
     assert measured["tta"] is False
 
     refused = cli.refused("evaluate", tmp_path / "latest", "--device", "cpu", "--tta", code=2)
@@ -58,23 +64,29 @@ def test_fit_prints_one_object_with_run_seconds_metrics_and_plan(
 
 def test_fit_for_a_person_says_what_comes_next(cli: Cli, photos: Path, tmp_path: Path) -> None:
     said = cli.ok("fit", photos, *SMALL, "--output", tmp_path / "run")
-    assert "best on val: loss" in said.out
+    assert "best model on val:" in said.out
+    assert "rarest_third_recall" in said.out
+    assert [line for line in said.out.splitlines() if line.startswith("dog ")]
     assert f"finetune evaluate {tmp_path / 'run'}" in said.out
     assert said.err == ""
 
 
-def test_a_dry_run_shows_the_plan_and_writes_nothing(
+def test_a_dry_run_shows_the_plan_and_keeps_nothing_but_what_it_saw_of_the_images(
     cli: Cli, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
-    before = sorted(tmp_path.rglob("*"))
+    before = set(tmp_path.rglob("*"))
     words = ("fit", photos, *SMALL, "data.cache=on", "--dry-run")
     said = cli.ok(*words, "--json")
     assert said.json.keys() == {"plan"}
     assert said.json["plan"]["training"]["epochs"] == 1
     assert "what trains" in cli.ok(*words).out
-    assert sorted(tmp_path.rglob("*")) == before
+    cache = tmp_path / "cache"
+    written = set(tmp_path.rglob("*")) - set(before)
+    assert all(path == cache or cache in path.parents for path in written)
+    (store,) = (path for path in (cache / "pixels").iterdir() if path.is_dir())
+    assert store.name.startswith("looks-1-")
 
 
 def test_a_dry_run_of_a_run_that_goes_on_changes_nothing(
@@ -210,6 +222,16 @@ def test_a_complete_run_says_that_nothing_is_left(
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
 
 
+def test_a_complete_run_of_an_older_finetune_shows_what_it_has(cli: Cli, copied: Path) -> None:
+    file = copied / "bundle" / "finetune.json"
+    card = json.loads(file.read_text(encoding="utf-8"))
+    del card["facts"]["evaluations"], card["priors"]
+    file.write_text(json.dumps(card), encoding="utf-8")
+    out = cli.ok("fit", "--resume", copied).out
+    assert "best model on test: loss " in out
+    assert cli.ok("fit", "--resume", copied, "--json").json["evaluations"] == {}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -248,7 +270,7 @@ def test_evaluate_prints_one_object(cli: Cli, trained: FitResult, insects: Path)
     assert {"accuracy", "balanced_accuracy", "macro_f1"} <= said.json["metrics"].keys()
     assert list(said.json["per_class"]) == ["bée", "fly", "wasp, red"]
     assert said.json["per_class"]["fly"].keys() == {
-        "support", "predicted", "precision", "recall", "f1",
+        "train_images", "support", "predicted", "precision", "recall", "recall_interval", "f1",
     }  # fmt: skip
     words = ("evaluate", trained.run_dir, insects, "--split", "val", "--batch-size", 3)
     assert "7 (val)" in cli.ok(*words, "--device", "cpu").out
@@ -282,6 +304,39 @@ def test_export_prints_one_object(cli: Cli, trained: FitResult, tmp_path: Path) 
     assert tree["parity"]["num_images"] == tree["parity"]["same_top_class"] == 7
     out = cli.ok("export", trained.run_dir, "--output", tmp_path / "two").out
     assert "same top class on 7 of 7 images" in out
+
+
+def test_a_prior_is_asked_for_and_said_on_the_command_line(
+    cli: Cli, trained: FitResult, insects: Path, tmp_path: Path
+) -> None:
+    run = trained.run_dir
+    shares = tmp_path / "shares.csv"
+    shares.write_text('class,share\nbée,8\nfly,1\n"wasp, red",1\n', encoding="utf-8")
+    train = "prior the shares of the training images, as the network says"
+    assert train in " ".join(cli.ok("evaluate", run, "--device", "cpu").out.split())
+    words = ("evaluate", run, "--device", "cpu", "--prior")
+    said = " ".join(cli.ok(*words, "uniform").out.split())
+    assert "prior every class alike; the network's own: the shares of the training images" in said
+    tree = cli.ok(*words, shares, "--json").json
+    assert tree["prior"]["shares"] == pytest.approx({"bée": 0.8, "fly": 0.1, "wasp, red": 0.1})
+    exported = cli.ok("export", run, "--output", tmp_path / "model", "--prior", shares, "--json")
+    assert exported.json["parity"]["same_top_class"] == 7
+    assert exported.json["prior"]["shares"] == pytest.approx(tree["prior"]["shares"])
+    again = cli.ok("evaluate", tmp_path / "model", insects, "--device", "cpu", "--json").json
+    whole = cli.ok("evaluate", run / "bundle", insects, "--device", "cpu", "--prior", shares,
+                   "--json").json  # fmt: skip
+    assert again["metrics"] == pytest.approx(whole["metrics"], abs=1e-5)
+    named = ("predict", run, insects / "fly", "--device", "cpu")
+    predicted = cli.ok(*named, "--prior", "uniform")
+    assert len(predicted.out.splitlines()) == 13, "the CSV alone"
+    assert "prior: every class alike; the network's own" in predicted.err
+    assert cli.ok(*named, "--json").json["prior"]["adjusted"] is False
+    for verb in (("evaluate",), ("predict", insects), ("export", "--output", tmp_path / "no")):
+        message = cli.refused(verb[0], run, *verb[1:], "--prior", "balanced", code=2)
+        assert "--prior balanced: there are uniform, train, model, or a .json or .csv" in message
+        assert "there is no such file" in cli.refused(
+            verb[0], run, *verb[1:], "--prior", "gone.json", code=2
+        )
 
 
 def test_the_printed_config_is_the_default_and_every_key_has_a_comment(
@@ -337,6 +392,7 @@ print(json.dumps([code, sorted(heavy & sys.modules.keys())]))
         (["fit", "no/such/folder"], 3),
         (["fit", "--frobnicate"], 2),
         (["evaluate", "run", "--split", "dev"], 2),
+        (["evaluate", ".", "--prior", "balanced"], 2),
     ],
     ids=str,
 )

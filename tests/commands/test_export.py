@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import finetune
-from finetune.bundle import Card, load_model, save_bundle
+from finetune.bundle import load_model, save_bundle
+from finetune.card import Card
 from finetune.errors import DataError, ModelError, RunFolderError, StorageError
 from finetune.models.backbone import create_network
 from tests.commands.test_evaluate import rows_of

@@ -14,9 +14,9 @@ import finetune
 from finetune.build import Training, measure
 from finetune.build.cost import RunCost
 from finetune.config.load import build_config, read_config_file
-from finetune.errors import ConfigError, ModelError
+from finetune.errors import ConfigError, DataError, ModelError
 from finetune.training.callbacks import Progress
-from tests.helpers import Recorder
+from tests.helpers import Recorder, noise
 from tests.runs import assert_same_bits, largest_difference, weights
 from tests.runs import finetune as in_a_process
 
@@ -243,3 +243,44 @@ def test_without_a_compiler_the_reason_is_said_and_the_run_is_as_without(
     assert "/nonexistent/c++" in said
     assert "trainer.compile fails" not in compiled(insects, tmp_path / "plain", on=False)
     assert_same_bits(weights(tmp_path / "run"), weights(tmp_path / "plain"))
+
+
+def with_a_leak(root: Path) -> Path:
+    """Write splits of two classes; a validated image is trained on, too."""
+    for split, numbers in (("train", range(4)), ("val", range(3, 6))):
+        for label in ("cat", "dog"):
+            (root / split / label).mkdir(parents=True)
+            for number in numbers:
+                image = noise(seed=number + 50 * (label == "dog") + 7 * (split == "val"), width=99)
+                image.save(root / split / label / f"{number}.png")
+    shutil.copyfile(root / "train/cat/0.png", root / "val/cat/leak.png")
+    return root
+
+
+def test_a_run_keeps_its_audit_and_lists_what_it_dropped(tmp_path: Path) -> None:
+    data = with_a_leak(tmp_path / "photos")
+    run = finetune.fit(
+        config_of(data, tmp_path / "run", **{"data.leaks": "drop", "trainer.epochs": 1})
+    ).run_dir
+    with (run / "rejected.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["path"] for row in rows] == ["train/cat/0.png"]
+    with (run / "manifest.csv").open(encoding="utf-8", newline="") as stream:
+        assert "train/cat/0.png" not in [row["path"] for row in csv.DictReader(stream)]
+    audit = json.loads((run / "audit.json").read_text(encoding="utf-8"))
+    assert [group["where"] for group in audit["copies"]] == [["across splits"]]
+    with (run / "audit.csv").open(encoding="utf-8", newline="") as stream:
+        assert [row["path"] for row in csv.DictReader(stream)] == [
+            "train/cat/0.png", "val/cat/leak.png",
+        ]  # fmt: skip
+    kept = {name: (run / name).read_bytes() for name in ("audit.json", "manifest.csv")}
+    finetune.resume(run, assignments={"trainer.epochs": 2})
+    assert epochs_in(run) == ["1", "2"]
+    assert {name: (run / name).read_bytes() for name in kept} == kept
+
+
+def test_leaks_that_are_an_error_leave_no_run(tmp_path: Path) -> None:
+    data = with_a_leak(tmp_path / "photos")
+    with pytest.raises(DataError, match=r"1 of 7 val images have copies"):
+        finetune.fit(config_of(data, tmp_path / "run", **{"data.leaks": "error"}))
+    assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 import finetune
 from finetune.bundle import load_model, read_card
 from finetune.calibration import calibrate
-from finetune.inference.evaluation import evaluate_files
+from finetune.inference.evaluation import evaluate_logits
 from finetune.inference.predictor import Predictor
 from finetune.types import Split
-from tests.runs import manifest_of, small_config, write_photos, write_weights
+from tests.runs import manifest_of, rows, small_config, write_photos, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_the_temperature_is_that_of_the_validation_images(calibrated: Any, photo
     assert expected is not None
     assert calibrated.calibration == expected.as_json()
     assert load_model(calibrated.run_dir).card.temperature == expected.temperature
-    without = evaluate_files(plain, paths, labels)
+    without = evaluate_logits(plain, plain.logits(paths), labels)
     assert calibrated.calibration["before"]["loss"] == pytest.approx(without.metrics["loss"])
     found = dict(calibrated.metrics["val"])
     assert found["loss"] < without.metrics["loss"]
@@ -112,3 +113,29 @@ def test_without_calibration_nothing_is_said_of_it(
     assert load_model(result.run_dir).card.temperature == 1
     stored = (result.run_dir / "config.yaml").read_text(encoding="utf-8")
     assert "calibration:\n  enabled: 'off'" in stored
+
+
+def test_a_rarest_class_without_validation_images_is_undefined_and_nothing_breaks(
+    tmp_path: Path,
+) -> None:
+    photos = write_photos(tmp_path / "photos")
+    for file in sorted((photos / "train" / "cow").iterdir())[2:]:
+        file.unlink()
+    shutil.rmtree(photos / "val" / "cow")
+    for probe in ("off", "on"):
+        weights = write_weights(tmp_path / "weights.pth")
+        run = tmp_path / f"probe-{probe}"
+        result = fit(photos, run, model__weights=str(weights), probe__enabled=probe)
+        assert result.metrics["val"]["rarest_third_recall"] is None
+        details = result.evaluations["val"]
+        assert details["rarest_third"] == {"classes": ["cow"], "by": "training images"}
+        assert details["means_are_over"]["balanced_accuracy"] == 2
+        assert details["per_class"]["cow"]["recall"] is None
+        readme = (run / "bundle" / "README.md").read_text(encoding="utf-8")
+        assert "| val | rarest_third_recall | undefined |" in readme
+        table = rows(run)
+        assert len(table) == (4 if probe == "on" else 3)
+        assert all("val/rarest_third_recall" not in row for row in table)
+        assert all(0 <= float(row["val/balanced_accuracy"]) <= 1 for row in table)
+        again = finetune.evaluate(run, device="cpu").as_json()
+        assert json.loads(json.dumps(again))["metrics"]["rarest_third_recall"] is None

@@ -30,6 +30,7 @@ EXPLICIT: dict[str, Any] = {
     "trainer.num_nodes": 2,
     "trainer.devices": 3,
     "trainer.monitor": "loss",
+    "imbalance.strategy": "drw",
     "calibration.enabled": "on",
 }
 

@@ -8,8 +8,8 @@ import pytest
 from finetune.build import IMBALANCE
 from finetune.config import schema
 from finetune.data.augment import AUGMENTATIONS
-from finetune.data.sampler import SAMPLERS
-from finetune.losses import LOSSES
+from finetune.data.sampling import SAMPLERS
+from finetune.losses import CLASS_WEIGHTS, LOSSES
 from finetune.training.lr_schedule import LR_SCHEDULES
 from finetune.training.unfreeze import UNFREEZE
 
@@ -20,6 +20,7 @@ from finetune.training.unfreeze import UNFREEZE
         pytest.param(schema.SAMPLER_NAMES, SAMPLERS, id="SAMPLERS"),
         pytest.param(schema.AUGMENT_NAMES, AUGMENTATIONS, id="AUGMENTATIONS"),
         pytest.param(schema.LOSS_NAMES, LOSSES, id="LOSSES"),
+        pytest.param(schema.CLASS_WEIGHT_NAMES, CLASS_WEIGHTS, id="CLASS_WEIGHTS"),
         pytest.param(schema.UNFREEZE_NAMES, UNFREEZE, id="UNFREEZE"),
         pytest.param(schema.LR_SCHEDULE_NAMES, LR_SCHEDULES, id="LR_SCHEDULES"),
         pytest.param(schema.IMBALANCE_NAMES, IMBALANCE, id="IMBALANCE"),
@@ -31,5 +32,16 @@ def test_the_names_are_the_rows_of_the_table(
     assert list(names) == list(table)
 
 
-def test_every_imbalance_strategy_names_a_sampler_that_is() -> None:
-    assert {strategy.sampler for strategy in IMBALANCE.values()} <= SAMPLERS.keys()
+def test_every_imbalance_strategy_names_what_there_is() -> None:
+    for strategy in IMBALANCE.values():
+        assert strategy.sampler in SAMPLERS
+        assert strategy.loss in LOSSES
+        assert strategy.class_weights in ("none", *CLASS_WEIGHTS)
+        assert strategy.head in ("none", "crt", "tau_norm", "post_hoc")
+
+
+def test_every_sampler_loss_and_kind_of_class_weights_has_a_strategy() -> None:
+    strategies = IMBALANCE.values()
+    assert {strategy.sampler for strategy in strategies} == SAMPLERS.keys()
+    assert {strategy.loss for strategy in strategies} == LOSSES.keys()
+    assert {strategy.class_weights for strategy in strategies} == {"none", *CLASS_WEIGHTS}

@@ -17,7 +17,8 @@ from finetune.data.cache import PixelStore, StoredSource
 from finetune.data.dataset import Batch, ImageDataset, create_loader, lost_readers_explained
 from finetune.data.fill import fill_store, shrunk
 from finetune.data.picture import open_picture
-from finetune.data.sampler import EpochSampler, inverse_frequency_weights
+from finetune.data.sampler import EpochSampler
+from finetune.data.sampling import weighted
 from finetune.data.source import FileSource, PictureSource
 from finetune.data.transform import EvalTransform
 from finetune.errors import DataError, TrainingError
@@ -105,7 +106,7 @@ def test_a_batch_is_its_items_one_by_one(name: str, paths: list[Path]) -> None:
 
 def epochs_read_by(num_workers: int, data: ImageDataset) -> list[Batch]:
     """Return two weighted epochs, each as one batch."""
-    weights = inverse_frequency_weights(LABELS, 2)
+    weights = weighted(np.asarray(LABELS), 2)
     sampler = EpochSampler(weights, num_images=10, batch_size=5, seed=5)
     loader = create_loader(data, batch_size=5, num_workers=num_workers, sampler=sampler)
     read = []

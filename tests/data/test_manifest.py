@@ -140,3 +140,36 @@ def test_labels_that_the_model_does_not_know_are_named() -> None:
     labelled_with(some("cat", 2), ["cat", "dog"])
     with pytest.raises(DataError, match=r"Unknown class 'cta', 'emu': .* Did you mean 'cat'\?"):
         labelled_with([*some("emu", 2), *some("cta", 1)], ["cat", "dog"])
+
+
+def test_copies_reach_the_split_and_the_manifest_on_disk(tmp_path: Path) -> None:
+    samples = [
+        Sample(f"{label}{i}.png", label, copies=f"{label}{i // 3}")
+        for label in "ab"
+        for i in range(12)
+    ]
+    manifest = build(samples)
+    held_out = {s.copies for s in manifest.of(VAL)}
+    assert held_out
+    assert held_out.isdisjoint(s.copies for s in manifest.of(TRAIN))
+    file = tmp_path / "manifest.csv"
+    file.write_text(write_manifest(manifest), encoding="utf-8", newline="")
+    assert read_manifest(file, root=ROOT) == manifest
+
+
+def test_a_manifest_of_an_earlier_release_has_no_copies(tmp_path: Path) -> None:
+    file = tmp_path / "manifest.csv"
+    file.write_text("path,label,split,group\na.png,x,train,g\nb.png,y,val,\n", encoding="utf-8")
+    assert read_manifest(file, root=ROOT).samples == (
+        Sample("a.png", "x", TRAIN, "g"),
+        Sample("b.png", "y", VAL),
+    )
+
+
+def test_copies_in_a_given_test_split_do_not_hinder_the_validation_split() -> None:
+    samples = [Sample(f"{label}{i}.png", label, TRAIN) for label in "ab" for i in range(8)]
+    samples[0] = Sample("a0.png", "a", TRAIN, copies="1")
+    samples.append(Sample("test.png", "a", TEST, copies="1"))
+    manifest = build(samples)
+    assert [s.path for s in manifest.of(TEST)] == ["test.png"]
+    assert manifest.class_counts(VAL) == [2, 2]

@@ -4,24 +4,27 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from sklearn.utils.class_weight import compute_sample_weight
 
-from finetune.data.sampler import (
-    SAMPLERS,
-    EpochSampler,
-    Weights,
-    effective_batch_size,
-    inverse_frequency_weights,
-    square_root_weights,
-)
+from finetune.data.sampler import EpochSampler, effective_batch_size
+from finetune.data.sampling import SAMPLERS, Draws, Sampling, SamplingAt, weighted
+from finetune.lookup import takes
 from finetune.types import Draw
 
-LABELS = [0] * 70 + [1] * 25 + [2] * 5
-WEIGHTS = inverse_frequency_weights(LABELS, 3)
+LABELS = np.repeat([0, 1, 2], [70, 25, 5])
+WEIGHTS = weighted(LABELS, 3)
+NUM_EPOCHS = 4
+
+
+def sampling_of(name: str) -> SamplingAt:
+    """Return a row of the table as a function of the epoch."""
+    row = SAMPLERS[name]
+    if not takes(row, "epoch"):
+        return lambda _: row(LABELS, 3)
+    return lambda epoch: row(LABELS, 3, epoch=epoch, num_epochs=NUM_EPOCHS)
 
 
 def sampler(
-    weights: Weights | None = None,
+    sampling: Sampling | SamplingAt = None,
     *,
     epoch: int = 0,
     seed: int = 0,
@@ -31,7 +34,7 @@ def sampler(
     rank: int = 0,
 ) -> EpochSampler:
     made = EpochSampler(
-        weights,
+        sampling,
         num_images=num_images,
         batch_size=batch_size,
         seed=seed,
@@ -46,22 +49,74 @@ def batches(draws: list[Draw], size: int) -> list[list[Draw]]:
     return [draws[start : start + size] for start in range(0, len(draws), size)]
 
 
-@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("num_replicas", [1, 2, 4])
+@pytest.mark.parametrize("epoch", [0, NUM_EPOCHS - 1])
 def test_the_ranks_batches_together_are_the_global_batches(
-    weights: Weights | None, num_replicas: int
+    epoch: int, num_replicas: int, name: str
 ) -> None:
-    whole = batches(list(sampler(weights, epoch=3)), 8)
-    assert len(whole) == 100 // 8
+    at = sampling_of(name)
+    whole = batches(list(sampler(at, epoch=epoch)), 8)
+    num_images = {"oversample": 210, "undersample": 15}.get(name, 100)
+    assert len(whole) == num_images // 8
     ranks = [
-        list(sampler(weights, epoch=3, num_replicas=num_replicas, rank=rank))
+        list(sampler(at, epoch=epoch, num_replicas=num_replicas, rank=rank))
         for rank in range(num_replicas)
     ]
     local = [batches(draws, 8 // num_replicas) for draws in ranks]
-    assert {len(draws) for draws in ranks} == {len(sampler(weights, num_replicas=num_replicas))}
+    assert {len(draws) for draws in ranks} == {len(sampler(at, num_replicas=num_replicas))}
     for number, batch in enumerate(whole):
         together = [draw for rank in local for draw in rank[number]]
         assert sorted(together) == sorted(batch)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("num_replicas", [1, 2, 4])
+@pytest.mark.parametrize("epoch", [0, NUM_EPOCHS - 1])
+def test_a_broken_off_epoch_goes_on_with_the_same_draw(
+    epoch: int, num_replicas: int, name: str
+) -> None:
+    for rank in range(num_replicas):
+        whole, rest = (
+            sampler(sampling_of(name), epoch=epoch, num_replicas=num_replicas, rank=rank)
+            for _ in range(2)
+        )
+        rest.skip(8 // num_replicas)
+        assert list(rest) == list(whole)[8 // num_replicas :]
+        rest.set_epoch(epoch - 1 if epoch else 1)
+        assert len(list(rest)) == len(rest)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_draw_is_named_once_and_counts_the_earlier_ones(name: str) -> None:
+    for epoch in range(NUM_EPOCHS):
+        draws = list(sampler(sampling_of(name), epoch=epoch))
+        seen: Counter[int] = Counter()
+        for draw in draws:
+            assert (draw.epoch, draw.repeat) == (epoch, seen[draw.row])
+            seen[draw.row] += 1
+        assert len(set(draws)) == len(draws)
+        once = sampling_of(name)(epoch) is None or name == "undersample"
+        assert (max(seen.values()) == 1) is once
+
+
+def test_what_is_drawn_is_asked_for_once_an_epoch() -> None:
+    asked: list[int] = []
+
+    def at(epoch: int) -> Sampling:
+        asked.append(epoch)
+        return WEIGHTS
+
+    made = sampler(at, epoch=2)
+    list(made)
+    assert asked == [0, 2]  # how long an epoch is, and what is drawn
+
+
+def test_an_epoch_of_another_length_is_refused() -> None:
+    groups = np.zeros(100, np.int64)
+    made = sampler(lambda epoch: Draws(groups, np.array([50 + epoch])), epoch=1)
+    with pytest.raises(ValueError, match=r"epoch 1 \(.*\) draws 51 images, the first one 50"):
+        list(made)
 
 
 def test_uniform_draws_each_image_at_most_once_in_whole_batches() -> None:
@@ -78,7 +133,7 @@ def test_over_the_epochs_no_image_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_an_epoch_follows_seed_and_epoch_alone(weights: Weights | None) -> None:
+def test_an_epoch_follows_seed_and_epoch_alone(weights: Sampling) -> None:
     kept = sampler(weights)
     first = [draw.row for draw in kept]
     kept.set_epoch(1)
@@ -91,41 +146,22 @@ def test_an_epoch_follows_seed_and_epoch_alone(weights: Weights | None) -> None:
     assert {draw.epoch for draw in kept} == {1}
 
 
-def test_repeats_count_the_earlier_draws_of_an_image_over_all_ranks() -> None:
-    draws = list(sampler(WEIGHTS, epoch=2))
-    seen: Counter[int] = Counter()
-    for draw in draws:
-        assert draw.repeat == seen[draw.row]
-        seen[draw.row] += 1
-    assert max(seen.values()) > 1
-    assert len(set(draws)) == len(draws)
-
-
 @pytest.mark.parametrize(("name", "power"), [("weighted", 1.0), ("sqrt", 0.5)])
 def test_weighted_draws_approach_the_shares_that_the_weights_ask_for(
     name: str, power: float
 ) -> None:
     counts = np.bincount(LABELS)
     expected = counts ** (1 - power) / (counts ** (1 - power)).sum()
-    weights = SAMPLERS[name](LABELS, 3)
+    weights = sampling_of(name)
     drawn = np.concatenate(
         [
-            np.asarray(LABELS)[[draw.row for draw in sampler(weights, epoch=epoch, batch_size=100)]]
+            LABELS[[draw.row for draw in sampler(weights, epoch=epoch, batch_size=100)]]
             for epoch in range(100)
         ]
     )
     found = np.bincount(drawn, minlength=3) / len(drawn)
     # five standard deviations of a share over 10,000 draws
     np.testing.assert_allclose(found, expected, atol=5 * 0.5 / np.sqrt(len(drawn)))
-
-
-def test_weights_are_those_of_scikit_learn_up_to_a_factor() -> None:
-    balanced = compute_sample_weight("balanced", LABELS)
-    np.testing.assert_allclose(WEIGHTS / WEIGHTS.sum(), balanced / balanced.sum())
-    roots = square_root_weights(LABELS, 3)
-    np.testing.assert_allclose(roots / roots.sum(), balanced**0.5 / (balanced**0.5).sum())
-    assert SAMPLERS["uniform"](LABELS, 3) is None
-    assert np.isfinite(inverse_frequency_weights([0, 2], 4)).all()
 
 
 def test_an_image_of_weight_zero_is_never_drawn() -> None:
@@ -147,19 +183,18 @@ def test_a_batch_shrinks_to_the_images_there_are(
 
 
 @pytest.mark.parametrize(
-    ("weights", "batch_size", "num_replicas", "message"),
+    ("sampling", "batch_size", "num_replicas", "message"),
     [
-        (np.ones(9), 4, 1, "needs 10 weights"),
-        (-np.ones(10), 4, 1, "weights of 0 or more"),
-        (np.full(10, np.nan), 4, 1, "weights of 0 or more"),
+        (np.ones(9), 4, 1, "10 weights of 0 or more are needed"),
         (np.zeros(10), 4, 1, "must not all be 0"),
         (None, 5, 2, "a global batch of 5 must divide among 2 ranks"),
-        (None, 12, 2, "at most the 10 images"),
+        (None, 12, 2, "at most the 10 images of an epoch"),
+        (Draws(np.zeros(10, np.int64), np.array([6])), 8, 2, "at most the 6 images of an epoch"),
         (None, 0, 1, "a global batch of 0"),
     ],
 )
 def test_a_sampler_that_cannot_be_is_refused(
-    weights: Weights | None, batch_size: int, num_replicas: int, message: str
+    sampling: Sampling, batch_size: int, num_replicas: int, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        sampler(weights, num_images=10, batch_size=batch_size, num_replicas=num_replicas)
+        sampler(sampling, num_images=10, batch_size=batch_size, num_replicas=num_replicas)

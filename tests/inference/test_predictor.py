@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
@@ -18,6 +19,7 @@ from torch import Tensor
 from finetune.bundle import ModelBundle, load_model
 from finetune.errors import ConfigError, DataError
 from finetune.inference.predictor import Predictor
+from finetune.priors import Priors
 
 if TYPE_CHECKING:
     from finetune.commands.fit import FitResult
@@ -141,6 +143,38 @@ def test_logits_are_divided_by_the_temperature(
     assert torch.equal(found.argmax(1), plain.probabilities(files).argmax(1))
     predicted = next(calibrated.predict(files))
     assert predicted.probabilities[0] == pytest.approx(float(found[0].max()))
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(powers / powers.sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("target", [(1 / 3, 1 / 3, 1 / 3), (0.7, 0.3, 0.0)])
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_calibrated_logits_are_moved_to_the_target_prior_in_each_view(
+    bundle: ModelBundle, target: tuple[float, ...], temperature: float
+) -> None:
+    model = (0.6, 0.3, 0.1)
+    card = replace(bundle.card, temperature=temperature, priors=Priors(model, model, target))
+    logits = torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(2)) * 3
+    found = Predictor(replace(bundle, card=card), device="cpu").of_logits(logits)
+    # by Saerens et al. 2002, eq. 2.4: probabilities times the ratio of the priors, made one again
+    views = softmax(logits.double().numpy() / temperature) * np.array(target) / np.array(model)
+    expected = (views / views.sum(2, keepdims=True)).mean(1)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    assert (found[:, 2] == 0).all() == (target[2] == 0)
+
+
+def test_without_a_target_the_bits_are_those_of_a_card_that_knows_no_prior(
+    bundle: ModelBundle,
+) -> None:
+    logits = torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(2))
+    expected = (logits / 0.7).softmax(dim=2).mean(dim=1)
+    for priors in (None, Priors((0.6, 0.3, 0.1), (0.5, 0.3, 0.2))):
+        card = replace(bundle.card, temperature=0.7, priors=priors)
+        found = Predictor(replace(bundle, card=card), device="cpu").of_logits(logits)
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])

@@ -1,5 +1,6 @@
 """Whole runs: killed, stopped, shared by two processes, and yet they end with the same weights."""
 
+import json
 import os
 import pty
 import re
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import finetune as api
+from finetune.bundle import read_card
 from finetune.cli.main import run as run_command
 from tests.networks import one_thread
 from tests.runs import (
@@ -500,7 +502,15 @@ def test_wandb_offline_holds_the_run_and_a_resume_continues_it(place: Path, tmp_
     assert {"model.safetensors", "config.json", "finetune.json"} <= files
     tables = [n for row in second.history for n in row if n.startswith("confusion_matrix/val")]
     assert tables
-    assert "final/val/accuracy" in second.summary
+    assert {"final/val/accuracy", "final/val/accuracy_low"} <= second.summary.keys()
+    assert "final/val/rarest_third_recall" in second.summary
+    [kept] = [row["per_class/val/path"] for row in second.history if "per_class/val/path" in row]
+    [file] = run.glob(f"wandb/offline-run-*/files/{kept}")
+    by_class = json.loads(file.read_text(encoding="utf-8"))
+    assert by_class["columns"][:3] == ["class", "train images", "images"]
+    stats = read_card(run / "bundle")["facts"]["evaluations"]["val"]["per_class"]
+    assert [row[0] for row in by_class["data"]] == list(stats)
+    assert [row[5] for row in by_class["data"]] == [entry["recall"] for entry in stats.values()]
 
 
 @pytest.mark.slow

@@ -198,7 +198,10 @@ def test_without_a_probe_the_head_is_trained_in_epochs(place: Path) -> None:
     ("words", "message"),
     [
         (("--epochs", 3), "trainer.epochs cannot apply to unfreeze.name=linear_probe"),
-        (("loss.label_smoothing=0.2",), "loss cannot apply to unfreeze.name=linear_probe"),
+        (
+            ("loss.label_smoothing=0.2",),
+            "loss.label_smoothing cannot apply to unfreeze.name=linear_probe",
+        ),
         (("augment.mixup=0.2",), "augment.mixup cannot apply to unfreeze.name=linear_probe"),
     ],
 )

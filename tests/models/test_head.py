@@ -1,5 +1,7 @@
 """The classifier of any network is found, and what it is given is what its logits are made of."""
 
+import math
+
 import pytest
 import timm
 import torch
@@ -12,7 +14,7 @@ from finetune.models.head import (
     head_inputs,
     linear_head,
     set_head,
-    with_temperature,
+    with_adjusted_logits,
 )
 from tests.networks import randomise
 
@@ -54,22 +56,24 @@ def test_a_head_that_was_set_is_the_one_that_answers() -> None:
         assert network(torch.randn(1, 3, 64, 64)).tolist() == [[1.0, 2.0, 3.0]]
 
 
-def test_a_temperature_in_the_head_divides_the_logits() -> None:
+@pytest.mark.parametrize("shift", [None, (0.5, -2.0, -math.inf)])
+def test_what_the_head_holds_is_done_to_the_logits(shift: tuple[float, ...] | None) -> None:
     network = create_network("test_vit", num_classes=3, weights="random").module.eval()
     randomise(network)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     images = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
-    changed = with_temperature(network, 0.7)
+    changed = with_adjusted_logits(network, temperature=0.7, shift=shift)
     assert changed is not None
     with torch.no_grad():
-        torch.testing.assert_close(changed(images), network(images) / 0.7)
+        expected = network(images) / 0.7 + torch.tensor(shift or [0.0] * 3)
+        torch.testing.assert_close(changed(images), expected)
     assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
 
 
 def test_a_network_with_two_classifiers_has_no_linear_head() -> None:
     network = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3)
     assert linear_head(network) is None
-    assert with_temperature(network, 2.0) is None
+    assert with_adjusted_logits(network, temperature=2.0) is None
 
 
 def test_the_fingerprint_is_that_of_the_backbone_alone() -> None:

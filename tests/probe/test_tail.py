@@ -46,13 +46,16 @@ def learnt(
     *,
     how: TailTraining = HOW,
     weights: NDArray[np.float64] | None = None,
+    offset: Tensor | None = None,
     lr: float = 0.1,
 ) -> list[float]:
     """Return the loss of each epoch."""
     optimizer = torch.optim.SGD(network.parameters(), lr=lr)
     shares = np.ones(12) if weights is None else weights
     return list(
-        trained_passes(network, optimizer, views, LABELS, shares, form=FORM, how=how, device=CPU)
+        trained_passes(
+            network, optimizer, views, LABELS, shares, offset=offset, form=FORM, how=how, device=CPU
+        )
     )
 
 
@@ -164,3 +167,18 @@ def test_logits_come_in_parts_in_order() -> None:
     with torch.no_grad():
         expected = network(torch.from_numpy(maps()).view(-1, *SHAPE))
     torch.testing.assert_close(logits(network, maps()), expected)
+
+
+def test_an_offset_is_added_to_the_logits_of_the_loss() -> None:
+    network, plain = tail(), tail()
+    offset = torch.tensor([-0.1, -1.0, -3.0])
+    (found,) = learnt(
+        network, [maps()], how=replace(HOW, passes=1, batch_size=12, at_once=5), offset=offset
+    )
+    of_all, labels = torch.from_numpy(maps()).view(-1, *SHAPE), torch.from_numpy(LABELS)
+    loss: Any = nn.functional.cross_entropy(plain(of_all) + offset, labels)
+    loss.backward()
+    torch.optim.SGD(plain.parameters(), lr=0.1).step()
+    assert found == pytest.approx(float(loss.detach()), rel=1e-5)
+    for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -87,7 +87,7 @@ def module_of(
         return create_optimizer(optimizer, groups, momentum=0.9)
 
     recipe = Recipe(
-        criterion=criterion,
+        criterion_at=lambda epoch: criterion,
         depth_at=lambda epoch: 1,
         make_optimizer=make_optimizer,
         lr_factor=lambda step: 1.0,
@@ -184,7 +184,7 @@ def kept(module: ClassificationModule, depth: int, size: int) -> int:
     pixels = torch.randn(size, *module.spec.input_size)
     with Alive() as alive:
         # a tensor of its own, as it is in training
-        loss = module.recipe.criterion(
+        loss = module.recipe.criterion_at(0)(
             module.classifier(pixels.contiguous(memory_format=torch.channels_last) * 1),
             torch.arange(size) % 3,
         )

@@ -1,11 +1,16 @@
 """What a box leaves of an image is its share of the loss."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from finetune.lookup import takes
+from finetune.losses import LOSSES
 from finetune.training.mixing import Mixing
 
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -16,7 +21,13 @@ def images(height: int = 12, width: int = 20) -> Tensor:
     return torch.arange(1.0, 5.0).view(4, 1, 1, 1).expand(4, 3, height, width).clone()
 
 
-def mixed(mixing: Mixing, step: int, pixels: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def mixed(
+    mixing: Mixing,
+    step: int,
+    pixels: Tensor | None = None,
+    *,
+    criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the mixtures of a step, their logits and their loss."""
     seen: list[Tensor] = []
 
@@ -29,7 +40,7 @@ def mixed(mixing: Mixing, step: int, pixels: Tensor | None = None) -> tuple[Tens
         LABELS,
         random=np.random.default_rng(step),
         network=network,
-        criterion=cross_entropy,
+        criterion=criterion,
     )
     (pixels,) = seen
     return pixels, network(pixels), loss
@@ -74,3 +85,22 @@ def test_nothing_on_is_nothing() -> None:
     assert not Mixing()
     assert Mixing(mixup=0.1)
     assert Mixing(cutmix=0.1)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_mixed_loss_is_that_of_the_mixed_label(name: str) -> None:
+    loss = LOSSES[name]
+    counts = {"class_counts_K": torch.tensor([5.0, 2.0, 1.0])}
+    given = counts if takes(loss, "class_counts_K") else {}
+    criterion = partial(loss, **given, class_weights_K=torch.tensor([0.5, 1.0, 4.0]))
+    shares = []
+
+    def soft(logits: Tensor, labels: Tensor) -> Tensor:
+        shares.append(torch.nn.functional.one_hot(labels, 3).float())
+        return logits.sum() * 0
+
+    mixed(Mixing(mixup=1.0), 3, criterion=soft)
+    share = float(np.random.default_rng(3).beta(1.0, 1.0))
+    _, logits, found = mixed(Mixing(mixup=1.0), 3, criterion=criterion)
+    expected = criterion(logits, share * shares[0] + (1 - share) * shares[1])
+    torch.testing.assert_close(found, expected)

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    log_loss,
+    recall_score,
+)
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchvision.transforms.functional import normalize
@@ -44,7 +50,7 @@ def run(training: Training, folder: Path, *callbacks: Callback, epochs: int = 2)
 
 
 def with_criterion(training: Training, criterion: Criterion) -> Training:
-    training.module.recipe = replace(training.module.recipe, criterion=criterion)
+    training.module.recipe = replace(training.module.recipe, criterion_at=lambda _: criterion)
     return training
 
 
@@ -127,6 +133,8 @@ def test_validation_metrics_are_scikit_learns_on_all_images(animals: Path, tmp_p
         "val/accuracy": accuracy_score(labels, predicted),
         "val/balanced_accuracy": balanced_accuracy_score(labels, predicted),
         "val/macro_f1": f1_score(labels, predicted, average="macro"),
+        # of three classes with as many training images each, the first
+        "val/rarest_third_recall": recall_score(labels, predicted, labels=[0], average="macro"),
     }
     found = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
     assert found == pytest.approx(expected, abs=1e-5)
@@ -257,7 +265,7 @@ def test_without_mixup_nothing_is_mixed_to_the_bit(animals: Path) -> None:
     assert torch.equal(
         found.pixels, normalise(batch["image"], mean=module.spec.mean, std=module.spec.std)
     )
-    assert torch.equal(found.loss, module.recipe.criterion(found.logits, batch["label"]))
+    assert torch.equal(found.loss, module.recipe.criterion_at(0)(found.logits, batch["label"]))
 
 
 def test_colours_change_before_images_are_mixed(animals: Path) -> None:

@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from finetune.inference.chance import holm, mcnemar, wilson_interval
+from finetune.chance import holm, mcnemar, wilson_interval
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""Copies are looked for once, as long as the images stay as they are."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from finetune.data import known_copies as module
+from finetune.data.copies import Copies, find_copies
+from finetune.data.known_copies import known_copies
+from finetune.data.looks import Looks, look_at_files
+from finetune.types import Reporter, Sample
+from tests.pictures import scene, write_jpeg
+
+
+def seen(root: Path, cache: Path) -> tuple[Looks, list[Path]]:
+    paths = sorted(root.glob("*.jpg"))
+    samples = [Sample(path.name, "x") for path in paths]
+    good, looks, _ = look_at_files(
+        root, samples, max_pixels=10**6, stores=cache, limit_bytes=10**8, reporter=Reporter()
+    )
+    assert len(good) == len(paths)
+    return looks, paths
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(4):
+        write_jpeg(folder / f"{number}.jpg", scene(number))
+    write_jpeg(folder / "again.jpg", scene(2), quality=50)
+    return folder
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows with each search."""
+    made: list[int] = []
+
+    def counted(looks: Looks, paths: Sequence[Path], **more: object) -> list[Copies]:
+        made.append(len(looks))
+        return find_copies(looks, paths, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "find_copies", counted)
+    return made
+
+
+def test_the_same_images_are_searched_once(
+    photos: Path, tmp_path: Path, searches: list[int]
+) -> None:
+    first = known_copies(*seen(photos, tmp_path / "cache"))
+    assert [copies.rows for copies in first] == [(2, 4)]
+    steps: list[int] = []
+    again = known_copies(*seen(photos, tmp_path / "cache"), on_searched=steps.append)
+    assert again == first
+    assert searches == [5]
+    assert sum(steps) == 5
+
+
+def test_a_new_or_changed_image_is_searched_for(
+    photos: Path, tmp_path: Path, searches: list[int]
+) -> None:
+    known_copies(*seen(photos, tmp_path / "cache"))
+    write_jpeg(photos / "0.jpg", scene(9))
+    known_copies(*seen(photos, tmp_path / "cache"))
+    shutil.copyfile(photos / "0.jpg", photos / "9.jpg")
+    found = known_copies(*seen(photos, tmp_path / "cache"))
+    assert [(copies.rows, copies.exact) for copies in found] == [((0, 4), True), ((2, 5), False)]
+    assert searches == [5, 5, 6]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"of": 3}'])
+def test_what_is_damaged_is_made_anew(
+    photos: Path, tmp_path: Path, searches: list[int], text: str
+) -> None:
+    looks, paths = seen(photos, tmp_path / "cache")
+    first = known_copies(looks, paths)
+    (looks.folder / "copies.json").write_text(text)
+    assert known_copies(looks, paths) == first
+    assert known_copies(looks, paths) == first
+    assert searches == [5, 5]

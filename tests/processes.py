@@ -60,7 +60,7 @@ def on_ranks(count: int, target: Callable[..., Any], *arguments: Any) -> list[An
         port = probe.getsockname()[1]
     pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(count)]
     children = [
-        _CONTEXT.Process(target=_run, args=(target, rank, count, port, pipe[1], arguments))
+        _CONTEXT.Process(target=_heard, args=(_run, target, rank, count, port, pipe[1], arguments))
         for rank, pipe in enumerate(pipes)
     ]
     for child in children:
@@ -101,7 +101,7 @@ def started(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
 
     The target must be a function of a module; the process is what ``multiprocessing`` calls one.
     """
-    child = _CONTEXT.Process(target=target, args=arguments)
+    child = _CONTEXT.Process(target=_heard, args=(target, *arguments))
     child.start()
     try:
         yield child
@@ -109,6 +109,16 @@ def started(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
         child.kill()
         child.join()
         child.close()
+
+
+def _heard(target: Callable[..., None], *arguments: Any) -> None:
+    """Run ``target`` where signals arrive.
+
+    The server that the processes come from is one for all of Python: if reading processes needed it
+    first, ``finetune.signals.blocked`` has kept signals from whatever is forked from it.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
+    target(*arguments)
 
 
 def _run(

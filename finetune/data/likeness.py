@@ -19,9 +19,6 @@ NUM_TURNS = 8
 """Ways to turn a square and to see it in a mirror."""
 
 _FREQUENCIES = 5
-_LARGEST_STRETCH = 1.18
-_LARGEST_SHIFT = 0.2
-"""Of half a side: with the stretch, a crop of a tenth and a little more."""
 
 _NOISE = 4.0
 """Variance in grey levels that the coding of an image adds, or less."""
@@ -33,6 +30,22 @@ _LEAST_KNOWN = 0.4
 
 _COARSE = 8
 """Detail is what is smaller than this part of a side."""
+
+
+class Reach(NamedTuple):
+    """How far one image of a pair may lie from the other.
+
+    Attributes:
+        stretch: The largest along an axis, or one over it.
+        shift: The largest along an axis, in half sides.
+    """
+
+    stretch: float
+    shift: float
+
+
+CROPPED_BY_A_TENTH = Reach(stretch=1.18, shift=0.2)
+"""And by a little more."""
 
 
 class Alignment(NamedTuple):
@@ -104,7 +117,14 @@ def as_they_lie(count: int) -> Array:
     return np.tile(np.array([1, 0, 1, 0], np.float32), (count, 1))
 
 
-def align(images: Array, others: Array, *, steps: int, placing: Array | None = None) -> Alignment:
+def align(
+    images: Array,
+    others: Array,
+    *,
+    steps: int,
+    reach: Reach = CROPPED_BY_A_TENTH,
+    placing: Array | None = None,
+) -> Alignment:
     """Return how each of the others is stretched and shifted to lie on its image.
 
     Gauss-Newton on both axes, with brightness and contrast (Lucas and Kanade 1981; Baker and
@@ -114,6 +134,7 @@ def align(images: Array, others: Array, *, steps: int, placing: Array | None = N
         images: Shape (P, S, S).
         others: Of the same shape, turned as the images are.
         steps: How many.
+        reach: No placing goes farther.
         placing: Where to begin; None begins with the others as they are.
     """
     count, side, _ = images.shape
@@ -146,8 +167,8 @@ def align(images: Array, others: Array, *, steps: int, placing: Array | None = N
             slope_down * axis[:, None], slope_down, slope_across * axis, slope_across, moved, inside
         )  # fmt: skip
         place += _solved(np.stack(columns, axis=-1), rest)
-        place[:, 0::2] = np.clip(place[:, 0::2], 1 / _LARGEST_STRETCH, _LARGEST_STRETCH)
-        place[:, 1::2] = np.clip(place[:, 1::2], -_LARGEST_SHIFT, _LARGEST_SHIFT)
+        place[:, 0::2] = np.clip(place[:, 0::2], 1 / reach.stretch, reach.stretch)
+        place[:, 1::2] = np.clip(place[:, 1::2], -reach.shift, reach.shift)
     detail = np.minimum(_detail(images), _detail(others))
     noisy: Array = np.add(detail, _NOISE, dtype=np.float32)
     return Alignment(best, _quotient(least, noisy))

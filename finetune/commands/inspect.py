@@ -18,7 +18,6 @@ from finetune.data.findings import (
     write_audit,
     write_findings,
 )
-from finetune.data.manifest import Manifest
 from finetune.errors import ConfigError, RunFolderError
 from finetune.storage import atomic_folder, check_writable, write_text
 from finetune.types import Reporter
@@ -86,9 +85,10 @@ def inspect(config: Config, *, reporter: Reporter | None = None) -> InspectResul
     _check_output(output, path)
     check_writable(output, "Choose another --output.")
     found = inspected(config, path, reporter=reporter, always=True)
-    audit = replace(_advised(config, found.audit()), data=str(path.resolve()))
+    labels = None
     if _asks_a_backbone(config):
-        audit = replace(audit, labels=_doubtful(config, found, reporter))
+        found, labels = _asked(config, found, reporter)
+    audit = replace(_advised(config, found.audit()), data=str(path.resolve()), labels=labels)
     _write(output, audit, found, reporter)
     return InspectResult(path, output, audit)
 
@@ -115,15 +115,17 @@ def _asks_a_backbone(config: Config) -> bool:
     return bool({"model.backbone", "model.weights"} & differences(config).keys())
 
 
-def _doubtful(config: Config, found: Inspected, reporter: Reporter) -> tuple[LabelSuspect, ...]:
-    """Return the labels that a pretrained backbone doubts; a single class leaves no doubt."""
-    classes = tuple(sorted({sample.label for sample in found.samples}))
-    if len(classes) < 2:
-        return ()
-    from finetune.commands.label_check import doubtful  # torch, which nothing else here needs
+def _asked(
+    config: Config, found: Inspected, reporter: Reporter
+) -> tuple[Inspected, tuple[LabelSuspect, ...]]:
+    """Return what a pretrained backbone adds; of a single class it is not asked."""
+    if len({sample.label for sample in found.samples}) < 2:
+        return found, ()
+    from finetune.commands.backbone_check import asked  # torch, which nothing else here needs
 
-    whole = replaced(config, {"model.weights": absolute(config.model.weights)})
-    return doubtful(whole, Manifest(found.root, classes, tuple(found.samples)), reporter)
+    return asked(
+        replaced(config, {"model.weights": absolute(config.model.weights)}), found, reporter
+    )
 
 
 def _advised(config: Config, audit: Audit) -> Audit:

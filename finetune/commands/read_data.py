@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.config.schema import Config
-from finetune.data.audit import Audit, audit, with_copies
+from finetune.data.audit import Audit, audit
 from finetune.data.copies import Copies
 from finetune.data.known_copies import known_copies
 from finetune.data.leaks import describe_leaks, leaked, without_leaks
 from finetune.data.looks import Looks, look_at_files
 from finetune.data.manifest import Manifest, build_manifest
+from finetune.data.noted_copies import with_copies
 from finetune.data.reading import readable_files
 from finetune.data.room import stores_root
 from finetune.data.scan import Scan, scan
@@ -99,14 +100,8 @@ def inspected(config: Config, path: Path, *, reporter: Reporter, always: bool = 
         DataError: There is none, or a class has none left.
     """
     found = scan(path, allow_empty=always)
-    good, looks, bad = look_at_files(
-        found.root,
-        found.samples,
-        max_pixels=int(config.data.max_megapixels * 1e6),
-        stores=None if config.data.cache == "off" else stores_root(config.data.cache),
-        limit_bytes=round(config.cache.max_gb * 1e9),
-        reporter=reporter,
-    )
+    stores = None if config.data.cache == "off" else stores_root(config.data.cache)
+    good, looks, bad = seen_of(config, found.root, found.samples, stores=stores, reporter=reporter)
     rejected = _left_out(found, good, bad, reporter, lost_class_is_error=not (always and good))
     copies: list[Copies] | None = None
     if always or config.data.leaks != "ignore":
@@ -118,6 +113,33 @@ def inspected(config: Config, path: Path, *, reporter: Reporter, always: bool = 
     gone = {(sample.label, sample.split) for sample in found.samples} - present
     empty = (*found.empty, *sorted(gone, key=str))
     return Inspected(found.root, with_copies(good, copies or ()), looks, copies, rejected, empty)
+
+
+def seen_of(
+    config: Config,
+    root: Path,
+    samples: Sequence[Sample],
+    *,
+    stores: Path | None,
+    reporter: Reporter,
+) -> tuple[list[Sample], Looks, list[Rejected]]:
+    """Return the samples whose file can be used, a look at each, and the others' reasons.
+
+    Args:
+        config: Says what is too large, and how much may be kept.
+        root: What relative paths are relative to.
+        samples: What to look at.
+        stores: Folder of all stores; None keeps nothing.
+        reporter: Told of each file.
+    """
+    return look_at_files(
+        root,
+        samples,
+        max_pixels=int(config.data.max_megapixels * 1e6),
+        stores=stores,
+        limit_bytes=round(config.cache.max_gb * 1e9),
+        reporter=reporter,
+    )
 
 
 def quick_lines(found: Audit, path: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from uuid import uuid4
 
@@ -13,8 +14,9 @@ from finetune.build import (
     trainer_options,
     with_cache,
 )
-from finetune.commands.label_check import note_labels
+from finetune.commands.backbone_check import note_findings
 from finetune.commands.measuring import Measured, measure_best, write_bundle
+from finetune.commands.read_run import stored_manifest
 from finetune.config.load import replaced
 from finetune.config.schema import Config
 from finetune.errors import OutOfMemoryError
@@ -54,7 +56,9 @@ def train(
             met.leave()
             return None
         _with_head_step(run, training, reporter)
-        measured = measure_best(run, training, reporter)
+        # which the probe may have told of further copies
+        manifest = stored_manifest(run, training.config)
+        measured = measure_best(run, replace(training, manifest=manifest), reporter)
     except KeyboardInterrupt:
         reporter.note(f"Stopped. Go on with: finetune fit --resume {run.path}")
         raise
@@ -151,7 +155,7 @@ def _probed(
         assert met is not None, "rank 0 finds something"
         return float(met.receive("probe"))  # however long the fit takes
     reporter.probe(found.as_json())
-    note_labels(run, training.manifest, found, reporter)
+    note_findings(run, training, found, reporter)
     row = {f"val/{name}": float(value) for name, value in found.metrics.items()}
     row["train/loss"] = found.train_loss
     # as the epoch before the first, or the only one

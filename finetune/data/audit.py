@@ -56,6 +56,18 @@ class CopyGroup:
             "splits": [sample.split and sample.split.value for sample in self.samples],
         }
 
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> "CopyGroup":
+        """Return what ``as_json`` was made of.
+
+        Raises:
+            KeyError: Something is missing.
+            ValueError: Something is no split, or missing for one of the images.
+        """
+        rows = zip(tree["paths"], tree["labels"], tree["splits"], strict=True)
+        samples = (Sample(path, label, split and Split(split)) for path, label, split in rows)
+        return cls(tuple(samples), tree["kind"] == "exact")
+
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
@@ -227,15 +239,6 @@ def label_suspects(
             LabelSuspect(sample.path, sample.label, classes[other], own, float(beliefs[other]))
         )
     return tuple(found)
-
-
-def with_copies(samples: Sequence[Sample], copies: Sequence[Copies]) -> list[Sample]:
-    """Return samples that say which of them show the same."""
-    word_of = {row: str(number) for number, group in enumerate(copies, 1) for row in group.rows}
-    return [
-        Sample(s.path, s.label, s.split, s.group, word_of.get(row, ""))
-        for row, s in enumerate(samples)
-    ]
 
 
 def _sizes(looks: Looks) -> dict[str, list[float]]:

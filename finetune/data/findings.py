@@ -20,7 +20,6 @@ MOST_PICTURES = 200
 _MOST_IMAGES = 8
 _HEIGHT, _CAPTION = 160, 28
 
-_DOUBT = "label in doubt"
 _COLUMNS = ("finding", "where", "group", "path", "detail")
 
 
@@ -31,28 +30,36 @@ def write_audit(audit: Audit) -> str:
 
 def write_findings(audit: Audit) -> str:
     """Return a row for each finding, and for each image of a group of copies, as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows(_rows(audit))
-    return text.getvalue()
+    return _csv_text(audit.as_json())
 
 
-def add_labels(audit: str, findings: str, labels: Sequence[LabelSuspect]) -> tuple[str, str]:
-    """Return an audit and its findings, as they were written, with the labels in doubt.
+def amended(
+    audit: str, *, labels: Sequence[LabelSuspect], copies: Sequence[CopyGroup]
+) -> tuple[str, str]:
+    """Return an audit, as it was written, and its findings with what was found since.
 
-    Doubts of an earlier time are replaced.
+    Args:
+        audit: JSON.
+        labels: In doubt; they replace those of an earlier time.
+        copies: Groups that have grown; they take in those that they share an image with.
 
     Raises:
-        ValueError: The audit is damaged.
+        KeyError: The audit is of another form.
+        ValueError: It is damaged.
     """
-    tree = {**json.loads(audit), "labels": [one.as_json() for one in labels]}
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(_label_rows(labels))
-    before = io.StringIO()
-    rows = (row for row in csv.reader(io.StringIO(findings)) if row[:1] != [_DOUBT])
-    csv.writer(before, lineterminator="\n").writerows(rows)
-    return _json_text(tree), before.getvalue() + text.getvalue()
+    tree = json.loads(audit)
+    groups = [CopyGroup.from_json(one) for one in tree["copies"] or ()]
+    for grown in copies:
+        paths = {sample.path for sample in grown.samples}
+        parts = [one for one in groups if paths & {sample.path for sample in one.samples}]
+        more = (s for part in parts for s in part.samples if s.path not in paths)
+        # as two parts that share an image would be one group, none is there twice
+        groups = [one for one in groups if one not in parts]
+        groups.append(CopyGroup((*grown.samples, *more), exact=False))
+    looked = tree["copies"] is not None or bool(copies)
+    tree["copies"] = [one.as_json() for one in groups] if looked else None
+    tree["labels"] = [one.as_json() for one in labels]
+    return _json_text(tree), _csv_text(tree)
 
 
 def telling_first(groups: Sequence[CopyGroup]) -> list[CopyGroup]:
@@ -102,24 +109,30 @@ def _unlike_first(group: CopyGroup) -> list[Sample]:
     return [*first.values(), *(s for s in group.samples if id(s) not in chosen)]
 
 
-def _rows(audit: Audit) -> Iterator[tuple[str, str, str, str, str]]:
-    for entry in audit.unreadable:
-        yield "unreadable", "", "", entry.path, entry.reason
-    for number, group in enumerate(telling_first(audit.copies or ()), 1):
+def _csv_text(audit: Mapping[str, Any]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows(_rows(audit))
+    return text.getvalue()
+
+
+def _rows(audit: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
+    for one in audit["unreadable"]:
+        yield "unreadable", "", "", one["path"], one["reason"]
+    groups = [CopyGroup.from_json(one) for one in audit["copies"] or ()]
+    for number, group in enumerate(telling_first(groups), 1):
         tree = group.as_json()
         where = ", ".join(tree["where"])
         for sample in group.samples:
             detail = f"{sample.split} {sample.label}" if sample.split else sample.label
             yield f"{tree['kind']} copy", where, str(number), sample.path, detail
-    for suspect in audit.suspects:
-        yield suspect.kind, "", "", suspect.path, suspect.detail
-    yield from _label_rows(audit.labels or ())
-
-
-def _label_rows(labels: Sequence[LabelSuspect]) -> Iterator[tuple[str, str, str, str, str]]:
-    for one in labels:
-        detail = f"{one.label} {one.probability:.3f}, {one.likely} {one.likely_probability:.3f}"
-        yield _DOUBT, "", "", one.path, detail
+    for one in audit["suspicious"]:
+        yield one["kind"], "", "", one["path"], one["detail"]
+    for one in audit["labels"] or ():
+        own, likely = one["probability"], one["likely_probability"]
+        detail = f"{one['label']} {own:.3f}, {one['likely']} {likely:.3f}"
+        yield "label in doubt", "", "", one["path"], detail
 
 
 def _shortened(words: str, most: int) -> str:

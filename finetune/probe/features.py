@@ -84,6 +84,8 @@ class StoredFeatures:
         self._table = mapped.view(np.float32).reshape(-1, columns)
         self._numbers = places[:, 0] // (4 * columns)
         self.shape = (len(places), columns)
+        self.made_by = store.folder.name
+        """Tells them from the features that another backbone, or another view, would have."""
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         """Return some rows, shape (n, D)."""

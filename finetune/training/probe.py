@@ -25,7 +25,7 @@ from finetune.models.head import linear_head, set_head
 from finetune.models.mode import in_eval_mode
 from finetune.probe.answers import Answers
 from finetune.probe.choice import Fitted, fit_head
-from finetune.probe.features import Views
+from finetune.probe.features import StoredFeatures, Views
 from finetune.storage import atomic_file
 from finetune.training.features import FeaturePlan, Features
 from finetune.training.meeting import Meeting
@@ -82,6 +82,7 @@ class Probe:
     """What came of it.
 
     Attributes:
+        features: Of the training images and of the validation images, as evaluation sees them.
         fitted: The head, and how it was chosen.
         train_loss: Weighted mean loss of the training images.
         metrics: Of the validation images, by name.
@@ -97,6 +98,7 @@ class Probe:
         num_computed: Of these, those that the backbone had to be asked about.
     """
 
+    features: tuple[StoredFeatures, StoredFeatures]
     fitted: Fitted
     train_loss: float
     metrics: Mapping[str, float]
@@ -190,6 +192,7 @@ def fit_probe(
                 reporter=reporter,
             )
     return Probe(
+        features=(train[0][0], val[0][0]),
         fitted=fitted,
         train_loss=best.train_loss,
         metrics=_metrics(best.probabilities, plan),
@@ -206,9 +209,24 @@ def fit_probe(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class OutOfFold:
+    """What heads say of images that they have not seen.
+
+    Attributes:
+        features: Of the N images.
+        rows: Which of them were judged, ascending, shape (M,).
+        beliefs: Their class probabilities, float32, shape (M, K).
+    """
+
+    features: StoredFeatures
+    rows: NDArray[np.int64]
+    beliefs: Tensor
+
+
 def out_of_fold(
     classifier: ImageClassifier, plan: ProbePlan, *, device: torch.device, reporter: Reporter
-) -> tuple[NDArray[np.int64], Tensor]:
+) -> OutOfFold:
     """Return what heads say of training images that they have not seen.
 
     Args:
@@ -216,9 +234,6 @@ def out_of_fold(
         plan: Images and ways.
         device: Where.
         reporter: Told of the progress.
-
-    Returns:
-        Rows of the images, ascending, shape (M,), and class probabilities, float32, shape (M, K).
 
     Raises:
         DataError: A file no longer reads as it did before.
@@ -233,7 +248,7 @@ def out_of_fold(
     labels = plan.train.labels
     every_class = len(plan.classes)
     fitted = fit_head(seen, labels, np.ones(len(labels)), num_classes=every_class)
-    return fitted.held_out_rows, fitted.held_out
+    return OutOfFold(seen[0], fitted.held_out_rows, fitted.held_out)
 
 
 def _answers(network: nn.Module, tail: TailPlan | None) -> Answers:

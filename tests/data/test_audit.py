@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from finetune.data.audit import Audit, CopyGroup, LabelSuspect, Suspect, audit, with_copies
-from finetune.data.copies import Copies
+from finetune.data.audit import Audit, CopyGroup, LabelSuspect, Suspect, audit
 from finetune.data.looks import look_at_files
 from finetune.types import Rejected, Reporter, Sample, Split
 from tests.pictures import scene
@@ -182,11 +181,3 @@ def test_as_json_goes_through_json(tmp_path: Path) -> None:
         }
     ]  # fmt: skip
     assert plain.as_json()["labels"] is None
-
-
-def test_samples_are_told_of_their_copies() -> None:
-    samples = [Sample(str(row), "x", TRAIN, "g") for row in range(5)]
-    found = with_copies(samples, [Copies((0, 3), exact=True), Copies((1, 4), exact=False)])
-    assert [sample.copies for sample in found] == ["1", "2", "", "1", "2"]
-    assert [Sample(s.path, s.label, s.split, s.group) for s in found] == samples
-    assert with_copies(samples, []) == samples

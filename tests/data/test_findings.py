@@ -11,7 +11,13 @@ import pytest
 from PIL import Image
 
 from finetune.data.audit import Audit, CopyGroup, LabelSuspect, Suspect
-from finetune.data.findings import picture_of_copies, telling_first, write_audit, write_findings
+from finetune.data.findings import (
+    amended,
+    picture_of_copies,
+    telling_first,
+    write_audit,
+    write_findings,
+)
 from finetune.types import Rejected, Sample, Split
 from tests.pictures import scene
 
@@ -79,6 +85,37 @@ def test_json_holds_everything_and_letters_as_they_are() -> None:
     assert json.loads(text) == some_audit().as_json()
     assert "ü\\n🐈" in text
     assert text.endswith("}\n")
+
+
+DOUBTS = (LabelSuspect("l.png", "x", "y", 0.1, 0.85),)
+
+
+def test_a_written_audit_takes_in_what_is_found_later() -> None:
+    """Doubts replace those of earlier, groups take in those that they share an image with."""
+    before = some_audit((LabelSuspect("m.png", "x", "y", 0.3, 0.6),))
+    grown = group(Sample("2", "x", TRAIN), Sample("6", "x", VAL), Sample("new", "x", VAL))
+    audit, findings = amended(write_audit(before), labels=DOUBTS, copies=[grown])
+    whole = (*grown.samples, INSIDE.samples[0], SPLITS.samples[0])
+    expected = replace(before, copies=(CLASSES, BOTH, group(*whole, exact=False)), labels=DOUBTS)
+    assert json.loads(audit) == expected.as_json()
+    assert list(csv.reader(io.StringIO(findings))) == rows_of(expected)
+    for again in ([grown], []):
+        assert amended(audit, labels=DOUBTS, copies=again) == (audit, findings)
+
+
+@pytest.mark.parametrize("copies", [None, ()])
+def test_an_audit_without_copies_learns_of_some(copies: tuple[CopyGroup, ...] | None) -> None:
+    before = replace(some_audit(), copies=copies)
+    audit, _ = amended(write_audit(before), labels=(), copies=[INSIDE])
+    assert json.loads(audit) == replace(before, copies=(INSIDE,), labels=()).as_json()
+    unchanged, _ = amended(write_audit(before), labels=(), copies=[])
+    assert json.loads(unchanged) == replace(before, labels=()).as_json()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"copies": [{"paths": ["a"]}]}'])
+def test_an_audit_of_another_form_is_not_amended(text: str) -> None:
+    with pytest.raises((KeyError, ValueError, TypeError)):
+        amended(text, labels=DOUBTS, copies=[])
 
 
 def saved(root: Path, images: dict[str, Image.Image]) -> None:

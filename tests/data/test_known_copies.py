@@ -3,12 +3,15 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from finetune.data import known_copies as module
 from finetune.data.copies import Copies, find_copies
-from finetune.data.known_copies import known_copies
+from finetune.data.crops import find_crops
+from finetune.data.known_copies import know_copies, known_copies, known_crops
 from finetune.data.looks import Looks, look_at_files
 from finetune.types import Reporter, Sample
 from tests.pictures import scene, write_jpeg
@@ -81,3 +84,39 @@ def test_what_is_damaged_is_made_anew(
     assert known_copies(looks, paths) == first
     assert known_copies(looks, paths) == first
     assert searches == [5, 5]
+
+
+def test_what_was_told_is_known_until_an_image_changes(
+    photos: Path, tmp_path: Path, searches: list[int]
+) -> None:
+    told = [Copies((0, 1, 3), exact=False)]
+    know_copies(seen(photos, tmp_path / "cache")[0], told)
+    assert known_copies(*seen(photos, tmp_path / "cache")) == told
+    assert searches == []
+    write_jpeg(photos / "0.jpg", scene(9))
+    assert [one.rows for one in known_copies(*seen(photos, tmp_path / "cache"))] == [(2, 4)]
+
+
+def test_crops_are_looked_for_once_by_each_backbone(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def counted(looks: Looks, *others: Any, **more: Any) -> list[Copies]:
+        made.append(len(looks))
+        return find_crops(looks, *others, **more)
+
+    monkeypatch.setattr(module, "find_crops", counted)
+    features = [np.ones((5, 8), np.float32)]
+
+    def crops(known: list[Copies], made_by: str) -> list[Copies]:
+        looks, paths = seen(photos, tmp_path / "cache")
+        return known_crops(looks, paths, known, features, made_by=made_by)
+
+    known = known_copies(*seen(photos, tmp_path / "cache"))
+    assert crops(known, "one") == crops(known, "one") == known
+    assert made == [5]
+    crops(known, "other")
+    more = [Copies((0, 2, 4), exact=False)]
+    assert crops(more, "one") == more, "what is known meanwhile is not lost"
+    assert made == [5] * 3

@@ -1,4 +1,4 @@
-"""Labels that were planted wrong are found, by ``inspect`` and by the probe of a run."""
+"""Labels that were planted wrong, and cut copies, are found by ``inspect`` and by a probe."""
 
 import csv
 import json
@@ -11,10 +11,17 @@ from PIL import Image
 import finetune
 from finetune.commands.fit import FitResult
 from finetune.commands.inspect import inspect
+from finetune.commands.read_data import read_data
 from finetune.config.load import build_config, replaced
 from finetune.data.label_errors import doubtful_labels
+from finetune.data.manifest import read_manifest
 from finetune.errors import ConfigError
+from finetune.types import Reporter
+from tests.commands.test_leaks import write_garden
+from tests.data.test_copies import cropped
+from tests.helpers import Recorder
 from tests.networks import one_thread
+from tests.pictures import write_jpeg
 from tests.runs import small_config, write_weights
 
 COLOURS = {"ant": (200, 40, 40), "bee": (40, 200, 40), "cow": (40, 40, 200)}
@@ -124,3 +131,68 @@ def test_keys_that_an_audit_does_not_look_at_are_refused(planted: Path) -> None:
             inspect(config)
         with pytest.raises(ConfigError, match=rf"^{key} cannot apply to an audit\."):
             inspect(replaced(config, {"model.backbone": "test_resnet"}))
+
+
+@pytest.fixture
+def cut(tmp_path: Path) -> Path:
+    """Return photos with given splits, of which one that trains is in validation, cut."""
+    root = write_garden(tmp_path / "cut", seed=0)
+    with Image.open(root / "train/ant/0.jpg") as image:
+        write_jpeg(root / "val/ant/part.jpg", cropped(image, 0.05, 0.2, 0.2, 0.05))
+    return root
+
+
+CUT = ["train/ant/0.jpg", "val/ant/part.jpg"]
+
+
+def test_a_backbone_adds_a_copy_that_is_cut(planted: Path, cut: Path, tmp_path: Path) -> None:
+    settings = {"data.path": str(cut), "output": str(tmp_path / "audit")}
+    assert inspect(build_config({}, assignments=settings)).audit.copies == ()
+    asked = {
+        "data.image_size": 64,
+        "trainer.accelerator": "cpu",
+        "model.backbone": "test_resnet",
+        "model.weights": str(planted / "weights.pth"),
+    }
+    with one_thread():
+        result = inspect(build_config({}, assignments=settings | asked))
+    assert result.audit.copies is not None
+    assert [sorted(s.path for s in one.samples) for one in result.audit.copies] == [CUT]
+    assert result.audit.copies[0].across == ("splits",)
+    assert "data.leaks" in {one["option"] for one in result.audit.advice}
+    assert (tmp_path / "audit" / "copies" / "0001.jpg").is_file()
+    # and whoever acts on it can
+    dropping = small_config(data__path=str(cut), data__leaks="drop")
+    data = read_data(dropping, cut, reporter=Reporter())
+    assert CUT[0] not in {sample.path for sample in data.manifest.samples}
+    (dropped,) = data.rejected
+    assert dropped.path == CUT[0]
+    assert CUT[1] in dropped.reason
+
+
+def test_a_run_measures_without_it_and_says_so(planted: Path, cut: Path, tmp_path: Path) -> None:
+    settings = {
+        "data__path": str(cut),
+        "data__image_size": 64,
+        "model__weights": str(planted / "weights.pth"),
+        "unfreeze__name": "linear_probe",
+        "trainer__epochs": 1,
+    }
+    reporter = Recorder()
+    with one_thread():
+        result: FitResult = finetune.fit(
+            small_config(**settings, output=str(tmp_path / "run")), reporter=reporter
+        )
+        ignored: FitResult = finetune.fit(
+            small_config(**settings, output=str(tmp_path / "other"), data__leaks="ignore")
+        )
+    (told,) = (warning for warning in reporter.warnings if "features" in warning)
+    assert told.startswith("1 of 7 val images have copies that are seen before")
+    assert result.evaluations["val"]["num_images"] == 7
+    assert result.evaluations["val_without_leaks"]["num_images"] == 6
+    tree = json.loads((result.run_dir / "audit.json").read_text())
+    assert [sorted(one["paths"]) for one in tree["copies"]] == [CUT]
+    manifest = read_manifest(result.run_dir / "manifest.csv", root=cut)
+    noted = {sample.path: sample.copies for sample in manifest.samples if sample.copies}
+    assert noted == dict.fromkeys(CUT, "1")
+    assert "val_without_leaks" not in ignored.evaluations

@@ -1,0 +1,167 @@
+"""What a pretrained backbone finds wrong in a data set: labels in doubt, and cut copies."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+
+from finetune.build import Training, build_training
+from finetune.commands.read_data import Inspected, seen_of
+from finetune.config.load import replaced
+from finetune.config.schema import Config
+from finetune.data.audit import CopyGroup, LabelSuspect, label_suspects
+from finetune.data.findings import amended
+from finetune.data.known_copies import know_copies, known_crops
+from finetune.data.leaks import describe_leaks, leaked
+from finetune.data.manifest import Manifest, write_manifest
+from finetune.data.noted_copies import noted_copies, with_copies, with_further_copies
+from finetune.data.room import stores_root
+from finetune.machine import process_device
+from finetune.run_folder import RunFolder
+from finetune.storage import write_text
+from finetune.training.probe import Probe, out_of_fold
+from finetune.types import Reporter, Sample, Split
+
+
+def asked(
+    config: Config, found: Inspected, reporter: Reporter
+) -> tuple[Inspected, tuple[LabelSuspect, ...]]:
+    """Return images with the copies that a backbone adds, and the labels that it doubts.
+
+    The copies are known to later runs on the same images, as if they had looked for them. Each
+    label is judged by a head that was fitted to the others' features, which are kept for later
+    runs; the most doubtful comes first.
+
+    Args:
+        config: The backbone, its weights and how it is asked.
+        found: The images; their splits do not matter.
+        reporter: Told of the progress.
+
+    Raises:
+        FinetuneError: Anything that the user can mend.
+    """
+    alone = {"unfreeze.name": "linear_probe", "probe.enabled": "on", "probe.views": 0}
+    alone |= {"trainer.devices": 1, "trainer.num_nodes": 1}
+    samples = tuple(replace(sample, split=Split.TRAIN) for sample in found.samples)
+    classes = tuple(sorted({sample.label for sample in samples}))
+    training = build_training(replaced(config, alone), Manifest(found.root, classes, samples))
+    assert training.probe is not None, "asked for"
+    said = out_of_fold(
+        training.module.classifier,
+        training.probe,
+        device=process_device(training.config.trainer.accelerator, 0),
+        reporter=reporter,
+    )
+    judged = [found.samples[row] for row in said.rows.tolist()]
+    reporter.start("looking for cut copies", len(samples))
+    copies = known_crops(
+        found.looks,
+        [found.root / sample.path for sample in samples],
+        found.copies or (),
+        [said.features],
+        made_by=said.features.made_by,
+        on_searched=reporter.advance,
+    )
+    reporter.finish()
+    know_copies(found.looks, copies)  # for whoever asked will want to act on it
+    more = replace(found, copies=copies, samples=with_copies(found.samples, copies))
+    return more, label_suspects(judged, classes, said.beliefs.numpy())
+
+
+def note_findings(run: RunFolder, training: Training, probe: Probe, reporter: Reporter) -> None:
+    """Put down what the probe's features tell of training and validation images, and say it.
+
+    Labels in doubt and cut copies stand beside what else was found. The manifest notes the copies,
+    so that validation is measured without those that train, too; the splits stay as they are.
+    """
+    manifest = training.manifest
+    samples = [*manifest.of(Split.TRAIN), *manifest.of(Split.VAL)]
+    doubts = label_suspects(
+        [samples[row] for row in probe.judged.tolist()], manifest.classes, probe.beliefs.numpy()
+    )
+    more = _with_crops(training, samples, probe, reporter)
+    groups = _grown(manifest, more)
+    if groups:
+        write_text(run.manifest, write_manifest(more))
+    try:
+        audit, findings = amended(
+            run.audit.read_text(encoding="utf-8"), labels=doubts, copies=groups
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # of an earlier release, or somebody has changed it
+    write_text(run.audit, audit)
+    if run.findings.is_file():  # whoever removed it does not want it
+        write_text(run.findings, findings)
+    _tell_of_doubts(run, doubts, reporter)
+    _tell_of_crops(run, training.config, (manifest, more), len(groups), reporter)
+
+
+def _with_crops(
+    training: Training, samples: Sequence[Sample], probe: Probe, reporter: Reporter
+) -> Manifest:
+    """Return a run's images with the copies that features add; without looks at hand, none."""
+    config, manifest = training.config, training.manifest
+    if config.data.leaks == "ignore":
+        return manifest
+    # data.cache of a run is about pixels: where the features are kept, so are the looks
+    stores = stores_root(config.data.cache)
+    good, looks, _ = seen_of(config, manifest.root, samples, stores=stores, reporter=reporter)
+    if len(good) < len(samples):  # one has changed meanwhile; whoever needs it will say so
+        return manifest
+    reporter.start("looking for cut copies", len(samples))
+    found = known_crops(
+        looks,
+        manifest.paths(samples),
+        noted_copies(samples),
+        probe.features,
+        made_by=probe.features[0].made_by,
+        on_searched=reporter.advance,
+    )
+    reporter.finish()
+    return with_further_copies(manifest, [[samples[row] for row in one.rows] for one in found])
+
+
+def _grown(before: Manifest, after: Manifest) -> list[CopyGroup]:
+    """Return the groups of copies that are larger than they were, or new."""
+    pairs = zip(before.samples, after.samples, strict=True)
+    words = {new.copies for old, new in pairs if new.copies != old.copies}
+    return [
+        CopyGroup(tuple(s for s in after.samples if s.copies == word), exact=False)
+        for word in sorted(words)
+    ]
+
+
+def _tell_of_doubts(run: RunFolder, doubts: Sequence[LabelSuspect], reporter: Reporter) -> None:
+    if doubts:
+        first = doubts[0]
+        reporter.note(
+            f"{len(doubts)} labels are in doubt, the most doubtful first in {run.findings} (as "
+            f"{first.path}: rather {first.likely}, {first.likely_probability:.2f} against "
+            f"{first.probability:.2f})."
+        )
+
+
+def _tell_of_crops(
+    run: RunFolder,
+    config: Config,
+    manifests: tuple[Manifest, Manifest],
+    num_groups: int,
+    reporter: Reporter,
+) -> None:
+    """Say which copies a run's manifest has learnt of."""
+    before, after = manifests
+    known = leaked(before)
+    leaks = {path: copy for path, copy in leaked(after).items() if path not in known}
+    if leaks:
+        asks = ["finetune", "inspect", str(config.data.path), "--backbone", config.model.backbone]
+        if config.model.weights != "hub":
+            asks += ["--weights", config.model.weights]
+        reporter.warn(
+            f"{describe_leaks(after, leaks)}. They are cut so much that only the backbone's "
+            f"features show it, after the split: what is measured on them flatters the model. It "
+            f"is measured without them, too. Later runs know them after: {shlex.join(asks)}"
+        )
+    elif num_groups:
+        groups = "group" if num_groups == 1 else "groups"
+        reporter.note(
+            f"The backbone's features show {num_groups} {groups} of copies more, in {run.findings}."
+        )

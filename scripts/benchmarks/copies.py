@@ -1,13 +1,15 @@
 """Measures which copies of photos are found, and whether anything else is taken for one.
 
     uv run python scripts/benchmarks/copies.py photos/ --images 500
+    uv run python scripts/benchmarks/copies.py photos/ --images 300 --weights resnet18.pth
     uv run --with imagehash python scripts/benchmarks/copies.py photos/ --images 500 --imagehash
 
 Saves copies of some photos below a temporary folder, each changed in one way, and looks for copies
 in them and all photos together. Recall is the share of the changed ones that are found in one group
 with their original. What is found among the photos themselves has to be judged by eye: with
-`--pictures FOLDER` each group is drawn there. `--imagehash` adds what the 64-bit perceptual hash of
-that library finds at its usual distances.
+`--pictures FOLDER` each group is drawn there. `--weights` adds what `inspect --backbone` finds
+through the features of a backbone, and how often a cosine alone would take photos for copies;
+`--imagehash` what the 64-bit perceptual hash of that library finds at its usual distances.
 """
 
 import random
@@ -18,25 +20,33 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from finetune.data.audit import CopyGroup
 from finetune.data.copies import find_copies
+from finetune.data.crops import find_crops
 from finetune.data.findings import picture_of_copies
 from finetune.data.looks import look_at_files
 from finetune.data.scan import list_images
 from finetune.types import Reporter, Sample
 
+Array = NDArray[np.float32]
 Change = Callable[[Image.Image, random.Random], tuple[Image.Image, int]]
 
 
-def _cropped(image: Image.Image, rng: random.Random) -> tuple[Image.Image, int]:
-    """Cut up to a tenth off the width and the height, anywhere."""
-    width, height = image.size
-    across, down = rng.uniform(0, 0.1) * width, rng.uniform(0, 0.1) * height
-    left, top = rng.random() * across, rng.random() * down
-    box = (left, top, width - across + left, height - down + top)
-    return image.crop(tuple(round(edge) for edge in box)), 90  # type: ignore[arg-type]
+def _cropped(least: float, most: float) -> Change:
+    """Return what cuts such a share off the width and the height, anywhere."""
+
+    def cut(image: Image.Image, rng: random.Random) -> tuple[Image.Image, int]:
+        width, height = image.size
+        across, down = rng.uniform(least, most) * width, rng.uniform(least, most) * height
+        left, top = rng.random() * across, rng.random() * down
+        box = (left, top, width - across + left, height - down + top)
+        return image.crop(tuple(round(edge) for edge in box)), 90  # type: ignore[arg-type]
+
+    return cut
 
 
 def _scaled(image: Image.Image, rng: random.Random) -> tuple[Image.Image, int]:
@@ -56,10 +66,12 @@ CHANGES: dict[str, Change] = {
     "grey": lambda image, _: (image.convert("L"), 90),
     "turned by 90, 180, 270": _turned,
     "mirrored": lambda image, _: (ImageOps.mirror(image), 90),
-    "cropped by up to 10%": _cropped,
+    "cropped by up to 10%": _cropped(0, 0.1),
     "brightness +-20%": lambda image, rng: (
         ImageEnhance.Brightness(image).enhance(rng.uniform(0.8, 1.2)), 90
     ),
+    "cropped by 10-20%": _cropped(0.1, 0.2),
+    "cropped by 20-30%": _cropped(0.2, 0.3),
 }  # fmt: skip
 
 
@@ -70,6 +82,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500, help="photos to change")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=Path, help="where to draw what is found in the photos")
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--weights", help="of the backbone; without them it is not asked")
     parser.add_argument("--imagehash", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -89,36 +103,90 @@ def _measure(options: Namespace, folder: Path) -> None:
             copy = folder / f"{len(origins):06}-{number}.jpg"
             changed.save(copy, quality=quality)
             origins[str(copy)] = (str(photo), kind)
-    alone = _groups(photos, "the photos alone")
-    _draw(alone, options.pictures)
-    groups = _groups([*photos, *map(Path, origins)], "with the changed ones")
+    everything = [*photos, *map(Path, origins)]
+    features = _features(options, everything) if options.weights else None
+    few = None if features is None else features[: len(photos)]
+    alone = _groups(photos, few, "the photos alone")
+    _draw(alone[-1], options.pictures)
+    ways = _groups(everything, features, "with the changed ones")
+    recalls = [_recall(groups, origins, len(chosen)) for groups in ways]
+    print(f"\n{'recall of':<26} {'found':>7} {'with features' if options.weights else '':>14}")
+    for kind in CHANGES:
+        print(f"{kind:<26} {recalls[0][kind]:>7.3f}", *(f"{r[kind]:>14.3f}" for r in recalls[1:]))
+    if few is not None:
+        _by_cosine(few)
+    if options.imagehash:
+        _by_imagehash(photos, origins)
+
+
+def _recall(
+    groups: Sequence[CopyGroup], origins: dict[str, tuple[str, str]], count: int
+) -> dict[str, float]:
     group_of = {sample.path: n for n, group in enumerate(groups) for sample in group.samples}
     found = Counter(
         kind
         for copy, (photo, kind) in origins.items()
         if copy in group_of and group_of[copy] == group_of.get(photo)
     )
-    print(f"\n{'recall of':<26} {'found':>7} of")
-    for kind in CHANGES:
-        print(f"{kind:<26} {found[kind] / len(chosen):>7.3f} {len(chosen)}")
-    if options.imagehash:
-        _by_imagehash(photos, origins)
+    return {kind: found[kind] / count for kind in CHANGES}
 
 
-def _groups(files: Sequence[Path], what: str) -> list[CopyGroup]:
+def _features(options: Namespace, files: Sequence[Path]) -> Array:
+    import torch
+
+    from finetune.data.dataset import ImageDataset, create_loader
+    from finetune.data.source import FileSource
+    from finetune.data.transform import EvalTransform
+    from finetune.models.backbone import create_network
+    from finetune.models.classifier import normalise
+    from finetune.models.head import head_inputs, linear_head
+
+    network = create_network(options.backbone, num_classes=2, weights=options.weights)
+    spec, head = network.spec, linear_head(network.module)
+    assert head is not None
+    network.module.eval()
+    dataset = ImageDataset(FileSource(files), [0] * len(files), EvalTransform(spec))
+    found = []
+    with torch.inference_mode(), head_inputs(head) as seen:
+        for batch in create_loader(dataset, batch_size=32, num_workers=0):
+            network.module(normalise(batch["image"], mean=spec.mean, std=spec.std))
+            found.append(seen.pop().clone())
+    table: Array = torch.cat(found).numpy()
+    return table
+
+
+def _by_cosine(features: Array) -> None:
+    """Say how many photos a cosine takes for copies, which none of the above are."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    cosines = np.triu(unit @ unit.T, k=1)
+    shown = ", ".join(f"{least}: {(cosines >= least).sum()}" for least in (0.85, 0.9, 0.95))
+    print(f"\npairs of the photos alone with a cosine of at least {shown}")
+
+
+def _groups(files: Sequence[Path], features: Array | None, what: str) -> list[list[CopyGroup]]:
+    """Return the groups of copies; and what they are with features, where there are some."""
     samples = [Sample(str(file), file.parent.name) for file in files]
     start = time.perf_counter()
     good, looks, _ = look_at_files(
         Path("/"), samples, max_pixels=10**9, stores=None, limit_bytes=0, reporter=Reporter()
     )
     looked = time.perf_counter()
-    found = find_copies(looks, [Path(sample.path) for sample in good])
-    groups = [CopyGroup(tuple(good[row] for row in copies.rows), copies.exact) for copies in found]
+    assert len(good) == len(samples), "features are of all images"
+    paths = [Path(sample.path) for sample in good]
+    ways = [find_copies(looks, paths)]
+    searched = time.perf_counter()
     print(
-        f"{what}: {len(good)} images, {len(groups)} groups ({sum(g.exact for g in groups)} exact); "
-        f"{looked - start:.1f} s to look, {time.perf_counter() - looked:.1f} s to search"
+        f"{what}: {len(good)} images, {len(ways[0])} groups ({sum(g.exact for g in ways[0])} "
+        f"exact); {looked - start:.1f} s to look, {searched - looked:.1f} s to search"
     )
-    return groups
+    if features is not None:
+        ways.append(find_crops(looks, paths, ways[0], [features]))
+        seconds = time.perf_counter() - searched
+        print(f"    {len(ways[1])} groups with features, in {seconds:.1f} s")
+    return [
+        [CopyGroup(tuple(good[row] for row in one.rows), one.exact) for one in found]
+        for found in ways
+    ]
 
 
 def _draw(groups: Sequence[CopyGroup], folder: Path | None) -> None:
@@ -131,9 +199,8 @@ def _draw(groups: Sequence[CopyGroup], folder: Path | None) -> None:
 
 def _by_imagehash(photos: Sequence[Path], origins: dict[str, tuple[str, str]]) -> None:
     import imagehash
-    import numpy as np
 
-    def bits(file: str | Path) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+    def bits(file: str | Path) -> Array:
         with Image.open(file) as image:
             return imagehash.phash(image).hash.ravel().astype(np.float32)
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from finetune import run_folder, signals
 from finetune.build import Training, build_training
-from finetune.bundle import read_card
-from finetune.card import Card
+from finetune.card import Card, read_card
 from finetune.commands.going_on import (
     asked_again,
     asked_for,

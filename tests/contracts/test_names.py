@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from finetune.build import IMBALANCE
 from finetune.config import schema
+from finetune.config.imbalance import IMBALANCE
 from finetune.data.augment import AUGMENTATIONS
 from finetune.data.sampling import SAMPLERS
 from finetune.losses import CLASS_WEIGHTS, LOSSES

@@ -260,7 +260,7 @@ def _planned_again(
     }
     plan = describe(training, changed=changed, num_rejected=0, run_dir=run.path)
     reporter.plan(plan)
-    reporter.note(goes_on_from(run))
+    reporter.note(goes_on_from(run, training.config))
     return training, plan
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import run_folder
-from finetune.build import Training, build_training, images_per_epoch
+from finetune.build import Training, build_training, images_per_epoch, is_probe_only
 from finetune.card import Card
 from finetune.commands.read_data import absolute, data_path
 from finetune.commands.read_run import (
@@ -120,14 +120,31 @@ def rebuilt(run: RunFolder, config: Config) -> Training:
     return build_training(config, manifest, resumed=resumed, going_on=True)
 
 
-def goes_on_from(run: RunFolder) -> str:
-    """Say where a run goes on."""
+def goes_on_from(run: RunFolder, config: Config) -> str:
+    """Say where a run goes on.
+
+    Args:
+        run: The run.
+        config: Resolved, with which it goes on.
+    """
     position = stored_position(run)
     if position is None:
-        return "Nothing was saved before; the run starts with its first epoch."
+        return _begins_again(run, config)
     if position.steps:
         return f"Goes on in epoch {position.epochs + 1}, after {position.steps} of its steps."
     return f"Goes on after epoch {position.epochs}."
+
+
+def _begins_again(run: RunFolder, config: Config) -> str:
+    """Say where a run without a saved epoch goes on."""
+    if config.probe.enabled != "on":
+        return "No checkpoint was saved before; the run starts with its first epoch."
+    if is_probe_only(config) and run.best.is_file():
+        return "The probe is saved; its model remains to be measured and written."
+    return (
+        "No checkpoint was saved before; the run starts with its probe and computes only the "
+        "features that were not kept."
+    )
 
 
 def _check_changes(stored: Config, config: Config) -> None:

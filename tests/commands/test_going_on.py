@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from finetune.errors import ConfigError, RunFolderError
 from finetune.signals import StopRequest
 from finetune.training.callbacks import Progress
 from tests.helpers import Recorder
-from tests.runs import assert_same_bits, checkpoint, rows, weights, write_photos
+from tests.runs import assert_same_bits, checkpoint, rows, weights, write_photos, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,15 @@ class Stops:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         monkeypatch.setattr(Progress, "on_train_batch_end", stop)
+
+
+class Probed(Recorder):
+    """Keeps of how many images a probe asked the backbone."""
+
+    computed: int | None = None
+
+    def probe(self, found: Mapping[str, Any]) -> None:
+        self.computed = found["images_computed"]
 
 
 @pytest.mark.parametrize("step", [0, 3, 5])
@@ -129,6 +139,32 @@ def test_auto_said_again_is_what_it_came_to(photos: Path, tmp_path: Path) -> Non
     assert any("nothing is left to do" in note for note in told.notes)
     finetune.resume(run, flags={"trainer.epochs": ("--epochs", "auto")}, reporter=told)
     assert len(rows(run)) == 1
+
+
+@pytest.mark.parametrize("unfreeze", ["linear_probe", "all"])
+def test_a_run_killed_in_its_probe_says_that_features_were_kept(
+    unfreeze: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise StopRequest(signal.SIGTERM)
+
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    file = write_weights(tmp_path / "weights.pth")
+    named = {"model.weights": str(file), "unfreeze.name": unfreeze, "trainer.epochs": 1}
+    again = config_of(photos, tmp_path / "run", **named)
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune.training.probe.fit_head", killed)
+        with pytest.raises(StopRequest):
+            finetune.fit(again)
+    told = Probed()
+    run = finetune.fit(again, reporter=told).run_dir
+    (note,) = (note for note in told.notes if "No checkpoint was saved before" in note)
+    assert "starts with its probe and computes only the features that were not kept" in note
+    assert told.computed == 0, "all were kept"
+    (run / ".done").unlink()  # as if it had been killed while it was measured
+    finetune.fit(again, reporter=told)
+    words = "The probe is saved; its model remains to be measured and written."
+    assert (words in told.notes) == (unfreeze == "linear_probe")
 
 
 def test_without_a_name_no_run_is_found(photos: Path) -> None:

@@ -15,6 +15,7 @@ from finetune.commands.going_on import (
     asked_again,
     asked_for,
     goes_on_from,
+    moved_parts,
     rebuilt,
     with_changes,
 )
@@ -260,6 +261,8 @@ def _planned_again(
     }
     plan = describe(training, changed=changed, num_rejected=0, run_dir=run.path)
     reporter.plan(plan)
+    for moved in moved_parts(run, training):
+        reporter.warn(moved)
     reporter.note(goes_on_from(run, training.config))
     return training, plan
 

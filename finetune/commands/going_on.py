@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune import run_folder
-from finetune.build import Training, build_training, images_per_epoch, is_probe_only
+from finetune.build import (
+    Training,
+    build_training,
+    images_per_epoch,
+    is_probe_only,
+    last_parts,
+)
 from finetune.card import Card
 from finetune.commands.read_data import absolute, data_path
 from finetune.commands.read_run import (
@@ -118,6 +124,32 @@ def rebuilt(run: RunFolder, config: Config) -> Training:
     manifest = stored_manifest(run, config)
     require_files(manifest, manifest.samples)
     return build_training(config, manifest, resumed=resumed, going_on=True)
+
+
+def moved_parts(run: RunFolder, training: Training) -> list[str]:
+    """Say what about unequal classes comes earlier or later than the run's first epochs assumed.
+
+    Args:
+        run: The run, with the config of before.
+        training: Of now.
+    """
+    position, stored = stored_position(run), stored_config(run)
+    before, now = stored.trainer.epochs, training.config.trainer.epochs
+    if position is None or before == now or training.is_probe_only:
+        return []
+    old, new = (last_parts(one, training.manifest) for one in (stored, training.config))
+    found = []
+    for part, (setting, start) in new.items():
+        was, done = old[part][1], position.epochs
+        if start == was:
+            continue
+        back = ", and until then training goes back to what came before it" * (was < done < start)
+        found.append(
+            f"{setting}: its last part begins in epoch {start + 1} of {now}; before, in epoch "
+            f"{was + 1} of {before}. What is trained stays as it is{back}. If all of it is to "
+            f"follow {now} epochs, start a new run."
+        )
+    return found
 
 
 def goes_on_from(run: RunFolder, config: Config) -> str:

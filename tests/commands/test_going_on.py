@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import finetune
+from finetune.commands.fit import plan_resume
 from finetune.config.load import build_config, commented_defaults, read_config_file
 from finetune.errors import ConfigError, RunFolderError
 from finetune.signals import StopRequest
@@ -107,6 +108,58 @@ def test_a_complete_run_has_nothing_left_and_another_one_is_refused(
     elsewhere = write_photos(tmp_path / "others")
     with pytest.raises(ConfigError, match=r"trainer\.epochs=3: the run has 4 epochs"):
         finetune.fit(config_of(elsewhere, run))
+
+
+@pytest.fixture
+def unequal(tmp_path: Path) -> Path:
+    """Return photos of which one class has fewer."""
+    photos = write_photos(tmp_path / "unequal")
+    for file in sorted((photos / "train" / "cow").iterdir())[3:]:
+        file.unlink()
+    return photos
+
+
+@pytest.mark.parametrize(
+    ("strategy", "before", "now"),
+    [
+        ("drs", 4, 5),
+        ("drw", 4, 5),
+        ("ldam_drw", 4, 5),
+        ("abundant_first", 3, 4),
+        ("progressive", 4, 6),
+    ],
+)
+def test_more_epochs_that_move_a_strategy_s_parts_are_told_once(
+    strategy: str, before: int, now: int, unequal: Path, tmp_path: Path
+) -> None:
+    named = {"imbalance.strategy": strategy, "trainer.epochs": 4}
+    run = finetune.fit(config_of(unequal, tmp_path / "run", **named)).run_dir
+    told = Recorder()
+    plan_resume(run, assignments={"trainer.epochs": 6}, reporter=told)
+    (warning,) = told.warnings
+    assert warning.startswith(
+        f"imbalance.strategy={strategy}: its last part begins in epoch {now} of 6; before, in "
+        f"epoch {before} of 4. "
+    )
+    # of the four epochs that are done the last was of the last part
+    assert ("until then training goes back" in warning) == (now > 5)
+    told = Recorder()
+    finetune.resume(run, assignments={"trainer.epochs": 6}, reporter=told)
+    assert told.warnings == [warning]
+    told = Recorder()
+    finetune.resume(run, reporter=told)
+    assert told.warnings == []
+
+
+@pytest.mark.parametrize("strategy", ["none", "weighted", "class_weights"])
+def test_more_epochs_of_what_never_changes_are_no_matter(
+    strategy: str, unequal: Path, tmp_path: Path
+) -> None:
+    named = {"imbalance.strategy": strategy, "trainer.epochs": 1}
+    run = finetune.fit(config_of(unequal, tmp_path / "run", **named)).run_dir
+    told = Recorder()
+    finetune.resume(run, assignments={"trainer.epochs": 3}, reporter=told)
+    assert told.warnings == []
 
 
 def test_a_batch_that_shrank_is_asked_for_again(photos: Path, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -21,7 +20,7 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch import nn
 
-from finetune.card import Card, readme
+from finetune.card import Card, bundle_in, read_card, readme
 from finetune.errors import ModelError, RunFolderError
 from finetune.models import zoo
 from finetune.storage import atomic_folder
@@ -102,9 +101,9 @@ def load_model(path: Path) -> ModelBundle:
         )
     if path.is_file():
         return _from_checkpoint(path)
-    for folder in (path / "bundle", path):
-        if (folder / "finetune.json").is_file():
-            return _from_bundle(folder)
+    folder = bundle_in(path)
+    if folder is not None:
+        return _from_bundle(folder)
     best = path / "checkpoints" / "best.ckpt"
     if best.is_file():
         return _from_checkpoint(best)
@@ -112,20 +111,6 @@ def load_model(path: Path) -> ModelBundle:
         f"{path} holds no model: neither bundle/finetune.json nor checkpoints/best.ckpt. If the "
         f"run was stopped in its first epoch, go on with finetune fit --resume {path}."
     )
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """Return the JSON of a bundle folder.
-
-    Raises:
-        RunFolderError: It is missing or damaged.
-    """
-    file = folder / "finetune.json"
-    try:
-        tree: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{file} is missing or damaged: {error}. Export it again.") from error
-    return tree
 
 
 def _from_bundle(folder: Path) -> ModelBundle:

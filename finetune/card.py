@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from finetune.errors import RunFolderError
@@ -79,6 +80,37 @@ class Card:
             temperature=_temperature(tree.get("temperature", 1.0)),
             priors=Priors.from_json(tree.get("priors"), len(classes)),
         )
+
+
+def bundle_in(path: Path) -> Path | None:
+    """Return the bundle folder that a run folder holds, or that a path is; None without one."""
+    return next((at for at in (path / "bundle", path) if (at / "finetune.json").is_file()), None)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return the JSON of a bundle folder.
+
+    Raises:
+        RunFolderError: It is missing or damaged.
+    """
+    file = folder / "finetune.json"
+    try:
+        tree: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{file} is missing or damaged: {error}. Export it again.") from error
+    return tree
+
+
+def stored_classes(path: Path) -> tuple[str, ...] | None:
+    """Return the classes of the model in a folder; None where no bundle tells without torch.
+
+    Raises:
+        RunFolderError: The bundle is damaged.
+    """
+    folder = bundle_in(path)
+    tree: Any = {} if folder is None else read_card(folder)
+    classes = tree.get("classes") if isinstance(tree, dict) else None
+    return tuple(classes) if isinstance(classes, list) else None
 
 
 def train_counts(facts: Mapping[str, Any], classes: Sequence[str]) -> tuple[int, ...] | None:

@@ -20,11 +20,16 @@ _LONGEST = 40
 _SUFFIXES = (".json", ".csv")
 
 
-def check_prior_name(prior: str) -> None:
-    """Raise where ``--prior`` is neither a name nor a file that is there.
+def check_prior(prior: str, classes: Sequence[str] | None) -> None:
+    """Raise where ``--prior`` is neither a name nor a file of shares.
+
+    Args:
+        prior: What was said.
+        classes: Names that a file must give shares; None where they are not known yet.
 
     Raises:
-        ConfigError: It says which there are.
+        ConfigError: It says which there are, or what is wrong with the file.
+        StorageError: The disk does not give it.
     """
     if prior in NAMES:
         return
@@ -35,6 +40,10 @@ def check_prior_name(prior: str) -> None:
         )
     if not Path(prior).is_file():
         raise ConfigError(f"--prior {prior}: there is no such file.")
+    if classes is None:
+        _shares_in(Path(prior))
+    else:
+        read_prior(Path(prior), classes)
 
 
 def read_prior(file: Path, classes: Sequence[str]) -> Shares:
@@ -48,6 +57,24 @@ def read_prior(file: Path, classes: Sequence[str]) -> Shares:
         ConfigError: It cannot be understood, or does not fit the classes.
         StorageError: The disk does not give it.
     """
+    shares = _shares_in(file)
+    for name in shares:
+        if name not in classes:
+            raise ConfigError(
+                f"--prior {file}: the model knows no class '{name}'.{did_you_mean(name, classes)}"
+            )
+    missing = [name for name in classes if name not in shares]
+    if missing:
+        few = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        raise ConfigError(
+            f"--prior {file}: {len(missing)} of {len(classes)} classes have no share: {few}. Give "
+            f"each one; 0 for one that never occurs."
+        )
+    return shares_of([shares[name] for name in classes])
+
+
+def _shares_in(file: Path) -> dict[str, float]:
+    """Return class to share, as the file has them."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -60,21 +87,10 @@ def read_prior(file: Path, classes: Sequence[str]) -> Shares:
         name = unicodedata.normalize("NFC", label)
         if name in shares:
             raise ConfigError(f"--prior {file}: class '{name}' is there twice. Keep one.")
-        if name not in classes:
-            raise ConfigError(
-                f"--prior {file}: the model knows no class '{name}'.{did_you_mean(name, classes)}"
-            )
         shares[name] = _share(file, name, value)
-    missing = [name for name in classes if name not in shares]
-    if missing:
-        few = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-        raise ConfigError(
-            f"--prior {file}: {len(missing)} of {len(classes)} classes have no share: {few}. Give "
-            f"each one; 0 for one that never occurs."
-        )
-    if not any(shares.values()):
+    if shares and not any(shares.values()):
         raise ConfigError(f"--prior {file}: all shares are 0. Give one class more.")
-    return shares_of([shares[name] for name in classes])
+    return shares
 
 
 def _of_json(file: Path, text: str) -> list[tuple[str, Any]]:

@@ -17,8 +17,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from finetune.bundle import load_model, read_card, save_bundle
-from finetune.card import Card
+from finetune.bundle import load_model, save_bundle
+from finetune.card import Card, read_card
 from finetune.errors import ModelError, RunFolderError, StorageError
 from finetune.models.backbone import create_network
 from finetune.priors import Priors

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import ConfigError
-from finetune.prior_file import check_prior_name, read_prior
+from finetune.prior_file import check_prior, read_prior
 
 CLASSES = ("bée", "fly", "wasp, red")
 
@@ -23,7 +23,8 @@ GOOD = {
 def test_shares_are_read_in_class_order_and_add_up_to_one(name: str, tmp_path: Path) -> None:
     file = tmp_path / name
     file.write_text(GOOD[name], encoding="utf-8")
-    check_prior_name(str(file))
+    check_prior(str(file), CLASSES)
+    check_prior(str(file), None)
     assert read_prior(file, CLASSES) == pytest.approx((0.125, 0.25, 0.625))
 
 
@@ -73,6 +74,18 @@ def test_each_mistake_is_one_message_that_names_the_file(
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_file_is_checked_with_classes_and_without(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('{"fly": 1}', encoding="utf-8")
+    check_prior(str(file), None)
+    with pytest.raises(ConfigError, match="2 of 3 classes have no share"):
+        check_prior(str(file), CLASSES)
+    file.write_text('{"fly": -1}', encoding="utf-8")
+    for classes in (None, CLASSES):
+        with pytest.raises(ConfigError, match="share of class 'fly' is -1"):
+            check_prior(str(file), classes)
+
+
 def test_what_is_no_text_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"\xff\xfec\x00")
     with pytest.raises(ConfigError, match="no UTF-8 text"):
@@ -81,7 +94,7 @@ def test_what_is_no_text_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["uniform", "train", "model"])
 def test_names_are_known(name: str) -> None:
-    check_prior_name(name)
+    check_prior(name, None)
 
 
 @pytest.mark.parametrize(
@@ -94,4 +107,4 @@ def test_names_are_known(name: str) -> None:
 )
 def test_what_is_neither_a_name_nor_a_file_is_refused(prior: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_prior_name(prior)
+        check_prior(prior, CLASSES)

@@ -3,7 +3,7 @@
 from finetune.build.augment import rare_classes
 from finetune.build.cost import bytes_to_train_all, describe_cost, measure, with_fitting_batch
 from finetune.build.criterion import class_weights_start, fitted_loss
-from finetune.build.imbalance import IMBALANCE
+from finetune.build.last_part import last_parts
 from finetune.build.resolve import is_probe_only, num_processes
 from finetune.build.sampling import images_per_epoch
 from finetune.build.training import (
@@ -15,7 +15,6 @@ from finetune.build.training import (
 )
 
 __all__ = [
-    "IMBALANCE",
     "Training",
     "batch_in_memory",
     "build_training",
@@ -25,6 +24,7 @@ __all__ = [
     "fitted_loss",
     "images_per_epoch",
     "is_probe_only",
+    "last_parts",
     "measure",
     "num_processes",
     "rare_classes",

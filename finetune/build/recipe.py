@@ -8,7 +8,8 @@ import torch
 from finetune.build.criterion import make_criterion
 from finetune.build.priors import answers_shift, model_prior_at
 from finetune.build.resolve import decimal, number
-from finetune.config.schema import Config, LrScheduleConfig
+from finetune.config.learning import LrScheduleConfig
+from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.data.sampling import SamplingAt
 from finetune.errors import ConfigError, FinetuneError

@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
-from finetune.build.imbalance import with_imbalance
 from finetune.config.auto import auto_choices
 from finetune.config.facts import Facts
+from finetune.config.imbalance import with_imbalance
 from finetune.config.load import replaced
 from finetune.config.recipe import smaller_side
 from finetune.config.schema import Config

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from finetune.card import stored_classes
 from finetune.cli.compare import compare
 from finetune.cli.fit import fit
 from finetune.cli.inspect import inspect
@@ -15,7 +16,7 @@ from finetune.cli.submit import SETTINGS, submit
 from finetune.data.scan import check_path
 from finetune.errors import ConfigError, RunFolderError
 from finetune.lookup import did_you_mean
-from finetune.prior_file import check_prior_name
+from finetune.prior_file import check_prior
 from finetune.types import Split
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def evaluate(
     """Measure a model on labelled images."""
     chosen = None if split is None else _split(split)
     _check_model(model)
-    _check_prior(prior)
+    _check_prior(prior, model)
     if data is not None:
         check_path(data)
     reporter = console_reporter(json=as_json)
@@ -111,7 +112,7 @@ def predict(
 ) -> None:
     """Name the class of each image in a folder."""
     _check_model(model)
-    _check_prior(prior)
+    _check_prior(prior, model)
     reporter = console_reporter(json=as_json or output is None)
     from finetune.commands.predict import predict as command
 
@@ -152,7 +153,7 @@ def export(
 ) -> None:
     """Ship a model as a folder that finetune and timm read."""
     _check_model(model)
-    _check_prior(prior)
+    _check_prior(prior, model)
     reporter = console_reporter(json=as_json)
     from finetune.commands.export import export as command
 
@@ -280,10 +281,10 @@ def _check_model(path: Path) -> None:
         )
 
 
-def _check_prior(prior: str | None) -> None:
-    """Find a misspelt prior before the heavy imports."""
+def _check_prior(prior: str | None, model: Path) -> None:
+    """Find a misspelt prior, and mistakes in a file of shares, before the heavy imports."""
     if prior is not None:
-        check_prior_name(prior)
+        check_prior(prior, stored_classes(model))
 
 
 def _names_beside(path: Path) -> list[str]:

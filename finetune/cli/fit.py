@@ -183,12 +183,14 @@ def config_of(
     flags: Mapping[str, tuple[str, Any]],
     file: Path | None,
 ) -> "Config":
-    """Return the config of a new run; a missing path is found before the heavy imports.
+    """Return the config of a new run; what can be wrong with it is found before the heavy imports.
 
     Raises:
-        ConfigError: All mistakes at once, or no images are named.
+        ConfigError: All mistakes at once, no images are named, or two settings contradict each
+            other.
         DataError: The images do not exist.
     """
+    from finetune.config.imbalance import check_imbalance
     from finetune.config.load import build_config, read_config_file
     from finetune.data.scan import check_path
 
@@ -199,6 +201,7 @@ def config_of(
     if config.data.path is None:
         raise ConfigError("No images: name a folder or a CSV, as in: finetune fit photos/")
     check_path(Path(config.data.path).expanduser())
+    check_imbalance(config)
     return config
 
 

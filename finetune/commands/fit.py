@@ -10,12 +10,12 @@ from typing import Any
 
 from finetune import run_folder, signals
 from finetune.build import Training, build_training
-from finetune.bundle import read_card
-from finetune.card import Card
+from finetune.card import Card, read_card
 from finetune.commands.going_on import (
     asked_again,
     asked_for,
     goes_on_from,
+    moved_parts,
     rebuilt,
     with_changes,
 )
@@ -261,7 +261,9 @@ def _planned_again(
     }
     plan = describe(training, changed=changed, num_rejected=0, run_dir=run.path)
     reporter.plan(plan)
-    reporter.note(goes_on_from(run))
+    for moved in moved_parts(run, training):
+        reporter.warn(moved)
+    reporter.note(goes_on_from(run, training.config))
     return training, plan
 
 

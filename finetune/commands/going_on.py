@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune import run_folder
-from finetune.build import Training, build_training, images_per_epoch
+from finetune.build import (
+    Training,
+    build_training,
+    images_per_epoch,
+    is_probe_only,
+    last_parts,
+)
 from finetune.card import Card
 from finetune.commands.read_data import absolute, data_path
 from finetune.commands.read_run import (
@@ -120,14 +126,57 @@ def rebuilt(run: RunFolder, config: Config) -> Training:
     return build_training(config, manifest, resumed=resumed, going_on=True)
 
 
-def goes_on_from(run: RunFolder) -> str:
-    """Say where a run goes on."""
+def moved_parts(run: RunFolder, training: Training) -> list[str]:
+    """Say what about unequal classes comes earlier or later than the run's first epochs assumed.
+
+    Args:
+        run: The run, with the config of before.
+        training: Of now.
+    """
+    position, stored = stored_position(run), stored_config(run)
+    before, now = stored.trainer.epochs, training.config.trainer.epochs
+    if position is None or before == now or training.is_probe_only:
+        return []
+    old, new = (last_parts(one, training.manifest) for one in (stored, training.config))
+    found = []
+    for part, (setting, start) in new.items():
+        was, done = old[part][1], position.epochs
+        if start == was:
+            continue
+        back = ", and until then training goes back to what came before it" * (was < done < start)
+        found.append(
+            f"{setting}: its last part begins in epoch {start + 1} of {now}; before, in epoch "
+            f"{was + 1} of {before}. What is trained stays as it is{back}. If all of it is to "
+            f"follow {now} epochs, start a new run."
+        )
+    return found
+
+
+def goes_on_from(run: RunFolder, config: Config) -> str:
+    """Say where a run goes on.
+
+    Args:
+        run: The run.
+        config: Resolved, with which it goes on.
+    """
     position = stored_position(run)
     if position is None:
-        return "Nothing was saved before; the run starts with its first epoch."
+        return _begins_again(run, config)
     if position.steps:
         return f"Goes on in epoch {position.epochs + 1}, after {position.steps} of its steps."
     return f"Goes on after epoch {position.epochs}."
+
+
+def _begins_again(run: RunFolder, config: Config) -> str:
+    """Say where a run without a saved epoch goes on."""
+    if config.probe.enabled != "on":
+        return "No checkpoint was saved before; the run starts with its first epoch."
+    if is_probe_only(config) and run.best.is_file():
+        return "The probe is saved; its model remains to be measured and written."
+    return (
+        "No checkpoint was saved before; the run starts with its probe and computes only the "
+        "features that were not kept."
+    )
 
 
 def _check_changes(stored: Config, config: Config) -> None:

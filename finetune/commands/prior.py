@@ -8,7 +8,7 @@ from typing import Any
 from finetune.bundle import ModelBundle
 from finetune.card import Card
 from finetune.errors import ConfigError
-from finetune.prior_file import NAMES, check_prior_name, read_prior
+from finetune.prior_file import NAMES, check_prior, read_prior
 from finetune.priors import Priors, Shares, in_words, logit_shift, uniform
 from finetune.types import Reporter
 
@@ -27,8 +27,8 @@ def with_prior(bundle: ModelBundle, prior: str | None, reporter: Reporter) -> Mo
     """
     if prior is None:
         return bundle
-    check_prior_name(prior)
     card = bundle.card
+    check_prior(prior, card.classes)
     if card.priors is None:
         raise ConfigError(
             f"--prior {prior} cannot apply: an older finetune wrote {bundle.source}, and it does "

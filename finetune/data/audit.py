@@ -263,21 +263,39 @@ def _suspects(samples: Sequence[Sample], looks: Looks) -> list[Suspect]:
     # small ones were enlarged to be measured, which widens their edges
     enough = _BLURRED * np.minimum(1, shorter / _MEASURED_SIDE)
     aspect = longer / shorter
-    odd = (aspect > _ODD_ASPECT) & (aspect > _ODD_SHARE * np.median(aspect))
-    tiny = (shorter < _TINY_SIDE) & (shorter < _TINY_SHARE * np.median(shorter))
+    # what all images are is not suspicious
+    long = max(_ODD_ASPECT, _ODD_SHARE * float(np.median(aspect)))
+    small = min(_TINY_SIDE, _TINY_SHARE * float(np.median(shorter)))
+    most = "95% of the pixels are"
     kinds: dict[str, tuple[NDArray[np.bool_], NDArray[Any], str]] = {
-        "blank": (contrast < BLANK, contrast, "contrast {:.3f}"),
-        "dark": (bright < _DARK, bright, "95% of the pixels are darker than {:.2f} of white"),
-        "bright": (dark > _BRIGHT, dark, "95% of the pixels are brighter than {:.2f} of white"),
-        "blurred": (sharp < enough, sharp, "sharpness {:.3f}"),
-        "tiny": (tiny, shorter, "{:.0f} pixels on the shorter side"),
-        "odd aspect": (odd, aspect, "{:.1f} times as long as wide"),
+        "blank": (contrast < BLANK, contrast, f"contrast {{:.3f}} of 1, blank below {BLANK}"),
+        "dark": (
+            bright < _DARK,
+            bright,
+            f"{most} darker than {{:.3f}} of white, dark below {_DARK}",
+        ),
+        "bright": (
+            dark > _BRIGHT,
+            dark,
+            f"{most} brighter than {{:.3f}} of white, bright above {_BRIGHT}",
+        ),
+        "blurred": (sharp < enough, sharp, "sharpness {:.3f}, a sharp image has {:.3g} or more"),
+        "tiny": (
+            shorter < small,
+            shorter,
+            f"{{:.0f}} pixels on the shorter side, tiny below {small:.4g}",
+        ),
+        "odd aspect": (
+            aspect > long,
+            aspect,
+            f"{{:.2f}} times as long as wide, odd above {long:.2f}",
+        ),
     }
     found: dict[int, list[Suspect]] = {}
     for kind, (are, values, form) in kinds.items():
         for row in np.flatnonzero(are).tolist():
             # of what its pixels show the first says the most: a blank image is dark or bright, too
             if row not in found or kind == "odd aspect":
-                detail = form.format(values[row])
+                detail = form.format(values[row], enough[row])
                 found.setdefault(row, []).append(Suspect(samples[row].path, kind, detail))
     return [suspect for _, suspects in sorted(found.items()) for suspect in suspects]

@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.build.criterion import make_criterion
-from finetune.build.imbalance import IMBALANCE, with_imbalance
 from finetune.build.sampling import make_sampling
+from finetune.config.imbalance import IMBALANCE, with_imbalance
 from finetune.config.load import replaced
 from finetune.config.schema import Config
 from finetune.data.dataset import ImageDataset, create_loader

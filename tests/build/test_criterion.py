@@ -10,7 +10,7 @@ from torch import Tensor
 
 from finetune import losses
 from finetune.build.criterion import class_weights_start, fitted_offset, make_criterion
-from finetune.build.imbalance import with_imbalance
+from finetune.config.imbalance import with_imbalance
 from finetune.config.load import replaced
 from finetune.config.schema import Config
 from finetune.errors import ConfigError

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.build import IMBALANCE, Training, build_training
+from finetune.build import Training, build_training
+from finetune.config.imbalance import IMBALANCE
 from finetune.config.load import replaced
 from finetune.errors import ConfigError
 from tests.runs import listed, small_config, write_weights

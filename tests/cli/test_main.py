@@ -393,9 +393,23 @@ print(json.dumps([code, sorted(heavy & sys.modules.keys())]))
         (["fit", "--frobnicate"], 2),
         (["evaluate", "run", "--split", "dev"], 2),
         (["evaluate", ".", "--prior", "balanced"], 2),
+        (["fit", ".", "--imbalance", "weighted", "imbalance.class_weights=balanced"], 2),
+        (["fit", ".", "imbalance.class_weights_from=0.5"], 2),
     ],
     ids=str,
 )
 def test_what_needs_no_network_imports_none(words: list[str], code: int) -> None:
     last = run_python(TORCH_FREE, json.dumps(words)).splitlines()[-1]
     assert json.loads(last) == [code, []]
+
+
+@pytest.mark.parametrize("shares", ['{"bée": 1}', '{"bée": 1, "fyl": 1, "wasp, red": 1}', "{"])
+@pytest.mark.parametrize("verb", [["evaluate"], ["predict", "."], ["export", "--output", "gone"]])
+def test_mistakes_in_a_prior_s_file_are_found_without_torch(
+    verb: list[str], shares: str, trained: FitResult, tmp_path: Path
+) -> None:
+    file = tmp_path / "shares.json"
+    file.write_text(shares, encoding="utf-8")
+    words = [verb[0], str(trained.run_dir), *verb[1:], "--prior", str(file)]
+    last = run_python(TORCH_FREE, json.dumps(words)).splitlines()[-1]
+    assert json.loads(last) == [2, []]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import pytest
 import yaml
 
 import finetune
+from finetune.commands.fit import plan_resume
 from finetune.config.load import build_config, commented_defaults, read_config_file
 from finetune.errors import ConfigError, RunFolderError
 from finetune.signals import StopRequest
 from finetune.training.callbacks import Progress
 from tests.helpers import Recorder
-from tests.runs import assert_same_bits, checkpoint, rows, weights, write_photos
+from tests.runs import assert_same_bits, checkpoint, rows, weights, write_photos, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,15 @@ class Stops:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         monkeypatch.setattr(Progress, "on_train_batch_end", stop)
+
+
+class Probed(Recorder):
+    """Keeps of how many images a probe asked the backbone."""
+
+    computed: int | None = None
+
+    def probe(self, found: Mapping[str, Any]) -> None:
+        self.computed = found["images_computed"]
 
 
 @pytest.mark.parametrize("step", [0, 3, 5])
@@ -99,6 +110,58 @@ def test_a_complete_run_has_nothing_left_and_another_one_is_refused(
         finetune.fit(config_of(elsewhere, run))
 
 
+@pytest.fixture
+def unequal(tmp_path: Path) -> Path:
+    """Return photos of which one class has fewer."""
+    photos = write_photos(tmp_path / "unequal")
+    for file in sorted((photos / "train" / "cow").iterdir())[3:]:
+        file.unlink()
+    return photos
+
+
+@pytest.mark.parametrize(
+    ("strategy", "before", "now"),
+    [
+        ("drs", 4, 5),
+        ("drw", 4, 5),
+        ("ldam_drw", 4, 5),
+        ("abundant_first", 3, 4),
+        ("progressive", 4, 6),
+    ],
+)
+def test_more_epochs_that_move_a_strategy_s_parts_are_told_once(
+    strategy: str, before: int, now: int, unequal: Path, tmp_path: Path
+) -> None:
+    named = {"imbalance.strategy": strategy, "trainer.epochs": 4}
+    run = finetune.fit(config_of(unequal, tmp_path / "run", **named)).run_dir
+    told = Recorder()
+    plan_resume(run, assignments={"trainer.epochs": 6}, reporter=told)
+    (warning,) = told.warnings
+    assert warning.startswith(
+        f"imbalance.strategy={strategy}: its last part begins in epoch {now} of 6; before, in "
+        f"epoch {before} of 4. "
+    )
+    # of the four epochs that are done the last was of the last part
+    assert ("until then training goes back" in warning) == (now > 5)
+    told = Recorder()
+    finetune.resume(run, assignments={"trainer.epochs": 6}, reporter=told)
+    assert told.warnings == [warning]
+    told = Recorder()
+    finetune.resume(run, reporter=told)
+    assert told.warnings == []
+
+
+@pytest.mark.parametrize("strategy", ["none", "weighted", "class_weights"])
+def test_more_epochs_of_what_never_changes_are_no_matter(
+    strategy: str, unequal: Path, tmp_path: Path
+) -> None:
+    named = {"imbalance.strategy": strategy, "trainer.epochs": 1}
+    run = finetune.fit(config_of(unequal, tmp_path / "run", **named)).run_dir
+    told = Recorder()
+    finetune.resume(run, assignments={"trainer.epochs": 3}, reporter=told)
+    assert told.warnings == []
+
+
 def test_a_batch_that_shrank_is_asked_for_again(photos: Path, tmp_path: Path) -> None:
     large = config_of(photos, tmp_path / "run", **{"trainer.batch_size": 100})
     run = finetune.fit(large).run_dir
@@ -129,6 +192,32 @@ def test_auto_said_again_is_what_it_came_to(photos: Path, tmp_path: Path) -> Non
     assert any("nothing is left to do" in note for note in told.notes)
     finetune.resume(run, flags={"trainer.epochs": ("--epochs", "auto")}, reporter=told)
     assert len(rows(run)) == 1
+
+
+@pytest.mark.parametrize("unfreeze", ["linear_probe", "all"])
+def test_a_run_killed_in_its_probe_says_that_features_were_kept(
+    unfreeze: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise StopRequest(signal.SIGTERM)
+
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    file = write_weights(tmp_path / "weights.pth")
+    named = {"model.weights": str(file), "unfreeze.name": unfreeze, "trainer.epochs": 1}
+    again = config_of(photos, tmp_path / "run", **named)
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune.training.probe.fit_head", killed)
+        with pytest.raises(StopRequest):
+            finetune.fit(again)
+    told = Probed()
+    run = finetune.fit(again, reporter=told).run_dir
+    (note,) = (note for note in told.notes if "No checkpoint was saved before" in note)
+    assert "starts with its probe and computes only the features that were not kept" in note
+    assert told.computed == 0, "all were kept"
+    (run / ".done").unlink()  # as if it had been killed while it was measured
+    finetune.fit(again, reporter=told)
+    words = "The probe is saved; its model remains to be measured and written."
+    assert (words in told.notes) == (unfreeze == "linear_probe")
 
 
 def test_without_a_name_no_run_is_found(photos: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import finetune
-from finetune.bundle import load_model, read_card
+from finetune.bundle import load_model
+from finetune.card import read_card
 from finetune.commands.fit import FitResult
 from finetune.inference.predictor import Predictor
 from finetune.types import Split

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import finetune
-from finetune.bundle import load_model, read_card
+from finetune.bundle import load_model
 from finetune.calibration import calibrate
+from finetune.card import read_card
 from finetune.inference.evaluation import evaluate_logits
 from finetune.inference.predictor import Predictor
 from finetune.types import Split

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 import finetune
-from finetune.bundle import load_model, read_card, save_bundle
+from finetune.bundle import load_model, save_bundle
+from finetune.card import read_card
 from finetune.errors import ConfigError
 from finetune.inference.predictor import Predictor
 from finetune.models.backbone import create_network

@@ -1,11 +1,16 @@
 """Advice follows the rules of the recipe."""
 
-import pytest
+import re
 
-from finetune.config.advice import advise
+import pytest
+import torch
+
+from finetune.config.advice import GFLOPS, advise
 from finetune.config.facts import Facts
 from finetune.config.recipe import recipe
 from finetune.config.schema import Config
+from finetune.models.backbone import create_network
+from finetune.training.forward_cost import multiplications
 
 
 def facts_of(*counts: int) -> Facts:
@@ -46,6 +51,42 @@ def test_small_images_are_not_blown_up(side: float, is_small: bool) -> None:
     if is_small:
         assert found["--image-size"].value == "64"
         assert f"{side} pixels" in found["--image-size"].reason
+
+
+@pytest.mark.parametrize("name", GFLOPS)
+def test_what_a_backbone_costs_is_what_is_counted(name: str) -> None:
+    network = create_network(name, num_classes=10, weights="random")
+    counted = multiplications(network.module.eval(), network.spec, device=torch.device("cpu"))
+    assert round(counted / 1e9, 1) == GFLOPS[name]
+    assert network.spec.input_size == (3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ("side", "count", "backbone", "words"),
+    [
+        (28, 100, "resnet18", ("28 pixels a side", "160 training images")),
+        (28, 50_000, "resnet18", ("28 pixels a side", "80,000 training images")),
+        (64, 100, "resnet50", ("160 training images", "little on a CPU, too", "resnet18")),
+        (500, 50_000, "resnet50", ("80,000 training images", "h on two CPU cores", "resnet18")),
+    ],
+)
+def test_the_backbone_follows_the_images_and_says_their_cost(
+    side: float, count: int, backbone: str, words: tuple[str, ...]
+) -> None:
+    choice = advise({"a": count, "b": count}, shorter_side=side, val_share=0.2)["--backbone"]
+    assert choice.value == backbone
+    for word in words:
+        assert word in choice.reason
+
+
+def test_the_cost_is_that_of_a_probe_and_of_epochs_there_and_back() -> None:
+    # 10,000 images, a pass at 224 pixels, six epochs at 160, of which a step back costs two ahead
+    tera = 10_000 * 4.1e9 * (1 + 6 * 3 * (160 / 224) ** 2) / 1e12
+    reason = advise({"a": 5000, "b": 5000}, shorter_side=300, val_share=0)["--backbone"].reason
+    said = re.search(r"10,000 training images cost about (\d+) TFLOPs", reason)
+    assert said is not None
+    assert float(said[1]) == pytest.approx(tera, rel=0.05)
+    assert f"{tera * 1e12 / 70e9 / 3600:.0f} h on two CPU cores" in reason
 
 
 def test_a_ratio_is_said_to_be_of_the_images_that_will_train() -> None:

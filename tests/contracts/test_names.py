@@ -1,12 +1,12 @@
-"""The names in the config's schema are the rows of the tables on the floors above."""
+"""The names in the config's sections are the rows of the tables on the floors above."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from finetune.build import IMBALANCE
-from finetune.config import schema
+from finetune.config import images, learning
+from finetune.config.imbalance import IMBALANCE
 from finetune.data.augment import AUGMENTATIONS
 from finetune.data.sampling import SAMPLERS
 from finetune.losses import CLASS_WEIGHTS, LOSSES
@@ -17,13 +17,13 @@ from finetune.training.unfreeze import UNFREEZE
 @pytest.mark.parametrize(
     ("names", "table"),
     [
-        pytest.param(schema.SAMPLER_NAMES, SAMPLERS, id="SAMPLERS"),
-        pytest.param(schema.AUGMENT_NAMES, AUGMENTATIONS, id="AUGMENTATIONS"),
-        pytest.param(schema.LOSS_NAMES, LOSSES, id="LOSSES"),
-        pytest.param(schema.CLASS_WEIGHT_NAMES, CLASS_WEIGHTS, id="CLASS_WEIGHTS"),
-        pytest.param(schema.UNFREEZE_NAMES, UNFREEZE, id="UNFREEZE"),
-        pytest.param(schema.LR_SCHEDULE_NAMES, LR_SCHEDULES, id="LR_SCHEDULES"),
-        pytest.param(schema.IMBALANCE_NAMES, IMBALANCE, id="IMBALANCE"),
+        pytest.param(learning.SAMPLER_NAMES, SAMPLERS, id="SAMPLERS"),
+        pytest.param(images.AUGMENT_NAMES, AUGMENTATIONS, id="AUGMENTATIONS"),
+        pytest.param(learning.LOSS_NAMES, LOSSES, id="LOSSES"),
+        pytest.param(learning.CLASS_WEIGHT_NAMES, CLASS_WEIGHTS, id="CLASS_WEIGHTS"),
+        pytest.param(learning.UNFREEZE_NAMES, UNFREEZE, id="UNFREEZE"),
+        pytest.param(learning.LR_SCHEDULE_NAMES, LR_SCHEDULES, id="LR_SCHEDULES"),
+        pytest.param(learning.IMBALANCE_NAMES, IMBALANCE, id="IMBALANCE"),
     ],
 )
 def test_the_names_are_the_rows_of_the_table(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune.build import IMBALANCE
 from finetune.cli.main import run as run_command
+from finetune.config.imbalance import IMBALANCE
 from tests.networks import one_thread
 from tests.runs import (
     assert_same_bits,

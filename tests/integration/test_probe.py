@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import finetune as api
-from finetune.bundle import read_card
+from finetune.card import read_card
 from finetune.cli.main import run as run_command
 from finetune.errors import ConfigError
 from finetune.probe.choice import fit_head

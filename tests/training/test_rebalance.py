@@ -10,7 +10,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 import finetune
-from finetune.bundle import load_model, read_card
+from finetune.bundle import load_model
+from finetune.card import read_card
 from finetune.commands.fit import FitResult
 from finetune.errors import ConfigError
 from finetune.inference.predictor import Predictor

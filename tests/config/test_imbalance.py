@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune.build.imbalance import IMBALANCE, with_imbalance
+from finetune.config.imbalance import IMBALANCE, check_imbalance, with_imbalance
 from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
@@ -155,3 +155,15 @@ def test_what_contradicts_or_corrects_twice_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         resolved(**settings)
+
+
+def test_what_is_wrong_whatever_auto_comes_to_is_found_before() -> None:
+    check_imbalance(build_config({}))
+    check_imbalance(build_config({}, assignments={"imbalance.class_weights": "balanced"}))
+    both = {"imbalance.class_weights": "balanced", "imbalance.sampler": "weighted"}
+    with pytest.raises(ConfigError, match="together they correct more than once"):
+        check_imbalance(build_config({}, assignments=both))
+    check_imbalance(build_config({}, assignments={**both, "imbalance.allow_double": True}))
+    named = {"imbalance.strategy": "ldam", "loss.name": "focal"}
+    with pytest.raises(ConfigError, match=r"loss\.name=focal contradicts"):
+        check_imbalance(build_config({}, assignments=named))

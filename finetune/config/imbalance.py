@@ -92,6 +92,18 @@ def with_imbalance(config: Config) -> Config:
     return config
 
 
+def check_imbalance(config: Config) -> None:
+    """Refuse before any work what ``with_imbalance`` will refuse once "auto" is decided.
+
+    Where something else is asked for "auto" is "none", and where nothing is it contradicts nothing.
+
+    Raises:
+        ConfigError: Two settings contradict each other or correct for the same imbalance.
+    """
+    asked = config.imbalance.strategy
+    with_imbalance(config if asked != "auto" else replaced(config, {"imbalance.strategy": "none"}))
+
+
 def _check_parts(config: Config, strategy: ImbalanceStrategy) -> None:
     """Refuse a part that takes away, or replaces, what the strategy is.
 

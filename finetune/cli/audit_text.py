@@ -149,7 +149,7 @@ def _suspicious(suspects: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _labels(labels: Sequence[Mapping[str, Any]] | None) -> list[str]:
     if labels is None:
-        return ["labels      not checked; --backbone NAME asks its features (and finds cut copies)"]
+        return ["labels      not checked; --backbone NAME looks for doubts and cut copies"]
     if not labels:
         return ["labels      none in doubt"]
     shown = (

@@ -266,30 +266,13 @@ def _suspects(samples: Sequence[Sample], looks: Looks) -> list[Suspect]:
     # what all images are is not suspicious
     long = max(_ODD_ASPECT, _ODD_SHARE * float(np.median(aspect)))
     small = min(_TINY_SIDE, _TINY_SHARE * float(np.median(shorter)))
-    most = "95% of the pixels are"
     kinds: dict[str, tuple[NDArray[np.bool_], NDArray[Any], str]] = {
-        "blank": (contrast < BLANK, contrast, f"contrast {{:.3f}} of 1, blank below {BLANK}"),
-        "dark": (
-            bright < _DARK,
-            bright,
-            f"{most} darker than {{:.3f}} of white, dark below {_DARK}",
-        ),
-        "bright": (
-            dark > _BRIGHT,
-            dark,
-            f"{most} brighter than {{:.3f}} of white, bright above {_BRIGHT}",
-        ),
-        "blurred": (sharp < enough, sharp, "sharpness {:.3f}, a sharp image has {:.3g} or more"),
-        "tiny": (
-            shorter < small,
-            shorter,
-            f"{{:.0f}} pixels on the shorter side, tiny below {small:.4g}",
-        ),
-        "odd aspect": (
-            aspect > long,
-            aspect,
-            f"{{:.2f}} times as long as wide, odd above {long:.2f}",
-        ),
+        "blank": (contrast < BLANK, contrast, f"contrast {{:.3f}} (below {BLANK})"),
+        "dark": (bright < _DARK, bright, f"95% darker than {{:.3f}} of white (below {_DARK})"),
+        "bright": (dark > _BRIGHT, dark, f"95% brighter than {{:.3f}} of white (above {_BRIGHT})"),
+        "blurred": (sharp < enough, sharp, "sharpness {:.3f} (below {:.3g})"),
+        "tiny": (shorter < small, shorter, f"shorter side {{:.0f}} px (below {small:.4g})"),
+        "odd aspect": (aspect > long, aspect, f"aspect ratio {{:.2f}} (above {long:.2f})"),
     }
     found: dict[int, list[Suspect]] = {}
     for kind, (are, values, form) in kinds.items():

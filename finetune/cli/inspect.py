@@ -22,7 +22,7 @@ def inspect(
     ],
     backbone: Annotated[
         str | None,
-        typer.Option(help="Ask this one which labels it doubts, as fit's probe does.  [none]"),
+        typer.Option(help="Ask this one for labels in doubt and copies that are cut.  [none]"),
     ] = None,
     weights: Annotated[
         str | None,

@@ -11,10 +11,10 @@ from finetune.config.schema import Config
 from finetune.data.audit import CopyGroup, LabelSuspect, label_suspects
 from finetune.data.findings import amended
 from finetune.data.known_copies import know_copies, known_crops
-from finetune.data.leaks import describe_leaks, leaked
+from finetune.data.leaks import describe_leaks, describe_rest, leaked
 from finetune.data.manifest import Manifest, write_manifest
 from finetune.data.noted_copies import noted_copies, with_copies, with_further_copies
-from finetune.data.room import stores_root
+from finetune.errors import DataError
 from finetune.machine import process_device
 from finetune.run_folder import RunFolder
 from finetune.storage import write_text
@@ -72,6 +72,9 @@ def note_findings(run: RunFolder, training: Training, probe: Probe, reporter: Re
 
     Labels in doubt and cut copies stand beside what else was found. The manifest notes the copies,
     so that validation is measured without those that train, too; the splits stay as they are.
+
+    Raises:
+        DataError: A copy leaks, and ``data.leaks`` is "error".
     """
     manifest = training.manifest
     samples = [*manifest.of(Split.TRAIN), *manifest.of(Split.VAL)]
@@ -80,31 +83,38 @@ def note_findings(run: RunFolder, training: Training, probe: Probe, reporter: Re
     )
     more = _with_crops(training, samples, probe, reporter)
     groups = _grown(manifest, more)
+    is_written = _amend(run, doubts, groups)
+    where = f", the most doubtful first in {run.findings}" if is_written else ""
+    _tell_of_doubts(doubts, where, reporter)
     if groups:
+        _tell_of_crops(training.config, manifest, more, len(groups), reporter)
+        # at last: what it holds is no longer news to a run that goes on
         write_text(run.manifest, write_manifest(more))
+
+
+def _amend(run: RunFolder, doubts: Sequence[LabelSuspect], groups: Sequence[CopyGroup]) -> bool:
+    """Write what was found beside the rest; tell whether there is a place for it."""
     try:
         audit, findings = amended(
             run.audit.read_text(encoding="utf-8"), labels=doubts, copies=groups
         )
     except (OSError, ValueError, KeyError, TypeError):
-        return  # of an earlier release, or somebody has changed it
+        return False  # of an earlier release, or somebody has changed it
     write_text(run.audit, audit)
-    if run.findings.is_file():  # whoever removed it does not want it
-        write_text(run.findings, findings)
-    _tell_of_doubts(run, doubts, reporter)
-    _tell_of_crops(run, training.config, (manifest, more), len(groups), reporter)
+    if not run.findings.is_file():  # whoever removed it does not want it
+        return False
+    write_text(run.findings, findings)
+    return True
 
 
 def _with_crops(
     training: Training, samples: Sequence[Sample], probe: Probe, reporter: Reporter
 ) -> Manifest:
-    """Return a run's images with the copies that features add; without looks at hand, none."""
+    """Return a run's images with the copies that features add."""
     config, manifest = training.config, training.manifest
     if config.data.leaks == "ignore":
         return manifest
-    # data.cache of a run is about pixels: where the features are kept, so are the looks
-    stores = stores_root(config.data.cache)
-    good, looks, _ = seen_of(config, manifest.root, samples, stores=stores, reporter=reporter)
+    good, looks, _ = seen_of(config, manifest.root, samples, reporter=reporter)
     if len(good) < len(samples):  # one has changed meanwhile; whoever needs it will say so
         return manifest
     reporter.start("looking for cut copies", len(samples))
@@ -130,38 +140,52 @@ def _grown(before: Manifest, after: Manifest) -> list[CopyGroup]:
     ]
 
 
-def _tell_of_doubts(run: RunFolder, doubts: Sequence[LabelSuspect], reporter: Reporter) -> None:
+def _tell_of_doubts(doubts: Sequence[LabelSuspect], where: str, reporter: Reporter) -> None:
     if doubts:
         first = doubts[0]
         reporter.note(
-            f"{len(doubts)} labels are in doubt, the most doubtful first in {run.findings} (as "
-            f"{first.path}: rather {first.likely}, {first.likely_probability:.2f} against "
-            f"{first.probability:.2f})."
+            f"{len(doubts)} labels are in doubt{where} (as {first.path}: rather {first.likely}, "
+            f"{first.likely_probability:.2f} against {first.probability:.2f})."
         )
 
 
 def _tell_of_crops(
-    run: RunFolder,
-    config: Config,
-    manifests: tuple[Manifest, Manifest],
-    num_groups: int,
-    reporter: Reporter,
+    config: Config, before: Manifest, after: Manifest, num_groups: int, reporter: Reporter
 ) -> None:
-    """Say which copies a run's manifest has learnt of."""
-    before, after = manifests
-    known = leaked(before)
-    leaks = {path: copy for path, copy in leaked(after).items() if path not in known}
-    if leaks:
-        asks = ["finetune", "inspect", str(config.data.path), "--backbone", config.model.backbone]
-        if config.model.weights != "hub":
-            asks += ["--weights", config.model.weights]
-        reporter.warn(
-            f"{describe_leaks(after, leaks)}. They are cut so much that only the backbone's "
-            f"features show it, after the split: what is measured on them flatters the model. It "
-            f"is measured without them, too. Later runs know them after: {shlex.join(asks)}"
-        )
-    elif num_groups:
+    """Say which copies a run's manifest will learn of.
+
+    Raises:
+        DataError: Held-out images are among them, and ``data.leaks`` is "error".
+    """
+    known, policy = leaked(before), config.data.leaks
+    all_leaks = leaked(after)
+    leaks = {path: copy for path, copy in all_leaks.items() if path not in known}
+    if not leaks:
         groups = "group" if num_groups == 1 else "groups"
-        reporter.note(
-            f"The backbone's features show {num_groups} {groups} of copies more, in {run.findings}."
-        )
+        reporter.note(f"The backbone's features show {num_groups} {groups} of copies more.")
+        return
+    words = (
+        f"{describe_leaks(after, leaks)}. They are cut so much that only the backbone's features "
+        f"show it, after the split"
+    )
+    remedy = f"Later runs know them after: {_command(config)}"
+    if policy == "error":
+        raise DataError(f"{words}. {remedy}")
+    late = "" if policy == "warn" else f" and too late for data.leaks={policy}"
+    reporter.warn(
+        f"{words}{late}: what is measured on them flatters the model. "
+        f"{describe_rest(after, all_leaks)}. {remedy}"
+    )
+
+
+def _command(config: Config) -> str:
+    """Return what makes known to later runs which copies the backbone of a run shows."""
+    model, data = config.model, config.data
+    words = ["finetune", "inspect", str(data.path), "--backbone", model.backbone]
+    if model.weights != "hub":
+        words += ["--weights", model.weights]
+    if data.cache not in ("auto", "on", "off"):
+        words.append(f"data.cache={data.cache}")
+    if data.max_megapixels != Config().data.max_megapixels:
+        words.append(f"data.max_megapixels={data.max_megapixels:g}")
+    return shlex.join(words)

@@ -70,9 +70,9 @@ def inspect(config: Config, *, reporter: Reporter | None = None) -> InspectResul
     """Look at all images of a folder or CSV and write what is found; the images stay untouched.
 
     Args:
-        config: ``model.backbone`` or ``model.weights`` also ask a backbone which labels it doubts;
-            ``data.path``, ``data.max_megapixels``, ``data.val_fraction``, ``output`` and the
-            cache.
+        config: ``model.backbone`` or ``model.weights`` also ask a backbone which labels it doubts,
+            and for copies that are cut; ``data.path``, ``data.max_megapixels``,
+            ``data.val_fraction``, ``output`` and the cache.
         reporter: Told of everything.
 
     Raises:
@@ -117,10 +117,11 @@ def _asks_a_backbone(config: Config) -> bool:
 
 def _asked(
     config: Config, found: Inspected, reporter: Reporter
-) -> tuple[Inspected, tuple[LabelSuspect, ...]]:
+) -> tuple[Inspected, tuple[LabelSuspect, ...] | None]:
     """Return what a pretrained backbone adds; of a single class it is not asked."""
     if len({sample.label for sample in found.samples}) < 2:
-        return found, ()
+        reporter.note("There is a single class, and so nothing that a backbone would be fitted to.")
+        return found, None
     from finetune.commands.backbone_check import asked  # torch, which nothing else here needs
 
     return asked(

@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from finetune.config.schema import Config
 from finetune.data.audit import Audit, audit
 from finetune.data.copies import Copies
 from finetune.data.known_copies import known_copies
-from finetune.data.leaks import describe_leaks, leaked, without_leaks
+from finetune.data.leaks import describe_leaks, describe_rest, leaked, without_leaks
 from finetune.data.looks import Looks, look_at_files
 from finetune.data.manifest import Manifest, build_manifest
 from finetune.data.noted_copies import with_copies
@@ -100,8 +100,7 @@ def inspected(config: Config, path: Path, *, reporter: Reporter, always: bool = 
         DataError: There is none, or a class has none left.
     """
     found = scan(path, allow_empty=always)
-    stores = None if config.data.cache == "off" else stores_root(config.data.cache)
-    good, looks, bad = seen_of(config, found.root, found.samples, stores=stores, reporter=reporter)
+    good, looks, bad = seen_of(config, found.root, found.samples, reporter=reporter)
     rejected = _left_out(found, good, bad, reporter, lost_class_is_error=not (always and good))
     copies: list[Copies] | None = None
     if always or config.data.leaks != "ignore":
@@ -116,27 +115,22 @@ def inspected(config: Config, path: Path, *, reporter: Reporter, always: bool = 
 
 
 def seen_of(
-    config: Config,
-    root: Path,
-    samples: Sequence[Sample],
-    *,
-    stores: Path | None,
-    reporter: Reporter,
+    config: Config, root: Path, samples: Sequence[Sample], *, reporter: Reporter
 ) -> tuple[list[Sample], Looks, list[Rejected]]:
     """Return the samples whose file can be used, a look at each, and the others' reasons.
 
     Args:
-        config: Says what is too large, and how much may be kept.
+        config: Says what is too large, and where what was seen is kept: beside the features,
+            whether pixels are or not.
         root: What relative paths are relative to.
         samples: What to look at.
-        stores: Folder of all stores; None keeps nothing.
         reporter: Told of each file.
     """
     return look_at_files(
         root,
         samples,
         max_pixels=int(config.data.max_megapixels * 1e6),
-        stores=stores,
+        stores=stores_root(config.data.cache),
         limit_bytes=round(config.cache.max_gb * 1e9),
         reporter=reporter,
     )
@@ -174,8 +168,8 @@ def _mend_leaks(
         raise DataError(f"{words}. Mend the splits, or take data.leaks=drop, move or warn.")
     if policy == "warn":
         reporter.warn(
-            f"{words}: what is measured on them flatters the model. {_without(manifest, leaks)}; "
-            f"data.leaks=drop or move mends the splits."
+            f"{words}: what is measured on them flatters the model. "
+            f"{describe_rest(manifest, leaks)}; data.leaks=drop or move mends the splits."
         )
         return manifest, []
     mended, dropped = without_leaks(manifest, policy)
@@ -183,23 +177,6 @@ def _mend_leaks(
     what = f"{lost} left out" if policy == "drop" else "all of them train"
     reporter.note(f"{words}: {what} (data.leaks={policy}).")
     return mended, dropped
-
-
-def _without(manifest: Manifest, leaks: Mapping[str, Sample]) -> str:
-    """Say in which splits something is left to measure without leaks, and in which nothing is."""
-    seen: dict[bool, list[str]] = {True: [], False: []}
-    for split in (Split.VAL, Split.TEST):
-        leaky = [sample.path in leaks for sample in manifest.of(split)]
-        if any(leaky):
-            seen[all(leaky)].append(split.value)
-    parts = []
-    if seen[False]:
-        where = f" in {' and '.join(seen[False])}" if seen[True] else ""
-        parts.append(f"It is measured without them{where}, too")
-    if seen[True]:
-        parts.append(f"without them no {' and no '.join(seen[True])} image is left to measure")
-    text = "; ".join(parts)
-    return text[0].upper() + text[1:]
 
 
 def _check_fractions(config: Config, samples: Sequence[Sample]) -> None:

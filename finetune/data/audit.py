@@ -42,7 +42,7 @@ class CopyGroup:
     def across(self) -> tuple[str, ...]:
         """What they stand on both sides of: "classes" (one of them is wrong), "splits" (a leak)."""
         labels = {sample.label for sample in self.samples}
-        splits = {sample.split for sample in self.samples}
+        splits = {sample.split for sample in self.samples} - {None}
         sides = {"classes": len(labels) > 1, "splits": len(splits) > 1}
         return tuple(name for name, is_across in sides.items() if is_across)
 

@@ -1,5 +1,7 @@
 """Copies that are cut too much to be found by their whole picture, brought together by a backbone.
 
+By up to 30% of each side, upright or in a mirror (``scripts/benchmarks/copies.py``).
+
 To a pretrained backbone a cutting of a photo is much like the photo. But so are other photos of
 such things, and no cosine parts the two: among the nearest neighbours by their features, as copies
 are elsewhere, those are found that can be laid on one another.
@@ -28,10 +30,10 @@ from finetune.data.laid import (
 from finetune.data.likeness import Array, Reach
 from finetune.data.looks import Looks
 
-_LEAST_COSINE = 0.8
+_LEAST_COSINE = 0.85
 _NEIGHBOURS = 5
 _DIMENSIONS = 128
-"""A projection to so many moves a cosine of 0.8 by 0.03 (standard deviation), larger ones less
+"""A projection to so many moves a cosine of 0.85 by 0.025 (standard deviation), larger ones less
 (Johnson and Lindenstrauss 1984)."""
 
 _CELL = 8192
@@ -93,10 +95,15 @@ def find_crops(
     comparable = np.intersect1d(to_be_compared(looks, first), stands_for)
     if on_searched is not None:
         on_searched(len(looks) - len(comparable))
-    for candidates, done in _nearest(_directions(features, comparable), comparable):
-        join_alike(joined, looks, paths, _by_thumbnails(looks, candidates), _FINE)
+    pairs = _nearest(_directions(features, comparable), comparable)
+    for first_pair in range(0, len(pairs), _CHUNK):
+        some = pairs[first_pair : first_pair + _CHUNK]
+        join_alike(joined, looks, paths, _by_thumbnails(looks, some), _FINE)
         if on_searched is not None:
-            on_searched(done)
+            compared = len(comparable) * np.array([first_pair, first_pair + len(some)])
+            on_searched(int(np.diff(compared // len(pairs))[0]))
+    if on_searched is not None and not len(pairs):
+        on_searched(len(comparable))
     return as_copies(joined, first)
 
 
@@ -105,7 +112,7 @@ def _directions(features: Sequence[Features], rows: Rows) -> Array:
     width = features[0].shape[1]
     # the same in every run
     project = np.random.default_rng(0).standard_normal((width, _DIMENSIONS), np.float32)
-    found = [np.empty((0, _DIMENSIONS), np.float32)]
+    found = np.empty((len(rows), _DIMENSIONS), np.float32)
     before = 0
     for part in features:
         for first in range(0, part.shape[0], _CHUNK):
@@ -113,50 +120,51 @@ def _directions(features: Sequence[Features], rows: Rows) -> Array:
             chosen = rows[slice(*ends)] - before - first
             directions = part[first : first + _CHUNK][chosen] @ project
             length = np.linalg.norm(directions, axis=1, keepdims=True)
-            found.append(directions / np.maximum(length, 1e-12))
+            found[slice(*ends)] = directions / np.maximum(length, 1e-12)
         before += part.shape[0]
-    return np.concatenate(found)
+    return found
 
 
-def _nearest(table: Array, rows: Rows) -> Iterator[tuple[Rows, int]]:
-    """Yield pairs (P, 2) of images that point the same way, and how many were searched for.
+def _nearest(table: Array, rows: Rows) -> Rows:
+    """Return pairs (P, 2) of images that point the same way, each pair once.
 
     Args:
         table: Directions, shape (n, d).
-        rows: Of the images, shape (n,).
+        rows: Of the images, ascending, shape (n,).
     """
-    from sklearn.neighbors import NearestNeighbors
+    from sklearn.neighbors import NearestNeighbors  # over a second
 
-    searched = np.zeros(len(rows), bool)
+    found = [np.empty(0, np.int64)]
     for members in _cells(table):
-        pairs = np.empty((0, 2), np.int64)
-        if len(members) > 1:
-            most = min(_NEIGHBOURS, len(members) - 1)
-            search = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(table[members])
-            distance, near = search.kneighbors()  # of each to the others
-            one, which = np.nonzero(distance**2 <= 2 * (1 - _LEAST_COSINE))
-            pairs = np.stack([members[one], members[near[one, which]]], axis=1)
-        new = len(members) - int(searched[members].sum())
-        searched[members] = True
-        yield rows[np.unique(np.sort(pairs, axis=1), axis=0)], new
+        if len(members) < 2:
+            continue
+        most = min(_NEIGHBOURS, len(members) - 1)
+        search = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(table[members])
+        distance, near = search.kneighbors()  # of each to the others
+        one, which = np.nonzero(distance**2 <= 2 * (1 - _LEAST_COSINE))
+        less, more = np.sort(np.stack([members[one], members[near[one, which]]]), axis=0)
+        found.append(less * len(rows) + more)
+    # both may lie in two cells
+    numbers = np.unique(np.concatenate(found))
+    pairs: Rows = rows[np.stack(np.divmod(numbers, max(1, len(rows))), axis=1)]
+    return pairs
 
 
 def _cells(table: Array) -> Iterator[Rows]:
     """Yield rows of directions (n, d), each in the cells of the two nearest of some of them.
 
-    So many that a search within each takes the same time however many images there are.
+    There are so many cells that one holds about as many however many images there are.
     """
     count = -(-len(table) // _CELL)
     if count < 2:
         yield np.arange(len(table))
         return
     centres = table[np.linspace(0, len(table) - 1, count).astype(np.int64)]
-    nearest = np.concatenate(
-        [
-            np.argpartition(-part @ centres.T, _CELLS_OF_AN_IMAGE - 1, axis=1)
-            for part in np.array_split(table, count)
-        ]
-    )[:, :_CELLS_OF_AN_IMAGE]
+    nearest = np.empty((len(table), _CELLS_OF_AN_IMAGE), np.int32)
+    for first in range(0, len(table), _CHUNK):
+        far = -table[first : first + _CHUNK] @ centres.T
+        order = np.argpartition(far, _CELLS_OF_AN_IMAGE - 1, axis=1)
+        nearest[first : first + _CHUNK] = order[:, :_CELLS_OF_AN_IMAGE]
     for cell in range(count):
         yield np.flatnonzero((nearest == cell).any(axis=1))
 

@@ -45,6 +45,7 @@ def amended(
 
     Raises:
         KeyError: The audit is of another form.
+        TypeError: It is of another form.
         ValueError: It is damaged.
     """
     tree = json.loads(audit)

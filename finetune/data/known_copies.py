@@ -15,10 +15,7 @@ from finetune.storage import write_text
 _COPIES = "copies.json"
 
 _WAY = 1
-"""Raised when what counts as a copy changes."""
-
-_CROPS_WAY = 1
-"""Raised when what features add to it does."""
+"""Raised when what counts as a copy changes, with features or without."""
 
 
 def known_copies(
@@ -36,7 +33,7 @@ def known_copies(
     return _known(
         looks,
         _COPIES,
-        _key(looks, _WAY),
+        _key(looks),
         lambda: find_copies(looks, paths, on_searched=on_searched),
         on_searched,
     )
@@ -64,7 +61,7 @@ def known_crops(
     return _known(
         looks,
         f"crops-{made_by}.json",
-        _key(looks, _CROPS_WAY, *(one.rows for one in known)),
+        _key(looks, *(one.rows for one in known)),
         lambda: find_crops(looks, paths, known, features, on_searched=on_searched),
         on_searched,
     )
@@ -77,7 +74,7 @@ def know_copies(looks: Looks, copies: Sequence[Copies]) -> None:
         looks: Of N images.
         copies: All groups of their rows.
     """
-    _write(looks, _COPIES, _key(looks, _WAY), copies)
+    _write(looks, _COPIES, _key(looks), copies)
 
 
 def _known(
@@ -99,10 +96,10 @@ def _known(
     return found
 
 
-def _key(looks: Looks, way: int, *known: tuple[int, ...]) -> str:
+def _key(looks: Looks, *known: tuple[int, ...]) -> str:
     digest = hashlib.sha256(looks.column("digest").tobytes())
     digest.update(json.dumps(known).encode() if known else b"")
-    return f"{way} {len(looks)} {digest.hexdigest()}"
+    return f"{_WAY} {len(looks)} {digest.hexdigest()}"
 
 
 def _write(looks: Looks, name: str, key: str, copies: Sequence[Copies]) -> None:

@@ -55,6 +55,23 @@ def describe_leaks(manifest: Manifest, leaks: Mapping[str, Sample]) -> str:
     )
 
 
+def describe_rest(manifest: Manifest, leaks: Mapping[str, Sample]) -> str:
+    """Return in which splits something is left to measure without leaks, and in which nothing."""
+    seen: dict[bool, list[str]] = {True: [], False: []}
+    for split in (Split.VAL, Split.TEST):
+        leaky = [sample.path in leaks for sample in manifest.of(split)]
+        if any(leaky):
+            seen[all(leaky)].append(split.value)
+    parts = []
+    if seen[False]:
+        where = f" in {' and '.join(seen[False])}" if seen[True] else ""
+        parts.append(f"It is measured without them{where}, too")
+    if seen[True]:
+        parts.append(f"without them no {' and no '.join(seen[True])} image is left to measure")
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:]
+
+
 def without_leaks(manifest: Manifest, policy: str) -> tuple[Manifest, list[Rejected]]:
     """Return a manifest in which no held-out image is seen before, and what it leaves out.
 

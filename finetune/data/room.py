@@ -20,6 +20,10 @@ REMEDY = (
 """What to do where the stores' disk does not serve."""
 
 
+_COPIES = re.compile(r"^\.?(copies|crops-[-.\w]+)\.json(\..*)?$")
+"""What was found in the images whose looks a store holds, also half-written."""
+
+
 def stores_root(asked: str) -> Path:
     """Return the folder of all stores that ``data.cache`` names, or the usual one."""
     return cache_root() if asked in ("auto", "on", "off") else Path(asked).expanduser().resolve()
@@ -59,16 +63,10 @@ def make_room(root: Path, *, needed_bytes: int, limit_bytes: int) -> bool:
 
 def _is_store(folder: Path) -> bool:
     """Tell a store from what else lies in a folder that the user named."""
-    known = {
-        "arrays.bin",
-        "arrays.new",
-        "in-use.lock",
-        "filling.lock",
-        "index.sqlite",
-        "copies.json",
-    }
+    known = {"arrays.bin", "arrays.new", "in-use.lock", "filling.lock", "index.sqlite"}
     names = {file.name.removesuffix("-journal") for file in folder.iterdir()}
-    return bool(re.search(r"-[0-9a-f]{16}$", folder.name)) and names <= known
+    strange = {name for name in names - known if not _COPIES.search(name)}
+    return bool(re.search(r"-[0-9a-f]{16}$", folder.name)) and not strange
 
 
 def _remove_unused(folder: Path) -> bool:

@@ -3,25 +3,28 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import finetune
+from finetune.commands import backbone_check as module
 from finetune.commands.fit import FitResult
 from finetune.commands.inspect import inspect
 from finetune.commands.read_data import read_data
 from finetune.config.load import build_config, replaced
 from finetune.data.label_errors import doubtful_labels
 from finetune.data.manifest import read_manifest
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, DataError
+from finetune.run_folder import RunFolder
 from finetune.types import Reporter
 from tests.commands.test_leaks import write_garden
 from tests.data.test_copies import cropped
 from tests.helpers import Recorder
 from tests.networks import one_thread
-from tests.pictures import write_jpeg
+from tests.pictures import scene, write_jpeg
 from tests.runs import small_config, write_weights
 
 COLOURS = {"ant": (200, 40, 40), "bee": (40, 200, 40), "cow": (40, 40, 200)}
@@ -142,6 +145,16 @@ def cut(tmp_path: Path) -> Path:
     return root
 
 
+def probing(planted: Path, photos: Path) -> dict[str, object]:
+    return {
+        "data__path": str(photos),
+        "data__image_size": 64,
+        "model__weights": str(planted / "weights.pth"),
+        "unfreeze__name": "linear_probe",
+        "trainer__epochs": 1,
+    }
+
+
 CUT = ["train/ant/0.jpg", "val/ant/part.jpg"]
 
 
@@ -161,8 +174,8 @@ def test_a_backbone_adds_a_copy_that_is_cut(planted: Path, cut: Path, tmp_path: 
     assert result.audit.copies[0].across == ("splits",)
     assert "data.leaks" in {one["option"] for one in result.audit.advice}
     assert (tmp_path / "audit" / "copies" / "0001.jpg").is_file()
-    # and whoever acts on it can
-    dropping = small_config(data__path=str(cut), data__leaks="drop")
+    # and whoever acts on it can, whatever is done about pixels
+    dropping = small_config(data__path=str(cut), data__leaks="drop", data__cache="off")
     data = read_data(dropping, cut, reporter=Reporter())
     assert CUT[0] not in {sample.path for sample in data.manifest.samples}
     (dropped,) = data.rejected
@@ -171,13 +184,7 @@ def test_a_backbone_adds_a_copy_that_is_cut(planted: Path, cut: Path, tmp_path: 
 
 
 def test_a_run_measures_without_it_and_says_so(planted: Path, cut: Path, tmp_path: Path) -> None:
-    settings = {
-        "data__path": str(cut),
-        "data__image_size": 64,
-        "model__weights": str(planted / "weights.pth"),
-        "unfreeze__name": "linear_probe",
-        "trainer__epochs": 1,
-    }
+    settings = probing(planted, cut)
     reporter = Recorder()
     with one_thread():
         result: FitResult = finetune.fit(
@@ -186,6 +193,10 @@ def test_a_run_measures_without_it_and_says_so(planted: Path, cut: Path, tmp_pat
         ignored: FitResult = finetune.fit(
             small_config(**settings, output=str(tmp_path / "other"), data__leaks="ignore")
         )
+        with pytest.raises(DataError, match=r"1 of 7 val images .* finetune inspect .*/cut --back"):
+            finetune.fit(
+                small_config(**settings, output=str(tmp_path / "strict"), data__leaks="error")
+            )
     (told,) = (warning for warning in reporter.warnings if "features" in warning)
     assert told.startswith("1 of 7 val images have copies that are seen before")
     assert result.evaluations["val"]["num_images"] == 7
@@ -196,3 +207,67 @@ def test_a_run_measures_without_it_and_says_so(planted: Path, cut: Path, tmp_pat
     noted = {sample.path: sample.copies for sample in manifest.samples if sample.copies}
     assert noted == dict.fromkeys(CUT, "1")
     assert "val_without_leaks" not in ignored.evaluations
+
+
+def test_a_run_that_was_killed_while_it_was_put_down_says_it_again(
+    planted: Path, cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(manifest: object) -> str:
+        raise KeyboardInterrupt
+
+    run, reporter = tmp_path / "run", Recorder()
+    with one_thread():
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "write_manifest", killed)
+            with pytest.raises(KeyboardInterrupt):
+                finetune.fit(small_config(**probing(planted, cut), output=str(run)))
+        result: FitResult = finetune.resume(run, reporter=reporter)
+    assert any("features" in warning for warning in reporter.warnings)
+    assert result.evaluations["val_without_leaks"]["num_images"] == 6
+    assert len(json.loads((run / "audit.json").read_text())["copies"]) == 1
+
+
+def test_a_leak_is_told_where_there_is_no_place_to_write_it(
+    planted: Path, cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove_first(run: RunFolder, *found: Any) -> bool:
+        run.audit.unlink()
+        return amend(run, *found)
+
+    amend = module._amend
+    monkeypatch.setattr(module, "_amend", remove_first)
+    reporter = Recorder()
+    # all that is measured has been seen
+    for label in ("ant", "bee"):
+        for file in (cut / "val" / label).glob("[0-9].jpg"):
+            file.unlink()
+    with Image.open(cut / "train/bee/0.jpg") as image:
+        write_jpeg(cut / "val/bee/part.jpg", cropped(image, 0.05, 0.2, 0.2, 0.05))
+    with one_thread():
+        result: FitResult = finetune.fit(
+            small_config(**probing(planted, cut), output=str(tmp_path / "run"), data__leaks="move"),
+            reporter=reporter,
+        )
+    (told,) = (warning for warning in reporter.warnings if "features" in warning)
+    assert told.startswith("2 of 2 val images have copies that are seen before")
+    assert "too late for data.leaks=move" in told
+    assert "Without them no val image is left to measure" in told
+    assert "val_without_leaks" not in result.evaluations
+    assert not (tmp_path / "run" / "audit.json").exists()
+    assert all("audit.csv" not in note for note in reporter.notes)
+
+
+def test_of_a_single_class_no_backbone_is_asked(planted: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "ant").mkdir(parents=True)
+    for seed in range(2):
+        write_jpeg(tmp_path / "photos" / "ant" / f"{seed}.jpg", scene(seed))
+    asked = {
+        "data.path": str(tmp_path / "photos"),
+        "model.backbone": "test_resnet",
+        "model.weights": str(planted / "weights.pth"),
+        "output": str(tmp_path / "audit"),
+    }
+    reporter = Recorder()
+    result = inspect(build_config({}, assignments=asked), reporter=reporter)
+    assert result.audit.labels is None
+    assert any("single class" in note for note in reporter.notes)

@@ -1,5 +1,6 @@
 """Copies are looked for once, as long as the images stay as they are."""
 
+import gc
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from finetune.data.copies import Copies, find_copies
 from finetune.data.crops import find_crops
 from finetune.data.known_copies import know_copies, known_copies, known_crops
 from finetune.data.looks import Looks, look_at_files
+from finetune.data.room import make_room
 from finetune.types import Reporter, Sample
 from tests.pictures import scene, write_jpeg
 
@@ -120,3 +122,17 @@ def test_crops_are_looked_for_once_by_each_backbone(
     more = [Copies((0, 2, 4), exact=False)]
     assert crops(more, "one") == more, "what is known meanwhile is not lost"
     assert made == [5] * 3
+
+
+def test_looks_make_room_with_all_that_was_found_in_them(photos: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    looks, paths = seen(photos, cache)
+    known_crops(
+        looks, paths, known_copies(looks, paths), [np.ones((5, 8), np.float32)], made_by="head-0a"
+    )
+    folder = looks.folder
+    assert {"copies.json", "crops-head-0a.json"} <= {file.name for file in folder.iterdir()}
+    del looks  # in use, it stays
+    gc.collect()
+    assert make_room(cache, needed_bytes=0, limit_bytes=1)
+    assert not folder.exists()

@@ -51,15 +51,22 @@ def _counts(tree: Mapping[str, Any]) -> list[str]:
     kept = _MOST_CLASSES // 2
     rows = order if not hidden else [*order[:kept], None, *order[-kept:]]
     width = min(30, max(map(cell_len, order)))
+    others = [split for split in splits if split != first]
+    long = _BAR - 8 * len(others)
+    if others:
+        heads = "".join(f"{split:>8}" for split in others)
+        lines.append(f"  {'':<{width}} {first:>8}{heads}  share of {first}")
     for name in rows:
         if name is None:
             lines.append(f"  … {hidden} more")
             continue
         count = counts[name]
-        bar = "█" * max(1, round(_BAR * count / largest)) if count else ""
-        lines.append(f"  {_cut(name, width)} {count:>8,} {count / total:>6.1%} {bar}")
+        bar = "█" * max(1, round(long * count / largest)) if count else ""
+        held_out = "".join(f"{splits[split].get(name, 0):>8,}" for split in others)
+        lines.append(f"  {_cut(name, width)} {count:>8,}{held_out} {count / total:>6.1%} {bar}")
     starved = tree["starved_classes"]
-    few = f"; {len(starved)} with fewer than 20 images" if starved else ""
+    named = ", ".join(starved[:3]) + (", …" if len(starved) > 3 else "")
+    few = f"; {len(starved)} with fewer than 20 images: {named}" if starved else ""
     lines.append(f"largest/smallest {tree['imbalance_ratio']:g}{few}")
     return lines
 

@@ -143,8 +143,9 @@ def _grown(before: Manifest, after: Manifest) -> list[CopyGroup]:
 def _tell_of_doubts(doubts: Sequence[LabelSuspect], where: str, reporter: Reporter) -> None:
     if doubts:
         first = doubts[0]
+        labels = "label is" if len(doubts) == 1 else "labels are"
         reporter.note(
-            f"{len(doubts)} labels are in doubt{where} (as {first.path}: rather {first.likely}, "
+            f"{len(doubts)} {labels} in doubt{where} (as {first.path}: rather {first.likely}, "
             f"{first.likely_probability:.2f} against {first.probability:.2f})."
         )
 

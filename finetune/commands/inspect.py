@@ -10,11 +10,10 @@ from finetune.commands.read_data import Inspected, absolute, data_path, inspecte
 from finetune.config.advice import advise
 from finetune.config.load import differences, replaced
 from finetune.config.schema import Config
-from finetune.data.audit import Audit, LabelSuspect
+from finetune.data.audit import Audit, LabelSuspect, telling_first
 from finetune.data.findings import (
     MOST_PICTURES,
     picture_of_copies,
-    telling_first,
     write_audit,
     write_findings,
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.config.schema import Config
-from finetune.data.audit import Audit, audit
+from finetune.data.audit import STARVED, Audit, audit
 from finetune.data.copies import Copies
 from finetune.data.known_copies import known_copies
 from finetune.data.leaks import describe_leaks, describe_rest, leaked, without_leaks
@@ -142,9 +142,17 @@ def quick_lines(found: Audit, path: Path) -> list[str]:
     if found.copies:
         images = sum(len(group.samples) for group in found.copies)
         across = sum("classes" in group.across for group in found.copies)
-        wrong = f", {across} of them across classes: a label is wrong" if across else ""
+        wrong = f"; {across} across classes: a label is wrong" if across else ""
         groups = "group" if len(found.copies) == 1 else "groups"
         parts.append(f"{len(found.copies)} {groups} of copies ({images} images{wrong})")
+    few = found.starved
+    if 0 < len(few) < len(found.training_counts):  # where all are, it is no surprise
+        named = ", ".join(f"{name} {found.training_counts[name]}" for name in few[:5])
+        classes = "class" if len(few) == 1 else "classes"
+        parts.append(
+            f"{len(few)} {classes} of fewer than {STARVED} images ({named}"
+            f"{', …' if len(few) > 5 else ''})"
+        )
     if found.suspects:
         kinds = Counter(suspect.kind for suspect in found.suspects)
         parts.append(", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
@@ -262,11 +270,11 @@ def summary(rejected: Iterable[Rejected]) -> str:
         by_reason.setdefault(entry.reason.partition(" (")[0].partition(":")[0], []).append(
             entry.path
         )
-    commonest = Counter({reason: len(paths) for reason, paths in by_reason.items()})
-    return "; ".join(
-        f"{count} {reason} (as {by_reason[reason][0]})"
-        for reason, count in commonest.most_common(4)
-    )
+    commonest = Counter({reason: len(paths) for reason, paths in by_reason.items()}).most_common()
+    shown = [f"{count} {reason} (as {by_reason[reason][0]})" for reason, count in commonest[:4]]
+    if rest := sum(count for _, count in commonest[4:]):
+        shown.append(f"{rest} for other reasons")
+    return "; ".join(shown)
 
 
 def _warn_of_gaps(manifest: Manifest, reporter: Reporter) -> None:

@@ -20,7 +20,7 @@ _MEASURED_SIDE = 128
 _TINY_SIDE, _TINY_SHARE = 32, 0.25
 _ODD_ASPECT, _ODD_SHARE = 3.0, 2.5
 
-_STARVED = 20
+STARVED = 20
 """Training images of a class below which its share of right answers is mostly chance."""
 
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -67,6 +67,17 @@ class CopyGroup:
         rows = zip(tree["paths"], tree["labels"], tree["splits"], strict=True)
         samples = (Sample(path, label, split and Split(split)) for path, label, split in rows)
         return cls(tuple(samples), tree["kind"] == "exact")
+
+
+def telling_first(groups: Sequence[CopyGroup]) -> list[CopyGroup]:
+    """Return groups of copies, those across splits first, then those across classes."""
+    return sorted(groups, key=lambda g: ("splits" not in g.across, "classes" not in g.across))
+
+
+def copies_as_json(groups: Sequence[CopyGroup]) -> list[dict[str, Any]]:
+    """Return groups as plain values, the most telling first, by the numbers of their pictures."""
+    numbered = enumerate(telling_first(groups), 1)
+    return [{"group": number, **group.as_json()} for number, group in numbered]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +167,7 @@ class Audit:
     @property
     def starved(self) -> list[str]:
         """Classes of fewer than 20 training images, the smallest first."""
-        few = {name: count for name, count in self.training_counts.items() if count < _STARVED}
+        few = {name: count for name, count in self.training_counts.items() if count < STARVED}
         return sorted(few, key=lambda name: (few[name], name))
 
     def as_json(self) -> dict[str, Any]:
@@ -170,7 +181,7 @@ class Audit:
             "sizes": {name: list(values) for name, values in self.sizes.items()},
             "modes": dict(self.modes),
             "unreadable": [{"path": e.path, "reason": e.reason} for e in self.unreadable],
-            "copies": None if self.copies is None else [one.as_json() for one in self.copies],
+            "copies": None if self.copies is None else copies_as_json(self.copies),
             "suspicious": [
                 {"path": s.path, "kind": s.kind, "detail": s.detail} for s in self.suspects
             ],
@@ -278,7 +289,7 @@ def _suspects(samples: Sequence[Sample], looks: Looks) -> list[Suspect]:
     for kind, (are, values, form) in kinds.items():
         for row in np.flatnonzero(are).tolist():
             # of what its pixels show the first says the most: a blank image is dark or bright, too
-            if row not in found or kind == "odd aspect":
+            if row not in found or kind in ("tiny", "odd aspect"):
                 detail = form.format(values[row], enough[row])
                 found.setdefault(row, []).append(Suspect(samples[row].path, kind, detail))
     return [suspect for _, suspects in sorted(found.items()) for suspect in suspects]

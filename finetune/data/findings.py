@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from finetune.data.audit import Audit, CopyGroup, LabelSuspect
+from finetune.data.audit import Audit, CopyGroup, LabelSuspect, copies_as_json
 from finetune.data.decode import decode_image
 from finetune.errors import DataError
 from finetune.types import Sample, Split
@@ -58,14 +58,9 @@ def amended(
         groups = [one for one in groups if one not in parts]
         groups.append(CopyGroup((*grown.samples, *more), exact=False))
     looked = tree["copies"] is not None or bool(copies)
-    tree["copies"] = [one.as_json() for one in groups] if looked else None
+    tree["copies"] = copies_as_json(groups) if looked else None
     tree["labels"] = [one.as_json() for one in labels]
     return _json_text(tree), _csv_text(tree)
-
-
-def telling_first(groups: Sequence[CopyGroup]) -> list[CopyGroup]:
-    """Return groups of copies, those across splits first, then those across classes."""
-    return sorted(groups, key=lambda g: ("splits" not in g.across, "classes" not in g.across))
 
 
 def picture_of_copies(group: CopyGroup, root: Path) -> Image.Image:
@@ -121,13 +116,13 @@ def _csv_text(audit: Mapping[str, Any]) -> str:
 def _rows(audit: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
     for one in audit["unreadable"]:
         yield "unreadable", "", "", one["path"], one["reason"]
-    groups = [CopyGroup.from_json(one) for one in audit["copies"] or ()]
-    for number, group in enumerate(telling_first(groups), 1):
-        tree = group.as_json()
-        where = ", ".join(tree["where"])
-        for sample in group.samples:
-            detail = f"{sample.split} {sample.label}" if sample.split else sample.label
-            yield f"{tree['kind']} copy", where, str(number), sample.path, detail
+    for group in audit["copies"] or ():
+        where, number = ", ".join(group["where"]), str(group["group"])
+        for path, label, split in zip(
+            group["paths"], group["labels"], group["splits"], strict=True
+        ):
+            detail = f"{split} {label}" if split else label
+            yield f"{group['kind']} copy", where, number, path, detail
     for one in audit["suspicious"]:
         yield one["kind"], "", "", one["path"], one["detail"]
     for one in audit["labels"] or ():

@@ -84,7 +84,7 @@ def test_of_many_classes_the_largest_and_the_smallest_are_shown() -> None:
     assert [name for name in counts if name in said] == [
         *(f"c{n:03}" for n in range(6)), *(f"c{n:03}" for n in range(94, 100)),
     ]  # fmt: skip
-    assert "; 19 with fewer than 20 images\n" in said
+    assert "; 19 with fewer than 20 images: c000, c001, c002, …\n" in said
 
 
 def test_long_names_and_wide_letters_keep_the_columns() -> None:
@@ -196,7 +196,10 @@ def test_a_person_reads_a_page_of_80_columns(
     assert said.err == ""
     assert max(map(cell_len, said.out.splitlines())) <= 80
     assert "13 images (6 train; 7 val), 2 classes" in said.out
-    assert "  ant [red]        3  50.0% " in said.out
+    assert (
+        "               train     val  share of train\n  ant [red]        3       3  50.0% "
+        in said.out
+    )
     assert "   1  exact  train/猫/0.jpg = val/猫/leak.jpg" in said.out
     assert "data.leaks=drop" in said.out
     assert "written     runs/audit-garden/: audit.json, audit.csv, copies/*.jpg\n" in said.out

@@ -137,7 +137,7 @@ def test_what_is_odd_is_said_in_a_line(leaky: Path, tmp_path: Path) -> None:
     shutil.copyfile(root / "ant/1.jpg", root / "ant/again.jpg")
     data, said = read(root)
     assert said.notes == [
-        f"Found 2 groups of copies (4 images, 1 of them across classes: a label is wrong). See: "
+        f"Found 2 groups of copies (4 images; 1 across classes: a label is wrong). See: "
         f"finetune inspect '{root}'"
     ]
     assert quick_lines(data.audit, root) == said.notes

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data.audit import Audit, CopyGroup, LabelSuspect, Suspect
+from finetune.data.audit import Audit, CopyGroup, LabelSuspect, Suspect, telling_first
 from finetune.data.findings import (
     amended,
     picture_of_copies,
-    telling_first,
     write_audit,
     write_findings,
 )
@@ -95,7 +94,7 @@ def test_a_written_audit_takes_in_what_is_found_later() -> None:
     before = some_audit((LabelSuspect("m.png", "x", "y", 0.3, 0.6),))
     grown = group(Sample("2", "x", TRAIN), Sample("6", "x", VAL), Sample("new", "x", VAL))
     audit, findings = amended(write_audit(before), labels=DOUBTS, copies=[grown])
-    whole = (*grown.samples, INSIDE.samples[0], SPLITS.samples[0])
+    whole = (*grown.samples, SPLITS.samples[0], INSIDE.samples[0])
     expected = replace(before, copies=(CLASSES, BOTH, group(*whole, exact=False)), labels=DOUBTS)
     assert json.loads(audit) == expected.as_json()
     assert list(csv.reader(io.StringIO(findings))) == rows_of(expected)

@@ -1,6 +1,6 @@
 """Copies that are cut too much to be found by their whole picture, brought together by a backbone.
 
-By up to 30% of each side, upright or in a mirror (``scripts/benchmarks/copies.py``).
+By up to 30% of width and height, upright or in a mirror (``scripts/benchmarks/copies.py``).
 
 To a pretrained backbone a cutting of a photo is much like the photo. But so are other photos of
 such things, and no cosine parts the two: among the nearest neighbours by their features, as copies

@@ -19,6 +19,7 @@ from tests.runs import (
     assert_same_bits,
     checkpoint,
     finetune,
+    let_the_head_be_poor,
     rows,
     weights,
     write_photos,
@@ -220,8 +221,9 @@ DEEP = (
 
 
 def test_a_probe_that_goes_deeper_ships_what_it_measured(
-    place: Path, capsys: pytest.CaptureFixture[str]
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    let_the_head_be_poor(monkeypatch)
     run = fit(place, "run", "--unfreeze", "linear_probe", "trainer.monitor=loss", *DEEP)
     shown = said(capsys)
     assert "then layer4 and head at rates of 0.003 and 0.003, 4 passes over kept maps" in shown
@@ -240,6 +242,7 @@ def test_a_probe_that_goes_deeper_ships_what_it_measured(
 def test_a_probe_that_was_ended_while_it_went_deeper_ends_alike(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    let_the_head_be_poor(monkeypatch)
     words = ("--unfreeze", "linear_probe", "trainer.monitor=loss", *DEEP)
     whole = fit(place, "whole", *words)
     run = place / "run"

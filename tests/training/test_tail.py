@@ -18,7 +18,7 @@ from finetune.training import tail as tail_module
 from finetune.training.probe import Probe, fit_probe
 from finetune.types import Reporter
 from tests.networks import changed, snapshot
-from tests.runs import small_training
+from tests.runs import let_the_head_be_poor, small_training
 
 
 def training_in(place: Path, **settings: Any) -> Training:
@@ -60,6 +60,12 @@ def of_validation(training: Training) -> dict[str, float]:
     }
 
 
+@pytest.fixture
+def _poor_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_the_head_be_poor(monkeypatch)
+
+
+@pytest.mark.usefixtures("_poor_head")
 def test_the_last_layers_alone_move(place: Path) -> None:
     training = training_in(place, optim__lr=3e-3, optim__backbone_lr_scale=1)
     classifier = training.module.classifier
@@ -69,14 +75,16 @@ def test_the_last_layers_alone_move(place: Path) -> None:
     groups = classifier.groups[:2]
     moved = changed(before, classifier.network)
     assert moved == {name for group in groups for name in group.parameters}
-    assert found.metrics["loss"] < found.head_metrics["loss"]
+    assert found.train_loss < 0.5, "a guess has log(3)"
     assert not any(parameter.grad is not None for parameter in classifier.parameters())
     assert all(parameter.requires_grad for parameter in classifier.parameters())
 
 
+@pytest.mark.usefixtures("_poor_head")
 def test_what_is_said_is_what_the_network_then_does(place: Path) -> None:
     training = training_in(place, optim__lr=3e-3, optim__backbone_lr_scale=1)
     found = probed(training)
+    assert found.tail_passes
     for name, value in of_validation(training).items():
         assert found.metrics[name] == pytest.approx(value, abs=1e-4), name
 
@@ -91,6 +99,7 @@ def test_where_no_epoch_beats_the_head_nothing_has_moved(place: Path) -> None:
     assert not changed(snapshot(alone.module.classifier.network), deeper.module.classifier.network)
 
 
+@pytest.mark.usefixtures("_poor_head")
 def test_statistics_stay_though_the_run_moves_them(place: Path) -> None:
     training = training_in(
         place, model__batch_norm="train", optim__lr=3e-3, optim__backbone_lr_scale=1
@@ -211,10 +220,11 @@ def test_planning_leaves_the_network_in_its_mode(place: Path) -> None:
     assert modes[0] == modes[1]
 
 
+@pytest.mark.usefixtures("_poor_head")
 def test_it_learns_in_less_precision(place: Path) -> None:
     training = training_in(
         place, trainer__precision="bf16-mixed", optim__lr=3e-3, optim__backbone_lr_scale=1
     )
     found = probed(training)
     assert found.tail_passes
-    assert found.metrics["loss"] < found.head_metrics["loss"]
+    assert found.train_loss < 0.5, "a guess has log(3)"

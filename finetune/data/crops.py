@@ -25,6 +25,7 @@ from finetune.data.laid import (
     join_alike,
     laid_anew,
     shrunk,
+    slices,
     thumbnails_of,
 )
 from finetune.data.likeness import Array, Reach
@@ -85,25 +86,22 @@ def find_crops(
         DataError: A file has changed since it was looked at.
     """
     joined, first = Joined(), first_of_the_same(looks)
-    for copies in known:
-        for row in copies.rows[1:]:
-            joined.join(copies.rows[0], row)
     # one of each group stands for it: among its own copies it would find nothing else
     stands_for = np.arange(len(looks))
     for copies in known:
         stands_for[list(copies.rows)] = copies.rows[0]
+        for row in copies.rows[1:]:
+            joined.join(copies.rows[0], row)
     comparable = np.intersect1d(to_be_compared(looks, first), stands_for)
-    if on_searched is not None:
-        on_searched(len(looks) - len(comparable))
-    pairs = _nearest(_directions(features, comparable), comparable)
-    for first_pair in range(0, len(pairs), _CHUNK):
-        some = pairs[first_pair : first_pair + _CHUNK]
+    advance = on_searched or (lambda count: None)
+    advance(len(looks) - len(comparable))
+    pairs, done = _nearest(_directions(features, comparable), comparable), 0
+    for some in slices(pairs):
         join_alike(joined, looks, paths, _by_thumbnails(looks, some), _FINE)
-        if on_searched is not None:
-            compared = len(comparable) * np.array([first_pair, first_pair + len(some)])
-            on_searched(int(np.diff(compared // len(pairs))[0]))
-    if on_searched is not None and not len(pairs):
-        on_searched(len(comparable))
+        share = len(comparable) * len(some) // len(pairs)
+        advance(share)
+        done += share
+    advance(len(comparable) - done)
     return as_copies(joined, first)
 
 

@@ -18,7 +18,8 @@ from finetune.errors import DataError
 from finetune.machine import process_device
 from finetune.run_folder import RunFolder
 from finetune.storage import write_text
-from finetune.training.probe import Probe, out_of_fold
+from finetune.training.out_of_fold import out_of_fold
+from finetune.training.probe import Probe
 from finetune.types import Reporter, Sample, Split
 
 

@@ -162,7 +162,7 @@ def fit_probe(
     if met is not None:
         with_weights_of_rank_0(classifier)
     with in_eval_mode(classifier):
-        answers = _answers(classifier.network, plan.tail)
+        answers = answers_of(classifier.network, plan.tail)
         features = Features(answers, plan.features, device=device, met=met, reporter=reporter)
         train = features.of(plan.train.paths, plan.views)
         val = features.of(plan.val.paths)
@@ -209,49 +209,8 @@ def fit_probe(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class OutOfFold:
-    """What heads say of images that they have not seen.
-
-    Attributes:
-        features: Of the N images.
-        rows: Which of them were judged, ascending, shape (M,).
-        beliefs: Their class probabilities, float32, shape (M, K).
-    """
-
-    features: StoredFeatures
-    rows: NDArray[np.int64]
-    beliefs: Tensor
-
-
-def out_of_fold(
-    classifier: ImageClassifier, plan: ProbePlan, *, device: torch.device, reporter: Reporter
-) -> OutOfFold:
-    """Return what heads say of training images that they have not seen.
-
-    Args:
-        classifier: Whose backbone is asked; it is left on the device.
-        plan: Images and ways.
-        device: Where.
-        reporter: Told of the progress.
-
-    Raises:
-        DataError: A file no longer reads as it did before.
-        StorageError: The disk is full or fails.
-        TrainingError: The features are no numbers, or the memory does not suffice.
-    """
-    classifier.to(device)
-    with in_eval_mode(classifier):
-        answers = _answers(classifier.network, None)
-        features = Features(answers, plan.features, device=device, met=None, reporter=reporter)
-        (seen,) = features.of(plan.train.paths)
-    labels = plan.train.labels
-    every_class = len(plan.classes)
-    fitted = fit_head(seen, labels, np.ones(len(labels)), num_classes=every_class)
-    return OutOfFold(seen[0], fitted.held_out_rows, fitted.held_out)
-
-
-def _answers(network: nn.Module, tail: TailPlan | None) -> Answers:
+def answers_of(network: nn.Module, tail: TailPlan | None) -> Answers:
+    """Return what asks a network, for its head alone or with the maps that a tail learns from."""
     head = linear_head(network)
     assert head is not None, "looked for by who plans"
     return Answers(network, head, None if tail is None else cut_last_groups(network, tail.depth))

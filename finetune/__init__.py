@@ -14,12 +14,12 @@ from types import ModuleType
 from typing import Any
 
 _LAZY = {
-    "fit": "finetune.commands.fit",
-    "plan_fit": "finetune.commands.fit",
-    "resume": "finetune.commands.fit",
+    "fit": "finetune.commands.fit.fit",
+    "plan_fit": "finetune.commands.fit.fit",
+    "resume": "finetune.commands.fit.fit",
     "evaluate": "finetune.commands.evaluate",
     "predict": "finetune.commands.predict",
-    "compare": "finetune.commands.compare",
+    "compare": "finetune.commands.compare.compare",
     "export": "finetune.commands.export",
     "fetch": "finetune.commands.fetch",
     "Config": "finetune.config.schema",
@@ -68,13 +68,13 @@ class _AfterTimm:
             # not before: who merely asks whether timm is installed throws this spec away
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
-            importlib.import_module("finetune.models.zoo")
+            importlib.import_module("finetune.models.torchvision_models")
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
 if "timm" in sys.modules:
-    importlib.import_module("finetune.models.zoo")
+    importlib.import_module("finetune.models.torchvision_models")
 else:
     sys.meta_path.insert(0, _AfterTimm())

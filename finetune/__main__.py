@@ -3,7 +3,7 @@
 import os
 import sys
 
-from finetune import signals
+from finetune.distributed import signals
 
 _MAY_BE_STOPPED = ("fit", "join-run")
 

@@ -14,7 +14,7 @@ import finetune
 from tests.helpers import write_images
 
 if TYPE_CHECKING:  # torch and Lightning are not paid for where one light file is tested
-    from finetune.commands.fit import FitResult
+    from finetune.commands.fit.fit import FitResult
 
 CLASSES = ("bée", "fly", "wasp, red")
 """The classes of ``insects``, in index order; two have names that files and CSVs may choke on."""

@@ -10,7 +10,7 @@ import simplejpeg
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from finetune.data.picture import ArrayPicture, Box, Interpolation, Pixels
+from finetune.data.images.lazy_image import ArrayPicture, Box, Interpolation, Pixels
 
 ORIENTATION = 0x0112
 """The EXIF tag."""

@@ -22,19 +22,19 @@ from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.futures import Future
 
-from finetune import signals
-from finetune.build import trainer_options
+from finetune.builders import trainer_options
 from finetune.data.dataset import ImageDataset
-from finetune.data.source import FileSource
+from finetune.data.images.source import FileSource
+from finetune.distributed import signals
+from finetune.distributed.collectives import gather_rows
+from finetune.distributed.launch import JOIN_VERB, Launch, outer_launch
+from finetune.distributed.rendezvous import Meeting, meeting
+from finetune.distributed.signals import StopRequest
+from finetune.distributed.store_client import open_store
 from finetune.errors import FinetuneError
-from finetune.signals import StopRequest
-from finetune.training.callbacks import Unfreeze
-from finetune.training.checkpoints import read_checkpoint
-from finetune.training.gather import gather_rows
-from finetune.training.launch import JOIN_VERB, Launch, outer_launch
-from finetune.training.line import open_store
-from finetune.training.meeting import Meeting, meeting
-from finetune.training.position import Position
+from finetune.training.callbacks.checkpoint import read_checkpoint
+from finetune.training.callbacks.freeze_layers import Unfreeze
+from finetune.training.callbacks.mid_epoch_resume import Position
 from finetune.training.strategy import Replicas
 from finetune.training.trainer import create_trainer, fit
 from tests.networks import randomise
@@ -44,7 +44,14 @@ _SECONDS = 120
 _MINUTE = timedelta(seconds=60)
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    [__name__, "albumentations", "finetune.commands.fit", "finetune.cli.main", "sklearn", "wandb"]
+    [
+        __name__,
+        "albumentations",
+        "finetune.commands.fit.fit",
+        "finetune.cli.main",
+        "sklearn",
+        "wandb",
+    ]
 )
 
 
@@ -115,7 +122,7 @@ def _heard(target: Callable[..., None], *arguments: Any) -> None:
     """Run ``target`` where signals arrive.
 
     The server that the processes come from is one for all of Python: if reading processes needed it
-    first, ``finetune.signals.blocked`` has kept signals from whatever is forked from it.
+    first, ``signals.blocked`` has kept signals from whatever is forked from it.
     """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
     target(*arguments)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from finetune.build import Training, build_training
+from finetune.builders import Training, build_training
 from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
@@ -164,4 +164,4 @@ def let_the_head_be_poor(monkeypatch: pytest.MonkeyPatch) -> None:
     On pictures as simple as these whether one does is a matter of rounding, and of the processor.
     """
     scores = itertools.chain([-math.inf], itertools.count())
-    monkeypatch.setattr("finetune.training.tail._score", lambda *_: next(scores))
+    monkeypatch.setattr("finetune.probe.last_stage._score", lambda *_: next(scores))

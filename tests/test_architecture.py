@@ -1,50 +1,58 @@
-"""The floors of the house: a module imports only from lower ones."""
+"""The layers of the package: a module imports only from lower layers; folders stay small."""
 
 import ast
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "finetune"
 
-# From the top down. What stands on one line are siblings, which never import each other.
-FLOORS = (
+# From the top down. Packages on one line are siblings, which never import each other.
+LAYERS = (
     ("__main__",),
     ("cli",),
     ("commands",),
-    ("build",),
-    ("training", "inference", "exporters", "report"),
-    ("bundle", "probe", "calibration"),
-    ("data", "models", "losses", "metrics", "machine"),
-    ("card", "prior_file"),
-    ("config", "chance", "priors"),
-    ("run_folder",),
-    ("storage",),
-    ("types", "lookup", "signals"),
+    ("builders",),
+    ("training", "inference", "exporters"),
+    ("probe",),
+    ("audit", "bundle"),
+    ("data", "models", "losses"),
+    ("evaluation", "distributed"),
+    ("config", "system"),
+    ("types", "lookup"),
     ("errors",),
 )
-FLOOR_OF = {name: floor for floor, names in enumerate(reversed(FLOORS)) for name in names}
+LAYER_OF = {name: layer for layer, names in enumerate(reversed(LAYERS)) for name in names}
 TORCH_FREE = (
-    "card", "prior_file", "config", "chance", "priors", "run_folder", "storage", "types", "lookup",
-    "signals", "errors",
+    "config", "system.files", "system.run_folder", "types", "lookup", "errors",
+    "bundle.model_card", "evaluation.prior_file", "evaluation.priors", "evaluation.significance",
+    "distributed.signals", "distributed.launch",
 )  # fmt: skip
-KNOW_THE_CONFIG = ("cli", "commands", "build", "config")
-STANDARD_LIBRARY_ONLY = ("types", "lookup", "signals", "errors")
+READ_CONFIG = ("cli", "commands", "builders", "config")
+STANDARD_LIBRARY_ONLY = ("system.files", "types", "lookup", "errors", "distributed.signals")
 HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "albumentations", "wandb", "sklearn"}
+MAX_MODULES_IN_FOLDER = 15
+MAX_LINES = 320
 
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE) + sorted(
-    path for path in PACKAGE.glob("*.py") if path.name != "__init__.py"
-)
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
-def _unit(path: Path) -> str:
-    """Return the package or module directly under ``finetune`` that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def _name(path: Path) -> str:
+    """Return the dotted name of a module below ``finetune``."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _package(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _is_in(name: str, units: tuple[str, ...]) -> bool:
+    return any(name == unit or name.startswith(f"{unit}.") for unit in units)
 
 
 def _imports(path: Path) -> Iterator[tuple[str, int]]:
@@ -57,50 +65,65 @@ def _imports(path: Path) -> Iterator[tuple[str, int]]:
             yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
 
 
-def _id(path: Path) -> str:
-    return path.relative_to(PACKAGE).as_posix()
-
-
-@pytest.mark.parametrize("path", MODULES, ids=_id)
-def test_every_module_has_a_floor_and_imports_only_from_lower_ones(path: Path) -> None:
-    own = _unit(path)
-    assert own in FLOOR_OF, f"say in FLOORS where {own} stands"
+def _imports_of_finetune(path: Path) -> Iterator[tuple[str, int]]:
     for name, line in _imports(path):
-        package, _, rest = name.partition(".")
-        if package != "finetune":
-            continue
-        other = rest.partition(".")[0]
-        assert other in FLOOR_OF, f"{path}:{line} imports {name}, which has no floor"
-        assert other == own or FLOOR_OF[other] < FLOOR_OF[own], f"{path}:{line} imports {name}"
+        if name.startswith("finetune."):
+            yield name.removeprefix("finetune."), line
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_id)
-def test_only_training_knows_lightning_and_the_lower_floors_no_torch(path: Path) -> None:
-    packages = {name.partition(".")[0] for name, _ in _imports(path)}
-    if _unit(path) != "training":
-        assert not packages & {"pytorch_lightning", "lightning"}
-    if _unit(path) in TORCH_FREE:
-        assert not packages & HEAVY
-    if _unit(path) in STANDARD_LIBRARY_ONLY:
-        assert packages <= {*sys.stdlib_module_names, "finetune"}
+def test_modules_import_only_from_lower_layers() -> None:
+    violations = []
+    for path in MODULES:
+        own = _package(_name(path))
+        for name, line in _imports_of_finetune(path):
+            other = _package(name)
+            if other != own and LAYER_OF[other] >= LAYER_OF[own]:
+                violations.append(f"{_name(path)}:{line} imports {name}")
+    assert not violations
+    assert {_package(_name(path)) for path in MODULES} == LAYER_OF.keys()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_id)
-def test_components_never_see_the_config(path: Path) -> None:
-    if _unit(path) not in KNOW_THE_CONFIG:
-        assert not [name for name, _ in _imports(path) if name.startswith("finetune.config")]
+def test_only_training_imports_lightning_and_light_modules_import_no_torch() -> None:
+    violations = []
+    for path in MODULES:
+        name = _name(path)
+        packages = {_package(imported) for imported, _ in _imports(path)}
+        forbidden = set() if _package(name) == "training" else {"pytorch_lightning", "lightning"}
+        if _is_in(name, TORCH_FREE):
+            forbidden |= HEAVY
+        if _is_in(name, STANDARD_LIBRARY_ONLY):
+            forbidden |= packages - {*sys.stdlib_module_names, "finetune"}
+        violations += [f"{name} imports {package}" for package in packages & forbidden]
+    assert not violations
 
 
-def test_only_two_modules_know_albumentations() -> None:
-    users = [
-        _id(path)
+def test_only_builders_and_above_import_the_config() -> None:
+    violations = [
+        f"{_name(path)}:{line} imports {name}"
         for path in MODULES
-        if "albumentations" in {name.partition(".")[0] for name, _ in _imports(path)}
+        for name, line in _imports_of_finetune(path)
+        if _package(name) == "config" and not _is_in(_name(path), READ_CONFIG)
     ]
-    assert users == ["data/augment.py", "data/train_transform.py"]
+    assert not violations
 
 
-def test_the_console_is_imported_without_anything_heavy() -> None:
+def test_only_two_modules_import_albumentations() -> None:
+    users = [
+        _name(path)
+        for path in MODULES
+        if "albumentations" in {_package(name) for name, _ in _imports(path)}
+    ]
+    assert users == ["data.transforms.presets", "data.transforms.train_transform"]
+
+
+def test_folders_and_files_stay_small() -> None:
+    folders = Counter(path.parent for path in MODULES if path.name != "__init__.py")
+    assert {str(f): n for f, n in folders.items() if n > MAX_MODULES_IN_FOLDER} == {}
+    lines = {_name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    assert {name: n for name, n in lines.items() if n > MAX_LINES} == {}
+
+
+def test_console_starts_without_heavy_imports() -> None:
     code = "import finetune.cli.main, json, sys; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.card import stored_classes
+from finetune.bundle.model_card import stored_classes
 from finetune.cli.compare import compare
 from finetune.cli.fit import fit
 from finetune.cli.inspect import inspect
-from finetune.cli.output import console_reporter, print_json, show_result, stop_as_exit
+from finetune.cli.render.output import console_reporter, print_json, show_result, stop_as_exit
 from finetune.cli.submit import SETTINGS, submit
 from finetune.data.scan import check_path
 from finetune.errors import ConfigError, RunFolderError
+from finetune.evaluation.prior_file import check_prior
 from finetune.lookup import did_you_mean
-from finetune.prior_file import check_prior
 from finetune.types import Split
 
 if TYPE_CHECKING:
-    from finetune.cli.console import ConsoleReporter
+    from finetune.cli.render.console import ConsoleReporter
 
 app = typer.Typer(
     name="finetune",
@@ -242,7 +242,7 @@ def config(as_json: Json = False) -> None:
 @app.command(name="join-run", hidden=True)
 def join_run(run: Path) -> None:
     """Take part in a run as one of its further processes."""
-    from finetune.commands.fit import join
+    from finetune.commands.fit.fit import join
 
     with stop_as_exit():
         join(run)

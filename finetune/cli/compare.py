@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finetune.cli.fit import FLAG_KEYS, config_of, sort_words
-from finetune.cli.output import console_reporter, print_json, stop_as_exit
-from finetune.training.launch import outer_launch
+from finetune.cli.render.output import console_reporter, print_json, stop_as_exit
+from finetune.distributed.launch import outer_launch
 
 if TYPE_CHECKING:
-    from finetune.cli.console import ConsoleReporter
+    from finetune.cli.render.console import ConsoleReporter
 
 
 def compare(
@@ -56,7 +56,7 @@ def compare(
     }
     flags = {FLAG_KEYS[flag]: (flag, value) for flag, value in values.items() if value is not None}
     names = [name.strip() for name in backbones.split(",") if name.strip()]
-    from finetune.commands.compare_check import check_alone, check_compare
+    from finetune.commands.compare.validate import check_alone, check_compare
     from finetune.config.load import parse_assignments
 
     with stop_as_exit():
@@ -65,7 +65,7 @@ def compare(
         config = config_of(path, parse_assignments(settings), flags, None)
         check_compare(config, names, weights=weights, csv=csv)
         reporter = console_reporter(json=as_json)
-        from finetune.commands.compare import compare as command
+        from finetune.commands.compare.compare import compare as command
 
         result = command(config, names, weights=weights, csv=csv, reporter=reporter)
     tree = result.as_json()
@@ -80,7 +80,7 @@ def compare(
 
 
 def _show(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
-    from finetune.cli.comparison import comparison_table
+    from finetune.cli.render.comparison_table import comparison_table
 
     if tree["backbones"]:
         reporter.note("")

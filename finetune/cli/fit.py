@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.output import console_reporter, show_result, stop_as_exit
+from finetune.cli.render.output import console_reporter, show_result, stop_as_exit
+from finetune.distributed.launch import is_further_rank, outer_launch
 from finetune.errors import ConfigError
-from finetune.training.launch import is_further_rank, outer_launch
 from finetune.types import Reporter
 
 if TYPE_CHECKING:
-    from finetune.cli.console import ConsoleReporter
+    from finetune.cli.render.console import ConsoleReporter
     from finetune.config.schema import Config
 
 FLAG_KEYS = {
@@ -117,7 +117,7 @@ def _fit(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    from finetune.commands.launch_check import check_launch
+    from finetune.commands.fit.launch_check import check_launch
     from finetune.config.load import parse_assignments
 
     path, settings = sort_words(words)
@@ -136,7 +136,7 @@ def _fit(
         if not dry_run:
             check_launch(config, outer_launch())  # again later; here nobody has waited for torch
 
-    from finetune.commands import fit as command
+    from finetune.commands.fit import fit as command
 
     changes = {"assignments": assignments, "flags": flags}
     if dry_run:

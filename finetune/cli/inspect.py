@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from finetune.cli.fit import FLAG_KEYS, config_of, sort_words
-from finetune.cli.output import console_reporter, show_result, stop_as_exit
+from finetune.cli.render.output import console_reporter, show_result, stop_as_exit
 
 
 def inspect(
@@ -42,7 +42,7 @@ def inspect(
 
 
 def _inspect(words: list[str], given: Mapping[str, Any], *, as_json: bool) -> None:
-    from finetune.cli.audit_text import audit_lines
+    from finetune.cli.render.audit_summary import audit_lines
     from finetune.config.load import parse_assignments
 
     path, settings = sort_words(words)
@@ -51,7 +51,7 @@ def _inspect(words: list[str], given: Mapping[str, Any], *, as_json: bool) -> No
     }
     config = config_of(path, parse_assignments(settings), flags, None)
     reporter = console_reporter(json=as_json)
-    from finetune.commands.inspect import inspect as command
+    from finetune.commands.inspect.inspect import inspect as command
 
     result = command(config, reporter=reporter)
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import typer
 
-from finetune import signals
 from finetune.cli.app import app
-from finetune.cli.output import SIGNAL_EXIT_CODES, console_reporter
+from finetune.cli.render.output import SIGNAL_EXIT_CODES, console_reporter
+from finetune.distributed import signals
+from finetune.distributed.launch import is_further_rank
 from finetune.errors import (
     INTERRUPTED_EXIT_CODE,
     PREEMPTED_EXIT_CODE,
     ConfigError,
     FinetuneError,
 )
-from finetune.training.launch import is_further_rank
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def _stopped(signum: int) -> int:
     if file is None:
         return PREEMPTED_EXIT_CODE
     if speaks:
-        from finetune.storage import write_text
+        from finetune.system.files import write_text
 
         try:
             write_text(Path(file), f"{signal.Signals(signum).name}\n")
@@ -85,7 +85,7 @@ def _foreign_error(error: Exception, arguments: Sequence[str]) -> int:
         verb = f"{arguments[0]} " if arguments[0] in _verbs() else ""
         console_reporter().error(f"{error.format_message()} See: finetune {verb}--help")
         return ConfigError.exit_code
-    from finetune.storage import explain_disk_error
+    from finetune.system.files import explain_disk_error
 
     explained = explain_disk_error(error, getattr(error, "filename", None) or "a file")
     if explained is not None:

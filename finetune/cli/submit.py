@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finetune.cli.fit import FLAG_KEYS, config_of, fit, sort_words
-from finetune.cli.output import console_reporter, print_json
+from finetune.cli.render.output import console_reporter, print_json
 from finetune.errors import ConfigError
 from finetune.lookup import did_you_mean
 
 if TYPE_CHECKING:
-    from finetune.cli.console import ConsoleReporter
+    from finetune.cli.render.console import ConsoleReporter
     from finetune.config.schema import Config
 
 SETTINGS = {"ignore_unknown_options": True}
@@ -60,8 +60,8 @@ def submit(
 ) -> None:
     """Put a fit into the queue of a SLURM cluster."""
     asked = _asked(context, words or [])
-    from finetune.commands.batch_script import Resources
-    from finetune.commands.submit import submit as command
+    from finetune.commands.submit.batch_script import Resources
+    from finetune.commands.submit.submit import submit as command
 
     resources = Resources(
         nodes, gpus_per_node, tasks_per_node, cpus_per_task, partition, time, account,

@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from finetune import run_folder
-from finetune.commands.fit import FitResult, fit
+from finetune.commands.fit.fit import FitResult, fit
 from finetune.config.load import build_config
-from finetune.data.augment import digits_pipeline, save_pipeline
-from finetune.storage import atomic_folder
+from finetune.data.transforms.presets import digits_pipeline, save_pipeline
+from finetune.system import run_folder
+from finetune.system.files import atomic_folder
 from finetune.types import Reporter
 
 BACKBONE = "resnet10t"

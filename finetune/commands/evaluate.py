@@ -5,18 +5,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from finetune import run_folder
-from finetune.bundle import load_model
-from finetune.commands.prior import prior_as_json, with_prior
-from finetune.commands.read_data import data_path, readable_samples
-from finetune.commands.read_run import require_files, stored_config, stored_manifest
-from finetune.data.decode import DEFAULT_MAX_PIXELS
-from finetune.data.leaks import rows_without_leaks
+from finetune.audit.leakage import rows_without_leaks
+from finetune.bundle.bundle import load_model
+from finetune.commands.prepare_data import data_path, readable_samples
+from finetune.commands.stored_run import require_files, stored_config, stored_manifest
+from finetune.commands.target_prior import prior_as_json, with_prior
+from finetune.data.images.decode import DEFAULT_MAX_PIXELS
 from finetune.data.manifest import Manifest, labelled_with
 from finetune.errors import ConfigError, DataError
-from finetune.inference.evaluation import details_as_json, evaluate_logits, metrics_as_json
 from finetune.inference.predictor import Predictor, check_tta
-from finetune.machine import free_cores, resolve_accelerator
+from finetune.inference.scoring import details_as_json, evaluate_logits, metrics_as_json
+from finetune.system import run_folder
+from finetune.system.hardware import free_cores, resolve_accelerator
 from finetune.types import Evaluation, Rejected, Reporter, Sample, Split
 
 

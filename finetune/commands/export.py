@@ -6,16 +6,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune import run_folder
-from finetune.bundle import ModelBundle, load_model, save_bundle
-from finetune.card import Card
-from finetune.commands.prior import prior_as_json, with_prior
-from finetune.commands.read_run import stored_config, stored_manifest
+from finetune.bundle.bundle import ModelBundle, load_model, save_bundle
+from finetune.bundle.model_card import Card
+from finetune.commands.stored_run import stored_config, stored_manifest
+from finetune.commands.target_prior import prior_as_json, with_prior
 from finetune.data.scan import list_images
 from finetune.errors import RunFolderError
 from finetune.exporters.parity import Parity, compare_timm_folder
 from finetune.inference.predictor import Predictor
 from finetune.models.head import with_adjusted_logits
+from finetune.system import run_folder
 from finetune.types import Reporter, Split
 
 _NUM_CHECKED = 64

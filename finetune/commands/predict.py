@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.bundle import load_model
-from finetune.commands.prior import prior_as_json, with_prior
-from finetune.commands.read_data import summary
-from finetune.data.reading import check_files
+from finetune.bundle.bundle import load_model
+from finetune.commands.prepare_data import summary
+from finetune.commands.target_prior import prior_as_json, with_prior
+from finetune.data.images.validate import check_files
 from finetune.data.scan import list_images
 from finetune.errors import DataError, RunFolderError
 from finetune.inference.predictor import Predictor, check_tta
-from finetune.machine import resolve_accelerator
-from finetune.storage import write_text
+from finetune.system.files import write_text
+from finetune.system.hardware import resolve_accelerator
 from finetune.types import Prediction, Rejected, Reporter
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from finetune.config.images import AugmentConfig, CacheConfig, DataConfig
+from finetune.config.data import AugmentConfig, CacheConfig, DataConfig
 from finetune.config.learning import (
     CalibrationConfig,
     ImbalanceConfig,

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from finetune import signals
-from finetune.data.source import PictureSource
-from finetune.data.transform import Transform, View
+from finetune.data.images.source import PictureSource
+from finetune.data.transforms.eval_transform import Transform, View
+from finetune.distributed import signals
 from finetune.errors import DataError, TrainingError
 from finetune.types import Draw
 

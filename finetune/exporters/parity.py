@@ -11,7 +11,7 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from finetune.data.decode import decode_image
+from finetune.data.images.decode import decode_image
 from finetune.errors import ModelError
 
 MAX_DIFFERENCE = 1e-3

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finetune.bundle import ModelBundle
-from finetune.card import Card
+from finetune.bundle.bundle import ModelBundle
+from finetune.bundle.model_card import Card
 from finetune.data.dataset import ImageDataset, create_loader, lost_readers_explained
-from finetune.data.decode import DEFAULT_MAX_PIXELS
-from finetune.data.source import FileSource
-from finetune.data.transform import BothWays, EvalTransform, Transform
+from finetune.data.images.decode import DEFAULT_MAX_PIXELS
+from finetune.data.images.source import FileSource
+from finetune.data.transforms.eval_transform import BothWays, EvalTransform, Transform
 from finetune.errors import ConfigError
 from finetune.models.classifier import normalise
 from finetune.types import Prediction

@@ -11,9 +11,9 @@ from torch import nn
 
 from finetune.errors import FinetuneError, ModelError
 from finetune.lookup import did_you_mean
-from finetune.models import zoo
+from finetune.models import torchvision_models as zoo
 from finetune.models.groups import classifier_parameters
-from finetune.models.load_proof import check_loaded, load_report, recorded_loads
+from finetune.models.load_report import check_loaded, load_report, recorded_loads
 from finetune.models.weights import WeightsSource, first_line, hub_error, weights_source
 from finetune.types import LoadReport, PreprocessSpec
 

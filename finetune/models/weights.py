@@ -12,7 +12,7 @@ from torch import Tensor
 
 from finetune.errors import FinetuneError, ModelError
 from finetune.models.hub import HubWeights, cached_or_reachable, discard, hub_weights, remedy
-from finetune.storage import explain_disk_error
+from finetune.system.files import explain_disk_error
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from pytorch_lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from finetune.data.dataset import Batch, ImageDataset, create_loader
-from finetune.data.sampler import EpochSampler, WholeBatches
-from finetune.data.sampling import SamplingAt, num_drawn
-from finetune.training.position import steps_of_epoch
+from finetune.data.samplers.epoch_sampler import EpochSampler, WholeBatches
+from finetune.data.samplers.sampling_weights import SamplingAt, num_drawn
+from finetune.training.callbacks.mid_epoch_resume import steps_of_epoch
 
 _VAL_BATCH = 64
 """Images at once in validation, or fewer: it takes far less memory than training."""

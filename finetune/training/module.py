@@ -15,16 +15,16 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from finetune.bundle import AVERAGE_KEY
-from finetune.card import train_counts
+from finetune.bundle.bundle import AVERAGE_KEY
+from finetune.bundle.model_card import CARD_KEY, train_counts
 from finetune.data.dataset import Batch
+from finetune.distributed.collectives import gather_rows
 from finetune.errors import TrainingError
-from finetune.machine import seed_device
-from finetune.metrics import evaluate_probabilities
+from finetune.evaluation.metrics import evaluate_probabilities
 from finetune.models.classifier import ImageClassifier, normalise
-from finetune.training.averaging import WeightAverage
-from finetune.training.gather import gather_rows
-from finetune.training.mixing import Mixing
+from finetune.system.hardware import seed_device
+from finetune.training.callbacks.weight_averaging import WeightAverage
+from finetune.training.mixup import Mixing
 from finetune.training.param_groups import rates_by_group
 from finetune.types import PreprocessSpec
 
@@ -33,9 +33,6 @@ _ROWS_ON_DEVICE = 32
 
 _ODD = 6364136223846793005
 """Multiplier of Knuth's generator (MMIX): spreads a small number over 63 bits."""
-
-CARD_KEY = "finetune"
-"""Where a checkpoint holds what is needed to use its weights without the run's config."""
 
 
 @dataclass(frozen=True, slots=True)

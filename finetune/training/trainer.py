@@ -15,20 +15,24 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import PassThroughProfiler
 
-from finetune import signals
 from finetune.data.dataset import lost_readers_explained
+from finetune.distributed import signals
+from finetune.distributed.launch import Launch
+from finetune.distributed.peer_errors import explain_lost_process
+from finetune.distributed.signals import StopRequest
 from finetune.errors import OutOfMemoryError, RunFolderError
-from finetune.machine import explain_out_of_memory, is_out_of_memory
-from finetune.signals import StopRequest
-from finetune.storage import explain_disk_error
-from finetune.training.checkpoints import PatientStopping, WholeCheckpoints, keep_checkpoint
+from finetune.system.files import explain_disk_error
+from finetune.system.hardware import explain_out_of_memory, is_out_of_memory
+from finetune.training.callbacks.checkpoint import (
+    PatientStopping,
+    WholeCheckpoints,
+    keep_checkpoint,
+)
+from finetune.training.callbacks.mid_epoch_resume import ResumableEpoch
+from finetune.training.callbacks.preemption import Preemption
+from finetune.training.cluster_environment import LaunchedEnvironment
 from finetune.training.datamodule import ImageDataModule
-from finetune.training.environment import LaunchedEnvironment
-from finetune.training.launch import Launch
-from finetune.training.lost import explain_lost_process
 from finetune.training.module import ClassificationModule
-from finetune.training.position import ResumableEpoch
-from finetune.training.preemption import Preemption
 from finetune.training.strategy import choose_strategy
 
 _EXPECTED_WARNINGS = (

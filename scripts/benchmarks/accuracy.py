@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import finetune
-from finetune.data import picture
+from finetune.data.images import lazy_image as picture
 
 WAYS = {"full decode": "off", "scaled decode": "off", "stored pixels": "on"}
 

@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from finetune.data.audit import CopyGroup
-from finetune.data.copies import find_copies
-from finetune.data.crops import find_crops
-from finetune.data.findings import picture_of_copies
-from finetune.data.looks import look_at_files
+from finetune.audit.audit import CopyGroup
+from finetune.audit.cropped_duplicates import find_crops
+from finetune.audit.fingerprint_table import look_at_files
+from finetune.audit.near_duplicates import find_copies
+from finetune.audit.report import picture_of_copies
 from finetune.data.scan import list_images
 from finetune.types import Reporter, Sample
 
@@ -135,8 +135,8 @@ def _features(options: Namespace, files: Sequence[Path]) -> Array:
     import torch
 
     from finetune.data.dataset import ImageDataset, create_loader
-    from finetune.data.source import FileSource
-    from finetune.data.transform import EvalTransform
+    from finetune.data.images.source import FileSource
+    from finetune.data.transforms.eval_transform import EvalTransform
     from finetune.models.backbone import create_network
     from finetune.models.classifier import normalise
     from finetune.models.head import head_inputs, linear_head

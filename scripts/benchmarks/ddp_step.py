@@ -26,13 +26,13 @@ from pytorch_lightning import Callback
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune.build import build_training, trainer_options, with_cache
-from finetune.commands.read_data import read_data
+from finetune.builders import build_training, trainer_options, with_cache
+from finetune.commands.prepare_data import read_data
 from finetune.config.load import build_config
+from finetune.distributed.launch import outer_launch
+from finetune.distributed.rendezvous import meeting
 from finetune.models.classifier import normalise
-from finetune.training.callbacks import Unfreeze
-from finetune.training.launch import outer_launch
-from finetune.training.meeting import meeting
+from finetune.training.callbacks.freeze_layers import Unfreeze
 from finetune.training.trainer import create_trainer, fit
 from finetune.types import Reporter
 

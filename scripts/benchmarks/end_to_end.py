@@ -36,7 +36,7 @@ from trainings import (
 from watches import EpochTurns, Stopwatch
 
 import finetune
-from finetune.build import Training
+from finetune.builders import Training
 from finetune.config.schema import Config
 from finetune.types import Reporter
 

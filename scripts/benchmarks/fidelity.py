@@ -49,9 +49,9 @@ def print_scores(scores: Scores) -> None:
 
 def croppers_of(file: Path) -> dict[str, tuple[float, Cropper]]:
     """Return, for one file, the least fraction of each contender's boxes and how it crops."""
-    from finetune.data.decode import DEFAULT_MAX_PIXELS
-    from finetune.data.fill import shrunk
-    from finetune.data.picture import ArrayPicture, open_picture
+    from finetune.data.cache.pixel_writer import shrunk
+    from finetune.data.images.decode import DEFAULT_MAX_PIXELS
+    from finetune.data.images.lazy_image import ArrayPicture, open_picture
 
     full_bgr, size = decode_cv2(file), (SIZE_PX, SIZE_PX)
     height, width = full_bgr.shape[:2]

@@ -31,23 +31,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.build.criterion import make_criterion
-from finetune.build.sampling import make_sampling
+from finetune.builders.criterion import make_criterion
+from finetune.builders.sampling import make_sampling
 from finetune.config.imbalance import IMBALANCE, with_imbalance
 from finetune.config.load import replaced
 from finetune.config.schema import Config
 from finetune.data.dataset import ImageDataset, create_loader
+from finetune.data.images.source import FileSource
 from finetune.data.manifest import Manifest
-from finetune.data.sampler import EpochSampler
+from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.data.scan import scan
-from finetune.data.source import FileSource
-from finetune.data.transform import EvalTransform
+from finetune.data.transforms.eval_transform import EvalTransform
+from finetune.evaluation.priors import logit_shift, shares_of, uniform
 from finetune.models.backbone import create_network
 from finetune.models.classifier import normalise
 from finetune.models.head import head_inputs, linear_head
-from finetune.priors import logit_shift, shares_of, uniform
-from finetune.probe.choice import fit_head
-from finetune.probe.rebalance import TAUS, tau_normalised
+from finetune.probe.cross_validation import fit_head
+from finetune.probe.tau_norm import TAUS, tau_normalised
 from finetune.types import Sample, Split
 
 _EPOCHS, _BATCH, _LR = 40, 32, 1e-3

@@ -21,7 +21,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def finetune_cold(folder: Path, batch_size: int) -> Loader:
     """Return finetune's loader that reads the files, without a cache, with the tutorial's crops."""
-    from finetune.data.source import FileSource
+    from finetune.data.images.source import FileSource
 
     return finetune_loader(FileSource(photos_in(folder)), tutorial_crops(), batch_size)
 
@@ -35,10 +35,10 @@ def finetune_cached(folder: Path, batch_size: int, *, preset: str | None, px: in
         preset: finetune's augmentation; None takes the tutorial's crops.
         px: Shorter side of the stored images.
     """
-    from finetune.data.augment import train_transform
-    from finetune.data.cache import PixelStore, StoredSource
-    from finetune.data.decode import DEFAULT_MAX_PIXELS
-    from finetune.data.fill import fill_store, shrunk
+    from finetune.data.cache.pixel_store import PixelStore, StoredSource
+    from finetune.data.cache.pixel_writer import fill_store, shrunk
+    from finetune.data.images.decode import DEFAULT_MAX_PIXELS
+    from finetune.data.transforms.presets import train_transform
     from finetune.types import PreprocessSpec, Reporter
 
     spec = PreprocessSpec((3, SIZE_PX, SIZE_PX), MEAN, STD)
@@ -53,7 +53,7 @@ def finetune_cached(folder: Path, batch_size: int, *, preset: str | None, px: in
 def finetune_loader(source: Any, transform: Any, batch_size: int) -> Loader:
     """Return finetune's loader over a source of pictures."""
     from finetune.data.dataset import ImageDataset, create_loader
-    from finetune.data.sampler import EpochSampler
+    from finetune.data.samplers.epoch_sampler import EpochSampler
 
     count = len(source)
     sampler = EpochSampler(None, num_images=count, batch_size=batch_size, seed=0)
@@ -65,7 +65,7 @@ def tutorial_crops() -> Any:
     """Return finetune's transform with the crops of the tutorial: 8% to 100% of the area, flips."""
     import albumentations as A  # noqa: N812 - the name that its own documentation uses
 
-    from finetune.data.train_transform import TrainTransform
+    from finetune.data.transforms.train_transform import TrainTransform
 
     size = (SIZE_PX, SIZE_PX)
     steps = A.Compose([A.RandomResizedCrop(size, scale=(0.08, 1.0)), A.HorizontalFlip()])

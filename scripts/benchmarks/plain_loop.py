@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from finetune.build import Training, with_cache
+from finetune.builders import Training, with_cache
 from finetune.data.dataset import Batch, create_loader
-from finetune.data.sampler import EpochSampler
+from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.models.classifier import normalise
 from finetune.types import Reporter
 

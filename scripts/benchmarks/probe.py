@@ -37,7 +37,7 @@ from torchvision import transforms  # noqa: E402
 from torchvision.datasets import ImageFolder  # noqa: E402
 
 import finetune  # noqa: E402
-from finetune.commands import fit as _fit  # noqa: E402, F401 - imported before anything is timed
+from finetune.commands.fit.fit import fit as _fit  # noqa: E402, F401 - imported before anything is timed
 from finetune.models.backbone import create_network  # noqa: E402
 from finetune.types import Reporter  # noqa: E402
 

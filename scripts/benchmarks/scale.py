@@ -53,11 +53,11 @@ def go_through(root: Path) -> None:
     """Scan, split, write, read and draw, each timed."""
     with step("imports"):
         from finetune.data.dataset import ImageDataset
+        from finetune.data.images.source import FileSource
         from finetune.data.manifest import build_manifest, read_manifest, write_manifest
-        from finetune.data.sampler import EpochSampler
+        from finetune.data.samplers.epoch_sampler import EpochSampler
         from finetune.data.scan import scan
-        from finetune.data.source import FileSource
-        from finetune.data.transform import AsStored
+        from finetune.data.transforms.eval_transform import AsStored
         from finetune.types import Split
     with step("scan"):
         found = scan(root)

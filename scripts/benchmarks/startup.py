@@ -28,8 +28,8 @@ MAKE_BUNDLE = """
 import sys
 from pathlib import Path
 from PIL import Image
-from finetune.card import Card
-from finetune.bundle import save_bundle
+from finetune.bundle.model_card import Card
+from finetune.bundle.bundle import save_bundle
 from finetune.models.backbone import create_network
 folder = Path(sys.argv[1])
 made = create_network("resnet18", num_classes=2, weights="random")
@@ -47,7 +47,11 @@ def commands(folder: Path) -> Mapping[str, Sequence[str]]:
         "finetune fit --help": [*FINETUNE, "fit", "--help"],
         "finetune fit with a config typo": [*FINETUNE, "fit", ".", "optim.lrr=1"],
         "import torch, timm": [sys.executable, "-c", "import torch, timm"],
-        "import finetune.commands.fit": [sys.executable, "-c", "import finetune.commands.fit"],
+        "import finetune.commands.fit.fit": [
+            sys.executable,
+            "-c",
+            "import finetune.commands.fit.fit",
+        ],
         BARE: [sys.executable, "-c", BARE_CODE],
         PREDICT: [*FINETUNE, "predict", str(folder / "bundle"), str(folder / "a.jpg")],
     }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from finetune.build import Training, trainer_options
+from finetune.builders import Training, trainer_options
 from finetune.data.dataset import Batch
 from finetune.models.classifier import normalise
 from finetune.training.module import ClassificationModule

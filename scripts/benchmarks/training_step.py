@@ -4,7 +4,7 @@
 
 The tutorial's loop is float32, NCHW, trains everything, keeps BatchNorm in train mode and takes
 torch.optim.AdamW as it comes; its input is a ready float32 batch. finetune's rows are the product:
-its module, loss, optimizer, clipping and schedule, built by ``finetune.build`` as for pretrained
+its module, loss, optimizer, clipping and schedule, built by ``finetune.builders`` as for pretrained
 weights, from a batch of its own loader (uint8 pixels and colour matrices, which its step turns into
 the network's input). Lightning's loop around the step is not in it: see end_to_end.py --overhead.
 
@@ -38,9 +38,9 @@ from trainings import (
     work_folder,
 )
 
-from finetune.build import Training
+from finetune.builders import Training
 from finetune.models.classifier import normalise
-from finetune.training.unfreeze import as_depth
+from finetune.training.schedules.unfreeze import as_depth
 
 ASSIGNMENTS: dict[str, Any] = {
     # what "auto" chooses for pretrained weights, which are not needed to measure time

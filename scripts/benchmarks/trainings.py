@@ -13,8 +13,8 @@ import rounds
 import torch
 from made_photos import make_photos, photo_bytes_per_px
 
-from finetune.build import Training, build_training
-from finetune.commands.read_data import data_path, read_data
+from finetune.builders import Training, build_training
+from finetune.commands.prepare_data import data_path, read_data
 from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.types import Reporter

@@ -276,7 +276,7 @@ def test_a_defect_of_ours_asks_for_a_report(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("finetune.commands.fit.fit", broken)
+    monkeypatch.setattr("finetune.commands.fit.fit.fit", broken)
     message = cli.refused(*FIT, code=1)
     assert "unexpected ZeroDivisionError: ours" in message
     assert "report it with the output of FINETUNE_DEBUG=1" in message
@@ -290,7 +290,7 @@ def test_ctrl_c_has_an_exit_code_of_its_own(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("finetune.commands.fit.fit", stopped)
+    monkeypatch.setattr("finetune.commands.fit.fit.fit", stopped)
     assert "stopped by Ctrl-C" in cli.refused(*FIT, code=130)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cli.comparison import broken, comparison_table
-from finetune.probe.choice import fit_head
-from finetune.training import forward_cost
+from finetune.cli.render.comparison_table import broken, comparison_table
+from finetune.models import throughput as forward_cost
+from finetune.probe.cross_validation import fit_head
 from tests.cli.conftest import Cli
 from tests.helpers import run_python
 from tests.runs import write_photos, write_weights
@@ -40,7 +40,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward_cost, "_BATCH_SECONDS", 0.02)
     monkeypatch.setattr(forward_cost, "_SECONDS", 0.02)
-    monkeypatch.setattr("finetune.training.probe.fit_head", partial(fit_head, penalties=(0.1,)))
+    monkeypatch.setattr("finetune.probe.linear_probe.fit_head", partial(fit_head, penalties=(0.1,)))
 
 
 def test_json_is_one_object_with_all_rows_and_the_csv_holds_them_too(

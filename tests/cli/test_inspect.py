@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from finetune.cli.audit_text import audit_lines
+from finetune.cli.render.audit_summary import audit_lines
 from tests.cli.conftest import Cli
 from tests.pictures import scene, write_jpeg
 

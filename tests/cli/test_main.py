@@ -19,7 +19,7 @@ from tests.cli.conftest import SMALL, Cli
 from tests.helpers import run_python
 
 if TYPE_CHECKING:
-    from finetune.commands.fit import FitResult
+    from finetune.commands.fit.fit import FitResult
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_a_flag_is_a_key_of_the_config(
         seen.append(config)
         return {}
 
-    monkeypatch.setattr("finetune.commands.fit.plan_fit", keep)
+    monkeypatch.setattr("finetune.commands.fit.fit.plan_fit", keep)
     key, value = FLAGS[flag]
     word = "3e-4" if flag == "--lr" else str(value)
     cli.ok("fit", photos, flag, word, "--dry-run", "--json")

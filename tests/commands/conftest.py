@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from finetune.bundle import load_model, save_bundle
+from finetune.bundle.bundle import load_model, save_bundle
 from tests.networks import one_thread
 
 if TYPE_CHECKING:
-    from finetune.commands.fit import FitResult
+    from finetune.commands.fit.fit import FitResult
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -13,7 +13,7 @@ import pytest
 from sklearn import metrics as reference
 
 import finetune
-from finetune.bundle import load_model
+from finetune.bundle.bundle import load_model
 from finetune.errors import ConfigError, DataError, RunFolderError
 from finetune.inference.predictor import Predictor
 from finetune.types import Split
@@ -21,7 +21,7 @@ from tests.conftest import CLASSES
 from tests.helpers import Recorder
 
 if TYPE_CHECKING:
-    from finetune.commands.fit import FitResult
+    from finetune.commands.fit.fit import FitResult
 
 
 def rows_of(run: Path, split: str) -> list[dict[str, str]]:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import finetune
-from finetune.bundle import load_model, save_bundle
-from finetune.card import Card
+from finetune.bundle.bundle import load_model, save_bundle
+from finetune.bundle.model_card import Card
 from finetune.errors import DataError, ModelError, RunFolderError, StorageError
 from finetune.models.backbone import create_network
 from tests.commands.test_evaluate import rows_of
@@ -21,7 +21,7 @@ from tests.helpers import Recorder, names_in, tiny_disk
 from tests.networks import randomise, settle
 
 if TYPE_CHECKING:
-    from finetune.commands.fit import FitResult
+    from finetune.commands.fit.fit import FitResult
 
 
 def test_an_export_is_the_model_and_is_compared_on_the_images_held_out(

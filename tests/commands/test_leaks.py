@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import finetune
-from finetune.bundle import load_model
-from finetune.card import read_card
-from finetune.commands.fit import FitResult
+from finetune.bundle.bundle import load_model
+from finetune.bundle.model_card import read_card
+from finetune.commands.fit.fit import FitResult
 from finetune.inference.predictor import Predictor
 from finetune.types import Split
 from tests.networks import one_thread
@@ -84,7 +84,7 @@ def test_other_images_of_the_same_names_are_no_leaks(leaky: FitResult, tmp_path:
 
 
 def test_the_temperature_is_for_the_shares_of_the_images_that_it_is_fitted_to() -> None:
-    from finetune.calibration import fit_temperature
+    from finetune.evaluation.calibration import fit_temperature
 
     # logits that are exactly right where classes are alike, seen where one of them is rare
     random = np.random.default_rng(2)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 import finetune
-from finetune.bundle import load_model
+from finetune.bundle.bundle import load_model
 from finetune.errors import ConfigError, DataError, RunFolderError, StorageError
 from finetune.inference.predictor import Predictor
 from tests.conftest import CLASSES
 from tests.helpers import Recorder, names_in, tiny_disk, write_images
 
 if TYPE_CHECKING:
-    from finetune.commands.fit import FitResult
+    from finetune.commands.fit.fit import FitResult
 
 NAMES = ("a, b.png", "nested/deep/é.PNG", 'quote".png')
 

@@ -10,7 +10,7 @@ from finetune.config.facts import Facts
 from finetune.config.recipe import recipe
 from finetune.config.schema import Config
 from finetune.models.backbone import create_network
-from finetune.training.forward_cost import multiplications
+from finetune.models.throughput import multiplications
 
 
 def facts_of(*counts: int) -> Facts:

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from finetune.config import images, learning
+from finetune.config import data as images
+from finetune.config import learning
 from finetune.config.imbalance import IMBALANCE
-from finetune.data.augment import AUGMENTATIONS
-from finetune.data.sampling import SAMPLERS
+from finetune.data.samplers.sampling_weights import SAMPLERS
+from finetune.data.transforms.presets import AUGMENTATIONS
 from finetune.losses import CLASS_WEIGHTS, LOSSES
-from finetune.training.lr_schedule import LR_SCHEDULES
-from finetune.training.unfreeze import UNFREEZE
+from finetune.training.schedules.learning_rate import LR_SCHEDULES
+from finetune.training.schedules.unfreeze import UNFREEZE
 
 
 @pytest.mark.parametrize(

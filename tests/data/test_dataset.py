@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from finetune.data import dataset as dataset_module
-from finetune.data.augment import train_transform
-from finetune.data.cache import PixelStore, StoredSource
+from finetune.data.cache.pixel_store import PixelStore, StoredSource
+from finetune.data.cache.pixel_writer import fill_store, shrunk
 from finetune.data.dataset import Batch, ImageDataset, create_loader, lost_readers_explained
-from finetune.data.fill import fill_store, shrunk
-from finetune.data.picture import open_picture
-from finetune.data.sampler import EpochSampler
-from finetune.data.sampling import weighted
-from finetune.data.source import FileSource, PictureSource
-from finetune.data.transform import EvalTransform
+from finetune.data.images.lazy_image import open_picture
+from finetune.data.images.source import FileSource, PictureSource
+from finetune.data.samplers.epoch_sampler import EpochSampler
+from finetune.data.samplers.sampling_weights import weighted
+from finetune.data.transforms.eval_transform import EvalTransform
+from finetune.data.transforms.presets import train_transform
 from finetune.errors import DataError, TrainingError
 from finetune.types import Draw, PreprocessSpec, Reporter
 from tests.helpers import noise, smooth

@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune.bundle import load_model
+from finetune.bundle.bundle import load_model
 from finetune.errors import ModelError
 from finetune.exporters.parity import MAX_DIFFERENCE, checked, compare_timm_folder
 from finetune.inference.predictor import Predictor
 
 if TYPE_CHECKING:
-    from finetune.commands.fit import FitResult
+    from finetune.commands.fit.fit import FitResult
 
 
 def test_the_largest_difference_and_the_top_classes_are_counted() -> None:

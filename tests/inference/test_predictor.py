@@ -16,13 +16,13 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from finetune.bundle import ModelBundle, load_model
+from finetune.bundle.bundle import ModelBundle, load_model
 from finetune.errors import ConfigError, DataError
+from finetune.evaluation.priors import Priors
 from finetune.inference.predictor import Predictor
-from finetune.priors import Priors
 
 if TYPE_CHECKING:
-    from finetune.commands.fit import FitResult
+    from finetune.commands.fit.fit import FitResult
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import finetune as api
-from finetune.card import read_card
+from finetune.bundle.model_card import read_card
 from finetune.cli.main import run as run_command
 from tests.networks import one_thread
 from tests.runs import (

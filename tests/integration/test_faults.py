@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import finetune.__main__ as command_line
-from finetune import signals
+from finetune.distributed import signals
 from tests.processes import context, joined_by, started
 from tests.runs import assert_same_bits, checkpoint, rows, weights, write_photos, write_weights
 from tests.wandb_file import read_offline_runs

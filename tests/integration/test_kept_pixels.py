@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import finetune as api
-from finetune.commands.fit import FitResult
+from finetune.commands.fit.fit import FitResult
 from tests.networks import one_thread
 from tests.runs import assert_same_bits, checkpoint, rows, small_config, weights
 

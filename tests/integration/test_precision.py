@@ -8,8 +8,8 @@ import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from finetune.build import trainer_options
-from finetune.training.callbacks import Unfreeze
+from finetune.builders import trainer_options
+from finetune.training.callbacks.freeze_layers import Unfreeze
 from finetune.training.trainer import create_trainer, fit
 from tests.runs import small_training, write_photos
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import finetune as api
-from finetune.card import read_card
+from finetune.bundle.model_card import read_card
 from finetune.cli.main import run as run_command
 from finetune.errors import ConfigError
-from finetune.probe.choice import fit_head
+from finetune.probe.cross_validation import fit_head
 from tests.networks import one_thread
 from tests.runs import (
     assert_same_bits,
@@ -155,7 +155,7 @@ def test_an_epoch_that_beats_the_probe_is_the_best_model(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weak = partial(fit_head, penalties=(10.0,))
-    monkeypatch.setattr("finetune.training.probe.fit_head", weak)
+    monkeypatch.setattr("finetune.probe.linear_probe.fit_head", weak)
     run = fit(
         place, "run", "--unfreeze", "all", "--epochs", 4, "optim.lr=1e-3", "--augment", "none",
         "optim.backbone_lr_scale=1", "trainer.monitor=loss", "loss.label_smoothing=0",
@@ -171,7 +171,7 @@ def test_a_run_that_was_ended_after_its_probe_ends_alike(
 ) -> None:
     words = ("--unfreeze", "all", "--epochs", 2)
     whole = fit(place, "whole", *words)
-    import finetune.commands.train as train
+    import finetune.commands.fit.train as train
 
     def broken(*args: Any, **more: Any) -> None:
         raise ConfigError("ended by the test")
@@ -255,7 +255,7 @@ def test_a_probe_that_was_ended_while_it_went_deeper_ends_alike(
         raise ConfigError("ended by the test")
 
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.training.tail.trained_passes", lambda *_, **__: ended())
+        patch.setattr("finetune.probe.last_stage.trained_passes", lambda *_, **__: ended())
         assert run_command([str(word) for word in (*given, *SMALL, *words)]) == 2
     assert not (run / "checkpoints" / "best.ckpt").exists()
     capsys.readouterr()

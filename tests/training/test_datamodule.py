@@ -7,11 +7,11 @@ from typing import Any, cast
 import pytest
 import torch
 
-from finetune.build import with_cache
-from finetune.data.cache import StoredSource
+from finetune.builders import with_cache
+from finetune.data.cache.pixel_store import StoredSource
 from finetune.data.dataset import Batch, ImageDataset
-from finetune.data.sampler import EpochSampler
-from finetune.data.source import FileSource
+from finetune.data.images.source import FileSource
+from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.training.datamodule import ImageDataModule
 from finetune.types import Reporter
 from tests.runs import small_training

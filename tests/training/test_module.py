@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchvision.transforms.functional import normalize
 
-from finetune.build import Training, trainer_options
+from finetune.builders import Training, trainer_options
+from finetune.bundle.model_card import CARD_KEY
 from finetune.data.dataset import Batch
 from finetune.errors import TrainingError
 from finetune.models.classifier import normalise
-from finetune.training.callbacks import Unfreeze
-from finetune.training.loggers import MetricsCsv
-from finetune.training.module import CARD_KEY, ClassificationModule, EpochSums
+from finetune.training.callbacks.freeze_layers import Unfreeze
+from finetune.training.loggers.experiment import MetricsCsv
+from finetune.training.module import ClassificationModule, EpochSums
 from finetune.training.trainer import TrainerOptions, create_trainer, fit
 from finetune.types import Reporter
 from tests.networks import randomise

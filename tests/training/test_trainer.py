@@ -13,11 +13,11 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
-from finetune.build import Training
+from finetune.builders import Training
+from finetune.distributed.launch import Launch
 from finetune.errors import RunFolderError, StorageError, TrainingError
-from finetune.training.callbacks import Unfreeze
-from finetune.training.checkpoints import MovableCheckpoint
-from finetune.training.launch import Launch
+from finetune.training.callbacks.checkpoint import MovableCheckpoint
+from finetune.training.callbacks.freeze_layers import Unfreeze
 from finetune.training.trainer import TrainerOptions, create_trainer, fit
 from tests.helpers import tiny_disk
 from tests.runs import assert_same_bits, checkpoint, small_training, weights

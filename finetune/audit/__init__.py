@@ -1,0 +1,1 @@
+"""Audit of a dataset: duplicates, leakage, suspicious images and label errors."""

@@ -1,0 +1,60 @@
+"""The network of a run, and what it keeps for the backward pass."""
+
+from dataclasses import replace
+
+from finetune.bundle.model_card import Card
+from finetune.config.schema import Config
+from finetune.data.manifest import Manifest
+from finetune.errors import ConfigError
+from finetune.models.backbone import Network, create_network
+from finetune.models.classifier import ImageClassifier
+from finetune.types import LoadReport
+
+
+def make_network(config: Config, manifest: Manifest, resumed: Card | None) -> Network:
+    """Return the backbone with its weights, or with room for those of the checkpoint.
+
+    Args:
+        config: What was asked for.
+        manifest: The images.
+        resumed: The card of the checkpoint that will fill it.
+
+    Raises:
+        ModelError: The backbone or its weights.
+    """
+    size = config.data.image_size
+    network = create_network(
+        config.model.backbone,
+        num_classes=len(manifest.classes),
+        weights="random" if resumed else config.model.weights,
+        image_size=None if size == "auto" else size,
+        drop_rate=config.model.drop_rate,
+        kwargs=config.model.kwargs,
+        pretrained_cfg=config.model.pretrained_cfg,
+        seed=config.seed,
+    )
+    if resumed is None:
+        return network
+    report = LoadReport(str(resumed.facts["weights"]), 0, 0)
+    return replace(network, spec=resumed.spec, report=report)
+
+
+def checkpoint_activations(config: Config, classifier: ImageClassifier) -> None:
+    """Let the network compute activations again in the backward pass.
+
+    Raises:
+        ConfigError: It cannot, or would count each batch twice in its BatchNorm statistics.
+    """
+    if classifier.batch_norm == "train" and classifier.has_batch_norm:
+        raise ConfigError(
+            f"model.grad_checkpointing cannot apply with model.batch_norm="
+            f"{config.model.batch_norm}: computed twice, each batch would enter the statistics "
+            f"twice. Use model.batch_norm=frozen."
+        )
+    try:
+        classifier.network.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"model.grad_checkpointing: '{config.model.backbone}' does not support it. Use "
+            f"trainer.accumulate to save memory."
+        ) from error

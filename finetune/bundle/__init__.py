@@ -1,0 +1,1 @@
+"""The model bundle: weights, model card and what timm reads."""

@@ -1,0 +1,177 @@
+"""A trained model as a folder: safetensors and JSON, read without any training code.
+
+``config.json`` and ``model.safetensors`` are timm's own format, so that
+``timm.create_model("local-dir:FOLDER", pretrained=True)`` gives the same network;
+``finetune.json`` holds what timm has no place for.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import save_for_hf
+from torch import nn
+
+from finetune.bundle.model_card import CARD_KEY, Card, bundle_in, read_card, readme
+from finetune.errors import ModelError, RunFolderError
+from finetune.models import torchvision_models as zoo
+from finetune.system.files import atomic_folder
+
+_PACKAGES = ("finetune", "torch", "torchvision", "timm", "pytorch-lightning", "albumentations")
+_NETWORK_PREFIX = "classifier.network."
+
+AVERAGE_KEY = "average"
+"""Where a checkpoint holds averaged weights, by their names in its ``state_dict``, if it does: what
+was measured, and what is used. Training goes on from the others."""
+
+zoo.register()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBundle:
+    """A network in eval mode with everything that its use needs.
+
+    Attributes:
+        network: Takes normalised images (B, 3, H, W), returns logits (B, K).
+        card: Classes, preprocessing and origin.
+        source: Where it was read.
+    """
+
+    network: nn.Module
+    card: Card
+    source: Path
+
+
+def save_bundle(network: nn.Module, card: Card, folder: Path) -> None:
+    """Write the bundle, whole or not at all; one that is there is replaced.
+
+    Raises:
+        StorageError: The disk is full, read-only or fails.
+    """
+    network = network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    spec = card.spec
+    preprocessing = {
+        "input_size": list(spec.input_size),
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "interpolation": spec.interpolation,
+        "crop_pct": spec.crop_pct,
+        "crop_mode": spec.crop_mode,
+        # the original weights' advice for testing at another size does not hold any more
+        "test_input_size": None,
+        "test_crop_pct": None,
+    }
+    with atomic_folder(folder) as temporary:
+        save_for_hf(
+            network,
+            str(temporary),
+            model_config={"pretrained_cfg": preprocessing, "label_names": list(card.classes)},
+            model_args=dict(card.model_args),
+            safe_serialization=True,
+        )
+        tree = {
+            **card.as_json(),
+            "sha256": _sha256(temporary / "model.safetensors"),
+            "versions": {"python": platform.python_version(), **_versions()},
+        }
+        text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
+        (temporary / "finetune.json").write_text(text, encoding="utf-8")
+        (temporary / "README.md").write_text(readme(card), encoding="utf-8")
+
+
+def load_model(path: Path) -> ModelBundle:
+    """Return the model of a run folder, a bundle folder or a checkpoint.
+
+    A run folder gives its bundle, or its best checkpoint while it is still training.
+
+    Raises:
+        RunFolderError: There is no model, or it is damaged.
+    """
+    if not path.exists():
+        raise RunFolderError(
+            f"{path} does not exist. Name a run folder, a bundle folder or a .ckpt file."
+        )
+    if path.is_file():
+        return _from_checkpoint(path)
+    folder = bundle_in(path)
+    if folder is not None:
+        return _from_bundle(folder)
+    best = path / "checkpoints" / "best.ckpt"
+    if best.is_file():
+        return _from_checkpoint(best)
+    raise RunFolderError(
+        f"{path} holds no model: neither bundle/finetune.json nor checkpoints/best.ckpt. If the "
+        f"run was stopped in its first epoch, go on with finetune fit --resume {path}."
+    )
+
+
+def _from_bundle(folder: Path) -> ModelBundle:
+    tree = read_card(folder)
+    try:
+        card = Card.from_json(tree)
+        weights = folder / "model.safetensors"
+        if _sha256(weights) != tree["sha256"]:
+            raise ValueError("model.safetensors is not the file that was measured")
+        state = load_file(weights)
+        return ModelBundle(_network(card, state), card, folder)
+    except (ModelError, RunFolderError) as error:
+        raise type(error)(f"{folder}: {error}") from error
+    except (
+        OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError
+    ) as error:  # fmt: skip
+        raise RunFolderError(
+            f"The bundle {folder} is damaged ({_reason(error)}). Export it again from the run's "
+            f"checkpoints/best.ckpt."
+        ) from error
+
+
+def _from_checkpoint(file: Path) -> ModelBundle:
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        card = Card.from_json(checkpoint[CARD_KEY])
+        averaged = checkpoint.get(AVERAGE_KEY, {}).get("tensors", {})
+        state = {
+            name.removeprefix(_NETWORK_PREFIX): averaged.get(name, value)
+            for name, value in checkpoint["state_dict"].items()
+        }
+        return ModelBundle(_network(card, state), card, file)
+    except (ModelError, RunFolderError) as error:
+        raise type(error)(f"{file}: {error}") from error
+    except Exception as error:
+        raise RunFolderError(
+            f"{file} is no checkpoint that finetune wrote, or it is damaged ({_reason(error)}). "
+            f"Name a run folder, a bundle folder or a .ckpt file of a run."
+        ) from error
+
+
+def _network(card: Card, state: Mapping[str, torch.Tensor]) -> nn.Module:
+    if not timm.is_model(card.backbone.partition(".")[0]):
+        raise ModelError(f"timm {timm.__version__} does not know '{card.backbone}'; upgrade it.")
+    network: nn.Module = timm.create_model(
+        card.backbone, num_classes=len(card.classes), **card.model_args
+    )
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of a message, which for a missing key is no more than the key."""
+    text = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text or repr(error)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _PACKAGES}

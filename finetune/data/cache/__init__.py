@@ -1,0 +1,1 @@
+"""Memory-mapped stores of decoded images and features."""

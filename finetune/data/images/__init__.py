@@ -1,0 +1,1 @@
+"""Decode images from files."""

@@ -1,0 +1,85 @@
+"""Where the pictures of a dataset come from: files, or a store of pixels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from finetune.data.images.decode import DEFAULT_MAX_PIXELS
+from finetune.data.images.lazy_image import Picture, open_picture
+
+
+class PictureSource(Protocol):
+    """N pictures."""
+
+    def __len__(self) -> int:
+        """Return N."""
+
+    def open(self, row: int) -> Picture:
+        """Return the picture of a row in [0, N)."""
+
+    def name(self, row: int) -> str:
+        """Return what a message calls it."""
+
+
+class NamedRows:
+    """N rows, each named by the file that its picture comes from.
+
+    Args:
+        paths: Image files, shape (N,).
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = PackedStrings([str(path) for path in paths])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, row: int) -> str:
+        """Return the file's path."""
+        return self.paths[row]
+
+
+class FileSource(NamedRows):
+    """Pictures in files.
+
+    Args:
+        paths: Image files, shape (N,).
+        max_pixels: Larger images are refused.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        super().__init__(paths)
+        self.max_pixels = max_pixels
+
+    def open(self, row: int) -> Picture:
+        """Return the picture of a row.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        return open_picture(Path(self.paths[row]), max_pixels=self.max_pixels)
+
+
+class PackedStrings(Sequence[str]):
+    """Strings in one buffer.
+
+    A list of a million strings is a million objects, and every worker that counts references to
+    them copies the pages that they lie on; these are two, which all workers share.
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        # file names need not be valid Unicode
+        encoded = [string.encode(errors="surrogateescape") for string in strings]
+        self._ends = np.cumsum([0, *map(len, encoded)])
+        self._bytes = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, item: int) -> str:  # type: ignore[override]
+        if not 0 <= item < len(self):
+            raise IndexError(item)
+        data = self._bytes[self._ends[item] : self._ends[item + 1]]
+        return data.decode(errors="surrogateescape")

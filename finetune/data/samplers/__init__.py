@@ -1,0 +1,1 @@
+"""Sampling weights and epoch samplers."""

@@ -1,0 +1,1 @@
+"""Transforms for training and evaluation."""

@@ -1,0 +1,184 @@
+"""What happens to training images: presets, and pipelines saved with Albumentations."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import albumentations as A  # noqa: N812 - the name that its own documentation uses
+import cv2
+import numpy as np
+
+from finetune.data.images.lazy_image import ArrayPicture
+from finetune.data.transforms.color_jitter import ColourJitter
+from finetune.data.transforms.eval_transform import EvalTransform, Transform
+from finetune.data.transforms.train_transform import GrowingTransform, TrainTransform
+from finetune.errors import ConfigError
+from finetune.types import Draw, PreprocessSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """What a named augmentation does.
+
+    Attributes:
+        pipeline: Side in pixels to what happens to pixels, before the batch is formed.
+        jitter: What happens to colours, on the device.
+    """
+
+    pipeline: Callable[[int], A.Compose]
+    jitter: ColourJitter | None = None
+
+
+def _light(size: int) -> A.Compose:
+    """Crop at least half of the image, mirror."""
+    return A.Compose([_crop(size, 0.5), A.HorizontalFlip(p=0.5)])
+
+
+def _medium(size: int) -> A.Compose:
+    """Crop at least a third of the image, mirror."""
+    return A.Compose([_crop(size, 0.35), A.HorizontalFlip(p=0.5)])
+
+
+def _strong(size: int) -> A.Compose:
+    """Crop, mirror, turn, blur and cut holes."""
+    return A.Compose(
+        [
+            _crop(size, 0.2),
+            A.HorizontalFlip(p=0.5),
+            A.Rotate(limit=15, border_mode=cv2.BORDER_REFLECT_101, p=0.3),
+            A.GaussianBlur(blur_limit=(3, 5), p=0.1),
+            A.CoarseDropout(
+                num_holes_range=(1, 2), hole_height_range=(0.1, 0.3), hole_width_range=(0.1, 0.3)
+            ),
+        ]
+    )
+
+
+def _crop(size: int, smallest_share: float) -> A.BasicTransform:
+    return A.RandomResizedCrop((size, size), scale=(smallest_share, 1.0))
+
+
+AUGMENTATIONS: Mapping[str, Preset | None] = {
+    "none": None,
+    "light": Preset(_light),
+    "medium": Preset(
+        _medium, ColourJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=0.5)
+    ),
+    "strong": Preset(
+        _strong,
+        ColourJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.05, p=0.8, grey_p=0.1),
+    ),
+}
+"""light: crop and mirror; medium: and shift colours; strong: for long runs on few images."""
+
+
+def train_transform(
+    name: str, *, spec: PreprocessSpec, seed: int, sizes: Sequence[int] = ()
+) -> Transform:
+    """Return the training transform of a preset, or of a pipeline saved with Albumentations.
+
+    Args:
+        name: Of the preset, or the pipeline's file.
+        spec: What the network expects.
+        seed: Of all draws.
+        sizes: Side of the images of each epoch; that of the network in all of them if empty.
+
+    Raises:
+        ConfigError: The file is missing, is no pipeline, does what the device does, or cannot give
+            the sizes.
+    """
+    side = spec.input_size[-1]
+    size = (side, side)
+    preset = AUGMENTATIONS.get(name)
+    if preset is not None:
+        by_size = {
+            one: TrainTransform(
+                preset.pipeline(one), size=(one, one), seed=seed, jitter=preset.jitter
+            )
+            for one in {*sizes, side}
+        }
+        return GrowingTransform([by_size[one] for one in sizes]) if sizes else by_size[side]
+    if any(one != side for one in sizes):
+        raise ConfigError(
+            f"data.train_sizes cannot apply to augment.name={name}, which gives images of {side} "
+            f"pixels and no others. Leave it out, or take light, medium or strong."
+        )
+    if name in AUGMENTATIONS:
+        return EvalTransform(spec)
+    transform = TrainTransform(load_pipeline(Path(name)), size=size, seed=seed)
+    _check_output(transform, name)
+    return transform
+
+
+def load_pipeline(path: Path) -> A.Compose:
+    """Return a pipeline from the file that ``albumentations.save`` wrote.
+
+    Raises:
+        ConfigError: The file is missing or is no pipeline, an argument of it is unknown to this
+            release, or it normalises, which happens on the device.
+    """
+    if not path.is_file():
+        raise ConfigError(f"augment.name: {path} does not exist. Check the path.")
+    data_format = "json" if path.suffix.lower() == ".json" else "yaml"
+    try:
+        with warnings.catch_warnings():
+            # albumentations only warns of arguments that it does not know, and drops them
+            warnings.simplefilter("error", UserWarning)
+            loaded: Any = A.load(path, data_format=data_format)
+    except Exception as error:
+        raise ConfigError(
+            f"augment.name: {path} is no pipeline that albumentations {A.__version__} can load: "
+            f"{error}. Save it again with albumentations.save(pipeline, '{path.name}')."
+        ) from error
+    pipeline = loaded if isinstance(loaded, A.Compose) else A.Compose([loaded])
+    for step in _steps_of(pipeline):
+        if type(step).__name__ in ("Normalize", "ToTensorV2", "ToTensor3D", "ToFloat"):
+            raise ConfigError(
+                f"augment.name: {path} contains {type(step).__name__}, but finetune normalises by "
+                f"itself, as the weights expect. Remove that step and save it again."
+            )
+    return pipeline
+
+
+def _steps_of(step: Any) -> Iterator[Any]:
+    """Yield every step, those inside of OneOf, SomeOf and Sequential too."""
+    for child in getattr(step, "transforms", ()):
+        yield child
+        yield from _steps_of(child)
+
+
+def _check_output(transform: TrainTransform, name: str) -> None:
+    """Try several draws, because a step may be applied by chance only."""
+    side = transform.size[0]
+    shapes = ((side * 2, side * 3), (side * 3, side * 2))
+    for repeat, (height, width) in enumerate(shapes * 8):
+        blank = ArrayPicture(np.zeros((height, width, 3), np.uint8), height=height, width=width)
+        try:
+            out = transform(blank, Draw(0, 0, repeat)).pixels
+        except Exception as error:
+            raise ConfigError(
+                f"augment.name: {name} fails on a {width}x{height} image: {error}"
+            ) from error
+        if out.shape != (side, side, 3) or out.dtype != np.uint8:
+            raise ConfigError(
+                f"augment.name: {name} turns a {width}x{height} image into {out.dtype} pixels of "
+                f"shape {out.shape}, but uint8 of ({side}, {side}, 3) is needed. End it with "
+                f"RandomResizedCrop(({side}, {side})) or change data.image_size."
+            )
+
+
+def digits_pipeline(size: int) -> A.Compose:
+    """Shift, turn and scale a little, and never mirror: a mirrored digit is none."""
+    return A.Compose(
+        [
+            A.Resize(size, size),
+            A.Affine(scale=(0.9, 1.1), rotate=(-10, 10), translate_percent=(-0.08, 0.08), p=0.9),
+        ]
+    )
+
+
+def save_pipeline(pipeline: A.Compose, path: Path) -> None:
+    """Write a pipeline with Albumentations' own ``save``, as JSON."""
+    A.save(pipeline, path, data_format="json")

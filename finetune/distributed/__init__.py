@@ -1,0 +1,1 @@
+"""Launch detection, rendezvous and collectives of a run's processes. Imports no Lightning."""

@@ -1,0 +1,70 @@
+"""What a model is worth on labelled images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune.evaluation.metrics import evaluate_probabilities
+from finetune.inference.predictor import Predictor
+from finetune.types import Evaluation
+
+
+def evaluate_logits(predictor: Predictor, logits: Tensor, labels: Sequence[int]) -> Evaluation:
+    """Return all metrics of what a model's network has answered.
+
+    Args:
+        predictor: The model.
+        logits: Its network's, shape (N, V, K), V views of an image.
+        labels: Class indices in the model's order, shape (N,).
+    """
+    return evaluate_probabilities(
+        predictor.of_logits(logits),
+        torch.tensor(list(labels)),
+        classes=predictor.card.classes,
+        train_counts=predictor.card.train_counts,
+    )
+
+
+def metrics_as_json(evaluation: Evaluation) -> dict[str, float | None]:
+    """Return all metrics by name; None for what is undefined."""
+    return {**evaluation.metrics, **dict.fromkeys(evaluation.undefined)}
+
+
+def details_as_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return plain values of what is known besides the metrics, but for the confusion matrix."""
+    stats = evaluation.per_class
+    by_name = {entry.name: entry for entry in stats}
+    by_training = all(entry.train_images is not None for entry in stats)
+    return {
+        "num_images": evaluation.num_images,
+        "accuracy_interval": list(evaluation.accuracy_interval),
+        "rarest_third": {
+            "classes": list(evaluation.rarest),
+            "by": "training images" if by_training else "images here",
+        },
+        "means_are_over": {
+            "balanced_accuracy": sum(entry.recall is not None for entry in stats),
+            "macro_f1": sum(entry.f1 is not None for entry in stats),
+            "rarest_third_recall": sum(
+                by_name[name].recall is not None for name in evaluation.rarest
+            ),
+        },
+        "per_class": {
+            entry.name: {
+                "train_images": entry.train_images,
+                "support": entry.support,
+                "predicted": entry.predicted,
+                "precision": entry.precision,
+                "recall": entry.recall,
+                "recall_interval": _listed(entry.recall_interval),
+                "f1": entry.f1,
+            }
+            for entry in stats
+        },
+    }
+
+
+def _listed(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)

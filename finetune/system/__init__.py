@@ -1,0 +1,1 @@
+"""Files, hardware and run folders; the standard library only."""

@@ -1,0 +1,1 @@
+"""Metrics CSV and Weights & Biases."""

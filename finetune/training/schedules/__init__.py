@@ -1,0 +1,1 @@
+"""Schedules: pure functions of the epoch or the step."""

@@ -1,0 +1,154 @@
+"""What is alike stays alike when it is turned, dimmed or cropped; what is not, does not."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.audit.image_alignment import (
+    NUM_TURNS,
+    Array,
+    align,
+    as_they_lie,
+    best_turns,
+    describe,
+    turned,
+)
+from tests.pictures import scene
+
+FINE = 0.08
+"""The largest difference of copies in the finest sieve."""
+
+
+def pixels(image: Image.Image, side: int) -> Array:
+    return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX), np.float32)
+
+
+def scenes(count: int, *, side: int, first: int = 0) -> Array:
+    return np.stack([pixels(scene(seed + first), side) for seed in range(count)])
+
+
+def _cut(seed: int, *, left: float, top: float, share: float, side: int = 64) -> Array:
+    """Return a part of a scene, its place and size in shares of the whole."""
+    image = scene(seed, width=640, height=480)
+    x, y = left * image.width, top * image.height
+    box = (x, y, x + share * image.width, y + share * image.height)
+    cut = image.resize((256, 256), Image.Resampling.BICUBIC, box=box)
+    return pixels(cut, side)[None]
+
+
+def test_the_eight_turns_are_all_turns_and_mirrors() -> None:
+    image = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
+    expected = {
+        np.rot90(part, number).tobytes() for part in (image[0], image[0].T) for number in range(4)
+    }
+    found = {np.ascontiguousarray(turned(image, turn)[0]).tobytes() for turn in range(NUM_TURNS)}
+    assert found == expected
+    np.testing.assert_array_equal(turned(image, 0), image)
+
+
+@pytest.mark.parametrize("turn", range(NUM_TURNS))
+def test_a_description_bears_turns_brightness_and_contrast(turn: int) -> None:
+    images = scenes(5, side=32)
+    words = describe(images)
+    assert words.shape == (5, 24)
+    assert words.dtype == np.float32
+    np.testing.assert_allclose(describe(turned(images, turn)), words, atol=1e-5)
+    np.testing.assert_allclose(describe(0.5 * images + 40), words, atol=1e-5)
+
+
+def test_descriptions_of_different_images_differ() -> None:
+    words = describe(scenes(12, side=32))
+    apart = np.linalg.norm(words[:, None] - words[None], axis=2)[~np.eye(12, dtype=bool)]
+    noisy = scenes(12, side=32) + np.random.default_rng(0).normal(0, 3, (12, 32, 32))
+    near = np.linalg.norm(describe(noisy.astype(np.float32)) - words, axis=1)
+    assert near.max() < apart.min() / 2
+
+
+def test_a_blank_image_has_a_finite_description() -> None:
+    assert np.isfinite(describe(np.full((1, 32, 32), 9, np.float32))).all()
+
+
+@pytest.mark.parametrize("turn", range(NUM_TURNS))
+def test_each_turn_is_found(turn: int) -> None:
+    images = scenes(4, side=16)
+    others = np.empty_like(images)
+    for number in range(NUM_TURNS):
+        # the turn that undoes another one is found by trying, as a plain reference
+        if np.array_equal(turned(turned(images, turn), number), images):
+            others = turned(images, turn)
+            undone = number
+    found, correlation = best_turns(images, others)
+    assert found.tolist() == [undone] * 4
+    np.testing.assert_allclose(correlation, 1, atol=1e-5)
+
+
+def test_different_images_are_hardly_correlated_however_turned() -> None:
+    _, correlation = best_turns(scenes(8, side=16), scenes(8, side=16, first=100))
+    assert correlation.max() < 0.9
+    assert np.median(correlation) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("left", "top", "share"),
+    [(0, 0, 0.9), (0.1, 0.1, 0.9), (0.05, 0.05, 0.9), (0, 0.08, 0.92), (0.04, 0.02, 0.95)],
+)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_crop_is_laid_on_its_image(seed: int, left: float, top: float, share: float) -> None:
+    whole, part = _cut(seed, left=0, top=0, share=1), _cut(seed, left=left, top=top, share=share)
+    found = align(part, whole, steps=12)
+    assert found.difference[0] < FINE / 2
+    # the part's point u in [-1, 1] lies in the whole at stretch * u + shift
+    expected = [share, 2 * top + share - 1, share, 2 * left + share - 1]
+    np.testing.assert_allclose(found.placing[0], expected, atol=0.02)
+    assert align(whole, part, steps=12).difference[0] < FINE / 2
+    assert align(part, whole, steps=0).difference[0] > found.difference[0]
+
+
+@pytest.mark.parametrize("gain", [0.6, 1.4])
+def test_brightness_and_contrast_make_no_difference(gain: float) -> None:
+    images = scenes(4, side=64)
+    found = align(images, gain * images - 20, steps=4)
+    assert found.difference.max() < 0.01
+    np.testing.assert_allclose(found.placing, as_they_lie(4), atol=0.01)
+
+
+def test_different_images_stay_different() -> None:
+    images = scenes(10, side=64)
+    found = align(images, np.roll(images, 1, axis=0), steps=4)
+    assert found.difference.min() > 3 * FINE
+
+
+def test_an_alignment_goes_on_from_where_another_ended() -> None:
+    whole, part = _cut(4, left=0, top=0, share=1), _cut(4, left=0.1, top=0, share=0.9)
+    some = align(part, whole, steps=2)
+    before = some.placing.copy()
+    more = align(part, whole, steps=3, placing=some.placing)
+    assert more.difference[0] <= some.difference[0]
+    np.testing.assert_array_equal(some.placing, before)
+
+
+def test_each_pair_is_aligned_by_itself() -> None:
+    whole = scenes(6, side=64)
+    part = np.concatenate([_cut(seed, left=0.05, top=0.02, share=0.93) for seed in range(6)])
+    together = align(part, whole, steps=4)
+    for row in range(6):
+        alone = align(part[row : row + 1], whole[row : row + 1], steps=4)
+        np.testing.assert_allclose(together.placing[row], alone.placing[0], atol=1e-3)
+        np.testing.assert_allclose(together.difference[row], alone.difference[0], atol=1e-3)
+
+
+def test_nothing_in_nothing_out() -> None:
+    nothing = np.empty((0, 32, 32), np.float32)
+    assert describe(nothing).shape == (0, 24)
+    assert turned(nothing, 5).shape == (0, 32, 32)
+    assert best_turns(nothing, nothing)[0].shape == (0,)
+    found = align(nothing, nothing, steps=3)
+    assert found.placing.shape == (0, 4)
+    assert found.difference.shape == (0,)
+
+
+def test_blank_images_are_no_error() -> None:
+    blank = np.full((2, 64, 64), 128, np.float32)
+    found = align(blank, scenes(2, side=64), steps=4)
+    assert np.isfinite(found.difference).all()
+    assert np.isfinite(found.placing).all()

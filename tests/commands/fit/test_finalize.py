@@ -1,0 +1,142 @@
+"""The end of a run: a temperature from the validation images, and numbers that hold with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import finetune
+from finetune.bundle.bundle import load_model
+from finetune.bundle.model_card import read_card
+from finetune.evaluation.calibration import calibrate
+from finetune.inference.predictor import Predictor
+from finetune.inference.scoring import evaluate_logits
+from finetune.types import Split
+from tests.runs import manifest_of, rows, small_config, write_photos, write_weights
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("data") / "photos")
+
+
+def fit(photos: Path, output: Path, **more: object) -> finetune.commands.fit.fit.FitResult:
+    settings: dict[str, object] = {
+        "data__path": str(photos),
+        "output": str(output),
+        "calibration__enabled": "on",
+        "optim__lr": 0.01,
+        "trainer__epochs": 3,
+    }
+    return finetune.fit(small_config(**settings | more))
+
+
+@pytest.fixture(scope="module")
+def calibrated(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a run whose temperature helps; never change it."""
+    result = fit(photos, tmp_path_factory.mktemp("runs") / "run")
+    assert result.calibration is not None
+    assert result.calibration["temperature"] == result.calibration["fitted"] != 1
+    return result
+
+
+def test_the_temperature_is_that_of_the_validation_images(calibrated: Any, photos: Path) -> None:
+    manifest = manifest_of(photos)
+    held_out = manifest.of(Split.VAL)
+    best = load_model(calibrated.run_dir / "checkpoints" / "best.ckpt")
+    assert best.card.temperature == 1
+    plain = Predictor(best, device="cpu")
+    paths, labels = manifest.paths(held_out), manifest.labels(held_out)
+    expected = calibrate(plain.logits(paths)[:, 0], torch.tensor(labels))
+    assert expected is not None
+    assert calibrated.calibration == expected.as_json()
+    assert load_model(calibrated.run_dir).card.temperature == expected.temperature
+    without = evaluate_logits(plain, plain.logits(paths), labels)
+    assert calibrated.calibration["before"]["loss"] == pytest.approx(without.metrics["loss"])
+    found = dict(calibrated.metrics["val"])
+    assert found["loss"] < without.metrics["loss"]
+    for name in ("accuracy", "balanced_accuracy", "macro_f1"):
+        assert found[name] == without.metrics[name], "no class changes places"
+
+
+def test_the_bundle_evaluates_to_the_numbers_that_it_says(calibrated: Any, photos: Path) -> None:
+    facts = read_card(calibrated.run_dir / "bundle")["facts"]
+    assert facts["metrics"] == calibrated.metrics
+    for model in (calibrated.run_dir, calibrated.run_dir / "bundle"):
+        found = finetune.evaluate(model, photos, split=Split.VAL, device="cpu")
+        assert dict(found.evaluation.metrics) == facts["metrics"]["val"]
+
+
+def test_the_weights_are_those_of_the_checkpoint(calibrated: Any) -> None:
+    best = load_model(calibrated.run_dir / "checkpoints" / "best.ckpt").network.state_dict()
+    for name, tensor in load_model(calibrated.run_dir).network.state_dict().items():
+        assert torch.equal(tensor, best[name]), name
+
+
+def test_a_finished_run_that_is_resumed_says_the_same(calibrated: Any) -> None:
+    again = finetune.resume(calibrated.run_dir)
+    assert again.calibration == calibrated.calibration
+    assert again.metrics == calibrated.metrics
+    assert json.loads(json.dumps(again.as_json()))["calibration"] == calibrated.calibration
+
+
+def test_a_run_that_was_killed_before_its_bundle_ends_the_same(
+    photos: Path, tmp_path: Path
+) -> None:
+    result = fit(photos, tmp_path / "run", trainer__epochs=1)
+    before = read_card(result.run_dir / "bundle")
+    (result.run_dir / ".done").unlink()
+    assert finetune.resume(result.run_dir).calibration == result.calibration
+    assert read_card(result.run_dir / "bundle") == before
+
+
+def test_a_probe_alone_has_a_temperature(photos: Path, tmp_path: Path) -> None:
+    weights = write_weights(tmp_path / "weights.pth")
+    probe = {"model__weights": str(weights), "unfreeze__name": "linear_probe"}
+    probe |= {"trainer__epochs": "auto", "optim__lr": "auto"}
+    result = fit(photos, tmp_path / "run", **probe)
+    assert result.calibration is not None
+    card = load_model(result.run_dir).card
+    assert card.temperature == result.calibration["temperature"]
+
+
+@pytest.mark.parametrize("asked", ["auto", "off"])
+def test_without_calibration_nothing_is_said_of_it(
+    asked: str, photos: Path, tmp_path: Path
+) -> None:
+    result = fit(photos, tmp_path / "run", trainer__epochs=1, calibration__enabled=asked)
+    assert result.calibration is None
+    assert load_model(result.run_dir).card.temperature == 1
+    stored = (result.run_dir / "config.yaml").read_text(encoding="utf-8")
+    assert "calibration:\n  enabled: 'off'" in stored
+
+
+def test_a_rarest_class_without_validation_images_is_undefined_and_nothing_breaks(
+    tmp_path: Path,
+) -> None:
+    photos = write_photos(tmp_path / "photos")
+    for file in sorted((photos / "train" / "cow").iterdir())[2:]:
+        file.unlink()
+    shutil.rmtree(photos / "val" / "cow")
+    for probe in ("off", "on"):
+        weights = write_weights(tmp_path / "weights.pth")
+        run = tmp_path / f"probe-{probe}"
+        result = fit(photos, run, model__weights=str(weights), probe__enabled=probe)
+        assert result.metrics["val"]["rarest_third_recall"] is None
+        details = result.evaluations["val"]
+        assert details["rarest_third"] == {"classes": ["cow"], "by": "training images"}
+        assert details["means_are_over"]["balanced_accuracy"] == 2
+        assert details["per_class"]["cow"]["recall"] is None
+        readme = (run / "bundle" / "README.md").read_text(encoding="utf-8")
+        assert "| val | rarest_third_recall | undefined |" in readme
+        table = rows(run)
+        assert len(table) == (4 if probe == "on" else 3)
+        assert all("val/rarest_third_recall" not in row for row in table)
+        assert all(0 <= float(row["val/balanced_accuracy"]) <= 1 for row in table)
+        again = finetune.evaluate(run, device="cpu").as_json()
+        assert json.loads(json.dumps(again))["metrics"]["rarest_third_recall"] is None

@@ -1,0 +1,172 @@
+"""Every format and mode becomes upright RGB; every broken file gets its reason."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.data.images.decode import check_image, decode_image
+from finetune.errors import DataError
+from tests.helpers import noise
+
+RED, HALF_RED = (255, 0, 0), (255, 127, 127)
+CLEAR, HALF, FULL = (255, 0, 0, 0), (255, 0, 0, 128), (255, 0, 0, 255)
+
+
+def encoded(image: Image.Image, file_format: str) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, file_format)
+    return stream.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """Return a PNG that claims its size and holds next to nothing."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )
+
+
+def decoded(path: Path) -> np.ndarray:
+    assert check_image(path) is None
+    image = decode_image(path)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
+    upright = np.asarray(noise(width=6, height=4))
+    # the transform that the Exif standard says the camera applied, undone by the reader
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright.transpose(1, 0, 2), 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "x.png", exif=exif)
+    np.testing.assert_array_equal(decoded(tmp_path / "x.png"), upright)
+
+
+@pytest.mark.parametrize("mode", ["1", "L"])
+def test_grey_has_three_equal_channels(tmp_path: Path, mode: str) -> None:
+    grey = noise().convert(mode)
+    grey.save(tmp_path / "x.png")
+    expected = np.asarray(grey.convert("L"))
+    np.testing.assert_array_equal(decoded(tmp_path / "x.png"), np.stack([expected] * 3, -1))
+
+
+def test_transparency_lies_on_white(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (3, 1))
+    for x, pixel in enumerate((CLEAR, HALF, FULL)):
+        image.putpixel((x, 0), pixel)
+    image.save(tmp_path / "rgba.png")
+    grey = Image.merge("LA", (Image.new("L", (3, 1), 100), image.getchannel("A")))
+    grey.save(tmp_path / "la.png")
+    np.testing.assert_allclose(
+        decoded(tmp_path / "rgba.png")[0], [(255,) * 3, HALF_RED, RED], atol=1
+    )
+    by_hand = [round(255 - (255 - 100) * alpha / 255) for alpha in (0, 128, 255)]
+    np.testing.assert_allclose(decoded(tmp_path / "la.png")[0, :, 0], by_hand, atol=1)
+
+
+@pytest.mark.parametrize("transparency", [0, bytes([0, 255])])
+def test_a_palette_with_a_transparent_colour_lies_on_white(
+    tmp_path: Path, transparency: int | bytes
+) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 255, *RED])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "x.png", transparency=transparency)
+    assert decoded(tmp_path / "x.png").tolist() == [[[255, 255, 255], list(RED)]]
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    cyan = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
+    cyan.save(tmp_path / "x.jpg", quality=100)
+    cyan.save(tmp_path / "x.tif")
+    for name in ("x.jpg", "x.tif"):
+        np.testing.assert_allclose(decoded(tmp_path / name)[0, 0], (0, 255, 255), atol=2)
+
+
+def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path) -> None:
+    grey = np.linspace(0, 65535, 60).astype(np.uint16).reshape(6, 10)
+    colour = np.stack([grey, grey[::-1], grey[:, ::-1]], -1)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey).save(tmp_path / "grey.tif")
+    assert cv2.imwrite(str(tmp_path / "colour.png"), colour[..., ::-1])
+    for name in ("grey.png", "grey.tif"):
+        np.testing.assert_array_equal(decoded(tmp_path / name)[..., 1], grey // 256)
+    np.testing.assert_array_equal(decoded(tmp_path / "colour.png"), colour // 256)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_an_animated_file_gives_its_first_frame(tmp_path: Path, file_format: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, (0, 0, 255))]
+    file = tmp_path / f"x.{file_format.lower()}"
+    frames[0].save(file, file_format, save_all=True, append_images=frames[1:])
+    with Image.open(file) as image:
+        assert getattr(image, "n_frames", 1) == 2
+    np.testing.assert_allclose(decoded(file), np.asarray(frames[0]), atol=3)
+
+
+@pytest.mark.parametrize("file_format", ["BMP", "PPM", "JPEG2000", "AVIF"])
+def test_other_formats_are_read(tmp_path: Path, file_format: str) -> None:
+    image = Image.new("RGB", (32, 24), (200, 100, 50))
+    (tmp_path / "x").write_bytes(encoded(image, file_format))
+    np.testing.assert_allclose(decoded(tmp_path / "x"), np.asarray(image), atol=4)
+
+
+JPEG = encoded(noise(width=64, height=48), "JPEG")
+PNG = encoded(noise(width=64, height=48), "PNG")
+BROKEN = {
+    "empty.jpg": (b"", "empty file"),
+    "half.jpg": (JPEG[: len(JPEG) // 2], "truncated"),
+    "end.jpg": (JPEG[:-2], "truncated"),
+    "half.png": (PNG[: len(PNG) // 2], "truncated"),
+    "text.jpg": (b"Dear diary,\n" * 20, "not an image, whatever its name says"),
+    "bits.png": (PNG[:2000] + bytes(40) + PNG[2040:], r"damaged \(.+\)"),
+    "large.png": (PNG, r"too large: 64x48 is 0 megapixels, over data\.max_megapixels=0\.003"),
+    "bomb.png": (png_header(50_000, 50_000), "too large: .*decompression bomb"),
+    "float.tif": (encoded(Image.new("F", (4, 4)), "TIFF"), "32-bit float pixels have no agreed"),
+    "gone.png": (None, "does not exist"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_gets_the_same_reason_before_and_during_training(
+    tmp_path: Path, name: str
+) -> None:
+    data, reason = BROKEN[name]
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    max_pixels = 3_000 if name == "large.png" else 1_000_000
+    with pytest.raises(DataError, match=f"^{reason}") as caught:
+        decode_image(tmp_path / name, max_pixels=max_pixels)
+    assert check_image(tmp_path / name, max_pixels=max_pixels) == str(caught.value)
+
+
+def test_an_image_of_exactly_the_limit_passes(tmp_path: Path) -> None:
+    noise(width=64, height=48).save(tmp_path / "x.png")
+    assert check_image(tmp_path / "x.png", max_pixels=64 * 48) is None
+    assert check_image(tmp_path / "x.png", max_pixels=64 * 48 - 1) is not None

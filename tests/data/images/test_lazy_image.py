@@ -1,0 +1,438 @@
+"""A picture is what Pillow decodes, turned upright, and a part of it is what Pillow cuts."""
+
+import io
+import itertools
+import struct
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from finetune.data.images.decode import decode_image
+from finetune.data.images.lazy_image import (
+    ArrayPicture,
+    Box,
+    Interpolation,
+    JpegPicture,
+    Pixels,
+    open_picture,
+    resize,
+)
+from finetune.errors import DataError
+from tests.data.images.test_decode import BROKEN
+from tests.helpers import noise, smooth
+from tests.pictures import ORIENTATION, psnr, watch_decoder, write_jpeg
+
+PHOTOS = Path(__file__).parents[3] / "shared" / "data"
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+ORIENTATIONS = range(1, 9)
+
+
+def by_pillow(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def assert_whole(file: Path, *, kind: type) -> None:
+    """Fail unless the picture is of a kind, and all of it is bit-equal to Pillow's."""
+    expected = np.asarray(by_pillow(file))
+    picture = open_picture(file)
+    assert type(picture) is kind
+    assert (picture.height, picture.width) == expected.shape[:2]
+    assert picture.image().mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(picture.image()), expected)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (61, 45), (7, 3), (1, 1)])
+@pytest.mark.parametrize("quality", [25, 75, 95, 100])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"subsampling": 2},
+        {"subsampling": 2, "progressive": True},
+        {"subsampling": 2, "restart_marker_rows": 1},
+        {"keep_rgb": True},
+    ],
+    ids=lambda options: " ".join(f"{name}={value}" for name, value in options.items()),
+)
+def test_a_jpeg_decodes_to_pillows_bits(
+    tmp_path: Path, size: tuple[int, int], quality: int, options: dict[str, Any]
+) -> None:
+    image = noise(width=size[0], height=size[1])
+    file = write_jpeg(tmp_path / "x.jpg", image, quality=quality, **options)
+    assert_whole(file, kind=JpegPicture)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_grey_jpeg_decodes_to_pillows_bits(tmp_path: Path, progressive: bool) -> None:
+    grey = noise(width=61, height=45).convert("L")
+    file = write_jpeg(tmp_path / "x.jpg", grey, progressive=progressive)
+    assert_whole(file, kind=JpegPicture)
+
+
+def test_of_several_pictures_in_a_jpeg_the_first_is_read(tmp_path: Path) -> None:
+    first, second = smooth(width=40, height=30), noise(width=40, height=30)
+    first.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[second])
+    assert_whole(tmp_path / "x.jpg", kind=JpegPicture)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("size", [(61, 45), (45, 61)])
+def test_a_jpeg_is_turned_as_pillow_turns_it(
+    tmp_path: Path, orientation: int, size: tuple[int, int]
+) -> None:
+    image = smooth(width=size[0], height=size[1])
+    file = write_jpeg(tmp_path / "x.jpg", image, orientation=orientation)
+    assert_whole(file, kind=JpegPicture)
+
+
+def tiff(entries: list[tuple[int, int, int, bytes]]) -> bytes:
+    """Return EXIF data of (tag, type, count, 4 bytes of value)."""
+    body = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4)
+
+
+SHORT, ASCII, LONG = 3, 2, 4
+SIX = struct.pack("<HH", 6, 0)
+EXIFS = {
+    "turned": (tiff([(ORIENTATION, SHORT, 1, SIX)]), True),
+    "of another type": (tiff([(ORIENTATION, LONG, 1, struct.pack("<I", 6))]), True),
+    # a number that is a text cannot be written again, which Pillow tries
+    "turned, beside nonsense": (
+        tiff([(ORIENTATION, SHORT, 1, SIX), (0x0120, ASCII, 2, b"a\0\0\0")]),
+        True,
+    ),
+    "a text": (tiff([(ORIENTATION, ASCII, 2, b"6\0\0\0")]), False),
+    "two numbers": (tiff([(ORIENTATION, SHORT, 2, struct.pack("<HH", 6, 6))]), False),
+    "zero": (tiff([(ORIENTATION, SHORT, 1, bytes(4))]), False),
+    "nine": (tiff([(ORIENTATION, SHORT, 1, struct.pack("<HH", 9, 0))]), False),
+    "no TIFF": (b"Dear diary,", False),
+    "empty": (b"", False),
+    "none": (None, False),
+}
+
+
+@pytest.mark.parametrize("name", EXIFS)
+def test_exif_data_turn_the_picture_where_they_say_how_and_nothing_else_does(
+    tmp_path: Path, name: str
+) -> None:
+    exif, turned = EXIFS[name]
+    image = smooth(width=40, height=30)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", exif=b"" if exif is None else b"Exif\0\0" + exif)
+    (tmp_path / "x.jpg").write_bytes(stream.getvalue())
+    stored = np.asarray(Image.open(stream))
+    # 6: the camera's right side is up
+    expected = np.rot90(stored, -1) if turned else stored
+    picture = open_picture(tmp_path / "x.jpg")
+    assert type(picture) is JpegPicture
+    np.testing.assert_array_equal(np.asarray(picture.image()), expected)
+    np.testing.assert_array_equal(np.asarray(decode_image(tmp_path / "x.jpg")), expected)
+
+
+def test_xmp_turns_the_picture_where_exif_does_not(tmp_path: Path) -> None:
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    smooth(width=40, height=30).save(tmp_path / "x.jpg", xmp=xmp)
+    assert by_pillow(tmp_path / "x.jpg").size == (30, 40)
+    assert_whole(tmp_path / "x.jpg", kind=JpegPicture)
+
+
+def test_exif_data_are_found_behind_other_data_of_any_length(tmp_path: Path) -> None:
+    image = smooth(width=40, height=30)
+    file = write_jpeg(tmp_path / "x.jpg", image, orientation=6)
+    data = file.read_bytes()
+    profile = b"\xff\xe2" + struct.pack(">H", 60_002) + bytes(60_000)
+    file.write_bytes(data[:2] + 4 * profile + data[2:])
+    assert by_pillow(file).size == (30, 40)
+    assert_whole(file, kind=JpegPicture)
+
+
+def stored_and_upright(file: Path, box: Box) -> Box:
+    """Return the box of an upright image that a box of the stored one becomes, by Pillow."""
+    with Image.open(file) as image:
+        mask = Image.new("L", image.size)
+        mask.paste(255, box)
+        mask.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+        upright = ImageOps.exif_transpose(mask).getbbox()
+    assert upright is not None
+    return upright
+
+
+def cut_by_pillow(
+    image: Image.Image, box: Box, size: tuple[int, int], mode: Interpolation = "bilinear"
+) -> Pixels:
+    return np.asarray(image.crop(box).resize(size[::-1], FILTERS[mode]))
+
+
+# of the stored image, on its blocks of 8 pixels; all of it, a middle and a far corner
+BOXES = [(0, 0, 640, 480), (64, 104, 448, 392), (392, 288, 648, 488)]
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_part_is_what_pillow_cuts_and_shrinks(
+    tmp_path: Path, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_jpeg(
+        tmp_path / "x.jpg", smooth(width=648, height=488), orientation=orientation, quality=92
+    )
+    shapes = watch_decoder(monkeypatch)
+    upright = by_pillow(file)
+    for scale, box in itertools.product((1, 2, 4, 8), BOXES):
+        left, top, right, bottom = turned = stored_and_upright(file, box)
+        height, width = bottom - top, right - left
+        # nearly half of what may still be read at this scale
+        size = (int(height / scale / 1.9), int(width / scale / 1.9))
+        found = open_picture(file).crop(turned, size)
+        assert found.flags.c_contiguous
+        assert found.dtype == np.uint8
+        assert shapes.pop() == (-(-488 // scale), -(-648 // scale), 3)
+        expected = cut_by_pillow(upright, turned, size)
+        assert expected.std() > 15
+        assert psnr(found, expected) >= 40, (scale, box)
+        # another part of the same image is another picture
+        assert psnr(expected[::-1], expected) < 30
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_part_at_full_scale_is_the_resized_part_of_pillows_pixels(
+    tmp_path: Path, orientation: int
+) -> None:
+    file = write_jpeg(tmp_path / "x.jpg", noise(width=61, height=45), orientation=orientation)
+    upright = by_pillow(file)
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        left, top = random.integers(0, 20, 2).tolist()
+        width, height = random.integers(5, 25, 2).tolist()
+        box = (left, top, left + width, top + height)
+        size = (height, width)
+        np.testing.assert_array_equal(
+            open_picture(file).crop(box, size), np.asarray(upright.crop(box))
+        )
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_no_part_is_read_from_fewer_pixels_than_it_is_to_have(
+    tmp_path: Path, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_jpeg(
+        tmp_path / "x.jpg", noise(width=203, height=157), orientation=orientation, quality=30
+    )
+    picture = open_picture(file)
+    shapes: list[tuple[tuple[int, ...], tuple[int, int]]] = []
+
+    def watched(pixels: Pixels, size: tuple[int, int], mode: Interpolation) -> Pixels:
+        shapes.append((pixels.shape[:2], size))
+        return resize(pixels, size, mode)
+
+    monkeypatch.setattr("finetune.data.images.lazy_image.resize", watched)
+    decoded = watch_decoder(monkeypatch)
+    random = np.random.default_rng(1)
+    full = 0
+    for _ in range(400):
+        left, top = random.integers(0, 100, 2).tolist()
+        rows, columns = random.integers(1, 40, 2).tolist()
+        width = random.integers(columns, picture.width - left + 1)
+        height = random.integers(rows, picture.height - top + 1)
+        picture.crop((left, top, left + int(width), top + int(height)), (rows, columns))
+        part, asked = shapes.pop()
+        assert part[0] >= asked[0]
+        assert part[1] >= asked[1]
+        full += decoded.pop()[:2] == (157, 203)
+    assert 40 < full < 360, "some parts shall be read at full size, and some not"
+
+
+def test_edges_between_two_pixels_go_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # at an eighth the box lies from 1.5 to 4.5, which is 3 pixels and not 2
+    file = write_jpeg(tmp_path / "x.jpg", smooth(width=64, height=64))
+    shapes: list[tuple[int, ...]] = []
+
+    def watched(pixels: Pixels, size: tuple[int, int], mode: Interpolation) -> Pixels:
+        shapes.append(pixels.shape)
+        return resize(pixels, size, mode)
+
+    monkeypatch.setattr("finetune.data.images.lazy_image.resize", watched)
+    open_picture(file).crop((12, 12, 36, 36), (3, 3))
+    assert shapes == [(3, 3, 3)]
+
+
+def test_a_part_is_never_enlarged_where_the_image_has_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_jpeg(tmp_path / "x.jpg", smooth(width=400, height=200))
+    shapes = watch_decoder(monkeypatch)
+    picture = open_picture(file)
+    cases = {
+        (100, 100): 2,  # of 200 x 200 pixels
+        (101, 100): 1,
+        (100, 101): 1,
+        (50, 50): 4,
+        (51, 50): 2,
+        (25, 25): 8,
+        (26, 25): 4,
+        (3, 3): 8,
+        (300, 300): 1,
+    }
+    for size, scale in cases.items():
+        assert picture.crop((40, 0, 240, 200), size).shape == (*size, 3)
+        assert shapes.pop() == (200 // scale, 400 // scale, 3)
+
+
+def saved(image: Image.Image, file: Path, **options: Any) -> Path:
+    image.save(file, **options)
+    return file
+
+
+def test_what_is_no_plain_jpeg_goes_to_pillow(tmp_path: Path) -> None:
+    image = noise(width=31, height=22)
+    cmyk = saved(image.convert("CMYK"), tmp_path / "cmyk.jpg")
+    alpha = image.convert("RGBA")
+    alpha.putalpha(image.convert("L"))
+    deep = np.asarray(image).astype(np.uint16) * 257
+    assert cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    Image.fromarray(deep[..., 0]).save(tmp_path / "deep_grey.png")
+    files = [
+        cmyk,
+        saved(image, tmp_path / "rgb.png"),
+        saved(image, tmp_path / "name.jpg", format="PNG"),
+        saved(alpha, tmp_path / "alpha.png"),
+        saved(image.quantize(16), tmp_path / "palette.png"),
+        saved(image, tmp_path / "x.webp", lossless=True),
+        saved(image, tmp_path / "x.gif"),
+        tmp_path / "deep.png",
+        tmp_path / "deep_grey.png",
+    ]
+    for file in files:
+        picture = open_picture(file)
+        assert type(picture) is ArrayPicture, file
+        expected = decode_image(file)
+        assert (picture.height, picture.width) == (22, 31)
+        np.testing.assert_array_equal(np.asarray(picture.image()), np.asarray(expected))
+        np.testing.assert_array_equal(
+            picture.crop((3, 2, 13, 12), (10, 10)), np.asarray(expected.crop((3, 2, 13, 12)))
+        )
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_gets_the_reason_that_decoding_it_gives(tmp_path: Path, name: str) -> None:
+    data, reason = BROKEN[name]
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    max_pixels = 3_000 if name == "large.png" else 1_000_000
+    with pytest.raises(DataError) as expected:
+        decode_image(tmp_path / name, max_pixels=max_pixels)
+    for use in ("whole", "part"):
+        with pytest.raises(DataError, match=f"^{reason}") as caught:
+            read(tmp_path / name, use, max_pixels=max_pixels)
+        assert str(caught.value) == str(expected.value)
+
+
+def read(file: Path, use: str, *, max_pixels: int) -> object:
+    picture = open_picture(file, max_pixels=max_pixels)
+    return picture.image() if use == "whole" else picture.crop((0, 0, 8, 8), (2, 2))
+
+
+def test_a_jpeg_that_is_too_large_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_jpeg(tmp_path / "x.jpg", noise(width=64, height=48))
+    assert open_picture(file, max_pixels=64 * 48).height == 48
+    shapes = watch_decoder(monkeypatch)
+    with pytest.raises(DataError) as caught:
+        open_picture(file, max_pixels=64 * 48 - 1)
+    with pytest.raises(DataError) as expected:
+        decode_image(file, max_pixels=64 * 48 - 1)
+    assert str(caught.value) == str(expected.value)
+    assert shapes == []
+
+
+def test_damage_that_pillow_bears_is_borne(tmp_path: Path) -> None:
+    file = write_jpeg(tmp_path / "x.jpg", smooth(width=400, height=300), orientation=6)
+    data = bytearray(file.read_bytes())
+    for place in range(len(data) // 2, len(data) // 2 + 20):
+        data[place] = 0x55
+    file.write_bytes(data)
+    expected = by_pillow(file)
+    picture = open_picture(file)
+    np.testing.assert_array_equal(np.asarray(picture.image()), np.asarray(expected))
+    box = (0, 0, 300, 400)
+    np.testing.assert_allclose(
+        picture.crop(box, (40, 30)).astype(int), cut_by_pillow(expected, box, (40, 30)), atol=1
+    )
+
+
+def middling(*, width: int, height: int) -> Image.Image:
+    """Return noise that no kernel drives to black or white, where the order of clipping tells."""
+    return Image.fromarray(np.asarray(noise(width=width, height=height)) // 3 + 85)
+
+
+# to less than 1/1.1 of either side, or to no less than all of both
+SIZES = [(20, 30), (90, 120), (45, 200), (200, 50), (1, 1), (61, 80), (60, 81), (54, 80), (60, 70)]
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", SIZES)
+def test_resizing_is_pillows(size: tuple[int, int], mode: Interpolation) -> None:
+    image = middling(width=80, height=60)
+    found = resize(np.asarray(image), size, mode)
+    expected = np.asarray(image.resize(size[::-1], FILTERS[mode]))
+    assert found.dtype == np.uint8
+    assert found.shape == (*size, 3)
+    assert found.flags.c_contiguous
+    np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)
+
+
+@pytest.mark.parametrize("size", [(479, 640), (455, 600), (440, 585), (437, 582)])
+def test_an_image_that_shrinks_a_little_comes_close_to_pillows(size: tuple[int, int]) -> None:
+    image = smooth(width=640, height=480)
+    expected = np.asarray(image.resize(size[::-1], FILTERS["bilinear"]))
+    assert psnr(resize(np.asarray(image), size), expected) >= 42
+
+
+def test_pixels_that_may_not_be_written_or_lie_askew_are_resized_in_silence() -> None:
+    pixels = np.asarray(noise(width=80, height=60))
+    assert not pixels.flags.writeable
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        for view in (pixels, pixels[::-1, 3:], pixels.transpose(1, 0, 2), pixels[..., ::-1]):
+            expected = np.asarray(
+                Image.fromarray(np.ascontiguousarray(view)).resize((30, 20), FILTERS["bilinear"])
+            )
+            found = resize(view, (20, 30))
+            np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)
+            assert found.flags.c_contiguous
+    finally:
+        torch.set_warn_always(before)
+
+
+def test_a_part_of_a_shrunk_image_is_the_same_part_of_what_is_stored() -> None:
+    small = smooth(width=200, height=150)
+    picture = ArrayPicture(np.asarray(small), height=600, width=800)
+    found = picture.crop((80, 40, 480, 360), (32, 40))
+    expected = cut_by_pillow(small, (20, 10, 120, 90), (32, 40))
+    np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)
+    np.testing.assert_array_equal(np.asarray(picture.image()), np.asarray(small))
+    for box in ((0, 0, 1, 1), (799, 599, 800, 600), (797, 0, 800, 600)):
+        assert picture.crop(box, (2, 3)).shape == (2, 3, 3)
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="no real photos beside the project")
+@pytest.mark.parametrize("folder", ["hymenoptera/train/ants", "trashnet/glass"])
+def test_real_photos_decode_to_pillows_bits_and_parts_come_close(folder: str) -> None:
+    files = sorted((PHOTOS / folder).glob("*.jpg"))[::9][:12]
+    assert len(files) == 12
+    for file in files:
+        assert_whole(file, kind=JpegPicture)
+        picture, upright = open_picture(file), by_pillow(file)
+        box = (16, 8, upright.width // 8 * 8, upright.height // 8 * 8)
+        for side in (96, 48, 24):
+            found = picture.crop(box, (side, side))
+            assert psnr(found, cut_by_pillow(upright, box, (side, side))) > 30

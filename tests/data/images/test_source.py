@@ -1,0 +1,67 @@
+"""Strings in one buffer stay the strings they are; files are opened and named by their row."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune.data.images.lazy_image import JpegPicture
+from finetune.data.images.source import FileSource, PackedStrings
+from finetune.errors import DataError
+from tests.helpers import noise
+from tests.pictures import write_jpeg
+
+NAMES = ["/a/b.jpg", "", "/bée/蜂.png", "a", "", os.fsdecode(b"/caf\xe9/\xff.jpg"), "🐝" * 100]
+
+
+@pytest.mark.parametrize("names", [NAMES, [], [""], ["", "", ""]])
+def test_strings_come_back_as_they_were(names: list[str]) -> None:
+    packed = PackedStrings(names)
+    assert len(packed) == len(names)
+    assert list(packed) == names
+    assert [packed[row] for row in range(len(names))] == names
+    assert list(pickle.loads(pickle.dumps(packed))) == names
+
+
+@pytest.mark.parametrize("row", [-1, len(NAMES), 10**9])
+def test_a_row_that_is_not_there_is_an_index_error(row: int) -> None:
+    with pytest.raises(IndexError, match=str(row)):
+        PackedStrings(NAMES)[row]
+
+
+def test_many_strings_are_few_objects() -> None:
+    names = [f"{number:020}" for number in range(100_000)]
+    packed = PackedStrings(names)
+    assert len(pickle.dumps(packed)) < 100_000 * (20 + 8) + 10_000
+    assert packed[77_777] == names[77_777]
+
+
+def test_a_file_is_opened_and_named_by_its_row(tmp_path: Path) -> None:
+    files = [tmp_path / "a.png", tmp_path / "b.jpg", tmp_path / os.fsdecode(b"\xe9.png")]
+    noise(seed=0).save(files[0])
+    write_jpeg(files[1], noise(seed=1))
+    noise(seed=2).save(files[2])
+    source = FileSource(files)
+    assert len(source) == 3
+    assert [source.name(row) for row in range(3)] == [str(file) for file in files]
+    for row in (0, 2):
+        np.testing.assert_array_equal(
+            np.asarray(source.open(row).image()), np.asarray(noise(seed=row))
+        )
+    assert isinstance(source.open(1), JpegPicture)
+    copied = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(
+        np.asarray(copied.open(1).image()), np.asarray(source.open(1).image())
+    )
+
+
+def test_the_limit_on_pixels_is_kept(tmp_path: Path) -> None:
+    noise(width=12, height=10).save(tmp_path / "a.png")
+    write_jpeg(tmp_path / "b.jpg", noise(width=12, height=10))
+    files = [tmp_path / "a.png", tmp_path / "b.jpg"]
+    for row in (0, 1):
+        assert FileSource(files, max_pixels=120).open(row).width == 12
+        with pytest.raises(DataError, match="too large: 12x10"):
+            FileSource(files, max_pixels=119).open(row)

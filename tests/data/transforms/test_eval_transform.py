@@ -1,0 +1,97 @@
+"""Evaluation is timm's own transform, whatever is drawn."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+
+from finetune.data.images.lazy_image import open_picture
+from finetune.data.transforms.eval_transform import AsStored, BothWays, EvalTransform
+from finetune.models.classifier import normalise
+from finetune.types import Draw, PreprocessSpec
+from tests.helpers import noise, smooth
+from tests.pictures import Watched
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SPEC = PreprocessSpec((3, 32, 32), MEAN, STD)
+PHOTO = Watched(noise(width=60, height=40))
+
+
+@pytest.mark.parametrize("size", [(640, 480), (300, 500), (40, 30), (224, 224), (1000, 33)])
+@pytest.mark.parametrize(
+    ("crop_mode", "crop_pct", "interpolation"),
+    [
+        ("center", 0.875, "bilinear"),
+        ("center", 1.0, "bicubic"),
+        ("squash", 0.9, "bicubic"),
+        ("border", 0.9, "lanczos"),
+    ],
+)
+def test_evaluation_sees_what_timm_would_show(
+    size: tuple[int, int], crop_mode: str, crop_pct: float, interpolation: str
+) -> None:
+    image = smooth(width=size[0], height=size[1])
+    spec = PreprocessSpec((3, 96, 96), MEAN, STD, interpolation, crop_pct, crop_mode)
+    reference = create_transform(
+        input_size=spec.input_size,
+        interpolation=interpolation,
+        mean=MEAN,
+        std=STD,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+    )(image)
+    transform = EvalTransform(spec)
+    assert (transform.size, transform.colours) == ((96, 96), False)
+    pixels, colour = transform(Watched(image))
+    assert colour is None
+    assert pixels.dtype == np.uint8
+    ours = normalise(torch.from_numpy(pixels)[None], mean=MEAN, std=STD)[0]
+    # back to [0, 1], where the tolerance of 1/255 holds
+    difference = (ours - reference).abs() * torch.tensor(STD).view(3, 1, 1)
+    assert difference.mean() < 1 / 255
+    assert reference.std() > 0.1
+
+
+def test_evaluation_is_the_same_for_every_draw() -> None:
+    transform = EvalTransform(SPEC)
+    expected = transform(PHOTO).pixels
+    for draw in (None, Draw(0, 0, 0), Draw(5, 6, 7)):
+        np.testing.assert_array_equal(transform(PHOTO, draw).pixels, expected)
+
+
+@pytest.mark.parametrize("size", [(61, 80), (80, 61), (64, 64)])
+def test_a_mirrored_file_gives_the_same_two_views(size: tuple[int, int], tmp_path: Path) -> None:
+    """The centre crop of 32 of 40 x 53 pixels is not in the centre."""
+    spec = PreprocessSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.8)
+    image = noise(width=size[0], height=size[1])
+    image.save(tmp_path / "a.png")
+    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "b.png")
+    single = EvalTransform(spec)
+    both = BothWays(single)
+    assert both.size == (64, 32)
+    first, second = (
+        open_picture(tmp_path / name, max_pixels=10_000) for name in ("a.png", "b.png")
+    )
+    views = both(first).pixels
+    assert np.array_equal(views[:32], single(first).pixels)
+    assert np.array_equal(views[32:], single(second).pixels)
+    assert not np.array_equal(views[:32], views[32:])
+    other = both(second).pixels
+    assert np.array_equal(other[:32], views[32:])
+    assert np.array_equal(other[32:], views[:32])
+
+
+def test_the_evaluation_mirrors_nothing() -> None:
+    assert not EvalTransform(PreprocessSpec((3, 8, 8), (0.5,) * 3, (0.5,) * 3)).flips
+
+
+def test_what_is_stored_ready_is_passed_on() -> None:
+    image = noise(width=32, height=24)
+    transform = AsStored((24, 32))
+    view = transform(Watched(image), Draw(3, 1, 0))
+    np.testing.assert_array_equal(view.pixels, np.asarray(image))
+    assert view.colour is None
+    assert (transform.size, transform.colours) == ((24, 32), False)

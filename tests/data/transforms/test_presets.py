@@ -1,0 +1,142 @@
+"""Presets are what they say; a saved pipeline does what it did, or is refused."""
+
+import json
+from pathlib import Path
+
+import albumentations as A  # noqa: N812 - the name that its own documentation uses
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.data.transforms.eval_transform import EvalTransform
+from finetune.data.transforms.presets import (
+    digits_pipeline,
+    load_pipeline,
+    save_pipeline,
+    train_transform,
+)
+from finetune.data.transforms.train_transform import TrainTransform
+from finetune.errors import ConfigError
+from finetune.types import Draw, PreprocessSpec
+from tests.helpers import noise
+from tests.pictures import Watched
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SPEC = PreprocessSpec((3, 32, 32), MEAN, STD)
+PHOTO = Watched(noise(width=60, height=40))
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
+    transform = train_transform("none", spec=SPEC, seed=0)
+    assert not transform.colours
+    expected = EvalTransform(SPEC)(PHOTO).pixels
+    np.testing.assert_array_equal(transform(PHOTO, Draw(1, 2, 3)).pixels, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "colours"),
+    [("light", 0.5, False), ("medium", 0.35, True), ("strong", 0.2, True)],
+)
+def test_a_preset_crops_a_share_of_the_image_and_changes_colours_or_not(
+    name: str, share: float, colours: bool
+) -> None:
+    picture = Watched(noise(width=600, height=600))
+    transform = train_transform(name, spec=SPEC, seed=0)
+    assert transform.colours is colours
+    changed = 0
+    for row in range(300):
+        _, colour = transform(picture, Draw(row, 0, 0))
+        changed += colour is not None and not np.array_equal(colour, np.eye(3, 4))
+    sizes = [
+        (right - left) * (bottom - top) / 360_000 for left, top, right, bottom in picture.boxes
+    ]
+    assert len(sizes) == 300
+    assert share - 0.01 < min(sizes) < share + 0.05
+    assert max(sizes) > 0.9
+    assert (changed > 100) is colours
+
+
+def test_digits_are_never_mirrored(tmp_path: Path) -> None:
+    left = np.zeros((28, 28, 3), np.uint8)
+    left[4:24, 4:10] = 255
+    save_pipeline(digits_pipeline(32), tmp_path / "digits.json")
+    transform = train_transform(str(tmp_path / "digits.json"), spec=SPEC, seed=0)
+    picture = Watched(Image.fromarray(left))
+    for row in range(50):
+        columns = transform(picture, Draw(row, 0, 0)).pixels.astype(float).sum((0, 2))
+        assert columns[:16].sum() > columns[16:].sum()
+
+
+@pytest.fixture
+def pipeline() -> A.Compose:
+    return A.Compose([A.RandomResizedCrop((32, 32)), A.HorizontalFlip(), A.ToGray(p=0.3)])
+
+
+@pytest.mark.parametrize("suffix", ["json", "JSON", "yaml", "yml"])
+def test_a_saved_pipeline_does_what_it_did(
+    tmp_path: Path, pipeline: A.Compose, suffix: str
+) -> None:
+    file = tmp_path / f"mine.{suffix}"
+    A.save(pipeline, file, data_format="json" if suffix.lower() == "json" else "yaml")
+    loaded = train_transform(str(file), spec=SPEC, seed=1)
+    direct = TrainTransform(pipeline, size=(32, 32), seed=1)
+    for row in range(10):
+        found, expected = (each(PHOTO, Draw(row, 0, 0)) for each in (loaded, direct))
+        np.testing.assert_array_equal(found.pixels, expected.pixels)
+        assert found.colour is expected.colour is None
+
+
+def test_a_single_saved_step_is_a_pipeline(tmp_path: Path) -> None:
+    A.save(A.RandomResizedCrop((32, 32), p=1), tmp_path / "one.json")
+    transform = train_transform(str(tmp_path / "one.json"), spec=SPEC, seed=1)
+    assert transform(PHOTO, Draw(0, 0, 0)).pixels.shape == (32, 32, 3)
+
+
+CROP = A.RandomResizedCrop((32, 32))
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([CROP, A.Normalize()], "contains Normalize, but finetune normalises by itself"),
+        ([CROP, A.Sequential([A.Normalize()], p=0.01)], "contains Normalize"),
+        ([CROP, A.OneOf([A.HorizontalFlip(), A.ToFloat()])], "contains ToFloat"),
+        ([A.RandomResizedCrop((16, 16))], r"shape \(16, 16, 3\), but uint8 of \(32, 32, 3\)"),
+        ([A.SmallestMaxSize(32)], r"End it with RandomResizedCrop\(\(32, 32\)\)"),
+        ([A.RandomResizedCrop((32, 32), p=0.5)], r"but uint8 of \(32, 32, 3\) is needed"),
+        ([A.RandomCrop(500, 500)], "fails on a 96x64 image"),
+    ],
+)
+def test_a_pipeline_that_cannot_feed_the_network_is_refused(
+    tmp_path: Path, steps: list[A.BasicTransform], message: str
+) -> None:
+    A.save(A.Compose(steps), tmp_path / "x.json")
+    with pytest.raises(ConfigError, match=rf"augment\.name: .*x\.json.*{message}"):
+        train_transform(str(tmp_path / "x.json"), spec=SPEC, seed=0)
+
+
+def saved_with(step: str, **arguments: object) -> str:
+    inner = {"__class_fullname__": step, "p": 0.5, **arguments}
+    tree = {"__class_fullname__": "Compose", "p": 1.0, "transforms": [inner]}
+    return json.dumps({"__version__": "2.0.8", "transform": tree})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.json", saved_with("GaussNoise", var_limit=[1, 2]), "no pipeline .*var_limit"),
+        ("x.json", saved_with("NoSuchStep"), "no pipeline .*NoSuchStep"),
+        ("x.json", "{", "is no pipeline that albumentations 2"),
+        ("x.json", "[1, 2]", "is no pipeline"),
+        ("x.yaml", "a: 1", r"is no pipeline .*albumentations\.save\(pipeline, 'x\.yaml'\)"),
+        ("x.yaml", "{", "is no pipeline"),
+        ("x.json", None, r"x\.json does not exist"),
+    ],
+)
+def test_a_file_that_is_no_pipeline_is_refused(
+    tmp_path: Path, name: str, text: str | None, message: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=rf"(?s)augment\.name: .*{message}"):
+        load_pipeline(tmp_path / name)

@@ -1,0 +1,347 @@
+"""Augmentation is a pure function of (seed, draw), and decodes no more than it shows."""
+
+import copy
+import pickle
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import albumentations as A  # noqa: N812 - the name that its own documentation uses
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.data.images.lazy_image import open_picture
+from finetune.data.transforms.color_jitter import ColourJitter
+from finetune.data.transforms.eval_transform import Transform
+from finetune.data.transforms.presets import AUGMENTATIONS, train_transform
+from finetune.data.transforms.train_transform import Opening, TrainTransform, opening
+from finetune.types import Draw, PreprocessSpec
+from tests.helpers import noise, smooth
+from tests.pictures import Watched, watch_decoder, write_jpeg
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SPEC = PreprocessSpec((3, 32, 32), MEAN, STD)
+PHOTO = Watched(noise(width=60, height=40))
+BILINEAR = Image.Resampling.BILINEAR
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([A.HorizontalFlip(p=0.5)], True),
+        ([A.HorizontalFlip(p=0)], False),
+        ([A.VerticalFlip(p=1)], False),
+        ([A.OneOf([A.HorizontalFlip(p=1), A.GaussianBlur()], p=0.5)], True),
+        ([A.OneOf([A.HorizontalFlip(p=1), A.GaussianBlur()], p=0)], False),
+        ([A.Sequential([A.SomeOf([A.D4(p=1)], n=1)])], True),
+        ([A.SquareSymmetry(p=0.1)], True),
+        ([A.Rotate(limit=10)], False),
+    ],
+)
+def test_a_pipeline_mirrors_where_any_step_may(steps: list[Any], expected: bool) -> None:
+    pipeline = A.Compose([A.Resize(8, 8), *steps])
+    assert TrainTransform(pipeline, size=(8, 8), seed=0).flips is expected
+
+
+def bits(transform: Transform, draw: Draw) -> bytes:
+    """Return all of a view of ``PHOTO``: its pixels and its colours."""
+    pixels, colour = transform(PHOTO, draw)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (32, 32, 3)
+    assert transform.colours == (colour is not None)
+    return pixels.tobytes() + (b"" if colour is None else colour.tobytes())
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+def test_a_view_is_a_pure_function_of_seed_and_draw(name: str) -> None:
+    draws = [Draw(row, epoch, repeat) for row in (0, 5) for epoch in (0, 1) for repeat in (0, 1)]
+    first = train_transform(name, spec=SPEC, seed=3)
+    forth = [bits(first, draw) for draw in draws]
+    again = train_transform(name, spec=SPEC, seed=3)
+    assert [bits(again, draw) for draw in reversed(draws)][::-1] == forth
+    copied = pickle.loads(pickle.dumps(first))  # as for a worker
+    assert [bits(copied, draw) for draw in draws] == forth
+    other_seed = bits(train_transform(name, spec=SPEC, seed=4), draws[0])
+    assert len({*forth, other_seed}) == (1 if name == "none" else 9)
+
+
+def test_each_draw_begins_with_generators_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = A.Compose([A.GaussNoise(p=1), A.ColorJitter(p=0.5)])
+    given: list[tuple[np.random.Generator, random.Random]] = []
+    transform = TrainTransform(pipeline, size=(32, 32), seed=7)
+    for draw in (Draw(0, 0, 0), Draw(3, 2, 1), Draw(2**31 - 1, 2**20, 2**31 - 1), Draw(0, 0, 0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                pipeline, "set_random_state", lambda *both: given.append(copy.deepcopy(both))
+            )
+            transform(PHOTO, draw)
+        numbers, plain = given.pop()
+        key = np.array([7 << 32 | draw.epoch, draw.row << 32 | draw.repeat], np.uint64)
+        fresh = np.random.Generator(np.random.Philox(key=key))
+        # 32 bits at a time, so that a half that was left over would tell
+        np.testing.assert_array_equal(
+            numbers.integers(0, 2**32, 9, np.uint32), fresh.integers(0, 2**32, 9, np.uint32)
+        )
+        np.testing.assert_array_equal(numbers.normal(size=50), fresh.normal(size=50))
+        words = (7 << 32 | draw.epoch) << 64 | draw.row << 32 | draw.repeat
+        assert plain.random() == random.Random(words).random()
+        transform(PHOTO, Draw(9, 9, 9))  # which leaves them anywhere
+
+
+def test_large_rows_epochs_and_seeds_are_told_apart() -> None:
+    numbers = [0, 1, 2**16, 2**31 - 1]
+    seen = {
+        bits(TrainTransform(light(), size=(32, 32), seed=seed), Draw(row, epoch, repeat))
+        for seed in numbers
+        for row in numbers
+        for epoch in numbers
+        for repeat in numbers
+    }
+    assert len(seen) == len(numbers) ** 4
+
+
+def light() -> A.Compose:
+    return A.Compose([A.RandomResizedCrop((32, 32)), A.ColorJitter(p=1)])
+
+
+def test_the_draw_of_one_image_does_not_depend_on_the_images_before_it() -> None:
+    transform = train_transform("strong", spec=SPEC, seed=0)
+    alone = bits(transform, Draw(7, 2, 0))
+    for row in range(5):
+        transform(Watched(noise(seed=row, width=100, height=50)), Draw(row, 2, 0))
+    assert bits(transform, Draw(7, 2, 0)) == alone
+
+
+def assert_even(counts: Counter[tuple[object, ...]], cases: int, draws: int) -> None:
+    """Fail unless all cases were drawn alike often, to five standard deviations."""
+    share = 1 / cases
+    assert len(counts) == cases
+    for count in counts.values():
+        assert abs(count - draws * share) < 5 * (draws * share * (1 - share)) ** 0.5
+
+
+def test_steps_fire_independently_of_each_other() -> None:
+    image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
+    flips = A.Compose([A.HorizontalFlip(p=0.5), A.OneOf([A.VerticalFlip(p=1)], p=0.5)])
+    transform = TrainTransform(flips, size=(2, 2), seed=0)
+    views = [transform(Watched(image), Draw(row, 0, 0)).pixels for row in range(800)]
+    pixels = np.asarray(image)
+    cases = {
+        pixels[:: -1 if v else 1, :: -1 if h else 1].tobytes(): (h, v)
+        for h in (False, True)
+        for v in (False, True)
+    }
+    assert_even(Counter(cases[view.tobytes()] for view in views), 4, 800)
+
+
+def test_crop_flip_and_colours_are_drawn_independently_of_each_other() -> None:
+    width = 200
+    ramp = np.broadcast_to(np.arange(width, dtype=np.uint8)[None, :, None], (100, width, 3))
+    picture = Watched(Image.fromarray(np.ascontiguousarray(ramp)))
+    jitter = ColourJitter(brightness=0.5, contrast=0, saturation=0, hue=0, p=0.5, grey_p=0.0)
+    pipeline = A.Compose(
+        [
+            A.RandomResizedCrop((32, 32), scale=(0.2, 0.2), ratio=(1.0, 1.0)),
+            A.HorizontalFlip(p=0.5),
+        ]
+    )
+    transform = TrainTransform(pipeline, size=(32, 32), seed=0, jitter=jitter)
+    counts: Counter[tuple[object, ...]] = Counter()
+    for row in range(800):
+        pixels, colour = transform(picture, Draw(row, 3, 0))
+        left, _, right, _ = picture.boxes[-1]
+        assert colour is not None
+        changed = not np.array_equal(colour, np.eye(3, 4))
+        counts[left + right < width, bool(pixels[0, 0, 0] > pixels[0, -1, 0]), changed] += 1
+    assert_even(counts, 8, 800)
+
+
+def test_the_view_shows_the_box_that_albumentations_would_crop() -> None:
+    image = smooth(width=200, height=150)
+    steps = [A.RandomResizedCrop((40, 60), scale=(0.2, 0.9)), A.HorizontalFlip(p=0.5)]
+    pipeline = A.Compose(steps)
+    drawn: list[tuple[np.random.Generator, random.Random]] = []
+    real = pipeline.set_random_state
+
+    def watched(numbers: np.random.Generator, plain: random.Random) -> None:
+        drawn.append(copy.deepcopy((numbers, plain)))
+        real(numbers, plain)
+
+    pipeline.set_random_state = watched
+    transform = TrainTransform(pipeline, size=(40, 60), seed=8)
+    flipped = 0
+    for row in range(40):
+        picture = Watched(image)
+        view = transform(picture, Draw(row, 0, 0)).pixels
+        assert picture.times_whole == 0
+        alone = A.Compose(copy.deepcopy(steps))
+        alone.set_random_state(*drawn.pop())
+        crop = alone.transforms[0]
+        box = crop.get_params_dependent_on_data({"shape": (150, 200, 3)}, {})["crop_coords"]
+        assert picture.boxes == [tuple(box)]
+        cut = image.crop(box)
+        by_pillow = np.asarray(cut.resize((60, 40), BILINEAR))
+        by_opencv = crop.apply(np.asarray(image), crop_coords=box)
+        assert abs(by_pillow.astype(int) - by_opencv).mean() < 2, "the reference itself"
+        mirrored = abs(view[:, ::-1].astype(int) - by_pillow).max() <= 2
+        straight = abs(view.astype(int) - by_pillow).max() <= 2
+        assert mirrored != straight
+        flipped += mirrored
+    assert 8 < flipped < 32
+
+
+def test_the_box_of_a_shrunk_image_is_that_of_the_full_one() -> None:
+    full = smooth(width=400, height=300)
+    half = Watched(full.resize((200, 150), BILINEAR))
+    half.height, half.width = 300, 400
+    transform = train_transform("light", spec=SPEC, seed=1)
+    picture = Watched(full)
+    for row in range(10):
+        views = [transform(each, Draw(row, 0, 0)).pixels for each in (picture, half)]
+        assert abs(views[0].astype(int) - views[1]).max() < 12
+    assert half.boxes == picture.boxes
+
+
+def test_a_crop_shrinks_with_antialiasing() -> None:
+    stripes = np.zeros((512, 512, 3), np.uint8)
+    stripes[:, ::2] = 255
+    transform = train_transform("light", spec=SPEC, seed=0)
+    view = transform(Watched(Image.fromarray(stripes)), Draw(0, 0, 0)).pixels
+    assert abs(view.astype(float) - 127.5).max() < 30
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(
+    share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_jpeg(tmp_path / "x.jpg", smooth(width=640, height=480))
+    decoded = watch_decoder(monkeypatch)
+    crop = A.RandomResizedCrop((40, 40), scale=(share, share), ratio=(1.0, 1.0))
+    TrainTransform(A.Compose([crop]), size=(40, 40), seed=0)(open_picture(file), Draw(0, 0, 0))
+    # a fifth is a square of 248 pixels; the largest square is one of 480
+    assert decoded == [(120, 160, 3)] if share < 1 else [(60, 80, 3)]
+
+
+LINEAR, CUBIC = cv2.INTER_LINEAR, cv2.INTER_CUBIC
+CROP = A.RandomResizedCrop((20, 30), scale=(0.25, 1.0))
+OPENINGS: list[tuple[A.Compose, tuple[tuple[int, int], str, float] | None]] = [
+    (A.Compose([CROP]), ((20, 30), "bilinear", 0.25)),
+    (A.Compose([CROP, A.HorizontalFlip()]), ((20, 30), "bilinear", 0.25)),
+    (A.Compose([A.RandomResizedCrop((8, 8), interpolation=CUBIC)]), ((8, 8), "bicubic", 0.08)),
+    (
+        A.Compose([A.RandomResizedCrop((8, 8), interpolation=cv2.INTER_AREA)]),
+        ((8, 8), "bilinear", 0.08),
+    ),
+    (A.Compose([A.Resize(20, 30)]), ((20, 30), "bilinear", 1.0)),
+    (A.Compose([A.Resize(9, 8, interpolation=cv2.INTER_LANCZOS4)]), ((9, 8), "bicubic", 1.0)),
+    # not always, not first, not all of it, or of another kind
+    (A.Compose([]), None),
+    (A.Compose([CROP], p=0.9), None),
+    (A.Compose([A.RandomResizedCrop((8, 8), p=0.9)]), None),
+    (A.Compose([A.Resize(8, 8, p=0.5)]), None),
+    (A.Compose([A.HorizontalFlip(), CROP]), None),
+    (A.Compose([A.OneOf([CROP], p=1)]), None),
+    (A.Compose([A.Sequential([CROP], p=1)]), None),
+    (A.Compose([A.RandomCrop(8, 8)]), None),
+    (A.Compose([A.RandomSizedCrop((8, 9), (8, 8))]), None),
+    (A.Compose([A.SmallestMaxSize(8)]), None),
+    (A.Compose([A.RandomResizedCrop((8, 8), interpolation=cv2.INTER_NEAREST)]), None),
+    (A.Compose([A.Resize(8, 8, interpolation=cv2.INTER_NEAREST)]), None),
+]
+
+
+@pytest.mark.parametrize(("pipeline", "expected"), OPENINGS)
+def test_a_pipeline_opens_with_what_cuts_and_resizes_always(
+    pipeline: A.Compose, expected: tuple[tuple[int, int], str, float] | None
+) -> None:
+    found = opening(pipeline)
+    if expected is None:
+        assert found is None
+        return
+    assert found is not None
+    assert (found.size, found.mode, found.smallest_share) == expected
+    assert found.step is pipeline.transforms[0]
+
+
+@pytest.mark.parametrize("pipeline", [pipeline for pipeline, found in OPENINGS if found is None])
+def test_a_pipeline_without_an_opening_gets_the_whole_image(pipeline: A.Compose) -> None:
+    picture = Watched(smooth(width=60, height=50))
+    transform = TrainTransform(pipeline, size=(8, 8), seed=0)
+    for row in range(5):
+        transform(picture, Draw(row, 0, 0))
+    assert picture.boxes == []
+    assert picture.times_whole == 5
+
+
+def test_the_users_own_steps_see_what_the_file_holds() -> None:
+    image = smooth(width=60, height=50)
+    cut = TrainTransform(A.Compose([A.CenterCrop(8, 10)]), size=(8, 10), seed=0)
+    view = cut(Watched(image), Draw(0, 0, 0)).pixels
+    np.testing.assert_array_equal(view, np.asarray(image)[21:29, 25:35])
+    whole = TrainTransform(A.Compose([]), size=(50, 60), seed=0)
+    view = whole(Watched(image), Draw(0, 0, 0)).pixels
+    np.testing.assert_array_equal(view, np.asarray(image))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_a_pipeline_that_is_run_by_chance_is_run_that_often(p: float) -> None:
+    flip = A.Compose([A.HorizontalFlip(p=1)], p=p)
+    transform = TrainTransform(flip, size=(10, 12), seed=0)
+    image = noise()
+    flipped = sum(
+        not np.array_equal(transform(Watched(image), Draw(row, 0, 0)).pixels, np.asarray(image))
+        for row in range(400)
+    )
+    assert abs(flipped - 400 * p) <= 5 * (400 * p * (1 - p)) ** 0.5
+
+
+def test_a_resize_opens_with_the_whole_image_resized() -> None:
+    image = smooth(width=64, height=50)
+    transform = TrainTransform(A.Compose([A.Resize(20, 30)]), size=(20, 30), seed=0)
+    picture = Watched(image)
+    view = transform(picture, Draw(0, 0, 0)).pixels
+    expected = np.asarray(image.resize((30, 20), BILINEAR))
+    assert picture.boxes == [(0, 0, 64, 50)]
+    np.testing.assert_allclose(view.astype(int), expected.astype(int), atol=1)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.08, 0.2, 0.35, 0.5, 1.0])
+@pytest.mark.parametrize("size", [(224, 224), (32, 48)])
+def test_a_square_crop_of_an_image_of_the_needed_size_is_not_enlarged(
+    share: float, size: tuple[int, int]
+) -> None:
+    found = opening(A.Compose([A.RandomResizedCrop(size, scale=(share, 1.0))]))
+    assert found is not None
+    needed = found.needed_px()
+    assert isinstance(needed, int)
+    assert (needed**2 * share) ** 0.5 >= max(size) - 1e-9
+    assert ((needed - 1) ** 2 * share) ** 0.5 < max(size)
+
+
+def test_a_resize_needs_its_own_size() -> None:
+    found = opening(A.Compose([A.Resize(20, 30)]))
+    assert isinstance(found, Opening)
+    assert found.needed_px() == 30
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-6])
+def test_no_more_is_needed_than_can_be_kept(share: float) -> None:
+    found = opening(A.Compose([A.RandomResizedCrop((32, 32), scale=(share, 1.0))]))
+    assert found is not None
+    assert found.needed_px() == 8192
+
+
+@pytest.mark.parametrize("name", ["light", "medium", "strong"])
+def test_presets_take_pixels_that_may_not_be_written(name: str) -> None:
+    image = noise(width=32, height=32)
+    transform = train_transform(name, spec=SPEC, seed=0)
+    assert isinstance(transform, TrainTransform)
+    picture = Watched(image)
+    assert not picture.pixels.flags.writeable
+    before = picture.pixels.copy()
+    for row in range(30):
+        transform(picture, Draw(row, 0, 0))
+    np.testing.assert_array_equal(picture.pixels, before)

@@ -1,0 +1,158 @@
+"""Priors against Bayes' rule: on classes whose distributions are known, it says what is right."""
+
+import json
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
+
+from finetune.evaluation.priors import (
+    Priors,
+    alike,
+    in_words,
+    logit_shift,
+    model_prior,
+    shares_of,
+    uniform,
+)
+
+COUNTS = (9000, 2000, 500)
+MEANS = np.array([[0.0, 0.0], [1.5, 0.0], [0.5, 1.5]])
+"""Classes of normally distributed points with unit variance: their logits are linear."""
+
+Array = NDArray[np.float64]
+
+
+def bayes(points: Array, shares: tuple[float, ...]) -> Array:
+    """Return the true class probabilities where the classes have these shares, shape (N, K)."""
+    likely = np.exp(-0.5 * ((points[:, None] - MEANS) ** 2).sum(2)) * np.array(shares)
+    return np.asarray(likely / likely.sum(1, keepdims=True), np.float64)
+
+
+def trained_logits(points: Array, *, weights: Array, tau: float = 0.0) -> Array:
+    """Return logits for points of a linear network, fitted to imbalanced points."""
+    random = np.random.default_rng(3)
+    labels = np.repeat(np.arange(3), COUNTS)
+    inputs = torch.tensor(MEANS[labels] + random.normal(size=(len(labels), 2)))
+    target, weight = torch.tensor(labels), torch.tensor(weights)[labels]
+    adjustment = tau * torch.tensor(COUNTS, dtype=torch.double).div(sum(COUNTS)).log()
+    linear = torch.nn.Linear(2, 3, dtype=torch.double)
+    optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        losses = cross_entropy(linear(inputs) + adjustment, target, reduction="none")
+        mean = (losses * weight).sum() / weight.sum()
+        mean.backward()  # type: ignore[no-untyped-call]
+        return mean
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    logits: torch.Tensor = linear(torch.tensor(points))
+    return np.asarray(logits.detach().numpy(), np.float64)
+
+
+def softmax(logits: Array) -> Array:
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True), np.float64)
+
+
+@pytest.fixture(scope="module")
+def points() -> Array:
+    random = np.random.default_rng(5).normal(size=(2000, 2))
+    return np.asarray(random * 1.5 + MEANS.mean(0), np.float64)
+
+
+@pytest.mark.parametrize("target", [(1 / 3, 1 / 3, 1 / 3), (0.1, 0.2, 0.7), (0.5, 0.5, 0.0)])
+@pytest.mark.parametrize(
+    ("power", "tau"),
+    [(0.0, 0.0), (-1.0, 0.0), (-0.5, 0.0), (0.0, 1.0), (0.0, 0.5), (-0.5, 0.5)],
+    ids=["plain", "balanced", "square root", "adjusted", "half adjusted", "both"],
+)
+def test_a_trained_network_that_is_adjusted_says_what_bayes_rule_says_of_the_target(
+    points: Array, target: tuple[float, ...], power: float, tau: float
+) -> None:
+    """However its training weighed the classes."""
+    weights = np.array(COUNTS) ** power
+    mass = (np.array(COUNTS) * weights).tolist()
+    model = model_prior(COUNTS, class_mass=mass, adjusted_by=tau)
+    logits = trained_logits(points, weights=weights, tau=tau)
+    expected = bayes(points, target)
+    found = softmax(logits + np.array(logit_shift(target, model)))
+    # what 11,500 points leave open
+    assert np.abs(found - expected).max() < 0.06
+    assert np.abs(found - expected).mean() < 0.015
+    assert (found.argmax(1) == expected.argmax(1)).mean() > 0.97
+    assert np.abs(softmax(logits) - bayes(points, model)).mean() < 0.015, "before, for the model's"
+
+
+def test_exact_logits_become_exactly_those_of_the_target(points: Array) -> None:
+    model, target = shares_of(COUNTS), (0.2, 0.3, 0.5)
+    logits = np.log(bayes(points, model)) + points[:, :1]  # any constant of an image
+    found = softmax(logits + np.array(logit_shift(target, model)))
+    np.testing.assert_allclose(found, bayes(points, target), atol=1e-12)
+
+
+def test_the_models_prior_is_the_mass_that_the_loss_sees() -> None:
+    counts = np.array([100, 10, 1])
+    assert model_prior(counts.tolist()) == pytest.approx(counts / counts.sum())
+    weighed = model_prior(counts.tolist(), class_mass=[5.0, 5.0, 5.0])
+    assert weighed == pytest.approx([1 / 3] * 3)
+    assert alike(model_prior(counts.tolist(), adjusted_by=1.0), uniform(3))
+    half = np.sqrt(counts) / np.sqrt(counts).sum()
+    assert model_prior(counts.tolist(), adjusted_by=0.5) == pytest.approx(half)
+    # without images a class has no part, whatever is divided by its share
+    assert model_prior([3, 0, 1], adjusted_by=1.0) == pytest.approx([0.5, 0.0, 0.5])
+
+
+def test_a_class_without_a_share_can_neither_be_predicted_nor_brought_back() -> None:
+    assert logit_shift((0.0, 1.0), (0.5, 0.5)) == pytest.approx((-math.inf, math.log(2)))
+    assert logit_shift((0.0, 1.0), (0.0, 1.0)) == (-math.inf, 0.0)
+    with pytest.raises(ValueError, match="no part in training"):
+        logit_shift((0.5, 0.5), (0.0, 1.0))
+
+
+@pytest.mark.parametrize("amounts", [[0, 0], [1, -1], [math.nan, 1], [math.inf, 1], []])
+def test_what_makes_no_shares_is_refused(amounts: list[float]) -> None:
+    with pytest.raises(ValueError, match="no amounts"):
+        shares_of(amounts)
+
+
+def test_shares_add_up_to_one_however_large_the_amounts() -> None:
+    assert shares_of([1, 3]) == (0.25, 0.75)
+    assert shares_of([1e308, 1e308]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("target", [None, (0.25, 0.75)])
+def test_priors_come_back_from_json(target: tuple[float, float] | None) -> None:
+    priors = Priors((0.1, 0.9), (0.5, 0.5), target)
+    assert Priors.from_json(json.loads(json.dumps(asdict(priors))), 2) == priors
+    assert priors.answers == (target or (0.5, 0.5))
+    assert (priors.shift is None) is (target is None)
+    assert Priors.from_json(None, 2) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": [0.5, 0.6]},
+        {"model": [1.5, -0.5]},
+        {"train": [1.0]},
+        {"target": [math.nan, 1.0]},
+        {"model": [1.0, 0.0], "target": [0.5, 0.5]},
+    ],
+)
+def test_damaged_priors_are_refused(change: dict[str, list[float]]) -> None:
+    tree = {"train": [0.5, 0.5], "model": [0.5, 0.5], "target": None}
+    with pytest.raises(ValueError, match=r"no shares of 2 classes|no part in training"):
+        Priors.from_json({**tree, **change}, 2)
+
+
+def test_shares_are_put_into_words() -> None:
+    train = shares_of(COUNTS)
+    assert in_words(uniform(3), train) == "every class alike"
+    assert in_words(train, train) == "the shares of the training images"
+    assert in_words((0.1, 0.2, 0.7), train) == "other shares, from 0.1 to 0.7 a class"

@@ -1,0 +1,68 @@
+"""What a model is worth on labelled images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sklearn import metrics as reference
+
+from finetune.bundle.bundle import load_model
+from finetune.inference.predictor import Predictor
+from finetune.inference.scoring import details_as_json, evaluate_logits, metrics_as_json
+from tests.conftest import CLASSES
+
+if TYPE_CHECKING:
+    from finetune.commands.fit.fit import FitResult
+
+
+def test_numbers_are_scikit_learns_on_the_predictions(trained: FitResult, insects: Path) -> None:
+    predictor = Predictor(load_model(trained.run_dir), device="cpu")
+    classes = predictor.card.classes
+    files = sorted(insects.rglob("*.png"))
+    true = [classes.index(file.parent.name) for file in files]
+    counts: list[int] = []
+
+    found = evaluate_logits(predictor, predictor.logits(files, on_batch=counts.append), true)
+
+    probabilities = predictor.probabilities(files).numpy()
+    predicted = probabilities.argmax(1)
+    assert found.num_images == sum(counts) == 38
+    assert found.metrics == pytest.approx(
+        {
+            "loss": reference.log_loss(true, probabilities),
+            "accuracy": reference.accuracy_score(true, predicted),
+            "balanced_accuracy": reference.balanced_accuracy_score(true, predicted),
+            "macro_f1": reference.f1_score(true, predicted, average="macro"),
+            "rarest_third_recall": reference.recall_score(
+                true, predicted, labels=[2], average="macro"
+            ),
+        },
+        abs=1e-6,
+    )
+    confusion = reference.confusion_matrix(true, predicted).tolist()
+    assert [list(row) for row in found.confusion] == confusion
+
+
+def test_what_is_undefined_is_null_and_the_means_say_over_what(
+    trained: FitResult, insects: Path
+) -> None:
+    predictor = Predictor(load_model(trained.run_dir), device="cpu")
+    files = sorted((insects / CLASSES[1]).iterdir())
+    found = evaluate_logits(predictor, predictor.logits(files), [1] * len(files))
+    tree = json.loads(json.dumps(details_as_json(found)))
+    assert metrics_as_json(found)["rarest_third_recall"] is None
+    assert "rarest_third_recall" not in found.metrics
+    assert tree["rarest_third"] == {"classes": [CLASSES[2]], "by": "training images"}
+    predicted = {stats.name for stats in found.per_class if stats.predicted}
+    assert tree["means_are_over"] == {
+        "balanced_accuracy": 1,
+        "macro_f1": len(predicted | {CLASSES[1]}),
+        "rarest_third_recall": 0,
+    }
+    absent = tree["per_class"][CLASSES[2]]
+    assert (absent["support"], absent["recall"], absent["recall_interval"]) == (0, None, None)
+    right = found.per_class[1].recall
+    assert tree["per_class"][CLASSES[1]]["recall"] == right == found.metrics["balanced_accuracy"]

@@ -1,0 +1,168 @@
+"""torchvision's own models are the reference."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from timm.data.config import resolve_model_data_config
+from torch import Tensor, nn
+from torchvision.transforms import functional as tv
+
+from finetune.models import torchvision_models as zoo
+from finetune.models.classifier import normalise
+from tests.networks import randomise
+
+WEIGHTS = {
+    "googlenet": torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1,
+    "alexnet": torchvision.models.AlexNet_Weights.IMAGENET1K_V1,
+}
+CLASSIFIER_WIDTH = {"googlenet": 1024, "alexnet": 4096}
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Tensor:
+    """Return a smooth image, uint8, shape (1, 224, 224, 3)."""
+    noise = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(5))
+    image: Image.Image = tv.to_pil_image(noise).resize((224, 224), Image.Resampling.BICUBIC)
+    pixels: Tensor = (tv.to_tensor(image) * 255).byte().permute(1, 2, 0)[None].contiguous()
+    return pixels
+
+
+def _reference(name: str) -> nn.Module:
+    torch.manual_seed(0)  # of the initial weights
+    if name == "alexnet":
+        network: nn.Module = torchvision.models.alexnet(num_classes=20)
+    else:
+        network = torchvision.models.googlenet(
+            num_classes=20, transform_input=True, aux_logits=True, init_weights=True
+        )
+    randomise(network)
+    # statistics of real activations: without them the image hardly reaches the logits
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+            module.reset_running_stats()
+    with torch.no_grad():
+        network.train()(torch.randn(4, 3, 128, 128))
+    return network.eval()
+
+
+@pytest.fixture(scope="module", params=["googlenet", "alexnet"])
+def name(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def reference(name: str) -> nn.Module:
+    return _reference(name)
+
+
+@pytest.fixture(scope="module")
+def ours(name: str, reference: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
+    """Return our network with torchvision's weights; GoogLeNet's file has its auxiliary heads."""
+    file: Path = tmp_path_factory.mktemp(name) / "weights.pth"
+    torch.save(reference.state_dict(), file)
+    overlay = {"file": str(file), "num_classes": 20}
+    network = timm.create_model(
+        name, pretrained=True, num_classes=20, pretrained_cfg_overlay=overlay
+    )
+    file.unlink()  # a large one, and pytest keeps its folders
+    loaded: nn.Module = network.eval()
+    return loaded
+
+
+def _input(network: nn.Module, pixels: Tensor) -> Tensor:
+    config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
+    return normalise(pixels, mean=config["mean"], std=config["std"])
+
+
+def test_it_equals_torchvisions(
+    name: str, reference: nn.Module, ours: nn.Module, pixels: Tensor
+) -> None:
+    usual = tv.normalize(
+        pixels.permute(0, 3, 1, 2).float() / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    )
+    with torch.no_grad():
+        expected = reference(usual)
+        logits = ours(_input(ours, pixels))
+        raw = ours(usual)
+        shifted = reference(usual + 0.1)
+    tolerance = 1e-3 * float((shifted - expected).abs().max())
+    torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance)
+    # GoogLeNet's preprocessing is not the usual one: what stands in its config matters
+    assert torch.equal(raw, logits) is (name == "alexnet")
+
+
+def test_the_auxiliary_heads_are_in_the_file_and_not_in_the_network(
+    name: str, reference: nn.Module, ours: nn.Module
+) -> None:
+    theirs = set(reference.state_dict())
+    extra = {key for key in theirs if key.startswith(("aux1.", "aux2."))}
+    assert bool(extra) is (name == "googlenet")
+    assert set(ours.state_dict()) == theirs - extra
+
+
+def test_it_is_a_timm_model(name: str, ours: nn.Module, pixels: Tensor) -> None:
+    images = _input(ours, pixels)
+    with torch.no_grad():
+        features = ours.forward_features(images)  # type: ignore[operator]
+        pooled = ours.forward_head(features, pre_logits=True)  # type: ignore[operator]
+        assert features.shape == (1, ours.num_features, *features.shape[2:])
+        assert pooled.shape == (1, CLASSIFIER_WIDTH[name])
+        assert ours.head_hidden_size == CLASSIFIER_WIDTH[name]
+        classifier = ours.get_classifier()  # type: ignore[operator]
+        assert isinstance(classifier, nn.Linear)
+        assert torch.equal(classifier(pooled), ours(images))
+
+
+def test_the_classifier_is_replaced(name: str, pixels: Tensor) -> None:
+    network: Any = timm.create_model(name, num_classes=3).eval()
+    images = _input(network, pixels)
+    with torch.no_grad():
+        before = network.forward_head(network.forward_features(images), pre_logits=True)
+        network.reset_classifier(5)
+        assert network.num_classes == 5
+        assert network(images).shape == (1, 5)
+        network.reset_classifier(0)
+        assert network.num_classes == 0
+        assert torch.equal(network(images), before)
+
+
+def test_the_default_config_names_the_hub_weights(name: str) -> None:
+    cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None
+    assert cfg.url == WEIGHTS[name].url
+    assert cfg.tag == "tv_in1k"
+    assert cfg.num_classes == len(WEIGHTS[name].meta["categories"])
+    preset = WEIGHTS[name].transforms()
+    assert cfg.input_size == (3, *preset.crop_size * 2)
+    assert cfg.crop_pct == preset.crop_size[0] / preset.resize_size[0]
+    assert cfg.interpolation == preset.interpolation.value
+    assert timm.is_model_pretrained(name)
+
+
+def test_they_are_registered_once() -> None:
+    zoo.register()  # a second registration would warn, and warnings are errors
+    assert {"googlenet", "alexnet"} <= set(timm.list_models())
+
+
+def test_dropout_is_what_was_asked_for(name: str) -> None:
+    network = timm.create_model(name, num_classes=3, drop_rate=0.35)
+    drops = [module.p for module in network.modules() if isinstance(module, nn.Dropout)]
+    assert set(drops) == {0.35}
+
+
+def test_another_number_of_channels_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="read 3 channels, not 1"):
+        timm.create_model(name, in_chans=1)
+
+
+def test_activation_checkpointing_is_refused(name: str, ours: nn.Module) -> None:
+    ours.set_grad_checkpointing(False)  # type: ignore[operator]
+    with pytest.raises(ValueError, match=f"{name} has no activation checkpointing"):
+        ours.set_grad_checkpointing(True)  # type: ignore[operator]

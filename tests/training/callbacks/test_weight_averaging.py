@@ -1,0 +1,175 @@
+"""The average is that of the steps it names, it is what is measured and shipped, and it resumes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from finetune.builders import trainer_options
+from finetune.bundle.bundle import AVERAGE_KEY, load_model
+from finetune.commands.fit.fit import fit as run_fit
+from finetune.commands.fit.fit import resume
+from finetune.config.schema import Config
+from finetune.errors import ConfigError
+from finetune.training.callbacks.freeze_layers import AverageWeights, Unfreeze
+from finetune.training.callbacks.weight_averaging import WeightAverage
+from finetune.training.trainer import create_trainer, fit
+from tests.runs import checkpoint, rows, small_config, small_training
+
+
+class Network(nn.Module):
+    """A parameter, a statistic and a count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.register_buffer("mean", torch.zeros(2))
+        self.register_buffer("batches", torch.tensor(0))
+
+    def move_to(self, value: float) -> None:
+        with torch.no_grad():
+            self.weight.fill_(value)
+            self.mean.fill_(-value)  # type: ignore[operator]
+
+
+def test_the_mean_is_that_of_the_steps_behind_the_first_ones() -> None:
+    network = Network()
+    average = WeightAverage(network, from_step=2)
+    for step, value in enumerate((5.0, 7.0, 1.0, 2.0, 6.0), start=1):
+        network.move_to(value)
+        average.add(step)
+    assert average.count == 3
+    assert set(average.tensors) == {"weight", "mean"}
+    torch.testing.assert_close(average.tensors["weight"], torch.full((3,), 3.0))
+    torch.testing.assert_close(average.tensors["mean"], torch.full((2,), -3.0))
+
+
+def test_what_does_not_move_keeps_its_bits() -> None:
+    network = Network()
+    network.move_to(0.1)
+    average = WeightAverage(network, from_step=0)
+    for step in range(1, 8):
+        average.add(step)
+    assert torch.equal(average.tensors["weight"], network.weight)
+
+
+def test_an_average_goes_on_from_its_state_to_the_same_bits() -> None:
+    network, values = Network(), (0.3, 0.7, 0.9, 0.2)
+    whole, first = WeightAverage(network, from_step=0), WeightAverage(network, from_step=0)
+    for step, value in enumerate(values, start=1):
+        network.move_to(value)
+        whole.add(step)
+        if step <= 2:
+            first.add(step)
+        if step == 2:
+            second = WeightAverage(network, from_step=0)
+            second.load({**first.state(), "tensors": {**first.state()["tensors"]}})
+            second.join_module()
+        elif step > 2:
+            second.add(step)
+    assert torch.equal(second.tensors["weight"], whole.tensors["weight"])
+
+
+class Seen(Callback):
+    """Keeps a weight after each step."""
+
+    def __init__(self) -> None:
+        self.weights: list[Tensor] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *rest: object
+    ) -> None:
+        self.weights.append(next(iter(pl_module.parameters())).detach().clone())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_averages_its_last_steps_and_trains_on_from_its_own(
+    accumulate: int, animals: Path, tmp_path: Path
+) -> None:
+    settings = {"unfreeze__name": "all", "optim__lr": 0.01, "trainer__accumulate": accumulate}
+    training = small_training(animals, optim__average_last=0.5, **settings)
+    seen = Seen()
+    trainer = create_trainer(
+        tmp_path,
+        trainer_options(training.config),
+        callbacks=[Unfreeze(), seen, AverageWeights()],
+        loggers=[],
+    )
+    fit(trainer, training.module, training.data, checkpoint=None)
+    steps = seen.weights[accumulate - 1 :: accumulate]
+    assert len(steps) == 6
+    state = checkpoint(tmp_path)
+    name = next(name for name, _ in training.module.named_parameters())
+    torch.testing.assert_close(
+        state[AVERAGE_KEY]["tensors"][name], torch.stack(steps[3:]).mean(dim=0)
+    )
+    assert torch.equal(state["state_dict"][name], steps[-1])
+    used = dict(load_model(tmp_path / "checkpoints" / "last.ckpt").network.named_parameters())
+    averaged = state[AVERAGE_KEY]["tensors"][name]
+    assert torch.equal(used[name.removeprefix("classifier.network.")], averaged)
+    assert not torch.equal(averaged, steps[-1])
+
+
+def test_what_is_measured_in_an_epoch_is_what_is_shipped(animals: Path, tmp_path: Path) -> None:
+    for share in (0.0, 0.5):
+        run = tmp_path / f"{share:g}"
+        config = small_config(
+            data__path=str(animals),
+            output=str(run),
+            unfreeze__name="all",
+            optim__lr=0.01,
+            optim__average_last=share,
+            trainer__monitor="loss",
+        )
+        metrics = run_fit(config).metrics["val"]
+        best = min(float(row["val/loss"]) for row in rows(run))
+        assert metrics["loss"] == pytest.approx(best, rel=1e-5)
+    assert rows(tmp_path / "0")[0]["val/loss"] == rows(tmp_path / "0.5")[0]["val/loss"]
+    assert rows(tmp_path / "0")[1]["val/loss"] != rows(tmp_path / "0.5")[1]["val/loss"]
+
+
+def test_an_average_of_other_steps_is_begun_anew() -> None:
+    network = Network()
+    first = WeightAverage(network, from_step=1)
+    for step in (1, 2, 3):
+        first.add(step)
+    longer = WeightAverage(network, from_step=4)
+    longer.load(first.state())
+    assert not longer.tensors
+    network.move_to(2.0)
+    longer.add(5)
+    assert longer.count == 1
+    assert torch.equal(longer.tensors["weight"], network.weight)
+
+
+def test_a_share_of_less_than_two_steps_is_refused(animals: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^optim\.average_last=0\.1 of 6 steps is 1, .* 0\.33"):
+        small_training(animals, optim__average_last=0.1)
+
+
+def test_statistics_of_each_process_are_not_averaged(animals: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot apply to model\.batch_norm=train on 2 proc"):
+        small_training(animals, optim__average_last=0.5, trainer__devices=2)
+
+
+def test_a_longer_run_goes_on_averaging_from_its_checkpoint(animals: Path, tmp_path: Path) -> None:
+    def config(name: str, epochs: int) -> Config:
+        return small_config(
+            data__path=str(animals),
+            output=str(tmp_path / name),
+            unfreeze__name="all",
+            optim__average_last=1.0,
+            trainer__epochs=epochs,
+            lr_schedule__name="constant",
+            lr_schedule__warmup_fraction=0.0,
+        )
+
+    run_fit(config("whole", 2))
+    run_fit(config("parts", 1))
+    resume(tmp_path / "parts", assignments={"trainer.epochs": 2})
+    whole, parts = (checkpoint(tmp_path / name)[AVERAGE_KEY] for name in ("whole", "parts"))
+    assert parts["count"] == whole["count"] == 6
+    for name, tensor in whole["tensors"].items():
+        assert torch.equal(tensor, parts["tensors"][name]), name

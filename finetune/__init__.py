@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-_LAZY = {
+_LAZY_IMPORTS = {
     "fit": "finetune.commands.fit.fit",
     "plan_fit": "finetune.commands.fit.fit",
     "resume": "finetune.commands.fit.fit",
@@ -25,7 +25,7 @@ _LAZY = {
     "Config": "finetune.config.schema",
 }
 
-__all__ = ["__version__", *_LAZY]
+__all__ = ["__version__", *_LAZY_IMPORTS]
 
 
 def __getattr__(name: str) -> Any:
@@ -34,12 +34,12 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("finetune")
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _LAZY_IMPORTS:
+        return getattr(importlib.import_module(_LAZY_IMPORTS[name]), name)
     raise AttributeError(f"module 'finetune' has no attribute '{name}'")
 
 
-class _AfterTimm:
+class _TimmImportHook:
     """Registers GoogLeNet and AlexNet once timm is imported, whichever comes first.
 
     An exported GoogLeNet loads with ``timm.create_model`` after ``import finetune``, and yet
@@ -47,18 +47,18 @@ class _AfterTimm:
     """
 
     def __init__(self) -> None:
-        self._looking = False
+        self._is_searching = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "timm" or self._looking:
+        if fullname != "timm" or self._is_searching:
             return None
-        self._looking = True
+        self._is_searching = True
         try:
             spec = importlib.util.find_spec("timm")
         finally:
-            self._looking = False
+            self._is_searching = False
         if spec is None or spec.loader is None:
             return None
         run_timm = spec.loader.exec_module
@@ -77,4 +77,4 @@ class _AfterTimm:
 if "timm" in sys.modules:
     importlib.import_module("finetune.models.torchvision_models")
 else:
-    sys.meta_path.insert(0, _AfterTimm())
+    sys.meta_path.insert(0, _TimmImportHook())

@@ -26,13 +26,13 @@ class FinetuneError(Exception):
     """Anything that the user can mend; the message holds the remedy.
 
     Attributes:
-        is_echo: Another process of the run has said it already.
-        is_told: Raised after the processes have met, so that this one alone may know of it.
+        is_from_peer: Another process of the run has said it already.
+        is_published: Raised after the processes have met, so that this one alone may know of it.
     """
 
     exit_code: ClassVar[int] = 1
-    is_echo: bool = False
-    is_told: bool = False
+    is_from_peer: bool = False
+    is_published: bool = False
 
 
 class ConfigError(FinetuneError, ValueError):

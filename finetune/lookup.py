@@ -9,9 +9,9 @@ from typing import Any
 from finetune.errors import ConfigError
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def suggest_name(name: str, candidates: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest known name, or the short list of all names."""
-    names = sorted(known)
+    names = sorted(candidates)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f" Did you mean '{close[0]}'?"
@@ -33,7 +33,7 @@ def look_up(table: Mapping[str, Any], name: str, *, setting: str) -> Any:
         return table[name]
     if ":" not in name:
         raise ConfigError(
-            f"{setting}: unknown name '{name}'.{did_you_mean(name, table)} "
+            f"{setting}: unknown name '{name}'.{suggest_name(name, table)} "
             f"Your own code is named as 'my_package.module:function'."
         )
     module_name, _, attribute = name.partition(":")
@@ -49,11 +49,11 @@ def look_up(table: Mapping[str, Any], name: str, *, setting: str) -> Any:
     except AttributeError:
         raise ConfigError(
             f"{setting}: module '{module_name}' has no '{attribute}'."
-            f"{did_you_mean(attribute, [n for n in vars(module) if not n.startswith('_')])}"
+            f"{suggest_name(attribute, [n for n in vars(module) if not n.startswith('_')])}"
         ) from None
 
 
-def takes(function: Callable[..., Any], name: str) -> bool:
+def has_parameter(function: Callable[..., Any], name: str) -> bool:
     """Tell whether a function has a parameter of this name, or takes any."""
     if not callable(function):
         return False
@@ -62,14 +62,14 @@ def takes(function: Callable[..., Any], name: str) -> bool:
 
 
 def check_params(
-    function: Callable[..., Any], params: Mapping[str, Any], *, given: int, setting: str
+    function: Callable[..., Any], params: Mapping[str, Any], *, num_positional: int, setting: str
 ) -> None:
     """Raise unless ``function`` takes every key of ``params`` and needs no other.
 
     Args:
         function: What will be called.
         params: Keyword arguments that the user gave.
-        given: How many leading arguments the caller supplies itself.
+        num_positional: How many leading arguments the caller supplies itself.
         setting: The config key that holds ``params``, for the message.
 
     Raises:
@@ -77,7 +77,7 @@ def check_params(
     """
     if not callable(function):
         raise ConfigError(f"{setting}: {function!r} is no function.")
-    parameters = list(inspect.signature(function).parameters.items())[given:]
+    parameters = list(inspect.signature(function).parameters.items())[num_positional:]
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for _, parameter in parameters)
     accepted = {
         name: parameter
@@ -86,7 +86,7 @@ def check_params(
     }
     unknown = [name for name in params if name not in accepted and not takes_all]
     if unknown:
-        hint = did_you_mean(unknown[0], accepted) if accepted else " It takes none."
+        hint = suggest_name(unknown[0], accepted) if accepted else " It takes none."
         raise ConfigError(f"{setting}: unknown parameter '{unknown[0]}'.{hint}")
     missing = [n for n, p in accepted.items() if p.default is p.empty and n not in params]
     if missing:

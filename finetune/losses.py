@@ -6,7 +6,6 @@ multiplies the loss of its label; with weights whose mean over the training set 
 here) the average over ranks or accumulated batches is the value of the whole batch, where torch's
 weighted mean, which divides by the batch's own sum of weights, is not.
 """
-# ruff: noqa: N803, N806 - shape suffixes
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +36,7 @@ def cross_entropy(
         Scalar, same dtype as ``logits_BK``.
     """
     losses_BK = -logits_BK.log_softmax(dim=1)
-    return _mean(_smoothed(losses_BK, label_smoothing), target, class_weights_K)
+    return _reduce_mean(_smooth_losses(losses_BK, label_smoothing), target, class_weights_K)
 
 
 def focal(
@@ -69,7 +68,7 @@ def focal(
         raise ValueError(f"gamma is 0 or more, not {gamma}")
     log_p_BK = logits_BK.log_softmax(dim=1)
     losses_BK = -((1 - log_p_BK.exp()).clamp(min=1e-6) ** gamma) * log_p_BK
-    return _mean(_smoothed(losses_BK, label_smoothing), target, class_weights_K)
+    return _reduce_mean(_smooth_losses(losses_BK, label_smoothing), target, class_weights_K)
 
 
 def logit_adjusted(
@@ -100,12 +99,14 @@ def logit_adjusted(
     Returns:
         Scalar, same dtype as ``logits_BK``.
     """
-    offset_K = prior_offset(class_counts_K, tau=tau).to(
+    offset_K = compute_prior_offset(class_counts_K, tau=tau).to(
         logits_BK.device, logits_BK.dtype, non_blocking=True
     )
     losses_BK = -(logits_BK + offset_K).log_softmax(dim=1)
-    smoothed_BK = _smoothed(losses_BK, label_smoothing, spread_K=offset_K.softmax(dim=0))
-    return _mean(smoothed_BK, target, class_weights_K)
+    smoothed_BK = _smooth_losses(
+        losses_BK, label_smoothing, smoothing_prior_K=offset_K.softmax(dim=0)
+    )
+    return _reduce_mean(smoothed_BK, target, class_weights_K)
 
 
 def ldam(
@@ -150,11 +151,11 @@ def ldam(
     scaled_BK = scale * logits_BK
     # each column as if it were the label: its own logit lowered by its margin, the others as they
     # are, which is the cross-entropy of that logit against the log of the sum of all the others
-    lead_BK = scaled_BK - scale * margins_K - _log_sum_of_others(scaled_BK)
-    return _mean(-functional.logsigmoid(lead_BK), target, class_weights_K)
+    lead_BK = scaled_BK - scale * margins_K - _compute_leave_one_out_logsumexp(scaled_BK)
+    return _reduce_mean(-functional.logsigmoid(lead_BK), target, class_weights_K)
 
 
-def _log_sum_of_others(logits_BK: Tensor) -> Tensor:
+def _compute_leave_one_out_logsumexp(logits_BK: Tensor) -> Tensor:
     """Return for each class the log of the sum of the other classes' exponentials, shape (B, K).
 
     What a class leaves of the whole is exact where it has at most half of it; the largest, whose
@@ -168,7 +169,7 @@ def _log_sum_of_others(logits_BK: Tensor) -> Tensor:
     return torch.where(is_top_BK, of_top_B1, rest_BK)
 
 
-def prior_offset(class_counts_K: Tensor, *, tau: float = 1.0) -> Tensor:
+def compute_prior_offset(class_counts_K: Tensor, *, tau: float = 1.0) -> Tensor:
     """Return tau * log of each class's share of the training images, shape (K,).
 
     Args:
@@ -186,7 +187,7 @@ def balanced_class_weights(class_counts: Sequence[int]) -> Tensor:
         class_counts: Training images of each class, shape (K,); an empty class gets weight 0.
     """
     counts_K = torch.tensor(class_counts, dtype=torch.float64)
-    return _mean_one(1 / counts_K.clamp(min=1), counts_K)
+    return _normalize_to_unit_mean(1 / counts_K.clamp(min=1), counts_K)
 
 
 def effective_number_class_weights(class_counts: Sequence[int], *, beta: float = 0.999) -> Tensor:
@@ -205,26 +206,28 @@ def effective_number_class_weights(class_counts: Sequence[int], *, beta: float =
     if not 0 <= beta < 1:
         raise ValueError(f"beta lies in [0, 1), not at {beta}")
     counts_K = torch.tensor(class_counts, dtype=torch.float64)
-    return _mean_one((1 - beta) / (1 - beta ** counts_K.clamp(min=1)), counts_K)
+    return _normalize_to_unit_mean((1 - beta) / (1 - beta ** counts_K.clamp(min=1)), counts_K)
 
 
-def _mean_one(weights_K: Tensor, counts_K: Tensor) -> Tensor:
+def _normalize_to_unit_mean(weights_K: Tensor, counts_K: Tensor) -> Tensor:
     weights_K = torch.where(counts_K > 0, weights_K, 0.0)
     return (weights_K * counts_K.sum() / (weights_K @ counts_K)).float()
 
 
-def _smoothed(losses_BK: Tensor, share: float, *, spread_K: Tensor | None = None) -> Tensor:
+def _smooth_losses(
+    losses_BK: Tensor, label_smoothing: float, *, smoothing_prior_K: Tensor | None = None
+) -> Tensor:
     """Return the losses of labels of which a share goes to all classes, shape (B, K)."""
-    if not share:
+    if not label_smoothing:
         return losses_BK
-    if spread_K is None:
+    if smoothing_prior_K is None:
         of_all_B1 = losses_BK.mean(dim=1, keepdim=True)
     else:
-        of_all_B1 = (losses_BK * spread_K).sum(dim=1, keepdim=True)
-    return (1 - share) * losses_BK + share * of_all_B1
+        of_all_B1 = (losses_BK * smoothing_prior_K).sum(dim=1, keepdim=True)
+    return (1 - label_smoothing) * losses_BK + label_smoothing * of_all_B1
 
 
-def _mean(losses_BK: Tensor, target: Tensor, class_weights_K: Tensor | None) -> Tensor:
+def _reduce_mean(losses_BK: Tensor, target: Tensor, class_weights_K: Tensor | None) -> Tensor:
     """Return the mean loss of a batch, of the loss that each class would have as the label."""
     if class_weights_K is not None:
         losses_BK = losses_BK * class_weights_K.to(

@@ -23,18 +23,18 @@ class Sample:
         label: Class name, Unicode NFC.
         split: The split that the folder or CSV gives, or None.
         group: Images of one group stay on one side of an automatic split; "" is no group.
-        copies: Images that show the same have the same word here; "" is none.
+        duplicate_group: Images that show the same have the same word here; "" is none.
     """
 
     path: str
     label: str
     split: Split | None = None
     group: str = ""
-    copies: str = ""
+    duplicate_group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class RejectedFile:
     """A file that was left out, and why."""
 
     path: str
@@ -84,18 +84,18 @@ class LoadReport:
         source: File, folder or hub name; "random" for none.
         num_loaded: Backbone parameters that the source filled.
         num_parameters: All backbone parameters.
-        missing: Names of the parameters and statistics that it did not fill.
-        unused: Names and sizes of tensors in it that the network has no place for.
+        missing_keys: Names of the parameters and statistics that it did not fill.
+        unexpected_keys: Names and sizes of tensors in it that the network has no place for.
     """
 
     source: str
     num_loaded: int
     num_parameters: int
-    missing: tuple[str, ...] = ()
-    unused: Mapping[str, int] = field(default_factory=dict)
+    missing_keys: tuple[str, ...] = ()
+    unexpected_keys: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def share(self) -> float:
+    def loaded_fraction(self) -> float:
         """Share of the backbone's parameters that were loaded, in [0, 1]."""
         return self.num_loaded / max(1, self.num_parameters)
 
@@ -137,8 +137,8 @@ class ClassStats:
     Attributes:
         name: Class name.
         support: Images of this class.
-        predicted: Images that were given this class.
-        precision: Share of ``predicted`` that are right; None where nothing was predicted.
+        num_predicted: Images that were given this class.
+        precision: Share of ``num_predicted`` that are right; None where nothing was predicted.
         recall: Share of ``support`` that was found; None where there is no such image.
         f1: Harmonic mean; None where the class is neither present nor predicted.
         recall_interval: 95% confidence interval of the recall; None where that is undefined.
@@ -147,7 +147,7 @@ class ClassStats:
 
     name: str
     support: int
-    predicted: int
+    num_predicted: int
     precision: float | None
     recall: float | None
     f1: float | None
@@ -164,19 +164,19 @@ class Evaluation:
         metrics: Name to value: loss, accuracy, balanced_accuracy, macro_f1, rarest_third_recall
             and, with more than five classes, top5_accuracy.
         per_class: One entry a class, in class order.
-        confusion: Counts, rows are true classes, columns predicted ones.
+        confusion_matrix: Counts, rows are true classes, columns predicted ones.
         accuracy_interval: 95% confidence interval of the accuracy.
-        rarest: The classes whose mean recall is ``rarest_third_recall``, the rarest first.
-        undefined: Names that ``metrics`` lacks, since these images do not define them.
+        rarest_classes: The classes whose mean recall is ``rarest_third_recall``, the rarest first.
+        undefined_metrics: Names that ``metrics`` lacks, since these images do not define them.
     """
 
     num_images: int
     metrics: Mapping[str, float]
     per_class: tuple[ClassStats, ...]
-    confusion: tuple[tuple[int, ...], ...]
+    confusion_matrix: tuple[tuple[int, ...], ...]
     accuracy_interval: tuple[float, float]
-    rarest: tuple[str, ...]
-    undefined: tuple[str, ...] = ()
+    rarest_classes: tuple[str, ...]
+    undefined_metrics: tuple[str, ...] = ()
 
 
 class Reporter:
@@ -188,7 +188,7 @@ class Reporter:
     def warn(self, message: str) -> None:
         """Say one thing that the user should act on."""
 
-    def plan(self, plan: Mapping[str, Any]) -> None:
+    def show_plan(self, plan: Mapping[str, Any]) -> None:
         """Show what is about to happen."""
 
     def start(self, task: str, total: int) -> None:
@@ -200,8 +200,8 @@ class Reporter:
     def finish(self) -> None:
         """End the current task."""
 
-    def probe(self, found: Mapping[str, Any]) -> None:
+    def show_probe(self, result: Mapping[str, Any]) -> None:
         """Show what the head of the frozen backbone came to."""
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
+    def show_epoch(self, row: Mapping[str, Any]) -> None:
         """Show the numbers of one finished epoch."""

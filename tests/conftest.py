@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+# small layers gain nothing from more threads; read when torch is first imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -26,6 +30,24 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FINETUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of 24 training and 15 validation images; never change it."""
+    from tests.runs import write_photos
+
+    return write_photos(tmp_path_factory.mktemp("data") / "animals")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Return a folder with photos and weights."""
+    from tests.runs import write_photos, write_weights
+
+    write_photos(tmp_path / "photos")
+    write_weights(tmp_path / "weights.pth")
+    return tmp_path
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import simplejpeg
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from finetune.data.images.lazy_image import ArrayPicture, Box, Interpolation, Pixels
+from finetune.data.images.lazy_image import ArrayImage, Box, Interpolation, Pixels
 
 ORIENTATION = 0x0112
 """The EXIF tag."""
 
 
-class Watched(ArrayPicture):
+class Watched(ArrayImage):
     """A picture in memory that remembers which parts of it were asked for."""
 
     def __init__(self, image: Image.Image) -> None:
@@ -28,9 +28,9 @@ class Watched(ArrayPicture):
         self.boxes.append(box)
         return super().crop(box, size, mode)
 
-    def image(self) -> Image.Image:
+    def to_pil(self) -> Image.Image:
         self.times_whole += 1
-        return super().image()
+        return super().to_pil()
 
 
 def write_jpeg(file: Path, image: Image.Image, *, orientation: int = 1, **options: Any) -> Path:

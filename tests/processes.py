@@ -22,20 +22,20 @@ from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.futures import Future
 
-from finetune.builders import trainer_options
+from finetune.builders import build_trainer_options
 from finetune.data.dataset import ImageDataset
 from finetune.data.images.source import FileSource
 from finetune.distributed import signals
 from finetune.distributed.collectives import gather_rows
-from finetune.distributed.launch import JOIN_VERB, Launch, outer_launch
-from finetune.distributed.rendezvous import Meeting, meeting
+from finetune.distributed.launch import JOIN_COMMAND, LaunchInfo, detect_launch
+from finetune.distributed.rendezvous import Rendezvous, join_rendezvous
 from finetune.distributed.signals import StopRequest
 from finetune.distributed.store_client import open_store
 from finetune.errors import FinetuneError
 from finetune.training.callbacks.checkpoint import read_checkpoint
-from finetune.training.callbacks.freeze_layers import Unfreeze
-from finetune.training.callbacks.mid_epoch_resume import Position
-from finetune.training.strategy import Replicas
+from finetune.training.callbacks.freeze_layers import UnfreezeScheduler
+from finetune.training.callbacks.mid_epoch_resume import ResumeState
+from finetune.training.strategy import BufferAwareDDPStrategy
 from finetune.training.trainer import create_trainer, fit
 from tests.networks import randomise
 from tests.runs import small_training
@@ -98,7 +98,7 @@ def joined_by(pid: int) -> list[int]:
     with suppress(OSError):  # one has ended meanwhile
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         lines = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
-        return [child for child, line in lines.items() if JOIN_VERB.encode() in line]
+        return [child for child, line in lines.items() if JOIN_COMMAND.encode() in line]
     return []
 
 
@@ -145,18 +145,18 @@ def _run(
 
 
 @contextmanager
-def joined() -> Iterator[Meeting | None]:
+def joined() -> Iterator[Rendezvous | None]:
     """Bring the processes of ``on_ranks`` together, as a launcher's come; any other is alone."""
-    launch = outer_launch()
+    launch = detect_launch()
     if launch is None:
         yield None
         return
-    with meeting(launch, timeout=_MINUTE) as met, met.group(backend="gloo"):
+    with join_rendezvous(launch, timeout=_MINUTE) as met, met.open_process_group(backend="gloo"):
         yield met
 
 
 @contextmanager
-def grouped() -> Iterator[Launch | None]:
+def grouped() -> Iterator[LaunchInfo | None]:
     """Bring the processes together; yield which of them this is."""
     with joined() as met:
         yield None if met is None else met.launch
@@ -168,11 +168,11 @@ def gathered(rank: int, columns: list[list[Tensor]]) -> list[Tensor]:
         return gather_rows(*columns[rank])
 
 
-class WithoutRebuild(Unfreeze):
+class WithoutRebuild(UnfreezeScheduler):
     """Layers thaw, and the DDP wrapper stays as it was; nobody looks before the end."""
 
-    def _apply(self, trainer: Any, pl_module: Any) -> None:
-        pl_module.classifier.set_depth(pl_module.recipe.depth_at(trainer.current_epoch))
+    def _update_depth(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.classifier.set_depth(pl_module.recipe.depth_schedule(trainer.current_epoch))
 
 
 class WithoutRebuildOrCheck(WithoutRebuild):
@@ -182,13 +182,13 @@ class WithoutRebuildOrCheck(WithoutRebuild):
         """Look at nothing."""
 
 
-class RebuildForgotten(Unfreeze):
+class RebuildForgotten(UnfreezeScheduler):
     """Believes that the wrapper already reduces what trains."""
 
-    def _apply(self, trainer: Any, pl_module: Any) -> None:
-        pl_module.classifier.set_depth(pl_module.recipe.depth_at(trainer.current_epoch))
-        self._wrapped = {id(p) for p in pl_module.parameters() if p.requires_grad}
-        super()._apply(trainer, pl_module)
+    def _update_depth(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.classifier.set_depth(pl_module.recipe.depth_schedule(trainer.current_epoch))
+        self._ddp_parameter_ids = {id(p) for p in pl_module.parameters() if p.requires_grad}
+        super()._update_depth(trainer, pl_module)
 
 
 def trained(
@@ -196,7 +196,7 @@ def trained(
     data: Path,
     folder: Path,
     settings: dict[str, Any],
-    callback: type[Unfreeze] = Unfreeze,
+    callback: type[UnfreezeScheduler] = UnfreezeScheduler,
 ) -> tuple[dict[str, Tensor], dict[str, float]] | str:
     """Return a rank's final weights and metrics, or the message of the error that ended it."""
     training = small_training(data, **settings)
@@ -204,12 +204,12 @@ def trained(
         with grouped() as launch:
             trainer = create_trainer(
                 folder,
-                trainer_options(training.config),
+                build_trainer_options(training.config),
                 callbacks=[callback()],
                 loggers=[],
                 launch=launch,
             )
-            fit(trainer, training.module, training.data, checkpoint=None)
+            fit(trainer, training.module, training.datamodule, checkpoint_path=None)
     except FinetuneError as error:
         return f"{type(error).__name__}: {error}"
     state = {name: tensor.clone() for name, tensor in training.module.state_dict().items()}
@@ -222,16 +222,18 @@ def validated(rank: int, data: Path, num_val: int, count: int) -> dict[str, floa
         data, trainer__devices=count, trainer__batch_size=4, model__batch_norm="frozen"
     )
     randomise(training.module.classifier.network)
-    val = training.data.val
-    paths = [Path(val.source.name(row)) for row in range(0, len(val), len(val) // num_val)][
+    val = training.datamodule.val_dataset
+    paths = [Path(val.source.get_name(row)) for row in range(0, len(val), len(val) // num_val)][
         :num_val
     ]
     labels = val.labels[:: len(val) // num_val][:num_val].tolist()
-    training.data.val = ImageDataset(FileSource(paths, max_pixels=10**6), labels, val.transform)
+    training.datamodule.val_dataset = ImageDataset(
+        FileSource(paths, max_pixels=10**6), labels, val.transform
+    )
     with grouped() as launch, TemporaryDirectory() as folder:
-        options = trainer_options(training.config)
+        options = build_trainer_options(training.config)
         trainer = create_trainer(Path(folder), options, callbacks=[], loggers=[], launch=launch)
-        (metrics,) = trainer.validate(training.module, training.data, verbose=False)
+        (metrics,) = trainer.validate(training.module, training.datamodule, verbose=False)
     return dict(metrics)
 
 
@@ -284,12 +286,12 @@ def counted(rank: int, data: Path, folder: Path, settings: dict[str, Any]) -> li
     with grouped() as launch, count.broadcasts():
         trainer = create_trainer(
             folder,
-            trainer_options(training.config),
-            callbacks=[Unfreeze(), count],
+            build_trainer_options(training.config),
+            callbacks=[UnfreezeScheduler(), count],
             loggers=[],
             launch=launch,
         )
-        fit(trainer, training.module, training.data, checkpoint=None)
+        fit(trainer, training.module, training.datamodule, checkpoint_path=None)
     return count.sent
 
 
@@ -321,25 +323,30 @@ def stopped_in_validation(
             trainer__epochs=2,
             trainer__batch_size=4,
         )
-        launch = Launch(rank, size, rank, size, 0, "127.0.0.1", port + number, "environment")
-        met = Meeting(launch, lambda: open_store(launch, _MINUTE), timeout=_MINUTE)
+        launch = LaunchInfo(rank, size, rank, size, 0, "127.0.0.1", port + number, "environment")
+        met = Rendezvous(launch, lambda: open_store(launch, _MINUTE), timeout=_MINUTE)
         ended_by = ""
         try:
-            with signals.interruptible(), met.group(backend=backend):
+            with signals.allow_interrupts(), met.open_process_group(backend=backend):
                 trainer = create_trainer(
                     folder,
-                    trainer_options(training.config),
-                    callbacks=[Unfreeze(), *callbacks],
+                    build_trainer_options(training.config),
+                    callbacks=[UnfreezeScheduler(), *callbacks],
                     loggers=[],
                     launch=launch,
                 )
-                fit(trainer, training.module, training.data, checkpoint=last if number else None)
+                fit(
+                    trainer,
+                    training.module,
+                    training.datamodule,
+                    checkpoint_path=last if number else None,
+                )
         except StopRequest as stop:
             ended_by = str(stop)
         finally:
             met.close()
-        position = Position.of(read_checkpoint(last))
-        return ended_by, [position.epochs, position.steps]
+        position = ResumeState.from_checkpoint(read_checkpoint(last))
+        return ended_by, [position.completed_epochs, position.steps_in_epoch]
 
     with mock.patch("finetune.training.trainer.choose_strategy", _as_replicas):
         ended_by, first = part(0, StopInValidation())
@@ -347,7 +354,11 @@ def stopped_in_validation(
     return ended_by, first, second
 
 
-def _as_replicas(name: str, *, timeout: timedelta, live_buffers: bool, **more: Any) -> Replicas:
+def _as_replicas(
+    name: str, *, timeout: timedelta, live_buffers: bool, **more: Any
+) -> BufferAwareDDPStrategy:
     """Return DDP for one process, too."""
     backend = "nccl" if more["accelerator"] == "cuda" else "gloo"
-    return Replicas(live_buffers=live_buffers, timeout=timeout, process_group_backend=backend)
+    return BufferAwareDDPStrategy(
+        broadcast_buffers=live_buffers, timeout=timeout, process_group_backend=backend
+    )

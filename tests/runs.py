@@ -164,4 +164,4 @@ def let_the_head_be_poor(monkeypatch: pytest.MonkeyPatch) -> None:
     On pictures as simple as these whether one does is a matter of rounding, and of the processor.
     """
     scores = itertools.chain([-math.inf], itertools.count())
-    monkeypatch.setattr("finetune.probe.last_stage._score", lambda *_: next(scores))
+    monkeypatch.setattr("finetune.probe.last_stage._compute_score", lambda *_: next(scores))

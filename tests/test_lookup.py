@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from finetune.errors import ConfigError
-from finetune.lookup import check_params, did_you_mean, look_up
+from finetune.lookup import check_params, look_up, suggest_name
 
 TABLE = {"gradual": 1, "all": 2}
 
 
 def test_a_near_name_is_suggested_and_a_far_one_gets_the_list() -> None:
-    assert did_you_mean("gradul", TABLE) == " Did you mean 'gradual'?"
-    assert did_you_mean("zzz", TABLE) == " Known: all, gradual."
-    assert did_you_mean("zzz", [f"name{i}" for i in range(13)]) == ""
+    assert suggest_name("gradul", TABLE) == " Did you mean 'gradual'?"
+    assert suggest_name("zzz", TABLE) == " Known: all, gradual."
+    assert suggest_name("zzz", [f"name{i}" for i in range(13)]) == ""
 
 
 def test_a_name_gives_its_row_and_a_path_the_users_object() -> None:
@@ -66,7 +66,7 @@ def open_ended(epoch: int, num_groups: int, *, every: int, **more: float) -> Non
     ],
 )
 def test_complete_parameters_pass(function: Callable[..., Any], params: Mapping[str, Any]) -> None:
-    check_params(function, params, given=2, setting="s")
+    check_params(function, params, num_positional=2, setting="s")
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_wrong_parameters_are_named(
     function: Callable[..., Any], params: Mapping[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_params(function, params, given=2, setting="unfreeze.params")
+        check_params(function, params, num_positional=2, setting="unfreeze.params")
 
 
 def test_the_number_of_given_arguments_counts_from_the_left() -> None:
-    check_params(schedule, {"num_groups": 3, "every": 1}, given=1, setting="s")
+    check_params(schedule, {"num_groups": 3, "every": 1}, num_positional=1, setting="s")
     with pytest.raises(ConfigError, match="parameter 'num_groups' is required"):
-        check_params(schedule, {"every": 1}, given=1, setting="s")
+        check_params(schedule, {"every": 1}, num_positional=1, setting="s")

@@ -10,19 +10,19 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the field's own name
+from torch.nn import functional as F
 
-from finetune.lookup import takes
+from finetune.lookup import has_parameter
 from finetune.losses import (
     CLASS_WEIGHTS,
     LOSSES,
     balanced_class_weights,
+    compute_prior_offset,
     cross_entropy,
     effective_number_class_weights,
     focal,
     ldam,
     logit_adjusted,
-    prior_offset,
 )
 
 COUNTS = torch.tensor([70.0, 20.0, 9.0, 1.0], dtype=torch.float64)
@@ -63,7 +63,7 @@ def named(name: str, **params: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a loss of the table with what it takes."""
     loss = LOSSES[name]
     known = {"class_counts_K": COUNTS, "label_smoothing": 0.1}
-    return partial(loss, **{key: known[key] for key in known if takes(loss, key)}, **params)
+    return partial(loss, **{key: known[key] for key in known if has_parameter(loss, key)}, **params)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
@@ -178,7 +178,7 @@ def test_a_class_without_images_leaves_a_finite_loss() -> None:
     counts = torch.tensor([5.0, 0.0, 2.0, 1.0])
     for loss in (logit_adjusted, ldam):
         assert torch.isfinite(loss(logits, target, class_counts_K=counts))
-    assert torch.isfinite(prior_offset(counts)).all()
+    assert torch.isfinite(compute_prior_offset(counts)).all()
 
 
 @pytest.mark.parametrize(("max_margin", "scale"), [(0.5, 1.0), (0.3, 4.0), (0.0, 1.0)])

@@ -30,7 +30,7 @@ def test_every_public_name_is_what_its_module_calls_so(name: str) -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'finetune' has no attribute 'fti'"):
-        finetune.fti  # noqa: B018
+        finetune.fti
 
 
 def test_the_version_is_the_installed_one() -> None:

@@ -6,103 +6,110 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from finetune.audit.cropped_duplicates import Features, find_crops
-from finetune.audit.fingerprint_table import Looks
-from finetune.audit.near_duplicates import Copies, find_copies
+from finetune.audit.cropped_duplicates import FeatureArray, find_cropped_duplicates
+from finetune.audit.fingerprint_table import FingerprintTable
+from finetune.audit.near_duplicates import DuplicateGroup, find_duplicates
 from finetune.errors import StorageError
 from finetune.system.files import write_text
 
-_COPIES = "copies.json"
+_DUPLICATES_FILE = "copies.json"
 
-_WAY = 1
+_METHOD_VERSION = 1
 """Raised when what counts as a copy changes, with features or without."""
 
 
-def known_copies(
-    looks: Looks, paths: Sequence[Path], *, on_searched: Callable[[int], None] | None = None
-) -> list[Copies]:
-    """Return what ``find_copies`` does, or did for the same files in the same order.
-
-    Or what ``know_copies`` was told of them.
-
-    Args:
-        looks: Of N images.
-        paths: Their files, shape (N,).
-        on_searched: Called with a count of images, as they are compared; N in all.
-    """
-    return _known(
-        looks,
-        _COPIES,
-        _key(looks),
-        lambda: find_copies(looks, paths, on_searched=on_searched),
-        on_searched,
-    )
-
-
-def known_crops(
-    looks: Looks,
+def load_or_find_duplicates(
+    fingerprints: FingerprintTable,
     paths: Sequence[Path],
-    known: Sequence[Copies],
-    features: Sequence[Features],
     *,
-    made_by: str,
-    on_searched: Callable[[int], None] | None = None,
-) -> list[Copies]:
-    """Return what ``find_crops`` does, or did for the same files in the same order.
+    on_progress: Callable[[int], None] | None = None,
+) -> list[DuplicateGroup]:
+    """Return what ``find_duplicates`` does, or did for the same files in the same order.
+
+    Or what ``cache_duplicates`` was told of them.
 
     Args:
-        looks: Of N images.
+        fingerprints: Of N images.
         paths: Their files, shape (N,).
-        known: What ``known_copies`` returns of them.
-        features: Of the same images, one part after the other.
-        made_by: Tells these features from those of another backbone, as part of a file's name.
-        on_searched: Called with a count of images, as they are compared; N in all.
+        on_progress: Called with a count of images, as they are compared; N in all.
     """
-    return _known(
-        looks,
-        f"crops-{made_by}.json",
-        _key(looks, *(one.rows for one in known)),
-        lambda: find_crops(looks, paths, known, features, on_searched=on_searched),
-        on_searched,
+    return _load_or_find(
+        fingerprints,
+        _DUPLICATES_FILE,
+        _compute_key(fingerprints),
+        lambda: find_duplicates(fingerprints, paths, on_progress=on_progress),
+        on_progress,
     )
 
 
-def know_copies(looks: Looks, copies: Sequence[Copies]) -> None:
-    """Let ``known_copies`` return these from now on, as long as the files stay the same.
+def load_or_find_cropped_duplicates(
+    fingerprints: FingerprintTable,
+    paths: Sequence[Path],
+    duplicates: Sequence[DuplicateGroup],
+    features: Sequence[FeatureArray],
+    *,
+    cache_key: str,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[DuplicateGroup]:
+    """Return what ``find_cropped_duplicates`` does, or did for the same files in the same order.
 
     Args:
-        looks: Of N images.
-        copies: All groups of their rows.
+        fingerprints: Of N images.
+        paths: Their files, shape (N,).
+        duplicates: What ``load_or_find_duplicates`` returns of them.
+        features: Of the same images, one part after the other.
+        cache_key: Tells these features from those of another backbone, as part of a file's name.
+        on_progress: Called with a count of images, as they are compared; N in all.
     """
-    _write(looks, _COPIES, _key(looks), copies)
+    return _load_or_find(
+        fingerprints,
+        f"crops-{cache_key}.json",
+        _compute_key(fingerprints, *(one.rows for one in duplicates)),
+        lambda: find_cropped_duplicates(
+            fingerprints, paths, duplicates, features, on_progress=on_progress
+        ),
+        on_progress,
+    )
 
 
-def _known(
-    looks: Looks,
+def cache_duplicates(fingerprints: FingerprintTable, duplicates: Sequence[DuplicateGroup]) -> None:
+    """Let ``load_or_find_duplicates`` return these from now on, as long as the files stay the same.
+
+    Args:
+        fingerprints: Of N images.
+        duplicates: All groups of their rows.
+    """
+    _write_cache(fingerprints, _DUPLICATES_FILE, _compute_key(fingerprints), duplicates)
+
+
+def _load_or_find(
+    fingerprints: FingerprintTable,
     name: str,
     key: str,
-    find: Callable[[], list[Copies]],
-    on_searched: Callable[[int], None] | None,
-) -> list[Copies]:
+    find: Callable[[], list[DuplicateGroup]],
+    on_progress: Callable[[int], None] | None,
+) -> list[DuplicateGroup]:
     """Return what a file beside the looks says of the same images, or else what is found now."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        tree = json.loads((looks.folder / name).read_text(encoding="utf-8"))
+        tree = json.loads((fingerprints.folder / name).read_text(encoding="utf-8"))
         if tree["of"] == key:
-            if on_searched is not None:
-                on_searched(len(looks))
-            return [Copies(tuple(rows), bool(exact)) for rows, exact in tree["copies"]]
+            if on_progress is not None:
+                on_progress(len(fingerprints))
+            return [DuplicateGroup(tuple(rows), bool(exact)) for rows, exact in tree["copies"]]
     found = find()
-    _write(looks, name, key, found)
+    _write_cache(fingerprints, name, key, found)
     return found
 
 
-def _key(looks: Looks, *known: tuple[int, ...]) -> str:
-    digest = hashlib.sha256(looks.column("digest").tobytes())
-    digest.update(json.dumps(known).encode() if known else b"")
-    return f"{_WAY} {len(looks)} {digest.hexdigest()}"
+def _compute_key(fingerprints: FingerprintTable, *groups: tuple[int, ...]) -> str:
+    digest = hashlib.sha256(fingerprints.read_column("digest").tobytes())
+    digest.update(json.dumps(groups).encode() if groups else b"")
+    return f"{_METHOD_VERSION} {len(fingerprints)} {digest.hexdigest()}"
 
 
-def _write(looks: Looks, name: str, key: str, copies: Sequence[Copies]) -> None:
-    text = json.dumps({"of": key, "copies": [[one.rows, one.exact] for one in copies]})
+def _write_cache(
+    fingerprints: FingerprintTable, name: str, key: str, duplicates: Sequence[DuplicateGroup]
+) -> None:
+    text = json.dumps({"of": key, "copies": [[one.rows, one.is_exact] for one in duplicates]})
     with suppress(StorageError):  # without it they are looked for again
-        write_text(looks.folder / name, text)
+        write_text(fingerprints.folder / name, text)

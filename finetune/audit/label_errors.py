@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def doubtful_labels(
+def find_label_errors(
     probabilities: NDArray[np.floating], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the images whose label is in doubt, the most doubtful first, and their likely class.

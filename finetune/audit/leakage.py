@@ -6,36 +6,36 @@ from pathlib import Path
 
 from finetune.data.manifest import Manifest
 from finetune.errors import DataError
-from finetune.types import Rejected, Sample, Split
+from finetune.types import RejectedFile, Sample, Split
 
-_HARDER = (Split.TRAIN, Split.VAL, Split.TEST)
+_SPLIT_ORDER = (Split.TRAIN, Split.VAL, Split.TEST)
 """What a split is seen by: training by itself, validation by the choice of the best epoch, too."""
 
 
-def leaked(manifest: Manifest) -> dict[str, Sample]:
+def find_leaks(manifest: Manifest) -> dict[str, Sample]:
     """Return by path the copy of each held-out image that an easier split holds.
 
     Of a test image that is a training image, or a validation image if there is none such.
     """
     copies: dict[tuple[str, Split], Sample] = {}
     for sample in manifest.samples:
-        if sample.copies and sample.split is not None:
-            copies.setdefault((sample.copies, sample.split), sample)
+        if sample.duplicate_group and sample.split is not None:
+            copies.setdefault((sample.duplicate_group, sample.split), sample)
     found = {}
     for sample in manifest.samples:
-        if not sample.copies or sample.split is None:
+        if not sample.duplicate_group or sample.split is None:
             continue
-        easier = _HARDER[: _HARDER.index(sample.split)]
-        seen = (copies.get((sample.copies, split)) for split in easier)
+        easier = _SPLIT_ORDER[: _SPLIT_ORDER.index(sample.split)]
+        seen = (copies.get((sample.duplicate_group, split)) for split in easier)
         copy = next((other for other in seen if other is not None), None)
         if copy is not None:
             found[sample.path] = copy
     return found
 
 
-def rows_without_leaks(manifest: Manifest, files: Sequence[Path]) -> list[int] | None:
+def find_rows_without_leaks(manifest: Manifest, files: Sequence[Path]) -> list[int] | None:
     """Return which files a run has not seen before; None where all or none of them are not."""
-    seen = {(manifest.root / path).resolve() for path in leaked(manifest)}
+    seen = {(manifest.root / path).resolve() for path in find_leaks(manifest)}
     rows = [row for row, file in enumerate(files) if file.resolve() not in seen]
     return rows if 0 < len(rows) < len(files) else None
 
@@ -44,7 +44,7 @@ def describe_leaks(manifest: Manifest, leaks: Mapping[str, Sample]) -> str:
     """Return how many held-out images have copies elsewhere, with an example."""
     parts = []
     for split in (Split.VAL, Split.TEST):
-        held_out = manifest.of(split)
+        held_out = manifest.get_samples(split)
         count = sum(sample.path in leaks for sample in held_out)
         if count:
             parts.append(f"{count} of {len(held_out)} {split.value} images")
@@ -55,11 +55,11 @@ def describe_leaks(manifest: Manifest, leaks: Mapping[str, Sample]) -> str:
     )
 
 
-def describe_rest(manifest: Manifest, leaks: Mapping[str, Sample]) -> str:
+def describe_splits_without_leaks(manifest: Manifest, leaks: Mapping[str, Sample]) -> str:
     """Return in which splits something is left to measure without leaks, and in which nothing."""
     seen: dict[bool, list[str]] = {True: [], False: []}
     for split in (Split.VAL, Split.TEST):
-        leaky = [sample.path in leaks for sample in manifest.of(split)]
+        leaky = [sample.path in leaks for sample in manifest.get_samples(split)]
         if any(leaky):
             seen[all(leaky)].append(split.value)
     parts = []
@@ -72,7 +72,7 @@ def describe_rest(manifest: Manifest, leaks: Mapping[str, Sample]) -> str:
     return text[0].upper() + text[1:]
 
 
-def without_leaks(manifest: Manifest, policy: str) -> tuple[Manifest, list[Rejected]]:
+def resolve_leaks(manifest: Manifest, policy: str) -> tuple[Manifest, list[RejectedFile]]:
     """Return a manifest in which no held-out image is seen before, and what it leaves out.
 
     Args:
@@ -84,22 +84,22 @@ def without_leaks(manifest: Manifest, policy: str) -> tuple[Manifest, list[Rejec
         DataError: A split, or a class of the training images, would have none left.
     """
     if policy == "move":
-        kept, rejected = _all_training(manifest), list[Rejected]()
+        kept, rejected = _move_leaks_to_training(manifest), list[RejectedFile]()
     else:
-        kept, rejected = _without_seen(manifest)
-    _check_left(manifest, kept, policy)
+        kept, rejected = _drop_leaks(manifest)
+    _check_splits_not_empty(manifest, kept, policy)
     return kept, rejected
 
 
-def _all_training(manifest: Manifest) -> Manifest:
+def _move_leaks_to_training(manifest: Manifest) -> Manifest:
     """Let copies that are seen before train, with their groups, and the copies of these."""
-    while leaks := leaked(manifest):
+    while leaks := find_leaks(manifest):
         found = [sample for sample in manifest.samples if sample.path in leaks]
-        copies = {sample.copies for sample in found}
-        groups = {s.group for s in manifest.samples if s.copies in copies} - {""}
+        copies = {sample.duplicate_group for sample in found}
+        groups = {s.group for s in manifest.samples if s.duplicate_group in copies} - {""}
         samples = tuple(
             replace(sample, split=Split.TRAIN)
-            if sample.copies in copies or sample.group in groups
+            if sample.duplicate_group in copies or sample.group in groups
             else sample
             for sample in manifest.samples
         )
@@ -107,35 +107,37 @@ def _all_training(manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _without_seen(manifest: Manifest) -> tuple[Manifest, list[Rejected]]:
+def _drop_leaks(manifest: Manifest) -> tuple[Manifest, list[RejectedFile]]:
     hardest: dict[str, Sample] = {}
     for sample in manifest.samples:
-        if sample.copies and sample.split is not None:
-            other = hardest.setdefault(sample.copies, sample)
-            if other.split is not None and _HARDER.index(sample.split) > _HARDER.index(other.split):
-                hardest[sample.copies] = sample
+        if sample.duplicate_group and sample.split is not None:
+            other = hardest.setdefault(sample.duplicate_group, sample)
+            if other.split is not None and _SPLIT_ORDER.index(sample.split) > _SPLIT_ORDER.index(
+                other.split
+            ):
+                hardest[sample.duplicate_group] = sample
     kept, rejected = [], []
     for sample in manifest.samples:
-        held_out = hardest.get(sample.copies, sample)
+        held_out = hardest.get(sample.duplicate_group, sample)
         if held_out.split is sample.split:
             kept.append(sample)
         else:
-            reason = f"shows the same as {held_out.path}, which data.leaks=drop keeps"
-            rejected.append(Rejected(sample.path, reason))
+            reason = f"shows the same as {held_out.path}, which data.leakage=drop keeps"
+            rejected.append(RejectedFile(sample.path, reason))
     return replace(manifest, samples=tuple(kept)), rejected
 
 
-def _check_left(before: Manifest, after: Manifest, policy: str) -> None:
+def _check_splits_not_empty(before: Manifest, after: Manifest, policy: str) -> None:
     def refuse(what: str) -> None:
         raise DataError(
-            f"data.leaks={policy} would leave {what}: all of its images have copies in another "
-            f"split. Mend the splits, or take data.leaks=warn."
+            f"data.leakage={policy} would leave {what}: all of its images have copies in another "
+            f"split. Mend the splits, or take data.leakage=warn."
         )
 
     for split in Split:
-        if before.of(split) and not after.of(split):
+        if before.get_samples(split) and not after.get_samples(split):
             refuse(f"no {split.value} image")
-    counts: Sequence[int] = after.class_counts(Split.TRAIN)
+    counts: Sequence[int] = after.count_per_class(Split.TRAIN)
     for name, count in zip(after.classes, counts, strict=True):
         if not count:
             refuse(f"class '{name}' without a training image")

@@ -7,13 +7,13 @@ from scipy.cluster.hierarchy import DisjointSet
 Rows = NDArray[np.int64]
 
 
-class Joined:
+class UnionFind:
     """Groups of images, by their rows; what was never joined is alone."""
 
     def __init__(self) -> None:
         self._sets = DisjointSet()
 
-    def join(self, one: int, other: int) -> bool:
+    def merge(self, one: int, other: int) -> bool:
         """Put two images and all that they are joined with into one group; tell if they were not.
 
         Args:
@@ -24,20 +24,20 @@ class Joined:
         self._sets.add(other)
         return bool(self._sets.merge(one, other))
 
-    def forest(self, pairs: Rows) -> list[int]:
+    def find_spanning_forest(self, pairs: Rows) -> list[int]:
         """Return which pairs (P, 2) would join what is not joined yet, none of them in vain."""
-        trial = Joined()
+        trial = UnionFind()
         return [
             number
             for number, (one, other) in enumerate(pairs.tolist())
-            if trial.join(self._group_of(one), self._group_of(other))
+            if trial.merge(self._find_root(one), self._find_root(other))
         ]
 
-    def groups(self) -> list[list[int]]:
+    def list_groups(self) -> list[list[int]]:
         """Return the rows of each group, ascending."""
         return [sorted(group) for group in self._sets.subsets()]
 
-    def _group_of(self, row: int) -> int:
+    def _find_root(self, row: int) -> int:
         try:
             return int(self._sets[row])
         except KeyError:  # an image that is not joined to any

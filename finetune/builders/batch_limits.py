@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 
-from finetune.builders.resolve import num_processes, number
+from finetune.builders.resolve import compute_world_size, require_int
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
 from finetune.models.classifier import ImageClassifier
 from finetune.types import Phase
 
 
-def check_lone_image(
+def check_micro_batch_size(
     config: Config, classifier: ImageClassifier, phases: Iterable[Phase], batch_size: int
 ) -> None:
     """Refuse one image at a time where it cannot stand alone.
@@ -23,8 +23,8 @@ def check_lone_image(
     Raises:
         ConfigError: Says with which setting, and why.
     """
-    shards = num_processes(config) * number(config.trainer.accumulate)
-    against = _against(config, classifier, phases)
+    shards = compute_world_size(config) * require_int(config.trainer.accumulate_grad_batches)
+    against = _find_single_image_conflict(config, classifier, phases)
     if against and batch_size // shards < 2:
         setting, reason, remedy = against
         raise ConfigError(
@@ -33,12 +33,14 @@ def check_lone_image(
         )
 
 
-def fewest_images(config: Config, classifier: ImageClassifier, phases: Iterable[Phase]) -> int:
+def compute_min_micro_batch_size(
+    config: Config, classifier: ImageClassifier, phases: Iterable[Phase]
+) -> int:
     """Return how many images a process must hold at once: 1, or 2 where one cannot stand alone."""
-    return 2 if _against(config, classifier, phases) else 1
+    return 2 if _find_single_image_conflict(config, classifier, phases) else 1
 
 
-def _against(
+def _find_single_image_conflict(
     config: Config, classifier: ImageClassifier, phases: Iterable[Phase]
 ) -> tuple[str, str, str] | None:
     """Return a setting that needs more than one image at a time, why, and what else helps."""
@@ -46,7 +48,7 @@ def _against(
         if value := getattr(config.augment, way):
             return f"augment.{way}={value:g}", "one image has none to be mixed with", ""
     kind = config.model.batch_norm
-    on_its_own = kind == "train" or (kind == "sync" and num_processes(config) == 1)
+    on_its_own = kind == "train" or (kind == "sync" and compute_world_size(config) == 1)
     deep = any(phase.depth > 1 for phase in phases)
     if on_its_own and deep and classifier.has_batch_norm:
         reason = "the statistics of one image are not those of a batch"

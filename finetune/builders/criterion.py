@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.builders.resolve import decimal, number
+from finetune.builders.resolve import require_float, require_int
 from finetune.config.schema import Config
-from finetune.data.samplers.sampling_weights import first_epoch_from
+from finetune.data.samplers.sampling_weights import compute_start_epoch
 from finetune.errors import ConfigError, FinetuneError
-from finetune.lookup import check_params, look_up, takes
-from finetune.losses import CLASS_WEIGHTS, LOSSES, prior_offset
+from finetune.lookup import check_params, has_parameter, look_up
+from finetune.losses import CLASS_WEIGHTS, LOSSES, compute_prior_offset
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
-_OF_OTHER_KEYS = {
+_RESERVED_PARAMS = {
     "class_counts_K": "the training images",
     "class_weights_K": "imbalance.class_weights",
     "label_smoothing": "loss.label_smoothing",
@@ -24,7 +24,9 @@ _OF_OTHER_KEYS = {
 """Keywords of a loss that ``loss.params`` cannot give, and where they come from."""
 
 
-def make_criterion(config: Config, class_counts: Sequence[int]) -> Callable[[int], Criterion]:
+def build_criterion_schedule(
+    config: Config, class_counts: Sequence[int]
+) -> Callable[[int], Criterion]:
     """Return the criterion as a function of the epoch.
 
     Args:
@@ -36,26 +38,26 @@ def make_criterion(config: Config, class_counts: Sequence[int]) -> Callable[[int
     """
     name, params = config.loss.name, config.loss.params
     loss = look_up(LOSSES, name, setting="loss.name")
-    for key, source in _OF_OTHER_KEYS.items():
+    for key, source in _RESERVED_PARAMS.items():
         if key in params:
             raise ConfigError(f"loss.params: '{key}' comes from {source}. Leave it out.")
     given: dict[str, Any] = dict(params)
-    if takes(loss, "class_counts_K"):
+    if has_parameter(loss, "class_counts_K"):
         given["class_counts_K"] = torch.tensor(class_counts, dtype=torch.float32)
-    if smoothing := decimal(config.loss.label_smoothing):
+    if smoothing := require_float(config.loss.label_smoothing):
         given["label_smoothing"] = smoothing
-    weights_K = class_weights(config, class_counts)  # noqa: N806 - shape suffix
+    weights_K = compute_class_weights(config, class_counts)
     weighted = given if weights_K is None else {**given, "class_weights_K": weights_K}
     setting = "loss.params" if params else f"loss.name={name}"
-    check_params(loss, weighted, given=2, setting=setting)
+    check_params(loss, weighted, num_positional=2, setting=setting)
     if params:
-        _try(partial(loss, **given), config, class_counts)
-    start = class_weights_start(config)
+        _check_criterion(partial(loss, **given), config, class_counts)
+    start = compute_class_weights_start_epoch(config)
     before, after = partial(loss, **given), partial(loss, **weighted)
     return lambda epoch: before if start is None or epoch < start else after
 
 
-def class_weights(config: Config, class_counts: Sequence[int]) -> Tensor | None:
+def compute_class_weights(config: Config, class_counts: Sequence[int]) -> Tensor | None:
     """Return the factor of each class in the loss once it applies, shape (K,); None: all alike.
 
     Args:
@@ -68,25 +70,27 @@ def class_weights(config: Config, class_counts: Sequence[int]) -> Tensor | None:
     name, params = config.imbalance.class_weights, config.imbalance.class_weights_params
     if name == "none":
         return None
-    check_params(CLASS_WEIGHTS[name], params, given=1, setting="imbalance.class_weights_params")
+    check_params(
+        CLASS_WEIGHTS[name], params, num_positional=1, setting="imbalance.class_weights_params"
+    )
     try:
         return CLASS_WEIGHTS[name](class_counts, **params)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"imbalance.class_weights_params={params}: {error}") from error
 
 
-def class_weights_start(config: Config) -> int | None:
+def compute_class_weights_start_epoch(config: Config) -> int | None:
     """Return the epoch, from 0, from which class weights apply, of a resolved config; None: none.
 
     It is the last one at the latest.
     """
     if config.imbalance.class_weights == "none":
         return None
-    share = decimal(config.imbalance.class_weights_from)
-    return first_epoch_from(share, number(config.trainer.epochs))
+    share = require_float(config.imbalance.class_weights_start_fraction)
+    return compute_start_epoch(share, require_int(config.trainer.epochs))
 
 
-def fitted_loss(config: Config) -> str:
+def select_probe_loss(config: Config) -> str:
     """Return the loss that a probe minimises, of a resolved config.
 
     Focal and margin losses are not fitted, nor the user's own: before fine-tuning with one of them
@@ -95,24 +99,26 @@ def fitted_loss(config: Config) -> str:
     return "logit_adjusted" if config.loss.name == "logit_adjusted" else "cross_entropy"
 
 
-def fitted_offset(config: Config, class_counts: Sequence[int]) -> Tensor | None:
+def compute_probe_logit_offset(config: Config, class_counts: Sequence[int]) -> Tensor | None:
     """Return what a probe adds to its logits while it is fitted, shape (K,); None: nothing.
 
     Args:
         config: Resolved.
         class_counts: Training images of each class, shape (K,).
     """
-    if fitted_loss(config) != "logit_adjusted":
+    if select_probe_loss(config) != "logit_adjusted":
         return None
-    return prior_offset(torch.tensor(class_counts, dtype=torch.float32), **config.loss.params)
+    return compute_prior_offset(
+        torch.tensor(class_counts, dtype=torch.float32), **config.loss.params
+    )
 
 
-def _try(criterion: Criterion, config: Config, class_counts: Sequence[int]) -> None:
+def _check_criterion(criterion: Criterion, config: Config, class_counts: Sequence[int]) -> None:
     """Call the loss once, so that a wrong value is found before any work.
 
     The labels are the largest and the smallest class, as what is too much is so for one of them.
     """
-    counts_K = torch.tensor(class_counts)  # noqa: N806 - shape suffix
+    counts_K = torch.tensor(class_counts)
     labels = torch.stack([counts_K.argmax(), counts_K.argmin()])
     try:
         loss = torch.as_tensor(criterion(torch.zeros(2, len(class_counts)), labels))

@@ -7,24 +7,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.builders.criterion import class_weights, class_weights_start
-from finetune.builders.resolve import number
+from finetune.builders.criterion import compute_class_weights, compute_class_weights_start_epoch
+from finetune.builders.resolve import require_int
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
-from finetune.data.samplers.sampling_weights import SamplingAt, expected_draws
+from finetune.data.samplers.sampling_weights import SamplingSchedule, compute_expected_draws
 from finetune.errors import ConfigError
-from finetune.evaluation.priors import Priors, Shares, model_prior, shares_of
+from finetune.evaluation.priors import ClassPrior, Priors, compute_model_prior, normalize_prior
 from finetune.types import Split
 
 
-def run_priors(config: Config, manifest: Manifest, sampling: SamplingAt) -> Priors:
+def compute_run_priors(config: Config, manifest: Manifest, sampling: SamplingSchedule) -> Priors:
     """Return the priors that the card of a run states.
 
-    The target of ``imbalance.head=post_hoc`` are classes of equal size; others have none, and their
+    The target of ``imbalance.head_rebalancing=post_hoc`` are classes of equal size; others have none, and their
     answers are as the network says. A head that is fitted again later states its own then.
 
     What changes over the epochs counts as in the last one; checkpoints of others state their own,
-    see ``model_prior_at``. Of a loss of the user's own nothing is known; it is taken for one that
+    see ``build_model_prior_schedule``. Of a loss of the user's own nothing is known; it is taken for one that
     adjusts no logits, and so are the margins of LDAM.
 
     Args:
@@ -35,18 +35,20 @@ def run_priors(config: Config, manifest: Manifest, sampling: SamplingAt) -> Prio
     Raises:
         ConfigError: The answers are to be adjusted for a class that the loss never sees.
     """
-    counts = manifest.class_counts(Split.TRAIN)
-    model = model_prior_at(config, manifest, sampling)(number(config.trainer.epochs) - 1)
-    alike = shares_of([float(count > 0) for count in counts])
-    target = alike if config.imbalance.head == "post_hoc" else None
+    counts = manifest.count_per_class(Split.TRAIN)
+    model = build_model_prior_schedule(config, manifest, sampling)(
+        require_int(config.trainer.epochs) - 1
+    )
+    alike = normalize_prior([float(count > 0) for count in counts])
+    target = alike if config.imbalance.head_rebalancing == "post_hoc" else None
     if target is not None:
-        _check_known(config, manifest, target, model)
-    return Priors(train=shares_of(counts), model=model, target=target)
+        _check_prior_support(config, manifest, target, model)
+    return Priors(train=normalize_prior(counts), model=model, target=target)
 
 
-def model_prior_at(
-    config: Config, manifest: Manifest, sampling: SamplingAt
-) -> Callable[[int], Shares]:
+def build_model_prior_schedule(
+    config: Config, manifest: Manifest, sampling: SamplingSchedule
+) -> Callable[[int], ClassPrior]:
     """Return the class shares that logits assume after an epoch, as a function of the epoch.
 
     An epoch that shows nothing of a class which others show counts as the last one: what the
@@ -57,27 +59,34 @@ def model_prior_at(
         manifest: The images.
         sampling: Of training images, by the epoch.
     """
-    counts = manifest.class_counts(Split.TRAIN)
-    labels = np.asarray(manifest.labels(manifest.of(Split.TRAIN)), np.int64)
-    factors, start = class_weights(config, counts), class_weights_start(config)
-    last = number(config.trainer.epochs) - 1
+    counts = manifest.count_per_class(Split.TRAIN)
+    labels = np.asarray(manifest.encode_labels(manifest.get_samples(Split.TRAIN)), np.int64)
+    factors, start = (
+        compute_class_weights(config, counts),
+        compute_class_weights_start_epoch(config),
+    )
+    last = require_int(config.trainer.epochs) - 1
 
     def mass(epoch: int) -> NDArray[np.float64]:
-        seen = expected_draws(sampling(epoch), len(labels))
+        seen = compute_expected_draws(sampling(epoch), len(labels))
         if factors is not None and start is not None and epoch >= start:
             seen = seen * factors.double().numpy()[labels]
         return np.asarray(np.bincount(labels, seen, minlength=len(counts)), float)
 
-    def prior(epoch: int) -> Shares:
+    def prior(epoch: int) -> ClassPrior:
         shown = mass(epoch)
         if ((shown <= 0) & (np.asarray(counts) > 0)).any():
             shown = mass(last)
-        return model_prior(counts, class_mass=shown.tolist(), adjusted_by=_adjusted_by(config))
+        return compute_model_prior(
+            counts, class_mass=shown.tolist(), tau=_get_adjustment_tau(config)
+        )
 
     return prior
 
 
-def answers_shift(config: Config, manifest: Manifest, sampling: SamplingAt) -> Tensor | None:
+def compute_run_logit_shift(
+    config: Config, manifest: Manifest, sampling: SamplingSchedule
+) -> Tensor | None:
     """Return what is added to the logits of a run's model, shape (K,); None: nothing.
 
     Args:
@@ -86,27 +95,29 @@ def answers_shift(config: Config, manifest: Manifest, sampling: SamplingAt) -> T
         sampling: Of training images, by the epoch.
 
     Raises:
-        ConfigError: As ``run_priors``.
+        ConfigError: As ``compute_run_priors``.
     """
-    shift = run_priors(config, manifest, sampling).shift
+    shift = compute_run_priors(config, manifest, sampling).shift
     return None if shift is None else torch.tensor(shift)
 
 
-def _check_known(config: Config, manifest: Manifest, target: Shares, model: Shares) -> None:
+def _check_prior_support(
+    config: Config, manifest: Manifest, target: ClassPrior, model: ClassPrior
+) -> None:
     """Raise where answers would be adjusted to classes that training gives no part."""
     pairs = zip(manifest.classes, target, model, strict=True)
     unknown = [name for name, wanted, known in pairs if wanted > 0 and known <= 0]
     if unknown:
         chosen = config.imbalance
         raise ConfigError(
-            f"imbalance.head={chosen.head} cannot adjust the answers for class '{unknown[0]}', "
+            f"imbalance.head_rebalancing={chosen.head_rebalancing} cannot adjust the answers for class '{unknown[0]}', "
             f"which has no part in the last epoch by imbalance.sampler={chosen.sampler}, "
             f"imbalance.class_weights={chosen.class_weights} and loss.name={config.loss.name}. "
-            f"Give it one, or set imbalance.head=none."
+            f"Give it one, or set imbalance.head_rebalancing=none."
         )
 
 
-def _adjusted_by(config: Config) -> float:
+def _get_adjustment_tau(config: Config) -> float:
     """Return the tau of a logit-adjusted loss; 0 for any other."""
     if config.loss.name != "logit_adjusted":
         return 0.0

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from finetune.bundle.model_card import Card
+from finetune.bundle.model_card import ModelCard
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.errors import ConfigError
@@ -11,13 +11,13 @@ from finetune.models.classifier import ImageClassifier
 from finetune.types import LoadReport
 
 
-def make_network(config: Config, manifest: Manifest, resumed: Card | None) -> Network:
+def build_network(config: Config, manifest: Manifest, checkpoint_card: ModelCard | None) -> Network:
     """Return the backbone with its weights, or with room for those of the checkpoint.
 
     Args:
         config: What was asked for.
         manifest: The images.
-        resumed: The card of the checkpoint that will fill it.
+        checkpoint_card: The card of the checkpoint that will fill it.
 
     Raises:
         ModelError: The backbone or its weights.
@@ -26,20 +26,20 @@ def make_network(config: Config, manifest: Manifest, resumed: Card | None) -> Ne
     network = create_network(
         config.model.backbone,
         num_classes=len(manifest.classes),
-        weights="random" if resumed else config.model.weights,
+        weights="random" if checkpoint_card else config.model.weights,
         image_size=None if size == "auto" else size,
         drop_rate=config.model.drop_rate,
         kwargs=config.model.kwargs,
         pretrained_cfg=config.model.pretrained_cfg,
         seed=config.seed,
     )
-    if resumed is None:
+    if checkpoint_card is None:
         return network
-    report = LoadReport(str(resumed.facts["weights"]), 0, 0)
-    return replace(network, spec=resumed.spec, report=report)
+    report = LoadReport(str(checkpoint_card.facts["weights"]), 0, 0)
+    return replace(network, spec=checkpoint_card.spec, report=report)
 
 
-def checkpoint_activations(config: Config, classifier: ImageClassifier) -> None:
+def enable_grad_checkpointing(config: Config, classifier: ImageClassifier) -> None:
     """Let the network compute activations again in the backward pass.
 
     Raises:
@@ -56,5 +56,5 @@ def checkpoint_activations(config: Config, classifier: ImageClassifier) -> None:
     except (AttributeError, AssertionError, ValueError) as error:
         raise ConfigError(
             f"model.grad_checkpointing: '{config.model.backbone}' does not support it. Use "
-            f"trainer.accumulate to save memory."
+            f"trainer.accumulate_grad_batches to save memory."
         ) from error

@@ -6,30 +6,30 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from finetune.config.load import replaced
+from finetune.config.load import replace_values
 from finetune.config.schema import Config
-from finetune.data.cache.array_store import NOWHERE, store_folder
-from finetune.data.cache.eviction import make_room, stores_root
-from finetune.data.cache.file_stamp import file_states
+from finetune.data.cache.array_store import NOT_STORED, get_store_folder
+from finetune.data.cache.eviction import evict_to_fit, resolve_cache_root
+from finetune.data.cache.file_stamp import read_file_stamps
 from finetune.data.cache.pixel_store import PixelStore, StoredSource
 from finetune.data.cache.pixel_writer import (
-    Decode,
+    DecodeFn,
     DecodingSource,
-    estimated_bytes,
+    decode_resized,
+    decode_transformed,
+    estimate_store_bytes,
     fill_store,
-    ready,
-    shrunk,
 )
 from finetune.data.dataset import ImageDataset
-from finetune.data.images.source import PictureSource
+from finetune.data.images.source import ImageSource
 from finetune.data.manifest import Manifest
-from finetune.data.transforms.eval_transform import AsStored, EvalTransform, Transform
+from finetune.data.transforms.eval_transform import EvalTransform, IdentityTransform, Transform
 from finetune.errors import ConfigError
-from finetune.system.hardware import free_cores
+from finetune.system.hardware import count_available_cores
 from finetune.training.datamodule import ImageDataModule
 from finetune.types import PreprocessSpec, Reporter, Split
 
-_SPARE_BYTES = 2_000_000_000
+_MIN_FREE_DISK_BYTES = 2_000_000_000
 """What a cache leaves free on a disk."""
 
 
@@ -45,7 +45,7 @@ class CachePlan:
         max_pixels: Larger images are refused.
         num_bytes: About how much there will be.
         new_bytes: About how much of it is not there yet.
-        on_disk: Whether there is room; else the same pixels are made in every epoch.
+        fits_on_disk: Whether there is room; else the same pixels are made in every epoch.
         limit_bytes: Of all stores together.
     """
 
@@ -57,15 +57,15 @@ class CachePlan:
     num_bytes: int
     new_bytes: int
     limit_bytes: int
-    on_disk: bool = True
+    fits_on_disk: bool = True
 
     @property
-    def train_form(self) -> str:
+    def train_tag(self) -> str:
         """What is stored of a training image."""
-        return self.val_form if self.shorter_side is None else f"short-{self.shorter_side}"
+        return self.val_tag if self.shorter_side is None else f"short-{self.shorter_side}"
 
     @property
-    def val_form(self) -> str:
+    def val_tag(self) -> str:
         """What is stored of a validation image: what evaluation sees."""
         _, height, width = self.spec.input_size
         parts = [self.spec.crop_mode, self.spec.interpolation, f"{self.spec.crop_pct:g}"]
@@ -80,7 +80,7 @@ class CacheChoice:
 
     config: Config
     plan: CachePlan | None
-    why_not: str = ""
+    reason: str = ""
 
 
 def choose_cache(
@@ -89,8 +89,8 @@ def choose_cache(
     transform: Transform,
     spec: PreprocessSpec,
     *,
-    going_on: bool = False,
-    beside_bytes: int = 0,
+    is_resumed: bool = False,
+    reserved_bytes: int = 0,
 ) -> CacheChoice:
     """Decide whether the images of a run are decoded once or in every epoch.
 
@@ -99,39 +99,45 @@ def choose_cache(
         manifest: The images.
         transform: Of training images.
         spec: Of the network.
-        going_on: Whether the run has begun: then its pixels stay as they are, and without room on
+        is_resumed: Whether the run has begun: then its pixels stay as they are, and without room on
             the disk they are made in every epoch.
-        beside_bytes: What else the run keeps in the same place.
+        reserved_bytes: What else the run keeps in the same place.
 
     Raises:
         ConfigError: The cache was asked for and cannot be, or a setting of it cannot apply.
     """
     asked = config.data.cache
     if asked == "off":
-        if config.data.cache_px != "auto":
+        if config.data.cache_shorter_side != "auto":
             raise ConfigError(
-                f"data.cache_px={config.data.cache_px} cannot apply to data.cache=off: the images "
+                f"data.cache_shorter_side={config.data.cache_shorter_side} cannot apply to data.cache=off: the images "
                 f"are read at their full size. Leave one of them out."
             )
         return CacheChoice(config, None, "off")
-    root = stores_root(asked)
-    side = _shorter_side(config, transform)
-    plan = _plan(config, manifest, root, side, spec)
-    reason = _why_not(config, plan, needs_side=transform.draws, beside_bytes=beside_bytes)
+    root = resolve_cache_root(asked)
+    side = _resolve_shorter_side(config, transform)
+    plan = _build_cache_plan(config, manifest, root, side, spec)
+    reason = _find_cache_obstacle(
+        config, plan, needs_shorter_side=transform.is_random, reserved_bytes=reserved_bytes
+    )
     if asked == "auto" and int(config.trainer.epochs) == 1:
         reason = reason or "one epoch only"
     if reason and asked == "auto":
-        off = {"data.cache": "off", "data.cache_px": "auto"}
-        return CacheChoice(replaced(config, off), None, reason)
-    if reason and not going_on:
+        off = {"data.cache": "off", "data.cache_shorter_side": "auto"}
+        return CacheChoice(replace_values(config, off), None, reason)
+    if reason and not is_resumed:
         raise ConfigError(f"data.cache={asked}: {reason}. Or set data.cache=off.")
     decided: dict[str, str | int] = {"data.cache": "on" if asked in ("auto", "on") else str(root)}
     if side is not None:
-        decided["data.cache_px"] = side
-    return CacheChoice(replaced(config, decided), replace(plan, on_disk=not reason), reason)
+        decided["data.cache_shorter_side"] = side
+    return CacheChoice(
+        replace_values(config, decided), replace(plan, fits_on_disk=not reason), reason
+    )
 
 
-def cached(data: ImageDataModule, plan: CachePlan, *, reporter: Reporter) -> ImageDataModule:
+def build_cached_datamodule(
+    datamodule: ImageDataModule, plan: CachePlan, *, reporter: Reporter
+) -> ImageDataModule:
     """Return the data module over stored pixels, decoding what the stores do not hold yet.
 
     Every process of a run may call it: one of each machine decodes, the others wait for it.
@@ -141,27 +147,36 @@ def cached(data: ImageDataModule, plan: CachePlan, *, reporter: Reporter) -> Ima
         StorageError: The disk is full or fails.
     """
     seen = EvalTransform(plan.spec)
-    as_seen = partial(ready, transform=seen, max_pixels=plan.max_pixels)
-    stored = AsStored(seen.size)
-    train_way: tuple[Decode, Transform] = (as_seen, stored)
+    as_seen = partial(decode_transformed, transform=seen, max_pixels=plan.max_pixels)
+    stored = IdentityTransform(seen.size)
+    train_way: tuple[DecodeFn, Transform] = (as_seen, stored)
     if plan.shorter_side is not None:
-        small = partial(shrunk, shorter_side=plan.shorter_side, max_pixels=plan.max_pixels)
-        train_way = (small, data.train.transform)
-    stores = _stores_with_room(plan, reporter)
-    train = _kept(data.train, stores and stores[0], *train_way, reporter)
-    val = _kept(data.val, stores and stores[1], as_seen, stored, reporter)
-    return ImageDataModule(train, val, sampling=data.sampling, loading=data.loading)
+        small = partial(decode_resized, shorter_side=plan.shorter_side, max_pixels=plan.max_pixels)
+        train_way = (small, datamodule.train_dataset.transform)
+    stores = _open_stores(plan, reporter)
+    train = _build_cached_dataset(
+        datamodule.train_dataset, stores and stores[0], *train_way, reporter
+    )
+    val = _build_cached_dataset(
+        datamodule.val_dataset, stores and stores[1], as_seen, stored, reporter
+    )
+    return ImageDataModule(
+        train,
+        val,
+        sampling_schedule=datamodule.sampling_schedule,
+        loader_options=datamodule.loader_options,
+    )
 
 
-def _stores_with_room(plan: CachePlan, reporter: Reporter) -> tuple[PixelStore, PixelStore] | None:
+def _open_stores(plan: CachePlan, reporter: Reporter) -> tuple[PixelStore, PixelStore] | None:
     """Return the stores of training and validation images, or None, said, where they do not fit."""
-    if plan.on_disk:
+    if plan.fits_on_disk:
         # in use before room is made, which might remove them otherwise
         stores = (
-            PixelStore(plan.root, form=plan.train_form, owner=plan.owner),
-            PixelStore(plan.root, form=plan.val_form, owner=plan.owner),
+            PixelStore(plan.root, tag=plan.train_tag, owner=plan.owner),
+            PixelStore(plan.root, tag=plan.val_tag, owner=plan.owner),
         )
-        fits = make_room(plan.root, needed_bytes=plan.new_bytes, limit_bytes=plan.limit_bytes)
+        fits = evict_to_fit(plan.root, needed_bytes=plan.new_bytes, limit_bytes=plan.limit_bytes)
         if fits or not plan.new_bytes:
             return stores
     reporter.warn(
@@ -172,75 +187,83 @@ def _stores_with_room(plan: CachePlan, reporter: Reporter) -> tuple[PixelStore, 
     return None
 
 
-def _kept(
+def _build_cached_dataset(
     dataset: ImageDataset,
     store: PixelStore | None,
-    decode: Decode,
+    decode: DecodeFn,
     transform: Transform,
     reporter: Reporter,
 ) -> ImageDataset:
-    paths = [Path(dataset.source.name(row)) for row in range(len(dataset))]
-    source: PictureSource = DecodingSource(paths, decode)
+    paths = [Path(dataset.source.get_name(row)) for row in range(len(dataset))]
+    source: ImageSource = DecodingSource(paths, decode)
     if store is not None:
-        places = fill_store(store, paths, decode, num_threads=free_cores(), reporter=reporter)
+        places = fill_store(
+            store, paths, decode, num_threads=count_available_cores(), reporter=reporter
+        )
         source = StoredSource(store, paths, places)
     return ImageDataset(source, dataset.labels.tolist(), transform)
 
 
-def _shorter_side(config: Config, transform: Transform) -> int | None:
+def _resolve_shorter_side(config: Config, transform: Transform) -> int | None:
     """Return the size of stored training images, or None where nothing tells it."""
-    if config.data.cache_px != "auto":
-        return config.data.cache_px
-    return transform.needed_px
+    if config.data.cache_shorter_side != "auto":
+        return config.data.cache_shorter_side
+    return transform.min_side_px
 
 
-def _plan(
-    config: Config, manifest: Manifest, root: Path, side: int | None, spec: PreprocessSpec
+def _build_cache_plan(
+    config: Config, manifest: Manifest, root: Path, shorter_side: int | None, spec: PreprocessSpec
 ) -> CachePlan:
     ready_bytes = spec.input_size[1] * spec.input_size[2] * 3
-    train, val = (manifest.paths(manifest.of(split)) for split in (Split.TRAIN, Split.VAL))
+    train, val = (
+        manifest.resolve_paths(manifest.get_samples(split)) for split in (Split.TRAIN, Split.VAL)
+    )
     of_train = (
-        ready_bytes * len(train) if side is None else estimated_bytes(train, shorter_side=side)
+        ready_bytes * len(train)
+        if shorter_side is None
+        else estimate_store_bytes(train, shorter_side=shorter_side)
     )
     plan = CachePlan(
         root=root,
         owner=str(manifest.root),
-        shorter_side=side,
+        shorter_side=shorter_side,
         spec=spec,
         max_pixels=int(config.data.max_megapixels * 1e6),
         num_bytes=of_train + ready_bytes * len(val),
         new_bytes=0,
         limit_bytes=round(config.cache.max_gb * 1e9),
     )
-    new_train = of_train * _missing_share(plan, plan.train_form, train)
-    new_val = ready_bytes * len(val) * _missing_share(plan, plan.val_form, val)
+    new_train = of_train * _compute_missing_fraction(plan, plan.train_tag, train)
+    new_val = ready_bytes * len(val) * _compute_missing_fraction(plan, plan.val_tag, val)
     return replace(plan, new_bytes=round(new_train + new_val))
 
 
-def _missing_share(plan: CachePlan, form: str, paths: Sequence[Path]) -> float:
+def _compute_missing_fraction(plan: CachePlan, tag: str, paths: Sequence[Path]) -> float:
     """Return the share of some images that a store does not hold, in [0, 1]; makes no store."""
-    if not paths or not store_folder(plan.root, form=form, owner=plan.owner).is_dir():
+    if not paths or not get_store_folder(plan.root, tag=tag, owner=plan.owner).is_dir():
         return 1.0
-    store = PixelStore(plan.root, form=form, owner=plan.owner)
-    missing = store.find(file_states(paths))[:, 0] == NOWHERE.start
+    store = PixelStore(plan.root, tag=tag, owner=plan.owner)
+    missing = store.find(read_file_stamps(paths))[:, 0] == NOT_STORED.start
     return float(missing.mean())
 
 
-def _why_not(config: Config, plan: CachePlan, *, needs_side: bool, beside_bytes: int) -> str:
+def _find_cache_obstacle(
+    config: Config, plan: CachePlan, *, needs_shorter_side: bool, reserved_bytes: int
+) -> str:
     """Return why the plan cannot be, or an empty string."""
-    if needs_side and plan.shorter_side is None:
+    if needs_shorter_side and plan.shorter_side is None:
         return (
             f"the pipeline {config.augment.name} does not begin with RandomResizedCrop or Resize, "
-            f"so that it may need the full images; data.cache_px=PIXELS says how much it needs"
+            f"so that it may need the full images; data.cache_shorter_side=PIXELS says how much it needs"
         )
-    beside = f" beside {beside_bytes / 1e9:.1f} GB of maps" if beside_bytes else ""
-    if plan.num_bytes + beside_bytes > plan.limit_bytes:
+    beside = f" beside {reserved_bytes / 1e9:.1f} GB of maps" if reserved_bytes else ""
+    if plan.num_bytes + reserved_bytes > plan.limit_bytes:
         return (
             f"{plan.num_bytes / 1e9:.1f} GB of pixels{beside} are more than "
             f"cache.max_gb={config.cache.max_gb:g} allows"
         )
-    free = _free_bytes(plan.root)
-    if plan.new_bytes and free - plan.new_bytes - beside_bytes < _SPARE_BYTES:
+    free = _get_free_disk_bytes(plan.root)
+    if plan.new_bytes and free - plan.new_bytes - reserved_bytes < _MIN_FREE_DISK_BYTES:
         return (
             f"{plan.new_bytes / 1e9:.1f} GB of pixels{beside} do not fit into the "
             f"{free / 1e9:.1f} GB free at {plan.root}"
@@ -248,6 +271,6 @@ def _why_not(config: Config, plan: CachePlan, *, needs_side: bool, beside_bytes:
     return ""
 
 
-def _free_bytes(folder: Path) -> int:
+def _get_free_disk_bytes(folder: Path) -> int:
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     return shutil.disk_usage(existing).free

@@ -20,10 +20,16 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch import nn
 
-from finetune.bundle.model_card import CARD_KEY, Card, bundle_in, read_card, readme
+from finetune.bundle.model_card import (
+    CARD_KEY,
+    ModelCard,
+    find_bundle,
+    read_card_json,
+    render_readme,
+)
 from finetune.errors import ModelError, RunFolderError
 from finetune.models import torchvision_models as zoo
-from finetune.system.files import atomic_folder
+from finetune.system.files import write_folder_atomically
 
 _PACKAGES = ("finetune", "torch", "torchvision", "timm", "pytorch-lightning", "albumentations")
 _NETWORK_PREFIX = "classifier.network."
@@ -46,11 +52,11 @@ class ModelBundle:
     """
 
     network: nn.Module
-    card: Card
+    card: ModelCard
     source: Path
 
 
-def save_bundle(network: nn.Module, card: Card, folder: Path) -> None:
+def save_bundle(network: nn.Module, card: ModelCard, folder: Path) -> None:
     """Write the bundle, whole or not at all; one that is there is replaced.
 
     Raises:
@@ -69,7 +75,7 @@ def save_bundle(network: nn.Module, card: Card, folder: Path) -> None:
         "test_input_size": None,
         "test_crop_pct": None,
     }
-    with atomic_folder(folder) as temporary:
+    with write_folder_atomically(folder) as temporary:
         save_for_hf(
             network,
             str(temporary),
@@ -78,13 +84,13 @@ def save_bundle(network: nn.Module, card: Card, folder: Path) -> None:
             safe_serialization=True,
         )
         tree = {
-            **card.as_json(),
-            "sha256": _sha256(temporary / "model.safetensors"),
-            "versions": {"python": platform.python_version(), **_versions()},
+            **card.to_json(),
+            "sha256": _compute_sha256(temporary / "model.safetensors"),
+            "versions": {"python": platform.python_version(), **_collect_versions()},
         }
         text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
         (temporary / "finetune.json").write_text(text, encoding="utf-8")
-        (temporary / "README.md").write_text(readme(card), encoding="utf-8")
+        (temporary / "README.md").write_text(render_readme(card), encoding="utf-8")
 
 
 def load_model(path: Path) -> ModelBundle:
@@ -100,59 +106,59 @@ def load_model(path: Path) -> ModelBundle:
             f"{path} does not exist. Name a run folder, a bundle folder or a .ckpt file."
         )
     if path.is_file():
-        return _from_checkpoint(path)
-    folder = bundle_in(path)
+        return _load_checkpoint(path)
+    folder = find_bundle(path)
     if folder is not None:
-        return _from_bundle(folder)
+        return _load_bundle(folder)
     best = path / "checkpoints" / "best.ckpt"
     if best.is_file():
-        return _from_checkpoint(best)
+        return _load_checkpoint(best)
     raise RunFolderError(
         f"{path} holds no model: neither bundle/finetune.json nor checkpoints/best.ckpt. If the "
         f"run was stopped in its first epoch, go on with finetune fit --resume {path}."
     )
 
 
-def _from_bundle(folder: Path) -> ModelBundle:
-    tree = read_card(folder)
+def _load_bundle(folder: Path) -> ModelBundle:
+    tree = read_card_json(folder)
     try:
-        card = Card.from_json(tree)
+        card = ModelCard.from_json(tree)
         weights = folder / "model.safetensors"
-        if _sha256(weights) != tree["sha256"]:
+        if _compute_sha256(weights) != tree["sha256"]:
             raise ValueError("model.safetensors is not the file that was measured")
         state = load_file(weights)
-        return ModelBundle(_network(card, state), card, folder)
+        return ModelBundle(_build_network(card, state), card, folder)
     except (ModelError, RunFolderError) as error:
         raise type(error)(f"{folder}: {error}") from error
     except (
         OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError
     ) as error:  # fmt: skip
         raise RunFolderError(
-            f"The bundle {folder} is damaged ({_reason(error)}). Export it again from the run's "
+            f"The bundle {folder} is damaged ({_summarize_error(error)}). Export it again from the run's "
             f"checkpoints/best.ckpt."
         ) from error
 
 
-def _from_checkpoint(file: Path) -> ModelBundle:
+def _load_checkpoint(file: Path) -> ModelBundle:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        card = Card.from_json(checkpoint[CARD_KEY])
+        card = ModelCard.from_json(checkpoint[CARD_KEY])
         averaged = checkpoint.get(AVERAGE_KEY, {}).get("tensors", {})
         state = {
             name.removeprefix(_NETWORK_PREFIX): averaged.get(name, value)
             for name, value in checkpoint["state_dict"].items()
         }
-        return ModelBundle(_network(card, state), card, file)
+        return ModelBundle(_build_network(card, state), card, file)
     except (ModelError, RunFolderError) as error:
         raise type(error)(f"{file}: {error}") from error
     except Exception as error:
         raise RunFolderError(
-            f"{file} is no checkpoint that finetune wrote, or it is damaged ({_reason(error)}). "
+            f"{file} is no checkpoint that finetune wrote, or it is damaged ({_summarize_error(error)}). "
             f"Name a run folder, a bundle folder or a .ckpt file of a run."
         ) from error
 
 
-def _network(card: Card, state: Mapping[str, torch.Tensor]) -> nn.Module:
+def _build_network(card: ModelCard, state: Mapping[str, torch.Tensor]) -> nn.Module:
     if not timm.is_model(card.backbone.partition(".")[0]):
         raise ModelError(f"timm {timm.__version__} does not know '{card.backbone}'; upgrade it.")
     network: nn.Module = timm.create_model(
@@ -162,16 +168,16 @@ def _network(card: Card, state: Mapping[str, torch.Tensor]) -> nn.Module:
     return network.eval()
 
 
-def _reason(error: Exception) -> str:
+def _summarize_error(error: Exception) -> str:
     """Return the first line of a message, which for a missing key is no more than the key."""
     text = str(error).partition("\n")[0]
     return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text or repr(error)
 
 
-def _sha256(file: Path) -> str:
+def _compute_sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _versions() -> dict[str, str]:
+def _collect_versions() -> dict[str, str]:
     return {name: version(name) for name in _PACKAGES}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import RunFolderError
-from finetune.evaluation.priors import Priors, Shares, alike, in_words
+from finetune.evaluation.priors import ClassPrior, Priors, describe_class_prior, is_same_prior
 from finetune.types import PreprocessSpec
 
 FORMAT_VERSION = 1
@@ -18,7 +18,7 @@ CARD_KEY = "finetune"
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class ModelCard:
     """What a model is, in JSON values; stands in every checkpoint and bundle.
 
     Attributes:
@@ -43,22 +43,22 @@ class Card:
     @property
     def train_counts(self) -> tuple[int, ...] | None:
         """Training images of each class, in class order; None where that is not known."""
-        return train_counts(self.facts, self.classes)
+        return get_train_counts(self.facts, self.classes)
 
     @property
-    def shift(self) -> Shares | None:
+    def shift(self) -> ClassPrior | None:
         """What is added to calibrated logits, in class order; None where nothing is."""
         return None if self.priors is None else self.priors.shift
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values that JSON and ``torch.load(weights_only=True)`` read back."""
         tree = {"format": FORMAT_VERSION, **asdict(self)}
         plain: dict[str, Any] = json.loads(json.dumps(tree))
         return plain
 
     @staticmethod
-    def from_json(tree: Mapping[str, Any]) -> "Card":
-        """Return the card of what ``as_json`` gave.
+    def from_json(tree: Mapping[str, Any]) -> "ModelCard":
+        """Return the card of what ``to_json`` gave.
 
         Raises:
             KeyError: Something is missing.
@@ -74,23 +74,23 @@ class Card:
         for key in ("input_size", "mean", "std"):
             spec[key] = tuple(spec[key])
         classes = tuple(tree["classes"])
-        return Card(
+        return ModelCard(
             backbone=tree["backbone"],
             model_args=tree["model_args"],
             classes=classes,
             spec=PreprocessSpec(**spec),
             facts=tree["facts"],
-            temperature=_temperature(tree.get("temperature", 1.0)),
+            temperature=_parse_temperature(tree.get("temperature", 1.0)),
             priors=Priors.from_json(tree.get("priors"), len(classes)),
         )
 
 
-def bundle_in(path: Path) -> Path | None:
+def find_bundle(path: Path) -> Path | None:
     """Return the bundle folder that a run folder holds, or that a path is; None without one."""
     return next((at for at in (path / "bundle", path) if (at / "finetune.json").is_file()), None)
 
 
-def read_card(folder: Path) -> dict[str, Any]:
+def read_card_json(folder: Path) -> dict[str, Any]:
     """Return the JSON of a bundle folder.
 
     Raises:
@@ -104,19 +104,19 @@ def read_card(folder: Path) -> dict[str, Any]:
     return tree
 
 
-def stored_classes(path: Path) -> tuple[str, ...] | None:
+def read_class_names(path: Path) -> tuple[str, ...] | None:
     """Return the classes of the model in a folder; None where no bundle tells without torch.
 
     Raises:
         RunFolderError: The bundle is damaged.
     """
-    folder = bundle_in(path)
-    tree: Any = {} if folder is None else read_card(folder)
+    folder = find_bundle(path)
+    tree: Any = {} if folder is None else read_card_json(folder)
     classes = tree.get("classes") if isinstance(tree, dict) else None
     return tuple(classes) if isinstance(classes, list) else None
 
 
-def train_counts(facts: Mapping[str, Any], classes: Sequence[str]) -> tuple[int, ...] | None:
+def get_train_counts(facts: Mapping[str, Any], classes: Sequence[str]) -> tuple[int, ...] | None:
     """Return the training images of each class by a card's facts; None where they do not say."""
     known = facts.get("train_images") or {}
     if not set(classes) <= known.keys():
@@ -124,7 +124,7 @@ def train_counts(facts: Mapping[str, Any], classes: Sequence[str]) -> tuple[int,
     return tuple(int(known[name]) for name in classes)
 
 
-def readme(card: Card) -> str:
+def render_readme(card: ModelCard) -> str:
     """Return what a model is and how to use it, in Markdown."""
     metrics = card.facts.get("metrics", {})
     rows = "".join(
@@ -143,7 +143,7 @@ Classes, in index order: {", ".join(card.classes)}.
 | split | metric | value |
 |---|---|---|
 {rows}
-{_of_temperature(card)}{_of_priors(card)}Use it with `finetune predict THIS_FOLDER images/`, or
+{_render_temperature(card)}{_render_priors(card)}Use it with `finetune predict THIS_FOLDER images/`, or
 with timm alone:
 
 ```python
@@ -158,7 +158,7 @@ classes = model.pretrained_cfg["label_names"]
 """
 
 
-def _of_temperature(card: Card) -> str:
+def _render_temperature(card: ModelCard) -> str:
     """Say where the temperature is, if there is one."""
     if card.temperature != 1:
         return (
@@ -173,20 +173,20 @@ def _of_temperature(card: Card) -> str:
     return ""
 
 
-def _of_priors(card: Card) -> str:
+def _render_priors(card: ModelCard) -> str:
     """Say which shares of the classes the probabilities are for, if that is known."""
     priors = card.priors
     if priors is None:
         return ""
-    held_for = in_words(priors.answers, priors.train)
-    measured = _measured_for(card)
-    if measured is not None and not alike(measured, priors.answers):
-        before = in_words(measured, priors.train)
+    held_for = describe_class_prior(priors.effective, priors.train)
+    measured = _get_evaluation_prior(card)
+    if measured is not None and not is_same_prior(measured, priors.effective):
+        before = describe_class_prior(measured, priors.train)
         held_for += f" (the numbers above are of answers for {before}: measure it again)"
     if priors.target is not None:
         return (
             f"Its probabilities are for {held_for}, where the network's are for "
-            f"{in_words(priors.model, priors.train)}: finetune adds log(target / model) of the "
+            f"{describe_class_prior(priors.model, priors.train)}: finetune adds log(target / model) of the "
             f"`priors` in finetune.json to the logits of each class, the `shift` below, and timm "
             f"does not. `finetune export` makes a folder whose classifier does.\n\n"
         )
@@ -198,7 +198,7 @@ def _of_priors(card: Card) -> str:
     return f"Its probabilities are for {held_for}.\n\n"
 
 
-def _measured_for(card: Card) -> Shares | None:
+def _get_evaluation_prior(card: ModelCard) -> ClassPrior | None:
     """Return the shares for which the model answered when it was measured; None if not known."""
     for evaluation in card.facts.get("evaluations", {}).values():
         shares = evaluation["prior"]["shares"]
@@ -206,7 +206,7 @@ def _measured_for(card: Card) -> Shares | None:
     return None
 
 
-def _temperature(value: Any) -> float:
+def _parse_temperature(value: Any) -> float:
     """Return what a card says, which is nothing if it was written before there were temperatures.
 
     Raises:

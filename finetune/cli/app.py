@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.bundle.model_card import stored_classes
+from finetune.bundle.model_card import read_class_names
 from finetune.cli.compare import compare
 from finetune.cli.fit import fit
 from finetune.cli.inspect import inspect
-from finetune.cli.render.output import console_reporter, print_json, show_result, stop_as_exit
-from finetune.cli.submit import SETTINGS, submit
+from finetune.cli.render.output import (
+    build_console_reporter,
+    exit_on_stop_request,
+    print_json,
+    show_result,
+)
+from finetune.cli.submit import CONTEXT_SETTINGS, submit
 from finetune.data.scan import check_path
 from finetune.errors import ConfigError, RunFolderError
 from finetune.evaluation.prior_file import check_prior
-from finetune.lookup import did_you_mean
+from finetune.lookup import suggest_name
 from finetune.types import Split
 
 if TYPE_CHECKING:
@@ -55,7 +60,7 @@ Prior = Annotated[
 app.command()(fit)
 app.command()(inspect)
 app.command()(compare)
-app.command(context_settings=SETTINGS)(submit)
+app.command(context_settings=CONTEXT_SETTINGS)(submit)
 
 
 @app.command()
@@ -75,25 +80,25 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model on labelled images."""
-    chosen = None if split is None else _split(split)
-    _check_model(model)
+    chosen = None if split is None else _parse_split(split)
+    _check_model_path(model)
     _check_prior(prior, model)
     if data is not None:
         check_path(data)
-    reporter = console_reporter(json=as_json)
+    reporter = build_console_reporter(json_output=as_json)
     from finetune.commands.evaluate import evaluate as command
 
     result = command(
         model,
         data,
         split=chosen,
-        device=_device(device),
+        device=_parse_device(device),
         batch_size=batch_size,
         tta=tta,
         prior=prior,
         reporter=reporter,
     )
-    show_result(reporter, result.as_json(), reporter.evaluation)
+    show_result(reporter, result.to_json(), reporter.show_evaluation)
 
 
 @app.command()
@@ -111,9 +116,9 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Name the class of each image in a folder."""
-    _check_model(model)
+    _check_model_path(model)
     _check_prior(prior, model)
-    reporter = console_reporter(json=as_json or output is None)
+    reporter = build_console_reporter(json_output=as_json or output is None)
     from finetune.commands.predict import predict as command
 
     result = command(
@@ -121,16 +126,16 @@ def predict(
         images,
         output=output,
         top_k=top_k,
-        device=_device(device),
+        device=_parse_device(device),
         batch_size=batch_size,
         tta=tta,
         prior=prior,
         reporter=reporter,
     )
     if as_json:
-        print_json(result.as_json())
+        print_json(result.to_json())
     elif output is None:
-        sys.stdout.write(result.as_csv())
+        sys.stdout.write(result.to_csv())
     views = ", each the mean over an image and its mirror image (--tta)" if tta else ""
     adjusted = prior is not None or result.prior["adjusted"]
     if output is not None or tta or adjusted:
@@ -152,9 +157,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Ship a model as a folder that finetune and timm read."""
-    _check_model(model)
+    _check_model_path(model)
     _check_prior(prior, model)
-    reporter = console_reporter(json=as_json)
+    reporter = build_console_reporter(json_output=as_json)
     from finetune.commands.export import export as command
 
     result = command(model, output, images=images, prior=prior, reporter=reporter)
@@ -169,9 +174,9 @@ def export(
                 f"{parity['num_images']} images; largest difference of a probability "
                 f"{parity['max_difference']:.1e}"
             )
-        reporter.pairs(rows)
+        reporter.print_pairs(rows)
 
-    show_result(reporter, result.as_json(), show)
+    show_result(reporter, result.to_json(), show)
 
 
 @app.command()
@@ -183,10 +188,10 @@ def fetch(
     as_json: Json = False,
 ) -> None:
     """Download weights of backbones, for machines without network."""
-    reporter = console_reporter(json=as_json)
+    reporter = build_console_reporter(json_output=as_json)
     from finetune.commands.fetch import fetch as command
 
-    show_result(reporter, command(backbones, reporter=reporter).as_json(), lambda _: None)
+    show_result(reporter, command(backbones, reporter=reporter).to_json(), lambda _: None)
 
 
 @app.command()
@@ -197,19 +202,19 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Show what fine-tuning gains, on handwritten digits; needs no download."""
-    reporter = console_reporter(json=as_json)
+    reporter = build_console_reporter(json_output=as_json)
     from finetune.commands.demo import demo as command
 
     result = command(output, reporter=reporter)
 
-    show_result(reporter, result.as_json(), lambda tree: _show_demo(reporter, tree))
+    show_result(reporter, result.to_json(), lambda tree: _show_demo(reporter, tree))
 
 
 def _show_demo(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
     run, folder = tree["run_dir"], tree["folder"]
     tuned, scratch = tree["metrics"]["finetuned"], tree["metrics"]["from_scratch"]
     reporter.note("\nOn test images of 5 to 9, after the same images and the same epochs:")
-    reporter.pairs(
+    reporter.print_pairs(
         {
             f"  {name}": f"accuracy {m['accuracy']:.3f}, macro F1 {m['macro_f1']:.3f}"
             for name, m in (("fine-tuned", tuned), ("from scratch", scratch))
@@ -217,7 +222,7 @@ def _show_demo(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
     )
     reporter.note(f"\nrun: {run}  (all of it: {tree['seconds']:.0f} s)")
     test = f"{folder}/data/digits-5-9/test"
-    reporter.commands(
+    reporter.print_commands(
         "try next:",
         [
             ["finetune", "evaluate", run],
@@ -230,13 +235,13 @@ def _show_demo(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
 @app.command()
 def config(as_json: Json = False) -> None:
     """Print every config key with its default, as commented YAML."""
-    from finetune.config.load import commented_defaults
+    from finetune.config.load import dump_commented_defaults
     from finetune.config.schema import Config
 
     if as_json:
         print_json(Config().model_dump(mode="json"))
     else:
-        sys.stdout.write(commented_defaults())
+        sys.stdout.write(dump_commented_defaults())
 
 
 @app.command(name="join-run", hidden=True)
@@ -244,12 +249,12 @@ def join_run(run: Path) -> None:
     """Take part in a run as one of its further processes."""
     from finetune.commands.fit.fit import join
 
-    with stop_as_exit():
+    with exit_on_stop_request():
         join(run)
 
 
 @app.callback(invoke_without_command=True)
-def _root(
+def _handle_version_option(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
     if version:
@@ -259,22 +264,22 @@ def _root(
         raise typer.Exit
 
 
-def _split(name: str) -> Split:
+def _parse_split(name: str) -> Split:
     if name not in list(Split):
         raise ConfigError(f"--split {name}: there are {', '.join(Split)}.")
     return Split(name)
 
 
-def _device(name: str) -> str:
+def _parse_device(name: str) -> str:
     if name not in ("auto", "cpu", "cuda", "mps"):
         raise ConfigError(f"--device {name}: there are auto, cpu, cuda, mps.")
     return name
 
 
-def _check_model(path: Path) -> None:
+def _check_model_path(path: Path) -> None:
     """Find a misspelt run before the heavy imports."""
     if not path.exists():
-        hint = did_you_mean(path.name, _names_beside(path))
+        hint = suggest_name(path.name, _list_siblings(path))
         raise RunFolderError(
             f"{path} does not exist.{hint if 'mean' in hint else ''} Name a run folder, a bundle "
             f"folder or a .ckpt file."
@@ -284,9 +289,9 @@ def _check_model(path: Path) -> None:
 def _check_prior(prior: str | None, model: Path) -> None:
     """Find a misspelt prior, and mistakes in a file of shares, before the heavy imports."""
     if prior is not None:
-        check_prior(prior, stored_classes(model))
+        check_prior(prior, read_class_names(model))
 
 
-def _names_beside(path: Path) -> list[str]:
+def _list_siblings(path: Path) -> list[str]:
     """Return what lies in the folder that a path should be in."""
     return [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []

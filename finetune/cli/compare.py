@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.fit import FLAG_KEYS, config_of, sort_words
-from finetune.cli.render.output import console_reporter, print_json, stop_as_exit
-from finetune.distributed.launch import outer_launch
+from finetune.cli.fit import FLAG_KEYS, build_run_config, split_args
+from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, print_json
+from finetune.distributed.launch import detect_launch
 
 if TYPE_CHECKING:
     from finetune.cli.render.console import ConsoleReporter
 
 
 def compare(
-    words: Annotated[
+    args: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="DATA [KEY=VALUE]...",
@@ -56,46 +56,46 @@ def compare(
     }
     flags = {FLAG_KEYS[flag]: (flag, value) for flag, value in values.items() if value is not None}
     names = [name.strip() for name in backbones.split(",") if name.strip()]
-    from finetune.commands.compare.validate import check_alone, check_compare
+    from finetune.commands.compare.validate import check_compare, check_single_process
     from finetune.config.load import parse_assignments
 
-    with stop_as_exit():
-        check_alone(outer_launch())
-        path, settings = sort_words(words or [])
-        config = config_of(path, parse_assignments(settings), flags, None)
+    with exit_on_stop_request():
+        check_single_process(detect_launch())
+        path, settings = split_args(args or [])
+        config = build_run_config(path, parse_assignments(settings), flags, None)
         check_compare(config, names, weights=weights, csv=csv)
-        reporter = console_reporter(json=as_json)
+        reporter = build_console_reporter(json_output=as_json)
         from finetune.commands.compare.compare import compare as command
 
         result = command(config, names, weights=weights, csv=csv, reporter=reporter)
-    tree = result.as_json()
+    tree = result.to_json()
     if as_json:
         print_json(tree)
     else:
-        _show(reporter, tree)
+        _show_comparison(reporter, tree)
         if csv is not None:
             reporter.note(f"table: {csv}")
-    if result.failed:
-        raise typer.Exit(result.failed[0].exit_code)
+    if result.failures:
+        raise typer.Exit(result.failures[0].exit_code)
 
 
-def _show(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
-    from finetune.cli.render.comparison_table import comparison_table
+def _show_comparison(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
+    from finetune.cli.render.comparison_table import build_comparison_table
 
     if tree["backbones"]:
         reporter.note("")
-        reporter.out.print(comparison_table(tree, width=reporter.out.width))
+        reporter.console.print(build_comparison_table(tree, width=reporter.console.width))
         reporter.note("")
-        reporter.out.print(_legend(tree))
+        reporter.console.print(_build_legend(tree))
     if tree["verdict"]:
-        reporter.out.print(tree["verdict"], markup=False)
+        reporter.console.print(tree["verdict"], markup=False)
     for one in tree["failed"]:
         reporter.error(f"{one['backbone']}: {one['reason']}")
     if tree["next"]:
-        reporter.commands("next:", [tree["next"]])
+        reporter.print_commands("next:", [tree["next"]])
 
 
-def _legend(tree: Mapping[str, Any]) -> str:
+def _build_legend(tree: Mapping[str, Any]) -> str:
     """Say what the columns are that their heads have no room for."""
     batch = tree["training_memory_batch_size"]
     said = (

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.render.output import console_reporter, show_result, stop_as_exit
-from finetune.distributed.launch import is_further_rank, outer_launch
+from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, show_result
+from finetune.distributed.launch import detect_launch, is_nonzero_rank
 from finetune.errors import ConfigError
 from finetune.types import Reporter
 
@@ -35,7 +35,7 @@ FLAG_KEYS = {
 
 
 def fit(
-    words: Annotated[
+    args: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[DATA] [KEY=VALUE]...",
@@ -104,13 +104,13 @@ def fit(
     )  # fmt: skip
     values = dict(zip(FLAG_KEYS, given, strict=True))
     flags = {FLAG_KEYS[flag]: (flag, value) for flag, value in values.items() if value is not None}
-    with stop_as_exit():
-        _fit(words or [], config, flags, resume, dry_run=dry_run, as_json=as_json)
+    with exit_on_stop_request():
+        _run_fit(args or [], config, flags, resume, dry_run=dry_run, as_json=as_json)
 
 
-def _fit(
-    words: Sequence[str],
-    file: Path | None,
+def _run_fit(
+    args: Sequence[str],
+    config_file: Path | None,
     flags: dict[str, tuple[str, Any]],
     resume: Path | None,
     *,
@@ -120,21 +120,21 @@ def _fit(
     from finetune.commands.fit.launch_check import check_launch
     from finetune.config.load import parse_assignments
 
-    path, settings = sort_words(words)
+    path, settings = split_args(args)
     assignments = parse_assignments(settings)
-    reporter = console_reporter(json=as_json)
-    watcher: Reporter = Reporter() if is_further_rank() else reporter
+    reporter = build_console_reporter(json_output=as_json)
+    watcher: Reporter = Reporter() if is_nonzero_rank() else reporter
     if resume == Path("auto"):
         flags["resume"] = ("--resume", "auto")
         resume = None
     if resume is not None:
-        _refuse_with_resume(file, flags)
+        _check_resume_options(config_file, flags)
         if path is not None:
             flags["data.path"] = ("DATA", str(Path(path).resolve()))
     else:
-        config = config_of(path, assignments, flags, file)
+        config = build_run_config(path, assignments, flags, config_file)
         if not dry_run:
-            check_launch(config, outer_launch())  # again later; here nobody has waited for torch
+            check_launch(config, detect_launch())  # again later; here nobody has waited for torch
 
     from finetune.commands.fit import fit as command
 
@@ -151,19 +151,19 @@ def _fit(
         result = command.resume(resume, **changes, reporter=watcher)
     else:
         result = command.fit(config, reporter=watcher)
-    if not is_further_rank():
-        show_result(reporter, result.as_json(), lambda tree: _show_fit(reporter, tree))
+    if not is_nonzero_rank():
+        show_result(reporter, result.to_json(), lambda tree: _show_fit(reporter, tree))
 
 
-def _refuse_with_resume(file: Path | None, flags: Mapping[str, tuple[str, Any]]) -> None:
+def _check_resume_options(config_file: Path | None, flags: Mapping[str, tuple[str, Any]]) -> None:
     """Refuse options that a resumed run could only ignore."""
-    if file is not None:
+    if config_file is not None:
         raise ConfigError("--config cannot apply with --resume: the run has its own config.yaml.")
     if "output" in flags:
         raise ConfigError("--output cannot apply with --resume: the run stays in its folder.")
 
 
-def sort_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
+def split_args(args: Sequence[str]) -> tuple[str | None, list[str]]:
     """Return the path of the images among the words of ``fit``, and the assignments.
 
     Raises:
@@ -171,17 +171,17 @@ def sort_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """
     from finetune.config.load import is_assignment
 
-    paths = [word for word in words if not is_assignment(word)]
+    paths = [word for word in args if not is_assignment(word)]
     if len(paths) > 1:
         raise ConfigError(f"Two data paths, {paths[0]} and {paths[1]}; keep one.")
-    return (paths[0] if paths else None), [word for word in words if is_assignment(word)]
+    return (paths[0] if paths else None), [word for word in args if is_assignment(word)]
 
 
-def config_of(
-    path: str | None,
+def build_run_config(
+    data_path: str | None,
     assignments: Mapping[str, Any],
     flags: Mapping[str, tuple[str, Any]],
-    file: Path | None,
+    config_file: Path | None,
 ) -> "Config":
     """Return the config of a new run; what can be wrong with it is found before the heavy imports.
 
@@ -194,10 +194,10 @@ def config_of(
     from finetune.config.load import build_config, read_config_file
     from finetune.data.scan import check_path
 
-    tree = {} if file is None else read_config_file(file)
-    if path is not None:
-        flags = {**flags, "data.path": ("DATA", path)}
-    config = build_config(tree, assignments=assignments, flags=flags, file=str(file))
+    tree = {} if config_file is None else read_config_file(config_file)
+    if data_path is not None:
+        flags = {**flags, "data.path": ("DATA", data_path)}
+    config = build_config(tree, assignments=assignments, flags=flags, source_name=str(config_file))
     if config.data.path is None:
         raise ConfigError("No images: name a folder or a CSV, as in: finetune fit photos/")
     check_path(Path(config.data.path).expanduser())
@@ -216,11 +216,11 @@ def _show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
         reporter.note(f"best model on {split.replace('_', ' ')}:")
         found = {"split": None, "tta": False, "metrics": metrics, **details}
         whole = [name for name in tree["metrics"] if not name.endswith("without_leaks")]
-        reporter.evaluation(found, classes=split == whole[-1])
+        reporter.show_evaluation(found, show_classes=split == whole[-1])
     if tree["calibration"] is not None:
-        reporter.calibration(tree["calibration"])
+        reporter.show_calibration(tree["calibration"])
     reporter.note(f"run: {run}  ({tree['seconds']:.0f} s)")
-    reporter.commands(
+    reporter.print_commands(
         "next:",
         [
             ["finetune", "evaluate", run],

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from finetune.cli.fit import FLAG_KEYS, config_of, sort_words
-from finetune.cli.render.output import console_reporter, show_result, stop_as_exit
+from finetune.cli.fit import FLAG_KEYS, build_run_config, split_args
+from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, show_result
 
 
 def inspect(
-    words: Annotated[
+    args: Annotated[
         list[str],
         typer.Argument(
             metavar="DATA [KEY=VALUE]...",
@@ -36,33 +36,33 @@ def inspect(
     ] = False,
 ) -> None:
     """Look at all images before anything trains: counts, copies, leaks, damage."""
-    with stop_as_exit():
+    with exit_on_stop_request():
         given = {"--backbone": backbone, "--weights": weights, "--output": output}
-        _inspect(words, given, as_json=as_json)
+        _run_inspect(args, given, as_json=as_json)
 
 
-def _inspect(words: list[str], given: Mapping[str, Any], *, as_json: bool) -> None:
-    from finetune.cli.render.audit_summary import audit_lines
+def _run_inspect(args: list[str], options: Mapping[str, Any], *, as_json: bool) -> None:
+    from finetune.cli.render.audit_summary import describe_audit
     from finetune.config.load import parse_assignments
 
-    path, settings = sort_words(words)
+    path, settings = split_args(args)
     flags = {
-        FLAG_KEYS[flag]: (flag, str(value)) for flag, value in given.items() if value is not None
+        FLAG_KEYS[flag]: (flag, str(value)) for flag, value in options.items() if value is not None
     }
-    config = config_of(path, parse_assignments(settings), flags, None)
-    reporter = console_reporter(json=as_json)
+    config = build_run_config(path, parse_assignments(settings), flags, None)
+    reporter = build_console_reporter(json_output=as_json)
     from finetune.commands.inspect.inspect import inspect as command
 
     result = command(config, reporter=reporter)
 
     def show(tree: Mapping[str, Any]) -> None:
-        for line in audit_lines(tree):
+        for line in describe_audit(tree):
             reporter.note(line)
-        reporter.note(f"written     {_written(tree)}")
+        reporter.note(f"written     {_describe_output(tree)}")
 
-    show_result(reporter, result.as_json(), show)
+    show_result(reporter, result.to_json(), show)
 
 
-def _written(tree: Mapping[str, Any]) -> str:
+def _describe_output(tree: Mapping[str, Any]) -> str:
     pictures = ", copies/*.jpg" if tree["copies"] else ""
     return f"{shlex.quote(tree['output'])}/: audit.json, audit.csv{pictures}"

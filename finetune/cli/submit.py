@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.fit import FLAG_KEYS, config_of, fit, sort_words
-from finetune.cli.render.output import console_reporter, print_json
+from finetune.cli.fit import FLAG_KEYS, build_run_config, fit, split_args
+from finetune.cli.render.output import build_console_reporter, print_json
 from finetune.errors import ConfigError
-from finetune.lookup import did_you_mean
+from finetune.lookup import suggest_name
 
 if TYPE_CHECKING:
     from finetune.cli.render.console import ConsoleReporter
     from finetune.config.schema import Config
 
-SETTINGS = {"ignore_unknown_options": True}
+CONTEXT_SETTINGS = {"ignore_unknown_options": True}
 """For the registration: what ``submit`` does not know may be an option of ``fit``."""
 
-_BY_THE_SCRIPT = ("output", "resume", "data.path")
+_SCRIPT_KEYS = ("output", "resume", "data.path")
 """Keys that the batch script gives by itself."""
 
 
 def submit(
     context: typer.Context,
-    words: Annotated[
+    args: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="DATA [FIT]...",
@@ -59,54 +59,54 @@ def submit(
     ] = False,
 ) -> None:
     """Put a fit into the queue of a SLURM cluster."""
-    asked = _asked(context, words or [])
-    from finetune.commands.submit.batch_script import Resources
+    asked = _parse_fit_request(context, args or [])
+    from finetune.commands.submit.batch_script import JobResources
     from finetune.commands.submit.submit import submit as command
 
-    resources = Resources(
+    resources = JobResources(
         nodes, gpus_per_node, tasks_per_node, cpus_per_task, partition, time, account,
         tuple(sbatch or ()),
     )  # fmt: skip
-    result = command(asked.config, asked.words, resources, dry_run=dry_run)
-    reporter = console_reporter(json=as_json)
+    result = command(asked.config, asked.fit_args, resources, dry_run=dry_run)
+    reporter = build_console_reporter(json_output=as_json)
     if as_json:
-        print_json(result.as_json())
+        print_json(result.to_json())
     elif dry_run:
         typer.echo(result.text, nl=False)
     else:
-        _show(reporter, result.as_json(), asked.config)
+        _print_submission(reporter, result.to_json(), asked.config)
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _FitRequest:
     """A fit in the form in which it is checked, and in that in which the job is told of it."""
 
     config: "Config"
-    words: list[str]
+    fit_args: list[str]
 
 
-def _asked(context: typer.Context, words: Sequence[str]) -> _Asked:
+def _parse_fit_request(context: typer.Context, args: Sequence[str]) -> _FitRequest:
     """Return the fit that some words mean, checked as far as it can be without torch."""
     from finetune.config.load import parse_assignments
 
-    given = _parsed(context, words)
-    path, settings = sort_words(given["words"] or [])
+    given = _parse_fit_options(context, args)
+    path, settings = split_args(given["words"] or [])
     flags = {
         key: (flag, given[flag[2:].replace("-", "_")])
         for flag, key in FLAG_KEYS.items()
         if given[flag[2:].replace("-", "_")] is not None
     }
     file: Path | None = given["config"]
-    config = config_of(path, parse_assignments(settings), flags, file)
+    config = build_run_config(path, parse_assignments(settings), flags, file)
     own = [str(Path(str(config.data.path)).expanduser())]
-    own += [word for word in settings if word.partition("=")[0] not in _BY_THE_SCRIPT]
+    own += [word for word in settings if word.partition("=")[0] not in _SCRIPT_KEYS]
     own += [] if file is None else ["--config", str(file)]
     for key, (flag, value) in flags.items():
-        own += [] if key in _BY_THE_SCRIPT else [flag, value]
-    return _Asked(config, own)
+        own += [] if key in _SCRIPT_KEYS else [flag, value]
+    return _FitRequest(config, own)
 
 
-def _parsed(context: typer.Context, words: Sequence[str]) -> Mapping[str, Any]:
+def _parse_fit_options(context: typer.Context, args: Sequence[str]) -> Mapping[str, Any]:
     """Return the words as ``fit`` reads them, by the names of its parameters.
 
     Raises:
@@ -117,14 +117,14 @@ def _parsed(context: typer.Context, words: Sequence[str]) -> Mapping[str, Any]:
     command = typer.main.get_command(alone)
     names = {name for parameter in command.params for name in parameter.opts}
     own = {name for parameter in context.command.params for name in parameter.opts}
-    for word in words:
+    for word in args:
         name = word.partition("=")[0]
         if name.startswith("--") and name not in names:
             raise ConfigError(
                 f"There is no option {name}, neither of submit nor of fit."
-                f"{did_you_mean(name, names | own)} See: finetune submit --help"
+                f"{suggest_name(name, names | own)} See: finetune submit --help"
             )
-    given = command.make_context(context.command_path, list(words)).params
+    given = command.make_context(context.command_path, list(args)).params
     if given["resume"] not in (None, Path("auto")):
         raise ConfigError(
             f"--resume cannot apply: a job goes on with the run in --output if there is one, as "
@@ -133,21 +133,23 @@ def _parsed(context: typer.Context, words: Sequence[str]) -> Mapping[str, Any]:
     return given
 
 
-def _show(reporter: "ConsoleReporter", tree: Mapping[str, Any], config: "Config") -> None:
-    reporter.pairs({name: str(tree[key]) for name, key in _ROWS.items()})
+def _print_submission(
+    reporter: "ConsoleReporter", submission: Mapping[str, Any], config: "Config"
+) -> None:
+    reporter.print_pairs({name: str(submission[key]) for name, key in _SUMMARY_ROWS.items()})
     if config.model.weights == "hub":
         reporter.note(
             f"Compute nodes may be without network; bring the weights here before the job starts: "
             f"finetune fetch {config.model.backbone}"
         )
-    reporter.commands(
+    reporter.print_commands(
         "next:",
         [
-            ["squeue", "--jobs", tree["job_id"]],
-            ["tail", "-F", tree["log"]],
-            ["scancel", "--signal=USR1", tree["job_id"]],
+            ["squeue", "--jobs", submission["job_id"]],
+            ["tail", "-F", submission["log"]],
+            ["scancel", "--signal=USR1", submission["job_id"]],
         ],
     )
 
 
-_ROWS = {"job": "job_id", "run": "run_dir", "script": "script", "log": "log"}
+_SUMMARY_ROWS = {"job": "job_id", "run": "run_dir", "script": "script", "log": "log"}

@@ -17,21 +17,21 @@ from sklearn.datasets import load_digits
 
 from finetune.commands.fit.fit import FitResult, fit
 from finetune.config.load import build_config
-from finetune.data.transforms.presets import digits_pipeline, save_pipeline
+from finetune.data.transforms.presets import build_digits_pipeline, save_pipeline
 from finetune.system import run_folder
-from finetune.system.files import atomic_folder
+from finetune.system.files import write_folder_atomically
 from finetune.types import Reporter
 
 BACKBONE = "resnet10t"
 IMAGE_SIZE = 32
-FEW = {"five": 16, "six": 10, "seven": 7, "eight": 5, "nine": 4}
+TRAIN_COUNTS = {"five": 16, "six": 10, "seven": 7, "eight": 5, "nine": 4}
 """Training images of the second task: few, and imbalanced."""
 
-_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _NUM_VAL = 15
-_NUM_KNOWN = 100
+_NUM_PRETRAIN_IMAGES = 100
 _PRETRAIN_EPOCHS = 5
-_SETTINGS: Mapping[str, Any] = {"epochs": 10, "batch_size": 16, "lr": 3e-3}
+_FIT_OPTIONS: Mapping[str, Any] = {"epochs": 10, "batch_size": 16, "lr": 3e-3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class DemoResult:
     scratch: FitResult
     seconds: float
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         metrics = {
             "finetuned": dict(self.pretrained.metrics["test"]),
@@ -79,19 +79,21 @@ def demo(output: Path | None = None, *, reporter: Reporter | None = None) -> Dem
     start = time.monotonic()
     date = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = output or Path("runs") / f"{date}-demo"
-    run_folder.check_free(folder)
-    with atomic_folder(folder / "data") as data:
+    run_folder.check_unused(folder)
+    with write_folder_atomically(folder / "data") as data:
         write_digits(data)
-        save_pipeline(digits_pipeline(IMAGE_SIZE), data / "augment.json")
+        save_pipeline(build_digits_pipeline(IMAGE_SIZE), data / "augment.json")
     known, new = folder / "data" / "digits-0-4", folder / "data" / "digits-5-9"
 
     reporter.note("1/3  A small network learns the digits 0 to 4 from scratch.")
     source = _fit(known, folder / "pretrain", reporter, epochs=_PRETRAIN_EPOCHS)
-    reporter.note(f"\n2/3  Another learns 5 to 9 from scratch: {sum(FEW.values())} images.")
-    scratch = _fit(new, folder / "scratch", reporter, **_SETTINGS)
+    reporter.note(
+        f"\n2/3  Another learns 5 to 9 from scratch: {sum(TRAIN_COUNTS.values())} images."
+    )
+    scratch = _fit(new, folder / "scratch", reporter, **_FIT_OPTIONS)
     reporter.note("\n3/3  The first one's backbone is fine-tuned on the same images.")
     weights = str(source.run_dir / "bundle")
-    pretrained = _fit(new, folder / "finetune", reporter, weights=weights, **_SETTINGS)
+    pretrained = _fit(new, folder / "finetune", reporter, weights=weights, **_FIT_OPTIONS)
     return DemoResult(folder, pretrained, scratch, time.monotonic() - start)
 
 
@@ -99,15 +101,15 @@ def write_digits(folder: Path) -> None:
     """Write scikit-learn's digits as two image folders: 0 to 4, and 5 to 9 with few to train on."""
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
-    of_class: dict[str, list[Any]] = {name: [] for name in _NAMES}
+    of_class: dict[str, list[Any]] = {name: [] for name in _CLASS_NAMES}
     for row in order:
-        of_class[_NAMES[digits.target[row]]].append(digits.images[row])
+        of_class[_CLASS_NAMES[digits.target[row]]].append(digits.images[row])
     for number, (name, images) in enumerate(of_class.items()):
         if number < 5:
-            splits = {"train": images[:_NUM_KNOWN], "val": images[-_NUM_VAL:]}
+            splits = {"train": images[:_NUM_PRETRAIN_IMAGES], "val": images[-_NUM_VAL:]}
             _write_class(folder / "digits-0-4", name, splits)
         else:
-            few = FEW[name]
+            few = TRAIN_COUNTS[name]
             splits = {
                 "train": images[:few],
                 "val": images[few : few + _NUM_VAL],

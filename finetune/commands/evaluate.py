@@ -5,19 +5,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.audit.leakage import rows_without_leaks
+from finetune.audit.leakage import find_rows_without_leaks
 from finetune.bundle.bundle import load_model
-from finetune.commands.prepare_data import data_path, readable_samples
-from finetune.commands.stored_run import require_files, stored_config, stored_manifest
-from finetune.commands.target_prior import prior_as_json, with_prior
+from finetune.commands.prepare_data import find_readable_samples, resolve_data_path
+from finetune.commands.stored_run import check_files_exist, read_stored_config, read_stored_manifest
+from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.images.decode import DEFAULT_MAX_PIXELS
-from finetune.data.manifest import Manifest, labelled_with
+from finetune.data.manifest import Manifest, check_labels
 from finetune.errors import ConfigError, DataError
 from finetune.inference.predictor import Predictor, check_tta
-from finetune.inference.scoring import details_as_json, evaluate_logits, metrics_as_json
+from finetune.inference.scoring import details_to_json, evaluate_logits, metrics_to_json
 from finetune.system import run_folder
-from finetune.system.hardware import free_cores, resolve_accelerator
-from finetune.types import Evaluation, Rejected, Reporter, Sample, Split
+from finetune.system.hardware import count_available_cores, resolve_accelerator
+from finetune.types import Evaluation, RejectedFile, Reporter, Sample, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class EvaluateResult:
     data: Path
     split: Split | None
     evaluation: Evaluation
-    rejected: tuple[Rejected, ...]
+    rejected: tuple[RejectedFile, ...]
     tta: bool = False
     prior: Mapping[str, Any] = field(default_factory=dict)
     without_leaks: Evaluation | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         classes = [stats.name for stats in self.evaluation.per_class]
         return {
@@ -54,32 +54,32 @@ class EvaluateResult:
             "split": self.split,
             "tta": self.tta,
             "prior": dict(self.prior),
-            "metrics": metrics_as_json(self.evaluation),
-            **details_as_json(self.evaluation),
+            "metrics": metrics_to_json(self.evaluation),
+            **details_to_json(self.evaluation),
             "confusion_matrix": {
                 "classes": classes,
-                "rows_are_true": [list(row) for row in self.evaluation.confusion],
+                "rows_are_true": [list(row) for row in self.evaluation.confusion_matrix],
             },
             "without_leaks": None
             if self.without_leaks is None
             else {
-                "metrics": metrics_as_json(self.without_leaks),
-                **details_as_json(self.without_leaks),
+                "metrics": metrics_to_json(self.without_leaks),
+                **details_to_json(self.without_leaks),
             },
             "rejected": [asdict(entry) for entry in self.rejected],
         }
 
 
 @dataclass(frozen=True, slots=True)
-class _Images:
+class _EvaluationSet:
     root: Path
     samples: Sequence[Sample]
     split: Split | None
-    rejected: tuple[Rejected, ...] = ()
+    rejected: tuple[RejectedFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class _Own:
+class _RunDataset:
     """What a run was trained on: the folder or CSV that was named, and its images."""
 
     path: Path
@@ -116,15 +116,15 @@ def evaluate(
     """
     reporter = reporter or Reporter()
     accelerator = resolve_accelerator(device, setting="--device")
-    bundle = with_prior(load_model(model), prior, reporter)
+    bundle = apply_prior(load_model(model), prior, reporter)
     if tta:
         check_tta(bundle.card)
-    own = _own_images(model)
-    images = _images(model, data, own, split, reporter)
-    labelled_with(images.samples, bundle.card.classes)
-    _warn_if_trained_on(images, own, reporter)
+    own = _read_run_dataset(model)
+    images = _select_images(model, data, own, split, reporter)
+    check_labels(images.samples, bundle.card.classes)
+    _warn_about_training_images(images, own, reporter)
     manifest = Manifest(images.root, bundle.card.classes, tuple(images.samples))
-    cores = free_cores()
+    cores = count_available_cores()
     predictor = Predictor(
         bundle,
         device=accelerator,
@@ -133,9 +133,9 @@ def evaluate(
         tta=tta,
     )
     reporter.start("evaluating", len(images.samples))
-    labels = manifest.labels(images.samples)
-    files = manifest.paths(images.samples)
-    logits = predictor.logits(files, on_batch=reporter.advance)
+    labels = manifest.encode_labels(images.samples)
+    files = manifest.resolve_paths(images.samples)
+    logits = predictor.predict_logits(files, on_batch=reporter.advance)
     reporter.finish()
     result = EvaluateResult(
         model,
@@ -144,48 +144,54 @@ def evaluate(
         evaluate_logits(predictor, logits, labels),
         images.rejected,
         tta,
-        prior_as_json(bundle.card, asked=prior),
+        prior_to_json(bundle.card, requested=prior),
     )
-    clean = None if own is None else rows_without_leaks(own.manifest, files)
+    clean = None if own is None else find_rows_without_leaks(own.manifest, files)
     if clean is None:
         return result
     without = evaluate_logits(predictor, logits[clean], [labels[row] for row in clean])
     return replace(result, without_leaks=without)
 
 
-def _images(
-    model: Path, data: Path | None, own: _Own | None, split: Split | None, reporter: Reporter
-) -> _Images:
-    if data is None and own is None:
+def _select_images(
+    model: Path,
+    data: Path | None,
+    run_dataset: _RunDataset | None,
+    split: Split | None,
+    reporter: Reporter,
+) -> _EvaluationSet:
+    if data is None and run_dataset is None:
         raise ConfigError(
             f"{model} is no run folder, so it holds no images to evaluate on. Name some: "
             f"finetune evaluate {model} FOLDER."
         )
-    if own is not None and (data is None or data.resolve() == own.path.resolve()):
-        return _own_split(own, split, reporter)
+    if run_dataset is not None and (data is None or data.resolve() == run_dataset.path.resolve()):
+        return _select_run_split(run_dataset, split, reporter)
     assert data is not None
-    samples, root, rejected = readable_samples(
+    samples, root, rejected = find_readable_samples(
         data, max_pixels=DEFAULT_MAX_PIXELS, reporter=reporter
     )
     if all(sample.split is None for sample in samples):
         if split is not None:
             raise DataError(f"{data} has no splits, so there is no {split} split. Drop --split.")
-        return _Images(root, samples, None, tuple(rejected))
-    chosen = _held_out(samples, split)
+        return _EvaluationSet(root, samples, None, tuple(rejected))
+    chosen = _choose_split(samples, split)
     kept = [sample for sample in samples if sample.split is chosen]
-    return _Images(root, kept, chosen, tuple(rejected))
+    return _EvaluationSet(root, kept, chosen, tuple(rejected))
 
 
-def _own_split(own: _Own, split: Split | None, reporter: Reporter) -> _Images:
-    manifest = own.manifest
-    chosen = _held_out(manifest.samples, split)
-    samples = manifest.of(chosen)
-    require_files(manifest, samples)
-    reporter.note(f"On the run's own {chosen} images ({own.path}).")
-    return _Images(manifest.root, samples, chosen)
+def _select_run_split(
+    run_dataset: _RunDataset, split: Split | None, reporter: Reporter
+) -> _EvaluationSet:
+    manifest = run_dataset.manifest
+    chosen = _choose_split(manifest.samples, split)
+    samples = manifest.get_samples(chosen)
+    check_files_exist(manifest, samples)
+    reporter.note(f"On the run's own {chosen} images ({run_dataset.path}).")
+    return _EvaluationSet(manifest.root, samples, chosen)
 
 
-def _held_out(samples: Sequence[Sample], split: Split | None) -> Split:
+def _choose_split(samples: Sequence[Sample], split: Split | None) -> Split:
     """Return the split that was asked for, else test, else val, else train.
 
     Raises:
@@ -200,20 +206,22 @@ def _held_out(samples: Sequence[Sample], split: Split | None) -> Split:
     return next(s for s in (Split.TEST, Split.VAL, Split.TRAIN) if s in present)
 
 
-def _own_images(model: Path) -> _Own | None:
+def _read_run_dataset(model: Path) -> _RunDataset | None:
     """Return the images of a run folder, or None for a bundle or checkpoint alone."""
     if not (model / "manifest.csv").is_file():
         return None
-    run = run_folder.existing(model)
-    config = stored_config(run)
-    return _Own(data_path(config), stored_manifest(run, config))
+    run = run_folder.open_existing(model)
+    config = read_stored_config(run)
+    return _RunDataset(resolve_data_path(config), read_stored_manifest(run, config))
 
 
-def _warn_if_trained_on(images: _Images, own: _Own | None, reporter: Reporter) -> None:
-    if own is None:
+def _warn_about_training_images(
+    images: _EvaluationSet, run_dataset: _RunDataset | None, reporter: Reporter
+) -> None:
+    if run_dataset is None:
         return
-    manifest = own.manifest
-    trained = {path.resolve() for path in manifest.paths(manifest.of(Split.TRAIN))}
+    manifest = run_dataset.manifest
+    trained = {path.resolve() for path in manifest.resolve_paths(manifest.get_samples(Split.TRAIN))}
     seen = sum((images.root / sample.path).resolve() in trained for sample in images.samples)
     if seen:
         reporter.warn(

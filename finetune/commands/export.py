@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bundle.bundle import ModelBundle, load_model, save_bundle
-from finetune.bundle.model_card import Card
-from finetune.commands.stored_run import stored_config, stored_manifest
-from finetune.commands.target_prior import prior_as_json, with_prior
+from finetune.bundle.model_card import ModelCard
+from finetune.commands.stored_run import read_stored_config, read_stored_manifest
+from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.scan import list_images
 from finetune.errors import RunFolderError
 from finetune.exporters.parity import Parity, compare_timm_folder
 from finetune.inference.predictor import Predictor
-from finetune.models.head import with_adjusted_logits
+from finetune.models.head import fold_temperature_and_shift
 from finetune.system import run_folder
 from finetune.types import Reporter, Split
 
-_NUM_CHECKED = 64
+_NUM_PARITY_IMAGES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class ExportResult:
     parity: Parity | None
     prior: Mapping[str, Any]
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
             "output": str(self.output),
@@ -70,12 +70,12 @@ def export(
     reporter = reporter or Reporter()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunFolderError(f"{output} exists and is not empty. Choose another --output.")
-    bundle = with_prior(load_model(model), prior, reporter)
-    checked_on = _images_to_compare(model, images)
-    shipped = _with_all_in_head(bundle)
-    said = prior_as_json(shipped.card, asked=prior)
+    bundle = apply_prior(load_model(model), prior, reporter)
+    checked_on = _select_parity_images(model, images)
+    shipped = _fold_adjustment_into_head(bundle)
+    said = prior_to_json(shipped.card, requested=prior)
     save_bundle(shipped.network, shipped.card, output)
-    if left := _left_to_do(shipped.card):
+    if left := _describe_remaining_adjustment(shipped.card):
         reporter.warn(
             f"the network has no linear classifier to hold what is done to its logits: whoever "
             f"uses timm alone {left}, as README.md says"
@@ -91,10 +91,10 @@ def export(
         parity = compare_timm_folder(
             output,
             checked_on,
-            ours=Predictor(bundle, device="cpu").probabilities(checked_on),
+            expected=Predictor(bundle, device="cpu").predict_proba(checked_on),
             classes=bundle.card.classes,
             temperature=shipped.card.temperature,
-            shift=shipped.card.shift,
+            logit_shift=shipped.card.shift,
         )
     except BaseException:
         shutil.rmtree(output)
@@ -103,7 +103,7 @@ def export(
     return ExportResult(output, parity, said)
 
 
-def _with_all_in_head(bundle: ModelBundle) -> ModelBundle:
+def _fold_adjustment_into_head(bundle: ModelBundle) -> ModelBundle:
     """Return a model whose logits are the answers, where its head can hold what is done to them.
 
     Its card says so, or they would be adjusted twice: the temperature is 1, and the target prior
@@ -112,7 +112,9 @@ def _with_all_in_head(bundle: ModelBundle) -> ModelBundle:
     card = bundle.card
     if card.temperature == 1 and card.shift is None:
         return bundle
-    network = with_adjusted_logits(bundle.network, temperature=card.temperature, shift=card.shift)
+    network = fold_temperature_and_shift(
+        bundle.network, temperature=card.temperature, shift=card.shift
+    )
     if network is None:
         return bundle
     facts, priors = dict(card.facts), card.priors
@@ -125,20 +127,20 @@ def _with_all_in_head(bundle: ModelBundle) -> ModelBundle:
     return replace(bundle, network=network, card=held)
 
 
-def _left_to_do(card: Card) -> str:
+def _describe_remaining_adjustment(card: ModelCard) -> str:
     """Return what is to be done to the logits of a card's network; "" for nothing."""
     divides = "" if card.temperature == 1 else f"divides the logits by {card.temperature:.4g}"
     adds = "" if card.shift is None else "adds the logarithm of the ratio of the priors to them"
     return " and ".join(part for part in (divides, adds) if part)
 
 
-def _images_to_compare(model: Path, images: Path | None) -> list[Path]:
+def _select_parity_images(model: Path, images: Path | None) -> list[Path]:
     if images is not None:
-        return list_images(images)[0][:_NUM_CHECKED]
+        return list_images(images)[0][:_NUM_PARITY_IMAGES]
     if not (model / "manifest.csv").is_file():
         return []
-    run = run_folder.existing(model)
-    manifest = stored_manifest(run, stored_config(run))
-    held_out = manifest.paths(manifest.of(Split.VAL))
-    step = max(1, len(held_out) // _NUM_CHECKED)
-    return [file for file in held_out[::step] if file.is_file()][:_NUM_CHECKED]
+    run = run_folder.open_existing(model)
+    manifest = read_stored_manifest(run, read_stored_config(run))
+    held_out = manifest.resolve_paths(manifest.get_samples(Split.VAL))
+    step = max(1, len(held_out) // _NUM_PARITY_IMAGES)
+    return [file for file in held_out[::step] if file.is_file()][:_NUM_PARITY_IMAGES]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import FinetuneError, ModelError, StorageError
-from finetune.models.backbone import check_name, create_network
-from finetune.models.hub import discard, hub_weights
+from finetune.models.backbone import check_backbone_name, create_network
+from finetune.models.hub import discard, find_hub_weights
 from finetune.models.weights import is_damaged
 from finetune.types import Reporter
 
@@ -18,17 +18,17 @@ class FetchedWeights:
 
     Attributes:
         name: The backbone with the tag of its weights.
-        address: Where they come from.
+        url: Where they come from.
         file: Where they lie.
         num_bytes: How large the file is.
-        was_there: Whether an earlier download left them.
+        was_cached: Whether an earlier download left them.
     """
 
     name: str
-    address: str
+    url: str
     file: Path
     num_bytes: int
-    was_there: bool
+    was_cached: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +41,16 @@ class FetchResult:
 
     weights: tuple[FetchedWeights, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
             "weights": [
                 {
                     "name": one.name,
-                    "address": one.address,
+                    "address": one.url,
                     "file": str(one.file),
                     "bytes": one.num_bytes,
-                    "was_there": one.was_there,
+                    "was_there": one.was_cached,
                 }
                 for one in self.weights
             ]
@@ -74,28 +74,28 @@ def fetch(backbones: Sequence[str], *, reporter: Reporter | None = None) -> Fetc
     failed: dict[str, FinetuneError] = {}
     for name in names:
         try:
-            done.append(_fetched(name, reporter))
+            done.append(_fetch_one(name, reporter))
         except FinetuneError as error:
             failed[name] = error
         else:
-            reporter.note(_described(done[-1]))
+            reporter.note(_describe_weights(done[-1]))
     if failed:
-        raise _all_of(failed, len(names))
+        raise _combine_errors(failed, len(names))
     return FetchResult(tuple(done))
 
 
-def _fetched(backbone: str, reporter: Reporter) -> FetchedWeights:
-    check_name(backbone)
-    weights = hub_weights(backbone)
+def _fetch_one(backbone: str, reporter: Reporter) -> FetchedWeights:
+    check_backbone_name(backbone)
+    weights = find_hub_weights(backbone)
     if weights is None:
         raise ModelError(f"timm has no weights for '{backbone}'; it trains with --weights random.")
-    before = weights.cached()
+    before = weights.find_cached()
     if before is not None and is_damaged(before):
         reporter.warn(f"{before} is damaged and is fetched again")
         discard(before)
         before = None
     create_network(backbone, num_classes=2)  # the very way of fit
-    file = weights.cached()
+    file = weights.find_cached()
     if file is None:
         raise ModelError(
             f"The weights of '{backbone}' load, but are not in {weights.cache_dir}; a machine "
@@ -106,17 +106,17 @@ def _fetched(backbone: str, reporter: Reporter) -> FetchedWeights:
     )
 
 
-def _described(weights: FetchedWeights) -> str:
-    came = "there already, from" if weights.was_there else "from"
+def _describe_weights(weights: FetchedWeights) -> str:
+    came = "there already, from" if weights.was_cached else "from"
     size = f"{weights.num_bytes / 1e6:.1f} MB"
-    return f"{weights.name}: {size}, {came} {weights.address}\n  {weights.file}"
+    return f"{weights.name}: {size}, {came} {weights.url}\n  {weights.file}"
 
 
-def _all_of(failed: dict[str, FinetuneError], count: int) -> FinetuneError:
+def _combine_errors(errors: dict[str, FinetuneError], num_backbones: int) -> FinetuneError:
     """Return one error that holds all messages."""
-    if count == 1:
-        return next(iter(failed.values()))
-    disk_alone = all(isinstance(error, StorageError) for error in failed.values())
+    if num_backbones == 1:
+        return next(iter(errors.values()))
+    disk_alone = all(isinstance(error, StorageError) for error in errors.values())
     kind = StorageError if disk_alone else ModelError
-    lines = "".join(f"\n  {name}: {error}" for name, error in failed.items())
-    return kind(f"{len(failed)} of {count} backbones could not be fetched:{lines}")
+    lines = "".join(f"\n  {name}: {error}" for name, error in errors.items())
+    return kind(f"{len(errors)} of {num_backbones} backbones could not be fetched:{lines}")

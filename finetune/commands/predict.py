@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bundle.bundle import load_model
-from finetune.commands.prepare_data import summary
-from finetune.commands.target_prior import prior_as_json, with_prior
+from finetune.commands.prepare_data import summarise_rejected
+from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.images.validate import check_files
 from finetune.data.scan import list_images
 from finetune.errors import DataError, RunFolderError
 from finetune.inference.predictor import Predictor, check_tta
 from finetune.system.files import write_text
 from finetune.system.hardware import resolve_accelerator
-from finetune.types import Prediction, Rejected, Reporter
+from finetune.types import Prediction, RejectedFile, Reporter
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,12 @@ class PredictResult:
     """
 
     predictions: tuple[Prediction, ...]
-    rejected: tuple[Rejected, ...]
+    rejected: tuple[RejectedFile, ...]
     output: Path | None = None
     tta: bool = False
     prior: Mapping[str, Any] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
             "num_images": len(self.predictions),
@@ -59,7 +59,7 @@ class PredictResult:
             "rejected": [asdict(entry) for entry in self.rejected],
         }
 
-    def as_csv(self) -> str:
+    def to_csv(self) -> str:
         """Return a row a file: path,label,probability for each rank, and error at the end."""
         ranks = max((len(p.labels) for p in self.predictions), default=1)
         columns = [
@@ -112,36 +112,38 @@ def predict(
     if output is not None and output.is_dir():
         raise RunFolderError(f"--output {output} is a folder; name a .csv file.")
     accelerator = resolve_accelerator(device, setting="--device")
-    bundle = with_prior(load_model(model), prior, reporter)
+    bundle = apply_prior(load_model(model), prior, reporter)
     if tta:
         check_tta(bundle.card)
     files, rejected = list_images(images)
-    good, bad = _readable(files, reporter)
+    good, bad = _filter_readable(files, reporter)
     rejected = [*rejected, *bad]
     if rejected:
-        reporter.warn(f"{len(rejected)} files without prediction: {summary(rejected)}")
+        reporter.warn(f"{len(rejected)} files without prediction: {summarise_rejected(rejected)}")
     if not good:
-        raise DataError(f"No image in {images} can be read: {summary(rejected)}.")
+        raise DataError(f"No image in {images} can be read: {summarise_rejected(rejected)}.")
     predictor = Predictor(bundle, device=accelerator, batch_size=batch_size, tta=tta)
     reporter.start("predicting", len(good))
     found = tuple(predictor.predict(good, top_k=top_k, on_batch=reporter.advance))
     reporter.finish()
-    said = prior_as_json(bundle.card, asked=prior)
+    said = prior_to_json(bundle.card, requested=prior)
     result = PredictResult(found, tuple(rejected), output, tta, said)
     if output is not None:
-        write_text(output, result.as_csv())
+        write_text(output, result.to_csv())
     return result
 
 
-def _readable(files: Sequence[Path], reporter: Reporter) -> tuple[list[Path], list[Rejected]]:
+def _filter_readable(
+    files: Sequence[Path], reporter: Reporter
+) -> tuple[list[Path], list[RejectedFile]]:
     good: list[Path] = []
-    bad: list[Rejected] = []
+    bad: list[RejectedFile] = []
     reporter.start("checking images", len(files))
     for file, reason in zip(files, check_files(files), strict=True):
         if reason is None:
             good.append(file)
         else:
-            bad.append(Rejected(file.as_posix(), reason))
+            bad.append(RejectedFile(file.as_posix(), reason))
         reporter.advance()
     reporter.finish()
     return good, bad

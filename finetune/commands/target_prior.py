@@ -6,14 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bundle.bundle import ModelBundle
-from finetune.bundle.model_card import Card
+from finetune.bundle.model_card import ModelCard
 from finetune.errors import ConfigError
-from finetune.evaluation.prior_file import NAMES, check_prior, read_prior
-from finetune.evaluation.priors import Priors, Shares, in_words, logit_shift, uniform
+from finetune.evaluation.prior_file import PRIOR_NAMES, check_prior, read_prior
+from finetune.evaluation.priors import (
+    ClassPrior,
+    Priors,
+    build_uniform_prior,
+    compute_logit_shift,
+    describe_class_prior,
+)
 from finetune.types import Reporter
 
 
-def with_prior(bundle: ModelBundle, prior: str | None, reporter: Reporter) -> ModelBundle:
+def apply_prior(bundle: ModelBundle, prior: str | None, reporter: Reporter) -> ModelBundle:
     """Return the model with its answers moved to other shares of the classes.
 
     Args:
@@ -34,58 +40,64 @@ def with_prior(bundle: ModelBundle, prior: str | None, reporter: Reporter) -> Mo
             f"--prior {prior} cannot apply: an older finetune wrote {bundle.source}, and it does "
             f"not say which class shares its answers are for. Leave out --prior, or train it again."
         )
-    target = _target(prior, card.priors, card.classes)
-    _check_known(prior, target, card)
-    if target is not None and (never := _names_of_zeros(target, card.classes)):
+    target = _resolve_target(prior, card.priors, card.classes)
+    _check_target(prior, target, card)
+    if target is not None and (never := _find_zero_classes(target, card.classes)):
         few = ", ".join(never[:5]) + (f" … ({len(never)} classes)" if len(never) > 5 else "")
         reporter.note(f"Never predicted, as the share is 0 in {prior}: {few}.")
     return replace(bundle, card=replace(card, priors=replace(card.priors, target=target)))
 
 
-def prior_as_json(card: Card, *, asked: str | None) -> dict[str, Any]:
+def prior_to_json(card: ModelCard, *, requested: str | None) -> dict[str, Any]:
     """Return plain values that say which shares of the classes a card's answers are for.
 
     Args:
         card: With the target that is used.
-        asked: What ``--prior`` said; None without.
+        requested: What ``--prior`` said; None without.
     """
     priors = card.priors
     if priors is None:
         words = "unknown, as an older finetune wrote the model: as the network says"
-        return {"asked": asked, "adjusted": False, "answers_are_for": words, "shares": None}
-    words, own = (in_words(shares, priors.train) for shares in (priors.answers, priors.model))
+        return {"asked": requested, "adjusted": False, "answers_are_for": words, "shares": None}
+    words, own = (
+        describe_class_prior(shares, priors.train) for shares in (priors.effective, priors.model)
+    )
     adjusted = priors.target is not None
-    if adjusted and asked is not None and asked not in NAMES:
-        words = f"the shares in {asked}"
+    if adjusted and requested is not None and requested not in PRIOR_NAMES:
+        words = f"the shares in {requested}"
     words += f"; the network's own: {own}" if adjusted else ", as the network says"
-    shares = dict(zip(card.classes, priors.answers, strict=True))
-    return {"asked": asked, "adjusted": adjusted, "answers_are_for": words, "shares": shares}
+    shares = dict(zip(card.classes, priors.effective, strict=True))
+    return {"asked": requested, "adjusted": adjusted, "answers_are_for": words, "shares": shares}
 
 
-def _target(prior: str, priors: Priors, classes: Sequence[str]) -> Shares | None:
+def _resolve_target(prior: str, priors: Priors, classes: Sequence[str]) -> ClassPrior | None:
     if prior == "model":
         return None
     if prior == "train":
         return priors.train
-    return uniform(len(classes)) if prior == "uniform" else read_prior(Path(prior), classes)
+    return (
+        build_uniform_prior(len(classes))
+        if prior == "uniform"
+        else read_prior(Path(prior), classes)
+    )
 
 
-def _check_known(prior: str, target: Shares | None, card: Card) -> None:
+def _check_target(prior: str, target: ClassPrior | None, card: ModelCard) -> None:
     """Raise where a class is wanted of which the network says that it is impossible."""
     assert card.priors is not None, "looked for by the caller"
     if target is None:
         return
     try:
-        logit_shift(target, card.priors.model)
+        compute_logit_shift(target, card.priors.model)
     except ValueError as error:
         pairs = zip(target, card.priors.model, strict=True)
         zeros = [0.0 if wanted > 0 >= known else 1.0 for wanted, known in pairs]
-        names = ", ".join(_names_of_zeros(zeros, card.classes))
+        names = ", ".join(_find_zero_classes(zeros, card.classes))
         raise ConfigError(
             f"--prior {prior} cannot apply: the network gives {names} no share at all, which no "
             f"prior can change. Use the model as it was before, or give 0 to it in a file."
         ) from error
 
 
-def _names_of_zeros(shares: Sequence[float], classes: Sequence[str]) -> list[str]:
-    return [name for name, share in zip(classes, shares, strict=True) if share == 0]
+def _find_zero_classes(values: Sequence[float], classes: Sequence[str]) -> list[str]:
+    return [name for name, share in zip(classes, values, strict=True) if share == 0]

@@ -6,17 +6,19 @@ Each rule says why. The recipe stands in a module of its own; the rest fits it t
 from typing import Any
 
 from finetune.config.facts import Choice, Facts
-from finetune.config.recipe import recipe
+from finetune.config.recipe import choose_recipe
 from finetune.config.schema import Config
 
 
-def auto_choices(config: Config, facts: Facts) -> dict[str, Choice]:
+def choose_auto_values(config: Config, facts: Facts) -> dict[str, Choice]:
     """Return dotted key to choice for the keys at "auto" that facts decide.
 
     The accelerator, the imbalance strategy's parts and the smallest class are decided elsewhere.
     """
-    rules = {**recipe(config, facts), **_for_the_machine(config, facts)}
-    chosen = {key: choice for key, choice in rules.items() if value_at(config, key) == "auto"}
+    rules = {**choose_recipe(config, facts), **_choose_hardware_values(config, facts)}
+    chosen = {
+        key: choice for key, choice in rules.items() if get_config_value(config, key) == "auto"
+    }
     unfreeze = chosen.get("unfreeze.name")
     if unfreeze and unfreeze.value == "head_first" and not config.unfreeze.params:
         epochs = config.trainer.epochs
@@ -26,26 +28,26 @@ def auto_choices(config: Config, facts: Facts) -> dict[str, Choice]:
     return chosen
 
 
-def value_at(config: Config, dotted: str) -> Any:
+def get_config_value(config: Config, dotted_key: str) -> Any:
     """Return the value of a key of the tree."""
     value: Any = config
-    for name in dotted.split("."):
+    for name in dotted_key.split("."):
         value = getattr(value, name)
     return value
 
 
-def _for_the_machine(config: Config, facts: Facts) -> dict[str, Choice]:
+def _choose_hardware_values(config: Config, facts: Facts) -> dict[str, Choice]:
     """Return what changes the time and the memory, and rounding."""
     return {
-        "data.num_workers": Choice(_num_workers(facts, config.trainer.devices)),
-        "trainer.accumulate": Choice(1),
-        "trainer.precision": Choice("bf16-mixed" if facts.fast_bf16 else "32-true"),
+        "data.num_workers": Choice(_choose_num_workers(facts, config.trainer.devices)),
+        "trainer.accumulate_grad_batches": Choice(1),
+        "trainer.precision": Choice("bf16-mixed" if facts.has_fast_bf16 else "32-true"),
         "trainer.devices": Choice(facts.processes_per_node),
         "trainer.num_nodes": Choice(facts.num_nodes),
     }
 
 
-def _num_workers(facts: Facts, devices: int | str) -> int:
+def _choose_num_workers(facts: Facts, devices: int | str) -> int:
     """Leave one core to each training process; two cores or fewer read in the process itself.
 
     A GPU waits for its images; on the CPU the step needs the cores more than the reading does.

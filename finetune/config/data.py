@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from finetune.config.section import Auto, Section, on_and_off_are_words
-from finetune.lookup import did_you_mean
+from finetune.config.section import Auto, Section, coerce_on_off
+from finetune.lookup import suggest_name
 
 AUGMENT_NAMES = ("none", "light", "medium", "strong")
 """The built-in rows of the table on a floor above; a contract test holds them equal."""
@@ -14,30 +14,30 @@ AUGMENT_NAMES = ("none", "light", "medium", "strong")
 _Side = Annotated[int, Field(ge=8, le=4096)]
 
 
-def _augment_name(value: str) -> str:
+def _check_augment_name(value: str) -> str:
     """Take a preset, or the path of a pipeline saved by Albumentations."""
     if value in ("auto", *AUGMENT_NAMES) or value.lower().endswith((".json", ".yaml", ".yml")):
         return value
     raise ValueError(
-        f"unknown preset '{value}'.{did_you_mean(value, AUGMENT_NAMES)} "
+        f"unknown preset '{value}'.{suggest_name(value, AUGMENT_NAMES)} "
         f"A pipeline saved with Albumentations is named by its .json or .yaml file"
     )
 
 
-def _two_sides(value: Any) -> Any:
+def _parse_side_pair(value: Any) -> Any:
     """Take 128,224 as it is typed, and 128 for both."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value, value
     return value.split(",") if isinstance(value, str) and "," in value else value
 
 
-def _cache_place(value: str) -> str:
+def _check_cache_location(value: str) -> str:
     """Take a word, or a folder that is not a mistyped word."""
     words = ("auto", "on", "off")
     if value in words or "/" in value or Path(value).is_dir():
         return value
     raise ValueError(
-        f"'{value}' is neither {', '.join(words)} nor a folder.{did_you_mean(value, words)} "
+        f"'{value}' is neither {', '.join(words)} nor a folder.{suggest_name(value, words)} "
         f"A new folder is named with a slash, as in ./{value}"
     )
 
@@ -51,11 +51,13 @@ class DataConfig(Section):
     image_size: _Side | Auto = Field(
         "auto", description="side of the square input in pixels; auto: what the weights expect"
     )
-    train_sizes: Annotated[tuple[_Side, _Side] | Auto, BeforeValidator(_two_sides)] = Field(
-        "auto",
-        description="sides of training images in the first and the last epoch, as 128,224, between "
-        "which they grow evenly, or one for all; smaller ones are cheaper, and cut from an image "
-        "look as large to the network as whole images of image_size do (Touvron et al. 2019)",
+    train_image_size: Annotated[tuple[_Side, _Side] | Auto, BeforeValidator(_parse_side_pair)] = (
+        Field(
+            "auto",
+            description="sides of training images in the first and the last epoch, as 128,224, between "
+            "which they grow evenly, or one for all; smaller ones are cheaper, and cut from an image "
+            "look as large to the network as whole images of image_size do (Touvron et al. 2019)",
+        )
     )
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="share for validation where the data give no split"
@@ -68,7 +70,7 @@ class DataConfig(Section):
         description="fewest images a class may have; auto: one for each split. Smaller classes, "
         "where allowed here, only train",
     )
-    leaks: Literal["warn", "drop", "move", "error", "ignore"] = Field(
+    leakage: Literal["warn", "drop", "move", "error", "ignore"] = Field(
         "warn",
         description="what to do where given splits hold out images whose copies are seen before; "
         "a split that is drawn keeps copies on one side where its groups allow. warn: measure "
@@ -81,14 +83,14 @@ class DataConfig(Section):
         le=178.9,
         description="larger images are left out as decompression bombs; 178.9 is Pillow's limit",
     )
-    cache: Annotated[str, AfterValidator(_cache_place), BeforeValidator(on_and_off_are_words)] = (
+    cache: Annotated[str, AfterValidator(_check_cache_location), BeforeValidator(coerce_on_off)] = (
         Field(
             "auto",
             description="decode images once, to a store on disk: on, off, or the folder of "
             "the stores; auto: on for more than one epoch where it fits",
         )
     )
-    cache_px: Annotated[int, Field(ge=8, le=8192)] | Auto = Field(
+    cache_shorter_side: Annotated[int, Field(ge=8, le=8192)] | Auto = Field(
         "auto",
         description="shorter side of stored training images; auto: what the smallest crop of the "
         "augmentation needs",
@@ -100,7 +102,7 @@ class DataConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _leaves_training_images(self) -> "DataConfig":
+    def _check_split_fractions(self) -> "DataConfig":
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError(
                 f"val_fraction {self.val_fraction} and test_fraction {self.test_fraction} "
@@ -120,15 +122,15 @@ class CacheConfig(Section):
 class AugmentConfig(Section):
     """What happens to training images."""
 
-    name: Annotated[str, AfterValidator(_augment_name)] = Field(
+    name: Annotated[str, AfterValidator(_check_augment_name)] = Field(
         "auto",
         description="none, light, medium, strong, or a pipeline saved with Albumentations "
         "(.json, .yaml); auto: medium",
     )
-    rare: Annotated[
-        Literal["off", "light", "medium", "strong"], BeforeValidator(on_and_off_are_words)
+    rare_class_preset: Annotated[
+        Literal["off", "light", "medium", "strong"], BeforeValidator(coerce_on_off)
     ] = Field("off", description="a stronger preset for the images of rare classes; off: none")
-    rare_below: float = Field(
+    rare_class_fraction: float = Field(
         0.2, gt=0, le=1, description="a class is rare with under this share of the largest's images"
     )
     mixup: float = Field(
@@ -147,7 +149,9 @@ class AugmentConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _rare_below_applies(self) -> "AugmentConfig":
-        if self.rare == "off" and self.rare_below != 0.2:
-            raise ValueError("rare_below cannot apply to rare=off; name a preset for rare classes")
+    def _check_rare_below(self) -> "AugmentConfig":
+        if self.rare_class_preset == "off" and self.rare_class_fraction != 0.2:
+            raise ValueError(
+                "rare_class_fraction cannot apply to rare_class_preset=off; name a preset for rare classes"
+            )
         return self

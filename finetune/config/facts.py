@@ -11,15 +11,15 @@ class Facts:
 
     Attributes:
         class_counts: Training images of each class.
-        num_val: Validation images.
-        pretrained: Whether the backbone starts from weights.
+        num_val_images: Validation images.
+        is_pretrained: Whether the backbone starts from weights.
         num_groups: Layer groups of the network, the head included.
         weight_rms: Root mean square of the weights of its last group before the head.
-        linear_head: Whether its classifier is one linear layer.
-        batch_norm: Whether its layers keep statistics of batches.
-        any_size: Whether it serves images of ``smaller_side`` as well as those it was made for.
+        has_linear_head: Whether its classifier is one linear layer.
+        has_batch_norm: Whether its layers keep statistics of batches.
+        supports_any_size: Whether it serves images of ``compute_fixres_train_size`` as well as those it was made for.
         image_size: Side in pixels that the weights expect.
-        fast_bf16: Whether the machine computes bfloat16 faster than float32.
+        has_fast_bf16: Whether the machine computes bfloat16 faster than float32.
         free_cores: Cores that the processes of this machine share.
         accelerator: "cpu", "cuda" or "mps".
         processes_per_node: What the cluster job started on each machine; 1 outside one.
@@ -27,16 +27,16 @@ class Facts:
     """
 
     class_counts: Sequence[int]
-    pretrained: bool
+    is_pretrained: bool
     num_groups: int
     image_size: int
-    fast_bf16: bool
+    has_fast_bf16: bool
     free_cores: int
-    num_val: int = 0
+    num_val_images: int = 0
     weight_rms: float = 0.02
-    linear_head: bool = True
-    batch_norm: bool = True
-    any_size: bool = True
+    has_linear_head: bool = True
+    has_batch_norm: bool = True
+    supports_any_size: bool = True
     accelerator: str = "cpu"
     processes_per_node: int = 1
     num_nodes: int = 1

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from finetune.config.load import replaced
+from finetune.config.load import replace_values
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
 
@@ -16,22 +16,22 @@ class ImbalanceStrategy:
         sampler: A name in ``SAMPLERS``.
         loss: A name in ``LOSSES``.
         class_weights: "none", or a name in ``CLASS_WEIGHTS``.
-        class_weights_from: Share of the epochs after which they begin.
-        head: What is done to the classifier after training: "none", "crt", "tau_norm" or
+        class_weights_start_fraction: Share of the epochs after which they begin.
+        head_rebalancing: What is done to the classifier after training: "none", "crt", "tau_norm" or
             "post_hoc".
     """
 
     sampler: str = "uniform"
     loss: str = "cross_entropy"
     class_weights: str = "none"
-    class_weights_from: float = 0.0
-    head: str = "none"
+    class_weights_start_fraction: float = 0.0
+    head_rebalancing: str = "none"
 
 
-DEFERRED_FROM = 0.8
+DEFERRED_START_FRACTION = 0.8
 """Cao et al. 2019 begin after 160 of 200 epochs."""
 
-IMBALANCE: Mapping[str, ImbalanceStrategy] = {
+IMBALANCE_STRATEGIES: Mapping[str, ImbalanceStrategy] = {
     "none": ImbalanceStrategy(),
     "weighted": ImbalanceStrategy(sampler="weighted"),
     "sqrt": ImbalanceStrategy(sampler="sqrt"),
@@ -40,22 +40,26 @@ IMBALANCE: Mapping[str, ImbalanceStrategy] = {
     "undersample": ImbalanceStrategy(sampler="undersample"),
     "progressive": ImbalanceStrategy(sampler="progressive"),
     "drs": ImbalanceStrategy(sampler="deferred"),
-    "drw": ImbalanceStrategy(class_weights="effective_number", class_weights_from=DEFERRED_FROM),
+    "drw": ImbalanceStrategy(
+        class_weights="effective_number", class_weights_start_fraction=DEFERRED_START_FRACTION
+    ),
     "abundant_first": ImbalanceStrategy(sampler="abundant_first"),
     "class_weights": ImbalanceStrategy(class_weights="balanced"),
     "focal": ImbalanceStrategy(loss="focal"),
     "logit_adjusted": ImbalanceStrategy(loss="logit_adjusted"),
     "ldam": ImbalanceStrategy(loss="ldam"),
     "ldam_drw": ImbalanceStrategy(
-        loss="ldam", class_weights="effective_number", class_weights_from=DEFERRED_FROM
+        loss="ldam",
+        class_weights="effective_number",
+        class_weights_start_fraction=DEFERRED_START_FRACTION,
     ),
-    "crt": ImbalanceStrategy(head="crt"),
-    "tau_norm": ImbalanceStrategy(head="tau_norm"),
-    "post_hoc": ImbalanceStrategy(head="post_hoc"),
+    "crt": ImbalanceStrategy(head_rebalancing="crt"),
+    "tau_norm": ImbalanceStrategy(head_rebalancing="tau_norm"),
+    "post_hoc": ImbalanceStrategy(head_rebalancing="post_hoc"),
 }
 
 
-def with_imbalance(config: Config) -> Config:
+def apply_imbalance_strategy(config: Config) -> Config:
     """Return the config with the strategy's sampler, loss and class weights written out.
 
     Raises:
@@ -63,37 +67,39 @@ def with_imbalance(config: Config) -> Config:
     """
     asked = config.imbalance
     assert asked.strategy != "auto", "auto is decided before"
-    strategy = IMBALANCE[asked.strategy]
+    strategy = IMBALANCE_STRATEGIES[asked.strategy]
     loss = strategy.loss if config.loss.name == "auto" else config.loss.name
     if strategy.loss not in ("cross_entropy", loss):
         raise ConfigError(
             f"loss.name={loss} contradicts imbalance.strategy={asked.strategy}, whose loss is "
             f"{strategy.loss}. Leave one of them out."
         )
-    _check_parts(config, strategy)
-    start = asked.class_weights_from
-    config = replaced(
+    _check_strategy_overrides(config, strategy)
+    start = asked.class_weights_start_fraction
+    config = replace_values(
         config,
         {
             "imbalance.sampler": strategy.sampler if asked.sampler == "auto" else asked.sampler,
             "imbalance.class_weights": (
                 strategy.class_weights if asked.class_weights == "auto" else asked.class_weights
             ),
-            "imbalance.class_weights_from": (
-                strategy.class_weights_from if start == "auto" else start
+            "imbalance.class_weights_start_fraction": (
+                strategy.class_weights_start_fraction if start == "auto" else start
             ),
-            "imbalance.head": strategy.head if asked.head == "auto" else asked.head,
+            "imbalance.head_rebalancing": strategy.head_rebalancing
+            if asked.head_rebalancing == "auto"
+            else asked.head_rebalancing,
             "loss.name": loss,
         },
     )
-    _check_idle(config)
-    if not asked.allow_double:
-        _check_double(config)
+    _check_unused_options(config)
+    if not asked.allow_double_correction:
+        _check_double_correction(config)
     return config
 
 
 def check_imbalance(config: Config) -> None:
-    """Refuse before any work what ``with_imbalance`` will refuse once "auto" is decided.
+    """Refuse before any work what ``apply_imbalance_strategy`` will refuse once "auto" is decided.
 
     Where something else is asked for "auto" is "none", and where nothing is it contradicts nothing.
 
@@ -101,10 +107,12 @@ def check_imbalance(config: Config) -> None:
         ConfigError: Two settings contradict each other or correct for the same imbalance.
     """
     asked = config.imbalance.strategy
-    with_imbalance(config if asked != "auto" else replaced(config, {"imbalance.strategy": "none"}))
+    apply_imbalance_strategy(
+        config if asked != "auto" else replace_values(config, {"imbalance.strategy": "none"})
+    )
 
 
-def _check_parts(config: Config, strategy: ImbalanceStrategy) -> None:
+def _check_strategy_overrides(config: Config, strategy: ImbalanceStrategy) -> None:
     """Refuse a part that takes away, or replaces, what the strategy is.
 
     Class weights of another kind are still class weights, and begin when the strategy's do.
@@ -114,7 +122,11 @@ def _check_parts(config: Config, strategy: ImbalanceStrategy) -> None:
     for key, mine, is_other in (
         ("sampler", strategy.sampler, asked.sampler not in ("auto", strategy.sampler)),
         ("class_weights", strategy.class_weights, loses_weights),
-        ("head", strategy.head, asked.head not in ("auto", strategy.head)),
+        (
+            "head_rebalancing",
+            strategy.head_rebalancing,
+            asked.head_rebalancing not in ("auto", strategy.head_rebalancing),
+        ),
     ):
         if is_other and mine != getattr(plain, key):
             raise ConfigError(
@@ -124,13 +136,13 @@ def _check_parts(config: Config, strategy: ImbalanceStrategy) -> None:
             )
 
 
-def _check_idle(config: Config) -> None:
+def _check_unused_options(config: Config) -> None:
     """Refuse details of class weights where there are none."""
     chosen = config.imbalance
     if chosen.class_weights != "none":
         return
     for key, idle in (
-        ("class_weights_from", chosen.class_weights_from != 0),
+        ("class_weights_start_fraction", chosen.class_weights_start_fraction != 0),
         ("class_weights_params", bool(chosen.class_weights_params)),
     ):
         if idle:
@@ -140,7 +152,7 @@ def _check_idle(config: Config) -> None:
             )
 
 
-def _check_double(config: Config) -> None:
+def _check_double_correction(config: Config) -> None:
     """Refuse two corrections; one of the head that begins anew, or takes up the rest, is none."""
     chosen = config.imbalance
     corrections = []
@@ -154,11 +166,13 @@ def _check_double(config: Config) -> None:
         corrections.append(
             "loss.name=logit_adjusted takes the size of the classes out of the logits"
         )
-    if chosen.head == "tau_norm":
-        corrections.append("imbalance.head=tau_norm evens out the norms of their weights")
+    if chosen.head_rebalancing == "tau_norm":
+        corrections.append(
+            "imbalance.head_rebalancing=tau_norm evens out the norms of their weights"
+        )
     if len(corrections) > 1:
         raise ConfigError(
             f"{', and '.join(corrections)}: together they correct more than once for the same "
             f"imbalance (imbalance.strategy={chosen.strategy}). Keep one, or set "
-            f"imbalance.allow_double=true if that is what you want."
+            f"imbalance.allow_double_correction=true if that is what you want."
         )

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from finetune.config.section import Auto, Section, Switch, known_name
+from finetune.config.section import Auto, Section, Switch, build_name_validator
 
 # The built-in rows of the tables on the floors above; a contract test holds them equal.
 UNFREEZE_NAMES = ("all", "linear_probe", "head_first", "gradual", "milestones")
@@ -26,7 +26,7 @@ OPTIMIZER_NAMES = ("adamw", "sgd")
 class UnfreezeConfig(Section):
     """Which layer groups train in which epoch."""
 
-    name: Annotated[str, AfterValidator(known_name(("auto", *UNFREEZE_NAMES)))] = Field(
+    name: Annotated[str, AfterValidator(build_name_validator(("auto", *UNFREEZE_NAMES)))] = Field(
         "auto",
         description="all, linear_probe, head_first, gradual, milestones, or "
         "package.module:function; auto: all after a probe and with random "
@@ -46,12 +46,12 @@ class ProbeConfig(Section):
         description="begin with a head fitted until nothing improves, which fine-tuning must then "
         "beat; auto: with pretrained weights. off: linear_probe trains the head in epochs",
     )
-    mirrored: Switch = Field(
+    hflip: Switch = Field(
         "auto",
         description="fit to each image in a mirror, too; auto: if augment.name flips, and the "
         "probe is all there is or has fewer than 1,000 images",
     )
-    views: Annotated[int, Field(ge=0, le=5)] | Auto = Field(
+    num_crops: Annotated[int, Field(ge=0, le=5)] | Auto = Field(
         "auto",
         description="fit to so many parts of each image, too: its middle, then its corners; auto: "
         "1 for fewer than 1,000 images that the augmentation crops",
@@ -62,7 +62,7 @@ class ProbeConfig(Section):
         description="layer groups that it trains, from the head: 1, the head alone; 2, the last "
         "group of the backbone, too, on kept maps of what lies before it",
     )
-    passes: Annotated[int, Field(ge=0)] | Auto = Field(
+    last_stage_epochs: Annotated[int, Field(ge=0)] | Auto = Field(
         "auto", description="epochs over the kept maps; auto: 6, and 0 with probe.depth=1"
     )
 
@@ -71,7 +71,7 @@ class ImbalanceConfig(Section):
     """What is done about classes of unequal size."""
 
     strategy: Annotated[
-        str, AfterValidator(known_name(("auto", *IMBALANCE_NAMES), own_code=False))
+        str, AfterValidator(build_name_validator(("auto", *IMBALANCE_NAMES), allow_custom=False))
     ] = Field(
         "auto",
         description="none; weighted, sqrt, effective_number, oversample, undersample, "
@@ -79,19 +79,21 @@ class ImbalanceConfig(Section):
         "they weigh in the loss); focal, logit_adjusted, ldam or ldam_drw (the loss itself); crt, "
         "tau_norm or post_hoc (the classifier, after training); auto: by the sizes of the classes",
     )
-    sampler: Annotated[str, AfterValidator(known_name(("auto", *SAMPLER_NAMES)))] = Field(
+    sampler: Annotated[str, AfterValidator(build_name_validator(("auto", *SAMPLER_NAMES)))] = Field(
         "auto",
         description="uniform, weighted, sqrt, effective_number, oversample, undersample, "
         "progressive, deferred, abundant_first or package.module:function; auto: by strategy",
     )
     sampler_params: dict[str, Any] = Field(
         default_factory=dict,
-        description="weighted: power; effective_number: beta; deferred: from_share; "
-        "abundant_first: share, of_largest, power",
+        description="weighted: power; effective_number: beta; deferred: start_fraction; "
+        "abundant_first: share, min_relative_size, power",
     )
     class_weights: Annotated[
         str,
-        AfterValidator(known_name(("auto", "none", *CLASS_WEIGHT_NAMES), own_code=False)),
+        AfterValidator(
+            build_name_validator(("auto", "none", *CLASS_WEIGHT_NAMES), allow_custom=False)
+        ),
     ] = Field(
         "auto",
         description="factor of a class in the loss: none, balanced or effective_number; auto: by "
@@ -100,17 +102,17 @@ class ImbalanceConfig(Section):
     class_weights_params: dict[str, Any] = Field(
         default_factory=dict, description="effective_number: beta"
     )
-    class_weights_from: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
+    class_weights_start_fraction: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
         "auto",
         description="share of the epochs after which class weights begin; auto: by strategy, and 0",
     )
-    head: Literal["auto", "none", "crt", "tau_norm", "post_hoc"] = Field(
+    head_rebalancing: Literal["auto", "none", "crt", "tau_norm", "post_hoc"] = Field(
         "auto",
         description="what is done to the trained classifier: crt fits it again to all classes "
         "alike (Kang et al. 2020), tau_norm evens out the norms of its weights, post_hoc adjusts "
         "its answers to classes of equal size (Menon et al. 2021); auto: by strategy",
     )
-    allow_double: bool = Field(
+    allow_double_correction: bool = Field(
         False, description="let several settings correct for the same imbalance"
     )
 
@@ -118,9 +120,9 @@ class ImbalanceConfig(Section):
 class OptimConfig(Section):
     """The optimizer and its learning rates."""
 
-    name: Annotated[str, AfterValidator(known_name(OPTIMIZER_NAMES, own_code=False))] = Field(
-        "adamw", description="adamw, or sgd with Nesterov momentum"
-    )
+    name: Annotated[
+        str, AfterValidator(build_name_validator(OPTIMIZER_NAMES, allow_custom=False))
+    ] = Field("adamw", description="adamw, or sgd with Nesterov momentum")
     lr: Annotated[float, Field(gt=0, le=100)] | Auto = Field(
         "auto", description="peak learning rate of the head; auto: adamw 0.001, sgd 0.01"
     )
@@ -138,14 +140,14 @@ class OptimConfig(Section):
         0.05, ge=0, le=10, description="decoupled for adamw; spares biases and norms"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    average_last: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
+    swa_fraction: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
         "auto",
         description="measure and keep the mean of the weights over this last share of all steps "
         "(Izmailov et al. 2018); 0: the weights of each epoch's end",
     )
 
     @model_validator(mode="after")
-    def _momentum_applies(self) -> "OptimConfig":
+    def _check_momentum(self) -> "OptimConfig":
         if "momentum" in self.model_fields_set and self.name != "sgd" and self.momentum != 0.9:
             raise ValueError(
                 f"momentum is a setting of optim.name=sgd and cannot apply to "
@@ -157,7 +159,7 @@ class OptimConfig(Section):
 class LrScheduleConfig(Section):
     """How the learning rates move over the steps."""
 
-    name: Annotated[str, AfterValidator(known_name(LR_SCHEDULE_NAMES))] = Field(
+    name: Annotated[str, AfterValidator(build_name_validator(LR_SCHEDULE_NAMES))] = Field(
         "cosine", description="cosine, linear, constant or package.module:function"
     )
     warmup_fraction: float = Field(
@@ -171,7 +173,7 @@ class LrScheduleConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _final_factor_applies(self) -> "LrScheduleConfig":
+    def _check_final_factor(self) -> "LrScheduleConfig":
         if self.name == "constant" and self.final_factor != 0.01:
             raise ValueError(
                 "final_factor cannot apply to lr_schedule.name=constant, which has no end"
@@ -182,7 +184,7 @@ class LrScheduleConfig(Section):
 class LossConfig(Section):
     """What is minimised."""
 
-    name: Annotated[str, AfterValidator(known_name(("auto", *LOSS_NAMES)))] = Field(
+    name: Annotated[str, AfterValidator(build_name_validator(("auto", *LOSS_NAMES)))] = Field(
         "auto",
         description="cross_entropy, focal, logit_adjusted, ldam or package.module:function; auto: "
         "by imbalance.strategy",

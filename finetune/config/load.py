@@ -9,11 +9,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from finetune.config.renamed_keys import rename_key, rename_keys
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
-from finetune.lookup import did_you_mean
+from finetune.lookup import suggest_name
 
-_ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*=")
+_ASSIGNMENT_PATTERN = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,9 +52,9 @@ for _yaml in (_Loader, _Dumper):
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_date)
 
 
-def is_assignment(word: str) -> bool:
+def is_assignment(arg: str) -> bool:
     """Tell a ``key=value`` word from a path."""
-    return _ASSIGNMENT.match(word) is not None
+    return _ASSIGNMENT_PATTERN.match(arg) is not None
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -86,14 +87,14 @@ def read_config_file(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
-def parse_assignments(words: Iterable[str]) -> dict[str, Any]:
+def parse_assignments(args: Iterable[str]) -> dict[str, Any]:
     """Return dotted key to value for ``key=value`` words; values are read as YAML.
 
     Raises:
         ConfigError: A key stands twice, or a value is not YAML.
     """
     values: dict[str, Any] = {}
-    for word in words:
+    for word in args:
         key, _, text = word.partition("=")
         if key in values:
             raise ConfigError(f"{key} is given twice on the command line; keep one.")
@@ -109,7 +110,7 @@ def build_config(
     *,
     assignments: Mapping[str, Any] | None = None,
     flags: Mapping[str, tuple[str, Any]] | None = None,
-    file: str = "config file",
+    source_name: str = "config file",
 ) -> Config:
     """Return the checked tree; what is said later wins: file, then ``key=value``, then flags.
 
@@ -117,27 +118,28 @@ def build_config(
         tree: Nested values of a config file or a run folder.
         assignments: Dotted key to value, from ``key=value`` words.
         flags: Dotted key to (flag, value), from options such as ``--lr``.
-        file: What ``tree`` is called in messages.
+        source_name: What ``tree`` is called in messages.
 
     Raises:
         ConfigError: All mistakes at once, each with its key, the value seen and the nearest name.
     """
-    merged = _copied(tree)
+    merged = _copy_tree(rename_keys(tree))
+    assignments = {rename_key(key): value for key, value in (assignments or {}).items()}
     mistakes: list[str] = []
     sources: dict[str, str] = {}
-    for key, value in (assignments or {}).items():
-        if _put(merged, key, value, mistakes):
+    for key, value in assignments.items():
+        if _set_value(merged, key, value, mistakes):
             sources[key] = "command line"
     for key, (flag, value) in (flags or {}).items():
-        if assignments and key in assignments and assignments[key] != value:
+        if key in assignments and assignments[key] != value:
             mistakes.append(f"{key}: {flag} {value} and {key}={assignments[key]} differ; keep one")
             continue
-        if _put(merged, key, value, mistakes):
+        if _set_value(merged, key, value, mistakes):
             sources[key] = flag
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
-        mistakes += _explained(error.errors(), sources, file)
+        mistakes += _format_errors(error.errors(), sources, source_name)
     if mistakes:
         count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "A mistake"
         lines = "".join(f"\n  {mistake}" for mistake in mistakes)
@@ -151,7 +153,7 @@ def dump_config(config: Config) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def commented_defaults() -> str:
+def dump_commented_defaults() -> str:
     """Return the whole default tree as YAML, each key under a comment that explains it."""
     lines = ["# Every key of finetune with its default. Keep what you change, drop the rest."]
     defaults = Config()
@@ -162,81 +164,87 @@ def commented_defaults() -> str:
             lines += ["", f"# {type(value).__doc__}", f"{name}:"]
             for key, inner in type(value).model_fields.items():
                 lines.append(f"  # {inner.description}")
-                lines.append(f"  {key}: {_scalar(getattr(value, key))}")
+                lines.append(f"  {key}: {_format_scalar(getattr(value, key))}")
         else:
-            top += ["", f"# {field.description}", f"{name}: {_scalar(value)}"]
+            top += ["", f"# {field.description}", f"{name}: {_format_scalar(value)}"]
     return "\n".join(lines + top) + "\n"
 
 
-def differences(config: Config) -> dict[str, Any]:
+def diff_from_defaults(config: Config) -> dict[str, Any]:
     """Return dotted key to value for everything that is not at its default."""
-    return {key: after for key, (_, after) in changes(Config(), config).items()}
+    return {key: after for key, (_, after) in diff_configs(Config(), config).items()}
 
 
-def explicit_values(config: Config) -> dict[str, Any]:
+def get_explicit_values(config: Config) -> dict[str, Any]:
     """Return dotted key to value for everything that was said, be it the default or not."""
-    return _flat(config.model_dump(mode="json", exclude_unset=True))
+    return _flatten(config.model_dump(mode="json", exclude_unset=True))
 
 
-def changes(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
+def diff_configs(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     """Return dotted key to (old, new) value for everything that differs."""
-    old, new = (_flat(config.model_dump(mode="json")) for config in (before, after))
+    old, new = (_flatten(config.model_dump(mode="json")) for config in (before, after))
     return {key: (old[key], value) for key, value in new.items() if value != old[key]}
 
 
-def replaced(config: Config, values: Mapping[str, Any]) -> Config:
+def replace_values(config: Config, values: Mapping[str, Any]) -> Config:
     """Return the tree with dotted keys set to new values, checked again."""
     tree = config.model_dump()
     for key, value in values.items():
-        _put(tree, key, value, [])
+        _set_value(tree, key, value, [])
     return Config.model_validate(tree)
 
 
-def _scalar(value: Any) -> str:
+def _format_scalar(value: Any) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
     return text.removesuffix("...\n").strip()
 
 
-def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
+def _copy_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copy_tree(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and not prefix:
-            flat |= _flat(value, f"{key}.")
+            flat |= _flatten(value, f"{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
-def _put(tree: dict[str, Any], dotted: str, value: Any, mistakes: list[str]) -> bool:
+def _set_value(tree: dict[str, Any], dotted_key: str, value: Any, mistakes: list[str]) -> bool:
     """Set ``a.b.c`` in nested dicts, or note that the path runs through a plain value."""
-    *parents, last = dotted.split(".")
+    *parents, last = dotted_key.split(".")
     for depth, name in enumerate(parents):
         child = tree.setdefault(name, {})
         if not isinstance(child, dict):
-            mistakes.append(f"{dotted}: '{'.'.join(parents[: depth + 1])}' holds a value, not keys")
+            mistakes.append(
+                f"{dotted_key}: '{'.'.join(parents[: depth + 1])}' holds a value, not keys"
+            )
             return False
         tree = child
     tree[last] = value
     return True
 
 
-def _explained(errors: Iterable[ErrorDetails], sources: Mapping[str, str], file: str) -> list[str]:
+def _format_errors(
+    errors: Iterable[ErrorDetails], sources: Mapping[str, str], source_name: str
+) -> list[str]:
     """Return one line for each key that is wrong, however many union members refused its value."""
     by_key: dict[str, list[ErrorDetails]] = {}
     for error in errors:
-        by_key.setdefault(_key_of(error), []).append(error)
+        by_key.setdefault(_get_error_key(error), []).append(error)
     lines = []
     for key, found in by_key.items():
-        source = next((s for k, s in sources.items() if k == key or k.startswith(f"{key}.")), file)
-        lines.append(f"{key}: {_reason(key, found)} ({source})")
+        source = next(
+            (s for k, s in sources.items() if k == key or k.startswith(f"{key}.")), source_name
+        )
+        lines.append(f"{key}: {_describe_error(key, found)} ({source})")
     return lines
 
 
-def _key_of(error: ErrorDetails) -> str:
+def _get_error_key(error: ErrorDetails) -> str:
     """Return the dotted key without pydantic's names of union members."""
     parts: list[str] = []
     model: Any = Config
@@ -249,11 +257,11 @@ def _key_of(error: ErrorDetails) -> str:
     return ".".join(parts) or "config"
 
 
-def _reason(key: str, errors: list[ErrorDetails]) -> str:
+def _describe_error(key: str, errors: list[ErrorDetails]) -> str:
     kinds = {error["type"] for error in errors}
     value = errors[0]["input"]
     if "extra_forbidden" in kinds:
-        return f"unknown key.{_nearest_key(key)}"
+        return f"unknown key.{_suggest_key(key)}"
     if "model_type" in kinds:
         return f"{value!r} is a value, but this is a section with keys of its own"
     expected = []
@@ -265,10 +273,10 @@ def _reason(key: str, errors: list[ErrorDetails]) -> str:
     return f"found {value!r}, expected {' or '.join(dict.fromkeys(expected))}"
 
 
-def _nearest_key(key: str) -> str:
+def _suggest_key(key: str) -> str:
     """Return the nearest full key: in the same section, else by its last part anywhere."""
-    known = list(_flat(Config().model_dump())) + list(Config.model_fields)
-    hint = did_you_mean(key, known)
+    known = list(_flatten(Config().model_dump())) + list(Config.model_fields)
+    hint = suggest_name(key, known)
     if hint:
         return hint
     last = key.rpartition(".")[2]

@@ -7,173 +7,180 @@ A function of the data and of the backbone alone, after the hyper-rule of BiT (K
 from finetune.config.facts import Choice, Facts
 from finetune.config.schema import Config
 
-IMBALANCED_FROM = 2.0
+MACRO_F1_MIN_RATIO = 2.0
 """Largest class over smallest class from which accuracy alone misleads."""
 
-REBALANCED_FROM = 5.0
+POST_HOC_MIN_RATIO = 5.0
 """Largest class over smallest class from which answers are for classes of equal size."""
 
 HEAD_LR = {"adamw": 1e-3, "sgd": 1e-2}
 
-TRAIN_SIDE = 0.7
+FIXRES_TRAIN_RATIO = 0.7
 """Side of training images over that of evaluation."""
 
-SMALLEST_SIDE = 160
+FIXRES_MIN_IMAGE_SIZE = 160
 """Of evaluation, in pixels, from which training images may be smaller."""
 
-BACKBONE_STEP = 0.02
+BACKBONE_RELATIVE_STEP = 0.02
 """Share of the size of the last backbone group's weights that a step of AdamW moves them by."""
 
-NO_NORM_LR = 1e-4
+MAX_LR_WITHOUT_BATCH_NORM = 1e-4
 """Most that the last backbone group of a network without BatchNorm learns at; none was measured."""
 
-VIEWS_BELOW = 1_000
+CROP_VIEWS_IMAGE_LIMIT = 1_000
 """Training images below which the probe sees a part of each, too."""
 
-TAIL_PASSES = 6
+LAST_STAGE_EPOCHS = 6
 """Passes of a probe deeper than the head over what it keeps."""
 
-CALIBRATED_FROM = 200
+CALIBRATION_MIN_IMAGES = 200
 """Validation images from which a temperature fitted to them helps more than it costs.
 
 It costs about 1 / (2 N) of log loss on other images.
 """
 
 
-def recipe(config: Config, facts: Facts) -> dict[str, Choice]:
+def choose_recipe(config: Config, facts: Facts) -> dict[str, Choice]:
     """Return dotted key to choice for what decides how well the network learns."""
     switch = config.probe.enabled
-    probed = _begins_with_a_probe(config, facts) if switch == "auto" else switch == "on"
+    probed = _supports_probe(config, facts) if switch == "auto" else switch == "on"
     probe_only = probed and config.unfreeze.name == "linear_probe"
-    fitted = probed and _all_moves(config)
+    fitted = probed and _is_full_finetuning(config)
     images = f"{facts.num_images:,} training images"
     return {
-        "probe.enabled": _probe(config, facts),
-        "probe.views": _views(config, facts, probed=probed),
-        "probe.passes": _passes(config, probed=probed),
-        "unfreeze.name": _unfreeze(config, facts, probed=probed),
-        "trainer.epochs": Choice(1) if probe_only else _epochs(facts, images, fitted=fitted),
+        "probe.enabled": _choose_probe(config, facts),
+        "probe.num_crops": _choose_probe_views(config, facts, has_probe=probed),
+        "probe.last_stage_epochs": _choose_probe_epochs(config, has_probe=probed),
+        "unfreeze.name": _choose_unfreeze(config, facts, has_probe=probed),
+        "trainer.epochs": Choice(1)
+        if probe_only
+        else _choose_epochs(facts, images, has_fitted_head=fitted),
         "trainer.batch_size": Choice(
-            _batch_size(facts.num_images, parts=_parts(config, facts)), images
+            _choose_batch_size(
+                facts.num_images, num_micro_batches=_count_micro_batches(config, facts)
+            ),
+            images,
         ),
         "data.image_size": Choice(facts.image_size, "what the backbone was made for"),
-        "data.train_sizes": _train_sizes(config, facts, probe_only=probe_only),
-        "model.batch_norm": _batch_norm(facts),
+        "data.train_image_size": _choose_train_sizes(config, facts, is_probe_only=probe_only),
+        "model.batch_norm": _choose_batch_norm(facts),
         "augment.name": Choice("medium", "crops of a third and more, mirror, colours"),
-        "optim.lr": _lr(config),
-        "optim.backbone_lr_scale": _backbone_scale(config, facts),
-        "optim.layer_decay": _layer_decay(facts),
-        "optim.average_last": Choice(0.0),
-        "imbalance.strategy": _imbalance(config, facts),
-        "calibration.enabled": _calibration(facts),
-        "trainer.monitor": _monitor(facts),
+        "optim.lr": _choose_lr(config),
+        "optim.backbone_lr_scale": _choose_backbone_lr_scale(config, facts),
+        "optim.layer_decay": _choose_layer_decay(facts),
+        "optim.swa_fraction": Choice(0.0),
+        "imbalance.strategy": _choose_imbalance_strategy(config, facts),
+        "calibration.enabled": _choose_calibration(facts),
+        "trainer.monitor": _choose_monitor(facts),
     }
 
 
-def _begins_with_a_probe(config: Config, facts: Facts) -> bool:
+def _supports_probe(config: Config, facts: Facts) -> bool:
     """Where the backbone knows something, and rank 0 holds all of it."""
-    return facts.pretrained and facts.linear_head and config.trainer.strategy == "ddp"
+    return facts.is_pretrained and facts.has_linear_head and config.trainer.strategy == "ddp"
 
 
-def _probe(config: Config, facts: Facts) -> Choice:
-    if _begins_with_a_probe(config, facts):
+def _choose_probe(config: Config, facts: Facts) -> Choice:
+    if _supports_probe(config, facts):
         return Choice("on", "pretrained: the head is fitted before anything moves")
-    if not facts.pretrained:
+    if not facts.is_pretrained:
         return Choice("off", "random weights know nothing")
-    if not facts.linear_head:
+    if not facts.has_linear_head:
         return Choice("off", "the classifier is not one linear layer")
     return Choice("off", f"with {config.trainer.strategy} no process holds the whole network")
 
 
-def _views(config: Config, facts: Facts, *, probed: bool) -> Choice:
+def _choose_probe_views(config: Config, facts: Facts, *, has_probe: bool) -> Choice:
     """One more where images are few and training cuts them, too; of digits a part is none."""
-    if probed and _crops(config) and facts.num_images < VIEWS_BELOW:
-        return Choice(1, f"under {VIEWS_BELOW:,} images: the middle of each, too")
+    if has_probe and _has_random_crops(config) and facts.num_images < CROP_VIEWS_IMAGE_LIMIT:
+        return Choice(1, f"under {CROP_VIEWS_IMAGE_LIMIT:,} images: the middle of each, too")
     return Choice(0)
 
 
-def _passes(config: Config, *, probed: bool) -> Choice:
-    if probed and config.probe.depth > 1:
-        return Choice(TAIL_PASSES, f"over kept maps, as probe.depth={config.probe.depth}")
+def _choose_probe_epochs(config: Config, *, has_probe: bool) -> Choice:
+    if has_probe and config.probe.depth > 1:
+        return Choice(LAST_STAGE_EPOCHS, f"over kept maps, as probe.depth={config.probe.depth}")
     return Choice(0)
 
 
-def _unfreeze(config: Config, facts: Facts, *, probed: bool) -> Choice:
-    if not facts.pretrained:
+def _choose_unfreeze(config: Config, facts: Facts, *, has_probe: bool) -> Choice:
+    if not facts.is_pretrained:
         return Choice("all", "random weights")
     if config.unfreeze.params:
         return Choice("head_first", "unfreeze.params are given")
-    if probed:
+    if has_probe:
         return Choice("all", "the probe has fitted the head by then")
     return Choice("head_first", "a random head would spoil what the backbone knows")
 
 
-def _all_moves(config: Config) -> bool:
+def _is_full_finetuning(config: Config) -> bool:
     """Tell whether all layers train from the first epoch on, after a probe."""
     return config.unfreeze.name in ("auto", "all") and not config.unfreeze.params
 
 
-def _epochs(facts: Facts, images: str, *, fitted: bool) -> Choice:
+def _choose_epochs(facts: Facts, size_reason: str, *, has_fitted_head: bool) -> Choice:
     """Fewer after a probe and with large sets; from scratch three times as many."""
-    if fitted:
-        return Choice(_epochs_after_a_probe(facts.num_images), f"{images}, after a probe")
+    if has_fitted_head:
+        return Choice(
+            _compute_epochs_after_probe(facts.num_images), f"{size_reason}, after a probe"
+        )
     epochs = 10 if facts.num_images < 5_000 else 8 if facts.num_images < 50_000 else 5
-    if facts.pretrained:
-        return Choice(epochs, f"{images}, and layers that wait")
-    return Choice(3 * epochs, f"{images}, random weights")
+    if facts.is_pretrained:
+        return Choice(epochs, f"{size_reason}, and layers that wait")
+    return Choice(3 * epochs, f"{size_reason}, random weights")
 
 
-def _epochs_after_a_probe(num_images: int) -> int:
+def _compute_epochs_after_probe(num_images: int) -> int:
     """Six where there is something to learn: with few images the probe is hard to beat."""
     if num_images < 1_000:
         return min(10, max(4, round(1_000 / num_images)))
     return 6 if num_images < 50_000 else 3
 
 
-def _train_sizes(config: Config, facts: Facts, *, probe_only: bool) -> Choice:
+def _choose_train_sizes(config: Config, facts: Facts, *, is_probe_only: bool) -> Choice:
     """Seven tenths of the side, as crops show things larger (Touvron et al. 2019, FixRes).
 
     https://arxiv.org/abs/1906.06423
     """
     asked = config.data.image_size
     side = facts.image_size if asked == "auto" else asked
-    smaller = smaller_side(side)
-    served = facts.pretrained and facts.any_size and side >= SMALLEST_SIDE
-    if probe_only or not served or not _crops(config):
+    smaller = compute_fixres_train_size(side)
+    served = facts.is_pretrained and facts.supports_any_size and side >= FIXRES_MIN_IMAGE_SIZE
+    if is_probe_only or not served or not _has_random_crops(config):
         return Choice((side, side))
     return Choice((smaller, smaller), f"crops look larger than images of {side}; half the time")
 
 
-def smaller_side(side: int) -> int:
+def compute_fixres_train_size(image_size: int) -> int:
     """Return the side in pixels of training images for a side of evaluation, a multiple of 32."""
-    return max(32, round(TRAIN_SIDE * side / 32) * 32)
+    return max(32, round(FIXRES_TRAIN_RATIO * image_size / 32) * 32)
 
 
-def _crops(config: Config) -> bool:
+def _has_random_crops(config: Config) -> bool:
     """Tell whether the augmentation cuts images at any size."""
     return config.augment.name in ("auto", "light", "medium", "strong")
 
 
-def _batch_norm(facts: Facts) -> Choice:
-    if not facts.batch_norm:
+def _choose_batch_norm(facts: Facts) -> Choice:
+    if not facts.has_batch_norm:
         return Choice("frozen", "there is none")
-    if facts.pretrained:
+    if facts.is_pretrained:
         return Choice("frozen", "the statistics of the weights serve")
     return Choice("train", "random weights have no statistics yet")
 
 
-def _lr(config: Config) -> Choice:
+def _choose_lr(config: Config) -> Choice:
     return Choice(HEAD_LR[config.optim.name], f"of the head, {config.optim.name}")
 
 
-def _backbone_scale(config: Config, facts: Facts) -> Choice:
+def _choose_backbone_lr_scale(config: Config, facts: Facts) -> Choice:
     """Of AdamW a share of the weights' own size, as a step moves each weight by about its rate."""
-    if not facts.pretrained:
+    if not facts.is_pretrained:
         return Choice(1.0, "random weights")
     if config.optim.name != "adamw":
         return Choice(0.05, "pretrained: gently")
-    most = 10.0 if facts.batch_norm else NO_NORM_LR / HEAD_LR["adamw"]
-    scale = min(most, max(1e-4, BACKBONE_STEP * facts.weight_rms / HEAD_LR["adamw"]))
+    most = 10.0 if facts.has_batch_norm else MAX_LR_WITHOUT_BATCH_NORM / HEAD_LR["adamw"]
+    scale = min(most, max(1e-4, BACKBONE_RELATIVE_STEP * facts.weight_rms / HEAD_LR["adamw"]))
     scale = float(f"{scale:.2g}")
     lr = HEAD_LR["adamw"] if config.optim.lr == "auto" else config.optim.lr
     step = lr * scale / max(facts.weight_rms, 1e-12)
@@ -181,47 +188,55 @@ def _backbone_scale(config: Config, facts: Facts) -> Choice:
     return Choice(scale, f"a step moves the last stage, of size {size}, by {step:.1%}")
 
 
-def _layer_decay(facts: Facts) -> Choice:
+def _choose_layer_decay(facts: Facts) -> Choice:
     """0.7 a stage of a five-stage network, spread over however many groups there are."""
-    if not facts.pretrained:
+    if not facts.is_pretrained:
         return Choice(1.0, "random weights")
     decay: float = 0.7 ** (4 / max(4, facts.num_groups - 2))
     return Choice(round(decay, 4), f"0.7 a stage, {facts.num_groups} layer groups")
 
 
-def _calibration(facts: Facts) -> Choice:
-    enough = facts.num_val >= CALIBRATED_FROM
-    return Choice("on" if enough else "off", f"{facts.num_val} validation images")
+def _choose_calibration(facts: Facts) -> Choice:
+    enough = facts.num_val_images >= CALIBRATION_MIN_IMAGES
+    return Choice("on" if enough else "off", f"{facts.num_val_images} validation images")
 
 
-def _imbalance(config: Config, facts: Facts) -> Choice:
+def _choose_imbalance_strategy(config: Config, facts: Facts) -> Choice:
     """By ``scripts/benchmarks/imbalance.py``; what is asked for by other keys stands alone."""
     chosen = config.imbalance
-    asked = (chosen.sampler, chosen.class_weights, chosen.head, config.loss.name)
+    asked = (chosen.sampler, chosen.class_weights, chosen.head_rebalancing, config.loss.name)
     if any(name != "auto" for name in asked):
         return Choice("none", "something else is asked for")
     ratio = f"largest class {facts.imbalance_ratio:.3g} times the smallest"
-    if facts.imbalance_ratio < REBALANCED_FROM:
+    if facts.imbalance_ratio < POST_HOC_MIN_RATIO:
         return Choice("none", ratio)
     return Choice("post_hoc", ratio)
 
 
-def _monitor(facts: Facts) -> Choice:
+def _choose_monitor(facts: Facts) -> Choice:
     ratio = f"largest class {facts.imbalance_ratio:.3g} times the smallest"
-    if facts.imbalance_ratio > IMBALANCED_FROM:
+    if facts.imbalance_ratio > MACRO_F1_MIN_RATIO:
         return Choice("macro_f1", ratio)
     return Choice("accuracy", ratio)
 
 
-def _batch_size(num_images: int, *, parts: int) -> int:
+def _choose_batch_size(num_images: int, *, num_micro_batches: int) -> int:
     """Larger for larger sets, and a multiple of the parts that it runs in."""
     least = 32 if num_images < 5_000 else 64 if num_images < 50_000 else 128
-    return -(-least // parts) * parts
+    return -(-least // num_micro_batches) * num_micro_batches
 
 
-def _parts(config: Config, facts: Facts) -> int:
+def _count_micro_batches(config: Config, facts: Facts) -> int:
     """Return over how many processes and accumulated batches a step is divided."""
     trainer = config.trainer
     devices = facts.processes_per_node if isinstance(trainer.devices, str) else trainer.devices
     nodes = facts.num_nodes if isinstance(trainer.num_nodes, str) else trainer.num_nodes
-    return devices * nodes * (1 if isinstance(trainer.accumulate, str) else trainer.accumulate)
+    return (
+        devices
+        * nodes
+        * (
+            1
+            if isinstance(trainer.accumulate_grad_batches, str)
+            else trainer.accumulate_grad_batches
+        )
+    )

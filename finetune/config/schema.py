@@ -17,7 +17,7 @@ from finetune.config.learning import (
     ProbeConfig,
     UnfreezeConfig,
 )
-from finetune.config.section import Auto, Section, on_and_off_are_words
+from finetune.config.section import Auto, Section, coerce_on_off
 
 
 class ModelConfig(Section):
@@ -65,7 +65,7 @@ class TrainerConfig(Section):
         description="images a step over all processes and accumulated batches; auto: 32, and "
         "64 or 128 for large sets",
     )
-    accumulate: Annotated[int, Field(ge=1)] | Auto = Field(
+    accumulate_grad_batches: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto",
         description="batches whose gradients make one step; auto: 1, and more where one batch does "
         "not fit into the memory",
@@ -92,13 +92,13 @@ class TrainerConfig(Section):
         gt=0,
         description="how long a process waits for another one before all of them end",
     )
-    gradient_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: no limit")
+    gradient_clip_val: float = Field(1.0, ge=0, description="largest gradient norm; 0: no limit")
     monitor: Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "loss"] = Field(
         "auto",
         description="validation metric of the best epoch; auto: accuracy, and macro_f1 where one "
         "class has over twice the images of another",
     )
-    early_stopping: Annotated[int, Field(ge=1)] | None = Field(
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(
         None, description="stop after so many epochs without a better one; null: never"
     )
     compile: bool = Field(
@@ -126,7 +126,7 @@ class TrackingConfig(Section):
 
     wandb: Annotated[
         Literal["off", "offline", "online"],
-        BeforeValidator(on_and_off_are_words),
+        BeforeValidator(coerce_on_off),
     ] = Field("off", description="Weights & Biases: off, offline or online")
     project: str = Field("finetune", min_length=1, description="W&B project")
     entity: str | None = Field(None, description="W&B user or team; null: your default")

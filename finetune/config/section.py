@@ -5,28 +5,30 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from finetune.lookup import did_you_mean
+from finetune.lookup import suggest_name
 
 Auto = Literal["auto"]
 
 
-def known_name(names: Sequence[str], *, own_code: bool = True) -> Callable[[str], str]:
+def build_name_validator(
+    names: Sequence[str], *, allow_custom: bool = True
+) -> Callable[[str], str]:
     """Return a validator that takes a known name, or ``package.module:attribute``."""
 
     def check(value: str) -> str:
-        if value in names or (own_code and ":" in value):
+        if value in names or (allow_custom and ":" in value):
             return value
-        raise ValueError(f"unknown name '{value}'.{did_you_mean(value, names)}")
+        raise ValueError(f"unknown name '{value}'.{suggest_name(value, names)}")
 
     return check
 
 
-def on_and_off_are_words(value: Any) -> Any:
+def coerce_on_off(value: Any) -> Any:
     """Undo YAML 1.1, which reads a bare ``off`` as false and ``on`` as true."""
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
-Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(on_and_off_are_words)]
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(coerce_on_off)]
 
 
 class Section(BaseModel):

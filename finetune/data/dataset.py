@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from finetune.data.images.source import PictureSource
+from finetune.data.images.source import ImageSource
 from finetune.data.transforms.eval_transform import Transform, View
 from finetune.distributed import signals
 from finetune.errors import DataError, TrainingError
@@ -29,13 +29,13 @@ class Batch(TypedDict):
         image: uint8, shape (B, H, W, C).
         label: int64, shape (B,); -1 where there is none.
         index: int64, shape (B,), rows of the dataset.
-        colour: float32, shape (B, C, C + 1), what happens to the colours on the device.
+        color_matrix: float32, shape (B, C, C + 1), applied on the device.
     """
 
     image: Tensor
     label: Tensor
     index: Tensor
-    colour: NotRequired[Tensor]
+    color_matrix: NotRequired[Tensor]
 
 
 class ImageDataset(Dataset[Batch]):
@@ -48,7 +48,7 @@ class ImageDataset(Dataset[Batch]):
     """
 
     def __init__(
-        self, source: PictureSource, labels: Sequence[int] | None, transform: Transform
+        self, source: ImageSource, labels: Sequence[int] | None, transform: Transform
     ) -> None:
         self.source = source
         self.labels = torch.tensor([-1] * len(source) if labels is None else list(labels))
@@ -61,8 +61,8 @@ class ImageDataset(Dataset[Batch]):
         """Return one row or draw, without the batch's dimension."""
         batch = self.__getitems__([item])
         alone = Batch(image=batch["image"][0], label=batch["label"][0], index=batch["index"][0])
-        if "colour" in batch:
-            alone["colour"] = batch["colour"][0]
+        if "color_matrix" in batch:
+            alone["color_matrix"] = batch["color_matrix"][0]
         return alone
 
     def __getitems__(self, items: Sequence[int | Draw]) -> Batch:
@@ -73,24 +73,26 @@ class ImageDataset(Dataset[Batch]):
         """
         rows = [item.row if isinstance(item, Draw) else item for item in items]
         views = [
-            self._view(row, item if isinstance(item, Draw) else None)
+            self._load_view(row, item if isinstance(item, Draw) else None)
             for row, item in zip(rows, items, strict=True)
         ]
         image = np.stack([view.pixels for view in views])
         index = torch.tensor(rows)
         batch = Batch(image=torch.from_numpy(image), label=self.labels[index], index=index)
-        if self.transform.colours:
-            colours = [view.colour for view in views if view.colour is not None]
-            assert len(colours) == len(views), "a transform with colours gives each image some"
-            batch["colour"] = torch.from_numpy(np.stack(colours))
+        if self.transform.has_color_matrix:
+            color_matrices = [view.color_matrix for view in views if view.color_matrix is not None]
+            assert len(color_matrices) == len(views), (
+                "a transform with color matrices gives one to each image"
+            )
+            batch["color_matrix"] = torch.from_numpy(np.stack(color_matrices))
         return batch
 
-    def _view(self, row: int, draw: Draw | None) -> View:
+    def _load_view(self, row: int, draw: Draw | None) -> View:
         try:
             return self.transform(self.source.open(row), draw)
         except DataError as error:
             raise DataError(
-                f"{self.source.name(row)}: {error}. It read well before training; restore it, then "
+                f"{self.source.get_name(row)}: {error}. It read well before training; restore it, then "
                 f"resume."
             ) from error
 
@@ -101,7 +103,7 @@ def create_loader(
     num_workers: int,
     batch_size: int = 1,
     sampler: Sampler[int] | Sampler[Draw] | None = None,
-    batches: Sampler[list[int]] | None = None,
+    batch_sampler: Sampler[list[int]] | None = None,
     pin_memory: bool = False,
 ) -> DataLoader[Batch]:
     """Return a loader over the sampler's order, or over all rows in order.
@@ -109,32 +111,32 @@ def create_loader(
     Args:
         dataset: What is read.
         num_workers: Reading processes; 0 reads in this one.
-        batch_size: Images a batch in this process, unless ``batches`` says it.
+        batch_size: Images a batch in this process, unless ``batch_sampler`` says it.
         sampler: Yields rows or draws.
-        batches: Yields the rows of a batch, in the place of ``sampler``.
+        batch_sampler: Yields the rows of a batch, in the place of ``sampler``.
         pin_memory: For a fast copy to a GPU.
     """
     context = None
     if num_workers:
-        atexit.register(_end_workers)
-        context = multiprocessing.get_context(worker_start_method(beside_gpu=pin_memory))
+        atexit.register(_kill_workers)
+        context = multiprocessing.get_context(choose_worker_start_method(uses_gpu=pin_memory))
         if context.get_start_method() == "forkserver":
             _start_fork_server(context)
     return DataLoader(
         dataset,
-        batch_size=batch_size if batches is None else 1,
+        batch_size=batch_size if batch_sampler is None else 1,
         sampler=sampler,
-        batch_sampler=batches,
+        batch_sampler=batch_sampler,
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
-        collate_fn=_as_it_is,
-        worker_init_fn=_prepare_worker,
+        collate_fn=_skip_collate,
+        worker_init_fn=_init_worker,
         multiprocessing_context=context,
     )
 
 
-def worker_start_method(*, beside_gpu: bool) -> str:
+def choose_worker_start_method(*, uses_gpu: bool) -> str:
     """Return how reading processes start: "fork" where it is safe, else "forkserver" or "spawn".
 
     A fork copies the locks of CUDA's threads but not the threads, and from Python 3.12 on it warns
@@ -143,11 +145,11 @@ def worker_start_method(*, beside_gpu: bool) -> str:
     """
     if sys.platform != "linux":
         return "spawn"
-    return "forkserver" if beside_gpu or sys.version_info >= (3, 12) else "fork"
+    return "forkserver" if uses_gpu or sys.version_info >= (3, 12) else "fork"
 
 
 @contextmanager
-def lost_readers_explained() -> Iterator[None]:
+def translate_worker_errors() -> Iterator[None]:
     """Say in words that a reading process was killed.
 
     Raises:
@@ -168,28 +170,28 @@ def lost_readers_explained() -> Iterator[None]:
 def _start_fork_server(context: BaseContext) -> None:
     """Start what the workers are forked from, out of reach of the signals that stop a run."""
     context.set_forkserver_preload([__name__])  # imported once, and not by every worker
-    with signals.blocked():
+    with signals.block():
         forkserver.ensure_running()
 
 
-def _end_workers() -> None:
+def _kill_workers() -> None:
     """End the processes that still read when this one exits.
 
     Python asks them by a signal, which they leave to this process, and would wait for ever.
     """
-    atexit.unregister(_end_workers)
+    atexit.unregister(_kill_workers)
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
 
 
-def _as_it_is(batch: Any) -> Any:
+def _skip_collate(batch: Any) -> Any:
     """Return what the dataset has collated already."""
     return batch
 
 
-def _prepare_worker(worker: int) -> None:
+def _init_worker(worker_id: int) -> None:
     """Leave threads and signals to the main process."""
-    del worker
+    del worker_id
     cv2.setNumThreads(0)
     signals.ignore()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from finetune.data.split import stratified_split
 from finetune.errors import DataError
-from finetune.lookup import did_you_mean
-from finetune.types import Rejected, Sample, Split
+from finetune.lookup import suggest_name
+from finetune.types import RejectedFile, Sample, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +27,20 @@ class Manifest:
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
 
-    def of(self, split: Split) -> list[Sample]:
+    def get_samples(self, split: Split) -> list[Sample]:
         """Return the samples of a split, in manifest order."""
         return [sample for sample in self.samples if sample.split is split]
 
-    def paths(self, samples: Iterable[Sample]) -> list[Path]:
+    def resolve_paths(self, samples: Iterable[Sample]) -> list[Path]:
         """Return absolute paths of samples."""
         return [self.root / sample.path for sample in samples]
 
-    def labels(self, samples: Iterable[Sample]) -> list[int]:
+    def encode_labels(self, samples: Iterable[Sample]) -> list[int]:
         """Return class indices of samples, in [0, len(classes))."""
         index = {name: number for number, name in enumerate(self.classes)}
         return [index[sample.label] for sample in samples]
 
-    def class_counts(self, split: Split) -> list[int]:
+    def count_per_class(self, split: Split) -> list[int]:
         """Return how many images of each class a split has, in class order."""
         counts = Counter(sample.label for sample in self.samples if sample.split is split)
         return [counts[name] for name in self.classes]
@@ -81,14 +81,14 @@ def build_manifest(
             test_fraction=0.0 if Split.TEST in given else test_fraction,
             seed=seed,
             groups=[sample.group for sample in pool],
-            copies=[sample.copies for sample in pool],
+            duplicate_groups=[sample.duplicate_group for sample in pool],
             min_images=min_images,
         )
         pool = [replace(sample, split=split) for sample, split in zip(pool, splits, strict=True)]
     manifest = Manifest(root, classes, (*pool, *held_out))
     _check_groups(manifest)
     for split in (Split.TRAIN, Split.VAL):
-        if not manifest.of(split):
+        if not manifest.get_samples(split):
             raise DataError(f"{root} has no readable image in its {split.value} split. Add some.")
     return manifest
 
@@ -105,7 +105,7 @@ def _check_groups(manifest: Manifest) -> None:
             )
 
 
-def labelled_with(samples: Sequence[Sample], classes: Sequence[str]) -> None:
+def check_labels(samples: Sequence[Sample], classes: Sequence[str]) -> None:
     """Raise unless every sample's class is one that the model knows.
 
     Raises:
@@ -116,21 +116,23 @@ def labelled_with(samples: Sequence[Sample], classes: Sequence[str]) -> None:
         shown = ", ".join(f"'{name}'" for name in unknown[:5])
         raise DataError(
             f"Unknown class {shown}: the model was trained on {len(classes)} classes."
-            f"{did_you_mean(unknown[0], classes)} Rename or remove the folder."
+            f"{suggest_name(unknown[0], classes)} Rename or remove the folder."
         )
 
 
-def write_manifest(manifest: Manifest) -> str:
+def format_manifest(manifest: Manifest) -> str:
     """Return the manifest as CSV of path,label,split,group,copies."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "split", "group", "copies"])
     for sample in manifest.samples:
-        writer.writerow([sample.path, sample.label, sample.split, sample.group, sample.copies])
+        writer.writerow(
+            [sample.path, sample.label, sample.split, sample.group, sample.duplicate_group]
+        )
     return text.getvalue()
 
 
-def write_rejected(rejected: Iterable[Rejected]) -> str:
+def format_rejected(rejected: Iterable[RejectedFile]) -> str:
     """Return the files that were left out as CSV of path,reason."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -181,5 +183,5 @@ def _check_classes(root: Path, classes: Sequence[str], held_out: Sequence[Sample
             assert sample.split is not None
             raise DataError(
                 f"Class '{sample.label}' is in the {sample.split.value} split ({sample.path}) but "
-                f"not in train.{did_you_mean(sample.label, classes)} Add it to train, or remove it."
+                f"not in train.{suggest_name(sample.label, classes)} Add it to train, or remove it."
             )

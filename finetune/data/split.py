@@ -18,7 +18,7 @@ def stratified_split(
     test_fraction: float = 0.0,
     seed: int,
     groups: Sequence[str] | None = None,
-    copies: Sequence[str] | None = None,
+    duplicate_groups: Sequence[str] | None = None,
     min_images: int | None = None,
 ) -> list[Split]:
     """Return a split for each image, with every class in every split in its own proportion.
@@ -29,7 +29,7 @@ def stratified_split(
         test_fraction: Share for the test, in [0, 1).
         seed: The split is a pure function of the labels and this.
         groups: Images of one non-empty group stay on one side; shape (N,).
-        copies: The same for images that show the same, shape (N,). Those that stand in several
+        duplicate_groups: The same for images that show the same, shape (N,). Those that stand in several
             classes only train, and so do more of them than their class holds out, unless it has
             no others to hold out: then the fewest are. A class that shows too few things for all
             splits only trains. Copies of images of several groups join these; where that leaves
@@ -47,31 +47,37 @@ def stratified_split(
     floor = needed if min_images is None else min_images
     small = sorted(name for name, count in counts.items() if count < floor)
     if small:
-        raise DataError(_too_small(small, counts, floor))
+        raise DataError(_format_small_classes(small, counts, floor))
     rows = [row for row, label in enumerate(labels) if counts[label] >= needed]
-    copies = copies if copies is not None and any(copies) else None
+    duplicate_groups = (
+        duplicate_groups if duplicate_groups is not None and any(duplicate_groups) else None
+    )
     if groups is None or not any(groups):
-        if copies is not None:
-            rows = _divisible(rows, labels, copies, needed)
-        return _split_units(_units(rows, copies), labels, shares, seed)
-    if copies is not None:
+        if duplicate_groups is not None:
+            rows = _filter_splittable(rows, labels, duplicate_groups, needed)
+        return _split_units(_group_duplicates(rows, duplicate_groups), labels, shares, seed)
+    if duplicate_groups is not None:
         with suppress(DataError):
-            splits = _split_united(rows, labels, groups, copies, shares, seed)
+            splits = _split_merged_groups(rows, labels, groups, duplicate_groups, shares, seed)
             if set(splits) >= shares.keys():
                 return splits
     return _split_groups(rows, labels, groups, shares, seed)
 
 
-def _units(rows: Sequence[int], copies: Sequence[str] | None) -> list[list[int]]:
+def _group_duplicates(
+    rows: Sequence[int], duplicate_groups: Sequence[str] | None
+) -> list[list[int]]:
     """Return the rows, those that show the same together, in the order of their first."""
     by_word: dict[str | int, list[int]] = {}
     for row in rows:
-        by_word.setdefault((copies[row] if copies is not None else "") or row, []).append(row)
+        by_word.setdefault(
+            (duplicate_groups[row] if duplicate_groups is not None else "") or row, []
+        ).append(row)
     return list(by_word.values())
 
 
 def _split_units(
-    units: list[list[int]], labels: Sequence[str], shares: Mapping[Split, float], seed: int
+    units: list[list[int]], labels: Sequence[str], fractions: Mapping[Split, float], seed: int
 ) -> list[Split]:
     """Return a split for each image; each unit is of one class and stays whole."""
     splits = [Split.TRAIN] * len(labels)
@@ -80,12 +86,12 @@ def _split_units(
     for unit in units:
         by_class.setdefault(labels[unit[0]], []).append(unit)
     taken = 0.0
-    for number, (split, share) in enumerate(shares.items()):
+    for number, (split, share) in enumerate(fractions.items()):
         for name, members in by_class.items():
             # one class at a time: scikit-learn's stratify gives a small class no image at all
             wanted = max(1, round(share / (1 - taken) * left[name]))
-            most = len(members) - (len(shares) - number)  # one for each split that follows
-            chosen = _near(_shuffled(members, seed), wanted, most)
+            most = len(members) - (len(fractions) - number)  # one for each split that follows
+            chosen = _select_units(_shuffle_units(members, seed), wanted, most)
             by_class[name] = [unit for unit in members if unit not in chosen]
             for row in (row for unit in chosen for row in unit):
                 splits[row] = split
@@ -94,7 +100,7 @@ def _split_units(
     return splits
 
 
-def _shuffled(units: list[list[int]], seed: int) -> list[list[int]]:
+def _shuffle_units(units: list[list[int]], seed: int) -> list[list[int]]:
     from sklearn.model_selection import train_test_split  # over a second, which only a split pays
 
     if len(units) < 2:
@@ -105,29 +111,31 @@ def _shuffled(units: list[list[int]], seed: int) -> list[list[int]]:
     return [units[place] for place in (*first, *last)]
 
 
-def _near(units: list[list[int]], wanted: int, most: int) -> list[list[int]]:
+def _select_units(units: list[list[int]], target_size: int, max_units: int) -> list[list[int]]:
     """Return the first units that come near to so many images together, and are not too many."""
     chosen: list[list[int]] = []
     rest: list[list[int]] = []
     total = 0
     for unit in units:
-        fits = len(chosen) < most and total + len(unit) <= wanted
+        fits = len(chosen) < max_units and total + len(unit) <= target_size
         (chosen if fits else rest).append(unit)
         total += len(unit) if fits else 0
-    if len(chosen) < most:
+    if len(chosen) < max_units:
         fewest = min(rest, key=len)
-        nearer = len(fewest) <= wanted and total + len(fewest) - wanted < wanted - total
+        nearer = (
+            len(fewest) <= target_size and total + len(fewest) - target_size < target_size - total
+        )
         if nearer or not chosen:
             chosen.append(fewest)
     return chosen
 
 
-def _split_united(
+def _split_merged_groups(
     rows: list[int],
     labels: Sequence[str],
     groups: Sequence[str],
-    copies: Sequence[str],
-    shares: Mapping[Split, float],
+    duplicate_groups: Sequence[str],
+    fractions: Mapping[Split, float],
     seed: int,
 ) -> list[Split]:
     """Return a split that keeps groups whole, and copies with them.
@@ -135,30 +143,31 @@ def _split_united(
     Raises:
         DataError: They cannot be divided.
     """
-    needed = 1 + len(shares)
-    united = _united(groups, copies)
-    rows = _divisible(rows, labels, copies, needed)
-    counts, sizes = Counter(labels), Counter(copies)
-    least = min(shares.values(), default=0.0)
+    needed = 1 + len(fractions)
+    united = _merge_groups(groups, duplicate_groups)
+    rows = _filter_splittable(rows, labels, duplicate_groups, needed)
+    counts, sizes = Counter(labels), Counter(duplicate_groups)
+    least = min(fractions.values(), default=0.0)
     large = {
         united[row]
         for row in rows
-        if copies[row] and sizes[copies[row]] > max(1, round(least * counts[labels[row]]))
+        if duplicate_groups[row]
+        and sizes[duplicate_groups[row]] > max(1, round(least * counts[labels[row]]))
     }
     others = {(labels[row], united[row] or row) for row in rows if united[row] not in large}
     left = Counter(label for label, _ in others)
     rows = [row for row in rows if united[row] not in large or left[labels[row]] < needed]
-    return _split_groups(rows, labels, united, shares, seed, near=True)
+    return _split_groups(rows, labels, united, fractions, seed, match_size=True)
 
 
 def _split_groups(
     rows: list[int],
     labels: Sequence[str],
     groups: Sequence[str],
-    shares: Mapping[Split, float],
+    fractions: Mapping[Split, float],
     seed: int,
     *,
-    near: bool = False,
+    match_size: bool = False,
 ) -> list[Split]:
     """Return a split that keeps groups whole; rows that are not named only train.
 
@@ -170,13 +179,13 @@ def _split_groups(
     training = {groups[row] for row in set(range(len(labels))) - set(rows)} - {""}
     rows = [row for row in rows if groups[row] not in training]
     taken = 0.0
-    for split, share in shares.items():
+    for split, share in fractions.items():
         if not rows:
             break
         part = share / (1 - taken)
-        if near:  # what only trains counts, too
+        if match_size:  # what only trains counts, too
             part *= splits.count(Split.TRAIN) / len(rows)
-        held_out = _hold_out_groups(rows, labels, groups, part, seed, near=near)
+        held_out = _hold_out_groups(rows, labels, groups, part, seed, match_size=match_size)
         for row in held_out:
             splits[row] = split
         rows = sorted(set(rows) - set(held_out))
@@ -184,20 +193,22 @@ def _split_groups(
     return splits
 
 
-def _divisible(
-    rows: Sequence[int], labels: Sequence[str], copies: Sequence[str], needed: int
+def _filter_splittable(
+    rows: Sequence[int], labels: Sequence[str], duplicate_groups: Sequence[str], num_splits: int
 ) -> list[int]:
     """Return the rows less what shows the same in several classes, and classes left too small."""
     classes: dict[str, set[str]] = {}
-    for word, label in zip(copies, labels, strict=True):
+    for word, label in zip(duplicate_groups, labels, strict=True):
         classes.setdefault(word, set()).add(label)
-    alone = [row for row in rows if not copies[row] or len(classes[copies[row]]) < 2]
-    shown = {(labels[row], copies[row] or row) for row in alone}
+    alone = [
+        row for row in rows if not duplicate_groups[row] or len(classes[duplicate_groups[row]]) < 2
+    ]
+    shown = {(labels[row], duplicate_groups[row] or row) for row in alone}
     left = Counter(label for label, _ in shown)
-    return [row for row in alone if left[labels[row]] >= needed]
+    return [row for row in alone if left[labels[row]] >= num_splits]
 
 
-def _united(groups: Sequence[str], copies: Sequence[str]) -> list[str]:
+def _merge_groups(groups: Sequence[str], duplicate_groups: Sequence[str]) -> list[str]:
     """Return groups of which copies are members, too."""
     name_of = dict(zip(groups, groups, strict=True))
 
@@ -209,7 +220,7 @@ def _united(groups: Sequence[str], copies: Sequence[str]) -> list[str]:
     prefix = "copies "
     while any(group.startswith(prefix) for group in groups):  # the user's own
         prefix += "of "
-    words = [prefix + word if word else "" for word in copies]
+    words = [prefix + word if word else "" for word in duplicate_groups]
     for group, word in zip(groups, words, strict=True):
         if group and word:
             name_of[name(word)] = name(group)
@@ -223,16 +234,16 @@ def _hold_out_groups(
     rows: list[int],
     labels: Sequence[str],
     groups: Sequence[str],
-    share: float,
+    fraction: float,
     seed: int,
     *,
-    near: bool,
+    match_size: bool,
 ) -> list[int]:
     from sklearn.model_selection import StratifiedGroupKFold
 
     keys = [f"group {groups[row]}" if groups[row] else f"row {row}" for row in rows]
     classes = [labels[row] for row in rows]
-    folds = max(2, round(1 / share))
+    folds = max(2, round(1 / fraction))
     of_class: dict[str, set[str]] = {}
     for name, key in zip(classes, keys, strict=True):
         of_class.setdefault(name, set()).add(key)
@@ -255,19 +266,19 @@ def _hold_out_groups(
         if sides == (wanted, wanted):
             found.append([rows[i] for i in held_out])
     if found:
-        aim = share * len(rows)
-        return min(found, key=lambda part: abs(len(part) - aim)) if near else found[0]
+        aim = fraction * len(rows)
+        return min(found, key=lambda part: abs(len(part) - aim)) if match_size else found[0]
     raise DataError(
         f"No split into {folds} parts keeps every group whole and every class on both sides. "
         f"Give a split column, use fewer classes, or change data.val_fraction."
     )
 
 
-def _too_small(small: list[str], counts: Counter[str], floor: int) -> str:
+def _format_small_classes(small: list[str], counts: Counter[str], min_images: int) -> str:
     shown = ", ".join(f"'{name}' ({counts[name]})" for name in small[:5])
     more = f" and {len(small) - 5} more" if len(small) > 5 else ""
     classes = "Class" if len(small) == 1 else "Classes"
     return (
-        f"{classes} too small to split: {shown}{more}; at least {floor} images are needed. Add "
+        f"{classes} too small to split: {shown}{more}; at least {min_images} images are needed. Add "
         f"images, remove the folder, or set data.min_images_per_class=1 to train on them only."
     )

@@ -9,17 +9,17 @@ from torch import Tensor
 from finetune.errors import TrainingError
 
 
-def check_same_on_all_ranks(named: Iterable[tuple[str, Tensor]]) -> None:
+def check_same_on_all_ranks(named_tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Compare checksums of parameters and buffers over the ranks; all of them call this.
 
     Args:
-        named: Names and tensors, in the same order on every rank.
+        named_tensors: Names and tensors, in the same order on every rank.
 
     Raises:
         TrainingError: On every rank, with the first tensor that differs.
     """
-    names, tensors = zip(*named, strict=True)
-    own = torch.stack([checksum(tensor) for tensor in tensors])
+    names, tensors = zip(*named_tensors, strict=True)
+    own = torch.stack([compute_checksum(tensor) for tensor in tensors])
     of_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(of_ranks, own)
     sums = torch.stack(of_ranks)  # (ranks, tensors)
@@ -36,7 +36,7 @@ def check_same_on_all_ranks(named: Iterable[tuple[str, Tensor]]) -> None:
         )
 
 
-def checksum(tensor: Tensor) -> Tensor:
+def compute_checksum(tensor: Tensor) -> Tensor:
     """Return the sum of a tensor's bits, read as whole numbers, on its own device; int64."""
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return tensor.detach().contiguous().view(kind).sum(dtype=torch.int64)

@@ -12,14 +12,14 @@ from typing import Literal
 
 from finetune.errors import ConfigError
 
-JOIN_VERB = "join-run"
+JOIN_COMMAND = "join-run"
 """What a process that this one starts is called with."""
 
 Launcher = Literal["torchrun", "srun", "environment"]
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class LaunchInfo:
     """This process among those of a run.
 
     Attributes:
@@ -28,9 +28,9 @@ class Launch:
         local_rank: On this machine.
         local_world_size: Processes of this machine, and of each other one.
         node_rank: Of this machine.
-        address: Host name or address of the machine of rank 0.
-        port: Where rank 0 listens, or will; 0 lets the system choose, on rank 0 alone.
-        by: Who started the process.
+        master_addr: Host name or address of the machine of rank 0.
+        master_port: Where rank 0 listens, or will; 0 lets the system choose, on rank 0 alone.
+        launcher: Who started the process.
     """
 
     rank: int
@@ -38,9 +38,9 @@ class Launch:
     local_rank: int
     local_world_size: int
     node_rank: int
-    address: str
-    port: int
-    by: Launcher
+    master_addr: str
+    master_port: int
+    launcher: Launcher
 
     @property
     def num_nodes(self) -> int:
@@ -48,7 +48,7 @@ class Launch:
         return self.world_size // self.local_world_size
 
 
-def outer_launch() -> Launch | None:
+def detect_launch() -> LaunchInfo | None:
     """Return which process of a run this is, or None if it stands alone.
 
     Raises:
@@ -57,9 +57,9 @@ def outer_launch() -> Launch | None:
     env = os.environ
     try:
         if "TORCHELASTIC_RUN_ID" in env or int(env.get("WORLD_SIZE") or 1) > 1:
-            return _from_variables(env)
-        if int(_slurm_step(env, "NUM_TASKS", "SLURM_NTASKS")) > 1:
-            return _from_slurm(env)
+            return _parse_torch_env(env)
+        if int(_read_step_variable(env, "NUM_TASKS", "SLURM_NTASKS")) > 1:
+            return _parse_slurm_env(env)
     except KeyError as error:
         raise ConfigError(
             f"This process is one of several, but {error.args[0]} is not set in its environment. "
@@ -77,25 +77,25 @@ def outer_launch() -> Launch | None:
     return None
 
 
-def known_rank() -> int | None:
+def detect_rank() -> int | None:
     """Return this process's rank, or None if it stands alone.
 
     Also where the rest of what a launcher has set makes no sense, which somebody else says.
     """
     try:
-        launch = outer_launch()
+        launch = detect_launch()
     except ConfigError:
         rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
         return int(rank) if rank.isdecimal() else None
     return None if launch is None else launch.rank
 
 
-def is_further_rank() -> bool:
+def is_nonzero_rank() -> bool:
     """Tell whether another process of the same run speaks for this one."""
-    return bool(known_rank())
+    return bool(detect_rank())
 
 
-def _from_variables(env: Mapping[str, str]) -> Launch:
+def _parse_torch_env(env: Mapping[str, str]) -> LaunchInfo:
     """Return what torchrun, an operator of Kubernetes or our own launcher has set."""
     rank, world_size = int(env["RANK"]), int(env["WORLD_SIZE"])
     local_world_size = int(env.get("LOCAL_WORLD_SIZE", "1"))
@@ -109,21 +109,21 @@ def _from_variables(env: Mapping[str, str]) -> Launch:
             f"{world_size} processes with {local_world_size} on this machine: every machine needs "
             f"as many. Give torchrun the same --nproc-per-node everywhere."
         )
-    return Launch(
+    return LaunchInfo(
         rank,
         world_size,
         local_rank=int(env.get("LOCAL_RANK", "0")),
         local_world_size=local_world_size,
         node_rank=int(env.get("GROUP_RANK", str(rank // local_world_size))),
-        address=env["MASTER_ADDR"],
-        port=int(env["MASTER_PORT"]),
-        by="torchrun" if "TORCHELASTIC_RUN_ID" in env else "environment",
+        master_addr=env["MASTER_ADDR"],
+        master_port=int(env["MASTER_PORT"]),
+        launcher="torchrun" if "TORCHELASTIC_RUN_ID" in env else "environment",
     )
 
 
-def _from_slurm(env: Mapping[str, str]) -> Launch:
+def _parse_slurm_env(env: Mapping[str, str]) -> LaunchInfo:
     """Return the task of a step that this process is."""
-    sizes = _tasks_per_node(env)
+    sizes = _parse_tasks_per_node(env)
     if len(set(sizes)) > 1:
         raise ConfigError(
             f"srun started {', '.join(map(str, sizes))} tasks on the {len(sizes)} machines: every "
@@ -133,26 +133,26 @@ def _from_slurm(env: Mapping[str, str]) -> Launch:
     # steps of a job, and jobs that share a machine, must not meet; below the ports that the system
     # gives away
     number = int(env["SLURM_JOB_ID"]) + 1000 * int(env.get("SLURM_STEP_ID", "0"))
-    return Launch(
+    return LaunchInfo(
         rank=int(env["SLURM_PROCID"]),
         world_size=sum(sizes),
         local_rank=int(env["SLURM_LOCALID"]),
         local_world_size=sizes[0],
         node_rank=int(env["SLURM_NODEID"]),
-        address=env.get("MASTER_ADDR") or _first_host(env),
-        port=int(env.get("MASTER_PORT") or 15000 + number % 15000),
-        by="srun",
+        master_addr=env.get("MASTER_ADDR") or _find_first_host(env),
+        master_port=int(env.get("MASTER_PORT") or 15000 + number % 15000),
+        launcher="srun",
     )
 
 
-def _slurm_step(env: Mapping[str, str], name: str, of_job: str) -> str:
+def _read_step_variable(env: Mapping[str, str], name: str, job_variable: str) -> str:
     """Return a variable of the step, which salloc's own shell has too; 1 outside of a step."""
     if "SLURM_STEP_ID" not in env:
         return "1"
-    return env.get(f"SLURM_STEP_{name}") or env.get(of_job) or "1"
+    return env.get(f"SLURM_STEP_{name}") or env.get(job_variable) or "1"
 
 
-def _tasks_per_node(env: Mapping[str, str]) -> list[int]:
+def _parse_tasks_per_node(env: Mapping[str, str]) -> list[int]:
     """Return the tasks of each machine from a text like ``2(x3),1``."""
     sizes: list[int] = []
     for part in env["SLURM_STEP_TASKS_PER_NODE"].split(","):
@@ -161,7 +161,7 @@ def _tasks_per_node(env: Mapping[str, str]) -> list[int]:
     return sizes
 
 
-def _first_host(env: Mapping[str, str]) -> str:
+def _find_first_host(env: Mapping[str, str]) -> str:
     """Return the first machine of a list like ``gpu[003-007,12],login``."""
     if env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES")) == "1":
         return "127.0.0.1"

@@ -19,29 +19,29 @@ from torch.distributed.distributed_c10d import PrefixStore
 
 from finetune.distributed import peer_errors as lost
 from finetune.distributed import signals
-from finetune.distributed.launch import Launch
-from finetune.distributed.peer_errors import LostProcessError, PeerError
+from finetune.distributed.launch import LaunchInfo
+from finetune.distributed.peer_errors import PeerFailedError, PeerLostError
 from finetune.distributed.signals import StopRequest
-from finetune.distributed.store_client import Line, explain_unreached, open_store
+from finetune.distributed.store_client import StoreClient, explain_connection_error, open_store
 from finetune.errors import FinetuneError, TrainingError
 
 T = TypeVar("T")
 
-_GO = "all go on"
+_PROCEED = "all go on"
 
-_LOOK_SECONDS = 0.5
-_TELL_SECONDS = 5.0
-_LEAVE_SECONDS = 30.0
+_POLL_SECONDS = 0.5
+_REPORT_TIMEOUT_SECONDS = 5.0
+_DEPART_TIMEOUT_SECONDS = 30.0
 
 
-class Meeting:
+class Rendezvous:
     """What the processes of a run tell each other, over a store that rank 0 holds.
 
     Args:
         launch: This process.
         connect: Returns the store, reached by all.
         timeout: How long a process may give no sign of life.
-        watch: Called while waiting; may raise, as when a process that we started has ended.
+        health_check: Called while waiting; may raise, as when a process that we started has ended.
 
     Raises:
         TrainingError: The store cannot be reached.
@@ -49,42 +49,48 @@ class Meeting:
 
     def __init__(
         self,
-        launch: Launch,
+        launch: LaunchInfo,
         connect: Callable[[], Store],
         *,
         timeout: timedelta,
-        watch: Callable[[], None] = lambda: None,
+        health_check: Callable[[], None] = lambda: None,
     ) -> None:
         self.launch = launch
         self.timeout = timeout
-        self.watch = watch
-        self._looks = True
-        self._verdict = "verdict"  # whether all go on, or who ended it; the first that says so wins
-        self._seen: dict[int, tuple[int, float]] = {}  # signs of life of a rank, and when last
-        self._last_look = time.monotonic()
+        self.health_check = health_check
+        self._is_checking_peers = True
+        self._outcome_key = (
+            "verdict"  # whether all go on, or who ended it; the first that says so wins
+        )
+        self._last_heartbeats: dict[
+            int, tuple[int, float]
+        ] = {}  # signs of life of a rank, and when last
+        self._last_check_time = time.monotonic()
         beat = f"beats/{launch.rank}"
-        self._line = Line(connect, timeout=timeout, beat=lambda store: store.add(beat, 1))
+        self._client = StoreClient(
+            connect, timeout=timeout, send_heartbeat=lambda store: store.add(beat, 1)
+        )
         try:
-            self._store: Store = self._line.ask(lambda store: store)
+            self._store: Store = self._client.call(lambda store: store)
         except (RuntimeError, ValueError, TimeoutError) as error:
-            self._line.close()
-            raise TrainingError(explain_unreached(launch, error)) from error
+            self._client.close()
+            raise TrainingError(explain_connection_error(launch, error)) from error
 
-    def arrived(self) -> None:
+    def wait_for_peers(self) -> None:
         """Wait until each of the others has given a sign of life, on rank 0.
 
         Raises:
             TrainingError: One did not start in time, or failed.
             StopRequest: One was asked to stop.
         """
-        while not all(self._beats(rank) for rank in self._others()):
-            self._look(self._others())
+        while not all(self._count_heartbeats(rank) for rank in self._get_peer_ranks()):
+            self._check_ranks(self._get_peer_ranks())
             time.sleep(0.05)
 
-    def hand_out(self, key: str, value: Any) -> None:
+    def broadcast(self, key: str, value: Any) -> None:
         """Tell all others, on rank 0, and wait until each has heard it, so that it may leave."""
-        self._tell(key, value)
-        self._wait({rank: f"{key}/heard/{rank}" for rank in self._others()})
+        self._publish(key, value)
+        self._wait_for_keys({rank: f"{key}/heard/{rank}" for rank in self._get_peer_ranks()})
 
     def receive(self, key: str) -> Any:
         """Return what rank 0 hands out, however long that takes, as long as it lives.
@@ -93,27 +99,27 @@ class Meeting:
             TrainingError: It is lost, or a process failed.
             StopRequest: A process was asked to stop.
         """
-        self._wait({0: key})
-        value = json.loads(self._asked(lambda store: store.get(f"said/{key}")))
-        self._tell(f"{key}/heard/{self.launch.rank}", None)
+        self._wait_for_keys({0: key})
+        value = json.loads(self._call_store(lambda store: store.get(f"said/{key}")))
+        self._publish(f"{key}/heard/{self.launch.rank}", None)
         return value
 
-    def everyone(self, key: str) -> None:
+    def barrier(self, key: str) -> None:
         """Wait until every process has come here; then all go on, or none does.
 
         Raises:
             TrainingError: One is lost, or failed.
             StopRequest: One was asked to stop.
         """
-        self._tell(f"{key}/{self.launch.rank}", None)
+        self._publish(f"{key}/{self.launch.rank}", None)
         if self.launch.rank == 0:
-            self._wait({rank: f"{key}/{rank}" for rank in self._others()})
-            self._raise_failure(self._settle(_GO))  # one may have left, having come
-            self._tell(key, None)
+            self._wait_for_keys({rank: f"{key}/{rank}" for rank in self._get_peer_ranks()})
+            self._raise_if_failed(self._decide_outcome(_PROCEED))  # one may have left, having come
+            self._publish(key, None)
         else:
-            self._wait({0: key})
+            self._wait_for_keys({0: key})
 
-    def leave(self) -> None:
+    def depart(self) -> None:
         """Let the others go, on rank 0; on these, wait until that happens.
 
         Raises:
@@ -123,52 +129,54 @@ class Meeting:
         if self.launch.rank > 0:
             self.receive("end")
             return
-        self._tell("end", None)
-        end = time.monotonic() + _LEAVE_SECONDS
-        while not all(self._has(f"said/end/heard/{rank}") for rank in self._others()):
+        self._publish("end", None)
+        end = time.monotonic() + _DEPART_TIMEOUT_SECONDS
+        while not all(self._has_key(f"said/end/heard/{rank}") for rank in self._get_peer_ranks()):
             if time.monotonic() > end:
                 return  # whoever is lost by now has nothing left to do
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
-    def look(self) -> None:
+    def check_peers(self) -> None:
         """Look after the others in the middle of one's own work, as often as one likes.
 
         Raises:
             TrainingError: One is lost, or failed.
             StopRequest: One was asked to stop.
         """
-        if self._looks:
-            self.look_at_waiting()
+        if self._is_checking_peers:
+            self.check_waiting_peers()
 
-    def look_at_waiting(self) -> None:
+    def check_waiting_peers(self) -> None:
         """Look after others that wait to be handed something, in a process group, too.
 
         Raises:
             TrainingError: One is lost, or failed.
             StopRequest: One was asked to stop.
         """
-        if time.monotonic() - self._last_look > _LOOK_SECONDS:
-            self._look(self._others() if self.launch.rank == 0 else [0])
+        if time.monotonic() - self._last_check_time > _POLL_SECONDS:
+            self._check_ranks(self._get_peer_ranks() if self.launch.rank == 0 else [0])
 
-    def fail(self, error: BaseException) -> None:
+    def report_failure(self, error: BaseException) -> None:
         """Tell those who still wait that this process ends, and why."""
         signum = error.signum if isinstance(error, StopRequest) else 0
         code = error.exit_code if isinstance(error, FinetuneError) else 1
         if isinstance(error, FinetuneError):
-            error.is_told = True
+            error.is_published = True
         with suppress(RuntimeError, TimeoutError):
-            told = self._failure(signum, code, error)
-            self._line.ask(self._settling(told), seconds=_TELL_SECONDS)
+            told = self._encode_failure(signum, code, error)
+            self._client.call(
+                self._build_outcome_request(told), timeout_seconds=_REPORT_TIMEOUT_SECONDS
+            )
             if self.launch.rank == 0:  # the store goes with this process
-                time.sleep(2 * _LOOK_SECONDS)
+                time.sleep(2 * _POLL_SECONDS)
 
-    def _failure(self, signum: int, code: int, error: object) -> str:
+    def _encode_failure(self, signum: int, exit_code: int, error: object) -> str:
         message = str(error).partition("\n")[0]
-        told = {"rank": self.launch.rank, "signum": signum, "code": code, "message": message}
+        told = {"rank": self.launch.rank, "signum": signum, "code": exit_code, "message": message}
         return json.dumps(told)
 
     @contextmanager
-    def group(self, *, backend: str) -> Iterator[None]:
+    def open_process_group(self, *, backend: str) -> Iterator[None]:
         """Open the process group once every process has come, and close it in good order.
 
         From here on a process that is lost is found by the collectives, and signals are noted: all
@@ -177,15 +185,15 @@ class Meeting:
         Args:
             backend: "gloo" or "nccl".
         """
-        with signals.deferred():
-            self.everyone("ready")
-            self._looks, self._verdict = False, "verdict of the end"
-            with lost.lost_process_explained(), self._opened(backend):
+        with signals.defer():
+            self.barrier("ready")
+            self._is_checking_peers, self._outcome_key = False, "verdict of the end"
+            with lost.translate_peer_errors(), self._init_process_group(backend):
                 yield
-                stop_together()
+                sync_stop_request()
 
     @contextmanager
-    def _opened(self, backend: str) -> Iterator[None]:
+    def _init_process_group(self, backend: str) -> Iterator[None]:
         if backend == "nccl":  # whose collectives take place on the current one
             torch.cuda.set_device(self.launch.local_rank)
         dist.init_process_group(
@@ -205,106 +213,114 @@ class Meeting:
         # gloo aborts the process when the group is left to the interpreter's exit
         dist.destroy_process_group()
 
-    def silence(self) -> AbstractContextManager[None]:
+    def pause_heartbeat(self) -> AbstractContextManager[None]:
         """Give no signs of life in a block in which collectives find out who is lost."""
-        return self._line.silence()
+        return self._client.pause_heartbeat()
 
     def close(self) -> None:
         """Give no more signs of life."""
-        self._looks = False
-        self._line.close()
+        self._is_checking_peers = False
+        self._client.close()
 
-    def _tell(self, key: str, value: Any) -> None:
-        self._asked(lambda store: store.set(f"said/{key}", json.dumps(value)))
+    def _publish(self, key: str, value: Any) -> None:
+        self._call_store(lambda store: store.set(f"said/{key}", json.dumps(value)))
 
-    def _others(self) -> range:
+    def _get_peer_ranks(self) -> range:
         return range(1, self.launch.world_size)
 
-    def _wait(self, keys: Mapping[int, str]) -> None:
+    def _wait_for_keys(self, keys: Mapping[int, str]) -> None:
         """Wait until each rank has said its key, as long as all of these live."""
-        while keys := {rank: key for rank, key in keys.items() if not self._has(f"said/{key}")}:
-            self._look(keys)
-            time.sleep(_LOOK_SECONDS if all(self._seen[rank][0] > 0 for rank in keys) else 0.05)
+        while keys := {rank: key for rank, key in keys.items() if not self._has_key(f"said/{key}")}:
+            self._check_ranks(keys)
+            time.sleep(
+                _POLL_SECONDS if all(self._last_heartbeats[rank][0] > 0 for rank in keys) else 0.05
+            )
 
-    def _look(self, ranks: Iterable[int]) -> None:
+    def _check_ranks(self, ranks: Iterable[int]) -> None:
         """Raise where a process has failed, was asked to stop, or one of these ranks is lost."""
-        if self._has(self._verdict):
-            self._raise_failure(self._asked(lambda store: store.get(self._verdict)))
-        self.watch()
-        if signum := signals.noted():  # where it does not raise by itself
+        if self._has_key(self._outcome_key):
+            self._raise_if_failed(self._call_store(lambda store: store.get(self._outcome_key)))
+        self.health_check()
+        if signum := signals.get_pending_signal():  # where it does not raise by itself
             # unless all go on already; they agree on it then, a step later
-            self._raise_failure(self._settle(self._failure(signum, 1, "asked to stop")))
+            self._raise_if_failed(
+                self._decide_outcome(self._encode_failure(signum, 1, "asked to stop"))
+            )
         for rank in ranks:
-            beats = self._beats(rank)
-            before, seen = self._seen.get(rank, (-1, 0.0))
+            beats = self._count_heartbeats(rank)
+            before, seen = self._last_heartbeats.get(rank, (-1, 0.0))
             if beats != before:
-                self._seen[rank] = beats, time.monotonic()
+                self._last_heartbeats[rank] = beats, time.monotonic()
             elif time.monotonic() - seen > self.timeout.total_seconds():
-                raise lost.explain_silence(rank, self.launch, self.timeout, heard=beats > 0)
-        self._last_look = time.monotonic()
+                raise lost.explain_missing_heartbeat(
+                    rank, self.launch, self.timeout, has_started=beats > 0
+                )
+        self._last_check_time = time.monotonic()
 
-    def _beats(self, rank: int) -> int:
-        return self._asked(lambda store: store.add(f"beats/{rank}", 0))
+    def _count_heartbeats(self, rank: int) -> int:
+        return self._call_store(lambda store: store.add(f"beats/{rank}", 0))
 
-    def _has(self, key: str) -> bool:
-        return self._asked(lambda store: store.check([key]))
+    def _has_key(self, key: str) -> bool:
+        return self._call_store(lambda store: store.check([key]))
 
-    def _settle(self, wish: str) -> bytes:
-        return self._asked(self._settling(wish))
+    def _decide_outcome(self, proposal: str) -> bytes:
+        return self._call_store(self._build_outcome_request(proposal))
 
-    def _settling(self, wish: str) -> Callable[[Store], bytes]:
+    def _build_outcome_request(self, proposal: str) -> Callable[[Store], bytes]:
         """Return the question of how it ends, with what is the answer if nobody has said it."""
-        return lambda store: store.compare_set(self._verdict, "", wish)
+        return lambda store: store.compare_set(self._outcome_key, "", proposal)
 
-    def _raise_failure(self, verdict: bytes) -> None:
-        if verdict.decode() == _GO:
+    def _raise_if_failed(self, outcome: bytes) -> None:
+        if outcome.decode() == _PROCEED:
             return
-        told = json.loads(verdict)
+        told = json.loads(outcome)
         if told["signum"]:
             raise StopRequest(told["signum"])
-        raise PeerError(told["rank"], told["message"], exit_code=told["code"])
+        raise PeerFailedError(told["rank"], told["message"], exit_code=told["code"])
 
-    def _asked(self, question: Callable[[Store], T]) -> T:
+    def _call_store(self, request: Callable[[Store], T]) -> T:
         try:
-            return self._line.ask(question)
+            return self._client.call(request)
         except (RuntimeError, TimeoutError) as error:
-            raise lost.explain_silence(0, self.launch, self.timeout, heard=True) from error
+            raise lost.explain_missing_heartbeat(
+                0, self.launch, self.timeout, has_started=True
+            ) from error
 
 
 @contextmanager
-def meeting(launch: Launch, *, timeout: timedelta) -> Iterator[Meeting]:
+def join_rendezvous(launch: LaunchInfo, *, timeout: timedelta) -> Iterator[Rendezvous]:
     """Meet the other processes of a launch, and tell them of an error in the block.
 
     Raises:
         TrainingError: Rank 0 cannot be reached.
     """
-    met = Meeting(launch, lambda: open_store(launch, timeout), timeout=timeout)
-    with telling(met):
+    met = Rendezvous(launch, lambda: open_store(launch, timeout), timeout=timeout)
+    with propagate_failures(met):
         yield met
 
 
 @contextmanager
-def telling(met: Meeting) -> Iterator[None]:
+def propagate_failures(rendezvous: Rendezvous) -> Iterator[None]:
     """Tell the others of an error in the block."""
     try:
         yield
-    except LostProcessError:
+    except PeerLostError:
         raise  # the others find out by themselves, and one of them may never answer
     except BaseException as error:
-        met.fail(error)
+        rendezvous.report_failure(error)
         raise
     finally:
-        met.close()
+        rendezvous.close()
 
 
-def stop_together() -> None:
+def sync_stop_request() -> None:
     """Wait for all ranks, and raise on all of them if one was asked to stop.
 
     Raises:
         StopRequest: The most urgent signal of all ranks.
     """
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    noted = torch.tensor([signals.noted()], device=device)
+    noted = torch.tensor([signals.get_pending_signal()], device=device)
     dist.all_reduce(noted, dist.ReduceOp.MAX)
     if int(noted):
         raise StopRequest(int(noted))

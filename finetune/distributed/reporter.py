@@ -3,23 +3,23 @@
 from collections.abc import Mapping
 from typing import Any
 
-from finetune.distributed.rendezvous import Meeting
+from finetune.distributed.rendezvous import Rendezvous
 from finetune.types import Reporter
 
 
-class Watchful(Reporter):
+class PeerCheckingReporter(Reporter):
     """Passes everything on, and ends the work when another process of the run is gone.
 
     Scanning and decoding take from seconds to hours, and tell a reporter of each image.
 
     Args:
         reporter: Told of everything.
-        met: The processes of the run.
+        rendezvous: The processes of the run.
     """
 
-    def __init__(self, reporter: Reporter, met: Meeting) -> None:
+    def __init__(self, reporter: Reporter, rendezvous: Rendezvous) -> None:
         self.reporter = reporter
-        self.met = met
+        self.rendezvous = rendezvous
 
     def note(self, message: str) -> None:
         """Pass it on."""
@@ -29,9 +29,9 @@ class Watchful(Reporter):
         """Pass it on."""
         self.reporter.warn(message)
 
-    def plan(self, plan: Mapping[str, Any]) -> None:
+    def show_plan(self, plan: Mapping[str, Any]) -> None:
         """Pass it on."""
-        self.reporter.plan(plan)
+        self.reporter.show_plan(plan)
 
     def start(self, task: str, total: int) -> None:
         """Pass it on."""
@@ -45,16 +45,16 @@ class Watchful(Reporter):
             StopRequest: One was asked to stop.
         """
         self.reporter.advance(steps)
-        self.met.look()
+        self.rendezvous.check_peers()
 
     def finish(self) -> None:
         """Pass it on."""
         self.reporter.finish()
 
-    def probe(self, found: Mapping[str, Any]) -> None:
+    def show_probe(self, result: Mapping[str, Any]) -> None:
         """Pass it on."""
-        self.reporter.probe(found)
+        self.reporter.show_probe(result)
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
+    def show_epoch(self, row: Mapping[str, Any]) -> None:
         """Pass it on."""
-        self.reporter.epoch(row)
+        self.reporter.show_epoch(row)

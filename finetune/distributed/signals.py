@@ -1,7 +1,7 @@
 """What asks a process to stop: noted while it may not be interrupted, acted on where it may.
 
 A scheduler says SIGTERM or SIGUSR1, a person presses Ctrl-C, a terminal that is closed says SIGHUP.
-``listen`` is called before anything heavy is imported, since a signal that nobody handles ends the
+``install_handlers`` is called before anything heavy is imported, since a signal that nobody handles ends the
 process there and then.
 """
 
@@ -33,67 +33,67 @@ class StopRequest(KeyboardInterrupt):
         super().__init__(self.signum.name)
 
 
-_noted: signal.Signals | None = None
-_deferred = False
-_terminals: list[int] = []
+_pending_signal: signal.Signals | None = None
+_is_deferred = False
+_terminal_fds: list[int] = []
 
 
-def listen() -> None:
+def install_handlers() -> None:
     """Note from now on what asks this process to stop, and go on."""
-    global _deferred
-    _handle()
-    _deferred = True
+    global _is_deferred
+    _register_handlers()
+    _is_deferred = True
     # a batch script may hold back what came before somebody listened
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-def noted() -> int:
+def get_pending_signal() -> int:
     """Return the number of the signal that has asked this process to stop, or 0."""
-    return 0 if _noted is None else int(_noted)
+    return 0 if _pending_signal is None else int(_pending_signal)
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def allow_interrupts() -> Iterator[None]:
     """Raise ``StopRequest`` in the block when a signal comes, or has come before.
 
     In another thread than the main one signals cannot be handled; there nothing changes.
     """
-    global _deferred, _noted
+    global _is_deferred, _pending_signal
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
-    was_deferred = _deferred
-    _deferred = False
-    _handle()
+    was_deferred = _is_deferred
+    _is_deferred = False
+    _register_handlers()
     try:
-        _raise_noted()
+        _raise_pending_signal()
         yield
     finally:
-        _deferred, _noted = was_deferred, None
+        _is_deferred, _pending_signal = was_deferred, None
         for signum, handler in before.items():
             signal.signal(signum, handler)
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
-    """Note signals in the block, which asks ``noted`` where it can stop without loss.
+def defer() -> Iterator[None]:
+    """Note signals in the block, which asks ``get_pending_signal`` where it can stop without loss.
 
     A second Ctrl-C raises all the same.
     """
-    global _deferred
-    was_deferred = _deferred
-    _deferred = True
+    global _is_deferred
+    was_deferred = _is_deferred
+    _is_deferred = True
     try:
         yield
     finally:
-        _deferred = was_deferred
-    if not _deferred:
-        _raise_noted()
+        _is_deferred = was_deferred
+    if not _is_deferred:
+        _raise_pending_signal()
 
 
 @contextmanager
-def blocked() -> Iterator[None]:
+def block() -> Iterator[None]:
     """Keep signals from the processes that this thread starts in the block, for good."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -108,40 +108,40 @@ def ignore() -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
-def _handle() -> None:
-    _terminals[:] = [stream for stream in (1, 2) if os.isatty(stream)]
+def _register_handlers() -> None:
+    _terminal_fds[:] = [stream for stream in (1, 2) if os.isatty(stream)]
     for signum in STOP_SIGNALS:
         # a job in the background of a shell is not meant by Ctrl-C, nor one that nohup started by
         # the end of the terminal; what else is ignored was so by a batch script, until somebody
         # here would listen
         mine = (signal.SIGINT, signal.SIGHUP)
         if signum not in mine or signal.getsignal(signum) != signal.SIG_IGN:
-            signal.signal(signum, _on_signal)
+            signal.signal(signum, _handle_signal)
 
 
-def _on_signal(signum: int, frame: FrameType | None) -> Any:
-    global _noted
+def _handle_signal(signum: int, frame: FrameType | None) -> Any:
+    global _pending_signal
     del frame
-    first = _noted is None
-    _noted = max(_noted or signal.SIGHUP, signal.Signals(signum))
+    first = _pending_signal is None
+    _pending_signal = max(_pending_signal or signal.SIGHUP, signal.Signals(signum))
     if signum == signal.SIGHUP:
-        _forget_terminals()
+        _redirect_terminals()
     # a further one must not break off what ends the process in good order, but for Ctrl-C
-    if (first and not _deferred) or (not first and signum == signal.SIGINT):
+    if (first and not _is_deferred) or (not first and signum == signal.SIGINT):
         raise StopRequest(signum)
     if signum == signal.SIGINT and sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         # no library's stream may be written to from within a signal handler
         os.write(2, b"\nstopping after this step; Ctrl-C once more: at once\n")
 
 
-def _forget_terminals() -> None:
+def _redirect_terminals() -> None:
     """Write no more to what is closed, which would be an error in the middle of anything."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in _terminals:
+    for stream in _terminal_fds:
         os.dup2(nowhere, stream)
     os.close(nowhere)
 
 
-def _raise_noted() -> None:
-    if _noted is not None:
-        raise StopRequest(_noted)
+def _raise_pending_signal() -> None:
+    if _pending_signal is not None:
+        raise StopRequest(_pending_signal)

@@ -14,15 +14,15 @@ from uuid import uuid4
 from torch._C._distributed_c10d import Store, TCPStore
 from torch.distributed.distributed_c10d import PrefixStore
 
-from finetune.distributed.launch import Launch
+from finetune.distributed.launch import LaunchInfo
 
 T = TypeVar("T")
 
-BEAT_SECONDS = 2.0
+HEARTBEAT_SECONDS = 2.0
 """From one sign of life to the next."""
 
 
-class Line:
+class StoreClient:
     """Asks the store on a thread of its own, and gives a sign of life between two questions.
 
     A question to a machine that is frozen or cut off is never answered; whoever asks it here still
@@ -35,30 +35,34 @@ class Line:
     """
 
     def __init__(
-        self, connect: Callable[[], Store], *, timeout: timedelta, beat: Callable[[Store], Any]
+        self,
+        connect: Callable[[], Store],
+        *,
+        timeout: timedelta,
+        send_heartbeat: Callable[[Store], Any],
     ) -> None:
         self.timeout = timeout
-        self._questions: queue.SimpleQueue[tuple[Callable[[Store], Any], list[Any]] | None]
-        self._questions = queue.SimpleQueue()
-        self._beats = threading.Event()
-        self._beats.set()
-        arguments = (connect, beat, self._questions, self._beats)
-        threading.Thread(target=_answer, args=arguments, daemon=True).start()
+        self._requests: queue.SimpleQueue[tuple[Callable[[Store], Any], list[Any]] | None]
+        self._requests = queue.SimpleQueue()
+        self._heartbeat_enabled = threading.Event()
+        self._heartbeat_enabled.set()
+        arguments = (connect, send_heartbeat, self._requests, self._heartbeat_enabled)
+        threading.Thread(target=_serve_requests, args=arguments, daemon=True).start()
 
-    def ask(self, question: Callable[[Store], T], *, seconds: float | None = None) -> T:
+    def call(self, request: Callable[[Store], T], *, timeout_seconds: float | None = None) -> T:
         """Return the store's answer.
 
         Args:
-            question: Is asked of it.
-            seconds: When to give up; None is the timeout.
+            request: Is asked of it.
+            timeout_seconds: When to give up; None is the timeout.
 
         Raises:
             RuntimeError: Torch's own kinds of it: the store is gone.
             TimeoutError: It does not answer.
         """
         answer: list[Any] = []
-        self._questions.put((question, answer))
-        end = time.monotonic() + (seconds or self.timeout.total_seconds() + 1)
+        self._requests.put((request, answer))
+        end = time.monotonic() + (timeout_seconds or self.timeout.total_seconds() + 1)
         pause = 0.001
         while not answer:
             if time.monotonic() > end:
@@ -71,42 +75,46 @@ class Line:
         return found
 
     @contextmanager
-    def silence(self) -> Iterator[None]:
+    def pause_heartbeat(self) -> Iterator[None]:
         """Give no sign of life in the block, nor after an error.
 
         One that is never answered would keep everybody else here from the store.
         """
-        self._beats.clear()
+        self._heartbeat_enabled.clear()
         yield
-        self._beats.set()
+        self._heartbeat_enabled.set()
 
     def close(self) -> None:
         """Ask no more."""
-        self._questions.put(None)
+        self._requests.put(None)
 
 
-def _answer(
+def _serve_requests(
     connect: Callable[[], Store],
-    beat: Callable[[Store], Any],
-    questions: "queue.SimpleQueue[tuple[Callable[[Store], Any], list[Any]] | None]",
-    beats: threading.Event,
+    send_heartbeat: Callable[[Store], Any],
+    requests: "queue.SimpleQueue[tuple[Callable[[Store], Any], list[Any]] | None]",
+    heartbeat_enabled: threading.Event,
 ) -> None:
     """Answer the questions until there are no more."""
     store: Store | None = None
     failure: Exception | None = None
     try:
         store = connect()
-        beat(store)
+        send_heartbeat(store)
     except Exception as error:
         failure = error
     last = time.monotonic()
     while True:
-        if time.monotonic() - last > BEAT_SECONDS and store is not None and beats.is_set():
+        if (
+            time.monotonic() - last > HEARTBEAT_SECONDS
+            and store is not None
+            and heartbeat_enabled.is_set()
+        ):
             with suppress(RuntimeError):  # who asks something finds out
-                beat(store)
+                send_heartbeat(store)
             last = time.monotonic()
         try:
-            asked = questions.get(timeout=BEAT_SECONDS)
+            asked = requests.get(timeout=HEARTBEAT_SECONDS)
         except queue.Empty:
             continue
         if asked is None:
@@ -121,25 +129,27 @@ def _answer(
             answer.append(error)
 
 
-def open_store(launch: Launch, timeout: timedelta) -> Store:
+def open_store(launch: LaunchInfo, timeout: timedelta) -> Store:
     """Return the store of a launch, which rank 0 holds or torchrun's agent.
 
     Raises:
         RuntimeError: Torch's own kinds of it: it cannot be reached.
         TimeoutError: Nobody listens; or the agent does, and rank 0 has not come.
     """
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and launch.by == "torchrun"
+    hosted = (
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and launch.launcher == "torchrun"
+    )
     if launch.rank > 0 or hosted:
-        _wait_for_listener(launch.address, launch.port, timeout)
+        _wait_for_listener(launch.master_addr, launch.master_port, timeout)
     store = TCPStore(
-        launch.address,
-        launch.port,
+        launch.master_addr,
+        launch.master_port,
         launch.world_size,
         is_master=launch.rank == 0 and not hosted,
         timeout=timeout,
         wait_for_workers=False,
     )
-    return _this_attempt(launch, store, timeout) if hosted else store
+    return _open_attempt_store(launch, store, timeout) if hosted else store
 
 
 def _wait_for_listener(address: str, port: int, timeout: timedelta) -> None:
@@ -159,7 +169,7 @@ def _wait_for_listener(address: str, port: int, timeout: timedelta) -> None:
         time.sleep(0.2)
 
 
-def _this_attempt(launch: Launch, store: Store, timeout: timedelta) -> Store:
+def _open_attempt_store(launch: LaunchInfo, store: Store, timeout: timedelta) -> Store:
     """Return a part of a store that outlives the processes, where nothing is left of earlier ones.
 
     torchrun's agent keeps one store for all attempts, and numbers these on each machine in another
@@ -173,17 +183,17 @@ def _this_attempt(launch: Launch, store: Store, timeout: timedelta) -> Store:
     while time.monotonic() < end:
         part = PrefixStore(store.get("finetune").decode(), store)
         beats = part.add("beats/0", 0)
-        time.sleep(1.5 * BEAT_SECONDS)
+        time.sleep(1.5 * HEARTBEAT_SECONDS)
         if part.add("beats/0", 0) > beats:
             return part
     raise TimeoutError("rank 0 has not come")
 
 
-def explain_unreached(launch: Launch, error: Exception) -> str:
+def explain_connection_error(launch: LaunchInfo, error: Exception) -> str:
     """Return what to do where ``open_store`` fails."""
     what = "listen at" if launch.rank == 0 else "reach rank 0 at"
     reason = str(error).partition("\n")[0][:200] or "no answer"
     return (
-        f"Cannot {what} {launch.address}:{launch.port}: {reason}. Check that the name resolves on "
+        f"Cannot {what} {launch.master_addr}:{launch.master_port}: {reason}. Check that the name resolves on "
         f"every machine and that the port is free and open (MASTER_ADDR, MASTER_PORT)."
     )

@@ -18,14 +18,14 @@ from torch import Tensor
 from finetune.evaluation.metrics import calibration_error, log_loss
 
 NUM_FOLDS = 5
-LOWEST, HIGHEST = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Temperatures beyond say that something else is wrong with a model."""
 
-_STEPS = 60
+_MAX_NEWTON_STEPS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Sureness:
+class CalibrationMetrics:
     """How well probabilities agree with what came true.
 
     Attributes:
@@ -54,10 +54,10 @@ class Calibration:
     fitted: float
     num_images: int
     num_folds: int
-    before: Sureness
-    after: Sureness
+    before: CalibrationMetrics
+    after: CalibrationMetrics
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)
 
@@ -90,7 +90,10 @@ def calibrate(logits: Tensor, target: Tensor, *, shift: Tensor | None = None) ->
         left_out = part == fold
         temperature = fit_temperature(logits[~left_out], target[~left_out], shift=moved)
         scaled[left_out] = logits[left_out] / temperature
-    before, after = _sureness(logits + moved, target), _sureness(scaled + moved, target)
+    before, after = (
+        _compute_calibration_metrics(logits + moved, target),
+        _compute_calibration_metrics(scaled + moved, target),
+    )
     fitted = fit_temperature(logits, target, shift=moved)
     return Calibration(
         temperature=fitted if after.loss < before.loss else 1.0,
@@ -123,11 +126,11 @@ def fit_temperature(logits: Tensor, target: Tensor, *, shift: Tensor | None = No
     spread = float((logits.amax(dim=1) - logits.amin(dim=1)).max())
     if not 0 < spread < math.inf:  # nothing that a temperature could change
         return 1.0
-    wanted = _score_of_targets(logits, target)
-    low, high = 1 / HIGHEST, 1 / LOWEST
+    wanted = _compute_mean_target_logit(logits, target)
+    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
     inverse = 1.0
-    for _ in range(_STEPS):
-        slope, curvature = _slope(logits, inverse, wanted, moved)
+    for _ in range(_MAX_NEWTON_STEPS):
+        slope, curvature = _compute_loss_derivatives(logits, inverse, wanted, moved)
         low, high = (inverse, high) if slope < 0 else (low, inverse)
         following = inverse - slope / curvature if curvature > 0 else low
         if not low < following < high:
@@ -138,7 +141,7 @@ def fit_temperature(logits: Tensor, target: Tensor, *, shift: Tensor | None = No
     return 1 / inverse
 
 
-def _score_of_targets(logits: Tensor, target: Tensor) -> float:
+def _compute_mean_target_logit(logits: Tensor, target: Tensor) -> float:
     """Return the mean logit of the targets, which leave a little to the other classes."""
     num_images, num_classes = logits.shape
     room = 1 / (num_images + 2)
@@ -147,17 +150,19 @@ def _score_of_targets(logits: Tensor, target: Tensor) -> float:
     return float(((1 - room) * own + room * others).mean())
 
 
-def _slope(logits: Tensor, inverse: float, wanted: float, shift: Tensor) -> tuple[float, float]:
+def _compute_loss_derivatives(
+    logits: Tensor, inverse_temperature: float, mean_target_logit: float, shift: Tensor
+) -> tuple[float, float]:
     """Return the first two derivatives of the mean loss by 1 / temperature."""
-    probabilities = (logits * inverse + shift).softmax(dim=1)
+    probabilities = (logits * inverse_temperature + shift).softmax(dim=1)
     mean = (probabilities * logits).sum(dim=1)
     variance = (probabilities * (logits - mean[:, None]).square()).sum(dim=1)
-    return float(mean.mean()) - wanted, float(variance.mean())
+    return float(mean.mean()) - mean_target_logit, float(variance.mean())
 
 
-def _sureness(logits: Tensor, target: Tensor) -> Sureness:
+def _compute_calibration_metrics(logits: Tensor, target: Tensor) -> CalibrationMetrics:
     probabilities = logits.softmax(dim=1)
-    return Sureness(
+    return CalibrationMetrics(
         loss=log_loss(probabilities, target),
         calibration_error=calibration_error(probabilities, target),
     )

@@ -12,15 +12,15 @@ from torchmetrics.functional.classification import (
     multiclass_stat_scores,
 )
 
-from finetune.evaluation.significance import wilson_interval
+from finetune.evaluation.significance import compute_wilson_interval
 from finetune.types import ClassStats, Evaluation
 
 # N images, K classes
 
 
 def evaluate_probabilities(
-    probabilities_NK: Tensor,  # noqa: N803 - shape suffix
-    target_N: Tensor,  # noqa: N803
+    probabilities_NK: Tensor,
+    target_N: Tensor,
     *,
     classes: Sequence[str],
     train_counts: Sequence[int] | None = None,
@@ -29,7 +29,7 @@ def evaluate_probabilities(
 
     ``balanced_accuracy`` is the mean recall over the classes that are present. ``macro_f1`` is the
     mean F1 over the classes that are present or predicted. Both are scikit-learn's definitions.
-    ``rarest_third_recall`` is the mean recall over those of ``rarest_third`` that are present, and
+    ``rarest_third_recall`` is the mean recall over those of ``select_rarest_third`` that are present, and
     is left out where none of them is. Intervals are Wilson's.
 
     Args:
@@ -46,24 +46,22 @@ def evaluate_probabilities(
     trained: Sequence[int | None] = train_counts or [None] * num_classes
     if len(target_N) == 0:
         raise ValueError("metrics need at least one image")
-    predicted_N = probabilities_NK.argmax(dim=1)  # noqa: N806
-    stats_K4 = multiclass_stat_scores(  # noqa: N806
-        predicted_N, target_N, num_classes=num_classes, average=None
-    )
+    predicted_N = probabilities_NK.argmax(dim=1)
+    stats_K4 = multiclass_stat_scores(predicted_N, target_N, num_classes=num_classes, average=None)
     per_class = tuple(
-        _class_stats(name, count, *map(int, row))
+        _build_class_stats(name, count, *map(int, row))
         for name, count, row in zip(classes, trained, stats_K4, strict=True)
     )
     confusion = multiclass_confusion_matrix(predicted_N, target_N, num_classes=num_classes)
-    is_right_N = predicted_N == target_N  # noqa: N806
-    rarest = rarest_third(per_class)
+    is_right_N = predicted_N == target_N
+    rarest = select_rarest_third(per_class)
     of_rarest = [c.recall for c in rarest if c.recall is not None]
     metrics = {
         "loss": log_loss(probabilities_NK, target_N),
         "accuracy": float(is_right_N.double().mean()),
-        "balanced_accuracy": _mean([c.recall for c in per_class]),
-        "macro_f1": _mean([c.f1 for c in per_class]),
-        **({"rarest_third_recall": _mean(of_rarest)} if of_rarest else {}),
+        "balanced_accuracy": _average_defined([c.recall for c in per_class]),
+        "macro_f1": _average_defined([c.f1 for c in per_class]),
+        **({"rarest_third_recall": _average_defined(of_rarest)} if of_rarest else {}),
     }
     if num_classes > 5:
         metrics["top5_accuracy"] = float(
@@ -75,14 +73,14 @@ def evaluate_probabilities(
         num_images=len(target_N),
         metrics=metrics,
         per_class=per_class,
-        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
-        accuracy_interval=wilson_interval(int(is_right_N.sum()), len(target_N)),
-        rarest=tuple(c.name for c in rarest),
-        undefined=() if of_rarest else ("rarest_third_recall",),
+        confusion_matrix=tuple(tuple(int(count) for count in row) for row in confusion),
+        accuracy_interval=compute_wilson_interval(int(is_right_N.sum()), len(target_N)),
+        rarest_classes=tuple(c.name for c in rarest),
+        undefined_metrics=() if of_rarest else ("rarest_third_recall",),
     )
 
 
-def rarest_third(per_class: Sequence[ClassStats]) -> list[ClassStats]:
+def select_rarest_third(per_class: Sequence[ClassStats]) -> list[ClassStats]:
     """Return the third of the classes with the fewest training images, rounded down but not to 0.
 
     Where training images are not known, those with the fewest images here, of those with any. Of
@@ -95,7 +93,7 @@ def rarest_third(per_class: Sequence[ClassStats]) -> list[ClassStats]:
     return ordered[: max(1, len(ordered) // 3)]
 
 
-def log_loss(probabilities_NK: Tensor, target_N: Tensor) -> float:  # noqa: N803
+def log_loss(probabilities_NK: Tensor, target_N: Tensor) -> float:
     """Return the mean log loss; what is impossible counts as the smallest float32.
 
     Args:
@@ -106,7 +104,7 @@ def log_loss(probabilities_NK: Tensor, target_N: Tensor) -> float:  # noqa: N803
     return float(nll_loss(log_likely, target_N))
 
 
-def calibration_error(probabilities_NK: Tensor, target_N: Tensor) -> float:  # noqa: N803
+def calibration_error(probabilities_NK: Tensor, target_N: Tensor) -> float:
     """Return the expected calibration error of the classes that are given, in [0, 1].
 
     The mean distance between how sure a model is and how often it is right, over 15 bins of equal
@@ -122,7 +120,7 @@ def calibration_error(probabilities_NK: Tensor, target_N: Tensor) -> float:  # n
     return float(found)
 
 
-def _class_stats(
+def _build_class_stats(
     name: str, train_images: int | None, tp: int, fp: int, tn: int, fn: int, support: int
 ) -> ClassStats:
     del tn
@@ -130,16 +128,16 @@ def _class_stats(
     return ClassStats(
         name=name,
         support=support,
-        predicted=predicted,
+        num_predicted=predicted,
         precision=tp / predicted if predicted else None,
         recall=tp / support if support else None,
         f1=2 * tp / (2 * tp + fp + fn) if support or predicted else None,
-        recall_interval=wilson_interval(tp, support) if support else None,
+        recall_interval=compute_wilson_interval(tp, support) if support else None,
         train_images=train_images,
     )
 
 
-def _mean(values: Sequence[float | None]) -> float:
+def _average_defined(values: Sequence[float | None]) -> float:
     """Return the mean of what is defined; one image at least makes one class defined."""
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined)

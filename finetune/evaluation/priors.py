@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Shares = tuple[float, ...]
+ClassPrior = tuple[float, ...]
 
-_ALIKE = 1e-6
+_RELATIVE_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +26,19 @@ class Priors:
         target: Which answers are adjusted to; None leaves them as the network gives them.
     """
 
-    train: Shares
-    model: Shares
-    target: Shares | None = None
+    train: ClassPrior
+    model: ClassPrior
+    target: ClassPrior | None = None
 
     @property
-    def answers(self) -> Shares:
+    def effective(self) -> ClassPrior:
         """The shares that answers are for."""
         return self.model if self.target is None else self.target
 
     @property
-    def shift(self) -> Shares | None:
+    def shift(self) -> ClassPrior | None:
         """What is added to calibrated logits; None where nothing is."""
-        return None if self.target is None else logit_shift(self.target, self.model)
+        return None if self.target is None else compute_logit_shift(self.target, self.model)
 
     @staticmethod
     def from_json(tree: Mapping[str, Any] | None, num_classes: int) -> "Priors | None":
@@ -52,16 +52,16 @@ class Priors:
             return None
         target = tree["target"]
         priors = Priors(
-            train=_checked(tree["train"], num_classes),
-            model=_checked(tree["model"], num_classes),
-            target=None if target is None else _checked(target, num_classes),
+            train=_parse_prior(tree["train"], num_classes),
+            model=_parse_prior(tree["model"], num_classes),
+            target=None if target is None else _parse_prior(target, num_classes),
         )
         if priors.target is not None:
-            logit_shift(priors.target, priors.model)
+            compute_logit_shift(priors.target, priors.model)
         return priors
 
 
-def shares_of(amounts: Sequence[float]) -> Shares:
+def normalize_prior(amounts: Sequence[float]) -> ClassPrior:
     """Return amounts of 0 or more as shares that add up to 1.
 
     Raises:
@@ -76,21 +76,21 @@ def shares_of(amounts: Sequence[float]) -> Shares:
     return tuple(value / total for value in scaled)
 
 
-def uniform(num_classes: int) -> Shares:
+def build_uniform_prior(num_classes: int) -> ClassPrior:
     """Return equal shares."""
     return (1 / num_classes,) * num_classes
 
 
-def model_prior(
+def compute_model_prior(
     class_counts: Sequence[int],
     *,
     class_mass: Sequence[float] | None = None,
-    adjusted_by: float = 0.0,
-) -> Shares:
+    tau: float = 0.0,
+) -> ClassPrior:
     """Return the class shares that the logits of a trained network assume.
 
     The one place that knows: the shares of what the loss sees, and with a logit-adjusted loss
-    (Menon et al. 2021, eq. 10), whose logits lack ``adjusted_by`` times the logarithm of the
+    (Menon et al. 2021, eq. 10), whose logits lack ``tau`` times the logarithm of the
     training shares, these divided by that power of them. It is exact for a network that has learnt
     what its loss asks for; mixing, smoothed labels and early stopping move it a little, and where
     every training image is fitted, weights count for less than they say (Byrd and Lipton 2019,
@@ -100,24 +100,24 @@ def model_prior(
         class_counts: Training images of each class, shape (K,).
         class_mass: Total weight of each class in the loss over an epoch, by the sampler's chances
             times the class weights, in any unit, shape (K,); None where each image counts once.
-        adjusted_by: The tau of a logit-adjusted loss; 0 for any other loss.
+        tau: The tau of a logit-adjusted loss; 0 for any other loss.
 
     Raises:
         ValueError: A count or mass is negative, or all are 0.
     """
-    train = shares_of(class_counts)
-    seen = train if class_mass is None else shares_of(class_mass)
-    if not adjusted_by:
+    train = normalize_prior(class_counts)
+    seen = train if class_mass is None else normalize_prior(class_mass)
+    if not tau:
         return seen
     # as logarithms, since a large tau takes powers of shares out of a number's range
     logs = [
-        math.log(mass) - adjusted_by * math.log(share) if mass > 0 and share > 0 else -math.inf
+        math.log(mass) - tau * math.log(share) if mass > 0 and share > 0 else -math.inf
         for mass, share in zip(seen, train, strict=True)
     ]
-    return shares_of([math.exp(log - max(logs)) for log in logs])
+    return normalize_prior([math.exp(log - max(logs)) for log in logs])
 
 
-def logit_shift(target: Sequence[float], model: Sequence[float]) -> Shares:
+def compute_logit_shift(target: Sequence[float], model: Sequence[float]) -> ClassPrior:
     """Return log(target / model), which moves logits from one prior to another, shape (K,).
 
     A class whose target is 0 gets minus infinity, and with it the probability 0.
@@ -135,21 +135,23 @@ def logit_shift(target: Sequence[float], model: Sequence[float]) -> Shares:
     return tuple(math.log(t) - math.log(m) if t > 0 else -math.inf for t, m in pairs)
 
 
-def alike(one: Sequence[float], other: Sequence[float]) -> bool:
+def is_same_prior(one: Sequence[float], other: Sequence[float]) -> bool:
     """Tell whether two sets of shares are the same but for rounding."""
-    return all(abs(a - b) <= _ALIKE * max(a, b) for a, b in zip(one, other, strict=True))
+    return all(
+        abs(a - b) <= _RELATIVE_TOLERANCE * max(a, b) for a, b in zip(one, other, strict=True)
+    )
 
 
-def in_words(shares: Shares, train: Shares) -> str:
+def describe_class_prior(prior: ClassPrior, train_prior: ClassPrior) -> str:
     """Say what shares are, beside those of the training images."""
-    if alike(shares, uniform(len(shares))):
+    if is_same_prior(prior, build_uniform_prior(len(prior))):
         return "every class alike"
-    if alike(shares, train):
+    if is_same_prior(prior, train_prior):
         return "the shares of the training images"
-    return f"other shares, from {min(shares):.3g} to {max(shares):.3g} a class"
+    return f"other shares, from {min(prior):.3g} to {max(prior):.3g} a class"
 
 
-def _checked(values: Any, num_classes: int) -> Shares:
+def _parse_prior(values: Any, num_classes: int) -> ClassPrior:
     shares = tuple(map(float, values))
     is_whole = abs(sum(shares) - 1) < 1e-6  # False for what is no number
     if len(shares) != num_classes or not is_whole or min(shares) < 0:

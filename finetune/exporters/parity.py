@@ -37,20 +37,20 @@ def compare_timm_folder(
     folder: Path,
     images: Sequence[Path],
     *,
-    ours: Tensor,
+    expected: Tensor,
     classes: Sequence[str],
     temperature: float = 1.0,
-    shift: Sequence[float] | None = None,
+    logit_shift: Sequence[float] | None = None,
 ) -> Parity:
     """Return how a timm folder, used by timm alone, compares with the measured model.
 
     Args:
         folder: What was exported.
         images: Image files, shape (N,).
-        ours: The measured model's probabilities of them, shape (N, K).
+        expected: The measured model's probabilities of them, shape (N, K).
         classes: Class names in index order.
         temperature: What its logits are divided by, where its head does not do so.
-        shift: What is added to them after that, where its head does not do so, shape (K,).
+        logit_shift: What is added to them after that, where its head does not do so, shape (K,).
 
     Raises:
         ModelError: They differ by more than rounding, or timm reads other class names.
@@ -66,25 +66,25 @@ def compare_timm_folder(
     with torch.inference_mode():
         logits = torch.cat([network(transform(decode_image(path))[None]) for path in images])
     scaled = logits / temperature
-    if shift is not None:
-        scaled = scaled + torch.tensor(shift)
-    return checked(scaled.softmax(1), ours, what=str(folder))
+    if logit_shift is not None:
+        scaled = scaled + torch.tensor(logit_shift)
+    return check_parity(scaled.softmax(1), expected, name=str(folder))
 
 
-def checked(theirs: Tensor, ours: Tensor, *, what: str) -> Parity:
+def check_parity(actual: Tensor, expected: Tensor, *, name: str) -> Parity:
     """Return the comparison of two tables of probabilities, shape (N, K).
 
     Raises:
         ModelError: They differ by more than rounding.
     """
     parity = Parity(
-        num_images=len(ours),
-        max_difference=float((theirs - ours).abs().max()),
-        same_top_class=int((theirs.argmax(1) == ours.argmax(1)).sum()),
+        num_images=len(expected),
+        max_difference=float((actual - expected).abs().max()),
+        same_top_class=int((actual.argmax(1) == expected.argmax(1)).sum()),
     )
     if not parity.max_difference <= MAX_DIFFERENCE:  # so that NaN is refused too
         raise ModelError(
-            f"{what} differs from the measured model by {parity.max_difference:.2g} in a "
+            f"{name} differs from the measured model by {parity.max_difference:.2g} in a "
             f"probability (allowed: {MAX_DIFFERENCE:g}); it is not to be used."
         )
     return parity

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from finetune.bundle.bundle import ModelBundle
-from finetune.bundle.model_card import Card
-from finetune.data.dataset import ImageDataset, create_loader, lost_readers_explained
+from finetune.bundle.model_card import ModelCard
+from finetune.data.dataset import ImageDataset, create_loader, translate_worker_errors
 from finetune.data.images.decode import DEFAULT_MAX_PIXELS
 from finetune.data.images.source import FileSource
-from finetune.data.transforms.eval_transform import BothWays, EvalTransform, Transform
+from finetune.data.transforms.eval_transform import EvalTransform, FlipPairTransform, Transform
 from finetune.errors import ConfigError
 from finetune.models.classifier import normalise
 from finetune.types import Prediction
@@ -51,14 +51,14 @@ class Predictor:
         self.network = bundle.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.eval()
         single = EvalTransform(bundle.card.spec)
-        self.transform: Transform = BothWays(single) if tta else single
+        self.transform: Transform = FlipPairTransform(single) if tta else single
         self.num_views = 2 if tta else 1
-        self._shift = None if bundle.card.shift is None else torch.tensor(bundle.card.shift)
+        self._logit_shift = None if bundle.card.shift is None else torch.tensor(bundle.card.shift)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.max_pixels = max_pixels
 
-    def logits(
+    def predict_logits(
         self, paths: Sequence[Path], *, on_batch: Callable[[int], None] | None = None
     ) -> Tensor:
         """Return the network's own answers, float32, shape (N, V, K), in the order of ``paths``.
@@ -68,22 +68,22 @@ class Predictor:
         Raises:
             DataError: A file cannot be read.
         """
-        batches = list(self._batches(paths, on_batch))
+        batches = list(self._iterate_logits(paths, on_batch))
         shape = (0, self.num_views, len(self.card.classes))
         return torch.cat(batches) if batches else torch.empty(shape)
 
-    def of_logits(self, logits: Tensor) -> Tensor:
+    def compute_probabilities(self, logits: Tensor) -> Tensor:
         """Return class probabilities (N, K) of logits (N, V, K): the mean over the views.
 
         Each view's are calibrated and then moved to the card's target prior, in this order
         (Alexandari et al. 2020, https://arxiv.org/abs/1901.06852).
         """
         scaled = logits / self.card.temperature
-        if self._shift is not None:
-            scaled = scaled + self._shift
+        if self._logit_shift is not None:
+            scaled = scaled + self._logit_shift
         return scaled.softmax(dim=2).mean(dim=1)
 
-    def probabilities(
+    def predict_proba(
         self, paths: Sequence[Path], *, on_batch: Callable[[int], None] | None = None
     ) -> Tensor:
         """Return class probabilities, float32, shape (N, K), in the order of ``paths``.
@@ -91,7 +91,7 @@ class Predictor:
         Raises:
             DataError: A file cannot be read.
         """
-        return self.of_logits(self.logits(paths, on_batch=on_batch))
+        return self.compute_probabilities(self.predict_logits(paths, on_batch=on_batch))
 
     def predict(
         self,
@@ -107,13 +107,13 @@ class Predictor:
         """
         files = iter(paths)
         top_k = min(top_k, len(self.card.classes))
-        for logits in self._batches(paths, on_batch):
-            values, indices = self.of_logits(logits).topk(top_k, dim=1)
+        for logits in self._iterate_logits(paths, on_batch):
+            values, indices = self.compute_probabilities(logits).topk(top_k, dim=1)
             for row, columns in zip(values.tolist(), indices.tolist(), strict=True):
                 labels = tuple(self.card.classes[column] for column in columns)
                 yield Prediction(str(next(files)), labels, tuple(row))
 
-    def _batches(
+    def _iterate_logits(
         self, paths: Sequence[Path], on_batch: Callable[[int], None] | None
     ) -> Iterator[Tensor]:
         source = FileSource(paths, max_pixels=self.max_pixels)
@@ -124,14 +124,14 @@ class Predictor:
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
         )
-        with lost_readers_explained():
+        with translate_worker_errors():
             for batch in loader:
                 views = batch["image"].chunk(self.num_views, dim=1)
-                yield torch.stack([self._answers(view) for view in views], dim=1)
+                yield torch.stack([self._compute_logits(view) for view in views], dim=1)
                 if on_batch is not None:
                     on_batch(len(batch["image"]))
 
-    def _answers(self, images: Tensor) -> Tensor:
+    def _compute_logits(self, images: Tensor) -> Tensor:
         """Return logits (B, K) on the CPU, of pixels (B, H, W, C)."""
         spec = self.card.spec
         with torch.inference_mode():
@@ -140,7 +140,7 @@ class Predictor:
         return logits
 
 
-def check_tta(card: Card) -> None:
+def check_tta(card: ModelCard) -> None:
     """Refuse to average over mirror images where the training showed none.
 
     Raises:

@@ -20,19 +20,19 @@ def evaluate_logits(predictor: Predictor, logits: Tensor, labels: Sequence[int])
         labels: Class indices in the model's order, shape (N,).
     """
     return evaluate_probabilities(
-        predictor.of_logits(logits),
+        predictor.compute_probabilities(logits),
         torch.tensor(list(labels)),
         classes=predictor.card.classes,
         train_counts=predictor.card.train_counts,
     )
 
 
-def metrics_as_json(evaluation: Evaluation) -> dict[str, float | None]:
+def metrics_to_json(evaluation: Evaluation) -> dict[str, float | None]:
     """Return all metrics by name; None for what is undefined."""
-    return {**evaluation.metrics, **dict.fromkeys(evaluation.undefined)}
+    return {**evaluation.metrics, **dict.fromkeys(evaluation.undefined_metrics)}
 
 
-def details_as_json(evaluation: Evaluation) -> dict[str, Any]:
+def details_to_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return plain values of what is known besides the metrics, but for the confusion matrix."""
     stats = evaluation.per_class
     by_name = {entry.name: entry for entry in stats}
@@ -41,24 +41,24 @@ def details_as_json(evaluation: Evaluation) -> dict[str, Any]:
         "num_images": evaluation.num_images,
         "accuracy_interval": list(evaluation.accuracy_interval),
         "rarest_third": {
-            "classes": list(evaluation.rarest),
+            "classes": list(evaluation.rarest_classes),
             "by": "training images" if by_training else "images here",
         },
         "means_are_over": {
             "balanced_accuracy": sum(entry.recall is not None for entry in stats),
             "macro_f1": sum(entry.f1 is not None for entry in stats),
             "rarest_third_recall": sum(
-                by_name[name].recall is not None for name in evaluation.rarest
+                by_name[name].recall is not None for name in evaluation.rarest_classes
             ),
         },
         "per_class": {
             entry.name: {
                 "train_images": entry.train_images,
                 "support": entry.support,
-                "predicted": entry.predicted,
+                "predicted": entry.num_predicted,
                 "precision": entry.precision,
                 "recall": entry.recall,
-                "recall_interval": _listed(entry.recall_interval),
+                "recall_interval": _to_list(entry.recall_interval),
                 "f1": entry.f1,
             }
             for entry in stats
@@ -66,5 +66,5 @@ def details_as_json(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _listed(interval: tuple[float, float] | None) -> list[float] | None:
+def _to_list(interval: tuple[float, float] | None) -> list[float] | None:
     return None if interval is None else list(interval)

@@ -10,11 +10,16 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from finetune.errors import FinetuneError, ModelError
-from finetune.lookup import did_you_mean
+from finetune.lookup import suggest_name
 from finetune.models import torchvision_models as zoo
-from finetune.models.groups import classifier_parameters
-from finetune.models.load_report import check_loaded, load_report, recorded_loads
-from finetune.models.weights import WeightsSource, first_line, hub_error, weights_source
+from finetune.models.groups import find_classifier_parameters
+from finetune.models.load_report import build_load_report, check_loaded, record_loads
+from finetune.models.weights import (
+    WeightsSource,
+    explain_hub_error,
+    extract_first_line,
+    resolve_weights_source,
+)
 from finetune.types import LoadReport, PreprocessSpec
 
 zoo.register()
@@ -66,8 +71,8 @@ def create_network(
             fill less than 99% of the backbone's parameters.
         StorageError: The disk has no room for what the hub sends.
     """
-    check_name(backbone)
-    source = weights_source(weights, backbone)
+    check_backbone_name(backbone)
+    source = resolve_weights_source(weights, backbone)
     arguments = dict(kwargs or {})
     _check_channels(arguments.get("in_chans", 3))
     if drop_rate is not None:
@@ -75,7 +80,7 @@ def create_network(
     overlay = {**source.overlay, **(pretrained_cfg or {})}
     if image_size is not None and _has_fixed_size(backbone):
         arguments.setdefault("img_size", image_size)
-    with torch.random.fork_rng(devices=[]), recorded_loads() as loads:
+    with torch.random.fork_rng(devices=[]), record_loads() as loads:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs too
         try:
             module: nn.Module = timm.create_model(
@@ -86,21 +91,21 @@ def create_network(
                 **arguments,
             )
         except Exception as error:
-            raise _not_created(backbone, source, arguments, error) from error
-    head = classifier_parameters(module)
-    report = load_report(module, head, source, loads.get(id(module)))
+            raise _explain_creation_error(backbone, source, arguments, error) from error
+    head = find_classifier_parameters(module)
+    report = build_load_report(module, head, source, loads.get(id(module)))
     check_loaded(report, source)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if name in head:
                 parameter.zero_()
-    _forget_source(module)
-    spec = _spec(module, image_size)
+    _drop_state_dict(module)
+    spec = _resolve_spec(module, image_size)
     _check_size(backbone, module, spec)
     return Network(module, spec, report, arguments)
 
 
-def serves_size(network: Network, side: int) -> bool:
+def is_size_agnostic(network: Network, image_size: int) -> bool:
     """Tell whether a network sees images of another side as it sees its own: it pools all places.
 
     One with layers between its feature map and the classifier, as a VGG's fc6, takes other sides
@@ -109,14 +114,14 @@ def serves_size(network: Network, side: int) -> bool:
     module = network.module
     features = getattr(module, "num_features", None)
     pools = features is not None and features == getattr(module, "head_hidden_size", None)
-    return pools and takes_size(network, side)
+    return pools and accepts_image_size(network, image_size)
 
 
-def takes_size(network: Network, side: int) -> bool:
+def accepts_image_size(network: Network, image_size: int) -> bool:
     """Tell whether a network takes square images of another side than it was made for."""
     module = network.module
     mode = module.training
-    example = torch.zeros(1, network.spec.input_size[0], side, side)
+    example = torch.zeros(1, network.spec.input_size[0], image_size, image_size)
     try:
         with torch.no_grad():
             module.eval()(example.to(next(module.parameters()).device))
@@ -127,7 +132,7 @@ def takes_size(network: Network, side: int) -> bool:
     return True
 
 
-def check_name(backbone: str) -> None:
+def check_backbone_name(backbone: str) -> None:
     """Raise unless timm knows the backbone.
 
     Raises:
@@ -142,17 +147,19 @@ def check_name(backbone: str) -> None:
     name, _, tag = backbone.partition(".")
     if not timm.is_model(name):
         raise ModelError(
-            f"Unknown backbone '{backbone}'.{did_you_mean(name, timm.list_models())} "
+            f"Unknown backbone '{backbone}'.{suggest_name(name, timm.list_models())} "
             f"Any timm model name is taken."
         )
     tags = timm.list_pretrained(f"{name}.*")
     if tag and backbone not in tags and tags:
         raise ModelError(
-            f"Backbone '{name}' has no weights named '{tag}'.{did_you_mean(backbone, tags)}"
+            f"Backbone '{name}' has no weights named '{tag}'.{suggest_name(backbone, tags)}"
         )
 
 
-def outline(backbone: str, *, kwargs: Mapping[str, Any] | None = None) -> nn.Module | None:
+def create_meta_network(
+    backbone: str, *, kwargs: Mapping[str, Any] | None = None
+) -> nn.Module | None:
     """Return a network whose tensors have shapes and no memory, for a look at its layers.
 
     None where it cannot be made so, as one of the hub's own or one that computes with its weights.
@@ -180,16 +187,16 @@ def _has_fixed_size(backbone: str) -> bool:
     return bool(cfg is not None and cfg.fixed_input_size)
 
 
-def _not_created(
+def _explain_creation_error(
     backbone: str, source: WeightsSource, arguments: Mapping[str, Any], error: Exception
 ) -> FinetuneError:
     """Return what to say of timm's error."""
-    reason = first_line(error)
+    reason = extract_first_line(error)
     if isinstance(error, TypeError) and arguments:
         return ModelError(f"'{backbone}' does not take model.kwargs {dict(arguments)}: {reason}.")
     if "No pretrained weights exist" in reason or "Invalid pretrained" in reason:
         return ModelError(f"{reason} Pass --weights random or a local file.")
-    not_fetched = hub_error(backbone, source, error)
+    not_fetched = explain_hub_error(backbone, source, error)
     if not_fetched is not None:
         return not_fetched
     if source.pretrained and source.hub is None:
@@ -205,14 +212,14 @@ def _check_size(backbone: str, module: nn.Module, spec: PreprocessSpec) -> None:
             module.eval()(torch.zeros(1, *spec.input_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ModelError(
-            f"'{backbone}' cannot take images of {spec.input_size[-1]} px: {first_line(error)}. "
+            f"'{backbone}' cannot take images of {spec.input_size[-1]} px: {extract_first_line(error)}. "
             f"Choose another --image-size."
         ) from error
     finally:
         module.train(training)
 
 
-def _forget_source(module: nn.Module) -> None:
+def _drop_state_dict(module: nn.Module) -> None:
     """Drop the loaded tensors from the network's config, which timm keeps alive."""
     cfg = dict(module.pretrained_cfg)  # type: ignore[arg-type]
     cfg.pop("state_dict", None)
@@ -220,7 +227,7 @@ def _forget_source(module: nn.Module) -> None:
     module.pretrained_cfg = module.default_cfg = cfg  # type: ignore[assignment]
 
 
-def _spec(module: nn.Module, image_size: int | None) -> PreprocessSpec:
+def _resolve_spec(module: nn.Module, image_size: int | None) -> PreprocessSpec:
     found = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     channels, height, width = found["input_size"]
     _check_channels(channels)

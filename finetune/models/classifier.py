@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from finetune.models.groups import layer_groups, module_groups
+from finetune.models.groups import assign_module_groups, find_layer_groups
 
 BatchNormMode = Literal["frozen", "train"]
 
@@ -27,8 +27,8 @@ class ImageClassifier(nn.Module):
         super().__init__()
         self.network = network
         self.batch_norm = batch_norm
-        self.groups = layer_groups(network)
-        self._module_groups = module_groups(network, self.groups)
+        self.groups = find_layer_groups(network)
+        self._module_groups = assign_module_groups(network, self.groups)
         self.depth = len(self.groups)
         self._train_forward: Callable[[Tensor], Tensor] | None = None
 
@@ -48,7 +48,7 @@ class ImageClassifier(nn.Module):
         self.depth = depth
         parameters = dict(self.network.named_parameters())
         for number, group in enumerate(self.groups):
-            for name in group.parameters:
+            for name in group.parameter_names:
                 parameters[name].requires_grad_(number < depth)
                 if number >= depth:
                     parameters[name].grad = None
@@ -111,7 +111,7 @@ def normalise(
     *,
     mean: Sequence[float] | Tensor,
     std: Sequence[float] | Tensor,
-    colour: Tensor | None = None,
+    color_matrix: Tensor | None = None,
 ) -> Tensor:
     """Return the network's input of a batch of pixels.
 
@@ -119,27 +119,27 @@ def normalise(
         images: uint8, shape (B, H, W, C).
         mean: Per channel, for pixels in [0, 1]; on the images' device nothing needs to be copied.
         std: Per channel, for pixels in [0, 1].
-        colour: What happens to the colours before, shape (B, C, C + 1): a matrix and a shift for
+        color_matrix: What happens to the colours before, shape (B, C, C + 1): a matrix and a shift for
             pixels in [0, 1], which are clipped after it.
 
     Returns:
         float32, shape (B, C, H, W), in the channels-last memory format.
     """
     pixels = images.float().div_(255)
-    if colour is not None:
-        pixels = _recoloured(pixels, colour)
+    if color_matrix is not None:
+        pixels = _apply_color_matrix(pixels, color_matrix)
     shift = torch.as_tensor(mean, device=images.device)
     scale = torch.as_tensor(std, device=images.device)
     return pixels.sub_(shift).div_(scale).permute(0, 3, 1, 2)
 
 
-def _recoloured(pixels: Tensor, colour: Tensor) -> Tensor:
+def _apply_color_matrix(pixels: Tensor, color_matrix: Tensor) -> Tensor:
     """Return pixels (B, H, W, C) after each image's matrix, in [0, 1]."""
     batch, _, _, channels = pixels.shape
     with torch.autocast(pixels.device.type, enabled=False):  # 8 bits of colour need more than bf16
         turned = torch.baddbmm(
-            colour[:, None, :, channels],
+            color_matrix[:, None, :, channels],
             pixels.view(batch, -1, channels),
-            colour[:, :, :channels].transpose(1, 2),
+            color_matrix[:, :, :channels].transpose(1, 2),
         )
     return turned.clamp_(0, 1).view_as(pixels)

@@ -7,7 +7,7 @@ from torch import nn
 
 
 @contextmanager
-def in_eval_mode(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Set eval mode in the block alone: Lightning trains in the mode that it finds."""
     modes = {part: part.training for part in module.modules()}
     module.eval()

@@ -16,19 +16,19 @@ class LayerGroup:
 
     Attributes:
         name: Where it begins in the network, unique in the model; "head" for the classifier.
-        parameters: Their names in the network.
+        parameter_names: Their names in the network.
         num_parameters: Count of single numbers.
-        vectors: Names of those with one dimension, as biases; noted here, since FSDP makes vectors
+        vector_names: Names of those with one dimension, as biases; noted here, since FSDP makes vectors
             of all of them.
     """
 
     name: str
-    parameters: tuple[str, ...]
+    parameter_names: tuple[str, ...]
     num_parameters: int
-    vectors: frozenset[str]
+    vector_names: frozenset[str]
 
 
-def weight_rms(network: nn.Module, group: LayerGroup) -> float:
+def compute_weight_rms(network: nn.Module, group: LayerGroup) -> float:
     """Return how large the weights of a group are: the median of its matrices' root mean squares.
 
     A step of AdamW moves each weight by about the learning rate, whatever the gradient: over this
@@ -37,13 +37,13 @@ def weight_rms(network: nn.Module, group: LayerGroup) -> float:
     parameters = dict(network.named_parameters())
     sizes = [
         parameters[name].detach().float().square().mean().sqrt()
-        for name in group.parameters
-        if name not in group.vectors
+        for name in group.parameter_names
+        if name not in group.vector_names
     ]
     return float(torch.stack(sizes).median())
 
 
-def layer_groups(network: nn.Module) -> tuple[LayerGroup, ...]:
+def find_layer_groups(network: nn.Module) -> tuple[LayerGroup, ...]:
     """Return the groups, the classifier alone first, the stem last; each parameter in one.
 
     timm's ``group_matcher(coarse=True)`` says what belongs together. Two things are mended: what
@@ -54,9 +54,9 @@ def layer_groups(network: nn.Module) -> tuple[LayerGroup, ...]:
         ModelError: The network has no linear classifier.
     """
     shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
-    head = classifier_parameters(network)
+    head = find_classifier_parameters(network)
     groups: list[list[str]] = []
-    for names in _coarse_groups(network):
+    for names in _find_coarse_groups(network):
         backbone = [name for name in names if name not in head]
         if not backbone:
             continue
@@ -65,7 +65,7 @@ def layer_groups(network: nn.Module) -> tuple[LayerGroup, ...]:
         else:
             groups.append(backbone)
     ordered = [sorted(head, key=list(shapes).index), *reversed(groups)]
-    names = _names([["head"], *ordered[1:]])
+    names = _name_groups([["head"], *ordered[1:]])
     return tuple(
         LayerGroup(
             name,
@@ -77,7 +77,7 @@ def layer_groups(network: nn.Module) -> tuple[LayerGroup, ...]:
     )
 
 
-def classifier_parameters(network: nn.Module) -> set[str]:
+def find_classifier_parameters(network: nn.Module) -> set[str]:
     """Return the names of the classifier's parameters.
 
     Raises:
@@ -96,42 +96,46 @@ def classifier_parameters(network: nn.Module) -> set[str]:
     return names
 
 
-def module_groups(network: nn.Module, groups: Sequence[LayerGroup]) -> dict[str, frozenset[int]]:
+def assign_module_groups(
+    network: nn.Module, groups: Sequence[LayerGroup]
+) -> dict[str, frozenset[int]]:
     """Return for each module the numbers of the groups that its parameters, or neighbours, are in.
 
     A module without parameters (dropout, activation) goes with the parameters before it, but with
     the head where the head comes next.
     """
-    group_of = {name: number for number, group in enumerate(groups) for name in group.parameters}
+    group_of = {
+        name: number for number, group in enumerate(groups) for name in group.parameter_names
+    }
     below: dict[str, set[int]] = {name: set() for name, _ in network.named_modules()}
     for parameter, number in group_of.items():
         parts = parameter.split(".")
         for end in range(len(parts)):
             below[".".join(parts[:end])].add(number)
-    return _with_neighbours(network, below, last=len(groups) - 1)
+    return _assign_parameterless_modules(network, below, last_group=len(groups) - 1)
 
 
-def _with_neighbours(
-    network: nn.Module, below: Mapping[str, set[int]], *, last: int
+def _assign_parameterless_modules(
+    network: nn.Module, groups_below: Mapping[str, set[int]], *, last_group: int
 ) -> dict[str, frozenset[int]]:
     leaves = [n for n, module in network.named_modules() if next(module.children(), None) is None]
     before_head: set[str] = set()
     following = -1
     for name in reversed(leaves):
         parent = name.rpartition(".")[0]
-        if below[name]:
-            following = min(below[name])
-        elif following == 0 and (parent == "" or below[parent] == {0}):
+        if groups_below[name]:
+            following = min(groups_below[name])
+        elif following == 0 and (parent == "" or groups_below[parent] == {0}):
             before_head.add(name)  # but not what ends a block of the backbone, as its drop path
     found: dict[str, frozenset[int]] = {}
     for name, module in network.named_modules():
-        found[name] = frozenset({0} if name in before_head else below[name] or {last})
-        if below[name] and not any(True for _ in module.children()):
-            last = min(below[name])
+        found[name] = frozenset({0} if name in before_head else groups_below[name] or {last_group})
+        if groups_below[name] and not any(True for _ in module.children()):
+            last_group = min(groups_below[name])
     return found
 
 
-def _coarse_groups(network: nn.Module) -> list[list[str]]:
+def _find_coarse_groups(network: nn.Module) -> list[list[str]]:
     """Return timm's groups from the input on; top-level modules where a model defines none."""
     matcher = getattr(network, "group_matcher", None)
     if matcher is not None:
@@ -147,7 +151,7 @@ def _coarse_groups(network: nn.Module) -> list[list[str]]:
     return list(by_child.values())
 
 
-def _names(groups: Sequence[Sequence[str]]) -> list[str]:
+def _name_groups(groups: Sequence[Sequence[str]]) -> list[str]:
     """Return for each group the shortest module path that begins its first name and no other's."""
     firsts = [group[0].split(".") for group in groups]
     names = []

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from finetune.models.groups import classifier_parameters
+from finetune.models.groups import find_classifier_parameters
 
 
-def linear_head(network: nn.Module) -> nn.Linear | None:
+def find_linear_head(network: nn.Module) -> nn.Linear | None:
     """Return the one linear layer that makes logits, or None where the network has another head."""
-    owned = classifier_parameters(network)
+    owned = find_classifier_parameters(network)
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear):
             names = {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}
@@ -23,7 +23,7 @@ def linear_head(network: nn.Module) -> nn.Linear | None:
 
 
 @contextmanager
-def head_inputs(head: nn.Linear) -> Iterator[list[Tensor]]:
+def capture_head_inputs(head: nn.Linear) -> Iterator[list[Tensor]]:
     """Collect what the head is given in the block, one tensor for each forward pass."""
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
@@ -40,7 +40,7 @@ def set_head(head: nn.Linear, *, weight: Tensor, bias: Tensor) -> None:
         head.bias.copy_(bias)
 
 
-def with_adjusted_logits(
+def fold_temperature_and_shift(
     network: nn.Module, *, temperature: float = 1.0, shift: Sequence[float] | None = None
 ) -> nn.Module | None:
     """Return a copy of a network whose linear head divides its logits, and then adds to them.
@@ -54,7 +54,7 @@ def with_adjusted_logits(
         The copy, exact but for rounding; None where the network has another head.
     """
     network = copy.deepcopy(network)
-    head = linear_head(network)
+    head = find_linear_head(network)
     if head is None:
         return None
     weight, bias = (tensor.detach().double() / temperature for tensor in (head.weight, head.bias))
@@ -64,9 +64,9 @@ def with_adjusted_logits(
     return network
 
 
-def backbone_digest(network: nn.Module) -> str:
+def compute_backbone_digest(network: nn.Module) -> str:
     """Return a fingerprint of everything in a network but its classifier: names, shapes, bits."""
-    owned = classifier_parameters(network)
+    owned = find_classifier_parameters(network)
     digest = hashlib.sha256(f"{type(network).__module__}.{type(network).__name__}".encode())
     for name, tensor in network.state_dict().items():
         if name not in owned:

@@ -11,14 +11,14 @@ import torch
 
 from finetune.errors import ModelError
 
-_REPOSITORY = ("hf-hub:", "hf_hub:")
-_FILES = (
+_HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+_WEIGHTS_FILE_NAMES = (
     "model.safetensors",
     "pytorch_model.bin",
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+_PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 _CONNECT_SECONDS = 10.0
 
 
@@ -30,18 +30,18 @@ class HubWeights:
         name: The backbone with the tag of its weights.
         repository: On the Hugging Face hub, with "@revision" if there is one; "" for another host.
         url: Of the file on another host; "" on the hub.
-        files: What the weights' file may be called, the best first.
+        file_names: What the weights' file may be called, the best first.
     """
 
     name: str
     repository: str
     url: str
-    files: tuple[str, ...]
+    file_names: tuple[str, ...]
 
     @property
     def address(self) -> str:
         """Where the weights lie on the network."""
-        return f"{_endpoint()}/{self.repository}" if self.repository else self.url
+        return f"{_get_hub_endpoint()}/{self.repository}" if self.repository else self.url
 
     @property
     def cache_dir(self) -> Path:
@@ -52,58 +52,58 @@ class HubWeights:
 
         return Path(constants.HF_HUB_CACHE)
 
-    def cached(self) -> Path | None:
+    def find_cached(self) -> Path | None:
         """Return the file in this machine's cache, or None."""
         if not self.repository:
-            file = self.cache_dir / self.files[0]
+            file = self.cache_dir / self.file_names[0]
             return file if file.is_file() else None
         from huggingface_hub import try_to_load_from_cache
 
         repository, _, revision = self.repository.partition("@")
         found = (
             try_to_load_from_cache(repository, name, revision=revision or None)
-            for name in self.files
+            for name in self.file_names
         )
         return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
-def hub_weights(backbone: str) -> HubWeights | None:
+def find_hub_weights(backbone: str) -> HubWeights | None:
     """Return the weights of a backbone, or None where timm has none for it."""
-    if backbone.startswith(_REPOSITORY):
-        return HubWeights(backbone, backbone.partition(":")[2], "", _FILES)
+    if backbone.startswith(_HUB_PREFIXES):
+        return HubWeights(backbone, backbone.partition(":")[2], "", _WEIGHTS_FILE_NAMES)
     cfg = timm.get_pretrained_cfg(backbone)
     if cfg is None or not cfg.has_weights:
         return None
     name = f"{cfg.architecture}.{cfg.tag}" if cfg.tag else str(cfg.architecture)
     if cfg.hf_hub_id:
-        return HubWeights(name, str(cfg.hf_hub_id), "", _FILES)
+        return HubWeights(name, str(cfg.hf_hub_id), "", _WEIGHTS_FILE_NAMES)
     url = str(cfg.url)
     return HubWeights(name, "", url, (Path(urlparse(url).path).name,))
 
 
-def cached_or_reachable(weights: HubWeights, backbone: str) -> Path | None:
+def check_cached_or_reachable(weights: HubWeights, backbone: str) -> Path | None:
     """Return the weights' file in the cache, or None where their host at least answers.
 
     Raises:
         ModelError: Neither; said at once, where the hub's client would try for a minute.
     """
-    file = weights.cached()
+    file = weights.find_cached()
     if file is not None:
         return file
     from huggingface_hub import constants
 
     if weights.repository and constants.HF_HUB_OFFLINE:
         why = "HF_HUB_OFFLINE keeps this machine from the network"
-    elif any(os.environ.get(name) for name in _PROXIES) or _answers(weights.address):
+    elif any(os.environ.get(name) for name in _PROXY_VARIABLES) or _is_reachable(weights.address):
         return None
     else:
         why = f"this machine does not reach {urlparse(weights.address).hostname}"
     raise ModelError(
-        f"The weights of '{backbone}' are not in {weights.cache_dir}, and {why}. {remedy(backbone)}"
+        f"The weights of '{backbone}' are not in {weights.cache_dir}, and {why}. {suggest_remedy(backbone)}"
     )
 
 
-def remedy(backbone: str) -> str:
+def suggest_remedy(backbone: str) -> str:
     """Say how to get weights that this machine cannot download."""
     return (
         f"Fetch them where there is a network, into a cache that this machine sees (HF_HOME, "
@@ -119,13 +119,13 @@ def discard(file: Path) -> None:
     target.unlink(missing_ok=True)
 
 
-def _endpoint() -> str:
+def _get_hub_endpoint() -> str:
     from huggingface_hub import constants
 
     return constants.ENDPOINT.rstrip("/")
 
 
-def _answers(address: str) -> bool:
+def _is_reachable(address: str) -> bool:
     url = urlparse(address)
     port = url.port or (80 if url.scheme == "http" else 443)
     try:

@@ -11,11 +11,11 @@ from finetune.errors import ModelError
 from finetune.models.weights import WeightsSource
 from finetune.types import LoadReport
 
-MIN_LOADED_SHARE = 0.99
+MIN_LOADED_FRACTION = 0.99
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class IncompatibleKeys:
     """What one ``load_state_dict`` left over: unfilled keys, and sizes of keys without a place."""
 
     missing: tuple[str, ...]
@@ -23,19 +23,19 @@ class Load:
 
 
 @contextmanager
-def recorded_loads() -> Iterator[dict[int, Load]]:
+def record_loads() -> Iterator[dict[int, IncompatibleKeys]]:
     """Note which keys each ``load_state_dict`` inside the block left unfilled, by module id.
 
     timm loads with ``strict=False`` as soon as the number of classes differs, and says nothing
     when no key fits.
     """
-    loads: dict[int, Load] = {}
+    loads: dict[int, IncompatibleKeys] = {}
     original = nn.Module.load_state_dict
 
     def recording(self: nn.Module, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         result = original(self, state, *args, **kwargs)
         unused = {name: state[name].numel() for name in result.unexpected_keys}
-        loads[id(self)] = Load(tuple(result.missing_keys), unused)
+        loads[id(self)] = IncompatibleKeys(tuple(result.missing_keys), unused)
         return result
 
     nn.Module.load_state_dict = recording  # type: ignore[method-assign, assignment]
@@ -45,8 +45,11 @@ def recorded_loads() -> Iterator[dict[int, Load]]:
         nn.Module.load_state_dict = original  # type: ignore[method-assign]
 
 
-def load_report(
-    module: nn.Module, head: set[str], source: WeightsSource, load: Load | None
+def build_load_report(
+    module: nn.Module,
+    head: set[str],
+    source: WeightsSource,
+    incompatible_keys: IncompatibleKeys | None,
 ) -> LoadReport:
     """Return what the source filled of everything but the classifier.
 
@@ -54,16 +57,16 @@ def load_report(
         module: The loaded network.
         head: Names of the classifier's parameters.
         source: Where the weights came from.
-        load: What the load left over; None where nothing was loaded.
+        incompatible_keys: What the load left over; None where nothing was loaded.
     """
     sizes = {n: p.numel() for n, p in module.named_parameters() if n not in head}
     if not source.pretrained:
         return LoadReport(source.label, 0, sum(sizes.values()))
     state = module.state_dict()
-    missing = tuple(state) if load is None else load.missing
+    missing = tuple(state) if incompatible_keys is None else incompatible_keys.missing
     lost = [n for n in missing if n not in head and state[n].is_floating_point()]
     loaded = sum(sizes.values()) - sum(sizes.get(name, 0) for name in lost)
-    unused = {} if load is None else load.unused
+    unused = {} if incompatible_keys is None else incompatible_keys.unused
     return LoadReport(source.label, loaded, sum(sizes.values()), tuple(lost), unused)
 
 
@@ -76,24 +79,26 @@ def check_loaded(report: LoadReport, source: WeightsSource) -> None:
     """
     if not source.pretrained:
         return
-    statistics = [name for name in report.missing if name.endswith(("running_mean", "running_var"))]
-    if report.share >= MIN_LOADED_SHARE and statistics:
+    statistics = [
+        name for name in report.missing_keys if name.endswith(("running_mean", "running_var"))
+    ]
+    if report.loaded_fraction >= MIN_LOADED_FRACTION and statistics:
         raise ModelError(
             f"{report.source} lacks BatchNorm statistics, first '{statistics[0]}'. Save the whole "
             f"state_dict(), buffers included."
         )
-    num_unused = sum(report.unused.values()) if "state_dict" in source.overlay else 0
-    if report.share >= MIN_LOADED_SHARE:
-        if num_unused > (1 - MIN_LOADED_SHARE) * report.num_parameters:
+    num_unused = sum(report.unexpected_keys.values()) if "state_dict" in source.overlay else 0
+    if report.loaded_fraction >= MIN_LOADED_FRACTION:
+        if num_unused > (1 - MIN_LOADED_FRACTION) * report.num_parameters:
             raise ModelError(
                 f"{report.source} holds {num_unused:,} numbers that the backbone has no place for, "
-                f"first '{next(iter(report.unused))}'. It belongs to a larger one; choose that."
+                f"first '{next(iter(report.unexpected_keys))}'. It belongs to a larger one; choose that."
             )
         return
     keys = list(source.overlay.get("state_dict", {}))
     found = f" The file's keys look like '{keys[0]}'." if keys else ""
     raise ModelError(
-        f"Only {report.share:.1%} of the backbone's parameters came from {report.source}; missing "
-        f"first '{report.missing[0]}'.{found} The weights belong to another backbone or their keys "
+        f"Only {report.loaded_fraction:.1%} of the backbone's parameters came from {report.source}; missing "
+        f"first '{report.missing_keys[0]}'.{found} The weights belong to another backbone or their keys "
         f"carry a prefix: rename the keys, or choose the backbone that they belong to."
     )

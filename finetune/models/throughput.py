@@ -13,13 +13,13 @@ from finetune.models.classifier import normalise
 from finetune.system.hardware import autocast, is_out_of_memory, release_memory
 from finetune.types import PreprocessSpec
 
-_LARGEST_BATCH, _SMALL_BATCH = 32, 4
-_BATCH_SECONDS = 1.0
-_SECONDS = 3.0
-_FEWEST_BATCHES, _MOST_BATCHES = 3, 20
+_MAX_BATCH_SIZE, _SMALL_BATCH_SIZE = 32, 4
+_MAX_BATCH_SECONDS = 1.0
+_MAX_TOTAL_SECONDS = 3.0
+_MIN_BATCHES, _MAX_BATCHES = 3, 20
 
 
-def multiplications(network: nn.Module, spec: PreprocessSpec, *, device: torch.device) -> int:
+def count_macs(network: nn.Module, spec: PreprocessSpec, *, device: torch.device) -> int:
     """Return the multiply-adds of one image through a network, of which a GMAC is a billion.
 
     Counted by ``torch.utils.flop_counter`` in convolutions and matrix products, of which each
@@ -38,7 +38,7 @@ def multiplications(network: nn.Module, spec: PreprocessSpec, *, device: torch.d
     return int(counter.get_total_flops()) // 2
 
 
-def images_per_second(
+def measure_throughput(
     network: nn.Module, spec: PreprocessSpec, *, device: torch.device, precision: str
 ) -> float:
     """Return how many images a network answers for in a second, once they are in memory.
@@ -56,11 +56,11 @@ def images_per_second(
     Raises:
         RuntimeError: Not even one image fits into the memory.
     """
-    meter = _ForwardMeter(network, spec, device=device, precision=precision)
-    most = _LARGEST_BATCH
+    meter = _ForwardProfiler(network, spec, device=device, precision=precision)
+    most = _MAX_BATCH_SIZE
     while True:
         try:
-            return meter.images_per_second(most)
+            return meter.measure_throughput(most)
         except Exception as error:
             if most == 1 or not is_out_of_memory(error):
                 raise
@@ -69,7 +69,7 @@ def images_per_second(
         most //= 2
 
 
-class _ForwardMeter:
+class _ForwardProfiler:
     """Takes forward passes of random pixels."""
 
     def __init__(
@@ -80,36 +80,36 @@ class _ForwardMeter:
         self.device = device
         self.precision = precision
 
-    def images_per_second(self, most: int) -> float:
+    def measure_throughput(self, max_batch_size: int) -> float:
         """Return what batches of at most so many images come to."""
-        size = min(_SMALL_BATCH, most)
-        self._seconds(1)
-        affordable = math.floor(size * _BATCH_SECONDS / self._seconds(size))
-        size = max(size, min(most, affordable))
-        self._seconds(size)
-        return size / self._median_seconds(size)
+        size = min(_SMALL_BATCH_SIZE, max_batch_size)
+        self._time_forward(1)
+        affordable = math.floor(size * _MAX_BATCH_SECONDS / self._time_forward(size))
+        size = max(size, min(max_batch_size, affordable))
+        self._time_forward(size)
+        return size / self._measure_median_seconds(size)
 
-    def _median_seconds(self, size: int) -> float:
+    def _measure_median_seconds(self, batch_size: int) -> float:
         found: list[float] = []
-        while len(found) < _FEWEST_BATCHES or (
-            len(found) < _MOST_BATCHES and sum(found) < _SECONDS
+        while len(found) < _MIN_BATCHES or (
+            len(found) < _MAX_BATCHES and sum(found) < _MAX_TOTAL_SECONDS
         ):
-            found.append(self._seconds(size))
+            found.append(self._time_forward(batch_size))
         return statistics.median(found)
 
-    def _seconds(self, size: int) -> float:
+    def _time_forward(self, batch_size: int) -> float:
         channels, height, width = self.spec.input_size
         generator = torch.Generator().manual_seed(0)
-        shape = (size, height, width, channels)
+        shape = (batch_size, height, width, channels)
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         images = pixels.to(self.device)
-        self._wait()
+        self._synchronize()
         start = time.perf_counter()
         with torch.inference_mode(), autocast(self.precision, self.device):
             self.network(normalise(images, mean=self.spec.mean, std=self.spec.std))
-        self._wait()
+        self._synchronize()
         return time.perf_counter() - start
 
-    def _wait(self) -> None:
+    def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

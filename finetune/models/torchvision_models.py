@@ -24,7 +24,7 @@ class GoogLeNet(torchvision.models.GoogLeNet):  # type: ignore[misc] # torchvisi
     """
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.2) -> None:
-        _only_rgb(in_chans)
+        _check_rgb(in_chans)
         super().__init__(
             num_classes=num_classes, aux_logits=False, init_weights=True, dropout=drop_rate
         )
@@ -76,7 +76,7 @@ class AlexNet(torchvision.models.AlexNet):  # type: ignore[misc]
     """AlexNet in one column (Krizhevsky 2014, https://arxiv.org/abs/1404.5997)."""
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> None:
-        _only_rgb(in_chans)
+        _check_rgb(in_chans)
         super().__init__(num_classes=num_classes, dropout=drop_rate)
         self.num_classes = num_classes
         self.num_features = 256
@@ -120,12 +120,12 @@ class AlexNet(torchvision.models.AlexNet):  # type: ignore[misc]
             raise ValueError("alexnet has no activation checkpointing")
 
 
-def _only_rgb(in_chans: int) -> None:
+def _check_rgb(in_chans: int) -> None:
     if in_chans != 3:
         raise ValueError(f"torchvision's weights read 3 channels, not {in_chans}")
 
 
-def _without_auxiliary_heads(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def _drop_auxiliary_heads(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Drop the auxiliary classifiers, which serve only training from scratch."""
     del model
     return {name: value for name, value in state.items() if not name.startswith(("aux1.", "aux2."))}
@@ -162,7 +162,7 @@ def googlenet(pretrained: bool = False, **kwargs: Any) -> GoogLeNet:
         GoogLeNet,
         "googlenet",
         pretrained,
-        pretrained_filter_fn=_without_auxiliary_heads,
+        pretrained_filter_fn=_drop_auxiliary_heads,
         **kwargs,
     )
     return model

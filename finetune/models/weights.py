@@ -11,7 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune.errors import FinetuneError, ModelError
-from finetune.models.hub import HubWeights, cached_or_reachable, discard, hub_weights, remedy
+from finetune.models.hub import (
+    HubWeights,
+    check_cached_or_reachable,
+    discard,
+    find_hub_weights,
+    suggest_remedy,
+)
 from finetune.system.files import explain_disk_error
 
 
@@ -24,14 +30,14 @@ class WeightsSource:
         pretrained: Whether there are any.
         overlay: Overrides of the network's config.
         hub: What timm would download; None for local files.
-        cached: The file that an earlier download left; None if there is none.
+        cached_file: The file that an earlier download left; None if there is none.
     """
 
     label: str
     pretrained: bool
     overlay: dict[str, Any]
     hub: HubWeights | None = None
-    cached: Path | None = None
+    cached_file: Path | None = None
 
 
 def is_pretrained(weights: str) -> bool:
@@ -39,7 +45,7 @@ def is_pretrained(weights: str) -> bool:
     return weights != "random"
 
 
-def weights_source(weights: str, backbone: str) -> WeightsSource:
+def resolve_weights_source(weights: str, backbone: str) -> WeightsSource:
     """Return the source behind ``--weights``, files already read.
 
     Raises:
@@ -48,8 +54,8 @@ def weights_source(weights: str, backbone: str) -> WeightsSource:
     if weights == "random":
         return WeightsSource("random", False, {})
     if weights == "hub":
-        found = hub_weights(backbone)
-        cached = None if found is None else cached_or_reachable(found, backbone)
+        found = find_hub_weights(backbone)
+        cached = None if found is None else check_cached_or_reachable(found, backbone)
         return WeightsSource(f"hub ({backbone})", True, {}, found, cached)
     path = Path(weights).expanduser()
     if not path.exists():
@@ -59,14 +65,14 @@ def weights_source(weights: str, backbone: str) -> WeightsSource:
     cfg: dict[str, Any] = {}
     file = path
     if path.is_dir():
-        file, cfg = _timm_folder(path, backbone)
+        file, cfg = _read_timm_folder(path, backbone)
     # another number of classes than any model has makes timm leave the old classifier out
     return WeightsSource(
         str(path), True, {**cfg, "state_dict": read_state_dict(file), "num_classes": -1}
     )
 
 
-def _timm_folder(path: Path, backbone: str) -> tuple[Path, dict[str, Any]]:
+def _read_timm_folder(path: Path, backbone: str) -> tuple[Path, dict[str, Any]]:
     """Return the weights file and the preprocessing of a timm folder, bundle or run folder."""
     folder = path / "bundle" if (path / "bundle" / "config.json").is_file() else path
     try:
@@ -103,7 +109,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{path} cannot be read as weights: {first_line(error)}. Give a state dict saved by "
+            f"{path} cannot be read as weights: {extract_first_line(error)}. Give a state dict saved by "
             f"torch.save or a .safetensors file."
         ) from error
     except Exception as error:  # pickle.UnpicklingError and whatever a damaged pickle raises
@@ -124,14 +130,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     }
 
 
-def first_line(error: Exception) -> str:
+def extract_first_line(error: Exception) -> str:
     """Return what matters of a library's message, in one line without a full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [repr(error)])[0]
     return text[:300].rstrip(".")
 
 
-def hub_error(backbone: str, source: WeightsSource, error: Exception) -> FinetuneError | None:
+def explain_hub_error(
+    backbone: str, source: WeightsSource, error: Exception
+) -> FinetuneError | None:
     """Return why the hub's weights did not come, or None where they came and are whole.
 
     What came damaged just now, from a connection that broke off, is removed from the cache.
@@ -142,15 +150,15 @@ def hub_error(backbone: str, source: WeightsSource, error: Exception) -> Finetun
     full = explain_disk_error(error, place, "Free it, or choose another with HF_HOME, TORCH_HOME.")
     if full is not None:
         return full
-    file = source.hub.cached()
+    file = source.hub.find_cached()
     if file is None:
         return ModelError(
             f"The weights of '{backbone}' could not be fetched from {source.hub.address}: "
-            f"{first_line(error)}. {remedy(backbone)}"
+            f"{extract_first_line(error)}. {suggest_remedy(backbone)}"
         )
     if not is_damaged(file):
         return None
-    if source.cached is None:
+    if source.cached_file is None:
         discard(file)
         return ModelError(
             f"The weights of '{backbone}' came damaged from {source.hub.address}: the connection "

@@ -9,11 +9,11 @@ import timm
 from finetune.errors import ModelError
 
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
-_HASH = re.compile(r"-[0-9a-f]{6,64}")
-_MOST_NAMED = 12
+_HASH_SUFFIX = re.compile(r"-[0-9a-f]{6,64}")
+_MAX_LISTED = 12
 
 
-def weights_in(folder: Path, backbone: str) -> Path:
+def find_weights(folder: Path, backbone: str) -> Path:
     """Return the file, or the timm folder, that holds a backbone's weights.
 
     In this order: a name that is the backbone's, with its tag or without; one with a hash after it
@@ -28,7 +28,7 @@ def weights_in(folder: Path, backbone: str) -> Path:
     Raises:
         ModelError: None or more than one fits best; says what was looked for, and what lies there.
     """
-    found = sorted(_ranked(folder, backbone))
+    found = sorted(_rank_candidates(folder, backbone))
     best = [path for rank, path in found if rank == found[0][0]]
     if len(best) == 1:
         return best[0]
@@ -37,17 +37,17 @@ def weights_in(folder: Path, backbone: str) -> Path:
             f"Several weights for '{backbone}' lie in {folder}: "
             f"{', '.join(path.name for path in best)}. Keep one of them there."
         )
-    name = _architecture(backbone)
+    name = _strip_tag(backbone)
     raise ModelError(
         f"{folder} holds no weights for '{backbone}': neither {name}.pth, {name}-<hash>.pth or "
         f"{name}_<anything>.pth ({', '.join(_SUFFIXES)}) nor a timm folder {name}/. There are: "
-        f"{_listed(folder)}."
+        f"{_format_listing(folder)}."
     )
 
 
-def _ranked(folder: Path, backbone: str) -> Iterator[tuple[int, Path]]:
+def _rank_candidates(folder: Path, backbone: str) -> Iterator[tuple[int, Path]]:
     """Yield what may hold the weights, the best with the least number."""
-    name = _architecture(backbone)
+    name = _strip_tag(backbone)
     for path in folder.iterdir():
         if path.is_dir():
             if path.name in (backbone, name) and _is_timm_folder(path):
@@ -60,13 +60,13 @@ def _ranked(folder: Path, backbone: str) -> Iterator[tuple[int, Path]]:
             yield 0, path
         elif stem == name:
             yield 1, path
-        elif stem.startswith(name) and _HASH.fullmatch(stem, len(name)):
+        elif stem.startswith(name) and _HASH_SUFFIX.fullmatch(stem, len(name)):
             yield 2, path
-        elif _owner(stem) == name and not _is_of_another_tag(stem, backbone):
+        elif _match_backbone(stem) == name and not _has_other_tag(stem, backbone):
             yield 4, path
 
 
-def _architecture(backbone: str) -> str:
+def _strip_tag(backbone: str) -> str:
     return backbone.partition(".")[0]
 
 
@@ -74,19 +74,19 @@ def _is_timm_folder(path: Path) -> bool:
     return any((folder / "config.json").is_file() for folder in (path, path / "bundle"))
 
 
-def _owner(stem: str) -> str | None:
+def _match_backbone(stem: str) -> str | None:
     """Return the longest name of a backbone, without a tag, that a file's name begins with."""
-    stem = _architecture(stem)
+    stem = _strip_tag(stem)
     ends = [match.start() for match in re.finditer(r"[-_]", stem)] + [len(stem)]
     return next((stem[:end] for end in reversed(ends) if timm.is_model(stem[:end])), None)
 
 
-def _is_of_another_tag(stem: str, backbone: str) -> bool:
-    return "." in backbone and stem.startswith(f"{_architecture(backbone)}.")
+def _has_other_tag(stem: str, backbone: str) -> bool:
+    return "." in backbone and stem.startswith(f"{_strip_tag(backbone)}.")
 
 
-def _listed(folder: Path) -> str:
+def _format_listing(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
-    more = len(names) - _MOST_NAMED
-    shown = ", ".join(names[:_MOST_NAMED]) or "nothing"
+    more = len(names) - _MAX_LISTED
+    shown = ", ".join(names[:_MAX_LISTED]) or "nothing"
     return f"{shown} and {more} more" if more > 0 else shown

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from finetune.models.graph_split import Halves
-from finetune.models.head import head_inputs
+from finetune.models.graph_split import SplitNetwork
+from finetune.models.head import capture_head_inputs
 
 
 @dataclass(frozen=True, slots=True)
-class MapForm:
+class ActivationLayout:
     """What the maps of an image are.
 
     Attributes:
@@ -22,49 +22,51 @@ class MapForm:
     channels_last: bool
 
     @classmethod
-    def of(cls, maps: Tensor) -> "MapForm":
+    def from_activations(cls, activations: Tensor) -> "ActivationLayout":
         """Return the form of some images' maps (B, ...)."""
-        last = maps.ndim == 4 and maps.is_contiguous(memory_format=torch.channels_last)
-        return cls(maps.shape[1:], last)
+        last = activations.ndim == 4 and activations.is_contiguous(
+            memory_format=torch.channels_last
+        )
+        return cls(activations.shape[1:], last)
 
-    def ready(self, rows: Tensor, device: torch.device) -> Tensor:
+    def unflatten(self, rows: Tensor, device: torch.device) -> Tensor:
         """Return kept rows (B, D) as maps (B, ...) on a device."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return rows.view(-1, *self.shape).to(device, memory_format=layout)
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class FeatureExtractor:
     """Asks a network about images.
 
     Attributes:
         network: Takes normalised images (B, 3, H, W).
         head: Its classifier, whose input is the first answer.
-        halves: Where it is cut; the maps there are the second answer. None asks for one alone.
+        split: Where it is cut; the maps there are the second answer. None asks for one alone.
     """
 
     network: nn.Module
     head: nn.Linear
-    halves: Halves | None = None
+    split: SplitNetwork | None = None
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def output_names(self) -> tuple[str, ...]:
         """What tells each answer of this network from the others."""
-        return ("features",) if self.halves is None else ("features", f"maps-{self.halves.at}")
+        return ("features",) if self.split is None else ("features", f"maps-{self.split.node_name}")
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Return the answers, each (B, D)."""
-        with head_inputs(self.head) as seen:
-            if self.halves is None:
+        with capture_head_inputs(self.head) as seen:
+            if self.split is None:
                 self.network(images)
                 return seen[:1]
-            maps = self.halves.first(images)
-            self.halves.second(maps)
+            maps = self.split.trunk(images)
+            self.split.last_stage(maps)
         return [seen[0], maps.flatten(1)]
 
-    def map_form(self, image: Tensor) -> MapForm | None:
+    def compute_activation_layout(self, image: Tensor) -> ActivationLayout | None:
         """Return what the maps of an image are, from an example (1, 3, H, W); None without."""
-        if self.halves is None:
+        if self.split is None:
             return None
         with torch.inference_mode():
-            return MapForm.of(self.halves.first(image))
+            return ActivationLayout.from_activations(self.split.trunk(image))

@@ -19,18 +19,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from finetune.bundle.model_card import CARD_KEY
-from finetune.distributed.rendezvous import Meeting
+from finetune.distributed.rendezvous import Rendezvous
 from finetune.evaluation.metrics import evaluate_probabilities
 from finetune.models.classifier import ImageClassifier
-from finetune.models.eval_mode import in_eval_mode
-from finetune.models.graph_split import cut_last_groups
-from finetune.models.head import linear_head, set_head
-from finetune.probe.cross_validation import Fitted, fit_head
-from finetune.probe.extraction import FeaturePlan, Features
-from finetune.probe.extractor import Answers
-from finetune.probe.feature_store import StoredFeatures, Views
-from finetune.probe.last_stage import KeptMaps, Outcome, TailPlan, fit_tail
-from finetune.system.files import atomic_file
+from finetune.models.eval_mode import eval_mode
+from finetune.models.graph_split import split_last_groups
+from finetune.models.head import find_linear_head, set_head
+from finetune.probe.cross_validation import CrossValidatedHead, fit_head
+from finetune.probe.extraction import CachedFeatureExtractor, ExtractionPlan
+from finetune.probe.extractor import FeatureExtractor
+from finetune.probe.feature_store import StoredFeatures, ViewSpec
+from finetune.probe.last_stage import (
+    CachedActivations,
+    LastStagePlan,
+    LastStageResult,
+    fit_last_stage,
+)
+from finetune.system.files import write_file_atomically
 from finetune.types import Reporter
 
 PROBE_KEY = "probe"
@@ -61,36 +66,36 @@ class ProbePlan:
         val: What it is measured on.
         classes: Names in index order.
         views: What the head sees of each training image.
-        features: How the backbone is asked.
-        offset: Added to the logits in the fit alone, shape (K,); None adds nothing.
-        shift: Added to the logits of validation images, shape (K,); None adds nothing.
-        tail: How more than the head is trained; None for the head alone.
+        extraction: How the backbone is asked.
+        logit_offset: Added to the logits in the fit alone, shape (K,); None adds nothing.
+        eval_logit_shift: Added to the logits of validation images, shape (K,); None adds nothing.
+        last_stage: How more than the head is trained; None for the head alone.
     """
 
     train: ProbeImages
     val: ProbeImages
     classes: tuple[str, ...]
-    views: Views
-    features: FeaturePlan
-    offset: Tensor | None = None
-    shift: Tensor | None = None
-    tail: TailPlan | None = None
+    views: ViewSpec
+    extraction: ExtractionPlan
+    logit_offset: Tensor | None = None
+    eval_logit_shift: Tensor | None = None
+    last_stage: LastStagePlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class ProbeResult:
     """What came of it.
 
     Attributes:
         features: Of the training images and of the validation images, as evaluation sees them.
-        fitted: The head, and how it was chosen.
+        cv_head: The head, and how it was chosen.
         train_loss: Weighted mean loss of the training images.
         metrics: Of the validation images, by name.
-        judged: Rows of the images that a head judged without having seen them, of the training
+        held_out_rows: Rows of the images that a head judged without having seen them, of the training
             images and, after them, the validation images, ascending, shape (M,).
-        beliefs: Their class probabilities, as fitted, float32, shape (M, K).
-        right: Whether each validation image comes out right, shape (N,).
-        tail_passes: Passes over kept maps after which the last layers were best; 0 where the head
+        held_out_probabilities: Their class probabilities, as fitted, float32, shape (M, K).
+        is_correct: Whether each validation image comes out right, shape (N,).
+        last_stage_passes: Passes over kept maps after which the last layers were best; 0 where the head
             alone was, None where nothing else was trained.
         head_metrics: Of the validation images by the head alone.
         seconds: All of it.
@@ -99,28 +104,28 @@ class Probe:
     """
 
     features: tuple[StoredFeatures, StoredFeatures]
-    fitted: Fitted
+    cv_head: CrossValidatedHead
     train_loss: float
     metrics: Mapping[str, float]
-    judged: NDArray[np.int64]
-    beliefs: Tensor
-    right: NDArray[np.bool_]
-    tail_passes: int | None
+    held_out_rows: NDArray[np.int64]
+    held_out_probabilities: Tensor
+    is_correct: NDArray[np.bool_]
+    last_stage_passes: int | None
     head_metrics: Mapping[str, float]
     seconds: float
     num_images: int
     num_computed: int
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
-            "metrics": _plain(self.metrics),
+            "metrics": _to_floats(self.metrics),
             "train_loss": self.train_loss,
-            "penalty": self.fitted.penalty,
-            "held_out_accuracy": self.fitted.held_out_accuracy,
-            "held_out_loss": self.fitted.held_out_loss,
-            "tail_passes": self.tail_passes,
-            "head_metrics": _plain(self.head_metrics),
+            "penalty": self.cv_head.penalty,
+            "held_out_accuracy": self.cv_head.held_out_accuracy,
+            "held_out_loss": self.cv_head.held_out_loss,
+            "tail_passes": self.last_stage_passes,
+            "head_metrics": _to_floats(self.head_metrics),
             "images": self.num_images,
             "images_computed": self.num_computed,
             "seconds": round(self.seconds, 3),
@@ -132,9 +137,9 @@ def fit_probe(
     plan: ProbePlan,
     *,
     device: torch.device,
-    met: Meeting | None,
+    rendezvous: Rendezvous | None,
     reporter: Reporter,
-) -> Probe | None:
+) -> ProbeResult | None:
     """Fit the head of a network to features of its backbone, and put it there, on rank 0.
 
     Where the plan goes deeper, the last layers are trained after it, and stay as they were where
@@ -145,7 +150,7 @@ def fit_probe(
         classifier: Whose head is fitted; it is left on the device.
         plan: Images and ways.
         device: Of this rank.
-        met: The ranks; None for one alone.
+        rendezvous: The ranks; None for one alone.
         reporter: Told of the progress.
 
     Returns:
@@ -159,115 +164,136 @@ def fit_probe(
     """
     start = time.monotonic()
     classifier.to(device)
-    if met is not None:
-        with_weights_of_rank_0(classifier)
-    with in_eval_mode(classifier):
-        answers = answers_of(classifier.network, plan.tail)
-        features = Features(answers, plan.features, device=device, met=met, reporter=reporter)
-        train = features.of(plan.train.paths, plan.views)
-        val = features.of(plan.val.paths)
-        if met is not None and met.launch.rank > 0:
+    if rendezvous is not None:
+        broadcast_weights(classifier)
+    with eval_mode(classifier):
+        answers = create_feature_extractor(classifier.network, plan.last_stage)
+        features = CachedFeatureExtractor(
+            answers, plan.extraction, device=device, rendezvous=rendezvous, reporter=reporter
+        )
+        train = features.extract(plan.train.paths, plan.views)
+        val = features.extract(plan.val.paths)
+        if rendezvous is not None and rendezvous.launch.rank > 0:
             return None
         labels, weights = plan.train.labels, plan.train.weights
         fitted = fit_head(
-            train[0], labels, weights, num_classes=len(plan.classes), offset=plan.offset
+            train[0], labels, weights, num_classes=len(plan.classes), logit_offset=plan.logit_offset
         )
         set_head(answers.head, weight=fitted.head.weight, bias=fitted.head.bias)
-        best = alone = Outcome(
-            passes=0,
-            train_loss=_mean_loss(fitted.head.logits(train[0][0]), plan),
-            probabilities=fitted.head.logits(val[0][0]).softmax(dim=1),
+        best = alone = LastStageResult(
+            num_passes=0,
+            train_loss=_compute_mean_loss(fitted.head.compute_logits(train[0][0]), plan),
+            probabilities=fitted.head.compute_logits(val[0][0]).softmax(dim=1),
         )
-        if plan.tail is not None:
-            best = fit_tail(
+        if plan.last_stage is not None:
+            best = fit_last_stage(
                 classifier,
-                plan.tail,
-                KeptMaps(
-                    answers, features.map_form, train[1], val[1][0], labels, weights, plan.offset
+                plan.last_stage,
+                CachedActivations(
+                    answers,
+                    features.activation_layout,
+                    train[1],
+                    val[1][0],
+                    labels,
+                    weights,
+                    plan.logit_offset,
                 ),
-                partial(_metrics, plan=plan),
-                alone=alone,
+                partial(_compute_metrics, plan=plan),
+                head_result=alone,
                 device=device,
-                met=met,
+                rendezvous=rendezvous,
                 reporter=reporter,
             )
-    return Probe(
+    return ProbeResult(
         features=(train[0][0], val[0][0]),
-        fitted=fitted,
+        cv_head=fitted,
         train_loss=best.train_loss,
-        metrics=_metrics(best.probabilities, plan),
-        judged=np.concatenate(
+        metrics=_compute_metrics(best.probabilities, plan),
+        held_out_rows=np.concatenate(
             [fitted.held_out_rows, len(labels) + np.arange(len(plan.val.labels))]
         ),
-        beliefs=torch.cat([fitted.held_out, _as_fitted(fitted.head.logits(val[0][0]), plan)]),
-        right=(_shifted(best.probabilities, plan).argmax(dim=1).numpy() == plan.val.labels),
-        tail_passes=None if plan.tail is None else best.passes,
-        head_metrics=_metrics(alone.probabilities, plan),
+        held_out_probabilities=torch.cat(
+            [
+                fitted.held_out_probabilities,
+                _compute_training_probabilities(fitted.head.compute_logits(val[0][0]), plan),
+            ]
+        ),
+        is_correct=(
+            _shift_probabilities(best.probabilities, plan).argmax(dim=1).numpy() == plan.val.labels
+        ),
+        last_stage_passes=None if plan.last_stage is None else best.num_passes,
+        head_metrics=_compute_metrics(alone.probabilities, plan),
         seconds=time.monotonic() - start,
         num_images=len(plan.train.paths) + len(plan.val.paths),
         num_computed=features.num_computed,
     )
 
 
-def answers_of(network: nn.Module, tail: TailPlan | None) -> Answers:
+def create_feature_extractor(
+    network: nn.Module, last_stage: LastStagePlan | None
+) -> FeatureExtractor:
     """Return what asks a network, for its head alone or with the maps that a tail learns from."""
-    head = linear_head(network)
+    head = find_linear_head(network)
     assert head is not None, "looked for by who plans"
-    return Answers(network, head, None if tail is None else cut_last_groups(network, tail.depth))
+    return FeatureExtractor(
+        network, head, None if last_stage is None else split_last_groups(network, last_stage.depth)
+    )
 
 
-def _metrics(probabilities: Tensor, plan: ProbePlan) -> Mapping[str, float]:
+def _compute_metrics(probabilities: Tensor, plan: ProbePlan) -> Mapping[str, float]:
     """Return the metrics of the validation images by their class probabilities (N, K)."""
     of_val = torch.from_numpy(plan.val.labels)
     counts = np.bincount(plan.train.labels, minlength=len(plan.classes)).tolist()
     return evaluate_probabilities(
-        _shifted(probabilities, plan), of_val, classes=plan.classes, train_counts=counts
+        _shift_probabilities(probabilities, plan), of_val, classes=plan.classes, train_counts=counts
     ).metrics
 
 
-def _as_fitted(logits: Tensor, plan: ProbePlan) -> Tensor:
+def _compute_training_probabilities(logits: Tensor, plan: ProbePlan) -> Tensor:
     """Return class probabilities with what the loss of the fit adds to logits (N, K)."""
-    return (logits if plan.offset is None else logits + plan.offset).softmax(dim=1)
+    return (logits if plan.logit_offset is None else logits + plan.logit_offset).softmax(dim=1)
 
 
-def _shifted(probabilities: Tensor, plan: ProbePlan) -> Tensor:
+def _shift_probabilities(probabilities: Tensor, plan: ProbePlan) -> Tensor:
     """Return probabilities (N, K) as of logits that the plan's shift was added to."""
-    if plan.shift is None:
+    if plan.eval_logit_shift is None:
         return probabilities
-    return (probabilities.clamp_min(torch.finfo(torch.float32).tiny).log() + plan.shift).softmax(1)
+    return (
+        probabilities.clamp_min(torch.finfo(torch.float32).tiny).log() + plan.eval_logit_shift
+    ).softmax(1)
 
 
-def _plain(metrics: Mapping[str, float]) -> dict[str, float]:
+def _to_floats(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def with_weights_of_rank_0(classifier: ImageClassifier) -> None:
+def broadcast_weights(classifier: ImageClassifier) -> None:
     """Give all ranks the parameters and buffers that rank 0 alone has read."""
     for tensor in classifier.state_dict().values():
         dist.broadcast(tensor, src=0)
 
 
-def save_probe(module: nn.Module, card: Mapping[str, Any], found: Probe, file: Path) -> None:
+def save_probe(module: nn.Module, card: Mapping[str, Any], result: ProbeResult, file: Path) -> None:
     """Write a network that ends in a fitted head as the best model so far.
 
     Raises:
         StorageError: The disk is full or fails.
     """
     state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-    checkpoint = {"state_dict": state, CARD_KEY: card, PROBE_KEY: found.as_json()}
-    with atomic_file(file) as temporary, temporary.open("wb") as stream:
+    checkpoint = {"state_dict": state, CARD_KEY: card, PROBE_KEY: result.to_json()}
+    with write_file_atomically(file) as temporary, temporary.open("wb") as stream:
         torch.save(checkpoint, stream)
 
 
-def is_probe(file: Path) -> bool:
+def is_probe_checkpoint(file: Path) -> bool:
     """Tell whether a checkpoint was written by ``save_probe``."""
     return PROBE_KEY in torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
-def _mean_loss(logits: Tensor, plan: ProbePlan) -> float:
+def _compute_mean_loss(logits: Tensor, plan: ProbePlan) -> float:
     images = plan.train
     labels = torch.from_numpy(images.labels)
     share = torch.from_numpy(images.weights / images.weights.sum()).float()
-    if plan.offset is not None:
-        logits = logits + plan.offset
+    if plan.logit_offset is not None:
+        logits = logits + plan.logit_offset
     return -float(logits.log_softmax(dim=1).gather(1, labels[:, None])[:, 0] @ share)

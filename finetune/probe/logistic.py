@@ -14,15 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_PART_ROWS = 8192
-_KEPT_NUMBERS = 2**24
+_CHUNK_ROWS = 8192
+_MAX_CACHED_VALUES = 2**24
 """Of a table that is kept in memory: 64 MiB."""
 
-_HISTORY = 10
+_HISTORY_SIZE = 10
 _MAX_ITERATIONS = 200
 
 
-class Rows(Protocol):
+class FeatureArray(Protocol):
     """Features, float32, of which a slice at a time is read.
 
     Attributes:
@@ -49,17 +49,17 @@ class LinearHead:
     weight: Tensor
     bias: Tensor
 
-    def logits(self, features: Rows) -> Tensor:
+    def compute_logits(self, features: FeatureArray) -> Tensor:
         """Return logits, shape (N, K)."""
         parts = [
             torch.from_numpy(features[rows]) @ self.weight.T + self.bias
-            for rows in _parts(features.shape[0])
+            for rows in _iter_slices(features.shape[0])
         ]
         return torch.cat(parts) if parts else torch.empty(0, len(self.bias))
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class LogisticProblem:
     """What some heads are fitted to, each to rows of weights of its own.
 
     Attributes:
@@ -69,7 +69,7 @@ class Problem:
         num_classes: K.
     """
 
-    features: Rows
+    features: FeatureArray
     labels: NDArray[np.int64]
     weights: NDArray[np.float64]
     num_classes: int
@@ -86,19 +86,21 @@ class HeadFitter:
         tolerance: Largest component of the gradient at the end.
     """
 
-    def __init__(self, problem: Problem, *, tolerance: float = 1e-5) -> None:
+    def __init__(self, problem: LogisticProblem, *, tolerance: float = 1e-5) -> None:
         self.problem = problem
         self.tolerance = tolerance
         weights = torch.from_numpy(problem.weights)
         # where all rows of a head have no weight it stays as it began
-        self._share = (weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)).float()
+        self._sample_weights = (weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)).float()
         self._labels = torch.from_numpy(problem.labels)
         num_rows, columns = problem.features.shape
         # a small table would otherwise be copied out of its file some thousand times
-        is_small = num_rows * columns <= _KEPT_NUMBERS
-        self._kept = [torch.from_numpy(problem.features[:])] if is_small else None
-        self._mean, self._norm, covariance = self._moments()
-        self._spread, self._axes = (part.float() for part in torch.linalg.eigh(covariance))
+        is_small = num_rows * columns <= _MAX_CACHED_VALUES
+        self._cached_features = [torch.from_numpy(problem.features[:])] if is_small else None
+        self._mean, self._norm, covariance = self._compute_moments()
+        self._eigenvalues, self._eigenvectors = (
+            part.float() for part in torch.linalg.eigh(covariance)
+        )
         # along the axes of the features' spread, scaled
         self._weight = torch.zeros(len(weights), problem.num_classes, columns)
         self._bias = torch.zeros(len(weights), problem.num_classes)
@@ -110,7 +112,7 @@ class HeadFitter:
         """
         # the curvature of the loss is at most half of the spread of the features (Boehning 1992),
         # and about as uneven: in steps of its square root all directions are alike
-        steps = (0.5 * self._spread.clamp(min=0) + penalty).rsqrt()
+        steps = (0.5 * self._eigenvalues.clamp(min=0) + penalty).rsqrt()
         moved = (self._weight / steps).requires_grad_()
         bias = self._bias.clone().requires_grad_()
         optimizer = torch.optim.LBFGS(
@@ -118,35 +120,39 @@ class HeadFitter:
             max_iter=_MAX_ITERATIONS,
             tolerance_grad=self.tolerance,
             tolerance_change=1e-9,
-            history_size=_HISTORY,
+            history_size=_HISTORY_SIZE,
             line_search_fn="strong_wolfe",
         )
 
         def loss() -> float:
             with torch.no_grad():
-                value, by_weight, bias.grad = self._loss(moved * steps, bias, penalty)
+                value, by_weight, bias.grad = self._compute_loss_and_grad(
+                    moved * steps, bias, penalty
+                )
                 moved.grad = by_weight * steps
             return value
 
         optimizer.step(loss)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             self._weight, self._bias = moved * steps, bias.clone()
-            heads = zip(*self._unscaled(self._weight, self._bias), strict=True)
+            heads = zip(*self._unscale(self._weight, self._bias), strict=True)
             return [LinearHead(*head) for head in heads]
 
-    def _unscaled(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def _unscale(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights (H, K, D) and biases (H, K) for features as they are."""
-        weight = weight @ self._axes.T / self._norm
+        weight = weight @ self._eigenvectors.T / self._norm
         return weight, bias - weight @ self._mean
 
-    def _loss(self, weight: Tensor, bias: Tensor, penalty: float) -> tuple[float, Tensor, Tensor]:
+    def _compute_loss_and_grad(
+        self, weight: Tensor, bias: Tensor, penalty: float
+    ) -> tuple[float, Tensor, Tensor]:
         """Return the sum of the heads' losses and its gradients, in closed form."""
-        plain, offset = self._unscaled(weight, bias)
+        plain, offset = self._unscale(weight, bias)
         table = plain.flatten(0, 1)
         loss = penalty / 2 * float(weight.square().sum())
         by_weight, by_bias = torch.zeros_like(table), torch.zeros_like(offset.flatten())
-        for rows, features in self._parts():
-            share, labels = self._share[:, rows].T, self._labels[rows, None, None]
+        for rows, features in self._iter_chunks():
+            share, labels = self._sample_weights[:, rows].T, self._labels[rows, None, None]
             labels = labels.expand(-1, len(bias), 1)
             logits = torch.addmm(offset.flatten(), features, table.T)
             error = logits.view(len(features), *bias.shape).log_softmax(dim=2)
@@ -155,16 +161,16 @@ class HeadFitter:
             error = error.mul_(share[..., None]).flatten(1)
             by_weight += error.T @ features
             by_bias += error.sum(dim=0)
-        scaled = (by_weight - torch.outer(by_bias, self._mean)) / self._norm @ self._axes
+        scaled = (by_weight - torch.outer(by_bias, self._mean)) / self._norm @ self._eigenvectors
         return loss, scaled.view_as(weight) + penalty * weight, by_bias.view_as(bias)
 
-    def _moments(self) -> tuple[Tensor, float, Tensor]:
+    def _compute_moments(self) -> tuple[Tensor, float, Tensor]:
         """Return the features' mean (D,), their norm around it, and their covariance, scaled."""
         columns = self.problem.features.shape[1]
         mean = torch.zeros(columns, dtype=torch.float64)
         square = torch.zeros(columns, columns, dtype=torch.float64)
-        of_all = self._share.double().mean(dim=0)
-        for rows, part in self._parts():
+        of_all = self._sample_weights.double().mean(dim=0)
+        for rows, part in self._iter_chunks():
             exact = part.double()
             mean += of_all[rows] @ exact
             square += exact.T @ (of_all[rows, None] * exact)
@@ -172,14 +178,14 @@ class HeadFitter:
         norm = max(0.0, float(covariance.trace())) ** 0.5 or 1.0
         return mean.float(), norm, covariance / norm**2
 
-    def _parts(self) -> Iterator[tuple[slice, Tensor]]:
-        if self._kept is not None:
-            yield slice(None), self._kept[0]
+    def _iter_chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        if self._cached_features is not None:
+            yield slice(None), self._cached_features[0]
             return
-        for rows in _parts(len(self._labels)):
+        for rows in _iter_slices(len(self._labels)):
             yield rows, torch.from_numpy(self.problem.features[rows])
 
 
-def _parts(num_rows: int) -> Iterator[slice]:
-    for first in range(0, num_rows, _PART_ROWS):
-        yield slice(first, first + _PART_ROWS)
+def _iter_slices(num_rows: int) -> Iterator[slice]:
+    for first in range(0, num_rows, _CHUNK_ROWS):
+        yield slice(first, first + _CHUNK_ROWS)

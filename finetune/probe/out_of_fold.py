@@ -8,32 +8,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.models.classifier import ImageClassifier
-from finetune.models.eval_mode import in_eval_mode
+from finetune.models.eval_mode import eval_mode
 from finetune.probe.cross_validation import fit_head
-from finetune.probe.extraction import Features
+from finetune.probe.extraction import CachedFeatureExtractor
 from finetune.probe.feature_store import StoredFeatures
-from finetune.probe.linear_probe import ProbePlan, answers_of
+from finetune.probe.linear_probe import ProbePlan, create_feature_extractor
 from finetune.types import Reporter
 
 
 @dataclass(frozen=True, slots=True)
-class OutOfFold:
+class OutOfFoldPredictions:
     """What heads say of images that they have not seen.
 
     Attributes:
         features: Of the N images.
         rows: Which of them were judged, ascending, shape (M,).
-        beliefs: Their class probabilities, float32, shape (M, K).
+        probabilities: Their class probabilities, float32, shape (M, K).
     """
 
     features: StoredFeatures
     rows: NDArray[np.int64]
-    beliefs: Tensor
+    probabilities: Tensor
 
 
-def out_of_fold(
+def predict_out_of_fold(
     classifier: ImageClassifier, plan: ProbePlan, *, device: torch.device, reporter: Reporter
-) -> OutOfFold:
+) -> OutOfFoldPredictions:
     """Return what heads say of training images that they have not seen.
 
     Args:
@@ -48,11 +48,13 @@ def out_of_fold(
         TrainingError: The features are no numbers, or the memory does not suffice.
     """
     classifier.to(device)
-    with in_eval_mode(classifier):
-        answers = answers_of(classifier.network, None)
-        features = Features(answers, plan.features, device=device, met=None, reporter=reporter)
-        (seen,) = features.of(plan.train.paths)
+    with eval_mode(classifier):
+        answers = create_feature_extractor(classifier.network, None)
+        features = CachedFeatureExtractor(
+            answers, plan.extraction, device=device, rendezvous=None, reporter=reporter
+        )
+        (seen,) = features.extract(plan.train.paths)
     labels = plan.train.labels
     every_class = len(plan.classes)
     fitted = fit_head(seen, labels, np.ones(len(labels)), num_classes=every_class)
-    return OutOfFold(seen[0], fitted.held_out_rows, fitted.held_out)
+    return OutOfFoldPredictions(seen[0], fitted.held_out_rows, fitted.held_out_probabilities)

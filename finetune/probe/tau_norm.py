@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-TAUS = (0.0, 0.25, 0.5, 0.75, 1.0)
+TAU_GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 """What tau is chosen from."""
 
 
-def tau_normalised(weight: Tensor, bias: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+def apply_tau_normalisation(weight: Tensor, bias: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     """Return a head whose classes count alike however large their weights have grown.
 
     Kang et al. 2020, section 4.3 (https://arxiv.org/abs/1910.09217): the norms of a classifier's

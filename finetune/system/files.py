@@ -12,7 +12,7 @@ from pathlib import Path
 
 from finetune.errors import FinetuneError, StorageError
 
-_PART = ".part"
+_TEMP_SUFFIX = ".part"
 """Ends the names of what is being written."""
 
 _DISK_ERRORS = {
@@ -28,7 +28,7 @@ _DISK_ERRORS = {
 }
 
 
-_LIBRARIES_SAY = (
+_LIBRARY_DISK_ERRORS = (
     "PytorchStreamWriter failed",
     "file write failed",
     "database or disk is full",
@@ -44,59 +44,61 @@ _REMEDY = (
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def write_file_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that becomes ``path`` when the block ends well.
 
     Raises:
         StorageError: The disk is full, read-only or fails; nothing of the file is left behind.
     """
-    with disk_errors_explained(path):
+    with translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=_TEMP_SUFFIX, dir=path.parent
+        )
         os.close(handle)
         temporary = Path(name)
         try:
             yield temporary
-            temporary.chmod(0o666 & ~_umask())
-            _sync(temporary)
+            temporary.chmod(0o666 & ~_get_umask())
+            _fsync(temporary)
             temporary.replace(path)
-            _sync(path.parent)
+            _fsync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def write_folder_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path`` that replaces ``path`` when the block ends well.
 
     Raises:
         StorageError: The disk is full, read-only or fails; nothing of the folder is left behind.
     """
-    with disk_errors_explained(path):
+    with translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary_folder(path)
+        temporary = _make_temp_folder(path)
         try:
             yield temporary
-            temporary.chmod(0o777 & ~_umask())
+            temporary.chmod(0o777 & ~_get_umask())
             for file in temporary.rglob("*"):
                 if file.is_file():  # safetensors makes files that only their owner reads
-                    file.chmod(0o666 & ~_umask())
-                _sync(file)
+                    file.chmod(0o666 & ~_get_umask())
+                _fsync(file)
             if path.is_dir():
-                old = _temporary_folder(path)
+                old = _make_temp_folder(path)
                 path.replace(old)
                 temporary.replace(path)
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 temporary.replace(path)
-            _sync(path.parent)
+            _fsync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_stale_temp_files(folder: Path) -> None:
     """Remove what a killed process was writing below a folder that nobody else writes to."""
-    for left in sorted(folder.rglob(f".*{_PART}")):
+    for left in sorted(folder.rglob(f".*{_TEMP_SUFFIX}")):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:
@@ -104,9 +106,9 @@ def remove_leftovers(folder: Path) -> None:
                 left.unlink(missing_ok=True)
 
 
-def remove_drafts(folder: Path) -> None:
+def remove_stale_temp_folders(folder: Path) -> None:
     """Remove what a killed process left beside a folder that it was about to make."""
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{_PART}"):
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{_TEMP_SUFFIX}"):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -120,13 +122,13 @@ def check_writable(path: Path, remedy: str) -> None:
     Raises:
         StorageError: The disk is full, read-only or fails.
     """
-    with disk_errors_explained(path, remedy):
+    with translate_disk_errors(path, remedy):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path.parent):
                 pass
         except FileNotFoundError as error:  # as below /proc, where nothing can be made
-            raise _storage_error(path, "no file can be made there", remedy) from error
+            raise _build_storage_error(path, "no file can be made there", remedy) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -135,11 +137,11 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         StorageError: The disk is full, read-only or fails.
     """
-    with atomic_file(path) as temporary:
+    with write_file_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def replace_link(link: Path, target: str) -> None:
+def replace_symlink(link: Path, target: str) -> None:
     """Point a symbolic link at ``target`` in one step; file systems without links go without."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     with suppress(OSError):
@@ -160,22 +162,22 @@ def explain_disk_error(
         if isinstance(seen, FinetuneError):
             return None  # it says by itself what could not be read
         if isinstance(seen, OSError) and seen.errno in _DISK_ERRORS:
-            return _storage_error(path, _DISK_ERRORS[seen.errno], remedy)
+            return _build_storage_error(path, _DISK_ERRORS[seen.errno], remedy)
         for number, reason in _DISK_ERRORS.items():
             if re.search(rf"(os error|code:) {number}\b", str(seen)):
-                return _storage_error(path, reason, remedy)
-        if any(words in str(seen) for words in _LIBRARIES_SAY):
-            return _storage_error(path, "the disk is full or failed", remedy)
+                return _build_storage_error(path, reason, remedy)
+        if any(words in str(seen) for words in _LIBRARY_DISK_ERRORS):
+            return _build_storage_error(path, "the disk is full or failed", remedy)
         seen = seen.__cause__ or seen.__context__
     return None
 
 
-def _storage_error(path: Path | str, reason: str, remedy: str) -> StorageError:
+def _build_storage_error(path: Path | str, reason: str, remedy: str) -> StorageError:
     return StorageError(f"Cannot write {path}: {reason}. {remedy}")
 
 
 @contextmanager
-def disk_errors_explained(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
+def translate_disk_errors(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
     """Raise the disk's trouble in the block in plain words, and what to do about it.
 
     Raises:
@@ -190,17 +192,17 @@ def disk_errors_explained(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
         raise explained from error
 
 
-def _temporary_folder(path: Path) -> Path:
-    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent))
+def _make_temp_folder(path: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_TEMP_SUFFIX, dir=path.parent))
 
 
-def _umask() -> int:
+def _get_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

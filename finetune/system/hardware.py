@@ -9,15 +9,15 @@ import torch
 
 from finetune.errors import ConfigError
 
-_GROUPS = Path("/sys/fs/cgroup")
-_OWN_GROUP = Path("/proc/self/cgroup")
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+_PROCESS_CGROUP_FILE = Path("/proc/self/cgroup")
 
 
-def resolve_accelerator(asked: str, *, setting: str = "trainer.accelerator") -> str:
+def resolve_accelerator(accelerator: str, *, setting: str = "trainer.accelerator") -> str:
     """Return "cpu", "cuda" or "mps" for what was asked.
 
     Args:
-        asked: One of them, or "auto" for a GPU where there is one.
+        accelerator: One of them, or "auto" for a GPU where there is one.
         setting: The option or config key that asked, for the message.
 
     Raises:
@@ -28,27 +28,27 @@ def resolve_accelerator(asked: str, *, setting: str = "trainer.accelerator") -> 
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    if asked == "auto":
+    if accelerator == "auto":
         return "cuda" if has["cuda"] else "mps" if has["mps"] else "cpu"
-    if not has[asked]:
+    if not has[accelerator]:
         raise ConfigError(
-            f"{setting}={asked}: this machine shows no such device. Leave it at auto, or check the "
+            f"{setting}={accelerator}: this machine shows no such device. Leave it at auto, or check the "
             f"driver."
         )
-    return asked
+    return accelerator
 
 
-def free_cores() -> int:
+def count_available_cores() -> int:
     """Return the cores that this process may use, and its control groups (v2) grant."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    granted = [share for group in _control_groups() if (share := _granted_cores(group))]
+    granted = [share for group in _find_cgroups() if (share := _read_cgroup_cores(group))]
     return min([cores, *granted])
 
 
-def free_memory(accelerator: str) -> int | None:
+def get_free_memory(accelerator: str) -> int | None:
     """Return the bytes that a process may still use on a device, or None where nothing tells.
 
     On the CPU it is what the system or the process's control groups (v2) have left.
@@ -57,7 +57,7 @@ def free_memory(accelerator: str) -> int | None:
         return int(torch.cuda.mem_get_info()[0])
     if accelerator != "cpu":
         return None
-    found = [_available(), *map(_left_in_group, _control_groups())]
+    found = [_read_available_memory(), *map(_read_cgroup_free_memory, _find_cgroups())]
     return min((value for value in found if value is not None), default=None)
 
 
@@ -77,7 +77,7 @@ def explain_out_of_memory(error: BaseException) -> str:
     return f"Out of memory: {reason}."
 
 
-def process_device(accelerator: str, local_rank: int) -> torch.device:
+def get_process_device(accelerator: str, local_rank: int) -> torch.device:
     """Return the device of a process of several on one machine."""
     return (
         torch.device(accelerator, local_rank)
@@ -94,17 +94,17 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype)
 
 
-def seed_device(device: torch.device, key: int) -> None:
+def seed_device(device: torch.device, seed: int) -> None:
     """Set the state of the generator that dropout on a device draws from.
 
     ``torch.manual_seed`` would seed all GPUs, and where there are none it notes down the stack.
     """
     if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(key)
+        torch.cuda.default_generators[device.index].manual_seed(seed)
     elif device.type == "mps":
-        torch.mps.manual_seed(key)
+        torch.mps.manual_seed(seed)
     else:
-        torch.default_generator.manual_seed(key)
+        torch.default_generator.manual_seed(seed)
 
 
 def release_memory() -> None:
@@ -114,7 +114,7 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _available() -> int | None:
+def _read_available_memory() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -123,32 +123,32 @@ def _available() -> int | None:
     return kilobytes[0] * 1024 if kilobytes else None
 
 
-def _control_groups() -> list[Path]:
+def _find_cgroups() -> list[Path]:
     """Return the process's own control group and those around it; each may set a limit."""
     try:
-        lines = _OWN_GROUP.read_text(encoding="utf-8").splitlines()
+        lines = _PROCESS_CGROUP_FILE.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     name = next((line[4:] for line in lines if line.startswith("0::/")), "")
-    own = _GROUPS / name
-    return [group for group in (own, *own.parents) if group.is_relative_to(_GROUPS)]
+    own = _CGROUP_ROOT / name
+    return [group for group in (own, *own.parents) if group.is_relative_to(_CGROUP_ROOT)]
 
 
-def _granted_cores(group: Path) -> int | None:
+def _read_cgroup_cores(cgroup: Path) -> int | None:
     """Return the cores that a control group's share of time comes to; None without a limit."""
     try:
-        quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+        quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):
         return None
     return None if quota == "max" else -(-int(quota) // int(period))
 
 
-def _left_in_group(group: Path) -> int | None:
+def _read_cgroup_free_memory(cgroup: Path) -> int | None:
     """Return what a control group's limit leaves; None without one."""
     try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        limit = (cgroup / "memory.max").read_text(encoding="ascii").strip()
+        used = int((cgroup / "memory.current").read_text(encoding="ascii"))
+        lines = (cgroup / "memory.stat").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     # files that were read stay in memory until somebody needs it: images by the gigabyte

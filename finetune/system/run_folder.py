@@ -12,10 +12,10 @@ from pathlib import Path
 
 from finetune.errors import RunFolderError, StorageError
 from finetune.system.files import (
-    atomic_folder,
-    disk_errors_explained,
-    remove_drafts,
-    replace_link,
+    remove_stale_temp_folders,
+    replace_symlink,
+    translate_disk_errors,
+    write_folder_atomically,
     write_text,
 )
 
@@ -33,74 +33,74 @@ class RunFolder:
     path: Path
 
     @property
-    def config(self) -> Path:
+    def config_path(self) -> Path:
         """The resolved config."""
         return self.path / "config.yaml"
 
     @property
-    def manifest(self) -> Path:
+    def manifest_path(self) -> Path:
         """Which image is in which split."""
         return self.path / "manifest.csv"
 
     @property
-    def rejected(self) -> Path:
+    def rejected_path(self) -> Path:
         """Files that were left out, with reasons."""
         return self.path / "rejected.csv"
 
     @property
-    def audit(self) -> Path:
+    def audit_json_path(self) -> Path:
         """What was found in the images before the first epoch, as JSON."""
         return self.path / "audit.json"
 
     @property
-    def findings(self) -> Path:
+    def audit_csv_path(self) -> Path:
         """The same with a row a finding."""
         return self.path / "audit.csv"
 
     @property
-    def metrics(self) -> Path:
+    def metrics_path(self) -> Path:
         """A row an epoch."""
         return self.path / "metrics.csv"
 
     @property
-    def best(self) -> Path:
+    def best_checkpoint_path(self) -> Path:
         """Checkpoint of the best epoch."""
         return self.path / "checkpoints" / "best.ckpt"
 
     @property
-    def last(self) -> Path:
+    def last_checkpoint_path(self) -> Path:
         """The last checkpoint, of an epoch's end or its middle."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
-    def bundle(self) -> Path:
+    def bundle_dir(self) -> Path:
         """The finished model."""
         return self.path / "bundle"
 
     @property
-    def done(self) -> Path:
+    def done_marker_path(self) -> Path:
         """Says how many epochs the finished run has; absent while it is not finished."""
         return self.path / ".done"
 
     @property
-    def wandb_id(self) -> Path:
+    def wandb_id_path(self) -> Path:
         """The id of the W&B run."""
         return self.path / "wandb_id.txt"
 
     @property
-    def wandb_epochs(self) -> Path:
+    def wandb_epochs_path(self) -> Path:
         """How many epochs W&B is known to have, as told when it last was ended in good order."""
         return self.path / ".wandb_epochs"
 
 
-def default_name(backbone: str, data: Path) -> str:
+def build_default_name(backbone: str, data: Path) -> str:
     """Return ``<date>-<backbone>-<data folder>``."""
     date = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     parts = (backbone.replace("/", "_").replace(":", "_"), data.resolve().stem)
     return "-".join((date, *(part for part in parts if part)))
 
 
-def check_free(path: Path) -> None:
+def check_unused(path: Path) -> None:
     """Raise unless a run folder could be made at ``path``, before any work is done.
 
     Raises:
@@ -125,7 +125,7 @@ def check_free(path: Path) -> None:
 
 
 def create(
-    path: Path, *, config: str, manifest: str, rejected: str, audit: str, findings: str
+    path: Path, *, config: str, manifest: str, rejected: str, audit_json: str, audit_csv: str
 ) -> RunFolder:
     """Make a run folder with its first files and point ``latest`` at it.
 
@@ -133,29 +133,29 @@ def create(
         RunFolderError: It holds something already.
         StorageError: The disk is full or may not be written.
     """
-    check_free(path)
-    remove_drafts(path)
-    with atomic_folder(path) as temporary:
+    check_unused(path)
+    remove_stale_temp_folders(path)
+    with write_folder_atomically(path) as temporary:
         draft = RunFolder(temporary)
-        write_text(draft.manifest, manifest)
-        write_text(draft.rejected, rejected)
-        write_text(draft.audit, audit)
-        write_text(draft.findings, findings)
-        write_text(draft.config, config)
+        write_text(draft.manifest_path, manifest)
+        write_text(draft.rejected_path, rejected)
+        write_text(draft.audit_json_path, audit_json)
+        write_text(draft.audit_csv_path, audit_csv)
+        write_text(draft.config_path, config)
     run = RunFolder(path)
-    point_latest_at(run)
+    update_latest_link(run)
     return run
 
 
-def point_latest_at(run: RunFolder) -> None:
+def update_latest_link(run: RunFolder) -> None:
     """Make ``latest`` beside the run point at it, unless something else bears that name."""
     link = run.path.parent / "latest"
     if not link.exists() or (link / "config.yaml").is_file():
-        replace_link(link, run.path.name)
+        replace_symlink(link, run.path.name)
 
 
 @contextmanager
-def occupied(run: RunFolder, *, patience: float = 0.0) -> Iterator[None]:
+def lock_run(run: RunFolder, *, extra_wait_seconds: float = 0.0) -> Iterator[None]:
     """Keep every other process from training the run meanwhile.
 
     After a kill the processes that read images hold the lock for some seconds more. Where the file
@@ -163,17 +163,17 @@ def occupied(run: RunFolder, *, patience: float = 0.0) -> Iterator[None]:
 
     Args:
         run: Is trained.
-        patience: Seconds to wait longer for one that may be about to give up.
+        extra_wait_seconds: Seconds to wait longer for one that may be about to give up.
 
     Raises:
         RunFolderError: Another process trains it.
         StorageError: The folder may not be written.
     """
     file = run.path / ".lock"
-    with disk_errors_explained(file):
+    with translate_disk_errors(file):
         lock = file.open("a+")
     with lock:
-        end = time.monotonic() + _LOCK_SECONDS + patience
+        end = time.monotonic() + _LOCK_SECONDS + extra_wait_seconds
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -191,12 +191,12 @@ def occupied(run: RunFolder, *, patience: float = 0.0) -> Iterator[None]:
             except OSError:
                 break
         lock.truncate(0)
-        lock.write(_this_process())
+        lock.write(_describe_process())
         lock.flush()
         yield
 
 
-def _this_process() -> str:
+def _describe_process() -> str:
     job = os.environ.get("SLURM_JOB_ID")
     return f"process {os.getpid()} on {socket.gethostname()}" + (f" (job {job})" if job else "")
 
@@ -204,10 +204,10 @@ def _this_process() -> str:
 def is_run(path: Path) -> bool:
     """Tell whether a run lies at a path."""
     run = RunFolder(path)
-    return run.config.is_file() and run.manifest.is_file()
+    return run.config_path.is_file() and run.manifest_path.is_file()
 
 
-def existing(path: Path) -> RunFolder:
+def open_existing(path: Path) -> RunFolder:
     """Return the run at a path.
 
     Raises:

@@ -2,19 +2,19 @@
 
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
-from finetune.distributed.launch import Launch
+from finetune.distributed.launch import LaunchInfo
 
 
-class LaunchedEnvironment(ClusterEnvironment):
+class LaunchEnvironment(ClusterEnvironment):
     """Tells Lightning the ranks of a launch; it starts no process and asks no variable.
 
     Args:
         launch: This process; None stands alone, also in an allocation of SLURM.
     """
 
-    def __init__(self, launch: Launch | None) -> None:
+    def __init__(self, launch: LaunchInfo | None) -> None:
         super().__init__()
-        self.launch = launch or Launch(0, 1, 0, 1, 0, "127.0.0.1", 0, "environment")
+        self.launch = launch or LaunchInfo(0, 1, 0, 1, 0, "127.0.0.1", 0, "environment")
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -24,12 +24,12 @@ class LaunchedEnvironment(ClusterEnvironment):
     @property
     def main_address(self) -> str:
         """Return the machine of rank 0."""
-        return self.launch.address
+        return self.launch.master_addr
 
     @property
     def main_port(self) -> int:
         """Return the port of rank 0."""
-        return self.launch.port
+        return self.launch.master_port
 
     @staticmethod
     def detect() -> bool:

@@ -7,27 +7,27 @@ from pytorch_lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from finetune.data.dataset import Batch, ImageDataset, create_loader
-from finetune.data.samplers.epoch_sampler import EpochSampler, WholeBatches
-from finetune.data.samplers.sampling_weights import SamplingAt, num_drawn
-from finetune.training.callbacks.mid_epoch_resume import steps_of_epoch
+from finetune.data.samplers.epoch_sampler import DistributedBatchSampler, EpochSampler
+from finetune.data.samplers.sampling_weights import SamplingSchedule, count_draws
+from finetune.training.callbacks.mid_epoch_resume import count_steps_in_epoch
 
-_VAL_BATCH = 64
+_MAX_VAL_BATCH_SIZE = 64
 """Images at once in validation, or fewer: it takes far less memory than training."""
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
+class LoaderOptions:
     """How images are read.
 
     Attributes:
         batch_size: Global: over all ranks and accumulated batches, which divide it.
-        accumulate: Batches that make one step.
+        accumulate_grad_batches: Batches that make one step.
         num_workers: Reading processes of each rank.
         seed: Of the order.
     """
 
     batch_size: int
-    accumulate: int
+    accumulate_grad_batches: int
     num_workers: int
     seed: int
 
@@ -36,45 +36,52 @@ class ImageDataModule(LightningDataModule):
     """Training and validation loaders for one rank.
 
     Args:
-        train: Training images.
-        val: Validation images.
-        sampling: Epoch to how often each training image is drawn in it.
-        loading: Batch size and workers.
+        train_dataset: Training images.
+        val_dataset: Validation images.
+        sampling_schedule: Epoch to how often each training image is drawn in it.
+        loader_options: Batch size and workers.
     """
 
     def __init__(
-        self, train: ImageDataset, val: ImageDataset, *, sampling: SamplingAt, loading: Loading
+        self,
+        train_dataset: ImageDataset,
+        val_dataset: ImageDataset,
+        *,
+        sampling_schedule: SamplingSchedule,
+        loader_options: LoaderOptions,
     ) -> None:
         super().__init__()
-        self.train = train
-        self.val = val
-        self.sampling = sampling
-        self.loading = loading
-        self._num_drawn = num_drawn(sampling(0), len(train))
+        self.train_dataset = train_dataset
+        self.val_dataset = val_dataset
+        self.sampling_schedule = sampling_schedule
+        self.loader_options = loader_options
+        self._num_samples = count_draws(sampling_schedule(0), len(train_dataset))
 
     @property
     def steps_per_epoch(self) -> int:
         """Return the optimizer steps of an epoch."""
-        return self._num_drawn // self.loading.batch_size
+        return self._num_samples // self.loader_options.batch_size
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return this rank's slice of whole global batches."""
-        trainer = self._trainer()
+        trainer = self._get_trainer()
         sampler = EpochSampler(
-            self.sampling,
-            num_images=len(self.train),
-            batch_size=self.loading.batch_size,
-            seed=self.loading.seed,
+            self.sampling_schedule,
+            num_images=len(self.train_dataset),
+            batch_size=self.loader_options.batch_size,
+            seed=self.loader_options.seed,
             num_replicas=trainer.world_size,
             rank=trainer.global_rank,
         )
         # Lightning builds the iterator before it calls set_epoch, so that the first epoch after a
         # resume would repeat the order of epoch 0: Lightning-AI/pytorch-lightning#21938
         sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        local_step = self.loading.batch_size // trainer.world_size
-        sampler.skip(steps_of_epoch(trainer) * local_step)
-        return self._loader(
-            self.train, sampler=sampler, batch_size=local_step // self.loading.accumulate
+        local_step = self.loader_options.batch_size // trainer.world_size
+        sampler.skip(count_steps_in_epoch(trainer) * local_step)
+        return self._build_loader(
+            self.train_dataset,
+            sampler=sampler,
+            batch_size=local_step // self.loader_options.accumulate_grad_batches,
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -82,23 +89,26 @@ class ImageDataModule(LightningDataModule):
 
         Some images may come on several ranks; they are counted once.
         """
-        trainer = self._trainer()
-        batches = WholeBatches(
-            len(self.val),
-            batch_size=min(_VAL_BATCH, self.loading.batch_size // self.loading.accumulate),
+        trainer = self._get_trainer()
+        batches = DistributedBatchSampler(
+            len(self.val_dataset),
+            batch_size=min(
+                _MAX_VAL_BATCH_SIZE,
+                self.loader_options.batch_size // self.loader_options.accumulate_grad_batches,
+            ),
             num_replicas=trainer.world_size,
             rank=trainer.global_rank,
         )
-        return self._loader(self.val, batches=batches)
+        return self._build_loader(self.val_dataset, batch_sampler=batches)
 
-    def _trainer(self) -> Trainer:
+    def _get_trainer(self) -> Trainer:
         assert self.trainer is not None, "loaders are made by a trainer"
         return self.trainer
 
-    def _loader(self, dataset: ImageDataset, **order: Any) -> DataLoader[Batch]:
+    def _build_loader(self, dataset: ImageDataset, **sampler_kwargs: Any) -> DataLoader[Batch]:
         return create_loader(
             dataset,
-            num_workers=self.loading.num_workers,
-            pin_memory=self._trainer().strategy.root_device.type == "cuda",
-            **order,
+            num_workers=self.loader_options.num_workers,
+            pin_memory=self._get_trainer().strategy.root_device.type == "cuda",
+            **sampler_kwargs,
         )

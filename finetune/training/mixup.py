@@ -10,29 +10,29 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Mixing:
+class Mixup:
     """How images are mixed; where both ways are on, a fair coin takes one for each step.
 
     Attributes:
-        mixup: Images are added up, by a share of Beta(mixup, mixup) (Zhang et al. 2018,
+        mixup_alpha: Images are added up, by a share of Beta(mixup, mixup) (Zhang et al. 2018,
             https://arxiv.org/abs/1710.09412); 0: never.
-        cutmix: A box of an image replaces that of another, of an area of Beta(cutmix, cutmix)
+        cutmix_alpha: A box of an image replaces that of another, of an area of Beta(cutmix, cutmix)
             (Yun et al. 2019, https://arxiv.org/abs/1905.04899); 0: never.
     """
 
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
 
     def __bool__(self) -> bool:
         """Tell whether anything is mixed."""
-        return bool(self.mixup or self.cutmix)
+        return bool(self.mixup_alpha or self.cutmix_alpha)
 
-    def loss(
+    def compute_loss(
         self,
         pixels: Tensor,
         labels: Tensor,
         *,
-        random: np.random.Generator,
+        generator: np.random.Generator,
         network: Callable[[Tensor], Tensor],
         criterion: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
@@ -46,37 +46,37 @@ class Mixing:
         Args:
             pixels: Normalised images, shape (B, C, H, W).
             labels: Class indices, shape (B,).
-            random: Of this step, the same on all ranks.
+            generator: Of this step, the same on all ranks.
             network: Images to logits (B, K).
             criterion: Logits and labels to the mean loss.
         """
         half = len(pixels) // 2
         others = pixels.roll(half, 0)
-        if self.cutmix and (not self.mixup or random.random() < 0.5):
-            share = float(random.beta(self.cutmix, self.cutmix))
-            top, left, bottom, right = _box(share, *pixels.shape[2:], random=random)
+        if self.cutmix_alpha and (not self.mixup_alpha or generator.random() < 0.5):
+            share = float(generator.beta(self.cutmix_alpha, self.cutmix_alpha))
+            top, left, bottom, right = _sample_box(share, *pixels.shape[2:], generator=generator)
             mixed = pixels.clone()
             mixed[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
             height, width = pixels.shape[2:]
             share = 1 - (bottom - top) * (right - left) / (height * width)
         else:
-            share = float(random.beta(self.mixup, self.mixup))
+            share = float(generator.beta(self.mixup_alpha, self.mixup_alpha))
             mixed = torch.lerp(others, pixels, share)
         logits = network(mixed)
         own = criterion(logits, labels)
         return share * own + (1 - share) * criterion(logits, labels.roll(half))
 
 
-def _box(
-    share: float, height: int, width: int, *, random: np.random.Generator
+def _sample_box(
+    lam: float, height: int, width: int, *, generator: np.random.Generator
 ) -> tuple[int, int, int, int]:
     """Return top, left, bottom, right of a box of the image's shape that leaves a share of it.
 
     Its centre lies anywhere, so that less may be cut; the share is then counted anew.
     """
-    side = math.sqrt(1 - share)
+    side = math.sqrt(1 - lam)
     tall, wide = side * height / 2, side * width / 2
-    y, x = random.uniform(0, height), random.uniform(0, width)
+    y, x = generator.uniform(0, height), generator.uniform(0, width)
     return (
         max(0, round(y - tall)),
         max(0, round(x - wide)),

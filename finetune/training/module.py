@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from finetune.bundle.bundle import AVERAGE_KEY
-from finetune.bundle.model_card import CARD_KEY, train_counts
+from finetune.bundle.model_card import CARD_KEY, get_train_counts
 from finetune.data.dataset import Batch
 from finetune.distributed.collectives import gather_rows
 from finetune.errors import TrainingError
@@ -24,14 +24,14 @@ from finetune.evaluation.metrics import evaluate_probabilities
 from finetune.models.classifier import ImageClassifier, normalise
 from finetune.system.hardware import seed_device
 from finetune.training.callbacks.weight_averaging import WeightAverage
-from finetune.training.mixup import Mixing
-from finetune.training.param_groups import rates_by_group
+from finetune.training.mixup import Mixup
+from finetune.training.param_groups import get_learning_rates
 from finetune.types import PreprocessSpec
 
-_ROWS_ON_DEVICE = 32
+_MAX_BUFFERED_BATCHES = 32
 """Batches of predictions that wait on the device."""
 
-_ODD = 6364136223846793005
+_LCG_MULTIPLIER = 6364136223846793005
 """Multiplier of Knuth's generator (MMIX): spreads a small number over 63 bits."""
 
 
@@ -40,29 +40,29 @@ class Recipe:
     """How a classifier is trained, as functions.
 
     Attributes:
-        criterion_at: Epoch to criterion: logits (B, K) and classes (B,) to the mean loss.
-        depth_at: Epoch to unfreeze depth.
+        criterion_schedule: Epoch to criterion: logits (B, K) and classes (B,) to the mean loss.
+        depth_schedule: Epoch to unfreeze depth.
         make_optimizer: Called once, with every parameter.
-        lr_factor: Optimizer steps that are done to the factor of all learning rates.
+        lr_lambda: Optimizer steps that are done to the factor of all learning rates.
         seed: Of dropout; with the epoch and the rank it gives the generator's state.
-        mixing: Of training images.
+        mixup: Of training images.
         logit_shift: Added to the logits of validation images, shape (K,), as it will be to those of
             the finished model; None adds nothing.
-        model_prior_at: Epoch to the class shares that logits assume after it, for its checkpoints;
+        model_prior_schedule: Epoch to the class shares that logits assume after it, for its checkpoints;
             None leaves the card as it is.
-        average_from: Steps after which weights begin to be averaged; None measures and keeps the
+        averaging_start_step: Steps after which weights begin to be averaged; None measures and keeps the
             weights as they are.
     """
 
-    criterion_at: Callable[[int], Callable[[Tensor, Tensor], Tensor]]
-    depth_at: Callable[[int], int]
+    criterion_schedule: Callable[[int], Callable[[Tensor, Tensor], Tensor]]
+    depth_schedule: Callable[[int], int]
     make_optimizer: Callable[[ImageClassifier], Optimizer]
-    lr_factor: Callable[[int], float]
+    lr_lambda: Callable[[int], float]
     seed: int
-    mixing: Mixing = field(default_factory=Mixing)
-    average_from: int | None = None
+    mixup: Mixup = field(default_factory=Mixup)
+    averaging_start_step: int | None = None
     logit_shift: Tensor | None = None
-    model_prior_at: Callable[[int], Sequence[float]] | None = None
+    model_prior_schedule: Callable[[int], Sequence[float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +70,14 @@ class EpochSums:
     """What a rank has gathered of an epoch.
 
     Attributes:
-        loss: Sum over the batches.
-        batches: How many.
-        rates: Learning rate of each layer group at the last batch; empty before it.
+        loss_sum: Sum over the batches.
+        num_batches: How many.
+        learning_rates: Learning rate of each layer group at the last batch; empty before it.
     """
 
-    loss: float = 0.0
-    batches: int = 0
-    rates: Mapping[str, float] = field(default_factory=dict)
+    loss_sum: float = 0.0
+    num_batches: int = 0
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 class ClassificationModule(LightningModule):
@@ -109,68 +109,68 @@ class ClassificationModule(LightningModule):
         self.classes = tuple(classes)
         self.recipe = recipe
         self.card = dict(card)
-        self._train_counts = train_counts(self.card.get("facts", {}), self.classes)
+        self._train_counts = get_train_counts(self.card.get("facts", {}), self.classes)
         self._loss_sum: Tensor | None = None
         self._num_batches = 0
         # constants that lie on the device: made anew, each would wait for the step before
         self.register_buffer("mean", torch.tensor(spec.mean), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std), persistent=False)
-        self._rates: Mapping[str, float] = {}
-        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._fetched: list[tuple[Tensor, Tensor, Tensor]] = []
-        start = recipe.average_from
-        self.average = None if start is None else WeightAverage(self, from_step=start)
+        self._learning_rates: Mapping[str, float] = {}
+        self._device_predictions: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._cpu_predictions: list[tuple[Tensor, Tensor, Tensor]] = []
+        start = recipe.averaging_start_step
+        self.average = None if start is None else WeightAverage(self, start_step=start)
 
-    def forward(self, images: Tensor, colour: Tensor | None = None) -> Tensor:
-        """Return logits (B, K) of uint8 pixels (B, H, W, C) after their colour matrices."""
-        pixels = normalise(images, mean=self.mean, std=self.std, colour=colour)
+    def forward(self, images: Tensor, color_matrix: Tensor | None = None) -> Tensor:
+        """Return logits (B, K) of uint8 pixels (B, H, W, C) after their color_matrix matrices."""
+        pixels = normalise(images, mean=self.mean, std=self.std, color_matrix=color_matrix)
         logits: Tensor = self.classifier(pixels)
         return logits.float()
 
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's sums."""
-        self._loss_sum, self._num_batches, self._rates = None, 0, {}
+        self._loss_sum, self._num_batches, self._learning_rates = None, 0, {}
 
-    def epoch_sums(self) -> EpochSums:
+    def get_epoch_sums(self) -> EpochSums:
         """Return what this rank has gathered of the epoch."""
         loss = 0.0 if self._loss_sum is None else float(self._loss_sum)
-        return EpochSums(loss, self._num_batches, dict(self._rates))
+        return EpochSums(loss, self._num_batches, dict(self._learning_rates))
 
     def resume_epoch(self, sums: EpochSums) -> None:
         """Take over what was gathered before the epoch broke off."""
         # the module itself is moved to the device later, by some strategies never
-        self._loss_sum = torch.tensor(sums.loss, device=self.trainer.strategy.root_device)
-        self._num_batches, self._rates = sums.batches, dict(sums.rates)
+        self._loss_sum = torch.tensor(sums.loss_sum, device=self.trainer.strategy.root_device)
+        self._num_batches, self._learning_rates = sums.num_batches, dict(sums.learning_rates)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of (seed, epoch, batch, rank), also in a resumed epoch."""
         key = self.recipe.seed
         for part in (self.current_epoch, batch_idx, self.global_rank):
-            key = (key * _ODD + part) % 2**63
+            key = (key * _LCG_MULTIPLIER + part) % 2**63
         seed_device(self.trainer.strategy.root_device, key)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
-        loss = self._loss(batch, batch_idx // self.trainer.accumulate_grad_batches)
+        loss = self._compute_loss(batch, batch_idx // self.trainer.accumulate_grad_batches)
         if self.trainer.is_last_batch:
-            self._rates = rates_by_group(self.trainer.optimizers[0])
+            self._learning_rates = get_learning_rates(self.trainer.optimizers[0])
         # summed on the device: reading each value would stop the device at each step
         value = loss.detach()
         self._loss_sum = value if self._loss_sum is None else self._loss_sum + value
         self._num_batches += 1
         return loss
 
-    def _loss(self, batch: Batch, step: int) -> Tensor:
+    def _compute_loss(self, batch: Batch, step: int) -> Tensor:
         """Return the mean loss, of mixtures of two images where the recipe mixes."""
-        colour, labels = batch.get("colour"), batch["label"]
-        mixing, criterion = self.recipe.mixing, self.recipe.criterion_at(self.current_epoch)
+        color_matrix, labels = batch.get("color_matrix"), batch["label"]
+        mixing, criterion = self.recipe.mixup, self.recipe.criterion_schedule(self.current_epoch)
         if not mixing:
-            return criterion(self(batch["image"], colour), labels)
+            return criterion(self(batch["image"], color_matrix), labels)
         key = (self.recipe.seed << 32 | self.current_epoch, step)
-        return mixing.loss(
-            normalise(batch["image"], mean=self.mean, std=self.std, colour=colour),
+        return mixing.compute_loss(
+            normalise(batch["image"], mean=self.mean, std=self.std, color_matrix=color_matrix),
             labels,
-            random=np.random.Generator(np.random.Philox(key=key)),
+            generator=np.random.Generator(np.random.Philox(key=key)),
             network=lambda pixels: self.classifier(pixels).float(),
             criterion=criterion,
         )
@@ -191,7 +191,7 @@ class ClassificationModule(LightningModule):
                 f"earlier epochs is in checkpoints/best.ckpt."
             )
         self.log("train/loss", mean)
-        self.log_dict(dict(self._rates))
+        self.log_dict(dict(self._learning_rates))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the probabilities of a batch, by averaged weights where there are some by now."""
@@ -200,23 +200,25 @@ class ClassificationModule(LightningModule):
         logits: Tensor = functional_call(self, average, (images,)) if average else self(images)
         if (shift := self.recipe.logit_shift) is not None:
             logits = logits + shift.to(logits.device)
-        self._rows.append((batch["index"], batch["label"], logits.softmax(dim=1)))
-        if len(self._rows) == _ROWS_ON_DEVICE:  # each copy from a GPU waits until it is done
-            self._fetch_rows()
+        self._device_predictions.append((batch["index"], batch["label"], logits.softmax(dim=1)))
+        if (
+            len(self._device_predictions) == _MAX_BUFFERED_BATCHES
+        ):  # each copy from a GPU waits until it is done
+            self._move_predictions_to_cpu()
 
-    def _fetch_rows(self) -> None:
-        if self._rows:
-            parts = zip(*self._rows, strict=True)
+    def _move_predictions_to_cpu(self) -> None:
+        if self._device_predictions:
+            parts = zip(*self._device_predictions, strict=True)
             rows, labels, probabilities = (torch.cat(part).cpu() for part in parts)
-            self._fetched.append((rows, labels, probabilities))
-            self._rows.clear()
+            self._cpu_predictions.append((rows, labels, probabilities))
+            self._device_predictions.clear()
 
     def on_validation_epoch_end(self) -> None:
         """Log every metric once, from the predictions of all ranks with each image once."""
-        self._fetch_rows()
-        parts = zip(*self._fetched, strict=True)
+        self._move_predictions_to_cpu()
+        parts = zip(*self._cpu_predictions, strict=True)
         rows, labels, probabilities = (torch.cat(part) for part in parts)
-        self._fetched.clear()
+        self._cpu_predictions.clear()
         _, labels, probabilities = gather_rows(rows, labels, probabilities)
         evaluation = evaluate_probabilities(
             probabilities, labels, classes=self.classes, train_counts=self._train_counts
@@ -226,7 +228,7 @@ class ClassificationModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer with all parameters and its schedule by step."""
         optimizer = self.recipe.make_optimizer(self.classifier)
-        scheduler = LambdaLR(optimizer, self.recipe.lr_factor)
+        scheduler = LambdaLR(optimizer, self.recipe.lr_lambda)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -253,13 +255,13 @@ class ClassificationModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the card, so that the weights can be used without the run's config."""
-        checkpoint[CARD_KEY] = self._card_of_epoch()
+        checkpoint[CARD_KEY] = self._build_epoch_card()
         if self.average is not None and self.average.count:
-            checkpoint[AVERAGE_KEY] = self.average.state()
+            checkpoint[AVERAGE_KEY] = self.average.state_dict()
 
-    def _card_of_epoch(self) -> dict[str, Any]:
+    def _build_epoch_card(self) -> dict[str, Any]:
         """Return the card with the class shares that the network has been shown by now."""
-        priors, prior_at = self.card.get("priors"), self.recipe.model_prior_at
+        priors, prior_at = self.card.get("priors"), self.recipe.model_prior_schedule
         if priors is None or prior_at is None:
             return self.card
         return {**self.card, "priors": {**priors, "model": list(prior_at(self.current_epoch))}}
@@ -267,4 +269,4 @@ class ClassificationModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on averaging."""
         if self.average is not None and AVERAGE_KEY in checkpoint:
-            self.average.load(checkpoint[AVERAGE_KEY])
+            self.average.load_state_dict(checkpoint[AVERAGE_KEY])

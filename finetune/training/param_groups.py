@@ -9,10 +9,10 @@ from torch.optim import Optimizer
 
 from finetune.models.groups import LayerGroup
 
-NO_DECAY = "/no_decay"
+NO_DECAY_SUFFIX = "/no_decay"
 
 
-def learning_rates(
+def compute_learning_rates(
     num_groups: int, *, lr: float, backbone_scale: float, layer_decay: float
 ) -> list[float]:
     """Return the peak learning rate of each layer group, counted from the head.
@@ -27,11 +27,11 @@ def learning_rates(
     return [lr, *(lr * backbone_scale * layer_decay**distance for distance in distances)]
 
 
-def param_groups(
+def build_param_groups(
     network: nn.Module,
     groups: Sequence[LayerGroup],
     *,
-    rates: Sequence[float],
+    learning_rates: Sequence[float],
     weight_decay: float,
 ) -> list[dict[str, Any]]:
     """Return two optimizer groups a layer group: matrices, and vectors without weight decay.
@@ -41,9 +41,11 @@ def param_groups(
     """
     parameters = dict(network.named_parameters())
     found: list[dict[str, Any]] = []
-    for group, rate in zip(groups, rates, strict=True):
-        matrices = [parameters[name] for name in group.parameters if name not in group.vectors]
-        vectors = [parameters[name] for name in group.parameters if name in group.vectors]
+    for group, rate in zip(groups, learning_rates, strict=True):
+        matrices = [
+            parameters[name] for name in group.parameter_names if name not in group.vector_names
+        ]
+        vectors = [parameters[name] for name in group.parameter_names if name in group.vector_names]
         if matrices:
             found.append(
                 {
@@ -55,7 +57,12 @@ def param_groups(
             )
         if vectors:
             found.append(
-                {"params": vectors, "name": group.name + NO_DECAY, "lr": rate, "weight_decay": 0.0}
+                {
+                    "params": vectors,
+                    "name": group.name + NO_DECAY_SUFFIX,
+                    "lr": rate,
+                    "weight_decay": 0.0,
+                }
             )
     return found
 
@@ -82,9 +89,9 @@ def create_optimizer(
     raise KeyError(name)
 
 
-def rates_by_group(optimizer: Optimizer) -> Mapping[str, float]:
+def get_learning_rates(optimizer: Optimizer) -> Mapping[str, float]:
     """Return ``lr/<layer group>`` to its present learning rate."""
     return {
-        f"lr/{group['name'].removesuffix(NO_DECAY)}": float(group["lr"])
+        f"lr/{group['name'].removesuffix(NO_DECAY_SUFFIX)}": float(group["lr"])
         for group in optimizer.param_groups
     }

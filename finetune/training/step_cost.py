@@ -17,9 +17,9 @@ from finetune.models.classifier import ImageClassifier, normalise
 from finetune.system.hardware import autocast, is_out_of_memory, release_memory
 from finetune.training.module import ClassificationModule
 
-_STEP_SECONDS = 1.0
-_FEWEST_IMAGES = 4  # fewer would not keep the cores busy
-_TIMED_STEPS = 3
+_MAX_STEP_SECONDS = 1.0
+_MIN_IMAGES = 4  # fewer would not keep the cores busy
+_NUM_TIMED_STEPS = 3
 _FORWARDS_PER_STEP = 3.5
 
 
@@ -43,7 +43,7 @@ class StepMemory:
     activation_bytes: int
     fixed_bytes: int
 
-    def bytes_for(self, batch_size: int) -> int:
+    def compute_total_bytes(self, batch_size: int) -> int:
         """Return the memory of a step, without what the libraries work with in between."""
         still = self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
         return still + self.fixed_bytes + self.activation_bytes * batch_size
@@ -54,15 +54,15 @@ class StepCost(StepMemory):
     """What a step costs at one unfreeze depth, in one process: its memory, and its time.
 
     Attributes:
-        train_seconds: Forward, backward and optimizer, an image.
-        eval_seconds: Forward alone, an image.
+        train_seconds_per_image: Forward, backward and optimizer, an image.
+        eval_seconds_per_image: Forward alone, an image.
     """
 
-    train_seconds: float
-    eval_seconds: float
+    train_seconds_per_image: float
+    eval_seconds_per_image: float
 
 
-class StepMeter:
+class StepProfiler:
     """Takes steps on a copy of a module's network.
 
     The module, its optimizer and torch's generators stay as they were.
@@ -98,37 +98,39 @@ class StepMeter:
         Raises:
             RuntimeError: Not even four images fit into the memory.
         """
-        with self._training(depth):
-            small, large = self._saved_bytes(2), self._saved_bytes(4)
+        with self._enter_train_mode(depth):
+            small, large = self._measure_saved_bytes(2), self._measure_saved_bytes(4)
             start = time.perf_counter()  # the passes before it may have set up much
-            self._saved_bytes(4)
+            self._measure_saved_bytes(4)
             forward = (time.perf_counter() - start) / 4
             optimizer = self.module.recipe.make_optimizer(self.classifier)
-            train_seconds = self._seconds(lambda size: self._step(optimizer, size), forward)
+            train_seconds = self._measure_seconds_per_image(
+                lambda size: self._step(optimizer, size), forward
+            )
             # other images than these are seen in validation
             pixels = self.module.spec.input_size[1] * self.module.spec.input_size[2]
             larger = pixels / (self.images.shape[1] * self.images.shape[2])
-            eval_seconds = self._seconds(self._predict, forward) * larger
+            eval_seconds = self._measure_seconds_per_image(self._predict, forward) * larger
             return StepCost(
-                **self._bytes(depth, small, large, optimizer),
-                train_seconds=train_seconds,
-                eval_seconds=eval_seconds,
+                **self._compute_memory(depth, small, large, optimizer),
+                train_seconds_per_image=train_seconds,
+                eval_seconds_per_image=eval_seconds,
             )
 
-    def memory(self, depth: int) -> StepMemory:
+    def measure_memory(self, depth: int) -> StepMemory:
         """Return what a step needs at a depth, without taking its time.
 
         Raises:
             RuntimeError: Not even four images fit into the memory.
         """
-        with self._training(depth):
-            small, large = self._saved_bytes(2), self._saved_bytes(4)
+        with self._enter_train_mode(depth):
+            small, large = self._measure_saved_bytes(2), self._measure_saved_bytes(4)
             optimizer = self.module.recipe.make_optimizer(self.classifier)
             self._step(optimizer, 2)  # which makes its state
-            return StepMemory(**self._bytes(depth, small, large, optimizer))
+            return StepMemory(**self._compute_memory(depth, small, large, optimizer))
 
     @contextmanager
-    def _training(self, depth: int) -> Iterator[None]:
+    def _enter_train_mode(self, depth: int) -> Iterator[None]:
         """Let the copy train at a depth in the block; torch's generators stay as they were."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
@@ -136,96 +138,102 @@ class StepMeter:
             self.classifier.train()
             yield
 
-    def _bytes(
-        self, depth: int, small: int, large: int, optimizer: torch.optim.Optimizer
+    def _compute_memory(
+        self,
+        depth: int,
+        small_batch_bytes: int,
+        large_batch_bytes: int,
+        optimizer: torch.optim.Optimizer,
     ) -> dict[str, int]:
         """Return the numbers of ``StepMemory``, from what 2 and 4 images keep."""
         tensors = [*self.classifier.parameters(), *self.classifier.buffers()]
         trained = [p for p in self.classifier.parameters() if p.requires_grad]
         state = [t for entry in optimizer.state.values() for t in entry.values()]
-        slope = (large - small) // 2
+        slope = (large_batch_bytes - small_batch_bytes) // 2
         return {
             "depth": depth,
-            "parameter_bytes": _bytes(tensors) * (1 if self.module.average is None else 2),
-            "gradient_bytes": _bytes(trained),
-            "optimizer_bytes": _bytes([t for t in state if isinstance(t, Tensor)]),
+            "parameter_bytes": _count_bytes(tensors) * (1 if self.module.average is None else 2),
+            "gradient_bytes": _count_bytes(trained),
+            "optimizer_bytes": _count_bytes([t for t in state if isinstance(t, Tensor)]),
             "activation_bytes": slope,
-            "fixed_bytes": max(0, small - 2 * slope),
+            "fixed_bytes": max(0, small_batch_bytes - 2 * slope),
         }
 
-    def _saved_bytes(self, size: int) -> int:
+    def _measure_saved_bytes(self, batch_size: int) -> int:
         """Return the bytes of everything that the backward pass of some images would need."""
         own = {p.untyped_storage().data_ptr() for p in self.classifier.parameters()}
-        saved: WeakSet[_Saved] = WeakSet()
+        saved: WeakSet[_SavedTensor] = WeakSet()
 
-        def keep(tensor: Tensor) -> _Saved:
-            entry = _Saved(tensor)
+        def keep(tensor: Tensor) -> _SavedTensor:
+            entry = _SavedTensor(tensor)
             saved.add(entry)
             return entry
 
         with saved_tensors_hooks(keep, lambda entry: entry.tensor):
-            loss = self._loss(size)
-            self._wait()
+            loss = self._compute_loss(batch_size)
+            self._synchronize()
         storages = [entry.tensor.untyped_storage() for entry in saved]
         kept = {storage.data_ptr(): storage.nbytes() for storage in storages}
         del loss
         return sum(num_bytes for place, num_bytes in kept.items() if place not in own)
 
-    def _loss(self, size: int) -> Tensor:
-        rows = torch.arange(size, device=self.device) % len(self.images)
+    def _compute_loss(self, batch_size: int) -> Tensor:
+        rows = torch.arange(batch_size, device=self.device) % len(self.images)
         pixels = normalise(self.images[rows], mean=self.module.spec.mean, std=self.module.spec.std)
         with autocast(self.precision, self.device):
             logits = self.classifier(pixels).float()
-        loss: Tensor = self.module.recipe.criterion_at(0)(logits, self.labels[rows])
+        loss: Tensor = self.module.recipe.criterion_schedule(0)(logits, self.labels[rows])
         return loss
 
-    def _step(self, optimizer: torch.optim.Optimizer, size: int) -> None:
-        self._loss(size).backward()  # type: ignore[no-untyped-call]
+    def _step(self, optimizer: torch.optim.Optimizer, batch_size: int) -> None:
+        self._compute_loss(batch_size).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 
-    def _predict(self, size: int) -> None:
+    def _predict(self, batch_size: int) -> None:
         self.classifier.eval()
         with torch.inference_mode():
-            self._loss(size)
+            self._compute_loss(batch_size)
         self.classifier.train()
 
-    def _seconds(self, work: Callable[[int], None], forward: float) -> float:
-        """Return the seconds an image of ``work``: the least of a few, after one that warms up."""
-        affordable = math.floor(_STEP_SECONDS / _FORWARDS_PER_STEP / forward)
-        size = max(2, min(self.batch_size, max(affordable, _FEWEST_IMAGES)))
+    def _measure_seconds_per_image(
+        self, step_fn: Callable[[int], None], forward_seconds: float
+    ) -> float:
+        """Return the seconds an image of ``step_fn``: the least of a few, after one that warms up."""
+        affordable = math.floor(_MAX_STEP_SECONDS / _FORWARDS_PER_STEP / forward_seconds)
+        size = max(2, min(self.batch_size, max(affordable, _MIN_IMAGES)))
         while True:
             try:
-                return self._timed(work, size)
+                return self._time_steps(step_fn, size)
             except Exception as error:
                 if size <= 2 or not is_out_of_memory(error):
                     raise
             size //= 2
             release_memory()
 
-    def _timed(self, work: Callable[[int], None], size: int) -> float:
+    def _time_steps(self, step_fn: Callable[[int], None], batch_size: int) -> float:
         least, began = math.inf, time.perf_counter()
-        for number in range(1 + _TIMED_STEPS):
+        for number in range(1 + _NUM_TIMED_STEPS):
             start = time.perf_counter()
-            work(size)
-            self._wait()
+            step_fn(batch_size)
+            self._synchronize()
             if number:
                 least = min(least, time.perf_counter() - start)
-            if number and time.perf_counter() - began > _TIMED_STEPS * _STEP_SECONDS:
+            if number and time.perf_counter() - began > _NUM_TIMED_STEPS * _MAX_STEP_SECONDS:
                 break
-        return least / size
+        return least / batch_size
 
-    def _wait(self) -> None:
+    def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
-class _Saved:
+class _SavedTensor:
     """A tensor for as long as autograd keeps it for the backward pass."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
 
-def _bytes(tensors: Sequence[Tensor]) -> int:
+def _count_bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)

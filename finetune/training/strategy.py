@@ -14,7 +14,7 @@ def choose_strategy(
     accelerator: str,
     num_processes: int,
     timeout: timedelta,
-    live_buffers: bool = True,
+    broadcast_buffers: bool = True,
 ) -> Any:
     """Return what Lightning's trainer takes as its strategy.
 
@@ -23,7 +23,7 @@ def choose_strategy(
         accelerator: "cpu", "cuda" or "mps".
         num_processes: Of all machines.
         timeout: How long a process waits for another one.
-        live_buffers: Whether training changes buffers, such as BatchNorm's statistics.
+        broadcast_buffers: Whether training changes buffers, such as BatchNorm's statistics.
     """
     backend = "nccl" if accelerator == "cuda" else "gloo"
     if name == "fsdp":
@@ -40,28 +40,28 @@ def choose_strategy(
         )
     if num_processes == 1:
         return "auto"
-    return Replicas(
-        live_buffers=live_buffers,
+    return BufferAwareDDPStrategy(
+        broadcast_buffers=broadcast_buffers,
         timeout=timeout,
         gradient_as_bucket_view=True,
         process_group_backend=backend,
     )
 
 
-class Replicas(DDPStrategy):
+class BufferAwareDDPStrategy(DDPStrategy):
     """DDP that sends rank 0's buffers before each forward pass only where training changes them.
 
     Args:
-        live_buffers: Whether it does, as BatchNorm in training mode.
+        broadcast_buffers: Whether it does, as BatchNorm in training mode.
         more: As for ``DDPStrategy``.
     """
 
-    def __init__(self, *, live_buffers: bool, **more: Any) -> None:
-        super().__init__(**more)
-        self.live_buffers = live_buffers
+    def __init__(self, *, broadcast_buffers: bool, **ddp_kwargs: Any) -> None:
+        super().__init__(**ddp_kwargs)
+        self.broadcast_buffers = broadcast_buffers
 
     def configure_ddp(self) -> None:
         """Wrap the network; this sends parameters and buffers of rank 0 to all, once."""
         super().configure_ddp()
         assert isinstance(self.model, DistributedDataParallel)
-        self.model.broadcast_buffers = self.live_buffers
+        self.model.broadcast_buffers = self.broadcast_buffers

@@ -15,22 +15,22 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import PassThroughProfiler
 
-from finetune.data.dataset import lost_readers_explained
+from finetune.data.dataset import translate_worker_errors
 from finetune.distributed import signals
-from finetune.distributed.launch import Launch
-from finetune.distributed.peer_errors import explain_lost_process
+from finetune.distributed.launch import LaunchInfo
+from finetune.distributed.peer_errors import explain_peer_loss
 from finetune.distributed.signals import StopRequest
 from finetune.errors import OutOfMemoryError, RunFolderError
 from finetune.system.files import explain_disk_error
 from finetune.system.hardware import explain_out_of_memory, is_out_of_memory
 from finetune.training.callbacks.checkpoint import (
-    PatientStopping,
-    WholeCheckpoints,
-    keep_checkpoint,
+    AtomicCheckpointIO,
+    ResumableEarlyStopping,
+    build_checkpoint_callback,
 )
-from finetune.training.callbacks.mid_epoch_resume import ResumableEpoch
-from finetune.training.callbacks.preemption import Preemption
-from finetune.training.cluster_environment import LaunchedEnvironment
+from finetune.training.callbacks.mid_epoch_resume import MidEpochResume
+from finetune.training.callbacks.preemption import PreemptionCheckpoint
+from finetune.training.cluster_environment import LaunchEnvironment
 from finetune.training.datamodule import ImageDataModule
 from finetune.training.module import ClassificationModule
 from finetune.training.strategy import choose_strategy
@@ -61,11 +61,11 @@ _EXPECTED_WARNINGS = (
 class NoProfiler(PassThroughProfiler):
     """Measures nothing, at less than Lightning's own: it is asked some 50 times a step."""
 
-    _NOTHING = nullcontext("")
+    _NULL_CONTEXT = nullcontext("")
 
     def profile(self, action_name: str) -> AbstractContextManager[str]:  # type: ignore[override]
         """Return the same context each time."""
-        return self._NOTHING
+        return self._NULL_CONTEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,85 +73,87 @@ class TrainerOptions:
     """How the loop runs.
 
     Attributes:
-        epochs: Last epoch.
+        max_epochs: Last epoch.
         monitor: Validation metric of the best epoch, "val/loss" or one that grows.
         accelerator: "cpu", "cuda" or "mps".
         devices: Processes a machine.
         num_nodes: Machines.
         precision: As Lightning names it.
-        accumulate: Batches a step.
+        accumulate_grad_batches: Batches a step.
         gradient_clip: Largest norm; 0 is no limit.
         deterministic: Refuse kernels whose results differ.
-        early_stopping: Epochs without a better one; None never stops.
+        patience: Epochs without a better one; None never stops.
         strategy: "ddp" or "fsdp", for several processes.
         live_buffers: Whether BatchNorm's statistics follow the batches.
         collective_timeout_seconds: How long a process waits for another one.
-        save_every_minutes: From one checkpoint in mid-epoch to the next; None writes none.
+        checkpoint_interval_minutes: From one checkpoint in mid-epoch to the next; None writes none.
     """
 
-    epochs: int
+    max_epochs: int
     monitor: str
     accelerator: str = "cpu"
     devices: int = 1
     num_nodes: int = 1
     precision: str = "32-true"
-    accumulate: int = 1
+    accumulate_grad_batches: int = 1
     gradient_clip: float = 1.0
     deterministic: bool = False
-    early_stopping: int | None = None
+    patience: int | None = None
     strategy: str = "ddp"
     live_buffers: bool = True
     collective_timeout_seconds: float = 600.0
-    save_every_minutes: float | None = None
+    checkpoint_interval_minutes: float | None = None
 
 
 def create_trainer(
-    folder: Path,
+    run_dir: Path,
     options: TrainerOptions,
     *,
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
-    launch: Launch | None = None,
+    launch: LaunchInfo | None = None,
     baseline: float | None = None,
 ) -> Trainer:
     """Return a trainer that keeps ``checkpoints/best.ckpt`` and ``last.ckpt`` in a run folder.
 
     Args:
-        folder: The run folder.
+        run_dir: The run folder.
         options: How the loop runs.
         callbacks: Run before the checkpoints are written.
         loggers: Get every metric.
         launch: This process; None stands alone.
         baseline: Score of what ``best.ckpt`` holds before the first epoch, on all ranks.
     """
-    _be_quiet()
+    _silence_lightning()
     mode = "min" if options.monitor.endswith("loss") else "max"
-    last = folder / "checkpoints" / "last.ckpt"
+    last = run_dir / "checkpoints" / "last.ckpt"
     timeout = timedelta(seconds=options.collective_timeout_seconds)
     kept: list[Callback] = [
         *callbacks,
-        ResumableEpoch(),
-        Preemption(last, every_minutes=options.save_every_minutes, timeout=timeout),
+        MidEpochResume(),
+        PreemptionCheckpoint(
+            last, every_minutes=options.checkpoint_interval_minutes, timeout=timeout
+        ),
     ]
-    if options.early_stopping is not None:
+    if options.patience is not None:
         kept.append(
-            PatientStopping(
+            ResumableEarlyStopping(
                 options.monitor,
-                patience=options.early_stopping,
+                patience=options.patience,
                 mode=mode,
                 check_on_train_epoch_end=True,
             )
         )
-    best = keep_checkpoint(folder, "best", monitor=options.monitor, mode=mode)
+    best = build_checkpoint_callback(run_dir, "best", monitor=options.monitor, mode=mode)
     if baseline is not None:
-        best.begin_with(baseline)
+        best.set_baseline(baseline)
     # the last checkpoint is written after the best, so that it knows the best score
-    kept += [best, keep_checkpoint(folder, "last")]
+    kept += [best, build_checkpoint_callback(run_dir, "last")]
     if not torch.cuda.is_available():
         # Lightning lets torch ask the driver for GPUs, and each optimizer step asks again
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     trainer = Trainer(
-        default_root_dir=folder,
+        default_root_dir=run_dir,
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
@@ -160,16 +162,16 @@ def create_trainer(
             accelerator=options.accelerator,
             num_processes=options.devices * options.num_nodes,
             timeout=timeout,
-            live_buffers=options.live_buffers,
+            broadcast_buffers=options.live_buffers,
         ),
         precision=options.precision,  # type: ignore[arg-type]
-        max_epochs=options.epochs,
-        accumulate_grad_batches=options.accumulate,
+        max_epochs=options.max_epochs,
+        accumulate_grad_batches=options.accumulate_grad_batches,
         gradient_clip_val=options.gradient_clip or None,
         deterministic=options.deterministic,
         callbacks=kept,
         logger=list(loggers),
-        plugins=[WholeCheckpoints(), LaunchedEnvironment(launch)],
+        plugins=[AtomicCheckpointIO(), LaunchEnvironment(launch)],
         log_every_n_steps=10**9,
         profiler=NoProfiler(),
         num_sanity_val_steps=0,
@@ -177,16 +179,16 @@ def create_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    _leave_signals_alone(trainer)
+    _disable_signal_handling(trainer)
     return trainer
 
 
 def fit(
     trainer: Trainer,
     module: ClassificationModule,
-    data: ImageDataModule,
+    datamodule: ImageDataModule,
     *,
-    checkpoint: Path | None,
+    checkpoint_path: Path | None,
 ) -> None:
     """Train, from a checkpoint if there is one.
 
@@ -196,32 +198,34 @@ def fit(
         OutOfMemoryError: A step needs more memory than there is.
         TrainingError: Another process of the run is gone, or one that reads images.
     """
-    _refuse_foreign_checkpoints(Path(trainer.default_root_dir))
+    _reject_foreign_checkpoints(Path(trainer.default_root_dir))
     ctrl_c = signal.getsignal(signal.SIGINT)
     try:
-        with signals.deferred(), lost_readers_explained():
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        with signals.defer(), translate_worker_errors():
+            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint_path, weights_only=True)
     except SystemExit as error:
         signal.signal(signal.SIGINT, ctrl_c)  # Lightning ignores it from here on, and would exit
-        if (interruption := _interruption(error)) is None:
+        if (interruption := _find_keyboard_interrupt(error)) is None:
             raise
         raise interruption from None
     except Exception as error:
-        if (interruption := _interruption(error)) is not None:
+        if (interruption := _find_keyboard_interrupt(error)) is not None:
             raise interruption from None
         if is_out_of_memory(error):
             # without the cause: its traceback holds every tensor of the step
             raise OutOfMemoryError(explain_out_of_memory(error)) from None
-        lost = explain_lost_process(error)
-        if lost is not None and signals.noted():
-            raise StopRequest(signals.noted()) from error  # the others were a little quicker
+        lost = explain_peer_loss(error)
+        if lost is not None and signals.get_pending_signal():
+            raise StopRequest(
+                signals.get_pending_signal()
+            ) from error  # the others were a little quicker
         explained = explain_disk_error(error, trainer.default_root_dir) or lost
         if explained is None or explained is error:
             raise
         raise explained from error
 
 
-def _interruption(error: BaseException) -> KeyboardInterrupt | None:
+def _find_keyboard_interrupt(error: BaseException) -> KeyboardInterrupt | None:
     """Return what lies behind an error, as a Ctrl-C in the middle of writing a checkpoint."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, KeyboardInterrupt):
@@ -229,13 +233,13 @@ def _interruption(error: BaseException) -> KeyboardInterrupt | None:
     return seen
 
 
-def _refuse_foreign_checkpoints(folder: Path) -> None:
+def _reject_foreign_checkpoints(run_dir: Path) -> None:
     """Refuse what Lightning would load of itself under SLURM (Lightning#12369).
 
     Raises:
         RunFolderError: Names the file.
     """
-    foreign = next(folder.glob("hpc_ckpt_*.ckpt"), None)
+    foreign = next(run_dir.glob("hpc_ckpt_*.ckpt"), None)
     if foreign is not None:
         raise RunFolderError(
             f"{foreign} is no checkpoint of finetune, and Lightning would load it in the place of "
@@ -243,17 +247,17 @@ def _refuse_foreign_checkpoints(folder: Path) -> None:
         )
 
 
-def _leave_signals_alone(trainer: Trainer) -> None:
+def _disable_signal_handling(trainer: Trainer) -> None:
     """Keep Lightning from handling signals, and from asking all ranks about them at every step.
 
     Its handler waits for the other ranks from within (Lightning#21406), and the question stops a
-    GPU at each step (Lightning#21487). ``Preemption`` does both in its own way.
+    GPU at each step (Lightning#21487). ``PreemptionCheckpoint`` does both in its own way.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
-def _be_quiet() -> None:
+def _silence_lightning() -> None:
     """Leave the console to the reporter."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from finetune.audit.audit import CopyGroup
-from finetune.audit.cropped_duplicates import find_crops
-from finetune.audit.fingerprint_table import look_at_files
-from finetune.audit.near_duplicates import find_copies
-from finetune.audit.report import picture_of_copies
+from finetune.audit.audit import DuplicateSamples
+from finetune.audit.cropped_duplicates import find_cropped_duplicates
+from finetune.audit.fingerprint_table import fingerprint_files
+from finetune.audit.near_duplicates import find_duplicates
+from finetune.audit.report import draw_duplicates
 from finetune.data.scan import list_images
 from finetune.types import Reporter, Sample
 
@@ -139,7 +139,7 @@ def _features(options: Namespace, files: Sequence[Path]) -> Array:
     from finetune.data.transforms.eval_transform import EvalTransform
     from finetune.models.backbone import create_network
     from finetune.models.classifier import normalise
-    from finetune.models.head import head_inputs, linear_head
+    from finetune.models.head import capture_head_inputs, linear_head
 
     network = create_network(options.backbone, num_classes=2, weights=options.weights)
     spec, head = network.spec, linear_head(network.module)

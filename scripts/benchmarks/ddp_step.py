@@ -26,13 +26,13 @@ from pytorch_lightning import Callback
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune.builders import build_training, trainer_options, with_cache
+from finetune.builders import build_trainer_options, build_training, enable_cache
 from finetune.commands.prepare_data import read_data
 from finetune.config.load import build_config
-from finetune.distributed.launch import outer_launch
-from finetune.distributed.rendezvous import meeting
+from finetune.distributed.launch import detect_launch
+from finetune.distributed.rendezvous import join_rendezvous
 from finetune.models.classifier import normalise
-from finetune.training.callbacks.freeze_layers import Unfreeze
+from finetune.training.callbacks.freeze_layers import UnfreezeScheduler
 from finetune.training.trainer import create_trainer, fit
 from finetune.types import Reporter
 
@@ -71,7 +71,7 @@ def plain_epoch(model: DistributedDataParallel, module: Any, batches: list[Any])
     model.train()
     times = []
     for batch in batches:
-        pixels = normalise(batch["image"], mean=module.mean, std=module.std, colour=None)
+        pixels = normalise(batch["image"], mean=module.mean, std=module.std, color_matrix=None)
         loss: Tensor = torch.nn.functional.cross_entropy(model(pixels), batch["label"])
         optimizer.zero_grad()
         loss.backward()
@@ -105,12 +105,12 @@ def run_rank(arguments: argparse.Namespace) -> None:
         }
     )
     manifest, _ = read_data(config, Path(arguments.photos), reporter=Reporter())
-    training = with_cache(build_training(config, manifest), reporter=Reporter())
+    training = enable_cache(build_training(config, manifest), reporter=Reporter())
     with meeting(launch, timeout=TIMEOUT) as met, met.group(backend="gloo"):
         turns = Turns([])
         trainer = create_trainer(
             Path(arguments.photos).parent / f"run-{os.getpid()}",
-            trainer_options(training.config),
+            build_trainer_options(training.config),
             callbacks=[Unfreeze(), turns],
             loggers=[],
             launch=launch,

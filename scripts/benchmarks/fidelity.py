@@ -51,7 +51,7 @@ def croppers_of(file: Path) -> dict[str, tuple[float, Cropper]]:
     """Return, for one file, the least fraction of each contender's boxes and how it crops."""
     from finetune.data.cache.pixel_writer import shrunk
     from finetune.data.images.decode import DEFAULT_MAX_PIXELS
-    from finetune.data.images.lazy_image import ArrayPicture, open_picture
+    from finetune.data.images.lazy_image import ArrayImage, open_picture
 
     full_bgr, size = decode_cv2(file), (SIZE_PX, SIZE_PX)
     height, width = full_bgr.shape[:2]

@@ -31,10 +31,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.builders.criterion import make_criterion
-from finetune.builders.sampling import make_sampling
-from finetune.config.imbalance import IMBALANCE, with_imbalance
-from finetune.config.load import replaced
+from finetune.builders.criterion import build_criterion_schedule
+from finetune.builders.sampling import build_sampling_schedule
+from finetune.config.imbalance import IMBALANCE_STRATEGIES, with_imbalance
+from finetune.config.load import replace_values
 from finetune.config.schema import Config
 from finetune.data.dataset import ImageDataset, create_loader
 from finetune.data.images.source import FileSource
@@ -42,12 +42,12 @@ from finetune.data.manifest import Manifest
 from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.data.scan import scan
 from finetune.data.transforms.eval_transform import EvalTransform
-from finetune.evaluation.priors import logit_shift, shares_of, uniform
+from finetune.evaluation.priors import compute_logit_shift, shares_of, uniform
 from finetune.models.backbone import create_network
 from finetune.models.classifier import normalise
-from finetune.models.head import head_inputs, linear_head
+from finetune.models.head import capture_head_inputs, linear_head
 from finetune.probe.cross_validation import fit_head
-from finetune.probe.tau_norm import TAUS, tau_normalised
+from finetune.probe.tau_norm import TAU_GRID, tau_normalised
 from finetune.types import Sample, Split
 
 _EPOCHS, _BATCH, _LR = 40, 32, 1e-3
@@ -315,7 +315,7 @@ def _fitted(options: Namespace, folder: Path, name: str, seed: int) -> dict[str,
             "fit", str(folder / "photos"), "--backbone", options.backbone,
             "--weights", options.weights, "--imbalance", name, "--seed", str(seed),
             "--image-size", str(options.image_size), "--output", str(run),
-            "data.leaks=ignore", "data.min_images_per_class=1",
+            "data.leakage=ignore", "data.min_images_per_class=1",
         )  # fmt: skip
     priors = {"": [], ", uniform prior": ["--prior", "uniform"]} if name == "none" else {"": []}
     return {

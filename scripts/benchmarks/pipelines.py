@@ -38,7 +38,7 @@ def finetune_cached(folder: Path, batch_size: int, *, preset: str | None, px: in
     from finetune.data.cache.pixel_store import PixelStore, StoredSource
     from finetune.data.cache.pixel_writer import fill_store, shrunk
     from finetune.data.images.decode import DEFAULT_MAX_PIXELS
-    from finetune.data.transforms.presets import train_transform
+    from finetune.data.transforms.presets import create_train_transform
     from finetune.types import PreprocessSpec, Reporter
 
     spec = PreprocessSpec((3, SIZE_PX, SIZE_PX), MEAN, STD)
@@ -63,7 +63,7 @@ def finetune_loader(source: Any, transform: Any, batch_size: int) -> Loader:
 
 def tutorial_crops() -> Any:
     """Return finetune's transform with the crops of the tutorial: 8% to 100% of the area, flips."""
-    import albumentations as A  # noqa: N812 - the name that its own documentation uses
+    import albumentations as A
 
     from finetune.data.transforms.train_transform import TrainTransform
 
@@ -111,7 +111,7 @@ def timm_loader(folder: Path, batch_size: int, *, color_jitter: float) -> Loader
 
 def albumentations_usual(folder: Path, batch_size: int) -> Loader:
     """Return a loader with OpenCV and Albumentations, as tutorials write it."""
-    import albumentations as A  # noqa: N812  the library's own convention
+    import albumentations as A
     import cv2
     from albumentations.pytorch import ToTensorV2
     from torch.utils.data import DataLoader

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from finetune.builders import Training, with_cache
+from finetune.builders import Training, enable_cache
 from finetune.data.dataset import Batch, create_loader
 from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.models.classifier import normalise
@@ -31,7 +31,7 @@ class Loaders:
 
 def file_loaders(training: Training) -> Loaders:
     """Return loaders of finetune's own data, in the order in which finetune reads them."""
-    data = with_cache(training, reporter=Reporter()).data
+    data = enable_cache(training, reporter=Reporter()).data
     sampler = EpochSampler(
         data.sampling,
         num_images=len(data.train),
@@ -127,7 +127,9 @@ def validate(training: Training, batch: Batch) -> Tensor:
 
 def _logits(training: Training, batch: Batch) -> Tensor:
     module = training.module
-    pixels = normalise(batch["image"], mean=module.mean, std=module.std, colour=batch.get("colour"))
+    pixels = normalise(
+        batch["image"], mean=module.mean, std=module.std, color_matrix=batch.get("color_matrix")
+    )
     logits: Tensor = module.classifier(pixels)
     return logits.float()
 

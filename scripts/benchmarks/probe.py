@@ -20,8 +20,8 @@ from typing import Any
 
 _START = time.perf_counter()
 
-import torch  # noqa: E402 - timed
-from rounds import (  # noqa: E402
+import torch
+from rounds import (
     new_parser,
     print_environment,
     processor,
@@ -31,15 +31,15 @@ from rounds import (  # noqa: E402
     versions,
     write_json,
 )
-from torch import nn  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
-from torchvision import transforms  # noqa: E402
-from torchvision.datasets import ImageFolder  # noqa: E402
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
-import finetune  # noqa: E402
-from finetune.commands.fit.fit import fit as _fit  # noqa: E402, F401 - imported before anything is timed
-from finetune.models.backbone import create_network  # noqa: E402
-from finetune.types import Reporter  # noqa: E402
+import finetune
+from finetune.commands.fit.fit import fit as _fit
+from finetune.models.backbone import create_network
+from finetune.types import Reporter
 
 _IMPORTS = time.perf_counter() - _START
 

@@ -57,7 +57,7 @@ def go_through(root: Path) -> None:
         from finetune.data.manifest import build_manifest, read_manifest, write_manifest
         from finetune.data.samplers.epoch_sampler import EpochSampler
         from finetune.data.scan import scan
-        from finetune.data.transforms.eval_transform import AsStored
+        from finetune.data.transforms.eval_transform import IdentityTransform
         from finetune.types import Split
     with step("scan"):
         found = scan(root)

@@ -28,7 +28,7 @@ MAKE_BUNDLE = """
 import sys
 from pathlib import Path
 from PIL import Image
-from finetune.bundle.model_card import Card
+from finetune.bundle.model_card import ModelCard
 from finetune.bundle.bundle import save_bundle
 from finetune.models.backbone import create_network
 folder = Path(sys.argv[1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from finetune.builders import Training, trainer_options
+from finetune.builders import Training, build_trainer_options
 from finetune.data.dataset import Batch
 from finetune.models.classifier import normalise
 from finetune.training.module import ClassificationModule
@@ -36,7 +36,7 @@ def tutorial_step(backbone: str, batch: Batch, pixels: Tensor, num_classes: int)
 
 def finetune_step(training: Training, folder: Path, batch: Batch, *, depth: int) -> Step:
     """Return finetune's step with some layer groups trained, in the order of Lightning's loop."""
-    options = trainer_options(training.config)
+    options = build_trainer_options(training.config)
     trainer = create_trainer(folder, options, callbacks=[], loggers=[])
     module, precision = training.module, trainer.precision_plugin
     module.to(batch["image"].device)

@@ -40,7 +40,7 @@ from trainings import (
 
 from finetune.builders import Training
 from finetune.models.classifier import normalise
-from finetune.training.schedules.unfreeze import as_depth
+from finetune.training.schedules.unfreeze import resolve_depth
 
 ASSIGNMENTS: dict[str, Any] = {
     # what "auto" chooses for pretrained weights, which are not needed to measure time

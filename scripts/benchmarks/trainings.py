@@ -14,7 +14,7 @@ import torch
 from made_photos import make_photos, photo_bytes_per_px
 
 from finetune.builders import Training, build_training
-from finetune.commands.prepare_data import data_path, read_data
+from finetune.commands.prepare_data import resolve_data_path, read_data
 from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.types import Reporter

@@ -7,24 +7,24 @@ import pytest
 from PIL import Image
 
 from finetune.audit.alignment_filter import (
-    Laid,
-    Sieve,
-    alike,
-    all_laid,
-    join_alike,
-    laid_anew,
-    shrunk,
-    slices,
-    thumbnails_of,
+    AlignedPairs,
+    FilterStage,
+    concatenate_pairs,
+    downsample,
+    find_matches,
+    iter_chunks,
+    iter_thumbnail_pairs,
+    merge_matches,
+    realign,
 )
-from finetune.audit.image_alignment import Reach, as_they_lie
-from finetune.audit.union_find import Joined
+from finetune.audit.image_alignment import AlignmentBounds, build_identity_warp
+from finetune.audit.union_find import UnionFind
 from tests.audit.test_near_duplicates import looked_at
 from tests.pictures import scene, write_jpeg
 
 
-def laid(*pairs: tuple[int, int], turn: int = 0) -> Laid:
-    return Laid(np.array(pairs), np.full(len(pairs), turn), as_they_lie(len(pairs)))
+def laid(*pairs: tuple[int, int], turn: int = 0) -> AlignedPairs:
+    return AlignedPairs(np.array(pairs), np.full(len(pairs), turn), build_identity_warp(len(pairs)))
 
 
 @pytest.fixture
@@ -38,44 +38,46 @@ def paths(tmp_path: Path) -> list[Path]:
 
 def test_a_turn_is_undone_before_images_are_compared(paths: list[Path]) -> None:
     looks = looked_at(paths)
-    sieve = Sieve(32, steps=2, difference=0.1)
+    sieve = FilterStage(32, steps=2, max_difference=0.1)
     for turn, passes in ((1, [0]), (0, [])):
-        ((pairs, *thumbnails),) = thumbnails_of(looks, np.array([[0, 1], [0, 2]]))
-        found, difference = laid_anew(sieve, laid((0, 1), (0, 2), turn=turn), *thumbnails)
+        ((pairs, *thumbnails),) = iter_thumbnail_pairs(looks, np.array([[0, 1], [0, 2]]))
+        found, difference = realign(sieve, laid((0, 1), (0, 2), turn=turn), *thumbnails)
         np.testing.assert_array_equal(found.pairs, pairs)
-        assert alike(looks, sieve, found, difference).tolist() == passes
+        assert find_matches(looks, sieve, found, difference).tolist() == passes
 
 
 def test_a_small_image_has_to_be_more_alike(paths: list[Path]) -> None:
-    looks, sieve = looked_at(paths), Sieve(32, steps=1, difference=0.16)
+    looks, sieve = looked_at(paths), FilterStage(32, steps=1, max_difference=0.16)
     difference = np.full(2, 0.02, np.float32)
-    assert alike(looks, sieve, laid((0, 2), (0, 3)), difference).tolist() == [0]
+    assert find_matches(looks, sieve, laid((0, 2), (0, 3)), difference).tolist() == [0]
     # (16 / 64)^2 of what may differ between larger ones
-    assert alike(looks, sieve, laid((0, 3)), difference[:1] / 2.5).tolist() == [0]
+    assert find_matches(looks, sieve, laid((0, 3)), difference[:1] / 2.5).tolist() == [0]
 
 
 def test_no_placing_goes_beyond_the_reach(paths: list[Path]) -> None:
     looks = looked_at(paths)
-    ((_, *thumbnails),) = thumbnails_of(looks, np.array([[0, 2]]))
-    near = Sieve(32, steps=8, difference=1, reach=Reach(stretch=1.01, shift=0.02))
-    found, _ = laid_anew(near, laid((0, 2)), *thumbnails)
-    assert (np.abs(found.placing - as_they_lie(1)) <= 0.0201).all()
+    ((_, *thumbnails),) = iter_thumbnail_pairs(looks, np.array([[0, 2]]))
+    near = FilterStage(
+        32, steps=8, max_difference=1, bounds=AlignmentBounds(max_scale=1.01, max_shift=0.02)
+    )
+    found, _ = realign(near, laid((0, 2)), *thumbnails)
+    assert (np.abs(found.warp - build_identity_warp(1)) <= 0.0201).all()
 
 
 def test_what_is_alike_in_the_files_is_joined(paths: list[Path]) -> None:
-    looks, joined = looked_at(paths), Joined()
-    likely = all_laid([laid((0, 1), turn=1), laid((0, 2)), laid((1, 2))])
-    join_alike(joined, looks, paths, likely, Sieve(64, steps=4, difference=0.08))
-    assert joined.groups() == [[0, 1]]
+    looks, joined = looked_at(paths), UnionFind()
+    likely = concatenate_pairs([laid((0, 1), turn=1), laid((0, 2)), laid((1, 2))])
+    merge_matches(joined, looks, paths, likely, FilterStage(64, steps=4, max_difference=0.08))
+    assert joined.list_groups() == [[0, 1]]
 
 
 def test_nothing_is_laid_on_nothing() -> None:
-    none = all_laid([])
+    none = concatenate_pairs([])
     assert [part.shape for part in none] == [(0, 2), (0,), (0, 4)]
-    assert list(slices(none.pairs)) == []
+    assert list(iter_chunks(none.pairs)) == []
 
 
 def test_shrinking_takes_means() -> None:
     images = np.arange(32, dtype=np.float32).reshape(2, 4, 4)
-    np.testing.assert_array_equal(shrunk(images, 2)[0], [[2.5, 4.5], [10.5, 12.5]])
-    np.testing.assert_array_equal(shrunk(images, 4), images)
+    np.testing.assert_array_equal(downsample(images, 2)[0], [[2.5, 4.5], [10.5, 12.5]])
+    np.testing.assert_array_equal(downsample(images, 4), images)

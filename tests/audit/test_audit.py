@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from finetune.audit.audit import Audit, CopyGroup, LabelSuspect, Suspect, audit
-from finetune.audit.fingerprint_table import look_at_files
-from finetune.types import Rejected, Reporter, Sample, Split
+from finetune.audit.audit import (
+    Audit,
+    DuplicateSamples,
+    LabelErrorCandidate,
+    SuspiciousImage,
+    audit_images,
+)
+from finetune.audit.fingerprint_table import fingerprint_files
+from finetune.types import RejectedFile, Reporter, Sample, Split
 from tests.pictures import scene
 
 TRAIN, VAL, TEST = Split.TRAIN, Split.VAL, Split.TEST
@@ -23,15 +29,15 @@ def audit_of(
     for name, image in images.items():
         image.save(root / name)
     samples = [Sample(name, "x") for name in images] if samples is None else samples
-    good, looks, bad = look_at_files(
+    good, looks, bad = fingerprint_files(
         root,
         samples,
         max_pixels=10**8,
-        stores=None,
+        stores_dir=None,
         limit_bytes=0,
         reporter=Reporter(),
     )
-    return audit(good, looks, [], bad)
+    return audit_images(good, looks, [], bad)
 
 
 def counted(root: Path, *rows: tuple[str, Split | None, int]) -> Audit:
@@ -52,13 +58,13 @@ def test_images_are_counted_by_split_and_class(tmp_path: Path) -> None:
     assert list(found.counts) == ["train", "val", "test"]
     assert found.training_counts == found.counts["train"]
     assert found.imbalance_ratio == 15
-    assert found.starved == ["c"]
+    assert found.under_represented_classes == ["c"]
 
 
 def test_without_splits_all_are_counted(tmp_path: Path) -> None:
     found = counted(tmp_path, ("b", None, 19), ("a", None, 20), ("d", None, 3), ("c", None, 3))
     assert found.counts == {"all": {"a": 20, "b": 19, "c": 3, "d": 3}}
-    assert found.starved == ["c", "d", "b"]
+    assert found.under_represented_classes == ["c", "d", "b"]
     assert found.imbalance_ratio == pytest.approx(20 / 3)
 
 
@@ -67,7 +73,7 @@ def test_images_without_a_training_split_are_counted(tmp_path: Path, split: Spli
     found = counted(tmp_path, ("a", split, 6), ("b", split, 2))
     assert found.training_counts == {"a": 6, "b": 2}
     assert found.imbalance_ratio == 3
-    assert json.loads(json.dumps(found.as_json()))["counts"] == {split.value: {"a": 6, "b": 2}}
+    assert json.loads(json.dumps(found.to_json()))["counts"] == {split.value: {"a": 6, "b": 2}}
 
 
 def test_images_with_and_without_a_split_are_counted_apart(tmp_path: Path) -> None:
@@ -108,7 +114,7 @@ def test_each_kind_of_suspect_is_named_once(tmp_path: Path) -> None:
             "long.png": scene(23, width=800, height=100),
         },
     )
-    assert {suspect.path: suspect.kind for suspect in found.suspects} == {
+    assert {suspect.path: suspect.kind for suspect in found.suspicious_images} == {
         "black.png": "blank",
         "white.png": "blank",
         "dark.png": "dark",
@@ -117,7 +123,7 @@ def test_each_kind_of_suspect_is_named_once(tmp_path: Path) -> None:
         "tiny.png": "tiny",
         "long.png": "odd aspect",
     }
-    details = {suspect.kind: suspect.detail for suspect in found.suspects}
+    details = {suspect.kind: suspect.detail for suspect in found.suspicious_images}
     assert details["tiny"] == "shorter side 20 px (below 30)"
     assert details["odd aspect"] == "aspect ratio 8.00 (above 3.33)"
     assert re.fullmatch(r"95% darker than 0\.[01]\d\d of white \(below 0\.2\)", details["dark"])
@@ -129,7 +135,7 @@ def test_each_kind_of_suspect_is_named_once(tmp_path: Path) -> None:
 
 def test_a_small_image_is_sharp_with_less(tmp_path: Path) -> None:
     blurred = scene(21, width=64, height=64).filter(ImageFilter.GaussianBlur(9))
-    suspect = audit_of(tmp_path, {"small.png": blurred}).suspects[0]
+    suspect = audit_of(tmp_path, {"small.png": blurred}).suspicious_images[0]
     assert suspect.kind == "blurred"
     assert suspect.detail.endswith("(below 0.075)")
 
@@ -137,15 +143,15 @@ def test_a_small_image_is_sharp_with_less(tmp_path: Path) -> None:
 def test_an_image_may_be_tiny_and_of_odd_shape(tmp_path: Path) -> None:
     usual = {f"{seed}.png": scene(seed) for seed in range(6)}
     found = audit_of(tmp_path, {**usual, "strip.png": scene(9, width=120, height=12)})
-    kinds = [suspect.kind for suspect in found.suspects if suspect.path == "strip.png"]
+    kinds = [suspect.kind for suspect in found.suspicious_images if suspect.path == "strip.png"]
     assert (len(kinds), kinds[-1]) == (2, "odd aspect")
 
 
 def test_what_all_images_are_is_not_suspicious(tmp_path: Path) -> None:
     tiny = {f"{seed}.png": scene(seed, width=28, height=28) for seed in range(6)}
-    assert audit_of(tmp_path, tiny).suspects == ()
+    assert audit_of(tmp_path, tiny).suspicious_images == ()
     long = {f"{seed}.png": scene(seed, width=500, height=100) for seed in range(6)}
-    assert audit_of(tmp_path, long).suspects == ()
+    assert audit_of(tmp_path, long).suspicious_images == ()
 
 
 @pytest.mark.parametrize(
@@ -159,9 +165,9 @@ def test_what_all_images_are_is_not_suspicious(tmp_path: Path) -> None:
     ],
 )
 def test_a_group_says_what_it_is_across(samples: list[Sample], across: tuple[str, ...]) -> None:
-    group = CopyGroup(tuple(samples), exact=True)
-    assert group.across == across
-    tree = group.as_json()
+    group = DuplicateSamples(tuple(samples), is_exact=True)
+    assert group.conflicts == across
+    tree = group.to_json()
     assert tree["kind"] == "exact"
     assert tree["where"] == ([f"across {name}" for name in across] or ["inside a class"])
     assert tree["paths"] == ["a", "b"]
@@ -176,14 +182,14 @@ def test_as_json_goes_through_json(tmp_path: Path) -> None:
         plain.counts,
         plain.sizes,
         plain.modes,
-        (Rejected("é.jpg", "truncated"),),
-        (CopyGroup((Sample("a", "x", TRAIN), Sample("b", "x", VAL)), exact=False),),
-        (Suspect("c", "dark", "95%"),),
-        (LabelSuspect("d", "x", "y", 0.123456, 0.8),),
+        (RejectedFile("é.jpg", "truncated"),),
+        (DuplicateSamples((Sample("a", "x", TRAIN), Sample("b", "x", VAL)), is_exact=False),),
+        (SuspiciousImage("c", "dark", "95%"),),
+        (LabelErrorCandidate("d", "x", "y", 0.123456, 0.8),),
         ({"option": "--batch-size", "value": 32, "reason": "few"},),
     )
     for found in (plain, full):
-        tree = found.as_json()
+        tree = found.to_json()
         assert json.loads(json.dumps(tree)) == tree
     assert tree["copies"][0]["kind"] == "near"
     assert tree["labels"] == [
@@ -192,4 +198,4 @@ def test_as_json_goes_through_json(tmp_path: Path) -> None:
             "likely_probability": 0.8,
         }
     ]  # fmt: skip
-    assert plain.as_json()["labels"] is None
+    assert plain.to_json()["labels"] is None

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from finetune.audit import cropped_duplicates as module
-from finetune.audit.cropped_duplicates import find_crops
-from finetune.audit.near_duplicates import Copies, find_copies
+from finetune.audit.cropped_duplicates import find_cropped_duplicates
+from finetune.audit.near_duplicates import DuplicateGroup, find_duplicates
 from tests.audit.test_near_duplicates import cropped, looked_at
 from tests.pictures import scene, write_jpeg
 
@@ -40,8 +40,8 @@ def features_of(directions: Sequence[int], *, width: int = 40) -> Array:
 def found_in(paths: list[Path], *features: Array) -> list[tuple[int, ...]]:
     looks = looked_at(paths)
     told: list[int] = []
-    known = find_copies(looks, paths)
-    found = find_crops(looks, paths, known, features, on_searched=told.append)
+    known = find_duplicates(looks, paths)
+    found = find_cropped_duplicates(looks, paths, known, features, on_progress=told.append)
     assert sum(told) == len(paths)
     return [copies.rows for copies in found]
 
@@ -49,7 +49,7 @@ def found_in(paths: list[Path], *features: Array) -> list[tuple[int, ...]]:
 def test_a_cutting_is_found_where_features_bring_it_to_its_photo(tmp_path: Path) -> None:
     images = [photo(0), photo(1), photo(2), cut(1), ImageOps.mirror(cut(0))]
     paths = written(tmp_path, images)
-    assert find_copies(looked_at(paths), paths) == [], "else there would be nothing to add"
+    assert find_duplicates(looked_at(paths), paths) == [], "else there would be nothing to add"
     assert found_in(paths, features_of([0, 1, 2, 1, 0])) == [(0, 4), (1, 3)]
     assert found_in(paths, features_of([0, 1, 2, 3, 4])) == [], "nothing brings them together"
 
@@ -70,11 +70,13 @@ def test_known_groups_stay_and_grow(tmp_path: Path) -> None:
     same = [photo(3)] * 8  # as many as one image has neighbours, and more
     paths = written(tmp_path, [*same, photo(4), cut(3), photo(5)])
     looks = looked_at(paths)
-    known = find_copies(looks, paths)
-    assert known == [Copies(tuple(range(8)), exact=True)]
-    found = find_crops(looks, paths, known, [features_of([*([0] * 8), 1, 0, 2])])
-    assert found == [Copies((*range(8), 9), exact=False)]
-    assert find_crops(looks, paths, known, [features_of([*([0] * 8), 1, 2, 3])]) == known
+    known = find_duplicates(looks, paths)
+    assert known == [DuplicateGroup(tuple(range(8)), is_exact=True)]
+    found = find_cropped_duplicates(looks, paths, known, [features_of([*([0] * 8), 1, 0, 2])])
+    assert found == [DuplicateGroup((*range(8), 9), is_exact=False)]
+    assert (
+        find_cropped_duplicates(looks, paths, known, [features_of([*([0] * 8), 1, 2, 3])]) == known
+    )
 
 
 def test_cells_find_what_a_whole_search_does(
@@ -87,7 +89,7 @@ def test_cells_find_what_a_whole_search_does(
     features = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
     pairs = [(row, row + 1) for row in range(0, 24, 2)]
     assert found_in(paths, features) == pairs
-    monkeypatch.setattr(module, "_CELL", 5)
+    monkeypatch.setattr(module, "_CELL_SIZE", 5)
     assert found_in(paths, features) == pairs
 
 
@@ -96,4 +98,4 @@ def test_few_images_and_blank_ones_are_compared_with_nothing(tmp_path: Path, cou
     blank = [Image.new("RGB", (64, 64 + number), "white") for number in range(4)]
     paths = written(tmp_path, [*blank, photo(1)][-count:])
     assert found_in(paths, features_of([0] * count)) == []
-    assert find_crops(looked_at([]), [], [], [np.empty((0, 8), np.float32)]) == []
+    assert find_cropped_duplicates(looked_at([]), [], [], [np.empty((0, 8), np.float32)]) == []

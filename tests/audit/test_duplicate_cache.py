@@ -10,20 +10,24 @@ import numpy as np
 import pytest
 
 from finetune.audit import duplicate_cache as module
-from finetune.audit.cropped_duplicates import find_crops
-from finetune.audit.duplicate_cache import know_copies, known_copies, known_crops
-from finetune.audit.fingerprint_table import Looks, look_at_files
-from finetune.audit.near_duplicates import Copies, find_copies
-from finetune.data.cache.eviction import make_room
+from finetune.audit.cropped_duplicates import find_cropped_duplicates
+from finetune.audit.duplicate_cache import (
+    cache_duplicates,
+    load_or_find_cropped_duplicates,
+    load_or_find_duplicates,
+)
+from finetune.audit.fingerprint_table import FingerprintTable, fingerprint_files
+from finetune.audit.near_duplicates import DuplicateGroup, find_duplicates
+from finetune.data.cache.eviction import evict_to_fit
 from finetune.types import Reporter, Sample
 from tests.pictures import scene, write_jpeg
 
 
-def seen(root: Path, cache: Path) -> tuple[Looks, list[Path]]:
+def seen(root: Path, cache: Path) -> tuple[FingerprintTable, list[Path]]:
     paths = sorted(root.glob("*.jpg"))
     samples = [Sample(path.name, "x") for path in paths]
-    good, looks, _ = look_at_files(
-        root, samples, max_pixels=10**6, stores=cache, limit_bytes=10**8, reporter=Reporter()
+    good, looks, _ = fingerprint_files(
+        root, samples, max_pixels=10**6, stores_dir=cache, limit_bytes=10**8, reporter=Reporter()
     )
     assert len(good) == len(paths)
     return looks, paths
@@ -44,21 +48,23 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that grows with each search."""
     made: list[int] = []
 
-    def counted(looks: Looks, paths: Sequence[Path], **more: object) -> list[Copies]:
+    def counted(
+        looks: FingerprintTable, paths: Sequence[Path], **more: object
+    ) -> list[DuplicateGroup]:
         made.append(len(looks))
-        return find_copies(looks, paths, **more)  # type: ignore[arg-type]
+        return find_duplicates(looks, paths, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "find_copies", counted)
+    monkeypatch.setattr(module, "find_duplicates", counted)
     return made
 
 
 def test_the_same_images_are_searched_once(
     photos: Path, tmp_path: Path, searches: list[int]
 ) -> None:
-    first = known_copies(*seen(photos, tmp_path / "cache"))
+    first = load_or_find_duplicates(*seen(photos, tmp_path / "cache"))
     assert [copies.rows for copies in first] == [(2, 4)]
     steps: list[int] = []
-    again = known_copies(*seen(photos, tmp_path / "cache"), on_searched=steps.append)
+    again = load_or_find_duplicates(*seen(photos, tmp_path / "cache"), on_progress=steps.append)
     assert again == first
     assert searches == [5]
     assert sum(steps) == 5
@@ -67,12 +73,12 @@ def test_the_same_images_are_searched_once(
 def test_a_new_or_changed_image_is_searched_for(
     photos: Path, tmp_path: Path, searches: list[int]
 ) -> None:
-    known_copies(*seen(photos, tmp_path / "cache"))
+    load_or_find_duplicates(*seen(photos, tmp_path / "cache"))
     write_jpeg(photos / "0.jpg", scene(9))
-    known_copies(*seen(photos, tmp_path / "cache"))
+    load_or_find_duplicates(*seen(photos, tmp_path / "cache"))
     shutil.copyfile(photos / "0.jpg", photos / "9.jpg")
-    found = known_copies(*seen(photos, tmp_path / "cache"))
-    assert [(copies.rows, copies.exact) for copies in found] == [((0, 4), True), ((2, 5), False)]
+    found = load_or_find_duplicates(*seen(photos, tmp_path / "cache"))
+    assert [(copies.rows, copies.is_exact) for copies in found] == [((0, 4), True), ((2, 5), False)]
     assert searches == [5, 5, 6]
 
 
@@ -81,22 +87,24 @@ def test_what_is_damaged_is_made_anew(
     photos: Path, tmp_path: Path, searches: list[int], text: str
 ) -> None:
     looks, paths = seen(photos, tmp_path / "cache")
-    first = known_copies(looks, paths)
+    first = load_or_find_duplicates(looks, paths)
     (looks.folder / "copies.json").write_text(text)
-    assert known_copies(looks, paths) == first
-    assert known_copies(looks, paths) == first
+    assert load_or_find_duplicates(looks, paths) == first
+    assert load_or_find_duplicates(looks, paths) == first
     assert searches == [5, 5]
 
 
 def test_what_was_told_is_known_until_an_image_changes(
     photos: Path, tmp_path: Path, searches: list[int]
 ) -> None:
-    told = [Copies((0, 1, 3), exact=False)]
-    know_copies(seen(photos, tmp_path / "cache")[0], told)
-    assert known_copies(*seen(photos, tmp_path / "cache")) == told
+    told = [DuplicateGroup((0, 1, 3), is_exact=False)]
+    cache_duplicates(seen(photos, tmp_path / "cache")[0], told)
+    assert load_or_find_duplicates(*seen(photos, tmp_path / "cache")) == told
     assert searches == []
     write_jpeg(photos / "0.jpg", scene(9))
-    assert [one.rows for one in known_copies(*seen(photos, tmp_path / "cache"))] == [(2, 4)]
+    assert [one.rows for one in load_or_find_duplicates(*seen(photos, tmp_path / "cache"))] == [
+        (2, 4)
+    ]
 
 
 def test_crops_are_looked_for_once_by_each_backbone(
@@ -104,22 +112,22 @@ def test_crops_are_looked_for_once_by_each_backbone(
 ) -> None:
     made: list[int] = []
 
-    def counted(looks: Looks, *others: Any, **more: Any) -> list[Copies]:
+    def counted(looks: FingerprintTable, *others: Any, **more: Any) -> list[DuplicateGroup]:
         made.append(len(looks))
-        return find_crops(looks, *others, **more)
+        return find_cropped_duplicates(looks, *others, **more)
 
-    monkeypatch.setattr(module, "find_crops", counted)
+    monkeypatch.setattr(module, "find_cropped_duplicates", counted)
     features = [np.ones((5, 8), np.float32)]
 
-    def crops(known: list[Copies], made_by: str) -> list[Copies]:
+    def crops(known: list[DuplicateGroup], made_by: str) -> list[DuplicateGroup]:
         looks, paths = seen(photos, tmp_path / "cache")
-        return known_crops(looks, paths, known, features, made_by=made_by)
+        return load_or_find_cropped_duplicates(looks, paths, known, features, cache_key=made_by)
 
-    known = known_copies(*seen(photos, tmp_path / "cache"))
+    known = load_or_find_duplicates(*seen(photos, tmp_path / "cache"))
     assert crops(known, "one") == crops(known, "one") == known
     assert made == [5]
     crops(known, "other")
-    more = [Copies((0, 2, 4), exact=False)]
+    more = [DuplicateGroup((0, 2, 4), is_exact=False)]
     assert crops(more, "one") == more, "what is known meanwhile is not lost"
     assert made == [5] * 3
 
@@ -127,12 +135,16 @@ def test_crops_are_looked_for_once_by_each_backbone(
 def test_looks_make_room_with_all_that_was_found_in_them(photos: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     looks, paths = seen(photos, cache)
-    known_crops(
-        looks, paths, known_copies(looks, paths), [np.ones((5, 8), np.float32)], made_by="head-0a"
+    load_or_find_cropped_duplicates(
+        looks,
+        paths,
+        load_or_find_duplicates(looks, paths),
+        [np.ones((5, 8), np.float32)],
+        cache_key="head-0a",
     )
     folder = looks.folder
     assert {"copies.json", "crops-head-0a.json"} <= {file.name for file in folder.iterdir()}
     del looks  # in use, it stays
     gc.collect()
-    assert make_room(cache, needed_bytes=0, limit_bytes=1)
+    assert evict_to_fit(cache, needed_bytes=0, limit_bytes=1)
     assert not folder.exists()

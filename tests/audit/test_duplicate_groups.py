@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
-from finetune.audit.duplicate_groups import noted_copies, with_copies, with_further_copies
-from finetune.audit.near_duplicates import Copies
+from finetune.audit.duplicate_groups import (
+    add_duplicate_groups,
+    assign_duplicate_groups,
+    collect_duplicate_groups,
+)
+from finetune.audit.near_duplicates import DuplicateGroup
 from finetune.data.manifest import Manifest
 from finetune.types import Sample, Split
 
@@ -17,24 +21,26 @@ def manifest(*words: str) -> Manifest:
 
 
 def words_of(found: Manifest) -> list[str]:
-    return [sample.copies for sample in found.samples]
+    return [sample.duplicate_group for sample in found.samples]
 
 
 def grown(before: Manifest, *groups: tuple[int, ...]) -> Manifest:
-    return with_further_copies(before, [[before.samples[row] for row in rows] for rows in groups])
+    return add_duplicate_groups(before, [[before.samples[row] for row in rows] for rows in groups])
 
 
 def test_samples_are_told_of_their_copies() -> None:
     samples = [Sample(str(row), "x", TRAIN, "g") for row in range(5)]
-    found = with_copies(samples, [Copies((0, 3), exact=True), Copies((1, 4), exact=False)])
-    assert [sample.copies for sample in found] == ["1", "2", "", "1", "2"]
+    found = assign_duplicate_groups(
+        samples, [DuplicateGroup((0, 3), is_exact=True), DuplicateGroup((1, 4), is_exact=False)]
+    )
+    assert [sample.duplicate_group for sample in found] == ["1", "2", "", "1", "2"]
     assert [Sample(s.path, s.label, s.split, s.group) for s in found] == samples
-    assert with_copies(samples, []) == samples
+    assert assign_duplicate_groups(samples, []) == samples
 
 
 def test_what_samples_note_is_read_as_groups() -> None:
     samples = manifest("2", "", "7", "2", "9", "7").samples
-    assert [copies.rows for copies in noted_copies(samples)] == [(0, 3), (2, 5)]
+    assert [copies.rows for copies in collect_duplicate_groups(samples)] == [(0, 3), (2, 5)]
 
 
 def test_a_new_group_takes_a_word_that_is_free() -> None:

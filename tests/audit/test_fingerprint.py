@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from finetune.audit.fingerprint import LOOK, grey_pixels, look_at
-from finetune.audit.near_duplicates import BLANK
+from finetune.audit.fingerprint import FINGERPRINT, compute_fingerprint, decode_greyscale
+from finetune.audit.near_duplicates import BLANK_CONTRAST
 from finetune.data.images.decode import check_image, decode_image
 from finetune.errors import DataError
 from tests.helpers import noise
@@ -20,8 +20,8 @@ from tests.pictures import scene, write_jpeg
 def test_a_look_says_what_the_file_is(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     scene(1, width=90, height=60).save(file)
-    look = look_at(file)
-    assert look.dtype == LOOK
+    look = compute_fingerprint(file)
+    assert look.dtype == FINGERPRINT
     assert look.shape == ()
     assert bytes(look["digest"]) == hashlib.blake2b(file.read_bytes(), digest_size=16).digest()
     assert look["num_bytes"] == file.stat().st_size
@@ -33,13 +33,13 @@ def test_size_and_thumbnail_are_those_of_the_upright_image(
     tmp_path: Path, orientation: int
 ) -> None:
     file = write_jpeg(tmp_path / "a.jpg", scene(1), orientation=orientation, quality=95)
-    look = look_at(file)
+    look = compute_fingerprint(file)
     upright = decode_image(file)
     assert (look["width"].item(), look["height"].item()) == upright.size
     expected = np.asarray(upright.convert("L").resize((32, 32), Image.Resampling.BOX), float)
     assert np.abs(look["thumbnail"] - expected).mean() < 6
     fine = np.asarray(upright.convert("L").resize((64, 64), Image.Resampling.BOX), float)
-    pixels = grey_pixels(file, 64)
+    pixels = decode_greyscale(file, 64)
     assert pixels.shape == (64, 64)
     assert np.abs(pixels - fine).mean() < 6
 
@@ -68,7 +68,7 @@ def test_every_mode_is_named_and_measured_alike(
 ) -> None:
     scene(2).save(tmp_path / "plain.png")
     convert(scene(2)).save(tmp_path / name)
-    plain, look = look_at(tmp_path / "plain.png"), look_at(tmp_path / name)
+    plain, look = compute_fingerprint(tmp_path / "plain.png"), compute_fingerprint(tmp_path / name)
     assert look["mode"].item().decode() == mode
     one, other = plain["thumbnail"].astype(float), look["thumbnail"].astype(float)
     assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.95
@@ -76,7 +76,7 @@ def test_every_mode_is_named_and_measured_alike(
 
 def test_transparency_lies_on_white(tmp_path: Path) -> None:
     Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(tmp_path / "a.png")
-    assert (look_at(tmp_path / "a.png")["thumbnail"] == 255).all()
+    assert (compute_fingerprint(tmp_path / "a.png")["thumbnail"] == 255).all()
 
 
 def _bytes_of(image: Image.Image, form: str) -> bytes:
@@ -112,16 +112,16 @@ def test_what_cannot_be_trained_on_is_refused_for_the_same_reason(
     file.write_bytes(data)
     expected = check_image(file, max_pixels=max_pixels)
     if expected is None:
-        assert look_at(file, max_pixels=max_pixels)["width"] == 300
+        assert compute_fingerprint(file, max_pixels=max_pixels)["width"] == 300
         return
     with pytest.raises(DataError) as caught:
-        look_at(file, max_pixels=max_pixels)
+        compute_fingerprint(file, max_pixels=max_pixels)
     assert str(caught.value) == expected
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^does not exist$"):
-        look_at(tmp_path / "a.png")
+        compute_fingerprint(tmp_path / "a.png")
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
@@ -130,13 +130,13 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
         expected = check_image(tmp_path / "a.png", max_pixels=max_pixels)
         assert expected is not None
         with pytest.raises(DataError) as caught:
-            look_at(tmp_path / "a.png", max_pixels=max_pixels)
+            compute_fingerprint(tmp_path / "a.png", max_pixels=max_pixels)
         assert str(caught.value) == expected
 
 
 def _look(tmp_path: Path, image: Image.Image) -> dict[str, float]:
     image.save(tmp_path / "a.png")
-    look = look_at(tmp_path / "a.png")
+    look = compute_fingerprint(tmp_path / "a.png")
     return {name: float(look[name]) for name in ("dark", "bright", "contrast", "sharpness")}
 
 
@@ -144,7 +144,7 @@ def _look(tmp_path: Path, image: Image.Image) -> dict[str, float]:
 def test_a_blank_image_has_no_contrast_and_no_sharpness(tmp_path: Path, level: int) -> None:
     found = _look(tmp_path, Image.new("L", (50, 70), level))
     assert found["dark"] == found["bright"] == pytest.approx(level / 255)
-    assert found["contrast"] == found["sharpness"] == 0 < BLANK
+    assert found["contrast"] == found["sharpness"] == 0 < BLANK_CONTRAST
 
 
 def test_levels_are_those_of_a_ramp(tmp_path: Path) -> None:

@@ -12,14 +12,14 @@ import pytest
 from numpy.typing import NDArray
 
 from finetune.audit import fingerprint_table as looks_module
-from finetune.audit.fingerprint import LOOK, look_at
-from finetune.audit.fingerprint_table import Looks, look_at_files
+from finetune.audit.fingerprint import FINGERPRINT, compute_fingerprint
+from finetune.audit.fingerprint_table import FingerprintTable, fingerprint_files
 from finetune.data.cache.array_store import ArrayStore
-from finetune.types import Rejected, Sample
+from finetune.types import RejectedFile, Sample
 from tests.helpers import Recorder, everything, noise, tiny_disk
 from tests.pictures import scene
 
-Found = tuple[list[Sample], Looks, list[Rejected]]
+Found = tuple[list[Sample], FingerprintTable, list[RejectedFile]]
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def watched(path: Path, *, max_pixels: int) -> NDArray[Any]:
         names.append(path.name)
-        return look_at(path, max_pixels=max_pixels)
+        return compute_fingerprint(path, max_pixels=max_pixels)
 
-    monkeypatch.setattr(looks_module, "look_at", watched)
+    monkeypatch.setattr(looks_module, "compute_fingerprint", watched)
     return names
 
 
@@ -58,18 +58,18 @@ def look(
     limit_bytes: int = 10**9,
     reporter: Recorder | None = None,
 ) -> Found:
-    return look_at_files(
+    return fingerprint_files(
         root,
         samples,
         max_pixels=max_pixels,
-        stores=stores,
+        stores_dir=stores,
         limit_bytes=limit_bytes,
         reporter=reporter or Recorder(),
     )
 
 
 def widths(found: Found) -> list[int]:
-    return [int(width) for width in found[1].column("width")]
+    return [int(width) for width in found[1].read_column("width")]
 
 
 class Counter(Recorder):
@@ -97,8 +97,8 @@ def test_images_keep_their_order_and_the_others_their_reasons(
         assert found[0] == [samples[0], samples[2], samples[4]]
         assert widths(found) == [23, 20, 24]
         assert found[2] == [
-            Rejected("bad.png", "not an image, whatever its name says"),
-            Rejected("gone.png", "does not exist"),
+            RejectedFile("bad.png", "not an image, whatever its name says"),
+            RejectedFile("gone.png", "does not exist"),
         ]
         assert counter.told == counter.total == len(samples)
 
@@ -108,17 +108,17 @@ def test_what_is_kept_is_what_was_seen(root: Path, tmp_path: Path) -> None:
     for _ in range(2):
         _, looks, _ = look(root, samples, stores=tmp_path / "stores")
         assert len(looks) == 3
-        expected = [look_at(root / sample.path) for sample in samples]
-        for name in LOOK.names or ():
+        expected = [compute_fingerprint(root / sample.path) for sample in samples]
+        for name in FINGERPRINT.names or ():
             np.testing.assert_array_equal(
-                looks.column(name), np.stack([one[name] for one in expected])
+                looks.read_column(name), np.stack([one[name] for one in expected])
             )
         rows = np.array([2, 0])
         np.testing.assert_array_equal(
-            looks.thumbnails(rows), np.stack([expected[row]["thumbnail"] for row in rows])
+            looks.read_thumbnails(rows), np.stack([expected[row]["thumbnail"] for row in rows])
         )
-        assert looks.thumbnails(rows).dtype == np.float32
-        assert looks.shorter_sides(np.array([0, 1, 2])).tolist() == [20, 20, 20]
+        assert looks.read_thumbnails(rows).dtype == np.float32
+        assert looks.compute_shorter_sides(np.array([0, 1, 2])).tolist() == [20, 20, 20]
 
 
 def test_a_file_is_looked_at_again_only_when_it_has_changed(
@@ -160,7 +160,9 @@ def _works_and_leaves_nothing(found: Found, temporary: Path) -> None:
     assert everything(temporary) != []
     kept = found[1]
     del found
-    assert kept.column("width").tolist() == [20, 21, 22], "the folder lives as long as it is used"
+    assert kept.read_column("width").tolist() == [20, 21, 22], (
+        "the folder lives as long as it is used"
+    )
 
 
 def test_without_a_store_nothing_is_left_behind(root: Path, temporary: Path) -> None:
@@ -191,7 +193,9 @@ def test_looks_that_the_limit_does_not_allow_are_not_kept(
         gc.collect()
         assert everything(temporary) == []
     assert len(opened) == 6
-    assert sum(file.stat().st_size for file in stores.rglob("*")) < 100 + LOOK.itemsize + 30_000
+    assert (
+        sum(file.stat().st_size for file in stores.rglob("*")) < 100 + FINGERPRINT.itemsize + 30_000
+    )
 
 
 def test_looks_that_fit_are_found_again_though_they_would_not_fit_twice(
@@ -201,7 +205,7 @@ def test_looks_that_fit_are_found_again_though_they_would_not_fit_twice(
     look(root, samples_of(0, 1, 2, 3, 4), stores=stores)
     used = sum(file.stat().st_size for file in stores.rglob("*") if file.is_file())
     opened.clear()
-    look(root, samples_of(0, 1, 2, 3, 4), stores=stores, limit_bytes=used + LOOK.itemsize)
+    look(root, samples_of(0, 1, 2, 3, 4), stores=stores, limit_bytes=used + FINGERPRINT.itemsize)
     assert opened == []
 
 
@@ -221,9 +225,9 @@ def test_a_store_that_another_process_fills_is_waited_for(
     def slow(path: Path, *, max_pixels: int) -> NDArray[Any]:
         entered.set()
         assert go_on.wait(60)
-        return look_at(path, max_pixels=max_pixels)
+        return compute_fingerprint(path, max_pixels=max_pixels)
 
-    monkeypatch.setattr(looks_module, "look_at", slow)
+    monkeypatch.setattr(looks_module, "compute_fingerprint", slow)
     results: dict[str, Found] = {}
 
     def run(name: str, samples: list[Sample], reporter: Recorder) -> threading.Thread:
@@ -255,15 +259,15 @@ def test_a_store_whose_end_is_half_written_is_read(root: Path, tmp_path: Path) -
     """As another process that goes on filling it leaves it between two writes."""
     stores = tmp_path / "stores"
     look(root, samples_of(0, 1, 2), stores=stores)
-    real = ArrayStore.mapped
+    real = ArrayStore.memory_map
 
     def grown(self: ArrayStore) -> tuple[NDArray[np.uint8], int]:
         with (self.folder / "arrays.bin").open("ab") as stream:
-            stream.write(bytes(LOOK.itemsize // 2))
+            stream.write(bytes(FINGERPRINT.itemsize // 2))
         return real(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ArrayStore, "mapped", grown)
+        patch.setattr(ArrayStore, "memory_map", grown)
         assert widths(look(root, samples_of(2, 0), stores=stores)) == [22, 20]
     assert widths(look(root, samples_of(2, 0, 4), stores=stores)) == [22, 20, 24]
 
@@ -276,7 +280,7 @@ def test_looks_stay_readable_after_their_store_is_begun_anew(root: Path, tmp_pat
             noise(seed=number, width=60 + number, height=9).save(root / f"{number}.png")
         again = look(root, samples_of(0, 1, 2), stores=stores)
     assert widths(again) == [60, 61, 62]
-    assert looks.column("width").tolist() == [20, 21, 22]
+    assert looks.read_column("width").tolist() == [20, 21, 22]
 
 
 def test_a_removed_store_is_made_again(root: Path, tmp_path: Path) -> None:
@@ -301,7 +305,7 @@ def test_nothing_to_look_at(tmp_path: Path) -> None:
     for stores in (None, tmp_path / "stores"):
         good, looks, bad = look(tmp_path, [], stores=stores)
         assert (good, len(looks), bad) == ([], 0, [])
-        assert looks.column("width").tolist() == []
+        assert looks.read_column("width").tolist() == []
         good, looks, bad = look(tmp_path, samples_of("gone"), stores=stores)
         assert (good, len(looks), len(bad)) == ([], 0, 1)
 
@@ -309,7 +313,7 @@ def test_nothing_to_look_at(tmp_path: Path) -> None:
 def test_columns_of_more_images_than_a_chunk(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(looks_module, "_CHUNK", 1)
+    monkeypatch.setattr(looks_module, "_CHUNK_SIZE", 1)
     for number in range(40):
         os.link(root / f"{number % 5}.png", root / f"more{number}.png")
     names = [f"more{number}" for number in range(40)]

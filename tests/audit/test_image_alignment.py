@@ -5,13 +5,13 @@ import pytest
 from PIL import Image
 
 from finetune.audit.image_alignment import (
-    NUM_TURNS,
+    NUM_ORIENTATIONS,
     Array,
     align,
-    as_they_lie,
-    best_turns,
-    describe,
-    turned,
+    apply_orientation,
+    build_identity_warp,
+    compute_descriptors,
+    find_best_orientations,
 )
 from tests.pictures import scene
 
@@ -41,49 +41,54 @@ def test_the_eight_turns_are_all_turns_and_mirrors() -> None:
     expected = {
         np.rot90(part, number).tobytes() for part in (image[0], image[0].T) for number in range(4)
     }
-    found = {np.ascontiguousarray(turned(image, turn)[0]).tobytes() for turn in range(NUM_TURNS)}
+    found = {
+        np.ascontiguousarray(apply_orientation(image, turn)[0]).tobytes()
+        for turn in range(NUM_ORIENTATIONS)
+    }
     assert found == expected
-    np.testing.assert_array_equal(turned(image, 0), image)
+    np.testing.assert_array_equal(apply_orientation(image, 0), image)
 
 
-@pytest.mark.parametrize("turn", range(NUM_TURNS))
+@pytest.mark.parametrize("turn", range(NUM_ORIENTATIONS))
 def test_a_description_bears_turns_brightness_and_contrast(turn: int) -> None:
     images = scenes(5, side=32)
-    words = describe(images)
+    words = compute_descriptors(images)
     assert words.shape == (5, 24)
     assert words.dtype == np.float32
-    np.testing.assert_allclose(describe(turned(images, turn)), words, atol=1e-5)
-    np.testing.assert_allclose(describe(0.5 * images + 40), words, atol=1e-5)
+    np.testing.assert_allclose(
+        compute_descriptors(apply_orientation(images, turn)), words, atol=1e-5
+    )
+    np.testing.assert_allclose(compute_descriptors(0.5 * images + 40), words, atol=1e-5)
 
 
 def test_descriptions_of_different_images_differ() -> None:
-    words = describe(scenes(12, side=32))
+    words = compute_descriptors(scenes(12, side=32))
     apart = np.linalg.norm(words[:, None] - words[None], axis=2)[~np.eye(12, dtype=bool)]
     noisy = scenes(12, side=32) + np.random.default_rng(0).normal(0, 3, (12, 32, 32))
-    near = np.linalg.norm(describe(noisy.astype(np.float32)) - words, axis=1)
+    near = np.linalg.norm(compute_descriptors(noisy.astype(np.float32)) - words, axis=1)
     assert near.max() < apart.min() / 2
 
 
 def test_a_blank_image_has_a_finite_description() -> None:
-    assert np.isfinite(describe(np.full((1, 32, 32), 9, np.float32))).all()
+    assert np.isfinite(compute_descriptors(np.full((1, 32, 32), 9, np.float32))).all()
 
 
-@pytest.mark.parametrize("turn", range(NUM_TURNS))
+@pytest.mark.parametrize("turn", range(NUM_ORIENTATIONS))
 def test_each_turn_is_found(turn: int) -> None:
     images = scenes(4, side=16)
     others = np.empty_like(images)
-    for number in range(NUM_TURNS):
+    for number in range(NUM_ORIENTATIONS):
         # the turn that undoes another one is found by trying, as a plain reference
-        if np.array_equal(turned(turned(images, turn), number), images):
-            others = turned(images, turn)
+        if np.array_equal(apply_orientation(apply_orientation(images, turn), number), images):
+            others = apply_orientation(images, turn)
             undone = number
-    found, correlation = best_turns(images, others)
+    found, correlation = find_best_orientations(images, others)
     assert found.tolist() == [undone] * 4
     np.testing.assert_allclose(correlation, 1, atol=1e-5)
 
 
 def test_different_images_are_hardly_correlated_however_turned() -> None:
-    _, correlation = best_turns(scenes(8, side=16), scenes(8, side=16, first=100))
+    _, correlation = find_best_orientations(scenes(8, side=16), scenes(8, side=16, first=100))
     assert correlation.max() < 0.9
     assert np.median(correlation) < 0.6
 
@@ -99,7 +104,7 @@ def test_a_crop_is_laid_on_its_image(seed: int, left: float, top: float, share: 
     assert found.difference[0] < FINE / 2
     # the part's point u in [-1, 1] lies in the whole at stretch * u + shift
     expected = [share, 2 * top + share - 1, share, 2 * left + share - 1]
-    np.testing.assert_allclose(found.placing[0], expected, atol=0.02)
+    np.testing.assert_allclose(found.warp[0], expected, atol=0.02)
     assert align(whole, part, steps=12).difference[0] < FINE / 2
     assert align(part, whole, steps=0).difference[0] > found.difference[0]
 
@@ -109,7 +114,7 @@ def test_brightness_and_contrast_make_no_difference(gain: float) -> None:
     images = scenes(4, side=64)
     found = align(images, gain * images - 20, steps=4)
     assert found.difference.max() < 0.01
-    np.testing.assert_allclose(found.placing, as_they_lie(4), atol=0.01)
+    np.testing.assert_allclose(found.warp, build_identity_warp(4), atol=0.01)
 
 
 def test_different_images_stay_different() -> None:
@@ -121,10 +126,10 @@ def test_different_images_stay_different() -> None:
 def test_an_alignment_goes_on_from_where_another_ended() -> None:
     whole, part = _cut(4, left=0, top=0, share=1), _cut(4, left=0.1, top=0, share=0.9)
     some = align(part, whole, steps=2)
-    before = some.placing.copy()
-    more = align(part, whole, steps=3, placing=some.placing)
+    before = some.warp.copy()
+    more = align(part, whole, steps=3, initial_warp=some.warp)
     assert more.difference[0] <= some.difference[0]
-    np.testing.assert_array_equal(some.placing, before)
+    np.testing.assert_array_equal(some.warp, before)
 
 
 def test_each_pair_is_aligned_by_itself() -> None:
@@ -133,17 +138,17 @@ def test_each_pair_is_aligned_by_itself() -> None:
     together = align(part, whole, steps=4)
     for row in range(6):
         alone = align(part[row : row + 1], whole[row : row + 1], steps=4)
-        np.testing.assert_allclose(together.placing[row], alone.placing[0], atol=1e-3)
+        np.testing.assert_allclose(together.warp[row], alone.warp[0], atol=1e-3)
         np.testing.assert_allclose(together.difference[row], alone.difference[0], atol=1e-3)
 
 
 def test_nothing_in_nothing_out() -> None:
     nothing = np.empty((0, 32, 32), np.float32)
-    assert describe(nothing).shape == (0, 24)
-    assert turned(nothing, 5).shape == (0, 32, 32)
-    assert best_turns(nothing, nothing)[0].shape == (0,)
+    assert compute_descriptors(nothing).shape == (0, 24)
+    assert apply_orientation(nothing, 5).shape == (0, 32, 32)
+    assert find_best_orientations(nothing, nothing)[0].shape == (0,)
     found = align(nothing, nothing, steps=3)
-    assert found.placing.shape == (0, 4)
+    assert found.warp.shape == (0, 4)
     assert found.difference.shape == (0,)
 
 
@@ -151,4 +156,4 @@ def test_blank_images_are_no_error() -> None:
     blank = np.full((2, 64, 64), 128, np.float32)
     found = align(blank, scenes(2, side=64), steps=4)
     assert np.isfinite(found.difference).all()
-    assert np.isfinite(found.placing).all()
+    assert np.isfinite(found.warp).all()

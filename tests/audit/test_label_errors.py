@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from finetune.audit.label_errors import doubtful_labels
+from finetune.audit.label_errors import find_label_errors
 
 Table = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ def by_hand(probabilities: Table, labels: NDArray[np.int64]) -> list[tuple[int, 
 @pytest.mark.parametrize("num_wrong", [10, 30])
 def test_planted_labels_are_found(num_wrong: int) -> None:
     probabilities, labels, wrong = planted(num_wrong)
-    rows, likely = doubtful_labels(probabilities, labels)
+    rows, likely = find_label_errors(probabilities, labels)
     found = list(zip(rows.tolist(), likely.tolist(), strict=True))
     assert found == by_hand(probabilities, labels)
     assert len(wrong & set(rows.tolist())) >= 0.8 * num_wrong
@@ -55,7 +55,7 @@ def test_planted_labels_are_found(num_wrong: int) -> None:
 def test_a_class_without_images_is_never_likely() -> None:
     probabilities, labels, _ = planted(20)
     wider = np.concatenate([probabilities * 0.5, np.full((200, 1), 0.5)], axis=1)
-    rows, likely = doubtful_labels(wider, labels)
+    rows, likely = find_label_errors(wider, labels)
     assert len(rows)
     assert 5 not in likely
 
@@ -63,16 +63,16 @@ def test_a_class_without_images_is_never_likely() -> None:
 def test_a_class_that_is_seldom_sure_is_not_in_doubt_for_that() -> None:
     labels = np.array([0] * 6 + [1] * 6)
     probabilities = np.array([[0.9, 0.1]] * 6 + [[0.6, 0.4]] * 6)
-    rows, _ = doubtful_labels(probabilities, labels)
+    rows, _ = find_label_errors(probabilities, labels)
     assert rows.tolist() == []
 
 
 def test_where_all_is_certain_nothing_is_in_doubt() -> None:
     labels = np.arange(30) % 3
-    rows, likely = doubtful_labels(np.eye(3)[labels], labels)
+    rows, likely = find_label_errors(np.eye(3)[labels], labels)
     assert (rows.shape, likely.shape) == ((0,), (0,))
 
 
 def test_no_images() -> None:
-    rows, likely = doubtful_labels(np.empty((0, 3)), np.empty(0, np.int64))
+    rows, likely = find_label_errors(np.empty((0, 3)), np.empty(0, np.int64))
     assert (len(rows), len(likely)) == (0, 0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.audit.leakage import describe_leaks, leaked, without_leaks
+from finetune.audit.leakage import describe_leaks, find_leaks, resolve_leaks
 from finetune.data.manifest import Manifest
 from finetune.errors import DataError
 from finetune.types import Sample, Split
@@ -31,7 +31,7 @@ def manifest_of(rows: Sequence[Row], *, groups: dict[str, str] | None = None) ->
 
 
 def paths_of(manifest: Manifest, split: Split) -> set[str]:
-    return {sample.path for sample in manifest.of(split)}
+    return {sample.path for sample in manifest.get_samples(split)}
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_the_copy_of_an_easier_split_is_found(
 ) -> None:
     copies: list[Row] = [(f"c{i}", "a", split, "1") for i, split in enumerate(splits)]
     others: list[Row] = [("x", "a", TRAIN, "2"), ("y", "a", TRAIN, "2")]
-    found = leaked(manifest_of([*PLAIN, *others, *copies]))
+    found = find_leaks(manifest_of([*PLAIN, *others, *copies]))
     assert {path: copy.path for path, copy in found.items()} == {
         f"c{row}": f"c{copy}" for row, copy in expected.items()
     }
 
 
 def test_without_copies_nothing_leaks() -> None:
-    assert leaked(manifest_of(PLAIN)) == {}
+    assert find_leaks(manifest_of(PLAIN)) == {}
 
 
 LEAKY: list[Row] = [
@@ -75,7 +75,7 @@ LEAKY: list[Row] = [
 
 def test_leaks_are_counted_by_split_with_an_example() -> None:
     manifest = manifest_of(LEAKY)
-    assert describe_leaks(manifest, leaked(manifest)) == (
+    assert describe_leaks(manifest, find_leaks(manifest)) == (
         "3 of 8 val images and 3 of 7 test images have copies that are seen before (as v1: t1, "
         "train)"
     )
@@ -83,8 +83,8 @@ def test_leaks_are_counted_by_split_with_an_example() -> None:
 
 def test_dropping_keeps_what_is_held_out_whole() -> None:
     manifest = manifest_of(LEAKY)
-    kept, rejected = without_leaks(manifest, "drop")
-    assert leaked(kept) == {}
+    kept, rejected = resolve_leaks(manifest, "drop")
+    assert find_leaks(kept) == {}
     assert {entry.path: entry.reason.split(",")[0] for entry in rejected} == {
         "t1": "shows the same as v1",
         "v2": "shows the same as e2",
@@ -99,9 +99,9 @@ def test_dropping_keeps_what_is_held_out_whole() -> None:
 
 def test_moving_leaves_nothing_out() -> None:
     manifest = manifest_of(LEAKY)
-    moved, rejected = without_leaks(manifest, "move")
+    moved, rejected = resolve_leaks(manifest, "move")
     assert rejected == []
-    assert leaked(moved) == {}
+    assert find_leaks(moved) == {}
     assert [s.path for s in moved.samples] == [s.path for s in manifest.samples]
     assert paths_of(moved, TRAIN) - paths_of(manifest, TRAIN) == {
         "v1", "v1b", "v2", "e2", "e3", "v4", "e4",
@@ -116,23 +116,23 @@ def test_moving_takes_the_group_of_an_image_along() -> None:
         ("v9", "a", VAL, "1"), ("e9", "a", TEST, "9"), ("v9b", "b", VAL, "9"),
     ]  # fmt: skip
     groups["v9b"] = "h"
-    moved, _ = without_leaks(manifest_of(rows, groups=groups), "move")
+    moved, _ = resolve_leaks(manifest_of(rows, groups=groups), "move")
     assert {"v1", "val/a0", "v9", "val/b0", "v9b", "e9", "test/a0"} < paths_of(moved, TRAIN)
-    assert leaked(moved) == {}
+    assert find_leaks(moved) == {}
 
 
 @pytest.mark.parametrize("policy", ["drop", "move"])
 def test_without_leaks_all_stays(policy: str) -> None:
     manifest = manifest_of([*PLAIN, ("x", "a", VAL, "1"), ("y", "a", VAL, "1")])
-    assert without_leaks(manifest, policy) == (manifest, [])
+    assert resolve_leaks(manifest, policy) == (manifest, [])
 
 
 def test_a_split_that_would_be_emptied_is_named() -> None:
     rows: list[Row] = [row for row in PLAIN if row[2] is TRAIN]
     rows += [("t", "a", TRAIN, "1"), ("v", "a", VAL, "1")]
-    with pytest.raises(DataError, match=r"data\.leaks=move would leave no val image.*leaks=warn"):
-        without_leaks(manifest_of(rows), "move")
-    kept, rejected = without_leaks(manifest_of(rows), "drop")
+    with pytest.raises(DataError, match=r"data\.leakage=move would leave no val image.*leaks=warn"):
+        resolve_leaks(manifest_of(rows), "move")
+    kept, rejected = resolve_leaks(manifest_of(rows), "drop")
     assert [entry.path for entry in rejected] == ["t"]
     assert paths_of(kept, VAL) == {"v"}
 
@@ -141,8 +141,8 @@ def test_a_class_that_would_no_longer_train_is_named() -> None:
     rows: list[Row] = [("t0", "a", TRAIN), ("v0", "a", VAL)]
     rows += [("t1", "b", TRAIN, "1"), ("v1", "b", VAL, "1")]
     with pytest.raises(
-        DataError, match=r"data\.leaks=drop would leave class 'b' without a training image"
+        DataError, match=r"data\.leakage=drop would leave class 'b' without a training image"
     ):
-        without_leaks(manifest_of(rows), "drop")
-    moved, _ = without_leaks(manifest_of(rows), "move")
-    assert moved.class_counts(VAL) == [1, 0]
+        resolve_leaks(manifest_of(rows), "drop")
+    moved, _ = resolve_leaks(manifest_of(rows), "move")
+    assert moved.count_per_class(VAL) == [1, 0]

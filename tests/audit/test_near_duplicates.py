@@ -7,25 +7,25 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from finetune.audit.fingerprint import look_at
-from finetune.audit.fingerprint_table import Looks, look_at_files
-from finetune.audit.near_duplicates import BLANK, Copies, find_copies
+from finetune.audit.fingerprint import compute_fingerprint
+from finetune.audit.fingerprint_table import FingerprintTable, fingerprint_files
+from finetune.audit.near_duplicates import BLANK_CONTRAST, DuplicateGroup, find_duplicates
 from finetune.data.scan import scan
 from finetune.errors import DataError
 from finetune.types import Reporter, Sample
-from tests.helpers import noise
+from tests.helpers import ROOT, noise
 from tests.pictures import scene, write_jpeg
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = ROOT.parent / "shared" / "data"
 
 
-def looked_at(paths: list[Path]) -> Looks:
+def looked_at(paths: list[Path]) -> FingerprintTable:
     samples = [Sample(path.as_posix(), "x") for path in paths]
-    good, looks, _ = look_at_files(
+    good, looks, _ = fingerprint_files(
         Path("/"),
         samples,
         max_pixels=10**7,
-        stores=None,
+        stores_dir=None,
         limit_bytes=0,
         reporter=Reporter(),
     )
@@ -33,8 +33,8 @@ def looked_at(paths: list[Path]) -> Looks:
     return looks
 
 
-def found_in(paths: list[Path]) -> list[Copies]:
-    return find_copies(looked_at(paths), paths)
+def found_in(paths: list[Path]) -> list[DuplicateGroup]:
+    return find_duplicates(looked_at(paths), paths)
 
 
 def cropped(image: Image.Image, left: float, top: float, right: float, down: float) -> Image.Image:
@@ -79,7 +79,10 @@ def test_a_changed_copy_is_found_among_other_images(tmp_path: Path, change: str)
     for seed in (1, 4):
         image = CHANGES[change](scene(seed, width=320, height=240))
         paths.append(write_jpeg(tmp_path / f"copy of {seed}.jpg", image, quality=60))
-    assert found_in(paths) == [Copies((1, 6), exact=False), Copies((4, 7), exact=False)]
+    assert found_in(paths) == [
+        DuplicateGroup((1, 6), is_exact=False),
+        DuplicateGroup((4, 7), is_exact=False),
+    ]
 
 
 def test_exact_copies_are_told_from_near_ones(tmp_path: Path) -> None:
@@ -89,14 +92,17 @@ def test_exact_copies_are_told_from_near_ones(tmp_path: Path) -> None:
         write_jpeg(path, scene(seed))
     paths.append(write_jpeg(tmp_path / "again.jpg", image, quality=50))
     assert paths[0].read_bytes() == paths[2].read_bytes()
-    assert found_in(paths) == [Copies((0, 2, 5), exact=False), Copies((1, 3), exact=True)]
+    assert found_in(paths) == [
+        DuplicateGroup((0, 2, 5), is_exact=False),
+        DuplicateGroup((1, 3), is_exact=True),
+    ]
 
 
 def test_a_photo_that_is_turned_by_its_exif_data_alone_is_a_copy(tmp_path: Path) -> None:
     paths = [
         write_jpeg(tmp_path / f"{turn}.jpg", scene(5), orientation=turn) for turn in range(1, 9)
     ]
-    assert found_in(paths) == [Copies(tuple(range(8)), exact=False)]
+    assert found_in(paths) == [DuplicateGroup(tuple(range(8)), is_exact=False)]
 
 
 def test_different_images_are_no_copies(tmp_path: Path) -> None:
@@ -117,8 +123,8 @@ def test_blank_images_are_copies_only_where_their_files_are(tmp_path: Path) -> N
     for number, level in enumerate((0, 0, 128, 129, 255)):
         paths.append(tmp_path / f"{number}.png")
         Image.new("L", (40 + level // 128, 40), level).save(paths[-1])
-        assert look_at(paths[-1])["contrast"] < BLANK
-    assert found_in(paths) == [Copies((0, 1), exact=True)]
+        assert compute_fingerprint(paths[-1])["contrast"] < BLANK_CONTRAST
+    assert found_in(paths) == [DuplicateGroup((0, 1), is_exact=True)]
     assert found_in(paths[2:]) == []
 
 
@@ -128,7 +134,7 @@ def test_many_of_one_image_are_one_group(tmp_path: Path) -> None:
         image = scene(1, width=160 + number, height=120)
         paths.append(write_jpeg(tmp_path / f"{number}.jpg", image, quality=50 + number))
         paths.append(write_jpeg(tmp_path / f"other {number}.jpg", scene(100 + number)))
-    assert found_in(paths) == [Copies(tuple(range(0, 48, 2)), exact=False)]
+    assert found_in(paths) == [DuplicateGroup(tuple(range(0, 48, 2)), is_exact=False)]
 
 
 def test_a_chain_is_one_group(tmp_path: Path) -> None:
@@ -137,7 +143,7 @@ def test_a_chain_is_one_group(tmp_path: Path) -> None:
     frames = [whole.crop((8 * step, 0, 8 * step + 320, 320)) for step in range(21)]
     paths = [write_jpeg(tmp_path / f"{step:02}.jpg", image) for step, image in enumerate(frames)]
     assert found_in([paths[0], paths[-1]]) == []
-    assert found_in(paths) == [Copies(tuple(range(21)), exact=False)]
+    assert found_in(paths) == [DuplicateGroup(tuple(range(21)), is_exact=False)]
 
 
 def test_groups_are_sorted_and_each_image_is_in_one_at_most(tmp_path: Path) -> None:
@@ -163,7 +169,7 @@ def test_the_search_is_told_of_in_full(tmp_path: Path, count: int) -> None:
         image = scene(number % 3) if number % 3 else Image.new("L", (30, 30 + number))
         image.save(paths[-1])
     told: list[int] = []
-    find_copies(looked_at(paths), paths, on_searched=told.append)
+    find_duplicates(looked_at(paths), paths, on_progress=told.append)
     assert sum(told) == count
 
 
@@ -183,7 +189,7 @@ def test_a_file_that_has_changed_since_it_was_looked_at_is_named(
     if data is not None:
         paths[1].write_bytes(data)
     with pytest.raises(DataError, match=message):
-        find_copies(looks, paths)
+        find_duplicates(looks, paths)
 
 
 @pytest.mark.skipif(

@@ -11,16 +11,16 @@ import torch
 
 from finetune.builders import (
     Training,
-    batch_in_memory,
-    bytes_to_train_all,
     describe_cost,
-    measure,
-    with_fitting_batch,
+    fit_batch_to_memory,
+    get_micro_batch_size,
+    measure_full_finetuning_bytes,
+    measure_run_cost,
 )
-from finetune.builders.cost import RunCost, with_accumulation
+from finetune.builders.cost import RunCost, set_accumulation
 from finetune.data.manifest import Manifest
 from finetune.errors import OutOfMemoryError
-from finetune.training.step_cost import StepCost, StepMeter
+from finetune.training.step_cost import StepCost, StepProfiler
 from finetune.types import Sample, Split
 from tests.helpers import everything
 from tests.networks import one_thread, snapshot
@@ -65,19 +65,19 @@ def cost_of(training: Training, *, free_bytes: int | None = None, **known: Any) 
 
 def test_each_phase_has_a_cost_no_smaller_than_its_own(animals: Path) -> None:
     training = small_training(animals, **GRADUAL)
-    cost = measure(training)
+    cost = measure_run_cost(training)
     depths = [phase.depth for phase in training.phases]
     assert depths == [1, 2, 3, 4, 5, 6]
-    assert len(cost.steps) == len(depths)
-    for depth, step in zip(depths, cost.steps, strict=True):
+    assert len(cost.step_costs) == len(depths)
+    for depth, step in zip(depths, cost.step_costs, strict=True):
         assert step.depth >= depth
-    assert len({step.depth for step in cost.steps}) == 3
-    assert cost.steps[-1].depth == 6
+    assert len({step.depth for step in cost.step_costs}) == 3
+    assert cost.step_costs[-1].depth == 6
 
 
 def test_few_phases_are_all_measured(animals: Path) -> None:
     training = small_training(animals, unfreeze__name="head_first", unfreeze__params={"epochs": 1})
-    assert [step.depth for step in measure(training).steps] == [1, 6]
+    assert [step.depth for step in measure_run_cost(training).step_costs] == [1, 6]
 
 
 def test_measuring_a_run_changes_nothing_of_it(animals: Path) -> None:
@@ -85,7 +85,7 @@ def test_measuring_a_run_changes_nothing_of_it(animals: Path) -> None:
     before = snapshot(training.module)
     files = everything(animals)
     config = training.config.model_dump()
-    measure(training)
+    measure_run_cost(training)
     assert_same_bits(snapshot(training.module), before)
     assert training.config.model_dump() == config
     assert everything(animals) == files
@@ -99,7 +99,7 @@ def test_reading_is_timed_with_a_cache_and_without(
     for augment in ("none", "medium"):
         training = small_training(animals, data__cache=cache, augment__name=augment)
         assert (training.cache is None) == (cache == "off")
-        cost = measure(training)
+        cost = measure_run_cost(training)
         assert cost.decode_seconds > 0
         stored_as_needed = cache == "on" and augment == "none"
         assert (cost.read_seconds == 0) == stored_as_needed
@@ -116,8 +116,8 @@ def test_the_time_to_decode_is_that_of_an_image_and_not_of_a_long_list(
         time.sleep(0.2)
         return [self.root / sample.path for sample in samples]
 
-    monkeypatch.setattr(Manifest, "paths", slow)
-    assert measure(training).decode_seconds < 0.2
+    monkeypatch.setattr(Manifest, "resolve_paths", slow)
+    assert measure_run_cost(training).decode_seconds < 0.2
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,12 @@ def test_processes_share_the_memory_of_a_machine(
     animals: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("finetune.builders.cost.free_memory", lambda accelerator: accelerator_free)
-    assert measure(small_training(animals, trainer__devices=devices)).free_bytes == expected
+    monkeypatch.setattr(
+        "finetune.builders.cost.get_free_memory", lambda accelerator: accelerator_free
+    )
+    assert (
+        measure_run_cost(small_training(animals, trainer__devices=devices)).free_bytes == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,15 +159,22 @@ def test_a_batch_is_split_into_as_few_parts_as_fit(
     training = small_training(animals, trainer__batch_size=batch_size, model__batch_norm="frozen")
     cost = cost_of(training, parameter_bytes=0, fixed_bytes=0)
     # some of the free memory is left alone, so that room for 7 images does not quite hold 7
-    free = cost.steps[-1].bytes_for(room) / 0.9
-    split = with_fitting_batch(training, replace(cost, free_bytes=round(free + 10)))
-    assert split.config.trainer.accumulate == split.data.loading.accumulate == parts
-    assert batch_in_memory(split) == batch_size // parts
+    free = cost.step_costs[-1].compute_total_bytes(room) / 0.9
+    split = fit_batch_to_memory(training, replace(cost, free_bytes=round(free + 10)))
+    assert (
+        split.config.trainer.accumulate_grad_batches
+        == split.datamodule.loader_options.accumulate_grad_batches
+        == parts
+    )
+    assert get_micro_batch_size(split) == batch_size // parts
     assert batch_size % parts == 0
     # everything else is as it was
-    assert split.batch_size == split.data.loading.batch_size == batch_size
+    assert split.batch_size == split.datamodule.loader_options.batch_size == batch_size
     assert split.steps_per_epoch == training.steps_per_epoch
-    assert (split.data.train, split.data.val) == (training.data.train, training.data.val)
+    assert (split.datamodule.train_dataset, split.datamodule.val_dataset) == (
+        training.datamodule.train_dataset,
+        training.datamodule.val_dataset,
+    )
     assert split.module is training.module
     changed = {**training.config.model_dump(), "trainer": split.config.trainer.model_dump()}
     assert split.config.model_dump() == changed
@@ -176,42 +187,42 @@ def test_what_cannot_stand_alone_stays_together(
 ) -> None:
     settings = {"trainer__batch_size": batch_size, "model__batch_norm": "frozen", **setting}
     training = small_training(animals, **settings)
-    split = with_fitting_batch(training, cost_of(training, free_bytes=1))
-    assert split.config.trainer.accumulate == parts
+    split = fit_batch_to_memory(training, cost_of(training, free_bytes=1))
+    assert split.config.trainer.accumulate_grad_batches == parts
 
 
 def test_the_share_of_each_process_is_what_is_split(animals: Path) -> None:
     training = small_training(animals, trainer__batch_size=24, trainer__devices=2)
     cost = cost_of(training)
-    free = round(cost.steps[-1].bytes_for(4) / 0.9) + 10
-    split = with_fitting_batch(training, replace(cost, free_bytes=free))
-    assert split.config.trainer.accumulate == 3
-    assert batch_in_memory(split) == 4
+    free = round(cost.step_costs[-1].compute_total_bytes(4) / 0.9) + 10
+    split = fit_batch_to_memory(training, replace(cost, free_bytes=free))
+    assert split.config.trainer.accumulate_grad_batches == 3
+    assert get_micro_batch_size(split) == 4
 
 
 def test_the_deepest_phase_decides(animals: Path) -> None:
     training = small_training(animals, unfreeze__name="head_first", unfreeze__params={"epochs": 1})
     cost = cost_of(training)
-    shallow, deep = cost.steps
-    free = round(shallow.bytes_for(8) / 0.9) + 10
-    assert deep.bytes_for(8) > free
-    assert with_fitting_batch(training, replace(cost, free_bytes=free)).config != training.config
+    shallow, deep = cost.step_costs
+    free = round(shallow.compute_total_bytes(8) / 0.9) + 10
+    assert deep.compute_total_bytes(8) > free
+    assert fit_batch_to_memory(training, replace(cost, free_bytes=free)).config != training.config
 
 
 def test_without_knowing_the_free_memory_nothing_is_split(animals: Path) -> None:
     training = small_training(animals)
-    assert with_fitting_batch(training, cost_of(training, free_bytes=None)) is training
+    assert fit_batch_to_memory(training, cost_of(training, free_bytes=None)) is training
 
 
 def test_not_even_a_few_images_is_an_error_that_says_what_to_do(
     animals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: StepMeter, depth: int) -> StepCost:
+    def full(self: StepProfiler, depth: int) -> StepCost:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 12 bytes")
 
-    monkeypatch.setattr(StepMeter, "measure", full)
+    monkeypatch.setattr(StepProfiler, "measure_run_cost", full)
     with pytest.raises(OutOfMemoryError, match=r"12 bytes\. Not even .* --image-size or --backb"):
-        measure(small_training(animals))
+        measure_run_cost(small_training(animals))
 
 
 def test_any_other_error_of_a_step_is_left_alone(animals: Path) -> None:
@@ -220,13 +231,13 @@ def test_any_other_error_of_a_step_is_left_alone(animals: Path) -> None:
     def wrong(logits: Any, labels: Any) -> Any:
         raise IndexError("of my own loss")
 
-    training.module.recipe = replace(training.module.recipe, criterion_at=lambda _: wrong)
+    training.module.recipe = replace(training.module.recipe, criterion_schedule=lambda _: wrong)
     with pytest.raises(IndexError, match="of my own loss"):
-        measure(training)
+        measure_run_cost(training)
 
 
 def test_memory_adds_up(animals: Path) -> None:
-    training = with_accumulation(small_training(animals), 2)
+    training = set_accumulation(small_training(animals), 2)
     memory = describe_cost(training, cost_of(training, free_bytes=3_000_000_000))["memory_gb"]
     expected = {"parameters": 0.01, "gradients": 0.006, "optimizer": 0.012, "activations": 0.1205}
     for name, gigabytes in expected.items():  # of 4 images at depth 6
@@ -282,10 +293,12 @@ def test_decoding_into_the_cache_is_counted_once_for_each_image(
     animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("finetune.builders.cost.free_cores", lambda: 2)
+    monkeypatch.setattr("finetune.builders.cost.count_available_cores", lambda: 2)
     training = small_training(animals, data__cache="on")
     assert training.cache is not None
-    images = len(training.manifest.of(Split.TRAIN)) + len(training.manifest.of(Split.VAL))
+    images = len(training.manifest.get_samples(Split.TRAIN)) + len(
+        training.manifest.get_samples(Split.VAL)
+    )
     tree = describe_cost(training, cost_of(training, train_seconds=1.0))
     assert tree["cache_seconds"] == pytest.approx(images * 0.02 / 2, abs=0.06)
     assert tree["seconds"] == pytest.approx(
@@ -303,10 +316,10 @@ def test_decoding_into_the_cache_is_counted_once_for_each_image(
 @pytest.mark.parametrize("schedule", ["linear_probe", "gradual"])
 def test_the_memory_to_train_all_is_that_of_a_run_that_does(schedule: str, animals: Path) -> None:
     whole = small_training(animals, unfreeze__name="all")
-    told = describe_cost(whole, measure(whole))["memory_gb"]["total"]
+    told = describe_cost(whole, measure_run_cost(whole))["memory_gb"]["total"]
     other = small_training(animals, unfreeze__name=schedule)
     before = snapshot(other.network.module)
-    found = bytes_to_train_all(other)
+    found = measure_full_finetuning_bytes(other)
     assert found is not None
     assert round(found / 1e9, 3) == told
     assert found > 4 * sum(p.nbytes for p in whole.network.module.parameters())
@@ -319,14 +332,14 @@ def test_what_cannot_train_all_has_no_such_memory(
     training = small_training(animals)
 
     def full(error: Exception) -> None:
-        def memory(self: StepMeter, depth: int) -> None:
+        def memory(self: StepProfiler, depth: int) -> None:
             assert depth == len(training.module.classifier.groups)
             raise error
 
-        monkeypatch.setattr(StepMeter, "memory", memory)
+        monkeypatch.setattr(StepProfiler, "measure_memory", memory)
 
     full(torch.OutOfMemoryError("CUDA out of memory."))
-    assert bytes_to_train_all(training) is None
+    assert measure_full_finetuning_bytes(training) is None
     full(ValueError("something else"))
     with pytest.raises(ValueError, match="something else"):
-        bytes_to_train_all(training)
+        measure_full_finetuning_bytes(training)

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from finetune import losses
-from finetune.builders.criterion import class_weights_start, fitted_offset, make_criterion
-from finetune.config.imbalance import with_imbalance
-from finetune.config.load import replaced
+from finetune.builders.criterion import (
+    build_criterion_schedule,
+    compute_class_weights_start_epoch,
+    compute_probe_logit_offset,
+)
+from finetune.config.imbalance import apply_imbalance_strategy
+from finetune.config.load import replace_values
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
 from tests.runs import small_config
@@ -22,7 +26,7 @@ TENSOR = torch.tensor(COUNTS, dtype=torch.float32)
 
 def config_of(**settings: Any) -> Config:
     settings = {"loss__label_smoothing": 0.0, **settings}
-    return with_imbalance(small_config(**{"imbalance__strategy": "none", **settings}))
+    return apply_imbalance_strategy(small_config(**{"imbalance__strategy": "none", **settings}))
 
 
 @pytest.fixture
@@ -36,15 +40,15 @@ def test_class_counts_and_parameters_reach_a_loss(batch: tuple[Tensor, Tensor]) 
         imbalance__strategy="logit_adjusted", loss__params={"tau": 0.5}, loss__label_smoothing=0.2
     )
     expected = losses.logit_adjusted(*batch, class_counts_K=TENSOR, tau=0.5, label_smoothing=0.2)
-    assert torch.equal(make_criterion(config, COUNTS)(0)(*batch), expected)
-    offset = fitted_offset(config, COUNTS)
+    assert torch.equal(build_criterion_schedule(config, COUNTS)(0)(*batch), expected)
+    offset = compute_probe_logit_offset(config, COUNTS)
     assert offset is not None
-    torch.testing.assert_close(offset, losses.prior_offset(TENSOR, tau=0.5))
+    torch.testing.assert_close(offset, losses.compute_prior_offset(TENSOR, tau=0.5))
 
 
 @pytest.mark.parametrize("strategy", ["none", "focal", "ldam", "class_weights"])
 def test_only_adjusted_logits_are_adjusted_in_a_probe(strategy: str) -> None:
-    assert fitted_offset(config_of(imbalance__strategy=strategy), COUNTS) is None
+    assert compute_probe_logit_offset(config_of(imbalance__strategy=strategy), COUNTS) is None
 
 
 @pytest.mark.parametrize(
@@ -58,10 +62,10 @@ def test_deferred_weights_begin_late(
         imbalance__class_weights_params={"beta": 0.9},
         trainer__epochs=10,
     )
-    assert class_weights_start(config) == 8
+    assert compute_class_weights_start_epoch(config) == 8
     given = {"class_counts_K": TENSOR} if strategy == "ldam_drw" else {}
     weights = losses.effective_number_class_weights(COUNTS, beta=0.9)
-    at = make_criterion(config, COUNTS)
+    at = build_criterion_schedule(config, COUNTS)
     for epoch in (0, 7):
         assert torch.equal(at(epoch)(*batch), loss(*batch, **given))
     for epoch in (8, 9):
@@ -69,8 +73,11 @@ def test_deferred_weights_begin_late(
 
 
 def test_in_a_single_epoch_they_begin_at_once() -> None:
-    assert class_weights_start(config_of(imbalance__strategy="drw", trainer__epochs=1)) == 0
-    assert class_weights_start(config_of(imbalance__strategy="focal")) is None
+    assert (
+        compute_class_weights_start_epoch(config_of(imbalance__strategy="drw", trainer__epochs=1))
+        == 0
+    )
+    assert compute_class_weights_start_epoch(config_of(imbalance__strategy="focal")) is None
 
 
 @pytest.mark.parametrize(
@@ -122,7 +129,7 @@ def test_in_a_single_epoch_they_begin_at_once() -> None:
 )
 def test_what_a_loss_does_not_take_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_criterion(config_of(**settings), COUNTS)
+        build_criterion_schedule(config_of(**settings), COUNTS)
 
 
 def test_a_loss_of_the_users_own_is_given_what_it_takes(
@@ -133,8 +140,8 @@ def test_a_loss_of_the_users_own_is_given_what_it_takes(
         "    return factor * (logits.sum() + class_counts_K.sum())\n"
     )
     config = config_of(loss__name="mine:own", loss__params={"factor": 2})
-    found = make_criterion(config, COUNTS)(0)(*batch)
+    found = build_criterion_schedule(config, COUNTS)(0)(*batch)
     torch.testing.assert_close(found, 2 * (batch[0].sum() + 21))
-    weighted = replaced(config, {"imbalance.class_weights": "balanced"})
+    weighted = replace_values(config, {"imbalance.class_weights": "balanced"})
     with pytest.raises(ConfigError, match=r"unknown parameter 'class_weights_K'"):
-        make_criterion(weighted, COUNTS)
+        build_criterion_schedule(weighted, COUNTS)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from finetune.builders.imbalance_phases import last_parts
-from finetune.config.imbalance import with_imbalance
+from finetune.builders.imbalance_phases import find_final_imbalance_phases
+from finetune.config.imbalance import apply_imbalance_strategy
 from tests.runs import listed, small_config
 
 MANIFEST = listed({"a": 12, "b": 6, "c": 3})
@@ -13,7 +13,7 @@ MANIFEST = listed({"a": 12, "b": 6, "c": 3})
 
 def found(strategy: str, **settings: Any) -> dict[str, tuple[str, int]]:
     given = {"imbalance__strategy": strategy, "trainer__epochs": 10, **settings}
-    return last_parts(with_imbalance(small_config(**given)), MANIFEST)
+    return find_final_imbalance_phases(apply_imbalance_strategy(small_config(**given)), MANIFEST)
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,11 @@ def test_a_strategy_that_changes_is_named_with_the_epoch(
 
 def test_a_key_that_was_set_alone_is_named() -> None:
     parts = found(
-        "none", imbalance__sampler="deferred", imbalance__sampler_params={"from_share": 0.3}
+        "none", imbalance__sampler="deferred", imbalance__sampler_params={"start_fraction": 0.3}
     )
     assert parts["sampler"] == ("imbalance.sampler=deferred", 3)
-    parts = found("none", imbalance__class_weights="balanced", imbalance__class_weights_from=0.5)
-    assert parts["class_weights"] == ("imbalance.class_weights_from=0.5", 5)
+    parts = found(
+        "none", imbalance__class_weights="balanced", imbalance__class_weights_start_fraction=0.5
+    )
+    assert parts["class_weights"] == ("imbalance.class_weights_start_fraction=0.5", 5)
     assert found("drs", trainer__epochs=1)["sampler"][1] == 0

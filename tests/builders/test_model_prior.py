@@ -8,11 +8,11 @@ import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
 from finetune.builders import build_training
-from finetune.builders.model_prior import run_priors
-from finetune.bundle.model_card import Card
+from finetune.builders.model_prior import compute_run_priors
+from finetune.bundle.model_card import ModelCard
 from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.errors import ConfigError
-from finetune.evaluation.priors import uniform
+from finetune.evaluation.priors import build_uniform_prior
 from finetune.types import Split
 from tests.networks import one_thread
 from tests.runs import listed, small_config
@@ -32,11 +32,15 @@ def _one_thread() -> Iterator[None]:
 def test_the_models_prior_is_what_the_sampler_draws_and_the_weights_count(strategy: str) -> None:
     manifest = listed(COUNTS)
     training = build_training(small_config(imbalance__strategy=strategy), manifest)
-    card = Card.from_json(training.module.card)
+    card = ModelCard.from_json(training.module.card)
     assert card.priors is not None
-    assert card.priors == run_priors(training.config, manifest, training.data.sampling)
-    labels = np.array(manifest.labels(manifest.of(Split.TRAIN)))
-    sampler = EpochSampler(training.data.sampling, num_images=84, batch_size=4, seed=0)
+    assert card.priors == compute_run_priors(
+        training.config, manifest, training.datamodule.sampling_schedule
+    )
+    labels = np.array(manifest.encode_labels(manifest.get_samples(Split.TRAIN)))
+    sampler = EpochSampler(
+        training.datamodule.sampling_schedule, num_images=84, batch_size=4, seed=0
+    )
     seen = np.zeros(3)
     for epoch in range(200):
         sampler.set_epoch(epoch)
@@ -55,34 +59,40 @@ def test_strategies_that_balance_give_every_class_the_same_share() -> None:
     # what changes over the epochs counts as at their end
     for strategy in ("weighted", "class_weights", "oversample", "drs", "progressive"):
         training = build_training(small_config(imbalance__strategy=strategy), manifest)
-        priors = run_priors(training.config, manifest, training.data.sampling)
-        assert priors.model == pytest.approx(uniform(3), abs=1e-6)
+        priors = compute_run_priors(
+            training.config, manifest, training.datamodule.sampling_schedule
+        )
+        assert priors.model == pytest.approx(build_uniform_prior(3), abs=1e-6)
 
 
 def test_logits_of_an_adjusted_loss_assume_that_classes_are_alike() -> None:
     config = small_config(imbalance__strategy="logit_adjusted")
     training = build_training(config, listed(COUNTS))
-    assert run_priors(
-        training.config, listed(COUNTS), training.data.sampling
-    ).model == pytest.approx(uniform(3))
+    assert compute_run_priors(
+        training.config, listed(COUNTS), training.datamodule.sampling_schedule
+    ).model == pytest.approx(build_uniform_prior(3))
     half = small_config(imbalance__strategy="logit_adjusted", loss__params={"tau": 0.5})
     training = build_training(half, listed(COUNTS))
-    found = run_priors(training.config, listed(COUNTS), training.data.sampling).model
+    found = compute_run_priors(
+        training.config, listed(COUNTS), training.datamodule.sampling_schedule
+    ).model
     assert found == pytest.approx(np.sqrt([64, 16, 4]) / np.sqrt([64, 16, 4]).sum())
 
 
 def test_a_large_tau_leaves_all_to_the_rarest_class() -> None:
     config = small_config(imbalance__strategy="logit_adjusted", loss__params={"tau": 1000.0})
     training = build_training(config, listed(COUNTS))
-    assert run_priors(training.config, listed(COUNTS), training.data.sampling).model == (0, 0, 1)
+    assert compute_run_priors(
+        training.config, listed(COUNTS), training.datamodule.sampling_schedule
+    ).model == (0, 0, 1)
 
 
 def test_answers_cannot_be_adjusted_for_a_class_that_is_never_drawn(code: Path) -> None:
     code.write_text("def own(labels, num_classes):\n    return [float(k != 1) for k in labels]\n")
-    config = small_config(imbalance__sampler="mine:own", imbalance__head="post_hoc")
+    config = small_config(imbalance__sampler="mine:own", imbalance__head_rebalancing="post_hoc")
     with pytest.raises(
         ConfigError,
-        match=r"^imbalance\.head=post_hoc cannot adjust the answers for class 'bee', which has no "
+        match=r"^imbalance\.head_rebalancing=post_hoc cannot adjust the answers for class 'bee', which has no "
         r"part in the last epoch by imbalance\.sampler=mine:own, ",
     ):
         build_training(config, listed(COUNTS))
@@ -95,7 +105,9 @@ def test_a_sampler_of_ones_own_counts(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     config = small_config(imbalance__sampler="own_sampler:bees")
     training = build_training(config, listed(COUNTS))
-    priors = run_priors(training.config, listed(COUNTS), training.data.sampling)
+    priors = compute_run_priors(
+        training.config, listed(COUNTS), training.datamodule.sampling_schedule
+    )
     assert priors.model == pytest.approx((64 / 116, 48 / 116, 4 / 116))
 
 
@@ -113,11 +125,11 @@ def test_a_checkpoint_states_what_its_epoch_has_shown(
 ) -> None:
     config = small_config(imbalance__strategy=strategy, trainer__epochs=5)
     training = build_training(config, listed(COUNTS))
-    prior_at = training.module.recipe.model_prior_at
+    prior_at = training.module.recipe.model_prior_schedule
     assert prior_at is not None
     shares = np.array(first) / sum(first)
     # of the smallest class, abundant_first shows nothing at first: then the last epoch counts
     assert prior_at(0) == pytest.approx(shares, abs=1e-6)
-    card = Card.from_json(training.module.card)
+    card = ModelCard.from_json(training.module.card)
     assert card.priors is not None
     assert prior_at(4) == card.priors.model

@@ -8,18 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import albumentations as A  # noqa: N812 - the name that its own documentation uses
+import albumentations as A
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from finetune.builders import Training, build_training, with_cache
-from finetune.config.load import build_config, dump_config, read_config_file, replaced
-from finetune.data.cache.eviction import cache_root, make_room, stored_bytes
+from finetune.builders import Training, build_training, enable_cache
+from finetune.config.load import build_config, dump_config, read_config_file, replace_values
+from finetune.data.cache.eviction import evict_to_fit, get_default_cache_root, measure_store_bytes
 from finetune.data.cache.pixel_store import PixelStore
-from finetune.data.images.lazy_image import open_picture
+from finetune.data.images.lazy_image import open_image
 from finetune.data.manifest import Manifest
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import ConfigError, DataError, StorageError
@@ -73,7 +73,7 @@ class Heard(Reporter):
 
 
 def kept(training: Training, reporter: Reporter | None = None) -> Training:
-    return with_cache(training, reporter=reporter or Reporter())
+    return enable_cache(training, reporter=reporter or Reporter())
 
 
 def saved(pipeline: A.Compose, folder: Path) -> str:
@@ -89,7 +89,7 @@ def from_the_middle(folder: Path) -> str:
 def test_images_of_more_than_one_epoch_are_kept(animals: Path, tmp_path: Path) -> None:
     training = small_training(animals)
     assert training.config.data.cache == "on"
-    assert training.no_cache == ""
+    assert training.no_cache_reason == ""
     assert training.cache is not None
     assert training.cache.root == tmp_path / "cache" / "pixels"
     assert training.cache.owner == str(animals)
@@ -98,7 +98,11 @@ def test_images_of_more_than_one_epoch_are_kept(animals: Path, tmp_path: Path) -
 
 def test_images_of_one_epoch_are_not_kept_unless_asked(animals: Path) -> None:
     auto = small_training(animals, trainer__epochs=1)
-    assert (auto.config.data.cache, auto.cache, auto.no_cache) == ("off", None, "one epoch only")
+    assert (auto.config.data.cache, auto.cache, auto.no_cache_reason) == (
+        "off",
+        None,
+        "one epoch only",
+    )
     assert kept(auto) is auto
     asked = small_training(animals, trainer__epochs=1, data__cache="on")
     assert asked.config.data.cache == "on"
@@ -114,7 +118,7 @@ def test_who_wants_none_gets_none(animals: Path) -> None:
 HINDRANCES = {
     "cache.max_gb=1e-05": r"0\.0 GB of pixels are more than cache\.max_gb=1e-05 allows",
     "pipeline": r"the pipeline .*mine\.json does not begin with RandomResizedCrop or Resize.*"
-    r"data\.cache_px=PIXELS",
+    r"data\.cache_shorter_side=PIXELS",
     "disk": r"0\.0 GB of pixels do not fit into the 1\.9 GB free at .*cache",
 }
 
@@ -138,7 +142,7 @@ def test_where_nothing_can_be_kept_auto_says_why_and_a_wish_is_refused(
     training = small_training(animals, **settings)
     assert (training.config.data.cache, training.cache) == ("off", None)
     with pytest.raises(ConfigError, match=HINDRANCES[what]):
-        raise ConfigError(training.no_cache)
+        raise ConfigError(training.no_cache_reason)
     for asked in ("on", str(tmp_path / "cache" / "mine")):
         message = rf"data\.cache={asked}: {HINDRANCES[what]}.*Or set data\.cache=off"
         with pytest.raises(ConfigError, match=message):
@@ -147,14 +151,14 @@ def test_where_nothing_can_be_kept_auto_says_why_and_a_wish_is_refused(
 
 def test_a_pipeline_of_any_kind_is_kept_at_a_given_size(photos: Manifest, tmp_path: Path) -> None:
     name = from_the_middle(tmp_path)
-    config = small_config(augment__name=name, data__cache_px=64, data__cache="on")
+    config = small_config(augment__name=name, data__cache_shorter_side=64, data__cache="on")
     training = kept(build_training(config, photos))
     shapes = [stored_shape(training, row) for row in range(12)]
     assert {min(shape[:2]) for shape in shapes} == {64}
 
 
 def stored_shape(training: Training, row: int) -> tuple[int, ...]:
-    return np.asarray(training.data.train.source.open(row).image()).shape
+    return np.asarray(training.datamodule.train_dataset.source.open(row).to_pil()).shape
 
 
 @pytest.mark.parametrize(("name", "share"), [("light", 0.5), ("medium", 0.35), ("strong", 0.2)])
@@ -163,7 +167,7 @@ def test_images_are_kept_as_large_as_the_smallest_crop_needs(
 ) -> None:
     training = kept(build_training(small_config(augment__name=name), photos))
     side = math.ceil(32 / share**0.5)
-    assert training.config.data.cache_px == side
+    assert training.config.data.cache_shorter_side == side
     assert training.cache is not None
     assert training.cache.shorter_side == side
     assert {min(stored_shape(training, row)[:2]) for row in range(12)} == {side}
@@ -175,7 +179,7 @@ def test_a_pipeline_of_the_users_own_is_kept_as_large_as_it_needs(
     crop = A.RandomResizedCrop((32, 32), scale=(0.25, 0.5))
     name = saved(A.Compose([crop, A.VerticalFlip()]), tmp_path)
     training = build_training(small_config(augment__name=name), photos)
-    assert training.config.data.cache_px == 64
+    assert training.config.data.cache_shorter_side == 64
     # a crop of next to nothing needs all that there is
     name = saved(A.Compose([A.RandomResizedCrop((32, 32), scale=(0.0, 1.0))]), tmp_path)
     training = kept(build_training(small_config(augment__name=name), photos))
@@ -185,13 +189,13 @@ def test_a_pipeline_of_the_users_own_is_kept_as_large_as_it_needs(
 
 def test_without_augmentation_images_are_kept_ready(photos: Manifest) -> None:
     training = build_training(small_config(), photos)
-    assert training.config.data.cache_px == "auto"
+    assert training.config.data.cache_shorter_side == "auto"
     assert training.cache is not None
     assert training.cache.shorter_side is None
     assert training.cache.num_bytes == 18 * 32 * 32 * 3
-    kept_data, files = kept(training).data, training.data
+    kept_data, files = kept(training).datamodule, training.datamodule
     for row in range(12):
-        found, expected = (data.train[Draw(row, 1, 0)] for data in (kept_data, files))
+        found, expected = (data.train_dataset[Draw(row, 1, 0)] for data in (kept_data, files))
         assert torch.equal(found["image"], expected["image"])
 
 
@@ -199,20 +203,20 @@ def test_without_augmentation_images_are_kept_ready(photos: Manifest) -> None:
 def test_validation_sees_the_bits_that_evaluation_sees(name: str, photos: Manifest) -> None:
     training = kept(build_training(small_config(augment__name=name), photos))
     transform = EvalTransform(training.network.spec)
-    paths = photos.paths(photos.of(Split.VAL))
-    assert len(training.data.val) == 6
+    paths = photos.resolve_paths(photos.get_samples(Split.VAL))
+    assert len(training.datamodule.val_dataset) == 6
     for row, path in enumerate(paths):
         with Image.open(path) as image:
-            upright = open_picture(path).image()
+            upright = open_image(path).to_pil()
             assert sorted(upright.size) == sorted(image.size)
-        item = training.data.val[row]
-        expected = transform(open_picture(path)).pixels
+        item = training.datamodule.val_dataset[row]
+        expected = transform(open_image(path)).pixels
         np.testing.assert_array_equal(item["image"].numpy(), expected)
-        assert int(item["label"]) == photos.labels(photos.of(Split.VAL))[row]
+        assert int(item["label"]) == photos.encode_labels(photos.get_samples(Split.VAL))[row]
 
 
 def training_views(training: Training, epochs: Sequence[int] = (0, 1)) -> list[Tensor]:
-    data = training.data.train
+    data = training.datamodule.train_dataset
     return [data[Draw(row, epoch, 0)]["image"] for epoch in epochs for row in range(len(data))]
 
 
@@ -221,9 +225,11 @@ def test_training_sees_the_crops_that_it_would_cut_from_the_files(photos: Manife
     after = kept(training)
     for found, expected in zip(training_views(after), training_views(training), strict=True):
         assert psnr(found.numpy(), expected.numpy()) > 30
-    assert after.data.loading == training.data.loading
-    assert torch.equal(after.data.train.labels, training.data.train.labels)
-    assert torch.equal(after.data.val.labels, training.data.val.labels)
+    assert after.datamodule.loader_options == training.datamodule.loader_options
+    assert torch.equal(
+        after.datamodule.train_dataset.labels, training.datamodule.train_dataset.labels
+    )
+    assert torch.equal(after.datamodule.val_dataset.labels, training.datamodule.val_dataset.labels)
 
 
 def test_images_that_are_small_already_are_not_changed_at_all(animals: Path) -> None:
@@ -236,9 +242,9 @@ def test_images_that_are_small_already_are_not_changed_at_all(animals: Path) -> 
 
 def test_what_the_sampler_says_is_passed_on(animals: Path) -> None:
     training = small_training(animals, imbalance__strategy="weighted")
-    sampling = kept(training).data.sampling
+    sampling = kept(training).datamodule.sampling_schedule
     assert sampling(0) is not None
-    assert sampling is training.data.sampling
+    assert sampling is training.datamodule.sampling_schedule
 
 
 def never(*_: object, **__: object) -> None:
@@ -297,7 +303,9 @@ def test_another_size_or_preprocessing_is_kept_apart(photos: Manifest) -> None:
         after = kept(training, heard)
         assert heard.decoded == ([12, 6] if "data__image_size" in more else [6]), more
         for row in range(6):
-            found, expected = (data.val[row]["image"] for data in (after.data, training.data))
+            found, expected = (
+                data.val_dataset[row]["image"] for data in (after.datamodule, training.datamodule)
+            )
             assert torch.equal(found, expected)
 
 
@@ -328,12 +336,12 @@ def test_the_users_cache_folder_is_the_place_where_none_is_named(
     monkeypatch.delenv("FINETUNE_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert tmp_path in cache_root().parents
-    assert cache_root().parts[-2:] == ("finetune", "pixels")
+    assert tmp_path in get_default_cache_root().parents
+    assert get_default_cache_root().parts[-2:] == ("finetune", "pixels")
     monkeypatch.setenv("FINETUNE_CACHE", "~/mine")
-    assert cache_root() == tmp_path / "mine" / "pixels"
+    assert get_default_cache_root() == tmp_path / "mine" / "pixels"
     monkeypatch.setenv("FINETUNE_CACHE", "")
-    assert cache_root().parts[-2:] == ("finetune", "pixels")
+    assert get_default_cache_root().parts[-2:] == ("finetune", "pixels")
 
 
 @pytest.mark.parametrize(("written", "word"), [("off", "off"), ("on", "on"), ("no", "off")])
@@ -373,7 +381,7 @@ def build_plan_on(disk: Path, animals: Path, config: Any) -> Training:
 
 def old_store(root: Path, owner: str, *, num_bytes: int) -> Path:
     """Make a store that nobody uses, and return its folder."""
-    folder = PixelStore(root, form="short-9", owner=owner).folder
+    folder = PixelStore(root, tag="short-9", owner=owner).folder
     (folder / "arrays.bin").write_bytes(bytes(num_bytes))
     os.utime(folder / "arrays.bin", (10**9, 10**9))
     return folder
@@ -405,8 +413,8 @@ def test_the_stores_of_a_run_are_not_removed_for_its_own_sake(
     kept(training, heard)
     assert heard.decoded == [24, 15], "the run's own store was the oldest, but it is still there"
     assert not other.exists()
-    assert stored_bytes(mine) > 100_000
-    assert make_room(root, needed_bytes=0, limit_bytes=700_000)
+    assert measure_store_bytes(mine) > 100_000
+    assert evict_to_fit(root, needed_bytes=0, limit_bytes=700_000)
 
 
 def test_a_run_that_has_begun_goes_on_without_room_on_the_same_pixels(
@@ -419,11 +427,11 @@ def test_a_run_that_has_begun_goes_on_without_room_on_the_same_pixels(
     full = shutil.disk_usage("/")._replace(free=0)
     monkeypatch.setattr("finetune.builders.pixel_cache.shutil.disk_usage", lambda _: full)
     assert build_training(begun.config, photos).cache is not None  # all of it is there already
-    other = replaced(begun.config, {"data.cache": str(photos.root / "other")})
+    other = replace_values(begun.config, {"data.cache": str(photos.root / "other")})
     with pytest.raises(ConfigError, match="do not fit"):
         build_training(other, photos)
     recorder = Recorder()
-    going_on = kept(build_training(other, photos, going_on=True), recorder)
+    going_on = kept(build_training(other, photos, is_resumed=True), recorder)
     assert len(recorder.warnings) == 1
     assert "no room" in recorder.warnings[0]
     again = [*training_views(going_on), *validation_views(going_on)]
@@ -432,5 +440,5 @@ def test_a_run_that_has_begun_goes_on_without_room_on_the_same_pixels(
 
 
 def validation_views(training: Training) -> list[Tensor]:
-    data = training.data.val
+    data = training.datamodule.val_dataset
     return [data[row]["image"] for row in range(len(data))]

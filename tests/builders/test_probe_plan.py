@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from finetune.builders import Training, build_training
-from finetune.config.imbalance import IMBALANCE
-from finetune.config.load import replaced
+from finetune.config.imbalance import IMBALANCE_STRATEGIES
+from finetune.config.load import replace_values
 from finetune.errors import ConfigError
 from tests.runs import listed, small_config, write_weights
 
@@ -43,7 +43,7 @@ def probed(pretrained: Path, **settings: Any) -> Training:
     return build_training(config, listed(COUNTS))
 
 
-@pytest.mark.parametrize("strategy", IMBALANCE)
+@pytest.mark.parametrize("strategy", IMBALANCE_STRATEGIES)
 def test_images_weigh_as_in_the_last_epoch(strategy: str, pretrained: Path) -> None:
     probe = probed(pretrained, imbalance__strategy=strategy).probe
     assert probe is not None
@@ -51,10 +51,10 @@ def test_images_weigh_as_in_the_last_epoch(strategy: str, pretrained: Path) -> N
     expected = SHARES.get(strategy, np.ones(3))
     np.testing.assert_allclose(of_class / of_class.sum(), expected / expected.sum(), rtol=1e-5)
     if strategy == "logit_adjusted":
-        assert probe.offset is not None
-        torch.testing.assert_close(probe.offset, torch.tensor(SIZES / 21).log().float())
+        assert probe.logit_offset is not None
+        torch.testing.assert_close(probe.logit_offset, torch.tensor(SIZES / 21).log().float())
     else:
-        assert probe.offset is None
+        assert probe.logit_offset is None
 
 
 @pytest.mark.parametrize("strategy", ["none", "weighted", "progressive", "drw", "logit_adjusted"])
@@ -99,7 +99,7 @@ def test_smoothed_labels_are_refused_of_a_probe_alone_but_not_of_an_older_releas
     )
     with pytest.raises(ConfigError, match=r"^loss\.label_smoothing cannot apply to unfreeze"):
         build_training(config, listed(COUNTS))
-    assert build_training(config, listed(COUNTS), going_on=True).config.loss.label_smoothing == 0
-    fine_tuned = replaced(config, {"unfreeze.name": "all", "trainer.epochs": 2})
-    going_on = build_training(fine_tuned, listed(COUNTS), going_on=True)
+    assert build_training(config, listed(COUNTS), is_resumed=True).config.loss.label_smoothing == 0
+    fine_tuned = replace_values(config, {"unfreeze.name": "all", "trainer.epochs": 2})
+    going_on = build_training(fine_tuned, listed(COUNTS), is_resumed=True)
     assert going_on.config.loss.label_smoothing == 0.1

@@ -9,7 +9,7 @@ from finetune.config.load import build_config
 from finetune.errors import ConfigError
 
 
-def check(strategy: str, depths: list[int], average_last: float = 0, **trainer: Any) -> None:
+def check(strategy: str, depths: list[int], swa_fraction: float = 0, **trainer: Any) -> None:
     settings = {
         "strategy": strategy,
         "accelerator": "cuda",
@@ -20,7 +20,7 @@ def check(strategy: str, depths: list[int], average_last: float = 0, **trainer: 
     tree = {
         "trainer": settings,
         "unfreeze": {"name": "gradual"},
-        "optim": {"average_last": average_last},
+        "optim": {"swa_fraction": swa_fraction},
     }
     check_strategy(build_config(tree), depths)
 
@@ -48,7 +48,7 @@ def test_shards_do_not_go_with_a_depth_that_changes(strategy: str) -> None:
         ("fsdp", {"accelerator": "cpu"}, r"accelerator=cpu: Lightning shards on GPUs only"),
         ("fsdp", {"devices": 1}, r"one process, which has nobody to share with"),
         ("fsdp", {"compile": True}, r"together with trainer\.compile"),
-        ("fsdp", {"average_last": 0.5}, r"together with optim\.average_last=0\.5: no process"),
+        ("fsdp", {"swa_fraction": 0.5}, r"together with optim\.swa_fraction=0\.5: no process"),
     ],
 )
 def test_what_else_does_not_go_with_shards(

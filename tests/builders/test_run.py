@@ -12,9 +12,9 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 
 from finetune.builders import build_training
-from finetune.builders.schedules import make_recipe
-from finetune.bundle.model_card import Card
-from finetune.config.load import build_config, dump_config, replaced
+from finetune.builders.schedules import build_recipe
+from finetune.bundle.model_card import ModelCard
+from finetune.config.load import build_config, dump_config, replace_values
 from finetune.errors import ConfigError, DataError, FinetuneError
 from tests.networks import one_thread, randomise
 from tests.runs import (
@@ -78,8 +78,8 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
             r"batch_size=9 does not divide by 2 processes.*Take a multiple of 2",
         ),
         (
-            {"trainer.batch_size": 8, "trainer.accumulate": 3},
-            r"batch_size=8 does not divide by 1 processes times trainer\.accumulate=3",
+            {"trainer.batch_size": 8, "trainer.accumulate_grad_batches": 3},
+            r"batch_size=8 does not divide by 1 processes times trainer\.accumulate_grad_batches=3",
         ),
         (
             {"unfreeze.name": "gradual", "unfreeze.params": {"stpe": 1}},
@@ -201,13 +201,17 @@ def test_more_shares_than_images_are_refused(animals: Path) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "shards", "expected"),
-    [(8, {}, 8), (64, {}, 24), (32, {"trainer__devices": 2, "trainer__accumulate": 4}, 24)],
+    [
+        (8, {}, 8),
+        (64, {}, 24),
+        (32, {"trainer__devices": 2, "trainer__accumulate_grad_batches": 4}, 24),
+    ],
 )
 def test_the_batch_shrinks_to_the_images(
     asked: int, shards: dict[str, Any], expected: int, animals: Path
 ) -> None:
     training = small_training(animals, trainer__batch_size=asked, **shards)
-    assert training.batch_size == training.data.loading.batch_size == expected
+    assert training.batch_size == training.datamodule.loader_options.batch_size == expected
     assert training.steps_per_epoch == 24 // expected
 
 
@@ -232,7 +236,7 @@ def test_what_was_decided_builds_the_same_again(animals: Path) -> None:
     first = small_training(animals, unfreeze__name="gradual", imbalance__strategy="sqrt")
     again = build_training(first.config, manifest_of(animals))
     assert again.config == first.config
-    assert (again.phases, again.rates) == (first.phases, first.rates)
+    assert (again.phases, again.peak_learning_rates) == (first.phases, first.peak_learning_rates)
 
 
 @pytest.mark.parametrize(("counts", "monitor"), [((8, 8, 4), "accuracy"), ((9, 8, 4), "macro_f1")])
@@ -260,7 +264,7 @@ def test_the_optimizer_has_every_parameter_at_its_rate(
     assert len(rate_of) == len(parameters)
     for distance, group in enumerate(classifier.groups):
         expected = lr if distance == 0 else lr * 0.1 * 0.5 ** (distance - 1)
-        for parameter in group.parameters:
+        for parameter in group.parameter_names:
             assert rate_of[id(parameters[parameter])] == pytest.approx(expected)
 
 
@@ -272,12 +276,12 @@ def test_an_optimizer_that_unscales_gradients_itself_is_none_for_fp16(
 ) -> None:
     training = small_training(animals)
     groups = training.module.classifier.groups
-    recipe, _ = make_recipe(
-        replaced(training.config, {"trainer.precision": precision}),
+    recipe, _ = build_recipe(
+        replace_values(training.config, {"trainer.precision": precision}),
         training.manifest,
-        sampling=training.data.sampling,
+        sampling=training.datamodule.sampling_schedule,
         num_groups=len(groups),
-        rates=list(training.rates),
+        peak_learning_rates=list(training.peak_learning_rates),
         steps_per_epoch=3,
     )
     optimizer = recipe.make_optimizer(training.module.classifier)
@@ -301,7 +305,7 @@ def test_the_rise_begins_again_where_layers_thaw(animals: Path) -> None:
         (3, 4, 6),
     ]
     # 5 epochs of 3 steps, of which a rise takes 3
-    factors = [training.module.recipe.lr_factor(step) for step in range(15)]
+    factors = [training.module.recipe.lr_lambda(step) for step in range(15)]
     rise = [1 / 3, 2 / 3, 1.0]
     assert factors == pytest.approx([*rise, 1, 1, 1, *rise, *rise, 1, 1, 1])
 
@@ -317,9 +321,9 @@ def test_class_weights_are_scikit_learns_with_mean_one_over_the_images() -> None
     assert expected[labels].mean() == pytest.approx(1)
     uniform = torch.zeros(3, 3)
     for number, weight in enumerate(expected):
-        loss = training.module.recipe.criterion_at(0)(uniform, torch.full((3,), number))
+        loss = training.module.recipe.criterion_schedule(0)(uniform, torch.full((3,), number))
         assert float(loss) == pytest.approx(weight * np.log(3), rel=1e-6)
-    assert training.data.sampling(0) is None
+    assert training.datamodule.sampling_schedule(0) is None
 
 
 @pytest.mark.parametrize(("strategy", "power"), [("weighted", 1.0), ("sqrt", 0.5)])
@@ -327,11 +331,11 @@ def test_a_sampler_draws_by_class_size_and_the_loss_is_plain(strategy: str, powe
     training = build_training(
         small_config(imbalance__strategy=strategy), listed({"a": 12, "b": 6, "c": 3})
     )
-    weights = training.data.sampling(0)
+    weights = training.datamodule.sampling_schedule(0)
     assert isinstance(weights, np.ndarray)
     sizes = np.repeat([12, 6, 3], [12, 6, 3])
     np.testing.assert_allclose(weights * sizes**power / weights[0], 12**power)
-    criterion = training.module.recipe.criterion_at(0)
+    criterion = training.module.recipe.criterion_schedule(0)
     losses = [float(criterion(torch.zeros(1, 3), torch.tensor([k]))) for k in range(3)]
     assert losses == pytest.approx([np.log(3)] * 3)
 
@@ -379,20 +383,20 @@ def test_a_learning_rate_of_the_users_own(animals: Path, code: Path) -> None:
     training = small_training(
         animals, lr_schedule__name="mine:square", lr_schedule__warmup_fraction=0.0
     )
-    factors = [training.module.recipe.lr_factor(step) for step in range(6)]
+    factors = [training.module.recipe.lr_lambda(step) for step in range(6)]
     assert factors == pytest.approx([1 - (step / 6) ** 2 for step in range(6)])
     # a function without final_factor needs none, and one that the user sets cannot apply to it
-    assert small_training(animals, lr_schedule__name="mine:bare").module.recipe.lr_factor(5) == 1
+    assert small_training(animals, lr_schedule__name="mine:bare").module.recipe.lr_lambda(5) == 1
     with pytest.raises(ConfigError, match=r"lr_schedule\.name=mine:bare: .*'final_factor'"):
         small_training(animals, lr_schedule__name="mine:bare", lr_schedule__final_factor=0.5)
 
 
 def test_a_resumed_network_takes_its_preprocessing_from_the_checkpoint(animals: Path) -> None:
     first = small_training(animals)
-    card = Card.from_json(first.module.card)
+    card = ModelCard.from_json(first.module.card)
     changed = replace(card, spec=replace(card.spec, mean=(0.1, 0.2, 0.3)))
     config = small_config(model__weights="/gone/since/weights.pth")
-    resumed = build_training(config, manifest_of(animals), resumed=changed)
+    resumed = build_training(config, manifest_of(animals), checkpoint_card=changed)
     assert resumed.module.spec.mean == (0.1, 0.2, 0.3)
     assert resumed.network.report.source == "random"
     # the run's own settings follow the weights that it started from
@@ -456,14 +460,14 @@ def test_cores_that_a_task_has_for_itself_are_not_shared_again(
 def test_what_cannot_stand_alone_is_not_left_alone(
     setting: dict[str, object], message: str, animals: Path
 ) -> None:
-    parts = {"trainer__devices": 2, "trainer__accumulate": 4}
+    parts = {"trainer__devices": 2, "trainer__accumulate_grad_batches": 4}
     with pytest.raises(ConfigError, match=message):
         small_training(animals, **parts, **setting)
-    small_training(animals, **{**parts, "trainer__accumulate": 2}, **setting)
+    small_training(animals, **{**parts, "trainer__accumulate_grad_batches": 2}, **setting)
 
 
 def test_frozen_statistics_let_an_image_stand_alone(animals: Path) -> None:
-    parts = {"trainer__devices": 2, "trainer__accumulate": 4}
+    parts = {"trainer__devices": 2, "trainer__accumulate_grad_batches": 4}
     small_training(animals, **parts, model__batch_norm="frozen")
     # only the head trains: the statistics below it rest
     small_training(animals, **parts, model__batch_norm="train", unfreeze__name="linear_probe")
@@ -489,22 +493,22 @@ def test_the_seed_alone_decides_the_network(animals: Path) -> None:
     [
         ({"augment__name": "light"}, True, "augment.name=light"),
         ({"augment__name": "none"}, False, "augment.name=none"),
-        ({"augment__name": "none", "probe__mirrored": "on"}, True, "probe.mirrored=on"),
-        ({"augment__name": "light", "probe__mirrored": "off"}, True, "augment.name=light"),
+        ({"augment__name": "none", "probe__hflip": "on"}, True, "probe.hflip=on"),
+        ({"augment__name": "light", "probe__hflip": "off"}, True, "augment.name=light"),
         (
-            {"augment__name": "none", "probe__mirrored": "on", "probe__enabled": "off"},
+            {"augment__name": "none", "probe__hflip": "on", "probe__enabled": "off"},
             False,
             "augment.name=none",
         ),
         (
             {
                 "augment__name": "light",
-                "probe__mirrored": "off",
+                "probe__hflip": "off",
                 "unfreeze__name": "linear_probe",
                 "trainer__epochs": "auto",
             },
             False,
-            "probe.mirrored=off",
+            "probe.hflip=off",
         ),
     ],
 )
@@ -522,7 +526,7 @@ def test_the_card_says_whether_training_showed_images_in_a_mirror(
     [
         ({"unfreeze__name": "all"}, 24, False),
         ({"unfreeze__name": "all"}, 25, True),
-        ({"unfreeze__name": "all", "probe__mirrored": "on"}, 24, True),
+        ({"unfreeze__name": "all", "probe__hflip": "on"}, 24, True),
         ({"unfreeze__name": "linear_probe", "trainer__epochs": "auto"}, 24, True),
     ],
 )
@@ -534,11 +538,11 @@ def test_before_fine_tuning_only_a_few_images_are_seen_in_a_mirror(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("finetune.builders.probe_plan.MIRRORED_BELOW", below)
+    monkeypatch.setattr("finetune.builders.probe_plan.FLIP_IMAGE_LIMIT", below)
     weights = write_weights(tmp_path / "weights.pth")
     training = small_training(
         animals, model__weights=str(weights), augment__name="light", **settings
     )
     assert training.probe is not None
-    assert training.probe.views.mirrored is mirrored
-    assert training.config.probe.mirrored == ("on" if mirrored else "off")
+    assert training.probe.views.flipped is mirrored
+    assert training.config.probe.hflip == ("on" if mirrored else "off")

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 
 from finetune.builders import build_training
-from finetune.builders.sampling import images_per_epoch, make_sampling
-from finetune.data.samplers.sampling_weights import Draws, SamplingAt, expected_draws, weighted
+from finetune.builders.sampling import build_sampling_schedule, compute_images_per_epoch
+from finetune.data.samplers.sampling_weights import (
+    GroupDraws,
+    SamplingSchedule,
+    compute_expected_draws,
+    weighted,
+)
 from finetune.errors import ConfigError
 from tests.runs import listed, small_config
 
@@ -17,17 +22,20 @@ COUNTS = {"a": 12, "b": 6, "c": 3}
 LABELS = np.repeat([0, 1, 2], list(COUNTS.values()))
 
 
-def made(**settings: Any) -> SamplingAt:
-    return make_sampling(small_config(**settings), listed(COUNTS))
+def made(**settings: Any) -> SamplingSchedule:
+    return build_sampling_schedule(small_config(**settings), listed(COUNTS))
 
 
 def test_parameters_reach_the_sampler() -> None:
     at = made(imbalance__sampler="weighted", imbalance__sampler_params={"power": 0.3})
-    np.testing.assert_allclose(expected_draws(at(1), 21), weighted(LABELS, 3, power=0.3))
+    np.testing.assert_allclose(compute_expected_draws(at(1), 21), weighted(LABELS, 3, power=0.3))
 
 
 def test_the_epoch_reaches_a_sampler_that_asks_for_it() -> None:
-    settings = {"imbalance__sampler": "deferred", "imbalance__sampler_params": {"from_share": 0.5}}
+    settings = {
+        "imbalance__sampler": "deferred",
+        "imbalance__sampler_params": {"start_fraction": 0.5},
+    }
     at = made(trainer__epochs=4, **settings)
     assert [at(epoch) is None for epoch in range(4)] == [True, True, False, False]
     assert at(3) is at(3), "computed once an epoch"
@@ -55,7 +63,7 @@ def test_the_epoch_reaches_a_sampler_that_asks_for_it() -> None:
             {"power": float("nan")},
             r"fails .*: weights of 0 or more are needed, not nan",
         ),
-        ("deferred", {"from_share": "late"}, r"fails in epoch 0 .*: TypeError"),
+        ("deferred", {"start_fraction": "late"}, r"fails in epoch 0 .*: TypeError"),
     ],
 )
 def test_parameters_that_do_not_fit_are_refused(
@@ -82,7 +90,7 @@ def test_a_sampler_of_the_users_own_must_give_what_can_be_drawn(
     body: str, message: str, code: Path
 ) -> None:
     code.write_text(
-        "import numpy as np\nfrom finetune.data.samplers.sampling_weights import Draws\n"
+        "import numpy as np\nfrom finetune.data.samplers.sampling_weights import GroupDraws\n"
         f"def own(labels, num_classes, *, epoch):\n    return {body}\n"
     )
     with pytest.raises(ConfigError, match=message):
@@ -107,7 +115,7 @@ def test_a_sampler_of_the_users_own_is_drawn_by(code: Path) -> None:
         "def own(labels, num_classes, *, more):\n    return [more + label for label in labels]\n"
     )
     at = made(imbalance__sampler="mine:own", imbalance__sampler_params={"more": 2})
-    np.testing.assert_allclose(expected_draws(at(0), 21), LABELS + 2)
+    np.testing.assert_allclose(compute_expected_draws(at(0), 21), LABELS + 2)
     with pytest.raises(ConfigError, match="parameter 'more' is required"):
         made(imbalance__sampler="mine:own")
 
@@ -126,13 +134,13 @@ def test_all_of_a_training_knows_how_long_an_epoch_is(
 ) -> None:
     config = small_config(imbalance__strategy=strategy)
     training = build_training(config, listed(COUNTS))
-    assert training.images_per_epoch == images_per_epoch(training.config, listed(COUNTS))
+    assert training.images_per_epoch == compute_images_per_epoch(training.config, listed(COUNTS))
     assert training.images_per_epoch == num_images
-    assert training.batch_size == training.data.loading.batch_size == batch_size
-    assert training.steps_per_epoch == training.data.steps_per_epoch == steps
+    assert training.batch_size == training.datamodule.loader_options.batch_size == batch_size
+    assert training.steps_per_epoch == training.datamodule.steps_per_epoch == steps
     # two epochs of cosine end low, however long they are
-    assert training.module.recipe.lr_factor(2 * steps - 1) < 0.6
-    assert training.module.recipe.lr_factor(2 * steps) == pytest.approx(0.01)
+    assert training.module.recipe.lr_lambda(2 * steps - 1) < 0.6
+    assert training.module.recipe.lr_lambda(2 * steps) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(("shards", "batch_size"), [(1, 9), (2, 8), (4, 8)])
@@ -142,4 +150,4 @@ def test_a_batch_shrinks_to_an_undersampled_epoch(shards: int, batch_size: int) 
     )
     training = build_training(config, listed(COUNTS))
     assert (training.batch_size, training.steps_per_epoch) == (batch_size, 1)
-    assert isinstance(training.data.sampling(0), Draws)
+    assert isinstance(training.datamodule.sampling_schedule(0), GroupDraws)

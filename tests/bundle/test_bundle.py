@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.bundle.bundle import load_model, save_bundle
-from finetune.bundle.model_card import Card, read_card
+from finetune.bundle.model_card import ModelCard, read_card_json
 from finetune.errors import ModelError, RunFolderError, StorageError
 from finetune.evaluation.priors import Priors
 from finetune.models.backbone import create_network
@@ -34,14 +34,14 @@ CLASSES = ("bée", "fly", "wasp, red")
 
 def network_and_card(
     backbone: str, *, size: int, kwargs: dict[str, Any] | None = None
-) -> tuple[nn.Module, Card]:
+) -> tuple[nn.Module, ModelCard]:
     """Return a network of which every number was moved, as training does, and its card."""
     made = create_network(backbone, num_classes=3, weights="random", image_size=size, kwargs=kwargs)
     randomise(made.module)
     settle(made.module, images(size))
     spec = replace(made.spec, crop_pct=0.9, interpolation="bilinear", mean=(0.1, 0.2, 0.3))
     facts = {"weights": "random", "metrics": {"val": {"accuracy": 0.5}}}
-    return made.module, Card(backbone, made.model_args, CLASSES, spec, facts)
+    return made.module, ModelCard(backbone, made.model_args, CLASSES, spec, facts)
 
 
 def images(size: int) -> Tensor:
@@ -160,7 +160,7 @@ result = finetune.evaluate(model, data, device="cpu")
 predicted = finetune.predict(model, data, device="cpu")
 exported = finetune.export(model, config / "exported", images=data)
 counts = [len(predicted.predictions), exported.parity.same_top_class]
-print(json.dumps([result.as_json()["metrics"], *counts]))
+print(json.dumps([result.to_json()["metrics"], *counts]))
 """
 
 
@@ -171,7 +171,7 @@ def test_using_a_bundle_needs_neither_lightning_nor_the_run(
 
     bundle = shutil.copytree(trained.run_dir / "bundle", tmp_path / "alone")
     found = json.loads(run_python(WITHOUT_LIGHTNING, bundle, insects, tmp_path))
-    here = finetune.evaluate(bundle, insects, device="cpu").as_json()["metrics"]
+    here = finetune.evaluate(bundle, insects, device="cpu").to_json()["metrics"]
     assert found[0] == pytest.approx(here, abs=1e-6)
     assert found[1:] == [38, 38]
 
@@ -180,7 +180,7 @@ def test_the_folder_holds_what_it_promises(saved: Path) -> None:
     assert names_in(saved) == [
         "README.md", "config.json", "finetune.json", "model.safetensors",
     ]  # fmt: skip
-    tree = read_card(saved)
+    tree = read_card_json(saved)
     weights = (saved / "model.safetensors").read_bytes()
     assert tree["sha256"] == hashlib.sha256(weights).hexdigest()
     assert tree["classes"] == list(CLASSES)
@@ -202,7 +202,7 @@ def test_a_bundle_replaces_the_one_before_and_a_full_disk_does_not(tmp_path: Pat
     with tiny_disk(tmp_path / "disk", size="3m") as disk:
         save_bundle(network, card, disk / "bundle")
         save_bundle(network, replace(card, facts={"seed": 1}), disk / "bundle")
-        assert read_card(disk / "bundle")["facts"] == {"seed": 1}
+        assert read_card_json(disk / "bundle")["facts"] == {"seed": 1}
         filler = disk / "filler"
         filler.write_bytes(bytes(1_200_000))
         with pytest.raises(StorageError, match="no space is left"):
@@ -344,9 +344,9 @@ def test_what_is_missing_or_holds_no_model_says_so(tmp_path: Path) -> None:
 
 def test_a_card_is_plain_json_and_back() -> None:
     spec = PreprocessSpec((3, 32, 48), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "nearest", 1.0, "squash")
-    card = Card("vgg16", {"img_size": 32}, ("b", "a"), spec, {"seed": 0, "none": None})
-    tree = card.as_json()
-    assert Card.from_json(json.loads(json.dumps(tree))) == card
+    card = ModelCard("vgg16", {"img_size": 32}, ("b", "a"), spec, {"seed": 0, "none": None})
+    tree = card.to_json()
+    assert ModelCard.from_json(json.loads(json.dumps(tree))) == card
     plain = (str, int, float, list, dict, type(None))
     assert all(type(value) in plain for value in tree.values())
 
@@ -358,7 +358,7 @@ def test_a_temperature_stands_in_the_card_and_not_in_the_weights(
     card = replace(bundle.card, temperature=0.7318264501)
     save_bundle(bundle.network, card, tmp_path / "bundle")
     assert load_model(tmp_path / "bundle").card == card
-    assert read_card(tmp_path / "bundle")["sha256"] == read_card(saved)["sha256"]
+    assert read_card_json(tmp_path / "bundle")["sha256"] == read_card_json(saved)["sha256"]
     readme = (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
     assert "logits are divided by 0.7318264501" in readme
     assert "(model(transform(image)[None]) / 0.7318264501).softmax(1)" in readme
@@ -391,7 +391,7 @@ def test_priors_stand_in_the_card_and_the_readme_says_what_answers_are_for(
         folder = tmp_path / str(number)
         save_bundle(bundle.network, card, folder)
         assert load_model(folder).card == card
-        assert read_card(folder)["sha256"] == read_card(saved)["sha256"]
+        assert read_card_json(folder)["sha256"] == read_card_json(saved)["sha256"]
         readme = (folder / "README.md").read_text(encoding="utf-8")
         assert said in readme
         assert ("(model(transform(image)[None]) + shift).softmax(1)" in readme) is (number == 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cli.render.comparison_table import broken, comparison_table
+from finetune.cli.render.comparison_table import build_comparison_table, wrap_name
 from finetune.models import throughput as forward_cost
 from finetune.probe.cross_validation import fit_head
 from tests.cli.conftest import Cli
@@ -38,8 +38,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward_cost, "_BATCH_SECONDS", 0.02)
-    monkeypatch.setattr(forward_cost, "_SECONDS", 0.02)
+    monkeypatch.setattr(forward_cost, "_MAX_BATCH_SECONDS", 0.02)
+    monkeypatch.setattr(forward_cost, "_MAX_TOTAL_SECONDS", 0.02)
     monkeypatch.setattr("finetune.probe.linear_probe.fit_head", partial(fit_head, penalties=(0.1,)))
 
 
@@ -123,7 +123,7 @@ def printed(tree: dict[str, object], width: int) -> list[str]:
     from rich.console import Console
 
     screen = io.StringIO()
-    Console(file=screen, width=width).print(comparison_table(tree, width=width))
+    Console(file=screen, width=width).print(build_comparison_table(tree, width=width))
     return screen.getvalue().splitlines()
 
 
@@ -147,10 +147,10 @@ def test_without_a_classic_there_is_no_column_of_published_errors() -> None:
 
 
 def test_a_name_is_broken_after_its_own_signs() -> None:
-    assert broken("resnet50", 12) == "resnet50"
-    assert broken("mobilenetv2_100", 12) == "mobilenetv2_\n100"
-    assert broken(LONG, 24) == "vit_small_patch16_224.\naugreg_in21k_ft_in1k"
-    assert broken("averylongnamewithoutasign", 12) == "averylongnamewithoutasign"
+    assert wrap_name("resnet50", 12) == "resnet50"
+    assert wrap_name("mobilenetv2_100", 12) == "mobilenetv2_\n100"
+    assert wrap_name(LONG, 24) == "vit_small_patch16_224.\naugreg_in21k_ft_in1k"
+    assert wrap_name("averylongnamewithoutasign", 12) == "averylongnamewithoutasign"
 
 
 REFUSED = """

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from finetune.cli.render.audit_summary import audit_lines
+from finetune.cli.render.audit_summary import describe_audit
 from tests.cli.conftest import Cli
 from tests.pictures import scene, write_jpeg
 
@@ -33,7 +33,7 @@ def page(**changes: Any) -> str:
         "labels": None,
         "advice": [{"option": "--batch-size", "value": 32, "reason": "few"}],
     }
-    return "\n".join(audit_lines({**tree, **changes}))
+    return "\n".join(describe_audit({**tree, **changes}))
 
 
 def copies(*names: str, where: str, kind: str = "exact", **sides: list[str]) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def test_a_person_reads_a_page_of_80_columns(
         in said.out
     )
     assert "   1  exact  train/猫/0.jpg = val/猫/leak.jpg" in said.out
-    assert "data.leaks=drop" in said.out
+    assert "data.leakage=drop" in said.out
     assert "written     runs/audit-garden/: audit.json, audit.csv, copies/*.jpg\n" in said.out
 
 

@@ -394,7 +394,7 @@ print(json.dumps([code, sorted(heavy & sys.modules.keys())]))
         (["evaluate", "run", "--split", "dev"], 2),
         (["evaluate", ".", "--prior", "balanced"], 2),
         (["fit", ".", "--imbalance", "weighted", "imbalance.class_weights=balanced"], 2),
-        (["fit", ".", "imbalance.class_weights_from=0.5"], 2),
+        (["fit", ".", "imbalance.class_weights_start_fraction=0.5"], 2),
     ],
     ids=str,
 )

@@ -69,7 +69,7 @@ def test_without_a_test_split_the_validation_images_are_taken(
 
 
 def test_metrics_are_scikit_learns_on_what_predict_says(trained: FitResult, insects: Path) -> None:
-    result = finetune.evaluate(trained.run_dir / "bundle", insects, device="cpu").as_json()
+    result = finetune.evaluate(trained.run_dir / "bundle", insects, device="cpu").to_json()
     predictions = finetune.predict(trained.run_dir, insects, device="cpu").predictions
     true = [Path(p.path).parent.name for p in predictions]
     said = [p.labels[0] for p in predictions]
@@ -102,19 +102,19 @@ def test_the_batch_size_does_not_matter(trained: FitResult, insects: Path, batch
     found = finetune.evaluate(bundle, insects, device="cpu", batch_size=batch_size)
     expected = finetune.evaluate(bundle, insects, device="cpu")
     assert found.evaluation.metrics == pytest.approx(expected.evaluation.metrics, abs=1e-6)
-    assert found.evaluation.confusion == expected.evaluation.confusion
+    assert found.evaluation.confusion_matrix == expected.evaluation.confusion_matrix
 
 
 def test_tta_gives_other_numbers_and_says_so(mirrored: Path, insects: Path, tmp_path: Path) -> None:
     plain = finetune.evaluate(mirrored, insects, device="cpu")
     result = finetune.evaluate(mirrored, insects, device="cpu", tta=True)
-    assert (plain.as_json()["tta"], result.as_json()["tta"]) == (False, True)
+    assert (plain.to_json()["tta"], result.to_json()["tta"]) == (False, True)
     assert result.evaluation.metrics["loss"] != plain.evaluation.metrics["loss"]
     predictor = Predictor(load_model(mirrored), device="cpu", tta=True)
     files = sorted(insects.rglob("*.png"))
     true = [CLASSES.index(file.parent.name) for file in files]
     assert result.evaluation.metrics["loss"] == pytest.approx(
-        reference.log_loss(true, predictor.probabilities(files).numpy()), abs=1e-6
+        reference.log_loss(true, predictor.predict_proba(files).numpy()), abs=1e-6
     )
 
 
@@ -224,7 +224,7 @@ def test_files_that_cannot_be_read_are_listed_and_not_counted(
         "fly/notes.txt": "not an image format that is read (.txt)",
     }
     assert "2 files left out" in recorder.warnings[0]
-    assert result.as_json()["rejected"][0].keys() == {"path", "reason"}
+    assert result.to_json()["rejected"][0].keys() == {"path", "reason"}
 
 
 def test_a_bundle_without_images_asks_for_some(trained: FitResult) -> None:

@@ -13,7 +13,7 @@ import torch
 
 import finetune
 from finetune.bundle.bundle import load_model, save_bundle
-from finetune.bundle.model_card import Card
+from finetune.bundle.model_card import ModelCard
 from finetune.errors import DataError, ModelError, RunFolderError, StorageError
 from finetune.models.backbone import create_network
 from tests.commands.test_evaluate import rows_of
@@ -34,7 +34,7 @@ def test_an_export_is_the_model_and_is_compared_on_the_images_held_out(
     assert result.parity.num_images == len(rows_of(trained.run_dir, "val"))
     assert result.parity.same_top_class == result.parity.num_images
     assert 0 < result.parity.max_difference < 1e-3
-    tree = json.loads(json.dumps(result.as_json()))
+    tree = json.loads(json.dumps(result.to_json()))
     assert tree["files"] == names_in(tmp_path / "model")
     assert tree["parity"]["num_images"] == result.parity.num_images
 
@@ -54,7 +54,7 @@ def test_an_export_can_be_exported_and_fine_tuned_again(trained: FitResult, tmp_
     )
     assert first == second
     network = create_network("resnet10t", num_classes=5, weights=str(tmp_path / "one"))
-    assert network.report.share == 1
+    assert network.report.loaded_fraction == 1
 
 
 def test_a_temperature_goes_into_the_exported_classifier(
@@ -96,7 +96,7 @@ def test_a_head_that_cannot_hold_the_temperature_says_who_must_divide(
         "deit_tiny_distilled_patch16_224", num_classes=2, weights="random", image_size=32
     )
     randomise(made.module)
-    card = Card(
+    card = ModelCard(
         "deit_tiny_distilled_patch16_224", made.model_args, ("a", "b"), made.spec, temperature=0.5
     )
     save_bundle(made.module, card, tmp_path / "bundle")
@@ -127,7 +127,7 @@ def test_without_any_image_it_says_that_nothing_was_compared(
     bundle = trained.run_dir / "bundle"
     result = finetune.export(bundle, tmp_path / "model", reporter=recorder)
     assert result.parity is None
-    assert result.as_json()["parity"] is None
+    assert result.to_json()["parity"] is None
     assert "no images to compare the export with" in recorder.warnings[0]
 
 
@@ -183,6 +183,6 @@ def load_classic(folder: Path) -> Path:
     made = create_network("googlenet", num_classes=2, weights="random", image_size=64)
     randomise(made.module)
     settle(made.module, torch.randn(4, 3, 64, 64))
-    card = Card("googlenet", made.model_args, ("a", "b"), made.spec)
+    card = ModelCard("googlenet", made.model_args, ("a", "b"), made.spec)
     save_bundle(made.module, card, folder)
     return folder

@@ -83,8 +83,8 @@ def blobs(home: Path) -> list[str]:
 def test_weights_that_are_there_are_proved_and_described(offline: Path, content: bytes) -> None:
     told = Recorder()
     (found,) = fetch(["test_resnet"], reporter=told).weights
-    assert (found.name, found.was_there) == (NAME, True)
-    assert found.address == f"https://huggingface.co/{REPOSITORY}"
+    assert (found.name, found.was_cached) == (NAME, True)
+    assert found.url == f"https://huggingface.co/{REPOSITORY}"
     assert found.file == offline / CACHED
     assert found.num_bytes == len(content)
     size = f"{len(content) / 1e6:.1f} MB"
@@ -143,7 +143,7 @@ def test_damaged_weights_are_fetched_again(
     told = Recorder()
     (found,) = fetch(["test_resnet"], reporter=told).weights
     assert told.warnings == [f"{file} is damaged and is fetched again"]
-    assert not found.was_there
+    assert not found.was_cached
     assert file.read_bytes() == content
 
 
@@ -174,7 +174,7 @@ def test_torchvisions_weights_are_fetched_whole_or_not_at_all(
     assert found.file == folder / "googlenet-1378be20.pth"
     assert found.file.read_bytes() == content
     (again,) = fetch(["googlenet"]).weights  # there is no server any more
-    assert (found.was_there, again.was_there) == (False, True)
+    assert (found.was_cached, again.was_cached) == (False, True)
 
 
 @pytest.mark.filterwarnings("ignore:Not enough free disk space")  # the hub's client says so too

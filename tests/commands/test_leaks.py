@@ -10,7 +10,7 @@ import torch
 
 import finetune
 from finetune.bundle.bundle import load_model
-from finetune.bundle.model_card import read_card
+from finetune.bundle.model_card import read_card_json
 from finetune.commands.fit.fit import FitResult
 from finetune.inference.predictor import Predictor
 from finetune.types import Split
@@ -55,10 +55,10 @@ def test_a_run_says_both_numbers(leaky: FitResult) -> None:
     model = Predictor(load_model(leaky.run_dir), device="cpu")
     root = leaky.run_dir.parent / "garden" / "val"
     clean = [root / label / f"{n}.jpg" for label in ("ant", "bee") for n in range(3)]
-    right = model.probabilities(clean).argmax(dim=1) == torch.tensor([0] * 3 + [1] * 3)
+    right = model.predict_proba(clean).argmax(dim=1) == torch.tensor([0] * 3 + [1] * 3)
     expected = float(right.double().mean())
     assert leaky.metrics["val_without_leaks"]["accuracy"] == pytest.approx(expected)
-    facts = read_card(leaky.run_dir / "bundle")["facts"]
+    facts = read_card_json(leaky.run_dir / "bundle")["facts"]
     assert facts["metrics"].keys() == {"val", "val_without_leaks"}
 
 
@@ -69,7 +69,7 @@ def test_evaluate_says_both_of_the_runs_own_images(leaky: FitResult, named: str 
     assert found.evaluation.num_images == 8
     assert found.without_leaks is not None
     assert found.without_leaks.num_images == 6
-    tree = found.as_json()["without_leaks"]
+    tree = found.to_json()["without_leaks"]
     assert tree["metrics"]["accuracy"] == leaky.metrics["val_without_leaks"]["accuracy"]
 
 
@@ -80,7 +80,7 @@ def test_other_images_of_the_same_names_are_no_leaks(leaky: FitResult, tmp_path:
     found = finetune.evaluate(leaky.run_dir, other, split=Split.VAL, device="cpu")
     assert found.evaluation.num_images == 8
     assert found.without_leaks is None
-    assert found.as_json()["without_leaks"] is None
+    assert found.to_json()["without_leaks"] is None
 
 
 def test_the_temperature_is_for_the_shares_of_the_images_that_it_is_fitted_to() -> None:

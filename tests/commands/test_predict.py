@@ -50,7 +50,7 @@ def test_the_csv_has_a_row_a_file(trained: FitResult, folder: Path, tmp_path: Pa
     predictor = Predictor(load_model(trained.run_dir), device="cpu")
     for name in NAMES:
         row = by_path[str(folder / name)]
-        expected = predictor.probabilities([folder / name])[0]
+        expected = predictor.predict_proba([folder / name])[0]
         assert row["label"] == CLASSES[int(expected.argmax())]
         assert float(row["probability"]) == pytest.approx(float(expected.max()), abs=1e-6)
         assert row["error"] == ""
@@ -92,11 +92,11 @@ def test_tta_averages_over_the_mirror_image_and_says_so(
     mirrored: Path, folder: Path, trained: FitResult
 ) -> None:
     result = finetune.predict(mirrored, folder, top_k=3, device="cpu", tta=True)
-    assert result.as_json()["tta"] is True
-    assert finetune.predict(mirrored, folder, device="cpu").as_json()["tta"] is False
+    assert result.to_json()["tta"] is True
+    assert finetune.predict(mirrored, folder, device="cpu").to_json()["tta"] is False
     predictor = Predictor(load_model(mirrored), device="cpu", tta=True)
     for prediction in result.predictions:
-        row = predictor.probabilities([Path(prediction.path)])[0]
+        row = predictor.predict_proba([Path(prediction.path)])[0]
         expected = sorted(row.tolist(), reverse=True)
         assert prediction.probabilities == pytest.approx(expected, abs=1e-6)
     with pytest.raises(ConfigError, match=r"--tta cannot apply .*augment\.name=none"):
@@ -112,7 +112,7 @@ def test_one_file_is_enough(trained: FitResult, folder: Path) -> None:
 def test_json_holds_the_same_as_the_csv(trained: FitResult, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     result = finetune.predict(trained.run_dir, folder, output=output, top_k=2, device="cpu")
-    tree = json.loads(json.dumps(result.as_json()))
+    tree = json.loads(json.dumps(result.to_json()))
     assert (tree["num_images"], tree["output"]) == (3, str(output))
     rows = {row["path"]: row for row in read(output)}
     for entry in tree["predictions"]:
@@ -128,11 +128,11 @@ def test_json_holds_the_same_as_the_csv(trained: FitResult, folder: Path, tmp_pa
 def test_a_name_that_is_not_utf8_is_listed_in_a_file_that_is(
     trained: FitResult, folder: Path, tmp_path: Path
 ) -> None:
-    bad = os.fsdecode(os.path.join(os.fsencode(folder), b"caf\xe9.png"))  # noqa: PTH118 - bytes
+    bad = os.fsdecode(os.path.join(os.fsencode(folder), b"caf\xe9.png"))
     shutil.copy(folder / NAMES[0], bad)
     output = tmp_path / "out.csv"
     result = finetune.predict(trained.run_dir, folder, output=output, device="cpu")
-    json.dumps(result.as_json(), ensure_ascii=False).encode()
+    json.dumps(result.to_json(), ensure_ascii=False).encode()
     errors = [row["path"] for row in read(output) if "not UTF-8" in row["error"]]
     assert errors == [f"{folder}/caf\\xe9.png"]
 

@@ -1,4 +1,4 @@
-"""What `data.leaks` does with held-out images whose copies are seen before."""
+"""What `data.leakage` does with held-out images whose copies are seen before."""
 
 import csv
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.commands.prepare_data import RunData, quick_lines, read_data
+from finetune.commands.prepare_data import RunData, read_data, summarise_audit
 from finetune.config.load import build_config
 from finetune.errors import ConfigError, DataError
 from finetune.types import Split
@@ -35,7 +35,7 @@ def read(data: Path, **assignments: object) -> tuple[RunData, Recorder]:
 
 
 def paths_of(data: RunData, split: Split) -> set[str]:
-    return {sample.path for sample in data.manifest.of(split)}
+    return {sample.path for sample in data.manifest.get_samples(split)}
 
 
 LEAK = "1 of 7 val images have copies that are seen before (as val/ant/leak.jpg: train/ant/2.jpg"
@@ -45,10 +45,10 @@ def test_by_default_leaks_are_a_warning(leaky: Path) -> None:
     data, said = read(leaky)
     assert len(said.warnings) == 1
     assert said.warnings[0].startswith(LEAK)
-    assert "It is measured without them, too; data.leaks=drop or move" in said.warnings[0]
+    assert "It is measured without them, too; data.leakage=drop or move" in said.warnings[0]
     assert data.rejected == []
     assert len(data.manifest.samples) == 17
-    assert [group.across for group in data.audit.copies or ()] == [("splits",)]
+    assert [group.conflicts for group in data.audit.duplicates or ()] == [("splits",)]
     assert said.notes == [f"Found 1 group of copies (2 images). See: finetune inspect {leaky}"]
 
 
@@ -61,7 +61,7 @@ def test_a_split_that_leaks_as_a_whole_is_named(leaky: Path, tmp_path: Path) -> 
     _, said = read(root)
     assert (
         "flatters the model. It is measured without them in val, too; without them no test image "
-        "is left to measure; data.leaks=drop"
+        "is left to measure; data.leakage=drop"
     ) in said.warnings[0]
     (root / "val/ant/leak.jpg").unlink()
     _, said = read(root)
@@ -69,45 +69,45 @@ def test_a_split_that_leaks_as_a_whole_is_named(leaky: Path, tmp_path: Path) -> 
 
 
 def test_dropped_copies_are_listed(leaky: Path) -> None:
-    data, said = read(leaky, **{"data.leaks": "drop"})
+    data, said = read(leaky, **{"data.leakage": "drop"})
     assert [entry.path for entry in data.rejected] == ["train/ant/2.jpg"]
-    assert "data.leaks=drop keeps" in data.rejected[0].reason
+    assert "data.leakage=drop keeps" in data.rejected[0].reason
     assert "val/ant/leak.jpg" in paths_of(data, Split.VAL)
     assert "train/ant/2.jpg" not in paths_of(data, Split.TRAIN)
     assert said.warnings == []
     assert said.notes[-1].startswith(LEAK)
-    assert said.notes[-1].endswith("1 image is left out (data.leaks=drop).")
+    assert said.notes[-1].endswith("1 image is left out (data.leakage=drop).")
 
 
 def test_moved_copies_train(leaky: Path) -> None:
-    data, said = read(leaky, **{"data.leaks": "move"})
+    data, said = read(leaky, **{"data.leakage": "move"})
     assert data.rejected == []
     assert paths_of(data, Split.TRAIN) >= {"train/ant/2.jpg", "val/ant/leak.jpg"}
     assert len(paths_of(data, Split.VAL)) == 6
-    assert said.notes[-1].endswith("all of them train (data.leaks=move).")
+    assert said.notes[-1].endswith("all of them train (data.leakage=move).")
 
 
 def test_leaks_are_an_error_where_they_are_to_be_one(leaky: Path) -> None:
     with pytest.raises(DataError, match=r"1 of 7 val images have copies .*Mend the splits"):
-        read(leaky, **{"data.leaks": "error"})
+        read(leaky, **{"data.leakage": "error"})
 
 
 def test_ignored_copies_are_not_looked_for(leaky: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise AssertionError("it was not to be called")
 
-    monkeypatch.setattr("finetune.audit.duplicate_cache.find_copies", fail)
-    data, said = read(leaky, **{"data.leaks": "ignore"})
+    monkeypatch.setattr("finetune.audit.duplicate_cache.find_duplicates", fail)
+    data, said = read(leaky, **{"data.leakage": "ignore"})
     assert said.warnings == []
-    assert said.notes == ["Copies were not looked for (data.leaks=ignore)."]
-    assert data.audit.copies is None
-    assert data.audit.as_json()["copies"] is None
+    assert said.notes == ["Copies were not looked for (data.leakage=ignore)."]
+    assert data.audit.duplicates is None
+    assert data.audit.to_json()["copies"] is None
     assert len(data.manifest.samples) == 17
 
 
 def test_an_unknown_policy_is_refused(leaky: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.leaks"):
-        read(leaky, **{"data.leaks": "mend"})
+    with pytest.raises(ConfigError, match=r"data\.leakage"):
+        read(leaky, **{"data.leakage": "mend"})
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -121,12 +121,14 @@ def test_a_split_that_is_drawn_keeps_copies_together(
         for number in range(4):
             seen = scene(number + 10 * (label == "bee"))
             write_jpeg(root / label / f"again {number}.jpg", seen, quality=60)
-    data, said = read(root, seed=seed, **{"data.leaks": policy, "data.val_fraction": 0.3})
+    data, said = read(root, seed=seed, **{"data.leakage": policy, "data.val_fraction": 0.3})
     assert said.warnings == []
-    assert len(data.audit.copies or ()) == 8
-    held_out = {sample.copies for sample in data.manifest.of(Split.VAL)} - {""}
+    assert len(data.audit.duplicates or ()) == 8
+    held_out = {sample.duplicate_group for sample in data.manifest.get_samples(Split.VAL)} - {""}
     assert held_out
-    assert held_out.isdisjoint(sample.copies for sample in data.manifest.of(Split.TRAIN))
+    assert held_out.isdisjoint(
+        sample.duplicate_group for sample in data.manifest.get_samples(Split.TRAIN)
+    )
 
 
 def test_what_is_odd_is_said_in_a_line(leaky: Path, tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_what_is_odd_is_said_in_a_line(leaky: Path, tmp_path: Path) -> None:
         f"Found 2 groups of copies (4 images; 1 across classes: a label is wrong). See: "
         f"finetune inspect '{root}'"
     ]
-    assert quick_lines(data.audit, root) == said.notes
+    assert summarise_audit(data.audit, root) == said.notes
     wrong = {s.split for s in data.manifest.samples if s.path in ("ant/0.jpg", "bee/wrong.jpg")}
     assert wrong == {Split.TRAIN}
 
@@ -151,7 +153,7 @@ def test_each_image_of_a_csv_is_looked_at(leaky: Path, tmp_path: Path) -> None:
     ]
     with (tmp_path / "list.csv").open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([("path", "label", "split"), *rows])
-    data, said = read(tmp_path / "list.csv", **{"data.leaks": "drop"})
+    data, said = read(tmp_path / "list.csv", **{"data.leakage": "drop"})
     assert [Path(entry.path).name for entry in data.rejected] == ["2.jpg"]
     assert said.warnings == []
 
@@ -169,6 +171,6 @@ def test_copies_of_groups_that_only_these_keep_together_are_leaks(
         rows.append((str(again), "ant", f"ant{number + 1}"))
     with (tmp_path / "list.csv").open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows(rows)
-    data, said = read(tmp_path / "list.csv", **{"data.leaks": policy})
+    data, said = read(tmp_path / "list.csv", **{"data.leakage": policy})
     assert (len(said.warnings), len(data.rejected) > 0) == (policy == "warn", policy == "drop")
     assert "have copies that are seen before" in (said.warnings or said.notes)[-1]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import finetune
 from finetune.bundle.bundle import load_model, save_bundle
-from finetune.bundle.model_card import read_card
+from finetune.bundle.model_card import read_card_json
 from finetune.errors import ConfigError
 from finetune.evaluation.priors import Priors
 from finetune.inference.predictor import Predictor
@@ -75,7 +75,7 @@ def test_predict_evaluate_and_export_give_the_same_answers_for_a_prior(
     found = probabilities(model, insects, prior=prior)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
-    evaluated = finetune.evaluate(model, insects, device="cpu", prior=prior).as_json()
+    evaluated = finetune.evaluate(model, insects, device="cpu", prior=prior).to_json()
     true = [CLASSES.index(file.parent.name) for file in sorted(insects.rglob("*.png"))]
     assert evaluated["metrics"]["accuracy"] == pytest.approx((expected.argmax(1) == true).mean())
     assert evaluated["prior"]["shares"] == pytest.approx(dict(zip(CLASSES, target, strict=True)))
@@ -95,7 +95,7 @@ def test_predict_evaluate_and_export_give_the_same_answers_for_a_prior(
     assert card.temperature == 1
     assert card.facts["prior_in_head"] == pytest.approx(target)
     np.testing.assert_allclose(probabilities(tmp_path / "model", insects), expected, atol=1e-5)
-    said = finetune.evaluate(tmp_path / "model", insects, device="cpu").as_json()
+    said = finetune.evaluate(tmp_path / "model", insects, device="cpu").to_json()
     assert said["prior"]["adjusted"] is False
     assert said["prior"]["shares"] == pytest.approx(evaluated["prior"]["shares"])
     assert said["metrics"]["accuracy"] == evaluated["metrics"]["accuracy"]
@@ -124,20 +124,22 @@ def test_a_class_that_was_exported_away_cannot_be_asked_for_again(
     assert (again[:, 1] == 0).all()
     # and its backbone is as good as ever
     network = create_network("resnet10t", num_classes=3, weights=str(tmp_path / "one"))
-    assert network.report.share == 1
+    assert network.report.loaded_fraction == 1
     assert all(bool(tensor.isfinite().all()) for tensor in network.module.state_dict().values())
 
 
 def test_a_head_that_cannot_hold_it_leaves_the_target_in_the_card(
     insects: Path, tmp_path: Path
 ) -> None:
-    from finetune.bundle.model_card import Card
+    from finetune.bundle.model_card import ModelCard
     from tests.networks import randomise
 
     name = "deit_tiny_distilled_patch16_224"
     made = create_network(name, num_classes=2, weights="random", image_size=32)
     randomise(made.module)
-    card = Card(name, made.model_args, ("a", "b"), made.spec, priors=Priors((0.9, 0.1), (0.9, 0.1)))
+    card = ModelCard(
+        name, made.model_args, ("a", "b"), made.spec, priors=Priors((0.9, 0.1), (0.9, 0.1))
+    )
     save_bundle(made.module, card, tmp_path / "bundle")
     recorder = Recorder()
     result = finetune.export(
@@ -177,7 +179,7 @@ def test_tta_adjusts_each_view(mirrored: Path, insects: Path, tmp_path: Path) ->
         tmp_path / "bundle",
     )
     files = sorted(insects.rglob("*.png"))
-    logits = Predictor(bundle, device="cpu", tta=True).logits(files).double().numpy()
+    logits = Predictor(bundle, device="cpu", tta=True).predict_logits(files).double().numpy()
     views = np.exp(logits) * third / np.array(model)
     expected = (views / views.sum(2, keepdims=True)).mean(1)
     found = probabilities(tmp_path / "bundle", insects, prior="uniform", tta=True)
@@ -195,12 +197,12 @@ def test_an_older_model_says_that_it_does_not_know(
     trained: FitResult, insects: Path, tmp_path: Path
 ) -> None:
     older = Path(shutil.copytree(trained.run_dir / "bundle", tmp_path / "older"))
-    tree = read_card(older)
+    tree = read_card_json(older)
     del tree["priors"]
     (older / "finetune.json").write_text(json.dumps(tree), encoding="utf-8")
     expected = probabilities(trained.run_dir, insects)
     assert (probabilities(older, insects) == expected).all()
-    said = finetune.evaluate(older, insects, device="cpu").as_json()["prior"]
+    said = finetune.evaluate(older, insects, device="cpu").to_json()["prior"]
     assert "unknown" in said["answers_are_for"]
     assert said["shares"] is None
     message = f"--prior uniform cannot apply: an older finetune wrote {older}"
@@ -221,7 +223,7 @@ def test_a_run_whose_card_names_a_target_is_measured_with_it(
 
     photos = write_photos(tmp_path / "photos")
     model, equal = (0.8, 0.1, 0.1), (1 / 3,) * 3
-    monkeypatch.setattr(building, "run_priors", lambda *_: Priors(model, model, equal))
+    monkeypatch.setattr(building, "compute_run_priors", lambda *_: Priors(model, model, equal))
     monkeypatch.setattr(recipes, "model_prior_at", lambda *_: lambda _: model)
     config = {"data__path": str(photos), "calibration__enabled": "on", "trainer__epochs": 1}
     result = finetune.fit(small_config(output=str(tmp_path / "run"), **config))
@@ -232,13 +234,13 @@ def test_a_run_whose_card_names_a_target_is_measured_with_it(
     evaluated = finetune.evaluate(result.run_dir, device="cpu")
     assert dict(evaluated.evaluation.metrics) == dict(result.metrics["val"])
     manifest = manifest_of(photos)
-    held_out = manifest.of(Split.VAL)
+    held_out = manifest.get_samples(Split.VAL)
     plain = replace(card, priors=None)
     predictor = Predictor(replace(load_model(result.run_dir), card=plain), device="cpu")
-    own = predictor.probabilities(manifest.paths(held_out)).double().numpy()
+    own = predictor.predict_proba(manifest.resolve_paths(held_out)).double().numpy()
     ratio = own / np.array(model)
     adjusted = ratio / ratio.sum(1, keepdims=True)
-    labels = torch.tensor(manifest.labels(held_out))
+    labels = torch.tensor(manifest.encode_labels(held_out))
     loss = -np.log(adjusted[np.arange(15), labels.numpy()]).mean()
     assert result.metrics["val"]["loss"] == pytest.approx(loss, abs=1e-5)
     again = finetune.resume(result.run_dir)

@@ -4,28 +4,28 @@ from typing import Any
 
 import pytest
 
-from finetune.config.auto import auto_choices
+from finetune.config.auto import choose_auto_values
 from finetune.config.facts import Facts
-from finetune.config.load import build_config, replaced
+from finetune.config.load import build_config, replace_values
 from finetune.config.schema import Config
 
 EXPLICIT: dict[str, Any] = {
     "data.image_size": 32,
-    "data.train_sizes": (24, 32),
+    "data.train_image_size": (24, 32),
     "data.num_workers": 0,
     "model.batch_norm": "train",
-    "probe.views": 2,
-    "probe.passes": 3,
+    "probe.num_crops": 2,
+    "probe.last_stage_epochs": 3,
     "unfreeze.name": "gradual",
     "probe.enabled": "off",
     "augment.name": "none",
     "optim.lr": 1e-5,
     "optim.backbone_lr_scale": 0.5,
     "optim.layer_decay": 0.9,
-    "optim.average_last": 0.3,
+    "optim.swa_fraction": 0.3,
     "trainer.epochs": 77,
     "trainer.batch_size": 5,
-    "trainer.accumulate": 5,
+    "trainer.accumulate_grad_batches": 5,
     "trainer.precision": "16-mixed",
     "trainer.num_nodes": 2,
     "trainer.devices": 3,
@@ -48,7 +48,7 @@ def facts(**changes: Any) -> Facts:
 
 
 def chosen(assignments: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    choices = auto_choices(build_config({}, assignments=assignments), facts(**changes))
+    choices = choose_auto_values(build_config({}, assignments=assignments), facts(**changes))
     return {key: choice.value for key, choice in choices.items()}
 
 
@@ -62,8 +62,8 @@ def test_explicit_values_are_never_chosen_again() -> None:
 
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_chosen_values_are_valid_and_leave_nothing_more_to_choose(pretrained: bool) -> None:
-    config = replaced(Config(), chosen(pretrained=pretrained))
-    assert auto_choices(config, facts(pretrained=pretrained)) == {}
+    config = replace_values(Config(), chosen(pretrained=pretrained))
+    assert choose_auto_values(config, facts(pretrained=pretrained)) == {}
 
 
 def test_pretrained_weights_are_spared_and_random_ones_are_not() -> None:
@@ -91,13 +91,15 @@ def test_a_step_of_adamw_moves_the_backbone_by_a_share_of_its_own_size(
 
 
 def test_a_choice_of_the_recipe_says_why() -> None:
-    choices = auto_choices(Config(), facts(class_counts=[1500, 600], weight_rms=0.0047, num_val=90))
+    choices = choose_auto_values(
+        Config(), facts(class_counts=[1500, 600], weight_rms=0.0047, num_val=90)
+    )
     reasons = {key: choice.reason for key, choice in choices.items()}
     assert reasons["trainer.epochs"] == "2,100 training images, after a probe"
     assert "of size 0.0047, by 2.0%" in reasons["optim.backbone_lr_scale"]
     assert reasons["trainer.monitor"] == "largest class 2.5 times the smallest"
     assert reasons["calibration.enabled"] == "90 validation images"
-    untaught = auto_choices(Config(), facts(pretrained=False))
+    untaught = choose_auto_values(Config(), facts(pretrained=False))
     assert untaught["unfreeze.name"].reason == "random weights"
 
 
@@ -151,10 +153,10 @@ def test_larger_sets_take_larger_batches_and_fewer_epochs(num_images: int, more:
 @pytest.mark.parametrize(("num_images", "views"), [(998, 1), (1_000, 0)])
 def test_of_few_images_the_probe_sees_more(num_images: int, views: int) -> None:
     counts = [num_images // 2, num_images // 2]
-    assert chosen(class_counts=counts)["probe.views"] == views
-    assert chosen({"probe.enabled": "off"}, class_counts=counts)["probe.views"] == 0
+    assert chosen(class_counts=counts)["probe.num_crops"] == views
+    assert chosen({"probe.enabled": "off"}, class_counts=counts)["probe.num_crops"] == 0
     for uncut in ("none", "mine.json"):
-        assert chosen({"augment.name": uncut}, class_counts=counts)["probe.views"] == 0
+        assert chosen({"augment.name": uncut}, class_counts=counts)["probe.num_crops"] == 0
 
 
 def test_layers_that_wait_get_more_epochs() -> None:
@@ -187,7 +189,7 @@ def test_a_handful_of_images_is_seen_more_often(num_images: int, epochs: int) ->
 def test_training_images_are_smaller_where_they_can_be(
     assignments: dict[str, Any], changes: dict[str, Any], expected: tuple[int, int]
 ) -> None:
-    assert chosen(assignments, **changes)["data.train_sizes"] == expected
+    assert chosen(assignments, **changes)["data.train_image_size"] == expected
 
 
 @pytest.mark.parametrize(
@@ -196,8 +198,8 @@ def test_training_images_are_smaller_where_they_can_be(
         (3, 1, {}, 33),
         (6, 1, {}, 36),
         (8, 8, {}, 64),
-        (1, 1, {"trainer.devices": 3, "trainer.accumulate": 4}, 36),
-        (4, 1, {"trainer.accumulate": 2}, 32),
+        (1, 1, {"trainer.devices": 3, "trainer.accumulate_grad_batches": 4}, 36),
+        (4, 1, {"trainer.accumulate_grad_batches": 2}, 32),
         (6, 1, {"trainer.batch_size": 32}, None),
     ],
 )

@@ -4,7 +4,11 @@ from typing import Any
 
 import pytest
 
-from finetune.config.imbalance import IMBALANCE, check_imbalance, with_imbalance
+from finetune.config.imbalance import (
+    IMBALANCE_STRATEGIES,
+    apply_imbalance_strategy,
+    check_imbalance,
+)
 from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
@@ -14,25 +18,30 @@ def resolved(**settings: Any) -> Config:
     """Return a config with its strategy written out; ``section__key`` names a key of the tree."""
     given = {"imbalance.strategy": "none"}  # as "auto" decides where something else is asked for
     given |= {key.replace("__", "."): value for key, value in settings.items()}
-    return with_imbalance(build_config({}, assignments=given))
+    return apply_imbalance_strategy(build_config({}, assignments=given))
 
 
 def parts(config: Config) -> tuple[str, str, str, float | str]:
     chosen = config.imbalance
-    return chosen.sampler, config.loss.name, chosen.class_weights, chosen.class_weights_from
+    return (
+        chosen.sampler,
+        config.loss.name,
+        chosen.class_weights,
+        chosen.class_weights_start_fraction,
+    )
 
 
-@pytest.mark.parametrize("name", IMBALANCE)
+@pytest.mark.parametrize("name", IMBALANCE_STRATEGIES)
 def test_a_strategy_is_written_out_and_stays_when_read_again(name: str) -> None:
     config = resolved(imbalance__strategy=name)
-    strategy = IMBALANCE[name]
+    strategy = IMBALANCE_STRATEGIES[name]
     assert parts(config) == (
         strategy.sampler,
         strategy.loss,
         strategy.class_weights,
-        strategy.class_weights_from,
+        strategy.class_weights_start_fraction,
     )
-    assert with_imbalance(config) == config
+    assert apply_imbalance_strategy(config) == config
 
 
 @pytest.mark.parametrize(
@@ -41,7 +50,7 @@ def test_a_strategy_is_written_out_and_stays_when_read_again(name: str) -> None:
         ({}, ("uniform", "cross_entropy", "none", 0.0)),
         ({"imbalance__strategy": "drw"}, ("uniform", "cross_entropy", "effective_number", 0.8)),
         (
-            {"imbalance__strategy": "drw", "imbalance__class_weights_from": 0.5},
+            {"imbalance__strategy": "drw", "imbalance__class_weights_start_fraction": 0.5},
             ("uniform", "cross_entropy", "effective_number", 0.5),
         ),
         (
@@ -52,12 +61,12 @@ def test_a_strategy_is_written_out_and_stays_when_read_again(name: str) -> None:
             {
                 "imbalance__strategy": "drw",
                 "imbalance__class_weights": "balanced",
-                "imbalance__class_weights_from": 0.0,
+                "imbalance__class_weights_start_fraction": 0.0,
             },
             ("uniform", "cross_entropy", "balanced", 0.0),
         ),
         (
-            {"imbalance__strategy": "weighted", "imbalance__head": "crt"},
+            {"imbalance__strategy": "weighted", "imbalance__head_rebalancing": "crt"},
             ("weighted", "cross_entropy", "none", 0.0),
         ),
         (
@@ -73,7 +82,7 @@ def test_a_strategy_is_written_out_and_stays_when_read_again(name: str) -> None:
             {
                 "imbalance__strategy": "logit_adjusted",
                 "imbalance__sampler": "sqrt",
-                "imbalance__allow_double": True,
+                "imbalance__allow_double_correction": True,
             },
             ("sqrt", "logit_adjusted", "none", 0.0),
         ),
@@ -92,7 +101,7 @@ def test_what_is_said_of_a_part_holds(
             {"imbalance__strategy": "weighted", "imbalance__class_weights": "balanced"},
             r"^imbalance\.sampler=weighted draws .*, and imbalance\.class_weights=balanced weighs "
             r".*: together they correct more than once for the same imbalance "
-            r"\(imbalance\.strategy=weighted\)\. Keep one, or set imbalance\.allow_double=true",
+            r"\(imbalance\.strategy=weighted\)\. Keep one, or set imbalance\.allow_double_correction=true",
         ),
         (
             {"imbalance__strategy": "logit_adjusted", "imbalance__sampler": "undersample"},
@@ -133,16 +142,16 @@ def test_what_is_said_of_a_part_holds(
             r"class_weights is effective_number\.",
         ),
         (
-            {"imbalance__strategy": "crt", "imbalance__head": "none"},
-            r"^imbalance\.head=none contradicts imbalance\.strategy=crt, whose head is crt\.",
+            {"imbalance__strategy": "crt", "imbalance__head_rebalancing": "none"},
+            r"^imbalance\.head_rebalancing=none contradicts imbalance\.strategy=crt, whose head is crt\.",
         ),
         (
-            {"imbalance__strategy": "post_hoc", "imbalance__head": "tau_norm"},
-            r"^imbalance\.head=tau_norm contradicts imbalance\.strategy=post_hoc",
+            {"imbalance__strategy": "post_hoc", "imbalance__head_rebalancing": "tau_norm"},
+            r"^imbalance\.head_rebalancing=tau_norm contradicts imbalance\.strategy=post_hoc",
         ),
         (
-            {"imbalance__class_weights_from": 0.5},
-            r"^imbalance\.class_weights_from=0\.5 cannot apply to imbalance\.class_weights=none\.",
+            {"imbalance__class_weights_start_fraction": 0.5},
+            r"^imbalance\.class_weights_start_fraction=0\.5 cannot apply to imbalance\.class_weights=none\.",
         ),
         (
             {"imbalance__strategy": "focal", "imbalance__class_weights_params": {"beta": 0.9}},
@@ -163,7 +172,9 @@ def test_what_is_wrong_whatever_auto_comes_to_is_found_before() -> None:
     both = {"imbalance.class_weights": "balanced", "imbalance.sampler": "weighted"}
     with pytest.raises(ConfigError, match="together they correct more than once"):
         check_imbalance(build_config({}, assignments=both))
-    check_imbalance(build_config({}, assignments={**both, "imbalance.allow_double": True}))
+    check_imbalance(
+        build_config({}, assignments={**both, "imbalance.allow_double_correction": True})
+    )
     named = {"imbalance.strategy": "ldam", "loss.name": "focal"}
     with pytest.raises(ConfigError, match=r"loss\.name=focal contradicts"):
         check_imbalance(build_config({}, assignments=named))

@@ -9,13 +9,13 @@ import yaml
 
 from finetune.config.load import (
     build_config,
-    commented_defaults,
-    differences,
+    diff_from_defaults,
+    dump_commented_defaults,
     dump_config,
     is_assignment,
     parse_assignments,
     read_config_file,
-    replaced,
+    replace_values,
 )
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
@@ -149,7 +149,7 @@ def test_all_mistakes_come_at_once_each_with_its_source_and_the_nearest_name() -
             tree,
             assignments={"data.val_fraction": 2, "seed.x": 1, "seed": "one"},
             flags={"trainer.epochs": ("--epochs", 0), "augment.name": ("--augment", "stron")},
-            file="my.yaml",
+            source_name="my.yaml",
         )
     first, *lines, last = str(caught.value).splitlines()
     expected = [
@@ -187,7 +187,7 @@ def test_a_key_in_the_wrong_section_is_found(key: str, near: str) -> None:
 
 
 def test_commented_defaults_are_the_defaults_with_a_comment_over_each_key(tmp_path: Path) -> None:
-    text = commented_defaults()
+    text = dump_commented_defaults()
     assert read_config_file(file_with(tmp_path, text)) == Config().model_dump()
     lines = text.splitlines()
     keys = [number for number, line in enumerate(lines) if re.match(r" *\w+:", line)]
@@ -211,7 +211,7 @@ CHANGED: dict[str, Any] = {
     "model.pretrained_cfg": {"mean": [0.5, 0.5, 0.5]},
     "unfreeze.params": {"depths": {"0": 1, "3": 0.5}},
     "optim.lr": 3e-4,
-    "trainer.early_stopping": 3,
+    "trainer.early_stopping_patience": 3,
     "tracking.name": "3e-4",
     "tracking.entity": "2026-01-31",
     "tracking.project": "off",
@@ -228,28 +228,31 @@ def test_a_dumped_tree_is_read_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_differences_are_what_is_not_at_its_default() -> None:
-    assert differences(Config()) == {}
-    assert differences(build_config({}, assignments=CHANGED)) == CHANGED
+    assert diff_from_defaults(Config()) == {}
+    assert diff_from_defaults(build_config({}, assignments=CHANGED)) == CHANGED
 
 
 def test_replaced_sets_dotted_keys_and_checks_them() -> None:
     config = build_config({}, assignments={"seed": 3})
-    changed = replaced(config, {"optim.lr": 0.5, "unfreeze.params": {"epochs": 2}})
-    assert differences(changed) == {
+    changed = replace_values(config, {"optim.lr": 0.5, "unfreeze.params": {"epochs": 2}})
+    assert diff_from_defaults(changed) == {
         "seed": 3,
         "optim.lr": 0.5,
         "unfreeze.params": {"epochs": 2},
     }
     assert config.optim.lr == "auto"
     with pytest.raises(ValueError, match="greater than 0"):
-        replaced(config, {"optim.lr": -1})
+        replace_values(config, {"optim.lr": -1})
 
 
 @pytest.mark.parametrize(("typed", "sides"), [(128, (128, 128)), ("128,224", (128, 224))])
 def test_one_side_stands_for_both(typed: object, sides: tuple[int, int]) -> None:
-    assert build_config({}, assignments={"data.train_sizes": typed}).data.train_sizes == sides
+    assert (
+        build_config({}, assignments={"data.train_image_size": typed}).data.train_image_size
+        == sides
+    )
 
 
 def test_a_switch_is_no_side() -> None:
-    with pytest.raises(ConfigError, match=r"data\.train_sizes: found True"):
-        build_config({}, assignments={"data.train_sizes": True})
+    with pytest.raises(ConfigError, match=r"data\.train_image_size: found True"):
+        build_config({}, assignments={"data.train_image_size": True})

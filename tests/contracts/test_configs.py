@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from finetune.config.load import build_config, differences, read_config_file
+from finetune.config.load import build_config, diff_from_defaults, read_config_file
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/*.yaml"))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=[file.stem for file in CONFIGS])
 def test_a_shipped_config_is_valid_and_changes_something(file: Path) -> None:
-    assert differences(build_config(read_config_file(file)))
+    assert diff_from_defaults(build_config(read_config_file(file)))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=[file.stem for file in CONFIGS])

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the field's own name
+from torch.nn import functional as F
 
 from finetune.models.backbone import create_network
 from finetune.models.classifier import ImageClassifier
-from finetune.models.groups import module_groups
+from finetune.models.groups import assign_module_groups
 from tests.networks import changed, one_thread, randomise, snapshot
 
 
@@ -89,10 +89,10 @@ def _features(network: nn.Module, images: Tensor) -> Tensor:
 
 def test_each_parameter_is_in_one_group(network: nn.Module) -> None:
     groups = ImageClassifier(network).groups
-    grouped = [name for group in groups for name in group.parameters]
+    grouped = [name for group in groups for name in group.parameter_names]
     assert sorted(grouped) == sorted(name for name, _ in network.named_parameters())
     for group in groups:
-        sizes = [network.get_parameter(name).numel() for name in group.parameters]
+        sizes = [network.get_parameter(name).numel() for name in group.parameter_names]
         assert group.num_parameters == sum(sizes)
 
 
@@ -107,14 +107,16 @@ def test_the_head_is_the_classifier_alone(network: nn.Module) -> None:
     modules = cfg["classifier"]
     modules = (modules,) if isinstance(modules, str) else modules
     expected = {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
-    assert set(ImageClassifier(network).groups[0].parameters) == expected
+    assert set(ImageClassifier(network).groups[0].parameter_names) == expected
 
 
 def test_no_group_is_cut_off_from_its_matrices(network: nn.Module) -> None:
     groups = ImageClassifier(network).groups
     assert len(groups) >= 3
     for group in groups[1:]:
-        assert any(network.get_parameter(name).ndim >= 2 for name in group.parameters), group.name
+        assert any(network.get_parameter(name).ndim >= 2 for name in group.parameter_names), (
+            group.name
+        )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_no_group_is_cut_off_from_its_matrices(network: nn.Module) -> None:
 )
 def test_batch_norm_stays_with_its_convolution(network: nn.Module) -> None:
     groups = ImageClassifier(network).groups
-    group_of = {name: group.name for group in groups for name in group.parameters}
+    group_of = {name: group.name for group in groups for name in group.parameter_names}
     convolution, pairs = "", 0
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -148,7 +150,7 @@ def test_a_step_changes_exactly_what_trains(
     randomise(model.network)
     model.set_depth({"head": 1, "two": 2, "all": len(model.groups)}[thawed])
     model.train()
-    trained = {name for group in model.groups[: model.depth] for name in group.parameters}
+    trained = {name for group in model.groups[: model.depth] for name in group.parameter_names}
     before = snapshot(model.network)
 
     torch.manual_seed(0)  # for dropout
@@ -176,7 +178,7 @@ def test_frozen_features_are_the_same_in_train_and_eval_mode(
     model = ImageClassifier(copy.deepcopy(network), batch_norm="train")
     randomise(model.network)
     noisy = False
-    numbers = module_groups(model.network, model.groups)
+    numbers = assign_module_groups(model.network, model.groups)
     for name, module in model.network.named_modules():
         if isinstance(module, nn.Dropout):  # that of the head goes on at depth 1
             module.p = 0.5 if min(numbers[name]) > 0 else 0.0

@@ -7,12 +7,12 @@ import pytest
 
 from finetune.config import data as images
 from finetune.config import learning
-from finetune.config.imbalance import IMBALANCE
+from finetune.config.imbalance import IMBALANCE_STRATEGIES
 from finetune.data.samplers.sampling_weights import SAMPLERS
 from finetune.data.transforms.presets import AUGMENTATIONS
 from finetune.losses import CLASS_WEIGHTS, LOSSES
 from finetune.training.schedules.learning_rate import LR_SCHEDULES
-from finetune.training.schedules.unfreeze import UNFREEZE
+from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES
 
 
 @pytest.mark.parametrize(
@@ -22,9 +22,9 @@ from finetune.training.schedules.unfreeze import UNFREEZE
         pytest.param(images.AUGMENT_NAMES, AUGMENTATIONS, id="AUGMENTATIONS"),
         pytest.param(learning.LOSS_NAMES, LOSSES, id="LOSSES"),
         pytest.param(learning.CLASS_WEIGHT_NAMES, CLASS_WEIGHTS, id="CLASS_WEIGHTS"),
-        pytest.param(learning.UNFREEZE_NAMES, UNFREEZE, id="UNFREEZE"),
+        pytest.param(learning.UNFREEZE_NAMES, UNFREEZE_SCHEDULES, id="UNFREEZE"),
         pytest.param(learning.LR_SCHEDULE_NAMES, LR_SCHEDULES, id="LR_SCHEDULES"),
-        pytest.param(learning.IMBALANCE_NAMES, IMBALANCE, id="IMBALANCE"),
+        pytest.param(learning.IMBALANCE_NAMES, IMBALANCE_STRATEGIES, id="IMBALANCE"),
     ],
 )
 def test_the_names_are_the_rows_of_the_table(
@@ -34,15 +34,15 @@ def test_the_names_are_the_rows_of_the_table(
 
 
 def test_every_imbalance_strategy_names_what_there_is() -> None:
-    for strategy in IMBALANCE.values():
+    for strategy in IMBALANCE_STRATEGIES.values():
         assert strategy.sampler in SAMPLERS
         assert strategy.loss in LOSSES
         assert strategy.class_weights in ("none", *CLASS_WEIGHTS)
-        assert strategy.head in ("none", "crt", "tau_norm", "post_hoc")
+        assert strategy.head_rebalancing in ("none", "crt", "tau_norm", "post_hoc")
 
 
 def test_every_sampler_loss_and_kind_of_class_weights_has_a_strategy() -> None:
-    strategies = IMBALANCE.values()
+    strategies = IMBALANCE_STRATEGIES.values()
     assert {strategy.sampler for strategy in strategies} == SAMPLERS.keys()
     assert {strategy.loss for strategy in strategies} == LOSSES.keys()
     assert {strategy.class_weights for strategy in strategies} == {"none", *CLASS_WEIGHTS}

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from finetune.data import dataset as dataset_module
 from finetune.data.cache.pixel_store import PixelStore, StoredSource
-from finetune.data.cache.pixel_writer import fill_store, shrunk
-from finetune.data.dataset import Batch, ImageDataset, create_loader, lost_readers_explained
-from finetune.data.images.lazy_image import open_picture
-from finetune.data.images.source import FileSource, PictureSource
+from finetune.data.cache.pixel_writer import decode_resized, fill_store
+from finetune.data.dataset import Batch, ImageDataset, create_loader, translate_worker_errors
+from finetune.data.images.lazy_image import open_image
+from finetune.data.images.source import FileSource, ImageSource
 from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.data.samplers.sampling_weights import weighted
 from finetune.data.transforms.eval_transform import EvalTransform
-from finetune.data.transforms.presets import train_transform
+from finetune.data.transforms.presets import create_train_transform
 from finetune.errors import DataError, TrainingError
 from finetune.types import Draw, PreprocessSpec, Reporter
 from tests.helpers import noise, smooth
@@ -52,15 +52,15 @@ def dataset(paths: list[Path], name: str = "none", *, labelled: bool = True) -> 
     return over(FileSource(paths), name, labelled=labelled)
 
 
-def over(source: PictureSource, name: str, *, labelled: bool = True) -> ImageDataset:
-    transform = train_transform(name, spec=SPEC, seed=5)
+def over(source: ImageSource, name: str, *, labelled: bool = True) -> ImageDataset:
+    transform = create_train_transform(name, spec=SPEC, seed=5)
     return ImageDataset(source, LABELS if labelled else None, transform)
 
 
 def stored(paths: list[Path], root: Path) -> StoredSource:
     """Return the images shrunk to 40 pixels, in a store."""
-    store = PixelStore(root, form="short-40", owner="test")
-    decode = partial(shrunk, shorter_side=40, max_pixels=10**6)
+    store = PixelStore(root, tag="short-40", owner="test")
+    decode = partial(decode_resized, shorter_side=40, max_pixels=10**6)
     places = fill_store(store, paths, decode, num_threads=2, reporter=Reporter())
     return StoredSource(store, paths, places)
 
@@ -74,7 +74,7 @@ def test_all_rows_in_order_without_a_sampler(paths: list[Path]) -> None:
     images = torch.cat([batch["image"] for batch in batches])
     assert (images.dtype, images.shape) == (torch.uint8, (10, 16, 16, 3))
     assert images.is_contiguous()
-    assert all("colour" not in batch for batch in batches)
+    assert all("color_matrix" not in batch for batch in batches)
     expected = [EvalTransform(SPEC)(Watched(noise(seed=row))).pixels for row in range(10)]
     np.testing.assert_array_equal(images.numpy(), np.stack(expected))
 
@@ -90,7 +90,7 @@ def test_a_batch_is_its_items_one_by_one(name: str, paths: list[Path]) -> None:
     draws = [Draw(row, 1, repeat) for row in (3, 9, 0) for repeat in (0, 1)]
     batch = data.__getitems__(draws)
     assert set(batch) - {"image", "label", "index"} == (
-        {"colour"} if name in ("medium", "strong") else set()
+        {"color_matrix"} if name in ("medium", "strong") else set()
     )
     assert {str(value.dtype) for value in (batch["label"], batch["index"])} == {"torch.int64"}
     for place, draw in enumerate(draws):
@@ -101,7 +101,10 @@ def test_a_batch_is_its_items_one_by_one(name: str, paths: list[Path]) -> None:
             assert isinstance(value, Tensor)
             assert torch.equal(value, batch[key][place])  # type: ignore[literal-required]
     if name in ("medium", "strong"):
-        assert (batch["colour"].dtype, batch["colour"].shape) == (torch.float32, (6, 3, 4))
+        assert (batch["color_matrix"].dtype, batch["color_matrix"].shape) == (
+            torch.float32,
+            (6, 3, 4),
+        )
 
 
 def epochs_read_by(num_workers: int, data: ImageDataset) -> list[Batch]:
@@ -118,7 +121,7 @@ def epochs_read_by(num_workers: int, data: ImageDataset) -> list[Batch]:
                 image=torch.cat([batch["image"] for batch in batches]),
                 label=torch.cat([batch["label"] for batch in batches]),
                 index=torch.cat([batch["index"] for batch in batches]),
-                colour=torch.cat([batch["colour"] for batch in batches]),
+                color_matrix=torch.cat([batch["color_matrix"] for batch in batches]),
             )
         )
     return read
@@ -129,7 +132,7 @@ def assert_same_batches(found: list[Batch], expected: list[Batch]) -> None:
         assert torch.equal(one["index"], other["index"])
         assert torch.equal(one["label"], other["label"])
         assert torch.equal(one["image"], other["image"])
-        assert torch.equal(one["colour"], other["colour"])
+        assert torch.equal(one["color_matrix"], other["color_matrix"])
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["files", "store"])
@@ -151,7 +154,7 @@ def test_batches_do_not_depend_on_how_workers_start(
     method: str, kept: bool, jpegs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = over(stored(jpegs, tmp_path) if kept else FileSource(jpegs), "strong")
-    monkeypatch.setattr(dataset_module, "worker_start_method", lambda **_: method)
+    monkeypatch.setattr(dataset_module, "choose_worker_start_method", lambda **_: method)
     assert_same_batches(epochs_read_by(1, data), epochs_read_by(0, data))
 
 
@@ -165,17 +168,17 @@ def test_from_a_store_come_the_draws_of_the_files(jpegs: list[Path], tmp_path: P
         difference = (one["image"].float() - other["image"].float()).abs()
         assert difference.mean() < 4
         assert difference.max() > 0, "shrunk twice is not shrunk once"
-        torch.testing.assert_close(one["colour"], other["colour"], rtol=0, atol=0.01)
+        torch.testing.assert_close(one["color_matrix"], other["color_matrix"], rtol=0, atol=0.01)
 
 
 def test_a_draw_reaches_the_augmentation(paths: list[Path]) -> None:
     data = dataset(paths, "strong")
-    transform = train_transform("strong", spec=SPEC, seed=5)
+    transform = create_train_transform("strong", spec=SPEC, seed=5)
     for draw in (Draw(3, 0, 0), Draw(3, 1, 0), Draw(3, 1, 1)):
         pixels, colour = transform(Watched(noise(seed=3)), draw)
         assert colour is not None
         np.testing.assert_array_equal(data[draw]["image"].numpy(), pixels)
-        np.testing.assert_array_equal(data[draw]["colour"].numpy(), colour)
+        np.testing.assert_array_equal(data[draw]["color_matrix"].numpy(), colour)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -197,13 +200,13 @@ class Killed(EvalTransform):
 def test_a_reading_process_that_is_killed_is_explained(paths: list[Path]) -> None:
     data = ImageDataset(FileSource(paths), LABELS, Killed(SPEC))
     message = r"reads images ended: DataLoader worker .*lower data\.num_workers"
-    with pytest.raises(TrainingError, match=message), lost_readers_explained():
+    with pytest.raises(TrainingError, match=message), translate_worker_errors():
         list(create_loader(data, batch_size=5, num_workers=1))
 
 
 def test_a_jpeg_that_breaks_during_training_is_named(jpegs: list[Path]) -> None:
     data = dataset(jpegs, "light")
-    assert open_picture(jpegs[4]).height
+    assert open_image(jpegs[4]).height
     jpegs[4].write_bytes(jpegs[4].read_bytes()[:-300])
     with pytest.raises(DataError, match=r"4\.jpg: truncated\. It read well .*then resume"):
         data[Draw(4, 0, 0)]

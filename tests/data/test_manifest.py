@@ -9,14 +9,14 @@ import pytest
 from finetune.data.manifest import (
     Manifest,
     build_manifest,
-    labelled_with,
+    check_labels,
+    format_manifest,
+    format_rejected,
     read_manifest,
-    write_manifest,
-    write_rejected,
 )
 from finetune.data.scan import scan
 from finetune.errors import DataError
-from finetune.types import Rejected, Sample, Split
+from finetune.types import RejectedFile, Sample, Split
 
 TRAIN, VAL, TEST = Split.TRAIN, Split.VAL, Split.TEST
 ROOT = Path("/data")
@@ -40,15 +40,17 @@ def test_a_scanned_folder_becomes_a_manifest_with_every_image_once(photos: Path)
     )
     assert manifest.classes == ("cat", "dog")
     assert sorted(s.path for s in manifest.samples) == sorted(s.path for s in found.samples)
-    by_split = {split: manifest.of(split) for split in Split}
+    by_split = {split: manifest.get_samples(split) for split in Split}
     assert sum(len(part) for part in by_split.values()) == 10
     for split, part in by_split.items():
         assert {s.split for s in part} == {split}
-        assert manifest.class_counts(split) == [
+        assert manifest.count_per_class(split) == [
             sum(s.label == name for s in part) for name in ("cat", "dog")
         ]
-        assert [manifest.classes[i] for i in manifest.labels(part)] == [s.label for s in part]
-        assert all(path.is_file() for path in manifest.paths(part))
+        assert [manifest.classes[i] for i in manifest.encode_labels(part)] == [
+            s.label for s in part
+        ]
+        assert all(path.is_file() for path in manifest.resolve_paths(part))
 
 
 def test_given_splits_are_kept() -> None:
@@ -61,9 +63,11 @@ def test_given_splits_are_kept() -> None:
 def test_a_missing_validation_split_is_drawn_from_train_and_a_given_test_kept() -> None:
     samples = [*some("a", 8, TRAIN), *some("b", 8, TRAIN), *some("a", 2, TEST)]
     manifest = build(samples, test_fraction=0.5)
-    assert manifest.of(TEST) == some("a", 2, TEST)
-    assert manifest.class_counts(VAL) == [2, 2]
-    assert {s.path for s in manifest.of(VAL)} < {s.path for s in samples if s.split is TRAIN}
+    assert manifest.get_samples(TEST) == some("a", 2, TEST)
+    assert manifest.count_per_class(VAL) == [2, 2]
+    assert {s.path for s in manifest.get_samples(VAL)} < {
+        s.path for s in samples if s.split is TRAIN
+    }
 
 
 def test_groups_reach_the_split_and_the_manifest() -> None:
@@ -71,9 +75,9 @@ def test_groups_reach_the_split_and_the_manifest() -> None:
         Sample(f"{label}{i}.png", label, None, f"g{i // 3}") for label in "ab" for i in range(12)
     ]
     manifest = build(samples)
-    held_out = {s.group for s in manifest.of(VAL)}
+    held_out = {s.group for s in manifest.get_samples(VAL)}
     assert held_out
-    assert held_out.isdisjoint(s.group for s in manifest.of(TRAIN))
+    assert held_out.isdisjoint(s.group for s in manifest.get_samples(TRAIN))
 
 
 @pytest.mark.parametrize(
@@ -105,14 +109,14 @@ def test_written_and_read_it_is_the_same(tmp_path: Path) -> None:
     )
     manifest = Manifest(ROOT, ("crème, brûlée", "猫"), samples)
     file = tmp_path / "manifest.csv"
-    file.write_text(write_manifest(manifest), encoding="utf-8", newline="")
+    file.write_text(format_manifest(manifest), encoding="utf-8", newline="")
     assert read_manifest(file, root=ROOT) == manifest
-    assert manifest.paths(samples)[3] == Path("/far/away.png")
+    assert manifest.resolve_paths(samples)[3] == Path("/far/away.png")
 
 
 def test_rejected_files_are_written_as_csv() -> None:
-    rejected = [Rejected("a, b.png", 'not "an" image'), Rejected("ü.jpg", "truncated")]
-    rows = list(csv.DictReader(io.StringIO(write_rejected(rejected))))
+    rejected = [RejectedFile("a, b.png", 'not "an" image'), RejectedFile("ü.jpg", "truncated")]
+    rows = list(csv.DictReader(io.StringIO(format_rejected(rejected))))
     assert rows == [{"path": entry.path, "reason": entry.reason} for entry in rejected]
 
 
@@ -137,23 +141,23 @@ def test_a_missing_or_damaged_manifest_says_so(tmp_path: Path, text: str | None)
 
 
 def test_labels_that_the_model_does_not_know_are_named() -> None:
-    labelled_with(some("cat", 2), ["cat", "dog"])
+    check_labels(some("cat", 2), ["cat", "dog"])
     with pytest.raises(DataError, match=r"Unknown class 'cta', 'emu': .* Did you mean 'cat'\?"):
-        labelled_with([*some("emu", 2), *some("cta", 1)], ["cat", "dog"])
+        check_labels([*some("emu", 2), *some("cta", 1)], ["cat", "dog"])
 
 
 def test_copies_reach_the_split_and_the_manifest_on_disk(tmp_path: Path) -> None:
     samples = [
-        Sample(f"{label}{i}.png", label, copies=f"{label}{i // 3}")
+        Sample(f"{label}{i}.png", label, duplicate_group=f"{label}{i // 3}")
         for label in "ab"
         for i in range(12)
     ]
     manifest = build(samples)
-    held_out = {s.copies for s in manifest.of(VAL)}
+    held_out = {s.duplicate_group for s in manifest.get_samples(VAL)}
     assert held_out
-    assert held_out.isdisjoint(s.copies for s in manifest.of(TRAIN))
+    assert held_out.isdisjoint(s.duplicate_group for s in manifest.get_samples(TRAIN))
     file = tmp_path / "manifest.csv"
-    file.write_text(write_manifest(manifest), encoding="utf-8", newline="")
+    file.write_text(format_manifest(manifest), encoding="utf-8", newline="")
     assert read_manifest(file, root=ROOT) == manifest
 
 
@@ -168,8 +172,8 @@ def test_a_manifest_of_an_earlier_release_has_no_copies(tmp_path: Path) -> None:
 
 def test_copies_in_a_given_test_split_do_not_hinder_the_validation_split() -> None:
     samples = [Sample(f"{label}{i}.png", label, TRAIN) for label in "ab" for i in range(8)]
-    samples[0] = Sample("a0.png", "a", TRAIN, copies="1")
-    samples.append(Sample("test.png", "a", TEST, copies="1"))
+    samples[0] = Sample("a0.png", "a", TRAIN, duplicate_group="1")
+    samples.append(Sample("test.png", "a", TEST, duplicate_group="1"))
     manifest = build(samples)
-    assert [s.path for s in manifest.of(TEST)] == ["test.png"]
-    assert manifest.class_counts(VAL) == [2, 2]
+    assert [s.path for s in manifest.get_samples(TEST)] == ["test.png"]
+    assert manifest.count_per_class(VAL) == [2, 2]

@@ -7,7 +7,7 @@ import pytest
 
 from finetune.data.scan import has_split_folders, list_images, scan
 from finetune.errors import DataError
-from finetune.types import Rejected, Sample, Split
+from finetune.types import RejectedFile, Sample, Split
 from tests.helpers import write_images
 
 TRAIN, VAL, TEST = Split.TRAIN, Split.VAL, Split.TEST
@@ -93,17 +93,20 @@ def test_hidden_and_system_files_are_passed_over_and_others_listed(tmp_path: Pat
     found = scan(tmp_path)
     assert [s.path for s in found.samples] == ["cat/1.png"]
     assert set(found.rejected) == {
-        Rejected("cat/notes.txt", "not an image format that is read (.txt)"),
-        Rejected("cat/README", "no image suffix"),
-        Rejected("loose.png", "lies in no class folder"),
-        Rejected("labels.csv", "not an image format that is read (.csv)"),
+        RejectedFile("cat/notes.txt", "not an image format that is read (.txt)"),
+        RejectedFile("cat/README", "no image suffix"),
+        RejectedFile("loose.png", "lies in no class folder"),
+        RejectedFile("labels.csv", "not an image format that is read (.csv)"),
     }
 
 
 def test_loose_images_beside_split_and_class_folders_are_listed(tmp_path: Path) -> None:
     write_images(tmp_path, "a.png", "train/b.png", "train/cat/c.png")
     reason = "lies in no class folder"
-    assert scan(tmp_path).rejected == (Rejected("a.png", reason), Rejected("train/b.png", reason))
+    assert scan(tmp_path).rejected == (
+        RejectedFile("a.png", reason),
+        RejectedFile("train/b.png", reason),
+    )
 
 
 def test_suffixes_count_in_any_case(tmp_path: Path) -> None:
@@ -163,7 +166,7 @@ def test_csv_with_bom_splits_groups_quotes_and_odd_columns(tmp_path: Path) -> No
         Sample("sub/b.PNG", "dog, brown", TRAIN),
         Sample(".hidden.png", "dog", TEST),
     ]
-    assert found.rejected == (Rejected("c.txt", "not an image format that is read (.txt)"),)
+    assert found.rejected == (RejectedFile("c.txt", "not an image format that is read (.txt)"),)
 
 
 def test_csv_paths_are_relative_to_it_unless_they_lie_outside(tmp_path: Path) -> None:
@@ -206,7 +209,7 @@ def test_list_images_takes_a_file_or_everything_below_a_folder(photos: Path) -> 
     images, rejected = list_images(photos)
     assert images == sorted(photos.rglob("*.png"))
     reason = "not an image format that is read (.txt)"
-    assert rejected == [Rejected((photos / "notes.txt").as_posix(), reason)]
+    assert rejected == [RejectedFile((photos / "notes.txt").as_posix(), reason)]
     with pytest.raises(DataError, match="does not exist"):
         list_images(photos / "gone")
     (photos / "none").mkdir()

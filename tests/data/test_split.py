@@ -163,7 +163,12 @@ def test_without_copies_the_split_is_what_it_was(groups: list[str] | None) -> No
     for seed in range(5):
         plain, same = (
             stratified_split(
-                labels, val_fraction=0.2, test_fraction=0.2, seed=seed, groups=groups, copies=copies
+                labels,
+                val_fraction=0.2,
+                test_fraction=0.2,
+                seed=seed,
+                groups=groups,
+                duplicate_groups=copies,
             )
             for copies in (None, [""] * 60)
         )
@@ -174,7 +179,7 @@ def test_without_copies_groups_are_split_as_they_were() -> None:
     labels = interleaved(a=30, b=30)
     groups = [f"g{i // 3}" for i in range(60)]
     plain, same = (
-        stratified_split(labels, val_fraction=0.25, seed=3, groups=groups, copies=copies)
+        stratified_split(labels, val_fraction=0.25, seed=3, groups=groups, duplicate_groups=copies)
         for copies in (None, [""] * 60)
     )
     assert plain == same
@@ -185,7 +190,9 @@ def test_copies_stay_on_one_side_and_shares_roughly_the_same(seed: int) -> None:
     # every image has a copy, and some have five
     labels = ["a"] * 120 + ["b"] * 60
     copies = [str(row // 2 if row % 12 else row // 12 * 6) for row in range(180)]
-    splits = stratified_split(labels, val_fraction=0.2, test_fraction=0.1, seed=seed, copies=copies)
+    splits = stratified_split(
+        labels, val_fraction=0.2, test_fraction=0.1, seed=seed, duplicate_groups=copies
+    )
     assert all(len(sides) == 1 for sides in sides_of(copies, splits).values())
     found = table(labels, splits)
     for name, count in (("a", 120), ("b", 60)):
@@ -201,7 +208,11 @@ def test_what_shows_the_same_in_two_classes_only_trains(seed: int, with_groups: 
     groups = [f"g{row // 4}" for row in range(20)] + [""] * 20
     assert {labels[row] for row in (0, 1, 7)} == {"a", "b"}
     splits = stratified_split(
-        labels, val_fraction=0.5, seed=seed, copies=copies, groups=groups if with_groups else None
+        labels,
+        val_fraction=0.5,
+        seed=seed,
+        duplicate_groups=copies,
+        groups=groups if with_groups else None,
     )
     assert {splits[row] for row in (0, 1, 7)} == {TRAIN}
     assert set(splits) == {TRAIN, VAL}
@@ -215,7 +226,11 @@ def test_a_class_of_one_picture_only_trains(with_groups: bool) -> None:
     copies = [""] * 20 + ["p"] * 5
     groups = [f"g{row // 2}" for row in range(20)] + [""] * 5
     splits = stratified_split(
-        labels, val_fraction=0.25, seed=0, copies=copies, groups=groups if with_groups else None
+        labels,
+        val_fraction=0.25,
+        seed=0,
+        duplicate_groups=copies,
+        groups=groups if with_groups else None,
     )
     assert splits[20:] == [TRAIN] * 5
     assert VAL in splits[:20]
@@ -223,7 +238,9 @@ def test_a_class_of_one_picture_only_trains(with_groups: bool) -> None:
 
 def test_classes_that_share_all_their_pictures_leave_nothing_to_hold_out() -> None:
     labels = ["a", "a", "b", "b"]
-    splits = stratified_split(labels, val_fraction=0.5, seed=0, copies=["1", "2", "1", "2"])
+    splits = stratified_split(
+        labels, val_fraction=0.5, seed=0, duplicate_groups=["1", "2", "1", "2"]
+    )
     assert splits == [TRAIN] * 4
 
 
@@ -236,7 +253,9 @@ def test_copies_join_the_groups_that_they_stand_in(seed: int) -> None:
     for word, rows in {"1": (0, 14), "2": (12, 70), "3": (61, 63)}.items():
         for row in rows:
             copies[row] = word
-    splits = stratified_split(labels, val_fraction=0.25, seed=seed, groups=groups, copies=copies)
+    splits = stratified_split(
+        labels, val_fraction=0.25, seed=seed, groups=groups, duplicate_groups=copies
+    )
     for words in (groups, copies):
         assert all(len(sides) == 1 for sides in sides_of(words, splits).values())
     assert len({splits[row] for row in (0, 14, 12, 70)}) == 1
@@ -248,7 +267,9 @@ def test_a_group_with_the_name_of_copies_is_another_one(name: str) -> None:
     labels = ["a"] * 20 + ["b"] * 20
     groups = [name] * 10 + [""] * 30
     copies = [""] * 10 + ["1"] * 10 + [""] * 20
-    splits = stratified_split(labels, val_fraction=0.5, seed=0, groups=groups, copies=copies)
+    splits = stratified_split(
+        labels, val_fraction=0.5, seed=0, groups=groups, duplicate_groups=copies
+    )
     assert {splits[0], splits[10]} == {TRAIN, VAL}
 
 
@@ -256,7 +277,7 @@ def test_a_group_with_the_name_of_copies_is_another_one(name: str) -> None:
 def test_the_share_is_of_images_and_a_large_group_of_copies_only_trains(seed: int) -> None:
     labels = ["a"] * 100 + ["b"] * 100
     copies = ["large"] * 60 + [""] * 40 + [str(row // 2) for row in range(100)]
-    splits = stratified_split(labels, val_fraction=0.2, seed=seed, copies=copies)
+    splits = stratified_split(labels, val_fraction=0.2, seed=seed, duplicate_groups=copies)
     assert set(splits[:60]) == {TRAIN}
     assert table(labels, splits)["a", VAL] == 20
     assert table(labels, splits)["b", VAL] == 20
@@ -265,14 +286,16 @@ def test_the_share_is_of_images_and_a_large_group_of_copies_only_trains(seed: in
 @pytest.mark.parametrize("seed", range(8))
 def test_a_large_group_of_copies_beside_others_leaves_one_for_each_split(seed: int) -> None:
     labels, copies = ["a"] * 62 + ["b"] * 40, ["large"] * 60 + [""] * 42
-    splits = stratified_split(labels, val_fraction=0.2, test_fraction=0.2, seed=seed, copies=copies)
+    splits = stratified_split(
+        labels, val_fraction=0.2, test_fraction=0.2, seed=seed, duplicate_groups=copies
+    )
     assert splits[:60] == [TRAIN] * 60
     assert set(splits[60:62]) == {VAL, TEST}
 
 
 def test_where_all_groups_of_copies_are_large_the_smallest_is_held_out() -> None:
     labels, copies = ["a"] * 100, ["large"] * 60 + ["smaller"] * 40
-    splits = stratified_split(labels, val_fraction=0.2, seed=0, copies=copies)
+    splits = stratified_split(labels, val_fraction=0.2, seed=0, duplicate_groups=copies)
     assert splits == [TRAIN] * 60 + [VAL] * 40
 
 
@@ -281,7 +304,9 @@ def test_a_large_group_of_copies_only_trains_beside_groups_of_the_user(seed: int
     labels = ["a"] * 100 + ["b"] * 100
     copies = ["large"] * 60 + [""] * 140
     groups = [""] * 60 + [f"g{row // 2}" for row in range(140)]
-    splits = stratified_split(labels, val_fraction=0.2, seed=seed, copies=copies, groups=groups)
+    splits = stratified_split(
+        labels, val_fraction=0.2, seed=seed, duplicate_groups=copies, groups=groups
+    )
     assert set(splits[:60]) == {TRAIN}
     assert 30 <= splits.count(VAL) <= 50
     assert all(len(found) == 1 for found in sides_of(groups, splits).values())
@@ -310,7 +335,7 @@ def test_copies_that_leave_groups_undivided_are_divided(across_classes: bool) ->
     for word, (one, other) in enumerate(pairs):
         copies[3 * one + 2] = copies[3 * other] = str(word)
     alone, united = (
-        stratified_split(labels, val_fraction=0.25, seed=0, groups=groups, copies=words)
+        stratified_split(labels, val_fraction=0.25, seed=0, groups=groups, duplicate_groups=words)
         for words in (None, copies)
     )
     assert VAL in alone

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from finetune.distributed.launch import Launch, is_further_rank, known_rank, outer_launch
+from finetune.distributed.launch import LaunchInfo, detect_launch, detect_rank, is_nonzero_rank
 from finetune.errors import ConfigError
 
 TORCHRUN = {
@@ -39,14 +39,14 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def started_by(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> Launch | None:
+def started_by(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> LaunchInfo | None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    return outer_launch()
+    return detect_launch()
 
 
-OF_TORCHRUN = Launch(3, 4, 1, 2, 1, "n1", 29500, "torchrun")
-OF_SRUN = Launch(1, 4, 0, 2, 1, "gpu003", 15017, "srun")
+OF_TORCHRUN = LaunchInfo(3, 4, 1, 2, 1, "n1", 29500, "torchrun")
+OF_SRUN = LaunchInfo(1, 4, 0, 2, 1, "gpu003", 15017, "srun")
 
 
 @pytest.mark.parametrize(
@@ -56,29 +56,29 @@ OF_SRUN = Launch(1, 4, 0, 2, 1, "gpu003", 15017, "srun")
         (TORCHRUN, OF_TORCHRUN),
         ({**SRUN, **TORCHRUN}, OF_TORCHRUN),
         ({**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0", "LOCAL_WORLD_SIZE": "1"},
-         Launch(0, 1, 1, 1, 1, "n1", 29500, "torchrun")),
+         LaunchInfo(0, 1, 1, 1, 1, "n1", 29500, "torchrun")),
         (SRUN, OF_SRUN),
         ({**SRUN, "SLURM_JOB_NAME": "bash"}, OF_SRUN),
         ({**SRUN, "MASTER_ADDR": "here", "MASTER_PORT": "7"},
-         Launch(1, 4, 0, 2, 1, "here", 7, "srun")),
+         LaunchInfo(1, 4, 0, 2, 1, "here", 7, "srun")),
         # another step of the job, another job beside it: they must not meet
-        ({**SRUN, "SLURM_STEP_ID": "1"}, Launch(1, 4, 0, 2, 1, "gpu003", 16017, "srun")),
-        ({**SRUN, "SLURM_JOB_ID": "18"}, Launch(1, 4, 0, 2, 1, "gpu003", 15018, "srun")),
+        ({**SRUN, "SLURM_STEP_ID": "1"}, LaunchInfo(1, 4, 0, 2, 1, "gpu003", 16017, "srun")),
+        ({**SRUN, "SLURM_JOB_ID": "18"}, LaunchInfo(1, 4, 0, 2, 1, "gpu003", 15018, "srun")),
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_STEP_NUM_NODES": "1"},
-         Launch(1, 4, 0, 4, 1, "127.0.0.1", 15017, "srun")),
+         LaunchInfo(1, 4, 0, 4, 1, "127.0.0.1", 15017, "srun")),
         # the shell that salloc opens on a machine of the job is a step of one task
         ({**SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "4294967290"}, None),
         ({"SLURM_JOB_ID": "17", "SLURM_NTASKS": "2"}, None),  # sbatch without srun
-        (OPERATOR, Launch(1, 2, 0, 1, 1, "pod-0", 23456, "environment")),
+        (OPERATOR, LaunchInfo(1, 2, 0, 1, 1, "pod-0", 23456, "environment")),
         ({**OPERATOR, "WORLD_SIZE": "1", "RANK": "0"}, None),
     ],
 )  # fmt: skip
 def test_who_started_this_process(
-    variables: dict[str, str], expected: Launch | None, monkeypatch: pytest.MonkeyPatch
+    variables: dict[str, str], expected: LaunchInfo | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = started_by(monkeypatch, variables)
     assert found == expected
-    assert is_further_rank() == (expected is not None and expected.rank > 0)
+    assert is_nonzero_rank() == (expected is not None and expected.rank > 0)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_the_first_machine_of_slurms_list(
 ) -> None:
     launch = started_by(monkeypatch, {**SRUN, "SLURM_STEP_NODELIST": hosts})
     assert launch is not None
-    assert launch.address == first
+    assert launch.master_addr == first
 
 
 def test_machines_with_different_numbers_of_tasks_are_refused(
@@ -106,7 +106,7 @@ def test_machines_with_different_numbers_of_tasks_are_refused(
     uneven = {**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2,1,1"}
     with pytest.raises(ConfigError, match=r"2, 1, 1 tasks on the 3 .*--ntasks-per-node=1 "):
         started_by(monkeypatch, uneven)
-    assert known_rank() == 1, "one rank says it, and the others need not"
+    assert detect_rank() == 1, "one rank says it, and the others need not"
 
 
 def test_a_different_number_on_another_machine_is_refused_under_torchrun_too(
@@ -138,4 +138,4 @@ def test_a_rank_that_cannot_be_is_refused(
     for name, value in {**two, **wrong}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
-        outer_launch()
+        detect_launch()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from finetune.config.load import dump_config
-from finetune.distributed.local_launcher import own_meeting
+from finetune.distributed.local_launcher import launch_local_workers
 from finetune.distributed.signals import StopRequest
 from finetune.errors import TrainingError
 from tests.processes import joined_by
@@ -21,9 +21,9 @@ MINUTE = timedelta(seconds=60)
 def test_an_error_here_ends_the_others_and_leaves_the_environment(tmp_path: Path) -> None:
     before = dict(os.environ)
     start = time.monotonic()
-    with (  # noqa: PT012
+    with (
         pytest.raises(ZeroDivisionError),
-        own_meeting(tmp_path, count=2, timeout=MINUTE) as met,
+        launch_local_workers(tmp_path, num_workers=2, timeout=MINUTE) as met,
     ):
         assert (met.launch.rank, met.launch.world_size, met.launch.local_world_size) == (0, 3, 3)
         raise ZeroDivisionError
@@ -45,14 +45,14 @@ def test_a_process_that_is_asked_to_stop_before_it_has_met_the_others_stops_them
 ) -> None:
     (tmp_path / "config.yaml").write_text(dump_config(small_config()))
     (tmp_path / "manifest.csv").touch()
-    with (  # noqa: PT012
+    with (
         pytest.raises(StopRequest, match=signum.name),
-        own_meeting(tmp_path, count=1, timeout=MINUTE) as met,
+        launch_local_workers(tmp_path, num_workers=1, timeout=MINUTE) as met,
     ):
         (child,) = joined_by(os.getpid())
         time.sleep(seconds)
         os.kill(child, signum)
-        met.everyone("ready")
+        met.barrier("ready")
 
 
 @pytest.mark.slow
@@ -60,7 +60,7 @@ def test_a_failed_process_is_an_error_also_where_this_one_ended_well(tmp_path: P
     # the folder holds no run to join
     with (
         pytest.raises(TrainingError, match=r"codes 5"),
-        own_meeting(tmp_path, count=1, timeout=MINUTE),
+        launch_local_workers(tmp_path, num_workers=1, timeout=MINUTE),
     ):
         pass
 
@@ -69,6 +69,6 @@ def test_a_failed_process_is_an_error_also_where_this_one_ended_well(tmp_path: P
 def test_who_waits_for_a_failed_process_does_not_wait_long(tmp_path: Path) -> None:
     with (
         pytest.raises(TrainingError, match=r"codes 5"),
-        own_meeting(tmp_path, count=1, timeout=MINUTE) as met,
+        launch_local_workers(tmp_path, num_workers=1, timeout=MINUTE) as met,
     ):
-        met.everyone("ready")
+        met.barrier("ready")

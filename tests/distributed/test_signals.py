@@ -29,7 +29,7 @@ def send(signum: int) -> None:
 
 @pytest.mark.parametrize("signum", STOP_SIGNALS)
 def test_a_signal_interrupts_what_may_be_interrupted(signum: int) -> None:
-    with pytest.raises(StopRequest) as caught, signals.interruptible():
+    with pytest.raises(StopRequest) as caught, signals.allow_interrupts():
         send(signum)
     assert caught.value.signum == signum
     assert isinstance(caught.value, KeyboardInterrupt), "or a library would swallow it"
@@ -37,56 +37,56 @@ def test_a_signal_interrupts_what_may_be_interrupted(signum: int) -> None:
 
 def test_handlers_and_what_was_noted_do_not_outlive_the_block() -> None:
     before = [signal.getsignal(signum) for signum in STOP_SIGNALS]
-    with pytest.raises(StopRequest), signals.interruptible():
+    with pytest.raises(StopRequest), signals.allow_interrupts():
         send(signal.SIGTERM)
     assert [signal.getsignal(signum) for signum in STOP_SIGNALS] == before
-    with signals.interruptible():
-        assert signals.noted() == 0
+    with signals.allow_interrupts():
+        assert signals.get_pending_signal() == 0
 
 
 def test_a_deferred_signal_is_noted_and_raised_behind_the_block() -> None:
     reached = False
-    with pytest.raises(StopRequest, match="SIGUSR1"), signals.interruptible():  # noqa: PT012
-        with signals.deferred():
+    with pytest.raises(StopRequest, match="SIGUSR1"), signals.allow_interrupts():
+        with signals.defer():
             send(signal.SIGUSR1)
-            assert signals.noted() == signal.SIGUSR1
+            assert signals.get_pending_signal() == signal.SIGUSR1
             reached = True
         raise AssertionError
     assert reached
 
 
 def test_the_most_urgent_of_several_is_noted() -> None:
-    with pytest.raises(StopRequest, match="SIGTERM"), signals.interruptible(), signals.deferred():  # noqa: PT012
+    with pytest.raises(StopRequest, match="SIGTERM"), signals.allow_interrupts(), signals.defer():
         send(signal.SIGTERM)
         send(signal.SIGUSR1)
 
 
 def test_a_second_ctrl_c_does_not_wait() -> None:
-    with pytest.raises(StopRequest, match="SIGINT"), signals.interruptible(), signals.deferred():  # noqa: PT012
+    with pytest.raises(StopRequest, match="SIGINT"), signals.allow_interrupts(), signals.defer():
         send(signal.SIGINT)
-        assert signals.noted() == signal.SIGINT
+        assert signals.get_pending_signal() == signal.SIGINT
         send(signal.SIGINT)
         raise AssertionError
 
 
 def test_an_error_in_a_deferred_block_comes_first() -> None:
-    with pytest.raises(ZeroDivisionError), signals.interruptible(), signals.deferred():  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), signals.allow_interrupts(), signals.defer():
         send(signal.SIGTERM)
         raise ZeroDivisionError
 
 
 def test_a_job_in_the_background_of_a_shell_is_not_meant_by_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with signals.interruptible():
+    with signals.allow_interrupts():
         send(signal.SIGINT)
-        assert signals.noted() == 0
+        assert signals.get_pending_signal() == 0
 
 
 def test_in_another_thread_nothing_changes() -> None:
     entered: list[bool] = []
 
     def enter() -> None:
-        with signals.interruptible():
+        with signals.allow_interrupts():
             entered.append(True)
 
     thread = threading.Thread(target=enter)
@@ -114,7 +114,7 @@ def test_a_signal_during_the_imports_is_acted_on_behind_them() -> None:
 
 def test_what_is_started_while_signals_are_blocked_never_sees_them() -> None:
     code = "import time; print('up', flush=True); time.sleep(0.5); print('alive', flush=True)"
-    with signals.blocked():
+    with signals.block():
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     with process:
         assert process.stdout is not None

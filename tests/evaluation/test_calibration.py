@@ -8,7 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.evaluation.calibration import HIGHEST, LOWEST, NUM_FOLDS, calibrate, fit_temperature
+from finetune.evaluation.calibration import (
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    NUM_FOLDS,
+    calibrate,
+    fit_temperature,
+)
 
 
 def said_and_true(
@@ -45,8 +51,8 @@ def test_no_temperature_nearby_has_a_lower_loss(
 ) -> None:
     logits, target = said_and_true(num_images, num_classes, sureness=sureness)
     found = fit_temperature(logits, target)
-    assert LOWEST < found < HIGHEST
-    grid = np.exp(np.linspace(math.log(LOWEST), math.log(HIGHEST), 400))
+    assert MIN_TEMPERATURE < found < MAX_TEMPERATURE
+    grid = np.exp(np.linspace(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE), 400))
     around = found * np.array([0.999, 1.0, 1.001])
     assert losses(logits, target, around)[1] <= min(
         *losses(logits, target, grid), *losses(logits, target, around)
@@ -69,10 +75,10 @@ def test_images_that_are_all_right_leave_room_for_one_that_would_not_have_been()
 @pytest.mark.parametrize(
     ("logits", "expected"),
     [
-        ([[3.0, 0.0]] * 4, HIGHEST),  # always wrong
-        ([[0.0, 0.001]] * 4, LOWEST),  # always right, and hardly says so
+        ([[3.0, 0.0]] * 4, MAX_TEMPERATURE),  # always wrong
+        ([[0.0, 0.001]] * 4, MIN_TEMPERATURE),  # always right, and hardly says so
         ([[2.0, 2.0]] * 4, 1.0),
-        ([[1e4, 0.0], [0.0, 1e4], [0.0, 1e4], [0.0, 1e4]], HIGHEST),
+        ([[1e4, 0.0], [0.0, 1e4], [0.0, 1e4], [0.0, 1e4]], MAX_TEMPERATURE),
         ([[math.nan, 0.0]] * 4, 1.0),
         ([[math.inf, 0.0]] * 4, 1.0),
     ],
@@ -130,7 +136,7 @@ def test_few_images_make_fewer_parts(num_images: int, num_folds: int) -> None:
     found = calibrate(*said_and_true(num_images, 2, sureness=1.0))
     assert found is not None
     assert found.num_folds == num_folds
-    assert LOWEST <= found.fitted <= HIGHEST + 1e-6
+    assert MIN_TEMPERATURE <= found.fitted <= MAX_TEMPERATURE + 1e-6
 
 
 def test_one_image_or_one_class_has_no_temperature() -> None:

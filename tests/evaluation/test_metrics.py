@@ -83,7 +83,7 @@ def test_classes_are_scikit_learns_and_none_where_undefined(
     )
     for k, (stats, p, r, f, n) in enumerate(zip(found.per_class, *columns, strict=True)):
         assert (stats.name, stats.support) == (CLASSES[k], n)
-        assert stats.predicted == int((predicted == k).sum())
+        assert stats.num_predicted == int((predicted == k).sum())
         for value, expected in ((stats.precision, p), (stats.recall, r), (stats.f1, f)):
             assert value == (None if math.isnan(expected) else pytest.approx(expected))
     absent, never, unknown = (found.per_class[k] for k in (ABSENT, NEVER_PREDICTED, UNKNOWN))
@@ -95,7 +95,7 @@ def test_classes_are_scikit_learns_and_none_where_undefined(
 def test_confusion_is_scikit_learns(case: tuple[Tensor, Tensor, Evaluation]) -> None:
     probabilities, target, found = case
     expected = reference.confusion_matrix(target, probabilities.argmax(1), labels=list(range(K)))
-    np.testing.assert_array_equal(np.array(found.confusion), expected)
+    np.testing.assert_array_equal(np.array(found.confusion_matrix), expected)
 
 
 def test_the_order_of_images_does_not_matter() -> None:
@@ -127,16 +127,16 @@ def test_the_rarest_third_goes_by_training_images_where_they_are_known() -> None
     predicted = probabilities.argmax(1)
     counts = [50, 4, 30, 3, 40, 2, 60, 70]  # the rarest: 5, which is absent, and 3
     found = evaluate_probabilities(probabilities, target, classes=CLASSES, train_counts=counts)
-    assert found.rarest == ("class 5", "class 3")
+    assert found.rarest_classes == ("class 5", "class 3")
     expected = reference.recall_score(target, predicted, labels=[3], average="macro")
     assert found.metrics["rarest_third_recall"] == pytest.approx(expected)
     assert [stats.train_images for stats in found.per_class] == counts
-    assert found.undefined == ()
+    assert found.undefined_metrics == ()
     counts = [50, 30, 30, 30, 40, 2, 60, 3]  # the rarest: 5 and 7, which are both absent
     found = evaluate_probabilities(probabilities, target, classes=CLASSES, train_counts=counts)
-    assert found.rarest == ("class 5", "class 7")
+    assert found.rarest_classes == ("class 5", "class 7")
     assert "rarest_third_recall" not in found.metrics
-    assert found.undefined == ("rarest_third_recall",)
+    assert found.undefined_metrics == ("rarest_third_recall",)
 
 
 @pytest.mark.parametrize(("num_classes", "expected"), [(2, 1), (3, 1), (5, 1), (6, 2), (10, 3)])
@@ -148,7 +148,7 @@ def test_a_third_is_at_least_one_class_and_ties_go_by_their_order(
         found = evaluate_probabilities(
             torch.eye(num_classes), torch.arange(num_classes), classes=classes, train_counts=counts
         )
-        assert found.rarest == tuple(classes[:expected])
+        assert found.rarest_classes == tuple(classes[:expected])
         assert found.metrics["rarest_third_recall"] == 1
 
 

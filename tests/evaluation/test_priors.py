@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy
 
 from finetune.evaluation.priors import (
     Priors,
-    alike,
-    in_words,
-    logit_shift,
-    model_prior,
-    shares_of,
-    uniform,
+    build_uniform_prior,
+    compute_logit_shift,
+    compute_model_prior,
+    describe_class_prior,
+    is_same_prior,
+    normalize_prior,
 )
 
 COUNTS = (9000, 2000, 500)
@@ -78,10 +78,10 @@ def test_a_trained_network_that_is_adjusted_says_what_bayes_rule_says_of_the_tar
     """However its training weighed the classes."""
     weights = np.array(COUNTS) ** power
     mass = (np.array(COUNTS) * weights).tolist()
-    model = model_prior(COUNTS, class_mass=mass, adjusted_by=tau)
+    model = compute_model_prior(COUNTS, class_mass=mass, tau=tau)
     logits = trained_logits(points, weights=weights, tau=tau)
     expected = bayes(points, target)
-    found = softmax(logits + np.array(logit_shift(target, model)))
+    found = softmax(logits + np.array(compute_logit_shift(target, model)))
     # what 11,500 points leave open
     assert np.abs(found - expected).max() < 0.06
     assert np.abs(found - expected).mean() < 0.015
@@ -90,47 +90,47 @@ def test_a_trained_network_that_is_adjusted_says_what_bayes_rule_says_of_the_tar
 
 
 def test_exact_logits_become_exactly_those_of_the_target(points: Array) -> None:
-    model, target = shares_of(COUNTS), (0.2, 0.3, 0.5)
+    model, target = normalize_prior(COUNTS), (0.2, 0.3, 0.5)
     logits = np.log(bayes(points, model)) + points[:, :1]  # any constant of an image
-    found = softmax(logits + np.array(logit_shift(target, model)))
+    found = softmax(logits + np.array(compute_logit_shift(target, model)))
     np.testing.assert_allclose(found, bayes(points, target), atol=1e-12)
 
 
 def test_the_models_prior_is_the_mass_that_the_loss_sees() -> None:
     counts = np.array([100, 10, 1])
-    assert model_prior(counts.tolist()) == pytest.approx(counts / counts.sum())
-    weighed = model_prior(counts.tolist(), class_mass=[5.0, 5.0, 5.0])
+    assert compute_model_prior(counts.tolist()) == pytest.approx(counts / counts.sum())
+    weighed = compute_model_prior(counts.tolist(), class_mass=[5.0, 5.0, 5.0])
     assert weighed == pytest.approx([1 / 3] * 3)
-    assert alike(model_prior(counts.tolist(), adjusted_by=1.0), uniform(3))
+    assert is_same_prior(compute_model_prior(counts.tolist(), tau=1.0), build_uniform_prior(3))
     half = np.sqrt(counts) / np.sqrt(counts).sum()
-    assert model_prior(counts.tolist(), adjusted_by=0.5) == pytest.approx(half)
+    assert compute_model_prior(counts.tolist(), tau=0.5) == pytest.approx(half)
     # without images a class has no part, whatever is divided by its share
-    assert model_prior([3, 0, 1], adjusted_by=1.0) == pytest.approx([0.5, 0.0, 0.5])
+    assert compute_model_prior([3, 0, 1], tau=1.0) == pytest.approx([0.5, 0.0, 0.5])
 
 
 def test_a_class_without_a_share_can_neither_be_predicted_nor_brought_back() -> None:
-    assert logit_shift((0.0, 1.0), (0.5, 0.5)) == pytest.approx((-math.inf, math.log(2)))
-    assert logit_shift((0.0, 1.0), (0.0, 1.0)) == (-math.inf, 0.0)
+    assert compute_logit_shift((0.0, 1.0), (0.5, 0.5)) == pytest.approx((-math.inf, math.log(2)))
+    assert compute_logit_shift((0.0, 1.0), (0.0, 1.0)) == (-math.inf, 0.0)
     with pytest.raises(ValueError, match="no part in training"):
-        logit_shift((0.5, 0.5), (0.0, 1.0))
+        compute_logit_shift((0.5, 0.5), (0.0, 1.0))
 
 
 @pytest.mark.parametrize("amounts", [[0, 0], [1, -1], [math.nan, 1], [math.inf, 1], []])
 def test_what_makes_no_shares_is_refused(amounts: list[float]) -> None:
     with pytest.raises(ValueError, match="no amounts"):
-        shares_of(amounts)
+        normalize_prior(amounts)
 
 
 def test_shares_add_up_to_one_however_large_the_amounts() -> None:
-    assert shares_of([1, 3]) == (0.25, 0.75)
-    assert shares_of([1e308, 1e308]) == (0.5, 0.5)
+    assert normalize_prior([1, 3]) == (0.25, 0.75)
+    assert normalize_prior([1e308, 1e308]) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("target", [None, (0.25, 0.75)])
 def test_priors_come_back_from_json(target: tuple[float, float] | None) -> None:
     priors = Priors((0.1, 0.9), (0.5, 0.5), target)
     assert Priors.from_json(json.loads(json.dumps(asdict(priors))), 2) == priors
-    assert priors.answers == (target or (0.5, 0.5))
+    assert priors.effective == (target or (0.5, 0.5))
     assert (priors.shift is None) is (target is None)
     assert Priors.from_json(None, 2) is None
 
@@ -152,7 +152,7 @@ def test_damaged_priors_are_refused(change: dict[str, list[float]]) -> None:
 
 
 def test_shares_are_put_into_words() -> None:
-    train = shares_of(COUNTS)
-    assert in_words(uniform(3), train) == "every class alike"
-    assert in_words(train, train) == "the shares of the training images"
-    assert in_words((0.1, 0.2, 0.7), train) == "other shares, from 0.1 to 0.7 a class"
+    train = normalize_prior(COUNTS)
+    assert describe_class_prior(build_uniform_prior(3), train) == "every class alike"
+    assert describe_class_prior(train, train) == "the shares of the training images"
+    assert describe_class_prior((0.1, 0.2, 0.7), train) == "other shares, from 0.1 to 0.7 a class"

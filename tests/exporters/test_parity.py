@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.bundle.bundle import load_model
 from finetune.errors import ModelError
-from finetune.exporters.parity import MAX_DIFFERENCE, checked, compare_timm_folder
+from finetune.exporters.parity import MAX_DIFFERENCE, check_parity, compare_timm_folder
 from finetune.inference.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def test_the_largest_difference_and_the_top_classes_are_counted() -> None:
     ours = torch.tensor([[0.6, 0.4], [0.5002, 0.4998], [0.1, 0.9]])
     theirs = torch.tensor([[0.6001, 0.3999], [0.4998, 0.5002], [0.1, 0.9]])
-    parity = checked(theirs, ours, what="a")
+    parity = check_parity(theirs, ours, name="a")
     assert parity.num_images == 3
     assert parity.same_top_class == 2
     assert parity.max_difference == pytest.approx(4e-4, abs=1e-6)
@@ -32,10 +32,10 @@ def test_the_largest_difference_and_the_top_classes_are_counted() -> None:
 def test_more_than_rounding_is_refused() -> None:
     ours = torch.tensor([[0.6, 0.4]])
     with pytest.raises(ModelError, match=r"model/ differs .* by 0\.1 .*not to be used"):
-        checked(ours + torch.tensor([[0.1, -0.1]]), ours, what="model/")
+        check_parity(ours + torch.tensor([[0.1, -0.1]]), ours, name="model/")
     with pytest.raises(ModelError, match="differs"):
-        checked(torch.full((1, 2), torch.nan), ours, what="model/")
-    checked(ours + MAX_DIFFERENCE / 2, ours, what="model/")
+        check_parity(torch.full((1, 2), torch.nan), ours, name="model/")
+    check_parity(ours + MAX_DIFFERENCE / 2, ours, name="model/")
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,10 @@ def test_a_folder_that_timm_reads_otherwise_is_found(
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
     files = sorted(insects.rglob("*.png"))[::4]
-    ours = Predictor(bundle, device="cpu").probabilities(files)
+    ours = Predictor(bundle, device="cpu").predict_proba(files)
     if message is None:
-        parity = compare_timm_folder(folder, files, ours=ours, classes=bundle.card.classes)
+        parity = compare_timm_folder(folder, files, expected=ours, classes=bundle.card.classes)
         assert parity.num_images == parity.same_top_class == len(files)
     else:
         with pytest.raises(ModelError, match=message):
-            compare_timm_folder(folder, files, ours=ours, classes=bundle.card.classes)
+            compare_timm_folder(folder, files, expected=ours, classes=bundle.card.classes)

@@ -48,7 +48,7 @@ def of_timm(folder: Path, files: list[Path]) -> Tensor:
 def test_probabilities_are_those_of_timm_in_the_order_of_the_files(
     bundle: ModelBundle, files: list[Path]
 ) -> None:
-    ours = Predictor(bundle, device="cpu").probabilities(files[::-1])
+    ours = Predictor(bundle, device="cpu").predict_proba(files[::-1])
     theirs = of_timm(bundle.source, files[::-1])
     assert ours.dtype == torch.float32
     assert ours.shape == (38, 3)
@@ -61,20 +61,20 @@ def test_probabilities_are_those_of_timm_in_the_order_of_the_files(
 def test_the_batch_size_does_not_matter(
     bundle: ModelBundle, files: list[Path], batch_size: int
 ) -> None:
-    found = Predictor(bundle, device="cpu", batch_size=batch_size).probabilities(files)
-    expected = Predictor(bundle, device="cpu").probabilities(files)
+    found = Predictor(bundle, device="cpu", batch_size=batch_size).predict_proba(files)
+    expected = Predictor(bundle, device="cpu").predict_proba(files)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_reading_processes_change_nothing(bundle: ModelBundle, files: list[Path]) -> None:
-    found = Predictor(bundle, device="cpu", num_workers=2).probabilities(files)
-    assert torch.equal(found, Predictor(bundle, device="cpu").probabilities(files))
+    found = Predictor(bundle, device="cpu", num_workers=2).predict_proba(files)
+    assert torch.equal(found, Predictor(bundle, device="cpu").predict_proba(files))
 
 
 def test_the_most_probable_classes_come_first(bundle: ModelBundle, files: list[Path]) -> None:
     predictor = Predictor(bundle, device="cpu")
-    table = predictor.probabilities(files).numpy()
+    table = predictor.predict_proba(files).numpy()
     for top_k in (1, 2, 3, 9):
         for file, row, found in zip(
             files, table, predictor.predict(files, top_k=top_k), strict=True
@@ -87,19 +87,19 @@ def test_the_most_probable_classes_come_first(bundle: ModelBundle, files: list[P
 
 def test_progress_counts_every_image(bundle: ModelBundle, files: list[Path]) -> None:
     counts: list[int] = []
-    Predictor(bundle, device="cpu", batch_size=16).probabilities(files, on_batch=counts.append)
+    Predictor(bundle, device="cpu", batch_size=16).predict_proba(files, on_batch=counts.append)
     assert counts == [16, 16, 6]
 
 
 def test_no_files_give_no_rows(bundle: ModelBundle) -> None:
-    assert Predictor(bundle, device="cpu").probabilities([]).shape == (0, 3)
+    assert Predictor(bundle, device="cpu").predict_proba([]).shape == (0, 3)
 
 
 def test_a_file_that_cannot_be_read_is_named(bundle: ModelBundle, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"broken\.png: not an image"):
-        Predictor(bundle, device="cpu").probabilities([broken])
+        Predictor(bundle, device="cpu").predict_proba([broken])
 
 
 def with_card(bundle: ModelBundle, *, temperature: float = 1.0, **facts: object) -> ModelBundle:
@@ -134,13 +134,13 @@ def test_logits_are_divided_by_the_temperature(
 ) -> None:
     plain = Predictor(bundle, device="cpu")
     calibrated = Predictor(with_card(bundle, temperature=temperature), device="cpu")
-    logits = plain.logits(files)
+    logits = plain.predict_logits(files)
     assert logits.shape == (38, 1, 3)
-    assert torch.equal(calibrated.logits(files), logits)
-    found = calibrated.probabilities(files)
+    assert torch.equal(calibrated.predict_logits(files), logits)
+    found = calibrated.predict_proba(files)
     by_hand = torch.exp(logits[:, 0] / temperature)
     torch.testing.assert_close(found, by_hand / by_hand.sum(dim=1, keepdim=True))
-    assert torch.equal(found.argmax(1), plain.probabilities(files).argmax(1))
+    assert torch.equal(found.argmax(1), plain.predict_proba(files).argmax(1))
     predicted = next(calibrated.predict(files))
     assert predicted.probabilities[0] == pytest.approx(float(found[0].max()))
 
@@ -158,7 +158,7 @@ def test_calibrated_logits_are_moved_to_the_target_prior_in_each_view(
     model = (0.6, 0.3, 0.1)
     card = replace(bundle.card, temperature=temperature, priors=Priors(model, model, target))
     logits = torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(2)) * 3
-    found = Predictor(replace(bundle, card=card), device="cpu").of_logits(logits)
+    found = Predictor(replace(bundle, card=card), device="cpu").compute_probabilities(logits)
     # by Saerens et al. 2002, eq. 2.4: probabilities times the ratio of the priors, made one again
     views = softmax(logits.double().numpy() / temperature) * np.array(target) / np.array(model)
     expected = (views / views.sum(2, keepdims=True)).mean(1)
@@ -173,7 +173,7 @@ def test_without_a_target_the_bits_are_those_of_a_card_that_knows_no_prior(
     expected = (logits / 0.7).softmax(dim=2).mean(dim=1)
     for priors in (None, Priors((0.6, 0.3, 0.1), (0.5, 0.3, 0.2))):
         card = replace(bundle.card, temperature=0.7, priors=priors)
-        found = Predictor(replace(bundle, card=card), device="cpu").of_logits(logits)
+        found = Predictor(replace(bundle, card=card), device="cpu").compute_probabilities(logits)
         assert torch.equal(found, expected)
 
 
@@ -182,8 +182,8 @@ def test_tta_is_the_mean_probability_of_an_image_and_its_mirror_image(
     bundle: ModelBundle, files: list[Path], temperature: float
 ) -> None:
     shown = with_card(bundle, temperature=temperature, mirrored=True)
-    found = Predictor(shown, device="cpu", batch_size=7, tta=True).probabilities(files)
-    plain = Predictor(shown, device="cpu").probabilities(files)
+    found = Predictor(shown, device="cpu", batch_size=7, tta=True).predict_proba(files)
+    plain = Predictor(shown, device="cpu").predict_proba(files)
     assert float((found - plain).abs().max()) > 1e-3, "the mirror image says something else"
     for file, row in zip(files, found, strict=True):
         views = [answers(shown, file, mirrored=mirrored) for mirrored in (False, True)]
@@ -203,10 +203,10 @@ def test_with_tta_a_mirrored_file_gets_the_same_probabilities(
         mirrored.append(tmp_path / f"{number} mirrored.png")
     own = [tmp_path / f"{number}.png" for number in range(len(files))]
     predictor = Predictor(with_card(bundle, mirrored=True), device="cpu", tta=True)
-    found = predictor.probabilities(own)
-    torch.testing.assert_close(found, predictor.probabilities(mirrored), rtol=0, atol=1e-7)
+    found = predictor.predict_proba(own)
+    torch.testing.assert_close(found, predictor.predict_proba(mirrored), rtol=0, atol=1e-7)
     without = Predictor(bundle, device="cpu")
-    difference = without.probabilities(own) - without.probabilities(mirrored)
+    difference = without.predict_proba(own) - without.predict_proba(mirrored)
     assert float(difference.abs().max()) > 1e-3
 
 
@@ -215,11 +215,11 @@ def test_tta_passes_no_more_images_at_once(bundle: ModelBundle, files: list[Path
     predictor = Predictor(with_card(bundle, mirrored=True), device="cpu", batch_size=16, tta=True)
     counts: list[int] = []
     hook = predictor.network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-    predictor.probabilities(files, on_batch=counts.append)
+    predictor.predict_proba(files, on_batch=counts.append)
     hook.remove()
     assert seen == [16, 16, 16, 16, 6, 6]
     assert counts == [16, 16, 6]
-    assert predictor.probabilities([]).shape == (0, 3)
+    assert predictor.predict_proba([]).shape == (0, 3)
 
 
 def test_tta_is_refused_where_training_showed_no_mirror_image(bundle: ModelBundle) -> None:

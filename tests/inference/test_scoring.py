@@ -11,7 +11,7 @@ from sklearn import metrics as reference
 
 from finetune.bundle.bundle import load_model
 from finetune.inference.predictor import Predictor
-from finetune.inference.scoring import details_as_json, evaluate_logits, metrics_as_json
+from finetune.inference.scoring import details_to_json, evaluate_logits, metrics_to_json
 from tests.conftest import CLASSES
 
 if TYPE_CHECKING:
@@ -25,9 +25,11 @@ def test_numbers_are_scikit_learns_on_the_predictions(trained: FitResult, insect
     true = [classes.index(file.parent.name) for file in files]
     counts: list[int] = []
 
-    found = evaluate_logits(predictor, predictor.logits(files, on_batch=counts.append), true)
+    found = evaluate_logits(
+        predictor, predictor.predict_logits(files, on_batch=counts.append), true
+    )
 
-    probabilities = predictor.probabilities(files).numpy()
+    probabilities = predictor.predict_proba(files).numpy()
     predicted = probabilities.argmax(1)
     assert found.num_images == sum(counts) == 38
     assert found.metrics == pytest.approx(
@@ -43,7 +45,7 @@ def test_numbers_are_scikit_learns_on_the_predictions(trained: FitResult, insect
         abs=1e-6,
     )
     confusion = reference.confusion_matrix(true, predicted).tolist()
-    assert [list(row) for row in found.confusion] == confusion
+    assert [list(row) for row in found.confusion_matrix] == confusion
 
 
 def test_what_is_undefined_is_null_and_the_means_say_over_what(
@@ -51,12 +53,12 @@ def test_what_is_undefined_is_null_and_the_means_say_over_what(
 ) -> None:
     predictor = Predictor(load_model(trained.run_dir), device="cpu")
     files = sorted((insects / CLASSES[1]).iterdir())
-    found = evaluate_logits(predictor, predictor.logits(files), [1] * len(files))
-    tree = json.loads(json.dumps(details_as_json(found)))
-    assert metrics_as_json(found)["rarest_third_recall"] is None
+    found = evaluate_logits(predictor, predictor.predict_logits(files), [1] * len(files))
+    tree = json.loads(json.dumps(details_to_json(found)))
+    assert metrics_to_json(found)["rarest_third_recall"] is None
     assert "rarest_third_recall" not in found.metrics
     assert tree["rarest_third"] == {"classes": [CLASSES[2]], "by": "training images"}
-    predicted = {stats.name for stats in found.per_class if stats.predicted}
+    predicted = {stats.name for stats in found.per_class if stats.num_predicted}
     assert tree["means_are_over"] == {
         "balanced_accuracy": 1,
         "macro_f1": len(predicted | {CLASSES[1]}),

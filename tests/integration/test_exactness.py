@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import finetune as api
-from finetune.bundle.model_card import read_card
+from finetune.bundle.model_card import read_card_json
 from finetune.cli.main import run as run_command
 from tests.networks import one_thread
 from tests.runs import (
@@ -221,7 +221,7 @@ def assert_alike(run: Path, expected: Path) -> None:
 def test_two_processes_end_as_one_does(
     accumulate: int, place: Path, tmp_path: Path, uninterrupted: dict[tuple[str, ...], Path]
 ) -> None:
-    more = (f"trainer.accumulate={accumulate}", "--devices", "2")
+    more = (f"trainer.accumulate_grad_batches={accumulate}", "--devices", "2")
     ended = finetune(place, *words(place, tmp_path / "two", *more))
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
@@ -231,7 +231,7 @@ def test_two_processes_end_as_one_does(
 def test_accumulated_batches_end_as_whole_ones_do(
     place: Path, tmp_path: Path, uninterrupted: dict[tuple[str, ...], Path]
 ) -> None:
-    run_here(*words(place, tmp_path / "run", "trainer.accumulate=2"))
+    run_here(*words(place, tmp_path / "run", "trainer.accumulate_grad_batches=2"))
     assert_alike(tmp_path / "run", reference(place, uninterrupted))
 
 
@@ -319,12 +319,14 @@ def test_a_batch_that_is_cut_into_other_parts_in_mid_epoch_ends_alike(
     place: Path, tmp_path: Path, uninterrupted: dict[tuple[str, ...], Path]
 ) -> None:
     run = tmp_path / "run"
-    more = ("trainer.accumulate=2", "trainer.batch_size=4")
+    more = ("trainer.accumulate_grad_batches=2", "trainer.batch_size=4")
     ended = finetune(place, *words(place, run, *more), extra={"STOP": "SIGTERM@11"})
     assert ended.returncode == 85, ended.stderr
     assert checkpoint(run)["position"]["steps"] == 4
     # four processes, each with one image of the batch
-    again = finetune(place, "fit", "--resume", run, "--devices", 4, "trainer.accumulate=1")
+    again = finetune(
+        place, "fit", "--resume", run, "--devices", 4, "trainer.accumulate_grad_batches=1"
+    )
     assert again.returncode == 0, again.stderr
     assert_alike(run, reference(place, uninterrupted, "trainer.batch_size=4"))
 
@@ -508,7 +510,7 @@ def test_wandb_offline_holds_the_run_and_a_resume_continues_it(place: Path, tmp_
     [file] = run.glob(f"wandb/offline-run-*/files/{kept}")
     by_class = json.loads(file.read_text(encoding="utf-8"))
     assert by_class["columns"][:3] == ["class", "train images", "images"]
-    stats = read_card(run / "bundle")["facts"]["evaluations"]["val"]["per_class"]
+    stats = read_card_json(run / "bundle")["facts"]["evaluations"]["val"]["per_class"]
     assert [row[0] for row in by_class["data"]] == list(stats)
     assert [row[5] for row in by_class["data"]] == [entry["recall"] for entry in stats.values()]
 

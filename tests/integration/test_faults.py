@@ -71,8 +71,10 @@ def one_start(place: str, run: str, log: str, devices: int, listens: Event) -> N
     sys.argv = ["finetune", "fit", "photos", "--config", "config.yaml", "--output", run]
     # alone without a probe, which no epoch beats here: the best epoch changes, too
     alone = ["probe.enabled=off"]
-    sys.argv += alone if devices == 1 else ["--devices", str(devices), "trainer.accumulate=1"]
-    signals.listen()  # the first thing that main() does; from here on nothing may be lost
+    sys.argv += (
+        alone if devices == 1 else ["--devices", str(devices), "trainer.accumulate_grad_batches=1"]
+    )
+    signals.install_handlers()  # the first thing that main() does; from here on nothing may be lost
     listens.set()
     command_line.main()
 

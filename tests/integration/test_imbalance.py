@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from finetune.cli.main import run as run_command
-from finetune.config.imbalance import IMBALANCE
+from finetune.config.imbalance import IMBALANCE_STRATEGIES
 from tests.networks import one_thread
 from tests.runs import (
     assert_same_bits,
@@ -79,7 +79,7 @@ def slow_unless_quick(name: str) -> object:
     return pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("strategy", [slow_unless_quick(name) for name in IMBALANCE])
+@pytest.mark.parametrize("strategy", [slow_unless_quick(name) for name in IMBALANCE_STRATEGIES])
 def test_every_strategy_trains_and_is_written_out(
     strategy: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,8 +88,10 @@ def test_every_strategy_trains_and_is_written_out(
     assert f"imbalance {strategy}" in said(capsys)
     assert [row["epoch"] for row in rows(run)] == ["0", "1", "2", "3"]
     written = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    chosen = IMBALANCE[strategy]
-    is_smoothed = chosen.loss in ("cross_entropy", "focal") and chosen.head != "post_hoc"
+    chosen = IMBALANCE_STRATEGIES[strategy]
+    is_smoothed = (
+        chosen.loss in ("cross_entropy", "focal") and chosen.head_rebalancing != "post_hoc"
+    )
     smoothing = 0.1 if is_smoothed else 0.0
     assert written["imbalance"]["sampler"] == chosen.sampler
     assert written["imbalance"]["class_weights"] == chosen.class_weights
@@ -153,12 +155,17 @@ def test_rare_classes_are_seen_in_more_varied_views(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    more = ("augment.rare=strong", "augment.rare_below=0.4", "data.cache=on", "probe.enabled=off")
+    more = (
+        "augment.rare_class_preset=strong",
+        "augment.rare_class_fraction=0.4",
+        "data.cache=on",
+        "probe.enabled=off",
+    )
     assert run_command(words(place, run, *more)) == 0
     assert "augment light; strong for cow" in said(capsys)
     written = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     # the smallest crops of strong have a fifth of an image's area, those of light the half
-    assert written["data"]["cache_px"] == 72
+    assert written["data"]["cache_shorter_side"] == 72
 
 
 @pytest.mark.parametrize(
@@ -196,4 +203,4 @@ def test_a_double_correction_names_both_settings(
     refusal = said(capsys)
     assert "imbalance.sampler=weighted draws rare classes more often" in refusal
     assert "loss.name=logit_adjusted takes the size of the classes out of the logits" in refusal
-    assert run_command([*given, "imbalance.allow_double=true", "--dry-run"]) == 0
+    assert run_command([*given, "imbalance.allow_double_correction=true", "--dry-run"]) == 0

@@ -50,7 +50,7 @@ def test_a_run_on_kept_pixels_ends_with_the_bits_of_a_run_on_files(
 def test_shrunk_pixels_are_trained_on_and_validation_is_that_of_the_files(
     insects: Path, tmp_path: Path
 ) -> None:
-    small = {"data__cache": "on", "data__cache_px": 20}
+    small = {"data__cache": "on", "data__cache_shorter_side": 20}
     on = fitted(insects, tmp_path / "on", augment__name="light", **small)
     off = fitted(insects, tmp_path / "off", augment__name="light", data__cache="off")
     losses = [[row["train/loss"] for row in rows(run.run_dir)] for run in (on, off)]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from finetune.builders import trainer_options
-from finetune.training.callbacks.freeze_layers import Unfreeze
+from finetune.builders import build_trainer_options
+from finetune.training.callbacks.freeze_layers import UnfreezeScheduler
 from finetune.training.trainer import create_trainer, fit
 from tests.runs import small_training, write_photos
 
@@ -35,14 +35,14 @@ def test_gradients_are_clipped_in_every_precision(
     training = small_training(
         photos,
         trainer__precision=precision,
-        trainer__gradient_clip=1e-3,
+        trainer__gradient_clip_val=1e-3,
         optim__name=optimizer,
         unfreeze__name="all",
     )
     norms = Norms()
-    options = trainer_options(training.config)
-    trainer = create_trainer(tmp_path, options, callbacks=[Unfreeze(), norms], loggers=[])
-    fit(trainer, training.module, training.data, checkpoint=None)
+    options = build_trainer_options(training.config)
+    trainer = create_trainer(tmp_path, options, callbacks=[UnfreezeScheduler(), norms], loggers=[])
+    fit(trainer, training.module, training.datamodule, checkpoint_path=None)
     assert norms.seen
     assert max(norms.seen) <= 1e-3 * 1.01
     assert all(math.isfinite(norm) and norm > 0 for norm in norms.seen)

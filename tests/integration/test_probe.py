@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import finetune as api
-from finetune.bundle.model_card import read_card
+from finetune.bundle.model_card import read_card_json
 from finetune.cli.main import run as run_command
 from finetune.errors import ConfigError
 from finetune.probe.cross_validation import fit_head
@@ -62,7 +62,7 @@ def score(run: Path, row: int, metric: str = "accuracy") -> float:
 
 def measured(run: Path) -> dict[str, float]:
     """Return what the finished model comes to on the validation images."""
-    metrics: dict[str, float] = api.evaluate(run).as_json()["metrics"]
+    metrics: dict[str, float] = api.evaluate(run).to_json()["metrics"]
     return metrics
 
 
@@ -215,7 +215,7 @@ def test_what_a_probe_does_not_do_is_refused(
 
 
 DEEP = (
-    "probe.depth=2", "probe.passes=4", "optim.lr=3e-3", "optim.backbone_lr_scale=1",
+    "probe.depth=2", "probe.last_stage_epochs=4", "optim.lr=3e-3", "optim.backbone_lr_scale=1",
     "--augment", "none",
 )  # fmt: skip
 
@@ -255,7 +255,7 @@ def test_a_probe_that_was_ended_while_it_went_deeper_ends_alike(
         raise ConfigError("ended by the test")
 
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.probe.last_stage.trained_passes", lambda *_, **__: ended())
+        patch.setattr("finetune.probe.last_stage.iter_training_passes", lambda *_, **__: ended())
         assert run_command([str(word) for word in (*given, *SMALL, *words)]) == 2
     assert not (run / "checkpoints" / "best.ckpt").exists()
     capsys.readouterr()
@@ -305,7 +305,9 @@ def test_two_processes_share_the_probe_and_end_as_one_does(
     assert "known from before" not in ended.stdout
     for name, tensor in weights(alone, "best").items():
         torch.testing.assert_close(weights(run, "best")[name], tensor, rtol=1e-5, atol=1e-5)
-    said = [read_card(place / name / "bundle")["facts"]["calibration"] for name in ("two", "alone")]
+    said = [
+        read_card_json(place / name / "bundle")["facts"]["calibration"] for name in ("two", "alone")
+    ]
     assert said[0]["fitted"] == pytest.approx(said[1]["fitted"], rel=1e-3)
     for row, other in zip(rows(run), rows(alone), strict=True):
         for name in row.keys() - {"seconds"}:  # the probe has no learning rates

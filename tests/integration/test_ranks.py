@@ -100,7 +100,7 @@ def test_the_metrics_of_the_same_weights_are_the_same_to_the_last_digit(
 def parameters_of(place: Path, groups: slice) -> tuple[int, int]:
     """Return how many tensors and numbers some layer groups hold."""
     chosen: tuple[LayerGroup, ...] = small_training(place).module.classifier.groups[groups]
-    return sum(len(g.parameters) for g in chosen), sum(g.num_parameters for g in chosen)
+    return sum(len(g.parameter_names) for g in chosen), sum(g.num_parameters for g in chosen)
 
 
 @pytest.mark.slow

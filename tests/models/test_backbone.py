@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from finetune.errors import ModelError
 from finetune.models.backbone import Network, create_network
 from finetune.models.weights import is_pretrained, read_state_dict
+from tests.helpers import ROOT
 from tests.networks import changed, randomise, snapshot
 
 State = dict[str, Tensor]
 NAME = "test_resnet"
-REAL_WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
+REAL_WEIGHTS = ROOT.parent / "shared" / "weights"
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,8 @@ def _assert_loaded(network: Network, state: Mapping[str, Tensor], *, head: str =
         assert torch.equal(ours[name], state[name].to(ours[name].dtype)), name
     sizes = [p.numel() for n, p in network.module.named_parameters() if n in set(backbone)]
     assert network.report.num_loaded == network.report.num_parameters == sum(sizes)
-    assert network.report.share == 1
-    assert network.report.missing == ()
+    assert network.report.loaded_fraction == 1
+    assert network.report.missing_keys == ()
 
 
 FORMATS: Mapping[str, Callable[[State, Path], object]] = {
@@ -113,7 +114,7 @@ def test_positions_are_resampled_to_the_image_size(tmp_path: Path) -> None:
     reference = timm.create_model("test_vit", num_classes=10)
     path = _save(reference.state_dict(), tmp_path / "vit.pth")
     network = create_network("test_vit", num_classes=3, weights=path, image_size=64)
-    assert network.report.share == 1
+    assert network.report.loaded_fraction == 1
     assert network.spec.input_size == (3, 64, 64)
     assert network.module(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
     block = "blocks.0.attn.qkv.weight"
@@ -233,7 +234,7 @@ def test_missing_batch_norm_statistics_are_refused(state: State, tmp_path: Path)
 def test_the_batch_counters_of_old_files_may_be_missing(state: State, tmp_path: Path) -> None:
     kept = {name: value for name, value in state.items() if "num_batches" not in name}
     assert len(kept) < len(state)
-    assert _load(_save(kept, tmp_path / "w.pth")).report.share == 1
+    assert _load(_save(kept, tmp_path / "w.pth")).report.loaded_fraction == 1
 
 
 class _Trap:

@@ -28,7 +28,7 @@ def _live_statistics(model: ImageClassifier) -> set[str]:
 
 
 def _batch_norms(model: ImageClassifier, groups: slice) -> set[str]:
-    names = {name for group in model.groups[groups] for name in group.parameters}
+    names = {name for group in model.groups[groups] for name in group.parameter_names}
     modules = model.network.named_modules()
     return {n for n, m in modules if isinstance(m, nn.BatchNorm2d) and f"{n}.weight" in names}
 
@@ -82,7 +82,7 @@ def test_depth_goes_both_ways_and_twice_is_once() -> None:
         model(IMAGES).sum().backward()
         parameters = model.network.named_parameters()
         trained = {n for n, p in parameters if p.requires_grad and p.grad is not None}
-        assert trained == {name for g in model.groups[:depth] for name in g.parameters}
+        assert trained == {name for g in model.groups[:depth] for name in g.parameter_names}
         assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
         counts.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
     total = sum(p.numel() for p in model.parameters())
@@ -93,7 +93,7 @@ def test_depth_goes_both_ways_and_twice_is_once() -> None:
 def test_freezing_drops_a_gradient_that_is_left() -> None:
     model = _model()
     model(IMAGES).sum().backward()
-    frozen = model.network.get_parameter(model.groups[-1].parameters[0])
+    frozen = model.network.get_parameter(model.groups[-1].parameter_names[0])
     assert frozen.grad is not None
     model.set_depth(1)
     assert frozen.grad is None
@@ -206,7 +206,7 @@ def test_colours_change_before_normalising_and_are_clipped() -> None:
     assert clipped > 20
     images = torch.from_numpy(pixels)
     untouched = images.clone(), colour.clone()
-    found = normalise(images, mean=mean, std=std, colour=colour)
+    found = normalise(images, mean=mean, std=std, color_matrix=colour)
     torch.testing.assert_close(found.double(), torch.from_numpy(expected), rtol=0, atol=1e-5)
     assert found.dtype == torch.float32
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -225,10 +225,10 @@ def test_mean_and_std_may_be_tensors_on_the_device() -> None:
     assert torch.equal(tensors["mean"], torch.tensor(mean))
 
 
-@pytest.mark.parametrize("colour", [None, _colours()], ids=["plain", "coloured"])
+@pytest.mark.parametrize("color_matrix", [None, _colours()], ids=["plain", "coloured"])
 def test_mixed_precision_rounds_no_pixel(colour: Tensor | None) -> None:
     images = torch.randint(0, 256, (4, 5, 7, 3), dtype=torch.uint8)
-    settings = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "colour": colour}
+    settings = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "color_matrix": colour}
     expected = normalise(images, **settings)  # type: ignore[arg-type]
     with torch.autocast("cpu", torch.bfloat16):
         found = normalise(images, **settings)  # type: ignore[arg-type]

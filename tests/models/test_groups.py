@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from finetune.errors import ModelError
 from finetune.models.groups import (
     LayerGroup,
-    classifier_parameters,
-    layer_groups,
-    module_groups,
-    weight_rms,
+    assign_module_groups,
+    compute_weight_rms,
+    find_classifier_parameters,
+    find_layer_groups,
 )
 
 
@@ -53,18 +53,18 @@ HANDMADE_GROUPS = [
 
 
 def test_a_cut_off_norm_joins_its_convolution_and_fc6_leaves_the_head() -> None:
-    groups = layer_groups(Handmade())
-    assert [(g.name, g.parameters, g.num_parameters) for g in groups] == HANDMADE_GROUPS
+    groups = find_layer_groups(Handmade())
+    assert [(g.name, g.parameter_names, g.num_parameters) for g in groups] == HANDMADE_GROUPS
 
 
 def test_without_a_matcher_the_top_level_modules_are_groups() -> None:
-    groups = layer_groups(Handmade(matcher=False))
-    assert [(g.name, g.parameters, g.num_parameters) for g in groups] == HANDMADE_GROUPS
+    groups = find_layer_groups(Handmade(matcher=False))
+    assert [(g.name, g.parameter_names, g.num_parameters) for g in groups] == HANDMADE_GROUPS
 
 
 def test_a_module_without_parameters_goes_with_those_before_it() -> None:
     network = Handmade()
-    found = module_groups(network, layer_groups(network))
+    found = assign_module_groups(network, find_layer_groups(network))
     expected = {
         "": {0, 1, 2, 3},
         "stem": {3},
@@ -82,20 +82,22 @@ def test_a_module_without_parameters_goes_with_those_before_it() -> None:
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
 def test_fc6_and_fc7_of_a_vgg_are_the_last_backbone_group(name: str) -> None:
-    groups = layer_groups(timm.create_model(name, num_classes=2, mlp_ratio=0.02))
+    groups = find_layer_groups(timm.create_model(name, num_classes=2, mlp_ratio=0.02))
     layers = ("pre_logits.fc1", "pre_logits.fc2")
-    assert groups[1].parameters == tuple(f"{m}.{p}" for m in layers for p in ("weight", "bias"))
+    assert groups[1].parameter_names == tuple(
+        f"{m}.{p}" for m in layers for p in ("weight", "bias")
+    )
 
 
 def test_both_classifiers_of_a_distilled_vit_are_the_head() -> None:
     network = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=2, depth=1)
     heads = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
-    assert classifier_parameters(network) == heads
+    assert find_classifier_parameters(network) == heads
 
 
 def test_a_network_without_a_classifier_is_refused() -> None:
     with pytest.raises(ModelError, match="ResNet has no linear classifier"):
-        layer_groups(timm.create_model("test_resnet", num_classes=0))
+        find_layer_groups(timm.create_model("test_resnet", num_classes=0))
 
 
 def test_the_size_of_weights_is_that_of_the_middle_matrix_and_not_of_vectors() -> None:
@@ -107,4 +109,4 @@ def test_the_size_of_weights_is_that_of_the_middle_matrix_and_not_of_vectors() -
     names = tuple(f"{layer}.{part}" for layer in (0, 1, 2) for part in ("weight", "bias"))
     vectors = frozenset(name for name in names if name.endswith("bias"))
     group = LayerGroup("body", names, 0, vectors)
-    assert weight_rms(network, group) == pytest.approx(0.5)
+    assert compute_weight_rms(network, group) == pytest.approx(0.5)

@@ -7,14 +7,14 @@ import timm
 import torch
 from torch import nn
 
-import finetune  # noqa: F401 - makes GoogLeNet and AlexNet known
+import finetune
 from finetune.models.backbone import create_network
 from finetune.models.head import (
-    backbone_digest,
-    head_inputs,
-    linear_head,
+    capture_head_inputs,
+    compute_backbone_digest,
+    find_linear_head,
+    fold_temperature_and_shift,
     set_head,
-    with_adjusted_logits,
 )
 from tests.networks import randomise
 
@@ -33,11 +33,11 @@ def network(request: pytest.FixtureRequest) -> nn.Module:
 
 
 def test_logits_are_what_the_head_makes_of_what_it_is_given(network: nn.Module) -> None:
-    head = linear_head(network)
+    head = find_linear_head(network)
     assert head is not None
     side = int(network.pretrained_cfg["input_size"][-1])  # type: ignore[index]
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), head_inputs(head) as seen:
+    with torch.no_grad(), capture_head_inputs(head) as seen:
         logits = network(images)
     (features,) = seen
     assert features.shape == (2, head.in_features)
@@ -49,7 +49,7 @@ def test_logits_are_what_the_head_makes_of_what_it_is_given(network: nn.Module) 
 
 def test_a_head_that_was_set_is_the_one_that_answers() -> None:
     network = create_network("test_resnet", num_classes=3, weights="random").module.eval()
-    head = linear_head(network)
+    head = find_linear_head(network)
     assert head is not None
     set_head(head, weight=torch.zeros_like(head.weight), bias=torch.tensor([1.0, 2.0, 3.0]))
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_what_the_head_holds_is_done_to_the_logits(shift: tuple[float, ...] | No
     randomise(network)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     images = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
-    changed = with_adjusted_logits(network, temperature=0.7, shift=shift)
+    changed = fold_temperature_and_shift(network, temperature=0.7, shift=shift)
     assert changed is not None
     with torch.no_grad():
         expected = network(images) / 0.7 + torch.tensor(shift or [0.0] * 3)
@@ -72,22 +72,22 @@ def test_what_the_head_holds_is_done_to_the_logits(shift: tuple[float, ...] | No
 
 def test_a_network_with_two_classifiers_has_no_linear_head() -> None:
     network = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3)
-    assert linear_head(network) is None
-    assert with_adjusted_logits(network, temperature=2.0) is None
+    assert find_linear_head(network) is None
+    assert fold_temperature_and_shift(network, temperature=2.0) is None
 
 
 def test_the_fingerprint_is_that_of_the_backbone_alone() -> None:
     network = create_network("test_resnet", num_classes=3, weights="random", seed=1).module
     same = create_network("test_resnet", num_classes=3, weights="random", seed=1).module
-    first = backbone_digest(network)
-    assert backbone_digest(same) == first
-    head = linear_head(same)
+    first = compute_backbone_digest(network)
+    assert compute_backbone_digest(same) == first
+    head = find_linear_head(same)
     assert head is not None
     nn.init.ones_(head.weight)
-    assert backbone_digest(same) == first
+    assert compute_backbone_digest(same) == first
     other = create_network("test_resnet", num_classes=3, weights="random", seed=2).module
-    assert backbone_digest(other) != first
+    assert compute_backbone_digest(other) != first
     # statistics of BatchNorm are a part of what it says
     buffers = dict(network.named_buffers())
     next(tensor for name, tensor in buffers.items() if name.endswith("running_mean")).add_(1e-3)
-    assert backbone_digest(network) != first
+    assert compute_backbone_digest(network) != first

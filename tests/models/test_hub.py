@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from finetune.errors import ModelError
 from finetune.models.backbone import create_network
-from finetune.models.hub import cached_or_reachable, hub_weights
+from finetune.models.hub import check_cached_or_reachable, find_hub_weights
 from tests.networks import snapshot
 
 SNAPSHOT = "models--timm--test_resnet.r160_in1k/snapshots/1a2b"
@@ -66,14 +66,14 @@ def cached_resnet(caches: Path) -> Path:
     ],
 )
 def test_a_backbone_has_one_address(backbone: str, name: str, address: str) -> None:
-    weights = hub_weights(backbone)
+    weights = find_hub_weights(backbone)
     assert weights is not None
     assert (weights.name, weights.address) == (name, address)
-    assert weights.cached() is None
+    assert weights.find_cached() is None
 
 
 def test_a_backbone_may_have_no_weights() -> None:
-    assert hub_weights("darknet17") is None
+    assert find_hub_weights("darknet17") is None
     with pytest.raises(ModelError, match=r"No pretrained weights exist for darknet17.*random"):
         create_network("darknet17", num_classes=3)
 
@@ -86,9 +86,9 @@ def test_a_revision_is_another_place_in_the_cache(caches: Path) -> None:
         (f"{repository}@1a2b", file),
         (f"{repository}@x", 0),
     ):
-        weights = hub_weights(name)
+        weights = find_hub_weights(name)
         assert weights is not None
-        assert weights.cached() == (expected or None), name
+        assert weights.find_cached() == (expected or None), name
 
 
 @pytest.mark.usefixtures("no_names")
@@ -127,22 +127,22 @@ def test_a_machine_kept_offline_is_told_how_weights_come(monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("no_names")
 def test_behind_a_proxy_the_client_is_left_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = hub_weights("resnet18")
+    weights = find_hub_weights("resnet18")
     assert weights is not None
     with pytest.raises(ModelError, match="does not reach"):
-        cached_or_reachable(weights, "resnet18")
+        check_cached_or_reachable(weights, "resnet18")
     monkeypatch.setitem(os.environ, "HTTPS_PROXY", "http://proxy:3128")
-    assert cached_or_reachable(weights, "resnet18") is None
+    assert check_cached_or_reachable(weights, "resnet18") is None
 
 
 @pytest.mark.usefixtures("no_names")
 def test_what_is_in_the_cache_needs_no_network(caches: Path) -> None:
     file = cached_resnet(caches)
-    weights = hub_weights("test_resnet")
+    weights = find_hub_weights("test_resnet")
     assert weights is not None
-    assert cached_or_reachable(weights, "test_resnet") == file
+    assert check_cached_or_reachable(weights, "test_resnet") == file
     report = create_network("test_resnet", num_classes=3).report
-    assert (report.source, report.share) == ("hub (test_resnet)", 1)
+    assert (report.source, report.loaded_fraction) == ("hub (test_resnet)", 1)
 
 
 @pytest.mark.usefixtures("no_names")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from finetune.models import throughput as forward_cost
 from finetune.models import torchvision_models as zoo
-from finetune.models.throughput import images_per_second, multiplications
+from finetune.models.throughput import count_macs, measure_throughput
 from finetune.types import PreprocessSpec
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def spec_of(size: int) -> PreprocessSpec:
 def test_a_convolution_and_a_linear_layer_are_counted_by_hand() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 64, 10))
     expected = 8 * 8 * 4 * 3 * 3 * 3 + 4 * 64 * 10
-    assert multiplications(network.eval(), spec_of(8), device=CPU) == expected
+    assert count_macs(network.eval(), spec_of(8), device=CPU) == expected
 
 
 def test_attention_is_counted_on_the_cpu_too() -> None:
@@ -33,7 +33,7 @@ def test_attention_is_counted_on_the_cpu_too() -> None:
             rows = images.flatten(2)[:, None]  # 3 tokens of 64 numbers, in one head
             return nn.functional.scaled_dot_product_attention(rows, rows, rows)
 
-    assert multiplications(Attention(), spec_of(8), device=CPU) == 2 * 3 * 3 * 64
+    assert count_macs(Attention(), spec_of(8), device=CPU) == 2 * 3 * 3 * 64
 
 
 # He et al. 2016 and the torchvision and timm model cards give GMACs at 224 px
@@ -52,7 +52,7 @@ def test_attention_is_counted_on_the_cpu_too() -> None:
 def test_the_known_networks_come_to_the_known_numbers(backbone: str, gmacs: float) -> None:
     with torch.device("meta"):
         network = timm.create_model(backbone).eval()
-    found = multiplications(network, spec_of(224), device=torch.device("meta"))
+    found = count_macs(network, spec_of(224), device=torch.device("meta"))
     assert found / 1e9 == pytest.approx(gmacs, rel=0.01)
 
 
@@ -99,14 +99,14 @@ def test_images_a_second_are_those_of_a_batch_that_fits_and_is_affordable(
     seconds: float, room: int, size: int
 ) -> None:
     network = Slow(seconds, room=room)
-    found = images_per_second(network, spec_of(8), device=CPU, precision="32-true")
+    found = measure_throughput(network, spec_of(8), device=CPU, precision="32-true")
     assert found == pytest.approx(1 / seconds)
     assert network.sizes[-3:] == [size] * 3
 
 
 def test_what_does_not_fit_at_all_is_raised() -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        images_per_second(Slow(0.1, room=0), spec_of(8), device=CPU, precision="32-true")
+        measure_throughput(Slow(0.1, room=0), spec_of(8), device=CPU, precision="32-true")
 
 
 def test_one_batch_that_was_disturbed_does_not_count() -> None:
@@ -115,7 +115,7 @@ def test_one_batch_that_was_disturbed_does_not_count() -> None:
             clock.now += 5.0 if len(self.sizes) == 4 else 0.0
             return super().forward(images)
 
-    found = images_per_second(Disturbed(0.01), spec_of(8), device=CPU, precision="32-true")
+    found = measure_throughput(Disturbed(0.01), spec_of(8), device=CPU, precision="32-true")
     assert found == pytest.approx(100)
 
 
@@ -128,5 +128,5 @@ def test_the_precision_is_that_of_the_probe() -> None:
             clock.now += 1
             return images
 
-    images_per_second(Seen(), spec_of(8), device=CPU, precision="bf16-mixed")
+    measure_throughput(Seen(), spec_of(8), device=CPU, precision="bf16-mixed")
     assert set(seen) == {torch.bfloat16}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import ModelError
-from finetune.models.weights_folder import weights_in
+from finetune.models.weights_folder import find_weights
 
 
 def folder_of(tmp_path: Path, *names: str) -> Path:
@@ -39,7 +39,7 @@ def folder_of(tmp_path: Path, *names: str) -> Path:
 def test_a_name_as_the_world_writes_it_is_found(backbone: str, name: str, tmp_path: Path) -> None:
     others = ("README.md", "resnet18d-48ed2d1f.pth", "vgg19_bn.pth", "resnet.pth", "LICENSE")
     folder = folder_of(tmp_path, name, *others)
-    assert weights_in(folder, backbone) == folder / name
+    assert find_weights(folder, backbone) == folder / name
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_weights_of_another_backbone_are_not_taken(
     backbone: str, name: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=f"holds no weights for '{re.escape(backbone)}'"):
-        weights_in(folder_of(tmp_path, name), backbone)
+        find_weights(folder_of(tmp_path, name), backbone)
 
 
 def test_the_nearer_name_wins(tmp_path: Path) -> None:
@@ -70,25 +70,25 @@ def test_the_nearer_name_wins(tmp_path: Path) -> None:
     ]  # fmt: skip
     for count in range(1, len(names) + 1):
         folder = folder_of(tmp_path, names[count - 1])
-        found = weights_in(folder, "resnet18.a1_in1k")
+        found = find_weights(folder, "resnet18.a1_in1k")
         assert found == folder / names[count - 1].removesuffix("/config.json")
 
 
 def test_a_run_folder_of_the_name_is_found(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "resnet18/bundle/config.json")
-    assert weights_in(folder, "resnet18") == folder / "resnet18"
+    assert find_weights(folder, "resnet18") == folder / "resnet18"
 
 
 def test_two_that_fit_alike_are_refused_by_their_names(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "resnet18.pth", "resnet18.safetensors", "resnet18_old.pth")
     with pytest.raises(ModelError, match=re.escape("resnet18.pth, resnet18.safetensors. Keep one")):
-        weights_in(folder, "resnet18")
+        find_weights(folder, "resnet18")
 
 
 def test_what_is_missing_is_said_with_what_lies_there(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "resnet18d-48ed2d1f.pth", "notes.txt")
     with pytest.raises(ModelError) as caught:
-        weights_in(folder, "resnet18")
+        find_weights(folder, "resnet18")
     assert str(caught.value) == (
         f"{folder} holds no weights for 'resnet18': neither resnet18.pth, resnet18-<hash>.pth or "
         f"resnet18_<anything>.pth (.pth, .pt, .bin, .safetensors) nor a timm folder resnet18/. "
@@ -99,7 +99,7 @@ def test_what_is_missing_is_said_with_what_lies_there(tmp_path: Path) -> None:
 def test_of_many_files_some_are_named(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, *(f"{number:02}.txt" for number in range(15)))
     with pytest.raises(ModelError, match=r"00.txt, .*, 11.txt and 3 more\.$"):
-        weights_in(folder, "resnet18")
+        find_weights(folder, "resnet18")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"There are: nothing\.$"):
-        weights_in(tmp_path / "empty", "resnet18")
+        find_weights(tmp_path / "empty", "resnet18")

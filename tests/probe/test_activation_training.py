@@ -9,17 +9,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finetune.probe.activation_training import TailTraining, tail_logits, trained_passes
-from finetune.probe.extractor import MapForm
+from finetune.probe.activation_training import (
+    LastStageSettings,
+    compute_last_stage_logits,
+    iter_training_passes,
+)
+from finetune.probe.extractor import ActivationLayout
 
 CPU = torch.device("cpu")
 SHAPE = torch.Size((4, 3, 3))
-FORM = MapForm(SHAPE, channels_last=True)
+FORM = ActivationLayout(SHAPE, channels_last=True)
 LABELS = np.arange(12) % 3
-HOW = TailTraining(
-    passes=3,
+HOW = LastStageSettings(
+    num_passes=3,
     batch_size=5,
-    at_once=5,
+    micro_batch_size=5,
     lr_factor=lambda _: 1.0,
     gradient_clip=0.0,
     precision="32-true",
@@ -44,7 +48,7 @@ def learnt(
     network: nn.Module,
     views: list[NDArray[np.float32]],
     *,
-    how: TailTraining = HOW,
+    how: LastStageSettings = HOW,
     weights: NDArray[np.float64] | None = None,
     offset: Tensor | None = None,
     lr: float = 0.1,
@@ -53,20 +57,30 @@ def learnt(
     optimizer = torch.optim.SGD(network.parameters(), lr=lr)
     shares = np.ones(12) if weights is None else weights
     return list(
-        trained_passes(
-            network, optimizer, views, LABELS, shares, offset=offset, form=FORM, how=how, device=CPU
+        iter_training_passes(
+            network,
+            optimizer,
+            views,
+            LABELS,
+            shares,
+            logit_offset=offset,
+            layout=FORM,
+            settings=how,
+            device=CPU,
         )
     )
 
 
 def logits(network: nn.Module, of: NDArray[np.float32]) -> Tensor:
-    return tail_logits(network.eval(), of, form=FORM, batch_size=5, precision="32-true", device=CPU)
+    return compute_last_stage_logits(
+        network.eval(), of, layout=FORM, batch_size=5, precision="32-true", device=CPU
+    )
 
 
 def test_it_learns_and_says_its_loss() -> None:
     network = tail()
     before = nn.functional.cross_entropy(logits(network, maps()), torch.from_numpy(LABELS))
-    losses = learnt(network, [maps()], how=replace(HOW, passes=20))
+    losses = learnt(network, [maps()], how=replace(HOW, num_passes=20))
     assert losses[0] == pytest.approx(float(before), rel=0.2)
     assert losses[-1] < 0.5 * losses[0]
     assert (logits(network, maps(1)).argmax(dim=1).numpy() == LABELS).mean() > 0.9
@@ -74,7 +88,7 @@ def test_it_learns_and_says_its_loss() -> None:
 
 def test_steps_are_those_of_a_plain_loop() -> None:
     network, plain = tail(), tail()
-    learnt(network, [maps()], how=replace(HOW, passes=1, batch_size=12, at_once=12))
+    learnt(network, [maps()], how=replace(HOW, num_passes=1, batch_size=12, micro_batch_size=12))
     of_all, labels = torch.from_numpy(maps()).view(-1, *SHAPE), torch.from_numpy(LABELS)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
     loss: Any = nn.functional.cross_entropy(plain(of_all), labels)
@@ -89,7 +103,9 @@ def test_what_is_in_memory_together_makes_no_difference(at_once: int) -> None:
     whole, parted = tail(), tail()
     weights = np.arange(1, 13, dtype=np.float64)
     losses = [
-        learnt(network, [maps()], how=replace(HOW, batch_size=7, at_once=at), weights=weights)
+        learnt(
+            network, [maps()], how=replace(HOW, batch_size=7, micro_batch_size=at), weights=weights
+        )
         for network, at in ((whole, 7), (parted, at_once))
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -99,14 +115,14 @@ def test_what_is_in_memory_together_makes_no_difference(at_once: int) -> None:
 def test_every_step_is_told() -> None:
     steps: list[int] = []
     network = tail()
-    passes = trained_passes(
+    passes = iter_training_passes(
         network,
         torch.optim.SGD(network.parameters(), lr=0.1),
         [maps()],
         LABELS,
         np.ones(12),
-        form=FORM,
-        how=HOW,
+        layout=FORM,
+        settings=HOW,
         device=CPU,
         after_step=lambda: steps.append(len(steps)),
     )
@@ -149,11 +165,13 @@ def test_each_view_is_learnt_from(number: int) -> None:
     ids=["rates", "norms"],
 )
 def test_rates_and_norms_are_held(change: dict[str, Any]) -> None:
-    far = [moved_by(replace(HOW, batch_size=12, at_once=12, **some)) for some in ({}, change)]
+    far = [
+        moved_by(replace(HOW, batch_size=12, micro_batch_size=12, **some)) for some in ({}, change)
+    ]
     assert 0 < far[1] < 0.6 * far[0]
 
 
-def moved_by(how: TailTraining) -> float:
+def moved_by(how: LastStageSettings) -> float:
     """Return how far training moves the weights."""
     network, untrained = tail(), tail()
     learnt(network, [maps()], how=how)
@@ -173,7 +191,10 @@ def test_an_offset_is_added_to_the_logits_of_the_loss() -> None:
     network, plain = tail(), tail()
     offset = torch.tensor([-0.1, -1.0, -3.0])
     (found,) = learnt(
-        network, [maps()], how=replace(HOW, passes=1, batch_size=12, at_once=5), offset=offset
+        network,
+        [maps()],
+        how=replace(HOW, num_passes=1, batch_size=12, micro_batch_size=5),
+        offset=offset,
     )
     of_all, labels = torch.from_numpy(maps()).view(-1, *SHAPE), torch.from_numpy(LABELS)
     loss: Any = nn.functional.cross_entropy(plain(of_all) + offset, labels)

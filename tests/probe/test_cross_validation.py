@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.probe import cross_validation as choice
-from finetune.probe.cross_validation import PENALTIES, fit_head, stratified_folds
+from finetune.probe.cross_validation import PENALTIES, assign_stratified_folds, fit_head
 
 
 def clouds(
@@ -35,10 +35,10 @@ def test_noise_asks_for_a_larger_penalty_than_a_clear_case() -> None:
 def test_what_is_said_of_images_left_out_holds_for_new_ones() -> None:
     features, labels = clouds(3000, noise=0.6)
     found = fit_head([features[:300]], labels[:300], np.ones(300), num_classes=3)
-    right = found.head.logits(features[300:]).argmax(dim=1).numpy() == labels[300:]
+    right = found.head.compute_logits(features[300:]).argmax(dim=1).numpy() == labels[300:]
     assert len(found.held_out_rows) == 300
     assert found.held_out_accuracy == pytest.approx(right.mean(), abs=0.06)
-    seen = found.head.logits(features[:300]).argmax(dim=1).numpy() == labels[:300]
+    seen = found.head.compute_logits(features[:300]).argmax(dim=1).numpy() == labels[:300]
     assert found.held_out_accuracy < seen.mean(), "what was fitted looks better than it is"
 
 
@@ -59,12 +59,14 @@ def test_weights_move_the_head_towards_rare_classes() -> None:
     for name, of_rare in (("plain", 1.0), ("balanced", 9.0)):
         weights = np.where(labels == 1, of_rare, 1.0)
         head = fit_head([features], labels, weights, num_classes=2).head
-        recall[name] = float((head.logits(features).argmax(dim=1).numpy()[labels == 1] == 1).mean())
+        recall[name] = float(
+            (head.compute_logits(features).argmax(dim=1).numpy()[labels == 1] == 1).mean()
+        )
     assert recall["balanced"] > recall["plain"] + 0.3
 
 
 def test_of_very_many_images_one_fold_tells_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_FOLDS_UP_TO", 100)
+    monkeypatch.setattr(choice, "_MAX_IMAGES_FOR_ALL_FOLDS", 100)
     features, labels = clouds(200, noise=0.3)
     found = fit_head([features], labels, np.ones(200), num_classes=3)
     assert len(found.held_out_rows) == 40
@@ -73,19 +75,19 @@ def test_of_very_many_images_one_fold_tells_enough(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("counts", [[10, 10], [3, 50], [1, 1, 30]])
 def test_folds_share_each_class_evenly(counts: list[int]) -> None:
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
-    folds = stratified_folds(labels, 5)
+    folds = assign_stratified_folds(labels, 5)
     for label, count in enumerate(counts):
         sizes = np.bincount(folds[labels == label], minlength=5)
         assert sizes.max() - sizes.min() <= 1
         assert sizes.sum() == count
-    np.testing.assert_array_equal(folds, stratified_folds(labels, 5))
+    np.testing.assert_array_equal(folds, assign_stratified_folds(labels, 5))
 
 
 @pytest.mark.parametrize("labels", [[0], [0, 1], [0, 0, 0, 1]])
 def test_a_handful_of_images_has_a_head_too(labels: list[int]) -> None:
     features = np.eye(len(labels), 5, dtype=np.float32)
     found = fit_head([features], np.asarray(labels), np.ones(len(labels)), num_classes=2)
-    assert np.isfinite(found.head.logits(features).numpy()).all()
+    assert np.isfinite(found.head.compute_logits(features).numpy()).all()
     assert np.isfinite(found.held_out_loss)
 
 
@@ -101,7 +103,7 @@ def long_tailed() -> tuple[NDArray[np.float32], NDArray[np.int64], Tensor]:
 def test_an_offset_is_added_in_the_fit_alone() -> None:
     """At the minimum of the adjusted loss its gradient is that of the penalty, by autograd."""
     features, labels, offset = long_tailed()
-    found = fit_head([features], labels, np.ones(500), num_classes=3, offset=offset)
+    found = fit_head([features], labels, np.ones(500), num_classes=3, logit_offset=offset)
     weight, bias = (part.clone().requires_grad_() for part in (found.head.weight, found.head.bias))
     logits = torch.from_numpy(features) @ weight.T + bias + offset
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
@@ -117,10 +119,10 @@ def test_an_offset_is_added_in_the_fit_alone() -> None:
 def test_an_offset_helps_rare_classes_and_is_seen_in_the_accuracy() -> None:
     features, labels, offset = long_tailed()
     plain = fit_head([features], labels, np.ones(500), num_classes=3)
-    adjusted = fit_head([features], labels, np.ones(500), num_classes=3, offset=offset)
+    adjusted = fit_head([features], labels, np.ones(500), num_classes=3, logit_offset=offset)
     recall = []
     for found in (plain, adjusted):
-        right = found.head.logits(features).argmax(dim=1).numpy() == labels
+        right = found.head.compute_logits(features).argmax(dim=1).numpy() == labels
         recall.append(np.mean([right[labels == k].mean() for k in range(3)]))
         # cross-validated, of a problem that few images suffice for
         assert found.held_out_accuracy == pytest.approx(right.mean(), abs=0.03)
@@ -132,16 +134,16 @@ def test_an_offset_helps_rare_classes_and_is_seen_in_the_accuracy() -> None:
 def test_answers_about_images_left_out_do_not_depend_on_how_many_are_read_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(choice, "_FOLDS_UP_TO", 100)
+    monkeypatch.setattr(choice, "_MAX_IMAGES_FOR_ALL_FOLDS", 100)
     found = {}
     for num_images in (60, 130):
         features, labels = clouds(num_images, noise=0.3)
         for part in (7, 8192):
-            monkeypatch.setattr(choice, "_PART_ROWS", part)
+            monkeypatch.setattr(choice, "_CHUNK_ROWS", part)
             fitted = fit_head([features], labels, np.ones(num_images), num_classes=3)
-            found[part] = fitted.held_out
+            found[part] = fitted.held_out_probabilities
         torch.testing.assert_close(found[7], found[8192])
         rows = fitted.held_out_rows
-        assert len(rows) == len(fitted.held_out) == (60 if num_images == 60 else 26)
-        right = (fitted.held_out.argmax(dim=1).numpy() == labels[rows]).mean()
+        assert len(rows) == len(fitted.held_out_probabilities) == (60 if num_images == 60 else 26)
+        right = (fitted.held_out_probabilities.argmax(dim=1).numpy() == labels[rows]).mean()
         assert right == pytest.approx(fitted.held_out_accuracy)

@@ -12,16 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.builders import Training
-from finetune.data.images.lazy_image import open_picture
+from finetune.data.images.lazy_image import open_image
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import DataError, TrainingError
 from finetune.models.classifier import normalise
-from finetune.models.head import linear_head
+from finetune.models.head import find_linear_head
 from finetune.probe import extraction as features_module
-from finetune.probe.extraction import Features
-from finetune.probe.extractor import Answers
-from finetune.probe.feature_store import Views, extract
-from finetune.probe.linear_probe import with_weights_of_rank_0
+from finetune.probe.extraction import CachedFeatureExtractor
+from finetune.probe.extractor import FeatureExtractor
+from finetune.probe.feature_store import ViewSpec, extract_features
+from finetune.probe.linear_probe import broadcast_weights
 from finetune.types import Reporter
 from tests.processes import joined, on_ranks
 from tests.runs import small_training
@@ -34,24 +34,24 @@ def training_in(place: Path, **settings: Any) -> Training:
     return small_training(place / "photos", **{**own, **settings})
 
 
-def answers_of(training: Training) -> Answers:
+def answers_of(training: Training) -> FeatureExtractor:
     network = training.module.classifier.eval().network
-    head = linear_head(network)
+    head = find_linear_head(network)
     assert head is not None
-    return Answers(network, head)
+    return FeatureExtractor(network, head)
 
 
 def asked(training: Training, *, mirrored: bool = False) -> tuple[list[NDArray[np.float32]], int]:
     """Return the features of the training images, and how many had to be computed."""
     assert training.probe is not None
-    source = Features(
+    source = CachedFeatureExtractor(
         answers_of(training),
-        training.probe.features,
+        training.probe.extraction,
         device=CPU,
-        met=None,
+        rendezvous=None,
         reporter=Reporter(),
     )
-    (views,) = source.of(training.probe.train.paths, Views(mirrored=mirrored))
+    (views,) = source.extract(training.probe.train.paths, ViewSpec(flipped=mirrored))
     return [view[:] for view in views], source.num_computed
 
 
@@ -62,7 +62,7 @@ def expected(training: Training, *, mirrored: bool) -> NDArray[np.float32]:
     spec = training.network.spec
     rows = []
     for path in training.probe.train.paths:
-        pixels = torch.from_numpy(EvalTransform(spec)(open_picture(path)).pixels)[None]
+        pixels = torch.from_numpy(EvalTransform(spec)(open_image(path)).pixels)[None]
         images = normalise(pixels.flip(2) if mirrored else pixels, mean=spec.mean, std=spec.std)
         with torch.no_grad():
             rows.append(network.forward_head(network.forward_features(images), pre_logits=True))
@@ -142,8 +142,8 @@ def test_only_an_image_that_has_changed_is_asked_about_again(place: Path) -> Non
 def test_what_was_answered_before_an_error_is_kept(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features_module, "_BATCH", 4)
-    monkeypatch.setattr(features_module, "_BATCHES_KEPT", 1)
+    monkeypatch.setattr(features_module, "_BATCH_SIZE", 4)
+    monkeypatch.setattr(features_module, "_MAX_BATCHES_PER_WRITE", 1)
     training = training_in(place)
     assert training.probe is not None
     broken = training.probe.train.paths[13]
@@ -167,9 +167,9 @@ def test_a_batch_that_does_not_fit_is_halved(
             sizes.append(len(batch["image"]))
             if sizes[-1] > most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-            yield from extract(answers, [batch], **more)
+            yield from extract_features(answers, [batch], **more)
 
-    monkeypatch.setattr(features_module, "extract", short_of_memory)
+    monkeypatch.setattr(features_module, "extract_features", short_of_memory)
     if not most:
         with pytest.raises(TrainingError, match=r"does not take even 1 image.*probe\.enabled=off"):
             asked(training_in(place))
@@ -191,9 +191,11 @@ def test_several_images_are_read_from_the_disk_at_a_time(place: Path) -> None:
     training = training_in(place)
     asked(training)
     assert training.probe is not None
-    plan = training.probe.features
-    source = Features(answers_of(training), plan, device=CPU, met=None, reporter=Reporter())
-    ((seen,),) = source.of(training.probe.train.paths)
+    plan = training.probe.extraction
+    source = CachedFeatureExtractor(
+        answers_of(training), plan, device=CPU, rendezvous=None, reporter=Reporter()
+    )
+    ((seen,),) = source.extract(training.probe.train.paths)
     assert seen.shape == (24, seen[:].shape[1])
     np.testing.assert_array_equal(seen[5:9], seen[:][5:9])
     assert isinstance(seen._table.base, np.memmap) or isinstance(seen._table, np.memmap)
@@ -209,11 +211,15 @@ def shared(rank: int, place: Path, settings: dict[str, Any]) -> tuple[list[Any],
             for parameter in classifier.parameters():
                 parameter.zero_()
     with joined() as met:
-        with_weights_of_rank_0(classifier)
-        source = Features(
-            answers_of(training), training.probe.features, device=CPU, met=met, reporter=Reporter()
+        broadcast_weights(classifier)
+        source = CachedFeatureExtractor(
+            answers_of(training),
+            training.probe.extraction,
+            device=CPU,
+            rendezvous=met,
+            reporter=Reporter(),
         )
-        (views,) = source.of(training.probe.train.paths, Views(mirrored=True))
+        (views,) = source.extract(training.probe.train.paths, ViewSpec(flipped=True))
         return [view[:] for view in views], source.num_computed
 
 
@@ -234,11 +240,15 @@ def test_ranks_share_the_images_to_the_same_bits(count: int, place: Path) -> Non
 def test_parts_of_an_image_are_views_of_their_own(place: Path) -> None:
     training = training_in(place)
     assert training.probe is not None
-    source = Features(
-        answers_of(training), training.probe.features, device=CPU, met=None, reporter=Reporter()
+    source = CachedFeatureExtractor(
+        answers_of(training),
+        training.probe.extraction,
+        device=CPU,
+        rendezvous=None,
+        reporter=Reporter(),
     )
     paths = training.probe.train.paths
-    found = [view[:] for view in source.of(paths, Views(mirrored=True, parts=5))[0]]
+    found = [view[:] for view in source.extract(paths, ViewSpec(flipped=True, num_crops=5))[0]]
     corners = [((0.5, 0.5), False), ((0.0, 0.0), True), ((1.0, 1.0), False), ((1.0, 0.0), True)]
     for number, (anchor, turned) in enumerate([*corners, ((0.0, 1.0), False)]):
         with torch.inference_mode():
@@ -247,10 +257,10 @@ def test_parts_of_an_image_are_views_of_their_own(place: Path) -> None:
         np.testing.assert_allclose(found[2 + number], expected_rows, rtol=1e-4, atol=1e-5)
     # what is known of the whole images is not asked again, and the other way round
     before = source.num_computed
-    source.of(paths, Views(mirrored=True))
-    source.of(paths, Views(mirrored=True, parts=1))
+    source.extract(paths, ViewSpec(flipped=True))
+    source.extract(paths, ViewSpec(flipped=True, num_crops=1))
     assert source.num_computed == before
-    source.of(paths, Views(parts=2))
+    source.extract(paths, ViewSpec(num_crops=2))
     assert source.num_computed == before + len(paths)
 
 
@@ -265,7 +275,7 @@ def asked_about_part(
     left = round(anchor[0] * (full.width - width))
     top = round(anchor[1] * (full.height - height))
     part = full.crop((left, top, left + width, top + height))
-    pixels = torch.from_numpy(EvalTransform(spec).pixels(part))[None]
+    pixels = torch.from_numpy(EvalTransform(spec).to_pixels(part))[None]
     network = training.module.classifier.network
     images = normalise(pixels.flip(2) if turned else pixels, mean=spec.mean, std=spec.std)
     features: Tensor = network.forward_head(network.forward_features(images), pre_logits=True)  # type: ignore[operator]

@@ -11,11 +11,11 @@ from sklearn.linear_model import LogisticRegression
 
 import finetune
 from finetune.bundle.bundle import load_model
-from finetune.bundle.model_card import read_card
+from finetune.bundle.model_card import read_card_json
 from finetune.commands.fit.fit import FitResult
 from finetune.errors import ConfigError
 from finetune.inference.predictor import Predictor
-from finetune.models.head import head_inputs, linear_head
+from finetune.models.head import capture_head_inputs, find_linear_head
 from finetune.probe.head_rebalancing import REBALANCED_KEY, is_rebalanced, rebalance
 from finetune.types import Reporter, Split
 from tests.runs import (
@@ -42,7 +42,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fit(root: Path, place: Path, output: str, **more: object) -> FitResult:
     settings: dict[str, object] = {
         "data__path": str(root),
-        "data__leaks": "ignore",
+        "data__leakage": "ignore",
         "model__weights": str(place / "weights.pth"),
         "output": str(place / output),
         **more,
@@ -62,13 +62,13 @@ def test_crt_fits_the_trained_networks_head_to_all_classes_alike(uneven: Path, p
     assert said["way"] == "crt"
 
     manifest = manifest_of(uneven)
-    samples = manifest.of(Split.TRAIN)
+    samples = manifest.get_samples(Split.TRAIN)
     model = load_model(found.run_dir)
-    head = linear_head(model.network)
+    head = find_linear_head(model.network)
     assert head is not None
-    with head_inputs(head) as seen:
-        Predictor(model, device="cpu").logits(manifest.paths(samples))
-    features, labels = torch.cat(seen).numpy(), np.array(manifest.labels(samples))
+    with capture_head_inputs(head) as seen:
+        Predictor(model, device="cpu").predict_logits(manifest.resolve_paths(samples))
+    features, labels = torch.cat(seen).numpy(), np.array(manifest.encode_labels(samples))
     scale = float(np.sqrt(np.square(features - features.mean(0)).sum(1).mean()))
     reference = LogisticRegression(
         C=1 / (said["penalty"] * len(labels) * scale**2), class_weight="balanced", max_iter=10_000
@@ -103,8 +103,10 @@ def test_tau_is_chosen_by_balanced_accuracy_and_the_card_says_what_was_done(
         again = rebalance(best, "tau_norm", plan, device=device, reporter=Reporter())
         after = load_model(best).card.priors
         assert after is not None
-        assert again.after >= again.before
-        assert (again.after > again.before) == ((again.tau or 0) > 0), "the smallest of several"
+        assert again.balanced_accuracy_after >= again.balanced_accuracy_before
+        assert (again.balanced_accuracy_after > again.balanced_accuracy_before) == (
+            (again.tau or 0) > 0
+        ), "the smallest of several"
         if expected is not None and again.tau == expected:
             assert after == priors
         if again.tau:
@@ -134,10 +136,10 @@ def test_what_was_done_is_done_once(uneven: Path, place: Path) -> None:
 
 
 def test_averaged_weights_get_the_head_too(uneven: Path, place: Path) -> None:
-    found = fit(uneven, place, "run", imbalance__strategy="crt", optim__average_last=0.5)
+    found = fit(uneven, place, "run", imbalance__strategy="crt", optim__swa_fraction=0.5)
     stored = checkpoint(found.run_dir, "best")
     name = next(name for name in stored["state_dict"] if name.endswith("fc.weight"))
-    head = linear_head(load_model(found.run_dir / "checkpoints" / "best.ckpt").network)
+    head = find_linear_head(load_model(found.run_dir / "checkpoints" / "best.ckpt").network)
     assert head is not None
     assert torch.equal(head.weight.detach(), stored["state_dict"][name])
 
@@ -161,15 +163,17 @@ def test_post_hoc_answers_are_those_of_the_priors_and_of_every_epoch(
     plain = finetune.evaluate(found.run_dir, device="cpu", prior="model")
     adjusted = finetune.evaluate(found.run_dir, device="cpu")
     assert adjusted.evaluation.metrics == pytest.approx(found.metrics["val"])
-    cows = [result.evaluation.per_class[2].predicted for result in (plain, adjusted)]
+    cows = [result.evaluation.per_class[2].num_predicted for result in (plain, adjusted)]
     assert cows[1] >= cows[0]
-    facts = read_card(found.run_dir / "bundle")["facts"]
+    facts = read_card_json(found.run_dir / "bundle")["facts"]
     assert json.dumps(facts["imbalance"]) == '"post_hoc"'
 
 
 def test_both_need_the_probes_way(uneven: Path, place: Path) -> None:
     for way in ("crt", "tau_norm"):
-        with pytest.raises(ConfigError, match=f"imbalance.head={way} cannot apply to probe.enab"):
+        with pytest.raises(
+            ConfigError, match=f"imbalance.head_rebalancing={way} cannot apply to probe.enab"
+        ):
             fit(uneven, place, "run", imbalance__strategy=way, probe__enabled="off")
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune.probe.tau_norm import tau_normalised
+from finetune.probe.tau_norm import apply_tau_normalisation
 
 
 @pytest.fixture
@@ -14,12 +14,12 @@ def head() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_tau_of_0_changes_nothing(head: tuple[torch.Tensor, torch.Tensor]) -> None:
-    for before, after in zip(head, tau_normalised(*head, 0.0), strict=True):
+    for before, after in zip(head, apply_tau_normalisation(*head, 0.0), strict=True):
         torch.testing.assert_close(before, after, rtol=0, atol=0)
 
 
 def test_tau_of_1_makes_all_norms_alike(head: tuple[torch.Tensor, torch.Tensor]) -> None:
-    weight, bias = tau_normalised(*head, 1.0)
+    weight, bias = apply_tau_normalisation(*head, 1.0)
     norms = weight.norm(dim=1)
     torch.testing.assert_close(norms, norms.mean().expand(4))
     # as the paper divides, w / |w| ** tau, up to one factor for all classes
@@ -29,6 +29,8 @@ def test_tau_of_1_makes_all_norms_alike(head: tuple[torch.Tensor, torch.Tensor])
 
 
 def test_a_class_without_weights_is_left_out_of_no_sum() -> None:
-    weight, bias = tau_normalised(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.zeros(2), 0.5)
+    weight, bias = apply_tau_normalisation(
+        torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.zeros(2), 0.5
+    )
     assert bool(torch.isfinite(weight).all())
     assert bool((bias == 0).all())

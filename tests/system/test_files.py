@@ -12,11 +12,11 @@ import pytest
 
 from finetune.errors import DataError, StorageError
 from finetune.system.files import (
-    atomic_file,
-    atomic_folder,
-    disk_errors_explained,
     explain_disk_error,
-    replace_link,
+    replace_symlink,
+    translate_disk_errors,
+    write_file_atomically,
+    write_folder_atomically,
     write_text,
 )
 from tests.helpers import names_in, tiny_disk
@@ -40,7 +40,7 @@ def umask(mask: int) -> Iterator[None]:
 
 def test_a_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
     file = tmp_path / "new" / "folder" / "a.txt"
-    with atomic_file(file) as temporary:
+    with write_file_atomically(file) as temporary:
         temporary.write_text("whole")
         assert temporary.parent == file.parent, "moving over file systems is no single step"
         assert not file.exists()
@@ -54,7 +54,7 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(
 ) -> None:
     file = tmp_path / "a.txt"
     file.write_text("old")
-    with pytest.raises(type(error)) as caught, atomic_file(file) as temporary:  # noqa: PT012
+    with pytest.raises(type(error)) as caught, write_file_atomically(file) as temporary:
         temporary.write_text("half")
         raise error
     assert caught.value is error, "what is no trouble of the disk passes as it is"
@@ -65,7 +65,7 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(
 def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     for name in ("first", "second"):
-        with atomic_folder(folder) as temporary:
+        with write_folder_atomically(folder) as temporary:
             (temporary / "deep").mkdir()
             (temporary / "deep" / name).write_text(name)
             assert (folder / "deep" / "first").exists() is (name == "second")
@@ -80,7 +80,7 @@ def test_an_exception_leaves_the_old_folder_and_nothing_else(
     folder = tmp_path / "bundle"
     folder.mkdir()
     (folder / "old").touch()
-    with pytest.raises(type(error)), atomic_folder(folder) as temporary:  # noqa: PT012
+    with pytest.raises(type(error)), write_folder_atomically(folder) as temporary:
         (temporary / "new").touch()
         raise error
     assert names_in(folder) == ["old"]
@@ -95,7 +95,7 @@ def test_the_umask_is_respected(
 ) -> None:
     with umask(mask):
         write_text(tmp_path / "a.txt", "a")
-        with atomic_folder(tmp_path / "folder"):
+        with write_folder_atomically(tmp_path / "folder"):
             pass
         assert os.umask(mask) == mask, "asking for the mask does not change it"
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == file_mode
@@ -118,9 +118,12 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(full: Path) -> None:
 
 def test_a_full_disk_leaves_the_old_folder(full: Path) -> None:
     folder = full / "bundle"
-    with atomic_folder(folder) as temporary:
+    with write_folder_atomically(folder) as temporary:
         (temporary / "a").write_text("old")
-    with pytest.raises(StorageError, match="no space is left"), atomic_folder(folder) as temporary:
+    with (
+        pytest.raises(StorageError, match="no space is left"),
+        write_folder_atomically(folder) as temporary,
+    ):
         (temporary / "a").write_bytes(bytes(200_000))
     assert (folder / "a").read_text() == "old"
     assert names_in(full) == ["bundle"]
@@ -176,17 +179,17 @@ def test_the_disk_is_explained_with_the_remedy_of_the_place() -> None:
     message = r"^Cannot write a/b: no space .*\. Take another\.$"
     with (
         pytest.raises(StorageError, match=message) as caught,
-        disk_errors_explained(Path("a/b"), "Take another."),
+        translate_disk_errors(Path("a/b"), "Take another."),
     ):
         raise full_disk()
     assert caught.value.__cause__ is not None
     assert caught.value.__cause__.args[0] == errno.ENOSPC
-    with pytest.raises(StorageError, match="--output"), disk_errors_explained(Path("a/b")):
+    with pytest.raises(StorageError, match="--output"), translate_disk_errors(Path("a/b")):
         raise full_disk()
 
 
 def test_the_full_disk_of_a_database_is_one() -> None:
-    with pytest.raises(StorageError, match="full"), disk_errors_explained(Path("a")):
+    with pytest.raises(StorageError, match="full"), translate_disk_errors(Path("a")):
         raise sqlite3.OperationalError("database or disk is full")
 
 
@@ -202,7 +205,7 @@ def test_the_full_disk_of_a_database_is_one() -> None:
     ids=lambda error: type(error).__name__,
 )
 def test_what_is_not_of_the_disk_passes_as_it_is(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, disk_errors_explained(Path("a")):
+    with pytest.raises(type(error)) as caught, translate_disk_errors(Path("a")):
         raise error
     assert caught.value is error
 
@@ -210,7 +213,7 @@ def test_what_is_not_of_the_disk_passes_as_it_is(error: BaseException) -> None:
 def test_an_error_that_says_by_itself_what_could_not_be_read_passes_as_it_is() -> None:
     error = DataError("x.jpg may not be read")
     error.__cause__ = PermissionError(errno.EACCES, "Permission denied")
-    with pytest.raises(DataError) as caught, disk_errors_explained(Path("a")):
+    with pytest.raises(DataError) as caught, translate_disk_errors(Path("a")):
         raise error
     assert caught.value is error
 
@@ -219,21 +222,21 @@ def test_a_link_is_pointed_elsewhere(tmp_path: Path) -> None:
     link = tmp_path / "latest"
     for name in ("one", "two", "two"):
         (tmp_path / name).mkdir(exist_ok=True)
-        replace_link(link, name)
+        replace_symlink(link, name)
         assert link.readlink() == Path(name)
     assert names_in(tmp_path) == ["latest", "one", "two"]
 
 
 def test_a_dangling_link_is_replaced_and_a_real_folder_is_not(tmp_path: Path) -> None:
     (tmp_path / "latest").symlink_to("gone")
-    replace_link(tmp_path / "latest", "new")
+    replace_symlink(tmp_path / "latest", "new")
     assert (tmp_path / "latest").readlink() == Path("new")
     (tmp_path / "mine").mkdir()
-    replace_link(tmp_path / "mine", "new")
+    replace_symlink(tmp_path / "mine", "new")
     assert not (tmp_path / "mine").is_symlink()
     assert names_in(tmp_path) == ["latest", "mine"]
 
 
 def test_a_place_that_takes_no_link_goes_without(tmp_path: Path) -> None:
-    replace_link(tmp_path / "missing" / "latest", "new")
+    replace_symlink(tmp_path / "missing" / "latest", "new")
     assert names_in(tmp_path) == []

@@ -11,9 +11,9 @@ import torch
 from finetune.errors import ConfigError
 from finetune.system import hardware as machine
 from finetune.system.hardware import (
+    count_available_cores,
     explain_out_of_memory,
-    free_cores,
-    free_memory,
+    get_free_memory,
     is_out_of_memory,
     release_memory,
     resolve_accelerator,
@@ -40,23 +40,23 @@ def test_auto_takes_a_gpu_where_there_is_one(
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system binds no process")
 def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_control_groups", list)
+    monkeypatch.setattr(machine, "_find_cgroups", list)
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
-        assert free_cores() == 1
+        assert count_available_cores() == 1
     finally:
         os.sched_setaffinity(0, before)
-    assert free_cores() == len(before)
+    assert count_available_cores() == len(before)
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").is_file(), reason="the system does not tell")
 def test_free_memory_is_some_of_what_the_machine_has() -> None:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    found = free_memory("cpu")
+    found = get_free_memory("cpu")
     assert found is not None
     assert 0 < found < total
-    assert free_memory("mps") is None
+    assert get_free_memory("mps") is None
 
 
 def group(folder: Path, *, limit: str, used: int, files: int = 0) -> None:
@@ -75,9 +75,9 @@ def group(folder: Path, *, limit: str, used: int, files: int = 0) -> None:
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand in for the kernel: a process in the group ``/job/step``, on a roomy machine."""
     (tmp_path / "own").write_text("4:memory:/elsewhere\n0::/job/step\n")
-    monkeypatch.setattr(machine, "_OWN_GROUP", tmp_path / "own")
-    monkeypatch.setattr(machine, "_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(machine, "_available", lambda: 10**12)
+    monkeypatch.setattr(machine, "_PROCESS_CGROUP_FILE", tmp_path / "own")
+    monkeypatch.setattr(machine, "_CGROUP_ROOT", tmp_path / "groups")
+    monkeypatch.setattr(machine, "_read_available_memory", lambda: 10**12)
     group(tmp_path / "groups" / "job" / "step", limit="max", used=500)
     return tmp_path / "groups"
 
@@ -101,34 +101,34 @@ def test_a_pod_counts_the_cores_that_it_is_granted(
     for folder, share in ((groups / "job" / "step", own), (groups / "job", around)):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "cpu.max").write_text(f"{share}\n")
-    assert free_cores() == expected
+    assert count_available_cores() == expected
 
 
 def test_the_tightest_of_the_groups_around_a_process_counts(groups: Path) -> None:
-    assert free_memory("cpu") == 10**12
+    assert get_free_memory("cpu") == 10**12
     group(groups / "job", limit="1000", used=400)
-    assert free_memory("cpu") == 600
+    assert get_free_memory("cpu") == 600
     group(groups / "job" / "step", limit="800", used=300)
-    assert free_memory("cpu") == 500
+    assert get_free_memory("cpu") == 500
     group(groups, limit="900", used=850)  # as in a container, whose own group is the root
-    assert free_memory("cpu") == 50
+    assert get_free_memory("cpu") == 50
     group(groups / "other", limit="10", used=10)
-    assert free_memory("cpu") == 50
+    assert get_free_memory("cpu") == 50
     group(groups, limit="900", used=1000)
-    assert free_memory("cpu") == 0
+    assert get_free_memory("cpu") == 0
 
 
 def test_files_that_were_read_leave_their_memory_free(groups: Path) -> None:
     group(groups / "job", limit="1000", used=1000, files=900)
-    assert free_memory("cpu") == 900
+    assert get_free_memory("cpu") == 900
 
 
 def test_without_any_numbers_nothing_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "_OWN_GROUP", tmp_path / "absent")
-    monkeypatch.setattr(machine, "_available", lambda: None)
-    assert free_memory("cpu") is None
+    monkeypatch.setattr(machine, "_PROCESS_CGROUP_FILE", tmp_path / "absent")
+    monkeypatch.setattr(machine, "_read_available_memory", lambda: None)
+    assert get_free_memory("cpu") is None
 
 
 @pytest.mark.parametrize(

@@ -19,25 +19,25 @@ def make(path: Path) -> run_folder.RunFolder:
         config="seed: 0\n",
         manifest="path\n",
         rejected="path,reason\n",
-        audit="{}\n",
-        findings="finding\n",
+        audit_json="{}\n",
+        audit_csv="finding\n",
     )
 
 
 def test_a_new_run_has_its_first_files_and_latest_points_at_it(tmp_path: Path) -> None:
     for name in ("one", "two"):
         run = make(tmp_path / "runs" / name)
-        assert run.config.read_text() == "seed: 0\n"
-        assert run.manifest.read_text() == "path\n"
-        assert run.rejected.read_text() == "path,reason\n"
+        assert run.config_path.read_text() == "seed: 0\n"
+        assert run.manifest_path.read_text() == "path\n"
+        assert run.rejected_path.read_text() == "path,reason\n"
         assert (tmp_path / "runs" / "latest").resolve() == run.path.resolve()
     assert names_in(tmp_path / "runs") == ["latest", "one", "two"]
 
 
 def test_an_empty_folder_is_free_and_the_check_makes_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    run_folder.check_free(tmp_path / "empty")
-    run_folder.check_free(tmp_path / "new" / "deep")
+    run_folder.check_unused(tmp_path / "empty")
+    run_folder.check_unused(tmp_path / "new" / "deep")
     assert names_in(tmp_path) == ["empty"]
 
 
@@ -60,21 +60,26 @@ def test_a_folder_that_holds_something_else_gets_no_advice_to_resume(tmp_path: P
 def test_a_path_through_a_file_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="file may not be written"):
-        run_folder.check_free(tmp_path / "file" / "run")
+        run_folder.check_unused(tmp_path / "file" / "run")
 
 
 def test_a_full_disk_leaves_no_run_folder(tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "disk", size="16k") as disk:
         with pytest.raises(StorageError, match="no space is left"):
             run_folder.create(
-                disk / "run", config="", manifest="x" * 100_000, rejected="", audit="", findings=""
+                disk / "run",
+                config="",
+                manifest="x" * 100_000,
+                rejected="",
+                audit_json="",
+                audit_csv="",
             )
         assert names_in(disk) == []
 
 
 def test_an_existing_run_is_found_through_latest(tmp_path: Path) -> None:
     run = make(tmp_path / "run")
-    assert run_folder.existing(tmp_path / "latest").path == run.path.resolve()
+    assert run_folder.open_existing(tmp_path / "latest").path == run.path.resolve()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,7 @@ def test_an_existing_run_is_found_through_latest(tmp_path: Path) -> None:
 )
 def test_what_is_no_run_says_so(tmp_path: Path, path: str, message: str) -> None:
     with pytest.raises(RunFolderError, match=message):
-        run_folder.existing(tmp_path / path)
+        run_folder.open_existing(tmp_path / path)
 
 
 @pytest.mark.parametrize("lost", ["config", "manifest"])
@@ -95,7 +100,7 @@ def test_half_a_run_is_no_run(tmp_path: Path, lost: str) -> None:
     run = make(tmp_path / "run")
     getattr(run, lost).unlink()
     with pytest.raises(RunFolderError, match="no run folder"):
-        run_folder.existing(run.path)
+        run_folder.open_existing(run.path)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +112,7 @@ def test_half_a_run_is_no_run(tmp_path: Path, lost: str) -> None:
     ],
 )
 def test_a_name_holds_date_backbone_and_data(backbone: str, data: str, tail: str) -> None:
-    name = run_folder.default_name(backbone, Path(data))
+    name = run_folder.build_default_name(backbone, Path(data))
     assert re.fullmatch(rf"20\d{{6}}-\d{{6}}{re.escape(tail)}", name)
 
 
@@ -116,7 +121,7 @@ def test_the_name_of_the_working_folder_is_used_for_a_dot(
 ) -> None:
     (tmp_path / "holiday").mkdir()
     monkeypatch.chdir(tmp_path / "holiday")
-    assert run_folder.default_name("vgg16", Path()).endswith("-vgg16-holiday")
+    assert run_folder.build_default_name("vgg16", Path()).endswith("-vgg16-holiday")
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(
@@ -125,22 +130,22 @@ def test_a_run_is_trained_by_one_process_at_a_time(
     run = make(tmp_path / "run")
     monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0.3)
     with (
-        run_folder.occupied(run),
+        run_folder.lock_run(run),
         pytest.raises(RunFolderError, match=rf"run is being trained by process {os.getpid()} on"),
-        run_folder.occupied(run),
+        run_folder.lock_run(run),
     ):
         raise AssertionError
-    with run_folder.occupied(run):
+    with run_folder.lock_run(run):
         assert names_in(run.path)
 
 
 def test_a_run_whose_process_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
     run = make(tmp_path / "run")
-    held = run_folder.occupied(run)
+    held = run_folder.lock_run(run)
     held.__enter__()
     ending = threading.Timer(0.3, held.__exit__, args=(None, None, None))
     ending.start()
     start = time.monotonic()
-    with run_folder.occupied(run):
+    with run_folder.lock_run(run):
         assert time.monotonic() - start > 0.2
     ending.join()

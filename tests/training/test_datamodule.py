@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from finetune.builders import with_cache
+from finetune.builders import enable_cache
 from finetune.data.cache.pixel_store import StoredSource
 from finetune.data.dataset import Batch, ImageDataset
 from finetune.data.images.source import FileSource
@@ -33,8 +33,8 @@ def module_on(
     training = small_training(
         root, trainer__devices=world_size, model__batch_norm="frozen", **settings
     )
-    data = with_cache(training, reporter=Reporter()).data
-    accumulate = data.loading.accumulate
+    data = enable_cache(training, reporter=Reporter()).datamodule
+    accumulate = data.loader_options.accumulate_grad_batches
     epochs = SimpleNamespace(processed=epoch, ready=epoch + (steps > 0))
     batches = SimpleNamespace(processed=steps * accumulate)
     stand_in = SimpleNamespace(
@@ -72,7 +72,7 @@ def test_the_ranks_and_accumulated_batches_are_the_global_batch(
                     world_size=world_size,
                     epoch=3,
                     imbalance__strategy=strategy,
-                    trainer__accumulate=accumulate,
+                    trainer__accumulate_grad_batches=accumulate,
                 ).train_dataloader()
             )
         )
@@ -131,7 +131,7 @@ def test_a_broken_off_epoch_goes_on_with_the_images_that_are_left(
                 world_size=world_size,
                 epoch=2,
                 steps=done,
-                trainer__accumulate=accumulate,
+                trainer__accumulate_grad_batches=accumulate,
             ).train_dataloader()
             for done in (0, steps)
         )
@@ -150,9 +150,11 @@ def test_validation_comes_in_the_same_batches_for_any_number_of_ranks(
         for rank in range(world_size):
             settings: dict[str, Any] = {"trainer__batch_size": 4, "data__cache": "off"}
             data = module_on(animals, rank=rank, world_size=world_size, **settings)
-            paths = [Path(data.val.source.name(row)) for row in range(num_val)]
+            paths = [Path(data.val_dataset.source.get_name(row)) for row in range(num_val)]
             files = FileSource(paths, max_pixels=10**6)
-            data.val = ImageDataset(files, data.val.labels[:num_val].tolist(), data.val.transform)
+            data.val_dataset = ImageDataset(
+                files, data.val_dataset.labels[:num_val].tolist(), data.val_dataset.transform
+            )
             ranks.append(rows_of(list(data.val_dataloader())))
         return ranks
 
@@ -172,7 +174,7 @@ def test_labels_and_pixels_belong_to_their_rows(animals: Path) -> None:
         for place, row in enumerate(batch["index"].tolist()):
             # the images were written class by class
             assert int(batch["label"][place]) == row // 8
-            assert torch.equal(batch["image"][place], data.train[row]["image"])
+            assert torch.equal(batch["image"][place], data.train_dataset[row]["image"])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -188,9 +190,9 @@ def test_kept_pixels_come_in_the_batches_of_the_files(animals: Path, num_workers
         )
         for cache, workers in (("off", 0), ("on", num_workers))
     )
-    assert isinstance(files.train.source, FileSource)
-    assert isinstance(kept.train.source, StoredSource)
-    assert isinstance(kept.val.source, StoredSource)
+    assert isinstance(files.train_dataset.source, FileSource)
+    assert isinstance(kept.train_dataset.source, StoredSource)
+    assert isinstance(kept.val_dataset.source, StoredSource)
     for loaders in (
         (files.train_dataloader(), kept.train_dataloader()),
         (files.val_dataloader(), kept.val_dataloader()),

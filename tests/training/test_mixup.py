@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from finetune.lookup import takes
+from finetune.lookup import has_parameter
 from finetune.losses import LOSSES
-from finetune.training.mixup import Mixing
+from finetune.training.mixup import Mixup
 
 LABELS = torch.tensor([0, 1, 2, 0])
 
@@ -22,7 +22,7 @@ def images(height: int = 12, width: int = 20) -> Tensor:
 
 
 def mixed(
-    mixing: Mixing,
+    mixing: Mixup,
     step: int,
     pixels: Tensor | None = None,
     *,
@@ -35,10 +35,10 @@ def mixed(
         seen.append(given)
         return torch.stack([given.mean(dim=(1, 2, 3)) * k for k in (0.3, -0.2, 0.1)], dim=1)
 
-    loss = mixing.loss(
+    loss = mixing.compute_loss(
         images() if pixels is None else pixels,
         LABELS,
-        random=np.random.default_rng(step),
+        generator=np.random.default_rng(step),
         network=network,
         criterion=criterion,
     )
@@ -48,7 +48,7 @@ def mixed(
 
 @pytest.mark.parametrize("step", range(8))
 def test_losses_are_mixed_by_the_area_that_is_left(step: int) -> None:
-    pixels, logits, loss = mixed(Mixing(cutmix=1.0), step)
+    pixels, logits, loss = mixed(Mixup(cutmix_alpha=1.0), step)
     own = images()
     is_own = pixels == own
     assert torch.equal(torch.where(is_own, own, own.roll(2, 0)), pixels)
@@ -64,7 +64,7 @@ def test_losses_are_mixed_by_the_area_that_is_left(step: int) -> None:
 
 def test_the_area_that_is_left_is_drawn_evenly() -> None:
     left = np.array(
-        [(mixed(Mixing(cutmix=1.0), step)[0][0, 0] == 1).float().mean() for step in range(600)]
+        [(mixed(Mixup(cutmix_alpha=1.0), step)[0][0, 0] == 1).float().mean() for step in range(600)]
     )
     # a box whose centre may lie anywhere loses some of its area at the border
     assert 0.55 < left.mean() < 0.75
@@ -75,23 +75,23 @@ def test_the_area_that_is_left_is_drawn_evenly() -> None:
 def test_a_coin_takes_one_of_two_ways() -> None:
     cut = 0
     for step in range(400):
-        pixels, _, _ = mixed(Mixing(mixup=0.4, cutmix=1.0), step)
+        pixels, _, _ = mixed(Mixup(mixup_alpha=0.4, cutmix_alpha=1.0), step)
         values = torch.unique(pixels[0])
         cut += set(values.tolist()) <= {1.0, 3.0}
     assert 150 < cut < 250
 
 
 def test_nothing_on_is_nothing() -> None:
-    assert not Mixing()
-    assert Mixing(mixup=0.1)
-    assert Mixing(cutmix=0.1)
+    assert not Mixup()
+    assert Mixup(mixup_alpha=0.1)
+    assert Mixup(cutmix_alpha=0.1)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_mixed_loss_is_that_of_the_mixed_label(name: str) -> None:
     loss = LOSSES[name]
     counts = {"class_counts_K": torch.tensor([5.0, 2.0, 1.0])}
-    given = counts if takes(loss, "class_counts_K") else {}
+    given = counts if has_parameter(loss, "class_counts_K") else {}
     criterion = partial(loss, **given, class_weights_K=torch.tensor([0.5, 1.0, 4.0]))
     shares = []
 
@@ -99,8 +99,8 @@ def test_the_mixed_loss_is_that_of_the_mixed_label(name: str) -> None:
         shares.append(torch.nn.functional.one_hot(labels, 3).float())
         return logits.sum() * 0
 
-    mixed(Mixing(mixup=1.0), 3, criterion=soft)
+    mixed(Mixup(mixup_alpha=1.0), 3, criterion=soft)
     share = float(np.random.default_rng(3).beta(1.0, 1.0))
-    _, logits, found = mixed(Mixing(mixup=1.0), 3, criterion=criterion)
+    _, logits, found = mixed(Mixup(mixup_alpha=1.0), 3, criterion=criterion)
     expected = criterion(logits, share * shares[0] + (1 - share) * shares[1])
     torch.testing.assert_close(found, expected)

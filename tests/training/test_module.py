@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchvision.transforms.functional import normalize
 
-from finetune.builders import Training, trainer_options
+from finetune.builders import Training, build_trainer_options
 from finetune.bundle.model_card import CARD_KEY
 from finetune.data.dataset import Batch
 from finetune.errors import TrainingError
 from finetune.models.classifier import normalise
-from finetune.training.callbacks.freeze_layers import Unfreeze
+from finetune.training.callbacks.freeze_layers import UnfreezeScheduler
 from finetune.training.loggers.experiment import MetricsCsv
 from finetune.training.module import ClassificationModule, EpochSums
 from finetune.training.trainer import TrainerOptions, create_trainer, fit
@@ -42,16 +42,16 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 def run(training: Training, folder: Path, *callbacks: Callback, epochs: int = 2) -> Any:
     trainer = create_trainer(
         folder,
-        TrainerOptions(epochs=epochs, monitor="val/accuracy", gradient_clip=0.0),
-        callbacks=[Unfreeze(), *callbacks],
+        TrainerOptions(max_epochs=epochs, monitor="val/accuracy", gradient_clip=0.0),
+        callbacks=[UnfreezeScheduler(), *callbacks],
         loggers=[],
     )
-    fit(trainer, training.module, training.data, checkpoint=None)
+    fit(trainer, training.module, training.datamodule, checkpoint_path=None)
     return trainer
 
 
 def with_criterion(training: Training, criterion: Criterion) -> Training:
-    training.module.recipe = replace(training.module.recipe, criterion_at=lambda _: criterion)
+    training.module.recipe = replace(training.module.recipe, criterion_schedule=lambda _: criterion)
     return training
 
 
@@ -90,12 +90,12 @@ def test_an_epoch_is_what_a_plain_loop_of_pytorch_does(animals: Path, tmp_path: 
     parameters = dict(network.named_parameters())
     velocity = {name: torch.zeros_like(value) for name, value in parameters.items()}
     rates = [0.1, *(0.1 * 0.5 * 0.5**distance for distance in range(len(groups) - 1))]
-    reference.data.trainer = trainer
+    reference.datamodule.trainer = trainer
     epochs = trainer.fit_loop.epoch_progress.current
     epochs.processed = epochs.ready = 0
     losses = []
     # three steps; the rise takes round(0.5 * 3) = 2 of them
-    for step, batch in enumerate(reference.data.train_dataloader()):
+    for step, batch in enumerate(reference.datamodule.train_dataloader()):
         factor = (1 - step / 3) * min(1.0, (step + 1) / 2)
         loss = cross_entropy(reference.module(batch["image"]), batch["label"], label_smoothing=0.1)
         losses.append(float(loss.detach()))
@@ -103,7 +103,7 @@ def test_an_epoch_is_what_a_plain_loop_of_pytorch_does(animals: Path, tmp_path: 
         gradient_of = dict(zip(parameters, gradients, strict=True))
         with torch.no_grad():
             for group, rate in zip(groups, rates, strict=True):
-                for name in group.parameters:
+                for name in group.parameter_names:
                     value = parameters[name]
                     decay = 0.01 if value.ndim > 1 else 0.0
                     gradient = gradient_of[name] + decay * value
@@ -125,7 +125,9 @@ def test_validation_metrics_are_scikit_learns_on_all_images(animals: Path, tmp_p
     randomise(training.module.classifier.network)
     trainer = run(training, tmp_path)
     network = training.module.eval()
-    batch = torch.utils.data.default_collate([training.data.val[row] for row in range(15)])
+    batch = torch.utils.data.default_collate(
+        [training.datamodule.val_dataset[row] for row in range(15)]
+    )
     with torch.no_grad():
         probabilities = network(batch["image"]).softmax(dim=1).double().numpy()
     predicted, labels = probabilities.argmax(1), batch["label"].numpy()
@@ -145,7 +147,7 @@ def test_the_rates_of_an_epoch_are_those_of_its_last_step(animals: Path, tmp_pat
     training = small_training(
         animals,
         trainer__epochs=4,
-        trainer__accumulate=2,
+        trainer__accumulate_grad_batches=2,
         unfreeze__name="head_first",
         unfreeze__params={"epochs": 2},
         optim__backbone_lr_scale=0.5,
@@ -156,18 +158,18 @@ def test_the_rates_of_an_epoch_are_those_of_its_last_step(animals: Path, tmp_pat
     file = tmp_path / "metrics.csv"
     trainer = create_trainer(
         tmp_path,
-        trainer_options(training.config),
-        callbacks=[Unfreeze(), MetricsCsv(file, reporter=Reporter())],
+        build_trainer_options(training.config),
+        callbacks=[UnfreezeScheduler(), MetricsCsv(file, reporter=Reporter())],
         loggers=[],
     )
-    fit(trainer, training.module, training.data, checkpoint=None)
+    fit(trainer, training.module, training.datamodule, checkpoint_path=None)
     groups = training.module.classifier.groups
     found = rows(tmp_path)
     assert len(found) == 4
     for epoch, row in enumerate(found):
         assert int(row["step"]) == 3 * (epoch + 1)
         factor = 1 - (3 * epoch + 2) / 12  # of 12 steps
-        for group, rate in zip(groups, training.rates, strict=True):
+        for group, rate in zip(groups, training.peak_learning_rates, strict=True):
             assert float(row[f"lr/{group.name}"]) == pytest.approx(rate * factor), (epoch, group)
 
 
@@ -197,7 +199,7 @@ def mixed(module: ClassificationModule, batch: Batch, *, epoch: int = 0, step: i
         lambda _, given, logits: seen.append((given[0], logits))
     )
     with torch.no_grad():
-        loss = module._loss(batch, step)
+        loss = module._compute_loss(batch, step)
     hook.remove()
     ((pixels, logits),) = seen
     own = normalise(batch["image"], mean=module.spec.mean, std=module.spec.std)
@@ -266,7 +268,9 @@ def test_without_mixup_nothing_is_mixed_to_the_bit(animals: Path) -> None:
     assert torch.equal(
         found.pixels, normalise(batch["image"], mean=module.spec.mean, std=module.spec.std)
     )
-    assert torch.equal(found.loss, module.recipe.criterion_at(0)(found.logits, batch["label"]))
+    assert torch.equal(
+        found.loss, module.recipe.criterion_schedule(0)(found.logits, batch["label"])
+    )
 
 
 def test_colours_change_before_images_are_mixed(animals: Path) -> None:
@@ -274,7 +278,7 @@ def test_colours_change_before_images_are_mixed(animals: Path) -> None:
     batch = batch_of(4)
     grey = torch.full((4, 3, 4), 1 / 3)
     grey[..., 3] = 0
-    pixels = mixed(module, {**batch, "colour": grey}).pixels
+    pixels = mixed(module, {**batch, "color_matrix": grey}).pixels
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (module.spec.mean, module.spec.std))
     channels = pixels * std + mean
     torch.testing.assert_close(channels[:, 0], channels[:, 2])
@@ -284,18 +288,21 @@ def test_one_share_serves_all_accumulated_batches_of_a_step(
     animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, int]] = []
-    loss = ClassificationModule._loss
+    loss = ClassificationModule._compute_loss
 
     def watched(self: ClassificationModule, batch: Batch, step: int) -> Tensor:
         asked.append((self.current_epoch, step))
         return loss(self, batch, step)
 
     monkeypatch.setattr(ClassificationModule, "_loss", watched)
-    training = small_training(animals, trainer__accumulate=2, augment__mixup=0.2)
+    training = small_training(animals, trainer__accumulate_grad_batches=2, augment__mixup=0.2)
     trainer = create_trainer(
-        tmp_path, trainer_options(training.config), callbacks=[Unfreeze()], loggers=[]
+        tmp_path,
+        build_trainer_options(training.config),
+        callbacks=[UnfreezeScheduler()],
+        loggers=[],
     )
-    fit(trainer, training.module, training.data, checkpoint=None)
+    fit(trainer, training.module, training.datamodule, checkpoint_path=None)
     assert asked == [(epoch, step) for epoch in (0, 1) for step in (0, 0, 1, 1, 2, 2)]
 
 

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from finetune.models.backbone import create_network
-from finetune.models.groups import layer_groups
+from finetune.models.groups import find_layer_groups
 from finetune.training.param_groups import (
+    build_param_groups,
+    compute_learning_rates,
     create_optimizer,
-    learning_rates,
-    param_groups,
-    rates_by_group,
+    get_learning_rates,
 )
 from tests.networks import changed, randomise, snapshot
 from tests.runs import largest_difference
@@ -23,23 +23,23 @@ def network_of(name: str) -> nn.Module:
 
 
 def test_rates_fall_with_the_distance_from_the_head() -> None:
-    assert learning_rates(5, lr=0.1, backbone_scale=0.5, layer_decay=0.1) == pytest.approx(
+    assert compute_learning_rates(5, lr=0.1, backbone_scale=0.5, layer_decay=0.1) == pytest.approx(
         [0.1, 0.05, 0.005, 0.0005, 0.00005]
     )
-    assert learning_rates(3, lr=0.1, backbone_scale=1.0, layer_decay=1.0) == [0.1, 0.1, 0.1]
-    assert learning_rates(1, lr=0.1, backbone_scale=0.5, layer_decay=0.5) == [0.1]
+    assert compute_learning_rates(3, lr=0.1, backbone_scale=1.0, layer_decay=1.0) == [0.1, 0.1, 0.1]
+    assert compute_learning_rates(1, lr=0.1, backbone_scale=0.5, layer_decay=0.5) == [0.1]
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_each_parameter_is_in_it_once_at_the_rate_of_its_layer_group(name: str) -> None:
     network = network_of(name)
-    groups = layer_groups(network)
-    rates = learning_rates(len(groups), lr=1.0, backbone_scale=0.5, layer_decay=0.9)
-    found = param_groups(network, groups, rates=rates, weight_decay=0.05)
+    groups = find_layer_groups(network)
+    rates = compute_learning_rates(len(groups), lr=1.0, backbone_scale=0.5, layer_decay=0.9)
+    found = build_param_groups(network, groups, learning_rates=rates, weight_decay=0.05)
     listed = [id(parameter) for group in found for parameter in group["params"]]
     assert sorted(listed) == sorted(id(parameter) for parameter in network.parameters())
 
-    rate_of = {n: rate for g, rate in zip(groups, rates, strict=True) for n in g.parameters}
+    rate_of = {n: rate for g, rate in zip(groups, rates, strict=True) for n in g.parameter_names}
     names = {id(parameter): n for n, parameter in network.named_parameters()}
     for group in found:
         for parameter in group["params"]:
@@ -50,8 +50,10 @@ def test_each_parameter_is_in_it_once_at_the_rate_of_its_layer_group(name: str) 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_frozen_parameters_are_passed_over_without_state(name: str) -> None:
     network = network_of("test_resnet")
-    groups = layer_groups(network)
-    found = param_groups(network, groups, rates=[0.1] * len(groups), weight_decay=0.05)
+    groups = find_layer_groups(network)
+    found = build_param_groups(
+        network, groups, learning_rates=[0.1] * len(groups), weight_decay=0.05
+    )
     optimizer = create_optimizer(name, found, momentum=0.9)
     head = network.get_classifier()  # type: ignore[operator]
     network.requires_grad_(False)
@@ -91,8 +93,10 @@ def test_one_kernel_for_all_parameters_steps_as_many_kernels_do(name: str, momen
         network = network_of("test_resnet")
         randomise(network)
         before = snapshot(network)
-        groups = layer_groups(network)
-        found = param_groups(network, groups, rates=[1e-3] * len(groups), weight_decay=0.05)
+        groups = find_layer_groups(network)
+        found = build_param_groups(
+            network, groups, learning_rates=[1e-3] * len(groups), weight_decay=0.05
+        )
         optimizer = create_optimizer(name, found, momentum=momentum, fused=fused)
         assert all(group["fused"] is fused for group in optimizer.param_groups)
         # gradients of one network for both, or rounding in them would be told apart as well
@@ -109,13 +113,15 @@ def test_one_kernel_for_all_parameters_steps_as_many_kernels_do(name: str, momen
 
 def test_rates_are_named_by_layer_group_as_they_are_now() -> None:
     network = network_of("test_resnet")
-    groups = layer_groups(network)
-    rates = learning_rates(len(groups), lr=0.1, backbone_scale=0.5, layer_decay=0.5)
+    groups = find_layer_groups(network)
+    rates = compute_learning_rates(len(groups), lr=0.1, backbone_scale=0.5, layer_decay=0.5)
     optimizer = create_optimizer(
-        "sgd", param_groups(network, groups, rates=rates, weight_decay=0.0), momentum=0.9
+        "sgd",
+        build_param_groups(network, groups, learning_rates=rates, weight_decay=0.0),
+        momentum=0.9,
     )
     expected = {f"lr/{group.name}": rate for group, rate in zip(groups, rates, strict=True)}
-    assert rates_by_group(optimizer) == pytest.approx(expected)
+    assert get_learning_rates(optimizer) == pytest.approx(expected)
     for group in optimizer.param_groups:
         group["lr"] *= 0.5
-    assert rates_by_group(optimizer) == pytest.approx({n: r / 2 for n, r in expected.items()})
+    assert get_learning_rates(optimizer) == pytest.approx({n: r / 2 for n, r in expected.items()})

@@ -24,8 +24,8 @@ from finetune.data.dataset import Batch
 from finetune.models.classifier import ImageClassifier
 from finetune.training import step_cost as cost
 from finetune.training.module import ClassificationModule, Recipe
-from finetune.training.param_groups import create_optimizer, param_groups
-from finetune.training.step_cost import StepCost, StepMeter
+from finetune.training.param_groups import build_param_groups, create_optimizer
+from finetune.training.step_cost import StepCost, StepProfiler
 from finetune.types import Draw, PreprocessSpec
 from tests.networks import snapshot
 from tests.runs import assert_same_bits, small_training
@@ -83,14 +83,16 @@ def module_of(
 ) -> ClassificationModule:
     def make_optimizer(classifier: ImageClassifier) -> Optimizer:
         rates = [0.1] * len(classifier.groups)
-        groups = param_groups(classifier.network, classifier.groups, rates=rates, weight_decay=0.0)
+        groups = build_param_groups(
+            classifier.network, classifier.groups, learning_rates=rates, weight_decay=0.0
+        )
         return create_optimizer(optimizer, groups, momentum=0.9)
 
     recipe = Recipe(
-        criterion_at=lambda epoch: criterion,
-        depth_at=lambda epoch: 1,
+        criterion_schedule=lambda epoch: criterion,
+        depth_schedule=lambda epoch: 1,
         make_optimizer=make_optimizer,
-        lr_factor=lambda step: 1.0,
+        lr_lambda=lambda step: 1.0,
         seed=0,
     )
     spec = PreprocessSpec((3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -108,8 +110,8 @@ def images_of(size: int, *, count: int = 4) -> Batch:
 
 def meter_of(
     module: ClassificationModule, *, batch_size: int = 8, precision: str = "32-true"
-) -> StepMeter:
-    return StepMeter(
+) -> StepProfiler:
+    return StepProfiler(
         module,
         images_of(module.spec.input_size[-1]),
         batch_size=batch_size,
@@ -125,7 +127,7 @@ def measured(training: Training, depth: int, **settings: Any) -> StepCost:
 @pytest.fixture(autouse=True)
 def _no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let few images do: their time is of no interest in most tests."""
-    monkeypatch.setattr(cost, "_STEP_SECONDS", 1e-9)
+    monkeypatch.setattr(cost, "_MAX_STEP_SECONDS", 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def kept(module: ClassificationModule, depth: int, size: int) -> int:
     pixels = torch.randn(size, *module.spec.input_size)
     with Alive() as alive:
         # a tensor of its own, as it is in training
-        loss = module.recipe.criterion_at(0)(
+        loss = module.recipe.criterion_schedule(0)(
             module.classifier(pixels.contiguous(memory_format=torch.channels_last) * 1),
             torch.arange(size) % 3,
         )
@@ -269,7 +271,7 @@ def test_parameters_gradients_and_optimizer_are_counted_to_the_byte(
         assert found.gradient_bytes == FLOAT * sum(trained)
         # adamw counts its steps for each tensor, in a float
         assert found.optimizer_bytes == FLOAT * (numbers * sum(trained) + steps * len(trained))
-        assert found.bytes_for(7) == (
+        assert found.compute_total_bytes(7) == (
             found.parameter_bytes
             + found.gradient_bytes
             + found.optimizer_bytes
@@ -311,22 +313,22 @@ def slowly(logits: Tensor, labels: Tensor, *, seconds: float, seen: list[int]) -
 
 
 def test_times_are_those_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "_STEP_SECONDS", 1.0)
+    monkeypatch.setattr(cost, "_MAX_STEP_SECONDS", 1.0)
     seen: list[int] = []
     module = module_of(Chain(), criterion=partial(slowly, seconds=0.002, seen=seen))
     found = meter_of(module, batch_size=16).measure(3)
     assert max(seen) == 16, "a batch that is quick enough is taken as it is"
-    assert 0.002 <= found.eval_seconds < 0.01
-    assert 0.002 <= found.train_seconds < 0.01
+    assert 0.002 <= found.eval_seconds_per_image < 0.01
+    assert 0.002 <= found.train_seconds_per_image < 0.01
 
 
 def test_of_a_slow_batch_a_part_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "_STEP_SECONDS", 0.1)
+    monkeypatch.setattr(cost, "_MAX_STEP_SECONDS", 0.1)
     seen: list[int] = []
     module = module_of(Chain(), criterion=partial(slowly, seconds=0.01, seen=seen))
     found = meter_of(module, batch_size=1000).measure(3)
     assert max(seen) == 4
-    assert 0.01 <= found.train_seconds < 0.1
+    assert 0.01 <= found.train_seconds_per_image < 0.1
 
 
 FULL = (
@@ -339,7 +341,7 @@ FULL = (
 def test_a_batch_that_does_not_fit_is_timed_in_part(
     kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cost, "_STEP_SECONDS", 1.0)
+    monkeypatch.setattr(cost, "_MAX_STEP_SECONDS", 1.0)
     seen: list[int] = []
 
     def full(logits: Tensor, labels: Tensor) -> Tensor:
@@ -350,7 +352,7 @@ def test_a_batch_that_does_not_fit_is_timed_in_part(
 
     found = meter_of(module_of(Chain(), criterion=full), batch_size=16).measure(3)
     assert max(seen) == 8
-    assert math.isfinite(found.train_seconds)
+    assert math.isfinite(found.train_seconds_per_image)
     assert found.activation_bytes == FLOAT * (PIXELS + 50 + 20)
 
 
@@ -365,8 +367,8 @@ def test_what_fails_for_a_few_images_is_raised(kind: type[Exception], message: s
 
 def test_the_images_are_those_of_training_normalised(animals: Path) -> None:
     training = small_training(animals)
-    batch = training.data.train.__getitems__([Draw(row, 0, 0) for row in range(3)])
-    meter = StepMeter(
+    batch = training.datamodule.train_dataset.__getitems__([Draw(row, 0, 0) for row in range(3)])
+    meter = StepProfiler(
         training.module, batch, batch_size=4, device=torch.device("cpu"), precision="32-true"
     )
     seen: list[Tensor] = []
@@ -382,7 +384,7 @@ def test_the_images_are_those_of_training_normalised(animals: Path) -> None:
 @pytest.mark.parametrize("depth", [1, 3])
 def test_memory_alone_is_that_of_the_whole_measurement(depth: int) -> None:
     cost = meter_of(module_of(Chain())).measure(depth)
-    memory = meter_of(module_of(Chain())).memory(depth)
+    memory = meter_of(module_of(Chain())).measure_memory(depth)
     for field in fields(memory):
         assert getattr(memory, field.name) == getattr(cost, field.name)
-    assert memory.bytes_for(7) == cost.bytes_for(7) > 0
+    assert memory.compute_total_bytes(7) == cost.compute_total_bytes(7) > 0

@@ -5,7 +5,7 @@ from typing import Any
 
 from pytorch_lightning.strategies import FSDPStrategy
 
-from finetune.training.strategy import Replicas, choose_strategy
+from finetune.training.strategy import BufferAwareDDPStrategy, choose_strategy
 
 MINUTE = timedelta(minutes=1)
 
@@ -22,7 +22,7 @@ def test_one_process_needs_no_strategy() -> None:
 
 def test_several_processes_copy_the_network() -> None:
     strategy = chosen("ddp", "cpu", 2)
-    assert isinstance(strategy, Replicas)
+    assert isinstance(strategy, BufferAwareDDPStrategy)
     assert strategy.process_group_backend == "gloo"
     assert strategy._timeout == MINUTE
     assert chosen("ddp", "cuda", 2).process_group_backend == "nccl"

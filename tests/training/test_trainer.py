@@ -14,10 +14,10 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from finetune.builders import Training
-from finetune.distributed.launch import Launch
+from finetune.distributed.launch import LaunchInfo
 from finetune.errors import RunFolderError, StorageError, TrainingError
-from finetune.training.callbacks.checkpoint import MovableCheckpoint
-from finetune.training.callbacks.freeze_layers import Unfreeze
+from finetune.training.callbacks.checkpoint import RelocatableCheckpoint
+from finetune.training.callbacks.freeze_layers import UnfreezeScheduler
 from finetune.training.trainer import TrainerOptions, create_trainer, fit
 from tests.helpers import tiny_disk
 from tests.runs import assert_same_bits, checkpoint, small_training, weights
@@ -27,14 +27,19 @@ def trainer_in(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
     loggers, launch = settings.pop("loggers", []), settings.pop("launch", None)
     options = TrainerOptions(**{"epochs": 2, "monitor": "val/accuracy", **settings})
     return create_trainer(
-        folder, options, callbacks=[Unfreeze(), *callbacks], loggers=loggers, launch=launch
+        folder, options, callbacks=[UnfreezeScheduler(), *callbacks], loggers=loggers, launch=launch
     )
 
 
 def run(training: Training, folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
     trainer = trainer_in(folder, *callbacks, **settings)
     last = folder / "checkpoints" / "last.ckpt"
-    fit(trainer, training.module, training.data, checkpoint=last if last.is_file() else None)
+    fit(
+        trainer,
+        training.module,
+        training.datamodule,
+        checkpoint_path=last if last.is_file() else None,
+    )
     return trainer
 
 
@@ -109,7 +114,7 @@ def test_lightning_takes_the_ranks_of_the_launch_and_not_those_it_finds(
     for places in (rank_zero_only, lightning_fabric.utilities.rank_zero.rank_zero_only):
         monkeypatch.setattr(places, "rank", 0)  # what follows sets it for the whole process
     # ranks that go round the machines, which Lightning would count as 1 * 2 + 0 = 2
-    launch = Launch(1, 4, 0, 2, 1, "here", 7, "srun")
+    launch = LaunchInfo(1, 4, 0, 2, 1, "here", 7, "srun")
     trainer = trainer_in(tmp_path, devices=2, num_nodes=2, launch=launch)
     assert (trainer.world_size, trainer.local_rank, trainer.node_rank) == (4, 0, 1)
     trainer.strategy.set_world_ranks()  # type: ignore[attr-defined]
@@ -155,7 +160,7 @@ def test_the_best_score_is_known_after_a_resume_also_where_the_folder_was_moved(
     assert checkpoint(folder, "best")["epoch"] == 1
     assert_same_bits(weights(folder, "best"), before)
     best, _ = kept(trainer)
-    assert isinstance(best, MovableCheckpoint)
+    assert isinstance(best, RelocatableCheckpoint)
     assert best.best_model_path == str(folder / "checkpoints" / "best.ckpt")
     assert best.best_model_score == torch.tensor(0.9)
 

@@ -7,31 +7,31 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
-_MOST_CLASSES = 12
-_MOST_GROUPS = 4
-_MOST_SUSPECTS = 3
-_BAR = 30
+_MAX_CLASSES = 12
+_MAX_GROUPS = 4
+_MAX_EXAMPLES = 3
+_BAR_WIDTH = 30
 _WIDTH = 80
 
 
-def audit_lines(tree: Mapping[str, Any]) -> list[str]:
+def describe_audit(tree: Mapping[str, Any]) -> list[str]:
     """Return the page of an audit, from its JSON values."""
     return [
-        *_counts(tree),
+        *_describe_counts(tree),
         "",
-        *_sizes(tree),
-        *_unreadable(tree["unreadable"]),
+        *_describe_sizes(tree),
+        *_describe_unreadable(tree["unreadable"]),
         "",
-        *_copies(tree["copies"]),
-        *_suspicious(tree["suspicious"]),
-        *_labels(tree["labels"]),
+        *_describe_duplicates(tree["copies"]),
+        *_describe_suspicious_images(tree["suspicious"]),
+        *_describe_label_errors(tree["labels"]),
         "",
-        *_advice(tree["advice"]),
-        *_alone(tree["counts"]),
+        *_describe_advice(tree["advice"]),
+        *_describe_single_class(tree["counts"]),
     ]
 
 
-def _counts(tree: Mapping[str, Any]) -> list[str]:
+def _describe_counts(tree: Mapping[str, Any]) -> list[str]:
     splits = tree["counts"]
     shown = "; ".join(
         f"{sum(counts.values()):,} {'without a split' if name == 'all' else name}"
@@ -41,18 +41,18 @@ def _counts(tree: Mapping[str, Any]) -> list[str]:
     counts = splits[first]
     total = sum(counts.values())
     if len(splits) == 1:
-        shown = _number(total, "image") + ("" if first == "all" else f" of {first}")
+        shown = _format_count(total, "image") + ("" if first == "all" else f" of {first}")
     else:
-        shown = f"{_number(tree['num_images'], 'image')} ({shown})"
-    lines = [f"{shown}, {_number(len(counts), 'class')}", ""]
+        shown = f"{_format_count(tree['num_images'], 'image')} ({shown})"
+    lines = [f"{shown}, {_format_count(len(counts), 'class')}", ""]
     order = sorted(counts, key=lambda name: -counts[name])
     largest = counts[order[0]]
-    hidden = max(0, len(order) - _MOST_CLASSES)
-    kept = _MOST_CLASSES // 2
+    hidden = max(0, len(order) - _MAX_CLASSES)
+    kept = _MAX_CLASSES // 2
     rows = order if not hidden else [*order[:kept], None, *order[-kept:]]
     width = min(30, max(map(cell_len, order)))
     others = [split for split in splits if split != first]
-    long = _BAR - 8 * len(others)
+    long = _BAR_WIDTH - 8 * len(others)
     if others:
         heads = "".join(f"{split:>8}" for split in others)
         lines.append(f"  {'':<{width}} {first:>8}{heads}  share of {first}")
@@ -63,7 +63,9 @@ def _counts(tree: Mapping[str, Any]) -> list[str]:
         count = counts[name]
         bar = "█" * max(1, round(long * count / largest)) if count else ""
         held_out = "".join(f"{splits[split].get(name, 0):>8,}" for split in others)
-        lines.append(f"  {_cut(name, width)} {count:>8,}{held_out} {count / total:>6.1%} {bar}")
+        lines.append(
+            f"  {_fit_to_width(name, width)} {count:>8,}{held_out} {count / total:>6.1%} {bar}"
+        )
     starved = tree["starved_classes"]
     named = ", ".join(starved[:3]) + (", …" if len(starved) > 3 else "")
     few = f"; {len(starved)} with fewer than 20 images: {named}" if starved else ""
@@ -71,7 +73,7 @@ def _counts(tree: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _sizes(tree: Mapping[str, Any]) -> list[str]:
+def _describe_sizes(tree: Mapping[str, Any]) -> list[str]:
     low, _, median, _, high = zip(tree["sizes"]["width"], tree["sizes"]["height"], strict=True)
     size = "{:.0f}x{:.0f}"
     bounds = (
@@ -84,17 +86,21 @@ def _sizes(tree: Mapping[str, Any]) -> list[str]:
     return [f"sizes       {bounds}", f"files       {modes}; {kilobytes:,.0f} kB in the middle"]
 
 
-def _unreadable(entries: Sequence[Mapping[str, str]]) -> list[str]:
-    shown = (f"    {entry['path']}: {entry['reason']}" for entry in entries[:_MOST_SUSPECTS])
-    return [f"unreadable  {len(entries) or 'none'}", *shown, *_more(len(entries) - _MOST_SUSPECTS)]
+def _describe_unreadable(entries: Sequence[Mapping[str, str]]) -> list[str]:
+    shown = (f"    {entry['path']}: {entry['reason']}" for entry in entries[:_MAX_EXAMPLES])
+    return [
+        f"unreadable  {len(entries) or 'none'}",
+        *shown,
+        *_describe_remainder(len(entries) - _MAX_EXAMPLES),
+    ]
 
 
-def _more(count: int, indent: int = 4) -> list[str]:
+def _describe_remainder(count: int, indent: int = 4) -> list[str]:
     """Return the line that ends a list from which so many are left out."""
     return [f"{'':<{indent}}… and {count:,} more, in audit.csv"] if count > 0 else []
 
 
-def _copies(groups: Sequence[Mapping[str, Any]] | None) -> list[str]:
+def _describe_duplicates(groups: Sequence[Mapping[str, Any]] | None) -> list[str]:
     if groups is None:
         return ["copies      not looked for"]
     if not groups:
@@ -102,7 +108,7 @@ def _copies(groups: Sequence[Mapping[str, Any]] | None) -> list[str]:
     images = sum(len(group["paths"]) for group in groups)
     kinds = Counter(group["kind"] for group in groups)
     lines = [
-        f"copies      {_number(images, 'image')} in {_number(len(groups), 'group')}: "
+        f"copies      {_format_count(images, 'image')} in {_format_count(len(groups), 'group')}: "
         f"{kinds['exact']} exact, {kinds['near']} near"
     ]
     telling = (
@@ -119,16 +125,18 @@ def _copies(groups: Sequence[Mapping[str, Any]] | None) -> list[str]:
         here = [(n, group) for n, group in enumerate(order, 1) if where in group["where"]]
         if here:
             lines.append(f"  {len(here)} {where} ({meaning})")
-        most = _MOST_GROUPS if where != "inside a class" else 2
+        most = _MAX_GROUPS if where != "inside a class" else 2
         for number, group in here[:most]:
-            lines += _copied(group, number, unlike)
-        lines += _more(len(here) - most)
+            lines += _describe_duplicate_pair(group, number, unlike)
+        lines += _describe_remainder(len(here) - most)
     return lines
 
 
-def _copied(group: Mapping[str, Any], number: int, unlike: str) -> list[str]:
+def _describe_duplicate_pair(
+    group: Mapping[str, Any], number: int, differing_key: str
+) -> list[str]:
     """Return two images of a group that differ in splits, labels or paths, on a line if it can."""
-    sides = group[unlike]
+    sides = group[differing_key]
     other = next(row for row, side in enumerate(sides) if side != sides[0])
     paths = group["paths"]
     more = f" and {len(paths) - 2} more" if len(paths) > 2 else ""
@@ -139,46 +147,46 @@ def _copied(group: Mapping[str, Any], number: int, unlike: str) -> list[str]:
     return [line] if cell_len(line) <= _WIDTH else [head, f"{'':<{len(start) - 2}}{tail}"]
 
 
-def _suspicious(suspects: Sequence[Mapping[str, str]]) -> list[str]:
-    if not suspects:
+def _describe_suspicious_images(suspicious_images: Sequence[Mapping[str, str]]) -> list[str]:
+    if not suspicious_images:
         return ["suspicious  none"]
-    kinds = Counter(suspect["kind"] for suspect in suspects)
+    kinds = Counter(suspect["kind"] for suspect in suspicious_images)
     lines = [f"suspicious  {', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}"]
     for kind, _ in kinds.most_common():
-        of_kind = [suspect for suspect in suspects if suspect["kind"] == kind]
+        of_kind = [suspect for suspect in suspicious_images if suspect["kind"] == kind]
         lines += [
             f"    {kind:<10}  {suspect['path']}: {suspect['detail']}"
-            for suspect in of_kind[:_MOST_SUSPECTS]
+            for suspect in of_kind[:_MAX_EXAMPLES]
         ]
-        lines += _more(len(of_kind) - _MOST_SUSPECTS)
+        lines += _describe_remainder(len(of_kind) - _MAX_EXAMPLES)
     return lines
 
 
-def _labels(labels: Sequence[Mapping[str, Any]] | None) -> list[str]:
-    if labels is None:
+def _describe_label_errors(label_errors: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    if label_errors is None:
         return ["labels      not checked; --backbone NAME looks for doubts and cut copies"]
-    if not labels:
+    if not label_errors:
         return ["labels      none in doubt"]
     shown = (
         f"    {one['path']}: {one['likely']} {one['likely_probability']:.2f}, "
         f"{one['label']} {one['probability']:.2f}"
-        for one in labels[:_MOST_GROUPS]
+        for one in label_errors[:_MAX_GROUPS]
     )
     return [
-        f"labels      {len(labels)} in doubt, the most doubtful first",
+        f"labels      {len(label_errors)} in doubt, the most doubtful first",
         *shown,
-        *_more(len(labels) - _MOST_GROUPS),
+        *_describe_remainder(len(label_errors) - _MAX_GROUPS),
     ]
 
 
-def _alone(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+def _describe_single_class(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     """Say so where one class is all there is."""
     names = {name for of_split in counts.values() for name in of_split}
     return ["one class   a classifier needs at least two"] if len(names) < 2 else []
 
 
-def _advice(advice: Sequence[Mapping[str, Any]]) -> list[str]:
-    words = [_option(one["option"], one["value"]) for one in advice]
+def _describe_advice(advice: Sequence[Mapping[str, Any]]) -> list[str]:
+    words = [_format_option(one["option"], one["value"]) for one in advice]
     width = max(map(len, words), default=0)
     lines = []
     for number, (word, one) in enumerate(zip(words, advice, strict=True)):
@@ -188,17 +196,17 @@ def _advice(advice: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _option(name: str, value: object) -> str:
+def _format_option(name: str, value: object) -> str:
     """Return an option or a key as it is typed."""
     return f"{name} {value}" if name.startswith("--") else f"{name}={value}"
 
 
-def _number(count: int, noun: str) -> str:
+def _format_count(count: int, noun: str) -> str:
     plural = noun + ("es" if noun.endswith("s") else "s")
     return f"{count:,} {noun if count == 1 else plural}"
 
 
-def _cut(name: str, width: int) -> str:
+def _fit_to_width(name: str, width: int) -> str:
     """Return a name in so many columns of a terminal; some letters take two."""
     name = "".join(letter if letter.isprintable() else "?" for letter in name)
     if cell_len(name) <= width:

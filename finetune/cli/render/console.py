@@ -9,8 +9,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from finetune.cli.render.evaluation_table import class_table, overall_rows, remarks
-from finetune.cli.render.plan_table import count, plan_rows, probe_lines
+from finetune.cli.render.evaluation_table import (
+    build_class_table,
+    build_overall_rows,
+    build_remarks,
+)
+from finetune.cli.render.plan_table import build_plan_rows, describe_probe_result, format_count
 from finetune.types import Reporter
 
 
@@ -18,41 +22,41 @@ class ConsoleReporter(Reporter):
     """Shows on a console what a command reports.
 
     Args:
-        json: Keep standard output for one JSON object; everything else goes to standard error.
+        json_output: Keep standard output for one JSON object; everything else goes to standard error.
         rank: Which of several processes this is; warnings and errors begin with it.
     """
 
-    def __init__(self, *, json: bool = False, rank: int | None = None) -> None:
-        self.json = json
-        self._who = "" if rank is None else escape(f"[rank {rank}] ")
-        self.errors = Console(stderr=True, highlight=False)
-        self.out = self.errors if json else Console(highlight=False)
+    def __init__(self, *, json_output: bool = False, rank: int | None = None) -> None:
+        self.json_output = json_output
+        self._rank_prefix = "" if rank is None else escape(f"[rank {rank}] ")
+        self.err_console = Console(stderr=True, highlight=False)
+        self.console = self.err_console if json_output else Console(highlight=False)
         self._progress: Progress | None = None
         self._epoch_columns: Sequence[str] = ()
 
     def note(self, message: str) -> None:
         """Print a line."""
-        self.out.print(escape(message), soft_wrap=True)
+        self.console.print(escape(message), soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """Print a line that stands out, on standard error."""
-        self.errors.print(f"{self._who}[yellow]warning:[/] {escape(message)}")
+        self.err_console.print(f"{self._rank_prefix}[yellow]warning:[/] {escape(message)}")
 
     def error(self, message: str) -> None:
         """Print what went wrong, on standard error."""
-        self.errors.print(f"{self._who}[bold red]error:[/] {escape(message)}")
+        self.err_console.print(f"{self._rank_prefix}[bold red]error:[/] {escape(message)}")
 
     def start(self, task: str, total: int) -> None:
         """Show a bar on a terminal; nothing elsewhere."""
         self.finish()
-        if not self.errors.is_terminal:
+        if not self.err_console.is_terminal:
             return
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            console=self.errors,
+            console=self.err_console,
             transient=True,
         )
         self._progress.start()
@@ -69,13 +73,13 @@ class ConsoleReporter(Reporter):
             self._progress.stop()
             self._progress = None
 
-    def probe(self, found: Mapping[str, Any]) -> None:
+    def show_probe(self, result: Mapping[str, Any]) -> None:
         """Say what the head of the frozen backbone came to, and from how many answers."""
         self.finish()
-        for line in probe_lines(found):
+        for line in describe_probe_result(result):
             self.note(line)
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
+    def show_epoch(self, row: Mapping[str, Any]) -> None:
         """Print a row of the table of epochs, and its head before the first."""
         self.finish()
         columns = [
@@ -91,68 +95,70 @@ class ConsoleReporter(Reporter):
             self._epoch_columns = [title for _, _, title in columns]
             widths = [len(form.format(0)) for _, form, _ in columns]
             head = zip(self._epoch_columns, widths, strict=True)
-            self.out.print("  ".join(f"{title:>{width}}" for title, width in head), style="bold")
-        cells = (_cell(row[key], form) for key, form, _ in columns)
-        self.out.print("  ".join(cells), soft_wrap=True)
+            self.console.print(
+                "  ".join(f"{title:>{width}}" for title, width in head), style="bold"
+            )
+        cells = (_format_cell(row[key], form) for key, form, _ in columns)
+        self.console.print("  ".join(cells), soft_wrap=True)
 
-    def plan(self, plan: Mapping[str, Any]) -> None:
+    def show_plan(self, plan: Mapping[str, Any]) -> None:
         """Print what is about to happen."""
         self._epoch_columns = ()
-        self.pairs(plan_rows(plan))
-        self._recipe(plan["recipe"])
+        self.print_pairs(build_plan_rows(plan))
+        self._show_recipe(plan["recipe"])
         if not (plan["probe"] and plan["probe"]["only"]):
-            self._phases(plan["phases"])
+            self._show_phases(plan["phases"])
 
-    def pairs(self, rows: Mapping[str, str]) -> None:
+    def print_pairs(self, rows: Mapping[str, str]) -> None:
         """Print names and values, long values wrapped under themselves."""
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows.items():
             table.add_row(name, escape(value))
-        self.out.print(table)
+        self.console.print(table)
 
-    def commands(self, title: str, lines: Sequence[Sequence[str]]) -> None:
+    def print_commands(self, title: str, lines: Sequence[Sequence[str]]) -> None:
         """Print command lines to copy: quoted, and never broken."""
         for number, words in enumerate(lines):
             head = title if number == 0 else " " * len(title)
             text = escape(shlex.join(words))
-            self.out.print(f"[bold]{head}[/]  {text}", soft_wrap=True)
+            self.console.print(f"[bold]{head}[/]  {text}", soft_wrap=True)
 
-    def evaluation(self, result: Mapping[str, Any], *, classes: bool = True) -> None:
+    def show_evaluation(self, result: Mapping[str, Any], *, show_classes: bool = True) -> None:
         """Print overall metrics, the table of classes unless that is not wanted, and remarks."""
-        self.pairs(overall_rows(result))
-        if classes:
-            self.out.print(class_table(result))
-        for line in remarks(result, table=classes):
+        self.print_pairs(build_overall_rows(result))
+        if show_classes:
+            self.console.print(build_class_table(result))
+        for line in build_remarks(result, show_classes=show_classes):
             self.note(line)
 
-    def _recipe(self, recipe: Sequence[Mapping[str, Any]]) -> None:
+    def _show_recipe(self, recipe: Sequence[Mapping[str, Any]]) -> None:
         """Print what was chosen, with the reason for each."""
         table = Table(box=None, padding=(0, 1), header_style="bold")
         table.add_column("chosen", no_wrap=True)
         table.add_column("value", no_wrap=True)
         table.add_column("because", overflow="fold")
         for choice in recipe:
-            table.add_row(choice["key"], _plain(choice["value"]), escape(choice["reason"]))
+            table.add_row(choice["key"], _format_value(choice["value"]), escape(choice["reason"]))
         if recipe:
-            self.out.print(table)
+            self.console.print(table)
 
-    def calibration(self, found: Mapping[str, Any]) -> None:
+    def show_calibration(self, result: Mapping[str, Any]) -> None:
         """Say what temperature was taken, and what it is worth on images that it did not see."""
-        before, after = found["before"], found["after"]
+        before, after = result["before"], result["after"]
         gain = ", ".join(
             f"{name} {before[key]:.4f} -> {after[key]:.4f}"
             for name, key in (("log loss", "loss"), ("calibration error", "calibration_error"))
         )
-        taken = found["temperature"] == found["fitted"]
-        kept = "" if taken else f", as {found['fitted']:.3g} does not help"
+        taken = result["temperature"] == result["fitted"]
+        kept = "" if taken else f", as {result['fitted']:.3g} does not help"
         self.note(
-            f"temperature {found['temperature']:.3g}{kept}; {found['num_images']} validation "
+            f"temperature {result['temperature']:.3g}{kept}; {result['num_images']} validation "
             f"images, each left out of its fit: {gain}"
         )
 
-    def _phases(self, phases: Sequence[Mapping[str, Any]]) -> None:
+    def _show_phases(self, phases: Sequence[Mapping[str, Any]]) -> None:
         table = Table(box=None, padding=(0, 1), header_style="bold")
         table.add_column("epochs", no_wrap=True)
         table.add_column("what trains", overflow="fold", max_width=30)
@@ -170,21 +176,21 @@ class ConsoleReporter(Reporter):
             table.add_row(
                 f"{first}" if first == last else f"{first}-{last}",
                 escape(names),
-                count(phase["parameters"]),
+                format_count(phase["parameters"]),
                 rates[0] if rates[0] == rates[-1] else f"{rates[0]} … {rates[-1]}",
                 phase["batch_norm"],
             )
-        self.out.print(table)
+        self.console.print(table)
 
 
-def _cell(value: float, form: str) -> str:
+def _format_cell(value: float, format_spec: str) -> str:
     """Return a number in its column; one that is too large for it in few digits."""
-    width = len(form.format(0))
-    text = form.format(value)
+    width = len(format_spec.format(0))
+    text = format_spec.format(value)
     return text if len(text) <= width else f"{value:>{width}.1e}"
 
 
-def _plain(value: Any) -> str:
+def _format_value(value: Any) -> str:
     """Return a value of the config as one would type it."""
     if isinstance(value, float):
         return f"{value:g}"

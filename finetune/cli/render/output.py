@@ -8,35 +8,35 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from finetune.distributed.launch import known_rank
+from finetune.distributed.launch import detect_rank
 from finetune.distributed.signals import StopRequest
 
 if TYPE_CHECKING:
     from finetune.cli.render.console import ConsoleReporter
 
 
-SIGNAL_EXIT_CODES = 128
+SIGNAL_EXIT_CODE_BASE = 128
 """What a verb that a signal stops exits with, less the signal's number."""
 
 
 @contextmanager
-def stop_as_exit() -> Iterator[None]:
+def exit_on_stop_request() -> Iterator[None]:
     """Turn a stop request into an exit code; typer would make Ctrl-C of every one.
 
     Raises:
-        typer.Exit: With ``SIGNAL_EXIT_CODES`` and the signal's number.
+        typer.Exit: With ``SIGNAL_EXIT_CODE_BASE`` and the signal's number.
     """
     try:
         yield
     except StopRequest as request:
-        raise typer.Exit(SIGNAL_EXIT_CODES + request.signum) from None
+        raise typer.Exit(SIGNAL_EXIT_CODE_BASE + request.signum) from None
 
 
-def console_reporter(*, json: bool = False) -> "ConsoleReporter":
+def build_console_reporter(*, json_output: bool = False) -> "ConsoleReporter":
     """Return the console; rich is not imported for a mere --help."""
     from finetune.cli.render.console import ConsoleReporter
 
-    return ConsoleReporter(json=json, rank=known_rank())
+    return ConsoleReporter(json_output=json_output, rank=detect_rank())
 
 
 def show_result(
@@ -45,7 +45,7 @@ def show_result(
     show: Callable[[Mapping[str, Any]], None],
 ) -> None:
     """Print the tree as JSON where that was asked for, else show it."""
-    if reporter.json:
+    if reporter.json_output:
         print_json(tree)
     else:
         show(tree)

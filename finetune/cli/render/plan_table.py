@@ -3,17 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-_NAMED_CLASSES = 6
+_MAX_NAMED_CLASSES = 6
 
 
-_HEAD_STEPS = {
+_HEAD_STEP_DESCRIPTIONS = {
     "crt": "the classifier is fitted again at the end, to all classes alike",
     "tau_norm": "the norms of the classifier's weights are evened out at the end",
     "post_hoc": "answers are adjusted to classes of equal size",
 }
 
 
-def plan_rows(plan: Mapping[str, Any]) -> dict[str, str]:
+def build_plan_rows(plan: Mapping[str, Any]) -> dict[str, str]:
     """Return what is about to happen, by name."""
     data, model, training = plan["data"], plan["model"], plan["training"]
     images = ", ".join(f"{n} {split}" for split, n in data["images"].items() if n)
@@ -27,28 +27,28 @@ def plan_rows(plan: Mapping[str, Any]) -> dict[str, str]:
     rows = {
         "images": f"{images}; {len(data['classes'])} classes, largest/smallest "
         f"{data['imbalance_ratio']:g}",
-        "model": f"{model['backbone']}, {count(model['parameters'])} parameters, "
+        "model": f"{model['backbone']}, {format_count(model['parameters'])} parameters, "
         f"{model['image_size']} px",
         "weights": loaded,
-        **_probe(plan["probe"]),
-        **_training(plan, where),
-        "imbalance": _imbalance(plan),
+        **_describe_probe(plan["probe"]),
+        **_describe_training(plan, where),
+        "imbalance": _describe_imbalance(plan),
         "best by": f"val/{training['monitor']}",
         "run": plan["run_dir"],
     }
     if plan["changed"]:
         rows["changed"] = ", ".join(f"{key}={value}" for key, value in plan["changed"].items())
     if "cost" in plan:
-        rows.update(_costs(plan["cost"]))
+        rows.update(_describe_cost(plan["cost"]))
     return rows
 
 
-def count(number: int) -> str:
+def format_count(number: int) -> str:
     """Return how many in a few digits."""
     return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
 
 
-def _pixels(cache: Mapping[str, Any]) -> str:
+def _describe_pixel_cache(cache: Mapping[str, Any]) -> str:
     """Say where training images are read from."""
     if cache["folder"] is None:
         return f"decoded in every epoch; no cache: {cache['why_not']}"
@@ -59,7 +59,7 @@ def _pixels(cache: Mapping[str, Any]) -> str:
     return f"decoded once, kept {form}: {cost} in {cache['folder']}"
 
 
-def _probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
+def _describe_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
     if probe is None:
         return {}
     views = "each image, also in a mirror" if probe["mirrored"] else "each image"
@@ -77,23 +77,23 @@ def _probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
     return said
 
 
-def probe_lines(found: Mapping[str, Any]) -> list[str]:
+def describe_probe_result(result: Mapping[str, Any]) -> list[str]:
     """Return what the frozen backbone came to, and from how many answers."""
-    known = found["images"] - found["images_computed"]
+    known = result["images"] - result["images_computed"]
     lines = [
-        f"The probe took {_duration(found['seconds'])} for {found['images']} images"
+        f"The probe took {_format_duration(result['seconds'])} for {result['images']} images"
         f"{f', {known} of them known from before' if known else ''}: "
-        f"{found['held_out_accuracy']:.4f} of the training images come out right when left out "
-        f"(penalty {found['penalty']:.1g})."
+        f"{result['held_out_accuracy']:.4f} of the training images come out right when left out "
+        f"(penalty {result['penalty']:.1g})."
     ]
-    alone = found["head_metrics"]["accuracy"]
-    if found["tail_passes"]:
+    alone = result["head_metrics"]["accuracy"]
+    if result["tail_passes"]:
         lines.append(
-            f"The last layers, after pass {found['tail_passes']} over the kept maps: "
-            f"{found['metrics']['accuracy']:.4f} of the validation images come out right, "
+            f"The last layers, after pass {result['tail_passes']} over the kept maps: "
+            f"{result['metrics']['accuracy']:.4f} of the validation images come out right, "
             f"{alone:.4f} with the head alone."
         )
-    elif found["tail_passes"] is not None:
+    elif result["tail_passes"] is not None:
         lines.append(
             f"No pass over the kept maps beat the head alone ({alone:.4f} of the validation "
             f"images): the last layers stay as they were."
@@ -101,9 +101,9 @@ def probe_lines(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _training(plan: Mapping[str, Any], where: str) -> dict[str, str]:
+def _describe_training(plan: Mapping[str, Any], devices: str) -> dict[str, str]:
     training = plan["training"]
-    how = f"{training['precision']} on {where}"
+    how = f"{training['precision']} on {devices}"
     if plan["probe"] and plan["probe"]["only"]:
         then = ""
         if plan["probe"]["tail"]:
@@ -114,21 +114,21 @@ def _training(plan: Mapping[str, Any], where: str) -> dict[str, str]:
         "training": f"{training['epochs']} epochs of {training['steps_per_epoch']} x "
         f"{training['batch_size']} images, {training['optimizer']}, {training['lr_schedule']}, "
         f"{how}",
-        "pixels": _pixels(plan["cache"]),
-        "augment": _augment(training),
+        "pixels": _describe_pixel_cache(plan["cache"]),
+        "augment": _describe_augmentation(training),
     }
 
 
-def _augment(training: Mapping[str, Any]) -> str:
+def _describe_augmentation(training: Mapping[str, Any]) -> str:
     """Say what happens to training images, and to which of them something else."""
     rare: list[str] = training["rare_classes"]
     if not rare:
         return str(training["augment"])
-    names = ", ".join(rare) if len(rare) <= _NAMED_CLASSES else f"{len(rare)} rare classes"
+    names = ", ".join(rare) if len(rare) <= _MAX_NAMED_CLASSES else f"{len(rare)} rare classes"
     return f"{training['augment']}; {training['augment_rare']} for {names}"
 
 
-def _imbalance(plan: Mapping[str, Any]) -> str:
+def _describe_imbalance(plan: Mapping[str, Any]) -> str:
     """Say what is done about classes of unequal size, and where."""
     training, probe = plan["training"], plan["probe"]
     said = []
@@ -146,36 +146,36 @@ def _imbalance(plan: Mapping[str, Any]) -> str:
         if probe is not None and probe["loss"] != training["loss"]:
             said[-1] += f" (the probe: {probe['loss']})"
     if training["head_step"] != "none":
-        said.append(_HEAD_STEPS[training["head_step"]])
+        said.append(_HEAD_STEP_DESCRIPTIONS[training["head_step"]])
     return ": ".join(filter(None, (training["imbalance"], "; ".join(said))))
 
 
-def _costs(cost: Mapping[str, Any]) -> dict[str, str]:
+def _describe_cost(cost: Mapping[str, Any]) -> dict[str, str]:
     """Say what memory and time a run will take."""
     memory = cost["memory_gb"]
     parts = ("parameters", "gradients", "optimizer", "activations")
     free = "" if memory["free"] is None else f"; {memory['free']:.3g} GB are free"
     phases = [
-        f"{_duration(phase['seconds'])} for {_epochs(phase)} at "
+        f"{_format_duration(phase['seconds'])} for {_format_epochs(phase)} at "
         f"{phase['images_per_second']:.3g} images/s"
         for phase in cost["phases"]
     ]
     if cost["cache_seconds"] >= 1:
-        phases.insert(0, f"{_duration(cost['cache_seconds'])} to decode")
+        phases.insert(0, f"{_format_duration(cost['cache_seconds'])} to decode")
     return {
         "memory": f"{memory['total']:.2g} GB in each process for {cost['batch_in_memory']} images ("
         + ", ".join(f"{memory[part]:.2g} {part}" for part in parts)
         + f"){free}",
-        "time": f"about {_duration(cost['seconds'])}: {', '.join(phases)}",
+        "time": f"about {_format_duration(cost['seconds'])}: {', '.join(phases)}",
     }
 
 
-def _epochs(phase: Mapping[str, Any]) -> str:
+def _format_epochs(phase: Mapping[str, Any]) -> str:
     first, last = phase["first_epoch"], phase["last_epoch"]
     return f"epoch {first}" if first == last else f"epochs {first}-{last}"
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -5,29 +5,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.builders import batch_in_memory, build_training, bytes_to_train_all
-from finetune.commands.compare.comparison import Compared, CompareResult, Failed, best_first
-from finetune.commands.compare.validate import check_alone, check_compare
-from finetune.commands.fit.prepare import with_images
-from finetune.commands.prepare_data import data_path
-from finetune.config.load import differences, replaced
+from finetune.builders import build_training, get_micro_batch_size, measure_full_finetuning_bytes
+from finetune.commands.compare.comparison import (
+    BackboneFailure,
+    BackboneResult,
+    CompareResult,
+    sort_by_score,
+)
+from finetune.commands.compare.validate import check_compare, check_single_process
+from finetune.commands.fit.prepare import load_run_data
+from finetune.commands.prepare_data import resolve_data_path
+from finetune.config.load import diff_from_defaults, replace_values
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.distributed import signals
-from finetune.distributed.launch import outer_launch
+from finetune.distributed.launch import detect_launch
 from finetune.errors import FinetuneError, ModelError, OutOfMemoryError
-from finetune.models.backbone import check_name, outline
-from finetune.models.head import linear_head
-from finetune.models.hub import cached_or_reachable, hub_weights
-from finetune.models.throughput import images_per_second, multiplications
-from finetune.models.weights import first_line
-from finetune.models.weights_folder import weights_in
+from finetune.models.backbone import check_backbone_name, create_meta_network
+from finetune.models.head import find_linear_head
+from finetune.models.hub import check_cached_or_reachable, find_hub_weights
+from finetune.models.throughput import count_macs, measure_throughput
+from finetune.models.weights import extract_first_line
+from finetune.models.weights_folder import find_weights
 from finetune.probe.linear_probe import fit_probe
 from finetune.system.files import write_text
 from finetune.system.hardware import (
     explain_out_of_memory,
+    get_process_device,
     is_out_of_memory,
-    process_device,
     release_memory,
 )
 from finetune.types import Reporter
@@ -49,7 +54,7 @@ def compare(
     Args:
         config: As for ``fit``; only keys that a probe depends on may be set.
         backbones: timm names, googlenet or alexnet.
-        weights: "hub", or a folder that holds a file for each, see ``weights_in``.
+        weights: "hub", or a folder that holds a file for each, see ``find_weights``.
         csv: A file to write, too; whole or not at all.
         reporter: Told of everything.
 
@@ -60,28 +65,30 @@ def compare(
     """
     reporter = reporter or Reporter()
     start = time.monotonic()
-    check_alone(outer_launch())
+    check_single_process(detect_launch())
     names = list(dict.fromkeys(backbones))
     check_compare(config, names, weights=weights, csv=csv)
-    path = data_path(config)
-    asked = {key: value for key, value in differences(config).items() if key != "data.path"}
-    with signals.interruptible():
-        sources = _sources(names, weights, config.model.kwargs)
-        config, data = with_images(config, reporter)
+    path = resolve_data_path(config)
+    asked = {key: value for key, value in diff_from_defaults(config).items() if key != "data.path"}
+    with signals.allow_interrupts():
+        sources = _resolve_sources(names, weights, config.model.kwargs)
+        config, data = load_run_data(config, reporter)
         manifest = data.manifest
         try:
-            rows, failed = _all_of_them(config, manifest, sources, reporter)
+            rows, failed = _probe_all(config, manifest, sources, reporter)
         except KeyboardInterrupt:
             reporter.note("Stopped. What was computed is kept; the same command goes on with it.")
             raise
     seconds = time.monotonic() - start
-    result = CompareResult(path, best_first(rows), tuple(failed), asked, seconds)
+    result = CompareResult(path, sort_by_score(rows), tuple(failed), asked, seconds)
     if csv is not None:
-        write_text(csv, result.as_csv())
+        write_text(csv, result.to_csv())
     return result
 
 
-def _sources(names: Sequence[str], weights: str, kwargs: Mapping[str, Any]) -> dict[str, str]:
+def _resolve_sources(
+    names: Sequence[str], weights: str, kwargs: Mapping[str, Any]
+) -> dict[str, str]:
     """Return for each backbone what ``--weights`` of ``fit`` takes; nothing is read yet.
 
     Raises:
@@ -91,8 +98,8 @@ def _sources(names: Sequence[str], weights: str, kwargs: Mapping[str, Any]) -> d
     mistakes: dict[str, str] = {}
     for name in names:
         try:
-            check_name(name)
-            sources[name] = _source(name, weights)
+            check_backbone_name(name)
+            sources[name] = _resolve_source(name, weights)
             _check_head(name, kwargs)
         except FinetuneError as error:
             mistakes[name] = str(error)
@@ -104,84 +111,84 @@ def _sources(names: Sequence[str], weights: str, kwargs: Mapping[str, Any]) -> d
     return sources
 
 
-def _source(name: str, weights: str) -> str:
+def _resolve_source(name: str, weights: str) -> str:
     if weights != "hub":
-        return str(weights_in(Path(weights).expanduser().resolve(), name))
-    found = hub_weights(name)
+        return str(find_weights(Path(weights).expanduser().resolve(), name))
+    found = find_hub_weights(name)
     if found is None:
         raise ModelError(
             f"timm has no weights for '{name}'. Leave it out, or name a folder with --weights."
         )
-    cached_or_reachable(found, name)
+    check_cached_or_reachable(found, name)
     return "hub"
 
 
 def _check_head(name: str, kwargs: Mapping[str, Any]) -> None:
-    network = outline(name, kwargs=kwargs)
-    if network is not None and linear_head(network) is None:
+    network = create_meta_network(name, kwargs=kwargs)
+    if network is not None and find_linear_head(network) is None:
         raise ModelError(
             f"'{name}' has a classifier that is not one linear layer, which a probe cannot fit. "
             f"Leave it out."
         )
 
 
-def _all_of_them(
+def _probe_all(
     config: Config, manifest: Manifest, sources: Mapping[str, str], reporter: Reporter
-) -> tuple[list[Compared], list[Failed]]:
+) -> tuple[list[BackboneResult], list[BackboneFailure]]:
     """Return what came of each backbone, one after the other; only one is in memory at a time."""
-    rows: list[Compared] = []
-    failed: list[Failed] = []
+    rows: list[BackboneResult] = []
+    failed: list[BackboneFailure] = []
     for number, (name, weights) in enumerate(sources.items(), start=1):
         where = f"{number} of {len(sources)}  {name}"
         try:
-            row = _compared(config, manifest, name, weights, reporter)
+            row = _probe_backbone(config, manifest, name, weights, reporter)
         except Exception as error:  # timm's networks and torch raise what they like
-            failed.append(_failed(name, error))
+            failed.append(_build_failure(name, error))
             reporter.finish()
             reporter.warn(f"{where} failed: {failed[-1].reason}")
         else:
             rows.append(row)
-            reporter.note(f"{where}: {_described(row)}")
+            reporter.note(f"{where}: {_describe_result(row)}")
         # outside of the handler, which keeps the tensors of what failed
         release_memory()
     return rows, failed
 
 
-def _compared(
+def _probe_backbone(
     config: Config, manifest: Manifest, name: str, weights: str, reporter: Reporter
-) -> Compared:
+) -> BackboneResult:
     start = time.monotonic()
-    training = build_training(_config_of(config, name, weights), manifest)
+    training = build_training(_build_probe_config(config, name, weights), manifest)
     assert training.probe is not None, "asked for"
     classifier, trainer = training.module.classifier, training.config.trainer
-    device = process_device(trainer.accelerator, 0)
-    found = fit_probe(classifier, training.probe, device=device, met=None, reporter=reporter)
+    device = get_process_device(trainer.accelerator, 0)
+    found = fit_probe(classifier, training.probe, device=device, rendezvous=None, reporter=reporter)
     assert found is not None, "alone"
     spec = training.network.spec
     network = classifier.network.eval()
-    return Compared(
+    return BackboneResult(
         backbone=name,
         weights=weights,
         image_size=spec.input_size[-1],
         num_parameters=sum(group.num_parameters for group in classifier.groups),
-        num_multiplications=multiplications(network, spec, device=device),
-        images_per_second=images_per_second(
+        num_macs=count_macs(network, spec, device=device),
+        images_per_second=measure_throughput(
             network, spec, device=device, precision=trainer.precision
         ),
-        training_bytes=bytes_to_train_all(training),
-        batch_size=batch_in_memory(training),
+        training_bytes=measure_full_finetuning_bytes(training),
+        batch_size=get_micro_batch_size(training),
         monitor=trainer.monitor,
         metrics=found.metrics,
-        right=found.right,
+        is_correct=found.is_correct,
         num_images=found.num_images,
         num_computed=found.num_computed,
         seconds=time.monotonic() - start,
     )
 
 
-def _config_of(config: Config, name: str, weights: str) -> Config:
+def _build_probe_config(config: Config, name: str, weights: str) -> Config:
     """Return the config of a run on one backbone that is its probe and nothing else."""
-    return replaced(
+    return replace_values(
         config,
         {
             "model.backbone": name,
@@ -194,7 +201,7 @@ def _config_of(config: Config, name: str, weights: str) -> Config:
     )
 
 
-def _described(row: Compared) -> str:
+def _describe_result(row: BackboneResult) -> str:
     known = row.num_images - row.num_computed
     if not row.num_computed:
         return f"all {known} images known from before, {row.seconds:.0f} s"
@@ -202,9 +209,11 @@ def _described(row: Compared) -> str:
     return f"{row.num_computed} images asked about{before}, {row.seconds:.0f} s"
 
 
-def _failed(name: str, error: Exception) -> Failed:
+def _build_failure(name: str, error: Exception) -> BackboneFailure:
     if is_out_of_memory(error) and not isinstance(error, FinetuneError):
-        return Failed(name, explain_out_of_memory(error), OutOfMemoryError.exit_code)
+        return BackboneFailure(name, explain_out_of_memory(error), OutOfMemoryError.exit_code)
     if isinstance(error, FinetuneError):
-        return Failed(name, str(error), error.exit_code)
-    return Failed(name, f"{type(error).__name__}: {first_line(error)}.", FinetuneError.exit_code)
+        return BackboneFailure(name, str(error), error.exit_code)
+    return BackboneFailure(
+        name, f"{type(error).__name__}: {extract_first_line(error)}.", FinetuneError.exit_code
+    )

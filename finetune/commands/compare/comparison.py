@@ -11,17 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.evaluation.significance import holm, mcnemar, wilson_interval
-from finetune.models.imagenet_reference import imagenet_error
+from finetune.evaluation.significance import (
+    apply_holm_correction,
+    compute_mcnemar_p_value,
+    compute_wilson_interval,
+)
+from finetune.models.imagenet_reference import find_imagenet_error_rates
 
-CHANCE = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 """Differences that chance makes less often than this count as more than chance."""
 
 _SCORE_NAMES = {"macro_f1": "macro F1", "balanced_accuracy": "balanced accuracy"}
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class BackboneResult:
     """A backbone, what it costs and what its probe is worth.
 
     Attributes:
@@ -29,13 +33,13 @@ class Compared:
         weights: What ``--weights`` of ``fit`` takes: "hub", or a file or folder.
         image_size: Side of the input in pixels.
         num_parameters: With the new classifier.
-        num_multiplications: Multiply-adds of one image.
+        num_macs: Multiply-adds of one image.
         images_per_second: Answered for in eval mode on this machine, without reading.
         training_bytes: Memory of a training step of every layer; None where it does not fit.
         batch_size: Of that step.
         monitor: The metric that ``fit`` would choose its best epoch by.
         metrics: Of the validation images, by name.
-        right: Whether each validation image comes out right, shape (N,).
+        is_correct: Whether each validation image comes out right, shape (N,).
         num_images: Of training and validation.
         num_computed: Of these, those that the backbone had to be asked about.
         seconds: All of it.
@@ -45,36 +49,36 @@ class Compared:
     weights: str
     image_size: int
     num_parameters: int
-    num_multiplications: int
+    num_macs: int
     images_per_second: float
     training_bytes: int | None
     batch_size: int
     monitor: str
     metrics: Mapping[str, float]
-    right: NDArray[np.bool_] = field(repr=False, compare=False)
+    is_correct: NDArray[np.bool_] = field(repr=False, compare=False)
     num_images: int
     num_computed: int
     seconds: float
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def accuracy_interval(self) -> tuple[float, float]:
         """The 95% confidence interval of the accuracy."""
-        return wilson_interval(int(self.right.sum()), len(self.right))
+        return compute_wilson_interval(int(self.is_correct.sum()), len(self.is_correct))
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        published = imagenet_error(self.backbone)
+        published = find_imagenet_error_rates(self.backbone)
         num_bytes = self.training_bytes
         return {
             "backbone": self.backbone,
             "weights": self.weights,
             "image_size": self.image_size,
             "parameters": self.num_parameters,
-            "gmacs": round(self.num_multiplications / 1e9, 4),
+            "gmacs": round(self.num_macs / 1e9, 4),
             "images_per_second": round(self.images_per_second, 2),
             "training_memory_gb": None if num_bytes is None else round(num_bytes / 1e9, 3),
             "metrics": {name: float(value) for name, value in self.metrics.items()},
-            "accuracy_interval": list(self.interval),
+            "accuracy_interval": list(self.accuracy_interval),
             "imagenet_top1_error": None if published is None else published.top1,
             "imagenet_top5_error": None if published is None else published.top5,
             "images": self.num_images,
@@ -84,7 +88,7 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class BackboneFailure:
     """A backbone that could not be compared.
 
     Attributes:
@@ -105,14 +109,14 @@ class CompareResult:
     Attributes:
         data: The images as they were named.
         rows: One a backbone.
-        failed: One a backbone that could not be compared.
+        failures: One a backbone that could not be compared.
         settings: Dotted key to value of what was asked for besides.
         seconds: All of it.
     """
 
     data: Path
-    rows: tuple[Compared, ...]
-    failed: tuple[Failed, ...]
+    rows: tuple[BackboneResult, ...]
+    failures: tuple[BackboneFailure, ...]
     settings: Mapping[str, Any]
     seconds: float
 
@@ -126,121 +130,124 @@ class CompareResult:
         """How probable it is that chance alone tells each row from the first; None for that."""
         if not self.rows:
             return []
-        first, *others = (row.right for row in self.rows)
-        return [None, *holm([mcnemar(first, other) for other in others])]
+        first, *others = (row.is_correct for row in self.rows)
+        return [
+            None,
+            *apply_holm_correction([compute_mcnemar_p_value(first, other) for other in others]),
+        ]
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         rows = [
-            {**row.as_json(), "p_value_to_best": p_value}
+            {**row.to_json(), "p_value_to_best": p_value}
             for row, p_value in zip(self.rows, self.p_values, strict=True)
         ]
         return {
             "data": str(self.data),
             "sorted_by": self.monitor,
-            "validation_images": len(self.rows[0].right) if self.rows else 0,
+            "validation_images": len(self.rows[0].is_correct) if self.rows else 0,
             "training_memory_batch_size": self.rows[0].batch_size if self.rows else None,
             "backbones": rows,
-            "failed": [{"backbone": one.backbone, "reason": one.reason} for one in self.failed],
-            "verdict": verdict(self),
-            "next": self.next_words,
+            "failed": [{"backbone": one.backbone, "reason": one.reason} for one in self.failures],
+            "verdict": summarize_significance(self),
+            "next": self.next_command,
             "seconds": round(self.seconds, 3),
         }
 
-    def as_csv(self) -> str:
+    def to_csv(self) -> str:
         """Return a line a backbone under a head, those that failed last with the reason."""
         text = io.StringIO()
-        names = [*_metric_names(self.rows)]
-        fields = [*_CSV_BEFORE, *names, *_CSV_AFTER, "failed"]
+        names = [*_get_metric_names(self.rows)]
+        fields = [*_LEADING_COLUMNS, *names, *_TRAILING_COLUMNS, "failed"]
         writer = csv.DictWriter(text, fields, lineterminator="\n")
         writer.writeheader()
         for row, p_value in zip(self.rows, self.p_values, strict=True):
-            low, high = row.interval
-            values = {**row.as_json(), **row.metrics, "p_value_to_best": p_value}
+            low, high = row.accuracy_interval
+            values = {**row.to_json(), **row.metrics, "p_value_to_best": p_value}
             values |= {"accuracy_low": low, "accuracy_high": high}
             writer.writerow({name: values.get(name) for name in fields})
-        for one in self.failed:
+        for one in self.failures:
             writer.writerow({"backbone": one.backbone, "failed": one.reason})
         return text.getvalue()
 
     @property
-    def next_words(self) -> list[str]:
+    def next_command(self) -> list[str]:
         """The command line that fine-tunes the best backbone; none where all failed."""
         if not self.rows:
             return []
         best = self.rows[0]
         weights = [] if best.weights == "hub" else ["--weights", best.weights]
-        settings = [f"{key}={_as_word(value)}" for key, value in self.settings.items()]
+        settings = [f"{key}={_format_override(value)}" for key, value in self.settings.items()]
         words = ["finetune", "fit", str(self.data), "--backbone", best.backbone]
         return [*words, *weights, *settings]
 
 
-_CSV_BEFORE = (
+_LEADING_COLUMNS = (
     "backbone", "weights", "image_size", "parameters", "gmacs", "images_per_second",
     "training_memory_gb",
 )  # fmt: skip
-_CSV_AFTER = (
+_TRAILING_COLUMNS = (
     "accuracy_low", "accuracy_high", "p_value_to_best", "imagenet_top1_error",
     "imagenet_top5_error", "images", "images_computed", "seconds",
 )  # fmt: skip
 
 
-def best_first(rows: Sequence[Compared]) -> tuple[Compared, ...]:
+def sort_by_score(rows: Sequence[BackboneResult]) -> tuple[BackboneResult, ...]:
     """Return the rows by their score, and of equal ones the cheaper first."""
 
-    def place(row: Compared) -> tuple[float, int]:
+    def place(row: BackboneResult) -> tuple[float, int]:
         score = row.metrics[row.monitor]
-        return score if row.monitor == "loss" else -score, row.num_multiplications
+        return score if row.monitor == "loss" else -score, row.num_macs
 
     return tuple(sorted(rows, key=place))
 
 
-def verdict(result: CompareResult) -> str:
+def summarize_significance(result: CompareResult) -> str:
     """Say in words which differences may be chance; "" where there is nothing to compare."""
     if len(result.rows) < 2:
         return ""
     best = result.rows[0]
     others = list(zip(result.rows[1:], result.p_values[1:], strict=True))
-    alike = [row for row, p_value in others if p_value is None or p_value >= CHANCE]
+    alike = [row for row, p_value in others if p_value is None or p_value >= SIGNIFICANCE_LEVEL]
     apart = [row for row, _ in others if row not in alike]
-    fewer = [row for row in apart if row.right.sum() < best.right.sum()]
+    fewer = [row for row in apart if row.is_correct.sum() < best.is_correct.sum()]
     more = [row for row in apart if row not in fewer]
-    count = len(best.right)
+    count = len(best.is_correct)
     said = []
     if alike:
         do = "does" if len(alike) == 1 else "do"
         said.append(
-            f"{_names(alike)} {do} not differ from {best.backbone} by more than chance on these "
+            f"{_join_names(alike)} {do} not differ from {best.backbone} by more than chance on these "
             f"{count} images."
         )
-        cheapest = min([best, *alike], key=lambda row: row.num_multiplications)
+        cheapest = min([best, *alike], key=lambda row: row.num_macs)
         if cheapest is not best:
             of_them = "of the two" if len(alike) == 1 else "of these"
             said.append(f"The cheapest {of_them} is {cheapest.backbone}.")
     if fewer:
         said.append(
-            f"{best.backbone} gets more of the {count} images right than {_names(fewer)}, by more "
+            f"{best.backbone} gets more of the {count} images right than {_join_names(fewer)}, by more "
             f"than chance."
         )
     if more:
         has = "has" if len(more) == 1 else "have"
         name = _SCORE_NAMES.get(best.monitor, best.monitor)
         said.append(
-            f"{_names(more)} {has} more of the {count} images right than {best.backbone}, by more "
+            f"{_join_names(more)} {has} more of the {count} images right than {best.backbone}, by more "
             f"than chance, but a worse {name}."
         )
     return " ".join(said)
 
 
-def _names(rows: Sequence[Compared]) -> str:
+def _join_names(rows: Sequence[BackboneResult]) -> str:
     *first, last = (row.backbone for row in rows)
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _metric_names(rows: Sequence[Compared]) -> list[str]:
+def _get_metric_names(rows: Sequence[BackboneResult]) -> list[str]:
     return list(rows[0].metrics) if rows else []
 
 
-def _as_word(value: Any) -> str:
+def _format_override(value: Any) -> str:
     """Return a value as YAML reads it back on the command line."""
     return value if isinstance(value, str) else json.dumps(value)

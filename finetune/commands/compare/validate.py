@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.config.load import differences
+from finetune.config.load import diff_from_defaults
 from finetune.config.schema import Config
-from finetune.distributed.launch import Launch
+from finetune.distributed.launch import LaunchInfo
 from finetune.errors import ConfigError, ModelError, RunFolderError
 from finetune.system.files import check_writable
 
-_ASKED = (
+_APPLICABLE_KEYS = (
     "data", "cache", "imbalance", "model.kwargs", "model.pretrained_cfg", "model.drop_rate",
-    "model.batch_norm", "model.grad_checkpointing", "augment.name", "probe.mirrored", "probe.views",
+    "model.batch_norm", "model.grad_checkpointing", "augment.name", "probe.hflip", "probe.num_crops",
     "optim.name",
     "trainer.precision", "trainer.accelerator", "trainer.monitor", "trainer.batch_size",
-    "trainer.accumulate", "seed",
+    "trainer.accumulate_grad_batches", "seed",
 )  # fmt: skip
 """Keys, and sections of them, that a probe or the memory of a training step depends on."""
 
@@ -51,7 +51,7 @@ def check_compare(
         check_writable(csv, "Choose another place for --csv.")
 
 
-def check_alone(launch: Launch | None) -> None:
+def check_single_process(launch: LaunchInfo | None) -> None:
     """Refuse to be one of several processes, which would all do the same.
 
     Raises:
@@ -59,17 +59,17 @@ def check_alone(launch: Launch | None) -> None:
     """
     if launch is not None and launch.world_size > 1:
         raise ConfigError(
-            f"finetune compare is one process, but {launch.by} started {launch.world_size}. Start "
+            f"finetune compare is one process, but {launch.launcher} started {launch.world_size}. Start "
             f"one; a fit of several finds what it has computed."
         )
 
 
 def _check_keys(config: Config) -> None:
-    asked = differences(config)
+    asked = diff_from_defaults(config)
     for key, instead in (("model.backbone", "--backbones"), ("model.weights", "--weights")):
         if key in asked:
             raise ConfigError(f"{key} cannot apply to a comparison. Use {instead}.")
-    if config.imbalance.strategy in ("crt", "tau_norm") or config.imbalance.head in (
+    if config.imbalance.strategy in ("crt", "tau_norm") or config.imbalance.head_rebalancing in (
         "crt",
         "tau_norm",
     ):
@@ -77,7 +77,11 @@ def _check_keys(config: Config) -> None:
             "crt and tau_norm cannot apply to a comparison: they begin with a trained classifier. "
             "Leave them for finetune fit; post_hoc and logit_adjusted do apply."
         )
-    idle = [key for key in asked if not any(f"{key}.".startswith(f"{name}.") for name in _ASKED)]
+    idle = [
+        key
+        for key in asked
+        if not any(f"{key}.".startswith(f"{name}.") for name in _APPLICABLE_KEYS)
+    ]
     if idle:
         raise ConfigError(
             f"{', '.join(idle)} cannot apply to a comparison, which only fits a probe to each "

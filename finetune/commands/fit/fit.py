@@ -8,43 +8,43 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from finetune.audit.report import write_audit, write_findings
+from finetune.audit.report import format_audit_json, format_findings_csv
 from finetune.builders import Training, build_training
-from finetune.bundle.model_card import Card, read_card
+from finetune.bundle.model_card import ModelCard, read_card_json
 from finetune.commands.fit.launch_check import check_launch
-from finetune.commands.fit.plan import describe
-from finetune.commands.fit.prepare import of_statistics, planned
+from finetune.commands.fit.plan import build_plan
+from finetune.commands.fit.prepare import describe_batch_norm_effect, prepare_run
 from finetune.commands.fit.resume import (
-    asked_again,
-    asked_for,
-    goes_on_from,
-    moved_parts,
-    rebuilt,
-    with_changes,
+    build_resume_config,
+    collect_overrides,
+    describe_phase_shifts,
+    describe_resume_point,
+    find_existing_run,
+    rebuild_training,
 )
 from finetune.commands.fit.train import (
-    halved_batch,
-    hand_out_run,
+    broadcast_run,
     is_complete,
-    train,
-    where,
+    read_progress,
+    reduce_micro_batch,
+    train_and_finalize,
 )
-from finetune.commands.stored_run import stored_config, stored_manifest
-from finetune.config.load import changes, dump_config
+from finetune.commands.stored_run import read_stored_config, read_stored_manifest
+from finetune.config.load import diff_configs, dump_config
 from finetune.config.schema import Config
-from finetune.data.manifest import write_manifest, write_rejected
+from finetune.data.manifest import format_manifest, format_rejected
 from finetune.distributed import signals
-from finetune.distributed.launch import outer_launch
-from finetune.distributed.rendezvous import Meeting, meeting
-from finetune.distributed.reporter import Watchful
+from finetune.distributed.launch import detect_launch
+from finetune.distributed.rendezvous import Rendezvous, join_rendezvous
+from finetune.distributed.reporter import PeerCheckingReporter
 from finetune.errors import OutOfMemoryError, RunFolderError
 from finetune.system import run_folder
-from finetune.system.files import remove_leftovers, write_text
+from finetune.system.files import remove_stale_temp_files, write_text
 from finetune.system.hardware import release_memory
 from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter
 
-_DISK_SECONDS = 60.0
+_SHARED_STORAGE_TIMEOUT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class FitResult:
     calibration: Mapping[str, Any] | None = None
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
             "run_dir": str(self.run_dir),
@@ -92,33 +92,37 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
     """
     reporter = reporter or Reporter()
     start = time.monotonic()
-    with signals.interruptible(), _met(config) as met:
+    with signals.allow_interrupts(), _open_rendezvous(config) as met:
         if met is not None:
             if met.launch.rank > 0:
-                return _joined(met, start)
-            met.arrived()  # before anything is planned or written
-            reporter = Watchful(reporter, met)
-        if (run := asked_again(config)) is not None:
-            return _resumed(
-                run, with_changes(run, assignments=asked_for(run, config)), met, reporter, start
+                return _run_worker(met, start)
+            met.wait_for_peers()  # before anything is planned or written
+            reporter = PeerCheckingReporter(reporter, met)
+        if (run := find_existing_run(config)) is not None:
+            return _resume_run(
+                run,
+                build_resume_config(run, assignments=collect_overrides(run, config)),
+                met,
+                reporter,
+                start,
             )
-        training, plan, data = planned(config, reporter)
+        training, plan, data = prepare_run(config, reporter)
         run = run_folder.create(
             Path(plan["run_dir"]),
             config=dump_config(training.config),
-            manifest=write_manifest(training.manifest),
-            rejected=write_rejected(data.rejected),
-            audit=write_audit(data.audit),
-            findings=write_findings(data.audit),
+            manifest=format_manifest(training.manifest),
+            rejected=format_rejected(data.rejected),
+            audit_json=format_audit_json(data.audit),
+            audit_csv=format_findings_csv(data.audit),
         )
-        with _occupied(run, training.config, met):
-            facts = _trained(run, training, reporter=reporter, met=met)
-        return _result(run, start, facts, plan)
+        with _lock_run(run, training.config, met):
+            facts = _train_with_oom_retry(run, training, reporter=reporter, rendezvous=met)
+        return _build_result(run, start, facts, plan)
 
 
 def plan_fit(config: Config, *, reporter: Reporter | None = None) -> dict[str, Any]:
     """Return the plan of a run and show it; kept is only what was seen of the images."""
-    return planned(config, reporter or Reporter())[1]
+    return prepare_run(config, reporter or Reporter())[1]
 
 
 def resume(
@@ -133,7 +137,7 @@ def resume(
     Args:
         path: The run folder.
         assignments: Dotted key to value that differ from the run's config.
-        flags: The same from options; only ``CHANGEABLE`` keys may differ.
+        flags: The same from options; only ``OVERRIDABLE_KEYS`` keys may differ.
         reporter: Told of everything.
 
     Raises:
@@ -142,14 +146,14 @@ def resume(
     """
     reporter = reporter or Reporter()
     start = time.monotonic()
-    run = run_folder.existing(path)
-    config = with_changes(run, assignments=assignments, flags=flags)
-    with signals.interruptible(), _met(config) as met:
+    run = run_folder.open_existing(path)
+    config = build_resume_config(run, assignments=assignments, flags=flags)
+    with signals.allow_interrupts(), _open_rendezvous(config) as met:
         if met is not None:
             if met.launch.rank > 0:
-                return _joined(met, start)
-            reporter = Watchful(reporter, met)
-        return _resumed(run, config, met, reporter, start)
+                return _run_worker(met, start)
+            reporter = PeerCheckingReporter(reporter, met)
+        return _resume_run(run, config, met, reporter, start)
 
 
 def plan_resume(
@@ -160,66 +164,71 @@ def plan_resume(
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Return the plan of ``resume``, show it, and write nothing."""
-    run = run_folder.existing(path)
-    config = with_changes(run, assignments=assignments, flags=flags)
-    return _planned_again(run, config, reporter or Reporter())[1]
+    run = run_folder.open_existing(path)
+    config = build_resume_config(run, assignments=assignments, flags=flags)
+    return _prepare_resume(run, config, reporter or Reporter())[1]
 
 
 def join(path: Path) -> None:
     """Take part in a run that another process of this machine started."""
-    config = stored_config(run_folder.existing(path))
-    with signals.interruptible(), _met(config) as met:
+    config = read_stored_config(run_folder.open_existing(path))
+    with signals.allow_interrupts(), _open_rendezvous(config) as met:
         assert met is not None, "called by finetune alone"
-        _joined(met, 0.0)
+        _run_worker(met, 0.0)
 
 
 @contextmanager
-def _met(config: Config) -> Iterator[Meeting | None]:
+def _open_rendezvous(config: Config) -> Iterator[Rendezvous | None]:
     """Meet the other processes of a launch; None stands alone.
 
     Raises:
         ConfigError: The launcher started other processes than were asked for.
         TrainingError: The others are not reached.
     """
-    launch = check_launch(config, outer_launch())
+    launch = check_launch(config, detect_launch())
     if launch is None or launch.world_size == 1:
         yield None
         return
     timeout = timedelta(seconds=config.trainer.collective_timeout_seconds)
-    with meeting(launch, timeout=timeout) as met:
+    with join_rendezvous(launch, timeout=timeout) as met:
         yield met
 
 
-def _joined(met: Meeting, start: float) -> FitResult:
+def _run_worker(rendezvous: Rendezvous, start: float) -> FitResult:
     """Take part in the run that rank 0 tells of."""
-    told = met.receive("run")
+    told = rendezvous.receive("run")
     if told is None:
         return FitResult(Path(), 0.0, {}, {})
     run = RunFolder(Path(told["run_dir"]))
-    _check_shared(run, told["position"])
+    _wait_for_shared_storage(run, told["position"])
     config = Config.model_validate(told["config"])
     training = build_training(
         config,
-        stored_manifest(run, config),
-        resumed=Card.from_json(told["card"]),
-        going_on=True,
+        read_stored_manifest(run, config),
+        checkpoint_card=ModelCard.from_json(told["card"]),
+        is_resumed=True,
     )
     try:
-        train(run, training, reporter=Watchful(Reporter(), met), met=met)
+        train_and_finalize(
+            run,
+            training,
+            reporter=PeerCheckingReporter(Reporter(), rendezvous),
+            rendezvous=rendezvous,
+        )
     except OutOfMemoryError as error:
-        halved_batch(training, error)  # raises: the other processes cannot know of it
+        reduce_micro_batch(training, error)  # raises: the other processes cannot know of it
         raise
     return FitResult(run.path, time.monotonic() - start, {}, {})
 
 
-def _check_shared(run: RunFolder, position: list[int] | None) -> None:
+def _wait_for_shared_storage(run: RunFolder, progress: list[int] | None) -> None:
     """Wait until this machine sees what rank 0 sees: a network disk may be some seconds late.
 
     Raises:
         RunFolderError: It does not.
     """
-    end = time.monotonic() + _DISK_SECONDS
-    while not run_folder.is_run(run.path) or where(run) != position:
+    end = time.monotonic() + _SHARED_STORAGE_TIMEOUT_SECONDS
+    while not run_folder.is_run(run.path) or read_progress(run) != progress:
         if time.monotonic() > end:
             raise RunFolderError(
                 f"{run.path} is not the same here as for rank 0, on another machine. The run "
@@ -228,73 +237,76 @@ def _check_shared(run: RunFolder, position: list[int] | None) -> None:
         time.sleep(0.2)
 
 
-def _resumed(
-    run: RunFolder, config: Config, met: Meeting | None, reporter: Reporter, start: float
+def _resume_run(
+    run: RunFolder, config: Config, rendezvous: Rendezvous | None, reporter: Reporter, start: float
 ) -> FitResult:
     """Go on with a run, as rank 0 of its processes."""
     if is_complete(run, config):
-        if met is not None:
-            met.hand_out("run", None)
+        if rendezvous is not None:
+            rendezvous.broadcast("run", None)
         reporter.note("The run is complete; nothing is left to do. Longer: add --epochs.")
-        return _result(run, start, read_card(run.bundle)["facts"], {})
-    with _occupied(run, config, met):
-        remove_leftovers(run.path)
-        training, plan = _planned_again(run, config, reporter)
-        write_text(run.config, dump_config(training.config))
-        run_folder.point_latest_at(run)
-        facts = _trained(run, training, reporter=reporter, met=met)
-    return _result(run, start, facts, plan)
+        return _build_result(run, start, read_card_json(run.bundle_dir)["facts"], {})
+    with _lock_run(run, config, rendezvous):
+        remove_stale_temp_files(run.path)
+        training, plan = _prepare_resume(run, config, reporter)
+        write_text(run.config_path, dump_config(training.config))
+        run_folder.update_latest_link(run)
+        facts = _train_with_oom_retry(run, training, reporter=reporter, rendezvous=rendezvous)
+    return _build_result(run, start, facts, plan)
 
 
-def _occupied(run: RunFolder, config: Config, met: Meeting | None) -> AbstractContextManager[None]:
+def _lock_run(
+    run: RunFolder, config: Config, rendezvous: Rendezvous | None
+) -> AbstractContextManager[None]:
     """Keep others from the run; one that a cut link keeps alive is waited for until it gives up."""
-    patience = 0.0 if met is None else config.trainer.collective_timeout_seconds
-    return run_folder.occupied(run, patience=patience)
+    patience = 0.0 if rendezvous is None else config.trainer.collective_timeout_seconds
+    return run_folder.lock_run(run, extra_wait_seconds=patience)
 
 
-def _planned_again(
+def _prepare_resume(
     run: RunFolder, config: Config, reporter: Reporter
 ) -> tuple[Training, dict[str, Any]]:
     """Return the training of a run that goes on, and its plan; nothing is written yet."""
-    training = rebuilt(run, config)
+    training = rebuild_training(run, config)
     changed = {
-        key: after for key, (_, after) in changes(stored_config(run), training.config).items()
+        key: after
+        for key, (_, after) in diff_configs(read_stored_config(run), training.config).items()
     }
-    plan = describe(training, changed=changed, num_rejected=0, run_dir=run.path)
-    reporter.plan(plan)
-    for moved in moved_parts(run, training):
+    plan = build_plan(training, overrides=changed, num_rejected=0, run_dir=run.path)
+    reporter.show_plan(plan)
+    for moved in describe_phase_shifts(run, training):
         reporter.warn(moved)
-    reporter.note(goes_on_from(run, training.config))
+    reporter.note(describe_resume_point(run, training.config))
     return training, plan
 
 
-def _trained(
-    run: RunFolder, training: Training, *, reporter: Reporter, met: Meeting | None
+def _train_with_oom_retry(
+    run: RunFolder, training: Training, *, reporter: Reporter, rendezvous: Rendezvous | None
 ) -> dict[str, Any]:
     """Train, and return what the bundle says of it.
 
     After running out of memory it goes on from the last checkpoint with half the batch.
     """
-    if met is not None:
-        hand_out_run(met, run, training)
+    if rendezvous is not None:
+        broadcast_run(rendezvous, run, training)
     while True:
         try:
-            measured = train(run, training, reporter=reporter, met=met)
+            measured = train_and_finalize(run, training, reporter=reporter, rendezvous=rendezvous)
             return {} if measured is None else measured.facts
         except OutOfMemoryError as error:
-            config = halved_batch(training, error)
-            parts = int(config.trainer.accumulate)
+            config = reduce_micro_batch(training, error)
+            parts = int(config.trainer.accumulate_grad_batches)
         # outside of the handler: there the error would keep the tensors of the failed step alive
         release_memory()
         reporter.note(
             f"Out of memory: the batch of {training.batch_size} now runs in {parts} parts, whose "
-            f"gradients make one step; the epoch begins again.{of_statistics(training)}"
+            f"gradients make one step; the epoch begins again.{describe_batch_norm_effect(training)}"
         )
-        write_text(run.config, dump_config(config))
-        training = rebuilt(run, config)
+        write_text(run.config_path, dump_config(config))
+        training = rebuild_training(run, config)
 
 
-def _result(
+def _build_result(
     run: RunFolder, start: float, facts: Mapping[str, Any], plan: Mapping[str, Any]
 ) -> FitResult:
     """Return what a run came to, from the facts of its bundle."""

@@ -7,20 +7,20 @@ right.
 import os
 
 from finetune.config.schema import Config
-from finetune.distributed.launch import Launch
+from finetune.distributed.launch import LaunchInfo
 from finetune.errors import ConfigError
 
 
-def check_launch(config: Config, launch: Launch | None) -> Launch | None:
+def check_launch(config: Config, launch: LaunchInfo | None) -> LaunchInfo | None:
     """Return the launch that this process belongs to, or None if it stands alone.
 
     Raises:
         ConfigError: Several machines without a launcher, or other processes than were asked for.
     """
     if launch is None:
-        _check_alone(config)
+        _check_single_process(config)
         return None
-    if launch.by == "srun":
+    if launch.launcher == "srun":
         _check_gpus(config, tasks=launch.local_world_size, nodes=launch.num_nodes)
     for asked, started, flag in (
         (config.trainer.devices, launch.local_world_size, "--devices"),
@@ -28,13 +28,13 @@ def check_launch(config: Config, launch: Launch | None) -> Launch | None:
     ):
         if asked not in ("auto", started):
             raise ConfigError(
-                f"{flag} is {asked}, but {_started(launch)}. Leave --devices and --num-nodes out: "
-                f"they are taken from the launcher. Or start what you mean: {_line(config)}"
+                f"{flag} is {asked}, but {_describe_launch(launch)}. Leave --devices and --num-nodes out: "
+                f"they are taken from the launcher. Or start what you mean: {_format_launch_command(config)}"
             )
     return launch
 
 
-def _check_alone(config: Config) -> None:
+def _check_single_process(config: Config) -> None:
     """Refuse what one process cannot be.
 
     Raises:
@@ -44,7 +44,7 @@ def _check_alone(config: Config) -> None:
     if nodes != "auto" and nodes > 1:
         raise ConfigError(
             f"trainer.num_nodes={nodes}: several machines need a launcher that starts this command "
-            f"on each of them: {_line(config)}"
+            f"on each of them: {_format_launch_command(config)}"
         )
     if "SLURM_JOB_ID" not in os.environ:
         return
@@ -88,15 +88,15 @@ def _check_gpus(config: Config, *, tasks: int, nodes: int) -> None:
     )
 
 
-def _started(launch: Launch) -> str:
+def _describe_launch(launch: LaunchInfo) -> str:
     machines = "machine" if launch.num_nodes == 1 else "machines"
     return (
-        f"{launch.by} started {launch.local_world_size} processes on each of {launch.num_nodes} "
+        f"{launch.launcher} started {launch.local_world_size} processes on each of {launch.num_nodes} "
         f"{machines}"
     )
 
 
-def _line(config: Config) -> str:
+def _format_launch_command(config: Config) -> str:
     nodes, devices = (
         1 if value == "auto" else value
         for value in (config.trainer.num_nodes, config.trainer.devices)

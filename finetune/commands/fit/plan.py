@@ -7,45 +7,47 @@ from typing import Any
 
 from finetune.builders import (
     Training,
-    class_weights_start,
-    fitted_loss,
-    num_processes,
-    rare_classes,
+    compute_class_weights_start_epoch,
+    compute_world_size,
+    find_rare_classes,
+    select_probe_loss,
 )
-from finetune.config.auto import value_at
+from finetune.config.auto import get_config_value
 from finetune.types import Phase, Split
 
-_OF_EPOCHS = ("trainer.epochs", "data.train_sizes", "model.batch_norm")
+_EPOCH_KEYS = ("trainer.epochs", "data.train_image_size", "model.batch_norm")
 """What a run that is a probe alone does not use."""
 
-_OF_STEPS = ("trainer.batch_size", "optim.lr", "optim.backbone_lr_scale", "optim.layer_decay")
+_STEP_KEYS = ("trainer.batch_size", "optim.lr", "optim.backbone_lr_scale", "optim.layer_decay")
 """What it does not use if its head is all that trains."""
 
 
-def describe(
-    training: Training, *, changed: Mapping[str, Any], num_rejected: int, run_dir: Path
+def build_plan(
+    training: Training, *, overrides: Mapping[str, Any], num_rejected: int, run_dir: Path
 ) -> dict[str, Any]:
     """Return the plan of a run.
 
     Args:
         training: What was built.
-        changed: Dotted key to value of what was asked for.
+        overrides: Dotted key to value of what was asked for.
         num_rejected: Files that were left out.
         run_dir: Where the run will lie.
     """
     config, manifest, network = training.config, training.manifest, training.network
-    counts = manifest.class_counts(Split.TRAIN)
+    counts = manifest.count_per_class(Split.TRAIN)
     classifier = training.module.classifier
     return {
         "run_dir": str(run_dir),
         "data": {
             "path": str(manifest.root),
             "classes": list(manifest.classes),
-            "images": {split.value: len(manifest.of(split)) for split in Split},
+            "images": {split.value: len(manifest.get_samples(split)) for split in Split},
             "class_counts": {
-                split.value: dict(zip(manifest.classes, manifest.class_counts(split), strict=True))
+                split.value: dict(
+                    zip(manifest.classes, manifest.count_per_class(split), strict=True)
+                )
                 for split in Split
-                if manifest.of(split)
+                if manifest.get_samples(split)
             },
             "imbalance_ratio": round(max(counts) / max(1, min(counts)), 2),
             "rejected": num_rejected,
@@ -53,19 +55,19 @@ def describe(
         "model": {
             "backbone": config.model.backbone,
             "weights": network.report.source,
-            "loaded_share": round(network.report.share, 4),
+            "loaded_share": round(network.report.loaded_fraction, 4),
             "parameters": sum(group.num_parameters for group in classifier.groups),
             "layer_groups": [group.name for group in classifier.groups],
             "image_size": network.spec.input_size[-1],
         },
         "recipe": [
-            {"key": key, "value": value_at(config, key), "reason": reason}
+            {"key": key, "value": get_config_value(config, key), "reason": reason}
             for key, reason in training.reasons.items()
-            if key not in _unused(training)
+            if key not in _find_unused_keys(training)
         ],
-        "cache": _cache(training),
-        "probe": _probe(training),
-        "phases": [_phase(training, phase) for phase in training.phases],
+        "cache": _describe_cache(training),
+        "probe": _describe_probe(training),
+        "phases": [_describe_phase(training, phase) for phase in training.phases],
         "training": {
             "epochs": config.trainer.epochs,
             "batch_size": training.batch_size,
@@ -75,65 +77,67 @@ def describe(
             "lr_schedule": config.lr_schedule.name,
             "label_smoothing": config.loss.label_smoothing,
             "loss": config.loss.name,
-            **_imbalance(training),
+            **_describe_imbalance(training),
             "augment": config.augment.name,
-            "augment_rare": config.augment.rare,
-            "rare_classes": list(rare_classes(config, manifest)),
+            "augment_rare": config.augment.rare_class_preset,
+            "rare_classes": list(find_rare_classes(config, manifest)),
             "precision": config.trainer.precision,
             "accelerator": config.trainer.accelerator,
-            "processes": num_processes(config),
-            "accumulate": config.trainer.accumulate,
+            "processes": compute_world_size(config),
+            "accumulate": config.trainer.accumulate_grad_batches,
             "monitor": config.trainer.monitor,
             "seed": config.seed,
             "wandb": config.tracking.wandb,
         },
-        "changed": dict(changed),
+        "changed": dict(overrides),
     }
 
 
-def _imbalance(training: Training) -> dict[str, Any]:
+def _describe_imbalance(training: Training) -> dict[str, Any]:
     chosen = training.config.imbalance
-    start = class_weights_start(training.config)
+    start = compute_class_weights_start_epoch(training.config)
     return {
         "imbalance": chosen.strategy,
         "sampler": chosen.sampler,
         "class_weights": chosen.class_weights,
         "class_weights_from_epoch": None if start is None else start + 1,
-        "head_step": chosen.head,
+        "head_step": chosen.head_rebalancing,
     }
 
 
-def _unused(training: Training) -> tuple[str, ...]:
+def _find_unused_keys(training: Training) -> tuple[str, ...]:
     if not training.is_probe_only or training.probe is None:
         return ()
-    return _OF_EPOCHS + (_OF_STEPS if training.probe.tail is None else ())
+    return _EPOCH_KEYS + (_STEP_KEYS if training.probe.last_stage is None else ())
 
 
-def _probe(training: Training) -> dict[str, Any] | None:
+def _describe_probe(training: Training) -> dict[str, Any] | None:
     probe = training.probe
     if probe is None:
         return None
     said = {
         "only": training.is_probe_only,
         **asdict(probe.views),
-        "loss": fitted_loss(training.config),
+        "loss": select_probe_loss(training.config),
         "tail": None,
     }
-    if probe.tail is not None:
-        groups = training.module.classifier.groups[: probe.tail.depth]
+    if probe.last_stage is not None:
+        groups = training.module.classifier.groups[: probe.last_stage.depth]
         said["tail"] = {
             "groups": [group.name for group in groups],
-            "lr": dict(zip((group.name for group in groups), training.rates, strict=False)),
-            "passes": probe.tail.training.passes,
-            "gigabytes": round(probe.tail.num_bytes / 1e9, 6),
+            "lr": dict(
+                zip((group.name for group in groups), training.peak_learning_rates, strict=False)
+            ),
+            "passes": probe.last_stage.settings.num_passes,
+            "gigabytes": round(probe.last_stage.num_bytes / 1e9, 6),
         }
     return said
 
 
-def _cache(training: Training) -> dict[str, Any]:
+def _describe_cache(training: Training) -> dict[str, Any]:
     cache = training.cache
     if cache is None:
-        return {"folder": None, "why_not": training.no_cache}
+        return {"folder": None, "why_not": training.no_cache_reason}
     return {
         "folder": str(cache.root),
         "shorter_side_px": cache.shorter_side,
@@ -142,9 +146,9 @@ def _cache(training: Training) -> dict[str, Any]:
     }
 
 
-def _phase(training: Training, phase: Phase) -> dict[str, Any]:
+def _describe_phase(training: Training, phase: Phase) -> dict[str, Any]:
     groups = training.module.classifier.groups[: phase.depth]
-    rates = training.rates[: phase.depth]
+    rates = training.peak_learning_rates[: phase.depth]
     frozen = training.config.model.batch_norm == "frozen"
     return {
         "first_epoch": phase.first_epoch + 1,

@@ -7,37 +7,37 @@ from typing import Any
 from finetune.builders import (
     Training,
     build_training,
-    images_per_epoch,
+    compute_images_per_epoch,
+    find_final_imbalance_phases,
     is_probe_only,
-    last_parts,
 )
-from finetune.bundle.model_card import CARD_KEY, Card
-from finetune.commands.prepare_data import absolute, data_path
+from finetune.bundle.model_card import CARD_KEY, ModelCard
+from finetune.commands.prepare_data import resolve_data_path, resolve_if_path
 from finetune.commands.stored_run import (
-    require_files,
-    stored_config,
-    stored_manifest,
+    check_files_exist,
+    read_stored_config,
+    read_stored_manifest,
 )
-from finetune.config.load import build_config, changes, explicit_values, read_config_file
+from finetune.config.load import build_config, diff_configs, get_explicit_values, read_config_file
 from finetune.config.schema import Config
-from finetune.distributed.launch import outer_launch
+from finetune.distributed.launch import detect_launch
 from finetune.errors import ConfigError, RunFolderError
 from finetune.system import run_folder
 from finetune.system.run_folder import RunFolder
 from finetune.training.callbacks.checkpoint import (
     read_checkpoint,
-    require_undamaged,
-    stored_position,
+    read_resume_state,
+    verify_checkpoint,
 )
 
-CHANGEABLE = (
+OVERRIDABLE_KEYS = (
     "trainer.epochs",
     "trainer.devices",
     "trainer.num_nodes",
-    "trainer.accumulate",
+    "trainer.accumulate_grad_batches",
     "trainer.accelerator",
     "trainer.precision",
-    "trainer.early_stopping",
+    "trainer.early_stopping_patience",
     "trainer.deterministic",
     "trainer.collective_timeout_seconds",
     "trainer.compile",
@@ -53,7 +53,7 @@ CHANGEABLE = (
 """What may differ when a run goes on; anything else would make it another run."""
 
 
-def asked_again(config: Config) -> RunFolder | None:
+def find_existing_run(config: Config) -> RunFolder | None:
     """Return the run that the same command has started before, where it may go on.
 
     Raises:
@@ -67,28 +67,28 @@ def asked_again(config: Config) -> RunFolder | None:
             "--output runs/NAME."
         )
     path = Path(config.output).expanduser()
-    return run_folder.existing(path) if run_folder.is_run(path) else None
+    return run_folder.open_existing(path) if run_folder.is_run(path) else None
 
 
-def asked_for(run: RunFolder, config: Config) -> dict[str, Any]:
+def collect_overrides(run: RunFolder, config: Config) -> dict[str, Any]:
     """Return what a command says again of a run, key by key, as the run's own config has it."""
-    values = {key: value for key, value in explicit_values(config).items() if value != "auto"}
+    values = {key: value for key, value in get_explicit_values(config).items() if value != "auto"}
     for key in ("output", "resume"):
         values.pop(key, None)
     if config.unfreeze.name == "auto" and not config.unfreeze.params:
         values.pop("unfreeze.params", None)
-    values["data.path"] = str(data_path(config).resolve())
+    values["data.path"] = str(resolve_data_path(config).resolve())
     for key in ("model.weights", "augment.name"):
         if key in values:
-            values[key] = absolute(values[key])
-    stored = stored_config(run)
-    num_images = images_per_epoch(stored, stored_manifest(run, stored))
+            values[key] = resolve_if_path(values[key])
+    stored = read_stored_config(run)
+    num_images = compute_images_per_epoch(stored, read_stored_manifest(run, stored))
     if int(stored.trainer.batch_size) <= num_images < values.get("trainer.batch_size", 0):
         del values["trainer.batch_size"]  # it shrank to the images of an epoch
     return values
 
 
-def with_changes(
+def build_resume_config(
     run: RunFolder,
     *,
     assignments: Mapping[str, Any] | None = None,
@@ -99,51 +99,55 @@ def with_changes(
     Raises:
         ConfigError: It would be another run, or one with fewer epochs than are done.
     """
-    stored = stored_config(run)
-    tree = read_config_file(run.config)
+    stored = read_stored_config(run)
+    tree = read_config_file(run.config_path)
     # what "auto" came to stays so
     assignments = {key: value for key, value in (assignments or {}).items() if value != "auto"}
     flags = {key: given for key, given in (flags or {}).items() if given[1] != "auto"}
     # the machines of today, which are those of the launcher, if there is one
     tree["trainer"]["num_nodes"] = "auto"
-    if outer_launch() is not None:
+    if detect_launch() is not None:
         tree["trainer"]["devices"] = "auto"
-    config = build_config(tree, assignments=assignments, flags=flags, file=str(run.config))
+    config = build_config(
+        tree, assignments=assignments, flags=flags, source_name=str(run.config_path)
+    )
     _check_changes(stored, config)
     _check_epochs(run, config)
     return config
 
 
-def rebuilt(run: RunFolder, config: Config) -> Training:
+def rebuild_training(run: RunFolder, config: Config) -> Training:
     """Return the training of a run from its folder: the same split, the same network."""
     resumed = None
-    if run.last.is_file():
-        require_undamaged(run.last)
-        card = read_checkpoint(run.last)[CARD_KEY]
+    if run.last_checkpoint_path.is_file():
+        verify_checkpoint(run.last_checkpoint_path)
+        card = read_checkpoint(run.last_checkpoint_path)[CARD_KEY]
         try:
-            resumed = Card.from_json(card)
+            resumed = ModelCard.from_json(card)
         except RunFolderError as error:
-            raise RunFolderError(f"{run.last}: {error}") from error
-    manifest = stored_manifest(run, config)
-    require_files(manifest, manifest.samples)
-    return build_training(config, manifest, resumed=resumed, going_on=True)
+            raise RunFolderError(f"{run.last_checkpoint_path}: {error}") from error
+    manifest = read_stored_manifest(run, config)
+    check_files_exist(manifest, manifest.samples)
+    return build_training(config, manifest, checkpoint_card=resumed, is_resumed=True)
 
 
-def moved_parts(run: RunFolder, training: Training) -> list[str]:
+def describe_phase_shifts(run: RunFolder, training: Training) -> list[str]:
     """Say what about unequal classes comes earlier or later than the run's first epochs assumed.
 
     Args:
         run: The run, with the config of before.
         training: Of now.
     """
-    position, stored = stored_position(run), stored_config(run)
+    position, stored = read_resume_state(run), read_stored_config(run)
     before, now = stored.trainer.epochs, training.config.trainer.epochs
     if position is None or before == now or training.is_probe_only:
         return []
-    old, new = (last_parts(one, training.manifest) for one in (stored, training.config))
+    old, new = (
+        find_final_imbalance_phases(one, training.manifest) for one in (stored, training.config)
+    )
     found = []
     for part, (setting, start) in new.items():
-        was, done = old[part][1], position.epochs
+        was, done = old[part][1], position.completed_epochs
         if start == was:
             continue
         back = ", and until then training goes back to what came before it" * (was < done < start)
@@ -155,26 +159,26 @@ def moved_parts(run: RunFolder, training: Training) -> list[str]:
     return found
 
 
-def goes_on_from(run: RunFolder, config: Config) -> str:
+def describe_resume_point(run: RunFolder, config: Config) -> str:
     """Say where a run goes on.
 
     Args:
         run: The run.
         config: Resolved, with which it goes on.
     """
-    position = stored_position(run)
+    position = read_resume_state(run)
     if position is None:
-        return _begins_again(run, config)
-    if position.steps:
-        return f"Goes on in epoch {position.epochs + 1}, after {position.steps} of its steps."
-    return f"Goes on after epoch {position.epochs}."
+        return _describe_restart(run, config)
+    if position.steps_in_epoch:
+        return f"Goes on in epoch {position.completed_epochs + 1}, after {position.steps_in_epoch} of its steps."
+    return f"Goes on after epoch {position.completed_epochs}."
 
 
-def _begins_again(run: RunFolder, config: Config) -> str:
+def _describe_restart(run: RunFolder, config: Config) -> str:
     """Say where a run without a saved epoch goes on."""
     if config.probe.enabled != "on":
         return "No checkpoint was saved before; the run starts with its first epoch."
-    if is_probe_only(config) and run.best.is_file():
+    if is_probe_only(config) and run.best_checkpoint_path.is_file():
         return "The probe is saved; its model remains to be measured and written."
     return (
         "No checkpoint was saved before; the run starts with its probe and computes only the "
@@ -183,9 +187,9 @@ def _begins_again(run: RunFolder, config: Config) -> str:
 
 
 def _check_changes(stored: Config, config: Config) -> None:
-    for key, (before, after) in changes(stored, config).items():
-        sections = tuple(name for name in CHANGEABLE if name.endswith("."))
-        if key not in CHANGEABLE and not key.startswith(sections):
+    for key, (before, after) in diff_configs(stored, config).items():
+        sections = tuple(name for name in OVERRIDABLE_KEYS if name.endswith("."))
+        if key not in OVERRIDABLE_KEYS and not key.startswith(sections):
             raise ConfigError(
                 f"{key} is {before!r} in the run and cannot become {after!r}: it would be another "
                 f"run. Leave it out, or start a new run without --resume."
@@ -193,8 +197,8 @@ def _check_changes(stored: Config, config: Config) -> None:
 
 
 def _check_epochs(run: RunFolder, config: Config) -> None:
-    position = stored_position(run)
-    done = 0 if position is None else position.epochs
+    position = read_resume_state(run)
+    done = 0 if position is None else position.completed_epochs
     if int(config.trainer.epochs) < done:
         raise ConfigError(
             f"trainer.epochs={config.trainer.epochs}: the run has {done} epochs behind it already. "

@@ -8,202 +8,225 @@ from uuid import uuid4
 
 from finetune.builders import (
     Training,
-    batch_in_memory,
+    build_trainer_options,
+    compute_world_size,
+    enable_cache,
+    get_micro_batch_size,
     is_probe_only,
-    num_processes,
-    trainer_options,
-    with_cache,
 )
-from finetune.commands.fit.finalize import Measured, measure_best, write_bundle
-from finetune.commands.inspect.features import note_findings
-from finetune.commands.stored_run import stored_manifest
-from finetune.config.load import replaced
+from finetune.commands.fit.finalize import FinalEvaluation, evaluate_best_model, write_bundle
+from finetune.commands.inspect.features import record_probe_findings
+from finetune.commands.stored_run import read_stored_manifest
+from finetune.config.load import replace_values
 from finetune.config.schema import Config
-from finetune.distributed.launch import Launch
-from finetune.distributed.local_launcher import own_meeting
-from finetune.distributed.peer_errors import LostProcessError
-from finetune.distributed.rendezvous import Meeting
+from finetune.distributed.launch import LaunchInfo
+from finetune.distributed.local_launcher import launch_local_workers
+from finetune.distributed.peer_errors import PeerLostError
+from finetune.distributed.rendezvous import Rendezvous
 from finetune.distributed.signals import StopRequest
 from finetune.errors import OutOfMemoryError
 from finetune.probe.head_rebalancing import is_rebalanced, rebalance
-from finetune.probe.linear_probe import fit_probe, is_probe, save_probe
+from finetune.probe.linear_probe import fit_probe, is_probe_checkpoint, save_probe
 from finetune.system.files import write_text
-from finetune.system.hardware import process_device
+from finetune.system.hardware import get_process_device
 from finetune.system.run_folder import RunFolder
-from finetune.training.callbacks.checkpoint import read_checkpoint, stopped_early, stored_position
-from finetune.training.callbacks.freeze_layers import AverageWeights, Compile, Progress, Unfreeze
-from finetune.training.loggers.experiment import MetricsCsv, Tracking, create_wandb_logger
+from finetune.training.callbacks.checkpoint import (
+    has_stopped_early,
+    read_checkpoint,
+    read_resume_state,
+)
+from finetune.training.callbacks.freeze_layers import (
+    NetworkCompiler,
+    Progress,
+    UnfreezeScheduler,
+    WeightAveraging,
+)
+from finetune.training.loggers.experiment import MetricsCsv, RunTracker, create_wandb_logger
 from finetune.training.trainer import create_trainer
 from finetune.training.trainer import fit as lightning_fit
 from finetune.types import Reporter
 
 
-def train(
-    run: RunFolder, training: Training, *, reporter: Reporter, met: Meeting | None
-) -> Measured | None:
+def train_and_finalize(
+    run: RunFolder, training: Training, *, reporter: Reporter, rendezvous: Rendezvous | None
+) -> FinalEvaluation | None:
     """Train, then measure the best model and write it; return its numbers on rank 0.
 
     Args:
         run: The run folder.
         training: What trains.
         reporter: Told of everything.
-        met: The other processes, where a launcher has started them.
+        rendezvous: The other processes, where a launcher has started them.
     """
-    rank = 0 if met is None else met.launch.rank
+    rank = 0 if rendezvous is None else rendezvous.launch.rank
     try:
-        tracking = _trained(run, training, reporter=reporter, met=met)
-        if met is not None and rank > 0:
-            met.leave()
+        tracking = _train_on_all_ranks(run, training, reporter=reporter, rendezvous=rendezvous)
+        if rendezvous is not None and rank > 0:
+            rendezvous.depart()
             return None
-        _with_head_step(run, training, reporter)
+        _rebalance_head(run, training, reporter)
         # which the probe may have told of further copies
-        manifest = stored_manifest(run, training.config)
-        measured = measure_best(run, replace(training, manifest=manifest), reporter)
+        manifest = read_stored_manifest(run, training.config)
+        measured = evaluate_best_model(run, replace(training, manifest=manifest), reporter)
     except KeyboardInterrupt:
         reporter.note(f"Stopped. Go on with: finetune fit --resume {run.path}")
         raise
-    except LostProcessError:
+    except PeerLostError:
         reporter.note(f"Go on with: finetune fit --resume {run.path}")
         raise
-    if not training.is_probe_only and is_probe(run.best):
+    if not training.is_probe_only and is_probe_checkpoint(run.best_checkpoint_path):
         reporter.note(
             f"No epoch beat the probe on val/{training.config.trainer.monitor}: the best model is "
             f"the probe's. Try a lower optim.lr, or more epochs."
         )
     write_bundle(run, measured)
-    tracking.finish(measured.evaluations, classes=training.manifest.classes, bundle=run.bundle)
-    write_text(run.done, f"{training.config.trainer.epochs}\n")
-    if met is not None:
-        met.leave()
+    tracking.finish(
+        measured.evaluations, classes=training.manifest.classes, bundle_dir=run.bundle_dir
+    )
+    write_text(run.done_marker_path, f"{training.config.trainer.epochs}\n")
+    if rendezvous is not None:
+        rendezvous.depart()
     return measured
 
 
-def _with_head_step(run: RunFolder, training: Training, reporter: Reporter) -> None:
+def _rebalance_head(run: RunFolder, training: Training, reporter: Reporter) -> None:
     """Give the best model the classifier that was asked for, once."""
-    way = training.config.imbalance.head
-    if way not in ("crt", "tau_norm") or is_rebalanced(run.best):
+    way = training.config.imbalance.head_rebalancing
+    if way not in ("crt", "tau_norm") or is_rebalanced(run.best_checkpoint_path):
         return
     assert training.probe is not None, "looked for by who builds"
-    device = process_device(training.config.trainer.accelerator, 0)
-    found = rebalance(run.best, way, training.probe, device=device, reporter=reporter)
+    device = get_process_device(training.config.trainer.accelerator, 0)
+    found = rebalance(
+        run.best_checkpoint_path, way, training.probe, device=device, reporter=reporter
+    )
     how = f"tau {found.tau:g}" if found.tau is not None else f"penalty {found.penalty:.1g}"
-    gain = f"balanced accuracy on val {found.before:.4f} -> {found.after:.4f}"
+    gain = f"balanced accuracy on val {found.balanced_accuracy_before:.4f} -> {found.balanced_accuracy_after:.4f}"
     if found.tau == 0:
-        gain = f"no tau beats balanced accuracy {found.before:.4f} on val; it stays as it was"
+        gain = f"no tau beats balanced accuracy {found.balanced_accuracy_before:.4f} on val; it stays as it was"
     reporter.note(f"The classifier after {way} ({how}): {gain}.")
 
 
-def _trained(
-    run: RunFolder, training: Training, *, reporter: Reporter, met: Meeting | None
-) -> Tracking:
+def _train_on_all_ranks(
+    run: RunFolder, training: Training, *, reporter: Reporter, rendezvous: Rendezvous | None
+) -> RunTracker:
     """Train to the last epoch with all processes, and return the trackers."""
-    rank = 0 if met is None else met.launch.rank
+    rank = 0 if rendezvous is None else rendezvous.launch.rank
     is_trained = _is_trained(run, training.config)
     if not is_trained and not training.is_probe_only:
-        training = with_cache(training, reporter=reporter)
+        training = enable_cache(training, reporter=reporter)
     tracking = open_tracking(run, training.config, reporter, rank=rank)
     if not is_trained:
         try:
-            with _together(run, training, met) as all_of_them:
-                score = _probed(run, training, tracking, reporter, all_of_them)
+            with _init_process_group(run, training, rendezvous) as all_of_them:
+                score = _run_probe(run, training, tracking, reporter, all_of_them)
                 if not training.is_probe_only:
                     launch = None if all_of_them is None else all_of_them.launch
-                    with nullcontext() if all_of_them is None else all_of_them.silence():
+                    with nullcontext() if all_of_them is None else all_of_them.pause_heartbeat():
                         _run_trainer(run, training, tracking, reporter, launch, baseline=score)
         except BaseException as error:
-            tracking.break_off(in_order=isinstance(error, StopRequest | OutOfMemoryError))
+            tracking.interrupt(is_resumable=isinstance(error, StopRequest | OutOfMemoryError))
             raise
     return tracking
 
 
 @contextmanager
-def _together(run: RunFolder, training: Training, met: Meeting | None) -> Iterator[Meeting | None]:
+def _init_process_group(
+    run: RunFolder, training: Training, rendezvous: Rendezvous | None
+) -> Iterator[Rendezvous | None]:
     """Bring all processes of the run into one group; yield them, or None for one alone."""
     config = training.config
-    count = 0 if met is not None else int(config.trainer.devices) - 1
-    if met is None and not count:
+    count = 0 if rendezvous is not None else int(config.trainer.devices) - 1
+    if rendezvous is None and not count:
         yield None
         return
     timeout = timedelta(seconds=config.trainer.collective_timeout_seconds)
-    others: AbstractContextManager[Meeting] = (
-        own_meeting(run.path, count=count, timeout=timeout) if met is None else nullcontext(met)
+    others: AbstractContextManager[Rendezvous] = (
+        launch_local_workers(run.path, num_workers=count, timeout=timeout)
+        if rendezvous is None
+        else nullcontext(rendezvous)
     )
     with others as all_of_them:
-        if met is None:
-            hand_out_run(all_of_them, run, training)
+        if rendezvous is None:
+            broadcast_run(all_of_them, run, training)
         backend = "nccl" if config.trainer.accelerator == "cuda" else "gloo"
-        with all_of_them.group(backend=backend):
+        with all_of_them.open_process_group(backend=backend):
             yield all_of_them
 
 
-def _probed(
+def _run_probe(
     run: RunFolder,
     training: Training,
-    tracking: Tracking,
+    tracking: RunTracker,
     reporter: Reporter,
-    met: Meeting | None,
+    rendezvous: Rendezvous | None,
 ) -> float | None:
     """Begin a run with its probe, which is the best model so far; return its score."""
     plan = training.probe
-    if plan is None or run.last.is_file():
+    if plan is None or run.last_checkpoint_path.is_file():
         return None
     trainer = training.config.trainer
-    device = process_device(trainer.accelerator, 0 if met is None else met.launch.local_rank)
+    device = get_process_device(
+        trainer.accelerator, 0 if rendezvous is None else rendezvous.launch.local_rank
+    )
     module = training.module
-    found = fit_probe(module.classifier, plan, device=device, met=met, reporter=reporter)
+    found = fit_probe(
+        module.classifier, plan, device=device, rendezvous=rendezvous, reporter=reporter
+    )
     if found is None:
-        assert met is not None, "rank 0 finds something"
-        return float(met.receive("probe"))  # however long the fit takes
-    reporter.probe(found.as_json())
-    note_findings(run, training, found, reporter)
+        assert rendezvous is not None, "rank 0 finds something"
+        return float(rendezvous.receive("probe"))  # however long the fit takes
+    reporter.show_probe(found.to_json())
+    record_probe_findings(run, training, found, reporter)
     row = {f"val/{name}": float(value) for name, value in found.metrics.items()}
     row["train/loss"] = found.train_loss
     # as the epoch before the first, or the only one
     tracking.csv.record(row, epoch=0 if training.is_probe_only else -1, step=0)
-    save_probe(module, module.card, found, run.best)
+    save_probe(module, module.card, found, run.best_checkpoint_path)
     score = row[f"val/{trainer.monitor}"]
-    if met is not None:
-        met.hand_out("probe", score)
+    if rendezvous is not None:
+        rendezvous.broadcast("probe", score)
     return score
 
 
-def hand_out_run(met: Meeting, run: RunFolder, training: Training) -> None:
+def broadcast_run(rendezvous: Rendezvous, run: RunFolder, training: Training) -> None:
     """Tell the other processes what is trained; they need no weights, which DDP sends them."""
     told = {
         "run_dir": str(run.path.resolve()),
         "config": training.config.model_dump(mode="json"),
         "card": training.module.card,
-        "position": where(run),
+        "position": read_progress(run),
     }
-    met.hand_out("run", told)
+    rendezvous.broadcast("run", told)
 
 
-def where(run: RunFolder) -> list[int] | None:
+def read_progress(run: RunFolder) -> list[int] | None:
     """Return the epochs and steps that a run has behind it, as all processes must see them."""
-    position = stored_position(run)
-    return None if position is None else [position.epochs, position.steps]
+    position = read_resume_state(run)
+    return None if position is None else [position.completed_epochs, position.steps_in_epoch]
 
 
 def _run_trainer(
     run: RunFolder,
     training: Training,
-    tracking: Tracking,
+    tracking: RunTracker,
     reporter: Reporter,
-    launch: Launch | None,
+    launch: LaunchInfo | None,
     *,
     baseline: float | None,
 ) -> None:
     """Train to the last epoch, from the last checkpoint if there is one."""
-    checkpoint = run.last if run.last.is_file() else None
-    size_at = training.data.train.transform.size_at
-    compiling = [Compile(reporter, batch_size=batch_in_memory(training), size_at=size_at)]
+    checkpoint = run.last_checkpoint_path if run.last_checkpoint_path.is_file() else None
+    size_at = training.datamodule.train_dataset.transform.get_size
+    compiling = [
+        NetworkCompiler(reporter, batch_size=get_micro_batch_size(training), size_schedule=size_at)
+    ]
     trainer = create_trainer(
         run.path,
-        trainer_options(training.config),
+        build_trainer_options(training.config),
         callbacks=[
-            Unfreeze(),
+            UnfreezeScheduler(),
             *(compiling if training.config.trainer.compile else []),
-            AverageWeights(),
+            WeightAveraging(),
             Progress(reporter),
             tracking.csv,
         ],
@@ -211,10 +234,10 @@ def _run_trainer(
         launch=launch,
         baseline=baseline,
     )
-    lightning_fit(trainer, training.module, training.data, checkpoint=checkpoint)
+    lightning_fit(trainer, training.module, training.datamodule, checkpoint_path=checkpoint)
 
 
-def halved_batch(training: Training, error: OutOfMemoryError) -> Config:
+def reduce_micro_batch(training: Training, error: OutOfMemoryError) -> Config:
     """Return the config of a run whose batches hold half as many images, or fewer.
 
     Raises:
@@ -222,8 +245,8 @@ def halved_batch(training: Training, error: OutOfMemoryError) -> Config:
             know of it.
     """
     config = training.config
-    batch, parts = batch_in_memory(training), int(config.trainer.accumulate)
-    most = batch // training.fewest_images
+    batch, parts = get_micro_batch_size(training), int(config.trainer.accumulate_grad_batches)
+    most = batch // training.min_micro_batch_size
     smaller = next((n for n in range(2, most + 1) if batch % n == 0), None)
     if smaller is None:
         few = "One image at a time does" if batch == 1 else f"{batch} images at a time do"
@@ -231,28 +254,28 @@ def halved_batch(training: Training, error: OutOfMemoryError) -> Config:
             f"{error} {few} not fit. Take a smaller --image-size or --backbone, or "
             f"model.grad_checkpointing=true."
         )
-    if num_processes(config) > 1:
+    if compute_world_size(config) > 1:
         raise OutOfMemoryError(
             f"{error} Go on with a smaller batch in memory: "
-            f"finetune fit --resume {config.output} trainer.accumulate={parts * smaller}"
+            f"finetune fit --resume {config.output} trainer.accumulate_grad_batches={parts * smaller}"
         )
-    return replaced(config, {"trainer.accumulate": parts * smaller})
+    return replace_values(config, {"trainer.accumulate_grad_batches": parts * smaller})
 
 
-def open_tracking(run: RunFolder, config: Config, reporter: Reporter, *, rank: int) -> Tracking:
+def open_tracking(run: RunFolder, config: Config, reporter: Reporter, *, rank: int) -> RunTracker:
     """Return the run's trackers; rank 0 alone continues the run's one W&B run."""
     tracking = config.tracking
-    metrics = MetricsCsv(run.metrics, reporter=reporter)
-    position = stored_position(run)
-    epochs = 0 if position is None else position.epochs
-    metrics.forget_after(epochs)
+    metrics = MetricsCsv(run.metrics_path, reporter=reporter)
+    position = read_resume_state(run)
+    epochs = 0 if position is None else position.completed_epochs
+    metrics.drop_rows_after(epochs)
     if tracking.wandb == "off" or rank > 0:
-        return Tracking(metrics)
-    if not run.wandb_id.is_file():
-        write_text(run.wandb_id, uuid4().hex[:8] + "\n")
+        return RunTracker(metrics)
+    if not run.wandb_id_path.is_file():
+        write_text(run.wandb_id_path, uuid4().hex[:8] + "\n")
     wandb = create_wandb_logger(
         run.path,
-        run_id=run.wandb_id.read_text().strip(),
+        run_id=run.wandb_id_path.read_text().strip(),
         mode=tracking.wandb,
         project=tracking.project,
         entity=tracking.entity,
@@ -260,24 +283,26 @@ def open_tracking(run: RunFolder, config: Config, reporter: Reporter, *, rank: i
         tags=tracking.tags,
         config=config.model_dump(mode="json"),
     )
-    tracking_run = Tracking(metrics, wandb, run.wandb_epochs)
-    tracking_run.log_again(epochs=epochs)
+    tracking_run = RunTracker(metrics, wandb, run.wandb_epochs_path)
+    tracking_run.relog_epochs(num_epochs=epochs)
     return tracking_run
 
 
 def is_complete(run: RunFolder, config: Config) -> bool:
     """Tell whether a run has trained, measured, written and tracked everything that was asked."""
-    if not (run.done.is_file() and run.bundle.is_dir()):
+    if not (run.done_marker_path.is_file() and run.bundle_dir.is_dir()):
         return False
-    return run.done.read_text(encoding="utf-8").strip() == str(config.trainer.epochs)
+    return run.done_marker_path.read_text(encoding="utf-8").strip() == str(config.trainer.epochs)
 
 
 def _is_trained(run: RunFolder, config: Config) -> bool:
     if is_probe_only(config):
-        return run.best.is_file()
-    position = stored_position(run)
+        return run.best_checkpoint_path.is_file()
+    position = read_resume_state(run)
     if position is None:
         return False
-    if position.epochs >= int(config.trainer.epochs):
+    if position.completed_epochs >= int(config.trainer.epochs):
         return True
-    return stopped_early(read_checkpoint(run.last), config.trainer.early_stopping)
+    return has_stopped_early(
+        read_checkpoint(run.last_checkpoint_path), config.trainer.early_stopping_patience
+    )

@@ -4,28 +4,32 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
-from finetune.audit.audit import CopyGroup, LabelSuspect, label_suspects
-from finetune.audit.duplicate_cache import know_copies, known_crops
-from finetune.audit.duplicate_groups import noted_copies, with_copies, with_further_copies
-from finetune.audit.leakage import describe_leaks, describe_rest, leaked
-from finetune.audit.report import amended
+from finetune.audit.audit import DuplicateSamples, LabelErrorCandidate, collect_label_errors
+from finetune.audit.duplicate_cache import cache_duplicates, load_or_find_cropped_duplicates
+from finetune.audit.duplicate_groups import (
+    add_duplicate_groups,
+    assign_duplicate_groups,
+    collect_duplicate_groups,
+)
+from finetune.audit.leakage import describe_leaks, describe_splits_without_leaks, find_leaks
+from finetune.audit.report import merge_findings
 from finetune.builders import Training, build_training
-from finetune.commands.prepare_data import Inspected, seen_of
-from finetune.config.load import replaced
+from finetune.commands.prepare_data import ScannedDataset, fingerprint_samples
+from finetune.config.load import replace_values
 from finetune.config.schema import Config
-from finetune.data.manifest import Manifest, write_manifest
+from finetune.data.manifest import Manifest, format_manifest
 from finetune.errors import DataError
-from finetune.probe.linear_probe import Probe
-from finetune.probe.out_of_fold import out_of_fold
+from finetune.probe.linear_probe import ProbeResult
+from finetune.probe.out_of_fold import predict_out_of_fold
 from finetune.system.files import write_text
-from finetune.system.hardware import process_device
+from finetune.system.hardware import get_process_device
 from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter, Sample, Split
 
 
-def asked(
-    config: Config, found: Inspected, reporter: Reporter
-) -> tuple[Inspected, tuple[LabelSuspect, ...]]:
+def audit_with_backbone(
+    config: Config, dataset: ScannedDataset, reporter: Reporter
+) -> tuple[ScannedDataset, tuple[LabelErrorCandidate, ...]]:
     """Return images with the copies that a backbone adds, and the labels that it doubts.
 
     The copies are known to later runs on the same images, as if they had looked for them. Each
@@ -34,133 +38,153 @@ def asked(
 
     Args:
         config: The backbone, its weights and how it is asked.
-        found: The images; their splits do not matter.
+        dataset: The images; their splits do not matter.
         reporter: Told of the progress.
 
     Raises:
         FinetuneError: Anything that the user can mend.
     """
-    alone = {"unfreeze.name": "linear_probe", "probe.enabled": "on", "probe.views": 0}
+    alone = {"unfreeze.name": "linear_probe", "probe.enabled": "on", "probe.num_crops": 0}
     alone |= {"trainer.devices": 1, "trainer.num_nodes": 1}
-    samples = tuple(replace(sample, split=Split.TRAIN) for sample in found.samples)
+    samples = tuple(replace(sample, split=Split.TRAIN) for sample in dataset.samples)
     classes = tuple(sorted({sample.label for sample in samples}))
-    training = build_training(replaced(config, alone), Manifest(found.root, classes, samples))
+    training = build_training(
+        replace_values(config, alone), Manifest(dataset.root, classes, samples)
+    )
     assert training.probe is not None, "asked for"
-    said = out_of_fold(
+    said = predict_out_of_fold(
         training.module.classifier,
         training.probe,
-        device=process_device(training.config.trainer.accelerator, 0),
+        device=get_process_device(training.config.trainer.accelerator, 0),
         reporter=reporter,
     )
-    judged = [found.samples[row] for row in said.rows.tolist()]
+    judged = [dataset.samples[row] for row in said.rows.tolist()]
     reporter.start("looking for cut copies", len(samples))
-    copies = known_crops(
-        found.looks,
-        [found.root / sample.path for sample in samples],
-        found.copies or (),
+    copies = load_or_find_cropped_duplicates(
+        dataset.fingerprints,
+        [dataset.root / sample.path for sample in samples],
+        dataset.duplicates or (),
         [said.features],
-        made_by=said.features.made_by,
-        on_searched=reporter.advance,
+        cache_key=said.features.features_id,
+        on_progress=reporter.advance,
     )
     reporter.finish()
-    know_copies(found.looks, copies)  # for whoever asked will want to act on it
-    more = replace(found, copies=copies, samples=with_copies(found.samples, copies))
-    return more, label_suspects(judged, classes, said.beliefs.numpy())
+    cache_duplicates(dataset.fingerprints, copies)  # for whoever asked will want to act on it
+    more = replace(
+        dataset, duplicates=copies, samples=assign_duplicate_groups(dataset.samples, copies)
+    )
+    return more, collect_label_errors(judged, classes, said.probabilities.numpy())
 
 
-def note_findings(run: RunFolder, training: Training, probe: Probe, reporter: Reporter) -> None:
+def record_probe_findings(
+    run: RunFolder, training: Training, probe: ProbeResult, reporter: Reporter
+) -> None:
     """Put down what the probe's features tell of training and validation images, and say it.
 
     Labels in doubt and cut copies stand beside what else was found. The manifest notes the copies,
     so that validation is measured without those that train, too; the splits stay as they are.
 
     Raises:
-        DataError: A copy leaks, and ``data.leaks`` is "error".
+        DataError: A copy leaks, and ``data.leakage`` is "error".
     """
     manifest = training.manifest
-    samples = [*manifest.of(Split.TRAIN), *manifest.of(Split.VAL)]
-    doubts = label_suspects(
-        [samples[row] for row in probe.judged.tolist()], manifest.classes, probe.beliefs.numpy()
+    samples = [*manifest.get_samples(Split.TRAIN), *manifest.get_samples(Split.VAL)]
+    doubts = collect_label_errors(
+        [samples[row] for row in probe.held_out_rows.tolist()],
+        manifest.classes,
+        probe.held_out_probabilities.numpy(),
     )
-    more = _with_crops(training, samples, probe, reporter)
-    groups = _grown(manifest, more)
-    is_written = _amend(run, doubts, groups)
-    where = f", the most doubtful first in {run.findings}" if is_written else ""
-    _tell_of_doubts(doubts, where, reporter)
+    more = _add_cropped_duplicates(training, samples, probe, reporter)
+    groups = _find_changed_groups(manifest, more)
+    is_written = _update_audit_files(run, doubts, groups)
+    where = f", the most doubtful first in {run.audit_csv_path}" if is_written else ""
+    _report_label_errors(doubts, where, reporter)
     if groups:
-        _tell_of_crops(training.config, manifest, more, len(groups), reporter)
+        _report_cropped_duplicates(training.config, manifest, more, len(groups), reporter)
         # at last: what it holds is no longer news to a run that goes on
-        write_text(run.manifest, write_manifest(more))
+        write_text(run.manifest_path, format_manifest(more))
 
 
-def _amend(run: RunFolder, doubts: Sequence[LabelSuspect], groups: Sequence[CopyGroup]) -> bool:
+def _update_audit_files(
+    run: RunFolder,
+    label_errors: Sequence[LabelErrorCandidate],
+    duplicates: Sequence[DuplicateSamples],
+) -> bool:
     """Write what was found beside the rest; tell whether there is a place for it."""
     try:
-        audit, findings = amended(
-            run.audit.read_text(encoding="utf-8"), labels=doubts, copies=groups
+        audit, findings = merge_findings(
+            run.audit_json_path.read_text(encoding="utf-8"),
+            label_errors=label_errors,
+            duplicates=duplicates,
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False  # of an earlier release, or somebody has changed it
-    write_text(run.audit, audit)
-    if not run.findings.is_file():  # whoever removed it does not want it
+    write_text(run.audit_json_path, audit)
+    if not run.audit_csv_path.is_file():  # whoever removed it does not want it
         return False
-    write_text(run.findings, findings)
+    write_text(run.audit_csv_path, findings)
     return True
 
 
-def _with_crops(
-    training: Training, samples: Sequence[Sample], probe: Probe, reporter: Reporter
+def _add_cropped_duplicates(
+    training: Training, samples: Sequence[Sample], probe: ProbeResult, reporter: Reporter
 ) -> Manifest:
     """Return a run's images with the copies that features add."""
     config, manifest = training.config, training.manifest
-    if config.data.leaks == "ignore":
+    if config.data.leakage == "ignore":
         return manifest
-    good, looks, _ = seen_of(config, manifest.root, samples, reporter=reporter)
+    good, looks, _ = fingerprint_samples(config, manifest.root, samples, reporter=reporter)
     if len(good) < len(samples):  # one has changed meanwhile; whoever needs it will say so
         return manifest
     reporter.start("looking for cut copies", len(samples))
-    found = known_crops(
+    found = load_or_find_cropped_duplicates(
         looks,
-        manifest.paths(samples),
-        noted_copies(samples),
+        manifest.resolve_paths(samples),
+        collect_duplicate_groups(samples),
         probe.features,
-        made_by=probe.features[0].made_by,
-        on_searched=reporter.advance,
+        cache_key=probe.features[0].features_id,
+        on_progress=reporter.advance,
     )
     reporter.finish()
-    return with_further_copies(manifest, [[samples[row] for row in one.rows] for one in found])
+    return add_duplicate_groups(manifest, [[samples[row] for row in one.rows] for one in found])
 
 
-def _grown(before: Manifest, after: Manifest) -> list[CopyGroup]:
+def _find_changed_groups(before: Manifest, after: Manifest) -> list[DuplicateSamples]:
     """Return the groups of copies that are larger than they were, or new."""
     pairs = zip(before.samples, after.samples, strict=True)
-    words = {new.copies for old, new in pairs if new.copies != old.copies}
+    words = {
+        new.duplicate_group for old, new in pairs if new.duplicate_group != old.duplicate_group
+    }
     return [
-        CopyGroup(tuple(s for s in after.samples if s.copies == word), exact=False)
+        DuplicateSamples(
+            tuple(s for s in after.samples if s.duplicate_group == word), is_exact=False
+        )
         for word in sorted(words)
     ]
 
 
-def _tell_of_doubts(doubts: Sequence[LabelSuspect], where: str, reporter: Reporter) -> None:
-    if doubts:
-        first = doubts[0]
-        labels = "label is" if len(doubts) == 1 else "labels are"
+def _report_label_errors(
+    label_errors: Sequence[LabelErrorCandidate], location: str, reporter: Reporter
+) -> None:
+    if label_errors:
+        first = label_errors[0]
+        labels = "label is" if len(label_errors) == 1 else "labels are"
         reporter.note(
-            f"{len(doubts)} {labels} in doubt{where} (as {first.path}: rather {first.likely}, "
-            f"{first.likely_probability:.2f} against {first.probability:.2f})."
+            f"{len(label_errors)} {labels} in doubt{location} (as {first.path}: rather {first.predicted_label}, "
+            f"{first.predicted_probability:.2f} against {first.label_probability:.2f})."
         )
 
 
-def _tell_of_crops(
+def _report_cropped_duplicates(
     config: Config, before: Manifest, after: Manifest, num_groups: int, reporter: Reporter
 ) -> None:
     """Say which copies a run's manifest will learn of.
 
     Raises:
-        DataError: Held-out images are among them, and ``data.leaks`` is "error".
+        DataError: Held-out images are among them, and ``data.leakage`` is "error".
     """
-    known, policy = leaked(before), config.data.leaks
-    all_leaks = leaked(after)
+    known, policy = find_leaks(before), config.data.leakage
+    all_leaks = find_leaks(after)
     leaks = {path: copy for path, copy in all_leaks.items() if path not in known}
     if not leaks:
         groups = "group" if num_groups == 1 else "groups"
@@ -170,17 +194,17 @@ def _tell_of_crops(
         f"{describe_leaks(after, leaks)}. They are cut so much that only the backbone's features "
         f"show it, after the split"
     )
-    remedy = f"Later runs know them after: {_command(config)}"
+    remedy = f"Later runs know them after: {_build_inspect_command(config)}"
     if policy == "error":
         raise DataError(f"{words}. {remedy}")
-    late = "" if policy == "warn" else f" and too late for data.leaks={policy}"
+    late = "" if policy == "warn" else f" and too late for data.leakage={policy}"
     reporter.warn(
         f"{words}{late}: what is measured on them flatters the model. "
-        f"{describe_rest(after, all_leaks)}. {remedy}"
+        f"{describe_splits_without_leaks(after, all_leaks)}. {remedy}"
     )
 
 
-def _command(config: Config) -> str:
+def _build_inspect_command(config: Config) -> str:
     """Return what makes known to later runs which copies the backbone of a run shows."""
     model, data = config.model, config.data
     words = ["finetune", "inspect", str(data.path), "--backbone", model.backbone]

@@ -10,20 +10,22 @@ from pathlib import Path
 
 from finetune.errors import ConfigError
 
-BODY = "batch_body.sh"
+BODY_FILE_NAME = "batch_body.sh"
 """What every batch script ends with, the shipped ones in ``scripts/slurm`` too."""
 
-_SIGNAL_SECONDS = 120
-_FORMS = "minutes, minutes:seconds, hours:minutes:seconds, days-hours or days-hours:minutes:seconds"
-_TIME = re.compile(
+_SIGNAL_LEAD_SECONDS = 120
+_TIME_FORMATS = (
+    "minutes, minutes:seconds, hours:minutes:seconds, days-hours or days-hours:minutes:seconds"
+)
+_TIME_PATTERN = re.compile(
     r"(?P<days>\d+)-(?P<hours>\d+)(:(?P<minutes>\d+)(:(?P<seconds>\d+))?)?"
     r"|((?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+)|(?P<only>\d+)"
 )
-_ENDLESS = ("UNLIMITED", "INFINITE")
+_UNLIMITED = ("UNLIMITED", "INFINITE")
 
 
 @dataclass(frozen=True, slots=True)
-class Resources:
+class JobResources:
     """What a job asks for; None leaves it to the cluster.
 
     Attributes:
@@ -34,7 +36,7 @@ class Resources:
         partition: Queue.
         time: Limit, as sbatch takes it.
         account: Who pays.
-        extra: Further options of sbatch, as they are.
+        extra_options: Further options of sbatch, as they are.
     """
 
     nodes: int = 1
@@ -44,7 +46,7 @@ class Resources:
     partition: str | None = None
     time: str | None = None
     account: str | None = None
-    extra: tuple[str, ...] = ()
+    extra_options: tuple[str, ...] = ()
 
     @property
     def processes_per_node(self) -> int:
@@ -52,7 +54,7 @@ class Resources:
         return self.gpus_per_node or self.tasks_per_node or 1
 
 
-def batch_script(words: Sequence[str], asked: Resources, run_dir: Path) -> str:
+def render_batch_script(fit_args: Sequence[str], job_resources: JobResources, run_dir: Path) -> str:
     """Return a script: what it asks for, where the run goes, the words of fit, and the body.
 
     Raises:
@@ -62,69 +64,69 @@ def batch_script(words: Sequence[str], asked: Resources, run_dir: Path) -> str:
     lines = [
         "#!/bin/bash",
         "# Written by finetune submit. To submit it again, where the run goes on:",
-        f"#   sbatch {shlex.quote(str(beside(run_dir, '.sbatch')))}",
-        *(f"#SBATCH {option}" for option in _options(asked, run_dir)),
+        f"#   sbatch {shlex.quote(str(build_sibling_path(run_dir, '.sbatch')))}",
+        *(f"#SBATCH {option}" for option in _build_sbatch_options(job_resources, run_dir)),
         "",
         f"run={shlex.quote(str(run_dir))}",
         'again="Submitted once more it goes on."',
         f'[ -n "${{FINETUNE:-}}" ] || FINETUNE={shlex.quote(finetune)}',
-        f"set -- {shlex.join(words)}",
+        f"set -- {shlex.join(fit_args)}",
     ]
-    return "\n".join(lines) + "\n\n" + body()
+    return "\n".join(lines) + "\n\n" + read_body()
 
 
-def body() -> str:
+def read_body() -> str:
     """Return what every batch script ends with."""
-    return resources.files(__package__).joinpath(BODY).read_text(encoding="utf-8")
+    return resources.files(__package__).joinpath(BODY_FILE_NAME).read_text(encoding="utf-8")
 
 
-def beside(run_dir: Path, suffix: str) -> Path:
+def build_sibling_path(run_dir: Path, suffix: str) -> Path:
     """Return the file beside a run folder that bears its name."""
     return run_dir.with_name(run_dir.name + suffix)
 
 
-def _options(asked: Resources, run_dir: Path) -> Iterator[str]:
+def _build_sbatch_options(job_resources: JobResources, run_dir: Path) -> Iterator[str]:
     """Yield the options of sbatch; of two that are the same the later one holds."""
-    log = str(beside(run_dir, ".log")).replace("%", "%%")
+    log = str(build_sibling_path(run_dir, ".log")).replace("%", "%%")
     # never --gpus-per-task: it hides the other GPUs of a machine from a process
     given = {
         "job-name": run_dir.name,
         "chdir": str(Path.cwd()),
         "output": log,
-        "nodes": asked.nodes,
-        "ntasks-per-node": asked.processes_per_node,
-        "gpus-per-node": asked.gpus_per_node,
-        "cpus-per-task": asked.cpus_per_task,
-        "partition": asked.partition,
-        "time": asked.time,
-        "account": asked.account,
-        "signal": f"USR1@{_signal_seconds(asked.time)}",
+        "nodes": job_resources.nodes,
+        "ntasks-per-node": job_resources.processes_per_node,
+        "gpus-per-node": job_resources.gpus_per_node,
+        "cpus-per-task": job_resources.cpus_per_task,
+        "partition": job_resources.partition,
+        "time": job_resources.time,
+        "account": job_resources.account,
+        "signal": f"USR1@{_compute_signal_lead_seconds(job_resources.time)}",
     }
-    yield from (f"--{key}={_quoted(value)}" for key, value in given.items() if value is not None)
+    yield from (f"--{key}={_quote(value)}" for key, value in given.items() if value is not None)
     yield from ("--open-mode=append", "--requeue")
-    yield from asked.extra
+    yield from job_resources.extra_options
 
 
-def _quoted(value: object) -> str:
+def _quote(value: object) -> str:
     """Return a value as sbatch reads it back from a script."""
     text = str(value)
     escaped = re.sub(r'(["\\])', r"\\\1", text)
     return text if re.fullmatch(r"[\w./:@%,+-]+", text) else f'"{escaped}"'
 
 
-def _signal_seconds(time: str | None) -> int:
+def _compute_signal_lead_seconds(time: str | None) -> int:
     """Return how long before its limit a job is told to save; less where it is over soon."""
-    limit = None if time is None else _seconds(time)
-    return _SIGNAL_SECONDS if limit is None else min(_SIGNAL_SECONDS, limit // 4)
+    limit = None if time is None else _parse_time_limit(time)
+    return _SIGNAL_LEAD_SECONDS if limit is None else min(_SIGNAL_LEAD_SECONDS, limit // 4)
 
 
-def _seconds(time: str) -> int | None:
+def _parse_time_limit(time: str) -> int | None:
     """Return a time limit in seconds, None without a limit."""
-    if time.upper() in _ENDLESS:
+    if time.upper() in _UNLIMITED:
         return None
-    match = _TIME.fullmatch(time)
+    match = _TIME_PATTERN.fullmatch(time)
     if match is None:
-        raise ConfigError(f"--time {time}: give {_FORMS}, as in 4:00:00 for four hours.")
+        raise ConfigError(f"--time {time}: give {_TIME_FORMATS}, as in 4:00:00 for four hours.")
     part = {name: int(text or 0) for name, text in match.groupdict().items()}
     minutes = (part["days"] * 24 + part["hours"] + part["h"]) * 60
     minutes += part["minutes"] + part["m"] + part["only"]

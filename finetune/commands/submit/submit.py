@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.submit.batch_script import Resources, batch_script, beside
+from finetune.commands.submit.batch_script import (
+    JobResources,
+    build_sibling_path,
+    render_batch_script,
+)
 from finetune.config.schema import Config
 from finetune.errors import ConfigError, ModelError, RunFolderError
 from finetune.system import run_folder
 from finetune.system.files import write_text
 
-_BY_SUBMIT = {
+_SUBMIT_OPTIONS = {
     "--nodes": "--nodes",
     "--ntasks": "--tasks-per-node",
     "--ntasks-per-node": "--tasks-per-node",
@@ -49,21 +53,21 @@ class Submission:
     log: Path
     text: str
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         paths = {name: str(getattr(self, name)) for name in ("run_dir", "script", "log")}
         return {"job_id": self.job_id, **paths, "text": self.text}
 
 
 def submit(
-    config: Config, words: Sequence[str], asked: Resources, *, dry_run: bool = False
+    config: Config, fit_args: Sequence[str], job_resources: JobResources, *, dry_run: bool = False
 ) -> Submission:
     """Write the batch script of a run beside its folder, and submit it.
 
     Args:
-        config: What ``words`` come to; its path is known to exist.
-        words: DATA, options and key=value of ``fit``, without the run folder.
-        asked: Of the cluster.
+        config: What ``fit_args`` come to; its path is known to exist.
+        fit_args: DATA, options and key=value of ``fit``, without the run folder.
+        job_resources: Of the cluster.
         dry_run: Write and submit nothing.
 
     Raises:
@@ -72,35 +76,38 @@ def submit(
         RunFolderError: The folder holds something else than a run, or its job is in the queue.
         StorageError: The script cannot be written.
     """
-    _check(config, asked)
-    run_dir = _run_dir(config)
-    text = batch_script(words, asked, run_dir)
-    script, log = beside(run_dir, ".sbatch"), beside(run_dir, ".log")
+    _check_request(config, job_resources)
+    run_dir = _resolve_run_dir(config)
+    text = render_batch_script(fit_args, job_resources, run_dir)
+    script, log = build_sibling_path(run_dir, ".sbatch"), build_sibling_path(run_dir, ".log")
     job_id = None
     if not dry_run:
         _check_sbatch()
         _check_queue(script)
         write_text(script, text)
-        job_id = _submitted(script)
+        job_id = _run_sbatch(script)
     return Submission(job_id, run_dir, script, log, text)
 
 
-def _check(config: Config, asked: Resources) -> None:
+def _check_request(config: Config, job_resources: JobResources) -> None:
     """Raise where the run or its job could only fail."""
-    if asked.gpus_per_node and asked.tasks_per_node not in (None, asked.gpus_per_node):
+    if job_resources.gpus_per_node and job_resources.tasks_per_node not in (
+        None,
+        job_resources.gpus_per_node,
+    ):
         raise ConfigError(
-            f"--tasks-per-node {asked.tasks_per_node} and --gpus-per-node {asked.gpus_per_node} "
+            f"--tasks-per-node {job_resources.tasks_per_node} and --gpus-per-node {job_resources.gpus_per_node} "
             f"differ: a process has one GPU. Leave --tasks-per-node out."
         )
-    for option in asked.extra:
+    for option in job_resources.extra_options:
         if not option.startswith("-") or not option.isprintable():
             raise ConfigError(
                 f"--sbatch {option!r} is no option of sbatch. Write it as --sbatch=--mem=64G."
             )
-        own = _BY_SUBMIT.get(option.partition("=")[0])
+        own = _SUBMIT_OPTIONS.get(option.partition("=")[0])
         if own is not None:
             raise ConfigError(f"--sbatch={option}: say that with submit's own {own}.")
-    _check_processes(config, asked)
+    _check_processes(config, job_resources)
     weights = config.model.weights
     if weights not in ("hub", "random") and not Path(weights).expanduser().exists():
         raise ModelError(
@@ -108,36 +115,38 @@ def _check(config: Config, asked: Resources) -> None:
         )
 
 
-def _check_processes(config: Config, asked: Resources) -> None:
-    trainer, per_node = config.trainer, asked.processes_per_node
+def _check_processes(config: Config, job_resources: JobResources) -> None:
+    trainer, per_node = config.trainer, job_resources.processes_per_node
     for key, value, wanted in (
         ("devices", trainer.devices, per_node),
-        ("num_nodes", trainer.num_nodes, asked.nodes),
+        ("num_nodes", trainer.num_nodes, job_resources.nodes),
     ):
         if value not in ("auto", wanted):
             raise ConfigError(
-                f"trainer.{key} is {value}, but the job asks for {asked.nodes} nodes with "
+                f"trainer.{key} is {value}, but the job asks for {job_resources.nodes} nodes with "
                 f"{per_node} processes each. Leave it out: it comes from --nodes and "
                 f"--gpus-per-node or --tasks-per-node."
             )
-    processes = asked.nodes * per_node
-    shards = processes * (1 if trainer.accumulate == "auto" else trainer.accumulate)
+    processes = job_resources.nodes * per_node
+    shards = processes * (
+        1 if trainer.accumulate_grad_batches == "auto" else trainer.accumulate_grad_batches
+    )
     if trainer.batch_size != "auto" and trainer.batch_size % shards:
         raise ConfigError(
             f"trainer.batch_size={trainer.batch_size} does not divide by {processes} processes "
-            f"({asked.nodes} nodes with {per_node} each) times trainer.accumulate="
-            f"{trainer.accumulate}. Take a multiple of {shards}."
+            f"({job_resources.nodes} nodes with {per_node} each) times trainer.accumulate_grad_batches="
+            f"{trainer.accumulate_grad_batches}. Take a multiple of {shards}."
         )
 
 
-def _run_dir(config: Config) -> Path:
+def _resolve_run_dir(config: Config) -> Path:
     """Return the run folder by its whole path; a run may be there already."""
     assert config.data.path is not None, "checked before"
     data = Path(config.data.path).expanduser()
-    name = run_folder.default_name(config.model.backbone, data)
+    name = run_folder.build_default_name(config.model.backbone, data)
     run_dir = Path(config.output or Path("runs") / name).expanduser().absolute()
     if not run_folder.is_run(run_dir):
-        run_folder.check_free(run_dir)
+        run_folder.check_unused(run_dir)
     return run_dir
 
 
@@ -173,7 +182,7 @@ def _check_queue(script: Path) -> None:
             )
 
 
-def _submitted(script: Path) -> str:
+def _run_sbatch(script: Path) -> str:
     """Return the number of the job."""
     done = subprocess.run(
         ["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False

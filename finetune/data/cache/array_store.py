@@ -20,21 +20,21 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data.cache.eviction import REMEDY, shared_lock
-from finetune.data.cache.file_stamp import FileState
-from finetune.system.files import disk_errors_explained
+from finetune.data.cache.eviction import CACHE_REMEDY, acquire_shared_lock
+from finetune.data.cache.file_stamp import FileStamp
+from finetune.system.files import translate_disk_errors
 from finetune.types import Reporter
 
-_FORMAT = 2
+_FORMAT_VERSION = 2
 """Raised when what is stored, or how, changes; older stores are then left to be cleared."""
 
-_TABLE = """CREATE TABLE IF NOT EXISTS arrays (
+_CREATE_TABLE_SQL = """CREATE TABLE IF NOT EXISTS arrays (
     path TEXT PRIMARY KEY, bytes INTEGER, ctime_ns INTEGER,
     start INTEGER, rows INTEGER, columns INTEGER, full_rows INTEGER, full_columns INTEGER
 ) WITHOUT ROWID"""
 
 
-class Place(NamedTuple):
+class ArrayLocation(NamedTuple):
     """Where an array lies in ``arrays.bin``, in bytes, and the shape of what it was made from."""
 
     start: int
@@ -44,12 +44,12 @@ class Place(NamedTuple):
     full_columns: int
 
 
-NOWHERE = Place(-1, 0, 0, 0, 0)
+NOT_STORED = ArrayLocation(-1, 0, 0, 0, 0)
 """The place of an array that is not stored."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoreEntry:
     """What was made of a file and is ready to be stored.
 
     Attributes:
@@ -71,27 +71,27 @@ class ArrayStore:
         form: What is stored of a file, in a word, as in "short-379".
         owner: What the files belong to, as the folder of a data set; it gives the store its name.
         item_bytes: Of what stands in a row and a column.
-        holds: What the arrays are, in a word, for messages.
+        content: What the arrays are, in a word, for messages.
 
     Raises:
         StorageError: The folder cannot be made or written.
     """
 
-    def __init__(self, root: Path, *, form: str, owner: str, item_bytes: int, holds: str) -> None:
-        self.folder = store_folder(root, form=form, owner=owner)
+    def __init__(self, root: Path, *, tag: str, owner: str, item_bytes: int, content: str) -> None:
+        self.folder = get_store_folder(root, tag=tag, owner=owner)
         self.item_bytes = item_bytes
-        self.holds = holds
-        with disk_errors_explained(self.folder, REMEDY):
-            weakref.finalize(self, os.close, shared_lock(self.folder))
-            self._file.touch()  # the last use, by which old stores are cleared
+        self.content = content
+        with translate_disk_errors(self.folder, CACHE_REMEDY):
+            weakref.finalize(self, os.close, acquire_shared_lock(self.folder))
+            self._arrays_path.touch()  # the last use, by which old stores are cleared
 
-    def find(self, files: Sequence[FileState]) -> NDArray[np.int64]:
-        """Return the ``Place`` of each file, shape (N, 5).
+    def find(self, files: Sequence[FileStamp]) -> NDArray[np.int64]:
+        """Return the ``ArrayLocation`` of each file, shape (N, 5).
 
-        It is ``NOWHERE`` for files that are absent or have changed since, and for all where the
+        It is ``NOT_STORED`` for files that are absent or have changed since, and for all where the
         index is damaged, which is begun anew.
         """
-        with disk_errors_explained(self.folder, REMEDY):
+        with translate_disk_errors(self.folder, CACHE_REMEDY):
             try:
                 return self._find(files)
             except sqlite3.DatabaseError as error:
@@ -100,43 +100,43 @@ class ArrayStore:
                 (self.folder / "index.sqlite").unlink()
                 return self._find(files)
 
-    def forget_waste(self) -> None:
+    def reset_if_mostly_stale(self) -> None:
         """Begin anew where over half of the arrays are of files that have changed since."""
-        with disk_errors_explained(self.folder, REMEDY), suppress(sqlite3.DatabaseError):
+        with translate_disk_errors(self.folder, CACHE_REMEDY), suppress(sqlite3.DatabaseError):
             size = f"rows * columns * {self.item_bytes}"
-            with self._index() as index, index:
+            with self._open_index() as index, index:
                 ends = index.execute(f"SELECT max(start + {size}), sum({size}) FROM arrays")
                 end, used = ends.fetchone()
                 if end is not None and 2 * used < end:
                     index.execute("DELETE FROM arrays")
 
-    def _find(self, files: Sequence[FileState]) -> NDArray[np.int64]:
-        places = np.empty((len(files), len(Place._fields)), np.int64)
-        end = self._file.stat().st_size
-        with self._index() as index:
+    def _find(self, files: Sequence[FileStamp]) -> NDArray[np.int64]:
+        places = np.empty((len(files), len(ArrayLocation._fields)), np.int64)
+        end = self._arrays_path.stat().st_size
+        with self._open_index() as index:
             for number, file in enumerate(files):
                 row = index.execute("SELECT * FROM arrays WHERE path = ?", file[:1]).fetchone()
-                found = NOWHERE if row is None or file != row[:3] else Place(*row[3:])
+                found = NOT_STORED if row is None or file != row[:3] else ArrayLocation(*row[3:])
                 lost = found.start + found.rows * found.columns * self.item_bytes > end
-                places[number] = NOWHERE if lost else found
+                places[number] = NOT_STORED if lost else found
         return places
 
-    def append(self, arrays: Iterable[tuple[FileState, Stored]]) -> Iterator[FileState]:
+    def append(self, arrays: Iterable[tuple[FileStamp, StoreEntry]]) -> Iterator[FileStamp]:
         """Store arrays and yield the file of each; they are found once all, or a part, is synced.
 
         Raises:
             StorageError: The disk is full or fails; what was synced before stays.
         """
         with (
-            disk_errors_explained(self.folder, REMEDY),
-            self._index() as index,
-            _opened_at_end(self._file, index, self.item_bytes) as stream,
+            translate_disk_errors(self.folder, CACHE_REMEDY),
+            self._open_index() as index,
+            _open_for_append(self._arrays_path, index, self.item_bytes) as stream,
         ):
-            waiting: list[tuple[FileState, Place]] = []
+            waiting: list[tuple[FileStamp, ArrayLocation]] = []
             try:
                 for file, stored in arrays:
                     rows, columns = stored.array.shape[:2]
-                    place = Place(
+                    place = ArrayLocation(
                         stream.tell(), rows, columns, stored.full_rows, stored.full_columns
                     )
                     assert stored.array.nbytes == rows * columns * self.item_bytes
@@ -150,49 +150,49 @@ class ArrayStore:
                 _sync(stream.fileno(), index, waiting)
 
     @contextmanager
-    def filling(self, reporter: Reporter | None = None) -> Iterator[None]:
+    def lock_for_filling(self, reporter: Reporter | None = None) -> Iterator[None]:
         """Keep every other process from filling the store, and wait for one that does."""
         with (self.folder / "filling.lock").open("w") as lock:
-            with disk_errors_explained(self.folder, REMEDY):
+            with translate_disk_errors(self.folder, CACHE_REMEDY):
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     (reporter or Reporter()).note(
-                        f"Another process makes the {self.holds} in {self.folder}: waiting for it."
+                        f"Another process makes the {self.content} in {self.folder}: waiting for it."
                     )
                     fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def mapped(self) -> tuple[NDArray[np.uint8], int]:
+    def memory_map(self) -> tuple[NDArray[np.uint8], int]:
         """Return all bytes, read from the disk when they are used, and the number of their file.
 
         Raises:
             FileNotFoundError: Somebody has removed the store.
         """
-        with self._file.open("rb") as stream:
+        with self._arrays_path.open("rb") as stream:
             return np.memmap(stream, np.uint8, mode="r"), os.fstat(stream.fileno()).st_ino
 
     @property
-    def _file(self) -> Path:
+    def _arrays_path(self) -> Path:
         return self.folder / "arrays.bin"
 
     @contextmanager
-    def _index(self) -> Iterator[sqlite3.Connection]:
+    def _open_index(self) -> Iterator[sqlite3.Connection]:
         index = sqlite3.connect(self.folder / "index.sqlite", timeout=60)
         try:
-            index.execute(_TABLE)
+            index.execute(_CREATE_TABLE_SQL)
             yield index
         finally:
             index.close()
 
 
-def store_folder(root: Path, *, form: str, owner: str) -> Path:
+def get_store_folder(root: Path, *, tag: str, owner: str) -> Path:
     """Return where the store of a form and an owner lies, whether it exists or not."""
-    digest = hashlib.sha256(f"{_FORMAT}\0{form}\0{owner}".encode(errors="surrogateescape"))
-    return root / f"{form}-{digest.hexdigest()[:16]}"
+    digest = hashlib.sha256(f"{_FORMAT_VERSION}\0{tag}\0{owner}".encode(errors="surrogateescape"))
+    return root / f"{tag}-{digest.hexdigest()[:16]}"
 
 
-def _opened_at_end(path: Path, index: sqlite3.Connection, item_bytes: int) -> BinaryIO:
+def _open_for_append(path: Path, index: sqlite3.Connection, item_bytes: int) -> BinaryIO:
     """Return the file of arrays at the end of what the index knows, which then is all there is."""
     with index:  # what a shortened file has lost must not be found again once it has grown
         lost = f"DELETE FROM arrays WHERE start + rows * columns * {item_bytes} > ?"
@@ -210,13 +210,13 @@ def _opened_at_end(path: Path, index: sqlite3.Connection, item_bytes: int) -> Bi
 
 
 def _sync(
-    descriptor: int, index: sqlite3.Connection, waiting: list[tuple[FileState, Place]]
+    descriptor: int, index: sqlite3.Connection, pending: list[tuple[FileStamp, ArrayLocation]]
 ) -> None:
     """Make the arrays safe on disk, and then known."""
     os.fsync(descriptor)
     with index:
         index.executemany(
             "INSERT OR REPLACE INTO arrays VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [(*file, *place) for file, place in waiting],
+            [(*file, *place) for file, place in pending],
         )
-    waiting.clear()
+    pending.clear()

@@ -10,26 +10,30 @@ from pathlib import Path
 
 import platformdirs
 
-from finetune.data.cache.file_stamp import file_states
+from finetune.data.cache.file_stamp import read_file_stamps
 from finetune.errors import StorageError
 
-REMEDY = (
+CACHE_REMEDY = (
     "Free some space there, name another place with data.cache=PATH or FINETUNE_CACHE, or read "
     "from the files with data.cache=off."
 )
 """What to do where the stores' disk does not serve."""
 
 
-_COPIES = re.compile(r"^\.?(copies|crops-[-.\w]+)\.json(\..*)?$")
+_DUPLICATE_CACHE_FILES = re.compile(r"^\.?(copies|crops-[-.\w]+)\.json(\..*)?$")
 """What was found in the images whose looks a store holds, also half-written."""
 
 
-def stores_root(asked: str) -> Path:
+def resolve_cache_root(setting: str) -> Path:
     """Return the folder of all stores that ``data.cache`` names, or the usual one."""
-    return cache_root() if asked in ("auto", "on", "off") else Path(asked).expanduser().resolve()
+    return (
+        get_default_cache_root()
+        if setting in ("auto", "on", "off")
+        else Path(setting).expanduser().resolve()
+    )
 
 
-def cache_root() -> Path:
+def get_default_cache_root() -> Path:
     """Return ``$FINETUNE_CACHE``, else this user's cache folder."""
     named = os.environ.get("FINETUNE_CACHE")
     return (Path(named).expanduser() if named else platformdirs.user_cache_path("finetune")) / (
@@ -37,26 +41,26 @@ def cache_root() -> Path:
     )
 
 
-def stored_bytes(folder: Path) -> int:
+def measure_store_bytes(folder: Path) -> int:
     """Return the size of a store; 0 where there is none."""
     # by state, since SQLite's journal comes and goes
-    return sum(max(0, file.num_bytes) for file in file_states(list(folder.glob("*"))))
+    return sum(max(0, file.num_bytes) for file in read_file_stamps(list(folder.glob("*"))))
 
 
-def make_room(root: Path, *, needed_bytes: int, limit_bytes: int) -> bool:
+def evict_to_fit(root: Path, *, needed_bytes: int, limit_bytes: int) -> bool:
     """Remove the stores used longest ago until ``needed_bytes`` more fit; tell whether they do.
 
     Stores that a process uses stay.
     """
-    with _alone_in(root):
+    with _lock_root(root):
         found = (file for file in root.glob("*/arrays.bin") if _is_store(file.parent))
         stores = sorted(found, key=lambda file: file.stat().st_mtime)
-        used = sum(stored_bytes(file.parent) for file in stores)
+        used = sum(measure_store_bytes(file.parent) for file in stores)
         for file in stores:
             if used + needed_bytes <= limit_bytes:
                 break
-            size = stored_bytes(file.parent)
-            if _remove_unused(file.parent):
+            size = measure_store_bytes(file.parent)
+            if _remove_if_unused(file.parent):
                 used -= size
     return used + needed_bytes <= limit_bytes
 
@@ -65,11 +69,11 @@ def _is_store(folder: Path) -> bool:
     """Tell a store from what else lies in a folder that the user named."""
     known = {"arrays.bin", "arrays.new", "in-use.lock", "filling.lock", "index.sqlite"}
     names = {file.name.removesuffix("-journal") for file in folder.iterdir()}
-    strange = {name for name in names - known if not _COPIES.search(name)}
+    strange = {name for name in names - known if not _DUPLICATE_CACHE_FILES.search(name)}
     return bool(re.search(r"-[0-9a-f]{16}$", folder.name)) and not strange
 
 
-def _remove_unused(folder: Path) -> bool:
+def _remove_if_unused(folder: Path) -> bool:
     with (folder / "in-use.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,9 +83,9 @@ def _remove_unused(folder: Path) -> bool:
     return True
 
 
-def shared_lock(folder: Path) -> int:
+def acquire_shared_lock(folder: Path) -> int:
     """Return an open descriptor that keeps a store from being removed until it is closed."""
-    with _alone_in(folder.parent):
+    with _lock_root(folder.parent):
         folder.mkdir(exist_ok=True)
         descriptor = os.open(folder / "in-use.lock", os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -89,7 +93,7 @@ def shared_lock(folder: Path) -> int:
 
 
 @contextmanager
-def _alone_in(root: Path) -> Iterator[None]:
+def _lock_root(root: Path) -> Iterator[None]:
     """Keep every other process from opening and removing stores.
 
     Raises:
@@ -100,5 +104,5 @@ def _alone_in(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
-            raise StorageError(f"Cannot lock {root}: {error.strerror}. {REMEDY}") from error
+            raise StorageError(f"Cannot lock {root}: {error.strerror}. {CACHE_REMEDY}") from error
         yield

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class FileState(NamedTuple):
+class FileStamp(NamedTuple):
     """What tells that a file is the one that an array was made of.
 
     Attributes:
@@ -19,13 +19,13 @@ class FileState(NamedTuple):
     ctime_ns: int
 
 
-def file_states(paths: Sequence[Path]) -> list[FileState]:
+def read_file_stamps(paths: Sequence[Path]) -> list[FileStamp]:
     """Return the size and time of each file; of a missing one, -1."""
     states = []
     for path in paths:
         try:
             found = path.stat()
-            states.append(FileState(str(path), found.st_size, found.st_ctime_ns))
+            states.append(FileStamp(str(path), found.st_size, found.st_ctime_ns))
         except OSError:
-            states.append(FileState(str(path), -1, -1))
+            states.append(FileStamp(str(path), -1, -1))
     return states

@@ -14,7 +14,7 @@ from finetune.errors import DataError
 # Pillow itself refuses twice this many, and warns at half of that
 DEFAULT_MAX_PIXELS = 178_000_000
 
-_TURNS = {
+_EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -38,10 +38,10 @@ def decode_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.I
     Raises:
         DataError: The reason for which the file cannot be used, without its path.
     """
-    with damage_explained(path), Image.open(path) as image:
+    with translate_decode_errors(path), Image.open(path) as image:
         check_size(image.width, image.height, max_pixels)
         image.load()  # a damaged file fails here, and not inside the reading of its EXIF data
-        return _to_rgb(_upright(image))
+        return _to_rgb(_apply_orientation(image))
 
 
 def check_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> str | None:
@@ -50,19 +50,19 @@ def check_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> str | No
     JPEGs are decoded at an eighth of their size, which finds damage at half the price.
     """
     try:
-        with damage_explained(path), Image.open(path) as image:
+        with translate_decode_errors(path), Image.open(path) as image:
             check_size(image.width, image.height, max_pixels)
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
             _check_mode(image)
-            _upright(image)
+            _apply_orientation(image)
     except DataError as error:
         return str(error)
     return None
 
 
 @contextmanager
-def damage_explained(path: Path) -> Iterator[None]:
+def translate_decode_errors(path: Path) -> Iterator[None]:
     """Say in plain words why a file cannot be used that is read in the block.
 
     Raises:
@@ -75,10 +75,10 @@ def damage_explained(path: Path) -> Iterator[None]:
     except Image.DecompressionBombError:
         raise DataError("too large: a decompression bomb by Pillow's own limit") from None
     except Exception as error:  # each format's plugin raises what it likes for damaged files
-        raise DataError(why_unreadable(path, error)) from error
+        raise DataError(describe_read_error(path, error)) from error
 
 
-def upright_grey(image: Image.Image) -> tuple[Image.Image, bool]:
+def to_upright_grayscale(image: Image.Image) -> tuple[Image.Image, bool]:
     """Return an opened image upright and grey, and whether its width and height changed places.
 
     Raises:
@@ -86,7 +86,7 @@ def upright_grey(image: Image.Image) -> tuple[Image.Image, bool]:
     """
     image.load()  # a damaged file fails here, and not inside the reading of its EXIF data
     orientation = read_orientation(image)
-    turn = _TURNS.get(orientation)
+    turn = _EXIF_TRANSPOSES.get(orientation)
     grey = image if image.mode == "L" else _to_rgb(image).convert("L")
     return grey if turn is None else grey.transpose(turn), orientation >= 5
 
@@ -105,7 +105,7 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def why_unreadable(path: Path, error: Exception) -> str:
+def describe_read_error(path: Path, error: Exception) -> str:
     """Return the reason in plain words for what Pillow or the system raised."""
     if isinstance(error, FileNotFoundError):
         return "does not exist"
@@ -126,15 +126,15 @@ def read_orientation(image: Image.Image) -> int:
         found = image.getexif().get(0x0112, 1)
     except Exception:  # damaged EXIF data raise what they like
         return 1
-    return next((number for number in _TURNS if number == found), 1)
+    return next((number for number in _EXIF_TRANSPOSES if number == found), 1)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _apply_orientation(image: Image.Image) -> Image.Image:
     """Return the image as it was held; damaged EXIF data, which no viewer minds, turn nothing.
 
     Pillow's own ``exif_transpose`` fails where it cannot write the other tags again.
     """
-    turn = _TURNS.get(read_orientation(image))
+    turn = _EXIF_TRANSPOSES.get(read_orientation(image))
     return image.copy() if turn is None else image.transpose(turn)
 
 

@@ -25,13 +25,13 @@ Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels of the full image; right and bottom are outside."""
 Interpolation = Literal["bilinear", "bicubic"]
 
-SCALES = (8, 4, 2)
+DCT_SCALES = (8, 4, 2)
 """Denominators with a fast inverse DCT; libjpeg-turbo's others are slower than decoding in full."""
 
-_UNALIASED = 1.1
+_ANTIALIAS_THRESHOLD = 1.1
 """Shrunk so little, two-tap interpolation is within 42 dB of an antialiased one, and cheaper."""
 
-_TURNS = {
+_EXIF_TRANSFORMS = {
     1: (False, False, False),
     2: (False, True, False),
     3: (True, True, False),
@@ -44,7 +44,7 @@ _TURNS = {
 """EXIF orientation to what turns the stored pixels upright: flip rows, flip columns, transpose."""
 
 
-class Picture(Protocol):
+class LazyImage(Protocol):
     """An upright RGB image of ``height`` x ``width`` pixels, of which parts can be had."""
 
     height: int
@@ -53,11 +53,11 @@ class Picture(Protocol):
     def crop(self, box: Box, size: tuple[int, int], mode: Interpolation = "bilinear") -> Pixels:
         """Return a part as uint8 pixels of shape (*size, 3), antialiased where it shrinks."""
 
-    def image(self) -> Image.Image:
+    def to_pil(self) -> Image.Image:
         """Return all pixels."""
 
 
-class ArrayPicture:
+class ArrayImage:
     """A picture in memory.
 
     Args:
@@ -75,14 +75,14 @@ class ArrayPicture:
         """Return a part; its edges lie on whole pixels of what is stored."""
         rows, columns, _ = self.pixels.shape
         scale = (rows / self.height, columns / self.width)
-        return resize(_part(self.pixels, box, scale), size, mode)
+        return resize(_crop_scaled(self.pixels, box, scale), size, mode)
 
-    def image(self) -> Image.Image:
+    def to_pil(self) -> Image.Image:
         """Return all stored pixels."""
         return Image.fromarray(np.ascontiguousarray(self.pixels))
 
 
-class JpegPicture:
+class LazyJpeg:
     """A JPEG file in memory, decoded no larger than a part of it needs.
 
     Args:
@@ -110,28 +110,28 @@ class JpegPicture:
             DataError: The file cannot be decoded.
         """
         height, width = box[3] - box[1], box[2] - box[0]
-        fitting = (k for k in SCALES if height >= k * size[0] and width >= k * size[1])
+        fitting = (k for k in DCT_SCALES if height >= k * size[0] and width >= k * size[1])
         scale = next(fitting, 1)
-        pixels = self._decoded(scale)
+        pixels = self._decode(scale)
         if pixels is None:
-            return self._by_pillow().crop(box, size, mode)
-        transposed = _TURNS[self.orientation][2]
-        stored = _part(pixels, self._as_stored(box), (1 / scale, 1 / scale))
+            return self._decode_with_pillow().crop(box, size, mode)
+        transposed = _EXIF_TRANSFORMS[self.orientation][2]
+        stored = _crop_scaled(pixels, self._to_stored_box(box), (1 / scale, 1 / scale))
         small = resize(stored, size[::-1] if transposed else size, mode)
-        return np.ascontiguousarray(_turned(small, self.orientation))
+        return np.ascontiguousarray(_apply_orientation(small, self.orientation))
 
-    def image(self) -> Image.Image:
+    def to_pil(self) -> Image.Image:
         """Return all pixels at full size, the same as Pillow's.
 
         Raises:
             DataError: The file cannot be decoded.
         """
-        pixels = self._decoded(1)
+        pixels = self._decode(1)
         if pixels is None:
-            return self._by_pillow().image()
-        return Image.fromarray(np.ascontiguousarray(_turned(pixels, self.orientation)))
+            return self._decode_with_pillow().to_pil()
+        return Image.fromarray(np.ascontiguousarray(_apply_orientation(pixels, self.orientation)))
 
-    def _decoded(self, scale: int) -> Pixels | None:
+    def _decode(self, scale: int) -> Pixels | None:
         """Return the pixels as stored, or None for damage, which Pillow may bear or name."""
         rows, columns = (-(-side // scale) for side in self.shape)
         try:
@@ -142,14 +142,14 @@ class JpegPicture:
             return None
         return pixels
 
-    def _by_pillow(self) -> ArrayPicture:
+    def _decode_with_pillow(self) -> ArrayImage:
         image = decode_image(self.path, max_pixels=self.max_pixels)
-        return ArrayPicture(np.asarray(image), height=image.height, width=image.width)
+        return ArrayImage(np.asarray(image), height=image.height, width=image.width)
 
-    def _as_stored(self, box: Box) -> Box:
+    def _to_stored_box(self, box: Box) -> Box:
         """Return a box of the upright image in the pixels as stored."""
         left, top, right, bottom = box
-        flip_rows, flip_columns, transposed = _TURNS[self.orientation]
+        flip_rows, flip_columns, transposed = _EXIF_TRANSFORMS[self.orientation]
         height, width = self.shape
         if transposed:
             left, top, right, bottom = top, left, bottom, right
@@ -160,13 +160,13 @@ class JpegPicture:
         return left, top, right, bottom
 
 
-def open_picture(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
+def open_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> LazyImage:
     """Return the picture in a file; of a JPEG only the header is read yet.
 
     Raises:
         DataError: The reason for which the file cannot be used, without its path.
     """
-    return _open_jpeg(path, max_pixels) or _open_any(path, max_pixels)
+    return _open_jpeg(path, max_pixels) or _open_with_pillow(path, max_pixels)
 
 
 def resize(pixels: Pixels, size: tuple[int, int], mode: Interpolation = "bilinear") -> Pixels:
@@ -180,7 +180,7 @@ def resize(pixels: Pixels, size: tuple[int, int], mode: Interpolation = "bilinea
     if pixels.shape[:2] == size:
         return pixels.copy()
     shrinking = max(pixels.shape[0] / size[0], pixels.shape[1] / size[1])
-    if mode == "bilinear" and shrinking <= _UNALIASED:
+    if mode == "bilinear" and shrinking <= _ANTIALIAS_THRESHOLD:
         return np.asarray(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
     # the permuted batch of one keeps the strides of channels last; any other way to make it leaves
     # torch free to take it for channels first, which costs more than the resize itself
@@ -191,21 +191,21 @@ def resize(pixels: Pixels, size: tuple[int, int], mode: Interpolation = "bilinea
     return resized
 
 
-def _part(pixels: Pixels, box: Box, scale: tuple[float, float]) -> Pixels:
+def _crop_scaled(pixels: Pixels, box: Box, scale: tuple[float, float]) -> Pixels:
     """Return the pixels of a box of the full image in an image that is ``scale`` times as large."""
     rows, columns, _ = pixels.shape
-    top, bottom = _on_grid(box[1], box[3], scale[0], rows)
-    left, right = _on_grid(box[0], box[2], scale[1], columns)
+    top, bottom = _snap_to_grid(box[1], box[3], scale[0], rows)
+    left, right = _snap_to_grid(box[0], box[2], scale[1], columns)
     return pixels[top:bottom, left:right]
 
 
-def _turned(pixels: Pixels, orientation: int) -> Pixels:
-    flip_rows, flip_columns, transposed = _TURNS[orientation]
+def _apply_orientation(pixels: Pixels, orientation: int) -> Pixels:
+    flip_rows, flip_columns, transposed = _EXIF_TRANSFORMS[orientation]
     turned = pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
     return turned.transpose(1, 0, 2) if transposed else turned
 
 
-def _on_grid(first: int, last: int, scale: float, limit: int) -> tuple[int, int]:
+def _snap_to_grid(first: int, last: int, scale: float, limit: int) -> tuple[int, int]:
     """Return an edge and its opposite in stored pixels, at least one apart.
 
     Halves are rounded up, both alike; to even numbers a box might lose a pixel.
@@ -215,7 +215,7 @@ def _on_grid(first: int, last: int, scale: float, limit: int) -> tuple[int, int]
     return start, max(start + 1, min(end, limit))
 
 
-def _open_jpeg(path: Path, max_pixels: int) -> JpegPicture | None:
+def _open_jpeg(path: Path, max_pixels: int) -> LazyJpeg | None:
     """Return None for what Pillow has to read: other formats, CMYK, and files with damage."""
     try:
         data = path.read_bytes()
@@ -230,17 +230,17 @@ def _open_jpeg(path: Path, max_pixels: int) -> JpegPicture | None:
     if colours not in ("YCbCr", "Gray", "RGB"):
         return None
     check_size(width, height, max_pixels)
-    return JpegPicture(path, data, (height, width), _orientation(data), max_pixels)
+    return LazyJpeg(path, data, (height, width), _read_jpeg_orientation(data), max_pixels)
 
 
-def _open_any(path: Path, max_pixels: int) -> ArrayPicture:
+def _open_with_pillow(path: Path, max_pixels: int) -> ArrayImage:
     image = decode_image(path, max_pixels=max_pixels)
-    return ArrayPicture(np.asarray(image), height=image.height, width=image.width)
+    return ArrayImage(np.asarray(image), height=image.height, width=image.width)
 
 
-def _orientation(data: bytes) -> int:
+def _read_jpeg_orientation(data: bytes) -> int:
     """Return the EXIF orientation; 1 where there is none that Pillow can read."""
-    end = _header_bytes(data)
+    end = _find_first_scan(data)
     if data.find(b"Exif\0\0", 0, end) < 0 and data.find(b"tiff:Orientation", 0, end) < 0:
         return 1
     try:
@@ -250,7 +250,7 @@ def _orientation(data: bytes) -> int:
         return 1
 
 
-def _header_bytes(data: bytes) -> int:
+def _find_first_scan(data: bytes) -> int:
     """Return where a JPEG's first scan begins; its whole length where that cannot be told."""
     place = 2
     while place + 4 <= len(data) and data[place] == 0xFF:

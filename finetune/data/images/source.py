@@ -7,23 +7,23 @@ from typing import Protocol
 import numpy as np
 
 from finetune.data.images.decode import DEFAULT_MAX_PIXELS
-from finetune.data.images.lazy_image import Picture, open_picture
+from finetune.data.images.lazy_image import LazyImage, open_image
 
 
-class PictureSource(Protocol):
+class ImageSource(Protocol):
     """N pictures."""
 
     def __len__(self) -> int:
         """Return N."""
 
-    def open(self, row: int) -> Picture:
+    def open(self, row: int) -> LazyImage:
         """Return the picture of a row in [0, N)."""
 
-    def name(self, row: int) -> str:
+    def get_name(self, row: int) -> str:
         """Return what a message calls it."""
 
 
-class NamedRows:
+class PathSource:
     """N rows, each named by the file that its picture comes from.
 
     Args:
@@ -36,12 +36,12 @@ class NamedRows:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def name(self, row: int) -> str:
+    def get_name(self, row: int) -> str:
         """Return the file's path."""
         return self.paths[row]
 
 
-class FileSource(NamedRows):
+class FileSource(PathSource):
     """Pictures in files.
 
     Args:
@@ -53,13 +53,13 @@ class FileSource(NamedRows):
         super().__init__(paths)
         self.max_pixels = max_pixels
 
-    def open(self, row: int) -> Picture:
+    def open(self, row: int) -> LazyImage:
         """Return the picture of a row.
 
         Raises:
             DataError: The file cannot be read.
         """
-        return open_picture(Path(self.paths[row]), max_pixels=self.max_pixels)
+        return open_image(Path(self.paths[row]), max_pixels=self.max_pixels)
 
 
 class PackedStrings(Sequence[str]):
@@ -72,14 +72,14 @@ class PackedStrings(Sequence[str]):
     def __init__(self, strings: Sequence[str]) -> None:
         # file names need not be valid Unicode
         encoded = [string.encode(errors="surrogateescape") for string in strings]
-        self._ends = np.cumsum([0, *map(len, encoded)])
+        self._offsets = np.cumsum([0, *map(len, encoded)])
         self._bytes = b"".join(encoded)
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._offsets) - 1
 
     def __getitem__(self, item: int) -> str:  # type: ignore[override]
         if not 0 <= item < len(self):
             raise IndexError(item)
-        data = self._bytes[self._ends[item] : self._ends[item + 1]]
+        data = self._bytes[self._offsets[item] : self._offsets[item + 1]]
         return data.decode(errors="surrogateescape")

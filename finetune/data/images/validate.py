@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from finetune.data.images.decode import DEFAULT_MAX_PIXELS, check_image
-from finetune.types import Rejected, Sample
+from finetune.types import RejectedFile, Sample
 
-_CHUNK = 1024
+_CHUNK_SIZE = 1024
 
 Result = TypeVar("Result")
 
 
-def on_all_cores(function: Callable[[Path], Result], paths: Iterable[Path]) -> Iterator[Result]:
+def map_in_threads(function: Callable[[Path], Result], paths: Iterable[Path]) -> Iterator[Result]:
     """Yield what a function returns for each file, in their order; files are read on all cores."""
     waiting = iter(paths)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # in chunks: ``map`` would hold a future for each of a million files at once
-        while chunk := list(islice(waiting, _CHUNK)):
+        while chunk := list(islice(waiting, _CHUNK_SIZE)):
             yield from pool.map(function, chunk)
 
 
@@ -34,32 +34,32 @@ def check_files(
         paths: Image files.
         max_pixels: Larger images cannot be used.
     """
-    return on_all_cores(partial(check_image, max_pixels=max_pixels), paths)
+    return map_in_threads(partial(check_image, max_pixels=max_pixels), paths)
 
 
-def readable_files(
+def filter_readable(
     root: Path,
     samples: Sequence[Sample],
     *,
     max_pixels: int,
-    on_checked: Callable[[int], None] | None = None,
-) -> tuple[list[Sample], list[Rejected]]:
+    on_progress: Callable[[int], None] | None = None,
+) -> tuple[list[Sample], list[RejectedFile]]:
     """Return the samples whose file reads to its end, and the others with their reason.
 
     Args:
         root: What relative paths are relative to.
         samples: What to check.
         max_pixels: Larger images are left out.
-        on_checked: Called with a count of files, as they are checked.
+        on_progress: Called with a count of files, as they are checked.
     """
     good: list[Sample] = []
-    bad: list[Rejected] = []
+    bad: list[RejectedFile] = []
     reasons = check_files((root / sample.path for sample in samples), max_pixels=max_pixels)
     for sample, reason in zip(samples, reasons, strict=True):
         if reason is None:
             good.append(sample)
         else:
-            bad.append(Rejected(sample.path, reason))
-        if on_checked is not None:
-            on_checked(1)
+            bad.append(RejectedFile(sample.path, reason))
+        if on_progress is not None:
+            on_progress(1)
     return good, bad

@@ -7,24 +7,24 @@ from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler, Sampler
 
 from finetune.data.samplers.sampling_weights import (
-    Draws,
+    GroupDraws,
     Sampling,
-    SamplingAt,
+    SamplingSchedule,
     check_sampling,
-    num_drawn,
+    count_draws,
 )
 from finetune.types import Draw
 
 
-def effective_batch_size(batch_size: int, *, num_images: int, shards: int) -> int:
-    """Return the global batch, shrunk to the images there are, as a multiple of ``shards``.
+def compute_effective_batch_size(batch_size: int, *, num_images: int, num_shards: int) -> int:
+    """Return the global batch, shrunk to the images there are, as a multiple of ``num_shards``.
 
     Args:
         batch_size: What was asked for.
         num_images: That an epoch draws.
-        shards: Processes times accumulated batches, which divide a batch.
+        num_shards: Processes times accumulated batches, which divide a batch.
     """
-    return min(batch_size, max(1, num_images // shards) * shards)
+    return min(batch_size, max(1, num_images // num_shards) * num_shards)
 
 
 class EpochSampler(DistributedSampler[Draw]):
@@ -36,7 +36,7 @@ class EpochSampler(DistributedSampler[Draw]):
 
     Args:
         sampling: How often each image is drawn, or a function of the epoch that says so: weights
-            (N,), ``Draws``, or None for each image once. Every epoch must draw equally many.
+            (N,), ``GroupDraws``, or None for each image once. Every epoch must draw equally many.
         num_images: N.
         batch_size: Global batch; must be a multiple of ``num_replicas`` and at most what an epoch
             draws.
@@ -47,7 +47,7 @@ class EpochSampler(DistributedSampler[Draw]):
 
     def __init__(
         self,
-        sampling: Sampling | SamplingAt,
+        sampling: Sampling | SamplingSchedule,
         *,
         num_images: int,
         batch_size: int,
@@ -55,10 +55,12 @@ class EpochSampler(DistributedSampler[Draw]):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        self.sampling_at: SamplingAt = sampling if callable(sampling) else lambda _: sampling
-        first = self.sampling_at(0)
+        self.sampling_schedule: SamplingSchedule = (
+            sampling if callable(sampling) else lambda _: sampling
+        )
+        first = self.sampling_schedule(0)
         check_sampling(first, num_images)
-        drawn = num_drawn(first, num_images)
+        drawn = count_draws(first, num_images)
         if batch_size % num_replicas or not 0 < batch_size <= drawn:
             raise ValueError(
                 f"a global batch of {batch_size} must divide among {num_replicas} ranks and be at "
@@ -71,45 +73,45 @@ class EpochSampler(DistributedSampler[Draw]):
             seed=seed,
         )
         self.num_images = num_images
-        self.num_drawn = drawn
+        self.num_draws = drawn
         self.total_size = drawn // batch_size * batch_size
         self.num_samples = self.total_size // num_replicas
-        self._skipped = (0, 0)
+        self._skip_offset = (0, 0)
 
-    def skip(self, draws: int) -> None:
+    def skip(self, num_draws: int) -> None:
         """Leave out this rank's first draws of this epoch: what it has behind it, broken off."""
-        self._skipped = self.epoch, draws
+        self._skip_offset = self.epoch, num_draws
 
     def __iter__(self) -> Iterator[Draw]:
         """Yield this rank's draws of whole batches; the rest is left out."""
-        epoch, draws = self._skipped
+        epoch, draws = self._skip_offset
         first = self.rank + (draws * self.num_replicas if epoch == self.epoch else 0)
-        rows, repeats = (part[first :: self.num_replicas] for part in self._drawn())
+        rows, repeats = (part[first :: self.num_replicas] for part in self._draw_rows())
         for row, repeat in zip(rows, repeats, strict=True):
             yield Draw(int(row), self.epoch, int(repeat))
 
-    def _drawn(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _draw_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the rows of an epoch, and how often each was drawn before in it."""
         generator = np.random.default_rng([self.seed, self.epoch])
-        sampling = self.sampling_at(self.epoch)
+        sampling = self.sampling_schedule(self.epoch)
         check_sampling(sampling, self.num_images)
-        if num_drawn(sampling, self.num_images) != self.num_drawn:
+        if count_draws(sampling, self.num_images) != self.num_draws:
             raise ValueError(
                 f"epoch {self.epoch} (counted from 0) draws "
-                f"{num_drawn(sampling, self.num_images)} images, the first one {self.num_drawn}"
+                f"{count_draws(sampling, self.num_images)} images, the first one {self.num_draws}"
             )
         if sampling is None:
             rows = generator.permutation(self.num_images)[: self.total_size]
             return rows, np.zeros_like(rows)
-        if isinstance(sampling, Draws):
-            rows = sampling.drawn(generator)[: self.total_size]
+        if isinstance(sampling, GroupDraws):
+            rows = sampling.draw_rows(generator)[: self.total_size]
         else:
             chances = sampling / sampling.sum()
             rows = generator.choice(self.num_images, size=self.total_size, p=chances)
-        return rows, _earlier(rows)
+        return rows, _count_repeats(rows)
 
 
-def _earlier(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def _count_repeats(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return how often each row was drawn before."""
     # stable: among the draws of one row the first stays the first
     by_row = np.argsort(rows, kind="stable")
@@ -119,7 +121,7 @@ def _earlier(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return repeats
 
 
-class WholeBatches(Sampler[list[int]]):
+class DistributedBatchSampler(Sampler[list[int]]):
     """Deals batches of consecutive rows out to the ranks, the same batches for any number of them.
 
     What a network computes for an image depends in the last bits on how many others are in its

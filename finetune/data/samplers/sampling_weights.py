@@ -16,7 +16,7 @@ Weights = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class GroupDraws:
     """So many images of each group, each of them as often as the others, give or take one.
 
     Attributes:
@@ -27,7 +27,7 @@ class Draws:
     groups: NDArray[np.int64]
     counts: NDArray[np.int64]
 
-    def drawn(self, generator: np.random.Generator) -> NDArray[np.int64]:
+    def draw_rows(self, generator: np.random.Generator) -> NDArray[np.int64]:
         """Return the rows of an epoch in random order, shape (sum of counts,).
 
         Of n images, ``count // n`` draws go to each; what is left goes to images of which none
@@ -44,24 +44,24 @@ class Draws:
         return rows
 
 
-Sampling = Weights | Draws | None
-"""Chance of each image to be drawn (N,), with replacement, N draws in all; or ``Draws``; or None,
+Sampling = Weights | GroupDraws | None
+"""Chance of each image to be drawn (N,), with replacement, N draws in all; or ``GroupDraws``; or None,
 which draws each image once."""
 
-SamplingAt = Callable[[int], Sampling]
+SamplingSchedule = Callable[[int], Sampling]
 """Epoch, from 0, to what is drawn in it."""
 
 
-def num_drawn(sampling: Sampling, num_images: int) -> int:
+def count_draws(sampling: Sampling, num_images: int) -> int:
     """Return how many images an epoch draws of N."""
-    return int(sampling.counts.sum()) if isinstance(sampling, Draws) else num_images
+    return int(sampling.counts.sum()) if isinstance(sampling, GroupDraws) else num_images
 
 
-def expected_draws(sampling: Sampling, num_images: int) -> Weights:
+def compute_expected_draws(sampling: Sampling, num_images: int) -> Weights:
     """Return how often each image is drawn, up to a factor of them all, shape (N,)."""
     if sampling is None:
         return np.ones(num_images)
-    if isinstance(sampling, Draws):
+    if isinstance(sampling, GroupDraws):
         sizes = np.bincount(sampling.groups, minlength=len(sampling.counts))
         return np.asarray((sampling.counts / np.maximum(sizes, 1))[sampling.groups], float)
     return sampling
@@ -74,7 +74,7 @@ def check_sampling(sampling: Sampling, num_images: int) -> None:
         ValueError: Weights or groups of another number of images, weights below 0, infinite or
             all of them 0, or draws from a group that has none.
     """
-    if isinstance(sampling, Draws):
+    if isinstance(sampling, GroupDraws):
         sizes = np.bincount(sampling.groups, minlength=len(sampling.counts))
         if len(sampling.groups) != num_images or len(sizes) != len(sampling.counts):
             raise ValueError(f"draws need a group with a count for each of {num_images} images")
@@ -100,7 +100,7 @@ def _check_weights(weights: Weights, num_images: int) -> None:
         raise ValueError("the weights must not all be 0")
 
 
-def first_epoch_from(share: float, num_epochs: int) -> int:
+def compute_start_epoch(fraction: float, num_epochs: int) -> int:
     """Return the epoch, from 0, in which something begins after a share of all epochs.
 
     It is the last one at the latest, so that what was asked for happens.
@@ -108,9 +108,9 @@ def first_epoch_from(share: float, num_epochs: int) -> int:
     Raises:
         ValueError: The share is not in [0, 1).
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"a share of the epochs lies in [0, 1), not at {share}")
-    return min(int(share * num_epochs + 1e-9), num_epochs - 1)
+    if not 0 <= fraction < 1:
+        raise ValueError(f"a share of the epochs lies in [0, 1), not at {fraction}")
+    return min(int(fraction * num_epochs + 1e-9), num_epochs - 1)
 
 
 def uniform(labels: Labels, num_classes: int) -> None:
@@ -162,16 +162,16 @@ def effective_number(labels: Labels, num_classes: int, *, beta: float = 0.999) -
     return np.asarray(((1 - beta) / (1 - beta ** np.maximum(counts, 1)))[labels], float)
 
 
-def oversample(labels: Labels, num_classes: int) -> Draws:
+def oversample(labels: Labels, num_classes: int) -> GroupDraws:
     """Return every class as often as the largest, no image two times more than its like."""
     counts = np.bincount(labels, minlength=num_classes)
-    return Draws(np.asarray(labels), np.where(counts > 0, counts.max(), 0))
+    return GroupDraws(np.asarray(labels), np.where(counts > 0, counts.max(), 0))
 
 
-def undersample(labels: Labels, num_classes: int) -> Draws:
+def undersample(labels: Labels, num_classes: int) -> GroupDraws:
     """Return as many images of each class as the smallest has, none twice, others each epoch."""
     counts = np.bincount(labels, minlength=num_classes)
-    return Draws(np.asarray(labels), np.where(counts > 0, counts[counts > 0].min(), 0))
+    return GroupDraws(np.asarray(labels), np.where(counts > 0, counts[counts > 0].min(), 0))
 
 
 def progressive(labels: Labels, num_classes: int, *, epoch: int, num_epochs: int) -> Weights | None:
@@ -194,7 +194,7 @@ def progressive(labels: Labels, num_classes: int, *, epoch: int, num_epochs: int
 
 
 def deferred(
-    labels: Labels, num_classes: int, *, epoch: int, num_epochs: int, from_share: float = 0.8
+    labels: Labels, num_classes: int, *, epoch: int, num_epochs: int, start_fraction: float = 0.8
 ) -> Weights | None:
     """Return None, and in the last epochs weights that draw every class alike, shape (N,).
 
@@ -205,13 +205,13 @@ def deferred(
         num_classes: K.
         epoch: From 0.
         num_epochs: Of the whole training.
-        from_share: Share of the epochs after which it begins, in [0, 1), in the last one at the
+        start_fraction: Share of the epochs after which it begins, in [0, 1), in the last one at the
             latest; the paper begins after 160 of 200.
 
     Raises:
-        ValueError: from_share is not in [0, 1).
+        ValueError: start_fraction is not in [0, 1).
     """
-    late = epoch >= first_epoch_from(from_share, num_epochs)
+    late = epoch >= compute_start_epoch(start_fraction, num_epochs)
     return weighted(labels, num_classes) if late else None
 
 
@@ -221,8 +221,8 @@ def abundant_first(
     *,
     epoch: int,
     num_epochs: int,
-    share: float = 0.5,
-    of_largest: float | None = None,
+    first_fraction: float = 0.5,
+    min_relative_size: float | None = None,
     power: float = 1.0,
 ) -> Sampling:
     """Return the abundant classes alone, their images evenly, and then all with rare ones stressed.
@@ -235,23 +235,23 @@ def abundant_first(
         num_classes: K.
         epoch: From 0.
         num_epochs: Of the whole training.
-        share: Of the epochs that the first part takes, in [0, 1); the last epoch is in the second.
-        of_largest: A class is abundant if it has this share of the largest, in [0, 1]; None takes
+        first_fraction: Of the epochs that the first part takes, in [0, 1); the last epoch is in the second.
+        min_relative_size: A class is abundant if it has this share of the largest, in [0, 1]; None takes
             those that have at least as many images as the median class.
         power: Of the second part's weights, as in ``weighted``.
 
     Raises:
-        ValueError: share or of_largest lies outside of its range.
+        ValueError: share or min_relative_size lies outside of its range.
     """
-    if of_largest is not None and not 0 <= of_largest <= 1:
-        raise ValueError(f"of_largest lies in [0, 1], not at {of_largest}")
-    if epoch >= first_epoch_from(share, num_epochs):
+    if min_relative_size is not None and not 0 <= min_relative_size <= 1:
+        raise ValueError(f"min_relative_size lies in [0, 1], not at {min_relative_size}")
+    if epoch >= compute_start_epoch(first_fraction, num_epochs):
         return weighted(labels, num_classes, power=power)
     counts = np.bincount(labels, minlength=num_classes)
     sizes = np.sort(counts[counts > 0])
-    least = np.median(sizes) if of_largest is None else of_largest * sizes[-1]
+    least = np.median(sizes) if min_relative_size is None else min_relative_size * sizes[-1]
     rare = (counts < min(least, sizes[-2:][0]))[labels].astype(np.int64)
-    return Draws(rare, np.array([len(labels), 0])) if rare.any() else None
+    return GroupDraws(rare, np.array([len(labels), 0])) if rare.any() else None
 
 
 SAMPLERS: Mapping[str, Callable[..., Sampling]] = {

@@ -7,17 +7,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-ColourMatrix = NDArray[np.float32]
+ColorMatrix = NDArray[np.float32]
 """Shape (3, 4): output channel by input channel, and a shift, for RGB in [0, 1]."""
 
-_GREY = np.array([0.299, 0.587, 0.114])
-_TO_YIQ = np.array([_GREY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-_FROM_YIQ = np.linalg.inv(_TO_YIQ)
+_LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114])
+_RGB_TO_YIQ = np.array([_LUMA_WEIGHTS, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
 _IDENTITY = np.eye(3)
 
 
 @dataclass(frozen=True, slots=True)
-class ColourJitter:
+class ColorJitter:
     """Random brightness, contrast, saturation and hue, as torchvision's ColorJitter means them.
 
     All four are affine in RGB, so that together they are one matrix: the hue turns in the plane of
@@ -29,7 +29,7 @@ class ColourJitter:
         saturation: The same, about each pixel's grey.
         hue: Largest turn, as a share of the circle, in [0, 0.5].
         p: Chance to change anything.
-        grey_p: Chance to lose all colour, apart from that.
+        grayscale_p: Chance to lose all colour, apart from that.
     """
 
     brightness: float
@@ -37,16 +37,18 @@ class ColourJitter:
     saturation: float
     hue: float
     p: float
-    grey_p: float = 0.0
+    grayscale_p: float = 0.0
 
-    def matrix(self, pixels: NDArray[np.uint8], random: np.random.Generator) -> ColourMatrix:
+    def sample_matrix(
+        self, pixels: NDArray[np.uint8], generator: np.random.Generator
+    ) -> ColorMatrix:
         """Return what happens to an image's colours, shape (3, 4), float32.
 
         Args:
             pixels: The image, uint8, shape (H, W, 3); its mean grey is the centre of contrast.
-            random: Draws the same count of numbers, whatever comes of them.
+            generator: Draws the same count of numbers, whatever comes of them.
         """
-        draw = random.random(6)
+        draw = generator.random(6)
         change, shift = _IDENTITY, 0.0
         if draw[0] < self.p:
             bright, contrast, saturation = (
@@ -55,24 +57,26 @@ class ColourJitter:
                     (self.brightness, self.contrast, self.saturation), draw[1:4], strict=True
                 )
             )
-            mean_grey = float(_GREY @ np.array(cv2.mean(pixels)[:3])) / 255
+            mean_grey = float(_LUMA_WEIGHTS @ np.array(cv2.mean(pixels)[:3])) / 255
             # turning and saturating leave grey alone, and with it the shift that contrast needs
             shift = (1 - contrast) * bright * mean_grey
-            turned = _hue_turn(self.hue * (2 * draw[4] - 1)) @ _saturated(saturation)
+            turned = _build_hue_matrix(self.hue * (2 * draw[4] - 1)) @ _build_saturation_matrix(
+                saturation
+            )
             change = bright * contrast * turned
-        if draw[5] < self.grey_p:
-            change = _saturated(0.0) @ change
+        if draw[5] < self.grayscale_p:
+            change = _build_saturation_matrix(0.0) @ change
         return np.column_stack([change, np.full(3, shift)]).astype(np.float32)
 
 
-def _saturated(factor: float) -> NDArray[np.float64]:
+def _build_saturation_matrix(factor: float) -> NDArray[np.float64]:
     """Return the mixture of the image and its grey."""
-    return factor * _IDENTITY + (1 - factor) * np.broadcast_to(_GREY, (3, 3))
+    return factor * _IDENTITY + (1 - factor) * np.broadcast_to(_LUMA_WEIGHTS, (3, 3))
 
 
-def _hue_turn(share: float) -> NDArray[np.float64]:
-    angle = 2 * math.pi * share
+def _build_hue_matrix(fraction: float) -> NDArray[np.float64]:
+    angle = 2 * math.pi * fraction
     cos, sin = math.cos(angle), math.sin(angle)
     turn = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
-    matrix: NDArray[np.float64] = _FROM_YIQ @ turn @ _TO_YIQ
+    matrix: NDArray[np.float64] = _YIQ_TO_RGB @ turn @ _RGB_TO_YIQ
     return matrix

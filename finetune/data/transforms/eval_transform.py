@@ -5,8 +5,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from finetune.data.images.lazy_image import Picture, Pixels
-from finetune.data.transforms.color_jitter import ColourMatrix
+from finetune.data.images.lazy_image import LazyImage, Pixels
+from finetune.data.transforms.color_jitter import ColorMatrix
 from finetune.types import Draw, PreprocessSpec
 
 
@@ -15,11 +15,11 @@ class View(NamedTuple):
 
     Attributes:
         pixels: uint8, shape (H, W, 3).
-        colour: What happens to its colours on the device; None for nothing.
+        color_matrix: What happens to its colours on the device; None for nothing.
     """
 
     pixels: Pixels
-    colour: ColourMatrix | None = None
+    color_matrix: ColorMatrix | None = None
 
 
 class Transform(Protocol):
@@ -27,42 +27,42 @@ class Transform(Protocol):
 
     Attributes:
         size: Largest height and width of what it returns.
-        colours: Whether its views carry colour matrices.
-        draws: Whether its views depend on the draw, so that they cannot be stored as they are.
-        flips: Whether it shows images in a mirror, so that this changes no class.
-        needed_px: Shorter side of a picture from which nothing is enlarged; None where it may need
+        has_color_matrix: Whether its views carry colour matrices.
+        is_random: Whether its views depend on the draw, so that they cannot be stored as they are.
+        has_flip: Whether it shows images in a mirror, so that this changes no class.
+        min_side_px: Shorter side of a picture from which nothing is enlarged; None where it may need
             every pixel.
     """
 
     size: tuple[int, int]
-    colours: bool
-    draws: bool
-    flips: bool
-    needed_px: int | None
+    has_color_matrix: bool
+    is_random: bool
+    has_flip: bool
+    min_side_px: int | None
 
-    def size_at(self, epoch: int) -> tuple[int, int]:
+    def get_size(self, epoch: int) -> tuple[int, int]:
         """Return height and width of what it returns in an epoch."""
 
-    def __call__(self, picture: Picture, draw: Draw | None) -> View:
+    def __call__(self, lazy_image: LazyImage, draw: Draw | None) -> View:
         """Return a view of the picture."""
 
 
-class OneSize:
+class FixedSizeTransform:
     """A transform whose size does not follow the epoch."""
 
     size: tuple[int, int]
 
-    def size_at(self, epoch: int) -> tuple[int, int]:
+    def get_size(self, epoch: int) -> tuple[int, int]:
         """Return height and width of what it returns in an epoch."""
         del epoch
         return self.size
 
 
-class EvalTransform(OneSize):
+class EvalTransform(FixedSizeTransform):
     """timm's own evaluation transform up to normalisation, which happens on the device."""
 
-    colours = draws = flips = False
-    needed_px: int | None = None
+    has_color_matrix = is_random = has_flip = False
+    min_side_px: int | None = None
 
     def __init__(self, spec: PreprocessSpec) -> None:
         from timm.data.transforms_factory import create_transform
@@ -81,18 +81,18 @@ class EvalTransform(OneSize):
         self.steps = pipeline.transforms[:-1]
         self.size = spec.input_size[1:]
 
-    def __call__(self, picture: Picture, draw: Draw | None = None) -> View:
+    def __call__(self, lazy_image: LazyImage, draw: Draw | None = None) -> View:
         """Return the view that every evaluation takes; ``draw`` changes nothing."""
-        return View(self.pixels(picture.image()))
+        return View(self.to_pixels(lazy_image.to_pil()))
 
-    def pixels(self, image: Image.Image) -> Pixels:
+    def to_pixels(self, image: Image.Image) -> Pixels:
         """Return uint8 pixels of ``size``."""
         for step in self.steps:
             image = step(image)
         return np.array(image)
 
 
-class BothWays(OneSize):
+class FlipPairTransform(FixedSizeTransform):
     """The evaluation's view of a picture, and below it that of the picture in a mirror.
 
     Mirrored is the whole picture and not the view: a centre crop that leaves an odd number of
@@ -102,22 +102,22 @@ class BothWays(OneSize):
         transform: Of one view.
     """
 
-    colours = draws = flips = False
-    needed_px: int | None = None
+    has_color_matrix = is_random = has_flip = False
+    min_side_px: int | None = None
 
     def __init__(self, transform: EvalTransform) -> None:
         self.transform = transform
         height, width = transform.size
         self.size = (2 * height, width)
 
-    def __call__(self, picture: Picture, draw: Draw | None = None) -> View:
+    def __call__(self, lazy_image: LazyImage, draw: Draw | None = None) -> View:
         """Return both views; ``draw`` changes nothing."""
-        image = picture.image()
+        image = lazy_image.to_pil()
         mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return View(np.concatenate([self.transform.pixels(i) for i in (image, mirrored)]))
+        return View(np.concatenate([self.transform.to_pixels(i) for i in (image, mirrored)]))
 
 
-class Zoomed(OneSize):
+class MultiCropTransform(FixedSizeTransform):
     """The evaluation's view of a picture, and below it those of parts of it, one behind the other.
 
     The parts are four fifths as wide and as high as the picture: its middle, then its corners.
@@ -128,43 +128,43 @@ class Zoomed(OneSize):
     """
 
     ANCHORS = ((0.5, 0.5), (0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0))
-    SHARE = 0.8
+    CROP_FRACTION = 0.8
 
-    colours = draws = flips = False
-    needed_px: int | None = None
+    has_color_matrix = is_random = has_flip = False
+    min_side_px: int | None = None
 
-    def __init__(self, transform: EvalTransform, parts: int) -> None:
+    def __init__(self, transform: EvalTransform, num_crops: int) -> None:
         self.transform = transform
-        self.anchors = self.ANCHORS[:parts]
+        self.anchors = self.ANCHORS[:num_crops]
         height, width = transform.size
-        self.size = ((1 + parts) * height, width)
+        self.size = ((1 + num_crops) * height, width)
 
-    def __call__(self, picture: Picture, draw: Draw | None = None) -> View:
+    def __call__(self, lazy_image: LazyImage, draw: Draw | None = None) -> View:
         """Return all views; ``draw`` changes nothing."""
-        image = picture.image()
-        parts = (self._part(image, across, down) for across, down in self.anchors)
-        return View(np.concatenate([self.transform.pixels(one) for one in (image, *parts)]))
+        image = lazy_image.to_pil()
+        parts = (self._crop(image, across, down) for across, down in self.anchors)
+        return View(np.concatenate([self.transform.to_pixels(one) for one in (image, *parts)]))
 
-    def _part(self, image: Image.Image, across: float, down: float) -> Image.Image:
-        width, height = (max(1, round(self.SHARE * side)) for side in image.size)
-        left = round(across * (image.width - width))
-        top = round(down * (image.height - height))
+    def _crop(self, image: Image.Image, anchor_x: float, anchor_y: float) -> Image.Image:
+        width, height = (max(1, round(self.CROP_FRACTION * side)) for side in image.size)
+        left = round(anchor_x * (image.width - width))
+        top = round(anchor_y * (image.height - height))
         return image.crop((left, top, left + width, top + height))
 
 
-class AsStored(OneSize):
+class IdentityTransform(FixedSizeTransform):
     """Takes pictures that are stored at the size that they are needed at.
 
     Args:
         size: Height and width.
     """
 
-    colours = draws = flips = False
-    needed_px: int | None = None
+    has_color_matrix = is_random = has_flip = False
+    min_side_px: int | None = None
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
 
-    def __call__(self, picture: Picture, draw: Draw | None = None) -> View:
+    def __call__(self, lazy_image: LazyImage, draw: Draw | None = None) -> View:
         """Return all pixels; ``draw`` changes nothing."""
-        return View(picture.crop((0, 0, picture.width, picture.height), self.size))
+        return View(lazy_image.crop((0, 0, lazy_image.width, lazy_image.height), self.size))

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import albumentations as A  # noqa: N812 - the name that its own documentation uses
+import albumentations as A
 import cv2
 import numpy as np
 
-from finetune.data.images.lazy_image import ArrayPicture
-from finetune.data.transforms.color_jitter import ColourJitter
+from finetune.data.images.lazy_image import ArrayImage
+from finetune.data.transforms.color_jitter import ColorJitter
 from finetune.data.transforms.eval_transform import EvalTransform, Transform
-from finetune.data.transforms.train_transform import GrowingTransform, TrainTransform
+from finetune.data.transforms.train_transform import ProgressiveResizeTransform, TrainTransform
 from finetune.errors import ConfigError
 from finetune.types import Draw, PreprocessSpec
 
@@ -28,24 +28,24 @@ class Preset:
     """
 
     pipeline: Callable[[int], A.Compose]
-    jitter: ColourJitter | None = None
+    jitter: ColorJitter | None = None
 
 
-def _light(size: int) -> A.Compose:
+def _build_light(size: int) -> A.Compose:
     """Crop at least half of the image, mirror."""
-    return A.Compose([_crop(size, 0.5), A.HorizontalFlip(p=0.5)])
+    return A.Compose([_build_random_crop(size, 0.5), A.HorizontalFlip(p=0.5)])
 
 
-def _medium(size: int) -> A.Compose:
+def _build_medium(size: int) -> A.Compose:
     """Crop at least a third of the image, mirror."""
-    return A.Compose([_crop(size, 0.35), A.HorizontalFlip(p=0.5)])
+    return A.Compose([_build_random_crop(size, 0.35), A.HorizontalFlip(p=0.5)])
 
 
-def _strong(size: int) -> A.Compose:
+def _build_strong(size: int) -> A.Compose:
     """Crop, mirror, turn, blur and cut holes."""
     return A.Compose(
         [
-            _crop(size, 0.2),
+            _build_random_crop(size, 0.2),
             A.HorizontalFlip(p=0.5),
             A.Rotate(limit=15, border_mode=cv2.BORDER_REFLECT_101, p=0.3),
             A.GaussianBlur(blur_limit=(3, 5), p=0.1),
@@ -56,25 +56,25 @@ def _strong(size: int) -> A.Compose:
     )
 
 
-def _crop(size: int, smallest_share: float) -> A.BasicTransform:
-    return A.RandomResizedCrop((size, size), scale=(smallest_share, 1.0))
+def _build_random_crop(size: int, min_area_fraction: float) -> A.BasicTransform:
+    return A.RandomResizedCrop((size, size), scale=(min_area_fraction, 1.0))
 
 
 AUGMENTATIONS: Mapping[str, Preset | None] = {
     "none": None,
-    "light": Preset(_light),
+    "light": Preset(_build_light),
     "medium": Preset(
-        _medium, ColourJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=0.5)
+        _build_medium, ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=0.5)
     ),
     "strong": Preset(
-        _strong,
-        ColourJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.05, p=0.8, grey_p=0.1),
+        _build_strong,
+        ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.05, p=0.8, grayscale_p=0.1),
     ),
 }
 """light: crop and mirror; medium: and shift colours; strong: for long runs on few images."""
 
 
-def train_transform(
+def create_train_transform(
     name: str, *, spec: PreprocessSpec, seed: int, sizes: Sequence[int] = ()
 ) -> Transform:
     """Return the training transform of a preset, or of a pipeline saved with Albumentations.
@@ -99,10 +99,12 @@ def train_transform(
             )
             for one in {*sizes, side}
         }
-        return GrowingTransform([by_size[one] for one in sizes]) if sizes else by_size[side]
+        return (
+            ProgressiveResizeTransform([by_size[one] for one in sizes]) if sizes else by_size[side]
+        )
     if any(one != side for one in sizes):
         raise ConfigError(
-            f"data.train_sizes cannot apply to augment.name={name}, which gives images of {side} "
+            f"data.train_image_size cannot apply to augment.name={name}, which gives images of {side} "
             f"pixels and no others. Leave it out, or take light, medium or strong."
         )
     if name in AUGMENTATIONS:
@@ -133,7 +135,7 @@ def load_pipeline(path: Path) -> A.Compose:
             f"{error}. Save it again with albumentations.save(pipeline, '{path.name}')."
         ) from error
     pipeline = loaded if isinstance(loaded, A.Compose) else A.Compose([loaded])
-    for step in _steps_of(pipeline):
+    for step in _iterate_steps(pipeline):
         if type(step).__name__ in ("Normalize", "ToTensorV2", "ToTensor3D", "ToFloat"):
             raise ConfigError(
                 f"augment.name: {path} contains {type(step).__name__}, but finetune normalises by "
@@ -142,11 +144,11 @@ def load_pipeline(path: Path) -> A.Compose:
     return pipeline
 
 
-def _steps_of(step: Any) -> Iterator[Any]:
+def _iterate_steps(step: Any) -> Iterator[Any]:
     """Yield every step, those inside of OneOf, SomeOf and Sequential too."""
     for child in getattr(step, "transforms", ()):
         yield child
-        yield from _steps_of(child)
+        yield from _iterate_steps(child)
 
 
 def _check_output(transform: TrainTransform, name: str) -> None:
@@ -154,7 +156,7 @@ def _check_output(transform: TrainTransform, name: str) -> None:
     side = transform.size[0]
     shapes = ((side * 2, side * 3), (side * 3, side * 2))
     for repeat, (height, width) in enumerate(shapes * 8):
-        blank = ArrayPicture(np.zeros((height, width, 3), np.uint8), height=height, width=width)
+        blank = ArrayImage(np.zeros((height, width, 3), np.uint8), height=height, width=width)
         try:
             out = transform(blank, Draw(0, 0, repeat)).pixels
         except Exception as error:
@@ -169,7 +171,7 @@ def _check_output(transform: TrainTransform, name: str) -> None:
             )
 
 
-def digits_pipeline(size: int) -> A.Compose:
+def build_digits_pipeline(size: int) -> A.Compose:
     """Shift, turn and scale a little, and never mirror: a mirrored digit is none."""
     return A.Compose(
         [

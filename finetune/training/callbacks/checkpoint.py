@@ -11,12 +11,28 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from finetune.bundle.model_card import CARD_KEY
 from finetune.errors import RunFolderError, StorageError
-from finetune.system.files import atomic_file
+from finetune.system.files import write_file_atomically
 from finetune.system.run_folder import RunFolder
-from finetune.training.callbacks.mid_epoch_resume import POSITION_KEY, Position
+from finetune.training.callbacks.mid_epoch_resume import RESUME_STATE_KEY, ResumeState
+
+BEST_STATE_KEY = "checkpoint/best"
+LAST_STATE_KEY = "checkpoint/last"
+EARLY_STOPPING_STATE_KEY = "early_stopping"
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+def rename_callback_states(states: Mapping[str, Any]) -> dict[str, Any]:
+    """Return callback states with the keys of version 0.1, which held class names, renamed."""
+    renamed = {}
+    for key, state in states.items():
+        if key.startswith("MovableCheckpoint{"):
+            key = BEST_STATE_KEY if state["monitor"] is not None else LAST_STATE_KEY
+        elif key.startswith("PatientStopping{"):
+            key = EARLY_STOPPING_STATE_KEY
+        renamed[key] = state
+    return renamed
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint whole or not at all; a kill or a full disk leaves the one before."""
 
     def save_checkpoint(
@@ -28,17 +44,27 @@ class WholeCheckpoints(TorchCheckpointIO):
             StorageError: The disk is full, read-only or fails.
         """
         # given a path, torch.save hides the reason of a failed write
-        with atomic_file(Path(path)) as temporary, temporary.open("wb") as stream:
+        with write_file_atomically(Path(path)) as temporary, temporary.open("wb") as stream:
             torch.save(checkpoint, stream)
 
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return a checkpoint, with the callback states of version 0.1 under their present keys."""
+        checkpoint: dict[str, Any] = super().load_checkpoint(*args, **kwargs)
+        return {**checkpoint, "callbacks": rename_callback_states(checkpoint.get("callbacks", {}))}
 
-class MovableCheckpoint(ModelCheckpoint):
+
+class RelocatableCheckpoint(ModelCheckpoint):
     """Knows the best score of before in a run folder that was moved, too.
 
     Lightning forgets it there, and the next epoch, however bad, would replace the best.
     """
 
-    def begin_with(self, score: float) -> None:
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint; independent of the class name."""
+        return BEST_STATE_KEY if self.monitor is not None else LAST_STATE_KEY
+
+    def set_baseline(self, score: float) -> None:
         """Let an epoch be kept only if it is better than what lies at the file's place by now."""
         file = str(Path(str(self.dirpath)) / f"{self.filename}.ckpt")
         best = torch.tensor(score)
@@ -58,34 +84,39 @@ class MovableCheckpoint(ModelCheckpoint):
         super().load_state_dict(state)
 
 
-class PatientStopping(EarlyStopping):
+class ResumableEarlyStopping(EarlyStopping):
     """Takes its patience from the options of today; Lightning would restore that of before."""
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint; independent of the class name."""
+        return EARLY_STOPPING_STATE_KEY
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what was counted."""
         super().load_state_dict({**state_dict, "patience": self.patience})
 
 
-def stopped_early(checkpoint: Mapping[str, Any], patience: int | None) -> bool:
+def has_stopped_early(checkpoint: Mapping[str, Any], patience: int | None) -> bool:
     """Tell whether a run had already waited long enough when a checkpoint was written."""
-    states = checkpoint.get("callbacks", {})
-    waits = [s["wait_count"] for key, s in states.items() if key.startswith("PatientStopping")]
-    return patience is not None and any(wait >= patience for wait in waits)
+    states = rename_callback_states(checkpoint.get("callbacks", {}))
+    state = states.get(EARLY_STOPPING_STATE_KEY)
+    return patience is not None and state is not None and state["wait_count"] >= patience
 
 
-def keep_checkpoint(
-    folder: Path, name: str, *, monitor: str | None = None, mode: str = "min"
-) -> MovableCheckpoint:
+def build_checkpoint_callback(
+    run_dir: Path, name: str, *, monitor: str | None = None, mode: str = "min"
+) -> RelocatableCheckpoint:
     """Return the callback that keeps ``checkpoints/<name>.ckpt`` in a run folder.
 
     Args:
-        folder: The run folder.
+        run_dir: The run folder.
         name: Of the file.
         monitor: Metric of the best epoch; None keeps the last epoch.
         mode: "min" or "max" of the metric.
     """
-    return MovableCheckpoint(
-        dirpath=folder / "checkpoints",
+    return RelocatableCheckpoint(
+        dirpath=run_dir / "checkpoints",
         filename=name,
         monitor=monitor,
         mode=mode,
@@ -96,7 +127,7 @@ def keep_checkpoint(
     )
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
     """Return what a checkpoint holds, without running anything of it; tensors stay on disk.
 
     Raises:
@@ -104,57 +135,61 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         StorageError: The disk does not give it.
     """
     try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        missing = {CARD_KEY, POSITION_KEY} - state.keys()
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        missing = {CARD_KEY, RESUME_STATE_KEY} - state.keys()
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise _build_read_error(path, error) from error
     except Exception as error:
-        raise _damaged(file, type(error).__name__) from error
+        raise _build_corruption_error(path, type(error).__name__) from error
     if missing:
         raise RunFolderError(
-            f"{file} was written by another program, or an older finetune: it lacks "
+            f"{path} was written by another program, or an older finetune: it lacks "
             f"{', '.join(sorted(missing))}. Remove it to start the run's first epoch again."
         )
     return state
 
 
-def require_undamaged(file: Path) -> None:
+def verify_checkpoint(path: Path) -> None:
     """Read a whole checkpoint once and compare the checksums in it.
 
     Raises:
         RunFolderError: It has changed since it was written.
         StorageError: The disk does not give it.
     """
-    read_checkpoint(file)
+    read_checkpoint(path)
     try:
-        with ZipFile(file) as archive:
+        with ZipFile(path) as archive:
             damaged = archive.testzip()
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise _build_read_error(path, error) from error
     except BadZipFile as error:
-        raise _damaged(file, str(error)) from error
+        raise _build_corruption_error(path, str(error)) from error
     if damaged is not None:
-        raise _damaged(file, f"{damaged} does not fit its checksum")
+        raise _build_corruption_error(path, f"{damaged} does not fit its checksum")
 
 
-def stored_position(run: RunFolder) -> Position | None:
+def read_resume_state(run: RunFolder) -> ResumeState | None:
     """Return what the last checkpoint of a run has behind it; None without one.
 
     Raises:
         RunFolderError: It is damaged.
     """
-    return Position.of(read_checkpoint(run.last)) if run.last.is_file() else None
+    return (
+        ResumeState.from_checkpoint(read_checkpoint(run.last_checkpoint_path))
+        if run.last_checkpoint_path.is_file()
+        else None
+    )
 
 
-def _unreadable(file: Path, error: OSError) -> StorageError:
+def _build_read_error(path: Path, error: OSError) -> StorageError:
     return StorageError(
-        f"Cannot read {file}: {error.strerror or error}. It may well be whole; go on with --resume "
+        f"Cannot read {path}: {error.strerror or error}. It may well be whole; go on with --resume "
         f"when the disk answers again."
     )
 
 
-def _damaged(file: Path, how: str) -> RunFolderError:
+def _build_corruption_error(path: Path, reason: str) -> RunFolderError:
     return RunFolderError(
-        f"{file} is damaged ({how}). Remove it to start the run's first epoch again, or put a copy "
+        f"{path} is damaged ({reason}). Remove it to start the run's first epoch again, or put a copy "
         f"in its place."
     )

@@ -19,7 +19,7 @@ from finetune.distributed import signals
 from finetune.distributed.signals import StopRequest
 
 
-class Agreement:
+class AsyncMaxReducer:
     """The largest of the ranks' wishes, without waiting for it: that of the step before.
 
     The wishes travel while the next step is computed, by gloo also where gradients go by NCCL,
@@ -35,15 +35,15 @@ class Agreement:
         self._group = group
         self._pending: tuple[Any, torch.Tensor] | None = None
 
-    def largest(self, *wishes: int) -> tuple[int, ...]:
+    def reduce(self, *values: int) -> tuple[int, ...]:
         """Return what the last call of all ranks came to; every rank calls equally often."""
-        agreed = self.close() or (0,) * len(wishes)
-        tensor = torch.tensor(wishes)
+        agreed = self.wait() or (0,) * len(values)
+        tensor = torch.tensor(values)
         work = dist.all_reduce(tensor, dist.ReduceOp.MAX, self._group, async_op=True)
         self._pending = work, tensor
         return agreed
 
-    def close(self) -> tuple[int, ...] | None:
+    def wait(self) -> tuple[int, ...] | None:
         """Return what is still on its way, or None."""
         if self._pending is None:
             return None
@@ -53,7 +53,7 @@ class Agreement:
         return tuple(tensor.tolist())
 
 
-class Preemption(Callback):
+class PreemptionCheckpoint(Callback):
     """Saves ``last.ckpt`` in mid-epoch: every few minutes, and before it stops for a signal.
 
     Args:
@@ -75,17 +75,17 @@ class Preemption(Callback):
         self.every_seconds = None if every_minutes is None else 60 * every_minutes
         self.timeout = timeout
         self.clock = clock
-        self._saved_at = clock()
-        self._agreement: Agreement | None = None
+        self._last_save_time = clock()
+        self._reducer: AsyncMaxReducer | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the way by which ranks agree."""
         if dist.is_initialized():
-            self._agreement = Agreement(self.timeout)
+            self._reducer = AsyncMaxReducer(self.timeout)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the minutes from the checkpoint of the epoch before."""
-        self._saved_at = self.clock()
+        self._last_save_time = self.clock()
 
     def on_train_batch_end(
         self,
@@ -98,9 +98,11 @@ class Preemption(Callback):
         """Save after a step, if it is time, and stop if that was asked for."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        signum, is_due = self._agreed(trainer, signals.noted(), self._is_due(trainer))
+        signum, is_due = self._reduce_max(
+            trainer, signals.get_pending_signal(), self._is_save_due(trainer)
+        )
         if signum:
-            self._stop(trainer, signum)
+            self._save_and_stop(trainer, signum)
         if is_due:
             trainer.save_checkpoint(self.path)
 
@@ -114,20 +116,20 @@ class Preemption(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Stop if that was asked for; the validation is done anew when the run goes on."""
-        signum, _ = self._agreed(trainer, signals.noted(), 0)
+        signum, _ = self._reduce_max(trainer, signals.get_pending_signal(), 0)
         if signum:
-            self._stop(trainer, signum)
+            self._save_and_stop(trainer, signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave nothing on its way."""
-        if self._agreement is not None:
-            self._agreement.close()
+        if self._reducer is not None:
+            self._reducer.wait()
 
-    def _agreed(self, trainer: Trainer, *wishes: int) -> tuple[int, ...]:
-        if self._agreement is None:
-            return wishes
+    def _reduce_max(self, trainer: Trainer, *values: int) -> tuple[int, ...]:
+        if self._reducer is None:
+            return values
         try:
-            return self._agreement.largest(*wishes)
+            return self._reducer.reduce(*values)
         except RuntimeError:
             if trainer.strategy.root_device.type == "cuda":
                 # to free the GPU Lightning copies the weights from it, behind a collective that
@@ -135,18 +137,18 @@ class Preemption(Callback):
                 trainer.strategy.teardown = lambda: None  # type: ignore[method-assign]
             raise
 
-    def _is_due(self, trainer: Trainer) -> bool:
+    def _is_save_due(self, trainer: Trainer) -> bool:
         """Tell once whether it is time, by the clock of rank 0."""
         if self.every_seconds is None or not trainer.is_global_zero:
             return False
         now = self.clock()
-        is_due = now - self._saved_at >= self.every_seconds
+        is_due = now - self._last_save_time >= self.every_seconds
         if is_due:
-            self._saved_at = now
+            self._last_save_time = now
         return is_due
 
-    def _stop(self, trainer: Trainer, signum: int) -> None:
-        if self._agreement is not None:
-            self._agreement.close()
+    def _save_and_stop(self, trainer: Trainer, signum: int) -> None:
+        if self._reducer is not None:
+            self._reducer.wait()
         trainer.save_checkpoint(self.path)
         raise StopRequest(signum)

@@ -17,12 +17,12 @@ class WeightAverage:
 
     Args:
         module: Whose weights are averaged.
-        from_step: Optimizer steps that are left out at the beginning.
+        start_step: Optimizer steps that are left out at the beginning.
     """
 
-    def __init__(self, module: nn.Module, *, from_step: int) -> None:
+    def __init__(self, module: nn.Module, *, start_step: int) -> None:
         self.module = module
-        self.from_step = from_step
+        self.start_step = start_step
         self.count = 0
         self._means: dict[str, Tensor] = {}
 
@@ -32,39 +32,39 @@ class WeightAverage:
         return self._means
 
     @torch.no_grad()
-    def add(self, step: int) -> None:
+    def update(self, step: int) -> None:
         """Take in the weights after a step, counted from 1; earlier ones are passed over."""
-        if step <= self.from_step:
+        if step <= self.start_step:
             return
-        now = _averaged(self.module)
+        now = _select_float_tensors(self.module)
         self.count += 1
         if self.count == 1:
             self._means = {name: tensor.clone() for name, tensor in now.items()}
             return
         torch._foreach_lerp_(list(self._means.values()), list(now.values()), 1 / self.count)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs to go on."""
         return {
-            "from_step": self.from_step,
+            "from_step": self.start_step,
             "count": self.count,
             "tensors": dict(self._means),
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` gave; anew, if it began at another step, in a longer run."""
-        if state["from_step"] == self.from_step:
-            self.count, self._means = state["count"], dict(state["tensors"])
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave; anew, if it began at another step, in a longer run."""
+        if state_dict["from_step"] == self.start_step:
+            self.count, self._means = state_dict["count"], dict(state_dict["tensors"])
 
-    def join_module(self) -> None:
+    def move_to_module(self) -> None:
         """Bring the means to where the module's own tensors lie, and into their layout."""
-        now = _averaged(self.module)
+        now = _select_float_tensors(self.module)
         self._means = {
             name: torch.empty_like(now[name]).copy_(tensor) for name, tensor in self._means.items()
         }
 
 
-def _averaged(module: nn.Module) -> dict[str, Tensor]:
+def _select_float_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return parameters and floating buffers by their names in the state dict."""
     return {
         name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()

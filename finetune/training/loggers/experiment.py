@@ -20,7 +20,7 @@ from finetune.system.files import write_text
 from finetune.training.loggers.wandb_tables import log_results
 from finetune.types import Evaluation, Reporter
 
-_FIRST_COLUMNS = ("epoch", "step", "seconds", "train/loss")
+_LEADING_COLUMNS = ("epoch", "step", "seconds", "train/loss")
 
 
 class MetricsCsv(Checkpoint):
@@ -38,12 +38,12 @@ class MetricsCsv(Checkpoint):
         self.path = path
         self.reporter = reporter
         self._rows: dict[int, dict[str, Any]] = _read_rows(path)
-        self._started = False
-        self._clock = time.monotonic()
+        self._has_started = False
+        self._last_row_time = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the seconds of the first epoch from here."""
-        self._clock = time.monotonic()
+        self._last_row_time = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the epoch's row, on rank 0."""
@@ -51,16 +51,16 @@ class MetricsCsv(Checkpoint):
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             self.record(metrics, epoch=trainer.current_epoch, step=trainer.global_step)
 
-    def forget_after(self, epochs: int) -> None:
+    def drop_rows_after(self, epoch: int) -> None:
         """Leave out what a killed run wrote of an epoch that it will repeat."""
-        self._rows = {number: row for number, row in self._rows.items() if number <= epochs}
+        self._rows = {number: row for number, row in self._rows.items() if number <= epoch}
 
     @property
     def num_epochs(self) -> int:
         """Return the epoch of the last row."""
         return max(self._rows, default=0)
 
-    def rows(self, *, after: int, up_to: int) -> list[dict[str, float]]:
+    def get_rows(self, *, after: int, up_to: int) -> list[dict[str, float]]:
         """Return the rows of some epochs, counted from 1."""
         found = (self._rows[epoch] for epoch in sorted(self._rows) if after < epoch <= up_to)
         return [{name: float(value) for name, value in row.items()} for row in found]
@@ -73,15 +73,15 @@ class MetricsCsv(Checkpoint):
             epoch: Counted from 0; the file counts from 1.
             step: Optimizer steps that are done.
         """
-        if not self._started:
-            self._started = True
+        if not self._has_started:
+            self._has_started = True
             self._rows = {number: row for number, row in self._rows.items() if number <= epoch}
         now = time.monotonic()
-        seconds, self._clock = round(now - self._clock, 3), now
+        seconds, self._last_row_time = round(now - self._last_row_time, 3), now
         row = {"epoch": epoch + 1, "step": step, "seconds": seconds, **metrics}
         self._rows[epoch + 1] = row
-        write_text(self.path, _as_csv(list(self._rows.values())))
-        self.reporter.epoch(row)
+        write_text(self.path, _format_csv(list(self._rows.values())))
+        self.reporter.show_epoch(row)
 
 
 def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
@@ -94,10 +94,10 @@ def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
         }
 
 
-def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def _format_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     names = {name: None for row in rows for name in row}
-    columns = [name for name in _FIRST_COLUMNS if name in names]
-    columns += [name for name in names if name not in _FIRST_COLUMNS]
+    columns = [name for name in _LEADING_COLUMNS if name in names]
+    columns += [name for name in names if name not in _LEADING_COLUMNS]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -106,7 +106,7 @@ def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def create_wandb_logger(
-    folder: Path,
+    run_dir: Path,
     *,
     run_id: str,
     mode: str,
@@ -119,7 +119,7 @@ def create_wandb_logger(
     """Return a logger whose W&B run goes on when the same id comes again.
 
     Args:
-        folder: Where W&B writes its files.
+        run_dir: Where W&B writes its files.
         run_id: Of the W&B run; kept in the run folder.
         mode: "offline" or "online".
         project: W&B project.
@@ -135,9 +135,9 @@ def create_wandb_logger(
 
     try:
         # the logger would start the run itself, but with options that warn on the console
-        with signals.blocked():  # its own process must outlive what stops the run
+        with signals.block():  # its own process must outlive what stops the run
             run = wandb.init(
-                dir=folder,
+                dir=run_dir,
                 id=run_id,
                 resume="allow",
                 mode="offline" if mode == "offline" else "online",
@@ -151,99 +151,105 @@ def create_wandb_logger(
         reason = str(error).partition("\n")[0].rstrip(".")
         raise TrackingError(
             f"Weights & Biases does not start: {reason}. Log in with `wandb login`, or use --wandb "
-            f"offline; the run folder {folder} goes on with --resume."
+            f"offline; the run folder {run_dir} goes on with --resume."
         ) from error
     run.config.update(dict(config), allow_val_change=True)  # type: ignore[no-untyped-call]
     return WandbLogger(experiment=run, log_model=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Tracking:
+class RunTracker:
     """The trackers of one run.
 
     Attributes:
         csv: Always there.
         wandb: On request, on rank 0.
-        logged: Says how many epochs W&B is known to have; needed with ``wandb``.
+        wandb_epochs_path: Says how many epochs W&B is known to have; needed with ``wandb``.
     """
 
     csv: MetricsCsv
     wandb: WandbLogger | None = None
-    logged: Path | None = None
+    wandb_epochs_path: Path | None = None
 
     @property
     def loggers(self) -> list[Logger]:
         """Return what the trainer logs to; ``csv`` is a callback."""
         return [] if self.wandb is None else [self.wandb]
 
-    def log_again(self, *, epochs: int) -> None:
+    def relog_epochs(self, *, num_epochs: int) -> None:
         """Log what may have been lost when the run was killed: W&B writes late and elsewhere.
 
         What comes twice has the same step and the same values.
 
         Args:
-            epochs: Those that a resumed run has behind it.
+            num_epochs: Those that a resumed run has behind it.
         """
-        if self.wandb is None or self.logged is None:
+        if self.wandb is None or self.wandb_epochs_path is None:
             return
-        known = int(self.logged.read_text(encoding="utf-8")) if self.logged.is_file() else 0
-        for row in self.csv.rows(after=known, up_to=epochs):
-            values = {name: value for name, value in row.items() if name not in _FIRST_COLUMNS[1:3]}
+        known = (
+            int(self.wandb_epochs_path.read_text(encoding="utf-8"))
+            if self.wandb_epochs_path.is_file()
+            else 0
+        )
+        for row in self.csv.get_rows(after=known, up_to=num_epochs):
+            values = {
+                name: value for name, value in row.items() if name not in _LEADING_COLUMNS[1:3]
+            }
             # counted as Lightning counts them
             self.wandb.log_metrics({**values, "epoch": row["epoch"] - 1}, step=int(row["step"]) - 1)
 
-    def break_off(self, *, in_order: bool) -> None:
+    def interrupt(self, *, is_resumable: bool) -> None:
         """End this part of the W&B run; everything that was logged gets to its file or server.
 
         Where W&B's own process is gone already, as after a SIGTERM to all processes of a job, the
         next start logs again.
 
         Args:
-            in_order: No epoch was being finished, and the run is to go on.
+            is_resumable: No epoch was being finished, and the run is to go on.
         """
-        if self.wandb is None or self.logged is None:
+        if self.wandb is None or self.wandb_epochs_path is None:
             return
         run = self.wandb.experiment
         try:
-            if in_order:
+            if is_resumable:
                 run.mark_preempting()
             run.finish(exit_code=1)
         except OSError:
-            _exit_quietly()
+            _suppress_exit_tracebacks()
         else:
-            if in_order:
-                write_text(self.logged, f"{self.csv.num_epochs}\n")
+            if is_resumable:
+                write_text(self.wandb_epochs_path, f"{self.csv.num_epochs}\n")
 
     def finish(
-        self, evaluations: Mapping[str, Evaluation], *, classes: Sequence[str], bundle: Path
+        self, evaluations: Mapping[str, Evaluation], *, classes: Sequence[str], bundle_dir: Path
     ) -> None:
         """Log the final metrics, confusion matrices and the bundle, and end the W&B run.
 
         Args:
             evaluations: Split to the best model's evaluation.
             classes: Class names in index order.
-            bundle: The bundle folder, logged as a model artifact.
+            bundle_dir: The bundle folder, logged as a model artifact.
         """
         if self.wandb is None:
             return
         import wandb
 
         run = self.wandb.experiment
-        for row in self.csv.rows(after=-1, up_to=0):  # the probe
+        for row in self.csv.get_rows(after=-1, up_to=0):  # the probe
             of_val = {name: value for name, value in row.items() if name.startswith("val/")}
             run.summary.update({f"probe/{name}": value for name, value in of_val.items()})
         for split, evaluation in evaluations.items():
             log_results(run, evaluation, split=split, classes=classes)
         artifact = wandb.Artifact(f"model-{run.id}", type="model")
-        for file in sorted(bundle.iterdir()):  # add_dir() writes to the console, silent or not
+        for file in sorted(bundle_dir.iterdir()):  # add_dir() writes to the console, silent or not
             artifact.add_file(str(file), name=file.name)
         run.log_artifact(artifact, aliases=["best", "latest"])
         run.finish()
-        if self.logged is not None:
-            write_text(self.logged, f"{self.csv.num_epochs}\n")
+        if self.wandb_epochs_path is not None:
+            write_text(self.wandb_epochs_path, f"{self.csv.num_epochs}\n")
 
 
-def _exit_quietly() -> None:
+def _suppress_exit_tracebacks() -> None:
     """Keep W&B from showing a traceback when Python exits, since its process is gone."""
 
     def ignore_broken_connections(unraisable: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from finetune.types import Evaluation
 
-_COLUMNS: list[str | int] = [
+_CLASS_TABLE_COLUMNS: list[str | int] = [
     "class", "train images", "images", "predicted", "precision", "recall", "recall low",
     "recall high", "F1",
 ]  # fmt: skip
@@ -25,12 +25,12 @@ def log_results(run: Any, evaluation: Evaluation, *, split: str, classes: Sequen
     low, high = evaluation.accuracy_interval
     numbers = {**evaluation.metrics, "accuracy_low": low, "accuracy_high": high}
     run.summary.update({f"final/{split}/{name}": value for name, value in numbers.items()})
-    run.log({f"per_class/{split}": _class_table(evaluation)})
+    run.log({f"per_class/{split}": _build_class_table(evaluation)})
     table = wandb.Table(
         columns=["actual", "predicted", "images"],
         data=[
             [classes[true], classes[predicted], count]
-            for true, row in enumerate(evaluation.confusion)
+            for true, row in enumerate(evaluation.confusion_matrix)
             for predicted, count in enumerate(row)
         ],
     )
@@ -43,18 +43,18 @@ def log_results(run: Any, evaluation: Evaluation, *, split: str, classes: Sequen
     run.log({f"confusion_matrix/{split}": chart})
 
 
-def _class_table(evaluation: Evaluation) -> Any:
+def _build_class_table(evaluation: Evaluation) -> Any:
     """Return the classes as W&B's table; cells of what is undefined are empty."""
     import wandb
 
     return wandb.Table(
-        columns=_COLUMNS,
+        columns=_CLASS_TABLE_COLUMNS,
         data=[
             [
                 stats.name,
                 stats.train_images,
                 stats.support,
-                stats.predicted,
+                stats.num_predicted,
                 stats.precision,
                 stats.recall,
                 *(stats.recall_interval or (None, None)),

@@ -1,7 +1,7 @@
 """The side of training images as a pure function of the epoch: small first, which is cheap."""
 
 
-def training_size(epoch: int, *, num_epochs: int, first: int, last: int) -> int:
+def compute_image_size(epoch: int, *, num_epochs: int, first: int, last: int) -> int:
     """Return the side in pixels of an epoch's training images, on a straight line.
 
     Between its ends it keeps to multiples of 32, the stride of most networks (progressive resizing,

@@ -35,10 +35,10 @@ LR_SCHEDULES: Mapping[str, Callable[..., float]] = {
 }
 
 
-def warmed_up(
+def compute_lr_factor(
     step: int,
     *,
-    shape: Callable[[float], float],
+    schedule: Callable[[float], float],
     num_steps: int,
     warmup_steps: int,
     phase_starts: Sequence[int] = (0,),
@@ -47,11 +47,11 @@ def warmed_up(
 
     Args:
         step: Optimizer steps that are done.
-        shape: Progress in [0, 1] to factor.
+        schedule: Progress in [0, 1] to factor.
         num_steps: Steps of the run.
         warmup_steps: Steps of each rise; 0 starts at once.
         phase_starts: Steps at which layers thaw, ascending, the first of them 0.
     """
-    factor = shape(min(1.0, step / max(1, num_steps)))
+    factor = schedule(min(1.0, step / max(1, num_steps)))
     since = step - phase_starts[bisect.bisect_right(phase_starts, step) - 1]
     return factor * min(1.0, (since + 1) / warmup_steps) if warmup_steps else factor

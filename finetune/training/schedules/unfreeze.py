@@ -37,7 +37,7 @@ def head_first(epoch: int, num_groups: int, *, epochs: int = 1, depth: Depth = 1
         epochs: How long the head trains alone.
         depth: What trains after: groups, or a share of them.
     """
-    return 1 if epoch < epochs else as_depth(depth, num_groups)
+    return 1 if epoch < epochs else resolve_depth(depth, num_groups)
 
 
 def gradual(
@@ -59,11 +59,11 @@ def gradual(
     """
     if every < 1:
         raise ConfigError(f"unfreeze.params: every={every!r} must be 1 epoch or more.")
-    as_depth(step, num_groups)  # refuses what is neither a number of groups nor a share
+    resolve_depth(step, num_groups)  # refuses what is neither a number of groups nor a share
     if epoch < start:
         return 1
     steps = 1 + (epoch - start) // every
-    added = steps * step if isinstance(step, int) else _share(steps * step, num_groups)
+    added = steps * step if isinstance(step, int) else _count_groups(steps * step, num_groups)
     return min(num_groups, 1 + added)
 
 
@@ -83,12 +83,12 @@ def milestones(epoch: int, num_groups: int, *, depths: Mapping[int, Depth]) -> i
             f"unfreeze.params: depths={depths!r} must give a depth for whole epochs from 0 on, as "
             f"in {{0: 1, 3: 0.5, 6: 1.0}}."
         )
-    by_epoch = {int(first): as_depth(depth, num_groups) for first, depth in depths.items()}
+    by_epoch = {int(first): resolve_depth(depth, num_groups) for first, depth in depths.items()}
     reached = [first for first in by_epoch if first <= epoch]
     return by_epoch[max(reached)] if reached else 1
 
 
-UNFREEZE: Mapping[str, Callable[..., int]] = {
+UNFREEZE_SCHEDULES: Mapping[str, Callable[..., int]] = {
     "all": train_all,
     "linear_probe": linear_probe,
     "head_first": head_first,
@@ -97,7 +97,7 @@ UNFREEZE: Mapping[str, Callable[..., int]] = {
 }
 
 
-def as_depth(depth: Depth, num_groups: int) -> int:
+def resolve_depth(depth: Depth, num_groups: int) -> int:
     """Return a number of groups in [1, num_groups] for a whole number or a share in (0, 1].
 
     Raises:
@@ -114,24 +114,24 @@ def as_depth(depth: Depth, num_groups: int) -> int:
             f"unfreeze.params: depth {depth} is over 1.0, which is all groups; whole numbers "
             f"count groups."
         )
-    return max(1, _share(depth, num_groups))
+    return max(1, _count_groups(depth, num_groups))
 
 
-def _share(share: float, num_groups: int) -> int:
+def _count_groups(fraction: float, num_groups: int) -> int:
     # 0.7 * 10 is a little over 7 in floating point, and must not become 8
-    return math.ceil(round(share * num_groups, 9))
+    return math.ceil(round(fraction * num_groups, 9))
 
 
-def phases(depth_at: Callable[[int], int], *, num_epochs: int) -> tuple[Phase, ...]:
+def compute_phases(depth_schedule: Callable[[int], int], *, num_epochs: int) -> tuple[Phase, ...]:
     """Return the runs of epochs with the same depth, in order.
 
     Args:
-        depth_at: Epoch, counted from 0, to depth.
+        depth_schedule: Epoch, counted from 0, to depth.
         num_epochs: Epochs of the run.
     """
     found: list[Phase] = []
     for epoch in range(num_epochs):
-        depth = depth_at(epoch)
+        depth = depth_schedule(epoch)
         if found and found[-1].depth == depth:
             found[-1] = Phase(found[-1].first_epoch, epoch, depth)
         else:

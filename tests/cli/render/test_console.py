@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def test_the_plan_says_what_trains_when_and_how(
     trained: FitResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ConsoleReporter().plan(trained.plan)
+    ConsoleReporter().show_plan(trained.plan)
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     for part in ("24 train, 7 val, 7 test", "3 classes", "resnet10t", "random", "best by", "32 px"):
@@ -46,7 +46,7 @@ def cost_of(**changes: Any) -> dict[str, Any]:
 
 
 def printed(plan: Any, capsys: pytest.CaptureFixture[str]) -> str:
-    ConsoleReporter().plan(plan)
+    ConsoleReporter().show_plan(plan)
     return " ".join(capsys.readouterr().out.split())
 
 
@@ -76,7 +76,7 @@ def test_the_plan_says_what_memory_and_time_it_takes(
 def test_square_brackets_in_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = ConsoleReporter()
     reporter.note("runs/[bold]x[/bold] is [red]")
-    reporter.pairs({"run": "[/]odd"})
+    reporter.print_pairs({"run": "[/]odd"})
     assert capsys.readouterr().out.split() == [
         "runs/[bold]x[/bold]",
         "is",
@@ -92,10 +92,10 @@ def test_square_brackets_in_names_are_no_markup(capsys: pytest.CaptureFixture[st
 def test_with_json_nothing_but_the_object_goes_to_standard_output(
     trained: FitResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reporter = ConsoleReporter(json=True)
+    reporter = ConsoleReporter(json_output=True)
     reporter.note("note")
-    reporter.plan(trained.plan)
-    reporter.epoch(row())
+    reporter.show_plan(trained.plan)
+    reporter.show_epoch(row())
     out, err = capsys.readouterr()
     assert out == ""
     assert "note" in err
@@ -111,8 +111,8 @@ def row(**values: float) -> dict[str, float]:
 
 def test_a_row_an_epoch_under_one_head(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = ConsoleReporter()
-    reporter.epoch(row())
-    reporter.epoch(row(epoch=4))
+    reporter.show_epoch(row())
+    reporter.show_epoch(row(epoch=4))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert len({len(line) for line in lines}) == 1, "columns are aligned"
@@ -152,7 +152,7 @@ def shown_classes(out: str) -> list[str]:
 def test_all_classes_are_shown_the_weakest_first(capsys: pytest.CaptureFixture[str]) -> None:
     result = evaluation(40)
     result["per_class"] = dict(reversed(result["per_class"].items()))
-    ConsoleReporter().evaluation(result)
+    ConsoleReporter().show_evaluation(result)
     out = capsys.readouterr().out
     assert shown_classes(out) == [str(k) for k in range(40)]
     assert "not shown" not in out
@@ -165,7 +165,7 @@ def test_all_classes_are_shown_the_weakest_first(capsys: pytest.CaptureFixture[s
 def test_of_many_classes_the_weakest_and_the_rarest_are_shown_and_the_rest_is_counted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    ConsoleReporter().evaluation(evaluation(41))
+    ConsoleReporter().show_evaluation(evaluation(41))
     out = capsys.readouterr().out
     assert shown_classes(out) == [str(k) for k in (*range(15), *range(26, 41))]
     said = " ".join(out.split())
@@ -176,14 +176,14 @@ def test_what_is_undefined_is_said_and_explained(capsys: pytest.CaptureFixture[s
     result = evaluation(3)
     result["per_class"]["class 0"] |= {"recall": None, "recall_interval": None}
     result["per_class"]["class 1"] |= {"precision": None, "f1": None}
-    ConsoleReporter().evaluation(result)
+    ConsoleReporter().show_evaluation(result)
     out = capsys.readouterr().out
     assert shown_classes(out) == ["0", "2", "1"]
     said = " ".join(out.split())
     assert "a class without images here has no recall" in said
     assert "balanced_accuracy is over 1 of 3 classes, macro_f1 over 2" in said
     assert "rarest_third_recall over 0 of 1." in said
-    ConsoleReporter().evaluation(result, classes=False)
+    ConsoleReporter().show_evaluation(result, show_classes=False)
     out = capsys.readouterr().out
     assert shown_classes(out) == []
     assert said.endswith(" ".join(out.split())[-60:]), "also where the table is not shown"
@@ -199,7 +199,7 @@ def test_an_evaluation_fits_80_columns(
     unknown = {"precision": None, "recall": None, "recall_interval": None, "f1": None}
     result["per_class"]["ß" * length] = stats | unknown | {"train_images": 1}
     result["rarest_third"]["classes"] = ["ß" * length] * 15
-    ConsoleReporter().evaluation(result)
+    ConsoleReporter().show_evaluation(result)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert sum(line.count("ß") for line in lines) >= length, "broken, and not cut"
@@ -213,7 +213,7 @@ def test_a_bar_is_for_terminals_alone(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr() == ("", "")
 
     screen = io.StringIO()
-    reporter.errors = Console(file=screen, force_terminal=True, width=80)
+    reporter.err_console = Console(file=screen, force_terminal=True, width=80)
     reporter.start("checking", 3)
     reporter.advance(2)
     reporter.finish()
@@ -223,9 +223,9 @@ def test_a_bar_is_for_terminals_alone(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_tta_is_shown_beside_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    ConsoleReporter().evaluation(evaluation(2))
+    ConsoleReporter().show_evaluation(evaluation(2))
     assert "tta" not in capsys.readouterr().out
-    ConsoleReporter().evaluation({**evaluation(2), "tta": True})
+    ConsoleReporter().show_evaluation({**evaluation(2), "tta": True})
     assert "mirror" in capsys.readouterr().out
 
 
@@ -244,7 +244,7 @@ def test_a_temperature_is_shown_with_what_it_is_worth(
         "before": {"loss": 0.5, "calibration_error": 0.1},
         "after": {"loss": 0.25, "calibration_error": 0.05},
     }
-    ConsoleReporter().calibration(found)
+    ConsoleReporter().show_calibration(found)
     said = " ".join(capsys.readouterr().out.split())
     assert said.startswith(begin)
     assert "0.5000 -> 0.2500" in said

@@ -12,14 +12,14 @@ import torch
 
 import finetune
 from finetune.commands.compare.compare import compare
-from finetune.commands.compare.comparison import Compared
+from finetune.commands.compare.comparison import BackboneResult
 from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.distributed import signals
 from finetune.errors import ConfigError, ModelError, RunFolderError, StorageError
 from finetune.models import throughput as forward_cost
-from finetune.models.throughput import multiplications
-from finetune.models.weights_folder import weights_in
+from finetune.models.throughput import count_macs
+from finetune.models.weights_folder import find_weights
 from finetune.probe.cross_validation import fit_head
 from tests.helpers import Recorder, everything
 from tests.runs import write_photos, write_weights
@@ -34,9 +34,9 @@ class Watcher(Recorder):
         super().__init__()
         self.probes: list[Mapping[str, Any]] = []
 
-    def probe(self, found: Mapping[str, Any]) -> None:
+    def show_probe(self, result: Mapping[str, Any]) -> None:
         """Keep it."""
-        self.probes.append(found)
+        self.probes.append(result)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(forward_cost, "_BATCH_SECONDS", 0.02)
-    monkeypatch.setattr(forward_cost, "_SECONDS", 0.02)
+    monkeypatch.setattr(forward_cost, "_MAX_BATCH_SECONDS", 0.02)
+    monkeypatch.setattr(forward_cost, "_MAX_TOTAL_SECONDS", 0.02)
     # noise takes long to be fitted to, and none of these tests is about the penalty
     monkeypatch.setattr("finetune.probe.linear_probe.fit_head", partial(fit_head, penalties=(0.1,)))
 
@@ -75,7 +75,7 @@ def config_of(data: Path, **assignments: object) -> Config:
     return build_config({}, assignments={"data.path": str(data), **small, **given})
 
 
-def fitted(config: Config, row: Compared, run: Path, **more: object) -> Watcher:
+def fitted(config: Config, row: BackboneResult, run: Path, **more: object) -> Watcher:
     """Fit as ``compare`` advises, with the same settings."""
     tree = config.model_dump(exclude_unset=True)
     tree["model"] = {**tree.get("model", {}), "backbone": row.backbone, "weights": row.weights}
@@ -117,7 +117,7 @@ def test_the_fit_that_follows_asks_nothing_and_finds_the_same(
         assert (probe["images"], probe["images_computed"]) == (30, 0)
         for name, value in row.metrics.items():
             assert probe["metrics"][name] == pytest.approx(value, abs=1e-6)
-        assert row.metrics["accuracy"] == pytest.approx(row.right.mean())
+        assert row.metrics["accuracy"] == pytest.approx(row.is_correct.mean())
 
 
 def test_a_whole_fit_begins_with_the_same_answers(
@@ -147,7 +147,7 @@ def test_what_a_backbone_costs_is_what_the_plan_of_a_fit_says(animals: Path, she
         assert row.training_bytes is not None
         assert round(row.training_bytes / 1e9, 3) == plan["cost"]["memory_gb"]["total"]
         assert row.batch_size == plan["cost"]["batch_in_memory"]
-        assert row.num_multiplications > 1e6
+        assert row.num_macs > 1e6
         assert row.images_per_second is not None
         assert row.images_per_second > 1
 
@@ -207,11 +207,11 @@ def test_what_fails_in_the_work_is_a_row_with_its_reason_and_the_rest_goes_on(
     file = tmp_path / "table.csv"
     result = compare(config_of(animals), names, weights=str(shelf), csv=file, reporter=watcher)
     assert {row.backbone for row in result.rows} == set(BACKBONES)
-    (failed,) = result.failed
+    (failed,) = result.failures
     assert (failed.backbone, failed.exit_code) == ("test_convnext", 4)
     assert str(shelf / "test_convnext.pth") in failed.reason
     assert watcher.warnings == [f"1 of 3  test_convnext failed: {failed.reason}"]
-    assert result.as_json()["failed"][0]["reason"] == failed.reason
+    assert result.to_json()["failed"][0]["reason"] == failed.reason
     lines = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
     assert [line["backbone"] for line in lines] == [r.backbone for r in result.rows] + [
         "test_convnext"
@@ -236,12 +236,12 @@ def test_what_libraries_raise_is_told_in_a_line(
     def broken(*args: object, **more: object) -> None:
         raise error
 
-    monkeypatch.setattr("finetune.commands.compare.compare.multiplications", broken)
+    monkeypatch.setattr("finetune.commands.compare.compare.count_macs", broken)
     result = compare(config_of(animals), ["test_resnet"], weights=str(shelf))
     assert result.rows == ()
-    assert result.failed[0].exit_code == code
-    assert result.failed[0].reason.startswith(reason)
-    assert "\n" not in result.failed[0].reason
+    assert result.failures[0].exit_code == code
+    assert result.failures[0].reason.startswith(reason)
+    assert "\n" not in result.failures[0].reason
 
 
 def test_what_was_computed_before_a_stop_is_kept(
@@ -249,11 +249,11 @@ def test_what_was_computed_before_a_stop_is_kept(
 ) -> None:
     def stopped(*args: Any, **more: Any) -> int:
         signal.raise_signal(signal.SIGINT)
-        return multiplications(*args, **more)
+        return count_macs(*args, **more)
 
     watcher = Watcher()
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.commands.compare.compare.multiplications", stopped)
+        patch.setattr("finetune.commands.compare.compare.count_macs", stopped)
         with pytest.raises(signals.StopRequest):
             compare(config_of(animals), BACKBONES, weights=str(shelf), reporter=watcher)
     assert "What was computed is kept" in watcher.notes[-1]
@@ -292,7 +292,7 @@ def test_what_a_comparison_cannot_be_is_refused_before_any_work(
         compare(config, ["test_resnet"], weights="random")
     with pytest.raises(ModelError, match=r"nowhere does not exist. Name a folder that holds"):
         compare(config, ["test_resnet"], weights=str(tmp_path / "nowhere"))
-    file = weights_in(shelf, "test_vit")
+    file = find_weights(shelf, "test_vit")
     with pytest.raises(ModelError, match=r"test_vit.pth is a file. Name a folder that holds"):
         compare(config, ["test_vit"], weights=str(file))
     with pytest.raises(RunFolderError, match=r"^--csv .* is a folder; name a .csv file"):

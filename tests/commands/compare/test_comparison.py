@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from finetune.commands.compare.comparison import (
-    Compared,
+    BackboneFailure,
+    BackboneResult,
     CompareResult,
-    Failed,
-    best_first,
-    verdict,
+    sort_by_score,
+    summarize_significance,
 )
 from finetune.config.load import parse_assignments
 
 NUM_VAL = 40
 
 
-def row(name: str, right: Sequence[int], **known: Any) -> Compared:
+def row(name: str, right: Sequence[int], **known: Any) -> BackboneResult:
     """Return a row of a backbone that gets these of 40 images right."""
     answers = np.zeros(NUM_VAL, bool)
     answers[list(right)] = True
@@ -40,15 +40,15 @@ def row(name: str, right: Sequence[int], **known: Any) -> Compared:
         "num_computed": 60,
         "seconds": 1.0,
     }
-    return Compared(backbone=name, right=answers, **{**numbers, **known})
+    return BackboneResult(backbone=name, is_correct=answers, **{**numbers, **known})
 
 
-def result(*rows: Compared, **known: Any) -> CompareResult:
+def result(*rows: BackboneResult, **known: Any) -> CompareResult:
     settings = {"failed": (), "settings": {}, "seconds": 2.0, **known}
-    return CompareResult(Path("my photos"), best_first(rows), **settings)
+    return CompareResult(Path("my photos"), sort_by_score(rows), **settings)
 
 
-def names(rows: Sequence[Compared]) -> list[str]:
+def names(rows: Sequence[BackboneResult]) -> list[str]:
     return [one.backbone for one in rows]
 
 
@@ -59,7 +59,7 @@ def test_the_highest_score_is_first_and_of_equal_ones_the_cheapest() -> None:
         row("cheap", range(1, 31), num_multiplications=3),
         row("high", range(31), num_multiplications=99),
     ]
-    assert names(best_first(rows)) == ["high", "cheap", "dear", "low"]
+    assert names(sort_by_score(rows)) == ["high", "cheap", "dear", "low"]
 
 
 @pytest.mark.parametrize(("monitor", "first"), [("macro_f1", "b"), ("loss", "a")])
@@ -73,12 +73,12 @@ def test_rows_are_sorted_by_what_fit_would_choose_by(monitor: str, first: str) -
         ),
     ]
     assert result(*rows).rows[0].backbone == first
-    assert result(*rows).as_json()["sorted_by"] == monitor
+    assert result(*rows).to_json()["sorted_by"] == monitor
 
 
 def test_a_lead_that_chance_may_give_is_no_lead() -> None:
     found = result(row("a", range(32)), row("b", range(1, 31), num_multiplications=5))
-    assert verdict(found) == (
+    assert summarize_significance(found) == (
         "b does not differ from a by more than chance on these 40 images. The cheapest of the two "
         "is b."
     )
@@ -87,33 +87,37 @@ def test_a_lead_that_chance_may_give_is_no_lead() -> None:
 
 def test_a_lead_that_chance_hardly_gives_is_told_as_one() -> None:
     found = result(row("a", range(40)), row("b", range(30)), row("c", range(39)), row("d", [1]))
-    assert verdict(found) == (
+    assert summarize_significance(found) == (
         "c does not differ from a by more than chance on these 40 images. a gets more of the 40 "
         "images right than b and d, by more than chance."
     )
-    assert found.as_json()["verdict"] == verdict(found)
+    assert found.to_json()["verdict"] == summarize_significance(found)
 
 
 def test_many_questions_ask_for_more() -> None:
     # 6 of 6 images is rare by chance (1 in 32), but not that rare among many
     lead = row("a", range(36))
-    assert "more of the 40 images right than b," in verdict(result(lead, row("b", range(30))))
+    assert "more of the 40 images right than b," in summarize_significance(
+        result(lead, row("b", range(30)))
+    )
     others = [row(f"b{number}", range(30)) for number in range(3)]
-    assert verdict(result(lead, *others)).startswith("b0, b1 and b2 do not differ from a by more")
+    assert summarize_significance(result(lead, *others)).startswith(
+        "b0, b1 and b2 do not differ from a by more"
+    )
 
 
 def test_a_better_score_with_fewer_right_is_told_as_it_is() -> None:
     best = row("a", range(10), monitor="macro_f1", metrics={"accuracy": 0.25, "macro_f1": 0.9})
     other = row("b", range(40), monitor="macro_f1", metrics={"accuracy": 1.0, "macro_f1": 0.5})
-    assert verdict(result(best, other)) == (
+    assert summarize_significance(result(best, other)) == (
         "b has more of the 40 images right than a, by more than chance, but a worse macro F1."
     )
 
 
 def test_alone_nothing_is_compared() -> None:
-    assert verdict(result(row("a", range(3)))) == ""
-    nothing = result(failed=(Failed("a", "broken.", 4),))
-    tree = nothing.as_json()
+    assert summarize_significance(result(row("a", range(3)))) == ""
+    nothing = result(failed=(BackboneFailure("a", "broken.", 4),))
+    tree = nothing.to_json()
     assert (tree["backbones"], tree["next"], tree["verdict"], tree["sorted_by"]) == (
         [],
         [],
@@ -126,17 +130,17 @@ def test_alone_nothing_is_compared() -> None:
 def test_the_next_command_takes_the_best_its_weights_and_the_settings() -> None:
     settings = {"seed": 3, "imbalance.strategy": "sqrt", "model.kwargs": {"a": [1, None]}}
     rows = (row("a", range(3)), row("b", range(4)))
-    words = result(*rows, settings=settings).next_words
+    words = result(*rows, settings=settings).next_command
     assert words[:7] == [
         "finetune", "fit", "my photos", "--backbone", "b", "--weights", "/weights/b.pth",
     ]  # fmt: skip
     assert parse_assignments(words[7:]) == settings
-    assert "--weights" not in result(row("a", range(3), weights="hub")).next_words
+    assert "--weights" not in result(row("a", range(3), weights="hub")).next_command
 
 
 def test_the_csv_has_a_line_a_backbone_and_the_reasons() -> None:
     rows = (row("a", range(40), training_bytes=None), row("resnet50.a1_in1k", range(30)))
-    text = result(*rows, failed=(Failed("c", "broken, and how", 4),)).as_csv()
+    text = result(*rows, failed=(BackboneFailure("c", "broken, and how", 4),)).to_csv()
     first, second, last = csv.DictReader(io.StringIO(text))
     assert (first["backbone"], first["accuracy"], first["training_memory_gb"]) == ("a", "1.0", "")
     assert second["imagenet_top1_error"] == "24.6"

@@ -12,7 +12,7 @@ import torch
 
 import finetune
 from finetune.bundle.bundle import load_model
-from finetune.bundle.model_card import read_card
+from finetune.bundle.model_card import read_card_json
 from finetune.evaluation.calibration import calibrate
 from finetune.inference.predictor import Predictor
 from finetune.inference.scoring import evaluate_logits
@@ -47,16 +47,16 @@ def calibrated(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_the_temperature_is_that_of_the_validation_images(calibrated: Any, photos: Path) -> None:
     manifest = manifest_of(photos)
-    held_out = manifest.of(Split.VAL)
+    held_out = manifest.get_samples(Split.VAL)
     best = load_model(calibrated.run_dir / "checkpoints" / "best.ckpt")
     assert best.card.temperature == 1
     plain = Predictor(best, device="cpu")
-    paths, labels = manifest.paths(held_out), manifest.labels(held_out)
-    expected = calibrate(plain.logits(paths)[:, 0], torch.tensor(labels))
+    paths, labels = manifest.resolve_paths(held_out), manifest.encode_labels(held_out)
+    expected = calibrate(plain.predict_logits(paths)[:, 0], torch.tensor(labels))
     assert expected is not None
-    assert calibrated.calibration == expected.as_json()
+    assert calibrated.calibration == expected.to_json()
     assert load_model(calibrated.run_dir).card.temperature == expected.temperature
-    without = evaluate_logits(plain, plain.logits(paths), labels)
+    without = evaluate_logits(plain, plain.predict_logits(paths), labels)
     assert calibrated.calibration["before"]["loss"] == pytest.approx(without.metrics["loss"])
     found = dict(calibrated.metrics["val"])
     assert found["loss"] < without.metrics["loss"]
@@ -65,7 +65,7 @@ def test_the_temperature_is_that_of_the_validation_images(calibrated: Any, photo
 
 
 def test_the_bundle_evaluates_to_the_numbers_that_it_says(calibrated: Any, photos: Path) -> None:
-    facts = read_card(calibrated.run_dir / "bundle")["facts"]
+    facts = read_card_json(calibrated.run_dir / "bundle")["facts"]
     assert facts["metrics"] == calibrated.metrics
     for model in (calibrated.run_dir, calibrated.run_dir / "bundle"):
         found = finetune.evaluate(model, photos, split=Split.VAL, device="cpu")
@@ -82,17 +82,17 @@ def test_a_finished_run_that_is_resumed_says_the_same(calibrated: Any) -> None:
     again = finetune.resume(calibrated.run_dir)
     assert again.calibration == calibrated.calibration
     assert again.metrics == calibrated.metrics
-    assert json.loads(json.dumps(again.as_json()))["calibration"] == calibrated.calibration
+    assert json.loads(json.dumps(again.to_json()))["calibration"] == calibrated.calibration
 
 
 def test_a_run_that_was_killed_before_its_bundle_ends_the_same(
     photos: Path, tmp_path: Path
 ) -> None:
     result = fit(photos, tmp_path / "run", trainer__epochs=1)
-    before = read_card(result.run_dir / "bundle")
+    before = read_card_json(result.run_dir / "bundle")
     (result.run_dir / ".done").unlink()
     assert finetune.resume(result.run_dir).calibration == result.calibration
-    assert read_card(result.run_dir / "bundle") == before
+    assert read_card_json(result.run_dir / "bundle") == before
 
 
 def test_a_probe_alone_has_a_temperature(photos: Path, tmp_path: Path) -> None:
@@ -138,5 +138,5 @@ def test_a_rarest_class_without_validation_images_is_undefined_and_nothing_break
         assert len(table) == (4 if probe == "on" else 3)
         assert all("val/rarest_third_recall" not in row for row in table)
         assert all(0 <= float(row["val/balanced_accuracy"]) <= 1 for row in table)
-        again = finetune.evaluate(run, device="cpu").as_json()
+        again = finetune.evaluate(run, device="cpu").to_json()
         assert json.loads(json.dumps(again))["metrics"]["rarest_third_recall"] is None

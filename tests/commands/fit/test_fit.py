@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import finetune
-from finetune.builders import Training, measure
+from finetune.builders import Training, measure_run_cost
 from finetune.builders.cost import RunCost
 from finetune.config.load import build_config, read_config_file
 from finetune.errors import ConfigError, DataError, ModelError
@@ -83,14 +83,14 @@ def test_patience_is_that_of_today(insects: Path, tmp_path: Path) -> None:
     # at this learning rate no epoch is better than the first
     still = {"optim.lr": 1e-9, "trainer.epochs": 20, "trainer.monitor": "accuracy"}
     run = finetune.fit(
-        config_of(insects, tmp_path / "run", **still, **{"trainer.early_stopping": 1})
+        config_of(insects, tmp_path / "run", **still, **{"trainer.early_stopping_patience": 1})
     ).run_dir
     assert epochs_in(run) == ["1", "2"]
     (run / ".done").unlink()  # as if it had been killed before the bundle was whole
     finetune.resume(run)
     assert epochs_in(run) == ["1", "2"]
     (run / ".done").unlink()
-    finetune.resume(run, assignments={"trainer.early_stopping": 3})
+    finetune.resume(run, assignments={"trainer.early_stopping_patience": 3})
     assert epochs_in(run) == ["1", "2", "3", "4"]
 
 
@@ -143,11 +143,11 @@ def leave_room(monkeypatch: pytest.MonkeyPatch, *, images: int) -> None:
     """Let the free memory hold so many images a step, and not one more."""
 
     def measured(training: Training) -> RunCost:
-        cost = measure(training)
-        most = max(step.bytes_for(images) for step in cost.steps)
+        cost = measure_run_cost(training)
+        most = max(step.compute_total_bytes(images) for step in cost.step_costs)
         return replace(cost, free_bytes=round(most / 0.9) + 10)
 
-    monkeypatch.setattr("finetune.commands.fit.prepare.measure", measured)
+    monkeypatch.setattr("finetune.commands.fit.prepare.measure_run_cost", measured)
 
 
 STEADY = {"optim.name": "sgd", "model.batch_norm": "frozen", "optim.lr": 0.1}
@@ -172,7 +172,7 @@ def test_a_batch_that_does_not_fit_is_split_from_the_start_to_the_same_end(
     ) in recorder.notes
     assert largest_difference(weights(split.run_dir), weights(whole.run_dir)) <= 1e-6
     stored = build_config(read_config_file(split.run_dir / "config.yaml"))
-    assert (stored.trainer.accumulate, stored.trainer.batch_size) == (4, 8)
+    assert (stored.trainer.accumulate_grad_batches, stored.trainer.batch_size) == (4, 8)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -181,7 +181,7 @@ def test_what_the_user_chose_is_not_split_further(
 ) -> None:
     leave_room(monkeypatch, images=1)
     recorder = Recorder()
-    config = config_of(insects, tmp_path / "run", **{"trainer.accumulate": accumulate})
+    config = config_of(insects, tmp_path / "run", **{"trainer.accumulate_grad_batches": accumulate})
     plan = finetune.plan_fit(config, reporter=recorder)
     assert plan["training"]["accumulate"] == accumulate
     assert plan["cost"]["batch_in_memory"] == 8 // accumulate
@@ -195,7 +195,7 @@ def test_a_batch_that_shrank_and_was_split_goes_on(
     leave_room(monkeypatch, images=2)
     run = finetune.fit(config_of(photos, tmp_path / "run", **{"trainer.batch_size": 9})).run_dir
     stored = build_config(read_config_file(run / "config.yaml"))
-    assert (stored.trainer.accumulate, stored.trainer.batch_size) == (4, 8)
+    assert (stored.trainer.accumulate_grad_batches, stored.trainer.batch_size) == (4, 8)
     finetune.resume(run, assignments={"trainer.epochs": 3})
     assert epochs_in(run) == ["1", "2", "3"]
 
@@ -260,7 +260,7 @@ def with_a_leak(root: Path) -> Path:
 def test_a_run_keeps_its_audit_and_lists_what_it_dropped(tmp_path: Path) -> None:
     data = with_a_leak(tmp_path / "photos")
     run = finetune.fit(
-        config_of(data, tmp_path / "run", **{"data.leaks": "drop", "trainer.epochs": 1})
+        config_of(data, tmp_path / "run", **{"data.leakage": "drop", "trainer.epochs": 1})
     ).run_dir
     with (run / "rejected.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -282,5 +282,5 @@ def test_a_run_keeps_its_audit_and_lists_what_it_dropped(tmp_path: Path) -> None
 def test_leaks_that_are_an_error_leave_no_run(tmp_path: Path) -> None:
     data = with_a_leak(tmp_path / "photos")
     with pytest.raises(DataError, match=r"1 of 7 val images have copies"):
-        finetune.fit(config_of(data, tmp_path / "run", **{"data.leaks": "error"}))
+        finetune.fit(config_of(data, tmp_path / "run", **{"data.leakage": "error"}))
     assert not (tmp_path / "run").exists()

@@ -7,10 +7,10 @@ import pytest
 
 from finetune.commands.fit.launch_check import check_launch
 from finetune.config.load import build_config
-from finetune.distributed.launch import Launch
+from finetune.distributed.launch import LaunchInfo
 from finetune.errors import ConfigError
 
-FOUR = Launch(0, 4, 0, 2, 0, "n1", 7, "srun")
+FOUR = LaunchInfo(0, 4, 0, 2, 0, "n1", 7, "srun")
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def _outside_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def check(launch: Launch | None, **trainer: Any) -> Launch | None:
+def check(launch: LaunchInfo | None, **trainer: Any) -> LaunchInfo | None:
     return check_launch(build_config({"trainer": trainer}), launch)
 
 
@@ -117,7 +117,7 @@ ONE_TASK = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
     ids=["one task for four", "some idle", "each its own"],
 )
 def test_tasks_are_compared_with_gpus(
-    launch: Launch | None, shown: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+    launch: LaunchInfo | None, shown: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in shown.items():
         monkeypatch.setenv(name, value)

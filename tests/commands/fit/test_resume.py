@@ -11,7 +11,7 @@ import yaml
 
 import finetune
 from finetune.commands.fit.fit import plan_resume
-from finetune.config.load import build_config, commented_defaults, read_config_file
+from finetune.config.load import build_config, dump_commented_defaults, read_config_file
 from finetune.distributed.signals import StopRequest
 from finetune.errors import ConfigError, RunFolderError
 from finetune.training.callbacks.freeze_layers import Progress
@@ -52,8 +52,8 @@ class Probed(Recorder):
 
     computed: int | None = None
 
-    def probe(self, found: Mapping[str, Any]) -> None:
-        self.computed = found["images_computed"]
+    def show_probe(self, result: Mapping[str, Any]) -> None:
+        self.computed = result["images_computed"]
 
 
 @pytest.mark.parametrize("step", [0, 3, 5])
@@ -87,7 +87,9 @@ def test_a_step_in_other_parts_goes_on_behind_the_same_images(
         Stops(patch, epoch=1, step=3)
         with pytest.raises(StopRequest):
             finetune.fit(config_of(photos, tmp_path / "run", **sgd))
-    run = finetune.resume(tmp_path / "run", assignments={"trainer.accumulate": 2}).run_dir
+    run = finetune.resume(
+        tmp_path / "run", assignments={"trainer.accumulate_grad_batches": 2}
+    ).run_dir
     for row, other in zip(rows(run), rows(expected), strict=True):
         assert float(row["train/loss"]) == pytest.approx(float(other["train/loss"]), abs=1e-5)
         assert float(row["val/loss"]) == pytest.approx(float(other["val/loss"]), abs=1e-5)
@@ -172,7 +174,7 @@ def test_a_batch_that_shrank_is_asked_for_again(photos: Path, tmp_path: Path) ->
 
 
 def test_auto_said_again_is_what_it_came_to(photos: Path, tmp_path: Path) -> None:
-    everything = yaml.safe_load(commented_defaults())
+    everything = yaml.safe_load(dump_commented_defaults())
     for key in ("val_fraction", "test_fraction"):  # the images bring a split
         del everything["data"][key]
     small = build_config(

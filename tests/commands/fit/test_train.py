@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import finetune
-from finetune.builders import batch_in_memory
-from finetune.commands.fit.train import halved_batch
+from finetune.builders import get_micro_batch_size
+from finetune.commands.fit.train import reduce_micro_batch
 from finetune.config.load import build_config, read_config_file
 from finetune.config.schema import Config
 from finetune.errors import OutOfMemoryError
@@ -91,7 +91,7 @@ def test_a_run_goes_on_with_half_the_batch_to_the_same_end(
 ) -> None:
     whole = finetune.fit(config_of(animals, tmp_path / "whole", pretrained)).run_dir
     half = finetune.fit(
-        config_of(animals, tmp_path / "half", pretrained, trainer__accumulate=2)
+        config_of(animals, tmp_path / "half", pretrained, trainer__accumulate_grad_batches=2)
     ).run_dir
     full_in(monkeypatch, epoch=epoch, room=4)
     recorder = Recorder()
@@ -125,7 +125,7 @@ def test_one_image_too_many_ends_the_run_which_goes_on_where_there_is_more(
             finetune.fit(config_of(animals, run, pretrained), reporter=recorder)
     notes = [note for note in recorder.notes if "Out of memory" in note]
     assert [note.partition(" parts")[0].split()[-1] for note in notes] == ["2", "4", "8"]
-    assert stored(run).trainer.accumulate == 8
+    assert stored(run).trainer.accumulate_grad_batches == 8
     assert caught.value.exit_code == 9
     assert str(caught.value) == (
         "Out of memory: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB. One image "
@@ -133,7 +133,7 @@ def test_one_image_too_many_ends_the_run_which_goes_on_where_there_is_more(
         "model.grad_checkpointing=true."
     )
     assert [row["epoch"] for row in rows(run)] == ["1"]
-    finetune.resume(run, assignments={"trainer.accumulate": 1})
+    finetune.resume(run, assignments={"trainer.accumulate_grad_batches": 1})
     whole = finetune.fit(config_of(animals, tmp_path / "whole", pretrained)).run_dir
     assert_same_bits(weights(run), weights(whole))
 
@@ -146,7 +146,7 @@ def test_a_resumed_run_may_run_out_of_memory_too(
     recorder = Recorder()
     finetune.resume(run, assignments={"trainer.epochs": 5}, reporter=recorder)
     assert len([note for note in recorder.notes if "Out of memory" in note]) == 1
-    assert stored(run).trainer.accumulate == 2
+    assert stored(run).trainer.accumulate_grad_batches == 2
     assert [row["epoch"] for row in rows(run)] == ["1", "2", "3", "4", "5"]
 
 
@@ -172,17 +172,24 @@ def test_wandb_goes_on_with_its_run(
     ("settings", "parts"),
     [
         ({"trainer__batch_size": 8}, 2),
-        ({"trainer__batch_size": 8, "trainer__accumulate": 2}, 4),
+        ({"trainer__batch_size": 8, "trainer__accumulate_grad_batches": 2}, 4),
         ({"trainer__batch_size": 9}, 3),
         (
             {
                 "trainer__batch_size": 14,
-                "trainer__accumulate": 2,
+                "trainer__accumulate_grad_batches": 2,
                 "model__batch_norm": "frozen",
             },
             14,
         ),
-        ({"trainer__batch_size": 8, "trainer__accumulate": 2, "augment__mixup": 0.2}, 4),
+        (
+            {
+                "trainer__batch_size": 8,
+                "trainer__accumulate_grad_batches": 2,
+                "augment__mixup": 0.2,
+            },
+            4,
+        ),
         ({"trainer__batch_size": 9, "augment__mixup": 0.2}, 3),
     ],
 )
@@ -190,8 +197,8 @@ def test_the_fewest_parts_that_divide_the_batch_are_next(
     settings: dict[str, Any], parts: int, animals: Path
 ) -> None:
     training = small_training(animals, **settings)
-    config = halved_batch(training, OutOfMemoryError("Full."))
-    assert config.trainer.accumulate == parts
+    config = reduce_micro_batch(training, OutOfMemoryError("Full."))
+    assert config.trainer.accumulate_grad_batches == parts
     before = training.config.model_dump()
     before["trainer"]["accumulate"] = parts
     assert config.model_dump() == before
@@ -203,20 +210,24 @@ def test_the_fewest_parts_that_divide_the_batch_are_next(
         (
             {"trainer__devices": 2},
             "Full. Go on with a smaller batch in memory: "
-            "finetune fit --resume runs/a trainer.accumulate=2",
+            "finetune fit --resume runs/a trainer.accumulate_grad_batches=2",
         ),
         (
             {"trainer__devices": 2, "trainer__num_nodes": 2, "model__batch_norm": "frozen"},
             "Full. Go on with a smaller batch in memory: "
-            "finetune fit --resume runs/a trainer.accumulate=2",
+            "finetune fit --resume runs/a trainer.accumulate_grad_batches=2",
         ),
         (
-            {"trainer__devices": 2, "trainer__accumulate": 4, "model__batch_norm": "frozen"},
+            {
+                "trainer__devices": 2,
+                "trainer__accumulate_grad_batches": 4,
+                "model__batch_norm": "frozen",
+            },
             "Full. One image at a time does not fit. Take a smaller --image-size or --backbone, or "
             "model.grad_checkpointing=true.",
         ),
         (
-            {"trainer__accumulate": 4, "augment__mixup": 0.2},
+            {"trainer__accumulate_grad_batches": 4, "augment__mixup": 0.2},
             "Full. 2 images at a time do not fit. Take a smaller --image-size or "
             "--backbone, or model.grad_checkpointing=true.",
         ),
@@ -227,9 +238,9 @@ def test_what_cannot_be_halved_here_says_how_to_go_on(
     settings: dict[str, Any], remedy: str, animals: Path
 ) -> None:
     training = small_training(animals, output="runs/a", **settings)
-    assert batch_in_memory(training) in (1, 2, 4)
+    assert get_micro_batch_size(training) in (1, 2, 4)
     with pytest.raises(OutOfMemoryError) as caught:
-        halved_batch(training, OutOfMemoryError("Full."))
+        reduce_micro_batch(training, OutOfMemoryError("Full."))
     assert str(caught.value) == remedy
 
 
@@ -276,7 +287,7 @@ def test_of_two_processes_any_may_run_out_of_memory(
     ended = in_a_process(tmp_path, *words_of(config), extra={"FULL": f"{ranks} 2"})
     assert ended.returncode == (7 if ranks == "1" else 9), ended.stderr
     message = " ".join(ended.stderr.split())
-    remedy = f"fit --resume {tmp_path / 'run'} trainer.accumulate=2"
+    remedy = f"fit --resume {tmp_path / 'run'} trainer.accumulate_grad_batches=2"
     assert f"in memory: finetune {remedy}" in message
     assert "Traceback" not in message
     again = in_a_process(tmp_path, *remedy.split(), extra={"FULL": f"{ranks} 2"})
@@ -327,5 +338,5 @@ def test_a_process_that_really_runs_out_of_memory_goes_on(pretrained: Path, tmp_
         said = " ".join(ended.stdout.split())
         assert said.count("the batch of 48 now runs in 2 parts") == (name == "run")
         assert said.count("Out of memory") == (name == "run")
-    assert stored(tmp_path / "run").trainer.accumulate == 2
+    assert stored(tmp_path / "run").trainer.accumulate_grad_batches == 2
     assert largest_difference(weights(tmp_path / "run"), weights(tmp_path / "whole")) <= 1e-6

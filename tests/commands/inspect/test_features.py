@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 import finetune
-from finetune.audit.label_errors import doubtful_labels
+from finetune.audit.label_errors import find_label_errors
 from finetune.commands.fit.fit import FitResult
 from finetune.commands.inspect import features as module
 from finetune.commands.inspect.inspect import inspect
 from finetune.commands.prepare_data import read_data
-from finetune.config.load import build_config, replaced
+from finetune.config.load import build_config, replace_values
 from finetune.data.manifest import read_manifest
 from finetune.errors import ConfigError, DataError
 from finetune.system.run_folder import RunFolder
@@ -65,11 +65,11 @@ def test_a_backbone_doubts_the_planted_labels_first(planted: Path, tmp_path: Pat
     )
     with one_thread():
         result = inspect(config)
-    labels = result.audit.labels
+    labels = result.audit.label_errors
     assert labels is not None
-    assert {one.path: one.likely for one in labels[:2]} == WRONG
+    assert {one.path: one.predicted_label for one in labels[:2]} == WRONG
     for one in labels[:2]:
-        assert one.probability < one.likely_probability <= 1
+        assert one.label_probability < one.predicted_probability <= 1
     tree = json.loads((tmp_path / "audit" / "audit.json").read_text())
     assert [one["path"] for one in tree["labels"]] == [one.path for one in labels]
 
@@ -123,17 +123,17 @@ def test_no_class_is_likely_that_is_less_probable_than_the_label() -> None:
         [[0.8, 0.15, 0.05]] * 6 + [[0.1, 0.85, 0.05]] * 6 + [[0.5, 0.48, 0.02]]
     )
     labels = np.array([0] * 6 + [1] * 6 + [2])
-    rows, likely = doubtful_labels(probabilities, labels)
+    rows, likely = find_label_errors(probabilities, labels)
     assert rows.tolist() == likely.tolist() == []
 
 
 def test_keys_that_an_audit_does_not_look_at_are_refused(planted: Path) -> None:
-    for key, value in (("trainer.epochs", 3), ("probe.mirrored", "on"), ("model.drop_rate", 0.1)):
+    for key, value in (("trainer.epochs", 3), ("probe.hflip", "on"), ("model.drop_rate", 0.1)):
         config = build_config({}, assignments={"data.path": str(planted / "photos"), key: value})
         with pytest.raises(ConfigError, match=rf"{key} cannot apply to an audit that asks no"):
             inspect(config)
         with pytest.raises(ConfigError, match=rf"^{key} cannot apply to an audit\."):
-            inspect(replaced(config, {"model.backbone": "test_resnet"}))
+            inspect(replace_values(config, {"model.backbone": "test_resnet"}))
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ CUT = ["train/ant/0.jpg", "val/ant/part.jpg"]
 
 def test_a_backbone_adds_a_copy_that_is_cut(planted: Path, cut: Path, tmp_path: Path) -> None:
     settings = {"data.path": str(cut), "output": str(tmp_path / "audit")}
-    assert inspect(build_config({}, assignments=settings)).audit.copies == ()
+    assert inspect(build_config({}, assignments=settings)).audit.duplicates == ()
     asked = {
         "data.image_size": 64,
         "trainer.accelerator": "cpu",
@@ -169,13 +169,13 @@ def test_a_backbone_adds_a_copy_that_is_cut(planted: Path, cut: Path, tmp_path: 
     }
     with one_thread():
         result = inspect(build_config({}, assignments=settings | asked))
-    assert result.audit.copies is not None
-    assert [sorted(s.path for s in one.samples) for one in result.audit.copies] == [CUT]
-    assert result.audit.copies[0].across == ("splits",)
-    assert "data.leaks" in {one["option"] for one in result.audit.advice}
+    assert result.audit.duplicates is not None
+    assert [sorted(s.path for s in one.samples) for one in result.audit.duplicates] == [CUT]
+    assert result.audit.duplicates[0].conflicts == ("splits",)
+    assert "data.leakage" in {one["option"] for one in result.audit.advice}
     assert (tmp_path / "audit" / "copies" / "0001.jpg").is_file()
     # and whoever acts on it can, whatever is done about pixels
-    dropping = small_config(data__path=str(cut), data__leaks="drop", data__cache="off")
+    dropping = small_config(data__path=str(cut), data__leakage="drop", data__cache="off")
     data = read_data(dropping, cut, reporter=Reporter())
     assert CUT[0] not in {sample.path for sample in data.manifest.samples}
     (dropped,) = data.rejected
@@ -191,11 +191,11 @@ def test_a_run_measures_without_it_and_says_so(planted: Path, cut: Path, tmp_pat
             small_config(**settings, output=str(tmp_path / "run")), reporter=reporter
         )
         ignored: FitResult = finetune.fit(
-            small_config(**settings, output=str(tmp_path / "other"), data__leaks="ignore")
+            small_config(**settings, output=str(tmp_path / "other"), data__leakage="ignore")
         )
         with pytest.raises(DataError, match=r"1 of 7 val images .* finetune inspect .*/cut --back"):
             finetune.fit(
-                small_config(**settings, output=str(tmp_path / "strict"), data__leaks="error")
+                small_config(**settings, output=str(tmp_path / "strict"), data__leakage="error")
             )
     (told,) = (warning for warning in reporter.warnings if "features" in warning)
     assert told.startswith("1 of 7 val images have copies that are seen before")
@@ -204,7 +204,9 @@ def test_a_run_measures_without_it_and_says_so(planted: Path, cut: Path, tmp_pat
     tree = json.loads((result.run_dir / "audit.json").read_text())
     assert [sorted(one["paths"]) for one in tree["copies"]] == [CUT]
     manifest = read_manifest(result.run_dir / "manifest.csv", root=cut)
-    noted = {sample.path: sample.copies for sample in manifest.samples if sample.copies}
+    noted = {
+        sample.path: sample.duplicate_group for sample in manifest.samples if sample.duplicate_group
+    }
     assert noted == dict.fromkeys(CUT, "1")
     assert "val_without_leaks" not in ignored.evaluations
 
@@ -218,7 +220,7 @@ def test_a_run_that_was_killed_while_it_was_put_down_says_it_again(
     run, reporter = tmp_path / "run", Recorder()
     with one_thread():
         with monkeypatch.context() as patch:
-            patch.setattr(module, "write_manifest", killed)
+            patch.setattr(module, "format_manifest", killed)
             with pytest.raises(KeyboardInterrupt):
                 finetune.fit(small_config(**probing(planted, cut), output=str(run)))
         result: FitResult = finetune.resume(run, reporter=reporter)
@@ -231,11 +233,11 @@ def test_a_leak_is_told_where_there_is_no_place_to_write_it(
     planted: Path, cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def remove_first(run: RunFolder, *found: Any) -> bool:
-        run.audit.unlink()
+        run.audit_json_path.unlink()
         return amend(run, *found)
 
-    amend = module._amend
-    monkeypatch.setattr(module, "_amend", remove_first)
+    amend = module._update_audit_files
+    monkeypatch.setattr(module, "_update_audit_files", remove_first)
     reporter = Recorder()
     # all that is measured has been seen
     for label in ("ant", "bee"):
@@ -245,12 +247,14 @@ def test_a_leak_is_told_where_there_is_no_place_to_write_it(
         write_jpeg(cut / "val/bee/part.jpg", cropped(image, 0.05, 0.2, 0.2, 0.05))
     with one_thread():
         result: FitResult = finetune.fit(
-            small_config(**probing(planted, cut), output=str(tmp_path / "run"), data__leaks="move"),
+            small_config(
+                **probing(planted, cut), output=str(tmp_path / "run"), data__leakage="move"
+            ),
             reporter=reporter,
         )
     (told,) = (warning for warning in reporter.warnings if "features" in warning)
     assert told.startswith("2 of 2 val images have copies that are seen before")
-    assert "too late for data.leaks=move" in told
+    assert "too late for data.leakage=move" in told
     assert "Without them no val image is left to measure" in told
     assert "val_without_leaks" not in result.evaluations
     assert not (tmp_path / "run" / "audit.json").exists()
@@ -269,5 +273,5 @@ def test_of_a_single_class_no_backbone_is_asked(planted: Path, tmp_path: Path) -
     }
     reporter = Recorder()
     result = inspect(build_config({}, assignments=asked), reporter=reporter)
-    assert result.audit.labels is None
+    assert result.audit.label_errors is None
     assert any("single class" in note for note in reporter.notes)

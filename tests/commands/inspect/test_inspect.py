@@ -57,7 +57,7 @@ def test_an_inspection_writes_what_it_finds(garden: Path, tmp_path: Path) -> Non
         "copies/0003.jpg",
     ]  # fmt: skip
     tree = json.loads((tmp_path / "audit/audit.json").read_text(encoding="utf-8"))
-    assert tree == result.audit.as_json()
+    assert tree == result.audit.to_json()
     assert tree["counts"] == {"train": {"ant": 7, "bee": 8}, "val": {"ant": 4, "bee": 3}}
     found = [(group["kind"], group["where"], group["paths"]) for group in tree["copies"]]
     assert sorted(found) == [
@@ -69,7 +69,7 @@ def test_an_inspection_writes_what_it_finds(garden: Path, tmp_path: Path) -> Non
     assert [(one["path"], one["kind"]) for one in tree["suspicious"]] == [
         ("train/ant/black.png", "blank")
     ]
-    assert "data.leaks" in [one["option"] for one in tree["advice"]]
+    assert "data.leakage" in [one["option"] for one in tree["advice"]]
     with (tmp_path / "audit/audit.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["path"] for row in rows if row["group"] == "1"] == [
@@ -109,7 +109,7 @@ def test_a_second_inspection_replaces_the_first(garden: Path, tmp_path: Path) ->
     (data / "train/bee/wrong.jpg").unlink()
     (data / "train/bee/again.jpg").unlink()
     result = inspected(data, tmp_path / "audit")
-    assert result.audit.copies == ()
+    assert result.audit.duplicates == ()
     assert everything(tmp_path / "audit") == ["audit.csv", "audit.json"]
 
 
@@ -152,7 +152,7 @@ def test_an_output_that_cannot_be_written_is_said_at_once(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr("finetune.commands.inspect.inspect.inspected", None)
+    monkeypatch.setattr("finetune.commands.inspect.inspect.scan_and_audit", None)
     with pytest.raises(StorageError, match=r"Cannot write .*audit: .* Choose another --output"):
         inspected(photos, tmp_path / place)
 
@@ -166,7 +166,7 @@ def test_an_inspection_that_breaks_off_leaves_the_earlier_one(
     def fail(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("finetune.commands.inspect.inspect.picture_of_copies", fail)
+    monkeypatch.setattr("finetune.commands.inspect.inspect.draw_duplicates", fail)
     with pytest.raises(KeyboardInterrupt):
         inspected(garden, tmp_path / "audit")
     assert state_of(tmp_path / "audit") == before
@@ -212,7 +212,7 @@ def test_a_class_without_an_image_is_listed(garden: Path, tmp_path: Path) -> Non
     (data / "train/cow/broken.jpg").write_bytes(b"no")
     result = inspected(data, tmp_path / "audit")
     assert result.audit.counts["train"] == {"ant": 7, "bee": 8, "cow": 0, "empty": 0}
-    assert result.audit.starved[:2] == ["cow", "empty"]
+    assert result.audit.under_represented_classes[:2] == ["cow", "empty"]
     assert "train/cow/broken.jpg" in [entry.path for entry in result.audit.unreadable]
     with pytest.raises(DataError, match="empty holds no image"):
         read_data(build_config({}), data, reporter=Recorder())
@@ -255,11 +255,11 @@ def test_advice_counts_what_will_be_held_out(photos: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("data.leaks", "drop"),
+        ("data.leakage", "drop"),
         ("data.image_size", 64),
         ("data.num_workers", 1),
         ("data.min_images_per_class", 2),
-        ("data.cache_px", 64),
+        ("data.cache_shorter_side", 64),
         ("seed", 3),
         ("trainer.epochs", 3),
     ],

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune.commands.submit.batch_script import Resources, batch_script, body
+from finetune.commands.submit.batch_script import JobResources, read_body, render_batch_script
 from finetune.errors import ConfigError
+from tests.helpers import ROOT
 
-SCRIPTS = Path(__file__).parents[2] / "scripts" / "slurm"
+SCRIPTS = ROOT / "scripts" / "slurm"
 SHIPPED = sorted(SCRIPTS.glob("*.sbatch"))
 
 
@@ -23,8 +24,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def made(*words: str, run: str = "runs/one", **asked: object) -> str:
     """Return a script for a run in the working folder."""
-    resources = Resources(**asked)  # type: ignore[arg-type]
-    return batch_script(("photos", *words), resources, Path.cwd() / run)
+    resources = JobResources(**asked)  # type: ignore[arg-type]
+    return render_batch_script(("photos", *words), resources, Path.cwd() / run)
 
 
 def options_of(text: str) -> dict[str, str]:
@@ -60,7 +61,7 @@ def job(script: Path, folder: Path, *words: str, **extra: str) -> subprocess.Com
 def test_a_script_asks_for_the_job_and_runs_the_words(tmp_path: Path) -> None:
     text = made(
         "optim.lr=0.1", "--epochs", "3", nodes=2, gpus_per_node=4, cpus_per_task=8, partition="gpu",
-        time="4:00:00", account="me", extra=("--mem=64G", "--signal=USR1@30"),
+        time="4:00:00", account="me", extra_options=("--mem=64G", "--signal=USR1@30"),
     )  # fmt: skip
     assert options_of(text) == {
         "--job-name": "one",
@@ -79,7 +80,7 @@ def test_a_script_asks_for_the_job_and_runs_the_words(tmp_path: Path) -> None:
         "--mem": "64G",
     }
     assert "\nset -- photos optim.lr=0.1 --epochs 3\n" in text
-    assert text.endswith(f"\n\n{body()}")
+    assert text.endswith(f"\n\n{read_body()}")
 
 
 def test_what_is_not_asked_for_is_left_to_the_cluster() -> None:
@@ -139,7 +140,7 @@ def test_a_malformed_time_is_refused_with_the_forms_that_there_are(time: str) ->
 @pytest.mark.parametrize("script", SHIPPED, ids=[script.stem for script in SHIPPED])
 def test_a_shipped_script_ends_with_the_body(script: Path) -> None:
     text = script.read_text(encoding="utf-8")
-    assert text.endswith(f"\n\n{body()}"), "bash scripts/slurm/refresh.sh"
+    assert text.endswith(f"\n\n{read_body()}"), "bash scripts/slurm/refresh.sh"
     asked = options_of(text)
     assert asked["--requeue"] == ""
     assert asked["--open-mode"] == "append"
@@ -153,7 +154,7 @@ def test_there_are_shipped_scripts_and_refreshing_them_changes_nothing(tmp_path:
     ]  # fmt: skip
     copied = Path(shutil.copytree(SCRIPTS, tmp_path / "repo" / "scripts" / "slurm"))
     (tmp_path / "repo" / "finetune" / "commands").mkdir(parents=True)
-    (tmp_path / "repo" / "finetune" / "commands" / "batch_body.sh").write_text(body())
+    (tmp_path / "repo" / "finetune" / "commands" / "batch_body.sh").write_text(read_body())
     with (copied / "fit.sbatch").open("a") as stream:
         stream.write("echo changed by hand\n")
     subprocess.run(["bash", str(copied / "refresh.sh")], check=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune.commands.submit.batch_script import Resources
+from finetune.commands.submit.batch_script import JobResources
 from finetune.commands.submit.submit import Submission, submit
 from finetune.config.load import build_config
 from finetune.config.schema import Config
@@ -24,52 +24,52 @@ def config_of(**assignments: object) -> Config:
     return build_config({}, assignments={"data.path": "photos", "output": "runs/one"} | given)
 
 
-def dry(asked: Resources | None = None, **assignments: object) -> Submission:
-    return submit(config_of(**assignments), ("photos",), asked or Resources(), dry_run=True)
+def dry(asked: JobResources | None = None, **assignments: object) -> Submission:
+    return submit(config_of(**assignments), ("photos",), asked or JobResources(), dry_run=True)
 
 
 @pytest.mark.parametrize(
     ("asked", "settings", "error", "message"),
     [
         (
-            Resources(gpus_per_node=2, tasks_per_node=1), {}, ConfigError,
+            JobResources(gpus_per_node=2, tasks_per_node=1), {}, ConfigError,
             "--tasks-per-node 1 and --gpus-per-node 2 differ: a process has one GPU",
         ),
-        (Resources(extra=("mem=1",)), {}, ConfigError, "--sbatch 'mem=1' is no option of sbatch"),
-        (Resources(extra=("--a\nrm",)), {}, ConfigError, r"'--a\\nrm' is no option of sbatch"),
+        (JobResources(extra_options=("mem=1",)), {}, ConfigError, "--sbatch 'mem=1' is no option of sbatch"),
+        (JobResources(extra_options=("--a\nrm",)), {}, ConfigError, r"'--a\\nrm' is no option of sbatch"),
         (
-            Resources(nodes=2), {"trainer__num_nodes": 3}, ConfigError,
+            JobResources(nodes=2), {"trainer__num_nodes": 3}, ConfigError,
             "trainer.num_nodes is 3, but the job asks for 2 nodes with 1 processes each",
         ),
         (
-            Resources(tasks_per_node=2), {"trainer__devices": 4}, ConfigError,
+            JobResources(tasks_per_node=2), {"trainer__devices": 4}, ConfigError,
             "trainer.devices is 4, but the job asks for 1 nodes with 2 processes each",
         ),
         (
-            Resources(nodes=2, gpus_per_node=4), {"trainer__batch_size": 12}, ConfigError,
+            JobResources(nodes=2, gpus_per_node=4), {"trainer__batch_size": 12}, ConfigError,
             r"trainer.batch_size=12 does not divide by 8 processes \(2 nodes with 4 each\)",
         ),
         (
-            Resources(nodes=2), {"trainer__batch_size": 10, "trainer__accumulate": 3}, ConfigError,
-            "trainer.accumulate=3. Take a multiple of 6",
+            JobResources(nodes=2), {"trainer__batch_size": 10, "trainer__accumulate_grad_batches": 3}, ConfigError,
+            "trainer.accumulate_grad_batches=3. Take a multiple of 6",
         ),
         (
-            Resources(extra=("--nodes=4",)), {}, ConfigError,
+            JobResources(extra_options=("--nodes=4",)), {}, ConfigError,
             "--sbatch=--nodes=4: say that with submit's own --nodes",
         ),
         (
-            Resources(extra=("--ntasks=4",)), {}, ConfigError,
+            JobResources(extra_options=("--ntasks=4",)), {}, ConfigError,
             "--sbatch=--ntasks=4: say that with submit's own --tasks-per-node",
         ),
         (
-            Resources(), {"model__weights": "none.pth"}, ModelError,
+            JobResources(), {"model__weights": "none.pth"}, ModelError,
             "The weights none.pth do not exist",
         ),
-        (Resources(), {"output": "photos"}, RunFolderError, "photos exists and is not empty"),
+        (JobResources(), {"output": "photos"}, RunFolderError, "photos exists and is not empty"),
     ],
 )  # fmt: skip
 def test_what_could_only_fail_is_refused(
-    asked: Resources,
+    asked: JobResources,
     settings: dict[str, Any],
     error: type[FinetuneError],
     message: str,
@@ -81,7 +81,7 @@ def test_what_could_only_fail_is_refused(
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
-    made = dry(Resources(nodes=2))
+    made = dry(JobResources(nodes=2))
     assert made.job_id is None
     assert made.run_dir == tmp_path / "runs" / "one"
     assert "#SBATCH --nodes=2\n" in made.text
@@ -89,9 +89,13 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_sizes_that_fit_are_not_refused() -> None:
-    dry(Resources(nodes=2, gpus_per_node=4), trainer__batch_size=24, trainer__accumulate=3)
-    dry(Resources(nodes=2, tasks_per_node=4), trainer__devices=4, trainer__num_nodes=2)
-    dry(Resources(nodes=8, gpus_per_node=8))
+    dry(
+        JobResources(nodes=2, gpus_per_node=4),
+        trainer__batch_size=24,
+        trainer__accumulate_grad_batches=3,
+    )
+    dry(JobResources(nodes=2, tasks_per_node=4), trainer__devices=4, trainer__num_nodes=2)
+    dry(JobResources(nodes=8, gpus_per_node=8))
 
 
 def submitted(monkeypatch: pytest.MonkeyPatch, folder: Path, sbatch: str) -> Submission:
@@ -101,7 +105,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch, folder: Path, sbatch: str) -> Sub
     program.write_text(f"#!/bin/bash\n{sbatch}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder / "bin"), prepend=os.pathsep)
-    return submit(config_of(), ("photos",), Resources())
+    return submit(config_of(), ("photos",), JobResources())
 
 
 def test_the_script_lies_beside_the_run_and_is_what_sbatch_gets(
@@ -112,7 +116,7 @@ def test_the_script_lies_beside_the_run_and_is_what_sbatch_gets(
     assert made.script == tmp_path / "runs" / "one.sbatch"
     assert made.script.read_text() == made.text
     assert (tmp_path / "said").read_text() == f"--parsable {made.script}\n"
-    tree = made.as_json()
+    tree = made.to_json()
     assert {key: tree[key] for key in ("job_id", "run_dir", "script", "log")} == {
         "job_id": "17",
         "run_dir": str(tmp_path / "runs" / "one"),
@@ -131,7 +135,7 @@ def test_what_sbatch_says_is_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_without_sbatch_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="There is no sbatch on this machine"):
-        submit(config_of(), ("photos",), Resources())
+        submit(config_of(), ("photos",), JobResources())
     assert not (tmp_path / "runs").exists()
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from finetune.data.cache.array_store import NOWHERE, Place, Stored, store_folder
-from finetune.data.cache.eviction import make_room, stored_bytes
-from finetune.data.cache.file_stamp import FileState, file_states
+from finetune.data.cache.array_store import NOT_STORED, ArrayLocation, StoreEntry, get_store_folder
+from finetune.data.cache.eviction import evict_to_fit, measure_store_bytes
+from finetune.data.cache.file_stamp import FileStamp, read_file_stamps
 from finetune.data.cache.pixel_store import PixelStore, StoredSource
 from finetune.data.images.lazy_image import Pixels
 from finetune.errors import StorageError
@@ -28,23 +28,23 @@ from tests.processes import context, started
 SIZES = [(1, 1), (10, 12), (7, 30), (64, 48), (3, 5)]
 
 
-def file(number: int) -> FileState:
-    return FileState(f"/photos/bée {number}.jpg", 1000 + number, 10**18 + number)
+def file(number: int) -> FileStamp:
+    return FileStamp(f"/photos/bée {number}.jpg", 1000 + number, 10**18 + number)
 
 
-def image(number: int) -> Stored:
+def image(number: int) -> StoreEntry:
     """Return an image that depends on its number alone."""
     height, width = SIZES[number % len(SIZES)]
     pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
-    return Stored(pixels, height * 3, width * 3 + 1)
+    return StoreEntry(pixels, height * 3, width * 3 + 1)
 
 
-def images(numbers: Iterable[int]) -> Iterator[tuple[FileState, Stored]]:
+def images(numbers: Iterable[int]) -> Iterator[tuple[FileStamp, StoreEntry]]:
     return ((file(number), image(number)) for number in numbers)
 
 
 def opened(root: Path, *, owner: str = "photos") -> PixelStore:
-    return PixelStore(root, form="short-64", owner=owner)
+    return PixelStore(root, tag="short-64", owner=owner)
 
 
 def filled(root: Path, numbers: Iterable[int], *, owner: str = "photos") -> PixelStore:
@@ -64,18 +64,18 @@ def source_of(store: PixelStore, numbers: Sequence[int]) -> StoredSource:
 
 
 def pixels_in(source: StoredSource, row: int) -> Pixels:
-    return np.asarray(source.open(row).image())
+    return np.asarray(source.open(row).to_pil())
 
 
 def assert_holds(store: PixelStore, numbers: Sequence[int]) -> None:
     """Fail unless the store holds these images, to the bit."""
     source = source_of(store, numbers)
-    assert (source.places[:, 0] != NOWHERE.start).all()
+    assert (source.locations[:, 0] != NOT_STORED.start).all()
     for row, number in enumerate(numbers):
         expected = image(number)
         picture = source.open(row)
         assert (picture.height, picture.width) == (expected.full_rows, expected.full_columns)
-        np.testing.assert_array_equal(np.asarray(picture.image()), expected.array)
+        np.testing.assert_array_equal(np.asarray(picture.to_pil()), expected.array)
 
 
 def missing(store: PixelStore, numbers: Iterable[int]) -> list[int]:
@@ -92,7 +92,7 @@ def test_what_was_stored_is_found_to_the_bit_in_any_order(tmp_path: Path) -> Non
     assert_holds(store, range(10))
     assert_holds(store, [7, 3, 3, 0])
     assert missing(store, range(12)) == [10, 11]
-    place = Place(*places_of(store, [0])[0].tolist())
+    place = ArrayLocation(*places_of(store, [0])[0].tolist())
     assert place == (0, *SIZES[0], 3, 4)
 
 
@@ -124,7 +124,7 @@ def test_a_changed_file_is_not_found_until_it_is_stored_anew(
 ) -> None:
     store = filled(tmp_path, range(3))
     now = file(1)._replace(**changed)  # type: ignore[arg-type]
-    assert store.find([now])[0].tolist() == list(NOWHERE)
+    assert store.find([now])[0].tolist() == list(NOT_STORED)
     for _ in store.append([(now, image(7))]):
         pass
     row = StoredSource(store, [Path(now.path)], store.find([now]))
@@ -136,13 +136,13 @@ def test_a_changed_file_is_not_found_until_it_is_stored_anew(
 def test_forms_owners_and_formats_have_stores_of_their_own(tmp_path: Path) -> None:
     one = filled(tmp_path, range(3))
     others = [
-        PixelStore(tmp_path, form="short-65", owner="photos"),
-        PixelStore(tmp_path, form="short-64", owner="other"),
-        PixelStore(tmp_path, form="short-64", owner=os.fsdecode(b"caf\xe9")),
+        PixelStore(tmp_path, tag="short-65", owner="photos"),
+        PixelStore(tmp_path, tag="short-64", owner="other"),
+        PixelStore(tmp_path, tag="short-64", owner=os.fsdecode(b"caf\xe9")),
     ]
     folders = {store.folder for store in (one, *others)}
     assert len(folders) == 4
-    assert one.folder == store_folder(tmp_path, form="short-64", owner="photos")
+    assert one.folder == get_store_folder(tmp_path, tag="short-64", owner="photos")
     assert one.folder.name.startswith("short-64-")
     for other in others:
         assert missing(other, range(3)) == [0, 1, 2]
@@ -151,12 +151,12 @@ def test_forms_owners_and_formats_have_stores_of_their_own(tmp_path: Path) -> No
 def test_a_source_names_files_and_knows_how_many_there_are(tmp_path: Path) -> None:
     source = source_of(filled(tmp_path, range(3)), [2, 0])
     assert len(source) == 2
-    assert [source.name(row) for row in range(2)] == [file(2).path, file(0).path]
+    assert [source.get_name(row) for row in range(2)] == [file(2).path, file(0).path]
 
 
 def test_a_source_travels_without_its_pixels(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    large = Stored(np.full((1000, 1000, 3), 7, np.uint8), 1000, 1000)
+    large = StoreEntry(np.full((1000, 1000, 3), 7, np.uint8), 1000, 1000)
     for _ in store.append((file(number), large) for number in range(3)):
         pass
     source = source_of(store, range(3))
@@ -187,7 +187,7 @@ def resident_bytes() -> int:
 
 
 def test_an_image_that_cannot_be_had_leaves_those_before_it(tmp_path: Path) -> None:
-    def some() -> Iterator[tuple[FileState, Stored]]:
+    def some() -> Iterator[tuple[FileStamp, StoreEntry]]:
         yield from images(range(4))
         raise ValueError("no fifth")
 
@@ -303,7 +303,7 @@ def test_a_damaged_index_is_begun_anew_and_disturbs_nobody(tmp_path: Path, damag
 def test_a_full_disk_is_one_error_that_names_the_way_out(tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "disk", size="400k") as disk:
         store = filled(disk, range(20))
-        large = Stored(np.zeros((400, 400, 3), np.uint8), 400, 400)
+        large = StoreEntry(np.zeros((400, 400, 3), np.uint8), 400, 400)
         with pytest.raises(StorageError) as caught:
             list(store.append([(file(100), large)]))
         message = str(caught.value)
@@ -366,12 +366,12 @@ def test_pixels_of_changed_files_are_dropped_when_they_are_most(tmp_path: Path) 
     store = filled(tmp_path, range(10))
     full = (store.folder / "arrays.bin").stat().st_size
     stored_anew(store, range(5), change=5)
-    store.forget_waste()
+    store.reset_if_mostly_stale()
     assert missing(store, range(5, 10)) == [], "a third of it is waste"
     stored_anew(store, range(10), change=10)
-    store.forget_waste()
+    store.reset_if_mostly_stale()
     places = store.find([file(number)._replace(ctime_ns=10) for number in range(10)])
-    assert (places[:, 0] == NOWHERE.start).all()
+    assert (places[:, 0] == NOT_STORED.start).all()
     stored_anew(store, range(10), change=10)
     assert (store.folder / "arrays.bin").stat().st_size == full
 
@@ -382,7 +382,7 @@ def test_who_uses_a_store_that_is_begun_anew_keeps_its_pixels_or_is_told(tmp_pat
     packed = pickle.dumps(source)
     for change in (5, 10, 15):
         stored_anew(opened(tmp_path), range(5), change=change)
-        opened(tmp_path).forget_waste()
+        opened(tmp_path).reset_if_mostly_stale()
     stored_anew(opened(tmp_path), range(5), change=3)
     for row in range(5):
         np.testing.assert_array_equal(pixels_in(source, row), image(row).array)
@@ -401,8 +401,8 @@ def test_a_copy_whose_store_is_gone_is_told(tmp_path: Path) -> None:
 
 def test_who_waits_for_another_says_so(tmp_path: Path) -> None:
     store, recorder = opened(tmp_path), Recorder()
-    with store.filling(recorder):
-        thread = threading.Thread(target=lambda: store.filling(recorder).__enter__())
+    with store.lock_for_filling(recorder):
+        thread = threading.Thread(target=lambda: store.lock_for_filling(recorder).__enter__())
         thread.start()
         end = time.monotonic() + 20
         while not recorder.notes:
@@ -419,10 +419,10 @@ def test_only_one_fills_at_a_time(tmp_path: Path) -> None:
     order = []
 
     def second() -> None:
-        with other.filling():
+        with other.lock_for_filling():
             order.append("second")
 
-    with store.filling():
+    with store.lock_for_filling():
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.1)
@@ -435,13 +435,13 @@ def test_files_are_known_by_size_and_by_a_time_that_nothing_sets_back(tmp_path: 
     path = tmp_path / "a.jpg"
     path.write_bytes(b"12345")
     os.utime(path, ns=(5, 1234567890123456789))
-    before, gone = file_states([path, tmp_path / "gone.jpg"])
-    assert before == FileState(str(path), 5, path.stat().st_ctime_ns)
-    assert gone == FileState(str(tmp_path / "gone.jpg"), -1, -1)
+    before, gone = read_file_stamps([path, tmp_path / "gone.jpg"])
+    assert before == FileStamp(str(path), 5, path.stat().st_ctime_ns)
+    assert gone == FileStamp(str(tmp_path / "gone.jpg"), -1, -1)
     time.sleep(0.02)
     path.write_bytes(b"54321")
     os.utime(path, ns=(5, 1234567890123456789))  # as archives and rsync do
-    assert file_states([path]) != [before]
+    assert read_file_stamps([path]) != [before]
 
 
 def three_stores(root: Path) -> list[Path]:
@@ -457,25 +457,25 @@ def three_stores(root: Path) -> list[Path]:
 
 def test_the_store_used_longest_ago_goes_first(tmp_path: Path) -> None:
     folders = three_stores(tmp_path)
-    size = stored_bytes(folders[0])
+    size = measure_store_bytes(folders[0])
     assert size == sum(path.stat().st_size for path in folders[0].iterdir()) > 100_000
-    assert make_room(tmp_path, needed_bytes=0, limit_bytes=3 * size)
-    assert make_room(tmp_path, needed_bytes=size, limit_bytes=4 * size)
+    assert evict_to_fit(tmp_path, needed_bytes=0, limit_bytes=3 * size)
+    assert evict_to_fit(tmp_path, needed_bytes=size, limit_bytes=4 * size)
     assert [folder.exists() for folder in folders] == [True, True, True]
-    assert make_room(tmp_path, needed_bytes=1, limit_bytes=3 * size)
+    assert evict_to_fit(tmp_path, needed_bytes=1, limit_bytes=3 * size)
     assert [folder.exists() for folder in folders] == [True, False, True]
-    assert make_room(tmp_path, needed_bytes=2 * size, limit_bytes=3 * size)
+    assert evict_to_fit(tmp_path, needed_bytes=2 * size, limit_bytes=3 * size)
     assert [folder.exists() for folder in folders] == [False, False, True]
-    assert not make_room(tmp_path, needed_bytes=2 * size, limit_bytes=size)
+    assert not evict_to_fit(tmp_path, needed_bytes=2 * size, limit_bytes=size)
     assert not any(folder.exists() for folder in folders)
-    assert stored_bytes(folders[0]) == 0
+    assert measure_store_bytes(folders[0]) == 0
 
 
 def test_opening_a_store_is_using_it(tmp_path: Path) -> None:
     folders = three_stores(tmp_path)
-    size = stored_bytes(folders[0])
+    size = measure_store_bytes(folders[0])
     assert opened(tmp_path, owner="b").folder == folders[1]
-    assert make_room(tmp_path, needed_bytes=0, limit_bytes=2 * size)
+    assert evict_to_fit(tmp_path, needed_bytes=0, limit_bytes=2 * size)
     assert [folder.exists() for folder in folders] == [False, True, True]
 
 
@@ -484,20 +484,20 @@ def test_what_is_no_store_stays(tmp_path: Path, name: str) -> None:
     mine = tmp_path / name
     mine.mkdir()
     (mine / "arrays.bin").write_bytes(bytes(1000))
-    assert make_room(tmp_path, needed_bytes=0, limit_bytes=0)
+    assert evict_to_fit(tmp_path, needed_bytes=0, limit_bytes=0)
     assert (mine / "arrays.bin").exists()
 
 
 def test_a_store_beside_which_something_else_lies_stays(tmp_path: Path) -> None:
     folders = three_stores(tmp_path)
     (folders[1] / "thesis.tex").touch()
-    make_room(tmp_path, needed_bytes=1, limit_bytes=0)
+    evict_to_fit(tmp_path, needed_bytes=1, limit_bytes=0)
     assert [folder.exists() for folder in folders] == [False, True, False]
 
 
 def test_room_where_there_is_nothing_yet(tmp_path: Path) -> None:
-    assert make_room(tmp_path / "new", needed_bytes=5, limit_bytes=5)
-    assert not make_room(tmp_path / "new", needed_bytes=6, limit_bytes=5)
+    assert evict_to_fit(tmp_path / "new", needed_bytes=5, limit_bytes=5)
+    assert not evict_to_fit(tmp_path / "new", needed_bytes=6, limit_bytes=5)
 
 
 def use_store(root: Path, ready: Event) -> None:
@@ -512,11 +512,11 @@ def test_a_store_that_a_living_process_uses_stays(tmp_path: Path) -> None:
     ready = context().Event()
     with started(use_store, tmp_path, ready) as child:
         assert ready.wait(60)
-        assert not make_room(tmp_path, needed_bytes=1, limit_bytes=0)
+        assert not evict_to_fit(tmp_path, needed_bytes=1, limit_bytes=0)
         assert [folder.exists() for folder in folders] == [False, True, False]
         child.kill()
         child.join(10)
-        assert not make_room(tmp_path, needed_bytes=1, limit_bytes=0)
+        assert not evict_to_fit(tmp_path, needed_bytes=1, limit_bytes=0)
         assert not folders[1].exists()
 
 
@@ -525,16 +525,16 @@ def test_a_store_that_this_process_uses_stays_as_long_as_it_is_used(tmp_path: Pa
     source = source_of(store, range(10))
     folder = store.folder
     del store
-    assert not make_room(tmp_path, needed_bytes=1, limit_bytes=0)
+    assert not evict_to_fit(tmp_path, needed_bytes=1, limit_bytes=0)
     np.testing.assert_array_equal(pixels_in(source, 3), image(3).array)
     del source
-    make_room(tmp_path, needed_bytes=1, limit_bytes=0)
+    evict_to_fit(tmp_path, needed_bytes=1, limit_bytes=0)
     assert not folder.exists()
 
 
 def clear(root: Path, together: Barrier) -> None:
     together.wait(60)
-    assert not make_room(root, needed_bytes=1, limit_bytes=0)
+    assert not evict_to_fit(root, needed_bytes=1, limit_bytes=0)
 
 
 def test_two_processes_make_room_at_once(tmp_path: Path) -> None:
@@ -551,7 +551,7 @@ def test_two_processes_make_room_at_once(tmp_path: Path) -> None:
 def clear_until(root: Path, ready: Event, done: Event) -> None:
     ready.set()
     while not done.is_set():
-        make_room(root, needed_bytes=1, limit_bytes=0)
+        evict_to_fit(root, needed_bytes=1, limit_bytes=0)
 
 
 def test_a_store_is_whole_or_new_however_its_removal_falls(tmp_path: Path) -> None:
@@ -584,7 +584,7 @@ def test_what_an_ended_removal_left_is_begun_anew_or_removed(tmp_path: Path, gon
     assert_holds(store, range(5))
     (folder / gone).unlink()
     del store
-    make_room(tmp_path, needed_bytes=1, limit_bytes=0)
+    evict_to_fit(tmp_path, needed_bytes=1, limit_bytes=0)
     assert not (folder / "arrays.bin").exists()
 
 

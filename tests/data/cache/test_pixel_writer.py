@@ -16,14 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.data.cache.array_store import Stored
+from finetune.data.cache.array_store import StoreEntry
 from finetune.data.cache.pixel_store import PixelStore, StoredSource
 from finetune.data.cache.pixel_writer import (
     DecodingSource,
-    estimated_bytes,
+    decode_resized,
+    decode_transformed,
+    estimate_store_bytes,
     fill_store,
-    ready,
-    shrunk,
 )
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import DataError, StorageError
@@ -33,7 +33,7 @@ from tests.pictures import Watched, psnr, write_jpeg
 from tests.processes import context, started
 
 MAX_PIXELS = 10**8
-SMALL = partial(shrunk, shorter_side=20, max_pixels=MAX_PIXELS)
+SMALL = partial(decode_resized, shorter_side=20, max_pixels=MAX_PIXELS)
 BILINEAR = Image.Resampling.BILINEAR
 
 
@@ -64,13 +64,13 @@ def paths(tmp_path: Path) -> list[Path]:
 
 
 def opened(root: Path) -> PixelStore:
-    return PixelStore(root / "stores", form="short-20", owner="photos")
+    return PixelStore(root / "stores", tag="short-20", owner="photos")
 
 
 def fill(
     store: PixelStore,
     paths: Sequence[Path],
-    decode: Callable[[Path], Stored] = SMALL,
+    decode: Callable[[Path], StoreEntry] = SMALL,
     *,
     num_threads: int = 2,
     reporter: Reporter | None = None,
@@ -97,13 +97,13 @@ def assert_filled(source: StoredSource, paths: Sequence[Path]) -> None:
         picture = source.open(row)
         with Image.open(path) as image:
             assert (picture.width, picture.height) == image.size
-        found = np.asarray(picture.image()).astype(int)
+        found = np.asarray(picture.to_pil()).astype(int)
         np.testing.assert_allclose(found, expected.astype(int), atol=1)
-        assert source.name(row) == str(path)
+        assert source.get_name(row) == str(path)
 
 
-def counting(seen: list[str]) -> Callable[[Path], Stored]:
-    def decode(path: Path) -> Stored:
+def counting(seen: list[str]) -> Callable[[Path], StoreEntry]:
+    def decode(path: Path) -> StoreEntry:
         seen.append(path.name)
         return SMALL(path)
 
@@ -170,12 +170,12 @@ def test_few_images_are_in_memory_at_once(tmp_path: Path) -> None:
     lock = threading.Lock()
     under_way, most = 0, 0
 
-    def decode(path: Path) -> Stored:
+    def decode(path: Path) -> StoreEntry:
         nonlocal under_way, most
         with lock:
             under_way += 1
             most = max(most, under_way)
-        return Stored(np.zeros((1, 1, 3), np.uint8), 1, 1)
+        return StoreEntry(np.zeros((1, 1, 3), np.uint8), 1, 1)
 
     class Slow(Reporter):
         def advance(self, steps: int = 1) -> None:
@@ -197,7 +197,7 @@ def test_all_threads_decode_and_torchs_own_are_left_as_they_were(
     together = threading.Barrier(3, timeout=20)
     inside = set()
 
-    def decode(path: Path) -> Stored:
+    def decode(path: Path) -> StoreEntry:
         inside.add(torch.get_num_threads())
         together.wait()  # nobody goes on before three are at it
         return SMALL(path)
@@ -206,7 +206,7 @@ def test_all_threads_decode_and_torchs_own_are_left_as_they_were(
     assert inside == {1}
     assert torch.get_num_threads() == threads
 
-    def fails(path: Path) -> Stored:
+    def fails(path: Path) -> StoreEntry:
         raise DataError("no")
 
     with pytest.raises(DataError, match="no"):
@@ -215,8 +215,8 @@ def test_all_threads_decode_and_torchs_own_are_left_as_they_were(
 
 
 def test_a_full_disk_is_one_error(paths: list[Path], tmp_path: Path) -> None:
-    def large(path: Path) -> Stored:
-        return Stored(np.zeros((200, 300, 3), np.uint8), 200, 300)
+    def large(path: Path) -> StoreEntry:
+        return StoreEntry(np.zeros((200, 300, 3), np.uint8), 200, 300)
 
     with tiny_disk(tmp_path / "disk", size="600k") as disk:
         heard = Heard()
@@ -229,7 +229,7 @@ def test_a_full_disk_is_one_error(paths: list[Path], tmp_path: Path) -> None:
         assert_filled(fill(opened(disk), paths), paths)
 
 
-def decode_slowly_or_die(log: Path, deadly: str, path: Path) -> Stored:
+def decode_slowly_or_die(log: Path, deadly: str, path: Path) -> StoreEntry:
     """Decode an image and write its name to a log; the process ends with the deadly one."""
     if path.name == deadly:
         time.sleep(0.2)  # others shall be under way and waiting to be synced
@@ -260,7 +260,7 @@ def test_a_killed_process_leaves_a_store_that_ends_as_an_undisturbed_one(
     ).read_bytes()
 
 
-def decode_and_log(log: Path, path: Path) -> Stored:
+def decode_and_log(log: Path, path: Path) -> StoreEntry:
     time.sleep(0.01)
     stored = SMALL(path)
     with log.open("a") as stream:
@@ -270,7 +270,7 @@ def decode_and_log(log: Path, path: Path) -> Stored:
 
 def fill_and_answer(root: Path, paths: list[Path], answer: Connection) -> None:
     source = fill(opened(root), paths, partial(decode_and_log, root / "log.txt"))
-    answer.send([np.asarray(source.open(row).image()) for row in range(len(source))])
+    answer.send([np.asarray(source.open(row).to_pil()) for row in range(len(source))])
 
 
 def test_two_processes_decode_each_image_once_and_both_have_all(
@@ -300,11 +300,13 @@ def test_without_a_store_the_same_pixels_are_made_each_time(
     assert len(made) == len(stored)
     copied = pickle.loads(pickle.dumps(made))
     for row in range(len(paths)):
-        assert made.name(row) == stored.name(row)
+        assert made.get_name(row) == stored.get_name(row)
         expected = stored.open(row)
         for picture in (made.open(row), copied.open(row)):
             assert (picture.height, picture.width) == (expected.height, expected.width)
-            np.testing.assert_array_equal(np.asarray(picture.image()), np.asarray(expected.image()))
+            np.testing.assert_array_equal(
+                np.asarray(picture.to_pil()), np.asarray(expected.to_pil())
+            )
     paths[1].write_bytes(b"")
     with pytest.raises(DataError, match=r"^empty file"):
         made.open(1)
@@ -314,7 +316,7 @@ def test_without_a_store_the_same_pixels_are_made_each_time(
 def test_a_jpeg_is_shrunk_as_it_was_held(tmp_path: Path, orientation: int) -> None:
     image = smooth(width=640, height=480)
     file = write_jpeg(tmp_path / "x.jpg", image, orientation=orientation, quality=92)
-    stored = shrunk(file, shorter_side=60, max_pixels=MAX_PIXELS)
+    stored = decode_resized(file, shorter_side=60, max_pixels=MAX_PIXELS)
     turned = orientation == 6
     assert (stored.full_rows, stored.full_columns) == ((640, 480) if turned else (480, 640))
     with Image.open(file) as opened_file:
@@ -330,14 +332,14 @@ def test_a_jpeg_is_shrunk_as_it_was_held(tmp_path: Path, orientation: int) -> No
 def test_a_small_image_is_stored_as_it_is(tmp_path: Path, side: int) -> None:
     image = noise(width=45, height=30)
     image.save(tmp_path / "x.png")
-    stored = shrunk(tmp_path / "x.png", shorter_side=side, max_pixels=MAX_PIXELS)
+    stored = decode_resized(tmp_path / "x.png", shorter_side=side, max_pixels=MAX_PIXELS)
     np.testing.assert_array_equal(stored.array, np.asarray(image))
     assert (stored.full_rows, stored.full_columns) == (30, 45)
 
 
 def test_a_thin_image_keeps_a_pixel(tmp_path: Path) -> None:
     noise(width=1000, height=2).save(tmp_path / "x.png")
-    stored = shrunk(tmp_path / "x.png", shorter_side=1, max_pixels=MAX_PIXELS)
+    stored = decode_resized(tmp_path / "x.png", shorter_side=1, max_pixels=MAX_PIXELS)
     assert stored.array.shape == (1, 500, 3)
 
 
@@ -345,15 +347,15 @@ def test_what_is_ready_is_what_evaluation_sees(tmp_path: Path) -> None:
     spec = PreprocessSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9, "center")
     transform = EvalTransform(spec)
     file = write_jpeg(tmp_path / "x.jpg", smooth(width=150, height=100), orientation=6)
-    stored = ready(file, transform=transform, max_pixels=MAX_PIXELS)
+    stored = decode_transformed(file, transform=transform, max_pixels=MAX_PIXELS)
     with Image.open(file) as image:
         upright = image.rotate(270, expand=True)
     np.testing.assert_array_equal(stored.array, transform(Watched(upright)).pixels)
     assert (stored.full_rows, stored.full_columns) == (32, 32)
 
 
-@pytest.mark.parametrize("decode", [SMALL, partial(shrunk, shorter_side=20, max_pixels=50)])
-def test_a_limit_on_pixels_is_kept(tmp_path: Path, decode: Callable[[Path], Stored]) -> None:
+@pytest.mark.parametrize("decode", [SMALL, partial(decode_resized, shorter_side=20, max_pixels=50)])
+def test_a_limit_on_pixels_is_kept(tmp_path: Path, decode: Callable[[Path], StoreEntry]) -> None:
     file = write_jpeg(tmp_path / "x.jpg", noise(width=10, height=10))
     if decode is SMALL:
         assert decode(file).array.shape == (10, 10, 3)
@@ -362,7 +364,7 @@ def test_a_limit_on_pixels_is_kept(tmp_path: Path, decode: Callable[[Path], Stor
         decode(file)
     transform = EvalTransform(PreprocessSpec((3, 8, 8), (0.5,) * 3, (0.5,) * 3))
     with pytest.raises(DataError, match="too large: 10x10"):
-        ready(file, transform=transform, max_pixels=50)
+        decode_transformed(file, transform=transform, max_pixels=50)
 
 
 @pytest.mark.parametrize("side", [10, 45, 500])
@@ -375,15 +377,15 @@ def test_the_size_is_estimated_from_a_part(tmp_path: Path, side: int) -> None:
         else:
             file.hardlink_to(files[number % 8])
         files.append(file)
-    stored = [shrunk(file, shorter_side=side, max_pixels=MAX_PIXELS) for file in files[:8]]
+    stored = [decode_resized(file, shorter_side=side, max_pixels=MAX_PIXELS) for file in files[:8]]
     exact = sum(stored[number % 8].array.size for number in range(450))
-    assert estimated_bytes(files, shorter_side=side) == pytest.approx(exact, rel=0.05)
+    assert estimate_store_bytes(files, shorter_side=side) == pytest.approx(exact, rel=0.05)
 
 
 def test_what_cannot_be_read_is_not_estimated(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("Dear diary")
     noise(width=20, height=10).save(tmp_path / "x.png")
     good, bad, gone = tmp_path / "x.png", tmp_path / "text.png", tmp_path / "gone.png"
-    assert estimated_bytes([good, bad, gone], shorter_side=100) == 3 * 3 * 20 * 10
-    assert estimated_bytes([bad, gone], shorter_side=100) == 0
-    assert estimated_bytes([], shorter_side=100) == 0
+    assert estimate_store_bytes([good, bad, gone], shorter_side=100) == 3 * 3 * 20 * 10
+    assert estimate_store_bytes([bad, gone], shorter_side=100) == 0
+    assert estimate_store_bytes([], shorter_side=100) == 0

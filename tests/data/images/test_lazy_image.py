@@ -14,20 +14,20 @@ from PIL import Image, ImageOps
 
 from finetune.data.images.decode import decode_image
 from finetune.data.images.lazy_image import (
-    ArrayPicture,
+    ArrayImage,
     Box,
     Interpolation,
-    JpegPicture,
+    LazyJpeg,
     Pixels,
-    open_picture,
+    open_image,
     resize,
 )
 from finetune.errors import DataError
 from tests.data.images.test_decode import BROKEN
-from tests.helpers import noise, smooth
+from tests.helpers import ROOT, noise, smooth
 from tests.pictures import ORIENTATION, psnr, watch_decoder, write_jpeg
 
-PHOTOS = Path(__file__).parents[3] / "shared" / "data"
+PHOTOS = ROOT.parent / "shared" / "data"
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 ORIENTATIONS = range(1, 9)
 
@@ -40,11 +40,11 @@ def by_pillow(file: Path) -> Image.Image:
 def assert_whole(file: Path, *, kind: type) -> None:
     """Fail unless the picture is of a kind, and all of it is bit-equal to Pillow's."""
     expected = np.asarray(by_pillow(file))
-    picture = open_picture(file)
+    picture = open_image(file)
     assert type(picture) is kind
     assert (picture.height, picture.width) == expected.shape[:2]
-    assert picture.image().mode == "RGB"
-    np.testing.assert_array_equal(np.asarray(picture.image()), expected)
+    assert picture.to_pil().mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(picture.to_pil()), expected)
 
 
 @pytest.mark.parametrize("size", [(64, 48), (61, 45), (7, 3), (1, 1)])
@@ -66,20 +66,20 @@ def test_a_jpeg_decodes_to_pillows_bits(
 ) -> None:
     image = noise(width=size[0], height=size[1])
     file = write_jpeg(tmp_path / "x.jpg", image, quality=quality, **options)
-    assert_whole(file, kind=JpegPicture)
+    assert_whole(file, kind=LazyJpeg)
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_grey_jpeg_decodes_to_pillows_bits(tmp_path: Path, progressive: bool) -> None:
     grey = noise(width=61, height=45).convert("L")
     file = write_jpeg(tmp_path / "x.jpg", grey, progressive=progressive)
-    assert_whole(file, kind=JpegPicture)
+    assert_whole(file, kind=LazyJpeg)
 
 
 def test_of_several_pictures_in_a_jpeg_the_first_is_read(tmp_path: Path) -> None:
     first, second = smooth(width=40, height=30), noise(width=40, height=30)
     first.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[second])
-    assert_whole(tmp_path / "x.jpg", kind=JpegPicture)
+    assert_whole(tmp_path / "x.jpg", kind=LazyJpeg)
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -89,7 +89,7 @@ def test_a_jpeg_is_turned_as_pillow_turns_it(
 ) -> None:
     image = smooth(width=size[0], height=size[1])
     file = write_jpeg(tmp_path / "x.jpg", image, orientation=orientation)
-    assert_whole(file, kind=JpegPicture)
+    assert_whole(file, kind=LazyJpeg)
 
 
 def tiff(entries: list[tuple[int, int, int, bytes]]) -> bytes:
@@ -130,9 +130,9 @@ def test_exif_data_turn_the_picture_where_they_say_how_and_nothing_else_does(
     stored = np.asarray(Image.open(stream))
     # 6: the camera's right side is up
     expected = np.rot90(stored, -1) if turned else stored
-    picture = open_picture(tmp_path / "x.jpg")
-    assert type(picture) is JpegPicture
-    np.testing.assert_array_equal(np.asarray(picture.image()), expected)
+    picture = open_image(tmp_path / "x.jpg")
+    assert type(picture) is LazyJpeg
+    np.testing.assert_array_equal(np.asarray(picture.to_pil()), expected)
     np.testing.assert_array_equal(np.asarray(decode_image(tmp_path / "x.jpg")), expected)
 
 
@@ -140,7 +140,7 @@ def test_xmp_turns_the_picture_where_exif_does_not(tmp_path: Path) -> None:
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     smooth(width=40, height=30).save(tmp_path / "x.jpg", xmp=xmp)
     assert by_pillow(tmp_path / "x.jpg").size == (30, 40)
-    assert_whole(tmp_path / "x.jpg", kind=JpegPicture)
+    assert_whole(tmp_path / "x.jpg", kind=LazyJpeg)
 
 
 def test_exif_data_are_found_behind_other_data_of_any_length(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_exif_data_are_found_behind_other_data_of_any_length(tmp_path: Path) -> 
     profile = b"\xff\xe2" + struct.pack(">H", 60_002) + bytes(60_000)
     file.write_bytes(data[:2] + 4 * profile + data[2:])
     assert by_pillow(file).size == (30, 40)
-    assert_whole(file, kind=JpegPicture)
+    assert_whole(file, kind=LazyJpeg)
 
 
 def stored_and_upright(file: Path, box: Box) -> Box:
@@ -188,7 +188,7 @@ def test_a_part_is_what_pillow_cuts_and_shrinks(
         height, width = bottom - top, right - left
         # nearly half of what may still be read at this scale
         size = (int(height / scale / 1.9), int(width / scale / 1.9))
-        found = open_picture(file).crop(turned, size)
+        found = open_image(file).crop(turned, size)
         assert found.flags.c_contiguous
         assert found.dtype == np.uint8
         assert shapes.pop() == (-(-488 // scale), -(-648 // scale), 3)
@@ -212,7 +212,7 @@ def test_a_part_at_full_scale_is_the_resized_part_of_pillows_pixels(
         box = (left, top, left + width, top + height)
         size = (height, width)
         np.testing.assert_array_equal(
-            open_picture(file).crop(box, size), np.asarray(upright.crop(box))
+            open_image(file).crop(box, size), np.asarray(upright.crop(box))
         )
 
 
@@ -223,7 +223,7 @@ def test_no_part_is_read_from_fewer_pixels_than_it_is_to_have(
     file = write_jpeg(
         tmp_path / "x.jpg", noise(width=203, height=157), orientation=orientation, quality=30
     )
-    picture = open_picture(file)
+    picture = open_image(file)
     shapes: list[tuple[tuple[int, ...], tuple[int, int]]] = []
 
     def watched(pixels: Pixels, size: tuple[int, int], mode: Interpolation) -> Pixels:
@@ -259,7 +259,7 @@ def test_edges_between_two_pixels_go_the_same_way(
         return resize(pixels, size, mode)
 
     monkeypatch.setattr("finetune.data.images.lazy_image.resize", watched)
-    open_picture(file).crop((12, 12, 36, 36), (3, 3))
+    open_image(file).crop((12, 12, 36, 36), (3, 3))
     assert shapes == [(3, 3, 3)]
 
 
@@ -268,7 +268,7 @@ def test_a_part_is_never_enlarged_where_the_image_has_more(
 ) -> None:
     file = write_jpeg(tmp_path / "x.jpg", smooth(width=400, height=200))
     shapes = watch_decoder(monkeypatch)
-    picture = open_picture(file)
+    picture = open_image(file)
     cases = {
         (100, 100): 2,  # of 200 x 200 pixels
         (101, 100): 1,
@@ -310,11 +310,11 @@ def test_what_is_no_plain_jpeg_goes_to_pillow(tmp_path: Path) -> None:
         tmp_path / "deep_grey.png",
     ]
     for file in files:
-        picture = open_picture(file)
-        assert type(picture) is ArrayPicture, file
+        picture = open_image(file)
+        assert type(picture) is ArrayImage, file
         expected = decode_image(file)
         assert (picture.height, picture.width) == (22, 31)
-        np.testing.assert_array_equal(np.asarray(picture.image()), np.asarray(expected))
+        np.testing.assert_array_equal(np.asarray(picture.to_pil()), np.asarray(expected))
         np.testing.assert_array_equal(
             picture.crop((3, 2, 13, 12), (10, 10)), np.asarray(expected.crop((3, 2, 13, 12)))
         )
@@ -335,18 +335,18 @@ def test_a_broken_file_gets_the_reason_that_decoding_it_gives(tmp_path: Path, na
 
 
 def read(file: Path, use: str, *, max_pixels: int) -> object:
-    picture = open_picture(file, max_pixels=max_pixels)
-    return picture.image() if use == "whole" else picture.crop((0, 0, 8, 8), (2, 2))
+    picture = open_image(file, max_pixels=max_pixels)
+    return picture.to_pil() if use == "whole" else picture.crop((0, 0, 8, 8), (2, 2))
 
 
 def test_a_jpeg_that_is_too_large_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_jpeg(tmp_path / "x.jpg", noise(width=64, height=48))
-    assert open_picture(file, max_pixels=64 * 48).height == 48
+    assert open_image(file, max_pixels=64 * 48).height == 48
     shapes = watch_decoder(monkeypatch)
     with pytest.raises(DataError) as caught:
-        open_picture(file, max_pixels=64 * 48 - 1)
+        open_image(file, max_pixels=64 * 48 - 1)
     with pytest.raises(DataError) as expected:
         decode_image(file, max_pixels=64 * 48 - 1)
     assert str(caught.value) == str(expected.value)
@@ -360,8 +360,8 @@ def test_damage_that_pillow_bears_is_borne(tmp_path: Path) -> None:
         data[place] = 0x55
     file.write_bytes(data)
     expected = by_pillow(file)
-    picture = open_picture(file)
-    np.testing.assert_array_equal(np.asarray(picture.image()), np.asarray(expected))
+    picture = open_image(file)
+    np.testing.assert_array_equal(np.asarray(picture.to_pil()), np.asarray(expected))
     box = (0, 0, 300, 400)
     np.testing.assert_allclose(
         picture.crop(box, (40, 30)).astype(int), cut_by_pillow(expected, box, (40, 30)), atol=1
@@ -415,11 +415,11 @@ def test_pixels_that_may_not_be_written_or_lie_askew_are_resized_in_silence() ->
 
 def test_a_part_of_a_shrunk_image_is_the_same_part_of_what_is_stored() -> None:
     small = smooth(width=200, height=150)
-    picture = ArrayPicture(np.asarray(small), height=600, width=800)
+    picture = ArrayImage(np.asarray(small), height=600, width=800)
     found = picture.crop((80, 40, 480, 360), (32, 40))
     expected = cut_by_pillow(small, (20, 10, 120, 90), (32, 40))
     np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)
-    np.testing.assert_array_equal(np.asarray(picture.image()), np.asarray(small))
+    np.testing.assert_array_equal(np.asarray(picture.to_pil()), np.asarray(small))
     for box in ((0, 0, 1, 1), (799, 599, 800, 600), (797, 0, 800, 600)):
         assert picture.crop(box, (2, 3)).shape == (2, 3, 3)
 
@@ -430,8 +430,8 @@ def test_real_photos_decode_to_pillows_bits_and_parts_come_close(folder: str) ->
     files = sorted((PHOTOS / folder).glob("*.jpg"))[::9][:12]
     assert len(files) == 12
     for file in files:
-        assert_whole(file, kind=JpegPicture)
-        picture, upright = open_picture(file), by_pillow(file)
+        assert_whole(file, kind=LazyJpeg)
+        picture, upright = open_image(file), by_pillow(file)
         box = (16, 8, upright.width // 8 * 8, upright.height // 8 * 8)
         for side in (96, 48, 24):
             found = picture.crop(box, (side, side))

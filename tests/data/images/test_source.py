@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.data.images.lazy_image import JpegPicture
+from finetune.data.images.lazy_image import LazyJpeg
 from finetune.data.images.source import FileSource, PackedStrings
 from finetune.errors import DataError
 from tests.helpers import noise
@@ -45,15 +45,15 @@ def test_a_file_is_opened_and_named_by_its_row(tmp_path: Path) -> None:
     noise(seed=2).save(files[2])
     source = FileSource(files)
     assert len(source) == 3
-    assert [source.name(row) for row in range(3)] == [str(file) for file in files]
+    assert [source.get_name(row) for row in range(3)] == [str(file) for file in files]
     for row in (0, 2):
         np.testing.assert_array_equal(
-            np.asarray(source.open(row).image()), np.asarray(noise(seed=row))
+            np.asarray(source.open(row).to_pil()), np.asarray(noise(seed=row))
         )
-    assert isinstance(source.open(1), JpegPicture)
+    assert isinstance(source.open(1), LazyJpeg)
     copied = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(
-        np.asarray(copied.open(1).image()), np.asarray(source.open(1).image())
+        np.asarray(copied.open(1).to_pil()), np.asarray(source.open(1).to_pil())
     )
 
 

@@ -5,9 +5,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from finetune.data.samplers.epoch_sampler import EpochSampler, effective_batch_size
-from finetune.data.samplers.sampling_weights import SAMPLERS, Draws, Sampling, SamplingAt, weighted
-from finetune.lookup import takes
+from finetune.data.samplers.epoch_sampler import EpochSampler, compute_effective_batch_size
+from finetune.data.samplers.sampling_weights import (
+    SAMPLERS,
+    GroupDraws,
+    Sampling,
+    SamplingSchedule,
+    weighted,
+)
+from finetune.lookup import has_parameter
 from finetune.types import Draw
 
 LABELS = np.repeat([0, 1, 2], [70, 25, 5])
@@ -15,16 +21,16 @@ WEIGHTS = weighted(LABELS, 3)
 NUM_EPOCHS = 4
 
 
-def sampling_of(name: str) -> SamplingAt:
+def sampling_of(name: str) -> SamplingSchedule:
     """Return a row of the table as a function of the epoch."""
     row = SAMPLERS[name]
-    if not takes(row, "epoch"):
+    if not has_parameter(row, "epoch"):
         return lambda _: row(LABELS, 3)
     return lambda epoch: row(LABELS, 3, epoch=epoch, num_epochs=NUM_EPOCHS)
 
 
 def sampler(
-    sampling: Sampling | SamplingAt = None,
+    sampling: Sampling | SamplingSchedule = None,
     *,
     epoch: int = 0,
     seed: int = 0,
@@ -114,7 +120,7 @@ def test_what_is_drawn_is_asked_for_once_an_epoch() -> None:
 
 def test_an_epoch_of_another_length_is_refused() -> None:
     groups = np.zeros(100, np.int64)
-    made = sampler(lambda epoch: Draws(groups, np.array([50 + epoch])), epoch=1)
+    made = sampler(lambda epoch: GroupDraws(groups, np.array([50 + epoch])), epoch=1)
     with pytest.raises(ValueError, match=r"epoch 1 \(.*\) draws 51 images, the first one 50"):
         list(made)
 
@@ -177,7 +183,7 @@ def test_an_image_of_weight_zero_is_never_drawn() -> None:
 def test_a_batch_shrinks_to_the_images_there_are(
     batch_size: int, num_images: int, shards: int, expected: int
 ) -> None:
-    found = effective_batch_size(batch_size, num_images=num_images, shards=shards)
+    found = compute_effective_batch_size(batch_size, num_images=num_images, num_shards=shards)
     largest = max(b for b in range(shards, batch_size + 1, shards) if b <= num_images)
     assert found == expected == largest
 
@@ -189,7 +195,12 @@ def test_a_batch_shrinks_to_the_images_there_are(
         (np.zeros(10), 4, 1, "must not all be 0"),
         (None, 5, 2, "a global batch of 5 must divide among 2 ranks"),
         (None, 12, 2, "at most the 10 images of an epoch"),
-        (Draws(np.zeros(10, np.int64), np.array([6])), 8, 2, "at most the 6 images of an epoch"),
+        (
+            GroupDraws(np.zeros(10, np.int64), np.array([6])),
+            8,
+            2,
+            "at most the 6 images of an epoch",
+        ),
         (None, 0, 1, "a global batch of 0"),
     ],
 )

@@ -11,12 +11,12 @@ from sklearn.utils.class_weight import compute_sample_weight
 from finetune.data.samplers import sampling_weights as sampling
 from finetune.data.samplers.sampling_weights import (
     SAMPLERS,
-    Draws,
+    GroupDraws,
     check_sampling,
-    expected_draws,
-    num_drawn,
+    compute_expected_draws,
+    count_draws,
 )
-from finetune.lookup import takes
+from finetune.lookup import has_parameter
 
 COUNTS = (70, 25, 0, 5)
 """The third class has no training images."""
@@ -28,14 +28,14 @@ NUM_EPOCHS = 10
 def sampled(name: str, epoch: int = 0, labels: NDArray[np.int64] = LABELS, **params: Any) -> Any:
     """Return what a row of the table gives for an epoch."""
     sampler = SAMPLERS[name]
-    if takes(sampler, "epoch"):
+    if has_parameter(sampler, "epoch"):
         params = {"epoch": epoch, "num_epochs": NUM_EPOCHS, **params}
     return sampler(labels, 4, **params)
 
 
 def shares(name: str, epoch: int = 0, **params: Any) -> NDArray[np.float64]:
     """Return the share of an epoch's draws that goes to each class."""
-    found = expected_draws(sampled(name, epoch, **params), len(LABELS))
+    found = compute_expected_draws(sampled(name, epoch, **params), len(LABELS))
     return np.asarray(np.bincount(LABELS, weights=found, minlength=4) / found.sum(), float)
 
 
@@ -48,8 +48,8 @@ def test_every_epoch_of_every_sampler_can_be_drawn_and_is_as_long(name: str) -> 
     found = [sampled(name, epoch) for epoch in range(NUM_EPOCHS)]
     for one in found:
         check_sampling(one, len(LABELS))
-        assert np.isfinite(expected_draws(one, len(LABELS))).all()
-    assert len({num_drawn(one, len(LABELS)) for one in found}) == 1
+        assert np.isfinite(compute_expected_draws(one, len(LABELS))).all()
+    assert len({count_draws(one, len(LABELS)) for one in found}) == 1
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_large_classes_are_alike_by_their_effective_numbers() -> None:
     assert weights[-1] / weights[-11] == pytest.approx(2, rel=0.01)
 
 
-def rows(found: Draws, seed: int = 0) -> list[int]:
+def rows(found: GroupDraws, seed: int = 0) -> list[int]:
     """Return the rows of an epoch."""
-    return [int(row) for row in found.drawn(np.random.default_rng(seed))]
+    return [int(row) for row in found.draw_rows(np.random.default_rng(seed))]
 
 
 def test_oversampling_draws_each_image_of_a_class_as_often_give_or_take_one() -> None:
@@ -133,13 +133,13 @@ def test_the_abundant_classes_come_first_as_often_as_all_later() -> None:
     ("counts", "params", "abundant"),
     [
         ([9, 1], {}, None),  # one class alone would teach nothing
-        ([9, 1], {"of_largest": 1.0}, None),
+        ([9, 1], {"min_relative_size": 1.0}, None),
         ([5, 5, 5, 5], {}, None),
         ([50, 40, 3, 2], {}, {0, 1}),
         ([50, 40, 30, 2], {}, {0, 1}),
-        ([50, 40, 30, 2], {"of_largest": 0.5}, {0, 1, 2}),
-        ([50, 4, 3, 2], {"of_largest": 0.9}, {0, 1}),
-        ([50, 40, 30, 2], {"of_largest": 0.0}, None),
+        ([50, 40, 30, 2], {"min_relative_size": 0.5}, {0, 1, 2}),
+        ([50, 4, 3, 2], {"min_relative_size": 0.9}, {0, 1}),
+        ([50, 40, 30, 2], {"min_relative_size": 0.0}, None),
     ],
 )
 def test_two_classes_at_least_are_abundant(
@@ -165,16 +165,16 @@ def test_a_single_epoch_is_the_last(name: str) -> None:
     [(0.0, 5, 0), (0.8, 5, 4), (0.8, 6, 4), (0.7, 10, 7), (0.29, 100, 29), (0.99, 3, 2)],
 )
 def test_a_share_of_the_epochs_is_an_epoch(share: float, num_epochs: int, expected: int) -> None:
-    assert sampling.first_epoch_from(share, num_epochs) == expected
+    assert sampling.compute_start_epoch(share, num_epochs) == expected
 
 
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
         ("effective_number", {"beta": 1.0}, "beta lies in"),
-        ("deferred", {"from_share": 1.0}, "a share of the epochs lies in"),
+        ("deferred", {"start_fraction": 1.0}, "a share of the epochs lies in"),
         ("abundant_first", {"share": -0.1}, "a share of the epochs lies in"),
-        ("abundant_first", {"of_largest": 2.0}, "of_largest lies in"),
+        ("abundant_first", {"min_relative_size": 2.0}, "min_relative_size lies in"),
     ],
 )
 def test_values_out_of_range_are_refused(name: str, params: dict[str, Any], message: str) -> None:
@@ -192,10 +192,10 @@ def test_values_out_of_range_are_refused(name: str, params: dict[str, Any], mess
         (np.full(10, np.inf), "^weights with a finite sum are needed, not up to inf$"),
         (np.full(10, 1e308), r"^weights with a finite sum are needed, not up to 1e\+308$"),
         (np.zeros(10), "must not all be 0"),
-        (Draws(np.zeros(9, np.int64), np.array([3])), "for each of 10 images"),
-        (Draws(np.ones(10, np.int64), np.array([3])), "a group with a count"),
-        (Draws(np.zeros(10, np.int64), np.array([3, 1])), "none of a group without images"),
-        (Draws(np.zeros(10, np.int64), np.array([-3])), "counts of 0 or more"),
+        (GroupDraws(np.zeros(9, np.int64), np.array([3])), "for each of 10 images"),
+        (GroupDraws(np.ones(10, np.int64), np.array([3])), "a group with a count"),
+        (GroupDraws(np.zeros(10, np.int64), np.array([3, 1])), "none of a group without images"),
+        (GroupDraws(np.zeros(10, np.int64), np.array([-3])), "counts of 0 or more"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(found: Any, message: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms import functional
 
-from finetune.data.transforms.color_jitter import ColourJitter, ColourMatrix
+from finetune.data.transforms.color_jitter import ColorJitter, ColorMatrix
 from tests.helpers import noise, smooth
 
 Floats = NDArray[np.float64]
@@ -18,8 +18,8 @@ NO_JITTER = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, 
 LEVEL = 1 / 255
 
 
-def jitter(**reaches: float) -> ColourJitter:
-    return ColourJitter(**{**NO_JITTER, **reaches})
+def jitter(**reaches: float) -> ColorJitter:
+    return ColorJitter(**{**NO_JITTER, **reaches})
 
 
 def middling(seed: int = 0) -> NDArray[np.uint8]:
@@ -28,11 +28,11 @@ def middling(seed: int = 0) -> NDArray[np.uint8]:
     return np.asarray(noise(seed=seed, width=20, height=15)) // 5 + tint
 
 
-def drawn(jitter: ColourJitter, pixels: NDArray[np.uint8], seed: int = 0) -> ColourMatrix:
-    return jitter.matrix(pixels, np.random.default_rng(seed))
+def drawn(jitter: ColorJitter, pixels: NDArray[np.uint8], seed: int = 0) -> ColorMatrix:
+    return jitter.sample_matrix(pixels, np.random.default_rng(seed))
 
 
-def applied(matrix: ColourMatrix, pixels: NDArray[np.uint8]) -> Floats:
+def applied(matrix: ColorMatrix, pixels: NDArray[np.uint8]) -> Floats:
     """Return the colours of an image, in [0, 1], by a loop over its pixels."""
     changed = np.empty(pixels.shape)
     for row, column in np.ndindex(pixels.shape[:2]):
@@ -144,8 +144,8 @@ def test_half_a_turn_is_the_colour_across() -> None:
             return np.full(size, 1 - 1e-12)
 
     pixels = middling()
-    half = ColourJitter(**{**NO_JITTER, "hue": 0.5, "p": 1.0})
-    turned = applied(half.matrix(pixels, Last(np.random.Philox())), pixels)
+    half = ColorJitter(**{**NO_JITTER, "hue": 0.5, "p": 1.0})
+    turned = applied(half.sample_matrix(pixels, Last(np.random.Philox())), pixels)
     lightness = (pixels / 255 @ GREY)[..., None]
     np.testing.assert_allclose(turned, 2 * lightness - pixels / 255, atol=1e-5)
 
@@ -158,10 +158,10 @@ def test_nothing_is_changed_without_reach_or_by_chance() -> None:
             np.testing.assert_allclose(drawn(still, pixels, seed), np.eye(3, 4), atol=1e-6)
 
 
-@pytest.mark.parametrize(("p", "grey_p"), [(0.5, 0.0), (0.5, 0.5), (1.0, 1.0), (0.0, 0.3)])
-def test_chances_are_kept_and_independent(p: float, grey_p: float) -> None:
+@pytest.mark.parametrize(("p", "grayscale_p"), [(0.5, 0.0), (0.5, 0.5), (1.0, 1.0), (0.0, 0.3)])
+def test_chances_are_kept_and_independent(p: float, grayscale_p: float) -> None:
     pixels = middling()
-    shaky = jitter(brightness=0.4, saturation=0.2, p=p, grey_p=grey_p)
+    shaky = jitter(brightness=0.4, saturation=0.2, p=p, grayscale_p=grayscale_p)
     counts = {(changed, grey): 0 for changed in (False, True) for grey in (False, True)}
     for seed in range(1000):
         matrix = drawn(shaky, pixels, seed)
@@ -169,13 +169,13 @@ def test_chances_are_kept_and_independent(p: float, grey_p: float) -> None:
         changed = not np.isclose(float(matrix[0, :3].sum()), 1)
         counts[changed, bool(grey)] += 1
     for (changed, grey), count in counts.items():
-        share = (p if changed else 1 - p) * (grey_p if grey else 1 - grey_p)
+        share = (p if changed else 1 - p) * (grayscale_p if grey else 1 - grayscale_p)
         assert abs(count - 1000 * share) <= 5 * (1000 * share * (1 - share)) ** 0.5
 
 
 def test_an_image_without_colour_has_equal_channels_of_the_same_lightness() -> None:
     pixels = middling()
-    matrix = drawn(jitter(p=0.0, grey_p=1.0), pixels)
+    matrix = drawn(jitter(p=0.0, grayscale_p=1.0), pixels)
     image = torch.from_numpy(pixels / 255).permute(2, 0, 1)
     expected = functional.rgb_to_grayscale(image, num_output_channels=3).permute(1, 2, 0).numpy()
     found = applied(matrix, pixels)
@@ -185,7 +185,7 @@ def test_an_image_without_colour_has_equal_channels_of_the_same_lightness() -> N
 
 
 def test_a_matrix_is_a_pure_function_of_image_and_draw() -> None:
-    shaky = ColourJitter(0.4, 0.4, 0.4, 0.05, p=0.8, grey_p=0.1)
+    shaky = ColorJitter(0.4, 0.4, 0.4, 0.05, p=0.8, grayscale_p=0.1)
     pixels = middling()
     matrices = [drawn(shaky, pixels, seed) for seed in range(50)]
     assert {(matrix.shape, str(matrix.dtype)) for matrix in matrices} == {((3, 4), "float32")}
@@ -200,6 +200,6 @@ def test_each_image_takes_equally_many_numbers_from_the_generator() -> None:
     for p in (0.0, 0.5, 1.0):
         generator = np.random.default_rng(3)
         for _ in range(8):
-            jitter(brightness=0.2, p=p, grey_p=1 - p).matrix(pixels, generator)
+            jitter(brightness=0.2, p=p, grayscale_p=1 - p).sample_matrix(pixels, generator)
         left.add(float(generator.random()))
     assert len(left) == 1

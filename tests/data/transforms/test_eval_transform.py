@@ -8,8 +8,12 @@ import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 
-from finetune.data.images.lazy_image import open_picture
-from finetune.data.transforms.eval_transform import AsStored, BothWays, EvalTransform
+from finetune.data.images.lazy_image import open_image
+from finetune.data.transforms.eval_transform import (
+    EvalTransform,
+    FlipPairTransform,
+    IdentityTransform,
+)
 from finetune.models.classifier import normalise
 from finetune.types import Draw, PreprocessSpec
 from tests.helpers import noise, smooth
@@ -44,7 +48,7 @@ def test_evaluation_sees_what_timm_would_show(
         crop_mode=crop_mode,
     )(image)
     transform = EvalTransform(spec)
-    assert (transform.size, transform.colours) == ((96, 96), False)
+    assert (transform.size, transform.has_color_matrix) == ((96, 96), False)
     pixels, colour = transform(Watched(image))
     assert colour is None
     assert pixels.dtype == np.uint8
@@ -70,11 +74,9 @@ def test_a_mirrored_file_gives_the_same_two_views(size: tuple[int, int], tmp_pat
     image.save(tmp_path / "a.png")
     image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "b.png")
     single = EvalTransform(spec)
-    both = BothWays(single)
+    both = FlipPairTransform(single)
     assert both.size == (64, 32)
-    first, second = (
-        open_picture(tmp_path / name, max_pixels=10_000) for name in ("a.png", "b.png")
-    )
+    first, second = (open_image(tmp_path / name, max_pixels=10_000) for name in ("a.png", "b.png"))
     views = both(first).pixels
     assert np.array_equal(views[:32], single(first).pixels)
     assert np.array_equal(views[32:], single(second).pixels)
@@ -85,13 +87,13 @@ def test_a_mirrored_file_gives_the_same_two_views(size: tuple[int, int], tmp_pat
 
 
 def test_the_evaluation_mirrors_nothing() -> None:
-    assert not EvalTransform(PreprocessSpec((3, 8, 8), (0.5,) * 3, (0.5,) * 3)).flips
+    assert not EvalTransform(PreprocessSpec((3, 8, 8), (0.5,) * 3, (0.5,) * 3)).has_flip
 
 
 def test_what_is_stored_ready_is_passed_on() -> None:
     image = noise(width=32, height=24)
-    transform = AsStored((24, 32))
+    transform = IdentityTransform((24, 32))
     view = transform(Watched(image), Draw(3, 1, 0))
     np.testing.assert_array_equal(view.pixels, np.asarray(image))
-    assert view.colour is None
-    assert (transform.size, transform.colours) == ((24, 32), False)
+    assert view.color_matrix is None
+    assert (transform.size, transform.has_color_matrix) == ((24, 32), False)

@@ -3,17 +3,17 @@
 import json
 from pathlib import Path
 
-import albumentations as A  # noqa: N812 - the name that its own documentation uses
+import albumentations as A
 import numpy as np
 import pytest
 from PIL import Image
 
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.data.transforms.presets import (
-    digits_pipeline,
+    build_digits_pipeline,
+    create_train_transform,
     load_pipeline,
     save_pipeline,
-    train_transform,
 )
 from finetune.data.transforms.train_transform import TrainTransform
 from finetune.errors import ConfigError
@@ -27,8 +27,8 @@ PHOTO = Watched(noise(width=60, height=40))
 
 
 def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
-    transform = train_transform("none", spec=SPEC, seed=0)
-    assert not transform.colours
+    transform = create_train_transform("none", spec=SPEC, seed=0)
+    assert not transform.has_color_matrix
     expected = EvalTransform(SPEC)(PHOTO).pixels
     np.testing.assert_array_equal(transform(PHOTO, Draw(1, 2, 3)).pixels, expected)
 
@@ -41,8 +41,8 @@ def test_a_preset_crops_a_share_of_the_image_and_changes_colours_or_not(
     name: str, share: float, colours: bool
 ) -> None:
     picture = Watched(noise(width=600, height=600))
-    transform = train_transform(name, spec=SPEC, seed=0)
-    assert transform.colours is colours
+    transform = create_train_transform(name, spec=SPEC, seed=0)
+    assert transform.has_color_matrix is colours
     changed = 0
     for row in range(300):
         _, colour = transform(picture, Draw(row, 0, 0))
@@ -59,8 +59,8 @@ def test_a_preset_crops_a_share_of_the_image_and_changes_colours_or_not(
 def test_digits_are_never_mirrored(tmp_path: Path) -> None:
     left = np.zeros((28, 28, 3), np.uint8)
     left[4:24, 4:10] = 255
-    save_pipeline(digits_pipeline(32), tmp_path / "digits.json")
-    transform = train_transform(str(tmp_path / "digits.json"), spec=SPEC, seed=0)
+    save_pipeline(build_digits_pipeline(32), tmp_path / "digits.json")
+    transform = create_train_transform(str(tmp_path / "digits.json"), spec=SPEC, seed=0)
     picture = Watched(Image.fromarray(left))
     for row in range(50):
         columns = transform(picture, Draw(row, 0, 0)).pixels.astype(float).sum((0, 2))
@@ -78,17 +78,17 @@ def test_a_saved_pipeline_does_what_it_did(
 ) -> None:
     file = tmp_path / f"mine.{suffix}"
     A.save(pipeline, file, data_format="json" if suffix.lower() == "json" else "yaml")
-    loaded = train_transform(str(file), spec=SPEC, seed=1)
+    loaded = create_train_transform(str(file), spec=SPEC, seed=1)
     direct = TrainTransform(pipeline, size=(32, 32), seed=1)
     for row in range(10):
         found, expected = (each(PHOTO, Draw(row, 0, 0)) for each in (loaded, direct))
         np.testing.assert_array_equal(found.pixels, expected.pixels)
-        assert found.colour is expected.colour is None
+        assert found.color_matrix is expected.color_matrix is None
 
 
 def test_a_single_saved_step_is_a_pipeline(tmp_path: Path) -> None:
     A.save(A.RandomResizedCrop((32, 32), p=1), tmp_path / "one.json")
-    transform = train_transform(str(tmp_path / "one.json"), spec=SPEC, seed=1)
+    transform = create_train_transform(str(tmp_path / "one.json"), spec=SPEC, seed=1)
     assert transform(PHOTO, Draw(0, 0, 0)).pixels.shape == (32, 32, 3)
 
 
@@ -112,7 +112,7 @@ def test_a_pipeline_that_cannot_feed_the_network_is_refused(
 ) -> None:
     A.save(A.Compose(steps), tmp_path / "x.json")
     with pytest.raises(ConfigError, match=rf"augment\.name: .*x\.json.*{message}"):
-        train_transform(str(tmp_path / "x.json"), spec=SPEC, seed=0)
+        create_train_transform(str(tmp_path / "x.json"), spec=SPEC, seed=0)
 
 
 def saved_with(step: str, **arguments: object) -> str:

@@ -7,17 +7,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import albumentations as A  # noqa: N812 - the name that its own documentation uses
+import albumentations as A
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data.images.lazy_image import open_picture
-from finetune.data.transforms.color_jitter import ColourJitter
+from finetune.data.images.lazy_image import open_image
+from finetune.data.transforms.color_jitter import ColorJitter
 from finetune.data.transforms.eval_transform import Transform
-from finetune.data.transforms.presets import AUGMENTATIONS, train_transform
-from finetune.data.transforms.train_transform import Opening, TrainTransform, opening
+from finetune.data.transforms.presets import AUGMENTATIONS, create_train_transform
+from finetune.data.transforms.train_transform import InitialCrop, TrainTransform, find_initial_crop
 from finetune.types import Draw, PreprocessSpec
 from tests.helpers import noise, smooth
 from tests.pictures import Watched, watch_decoder, write_jpeg
@@ -43,7 +43,7 @@ BILINEAR = Image.Resampling.BILINEAR
 )
 def test_a_pipeline_mirrors_where_any_step_may(steps: list[Any], expected: bool) -> None:
     pipeline = A.Compose([A.Resize(8, 8), *steps])
-    assert TrainTransform(pipeline, size=(8, 8), seed=0).flips is expected
+    assert TrainTransform(pipeline, size=(8, 8), seed=0).has_flip is expected
 
 
 def bits(transform: Transform, draw: Draw) -> bytes:
@@ -51,20 +51,20 @@ def bits(transform: Transform, draw: Draw) -> bytes:
     pixels, colour = transform(PHOTO, draw)
     assert pixels.dtype == np.uint8
     assert pixels.shape == (32, 32, 3)
-    assert transform.colours == (colour is not None)
+    assert transform.has_color_matrix == (colour is not None)
     return pixels.tobytes() + (b"" if colour is None else colour.tobytes())
 
 
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
 def test_a_view_is_a_pure_function_of_seed_and_draw(name: str) -> None:
     draws = [Draw(row, epoch, repeat) for row in (0, 5) for epoch in (0, 1) for repeat in (0, 1)]
-    first = train_transform(name, spec=SPEC, seed=3)
+    first = create_train_transform(name, spec=SPEC, seed=3)
     forth = [bits(first, draw) for draw in draws]
-    again = train_transform(name, spec=SPEC, seed=3)
+    again = create_train_transform(name, spec=SPEC, seed=3)
     assert [bits(again, draw) for draw in reversed(draws)][::-1] == forth
     copied = pickle.loads(pickle.dumps(first))  # as for a worker
     assert [bits(copied, draw) for draw in draws] == forth
-    other_seed = bits(train_transform(name, spec=SPEC, seed=4), draws[0])
+    other_seed = bits(create_train_transform(name, spec=SPEC, seed=4), draws[0])
     assert len({*forth, other_seed}) == (1 if name == "none" else 9)
 
 
@@ -108,7 +108,7 @@ def light() -> A.Compose:
 
 
 def test_the_draw_of_one_image_does_not_depend_on_the_images_before_it() -> None:
-    transform = train_transform("strong", spec=SPEC, seed=0)
+    transform = create_train_transform("strong", spec=SPEC, seed=0)
     alone = bits(transform, Draw(7, 2, 0))
     for row in range(5):
         transform(Watched(noise(seed=row, width=100, height=50)), Draw(row, 2, 0))
@@ -141,7 +141,7 @@ def test_crop_flip_and_colours_are_drawn_independently_of_each_other() -> None:
     width = 200
     ramp = np.broadcast_to(np.arange(width, dtype=np.uint8)[None, :, None], (100, width, 3))
     picture = Watched(Image.fromarray(np.ascontiguousarray(ramp)))
-    jitter = ColourJitter(brightness=0.5, contrast=0, saturation=0, hue=0, p=0.5, grey_p=0.0)
+    jitter = ColorJitter(brightness=0.5, contrast=0, saturation=0, hue=0, p=0.5, grayscale_p=0.0)
     pipeline = A.Compose(
         [
             A.RandomResizedCrop((32, 32), scale=(0.2, 0.2), ratio=(1.0, 1.0)),
@@ -197,7 +197,7 @@ def test_the_box_of_a_shrunk_image_is_that_of_the_full_one() -> None:
     full = smooth(width=400, height=300)
     half = Watched(full.resize((200, 150), BILINEAR))
     half.height, half.width = 300, 400
-    transform = train_transform("light", spec=SPEC, seed=1)
+    transform = create_train_transform("light", spec=SPEC, seed=1)
     picture = Watched(full)
     for row in range(10):
         views = [transform(each, Draw(row, 0, 0)).pixels for each in (picture, half)]
@@ -208,7 +208,7 @@ def test_the_box_of_a_shrunk_image_is_that_of_the_full_one() -> None:
 def test_a_crop_shrinks_with_antialiasing() -> None:
     stripes = np.zeros((512, 512, 3), np.uint8)
     stripes[:, ::2] = 255
-    transform = train_transform("light", spec=SPEC, seed=0)
+    transform = create_train_transform("light", spec=SPEC, seed=0)
     view = transform(Watched(Image.fromarray(stripes)), Draw(0, 0, 0)).pixels
     assert abs(view.astype(float) - 127.5).max() < 30
 
@@ -220,7 +220,7 @@ def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(
     file = write_jpeg(tmp_path / "x.jpg", smooth(width=640, height=480))
     decoded = watch_decoder(monkeypatch)
     crop = A.RandomResizedCrop((40, 40), scale=(share, share), ratio=(1.0, 1.0))
-    TrainTransform(A.Compose([crop]), size=(40, 40), seed=0)(open_picture(file), Draw(0, 0, 0))
+    TrainTransform(A.Compose([crop]), size=(40, 40), seed=0)(open_image(file), Draw(0, 0, 0))
     # a fifth is a square of 248 pixels; the largest square is one of 480
     assert decoded == [(120, 160, 3)] if share < 1 else [(60, 80, 3)]
 
@@ -257,12 +257,12 @@ OPENINGS: list[tuple[A.Compose, tuple[tuple[int, int], str, float] | None]] = [
 def test_a_pipeline_opens_with_what_cuts_and_resizes_always(
     pipeline: A.Compose, expected: tuple[tuple[int, int], str, float] | None
 ) -> None:
-    found = opening(pipeline)
+    found = find_initial_crop(pipeline)
     if expected is None:
         assert found is None
         return
     assert found is not None
-    assert (found.size, found.mode, found.smallest_share) == expected
+    assert (found.size, found.mode, found.min_area_fraction) == expected
     assert found.step is pipeline.transforms[0]
 
 
@@ -313,31 +313,31 @@ def test_a_resize_opens_with_the_whole_image_resized() -> None:
 def test_a_square_crop_of_an_image_of_the_needed_size_is_not_enlarged(
     share: float, size: tuple[int, int]
 ) -> None:
-    found = opening(A.Compose([A.RandomResizedCrop(size, scale=(share, 1.0))]))
+    found = find_initial_crop(A.Compose([A.RandomResizedCrop(size, scale=(share, 1.0))]))
     assert found is not None
-    needed = found.needed_px()
+    needed = found.compute_min_side_px()
     assert isinstance(needed, int)
     assert (needed**2 * share) ** 0.5 >= max(size) - 1e-9
     assert ((needed - 1) ** 2 * share) ** 0.5 < max(size)
 
 
 def test_a_resize_needs_its_own_size() -> None:
-    found = opening(A.Compose([A.Resize(20, 30)]))
-    assert isinstance(found, Opening)
-    assert found.needed_px() == 30
+    found = find_initial_crop(A.Compose([A.Resize(20, 30)]))
+    assert isinstance(found, InitialCrop)
+    assert found.compute_min_side_px() == 30
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-6])
 def test_no_more_is_needed_than_can_be_kept(share: float) -> None:
-    found = opening(A.Compose([A.RandomResizedCrop((32, 32), scale=(share, 1.0))]))
+    found = find_initial_crop(A.Compose([A.RandomResizedCrop((32, 32), scale=(share, 1.0))]))
     assert found is not None
-    assert found.needed_px() == 8192
+    assert found.compute_min_side_px() == 8192
 
 
 @pytest.mark.parametrize("name", ["light", "medium", "strong"])
 def test_presets_take_pixels_that_may_not_be_written(name: str) -> None:
     image = noise(width=32, height=32)
-    transform = train_transform(name, spec=SPEC, seed=0)
+    transform = create_train_transform(name, spec=SPEC, seed=0)
     assert isinstance(transform, TrainTransform)
     picture = Watched(image)
     assert not picture.pixels.flags.writeable

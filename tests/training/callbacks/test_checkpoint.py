@@ -10,9 +10,9 @@ import torch
 
 from finetune.errors import RunFolderError, StorageError
 from finetune.training.callbacks.checkpoint import (
-    WholeCheckpoints,
+    AtomicCheckpointIO,
     read_checkpoint,
-    require_undamaged,
+    verify_checkpoint,
 )
 from tests.helpers import tiny_disk
 
@@ -26,7 +26,7 @@ class Refuses:
 
 def test_a_checkpoint_that_fails_leaves_the_one_before_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "last.ckpt"
-    writer = WholeCheckpoints()
+    writer = AtomicCheckpointIO()
     writer.save_checkpoint({"epoch": 1}, file)
     with pytest.raises(RuntimeError, match="not to be saved"):
         writer.save_checkpoint({"epoch": 2, "what": Refuses()}, file)
@@ -36,7 +36,7 @@ def test_a_checkpoint_that_fails_leaves_the_one_before_and_nothing_else(tmp_path
 
 def test_a_full_disk_leaves_the_checkpoint_before_and_is_explained(tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "disk", size="1m") as disk:
-        writer = WholeCheckpoints()
+        writer = AtomicCheckpointIO()
         writer.save_checkpoint({"epoch": 1}, disk / "last.ckpt")
         with pytest.raises(StorageError, match=r"last\.ckpt: no space is left on the device"):
             writer.save_checkpoint({"weights": torch.zeros(10**6)}, disk / "last.ckpt")
@@ -50,7 +50,7 @@ def test_a_file_size_limit_is_explained_too(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with pytest.raises(StorageError, match="larger than is allowed"):
-            WholeCheckpoints().save_checkpoint(
+            AtomicCheckpointIO().save_checkpoint(
                 {"weights": torch.zeros(10**6)}, tmp_path / "last.ckpt"
             )
     finally:
@@ -77,7 +77,7 @@ def test_a_disk_that_fails_is_no_damaged_checkpoint(
     def failing(*args: object, **more: object) -> None:
         raise error
 
-    monkeypatch.setattr(torch, "load", failing)
+    monkeypatch.setattr(torch, "load_state_dict", failing)
     with pytest.raises(kind, match=message) as caught:
         read_checkpoint(tmp_path / "last.ckpt")
     assert type(caught.value) is kind
@@ -87,10 +87,10 @@ def test_a_disk_that_fails_is_no_damaged_checkpoint(
 def test_a_checkpoint_of_which_some_bytes_have_changed_is_damaged(tmp_path: Path) -> None:
     file = tmp_path / "last.ckpt"
     torch.save({"finetune": {}, "position": {}, "weights": torch.ones(10_000)}, file)
-    require_undamaged(file)
+    verify_checkpoint(file)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     read_checkpoint(file)  # torch does not look
     with pytest.raises(RunFolderError, match=r"is damaged \(.*/data/0 does not fit its checksum\)"):
-        require_undamaged(file)
+        verify_checkpoint(file)

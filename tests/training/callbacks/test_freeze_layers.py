@@ -9,10 +9,10 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
-from finetune.builders import Training, trainer_options
+from finetune.builders import Training, build_trainer_options
 from finetune.data.images.source import FileSource
 from finetune.models.classifier import ImageClassifier
-from finetune.training.callbacks.freeze_layers import Compile, Progress, Unfreeze
+from finetune.training.callbacks.freeze_layers import NetworkCompiler, Progress, UnfreezeScheduler
 from finetune.training.trainer import create_trainer, fit
 from finetune.types import Reporter
 from tests.networks import changed, randomise, snapshot
@@ -48,11 +48,11 @@ HEAD_FIRST: dict[str, Any] = {
 def run_epochs(training: Training, folder: Path, *callbacks: Callback) -> None:
     trainer = create_trainer(
         folder,
-        trainer_options(training.config),
+        build_trainer_options(training.config),
         callbacks=callbacks,
         loggers=[],
     )
-    fit(trainer, training.module, training.data, checkpoint=None)
+    fit(trainer, training.module, training.datamodule, checkpoint_path=None)
 
 
 class States(Callback):
@@ -71,7 +71,7 @@ class States(Callback):
 def names_of(training: Training, groups: slice) -> set[str]:
     """Return parameters of some layer groups, and the buffers of their BatchNorm layers."""
     classifier = training.module.classifier
-    names = {name for group in classifier.groups[groups] for name in group.parameters}
+    names = {name for group in classifier.groups[groups] for name in group.parameter_names}
     for name, module in classifier.network.named_modules():
         if isinstance(module, nn.BatchNorm2d) and f"{name}.weight" in names:
             names |= {f"{name}.{buffer}" for buffer, _ in module.named_buffers()}
@@ -103,7 +103,7 @@ def test_what_is_frozen_keeps_every_bit_and_the_rest_moves(
     )
     randomise(training.module.classifier.network)
     states = States()
-    run_epochs(training, tmp_path, Unfreeze(), states)
+    run_epochs(training, tmp_path, UnfreezeScheduler(), states)
     everything = set(states.taken[0])
     for epoch, depth in enumerate([1, 1, 3, None]):
         before, after = states.taken[epoch], states.taken[epoch + 1]
@@ -120,7 +120,7 @@ def test_what_is_frozen_keeps_every_bit_and_the_rest_moves(
 def test_the_run_ends_in_eval_mode_for_what_is_frozen(animals: Path, tmp_path: Path) -> None:
     training = small_training(animals, unfreeze__name="linear_probe", trainer__epochs=1)
     before = snapshot(training.module.classifier.network)
-    run_epochs(training, tmp_path, Unfreeze())
+    run_epochs(training, tmp_path, UnfreezeScheduler())
     network = training.module.classifier.network
     assert changed(before, network) == {"fc.weight", "fc.bias"}
     assert not any(m.training for m in network.modules() if isinstance(m, nn.BatchNorm2d))
@@ -134,7 +134,7 @@ def test_two_ranks_end_alike_and_as_one_process_does(animals: Path, tmp_path: Pa
     before = small_training(animals, **settings).module.state_dict()
     groups = small_training(animals, **settings).module.classifier.groups
     for group in groups:  # or equality to 1e-6 would say nothing
-        names = [f"classifier.network.{name}" for name in group.parameters]
+        names = [f"classifier.network.{name}" for name in group.parameter_names]
         old, new = ({name: state[name] for name in names} for state in (before, single[0]))
         assert largest_difference(old, new) > 1e-4, group.name
 
@@ -185,7 +185,7 @@ class Heard(Reporter):
     def finish(self) -> None:
         self.told.append(("finish", None))
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
+    def show_epoch(self, row: Mapping[str, Any]) -> None:
         self.told.append(("epoch", row))
 
 
@@ -221,7 +221,10 @@ def test_the_network_is_compiled_for_batches_of_training_as_they_will_be(
     training = small_training(animals, trainer__precision=precision, **HEAD_FIRST)
     heard = Heard()
     run_epochs(
-        training, tmp_path, Unfreeze(), Compile(heard, batch_size=8, size_at=lambda _: (32, 32))
+        training,
+        tmp_path,
+        UnfreezeScheduler(),
+        NetworkCompiler(heard, batch_size=8, size_schedule=lambda _: (32, 32)),
     )
     told: list[tuple[str, Any]] = [("start", ("compiling the network", 1)), ("finish", None)]
     of_training = [facts_ for facts_ in seen if facts_[3]]
@@ -237,7 +240,7 @@ def test_the_network_is_compiled_for_batches_of_training_as_they_will_be(
 
 def test_each_epoch_advances_by_as_much_as_was_announced(animals: Path, tmp_path: Path) -> None:
     heard = Heard()
-    run_epochs(small_training(animals), tmp_path, Unfreeze(), Progress(heard))
+    run_epochs(small_training(animals), tmp_path, UnfreezeScheduler(), Progress(heard))
     starts = [place for place, (kind, _) in enumerate(heard.told) if kind == "start"]
     assert [heard.told[place][1][0] for place in starts] == ["epoch 1/2", "epoch 2/2"]
     for first, last in zip(starts, [*starts[1:], len(heard.told)], strict=True):
@@ -249,8 +252,10 @@ def test_each_epoch_advances_by_as_much_as_was_announced(animals: Path, tmp_path
 
 def test_the_bar_ends_when_training_breaks_off(animals: Path, tmp_path: Path) -> None:
     training = small_training(animals)
-    training.data.train.source = FileSource([tmp_path / "gone.png"] * len(training.data.train))
+    training.datamodule.train_dataset.source = FileSource(
+        [tmp_path / "gone.png"] * len(training.datamodule.train_dataset)
+    )
     heard = Heard()
     with pytest.raises(ValueError, match=r"gone\.png.*restore it, then resume"):
-        run_epochs(training, tmp_path, Unfreeze(), Progress(heard))
+        run_epochs(training, tmp_path, UnfreezeScheduler(), Progress(heard))
     assert heard.told[-1] == ("finish", None)

@@ -7,13 +7,13 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from finetune.builders import trainer_options
+from finetune.builders import build_trainer_options
 from finetune.bundle.bundle import AVERAGE_KEY, load_model
 from finetune.commands.fit.fit import fit as run_fit
 from finetune.commands.fit.fit import resume
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
-from finetune.training.callbacks.freeze_layers import AverageWeights, Unfreeze
+from finetune.training.callbacks.freeze_layers import UnfreezeScheduler, WeightAveraging
 from finetune.training.callbacks.weight_averaging import WeightAverage
 from finetune.training.trainer import create_trainer, fit
 from tests.runs import checkpoint, rows, small_config, small_training
@@ -36,10 +36,10 @@ class Network(nn.Module):
 
 def test_the_mean_is_that_of_the_steps_behind_the_first_ones() -> None:
     network = Network()
-    average = WeightAverage(network, from_step=2)
+    average = WeightAverage(network, start_step=2)
     for step, value in enumerate((5.0, 7.0, 1.0, 2.0, 6.0), start=1):
         network.move_to(value)
-        average.add(step)
+        average.update(step)
     assert average.count == 3
     assert set(average.tensors) == {"weight", "mean"}
     torch.testing.assert_close(average.tensors["weight"], torch.full((3,), 3.0))
@@ -49,26 +49,28 @@ def test_the_mean_is_that_of_the_steps_behind_the_first_ones() -> None:
 def test_what_does_not_move_keeps_its_bits() -> None:
     network = Network()
     network.move_to(0.1)
-    average = WeightAverage(network, from_step=0)
+    average = WeightAverage(network, start_step=0)
     for step in range(1, 8):
-        average.add(step)
+        average.update(step)
     assert torch.equal(average.tensors["weight"], network.weight)
 
 
 def test_an_average_goes_on_from_its_state_to_the_same_bits() -> None:
     network, values = Network(), (0.3, 0.7, 0.9, 0.2)
-    whole, first = WeightAverage(network, from_step=0), WeightAverage(network, from_step=0)
+    whole, first = WeightAverage(network, start_step=0), WeightAverage(network, start_step=0)
     for step, value in enumerate(values, start=1):
         network.move_to(value)
-        whole.add(step)
+        whole.update(step)
         if step <= 2:
-            first.add(step)
+            first.update(step)
         if step == 2:
-            second = WeightAverage(network, from_step=0)
-            second.load({**first.state(), "tensors": {**first.state()["tensors"]}})
-            second.join_module()
+            second = WeightAverage(network, start_step=0)
+            second.load_state_dict(
+                {**first.state_dict(), "tensors": {**first.state_dict()["tensors"]}}
+            )
+            second.move_to_module()
         elif step > 2:
-            second.add(step)
+            second.update(step)
     assert torch.equal(second.tensors["weight"], whole.tensors["weight"])
 
 
@@ -88,16 +90,20 @@ class Seen(Callback):
 def test_a_run_averages_its_last_steps_and_trains_on_from_its_own(
     accumulate: int, animals: Path, tmp_path: Path
 ) -> None:
-    settings = {"unfreeze__name": "all", "optim__lr": 0.01, "trainer__accumulate": accumulate}
-    training = small_training(animals, optim__average_last=0.5, **settings)
+    settings = {
+        "unfreeze__name": "all",
+        "optim__lr": 0.01,
+        "trainer__accumulate_grad_batches": accumulate,
+    }
+    training = small_training(animals, optim__swa_fraction=0.5, **settings)
     seen = Seen()
     trainer = create_trainer(
         tmp_path,
-        trainer_options(training.config),
-        callbacks=[Unfreeze(), seen, AverageWeights()],
+        build_trainer_options(training.config),
+        callbacks=[UnfreezeScheduler(), seen, WeightAveraging()],
         loggers=[],
     )
-    fit(trainer, training.module, training.data, checkpoint=None)
+    fit(trainer, training.module, training.datamodule, checkpoint_path=None)
     steps = seen.weights[accumulate - 1 :: accumulate]
     assert len(steps) == 6
     state = checkpoint(tmp_path)
@@ -120,7 +126,7 @@ def test_what_is_measured_in_an_epoch_is_what_is_shipped(animals: Path, tmp_path
             output=str(run),
             unfreeze__name="all",
             optim__lr=0.01,
-            optim__average_last=share,
+            optim__swa_fraction=share,
             trainer__monitor="loss",
         )
         metrics = run_fit(config).metrics["val"]
@@ -132,26 +138,26 @@ def test_what_is_measured_in_an_epoch_is_what_is_shipped(animals: Path, tmp_path
 
 def test_an_average_of_other_steps_is_begun_anew() -> None:
     network = Network()
-    first = WeightAverage(network, from_step=1)
+    first = WeightAverage(network, start_step=1)
     for step in (1, 2, 3):
-        first.add(step)
-    longer = WeightAverage(network, from_step=4)
-    longer.load(first.state())
+        first.update(step)
+    longer = WeightAverage(network, start_step=4)
+    longer.load_state_dict(first.state_dict())
     assert not longer.tensors
     network.move_to(2.0)
-    longer.add(5)
+    longer.update(5)
     assert longer.count == 1
     assert torch.equal(longer.tensors["weight"], network.weight)
 
 
 def test_a_share_of_less_than_two_steps_is_refused(animals: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^optim\.average_last=0\.1 of 6 steps is 1, .* 0\.33"):
-        small_training(animals, optim__average_last=0.1)
+    with pytest.raises(ConfigError, match=r"^optim\.swa_fraction=0\.1 of 6 steps is 1, .* 0\.33"):
+        small_training(animals, optim__swa_fraction=0.1)
 
 
 def test_statistics_of_each_process_are_not_averaged(animals: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot apply to model\.batch_norm=train on 2 proc"):
-        small_training(animals, optim__average_last=0.5, trainer__devices=2)
+        small_training(animals, optim__swa_fraction=0.5, trainer__devices=2)
 
 
 def test_a_longer_run_goes_on_averaging_from_its_checkpoint(animals: Path, tmp_path: Path) -> None:
@@ -160,7 +166,7 @@ def test_a_longer_run_goes_on_averaging_from_its_checkpoint(animals: Path, tmp_p
             data__path=str(animals),
             output=str(tmp_path / name),
             unfreeze__name="all",
-            optim__average_last=1.0,
+            optim__swa_fraction=1.0,
             trainer__epochs=epochs,
             lr_schedule__name="constant",
             lr_schedule__warmup_fraction=0.0,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.training.loggers.experiment import MetricsCsv, Tracking
+from finetune.training.loggers.experiment import MetricsCsv, RunTracker
 from finetune.types import Reporter
 
 
@@ -15,7 +15,7 @@ class Rows(Reporter):
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
+    def show_epoch(self, row: Mapping[str, Any]) -> None:
         self.rows.append(dict(row))
 
 
@@ -68,7 +68,7 @@ def test_a_metric_that_comes_later_leaves_earlier_rows_empty(tmp_path: Path) -> 
 
 def test_without_wandb_there_is_the_file_alone(tmp_path: Path) -> None:
     logger = MetricsCsv(tmp_path / "metrics.csv", reporter=Reporter())
-    tracking = Tracking(logger)
+    tracking = RunTracker(logger)
     assert tracking.loggers == []
-    tracking.finish({}, classes=(), bundle=tmp_path)
+    tracking.finish({}, classes=(), bundle_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -2,11 +2,11 @@
 
 import pytest
 
-from finetune.training.schedules.image_size import training_size
+from finetune.training.schedules.image_size import compute_image_size
 
 
 def sizes(count: int, first: int, last: int) -> list[int]:
-    return [training_size(e, num_epochs=count, first=first, last=last) for e in range(count)]
+    return [compute_image_size(e, num_epochs=count, first=first, last=last) for e in range(count)]
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
-from finetune.lookup import takes
+from finetune.lookup import has_parameter
 from finetune.training.schedules.learning_rate import (
     LR_SCHEDULES,
+    compute_lr_factor,
     constant,
     cosine,
     linear,
-    warmed_up,
 )
 
 STEPS = 40
@@ -35,7 +35,7 @@ def rates_of(make: Callable[[torch.optim.Optimizer], LRScheduler], *, steps: int
 
 def factors(shape: Callable[[float], float], **params: Any) -> list[float]:
     settings: dict[str, Any] = {"num_steps": STEPS, "warmup_steps": 0, **params}
-    return [warmed_up(step, shape=shape, **settings) for step in range(STEPS)]
+    return [compute_lr_factor(step, schedule=shape, **settings) for step in range(STEPS)]
 
 
 @pytest.mark.parametrize("final", [0.0, 0.01, 0.5])
@@ -62,7 +62,7 @@ def test_the_shapes_by_hand() -> None:
 
 @pytest.mark.parametrize("name", LR_SCHEDULES)
 def test_every_row_starts_at_the_peak_and_stays_in_its_range(name: str) -> None:
-    end = {"final_factor": 0.1} if takes(LR_SCHEDULES[name], "final_factor") else {}
+    end = {"final_factor": 0.1} if has_parameter(LR_SCHEDULES[name], "final_factor") else {}
     shape = partial(LR_SCHEDULES[name], **end)
     values = [shape(step / 100) for step in range(101)]
     assert values[0] == 1
@@ -90,7 +90,7 @@ def test_phases_shorter_than_the_rise_begin_anew() -> None:
 
 
 def test_after_the_end_the_last_value_holds() -> None:
-    after = warmed_up(
-        STEPS + 5, shape=partial(cosine, final_factor=0.1), num_steps=STEPS, warmup_steps=0
+    after = compute_lr_factor(
+        STEPS + 5, schedule=partial(cosine, final_factor=0.1), num_steps=STEPS, warmup_steps=0
     )
     assert after == pytest.approx(0.1)

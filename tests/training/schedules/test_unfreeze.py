@@ -9,26 +9,28 @@ import pytest
 
 from finetune.errors import ConfigError
 from finetune.training.schedules.unfreeze import (
-    UNFREEZE,
+    UNFREEZE_SCHEDULES,
     Depth,
-    as_depth,
+    compute_phases,
     gradual,
     head_first,
     linear_probe,
     milestones,
-    phases,
+    resolve_depth,
     train_all,
 )
 
 PARAMS: dict[str, dict[str, Any]] = {"milestones": {"depths": {0: 1, 2: 0.5, 4: 1.0}}}
 
 
-@pytest.mark.parametrize("name", UNFREEZE)
+@pytest.mark.parametrize("name", UNFREEZE_SCHEDULES)
 def test_every_row_gives_a_depth_that_exists_in_any_order_of_epochs(name: str) -> None:
     params = PARAMS.get(name, {})
     for num_groups in (2, 5, 13, 50):
-        forward = [UNFREEZE[name](epoch, num_groups, **params) for epoch in range(30)]
-        backward = [UNFREEZE[name](epoch, num_groups, **params) for epoch in reversed(range(30))]
+        forward = [UNFREEZE_SCHEDULES[name](epoch, num_groups, **params) for epoch in range(30)]
+        backward = [
+            UNFREEZE_SCHEDULES[name](epoch, num_groups, **params) for epoch in reversed(range(30))
+        ]
         assert forward == backward[::-1]
         assert all(type(depth) is int and 1 <= depth <= num_groups for depth in forward)
 
@@ -96,17 +98,17 @@ def test_a_share_is_rounded_up_without_the_errors_of_floating_point() -> None:
     for num_groups in range(2, 61):
         for percent in range(1, 101):
             expected = math.ceil(Fraction(percent, 100) * num_groups)
-            assert as_depth(percent / 100, num_groups) == expected, (percent, num_groups)
+            assert resolve_depth(percent / 100, num_groups) == expected, (percent, num_groups)
 
 
 def test_a_whole_number_counts_groups() -> None:
-    assert [as_depth(depth, 6) for depth in (1, 5, 6, 7, 100)] == [1, 5, 6, 6, 6]
+    assert [resolve_depth(depth, 6) for depth in (1, 5, 6, 7, 100)] == [1, 5, 6, 6, 6]
 
 
 @pytest.mark.parametrize("depth", [0, -1, 0.0, -0.5, True, "half", None, [1]])
 def test_what_is_no_depth_is_refused(depth: Any) -> None:
     with pytest.raises(ConfigError, match=r"neither a number of groups nor a share in \(0, 1\]"):
-        as_depth(depth, 6)
+        resolve_depth(depth, 6)
 
 
 def test_a_share_over_one_is_refused() -> None:
@@ -139,7 +141,7 @@ def test_milestones_finds_a_bad_depth_before_its_epoch_comes() -> None:
 
 @pytest.mark.parametrize("depths", [[1], [1, 1, 3, 3, 3, 6], [2, 1, 2], [4] * 5])
 def test_phases_are_the_runs_of_equal_depths(depths: list[int]) -> None:
-    found = phases(depths.__getitem__, num_epochs=len(depths))
+    found = compute_phases(depths.__getitem__, num_epochs=len(depths))
     expected = [
         (epochs[0], epochs[-1], depth)
         for depth, run in groupby(range(len(depths)), depths.__getitem__)

@@ -144,9 +144,9 @@ def describe_cost(training: Training, cost: RunCost) -> dict[str, Any]:
             "total": _to_gb(worst.compute_total_bytes(batch)),
             "free": None if cost.free_bytes is None else _to_gb(cost.free_bytes),
         },
-        "batch_in_memory": batch,
+        "micro_batch_size": batch,
         "phases": phases,
-        "cache_seconds": round(filling, 1),
+        "cache_fill_seconds": round(filling, 1),
         "seconds": round(filling + sum(phase["seconds"] for phase in phases), 1),
     }
 

@@ -142,7 +142,7 @@ def predict(
         where = "" if output is None else f" in {output}"
         reporter.note(f"{len(result.predictions)} predictions{where}{views}")
     if adjusted:
-        reporter.note(f"prior: {result.prior['answers_are_for']}")
+        reporter.note(f"prior: {result.prior['target_prior']}")
 
 
 @app.command()
@@ -167,7 +167,7 @@ def export(
     def show(tree: Mapping[str, Any]) -> None:
         parity = tree["parity"]
         rows = {"model": str(output), "files": ", ".join(tree["files"])}
-        rows["prior"] = tree["prior"]["answers_are_for"]
+        rows["prior"] = tree["prior"]["target_prior"]
         if parity is not None:
             rows["checked"] = (
                 f"timm alone gives the same top class on {parity['same_top_class']} of "

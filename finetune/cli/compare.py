@@ -97,7 +97,7 @@ def _show_comparison(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> No
 
 def _build_legend(tree: Mapping[str, Any]) -> str:
     """Say what the columns are that their heads have no room for."""
-    batch = tree["training_memory_batch_size"]
+    batch = tree["training_memory_micro_batch_size"]
     said = (
         f"Accuracy: the probe's on {tree['validation_images']} validation images. Images/s: "
         f"forward passes on this machine. Memory: a training step of all layers, {batch} images."

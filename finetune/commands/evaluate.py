@@ -58,7 +58,7 @@ class EvaluateResult:
             **details_to_json(self.evaluation),
             "confusion_matrix": {
                 "classes": classes,
-                "rows_are_true": [list(row) for row in self.evaluation.confusion_matrix],
+                "counts": [list(row) for row in self.evaluation.confusion_matrix],
             },
             "without_leaks": None
             if self.without_leaks is None

@@ -50,7 +50,7 @@ class FetchResult:
                     "address": one.url,
                     "file": str(one.file),
                     "bytes": one.num_bytes,
-                    "was_there": one.was_cached,
+                    "was_cached": one.was_cached,
                 }
                 for one in self.weights
             ]

@@ -58,7 +58,7 @@ def prior_to_json(card: ModelCard, *, requested: str | None) -> dict[str, Any]:
     priors = card.priors
     if priors is None:
         words = "unknown, as an older finetune wrote the model: as the network says"
-        return {"asked": requested, "adjusted": False, "answers_are_for": words, "shares": None}
+        return {"asked": requested, "adjusted": False, "target_prior": words, "shares": None}
     words, own = (
         describe_class_prior(shares, priors.train) for shares in (priors.effective, priors.model)
     )
@@ -67,7 +67,7 @@ def prior_to_json(card: ModelCard, *, requested: str | None) -> dict[str, Any]:
         words = f"the shares in {requested}"
     words += f"; the network's own: {own}" if adjusted else ", as the network says"
     shares = dict(zip(card.classes, priors.effective, strict=True))
-    return {"asked": requested, "adjusted": adjusted, "answers_are_for": words, "shares": shares}
+    return {"asked": requested, "adjusted": adjusted, "target_prior": words, "shares": shares}
 
 
 def _resolve_target(prior: str, priors: Priors, classes: Sequence[str]) -> ClassPrior | None:

@@ -44,7 +44,7 @@ def details_to_json(evaluation: Evaluation) -> dict[str, Any]:
             "classes": list(evaluation.rarest_classes),
             "by": "training images" if by_training else "images here",
         },
-        "means_are_over": {
+        "num_classes_averaged": {
             "balanced_accuracy": sum(entry.recall is not None for entry in stats),
             "macro_f1": sum(entry.f1 is not None for entry in stats),
             "rarest_third_recall": sum(

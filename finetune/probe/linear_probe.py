@@ -122,12 +122,12 @@ class ProbeResult:
             "metrics": _to_floats(self.metrics),
             "train_loss": self.train_loss,
             "penalty": self.cv_head.penalty,
-            "held_out_accuracy": self.cv_head.held_out_accuracy,
-            "held_out_loss": self.cv_head.held_out_loss,
-            "tail_passes": self.last_stage_passes,
+            "cross_validated_accuracy": self.cv_head.held_out_accuracy,
+            "cross_validated_loss": self.cv_head.held_out_loss,
+            "last_stage_epochs": self.last_stage_passes,
             "head_metrics": _to_floats(self.head_metrics),
             "images": self.num_images,
-            "images_computed": self.num_computed,
+            "num_images_computed": self.num_computed,
             "seconds": round(self.seconds, 3),
         }
 

@@ -274,9 +274,9 @@ def test_seconds_are_those_of_every_image_of_every_epoch(workers: int, animals: 
     assert [(p["first_epoch"], p["last_epoch"]) for p in tree["phases"]] == [(1, 2), (3, 7)]
     found = [phase["seconds"] for phase in tree["phases"]]
     assert found == pytest.approx([sum(epochs[:2]), sum(epochs[2:])], abs=0.06)
-    assert tree["cache_seconds"] == 0
+    assert tree["cache_fill_seconds"] == 0
     assert tree["seconds"] == pytest.approx(sum(found), abs=0.06)
-    assert tree["batch_in_memory"] == 8
+    assert tree["micro_batch_size"] == 8
     speeds = [phase["images_per_second"] for phase in tree["phases"]]
     steps = [0.01 + 0.006, 0.06 + 0.006] if workers == 0 else [0.01, 0.06]
     assert speeds == pytest.approx([1 / seconds for seconds in steps], abs=0.06)
@@ -300,13 +300,13 @@ def test_decoding_into_the_cache_is_counted_once_for_each_image(
         training.manifest.get_samples(Split.VAL)
     )
     tree = describe_cost(training, cost_of(training, train_seconds=1.0))
-    assert tree["cache_seconds"] == pytest.approx(images * 0.02 / 2, abs=0.06)
+    assert tree["cache_fill_seconds"] == pytest.approx(images * 0.02 / 2, abs=0.06)
     assert tree["seconds"] == pytest.approx(
-        tree["cache_seconds"] + sum(phase["seconds"] for phase in tree["phases"]), abs=0.11
+        tree["cache_fill_seconds"] + sum(phase["seconds"] for phase in tree["phases"]), abs=0.11
     )
     # what lies in the cache already is not decoded again
     there = replace(training, cache=replace(training.cache, new_bytes=0))
-    assert describe_cost(there, cost_of(there))["cache_seconds"] == 0
+    assert describe_cost(there, cost_of(there))["cache_fill_seconds"] == 0
     # and validation reads it from there
     val = 15 * 2 * 0.004
     reading = describe_cost(there, cost_of(there, train_seconds=0.0))["seconds"]

@@ -51,10 +51,10 @@ def test_json_is_one_object_with_all_rows_and_the_csv_holds_them_too(
     said = cli.ok(*words, "--seed", 2, "--csv", file, "--json")
     tree = said.json
     assert tree.keys() == {
-        "data", "sorted_by", "validation_images", "training_memory_batch_size", "backbones",
+        "data", "sorted_by", "num_val_images", "training_memory_micro_batch_size", "backbones",
         "failed", "verdict", "next", "seconds",
     }  # fmt: skip
-    assert (tree["validation_images"], tree["failed"]) == (15, [])
+    assert (tree["num_val_images"], tree["failed"]) == (15, [])
     best, other = tree["backbones"]
     assert {best["backbone"], other["backbone"]} == {"test_resnet", "test_vit"}
     assert best["metrics"]["accuracy"] >= other["metrics"]["accuracy"]

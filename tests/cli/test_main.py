@@ -115,7 +115,7 @@ def test_a_dry_run_says_what_the_run_will_cost(
     assert memory.keys() == {"parameters", "gradients", "optimizer", "activations"}
     assert all(gigabytes > 0 for gigabytes in memory.values())
     assert total == pytest.approx(sum(memory.values()), abs=0.003)
-    assert cost["batch_in_memory"] == 4
+    assert cost["micro_batch_size"] == 4
     assert [(p["first_epoch"], p["last_epoch"]) for p in cost["phases"]] == [(1, 1), (2, 3)]
     assert all(phase["images_per_second"] > 0 for phase in cost["phases"])
     assert cost["seconds"] >= 0

@@ -90,7 +90,7 @@ def test_metrics_are_scikit_learns_on_what_predict_says(trained: FitResult, inse
         assert stats["predicted"] == said.count(name)
         ours = [stats[key] or 0.0 for key in ("precision", "recall", "f1", "support")]
         assert ours == pytest.approx(numbers, abs=1e-9)
-    assert result["confusion_matrix"]["rows_are_true"] == (
+    assert result["confusion_matrix"]["counts"] == (
         reference.confusion_matrix(true, said, labels=CLASSES).tolist()
     )
     json.dumps(result)

@@ -210,7 +210,7 @@ def test_fit_finds_without_a_network_what_was_fetched(
         "address": f"{server.url}/{REPOSITORY}",
         "file": str(tmp_path / "hf" / CACHED),
         "bytes": len(save(state)),
-        "was_there": False,
+        "was_cached": False,
     }
     assert f"GET {HUB_PATH}" in server.requests
     asked = len(server.requests)

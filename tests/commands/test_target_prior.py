@@ -203,7 +203,7 @@ def test_an_older_model_says_that_it_does_not_know(
     expected = probabilities(trained.run_dir, insects)
     assert (probabilities(older, insects) == expected).all()
     said = finetune.evaluate(older, insects, device="cpu").to_json()["prior"]
-    assert "unknown" in said["answers_are_for"]
+    assert "unknown" in said["target_prior"]
     assert said["shares"] is None
     message = f"--prior uniform cannot apply: an older finetune wrote {older}"
     for verb in (finetune.evaluate, finetune.predict):

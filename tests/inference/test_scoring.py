@@ -59,7 +59,7 @@ def test_what_is_undefined_is_null_and_the_means_say_over_what(
     assert "rarest_third_recall" not in found.metrics
     assert tree["rarest_third"] == {"classes": [CLASSES[2]], "by": "training images"}
     predicted = {stats.name for stats in found.per_class if stats.num_predicted}
-    assert tree["means_are_over"] == {
+    assert tree["num_classes_averaged"] == {
         "balanced_accuracy": 1,
         "macro_f1": len(predicted | {CLASSES[1]}),
         "rarest_third_recall": 0,

@@ -271,11 +271,11 @@ def test_the_plan_of_a_deeper_probe_says_what_it_keeps(
     words = [str(word) for word in (*given, "--unfreeze", "linear_probe", "--dry-run", "--json")]
     assert run_command(words) == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
-    assert plan["probe"]["tail"]["groups"] == ["head", "layer4"]
-    assert plan["probe"]["tail"]["passes"] == 4
+    assert plan["probe"]["last_stage"]["groups"] == ["head", "layer4"]
+    assert plan["probe"]["last_stage"]["passes"] == 4
     # maps of 192 channels, a sixteenth as high and wide as the images
     kept = (24 + 15) * 192 * (32 // 16) ** 2 * 4
-    assert plan["probe"]["tail"]["gigabytes"] == pytest.approx(kept / 1e9, abs=1e-6)
+    assert plan["probe"]["last_stage"]["gigabytes"] == pytest.approx(kept / 1e9, abs=1e-6)
     keys = {row["key"] for row in plan["recipe"]}
     assert "optim.layer_decay" in keys
     assert "trainer.epochs" not in keys

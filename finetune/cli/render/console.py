@@ -106,7 +106,7 @@ class ConsoleReporter(Reporter):
         self._epoch_columns = ()
         self.print_pairs(build_plan_rows(plan))
         self._show_recipe(plan["recipe"])
-        if not (plan["probe"] and plan["probe"]["only"]):
+        if not (plan["probe"] and plan["probe"]["probe_only"]):
             self._show_phases(plan["phases"])
 
     def print_pairs(self, rows: Mapping[str, str]) -> None:

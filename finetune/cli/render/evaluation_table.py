@@ -26,7 +26,7 @@ def build_overall_rows(result: Mapping[str, Any]) -> dict[str, str]:
     rows = {"images": f"{result['num_images']}{split}"}
     if result["tta"]:
         rows["tta"] = _TTA_REMARK
-    rows["prior"] = result["prior"]["answers_are_for"]
+    rows["prior"] = result["prior"]["target_prior"]
     remark = {
         "accuracy": f"  (95% interval {_format_interval(result['accuracy_interval'])})",
         "rarest_third_recall": f"  ({_describe_rarest_third(result['rarest_third'])})",
@@ -94,7 +94,7 @@ def format_metric(value: float | None) -> str:
 
 
 def _explain_undefined(result: Mapping[str, Any]) -> str:
-    over = result["means_are_over"]
+    over = result["num_classes_averaged"]
     rarest = result["rarest_third"]["classes"]
     return (
         f"undefined: a class without images here has no recall, one that is never predicted no "

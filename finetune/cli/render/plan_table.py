@@ -18,8 +18,8 @@ def build_plan_rows(plan: Mapping[str, Any]) -> dict[str, str]:
     data, model, training = plan["data"], plan["model"], plan["training"]
     images = ", ".join(f"{n} {split}" for split, n in data["images"].items() if n)
     loaded = (
-        f"{model['weights']}, {model['loaded_share']:.1%} of the backbone loaded"
-        if model["loaded_share"]
+        f"{model['weights']}, {model['loaded_fraction']:.1%} of the backbone loaded"
+        if model["loaded_fraction"]
         else model["weights"]
     )
     processes = training["processes"]
@@ -51,49 +51,49 @@ def format_count(number: int) -> str:
 def _describe_pixel_cache(cache: Mapping[str, Any]) -> str:
     """Say where training images are read from."""
     if cache["folder"] is None:
-        return f"decoded in every epoch; no cache: {cache['why_not']}"
+        return f"decoded in every epoch; no cache: {cache['disabled_reason']}"
     side = cache["shorter_side_px"]
     form = "ready to use" if side is None else f"at {side} px"
-    new = cache["new_gigabytes"]
-    cost = f"{cache['gigabytes']:.2g} GB" + ("" if new else ", there already")
+    new = cache["new_gb"]
+    cost = f"{cache['total_gb']:.2g} GB" + ("" if new else ", there already")
     return f"decoded once, kept {form}: {cost} in {cache['folder']}"
 
 
 def _describe_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
     if probe is None:
         return {}
-    views = "each image, also in a mirror" if probe["mirrored"] else "each image"
-    if probe["parts"]:
-        views += f", and {probe['parts']} part{'s' if probe['parts'] > 1 else ''} of it"
-    then = "" if probe["only"] else "; what fine-tuning begins with and must beat"
+    views = "each image, also in a mirror" if probe["flipped"] else "each image"
+    if probe["num_crops"]:
+        views += f", and {probe['num_crops']} part{'s' if probe['num_crops'] > 1 else ''} of it"
+    then = "" if probe["probe_only"] else "; what fine-tuning begins with and must beat"
     said = {"probe": f"a head fitted to what the frozen backbone says of {views}{then}"}
-    if tail := probe["tail"]:
+    if tail := probe["last_stage"]:
         groups = " and ".join(reversed(tail["groups"]))
         rates = " and ".join(f"{rate:.2g}" for rate in reversed(tail["lr"].values()))
         said["deeper"] = (
-            f"then {groups} at rates of {rates}, {tail['passes']} passes over kept maps of what "
-            f"lies before them ({tail['gigabytes']:.2g} GB)"
+            f"then {groups} at rates of {rates}, {tail['epochs']} passes over kept maps of what "
+            f"lies before them ({tail['activations_gb']:.2g} GB)"
         )
     return said
 
 
 def describe_probe_result(result: Mapping[str, Any]) -> list[str]:
     """Return what the frozen backbone came to, and from how many answers."""
-    known = result["images"] - result["images_computed"]
+    known = result["images"] - result["num_images_computed"]
     lines = [
         f"The probe took {_format_duration(result['seconds'])} for {result['images']} images"
         f"{f', {known} of them known from before' if known else ''}: "
-        f"{result['held_out_accuracy']:.4f} of the training images come out right when left out "
+        f"{result['cross_validated_accuracy']:.4f} of the training images come out right when left out "
         f"(penalty {result['penalty']:.1g})."
     ]
     alone = result["head_metrics"]["accuracy"]
-    if result["tail_passes"]:
+    if result["last_stage_epochs"]:
         lines.append(
-            f"The last layers, after pass {result['tail_passes']} over the kept maps: "
+            f"The last layers, after pass {result['last_stage_epochs']} over the kept maps: "
             f"{result['metrics']['accuracy']:.4f} of the validation images come out right, "
             f"{alone:.4f} with the head alone."
         )
-    elif result["tail_passes"] is not None:
+    elif result["last_stage_epochs"] is not None:
         lines.append(
             f"No pass over the kept maps beat the head alone ({alone:.4f} of the validation "
             f"images): the last layers stay as they were."
@@ -104,9 +104,9 @@ def describe_probe_result(result: Mapping[str, Any]) -> list[str]:
 def _describe_training(plan: Mapping[str, Any], devices: str) -> dict[str, str]:
     training = plan["training"]
     how = f"{training['precision']} on {devices}"
-    if plan["probe"] and plan["probe"]["only"]:
+    if plan["probe"] and plan["probe"]["probe_only"]:
         then = ""
-        if plan["probe"]["tail"]:
+        if plan["probe"]["last_stage"]:
             optimizer, schedule = training["optimizer"], training["lr_schedule"]
             then = f", then {optimizer}, {schedule}, batches of {training['batch_size']}"
         return {"training": f"logistic regression until nothing improves{then}, {how}"}
@@ -125,7 +125,7 @@ def _describe_augmentation(training: Mapping[str, Any]) -> str:
     if not rare:
         return str(training["augment"])
     names = ", ".join(rare) if len(rare) <= _MAX_NAMED_CLASSES else f"{len(rare)} rare classes"
-    return f"{training['augment']}; {training['augment_rare']} for {names}"
+    return f"{training['augment']}; {training['rare_class_preset']} for {names}"
 
 
 def _describe_imbalance(plan: Mapping[str, Any]) -> str:
@@ -139,14 +139,14 @@ def _describe_imbalance(plan: Mapping[str, Any]) -> str:
             said[-1] += f", {training['images_per_epoch']} of {num_images} an epoch"
     if training["class_weights"] != "none":
         said.append(f"class weights {training['class_weights']}")
-        if training["class_weights_from_epoch"] > 1:
-            said[-1] += f" from epoch {training['class_weights_from_epoch']} on"
+        if training["class_weights_start_epoch"] > 1:
+            said[-1] += f" from epoch {training['class_weights_start_epoch']} on"
     if training["loss"] != "cross_entropy":
         said.append(f"loss {training['loss']}")
         if probe is not None and probe["loss"] != training["loss"]:
             said[-1] += f" (the probe: {probe['loss']})"
-    if training["head_step"] != "none":
-        said.append(_HEAD_STEP_DESCRIPTIONS[training["head_step"]])
+    if training["head_rebalancing"] != "none":
+        said.append(_HEAD_STEP_DESCRIPTIONS[training["head_rebalancing"]])
     return ": ".join(filter(None, (training["imbalance"], "; ".join(said))))
 
 
@@ -160,10 +160,10 @@ def _describe_cost(cost: Mapping[str, Any]) -> dict[str, str]:
         f"{phase['images_per_second']:.3g} images/s"
         for phase in cost["phases"]
     ]
-    if cost["cache_seconds"] >= 1:
-        phases.insert(0, f"{_format_duration(cost['cache_seconds'])} to decode")
+    if cost["cache_fill_seconds"] >= 1:
+        phases.insert(0, f"{_format_duration(cost['cache_fill_seconds'])} to decode")
     return {
-        "memory": f"{memory['total']:.2g} GB in each process for {cost['batch_in_memory']} images ("
+        "memory": f"{memory['total']:.2g} GB in each process for {cost['micro_batch_size']} images ("
         + ", ".join(f"{memory[part]:.2g} {part}" for part in parts)
         + f"){free}",
         "time": f"about {_format_duration(cost['seconds'])}: {', '.join(phases)}",

@@ -82,7 +82,7 @@ class BackboneResult:
             "imagenet_top1_error": None if published is None else published.top1,
             "imagenet_top5_error": None if published is None else published.top5,
             "images": self.num_images,
-            "images_computed": self.num_computed,
+            "num_images_computed": self.num_computed,
             "seconds": round(self.seconds, 3),
         }
 
@@ -139,14 +139,14 @@ class CompareResult:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         rows = [
-            {**row.to_json(), "p_value_to_best": p_value}
+            {**row.to_json(), "p_value_vs_best": p_value}
             for row, p_value in zip(self.rows, self.p_values, strict=True)
         ]
         return {
             "data": str(self.data),
             "sorted_by": self.monitor,
-            "validation_images": len(self.rows[0].is_correct) if self.rows else 0,
-            "training_memory_batch_size": self.rows[0].batch_size if self.rows else None,
+            "num_val_images": len(self.rows[0].is_correct) if self.rows else 0,
+            "training_memory_micro_batch_size": self.rows[0].batch_size if self.rows else None,
             "backbones": rows,
             "failed": [{"backbone": one.backbone, "reason": one.reason} for one in self.failures],
             "verdict": summarize_significance(self),
@@ -163,7 +163,7 @@ class CompareResult:
         writer.writeheader()
         for row, p_value in zip(self.rows, self.p_values, strict=True):
             low, high = row.accuracy_interval
-            values = {**row.to_json(), **row.metrics, "p_value_to_best": p_value}
+            values = {**row.to_json(), **row.metrics, "p_value_vs_best": p_value}
             values |= {"accuracy_low": low, "accuracy_high": high}
             writer.writerow({name: values.get(name) for name in fields})
         for one in self.failures:
@@ -187,8 +187,8 @@ _LEADING_COLUMNS = (
     "training_memory_gb",
 )  # fmt: skip
 _TRAILING_COLUMNS = (
-    "accuracy_low", "accuracy_high", "p_value_to_best", "imagenet_top1_error",
-    "imagenet_top5_error", "images", "images_computed", "seconds",
+    "accuracy_low", "accuracy_high", "p_value_vs_best", "imagenet_top1_error",
+    "imagenet_top5_error", "images", "num_images_computed", "seconds",
 )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """What is about to happen, as JSON values that a console shows and a test reads."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def build_plan(
         "model": {
             "backbone": config.model.backbone,
             "weights": network.report.source,
-            "loaded_share": round(network.report.loaded_fraction, 4),
+            "loaded_fraction": round(network.report.loaded_fraction, 4),
             "parameters": sum(group.num_parameters for group in classifier.groups),
             "layer_groups": [group.name for group in classifier.groups],
             "image_size": network.spec.input_size[-1],
@@ -79,7 +78,7 @@ def build_plan(
             "loss": config.loss.name,
             **_describe_imbalance(training),
             "augment": config.augment.name,
-            "augment_rare": config.augment.rare_class_preset,
+            "rare_class_preset": config.augment.rare_class_preset,
             "rare_classes": list(find_rare_classes(config, manifest)),
             "precision": config.trainer.precision,
             "accelerator": config.trainer.accelerator,
@@ -100,8 +99,8 @@ def _describe_imbalance(training: Training) -> dict[str, Any]:
         "imbalance": chosen.strategy,
         "sampler": chosen.sampler,
         "class_weights": chosen.class_weights,
-        "class_weights_from_epoch": None if start is None else start + 1,
-        "head_step": chosen.head_rebalancing,
+        "class_weights_start_epoch": None if start is None else start + 1,
+        "head_rebalancing": chosen.head_rebalancing,
     }
 
 
@@ -116,20 +115,21 @@ def _describe_probe(training: Training) -> dict[str, Any] | None:
     if probe is None:
         return None
     said = {
-        "only": training.is_probe_only,
-        **asdict(probe.views),
+        "probe_only": training.is_probe_only,
+        "flipped": probe.views.flipped,
+        "num_crops": probe.views.num_crops,
         "loss": select_probe_loss(training.config),
-        "tail": None,
+        "last_stage": None,
     }
     if probe.last_stage is not None:
         groups = training.module.classifier.groups[: probe.last_stage.depth]
-        said["tail"] = {
+        said["last_stage"] = {
             "groups": [group.name for group in groups],
             "lr": dict(
                 zip((group.name for group in groups), training.peak_learning_rates, strict=False)
             ),
-            "passes": probe.last_stage.settings.num_passes,
-            "gigabytes": round(probe.last_stage.num_bytes / 1e9, 6),
+            "epochs": probe.last_stage.settings.num_passes,
+            "activations_gb": round(probe.last_stage.num_bytes / 1e9, 6),
         }
     return said
 
@@ -137,12 +137,12 @@ def _describe_probe(training: Training) -> dict[str, Any] | None:
 def _describe_cache(training: Training) -> dict[str, Any]:
     cache = training.cache
     if cache is None:
-        return {"folder": None, "why_not": training.no_cache_reason}
+        return {"folder": None, "disabled_reason": training.no_cache_reason}
     return {
         "folder": str(cache.root),
         "shorter_side_px": cache.shorter_side,
-        "gigabytes": round(cache.num_bytes / 1e9, 6),
-        "new_gigabytes": round(cache.new_bytes / 1e9, 6),
+        "total_gb": round(cache.num_bytes / 1e9, 6),
+        "new_gb": round(cache.new_bytes / 1e9, 6),
     }
 
 

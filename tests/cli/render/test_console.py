@@ -34,12 +34,12 @@ def cost_of(**changes: Any) -> dict[str, Any]:
             "parameters": 0.094, "gradients": 0.094, "optimizer": 0.188, "activations": 7.2,
             "total": 7.576, "free": 21.4,
         },
-        "batch_in_memory": 32,
+        "micro_batch_size": 32,
         "phases": [
             {"first_epoch": 1, "last_epoch": 1, "images_per_second": 812.3, "seconds": 61.2},
             {"first_epoch": 2, "last_epoch": 10, "images_per_second": 250.0, "seconds": 7200.0},
         ],
-        "cache_seconds": 0.0,
+        "cache_fill_seconds": 0.0,
         "seconds": 7261.2,
         **changes,
     }  # fmt: skip
@@ -124,12 +124,12 @@ def evaluation(num_classes: int, **changes: Any) -> dict[str, Any]:
     return {
         "split": "test",
         "tta": False,
-        "prior": {"answers_are_for": "every class alike"},
+        "prior": {"target_prior": "every class alike"},
         "num_images": 40,
         "metrics": {"accuracy": 0.5, "rarest_third_recall": None},
         "accuracy_interval": [0.352, 0.648],
         "rarest_third": {"classes": ["class 1"], "by": "training images"},
-        "means_are_over": {"balanced_accuracy": 1, "macro_f1": 2, "rarest_third_recall": 0},
+        "num_classes_averaged": {"balanced_accuracy": 1, "macro_f1": 2, "rarest_third_recall": 0},
         "per_class": {
             f"class {k}": {
                 "train_images": 500 - k,

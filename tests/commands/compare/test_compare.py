@@ -114,7 +114,7 @@ def test_the_fit_that_follows_asks_nothing_and_finds_the_same(
         assert (row.num_images, row.num_computed) == (30, 30)
         watcher = fitted(config, row, tmp_path / row.backbone, unfreeze__name="linear_probe")
         (probe,) = watcher.probes
-        assert (probe["images"], probe["images_computed"]) == (30, 0)
+        assert (probe["images"], probe["num_images_computed"]) == (30, 0)
         for name, value in row.metrics.items():
             assert probe["metrics"][name] == pytest.approx(value, abs=1e-6)
         assert row.metrics["accuracy"] == pytest.approx(row.is_correct.mean())
@@ -126,7 +126,7 @@ def test_a_whole_fit_begins_with_the_same_answers(
     config = config_of(animals)
     (row,) = compare(config, ["test_resnet"], weights=str(shelf)).rows
     watcher = fitted(config, row, tmp_path / "run", trainer__epochs=1, unfreeze__name="all")
-    assert watcher.probes[0]["images_computed"] == 0
+    assert watcher.probes[0]["num_images_computed"] == 0
     again = compare(config, ["test_resnet"], weights=str(shelf)).rows[0]
     assert again.num_computed == 0
     assert again.metrics == row.metrics
@@ -146,7 +146,7 @@ def test_what_a_backbone_costs_is_what_the_plan_of_a_fit_says(animals: Path, she
         assert row.image_size == 64
         assert row.training_bytes is not None
         assert round(row.training_bytes / 1e9, 3) == plan["cost"]["memory_gb"]["total"]
-        assert row.batch_size == plan["cost"]["batch_in_memory"]
+        assert row.batch_size == plan["cost"]["micro_batch_size"]
         assert row.num_macs > 1e6
         assert row.images_per_second is not None
         assert row.images_per_second > 1

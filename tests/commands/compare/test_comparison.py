@@ -145,5 +145,5 @@ def test_the_csv_has_a_line_a_backbone_and_the_reasons() -> None:
     assert (first["backbone"], first["accuracy"], first["training_memory_gb"]) == ("a", "1.0", "")
     assert second["imagenet_top1_error"] == "24.6"
     assert float(second["accuracy_low"]) < 0.75 < float(second["accuracy_high"])
-    assert float(second["p_value_to_best"]) == pytest.approx(2 / 2**10)
+    assert float(second["p_value_vs_best"]) == pytest.approx(2 / 2**10)
     assert (last["backbone"], last["failed"]) == ("c", "broken, and how")

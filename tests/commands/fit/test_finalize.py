@@ -130,7 +130,7 @@ def test_a_rarest_class_without_validation_images_is_undefined_and_nothing_break
         assert result.metrics["val"]["rarest_third_recall"] is None
         details = result.evaluations["val"]
         assert details["rarest_third"] == {"classes": ["cow"], "by": "training images"}
-        assert details["means_are_over"]["balanced_accuracy"] == 2
+        assert details["num_classes_averaged"]["balanced_accuracy"] == 2
         assert details["per_class"]["cow"]["recall"] is None
         readme = (run / "bundle" / "README.md").read_text(encoding="utf-8")
         assert "| val | rarest_third_recall | undefined |" in readme

@@ -163,7 +163,7 @@ def test_a_batch_that_does_not_fit_is_split_from_the_start_to_the_same_end(
     recorder = Recorder()
     split = finetune.fit(config_of(insects, tmp_path / "split", **STEADY), reporter=recorder)
     assert split.plan["training"]["accumulate"] == 4
-    assert split.plan["cost"]["batch_in_memory"] == 2
+    assert split.plan["cost"]["micro_batch_size"] == 2
     memory = split.plan["cost"]["memory_gb"]
     assert memory["total"] <= memory["free"]
     assert (
@@ -184,7 +184,7 @@ def test_what_the_user_chose_is_not_split_further(
     config = config_of(insects, tmp_path / "run", **{"trainer.accumulate_grad_batches": accumulate})
     plan = finetune.plan_fit(config, reporter=recorder)
     assert plan["training"]["accumulate"] == accumulate
-    assert plan["cost"]["batch_in_memory"] == 8 // accumulate
+    assert plan["cost"]["micro_batch_size"] == 8 // accumulate
     assert not [note for note in recorder.notes if "does not fit" in note]
 
 

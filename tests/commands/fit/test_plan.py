@@ -77,7 +77,7 @@ def test_each_phase_has_its_cost(photos: Path) -> None:
     plan = plan_of(photos, unfreeze={"name": "head_first", "params": {"epochs": 2}})
     covered = [(p["first_epoch"], p["last_epoch"]) for p in plan["cost"]["phases"]]
     assert covered == [(p["first_epoch"], p["last_epoch"]) for p in plan["phases"]]
-    assert plan["cost"]["batch_in_memory"] == plan["training"]["batch_size"]
+    assert plan["cost"]["micro_batch_size"] == plan["training"]["batch_size"]
     # float32 parameters and buffers, whose statistics are few
     parameters = 4 * plan["model"]["parameters"] / 1e9
     assert plan["cost"]["memory_gb"]["parameters"] == pytest.approx(parameters, abs=0.001)

@@ -53,7 +53,7 @@ class Probed(Recorder):
     computed: int | None = None
 
     def show_probe(self, result: Mapping[str, Any]) -> None:
-        self.computed = result["images_computed"]
+        self.computed = result["num_images_computed"]
 
 
 @pytest.mark.parametrize("step", [0, 3, 5])

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import finetune
-from tests.helpers import write_images
+from tests.support.helpers import write_images
 
 if TYPE_CHECKING:  # torch and Lightning are not paid for where one light file is tested
     from finetune.commands.fit.fit import FitResult
@@ -35,7 +35,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of 24 training and 15 validation images; never change it."""
-    from tests.runs import write_photos
+    from tests.support.runs import write_photos
 
     return write_photos(tmp_path_factory.mktemp("data") / "animals")
 
@@ -43,7 +43,7 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """Return a folder with photos and weights."""
-    from tests.runs import write_photos, write_weights
+    from tests.support.runs import write_photos, write_weights
 
     write_photos(tmp_path / "photos")
     write_weights(tmp_path / "weights.pth")
@@ -75,7 +75,7 @@ def insects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(insects: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
     """Return a finished run of two epochs on ``insects``, with a test split; never change it."""
-    from tests.networks import one_thread
+    from tests.support.networks import one_thread
 
     config = finetune.Config.model_validate(
         {

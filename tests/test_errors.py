@@ -7,7 +7,7 @@ import pytest
 
 from finetune import errors
 from finetune.errors import FinetuneError
-from tests.helpers import ROOT
+from tests.support.helpers import ROOT
 
 TREE = dict(re.findall(r"^[│├└─ ]*(\w+Error) +(\d+)", errors.__doc__ or "", re.MULTILINE))
 CLASSES = {

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import finetune
-from tests.helpers import run_python
+from tests.support.helpers import run_python
 
 HEAVY = ("torch", "torchvision", "timm", "pytorch_lightning", "albumentations", "wandb", "sklearn")
 

@@ -20,7 +20,7 @@ from finetune.audit.alignment_filter import (
 from finetune.audit.image_alignment import AlignmentBounds, build_identity_warp
 from finetune.audit.union_find import UnionFind
 from tests.audit.test_near_duplicates import looked_at
-from tests.pictures import scene, write_jpeg
+from tests.support.pictures import scene, write_jpeg
 
 
 def laid(*pairs: tuple[int, int], turn: int = 0) -> AlignedPairs:

@@ -17,7 +17,7 @@ from finetune.audit.audit import (
 )
 from finetune.audit.fingerprint_table import fingerprint_files
 from finetune.types import RejectedFile, Reporter, Sample, Split
-from tests.pictures import scene
+from tests.support.pictures import scene
 
 TRAIN, VAL, TEST = Split.TRAIN, Split.VAL, Split.TEST
 

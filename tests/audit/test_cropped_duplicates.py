@@ -12,7 +12,7 @@ from finetune.audit import cropped_duplicates as module
 from finetune.audit.cropped_duplicates import find_cropped_duplicates
 from finetune.audit.near_duplicates import DuplicateGroup, find_duplicates
 from tests.audit.test_near_duplicates import cropped, looked_at
-from tests.pictures import scene, write_jpeg
+from tests.support.pictures import scene, write_jpeg
 
 Array = NDArray[np.float32]
 

@@ -20,7 +20,7 @@ from finetune.audit.fingerprint_table import FingerprintTable, fingerprint_files
 from finetune.audit.near_duplicates import DuplicateGroup, find_duplicates
 from finetune.data.cache.eviction import evict_to_fit
 from finetune.types import Reporter, Sample
-from tests.pictures import scene, write_jpeg
+from tests.support.pictures import scene, write_jpeg
 
 
 def seen(root: Path, cache: Path) -> tuple[FingerprintTable, list[Path]]:

@@ -13,8 +13,8 @@ from finetune.audit.fingerprint import FINGERPRINT, compute_fingerprint, decode_
 from finetune.audit.near_duplicates import BLANK_CONTRAST
 from finetune.data.images.decode import check_image, decode_image
 from finetune.errors import DataError
-from tests.helpers import noise
-from tests.pictures import scene, write_jpeg
+from tests.support.helpers import noise
+from tests.support.pictures import scene, write_jpeg
 
 
 def test_a_look_says_what_the_file_is(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from finetune.audit.fingerprint import FINGERPRINT, compute_fingerprint
 from finetune.audit.fingerprint_table import FingerprintTable, fingerprint_files
 from finetune.data.cache.array_store import ArrayStore
 from finetune.types import RejectedFile, Sample
-from tests.helpers import Recorder, everything, noise, tiny_disk
-from tests.pictures import scene
+from tests.support.helpers import Recorder, everything, noise, tiny_disk
+from tests.support.pictures import scene
 
 Found = tuple[list[Sample], FingerprintTable, list[RejectedFile]]
 

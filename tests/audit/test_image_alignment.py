@@ -13,7 +13,7 @@ from finetune.audit.image_alignment import (
     compute_descriptors,
     find_best_orientations,
 )
-from tests.pictures import scene
+from tests.support.pictures import scene
 
 FINE = 0.08
 """The largest difference of copies in the finest sieve."""

@@ -13,8 +13,8 @@ from finetune.audit.near_duplicates import BLANK_CONTRAST, DuplicateGroup, find_
 from finetune.data.scan import scan
 from finetune.errors import DataError
 from finetune.types import Reporter, Sample
-from tests.helpers import ROOT, noise
-from tests.pictures import scene, write_jpeg
+from tests.support.helpers import ROOT, noise
+from tests.support.pictures import scene, write_jpeg
 
 SHARED = ROOT.parent / "shared" / "data"
 

@@ -24,7 +24,7 @@ from finetune.audit.report import (
     merge_findings,
 )
 from finetune.types import RejectedFile, Sample, Split
-from tests.pictures import scene
+from tests.support.pictures import scene
 
 TRAIN, VAL = Split.TRAIN, Split.VAL
 HEAD = ["finding", "where", "group", "path", "detail"]

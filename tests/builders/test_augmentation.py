@@ -8,7 +8,7 @@ from finetune.builders import build_training, find_rare_classes
 from finetune.config.load import build_config
 from finetune.data.transforms.per_class import RareClassTransform
 from finetune.errors import ConfigError
-from tests.runs import listed, small_config
+from tests.support.runs import listed, small_config
 
 COUNTS = {"a": 20, "b": 10, "c": 3}
 

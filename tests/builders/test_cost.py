@@ -22,9 +22,9 @@ from finetune.data.manifest import Manifest
 from finetune.errors import OutOfMemoryError
 from finetune.training.step_cost import StepCost, StepProfiler
 from finetune.types import Sample, Split
-from tests.helpers import everything
-from tests.networks import one_thread, snapshot
-from tests.runs import assert_same_bits, small_training, write_photos
+from tests.support.helpers import everything
+from tests.support.networks import one_thread, snapshot
+from tests.support.runs import assert_same_bits, small_training, write_photos
 
 GRADUAL: dict[str, Any] = {
     "unfreeze__name": "gradual",

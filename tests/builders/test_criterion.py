@@ -18,7 +18,7 @@ from finetune.config.imbalance import apply_imbalance_strategy
 from finetune.config.load import replace_values
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
-from tests.runs import small_config
+from tests.support.runs import small_config
 
 COUNTS = (12, 6, 3)
 TENSOR = torch.tensor(COUNTS, dtype=torch.float32)

@@ -8,7 +8,7 @@ from finetune.config.load import build_config
 from finetune.errors import ConfigError
 from finetune.models.backbone import accepts_image_size, create_network, is_size_agnostic
 from finetune.types import Draw
-from tests.runs import small_training, write_photos, write_weights
+from tests.support.runs import small_training, write_photos, write_weights
 
 
 @pytest.fixture(scope="module")

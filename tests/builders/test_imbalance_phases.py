@@ -6,7 +6,7 @@ import pytest
 
 from finetune.builders.imbalance_phases import find_final_imbalance_phases
 from finetune.config.imbalance import apply_imbalance_strategy
-from tests.runs import listed, small_config
+from tests.support.runs import listed, small_config
 
 MANIFEST = listed({"a": 12, "b": 6, "c": 3})
 

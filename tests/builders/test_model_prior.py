@@ -14,8 +14,8 @@ from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.errors import ConfigError
 from finetune.evaluation.priors import build_uniform_prior
 from finetune.types import Split
-from tests.networks import one_thread
-from tests.runs import listed, small_config
+from tests.support.networks import one_thread
+from tests.support.runs import listed, small_config
 
 COUNTS = {"ant": 64, "bee": 16, "cow": 4}
 

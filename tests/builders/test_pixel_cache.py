@@ -24,10 +24,10 @@ from finetune.data.manifest import Manifest
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import ConfigError, DataError, StorageError
 from finetune.types import Draw, Reporter, Sample, Split
-from tests.helpers import Recorder, smooth, tiny_disk
-from tests.networks import one_thread
-from tests.pictures import psnr, write_jpeg
-from tests.runs import CLASSES, manifest_of, small_config, small_training, write_photos
+from tests.support.helpers import Recorder, smooth, tiny_disk
+from tests.support.networks import one_thread
+from tests.support.pictures import psnr, write_jpeg
+from tests.support.runs import CLASSES, manifest_of, small_config, small_training, write_photos
 
 
 @pytest.fixture(scope="module", autouse=True)

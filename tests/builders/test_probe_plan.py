@@ -11,7 +11,7 @@ from finetune.builders import Training, build_training
 from finetune.config.imbalance import IMBALANCE_STRATEGIES
 from finetune.config.load import replace_values
 from finetune.errors import ConfigError
-from tests.runs import listed, small_config, write_weights
+from tests.support.runs import listed, small_config, write_weights
 
 COUNTS = {"a": 12, "b": 6, "c": 3}
 SIZES = np.array([12.0, 6.0, 3.0])

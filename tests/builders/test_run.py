@@ -16,8 +16,8 @@ from finetune.builders.schedules import build_recipe
 from finetune.bundle.model_card import ModelCard
 from finetune.config.load import build_config, dump_config, replace_values
 from finetune.errors import ConfigError, DataError, FinetuneError
-from tests.networks import one_thread, randomise
-from tests.runs import (
+from tests.support.networks import one_thread, randomise
+from tests.support.runs import (
     listed,
     manifest_of,
     small_config,

@@ -16,7 +16,7 @@ from finetune.data.samplers.sampling_weights import (
     weighted,
 )
 from finetune.errors import ConfigError
-from tests.runs import listed, small_config
+from tests.support.runs import listed, small_config
 
 COUNTS = {"a": 12, "b": 6, "c": 3}
 LABELS = np.repeat([0, 1, 2], list(COUNTS.values()))

@@ -23,8 +23,8 @@ from finetune.errors import ModelError, RunFolderError, StorageError
 from finetune.evaluation.priors import Priors
 from finetune.models.backbone import create_network
 from finetune.types import PreprocessSpec
-from tests.helpers import names_in, run_python, tiny_disk
-from tests.networks import one_thread, randomise, settle
+from tests.support.helpers import names_in, run_python, tiny_disk
+from tests.support.networks import one_thread, randomise, settle
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult

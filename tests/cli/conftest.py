@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune.cli.main import run
-from tests.networks import one_thread
+from tests.support.networks import one_thread
 
 SMALL = (
     "--backbone", "test_resnet", "--weights", "random", "--epochs", "1", "--batch-size", "4",

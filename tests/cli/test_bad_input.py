@@ -19,7 +19,7 @@ from finetune.errors import (
     StorageError,
 )
 from tests.cli.conftest import SMALL, Cli
-from tests.helpers import ROOT, everything, tiny_disk, write_images
+from tests.support.helpers import ROOT, everything, tiny_disk, write_images
 
 Prepare = Callable[[Path], object]
 

@@ -13,8 +13,8 @@ from finetune.cli.render.comparison_table import build_comparison_table, wrap_na
 from finetune.models import throughput as forward_cost
 from finetune.probe.cross_validation import fit_head
 from tests.cli.conftest import Cli
-from tests.helpers import run_python
-from tests.runs import write_photos, write_weights
+from tests.support.helpers import run_python
+from tests.support.runs import write_photos, write_weights
 
 SMALL = (
     "data.num_workers=0", "trainer.accelerator=cpu", "--precision", "32-true", "--image-size", "32",

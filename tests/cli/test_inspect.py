@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from finetune.cli.render.audit_summary import describe_audit
 from tests.cli.conftest import Cli
-from tests.pictures import scene, write_jpeg
+from tests.support.pictures import scene, write_jpeg
 
 
 def page(**changes: Any) -> str:

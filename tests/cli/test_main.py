@@ -16,7 +16,7 @@ import finetune
 from finetune.config.load import build_config, read_config_file
 from finetune.config.schema import Config
 from tests.cli.conftest import SMALL, Cli
-from tests.helpers import run_python
+from tests.support.helpers import run_python
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli
-from tests.helpers import run_python
+from tests.support.helpers import run_python
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from finetune.bundle.bundle import load_model, save_bundle
-from tests.networks import one_thread
+from tests.support.networks import one_thread
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult

@@ -18,7 +18,7 @@ from finetune.errors import ConfigError, DataError, RunFolderError
 from finetune.inference.predictor import Predictor
 from finetune.types import Split
 from tests.conftest import CLASSES
-from tests.helpers import Recorder
+from tests.support.helpers import Recorder
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult

@@ -17,8 +17,8 @@ from finetune.bundle.model_card import ModelCard
 from finetune.errors import DataError, ModelError, RunFolderError, StorageError
 from finetune.models.backbone import create_network
 from tests.commands.test_evaluate import rows_of
-from tests.helpers import Recorder, names_in, tiny_disk
-from tests.networks import randomise, settle
+from tests.support.helpers import Recorder, names_in, tiny_disk
+from tests.support.networks import randomise, settle
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult

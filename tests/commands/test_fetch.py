@@ -16,10 +16,10 @@ from torch import Tensor
 from finetune.cli.main import run as run_command
 from finetune.commands.fetch import fetch
 from finetune.errors import ConfigError, ModelError, StorageError
-from tests.helpers import Recorder, everything, tiny_disk
-from tests.hub_server import COMMIT, HubServer, hub_server
-from tests.networks import randomise, snapshot
-from tests.runs import finetune, weights, write_photos
+from tests.support.helpers import Recorder, everything, tiny_disk
+from tests.support.hub_server import COMMIT, HubServer, hub_server
+from tests.support.networks import randomise, snapshot
+from tests.support.runs import finetune, weights, write_photos
 
 NAME = "test_resnet.r160_in1k"
 REPOSITORY = f"timm/{NAME}"

@@ -14,9 +14,9 @@ from finetune.bundle.model_card import read_card_json
 from finetune.commands.fit.fit import FitResult
 from finetune.inference.predictor import Predictor
 from finetune.types import Split
-from tests.networks import one_thread
-from tests.pictures import scene, write_jpeg
-from tests.runs import small_config
+from tests.support.networks import one_thread
+from tests.support.pictures import scene, write_jpeg
+from tests.support.runs import small_config
 
 
 @pytest.fixture(scope="module", autouse=True)

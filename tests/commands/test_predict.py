@@ -16,7 +16,7 @@ from finetune.bundle.bundle import load_model
 from finetune.errors import ConfigError, DataError, RunFolderError, StorageError
 from finetune.inference.predictor import Predictor
 from tests.conftest import CLASSES
-from tests.helpers import Recorder, names_in, tiny_disk, write_images
+from tests.support.helpers import Recorder, names_in, tiny_disk, write_images
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult

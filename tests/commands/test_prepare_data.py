@@ -10,8 +10,8 @@ from finetune.commands.prepare_data import RunData, read_data, summarise_audit
 from finetune.config.load import build_config
 from finetune.errors import ConfigError, DataError
 from finetune.types import Split
-from tests.helpers import Recorder
-from tests.pictures import scene, write_jpeg
+from tests.support.helpers import Recorder
+from tests.support.pictures import scene, write_jpeg
 
 
 @pytest.fixture(scope="module")

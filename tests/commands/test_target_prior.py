@@ -22,8 +22,8 @@ from finetune.inference.predictor import Predictor
 from finetune.models.backbone import create_network
 from finetune.types import Split
 from tests.conftest import CLASSES
-from tests.helpers import Recorder
-from tests.runs import manifest_of, small_config, write_photos
+from tests.support.helpers import Recorder
+from tests.support.runs import manifest_of, small_config, write_photos
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
@@ -132,7 +132,7 @@ def test_a_head_that_cannot_hold_it_leaves_the_target_in_the_card(
     insects: Path, tmp_path: Path
 ) -> None:
     from finetune.bundle.model_card import ModelCard
-    from tests.networks import randomise
+    from tests.support.networks import randomise
 
     name = "deit_tiny_distilled_patch16_224"
     made = create_network(name, num_classes=2, weights="random", image_size=32)

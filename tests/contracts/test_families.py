@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from finetune.models.backbone import create_network
 from finetune.models.classifier import ImageClassifier
 from finetune.models.groups import assign_module_groups
-from tests.networks import changed, one_thread, randomise, snapshot
+from tests.support.networks import changed, one_thread, randomise, snapshot
 
 
 @dataclass(frozen=True)

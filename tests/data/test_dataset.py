@@ -23,8 +23,8 @@ from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.data.transforms.presets import create_train_transform
 from finetune.errors import DataError, TrainingError
 from finetune.types import Draw, PreprocessSpec, Reporter
-from tests.helpers import noise, smooth
-from tests.pictures import Watched, write_jpeg
+from tests.support.helpers import noise, smooth
+from tests.support.pictures import Watched, write_jpeg
 
 SPEC = PreprocessSpec((3, 16, 16), (0.5,) * 3, (0.5,) * 3, crop_pct=1.0)
 LABELS = [0] * 6 + [1] * 4

@@ -8,7 +8,7 @@ import pytest
 from finetune.data.scan import has_split_folders, list_images, scan
 from finetune.errors import DataError
 from finetune.types import RejectedFile, Sample, Split
-from tests.helpers import write_images
+from tests.support.helpers import write_images
 
 TRAIN, VAL, TEST = Split.TRAIN, Split.VAL, Split.TEST
 NFC, NFD = (unicodedata.normalize(form, "crème brûlée") for form in ("NFC", "NFD"))

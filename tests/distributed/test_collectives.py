@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from finetune.distributed.collectives import gather_rows
-from tests.processes import gathered, on_two_ranks
+from tests.support.processes import gathered, on_two_ranks
 
 
 def columns(rows: list[int]) -> list[Tensor]:

@@ -12,8 +12,8 @@ from finetune.config.load import dump_config
 from finetune.distributed.local_launcher import launch_local_workers
 from finetune.distributed.signals import StopRequest
 from finetune.errors import TrainingError
-from tests.processes import joined_by
-from tests.runs import small_config
+from tests.support.processes import joined_by
+from tests.support.runs import small_config
 
 MINUTE = timedelta(seconds=60)
 

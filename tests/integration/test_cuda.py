@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.integration.test_faults import write_place
-from tests.processes import FINISHED_AFTER_A_STOP, on_ranks, stopped_in_validation
-from tests.runs import assert_same_bits, command, environment, finetune, rows, weights
+from tests.support.processes import FINISHED_AFTER_A_STOP, on_ranks, stopped_in_validation
+from tests.support.runs import assert_same_bits, command, environment, finetune, rows, weights
 
 pytestmark = [
     pytest.mark.slow,

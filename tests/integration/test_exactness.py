@@ -18,8 +18,11 @@ import pytest
 import finetune as api
 from finetune.bundle.model_card import read_card_json
 from finetune.cli.main import run as run_command
-from tests.networks import one_thread
-from tests.runs import (
+from tests.support.networks import one_thread
+from tests.support.runs import (
+    GRADUAL_CONFIG,
+    NUM_EPOCHS,
+    STEPS_PER_EPOCH,
     accept_ctrl_c,
     assert_same_bits,
     checkpoint,
@@ -32,10 +35,7 @@ from tests.runs import (
     write_photos,
     write_weights,
 )
-from tests.wandb_file import read_offline_runs
-
-STEPS_PER_EPOCH = 3
-NUM_EPOCHS = 6
+from tests.support.wandb_file import read_offline_runs
 
 # a learning rate of the user's own that ends the process after some steps, once
 STOPPER = """
@@ -65,7 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_photos(folder / "photos")
     write_weights(folder / "weights.pth")
     (folder / "stopper.py").write_text(STOPPER)
-    (folder / "config.yaml").write_text(CONFIG)
+    (folder / "config.yaml").write_text(GRADUAL_CONFIG)
     return folder
 
 
@@ -76,21 +76,8 @@ def _own_code(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STOP", raising=False)
 
 
-CONFIG = f"""
-data: {{image_size: 32, num_workers: 0}}
-model: {{backbone: test_resnet, weights: weights.pth, batch_norm: frozen}}
-probe: {{enabled: "off"}}
-unfreeze: {{name: gradual, params: {{start: 2, every: 2, step: 0.5}}}}
-augment: {{name: light}}
-optim: {{name: sgd, lr: 0.2, backbone_lr_scale: 1, layer_decay: 1, weight_decay: 0}}
-lr_schedule: {{name: "stopper:stopping"}}
-trainer: {{epochs: {NUM_EPOCHS}, batch_size: 8, precision: 32-true, accelerator: cpu}}
-"""
-"""Phases of two epochs each: depths 1, 1, 4, 4, 6, 6 of 6."""
-
-
 def words(place: Path, output: Path, *more: object) -> list[str]:
-    """Return the ``fit`` of ``CONFIG`` with further words."""
+    """Return the ``fit`` of ``GRADUAL_CONFIG`` with further words."""
     given = ("--config", place / "config.yaml", "--weights", place / "weights.pth")
     return ["fit", *map(str, (place / "photos", *given, "--output", output, *more))]
 

@@ -19,9 +19,16 @@ import pytest
 
 import finetune.__main__ as command_line
 from finetune.distributed import signals
-from tests.processes import context, joined_by, started
-from tests.runs import assert_same_bits, checkpoint, rows, weights, write_photos, write_weights
-from tests.wandb_file import read_offline_runs
+from tests.support.processes import context, joined_by, started
+from tests.support.runs import (
+    assert_same_bits,
+    checkpoint,
+    rows,
+    weights,
+    write_photos,
+    write_weights,
+)
+from tests.support.wandb_file import read_offline_runs
 
 CONFIG = """
 data: {image_size: 32, num_workers: 0, cache: "on"}

@@ -9,8 +9,8 @@ import yaml
 
 from finetune.cli.main import run as run_command
 from finetune.config.imbalance import IMBALANCE_STRATEGIES
-from tests.networks import one_thread
-from tests.runs import (
+from tests.support.networks import one_thread
+from tests.support.runs import (
     assert_same_bits,
     checkpoint,
     finetune,

@@ -7,8 +7,8 @@ import pytest
 
 import finetune as api
 from finetune.commands.fit.fit import FitResult
-from tests.networks import one_thread
-from tests.runs import assert_same_bits, checkpoint, rows, small_config, weights
+from tests.support.networks import one_thread
+from tests.support.runs import assert_same_bits, checkpoint, rows, small_config, weights
 
 
 @pytest.fixture(scope="module", autouse=True)

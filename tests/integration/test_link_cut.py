@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_exactness import NUM_EPOCHS
-from tests.namespaces import Machines, two_machines
-from tests.networks import one_thread
-from tests.runs import largest_difference, rows, weights
-from tests.torchrun import TIMEOUT, started, uninterrupted, write_place
+from tests.support.namespaces import Machines, two_machines
+from tests.support.networks import one_thread
+from tests.support.runs import NUM_EPOCHS, largest_difference, rows, weights
+from tests.support.torchrun import TIMEOUT, started, uninterrupted, write_place
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from finetune.builders import build_trainer_options
 from finetune.training.callbacks.freeze_layers import UnfreezeScheduler
 from finetune.training.trainer import create_trainer, fit
-from tests.runs import small_training, write_photos
+from tests.support.runs import small_training, write_photos
 
 
 class Norms(Callback):

@@ -14,8 +14,8 @@ from finetune.bundle.model_card import read_card_json
 from finetune.cli.main import run as run_command
 from finetune.errors import ConfigError
 from finetune.probe.cross_validation import fit_head
-from tests.networks import one_thread
-from tests.runs import (
+from tests.support.networks import one_thread
+from tests.support.runs import (
     assert_same_bits,
     checkpoint,
     finetune,
@@ -25,7 +25,7 @@ from tests.runs import (
     write_photos,
     write_weights,
 )
-from tests.wandb_file import read_offline_runs
+from tests.support.wandb_file import read_offline_runs
 
 SMALL = (
     "data.image_size=32", "data.num_workers=0", "model.backbone=test_resnet",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finetune.models.groups import LayerGroup
-from tests.processes import (
+from tests.support.processes import (
     FINISHED_AFTER_A_STOP,
     counted,
     grouped,
@@ -16,7 +16,7 @@ from tests.processes import (
     trained,
     validated,
 )
-from tests.runs import largest_difference, small_training, write_photos, write_weights
+from tests.support.runs import largest_difference, small_training, write_photos, write_weights
 
 SGD: dict[str, Any] = {
     "optim__name": "sgd",

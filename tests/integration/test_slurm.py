@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from finetune.cli.main import run as run_command
-from tests.networks import one_thread
-from tests.runs import (
+from tests.support.networks import one_thread
+from tests.support.runs import (
     CLASSES,
     checkpoint,
     largest_difference,
@@ -21,7 +21,7 @@ from tests.runs import (
     write_photos,
     write_weights,
 )
-from tests.slurm import PACKAGES, Cluster, Job, missing_program
+from tests.support.slurm import PACKAGES, Cluster, Job, missing_program
 
 pytestmark = [
     pytest.mark.slow,

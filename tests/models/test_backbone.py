@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from finetune.errors import ModelError
 from finetune.models.backbone import Network, create_network
 from finetune.models.weights import is_pretrained, read_state_dict
-from tests.helpers import ROOT
-from tests.networks import changed, randomise, snapshot
+from tests.support.helpers import ROOT
+from tests.support.networks import changed, randomise, snapshot
 
 State = dict[str, Tensor]
 NAME = "test_resnet"

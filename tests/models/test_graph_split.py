@@ -9,7 +9,7 @@ import finetune
 from finetune.models.classifier import ImageClassifier
 from finetune.models.graph_split import split_before, split_last_groups
 from finetune.models.groups import find_layer_groups
-from tests.networks import randomise
+from tests.support.networks import randomise
 
 FAMILIES = (
     "test_resnet", "test_vit", "test_efficientnet", "test_convnext", "resnet18", "alexnet",

@@ -16,7 +16,7 @@ from finetune.models.head import (
     fold_temperature_and_shift,
     set_head,
 )
-from tests.networks import randomise
+from tests.support.networks import randomise
 
 FAMILIES = (
     "test_resnet", "test_vit", "test_efficientnet", "test_convnext", "resnet18", "vgg11", "alexnet",

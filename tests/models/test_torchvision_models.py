@@ -14,7 +14,7 @@ from torchvision.transforms import functional as tv
 
 from finetune.models import torchvision_models as zoo
 from finetune.models.classifier import normalise
-from tests.networks import randomise
+from tests.support.networks import randomise
 
 WEIGHTS = {
     "googlenet": torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1,

@@ -23,8 +23,8 @@ from finetune.probe.extractor import FeatureExtractor
 from finetune.probe.feature_store import ViewSpec, extract_features
 from finetune.probe.linear_probe import broadcast_weights
 from finetune.types import Reporter
-from tests.processes import joined, on_ranks
-from tests.runs import small_training
+from tests.support.processes import joined, on_ranks
+from tests.support.runs import small_training
 
 CPU = torch.device("cpu")
 

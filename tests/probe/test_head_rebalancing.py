@@ -18,7 +18,7 @@ from finetune.inference.predictor import Predictor
 from finetune.models.head import capture_head_inputs, find_linear_head
 from finetune.probe.head_rebalancing import REBALANCED_KEY, is_rebalanced, rebalance
 from finetune.types import Reporter, Split
-from tests.runs import (
+from tests.support.runs import (
     checkpoint,
     manifest_of,
     rows,

@@ -17,8 +17,8 @@ from finetune.models.graph_split import SplitNetwork, split_last_groups
 from finetune.probe import last_stage as tail_module
 from finetune.probe.linear_probe import ProbeResult, fit_probe
 from finetune.types import Reporter
-from tests.networks import changed, snapshot
-from tests.runs import let_the_head_be_poor, small_training
+from tests.support.networks import changed, snapshot
+from tests.support.runs import let_the_head_be_poor, small_training
 
 
 def training_in(place: Path, **settings: Any) -> Training:

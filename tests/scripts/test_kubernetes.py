@@ -21,8 +21,8 @@ from finetune.errors import (
     ModelError,
     RunFolderError,
 )
-from tests.helpers import ROOT
-from tests.manifests import FOLDER, container, kind_of, pod, read, validate, variables
+from tests.support.helpers import ROOT
+from tests.support.manifests import FOLDER, container, kind_of, pod, read, validate, variables
 
 TRAINING = ("job.yaml", "pytorchjob.yaml", "trainjob.yaml")
 FILES = sorted(file.name for file in FOLDER.glob("*.yaml"))

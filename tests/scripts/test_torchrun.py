@@ -11,11 +11,10 @@ from types import ModuleType
 
 import pytest
 
-from tests.helpers import ROOT
-from tests.integration.test_exactness import NUM_EPOCHS
-from tests.networks import one_thread
-from tests.runs import largest_difference, rows, weights
-from tests.torchrun import SCRIPT, start, uninterrupted, words, write_place
+from tests.support.helpers import ROOT
+from tests.support.networks import one_thread
+from tests.support.runs import NUM_EPOCHS, largest_difference, rows, weights
+from tests.support.torchrun import SCRIPT, start, uninterrupted, words, write_place
 
 SECONDS = 200
 

@@ -19,7 +19,7 @@ from finetune.system.files import (
     write_folder_atomically,
     write_text,
 )
-from tests.helpers import names_in, tiny_disk
+from tests.support.helpers import names_in, tiny_disk
 
 
 @pytest.fixture

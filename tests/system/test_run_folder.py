@@ -10,7 +10,7 @@ import pytest
 
 from finetune.errors import RunFolderError, StorageError
 from finetune.system import run_folder
-from tests.helpers import names_in, tiny_disk
+from tests.support.helpers import names_in, tiny_disk
 
 
 def make(path: Path) -> run_folder.RunFolder:

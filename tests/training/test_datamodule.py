@@ -14,7 +14,7 @@ from finetune.data.images.source import FileSource
 from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.training.datamodule import ImageDataModule
 from finetune.types import Reporter
-from tests.runs import small_training
+from tests.support.runs import small_training
 
 
 def module_on(

@@ -32,9 +32,9 @@ from finetune.training.loggers.experiment import MetricsCsv
 from finetune.training.module import ClassificationModule, EpochSums
 from finetune.training.trainer import TrainerOptions, create_trainer, fit
 from finetune.types import Reporter
-from tests.networks import randomise
-from tests.processes import on_two_ranks, trained
-from tests.runs import checkpoint, largest_difference, rows, small_training, write_weights
+from tests.support.networks import randomise
+from tests.support.processes import on_two_ranks, trained
+from tests.support.runs import checkpoint, largest_difference, rows, small_training, write_weights
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 

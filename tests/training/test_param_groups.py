@@ -12,8 +12,8 @@ from finetune.training.param_groups import (
     create_optimizer,
     get_learning_rates,
 )
-from tests.networks import changed, randomise, snapshot
-from tests.runs import largest_difference
+from tests.support.networks import changed, randomise, snapshot
+from tests.support.runs import largest_difference
 
 BACKBONES = ["test_resnet", "test_vit", "resnet10t", "test_convnext"]
 

@@ -27,8 +27,8 @@ from finetune.training.module import ClassificationModule, Recipe
 from finetune.training.param_groups import build_param_groups, create_optimizer
 from finetune.training.step_cost import StepCost, StepProfiler
 from finetune.types import Draw, PreprocessSpec
-from tests.networks import snapshot
-from tests.runs import assert_same_bits, small_training
+from tests.support.networks import snapshot
+from tests.support.runs import assert_same_bits, small_training
 
 PIXELS = 3 * 8 * 8
 FLOAT, HALF, INDEX = 4, 2, 8  # bytes of a number

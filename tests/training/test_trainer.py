@@ -19,8 +19,8 @@ from finetune.errors import RunFolderError, StorageError, TrainingError
 from finetune.training.callbacks.checkpoint import RelocatableCheckpoint
 from finetune.training.callbacks.freeze_layers import UnfreezeScheduler
 from finetune.training.trainer import TrainerOptions, create_trainer, fit
-from tests.helpers import tiny_disk
-from tests.runs import assert_same_bits, checkpoint, small_training, weights
+from tests.support.helpers import tiny_disk
+from tests.support.runs import assert_same_bits, checkpoint, small_training, weights
 
 
 def trainer_in(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:

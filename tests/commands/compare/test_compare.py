@@ -21,8 +21,8 @@ from finetune.models import throughput as forward_cost
 from finetune.models.throughput import count_macs
 from finetune.models.weights_folder import find_weights
 from finetune.probe.cross_validation import fit_head
-from tests.helpers import Recorder, everything
-from tests.runs import write_photos, write_weights
+from tests.support.helpers import Recorder, everything
+from tests.support.runs import write_photos, write_weights
 
 BACKBONES = ("test_resnet", "test_vit")
 

@@ -17,7 +17,7 @@ from finetune.evaluation.calibration import calibrate
 from finetune.inference.predictor import Predictor
 from finetune.inference.scoring import evaluate_logits
 from finetune.types import Split
-from tests.runs import manifest_of, rows, small_config, write_photos, write_weights
+from tests.support.runs import manifest_of, rows, small_config, write_photos, write_weights
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from finetune.builders.cost import RunCost
 from finetune.config.load import build_config, read_config_file
 from finetune.errors import ConfigError, DataError, ModelError
 from finetune.training.callbacks.freeze_layers import Progress
-from tests.helpers import Recorder, noise
-from tests.runs import assert_same_bits, largest_difference, weights
-from tests.runs import finetune as in_a_process
+from tests.support.helpers import Recorder, noise
+from tests.support.runs import assert_same_bits, largest_difference, weights
+from tests.support.runs import finetune as in_a_process
 
 
 def config_of(data: Path, output: Path, **assignments: Any) -> finetune.Config:

@@ -11,7 +11,7 @@ import pytest
 import finetune
 from finetune.bundle.bundle import load_model
 from tests.conftest import CLASSES
-from tests.helpers import Recorder
+from tests.support.helpers import Recorder
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult

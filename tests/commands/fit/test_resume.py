@@ -15,8 +15,15 @@ from finetune.config.load import build_config, dump_commented_defaults, read_con
 from finetune.distributed.signals import StopRequest
 from finetune.errors import ConfigError, RunFolderError
 from finetune.training.callbacks.freeze_layers import Progress
-from tests.helpers import Recorder
-from tests.runs import assert_same_bits, checkpoint, rows, weights, write_photos, write_weights
+from tests.support.helpers import Recorder
+from tests.support.runs import (
+    assert_same_bits,
+    checkpoint,
+    rows,
+    weights,
+    write_photos,
+    write_weights,
+)
 
 
 @pytest.fixture(scope="module")

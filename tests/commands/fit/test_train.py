@@ -16,8 +16,8 @@ from finetune.config.schema import Config
 from finetune.errors import OutOfMemoryError
 from finetune.models.classifier import ImageClassifier
 from finetune.training.callbacks.freeze_layers import Progress
-from tests.helpers import Recorder
-from tests.runs import (
+from tests.support.helpers import Recorder
+from tests.support.runs import (
     assert_same_bits,
     largest_difference,
     rows,
@@ -27,8 +27,8 @@ from tests.runs import (
     write_photos,
     write_weights,
 )
-from tests.runs import finetune as in_a_process
-from tests.wandb_file import read_offline_runs
+from tests.support.runs import finetune as in_a_process
+from tests.support.wandb_file import read_offline_runs
 
 SAID = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB.\nSee documentation"
 

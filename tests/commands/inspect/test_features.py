@@ -22,10 +22,10 @@ from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter
 from tests.audit.test_near_duplicates import cropped
 from tests.commands.test_leaks import write_garden
-from tests.helpers import Recorder
-from tests.networks import one_thread
-from tests.pictures import scene, write_jpeg
-from tests.runs import small_config, write_weights
+from tests.support.helpers import Recorder
+from tests.support.networks import one_thread
+from tests.support.pictures import scene, write_jpeg
+from tests.support.runs import small_config, write_weights
 
 COLOURS = {"ant": (200, 40, 40), "bee": (40, 200, 40), "cow": (40, 40, 200)}
 WRONG = {"ant/wrong.png": "bee", "cow/wrong.png": "ant"}

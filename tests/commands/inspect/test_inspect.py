@@ -13,8 +13,8 @@ from finetune.commands.inspect.inspect import InspectResult, inspect
 from finetune.commands.prepare_data import read_data
 from finetune.config.load import build_config
 from finetune.errors import ConfigError, DataError, RunFolderError, StorageError
-from tests.helpers import Recorder, everything, names_in, run_python
-from tests.pictures import scene, write_jpeg
+from tests.support.helpers import Recorder, everything, names_in, run_python
+from tests.support.pictures import scene, write_jpeg
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from finetune.commands.submit.batch_script import JobResources, read_body, render_batch_script
 from finetune.errors import ConfigError
-from tests.helpers import ROOT
+from tests.support.helpers import ROOT
 
 SCRIPTS = ROOT / "scripts" / "slurm"
 SHIPPED = sorted(SCRIPTS.glob("*.sbatch"))

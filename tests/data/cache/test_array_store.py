@@ -22,8 +22,8 @@ from finetune.data.cache.file_stamp import FileStamp, read_file_stamps
 from finetune.data.cache.pixel_store import PixelStore, StoredSource
 from finetune.data.images.lazy_image import Pixels
 from finetune.errors import StorageError
-from tests.helpers import Recorder, tiny_disk
-from tests.processes import context, started
+from tests.support.helpers import Recorder, tiny_disk
+from tests.support.processes import context, started
 
 SIZES = [(1, 1), (10, 12), (7, 30), (64, 48), (3, 5)]
 

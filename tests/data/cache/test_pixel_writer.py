@@ -28,9 +28,9 @@ from finetune.data.cache.pixel_writer import (
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import DataError, StorageError
 from finetune.types import PreprocessSpec, Reporter
-from tests.helpers import noise, smooth, tiny_disk
-from tests.pictures import Watched, psnr, write_jpeg
-from tests.processes import context, started
+from tests.support.helpers import noise, smooth, tiny_disk
+from tests.support.pictures import Watched, psnr, write_jpeg
+from tests.support.processes import context, started
 
 MAX_PIXELS = 10**8
 SMALL = partial(decode_resized, shorter_side=20, max_pixels=MAX_PIXELS)

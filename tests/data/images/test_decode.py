@@ -12,7 +12,7 @@ from PIL import Image
 
 from finetune.data.images.decode import check_image, decode_image
 from finetune.errors import DataError
-from tests.helpers import noise
+from tests.support.helpers import noise
 
 RED, HALF_RED = (255, 0, 0), (255, 127, 127)
 CLEAR, HALF, FULL = (255, 0, 0, 0), (255, 0, 0, 128), (255, 0, 0, 255)

@@ -24,8 +24,8 @@ from finetune.data.images.lazy_image import (
 )
 from finetune.errors import DataError
 from tests.data.images.test_decode import BROKEN
-from tests.helpers import ROOT, noise, smooth
-from tests.pictures import ORIENTATION, psnr, watch_decoder, write_jpeg
+from tests.support.helpers import ROOT, noise, smooth
+from tests.support.pictures import ORIENTATION, psnr, watch_decoder, write_jpeg
 
 PHOTOS = ROOT.parent / "shared" / "data"
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

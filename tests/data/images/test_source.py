@@ -10,8 +10,8 @@ import pytest
 from finetune.data.images.lazy_image import LazyJpeg
 from finetune.data.images.source import FileSource, PackedStrings
 from finetune.errors import DataError
-from tests.helpers import noise
-from tests.pictures import write_jpeg
+from tests.support.helpers import noise
+from tests.support.pictures import write_jpeg
 
 NAMES = ["/a/b.jpg", "", "/bée/蜂.png", "a", "", os.fsdecode(b"/caf\xe9/\xff.jpg"), "🐝" * 100]
 

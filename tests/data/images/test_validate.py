@@ -4,7 +4,7 @@ from pathlib import Path
 
 from finetune.data.images.validate import filter_readable
 from finetune.types import RejectedFile, Sample
-from tests.helpers import noise, write_images
+from tests.support.helpers import noise, write_images
 
 
 def test_readable_and_broken_files_are_told_apart_in_order(photos: Path) -> None:

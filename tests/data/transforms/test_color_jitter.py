@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torchvision.transforms import functional
 
 from finetune.data.transforms.color_jitter import ColorJitter, ColorMatrix
-from tests.helpers import noise, smooth
+from tests.support.helpers import noise, smooth
 
 Floats = NDArray[np.float64]
 GREY = np.array([0.299, 0.587, 0.114])

@@ -16,8 +16,8 @@ from finetune.data.transforms.eval_transform import (
 )
 from finetune.models.classifier import normalise
 from finetune.types import Draw, PreprocessSpec
-from tests.helpers import noise, smooth
-from tests.pictures import Watched
+from tests.support.helpers import noise, smooth
+from tests.support.pictures import Watched
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPEC = PreprocessSpec((3, 32, 32), MEAN, STD)

@@ -18,8 +18,8 @@ from finetune.data.transforms.presets import (
 from finetune.data.transforms.train_transform import TrainTransform
 from finetune.errors import ConfigError
 from finetune.types import Draw, PreprocessSpec
-from tests.helpers import noise
-from tests.pictures import Watched
+from tests.support.helpers import noise
+from tests.support.pictures import Watched
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPEC = PreprocessSpec((3, 32, 32), MEAN, STD)

@@ -19,8 +19,8 @@ from finetune.data.transforms.eval_transform import Transform
 from finetune.data.transforms.presets import AUGMENTATIONS, create_train_transform
 from finetune.data.transforms.train_transform import InitialCrop, TrainTransform, find_initial_crop
 from finetune.types import Draw, PreprocessSpec
-from tests.helpers import noise, smooth
-from tests.pictures import Watched, watch_decoder, write_jpeg
+from tests.support.helpers import noise, smooth
+from tests.support.pictures import Watched, watch_decoder, write_jpeg
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPEC = PreprocessSpec((3, 32, 32), MEAN, STD)

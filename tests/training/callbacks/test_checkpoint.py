@@ -14,7 +14,7 @@ from finetune.training.callbacks.checkpoint import (
     read_checkpoint,
     verify_checkpoint,
 )
-from tests.helpers import tiny_disk
+from tests.support.helpers import tiny_disk
 
 
 class Refuses:

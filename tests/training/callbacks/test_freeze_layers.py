@@ -15,15 +15,15 @@ from finetune.models.classifier import ImageClassifier
 from finetune.training.callbacks.freeze_layers import NetworkCompiler, Progress, UnfreezeScheduler
 from finetune.training.trainer import create_trainer, fit
 from finetune.types import Reporter
-from tests.networks import changed, randomise, snapshot
-from tests.processes import (
+from tests.support.networks import changed, randomise, snapshot
+from tests.support.processes import (
     RebuildForgotten,
     WithoutRebuild,
     WithoutRebuildOrCheck,
     on_two_ranks,
     trained,
 )
-from tests.runs import largest_difference, small_training, write_weights
+from tests.support.runs import largest_difference, small_training, write_weights
 
 SETTINGS: dict[str, Any] = {
     "trainer__epochs": 3,

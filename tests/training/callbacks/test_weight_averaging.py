@@ -16,7 +16,7 @@ from finetune.errors import ConfigError
 from finetune.training.callbacks.freeze_layers import UnfreezeScheduler, WeightAveraging
 from finetune.training.callbacks.weight_averaging import WeightAverage
 from finetune.training.trainer import create_trainer, fit
-from tests.runs import checkpoint, rows, small_config, small_training
+from tests.support.runs import checkpoint, rows, small_config, small_training
 
 
 class Network(nn.Module):

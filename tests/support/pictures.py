@@ -1,0 +1,83 @@
+"""Pictures and JPEG files that tests of the input pipeline share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image, ImageDraw
+from scipy.ndimage import gaussian_filter
+
+from finetune.data.images.lazy_image import ArrayImage, Box, Interpolation, Pixels
+
+ORIENTATION = 0x0112
+"""The EXIF tag."""
+
+
+class Watched(ArrayImage):
+    """A picture in memory that remembers which parts of it were asked for."""
+
+    def __init__(self, image: Image.Image) -> None:
+        super().__init__(np.asarray(image), height=image.height, width=image.width)
+        self.boxes: list[Box] = []
+        self.times_whole = 0
+
+    def crop(self, box: Box, size: tuple[int, int], mode: Interpolation = "bilinear") -> Pixels:
+        self.boxes.append(box)
+        return super().crop(box, size, mode)
+
+    def to_pil(self) -> Image.Image:
+        self.times_whole += 1
+        return super().to_pil()
+
+
+def write_jpeg(file: Path, image: Image.Image, *, orientation: int = 1, **options: Any) -> Path:
+    """Write an image as a camera does that was held in some way, with options of Pillow's."""
+    exif = Image.Exif()
+    if orientation != 1:
+        exif[ORIENTATION] = orientation
+    image.save(file, "JPEG", exif=exif, **options)
+    return file
+
+
+def psnr(one: Pixels, other: Pixels) -> float:
+    """Return the peak signal-to-noise ratio of two images, in dB."""
+    error = np.mean((one.astype(float) - other.astype(float)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-12)))
+
+
+def watch_decoder(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Return the list to which simplejpeg adds the shape of all that it decodes from now on."""
+    shapes: list[tuple[int, ...]] = []
+    real: Callable[..., Pixels] = simplejpeg.decode_jpeg
+
+    def decode(*arguments: Any, **options: Any) -> Pixels:
+        pixels = real(*arguments, **options)
+        shapes.append(pixels.shape)
+        return pixels
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", decode)
+    return shapes
+
+
+def scene(seed: int, *, width: int = 160, height: int = 120) -> Image.Image:
+    """Return a made photo: smooth fields of several sizes, and some shapes with edges.
+
+    Scenes of two seeds have nothing in common; one scene of two sizes shows the same.
+    """
+    random = np.random.default_rng(seed)
+    fields = np.zeros((96, 128, 3))
+    for spread in (2, 6, 18):
+        grain = gaussian_filter(random.normal(size=fields.shape), (spread, spread, 0))
+        fields += grain / grain.std()
+    pixels = np.clip(128 + 32 * fields, 0, 255).astype(np.uint8)
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(image)
+    for number in range(6):
+        x, y, right, down = random.uniform(size=4) * [0.8, 0.8, 0.3, 0.3] + [0, 0, 0.1, 0.1]
+        box = [x * width, y * height, (x + right) * width, (y + down) * height]
+        shape = draw.ellipse if number % 2 else draw.rectangle
+        shape(box, fill=tuple(random.integers(0, 256, 3).tolist()))
+    return image

@@ -1,0 +1,145 @@
+"""The documentation: generated pages equal the code, links lead somewhere, commands run."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.generate_reference import REFERENCE_DIR, build_pages
+from tests.support.helpers import ROOT
+
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+EXECUTED = [
+    ROOT / "README.md",
+    ROOT / "docs" / "quickstart.md",
+    *sorted((ROOT / "docs" / "guides").glob("*.md")),
+]
+MAX_README_LINES = 200
+_BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
+
+
+@pytest.mark.parametrize("name", ["cli.md", "config.md"])
+def test_generated_reference_page_equals_code(name: str) -> None:
+    written = (REFERENCE_DIR / name).read_text(encoding="utf-8")
+    assert written == build_pages()[name], "run: uv run python scripts/generate_reference.py"
+
+
+def test_links_and_anchors_exist() -> None:
+    broken = []
+    for page in PAGES:
+        for target, anchor in _LINK.findall(page.read_text(encoding="utf-8")):
+            if target.startswith(("http:", "https:", "mailto:")):
+                continue
+            file = (page.parent / target).resolve() if target else page
+            if not file.exists() or (anchor and anchor[1:] not in _list_anchors(file)):
+                broken.append(f"{page.relative_to(ROOT)}: {target}{anchor}")
+    assert not broken
+
+
+def test_every_page_is_reachable_from_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    linked = {(ROOT / "docs" / target).resolve() for target, _ in _LINK.findall(index)}
+    assert {page.name for page in DOCS if page.name != "index.md" and page not in linked} == set()
+
+
+def test_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MAX_README_LINES
+
+
+def _list_anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as the forges make them, and its explicit ones."""
+    text = page.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return anchors | set(re.findall(r'<a id="([^"]+)">', text))
+
+
+def _iter_commands(page: Path) -> Iterator[list[str]]:
+    """Yield the words of every ``finetune`` line in the page's bash blocks."""
+    for block in _BLOCK.findall(page.read_text(encoding="utf-8")):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["finetune"]:
+                yield words[1:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.stem)
+def test_commands_of_page_run(page: Path, docs_place: "DocsPlace") -> None:
+    commands = list(_iter_commands(page))
+    for command in commands:
+        docs_place.run(command)
+    if not commands:
+        pytest.skip("this page has no commands to run")
+
+
+class DocsPlace:
+    """A working folder with small photos and weights, where the commands of the docs run.
+
+    Backbones are replaced by a small one with local weights, since neither a hub nor minutes of
+    training are at hand; every other word of a command is run as it stands.
+    """
+
+    BACKBONE = "test_resnet"
+    SETTINGS = ("data.image_size=32", "trainer.batch_size=4", "trainer.accelerator=cpu")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, words: list[str]) -> None:
+        """Run a command; it must exit with 0."""
+        from finetune.cli.main import run
+
+        assert run(self.adapt(words)) == 0, f"finetune {' '.join(words)}"
+
+    def adapt(self, words: list[str]) -> list[str]:
+        """Return the command with a small backbone, small images and one short epoch."""
+        verb, words = words[0], list(words)
+        if verb in ("fit", "submit") and "--resume" not in words:
+            words = _set_option(words, "--backbone", self.BACKBONE)
+            words = _set_option(words, "--weights", str(self.folder / "weights.pth"))
+            if "linear_probe" not in words and not any(w.startswith("probe.") for w in words):
+                words = _set_option(words, "--epochs", "2", keep=True)
+            words += self.SETTINGS
+        if verb == "inspect" and "--backbone" in words:
+            words = _set_option(words, "--backbone", self.BACKBONE)
+            words = _set_option(words, "--weights", str(self.folder / "weights.pth"))
+        if verb == "compare":
+            words = _set_option(words, "--backbones", f"{self.BACKBONE},test_resnet.r160_in1k")
+            words = _set_option(words, "--weights", str(self.folder / "weights"))
+            words += self.SETTINGS[:1]
+        return words
+
+
+def _set_option(words: list[str], option: str, value: str, *, keep: bool = False) -> list[str]:
+    """Return the words with an option's value; ``keep`` leaves a value that is there."""
+    if option not in words:
+        return [*words, option, value]
+    at = words.index(option) + 1
+    return words if keep else [*words[:at], value, *words[at + 1 :]]
+
+
+@pytest.fixture
+def docs_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DocsPlace:
+    """Return a working folder with photos, weights and a finished run at ``runs/latest``."""
+    import finetune
+    from tests.support.runs import write_photos, write_weights
+
+    write_photos(tmp_path / "photos")
+    write_photos(tmp_path / "new_photos")
+    write_weights(tmp_path / "weights.pth")
+    (tmp_path / "weights").mkdir()
+    write_weights(tmp_path / "weights" / "test_resnet.pth")
+    (tmp_path / "prior.csv").write_text("class,prior\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    place = DocsPlace(tmp_path)
+    place.run(["fit", "photos/", "--epochs", "1"])
+    run = finetune.evaluate("runs/latest")
+    rows = "".join(f"{name},1\n" for name in run.classes)
+    (tmp_path / "prior.csv").write_text(f"class,prior\n{rows}", encoding="utf-8")
+    return place

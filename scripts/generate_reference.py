@@ -30,8 +30,8 @@ def _build_cli_page() -> str:
         "# Command line",
         _NOTICE,
         "",
-        "`finetune VERB --help` shows the same. Options of `fit` that are not listed are config keys:",
-        "`key=value` after the data, see [config keys](config.md).",
+        "`finetune VERB --help` shows the same. Everything else is a config key, given as",
+        "`key=value` after the data: see [config keys](config.md).",
     ]
     group: Any = typer.main.get_command(app)
     for name, command in group.commands.items():
@@ -90,7 +90,7 @@ def _build_config_page() -> str:
         _NOTICE,
         "",
         "`finetune config` prints all keys as YAML. Set them in a file (`--config FILE`) or on the",
-        "command line (`key=value`). The order of precedence is: option, `key=value`, file, default.",
+        "command line (`key=value`). An option wins over `key=value`, and that over the file.",
     ]
     top_level: list[tuple[str, str, str]] = []
     for name, field in Config.model_fields.items():

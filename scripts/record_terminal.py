@@ -2,8 +2,8 @@
 
     uv run python scripts/record_terminal.py docs/images/fit.svg -- fit photos/ --backbone resnet18
 
-The command runs for real, in a terminal of 80 columns; the picture shows what it printed. Lines that
-begin with a word given by ``--skip`` are left out and marked by an ellipsis.
+The command runs for real, in a terminal of 80 columns; the picture shows what it printed. Lines
+that begin with a word given by ``--skip`` are left out and marked by an ellipsis.
 """
 
 import argparse

@@ -12,15 +12,18 @@ TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
 # A function is a verb: it begins with neither a participle nor a preposition nor a pronoun.
 _NOT_A_VERB = {
-    "about", "above", "after", "all", "alike", "among", "any", "asked", "at", "before", "begun", "below", "between",
-    "beside", "by", "done", "drawn", "each", "every", "for", "given", "gone", "heard", "held", "how", "in", "kept",
-    "known", "laid", "left", "made", "met", "of", "on", "other", "others", "own", "said", "seen", "shown", "some", "such",
-    "taken", "that", "their", "these", "told", "under", "what", "where", "which", "who", "whose", "with", "without", "written",
+    "about", "above", "after", "all", "alike", "among", "any", "asked", "at", "before",
+    "begun", "below", "between", "beside", "by", "done", "drawn", "each", "every", "for",
+    "given", "gone", "heard", "held", "how", "in", "kept", "known", "laid", "left", "made",
+    "met", "of", "on", "other", "others", "own", "said", "seen", "shown", "some", "such",
+    "taken", "that", "their", "these", "told", "under", "what", "where", "which", "who",
+    "whose", "with", "without", "written",
 }  # fmt: skip
 _VERBS_IN_ED = {"embed", "exceed", "feed", "need", "proceed", "seed", "shed", "speed", "succeed"}
 _ALLOWED_FUNCTIONS = {
     # rows of a registry, which users name in a config
-    "abundant_first", "balanced", "deferred", "undersample", "oversample", "weighted", "logit_adjusted", "stratified_split",
+    "abundant_first", "balanced", "deferred", "undersample", "oversample", "weighted",
+    "logit_adjusted", "stratified_split",
     # as in torch and pytest
     "from_json",
 }  # fmt: skip
@@ -28,8 +31,9 @@ _FRONTED = re.compile(
     r"^(What|Who|Whom|Whose|Where|When|Which|How|Whether|Of|By|In|With|That|Those|Says|Tells|Lets)\b"
 )
 _DIALECT = re.compile(
-    r"\b(copies that are cut|labels? in doubt|in a mirror|goes on|comes to|came to|what heads say|lone image|"
-    r"starved|sign of life|kept maps|is asked|are asked|says of|stands twice|last part|mend(s|ed)? the)\b",
+    r"\b(copies that are cut|labels? in doubt|in a mirror|goes on|comes to|came to|what heads say|"
+    r"lone image|starved|sign of life|kept maps|is asked|are asked|says of|stands twice|last part|"
+    r"mend(s|ed)? the)\b",
     re.IGNORECASE,
 )
 

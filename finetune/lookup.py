@@ -1,4 +1,4 @@
-"""A name in a table, or ``package.module:attribute`` of the user's own, checked before any work."""
+"""Lookup of components by name or ``package.module:attribute``, and checks of their parameters."""
 
 import difflib
 import importlib
@@ -10,7 +10,7 @@ from finetune.errors import ConfigError
 
 
 def suggest_name(name: str, candidates: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the nearest known name, or the short list of all names."""
+    """Return " Did you mean 'x'?" for the closest candidate, else the list of at most 12 names."""
     names = sorted(candidates)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
@@ -19,30 +19,30 @@ def suggest_name(name: str, candidates: Iterable[str]) -> str:
 
 
 def look_up(table: Mapping[str, Any], name: str, *, setting: str) -> Any:
-    """Return the table's entry, or the object behind ``package.module:attribute``.
+    """Return the entry of a table, or the object at ``package.module:attribute``.
 
     Args:
-        table: Name to entry.
+        table: Mapping of names to entries.
         name: A key of ``table``, or an importable ``package.module:attribute``.
-        setting: The config key that named it, for the message.
+        setting: Config key that holds ``name``, for error messages.
 
     Raises:
-        ConfigError: No such entry, module or attribute.
+        ConfigError: There is no such entry, module or attribute.
     """
     if name in table:
         return table[name]
     if ":" not in name:
         raise ConfigError(
             f"{setting}: unknown name '{name}'.{suggest_name(name, table)} "
-            f"Your own code is named as 'my_package.module:function'."
+            f"To use your own code, write 'my_package.module:function'."
         )
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, TypeError, ValueError) as error:  # the latter: no name, a relative one
+    except (ImportError, TypeError, ValueError) as error:  # empty or relative name
         raise ConfigError(
-            f"{setting}: cannot import '{module_name}' of '{name}': {error}. "
-            f"Install the package, or run from the folder that holds it."
+            f"{setting}={name}: cannot import '{module_name}': {error}. "
+            f"Install the package, or run from the folder that contains it."
         ) from error
     try:
         return getattr(module, attribute)
@@ -54,7 +54,7 @@ def look_up(table: Mapping[str, Any], name: str, *, setting: str) -> Any:
 
 
 def has_parameter(function: Callable[..., Any], name: str) -> bool:
-    """Tell whether a function has a parameter of this name, or takes any."""
+    """Return whether a function has a parameter of this name or accepts any keyword."""
     if not callable(function):
         return False
     parameters = inspect.signature(function).parameters
@@ -64,29 +64,29 @@ def has_parameter(function: Callable[..., Any], name: str) -> bool:
 def check_params(
     function: Callable[..., Any], params: Mapping[str, Any], *, num_positional: int, setting: str
 ) -> None:
-    """Raise unless ``function`` takes every key of ``params`` and needs no other.
+    """Check that ``function`` accepts every key of ``params`` and requires no other.
 
     Args:
-        function: What will be called.
-        params: Keyword arguments that the user gave.
-        num_positional: How many leading arguments the caller supplies itself.
-        setting: The config key that holds ``params``, for the message.
+        function: Function to be called.
+        params: Keyword arguments from the config.
+        num_positional: Number of leading positional arguments that the caller supplies.
+        setting: Config key that holds ``params``, for error messages.
 
     Raises:
-        ConfigError: An unknown parameter, or a required one that is missing.
+        ConfigError: A parameter is unknown, or a required one is missing.
     """
     if not callable(function):
-        raise ConfigError(f"{setting}: {function!r} is no function.")
+        raise ConfigError(f"{setting}: {function!r} is not callable.")
     parameters = list(inspect.signature(function).parameters.items())[num_positional:]
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for _, parameter in parameters)
+    accepts_any = any(parameter.kind is parameter.VAR_KEYWORD for _, parameter in parameters)
     accepted = {
         name: parameter
         for name, parameter in parameters
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
-    unknown = [name for name in params if name not in accepted and not takes_all]
+    unknown = [name for name in params if name not in accepted and not accepts_any]
     if unknown:
-        hint = suggest_name(unknown[0], accepted) if accepted else " It takes none."
+        hint = suggest_name(unknown[0], accepted) if accepted else " It takes no parameters."
         raise ConfigError(f"{setting}: unknown parameter '{unknown[0]}'.{hint}")
     missing = [n for n, p in accepted.items() if p.default is p.empty and n not in params]
     if missing:

@@ -1,4 +1,4 @@
-"""The words that all floors share: small frozen records without behaviour of their own."""
+"""Records and the reporter interface that all layers share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Split(StrEnum):
-    """Which part of the data an image belongs to."""
+    """Part of the data that an image belongs to."""
 
     TRAIN = "train"
     VAL = "val"
@@ -16,14 +16,14 @@ class Split(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled image as it was found on disk.
+    """Labelled image on disk.
 
     Attributes:
         path: POSIX path relative to the data root (absolute when it lies outside).
         label: Class name, Unicode NFC.
-        split: The split that the folder or CSV gives, or None.
-        group: Images of one group stay on one side of an automatic split; "" is no group.
-        duplicate_group: Images that show the same have the same word here; "" is none.
+        split: Split given by the folder or CSV, or None.
+        group: Id of a group that an automatic split keeps together; "" for none.
+        duplicate_group: Id that all duplicates of an image share; "" for an image without any.
     """
 
     path: str
@@ -35,19 +35,19 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class RejectedFile:
-    """A file that was left out, and why."""
+    """File that was left out, with the reason."""
 
     path: str
     reason: str
 
 
 class Draw(NamedTuple):
-    """One draw of the training sampler: everything that the augmentation depends on but the seed.
+    """Draw of the training sampler: everything but the seed that the augmentation depends on.
 
     Attributes:
         row: Row of the image in the dataset.
-        epoch: Epoch of the draw.
-        repeat: How often this image was drawn before in the same epoch.
+        epoch: Epoch of the draw, from 0.
+        repeat: Number of earlier draws of this image in the same epoch.
     """
 
     row: int
@@ -57,15 +57,15 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PreprocessSpec:
-    """How pixels become the network's input; travels with the weights.
+    """Preprocessing from pixels to the network's input; stored with the weights.
 
     Attributes:
         input_size: Channels, height, width.
-        mean: Per channel, for pixels in [0, 1].
-        std: Per channel, for pixels in [0, 1].
-        interpolation: "nearest", "bilinear", "bicubic", "lanczos" …, always antialiased.
-        crop_pct: Share of the resized image that the centre crop keeps, in (0, 1].
-        crop_mode: "center", "squash" or "border", as timm defines them.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
+        interpolation: Kernel, "nearest", "bilinear", "bicubic", "lanczos" …; always antialiased.
+        crop_pct: Fraction of the resized side that the centre crop keeps, in (0, 1].
+        crop_mode: Crop mode, "center", "squash" or "border", as timm defines them.
     """
 
     input_size: tuple[int, int, int]
@@ -78,14 +78,14 @@ class PreprocessSpec:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """How much of the backbone really came from the given weights.
+    """Part of the backbone that was really loaded from the given weights.
 
     Attributes:
         source: File, folder or hub name; "random" for none.
-        num_loaded: Backbone parameters that the source filled.
-        num_parameters: All backbone parameters.
-        missing_keys: Names of the parameters and statistics that it did not fill.
-        unexpected_keys: Names and sizes of tensors in it that the network has no place for.
+        num_loaded: Number of backbone parameters that the source filled.
+        num_parameters: Number of all backbone parameters.
+        missing_keys: Names of the parameters and buffers that the source did not fill.
+        unexpected_keys: Names and sizes of tensors of the source that the network does not have.
     """
 
     source: str
@@ -96,18 +96,18 @@ class LoadReport:
 
     @property
     def loaded_fraction(self) -> float:
-        """Share of the backbone's parameters that were loaded, in [0, 1]."""
+        """Fraction of the backbone's parameters that were loaded, in [0, 1]."""
         return self.num_loaded / max(1, self.num_parameters)
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A run of epochs with the same unfreeze depth.
+    """Consecutive epochs with the same unfreeze depth.
 
     Attributes:
         first_epoch: First epoch, counted from 0.
-        last_epoch: Last epoch, included.
-        depth: How many layer groups train, counted from the head.
+        last_epoch: Last epoch, inclusive.
+        depth: Number of trainable layer groups, counted from the head.
     """
 
     first_epoch: int
@@ -117,12 +117,12 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The classes of one image, most probable first.
+    """Predicted classes of one image, most probable first.
 
     Attributes:
-        path: The image as it was named.
+        path: Path of the image as the caller gave it.
         labels: Class names.
-        probabilities: In [0, 1], in the order of ``labels``.
+        probabilities: Class probabilities in [0, 1], in the order of ``labels``.
     """
 
     path: str
@@ -132,17 +132,17 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class ClassStats:
-    """One class in an evaluation; None where the number is undefined.
+    """Statistics of one class in an evaluation; None for undefined ones.
 
     Attributes:
         name: Class name.
-        support: Images of this class.
-        num_predicted: Images that were given this class.
-        precision: Share of ``num_predicted`` that are right; None where nothing was predicted.
-        recall: Share of ``support`` that was found; None where there is no such image.
-        f1: Harmonic mean; None where the class is neither present nor predicted.
-        recall_interval: 95% confidence interval of the recall; None where that is undefined.
-        train_images: What the model was trained on; None where that is not known.
+        support: Number of images of this class.
+        num_predicted: Number of images predicted as this class.
+        precision: Correct fraction of ``num_predicted``; None if the class was never predicted.
+        recall: Correct fraction of ``support``; None without images of the class.
+        f1: Harmonic mean of both; None if the class is neither present nor predicted.
+        recall_interval: 95% confidence interval of the recall; None if it is undefined.
+        train_images: Number of training images of the class; None if unknown.
     """
 
     name: str
@@ -157,17 +157,17 @@ class ClassStats:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a model does on a set of labelled images.
+    """Result of evaluating a model on labelled images.
 
     Attributes:
-        num_images: Images that were evaluated, each once.
-        metrics: Name to value: loss, accuracy, balanced_accuracy, macro_f1, rarest_third_recall
-            and, with more than five classes, top5_accuracy.
-        per_class: One entry a class, in class order.
-        confusion_matrix: Counts, rows are true classes, columns predicted ones.
+        num_images: Number of evaluated images, each counted once.
+        metrics: Metric name to value: loss, accuracy, balanced_accuracy, macro_f1,
+            rarest_third_recall and, with more than five classes, top5_accuracy.
+        per_class: Statistics of each class, in class order.
+        confusion_matrix: Counts, shape (K, K); rows are true classes, columns predicted ones.
         accuracy_interval: 95% confidence interval of the accuracy.
-        rarest_classes: The classes whose mean recall is ``rarest_third_recall``, the rarest first.
-        undefined_metrics: Names that ``metrics`` lacks, since these images do not define them.
+        rarest_classes: Classes whose mean recall is ``rarest_third_recall``, the rarest first.
+        undefined_metrics: Names of the metrics that these images do not define; not in ``metrics``.
     """
 
     num_images: int
@@ -180,28 +180,28 @@ class Evaluation:
 
 
 class Reporter:
-    """What a command tells whoever watches it. This one says nothing; subclasses show it."""
+    """Interface for the progress and messages of a command; this base class ignores them all."""
 
     def note(self, message: str) -> None:
-        """Say one thing worth reading."""
+        """Show an informational message."""
 
     def warn(self, message: str) -> None:
-        """Say one thing that the user should act on."""
+        """Show a message that the user should act on."""
 
     def show_plan(self, plan: Mapping[str, Any]) -> None:
-        """Show what is about to happen."""
+        """Show the plan of a run before it starts."""
 
     def start(self, task: str, total: int) -> None:
-        """Begin a task of ``total`` steps."""
+        """Start a progress bar named ``task`` with ``total`` steps."""
 
     def advance(self, steps: int = 1) -> None:
-        """Go on by some steps of the current task."""
+        """Advance the current progress bar by ``steps``."""
 
     def finish(self) -> None:
-        """End the current task."""
+        """Close the current progress bar."""
 
     def show_probe(self, result: Mapping[str, Any]) -> None:
-        """Show what the head of the frozen backbone came to."""
+        """Show the result of the linear probe."""
 
     def show_epoch(self, row: Mapping[str, Any]) -> None:
-        """Show the numbers of one finished epoch."""
+        """Show the metrics of a finished epoch."""

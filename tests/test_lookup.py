@@ -1,4 +1,4 @@
-"""Names, suggestions and parameters."""
+"""Tests of lookup by name, suggestions and parameter checks."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,13 +12,13 @@ from finetune.lookup import check_params, look_up, suggest_name
 TABLE = {"gradual": 1, "all": 2}
 
 
-def test_a_near_name_is_suggested_and_a_far_one_gets_the_list() -> None:
+def test_suggest_name_gives_closest_else_short_list() -> None:
     assert suggest_name("gradul", TABLE) == " Did you mean 'gradual'?"
     assert suggest_name("zzz", TABLE) == " Known: all, gradual."
     assert suggest_name("zzz", [f"name{i}" for i in range(13)]) == ""
 
 
-def test_a_name_gives_its_row_and_a_path_the_users_object() -> None:
+def test_look_up_accepts_table_name_and_import_path() -> None:
     assert look_up(TABLE, "all", setting="s") == 2
     assert look_up(TABLE, "math:sqrt", setting="s") is math.sqrt
 
@@ -26,33 +26,35 @@ def test_a_name_gives_its_row_and_a_path_the_users_object() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gradul", r"unfreeze\.name: unknown name 'gradul'\. Did you mean 'gradual'\?"),
-        ("no_such_pkg.mod:f", r"unfreeze\.name: cannot import 'no_such_pkg\.mod'"),
-        ("math:sqrtt", r"unfreeze\.name: module 'math' has no 'sqrtt'\. Did you mean 'sqrt'\?"),
-        ("math:", "module 'math' has no ''"),
-        (":f", "cannot import ''"),
-        (".relative:f", r"cannot import '\.relative'"),
+        ("gradul", r"unfreeze\.name.*'gradul'.*'gradual'"),
+        ("no_such_pkg.mod:f", r"unfreeze\.name=no_such_pkg\.mod:f.*'no_such_pkg\.mod'"),
+        ("math:sqrtt", r"unfreeze\.name.*'math'.*'sqrtt'.*'sqrt'"),
+        ("math:", "'math'.*''"),
+        (":f", r"unfreeze\.name=:f.*''"),
+        (".relative:f", r"'\.relative'"),
     ],
 )
-def test_a_wrong_name_says_where_and_what(name: str, message: str) -> None:
+def test_look_up_unknown_name_raises_config_error_with_setting_and_name(
+    name: str, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         look_up(TABLE, name, setting="unfreeze.name")
 
 
 def schedule(epoch: int, num_groups: int, *, every: int, step: float = 1.0) -> None:
-    """Stand for a component of which the caller gives the first two arguments."""
+    """Accept two positional arguments from the caller and two parameters."""
 
 
-def with_rest(epoch: int, num_groups: int, *rest: int) -> None:
-    """Stand for a function with arguments that need not be given."""
+def optional_rest(epoch: int, num_groups: int, *rest: int) -> None:
+    """Accept optional positional arguments, but no parameter."""
 
 
 def other_names(when: int, size: int, *, every: int) -> None:
-    """Stand for the user's own function, whose leading arguments bear names of its own."""
+    """Accept positional arguments under names of its own, as a user's function may."""
 
 
 def open_ended(epoch: int, num_groups: int, *, every: int, **more: float) -> None:
-    """Stand for a function that takes any keyword."""
+    """Accept any keyword."""
 
 
 @pytest.mark.parametrize(
@@ -60,35 +62,37 @@ def open_ended(epoch: int, num_groups: int, *, every: int, **more: float) -> Non
     [
         (schedule, {"every": 2}),
         (schedule, {"every": 2, "step": 3.0}),
-        (with_rest, {}),
+        (optional_rest, {}),
         (other_names, {"every": 2}),
         (open_ended, {"every": 2, "unheard_of": 1.0}),
     ],
 )
-def test_complete_parameters_pass(function: Callable[..., Any], params: Mapping[str, Any]) -> None:
+def test_check_params_complete_parameters_pass(
+    function: Callable[..., Any], params: Mapping[str, Any]
+) -> None:
     check_params(function, params, num_positional=2, setting="s")
 
 
 @pytest.mark.parametrize(
     ("function", "params", "message"),
     [
-        (schedule, {"evry": 2}, r"unfreeze\.params: unknown parameter 'evry'.* mean 'every'"),
-        (schedule, {"step": 2}, r"unfreeze\.params: parameter 'every' is required"),
-        (schedule, {"every": 1, "epoch": 2}, "unknown parameter 'epoch'"),
-        (with_rest, {"every": 1}, r"unknown parameter 'every'\. It takes none"),
-        (open_ended, {"unheard_of": 1.0}, "parameter 'every' is required"),
-        (None, {}, r"unfreeze\.params: None is no function"),
-        ("gradual", {}, r"unfreeze\.params: 'gradual' is no function"),
+        (schedule, {"evry": 2}, r"unfreeze\.params.*'evry'.*'every'"),
+        (schedule, {"step": 2}, r"unfreeze\.params.*'every'"),
+        (schedule, {"every": 1, "epoch": 2}, "'epoch'"),
+        (optional_rest, {"every": 1}, r"unfreeze\.params.*'every'"),
+        (open_ended, {"unheard_of": 1.0}, "'every'"),
+        (None, {}, r"unfreeze\.params.*None"),
+        ("gradual", {}, r"unfreeze\.params.*'gradual'"),
     ],
 )
-def test_wrong_parameters_are_named(
+def test_check_params_wrong_parameter_raises_config_error_with_its_name(
     function: Callable[..., Any], params: Mapping[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_params(function, params, num_positional=2, setting="unfreeze.params")
 
 
-def test_the_number_of_given_arguments_counts_from_the_left() -> None:
+def test_check_params_num_positional_counts_from_the_left() -> None:
     check_params(schedule, {"num_groups": 3, "every": 1}, num_positional=1, setting="s")
-    with pytest.raises(ConfigError, match="parameter 'num_groups' is required"):
+    with pytest.raises(ConfigError, match="'num_groups'"):
         check_params(schedule, {"every": 1}, num_positional=1, setting="s")

@@ -1,4 +1,4 @@
-"""What a model is besides its weights, in JSON for programs and in words for people."""
+"""Model card: everything about a model besides its weights, as JSON and as a README."""
 
 import json
 import math
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.bundle.renamed_facts import rename_facts
 from finetune.errors import RunFolderError
 from finetune.evaluation.priors import ClassPrior, Priors, describe_class_prior, is_same_prior
 from finetune.types import PreprocessSpec
@@ -14,22 +15,22 @@ from finetune.types import PreprocessSpec
 FORMAT_VERSION = 1
 
 CARD_KEY = "finetune"
-"""Key of the model card in a checkpoint: the weights can be used without the run's config."""
+"""Checkpoint key of the model card, which makes the weights usable without the run's config."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a model is, in JSON values; stands in every checkpoint and bundle.
+    """Description of a model in JSON values, stored in every checkpoint and bundle.
 
     Attributes:
-        backbone: timm name.
+        backbone: timm model name.
         model_args: Arguments of ``timm.create_model`` besides the number of classes.
         classes: Class names in index order.
-        spec: Preprocessing.
-        facts: Where it came from: weights, training images of each class, seed, metrics …
-        temperature: What logits are divided by before they become probabilities.
-        priors: Class shares that they hold for, and are then moved to; None where an older release
-            wrote the card.
+        spec: Preprocessing of the images.
+        facts: Origin of the model: weights, training images per class, seed, metrics …
+        temperature: Divisor of the logits before the softmax.
+        priors: Class priors of training, of the network and of the adjusted probabilities; None
+            for a card written by an older release.
     """
 
     backbone: str
@@ -42,33 +43,33 @@ class ModelCard:
 
     @property
     def train_counts(self) -> tuple[int, ...] | None:
-        """Training images of each class, in class order; None where that is not known."""
+        """Number of training images per class, in class order; None if unknown."""
         return get_train_counts(self.facts, self.classes)
 
     @property
     def shift(self) -> ClassPrior | None:
-        """What is added to calibrated logits, in class order; None where nothing is."""
+        """Logit adjustment added to calibrated logits, in class order; None without one."""
         return None if self.priors is None else self.priors.shift
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values that JSON and ``torch.load(weights_only=True)`` read back."""
+        """Return plain values that JSON and ``torch.load(weights_only=True)`` can load."""
         tree = {"format": FORMAT_VERSION, **asdict(self)}
         plain: dict[str, Any] = json.loads(json.dumps(tree))
         return plain
 
     @staticmethod
     def from_json(tree: Mapping[str, Any]) -> "ModelCard":
-        """Return the card of what ``to_json`` gave.
+        """Return the card of a tree written by ``to_json``.
 
         Raises:
-            KeyError: Something is missing.
-            ValueError: The temperature is no positive number, or the priors are no shares.
-            RunFolderError: A newer release wrote it.
+            KeyError: A required key is missing.
+            ValueError: The temperature is not positive, or the priors are invalid.
+            RunFolderError: The tree was written by a newer release.
         """
         if tree["format"] > FORMAT_VERSION:
             raise RunFolderError(
-                f"a newer finetune wrote it (format {tree['format']}, this one reads up to "
-                f"{FORMAT_VERSION}). Upgrade finetune."
+                f"written by a newer release of finetune (format {tree['format']}; this release "
+                f"reads up to {FORMAT_VERSION}). Upgrade finetune."
             )
         spec = dict(tree["spec"])
         for key in ("input_size", "mean", "std"):
@@ -79,22 +80,23 @@ class ModelCard:
             model_args=tree["model_args"],
             classes=classes,
             spec=PreprocessSpec(**spec),
-            facts=tree["facts"],
+            facts=rename_facts(tree["facts"]),
             temperature=_parse_temperature(tree.get("temperature", 1.0)),
             priors=Priors.from_json(tree.get("priors"), len(classes)),
         )
 
 
 def find_bundle(path: Path) -> Path | None:
-    """Return the bundle folder that a run folder holds, or that a path is; None without one."""
-    return next((at for at in (path / "bundle", path) if (at / "finetune.json").is_file()), None)
+    """Return the bundle folder inside a run folder, or the path if it is one; None without one."""
+    folders = (path / "bundle", path)
+    return next((folder for folder in folders if (folder / "finetune.json").is_file()), None)
 
 
 def read_card_json(folder: Path) -> dict[str, Any]:
     """Return the JSON of a bundle folder.
 
     Raises:
-        RunFolderError: It is missing or damaged.
+        RunFolderError: The file is missing or damaged.
     """
     file = folder / "finetune.json"
     try:
@@ -105,7 +107,7 @@ def read_card_json(folder: Path) -> dict[str, Any]:
 
 
 def read_class_names(path: Path) -> tuple[str, ...] | None:
-    """Return the classes of the model in a folder; None where no bundle tells without torch.
+    """Return the class names of the bundle in a folder, without torch; None without a bundle.
 
     Raises:
         RunFolderError: The bundle is damaged.
@@ -117,23 +119,27 @@ def read_class_names(path: Path) -> tuple[str, ...] | None:
 
 
 def get_train_counts(facts: Mapping[str, Any], classes: Sequence[str]) -> tuple[int, ...] | None:
-    """Return the training images of each class by a card's facts; None where they do not say."""
-    known = facts.get("train_images") or {}
-    if not set(classes) <= known.keys():
+    """Return the number of training images per class from a card's facts; None if unknown."""
+    counts = facts.get("train_images") or {}
+    if not set(classes) <= counts.keys():
         return None
-    return tuple(int(known[name]) for name in classes)
+    return tuple(int(counts[name]) for name in classes)
 
 
 def render_readme(card: ModelCard) -> str:
-    """Return what a model is and how to use it, in Markdown."""
+    """Return the README of a bundle in Markdown: metrics, classes and how to load the model."""
     metrics = card.facts.get("metrics", {})
     rows = "".join(
         f"| {split} | {name} | {'undefined' if value is None else f'{value:.4f}'} |\n"
         for split, values in metrics.items()
         for name, value in values.items()
     )
-    own = card.backbone.partition(".")[0] in ("googlenet", "alexnet")
-    register = f"import finetune  # makes timm know {card.backbone}\n" if own else ""
+    is_torchvision = card.backbone.partition(".")[0] in ("googlenet", "alexnet")
+    registration = (
+        f"import finetune.timm_models  # registers {card.backbone} with timm\n"
+        if is_torchvision
+        else ""
+    )
     scale = "" if card.temperature == 1 else f" / {card.temperature!r}"
     shift = "" if card.shift is None else " + shift"
     return f"""# {card.backbone} for {len(card.classes)} classes
@@ -143,11 +149,11 @@ Classes, in index order: {", ".join(card.classes)}.
 | split | metric | value |
 |---|---|---|
 {rows}
-{_render_temperature(card)}{_render_priors(card)}Use it with `finetune predict THIS_FOLDER images/`, or
-with timm alone:
+{_render_temperature(card)}{_render_priors(card)}Use the model with
+`finetune predict THIS_FOLDER images/`, or with timm alone:
 
 ```python
-{register}import timm
+{registration}import timm
 
 model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()
 config = timm.data.resolve_model_data_config(model)
@@ -159,60 +165,64 @@ classes = model.pretrained_cfg["label_names"]
 
 
 def _render_temperature(card: ModelCard) -> str:
-    """Say where the temperature is, if there is one."""
+    """Return the paragraph about the temperature; empty without one."""
     if card.temperature != 1:
         return (
-            f"Its probabilities are calibrated: logits are divided by {card.temperature!r}, which "
-            f"finetune does and timm does not. `finetune export` makes a folder whose classifier "
-            f"does.\n\n"
+            f"The probabilities are calibrated: finetune divides the logits by the temperature "
+            f"{card.temperature!r}; timm does not. `finetune export` writes a folder whose "
+            f"classifier weights include the temperature.\n\n"
         )
-    if (held := card.facts.get("temperature_in_head", 1)) != 1:
+    if (folded := card.facts.get("temperature_in_head", 1)) != 1:
         return (
-            f"Its probabilities are calibrated: the classifier holds the temperature {held!r}.\n\n"
+            f"The probabilities are calibrated: the classifier weights include the temperature "
+            f"{folded!r}.\n\n"
         )
     return ""
 
 
 def _render_priors(card: ModelCard) -> str:
-    """Say which shares of the classes the probabilities are for, if that is known."""
+    """Return the paragraph about the class prior of the probabilities; empty if it is unknown."""
     priors = card.priors
     if priors is None:
         return ""
-    held_for = describe_class_prior(priors.effective, priors.train)
-    measured = _get_evaluation_prior(card)
-    if measured is not None and not is_same_prior(measured, priors.effective):
-        before = describe_class_prior(measured, priors.train)
-        held_for += f" (the numbers above are of answers for {before}: measure it again)"
+    description = describe_class_prior(priors.effective, priors.train)
+    evaluated = _get_evaluation_prior(card)
+    if evaluated is not None and not is_same_prior(evaluated, priors.effective):
+        description += (
+            f" (the metrics above were computed with the prior "
+            f"{describe_class_prior(evaluated, priors.train)}; run `finetune evaluate` again)"
+        )
     if priors.target is not None:
         return (
-            f"Its probabilities are for {held_for}, where the network's are for "
-            f"{describe_class_prior(priors.model, priors.train)}: finetune adds log(target / model) of the "
-            f"`priors` in finetune.json to the logits of each class, the `shift` below, and timm "
-            f"does not. `finetune export` makes a folder whose classifier does.\n\n"
+            f"The probabilities assume the class prior {description}; the network's own prior is "
+            f"{describe_class_prior(priors.model, priors.train)}. finetune adds log(target / "
+            f"model), of the `priors` in finetune.json, to the logits of each class (`shift` "
+            f"below); timm does not. `finetune export` writes a folder whose classifier bias "
+            f"includes it.\n\n"
         )
     if "prior_in_head" in card.facts:
         return (
-            f"Its probabilities are for {held_for}: the classifier was moved there from the shares "
-            f"that it was trained with, and nothing is left to adjust.\n\n"
+            f"The probabilities assume the class prior {description}: log(target / model) is "
+            f"included in the classifier bias, and no adjustment is left to do.\n\n"
         )
-    return f"Its probabilities are for {held_for}.\n\n"
+    return f"The probabilities assume the class prior {description}.\n\n"
 
 
 def _get_evaluation_prior(card: ModelCard) -> ClassPrior | None:
-    """Return the shares for which the model answered when it was measured; None if not known."""
+    """Return the class prior that the model was evaluated with; None if unknown."""
     for evaluation in card.facts.get("evaluations", {}).values():
-        shares = evaluation["prior"]["shares"]
-        return None if shares is None else tuple(shares[name] for name in card.classes)
+        prior = evaluation["prior"]["class_prior"]
+        return None if prior is None else tuple(prior[name] for name in card.classes)
     return None
 
 
 def _parse_temperature(value: Any) -> float:
-    """Return what a card says, which is nothing if it was written before there were temperatures.
+    """Return the temperature of a card as a number.
 
     Raises:
-        ValueError: It is no number that could divide logits.
+        ValueError: The value is not a finite positive number.
     """
     temperature = float(value)
     if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature {value!r} is no positive number")
+        raise ValueError(f"temperature {value!r} is not a positive number")
     return temperature

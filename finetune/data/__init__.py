@@ -1,6 +1,9 @@
-"""From files to batches: scan, audit, split, decode, augment, sample. Knows no config."""
+"""Input pipeline from files to batches: scan, split, decode, cache, augment and sample.
+
+Imports no config: the builders translate config sections into arguments.
+"""
 
 import os
 
-# Without this albumentations asks the package index for its newest release, at every import.
+# Otherwise albumentations queries the package index for its newest release at every import.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

@@ -1,4 +1,4 @@
-"""Images as batches of uint8 pixels, with the row that each came from."""
+"""Dataset and loaders of image batches: uint8 pixels with labels and dataset rows."""
 
 import atexit
 import multiprocessing
@@ -23,13 +23,13 @@ from finetune.types import Draw
 
 
 class Batch(TypedDict):
-    """What a loader yields (B images of H x W x C).
+    """Batch of a loader (B images of H x W x C).
 
     Keys:
-        image: uint8, shape (B, H, W, C).
-        label: int64, shape (B,); -1 where there is none.
-        index: int64, shape (B,), rows of the dataset.
-        color_matrix: float32, shape (B, C, C + 1), applied on the device.
+        image: Pixels, uint8, shape (B, H, W, C).
+        label: Class indices, int64, shape (B,); -1 without labels.
+        index: Rows of the dataset, int64, shape (B,).
+        color_matrix: Color matrices to apply on the device, float32, shape (B, C, C + 1).
     """
 
     image: Tensor
@@ -39,12 +39,12 @@ class Batch(TypedDict):
 
 
 class ImageDataset(Dataset[Batch]):
-    """Transforms pictures, a batch an item.
+    """Dataset of transformed images; ``__getitems__`` returns a whole batch.
 
     Args:
-        source: N pictures.
+        source: Source of N images.
         labels: Class indices, shape (N,); None for images without labels.
-        transform: From a picture to pixels of one size.
+        transform: Transform from an image to pixels of one size.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class ImageDataset(Dataset[Batch]):
         return len(self.source)
 
     def __getitem__(self, item: int | Draw) -> Batch:
-        """Return one row or draw, without the batch's dimension."""
+        """Return the sample of a row or draw, without a batch dimension."""
         batch = self.__getitems__([item])
-        alone = Batch(image=batch["image"][0], label=batch["label"][0], index=batch["index"][0])
+        sample = Batch(image=batch["image"][0], label=batch["label"][0], index=batch["index"][0])
         if "color_matrix" in batch:
-            alone["color_matrix"] = batch["color_matrix"][0]
-        return alone
+            sample["color_matrix"] = batch["color_matrix"][0]
+        return sample
 
     def __getitems__(self, items: Sequence[int | Draw]) -> Batch:
-        """Return the batch of some rows, or of some draws with their augmentation.
+        """Return the batch of rows, or of draws with their augmentation.
 
         Raises:
-            DataError: A file no longer reads as it did before epoch 0.
+            DataError: A file can no longer be read.
         """
         rows = [item.row if isinstance(item, Draw) else item for item in items]
         views = [
@@ -82,7 +82,7 @@ class ImageDataset(Dataset[Batch]):
         if self.transform.has_color_matrix:
             color_matrices = [view.color_matrix for view in views if view.color_matrix is not None]
             assert len(color_matrices) == len(views), (
-                "a transform with color matrices gives one to each image"
+                "a transform with has_color_matrix must return a matrix for every image"
             )
             batch["color_matrix"] = torch.from_numpy(np.stack(color_matrices))
         return batch
@@ -92,8 +92,8 @@ class ImageDataset(Dataset[Batch]):
             return self.transform(self.source.open(row), draw)
         except DataError as error:
             raise DataError(
-                f"{self.source.get_name(row)}: {error}. It read well before training; restore it, then "
-                f"resume."
+                f"{self.source.get_name(row)}: {error}. It was readable before training; restore "
+                f"it, then resume."
             ) from error
 
 
@@ -106,15 +106,15 @@ def create_loader(
     batch_sampler: Sampler[list[int]] | None = None,
     pin_memory: bool = False,
 ) -> DataLoader[Batch]:
-    """Return a loader over the sampler's order, or over all rows in order.
+    """Return a loader in the order of a sampler, or over all rows in order.
 
     Args:
-        dataset: What is read.
-        num_workers: Reading processes; 0 reads in this one.
-        batch_size: Images a batch in this process, unless ``batch_sampler`` says it.
-        sampler: Yields rows or draws.
-        batch_sampler: Yields the rows of a batch, in the place of ``sampler``.
-        pin_memory: For a fast copy to a GPU.
+        dataset: Dataset to read.
+        num_workers: Number of worker processes; 0 reads in this process.
+        batch_size: Images per batch in this process; ignored with ``batch_sampler``.
+        sampler: Sampler of rows or draws.
+        batch_sampler: Sampler of the rows of a batch, instead of ``sampler``.
+        pin_memory: Whether to pin memory for a fast copy to a GPU.
     """
     context = None
     if num_workers:
@@ -137,11 +137,11 @@ def create_loader(
 
 
 def choose_worker_start_method(*, uses_gpu: bool) -> str:
-    """Return how reading processes start: "fork" where it is safe, else "forkserver" or "spawn".
+    """Return the start method of workers: "fork" where it is safe, else "forkserver" or "spawn".
 
     A fork copies the locks of CUDA's threads but not the threads, and from Python 3.12 on it warns
-    in any process with threads. A fork server has neither, and is as fast once it has imported what
-    the workers need. On macOS system libraries do not survive a fork at all.
+    in any process with threads. A fork server has neither problem, and is as fast once it has
+    imported what the workers need. On macOS, system libraries do not survive a fork.
     """
     if sys.platform != "linux":
         return "spawn"
@@ -150,34 +150,35 @@ def choose_worker_start_method(*, uses_gpu: bool) -> str:
 
 @contextmanager
 def translate_worker_errors() -> Iterator[None]:
-    """Say in words that a reading process was killed.
+    """Translate torch's error about a killed worker into one with a remedy.
 
     Raises:
-        TrainingError: It was, and what to do about it.
+        TrainingError: A worker process was killed.
     """
     try:
         yield
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        said = str(error).rstrip(" .")
+        reason = str(error).rstrip(" .")
         raise TrainingError(
-            f"A process that reads images ended: {said}. Most often the machine, the job or shared "
-            f"memory (/dev/shm) ran out: lower data.num_workers; 0 reads without further processes."
+            f"A data loading process ended: {reason}. Usually the memory of the node or job, or "
+            f"the shared memory (/dev/shm), is exhausted: lower data.num_workers; 0 loads images "
+            f"in the main process."
         ) from error
 
 
 def _start_fork_server(context: BaseContext) -> None:
-    """Start what the workers are forked from, out of reach of the signals that stop a run."""
-    context.set_forkserver_preload([__name__])  # imported once, and not by every worker
+    """Start the fork server with the signals that stop a run blocked."""
+    context.set_forkserver_preload([__name__])  # imported once, not by every worker
     with signals.block():
         forkserver.ensure_running()
 
 
 def _kill_workers() -> None:
-    """End the processes that still read when this one exits.
+    """Kill the workers that are still running when this process exits.
 
-    Python asks them by a signal, which they leave to this process, and would wait for ever.
+    Python terminates them by SIGTERM, which they ignore, and would wait forever.
     """
     atexit.unregister(_kill_workers)
     for child in multiprocessing.active_children():
@@ -186,12 +187,12 @@ def _kill_workers() -> None:
 
 
 def _skip_collate(batch: Any) -> Any:
-    """Return what the dataset has collated already."""
+    """Return the batch as the dataset has collated it."""
     return batch
 
 
 def _init_worker(worker_id: int) -> None:
-    """Leave threads and signals to the main process."""
+    """Disable OpenCV's threads and ignore signals, which the main process handles."""
     del worker_id
     cv2.setNumThreads(0)
     signals.ignore()

@@ -1,4 +1,4 @@
-"""Which image is which class in which split: the one list that a run and its resume share."""
+"""Manifest of labelled images with their splits, which a run and its resume share."""
 
 import csv
 import io
@@ -12,15 +12,18 @@ from finetune.errors import DataError
 from finetune.lookup import suggest_name
 from finetune.types import RejectedFile, Sample, Split
 
+_DUPLICATE_GROUP_COLUMN = "copies"
+"""Column of the duplicate groups in a run's manifest."""
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """Labelled images with their splits.
 
     Attributes:
-        root: What relative paths are relative to.
+        root: Folder that relative paths of the samples are relative to.
         classes: Class names in index order.
-        samples: Every image once, each with a split.
+        samples: All images, each once and with a split.
     """
 
     root: Path
@@ -41,7 +44,7 @@ class Manifest:
         return [index[sample.label] for sample in samples]
 
     def count_per_class(self, split: Split) -> list[int]:
-        """Return how many images of each class a split has, in class order."""
+        """Return the number of images of each class in a split, in class order."""
         counts = Counter(sample.label for sample in self.samples if sample.split is split)
         return [counts[name] for name in self.classes]
 
@@ -55,21 +58,33 @@ def build_manifest(
     seed: int,
     min_images: int | None = None,
 ) -> Manifest:
-    """Return the manifest: given splits are kept, a missing validation split is drawn from train.
+    """Return the manifest of labelled images, with a validation split.
+
+    Given splits are kept; a missing validation split is drawn from train. A test split is drawn
+    only where none is given and ``test_fraction`` is above 0.
+
+    Args:
+        root: Folder that relative paths of the samples are relative to.
+        samples: Labelled images, all with a split or all without.
+        val_fraction: Fraction of the training images for validation, in [0, 1).
+        test_fraction: Fraction of the training images for test, in [0, 1).
+        seed: Random seed of the split.
+        min_images: Minimum number of images per class; None requires one for each split.
 
     Raises:
-        DataError: Fewer than two classes, a class of val or test that train does not know, some
-            images with a split and others without, or a class too small to split.
+        DataError: There are fewer than two classes, a class of val or test is not in train, some
+            images have a split and others do not, a group is in two given splits, or a class is too
+            small to split.
     """
     given = {sample.split for sample in samples}
     if None in given and len(given) > 1:
         row = next(sample for sample in samples if sample.split is None)
         raise DataError(
-            f"{row.path} has no split, but other images have. Fill the split column everywhere, or "
-            f"leave it out."
+            f"{row.path} has no split, but other images have one. Fill the split column for all "
+            f"images, or remove it."
         )
     if given - {None} and Split.TRAIN not in given:
-        raise DataError(f"{root} has no train split. Name one 'train'.")
+        raise DataError(f"{root} has no train split. Name a folder or split 'train'.")
     pool = [s for s in samples if s.split in (None, Split.TRAIN)]
     held_out = [s for s in samples if s.split in (Split.VAL, Split.TEST)]
     classes = tuple(sorted({sample.label for sample in pool}))
@@ -89,27 +104,27 @@ def build_manifest(
     _check_groups(manifest)
     for split in (Split.TRAIN, Split.VAL):
         if not manifest.get_samples(split):
-            raise DataError(f"{root} has no readable image in its {split.value} split. Add some.")
+            raise DataError(f"{root} has no readable image in its {split.value} split. Add images.")
     return manifest
 
 
 def _check_groups(manifest: Manifest) -> None:
-    """Raise where given splits tear a group apart."""
+    """Raise DataError if given splits divide a group."""
     split_of: dict[str, Sample] = {}
     for sample in manifest.samples:
         first = split_of.setdefault(sample.group, sample) if sample.group else sample
         if first.split is not sample.split:
             raise DataError(
                 f"Group '{sample.group}' is in {first.split} ({first.path}) and in {sample.split} "
-                f"({sample.path}). Put it on one side, or clear its group."
+                f"({sample.path}). Keep it in one split, or clear the group column of these images."
             )
 
 
 def check_labels(samples: Sequence[Sample], classes: Sequence[str]) -> None:
-    """Raise unless every sample's class is one that the model knows.
+    """Check that the model knows the class of every sample.
 
     Raises:
-        DataError: Names the unknown classes and the nearest known one.
+        DataError: The unknown classes, with the most similar known one.
     """
     unknown = sorted({sample.label for sample in samples} - set(classes))
     if unknown:
@@ -121,10 +136,10 @@ def check_labels(samples: Sequence[Sample], classes: Sequence[str]) -> None:
 
 
 def format_manifest(manifest: Manifest) -> str:
-    """Return the manifest as CSV of path,label,split,group,copies."""
+    """Return the manifest as CSV of path,label,split,group and the duplicate group."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "split", "group", "copies"])
+    writer.writerow(["path", "label", "split", "group", _DUPLICATE_GROUP_COLUMN])
     for sample in manifest.samples:
         writer.writerow(
             [sample.path, sample.label, sample.split, sample.group, sample.duplicate_group]
@@ -133,7 +148,7 @@ def format_manifest(manifest: Manifest) -> str:
 
 
 def format_rejected(rejected: Iterable[RejectedFile]) -> str:
-    """Return the files that were left out as CSV of path,reason."""
+    """Return the rejected files as CSV of path,reason."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "reason"])
@@ -142,7 +157,7 @@ def format_rejected(rejected: Iterable[RejectedFile]) -> str:
 
 
 def read_manifest(file: Path, *, root: Path) -> Manifest:
-    """Return the manifest that a run wrote, its classes in the same order.
+    """Return the manifest that a run wrote, with its classes in the same order.
 
     Raises:
         DataError: The file is missing or damaged.
@@ -155,12 +170,13 @@ def read_manifest(file: Path, *, root: Path) -> Manifest:
                     row["label"],
                     Split(row["split"]),
                     row["group"],
-                    row.get("copies") or "",  # earlier releases did not look for any
+                    row.get(_DUPLICATE_GROUP_COLUMN)
+                    or "",  # missing before the search for duplicates
                 )
                 for row in csv.DictReader(stream)
             )
         if not samples:
-            raise ValueError("it lists no image")
+            raise ValueError("no images")
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise DataError(
             f"{file} is missing or damaged ({error}). The run cannot be resumed or evaluated on "
@@ -173,10 +189,10 @@ def read_manifest(file: Path, *, root: Path) -> Manifest:
 def _check_classes(root: Path, classes: Sequence[str], held_out: Sequence[Sample]) -> None:
     if len(classes) < 2:
         raise DataError(
-            f"{root} holds one class, '{classes[0]}'; a classifier needs at least two. Expected a "
-            f"folder for each class."
+            f"{root} contains one class, '{classes[0]}'; a classifier needs at least two. "
+            f"Expected a folder for each class."
             if classes
-            else f"{root} holds no readable training image."
+            else f"{root} contains no readable training image. Add images."
         )
     for sample in held_out:
         if sample.label not in classes:

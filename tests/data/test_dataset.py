@@ -1,4 +1,4 @@
-"""Batches hold the right pixels, labels and rows, however many processes read them."""
+"""Tests of the dataset and its loaders, with any number of workers."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ from finetune.data.transforms.presets import create_train_transform
 from finetune.errors import DataError, TrainingError
 from finetune.types import Draw, PreprocessSpec, Reporter
 from tests.support.helpers import noise, smooth
-from tests.support.pictures import Watched, write_jpeg
+from tests.support.pictures import RecordingImage, write_jpeg
 
 SPEC = PreprocessSpec((3, 16, 16), (0.5,) * 3, (0.5,) * 3, crop_pct=1.0)
 LABELS = [0] * 6 + [1] * 4
@@ -48,25 +48,25 @@ def jpegs(tmp_path: Path) -> list[Path]:
     ]
 
 
-def dataset(paths: list[Path], name: str = "none", *, labelled: bool = True) -> ImageDataset:
-    return over(FileSource(paths), name, labelled=labelled)
+def make_dataset(paths: list[Path], name: str = "none", *, labelled: bool = True) -> ImageDataset:
+    return make_dataset_of(FileSource(paths), name, labelled=labelled)
 
 
-def over(source: ImageSource, name: str, *, labelled: bool = True) -> ImageDataset:
+def make_dataset_of(source: ImageSource, name: str, *, labelled: bool = True) -> ImageDataset:
     transform = create_train_transform(name, spec=SPEC, seed=5)
     return ImageDataset(source, LABELS if labelled else None, transform)
 
 
-def stored(paths: list[Path], root: Path) -> StoredSource:
-    """Return the images shrunk to 40 pixels, in a store."""
+def make_stored_source(paths: list[Path], root: Path) -> StoredSource:
+    """Return the images shrunk to a shorter side of 40 pixels, in a store."""
     store = PixelStore(root, tag="short-40", owner="test")
     decode = partial(decode_resized, shorter_side=40, max_pixels=10**6)
-    places = fill_store(store, paths, decode, num_threads=2, reporter=Reporter())
-    return StoredSource(store, paths, places)
+    locations = fill_store(store, paths, decode, num_threads=2, reporter=Reporter())
+    return StoredSource(store, paths, locations)
 
 
-def test_all_rows_in_order_without_a_sampler(paths: list[Path]) -> None:
-    loader = create_loader(dataset(paths), batch_size=4, num_workers=0)
+def test_loader_without_sampler_yields_all_rows_in_order(paths: list[Path]) -> None:
+    loader = create_loader(make_dataset(paths), batch_size=4, num_workers=0)
     batches = list(loader)
     assert [len(batch["index"]) for batch in batches] == [4, 4, 2]
     assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(10))
@@ -75,31 +75,31 @@ def test_all_rows_in_order_without_a_sampler(paths: list[Path]) -> None:
     assert (images.dtype, images.shape) == (torch.uint8, (10, 16, 16, 3))
     assert images.is_contiguous()
     assert all("color_matrix" not in batch for batch in batches)
-    expected = [EvalTransform(SPEC)(Watched(noise(seed=row))).pixels for row in range(10)]
+    expected = [EvalTransform(SPEC)(RecordingImage(noise(seed=row))).pixels for row in range(10)]
     np.testing.assert_array_equal(images.numpy(), np.stack(expected))
 
 
-def test_images_without_labels_bear_minus_one(paths: list[Path]) -> None:
-    (batch,) = create_loader(dataset(paths, labelled=False), batch_size=10, num_workers=0)
+def test_loader_without_labels_gives_minus_one(paths: list[Path]) -> None:
+    (batch,) = create_loader(make_dataset(paths, labelled=False), batch_size=10, num_workers=0)
     assert batch["label"].tolist() == [-1] * 10
 
 
 @pytest.mark.parametrize("name", ["none", "light", "medium", "strong"])
-def test_a_batch_is_its_items_one_by_one(name: str, paths: list[Path]) -> None:
-    data = dataset(paths, name)
+def test_getitems_equals_single_items(name: str, paths: list[Path]) -> None:
+    data = make_dataset(paths, name)
     draws = [Draw(row, 1, repeat) for row in (3, 9, 0) for repeat in (0, 1)]
     batch = data.__getitems__(draws)
     assert set(batch) - {"image", "label", "index"} == (
         {"color_matrix"} if name in ("medium", "strong") else set()
     )
     assert {str(value.dtype) for value in (batch["label"], batch["index"])} == {"torch.int64"}
-    for place, draw in enumerate(draws):
-        alone = data[draw]
-        assert set(alone) == set(batch)
-        assert (int(alone["index"]), int(alone["label"])) == (draw.row, LABELS[draw.row])
-        for key, value in alone.items():
+    for position, draw in enumerate(draws):
+        sample = data[draw]
+        assert set(sample) == set(batch)
+        assert (int(sample["index"]), int(sample["label"])) == (draw.row, LABELS[draw.row])
+        for key, value in sample.items():
             assert isinstance(value, Tensor)
-            assert torch.equal(value, batch[key][place])  # type: ignore[literal-required]
+            assert torch.equal(value, batch[key][position])  # type: ignore[literal-required]
     if name in ("medium", "strong"):
         assert (batch["color_matrix"].dtype, batch["color_matrix"].shape) == (
             torch.float32,
@@ -107,16 +107,16 @@ def test_a_batch_is_its_items_one_by_one(name: str, paths: list[Path]) -> None:
         )
 
 
-def epochs_read_by(num_workers: int, data: ImageDataset) -> list[Batch]:
-    """Return two weighted epochs, each as one batch."""
+def read_epochs(num_workers: int, data: ImageDataset) -> list[Batch]:
+    """Return two weighted epochs that a loader reads, each as one batch."""
     weights = weighted(np.asarray(LABELS), 2)
     sampler = EpochSampler(weights, num_images=10, batch_size=5, seed=5)
     loader = create_loader(data, batch_size=5, num_workers=num_workers, sampler=sampler)
-    read = []
+    epochs = []
     for epoch in range(2):
         sampler.set_epoch(epoch)
         batches = list(loader)
-        read.append(
+        epochs.append(
             Batch(
                 image=torch.cat([batch["image"] for batch in batches]),
                 label=torch.cat([batch["label"] for batch in batches]),
@@ -124,95 +124,101 @@ def epochs_read_by(num_workers: int, data: ImageDataset) -> list[Batch]:
                 color_matrix=torch.cat([batch["color_matrix"] for batch in batches]),
             )
         )
-    return read
+    return epochs
 
 
-def assert_same_batches(found: list[Batch], expected: list[Batch]) -> None:
-    for one, other in zip(found, expected, strict=True):
+def assert_same_batches(actual: list[Batch], expected: list[Batch]) -> None:
+    for one, other in zip(actual, expected, strict=True):
         assert torch.equal(one["index"], other["index"])
         assert torch.equal(one["label"], other["label"])
         assert torch.equal(one["image"], other["image"])
         assert torch.equal(one["color_matrix"], other["color_matrix"])
 
 
-@pytest.mark.parametrize("kept", [False, True], ids=["files", "store"])
-def test_augmented_batches_do_not_depend_on_the_workers_and_epochs_differ(
-    kept: bool, jpegs: list[Path], tmp_path: Path
+@pytest.mark.parametrize("is_stored", [False, True], ids=["files", "store"])
+def test_loader_augmented_batches_do_not_depend_on_workers(
+    is_stored: bool, jpegs: list[Path], tmp_path: Path
 ) -> None:
-    data = over(stored(jpegs, tmp_path) if kept else FileSource(jpegs), "strong")
-    alone = epochs_read_by(0, data)
-    assert_same_batches(epochs_read_by(2, data), alone)
-    assert not torch.equal(alone[0]["index"], alone[1]["index"])
-    views = {image.numpy().tobytes() for epoch in alone for image in epoch["image"]}
+    data = make_dataset_of(
+        make_stored_source(jpegs, tmp_path) if is_stored else FileSource(jpegs), "strong"
+    )
+    single = read_epochs(0, data)
+    assert_same_batches(read_epochs(2, data), single)
+    assert not torch.equal(single[0]["index"], single[1]["index"])
+    views = {image.numpy().tobytes() for epoch in single for image in epoch["image"]}
     assert len(views) == 20
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kept", [False, True], ids=["files", "store"])
+@pytest.mark.parametrize("is_stored", [False, True], ids=["files", "store"])
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_batches_do_not_depend_on_how_workers_start(
-    method: str, kept: bool, jpegs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_loader_batches_do_not_depend_on_start_method(
+    method: str, is_stored: bool, jpegs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = over(stored(jpegs, tmp_path) if kept else FileSource(jpegs), "strong")
+    data = make_dataset_of(
+        make_stored_source(jpegs, tmp_path) if is_stored else FileSource(jpegs), "strong"
+    )
     monkeypatch.setattr(dataset_module, "choose_worker_start_method", lambda **_: method)
-    assert_same_batches(epochs_read_by(1, data), epochs_read_by(0, data))
+    assert_same_batches(read_epochs(1, data), read_epochs(0, data))
 
 
-def test_from_a_store_come_the_draws_of_the_files(jpegs: list[Path], tmp_path: Path) -> None:
+def test_loader_of_store_gives_same_draws_as_files(jpegs: list[Path], tmp_path: Path) -> None:
     from_files, from_store = (
-        epochs_read_by(0, over(source, "medium"))
-        for source in (FileSource(jpegs), stored(jpegs, tmp_path))
+        read_epochs(0, make_dataset_of(source, "medium"))
+        for source in (FileSource(jpegs), make_stored_source(jpegs, tmp_path))
     )
     for one, other in zip(from_files, from_store, strict=True):
         assert torch.equal(one["index"], other["index"])
         difference = (one["image"].float() - other["image"].float()).abs()
         assert difference.mean() < 4
-        assert difference.max() > 0, "shrunk twice is not shrunk once"
+        assert difference.max() > 0, "resizing twice must differ from resizing once"
         torch.testing.assert_close(one["color_matrix"], other["color_matrix"], rtol=0, atol=0.01)
 
 
-def test_a_draw_reaches_the_augmentation(paths: list[Path]) -> None:
-    data = dataset(paths, "strong")
+def test_dataset_passes_draw_to_transform(paths: list[Path]) -> None:
+    data = make_dataset(paths, "strong")
     transform = create_train_transform("strong", spec=SPEC, seed=5)
     for draw in (Draw(3, 0, 0), Draw(3, 1, 0), Draw(3, 1, 1)):
-        pixels, colour = transform(Watched(noise(seed=3)), draw)
-        assert colour is not None
+        pixels, color_matrix = transform(RecordingImage(noise(seed=3)), draw)
+        assert color_matrix is not None
         np.testing.assert_array_equal(data[draw]["image"].numpy(), pixels)
-        np.testing.assert_array_equal(data[draw]["color_matrix"].numpy(), colour)
+        np.testing.assert_array_equal(data[draw]["color_matrix"].numpy(), color_matrix)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_file_that_breaks_during_training_is_named(paths: list[Path], num_workers: int) -> None:
-    data = dataset(paths)
+def test_loader_broken_file_raises_data_error_with_path(
+    paths: list[Path], num_workers: int
+) -> None:
+    data = make_dataset(paths)
     paths[2].write_bytes(b"")
-    with pytest.raises(DataError, match=r"cat/2\.png: empty file\. It read well before training"):
+    with pytest.raises(DataError, match=r"cat/2\.png: empty file\..*resume"):
         list(create_loader(data, batch_size=5, num_workers=num_workers))
 
 
-class Killed(EvalTransform):
-    """Ends the process that reads, as the system does where memory runs out."""
+class KillingTransform(EvalTransform):
+    """Transform that kills its process, as the system does without memory."""
 
     def __call__(self, *args: Any, **more: Any) -> Any:
-        """Transform nothing."""
+        """Kill the process."""
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_reading_process_that_is_killed_is_explained(paths: list[Path]) -> None:
-    data = ImageDataset(FileSource(paths), LABELS, Killed(SPEC))
-    message = r"reads images ended: DataLoader worker .*lower data\.num_workers"
+def test_loader_killed_worker_raises_training_error_with_setting(paths: list[Path]) -> None:
+    data = ImageDataset(FileSource(paths), LABELS, KillingTransform(SPEC))
+    message = r"DataLoader worker .*data\.num_workers"
     with pytest.raises(TrainingError, match=message), translate_worker_errors():
         list(create_loader(data, batch_size=5, num_workers=1))
 
 
-def test_a_jpeg_that_breaks_during_training_is_named(jpegs: list[Path]) -> None:
-    data = dataset(jpegs, "light")
+def test_loader_truncated_jpeg_raises_data_error_with_path(jpegs: list[Path]) -> None:
+    data = make_dataset(jpegs, "light")
     assert open_image(jpegs[4]).height
     jpegs[4].write_bytes(jpegs[4].read_bytes()[:-300])
-    with pytest.raises(DataError, match=r"4\.jpg: truncated\. It read well .*then resume"):
+    with pytest.raises(DataError, match=r"4\.jpg: truncated\..*resume"):
         data[Draw(4, 0, 0)]
 
 
-def test_a_file_over_the_limit_is_named(paths: list[Path]) -> None:
+def test_dataset_file_over_max_pixels_raises_data_error_with_path(paths: list[Path]) -> None:
     small = ImageDataset(FileSource(paths, max_pixels=100), LABELS, EvalTransform(SPEC))
     with pytest.raises(DataError, match=r"cat/0\.png: too large: 12x10"):
         small[0]

@@ -1,4 +1,4 @@
-"""The manifest: classes, splits, and its way through CSV."""
+"""Tests of the manifest: classes, splits and its CSV."""
 
 import csv
 import io
@@ -26,14 +26,14 @@ def build(samples: list[Sample], *, test_fraction: float = 0.0, seed: int = 0) -
     return build_manifest(ROOT, samples, val_fraction=0.25, test_fraction=test_fraction, seed=seed)
 
 
-def some(label: str, count: int, split: Split | None = None) -> list[Sample]:
+def make_samples(label: str, count: int, split: Split | None = None) -> list[Sample]:
     return [Sample(f"{split}/{label}/{i}.png", label, split) for i in range(count)]
 
 
-CATS_AND_DOGS = [*some("cat", 3, TRAIN), *some("dog", 3, TRAIN)]
+CATS_AND_DOGS = [*make_samples("cat", 3, TRAIN), *make_samples("dog", 3, TRAIN)]
 
 
-def test_a_scanned_folder_becomes_a_manifest_with_every_image_once(photos: Path) -> None:
+def test_build_manifest_of_scan_contains_every_image_once(photos: Path) -> None:
     found = scan(photos)
     manifest = build_manifest(
         found.root, found.samples, val_fraction=0.25, test_fraction=0.25, seed=0
@@ -53,24 +53,33 @@ def test_a_scanned_folder_becomes_a_manifest_with_every_image_once(photos: Path)
         assert all(path.is_file() for path in manifest.resolve_paths(part))
 
 
-def test_given_splits_are_kept() -> None:
-    samples = [*some("b", 3, TRAIN), *some("a", 2, TRAIN), *some("a", 1, VAL), *some("b", 1, TEST)]
+def test_build_manifest_given_splits_are_kept() -> None:
+    samples = [
+        *make_samples("b", 3, TRAIN),
+        *make_samples("a", 2, TRAIN),
+        *make_samples("a", 1, VAL),
+        *make_samples("b", 1, TEST),
+    ]
     manifest = build(samples, test_fraction=0.5)
     assert manifest.classes == ("a", "b")
     assert manifest.samples == tuple(samples)
 
 
-def test_a_missing_validation_split_is_drawn_from_train_and_a_given_test_kept() -> None:
-    samples = [*some("a", 8, TRAIN), *some("b", 8, TRAIN), *some("a", 2, TEST)]
+def test_build_manifest_without_val_draws_it_from_train() -> None:
+    samples = [
+        *make_samples("a", 8, TRAIN),
+        *make_samples("b", 8, TRAIN),
+        *make_samples("a", 2, TEST),
+    ]
     manifest = build(samples, test_fraction=0.5)
-    assert manifest.get_samples(TEST) == some("a", 2, TEST)
+    assert manifest.get_samples(TEST) == make_samples("a", 2, TEST)
     assert manifest.count_per_class(VAL) == [2, 2]
     assert {s.path for s in manifest.get_samples(VAL)} < {
         s.path for s in samples if s.split is TRAIN
     }
 
 
-def test_groups_reach_the_split_and_the_manifest() -> None:
+def test_build_manifest_groups_stay_together() -> None:
     samples = [
         Sample(f"{label}{i}.png", label, None, f"g{i // 3}") for label in "ab" for i in range(12)
     ]
@@ -84,23 +93,31 @@ def test_groups_reach_the_split_and_the_manifest() -> None:
     ("samples", "message"),
     [
         (
-            [*CATS_AND_DOGS, *some("dgo", 1, VAL)],
-            r"'dgo' is in the val split \(val/dgo/0\.png\) but not in train\. Did you mean 'dog'\?",
+            [*CATS_AND_DOGS, *make_samples("dgo", 1, VAL)],
+            r"'dgo' .*val split \(val/dgo/0\.png\).*'dog'",
         ),
-        ([*CATS_AND_DOGS, *some("x", 1, TEST)], "'x' is in the test split"),
-        (some("cat", 9), "holds one class, 'cat'; a classifier needs at least two"),
-        ([], "holds no readable training image"),
-        ([*some("cat", 3, TRAIN), *some("dog", 1)], r"None/dog/0\.png has no split"),
-        ([*some("cat", 3, VAL), *some("dog", 3, VAL)], "has no train split"),
-        ([*some("cat", 3), *some("dog", 1)], r"Class too small to split: 'dog' \(1\)"),
+        ([*CATS_AND_DOGS, *make_samples("x", 1, TEST)], "'x' .*test split"),
+        (make_samples("cat", 9), "/data .*one class, 'cat'"),
+        ([], "/data .*no readable training image"),
+        (
+            [*make_samples("cat", 3, TRAIN), *make_samples("dog", 1)],
+            r"None/dog/0\.png has no split",
+        ),
+        ([*make_samples("cat", 3, VAL), *make_samples("dog", 3, VAL)], "/data .*no train split"),
+        (
+            [*make_samples("cat", 3), *make_samples("dog", 1)],
+            r"'dog' \(1\).*data\.min_images_per_class",
+        ),
     ],
 )
-def test_labels_that_cannot_be_trained_on_are_refused(samples: list[Sample], message: str) -> None:
+def test_build_manifest_unusable_labels_raise_data_error(
+    samples: list[Sample], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         build(samples)
 
 
-def test_written_and_read_it_is_the_same(tmp_path: Path) -> None:
+def test_manifest_csv_roundtrip_keeps_every_field(tmp_path: Path) -> None:
     samples = (
         Sample('a, "b"/ü 🐈.png', "crème, brûlée", TRAIN, "g, 1"),
         Sample("line\nbreak.png", "猫", VAL),
@@ -114,7 +131,7 @@ def test_written_and_read_it_is_the_same(tmp_path: Path) -> None:
     assert manifest.resolve_paths(samples)[3] == Path("/far/away.png")
 
 
-def test_rejected_files_are_written_as_csv() -> None:
+def test_format_rejected_gives_csv() -> None:
     rejected = [RejectedFile("a, b.png", 'not "an" image'), RejectedFile("ü.jpg", "truncated")]
     rows = list(csv.DictReader(io.StringIO(format_rejected(rejected))))
     assert rows == [{"path": entry.path, "reason": entry.reason} for entry in rejected]
@@ -132,21 +149,23 @@ def test_rejected_files_are_written_as_csv() -> None:
         None,
     ],
 )
-def test_a_missing_or_damaged_manifest_says_so(tmp_path: Path, text: str | None) -> None:
+def test_read_manifest_missing_or_damaged_raises_data_error(
+    tmp_path: Path, text: str | None
+) -> None:
     file = tmp_path / "manifest.csv"
     if text is not None:
         file.write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=r"manifest\.csv is missing or damaged .*start a new one"):
+    with pytest.raises(DataError, match=r"manifest\.csv is missing or damaged"):
         read_manifest(file, root=ROOT)
 
 
-def test_labels_that_the_model_does_not_know_are_named() -> None:
-    check_labels(some("cat", 2), ["cat", "dog"])
-    with pytest.raises(DataError, match=r"Unknown class 'cta', 'emu': .* Did you mean 'cat'\?"):
-        check_labels([*some("emu", 2), *some("cta", 1)], ["cat", "dog"])
+def test_check_labels_unknown_class_raises_data_error_with_suggestion() -> None:
+    check_labels(make_samples("cat", 2), ["cat", "dog"])
+    with pytest.raises(DataError, match=r"'cta', 'emu': .*'cat'"):
+        check_labels([*make_samples("emu", 2), *make_samples("cta", 1)], ["cat", "dog"])
 
 
-def test_copies_reach_the_split_and_the_manifest_on_disk(tmp_path: Path) -> None:
+def test_build_manifest_duplicates_stay_together_and_survive_csv(tmp_path: Path) -> None:
     samples = [
         Sample(f"{label}{i}.png", label, duplicate_group=f"{label}{i // 3}")
         for label in "ab"
@@ -161,7 +180,7 @@ def test_copies_reach_the_split_and_the_manifest_on_disk(tmp_path: Path) -> None
     assert read_manifest(file, root=ROOT) == manifest
 
 
-def test_a_manifest_of_an_earlier_release_has_no_copies(tmp_path: Path) -> None:
+def test_read_manifest_without_duplicate_column_has_none(tmp_path: Path) -> None:
     file = tmp_path / "manifest.csv"
     file.write_text("path,label,split,group\na.png,x,train,g\nb.png,y,val,\n", encoding="utf-8")
     assert read_manifest(file, root=ROOT).samples == (
@@ -170,7 +189,7 @@ def test_a_manifest_of_an_earlier_release_has_no_copies(tmp_path: Path) -> None:
     )
 
 
-def test_copies_in_a_given_test_split_do_not_hinder_the_validation_split() -> None:
+def test_build_manifest_duplicate_in_given_test_split_does_not_affect_val() -> None:
     samples = [Sample(f"{label}{i}.png", label, TRAIN) for label in "ab" for i in range(8)]
     samples[0] = Sample("a0.png", "a", TRAIN, duplicate_group="1")
     samples.append(Sample("test.png", "a", TEST, duplicate_group="1"))

@@ -1,4 +1,4 @@
-"""Pictures and JPEG files that tests of the input pipeline share."""
+"""Images and JPEG files shared by tests of the input pipeline."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,31 +10,32 @@ import simplejpeg
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from finetune.data.images.lazy_image import ArrayImage, Box, Interpolation, Pixels
+from finetune.data.images.lazy_image import ArrayImage
+from finetune.data.images.resample import Box, Interpolation, Pixels
 
 ORIENTATION = 0x0112
-"""The EXIF tag."""
+"""EXIF tag of the orientation."""
 
 
-class Watched(ArrayImage):
-    """A picture in memory that remembers which parts of it were asked for."""
+class RecordingImage(ArrayImage):
+    """Image in memory that records its crops."""
 
     def __init__(self, image: Image.Image) -> None:
         super().__init__(np.asarray(image), height=image.height, width=image.width)
         self.boxes: list[Box] = []
-        self.times_whole = 0
+        self.num_full_reads = 0
 
     def crop(self, box: Box, size: tuple[int, int], mode: Interpolation = "bilinear") -> Pixels:
         self.boxes.append(box)
         return super().crop(box, size, mode)
 
     def to_pil(self) -> Image.Image:
-        self.times_whole += 1
+        self.num_full_reads += 1
         return super().to_pil()
 
 
 def write_jpeg(file: Path, image: Image.Image, *, orientation: int = 1, **options: Any) -> Path:
-    """Write an image as a camera does that was held in some way, with options of Pillow's."""
+    """Write an image as a rotated camera does, with options of Pillow."""
     exif = Image.Exif()
     if orientation != 1:
         exif[ORIENTATION] = orientation
@@ -49,7 +50,7 @@ def psnr(one: Pixels, other: Pixels) -> float:
 
 
 def watch_decoder(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Return the list to which simplejpeg adds the shape of all that it decodes from now on."""
+    """Return a list to which simplejpeg appends the shape of every decoded image from now on."""
     shapes: list[tuple[int, ...]] = []
     real: Callable[..., Pixels] = simplejpeg.decode_jpeg
 
@@ -63,9 +64,9 @@ def watch_decoder(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 def scene(seed: int, *, width: int = 160, height: int = 120) -> Image.Image:
-    """Return a made photo: smooth fields of several sizes, and some shapes with edges.
+    """Return a synthetic photo: smooth fields of several sizes, and shapes with edges.
 
-    Scenes of two seeds have nothing in common; one scene of two sizes shows the same.
+    Scenes of different seeds are unrelated; scenes of one seed and two sizes show the same.
     """
     random = np.random.default_rng(seed)
     fields = np.zeros((96, 128, 3))

@@ -1,1 +1,1 @@
-"""Decode images from files."""
+"""Image files: validation, decoding, lazy crops and sources of a dataset."""

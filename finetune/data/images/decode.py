@@ -1,4 +1,4 @@
-"""Reads one image file to RGB pixels, whatever its format, mode or rotation."""
+"""Decoding of an image file of any format, mode and orientation to RGB pixels."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from PIL import Image, UnidentifiedImageError
 
 from finetune.errors import DataError
 
-# Pillow itself refuses twice this many, and warns at half of that
 DEFAULT_MAX_PIXELS = 178_000_000
+"""Default limit. Pillow warns at half of it and raises at twice as many."""
 
 _EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -24,7 +24,7 @@ _EXIF_TRANSPOSES = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Our own limit speaks below; Pillow's warnings would come once a worker and name no file.
+# check_size reports large images; Pillow's warnings come once per worker and name no file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
 
@@ -32,22 +32,26 @@ warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarn
 def decode_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
     """Return the first frame as an upright 8-bit RGB image.
 
-    EXIF rotation is applied; grey, palette and CMYK are converted; transparency lies on white, as
-    a viewer shows it; 16-bit samples keep their upper 8 bits.
+    The EXIF orientation is applied; gray, palette and CMYK are converted; transparent pixels are
+    composited on white, as viewers do; 16-bit samples keep their upper 8 bits.
+
+    Args:
+        path: Image file.
+        max_pixels: Maximum number of pixels.
 
     Raises:
-        DataError: The reason for which the file cannot be used, without its path.
+        DataError: The file cannot be used; the message is the reason without the path.
     """
     with translate_decode_errors(path), Image.open(path) as image:
         check_size(image.width, image.height, max_pixels)
-        image.load()  # a damaged file fails here, and not inside the reading of its EXIF data
+        image.load()  # a damaged file raises here, not while its EXIF data are read
         return _to_rgb(_apply_orientation(image))
 
 
 def check_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> str | None:
-    """Return why a file cannot be trained on, or None; reads it to its end.
+    """Return why a file cannot be used for training, or None; the whole file is read.
 
-    JPEGs are decoded at an eighth of their size, which finds damage at half the price.
+    JPEGs are decoded at 1/8 scale, which detects damage in half the time.
     """
     try:
         with translate_decode_errors(path), Image.open(path) as image:
@@ -63,39 +67,42 @@ def check_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> str | No
 
 @contextmanager
 def translate_decode_errors(path: Path) -> Iterator[None]:
-    """Say in plain words why a file cannot be used that is read in the block.
+    """Translate the exceptions of reading an image file.
+
+    Args:
+        path: Image file that is read in the block.
 
     Raises:
-        DataError: The reason, without the path.
+        DataError: The file cannot be used; the message is the reason without the path.
     """
     try:
         yield
     except DataError:
         raise
     except Image.DecompressionBombError:
-        raise DataError("too large: a decompression bomb by Pillow's own limit") from None
-    except Exception as error:  # each format's plugin raises what it likes for damaged files
+        raise DataError("too large: over Pillow's decompression bomb limit") from None
+    except Exception as error:  # plugins raise various exceptions for damaged files
         raise DataError(describe_read_error(path, error)) from error
 
 
 def to_upright_grayscale(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Return an opened image upright and grey, and whether its width and height changed places.
+    """Return an opened image upright and in grayscale, and whether width and height were swapped.
 
     Raises:
-        DataError: Its mode cannot be trained on.
+        DataError: The mode of the image is not supported.
     """
-    image.load()  # a damaged file fails here, and not inside the reading of its EXIF data
+    image.load()  # a damaged file raises here, not while its EXIF data are read
     orientation = read_orientation(image)
-    turn = _EXIF_TRANSPOSES.get(orientation)
-    grey = image if image.mode == "L" else _to_rgb(image).convert("L")
-    return grey if turn is None else grey.transpose(turn), orientation >= 5
+    transpose = _EXIF_TRANSPOSES.get(orientation)
+    gray = image if image.mode == "L" else _to_rgb(image).convert("L")
+    return gray if transpose is None else gray.transpose(transpose), orientation >= 5
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Refuse an image of too many pixels.
+    """Check the number of pixels of an image.
 
     Raises:
-        DataError: It has more than ``max_pixels``.
+        DataError: The image has more than ``max_pixels`` pixels.
     """
     pixels = width * height
     if pixels > max_pixels:
@@ -106,41 +113,41 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def describe_read_error(path: Path, error: Exception) -> str:
-    """Return the reason in plain words for what Pillow or the system raised."""
+    """Return the reason for an exception of Pillow or the system in plain words."""
     if isinstance(error, FileNotFoundError):
         return "does not exist"
     if isinstance(error, PermissionError):
-        return "may not be read (permission denied)"
+        return "not readable (permission denied)"
     if isinstance(error, OSError) and path.is_file() and path.stat().st_size == 0:
         return "empty file"
     if isinstance(error, UnidentifiedImageError):
-        return "not an image, whatever its name says"
+        return "not an image: unrecognised content"
     if "truncated" in str(error).lower():
         return "truncated"
     return f"damaged ({error})"
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 where there is none that can be read."""
+    """Return the EXIF orientation, 1 to 8; 1 if there is none that can be read."""
     try:
-        found = image.getexif().get(0x0112, 1)
-    except Exception:  # damaged EXIF data raise what they like
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # damaged EXIF data raise various exceptions
         return 1
-    return next((number for number in _EXIF_TRANSPOSES if number == found), 1)
+    return next((number for number in _EXIF_TRANSPOSES if number == orientation), 1)
 
 
 def _apply_orientation(image: Image.Image) -> Image.Image:
-    """Return the image as it was held; damaged EXIF data, which no viewer minds, turn nothing.
+    """Return the image upright; damaged EXIF data are ignored, as viewers do.
 
-    Pillow's own ``exif_transpose`` fails where it cannot write the other tags again.
+    Pillow's ``exif_transpose`` raises if it cannot write the other tags again.
     """
-    turn = _EXIF_TRANSPOSES.get(read_orientation(image))
-    return image.copy() if turn is None else image.transpose(turn)
+    transpose = _EXIF_TRANSPOSES.get(read_orientation(image))
+    return image.copy() if transpose is None else image.transpose(transpose)
 
 
 def _check_mode(image: Image.Image) -> None:
     if image.mode == "F":
-        raise DataError("32-bit float pixels have no agreed range; convert to 8 or 16 bits")
+        raise DataError("32-bit float pixels have no standard range; convert to 8 or 16 bits")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -158,7 +165,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
     values: NDArray[np.int64] = np.asarray(image).astype(np.int64)
-    high = int(values.max(initial=0))
-    # mode "I" has 32 bits, but holds what 8- or 16-bit files say
-    eight_bit = values if image.mode == "I" and high <= 255 else values >> 8
+    max_value = int(values.max(initial=0))
+    # mode "I" has 32 bits, but contains the values of 8- or 16-bit files
+    eight_bit = values if image.mode == "I" and max_value <= 255 else values >> 8
     return Image.fromarray(np.clip(eight_bit, 0, 255).astype(np.uint8)).convert("RGB")

@@ -1,4 +1,4 @@
-"""Where the pictures of a dataset come from: files, or a store of pixels."""
+"""Sources of the images of a dataset."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,20 +11,20 @@ from finetune.data.images.lazy_image import LazyImage, open_image
 
 
 class ImageSource(Protocol):
-    """N pictures."""
+    """Source of N images."""
 
     def __len__(self) -> int:
         """Return N."""
 
     def open(self, row: int) -> LazyImage:
-        """Return the picture of a row in [0, N)."""
+        """Return the image of a row in [0, N)."""
 
     def get_name(self, row: int) -> str:
-        """Return what a message calls it."""
+        """Return the name of a row for messages."""
 
 
 class PathSource:
-    """N rows, each named by the file that its picture comes from.
+    """Base of sources whose rows are named by their image files.
 
     Args:
         paths: Image files, shape (N,).
@@ -37,16 +37,16 @@ class PathSource:
         return len(self.paths)
 
     def get_name(self, row: int) -> str:
-        """Return the file's path."""
+        """Return the path of a row's file."""
         return self.paths[row]
 
 
 class FileSource(PathSource):
-    """Pictures in files.
+    """Source that opens image files.
 
     Args:
         paths: Image files, shape (N,).
-        max_pixels: Larger images are refused.
+        max_pixels: Maximum number of pixels; larger images raise.
     """
 
     def __init__(self, paths: Sequence[Path], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
@@ -54,7 +54,7 @@ class FileSource(PathSource):
         self.max_pixels = max_pixels
 
     def open(self, row: int) -> LazyImage:
-        """Return the picture of a row.
+        """Return the image of a row.
 
         Raises:
             DataError: The file cannot be read.
@@ -63,10 +63,10 @@ class FileSource(PathSource):
 
 
 class PackedStrings(Sequence[str]):
-    """Strings in one buffer.
+    """Read-only sequence of strings in one buffer.
 
-    A list of a million strings is a million objects, and every worker that counts references to
-    them copies the pages that they lie on; these are two, which all workers share.
+    A list of a million strings is a million objects, and every worker that updates their reference
+    counts copies their memory pages; this class has two buffers, which all workers share.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:

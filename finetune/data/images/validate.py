@@ -1,4 +1,4 @@
-"""Reads many files on all cores, in order."""
+"""Validation of many image files on all cores, in order."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,27 +12,28 @@ from finetune.data.images.decode import DEFAULT_MAX_PIXELS, check_image
 from finetune.types import RejectedFile, Sample
 
 _CHUNK_SIZE = 1024
+"""Files submitted to the thread pool at once."""
 
 Result = TypeVar("Result")
 
 
 def map_in_threads(function: Callable[[Path], Result], paths: Iterable[Path]) -> Iterator[Result]:
-    """Yield what a function returns for each file, in their order; files are read on all cores."""
-    waiting = iter(paths)
+    """Yield the result of a function for each file, in order, computed in threads on all cores."""
+    remaining = iter(paths)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # in chunks: ``map`` would hold a future for each of a million files at once
-        while chunk := list(islice(waiting, _CHUNK_SIZE)):
+        # in chunks: ``map`` would create a future for each of a million files at once
+        while chunk := list(islice(remaining, _CHUNK_SIZE)):
             yield from pool.map(function, chunk)
 
 
 def check_files(
     paths: Iterable[Path], *, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> Iterator[str | None]:
-    """Yield for each file why it cannot be used, or None; each is read to its end.
+    """Yield for each file why it cannot be used, or None; the whole file is read.
 
     Args:
         paths: Image files.
-        max_pixels: Larger images cannot be used.
+        max_pixels: Maximum number of pixels.
     """
     return map_in_threads(partial(check_image, max_pixels=max_pixels), paths)
 
@@ -44,13 +45,13 @@ def filter_readable(
     max_pixels: int,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Sample], list[RejectedFile]]:
-    """Return the samples whose file reads to its end, and the others with their reason.
+    """Return the samples whose files are readable, and the others with the reason.
 
     Args:
-        root: What relative paths are relative to.
-        samples: What to check.
-        max_pixels: Larger images are left out.
-        on_progress: Called with a count of files, as they are checked.
+        root: Folder that relative paths are relative to.
+        samples: Samples to check.
+        max_pixels: Maximum number of pixels; larger images are rejected.
+        on_progress: Callback that receives the number of files checked since the last call.
     """
     good: list[Sample] = []
     bad: list[RejectedFile] = []

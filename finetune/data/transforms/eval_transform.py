@@ -5,7 +5,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from finetune.data.images.lazy_image import LazyImage, Pixels
+from finetune.data.images.lazy_image import LazyImage
+from finetune.data.images.resample import Pixels
 from finetune.data.transforms.color_jitter import ColorMatrix
 from finetune.types import Draw, PreprocessSpec
 

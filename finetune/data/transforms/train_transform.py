@@ -9,7 +9,8 @@ import albumentations as A
 import cv2
 import numpy as np
 
-from finetune.data.images.lazy_image import Interpolation, LazyImage, Pixels
+from finetune.data.images.lazy_image import LazyImage
+from finetune.data.images.resample import Interpolation, Pixels
 from finetune.data.transforms.color_jitter import ColorJitter
 from finetune.data.transforms.eval_transform import FixedSizeTransform, View
 from finetune.types import Draw

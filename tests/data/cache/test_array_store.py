@@ -20,10 +20,10 @@ from finetune.data.cache.array_store import NOT_STORED, ArrayLocation, StoreEntr
 from finetune.data.cache.eviction import evict_to_fit, measure_store_bytes
 from finetune.data.cache.file_stamp import FileStamp, read_file_stamps
 from finetune.data.cache.pixel_store import PixelStore, StoredSource
-from finetune.data.images.lazy_image import Pixels
+from finetune.data.images.resample import Pixels
 from finetune.errors import StorageError
 from tests.support.helpers import Recorder, tiny_disk
-from tests.support.processes import context, started
+from tests.support.processes import get_fork_context, start_process
 
 SIZES = [(1, 1), (10, 12), (7, 30), (64, 48), (3, 5)]
 
@@ -217,7 +217,7 @@ def append_and_die(root: Path, count: int) -> None:
 
 @pytest.mark.parametrize("count", [5, 1100])
 def test_a_killed_process_leaves_a_store_that_goes_on(tmp_path: Path, count: int) -> None:
-    with started(append_and_die, tmp_path, count) as child:
+    with start_process(append_and_die, tmp_path, count) as child:
         child.join(60)
         assert child.exitcode == -signal.SIGKILL
     store = opened(tmp_path)
@@ -509,8 +509,8 @@ def use_store(root: Path, ready: Event) -> None:
 
 def test_a_store_that_a_living_process_uses_stays(tmp_path: Path) -> None:
     folders = three_stores(tmp_path)
-    ready = context().Event()
-    with started(use_store, tmp_path, ready) as child:
+    ready = get_fork_context().Event()
+    with start_process(use_store, tmp_path, ready) as child:
         assert ready.wait(60)
         assert not evict_to_fit(tmp_path, needed_bytes=1, limit_bytes=0)
         assert [folder.exists() for folder in folders] == [False, True, False]
@@ -540,8 +540,8 @@ def clear(root: Path, together: Barrier) -> None:
 def test_two_processes_make_room_at_once(tmp_path: Path) -> None:
     for owner in range(12):
         filled(tmp_path, range(3), owner=str(owner))
-    together = context().Barrier(2)
-    with started(clear, tmp_path, together) as one, started(clear, tmp_path, together) as other:
+    together = get_fork_context().Barrier(2)
+    with start_process(clear, tmp_path, together) as one, start_process(clear, tmp_path, together) as other:
         for child in (one, other):
             child.join(60)
             assert child.exitcode == 0
@@ -555,8 +555,8 @@ def clear_until(root: Path, ready: Event, done: Event) -> None:
 
 
 def test_a_store_is_whole_or_new_however_its_removal_falls(tmp_path: Path) -> None:
-    ready, done = context().Event(), context().Event()
-    with started(clear_until, tmp_path, ready, done) as child:
+    ready, done = get_fork_context().Event(), get_fork_context().Event()
+    with start_process(clear_until, tmp_path, ready, done) as child:
         assert ready.wait(60)
         new, end = 0, time.monotonic() + 60
         while new < 6:

@@ -29,8 +29,8 @@ from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import DataError, StorageError
 from finetune.types import PreprocessSpec, Reporter
 from tests.support.helpers import noise, smooth, tiny_disk
-from tests.support.pictures import Watched, psnr, write_jpeg
-from tests.support.processes import context, started
+from tests.support.pictures import RecordingImage, psnr, write_jpeg
+from tests.support.processes import get_fork_context, start_process
 
 MAX_PIXELS = 10**8
 SMALL = partial(decode_resized, shorter_side=20, max_pixels=MAX_PIXELS)
@@ -247,7 +247,7 @@ def fill_until_dead(root: Path, paths: list[Path], deadly: str) -> None:
 def test_a_killed_process_leaves_a_store_that_ends_as_an_undisturbed_one(
     paths: list[Path], tmp_path: Path
 ) -> None:
-    with started(fill_until_dead, tmp_path, paths, "08.png") as child:
+    with start_process(fill_until_dead, tmp_path, paths, "08.png") as child:
         child.join(60)
         assert child.exitcode == -signal.SIGKILL
     assert (tmp_path / "log.txt").read_text()
@@ -276,10 +276,10 @@ def fill_and_answer(root: Path, paths: list[Path], answer: Connection) -> None:
 def test_two_processes_decode_each_image_once_and_both_have_all(
     paths: list[Path], tmp_path: Path
 ) -> None:
-    one, other = (context().Pipe(duplex=False) for _ in range(2))
+    one, other = (get_fork_context().Pipe(duplex=False) for _ in range(2))
     with (
-        started(fill_and_answer, tmp_path, paths, one[1]),
-        started(fill_and_answer, tmp_path, paths[::-1], other[1]),
+        start_process(fill_and_answer, tmp_path, paths, one[1]),
+        start_process(fill_and_answer, tmp_path, paths[::-1], other[1]),
     ):
         answers = []
         for receiver, _ in (one, other):
@@ -350,7 +350,7 @@ def test_what_is_ready_is_what_evaluation_sees(tmp_path: Path) -> None:
     stored = decode_transformed(file, transform=transform, max_pixels=MAX_PIXELS)
     with Image.open(file) as image:
         upright = image.rotate(270, expand=True)
-    np.testing.assert_array_equal(stored.array, transform(Watched(upright)).pixels)
+    np.testing.assert_array_equal(stored.array, transform(RecordingImage(upright)).pixels)
     assert (stored.full_rows, stored.full_columns) == (32, 32)
 
 

@@ -1,4 +1,4 @@
-"""Every format and mode becomes upright RGB; every broken file gets its reason."""
+"""Tests of decoding every format and mode to upright RGB, and of reasons for broken files."""
 
 import io
 import struct
@@ -25,7 +25,7 @@ def encoded(image: Image.Image, file_format: str) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """Return a PNG that claims its size and holds next to nothing."""
+    """Return a PNG whose header claims a size that its data do not have."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -49,9 +49,9 @@ def decoded(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
+def test_decode_applies_exif_orientation(tmp_path: Path, orientation: int) -> None:
     upright = np.asarray(noise(width=6, height=4))
-    # the transform that the Exif standard says the camera applied, undone by the reader
+    # the transform that a camera applied by the Exif standard; the reader inverts it
     stored = {
         1: upright,
         2: upright[:, ::-1],
@@ -69,14 +69,14 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L"])
-def test_grey_has_three_equal_channels(tmp_path: Path, mode: str) -> None:
+def test_decode_gray_gives_three_equal_channels(tmp_path: Path, mode: str) -> None:
     grey = noise().convert(mode)
     grey.save(tmp_path / "x.png")
     expected = np.asarray(grey.convert("L"))
     np.testing.assert_array_equal(decoded(tmp_path / "x.png"), np.stack([expected] * 3, -1))
 
 
-def test_transparency_lies_on_white(tmp_path: Path) -> None:
+def test_decode_transparency_is_composited_on_white(tmp_path: Path) -> None:
     image = Image.new("RGBA", (3, 1))
     for x, pixel in enumerate((CLEAR, HALF, FULL)):
         image.putpixel((x, 0), pixel)
@@ -91,7 +91,7 @@ def test_transparency_lies_on_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("transparency", [0, bytes([0, 255])])
-def test_a_palette_with_a_transparent_colour_lies_on_white(
+def test_decode_palette_transparency_is_composited_on_white(
     tmp_path: Path, transparency: int | bytes
 ) -> None:
     image = Image.new("P", (2, 1))
@@ -101,7 +101,7 @@ def test_a_palette_with_a_transparent_colour_lies_on_white(
     assert decoded(tmp_path / "x.png").tolist() == [[[255, 255, 255], list(RED)]]
 
 
-def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+def test_decode_cmyk_gives_rgb(tmp_path: Path) -> None:
     cyan = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
     cyan.save(tmp_path / "x.jpg", quality=100)
     cyan.save(tmp_path / "x.tif")
@@ -109,7 +109,7 @@ def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
         np.testing.assert_allclose(decoded(tmp_path / name)[0, 0], (0, 255, 255), atol=2)
 
 
-def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path) -> None:
+def test_decode_16_bit_keeps_upper_8_bits(tmp_path: Path) -> None:
     grey = np.linspace(0, 65535, 60).astype(np.uint16).reshape(6, 10)
     colour = np.stack([grey, grey[::-1], grey[:, ::-1]], -1)
     Image.fromarray(grey).save(tmp_path / "grey.png")
@@ -121,7 +121,7 @@ def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "TIFF", "PNG"])
-def test_an_animated_file_gives_its_first_frame(tmp_path: Path, file_format: str) -> None:
+def test_decode_animation_gives_first_frame(tmp_path: Path, file_format: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, (0, 0, 255))]
     file = tmp_path / f"x.{file_format.lower()}"
     frames[0].save(file, file_format, save_all=True, append_images=frames[1:])
@@ -131,7 +131,7 @@ def test_an_animated_file_gives_its_first_frame(tmp_path: Path, file_format: str
 
 
 @pytest.mark.parametrize("file_format", ["BMP", "PPM", "JPEG2000", "AVIF"])
-def test_other_formats_are_read(tmp_path: Path, file_format: str) -> None:
+def test_decode_other_formats(tmp_path: Path, file_format: str) -> None:
     image = Image.new("RGB", (32, 24), (200, 100, 50))
     (tmp_path / "x").write_bytes(encoded(image, file_format))
     np.testing.assert_allclose(decoded(tmp_path / "x"), np.asarray(image), atol=4)
@@ -144,19 +144,17 @@ BROKEN = {
     "half.jpg": (JPEG[: len(JPEG) // 2], "truncated"),
     "end.jpg": (JPEG[:-2], "truncated"),
     "half.png": (PNG[: len(PNG) // 2], "truncated"),
-    "text.jpg": (b"Dear diary,\n" * 20, "not an image, whatever its name says"),
+    "text.jpg": (b"Dear diary,\n" * 20, "not an image: unrecognised content"),
     "bits.png": (PNG[:2000] + bytes(40) + PNG[2040:], r"damaged \(.+\)"),
     "large.png": (PNG, r"too large: 64x48 is 0 megapixels, over data\.max_megapixels=0\.003"),
-    "bomb.png": (png_header(50_000, 50_000), "too large: .*decompression bomb"),
-    "float.tif": (encoded(Image.new("F", (4, 4)), "TIFF"), "32-bit float pixels have no agreed"),
+    "bomb.png": (png_header(50_000, 50_000), "too large: .*bomb"),
+    "float.tif": (encoded(Image.new("F", (4, 4)), "TIFF"), "32-bit float"),
     "gone.png": (None, "does not exist"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_gets_the_same_reason_before_and_during_training(
-    tmp_path: Path, name: str
-) -> None:
+def test_decode_and_check_broken_file_give_same_reason(tmp_path: Path, name: str) -> None:
     data, reason = BROKEN[name]
     if data is not None:
         (tmp_path / name).write_bytes(data)
@@ -166,7 +164,7 @@ def test_a_broken_file_gets_the_same_reason_before_and_during_training(
     assert check_image(tmp_path / name, max_pixels=max_pixels) == str(caught.value)
 
 
-def test_an_image_of_exactly_the_limit_passes(tmp_path: Path) -> None:
+def test_check_image_of_exactly_max_pixels_passes(tmp_path: Path) -> None:
     noise(width=64, height=48).save(tmp_path / "x.png")
     assert check_image(tmp_path / "x.png", max_pixels=64 * 48) is None
     assert check_image(tmp_path / "x.png", max_pixels=64 * 48 - 1) is not None

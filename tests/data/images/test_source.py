@@ -1,4 +1,4 @@
-"""Strings in one buffer stay the strings they are; files are opened and named by their row."""
+"""Tests of packed strings and of sources of image files."""
 
 import os
 import pickle
@@ -17,7 +17,7 @@ NAMES = ["/a/b.jpg", "", "/bée/蜂.png", "a", "", os.fsdecode(b"/caf\xe9/\xff.j
 
 
 @pytest.mark.parametrize("names", [NAMES, [], [""], ["", "", ""]])
-def test_strings_come_back_as_they_were(names: list[str]) -> None:
+def test_packed_strings_roundtrip(names: list[str]) -> None:
     packed = PackedStrings(names)
     assert len(packed) == len(names)
     assert list(packed) == names
@@ -26,19 +26,19 @@ def test_strings_come_back_as_they_were(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("row", [-1, len(NAMES), 10**9])
-def test_a_row_that_is_not_there_is_an_index_error(row: int) -> None:
+def test_packed_strings_invalid_row_raises_index_error(row: int) -> None:
     with pytest.raises(IndexError, match=str(row)):
         PackedStrings(NAMES)[row]
 
 
-def test_many_strings_are_few_objects() -> None:
+def test_packed_strings_pickle_is_small() -> None:
     names = [f"{number:020}" for number in range(100_000)]
     packed = PackedStrings(names)
     assert len(pickle.dumps(packed)) < 100_000 * (20 + 8) + 10_000
     assert packed[77_777] == names[77_777]
 
 
-def test_a_file_is_opened_and_named_by_its_row(tmp_path: Path) -> None:
+def test_file_source_opens_and_names_rows(tmp_path: Path) -> None:
     files = [tmp_path / "a.png", tmp_path / "b.jpg", tmp_path / os.fsdecode(b"\xe9.png")]
     noise(seed=0).save(files[0])
     write_jpeg(files[1], noise(seed=1))
@@ -57,7 +57,7 @@ def test_a_file_is_opened_and_named_by_its_row(tmp_path: Path) -> None:
     )
 
 
-def test_the_limit_on_pixels_is_kept(tmp_path: Path) -> None:
+def test_file_source_max_pixels_raises_data_error(tmp_path: Path) -> None:
     noise(width=12, height=10).save(tmp_path / "a.png")
     write_jpeg(tmp_path / "b.jpg", noise(width=12, height=10))
     files = [tmp_path / "a.png", tmp_path / "b.jpg"]

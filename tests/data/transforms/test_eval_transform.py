@@ -17,11 +17,11 @@ from finetune.data.transforms.eval_transform import (
 from finetune.models.classifier import normalise
 from finetune.types import Draw, PreprocessSpec
 from tests.support.helpers import noise, smooth
-from tests.support.pictures import Watched
+from tests.support.pictures import RecordingImage
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPEC = PreprocessSpec((3, 32, 32), MEAN, STD)
-PHOTO = Watched(noise(width=60, height=40))
+PHOTO = RecordingImage(noise(width=60, height=40))
 
 
 @pytest.mark.parametrize("size", [(640, 480), (300, 500), (40, 30), (224, 224), (1000, 33)])
@@ -49,7 +49,7 @@ def test_evaluation_sees_what_timm_would_show(
     )(image)
     transform = EvalTransform(spec)
     assert (transform.size, transform.has_color_matrix) == ((96, 96), False)
-    pixels, colour = transform(Watched(image))
+    pixels, colour = transform(RecordingImage(image))
     assert colour is None
     assert pixels.dtype == np.uint8
     ours = normalise(torch.from_numpy(pixels)[None], mean=MEAN, std=STD)[0]
@@ -93,7 +93,7 @@ def test_the_evaluation_mirrors_nothing() -> None:
 def test_what_is_stored_ready_is_passed_on() -> None:
     image = noise(width=32, height=24)
     transform = IdentityTransform((24, 32))
-    view = transform(Watched(image), Draw(3, 1, 0))
+    view = transform(RecordingImage(image), Draw(3, 1, 0))
     np.testing.assert_array_equal(view.pixels, np.asarray(image))
     assert view.color_matrix is None
     assert (transform.size, transform.has_color_matrix) == ((24, 32), False)

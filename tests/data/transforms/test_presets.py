@@ -19,11 +19,11 @@ from finetune.data.transforms.train_transform import TrainTransform
 from finetune.errors import ConfigError
 from finetune.types import Draw, PreprocessSpec
 from tests.support.helpers import noise
-from tests.support.pictures import Watched
+from tests.support.pictures import RecordingImage
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPEC = PreprocessSpec((3, 32, 32), MEAN, STD)
-PHOTO = Watched(noise(width=60, height=40))
+PHOTO = RecordingImage(noise(width=60, height=40))
 
 
 def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
@@ -40,7 +40,7 @@ def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
 def test_a_preset_crops_a_share_of_the_image_and_changes_colours_or_not(
     name: str, share: float, colours: bool
 ) -> None:
-    picture = Watched(noise(width=600, height=600))
+    picture = RecordingImage(noise(width=600, height=600))
     transform = create_train_transform(name, spec=SPEC, seed=0)
     assert transform.has_color_matrix is colours
     changed = 0
@@ -61,7 +61,7 @@ def test_digits_are_never_mirrored(tmp_path: Path) -> None:
     left[4:24, 4:10] = 255
     save_pipeline(build_digits_pipeline(32), tmp_path / "digits.json")
     transform = create_train_transform(str(tmp_path / "digits.json"), spec=SPEC, seed=0)
-    picture = Watched(Image.fromarray(left))
+    picture = RecordingImage(Image.fromarray(left))
     for row in range(50):
         columns = transform(picture, Draw(row, 0, 0)).pixels.astype(float).sum((0, 2))
         assert columns[:16].sum() > columns[16:].sum()

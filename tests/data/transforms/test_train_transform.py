@@ -20,11 +20,11 @@ from finetune.data.transforms.presets import AUGMENTATIONS, create_train_transfo
 from finetune.data.transforms.train_transform import InitialCrop, TrainTransform, find_initial_crop
 from finetune.types import Draw, PreprocessSpec
 from tests.support.helpers import noise, smooth
-from tests.support.pictures import Watched, watch_decoder, write_jpeg
+from tests.support.pictures import RecordingImage, watch_decoder, write_jpeg
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPEC = PreprocessSpec((3, 32, 32), MEAN, STD)
-PHOTO = Watched(noise(width=60, height=40))
+PHOTO = RecordingImage(noise(width=60, height=40))
 BILINEAR = Image.Resampling.BILINEAR
 
 
@@ -111,7 +111,7 @@ def test_the_draw_of_one_image_does_not_depend_on_the_images_before_it() -> None
     transform = create_train_transform("strong", spec=SPEC, seed=0)
     alone = bits(transform, Draw(7, 2, 0))
     for row in range(5):
-        transform(Watched(noise(seed=row, width=100, height=50)), Draw(row, 2, 0))
+        transform(RecordingImage(noise(seed=row, width=100, height=50)), Draw(row, 2, 0))
     assert bits(transform, Draw(7, 2, 0)) == alone
 
 
@@ -127,7 +127,7 @@ def test_steps_fire_independently_of_each_other() -> None:
     image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
     flips = A.Compose([A.HorizontalFlip(p=0.5), A.OneOf([A.VerticalFlip(p=1)], p=0.5)])
     transform = TrainTransform(flips, size=(2, 2), seed=0)
-    views = [transform(Watched(image), Draw(row, 0, 0)).pixels for row in range(800)]
+    views = [transform(RecordingImage(image), Draw(row, 0, 0)).pixels for row in range(800)]
     pixels = np.asarray(image)
     cases = {
         pixels[:: -1 if v else 1, :: -1 if h else 1].tobytes(): (h, v)
@@ -140,7 +140,7 @@ def test_steps_fire_independently_of_each_other() -> None:
 def test_crop_flip_and_colours_are_drawn_independently_of_each_other() -> None:
     width = 200
     ramp = np.broadcast_to(np.arange(width, dtype=np.uint8)[None, :, None], (100, width, 3))
-    picture = Watched(Image.fromarray(np.ascontiguousarray(ramp)))
+    picture = RecordingImage(Image.fromarray(np.ascontiguousarray(ramp)))
     jitter = ColorJitter(brightness=0.5, contrast=0, saturation=0, hue=0, p=0.5, grayscale_p=0.0)
     pipeline = A.Compose(
         [
@@ -174,9 +174,9 @@ def test_the_view_shows_the_box_that_albumentations_would_crop() -> None:
     transform = TrainTransform(pipeline, size=(40, 60), seed=8)
     flipped = 0
     for row in range(40):
-        picture = Watched(image)
+        picture = RecordingImage(image)
         view = transform(picture, Draw(row, 0, 0)).pixels
-        assert picture.times_whole == 0
+        assert picture.num_full_reads == 0
         alone = A.Compose(copy.deepcopy(steps))
         alone.set_random_state(*drawn.pop())
         crop = alone.transforms[0]
@@ -195,10 +195,10 @@ def test_the_view_shows_the_box_that_albumentations_would_crop() -> None:
 
 def test_the_box_of_a_shrunk_image_is_that_of_the_full_one() -> None:
     full = smooth(width=400, height=300)
-    half = Watched(full.resize((200, 150), BILINEAR))
+    half = RecordingImage(full.resize((200, 150), BILINEAR))
     half.height, half.width = 300, 400
     transform = create_train_transform("light", spec=SPEC, seed=1)
-    picture = Watched(full)
+    picture = RecordingImage(full)
     for row in range(10):
         views = [transform(each, Draw(row, 0, 0)).pixels for each in (picture, half)]
         assert abs(views[0].astype(int) - views[1]).max() < 12
@@ -209,7 +209,7 @@ def test_a_crop_shrinks_with_antialiasing() -> None:
     stripes = np.zeros((512, 512, 3), np.uint8)
     stripes[:, ::2] = 255
     transform = create_train_transform("light", spec=SPEC, seed=0)
-    view = transform(Watched(Image.fromarray(stripes)), Draw(0, 0, 0)).pixels
+    view = transform(RecordingImage(Image.fromarray(stripes)), Draw(0, 0, 0)).pixels
     assert abs(view.astype(float) - 127.5).max() < 30
 
 
@@ -268,21 +268,21 @@ def test_a_pipeline_opens_with_what_cuts_and_resizes_always(
 
 @pytest.mark.parametrize("pipeline", [pipeline for pipeline, found in OPENINGS if found is None])
 def test_a_pipeline_without_an_opening_gets_the_whole_image(pipeline: A.Compose) -> None:
-    picture = Watched(smooth(width=60, height=50))
+    picture = RecordingImage(smooth(width=60, height=50))
     transform = TrainTransform(pipeline, size=(8, 8), seed=0)
     for row in range(5):
         transform(picture, Draw(row, 0, 0))
     assert picture.boxes == []
-    assert picture.times_whole == 5
+    assert picture.num_full_reads == 5
 
 
 def test_the_users_own_steps_see_what_the_file_holds() -> None:
     image = smooth(width=60, height=50)
     cut = TrainTransform(A.Compose([A.CenterCrop(8, 10)]), size=(8, 10), seed=0)
-    view = cut(Watched(image), Draw(0, 0, 0)).pixels
+    view = cut(RecordingImage(image), Draw(0, 0, 0)).pixels
     np.testing.assert_array_equal(view, np.asarray(image)[21:29, 25:35])
     whole = TrainTransform(A.Compose([]), size=(50, 60), seed=0)
-    view = whole(Watched(image), Draw(0, 0, 0)).pixels
+    view = whole(RecordingImage(image), Draw(0, 0, 0)).pixels
     np.testing.assert_array_equal(view, np.asarray(image))
 
 
@@ -292,7 +292,9 @@ def test_a_pipeline_that_is_run_by_chance_is_run_that_often(p: float) -> None:
     transform = TrainTransform(flip, size=(10, 12), seed=0)
     image = noise()
     flipped = sum(
-        not np.array_equal(transform(Watched(image), Draw(row, 0, 0)).pixels, np.asarray(image))
+        not np.array_equal(
+            transform(RecordingImage(image), Draw(row, 0, 0)).pixels, np.asarray(image)
+        )
         for row in range(400)
     )
     assert abs(flipped - 400 * p) <= 5 * (400 * p * (1 - p)) ** 0.5
@@ -301,7 +303,7 @@ def test_a_pipeline_that_is_run_by_chance_is_run_that_often(p: float) -> None:
 def test_a_resize_opens_with_the_whole_image_resized() -> None:
     image = smooth(width=64, height=50)
     transform = TrainTransform(A.Compose([A.Resize(20, 30)]), size=(20, 30), seed=0)
-    picture = Watched(image)
+    picture = RecordingImage(image)
     view = transform(picture, Draw(0, 0, 0)).pixels
     expected = np.asarray(image.resize((30, 20), BILINEAR))
     assert picture.boxes == [(0, 0, 64, 50)]
@@ -339,7 +341,7 @@ def test_presets_take_pixels_that_may_not_be_written(name: str) -> None:
     image = noise(width=32, height=32)
     transform = create_train_transform(name, spec=SPEC, seed=0)
     assert isinstance(transform, TrainTransform)
-    picture = Watched(image)
+    picture = RecordingImage(image)
     assert not picture.pixels.flags.writeable
     before = picture.pixels.copy()
     for row in range(30):

@@ -7,8 +7,8 @@ import pytest
 
 from finetune.data.images.lazy_image import ArrayImage
 from finetune.data.transforms.eval_transform import Transform
-from finetune.data.transforms.per_class import RareClassTransform
 from finetune.data.transforms.presets import create_train_transform
+from finetune.data.transforms.rare_classes import RareClassTransform
 from finetune.types import Draw, PreprocessSpec
 
 SPEC = PreprocessSpec((3, 16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -1,80 +1,60 @@
 """Fine-tune pretrained timm backbones on a folder of images.
 
-The verbs of the command line are functions here: ``fit``, ``resume``, ``compare``, ``evaluate``,
-``predict``, ``export``, ``fetch``. They are imported when they are first used, so that ``import
-finetune`` is light.
+The commands of the command line are functions here: ``fit``, ``resume``, ``inspect``, ``compare``,
+``evaluate``, ``predict``, ``export``, ``fetch``. They are imported on first use, so that
+``import finetune`` is light.
 """
 
 import importlib
-import importlib.machinery
-import importlib.util
-import sys
-from collections.abc import Sequence
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune.api import fit, plan_fit
+    from finetune.commands.compare.compare import compare
+    from finetune.commands.evaluate import evaluate
+    from finetune.commands.export import export
+    from finetune.commands.fetch import fetch
+    from finetune.commands.fit.fit import resume
+    from finetune.commands.inspect.inspect import inspect
+    from finetune.commands.predict import predict
+    from finetune.config.schema import Config
+
+    __version__: str
+
+__all__ = [
+    "Config",
+    "__version__",
+    "compare",
+    "evaluate",
+    "export",
+    "fetch",
+    "fit",
+    "inspect",
+    "plan_fit",
+    "predict",
+    "resume",
+]
 
 _LAZY_IMPORTS = {
-    "fit": "finetune.commands.fit.fit",
-    "plan_fit": "finetune.commands.fit.fit",
+    "fit": "finetune.api",
+    "plan_fit": "finetune.api",
     "resume": "finetune.commands.fit.fit",
     "evaluate": "finetune.commands.evaluate",
     "predict": "finetune.commands.predict",
     "compare": "finetune.commands.compare.compare",
+    "inspect": "finetune.commands.inspect.inspect",
     "export": "finetune.commands.export",
     "fetch": "finetune.commands.fetch",
     "Config": "finetune.config.schema",
 }
 
-__all__ = ["__version__", *_LAZY_IMPORTS]
-
 
 def __getattr__(name: str) -> Any:
-    """Import a verb when it is first used."""
+    """Import a public name on first use."""
     if name == "__version__":
         from importlib.metadata import version
 
-        return version("finetune")
+        return version("finetune-vision")
     if name in _LAZY_IMPORTS:
         return getattr(importlib.import_module(_LAZY_IMPORTS[name]), name)
     raise AttributeError(f"module 'finetune' has no attribute '{name}'")
-
-
-class _TimmImportHook:
-    """Registers GoogLeNet and AlexNet once timm is imported, whichever comes first.
-
-    An exported GoogLeNet loads with ``timm.create_model`` after ``import finetune``, and yet
-    importing finetune alone must not import timm and torch.
-    """
-
-    def __init__(self) -> None:
-        self._is_searching = False
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "timm" or self._is_searching:
-            return None
-        self._is_searching = True
-        try:
-            spec = importlib.util.find_spec("timm")
-        finally:
-            self._is_searching = False
-        if spec is None or spec.loader is None:
-            return None
-        run_timm = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            run_timm(module)
-            # not before: who merely asks whether timm is installed throws this spec away
-            if self in sys.meta_path:
-                sys.meta_path.remove(self)
-            importlib.import_module("finetune.models.torchvision_models")
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
-if "timm" in sys.modules:
-    importlib.import_module("finetune.models.torchvision_models")
-else:
-    sys.meta_path.insert(0, _TimmImportHook())

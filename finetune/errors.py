@@ -1,33 +1,34 @@
-"""What can go wrong, as one tree. Each error has an exit code and says what to do.
+"""Exceptions, as one tree; each class has an exit code of the command line.
 
 FinetuneError            1
-├── ConfigError          2   an option, a key or a value that cannot be
-├── DataError            3   the images, labels or splits
-├── ModelError           4   the backbone or its weights
-├── RunFolderError       5   a run folder or bundle that is missing, taken or damaged
-├── StorageError         6   the disk: full, read-only, unreachable
-├── TrainingError        7   training diverged or the processes disagree
-│   └── OutOfMemoryError 9   a step needs more memory than there is
-└── TrackingError        8   Weights & Biases does not answer
+├── ConfigError          2   an option, a config key or a value is invalid or cannot apply
+├── DataError            3   images, labels or splits are unusable
+├── ModelError           4   the backbone is unknown or its weights do not fit
+├── RunFolderError       5   a run folder or bundle is missing, in use or damaged
+├── StorageError         6   the disk is full, read-only or unreachable
+├── TrainingError        7   training diverged or the ranks disagree
+│   └── OutOfMemoryError 9   a step needs more memory than the device has
+└── TrackingError        8   Weights & Biases refuses or is unreachable
 
-A message says what was found, where, and what to do about it; it is shown without a traceback.
+A message states what was found, where, and what to do about it; it is shown without a traceback.
 """
 
 from typing import ClassVar
 
 INTERRUPTED_EXIT_CODE = 130
-"""After Ctrl-C."""
+"""Exit code after Ctrl-C (SIGINT)."""
 
 PREEMPTED_EXIT_CODE = 85
-"""After SIGTERM, SIGUSR1 or SIGHUP: the run is saved, and the same command goes on with it."""
+"""Exit code after SIGTERM, SIGUSR1 or SIGHUP: the run is saved; the same command resumes it."""
 
 
 class FinetuneError(Exception):
-    """Anything that the user can mend; the message holds the remedy.
+    """Base class of errors that the user can fix; the message contains the remedy.
 
     Attributes:
-        is_from_peer: Another process of the run has said it already.
-        is_published: Raised after the processes have met, so that this one alone may know of it.
+        is_from_peer: Whether another process of the run has reported the error already.
+        is_published: Whether the error was published to the other processes by the rendezvous; an
+            error raised after it may be known to this process alone.
     """
 
     exit_code: ClassVar[int] = 1
@@ -36,48 +37,48 @@ class FinetuneError(Exception):
 
 
 class ConfigError(FinetuneError, ValueError):
-    """An option, a config key or a value that does not exist or cannot apply."""
+    """Invalid or inapplicable option, config key or value."""
 
     exit_code = 2
 
 
 class DataError(FinetuneError, ValueError):
-    """Images, labels or splits that cannot be trained or evaluated on."""
+    """Images, labels or splits that cannot be used for training or evaluation."""
 
     exit_code = 3
 
 
 class ModelError(FinetuneError, ValueError):
-    """A backbone that does not exist, or weights that do not fit it."""
+    """Unknown backbone, or weights that do not fit it."""
 
     exit_code = 4
 
 
 class RunFolderError(FinetuneError, OSError):
-    """A run folder or bundle that is missing, already taken, or damaged."""
+    """Missing, already used or damaged run folder or bundle."""
 
     exit_code = 5
 
 
 class StorageError(FinetuneError, OSError):
-    """A disk that is full, read-only or unreachable."""
+    """Full, read-only or unreachable disk."""
 
     exit_code = 6
 
 
 class TrainingError(FinetuneError, RuntimeError):
-    """Training that diverged, or processes that disagree."""
+    """Diverged training, or ranks that disagree."""
 
     exit_code = 7
 
 
 class OutOfMemoryError(TrainingError, MemoryError):
-    """A step that needs more memory than the device has."""
+    """Training step that needs more memory than the device has."""
 
     exit_code = 9
 
 
 class TrackingError(FinetuneError, ConnectionError):
-    """A tracker that refuses or is not reached."""
+    """Experiment tracker that refuses or is unreachable."""
 
     exit_code = 8

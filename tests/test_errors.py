@@ -1,4 +1,4 @@
-"""The exception tree."""
+"""Exception tree: exit codes and built-in base classes."""
 
 import builtins
 import re
@@ -17,19 +17,19 @@ CLASSES = {
 }
 
 
-def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
+def test_docstring_tree_equals_the_classes() -> None:
     assert {name: str(kind.exit_code) for name, kind in CLASSES.items()} == TREE
 
 
-def test_the_readme_lists_every_exit_code_once() -> None:
-    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("Exit codes:")[2]
-    listed = re.findall(r"^\| (\d+) \|", table.partition("\n## ")[0], re.MULTILINE)
+def test_documentation_lists_every_exit_code_once() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (\d+) \|", text, re.MULTILINE)
     stopped = {errors.PREEMPTED_EXIT_CODE, errors.INTERRUPTED_EXIT_CODE}
     codes = {kind.exit_code for kind in CLASSES.values()} | {0} | stopped
     assert sorted(map(int, listed)) == sorted(codes)
 
 
-def test_exit_codes_differ_and_none_means_success() -> None:
+def test_exit_codes_are_unique_and_nonzero() -> None:
     codes = [kind.exit_code for kind in CLASSES.values()] + [
         errors.PREEMPTED_EXIT_CODE,
         errors.INTERRUPTED_EXIT_CODE,
@@ -39,10 +39,10 @@ def test_exit_codes_differ_and_none_means_success() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(CLASSES) - {"FinetuneError"}))
-def test_an_error_is_caught_as_ours_and_as_the_matching_built_in(name: str) -> None:
+def test_error_is_caught_as_finetune_error_and_as_built_in(name: str) -> None:
     kind = CLASSES[name]
     built_in = kind.__bases__[1]
     assert getattr(builtins, built_in.__name__) is built_in
     for caught in (FinetuneError, built_in):
-        with pytest.raises(caught, match=r"^mend it$"):
-            raise kind("mend it")
+        with pytest.raises(caught, match=r"^message$"):
+            raise kind("message")

@@ -1,1 +1,1 @@
-"""The model bundle: weights, model card and what timm reads."""
+"""Model bundle: weights, model card and the files that timm reads."""

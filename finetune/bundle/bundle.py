@@ -1,8 +1,8 @@
-"""A trained model as a folder: safetensors and JSON, read without any training code.
+"""Bundle: a trained model as a folder of safetensors and JSON, loaded without training code.
 
 ``config.json`` and ``model.safetensors`` are timm's own format, so that
-``timm.create_model("local-dir:FOLDER", pretrained=True)`` gives the same network;
-``finetune.json`` holds what timm has no place for.
+``timm.create_model("local-dir:FOLDER", pretrained=True)`` returns the same network;
+``finetune.json`` holds the model card, which timm's format has no field for.
 """
 
 import hashlib
@@ -28,27 +28,36 @@ from finetune.bundle.model_card import (
     render_readme,
 )
 from finetune.errors import ModelError, RunFolderError
-from finetune.models import torchvision_models as zoo
+from finetune.models import torchvision_models
 from finetune.system.files import write_folder_atomically
 
-_PACKAGES = ("finetune", "torch", "torchvision", "timm", "pytorch-lightning", "albumentations")
+_PACKAGES = {
+    "finetune": "finetune-vision",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "pytorch-lightning": "pytorch-lightning",
+    "albumentations": "albumentations",
+}
+"""Key in ``finetune.json`` to the name of the distribution."""
+
 _NETWORK_PREFIX = "classifier.network."
 
 AVERAGE_KEY = "average"
-"""Where a checkpoint holds averaged weights, by their names in its ``state_dict``, if it does: what
-was measured, and what is used. Training goes on from the others."""
+"""Checkpoint key of averaged weights, by their names in its ``state_dict``, if there are any. They
+are evaluated and used; training resumes from the raw weights."""
 
-zoo.register()
+torchvision_models.register()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelBundle:
-    """A network in eval mode with everything that its use needs.
+    """Network in eval mode with its model card.
 
     Attributes:
-        network: Takes normalised images (B, 3, H, W), returns logits (B, K).
-        card: Classes, preprocessing and origin.
-        source: Where it was read.
+        network: Network that maps normalised images (B, 3, H, W) to logits (B, K).
+        card: Classes, preprocessing and origin of the model.
+        source: Path that the model was loaded from.
     """
 
     network: nn.Module
@@ -57,7 +66,7 @@ class ModelBundle:
 
 
 def save_bundle(network: nn.Module, card: ModelCard, folder: Path) -> None:
-    """Write the bundle, whole or not at all; one that is there is replaced.
+    """Write a bundle atomically, replacing an existing one.
 
     Raises:
         StorageError: The disk is full, read-only or fails.
@@ -71,7 +80,7 @@ def save_bundle(network: nn.Module, card: ModelCard, folder: Path) -> None:
         "interpolation": spec.interpolation,
         "crop_pct": spec.crop_pct,
         "crop_mode": spec.crop_mode,
-        # the original weights' advice for testing at another size does not hold any more
+        # the pretrained weights' recommended test size no longer applies
         "test_input_size": None,
         "test_crop_pct": None,
     }
@@ -96,14 +105,14 @@ def save_bundle(network: nn.Module, card: ModelCard, folder: Path) -> None:
 def load_model(path: Path) -> ModelBundle:
     """Return the model of a run folder, a bundle folder or a checkpoint.
 
-    A run folder gives its bundle, or its best checkpoint while it is still training.
+    A run folder yields its bundle, or its best checkpoint while it is still training.
 
     Raises:
         RunFolderError: There is no model, or it is damaged.
     """
     if not path.exists():
         raise RunFolderError(
-            f"{path} does not exist. Name a run folder, a bundle folder or a .ckpt file."
+            f"{path} does not exist. Pass a run folder, a bundle folder or a .ckpt file."
         )
     if path.is_file():
         return _load_checkpoint(path)
@@ -114,8 +123,8 @@ def load_model(path: Path) -> ModelBundle:
     if best.is_file():
         return _load_checkpoint(best)
     raise RunFolderError(
-        f"{path} holds no model: neither bundle/finetune.json nor checkpoints/best.ckpt. If the "
-        f"run was stopped in its first epoch, go on with finetune fit --resume {path}."
+        f"{path} contains no model: neither bundle/finetune.json nor checkpoints/best.ckpt exists. "
+        f"If the run was stopped in its first epoch, resume it with finetune fit --resume {path}."
     )
 
 
@@ -125,7 +134,7 @@ def _load_bundle(folder: Path) -> ModelBundle:
         card = ModelCard.from_json(tree)
         weights = folder / "model.safetensors"
         if _compute_sha256(weights) != tree["sha256"]:
-            raise ValueError("model.safetensors is not the file that was measured")
+            raise ValueError("SHA-256 of model.safetensors differs from finetune.json")
         state = load_file(weights)
         return ModelBundle(_build_network(card, state), card, folder)
     except (ModelError, RunFolderError) as error:
@@ -134,8 +143,8 @@ def _load_bundle(folder: Path) -> ModelBundle:
         OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError
     ) as error:  # fmt: skip
         raise RunFolderError(
-            f"The bundle {folder} is damaged ({_summarize_error(error)}). Export it again from the run's "
-            f"checkpoints/best.ckpt."
+            f"The bundle {folder} is damaged ({_summarize_error(error)}). Export it again from the "
+            f"run's checkpoints/best.ckpt."
         ) from error
 
 
@@ -153,14 +162,17 @@ def _load_checkpoint(file: Path) -> ModelBundle:
         raise type(error)(f"{file}: {error}") from error
     except Exception as error:
         raise RunFolderError(
-            f"{file} is no checkpoint that finetune wrote, or it is damaged ({_summarize_error(error)}). "
-            f"Name a run folder, a bundle folder or a .ckpt file of a run."
+            f"{file} is not a checkpoint written by finetune, or it is damaged "
+            f"({_summarize_error(error)}). Pass a run folder, a bundle folder or a .ckpt file of a "
+            f"run."
         ) from error
 
 
 def _build_network(card: ModelCard, state: Mapping[str, torch.Tensor]) -> nn.Module:
     if not timm.is_model(card.backbone.partition(".")[0]):
-        raise ModelError(f"timm {timm.__version__} does not know '{card.backbone}'; upgrade it.")
+        raise ModelError(
+            f"Backbone '{card.backbone}' is unknown to timm {timm.__version__}. Upgrade timm."
+        )
     network: nn.Module = timm.create_model(
         card.backbone, num_classes=len(card.classes), **card.model_args
     )
@@ -169,7 +181,7 @@ def _build_network(card: ModelCard, state: Mapping[str, torch.Tensor]) -> nn.Mod
 
 
 def _summarize_error(error: Exception) -> str:
-    """Return the first line of a message, which for a missing key is no more than the key."""
+    """Return the first line of an error's message, with the type name for a KeyError."""
     text = str(error).partition("\n")[0]
     return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text or repr(error)
 
@@ -180,4 +192,4 @@ def _compute_sha256(file: Path) -> str:
 
 
 def _collect_versions() -> dict[str, str]:
-    return {name: version(name) for name in _PACKAGES}
+    return {key: version(distribution) for key, distribution in _PACKAGES.items()}

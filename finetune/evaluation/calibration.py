@@ -1,11 +1,13 @@
-"""How sure a model says it is, set right by one number: temperature scaling.
+"""Temperature scaling: calibration of probabilities by one number.
 
 Guo et al. 2017, section 4.2 (https://arxiv.org/abs/1706.04599): logits are divided by a temperature
-that lowers the log loss on validation images. No class changes places, so accuracy stays as it is.
+that minimises the log loss on validation images. The order of the classes is unchanged, so accuracy
+does not change.
 
-It is fitted to the network's own logits: answers for another prior are calibrated first and then
-adjusted (Alexandari et al. 2020, https://arxiv.org/abs/1901.06852). Where training balanced the
-classes, its logits are first moved to the shares of the images that it is fitted to.
+The temperature is fitted to the network's own logits: probabilities for another class prior are
+calibrated first and adjusted second (Alexandari et al. 2020, https://arxiv.org/abs/1901.06852). If
+training balanced the classes, the logits are first shifted to the class prior of the validation
+images.
 """
 
 import math
@@ -19,14 +21,14 @@ from finetune.evaluation.metrics import calibration_error, log_loss
 
 NUM_FOLDS = 5
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
-"""Temperatures beyond say that something else is wrong with a model."""
+"""Range of the temperature; values beyond indicate another problem of the model."""
 
 _MAX_NEWTON_STEPS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationMetrics:
-    """How well probabilities agree with what came true.
+    """Agreement of probabilities with the true classes.
 
     Attributes:
         loss: Mean log loss.
@@ -39,19 +41,19 @@ class CalibrationMetrics:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A temperature and what it is worth on images that it was not fitted to.
+    """Temperature and its cross-validated effect.
 
     Attributes:
-        temperature: What logits are divided by; 1 where ``fitted`` does not help.
-        fitted: The temperature of all images.
-        num_images: Images that it was fitted to.
-        num_folds: Parts of them; a temperature fitted to all others serves each part in ``after``.
-        before: At temperature 1.
-        after: With the temperatures of the other parts.
+        temperature: Divisor of the logits; 1 where ``fitted_temperature`` does not help.
+        fitted_temperature: The temperature of all images.
+        num_images: Number of images that the temperature was fitted to.
+        num_folds: Number of folds; ``after`` scales each by a temperature fitted to the others.
+        before: Metrics at temperature 1.
+        after: Cross-validated metrics at the fitted temperatures.
     """
 
     temperature: float
-    fitted: float
+    fitted_temperature: float
     num_images: int
     num_folds: int
     before: CalibrationMetrics
@@ -63,41 +65,40 @@ class Calibration:
 
 
 def calibrate(logits: Tensor, target: Tensor, *, shift: Tensor | None = None) -> Calibration | None:
-    """Return the temperature of a model, cross-fitted so that the gain is an honest one.
+    """Fit the temperature of a model and cross-validate its effect.
 
-    A temperature that does not lower the log loss of images that it was not fitted to is left out.
-    The parts take every fifth image each, so that images in the order of their classes are shared
-    out evenly.
+    The temperature is 1 if the fitted one does not lower the cross-validated log loss. Fold ``i``
+    contains every fifth image from ``i``, so that images sorted by class are spread evenly.
 
     Args:
         logits: Unnormalised scores, shape (N, K).
         target: True class indices in [0, K), int64, shape (N,).
-        shift: Added to logits once they are divided, shape (K,), where they are for other shares of
-            the classes than these images have; None adds nothing.
+        shift: Logit adjustment added after the division, shape (K,), for logits that assume another
+            class prior than that of these images; None adds nothing.
 
     Returns:
-        What came of it; None where there are fewer than two images or classes.
+        The calibration, or None with fewer than two images or classes.
     """
     num_images, num_classes = logits.shape
     num_folds = min(NUM_FOLDS, num_images)
     if num_folds < 2 or num_classes < 2:
         return None
     logits = logits.double()
-    moved = torch.zeros(num_classes) if shift is None else shift.double()
-    part = torch.arange(num_images) % num_folds
+    offset = torch.zeros(num_classes) if shift is None else shift.double()
+    fold_of_image = torch.arange(num_images) % num_folds
     scaled = torch.empty_like(logits)
     for fold in range(num_folds):
-        left_out = part == fold
-        temperature = fit_temperature(logits[~left_out], target[~left_out], shift=moved)
-        scaled[left_out] = logits[left_out] / temperature
+        is_held_out = fold_of_image == fold
+        temperature = fit_temperature(logits[~is_held_out], target[~is_held_out], shift=offset)
+        scaled[is_held_out] = logits[is_held_out] / temperature
     before, after = (
-        _compute_calibration_metrics(logits + moved, target),
-        _compute_calibration_metrics(scaled + moved, target),
+        _compute_calibration_metrics(logits + offset, target),
+        _compute_calibration_metrics(scaled + offset, target),
     )
-    fitted = fit_temperature(logits, target, shift=moved)
+    fitted = fit_temperature(logits, target, shift=offset)
     return Calibration(
         temperature=fitted if after.loss < before.loss else 1.0,
-        fitted=fitted,
+        fitted_temperature=fitted,
         num_images=num_images,
         num_folds=num_folds,
         before=before,
@@ -106,54 +107,54 @@ def calibrate(logits: Tensor, target: Tensor, *, shift: Tensor | None = None) ->
 
 
 def fit_temperature(logits: Tensor, target: Tensor, *, shift: Tensor | None = None) -> float:
-    """Return the temperature with the lowest log loss, within [0.05, 20].
+    """Fit the temperature with the lowest log loss, within [0.05, 20].
 
-    The loss is convex in 1 / temperature: a root of its slope is looked for by Newton's steps,
-    inside of a bracket that each of them narrows.
+    The loss is convex in 1 / temperature; the root of its slope is found by Newton's method inside
+    a bracket that each step narrows.
 
-    Where a model is right about every image, the loss falls for ever as the temperature does. The
-    targets therefore leave room for the image that would have been wrong: 1 / (N + 2) of each is
-    shared by the other classes, as by Platt (1999, "Probabilistic outputs for support vector
-    machines and comparisons to regularized likelihood methods") for two classes.
+    If a model classifies every image correctly, the loss decreases without bound as the temperature
+    does. The targets are therefore smoothed: 1 / (N + 2) of each is distributed over the other
+    classes, as by Platt (1999, "Probabilistic outputs for support vector machines and comparisons
+    to regularized likelihood methods") for two classes.
 
     Args:
         logits: Unnormalised scores, shape (N, K); K is 2 or more.
         target: True class indices in [0, K), int64, shape (N,).
-        shift: Added to logits once they are divided, shape (K,); None adds nothing.
+        shift: Logit adjustment added after the division, shape (K,); None adds nothing.
     """
     logits = logits.double()
-    moved = torch.zeros(logits.shape[1]) if shift is None else shift
+    offset = torch.zeros(logits.shape[1]) if shift is None else shift
     spread = float((logits.amax(dim=1) - logits.amin(dim=1)).max())
-    if not 0 < spread < math.inf:  # nothing that a temperature could change
+    if not 0 < spread < math.inf:  # the temperature has no effect
         return 1.0
-    wanted = _compute_mean_target_logit(logits, target)
+    mean_target_logit = _compute_mean_target_logit(logits, target)
     low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
     inverse = 1.0
     for _ in range(_MAX_NEWTON_STEPS):
-        slope, curvature = _compute_loss_derivatives(logits, inverse, wanted, moved)
+        slope, curvature = _compute_loss_derivatives(logits, inverse, mean_target_logit, offset)
         low, high = (inverse, high) if slope < 0 else (low, inverse)
-        following = inverse - slope / curvature if curvature > 0 else low
-        if not low < following < high:
-            following = math.sqrt(low * high)
-        if abs(following - inverse) <= 1e-9 * inverse:
+        candidate = inverse - slope / curvature if curvature > 0 else low
+        if not low < candidate < high:
+            candidate = math.sqrt(low * high)
+        if abs(candidate - inverse) <= 1e-9 * inverse:
             break
-        inverse = following
+        inverse = candidate
     return 1 / inverse
 
 
 def _compute_mean_target_logit(logits: Tensor, target: Tensor) -> float:
-    """Return the mean logit of the targets, which leave a little to the other classes."""
+    """Return the mean logit of the smoothed targets."""
     num_images, num_classes = logits.shape
-    room = 1 / (num_images + 2)
+    smoothing = 1 / (num_images + 2)
     own = logits.gather(1, target[:, None])[:, 0]
     others = (logits.sum(dim=1) - own) / (num_classes - 1)
-    return float(((1 - room) * own + room * others).mean())
+    return float(((1 - smoothing) * own + smoothing * others).mean())
 
 
 def _compute_loss_derivatives(
     logits: Tensor, inverse_temperature: float, mean_target_logit: float, shift: Tensor
 ) -> tuple[float, float]:
-    """Return the first two derivatives of the mean loss by 1 / temperature."""
+    """Return the first two derivatives of the mean loss with respect to 1 / temperature."""
     probabilities = (logits * inverse_temperature + shift).softmax(dim=1)
     mean = (probabilities * logits).sum(dim=1)
     variance = (probabilities * (logits - mean[:, None]).square()).sum(dim=1)

@@ -1,4 +1,7 @@
-"""Metrics once, from the complete predictions: the same numbers whatever computed them."""
+"""Classification metrics, computed once from the predictions of all images.
+
+The numbers do not depend on the batch size or the number of ranks.
+"""
 
 from collections.abc import Sequence
 
@@ -15,7 +18,7 @@ from torchmetrics.functional.classification import (
 from finetune.evaluation.significance import compute_wilson_interval
 from finetune.types import ClassStats, Evaluation
 
-# N images, K classes
+# shape suffixes: N images, K classes
 
 
 def evaluate_probabilities(
@@ -25,43 +28,43 @@ def evaluate_probabilities(
     classes: Sequence[str],
     train_counts: Sequence[int] | None = None,
 ) -> Evaluation:
-    """Return all metrics of a set of images.
+    """Compute all metrics of a set of images.
 
-    ``balanced_accuracy`` is the mean recall over the classes that are present. ``macro_f1`` is the
-    mean F1 over the classes that are present or predicted. Both are scikit-learn's definitions.
-    ``rarest_third_recall`` is the mean recall over those of ``select_rarest_third`` that are present, and
-    is left out where none of them is. Intervals are Wilson's.
+    ``balanced_accuracy`` is the mean recall over the classes present. ``macro_f1`` is the mean F1
+    over the classes present or predicted. Both are scikit-learn's definitions.
+    ``rarest_third_recall`` is the mean recall over the classes of ``select_rarest_third`` that are
+    present; it is omitted if none of them is. Intervals are Wilson score intervals.
 
     Args:
         probabilities_NK: Class probabilities, shape (N, K), rows sum to 1.
         target_N: True class indices in [0, K), int64, shape (N,).
         classes: Class names, K of them.
-        train_counts: Training images of each class, shape (K,); without, the rarest are those with
-            the fewest images here.
+        train_counts: Number of training images per class, shape (K,); None ranks the classes by
+            their number of evaluated images instead.
 
     Raises:
-        ValueError: There is no image.
+        ValueError: The set of images is empty.
     """
     num_classes = len(classes)
-    trained: Sequence[int | None] = train_counts or [None] * num_classes
+    num_train_images: Sequence[int | None] = train_counts or [None] * num_classes
     if len(target_N) == 0:
         raise ValueError("metrics need at least one image")
     predicted_N = probabilities_NK.argmax(dim=1)
     stats_K4 = multiclass_stat_scores(predicted_N, target_N, num_classes=num_classes, average=None)
     per_class = tuple(
         _build_class_stats(name, count, *map(int, row))
-        for name, count, row in zip(classes, trained, stats_K4, strict=True)
+        for name, count, row in zip(classes, num_train_images, stats_K4, strict=True)
     )
     confusion = multiclass_confusion_matrix(predicted_N, target_N, num_classes=num_classes)
-    is_right_N = predicted_N == target_N
+    is_correct_N = predicted_N == target_N
     rarest = select_rarest_third(per_class)
-    of_rarest = [c.recall for c in rarest if c.recall is not None]
+    rarest_recalls = [c.recall for c in rarest if c.recall is not None]
     metrics = {
         "loss": log_loss(probabilities_NK, target_N),
-        "accuracy": float(is_right_N.double().mean()),
+        "accuracy": float(is_correct_N.double().mean()),
         "balanced_accuracy": _average_defined([c.recall for c in per_class]),
         "macro_f1": _average_defined([c.f1 for c in per_class]),
-        **({"rarest_third_recall": _average_defined(of_rarest)} if of_rarest else {}),
+        **({"rarest_third_recall": _average_defined(rarest_recalls)} if rarest_recalls else {}),
     }
     if num_classes > 5:
         metrics["top5_accuracy"] = float(
@@ -74,17 +77,17 @@ def evaluate_probabilities(
         metrics=metrics,
         per_class=per_class,
         confusion_matrix=tuple(tuple(int(count) for count in row) for row in confusion),
-        accuracy_interval=compute_wilson_interval(int(is_right_N.sum()), len(target_N)),
+        accuracy_interval=compute_wilson_interval(int(is_correct_N.sum()), len(target_N)),
         rarest_classes=tuple(c.name for c in rarest),
-        undefined_metrics=() if of_rarest else ("rarest_third_recall",),
+        undefined_metrics=() if rarest_recalls else ("rarest_third_recall",),
     )
 
 
 def select_rarest_third(per_class: Sequence[ClassStats]) -> list[ClassStats]:
-    """Return the third of the classes with the fewest training images, rounded down but not to 0.
+    """Return the third of the classes with the fewest training images, at least one class.
 
-    Where training images are not known, those with the fewest images here, of those with any. Of
-    classes as rare as each other the first in class order come first.
+    The number of classes is rounded down. If the training images are unknown, the classes present
+    are ranked by their number of evaluated images. Ties are broken by class order.
     """
     if all(stats.train_images is not None for stats in per_class):
         ordered = sorted(per_class, key=lambda stats: stats.train_images or 0)
@@ -94,30 +97,32 @@ def select_rarest_third(per_class: Sequence[ClassStats]) -> list[ClassStats]:
 
 
 def log_loss(probabilities_NK: Tensor, target_N: Tensor) -> float:
-    """Return the mean log loss; what is impossible counts as the smallest float32.
+    """Compute the mean log loss, with probabilities clamped to the smallest normal float32.
 
     Args:
         probabilities_NK: Class probabilities, shape (N, K), rows sum to 1.
         target_N: True class indices in [0, K), int64, shape (N,).
     """
-    log_likely = probabilities_NK.double().clamp_min(torch.finfo(torch.float32).tiny).log()
-    return float(nll_loss(log_likely, target_N))
+    log_probabilities_NK = (
+        probabilities_NK.double().clamp_min(torch.finfo(torch.float32).tiny).log()
+    )
+    return float(nll_loss(log_probabilities_NK, target_N))
 
 
 def calibration_error(probabilities_NK: Tensor, target_N: Tensor) -> float:
-    """Return the expected calibration error of the classes that are given, in [0, 1].
+    """Compute the expected calibration error of the predicted classes, in [0, 1].
 
-    The mean distance between how sure a model is and how often it is right, over 15 bins of equal
-    width, weighted by their images (Guo et al. 2017, eq. 3, https://arxiv.org/abs/1706.04599).
+    Mean absolute difference between confidence and accuracy over 15 bins of equal width, weighted
+    by their number of images (Guo et al. 2017, eq. 3, https://arxiv.org/abs/1706.04599).
 
     Args:
         probabilities_NK: Class probabilities, shape (N, K), rows sum to 1.
         target_N: True class indices in [0, K), int64, shape (N,).
     """
-    found = multiclass_calibration_error(
+    error = multiclass_calibration_error(
         probabilities_NK, target_N, num_classes=probabilities_NK.shape[1], n_bins=15, norm="l1"
     )
-    return float(found)
+    return float(error)
 
 
 def _build_class_stats(
@@ -138,6 +143,6 @@ def _build_class_stats(
 
 
 def _average_defined(values: Sequence[float | None]) -> float:
-    """Return the mean of what is defined; one image at least makes one class defined."""
+    """Return the mean of the values that are not None; with one image, one class is defined."""
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined)

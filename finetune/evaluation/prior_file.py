@@ -1,4 +1,4 @@
-"""Shares of classes from a file of the user's: what the classes are like where a model serves."""
+"""Class prior read from a JSON or CSV file of the user, for ``--prior FILE``."""
 
 import csv
 import json
@@ -12,119 +12,123 @@ from finetune.evaluation.priors import ClassPrior, normalize_prior
 from finetune.lookup import suggest_name
 
 PRIOR_NAMES = ("uniform", "train", "model")
-"""What ``--prior`` knows besides files."""
+"""Values of ``--prior`` besides files."""
 
-_MAX_SHOWN_CHARS = 40
-"""Characters of a wrong value that are shown."""
+_CSV_HEADERS = (["class", "prior"], ["class", "share"])
+"""Accepted headers; the second one is that of version 0.1."""
+
+_MAX_VALUE_CHARS = 40
+"""Number of characters of an invalid value shown in a message."""
 
 _SUFFIXES = (".json", ".csv")
 
 
 def check_prior(prior: str, classes: Sequence[str] | None) -> None:
-    """Raise where ``--prior`` is neither a name nor a file of shares.
+    """Check that ``--prior`` is a known name or a valid file.
 
     Args:
-        prior: What was said.
-        classes: Names that a file must give shares; None where they are not known yet.
+        prior: Value of the option.
+        classes: Class names that a file must contain; None skips this check.
 
     Raises:
-        ConfigError: It says which there are, or what is wrong with the file.
-        StorageError: The disk does not give it.
+        ConfigError: The name is unknown, or the file is missing or invalid.
+        StorageError: The file cannot be read.
     """
     if prior in PRIOR_NAMES:
         return
     if Path(prior).suffix.lower() not in _SUFFIXES:
         raise ConfigError(
-            f"--prior {prior}: there are {', '.join(PRIOR_NAMES)}, or a .json or .csv file with a share "
-            f"for each class."
+            f"--prior {prior}: must be one of {', '.join(PRIOR_NAMES)}, or a .json or .csv file "
+            f"with the prior of each class."
         )
     if not Path(prior).is_file():
-        raise ConfigError(f"--prior {prior}: there is no such file.")
+        raise ConfigError(f"--prior {prior}: the file does not exist.")
     if classes is None:
-        _read_class_fractions(Path(prior))
+        _read_class_weights(Path(prior))
     else:
         read_prior(Path(prior), classes)
 
 
 def read_prior(file: Path, classes: Sequence[str]) -> ClassPrior:
-    """Return the shares that a file gives the classes, in class order; they may add up to anything.
+    """Return the class prior of a file in class order, normalised to a sum of 1.
 
     Args:
-        file: JSON, ``{"class": share}``, or a CSV with the columns ``class,share``.
-        classes: Names in index order.
+        file: JSON object ``{"class": prior}``, or CSV with the columns ``class,prior``; the values
+            may have any positive sum.
+        classes: Class names in index order.
 
     Raises:
-        ConfigError: It cannot be understood, or does not fit the classes.
-        StorageError: The disk does not give it.
+        ConfigError: The file is invalid or does not match the classes.
+        StorageError: The file cannot be read.
     """
-    shares = _read_class_fractions(file)
-    for name in shares:
+    weights = _read_class_weights(file)
+    for name in weights:
         if name not in classes:
             raise ConfigError(
-                f"--prior {file}: the model knows no class '{name}'.{suggest_name(name, classes)}"
+                f"--prior {file}: the model has no class '{name}'.{suggest_name(name, classes)}"
             )
-    missing = [name for name in classes if name not in shares]
+    missing = [name for name in classes if name not in weights]
     if missing:
-        few = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        examples = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
         raise ConfigError(
-            f"--prior {file}: {len(missing)} of {len(classes)} classes have no share: {few}. Give "
-            f"each one; 0 for one that never occurs."
+            f"--prior {file}: {len(missing)} of {len(classes)} classes are missing: {examples}. "
+            f"Add a value for each; use 0 for a class that never occurs."
         )
-    return normalize_prior([shares[name] for name in classes])
+    return normalize_prior([weights[name] for name in classes])
 
 
-def _read_class_fractions(file: Path) -> dict[str, float]:
-    """Return class to share, as the file has them."""
+def _read_class_weights(file: Path) -> dict[str, float]:
+    """Return the unnormalised prior of each class in a file."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--prior {file}: it is no UTF-8 text. Save it as UTF-8.") from error
+        raise ConfigError(f"--prior {file}: not UTF-8 text. Save the file as UTF-8.") from error
     except OSError as error:
         raise StorageError(f"Cannot read {file}: {error.strerror or error}.") from error
     pairs = _parse_json(file, text) if file.suffix.lower() == ".json" else _parse_csv(file, text)
-    shares: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for label, value in pairs:
         name = unicodedata.normalize("NFC", label)
-        if name in shares:
-            raise ConfigError(f"--prior {file}: class '{name}' is there twice. Keep one.")
-        shares[name] = _parse_fraction(file, name, value)
-    if shares and not any(shares.values()):
-        raise ConfigError(f"--prior {file}: all shares are 0. Give one class more.")
-    return shares
+        if name in weights:
+            raise ConfigError(f"--prior {file}: class '{name}' occurs twice. Remove one entry.")
+        weights[name] = _parse_weight(file, name, value)
+    if weights and not any(weights.values()):
+        raise ConfigError(f"--prior {file}: all values are 0. Set at least one class above 0.")
+    return weights
 
 
 def _parse_json(file: Path, text: str) -> list[tuple[str, Any]]:
-    wanted = f'--prior {file}: it must be one JSON object of {{"class": share}}'
+    expected = f'--prior {file}: must contain one JSON object {{"class": prior}}'
     try:
-        # as pairs, where a dict would drop the first of two alike
+        # as pairs: a dict would silently drop the first of two equal keys
         pairs = json.loads(text, object_pairs_hook=list)
     except ValueError as error:
-        raise ConfigError(f"{wanted}, and is no JSON: {error}.") from error
+        raise ConfigError(f"{expected}; invalid JSON: {error}.") from error
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
-        raise ConfigError(f"{wanted}.")
+        raise ConfigError(f"{expected}.")
     return pairs
 
 
 def _parse_csv(file: Path, text: str) -> list[tuple[str, Any]]:
-    head, *rows = list(csv.reader(text.splitlines())) or [[]]
-    if [name.strip().lower() for name in head] != ["class", "share"]:
-        raise ConfigError(f"--prior {file}: its first line must be class,share.")
+    header, *rows = list(csv.reader(text.splitlines())) or [[]]
+    if [name.strip().lower() for name in header] not in _CSV_HEADERS:
+        raise ConfigError(f"--prior {file}: the first line must be class,prior.")
     for number, row in enumerate(rows, start=2):
         if row and len(row) != 2:
-            raise ConfigError(f"--prior {file}: line {number} has {len(row)} cells, not 2.")
+            raise ConfigError(f"--prior {file}: line {number} has {len(row)} cells instead of 2.")
     return [(row[0], row[1]) for row in rows if row]
 
 
-def _parse_fraction(file: Path, name: str, value: Any) -> float:
+def _parse_weight(file: Path, name: str, value: Any) -> float:
     try:
-        share = float("nan" if isinstance(value, bool) else value)
+        weight = float("nan" if isinstance(value, bool) else value)
     except (TypeError, ValueError, OverflowError):
-        share = float("nan")
-    if not 0 <= share < float("inf"):
-        said = str(value)
-        said = said if len(said) <= _MAX_SHOWN_CHARS else f"{said[:_MAX_SHOWN_CHARS]}…"
+        weight = float("nan")
+    if not 0 <= weight < float("inf"):
+        shown = str(value)
+        shown = shown if len(shown) <= _MAX_VALUE_CHARS else f"{shown[:_MAX_VALUE_CHARS]}…"
         raise ConfigError(
-            f"--prior {file}: the share of class '{name}' is {said}; it must be a number, 0 or "
-            f"more."
+            f"--prior {file}: the value of class '{name}' is {shown}; it must be a finite number "
+            f"of 0 or more."
         )
-    return share
+    return weight

@@ -1,9 +1,9 @@
-"""How probable each class is before an image is seen: in training, for a network, where it serves.
+"""Class priors, and the adjustment of logits from one prior to another.
 
-A network's probabilities hold for the shares of the classes that its loss saw. Where other shares
-hold, or all classes are to count alike, they are moved by the ratio of the shares (Saerens et al.
-2002, eq. 2.4, https://doi.org/10.1162/089976602753284446); with equal shares as the target that is
-post-hoc logit adjustment (Menon et al. 2021, section 4.1, https://arxiv.org/abs/2007.07314).
+A network's probabilities assume the class frequencies in its training loss. For another class prior
+they are multiplied by the ratio of the priors (Saerens et al. 2002, eq. 2.4,
+https://doi.org/10.1162/089976602753284446); with a uniform target this is post-hoc logit adjustment
+(Menon et al. 2021, section 4.1, https://arxiv.org/abs/2007.07314).
 """
 
 import math
@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 ClassPrior = tuple[float, ...]
+"""Probability of each class, in class order; they sum to 1."""
 
 _RELATIVE_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Priors:
-    """Shares of the classes, in class order; each adds up to 1.
+    """Class priors of a model, each in class order.
 
     Attributes:
-        train: Among the training images.
-        model: Which the network's logits assume.
-        target: Which answers are adjusted to; None leaves them as the network gives them.
+        train: Class frequencies of the training images.
+        model: Class prior that the network's logits assume.
+        target: Class prior that the probabilities are adjusted to; None leaves them unadjusted.
     """
 
     train: ClassPrior
@@ -32,21 +33,22 @@ class Priors:
 
     @property
     def effective(self) -> ClassPrior:
-        """The shares that answers are for."""
+        """Class prior of the probabilities after the adjustment."""
         return self.model if self.target is None else self.target
 
     @property
-    def shift(self) -> ClassPrior | None:
-        """What is added to calibrated logits; None where nothing is."""
+    def shift(self) -> tuple[float, ...] | None:
+        """Logit adjustment added to calibrated logits, shape (K,); None without one."""
         return None if self.target is None else compute_logit_shift(self.target, self.model)
 
     @staticmethod
     def from_json(tree: Mapping[str, Any] | None, num_classes: int) -> "Priors | None":
-        """Return the priors of a card's JSON; None where an older release wrote it.
+        """Return the priors of a card's JSON; None for a card written by an older release.
 
         Raises:
-            KeyError: Something is missing.
-            ValueError: They are no shares of so many classes, or do not fit each other.
+            KeyError: A required key is missing.
+            ValueError: A prior has another number of classes or does not sum to 1, or the target
+                contains a class that the model prior excludes.
         """
         if tree is None:
             return None
@@ -61,23 +63,23 @@ class Priors:
         return priors
 
 
-def normalize_prior(amounts: Sequence[float]) -> ClassPrior:
-    """Return amounts of 0 or more as shares that add up to 1.
+def normalize_prior(weights: Sequence[float]) -> ClassPrior:
+    """Return non-negative weights divided by their sum.
 
     Raises:
-        ValueError: One is negative or no number, or all are 0.
+        ValueError: A weight is negative or not finite, or all are 0.
     """
-    values = [float(amount) for amount in amounts]
+    values = [float(weight) for weight in weights]
     largest = max(values, default=0.0)
     if not (0 < largest < math.inf and all(value >= 0 for value in values)):
-        raise ValueError(f"{values} are no amounts of 0 or more that add up to something")
+        raise ValueError(f"class weights {values} must be finite, non-negative and not all 0")
     scaled = [value / largest for value in values]
     total = sum(scaled)
     return tuple(value / total for value in scaled)
 
 
 def build_uniform_prior(num_classes: int) -> ClassPrior:
-    """Return equal shares."""
+    """Return the prior of equally probable classes."""
     return (1 / num_classes,) * num_classes
 
 
@@ -87,73 +89,73 @@ def compute_model_prior(
     class_mass: Sequence[float] | None = None,
     tau: float = 0.0,
 ) -> ClassPrior:
-    """Return the class shares that the logits of a trained network assume.
+    """Compute the class prior that the logits of a trained network assume.
 
-    The one place that knows: the shares of what the loss sees, and with a logit-adjusted loss
-    (Menon et al. 2021, eq. 10), whose logits lack ``tau`` times the logarithm of the
-    training shares, these divided by that power of them. It is exact for a network that has learnt
-    what its loss asks for; mixing, smoothed labels and early stopping move it a little, and where
-    every training image is fitted, weights count for less than they say (Byrd and Lipton 2019,
+    This is the class distribution in the loss. With a logit-adjusted loss (Menon et al. 2021, eq.
+    10), whose logits exclude ``tau`` times the logarithm of the training prior, it is divided by
+    that power of the training prior. The result is exact for a network that minimises its expected
+    loss; mixup, label smoothing and early stopping change it slightly, and weights have a smaller
+    effect than their value if every training image is fitted (Byrd and Lipton 2019,
     https://arxiv.org/abs/1812.03372).
 
     Args:
-        class_counts: Training images of each class, shape (K,).
-        class_mass: Total weight of each class in the loss over an epoch, by the sampler's chances
-            times the class weights, in any unit, shape (K,); None where each image counts once.
-        tau: The tau of a logit-adjusted loss; 0 for any other loss.
+        class_counts: Number of training images per class, shape (K,).
+        class_mass: Total weight of each class in the loss over an epoch (sampling probability times
+            class weight, in any unit), shape (K,); None if each image counts once.
+        tau: Parameter tau of a logit-adjusted loss; 0 for any other loss.
 
     Raises:
         ValueError: A count or mass is negative, or all are 0.
     """
     train = normalize_prior(class_counts)
-    seen = train if class_mass is None else normalize_prior(class_mass)
+    loss_prior = train if class_mass is None else normalize_prior(class_mass)
     if not tau:
-        return seen
-    # as logarithms, since a large tau takes powers of shares out of a number's range
+        return loss_prior
+    # in logarithms: powers with a large tau leave the range of float64
     logs = [
-        math.log(mass) - tau * math.log(share) if mass > 0 and share > 0 else -math.inf
-        for mass, share in zip(seen, train, strict=True)
+        math.log(mass) - tau * math.log(frequency) if mass > 0 and frequency > 0 else -math.inf
+        for mass, frequency in zip(loss_prior, train, strict=True)
     ]
     return normalize_prior([math.exp(log - max(logs)) for log in logs])
 
 
-def compute_logit_shift(target: Sequence[float], model: Sequence[float]) -> ClassPrior:
-    """Return log(target / model), which moves logits from one prior to another, shape (K,).
+def compute_logit_shift(target: Sequence[float], model: Sequence[float]) -> tuple[float, ...]:
+    """Compute log(target / model), which adjusts logits from one prior to another, shape (K,).
 
-    A class whose target is 0 gets minus infinity, and with it the probability 0.
+    A class with a target of 0 gets minus infinity, so that its probability is 0.
 
     Args:
-        target: Shares where the answers are to hold.
-        model: Shares that the logits assume.
+        target: Class prior to adjust to, shape (K,).
+        model: Class prior that the logits assume, shape (K,).
 
     Raises:
-        ValueError: A class with a target has no share for the model: it knows nothing of it.
+        ValueError: A class has a positive target but a model prior of 0.
     """
     pairs = list(zip(target, model, strict=True))
-    if any(wanted > 0 and known <= 0 for wanted, known in pairs):
-        raise ValueError("a class is wanted that had no part in training")
+    if any(t > 0 and m <= 0 for t, m in pairs):
+        raise ValueError("a class with a positive target prior has a model prior of 0")
     return tuple(math.log(t) - math.log(m) if t > 0 else -math.inf for t, m in pairs)
 
 
 def is_same_prior(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Tell whether two sets of shares are the same but for rounding."""
+    """Return whether two priors are equal up to rounding."""
     return all(
         abs(a - b) <= _RELATIVE_TOLERANCE * max(a, b) for a, b in zip(one, other, strict=True)
     )
 
 
 def describe_class_prior(prior: ClassPrior, train_prior: ClassPrior) -> str:
-    """Say what shares are, beside those of the training images."""
+    """Return a description of a prior, relative to the training class frequencies."""
     if is_same_prior(prior, build_uniform_prior(len(prior))):
-        return "every class alike"
+        return "uniform"
     if is_same_prior(prior, train_prior):
-        return "the shares of the training images"
-    return f"other shares, from {min(prior):.3g} to {max(prior):.3g} a class"
+        return "training class frequencies"
+    return f"custom, {min(prior):.3g} to {max(prior):.3g} per class"
 
 
 def _parse_prior(values: Any, num_classes: int) -> ClassPrior:
-    shares = tuple(map(float, values))
-    is_whole = abs(sum(shares) - 1) < 1e-6  # False for what is no number
-    if len(shares) != num_classes or not is_whole or min(shares) < 0:
-        raise ValueError(f"priors are no shares of {num_classes} classes")
-    return shares
+    prior = tuple(map(float, values))
+    has_unit_sum = abs(sum(prior) - 1) < 1e-6  # False for NaN
+    if len(prior) != num_classes or not has_unit_sum or min(prior) < 0:
+        raise ValueError(f"a prior is not a probability distribution over {num_classes} classes")
+    return prior

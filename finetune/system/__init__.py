@@ -1,1 +1,1 @@
-"""Files, hardware and run folders; the standard library only."""
+"""Files, hardware and run folders; imports only the standard library and torch."""

@@ -1,4 +1,8 @@
-"""Files that are whole or absent: written beside their place, synced, moved there in one step."""
+"""Atomic writes of files and folders, and readable errors of the disk.
+
+A file is written to a temporary path in the same folder, synced, and renamed, so that it is either
+complete or absent.
+"""
 
 import errno
 import glob
@@ -13,7 +17,7 @@ from pathlib import Path
 from finetune.errors import FinetuneError, StorageError
 
 _TEMP_SUFFIX = ".part"
-"""Ends the names of what is being written."""
+"""Suffix of temporary files and folders; the same in all releases, which remove each other's."""
 
 _DISK_ERRORS = {
     errno.ENOSPC: "no space is left on the device",
@@ -21,10 +25,10 @@ _DISK_ERRORS = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
-    errno.EFBIG: "the file is larger than is allowed",
-    errno.ENOTDIR: "a part of the path is a file",
-    errno.EEXIST: "a part of the path is a file",
-    errno.EIO: "the device failed",
+    errno.EFBIG: "the file exceeds the size limit",
+    errno.ENOTDIR: "a component of the path is a file",
+    errno.EEXIST: "a component of the path is a file",
+    errno.EIO: "the device reported an I/O error",
 }
 
 
@@ -38,17 +42,17 @@ _LIBRARY_DISK_ERRORS = (
 )
 
 _REMEDY = (
-    "Make room there, or begin elsewhere with another --output; what was written before is whole, "
-    "and a run goes on with --resume."
+    "Free space there, or choose another --output. Files written earlier are complete; a run "
+    "continues with --resume."
 )
 
 
 @contextmanager
 def write_file_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that becomes ``path`` when the block ends well.
+    """Yield a temporary path that is renamed to ``path`` when the block succeeds.
 
     Raises:
-        StorageError: The disk is full, read-only or fails; nothing of the file is left behind.
+        StorageError: The disk is full, read-only or fails; the partial file is removed.
     """
     with translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,10 +73,10 @@ def write_file_atomically(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def write_folder_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path`` that replaces ``path`` when the block ends well.
+    """Yield a temporary folder that replaces ``path`` when the block succeeds.
 
     Raises:
-        StorageError: The disk is full, read-only or fails; nothing of the folder is left behind.
+        StorageError: The disk is full, read-only or fails; the partial folder is removed.
     """
     with translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +85,7 @@ def write_folder_atomically(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.chmod(0o777 & ~_get_umask())
             for file in temporary.rglob("*"):
-                if file.is_file():  # safetensors makes files that only their owner reads
+                if file.is_file():  # safetensors creates files that only the owner can read
                     file.chmod(0o666 & ~_get_umask())
                 _fsync(file)
             if path.is_dir():
@@ -97,27 +101,27 @@ def write_folder_atomically(path: Path) -> Iterator[Path]:
 
 
 def remove_stale_temp_files(folder: Path) -> None:
-    """Remove what a killed process was writing below a folder that nobody else writes to."""
-    for left in sorted(folder.rglob(f".*{_TEMP_SUFFIX}")):
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
+    """Remove the temporary files of killed processes below a folder without other writers."""
+    for path in sorted(folder.rglob(f".*{_TEMP_SUFFIX}")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
         else:
             with suppress(OSError):
-                left.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
 
 def remove_stale_temp_folders(folder: Path) -> None:
-    """Remove what a killed process left beside a folder that it was about to make."""
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{_TEMP_SUFFIX}"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Remove the temporary folders of killed processes that were creating ``folder``."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*{_TEMP_SUFFIX}"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def check_writable(path: Path, remedy: str) -> None:
-    """Raise where a file could not be written, before the work of what it is to hold.
+    """Check that a file can be written, before its content is computed.
 
     Args:
-        path: The file; its folder is made.
-        remedy: What to do instead, for the message.
+        path: Path of the file; its folder is created.
+        remedy: Advice at the end of the error message.
 
     Raises:
         StorageError: The disk is full, read-only or fails.
@@ -127,12 +131,12 @@ def check_writable(path: Path, remedy: str) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path.parent):
                 pass
-        except FileNotFoundError as error:  # as below /proc, where nothing can be made
-            raise _build_storage_error(path, "no file can be made there", remedy) from error
+        except FileNotFoundError as error:  # for example below /proc
+            raise _build_storage_error(path, "no file can be created there", remedy) from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all.
+    """Write a text file in UTF-8 atomically.
 
     Raises:
         StorageError: The disk is full, read-only or fails.
@@ -142,7 +146,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_symlink(link: Path, target: str) -> None:
-    """Point a symbolic link at ``target`` in one step; file systems without links go without."""
+    """Point a symbolic link at ``target`` atomically; do nothing on file systems without links."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     with suppress(OSError):
         temporary.symlink_to(target)
@@ -154,21 +158,21 @@ def replace_symlink(link: Path, target: str) -> None:
 def explain_disk_error(
     error: BaseException, path: Path | str, remedy: str = _REMEDY
 ) -> StorageError | None:
-    """Return the disk's trouble behind an error of any library, in plain words, or None."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, StorageError):
-            return seen
-        if isinstance(seen, FinetuneError):
-            return None  # it says by itself what could not be read
-        if isinstance(seen, OSError) and seen.errno in _DISK_ERRORS:
-            return _build_storage_error(path, _DISK_ERRORS[seen.errno], remedy)
+    """Return the disk failure that caused an error of any library as StorageError, or None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, StorageError):
+            return cause
+        if isinstance(cause, FinetuneError):
+            return None  # its message already names the file that could not be read
+        if isinstance(cause, OSError) and cause.errno in _DISK_ERRORS:
+            return _build_storage_error(path, _DISK_ERRORS[cause.errno], remedy)
         for number, reason in _DISK_ERRORS.items():
-            if re.search(rf"(os error|code:) {number}\b", str(seen)):
+            if re.search(rf"(os error|code:) {number}\b", str(cause)):
                 return _build_storage_error(path, reason, remedy)
-        if any(words in str(seen) for words in _LIBRARY_DISK_ERRORS):
+        if any(text in str(cause) for text in _LIBRARY_DISK_ERRORS):
             return _build_storage_error(path, "the disk is full or failed", remedy)
-        seen = seen.__cause__ or seen.__context__
+        cause = cause.__cause__ or cause.__context__
     return None
 
 
@@ -178,7 +182,7 @@ def _build_storage_error(path: Path | str, reason: str, remedy: str) -> StorageE
 
 @contextmanager
 def translate_disk_errors(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
-    """Raise the disk's trouble in the block in plain words, and what to do about it.
+    """Raise errors of the disk within the block as StorageError with a remedy.
 
     Raises:
         StorageError: The disk is full, read-only or fails.

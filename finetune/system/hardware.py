@@ -1,4 +1,4 @@
-"""What this machine has, asked by training and by everything that only uses a model."""
+"""Hardware of this node: accelerators, CPU cores, free memory, and out-of-memory errors."""
 
 import gc
 import os
@@ -14,14 +14,14 @@ _PROCESS_CGROUP_FILE = Path("/proc/self/cgroup")
 
 
 def resolve_accelerator(accelerator: str, *, setting: str = "trainer.accelerator") -> str:
-    """Return "cpu", "cuda" or "mps" for what was asked.
+    """Return "cpu", "cuda" or "mps" for a requested accelerator.
 
     Args:
-        accelerator: One of them, or "auto" for a GPU where there is one.
-        setting: The option or config key that asked, for the message.
+        accelerator: One of these names, or "auto" for a GPU if one is available.
+        setting: Option or config key named in the error message.
 
     Raises:
-        ConfigError: This machine has no such device.
+        ConfigError: This node has no such device.
     """
     has = {
         "cpu": True,
@@ -32,53 +32,54 @@ def resolve_accelerator(accelerator: str, *, setting: str = "trainer.accelerator
         return "cuda" if has["cuda"] else "mps" if has["mps"] else "cpu"
     if not has[accelerator]:
         raise ConfigError(
-            f"{setting}={accelerator}: this machine shows no such device. Leave it at auto, or check the "
-            f"driver."
+            f"{setting}={accelerator}: no such device is available on this node. Use auto, or "
+            f"check the driver."
         )
     return accelerator
 
 
 def count_available_cores() -> int:
-    """Return the cores that this process may use, and its control groups (v2) grant."""
+    """Return the number of CPU cores usable by this process (affinity and cgroup v2 quota)."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    granted = [share for group in _find_cgroups() if (share := _read_cgroup_cores(group))]
-    return min([cores, *granted])
+    quotas = [quota for group in _find_cgroups() if (quota := _read_cgroup_cores(group))]
+    return min([cores, *quotas])
 
 
 def get_free_memory(accelerator: str) -> int | None:
-    """Return the bytes that a process may still use on a device, or None where nothing tells.
+    """Return the free memory of a device in bytes, or None if it is unknown.
 
-    On the CPU it is what the system or the process's control groups (v2) have left.
+    On the CPU it is the minimum of the system's available memory and the remainder of the limits
+    of the process's cgroups (v2).
     """
     if accelerator == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     if accelerator != "cpu":
         return None
-    found = [_read_available_memory(), *map(_read_cgroup_free_memory, _find_cgroups())]
-    return min((value for value in found if value is not None), default=None)
+    limits = [_read_available_memory(), *map(_read_cgroup_free_memory, _find_cgroups())]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether a device, or the system, had no memory left."""
+    """Return whether an error means that a device or the system ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    said = str(error)
+    message = str(error)
     return isinstance(error, RuntimeError) and (
-        "DefaultCPUAllocator" in said or "ALLOC_FAILED" in said or "out of memory" in said
+        "DefaultCPUAllocator" in message or "ALLOC_FAILED" in message or "out of memory" in message
     )
 
 
 def explain_out_of_memory(error: BaseException) -> str:
-    """Return what a library said of it, as one sentence."""
-    reason = str(error).partition("\n")[0].rstrip(" .") or "the system has none left"
+    """Return the first line of a library's out-of-memory error as one sentence."""
+    reason = str(error).partition("\n")[0].rstrip(" .") or "the system has no memory left"
     return f"Out of memory: {reason}."
 
 
 def get_process_device(accelerator: str, local_rank: int) -> torch.device:
-    """Return the device of a process of several on one machine."""
+    """Return the device of one of several local ranks."""
     return (
         torch.device(accelerator, local_rank)
         if accelerator == "cuda"
@@ -87,7 +88,7 @@ def get_process_device(accelerator: str, local_rank: int) -> torch.device:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Return the block in which a network computes as ``trainer.precision`` says."""
+    """Return the context manager that applies ``trainer.precision`` on a device."""
     if precision == "32-true":
         return nullcontext()
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float16
@@ -95,9 +96,9 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 
 def seed_device(device: torch.device, seed: int) -> None:
-    """Set the state of the generator that dropout on a device draws from.
+    """Seed the default generator of a device, which dropout draws from.
 
-    ``torch.manual_seed`` would seed all GPUs, and where there are none it notes down the stack.
+    ``torch.manual_seed`` would seed all GPUs, and without GPUs it records a stack trace.
     """
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)
@@ -108,7 +109,7 @@ def seed_device(device: torch.device, seed: int) -> None:
 
 
 def release_memory() -> None:
-    """Give back what a failed step held."""
+    """Release the memory held by a failed step."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -124,7 +125,7 @@ def _read_available_memory() -> int | None:
 
 
 def _find_cgroups() -> list[Path]:
-    """Return the process's own control group and those around it; each may set a limit."""
+    """Return the process's own cgroup and its ancestors; each may set a limit."""
     try:
         lines = _PROCESS_CGROUP_FILE.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -135,7 +136,7 @@ def _find_cgroups() -> list[Path]:
 
 
 def _read_cgroup_cores(cgroup: Path) -> int | None:
-    """Return the cores that a control group's share of time comes to; None without a limit."""
+    """Return the CPU quota of a cgroup in cores, rounded up; None without a limit."""
     try:
         quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):
@@ -144,13 +145,13 @@ def _read_cgroup_cores(cgroup: Path) -> int | None:
 
 
 def _read_cgroup_free_memory(cgroup: Path) -> int | None:
-    """Return what a control group's limit leaves; None without one."""
+    """Return the memory left below a cgroup's limit in bytes; None without a limit."""
     try:
         limit = (cgroup / "memory.max").read_text(encoding="ascii").strip()
         used = int((cgroup / "memory.current").read_text(encoding="ascii"))
         lines = (cgroup / "memory.stat").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    # files that were read stay in memory until somebody needs it: images by the gigabyte
-    files = [int(line.split()[1]) for line in lines if line.split()[0].endswith("active_file")]
-    return None if limit == "max" else max(0, int(limit) - used + sum(files))
+    # the page cache counts as used but is reclaimable: images that were read, by the gigabyte
+    page_cache = [int(line.split()[1]) for line in lines if line.split()[0].endswith("active_file")]
+    return None if limit == "max" else max(0, int(limit) - used + sum(page_cache))

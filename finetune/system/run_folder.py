@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, made whole, never taken twice."""
+"""Run folder: its layout, atomic creation and lock."""
 
 import fcntl
 import os
@@ -19,77 +19,78 @@ from finetune.system.files import (
     write_text,
 )
 
-_LOCK_SECONDS = 15.0
+LOCK_TIMEOUT_SECONDS = 15.0
+"""Longer than the DataLoader workers of a killed run take to exit."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Names of everything in a run folder.
+    """Paths of the files in a run folder.
 
     Attributes:
-        path: The folder.
+        path: Path of the run folder.
     """
 
     path: Path
 
     @property
     def config_path(self) -> Path:
-        """The resolved config."""
+        """Resolved config."""
         return self.path / "config.yaml"
 
     @property
     def manifest_path(self) -> Path:
-        """Which image is in which split."""
+        """Manifest: label and split of each image."""
         return self.path / "manifest.csv"
 
     @property
     def rejected_path(self) -> Path:
-        """Files that were left out, with reasons."""
+        """Rejected files with reasons."""
         return self.path / "rejected.csv"
 
     @property
     def audit_json_path(self) -> Path:
-        """What was found in the images before the first epoch, as JSON."""
+        """Audit of the dataset before the first epoch, as JSON."""
         return self.path / "audit.json"
 
     @property
     def audit_csv_path(self) -> Path:
-        """The same with a row a finding."""
+        """Audit of the dataset with one row per finding."""
         return self.path / "audit.csv"
 
     @property
     def metrics_path(self) -> Path:
-        """A row an epoch."""
+        """Metrics with one row per epoch."""
         return self.path / "metrics.csv"
 
     @property
     def best_checkpoint_path(self) -> Path:
-        """Checkpoint of the best epoch."""
+        """Checkpoint of the best epoch by the monitored metric."""
         return self.path / "checkpoints" / "best.ckpt"
 
     @property
     def last_checkpoint_path(self) -> Path:
-        """The last checkpoint, of an epoch's end or its middle."""
+        """Most recent checkpoint, written at the end or in the middle of an epoch."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
     def bundle_dir(self) -> Path:
-        """The finished model."""
+        """Bundle of the finished model."""
         return self.path / "bundle"
 
     @property
     def done_marker_path(self) -> Path:
-        """Says how many epochs the finished run has; absent while it is not finished."""
+        """Marker with the number of epochs of a finished run; absent until then."""
         return self.path / ".done"
 
     @property
     def wandb_id_path(self) -> Path:
-        """The id of the W&B run."""
+        """Id of the W&B run."""
         return self.path / "wandb_id.txt"
 
     @property
     def wandb_epochs_path(self) -> Path:
-        """How many epochs W&B is known to have, as told when it last was ended in good order."""
+        """Number of epochs known to be logged to W&B, written when it last finished cleanly."""
         return self.path / ".wandb_epochs"
 
 
@@ -101,15 +102,15 @@ def build_default_name(backbone: str, data: Path) -> str:
 
 
 def check_unused(path: Path) -> None:
-    """Raise unless a run folder could be made at ``path``, before any work is done.
+    """Check that a run folder can be created at ``path``.
 
     Raises:
-        RunFolderError: It holds something already.
-        StorageError: It may not be written.
+        RunFolderError: The folder exists and is not empty.
+        StorageError: The folder cannot be written.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         hint = (
-            f"Go on with it: finetune fit --resume {path}. Or choose another --output."
+            f"Resume it with finetune fit --resume {path}, or choose another --output."
             if (path / "config.yaml").is_file()
             else "Choose another --output."
         )
@@ -119,19 +120,19 @@ def check_unused(path: Path) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise StorageError(
-            f"Cannot make the run folder {path}: {parent} may not be written. Choose another "
-            f"place with --output."
+            f"Cannot create the run folder {path}: {parent} is not writable. Choose another "
+            f"folder with --output."
         )
 
 
 def create(
     path: Path, *, config: str, manifest: str, rejected: str, audit_json: str, audit_csv: str
 ) -> RunFolder:
-    """Make a run folder with its first files and point ``latest`` at it.
+    """Create a run folder with its first files and point ``latest`` at it.
 
     Raises:
-        RunFolderError: It holds something already.
-        StorageError: The disk is full or may not be written.
+        RunFolderError: The folder exists and is not empty.
+        StorageError: The disk is full or not writable.
     """
     check_unused(path)
     remove_stale_temp_folders(path)
@@ -148,44 +149,50 @@ def create(
 
 
 def update_latest_link(run: RunFolder) -> None:
-    """Make ``latest`` beside the run point at it, unless something else bears that name."""
+    """Point the link ``latest`` beside the run at it, unless another kind of file has that name."""
     link = run.path.parent / "latest"
     if not link.exists() or (link / "config.yaml").is_file():
         replace_symlink(link, run.path.name)
 
 
 @contextmanager
-def lock_run(run: RunFolder, *, extra_wait_seconds: float = 0.0) -> Iterator[None]:
-    """Keep every other process from training the run meanwhile.
+def lock_run(
+    run: RunFolder,
+    *,
+    extra_wait_seconds: float = 0.0,
+    timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
+) -> Iterator[None]:
+    """Hold the run's lock, which keeps other processes from training it.
 
-    After a kill the processes that read images hold the lock for some seconds more. Where the file
-    system has no locks, nothing is kept.
+    After a kill the DataLoader workers hold the lock for a few more seconds. On file systems
+    without locks nothing is locked.
 
     Args:
-        run: Is trained.
-        extra_wait_seconds: Seconds to wait longer for one that may be about to give up.
+        run: Run folder to lock.
+        extra_wait_seconds: Additional seconds to wait for a holder that may be about to exit.
+        timeout_seconds: Seconds to wait for the lock in any case.
 
     Raises:
-        RunFolderError: Another process trains it.
-        StorageError: The folder may not be written.
+        RunFolderError: Another process is training the run.
+        StorageError: The folder cannot be written.
     """
     file = run.path / ".lock"
     with translate_disk_errors(file):
         lock = file.open("a+")
     with lock:
-        end = time.monotonic() + _LOCK_SECONDS + extra_wait_seconds
+        deadline = time.monotonic() + timeout_seconds + extra_wait_seconds
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError as error:
-                if time.monotonic() > end:
+                if time.monotonic() > deadline:
                     lock.seek(0)
                     raise RunFolderError(
-                        f"The run in {run.path} is being trained by {lock.read() or 'another'}: "
-                        f"two would overwrite each other's checkpoints. Wait for it, or stop it. "
-                        f"Tasks of one job must know of each other: start them with srun or "
-                        f"torchrun."
+                        f"The run in {run.path} is being trained by "
+                        f"{lock.read() or 'another process'}; two would overwrite each other's "
+                        f"checkpoints. Wait for it, or stop it. Start the tasks of one job with "
+                        f"srun or torchrun, so that they form one process group."
                     ) from error
                 time.sleep(0.1)
             except OSError:
@@ -202,23 +209,26 @@ def _describe_process() -> str:
 
 
 def is_run(path: Path) -> bool:
-    """Tell whether a run lies at a path."""
+    """Return whether a path is a run folder."""
     run = RunFolder(path)
     return run.config_path.is_file() and run.manifest_path.is_file()
 
 
 def open_existing(path: Path) -> RunFolder:
-    """Return the run at a path.
+    """Return the run folder at a path.
 
     Raises:
-        RunFolderError: There is no run.
+        RunFolderError: The path is not a run folder.
     """
     run = RunFolder(path.resolve())
     if not is_run(path):
         if path.name == "latest" and not path.exists():
-            raise RunFolderError(f"{path} points at no run yet. Start one: finetune fit FOLDER.")
+            raise RunFolderError(
+                f"{path} does not exist: no run was started here. Start one with "
+                f"finetune fit FOLDER."
+            )
         raise RunFolderError(
-            f"{path} is no run folder (it lacks config.yaml or manifest.csv). Name a folder that "
-            f"`finetune fit` made, as runs/latest."
+            f"{path} is not a run folder (config.yaml or manifest.csv is missing). Pass a folder "
+            f"created by finetune fit, for example runs/latest."
         )
     return run

@@ -1,4 +1,4 @@
-"""One temperature for all logits, and what it is worth on images that it did not see."""
+"""Temperature scaling, compared with a grid search and a leave-fold-out loop."""
 
 import math
 
@@ -17,58 +17,59 @@ from finetune.evaluation.calibration import (
 )
 
 
-def said_and_true(
-    num_images: int, num_classes: int, *, sureness: float, scale: float = 3.0, seed: int = 0
+def draw_logits(
+    num_images: int, num_classes: int, *, overconfidence: float, scale: float = 3.0, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Return logits that are ``sureness`` times as large as they should be, and what came true."""
+    """Return logits that are ``overconfidence`` times the true log odds, and the drawn classes."""
     random = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(num_images, num_classes, generator=random)
     target = torch.multinomial(logits.softmax(1), 1, generator=random)[:, 0]
-    return sureness * logits, target
+    return overconfidence * logits, target
 
 
-def losses(logits: Tensor, target: Tensor, temperatures: NDArray[np.float64]) -> list[float]:
-    """Return the mean loss at each temperature, in a loop, with targets that leave room."""
-    room = 1 / (len(target) + 2)
-    found = []
+def compute_losses(
+    logits: Tensor, target: Tensor, temperatures: NDArray[np.float64]
+) -> list[float]:
+    """Return the mean loss with smoothed targets at each temperature, in a plain loop."""
+    smoothing = 1 / (len(target) + 2)
+    losses = []
     for temperature in temperatures:
         total = 0.0
         for row, label in zip(logits.double().numpy() / temperature, target.tolist(), strict=True):
             log_probabilities = row - row.max() - math.log(np.exp(row - row.max()).sum())
-            wanted = np.full(len(row), room / (len(row) - 1))
-            wanted[label] = 1 - room
-            total -= float(wanted @ log_probabilities)
-        found.append(total / len(target))
-    return found
+            probabilities = np.full(len(row), smoothing / (len(row) - 1))
+            probabilities[label] = 1 - smoothing
+            total -= float(probabilities @ log_probabilities)
+        losses.append(total / len(target))
+    return losses
 
 
 @pytest.mark.parametrize(
-    ("num_images", "num_classes", "sureness"),
+    ("num_images", "num_classes", "overconfidence"),
     [(60, 2, 0.3), (60, 5, 1.0), (40, 3, 6.0), (7, 4, 2.0)],
 )
-def test_no_temperature_nearby_has_a_lower_loss(
-    num_images: int, num_classes: int, sureness: float
+def test_fit_temperature_minimises_the_loss_on_a_grid(
+    num_images: int, num_classes: int, overconfidence: float
 ) -> None:
-    logits, target = said_and_true(num_images, num_classes, sureness=sureness)
-    found = fit_temperature(logits, target)
-    assert MIN_TEMPERATURE < found < MAX_TEMPERATURE
+    logits, target = draw_logits(num_images, num_classes, overconfidence=overconfidence)
+    temperature = fit_temperature(logits, target)
+    assert MIN_TEMPERATURE < temperature < MAX_TEMPERATURE
     grid = np.exp(np.linspace(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE), 400))
-    around = found * np.array([0.999, 1.0, 1.001])
-    assert losses(logits, target, around)[1] <= min(
-        *losses(logits, target, grid), *losses(logits, target, around)
-    )
+    nearby = temperature * np.array([0.999, 1.0, 1.001])
+    nearby_losses = compute_losses(logits, target, nearby)
+    assert nearby_losses[1] <= min(*compute_losses(logits, target, grid), *nearby_losses)
 
 
-@pytest.mark.parametrize("sureness", [0.25, 1.0, 4.0])
-def test_many_images_give_back_what_logits_were_multiplied_by(sureness: float) -> None:
-    logits, target = said_and_true(20_000, 4, sureness=sureness)
-    assert fit_temperature(logits, target) == pytest.approx(sureness, rel=0.03)
+@pytest.mark.parametrize("overconfidence", [0.25, 1.0, 4.0])
+def test_fit_temperature_recovers_the_factor_of_many_images(overconfidence: float) -> None:
+    logits, target = draw_logits(20_000, 4, overconfidence=overconfidence)
+    assert fit_temperature(logits, target) == pytest.approx(overconfidence, rel=0.03)
 
 
-def test_images_that_are_all_right_leave_room_for_one_that_would_not_have_been() -> None:
+def test_fit_temperature_all_images_correct_uses_smoothed_targets() -> None:
     logits = torch.tensor([[2.0, 0.0]] * 8)
     target = torch.zeros(8, dtype=torch.int64)
-    # a share of 1 / 10 for the other class: softmax(2 / T) = 0.9
+    # 1 / 10 for the other class: softmax(2 / T) = 0.9
     assert fit_temperature(logits, target) == pytest.approx(2 / math.log(9))
 
 
@@ -76,69 +77,72 @@ def test_images_that_are_all_right_leave_room_for_one_that_would_not_have_been()
     ("logits", "expected"),
     [
         ([[3.0, 0.0]] * 4, MAX_TEMPERATURE),  # always wrong
-        ([[0.0, 0.001]] * 4, MIN_TEMPERATURE),  # always right, and hardly says so
+        ([[0.0, 0.001]] * 4, MIN_TEMPERATURE),  # always right with low confidence
         ([[2.0, 2.0]] * 4, 1.0),
         ([[1e4, 0.0], [0.0, 1e4], [0.0, 1e4], [0.0, 1e4]], MAX_TEMPERATURE),
         ([[math.nan, 0.0]] * 4, 1.0),
         ([[math.inf, 0.0]] * 4, 1.0),
     ],
 )
-def test_what_has_no_best_temperature_stays_within_bounds(
+def test_fit_temperature_without_minimum_stays_within_bounds(
     logits: list[list[float]], expected: float
 ) -> None:
     target = torch.ones(4, dtype=torch.int64)
     assert fit_temperature(torch.tensor(logits), target) == pytest.approx(expected)
 
 
-def test_what_is_said_of_an_image_comes_from_the_others() -> None:
-    logits, target = said_and_true(53, 3, sureness=3.0)
-    found = calibrate(logits, target)
-    assert found is not None
-    assert (found.num_images, found.num_folds) == (53, NUM_FOLDS)
+def test_calibrate_metrics_of_a_fold_use_the_other_folds() -> None:
+    logits, target = draw_logits(53, 3, overconfidence=3.0)
+    calibration = calibrate(logits, target)
+    assert calibration is not None
+    assert (calibration.num_images, calibration.num_folds) == (53, NUM_FOLDS)
     total = 0.0
     for image in range(53):
         others = [other for other in range(53) if other % NUM_FOLDS != image % NUM_FOLDS]
         temperature = fit_temperature(logits[others], target[others])
         total -= float((logits[image] / temperature).double().log_softmax(0)[target[image]])
-    assert found.after.loss == pytest.approx(total / 53, rel=1e-6)
-    assert found.before.loss == pytest.approx(
+    assert calibration.after.loss == pytest.approx(total / 53, rel=1e-6)
+    assert calibration.before.loss == pytest.approx(
         float(torch.nn.functional.cross_entropy(logits.double(), target))
     )
-    assert found.temperature == found.fitted == fit_temperature(logits, target)
-    assert found.after.loss < found.before.loss
-    assert found.after.calibration_error < found.before.calibration_error
+    assert (
+        calibration.temperature == calibration.fitted_temperature == fit_temperature(logits, target)
+    )
+    assert calibration.after.loss < calibration.before.loss
+    assert calibration.after.calibration_error < calibration.before.calibration_error
 
 
-def test_a_temperature_is_taken_only_where_it_helps_images_that_it_did_not_see() -> None:
-    taken = []
+def test_calibrate_keeps_temperature_only_if_cross_validated_loss_decreases() -> None:
+    is_kept = []
     for seed in range(12):
-        found = calibrate(*said_and_true(20, 3, sureness=1.5, scale=1.0, seed=seed))
-        assert found is not None
-        assert found.fitted != 1
-        taken.append(found.after.loss < found.before.loss)
-        assert found.temperature == (found.fitted if taken[-1] else 1)
-    assert 0 < sum(taken) < len(taken), "both happen, or nothing was shown"
+        calibration = calibrate(*draw_logits(20, 3, overconfidence=1.5, scale=1.0, seed=seed))
+        assert calibration is not None
+        assert calibration.fitted_temperature != 1
+        is_kept.append(calibration.after.loss < calibration.before.loss)
+        assert calibration.temperature == (calibration.fitted_temperature if is_kept[-1] else 1)
+    assert 0 < sum(is_kept) < len(is_kept), "the seeds must cover both cases"
 
 
-def test_images_in_the_order_of_their_classes_are_shared_out() -> None:
-    logits, target = said_and_true(100, 2, sureness=3.0)
+def test_calibrate_images_sorted_by_class_are_spread_over_folds() -> None:
+    logits, target = draw_logits(100, 2, overconfidence=3.0)
     order = target.argsort()
-    found = calibrate(logits[order], target[order])
-    assert found is not None
-    # a part with one class alone would leave the others a temperature for another mixture
-    assert found.after.loss == pytest.approx(
-        float(torch.nn.functional.cross_entropy(logits / found.fitted, target)), abs=0.02
+    calibration = calibrate(logits[order], target[order])
+    assert calibration is not None
+    # with one class per fold, the temperature of the others would be for another class prior
+    assert calibration.after.loss == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits / calibration.fitted_temperature, target)),
+        abs=0.02,
     )
 
 
 @pytest.mark.parametrize(("num_images", "num_folds"), [(2, 2), (4, 4), (5, 5), (6, 5)])
-def test_few_images_make_fewer_parts(num_images: int, num_folds: int) -> None:
-    found = calibrate(*said_and_true(num_images, 2, sureness=1.0))
-    assert found is not None
-    assert found.num_folds == num_folds
-    assert MIN_TEMPERATURE <= found.fitted <= MAX_TEMPERATURE + 1e-6
+def test_calibrate_few_images_use_fewer_folds(num_images: int, num_folds: int) -> None:
+    calibration = calibrate(*draw_logits(num_images, 2, overconfidence=1.0))
+    assert calibration is not None
+    assert calibration.num_folds == num_folds
+    assert MIN_TEMPERATURE <= calibration.fitted_temperature <= MAX_TEMPERATURE + 1e-6
 
 
-def test_one_image_or_one_class_has_no_temperature() -> None:
+def test_calibrate_one_image_or_one_class_is_none() -> None:
     assert calibrate(torch.randn(1, 3), torch.tensor([0])) is None
     assert calibrate(torch.randn(5, 1), torch.zeros(5, dtype=torch.int64)) is None

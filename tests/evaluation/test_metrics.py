@@ -1,4 +1,4 @@
-"""Every metric against scikit-learn."""
+"""Metrics compared with scikit-learn and plain loops."""
 
 import math
 
@@ -16,7 +16,7 @@ ABSENT, NEVER_PREDICTED, UNKNOWN = 5, 6, 7  # the last is neither present nor pr
 CLASSES = [f"class {k}" for k in range(K)]
 
 
-def _random(seed: int, size: int = 200) -> tuple[Tensor, Tensor]:
+def _draw(seed: int, size: int = 200) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(size, K, generator=generator)
     logits[:, [NEVER_PREDICTED, UNKNOWN]] -= 20
@@ -25,20 +25,22 @@ def _random(seed: int, size: int = 200) -> tuple[Tensor, Tensor]:
     return logits.softmax(1), target
 
 
-def fewest(target: Tensor, present: list[int]) -> list[int]:
-    """Return a third of the classes that are present: two of six."""
+def select_rarest(target: Tensor, present: list[int]) -> list[int]:
+    """Return the rarest third of the classes present: two of six."""
     counts = target.bincount(minlength=K).tolist()
     return sorted(present, key=lambda k: counts[k])[:2]
 
 
 @pytest.fixture(params=[0, 1, 2])
 def case(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor, Evaluation]:
-    probabilities, target = _random(request.param)
+    probabilities, target = _draw(request.param)
     return probabilities, target, evaluate_probabilities(probabilities, target, classes=CLASSES)
 
 
-def test_numbers_are_scikit_learns(case: tuple[Tensor, Tensor, Evaluation]) -> None:
-    probabilities, target, found = case
+def test_evaluate_probabilities_metrics_equal_scikit_learn(
+    case: tuple[Tensor, Tensor, Evaluation],
+) -> None:
+    probabilities, target, evaluation = case
     predicted = probabilities.argmax(1)
     occurring = sorted(set(target.tolist()) | set(predicted.tolist()))
     present = sorted(set(target.tolist()))
@@ -57,49 +59,53 @@ def test_numbers_are_scikit_learns(case: tuple[Tensor, Tensor, Evaluation]) -> N
             target, probabilities, k=5, labels=list(range(K))
         ),
         "rarest_third_recall": reference.recall_score(
-            target, predicted, labels=fewest(target, present), average="macro", zero_division=0
+            target,
+            predicted,
+            labels=select_rarest(target, present),
+            average="macro",
+            zero_division=0,
         ),
     }
-    assert found.num_images == len(target)
-    assert found.metrics == pytest.approx(expected, abs=1e-6)
+    assert evaluation.num_images == len(target)
+    assert evaluation.metrics == pytest.approx(expected, abs=1e-6)
 
 
-def test_balanced_accuracy_is_scikit_learns_where_all_that_is_predicted_is_present() -> None:
-    probabilities, _ = _random(4)
+def test_balanced_accuracy_equals_scikit_learn_if_predicted_classes_are_present() -> None:
+    probabilities, _ = _draw(4)
     predicted = probabilities.argmax(1)
     target = torch.where(torch.arange(len(predicted)) % 3 == 0, predicted.flip(0), predicted)
-    found = evaluate_probabilities(probabilities, target, classes=CLASSES)
+    evaluation = evaluate_probabilities(probabilities, target, classes=CLASSES)
     expected = reference.balanced_accuracy_score(target, predicted)
-    assert found.metrics["balanced_accuracy"] == pytest.approx(expected)
+    assert evaluation.metrics["balanced_accuracy"] == pytest.approx(expected)
 
 
-def test_classes_are_scikit_learns_and_none_where_undefined(
+def test_per_class_metrics_equal_scikit_learn_and_are_none_if_undefined(
     case: tuple[Tensor, Tensor, Evaluation],
 ) -> None:
-    probabilities, target, found = case
+    probabilities, target, evaluation = case
     predicted = probabilities.argmax(1)
     columns = reference.precision_recall_fscore_support(
         target, predicted, labels=list(range(K)), zero_division=np.nan
     )
-    for k, (stats, p, r, f, n) in enumerate(zip(found.per_class, *columns, strict=True)):
+    for k, (stats, p, r, f, n) in enumerate(zip(evaluation.per_class, *columns, strict=True)):
         assert (stats.name, stats.support) == (CLASSES[k], n)
         assert stats.num_predicted == int((predicted == k).sum())
         for value, expected in ((stats.precision, p), (stats.recall, r), (stats.f1, f)):
             assert value == (None if math.isnan(expected) else pytest.approx(expected))
-    absent, never, unknown = (found.per_class[k] for k in (ABSENT, NEVER_PREDICTED, UNKNOWN))
+    absent, never, unknown = (evaluation.per_class[k] for k in (ABSENT, NEVER_PREDICTED, UNKNOWN))
     assert (absent.recall, absent.precision, absent.f1) == (None, 0, 0)
     assert (never.recall, never.precision, never.f1) == (0, None, 0)
     assert (unknown.recall, unknown.precision, unknown.f1) == (None, None, None)
 
 
-def test_confusion_is_scikit_learns(case: tuple[Tensor, Tensor, Evaluation]) -> None:
-    probabilities, target, found = case
+def test_confusion_matrix_equals_scikit_learn(case: tuple[Tensor, Tensor, Evaluation]) -> None:
+    probabilities, target, evaluation = case
     expected = reference.confusion_matrix(target, probabilities.argmax(1), labels=list(range(K)))
-    np.testing.assert_array_equal(np.array(found.confusion_matrix), expected)
+    np.testing.assert_array_equal(np.array(evaluation.confusion_matrix), expected)
 
 
-def test_the_order_of_images_does_not_matter() -> None:
-    probabilities, target = _random(9)
+def test_evaluate_probabilities_is_independent_of_image_order() -> None:
+    probabilities, target = _draw(9)
     order = torch.randperm(len(target), generator=torch.Generator().manual_seed(1))
     one = evaluate_probabilities(probabilities, target, classes=CLASSES)
     other = evaluate_probabilities(probabilities[order], target[order], classes=CLASSES)
@@ -108,92 +114,92 @@ def test_the_order_of_images_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize(("num_classes", "expected"), [(2, False), (5, False), (6, True)])
-def test_top5_is_given_where_it_can_fail(num_classes: int, expected: bool) -> None:
-    found = evaluate_probabilities(
+def test_top5_accuracy_exists_with_more_than_five_classes(num_classes: int, expected: bool) -> None:
+    evaluation = evaluate_probabilities(
         torch.eye(num_classes), torch.arange(num_classes), classes=CLASSES[:num_classes]
     )
-    assert ("top5_accuracy" in found.metrics) is expected
-    assert found.metrics["accuracy"] == 1
+    assert ("top5_accuracy" in evaluation.metrics) is expected
+    assert evaluation.metrics["accuracy"] == 1
 
 
-def test_a_certain_mistake_has_a_finite_loss() -> None:
-    found = evaluate_probabilities(torch.eye(2), torch.tensor([1, 0]), classes=CLASSES[:2])
-    assert math.isfinite(found.metrics["loss"])
-    assert found.metrics["accuracy"] == 0
+def test_loss_of_a_certain_mistake_is_finite() -> None:
+    evaluation = evaluate_probabilities(torch.eye(2), torch.tensor([1, 0]), classes=CLASSES[:2])
+    assert math.isfinite(evaluation.metrics["loss"])
+    assert evaluation.metrics["accuracy"] == 0
 
 
-def test_the_rarest_third_goes_by_training_images_where_they_are_known() -> None:
-    probabilities, target = _random(3)
+def test_rarest_third_is_ranked_by_training_images_if_known() -> None:
+    probabilities, target = _draw(3)
     predicted = probabilities.argmax(1)
     counts = [50, 4, 30, 3, 40, 2, 60, 70]  # the rarest: 5, which is absent, and 3
-    found = evaluate_probabilities(probabilities, target, classes=CLASSES, train_counts=counts)
-    assert found.rarest_classes == ("class 5", "class 3")
+    evaluation = evaluate_probabilities(probabilities, target, classes=CLASSES, train_counts=counts)
+    assert evaluation.rarest_classes == ("class 5", "class 3")
     expected = reference.recall_score(target, predicted, labels=[3], average="macro")
-    assert found.metrics["rarest_third_recall"] == pytest.approx(expected)
-    assert [stats.train_images for stats in found.per_class] == counts
-    assert found.undefined_metrics == ()
+    assert evaluation.metrics["rarest_third_recall"] == pytest.approx(expected)
+    assert [stats.train_images for stats in evaluation.per_class] == counts
+    assert evaluation.undefined_metrics == ()
     counts = [50, 30, 30, 30, 40, 2, 60, 3]  # the rarest: 5 and 7, which are both absent
-    found = evaluate_probabilities(probabilities, target, classes=CLASSES, train_counts=counts)
-    assert found.rarest_classes == ("class 5", "class 7")
-    assert "rarest_third_recall" not in found.metrics
-    assert found.undefined_metrics == ("rarest_third_recall",)
+    evaluation = evaluate_probabilities(probabilities, target, classes=CLASSES, train_counts=counts)
+    assert evaluation.rarest_classes == ("class 5", "class 7")
+    assert "rarest_third_recall" not in evaluation.metrics
+    assert evaluation.undefined_metrics == ("rarest_third_recall",)
 
 
 @pytest.mark.parametrize(("num_classes", "expected"), [(2, 1), (3, 1), (5, 1), (6, 2), (10, 3)])
-def test_a_third_is_at_least_one_class_and_ties_go_by_their_order(
+def test_rarest_third_has_at_least_one_class_and_breaks_ties_by_order(
     num_classes: int, expected: int
 ) -> None:
     classes = [f"class {k}" for k in range(num_classes)]
     for counts in (None, [7] * num_classes):
-        found = evaluate_probabilities(
+        evaluation = evaluate_probabilities(
             torch.eye(num_classes), torch.arange(num_classes), classes=classes, train_counts=counts
         )
-        assert found.rarest_classes == tuple(classes[:expected])
-        assert found.metrics["rarest_third_recall"] == 1
+        assert evaluation.rarest_classes == tuple(classes[:expected])
+        assert evaluation.metrics["rarest_third_recall"] == 1
 
 
-def test_intervals_solve_the_equation_that_defines_them(
+def test_intervals_solve_the_defining_equation_of_wilson(
     case: tuple[Tensor, Tensor, Evaluation],
 ) -> None:
-    probabilities, target, found = case
-    right = probabilities.argmax(1) == target
+    probabilities, target, evaluation = case
+    is_correct = probabilities.argmax(1) == target
 
-    def holds(bounds: tuple[float, float], count: int, total: int) -> None:
-        # both ends p solve (share - p)^2 = z^2 p (1 - p) / n, which defines Wilson's interval
+    def check_interval(bounds: tuple[float, float], count: int, total: int) -> None:
+        # both ends p solve (proportion - p)^2 = z^2 p (1 - p) / n
         for p in bounds:
             assert (count / total - p) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / total)
 
-    holds(found.accuracy_interval, int(right.sum()), len(target))
-    for k, stats in enumerate(found.per_class):
+    check_interval(evaluation.accuracy_interval, int(is_correct.sum()), len(target))
+    for k, stats in enumerate(evaluation.per_class):
         if stats.support == 0:
             assert stats.recall_interval is None
-        elif 0 < int(right[target == k].sum()) < stats.support:
+        elif 0 < int(is_correct[target == k].sum()) < stats.support:
             assert stats.recall_interval is not None
-            holds(stats.recall_interval, int(right[target == k].sum()), stats.support)
+            check_interval(stats.recall_interval, int(is_correct[target == k].sum()), stats.support)
 
 
-def test_no_image_is_an_error() -> None:
+def test_evaluate_probabilities_without_images_raises_value_error() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         evaluate_probabilities(torch.empty(0, 2), torch.empty(0).long(), classes=CLASSES[:2])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_calibration_error_is_that_of_a_plain_loop(seed: int) -> None:
-    probabilities, target = _random(seed)
+def test_calibration_error_equals_a_plain_loop(seed: int) -> None:
+    probabilities, target = _draw(seed)
     bins: dict[int, list[tuple[float, bool]]] = {}
     for row, label in zip(probabilities.tolist(), target.tolist(), strict=True):
-        sureness = max(row)
-        right = row.index(sureness) == label
-        bins.setdefault(math.ceil(sureness * 15), []).append((sureness, right))
+        confidence = max(row)
+        is_correct = row.index(confidence) == label
+        bins.setdefault(math.ceil(confidence * 15), []).append((confidence, is_correct))
     assert len(bins) > 5
     gaps = [
-        abs(sum(sureness for sureness, _ in entries) - sum(right for _, right in entries))
+        abs(sum(confidence for confidence, _ in entries) - sum(correct for _, correct in entries))
         for entries in bins.values()
     ]
     assert calibration_error(probabilities, target) == pytest.approx(sum(gaps) / 200, abs=1e-6)
 
 
-def test_the_log_loss_bears_what_is_impossible() -> None:
-    found = log_loss(torch.tensor([[0.5, 0.5], [1.0, 0.0]]), torch.tensor([0, 1]))
+def test_log_loss_of_probability_zero_is_finite() -> None:
+    loss = log_loss(torch.tensor([[0.5, 0.5], [1.0, 0.0]]), torch.tensor([0, 1]))
     smallest = math.log(torch.finfo(torch.float32).tiny)
-    assert found == pytest.approx((math.log(2) - smallest) / 2)
+    assert loss == pytest.approx((math.log(2) - smallest) / 2)

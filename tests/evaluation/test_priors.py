@@ -1,4 +1,4 @@
-"""Priors against Bayes' rule: on classes whose distributions are known, it says what is right."""
+"""Class priors, compared with Bayes' rule on classes of known distributions."""
 
 import json
 import math
@@ -22,19 +22,19 @@ from finetune.evaluation.priors import (
 
 COUNTS = (9000, 2000, 500)
 MEANS = np.array([[0.0, 0.0], [1.5, 0.0], [0.5, 1.5]])
-"""Classes of normally distributed points with unit variance: their logits are linear."""
+"""Means of normally distributed classes with unit variance, whose log odds are linear."""
 
 Array = NDArray[np.float64]
 
 
-def bayes(points: Array, shares: tuple[float, ...]) -> Array:
-    """Return the true class probabilities where the classes have these shares, shape (N, K)."""
-    likely = np.exp(-0.5 * ((points[:, None] - MEANS) ** 2).sum(2)) * np.array(shares)
-    return np.asarray(likely / likely.sum(1, keepdims=True), np.float64)
+def compute_posterior(points: Array, prior: tuple[float, ...]) -> Array:
+    """Return the true class probabilities under a class prior, shape (N, K)."""
+    joint = np.exp(-0.5 * ((points[:, None] - MEANS) ** 2).sum(2)) * np.array(prior)
+    return np.asarray(joint / joint.sum(1, keepdims=True), np.float64)
 
 
-def trained_logits(points: Array, *, weights: Array, tau: float = 0.0) -> Array:
-    """Return logits for points of a linear network, fitted to imbalanced points."""
+def fit_logits(points: Array, *, weights: Array, tau: float = 0.0) -> Array:
+    """Return the logits of a linear network that was fitted to imbalanced points."""
     random = np.random.default_rng(3)
     labels = np.repeat(np.arange(3), COUNTS)
     inputs = torch.tensor(MEANS[labels] + random.normal(size=(len(labels), 2)))
@@ -72,62 +72,62 @@ def points() -> Array:
     [(0.0, 0.0), (-1.0, 0.0), (-0.5, 0.0), (0.0, 1.0), (0.0, 0.5), (-0.5, 0.5)],
     ids=["plain", "balanced", "square root", "adjusted", "half adjusted", "both"],
 )
-def test_a_trained_network_that_is_adjusted_says_what_bayes_rule_says_of_the_target(
+def test_compute_logit_shift_of_trained_network_gives_posterior_of_target(
     points: Array, target: tuple[float, ...], power: float, tau: float
 ) -> None:
-    """However its training weighed the classes."""
     weights = np.array(COUNTS) ** power
     mass = (np.array(COUNTS) * weights).tolist()
     model = compute_model_prior(COUNTS, class_mass=mass, tau=tau)
-    logits = trained_logits(points, weights=weights, tau=tau)
-    expected = bayes(points, target)
-    found = softmax(logits + np.array(compute_logit_shift(target, model)))
-    # what 11,500 points leave open
-    assert np.abs(found - expected).max() < 0.06
-    assert np.abs(found - expected).mean() < 0.015
-    assert (found.argmax(1) == expected.argmax(1)).mean() > 0.97
-    assert np.abs(softmax(logits) - bayes(points, model)).mean() < 0.015, "before, for the model's"
+    logits = fit_logits(points, weights=weights, tau=tau)
+    expected = compute_posterior(points, target)
+    adjusted = softmax(logits + np.array(compute_logit_shift(target, model)))
+    # tolerances for the sampling error of 11,500 points
+    assert np.abs(adjusted - expected).max() < 0.06
+    assert np.abs(adjusted - expected).mean() < 0.015
+    assert (adjusted.argmax(1) == expected.argmax(1)).mean() > 0.97
+    unadjusted = softmax(logits)
+    assert np.abs(unadjusted - compute_posterior(points, model)).mean() < 0.015
 
 
-def test_exact_logits_become_exactly_those_of_the_target(points: Array) -> None:
+def test_compute_logit_shift_of_exact_logits_gives_exact_posterior(points: Array) -> None:
     model, target = normalize_prior(COUNTS), (0.2, 0.3, 0.5)
-    logits = np.log(bayes(points, model)) + points[:, :1]  # any constant of an image
-    found = softmax(logits + np.array(compute_logit_shift(target, model)))
-    np.testing.assert_allclose(found, bayes(points, target), atol=1e-12)
+    logits = np.log(compute_posterior(points, model)) + points[:, :1]  # any constant per image
+    adjusted = softmax(logits + np.array(compute_logit_shift(target, model)))
+    np.testing.assert_allclose(adjusted, compute_posterior(points, target), atol=1e-12)
 
 
-def test_the_models_prior_is_the_mass_that_the_loss_sees() -> None:
+def test_compute_model_prior_is_class_mass_divided_by_power_of_train_prior() -> None:
     counts = np.array([100, 10, 1])
     assert compute_model_prior(counts.tolist()) == pytest.approx(counts / counts.sum())
-    weighed = compute_model_prior(counts.tolist(), class_mass=[5.0, 5.0, 5.0])
-    assert weighed == pytest.approx([1 / 3] * 3)
+    balanced = compute_model_prior(counts.tolist(), class_mass=[5.0, 5.0, 5.0])
+    assert balanced == pytest.approx([1 / 3] * 3)
     assert is_same_prior(compute_model_prior(counts.tolist(), tau=1.0), build_uniform_prior(3))
     half = np.sqrt(counts) / np.sqrt(counts).sum()
     assert compute_model_prior(counts.tolist(), tau=0.5) == pytest.approx(half)
-    # without images a class has no part, whatever is divided by its share
+    # a class without images keeps prior 0 for any tau
     assert compute_model_prior([3, 0, 1], tau=1.0) == pytest.approx([0.5, 0.0, 0.5])
 
 
-def test_a_class_without_a_share_can_neither_be_predicted_nor_brought_back() -> None:
+def test_compute_logit_shift_with_zero_priors() -> None:
     assert compute_logit_shift((0.0, 1.0), (0.5, 0.5)) == pytest.approx((-math.inf, math.log(2)))
     assert compute_logit_shift((0.0, 1.0), (0.0, 1.0)) == (-math.inf, 0.0)
-    with pytest.raises(ValueError, match="no part in training"):
+    with pytest.raises(ValueError, match="model prior of 0"):
         compute_logit_shift((0.5, 0.5), (0.0, 1.0))
 
 
-@pytest.mark.parametrize("amounts", [[0, 0], [1, -1], [math.nan, 1], [math.inf, 1], []])
-def test_what_makes_no_shares_is_refused(amounts: list[float]) -> None:
-    with pytest.raises(ValueError, match="no amounts"):
-        normalize_prior(amounts)
+@pytest.mark.parametrize("weights", [[0, 0], [1, -1], [math.nan, 1], [math.inf, 1], []])
+def test_normalize_prior_invalid_weights_raise_value_error(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match="non-negative"):
+        normalize_prior(weights)
 
 
-def test_shares_add_up_to_one_however_large_the_amounts() -> None:
+def test_normalize_prior_sums_to_one_without_overflow() -> None:
     assert normalize_prior([1, 3]) == (0.25, 0.75)
     assert normalize_prior([1e308, 1e308]) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("target", [None, (0.25, 0.75)])
-def test_priors_come_back_from_json(target: tuple[float, float] | None) -> None:
+def test_priors_json_round_trip(target: tuple[float, float] | None) -> None:
     priors = Priors((0.1, 0.9), (0.5, 0.5), target)
     assert Priors.from_json(json.loads(json.dumps(asdict(priors))), 2) == priors
     assert priors.effective == (target or (0.5, 0.5))
@@ -145,14 +145,14 @@ def test_priors_come_back_from_json(target: tuple[float, float] | None) -> None:
         {"model": [1.0, 0.0], "target": [0.5, 0.5]},
     ],
 )
-def test_damaged_priors_are_refused(change: dict[str, list[float]]) -> None:
+def test_priors_from_json_invalid_values_raise_value_error(change: dict[str, list[float]]) -> None:
     tree = {"train": [0.5, 0.5], "model": [0.5, 0.5], "target": None}
-    with pytest.raises(ValueError, match=r"no shares of 2 classes|no part in training"):
+    with pytest.raises(ValueError, match=r"2 classes|model prior of 0"):
         Priors.from_json({**tree, **change}, 2)
 
 
-def test_shares_are_put_into_words() -> None:
+def test_describe_class_prior_names_uniform_train_and_custom() -> None:
     train = normalize_prior(COUNTS)
-    assert describe_class_prior(build_uniform_prior(3), train) == "every class alike"
-    assert describe_class_prior(train, train) == "the shares of the training images"
-    assert describe_class_prior((0.1, 0.2, 0.7), train) == "other shares, from 0.1 to 0.7 a class"
+    assert describe_class_prior(build_uniform_prior(3), train) == "uniform"
+    assert describe_class_prior(train, train) == "training class frequencies"
+    assert describe_class_prior((0.1, 0.2, 0.7), train) == "custom, 0.1 to 0.7 per class"

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent."""
+"""Atomic writes, removal of temporary files, and explanations of disk errors."""
 
 import errno
 import os
@@ -23,8 +23,8 @@ from tests.support.helpers import names_in, tiny_disk
 
 
 @pytest.fixture
-def full(tmp_path: Path) -> Iterator[Path]:
-    """Return a disk of 64 kB."""
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Yield the mount point of a file system of 64 kB."""
     with tiny_disk(tmp_path / "disk", size="64k") as disk:
         yield disk
 
@@ -38,31 +38,31 @@ def umask(mask: int) -> Iterator[None]:
         os.umask(before)
 
 
-def test_a_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
+def test_write_file_atomically_renames_at_the_end_of_the_block(tmp_path: Path) -> None:
     file = tmp_path / "new" / "folder" / "a.txt"
     with write_file_atomically(file) as temporary:
         temporary.write_text("whole")
-        assert temporary.parent == file.parent, "moving over file systems is no single step"
+        assert temporary.parent == file.parent, "a rename across file systems is not atomic"
         assert not file.exists()
     assert file.read_text() == "whole"
     assert names_in(file.parent) == ["a.txt"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mine"), KeyboardInterrupt()])
-def test_an_exception_leaves_the_old_file_and_nothing_else(
+def test_write_file_atomically_exception_keeps_the_old_file(
     tmp_path: Path, error: BaseException
 ) -> None:
     file = tmp_path / "a.txt"
     file.write_text("old")
-    with pytest.raises(type(error)) as caught, write_file_atomically(file) as temporary:
+    with pytest.raises(type(error)) as caught, write_file_atomically(file) as temporary:  # noqa: PT012
         temporary.write_text("half")
         raise error
-    assert caught.value is error, "what is no trouble of the disk passes as it is"
+    assert caught.value is error, "errors of other kinds are not replaced"
     assert file.read_text() == "old"
     assert names_in(tmp_path) == ["a.txt"]
 
 
-def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
+def test_write_folder_atomically_replaces_the_old_folder(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     for name in ("first", "second"):
         with write_folder_atomically(folder) as temporary:
@@ -74,13 +74,13 @@ def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mine"), KeyboardInterrupt()])
-def test_an_exception_leaves_the_old_folder_and_nothing_else(
+def test_write_folder_atomically_exception_keeps_the_old_folder(
     tmp_path: Path, error: BaseException
 ) -> None:
     folder = tmp_path / "bundle"
     folder.mkdir()
     (folder / "old").touch()
-    with pytest.raises(type(error)), write_folder_atomically(folder) as temporary:
+    with pytest.raises(type(error)), write_folder_atomically(folder) as temporary:  # noqa: PT012
         (temporary / "new").touch()
         raise error
     assert names_in(folder) == ["old"]
@@ -90,63 +90,63 @@ def test_an_exception_leaves_the_old_folder_and_nothing_else(
 @pytest.mark.parametrize(
     ("mask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)]
 )
-def test_the_umask_is_respected(
+def test_atomic_writes_respect_the_umask(
     tmp_path: Path, mask: int, file_mode: int, folder_mode: int
 ) -> None:
     with umask(mask):
         write_text(tmp_path / "a.txt", "a")
         with write_folder_atomically(tmp_path / "folder"):
             pass
-        assert os.umask(mask) == mask, "asking for the mask does not change it"
+        assert os.umask(mask) == mask, "reading the umask does not change it"
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == file_mode
     assert (tmp_path / "folder").stat().st_mode & 0o777 == folder_mode
 
 
-def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+def test_write_text_is_utf8(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "bée\n")
     assert (tmp_path / "a.txt").read_bytes() == b"b\xc3\xa9e\n"
 
 
-def test_a_full_disk_leaves_the_old_file_and_says_so(full: Path) -> None:
-    file = full / "a.bin"
+def test_write_text_full_disk_raises_storage_error_and_keeps_old_file(small_disk: Path) -> None:
+    file = small_disk / "a.bin"
     file.write_bytes(b"old")
-    with pytest.raises(StorageError, match=r"a\.bin: no space is left .*--output"):
+    with pytest.raises(StorageError, match=r"a\.bin: no space .*--output"):
         write_text(file, "x" * 200_000)
     assert file.read_bytes() == b"old"
-    assert names_in(full) == ["a.bin"]
+    assert names_in(small_disk) == ["a.bin"]
 
 
-def test_a_full_disk_leaves_the_old_folder(full: Path) -> None:
-    folder = full / "bundle"
+def test_write_folder_atomically_full_disk_keeps_the_old_folder(small_disk: Path) -> None:
+    folder = small_disk / "bundle"
     with write_folder_atomically(folder) as temporary:
         (temporary / "a").write_text("old")
     with (
-        pytest.raises(StorageError, match="no space is left"),
+        pytest.raises(StorageError, match="no space"),
         write_folder_atomically(folder) as temporary,
     ):
         (temporary / "a").write_bytes(bytes(200_000))
     assert (folder / "a").read_text() == "old"
-    assert names_in(full) == ["bundle"]
+    assert names_in(small_disk) == ["bundle"]
 
 
-def test_a_parent_that_is_a_file_is_named(tmp_path: Path) -> None:
+def test_write_text_parent_is_a_file_raises_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="a part of the path is a file"):
+    with pytest.raises(StorageError, match=r"file/b/c\.txt: .*is a file"):
         write_text(tmp_path / "file" / "b" / "c.txt", "")
 
 
-def test_a_read_only_disk_is_named(full: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(full)], check=True, capture_output=True)
+def test_write_text_read_only_disk_raises_storage_error(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True, capture_output=True)
     with pytest.raises(StorageError, match="read-only"):
-        write_text(full / "a.txt", "")
+        write_text(small_disk / "a.txt", "")
 
 
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "no space is left"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "quota"),
-        # what safetensors and torch make of the same
+        # the same failure as safetensors and torch report it
         (
             RuntimeError("Error while serializing: I/O error: No space left (os error 28)"),
             "no space",
@@ -154,41 +154,41 @@ def test_a_read_only_disk_is_named(full: Path) -> None:
         (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/3"), "full"),
     ],
 )
-def test_the_disk_is_found_behind_the_errors_of_any_library(error: Exception, reason: str) -> None:
+def test_explain_disk_error_recognises_errors_of_libraries(error: Exception, reason: str) -> None:
     outer = RuntimeError("epoch failed")
     outer.__cause__ = error
-    for seen in (error, outer):
-        explained = explain_disk_error(seen, "runs/a")
+    for candidate in (error, outer):
+        explained = explain_disk_error(candidate, "runs/a")
         assert explained is not None
         assert str(explained).startswith("Cannot write runs/a: ")
         assert reason in str(explained)
 
 
-def test_an_explained_error_stays_itself_and_others_are_none_of_the_disks() -> None:
+def test_explain_disk_error_returns_storage_errors_and_ignores_others() -> None:
     error = StorageError("explained")
     assert explain_disk_error(error, "a") is error
     assert explain_disk_error(FileNotFoundError(errno.ENOENT, "No such file"), "a") is None
     assert explain_disk_error(ValueError("28"), "a") is None
 
 
-def full_disk() -> OSError:
+def build_enospc_error() -> OSError:
     return OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_the_disk_is_explained_with_the_remedy_of_the_place() -> None:
+def test_translate_disk_errors_names_path_and_remedy() -> None:
     message = r"^Cannot write a/b: no space .*\. Take another\.$"
     with (
         pytest.raises(StorageError, match=message) as caught,
         translate_disk_errors(Path("a/b"), "Take another."),
     ):
-        raise full_disk()
+        raise build_enospc_error()
     assert caught.value.__cause__ is not None
     assert caught.value.__cause__.args[0] == errno.ENOSPC
     with pytest.raises(StorageError, match="--output"), translate_disk_errors(Path("a/b")):
-        raise full_disk()
+        raise build_enospc_error()
 
 
-def test_the_full_disk_of_a_database_is_one() -> None:
+def test_translate_disk_errors_recognises_sqlite() -> None:
     with pytest.raises(StorageError, match="full"), translate_disk_errors(Path("a")):
         raise sqlite3.OperationalError("database or disk is full")
 
@@ -200,17 +200,17 @@ def test_the_full_disk_of_a_database_is_one() -> None:
         FileNotFoundError(errno.ENOENT, "No such file"),
         sqlite3.OperationalError("no such table: images"),
         KeyboardInterrupt(),
-        StorageError("explained already"),
+        StorageError("already explained"),
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_what_is_not_of_the_disk_passes_as_it_is(error: BaseException) -> None:
+def test_translate_disk_errors_passes_other_errors_unchanged(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, translate_disk_errors(Path("a")):
         raise error
     assert caught.value is error
 
 
-def test_an_error_that_says_by_itself_what_could_not_be_read_passes_as_it_is() -> None:
+def test_translate_disk_errors_passes_finetune_errors_unchanged() -> None:
     error = DataError("x.jpg may not be read")
     error.__cause__ = PermissionError(errno.EACCES, "Permission denied")
     with pytest.raises(DataError) as caught, translate_disk_errors(Path("a")):
@@ -218,7 +218,7 @@ def test_an_error_that_says_by_itself_what_could_not_be_read_passes_as_it_is() -
     assert caught.value is error
 
 
-def test_a_link_is_pointed_elsewhere(tmp_path: Path) -> None:
+def test_replace_symlink_changes_the_target(tmp_path: Path) -> None:
     link = tmp_path / "latest"
     for name in ("one", "two", "two"):
         (tmp_path / name).mkdir(exist_ok=True)
@@ -227,7 +227,7 @@ def test_a_link_is_pointed_elsewhere(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["latest", "one", "two"]
 
 
-def test_a_dangling_link_is_replaced_and_a_real_folder_is_not(tmp_path: Path) -> None:
+def test_replace_symlink_replaces_dangling_links_but_no_folders(tmp_path: Path) -> None:
     (tmp_path / "latest").symlink_to("gone")
     replace_symlink(tmp_path / "latest", "new")
     assert (tmp_path / "latest").readlink() == Path("new")
@@ -237,6 +237,6 @@ def test_a_dangling_link_is_replaced_and_a_real_folder_is_not(tmp_path: Path) ->
     assert names_in(tmp_path) == ["latest", "mine"]
 
 
-def test_a_place_that_takes_no_link_goes_without(tmp_path: Path) -> None:
+def test_replace_symlink_in_missing_folder_does_nothing(tmp_path: Path) -> None:
     replace_symlink(tmp_path / "missing" / "latest", "new")
     assert names_in(tmp_path) == []

@@ -1,4 +1,4 @@
-"""What the machine has."""
+"""Hardware of the node: accelerators, cores, memory and out-of-memory errors."""
 
 import gc
 import os
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from finetune.errors import ConfigError
-from finetune.system import hardware as machine
+from finetune.system import hardware
 from finetune.system.hardware import (
     count_available_cores,
     explain_out_of_memory,
@@ -24,7 +24,7 @@ from finetune.system.hardware import (
     ("cuda", "mps", "chosen"),
     [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
 )
-def test_auto_takes_a_gpu_where_there_is_one(
+def test_resolve_accelerator_auto_prefers_an_available_gpu(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, chosen: str
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
@@ -32,15 +32,15 @@ def test_auto_takes_a_gpu_where_there_is_one(
     assert resolve_accelerator("auto") == chosen
     assert resolve_accelerator("cpu") == "cpu"
     assert resolve_accelerator(chosen) == chosen
-    for name, there in (("cuda", cuda), ("mps", mps)):
-        if not there:
-            with pytest.raises(ConfigError, match=f"^--device={name}: .* no such device.*auto"):
+    for name, is_available in (("cuda", cuda), ("mps", mps)):
+        if not is_available:
+            with pytest.raises(ConfigError, match=f"^--device={name}: .*auto"):
                 resolve_accelerator(name, setting="--device")
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system binds no process")
-def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_find_cgroups", list)
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")
+def test_count_available_cores_respects_cpu_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "_find_cgroups", list)
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
@@ -50,41 +50,41 @@ def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPat
     assert count_available_cores() == len(before)
 
 
-@pytest.mark.skipif(not Path("/proc/meminfo").is_file(), reason="the system does not tell")
-def test_free_memory_is_some_of_what_the_machine_has() -> None:
+@pytest.mark.skipif(not Path("/proc/meminfo").is_file(), reason="no /proc/meminfo on this system")
+def test_get_free_memory_cpu_is_below_total_memory() -> None:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    found = get_free_memory("cpu")
-    assert found is not None
-    assert 0 < found < total
+    free = get_free_memory("cpu")
+    assert free is not None
+    assert 0 < free < total
     assert get_free_memory("mps") is None
 
 
-def group(folder: Path, *, limit: str, used: int, files: int = 0) -> None:
-    """Write what the kernel shows of a control group's memory."""
+def write_cgroup(folder: Path, *, limit: str, used: int, page_cache: int = 0) -> None:
+    """Write the memory files of a cgroup as the kernel shows them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "memory.max").write_text(f"{limit}\n")
     (folder / "memory.current").write_text(f"{used}\n")
     (folder / "memory.stat").write_text(
-        f"anon 7\nfile {files + 5}\ninactive_anon 7\nactive_anon 7\n"
-        f"inactive_file {files - files // 4}\nactive_file {files // 4}\n"
+        f"anon 7\nfile {page_cache + 5}\ninactive_anon 7\nactive_anon 7\n"
+        f"inactive_file {page_cache - page_cache // 4}\nactive_file {page_cache // 4}\n"
         "workingset_activate_file 3\n"
     )
 
 
 @pytest.fixture
-def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand in for the kernel: a process in the group ``/job/step``, on a roomy machine."""
+def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Simulate a process in the cgroup ``/job/step`` with 1 TB of memory available."""
     (tmp_path / "own").write_text("4:memory:/elsewhere\n0::/job/step\n")
-    monkeypatch.setattr(machine, "_PROCESS_CGROUP_FILE", tmp_path / "own")
-    monkeypatch.setattr(machine, "_CGROUP_ROOT", tmp_path / "groups")
-    monkeypatch.setattr(machine, "_read_available_memory", lambda: 10**12)
-    group(tmp_path / "groups" / "job" / "step", limit="max", used=500)
+    monkeypatch.setattr(hardware, "_PROCESS_CGROUP_FILE", tmp_path / "own")
+    monkeypatch.setattr(hardware, "_CGROUP_ROOT", tmp_path / "groups")
+    monkeypatch.setattr(hardware, "_read_available_memory", lambda: 10**12)
+    write_cgroup(tmp_path / "groups" / "job" / "step", limit="max", used=500)
     return tmp_path / "groups"
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system binds no process")
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no CPU affinity on this system")
 @pytest.mark.parametrize(
-    ("own", "around", "expected"),
+    ("own", "parent", "expected"),
     [
         ("max 100000", "max 100000", 8),
         ("400000 100000", "max 100000", 4),
@@ -94,45 +94,45 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("1600000 100000", "max 100000", 8),
     ],
 )
-def test_a_pod_counts_the_cores_that_it_is_granted(
-    own: str, around: str, expected: int, groups: Path, monkeypatch: pytest.MonkeyPatch
+def test_count_available_cores_respects_cgroup_quotas(
+    own: str, parent: str, expected: int, cgroups: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    for folder, share in ((groups / "job" / "step", own), (groups / "job", around)):
+    for folder, quota in ((cgroups / "job" / "step", own), (cgroups / "job", parent)):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "cpu.max").write_text(f"{share}\n")
+        (folder / "cpu.max").write_text(f"{quota}\n")
     assert count_available_cores() == expected
 
 
-def test_the_tightest_of_the_groups_around_a_process_counts(groups: Path) -> None:
+def test_get_free_memory_is_the_minimum_over_cgroup_ancestors(cgroups: Path) -> None:
     assert get_free_memory("cpu") == 10**12
-    group(groups / "job", limit="1000", used=400)
+    write_cgroup(cgroups / "job", limit="1000", used=400)
     assert get_free_memory("cpu") == 600
-    group(groups / "job" / "step", limit="800", used=300)
+    write_cgroup(cgroups / "job" / "step", limit="800", used=300)
     assert get_free_memory("cpu") == 500
-    group(groups, limit="900", used=850)  # as in a container, whose own group is the root
+    write_cgroup(cgroups, limit="900", used=850)  # as in a container, whose own cgroup is the root
     assert get_free_memory("cpu") == 50
-    group(groups / "other", limit="10", used=10)
+    write_cgroup(cgroups / "other", limit="10", used=10)
     assert get_free_memory("cpu") == 50
-    group(groups, limit="900", used=1000)
+    write_cgroup(cgroups, limit="900", used=1000)
     assert get_free_memory("cpu") == 0
 
 
-def test_files_that_were_read_leave_their_memory_free(groups: Path) -> None:
-    group(groups / "job", limit="1000", used=1000, files=900)
+def test_get_free_memory_counts_page_cache_as_free(cgroups: Path) -> None:
+    write_cgroup(cgroups / "job", limit="1000", used=1000, page_cache=900)
     assert get_free_memory("cpu") == 900
 
 
-def test_without_any_numbers_nothing_is_known(
+def test_get_free_memory_without_sources_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "_PROCESS_CGROUP_FILE", tmp_path / "absent")
-    monkeypatch.setattr(machine, "_read_available_memory", lambda: None)
+    monkeypatch.setattr(hardware, "_PROCESS_CGROUP_FILE", tmp_path / "absent")
+    monkeypatch.setattr(hardware, "_read_available_memory", lambda: None)
     assert get_free_memory("cpu") is None
 
 
 @pytest.mark.parametrize(
-    ("error", "full"),
+    ("error", "expected"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
         (MemoryError(), True),
@@ -145,40 +145,40 @@ def test_without_any_numbers_nothing_is_known(
     ],
     ids=str,
 )
-def test_running_out_of_memory_is_told_from_other_errors(error: Exception, full: bool) -> None:
-    assert is_out_of_memory(error) == full
+def test_is_out_of_memory_by_error(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
 
 
-def test_what_really_happens_when_memory_runs_out_is_recognised() -> None:
+def test_is_out_of_memory_recognises_a_failed_allocation() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
-    said = explain_out_of_memory(caught.value)
-    assert str(2**60) in said
-    assert "\n" not in said
+    explanation = explain_out_of_memory(caught.value)
+    assert str(2**60) in explanation
+    assert "\n" not in explanation
 
 
 @pytest.mark.parametrize(
-    ("message", "said"),
+    ("message", "expected"),
     [
         ("CUDA out of memory. GPU 0.\nmore", "Out of memory: CUDA out of memory. GPU 0."),
         ("12 bytes (Cannot allocate)", "Out of memory: 12 bytes (Cannot allocate)."),
-        ("", "Out of memory: the system has none left."),
+        ("", "Out of memory: the system has no memory left."),
     ],
 )
-def test_running_out_of_memory_is_one_sentence(message: str, said: str) -> None:
-    assert explain_out_of_memory(MemoryError(message)) == said
+def test_explain_out_of_memory_is_one_sentence(message: str, expected: str) -> None:
+    assert explain_out_of_memory(MemoryError(message)) == expected
 
 
-def test_what_nothing_holds_but_a_circle_is_released() -> None:
-    class Circle:
+def test_release_memory_frees_reference_cycles() -> None:
+    class Cycle:
         def __init__(self) -> None:
             self.tensor = torch.zeros(3)
-            self.me = self
+            self.itself = self
 
     gc.disable()
     try:
-        tensor = weakref.ref(Circle().tensor)
+        tensor = weakref.ref(Cycle().tensor)
         assert tensor() is not None
         release_memory()
         assert tensor() is None

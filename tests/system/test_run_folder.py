@@ -1,4 +1,4 @@
-"""The folder of a run."""
+"""Run folder: creation, lookup, naming and lock."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from finetune.system import run_folder
 from tests.support.helpers import names_in, tiny_disk
 
 
-def make(path: Path) -> run_folder.RunFolder:
+def create_run(path: Path) -> run_folder.RunFolder:
     return run_folder.create(
         path,
         config="seed: 0\n",
@@ -24,9 +24,9 @@ def make(path: Path) -> run_folder.RunFolder:
     )
 
 
-def test_a_new_run_has_its_first_files_and_latest_points_at_it(tmp_path: Path) -> None:
+def test_create_writes_first_files_and_points_latest_at_run(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        run = make(tmp_path / "runs" / name)
+        run = create_run(tmp_path / "runs" / name)
         assert run.config_path.read_text() == "seed: 0\n"
         assert run.manifest_path.read_text() == "path\n"
         assert run.rejected_path.read_text() == "path,reason\n"
@@ -34,38 +34,38 @@ def test_a_new_run_has_its_first_files_and_latest_points_at_it(tmp_path: Path) -
     assert names_in(tmp_path / "runs") == ["latest", "one", "two"]
 
 
-def test_an_empty_folder_is_free_and_the_check_makes_nothing(tmp_path: Path) -> None:
+def test_check_unused_empty_or_missing_folder_passes_and_creates_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     run_folder.check_unused(tmp_path / "empty")
     run_folder.check_unused(tmp_path / "new" / "deep")
     assert names_in(tmp_path) == ["empty"]
 
 
-def test_a_run_is_never_taken_twice(tmp_path: Path) -> None:
-    run = make(tmp_path / "run")
+def test_create_existing_run_raises_run_folder_error_with_resume_command(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run")
     resume = re.escape(f"finetune fit --resume {run.path}")
-    with pytest.raises(RunFolderError, match=f"exists and is not empty.*{resume}"):
-        make(run.path)
+    with pytest.raises(RunFolderError, match=f"not empty.*{resume}"):
+        create_run(run.path)
 
 
-def test_a_folder_that_holds_something_else_gets_no_advice_to_resume(tmp_path: Path) -> None:
+def test_create_in_folder_of_other_files_raises_without_resume_command(tmp_path: Path) -> None:
     (tmp_path / "holiday.txt").touch()
-    with pytest.raises(RunFolderError, match=r"not empty\. Choose another --output") as caught:
-        make(tmp_path)
+    with pytest.raises(RunFolderError, match=r"not empty\..*--output") as caught:
+        create_run(tmp_path)
     assert "--resume" not in str(caught.value)
     with pytest.raises(RunFolderError, match="exists"):
-        make(tmp_path / "holiday.txt")
+        create_run(tmp_path / "holiday.txt")
 
 
-def test_a_path_through_a_file_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_check_unused_parent_is_a_file_raises_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="file may not be written"):
+    with pytest.raises(StorageError, match=r"file is not writable.*--output"):
         run_folder.check_unused(tmp_path / "file" / "run")
 
 
-def test_a_full_disk_leaves_no_run_folder(tmp_path: Path) -> None:
+def test_create_full_disk_raises_storage_error_and_leaves_nothing(tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "disk", size="16k") as disk:
-        with pytest.raises(StorageError, match="no space is left"):
+        with pytest.raises(StorageError, match="no space"):
             run_folder.create(
                 disk / "run",
                 config="",
@@ -77,46 +77,50 @@ def test_a_full_disk_leaves_no_run_folder(tmp_path: Path) -> None:
         assert names_in(disk) == []
 
 
-def test_an_existing_run_is_found_through_latest(tmp_path: Path) -> None:
-    run = make(tmp_path / "run")
+def test_open_existing_follows_latest_link(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run")
     assert run_folder.open_existing(tmp_path / "latest").path == run.path.resolve()
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("latest", "points at no run yet. Start one: finetune fit FOLDER"),
-        ("missing", r"missing is no run folder \(it lacks config.yaml or manifest.csv\)"),
-        (".", "is no run folder"),
+        ("latest", "latest .*finetune fit FOLDER"),
+        ("missing", r"missing .*config\.yaml or manifest\.csv"),
+        (".", "not a run folder"),
     ],
 )
-def test_what_is_no_run_says_so(tmp_path: Path, path: str, message: str) -> None:
+def test_open_existing_no_run_raises_run_folder_error(
+    tmp_path: Path, path: str, message: str
+) -> None:
     with pytest.raises(RunFolderError, match=message):
         run_folder.open_existing(tmp_path / path)
 
 
-@pytest.mark.parametrize("lost", ["config", "manifest"])
-def test_half_a_run_is_no_run(tmp_path: Path, lost: str) -> None:
-    run = make(tmp_path / "run")
-    getattr(run, lost).unlink()
-    with pytest.raises(RunFolderError, match="no run folder"):
+@pytest.mark.parametrize("missing", ["config_path", "manifest_path"])
+def test_open_existing_incomplete_run_raises_run_folder_error(tmp_path: Path, missing: str) -> None:
+    run = create_run(tmp_path / "run")
+    getattr(run, missing).unlink()
+    with pytest.raises(RunFolderError, match=r"config\.yaml or manifest\.csv"):
         run_folder.open_existing(run.path)
 
 
 @pytest.mark.parametrize(
-    ("backbone", "data", "tail"),
+    ("backbone", "data", "suffix"),
     [
         ("resnet50.a1_in1k", "photos", "-resnet50.a1_in1k-photos"),
         ("hf-hub:timm/resnet18", "photos/flowers.csv", "-hf-hub_timm_resnet18-flowers"),
         ("vgg16", "/", "-vgg16"),
     ],
 )
-def test_a_name_holds_date_backbone_and_data(backbone: str, data: str, tail: str) -> None:
+def test_build_default_name_contains_date_backbone_and_data(
+    backbone: str, data: str, suffix: str
+) -> None:
     name = run_folder.build_default_name(backbone, Path(data))
-    assert re.fullmatch(rf"20\d{{6}}-\d{{6}}{re.escape(tail)}", name)
+    assert re.fullmatch(rf"20\d{{6}}-\d{{6}}{re.escape(suffix)}", name)
 
 
-def test_the_name_of_the_working_folder_is_used_for_a_dot(
+def test_build_default_name_for_dot_uses_name_of_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "holiday").mkdir()
@@ -124,28 +128,25 @@ def test_the_name_of_the_working_folder_is_used_for_a_dot(
     assert run_folder.build_default_name("vgg16", Path()).endswith("-vgg16-holiday")
 
 
-def test_a_run_is_trained_by_one_process_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = make(tmp_path / "run")
-    monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0.3)
+def test_lock_run_held_by_other_raises_run_folder_error_with_process_id(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run")
     with (
         run_folder.lock_run(run),
-        pytest.raises(RunFolderError, match=rf"run is being trained by process {os.getpid()} on"),
-        run_folder.lock_run(run),
+        pytest.raises(RunFolderError, match=rf"process {os.getpid()} on"),
+        run_folder.lock_run(run, timeout_seconds=0.3),
     ):
         raise AssertionError
     with run_folder.lock_run(run):
         assert names_in(run.path)
 
 
-def test_a_run_whose_process_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
-    run = make(tmp_path / "run")
-    held = run_folder.lock_run(run)
-    held.__enter__()
-    ending = threading.Timer(0.3, held.__exit__, args=(None, None, None))
-    ending.start()
+def test_lock_run_released_during_wait_is_acquired(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run")
+    holder = run_folder.lock_run(run)
+    holder.__enter__()
+    release = threading.Timer(0.3, holder.__exit__, args=(None, None, None))
+    release.start()
     start = time.monotonic()
     with run_folder.lock_run(run):
         assert time.monotonic() - start > 0.2
-    ending.join()
+    release.join()

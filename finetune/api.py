@@ -1,0 +1,153 @@
+"""Functions of ``import finetune`` that accept a data path and options instead of a config."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from finetune.errors import ConfigError
+from finetune.lookup import suggest_name
+
+if TYPE_CHECKING:
+    from finetune.commands.fit.fit import FitResult
+    from finetune.config.schema import Config
+    from finetune.types import Reporter
+
+OPTION_KEYS = {
+    "backbone": "model.backbone",
+    "weights": "model.weights",
+    "epochs": "trainer.epochs",
+    "batch_size": "trainer.batch_size",
+    "lr": "optim.lr",
+    "image_size": "data.image_size",
+    "unfreeze": "unfreeze.name",
+    "imbalance": "imbalance.strategy",
+    "augment": "augment.name",
+    "precision": "trainer.precision",
+    "devices": "trainer.devices",
+    "num_nodes": "trainer.num_nodes",
+    "seed": "seed",
+    "wandb": "tracking.wandb",
+    "output": "output",
+}
+"""Option to the dotted config key that it sets, as on the command line."""
+
+
+class FitOptions(TypedDict, total=False):
+    """Options of ``fit``; each has the name, meaning and default of the command line's option."""
+
+    backbone: str
+    weights: str | Path
+    epochs: int | str
+    batch_size: int | str
+    lr: float | str
+    image_size: int | str
+    unfreeze: str
+    imbalance: str
+    augment: str | Path
+    precision: str
+    devices: int | str
+    num_nodes: int | str
+    seed: int
+    wandb: str
+    output: str | Path
+
+
+def fit(
+    data: "str | os.PathLike[str] | Config",
+    *,
+    config: Mapping[str, Any] | None = None,
+    reporter: "Reporter | None" = None,
+    **options: Unpack[FitOptions],
+) -> "FitResult":
+    """Train a new run on a dataset, for example ``finetune.fit("photos/", epochs=5)``.
+
+    Under torchrun or srun every process calls this; rank 0 prepares the run folder and the others
+    join it.
+
+    Args:
+        data: Folder or CSV of images, or a complete config.
+        config: Dotted config key to value, for example ``{"data.leakage": "error"}``.
+        reporter: Receiver of notes, warnings and progress; None discards them.
+        **options: Options of ``finetune fit`` with underscores, for example ``batch_size=64``.
+
+    Raises:
+        FinetuneError: Any error that the user can fix.
+        KeyboardInterrupt: The run was stopped by a signal; the run folder can be resumed.
+    """
+    run_config = build_fit_config(data, config=config, **options)
+    from finetune.commands.fit.fit import fit as run_fit
+
+    return run_fit(run_config, reporter=reporter)
+
+
+def plan_fit(
+    data: "str | os.PathLike[str] | Config",
+    *,
+    config: Mapping[str, Any] | None = None,
+    reporter: "Reporter | None" = None,
+    **options: Unpack[FitOptions],
+) -> dict[str, Any]:
+    """Return the plan of ``fit`` with the same arguments, without training.
+
+    Args:
+        data: Folder or CSV of images, or a complete config.
+        config: Dotted config key to value, for example ``{"data.leakage": "error"}``.
+        reporter: Receiver of notes, warnings and the plan; None discards them.
+        **options: Options of ``finetune fit`` with underscores.
+
+    Raises:
+        FinetuneError: Any error that the user can fix.
+    """
+    run_config = build_fit_config(data, config=config, **options)
+    from finetune.commands.fit.fit import plan_fit as run_plan_fit
+
+    return run_plan_fit(run_config, reporter=reporter)
+
+
+def build_fit_config(
+    data: "str | os.PathLike[str] | Config",
+    *,
+    config: Mapping[str, Any] | None = None,
+    **options: Unpack[FitOptions],
+) -> "Config":
+    """Return the validated config of a new run, without importing torch.
+
+    Args:
+        data: Folder or CSV of images, or a complete config, which is returned unchanged.
+        config: Dotted config key to value.
+        **options: Options of ``fit``; None counts as not given.
+
+    Raises:
+        ConfigError: An option or key is unknown or invalid, an option and a key contradict each
+            other, or options are combined with a complete config.
+        DataError: The data path does not exist.
+    """
+    from finetune.config.imbalance import check_imbalance
+    from finetune.config.load import build_config
+    from finetune.config.schema import Config
+    from finetune.data.scan import check_path
+
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in OPTION_KEYS:
+            raise ConfigError(
+                f"Unknown option '{name}'.{suggest_name(name, OPTION_KEYS)} Pass config keys as "
+                f'config={{"section.key": value}}.'
+            )
+    if isinstance(data, Config):
+        if given or config:
+            names = ", ".join([*given, *(config or {})])
+            raise ConfigError(f"{names}: cannot be combined with a Config; set it in the Config.")
+        return data
+    path = Path(data).expanduser()
+    check_path(path)
+    flags = {OPTION_KEYS[name]: (name, _convert_path(value)) for name, value in given.items()}
+    flags["data.path"] = ("data", str(path))
+    built = build_config({}, assignments=config, flags=flags, source_name="config")
+    check_imbalance(built)
+    return built
+
+
+def _convert_path(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

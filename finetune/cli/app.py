@@ -1,4 +1,4 @@
-"""The verbs. Each reads its options, calls one command, and shows the result."""
+"""Command-line application: each command parses its options, runs and prints its result."""
 
 import sys
 from collections.abc import Mapping
@@ -23,13 +23,14 @@ from finetune.errors import ConfigError, RunFolderError
 from finetune.evaluation.prior_file import check_prior
 from finetune.lookup import suggest_name
 from finetune.types import Split
+from finetune.units import format_count, format_duration, format_percent, format_scientific
 
 if TYPE_CHECKING:
     from finetune.cli.render.console import ConsoleReporter
 
 app = typer.Typer(
     name="finetune",
-    help="Fine-tune a pretrained image classifier on a folder of images, and use it.",
+    help="Fine-tune pretrained image classifiers on a folder of images, and use them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,23 +38,29 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+_DEVICES = ("auto", "cpu", "cuda", "mps")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A run folder, a bundle folder or a checkpoint.")
+    Path, typer.Argument(metavar="MODEL", help="Run folder, bundle folder or checkpoint.")
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")]
 Tta = Annotated[
     bool,
-    typer.Option("--tta", help="Average over each image and its mirror image: twice the work."),
+    typer.Option(
+        "--tta",
+        help="Test-time augmentation: average over each image and its horizontal flip (twice the "
+        "compute).",
+    ),
 ]
 
 Prior = Annotated[
     str | None,
     typer.Option(
         metavar="PRIOR",
-        help="Class shares that answers are for: uniform, train, model (as the network says), or a "
-        ".json or .csv file of class,share.  [what the model's card says]",
+        help="Target class prior: uniform, train, model or a file (.json, or .csv with the columns "
+        "class,share).  [from the model card]",
     ),
 ]
 
@@ -68,10 +75,10 @@ def evaluate(
     model: Model,
     data: Annotated[
         Path | None,
-        typer.Argument(help="Labelled images; without, those that the run held out."),
+        typer.Argument(metavar="DATA", help="Labelled images.  [the held-out images of the run]"),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="train, val or test.  [test, else val, else all]")
+        str | None, typer.Option(help="train, val or test.  [test, else val, else all images]")
     ] = None,
     device: Device = "auto",
     batch_size: BatchSize = 32,
@@ -79,8 +86,8 @@ def evaluate(
     prior: Prior = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a model on labelled images."""
-    chosen = None if split is None else _parse_split(split)
+    """Evaluate a model on labelled images."""
+    parsed_split = None if split is None else _parse_split(split)
     _check_model_path(model)
     _check_prior(prior, model)
     if data is not None:
@@ -91,7 +98,7 @@ def evaluate(
     result = command(
         model,
         data,
-        split=chosen,
+        split=parsed_split,
         device=_parse_device(device),
         batch_size=batch_size,
         tta=tta,
@@ -104,18 +111,22 @@ def evaluate(
 @app.command()
 def predict(
     model: Model,
-    images: Annotated[Path, typer.Argument(help="A folder, searched to any depth, or an image.")],
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES", help="Folder (searched recursively) or image file.")
+    ],
     output: Annotated[
-        Path | None, typer.Option(help="CSV to write; without, it goes to standard output.")
+        Path | None, typer.Option(help="CSV file to write.  [standard output]")
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes an image.")] = 1,
+    top_k: Annotated[
+        int, typer.Option("--top-k", min=1, help="Most probable classes listed per image.")
+    ] = 1,
     device: Device = "auto",
     batch_size: BatchSize = 32,
     tta: Tta = False,
     prior: Prior = None,
     as_json: Json = False,
 ) -> None:
-    """Name the class of each image in a folder."""
+    """Predict the class of each image in a folder."""
     _check_model_path(model)
     _check_prior(prior, model)
     reporter = build_console_reporter(json_output=as_json or output is None)
@@ -136,27 +147,31 @@ def predict(
         print_json(result.to_json())
     elif output is None:
         sys.stdout.write(result.to_csv())
-    views = ", each the mean over an image and its mirror image (--tta)" if tta else ""
-    adjusted = prior is not None or result.prior["adjusted"]
-    if output is not None or tta or adjusted:
-        where = "" if output is None else f" in {output}"
-        reporter.note(f"{len(result.predictions)} predictions{where}{views}")
-    if adjusted:
-        reporter.note(f"prior: {result.prior['target_prior']}")
+    is_adjusted = prior is not None or result.prior["adjusted"]
+    if output is not None or tta or is_adjusted:
+        reporter.note(_describe_predictions(len(result.predictions), output, tta=tta))
+    if is_adjusted:
+        reporter.note(f"Class prior: {result.prior['target_prior']}")
+
+
+def _describe_predictions(num_predictions: int, output: Path | None, *, tta: bool) -> str:
+    destination = "" if output is None else f" written to {output}"
+    views = "; averaged over each image and its horizontal flip (--tta)" if tta else ""
+    return f"{format_count(num_predictions, 'prediction')}{destination}{views}"
 
 
 @app.command()
 def export(
     model: Model,
-    output: Annotated[Path, typer.Option(help="Folder to make.")],
+    output: Annotated[Path, typer.Option(help="Folder to create.")],
     images: Annotated[
         Path | None,
-        typer.Option(help="Images to compare on; without, those that the run held out."),
+        typer.Option(help="Images for the parity check.  [validation images of the run]"),
     ] = None,
     prior: Prior = None,
     as_json: Json = False,
 ) -> None:
-    """Ship a model as a folder that finetune and timm read."""
+    """Export a model as a folder that finetune and timm can load."""
     _check_model_path(model)
     _check_prior(prior, model)
     reporter = build_console_reporter(json_output=as_json)
@@ -164,30 +179,33 @@ def export(
 
     result = command(model, output, images=images, prior=prior, reporter=reporter)
 
-    def show(tree: Mapping[str, Any]) -> None:
-        parity = tree["parity"]
-        rows = {"model": str(output), "files": ", ".join(tree["files"])}
-        rows["prior"] = tree["prior"]["target_prior"]
-        if parity is not None:
-            rows["checked"] = (
-                f"timm alone gives the same top class on {parity['same_top_class']} of "
-                f"{parity['num_images']} images; largest difference of a probability "
-                f"{parity['max_difference']:.1e}"
-            )
-        reporter.print_pairs(rows)
+    show_result(reporter, result.to_json(), lambda tree: _show_export(reporter, tree))
 
-    show_result(reporter, result.to_json(), show)
+
+def _show_export(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
+    rows = {
+        "model": tree["output"],
+        "files": ", ".join(tree["files"]),
+        "prior": tree["prior"]["target_prior"],
+    }
+    if (parity := tree["parity"]) is not None:
+        rows["parity"] = (
+            f"timm predicts the same top-1 class on {parity['num_same_top1']} of "
+            f"{format_count(parity['num_images'], 'image')}; probabilities differ by at most "
+            f"{format_scientific(parity['max_abs_diff'])}"
+        )
+    reporter.print_pairs(rows)
 
 
 @app.command()
 def fetch(
     backbones: Annotated[
         list[str],
-        typer.Argument(metavar="BACKBONE...", help="timm models, googlenet, alexnet."),
+        typer.Argument(metavar="BACKBONE...", help="timm models, googlenet or alexnet."),
     ],
     as_json: Json = False,
 ) -> None:
-    """Download weights of backbones, for machines without network."""
+    """Download pretrained weights, for nodes without network access."""
     reporter = build_console_reporter(json_output=as_json)
     from finetune.commands.fetch import fetch as command
 
@@ -197,11 +215,11 @@ def fetch(
 @app.command()
 def demo(
     output: Annotated[
-        Path | None, typer.Option(help="Folder for data and runs.  [runs/<date>-demo]")
+        Path | None, typer.Option(help="Folder for the data and runs.  [runs/<date>-demo]")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what fine-tuning gains, on handwritten digits; needs no download."""
+    """Compare fine-tuning with training from scratch, on digits."""
     reporter = build_console_reporter(json_output=as_json)
     from finetune.commands.demo import demo as command
 
@@ -211,22 +229,23 @@ def demo(
 
 
 def _show_demo(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
-    run, folder = tree["run_dir"], tree["folder"]
-    tuned, scratch = tree["metrics"]["finetuned"], tree["metrics"]["from_scratch"]
-    reporter.note("\nOn test images of 5 to 9, after the same images and the same epochs:")
+    run_dir, folder = tree["run_dir"], tree["folder"]
+    finetuned, scratch = tree["metrics"]["finetuned"], tree["metrics"]["from_scratch"]
+    reporter.note("\nTest metrics on the digits 5 to 9 (same training images, same epochs):")
     reporter.print_pairs(
         {
-            f"  {name}": f"accuracy {m['accuracy']:.3f}, macro F1 {m['macro_f1']:.3f}"
-            for name, m in (("fine-tuned", tuned), ("from scratch", scratch))
+            f"  {name}": f"accuracy {format_percent(metrics['accuracy'])}, "
+            f"macro F1 {format_percent(metrics['macro_f1'])}"
+            for name, metrics in (("fine-tuned", finetuned), ("from scratch", scratch))
         }
     )
-    reporter.note(f"\nrun: {run}  (all of it: {tree['seconds']:.0f} s)")
-    test = f"{folder}/data/digits-5-9/test"
+    reporter.note(f"\nRun folder: {run_dir} (total {format_duration(tree['seconds'])})")
+    test_dir = f"{folder}/data/digits-5-9/test"
     reporter.print_commands(
-        "try next:",
+        "Next:",
         [
-            ["finetune", "evaluate", run],
-            ["finetune", "predict", run, test, "--output", "predictions.csv"],
+            ["finetune", "evaluate", run_dir],
+            ["finetune", "predict", run_dir, test_dir, "--output", "predictions.csv"],
             ["finetune", "fit", "YOUR_PHOTOS/"],
         ],
     )
@@ -234,7 +253,7 @@ def _show_demo(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
 
 @app.command()
 def config(as_json: Json = False) -> None:
-    """Print every config key with its default, as commented YAML."""
+    """Print all config keys with their defaults, as commented YAML."""
     from finetune.config.load import dump_commented_defaults
     from finetune.config.schema import Config
 
@@ -246,7 +265,7 @@ def config(as_json: Json = False) -> None:
 
 @app.command(name="join-run", hidden=True)
 def join_run(run: Path) -> None:
-    """Take part in a run as one of its further processes."""
+    """Join a run as an additional local process."""
     from finetune.commands.fit.fit import join
 
     with exit_on_stop_request():
@@ -255,7 +274,7 @@ def join_run(run: Path) -> None:
 
 @app.callback(invoke_without_command=True)
 def _handle_version_option(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
         from importlib.metadata import version as installed
@@ -266,32 +285,32 @@ def _handle_version_option(
 
 def _parse_split(name: str) -> Split:
     if name not in list(Split):
-        raise ConfigError(f"--split {name}: there are {', '.join(Split)}.")
+        raise ConfigError(f"--split {name}: unknown split. Choose one of {', '.join(Split)}.")
     return Split(name)
 
 
 def _parse_device(name: str) -> str:
-    if name not in ("auto", "cpu", "cuda", "mps"):
-        raise ConfigError(f"--device {name}: there are auto, cpu, cuda, mps.")
+    if name not in _DEVICES:
+        raise ConfigError(f"--device {name}: unknown device. Choose one of {', '.join(_DEVICES)}.")
     return name
 
 
 def _check_model_path(path: Path) -> None:
-    """Find a misspelt run before the heavy imports."""
+    """Check that a model path exists, before torch is imported."""
     if not path.exists():
         hint = suggest_name(path.name, _list_siblings(path))
         raise RunFolderError(
-            f"{path} does not exist.{hint if 'mean' in hint else ''} Name a run folder, a bundle "
+            f"{path} does not exist.{hint if 'mean' in hint else ''} Give a run folder, a bundle "
             f"folder or a .ckpt file."
         )
 
 
 def _check_prior(prior: str | None, model: Path) -> None:
-    """Find a misspelt prior, and mistakes in a file of shares, before the heavy imports."""
+    """Check the name or file of ``--prior``, before torch is imported."""
     if prior is not None:
         check_prior(prior, read_class_names(model))
 
 
 def _list_siblings(path: Path) -> list[str]:
-    """Return what lies in the folder that a path should be in."""
+    """Return the names in the parent folder of a path."""
     return [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []

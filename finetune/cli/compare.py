@@ -1,4 +1,4 @@
-"""The verb ``compare``: its options, and the table that it prints."""
+"""The ``compare`` command: its options, and the table that it prints."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.fit import FLAG_KEYS, build_run_config, split_args
+from finetune.cli.fit import build_run_config, collect_flags, split_args
 from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, print_json
 from finetune.distributed.launch import detect_launch
+from finetune.units import format_count
 
 if TYPE_CHECKING:
     from finetune.cli.render.console import ConsoleReporter
@@ -19,44 +20,49 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="DATA [KEY=VALUE]...",
-            help="A folder or CSV as for fit; then any config keys that a probe depends on.",
+            help="Folder or CSV, as for fit. Then config keys that a linear probe depends on.",
         ),
     ] = None,
     backbones: Annotated[
-        str, typer.Option(help="timm models, googlenet, alexnet; with commas between them.")
+        str, typer.Option(help="Comma-separated names: timm models, googlenet or alexnet.")
     ] = "",
     weights: Annotated[
         str,
         typer.Option(
-            help="hub, or a folder with a file for each: NAME.pth, NAME-<hash>.pth, "
-            "NAME_<anything>.pth, .safetensors, or a timm folder NAME/."
+            help="hub, or a folder with one entry per backbone: NAME.pth, NAME-<hash>.pth, "
+            "NAME_<suffix>.pth (or .safetensors), or a timm folder NAME/."
         ),
     ] = "hub",
     image_size: Annotated[
         str | None, typer.Option(help="Side of the input in pixels.  [auto]")
     ] = None,
     imbalance: Annotated[
-        str | None, typer.Option(help="none, weighted, logit_adjusted, crt … (see README).  [auto]")
+        str | None,
+        typer.Option(
+            help="Class imbalance strategy: none, weighted, logit_adjusted, … "
+            "(see: finetune config).  [auto]"
+        ),
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help="32-true, bf16-mixed, 16-mixed or auto.  [auto]")
     ] = None,
-    seed: Annotated[str | None, typer.Option(help="Of the split.  [0]")] = None,
-    csv: Annotated[Path | None, typer.Option(help="A CSV to write, too.")] = None,
+    seed: Annotated[str | None, typer.Option(help="Seed of the split.  [0]")] = None,
+    csv: Annotated[Path | None, typer.Option(help="CSV file to write the table to.")] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on standard output.")
+        bool, typer.Option("--json", help="Print one JSON object to standard output.")
     ] = False,
 ) -> None:
-    """Probe several backbones on your images, and show what each is worth and costs."""
-    values = {
-        "--image-size": image_size,
-        "--imbalance": imbalance,
-        "--precision": precision,
-        "--seed": seed,
-    }
-    flags = {FLAG_KEYS[flag]: (flag, value) for flag, value in values.items() if value is not None}
+    """Compare backbones by accuracy (linear probe), speed and memory."""
+    flags = collect_flags(
+        {
+            "--image-size": image_size,
+            "--imbalance": imbalance,
+            "--precision": precision,
+            "--seed": seed,
+        }
+    )
     names = [name.strip() for name in backbones.split(",") if name.strip()]
-    from finetune.commands.compare.validate import check_compare, check_single_process
+    from finetune.commands.compare.checks import check_compare, check_single_process
     from finetune.config.load import parse_assignments
 
     with exit_on_stop_request():
@@ -74,7 +80,7 @@ def compare(
     else:
         _show_comparison(reporter, tree)
         if csv is not None:
-            reporter.note(f"table: {csv}")
+            reporter.note(f"Table written to {csv}")
     if result.failures:
         raise typer.Exit(result.failures[0].exit_code)
 
@@ -87,21 +93,22 @@ def _show_comparison(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> No
         reporter.console.print(build_comparison_table(tree, width=reporter.console.width))
         reporter.note("")
         reporter.console.print(_build_legend(tree))
-    if tree["verdict"]:
-        reporter.console.print(tree["verdict"], markup=False)
-    for one in tree["failed"]:
-        reporter.error(f"{one['backbone']}: {one['reason']}")
-    if tree["next"]:
-        reporter.print_commands("next:", [tree["next"]])
+    if tree["significance_summary"]:
+        reporter.console.print(tree["significance_summary"], markup=False)
+    for failure in tree["failures"]:
+        reporter.error(f"{failure['backbone']}: {failure['reason']}")
+    if tree["next_command"]:
+        reporter.print_commands("Next:", [tree["next_command"]])
 
 
 def _build_legend(tree: Mapping[str, Any]) -> str:
-    """Say what the columns are that their heads have no room for."""
-    batch = tree["training_memory_micro_batch_size"]
-    said = (
-        f"Accuracy: the probe's on {tree['validation_images']} validation images. Images/s: "
-        f"forward passes on this machine. Memory: a training step of all layers, {batch} images."
-    )
+    """Return the explanation of the columns, which their short headers cannot hold."""
+    batch_size = tree["training_memory_micro_batch_size"]
+    lines = [
+        f"accuracy: linear probe on {format_count(tree['num_val_images'], 'validation image')}.",
+        "images/s: inference on this machine.",
+        f"memory: training step of all layers, batch size {batch_size}.",
+    ]
     if any(row["imagenet_top1_error"] is not None for row in tree["backbones"]):
-        said += " ImageNet: top-1/top-5 error as first published, one crop."
-    return said
+        lines.append("ImageNet error: published top-1/top-5 error, single crop.")
+    return "\n".join(lines)

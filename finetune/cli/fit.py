@@ -1,4 +1,4 @@
-"""The verb ``fit``: its options, and what they are in the config tree."""
+"""The ``fit`` command: its options, and the config keys that they set."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from finetune.cli.render.output import build_console_reporter, exit_on_stop_requ
 from finetune.distributed.launch import detect_launch, is_nonzero_rank
 from finetune.errors import ConfigError
 from finetune.types import Reporter
+from finetune.units import format_duration
 
 if TYPE_CHECKING:
     from finetune.cli.render.console import ConsoleReporter
@@ -32,6 +33,7 @@ FLAG_KEYS = {
     "--wandb": "tracking.wandb",
     "--output": "output",
 }
+"""Option to the dotted config key that it sets."""
 
 
 def fit(
@@ -39,21 +41,23 @@ def fit(
         list[str] | None,
         typer.Argument(
             metavar="[DATA] [KEY=VALUE]...",
-            help="A folder of class folders, or of train/val/test folders of them, or a CSV of "
-            "path,label[,split][,group]; then any config keys (see: finetune config).",
+            help="Folder of class folders, folder of train/val/test folders, or CSV with the "
+            "columns path,label[,split][,group]. Then config keys (see: finetune config).",
         ),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="A YAML file of config keys.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of config keys.")] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Any timm model, googlenet or alexnet.  [resnet50]")
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="hub, random, a .pth or .safetensors file, a timm or run folder.  [hub]"),
+        typer.Option(
+            help="hub, random, a .pth or .safetensors file, a timm folder or a run folder.  [hub]"
+        ),
     ] = None,
-    epochs: Annotated[str | None, typer.Option(help="Passes over the images.  [auto]")] = None,
+    epochs: Annotated[str | None, typer.Option(help="Number of epochs.  [auto]")] = None,
     batch_size: Annotated[
-        str | None, typer.Option(help="Images a step over all processes.  [auto]")
+        str | None, typer.Option(help="Images per optimizer step, over all processes.  [auto]")
     ] = None,
     lr: Annotated[str | None, typer.Option(help="Peak learning rate of the head.  [auto]")] = None,
     image_size: Annotated[
@@ -61,27 +65,37 @@ def fit(
     ] = None,
     unfreeze: Annotated[
         str | None,
-        typer.Option(help="all, linear_probe, head_first, gradual or milestones.  [auto]"),
+        typer.Option(
+            help="Freezing schedule: all, linear_probe, head_first, gradual or milestones.  [auto]"
+        ),
     ] = None,
     imbalance: Annotated[
-        str | None, typer.Option(help="none, weighted, logit_adjusted, crt … (see README).  [auto]")
+        str | None,
+        typer.Option(
+            help="Class imbalance strategy: none, weighted, logit_adjusted, crt, … "
+            "(see: finetune config).  [auto]"
+        ),
     ] = None,
     augment: Annotated[
         str | None,
-        typer.Option(help="none, light, medium, strong, or a saved Albumentations file.  [auto]"),
+        typer.Option(
+            help="Augmentation: none, light, medium, strong or a saved Albumentations file.  [auto]"
+        ),
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help="32-true, bf16-mixed, 16-mixed or auto.  [auto]")
     ] = None,
     devices: Annotated[
         str | None,
-        typer.Option(help="Processes a machine; a launcher's are taken as they are.  [auto]"),
+        typer.Option(help="Processes per node (auto: from torchrun/srun, else 1).  [auto]"),
     ] = None,
     num_nodes: Annotated[
         str | None,
-        typer.Option(help="Machines; srun's or torchrun's are taken as they are.  [auto]"),
+        typer.Option(help="Number of nodes (auto: from torchrun/srun, else 1).  [auto]"),
     ] = None,
-    seed: Annotated[str | None, typer.Option(help="Of split, order and augmentation.  [0]")] = None,
+    seed: Annotated[
+        str | None, typer.Option(help="Seed of the split, image order and augmentation.  [0]")
+    ] = None,
     wandb: Annotated[
         str | None, typer.Option(help="Weights & Biases: off, offline or online.  [off]")
     ] = None,
@@ -90,22 +104,46 @@ def fit(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Go on with this run folder; auto: with the one that --output names."),
+        typer.Option(
+            help="Run folder to resume; auto: resume the run in --output if there is one."
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on standard output.")
+        bool, typer.Option("--json", help="Print one JSON object to standard output.")
     ] = False,
 ) -> None:
     """Fine-tune a backbone on a folder of images."""
-    given = (
-        backbone, weights, epochs, batch_size, lr, image_size, unfreeze, imbalance, augment,
-        precision, devices, num_nodes, seed, wandb, output,
-    )  # fmt: skip
-    values = dict(zip(FLAG_KEYS, given, strict=True))
-    flags = {FLAG_KEYS[flag]: (flag, value) for flag, value in values.items() if value is not None}
+    flags = collect_flags(
+        {
+            "--backbone": backbone,
+            "--weights": weights,
+            "--epochs": epochs,
+            "--batch-size": batch_size,
+            "--lr": lr,
+            "--image-size": image_size,
+            "--unfreeze": unfreeze,
+            "--imbalance": imbalance,
+            "--augment": augment,
+            "--precision": precision,
+            "--devices": devices,
+            "--num-nodes": num_nodes,
+            "--seed": seed,
+            "--wandb": wandb,
+            "--output": output,
+        }
+    )
     with exit_on_stop_request():
         _run_fit(args or [], config, flags, resume, dry_run=dry_run, as_json=as_json)
+
+
+def collect_flags(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Return config key to (option, value) of the options that were given.
+
+    Args:
+        values: Option to its value; None where it was not given.
+    """
+    return {FLAG_KEYS[flag]: (flag, value) for flag, value in values.items() if value is not None}
 
 
 def _run_fit(
@@ -123,7 +161,7 @@ def _run_fit(
     path, settings = split_args(args)
     assignments = parse_assignments(settings)
     reporter = build_console_reporter(json_output=as_json)
-    watcher: Reporter = Reporter() if is_nonzero_rank() else reporter
+    run_reporter: Reporter = Reporter() if is_nonzero_rank() else reporter
     if resume == Path("auto"):
         flags["resume"] = ("--resume", "auto")
         resume = None
@@ -134,7 +172,7 @@ def _run_fit(
     else:
         config = build_run_config(path, assignments, flags, config_file)
         if not dry_run:
-            check_launch(config, detect_launch())  # again later; here nobody has waited for torch
+            check_launch(config, detect_launch())  # repeated later; here before torch is imported
 
     from finetune.commands.fit import fit as command
 
@@ -148,33 +186,37 @@ def _run_fit(
         show_result(reporter, {"plan": plan}, lambda _: None)
         return
     if resume is not None:
-        result = command.resume(resume, **changes, reporter=watcher)
+        result = command.resume(resume, **changes, reporter=run_reporter)
     else:
-        result = command.fit(config, reporter=watcher)
+        result = command.fit(config, reporter=run_reporter)
     if not is_nonzero_rank():
         show_result(reporter, result.to_json(), lambda tree: _show_fit(reporter, tree))
 
 
 def _check_resume_options(config_file: Path | None, flags: Mapping[str, tuple[str, Any]]) -> None:
-    """Refuse options that a resumed run could only ignore."""
+    """Check that no option is given that a resumed run would ignore."""
     if config_file is not None:
-        raise ConfigError("--config cannot apply with --resume: the run has its own config.yaml.")
+        raise ConfigError(
+            "--config cannot be used with --resume: the run folder has its own config.yaml."
+        )
     if "output" in flags:
-        raise ConfigError("--output cannot apply with --resume: the run stays in its folder.")
+        raise ConfigError(
+            "--output cannot be used with --resume: a resumed run stays in its folder."
+        )
 
 
 def split_args(args: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Return the path of the images among the words of ``fit``, and the assignments.
+    """Return the data path among the positional arguments (None without one), and the assignments.
 
     Raises:
         ConfigError: There are two paths.
     """
     from finetune.config.load import is_assignment
 
-    paths = [word for word in args if not is_assignment(word)]
+    paths = [arg for arg in args if not is_assignment(arg)]
     if len(paths) > 1:
-        raise ConfigError(f"Two data paths, {paths[0]} and {paths[1]}; keep one.")
-    return (paths[0] if paths else None), [word for word in args if is_assignment(word)]
+        raise ConfigError(f"Two data paths were given, {paths[0]} and {paths[1]}; keep one.")
+    return (paths[0] if paths else None), [arg for arg in args if is_assignment(arg)]
 
 
 def build_run_config(
@@ -183,12 +225,18 @@ def build_run_config(
     flags: Mapping[str, tuple[str, Any]],
     config_file: Path | None,
 ) -> "Config":
-    """Return the config of a new run; what can be wrong with it is found before the heavy imports.
+    """Return the config of a new run, validated as far as possible without importing torch.
+
+    Args:
+        data_path: Positional DATA argument; None leaves ``data.path`` to the other sources.
+        assignments: Dotted config key to value of KEY=VALUE arguments.
+        flags: Dotted config key to (option, value).
+        config_file: YAML file of config keys.
 
     Raises:
-        ConfigError: All mistakes at once, no images are named, or two settings contradict each
-            other.
-        DataError: The images do not exist.
+        ConfigError: Invalid keys or values (all of them in one message), no data path, or
+            contradicting settings.
+        DataError: The data path does not exist.
     """
     from finetune.config.imbalance import check_imbalance
     from finetune.config.load import build_config, read_config_file
@@ -199,32 +247,37 @@ def build_run_config(
         flags = {**flags, "data.path": ("DATA", data_path)}
     config = build_config(tree, assignments=assignments, flags=flags, source_name=str(config_file))
     if config.data.path is None:
-        raise ConfigError("No images: name a folder or a CSV, as in: finetune fit photos/")
+        raise ConfigError(
+            "No data path. Give a folder or a CSV file, for example: finetune fit photos/"
+        )
     check_path(Path(config.data.path).expanduser())
     check_imbalance(config)
     return config
 
 
 def _show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
-    run = tree["run_dir"]
+    from finetune.cli.render.evaluation_table import format_metric
+
+    run_dir = tree["run_dir"]
+    splits = [split for split in tree["metrics"] if not split.endswith("_without_leaks")]
     for split, metrics in tree["metrics"].items():
+        title = f"Best model on {split.replace('_', ' ')}:"
         details = tree["evaluations"].get(split)
-        if details is None:  # the run of an older finetune, finished by then
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            reporter.note(f"best model on {split}: {shown}")
+        if details is None:  # a complete run of an earlier release
+            values = ", ".join(f"{key} {format_metric(key, metrics[key])}" for key in metrics)
+            reporter.note(f"{title} {values}")
             continue
-        reporter.note(f"best model on {split.replace('_', ' ')}:")
-        found = {"split": None, "tta": False, "metrics": metrics, **details}
-        whole = [name for name in tree["metrics"] if not name.endswith("without_leaks")]
-        reporter.show_evaluation(found, show_classes=split == whole[-1])
+        reporter.note(title)
+        evaluation = {"split": None, "tta": False, "metrics": metrics, **details}
+        reporter.show_evaluation(evaluation, show_classes=split == splits[-1])
     if tree["calibration"] is not None:
         reporter.show_calibration(tree["calibration"])
-    reporter.note(f"run: {run}  ({tree['seconds']:.0f} s)")
+    reporter.note(f"Run folder: {run_dir} ({format_duration(tree['seconds'])})")
     reporter.print_commands(
-        "next:",
+        "Next:",
         [
-            ["finetune", "evaluate", run],
-            ["finetune", "predict", run, "NEW_PHOTOS", "--output", "predictions.csv"],
-            ["finetune", "export", run, "--output", "model/"],
+            ["finetune", "evaluate", run_dir],
+            ["finetune", "predict", run_dir, "NEW_PHOTOS", "--output", "predictions.csv"],
+            ["finetune", "export", run_dir, "--output", "model/"],
         ],
     )

@@ -1,4 +1,4 @@
-"""Runs the command line: every error is one message with its exit code, never a traceback."""
+"""Entry point of the command line: each error is one message and an exit code, no traceback."""
 
 import os
 import signal
@@ -21,11 +21,15 @@ from finetune.errors import (
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; an error is one message, no traceback."""
-    # what torch warns of, such as a connection that it tries again, we say where it matters
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: Command-line arguments; None takes those of the process.
+    """
+    # torch warns of retried connections, for example; we report them where they matter
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if "" not in sys.path:
-        sys.path.append("")  # for names like my_package.module:function in the working folder
+        sys.path.append("")  # so that my_package.module:function is found in the working folder
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         command = typer.main.get_command(app)
@@ -37,7 +41,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             _print_error(_extract_message(error))
         return error.exit_code
     except BrokenPipeError:
-        # whoever read the output has seen enough; nothing is left to flush
+        # the reader closed the pipe; redirect so that no flush at exit fails
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -49,23 +53,24 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _handle_stop_signal(signum: int) -> int:
-    """Say what stopped this process, and return what its starter understands."""
-    speaks = not is_nonzero_rank()  # one process of a run says it
+    """Report the signal that stopped this process, and return the exit code for its launcher."""
+    is_reporting = not is_nonzero_rank()  # one process of a run reports it
     if signum == signal.SIGINT:
-        if speaks:
-            build_console_reporter().error("stopped by Ctrl-C")
+        if is_reporting:
+            build_console_reporter().error("Interrupted by Ctrl-C.")
         return INTERRUPTED_EXIT_CODE
+    name = signal.Signals(signum).name
     file = os.environ.get(signals.REQUEUE_FILE_VARIABLE)
-    if speaks:
-        then = "" if file is None else f"; {file} asks for another start"
-        build_console_reporter().error(f"stopped by {signal.Signals(signum).name}{then}")
+    if is_reporting:
+        requeue = "" if file is None else f" A restart was requested through {file}."
+        build_console_reporter().error(f"Stopped by {name}.{requeue}")
     if file is None:
         return PREEMPTED_EXIT_CODE
-    if speaks:
+    if is_reporting:
         from finetune.system.files import write_text
 
         try:
-            write_text(Path(file), f"{signal.Signals(signum).name}\n")
+            write_text(Path(file), f"{name}\n")
         except FinetuneError as error:
             _print_error(str(error))
             return PREEMPTED_EXIT_CODE
@@ -73,27 +78,27 @@ def _handle_stop_signal(signum: int) -> int:
 
 
 def _is_reported_elsewhere(error: FinetuneError) -> bool:
-    """Tell whether another process of the run says the same."""
-    # what is wrong with the command line is wrong in every process, before they have met
+    """Return whether another process of the run reports the same error."""
+    # every process finds the same mistake in the command line, before the rendezvous
     is_everywhere = isinstance(error, ConfigError) and not error.is_published
     return is_nonzero_rank() and (is_everywhere or error.is_from_peer)
 
 
 def _handle_foreign_error(error: Exception, arguments: Sequence[str]) -> int:
-    """Explain what typer, the disk or a defect of ours raised."""
-    if hasattr(error, "format_message"):  # typer's own usage errors, wherever it keeps the class
+    """Report an error of typer, a disk error or a bug of finetune, and return its exit code."""
+    if hasattr(error, "format_message"):  # a usage error of typer
         verb = f"{arguments[0]} " if arguments[0] in _list_commands() else ""
         build_console_reporter().error(f"{error.format_message()} See: finetune {verb}--help")
         return ConfigError.exit_code
     from finetune.system.files import explain_disk_error
 
-    explained = explain_disk_error(error, getattr(error, "filename", None) or "a file")
-    if explained is not None:
-        _print_error(str(explained))
-        return explained.exit_code
+    disk_error = explain_disk_error(error, getattr(error, "filename", None) or "a file")
+    if disk_error is not None:
+        _print_error(str(disk_error))
+        return disk_error.exit_code
     _print_error(
-        f"unexpected {type(error).__name__}: {error}. This is a defect of finetune; please report "
-        f"it with the output of FINETUNE_DEBUG=1 finetune …"
+        f"Unexpected {type(error).__name__}: {error}. This is a bug in finetune. Please report it "
+        f"with the output of the same command under FINETUNE_DEBUG=1."
     )
     return 1
 
@@ -107,7 +112,7 @@ def _print_error(message: str) -> None:
 
 
 def _extract_message(error: FinetuneError) -> str:
-    """Return the message without the traceback that a reading process wraps it in."""
+    """Return the message without the traceback that a DataLoader worker wraps it in."""
     text = str(error)
     if text.startswith("Caught ") and f"{type(error).__name__}: " in text:
         text = text.rpartition(f"{type(error).__name__}: ")[2].strip()

@@ -1,7 +1,8 @@
-"""What fine-tuning gains, shown on handwritten digits that come with scikit-learn.
+"""Demonstration of fine-tuning on the handwritten digits that ship with scikit-learn.
 
-A small network learns the digits 0 to 4; then its backbone, and beside it the same network from
-scratch, learn 5 to 9 from few images of unequal numbers. Both go through ``fit`` on a folder.
+A small network is trained on the digits 0 to 4. Its backbone is then fine-tuned on the digits 5 to
+9, with few and imbalanced training images, and compared with the same network trained from scratch.
+All three runs use ``fit`` on a folder.
 """
 
 import time
@@ -21,11 +22,12 @@ from finetune.data.transforms.presets import build_digits_pipeline, save_pipelin
 from finetune.system import run_folder
 from finetune.system.files import write_folder_atomically
 from finetune.types import Reporter
+from finetune.units import format_count
 
 BACKBONE = "resnet10t"
 IMAGE_SIZE = 32
 TRAIN_COUNTS = {"five": 16, "six": 10, "seven": 7, "eight": 5, "nine": 4}
-"""Training images of the second task: few, and imbalanced."""
+"""Training images per class of the second task: few and imbalanced."""
 
 _CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _NUM_VAL = 15
@@ -36,13 +38,13 @@ _FIT_OPTIONS: Mapping[str, Any] = {"epochs": 10, "batch_size": 16, "lr": 3e-3}
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """The two accuracies and where everything lies.
+    """Results of the fine-tuned run and of the run from scratch.
 
     Attributes:
-        folder: Data and runs.
-        pretrained: The run that starts from the digits 0 to 4.
-        scratch: The run that starts from nothing.
-        seconds: Wall time of the whole.
+        folder: Folder of the data and the runs.
+        pretrained: Result of the run fine-tuned from the network of the digits 0 to 4.
+        scratch: Result of the run from scratch.
+        seconds: Total duration.
     """
 
     folder: Path
@@ -51,7 +53,7 @@ class DemoResult:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return JSON values."""
         metrics = {
             "finetuned": dict(self.pretrained.metrics["test"]),
             "from_scratch": dict(self.scratch.metrics["test"]),
@@ -66,14 +68,14 @@ class DemoResult:
 
 
 def demo(output: Path | None = None, *, reporter: Reporter | None = None) -> DemoResult:
-    """Fine-tune on few digits from a network that knows others, and from scratch.
+    """Fine-tune a network on few images of new digits, and train one from scratch on the same.
 
     Args:
-        output: Folder for data and runs; None takes ``runs/<date>-demo``.
-        reporter: Told of everything.
+        output: Folder for the data and the runs; None takes ``runs/<date>-demo``.
+        reporter: Receiver of progress and notes.
 
     Raises:
-        FinetuneError: Anything that the user can mend.
+        FinetuneError: The folder is not empty, or a run fails; the message names the remedy.
     """
     reporter = reporter or Reporter()
     start = time.monotonic()
@@ -83,37 +85,36 @@ def demo(output: Path | None = None, *, reporter: Reporter | None = None) -> Dem
     with write_folder_atomically(folder / "data") as data:
         write_digits(data)
         save_pipeline(build_digits_pipeline(IMAGE_SIZE), data / "augment.json")
-    known, new = folder / "data" / "digits-0-4", folder / "data" / "digits-5-9"
+    source_data, target_data = folder / "data" / "digits-0-4", folder / "data" / "digits-5-9"
 
-    reporter.note("1/3  A small network learns the digits 0 to 4 from scratch.")
-    source = _fit(known, folder / "pretrain", reporter, epochs=_PRETRAIN_EPOCHS)
-    reporter.note(
-        f"\n2/3  Another learns 5 to 9 from scratch: {sum(TRAIN_COUNTS.values())} images."
-    )
-    scratch = _fit(new, folder / "scratch", reporter, **_FIT_OPTIONS)
-    reporter.note("\n3/3  The first one's backbone is fine-tuned on the same images.")
+    reporter.note("[1/3] Training a small network on the digits 0 to 4.")
+    source = _fit(source_data, folder / "pretrain", reporter, epochs=_PRETRAIN_EPOCHS)
+    num_images = format_count(sum(TRAIN_COUNTS.values()), "image")
+    reporter.note(f"\n[2/3] Training a network on {num_images} of the digits 5 to 9, from scratch.")
+    scratch = _fit(target_data, folder / "scratch", reporter, **_FIT_OPTIONS)
+    reporter.note(f"\n[3/3] Fine-tuning the network of step 1 on the same {num_images}.")
     weights = str(source.run_dir / "bundle")
-    pretrained = _fit(new, folder / "finetune", reporter, weights=weights, **_FIT_OPTIONS)
+    pretrained = _fit(target_data, folder / "finetune", reporter, weights=weights, **_FIT_OPTIONS)
     return DemoResult(folder, pretrained, scratch, time.monotonic() - start)
 
 
 def write_digits(folder: Path) -> None:
-    """Write scikit-learn's digits as two image folders: 0 to 4, and 5 to 9 with few to train on."""
+    """Write the digits of scikit-learn as two image folders: 0 to 4, and 5 to 9 with few images."""
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
-    of_class: dict[str, list[Any]] = {name: [] for name in _CLASS_NAMES}
+    images_by_class: dict[str, list[Any]] = {name: [] for name in _CLASS_NAMES}
     for row in order:
-        of_class[_CLASS_NAMES[digits.target[row]]].append(digits.images[row])
-    for number, (name, images) in enumerate(of_class.items()):
+        images_by_class[_CLASS_NAMES[digits.target[row]]].append(digits.images[row])
+    for number, (name, images) in enumerate(images_by_class.items()):
         if number < 5:
             splits = {"train": images[:_NUM_PRETRAIN_IMAGES], "val": images[-_NUM_VAL:]}
             _write_class(folder / "digits-0-4", name, splits)
         else:
-            few = TRAIN_COUNTS[name]
+            num_train = TRAIN_COUNTS[name]
             splits = {
-                "train": images[:few],
-                "val": images[few : few + _NUM_VAL],
-                "test": images[few + _NUM_VAL :],
+                "train": images[:num_train],
+                "val": images[num_train : num_train + _NUM_VAL],
+                "test": images[num_train + _NUM_VAL :],
             }
             _write_class(folder / "digits-5-9", name, splits)
 
@@ -140,9 +141,9 @@ def _fit(
     config = build_config(
         {
             "data": {"path": str(data), "image_size": IMAGE_SIZE},
-            # digits of 32 px are far from photos: statistics and backbone have to move
+            # digits of 32 px differ from photos, so BatchNorm statistics have to adapt
             "model": {"backbone": BACKBONE, "weights": weights, "batch_norm": "train"},
-            # by itself a fine-tuned backbone learns at what suits the size of its weights
+            # the automatic backbone learning rate suits pretrained weights
             "optim": {"lr": lr, "backbone_lr_scale": 1.0} if weights == "random" else {},
             "augment": {"name": str(data.parent / "augment.json")},
             "imbalance": {"strategy": "sqrt"},

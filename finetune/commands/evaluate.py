@@ -1,4 +1,4 @@
-"""Measure a model on labelled images."""
+"""Evaluation of a model on labelled images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,18 +22,18 @@ from finetune.types import Evaluation, RejectedFile, Reporter, Sample, Split
 
 @dataclass(frozen=True, slots=True)
 class EvaluateResult:
-    """An evaluation with what it was made on.
+    """Evaluation of a model, with the model and the images that it is for.
 
     Attributes:
-        model: The model as it was named.
-        data: Where the images lie.
-        split: The split that was measured, or None for all images.
-        evaluation: The numbers.
-        rejected: Files that were left out.
-        tta: Whether each image was also seen in a mirror.
-        prior: Which shares of the classes the answers are for, as plain values.
-        without_leaks: The numbers without the images whose copies the run has seen before; None
-            where there are none such.
+        model: Model path as given.
+        data: Root of the images.
+        split: Evaluated split; None for all images.
+        evaluation: Metrics.
+        rejected: Files that were left out, with reasons.
+        tta: Whether probabilities were averaged over each image and its horizontal flip.
+        prior: JSON description of the target class prior, see ``prior_to_json``.
+        without_leaks: Metrics without leaked images, whose duplicates are in the training or
+            validation split of the run; None if there are none.
     """
 
     model: Path
@@ -46,7 +46,7 @@ class EvaluateResult:
     without_leaks: Evaluation | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return JSON values."""
         classes = [stats.name for stats in self.evaluation.per_class]
         return {
             "model": str(self.model),
@@ -80,7 +80,7 @@ class _EvaluationSet:
 
 @dataclass(frozen=True, slots=True)
 class _RunDataset:
-    """What a run was trained on: the folder or CSV that was named, and its images."""
+    """Data path of a run, and its manifest."""
 
     path: Path
     manifest: Manifest
@@ -97,32 +97,32 @@ def evaluate(
     prior: str | None = None,
     reporter: Reporter | None = None,
 ) -> EvaluateResult:
-    """Return what a model is worth on labelled images.
+    """Evaluate a model on labelled images.
 
     Args:
-        model: A run folder, a bundle folder or a checkpoint.
-        data: Class folders, split folders or a CSV; None, or the run's own folder, takes the images
-            that the run held out.
-        split: Which split; None takes test, else val, else all images.
+        model: Run folder, bundle folder or checkpoint.
+        data: Class folders, split folders or a CSV; None, or the data path of the run, takes the
+            held-out images of the run.
+        split: Split to evaluate; None takes test, else val, else all images.
         device: "cpu", "cuda", "mps" or "auto".
-        batch_size: Images at once.
-        tta: Average over each image and its mirror image.
-        prior: Class shares that the answers are for: "uniform", "train", "model" or a file; None
-            takes those that the model's card names.
-        reporter: Told of everything.
+        batch_size: Images per batch.
+        tta: Whether to average over each image and its horizontal flip.
+        prior: Target class prior: "uniform", "train", "model" or a file; None takes that of the
+            model card.
+        reporter: Receiver of progress and notes.
 
     Raises:
-        FinetuneError: Anything that the user can mend.
+        FinetuneError: Invalid arguments, model or data; the message names the remedy.
     """
     reporter = reporter or Reporter()
     accelerator = resolve_accelerator(device, setting="--device")
     bundle = apply_prior(load_model(model), prior, reporter)
     if tta:
         check_tta(bundle.card)
-    own = _read_run_dataset(model)
-    images = _select_images(model, data, own, split, reporter)
+    run_dataset = _read_run_dataset(model)
+    images = _select_images(model, data, run_dataset, split, reporter)
     check_labels(images.samples, bundle.card.classes)
-    _warn_about_training_images(images, own, reporter)
+    _warn_about_training_images(images, run_dataset, reporter)
     manifest = Manifest(images.root, bundle.card.classes, tuple(images.samples))
     cores = count_available_cores()
     predictor = Predictor(
@@ -146,11 +146,14 @@ def evaluate(
         tta,
         prior_to_json(bundle.card, requested=prior),
     )
-    clean = None if own is None else find_rows_without_leaks(own.manifest, files)
-    if clean is None:
+    if run_dataset is None:
         return result
-    without = evaluate_logits(predictor, logits[clean], [labels[row] for row in clean])
-    return replace(result, without_leaks=without)
+    clean_rows = find_rows_without_leaks(run_dataset.manifest, files)
+    if clean_rows is None:
+        return result
+    clean_labels = [labels[row] for row in clean_rows]
+    without_leaks = evaluate_logits(predictor, logits[clean_rows], clean_labels)
+    return replace(result, without_leaks=without_leaks)
 
 
 def _select_images(
@@ -162,8 +165,8 @@ def _select_images(
 ) -> _EvaluationSet:
     if data is None and run_dataset is None:
         raise ConfigError(
-            f"{model} is no run folder, so it holds no images to evaluate on. Name some: "
-            f"finetune evaluate {model} FOLDER."
+            f"{model} is not a run folder, so it has no held-out images. Give a folder of labelled "
+            f"images: finetune evaluate {model} FOLDER"
         )
     if run_dataset is not None and (data is None or data.resolve() == run_dataset.path.resolve()):
         return _select_run_split(run_dataset, split, reporter)
@@ -173,41 +176,41 @@ def _select_images(
     )
     if all(sample.split is None for sample in samples):
         if split is not None:
-            raise DataError(f"{data} has no splits, so there is no {split} split. Drop --split.")
+            raise DataError(f"{data} has no {split} split: it has no splits. Leave out --split.")
         return _EvaluationSet(root, samples, None, tuple(rejected))
-    chosen = _choose_split(samples, split)
-    kept = [sample for sample in samples if sample.split is chosen]
-    return _EvaluationSet(root, kept, chosen, tuple(rejected))
+    selected = _choose_split(samples, split)
+    in_split = [sample for sample in samples if sample.split is selected]
+    return _EvaluationSet(root, in_split, selected, tuple(rejected))
 
 
 def _select_run_split(
     run_dataset: _RunDataset, split: Split | None, reporter: Reporter
 ) -> _EvaluationSet:
     manifest = run_dataset.manifest
-    chosen = _choose_split(manifest.samples, split)
-    samples = manifest.get_samples(chosen)
+    selected = _choose_split(manifest.samples, split)
+    samples = manifest.get_samples(selected)
     check_files_exist(manifest, samples)
-    reporter.note(f"On the run's own {chosen} images ({run_dataset.path}).")
-    return _EvaluationSet(manifest.root, samples, chosen)
+    reporter.note(f"Evaluating on the {selected} split of the run ({run_dataset.path}).")
+    return _EvaluationSet(manifest.root, samples, selected)
 
 
 def _choose_split(samples: Sequence[Sample], split: Split | None) -> Split:
-    """Return the split that was asked for, else test, else val, else train.
+    """Return the requested split, or else test, val or train, whichever is present first.
 
     Raises:
-        DataError: There is none such.
+        DataError: The requested split is not present.
     """
     present = {sample.split for sample in samples}
     if split is not None:
         if split not in present:
             names = ", ".join(sorted(str(name) for name in present))
-            raise DataError(f"There is no {split} split; there is {names}.")
+            raise DataError(f"There is no {split} split; available: {names}.")
         return split
     return next(s for s in (Split.TEST, Split.VAL, Split.TRAIN) if s in present)
 
 
 def _read_run_dataset(model: Path) -> _RunDataset | None:
-    """Return the images of a run folder, or None for a bundle or checkpoint alone."""
+    """Return the dataset of a run folder; None for a bundle or checkpoint outside of one."""
     if not (model / "manifest.csv").is_file():
         return None
     run = run_folder.open_existing(model)
@@ -221,9 +224,14 @@ def _warn_about_training_images(
     if run_dataset is None:
         return
     manifest = run_dataset.manifest
-    trained = {path.resolve() for path in manifest.resolve_paths(manifest.get_samples(Split.TRAIN))}
-    seen = sum((images.root / sample.path).resolve() in trained for sample in images.samples)
-    if seen:
+    training_files = {
+        path.resolve() for path in manifest.resolve_paths(manifest.get_samples(Split.TRAIN))
+    }
+    num_trained_on = sum(
+        (images.root / sample.path).resolve() in training_files for sample in images.samples
+    )
+    if num_trained_on:
         reporter.warn(
-            f"{seen} of {len(images.samples)} images were trained on: the numbers flatter the model"
+            f"{num_trained_on} of {len(images.samples)} images are training images of the model: "
+            f"the metrics are optimistic"
         )

@@ -1,4 +1,4 @@
-"""Ship a model as a folder, compared with the model that was measured."""
+"""Export of a model as a folder, verified against the evaluated model."""
 
 import shutil
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ _NUM_PARITY_IMAGES = 64
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """An exported folder and how it compares.
+    """Exported folder, and its parity with the evaluated model.
 
     Attributes:
-        output: The folder.
-        parity: The comparison; None where there were no images.
-        prior: Which shares of the classes its answers are for, as plain values.
+        output: Exported folder.
+        parity: Result of the parity check; None without images to check on.
+        prior: JSON description of the target class prior, see ``prior_to_json``.
     """
 
     output: Path
@@ -36,7 +36,7 @@ class ExportResult:
     prior: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return JSON values."""
         return {
             "output": str(self.output),
             "format": "timm",
@@ -54,60 +54,63 @@ def export(
     prior: str | None = None,
     reporter: Reporter | None = None,
 ) -> ExportResult:
-    """Write a model as a folder that finetune and timm read, and prove that it is the same.
+    """Export a model as a folder that finetune and timm can load, and check its parity.
 
     Args:
-        model: A run folder, a bundle folder or a checkpoint.
-        output: The folder to make.
-        images: Images to compare on; None takes those that the run held out.
-        prior: Class shares that its answers are for: "uniform", "train", "model" or a file; None
-            takes those that the model's card names.
-        reporter: Told of everything.
+        model: Run folder, bundle folder or checkpoint.
+        output: Folder to create.
+        images: Images for the parity check; None takes validation images of the run.
+        prior: Target class prior: "uniform", "train", "model" or a file; None takes that of the
+            model card.
+        reporter: Receiver of progress and notes.
 
     Raises:
-        FinetuneError: Anything that the user can mend; the folder is then not left behind.
+        FinetuneError: Invalid arguments, or the exported model differs from the evaluated one; the
+            folder is then removed.
     """
     reporter = reporter or Reporter()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise RunFolderError(f"{output} exists and is not empty. Choose another --output.")
+        raise RunFolderError(
+            f"{output} exists and is not empty. Choose another folder for --output."
+        )
     bundle = apply_prior(load_model(model), prior, reporter)
-    checked_on = _select_parity_images(model, images)
-    shipped = _fold_adjustment_into_head(bundle)
-    said = prior_to_json(shipped.card, requested=prior)
-    save_bundle(shipped.network, shipped.card, output)
-    if left := _describe_remaining_adjustment(shipped.card):
+    parity_images = _select_parity_images(model, images)
+    exported = _fold_adjustment_into_head(bundle)
+    prior_json = prior_to_json(exported.card, requested=prior)
+    save_bundle(exported.network, exported.card, output)
+    if adjustment := _describe_remaining_adjustment(exported.card):
         reporter.warn(
-            f"the network has no linear classifier to hold what is done to its logits: whoever "
-            f"uses timm alone {left}, as README.md says"
+            f"the network has no linear classifier into which the calibration and the class prior "
+            f"can be folded: with timm alone, {adjustment} (see README.md in the exported folder)"
         )
-    if not checked_on:
+    if not parity_images:
         reporter.warn(
-            "no images to compare the export with: the run's own are gone or unknown. Name some "
-            "with --images FOLDER"
+            "parity was not checked: the validation images of the run are missing or unknown. Give "
+            "images with --images FOLDER"
         )
-        return ExportResult(output, None, said)
-    reporter.start("comparing", 1)
+        return ExportResult(output, None, prior_json)
+    reporter.start("checking parity", 1)
     try:
         parity = compare_timm_folder(
             output,
-            checked_on,
-            expected=Predictor(bundle, device="cpu").predict_proba(checked_on),
+            parity_images,
+            expected=Predictor(bundle, device="cpu").predict_proba(parity_images),
             classes=bundle.card.classes,
-            temperature=shipped.card.temperature,
-            logit_shift=shipped.card.shift,
+            temperature=exported.card.temperature,
+            logit_shift=exported.card.shift,
         )
     except BaseException:
         shutil.rmtree(output)
         raise
     reporter.finish()
-    return ExportResult(output, parity, said)
+    return ExportResult(output, parity, prior_json)
 
 
 def _fold_adjustment_into_head(bundle: ModelBundle) -> ModelBundle:
-    """Return a model whose logits are the answers, where its head can hold what is done to them.
+    """Return the model with temperature and prior shift folded into its linear head, if it has one.
 
-    Its card says so, or they would be adjusted twice: the temperature is 1, and the target prior
-    is the network's own by then.
+    The card is updated so that the logits are not adjusted twice: the temperature becomes 1, and
+    the target prior becomes the model prior.
     """
     card = bundle.card
     if card.temperature == 1 and card.shift is None:
@@ -123,15 +126,15 @@ def _fold_adjustment_into_head(bundle: ModelBundle) -> ModelBundle:
     if priors is not None and priors.target is not None:
         facts["prior_in_head"] = list(priors.target)
         priors = replace(priors, model=priors.target, target=None)
-    held = replace(card, facts=facts, temperature=1.0, priors=priors)
-    return replace(bundle, network=network, card=held)
+    folded_card = replace(card, facts=facts, temperature=1.0, priors=priors)
+    return replace(bundle, network=network, card=folded_card)
 
 
 def _describe_remaining_adjustment(card: ModelCard) -> str:
-    """Return what is to be done to the logits of a card's network; "" for nothing."""
-    divides = "" if card.temperature == 1 else f"divides the logits by {card.temperature:.4g}"
-    adds = "" if card.shift is None else "adds the logarithm of the ratio of the priors to them"
-    return " and ".join(part for part in (divides, adds) if part)
+    """Return the adjustment of the logits that is not folded into the head; "" for none."""
+    scale = "" if card.temperature == 1 else f"divide the logits by {card.temperature:.4g}"
+    shift = "" if card.shift is None else "add log(target prior / model prior) to the logits"
+    return " and ".join(part for part in (scale, shift) if part)
 
 
 def _select_parity_images(model: Path, images: Path | None) -> list[Path]:

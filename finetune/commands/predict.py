@@ -1,4 +1,4 @@
-"""Name the class of each image in a folder."""
+"""Prediction of the class of each image in a folder."""
 
 import csv
 import io
@@ -17,18 +17,19 @@ from finetune.inference.predictor import Predictor, check_tta
 from finetune.system.files import write_text
 from finetune.system.hardware import resolve_accelerator
 from finetune.types import Prediction, RejectedFile, Reporter
+from finetune.units import format_count
 
 
 @dataclass(frozen=True, slots=True)
 class PredictResult:
-    """Predictions, and the files that got none.
+    """Predictions, and the files without a prediction.
 
     Attributes:
-        predictions: One for each readable image.
+        predictions: One entry per readable image.
         rejected: Files that were left out, with reasons.
-        output: The CSV that was written, if any.
-        tta: Whether each image was also seen in a mirror.
-        prior: Which shares of the classes the answers are for, as plain values.
+        output: CSV file that was written; None for none.
+        tta: Whether probabilities were averaged over each image and its horizontal flip.
+        prior: JSON description of the target class prior, see ``prior_to_json``.
     """
 
     predictions: tuple[Prediction, ...]
@@ -38,7 +39,7 @@ class PredictResult:
     prior: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return JSON values."""
         return {
             "num_images": len(self.predictions),
             "output": None if self.output is None else str(self.output),
@@ -60,7 +61,7 @@ class PredictResult:
         }
 
     def to_csv(self) -> str:
-        """Return a row a file: path,label,probability for each rank, and error at the end."""
+        """Return CSV text, one row per file: path, label and probability per rank, and error."""
         ranks = max((len(p.labels) for p in self.predictions), default=1)
         columns = [
             name + ("" if rank == 1 else f"_{rank}")
@@ -91,43 +92,46 @@ def predict(
     prior: str | None = None,
     reporter: Reporter | None = None,
 ) -> PredictResult:
-    """Return the most probable classes of each image below a folder, or of one file.
+    """Predict the most probable classes of each image in a folder, or of one image file.
 
     Args:
-        model: A run folder, a bundle folder or a checkpoint.
-        images: A folder, searched to any depth, or an image.
-        output: A CSV to write; whole or not at all.
-        top_k: How many classes an image.
+        model: Run folder, bundle folder or checkpoint.
+        images: Folder, searched recursively, or image file.
+        output: CSV file to write, atomically; None for none.
+        top_k: Number of most probable classes per image.
         device: "cpu", "cuda", "mps" or "auto".
-        batch_size: Images at once.
-        tta: Average over each image and its mirror image.
-        prior: Class shares that the answers are for: "uniform", "train", "model" or a file; None
-            takes those that the model's card names.
-        reporter: Told of everything.
+        batch_size: Images per batch.
+        tta: Whether to average over each image and its horizontal flip.
+        prior: Target class prior: "uniform", "train", "model" or a file; None takes that of the
+            model card.
+        reporter: Receiver of progress and notes.
 
     Raises:
-        FinetuneError: Anything that the user can mend.
+        FinetuneError: Invalid arguments, model or data; the message names the remedy.
     """
     reporter = reporter or Reporter()
     if output is not None and output.is_dir():
-        raise RunFolderError(f"--output {output} is a folder; name a .csv file.")
+        raise RunFolderError(f"--output {output} is a folder. Give the path of a .csv file.")
     accelerator = resolve_accelerator(device, setting="--device")
     bundle = apply_prior(load_model(model), prior, reporter)
     if tta:
         check_tta(bundle.card)
     files, rejected = list_images(images)
-    good, bad = _filter_readable(files, reporter)
-    rejected = [*rejected, *bad]
+    readable, unreadable = _filter_readable(files, reporter)
+    rejected = [*rejected, *unreadable]
     if rejected:
-        reporter.warn(f"{len(rejected)} files without prediction: {summarise_rejected(rejected)}")
-    if not good:
-        raise DataError(f"No image in {images} can be read: {summarise_rejected(rejected)}.")
+        reporter.warn(
+            f"{format_count(len(rejected), 'file')} without prediction: "
+            f"{summarise_rejected(rejected)}"
+        )
+    if not readable:
+        raise DataError(f"No readable image in {images}: {summarise_rejected(rejected)}.")
     predictor = Predictor(bundle, device=accelerator, batch_size=batch_size, tta=tta)
-    reporter.start("predicting", len(good))
-    found = tuple(predictor.predict(good, top_k=top_k, on_batch=reporter.advance))
+    reporter.start("predicting", len(readable))
+    predictions = tuple(predictor.predict(readable, top_k=top_k, on_batch=reporter.advance))
     reporter.finish()
-    said = prior_to_json(bundle.card, requested=prior)
-    result = PredictResult(found, tuple(rejected), output, tta, said)
+    prior_json = prior_to_json(bundle.card, requested=prior)
+    result = PredictResult(predictions, tuple(rejected), output, tta, prior_json)
     if output is not None:
         write_text(output, result.to_csv())
     return result
@@ -136,14 +140,14 @@ def predict(
 def _filter_readable(
     files: Sequence[Path], reporter: Reporter
 ) -> tuple[list[Path], list[RejectedFile]]:
-    good: list[Path] = []
-    bad: list[RejectedFile] = []
+    readable: list[Path] = []
+    rejected: list[RejectedFile] = []
     reporter.start("checking images", len(files))
     for file, reason in zip(files, check_files(files), strict=True):
         if reason is None:
-            good.append(file)
+            readable.append(file)
         else:
-            bad.append(RejectedFile(file.as_posix(), reason))
+            rejected.append(RejectedFile(file.as_posix(), reason))
         reporter.advance()
     reporter.finish()
-    return good, bad
+    return readable, rejected

@@ -1,4 +1,4 @@
-"""What a run folder says about its own run."""
+"""Config and manifest stored in a run folder."""
 
 from collections.abc import Sequence
 
@@ -15,16 +15,16 @@ def read_stored_config(run: RunFolder) -> Config:
     """Return the resolved config of a run.
 
     Raises:
-        ConfigError: The file is damaged.
+        ConfigError: ``config.yaml`` is damaged.
     """
     return build_config(read_config_file(run.config_path), source_name=str(run.config_path))
 
 
 def read_stored_manifest(run: RunFolder, config: Config) -> Manifest:
-    """Return the images of a run, below where its config says that they lie now.
+    """Return the manifest of a run, with the data path of its config as root.
 
     Raises:
-        DataError: The manifest is damaged.
+        DataError: ``manifest.csv`` is missing or damaged.
     """
     path = resolve_data_path(config)
     is_csv = path.suffix.lower() == ".csv" and not path.is_dir()
@@ -32,14 +32,14 @@ def read_stored_manifest(run: RunFolder, config: Config) -> Manifest:
 
 
 def check_files_exist(manifest: Manifest, samples: Sequence[Sample]) -> None:
-    """Raise if images of a run are gone.
+    """Check that the image files of a run exist.
 
     Raises:
-        DataError: Says how many, names the first and what to do.
+        DataError: Some are missing; the message has their number and the first path.
     """
-    gone = [file for file in manifest.resolve_paths(samples) if not file.is_file()]
-    if gone:
+    missing = [file for file in manifest.resolve_paths(samples) if not file.is_file()]
+    if missing:
         raise DataError(
-            f"{len(gone)} of {len(samples)} images of the run are gone, first {gone[0]}. Restore "
-            f"them, or name the folder where they lie now."
+            f"{len(missing)} of {len(samples)} images of the run are missing, first {missing[0]}. "
+            f"Restore them, or give the folder in which they are now."
         )

@@ -1,4 +1,4 @@
-"""``--prior``: which shares of the classes a model's answers are for."""
+"""Target class prior of a model, as requested by ``--prior``."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,16 +20,16 @@ from finetune.types import Reporter
 
 
 def apply_prior(bundle: ModelBundle, prior: str | None, reporter: Reporter) -> ModelBundle:
-    """Return the model with its answers moved to other shares of the classes.
+    """Return the model with another target class prior in its card.
 
     Args:
-        bundle: The model.
-        prior: "uniform", "train", "model" for the network's own answers, or a file of shares; None
-            leaves what the card says.
-        reporter: Told which classes can never be predicted.
+        bundle: Model.
+        prior: "uniform", "train", "model" for the prior that the network was trained with, or a
+            file; None keeps the target prior of the card.
+        reporter: Receiver of a note on classes that are never predicted.
 
     Raises:
-        ConfigError: There is no such prior, or the model does not know which one it has.
+        ConfigError: Unknown prior, invalid file, or the card does not state the model prior.
     """
     if prior is None:
         return bundle
@@ -37,37 +37,50 @@ def apply_prior(bundle: ModelBundle, prior: str | None, reporter: Reporter) -> M
     check_prior(prior, card.classes)
     if card.priors is None:
         raise ConfigError(
-            f"--prior {prior} cannot apply: an older finetune wrote {bundle.source}, and it does "
-            f"not say which class shares its answers are for. Leave out --prior, or train it again."
+            f"--prior {prior} cannot be used: {bundle.source} was written by an earlier release of "
+            f"finetune and does not state its model prior. Leave out --prior, or retrain the model."
         )
     target = _resolve_target(prior, card.priors, card.classes)
     _check_target(prior, target, card)
-    if target is not None and (never := _find_zero_classes(target, card.classes)):
-        few = ", ".join(never[:5]) + (f" … ({len(never)} classes)" if len(never) > 5 else "")
-        reporter.note(f"Never predicted, as the share is 0 in {prior}: {few}.")
+    if target is not None and (zeros := _find_zero_classes(target, card.classes)):
+        names = ", ".join(zeros[:5]) + (f", … ({len(zeros)} classes)" if len(zeros) > 5 else "")
+        reporter.note(f"Never predicted, because their prior is 0 in {prior}: {names}.")
     return replace(bundle, card=replace(card, priors=replace(card.priors, target=target)))
 
 
 def prior_to_json(card: ModelCard, *, requested: str | None) -> dict[str, Any]:
-    """Return plain values that say which shares of the classes a card's answers are for.
+    """Return a JSON description of the class prior that the probabilities of a model assume.
 
     Args:
-        card: With the target that is used.
-        requested: What ``--prior`` said; None without.
+        card: Card with the target prior that is used.
+        requested: Value of ``--prior``; None without it.
+
+    Returns:
+        "requested"; "adjusted", whether logits are shifted to a target prior; "target_prior", a
+        description; and "class_prior", class name to prior, None if unknown.
     """
     priors = card.priors
     if priors is None:
-        words = "unknown, as an older finetune wrote the model: as the network says"
-        return {"asked": requested, "adjusted": False, "target_prior": words, "shares": None}
-    words, own = (
-        describe_class_prior(shares, priors.train) for shares in (priors.effective, priors.model)
+        return {
+            "requested": requested,
+            "adjusted": False,
+            "target_prior": "unknown, not adjusted (model of an earlier release)",
+            "class_prior": None,
+        }
+    target, model = (
+        describe_class_prior(prior, priors.train) for prior in (priors.effective, priors.model)
     )
-    adjusted = priors.target is not None
-    if adjusted and requested is not None and requested not in PRIOR_NAMES:
-        words = f"the shares in {requested}"
-    words += f"; the network's own: {own}" if adjusted else ", as the network says"
-    shares = dict(zip(card.classes, priors.effective, strict=True))
-    return {"asked": requested, "adjusted": adjusted, "target_prior": words, "shares": shares}
+    is_adjusted = priors.target is not None
+    if is_adjusted and requested is not None and requested not in PRIOR_NAMES:
+        target = f"from {requested}"
+    return {
+        "requested": requested,
+        "adjusted": is_adjusted,
+        "target_prior": f"{target} (model prior: {model})"
+        if is_adjusted
+        else f"{target}, not adjusted",
+        "class_prior": dict(zip(card.classes, priors.effective, strict=True)),
+    }
 
 
 def _resolve_target(prior: str, priors: Priors, classes: Sequence[str]) -> ClassPrior | None:
@@ -83,21 +96,25 @@ def _resolve_target(prior: str, priors: Priors, classes: Sequence[str]) -> Class
 
 
 def _check_target(prior: str, target: ClassPrior | None, card: ModelCard) -> None:
-    """Raise where a class is wanted of which the network says that it is impossible."""
-    assert card.priors is not None, "looked for by the caller"
+    """Check that no class has a target prior above 0 and a model prior of 0.
+
+    Raises:
+        ConfigError: There is such a class; no adjustment can give it a probability above 0.
+    """
+    assert card.priors is not None, "checked by the caller"
     if target is None:
         return
     try:
         compute_logit_shift(target, card.priors.model)
     except ValueError as error:
         pairs = zip(target, card.priors.model, strict=True)
-        zeros = [0.0 if wanted > 0 >= known else 1.0 for wanted, known in pairs]
-        names = ", ".join(_find_zero_classes(zeros, card.classes))
+        impossible = [0.0 if wanted > 0 >= known else 1.0 for wanted, known in pairs]
+        names = ", ".join(_find_zero_classes(impossible, card.classes))
         raise ConfigError(
-            f"--prior {prior} cannot apply: the network gives {names} no share at all, which no "
-            f"prior can change. Use the model as it was before, or give 0 to it in a file."
+            f"--prior {prior} cannot be used: the model prior of {names} is 0, which no adjustment "
+            f"can change. Use the model from before the export, or a file with 0 for this class."
         ) from error
 
 
 def _find_zero_classes(values: Sequence[float], classes: Sequence[str]) -> list[str]:
-    return [name for name, share in zip(classes, values, strict=True) if share == 0]
+    return [name for name, value in zip(classes, values, strict=True) if value == 0]

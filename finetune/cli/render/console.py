@@ -1,4 +1,4 @@
-"""What a person sees: notes, the plan, progress and tables, 80 columns wide or less."""
+"""Console reporter: notes, plan, progress bar and tables, at most 80 columns wide."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,18 @@ from finetune.cli.render.evaluation_table import (
     build_overall_rows,
     build_remarks,
 )
-from finetune.cli.render.plan_table import build_plan_rows, describe_probe_result, format_count
+from finetune.cli.render.plan_table import build_plan_rows, describe_probe_result
 from finetune.types import Reporter
+from finetune.units import format_count, format_millions, format_percent, format_scientific
 
 
 class ConsoleReporter(Reporter):
-    """Shows on a console what a command reports.
+    """Reporter that prints to the console.
 
     Args:
-        json_output: Keep standard output for one JSON object; everything else goes to standard error.
-        rank: Which of several processes this is; warnings and errors begin with it.
+        json_output: Whether standard output is reserved for one JSON object; everything else then
+            goes to standard error.
+        rank: Rank of this process, the prefix of warnings and errors; None for a single process.
     """
 
     def __init__(self, *, json_output: bool = False, rank: int | None = None) -> None:
@@ -32,22 +34,22 @@ class ConsoleReporter(Reporter):
         self.err_console = Console(stderr=True, highlight=False)
         self.console = self.err_console if json_output else Console(highlight=False)
         self._progress: Progress | None = None
-        self._epoch_columns: Sequence[str] = ()
+        self._has_epoch_header = False
 
     def note(self, message: str) -> None:
         """Print a line."""
         self.console.print(escape(message), soft_wrap=True)
 
     def warn(self, message: str) -> None:
-        """Print a line that stands out, on standard error."""
+        """Print a highlighted line to standard error."""
         self.err_console.print(f"{self._rank_prefix}[yellow]warning:[/] {escape(message)}")
 
     def error(self, message: str) -> None:
-        """Print what went wrong, on standard error."""
+        """Print an error message to standard error."""
         self.err_console.print(f"{self._rank_prefix}[bold red]error:[/] {escape(message)}")
 
     def start(self, task: str, total: int) -> None:
-        """Show a bar on a terminal; nothing elsewhere."""
+        """Show a progress bar if standard error is a terminal."""
         self.finish()
         if not self.err_console.is_terminal:
             return
@@ -63,54 +65,44 @@ class ConsoleReporter(Reporter):
         self._progress.add_task(task, total=total)
 
     def advance(self, steps: int = 1) -> None:
-        """Move the bar."""
+        """Advance the progress bar."""
         if self._progress is not None:
             self._progress.advance(self._progress.task_ids[0], steps)
 
     def finish(self) -> None:
-        """Remove the bar."""
+        """Remove the progress bar."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
     def show_probe(self, result: Mapping[str, Any]) -> None:
-        """Say what the head of the frozen backbone came to, and from how many answers."""
+        """Print the result of the linear probe."""
         self.finish()
         for line in describe_probe_result(result):
             self.note(line)
 
     def show_epoch(self, row: Mapping[str, Any]) -> None:
-        """Print a row of the table of epochs, and its head before the first."""
+        """Print a row of the epoch table, and its header before the first row."""
         self.finish()
-        columns = [
-            ("epoch", "{:>5}", "epoch"),
-            ("train/loss", "{:>10.4f}", "train loss"),
-            ("val/loss", "{:>8.4f}", "val loss"),
-            ("val/accuracy", "{:>8.4f}", "accuracy"),
-            ("val/balanced_accuracy", "{:>8.4f}", "balanced"),
-            ("val/macro_f1", "{:>8.4f}", "macro F1"),
-            ("seconds", "{:>7.1f}", "seconds"),
-        ]
-        if not self._epoch_columns:
-            self._epoch_columns = [title for _, _, title in columns]
-            widths = [len(form.format(0)) for _, form, _ in columns]
-            head = zip(self._epoch_columns, widths, strict=True)
-            self.console.print(
-                "  ".join(f"{title:>{width}}" for title, width in head), style="bold"
-            )
-        cells = (_format_cell(row[key], form) for key, form, _ in columns)
+        if not self._has_epoch_header:
+            self._has_epoch_header = True
+            header = (f"{title:>{width}}" for title, width, _ in _EPOCH_COLUMNS.values())
+            self.console.print("  ".join(header), style="bold")
+        cells = (
+            _format_cell(row[key], width, spec) for key, (_, width, spec) in _EPOCH_COLUMNS.items()
+        )
         self.console.print("  ".join(cells), soft_wrap=True)
 
     def show_plan(self, plan: Mapping[str, Any]) -> None:
-        """Print what is about to happen."""
-        self._epoch_columns = ()
+        """Print a plan: its rows, the automatic settings and the training phases."""
+        self._has_epoch_header = False
         self.print_pairs(build_plan_rows(plan))
         self._show_recipe(plan["recipe"])
         if not (plan["probe"] and plan["probe"]["probe_only"]):
             self._show_phases(plan["phases"])
 
     def print_pairs(self, rows: Mapping[str, str]) -> None:
-        """Print names and values, long values wrapped under themselves."""
+        """Print a table of names and values; long values are wrapped within their column."""
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
@@ -119,14 +111,13 @@ class ConsoleReporter(Reporter):
         self.console.print(table)
 
     def print_commands(self, title: str, lines: Sequence[Sequence[str]]) -> None:
-        """Print command lines to copy: quoted, and never broken."""
-        for number, words in enumerate(lines):
-            head = title if number == 0 else " " * len(title)
-            text = escape(shlex.join(words))
-            self.console.print(f"[bold]{head}[/]  {text}", soft_wrap=True)
+        """Print command lines to copy: shell-quoted and never wrapped."""
+        for number, args in enumerate(lines):
+            prefix = title if number == 0 else " " * len(title)
+            self.console.print(f"[bold]{prefix}[/]  {escape(shlex.join(args))}", soft_wrap=True)
 
     def show_evaluation(self, result: Mapping[str, Any], *, show_classes: bool = True) -> None:
-        """Print overall metrics, the table of classes unless that is not wanted, and remarks."""
+        """Print the overall metrics, the class table if requested, and remarks."""
         self.print_pairs(build_overall_rows(result))
         if show_classes:
             self.console.print(build_class_table(result))
@@ -134,34 +125,34 @@ class ConsoleReporter(Reporter):
             self.note(line)
 
     def _show_recipe(self, recipe: Sequence[Mapping[str, Any]]) -> None:
-        """Print what was chosen, with the reason for each."""
+        """Print the automatic settings with their values and reasons."""
         table = Table(box=None, padding=(0, 1), header_style="bold")
-        table.add_column("chosen", no_wrap=True)
+        table.add_column("auto setting", no_wrap=True)
         table.add_column("value", no_wrap=True)
-        table.add_column("because", overflow="fold")
+        table.add_column("reason", overflow="fold")
         for choice in recipe:
             table.add_row(choice["key"], _format_value(choice["value"]), escape(choice["reason"]))
         if recipe:
             self.console.print(table)
 
     def show_calibration(self, result: Mapping[str, Any]) -> None:
-        """Say what temperature was taken, and what it is worth on images that it did not see."""
+        """Print the temperature, and the cross-fitted gain on the validation images."""
         before, after = result["before"], result["after"]
-        gain = ", ".join(
-            f"{name} {before[key]:.4f} -> {after[key]:.4f}"
-            for name, key in (("log loss", "loss"), ("calibration error", "calibration_error"))
-        )
-        taken = result["temperature"] == result["fitted"]
-        kept = "" if taken else f", as {result['fitted']:.3g} does not help"
+        fitted = format_scientific(result["fitted_temperature"], digits=3)
+        is_used = result["temperature"] == result["fitted_temperature"]
+        temperature = fitted if is_used else f"1 (the fitted {fitted} does not lower the log loss)"
         self.note(
-            f"temperature {result['temperature']:.3g}{kept}; {result['num_images']} validation "
-            f"images, each left out of its fit: {gain}"
+            f"Temperature {temperature}; cross-fitted on "
+            f"{format_count(result['num_images'], 'validation image')}: "
+            f"log loss {before['loss']:.4f} -> {after['loss']:.4f}, "
+            f"calibration error {format_percent(before['calibration_error'])} -> "
+            f"{format_percent(after['calibration_error'])}"
         )
 
     def _show_phases(self, phases: Sequence[Mapping[str, Any]]) -> None:
         table = Table(box=None, padding=(0, 1), header_style="bold")
         table.add_column("epochs", no_wrap=True)
-        table.add_column("what trains", overflow="fold", max_width=30)
+        table.add_column("trainable layers", overflow="fold", max_width=30)
         table.add_column("parameters", justify="right", no_wrap=True)
         table.add_column("learning rate", no_wrap=True)
         table.add_column("BatchNorm", no_wrap=True)
@@ -172,26 +163,37 @@ class ConsoleReporter(Reporter):
                 if len(groups) <= 2
                 else f"{groups[0]} … {groups[-1]} ({len(groups)} groups)"
             )
-            rates = [f"{rate:.2g}" for rate in phase["lr"].values()]
+            rates = [format_scientific(lr) for lr in phase["lr"].values()]
             table.add_row(
                 f"{first}" if first == last else f"{first}-{last}",
                 escape(names),
-                format_count(phase["parameters"]),
+                format_millions(phase["num_parameters"]),
                 rates[0] if rates[0] == rates[-1] else f"{rates[0]} … {rates[-1]}",
                 phase["batch_norm"],
             )
         self.console.print(table)
 
 
-def _format_cell(value: float, format_spec: str) -> str:
-    """Return a number in its column; one that is too large for it in few digits."""
-    width = len(format_spec.format(0))
-    text = format_spec.format(value)
+_EPOCH_COLUMNS = {
+    "epoch": ("epoch", 5, "d"),
+    "train/loss": ("train loss", 10, ".4f"),
+    "val/loss": ("val loss", 8, ".4f"),
+    "val/accuracy": ("accuracy", 8, ".1%"),
+    "val/balanced_accuracy": ("balanced", 8, ".1%"),
+    "val/macro_f1": ("macro F1", 8, ".1%"),
+    "seconds": ("seconds", 7, ".1f"),
+}
+"""Key of an epoch's row to the title, width and format of its column."""
+
+
+def _format_cell(value: float, width: int, spec: str) -> str:
+    """Return a number in its column, in scientific notation where it does not fit."""
+    text = f"{value:>{width}{spec}}"
     return text if len(text) <= width else f"{value:>{width}.1e}"
 
 
 def _format_value(value: Any) -> str:
-    """Return a value of the config as one would type it."""
+    """Return a config value as it is typed on the command line."""
     if isinstance(value, float):
-        return f"{value:g}"
+        return format_scientific(value, digits=6)
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

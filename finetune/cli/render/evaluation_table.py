@@ -1,4 +1,4 @@
-"""What a model came to on labelled images, for a person: overall, by class, and what is missing."""
+"""Tables of an evaluation: overall metrics, metrics per class, and remarks."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -7,112 +7,121 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from finetune.units import format_count, format_percent
+
 FULL_TABLE_MAX_CLASSES = 40
 NUM_WEAKEST = NUM_RAREST = 15
 
-_TTA_REMARK = "each image and its mirror image; the model's own numbers are without"
+_TTA_REMARK = "averaged over each image and its horizontal flip"
+_RANKED_BY = {"train_images": "fewest training images", "eval_images": "fewest images here"}
+_UNDEFINED = "undefined"
 _WIDTH = 80
 
 Stats = Mapping[str, Any]
 
 
 def build_overall_rows(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return names and values of what holds for all images together.
+    """Return the name and the text of each metric over all images.
 
     Args:
-        result: As ``EvaluateResult.as_json`` gives it.
+        result: Evaluation as ``EvaluateResult.to_json`` returns it.
     """
     split = f" ({result['split'].replace('_', ' ')})" if result["split"] else ""
-    rows = {"images": f"{result['num_images']}{split}"}
+    rows = {"images": f"{result['num_images']:,}{split}"}
     if result["tta"]:
         rows["tta"] = _TTA_REMARK
     rows["prior"] = result["prior"]["target_prior"]
-    remark = {
+    remarks = {
         "accuracy": f"  (95% interval {_format_interval(result['accuracy_interval'])})",
         "rarest_third_recall": f"  ({_describe_rarest_third(result['rarest_third'])})",
     }
     for name, value in result["metrics"].items():
-        rows[name] = format_metric(value) + remark.get(name, "")
+        rows[name] = format_metric(name, value) + remarks.get(name, "")
     if result.get("without_leaks"):
         rows["without leaks"] = _describe_without_leaks(result)
     return rows
 
 
-def _describe_without_leaks(result: Mapping[str, Any]) -> str:
-    """Say what is left without the images whose copies were seen before."""
-    clean = result["without_leaks"]
-    count = result["num_images"] - clean["num_images"]
-    return (
-        f"accuracy {format_metric(clean['metrics']['accuracy'])} (95% interval "
-        f"{_format_interval(clean['accuracy_interval'])}); {count} images have copies that were seen "
-        f"before"
-    )
-
-
 def build_class_table(result: Mapping[str, Any]) -> Table:
-    """Return a row a class, the weakest first, no wider than 80 columns."""
+    """Return a table with one row per class, lowest F1 first, at most 80 columns wide."""
     rows = _select_classes(result["per_class"])
     gap = 2 if max(len(name) for name, _ in rows) <= 16 else 1
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("\nclass", overflow="fold", max_width=22)
-    trained = any(stats["train_images"] is not None for stats in result["per_class"].values())
-    heads = ["\nimages", "\nprecision", "\nrecall", "95% interval\nof the recall", "\nF1"]
-    for head in [*(["train\nimages"] if trained else []), *heads]:
-        table.add_column(head, justify="right", no_wrap=True)
+    has_train_counts = any(
+        stats["train_images"] is not None for stats in result["per_class"].values()
+    )
+    headers = ["\nimages", "\nprecision", "\nrecall", "95% interval\nof recall", "\nF1"]
+    for header in [*(["train\nimages"] if has_train_counts else []), *headers]:
+        table.add_column(header, justify="right", no_wrap=True)
     for name, stats in rows:
         table.add_row(
             escape(name),
-            *([str(stats["train_images"])] if trained else []),
+            *([str(stats["train_images"])] if has_train_counts else []),
             str(stats["support"]),
-            format_metric(stats["precision"]),
-            format_metric(stats["recall"]),
+            _format_fraction(stats["precision"]),
+            _format_fraction(stats["recall"]),
             "" if stats["recall"] is None else _format_interval(stats["recall_interval"]),
-            format_metric(stats["f1"]),
+            _format_fraction(stats["f1"]),
         )
     return table
 
 
 def build_remarks(result: Mapping[str, Any], *, show_classes: bool = True) -> list[str]:
-    """Return the lines below: numbers that are undefined, and classes that the table leaves out."""
+    """Return the lines below the tables, on undefined metrics and on classes that are not shown."""
     classes: Mapping[str, Stats] = result["per_class"]
-    lines = []
+    remarks = []
     if show_classes and len(classes) > FULL_TABLE_MAX_CLASSES:
-        shown = len(_select_classes(classes))
-        lines.append(
-            f"The {NUM_WEAKEST} classes of lowest F1 and the {NUM_RAREST} rarest; "
-            f"{len(classes) - shown} of {len(classes)} are not shown. All: --json"
+        num_hidden = len(classes) - len(_select_classes(classes))
+        remarks.append(
+            f"The table shows the {NUM_WEAKEST} classes with the lowest F1 and the {NUM_RAREST} "
+            f"rarest classes; {num_hidden} of {len(classes)} classes are not shown. "
+            f"--json lists all classes."
         )
     keys = ("precision", "recall", "f1")
     if any(stats[key] is None for stats in classes.values() for key in keys):
-        lines.append(_explain_undefined(result))
-    return [part for line in lines for part in textwrap.wrap(line, _WIDTH)]
+        remarks.append(_explain_undefined(result))
+    return [line for remark in remarks for line in textwrap.wrap(remark, _WIDTH)]
 
 
-def format_metric(value: float | None) -> str:
-    """Return a number in four digits, or the word for none."""
-    return "undefined" if value is None else f"{value:.4f}"
+def format_metric(name: str, value: float | None) -> str:
+    """Return a metric: a loss with four decimals, any other as a percentage."""
+    if value is None:
+        return _UNDEFINED
+    return f"{value:.4f}" if name == "loss" else format_percent(value)
+
+
+def _describe_without_leaks(result: Mapping[str, Any]) -> str:
+    """Return the accuracy without leaked images, which have duplicates in the training split."""
+    clean = result["without_leaks"]
+    num_leaked = result["num_images"] - clean["num_images"]
+    return (
+        f"accuracy {_format_fraction(clean['metrics']['accuracy'])} (95% interval "
+        f"{_format_interval(clean['accuracy_interval'])}) without "
+        f"{format_count(num_leaked, 'leaked image')}"
+    )
 
 
 def _explain_undefined(result: Mapping[str, Any]) -> str:
-    over = result["num_classes_averaged"]
-    rarest = result["rarest_third"]["classes"]
+    num_averaged = result["num_classes_averaged"]
+    num_rarest = len(result["rarest_third"]["classes"])
     return (
-        f"undefined: a class without images here has no recall, one that is never predicted no "
-        f"precision. Means leave these out: balanced_accuracy is over "
-        f"{over['balanced_accuracy']} of {len(result['per_class'])} classes, macro_f1 over "
-        f"{over['macro_f1']} (present or predicted), rarest_third_recall over "
-        f"{over['rarest_third_recall']} of {len(rarest)}."
+        f"{_UNDEFINED}: recall needs images of the class, precision needs predictions of it. "
+        f"Averages leave undefined values out: balanced_accuracy is over "
+        f"{num_averaged['balanced_accuracy']} of {len(result['per_class'])} classes, macro_f1 over "
+        f"{num_averaged['macro_f1']} (present or predicted), rarest_third_recall over "
+        f"{num_averaged['rarest_third_recall']} of {num_rarest}."
     )
 
 
 def _select_classes(classes: Mapping[str, Stats]) -> Sequence[tuple[str, Stats]]:
-    """Return the classes of the table, the lowest F1 first and what has none last."""
-    weakest = sorted(classes.items(), key=_get_f1_sort_key)
+    """Return the classes of the table, lowest F1 first and undefined F1 last."""
+    by_f1 = sorted(classes.items(), key=_get_f1_sort_key)
     if len(classes) <= FULL_TABLE_MAX_CLASSES:
-        return weakest
+        return by_f1
     rarest = sorted(classes.items(), key=_get_count_sort_key)[:NUM_RAREST]
-    kept = {name for name, _ in [*weakest[:NUM_WEAKEST], *rarest]}
-    return [(name, stats) for name, stats in weakest if name in kept]
+    selected = {name for name, _ in [*by_f1[:NUM_WEAKEST], *rarest]}
+    return [(name, stats) for name, stats in by_f1 if name in selected]
 
 
 def _get_f1_sort_key(item: tuple[str, Stats]) -> float:
@@ -121,19 +130,23 @@ def _get_f1_sort_key(item: tuple[str, Stats]) -> float:
 
 
 def _get_count_sort_key(item: tuple[str, Stats]) -> int:
-    trained: int | None = item[1]["train_images"]
-    return int(item[1]["support"]) if trained is None else trained
+    train_images: int | None = item[1]["train_images"]
+    return int(item[1]["support"]) if train_images is None else train_images
 
 
 def _describe_rarest_third(rarest_third: Mapping[str, Any]) -> str:
-    """Return which classes are the rarest, a few by name."""
+    """Return the rarest classes, by name if they are few, and how they were ranked."""
     names = list(rarest_third["classes"])
     text = ", ".join(names)
     if len(names) > 3 or len(text) > 40:
-        text = f"{len(names)} classes" if len(names) > 1 else "1 class"
-    return f"{text}; fewest {rarest_third['by']}"
+        text = format_count(len(names), "class")
+    return f"{text}; {_RANKED_BY[rarest_third['ranked_by']]}"
+
+
+def _format_fraction(value: float | None) -> str:
+    return _UNDEFINED if value is None else format_percent(value)
 
 
 def _format_interval(bounds: Sequence[float]) -> str:
     low, high = bounds
-    return f"{low:.3f}-{high:.3f}"
+    return f"{100 * low:.1f}-{format_percent(high)}"

@@ -1,4 +1,4 @@
-"""How a verb answers: tables for a person, or one JSON object on standard output."""
+"""Output of a command: text for a person, or one JSON object on standard output."""
 
 import json
 import sys
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 SIGNAL_EXIT_CODE_BASE = 128
-"""What a verb that a signal stops exits with, less the signal's number."""
+"""Exit code of a command that a signal stopped, minus the signal number."""
 
 
 @contextmanager
 def exit_on_stop_request() -> Iterator[None]:
-    """Turn a stop request into an exit code; typer would make Ctrl-C of every one.
+    """Turn a stop request into an exit code; typer would report every signal as Ctrl-C.
 
     Raises:
-        typer.Exit: With ``SIGNAL_EXIT_CODE_BASE`` and the signal's number.
+        typer.Exit: Stop requested; the exit code is ``SIGNAL_EXIT_CODE_BASE`` plus the signal.
     """
     try:
         yield
@@ -33,7 +33,7 @@ def exit_on_stop_request() -> Iterator[None]:
 
 
 def build_console_reporter(*, json_output: bool = False) -> "ConsoleReporter":
-    """Return the console; rich is not imported for a mere --help."""
+    """Return the console reporter of this process; imports rich, which ``--help`` does not need."""
     from finetune.cli.render.console import ConsoleReporter
 
     return ConsoleReporter(json_output=json_output, rank=detect_rank())
@@ -44,7 +44,7 @@ def show_result(
     tree: dict[str, Any],
     show: Callable[[Mapping[str, Any]], None],
 ) -> None:
-    """Print the tree as JSON where that was asked for, else show it."""
+    """Print the result as JSON if requested, else call ``show`` with it."""
     if reporter.json_output:
         print_json(tree)
     else:
@@ -52,5 +52,5 @@ def show_result(
 
 
 def print_json(tree: Mapping[str, Any]) -> None:
-    """Print one JSON object."""
+    """Print one JSON object to standard output."""
     sys.stdout.write(json.dumps(tree, indent=2, ensure_ascii=False) + "\n")

@@ -1,127 +1,148 @@
-"""A plan, its costs and its probe in words."""
+"""Text form of a plan, of its cost and of the result of a linear probe."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from finetune.units import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_millions,
+    format_percent,
+    format_scientific,
+)
 
 _MAX_NAMED_CLASSES = 6
 
-
-_HEAD_STEP_DESCRIPTIONS = {
-    "crt": "the classifier is fitted again at the end, to all classes alike",
-    "tau_norm": "the norms of the classifier's weights are evened out at the end",
-    "post_hoc": "answers are adjusted to classes of equal size",
+_HEAD_REBALANCING_DESCRIPTIONS = {
+    "crt": "classifier re-trained with balanced classes after the last epoch",
+    "tau_norm": "classifier weights tau-normalized after the last epoch",
+    "post_hoc": "logits adjusted to a uniform class prior",
 }
 
 
 def build_plan_rows(plan: Mapping[str, Any]) -> dict[str, str]:
-    """Return what is about to happen, by name."""
+    """Return the name and the text of each row of a plan.
+
+    Args:
+        plan: Plan as ``build_plan`` returns it, with "cost" where it was measured.
+    """
     data, model, training = plan["data"], plan["model"], plan["training"]
-    images = ", ".join(f"{n} {split}" for split, n in data["images"].items() if n)
-    loaded = (
-        f"{model['weights']}, {model['loaded_fraction']:.1%} of the backbone loaded"
-        if model["loaded_fraction"]
-        else model["weights"]
-    )
-    processes = training["processes"]
-    where = training["accelerator"] + (f" x {processes}" if processes > 1 else "")
+    counts = ", ".join(f"{n:,} {split}" for split, n in data["num_images"].items() if n)
     rows = {
-        "images": f"{images}; {len(data['classes'])} classes, largest/smallest "
+        "images": f"{counts}; {format_count(len(data['classes']), 'class')}, imbalance ratio "
         f"{data['imbalance_ratio']:g}",
-        "model": f"{model['backbone']}, {format_count(model['parameters'])} parameters, "
-        f"{model['image_size']} px",
-        "weights": loaded,
+        "model": f"{model['backbone']}, {format_millions(model['num_parameters'])} parameters, "
+        f"{model['image_size']} px input",
+        "weights": _describe_weights(model),
         **_describe_probe(plan["probe"]),
-        **_describe_training(plan, where),
+        **_describe_training(plan),
         "imbalance": _describe_imbalance(plan),
         "best by": f"val/{training['monitor']}",
-        "run": plan["run_dir"],
+        "run folder": plan["run_dir"],
     }
-    if plan["changed"]:
-        rows["changed"] = ", ".join(f"{key}={value}" for key, value in plan["changed"].items())
+    if plan["overrides"]:
+        rows["overrides"] = ", ".join(f"{key}={value}" for key, value in plan["overrides"].items())
     if "cost" in plan:
         rows.update(_describe_cost(plan["cost"]))
     return rows
 
 
-def format_count(number: int) -> str:
-    """Return how many in a few digits."""
-    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
+def describe_probe_result(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines that report the result of a linear probe.
+
+    Args:
+        result: Result as ``ProbeResult.to_json`` returns it.
+    """
+    num_cached = result["num_images"] - result["num_images_computed"]
+    cached = (
+        f" ({num_cached:,} of {format_count(result['num_images'], 'image')} had cached features)"
+        if num_cached
+        else ""
+    )
+    lines = [
+        f"Linear probe: {format_percent(result['cross_validated_accuracy'])} cross-validated "
+        f"accuracy on {format_count(result['num_train_images'], 'training image')} "
+        f"(L2 {format_scientific(result['l2_penalty'], digits=1)}), "
+        f"{format_duration(result['seconds'])}{cached}"
+    ]
+    head_accuracy = format_percent(result["head_metrics"]["accuracy"])
+    if result["last_stage_epochs"]:
+        lines.append(
+            f"Last stage: {format_percent(result['metrics']['accuracy'])} validation accuracy "
+            f"after epoch {result['last_stage_epochs']}, {head_accuracy} with the linear head alone"
+        )
+    elif result["last_stage_epochs"] is not None:
+        lines.append(
+            f"Last stage: no epoch improved on the linear head ({head_accuracy} validation "
+            f"accuracy); its weights were left unchanged"
+        )
+    return lines
 
 
-def _describe_pixel_cache(cache: Mapping[str, Any]) -> str:
-    """Say where training images are read from."""
-    if cache["folder"] is None:
-        return f"decoded in every epoch; no cache: {cache['disabled_reason']}"
-    side = cache["shorter_side_px"]
-    form = "ready to use" if side is None else f"at {side} px"
-    new = cache["new_gb"]
-    cost = f"{cache['total_gb']:.2g} GB" + ("" if new else ", there already")
-    return f"decoded once, kept {form}: {cost} in {cache['folder']}"
+def _describe_weights(model: Mapping[str, Any]) -> str:
+    if not model["loaded_fraction"]:
+        return str(model["weights"])
+    loaded = format_percent(model["loaded_fraction"])
+    return f"{model['weights']} ({loaded} of the backbone parameters loaded)"
 
 
 def _describe_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
     if probe is None:
         return {}
-    views = "each image, also in a mirror" if probe["flipped"] else "each image"
+    views = ["image"]
+    if probe["flipped"]:
+        views.append("horizontal flip")
     if probe["num_crops"]:
-        views += f", and {probe['num_crops']} part{'s' if probe['num_crops'] > 1 else ''} of it"
-    then = "" if probe["probe_only"] else "; what fine-tuning begins with and must beat"
-    said = {"probe": f"a head fitted to what the frozen backbone says of {views}{then}"}
-    if tail := probe["last_stage"]:
-        groups = " and ".join(reversed(tail["groups"]))
-        rates = " and ".join(f"{rate:.2g}" for rate in reversed(tail["lr"].values()))
-        said["deeper"] = (
-            f"then {groups} at rates of {rates}, {tail['epochs']} passes over kept maps of what "
-            f"lies before them ({tail['activations_gb']:.2g} GB)"
+        views.append(format_count(probe["num_crops"], "crop"))
+    role = "" if probe["probe_only"] else "; baseline and initial head for fine-tuning"
+    rows = {"probe": f"linear probe on frozen features ({_join(views)}){role}"}
+    if last_stage := probe["last_stage"]:
+        groups = _join(list(reversed(last_stage["groups"])))
+        rates = _join([format_scientific(lr) for lr in reversed(last_stage["lr"].values())])
+        rows["last stage"] = (
+            f"{groups} at learning rates {rates}, "
+            f"{format_count(last_stage['epochs'], 'epoch')} on cached activations "
+            f"({format_bytes(1e9 * last_stage['activations_gb'])})"
         )
-    return said
+    return rows
 
 
-def describe_probe_result(result: Mapping[str, Any]) -> list[str]:
-    """Return what the frozen backbone came to, and from how many answers."""
-    known = result["images"] - result["num_images_computed"]
-    lines = [
-        f"The probe took {_format_duration(result['seconds'])} for {result['images']} images"
-        f"{f', {known} of them known from before' if known else ''}: "
-        f"{result['cross_validated_accuracy']:.4f} of the training images come out right when left out "
-        f"(penalty {result['penalty']:.1g})."
-    ]
-    alone = result["head_metrics"]["accuracy"]
-    if result["last_stage_epochs"]:
-        lines.append(
-            f"The last layers, after pass {result['last_stage_epochs']} over the kept maps: "
-            f"{result['metrics']['accuracy']:.4f} of the validation images come out right, "
-            f"{alone:.4f} with the head alone."
-        )
-    elif result["last_stage_epochs"] is not None:
-        lines.append(
-            f"No pass over the kept maps beat the head alone ({alone:.4f} of the validation "
-            f"images): the last layers stay as they were."
-        )
-    return lines
-
-
-def _describe_training(plan: Mapping[str, Any], devices: str) -> dict[str, str]:
-    training = plan["training"]
-    how = f"{training['precision']} on {devices}"
-    if plan["probe"] and plan["probe"]["probe_only"]:
-        then = ""
-        if plan["probe"]["last_stage"]:
-            optimizer, schedule = training["optimizer"], training["lr_schedule"]
-            then = f", then {optimizer}, {schedule}, batches of {training['batch_size']}"
-        return {"training": f"logistic regression until nothing improves{then}, {how}"}
+def _describe_training(plan: Mapping[str, Any]) -> dict[str, str]:
+    training, probe = plan["training"], plan["probe"]
+    world_size = training["world_size"]
+    devices = training["accelerator"] + (f" x {world_size}" if world_size > 1 else "")
+    hardware = f"{training['precision']} on {devices}"
+    if probe and probe["probe_only"]:
+        stages = ["logistic regression (L-BFGS)"]
+        if probe["last_stage"]:
+            stages.append(
+                f"{training['optimizer']}, {training['lr_schedule']} schedule, batch size "
+                f"{training['batch_size']}"
+            )
+        return {"training": f"{', then '.join(stages)}, {hardware}"}
     return {
-        "training": f"{training['epochs']} epochs of {training['steps_per_epoch']} x "
-        f"{training['batch_size']} images, {training['optimizer']}, {training['lr_schedule']}, "
-        f"{how}",
-        "pixels": _describe_pixel_cache(plan["cache"]),
+        "training": f"{format_count(training['epochs'], 'epoch')} of "
+        f"{format_count(training['steps_per_epoch'], 'step')}, batch size "
+        f"{training['batch_size']}, {training['optimizer']}, {training['lr_schedule']} schedule, "
+        f"{hardware}",
+        "pixel cache": _describe_pixel_cache(plan["cache"]),
         "augment": _describe_augmentation(training),
     }
 
 
+def _describe_pixel_cache(cache: Mapping[str, Any]) -> str:
+    if cache["folder"] is None:
+        return f"none, images are decoded in every epoch ({cache['disabled_reason']})"
+    side = cache["shorter_side_px"]
+    form = "preprocessed" if side is None else f"shorter side {side} px"
+    size = format_bytes(1e9 * cache["total_gb"])
+    reused = "" if cache["new_gb"] else " (already cached)"
+    return f"{form}, {size}{reused} in {cache['folder']}"
+
+
 def _describe_augmentation(training: Mapping[str, Any]) -> str:
-    """Say what happens to training images, and to which of them something else."""
-    rare: list[str] = training["rare_classes"]
+    rare: Sequence[str] = training["rare_classes"]
     if not rare:
         return str(training["augment"])
     names = ", ".join(rare) if len(rare) <= _MAX_NAMED_CLASSES else f"{len(rare)} rare classes"
@@ -129,44 +150,46 @@ def _describe_augmentation(training: Mapping[str, Any]) -> str:
 
 
 def _describe_imbalance(plan: Mapping[str, Any]) -> str:
-    """Say what is done about classes of unequal size, and where."""
+    """Return the strategy, and the sampler, class weights, loss and head step that it sets."""
     training, probe = plan["training"], plan["probe"]
-    said = []
+    parts = []
     if training["sampler"] != "uniform":
-        said.append(f"images by {training['sampler']}")
-        num_images = plan["data"]["images"]["train"]
-        if training["images_per_epoch"] != num_images:
-            said[-1] += f", {training['images_per_epoch']} of {num_images} an epoch"
+        num_images = plan["data"]["num_images"]["train"]
+        epoch_size = (
+            f" ({training['images_per_epoch']:,} of {num_images:,} images per epoch)"
+            if training["images_per_epoch"] != num_images
+            else ""
+        )
+        parts.append(f"sampler {training['sampler']}{epoch_size}")
     if training["class_weights"] != "none":
-        said.append(f"class weights {training['class_weights']}")
-        if training["class_weights_start_epoch"] > 1:
-            said[-1] += f" from epoch {training['class_weights_start_epoch']} on"
+        start = training["class_weights_start_epoch"]
+        since = f" from epoch {start}" if start > 1 else ""
+        parts.append(f"class weights {training['class_weights']}{since}")
     if training["loss"] != "cross_entropy":
-        said.append(f"loss {training['loss']}")
-        if probe is not None and probe["loss"] != training["loss"]:
-            said[-1] += f" (the probe: {probe['loss']})"
+        is_other = probe is not None and probe["loss"] != training["loss"]
+        probe_loss = f" (probe: {probe['loss']})" if is_other else ""
+        parts.append(f"loss {training['loss']}{probe_loss}")
     if training["head_rebalancing"] != "none":
-        said.append(_HEAD_STEP_DESCRIPTIONS[training["head_rebalancing"]])
-    return ": ".join(filter(None, (training["imbalance"], "; ".join(said))))
+        parts.append(_HEAD_REBALANCING_DESCRIPTIONS[training["head_rebalancing"]])
+    return ": ".join(filter(None, (training["imbalance"], "; ".join(parts))))
 
 
 def _describe_cost(cost: Mapping[str, Any]) -> dict[str, str]:
-    """Say what memory and time a run will take."""
     memory = cost["memory_gb"]
-    parts = ("parameters", "gradients", "optimizer", "activations")
-    free = "" if memory["free"] is None else f"; {memory['free']:.3g} GB are free"
+    names = ("parameters", "gradients", "optimizer", "activations")
+    parts = ", ".join(f"{name} {format_bytes(1e9 * memory[name])}" for name in names)
+    free = "" if memory["free"] is None else f"; {format_bytes(1e9 * memory['free'])} free"
     phases = [
-        f"{_format_duration(phase['seconds'])} for {_format_epochs(phase)} at "
+        f"{_format_epochs(phase)} {format_duration(phase['seconds'])} at "
         f"{phase['images_per_second']:.3g} images/s"
         for phase in cost["phases"]
     ]
     if cost["cache_fill_seconds"] >= 1:
-        phases.insert(0, f"{_format_duration(cost['cache_fill_seconds'])} to decode")
+        phases.insert(0, f"filling the pixel cache {format_duration(cost['cache_fill_seconds'])}")
     return {
-        "memory": f"{memory['total']:.2g} GB in each process for {cost['micro_batch_size']} images ("
-        + ", ".join(f"{memory[part]:.2g} {part}" for part in parts)
-        + f"){free}",
-        "time": f"about {_format_duration(cost['seconds'])}: {', '.join(phases)}",
+        "memory": f"{format_bytes(1e9 * memory['total'])} per process at "
+        f"{format_count(cost['micro_batch_size'], 'image')} per step ({parts}){free}",
+        "time": f"about {format_duration(cost['seconds'])}: {', '.join(phases)}",
     }
 
 
@@ -175,7 +198,7 @@ def _format_epochs(phase: Mapping[str, Any]) -> str:
     return f"epoch {first}" if first == last else f"epochs {first}-{last}"
 
 
-def _format_duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def _join(names: Sequence[str]) -> str:
+    """Return names with commas and a final "and"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

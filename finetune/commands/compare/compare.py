@@ -1,4 +1,4 @@
-"""Probe several backbones on the same images, to choose one before anything is fine-tuned."""
+"""Compare backbones by a linear probe on the same images, to choose one before fine-tuning."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune.builders import build_training, get_micro_batch_size, measure_full_finetuning_bytes
-from finetune.commands.compare.comparison import (
+from finetune.commands.compare.checks import check_compare, check_single_process
+from finetune.commands.compare.result import (
     BackboneFailure,
     BackboneResult,
     CompareResult,
     sort_by_score,
 )
-from finetune.commands.compare.validate import check_compare, check_single_process
 from finetune.commands.fit.prepare import load_run_data
 from finetune.commands.prepare_data import resolve_data_path
 from finetune.config.load import diff_from_defaults, replace_values
@@ -36,6 +36,7 @@ from finetune.system.hardware import (
     release_memory,
 )
 from finetune.types import Reporter
+from finetune.units import format_count, format_duration
 
 
 def compare(
@@ -46,22 +47,25 @@ def compare(
     csv: Path | None = None,
     reporter: Reporter | None = None,
 ) -> CompareResult:
-    """Return what the probe of each backbone is worth on the same images, and what each costs.
+    """Compute the probe metrics and the cost of each backbone on the same images.
 
     Images, split, preprocessing and precision are those of ``fit`` with the same config, and the
-    answers of the backbones stay in the store, where ``fit`` finds them.
+    features stay in the feature cache, where ``fit`` finds them.
 
     Args:
-        config: As for ``fit``; only keys that a probe depends on may be set.
-        backbones: timm names, googlenet or alexnet.
-        weights: "hub", or a folder that holds a file for each, see ``find_weights``.
-        csv: A file to write, too; whole or not at all.
-        reporter: Told of everything.
+        config: Config as for ``fit``; only keys that a probe depends on may be set.
+        backbones: timm names, googlenet or alexnet; duplicates are ignored.
+        weights: "hub", or a folder with one file per backbone, see ``find_weights``.
+        csv: CSV file to write as well, atomically; None for none.
+        reporter: Receiver of progress and notes.
+
+    Returns:
+        The backbones, best first. A backbone that fails once the work has begun is listed in
+        ``CompareResult.failures`` instead of raising.
 
     Raises:
-        FinetuneError: Anything that the user can mend. What goes wrong with one backbone after the
-            work has begun stands in the result instead.
-        KeyboardInterrupt: It was asked to stop; what was computed stays in the store.
+        FinetuneError: Invalid arguments, data or weights; the message names the remedy.
+        KeyboardInterrupt: Stop requested; computed features stay in the cache.
     """
     reporter = reporter or Reporter()
     start = time.monotonic()
@@ -69,18 +73,22 @@ def compare(
     names = list(dict.fromkeys(backbones))
     check_compare(config, names, weights=weights, csv=csv)
     path = resolve_data_path(config)
-    asked = {key: value for key, value in diff_from_defaults(config).items() if key != "data.path"}
+    settings = {
+        key: value for key, value in diff_from_defaults(config).items() if key != "data.path"
+    }
     with signals.allow_interrupts():
         sources = _resolve_sources(names, weights, config.model.kwargs)
         config, data = load_run_data(config, reporter)
         manifest = data.manifest
         try:
-            rows, failed = _probe_all(config, manifest, sources, reporter)
+            rows, failures = _probe_all(config, manifest, sources, reporter)
         except KeyboardInterrupt:
-            reporter.note("Stopped. What was computed is kept; the same command goes on with it.")
+            reporter.note(
+                "Stopped. Computed features are cached; rerun the same command to continue."
+            )
             raise
     seconds = time.monotonic() - start
-    result = CompareResult(path, sort_by_score(rows), tuple(failed), asked, seconds)
+    result = CompareResult(path, sort_by_score(rows), tuple(failures), settings, seconds)
     if csv is not None:
         write_text(csv, result.to_csv())
     return result
@@ -89,37 +97,37 @@ def compare(
 def _resolve_sources(
     names: Sequence[str], weights: str, kwargs: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Return for each backbone what ``--weights`` of ``fit`` takes; nothing is read yet.
+    """Return backbone to the value of ``--weights`` of ``fit``, without reading any weights.
 
     Raises:
-        ModelError: Names every backbone that cannot be compared, and why.
+        ModelError: Some backbones cannot be compared; the message lists each with its reason.
     """
     sources: dict[str, str] = {}
-    mistakes: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for name in names:
         try:
             check_backbone_name(name)
             sources[name] = _resolve_source(name, weights)
             _check_head(name, kwargs)
         except FinetuneError as error:
-            mistakes[name] = str(error)
-    if mistakes:
-        if len(mistakes) == 1:
-            raise ModelError(next(iter(mistakes.values())))
-        lines = "".join(f"\n  {name}: {reason}" for name, reason in mistakes.items())
-        raise ModelError(f"{len(mistakes)} of {len(names)} backbones cannot be compared:{lines}")
+            reasons[name] = str(error)
+    if reasons:
+        if len(reasons) == 1:
+            raise ModelError(next(iter(reasons.values())))
+        lines = "".join(f"\n  {name}: {reason}" for name, reason in reasons.items())
+        raise ModelError(f"{len(reasons)} of {len(names)} backbones cannot be compared:{lines}")
     return sources
 
 
 def _resolve_source(name: str, weights: str) -> str:
     if weights != "hub":
         return str(find_weights(Path(weights).expanduser().resolve(), name))
-    found = find_hub_weights(name)
-    if found is None:
+    hub_weights = find_hub_weights(name)
+    if hub_weights is None:
         raise ModelError(
-            f"timm has no weights for '{name}'. Leave it out, or name a folder with --weights."
+            f"timm has no weights for '{name}'. Leave it out, or give a folder with --weights."
         )
-    check_cached_or_reachable(found, name)
+    check_cached_or_reachable(hub_weights, name)
     return "hub"
 
 
@@ -127,31 +135,31 @@ def _check_head(name: str, kwargs: Mapping[str, Any]) -> None:
     network = create_meta_network(name, kwargs=kwargs)
     if network is not None and find_linear_head(network) is None:
         raise ModelError(
-            f"'{name}' has a classifier that is not one linear layer, which a probe cannot fit. "
-            f"Leave it out."
+            f"'{name}' has a classifier that is not a single linear layer, so a linear probe "
+            f"cannot be fitted. Leave it out."
         )
 
 
 def _probe_all(
     config: Config, manifest: Manifest, sources: Mapping[str, str], reporter: Reporter
 ) -> tuple[list[BackboneResult], list[BackboneFailure]]:
-    """Return what came of each backbone, one after the other; only one is in memory at a time."""
+    """Return the results and failures of the backbones; only one is in memory at a time."""
     rows: list[BackboneResult] = []
-    failed: list[BackboneFailure] = []
+    failures: list[BackboneFailure] = []
     for number, (name, weights) in enumerate(sources.items(), start=1):
-        where = f"{number} of {len(sources)}  {name}"
+        prefix = f"[{number}/{len(sources)}] {name}"
         try:
             row = _probe_backbone(config, manifest, name, weights, reporter)
-        except Exception as error:  # timm's networks and torch raise what they like
-            failed.append(_build_failure(name, error))
+        except Exception as error:  # timm networks and torch raise errors of any type
+            failures.append(_build_failure(name, error))
             reporter.finish()
-            reporter.warn(f"{where} failed: {failed[-1].reason}")
+            reporter.warn(f"{prefix} failed: {failures[-1].reason}")
         else:
             rows.append(row)
-            reporter.note(f"{where}: {_describe_result(row)}")
-        # outside of the handler, which keeps the tensors of what failed
+            reporter.note(f"{prefix}: {_describe_result(row)}")
+        # after the handler, whose traceback keeps the tensors of the failed backbone alive
         release_memory()
-    return rows, failed
+    return rows, failures
 
 
 def _probe_backbone(
@@ -159,11 +167,11 @@ def _probe_backbone(
 ) -> BackboneResult:
     start = time.monotonic()
     training = build_training(_build_probe_config(config, name, weights), manifest)
-    assert training.probe is not None, "asked for"
+    assert training.probe is not None, "requested by _build_probe_config"
     classifier, trainer = training.module.classifier, training.config.trainer
     device = get_process_device(trainer.accelerator, 0)
-    found = fit_probe(classifier, training.probe, device=device, rendezvous=None, reporter=reporter)
-    assert found is not None, "alone"
+    probe = fit_probe(classifier, training.probe, device=device, rendezvous=None, reporter=reporter)
+    assert probe is not None, "this is the only process"
     spec = training.network.spec
     network = classifier.network.eval()
     return BackboneResult(
@@ -178,16 +186,16 @@ def _probe_backbone(
         training_bytes=measure_full_finetuning_bytes(training),
         batch_size=get_micro_batch_size(training),
         monitor=trainer.monitor,
-        metrics=found.metrics,
-        is_correct=found.is_correct,
-        num_images=found.num_images,
-        num_computed=found.num_computed,
+        metrics=probe.metrics,
+        is_correct=probe.is_correct,
+        num_images=probe.num_images,
+        num_computed=probe.num_computed,
         seconds=time.monotonic() - start,
     )
 
 
 def _build_probe_config(config: Config, name: str, weights: str) -> Config:
-    """Return the config of a run on one backbone that is its probe and nothing else."""
+    """Return the config of a run that only fits a linear probe to one backbone."""
     return replace_values(
         config,
         {
@@ -202,11 +210,12 @@ def _build_probe_config(config: Config, name: str, weights: str) -> Config:
 
 
 def _describe_result(row: BackboneResult) -> str:
-    known = row.num_images - row.num_computed
+    duration = format_duration(row.seconds)
+    num_cached = row.num_images - row.num_computed
     if not row.num_computed:
-        return f"all {known} images known from before, {row.seconds:.0f} s"
-    before = f", {known} known from before" if known else ""
-    return f"{row.num_computed} images asked about{before}, {row.seconds:.0f} s"
+        return f"features of {format_count(num_cached, 'image')} from the cache, {duration}"
+    cached = f", {num_cached:,} from the cache" if num_cached else ""
+    return f"features of {format_count(row.num_computed, 'image')} computed{cached}, {duration}"
 
 
 def _build_failure(name: str, error: Exception) -> BackboneFailure:

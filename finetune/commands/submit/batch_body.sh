@@ -1,30 +1,31 @@
-# --- the same from here on in every batch script; kept in finetune/commands/batch_body.sh ---------
-# What the environment of sbatch may set:
-#   RUN=FOLDER          where the run goes, and goes on when the job begins again
-#   FINETUNE="…"        how finetune is called, as in "apptainer exec --nv image.sif finetune"
-#   LOCAL_DISK=FOLDER   a disk of the node itself [$SLURM_TMPDIR, else /tmp/<user>]; decoded images
-#                       are kept there, or in FINETUNE_CACHE
-#   STAGE=1             copy the folder DATA to that disk of each node first. It pays where files
-#                       are read in every epoch (data.cache=off): kept pixels are there already.
-#                       Weights are read once by each process, and stay where they are
-#   HF_HUB_OFFLINE=0    where compute nodes reach the internet; elsewhere weights have to be there
+# --- common body of all batch scripts; kept in finetune/commands/submit/batch_body.sh -------------
+# Environment variables that sbatch may pass:
+#   RUN=FOLDER          run folder; a requeued job resumes the run in it
+#   FINETUNE="…"        command that runs finetune, e.g. "apptainer exec --nv image.sif finetune"
+#   LOCAL_DISK=FOLDER   local disk of the node [$SLURM_TMPDIR, else /tmp/<user>], for the pixel
+#                       cache unless FINETUNE_CACHE is set
+#   STAGE=1             first copy the folder DATA to the local disk of each node. Useful if files
+#                       are read in every epoch (data.cache=off): cached pixels are local anyway.
+#                       Weights are read once per process, from where they are
+#   HF_HUB_OFFLINE=0    for compute nodes with internet access; otherwise download the weights
 #                       before: finetune fetch BACKBONE
-#   MAX_RESTARTS=20     how often the job may begin again
-#   REQUEUE_ON_CRASH=1  begin again after a crash too, but not where that would not mend it: wrong
-#                       options, images, weights or run folder (codes 2 to 5), or no such command
+#   MAX_RESTARTS=20     maximum number of requeues
+#   REQUEUE_ON_CRASH=1  also requeue after a crash, unless a restart cannot help: wrong options,
+#                       images, weights or run folder (exit codes 2 to 5), or command not found
 set -euo pipefail
 
-# sent to the tasks, but scancel --full sends it here too. Not so SIGTERM, which scancel sends here:
-# a script that outlives it would put a job that was cancelled back into the queue
+# USR1 is sent to the tasks, but scancel --full also sends it to this script. SIGTERM, which scancel
+# sends to this script, is not trapped: a script that survives it would requeue a cancelled job
 trap : USR1
 
 say() { printf '[%(%F %T)T] job %s: %s\n' -1 "$job" "$*" >&2; }
 
-# The signal before the time limit may come a minute early, when Python is not there to handle it:
-# it would end the task. Held back here, it waits until finetune listens; where env is older than
-# coreutils 8.31 it is ignored until then. By itself srun takes neither the cores of a task from the
-# job, since 22.05, nor what is exported here after --export=NONE; and where WaitTime is configured
-# it would kill the first task, which measures and writes when the others have ended.
+# The signal before the time limit may arrive a minute early, before Python has installed its
+# handler: it would end the task. It is blocked here and stays pending until finetune unblocks it;
+# where env is older than coreutils 8.31, it is ignored until then. By default srun inherits neither
+# --cpus-per-task from the job (since 22.05) nor variables exported here after --export=NONE; and
+# where WaitTime is configured, it would kill the first task, which evaluates and writes the bundle
+# after the other tasks have ended.
 on_tasks() {
     srun --export=ALL --kill-on-bad-exit=1 --wait=0 \
         ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
@@ -46,38 +47,38 @@ unstage() {
     on_nodes "$remove" "$staged" || true
 }
 
-# A copy with the times of the files, by which kept pixels know them. It is removed when the job
-# ends or begins again, but not when it is cancelled or its node is lost.
+# File times are preserved: they are part of the keys of the pixel cache. The copy is removed when
+# the job ends or is requeued, but not when it is cancelled or its node fails.
 stage() {
-    [ -d "$1" ] || { say "STAGE=1 copies a folder, and DATA is '$1'."; exit 2; }
-    say "copies $1 to $staged on each node"
+    [ -d "$1" ] || { say "STAGE=1 needs a folder, but DATA is '$1'."; exit 2; }
+    say "copying $1 to $staged on each node"
     trap unstage EXIT
     # shellcheck disable=SC2016 # for the shell of each node
     on_nodes "$remove"'; mkdir -p "$1"; cp -RL --preserve=timestamps "$2/." "$1"' "$staged" "$1" ||
-        { say "cannot copy $1 to $staged; without STAGE=1 it is read where it is."; exit 6; }
+        { say "cannot copy $1 to $staged. Without STAGE=1, files are read from their own location."; exit 6; }
 }
 
-# Ends this script, unless the job may not or cannot begin again. A task of an array is named with
-# both of its numbers, since the first alone means the whole array.
-begin_again() {
+# Requeues the job and does not return, unless the job may not or cannot be requeued. An array task
+# is addressed by both of its numbers: the first alone would requeue the whole array.
+requeue() {
     if [ "$restarts" -ge "${MAX_RESTARTS:-20}" ]; then
-        say "$1; began again $restarts times, and MAX_RESTARTS allows no more. $again"
+        say "$1; not requeued: $restarts restarts, MAX_RESTARTS reached. $again"
         return
     fi
-    say "$1; begins again"
+    say "$1; requeueing"
     unstage
     scontrol requeue "$job" && sleep 60
-    say "scontrol could not requeue it. $again"
+    say "scontrol could not requeue the job. $again"
 }
 
-job=${SLURM_JOB_ID:?is not set: this is a batch script, see its head}
+job=${SLURM_JOB_ID:?is not set: submit this script with sbatch, see its header}
 [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 restarts=${SLURM_RESTART_COUNT:-0}
 run=$(realpath -m -- "$run")
 mkdir -p -- "${run%/*}"
-again=${again:-Submitted once more with RUN=$run it goes on.}
+again=${again:-Submit it again with RUN=$run to resume the run.}
 finetune=()
-eval "finetune=(${FINETUNE:-finetune})" # words, quoted as for a shell
+eval "finetune=(${FINETUNE:-finetune})" # words with shell quoting
 disk=${LOCAL_DISK:-${SLURM_TMPDIR:-/tmp/$(id -un)}}
 if [ "${STAGE:-0}" = 1 ]; then
     staged=$disk/finetune-job-$SLURM_JOB_ID
@@ -85,7 +86,7 @@ if [ "${STAGE:-0}" = 1 ]; then
     set -- "$staged" "${@:2}"
 fi
 
-export FINETUNE_REQUEUE_FILE=$run.requeue # beside the run, which begins in an empty folder
+export FINETUNE_REQUEUE_FILE=$run.requeue # next to the run folder, which must be empty at the start
 export FINETUNE_CACHE=${FINETUNE_CACHE:-$disk/finetune}
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
@@ -99,15 +100,15 @@ stopped=0
 [ ! -e "$FINETUNE_REQUEUE_FILE" ] || stopped=1
 rm -f -- "$FINETUNE_REQUEUE_FILE"
 case $code in
-    [2-5] | 9 | 126 | 127) exit "$code" ;; # what starting anew would not mend, though srun then stops all
+    [2-5] | 9 | 126 | 127) exit "$code" ;; # a restart cannot help
 esac
 if [ "$stopped" = 1 ]; then
-    begin_again "stopped by a signal, and saved"
+    requeue "stopped by a signal and saved"
     exit 85
 fi
 case $code in
     0) ;;
-    138) begin_again "ended by SIGUSR1 where nobody listened" ;;
-    *) [ "${REQUEUE_ON_CRASH:-0}" = 0 ] || begin_again "ended with code $code" ;;
+    138) requeue "killed by SIGUSR1 before its handler was installed" ;;
+    *) [ "${REQUEUE_ON_CRASH:-0}" = 0 ] || requeue "ended with exit code $code" ;;
 esac
 exit "$code"

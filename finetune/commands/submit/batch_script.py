@@ -1,4 +1,4 @@
-"""Batch scripts of runs: what they ask SLURM for, and the part that is the same in all."""
+"""Batch scripts of runs: a header with the requested resources, and a common body."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ from pathlib import Path
 from finetune.errors import ConfigError
 
 BODY_FILE_NAME = "batch_body.sh"
-"""What every batch script ends with, the shipped ones in ``scripts/slurm`` too."""
+"""File of the common body, which the scripts in ``scripts/slurm`` end with, too."""
 
 _SIGNAL_LEAD_SECONDS = 120
 _TIME_FORMATS = (
@@ -26,17 +26,17 @@ _UNLIMITED = ("UNLIMITED", "INFINITE")
 
 @dataclass(frozen=True, slots=True)
 class JobResources:
-    """What a job asks for; None leaves it to the cluster.
+    """Resources that a job requests; None leaves a value to the cluster.
 
     Attributes:
-        nodes: Machines.
-        gpus_per_node: Each has a process of its own.
-        tasks_per_node: Processes of a machine where they have no GPUs.
-        cpus_per_task: Cores of a process.
-        partition: Queue.
-        time: Limit, as sbatch takes it.
-        account: Who pays.
-        extra_options: Further options of sbatch, as they are.
+        nodes: Number of nodes.
+        gpus_per_node: GPUs per node, with one process each.
+        tasks_per_node: Processes per node without GPUs.
+        cpus_per_task: CPU cores per process.
+        partition: SLURM partition.
+        time: Time limit in a format of sbatch.
+        account: SLURM account to charge.
+        extra_options: Further options of sbatch, passed unchanged.
     """
 
     nodes: int = 1
@@ -50,12 +50,17 @@ class JobResources:
 
     @property
     def processes_per_node(self) -> int:
-        """Processes of a machine."""
+        """Number of processes per node."""
         return self.gpus_per_node or self.tasks_per_node or 1
 
 
 def render_batch_script(fit_args: Sequence[str], job_resources: JobResources, run_dir: Path) -> str:
-    """Return a script: what it asks for, where the run goes, the words of fit, and the body.
+    """Return a batch script: requested resources, run folder, arguments of fit, and the body.
+
+    Args:
+        fit_args: Arguments of ``fit``, without the run folder.
+        job_resources: Resources of the job.
+        run_dir: Absolute path of the run folder.
 
     Raises:
         ConfigError: The time limit is malformed.
@@ -63,12 +68,12 @@ def render_batch_script(fit_args: Sequence[str], job_resources: JobResources, ru
     finetune = shlex.join([sys.executable, "-m", "finetune"])
     lines = [
         "#!/bin/bash",
-        "# Written by finetune submit. To submit it again, where the run goes on:",
+        "# Written by finetune submit. To submit it again and resume the run:",
         f"#   sbatch {shlex.quote(str(build_sibling_path(run_dir, '.sbatch')))}",
         *(f"#SBATCH {option}" for option in _build_sbatch_options(job_resources, run_dir)),
         "",
         f"run={shlex.quote(str(run_dir))}",
-        'again="Submitted once more it goes on."',
+        'again="Submit it again to resume the run."',
         f'[ -n "${{FINETUNE:-}}" ] || FINETUNE={shlex.quote(finetune)}',
         f"set -- {shlex.join(fit_args)}",
     ]
@@ -76,20 +81,20 @@ def render_batch_script(fit_args: Sequence[str], job_resources: JobResources, ru
 
 
 def read_body() -> str:
-    """Return what every batch script ends with."""
+    """Return the common body of the batch scripts."""
     return resources.files(__package__).joinpath(BODY_FILE_NAME).read_text(encoding="utf-8")
 
 
 def build_sibling_path(run_dir: Path, suffix: str) -> Path:
-    """Return the file beside a run folder that bears its name."""
+    """Return the path next to a run folder that has its name and a suffix."""
     return run_dir.with_name(run_dir.name + suffix)
 
 
 def _build_sbatch_options(job_resources: JobResources, run_dir: Path) -> Iterator[str]:
-    """Yield the options of sbatch; of two that are the same the later one holds."""
+    """Yield the options of sbatch; a later option overrides an earlier one of the same name."""
     log = str(build_sibling_path(run_dir, ".log")).replace("%", "%%")
-    # never --gpus-per-task: it hides the other GPUs of a machine from a process
-    given = {
+    # not --gpus-per-task: it would hide the other GPUs of the node from a process
+    options = {
         "job-name": run_dir.name,
         "chdir": str(Path.cwd()),
         "output": log,
@@ -102,32 +107,41 @@ def _build_sbatch_options(job_resources: JobResources, run_dir: Path) -> Iterato
         "account": job_resources.account,
         "signal": f"USR1@{_compute_signal_lead_seconds(job_resources.time)}",
     }
-    yield from (f"--{key}={_quote(value)}" for key, value in given.items() if value is not None)
+    yield from (f"--{key}={_quote(value)}" for key, value in options.items() if value is not None)
     yield from ("--open-mode=append", "--requeue")
     yield from job_resources.extra_options
 
 
 def _quote(value: object) -> str:
-    """Return a value as sbatch reads it back from a script."""
+    """Return a value quoted as sbatch parses it in a script."""
     text = str(value)
     escaped = re.sub(r'(["\\])', r"\\\1", text)
     return text if re.fullmatch(r"[\w./:@%,+-]+", text) else f'"{escaped}"'
 
 
 def _compute_signal_lead_seconds(time: str | None) -> int:
-    """Return how long before its limit a job is told to save; less where it is over soon."""
+    """Return the seconds before the time limit at which a job is signalled to save.
+
+    At most a quarter of the time limit.
+    """
     limit = None if time is None else _parse_time_limit(time)
     return _SIGNAL_LEAD_SECONDS if limit is None else min(_SIGNAL_LEAD_SECONDS, limit // 4)
 
 
 def _parse_time_limit(time: str) -> int | None:
-    """Return a time limit in seconds, None without a limit."""
+    """Return a time limit in seconds; None for no limit.
+
+    Raises:
+        ConfigError: The time limit is malformed.
+    """
     if time.upper() in _UNLIMITED:
         return None
     match = _TIME_PATTERN.fullmatch(time)
     if match is None:
-        raise ConfigError(f"--time {time}: give {_TIME_FORMATS}, as in 4:00:00 for four hours.")
-    part = {name: int(text or 0) for name, text in match.groupdict().items()}
-    minutes = (part["days"] * 24 + part["hours"] + part["h"]) * 60
-    minutes += part["minutes"] + part["m"] + part["only"]
-    return minutes * 60 + part["seconds"] + part["s"] or None
+        raise ConfigError(
+            f"--time {time}: invalid time limit. Give {_TIME_FORMATS}, for example 4:00:00."
+        )
+    parts = {name: int(text or 0) for name, text in match.groupdict().items()}
+    minutes = (parts["days"] * 24 + parts["hours"] + parts["h"]) * 60
+    minutes += parts["minutes"] + parts["m"] + parts["only"]
+    return minutes * 60 + parts["seconds"] + parts["s"] or None

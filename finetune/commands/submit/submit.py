@@ -1,7 +1,7 @@
-"""Put a run into the queue of a SLURM cluster.
+"""Submission of a run to a SLURM cluster.
 
-The script is a plain one for ``sbatch``, to be read, kept and submitted again: a library such as
-submitit would pickle the call and bring a handling of signals of its own.
+The job is a plain script for ``sbatch`` that can be read, kept and submitted again; a library such
+as submitit would pickle the call and install its own signal handling.
 """
 
 import shutil
@@ -32,48 +32,53 @@ _SUBMIT_OPTIONS = {
     "--time": "--time",
     "--account": "--account",
 }
-"""Options of sbatch that what is checked here depends on, and those of submit in their place."""
+"""Options of sbatch that the checks here depend on, to the option of submit that replaces each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A run that is in the queue, or could be.
+    """Batch job of a run, submitted unless it is a dry run.
 
     Attributes:
-        job_id: SLURM's number; None after a dry run.
-        run_dir: Where the run goes.
-        script: The batch script.
-        log: What the job prints.
-        text: Of the script.
+        job_id: SLURM job ID; None for a dry run.
+        run_dir: Run folder.
+        script: Path of the batch script.
+        log: Path of the job's output.
+        script_text: Text of the batch script.
     """
 
     job_id: str | None
     run_dir: Path
     script: Path
     log: Path
-    text: str
+    script_text: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        paths = {name: str(getattr(self, name)) for name in ("run_dir", "script", "log")}
-        return {"job_id": self.job_id, **paths, "text": self.text}
+        """Return JSON values."""
+        return {
+            "job_id": self.job_id,
+            "run_dir": str(self.run_dir),
+            "script": str(self.script),
+            "log": str(self.log),
+            "script_text": self.script_text,
+        }
 
 
 def submit(
     config: Config, fit_args: Sequence[str], job_resources: JobResources, *, dry_run: bool = False
 ) -> Submission:
-    """Write the batch script of a run beside its folder, and submit it.
+    """Write the batch script of a run next to its run folder, and submit it.
 
     Args:
-        config: What ``fit_args`` come to; its path is known to exist.
-        fit_args: DATA, options and key=value of ``fit``, without the run folder.
-        job_resources: Of the cluster.
-        dry_run: Write and submit nothing.
+        config: Config that ``fit_args`` describe; its data path exists.
+        fit_args: DATA, options and KEY=VALUE of ``fit``, without the run folder.
+        job_resources: Resources of the job.
+        dry_run: Whether to write and submit nothing.
 
     Raises:
-        ConfigError: What is asked for contradicts itself, or sbatch refuses it or is not there.
-        ModelError: A file of weights is not there.
-        RunFolderError: The folder holds something else than a run, or its job is in the queue.
+        ConfigError: Contradicting settings, or sbatch is missing or rejects the job.
+        ModelError: The weights file does not exist.
+        RunFolderError: The run folder is not empty and not a run, or its job is already queued.
         StorageError: The script cannot be written.
     """
     _check_request(config, job_resources)
@@ -90,58 +95,58 @@ def submit(
 
 
 def _check_request(config: Config, job_resources: JobResources) -> None:
-    """Raise where the run or its job could only fail."""
+    """Check for settings with which the job or the run would fail."""
     if job_resources.gpus_per_node and job_resources.tasks_per_node not in (
         None,
         job_resources.gpus_per_node,
     ):
         raise ConfigError(
-            f"--tasks-per-node {job_resources.tasks_per_node} and --gpus-per-node {job_resources.gpus_per_node} "
-            f"differ: a process has one GPU. Leave --tasks-per-node out."
+            f"--tasks-per-node {job_resources.tasks_per_node} and --gpus-per-node "
+            f"{job_resources.gpus_per_node} differ: each process uses one GPU. Leave out "
+            f"--tasks-per-node."
         )
     for option in job_resources.extra_options:
         if not option.startswith("-") or not option.isprintable():
             raise ConfigError(
-                f"--sbatch {option!r} is no option of sbatch. Write it as --sbatch=--mem=64G."
+                f"--sbatch {option!r} is not an option of sbatch. Example: --sbatch=--mem=64G"
             )
         own = _SUBMIT_OPTIONS.get(option.partition("=")[0])
         if own is not None:
-            raise ConfigError(f"--sbatch={option}: say that with submit's own {own}.")
+            raise ConfigError(f"--sbatch={option} cannot be used: use the option {own} of submit.")
     _check_processes(config, job_resources)
     weights = config.model.weights
     if weights not in ("hub", "random") and not Path(weights).expanduser().exists():
         raise ModelError(
-            f"The weights {weights} do not exist. Give a file or folder, 'hub' or 'random'."
+            f"The weights {weights} do not exist. Give a file, a folder, 'hub' or 'random'."
         )
 
 
 def _check_processes(config: Config, job_resources: JobResources) -> None:
     trainer, per_node = config.trainer, job_resources.processes_per_node
-    for key, value, wanted in (
+    for key, value, expected in (
         ("devices", trainer.devices, per_node),
         ("num_nodes", trainer.num_nodes, job_resources.nodes),
     ):
-        if value not in ("auto", wanted):
+        if value not in ("auto", expected):
             raise ConfigError(
-                f"trainer.{key} is {value}, but the job asks for {job_resources.nodes} nodes with "
-                f"{per_node} processes each. Leave it out: it comes from --nodes and "
+                f"trainer.{key}={value} contradicts the job, which has {job_resources.nodes} nodes "
+                f"with {per_node} processes each. Leave it out: it follows from --nodes and "
                 f"--gpus-per-node or --tasks-per-node."
             )
     processes = job_resources.nodes * per_node
-    shards = processes * (
-        1 if trainer.accumulate_grad_batches == "auto" else trainer.accumulate_grad_batches
-    )
-    if trainer.batch_size != "auto" and trainer.batch_size % shards:
+    accumulate = trainer.accumulate_grad_batches
+    divisor = processes * (1 if accumulate == "auto" else accumulate)
+    if trainer.batch_size != "auto" and trainer.batch_size % divisor:
         raise ConfigError(
-            f"trainer.batch_size={trainer.batch_size} does not divide by {processes} processes "
-            f"({job_resources.nodes} nodes with {per_node} each) times trainer.accumulate_grad_batches="
-            f"{trainer.accumulate_grad_batches}. Take a multiple of {shards}."
+            f"trainer.batch_size={trainer.batch_size} is not divisible by {processes} processes "
+            f"({job_resources.nodes} nodes with {per_node} each) times "
+            f"trainer.accumulate_grad_batches={accumulate}. Use a multiple of {divisor}."
         )
 
 
 def _resolve_run_dir(config: Config) -> Path:
-    """Return the run folder by its whole path; a run may be there already."""
-    assert config.data.path is not None, "checked before"
+    """Return the absolute path of the run folder, which may hold a run to resume."""
+    assert config.data.path is not None, "checked by build_run_config"
     data = Path(config.data.path).expanduser()
     name = run_folder.build_default_name(config.model.backbone, data)
     run_dir = Path(config.output or Path("runs") / name).expanduser().absolute()
@@ -153,44 +158,48 @@ def _resolve_run_dir(config: Config) -> Path:
 def _check_sbatch() -> None:
     if shutil.which("sbatch") is None:
         raise ConfigError(
-            "There is no sbatch on this machine. Submit from a login node of the cluster, or see "
-            "the script with --dry-run."
+            "sbatch was not found on this machine. Submit from a login node of the cluster, or "
+            "print the script with --dry-run."
         )
 
 
 def _check_queue(script: Path) -> None:
-    """Raise where a job of the same run is in the queue: both would train in one folder.
+    """Check that no job of the same run is queued: both would train in one folder.
 
     Raises:
-        RunFolderError: Names the job.
+        RunFolderError: There is such a job.
     """
     if shutil.which("squeue") is None:
         return
-    # %o is the script of a job
-    done = subprocess.run(
+    # %o is the path of the batch script
+    process = subprocess.run(
         ["squeue", "--me", "--noheader", "--format=%i %o"],
         capture_output=True,
         text=True,
         check=False,
     )
-    for line in done.stdout.splitlines():
-        job, _, command = line.strip().partition(" ")
+    for line in process.stdout.splitlines():
+        job_id, _, command = line.strip().partition(" ")
         if command == str(script):
             raise RunFolderError(
-                f"Job {job} of this run is in the queue already. Wait for it, cancel it with "
-                f"scancel {job}, or choose another --output."
+                f"Job {job_id} of this run is already queued. Wait for it, cancel it with "
+                f"scancel {job_id}, or choose another --output."
             )
 
 
 def _run_sbatch(script: Path) -> str:
-    """Return the number of the job."""
-    done = subprocess.run(
+    """Submit a script, and return the job ID.
+
+    Raises:
+        ConfigError: sbatch rejects the job; the message quotes its errors.
+    """
+    process = subprocess.run(
         ["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False
     )
-    if done.returncode != 0:
-        lines = [line.removeprefix("sbatch: error: ") for line in done.stderr.splitlines()]
+    if process.returncode != 0:
+        lines = [line.removeprefix("sbatch: error: ") for line in process.stderr.splitlines()]
         raise ConfigError(
-            f"sbatch refuses the job: {'; '.join(filter(None, lines))}. Mend the options of "
-            f"finetune submit, or {script} and submit it with sbatch."
+            f"sbatch rejected the job: {'; '.join(filter(None, lines))}. Change the options of "
+            f"finetune submit, or edit {script} and submit it with sbatch."
         )
-    return done.stdout.strip().partition(";")[0]
+    return process.stdout.strip().partition(";")[0]

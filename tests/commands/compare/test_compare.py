@@ -12,7 +12,7 @@ import torch
 
 import finetune
 from finetune.commands.compare.compare import compare
-from finetune.commands.compare.comparison import BackboneResult
+from finetune.commands.compare.result import BackboneResult
 from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.distributed import signals
@@ -114,7 +114,7 @@ def test_the_fit_that_follows_asks_nothing_and_finds_the_same(
         assert (row.num_images, row.num_computed) == (30, 30)
         watcher = fitted(config, row, tmp_path / row.backbone, unfreeze__name="linear_probe")
         (probe,) = watcher.probes
-        assert (probe["images"], probe["num_images_computed"]) == (30, 0)
+        assert (probe["num_images"], probe["num_images_computed"]) == (30, 0)
         for name, value in row.metrics.items():
             assert probe["metrics"][name] == pytest.approx(value, abs=1e-6)
         assert row.metrics["accuracy"] == pytest.approx(row.is_correct.mean())
@@ -142,7 +142,7 @@ def test_what_a_backbone_costs_is_what_the_plan_of_a_fit_says(animals: Path, she
             "unfreeze.name": "all",
         }
         plan = finetune.plan_fit(config_of(animals, **assignments))
-        assert row.num_parameters == plan["model"]["parameters"]
+        assert row.num_parameters == plan["model"]["num_parameters"]
         assert row.image_size == 64
         assert row.training_bytes is not None
         assert round(row.training_bytes / 1e9, 3) == plan["cost"]["memory_gb"]["total"]
@@ -211,7 +211,7 @@ def test_what_fails_in_the_work_is_a_row_with_its_reason_and_the_rest_goes_on(
     assert (failed.backbone, failed.exit_code) == ("test_convnext", 4)
     assert str(shelf / "test_convnext.pth") in failed.reason
     assert watcher.warnings == [f"1 of 3  test_convnext failed: {failed.reason}"]
-    assert result.to_json()["failed"][0]["reason"] == failed.reason
+    assert result.to_json()["failures"][0]["reason"] == failed.reason
     lines = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
     assert [line["backbone"] for line in lines] == [r.backbone for r in result.rows] + [
         "test_convnext"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune.commands.compare.comparison import (
+from finetune.commands.compare.result import (
     BackboneFailure,
     BackboneResult,
     CompareResult,

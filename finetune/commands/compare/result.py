@@ -1,4 +1,4 @@
-"""What a comparison of backbones comes to: sorted rows, what failed, and what of it is chance."""
+"""Result of a comparison of backbones: sorted rows, failures and significance tests."""
 
 import csv
 import io
@@ -11,38 +11,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.commands.compare.imagenet_reference import find_imagenet_error_rates
 from finetune.evaluation.significance import (
     apply_holm_correction,
     compute_mcnemar_p_value,
     compute_wilson_interval,
 )
-from finetune.models.imagenet_reference import find_imagenet_error_rates
 
 SIGNIFICANCE_LEVEL = 0.05
-"""Differences that chance makes less often than this count as more than chance."""
+"""Differences with a smaller p-value count as significant."""
 
-_SCORE_NAMES = {"macro_f1": "macro F1", "balanced_accuracy": "balanced accuracy"}
+_METRIC_NAMES = {"macro_f1": "macro F1", "balanced_accuracy": "balanced accuracy"}
 
 
 @dataclass(frozen=True, slots=True)
 class BackboneResult:
-    """A backbone, what it costs and what its probe is worth.
+    """Cost and probe metrics of one backbone.
 
     Attributes:
         backbone: timm name.
-        weights: What ``--weights`` of ``fit`` takes: "hub", or a file or folder.
+        weights: Value for ``--weights`` of ``fit``: "hub", or a file or folder.
         image_size: Side of the input in pixels.
-        num_parameters: With the new classifier.
-        num_macs: Multiply-adds of one image.
-        images_per_second: Answered for in eval mode on this machine, without reading.
-        training_bytes: Memory of a training step of every layer; None where it does not fit.
-        batch_size: Of that step.
-        monitor: The metric that ``fit`` would choose its best epoch by.
-        metrics: Of the validation images, by name.
-        is_correct: Whether each validation image comes out right, shape (N,).
-        num_images: Of training and validation.
-        num_computed: Of these, those that the backbone had to be asked about.
-        seconds: All of it.
+        num_parameters: Number of parameters, including the new classifier.
+        num_macs: Multiply-accumulate operations of one forward pass on one image.
+        images_per_second: Inference throughput on this machine, without reading images.
+        training_bytes: Memory of a training step of all layers; None if it does not fit.
+        batch_size: Micro-batch size of that training step.
+        monitor: Metric by which ``fit`` would choose its best epoch.
+        metrics: Metric name to value on the validation images.
+        is_correct: Whether each validation image is classified correctly, bool, shape (N,).
+        num_images: Number of training and validation images.
+        num_computed: Number of these whose features were computed, not read from the cache.
+        seconds: Total duration.
     """
 
     backbone: str
@@ -62,18 +62,18 @@ class BackboneResult:
 
     @property
     def accuracy_interval(self) -> tuple[float, float]:
-        """The 95% confidence interval of the accuracy."""
+        """95% confidence interval of the accuracy (Wilson score)."""
         return compute_wilson_interval(int(self.is_correct.sum()), len(self.is_correct))
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return JSON values."""
         published = find_imagenet_error_rates(self.backbone)
         num_bytes = self.training_bytes
         return {
             "backbone": self.backbone,
             "weights": self.weights,
             "image_size": self.image_size,
-            "parameters": self.num_parameters,
+            "num_parameters": self.num_parameters,
             "gmacs": round(self.num_macs / 1e9, 4),
             "images_per_second": round(self.images_per_second, 2),
             "training_memory_gb": None if num_bytes is None else round(num_bytes / 1e9, 3),
@@ -81,7 +81,7 @@ class BackboneResult:
             "accuracy_interval": list(self.accuracy_interval),
             "imagenet_top1_error": None if published is None else published.top1,
             "imagenet_top5_error": None if published is None else published.top5,
-            "images": self.num_images,
+            "num_images": self.num_images,
             "num_images_computed": self.num_computed,
             "seconds": round(self.seconds, 3),
         }
@@ -93,8 +93,8 @@ class BackboneFailure:
 
     Attributes:
         backbone: timm name.
-        reason: What went wrong, and what to do.
-        exit_code: Of what went wrong.
+        reason: Error message, with the remedy if there is one.
+        exit_code: Exit code of the error.
     """
 
     backbone: str
@@ -104,14 +104,14 @@ class BackboneFailure:
 
 @dataclass(frozen=True, slots=True)
 class CompareResult:
-    """Backbones, the best first, and those that failed.
+    """Compared backbones, best first, and those that failed.
 
     Attributes:
-        data: The images as they were named.
-        rows: One a backbone.
-        failures: One a backbone that could not be compared.
-        settings: Dotted key to value of what was asked for besides.
-        seconds: All of it.
+        data: Data path as given.
+        rows: One entry per backbone.
+        failures: One entry per backbone that could not be compared.
+        settings: Dotted config key to value of the settings that differ from the defaults.
+        seconds: Total duration.
     """
 
     data: Path
@@ -122,12 +122,12 @@ class CompareResult:
 
     @property
     def monitor(self) -> str | None:
-        """The metric that they are sorted by; None where all failed."""
+        """Metric by which the rows are sorted; None if all failed."""
         return self.rows[0].monitor if self.rows else None
 
     @property
     def p_values(self) -> list[float | None]:
-        """How probable it is that chance alone tells each row from the first; None for that."""
+        """McNemar p-value of each row against the first, Holm-corrected; None for the first."""
         if not self.rows:
             return []
         first, *others = (row.is_correct for row in self.rows)
@@ -137,7 +137,7 @@ class CompareResult:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return JSON values."""
         rows = [
             {**row.to_json(), "p_value_vs_best": p_value}
             for row, p_value in zip(self.rows, self.p_values, strict=True)
@@ -148,17 +148,19 @@ class CompareResult:
             "num_val_images": len(self.rows[0].is_correct) if self.rows else 0,
             "training_memory_micro_batch_size": self.rows[0].batch_size if self.rows else None,
             "backbones": rows,
-            "failed": [{"backbone": one.backbone, "reason": one.reason} for one in self.failures],
-            "verdict": summarize_significance(self),
-            "next": self.next_command,
+            "failures": [
+                {"backbone": failure.backbone, "reason": failure.reason}
+                for failure in self.failures
+            ],
+            "significance_summary": summarize_significance(self),
+            "next_command": self.next_command,
             "seconds": round(self.seconds, 3),
         }
 
     def to_csv(self) -> str:
-        """Return a line a backbone under a head, those that failed last with the reason."""
+        """Return CSV text with one line per backbone; failures come last, with their reason."""
         text = io.StringIO()
-        names = [*_get_metric_names(self.rows)]
-        fields = [*_LEADING_COLUMNS, *names, *_TRAILING_COLUMNS, "failed"]
+        fields = [*_LEADING_COLUMNS, *_get_metric_names(self.rows), *_TRAILING_COLUMNS, "error"]
         writer = csv.DictWriter(text, fields, lineterminator="\n")
         writer.writeheader()
         for row, p_value in zip(self.rows, self.p_values, strict=True):
@@ -166,77 +168,77 @@ class CompareResult:
             values = {**row.to_json(), **row.metrics, "p_value_vs_best": p_value}
             values |= {"accuracy_low": low, "accuracy_high": high}
             writer.writerow({name: values.get(name) for name in fields})
-        for one in self.failures:
-            writer.writerow({"backbone": one.backbone, "failed": one.reason})
+        for failure in self.failures:
+            writer.writerow({"backbone": failure.backbone, "error": failure.reason})
         return text.getvalue()
 
     @property
     def next_command(self) -> list[str]:
-        """The command line that fine-tunes the best backbone; none where all failed."""
+        """Command line that fine-tunes the best backbone; empty if all failed."""
         if not self.rows:
             return []
         best = self.rows[0]
         weights = [] if best.weights == "hub" else ["--weights", best.weights]
         settings = [f"{key}={_format_override(value)}" for key, value in self.settings.items()]
-        words = ["finetune", "fit", str(self.data), "--backbone", best.backbone]
-        return [*words, *weights, *settings]
+        command = ["finetune", "fit", str(self.data), "--backbone", best.backbone]
+        return [*command, *weights, *settings]
 
 
 _LEADING_COLUMNS = (
-    "backbone", "weights", "image_size", "parameters", "gmacs", "images_per_second",
+    "backbone", "weights", "image_size", "num_parameters", "gmacs", "images_per_second",
     "training_memory_gb",
 )  # fmt: skip
 _TRAILING_COLUMNS = (
     "accuracy_low", "accuracy_high", "p_value_vs_best", "imagenet_top1_error",
-    "imagenet_top5_error", "images", "num_images_computed", "seconds",
+    "imagenet_top5_error", "num_images", "num_images_computed", "seconds",
 )  # fmt: skip
 
 
 def sort_by_score(rows: Sequence[BackboneResult]) -> tuple[BackboneResult, ...]:
-    """Return the rows by their score, and of equal ones the cheaper first."""
+    """Return the rows sorted by their monitored metric, best first; ties by fewer MACs."""
 
-    def place(row: BackboneResult) -> tuple[float, int]:
+    def get_sort_key(row: BackboneResult) -> tuple[float, int]:
         score = row.metrics[row.monitor]
         return score if row.monitor == "loss" else -score, row.num_macs
 
-    return tuple(sorted(rows, key=place))
+    return tuple(sorted(rows, key=get_sort_key))
 
 
 def summarize_significance(result: CompareResult) -> str:
-    """Say in words which differences may be chance; "" where there is nothing to compare."""
+    """Return sentences on the significance of the differences; "" with fewer than two rows."""
     if len(result.rows) < 2:
         return ""
     best = result.rows[0]
     others = list(zip(result.rows[1:], result.p_values[1:], strict=True))
-    alike = [row for row, p_value in others if p_value is None or p_value >= SIGNIFICANCE_LEVEL]
-    apart = [row for row, _ in others if row not in alike]
-    fewer = [row for row in apart if row.is_correct.sum() < best.is_correct.sum()]
-    more = [row for row in apart if row not in fewer]
-    count = len(best.is_correct)
-    said = []
-    if alike:
-        do = "does" if len(alike) == 1 else "do"
-        said.append(
-            f"{_join_names(alike)} {do} not differ from {best.backbone} by more than chance on these "
-            f"{count} images."
+    similar = [row for row, p_value in others if p_value is None or p_value >= SIGNIFICANCE_LEVEL]
+    different = [row for row, _ in others if row not in similar]
+    fewer = [row for row in different if row.is_correct.sum() < best.is_correct.sum()]
+    more = [row for row in different if row not in fewer]
+    level = f"p < {SIGNIFICANCE_LEVEL:g}"
+    num_images = f"{len(best.is_correct)} validation images"
+    sentences = []
+    if similar:
+        verb = "does" if len(similar) == 1 else "do"
+        sentences.append(
+            f"{_join_names(similar)} {verb} not differ significantly from {best.backbone} on the "
+            f"{num_images}."
         )
-        cheapest = min([best, *alike], key=lambda row: row.num_macs)
+        cheapest = min([best, *similar], key=lambda row: row.num_macs)
         if cheapest is not best:
-            of_them = "of the two" if len(alike) == 1 else "of these"
-            said.append(f"The cheapest {of_them} is {cheapest.backbone}.")
+            sentences.append(f"The cheapest of these is {cheapest.backbone}.")
     if fewer:
-        said.append(
-            f"{best.backbone} gets more of the {count} images right than {_join_names(fewer)}, by more "
-            f"than chance."
+        sentences.append(
+            f"{best.backbone} classifies significantly more of the {num_images} correctly than "
+            f"{_join_names(fewer)} ({level})."
         )
     if more:
-        has = "has" if len(more) == 1 else "have"
-        name = _SCORE_NAMES.get(best.monitor, best.monitor)
-        said.append(
-            f"{_join_names(more)} {has} more of the {count} images right than {best.backbone}, by more "
-            f"than chance, but a worse {name}."
+        verb = "classifies" if len(more) == 1 else "classify"
+        metric = _METRIC_NAMES.get(best.monitor, best.monitor)
+        sentences.append(
+            f"{_join_names(more)} {verb} significantly more of the {num_images} correctly than "
+            f"{best.backbone} ({level}), but with a worse {metric}."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _join_names(rows: Sequence[BackboneResult]) -> str:
@@ -249,5 +251,5 @@ def _get_metric_names(rows: Sequence[BackboneResult]) -> list[str]:
 
 
 def _format_override(value: Any) -> str:
-    """Return a value as YAML reads it back on the command line."""
+    """Return a value in the form in which KEY=VALUE parses it back."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,47 @@
+"""Readable forms of durations, fractions, sizes and counts, used in every message."""
+
+_BYTE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in seconds, minutes or hours, as in ``45 s``, ``12 min`` and ``2.5 h``."""
+    if seconds < 1:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def format_percent(fraction: float, *, decimals: int = 1) -> str:
+    """Return a fraction in [0, 1] as a percentage, as in ``87.4%``."""
+    return f"{fraction:.{decimals}%}"
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Return a size in the largest decimal unit that it fills, as in ``360 kB`` and ``1.2 GB``."""
+    value, unit = float(num_bytes), _BYTE_UNITS[0]
+    for unit in _BYTE_UNITS:
+        # 999.5 and more would be rounded to 1000
+        if value < 999.5 or unit == _BYTE_UNITS[-1]:
+            break
+        value /= 1000
+    is_whole = value >= 9.95 or unit == "bytes"
+    return f"{value:.0f} {unit}" if is_whole else f"{value:.1f} {unit}"
+
+
+def format_count(count: int, noun: str = "") -> str:
+    """Return a number with its noun in the plural where it is not 1, as in ``1,200 images``."""
+    if not noun:
+        return f"{count:,}"
+    plural = f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
+def format_millions(count: int) -> str:
+    """Return a number in full below a million, else in millions, as in ``11.2 M``."""
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
+
+
+def format_scientific(value: float, *, digits: int = 2) -> str:
+    """Return a number in a few significant digits without padded exponents, as in ``1e-6``."""
+    return f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e+")

@@ -1,4 +1,4 @@
-"""The further processes of a run on this machine, where no launcher has started them."""
+"""Local launcher: starts the other processes of a run on this node, without torchrun or srun."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from finetune.distributed import signals
 from finetune.distributed.launch import JOIN_COMMAND, LaunchInfo
-from finetune.distributed.rendezvous import Rendezvous, propagate_failures
+from finetune.distributed.rendezvous import Rendezvous
 from finetune.distributed.signals import REQUEUE_FILE_VARIABLE, STOP_SIGNALS, StopRequest
 from finetune.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, TrainingError
 from finetune.system.hardware import count_available_cores
@@ -29,41 +29,43 @@ _EXIT_CODE_SIGNALS = {INTERRUPTED_EXIT_CODE: signal.SIGINT, PREEMPTED_EXIT_CODE:
 def launch_local_workers(
     run_dir: Path, *, num_workers: int, timeout: timedelta
 ) -> Iterator[Rendezvous]:
-    """Start ``num_workers`` further processes of a run, meet them, and see them end.
+    """Start worker processes that join a run, yield their rendezvous, and wait for their end.
 
     Args:
-        run_dir: The run folder, which they are told to join.
-        num_workers: Beside this process, which is rank 0.
-        timeout: How long one may give no sign of life.
+        run_dir: Run folder that the workers join.
+        num_workers: Number of processes besides this one, which is rank 0.
+        timeout: Time without heartbeats after which a process counts as lost.
 
     Raises:
-        TrainingError: One of them failed although this one ended well.
+        TrainingError: A worker failed, even if this process succeeded.
     """
+    world_size = num_workers + 1
     store = TCPStore(
-        "127.0.0.1", 0, num_workers + 1, is_master=True, timeout=timeout, wait_for_workers=False
+        "127.0.0.1", 0, world_size, is_master=True, timeout=timeout, wait_for_workers=False
     )
-    launch = LaunchInfo(
-        0, num_workers + 1, 0, num_workers + 1, 0, "127.0.0.1", store.port, "environment"
-    )
-    children = [_start_worker(launch, rank, run_dir) for rank in range(1, num_workers + 1)]
-    patience, threads = 0.0, torch.get_num_threads()
+    launch = LaunchInfo(0, world_size, 0, world_size, 0, "127.0.0.1", store.port, "environment")
+    workers = [_start_worker(launch, rank, run_dir) for rank in range(1, world_size)]
+    grace_seconds, num_threads = 0.0, torch.get_num_threads()
     try:
-        torch.set_num_threads(_compute_num_threads(launch.world_size))
-        met = Rendezvous(
-            launch, lambda: store, timeout=timeout, health_check=lambda: _check_children(children)
+        torch.set_num_threads(_compute_num_threads(world_size))
+        rendezvous = Rendezvous(
+            launch,
+            timeout=timeout,
+            connect=lambda: store,
+            health_check=lambda: _check_workers(workers),
         )
-        with propagate_failures(met):
-            yield met
-            met.depart()  # what comes now is done by this process alone
-        if any(codes := [_wait_for_exit_code(child) for child in children]):
-            raise _explain_exit_codes(codes)
+        with rendezvous:
+            yield rendezvous
+            rendezvous.depart()  # the rest is the work of this process alone
+        if any(exit_codes := [_wait_for_exit_code(worker) for worker in workers]):
+            raise _explain_exit_codes(exit_codes)
     except StopRequest:
-        patience = _STOP_GRACE_SECONDS  # they save, and stop too
+        grace_seconds = _STOP_GRACE_SECONDS  # the workers save and stop, too
         raise
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(num_threads)
         with signals.defer():
-            _kill_children(children, patience)
+            _kill_workers(workers, grace_seconds)
 
 
 def _start_worker(launch: LaunchInfo, rank: int, run_dir: Path) -> subprocess.Popen[bytes]:
@@ -75,11 +77,12 @@ def _start_worker(launch: LaunchInfo, rank: int, run_dir: Path) -> subprocess.Po
         "MASTER_ADDR": launch.master_addr,
         "MASTER_PORT": launch.master_port,
     }
+    # rank 0 alone requests the requeueing
     inherited = {name: value for name, value in os.environ.items() if name != REQUEUE_FILE_VARIABLE}
     return subprocess.Popen(
         [sys.executable, "-m", "finetune", JOIN_COMMAND, str(run_dir)],
         env={
-            **inherited,  # rank 0 alone asks to be started again
+            **inherited,
             "OMP_NUM_THREADS": str(_compute_num_threads(launch.world_size)),
             **{name: str(value) for name, value in variables.items()},
         },
@@ -88,44 +91,49 @@ def _start_worker(launch: LaunchInfo, rank: int, run_dir: Path) -> subprocess.Po
 
 
 def _compute_num_threads(world_size: int) -> int:
-    """Return how many a process may have, so that those of all do not outnumber the cores."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() else max(1, count_available_cores() // world_size)
+    """Return the threads of a process: OMP_NUM_THREADS, or its part of the available cores."""
+    requested = os.environ.get("OMP_NUM_THREADS", "")
+    if requested.isdecimal():
+        return int(requested)
+    return max(1, count_available_cores() // world_size)
 
 
-def _wait_for_exit_code(child: subprocess.Popen[bytes]) -> int:
-    """Return what a process exits with, which has nothing more to do."""
+def _wait_for_exit_code(worker: subprocess.Popen[bytes]) -> int:
+    """Wait for a worker that has finished its work, and return its exit code."""
     try:
-        return child.wait(_EXIT_TIMEOUT_SECONDS)
+        return worker.wait(_EXIT_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise TrainingError(
-            f"A process of the run (pid {child.pid}) did not end within {_EXIT_TIMEOUT_SECONDS} s of the "
-            f"others. The last checkpoint is whole; go on with --resume."
+            f"A worker process of the run (pid {worker.pid}) did not exit within "
+            f"{_EXIT_TIMEOUT_SECONDS} s after the end of the training. The last checkpoint is "
+            f"complete; resume with --resume."
         ) from error
 
 
-def _check_children(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Raise if a process has ended that should wait for the others."""
-    codes = [code for child in children if (code := child.poll()) is not None]
-    if codes:
-        raise _explain_exit_codes(codes)
+def _check_workers(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Raise if a worker has ended that should wait for the other ranks."""
+    exit_codes = [code for worker in workers if (code := worker.poll()) is not None]
+    if exit_codes:
+        raise _explain_exit_codes(exit_codes)
 
 
-def _explain_exit_codes(codes: Sequence[int]) -> StopRequest | TrainingError:
-    """Return what the exit codes of processes mean for this one."""
-    for code in codes:
-        # one that was asked to stop before it had met the others could tell nobody
+def _explain_exit_codes(exit_codes: Sequence[int]) -> StopRequest | TrainingError:
+    """Return the error of this process for the exit codes of its workers."""
+    for code in exit_codes:
+        # a worker that received a stop signal before the rendezvous could not publish it
         signum = _EXIT_CODE_SIGNALS.get(code, -code)
         if signum in STOP_SIGNALS:
             return StopRequest(signum)
-    said = ", ".join(map(str, codes))
-    return TrainingError(f"Processes of the run ended with codes {said}; see their messages.")
+    codes = ", ".join(map(str, exit_codes))
+    return TrainingError(
+        f"Worker processes of the run ended with exit codes {codes}; see their messages."
+    )
 
 
-def _kill_children(children: Sequence[subprocess.Popen[bytes]], grace_seconds: float) -> None:
+def _kill_workers(workers: Sequence[subprocess.Popen[bytes]], grace_seconds: float) -> None:
     end = time.monotonic() + grace_seconds
-    while time.monotonic() < end and any(child.poll() is None for child in children):
+    while time.monotonic() < end and any(worker.poll() is None for worker in workers):
         time.sleep(0.05)
-    for child in children:
-        child.kill()
-        child.wait()
+    for worker in workers:
+        worker.kill()
+        worker.wait()

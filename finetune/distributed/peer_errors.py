@@ -1,4 +1,4 @@
-"""What the loss of another process looks like from here, and what is said of it."""
+"""Errors of failed and lost peers, and detection of a lost peer behind an error of the backend."""
 
 import re
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ _PEER_LOSS_ERRORS = (dist.DistStoreError, dist.DistNetworkError)
 
 
 class PeerFailedError(TrainingError):
-    """Another process failed, and has said why.
+    """Another process of the run failed and published its error.
 
     Args:
-        from_rank: Which.
-        message: What it said.
-        exit_code: What it exits with, and this one too.
+        rank: Rank of that process.
+        message: First line of its error message.
+        exit_code: Its exit code, which this process uses too.
     """
 
     def __init__(self, rank: int, message: str, *, exit_code: int) -> None:
@@ -37,18 +37,18 @@ class PeerFailedError(TrainingError):
 
 
 class PeerLostError(TrainingError):
-    """Another process is gone, and has not said why."""
+    """Another process of the run ended or is unreachable, and published no error."""
 
 
 def explain_peer_loss(error: BaseException) -> TrainingError | None:
-    """Return the end of another process behind the error of a collective, or None."""
+    """Return the readable error if the error of a collective means a lost peer, else None."""
     if isinstance(error, _PEER_LOSS_ERRORS) or (
         isinstance(error, RuntimeError) and _PEER_LOSS_PATTERN.search(str(error))
     ):
         return PeerLostError(
-            "Another process of the run ended before its time, or the network between machines is "
-            "cut; its own message says why, and none means that it was killed, as for want of "
-            "memory. Go on with --resume."
+            "Another process of the run ended unexpectedly, or the network between nodes failed. "
+            "See the message of that process; without one it was killed, for example because "
+            "memory ran out. Resume with --resume."
         )
     return None
 
@@ -56,28 +56,33 @@ def explain_peer_loss(error: BaseException) -> TrainingError | None:
 def explain_missing_heartbeat(
     rank: int, launch: LaunchInfo, timeout: timedelta, *, has_started: bool
 ) -> TrainingError:
-    """Return what it means that a rank gives no sign of life, or was never heard of."""
+    """Return the readable error for a rank without heartbeats, or one that never started."""
     seconds = timeout.total_seconds()
     if has_started:
         return TrainingError(
-            f"Rank {rank} ended, or gives no sign of life for {seconds:.0f} s. Its own message "
-            f"says why; none means that it was killed, or the network cut."
+            f"Rank {rank} ended or has sent no heartbeat for {seconds:.0f} s. See its own message; "
+            f"without one it was killed, or the network failed."
         )
     return TrainingError(
         f"Rank {rank} of {launch.world_size} did not start within {seconds:.0f} s. Start all "
-        f"processes together; a slow machine needs more trainer.collective_timeout_seconds."
+        f"processes together; slow nodes need a larger trainer.collective_timeout_seconds."
     )
 
 
 @contextmanager
 def translate_peer_errors() -> Iterator[None]:
-    """Say in words that another process is gone; a stop that was asked for comes first."""
+    """Replace backend errors in the block by ``PeerLostError`` where a peer is lost.
+
+    Raises:
+        StopRequest: Instead, if this process has recorded a stop signal.
+        PeerLostError: A peer is lost.
+    """
     try:
         yield
     except RuntimeError as error:
-        explained = explain_peer_loss(error)
-        if explained is None:
+        peer_loss = explain_peer_loss(error)
+        if peer_loss is None:
             raise
-        if signals.get_pending_signal():
-            raise StopRequest(signals.get_pending_signal()) from error
-        raise explained from error
+        if signum := signals.get_pending_signal():
+            raise StopRequest(signum) from error
+        raise peer_loss from error

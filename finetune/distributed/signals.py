@@ -1,8 +1,8 @@
-"""What asks a process to stop: noted while it may not be interrupted, acted on where it may.
+"""Stop signals: recorded where interruption is unsafe, raised as ``StopRequest`` where it is safe.
 
-A scheduler says SIGTERM or SIGUSR1, a person presses Ctrl-C, a terminal that is closed says SIGHUP.
-``install_handlers`` is called before anything heavy is imported, since a signal that nobody handles ends the
-process there and then.
+Schedulers send SIGTERM or SIGUSR1, Ctrl-C sends SIGINT, a closing terminal sends SIGHUP.
+``install_handlers`` is called before the heavy imports, because the default action of an unhandled
+signal is to end the process at once.
 """
 
 import os
@@ -15,17 +15,17 @@ from types import FrameType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
-"""In ascending number, so that the largest of several is the most urgent."""
+"""In ascending order: the largest of several is the most urgent."""
 
 REQUEUE_FILE_VARIABLE = "FINETUNE_REQUEUE_FILE"
-"""Names the file that a preempted run writes for a batch script that puts it into the queue."""
+"""Environment variable with the file that a preempted run writes to request its requeueing."""
 
 
 class StopRequest(KeyboardInterrupt):
-    """Ends what a signal interrupts; kin to Ctrl-C, so that no library takes it for a failure.
+    """A stop signal; a ``KeyboardInterrupt``, so that libraries do not handle it as a failure.
 
     Args:
-        signum: What came.
+        signum: Number of the signal.
     """
 
     def __init__(self, signum: int) -> None:
@@ -39,30 +39,30 @@ _terminal_fds: list[int] = []
 
 
 def install_handlers() -> None:
-    """Note from now on what asks this process to stop, and go on."""
+    """Record stop signals from now on instead of ending the process."""
     global _is_deferred
     _register_handlers()
     _is_deferred = True
-    # a batch script may hold back what came before somebody listened
+    # a batch script may block signals until the handlers are installed
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def get_pending_signal() -> int:
-    """Return the number of the signal that has asked this process to stop, or 0."""
+    """Return the number of the recorded stop signal, or 0."""
     return 0 if _pending_signal is None else int(_pending_signal)
 
 
 @contextmanager
 def allow_interrupts() -> Iterator[None]:
-    """Raise ``StopRequest`` in the block when a signal comes, or has come before.
+    """Raise ``StopRequest`` in the block on a stop signal, or on entry if one is already recorded.
 
-    In another thread than the main one signals cannot be handled; there nothing changes.
+    Outside of the main thread, where Python cannot handle signals, this does nothing.
     """
     global _is_deferred, _pending_signal
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+    previous_handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
     was_deferred = _is_deferred
     _is_deferred = False
     _register_handlers()
@@ -71,15 +71,15 @@ def allow_interrupts() -> Iterator[None]:
         yield
     finally:
         _is_deferred, _pending_signal = was_deferred, None
-        for signum, handler in before.items():
+        for signum, handler in previous_handlers.items():
             signal.signal(signum, handler)
 
 
 @contextmanager
 def defer() -> Iterator[None]:
-    """Note signals in the block, which asks ``get_pending_signal`` where it can stop without loss.
+    """Record signals in the block, which polls ``get_pending_signal`` where it can stop safely.
 
-    A second Ctrl-C raises all the same.
+    A second Ctrl-C raises ``StopRequest`` nevertheless.
     """
     global _is_deferred
     was_deferred = _is_deferred
@@ -94,52 +94,52 @@ def defer() -> Iterator[None]:
 
 @contextmanager
 def block() -> Iterator[None]:
-    """Keep signals from the processes that this thread starts in the block, for good."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    """Block stop signals, permanently, in the processes that this thread starts in the block."""
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
 def ignore() -> None:
-    """Leave it to the process that started this one to stop."""
+    """Ignore stop signals from now on."""
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
 
 
 def _register_handlers() -> None:
-    _terminal_fds[:] = [stream for stream in (1, 2) if os.isatty(stream)]
+    _terminal_fds[:] = [fd for fd in (1, 2) if os.isatty(fd)]
     for signum in STOP_SIGNALS:
-        # a job in the background of a shell is not meant by Ctrl-C, nor one that nohup started by
-        # the end of the terminal; what else is ignored was so by a batch script, until somebody
-        # here would listen
-        mine = (signal.SIGINT, signal.SIGHUP)
-        if signum not in mine or signal.getsignal(signum) != signal.SIG_IGN:
+        # shells start background jobs with SIGINT ignored, nohup starts its command with SIGHUP
+        # ignored: keep these. Other signals are ignored by batch scripts only until this process
+        # installs its handlers.
+        keeps_ignored = signum in (signal.SIGINT, signal.SIGHUP)
+        if not keeps_ignored or signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, _handle_signal)
 
 
 def _handle_signal(signum: int, frame: FrameType | None) -> Any:
     global _pending_signal
     del frame
-    first = _pending_signal is None
+    is_first = _pending_signal is None
     _pending_signal = max(_pending_signal or signal.SIGHUP, signal.Signals(signum))
     if signum == signal.SIGHUP:
         _redirect_terminals()
-    # a further one must not break off what ends the process in good order, but for Ctrl-C
-    if (first and not _is_deferred) or (not first and signum == signal.SIGINT):
+    # further signals must not interrupt an orderly shutdown, except for a further Ctrl-C
+    if (is_first and not _is_deferred) or (not is_first and signum == signal.SIGINT):
         raise StopRequest(signum)
     if signum == signal.SIGINT and sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
-        # no library's stream may be written to from within a signal handler
-        os.write(2, b"\nstopping after this step; Ctrl-C once more: at once\n")
+        # buffered streams are not reentrant: write to the file descriptor
+        os.write(2, b"\nstopping after this step; press Ctrl-C again to stop immediately\n")
 
 
 def _redirect_terminals() -> None:
-    """Write no more to what is closed, which would be an error in the middle of anything."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in _terminal_fds:
-        os.dup2(nowhere, stream)
-    os.close(nowhere)
+    """Redirect streams of the closed terminal to /dev/null, since writing to it would raise."""
+    null_fd = os.open(os.devnull, os.O_WRONLY)
+    for terminal_fd in _terminal_fds:
+        os.dup2(null_fd, terminal_fd)
+    os.close(null_fd)
 
 
 def _raise_pending_signal() -> None:

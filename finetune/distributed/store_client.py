@@ -1,4 +1,7 @@
-"""A line to the store by which processes find each other, that never keeps who asks waiting."""
+"""TCPStore client that runs requests on a background thread.
+
+Callers can time out and still receive signals.
+"""
 
 import os
 import queue
@@ -6,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -19,144 +23,134 @@ from finetune.distributed.launch import LaunchInfo
 T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 2.0
-"""From one sign of life to the next."""
+"""Interval between two heartbeats."""
+
+
+def get_heartbeat_key(rank: int) -> str:
+    """Return the key of the counter that a rank increments at each heartbeat."""
+    return f"heartbeats/{rank}"
 
 
 class StoreClient:
-    """Asks the store on a thread of its own, and gives a sign of life between two questions.
+    """Store client with a thread of its own, which also sends heartbeats between requests.
 
-    A question to a machine that is frozen or cut off is never answered; whoever asks it here still
-    hears signals, and gives up after the timeout.
+    A request to a node that is frozen or cut off never returns; a caller still receives signals,
+    and gives up after the timeout.
 
     Args:
-        connect: Returns the store.
-        timeout: When to give up on an answer.
-        beat: The sign of life.
+        connect: Opens the store; called on the background thread.
+        rank: Rank whose heartbeats are sent.
+        timeout: Time limit of a request.
+        heartbeat_seconds: Interval between heartbeats.
     """
 
     def __init__(
         self,
         connect: Callable[[], Store],
         *,
+        rank: int,
         timeout: timedelta,
-        send_heartbeat: Callable[[Store], Any],
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self.timeout = timeout
-        self._requests: queue.SimpleQueue[tuple[Callable[[Store], Any], list[Any]] | None]
+        self.heartbeat_seconds = heartbeat_seconds
+        self._requests: queue.SimpleQueue[tuple[Callable[[Store], Any], Future[Any]] | None]
         self._requests = queue.SimpleQueue()
-        self._heartbeat_enabled = threading.Event()
-        self._heartbeat_enabled.set()
-        arguments = (connect, send_heartbeat, self._requests, self._heartbeat_enabled)
-        threading.Thread(target=_serve_requests, args=arguments, daemon=True).start()
+        self._is_sending = threading.Event()
+        self._is_sending.set()
+        arguments = (connect, get_heartbeat_key(rank))
+        threading.Thread(target=self._serve, args=arguments, daemon=True).start()
 
     def call(self, request: Callable[[Store], T], *, timeout_seconds: float | None = None) -> T:
-        """Return the store's answer.
+        """Run a request on the background thread and return its result.
 
         Args:
-            request: Is asked of it.
-            timeout_seconds: When to give up; None is the timeout.
+            request: Called with the store.
+            timeout_seconds: Time limit; None takes the client's timeout and one second.
 
         Raises:
-            RuntimeError: Torch's own kinds of it: the store is gone.
-            TimeoutError: It does not answer.
+            RuntimeError: The store is gone; torch's own subclasses of it.
+            TimeoutError: The store does not respond.
         """
-        answer: list[Any] = []
-        self._requests.put((request, answer))
-        end = time.monotonic() + (timeout_seconds or self.timeout.total_seconds() + 1)
-        pause = 0.001
-        while not answer:
-            if time.monotonic() > end:
-                raise TimeoutError
-            time.sleep(pause)
-            pause = min(2 * pause, 0.05)
-        if isinstance(answer[0], Exception):
-            raise answer[0]
-        found: T = answer[0]
-        return found
+        future: Future[T] = Future()
+        self._requests.put((request, future))
+        return future.result(timeout_seconds or self.timeout.total_seconds() + 1)
 
     @contextmanager
     def pause_heartbeat(self) -> Iterator[None]:
-        """Give no sign of life in the block, nor after an error.
+        """Send no heartbeats in the block, nor after an error in it.
 
-        One that is never answered would keep everybody else here from the store.
+        A heartbeat that is never answered would block all further requests of this process.
         """
-        self._heartbeat_enabled.clear()
+        self._is_sending.clear()
         yield
-        self._heartbeat_enabled.set()
+        self._is_sending.set()
 
     def close(self) -> None:
-        """Ask no more."""
+        """End the background thread after the requests that are already queued."""
         self._requests.put(None)
 
-
-def _serve_requests(
-    connect: Callable[[], Store],
-    send_heartbeat: Callable[[Store], Any],
-    requests: "queue.SimpleQueue[tuple[Callable[[Store], Any], list[Any]] | None]",
-    heartbeat_enabled: threading.Event,
-) -> None:
-    """Answer the questions until there are no more."""
-    store: Store | None = None
-    failure: Exception | None = None
-    try:
-        store = connect()
-        send_heartbeat(store)
-    except Exception as error:
-        failure = error
-    last = time.monotonic()
-    while True:
-        if (
-            time.monotonic() - last > HEARTBEAT_SECONDS
-            and store is not None
-            and heartbeat_enabled.is_set()
-        ):
-            with suppress(RuntimeError):  # who asks something finds out
-                send_heartbeat(store)
-            last = time.monotonic()
+    def _serve(self, connect: Callable[[], Store], heartbeat_key: str) -> None:
+        """Connect, then run requests and send heartbeats until the client is closed."""
         try:
-            asked = requests.get(timeout=HEARTBEAT_SECONDS)
-        except queue.Empty:
-            continue
-        if asked is None:
-            return
-        question, answer = asked
-        if failure is not None or store is None:
-            answer.append(failure)
-            continue
-        try:
-            answer.append(question(store))
+            store = connect()
+            store.add(heartbeat_key, 1)
         except Exception as error:
-            answer.append(error)
+            self._reject_all(error)
+            return
+        last_heartbeat = time.monotonic()
+        while True:
+            is_due = time.monotonic() - last_heartbeat > self.heartbeat_seconds
+            if is_due and self._is_sending.is_set():
+                with suppress(RuntimeError):  # the next request raises it
+                    store.add(heartbeat_key, 1)
+                last_heartbeat = time.monotonic()
+            try:
+                item = self._requests.get(timeout=self.heartbeat_seconds)
+            except queue.Empty:
+                continue
+            if item is None:
+                return
+            request, future = item
+            try:
+                future.set_result(request(store))
+            except Exception as error:
+                future.set_exception(error)
+
+    def _reject_all(self, error: Exception) -> None:
+        """Fail all requests with the error of the connection."""
+        while (item := self._requests.get()) is not None:
+            item[1].set_exception(error)
 
 
 def open_store(launch: LaunchInfo, timeout: timedelta) -> Store:
-    """Return the store of a launch, which rank 0 holds or torchrun's agent.
+    """Open the store of a launch, which rank 0 or torchrun's agent hosts.
 
     Raises:
-        RuntimeError: Torch's own kinds of it: it cannot be reached.
-        TimeoutError: Nobody listens; or the agent does, and rank 0 has not come.
+        RuntimeError: The store cannot be reached; torch's own subclasses of it.
+        TimeoutError: No process listens, or the agent does and rank 0 has not arrived.
     """
-    hosted = (
+    is_agent_store = (
         os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and launch.launcher == "torchrun"
     )
-    if launch.rank > 0 or hosted:
+    if launch.rank > 0 or is_agent_store:
         _wait_for_listener(launch.master_addr, launch.master_port, timeout)
     store = TCPStore(
         launch.master_addr,
         launch.master_port,
         launch.world_size,
-        is_master=launch.rank == 0 and not hosted,
+        is_master=launch.rank == 0 and not is_agent_store,
         timeout=timeout,
         wait_for_workers=False,
     )
-    return _open_attempt_store(launch, store, timeout) if hosted else store
+    return _open_attempt_store(launch, store, timeout) if is_agent_store else store
 
 
 def _wait_for_listener(address: str, port: int, timeout: timedelta) -> None:
-    """Wait until somebody listens; torch's own client would print pages of C++ if nobody does.
+    """Wait until a process listens; torch's own client would print pages of C++ traces otherwise.
 
     Raises:
-        TimeoutError: Nobody does.
+        TimeoutError: No process listens.
     """
     end = time.monotonic() + timeout.total_seconds()
     while True:
@@ -170,30 +164,35 @@ def _wait_for_listener(address: str, port: int, timeout: timedelta) -> None:
 
 
 def _open_attempt_store(launch: LaunchInfo, store: Store, timeout: timedelta) -> Store:
-    """Return a part of a store that outlives the processes, where nothing is left of earlier ones.
+    """Open the namespace of the present attempt, without keys of earlier attempts.
 
-    torchrun's agent keeps one store for all attempts, and numbers these on each machine in another
-    way. Rank 0 opens a part of its own; the others know it by its signs of life.
+    The store of torchrun's agent outlives the processes and serves all attempts, which each node
+    numbers differently. Rank 0 creates a new namespace; the other ranks recognise it by the
+    heartbeats of rank 0.
+
+    Raises:
+        TimeoutError: Rank 0 has not arrived.
     """
     if launch.rank == 0:
         name = uuid4().hex
-        store.set("finetune", name)
+        store.set("attempt", name)
         return PrefixStore(name, store)
     end = time.monotonic() + timeout.total_seconds()
     while time.monotonic() < end:
-        part = PrefixStore(store.get("finetune").decode(), store)
-        beats = part.add("beats/0", 0)
+        attempt_store = PrefixStore(store.get("attempt").decode(), store)
+        num_heartbeats = attempt_store.add(get_heartbeat_key(0), 0)
         time.sleep(1.5 * HEARTBEAT_SECONDS)
-        if part.add("beats/0", 0) > beats:
-            return part
-    raise TimeoutError("rank 0 has not come")
+        if attempt_store.add(get_heartbeat_key(0), 0) > num_heartbeats:
+            return attempt_store
+    raise TimeoutError("rank 0 has not arrived")
 
 
 def explain_connection_error(launch: LaunchInfo, error: Exception) -> str:
-    """Return what to do where ``open_store`` fails."""
-    what = "listen at" if launch.rank == 0 else "reach rank 0 at"
-    reason = str(error).partition("\n")[0][:200] or "no answer"
+    """Return the message for an error of ``open_store``."""
+    action = "listen at" if launch.rank == 0 else "reach rank 0 at"
+    reason = str(error).partition("\n")[0][:200] or "no response"
     return (
-        f"Cannot {what} {launch.master_addr}:{launch.master_port}: {reason}. Check that the name resolves on "
-        f"every machine and that the port is free and open (MASTER_ADDR, MASTER_PORT)."
+        f"Cannot {action} {launch.master_addr}:{launch.master_port}: {reason}. Check that the "
+        f"host name resolves on every node and that the port is free and open (MASTER_ADDR, "
+        f"MASTER_PORT)."
     )

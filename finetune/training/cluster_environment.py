@@ -1,4 +1,4 @@
-"""Tells Lightning which process of a run this is, in the place of its own guesses."""
+"""Cluster environment that passes the ranks of a launch to Lightning."""
 
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
@@ -6,10 +6,10 @@ from finetune.distributed.launch import LaunchInfo
 
 
 class LaunchEnvironment(ClusterEnvironment):
-    """Tells Lightning the ranks of a launch; it starts no process and asks no variable.
+    """Ranks of a launch, in place of Lightning's detection; starts no process, reads no variable.
 
     Args:
-        launch: This process; None stands alone, also in an allocation of SLURM.
+        launch: Rank of this process; None is a single process, also in an allocation of SLURM.
     """
 
     def __init__(self, launch: LaunchInfo | None) -> None:
@@ -18,42 +18,42 @@ class LaunchEnvironment(ClusterEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
-        """Return that every process is there already."""
+        """Return True: all processes exist already."""
         return True
 
     @property
     def main_address(self) -> str:
-        """Return the machine of rank 0."""
+        """Return the address of the node of rank 0."""
         return self.launch.master_addr
 
     @property
     def main_port(self) -> int:
-        """Return the port of rank 0."""
+        """Return the port on which rank 0 listens."""
         return self.launch.master_port
 
     @staticmethod
     def detect() -> bool:
-        """Return that Lightning must not choose this by itself."""
+        """Return False: Lightning must not select this environment by itself."""
         return False
 
     def world_size(self) -> int:
-        """Return the processes of all machines."""
+        """Return the number of processes on all nodes."""
         return self.launch.world_size
 
     def set_world_size(self, size: int) -> None:
-        """Leave it to the launch."""
+        """Do nothing: the launch defines the world size."""
 
     def global_rank(self) -> int:
-        """Return the rank over all machines."""
+        """Return the rank over all nodes."""
         return self.launch.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """Leave it to the launch; Lightning computes another where ranks go round the machines."""
+        """Do nothing: Lightning would compute a wrong rank where ranks alternate between nodes."""
 
     def local_rank(self) -> int:
-        """Return the rank on this machine."""
+        """Return the rank on this node."""
         return self.launch.local_rank
 
     def node_rank(self) -> int:
-        """Return the rank of this machine."""
+        """Return the rank of this node."""
         return self.launch.node_rank

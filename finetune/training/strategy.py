@@ -1,4 +1,4 @@
-"""How the processes of a run share the work: DDP, FSDP, or one alone."""
+"""Strategies of the trainer: DDP, FSDP, or a single process."""
 
 from datetime import timedelta
 from typing import Any
@@ -16,26 +16,26 @@ def choose_strategy(
     timeout: timedelta,
     broadcast_buffers: bool = True,
 ) -> Any:
-    """Return what Lightning's trainer takes as its strategy.
+    """Return the ``strategy`` argument of Lightning's trainer.
 
     Args:
-        name: "ddp" copies the network to every process, "fsdp" cuts it into shards.
+        name: "ddp" replicates the network in every process, "fsdp" shards it.
         accelerator: "cpu", "cuda" or "mps".
-        num_processes: Of all machines.
-        timeout: How long a process waits for another one.
-        broadcast_buffers: Whether training changes buffers, such as BatchNorm's statistics.
+        num_processes: Number of processes on all nodes.
+        timeout: Time limit of a collective.
+        broadcast_buffers: Whether training changes buffers, such as BatchNorm statistics.
     """
     backend = "nccl" if accelerator == "cuda" else "gloo"
     if name == "fsdp":
         return FSDPStrategy(
             process_group_backend=backend,
             timeout=timeout,
-            # autocast alone, as under DDP: Lightning's own choice would round buffers for good,
-            # such as BatchNorm's statistics
+            # autocast only, as under DDP: Lightning's default would also round buffers, such as
+            # BatchNorm statistics, permanently
             mixed_precision=MixedPrecision(),
-            # one file that every tool reads, in the place of a folder of shards
+            # a single file that every tool reads, instead of a folder of shards
             state_dict_type="full",
-            # the other ranks start from random weights
+            # only rank 0 has loaded the weights
             sync_module_states=True,
         )
     if num_processes == 1:
@@ -49,11 +49,11 @@ def choose_strategy(
 
 
 class BufferAwareDDPStrategy(DDPStrategy):
-    """DDP that sends rank 0's buffers before each forward pass only where training changes them.
+    """DDP that broadcasts buffers before each forward pass only if training changes them.
 
     Args:
-        broadcast_buffers: Whether it does, as BatchNorm in training mode.
-        more: As for ``DDPStrategy``.
+        broadcast_buffers: Whether training changes buffers, such as BatchNorm in training mode.
+        ddp_kwargs: Arguments of ``DDPStrategy``.
     """
 
     def __init__(self, *, broadcast_buffers: bool, **ddp_kwargs: Any) -> None:
@@ -61,7 +61,7 @@ class BufferAwareDDPStrategy(DDPStrategy):
         self.broadcast_buffers = broadcast_buffers
 
     def configure_ddp(self) -> None:
-        """Wrap the network; this sends parameters and buffers of rank 0 to all, once."""
+        """Wrap the network, which broadcasts the parameters and buffers of rank 0 once."""
         super().configure_ddp()
         assert isinstance(self.model, DistributedDataParallel)
         self.model.broadcast_buffers = self.broadcast_buffers

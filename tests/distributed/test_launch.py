@@ -1,4 +1,4 @@
-"""Which process of a run this is, from what torchrun, srun or an operator has set."""
+"""Launch detection from the environment of torchrun, srun or an operator."""
 
 import os
 
@@ -32,52 +32,53 @@ OPERATOR = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "pod-0", "MASTER_PORT
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clear_launch_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_RANK", "MASTER_", "SLURM_", "TORCHELASTIC_")
     for name in os.environ:
         if name.startswith(names):
             monkeypatch.delenv(name)
 
 
-def started_by(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> LaunchInfo | None:
+def detect_launch_with(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> LaunchInfo | None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     return detect_launch()
 
 
-OF_TORCHRUN = LaunchInfo(3, 4, 1, 2, 1, "n1", 29500, "torchrun")
-OF_SRUN = LaunchInfo(1, 4, 0, 2, 1, "gpu003", 15017, "srun")
+TORCHRUN_LAUNCH = LaunchInfo(3, 4, 1, 2, 1, "n1", 29500, "torchrun")
+SRUN_LAUNCH = LaunchInfo(1, 4, 0, 2, 1, "gpu003", 15017, "srun")
 
 
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
         ({}, None),
-        (TORCHRUN, OF_TORCHRUN),
-        ({**SRUN, **TORCHRUN}, OF_TORCHRUN),
+        (TORCHRUN, TORCHRUN_LAUNCH),
+        ({**SRUN, **TORCHRUN}, TORCHRUN_LAUNCH),
         ({**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0", "LOCAL_WORLD_SIZE": "1"},
          LaunchInfo(0, 1, 1, 1, 1, "n1", 29500, "torchrun")),
-        (SRUN, OF_SRUN),
-        ({**SRUN, "SLURM_JOB_NAME": "bash"}, OF_SRUN),
+        (SRUN, SRUN_LAUNCH),
+        ({**SRUN, "SLURM_JOB_NAME": "bash"}, SRUN_LAUNCH),
         ({**SRUN, "MASTER_ADDR": "here", "MASTER_PORT": "7"},
          LaunchInfo(1, 4, 0, 2, 1, "here", 7, "srun")),
-        # another step of the job, another job beside it: they must not meet
+        # another step of the job and another job on the node use other ports
         ({**SRUN, "SLURM_STEP_ID": "1"}, LaunchInfo(1, 4, 0, 2, 1, "gpu003", 16017, "srun")),
         ({**SRUN, "SLURM_JOB_ID": "18"}, LaunchInfo(1, 4, 0, 2, 1, "gpu003", 15018, "srun")),
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_STEP_NUM_NODES": "1"},
          LaunchInfo(1, 4, 0, 4, 1, "127.0.0.1", 15017, "srun")),
-        # the shell that salloc opens on a machine of the job is a step of one task
+        # the shell that salloc opens on a node of the job is a step of one task
         ({**SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "4294967290"}, None),
         ({"SLURM_JOB_ID": "17", "SLURM_NTASKS": "2"}, None),  # sbatch without srun
         (OPERATOR, LaunchInfo(1, 2, 0, 1, 1, "pod-0", 23456, "environment")),
         ({**OPERATOR, "WORLD_SIZE": "1", "RANK": "0"}, None),
     ],
 )  # fmt: skip
-def test_who_started_this_process(
+def test_detect_launch_environment_returns_launch_info(
     variables: dict[str, str], expected: LaunchInfo | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = started_by(monkeypatch, variables)
-    assert found == expected
+    assert detect_launch_with(monkeypatch, variables) == expected
     assert is_nonzero_rank() == (expected is not None and expected.rank > 0)
 
 
@@ -92,50 +93,52 @@ def test_who_started_this_process(
         ("a-b,c", "a-b"),
     ],
 )
-def test_the_first_machine_of_slurms_list(
+def test_detect_launch_slurm_node_list_takes_first_node(
     hosts: str, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launch = started_by(monkeypatch, {**SRUN, "SLURM_STEP_NODELIST": hosts})
+    launch = detect_launch_with(monkeypatch, {**SRUN, "SLURM_STEP_NODELIST": hosts})
     assert launch is not None
     assert launch.master_addr == first
 
 
-def test_machines_with_different_numbers_of_tasks_are_refused(
+def test_detect_launch_srun_uneven_tasks_raises_config_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uneven = {**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2,1,1"}
-    with pytest.raises(ConfigError, match=r"2, 1, 1 tasks on the 3 .*--ntasks-per-node=1 "):
-        started_by(monkeypatch, uneven)
-    assert detect_rank() == 1, "one rank says it, and the others need not"
+    with pytest.raises(ConfigError, match=r"2, 1, 1 .* 3 .*--ntasks-per-node=1 "):
+        detect_launch_with(monkeypatch, uneven)
+    assert detect_rank() == 1, "the other ranks need not report the error"
 
 
-def test_a_different_number_on_another_machine_is_refused_under_torchrun_too(
+def test_detect_launch_torchrun_uneven_processes_raises_config_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(ConfigError, match="5 processes with 2 on this machine"):
-        started_by(monkeypatch, {**TORCHRUN, "WORLD_SIZE": "5"})
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE=5 .*LOCAL_WORLD_SIZE=2.*--nproc-per-node"):
+        detect_launch_with(monkeypatch, {**TORCHRUN, "WORLD_SIZE": "5"})
 
 
 @pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
-def test_a_missing_variable_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    some = {name: value for name, value in OPERATOR.items() if name != missing}
-    with pytest.raises(ConfigError, match=f"{missing} is not set"):
-        started_by(monkeypatch, some)
+def test_detect_launch_missing_variable_raises_config_error(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = {name: value for name, value in OPERATOR.items() if name != missing}
+    with pytest.raises(ConfigError, match=f"{missing} .*WORLD_SIZE"):
+        detect_launch_with(monkeypatch, variables)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"RANK": "2"}, r"^RANK=2 in the environment, but WORLD_SIZE=2 has the ranks 0 to 1\."),
-        ({"RANK": "-1"}, "^RANK=-1 in the environment"),
-        ({"WORLD_SIZE": "x"}, r"is no number: RANK=0, WORLD_SIZE=x, .*or unset them"),
+        ({"RANK": "2"}, r"^RANK=2 .*WORLD_SIZE=2"),
+        ({"RANK": "-1"}, "^RANK=-1 .*WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "x"}, "RANK=0, WORLD_SIZE=x, MASTER_PORT=7"),
     ],
 )
-def test_a_rank_that_cannot_be_is_refused(
+def test_detect_launch_invalid_number_raises_config_error(
     wrong: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "7"}
-    for name, value in {**two, **wrong}.items():
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "7"}
+    for name, value in {**variables, **wrong}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
         detect_launch()

@@ -1,4 +1,4 @@
-"""Processes wait for each other as long as they live, and never for one that is gone."""
+"""Rendezvous: waits for processes that live, however long, and never for a lost one."""
 
 import os
 import signal
@@ -13,37 +13,44 @@ import pytest
 from torch._C._distributed_c10d import HashStore, Store, TCPStore
 from torch.distributed import DistStoreError
 
-from finetune.distributed import rendezvous as meeting
 from finetune.distributed import signals
-from finetune.distributed import store_client as line
 from finetune.distributed.launch import LaunchInfo
-from finetune.distributed.peer_errors import PeerFailedError, explain_peer_loss
-from finetune.distributed.rendezvous import Rendezvous, propagate_failures
-from finetune.distributed.reporter import PeerCheckingReporter
+from finetune.distributed.peer_errors import PeerFailedError, PeerLostError, explain_peer_loss
+from finetune.distributed.rendezvous import Rendezvous
 from finetune.distributed.signals import StopRequest
 from finetune.errors import DataError, TrainingError
 from finetune.types import Reporter
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line, "HEARTBEAT_SECONDS", 0.05)
-    monkeypatch.setattr(meeting, "_POLL_SECONDS", 0.02)
+TIMEOUT_SECONDS = 0.5
 
 
 @pytest.fixture
 def store() -> Store:
-    """Return a store within this process, which behaves as the one over the network."""
+    """Return a store within this process, which behaves like one over the network."""
     return HashStore()
 
 
-def one_of(rank: int, world_size: int, store: Store, *, seconds: float = 0.5) -> Rendezvous:
-    launch = LaunchInfo(rank, world_size, rank, world_size, 0, "127.0.0.1", 0, "environment")
-    return Rendezvous(launch, lambda: store, timeout=timedelta(seconds=seconds))
+def make_rendezvous(
+    rank: int,
+    world_size: int,
+    connect: Callable[[], Any],
+    *,
+    seconds: float = TIMEOUT_SECONDS,
+    health_check: Callable[[], None] = lambda: None,
+) -> Rendezvous:
+    """Return a rendezvous with short intervals."""
+    return Rendezvous(
+        LaunchInfo(rank, world_size, rank, world_size, 0, "127.0.0.1", 0, "environment"),
+        timeout=timedelta(seconds=seconds),
+        connect=cast(Callable[[], Store], connect),
+        health_check=health_check,
+        poll_seconds=0.02,
+        heartbeat_seconds=0.05,
+    )
 
 
 @contextmanager
-def later(seconds: float, function: Callable[..., None], *arguments: object) -> Iterator[None]:
+def run_later(seconds: float, function: Callable[..., None], *arguments: object) -> Iterator[None]:
     """Call a function on another thread, which ends before the block is left."""
     thread = threading.Timer(seconds, function, args=arguments)
     thread.start()
@@ -54,309 +61,339 @@ def later(seconds: float, function: Callable[..., None], *arguments: object) -> 
 
 
 @pytest.fixture
-def both(store: Store) -> Iterator[tuple[Rendezvous, Rendezvous]]:
-    first, second = one_of(0, 2, store), one_of(1, 2, store)
+def ranks(store: Store) -> Iterator[tuple[Rendezvous, Rendezvous]]:
+    """Return the rendezvous of ranks 0 and 1."""
+    first, second = make_rendezvous(0, 2, lambda: store), make_rendezvous(1, 2, lambda: store)
     yield first, second
     first.close()
     second.close()
 
 
-def test_what_is_told_is_heard(both: tuple[Rendezvous, Rendezvous]) -> None:
-    first, second = both
-    told = {"run_dir": "x", "ü": [1, None]}
-    with later(0.1, first.broadcast, "run", told):
-        assert second.receive("run") == told
+def fail(rendezvous: Rendezvous, error: BaseException) -> None:
+    """End a process with an error."""
+    with suppress(type(error)), rendezvous:
+        raise error
 
 
-def test_who_hands_something_out_stays_until_all_have_it(
-    both: tuple[Rendezvous, Rendezvous],
+def test_rendezvous_broadcast_is_received(ranks: tuple[Rendezvous, Rendezvous]) -> None:
+    first, second = ranks
+    value = {"run_dir": "x", "ü": [1, None]}
+    with run_later(0.1, first.broadcast, "run", value):
+        assert second.receive("run") == value
+
+
+def test_rendezvous_broadcast_returns_after_all_have_received(
+    ranks: tuple[Rendezvous, Rendezvous],
 ) -> None:
-    first, second = both
-    heard: list[float] = []
+    first, second = ranks
+    order: list[str] = []
 
-    def late() -> None:
+    def receive_late() -> None:
         time.sleep(0.4)
+        order.append("received")
         second.receive("run")
-        heard.append(time.monotonic())
 
-    thread = threading.Thread(target=late)
-    thread.start()
-    start = time.monotonic()
-    first.broadcast("run", None)
-    assert time.monotonic() - start >= 0.35
-    thread.join()
-    assert heard
+    with run_later(0.0, receive_late):
+        first.broadcast("run", None)
+        order.append("returned")
+    assert order == ["received", "returned"]
 
 
-def test_one_that_lives_is_waited_for_longer_than_the_timeout(
-    both: tuple[Rendezvous, Rendezvous],
+def test_rendezvous_live_peer_is_waited_for_longer_than_timeout(
+    ranks: tuple[Rendezvous, Rendezvous],
 ) -> None:
-    first, second = both
-    start = time.monotonic()
-    with later(1.2, first.broadcast, "run", 1):
+    first, second = ranks
+    with run_later(2.4 * TIMEOUT_SECONDS, first.broadcast, "run", 1):
         assert second.receive("run") == 1
-    assert time.monotonic() - start > 1.1  # and the timeout is 0.5 s
 
 
-def test_one_that_gives_no_sign_of_life_is_given_up(both: tuple[Rendezvous, Rendezvous]) -> None:
-    first, second = both
+def test_rendezvous_peer_without_heartbeat_raises_training_error(
+    ranks: tuple[Rendezvous, Rendezvous],
+) -> None:
+    first, second = ranks
     time.sleep(0.1)
     first.close()
-    with pytest.raises(TrainingError, match=r"Rank 0 ended, or gives no sign of life for 0"):
+    with pytest.raises(TrainingError, match=r"Rank 0 .* heartbeat for 0 s"):
         second.receive("run")
 
 
-class Frozen:
-    """A store whose machine was cut off: it answers until it does not, and nobody is told."""
+class FreezableStore:
+    """Store whose node can be cut off: its requests then do not return, and raise nothing."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.is_cut = threading.Event()
+        self.is_frozen = threading.Event()
 
     def __getattr__(self, name: str) -> Any:
-        def ask(*arguments: Any) -> Any:
-            while self.is_cut.is_set():
+        def request(*arguments: Any) -> Any:
+            while self.is_frozen.is_set():
                 time.sleep(0.05)
             return getattr(self.store, name)(*arguments)
 
-        return ask
+        return request
 
 
-def test_a_store_that_no_longer_answers_is_given_up(store: Store) -> None:
-    frozen = Frozen(store)
-    launch = LaunchInfo(1, 2, 1, 2, 0, "127.0.0.1", 0, "environment")
-    met = Rendezvous(launch, lambda: cast(Store, frozen), timeout=timedelta(seconds=0.5))
-    threading.Timer(0.2, frozen.is_cut.set).start()
-    first = one_of(0, 2, store)
-    start = time.monotonic()
-    with pytest.raises(TrainingError, match="Rank 0 ended, or gives no sign of life"):
-        met.receive("run")
-    assert time.monotonic() - start < 5
-    met.close()
+def test_rendezvous_store_stops_responding_raises_training_error(store: Store) -> None:
+    frozen = FreezableStore(store)
+    second = make_rendezvous(1, 2, lambda: frozen)
+    first = make_rendezvous(0, 2, lambda: store)
+    with (
+        run_later(0.2, frozen.is_frozen.set),
+        pytest.raises(TrainingError, match=r"Rank 0 .* heartbeat for 0 s"),
+    ):
+        second.receive("run")
+    second.close()
     first.close()
-    frozen.is_cut.clear()
+    frozen.is_frozen.clear()
 
 
-def test_a_signal_is_heard_while_nobody_answers(store: Store) -> None:
-    def never() -> Store:
-        time.sleep(5)
+def test_rendezvous_signal_while_store_does_not_respond_raises_stop_request(store: Store) -> None:
+    is_open = threading.Event()
+
+    def connect() -> Store:
+        is_open.wait(30)
         return store
 
-    launch = LaunchInfo(1, 2, 1, 2, 0, "127.0.0.1", 0, "environment")
-    threading.Timer(0.3, os.kill, args=[os.getpid(), signal.SIGTERM]).start()
-    start = time.monotonic()
-    with pytest.raises(StopRequest), signals.allow_interrupts():
-        Rendezvous(launch, never, timeout=timedelta(seconds=60))
-    assert time.monotonic() - start < 4
+    with (
+        run_later(0.3, os.kill, os.getpid(), signal.SIGTERM),
+        pytest.raises(StopRequest, match="SIGTERM"),
+        signals.allow_interrupts(),
+    ):
+        make_rendezvous(1, 2, connect, seconds=60)
+    assert not is_open.is_set(), "the signal did not wait for the store"
+    is_open.set()
 
 
-def _quietly(function: Callable[..., None], *arguments: object) -> None:
-    with suppress(TrainingError, StopRequest):
-        function(*arguments)
+def test_rendezvous_peer_never_started_is_named(store: Store) -> None:
+    def wait_quietly() -> None:
+        with suppress(TrainingError, StopRequest):
+            second.barrier("here")
 
-
-def test_one_that_never_came_is_named(store: Store) -> None:
-    alone = one_of(0, 3, store)
-    second = one_of(1, 3, store, seconds=30)
-    waiting = threading.Thread(target=_quietly, args=[second.barrier, "here"], daemon=True)
-    waiting.start()
-    with pytest.raises(TrainingError, match=r"Rank 2 of 3 did not start within 0"):
-        alone.barrier("here")
-    alone.close()
-    second.close()
-
-
-def test_a_rank_that_is_lost_is_named_although_one_before_it_is_late(store: Store) -> None:
-    first, second, third = (one_of(rank, 3, store) for rank in range(3))
-    time.sleep(0.1)
-    third.close()
-    start = time.monotonic()
-    with pytest.raises(TrainingError, match=r"Rank 2 ended, or gives no sign of life"):
-        first.barrier("ready")  # rank 1 lives, and is busy
-    assert time.monotonic() - start < 2
+    first = make_rendezvous(0, 3, lambda: store)
+    second = make_rendezvous(1, 3, lambda: store, seconds=30)
+    threading.Thread(target=wait_quietly, daemon=True).start()
+    with pytest.raises(TrainingError, match=r"Rank 2 of 3 .* 0 s.*collective_timeout_seconds"):
+        first.barrier("here")
     first.close()
     second.close()
 
 
-def work(on_image: Callable[[], None], *, seconds: float = 5) -> None:
-    """Do something for some seconds, and tell of each image."""
+def test_rendezvous_lost_peer_is_named_while_another_is_late(store: Store) -> None:
+    first, second, third = (make_rendezvous(rank, 3, lambda: store) for rank in range(3))
+    time.sleep(0.1)
+    third.close()
+    with pytest.raises(TrainingError, match=r"Rank 2 .* heartbeat"):
+        first.barrier("ready")  # rank 1 lives and never arrives
+    first.close()
+    second.close()
+
+
+def work_until_error(on_image: Callable[[], None], *, seconds: float = 5) -> None:
+    """Report images for some seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         on_image()
         time.sleep(0.02)
 
 
-def test_who_works_on_finds_out_that_another_has_failed(
-    both: tuple[Rendezvous, Rendezvous],
+class StepReporter(Reporter):
+    """Reporter that records progress."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def advance(self, steps: int = 1) -> None:
+        self.steps.append(steps)
+
+
+def test_check_peers_on_advance_peer_fails_raises_peer_failed_error(
+    ranks: tuple[Rendezvous, Rendezvous],
 ) -> None:
-    first, second = both
-    shown: list[int] = []
-
-    class Shown(Reporter):
-        def advance(self, steps: int = 1) -> None:
-            shown.append(steps)
-
-    reporter = PeerCheckingReporter(Shown(), second)
-    work(reporter.advance, seconds=0.2)
-    assert shown
-    first.report_failure(DataError("no images"))
-    with pytest.raises(PeerFailedError, match="no images"):
-        work(reporter.advance)
+    first, second = ranks
+    reporter = StepReporter()
+    with second.check_peers_on_advance(reporter):
+        work_until_error(reporter.advance, seconds=0.2)
+        assert reporter.steps
+        fail(first, DataError("no images"))
+        with pytest.raises(PeerFailedError, match="no images"):
+            work_until_error(reporter.advance)
+    num_steps = len(reporter.steps)
+    reporter.advance(3)
+    assert reporter.steps[num_steps:] == [3], "after the block no peer is checked"
 
 
-def test_who_works_on_finds_out_that_another_is_lost(both: tuple[Rendezvous, Rendezvous]) -> None:
-    first, second = both
+def test_check_peers_peer_without_heartbeat_raises_training_error(
+    ranks: tuple[Rendezvous, Rendezvous],
+) -> None:
+    first, second = ranks
     time.sleep(0.1)
     second.close()
-    with pytest.raises(TrainingError, match="Rank 1 ended"):
-        work(first.check_peers)
+    with pytest.raises(TrainingError, match=r"Rank 1 .* heartbeat"):
+        work_until_error(first.check_peers)
 
 
-def test_who_has_left_looks_after_nobody(both: tuple[Rendezvous, Rendezvous]) -> None:
-    first, second = both
-    second.report_failure(DataError("no images"))
-    first.close()
-    time.sleep(0.05)
-    first.check_peers()
+def test_check_peers_on_advance_closed_rendezvous_checks_no_peer(
+    ranks: tuple[Rendezvous, Rendezvous],
+) -> None:
+    first, second = ranks
+    reporter = StepReporter()
+    with first.check_peers_on_advance(reporter):
+        fail(second, DataError("no images"))
+        first.close()
+        time.sleep(0.05)
+        reporter.advance()
+    assert reporter.steps == [1]
 
 
-def test_nothing_begins_before_each_has_given_a_sign_of_life(store: Store) -> None:
-    first = one_of(0, 2, store)
-    with pytest.raises(TrainingError, match=r"Rank 1 of 2 did not start within"):
+def test_wait_for_peers_returns_after_first_heartbeat_of_each(store: Store) -> None:
+    first = make_rendezvous(0, 2, lambda: store)
+    with pytest.raises(TrainingError, match=r"Rank 1 of 2 .* 0 s"):
         first.wait_for_peers()
-    second = one_of(1, 2, store)
+    second = make_rendezvous(1, 2, lambda: store)
     time.sleep(0.1)
     first.wait_for_peers()
     first.close()
     second.close()
 
 
-def test_everyone_waits_for_the_last(store: Store) -> None:
-    came: list[int] = []
-    late = 0.3
+def test_barrier_waits_for_last_rank(store: Store) -> None:
+    events: list[str] = []
 
-    def come(met: Rendezvous) -> None:
-        time.sleep(late * (met.launch.rank == 2))
-        met.barrier("ready")
-        came.append(met.launch.rank)
+    def arrive(rendezvous: Rendezvous) -> None:
+        if rendezvous.launch.rank == 2:
+            time.sleep(0.3)
+            events.append("last arrives")
+        rendezvous.barrier("ready")
+        events.append(f"rank {rendezvous.launch.rank} proceeds")
 
-    start = time.monotonic()
     with ExitStack() as stack:
         for rank in range(3):
-            met = one_of(rank, 3, store, seconds=30)
-            stack.callback(met.close)
-            thread = threading.Thread(target=come, args=[met])
+            rendezvous = make_rendezvous(rank, 3, lambda: store, seconds=30)
+            stack.callback(rendezvous.close)
+            thread = threading.Thread(target=arrive, args=[rendezvous])
             thread.start()
             stack.callback(thread.join)
-    assert sorted(came) == [0, 1, 2]
-    assert time.monotonic() - start >= late
+    assert events[0] == "last arrives"
+    assert sorted(events[1:]) == [f"rank {rank} proceeds" for rank in range(3)]
 
 
-def test_an_error_of_one_ends_the_others_at_once_with_its_code(
-    both: tuple[Rendezvous, Rendezvous],
+def test_rendezvous_peer_fails_raises_peer_failed_error_with_its_exit_code(
+    ranks: tuple[Rendezvous, Rendezvous],
 ) -> None:
-    first, second = both
-    with pytest.raises(DataError, match="no images"), propagate_failures(second):
-        raise DataError("no images")
-    with pytest.raises(PeerFailedError, match=r"Rank 1 failed: no images") as caught:
+    first, second = ranks
+    error = DataError("no images\nand more")
+    with pytest.raises(DataError), second:
+        raise error
+    assert error.is_published
+    with pytest.raises(PeerFailedError, match=r"Rank 1 .*: no images$") as caught:
         first.barrier("ready")
     assert caught.value.exit_code == DataError.exit_code
+    assert caught.value.is_from_peer
 
 
-def test_one_that_leaves_after_it_came_keeps_all_from_going_on(
-    both: tuple[Rendezvous, Rendezvous],
-) -> None:
-    first, second = both
+def test_rendezvous_peer_lost_error_is_not_published(ranks: tuple[Rendezvous, Rendezvous]) -> None:
+    first, second = ranks
+    fail(second, PeerLostError("rank 2"))
+    with pytest.raises(TrainingError, match=r"Rank 1 .* heartbeat"):
+        first.barrier("ready")
+
+
+def test_barrier_peer_leaves_after_arrival_stops_all(ranks: tuple[Rendezvous, Rendezvous]) -> None:
+    first, second = ranks
     with (
         pytest.raises(StopRequest),
         signals.allow_interrupts(),
-        propagate_failures(second),
+        second,
         signals.defer(),
-        later(0.2, os.kill, os.getpid(), signal.SIGTERM),
+        run_later(0.2, os.kill, os.getpid(), signal.SIGTERM),
     ):
         second.barrier("ready")
-    # it said that it was ready, and rank 0 comes only now
+    # rank 1 had published its arrival before rank 0 arrives
     with pytest.raises(StopRequest, match="SIGTERM"):
         first.barrier("ready")
 
 
-def test_one_that_is_asked_to_stop_when_all_go_on_goes_on_too(
-    both: tuple[Rendezvous, Rendezvous],
+def test_barrier_signal_after_all_proceed_is_deferred(
+    ranks: tuple[Rendezvous, Rendezvous],
 ) -> None:
-    first, second = both
+    first, second = ranks
     second._publish("ready/1", None)
     first.barrier("ready")
-    came: list[int] = []
-    with (
+    pending: list[int] = []
+    with (  # noqa: PT012
         pytest.raises(StopRequest),
         signals.allow_interrupts(),
         signals.defer(),
     ):
         os.kill(os.getpid(), signal.SIGTERM)
         second.barrier("ready")  # the ranks agree on the stop after their first step
-        came.append(signals.get_pending_signal())
-    assert came == [signal.SIGTERM]
+        pending.append(signals.get_pending_signal())
+    assert pending == [signal.SIGTERM]
 
 
-def test_the_others_stay_until_the_first_has_finished(both: tuple[Rendezvous, Rendezvous]) -> None:
-    first, second = both
-    start = time.monotonic()
-    with later(0.8, first.depart):
+def test_depart_other_rank_waits_for_first(ranks: tuple[Rendezvous, Rendezvous]) -> None:
+    first, second = ranks
+    order: list[str] = []
+
+    def depart_late() -> None:
+        order.append("first departs")
+        first.depart()
+
+    with run_later(0.8, depart_late):
         second.depart()
-    assert time.monotonic() - start >= 0.75
+        order.append("second departs")
+    assert order == ["first departs", "second departs"]
 
 
-def test_who_waits_for_the_end_is_told_that_it_failed(both: tuple[Rendezvous, Rendezvous]) -> None:
-    first, second = both
+def test_depart_first_rank_fails_raises_peer_failed_error(
+    ranks: tuple[Rendezvous, Rendezvous],
+) -> None:
+    first, second = ranks
     with (
-        later(0.2, first.report_failure, DataError("gone")),
+        run_later(0.2, fail, first, DataError("gone")),
         pytest.raises(PeerFailedError, match="gone"),
     ):
         second.depart()
 
 
-def test_the_first_does_not_wait_for_ever_for_one_that_is_lost(
-    both: tuple[Rendezvous, Rendezvous], monkeypatch: pytest.MonkeyPatch
+def test_depart_lost_peer_first_rank_returns_after_timeout(
+    ranks: tuple[Rendezvous, Rendezvous],
 ) -> None:
-    monkeypatch.setattr(meeting, "_DEPART_TIMEOUT_SECONDS", 0.3)
-    both[0].depart()
+    ranks[0].depart(timeout_seconds=0.3)
 
 
-def test_a_group_that_one_never_joins_is_a_lost_process() -> None:
+def test_explain_peer_loss_store_timeout_is_lost_peer() -> None:
     store = TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
     store.set_timeout(timedelta(seconds=0.1))
     with pytest.raises(DistStoreError) as caught:
         store.get("never")
     explained = explain_peer_loss(caught.value)
-    assert explained is not None
-    assert str(explained).startswith("Another process of the run ended before its time")
+    assert isinstance(explained, PeerLostError)
+    assert "--resume" in str(explained)
     assert explain_peer_loss(RuntimeError("NCCL error: invalid usage, Duplicate GPU")) is None
 
 
-def test_a_stop_of_one_stops_the_others(both: tuple[Rendezvous, Rendezvous]) -> None:
-    first, second = both
-    with pytest.raises(StopRequest), propagate_failures(first):
-        raise StopRequest(15)
+def test_rendezvous_peer_receives_signal_raises_stop_request(
+    ranks: tuple[Rendezvous, Rendezvous],
+) -> None:
+    first, second = ranks
+    fail(first, StopRequest(15))
     with pytest.raises(StopRequest, match="SIGTERM") as caught:
         second.receive("run")
     assert caught.value.signum == 15
 
 
-def test_who_waits_finds_out_that_a_process_it_started_has_ended(store: Store) -> None:
-    def watch() -> None:
-        raise TrainingError("codes [4]")
+def test_barrier_health_check_raises_while_waiting(store: Store) -> None:
+    def raise_exit_code() -> None:
+        raise TrainingError("codes 4")
 
-    launch = LaunchInfo(0, 2, 0, 2, 0, "127.0.0.1", 0, "environment")
-    met = Rendezvous(launch, lambda: store, timeout=timedelta(seconds=30), health_check=watch)
-    with pytest.raises(TrainingError, match="codes"):
-        met.barrier("ready")
-    met.close()
+    rendezvous = make_rendezvous(0, 2, lambda: store, seconds=30, health_check=raise_exit_code)
+    with pytest.raises(TrainingError, match="codes 4"):
+        rendezvous.barrier("ready")
+    rendezvous.close()
 
 
-def test_an_address_that_nobody_answers_at_is_explained() -> None:
+def test_rendezvous_unreachable_address_raises_training_error() -> None:
     launch = LaunchInfo(1, 2, 1, 2, 0, "127.0.0.1", 9, "environment")
-    with (
-        pytest.raises(TrainingError, match=r"Cannot reach rank 0 at 127\.0\.0\.1:9: .*MASTER_PORT"),
-        meeting.join_rendezvous(launch, timeout=timedelta(seconds=1)),
-    ):
-        raise AssertionError
+    with pytest.raises(TrainingError, match=r"rank 0 at 127\.0\.0\.1:9: .*MASTER_PORT"):
+        Rendezvous(launch, timeout=timedelta(seconds=1))

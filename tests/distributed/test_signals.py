@@ -1,4 +1,4 @@
-"""A signal is noted where nothing may be interrupted, and acted on elsewhere."""
+"""Stop signals: deferred where interruption is unsafe, raised elsewhere."""
 
 import os
 import signal
@@ -14,12 +14,12 @@ from finetune.distributed.signals import STOP_SIGNALS, StopRequest
 
 
 @pytest.fixture(autouse=True)
-def _own_handlers() -> Iterator[None]:
-    """Begin with Python's handlers, also where a shell started the tests with some ignored."""
-    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+def _default_handlers() -> Iterator[None]:
+    """Start from Python's handlers, even if a shell started the tests with signals ignored."""
+    previous_handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    for signum, handler in before.items():
+    for signum, handler in previous_handlers.items():
         signal.signal(signum, handler)
 
 
@@ -28,14 +28,14 @@ def send(signum: int) -> None:
 
 
 @pytest.mark.parametrize("signum", STOP_SIGNALS)
-def test_a_signal_interrupts_what_may_be_interrupted(signum: int) -> None:
+def test_allow_interrupts_signal_raises_stop_request(signum: int) -> None:
     with pytest.raises(StopRequest) as caught, signals.allow_interrupts():
         send(signum)
     assert caught.value.signum == signum
-    assert isinstance(caught.value, KeyboardInterrupt), "or a library would swallow it"
+    assert isinstance(caught.value, KeyboardInterrupt), "libraries catch Exception"
 
 
-def test_handlers_and_what_was_noted_do_not_outlive_the_block() -> None:
+def test_allow_interrupts_restores_handlers_and_clears_pending_signal() -> None:
     before = [signal.getsignal(signum) for signum in STOP_SIGNALS]
     with pytest.raises(StopRequest), signals.allow_interrupts():
         send(signal.SIGTERM)
@@ -44,81 +44,89 @@ def test_handlers_and_what_was_noted_do_not_outlive_the_block() -> None:
         assert signals.get_pending_signal() == 0
 
 
-def test_a_deferred_signal_is_noted_and_raised_behind_the_block() -> None:
-    reached = False
-    with pytest.raises(StopRequest, match="SIGUSR1"), signals.allow_interrupts():
+def test_defer_signal_is_recorded_and_raised_after_block() -> None:
+    is_recorded = False
+    with pytest.raises(StopRequest, match="SIGUSR1"), signals.allow_interrupts():  # noqa: PT012
         with signals.defer():
             send(signal.SIGUSR1)
             assert signals.get_pending_signal() == signal.SIGUSR1
-            reached = True
+            is_recorded = True
         raise AssertionError
-    assert reached
+    assert is_recorded
 
 
-def test_the_most_urgent_of_several_is_noted() -> None:
-    with pytest.raises(StopRequest, match="SIGTERM"), signals.allow_interrupts(), signals.defer():
+def test_defer_several_signals_raises_most_urgent() -> None:
+    with pytest.raises(StopRequest, match="SIGTERM"), signals.allow_interrupts(), signals.defer():  # noqa: PT012
         send(signal.SIGTERM)
         send(signal.SIGUSR1)
 
 
-def test_a_second_ctrl_c_does_not_wait() -> None:
-    with pytest.raises(StopRequest, match="SIGINT"), signals.allow_interrupts(), signals.defer():
+def test_defer_second_ctrl_c_raises_immediately() -> None:
+    with pytest.raises(StopRequest, match="SIGINT"), signals.allow_interrupts(), signals.defer():  # noqa: PT012
         send(signal.SIGINT)
         assert signals.get_pending_signal() == signal.SIGINT
         send(signal.SIGINT)
         raise AssertionError
 
 
-def test_an_error_in_a_deferred_block_comes_first() -> None:
-    with pytest.raises(ZeroDivisionError), signals.allow_interrupts(), signals.defer():
+def test_defer_error_in_block_takes_precedence() -> None:
+    with pytest.raises(ZeroDivisionError), signals.allow_interrupts(), signals.defer():  # noqa: PT012
         send(signal.SIGTERM)
         raise ZeroDivisionError
 
 
-def test_a_job_in_the_background_of_a_shell_is_not_meant_by_ctrl_c() -> None:
+def test_allow_interrupts_background_job_ignores_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with signals.allow_interrupts():
         send(signal.SIGINT)
         assert signals.get_pending_signal() == 0
 
 
-def test_in_another_thread_nothing_changes() -> None:
-    entered: list[bool] = []
+def test_allow_interrupts_in_other_thread_does_nothing() -> None:
+    handlers: list[bool] = []
 
     def enter() -> None:
         with signals.allow_interrupts():
-            entered.append(True)
+            handlers.append(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
 
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert entered == [True]
+    assert handlers == [True]
 
 
-def test_a_signal_during_the_imports_is_acted_on_behind_them() -> None:
-    code = (
-        "from finetune import signals; signals.listen(); print('up', flush=True);"
-        "import time; time.sleep(1); print('imported', flush=True)\n"
-        "with signals.interruptible(): print('never')"
+def start_python(code: str) -> subprocess.Popen[str]:
+    """Start code in a process of its own, and wait until it has printed its first line, "up"."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    return process
+
+
+def test_install_handlers_signal_during_imports_is_raised_after_them() -> None:
+    code = (
+        "from finetune.distributed import signals; signals.install_handlers()\n"
+        "print('up', flush=True); input(); print('imported', flush=True)\n"
+        "with signals.allow_interrupts(): print('never')"
+    )
+    with start_python(code) as process:
         process.send_signal(signal.SIGUSR1)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate("\n", timeout=30)
     assert out == "imported\n"
     assert "StopRequest: SIGUSR1" in err
 
 
-def test_what_is_started_while_signals_are_blocked_never_sees_them() -> None:
-    code = "import time; print('up', flush=True); time.sleep(0.5); print('alive', flush=True)"
+def test_block_started_process_never_receives_signals() -> None:
     with signals.block():
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        process = start_python("print('up', flush=True); input(); print('alive', flush=True)")
     with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate("\n", timeout=30)
     assert (out, process.returncode) == ("alive\n", 0)

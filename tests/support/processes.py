@@ -1,4 +1,4 @@
-"""Processes forked from a server that has imported everything once; two as ranks of one group."""
+"""Processes forked from a server with all imports done, alone or as the ranks of one group."""
 
 import multiprocessing
 import os
@@ -28,13 +28,12 @@ from finetune.data.images.source import FileSource
 from finetune.distributed import signals
 from finetune.distributed.collectives import gather_rows
 from finetune.distributed.launch import JOIN_COMMAND, LaunchInfo, detect_launch
-from finetune.distributed.rendezvous import Rendezvous, join_rendezvous
+from finetune.distributed.rendezvous import Rendezvous
 from finetune.distributed.signals import StopRequest
-from finetune.distributed.store_client import open_store
 from finetune.errors import FinetuneError
-from finetune.training.callbacks.checkpoint import read_checkpoint
-from finetune.training.callbacks.freeze_layers import UnfreezeScheduler
 from finetune.training.callbacks.mid_epoch_resume import ResumeState
+from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
+from finetune.training.checkpoint_io import read_checkpoint
 from finetune.training.strategy import BufferAwareDDPStrategy
 from finetune.training.trainer import create_trainer, fit
 from tests.support.networks import randomise
@@ -55,19 +54,16 @@ _CONTEXT.set_forkserver_preload(
 )
 
 
-def on_two_ranks(target: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Return what ``target(rank, *arguments)`` returns on ranks 0 and 1 of this machine."""
-    return on_ranks(2, target, *arguments)
-
-
-def on_ranks(count: int, target: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Return what ``target(rank, *arguments)`` returns on each rank of this machine."""
+def run_on_ranks(count: int, target: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Run ``target(rank, *arguments)`` on each rank of one node and return the results."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(count)]
     children = [
-        _CONTEXT.Process(target=_heard, args=(_run, target, rank, count, port, pipe[1], arguments))
+        _CONTEXT.Process(
+            target=_run_interruptible, args=(_run, target, rank, count, port, pipe[1], arguments)
+        )
         for rank, pipe in enumerate(pipes)
     ]
     for child in children:
@@ -75,7 +71,7 @@ def on_ranks(count: int, target: Callable[..., Any], *arguments: Any) -> list[An
     try:
         results = []
         for receiver, _ in pipes:
-            assert receiver.poll(_SECONDS), "a rank does not answer"
+            assert receiver.poll(_SECONDS), "a rank does not respond"
             results.append(pickle.loads(receiver.recv_bytes()))
     finally:
         for child in children:
@@ -88,27 +84,27 @@ def on_ranks(count: int, target: Callable[..., Any], *arguments: Any) -> list[An
     return results
 
 
-def context() -> ForkServerContext:
-    """Return what makes events and barriers for ``started`` processes."""
+def get_fork_context() -> ForkServerContext:
+    """Return the context that creates events, barriers and pipes for ``start_process``."""
     return _CONTEXT
 
 
-def joined_by(pid: int) -> list[int]:
-    """Return the further processes of a run, in the order of their ranks, which one started."""
-    with suppress(OSError):  # one has ended meanwhile
+def find_worker_pids(pid: int) -> list[int]:
+    """Return the pids of the workers that the local launcher of a process started, by rank."""
+    with suppress(OSError):  # a process has ended meanwhile
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        lines = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
-        return [child for child, line in lines.items() if JOIN_COMMAND.encode() in line]
+        commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+        return [child for child, command in commands.items() if JOIN_COMMAND.encode() in command]
     return []
 
 
 @contextmanager
-def started(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
-    """Run ``target(*arguments)`` in a process of its own while the block lasts; then it is killed.
+def start_process(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
+    """Run ``target(*arguments)`` in a process of its own, and kill it at the end of the block.
 
-    The target must be a function of a module; the process is what ``multiprocessing`` calls one.
+    The target must be a function of a module. Yields a ``multiprocessing`` process.
     """
-    child = _CONTEXT.Process(target=_heard, args=(target, *arguments))
+    child = _CONTEXT.Process(target=_run_interruptible, args=(target, *arguments))
     child.start()
     try:
         yield child
@@ -118,18 +114,18 @@ def started(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
         child.close()
 
 
-def _heard(target: Callable[..., None], *arguments: Any) -> None:
-    """Run ``target`` where signals arrive.
+def _run_interruptible(target: Callable[..., None], *arguments: Any) -> None:
+    """Run ``target`` with stop signals unblocked.
 
-    The server that the processes come from is one for all of Python: if reading processes needed it
-    first, ``signals.blocked`` has kept signals from whatever is forked from it.
+    Python has a single fork server for all contexts: if data-loader workers needed it first,
+    ``signals.block`` has blocked the signals of all processes that are forked from it.
     """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
     target(*arguments)
 
 
 def _run(
-    target: Any, rank: int, count: int, port: int, answer: Any, arguments: tuple[Any, ...]
+    target: Any, rank: int, count: int, port: int, sender: Any, arguments: tuple[Any, ...]
 ) -> None:
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
@@ -140,50 +136,53 @@ def _run(
         LOCAL_WORLD_SIZE=str(count),
     )
     torch.set_num_threads(1)
-    # not send(): it would share tensors in memory, which ends with this process
-    answer.send_bytes(pickle.dumps(target(rank, *arguments)))
+    # send() would put tensors into shared memory, which ends with this process
+    sender.send_bytes(pickle.dumps(target(rank, *arguments)))
 
 
 @contextmanager
-def joined() -> Iterator[Rendezvous | None]:
-    """Bring the processes of ``on_ranks`` together, as a launcher's come; any other is alone."""
+def open_group() -> Iterator[Rendezvous | None]:
+    """Open the process group of ``run_on_ranks``; yield None in any other process."""
     launch = detect_launch()
     if launch is None:
         yield None
         return
-    with join_rendezvous(launch, timeout=_MINUTE) as met, met.open_process_group(backend="gloo"):
-        yield met
+    with (
+        Rendezvous(launch, timeout=_MINUTE) as rendezvous,
+        rendezvous.open_process_group(backend="gloo"),
+    ):
+        yield rendezvous
 
 
 @contextmanager
-def grouped() -> Iterator[LaunchInfo | None]:
-    """Bring the processes together; yield which of them this is."""
-    with joined() as met:
-        yield None if met is None else met.launch
+def open_group_of_launch() -> Iterator[LaunchInfo | None]:
+    """Open the process group of ``run_on_ranks`` and yield the launch of this rank."""
+    with open_group() as rendezvous:
+        yield None if rendezvous is None else rendezvous.launch
 
 
-def gathered(rank: int, columns: list[list[Tensor]]) -> list[Tensor]:
-    """Return what ``gather_rows`` gives for a rank's columns."""
-    with grouped():
+def gather_columns(rank: int, columns: list[list[Tensor]]) -> list[Tensor]:
+    """Return the result of ``gather_rows`` for the columns of a rank."""
+    with open_group():
         return gather_rows(*columns[rank])
 
 
-class WithoutRebuild(UnfreezeScheduler):
-    """Layers thaw, and the DDP wrapper stays as it was; nobody looks before the end."""
+class WithoutDdpRebuild(UnfreezeScheduler):
+    """Scheduler that unfreezes layers without rebuilding the DDP wrapper."""
 
     def _update_depth(self, trainer: Any, pl_module: Any) -> None:
         pl_module.classifier.set_depth(pl_module.recipe.depth_schedule(trainer.current_epoch))
 
 
-class WithoutRebuildOrCheck(WithoutRebuild):
-    """What Lightning's own callbacks do."""
+class WithoutDdpRebuildOrCheck(WithoutDdpRebuild):
+    """Scheduler that neither rebuilds nor checks, like Lightning's own callbacks."""
 
     def on_save_checkpoint(self, *args: Any) -> None:
-        """Look at nothing."""
+        """Skip the check."""
 
 
-class RebuildForgotten(UnfreezeScheduler):
-    """Believes that the wrapper already reduces what trains."""
+class StaleDdpRebuild(UnfreezeScheduler):
+    """Scheduler that wrongly takes the wrapper as up to date."""
 
     def _update_depth(self, trainer: Any, pl_module: Any) -> None:
         pl_module.classifier.set_depth(pl_module.recipe.depth_schedule(trainer.current_epoch))
@@ -191,17 +190,17 @@ class RebuildForgotten(UnfreezeScheduler):
         super()._update_depth(trainer, pl_module)
 
 
-def trained(
+def train_on_rank(
     rank: int,
     data: Path,
     folder: Path,
     settings: dict[str, Any],
     callback: type[UnfreezeScheduler] = UnfreezeScheduler,
 ) -> tuple[dict[str, Tensor], dict[str, float]] | str:
-    """Return a rank's final weights and metrics, or the message of the error that ended it."""
+    """Return the final weights and metrics of a rank, or its error as text."""
     training = small_training(data, **settings)
     try:
-        with grouped() as launch:
+        with open_group_of_launch() as launch:
             trainer = create_trainer(
                 folder,
                 build_trainer_options(training.config),
@@ -216,8 +215,8 @@ def trained(
     return state, {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def validated(rank: int, data: Path, num_val: int, count: int) -> dict[str, float]:
-    """Return a rank's metrics of the first images of validation, by weights from a seed."""
+def validate_on_rank(rank: int, data: Path, num_val: int, count: int) -> dict[str, float]:
+    """Return a rank's metrics on some validation images, with weights drawn from a seed."""
     training = small_training(
         data, trainer__devices=count, trainer__batch_size=4, model__batch_norm="frozen"
     )
@@ -230,7 +229,7 @@ def validated(rank: int, data: Path, num_val: int, count: int) -> dict[str, floa
     training.datamodule.val_dataset = ImageDataset(
         FileSource(paths, max_pixels=10**6), labels, val.transform
     )
-    with grouped() as launch, TemporaryDirectory() as folder:
+    with open_group_of_launch() as launch, TemporaryDirectory() as folder:
         options = build_trainer_options(training.config)
         trainer = create_trainer(Path(folder), options, callbacks=[], loggers=[], launch=launch)
         (metrics,) = trainer.validate(training.module, training.datamodule, verbose=False)
@@ -238,7 +237,7 @@ def validated(rank: int, data: Path, num_val: int, count: int) -> dict[str, floa
 
 
 class CountBytes(Callback):
-    """Counts what DDP sends in each step, gradients and buffers, epoch by epoch."""
+    """Callback that counts the bytes of gradients and buffers that DDP sends in each step."""
 
     def __init__(self) -> None:
         self.sent: list[list[int]] = []
@@ -246,32 +245,32 @@ class CountBytes(Callback):
         self._in_step = False
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Count at the wrapper of this epoch, which may be another than before."""
+        """Register the hook with the wrapper of this epoch, which may be a new one."""
         self.sent.append([])
         if trainer.strategy.model is not self._hooked:
             self._hooked = trainer.strategy.model
             self._hooked.register_comm_hook(None, self._reduce)
 
     def on_train_batch_start(self, *args: Any) -> None:
-        """Begin with the next step."""
+        """Start to count a step."""
         self.sent[-1].append(0)
         self._in_step = True
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Leave out what a new wrapper sends, once, to make all alike."""
+        """Stop counting: a new wrapper broadcasts its parameters once, outside of the steps."""
         self._in_step = False
 
     @contextmanager
     def broadcasts(self) -> Iterator[None]:
-        """Count the buffers that rank 0 sends, too."""
-        send = dist._broadcast_coalesced  # type: ignore[attr-defined]
+        """Count also the buffers that rank 0 broadcasts."""
+        broadcast = dist._broadcast_coalesced  # type: ignore[attr-defined]
 
-        def counting(group: Any, tensors: list[Tensor], *more: Any) -> None:
+        def count_and_broadcast(group: Any, tensors: list[Tensor], *more: Any) -> None:
             if self._in_step:
                 self.sent[-1][-1] += sum(tensor.nbytes for tensor in tensors)
-            send(group, tensors, *more)
+            broadcast(group, tensors, *more)
 
-        with mock.patch.object(dist, "_broadcast_coalesced", counting):
+        with mock.patch.object(dist, "_broadcast_coalesced", count_and_broadcast):
             yield
 
     def _reduce(self, state: object, bucket: GradBucket) -> Future[Tensor]:
@@ -279,43 +278,49 @@ class CountBytes(Callback):
         return allreduce_hook(None, bucket)  # type: ignore[arg-type]
 
 
-def counted(rank: int, data: Path, folder: Path, settings: dict[str, Any]) -> list[list[int]]:
-    """Return the bytes that a rank sends in each step, epoch by epoch."""
+def count_bytes_on_rank(
+    rank: int, data: Path, folder: Path, settings: dict[str, Any]
+) -> list[list[int]]:
+    """Return the bytes that a rank sends, by epoch and step."""
     training = small_training(data, **settings)
-    count = CountBytes()
-    with grouped() as launch, count.broadcasts():
+    counter = CountBytes()
+    with open_group_of_launch() as launch, counter.broadcasts():
         trainer = create_trainer(
             folder,
             build_trainer_options(training.config),
-            callbacks=[UnfreezeScheduler(), count],
+            callbacks=[UnfreezeScheduler(), counter],
             loggers=[],
             launch=launch,
         )
         fit(trainer, training.module, training.datamodule, checkpoint_path=None)
-    return count.sent
+    return counter.sent
 
 
 class StopInValidation(Callback):
-    """Asks this process to stop when the first epoch is measured."""
+    """Callback that sends a stop signal to this process in the validation of the first epoch."""
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Send the signal that a scheduler would."""
+        """Send SIGTERM, as a batch scheduler does."""
         if trainer.current_epoch == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-FINISHED_AFTER_A_STOP = ("SIGTERM", [0, 6], [2, 0])
-"""What ended the first part, and the epochs and steps behind either part."""
+STOPPED_AND_RESUMED = ("SIGTERM", [0, 6], [2, 0])
+"""Signal that ended the first part; completed epochs and steps in the epoch after either part."""
 
 
-def stopped_in_validation(
+def train_with_stop_in_validation(
     rank: int, data: Path, folder: Path, backend: str, accelerator: str
 ) -> tuple[str, list[int], list[int]]:
-    """Train two epochs, of which the first is broken off after its steps, by DDP on any ranks."""
-    size, port = int(os.environ["WORLD_SIZE"]), int(os.environ["MASTER_PORT"])
+    """Train two epochs by DDP on any number of ranks, stopped in the validation of the first one.
 
-    def part(number: int, *callbacks: Callback) -> tuple[str, list[int]]:
-        last = folder / "checkpoints" / "last.ckpt"
+    Returns:
+        The result to compare with ``STOPPED_AND_RESUMED``.
+    """
+    size, port = int(os.environ["WORLD_SIZE"]), int(os.environ["MASTER_PORT"])
+    checkpoint_path = folder / "checkpoints" / "last.ckpt"
+
+    def train_part(number: int, *callbacks: Callback) -> tuple[str, list[int]]:
         training = small_training(
             data,
             trainer__devices=size,
@@ -324,10 +329,13 @@ def stopped_in_validation(
             trainer__batch_size=4,
         )
         launch = LaunchInfo(rank, size, rank, size, 0, "127.0.0.1", port + number, "environment")
-        met = Rendezvous(launch, lambda: open_store(launch, _MINUTE), timeout=_MINUTE)
         ended_by = ""
         try:
-            with signals.allow_interrupts(), met.open_process_group(backend=backend):
+            with (
+                signals.allow_interrupts(),
+                Rendezvous(launch, timeout=_MINUTE) as rendezvous,
+                rendezvous.open_process_group(backend=backend),
+            ):
                 trainer = create_trainer(
                     folder,
                     build_trainer_options(training.config),
@@ -339,26 +347,24 @@ def stopped_in_validation(
                     trainer,
                     training.module,
                     training.datamodule,
-                    checkpoint_path=last if number else None,
+                    checkpoint_path=checkpoint_path if number else None,
                 )
         except StopRequest as stop:
             ended_by = str(stop)
-        finally:
-            met.close()
-        position = ResumeState.from_checkpoint(read_checkpoint(last))
-        return ended_by, [position.completed_epochs, position.steps_in_epoch]
+        state = ResumeState.from_checkpoint(read_checkpoint(checkpoint_path))
+        return ended_by, [state.completed_epochs, state.steps_in_epoch]
 
-    with mock.patch("finetune.training.trainer.choose_strategy", _as_replicas):
-        ended_by, first = part(0, StopInValidation())
-        _, second = part(1)
+    with mock.patch("finetune.training.trainer.choose_strategy", _choose_ddp):
+        ended_by, first = train_part(0, StopInValidation())
+        _, second = train_part(1)
     return ended_by, first, second
 
 
-def _as_replicas(
-    name: str, *, timeout: timedelta, live_buffers: bool, **more: Any
+def _choose_ddp(
+    name: str, *, timeout: timedelta, broadcast_buffers: bool, **more: Any
 ) -> BufferAwareDDPStrategy:
-    """Return DDP for one process, too."""
+    """Return DDP, also for a single process."""
     backend = "nccl" if more["accelerator"] == "cuda" else "gloo"
     return BufferAwareDDPStrategy(
-        broadcast_buffers=live_buffers, timeout=timeout, process_group_backend=backend
+        broadcast_buffers=broadcast_buffers, timeout=timeout, process_group_backend=backend
     )

@@ -1,1 +1,1 @@
-"""timm networks with their layer groups, a linear head, and freezing by depth."""
+"""timm networks: creation, pretrained weights, layer groups, freezing and the linear head."""

@@ -1,4 +1,4 @@
-"""A timm network that is ready to train."""
+"""Creation of timm networks: weights, preprocessing, and supported image sizes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from torch import nn
 
 from finetune.errors import FinetuneError, ModelError
 from finetune.lookup import suggest_name
-from finetune.models import torchvision_models as zoo
+from finetune.models import torchvision_models
 from finetune.models.groups import find_classifier_parameters
 from finetune.models.load_report import build_load_report, check_loaded, record_loads
 from finetune.models.weights import (
@@ -22,7 +22,7 @@ from finetune.models.weights import (
 )
 from finetune.types import LoadReport, PreprocessSpec
 
-zoo.register()
+torchvision_models.register()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,10 @@ class Network:
     """A timm model that is ready to train.
 
     Attributes:
-        module: Takes normalised images (B, 3, H, W), returns logits (B, K); the classifier is zero.
-        spec: The preprocessing that its weights expect.
-        report: What the weights' source filled.
-        model_args: Arguments of ``timm.create_model`` that build the same network again.
+        module: Module from normalised images (B, 3, H, W) to logits (B, K); the classifier is zero.
+        spec: Preprocessing that its weights expect.
+        report: Report of the parameters that the weights provided.
+        model_args: Arguments of ``timm.create_model`` that build the same architecture again.
     """
 
     module: nn.Module
@@ -53,23 +53,23 @@ def create_network(
     pretrained_cfg: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Network:
-    """Return a timm model with a new linear classifier that starts at zero.
+    """Create a timm model with a new linear classifier whose weights are zero.
 
     Args:
         backbone: timm name, with or without a tag.
-        num_classes: K.
+        num_classes: Number of classes K.
         weights: "hub", "random", or a local .pth, .pt, .bin or .safetensors file, timm folder or
             run folder.
-        image_size: Side in pixels; None keeps what the weights expect.
-        drop_rate: Dropout before the classifier; None keeps what the backbone has.
+        image_size: Side of the input in pixels; None for that of the weights.
+        drop_rate: Dropout rate before the classifier; None for that of the backbone.
         kwargs: Further arguments of ``timm.create_model``.
         pretrained_cfg: Overrides of the preprocessing.
-        seed: Of the random initial values; the global generator is left alone.
+        seed: Seed of the random initialisation; the global generator is not used.
 
     Raises:
-        ModelError: An unknown backbone, or weights that are missing, unreadable, out of reach or
-            fill less than 99% of the backbone's parameters.
-        StorageError: The disk has no room for what the hub sends.
+        ModelError: The backbone is unknown, or the weights are missing, unreadable, unreachable, or
+            provide less than 99% of the backbone's parameters.
+        StorageError: The disk has no space for the download from the hub.
     """
     check_backbone_name(backbone)
     source = resolve_weights_source(weights, backbone)
@@ -81,7 +81,7 @@ def create_network(
     if image_size is not None and _has_fixed_size(backbone):
         arguments.setdefault("img_size", image_size)
     with torch.random.fork_rng(devices=[]), record_loads() as loads:
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs too
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, too
         try:
             module: nn.Module = timm.create_model(
                 backbone,
@@ -106,26 +106,28 @@ def create_network(
 
 
 def is_size_agnostic(network: Network, image_size: int) -> bool:
-    """Tell whether a network sees images of another side as it sees its own: it pools all places.
+    """Return whether a network treats images of another size alike, by global pooling.
 
-    One with layers between its feature map and the classifier, as a VGG's fc6, takes other sides
-    by stretching the map, which is another thing.
+    A network with layers between its feature map and the classifier, such as a VGG's fc6, accepts
+    other sizes by resizing the feature map, which is not the same.
     """
     module = network.module
-    features = getattr(module, "num_features", None)
-    pools = features is not None and features == getattr(module, "head_hidden_size", None)
-    return pools and accepts_image_size(network, image_size)
+    num_features = getattr(module, "num_features", None)
+    is_pooled = num_features is not None and num_features == getattr(
+        module, "head_hidden_size", None
+    )
+    return is_pooled and accepts_image_size(network, image_size)
 
 
 def accepts_image_size(network: Network, image_size: int) -> bool:
-    """Tell whether a network takes square images of another side than it was made for."""
+    """Return whether a forward pass of a square image of ``image_size`` pixels succeeds."""
     module = network.module
     mode = module.training
     example = torch.zeros(1, network.spec.input_size[0], image_size, image_size)
     try:
         with torch.no_grad():
             module.eval()(example.to(next(module.parameters()).device))
-    except Exception:  # each network says so in its own way
+    except Exception:  # networks reject sizes with errors of any type
         return False
     finally:
         module.train(mode)
@@ -133,22 +135,23 @@ def accepts_image_size(network: Network, image_size: int) -> bool:
 
 
 def check_backbone_name(backbone: str) -> None:
-    """Raise unless timm knows the backbone.
+    """Check that timm knows the backbone.
 
     Raises:
-        ModelError: Names the nearest one that it knows.
+        ModelError: It does not; the message names the most similar backbone.
     """
     if backbone.startswith(("hf-hub:", "hf_hub:")):
         return
     if backbone.startswith("local-dir:"):
         raise ModelError(
-            f"'{backbone}': name the architecture with --backbone and the folder with --weights."
+            f"'{backbone}' is not supported: pass the architecture with --backbone and the folder "
+            f"with --weights."
         )
     name, _, tag = backbone.partition(".")
     if not timm.is_model(name):
         raise ModelError(
             f"Unknown backbone '{backbone}'.{suggest_name(name, timm.list_models())} "
-            f"Any timm model name is taken."
+            f"Pass any name of `timm.list_models()`."
         )
     tags = timm.list_pretrained(f"{name}.*")
     if tag and backbone not in tags and tags:
@@ -160,16 +163,17 @@ def check_backbone_name(backbone: str) -> None:
 def create_meta_network(
     backbone: str, *, kwargs: Mapping[str, Any] | None = None
 ) -> nn.Module | None:
-    """Return a network whose tensors have shapes and no memory, for a look at its layers.
+    """Return a network on the meta device, whose tensors have shapes and no data.
 
-    None where it cannot be made so, as one of the hub's own or one that computes with its weights.
+    None where that is not possible: for a hub repository, and for networks that compute with their
+    weights when they are created.
     """
     if ":" in backbone:
         return None
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         try:
             network: nn.Module = timm.create_model(backbone, num_classes=2, **(kwargs or {}))
-        except Exception:  # what is wrong with it is said when it is created
+        except Exception:  # reported when the real network is created
             return None
     return network
 
@@ -177,8 +181,8 @@ def create_meta_network(
 def _check_channels(channels: int) -> None:
     if channels != 3:
         raise ModelError(
-            f"The network reads {channels} channels, but images are read as RGB. Leave in_chans "
-            f"and the first number of input_size at 3."
+            f"The network takes {channels} input channels, but images are loaded as RGB. Set "
+            f"in_chans and the first value of input_size to 3."
         )
 
 
@@ -190,37 +194,39 @@ def _has_fixed_size(backbone: str) -> bool:
 def _explain_creation_error(
     backbone: str, source: WeightsSource, arguments: Mapping[str, Any], error: Exception
 ) -> FinetuneError:
-    """Return what to say of timm's error."""
+    """Return an error with a remedy for timm's error."""
     reason = extract_first_line(error)
     if isinstance(error, TypeError) and arguments:
-        return ModelError(f"'{backbone}' does not take model.kwargs {dict(arguments)}: {reason}.")
+        return ModelError(f"'{backbone}' does not accept model.kwargs={dict(arguments)}: {reason}.")
     if "No pretrained weights exist" in reason or "Invalid pretrained" in reason:
         return ModelError(f"{reason} Pass --weights random or a local file.")
-    not_fetched = explain_hub_error(backbone, source, error)
-    if not_fetched is not None:
-        return not_fetched
+    hub_error = explain_hub_error(backbone, source, error)
+    if hub_error is not None:
+        return hub_error
     if source.pretrained and source.hub is None:
-        return ModelError(f"{source.label} does not fit '{backbone}': {reason}. Check --backbone.")
+        return ModelError(
+            f"{source.label} does not match '{backbone}': {reason}. Check --backbone."
+        )
     return ModelError(f"'{backbone}' cannot be created: {reason}.")
 
 
 def _check_size(backbone: str, module: nn.Module, spec: PreprocessSpec) -> None:
-    """Raise unless an image of this size reaches the classifier."""
+    """Raise ModelError unless a forward pass of an image of the spec's size succeeds."""
     training = module.training
     try:
         with torch.inference_mode():
             module.eval()(torch.zeros(1, *spec.input_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ModelError(
-            f"'{backbone}' cannot take images of {spec.input_size[-1]} px: {extract_first_line(error)}. "
-            f"Choose another --image-size."
+            f"'{backbone}' does not accept images of {spec.input_size[-1]} px: "
+            f"{extract_first_line(error)}. Choose another --image-size."
         ) from error
     finally:
         module.train(training)
 
 
 def _drop_state_dict(module: nn.Module) -> None:
-    """Drop the loaded tensors from the network's config, which timm keeps alive."""
+    """Remove the loaded tensors from the network's pretrained config, where timm keeps them."""
     cfg = dict(module.pretrained_cfg)  # type: ignore[arg-type]
     cfg.pop("state_dict", None)
     cfg["num_classes"] = module.num_classes
@@ -228,15 +234,15 @@ def _drop_state_dict(module: nn.Module) -> None:
 
 
 def _resolve_spec(module: nn.Module, image_size: int | None) -> PreprocessSpec:
-    found = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
-    channels, height, width = found["input_size"]
+    data_config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
+    channels, height, width = data_config["input_size"]
     _check_channels(channels)
     spec = PreprocessSpec(
         input_size=(3, height, width),
-        mean=tuple(float(value) for value in found["mean"]),
-        std=tuple(float(value) for value in found["std"]),
-        interpolation=found["interpolation"],
-        crop_pct=float(found["crop_pct"]),
-        crop_mode=found["crop_mode"],
+        mean=tuple(float(value) for value in data_config["mean"]),
+        std=tuple(float(value) for value in data_config["std"]),
+        interpolation=data_config["interpolation"],
+        crop_pct=float(data_config["crop_pct"]),
+        crop_mode=data_config["crop_mode"],
     )
     return spec if image_size is None else replace(spec, input_size=(3, image_size, image_size))

@@ -1,6 +1,7 @@
-"""A network that knows which of its layer groups train."""
+"""Image classifier with freezing by layer group, eval-mode context, and input normalisation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, Self
 
 import torch
@@ -13,14 +14,19 @@ BatchNormMode = Literal["frozen", "train"]
 
 
 class ImageClassifier(nn.Module):
-    """A timm network whose first ``depth`` layer groups, counted from the head, train.
+    """timm network of which the first ``depth`` layer groups, counted from the head, train.
 
     A frozen group has ``requires_grad=False``, no gradients, and stays in eval mode whatever
-    ``train()`` is called with, so that neither its BatchNorm statistics nor its dropout move.
+    ``train()`` is called with, so that neither its BatchNorm statistics nor its dropout are active.
 
     Args:
-        network: Takes normalised images (B, 3, H, W), returns logits (B, K).
-        batch_norm: "frozen" keeps the statistics of trained groups too; "train" updates them.
+        network: Module from normalised images (B, 3, H, W) to logits (B, K).
+        batch_norm: "frozen" keeps the BatchNorm statistics of trained groups, too; "train" updates
+            them.
+
+    Attributes:
+        groups: Layer groups, from the head to the stem.
+        depth: Number of layer groups that train, counted from the head.
     """
 
     def __init__(self, network: nn.Module, *, batch_norm: BatchNormMode = "frozen") -> None:
@@ -34,11 +40,11 @@ class ImageClassifier(nn.Module):
 
     @property
     def has_batch_norm(self) -> bool:
-        """Whether any layer keeps statistics of batches."""
+        """Whether any layer is a BatchNorm."""
         return has_batch_norm(self.network)
 
     def set_depth(self, depth: int) -> None:
-        """Let the first ``depth`` groups train, 1 for the head alone; twice is once.
+        """Unfreeze the first ``depth`` groups (1: the head alone), freeze the others; idempotent.
 
         Raises:
             ValueError: ``depth`` is not in [1, number of groups].
@@ -47,38 +53,38 @@ class ImageClassifier(nn.Module):
             raise ValueError(f"depth {depth} is not in [1, {len(self.groups)}]")
         self.depth = depth
         parameters = dict(self.network.named_parameters())
-        for number, group in enumerate(self.groups):
+        for index, group in enumerate(self.groups):
             for name in group.parameter_names:
-                parameters[name].requires_grad_(number < depth)
-                if number >= depth:
+                parameters[name].requires_grad_(index < depth)
+                if index >= depth:
                     parameters[name].grad = None
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Set train mode where something trains; frozen groups stay in eval mode."""
+        """Set train mode in the groups that train; frozen groups stay in eval mode."""
         super().train(mode)
         if not mode:
             return self
         for name, module in self.network.named_modules():
             if name == "":
                 continue
-            frozen = min(self._module_groups[name]) >= self.depth
-            if frozen or (self.batch_norm == "frozen" and isinstance(module, _BatchNorm)):
+            is_frozen = min(self._module_groups[name]) >= self.depth
+            if is_frozen or (self.batch_norm == "frozen" and isinstance(module, _BatchNorm)):
                 module.training = False
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, K) of normalised images (B, 3, H, W)."""
+        """Compute the logits (B, K) of normalised images (B, 3, H, W)."""
         if self.training and self._train_forward is not None:
             return self._train_forward(images)
         logits: Tensor = self.network(images)
         return logits
 
     def compile_for_training(self, example: Tensor) -> str | None:
-        """Compile the network for training batches; return why that fails, or None.
+        """Compile the network for training batches; return the error if that fails, else None.
 
-        It computes the same to within rounding. Parameters and statistics stay as they are, and so
-        do the names in the state dict.
+        The compiled network computes the same up to rounding. Parameters, statistics and the keys
+        of the state dict stay as they are.
 
         Args:
             example: Normalised images (B, 3, H, W) of a training batch, on the network's device.
@@ -89,7 +95,7 @@ class ImageClassifier(nn.Module):
         try:
             with torch.random.fork_rng([example.device] if example.is_cuda else []):
                 compiled(example).float().sum().backward()
-        except Exception as error:  # compilers and drivers raise what they like
+        except Exception as error:  # compilers and drivers raise errors of any type
             return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         finally:
             self.network.zero_grad()
@@ -102,8 +108,23 @@ class ImageClassifier(nn.Module):
 
 
 def has_batch_norm(network: nn.Module) -> bool:
-    """Tell whether any layer of a network keeps statistics of batches."""
+    """Return whether any layer of a network is a BatchNorm."""
     return any(isinstance(module, _BatchNorm) for module in network.modules())
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Set eval mode within the block, and restore each layer's mode after it.
+
+    Restored one by one, since Lightning trains in the mode that it finds.
+    """
+    modes = {layer: layer.training for layer in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
 
 
 def normalise(
@@ -113,14 +134,14 @@ def normalise(
     std: Sequence[float] | Tensor,
     color_matrix: Tensor | None = None,
 ) -> Tensor:
-    """Return the network's input of a batch of pixels.
+    """Return the normalised input of a network from a batch of pixels.
 
     Args:
-        images: uint8, shape (B, H, W, C).
-        mean: Per channel, for pixels in [0, 1]; on the images' device nothing needs to be copied.
-        std: Per channel, for pixels in [0, 1].
-        color_matrix: What happens to the colours before, shape (B, C, C + 1): a matrix and a shift for
-            pixels in [0, 1], which are clipped after it.
+        images: Pixels, uint8, shape (B, H, W, C).
+        mean: Mean per channel, for pixels in [0, 1]; a tensor on the images' device saves a copy.
+        std: Standard deviation per channel, for pixels in [0, 1].
+        color_matrix: Colour transform before normalisation, shape (B, C, C + 1): a matrix and a
+            shift for pixels in [0, 1], which are clipped afterwards.
 
     Returns:
         float32, shape (B, C, H, W), in the channels-last memory format.
@@ -134,12 +155,12 @@ def normalise(
 
 
 def _apply_color_matrix(pixels: Tensor, color_matrix: Tensor) -> Tensor:
-    """Return pixels (B, H, W, C) after each image's matrix, in [0, 1]."""
+    """Return pixels (B, H, W, C) after each image's colour transform, clipped to [0, 1]."""
     batch, _, _, channels = pixels.shape
-    with torch.autocast(pixels.device.type, enabled=False):  # 8 bits of colour need more than bf16
-        turned = torch.baddbmm(
+    with torch.autocast(pixels.device.type, enabled=False):  # bf16 resolves less than 8 bits
+        transformed = torch.baddbmm(
             color_matrix[:, None, :, channels],
             pixels.view(batch, -1, channels),
             color_matrix[:, :, :channels].transpose(1, 2),
         )
-    return turned.clamp_(0, 1).view_as(pixels)
+    return transformed.clamp_(0, 1).view_as(pixels)

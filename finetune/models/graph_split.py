@@ -1,8 +1,8 @@
-"""A network cut in two: its first layers, and all that follows from what they say of an image.
+"""Split of a network into a trunk and a last stage that takes the trunk's activations.
 
-While the first layers stay as they are, what they say of an image is a constant. It is found in the
-graph of the network's own computations, not by the names of layers: any timm network whose graph
-torch.fx can follow is cut, whatever its family.
+While the trunk is frozen, its activations for an image are constant. The split point is found in
+the torch.fx graph of the network, not by the names of layers: any timm network that torch.fx can
+trace is split, whatever its family.
 """
 
 import copy
@@ -18,12 +18,12 @@ from finetune.models.groups import find_layer_groups
 
 @dataclass(frozen=True, slots=True)
 class SplitNetwork:
-    """Two parts of a network, which share its layers: what trains in one has changed in the other.
+    """A network in two parts, which share its layers: training one part changes the network.
 
     Attributes:
-        trunk: Takes images (B, C, H, W), returns maps (B, ...).
-        last_stage: Takes those maps, returns logits (B, K).
-        node_name: Name of the computation whose value the maps are.
+        trunk: Module from images (B, C, H, W) to activations (B, ...).
+        last_stage: Module from those activations to logits (B, K).
+        node_name: Name of the graph node whose output the activations are.
     """
 
     trunk: fx.GraphModule
@@ -32,70 +32,74 @@ class SplitNetwork:
 
 
 def split_before(network: nn.Module, parameters: Collection[str]) -> SplitNetwork | None:
-    """Return a network in two parts, everything that the given parameters reach in the second.
+    """Split a network so that all nodes that depend on the given parameters are in the last stage.
 
-    The cut is the last value from which, apart from parameters, all of that follows. What depends
-    on train or eval mode (dropout, stochastic depth) is as in the mode that the network is in.
+    The split point is the last node whose output, apart from parameters, is the only input of the
+    last stage. Layers that depend on train or eval mode (dropout, stochastic depth) are traced in
+    the mode that the network is in.
 
     Args:
-        network: Takes images (B, C, H, W).
-        parameters: Names of those in the second part, as they are called in the network.
+        network: Module of images (B, C, H, W).
+        parameters: Names of the parameters of the last stage in the network.
 
     Returns:
-        The two parts; None where the graph cannot be followed, or only the images themselves are
-        such a value.
+        The two parts; None where the network cannot be traced, or only the images themselves are
+        such an input.
     """
     traced = _copy_for_tracing(network)
     try:
         graph = _Tracer().trace(traced)
-    except Exception:  # tracing runs the network's own code, which raises what it likes
+    except Exception:  # tracing runs the network's own code, which raises errors of any type
         return None
     images, *constants = [node for node in graph.nodes if node.op == "placeholder"]
     constants += [node for node in graph.nodes if node.op == "get_attr"]
-    second = _find_downstream(
+    last_stage = _find_downstream(
         graph, {node for node in graph.nodes if _uses_parameters(node, parameters)}
     )
-    while len(given := _find_inputs(second) - set(constants)) > 1:
-        last = next(node for node in reversed(graph.nodes) if node in given)
-        second = _find_downstream(graph, second | {last})
-    if given <= {images}:
+    while len(inputs := _find_inputs(last_stage) - set(constants)) > 1:
+        last_input = next(node for node in reversed(graph.nodes) if node in inputs)
+        last_stage = _find_downstream(graph, last_stage | {last_input})
+    if inputs <= {images}:
         return None
-    (value,) = given
-    before = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
+    (split_node,) = inputs
+    trunk_graph = fx.Graph()
+    new_nodes: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        copies[node] = before.node_copy(node, copies.__getitem__)
-        if node is value:
+        new_nodes[node] = trunk_graph.node_copy(node, new_nodes.__getitem__)
+        if node is split_node:
             break
-    before.output(copies[value])
-    after = fx.Graph()
-    copies = {value: after.placeholder("maps")}
+    trunk_graph.output(new_nodes[split_node])
+    last_stage_graph = fx.Graph()
+    new_nodes = {split_node: last_stage_graph.placeholder("activations")}
     for node in graph.nodes:
-        if node in second or node in constants:
-            copies[node] = after.node_copy(node, copies.__getitem__)
-    first, second_part = (_build_graph_module(network, traced, part) for part in (before, after))
-    return SplitNetwork(first, second_part, value.name)
+        if node in last_stage or node in constants:
+            new_nodes[node] = last_stage_graph.node_copy(node, new_nodes.__getitem__)
+    return SplitNetwork(
+        _build_graph_module(network, traced, trunk_graph),
+        _build_graph_module(network, traced, last_stage_graph),
+        split_node.name,
+    )
 
 
 def split_last_groups(network: nn.Module, depth: int) -> SplitNetwork | None:
-    """Return a network cut before its last ``depth`` layer groups, the head one of them."""
+    """Split a network before its last ``depth`` layer groups, the head one of them."""
     groups = find_layer_groups(network)[:depth]
     return split_before(network, [name for group in groups for name in group.parameter_names])
 
 
 def _copy_for_tracing(network: nn.Module) -> nn.Module:
-    """Return a copy to be traced, in the same mode, since tracing leaves its marks.
+    """Return a copy of a network in the same mode, since tracing adds attributes to its modules.
 
-    Networks that keep what they have computed in eval mode forget it when they are told to train.
+    Setting train mode first clears the caches of networks that cache values in eval mode.
     """
-    traced = copy.deepcopy(network).train()
-    for ours, theirs in zip(traced.modules(), network.modules(), strict=True):
-        ours.training = theirs.training
-    return traced
+    copied = copy.deepcopy(network).train()
+    for module, original in zip(copied.modules(), network.modules(), strict=True):
+        module.training = original.training
+    return copied
 
 
 class _Tracer(fx.Tracer):
-    """Follows everything but what timm knows to resist, which stays a single step."""
+    """Tracer that keeps functions and modules as single nodes if timm marks them untraceable."""
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))  # type: ignore[no-untyped-call]
@@ -112,28 +116,28 @@ def _uses_parameters(node: fx.Node, parameters: Collection[str]) -> bool:
 
 
 def _find_downstream(graph: fx.Graph, nodes: set[fx.Node]) -> set[fx.Node]:
-    """Return some computations and all that use what they give."""
-    found = set(nodes)
-    for node in graph.nodes:  # in the order in which they are computed
-        if not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found
+    """Return the given nodes and all that depend on their outputs."""
+    downstream = set(nodes)
+    for node in graph.nodes:  # in topological order
+        if not downstream.isdisjoint(node.all_input_nodes):
+            downstream.add(node)
+    return downstream
 
 
 def _find_inputs(nodes: set[fx.Node]) -> set[fx.Node]:
-    """Return the computations outside of a part whose values it uses."""
-    return {node for inside in nodes for node in inside.all_input_nodes} - nodes
+    """Return the nodes outside of a set whose outputs it uses."""
+    return {source for node in nodes for source in node.all_input_nodes} - nodes
 
 
 def _build_graph_module(network: nn.Module, traced: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """Return what computes a graph with a network's own layers, and constants of its trace."""
-    used: dict[str, Any] = {}
+    """Return a module of a graph with the network's own layers and the constants of its trace."""
+    attributes: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             path, _, name = str(node.target).rpartition(".")
             owner = network if hasattr(network.get_submodule(path), name) else traced
-            used[node.target] = getattr(owner.get_submodule(path), name)
-    module = fx.GraphModule(used, graph)
+            attributes[node.target] = getattr(owner.get_submodule(path), name)
+    module = fx.GraphModule(attributes, graph)
     module.graph.eliminate_dead_code()
     module.recompile()
     return module

@@ -1,4 +1,4 @@
-"""Layer groups of any timm model: its own coarse groups, mended, numbered from the head."""
+"""Layer groups of any timm model: its own coarse groups, corrected, numbered from the head."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from finetune.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class LayerGroup:
-    """Layers that freeze and thaw together.
+    """Layers that are frozen and unfrozen together.
 
     Attributes:
-        name: Where it begins in the network, unique in the model; "head" for the classifier.
-        parameter_names: Their names in the network.
-        num_parameters: Count of single numbers.
-        vector_names: Names of those with one dimension, as biases; noted here, since FSDP makes vectors
-            of all of them.
+        name: Path of its first module, unique in the network; "head" for the classifier.
+        parameter_names: Names of its parameters in the network.
+        num_parameters: Total number of their elements.
+        vector_names: Names of the parameters with at most one dimension, such as biases; recorded
+            here, since FSDP flattens all parameters.
     """
 
     name: str
@@ -29,26 +29,26 @@ class LayerGroup:
 
 
 def compute_weight_rms(network: nn.Module, group: LayerGroup) -> float:
-    """Return how large the weights of a group are: the median of its matrices' root mean squares.
+    """Return the median of the root mean squares of a group's weight matrices.
 
-    A step of AdamW moves each weight by about the learning rate, whatever the gradient: over this
-    it is the share of a layer that one step changes. Networks differ in it widely.
+    A step of AdamW changes each weight by about the learning rate, whatever the gradient: divided
+    by this, that is the relative change of a layer per step. Networks differ in it widely.
     """
     parameters = dict(network.named_parameters())
-    sizes = [
+    rms = [
         parameters[name].detach().float().square().mean().sqrt()
         for name in group.parameter_names
         if name not in group.vector_names
     ]
-    return float(torch.stack(sizes).median())
+    return float(torch.stack(rms).median())
 
 
 def find_layer_groups(network: nn.Module) -> tuple[LayerGroup, ...]:
-    """Return the groups, the classifier alone first, the stem last; each parameter in one.
+    """Return the layer groups from the classifier alone to the stem; each parameter is in one.
 
-    timm's ``group_matcher(coarse=True)`` says what belongs together. Two things are mended: what
-    shares the classifier's group (a VGG's fc6 and fc7) becomes the last backbone group, and a group
-    of vectors only (a BatchNorm cut off from its convolution) joins the group before it.
+    timm's ``group_matcher(coarse=True)`` defines them, with two corrections: layers that share the
+    classifier's group (a VGG's fc6 and fc7) become the last backbone group, and a group of vectors
+    only (a BatchNorm separated from its convolution) joins the group before it.
 
     Raises:
         ModelError: The network has no linear classifier.
@@ -87,8 +87,8 @@ def find_classifier_parameters(network: nn.Module) -> set[str]:
     modules: Iterable[nn.Module] = (
         classifier if isinstance(classifier, tuple | list) else (classifier,)
     )
-    owned = {id(parameter) for module in modules for parameter in module.parameters()}
-    names = {name for name, parameter in network.named_parameters() if id(parameter) in owned}
+    ids = {id(parameter) for module in modules for parameter in module.parameters()}
+    names = {name for name, parameter in network.named_parameters() if id(parameter) in ids}
     if not names:
         raise ModelError(
             f"{type(network).__name__} has no linear classifier to train. Choose another backbone."
@@ -99,44 +99,49 @@ def find_classifier_parameters(network: nn.Module) -> set[str]:
 def assign_module_groups(
     network: nn.Module, groups: Sequence[LayerGroup]
 ) -> dict[str, frozenset[int]]:
-    """Return for each module the numbers of the groups that its parameters, or neighbours, are in.
+    """Return for each module the indices of the groups of its parameters, or of its neighbour's.
 
-    A module without parameters (dropout, activation) goes with the parameters before it, but with
-    the head where the head comes next.
+    A module without parameters (dropout, activation) is in the group of the parameters before it,
+    but in the head's if the head comes next.
     """
-    group_of = {
-        name: number for number, group in enumerate(groups) for name in group.parameter_names
+    group_indices = {
+        name: index for index, group in enumerate(groups) for name in group.parameter_names
     }
-    below: dict[str, set[int]] = {name: set() for name, _ in network.named_modules()}
-    for parameter, number in group_of.items():
-        parts = parameter.split(".")
-        for end in range(len(parts)):
-            below[".".join(parts[:end])].add(number)
-    return _assign_parameterless_modules(network, below, last_group=len(groups) - 1)
+    groups_below: dict[str, set[int]] = {name: set() for name, _ in network.named_modules()}
+    for parameter_name, index in group_indices.items():
+        components = parameter_name.split(".")
+        for end in range(len(components)):
+            groups_below[".".join(components[:end])].add(index)
+    return _assign_parameterless_modules(network, groups_below, last_group=len(groups) - 1)
 
 
 def _assign_parameterless_modules(
     network: nn.Module, groups_below: Mapping[str, set[int]], *, last_group: int
 ) -> dict[str, frozenset[int]]:
+    """Return the groups of each module, given those of the parameters below it."""
     leaves = [n for n, module in network.named_modules() if next(module.children(), None) is None]
     before_head: set[str] = set()
-    following = -1
+    next_group = -1
     for name in reversed(leaves):
         parent = name.rpartition(".")[0]
         if groups_below[name]:
-            following = min(groups_below[name])
-        elif following == 0 and (parent == "" or groups_below[parent] == {0}):
-            before_head.add(name)  # but not what ends a block of the backbone, as its drop path
-    found: dict[str, frozenset[int]] = {}
+            next_group = min(groups_below[name])
+        elif next_group == 0 and (parent == "" or groups_below[parent] == {0}):
+            before_head.add(
+                name
+            )  # but not the last module of a backbone block, such as its drop path
+    assigned: dict[str, frozenset[int]] = {}
     for name, module in network.named_modules():
-        found[name] = frozenset({0} if name in before_head else groups_below[name] or {last_group})
+        assigned[name] = frozenset(
+            {0} if name in before_head else groups_below[name] or {last_group}
+        )
         if groups_below[name] and not any(True for _ in module.children()):
             last_group = min(groups_below[name])
-    return found
+    return assigned
 
 
 def _find_coarse_groups(network: nn.Module) -> list[list[str]]:
-    """Return timm's groups from the input on; top-level modules where a model defines none."""
+    """Return timm's groups in order from the input; top-level modules if the model defines none."""
     matcher = getattr(network, "group_matcher", None)
     if matcher is not None:
         try:
@@ -144,7 +149,7 @@ def _find_coarse_groups(network: nn.Module) -> list[list[str]]:
         except (AssertionError, KeyError, TypeError, ValueError, NotImplementedError):
             grouped = {}
         if len(grouped) > 1:
-            return [grouped[number] for number in sorted(grouped)]
+            return [grouped[index] for index in sorted(grouped)]
     by_child: dict[str, list[str]] = {}
     for name, _ in network.named_parameters():
         by_child.setdefault(name.partition(".")[0], []).append(name)
@@ -152,13 +157,13 @@ def _find_coarse_groups(network: nn.Module) -> list[list[str]]:
 
 
 def _name_groups(groups: Sequence[Sequence[str]]) -> list[str]:
-    """Return for each group the shortest module path that begins its first name and no other's."""
-    firsts = [group[0].split(".") for group in groups]
+    """Return for each group the shortest prefix of its first name that no other group's has."""
+    paths = [group[0].split(".") for group in groups]
     names = []
-    for first in firsts:
-        for length in range(1, len(first) + 1):
-            prefix = first[:length]
-            if sum(other[:length] == prefix for other in firsts) == 1:
+    for path in paths:
+        for length in range(1, len(path) + 1):
+            prefix = path[:length]
+            if sum(other[:length] == prefix for other in paths) == 1:
                 break
         names.append(".".join(prefix))
     return names

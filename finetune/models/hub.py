@@ -1,4 +1,4 @@
-"""Pretrained weights on the hub: their address, and their file in this machine's caches."""
+"""Pretrained weights on the Hugging Face hub and other hosts: addresses, caches, reachability."""
 
 import os
 import socket
@@ -24,13 +24,14 @@ _CONNECT_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class HubWeights:
-    """The weights that timm has for a backbone.
+    """Pretrained weights that timm knows for a backbone.
 
     Attributes:
-        name: The backbone with the tag of its weights.
-        repository: On the Hugging Face hub, with "@revision" if there is one; "" for another host.
-        url: Of the file on another host; "" on the hub.
-        file_names: What the weights' file may be called, the best first.
+        name: Name of the backbone with the tag of its weights.
+        repository: Repository on the Hugging Face hub, with "@revision" if one is given; "" for
+            another host.
+        url: URL of the file on another host; "" for the hub.
+        file_names: Possible names of the weights file, in order of preference.
     """
 
     name: str
@@ -40,12 +41,12 @@ class HubWeights:
 
     @property
     def address(self) -> str:
-        """Where the weights lie on the network."""
+        """URL of the weights."""
         return f"{_get_hub_endpoint()}/{self.repository}" if self.repository else self.url
 
     @property
     def cache_dir(self) -> Path:
-        """Where their file lies on this machine, or would lie."""
+        """Cache folder of the weights on this machine; it need not exist."""
         if not self.repository:
             return Path(torch.hub.get_dir(), "checkpoints")
         from huggingface_hub import constants
@@ -53,22 +54,22 @@ class HubWeights:
         return Path(constants.HF_HUB_CACHE)
 
     def find_cached(self) -> Path | None:
-        """Return the file in this machine's cache, or None."""
+        """Return the weights file in this machine's cache, or None."""
         if not self.repository:
             file = self.cache_dir / self.file_names[0]
             return file if file.is_file() else None
         from huggingface_hub import try_to_load_from_cache
 
         repository, _, revision = self.repository.partition("@")
-        found = (
+        paths = (
             try_to_load_from_cache(repository, name, revision=revision or None)
             for name in self.file_names
         )
-        return next((Path(path) for path in found if isinstance(path, str)), None)
+        return next((Path(path) for path in paths if isinstance(path, str)), None)
 
 
 def find_hub_weights(backbone: str) -> HubWeights | None:
-    """Return the weights of a backbone, or None where timm has none for it."""
+    """Return the pretrained weights of a backbone, or None where timm knows none."""
     if backbone.startswith(_HUB_PREFIXES):
         return HubWeights(backbone, backbone.partition(":")[2], "", _WEIGHTS_FILE_NAMES)
     cfg = timm.get_pretrained_cfg(backbone)
@@ -82,10 +83,10 @@ def find_hub_weights(backbone: str) -> HubWeights | None:
 
 
 def check_cached_or_reachable(weights: HubWeights, backbone: str) -> Path | None:
-    """Return the weights' file in the cache, or None where their host at least answers.
+    """Return the cached weights file, or None where it is not cached but its host is reachable.
 
     Raises:
-        ModelError: Neither; said at once, where the hub's client would try for a minute.
+        ModelError: Neither; raised at once, where the hub's client would retry for a minute.
     """
     file = weights.find_cached()
     if file is not None:
@@ -93,27 +94,28 @@ def check_cached_or_reachable(weights: HubWeights, backbone: str) -> Path | None
     from huggingface_hub import constants
 
     if weights.repository and constants.HF_HUB_OFFLINE:
-        why = "HF_HUB_OFFLINE keeps this machine from the network"
+        reason = "HF_HUB_OFFLINE is set"
     elif any(os.environ.get(name) for name in _PROXY_VARIABLES) or _is_reachable(weights.address):
         return None
     else:
-        why = f"this machine does not reach {urlparse(weights.address).hostname}"
+        reason = f"{urlparse(weights.address).hostname} is not reachable from this machine"
     raise ModelError(
-        f"The weights of '{backbone}' are not in {weights.cache_dir}, and {why}. {suggest_remedy(backbone)}"
+        f"The weights of '{backbone}' are not in the cache {weights.cache_dir}, and {reason}. "
+        f"{suggest_remedy(backbone)}"
     )
 
 
 def suggest_remedy(backbone: str) -> str:
-    """Say how to get weights that this machine cannot download."""
+    """Return a hint how to obtain weights that this machine cannot download."""
     return (
-        f"Fetch them where there is a network, into a cache that this machine sees (HF_HOME, "
-        f"TORCH_HOME): finetune fetch {backbone}. Or pass a local file or folder with --weights, "
-        f"or --weights random to train from scratch."
+        f"On a machine with network access, download them into a cache that this one shares "
+        f"(HF_HOME, TORCH_HOME): finetune fetch {backbone}. Or pass a local file or folder with "
+        f"--weights, or --weights random to train from scratch."
     )
 
 
 def discard(file: Path) -> None:
-    """Remove a file from the cache, and what it links to."""
+    """Remove a file from the cache, and the file that it links to."""
     target = file.resolve()
     file.unlink(missing_ok=True)
     target.unlink(missing_ok=True)
@@ -126,6 +128,7 @@ def _get_hub_endpoint() -> str:
 
 
 def _is_reachable(address: str) -> bool:
+    """Return whether the host of a URL accepts a TCP connection."""
     url = urlparse(address)
     port = url.port or (80 if url.scheme == "http" else 443)
     try:

@@ -1,4 +1,4 @@
-"""The proof that weights arrived: what a load filled, left unfilled, and had no place for."""
+"""Load report of pretrained weights: loaded parameters, missing keys and unexpected keys."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,33 +12,41 @@ from finetune.models.weights import WeightsSource
 from finetune.types import LoadReport
 
 MIN_LOADED_FRACTION = 0.99
+"""Fraction of the backbone's parameters that weights must provide."""
 
 
 @dataclass(frozen=True, slots=True)
 class IncompatibleKeys:
-    """What one ``load_state_dict`` left over: unfilled keys, and sizes of keys without a place."""
+    """Incompatible keys of one ``load_state_dict``.
+
+    Attributes:
+        missing: Keys of the module that the state dict does not have.
+        unexpected: Keys of the state dict that the module does not have, and their sizes.
+    """
 
     missing: tuple[str, ...]
-    unused: Mapping[str, int]
+    unexpected: Mapping[str, int]
 
 
 @contextmanager
 def record_loads() -> Iterator[dict[int, IncompatibleKeys]]:
-    """Note which keys each ``load_state_dict`` inside the block left unfilled, by module id.
+    """Record the incompatible keys of each ``load_state_dict`` within the block, by module id.
 
-    timm loads with ``strict=False`` as soon as the number of classes differs, and says nothing
-    when no key fits.
+    timm loads with ``strict=False`` as soon as the number of classes differs, and gives no warning
+    when no key matches.
     """
     loads: dict[int, IncompatibleKeys] = {}
     original = nn.Module.load_state_dict
 
-    def recording(self: nn.Module, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def load_and_record(
+        self: nn.Module, state: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
         result = original(self, state, *args, **kwargs)
-        unused = {name: state[name].numel() for name in result.unexpected_keys}
-        loads[id(self)] = IncompatibleKeys(tuple(result.missing_keys), unused)
+        unexpected = {name: state[name].numel() for name in result.unexpected_keys}
+        loads[id(self)] = IncompatibleKeys(tuple(result.missing_keys), unexpected)
         return result
 
-    nn.Module.load_state_dict = recording  # type: ignore[method-assign, assignment]
+    nn.Module.load_state_dict = load_and_record  # type: ignore[method-assign, assignment]
     try:
         yield loads
     finally:
@@ -51,31 +59,34 @@ def build_load_report(
     source: WeightsSource,
     incompatible_keys: IncompatibleKeys | None,
 ) -> LoadReport:
-    """Return what the source filled of everything but the classifier.
+    """Build the report of which parameters of the backbone the source provided.
 
     Args:
         module: The loaded network.
         head: Names of the classifier's parameters.
-        source: Where the weights came from.
-        incompatible_keys: What the load left over; None where nothing was loaded.
+        source: Source of the weights.
+        incompatible_keys: Incompatible keys of the load; None where nothing was loaded.
     """
     sizes = {n: p.numel() for n, p in module.named_parameters() if n not in head}
     if not source.pretrained:
         return LoadReport(source.label, 0, sum(sizes.values()))
     state = module.state_dict()
     missing = tuple(state) if incompatible_keys is None else incompatible_keys.missing
-    lost = [n for n in missing if n not in head and state[n].is_floating_point()]
-    loaded = sum(sizes.values()) - sum(sizes.get(name, 0) for name in lost)
-    unused = {} if incompatible_keys is None else incompatible_keys.unused
-    return LoadReport(source.label, loaded, sum(sizes.values()), tuple(lost), unused)
+    missing_backbone = tuple(
+        name for name in missing if name not in head and state[name].is_floating_point()
+    )
+    num_parameters = sum(sizes.values())
+    num_loaded = num_parameters - sum(sizes.get(name, 0) for name in missing_backbone)
+    unexpected = {} if incompatible_keys is None else incompatible_keys.unexpected
+    return LoadReport(source.label, num_loaded, num_parameters, missing_backbone, unexpected)
 
 
 def check_loaded(report: LoadReport, source: WeightsSource) -> None:
-    """Raise unless the backbone really came from the source.
+    """Check that the source provided the weights of the backbone.
 
     Raises:
-        ModelError: Under 99% of its parameters did, BatchNorm statistics are missing, or a file
-            holds more than the backbone has.
+        ModelError: It provided less than 99% of the parameters, BatchNorm statistics are missing,
+            or a file has over 1% more parameters than the backbone.
     """
     if not source.pretrained:
         return
@@ -84,21 +95,22 @@ def check_loaded(report: LoadReport, source: WeightsSource) -> None:
     ]
     if report.loaded_fraction >= MIN_LOADED_FRACTION and statistics:
         raise ModelError(
-            f"{report.source} lacks BatchNorm statistics, first '{statistics[0]}'. Save the whole "
-            f"state_dict(), buffers included."
+            f"{report.source} has no BatchNorm statistics ('{statistics[0]}' and possibly others "
+            f"are missing). Save the whole state_dict(), including buffers."
         )
-    num_unused = sum(report.unexpected_keys.values()) if "state_dict" in source.overlay else 0
+    num_unexpected = sum(report.unexpected_keys.values()) if "state_dict" in source.overlay else 0
     if report.loaded_fraction >= MIN_LOADED_FRACTION:
-        if num_unused > (1 - MIN_LOADED_FRACTION) * report.num_parameters:
+        if num_unexpected > (1 - MIN_LOADED_FRACTION) * report.num_parameters:
             raise ModelError(
-                f"{report.source} holds {num_unused:,} numbers that the backbone has no place for, "
-                f"first '{next(iter(report.unexpected_keys))}'. It belongs to a larger one; choose that."
+                f"{report.source} has {num_unexpected:,} parameters that the backbone does not "
+                f"have (such as '{next(iter(report.unexpected_keys))}'). They belong to a larger "
+                f"backbone: pass that one."
             )
         return
     keys = list(source.overlay.get("state_dict", {}))
-    found = f" The file's keys look like '{keys[0]}'." if keys else ""
+    example = f" The file's keys look like '{keys[0]}'." if keys else ""
     raise ModelError(
-        f"Only {report.loaded_fraction:.1%} of the backbone's parameters came from {report.source}; missing "
-        f"first '{report.missing_keys[0]}'.{found} The weights belong to another backbone or their keys "
-        f"carry a prefix: rename the keys, or choose the backbone that they belong to."
+        f"{report.source} provides only {report.loaded_fraction:.1%} of the backbone's parameters; "
+        f"'{report.missing_keys[0]}' and others are missing.{example} Either the weights belong to "
+        f"another backbone (pass that one), or their keys have a prefix (remove it)."
     )

@@ -1,4 +1,4 @@
-"""What it takes a network to answer: multiplications for an image, and images a second here."""
+"""Inference cost of a network: multiply-adds per image, and images per second on this machine."""
 
 import math
 import statistics
@@ -20,15 +20,15 @@ _MIN_BATCHES, _MAX_BATCHES = 3, 20
 
 
 def count_macs(network: nn.Module, spec: PreprocessSpec, *, device: torch.device) -> int:
-    """Return the multiply-adds of one image through a network, of which a GMAC is a billion.
+    """Return the multiply-adds (MACs) of a forward pass of one image.
 
-    Counted by ``torch.utils.flop_counter`` in convolutions and matrix products, of which each
-    multiply-add is two of its operations.
+    Counted by ``torch.utils.flop_counter`` in convolutions and matrix products, where one MAC is
+    two FLOPs.
 
     Args:
-        network: In eval mode, on the device.
-        spec: The size of the image.
-        device: Where.
+        network: Network in eval mode, on the device.
+        spec: Preprocessing of the network, for the size of the image.
+        device: Device of the network.
     """
     image = torch.zeros(1, *spec.input_size, device=device)
     # inference_mode counts nothing (https://github.com/pytorch/pytorch/issues/126268), and fused
@@ -41,36 +41,36 @@ def count_macs(network: nn.Module, spec: PreprocessSpec, *, device: torch.device
 def measure_throughput(
     network: nn.Module, spec: PreprocessSpec, *, device: torch.device, precision: str
 ) -> float:
-    """Return how many images a network answers for in a second, once they are in memory.
+    """Return the inference throughput in images per second, without loading.
 
-    The median of some batches of at most 32 random images, after some that warm up, from uint8
-    pixels to logits as a probe does it. Fewer images at once are taken where 32 need more than a
-    second or do not fit.
+    The median over batches of at most 32 random images, after warm-up, from uint8 pixels to logits
+    as in a probe. The batch size is reduced where 32 images take more than a second or do not fit
+    in memory.
 
     Args:
-        network: In eval mode, on the device, in the channels-last format.
-        spec: What it expects.
-        device: Where.
-        precision: As Lightning names it.
+        network: Network in eval mode, on the device, in the channels-last format.
+        spec: Preprocessing of the network.
+        device: Device of the network.
+        precision: Precision in Lightning's notation, such as "bf16-mixed".
 
     Raises:
-        RuntimeError: Not even one image fits into the memory.
+        RuntimeError: A single image does not fit in memory.
     """
-    meter = _ForwardProfiler(network, spec, device=device, precision=precision)
-    most = _MAX_BATCH_SIZE
+    profiler = _ForwardProfiler(network, spec, device=device, precision=precision)
+    max_batch_size = _MAX_BATCH_SIZE
     while True:
         try:
-            return meter.measure_throughput(most)
+            return profiler.measure_throughput(max_batch_size)
         except Exception as error:
-            if most == 1 or not is_out_of_memory(error):
+            if max_batch_size == 1 or not is_out_of_memory(error):
                 raise
         # outside of the handler, which keeps the tensors of the failed batch
         release_memory()
-        most //= 2
+        max_batch_size //= 2
 
 
 class _ForwardProfiler:
-    """Takes forward passes of random pixels."""
+    """Timer of forward passes of random pixels."""
 
     def __init__(
         self, network: nn.Module, spec: PreprocessSpec, *, device: torch.device, precision: str
@@ -81,23 +81,25 @@ class _ForwardProfiler:
         self.precision = precision
 
     def measure_throughput(self, max_batch_size: int) -> float:
-        """Return what batches of at most so many images come to."""
-        size = min(_SMALL_BATCH_SIZE, max_batch_size)
+        """Return the images per second of batches of at most ``max_batch_size`` images."""
+        batch_size = min(_SMALL_BATCH_SIZE, max_batch_size)
         self._time_forward(1)
-        affordable = math.floor(size * _MAX_BATCH_SECONDS / self._time_forward(size))
-        size = max(size, min(max_batch_size, affordable))
-        self._time_forward(size)
-        return size / self._measure_median_seconds(size)
+        affordable = math.floor(batch_size * _MAX_BATCH_SECONDS / self._time_forward(batch_size))
+        batch_size = max(batch_size, min(max_batch_size, affordable))
+        self._time_forward(batch_size)
+        return batch_size / self._measure_median_seconds(batch_size)
 
     def _measure_median_seconds(self, batch_size: int) -> float:
-        found: list[float] = []
-        while len(found) < _MIN_BATCHES or (
-            len(found) < _MAX_BATCHES and sum(found) < _MAX_TOTAL_SECONDS
+        """Return the median time of 3 to 20 forward passes, fewer the slower they are."""
+        seconds: list[float] = []
+        while len(seconds) < _MIN_BATCHES or (
+            len(seconds) < _MAX_BATCHES and sum(seconds) < _MAX_TOTAL_SECONDS
         ):
-            found.append(self._time_forward(batch_size))
-        return statistics.median(found)
+            seconds.append(self._time_forward(batch_size))
+        return statistics.median(seconds)
 
     def _time_forward(self, batch_size: int) -> float:
+        """Return the seconds of one forward pass."""
         channels, height, width = self.spec.input_size
         generator = torch.Generator().manual_seed(0)
         shape = (batch_size, height, width, channels)

@@ -1,4 +1,4 @@
-"""torchvision's GoogLeNet and AlexNet as timm models: the classics that timm itself leaves out."""
+"""GoogLeNet and AlexNet of torchvision as timm models, since timm does not have them."""
 
 from typing import Any
 
@@ -19,9 +19,14 @@ _IMAGENET = {
 class GoogLeNet(torchvision.models.GoogLeNet):  # type: ignore[misc] # torchvision is untyped
     """Inception-v1 with batch normalisation (Szegedy et al. 2014), without its auxiliary heads.
 
-    torchvision's weights were trained on pixels scaled to [-1, 1]; that scaling stands in the
+    torchvision's weights were trained on pixels scaled to [-1, 1]; that scaling is part of the
     preprocessing here, so ``transform_input`` stays off.
+
+    Attributes:
+        architecture_id: ID in the names of feature stores on disk, independent of the class name.
     """
+
+    architecture_id = "finetune.models.zoo.GoogLeNet"
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.2) -> None:
         _check_rgb(in_chans)
@@ -42,12 +47,12 @@ class GoogLeNet(torchvision.models.GoogLeNet):  # type: ignore[misc] # torchvisi
         return features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits (B, K), or the pooled features (B, 1024) before the classifier."""
+        """Return the logits (B, K), or the pooled features (B, 1024) before the classifier."""
         x = self.dropout(self.avgpool(x).flatten(1))
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (B, K) of normalised images (B, 3, H, W)."""
+        """Compute the logits (B, K) of normalised images (B, 3, H, W)."""
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
@@ -61,19 +66,25 @@ class GoogLeNet(torchvision.models.GoogLeNet):  # type: ignore[misc] # torchvisi
         self.fc = nn.Linear(1024, num_classes) if num_classes else nn.Identity()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return timm's rules that sort layers into groups."""
+        """Return timm's patterns that assign parameters to layer groups."""
         if coarse:
             return {"stem": r"^conv\d", "blocks": r"^inception(\d)"}
         return {"stem": r"^conv(\d)", "blocks": [(r"^inception(\d)([a-e])", None)]}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Refuse: the blocks are too small to gain from it."""
+        """Raise ValueError if enabled: the blocks are too small to benefit."""
         if enable:
             raise ValueError("googlenet has no activation checkpointing")
 
 
 class AlexNet(torchvision.models.AlexNet):  # type: ignore[misc]
-    """AlexNet in one column (Krizhevsky 2014, https://arxiv.org/abs/1404.5997)."""
+    """AlexNet in one column (Krizhevsky 2014, https://arxiv.org/abs/1404.5997).
+
+    Attributes:
+        architecture_id: ID in the names of feature stores on disk, independent of the class name.
+    """
+
+    architecture_id = "finetune.models.zoo.AlexNet"
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> None:
         _check_rgb(in_chans)
@@ -88,14 +99,14 @@ class AlexNet(torchvision.models.AlexNet):  # type: ignore[misc]
         return features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits (B, K), or the features (B, 4096) before the classifier."""
+        """Return the logits (B, K), or the features (B, 4096) before the classifier."""
         x = self.avgpool(x).flatten(1)
         layers = self.classifier[:-1] if pre_logits else self.classifier
         out: Tensor = layers(x)
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (B, K) of normalised images (B, 3, H, W)."""
+        """Compute the logits (B, K) of normalised images (B, 3, H, W)."""
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
@@ -110,28 +121,28 @@ class AlexNet(torchvision.models.AlexNet):  # type: ignore[misc]
         self.classifier[-1] = nn.Linear(4096, num_classes) if num_classes else nn.Identity()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return timm's rules that sort layers into groups; the same, coarse or fine."""
+        """Return timm's patterns of layer groups, the same for coarse and fine groups."""
         del coarse
         return {"stem": r"^features\.0", "blocks": r"^features\.(\d+)"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Refuse: the layers are too few to gain from it."""
+        """Raise ValueError if enabled: the layers are too few to benefit."""
         if enable:
             raise ValueError("alexnet has no activation checkpointing")
 
 
 def _check_rgb(in_chans: int) -> None:
     if in_chans != 3:
-        raise ValueError(f"torchvision's weights read 3 channels, not {in_chans}")
+        raise ValueError(f"torchvision's weights take 3 input channels, not {in_chans}")
 
 
 def _drop_auxiliary_heads(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Drop the auxiliary classifiers, which serve only training from scratch."""
+    """Return a state dict without the auxiliary classifiers, used only in training from scratch."""
     del model
     return {name: value for name, value in state.items() if not name.startswith(("aux1.", "aux2."))}
 
 
-# timm looks the default weights up under the module that registers a model.
+# timm looks up the default weights in the module that registers a model
 default_cfgs = generate_default_cfgs(
     {
         "googlenet.tv_in1k": {
@@ -157,7 +168,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def googlenet(pretrained: bool = False, **kwargs: Any) -> GoogLeNet:
-    """Return torchvision's GoogLeNet through timm's factory."""
+    """Build torchvision's GoogLeNet with timm's factory."""
     model: GoogLeNet = build_model_with_cfg(
         GoogLeNet,
         "googlenet",
@@ -169,16 +180,16 @@ def googlenet(pretrained: bool = False, **kwargs: Any) -> GoogLeNet:
 
 
 def alexnet(pretrained: bool = False, **kwargs: Any) -> AlexNet:
-    """Return torchvision's AlexNet through timm's factory."""
+    """Build torchvision's AlexNet with timm's factory."""
     model: AlexNet = build_model_with_cfg(AlexNet, "alexnet", pretrained, **kwargs)
     return model
 
 
 def register() -> None:
-    """Make ``timm.create_model`` know both; again does nothing, and timm's own would win."""
-    for build in (googlenet, alexnet):
-        if not is_model(build.__name__):
-            register_model(build)
+    """Register both models with timm, unless timm has a model of that name; idempotent."""
+    for build_model in (googlenet, alexnet):
+        if not is_model(build_model.__name__):
+            register_model(build_model)
 
 
 register()

@@ -1,4 +1,4 @@
-"""Where weights come from: the hub, a file, a timm folder, or nowhere."""
+"""Sources of pretrained weights: the hub, a file, a timm folder, or none."""
 
 import json
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ from finetune.system.files import explain_disk_error
 
 @dataclass(frozen=True, slots=True)
 class WeightsSource:
-    """Where weights come from, as timm's factory wants it.
+    """Source of weights, in the form of arguments of timm's factory.
 
     Attributes:
-        label: What it is called in messages.
-        pretrained: Whether there are any.
-        overlay: Overrides of the network's config.
-        hub: What timm would download; None for local files.
-        cached_file: The file that an earlier download left; None if there is none.
+        label: Name of the source in messages.
+        pretrained: Whether there are any weights.
+        overlay: Overrides of the network's pretrained config.
+        hub: Weights that timm downloads; None for local files.
+        cached_file: File of an earlier download; None if there is none.
     """
 
     label: str
@@ -41,52 +41,52 @@ class WeightsSource:
 
 
 def is_pretrained(weights: str) -> bool:
-    """Tell whether training starts from learned weights."""
+    """Return whether ``--weights`` names pretrained weights."""
     return weights != "random"
 
 
 def resolve_weights_source(weights: str, backbone: str) -> WeightsSource:
-    """Return the source behind ``--weights``, files already read.
+    """Return the source that ``--weights`` names, with the content of local files.
 
     Raises:
-        ModelError: It is missing, unreadable, out of reach, or belongs to another backbone.
+        ModelError: The source is missing, unreadable, unreachable, or of another backbone.
     """
     if weights == "random":
         return WeightsSource("random", False, {})
     if weights == "hub":
-        found = find_hub_weights(backbone)
-        cached = None if found is None else check_cached_or_reachable(found, backbone)
-        return WeightsSource(f"hub ({backbone})", True, {}, found, cached)
+        hub = find_hub_weights(backbone)
+        cached_file = None if hub is None else check_cached_or_reachable(hub, backbone)
+        return WeightsSource(f"hub ({backbone})", True, {}, hub, cached_file)
     path = Path(weights).expanduser()
     if not path.exists():
         raise ModelError(
-            f"The weights {weights} do not exist. Give a file or folder, 'hub' or 'random'."
+            f"--weights {weights} does not exist. Pass a file, a folder, 'hub' or 'random'."
         )
     cfg: dict[str, Any] = {}
     file = path
     if path.is_dir():
         file, cfg = _read_timm_folder(path, backbone)
-    # another number of classes than any model has makes timm leave the old classifier out
+    # a number of classes that no model has makes timm skip the old classifier
     return WeightsSource(
         str(path), True, {**cfg, "state_dict": read_state_dict(file), "num_classes": -1}
     )
 
 
 def _read_timm_folder(path: Path, backbone: str) -> tuple[Path, dict[str, Any]]:
-    """Return the weights file and the preprocessing of a timm folder, bundle or run folder."""
+    """Return the weights file and pretrained config of a timm folder, bundle or run folder."""
     folder = path / "bundle" if (path / "bundle" / "config.json").is_file() else path
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         architecture = str(config["architecture"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{path} is no timm folder: config.json is missing or damaged. Give a folder that timm "
-            f"or `finetune export` wrote, or a weights file."
+            f"{path} is not a timm folder: config.json is missing or damaged. Pass a folder "
+            f"written by timm or `finetune export`, or a weights file."
         ) from error
     if architecture != backbone.partition(".")[0]:
         raise ModelError(
-            f"{path} holds weights of '{architecture}', but the backbone is '{backbone}'. "
-            f"Add --backbone {architecture}."
+            f"{path} contains weights of '{architecture}', but the backbone is '{backbone}'. "
+            f"Pass --backbone {architecture}."
         )
     cfg = dict(config.get("pretrained_cfg", {}))
     for key in ("num_classes", "label_names", "architecture", "tag", "url", "hf_hub_id"):
@@ -94,14 +94,14 @@ def _read_timm_folder(path: Path, backbone: str) -> tuple[Path, dict[str, Any]]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return folder / name, cfg
-    raise ModelError(f"{path} holds no model.safetensors. Export it again.")
+    raise ModelError(f"{path} contains no model.safetensors. Export the model again.")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a weights file, without running anything that it holds.
+    """Return the state dict of a weights file, without executing code from pickles.
 
     Raises:
-        ModelError: The file is no such file.
+        ModelError: The file is damaged or contains no state dict.
     """
     try:
         if path.suffix == ".safetensors":
@@ -109,20 +109,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{path} cannot be read as weights: {extract_first_line(error)}. Give a state dict saved by "
-            f"torch.save or a .safetensors file."
+            f"{path} cannot be read as weights: {extract_first_line(error)}. Pass a state dict "
+            f"saved by torch.save, or a .safetensors file."
         ) from error
-    except Exception as error:  # pickle.UnpicklingError and whatever a damaged pickle raises
-        # torch's own message advises to run the file's code
+    except Exception as error:  # pickle.UnpicklingError, or any error of a damaged pickle
+        # torch's own message advises to execute the file's code
         raise ModelError(
-            f"{path} is damaged or holds more than tensors, so it is not opened. Give a file that "
-            f"torch.save wrote of a state_dict() alone."
+            f"{path} is damaged or contains objects other than tensors, so it is not loaded. "
+            f"Pass a file that torch.save wrote of a state_dict() alone."
         ) from error
     for key in ("state_dict_ema", "state_dict", "model_ema", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
-        raise ModelError(f"{path} holds no state dict. Save model.state_dict() with torch.save.")
+        raise ModelError(f"{path} contains no state dict. Save model.state_dict() with torch.save.")
     return {
         str(name).removeprefix("module."): value
         for name, value in content.items()
@@ -131,7 +131,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def extract_first_line(error: Exception) -> str:
-    """Return what matters of a library's message, in one line without a full stop."""
+    """Return the informative line of an error message, without a full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [repr(error)])[0]
     return text[:300].rstrip(".")
@@ -140,20 +140,21 @@ def extract_first_line(error: Exception) -> str:
 def explain_hub_error(
     backbone: str, source: WeightsSource, error: Exception
 ) -> FinetuneError | None:
-    """Return why the hub's weights did not come, or None where they came and are whole.
+    """Return the error of a failed download, or None where the weights file is complete.
 
-    What came damaged just now, from a connection that broke off, is removed from the cache.
+    A file that was damaged in this download, by an interrupted connection, is removed from the
+    cache.
     """
     if source.hub is None:
         return None
-    place = source.hub.cache_dir
-    full = explain_disk_error(error, place, "Free it, or choose another with HF_HOME, TORCH_HOME.")
-    if full is not None:
-        return full
+    remedy = "Free space, or choose another cache with HF_HOME, TORCH_HOME."
+    disk_error = explain_disk_error(error, source.hub.cache_dir, remedy)
+    if disk_error is not None:
+        return disk_error
     file = source.hub.find_cached()
     if file is None:
         return ModelError(
-            f"The weights of '{backbone}' could not be fetched from {source.hub.address}: "
+            f"The weights of '{backbone}' could not be downloaded from {source.hub.address}: "
             f"{extract_first_line(error)}. {suggest_remedy(backbone)}"
         )
     if not is_damaged(file):
@@ -161,17 +162,17 @@ def explain_hub_error(
     if source.cached_file is None:
         discard(file)
         return ModelError(
-            f"The weights of '{backbone}' came damaged from {source.hub.address}: the connection "
-            f"broke off. Try again: finetune fetch {backbone}"
+            f"The download of the weights of '{backbone}' from {source.hub.address} was "
+            f"interrupted, and the damaged file was removed. Try again: finetune fetch {backbone}"
         )
     return ModelError(
-        f"The weights of '{backbone}' are damaged in the cache, {file}. Where there is a network, "
-        f"fetch them again: finetune fetch {backbone}"
+        f"The cached weights of '{backbone}' are damaged: {file}. With network access, download "
+        f"them again: finetune fetch {backbone}"
     )
 
 
 def is_damaged(file: Path) -> bool:
-    """Tell whether a weights file cannot be read."""
+    """Return whether a weights file cannot be read."""
     try:
         read_state_dict(file)
     except ModelError:

@@ -1,4 +1,4 @@
-"""A folder that holds a weights file for each of several backbones."""
+"""Search for the weights of a backbone in a folder with weights files of several backbones."""
 
 import re
 from collections.abc import Iterator
@@ -14,39 +14,40 @@ _MAX_LISTED = 12
 
 
 def find_weights(folder: Path, backbone: str) -> Path:
-    """Return the file, or the timm folder, that holds a backbone's weights.
+    """Return the file, or the timm folder, of a backbone's weights.
 
-    In this order: a name that is the backbone's, with its tag or without; one with a hash after it
-    (``resnet18-82c76769.pth``); a timm folder; a name that begins with the backbone's and goes on
-    after ``_``, ``-`` or ``.``, unless a longer beginning names another backbone
-    (``vgg16_bn-6c64b313.pth`` is no vgg16).
+    In order of preference: a file named as the backbone, with or without its tag; the same with a
+    hash appended (``resnet18-82c76769.pth``); a timm folder; a name that continues the backbone's
+    after ``_``, ``-`` or ``.``, unless a longer prefix names another backbone
+    (``vgg16_bn-6c64b313.pth`` does not match vgg16).
 
     Args:
-        folder: Where to look; not below it.
+        folder: Folder to search, without its subfolders.
         backbone: timm name, with or without a tag.
 
     Raises:
-        ModelError: None or more than one fits best; says what was looked for, and what lies there.
+        ModelError: No file matches, or several match equally well; the message lists the patterns
+            and the files.
     """
-    found = sorted(_rank_candidates(folder, backbone))
-    best = [path for rank, path in found if rank == found[0][0]]
+    candidates = sorted(_rank_candidates(folder, backbone))
+    best = [path for rank, path in candidates if rank == candidates[0][0]]
     if len(best) == 1:
         return best[0]
     if best:
         raise ModelError(
-            f"Several weights for '{backbone}' lie in {folder}: "
-            f"{', '.join(path.name for path in best)}. Keep one of them there."
+            f"{folder} contains several weights files of '{backbone}': "
+            f"{', '.join(path.name for path in best)}. Keep only one of them."
         )
     name = _strip_tag(backbone)
     raise ModelError(
-        f"{folder} holds no weights for '{backbone}': neither {name}.pth, {name}-<hash>.pth or "
-        f"{name}_<anything>.pth ({', '.join(_SUFFIXES)}) nor a timm folder {name}/. There are: "
+        f"{folder} contains no weights of '{backbone}': neither {name}.pth, {name}-<hash>.pth or "
+        f"{name}_<anything>.pth ({', '.join(_SUFFIXES)}) nor a timm folder {name}/. It contains: "
         f"{_format_listing(folder)}."
     )
 
 
 def _rank_candidates(folder: Path, backbone: str) -> Iterator[tuple[int, Path]]:
-    """Yield what may hold the weights, the best with the least number."""
+    """Yield the files and folders that match a backbone, with their rank; 0 is the best."""
     name = _strip_tag(backbone)
     for path in folder.iterdir():
         if path.is_dir():
@@ -75,7 +76,7 @@ def _is_timm_folder(path: Path) -> bool:
 
 
 def _match_backbone(stem: str) -> str | None:
-    """Return the longest name of a backbone, without a tag, that a file's name begins with."""
+    """Return the longest prefix of a file's stem that names a backbone, without a tag, or None."""
     stem = _strip_tag(stem)
     ends = [match.start() for match in re.finditer(r"[-_]", stem)] + [len(stem)]
     return next((stem[:end] for end in reversed(ends) if timm.is_model(stem[:end])), None)
@@ -86,7 +87,8 @@ def _has_other_tag(stem: str, backbone: str) -> bool:
 
 
 def _format_listing(folder: Path) -> str:
+    """Return the names in a folder, at most 12 of them."""
     names = sorted(entry.name for entry in folder.iterdir())
-    more = len(names) - _MAX_LISTED
-    shown = ", ".join(names[:_MAX_LISTED]) or "nothing"
-    return f"{shown} and {more} more" if more > 0 else shown
+    num_omitted = len(names) - _MAX_LISTED
+    listing = ", ".join(names[:_MAX_LISTED]) or "nothing"
+    return f"{listing} and {num_omitted} more" if num_omitted > 0 else listing

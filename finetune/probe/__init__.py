@@ -1,1 +1,1 @@
-"""The probe: a linear head fitted to what a frozen backbone says of the images."""
+"""Linear probe: a linear head, and optionally the last stage, fitted on frozen features."""

@@ -1,7 +1,7 @@
-"""Training of a network's last layers on maps that are kept of the layers before them.
+"""Training and evaluation of a last stage on cached activations.
 
-What those say of an image is a constant while they are frozen, as the features are to the head. An
-epoch costs the last layers alone, and no image is read.
+While the layers before are frozen, their activations for an image are constant, as its features
+are. An epoch costs the forward and backward passes of the last stage alone, and reads no images.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,39 +15,32 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from finetune.probe.extractor import ActivationLayout
+from finetune.probe.logistic import FeatureArray
 from finetune.system.hardware import autocast, seed_device
 
 
-class ActivationArray(Protocol):
-    """Maps, float32, flattened, of which any rows are read.
-
-    Attributes:
-        shape: (N, D).
-    """
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Return (N, D)."""
+class ActivationArray(FeatureArray, Protocol):
+    """Float32 activations, flattened to (N, D), that are read by slices or by row indices."""
 
     def __getitem__(self, rows: slice | NDArray[np.int64], /) -> NDArray[np.float32]:
-        """Return some rows, shape (n, D)."""
+        """Return the activations of some rows, shape (n, D)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LastStageSettings:
-    """How the last layers are trained.
+    """Hyperparameters of the training.
 
     Attributes:
-        num_passes: Epochs over the images, each seen in one of its views.
-        batch_size: Images of a step; the last of an epoch may have fewer.
-        micro_batch_size: Images of a step that are in memory together; it makes no difference otherwise.
-        lr_factor: Steps that are done to the factor of all learning rates.
-        gradient_clip: Largest norm of the gradient; 0 is no limit.
+        num_epochs: Epochs over the images, each image in one of its views per epoch.
+        batch_size: Images of an optimiser step; the last step of an epoch may have fewer.
+        micro_batch_size: Images of a forward pass; without effect on the result but for rounding.
+        lr_factor: Function of the number of completed steps to the factor of all learning rates.
+        gradient_clip: Largest norm of the gradient; 0 for no clipping.
         precision: "32-true", "bf16-mixed" or "16-mixed".
-        seed: Of the order of images, of their views and of dropout.
+        seed: Seed of the order of images, of their views and of dropout.
     """
 
-    num_passes: int
+    num_epochs: int
     batch_size: int
     micro_batch_size: int
     lr_factor: Callable[[int], float]
@@ -56,7 +49,7 @@ class LastStageSettings:
     seed: int
 
 
-def iter_training_passes(
+def iter_training_epochs(
     last_stage: nn.Module,
     optimizer: Optimizer,
     views: Sequence[ActivationArray],
@@ -69,60 +62,66 @@ def iter_training_passes(
     device: torch.device,
     after_step: Callable[[], None] = lambda: None,
 ) -> Iterator[float]:
-    """Train pass by pass, and yield the mean weighted cross-entropy of each.
+    """Train a last stage, and yield the weighted mean cross-entropy of each epoch.
 
     Args:
-        last_stage: Takes maps (B, ...), returns logits (B, K); on the device.
-        optimizer: Of what trains in it.
-        views: Maps of each image, (N, D) for each view.
+        last_stage: Module from activations (B, ...) to logits (B, K), on the device.
+        optimizer: Optimiser of its trainable parameters.
+        views: Activations of the images, (N, D) for each view.
         labels: Class indices, shape (N,).
-        weights: Of each image in the mean loss, shape (N,).
-        logit_offset: Added to the logits in the loss alone, shape (K,); None adds nothing.
-        layout: Of the maps.
-        settings: Steps and rates.
-        device: Where the tail is.
-        after_step: Called after each.
+        weights: Weight of each image in the mean loss, shape (N,).
+        logit_offset: Offset of the logits in the loss alone, shape (K,); None for no offset.
+        layout: Layout of the activations of an image.
+        settings: Hyperparameters.
+        device: Device of the last stage.
+        after_step: Callback after each optimiser step.
     """
-    rates = [group["lr"] for group in optimizer.param_groups]
-    trained = [one for group in optimizer.param_groups for one in group["params"]]
-    shares = torch.from_numpy(weights / weights.mean()).float()
-    added = None if logit_offset is None else logit_offset.to(device)
+    base_lrs = [group["lr"] for group in optimizer.param_groups]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    sample_weights = torch.from_numpy(weights / weights.mean()).float()
+    offset = None if logit_offset is None else logit_offset.to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "16-mixed")
-    step = 0
-    for number in range(settings.num_passes):
-        generator = np.random.default_rng([settings.seed, number])
+
+    def accumulate_gradients(
+        rows: NDArray[np.int64], view_indices: NDArray[np.int64], *, batch_size: int
+    ) -> float:
+        """Run a forward and backward pass of a micro-batch; return its part of the summed loss."""
+        activations = layout.unflatten(_gather_views(views, rows, view_indices), device)
+        with autocast(settings.precision, device):
+            logits = last_stage(activations).float()
+        if offset is not None:
+            logits = logits + offset
+        target = torch.from_numpy(labels[rows]).to(device)
+        losses = nn.functional.cross_entropy(logits, target, reduction="none")
+        loss = losses @ sample_weights[rows].to(device) / batch_size
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return float(loss.item() * batch_size)
+
+    num_steps = 0
+    for epoch in range(settings.num_epochs):
+        generator = np.random.default_rng([settings.seed, epoch])
         order = generator.permutation(len(labels))
-        seen_as = generator.integers(len(views), size=len(labels))
-        total = 0.0
+        view_indices = generator.integers(len(views), size=len(labels))
+        total_loss = 0.0
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             seed_device(device, int(generator.integers(2**63)))
             for first in range(0, len(order), settings.batch_size):
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * settings.lr_factor(step)
-                rows = np.sort(
-                    order[first : first + settings.batch_size]
-                )  # as they lie on the disk
-                for start in range(0, len(rows), settings.micro_batch_size):
-                    some = rows[start : start + settings.micro_batch_size]
-                    maps = layout.unflatten(_gather_views(views, some, seen_as), device)
-                    with autocast(settings.precision, device):
-                        logits = last_stage(maps).float()
-                    if added is not None:
-                        logits = logits + added
-                    target = torch.from_numpy(labels[some]).to(device)
-                    losses = nn.functional.cross_entropy(logits, target, reduction="none")
-                    loss = losses @ shares[some].to(device) / len(rows)
-                    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                    total += loss.item() * len(rows)
+                for group, base_lr in zip(optimizer.param_groups, base_lrs, strict=True):
+                    group["lr"] = base_lr * settings.lr_factor(num_steps)
+                # sorted, as they are on the disk
+                batch = np.sort(order[first : first + settings.batch_size])
+                for start in range(0, len(batch), settings.micro_batch_size):
+                    rows = batch[start : start + settings.micro_batch_size]
+                    total_loss += accumulate_gradients(rows, view_indices, batch_size=len(batch))
                 scaler.unscale_(optimizer)
                 if settings.gradient_clip:
-                    nn.utils.clip_grad_norm_(trained, settings.gradient_clip)
+                    nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
-                step += 1
+                num_steps += 1
                 after_step()
-        yield total / len(order)
+        yield total_loss / len(order)
 
 
 def compute_last_stage_logits(
@@ -134,31 +133,32 @@ def compute_last_stage_logits(
     precision: str,
     device: torch.device,
 ) -> Tensor:
-    """Return logits float32 (N, K), on the CPU, by last layers in eval mode.
+    """Return the logits (N, K) of a last stage in eval mode, float32, on the CPU.
 
     Args:
-        last_stage: Takes maps (B, ...), returns logits (B, K); on the device.
-        activations: Of N images.
-        layout: Of the maps.
-        batch_size: Images at once.
+        last_stage: Module from activations (B, ...) to logits (B, K), on the device.
+        activations: Activations of N images.
+        layout: Layout of the activations of an image.
+        batch_size: Images of a forward pass.
         precision: "32-true", "bf16-mixed" or "16-mixed".
-        device: Where the tail is.
+        device: Device of the last stage.
     """
-    parts = []
+    chunks = []
     for first in range(0, activations.shape[0], batch_size):
-        some = layout.unflatten(torch.from_numpy(activations[first : first + batch_size]), device)
+        rows = torch.from_numpy(activations[first : first + batch_size])
+        batch = layout.unflatten(rows, device)
         with torch.inference_mode(), autocast(precision, device):
-            parts.append(last_stage(some).float().cpu())
-    return torch.cat(parts).clone()
+            chunks.append(last_stage(batch).float().cpu())
+    return torch.cat(chunks).clone()
 
 
 def _gather_views(
     views: Sequence[ActivationArray], rows: NDArray[np.int64], view_indices: NDArray[np.int64]
 ) -> Tensor:
-    """Return the maps (n, D) of some images, each in the view that it is seen as."""
-    found = np.empty((len(rows), views[0].shape[1]), np.float32)
-    for number, view in enumerate(views):
-        chosen = view_indices[rows] == number
-        if chosen.any():
-            found[chosen] = view[rows[chosen]]
-    return torch.from_numpy(found)
+    """Return the activations (n, D) of some images, each in its view of this epoch."""
+    gathered = np.empty((len(rows), views[0].shape[1]), np.float32)
+    for index, view in enumerate(views):
+        is_selected = view_indices[rows] == index
+        if is_selected.any():
+            gathered[is_selected] = view[rows[is_selected]]
+    return torch.from_numpy(gathered)

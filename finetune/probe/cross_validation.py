@@ -1,21 +1,27 @@
-"""Which penalty a head is fitted with: that of the smallest loss on images left out of the fit."""
+"""Cross-validated linear heads: choice of the L2 penalty and out-of-fold class probabilities."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from finetune.models.classifier import ImageClassifier, eval_mode
+from finetune.probe.cached_extractor import CachedFeatureExtractor, ExtractionPlan
+from finetune.probe.extractor import create_feature_extractor
+from finetune.probe.feature_store import StoredFeatures
 from finetune.probe.logistic import FeatureArray, HeadFitter, LinearHead, LogisticProblem
+from finetune.types import Reporter
 
 PENALTIES = tuple(10.0 ** (-step / 2) for step in range(2, 13))
-"""From 0.1 to 1e-6, for features of norm 1."""
+"""L2 penalties from 0.1 to 1e-6, for features of norm 1."""
 
 _NUM_FOLDS = 5
 _MAX_IMAGES_FOR_ALL_FOLDS = 20_000
-"""With more images one fold tells enough."""
+"""Number of images above which one fold suffices."""
 
 _PATIENCE = 2
 _CHUNK_ROWS = 8192
@@ -25,16 +31,16 @@ _SEARCH_TOLERANCE, _FINAL_TOLERANCE = 1e-4, 1e-5
 
 @dataclass(frozen=True, slots=True)
 class CrossValidatedHead:
-    """A head, and how it was chosen.
+    """A linear head whose penalty was chosen by cross-validation.
 
     Attributes:
-        head: Fitted to all images.
-        penalty: The chosen one.
-        held_out_loss: Weighted mean loss, as fitted, of images that the fit had left out.
-        held_out_accuracy: Weighted share of them that come out right, by the head's own logits.
-        held_out_rows: Which they are, ascending, shape (M,).
-        held_out_probabilities: Their class probabilities by the head without them, as fitted, float32, shape
-            (M, K).
+        head: Head fitted on all images.
+        penalty: The chosen L2 penalty.
+        held_out_loss: Weighted mean loss of the held-out images, with the logit offset of the fit.
+        held_out_accuracy: Weighted accuracy on the held-out images, by the head's own logits.
+        held_out_rows: Rows of the held-out images, ascending, shape (M,).
+        held_out_probabilities: Their class probabilities by the head of the other folds, with the
+            logit offset of the fit, float32, shape (M, K).
     """
 
     head: LinearHead
@@ -45,6 +51,61 @@ class CrossValidatedHead:
     held_out_probabilities: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class OutOfFoldPredictions:
+    """Class probabilities of images by heads that were not fitted on them.
+
+    Attributes:
+        features: Features of the N images.
+        rows: Rows of the images that have predictions, ascending, shape (M,).
+        probabilities: Their class probabilities, float32, shape (M, K).
+    """
+
+    features: StoredFeatures
+    rows: NDArray[np.int64]
+    probabilities: Tensor
+
+
+def predict_out_of_fold(
+    classifier: ImageClassifier,
+    paths: Sequence[Path],
+    labels: NDArray[np.int64],
+    *,
+    num_classes: int,
+    extraction: ExtractionPlan,
+    device: torch.device,
+    reporter: Reporter,
+) -> OutOfFoldPredictions:
+    """Return out-of-fold predictions of images from linear heads on frozen features.
+
+    Args:
+        classifier: Classifier whose backbone computes the features; it is left on the device.
+        paths: Image files, shape (N,).
+        labels: Class indices, shape (N,).
+        num_classes: Number of classes K.
+        extraction: Settings of the feature extraction.
+        device: Device of the computation.
+        reporter: Receiver of progress.
+
+    Raises:
+        DataError: A file can no longer be read as before.
+        StorageError: The disk is full or fails.
+        TrainingError: The features are not finite, or memory does not suffice.
+    """
+    classifier.to(device)
+    with eval_mode(classifier):
+        cached_extractor = CachedFeatureExtractor(
+            create_feature_extractor(classifier.network),
+            extraction,
+            device=device,
+            rendezvous=None,
+            reporter=reporter,
+        )
+        (views,) = cached_extractor.extract(paths)
+    fitted = fit_head(views, labels, np.ones(len(labels)), num_classes=num_classes)
+    return OutOfFoldPredictions(views[0], fitted.held_out_rows, fitted.held_out_probabilities)
+
+
 def fit_head(
     views: Sequence[FeatureArray],
     labels: NDArray[np.int64],
@@ -53,56 +114,61 @@ def fit_head(
     num_classes: int,
     logit_offset: Tensor | None = None,
     penalties: Sequence[float] = PENALTIES,
+    max_images_for_all_folds: int = _MAX_IMAGES_FOR_ALL_FOLDS,
+    chunk_rows: int = _CHUNK_ROWS,
 ) -> CrossValidatedHead:
-    """Fit a head to all views of some images, with the penalty that cross-validation chooses.
+    """Fit a linear head on all views of images, with the penalty of the least held-out loss.
 
-    All views of an image stay together, and the first alone is what is measured. Five folds, class
-    by class; of more than 20,000 images one of the five is left out once.
+    Five stratified folds; with more than ``max_images_for_all_folds`` images one of the five is
+    held out once. All views of an image are in one fold, and the first view alone is evaluated.
 
-    An offset is added to the logits in the loss and is no part of the head: with the log of the
-    classes' shares the head's own logits are those for classes of equal size (Menon et al. 2021,
-    eq. 10, https://arxiv.org/abs/2007.07314). As the bias has no penalty, such a head is the one
-    fitted without, less the offset; so are those of the folds. The loss of the images left out,
-    which decides, is that of the fit; their accuracy is that of the head's own logits.
+    The logit offset is added in the loss and is no part of the head: with the log of the class
+    frequencies the head's own logits are those for a uniform class prior (Menon et al. 2021,
+    eq. 10, https://arxiv.org/abs/2007.07314). As the bias has no penalty, such a head equals the
+    one fitted without, less the offset; so do those of the folds. The held-out loss, by which the
+    penalty is chosen, includes the offset; the held-out accuracy is that of the head's own logits.
 
     Args:
-        views: Features of each image, (N, D) for each view; the first is that of evaluation.
+        views: Features of the images, (N, D) for each view; the first is the evaluation view.
         labels: Class indices, shape (N,).
-        weights: Of each image in the mean loss, shape (N,).
-        num_classes: K.
-        logit_offset: Added to the logits in the loss alone, shape (K,); None adds nothing.
-        penalties: To choose from, the largest first.
+        weights: Weight of each image in the mean loss, shape (N,).
+        num_classes: Number of classes K.
+        logit_offset: Offset of the logits in the loss, shape (K,); None for no offset.
+        penalties: L2 penalties to choose from, in descending order.
+        max_images_for_all_folds: Number of images above which a single fold is held out.
+        chunk_rows: Rows that are read at a time for held-out logits.
     """
-    added = torch.zeros(num_classes) if logit_offset is None else logit_offset.float()
+    offset = torch.zeros(num_classes) if logit_offset is None else logit_offset.float()
     folds = assign_stratified_folds(labels, _NUM_FOLDS)
-    used = _NUM_FOLDS if len(labels) <= _MAX_IMAGES_FOR_ALL_FOLDS else 1
-    rows = np.flatnonzero(folds < used)
-    tried: dict[float, tuple[float, float]] = {}
-    without = np.stack([weights * (folds != fold) for fold in range(used)])
-    fitter = _create_fitter(views, labels, without, num_classes, tolerance=_SEARCH_TOLERANCE)
+    num_held_out_folds = _NUM_FOLDS if len(labels) <= max_images_for_all_folds else 1
+    rows = np.flatnonzero(folds < num_held_out_folds)
+    scores: dict[float, tuple[float, float]] = {}
+    fold_weights = np.stack([weights * (folds != fold) for fold in range(num_held_out_folds)])
+    fitter = _create_fitter(views, labels, fold_weights, num_classes, tolerance=_SEARCH_TOLERANCE)
     for penalty in penalties:
-        heads = fitter.fit(penalty)
-        logits = _compute_held_out_logits(heads, views[0], folds, rows)
-        tried[penalty] = _compute_loss_and_accuracy(
-            logits, labels[rows], weights[rows], logit_offset=added
+        logits = _compute_held_out_logits(
+            fitter.fit(penalty), views[0], folds, rows, chunk_rows=chunk_rows
         )
-        best = min(tried, key=lambda tried_one: tried[tried_one][0])
+        scores[penalty] = _compute_loss_and_accuracy(
+            logits, labels[rows], weights[rows], logit_offset=offset
+        )
+        best = min(scores, key=lambda candidate: scores[candidate][0])
         if best == penalty:
-            held_out = logits
-        if len(tried) - list(tried).index(best) > _PATIENCE:
+            best_logits = logits
+        if len(scores) - list(scores).index(best) > _PATIENCE:
             break
-    whole = _create_fitter(views, labels, weights[None], num_classes, tolerance=_FINAL_TOLERANCE)
-    for penalty in tried:  # along the same path, which is quicker than from nothing
-        (head,) = whole.fit(penalty)
+    final = _create_fitter(views, labels, weights[None], num_classes, tolerance=_FINAL_TOLERANCE)
+    for penalty in scores:  # along the same path, which is faster than from zero
+        (head,) = final.fit(penalty)
         if penalty == best:
             break
-    loss, accuracy = tried[best]
-    head = LinearHead(head.weight, head.bias - added)
-    return CrossValidatedHead(head, best, loss, accuracy, rows, held_out.softmax(dim=1))
+    loss, accuracy = scores[best]
+    head = LinearHead(head.weight, head.bias - offset)
+    return CrossValidatedHead(head, best, loss, accuracy, rows, best_logits.softmax(dim=1))
 
 
 def assign_stratified_folds(labels: NDArray[np.int64], num_folds: int) -> NDArray[np.int64]:
-    """Return the fold of each image, shape (N,), dealt out class by class; nothing is drawn."""
+    """Return the fold of each image, shape (N,), dealt class by class without random draws."""
     order = np.argsort(labels, kind="stable")
     folds = np.empty(len(order), np.int64)
     folds[order] = np.arange(len(order)) % num_folds
@@ -110,7 +176,7 @@ def assign_stratified_folds(labels: NDArray[np.int64], num_folds: int) -> NDArra
 
 
 class _ConcatenatedViews:
-    """All views of all images as one table, view after view."""
+    """Feature array of all views of all images, view after view."""
 
     def __init__(self, views: Sequence[FeatureArray]) -> None:
         self.views = views
@@ -119,13 +185,13 @@ class _ConcatenatedViews:
 
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
         first, last, _ = rows.indices(self.shape[0])
-        parts = []
+        chunks = []
         while first < last:
             view, row = divmod(first, self.num_rows)
             count = min(last - first, self.num_rows - row)
-            parts.append(self.views[view][row : row + count])
+            chunks.append(self.views[view][row : row + count])
             first += count
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
 
 def _create_fitter(
@@ -136,15 +202,15 @@ def _create_fitter(
     *,
     tolerance: float,
 ) -> HeadFitter:
-    """Return what fits a head to each row of weights (H, N), which all views of an image share."""
-    repeats = len(views)
-    table = LogisticProblem(
+    """Return a fitter of one head for each row of weights (H, N), shared by an image's views."""
+    num_views = len(views)
+    problem = LogisticProblem(
         _ConcatenatedViews(views),
-        np.tile(labels, repeats),
-        np.tile(weights, (1, repeats)),
+        np.tile(labels, num_views),
+        np.tile(weights, (1, num_views)),
         num_classes,
     )
-    return HeadFitter(table, tolerance=tolerance)
+    return HeadFitter(problem, tolerance=tolerance)
 
 
 def _compute_held_out_logits(
@@ -152,29 +218,29 @@ def _compute_held_out_logits(
     features: FeatureArray,
     folds: NDArray[np.int64],
     rows: NDArray[np.int64],
+    *,
+    chunk_rows: int,
 ) -> Tensor:
-    """Return the logits of some images, ascending, each by the head without its fold, (M, K)."""
+    """Return the logits of ascending rows, each by the head of the other folds, shape (M, K)."""
     logits = torch.empty(len(rows), len(heads[0].bias))
-    for first in range(0, len(folds), _CHUNK_ROWS):
-        part = torch.from_numpy(features[first : first + _CHUNK_ROWS])
-        begin, end = np.searchsorted(rows, (first, first + _CHUNK_ROWS)).tolist()
-        here = rows[begin:end]
+    for first in range(0, len(folds), chunk_rows):
+        chunk = torch.from_numpy(features[first : first + chunk_rows])
+        begin, end = np.searchsorted(rows, (first, first + chunk_rows)).tolist()
+        rows_in_chunk = rows[begin:end]
         for fold, head in enumerate(heads):
-            mine = np.flatnonzero(folds[here] == fold)
-            answers = part[torch.from_numpy(here[mine] - first)] @ head.weight.T + head.bias
-            logits[torch.from_numpy(begin + mine)] = answers
+            in_fold = np.flatnonzero(folds[rows_in_chunk] == fold)
+            fold_features = chunk[torch.from_numpy(rows_in_chunk[in_fold] - first)]
+            logits[torch.from_numpy(begin + in_fold)] = fold_features @ head.weight.T + head.bias
     return logits
 
 
 def _compute_loss_and_accuracy(
     logits: Tensor, labels: NDArray[np.int64], weights: NDArray[np.float64], *, logit_offset: Tensor
 ) -> tuple[float, float]:
-    """Return weighted loss and accuracy of images that were left out.
-
-    The logits (M, K) are as they were fitted, and ``logit_offset`` is what a head predicts without.
-    """
-    target, share = torch.from_numpy(labels), torch.from_numpy(weights).float()
-    loss = -float(logits.log_softmax(dim=1).gather(1, target[:, None])[:, 0] @ share)
-    right = float(((logits - logit_offset).argmax(dim=1) == target).float() @ share)
-    total = max(float(share.sum()), 1e-12)
-    return loss / total, right / total
+    """Return the weighted loss of logits (M, K), and the accuracy of those less the offset."""
+    target, sample_weights = torch.from_numpy(labels), torch.from_numpy(weights).float()
+    loss = -float(logits.log_softmax(dim=1).gather(1, target[:, None])[:, 0] @ sample_weights)
+    is_correct = (logits - logit_offset).argmax(dim=1) == target
+    num_correct = float(is_correct.float() @ sample_weights)
+    total = max(float(sample_weights.sum()), 1e-12)
+    return loss / total, num_correct / total

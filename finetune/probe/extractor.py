@@ -1,21 +1,72 @@
-"""What a frozen network is asked about images: what its head is given, and maps where it is cut."""
+"""Feature extraction from a network: the input of its head and, optionally, earlier activations."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from finetune.models.graph_split import SplitNetwork
-from finetune.models.head import capture_head_inputs
+from finetune.data.dataset import Batch
+from finetune.data.transforms.eval_transform import MultiCropTransform
+from finetune.models.classifier import normalise
+from finetune.models.graph_split import SplitNetwork, split_last_groups
+from finetune.models.head import capture_head_inputs, find_linear_head
+from finetune.types import PreprocessSpec
+
+# Tags of outputs and views are part of the names of feature stores on disk. Changing one makes the
+# stores of earlier releases unreachable, so that their features are extracted again.
+_FEATURES_TAG = "features"
+_ACTIVATIONS_TAG = "maps-{node_name}"
+_EVAL_VIEW_TAG = "seen"
+_FLIPPED_VIEW_TAG = "mirrored"
+_CROP_TAG = "{fraction:g}-at-{across:g}-{down:g}"
+_FLIPPED_CROP_TAG = f"{_CROP_TAG}-mirrored"
+
+
+@dataclass(frozen=True, slots=True)
+class ViewSpec:
+    """Views of an image that features are extracted from; the first is the evaluation view.
+
+    Attributes:
+        flipped: Whether the horizontally flipped image is a view, too.
+        num_crops: Number of crops of the image; every other one is flipped if ``flipped``.
+    """
+
+    flipped: bool = False
+    num_crops: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tags of the views in the names of feature stores, in the order of ``iter_views``."""
+        crops = (
+            (_FLIPPED_CROP_TAG if self._is_flipped(index) else _CROP_TAG).format(
+                fraction=MultiCropTransform.CROP_FRACTION, across=across, down=down
+            )
+            for index, (across, down) in enumerate(MultiCropTransform.ANCHORS[: self.num_crops])
+        )
+        return (_EVAL_VIEW_TAG, *((_FLIPPED_VIEW_TAG,) if self.flipped else ()), *crops)
+
+    def iter_views(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Yield the views (B, H, W, C) of pixels (B, (1 + num_crops) * H, W, C)."""
+        image, *crops = pixels.chunk(1 + self.num_crops, dim=1)
+        yield image
+        if self.flipped:
+            yield image.flip(2)
+        for index, crop in enumerate(crops):
+            yield crop.flip(2) if self._is_flipped(index) else crop
+
+    def _is_flipped(self, index: int) -> bool:
+        return self.flipped and index % 2 == 1
 
 
 @dataclass(frozen=True, slots=True)
 class ActivationLayout:
-    """What the maps of an image are.
+    """Shape and memory format of the activations of one image.
 
     Attributes:
-        shape: As (C, H, W) or (tokens, width).
-        channels_last: Whether their first axis, the channels, is the last in memory.
+        shape: (C, H, W) or (tokens, width).
+        channels_last: Whether the channels, the first axis, are the last one in memory.
     """
 
     shape: torch.Size
@@ -23,26 +74,27 @@ class ActivationLayout:
 
     @classmethod
     def from_activations(cls, activations: Tensor) -> "ActivationLayout":
-        """Return the form of some images' maps (B, ...)."""
-        last = activations.ndim == 4 and activations.is_contiguous(
+        """Return the layout of a batch of activations (B, ...)."""
+        channels_last = activations.ndim == 4 and activations.is_contiguous(
             memory_format=torch.channels_last
         )
-        return cls(activations.shape[1:], last)
+        return cls(activations.shape[1:], channels_last)
 
     def unflatten(self, rows: Tensor, device: torch.device) -> Tensor:
-        """Return kept rows (B, D) as maps (B, ...) on a device."""
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return rows.view(-1, *self.shape).to(device, memory_format=layout)
+        """Return flattened activations (B, D) as activations (B, ...) on a device."""
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        return rows.view(-1, *self.shape).to(device, memory_format=memory_format)
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureExtractor:
-    """Asks a network about images.
+    """Callable that returns the head's input and, where the network is split, activations.
 
     Attributes:
         network: Takes normalised images (B, 3, H, W).
-        head: Its classifier, whose input is the first answer.
-        split: Where it is cut; the maps there are the second answer. None asks for one alone.
+        head: The linear classifier of the network; its input is the first output.
+        split: The network in two parts; the activations between them are the second output. None
+            for the head's input alone.
     """
 
     network: nn.Module
@@ -51,22 +103,73 @@ class FeatureExtractor:
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """What tells each answer of this network from the others."""
-        return ("features",) if self.split is None else ("features", f"maps-{self.split.node_name}")
+        """Tags of the outputs in the names of feature stores, in the order of the outputs."""
+        if self.split is None:
+            return (_FEATURES_TAG,)
+        return (_FEATURES_TAG, _ACTIVATIONS_TAG.format(node_name=self.split.node_name))
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Return the answers, each (B, D)."""
-        with capture_head_inputs(self.head) as seen:
+        """Return the outputs, each (B, D)."""
+        with capture_head_inputs(self.head) as head_inputs:
             if self.split is None:
                 self.network(images)
-                return seen[:1]
-            maps = self.split.trunk(images)
-            self.split.last_stage(maps)
-        return [seen[0], maps.flatten(1)]
+                return head_inputs[:1]
+            activations = self.split.trunk(images)
+            self.split.last_stage(activations)
+        return [head_inputs[0], activations.flatten(1)]
 
     def compute_activation_layout(self, image: Tensor) -> ActivationLayout | None:
-        """Return what the maps of an image are, from an example (1, 3, H, W); None without."""
+        """Return the layout of an example's (1, 3, H, W) activations, None without a split."""
         if self.split is None:
             return None
         with torch.inference_mode():
             return ActivationLayout.from_activations(self.split.trunk(image))
+
+
+def create_feature_extractor(network: nn.Module, *, depth: int = 1) -> FeatureExtractor:
+    """Return an extractor of what the last ``depth`` layer groups of a network are fitted on.
+
+    Args:
+        network: A network with a linear head, in eval mode.
+        depth: 1 for the head's input alone; with more, also for the activations before the last
+            ``depth`` layer groups, the head one of them.
+    """
+    head = find_linear_head(network)
+    assert head is not None, "validated in builders"
+    return FeatureExtractor(
+        network, head, None if depth == 1 else split_last_groups(network, depth)
+    )
+
+
+def extract_features(
+    extractor: FeatureExtractor,
+    batches: Iterable[Batch],
+    *,
+    spec: PreprocessSpec,
+    device: torch.device,
+    views: ViewSpec,
+    autocast: AbstractContextManager[object] | None = None,
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Yield the rows (B,) of each batch and its outputs, each float32 (B, V, D), on the CPU.
+
+    Args:
+        extractor: An extractor whose network is in eval mode, on the device.
+        batches: Batches of pixels (B, (1 + num_crops) * H, W, C).
+        spec: Preprocessing of the network, for normalisation.
+        device: Device of the network.
+        views: The V views of each image.
+        autocast: Autocast context of the forward passes, or None.
+    """
+    with autocast or nullcontext():
+        for batch in batches:
+            with torch.inference_mode():
+                pixels = batch["image"].to(device, non_blocking=True)
+                outputs_by_view = [
+                    extractor(normalise(view, mean=spec.mean, std=spec.std))
+                    for view in views.iter_views(pixels)
+                ]
+                outputs = [
+                    torch.stack(output, dim=1).float().cpu()
+                    for output in zip(*outputs_by_view, strict=True)
+                ]
+            yield batch["index"], [output.clone() for output in outputs]

@@ -1,8 +1,8 @@
-"""The classifier of a trained network, made anew or evened out for classes of unequal size.
+"""Rebalancing of a trained classifier for imbalanced classes: cRT and tau-normalisation.
 
-Kang et al. 2020 (https://arxiv.org/abs/1910.09217): a network learns best from images as they are,
-and only its classifier suffers from the sizes of the classes. Both ways ask the network about each
-image once more, as a probe does.
+Kang et al. 2020 (https://arxiv.org/abs/1910.09217): representations are learnt best with natural
+sampling, and only the classifier suffers from class imbalance. Both methods extract the features
+of the images once more, as a probe does.
 """
 
 from dataclasses import dataclass, replace
@@ -19,31 +19,32 @@ from finetune.bundle.model_card import CARD_KEY, ModelCard
 from finetune.evaluation.metrics import evaluate_probabilities
 from finetune.evaluation.priors import normalize_prior
 from finetune.models.groups import find_classifier_parameters
-from finetune.models.head import find_linear_head
+from finetune.probe.cached_extractor import CachedFeatureExtractor
 from finetune.probe.cross_validation import fit_head
-from finetune.probe.extraction import CachedFeatureExtractor
-from finetune.probe.extractor import FeatureExtractor
+from finetune.probe.extractor import create_feature_extractor
 from finetune.probe.linear_probe import ProbePlan
-from finetune.probe.tau_norm import TAU_GRID, apply_tau_normalisation
 from finetune.system.files import write_file_atomically
 from finetune.types import Reporter
 
+TAU_GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Values that tau is chosen from."""
+
 REBALANCED_KEY = "rebalanced"
-"""Where a checkpoint says what was done to its classifier."""
+"""Key of the rebalancing's result in a checkpoint."""
 
 _STATE_DICT_PREFIX = "classifier.network."
 
 
 @dataclass(frozen=True, slots=True)
 class RebalanceResult:
-    """What was done to a classifier.
+    """Result of the rebalancing of a classifier.
 
     Attributes:
         method: "crt" or "tau_norm".
         balanced_accuracy_before: Balanced accuracy of the validation images before, in [0, 1].
-        balanced_accuracy_after: After it.
-        tau: Of "tau_norm".
-        penalty: Of "crt".
+        balanced_accuracy_after: Balanced accuracy of the validation images after, in [0, 1].
+        tau: The chosen tau of "tau_norm"; None for "crt".
+        penalty: The chosen L2 penalty of "crt"; None for "tau_norm".
     """
 
     method: str
@@ -54,95 +55,108 @@ class RebalanceResult:
 
 
 def is_rebalanced(file: Path) -> bool:
-    """Tell whether the classifier of a checkpoint was made anew already."""
+    """Return whether the classifier of a checkpoint has been rebalanced."""
     return REBALANCED_KEY in torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def rebalance(
     file: Path, method: str, plan: ProbePlan, *, device: torch.device, reporter: Reporter
 ) -> RebalanceResult:
-    """Give the model of a checkpoint another classifier; the file is replaced whole.
+    """Rebalance the classifier of a checkpoint; the file is replaced atomically.
 
-    Its logits then count as those for classes of equal size. "crt" fits it as a probe does, to all
-    classes alike, with the penalty that cross-validation chooses. "tau_norm" takes the tau of the
-    largest balanced accuracy on validation, the smallest of several.
+    Its logits are then those for a uniform class prior. "crt" fits a new head as a probe does, with
+    class-balanced weights and the penalty that cross-validation chooses. "tau_norm" takes the tau
+    of the highest balanced accuracy on validation, the smallest in case of a tie.
 
     Args:
-        file: A checkpoint of a run, whose classifier is one linear layer.
+        file: Checkpoint of a run whose classifier is one linear layer.
         method: "crt" or "tau_norm".
-        plan: The run's images, and how a network is asked about them.
-        device: Where.
-        reporter: Told of the progress.
+        plan: Images of the run and settings of the feature extraction.
+        device: Device of the computation.
+        reporter: Receiver of progress.
 
     Raises:
-        DataError: A file no longer reads as it did before.
+        DataError: A file can no longer be read as before.
         StorageError: The disk is full or fails.
-        TrainingError: The features are no numbers, or the memory does not suffice.
+        TrainingError: The features are not finite, or memory does not suffice.
     """
     network = load_model(file).network.to(device)
-    head = find_linear_head(network)
-    assert head is not None, "looked for by who plans"
-    features = CachedFeatureExtractor(
-        FeatureExtractor(network, head),
-        plan.extraction,
-        device=device,
-        rendezvous=None,
-        reporter=reporter,
+    extractor = create_feature_extractor(network)
+    cached_extractor = CachedFeatureExtractor(
+        extractor, plan.extraction, device=device, rendezvous=None, reporter=reporter
     )
-    val = features.extract(plan.val.paths)[0][0]
-    seen = torch.from_numpy(val[:])
-    old = head.weight.detach().cpu(), head.bias.detach().cpu()
-    before = _compute_balanced_accuracy(seen, old, plan)
+    val_features = torch.from_numpy(cached_extractor.extract(plan.val.paths)[0][0][:])
+    old_head = extractor.head.weight.detach().cpu(), extractor.head.bias.detach().cpu()
+    before = _compute_balanced_accuracy(val_features, old_head, plan)
     if method == "crt":
-        train = features.extract(plan.train.paths, plan.views)[0]
+        views = cached_extractor.extract(plan.train.paths, plan.views)[0]
         labels = plan.train.labels
-        fitted = fit_head(
-            train, labels, _compute_class_balanced_weights(labels), num_classes=len(plan.classes)
-        )
-        new = fitted.head.weight, fitted.head.bias
-        found = RebalanceResult(
-            method, before, _compute_balanced_accuracy(seen, new, plan), penalty=fitted.penalty
-        )
+        weights = _compute_class_balanced_weights(labels)
+        fitted = fit_head(views, labels, weights, num_classes=len(plan.classes))
+        new_head = fitted.head.weight, fitted.head.bias
+        after = _compute_balanced_accuracy(val_features, new_head, plan)
+        result = RebalanceResult(method, before, after, penalty=fitted.penalty)
     else:
-        heads = {tau: apply_tau_normalisation(*old, tau) for tau in TAU_GRID}
-        scores = {tau: _compute_balanced_accuracy(seen, heads[tau], plan) for tau in TAU_GRID}
-        tau = max(TAU_GRID, key=lambda tried: (scores[tried], -tried))
-        new = heads[tau]
-        found = RebalanceResult(method, before, scores[tau], tau=tau)
-    _replace_head(file, find_classifier_parameters(network), new, found)
-    return found
+        heads = {tau: apply_tau_normalisation(*old_head, tau) for tau in TAU_GRID}
+        scores = {
+            tau: _compute_balanced_accuracy(val_features, head, plan) for tau, head in heads.items()
+        }
+        best = max(TAU_GRID, key=lambda tau: (scores[tau], -tau))
+        new_head = heads[best]
+        result = RebalanceResult(method, before, scores[best], tau=best)
+    _replace_head(file, find_classifier_parameters(network), new_head, result)
+    return result
+
+
+def apply_tau_normalisation(weight: Tensor, bias: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """Return a head whose class weight vectors are divided by their norms to the power of tau.
+
+    Kang et al. 2020, section 4.3 (https://arxiv.org/abs/1910.09217): the norms of a classifier's
+    weights follow the class sizes. The paper's classifiers have no bias; here it is divided as the
+    weights are, so that each logit as a whole is.
+
+    Args:
+        weight: Weights, shape (K, D).
+        bias: Biases, shape (K,).
+        tau: Exponent: 0 changes nothing, 1 makes all norms equal.
+    """
+    norms = weight.norm(dim=1).clamp(min=1e-12)
+    # relative to their geometric mean, so that the logits keep their scale
+    scale = (norms.log().mean().exp() / norms) ** tau
+    return weight * scale[:, None], bias * scale
 
 
 def _compute_balanced_accuracy(
     features: Tensor, head: tuple[Tensor, Tensor], plan: ProbePlan
 ) -> float:
+    """Return the balanced accuracy of validation features (N, D) by a head's weight and bias."""
     probabilities = (features @ head[0].T + head[1]).softmax(dim=1)
-    target = torch.from_numpy(plan.val.labels)
-    found = evaluate_probabilities(probabilities, target, classes=plan.classes)
-    return found.metrics["balanced_accuracy"]
+    targets = torch.from_numpy(plan.val.labels)
+    evaluation = evaluate_probabilities(probabilities, targets, classes=plan.classes)
+    return evaluation.metrics["balanced_accuracy"]
 
 
 def _compute_class_balanced_weights(labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return weights that give every class the same share of the loss, shape (N,)."""
+    """Return sample weights that give every class the same total weight, shape (N,)."""
     return 1 / np.bincount(labels)[labels]
 
 
 def _replace_head(
     file: Path, parameter_names: set[str], head: tuple[Tensor, Tensor], result: RebalanceResult
 ) -> None:
+    """Replace the head's weight and bias, the averaged ones too, and the card's model prior."""
     checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    tables = [checkpoint["state_dict"], checkpoint.get(AVERAGE_KEY, {}).get("tensors", {})]
-    for table in tables:
+    states = [checkpoint["state_dict"], checkpoint.get(AVERAGE_KEY, {}).get("tensors", {})]
+    for state in states:
         for name in parameter_names:
-            if f"{_STATE_DICT_PREFIX}{name}" in table:
-                table[f"{_STATE_DICT_PREFIX}{name}"] = (
-                    head[0] if name.endswith("weight") else head[1]
-                )
-    if result.tau != 0:  # else the network is what it was
+            key = f"{_STATE_DICT_PREFIX}{name}"
+            if key in state:
+                state[key] = head[0] if name.endswith("weight") else head[1]
+    if result.tau != 0:  # a tau of 0 leaves the network as it was
         card = ModelCard.from_json(checkpoint[CARD_KEY])
         assert card.priors is not None, "written by this release"
-        alike = normalize_prior([float(share > 0) for share in card.priors.train])
-        priors = replace(card.priors, model=alike)
+        uniform = normalize_prior([float(frequency > 0) for frequency in card.priors.train])
+        priors = replace(card.priors, model=uniform)
         checkpoint[CARD_KEY] = replace(card, priors=priors).to_json()
     checkpoint[REBALANCED_KEY] = {
         "method": result.method,

@@ -1,4 +1,4 @@
-"""The last layers of a network, trained on kept maps, and kept where that beats the head alone."""
+"""Last stage of a network, fitted on cached activations and kept if it beats the head alone."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,14 +12,13 @@ from torch.optim import Optimizer
 
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.errors import TrainingError
-from finetune.models.classifier import ImageClassifier
-from finetune.models.eval_mode import eval_mode
+from finetune.models.classifier import ImageClassifier, eval_mode
 from finetune.models.graph_split import split_last_groups
 from finetune.probe.activation_training import (
     ActivationArray,
     LastStageSettings,
     compute_last_stage_logits,
-    iter_training_passes,
+    iter_training_epochs,
 )
 from finetune.probe.extractor import ActivationLayout, FeatureExtractor
 from finetune.system.hardware import explain_out_of_memory, is_out_of_memory
@@ -30,14 +29,14 @@ OptimizerFactory = Callable[[ImageClassifier], Optimizer]
 
 @dataclass(frozen=True, slots=True)
 class LastStagePlan:
-    """How a probe trains more than the head.
+    """Plan of a probe that trains more than the head.
 
     Attributes:
-        depth: Layer groups that train, the head included; 2 or more.
-        settings: Steps and rates.
-        make_optimizer: Of the classifier; what is frozen has no gradients in it.
-        monitor: Metric that tells which pass is best, "loss" or one that grows.
-        num_bytes: Of all maps.
+        depth: Number of layer groups that train, the head included; 2 or more.
+        settings: Hyperparameters of the training.
+        make_optimizer: Function of the classifier to an optimiser of its trainable parameters.
+        monitor: Metric that selects the best epoch: "loss", or one to maximise.
+        num_bytes: Size of all cached activations.
     """
 
     depth: int
@@ -49,16 +48,16 @@ class LastStagePlan:
 
 @dataclass(frozen=True, slots=True)
 class CachedActivations:
-    """What the last layers learn from, on rank 0.
+    """Training and validation data of the last stage, on rank 0.
 
     Attributes:
-        extractor: Who gave the maps; its second half is the last layers in eval mode.
-        layout: Of the maps.
-        train: Those of the training images, (N, D) for each view.
-        val: Those of the validation images, (M, D).
-        labels: Of the training images, shape (N,).
-        weights: Of each training image in the mean loss, shape (N,).
-        logit_offset: Added to the logits in training alone, shape (K,); None adds nothing.
+        extractor: Extractor of the activations; its split's last stage is in eval mode.
+        layout: Layout of the activations of an image.
+        train: Activations of the training images, (N, D) for each view.
+        val: Activations of the validation images, (M, D).
+        labels: Class indices of the training images, shape (N,).
+        weights: Weight of each training image in the mean loss, shape (N,).
+        logit_offset: Offset of the logits in the loss alone, shape (K,); None for no offset.
     """
 
     extractor: FeatureExtractor
@@ -72,15 +71,15 @@ class CachedActivations:
 
 @dataclass(frozen=True, slots=True)
 class LastStageResult:
-    """What a probe came to.
+    """State of the network after some epochs of training of the last stage.
 
     Attributes:
-        num_passes: Over kept maps that are behind it; 0 is the head alone.
-        train_loss: Weighted mean loss of the training images, in the last of these passes.
-        probabilities: Of the validation images, shape (M, K).
+        num_epochs: Number of completed epochs; 0 for the fitted head alone.
+        train_loss: Weighted mean loss of the training images in the last of these epochs.
+        probabilities: Class probabilities of the validation images, shape (M, K).
     """
 
-    num_passes: int
+    num_epochs: int
     train_loss: float
     probabilities: Tensor
 
@@ -96,76 +95,75 @@ def fit_last_stage(
     rendezvous: Rendezvous | None,
     reporter: Reporter,
 ) -> LastStageResult:
-    """Train the last layers on rank 0, and leave them as after their best pass.
+    """Train the last stage on rank 0, and restore the weights of its best epoch.
 
-    The others wait to be handed what comes of it. BatchNorm keeps its statistics.
+    The other ranks wait for the result elsewhere. BatchNorm statistics do not change.
 
     Args:
-        classifier: In eval mode, on the device; its head is fitted.
-        plan: Steps and rates.
-        cached: What it learns from.
-        compute_metrics: Class probabilities of the validation images (M, K) to metrics.
-        head_result: What the head alone came to.
-        device: Of this rank.
-        rendezvous: The ranks; None for one alone.
-        reporter: Told of the progress.
+        classifier: Classifier in eval mode, on the device, whose head is fitted.
+        plan: Plan of the training.
+        cached: Data to train and validate on.
+        compute_metrics: Function of the class probabilities (M, K) of the validation images.
+        head_result: Result of the head alone.
+        device: Device of this rank.
+        rendezvous: Rendezvous of the ranks; None for a single process.
+        reporter: Receiver of progress.
 
     Returns:
-        What they came to; ``head_result`` where no pass beat that, and they are as they were.
+        The result of the best epoch, or ``head_result`` where no epoch beats it; then the weights
+        are as they were.
 
     Raises:
-        StopRequest: A rank was asked to stop.
-        TrainingError: The memory does not suffice.
+        StopRequest: A rank received a stop signal.
+        TrainingError: Memory does not suffice.
     """
-    how = plan.settings
-    reporter.start("training the last layers", how.num_passes)
-    best, best_score = (
-        head_result,
-        _compute_score(compute_metrics(head_result.probabilities), plan.monitor),
-    )
-    assert cached.layout is not None, "asked about maps"
-    assert cached.extractor.split is not None, "asked about maps"
-    with _reraise_out_of_memory(plan), _unfreeze_last_groups(classifier, plan.depth) as trained:
-        halves = split_last_groups(classifier.train().network, plan.depth)
-        assert halves is not None, "looked for by who plans"
-        weights = [parameter.detach().clone() for parameter in trained]
-        passes = iter_training_passes(
-            halves.last_stage,
+    settings = plan.settings
+    reporter.start("training the last stage", settings.num_epochs)
+    best = head_result
+    best_score = _compute_score(compute_metrics(head_result.probabilities), plan.monitor)
+    assert cached.layout is not None, "activations were extracted"
+    assert cached.extractor.split is not None, "activations were extracted"
+    with _reraise_out_of_memory(plan), _unfreeze_last_groups(classifier, plan.depth) as parameters:
+        split = split_last_groups(classifier.train().network, plan.depth)
+        assert split is not None, "validated in builders"
+        weights = [parameter.detach().clone() for parameter in parameters]
+        losses = iter_training_epochs(
+            split.last_stage,
             plan.make_optimizer(classifier),
             cached.train,
             cached.labels,
             cached.weights,
             logit_offset=cached.logit_offset,
             layout=cached.layout,
-            settings=how,
+            settings=settings,
             device=device,
-            after_step=(lambda: None) if rendezvous is None else rendezvous.check_waiting_peers,
+            after_step=(lambda: None) if rendezvous is None else rendezvous.check_peers,
         )
-        for number, train_loss in enumerate(passes, start=1):
+        for num_epochs, train_loss in enumerate(losses, start=1):
             with eval_mode(classifier):
                 logits = compute_last_stage_logits(
                     cached.extractor.split.last_stage,
                     cached.val,
                     layout=cached.layout,
-                    batch_size=how.micro_batch_size,
-                    precision=how.precision,
+                    batch_size=settings.micro_batch_size,
+                    precision=settings.precision,
                     device=device,
                 )
-            found = LastStageResult(number, train_loss, logits.softmax(dim=1))
-            score = _compute_score(compute_metrics(found.probabilities), plan.monitor)
+            result = LastStageResult(num_epochs, train_loss, logits.softmax(dim=1))
+            score = _compute_score(compute_metrics(result.probabilities), plan.monitor)
             if score > best_score:
-                best, best_score = found, score
-                weights = [parameter.detach().clone() for parameter in trained]
+                best, best_score = result, score
+                weights = [parameter.detach().clone() for parameter in parameters]
             reporter.advance()
         with torch.no_grad():
-            for parameter, weight in zip(trained, weights, strict=True):
+            for parameter, weight in zip(parameters, weights, strict=True):
                 parameter.copy_(weight)
     reporter.finish()
     return best
 
 
 def _compute_score(metrics: Mapping[str, float], monitor: str) -> float:
-    """Return the metric that decides, so that more is better."""
+    """Return the monitored metric, negated if it is to be minimised."""
     return -metrics[monitor] if monitor == "loss" else metrics[monitor]
 
 
@@ -177,21 +175,21 @@ def _reraise_out_of_memory(plan: LastStagePlan) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"{explain_out_of_memory(error)} Training {plan.depth} layer groups on kept maps, "
-            f"{plan.settings.micro_batch_size} images at once, does not fit. Take a larger "
-            f"trainer.accumulate_grad_batches, or leave probe.depth out."
+            f"{explain_out_of_memory(error)} Training {plan.depth} layer groups on cached "
+            f"activations with micro-batches of {plan.settings.micro_batch_size} images does not "
+            f"fit. Raise trainer.accumulate_grad_batches, or set probe.depth=1."
         ) from None
 
 
 @contextmanager
 def _unfreeze_last_groups(classifier: ImageClassifier, depth: int) -> Iterator[list[nn.Parameter]]:
-    """Let some layer groups alone train in the block, their BatchNorm frozen; yield what trains."""
-    before = classifier.depth, classifier.batch_norm
+    """Train the last layer groups alone in the block, BatchNorm frozen; yield their parameters."""
+    depth_before, batch_norm_before = classifier.depth, classifier.batch_norm
     with eval_mode(classifier):
         classifier.batch_norm = "frozen"
         classifier.set_depth(depth)
         try:
             yield [parameter for parameter in classifier.parameters() if parameter.requires_grad]
         finally:
-            classifier.batch_norm = before[1]
-            classifier.set_depth(before[0])
+            classifier.batch_norm = batch_norm_before
+            classifier.set_depth(depth_before)

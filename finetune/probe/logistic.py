@@ -1,8 +1,8 @@
-"""Multinomial logistic regression with an L2 penalty, to convergence, on features of any number.
+"""Multinomial logistic regression with an L2 penalty, fitted to convergence by L-BFGS.
 
-The features are read in parts, so that they may lie in a file larger than the memory. They count as
-centred and divided by one number, their root mean square norm: a penalty then means the same for
-every backbone.
+The features are read in chunks, so that they may lie in a file larger than memory. The penalty
+applies to features that are centred and divided by one number, their root mean square norm: it
+means the same for every backbone.
 """
 
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from torch import Tensor
 
 _CHUNK_ROWS = 8192
 _MAX_CACHED_VALUES = 2**24
-"""Of a table that is kept in memory: 64 MiB."""
+"""Size up to which features are kept in memory, in values: 64 MiB."""
 
 _HISTORY_SIZE = 10
 _MAX_ITERATIONS = 200
 
 
 class FeatureArray(Protocol):
-    """Features, float32, of which a slice at a time is read.
+    """Float32 features (N, D) that are read by slices of rows.
 
     Attributes:
         shape: (N, D).
@@ -34,7 +34,7 @@ class FeatureArray(Protocol):
         """Return (N, D)."""
 
     def __getitem__(self, rows: slice, /) -> NDArray[np.float32]:
-        """Return some rows, shape (n, D)."""
+        """Return the features of some rows, shape (n, D)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +50,23 @@ class LinearHead:
     bias: Tensor
 
     def compute_logits(self, features: FeatureArray) -> Tensor:
-        """Return logits, shape (N, K)."""
-        parts = [
+        """Return the logits of features, shape (N, K)."""
+        chunks = [
             torch.from_numpy(features[rows]) @ self.weight.T + self.bias
-            for rows in _iter_slices(features.shape[0])
+            for rows in _iter_slices(features.shape[0], _CHUNK_ROWS)
         ]
-        return torch.cat(parts) if parts else torch.empty(0, len(self.bias))
+        return torch.cat(chunks) if chunks else torch.empty(0, len(self.bias))
 
 
 @dataclass(frozen=True, slots=True)
 class LogisticProblem:
-    """What some heads are fitted to, each to rows of weights of its own.
+    """Data of H heads that are fitted together, each with its own sample weights.
 
     Attributes:
-        features: N rows of D.
+        features: Features of N rows, (N, D).
         labels: Class indices, int64, shape (N,).
-        weights: Of each row in the mean loss of each head, not negative, shape (H, N).
-        num_classes: K.
+        weights: Weight of each row in the mean loss of each head, not negative, shape (H, N).
+        num_classes: Number of classes K.
     """
 
     features: FeatureArray
@@ -76,47 +76,57 @@ class LogisticProblem:
 
 
 class HeadFitter:
-    """Fits heads of different penalties to one problem, each from where the one before ended.
+    """Solver of one problem for a sequence of penalties, each warm-started from the one before.
 
     The heads are fitted together, by one matrix product over all of them: those of the folds of a
     cross-validation differ little, and so does their curvature.
 
     Args:
-        problem: What they are fitted to.
-        tolerance: Largest component of the gradient at the end.
+        problem: The data of the heads.
+        tolerance: Largest component of the gradient at which the fit ends.
+        chunk_rows: Rows that are read at a time.
+        max_cached_values: Size up to which the features are kept in memory, in values.
     """
 
-    def __init__(self, problem: LogisticProblem, *, tolerance: float = 1e-5) -> None:
+    def __init__(
+        self,
+        problem: LogisticProblem,
+        *,
+        tolerance: float = 1e-5,
+        chunk_rows: int = _CHUNK_ROWS,
+        max_cached_values: int = _MAX_CACHED_VALUES,
+    ) -> None:
         self.problem = problem
         self.tolerance = tolerance
+        self.chunk_rows = chunk_rows
         weights = torch.from_numpy(problem.weights)
-        # where all rows of a head have no weight it stays as it began
+        # a head whose rows all have weight 0 keeps its initial value
         self._sample_weights = (weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)).float()
         self._labels = torch.from_numpy(problem.labels)
         num_rows, columns = problem.features.shape
-        # a small table would otherwise be copied out of its file some thousand times
-        is_small = num_rows * columns <= _MAX_CACHED_VALUES
+        # a small table would otherwise be read from its file some thousand times
+        is_small = num_rows * columns <= max_cached_values
         self._cached_features = [torch.from_numpy(problem.features[:])] if is_small else None
         self._mean, self._norm, covariance = self._compute_moments()
         self._eigenvalues, self._eigenvectors = (
             part.float() for part in torch.linalg.eigh(covariance)
         )
-        # along the axes of the features' spread, scaled
+        # in the basis of the eigenvectors of the features' covariance, for scaled features
         self._weight = torch.zeros(len(weights), problem.num_classes, columns)
         self._bias = torch.zeros(len(weights), problem.num_classes)
 
     def fit(self, penalty: float) -> list[LinearHead]:
-        """Return the heads of the smallest mean loss + penalty / 2 * squared norm of the weight.
+        """Return the heads that minimise the mean loss + penalty / 2 * squared norm of the weight.
 
-        The penalty is that on the weight of scaled features; the bias has none.
+        The penalty applies to the weight for scaled features; the bias has none.
         """
-        # the curvature of the loss is at most half of the spread of the features (Boehning 1992),
-        # and about as uneven: in steps of its square root all directions are alike
+        # The Hessian of the loss is bounded by half of the features' covariance (Boehning 1992) and
+        # about as ill-conditioned: scaling by its square root makes all directions alike.
         steps = (0.5 * self._eigenvalues.clamp(min=0) + penalty).rsqrt()
-        moved = (self._weight / steps).requires_grad_()
+        scaled_weight = (self._weight / steps).requires_grad_()
         bias = self._bias.clone().requires_grad_()
         optimizer = torch.optim.LBFGS(
-            [moved, bias],
+            [scaled_weight, bias],
             max_iter=_MAX_ITERATIONS,
             tolerance_grad=self.tolerance,
             tolerance_change=1e-9,
@@ -124,22 +134,22 @@ class HeadFitter:
             line_search_fn="strong_wolfe",
         )
 
-        def loss() -> float:
+        def evaluate() -> float:
             with torch.no_grad():
-                value, by_weight, bias.grad = self._compute_loss_and_grad(
-                    moved * steps, bias, penalty
+                loss, weight_grad, bias.grad = self._compute_loss_and_grad(
+                    scaled_weight * steps, bias, penalty
                 )
-                moved.grad = by_weight * steps
-            return value
+                scaled_weight.grad = weight_grad * steps
+            return loss
 
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        optimizer.step(evaluate)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            self._weight, self._bias = moved * steps, bias.clone()
+            self._weight, self._bias = scaled_weight * steps, bias.clone()
             heads = zip(*self._unscale(self._weight, self._bias), strict=True)
             return [LinearHead(*head) for head in heads]
 
     def _unscale(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights (H, K, D) and biases (H, K) for features as they are."""
+        """Return weights (H, K, D) and biases (H, K) for features in their own scale."""
         weight = weight @ self._eigenvectors.T / self._norm
         return weight, bias - weight @ self._mean
 
@@ -147,34 +157,42 @@ class HeadFitter:
         self, weight: Tensor, bias: Tensor, penalty: float
     ) -> tuple[float, Tensor, Tensor]:
         """Return the sum of the heads' losses and its gradients, in closed form."""
-        plain, offset = self._unscale(weight, bias)
-        table = plain.flatten(0, 1)
+        plain_weight, plain_bias = self._unscale(weight, bias)
+        stacked_weight = plain_weight.flatten(0, 1)
         loss = penalty / 2 * float(weight.square().sum())
-        by_weight, by_bias = torch.zeros_like(table), torch.zeros_like(offset.flatten())
+        weight_grad, bias_grad = (
+            torch.zeros_like(stacked_weight),
+            torch.zeros_like(plain_bias.flatten()),
+        )
         for rows, features in self._iter_chunks():
-            share, labels = self._sample_weights[:, rows].T, self._labels[rows, None, None]
+            sample_weights, labels = (
+                self._sample_weights[:, rows].T,
+                self._labels[rows, None, None],
+            )
             labels = labels.expand(-1, len(bias), 1)
-            logits = torch.addmm(offset.flatten(), features, table.T)
+            logits = torch.addmm(plain_bias.flatten(), features, stacked_weight.T)
             error = logits.view(len(features), *bias.shape).log_softmax(dim=2)
-            loss -= float((error.gather(2, labels)[..., 0] * share).sum())
+            loss -= float((error.gather(2, labels)[..., 0] * sample_weights).sum())
             error.exp_().scatter_add_(2, labels, -torch.ones_like(labels, dtype=error.dtype))
-            error = error.mul_(share[..., None]).flatten(1)
-            by_weight += error.T @ features
-            by_bias += error.sum(dim=0)
-        scaled = (by_weight - torch.outer(by_bias, self._mean)) / self._norm @ self._eigenvectors
-        return loss, scaled.view_as(weight) + penalty * weight, by_bias.view_as(bias)
+            error = error.mul_(sample_weights[..., None]).flatten(1)
+            weight_grad += error.T @ features
+            bias_grad += error.sum(dim=0)
+        scaled_grad = (
+            (weight_grad - torch.outer(bias_grad, self._mean)) / self._norm @ self._eigenvectors
+        )
+        return loss, scaled_grad.view_as(weight) + penalty * weight, bias_grad.view_as(bias)
 
     def _compute_moments(self) -> tuple[Tensor, float, Tensor]:
-        """Return the features' mean (D,), their norm around it, and their covariance, scaled."""
+        """Return the mean (D,) and norm of the features, and their scaled covariance (D, D)."""
         columns = self.problem.features.shape[1]
         mean = torch.zeros(columns, dtype=torch.float64)
-        square = torch.zeros(columns, columns, dtype=torch.float64)
-        of_all = self._sample_weights.double().mean(dim=0)
-        for rows, part in self._iter_chunks():
-            exact = part.double()
-            mean += of_all[rows] @ exact
-            square += exact.T @ (of_all[rows, None] * exact)
-        covariance = square - torch.outer(mean, mean)
+        second_moment = torch.zeros(columns, columns, dtype=torch.float64)
+        mean_weights = self._sample_weights.double().mean(dim=0)
+        for rows, features in self._iter_chunks():
+            features_f64 = features.double()
+            mean += mean_weights[rows] @ features_f64
+            second_moment += features_f64.T @ (mean_weights[rows, None] * features_f64)
+        covariance = second_moment - torch.outer(mean, mean)
         norm = max(0.0, float(covariance.trace())) ** 0.5 or 1.0
         return mean.float(), norm, covariance / norm**2
 
@@ -182,10 +200,10 @@ class HeadFitter:
         if self._cached_features is not None:
             yield slice(None), self._cached_features[0]
             return
-        for rows in _iter_slices(len(self._labels)):
+        for rows in _iter_slices(len(self._labels), self.chunk_rows):
             yield rows, torch.from_numpy(self.problem.features[rows])
 
 
-def _iter_slices(num_rows: int) -> Iterator[slice]:
-    for first in range(0, num_rows, _CHUNK_ROWS):
-        yield slice(first, first + _CHUNK_ROWS)
+def _iter_slices(num_rows: int, chunk_rows: int) -> Iterator[slice]:
+    for first in range(0, num_rows, chunk_rows):
+        yield slice(first, first + chunk_rows)

@@ -1,1 +1,1 @@
-"""Tests of finetune/data."""
+"""Tests of finetune/probe."""

@@ -1,4 +1,4 @@
-"""Last layers learn from kept maps what they would learn from the images."""
+"""Training of a last stage on cached activations against a plain loop, and its options."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from finetune.probe.activation_training import (
     LastStageSettings,
     compute_last_stage_logits,
-    iter_training_passes,
+    iter_training_epochs,
 )
 from finetune.probe.extractor import ActivationLayout
 
 CPU = torch.device("cpu")
 SHAPE = torch.Size((4, 3, 3))
-FORM = ActivationLayout(SHAPE, channels_last=True)
+LAYOUT = ActivationLayout(SHAPE, channels_last=True)
 LABELS = np.arange(12) % 3
-HOW = LastStageSettings(
-    num_passes=3,
+SETTINGS = LastStageSettings(
+    num_epochs=3,
     batch_size=5,
     micro_batch_size=5,
     lr_factor=lambda _: 1.0,
@@ -31,175 +31,203 @@ HOW = LastStageSettings(
 )
 
 
-def maps(seed: int = 0) -> NDArray[np.float32]:
-    """Return maps in which a channel each says what the image shows, under noise."""
-    made = np.random.default_rng(seed).normal(0, 0.5, (12, *SHAPE)).astype(np.float32)
-    made[np.arange(12), LABELS] += 1
-    return made.reshape(12, -1)
+def make_activations(seed: int = 0) -> NDArray[np.float32]:
+    """Return noisy activations with one informative channel per class."""
+    activations = np.random.default_rng(seed).normal(0, 0.5, (12, *SHAPE)).astype(np.float32)
+    activations[np.arange(12), LABELS] += 1
+    return activations.reshape(12, -1)
 
 
-def tail() -> nn.Sequential:
+def make_last_stage() -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
 
 
-def learnt(
+def train_epochs(
     network: nn.Module,
     views: list[NDArray[np.float32]],
     *,
-    how: LastStageSettings = HOW,
+    settings: LastStageSettings = SETTINGS,
     weights: NDArray[np.float64] | None = None,
     offset: Tensor | None = None,
     lr: float = 0.1,
 ) -> list[float]:
     """Return the loss of each epoch."""
     optimizer = torch.optim.SGD(network.parameters(), lr=lr)
-    shares = np.ones(12) if weights is None else weights
+    sample_weights = np.ones(12) if weights is None else weights
     return list(
-        iter_training_passes(
+        iter_training_epochs(
             network,
             optimizer,
             views,
             LABELS,
-            shares,
+            sample_weights,
             logit_offset=offset,
-            layout=FORM,
-            settings=how,
+            layout=LAYOUT,
+            settings=settings,
             device=CPU,
         )
     )
 
 
-def logits(network: nn.Module, of: NDArray[np.float32]) -> Tensor:
+def compute_logits(network: nn.Module, activations: NDArray[np.float32]) -> Tensor:
     return compute_last_stage_logits(
-        network.eval(), of, layout=FORM, batch_size=5, precision="32-true", device=CPU
+        network.eval(), activations, layout=LAYOUT, batch_size=5, precision="32-true", device=CPU
     )
 
 
-def test_it_learns_and_says_its_loss() -> None:
-    network = tail()
-    before = nn.functional.cross_entropy(logits(network, maps()), torch.from_numpy(LABELS))
-    losses = learnt(network, [maps()], how=replace(HOW, num_passes=20))
+def test_iter_training_epochs_reduces_and_yields_loss() -> None:
+    network = make_last_stage()
+    before = nn.functional.cross_entropy(
+        compute_logits(network, make_activations()), torch.from_numpy(LABELS)
+    )
+    losses = train_epochs(network, [make_activations()], settings=replace(SETTINGS, num_epochs=20))
     assert losses[0] == pytest.approx(float(before), rel=0.2)
     assert losses[-1] < 0.5 * losses[0]
-    assert (logits(network, maps(1)).argmax(dim=1).numpy() == LABELS).mean() > 0.9
+    assert (
+        compute_logits(network, make_activations(1)).argmax(dim=1).numpy() == LABELS
+    ).mean() > 0.9
 
 
-def test_steps_are_those_of_a_plain_loop() -> None:
-    network, plain = tail(), tail()
-    learnt(network, [maps()], how=replace(HOW, num_passes=1, batch_size=12, micro_batch_size=12))
-    of_all, labels = torch.from_numpy(maps()).view(-1, *SHAPE), torch.from_numpy(LABELS)
+def test_iter_training_epochs_matches_plain_loop() -> None:
+    network, plain = make_last_stage(), make_last_stage()
+    train_epochs(
+        network,
+        [make_activations()],
+        settings=replace(SETTINGS, num_epochs=1, batch_size=12, micro_batch_size=12),
+    )
+    activations, labels = (
+        torch.from_numpy(make_activations()).view(-1, *SHAPE),
+        torch.from_numpy(LABELS),
+    )
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
-    loss: Any = nn.functional.cross_entropy(plain(of_all), labels)
+    loss: Any = nn.functional.cross_entropy(plain(activations), labels)
     loss.backward()
     optimizer.step()
-    for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    for actual, expected in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 7])
-def test_what_is_in_memory_together_makes_no_difference(at_once: int) -> None:
-    whole, parted = tail(), tail()
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 7])
+def test_iter_training_epochs_result_does_not_depend_on_micro_batch_size(
+    micro_batch_size: int,
+) -> None:
+    whole, split = make_last_stage(), make_last_stage()
     weights = np.arange(1, 13, dtype=np.float64)
     losses = [
-        learnt(
-            network, [maps()], how=replace(HOW, batch_size=7, micro_batch_size=at), weights=weights
+        train_epochs(
+            network,
+            [make_activations()],
+            settings=replace(SETTINGS, batch_size=7, micro_batch_size=size),
+            weights=weights,
         )
-        for network, at in ((whole, 7), (parted, at_once))
+        for network, size in ((whole, 7), (split, micro_batch_size))
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    torch.testing.assert_close(logits(whole, maps()), logits(parted, maps()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        compute_logits(whole, make_activations()),
+        compute_logits(split, make_activations()),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
-def test_every_step_is_told() -> None:
+def test_iter_training_epochs_calls_after_step_once_per_step() -> None:
     steps: list[int] = []
-    network = tail()
-    passes = iter_training_passes(
+    network = make_last_stage()
+    epochs = iter_training_epochs(
         network,
         torch.optim.SGD(network.parameters(), lr=0.1),
-        [maps()],
+        [make_activations()],
         LABELS,
         np.ones(12),
-        layout=FORM,
-        settings=HOW,
+        layout=LAYOUT,
+        settings=SETTINGS,
         device=CPU,
         after_step=lambda: steps.append(len(steps)),
     )
-    assert [len(steps) for _ in passes] == [3, 6, 9]
+    assert [len(steps) for _ in epochs] == [3, 6, 9]
 
 
-def test_the_same_seed_learns_the_same_bits_and_another_does_not() -> None:
-    networks = [tail() for _ in range(3)]
+def test_iter_training_epochs_is_bit_identical_for_same_seed_only() -> None:
+    networks = [make_last_stage() for _ in range(3)]
     for network, seed in zip(networks, (3, 3, 4), strict=True):
-        learnt(network, [maps(), maps(1)], how=replace(HOW, seed=seed))
-    first, again, other = (logits(network, maps()) for network in networks)
+        train_epochs(
+            network,
+            [make_activations(), make_activations(1)],
+            settings=replace(SETTINGS, seed=seed),
+        )
+    first, again, other = (compute_logits(network, make_activations()) for network in networks)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_an_image_without_weight_teaches_nothing() -> None:
-    spoilt = maps()
-    spoilt[7] = 50.0
+def test_iter_training_epochs_ignores_image_of_weight_0() -> None:
+    corrupted = make_activations()
+    corrupted[7] = 50.0
     weights = np.ones(12)
     weights[7] = 0
-    networks = [tail(), tail()]
-    for network, views in zip(networks, (maps(), spoilt), strict=True):
-        learnt(network, [views], weights=weights)
-    assert torch.equal(*(logits(network, maps()) for network in networks))
+    networks = [make_last_stage(), make_last_stage()]
+    for network, views in zip(networks, (make_activations(), corrupted), strict=True):
+        train_epochs(network, [views], weights=weights)
+    assert torch.equal(*(compute_logits(network, make_activations()) for network in networks))
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_each_view_is_learnt_from(number: int) -> None:
-    views = [maps(), maps()]
-    plain, changed = tail(), tail()
-    learnt(plain, views)
-    views[number] = maps(5)
-    learnt(changed, views)
-    assert not torch.equal(logits(plain, maps()), logits(changed, maps()))
+@pytest.mark.parametrize("index", [0, 1])
+def test_iter_training_epochs_trains_on_each_view(index: int) -> None:
+    views = [make_activations(), make_activations()]
+    plain, changed = make_last_stage(), make_last_stage()
+    train_epochs(plain, views)
+    views[index] = make_activations(5)
+    train_epochs(changed, views)
+    assert not torch.equal(
+        compute_logits(plain, make_activations()), compute_logits(changed, make_activations())
+    )
 
 
 @pytest.mark.parametrize(
     "change",
     [{"lr_factor": lambda step: float(step == 0)}, {"gradient_clip": 1e-3}],
-    ids=["rates", "norms"],
+    ids=["lr_factor", "gradient_clip"],
 )
-def test_rates_and_norms_are_held(change: dict[str, Any]) -> None:
-    far = [
-        moved_by(replace(HOW, batch_size=12, micro_batch_size=12, **some)) for some in ({}, change)
-    ]
-    assert 0 < far[1] < 0.6 * far[0]
+def test_iter_training_epochs_applies_lr_factor_and_gradient_clip(change: dict[str, Any]) -> None:
+    base = replace(SETTINGS, batch_size=12, micro_batch_size=12)
+    assert 0 < measure_update(replace(base, **change)) < 0.6 * measure_update(base)
 
 
-def moved_by(how: LastStageSettings) -> float:
-    """Return how far training moves the weights."""
-    network, untrained = tail(), tail()
-    learnt(network, [maps()], how=how)
+def measure_update(settings: LastStageSettings) -> float:
+    """Return the norm of the difference between trained and initial weights."""
+    network, untrained = make_last_stage(), make_last_stage()
+    train_epochs(network, [make_activations()], settings=settings)
     pairs = zip(network.parameters(), untrained.parameters(), strict=True)
-    squares = [(now - then).detach().square().sum() for now, then in pairs]
+    squares = [(after - before).detach().square().sum() for after, before in pairs]
     return float(torch.stack(squares).sum().sqrt())
 
 
-def test_logits_come_in_parts_in_order() -> None:
-    network = tail().eval()
+def test_compute_last_stage_logits_in_batches_keeps_order() -> None:
+    network = make_last_stage().eval()
     with torch.no_grad():
-        expected = network(torch.from_numpy(maps()).view(-1, *SHAPE))
-    torch.testing.assert_close(logits(network, maps()), expected)
+        expected = network(torch.from_numpy(make_activations()).view(-1, *SHAPE))
+    torch.testing.assert_close(compute_logits(network, make_activations()), expected)
 
 
-def test_an_offset_is_added_to_the_logits_of_the_loss() -> None:
-    network, plain = tail(), tail()
+def test_iter_training_epochs_adds_logit_offset_in_the_loss() -> None:
+    network, plain = make_last_stage(), make_last_stage()
     offset = torch.tensor([-0.1, -1.0, -3.0])
-    (found,) = learnt(
+    (mean_loss,) = train_epochs(
         network,
-        [maps()],
-        how=replace(HOW, num_passes=1, batch_size=12, micro_batch_size=5),
+        [make_activations()],
+        settings=replace(SETTINGS, num_epochs=1, batch_size=12, micro_batch_size=5),
         offset=offset,
     )
-    of_all, labels = torch.from_numpy(maps()).view(-1, *SHAPE), torch.from_numpy(LABELS)
-    loss: Any = nn.functional.cross_entropy(plain(of_all) + offset, labels)
+    activations, labels = (
+        torch.from_numpy(make_activations()).view(-1, *SHAPE),
+        torch.from_numpy(LABELS),
+    )
+    loss: Any = nn.functional.cross_entropy(plain(activations) + offset, labels)
     loss.backward()
     torch.optim.SGD(plain.parameters(), lr=0.1).step()
-    assert found == pytest.approx(float(loss.detach()), rel=1e-5)
-    for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    assert mean_loss == pytest.approx(float(loss.detach()), rel=1e-5)
+    for actual, expected in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected)

@@ -71,7 +71,7 @@ def test_the_last_layers_alone_move(place: Path) -> None:
     classifier = training.module.classifier
     before = snapshot(classifier.network)
     found = probed(training)
-    assert found.last_stage_passes
+    assert found.last_stage_epochs
     groups = classifier.groups[:2]
     moved = changed(before, classifier.network)
     assert moved == {name for group in groups for name in group.parameter_names}
@@ -84,7 +84,7 @@ def test_the_last_layers_alone_move(place: Path) -> None:
 def test_what_is_said_is_what_the_network_then_does(place: Path) -> None:
     training = training_in(place, optim__lr=3e-3, optim__backbone_lr_scale=1)
     found = probed(training)
-    assert found.last_stage_passes
+    assert found.last_stage_epochs
     for name, value in of_validation(training).items():
         assert found.metrics[name] == pytest.approx(value, abs=1e-4), name
 
@@ -94,7 +94,7 @@ def test_where_no_epoch_beats_the_head_nothing_has_moved(place: Path) -> None:
     probed(alone)
     deeper = training_in(place, optim__lr=50.0, optim__backbone_lr_scale=1)
     found = probed(deeper)
-    assert found.last_stage_passes == 0
+    assert found.last_stage_epochs == 0
     assert found.metrics == found.head_metrics
     assert not changed(snapshot(alone.module.classifier.network), deeper.module.classifier.network)
 
@@ -106,7 +106,7 @@ def test_statistics_stay_though_the_run_moves_them(place: Path) -> None:
     )
     classifier = training.module.classifier
     before = snapshot(classifier.network)
-    assert probed(training).last_stage_passes
+    assert probed(training).last_stage_epochs
     assert not {n for n in changed(before, classifier.network) if "running" in n}
     assert classifier.batch_norm == "train"
 
@@ -123,7 +123,7 @@ def test_too_little_memory_is_said(place: Path, monkeypatch: pytest.MonkeyPatch)
     def short(*given: Any, **more: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
-    monkeypatch.setattr(tail_module, "iter_training_passes", short)
+    monkeypatch.setattr(tail_module, "iter_training_epochs", short)
     with pytest.raises(
         TrainingError,
         match=r"2 layer groups on kept maps.*does not fit.*trainer\.accumulate_grad_batches",
@@ -134,7 +134,9 @@ def test_too_little_memory_is_said(place: Path, monkeypatch: pytest.MonkeyPatch)
 def test_maps_that_find_no_room_beside_others_are_said(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune.probe.extraction.evict_to_fit", lambda *given, **more: False)
+    monkeypatch.setattr(
+        "finetune.probe.cached_extractor.evict_to_fit", lambda *given, **more: False
+    )
     with pytest.raises(StorageError, match=r"no room .* of maps .*Raise cache\.max_gb"):
         probed(training_in(place))
     assert probed(training_in(place, probe__depth=1)).num_computed == 39
@@ -216,7 +218,7 @@ def test_the_best_pass_is_kept_by_what_grows(place: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("finetune.probe.linear_probe._compute_metrics", scripted)
     found = probed(training)
-    assert (found.last_stage_passes, found.metrics["accuracy"]) == (2, 0.9)
+    assert (found.last_stage_epochs, found.metrics["accuracy"]) == (2, 0.9)
     assert not changed(seen[2], classifier.network)
     assert changed(seen[3], classifier.network)
 
@@ -233,5 +235,5 @@ def test_it_learns_in_less_precision(place: Path) -> None:
         place, trainer__precision="bf16-mixed", optim__lr=3e-3, optim__backbone_lr_scale=1
     )
     found = probed(training)
-    assert found.last_stage_passes
+    assert found.last_stage_epochs
     assert found.train_loss < 0.5, "a guess has log(3)"

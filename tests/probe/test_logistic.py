@@ -1,4 +1,4 @@
-"""Heads are those of scikit-learn, to convergence, however the rows are read."""
+"""Logistic regression against scikit-learn, in one table and in chunks."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,13 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from finetune.probe import logistic
 from finetune.probe.logistic import HeadFitter, LinearHead, LogisticProblem
 
 CLASSES = 4
 
 
-def problem(num_rows: int = 300, *, seed: int = 0, shift: float = 3.0) -> LogisticProblem:
-    """Return overlapping clouds, far from the origin, of unequal weight."""
+def make_problem(num_rows: int = 300, *, seed: int = 0, shift: float = 3.0) -> LogisticProblem:
+    """Return overlapping clusters, far from the origin, with unequal sample weights."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, CLASSES, num_rows)
     centres = random.normal(size=(CLASSES, 8))
@@ -21,114 +20,118 @@ def problem(num_rows: int = 300, *, seed: int = 0, shift: float = 3.0) -> Logist
     return LogisticProblem(features, labels, random.uniform(0.2, 3.0, (1, num_rows)), CLASSES)
 
 
-def scaled(given: LogisticProblem) -> NDArray[np.float64]:
-    """Return the features as the penalty sees them."""
-    features = np.asarray(given.features[:], np.float64)
-    share = given.weights[0] / given.weights.sum()
-    centred = features - share @ features
-    return np.asarray(centred / np.sqrt(share @ np.square(centred).sum(axis=1)))
+def scale_features(problem: LogisticProblem) -> NDArray[np.float64]:
+    """Return the scaled features, to which the penalty applies."""
+    features = np.asarray(problem.features[:], np.float64)
+    sample_weights = problem.weights[0] / problem.weights.sum()
+    centred = features - sample_weights @ features
+    return np.asarray(centred / np.sqrt(sample_weights @ np.square(centred).sum(axis=1)))
 
 
 @pytest.mark.parametrize("penalty", [1e-1, 1e-3, 1e-5])
-def test_a_head_is_that_of_scikit_learn(penalty: float) -> None:
-    given = problem()
-    (head,) = HeadFitter(given, tolerance=1e-7).fit(penalty)
+def test_fit_matches_scikit_learn(penalty: float) -> None:
+    problem = make_problem()
+    (head,) = HeadFitter(problem, tolerance=1e-7).fit(penalty)
     reference = LogisticRegression(C=1 / penalty, tol=1e-10, max_iter=10_000)
-    share = given.weights[0] / given.weights.sum()
-    reference.fit(scaled(given), given.labels, sample_weight=share)
-    found = head.compute_logits(given.features).softmax(dim=1).numpy()
-    np.testing.assert_allclose(found, reference.predict_proba(scaled(given)), atol=2e-3)
+    sample_weights = problem.weights[0] / problem.weights.sum()
+    reference.fit(scale_features(problem), problem.labels, sample_weight=sample_weights)
+    probabilities = head.compute_logits(problem.features).softmax(dim=1).numpy()
+    np.testing.assert_allclose(
+        probabilities, reference.predict_proba(scale_features(problem)), atol=2e-3
+    )
 
 
-def test_heads_that_are_fitted_together_are_those_fitted_alone() -> None:
-    given = problem()
-    folds = np.stack([given.weights[0] * (np.arange(300) % 3 != fold) for fold in range(3)])
+def test_fit_several_heads_matches_separate_fits() -> None:
+    problem = make_problem()
+    folds = np.stack([problem.weights[0] * (np.arange(300) % 3 != fold) for fold in range(3)])
     together = HeadFitter(
-        LogisticProblem(given.features, given.labels, folds, CLASSES), tolerance=1e-7
+        LogisticProblem(problem.features, problem.labels, folds, CLASSES), tolerance=1e-7
     ).fit(1e-2)
     for head, weights in zip(together, folds, strict=True):
         (alone,) = HeadFitter(
-            LogisticProblem(given.features, given.labels, weights[None], CLASSES), tolerance=1e-7
+            LogisticProblem(problem.features, problem.labels, weights[None], CLASSES),
+            tolerance=1e-7,
         ).fit(1e-2)
-        # the scale, and with it the meaning of the penalty, is that of all rows
-        found, wanted = (h.compute_logits(given.features).softmax(dim=1) for h in (head, alone))
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-2)
+        # the feature scale, and with it the effective penalty, is that of all rows
+        actual, expected = (
+            h.compute_logits(problem.features).softmax(dim=1) for h in (head, alone)
+        )
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-2)
 
 
-def test_rows_may_be_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = problem()
-    (whole,) = HeadFitter(given, tolerance=1e-7).fit(1e-3)
-    monkeypatch.setattr(logistic, "_CHUNK_ROWS", 7)
-    monkeypatch.setattr(logistic, "_MAX_CACHED_VALUES", 0)
-    (parts,) = HeadFitter(given, tolerance=1e-7).fit(1e-3)
-    torch.testing.assert_close(parts.weight, whole.weight, rtol=0, atol=2e-3)
+def test_fit_in_chunks_matches_fit_in_memory() -> None:
+    problem = make_problem()
+    (in_memory,) = HeadFitter(problem, tolerance=1e-7).fit(1e-3)
+    (in_chunks,) = HeadFitter(problem, tolerance=1e-7, chunk_rows=7, max_cached_values=0).fit(1e-3)
+    torch.testing.assert_close(in_chunks.weight, in_memory.weight, rtol=0, atol=2e-3)
     torch.testing.assert_close(
-        parts.compute_logits(given.features),
-        whole.compute_logits(given.features),
+        in_chunks.compute_logits(problem.features),
+        in_memory.compute_logits(problem.features),
         rtol=0,
         atol=2e-2,
     )
 
 
-def test_only_slices_are_read() -> None:
-    given = problem()
+def test_fit_in_chunks_reads_at_most_chunk_rows() -> None:
+    problem = make_problem()
 
-    class Sliced:
-        shape = given.features.shape
-        most = 0
+    class RecordingArray:
+        shape = problem.features.shape
+        max_rows = 0
 
         def __getitem__(self, rows: slice) -> NDArray[np.float32]:
-            found = given.features[rows]
-            Sliced.most = max(Sliced.most, len(found))
-            return found
+            features = problem.features[rows]
+            RecordingArray.max_rows = max(RecordingArray.max_rows, len(features))
+            return features
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logistic, "_CHUNK_ROWS", 64)
-        patch.setattr(logistic, "_MAX_CACHED_VALUES", 0)
-        HeadFitter(LogisticProblem(Sliced(), given.labels, given.weights, CLASSES)).fit(1e-3)
-    assert 0 < Sliced.most <= 64
+    recorded = LogisticProblem(RecordingArray(), problem.labels, problem.weights, CLASSES)
+    HeadFitter(recorded, chunk_rows=64, max_cached_values=0).fit(1e-3)
+    assert 0 < RecordingArray.max_rows <= 64
 
 
-def test_a_row_without_weight_changes_nothing() -> None:
-    given = problem()
-    weights = given.weights.copy()
+def test_fit_ignores_rows_of_weight_0() -> None:
+    problem = make_problem()
+    weights = problem.weights.copy()
     weights[0, ::3] = 0
-    kept = weights[0] > 0
+    has_weight = weights[0] > 0
     without = LogisticProblem(
-        given.features[:][kept], given.labels[kept], weights[:, kept], CLASSES
+        problem.features[:][has_weight], problem.labels[has_weight], weights[:, has_weight], CLASSES
     )
-    (some,) = HeadFitter(
-        LogisticProblem(given.features, given.labels, weights, CLASSES), tolerance=1e-7
+    (all_rows,) = HeadFitter(
+        LogisticProblem(problem.features, problem.labels, weights, CLASSES), tolerance=1e-7
     ).fit(1e-3)
-    (fewer,) = HeadFitter(without, tolerance=1e-7).fit(1e-3)
+    (fewer_rows,) = HeadFitter(without, tolerance=1e-7).fit(1e-3)
     torch.testing.assert_close(
-        some.compute_logits(given.features), fewer.compute_logits(given.features), rtol=0, atol=2e-2
+        all_rows.compute_logits(problem.features),
+        fewer_rows.compute_logits(problem.features),
+        rtol=0,
+        atol=2e-2,
     )
 
 
-def test_the_path_does_not_matter() -> None:
-    given = problem()
-    (direct,) = HeadFitter(given, tolerance=1e-7).fit(1e-4)
-    fitter = HeadFitter(given, tolerance=1e-7)
+def test_fit_warm_start_matches_direct_fit() -> None:
+    problem = make_problem()
+    (direct,) = HeadFitter(problem, tolerance=1e-7).fit(1e-4)
+    fitter = HeadFitter(problem, tolerance=1e-7)
     for penalty in (1e-1, 1e-2, 1e-3):
         fitter.fit(penalty)
     (later,) = fitter.fit(1e-4)
     torch.testing.assert_close(
-        later.compute_logits(given.features),
-        direct.compute_logits(given.features),
+        later.compute_logits(problem.features),
+        direct.compute_logits(problem.features),
         rtol=0,
         atol=5e-2,
     )
 
 
-def test_features_that_are_all_the_same_leave_the_class_sizes() -> None:
+def test_fit_constant_features_predicts_class_frequencies() -> None:
     labels = np.repeat([0, 1, 2], [6, 3, 1])
-    given = LogisticProblem(np.full((10, 5), 2.5, np.float32), labels, np.ones((1, 10)), 3)
-    (head,) = HeadFitter(given).fit(1e-2)
-    found = head.compute_logits(given.features).softmax(dim=1)[0]
-    np.testing.assert_allclose(found.numpy(), [0.6, 0.3, 0.1], atol=1e-3)
+    problem = LogisticProblem(np.full((10, 5), 2.5, np.float32), labels, np.ones((1, 10)), 3)
+    (head,) = HeadFitter(problem).fit(1e-2)
+    probabilities = head.compute_logits(problem.features).softmax(dim=1)[0]
+    np.testing.assert_allclose(probabilities.numpy(), [0.6, 0.3, 0.1], atol=1e-3)
 
 
-def test_no_rows_have_no_logits() -> None:
+def test_compute_logits_without_rows_returns_empty() -> None:
     head = LinearHead(torch.zeros(3, 5), torch.zeros(3))
     assert head.compute_logits(np.zeros((0, 5), np.float32)).shape == (0, 3)

@@ -1,4 +1,4 @@
-"""What the classics were published with: errors on ImageNet, for a sense of scale."""
+"""Published ImageNet error rates of classic architectures, as a reference in comparisons."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ImageNetErrorRates:
-    """Share of ImageNet's validation images that come out wrong, from one central crop, in percent.
+    """Error rates on the ImageNet validation set with a single centre crop, in percent.
 
     Attributes:
-        top1: The most probable class is wrong.
-        top5: None of the five most probable is right.
+        top1: Images whose most probable class is wrong.
+        top5: Images whose class is not among the five most probable ones.
     """
 
     top1: float
@@ -30,9 +30,9 @@ IMAGENET_ERROR_RATES: Mapping[str, ImageNetErrorRates] = {
     # Krizhevsky et al. 2012, https://doi.org/10.1145/3065386
     "alexnet": ImageNetErrorRates(42.6, 19.6),
 }
-"""Of the architectures as they were published; the weights of today may be better trained."""
+"""Error rates as published; the weights of today may be trained better."""
 
 
 def find_imagenet_error_rates(backbone: str) -> ImageNetErrorRates | None:
-    """Return the published errors of a classic, whatever the tag of its weights, or None."""
+    """Return the published error rates of an architecture, whatever the weights' tag, or None."""
     return IMAGENET_ERROR_RATES.get(backbone.partition(".")[0])

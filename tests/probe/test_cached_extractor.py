@@ -18,12 +18,12 @@ from finetune.errors import DataError, TrainingError
 from finetune.models.classifier import normalise
 from finetune.models.head import find_linear_head
 from finetune.probe import extraction as features_module
-from finetune.probe.extraction import CachedFeatureExtractor
+from finetune.probe.cached_extractor import CachedFeatureExtractor
 from finetune.probe.extractor import FeatureExtractor
 from finetune.probe.feature_store import ViewSpec, extract_features
 from finetune.probe.linear_probe import broadcast_weights
 from finetune.types import Reporter
-from tests.support.processes import joined, on_ranks
+from tests.support.processes import open_group, run_on_ranks
 from tests.support.runs import small_training
 
 CPU = torch.device("cpu")
@@ -210,7 +210,7 @@ def shared(rank: int, place: Path, settings: dict[str, Any]) -> tuple[list[Any],
         with torch.no_grad():
             for parameter in classifier.parameters():
                 parameter.zero_()
-    with joined() as met:
+    with open_group() as met:
         broadcast_weights(classifier)
         source = CachedFeatureExtractor(
             answers_of(training),
@@ -228,12 +228,12 @@ def shared(rank: int, place: Path, settings: dict[str, Any]) -> tuple[list[Any],
 def test_ranks_share_the_images_to_the_same_bits(count: int, place: Path) -> None:
     alone, _ = asked(training_in(place), mirrored=True)
     settings = {"trainer__devices": count, "data__cache": str(place / "other")}
-    first, *others = on_ranks(count, shared, place, settings)
+    first, *others = run_on_ranks(count, shared, place, settings)
     assert first[1] == 24
     for view, of_one in zip(first[0], alone, strict=True):
         np.testing.assert_array_equal(view, of_one)
     assert all(views == [] for views, _ in others)
-    again, *_ = on_ranks(count, shared, place, settings)
+    again, *_ = run_on_ranks(count, shared, place, settings)
     assert again[1] == 0
 
 

@@ -1,0 +1,311 @@
+"""Cached feature extraction: stored features are reused, the others are computed on all ranks."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from finetune.data.cache.array_store import NOT_STORED
+from finetune.data.cache.eviction import evict_to_fit
+from finetune.data.cache.file_stamp import read_file_stamps
+from finetune.data.dataset import Batch, ImageDataset, create_loader, translate_worker_errors
+from finetune.data.images.source import FileSource
+from finetune.data.samplers.epoch_sampler import DistributedBatchSampler
+from finetune.data.transforms.eval_transform import EvalTransform, MultiCropTransform
+from finetune.distributed.collectives import gather_rows, sync_stop_request
+from finetune.distributed.rendezvous import Rendezvous
+from finetune.errors import StorageError, TrainingError
+from finetune.models.head import compute_backbone_digest
+from finetune.probe.extractor import (
+    ActivationLayout,
+    FeatureExtractor,
+    ViewSpec,
+    extract_features,
+)
+from finetune.probe.feature_store import FeatureStore, StoredFeatures, to_store_entries
+from finetune.system.hardware import (
+    autocast,
+    explain_out_of_memory,
+    is_out_of_memory,
+    release_memory,
+)
+from finetune.types import PreprocessSpec, Reporter
+from finetune.units import format_bytes
+
+_EVAL_VIEW = ViewSpec()
+_BATCH_SIZE = 32
+_MAX_BATCHES_PER_WRITE = 16
+_MAX_BYTES_PER_WRITE = 2**26
+"""Limits between two writes: batches of each rank, and bytes of all ranks together.
+
+The lower limit applies, but at least one batch of each rank is written at a time.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractionPlan:
+    """Settings of feature extraction and of the feature stores.
+
+    Attributes:
+        model_args_json: Arguments that build the network, for what its weights do not determine.
+        spec: Preprocessing of the network.
+        precision: "32-true", "bf16-mixed" or "16-mixed".
+        root: Folder of all stores.
+        owner: The dataset, by its folder.
+        limit_bytes: Size limit of all stores together.
+        num_workers: Loader processes of each rank.
+        max_pixels: Images with more pixels are rejected.
+    """
+
+    model_args_json: str
+    spec: PreprocessSpec
+    precision: str
+    root: Path
+    owner: str
+    limit_bytes: int
+    num_workers: int
+    max_pixels: int
+
+
+class CachedFeatureExtractor:
+    """Feature extractor of image files that stores its outputs and reuses stored ones.
+
+    Args:
+        extractor: Extractor whose network is in eval mode, on the device; the same on all ranks.
+        plan: Settings of the extraction and of the stores.
+        device: Device of this rank.
+        rendezvous: Rendezvous of the ranks, in a process group; None for a single process.
+        reporter: Receiver of progress.
+
+    Attributes:
+        activation_layout: Layout of the activations of an image; None where none are extracted.
+        num_computed: Number of images that were passed through the network so far.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        plan: ExtractionPlan,
+        *,
+        device: torch.device,
+        rendezvous: Rendezvous | None,
+        reporter: Reporter,
+    ) -> None:
+        self.extractor = extractor
+        self.plan = plan
+        self.device = device
+        self.reporter = reporter
+        self.num_computed = 0
+        self._batch_size = _BATCH_SIZE
+        self._rank = 0 if rendezvous is None else rendezvous.launch.rank
+        self._world_size = 1 if rendezvous is None else rendezvous.launch.world_size
+        self._digest = self._compute_digest() if self._rank == 0 else ""
+        self.activation_layout = self._compute_activation_layout()
+        self._item_bytes = [4 * extractor.head.in_features]
+        if self.activation_layout is not None:
+            self._item_bytes.append(4 * self.activation_layout.shape.numel())
+
+    def extract(
+        self, paths: Sequence[Path], views: ViewSpec = _EVAL_VIEW
+    ) -> list[list[StoredFeatures]]:
+        """Return for each output its views of the images, each (N, D), the evaluation view first.
+
+        All ranks call it; images that are not stored yet are split across them. Rank 0 alone gets
+        the features, the others empty lists.
+
+        Raises:
+            DataError: A file can no longer be read as before.
+            StorageError: The disk is full or fails, or the activations exceed the cache limit.
+            StopRequest: A rank received a stop signal; what was computed by then is stored.
+            TrainingError: The features are not finite, or memory does not suffice.
+        """
+        while True:
+            try:
+                return self._extract_once(paths, views)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                # other ranks would not know of a smaller batch
+                if self._batch_size == 1 or self._world_size > 1:
+                    raise TrainingError(
+                        f"{explain_out_of_memory(error)} A forward pass of the frozen backbone on "
+                        f"{self._batch_size} image(s) does not fit. Use a smaller --image-size, or "
+                        f"set probe.enabled=off."
+                    ) from None
+            # outside of the handler, which keeps the tensors of the failed batch
+            release_memory()
+            self._batch_size //= 2
+
+    def _extract_once(self, paths: Sequence[Path], views: ViewSpec) -> list[list[StoredFeatures]]:
+        files = read_file_stamps(paths)
+        with ExitStack() as locks:
+            stores_by_output = [
+                self._open_stores(name, views) for name in self.extractor.output_names
+            ]
+            stores = [store for by_view in stores_by_output for store in by_view]
+            for store in stores:
+                locks.enter_context(store.lock_for_filling(self.reporter))
+                store.reset_if_mostly_stale()
+            # (store, file)
+            is_missing = np.array([store.find(files)[:, 0] == NOT_STORED.start for store in stores])
+            message: list[Any] = [is_missing.any(axis=0) if stores else None]
+            if self._world_size > 1:
+                dist.broadcast_object_list(message, src=0)
+            rows = np.flatnonzero(message[0])
+            self._evict_to_fit(is_missing.reshape(len(stores_by_output), -1).sum(axis=1))
+            missing_paths = [paths[row] for row in rows.tolist()]
+            for start, outputs in self._compute_missing(missing_paths, views):
+                chunk = rows[start : start + len(outputs[0])]
+                features_by_store = [view for output in outputs for view in output.unbind(dim=1)]
+                for store, missing, features in zip(
+                    stores, is_missing, features_by_store, strict=False
+                ):
+                    is_new = missing[chunk]
+                    new_files = [files[row] for row in chunk[is_new].tolist()]
+                    entries = to_store_entries(new_files, features.numpy()[is_new])
+                    for _ in store.append(entries):
+                        pass
+            return [
+                [StoredFeatures(store, store.find(files)) for store in by_view]
+                for by_view in stores_by_output
+            ]
+
+    def _compute_missing(
+        self, paths: Sequence[Path], views: ViewSpec
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Yield the index of the first image of a chunk and the chunk's outputs, each (n, V, D)."""
+        if not paths:
+            return
+        loader = self._create_loader(paths, views)
+        self.reporter.start("extracting features", len(paths))
+        pending: list[list[Tensor]] = []
+        batches_per_write = self._compute_batches_per_write(views)
+        num_done = 0
+        try:
+            with translate_worker_errors():
+                for number, batch in enumerate(self._extract_batches(loader, views), start=1):
+                    pending.append(batch)
+                    if number % batches_per_write and number < len(loader):
+                        continue
+                    rows, *outputs = gather_rows(
+                        *(torch.cat(column) for column in zip(*pending, strict=True))
+                    )
+                    pending.clear()
+                    # in the last round some ranks repeat images of the first batches
+                    is_new = rows >= num_done
+                    yield num_done, [output[is_new] for output in outputs]
+                    self.reporter.advance(int(is_new.sum()))
+                    num_done += int(is_new.sum())
+                    self.num_computed += int(is_new.sum())
+                    if self._world_size > 1:
+                        sync_stop_request()
+        finally:
+            self.reporter.finish()
+
+    def _compute_batches_per_write(self, views: ViewSpec) -> int:
+        """Return how many batches each rank collects before all are gathered and written."""
+        bytes_per_batch = sum(self._item_bytes) * len(views.names) * self._batch_size
+        max_batches = _MAX_BYTES_PER_WRITE // self._world_size // bytes_per_batch
+        return max(1, min(_MAX_BATCHES_PER_WRITE, max_batches))
+
+    def _create_loader(self, paths: Sequence[Path], views: ViewSpec) -> Any:
+        source = FileSource(paths, max_pixels=self.plan.max_pixels)
+        return create_loader(
+            ImageDataset(
+                source, None, MultiCropTransform(EvalTransform(self.plan.spec), views.num_crops)
+            ),
+            num_workers=self.plan.num_workers,
+            batch_sampler=DistributedBatchSampler(
+                len(paths),
+                batch_size=self._batch_size,
+                num_replicas=self._world_size,
+                rank=self._rank,
+            ),
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _extract_batches(self, batches: Iterator[Batch], views: ViewSpec) -> Iterator[list[Tensor]]:
+        """Yield the rows (B,) of each batch, followed by its outputs."""
+        extracted = extract_features(
+            self.extractor,
+            batches,
+            spec=self.plan.spec,
+            device=self.device,
+            views=views,
+            autocast=autocast(self.plan.precision, self.device),
+        )
+        for rows, outputs in extracted:
+            if not all(torch.isfinite(output).all() for output in outputs):
+                raise TrainingError(
+                    f"The backbone's features contain NaN or infinity at trainer.precision="
+                    f"{self.plan.precision}. Set trainer.precision=32-true or probe.enabled=off."
+                )
+            yield [rows, *outputs]
+
+    def _open_stores(self, output_name: str, views: ViewSpec) -> list[FeatureStore]:
+        """Return the stores of an output, one for each view, on rank 0; none on other ranks."""
+        if self._rank > 0:
+            return []
+        return [
+            FeatureStore(
+                self.plan.root, tag=f"{output_name}-{self._digest}-{view}", owner=self.plan.owner
+            )
+            for view in views.names
+        ]
+
+    def _evict_to_fit(self, counts: NDArray[np.int64]) -> None:
+        """Remove older stores until the given number of new items of each output fits.
+
+        Raises:
+            StorageError: Activations do not fit. Features are stored whatever the limit is, since
+                they are small.
+        """
+        plan, needed = self.plan, int(np.dot(counts, self._item_bytes)) if len(counts) else 0
+        if not needed:
+            return
+        fits = evict_to_fit(plan.root, needed_bytes=needed, limit_bytes=plan.limit_bytes)
+        if not fits and self.activation_layout is not None:
+            raise StorageError(
+                f"The activations need {format_bytes(needed)} in {plan.root}, but "
+                f"cache.max_gb={plan.limit_bytes / 1e9:g}, which includes the caches of other runs "
+                f"in use, does not allow that. Raise cache.max_gb, reduce probe.num_crops, or set "
+                f"probe.depth=1."
+            )
+
+    def _compute_activation_layout(self) -> ActivationLayout | None:
+        with autocast(self.plan.precision, self.device):
+            example = torch.zeros(1, *self.plan.spec.input_size, device=self.device)
+            return self.extractor.compute_activation_layout(example)
+
+    def _compute_digest(self) -> str:
+        """Return an ID of the backbone, its preprocessing and the precision: 16 hex digits.
+
+        It is part of the names of stores on disk and must not change between releases.
+        """
+        parts = (
+            compute_backbone_digest(self.extractor.network),
+            self.plan.model_args_json,
+            _format_spec(self.plan.spec),
+            self.plan.precision,
+        )
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _format_spec(spec: PreprocessSpec) -> str:
+    """Return the text that stands for a preprocessing spec in digests.
+
+    Written out, so that renaming the class or its fields leaves the stores on disk valid.
+    """
+    return (
+        f"PreprocessSpec(input_size={spec.input_size!r}, mean={spec.mean!r}, std={spec.std!r}, "
+        f"interpolation={spec.interpolation!r}, crop_pct={spec.crop_pct!r}, "
+        f"crop_mode={spec.crop_mode!r})"
+    )

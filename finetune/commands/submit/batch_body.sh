@@ -1,6 +1,5 @@
 # --- common body of all batch scripts; kept in finetune/commands/submit/batch_body.sh -------------
 # Environment variables that sbatch may pass:
-#   RUN=FOLDER          run folder; a requeued job resumes the run in it
 #   FINETUNE="…"        command that runs finetune, e.g. "apptainer exec --nv image.sif finetune"
 #   LOCAL_DISK=FOLDER   local disk of the node [$SLURM_TMPDIR, else /tmp/<user>], for the pixel
 #                       cache unless FINETUNE_CACHE is set
@@ -76,7 +75,6 @@ job=${SLURM_JOB_ID:?is not set: submit this script with sbatch, see its header}
 restarts=${SLURM_RESTART_COUNT:-0}
 run=$(realpath -m -- "$run")
 mkdir -p -- "${run%/*}"
-again=${again:-Submit it again with RUN=$run to resume the run.}
 finetune=()
 eval "finetune=(${FINETUNE:-finetune})" # words with shell quoting
 disk=${LOCAL_DISK:-${SLURM_TMPDIR:-/tmp/$(id -un)}}

@@ -11,7 +11,7 @@ from pathlib import Path
 from finetune.errors import ConfigError
 
 BODY_FILE_NAME = "batch_body.sh"
-"""File of the common body, which the scripts in ``scripts/slurm`` end with, too."""
+"""File of the common body of all batch scripts."""
 
 _SIGNAL_LEAD_SECONDS = 120
 _TIME_FORMATS = (

@@ -1,1 +1,1 @@
-"""Memory-mapped stores of decoded images and features."""
+"""Memory-mapped stores of decoded images, features and fingerprints, with eviction."""

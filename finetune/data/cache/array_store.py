@@ -1,9 +1,9 @@
-"""What was made of image files, on disk: packed arrays that all processes map, and their index.
+"""Append-only store on disk of arrays computed from image files, memory-mapped by all processes.
 
-A store is a folder with ``arrays.bin`` (one array after the other, in C order), ``index.sqlite``
-(which file's array lies where, and of what size and time the file was when it was made) and two
-lock files. Arrays are only ever appended; the index is written after them, so that a store that was
-being filled when its process was killed holds what the index says, and goes on from there.
+A store is a folder with ``arrays.bin`` (consecutive arrays in C order), ``index.sqlite`` (location
+and shape of each file's array, with the stamp of the file) and two lock files. Arrays are synced
+before the index lists them, so that a store whose writer was killed is consistent with its index
+and can be filled further.
 """
 
 import fcntl
@@ -20,13 +20,23 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data.cache.eviction import CACHE_REMEDY, acquire_shared_lock
+from finetune.data.cache.eviction import (
+    ARRAYS_FILE,
+    CACHE_REMEDY,
+    FILL_LOCK_FILE,
+    INDEX_FILE,
+    NEW_ARRAYS_FILE,
+    acquire_shared_lock,
+)
 from finetune.data.cache.file_stamp import FileStamp
 from finetune.system.files import translate_disk_errors
 from finetune.types import Reporter
 
 _FORMAT_VERSION = 2
-"""Raised when what is stored, or how, changes; older stores are then left to be cleared."""
+"""Version of the content and layout of stores; those of other versions are unused until evicted."""
+
+_SYNC_INTERVAL = 1000
+"""Arrays between two syncs to disk."""
 
 _CREATE_TABLE_SQL = """CREATE TABLE IF NOT EXISTS arrays (
     path TEXT PRIMARY KEY, bytes INTEGER, ctime_ns INTEGER,
@@ -35,7 +45,15 @@ _CREATE_TABLE_SQL = """CREATE TABLE IF NOT EXISTS arrays (
 
 
 class ArrayLocation(NamedTuple):
-    """Where an array lies in ``arrays.bin``, in bytes, and the shape of what it was made from."""
+    """Location of an array in ``arrays.bin``, and the size of the image that it was computed from.
+
+    Attributes:
+        start: Offset in bytes; -1 if the array is not stored.
+        rows: First dimension of the array.
+        columns: Second dimension of the array.
+        full_rows: Height of the full image.
+        full_columns: Width of the full image.
+    """
 
     start: int
     rows: int
@@ -45,17 +63,17 @@ class ArrayLocation(NamedTuple):
 
 
 NOT_STORED = ArrayLocation(-1, 0, 0, 0, 0)
-"""The place of an array that is not stored."""
+"""Location of an array that is not stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreEntry:
-    """What was made of a file and is ready to be stored.
+    """Array computed from a file, ready to be stored.
 
     Attributes:
-        array: Shape (rows, columns, …); behind the first two axes all of a store have one shape.
-        full_rows: Of what it was made from.
-        full_columns: Of what it was made from.
+        array: Array, shape (rows, columns, …); further axes are the same in all arrays of a store.
+        full_rows: Height of the full image.
+        full_columns: Width of the full image.
     """
 
     array: NDArray[Any]
@@ -64,17 +82,17 @@ class StoreEntry:
 
 
 class ArrayStore:
-    """One folder of arrays, all of the same form.
+    """Store of arrays that were computed from files in one way.
 
     Args:
         root: Folder of all stores.
-        form: What is stored of a file, in a word, as in "short-379".
-        owner: What the files belong to, as the folder of a data set; it gives the store its name.
-        item_bytes: Of what stands in a row and a column.
-        content: What the arrays are, in a word, for messages.
+        tag: Name of the computation, such as "short-379"; part of the store's folder name.
+        owner: Owner of the files, such as the folder of a data set; hashed into the folder name.
+        item_bytes: Size in bytes of the element in a row and a column.
+        content: Noun for the arrays in messages, such as "pixels".
 
     Raises:
-        StorageError: The folder cannot be made or written.
+        StorageError: The folder cannot be created or written.
     """
 
     def __init__(self, root: Path, *, tag: str, owner: str, item_bytes: int, content: str) -> None:
@@ -83,25 +101,27 @@ class ArrayStore:
         self.content = content
         with translate_disk_errors(self.folder, CACHE_REMEDY):
             weakref.finalize(self, os.close, acquire_shared_lock(self.folder))
-            self._arrays_path.touch()  # the last use, by which old stores are cleared
+            self._arrays_path.touch()  # the time of the last use, which eviction sorts by
 
     def find(self, files: Sequence[FileStamp]) -> NDArray[np.int64]:
-        """Return the ``ArrayLocation`` of each file, shape (N, 5).
+        """Return the ``ArrayLocation`` of each file, int64, shape (N, 5).
 
-        It is ``NOT_STORED`` for files that are absent or have changed since, and for all where the
-        index is damaged, which is begun anew.
+        It is ``NOT_STORED`` for files that are absent or have changed, and for all files if the
+        index is damaged; a damaged index is deleted.
         """
         with translate_disk_errors(self.folder, CACHE_REMEDY):
             try:
                 return self._find(files)
             except sqlite3.DatabaseError as error:
-                if type(error) is not sqlite3.DatabaseError:  # the disk, not what is in the file
+                if (
+                    type(error) is not sqlite3.DatabaseError
+                ):  # an error of the disk, not of the content
                     raise
-                (self.folder / "index.sqlite").unlink()
+                (self.folder / INDEX_FILE).unlink()
                 return self._find(files)
 
     def reset_if_mostly_stale(self) -> None:
-        """Begin anew where over half of the arrays are of files that have changed since."""
+        """Clear the index if over half of the stored bytes are no longer referenced by it."""
         with translate_disk_errors(self.folder, CACHE_REMEDY), suppress(sqlite3.DatabaseError):
             size = f"rows * columns * {self.item_bytes}"
             with self._open_index() as index, index:
@@ -111,74 +131,78 @@ class ArrayStore:
                     index.execute("DELETE FROM arrays")
 
     def _find(self, files: Sequence[FileStamp]) -> NDArray[np.int64]:
-        places = np.empty((len(files), len(ArrayLocation._fields)), np.int64)
+        locations = np.empty((len(files), len(ArrayLocation._fields)), np.int64)
         end = self._arrays_path.stat().st_size
         with self._open_index() as index:
             for number, file in enumerate(files):
                 row = index.execute("SELECT * FROM arrays WHERE path = ?", file[:1]).fetchone()
-                found = NOT_STORED if row is None or file != row[:3] else ArrayLocation(*row[3:])
-                lost = found.start + found.rows * found.columns * self.item_bytes > end
-                places[number] = NOT_STORED if lost else found
-        return places
+                location = NOT_STORED if row is None or file != row[:3] else ArrayLocation(*row[3:])
+                last = location.start + location.rows * location.columns * self.item_bytes
+                locations[number] = NOT_STORED if last > end else location  # truncated file
+        return locations
 
     def append(self, arrays: Iterable[tuple[FileStamp, StoreEntry]]) -> Iterator[FileStamp]:
-        """Store arrays and yield the file of each; they are found once all, or a part, is synced.
+        """Append arrays and yield the file of each.
+
+        ``find`` returns the arrays after they are synced: every 1000 arrays, and when the iterator
+        ends or is closed.
 
         Raises:
-            StorageError: The disk is full or fails; what was synced before stays.
+            StorageError: The disk is full or fails; arrays that were synced before stay stored.
         """
         with (
             translate_disk_errors(self.folder, CACHE_REMEDY),
             self._open_index() as index,
             _open_for_append(self._arrays_path, index, self.item_bytes) as stream,
         ):
-            waiting: list[tuple[FileStamp, ArrayLocation]] = []
+            pending: list[tuple[FileStamp, ArrayLocation]] = []
             try:
-                for file, stored in arrays:
-                    rows, columns = stored.array.shape[:2]
-                    place = ArrayLocation(
-                        stream.tell(), rows, columns, stored.full_rows, stored.full_columns
+                for file, entry in arrays:
+                    rows, columns = entry.array.shape[:2]
+                    location = ArrayLocation(
+                        stream.tell(), rows, columns, entry.full_rows, entry.full_columns
                     )
-                    assert stored.array.nbytes == rows * columns * self.item_bytes
-                    stream.write(np.ascontiguousarray(stored.array).data)
-                    waiting.append((file, place))
-                    if len(waiting) >= 1000:
-                        _sync(stream.fileno(), index, waiting)
+                    assert entry.array.nbytes == rows * columns * self.item_bytes
+                    stream.write(np.ascontiguousarray(entry.array).data)
+                    pending.append((file, location))
+                    if len(pending) >= _SYNC_INTERVAL:
+                        _sync(stream.fileno(), index, pending)
                     yield file
             finally:
                 stream.flush()
-                _sync(stream.fileno(), index, waiting)
+                _sync(stream.fileno(), index, pending)
 
     @contextmanager
     def lock_for_filling(self, reporter: Reporter | None = None) -> Iterator[None]:
-        """Keep every other process from filling the store, and wait for one that does."""
-        with (self.folder / "filling.lock").open("w") as lock:
+        """Hold the lock for filling the store; wait while another process holds it."""
+        with (self.folder / FILL_LOCK_FILE).open("w") as lock:
             with translate_disk_errors(self.folder, CACHE_REMEDY):
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     (reporter or Reporter()).note(
-                        f"Another process makes the {self.content} in {self.folder}: waiting for it."
+                        f"Another process is writing the {self.content} in {self.folder}; waiting "
+                        f"for it."
                     )
                     fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def memory_map(self) -> tuple[NDArray[np.uint8], int]:
-        """Return all bytes, read from the disk when they are used, and the number of their file.
+        """Return a memory map of all bytes, uint8, and the inode of the file.
 
         Raises:
-            FileNotFoundError: Somebody has removed the store.
+            FileNotFoundError: The store was removed.
         """
         with self._arrays_path.open("rb") as stream:
             return np.memmap(stream, np.uint8, mode="r"), os.fstat(stream.fileno()).st_ino
 
     @property
     def _arrays_path(self) -> Path:
-        return self.folder / "arrays.bin"
+        return self.folder / ARRAYS_FILE
 
     @contextmanager
     def _open_index(self) -> Iterator[sqlite3.Connection]:
-        index = sqlite3.connect(self.folder / "index.sqlite", timeout=60)
+        index = sqlite3.connect(self.folder / INDEX_FILE, timeout=60)
         try:
             index.execute(_CREATE_TABLE_SQL)
             yield index
@@ -187,24 +211,24 @@ class ArrayStore:
 
 
 def get_store_folder(root: Path, *, tag: str, owner: str) -> Path:
-    """Return where the store of a form and an owner lies, whether it exists or not."""
+    """Return the folder of the store of a tag and an owner, whether it exists or not."""
     digest = hashlib.sha256(f"{_FORMAT_VERSION}\0{tag}\0{owner}".encode(errors="surrogateescape"))
     return root / f"{tag}-{digest.hexdigest()[:16]}"
 
 
 def _open_for_append(path: Path, index: sqlite3.Connection, item_bytes: int) -> BinaryIO:
-    """Return the file of arrays at the end of what the index knows, which then is all there is."""
-    with index:  # what a shortened file has lost must not be found again once it has grown
-        lost = f"DELETE FROM arrays WHERE start + rows * columns * {item_bytes} > ?"
-        index.execute(lost, (path.stat().st_size,))
+    """Return the file of arrays, truncated at the end of the indexed arrays, for appending."""
+    with index:  # arrays lost by truncation must not be found once the file has grown again
+        delete = f"DELETE FROM arrays WHERE start + rows * columns * {item_bytes} > ?"
+        index.execute(delete, (path.stat().st_size,))
     ends = index.execute(f"SELECT max(start + rows * columns * {item_bytes}) FROM arrays")
     end = ends.fetchone()[0]
-    if end is None:  # a new file: others may read the old one, and do not bear that it shrinks
-        fresh = path.with_name("arrays.new")
-        fresh.touch()
-        fresh.replace(path)
+    if end is None:  # a new file: processes that map the old one would crash if it shrank
+        new_path = path.with_name(NEW_ARRAYS_FILE)
+        new_path.touch()
+        new_path.replace(path)
     arrays = path.open("r+b")
-    arrays.truncate(end or 0)  # what a killed process had written behind the index
+    arrays.truncate(end or 0)  # arrays that a killed process wrote but did not index
     arrays.seek(0, os.SEEK_END)
     return arrays
 
@@ -212,11 +236,11 @@ def _open_for_append(path: Path, index: sqlite3.Connection, item_bytes: int) -> 
 def _sync(
     descriptor: int, index: sqlite3.Connection, pending: list[tuple[FileStamp, ArrayLocation]]
 ) -> None:
-    """Make the arrays safe on disk, and then known."""
+    """Sync the arrays to disk, then add them to the index."""
     os.fsync(descriptor)
     with index:
         index.executemany(
             "INSERT OR REPLACE INTO arrays VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [(*file, *place) for file, place in pending],
+            [(*file, *location) for file, location in pending],
         )
     pending.clear()

@@ -1,4 +1,4 @@
-"""How much room all stores take together, and which of them make way for new ones."""
+"""Location of the cache, its size, and eviction of the least recently used stores."""
 
 import fcntl
 import os
@@ -14,18 +14,28 @@ from finetune.data.cache.file_stamp import read_file_stamps
 from finetune.errors import StorageError
 
 CACHE_REMEDY = (
-    "Free some space there, name another place with data.cache=PATH or FINETUNE_CACHE, or read "
-    "from the files with data.cache=off."
+    "Free some space there, choose another folder with data.cache=PATH or FINETUNE_CACHE, or read "
+    "the image files directly with data.cache=off."
 )
-"""What to do where the stores' disk does not serve."""
+"""Remedy in messages about the disk of the cache."""
 
+ARRAYS_FILE = "arrays.bin"
+NEW_ARRAYS_FILE = "arrays.new"
+INDEX_FILE = "index.sqlite"
+FILL_LOCK_FILE = "filling.lock"
+_USE_LOCK_FILE = "in-use.lock"
+_DUPLICATE_CACHE_FILES = re.compile(r"^\.?(duplicates|copies|crops-[-.\w]+)\.json(\..*)?$")
+"""Files with duplicates in a store of fingerprints, complete or partly written; version 0.1 named
+one "copies"."""
 
-_DUPLICATE_CACHE_FILES = re.compile(r"^\.?(copies|crops-[-.\w]+)\.json(\..*)?$")
-"""What was found in the images whose looks a store holds, also half-written."""
+_STORE_FOLDER = re.compile(r"-[0-9a-f]{16}$")
+_ROOT_LOCK_FILE = "stores.lock"
+_ROOT_FOLDER = "pixels"
+"""Folder of all stores below the cache folder; named for its first content."""
 
 
 def resolve_cache_root(setting: str) -> Path:
-    """Return the folder of all stores that ``data.cache`` names, or the usual one."""
+    """Return the folder of all stores by ``data.cache``: a path, or "auto", "on" or "off"."""
     return (
         get_default_cache_root()
         if setting in ("auto", "on", "off")
@@ -34,27 +44,31 @@ def resolve_cache_root(setting: str) -> Path:
 
 
 def get_default_cache_root() -> Path:
-    """Return ``$FINETUNE_CACHE``, else this user's cache folder."""
-    named = os.environ.get("FINETUNE_CACHE")
-    return (Path(named).expanduser() if named else platformdirs.user_cache_path("finetune")) / (
-        "pixels"
-    )
+    """Return the stores' folder below ``$FINETUNE_CACHE``, else below the user's cache folder."""
+    path = os.environ.get("FINETUNE_CACHE")
+    cache = Path(path).expanduser() if path else platformdirs.user_cache_path("finetune")
+    return cache / _ROOT_FOLDER
 
 
 def measure_store_bytes(folder: Path) -> int:
-    """Return the size of a store; 0 where there is none."""
-    # by state, since SQLite's journal comes and goes
+    """Return the size of a store in bytes; 0 if it does not exist."""
+    # by stamps, because SQLite's journal may vanish between listing and reading its size
     return sum(max(0, file.num_bytes) for file in read_file_stamps(list(folder.glob("*"))))
 
 
 def evict_to_fit(root: Path, *, needed_bytes: int, limit_bytes: int) -> bool:
-    """Remove the stores used longest ago until ``needed_bytes`` more fit; tell whether they do.
+    """Remove the least recently used stores until new data fit, and return whether they do.
 
-    Stores that a process uses stay.
+    Stores that a process is using are kept.
+
+    Args:
+        root: Folder of all stores.
+        needed_bytes: Size of the new data.
+        limit_bytes: Maximum size of all stores together.
     """
     with _lock_root(root):
-        found = (file for file in root.glob("*/arrays.bin") if _is_store(file.parent))
-        stores = sorted(found, key=lambda file: file.stat().st_mtime)
+        candidates = (f for f in root.glob(f"*/{ARRAYS_FILE}") if _is_store(f.parent))
+        stores = sorted(candidates, key=lambda file: file.stat().st_mtime)
         used = sum(measure_store_bytes(file.parent) for file in stores)
         for file in stores:
             if used + needed_bytes <= limit_bytes:
@@ -66,15 +80,16 @@ def evict_to_fit(root: Path, *, needed_bytes: int, limit_bytes: int) -> bool:
 
 
 def _is_store(folder: Path) -> bool:
-    """Tell a store from what else lies in a folder that the user named."""
-    known = {"arrays.bin", "arrays.new", "in-use.lock", "filling.lock", "index.sqlite"}
+    """Return whether a folder is a store without foreign files; users choose the root freely."""
+    known = {ARRAYS_FILE, NEW_ARRAYS_FILE, _USE_LOCK_FILE, FILL_LOCK_FILE, INDEX_FILE}
     names = {file.name.removesuffix("-journal") for file in folder.iterdir()}
-    strange = {name for name in names - known if not _DUPLICATE_CACHE_FILES.search(name)}
-    return bool(re.search(r"-[0-9a-f]{16}$", folder.name)) and not strange
+    foreign = {name for name in names - known if not _DUPLICATE_CACHE_FILES.search(name)}
+    return bool(_STORE_FOLDER.search(folder.name)) and not foreign
 
 
 def _remove_if_unused(folder: Path) -> bool:
-    with (folder / "in-use.lock").open("a") as lock:
+    """Remove a store unless a process is using it, and return whether it was removed."""
+    with (folder / _USE_LOCK_FILE).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -84,23 +99,23 @@ def _remove_if_unused(folder: Path) -> bool:
 
 
 def acquire_shared_lock(folder: Path) -> int:
-    """Return an open descriptor that keeps a store from being removed until it is closed."""
+    """Return a file descriptor that protects a store from eviction until it is closed."""
     with _lock_root(folder.parent):
         folder.mkdir(exist_ok=True)
-        descriptor = os.open(folder / "in-use.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(folder / _USE_LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     return descriptor
 
 
 @contextmanager
 def _lock_root(root: Path) -> Iterator[None]:
-    """Keep every other process from opening and removing stores.
+    """Hold the lock under which processes open and remove stores.
 
     Raises:
-        StorageError: The file system has no locks.
+        StorageError: The file system does not support locks.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with (root / "stores.lock").open("w") as lock:
+    with (root / _ROOT_LOCK_FILE).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What tells that a file has not changed."""
+"""Stamps that detect changed files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 
 class FileStamp(NamedTuple):
-    """What tells that a file is the one that an array was made of.
+    """Identity of a file's content: a stored array is valid while the stamp of its file is equal.
 
     Attributes:
-        path: Absolute.
-        num_bytes: Its size.
-        ctime_ns: When it or its name last changed; unlike the time of writing nothing sets it back.
+        path: Absolute path.
+        num_bytes: Size of the file; -1 for a missing file.
+        ctime_ns: Time of the last change of the content or name in ns, -1 for a missing file.
+            Unlike the modification time, programs such as rsync cannot set it back.
     """
 
     path: str
@@ -20,12 +21,12 @@ class FileStamp(NamedTuple):
 
 
 def read_file_stamps(paths: Sequence[Path]) -> list[FileStamp]:
-    """Return the size and time of each file; of a missing one, -1."""
-    states = []
+    """Return the stamp of each file, with size and time -1 for missing files."""
+    stamps = []
     for path in paths:
         try:
-            found = path.stat()
-            states.append(FileStamp(str(path), found.st_size, found.st_ctime_ns))
+            status = path.stat()
+            stamps.append(FileStamp(str(path), status.st_size, status.st_ctime_ns))
         except OSError:
-            states.append(FileStamp(str(path), -1, -1))
-    return states
+            stamps.append(FileStamp(str(path), -1, -1))
+    return stamps

@@ -1,4 +1,4 @@
-"""Decoded images on disk, and pictures made from them."""
+"""Store of decoded images, and the source of a dataset that reads it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,21 +12,19 @@ from finetune.data.images.lazy_image import ArrayImage, LazyImage
 from finetune.data.images.source import PathSource
 from finetune.errors import StorageError
 
-_REDECODE_HINT = (
-    "which held the run's pixels. They are decoded again when the run goes on with --resume."
-)
+_REDECODE_HINT = "so the run's images are no longer cached. They are decoded again on fit --resume."
 
 
 class PixelStore(ArrayStore):
-    """One folder of decoded images, each uint8 of shape (H, W, 3).
+    """Store of decoded images, uint8, shape (H, W, 3) each.
 
     Args:
         root: Folder of all stores.
-        form: What is stored of an image, in a word, as in "short-379".
-        owner: What the images belong to, as the folder of a data set; it gives the store its name.
+        tag: Name of the decoding, such as "short-379"; part of the store's folder name.
+        owner: Owner of the images, such as the folder of a data set.
 
     Raises:
-        StorageError: The folder cannot be made or written.
+        StorageError: The folder cannot be created or written.
     """
 
     def __init__(self, root: Path, *, tag: str, owner: str) -> None:
@@ -34,12 +32,12 @@ class PixelStore(ArrayStore):
 
 
 class StoredSource(PathSource):
-    """Pictures in a store.
+    """Source of the images in a store.
 
     Args:
-        store: Holds them.
+        store: Store of the images.
         paths: Image files, shape (N,).
-        locations: Where each lies, shape (N, 5).
+        locations: ``ArrayLocation`` of each image, int64, shape (N, 5).
     """
 
     def __init__(
@@ -48,24 +46,24 @@ class StoredSource(PathSource):
         super().__init__(paths)
         self.locations = locations
         self.store = store
-        # at once, since another run may begin the file anew; this one keeps the old
+        # mapped at once, because another run may replace the file; this map keeps the old one
         self._pixels: NDArray[np.uint8] | None
         self._pixels, self._inode = self._map_store()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pixels": None}  # a copy maps the file by itself
+        return {**self.__dict__, "_pixels": None}  # an unpickled copy maps the file itself
 
     def open(self, row: int) -> LazyImage:
-        """Return the picture of a row; its pixels are read from the disk when they are used.
+        """Return the image of a row; its pixels are read from disk on access.
 
         Raises:
-            StorageError: In a copy, that the store was removed or begun anew.
+            StorageError: The store was removed or replaced before an unpickled copy mapped it.
         """
         if self._pixels is None:
-            self._pixels, file_number = self._map_store()
-            if file_number != self._inode:
+            self._pixels, inode = self._map_store()
+            if inode != self._inode:
                 raise StorageError(
-                    f"Another run has begun {self.store.folder} anew, {_REDECODE_HINT}"
+                    f"Another run has replaced {self.store.folder}, {_REDECODE_HINT}"
                 )
         start, height, width, full_height, full_width = self.locations[row].tolist()
         pixels = self._pixels[start : start + height * width * 3].reshape(height, width, 3)
@@ -75,9 +73,9 @@ class StoredSource(PathSource):
         try:
             return self.store.memory_map()
         except FileNotFoundError as error:
-            raise StorageError(f"{self.store.folder} is gone, {_REDECODE_HINT}") from error
+            raise StorageError(f"{self.store.folder} was removed, {_REDECODE_HINT}") from error
 
 
 def build_lazy_image(entry: StoreEntry) -> LazyImage:
-    """Return the picture of an image that is ready to be stored."""
+    """Return the image of a store entry."""
     return ArrayImage(entry.array, height=entry.full_rows, width=entry.full_columns)

@@ -1,4 +1,4 @@
-"""Decoding images into a store, on all cores, each at most once."""
+"""Writer of decoded images to a store: on all cores, each image at most once."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +23,7 @@ from finetune.types import Reporter
 DecodeFn = Callable[[Path], StoreEntry]
 
 _NUM_SAMPLED_FILES = 200
+"""Files whose headers are read to estimate the size of a store."""
 
 
 def fill_store(
@@ -33,30 +34,30 @@ def fill_store(
     num_threads: int,
     reporter: Reporter,
 ) -> NDArray[np.int64]:
-    """Decode the images that a store does not hold yet, and return where all of them lie, (N, 5).
+    """Decode the images that a store lacks, and return all locations, int64, shape (N, 5).
 
-    Decoding and resizing leave Python's lock, so that threads use all cores. Another process that
-    fills the same store is waited for, and what it stored is not decoded again.
+    Decoding and resizing release the GIL, so that threads use all cores. While another process
+    fills the same store, this one waits, and then does not decode its images again.
 
     Args:
-        store: Is filled.
+        store: Store to fill.
         paths: Image files, shape (N,).
-        decode: File to what is stored of it.
-        num_threads: Decode at once.
-        reporter: Told of the progress.
+        decode: Function from a file to its store entry.
+        num_threads: Number of decoding threads.
+        reporter: Reporter of the progress.
 
     Raises:
-        DataError: A file no longer reads as it did before.
+        DataError: A file can no longer be read.
         StorageError: The disk is full or fails.
     """
     files = read_file_stamps(paths)
     with store.lock_for_filling(reporter):
         store.reset_if_mostly_stale()
-        places = store.find(files)
-        missing = [files[row] for row in np.flatnonzero(places[:, 0] == NOT_STORED.start)]
+        locations = store.find(files)
+        missing = [files[row] for row in np.flatnonzero(locations[:, 0] == NOT_STORED.start)]
         if not missing:
-            return places
-        reporter.start("decoding images into the cache", len(missing))
+            return locations
+        reporter.start("caching decoded images", len(missing))
         try:
             for _ in store.append(_decode_files(missing, decode, num_threads)):
                 reporter.advance()
@@ -66,11 +67,11 @@ def fill_store(
 
 
 class DecodingSource(PathSource):
-    """Pictures as a store would hold them, decoded whenever they are asked for.
+    """Source of the same images as a store's, decoded on every access.
 
     Args:
         paths: Image files, shape (N,).
-        decode: File to what would be stored of it.
+        decode: Function from a file to its store entry.
     """
 
     def __init__(self, paths: Sequence[Path], decode: DecodeFn) -> None:
@@ -78,7 +79,7 @@ class DecodingSource(PathSource):
         self.decode = decode
 
     def open(self, row: int) -> LazyImage:
-        """Return the picture of a row.
+        """Return the image of a row.
 
         Raises:
             DataError: The file cannot be read.
@@ -87,41 +88,41 @@ class DecodingSource(PathSource):
 
 
 def decode_resized(path: Path, *, shorter_side: int, max_pixels: int) -> StoreEntry:
-    """Return an image with its shorter side at most so many pixels, antialiased.
+    """Return an image shrunk to a shorter side of at most ``shorter_side`` pixels, antialiased.
 
     Raises:
-        DataError: The reason for which the file cannot be used, without its path.
+        DataError: The file cannot be used; the message is the reason without the path.
     """
-    picture = open_image(path, max_pixels=max_pixels)
-    height, width = size = (picture.height, picture.width)
+    image = open_image(path, max_pixels=max_pixels)
+    height, width = size = (image.height, image.width)
     scale = shorter_side / min(size)
     if scale < 1:
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        pixels = picture.crop((0, 0, width, height), size)
+        pixels = image.crop((0, 0, width, height), size)
     else:
-        pixels = np.asarray(picture.to_pil())
+        pixels = np.asarray(image.to_pil())
     return StoreEntry(pixels, height, width)
 
 
 def decode_transformed(path: Path, *, transform: EvalTransform, max_pixels: int) -> StoreEntry:
-    """Return an image as every evaluation sees it.
+    """Return the evaluation transform's output for an image.
 
     Raises:
-        DataError: The reason for which the file cannot be used, without its path.
+        DataError: The file cannot be used; the message is the reason without the path.
     """
     pixels = transform(open_image(path, max_pixels=max_pixels)).pixels
     return StoreEntry(pixels, *pixels.shape[:2])
 
 
 def estimate_store_bytes(paths: Sequence[Path], *, shorter_side: int) -> int:
-    """Return about how much ``shrunk`` stores of some files, from the headers of a few of them."""
+    """Estimate the bytes that ``decode_resized`` stores, from the headers of a sample of files."""
     step = max(1, len(paths) // _NUM_SAMPLED_FILES)
     areas = []
     for path in paths[::step]:
         try:
             with Image.open(path) as image:
                 width, height = image.size
-        except Exception:  # each format's plugin raises what it likes; whoever decodes it says why
+        except Exception:  # plugins raise various exceptions; decoding reports the reason later
             continue
         scale = min(1.0, shorter_side / min(width, height))
         areas.append(width * height * scale**2)
@@ -131,24 +132,26 @@ def estimate_store_bytes(paths: Sequence[Path], *, shorter_side: int) -> int:
 def _decode_files(
     files: Sequence[FileStamp], decode: DecodeFn, num_threads: int
 ) -> Iterator[tuple[FileStamp, StoreEntry]]:
-    """Yield the files with their pixels, in order; few of them are in memory at once."""
-    threads = torch.get_num_threads()
+    """Yield the files with their entries, in order; few entries are in memory at once."""
+    num_torch_threads = torch.get_num_threads()
 
-    def one(file: FileStamp) -> StoreEntry:
+    def decode_file(file: FileStamp) -> StoreEntry:
         try:
             return decode(Path(file.path))
         except DataError as error:
             raise DataError(
-                f"{file.path}: {error}. It read well before; restore it, or start anew."
+                f"{file.path}: {error}. It was readable before; restore it, or start a new run."
             ) from error
 
-    # each thread decodes by itself; torch's own threads on top would only get in the way
+    # each thread decodes alone; additional threads of torch would only slow them down
     pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
         with pool:
-            yield from zip(files, _map_in_order(pool, one, files, 4 * num_threads), strict=True)
+            yield from zip(
+                files, _map_in_order(pool, decode_file, files, 4 * num_threads), strict=True
+            )
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(num_torch_threads)
 
 
 def _map_in_order(
@@ -157,15 +160,15 @@ def _map_in_order(
     files: Iterable[FileStamp],
     max_pending: int,
 ) -> Iterator[StoreEntry]:
-    """Yield results in order, with at most ``max_pending`` of them under way."""
-    rest = iter(files)
-    waiting: deque[Future[StoreEntry]] = deque(
-        pool.submit(function, file) for file in islice(rest, max_pending)
+    """Yield results in order, with at most ``max_pending`` of them in progress."""
+    remaining = iter(files)
+    pending: deque[Future[StoreEntry]] = deque(
+        pool.submit(function, file) for file in islice(remaining, max_pending)
     )
     try:
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(function, file) for file in islice(rest, 1))
+        while pending:
+            yield pending.popleft().result()
+            pending.extend(pool.submit(function, file) for file in islice(remaining, 1))
     finally:
-        for future in waiting:
+        for future in pending:
             future.cancel()

@@ -1,4 +1,4 @@
-"""Each image is decoded once, whoever asks and whatever ends it, to what Pillow would show."""
+"""Tests of filling stores: each image is decoded once, and equals Pillow's resizing."""
 
 import os
 import pickle
@@ -37,20 +37,20 @@ SMALL = partial(decode_resized, shorter_side=20, max_pixels=MAX_PIXELS)
 BILINEAR = Image.Resampling.BILINEAR
 
 
-class Heard(Reporter):
-    """Remembers what it was told."""
+class ProgressRecorder(Reporter):
+    """Reporter that records the calls of its progress bar."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, object]] = []
+        self.calls: list[tuple[str, object]] = []
 
     def start(self, task: str, total: int) -> None:
-        self.told.append(("start", total))
+        self.calls.append(("start", total))
 
     def advance(self, steps: int = 1) -> None:
-        self.told.append(("advance", steps))
+        self.calls.append(("advance", steps))
 
     def finish(self) -> None:
-        self.told.append(("finish", None))
+        self.calls.append(("finish", None))
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def paths(tmp_path: Path) -> list[Path]:
     return files
 
 
-def opened(root: Path) -> PixelStore:
+def open_store(root: Path) -> PixelStore:
     return PixelStore(root / "stores", tag="short-20", owner="photos")
 
 
@@ -75,13 +75,13 @@ def fill(
     num_threads: int = 2,
     reporter: Reporter | None = None,
 ) -> StoredSource:
-    places = fill_store(
+    locations = fill_store(
         store, paths, decode, num_threads=num_threads, reporter=reporter or Reporter()
     )
-    return StoredSource(store, paths, places)
+    return StoredSource(store, paths, locations)
 
 
-def by_pillow(path: Path) -> np.ndarray:
+def resize_with_pillow(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         scale = 20 / min(image.size)
         size = (round(image.width * scale), round(image.height * scale))
@@ -89,10 +89,10 @@ def by_pillow(path: Path) -> np.ndarray:
 
 
 def assert_filled(source: StoredSource, paths: Sequence[Path]) -> None:
-    """Fail unless the rows of a source are these images, shrunk to a shorter side of 20."""
+    """Check that the rows of a source are these images, shrunk to a shorter side of 20."""
     assert len(source) == len(paths)
     for row, path in enumerate(paths):
-        expected = by_pillow(path)
+        expected = resize_with_pillow(path)
         assert min(expected.shape[:2]) == 20
         picture = source.open(row)
         with Image.open(path) as image:
@@ -102,137 +102,144 @@ def assert_filled(source: StoredSource, paths: Sequence[Path]) -> None:
         assert source.get_name(row) == str(path)
 
 
-def counting(seen: list[str]) -> Callable[[Path], StoreEntry]:
+def make_counting_decoder(decoded: list[str]) -> Callable[[Path], StoreEntry]:
     def decode(path: Path) -> StoreEntry:
-        seen.append(path.name)
+        decoded.append(path.name)
         return SMALL(path)
 
     return decode
 
 
-def test_all_images_are_stored_in_order_and_only_once(paths: list[Path], tmp_path: Path) -> None:
-    seen: list[str] = []
-    heard = Heard()
-    store = opened(tmp_path)
-    assert_filled(fill(store, paths, counting(seen), reporter=heard), paths)
-    assert sorted(seen) == [path.name for path in paths]
-    assert heard.told == [("start", 12), *[("advance", 1)] * 12, ("finish", None)]
-    nothing = Heard()
-    assert_filled(fill(opened(tmp_path), paths, counting(seen), reporter=nothing), paths)
-    assert len(seen) == 12
-    assert nothing.told == []
+def test_fill_store_decodes_each_image_once_in_order(paths: list[Path], tmp_path: Path) -> None:
+    decoded: list[str] = []
+    progress = ProgressRecorder()
+    store = open_store(tmp_path)
+    assert_filled(fill(store, paths, make_counting_decoder(decoded), reporter=progress), paths)
+    assert sorted(decoded) == [path.name for path in paths]
+    assert progress.calls == [("start", 12), *[("advance", 1)] * 12, ("finish", None)]
+    no_progress = ProgressRecorder()
+    assert_filled(
+        fill(open_store(tmp_path), paths, make_counting_decoder(decoded), reporter=no_progress),
+        paths,
+    )
+    assert len(decoded) == 12
+    assert no_progress.calls == []
 
 
-def test_what_another_run_stored_is_used_whatever_its_order(
+def test_fill_store_uses_images_of_earlier_run_in_any_order(
     paths: list[Path], tmp_path: Path
 ) -> None:
-    seen: list[str] = []
-    fill(opened(tmp_path), paths[3:9], counting(seen))
-    assert_filled(fill(opened(tmp_path), paths[::-1], counting(seen)), paths[::-1])
-    assert sorted(seen) == [path.name for path in paths]
+    decoded: list[str] = []
+    fill(open_store(tmp_path), paths[3:9], make_counting_decoder(decoded))
+    assert_filled(
+        fill(open_store(tmp_path), paths[::-1], make_counting_decoder(decoded)), paths[::-1]
+    )
+    assert sorted(decoded) == [path.name for path in paths]
 
 
-def test_a_changed_file_alone_is_decoded_anew(paths: list[Path], tmp_path: Path) -> None:
-    fill(opened(tmp_path), paths)
+def test_fill_store_decodes_only_changed_files_again(paths: list[Path], tmp_path: Path) -> None:
+    fill(open_store(tmp_path), paths)
     noise(seed=99, width=44, height=48).save(paths[4])
     later = paths[7].stat()
     os.utime(paths[7], ns=(later.st_atime_ns, later.st_mtime_ns + 1))
-    seen: list[str] = []
-    assert_filled(fill(opened(tmp_path), paths, counting(seen)), paths)
-    assert sorted(seen) == [paths[4].name, paths[7].name]
+    decoded: list[str] = []
+    assert_filled(fill(open_store(tmp_path), paths, make_counting_decoder(decoded)), paths)
+    assert sorted(decoded) == [paths[4].name, paths[7].name]
 
 
-def test_an_image_twice_in_a_list_is_there_twice(paths: list[Path], tmp_path: Path) -> None:
+def test_fill_store_repeated_path_gives_repeated_row(paths: list[Path], tmp_path: Path) -> None:
     twice = [paths[0], paths[1], paths[0]]
-    assert_filled(fill(opened(tmp_path), twice), twice)
+    assert_filled(fill(open_store(tmp_path), twice), twice)
 
 
-def test_an_unreadable_file_is_named_and_the_bar_ends(paths: list[Path], tmp_path: Path) -> None:
-    data = paths[6].read_bytes()
-    paths[6].write_bytes(data[: len(data) // 2])
-    heard = Heard()
-    with pytest.raises(DataError, match=r"06\.png: truncated\. It read well before; restore it"):
-        fill(opened(tmp_path), paths, reporter=heard)
-    assert heard.told[-1] == ("finish", None)
-    paths[6].write_bytes(data)
-    seen: list[str] = []
-    assert_filled(fill(opened(tmp_path), paths, counting(seen)), paths)
-    assert sorted(seen) == [path.name for path in paths[6:]]
-
-
-def test_a_file_that_is_gone_is_named(paths: list[Path], tmp_path: Path) -> None:
-    paths[2].unlink()
-    with pytest.raises(DataError, match=r"02\.png: does not exist"):
-        fill(opened(tmp_path), paths)
-
-
-def test_few_images_are_in_memory_at_once(tmp_path: Path) -> None:
-    lock = threading.Lock()
-    under_way, most = 0, 0
-
-    def decode(path: Path) -> StoreEntry:
-        nonlocal under_way, most
-        with lock:
-            under_way += 1
-            most = max(most, under_way)
-        return StoreEntry(np.zeros((1, 1, 3), np.uint8), 1, 1)
-
-    class Slow(Reporter):
-        def advance(self, steps: int = 1) -> None:
-            nonlocal under_way
-            time.sleep(0.002)
-            with lock:
-                under_way -= 1
-
-    files = [tmp_path / f"{number}.png" for number in range(100)]
-    fill(opened(tmp_path), files, decode, num_threads=3, reporter=Slow())
-    assert 3 <= most <= 4 * 3 + 1
-    assert under_way == 0
-
-
-def test_all_threads_decode_and_torchs_own_are_left_as_they_were(
+def test_fill_store_unreadable_file_raises_data_error_and_closes_progress(
     paths: list[Path], tmp_path: Path
 ) -> None:
-    threads = torch.get_num_threads()
-    together = threading.Barrier(3, timeout=20)
-    inside = set()
+    data = paths[6].read_bytes()
+    paths[6].write_bytes(data[: len(data) // 2])
+    progress = ProgressRecorder()
+    with pytest.raises(DataError, match=r"06\.png: truncated\."):
+        fill(open_store(tmp_path), paths, reporter=progress)
+    assert progress.calls[-1] == ("finish", None)
+    paths[6].write_bytes(data)
+    decoded: list[str] = []
+    assert_filled(fill(open_store(tmp_path), paths, make_counting_decoder(decoded)), paths)
+    assert sorted(decoded) == [path.name for path in paths[6:]]
+
+
+def test_fill_store_missing_file_raises_data_error(paths: list[Path], tmp_path: Path) -> None:
+    paths[2].unlink()
+    with pytest.raises(DataError, match=r"02\.png: does not exist"):
+        fill(open_store(tmp_path), paths)
+
+
+def test_fill_store_bounds_images_in_memory(tmp_path: Path) -> None:
+    lock = threading.Lock()
+    num_pending, max_pending = 0, 0
 
     def decode(path: Path) -> StoreEntry:
-        inside.add(torch.get_num_threads())
-        together.wait()  # nobody goes on before three are at it
+        nonlocal num_pending, max_pending
+        with lock:
+            num_pending += 1
+            max_pending = max(max_pending, num_pending)
+        return StoreEntry(np.zeros((1, 1, 3), np.uint8), 1, 1)
+
+    class SlowReporter(Reporter):
+        def advance(self, steps: int = 1) -> None:
+            nonlocal num_pending
+            time.sleep(0.002)
+            with lock:
+                num_pending -= 1
+
+    files = [tmp_path / f"{number}.png" for number in range(100)]
+    fill(open_store(tmp_path), files, decode, num_threads=3, reporter=SlowReporter())
+    assert 3 <= max_pending <= 4 * 3 + 1
+    assert num_pending == 0
+
+
+def test_fill_store_uses_all_threads_and_restores_torch_threads(
+    paths: list[Path], tmp_path: Path
+) -> None:
+    num_torch_threads = torch.get_num_threads()
+    together = threading.Barrier(3, timeout=20)
+    num_inner_threads = set()
+
+    def decode(path: Path) -> StoreEntry:
+        num_inner_threads.add(torch.get_num_threads())
+        together.wait()  # no thread continues before three are decoding
         return SMALL(path)
 
-    fill(opened(tmp_path), paths, decode, num_threads=3)
-    assert inside == {1}
-    assert torch.get_num_threads() == threads
+    fill(open_store(tmp_path), paths, decode, num_threads=3)
+    assert num_inner_threads == {1}
+    assert torch.get_num_threads() == num_torch_threads
 
     def fails(path: Path) -> StoreEntry:
         raise DataError("no")
 
     with pytest.raises(DataError, match="no"):
-        fill(opened(tmp_path), [tmp_path / "x.png"], fails)
-    assert torch.get_num_threads() == threads
+        fill(open_store(tmp_path), [tmp_path / "x.png"], fails)
+    assert torch.get_num_threads() == num_torch_threads
 
 
-def test_a_full_disk_is_one_error(paths: list[Path], tmp_path: Path) -> None:
+def test_fill_store_full_disk_raises_storage_error(paths: list[Path], tmp_path: Path) -> None:
     def large(path: Path) -> StoreEntry:
         return StoreEntry(np.zeros((200, 300, 3), np.uint8), 200, 300)
 
     with tiny_disk(tmp_path / "disk", size="600k") as disk:
-        heard = Heard()
+        progress = ProgressRecorder()
         with pytest.raises(
             StorageError, match=r"(no space is left|disk is full).*data\.cache=PATH"
         ):
-            fill(opened(disk), paths, large, reporter=heard)
-        assert heard.told[-1] == ("finish", None)
+            fill(open_store(disk), paths, large, reporter=progress)
+        assert progress.calls[-1] == ("finish", None)
         shutil.rmtree(disk / "stores")
-        assert_filled(fill(opened(disk), paths), paths)
+        assert_filled(fill(open_store(disk), paths), paths)
 
 
 def decode_slowly_or_die(log: Path, deadly: str, path: Path) -> StoreEntry:
-    """Decode an image and write its name to a log; the process ends with the deadly one."""
+    """Decode an image and log its name; the process is killed at ``deadly``."""
     if path.name == deadly:
-        time.sleep(0.2)  # others shall be under way and waiting to be synced
+        time.sleep(0.2)  # others are in progress and not synced yet
         os.kill(os.getpid(), signal.SIGKILL)
     stored = SMALL(path)
     with log.open("a") as stream:
@@ -241,19 +248,19 @@ def decode_slowly_or_die(log: Path, deadly: str, path: Path) -> StoreEntry:
 
 
 def fill_until_dead(root: Path, paths: list[Path], deadly: str) -> None:
-    fill(opened(root), paths, partial(decode_slowly_or_die, root / "log.txt", deadly))
+    fill(open_store(root), paths, partial(decode_slowly_or_die, root / "log.txt", deadly))
 
 
-def test_a_killed_process_leaves_a_store_that_ends_as_an_undisturbed_one(
+def test_fill_store_after_killed_process_equals_undisturbed_store(
     paths: list[Path], tmp_path: Path
 ) -> None:
     with start_process(fill_until_dead, tmp_path, paths, "08.png") as child:
         child.join(60)
         assert child.exitcode == -signal.SIGKILL
     assert (tmp_path / "log.txt").read_text()
-    store = opened(tmp_path)
+    store = open_store(tmp_path)
     assert_filled(fill(store, paths), paths)
-    undisturbed = opened(tmp_path / "undisturbed")
+    undisturbed = open_store(tmp_path / "undisturbed")
     fill(undisturbed, paths)
     assert (store.folder / "arrays.bin").read_bytes() == (
         undisturbed.folder / "arrays.bin"
@@ -268,68 +275,66 @@ def decode_and_log(log: Path, path: Path) -> StoreEntry:
     return stored
 
 
-def fill_and_answer(root: Path, paths: list[Path], answer: Connection) -> None:
-    source = fill(opened(root), paths, partial(decode_and_log, root / "log.txt"))
-    answer.send([np.asarray(source.open(row).to_pil()) for row in range(len(source))])
+def fill_and_send(root: Path, paths: list[Path], connection: Connection) -> None:
+    source = fill(open_store(root), paths, partial(decode_and_log, root / "log.txt"))
+    connection.send([np.asarray(source.open(row).to_pil()) for row in range(len(source))])
 
 
-def test_two_processes_decode_each_image_once_and_both_have_all(
-    paths: list[Path], tmp_path: Path
-) -> None:
+def test_fill_store_two_processes_decode_each_image_once(paths: list[Path], tmp_path: Path) -> None:
     one, other = (get_fork_context().Pipe(duplex=False) for _ in range(2))
     with (
-        start_process(fill_and_answer, tmp_path, paths, one[1]),
-        start_process(fill_and_answer, tmp_path, paths[::-1], other[1]),
+        start_process(fill_and_send, tmp_path, paths, one[1]),
+        start_process(fill_and_send, tmp_path, paths[::-1], other[1]),
     ):
-        answers = []
+        received = []
         for receiver, _ in (one, other):
             assert receiver.poll(60)
-            answers.append(receiver.recv())
+            received.append(receiver.recv())
     for end in (*one, *other):
         end.close()
     assert sorted((tmp_path / "log.txt").read_text().split()) == [path.name for path in paths]
-    for found in (answers[0], answers[1][::-1]):
+    for found in (received[0], received[1][::-1]):
         for pixels, path in zip(found, paths, strict=True):
-            np.testing.assert_allclose(pixels.astype(int), by_pillow(path).astype(int), atol=1)
+            np.testing.assert_allclose(
+                pixels.astype(int), resize_with_pillow(path).astype(int), atol=1
+            )
 
 
-def test_without_a_store_the_same_pixels_are_made_each_time(
-    paths: list[Path], tmp_path: Path
-) -> None:
-    stored, made = fill(opened(tmp_path), paths), DecodingSource(paths, SMALL)
-    assert len(made) == len(stored)
-    copied = pickle.loads(pickle.dumps(made))
+def test_decoding_source_equals_stored_source(paths: list[Path], tmp_path: Path) -> None:
+    stored, decoding = fill(open_store(tmp_path), paths), DecodingSource(paths, SMALL)
+    assert len(decoding) == len(stored)
+    copied = pickle.loads(pickle.dumps(decoding))
     for row in range(len(paths)):
-        assert made.get_name(row) == stored.get_name(row)
+        assert decoding.get_name(row) == stored.get_name(row)
         expected = stored.open(row)
-        for picture in (made.open(row), copied.open(row)):
+        for picture in (decoding.open(row), copied.open(row)):
             assert (picture.height, picture.width) == (expected.height, expected.width)
             np.testing.assert_array_equal(
                 np.asarray(picture.to_pil()), np.asarray(expected.to_pil())
             )
     paths[1].write_bytes(b"")
     with pytest.raises(DataError, match=r"^empty file"):
-        made.open(1)
+        decoding.open(1)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_a_jpeg_is_shrunk_as_it_was_held(tmp_path: Path, orientation: int) -> None:
+def test_decode_resized_jpeg_applies_orientation(tmp_path: Path, orientation: int) -> None:
     image = smooth(width=640, height=480)
     file = write_jpeg(tmp_path / "x.jpg", image, orientation=orientation, quality=92)
     stored = decode_resized(file, shorter_side=60, max_pixels=MAX_PIXELS)
-    turned = orientation == 6
-    assert (stored.full_rows, stored.full_columns) == ((640, 480) if turned else (480, 640))
+    is_rotated = orientation == 6
+    assert (stored.full_rows, stored.full_columns) == ((640, 480) if is_rotated else (480, 640))
     with Image.open(file) as opened_file:
         upright = {1: 0, 3: 180, 6: 270}[orientation]
         expected = opened_file.rotate(upright, expand=True).resize(
-            (60, 80) if turned else (80, 60), BILINEAR
+            (60, 80) if is_rotated else (80, 60), BILINEAR
         )
     assert stored.array.shape == np.asarray(expected).shape
     assert psnr(stored.array, np.asarray(expected)) >= 40
 
 
 @pytest.mark.parametrize("side", [30, 31, 1000])
-def test_a_small_image_is_stored_as_it_is(tmp_path: Path, side: int) -> None:
+def test_decode_resized_small_image_is_unchanged(tmp_path: Path, side: int) -> None:
     image = noise(width=45, height=30)
     image.save(tmp_path / "x.png")
     stored = decode_resized(tmp_path / "x.png", shorter_side=side, max_pixels=MAX_PIXELS)
@@ -337,13 +342,13 @@ def test_a_small_image_is_stored_as_it_is(tmp_path: Path, side: int) -> None:
     assert (stored.full_rows, stored.full_columns) == (30, 45)
 
 
-def test_a_thin_image_keeps_a_pixel(tmp_path: Path) -> None:
+def test_decode_resized_thin_image_keeps_one_pixel(tmp_path: Path) -> None:
     noise(width=1000, height=2).save(tmp_path / "x.png")
     stored = decode_resized(tmp_path / "x.png", shorter_side=1, max_pixels=MAX_PIXELS)
     assert stored.array.shape == (1, 500, 3)
 
 
-def test_what_is_ready_is_what_evaluation_sees(tmp_path: Path) -> None:
+def test_decode_transformed_equals_eval_transform(tmp_path: Path) -> None:
     spec = PreprocessSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9, "center")
     transform = EvalTransform(spec)
     file = write_jpeg(tmp_path / "x.jpg", smooth(width=150, height=100), orientation=6)
@@ -355,7 +360,9 @@ def test_what_is_ready_is_what_evaluation_sees(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("decode", [SMALL, partial(decode_resized, shorter_side=20, max_pixels=50)])
-def test_a_limit_on_pixels_is_kept(tmp_path: Path, decode: Callable[[Path], StoreEntry]) -> None:
+def test_decode_max_pixels_raises_data_error(
+    tmp_path: Path, decode: Callable[[Path], StoreEntry]
+) -> None:
     file = write_jpeg(tmp_path / "x.jpg", noise(width=10, height=10))
     if decode is SMALL:
         assert decode(file).array.shape == (10, 10, 3)
@@ -368,9 +375,9 @@ def test_a_limit_on_pixels_is_kept(tmp_path: Path, decode: Callable[[Path], Stor
 
 
 @pytest.mark.parametrize("side", [10, 45, 500])
-def test_the_size_is_estimated_from_a_part(tmp_path: Path, side: int) -> None:
+def test_estimate_store_bytes_from_sample_is_close(tmp_path: Path, side: int) -> None:
     files: list[Path] = []
-    for number in range(450):  # of which every second is looked at
+    for number in range(450):  # every second one is sampled
         file = tmp_path / f"{number}.png"
         if number < 8:
             noise(width=60 + number * 5, height=40 + number).save(file)
@@ -382,7 +389,7 @@ def test_the_size_is_estimated_from_a_part(tmp_path: Path, side: int) -> None:
     assert estimate_store_bytes(files, shorter_side=side) == pytest.approx(exact, rel=0.05)
 
 
-def test_what_cannot_be_read_is_not_estimated(tmp_path: Path) -> None:
+def test_estimate_store_bytes_ignores_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("Dear diary")
     noise(width=20, height=10).save(tmp_path / "x.png")
     good, bad, gone = tmp_path / "x.png", tmp_path / "text.png", tmp_path / "gone.png"

@@ -1,4 +1,4 @@
-"""Loaders whose order is a function of (seed, epoch) for any number of processes."""
+"""Data module whose order is a function of (seed, epoch) for any number of processes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +12,19 @@ from finetune.data.samplers.sampling_weights import SamplingSchedule, count_draw
 from finetune.training.callbacks.mid_epoch_resume import count_steps_in_epoch
 
 _MAX_VAL_BATCH_SIZE = 64
-"""Images at once in validation, or fewer: it takes far less memory than training."""
+"""Maximum images of a validation batch, which takes far less memory than a training batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoaderOptions:
-    """How images are read.
+    """Settings of the data loaders.
 
     Attributes:
-        batch_size: Global: over all ranks and accumulated batches, which divide it.
-        accumulate_grad_batches: Batches that make one step.
-        num_workers: Reading processes of each rank.
-        seed: Of the order.
+        batch_size: Images per optimizer step, over all ranks and accumulated batches; a multiple of
+            their product.
+        accumulate_grad_batches: Batches per optimizer step.
+        num_workers: Worker processes of each rank.
+        seed: Seed of the order.
     """
 
     batch_size: int
@@ -38,8 +39,8 @@ class ImageDataModule(LightningDataModule):
     Args:
         train_dataset: Training images.
         val_dataset: Validation images.
-        sampling_schedule: Epoch to how often each training image is drawn in it.
-        loader_options: Batch size and workers.
+        sampling_schedule: Function from epoch to how often each training image is drawn in it.
+        loader_options: Settings of the data loaders.
     """
 
     def __init__(
@@ -59,11 +60,11 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Return the optimizer steps of an epoch."""
+        """The number of optimizer steps of an epoch."""
         return self._num_samples // self.loader_options.batch_size
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return this rank's slice of whole global batches."""
+        """Return the loader of this rank's slice of complete global batches."""
         trainer = self._get_trainer()
         sampler = EpochSampler(
             self.sampling_schedule,
@@ -76,18 +77,18 @@ class ImageDataModule(LightningDataModule):
         # Lightning builds the iterator before it calls set_epoch, so that the first epoch after a
         # resume would repeat the order of epoch 0: Lightning-AI/pytorch-lightning#21938
         sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        local_step = self.loader_options.batch_size // trainer.world_size
-        sampler.skip(count_steps_in_epoch(trainer) * local_step)
+        images_per_rank = self.loader_options.batch_size // trainer.world_size
+        sampler.skip(count_steps_in_epoch(trainer) * images_per_rank)
         return self._build_loader(
             self.train_dataset,
             sampler=sampler,
-            batch_size=local_step // self.loader_options.accumulate_grad_batches,
+            batch_size=images_per_rank // self.loader_options.accumulate_grad_batches,
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Return this rank's share of the validation images, in the same batches for any number.
+        """Return the loader of this rank's validation batches, the same for any number of ranks.
 
-        Some images may come on several ranks; they are counted once.
+        Some images may be read by several ranks; they are counted once.
         """
         trainer = self._get_trainer()
         batches = DistributedBatchSampler(
@@ -102,7 +103,7 @@ class ImageDataModule(LightningDataModule):
         return self._build_loader(self.val_dataset, batch_sampler=batches)
 
     def _get_trainer(self) -> Trainer:
-        assert self.trainer is not None, "loaders are made by a trainer"
+        assert self.trainer is not None, "loaders are created by a trainer"
         return self.trainer
 
     def _build_loader(self, dataset: ImageDataset, **sampler_kwargs: Any) -> DataLoader[Batch]:

@@ -1,4 +1,4 @@
-"""The LightningModule: steps, exact metrics, an optimizer that knows every group from step 0."""
+"""LightningModule with exact validation metrics and an optimizer over all layer groups."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -23,35 +24,36 @@ from finetune.errors import TrainingError
 from finetune.evaluation.metrics import evaluate_probabilities
 from finetune.models.classifier import ImageClassifier, normalise
 from finetune.system.hardware import seed_device
-from finetune.training.callbacks.weight_averaging import WeightAverage
 from finetune.training.mixup import Mixup
 from finetune.training.param_groups import get_learning_rates
+from finetune.training.weight_average import WeightAverage
 from finetune.types import PreprocessSpec
 
 _MAX_BUFFERED_BATCHES = 32
-"""Batches of predictions that wait on the device."""
+"""Batches of predictions collected on the device before they are copied to the CPU."""
 
 _LCG_MULTIPLIER = 6364136223846793005
-"""Multiplier of Knuth's generator (MMIX): spreads a small number over 63 bits."""
+"""Multiplier of Knuth's congruential generator (MMIX); spreads a small number over 63 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a classifier is trained, as functions.
+    """Schedules and settings by which a classifier is trained.
 
     Attributes:
-        criterion_schedule: Epoch to criterion: logits (B, K) and classes (B,) to the mean loss.
-        depth_schedule: Epoch to unfreeze depth.
-        make_optimizer: Called once, with every parameter.
-        lr_lambda: Optimizer steps that are done to the factor of all learning rates.
-        seed: Of dropout; with the epoch and the rank it gives the generator's state.
-        mixup: Of training images.
-        logit_shift: Added to the logits of validation images, shape (K,), as it will be to those of
-            the finished model; None adds nothing.
-        model_prior_schedule: Epoch to the class shares that logits assume after it, for its checkpoints;
-            None leaves the card as it is.
-        averaging_start_step: Steps after which weights begin to be averaged; None measures and keeps the
-            weights as they are.
+        criterion_schedule: Function from epoch to criterion, which maps logits (B, K) and class
+            indices (B,) to the mean loss.
+        depth_schedule: Function from epoch to unfreeze depth.
+        make_optimizer: Function that builds the optimizer over all parameters; called once.
+        lr_lambda: Function from completed optimizer steps to the factor of all learning rates.
+        seed: Seed of dropout; with epoch, batch and rank it determines the generator's state.
+        mixup: Mixup and CutMix of training images.
+        averaging_start_step: Steps before weight averaging begins; None validates and saves the
+            current weights.
+        logit_shift: Values added to the logits of validation images, shape (K,), as they will be to
+            those of the finished model; None adds nothing.
+        model_prior_schedule: Function from epoch to the class prior that the logits assume after
+            it, stored in the card of its checkpoints; None leaves the card unchanged.
     """
 
     criterion_schedule: Callable[[int], Callable[[Tensor, Tensor], Tensor]]
@@ -67,12 +69,12 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class EpochSums:
-    """What a rank has gathered of an epoch.
+    """Sums of an unfinished epoch on one rank.
 
     Attributes:
-        loss_sum: Sum over the batches.
-        num_batches: How many.
-        learning_rates: Learning rate of each layer group at the last batch; empty before it.
+        loss_sum: Sum of the losses of the batches.
+        num_batches: Number of batches in the sum.
+        learning_rates: Learning rate of each layer group at the epoch's last batch; empty before.
     """
 
     loss_sum: float = 0.0
@@ -81,14 +83,14 @@ class EpochSums:
 
 
 class ClassificationModule(LightningModule):
-    """Trains an image classifier and measures it on complete predictions.
+    """Trains an image classifier and validates it on the gathered predictions of all ranks.
 
     Args:
-        classifier: The network with its layer groups.
+        classifier: Network with its layer groups.
         spec: Preprocessing that the network expects.
         classes: Class names in index order.
         recipe: Loss, schedules and optimizer.
-        card: JSON values that go into every checkpoint, so that it can be used alone.
+        card: JSON values stored in every checkpoint, so that it can be used without the run.
     """
 
     mean: Tensor
@@ -112,7 +114,7 @@ class ClassificationModule(LightningModule):
         self._train_counts = get_train_counts(self.card.get("facts", {}), self.classes)
         self._loss_sum: Tensor | None = None
         self._num_batches = 0
-        # constants that lie on the device: made anew, each would wait for the step before
+        # constants on the device: creating them in each step would wait for the previous step
         self.register_buffer("mean", torch.tensor(spec.mean), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std), persistent=False)
         self._learning_rates: Mapping[str, float] = {}
@@ -122,52 +124,52 @@ class ClassificationModule(LightningModule):
         self.average = None if start is None else WeightAverage(self, start_step=start)
 
     def forward(self, images: Tensor, color_matrix: Tensor | None = None) -> Tensor:
-        """Return logits (B, K) of uint8 pixels (B, H, W, C) after their color_matrix matrices."""
+        """Compute logits (B, K) of uint8 pixels (B, H, W, C), after the color matrix if any."""
         pixels = normalise(images, mean=self.mean, std=self.std, color_matrix=color_matrix)
         logits: Tensor = self.classifier(pixels)
         return logits.float()
 
     def on_train_epoch_start(self) -> None:
-        """Begin the epoch's sums."""
+        """Reset the epoch's sums."""
         self._loss_sum, self._num_batches, self._learning_rates = None, 0, {}
 
     def get_epoch_sums(self) -> EpochSums:
-        """Return what this rank has gathered of the epoch."""
+        """Return the sums of the unfinished epoch on this rank."""
         loss = 0.0 if self._loss_sum is None else float(self._loss_sum)
         return EpochSums(loss, self._num_batches, dict(self._learning_rates))
 
     def resume_epoch(self, sums: EpochSums) -> None:
-        """Take over what was gathered before the epoch broke off."""
-        # the module itself is moved to the device later, by some strategies never
+        """Restore the sums of an epoch that is resumed midway."""
+        # the strategy moves the module to the device later, or never
         self._loss_sum = torch.tensor(sums.loss_sum, device=self.trainer.strategy.root_device)
         self._num_batches, self._learning_rates = sums.num_batches, dict(sums.learning_rates)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make dropout a function of (seed, epoch, batch, rank), also in a resumed epoch."""
+        """Seed dropout as a function of (seed, epoch, batch, rank), also in a resumed epoch."""
         key = self.recipe.seed
-        for part in (self.current_epoch, batch_idx, self.global_rank):
-            key = (key * _LCG_MULTIPLIER + part) % 2**63
+        for value in (self.current_epoch, batch_idx, self.global_rank):
+            key = (key * _LCG_MULTIPLIER + value) % 2**63
         seed_device(self.trainer.strategy.root_device, key)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the mean loss of a batch."""
+        """Compute the mean loss of a batch."""
         loss = self._compute_loss(batch, batch_idx // self.trainer.accumulate_grad_batches)
         if self.trainer.is_last_batch:
             self._learning_rates = get_learning_rates(self.trainer.optimizers[0])
-        # summed on the device: reading each value would stop the device at each step
-        value = loss.detach()
-        self._loss_sum = value if self._loss_sum is None else self._loss_sum + value
+        # summed on the device: reading the value would synchronize with it in each step
+        loss_value = loss.detach()
+        self._loss_sum = loss_value if self._loss_sum is None else self._loss_sum + loss_value
         self._num_batches += 1
         return loss
 
     def _compute_loss(self, batch: Batch, step: int) -> Tensor:
-        """Return the mean loss, of mixtures of two images where the recipe mixes."""
+        """Compute the mean loss, with mixup or CutMix if the recipe enables them."""
         color_matrix, labels = batch.get("color_matrix"), batch["label"]
-        mixing, criterion = self.recipe.mixup, self.recipe.criterion_schedule(self.current_epoch)
-        if not mixing:
+        mixup, criterion = self.recipe.mixup, self.recipe.criterion_schedule(self.current_epoch)
+        if not mixup:
             return criterion(self(batch["image"], color_matrix), labels)
         key = (self.recipe.seed << 32 | self.current_epoch, step)
-        return mixing.compute_loss(
+        return mixup.compute_loss(
             normalise(batch["image"], mean=self.mean, std=self.std, color_matrix=color_matrix),
             labels,
             generator=np.random.Generator(np.random.Philox(key=key)),
@@ -179,45 +181,44 @@ class ClassificationModule(LightningModule):
         """Log the epoch's mean loss over all ranks and the learning rates.
 
         Raises:
-            TrainingError: The loss is no longer a number.
+            TrainingError: The mean loss is NaN or infinite.
         """
         assert self._loss_sum is not None, "an epoch has at least one batch"
         mean = self._loss_sum / self._num_batches
         mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
         if not math.isfinite(float(mean)):
             raise TrainingError(
-                f"The training loss is {float(mean)} in epoch {self.current_epoch + 1}: training "
-                f"diverged. Lower optim.lr or optim.backbone_lr_scale; the best of the "
-                f"earlier epochs is in checkpoints/best.ckpt."
+                f"Training diverged: the training loss is {float(mean)} in epoch "
+                f"{self.current_epoch + 1}. Lower optim.lr or optim.backbone_lr_scale; the best "
+                f"earlier epoch is in checkpoints/best.ckpt."
             )
         self.log("train/loss", mean)
         self.log_dict(dict(self._learning_rates))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the probabilities of a batch, by averaged weights where there are some by now."""
+        """Store the probabilities of a batch, computed with averaged weights if there are any."""
         average = None if self.average is None else dict(self.average.tensors)
         images = batch["image"]
         logits: Tensor = functional_call(self, average, (images,)) if average else self(images)
         if (shift := self.recipe.logit_shift) is not None:
             logits = logits + shift.to(logits.device)
         self._device_predictions.append((batch["index"], batch["label"], logits.softmax(dim=1)))
-        if (
-            len(self._device_predictions) == _MAX_BUFFERED_BATCHES
-        ):  # each copy from a GPU waits until it is done
+        # each copy from a GPU waits until it is complete, so that batches are copied together
+        if len(self._device_predictions) == _MAX_BUFFERED_BATCHES:
             self._move_predictions_to_cpu()
 
     def _move_predictions_to_cpu(self) -> None:
         if self._device_predictions:
-            parts = zip(*self._device_predictions, strict=True)
-            rows, labels, probabilities = (torch.cat(part).cpu() for part in parts)
+            columns = zip(*self._device_predictions, strict=True)
+            rows, labels, probabilities = (torch.cat(column).cpu() for column in columns)
             self._cpu_predictions.append((rows, labels, probabilities))
             self._device_predictions.clear()
 
     def on_validation_epoch_end(self) -> None:
-        """Log every metric once, from the predictions of all ranks with each image once."""
+        """Gather the predictions of all ranks, with each image once, and log every metric."""
         self._move_predictions_to_cpu()
-        parts = zip(*self._cpu_predictions, strict=True)
-        rows, labels, probabilities = (torch.cat(part) for part in parts)
+        columns = zip(*self._cpu_predictions, strict=True)
+        rows, labels, probabilities = (torch.cat(column) for column in columns)
         self._cpu_predictions.clear()
         _, labels, probabilities = gather_rows(rows, labels, probabilities)
         evaluation = evaluate_probabilities(
@@ -226,7 +227,7 @@ class ClassificationModule(LightningModule):
         self.log_dict({f"val/{name}": value for name, value in evaluation.metrics.items()})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer with all parameters and its schedule by step."""
+        """Return the optimizer over all parameters, and its learning-rate schedule per step."""
         optimizer = self.recipe.make_optimizer(self.classifier)
         scheduler = LambdaLR(optimizer, self.recipe.lr_lambda)
         return {
@@ -234,39 +235,60 @@ class ClassificationModule(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def on_fit_start(self) -> None:
+        """Move a restored average to the device of the module."""
+        if self.average is not None:
+            self.average.move_to_module()
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Update the weights, then their average, so that any checkpoint holds both."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.average is not None:
+            self.average.update(self.trainer.global_step + 1)  # Lightning counts the step later
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Limit the norm of all gradients together.
+        """Clip the norm of all gradients together.
 
-        Lightning refuses to do so for fused optimizers in every mixed precision, though only fp16
-        scales its gradients; there the optimizer is not fused, and they are unscaled by now.
+        Lightning refuses to clip with a fused optimizer in every mixed precision, although only
+        fp16 scales its gradients. With fp16 the optimizer here is not fused, and the gradients are
+        unscaled before this hook.
         """
         if not gradient_clip_val:
             return
         wrapper = self.trainer.strategy.model
-        if isinstance(wrapper, FullyShardedDataParallel):  # a process holds a part of each
+        if isinstance(wrapper, FullyShardedDataParallel):  # each rank holds a shard of each
             wrapper.clip_grad_norm_(gradient_clip_val)
         else:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the card, so that the weights can be used without the run's config."""
+        """Add the card, with which the weights can be used without the run, and the average."""
         checkpoint[CARD_KEY] = self._build_epoch_card()
         if self.average is not None and self.average.count:
             checkpoint[AVERAGE_KEY] = self.average.state_dict()
 
     def _build_epoch_card(self) -> dict[str, Any]:
-        """Return the card with the class shares that the network has been shown by now."""
-        priors, prior_at = self.card.get("priors"), self.recipe.model_prior_schedule
-        if priors is None or prior_at is None:
+        """Return the card with the class prior of the training images drawn up to this epoch."""
+        priors, prior_schedule = self.card.get("priors"), self.recipe.model_prior_schedule
+        if priors is None or prior_schedule is None:
             return self.card
-        return {**self.card, "priors": {**priors, "model": list(prior_at(self.current_epoch))}}
+        return {
+            **self.card,
+            "priors": {**priors, "model": list(prior_schedule(self.current_epoch))},
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on averaging."""
+        """Restore the average of the weights."""
         if self.average is not None and AVERAGE_KEY in checkpoint:
             self.average.load_state_dict(checkpoint[AVERAGE_KEY])

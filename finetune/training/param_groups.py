@@ -1,4 +1,4 @@
-"""Optimizer groups: every parameter from step 0, each layer group at its own learning rate."""
+"""Optimizer parameter groups, with a learning rate per layer group, and the optimizers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,13 +15,13 @@ NO_DECAY_SUFFIX = "/no_decay"
 def compute_learning_rates(
     num_groups: int, *, lr: float, backbone_scale: float, layer_decay: float
 ) -> list[float]:
-    """Return the peak learning rate of each layer group, counted from the head.
+    """Compute the peak learning rate of each layer group, ordered from the head.
 
     Args:
-        num_groups: Layer groups, the head included.
-        lr: Of the head.
-        backbone_scale: The last backbone group learns at ``lr`` times this.
-        layer_decay: Each group further down learns at this times the one above it.
+        num_groups: Number of layer groups, including the head.
+        lr: Learning rate of the head.
+        backbone_scale: Factor of ``lr`` for the last backbone group.
+        layer_decay: Factor of each group's rate relative to the group above it.
     """
     distances = range(num_groups - 1)
     return [lr, *(lr * backbone_scale * layer_decay**distance for distance in distances)]
@@ -34,20 +34,26 @@ def build_param_groups(
     learning_rates: Sequence[float],
     weight_decay: float,
 ) -> list[dict[str, Any]]:
-    """Return two optimizer groups a layer group: matrices, and vectors without weight decay.
+    """Build two parameter groups per layer group: matrices, and vectors without weight decay.
 
-    Frozen parameters are in it too: without gradients the optimizer passes them over, and no
-    group has to be added in the middle of a schedule.
+    Frozen parameters are included: without gradients the optimizer skips them, and no group has to
+    be added in the middle of a schedule.
+
+    Args:
+        network: Network that owns the parameters.
+        groups: Layer groups, ordered from the head.
+        learning_rates: Learning rate of each layer group.
+        weight_decay: Weight decay of the matrices.
     """
     parameters = dict(network.named_parameters())
-    found: list[dict[str, Any]] = []
+    param_groups: list[dict[str, Any]] = []
     for group, rate in zip(groups, learning_rates, strict=True):
         matrices = [
             parameters[name] for name in group.parameter_names if name not in group.vector_names
         ]
         vectors = [parameters[name] for name in group.parameter_names if name in group.vector_names]
         if matrices:
-            found.append(
+            param_groups.append(
                 {
                     "params": matrices,
                     "name": group.name,
@@ -56,7 +62,7 @@ def build_param_groups(
                 }
             )
         if vectors:
-            found.append(
+            param_groups.append(
                 {
                     "params": vectors,
                     "name": group.name + NO_DECAY_SUFFIX,
@@ -64,23 +70,23 @@ def build_param_groups(
                     "weight_decay": 0.0,
                 }
             )
-    return found
+    return param_groups
 
 
 def create_optimizer(
     name: str, groups: list[dict[str, Any]], *, momentum: float, fused: bool = True
 ) -> Optimizer:
-    """Return AdamW, or SGD with Nesterov momentum.
+    """Create AdamW, or SGD with Nesterov momentum.
 
     Args:
         name: "adamw" or "sgd".
-        groups: Parameters with their settings.
-        momentum: Of SGD.
-        fused: One kernel for all parameters. It unscales fp16 gradients by itself, so that
-            Lightning cannot clip them.
+        groups: Parameter groups.
+        momentum: Momentum of SGD.
+        fused: Whether one kernel updates all parameters. A fused optimizer unscales fp16 gradients
+            itself, so that Lightning cannot clip them.
 
     Raises:
-        KeyError: Another name.
+        KeyError: ``name`` is neither.
     """
     if name == "adamw":
         return torch.optim.AdamW(groups, fused=fused)
@@ -90,7 +96,7 @@ def create_optimizer(
 
 
 def get_learning_rates(optimizer: Optimizer) -> Mapping[str, float]:
-    """Return ``lr/<layer group>`` to its present learning rate."""
+    """Return the present learning rates by ``lr/<layer group>``."""
     return {
         f"lr/{group['name'].removesuffix(NO_DECAY_SUFFIX)}": float(group["lr"])
         for group in optimizer.param_groups

@@ -1,4 +1,4 @@
-"""What a training step costs in memory and time, measured on a copy before the first epoch."""
+"""Memory and time of a training step, measured on a copy of the network before the first epoch."""
 
 import copy
 import math
@@ -17,23 +17,22 @@ from finetune.models.classifier import ImageClassifier, normalise
 from finetune.system.hardware import autocast, is_out_of_memory, release_memory
 from finetune.training.module import ClassificationModule
 
-_MAX_STEP_SECONDS = 1.0
-_MIN_IMAGES = 4  # fewer would not keep the cores busy
+_MIN_IMAGES = 4  # fewer would not occupy the cores
 _NUM_TIMED_STEPS = 3
 _FORWARDS_PER_STEP = 3.5
 
 
 @dataclass(frozen=True, slots=True)
 class StepMemory:
-    """What a step needs at one unfreeze depth, in one process.
+    """Memory of a training step at one unfreeze depth, in one process.
 
     Attributes:
-        depth: Layer groups that train.
-        parameter_bytes: Of all parameters and buffers, and of their average where one is kept.
-        gradient_bytes: Of what trains.
-        optimizer_bytes: State of the optimizer after a step.
-        activation_bytes: Kept for the backward pass, an image.
-        fixed_bytes: Kept for the backward pass, whatever the batch.
+        depth: Number of layer groups that train.
+        parameter_bytes: Size of all parameters and buffers, and of their average if one is kept.
+        gradient_bytes: Size of the gradients.
+        optimizer_bytes: Size of the optimizer's state after a step.
+        activation_bytes: Size of the tensors saved for the backward pass, per image.
+        fixed_bytes: Size of the tensors saved for the backward pass, independent of the batch.
     """
 
     depth: int
@@ -44,18 +43,18 @@ class StepMemory:
     fixed_bytes: int
 
     def compute_total_bytes(self, batch_size: int) -> int:
-        """Return the memory of a step, without what the libraries work with in between."""
-        still = self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
-        return still + self.fixed_bytes + self.activation_bytes * batch_size
+        """Compute the memory of a step, without the temporary workspace of the libraries."""
+        static_bytes = self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
+        return static_bytes + self.fixed_bytes + self.activation_bytes * batch_size
 
 
 @dataclass(frozen=True, slots=True)
 class StepCost(StepMemory):
-    """What a step costs at one unfreeze depth, in one process: its memory, and its time.
+    """Memory and time of a training step at one unfreeze depth, in one process.
 
     Attributes:
-        train_seconds_per_image: Forward, backward and optimizer, an image.
-        eval_seconds_per_image: Forward alone, an image.
+        train_seconds_per_image: Seconds of forward, backward and optimizer step, per image.
+        eval_seconds_per_image: Seconds of the forward pass in eval mode, per image.
     """
 
     train_seconds_per_image: float
@@ -63,16 +62,18 @@ class StepCost(StepMemory):
 
 
 class StepProfiler:
-    """Takes steps on a copy of a module's network.
+    """Profiler that takes training steps on a copy of a module's network.
 
-    The module, its optimizer and torch's generators stay as they were.
+    The module, its optimizer and torch's generators remain unchanged.
 
     Args:
-        module: What will train.
+        module: Module to be trained.
         batch: Training images.
         batch_size: Images of a step in this process.
-        device: Where.
-        precision: As Lightning names it.
+        device: Device of the copy.
+        precision: Lightning's name of the precision.
+        max_step_seconds: Upper limit of the expected time of a measured step; fewer images than
+            ``batch_size`` are timed if a step would take longer.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class StepProfiler:
         batch_size: int,
         device: torch.device,
         precision: str,
+        max_step_seconds: float = 1.0,
     ) -> None:
         self.module = module
         self.classifier: ImageClassifier = copy.deepcopy(module.classifier).to(device)
@@ -91,26 +93,29 @@ class StepProfiler:
         self.batch_size = batch_size
         self.device = device
         self.precision = precision
+        self.max_step_seconds = max_step_seconds
 
     def measure(self, depth: int) -> StepCost:
-        """Return what a step costs at a depth.
+        """Measure memory and time of a step at a depth.
 
         Raises:
-            RuntimeError: Not even four images fit into the memory.
+            RuntimeError: Not even four images fit into memory.
         """
         with self._enter_train_mode(depth):
             small, large = self._measure_saved_bytes(2), self._measure_saved_bytes(4)
-            start = time.perf_counter()  # the passes before it may have set up much
+            start = time.perf_counter()  # after the passes above, which may include setup
             self._measure_saved_bytes(4)
-            forward = (time.perf_counter() - start) / 4
+            forward_seconds = (time.perf_counter() - start) / 4
             optimizer = self.module.recipe.make_optimizer(self.classifier)
             train_seconds = self._measure_seconds_per_image(
-                lambda size: self._step(optimizer, size), forward
+                lambda size: self._step(optimizer, size), forward_seconds
             )
-            # other images than these are seen in validation
-            pixels = self.module.spec.input_size[1] * self.module.spec.input_size[2]
-            larger = pixels / (self.images.shape[1] * self.images.shape[2])
-            eval_seconds = self._measure_seconds_per_image(self._predict, forward) * larger
+            # validation images may have another size than these
+            num_pixels = self.module.spec.input_size[1] * self.module.spec.input_size[2]
+            pixel_ratio = num_pixels / (self.images.shape[1] * self.images.shape[2])
+            eval_seconds = (
+                self._measure_seconds_per_image(self._predict, forward_seconds) * pixel_ratio
+            )
             return StepCost(
                 **self._compute_memory(depth, small, large, optimizer),
                 train_seconds_per_image=train_seconds,
@@ -118,20 +123,20 @@ class StepProfiler:
             )
 
     def measure_memory(self, depth: int) -> StepMemory:
-        """Return what a step needs at a depth, without taking its time.
+        """Measure the memory of a step at a depth, but not its time.
 
         Raises:
-            RuntimeError: Not even four images fit into the memory.
+            RuntimeError: Not even four images fit into memory.
         """
         with self._enter_train_mode(depth):
             small, large = self._measure_saved_bytes(2), self._measure_saved_bytes(4)
             optimizer = self.module.recipe.make_optimizer(self.classifier)
-            self._step(optimizer, 2)  # which makes its state
+            self._step(optimizer, 2)  # creates the optimizer's state
             return StepMemory(**self._compute_memory(depth, small, large, optimizer))
 
     @contextmanager
     def _enter_train_mode(self, depth: int) -> Iterator[None]:
-        """Let the copy train at a depth in the block; torch's generators stay as they were."""
+        """Put the copy into training mode at a depth, and restore torch's generators afterwards."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             self.classifier.set_depth(depth)
@@ -145,37 +150,37 @@ class StepProfiler:
         large_batch_bytes: int,
         optimizer: torch.optim.Optimizer,
     ) -> dict[str, int]:
-        """Return the numbers of ``StepMemory``, from what 2 and 4 images keep."""
+        """Compute the fields of ``StepMemory`` from the saved bytes of 2 and of 4 images."""
         tensors = [*self.classifier.parameters(), *self.classifier.buffers()]
         trained = [p for p in self.classifier.parameters() if p.requires_grad]
         state = [t for entry in optimizer.state.values() for t in entry.values()]
-        slope = (large_batch_bytes - small_batch_bytes) // 2
+        bytes_per_image = (large_batch_bytes - small_batch_bytes) // 2
         return {
             "depth": depth,
             "parameter_bytes": _count_bytes(tensors) * (1 if self.module.average is None else 2),
             "gradient_bytes": _count_bytes(trained),
             "optimizer_bytes": _count_bytes([t for t in state if isinstance(t, Tensor)]),
-            "activation_bytes": slope,
-            "fixed_bytes": max(0, small_batch_bytes - 2 * slope),
+            "activation_bytes": bytes_per_image,
+            "fixed_bytes": max(0, small_batch_bytes - 2 * bytes_per_image),
         }
 
     def _measure_saved_bytes(self, batch_size: int) -> int:
-        """Return the bytes of everything that the backward pass of some images would need."""
-        own = {p.untyped_storage().data_ptr() for p in self.classifier.parameters()}
+        """Measure the bytes that autograd saves for the backward pass of a batch."""
+        parameter_pointers = {p.untyped_storage().data_ptr() for p in self.classifier.parameters()}
         saved: WeakSet[_SavedTensor] = WeakSet()
 
-        def keep(tensor: Tensor) -> _SavedTensor:
+        def pack(tensor: Tensor) -> _SavedTensor:
             entry = _SavedTensor(tensor)
             saved.add(entry)
             return entry
 
-        with saved_tensors_hooks(keep, lambda entry: entry.tensor):
+        with saved_tensors_hooks(pack, lambda entry: entry.tensor):
             loss = self._compute_loss(batch_size)
             self._synchronize()
         storages = [entry.tensor.untyped_storage() for entry in saved]
-        kept = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        bytes_of = {storage.data_ptr(): storage.nbytes() for storage in storages}
         del loss
-        return sum(num_bytes for place, num_bytes in kept.items() if place not in own)
+        return sum(size for pointer, size in bytes_of.items() if pointer not in parameter_pointers)
 
     def _compute_loss(self, batch_size: int) -> Tensor:
         rows = torch.arange(batch_size, device=self.device) % len(self.images)
@@ -199,9 +204,9 @@ class StepProfiler:
     def _measure_seconds_per_image(
         self, step_fn: Callable[[int], None], forward_seconds: float
     ) -> float:
-        """Return the seconds an image of ``step_fn``: the least of a few, after one that warms up."""
-        affordable = math.floor(_MAX_STEP_SECONDS / _FORWARDS_PER_STEP / forward_seconds)
-        size = max(2, min(self.batch_size, max(affordable, _MIN_IMAGES)))
+        """Measure the seconds per image of ``step_fn``: the minimum of a few calls after warmup."""
+        max_images = math.floor(self.max_step_seconds / _FORWARDS_PER_STEP / forward_seconds)
+        size = max(2, min(self.batch_size, max(max_images, _MIN_IMAGES)))
         while True:
             try:
                 return self._time_steps(step_fn, size)
@@ -212,16 +217,17 @@ class StepProfiler:
             release_memory()
 
     def _time_steps(self, step_fn: Callable[[int], None], batch_size: int) -> float:
-        least, began = math.inf, time.perf_counter()
-        for number in range(1 + _NUM_TIMED_STEPS):
+        min_seconds, first_start = math.inf, time.perf_counter()
+        for number in range(1 + _NUM_TIMED_STEPS):  # the first one is the warmup
             start = time.perf_counter()
             step_fn(batch_size)
             self._synchronize()
             if number:
-                least = min(least, time.perf_counter() - start)
-            if number and time.perf_counter() - began > _NUM_TIMED_STEPS * _MAX_STEP_SECONDS:
+                min_seconds = min(min_seconds, time.perf_counter() - start)
+            total_seconds = time.perf_counter() - first_start
+            if number and total_seconds > _NUM_TIMED_STEPS * self.max_step_seconds:
                 break
-        return least / batch_size
+        return min_seconds / batch_size
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -229,7 +235,7 @@ class StepProfiler:
 
 
 class _SavedTensor:
-    """A tensor for as long as autograd keeps it for the backward pass."""
+    """Holder of a tensor, alive as long as autograd saves it for the backward pass."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor

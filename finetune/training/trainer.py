@@ -1,4 +1,4 @@
-"""A Lightning trainer with the defaults that upstream gets silently wrong set right."""
+"""Lightning trainer with safe settings in place of defaults that are silently wrong."""
 
 import logging
 import os
@@ -24,69 +24,69 @@ from finetune.errors import OutOfMemoryError, RunFolderError
 from finetune.system.files import explain_disk_error
 from finetune.system.hardware import explain_out_of_memory, is_out_of_memory
 from finetune.training.callbacks.checkpoint import (
-    AtomicCheckpointIO,
     ResumableEarlyStopping,
     build_checkpoint_callback,
 )
 from finetune.training.callbacks.mid_epoch_resume import MidEpochResume
 from finetune.training.callbacks.preemption import PreemptionCheckpoint
+from finetune.training.checkpoint_io import AtomicCheckpointIO
 from finetune.training.cluster_environment import LaunchEnvironment
 from finetune.training.datamodule import ImageDataModule
 from finetune.training.module import ClassificationModule
 from finetune.training.strategy import choose_strategy
 
 _EXPECTED_WARNINGS = (
-    # frozen groups are in eval mode on purpose
+    # frozen groups are in eval mode deliberately
     r".*module\(s\) in eval mode at the start of training.*",
-    # how many workers read is chosen from the cores that there are
+    # the number of workers is chosen from the available cores
     r".*does not have many workers.*",
     r".*This DataLoader will create .* worker processes.*",
-    # every rank logs the same number, computed from the gathered predictions
+    # every rank logs the same value, computed from the gathered predictions
     r".*It is recommended to use .*sync_dist=True.*",
-    # an epoch may well have fewer steps than the interval
+    # an epoch may have fewer steps than the interval
     r".*The number of training batches .* is smaller than the logging interval.*",
-    # the run folder is made before the trainer, with the config in it
+    # the run folder is created before the trainer, with the config in it
     r".*Checkpoint directory .* exists and is not empty.*",
-    # a GPU that stays unused is the user's choice
+    # an unused GPU is the user's choice
     r".*GPU available but not used.*",
-    # on a machine with SLURM's clients; what a job must start with srun is checked by ourselves
+    # on a machine with SLURM's clients; finetune has a check of its own for missing srun
     r".*The `srun` command is available on your system but is not used.*",
-    # the loader starts behind the batches that are done
+    # the loader skips the completed batches
     r".*resuming from a checkpoint that ended before the epoch ended.*",
-    # Lightning's own use of a class that torch renamed
+    # Lightning itself uses a class that torch has renamed
     r".*LeafSpec.*is deprecated.*",
 )
 
 
 class NoProfiler(PassThroughProfiler):
-    """Measures nothing, at less than Lightning's own: it is asked some 50 times a step."""
+    """Profiler without measurements; cheaper than Lightning's, which runs some 50 times a step."""
 
     _NULL_CONTEXT = nullcontext("")
 
     def profile(self, action_name: str) -> AbstractContextManager[str]:  # type: ignore[override]
-        """Return the same context each time."""
+        """Return the same null context for every action."""
         return self._NULL_CONTEXT
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerOptions:
-    """How the loop runs.
+    """Settings of the training loop.
 
     Attributes:
-        max_epochs: Last epoch.
-        monitor: Validation metric of the best epoch, "val/loss" or one that grows.
+        max_epochs: Number of epochs of the run.
+        monitor: Validation metric that chooses the best epoch: "val/loss", or one to maximise.
         accelerator: "cpu", "cuda" or "mps".
-        devices: Processes a machine.
-        num_nodes: Machines.
-        precision: As Lightning names it.
-        accumulate_grad_batches: Batches a step.
-        gradient_clip: Largest norm; 0 is no limit.
-        deterministic: Refuse kernels whose results differ.
-        patience: Epochs without a better one; None never stops.
+        devices: Processes per node.
+        num_nodes: Number of nodes.
+        precision: Lightning's name of the precision.
+        accumulate_grad_batches: Batches per optimizer step.
+        gradient_clip: Maximum gradient norm; 0 disables clipping.
+        deterministic: Whether nondeterministic kernels raise an error.
+        patience: Epochs without improvement before early stopping; None never stops early.
         strategy: "ddp" or "fsdp", for several processes.
-        live_buffers: Whether BatchNorm's statistics follow the batches.
-        collective_timeout_seconds: How long a process waits for another one.
-        checkpoint_interval_minutes: From one checkpoint in mid-epoch to the next; None writes none.
+        live_buffers: Whether training updates BatchNorm's statistics.
+        collective_timeout_seconds: Maximum time that a process waits for another one.
+        checkpoint_interval_minutes: Interval of checkpoints within an epoch; None writes none.
     """
 
     max_epochs: int
@@ -114,29 +114,29 @@ def create_trainer(
     launch: LaunchInfo | None = None,
     baseline: float | None = None,
 ) -> Trainer:
-    """Return a trainer that keeps ``checkpoints/best.ckpt`` and ``last.ckpt`` in a run folder.
+    """Create a trainer that keeps ``checkpoints/best.ckpt`` and ``last.ckpt`` in a run folder.
 
     Args:
         run_dir: The run folder.
-        options: How the loop runs.
-        callbacks: Run before the checkpoints are written.
-        loggers: Get every metric.
-        launch: This process; None stands alone.
-        baseline: Score of what ``best.ckpt`` holds before the first epoch, on all ranks.
+        options: Settings of the training loop.
+        callbacks: Callbacks that run before the checkpoints are written.
+        loggers: Loggers that receive every metric.
+        launch: Rank and world size of this process; None for a single process.
+        baseline: Score of the model that ``best.ckpt`` holds before the first epoch, on all ranks.
     """
     _silence_lightning()
     mode = "min" if options.monitor.endswith("loss") else "max"
-    last = run_dir / "checkpoints" / "last.ckpt"
+    last_path = run_dir / "checkpoints" / "last.ckpt"
     timeout = timedelta(seconds=options.collective_timeout_seconds)
-    kept: list[Callback] = [
+    all_callbacks: list[Callback] = [
         *callbacks,
         MidEpochResume(),
         PreemptionCheckpoint(
-            last, every_minutes=options.checkpoint_interval_minutes, timeout=timeout
+            last_path, every_minutes=options.checkpoint_interval_minutes, timeout=timeout
         ),
     ]
     if options.patience is not None:
-        kept.append(
+        all_callbacks.append(
             ResumableEarlyStopping(
                 options.monitor,
                 patience=options.patience,
@@ -147,10 +147,10 @@ def create_trainer(
     best = build_checkpoint_callback(run_dir, "best", monitor=options.monitor, mode=mode)
     if baseline is not None:
         best.set_baseline(baseline)
-    # the last checkpoint is written after the best, so that it knows the best score
-    kept += [best, build_checkpoint_callback(run_dir, "last")]
+    # the last checkpoint is written after the best, so that it holds the best score
+    all_callbacks += [best, build_checkpoint_callback(run_dir, "last")]
     if not torch.cuda.is_available():
-        # Lightning lets torch ask the driver for GPUs, and each optimizer step asks again
+        # Lightning lets torch query the driver for GPUs, which each optimizer step would repeat
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     trainer = Trainer(
         default_root_dir=run_dir,
@@ -169,7 +169,7 @@ def create_trainer(
         accumulate_grad_batches=options.accumulate_grad_batches,
         gradient_clip_val=options.gradient_clip or None,
         deterministic=options.deterministic,
-        callbacks=kept,
+        callbacks=all_callbacks,
         logger=list(loggers),
         plugins=[AtomicCheckpointIO(), LaunchEnvironment(launch)],
         log_every_n_steps=10**9,
@@ -190,21 +190,22 @@ def fit(
     *,
     checkpoint_path: Path | None,
 ) -> None:
-    """Train, from a checkpoint if there is one.
+    """Train, from a checkpoint if one is given.
 
     Raises:
-        StopRequest: A signal asked for it, and all is saved; or a second Ctrl-C.
+        StopRequest: A signal requested the stop and everything is saved, or Ctrl-C was pressed
+            twice.
         StorageError: A checkpoint could not be written.
-        OutOfMemoryError: A step needs more memory than there is.
-        TrainingError: Another process of the run is gone, or one that reads images.
+        OutOfMemoryError: A step needs more memory than is available.
+        TrainingError: Another process of the run, or a data loader worker, died.
     """
     _reject_foreign_checkpoints(Path(trainer.default_root_dir))
-    ctrl_c = signal.getsignal(signal.SIGINT)
+    sigint_handler = signal.getsignal(signal.SIGINT)
     try:
         with signals.defer(), translate_worker_errors():
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint_path, weights_only=True)
     except SystemExit as error:
-        signal.signal(signal.SIGINT, ctrl_c)  # Lightning ignores it from here on, and would exit
+        signal.signal(signal.SIGINT, sigint_handler)  # which Lightning replaced before exiting
         if (interruption := _find_keyboard_interrupt(error)) is None:
             raise
         raise interruption from None
@@ -214,51 +215,50 @@ def fit(
         if is_out_of_memory(error):
             # without the cause: its traceback holds every tensor of the step
             raise OutOfMemoryError(explain_out_of_memory(error)) from None
-        lost = explain_peer_loss(error)
-        if lost is not None and signals.get_pending_signal():
-            raise StopRequest(
-                signals.get_pending_signal()
-            ) from error  # the others were a little quicker
-        explained = explain_disk_error(error, trainer.default_root_dir) or lost
+        peer_error = explain_peer_loss(error)
+        if peer_error is not None and (signum := signals.get_pending_signal()):
+            raise StopRequest(signum) from error  # the other ranks received it slightly earlier
+        explained = explain_disk_error(error, trainer.default_root_dir) or peer_error
         if explained is None or explained is error:
             raise
         raise explained from error
 
 
 def _find_keyboard_interrupt(error: BaseException) -> KeyboardInterrupt | None:
-    """Return what lies behind an error, as a Ctrl-C in the middle of writing a checkpoint."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, KeyboardInterrupt):
-        seen = seen.__cause__ or seen.__context__
-    return seen
+    """Return the Ctrl-C that caused an error, such as one while a checkpoint was being written."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def _reject_foreign_checkpoints(run_dir: Path) -> None:
-    """Refuse what Lightning would load of itself under SLURM (Lightning#12369).
+    """Reject checkpoints that Lightning would load unasked under SLURM (Lightning#12369).
 
     Raises:
-        RunFolderError: Names the file.
+        RunFolderError: There is such a checkpoint.
     """
     foreign = next(run_dir.glob("hpc_ckpt_*.ckpt"), None)
     if foreign is not None:
         raise RunFolderError(
-            f"{foreign} is no checkpoint of finetune, and Lightning would load it in the place of "
-            f"the run's own. Move it elsewhere."
+            f"{foreign} is not a checkpoint of finetune, but under SLURM Lightning would load it "
+            f"instead of the run's own. Move it elsewhere."
         )
 
 
 def _disable_signal_handling(trainer: Trainer) -> None:
-    """Keep Lightning from handling signals, and from asking all ranks about them at every step.
+    """Disable Lightning's signal handling, and its exchange about signals in every step.
 
-    Its handler waits for the other ranks from within (Lightning#21406), and the question stops a
-    GPU at each step (Lightning#21487). ``PreemptionCheckpoint`` does both in its own way.
+    Its handler waits for the other ranks from within (Lightning#21406), and the exchange
+    synchronizes with the GPU in each step (Lightning#21487). ``PreemptionCheckpoint`` replaces
+    both.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def _silence_lightning() -> None:
-    """Leave the console to the reporter."""
+    """Keep Lightning's messages off the console, which belongs to the reporter."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in _EXPECTED_WARNINGS:

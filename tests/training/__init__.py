@@ -1,1 +1,1 @@
-"""Tests of schedules, optimizer groups, the module, its data and its callbacks."""
+"""Tests of ``finetune.training``."""

@@ -1,4 +1,4 @@
-"""One step is what plain PyTorch does; a diverged epoch leaves the checkpoint before it."""
+"""Training and validation compared with plain PyTorch and scikit-learn; mixup; divergence."""
 
 import hashlib
 from collections.abc import Callable
@@ -27,13 +27,13 @@ from finetune.bundle.model_card import CARD_KEY
 from finetune.data.dataset import Batch
 from finetune.errors import TrainingError
 from finetune.models.classifier import normalise
-from finetune.training.callbacks.freeze_layers import UnfreezeScheduler
-from finetune.training.loggers.experiment import MetricsCsv
+from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
+from finetune.training.loggers.metrics_csv import MetricsCsv
 from finetune.training.module import ClassificationModule, EpochSums
 from finetune.training.trainer import TrainerOptions, create_trainer, fit
 from finetune.types import Reporter
 from tests.support.networks import randomise
-from tests.support.processes import on_two_ranks, trained
+from tests.support.processes import run_on_ranks, train_on_rank
 from tests.support.runs import checkpoint, largest_difference, rows, small_training, write_weights
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -50,12 +50,12 @@ def run(training: Training, folder: Path, *callbacks: Callback, epochs: int = 2)
     return trainer
 
 
-def with_criterion(training: Training, criterion: Criterion) -> Training:
+def replace_criterion(training: Training, criterion: Criterion) -> Training:
     training.module.recipe = replace(training.module.recipe, criterion_schedule=lambda _: criterion)
     return training
 
 
-def test_the_forward_pass_is_timms_on_normalised_pixels(animals: Path) -> None:
+def test_forward_equals_timm_on_normalised_pixels(animals: Path) -> None:
     module = small_training(animals).module.eval()
     randomise(module.classifier.network)
     images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
@@ -65,7 +65,7 @@ def test_the_forward_pass_is_timms_on_normalised_pixels(animals: Path) -> None:
         assert module(images).dtype == torch.float32
 
 
-def test_an_epoch_is_what_a_plain_loop_of_pytorch_does(animals: Path, tmp_path: Path) -> None:
+def test_training_epoch_equals_plain_pytorch_loop(animals: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "optim__name": "sgd",
         "optim__lr": 0.1,
@@ -94,7 +94,7 @@ def test_an_epoch_is_what_a_plain_loop_of_pytorch_does(animals: Path, tmp_path: 
     epochs = trainer.fit_loop.epoch_progress.current
     epochs.processed = epochs.ready = 0
     losses = []
-    # three steps; the rise takes round(0.5 * 3) = 2 of them
+    # three steps, of which warmup takes round(0.5 * 3) = 2
     for step, batch in enumerate(reference.datamodule.train_dataloader()):
         factor = (1 - step / 3) * min(1.0, (step + 1) / 2)
         loss = cross_entropy(reference.module(batch["image"]), batch["label"], label_smoothing=0.1)
@@ -113,14 +113,14 @@ def test_an_epoch_is_what_a_plain_loop_of_pytorch_does(animals: Path, tmp_path: 
     for name, value in parameters.items():
         torch.testing.assert_close(trained[name], value, rtol=0, atol=1e-6)
     assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(sum(losses) / 3, abs=1e-6)
-    # the rates of the last step, at which the factor is 1/3
+    # the learning rates of the last step, whose factor is 1/3
     logged = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("lr/")}
     assert logged == pytest.approx(
         {f"lr/{group.name}": rate / 3 for group, rate in zip(groups, rates, strict=True)}
     )
 
 
-def test_validation_metrics_are_scikit_learns_on_all_images(animals: Path, tmp_path: Path) -> None:
+def test_validation_metrics_equal_scikit_learn(animals: Path, tmp_path: Path) -> None:
     training = small_training(animals, optim__lr=0.05)
     randomise(training.module.classifier.network)
     trainer = run(training, tmp_path)
@@ -136,14 +136,14 @@ def test_validation_metrics_are_scikit_learns_on_all_images(animals: Path, tmp_p
         "val/accuracy": accuracy_score(labels, predicted),
         "val/balanced_accuracy": balanced_accuracy_score(labels, predicted),
         "val/macro_f1": f1_score(labels, predicted, average="macro"),
-        # of three classes with as many training images each, the first
+        # all classes have the same number of training images: the rarest third is the first class
         "val/rarest_third_recall": recall_score(labels, predicted, labels=[0], average="macro"),
     }
-    found = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
-    assert found == pytest.approx(expected, abs=1e-5)
+    metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
+    assert metrics == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_rates_of_an_epoch_are_those_of_its_last_step(animals: Path, tmp_path: Path) -> None:
+def test_logged_learning_rates_are_those_of_the_last_step(animals: Path, tmp_path: Path) -> None:
     training = small_training(
         animals,
         trainer__epochs=4,
@@ -164,17 +164,17 @@ def test_the_rates_of_an_epoch_are_those_of_its_last_step(animals: Path, tmp_pat
     )
     fit(trainer, training.module, training.datamodule, checkpoint_path=None)
     groups = training.module.classifier.groups
-    found = rows(tmp_path)
-    assert len(found) == 4
-    for epoch, row in enumerate(found):
+    metrics = rows(tmp_path)
+    assert len(metrics) == 4
+    for epoch, row in enumerate(metrics):
         assert int(row["step"]) == 3 * (epoch + 1)
         factor = 1 - (3 * epoch + 2) / 12  # of 12 steps
         for group, rate in zip(groups, training.peak_learning_rates, strict=True):
             assert float(row[f"lr/{group.name}"]) == pytest.approx(rate * factor), (epoch, group)
 
 
-def mixing(animals: Path, **settings: Any) -> ClassificationModule:
-    """Return a module that mixes, outside of any trainer."""
+def build_mixup_module(animals: Path, **settings: Any) -> ClassificationModule:
+    """Return a module with mixup in training mode, without a trainer."""
     settings = {"augment__mixup": 0.4, "model__batch_norm": "frozen", **settings}
     training = small_training(animals, **settings)
     randomise(training.module.classifier.network)
@@ -182,33 +182,35 @@ def mixing(animals: Path, **settings: Any) -> ClassificationModule:
 
 
 @dataclass
-class Mixed:
-    """What a network was given for a batch, and what came of it."""
+class MixupResult:
+    """Input and output of the network for a batch, the loss, and the weight of each own image."""
 
     pixels: Tensor
     logits: Tensor
     loss: Tensor
-    share: float
+    lam: float
 
 
-def mixed(module: ClassificationModule, batch: Batch, *, epoch: int = 0, step: int = 0) -> Mixed:
-    """Return the loss of a batch, and an image's share in its mixture as the network saw it."""
+def compute_mixup(
+    module: ClassificationModule, batch: Batch, *, epoch: int = 0, step: int = 0
+) -> MixupResult:
+    """Compute the loss of a batch, and recover the mixing weight from the network's input."""
     module.trainer = cast(Any, SimpleNamespace(current_epoch=epoch))
-    seen: list[tuple[Tensor, Tensor]] = []
+    calls: list[tuple[Tensor, Tensor]] = []
     hook = module.classifier.register_forward_hook(
-        lambda _, given, logits: seen.append((given[0], logits))
+        lambda _, args, logits: calls.append((args[0], logits))
     )
     with torch.no_grad():
         loss = module._compute_loss(batch, step)
     hook.remove()
-    ((pixels, logits),) = seen
+    ((pixels, logits),) = calls
     own = normalise(batch["image"], mean=module.spec.mean, std=module.spec.std)
-    other = own.roll(len(own) // 2, 0)
-    share = float(((pixels - other) * (own - other)).sum() / (own - other).square().sum())
-    return Mixed(pixels, logits, loss, share)
+    partner = own.roll(len(own) // 2, 0)
+    lam = float(((pixels - partner) * (own - partner)).sum() / (own - partner).square().sum())
+    return MixupResult(pixels, logits, loss, lam)
 
 
-def batch_of(size: int) -> Batch:
+def make_batch(size: int) -> Batch:
     generator = torch.Generator().manual_seed(5)
     image = torch.randint(0, 256, (size, 32, 32, 3), dtype=torch.uint8, generator=generator)
     rows_ = torch.arange(size)
@@ -216,85 +218,87 @@ def batch_of(size: int) -> Batch:
 
 
 @pytest.mark.parametrize("size", [8, 7, 1])
-def test_images_and_losses_are_mixed_in_the_same_shares(size: int, animals: Path) -> None:
-    module = mixing(animals, loss__label_smoothing=0.0)
-    batch = batch_of(size)
-    found = mixed(module, batch, epoch=1, step=2)
-    share = found.share if size > 1 else 0.5
-    assert 0 < share < 1
+def test_mixup_weights_images_and_losses_equally(size: int, animals: Path) -> None:
+    module = build_mixup_module(animals, loss__label_smoothing=0.0)
+    batch = make_batch(size)
+    result = compute_mixup(module, batch, epoch=1, step=2)
+    lam = result.lam if size > 1 else 0.5
+    assert 0 < lam < 1
     total = 0.0
-    for place in range(size):
-        partner = (place - size // 2) % size
+    for position in range(size):
+        partner = (position - size // 2) % size
         mean, std = (torch.tensor(values) for values in (module.spec.mean, module.spec.std))
-        own, other = ((batch["image"][p] / 255 - mean) / std for p in (place, partner))
-        mixture = (share * own + (1 - share) * other).permute(2, 0, 1)
-        torch.testing.assert_close(found.pixels[place], mixture, rtol=0, atol=1e-5)
-        chances = found.logits[place].softmax(0)
-        labels = [int(batch["label"][p]) for p in (place, partner)]
-        total -= float(share * chances[labels[0]].log() + (1 - share) * chances[labels[1]].log())
-    assert float(found.loss) == pytest.approx(total / size, rel=1e-5)
+        image, partner_image = ((batch["image"][p] / 255 - mean) / std for p in (position, partner))
+        mixture = (lam * image + (1 - lam) * partner_image).permute(2, 0, 1)
+        torch.testing.assert_close(result.pixels[position], mixture, rtol=0, atol=1e-5)
+        probabilities = result.logits[position].softmax(0)
+        labels = [int(batch["label"][p]) for p in (position, partner)]
+        total -= float(
+            lam * probabilities[labels[0]].log() + (1 - lam) * probabilities[labels[1]].log()
+        )
+    assert float(result.loss) == pytest.approx(total / size, rel=1e-5)
 
 
-def test_the_share_follows_seed_epoch_and_step(animals: Path) -> None:
-    batch = batch_of(4)
-    module = mixing(animals, seed=3)
-    first = mixed(module, batch, epoch=1, step=2).share
+def test_mixup_weight_depends_on_seed_epoch_and_step_only(animals: Path) -> None:
+    batch = make_batch(4)
+    module = build_mixup_module(animals, seed=3)
+    first = compute_mixup(module, batch, epoch=1, step=2).lam
     with torch.random.fork_rng():
         torch.manual_seed(99)
-        assert mixed(module, batch, epoch=1, step=2).share == first
+        assert compute_mixup(module, batch, epoch=1, step=2).lam == first
     others = [
-        mixed(module, batch, epoch=2, step=2).share,
-        mixed(module, batch, epoch=1, step=3).share,
-        mixed(module, batch, epoch=2, step=1).share,
-        mixed(mixing(animals, seed=4), batch, epoch=1, step=2).share,
+        compute_mixup(module, batch, epoch=2, step=2).lam,
+        compute_mixup(module, batch, epoch=1, step=3).lam,
+        compute_mixup(module, batch, epoch=2, step=1).lam,
+        compute_mixup(build_mixup_module(animals, seed=4), batch, epoch=1, step=2).lam,
     ]
-    assert len({round(share, 4) for share in [first, *others]}) == 5
+    assert len({round(lam, 4) for lam in [first, *others]}) == 5
 
 
-def test_shares_are_drawn_from_the_beta_distribution(animals: Path) -> None:
+def test_mixup_weights_follow_beta_distribution(animals: Path) -> None:
     alpha = 0.2
-    module = mixing(animals, augment__mixup=alpha)
-    batch = batch_of(2)
-    shares = np.array([mixed(module, batch, step=step).share for step in range(400)])
+    module = build_mixup_module(animals, augment__mixup=alpha)
+    batch = make_batch(2)
+    weights = np.array([compute_mixup(module, batch, step=step).lam for step in range(400)])
     variance = 1 / (4 * (2 * alpha + 1))
-    assert shares.mean() == pytest.approx(0.5, abs=4 * (variance / 400) ** 0.5)
-    assert shares.var() == pytest.approx(variance, rel=0.15)
+    assert weights.mean() == pytest.approx(0.5, abs=4 * (variance / 400) ** 0.5)
+    assert weights.var() == pytest.approx(variance, rel=0.15)
 
 
-def test_without_mixup_nothing_is_mixed_to_the_bit(animals: Path) -> None:
-    module = mixing(animals, augment__mixup=0.0)
-    batch = batch_of(6)
-    found = mixed(module, batch)
+def test_mixup_disabled_is_bit_identical(animals: Path) -> None:
+    module = build_mixup_module(animals, augment__mixup=0.0)
+    batch = make_batch(6)
+    result = compute_mixup(module, batch)
     assert torch.equal(
-        found.pixels, normalise(batch["image"], mean=module.spec.mean, std=module.spec.std)
+        result.pixels, normalise(batch["image"], mean=module.spec.mean, std=module.spec.std)
     )
     assert torch.equal(
-        found.loss, module.recipe.criterion_schedule(0)(found.logits, batch["label"])
+        result.loss, module.recipe.criterion_schedule(0)(result.logits, batch["label"])
     )
 
 
-def test_colours_change_before_images_are_mixed(animals: Path) -> None:
-    module = mixing(animals)
-    batch = batch_of(4)
+def test_mixup_applies_color_matrix_before_mixing(animals: Path) -> None:
+    module = build_mixup_module(animals)
+    batch = make_batch(4)
     grey = torch.full((4, 3, 4), 1 / 3)
     grey[..., 3] = 0
-    pixels = mixed(module, {**batch, "color_matrix": grey}).pixels
+    pixels = compute_mixup(module, {**batch, "color_matrix": grey}).pixels
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (module.spec.mean, module.spec.std))
     channels = pixels * std + mean
     torch.testing.assert_close(channels[:, 0], channels[:, 2])
 
 
-def test_one_share_serves_all_accumulated_batches_of_a_step(
+def test_mixup_accumulated_batches_share_the_step(
     animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[int, int]] = []
-    loss = ClassificationModule._compute_loss
+    calls: list[tuple[int, int]] = []
+    compute_loss = ClassificationModule._compute_loss
 
-    def watched(self: ClassificationModule, batch: Batch, step: int) -> Tensor:
-        asked.append((self.current_epoch, step))
-        return loss(self, batch, step)
+    def record_call(self: ClassificationModule, batch: Batch, step: int) -> Tensor:
+        calls.append((self.current_epoch, step))
+        return compute_loss(self, batch, step)
 
-    monkeypatch.setattr(ClassificationModule, "_loss", watched)
+    monkeypatch.setattr(ClassificationModule, "_compute_loss", record_call)
     training = small_training(animals, trainer__accumulate_grad_batches=2, augment__mixup=0.2)
     trainer = create_trainer(
         tmp_path,
@@ -303,11 +307,11 @@ def test_one_share_serves_all_accumulated_batches_of_a_step(
         loggers=[],
     )
     fit(trainer, training.module, training.datamodule, checkpoint_path=None)
-    assert asked == [(epoch, step) for epoch in (0, 1) for step in (0, 0, 1, 1, 2, 2)]
+    assert calls == [(epoch, step) for epoch in (0, 1) for step in (0, 0, 1, 1, 2, 2)]
 
 
 @pytest.mark.slow
-def test_two_ranks_mix_the_same_pairs_as_one_process(animals: Path, tmp_path: Path) -> None:
+def test_mixup_two_ranks_equal_one_process(animals: Path, tmp_path: Path) -> None:
     settings = {
         "augment__mixup": 0.4,
         "model__weights": str(write_weights(tmp_path / "weights.pth")),
@@ -318,9 +322,11 @@ def test_two_ranks_mix_the_same_pairs_as_one_process(animals: Path, tmp_path: Pa
         "optim__backbone_lr_scale": 1.0,
         "optim__layer_decay": 1.0,
     }
-    single = trained(0, animals, tmp_path / "one", settings)
-    plain = trained(0, animals, tmp_path / "plain", {**settings, "augment__mixup": 0.0})
-    ranks = on_two_ranks(trained, animals, tmp_path / "two", {**settings, "trainer__devices": 2})
+    single = train_on_rank(0, animals, tmp_path / "one", settings)
+    plain = train_on_rank(0, animals, tmp_path / "plain", {**settings, "augment__mixup": 0.0})
+    ranks = run_on_ranks(
+        2, train_on_rank, animals, tmp_path / "two", {**settings, "trainer__devices": 2}
+    )
     assert not isinstance(single, str)
     assert not isinstance(plain, str)
     assert largest_difference(single[0], plain[0]) > 1e-3
@@ -329,8 +335,8 @@ def test_two_ranks_mix_the_same_pairs_as_one_process(animals: Path, tmp_path: Pa
         assert rank[1] == pytest.approx(single[1], abs=1e-6)
 
 
-class BadFrom(Callback):
-    """Spoils a weight at the start of an epoch, and keeps the digest of the checkpoint before."""
+class WeightCorrupter(Callback):
+    """Callback that corrupts a weight at the start of an epoch and records the last checkpoint."""
 
     def __init__(self, epoch: int, last: Path) -> None:
         self.epoch = epoch
@@ -344,18 +350,18 @@ class BadFrom(Callback):
                 pl_module.classifier.network.get_classifier().bias.fill_(float("inf"))
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_its_checkpoint(
+def test_fit_nan_loss_raises_training_error_and_keeps_checkpoint(
     animals: Path, tmp_path: Path
 ) -> None:
     last = tmp_path / "checkpoints" / "last.ckpt"
-    bad = BadFrom(1, last)
-    with pytest.raises(TrainingError, match=r"loss is nan in epoch 2: .*Lower optim\.lr"):
-        run(small_training(animals), tmp_path, bad, epochs=3)
+    corrupter = WeightCorrupter(1, last)
+    with pytest.raises(TrainingError, match=r"\bnan\b.*epoch 2\b.*optim\.lr"):
+        run(small_training(animals), tmp_path, corrupter, epochs=3)
     assert checkpoint(tmp_path)["epoch"] == 0
-    assert hashlib.sha256(last.read_bytes()).hexdigest() == bad.digest
+    assert hashlib.sha256(last.read_bytes()).hexdigest() == corrupter.digest
 
 
-def test_a_checkpoint_holds_the_card_in_plain_values(animals: Path, tmp_path: Path) -> None:
+def test_checkpoint_holds_card_as_plain_values(animals: Path, tmp_path: Path) -> None:
     training = small_training(animals, trainer__epochs=1)
     run(training, tmp_path, epochs=1)
     for name in ("best", "last"):
@@ -366,16 +372,18 @@ def test_a_checkpoint_holds_the_card_in_plain_values(animals: Path, tmp_path: Pa
         assert card["facts"]["train_images"] == {"ant": 8, "bee": 8, "cow": 8}
 
 
-def test_all_parameters_are_in_the_optimizer_while_the_head_trains_alone(animals: Path) -> None:
+def test_configure_optimizers_includes_frozen_parameters(animals: Path) -> None:
     module = small_training(animals, unfreeze__name="linear_probe").module
     module.classifier.set_depth(1)
-    made = cast(dict[str, Any], module.configure_optimizers())
-    listed = [id(p) for group in made["optimizer"].param_groups for p in group["params"]]
-    assert sorted(listed) == sorted(id(p) for p in module.parameters())
-    assert made["lr_scheduler"]["interval"] == "step"
+    configuration = cast(dict[str, Any], module.configure_optimizers())
+    parameter_ids = [
+        id(p) for group in configuration["optimizer"].param_groups for p in group["params"]
+    ]
+    assert sorted(parameter_ids) == sorted(id(p) for p in module.parameters())
+    assert configuration["lr_scheduler"]["interval"] == "step"
 
 
-def dropout_of(training: Training, *, epoch: int, rank: int) -> Tensor:
+def sample_dropout_mask(training: Training, *, epoch: int, rank: int) -> Tensor:
     """Return the first dropout mask of an epoch on a rank."""
     module = training.module
     on_cpu = SimpleNamespace(root_device=torch.device("cpu"))
@@ -385,19 +393,19 @@ def dropout_of(training: Training, *, epoch: int, rank: int) -> Tensor:
     return nn.functional.dropout(torch.ones(64))
 
 
-def test_dropout_follows_seed_epoch_and_rank(animals: Path) -> None:
+def test_dropout_depends_on_seed_epoch_and_rank_only(animals: Path) -> None:
     training = small_training(animals, seed=3)
     other = small_training(animals, seed=4)
     with torch.random.fork_rng():
-        first = dropout_of(training, epoch=1, rank=0)
+        first = sample_dropout_mask(training, epoch=1, rank=0)
         torch.rand(7)
-        assert torch.equal(first, dropout_of(training, epoch=1, rank=0))
+        assert torch.equal(first, sample_dropout_mask(training, epoch=1, rank=0))
         for training_, epoch, rank in ((training, 2, 0), (training, 1, 1), (other, 1, 0)):
-            assert not torch.equal(first, dropout_of(training_, epoch=epoch, rank=rank))
+            assert not torch.equal(first, sample_dropout_mask(training_, epoch=epoch, rank=rank))
 
 
-def test_the_sums_of_an_epoch_go_on_where_the_network_will_be(animals: Path) -> None:
-    """Callbacks are restored before the network is moved, and nothing may follow the last step."""
+def test_resume_epoch_places_loss_sum_on_root_device(animals: Path) -> None:
+    """Callbacks are restored before the network is moved, and the last step may already be done."""
     module = small_training(animals).module
     device = torch.device("meta")
     module._trainer = cast(Any, SimpleNamespace(strategy=SimpleNamespace(root_device=device)))

@@ -1,4 +1,4 @@
-"""Every parameter is in the optimizer once, at its group's rate; vectors do not decay."""
+"""Parameter groups, their learning rates and the optimizers."""
 
 import pytest
 import torch
@@ -18,11 +18,11 @@ from tests.support.runs import largest_difference
 BACKBONES = ["test_resnet", "test_vit", "resnet10t", "test_convnext"]
 
 
-def network_of(name: str) -> nn.Module:
+def build_network(name: str) -> nn.Module:
     return create_network(name, num_classes=3, weights="random", image_size=64).module
 
 
-def test_rates_fall_with_the_distance_from_the_head() -> None:
+def test_learning_rates_decay_with_distance_from_head() -> None:
     assert compute_learning_rates(5, lr=0.1, backbone_scale=0.5, layer_decay=0.1) == pytest.approx(
         [0.1, 0.05, 0.005, 0.0005, 0.00005]
     )
@@ -31,47 +31,47 @@ def test_rates_fall_with_the_distance_from_the_head() -> None:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_each_parameter_is_in_it_once_at_the_rate_of_its_layer_group(name: str) -> None:
-    network = network_of(name)
+def test_param_groups_hold_each_parameter_once_at_its_layer_group_rate(name: str) -> None:
+    network = build_network(name)
     groups = find_layer_groups(network)
     rates = compute_learning_rates(len(groups), lr=1.0, backbone_scale=0.5, layer_decay=0.9)
-    found = build_param_groups(network, groups, learning_rates=rates, weight_decay=0.05)
-    listed = [id(parameter) for group in found for parameter in group["params"]]
-    assert sorted(listed) == sorted(id(parameter) for parameter in network.parameters())
+    param_groups = build_param_groups(network, groups, learning_rates=rates, weight_decay=0.05)
+    parameter_ids = [id(parameter) for group in param_groups for parameter in group["params"]]
+    assert sorted(parameter_ids) == sorted(id(parameter) for parameter in network.parameters())
 
     rate_of = {n: rate for g, rate in zip(groups, rates, strict=True) for n in g.parameter_names}
     names = {id(parameter): n for n, parameter in network.named_parameters()}
-    for group in found:
+    for group in param_groups:
         for parameter in group["params"]:
             assert group["lr"] == rate_of[names[id(parameter)]]
             assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0.0)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_frozen_parameters_are_passed_over_without_state(name: str) -> None:
-    network = network_of("test_resnet")
+def test_optimizer_frozen_parameters_keep_values_and_have_no_state(name: str) -> None:
+    network = build_network("test_resnet")
     groups = find_layer_groups(network)
-    found = build_param_groups(
+    param_groups = build_param_groups(
         network, groups, learning_rates=[0.1] * len(groups), weight_decay=0.05
     )
-    optimizer = create_optimizer(name, found, momentum=0.9)
+    optimizer = create_optimizer(name, param_groups, momentum=0.9)
     head = network.get_classifier()  # type: ignore[operator]
     network.requires_grad_(False)
     head.requires_grad_(True)
     before = [parameter.clone() for parameter in network.parameters()]
     network(torch.randn(2, 3, 32, 32)).square().sum().add(head.bias.sum()).backward()
     optimizer.step()
-    moved = [
+    changed_parameters = [
         parameter
         for old, parameter in zip(before, network.parameters(), strict=True)
         if not torch.equal(old, parameter)
     ]
-    assert moved
-    assert {id(p) for p in moved} <= {id(p) for p in head.parameters()}
+    assert changed_parameters
+    assert {id(p) for p in changed_parameters} <= {id(p) for p in head.parameters()}
     assert {id(p) for p in optimizer.state} <= {id(p) for p in head.parameters()}
 
 
-def test_the_optimizers_are_torchs_with_nesterov_where_there_is_momentum() -> None:
+def test_create_optimizer_returns_torch_optimizers_nesterov_with_momentum() -> None:
     def groups() -> list[dict[str, object]]:
         return [{"params": [torch.zeros(2, requires_grad=True)], "name": "head", "lr": 0.1}]
 
@@ -86,33 +86,33 @@ def test_the_optimizers_are_torchs_with_nesterov_where_there_is_momentum() -> No
 
 
 @pytest.mark.parametrize(("name", "momentum"), [("adamw", 0.9), ("sgd", 0.9), ("sgd", 0.0)])
-def test_one_kernel_for_all_parameters_steps_as_many_kernels_do(name: str, momentum: float) -> None:
+def test_create_optimizer_fused_equals_unfused(name: str, momentum: float) -> None:
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    ends = []
+    final_states = []
     for fused in (True, False):
-        network = network_of("test_resnet")
+        network = build_network("test_resnet")
         randomise(network)
         before = snapshot(network)
         groups = find_layer_groups(network)
-        found = build_param_groups(
+        param_groups = build_param_groups(
             network, groups, learning_rates=[1e-3] * len(groups), weight_decay=0.05
         )
-        optimizer = create_optimizer(name, found, momentum=momentum, fused=fused)
+        optimizer = create_optimizer(name, param_groups, momentum=momentum, fused=fused)
         assert all(group["fused"] is fused for group in optimizer.param_groups)
-        # gradients of one network for both, or rounding in them would be told apart as well
+        # the same gradients for both, so that their own rounding does not differ
         generator = torch.Generator().manual_seed(4)
         for _ in range(3):
             for parameter in network.parameters():
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
             optimizer.step()
         assert changed(before, network) >= {n for n, _ in network.named_parameters()}
-        ends.append(snapshot(network))
+        final_states.append(snapshot(network))
         assert network(images).isfinite().all()
-    assert largest_difference(*ends) <= 1e-7
+    assert largest_difference(*final_states) <= 1e-7
 
 
-def test_rates_are_named_by_layer_group_as_they_are_now() -> None:
-    network = network_of("test_resnet")
+def test_get_learning_rates_returns_present_rates_by_layer_group() -> None:
+    network = build_network("test_resnet")
     groups = find_layer_groups(network)
     rates = compute_learning_rates(len(groups), lr=0.1, backbone_scale=0.5, layer_decay=0.5)
     optimizer = create_optimizer(

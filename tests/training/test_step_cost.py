@@ -1,4 +1,4 @@
-"""What a step costs: against counts by hand, against what torch really keeps, and left no trace."""
+"""Step cost compared with counts by hand and with the memory that torch really keeps."""
 
 import math
 import random
@@ -22,7 +22,6 @@ from torchvision.transforms.functional import normalize
 from finetune.builders import Training
 from finetune.data.dataset import Batch
 from finetune.models.classifier import ImageClassifier
-from finetune.training import step_cost as cost
 from finetune.training.module import ClassificationModule, Recipe
 from finetune.training.param_groups import build_param_groups, create_optimizer
 from finetune.training.step_cost import StepCost, StepProfiler
@@ -31,11 +30,11 @@ from tests.support.networks import snapshot
 from tests.support.runs import assert_same_bits, small_training
 
 PIXELS = 3 * 8 * 8
-FLOAT, HALF, INDEX = 4, 2, 8  # bytes of a number
+FLOAT, HALF, INDEX = 4, 2, 8  # bytes per value
 
 
 class Chain(nn.Module):
-    """Linear layers: autograd keeps the input of each that trains or has one before it."""
+    """Linear layers: autograd saves the input of each that trains or follows one that does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +52,7 @@ class Chain(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """A convolution and a pool, which keeps where each maximum was."""
+    """A convolution and a max pool, for which autograd saves the indices of the maxima."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,14 +71,14 @@ class Convolutions(nn.Module):
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
-def total(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return a loss for which autograd keeps nothing."""
+def sum_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return a loss for which autograd saves nothing."""
     del labels
     return logits.sum()
 
 
-def module_of(
-    network: nn.Module, *, criterion: Criterion = total, optimizer: str = "adamw"
+def build_module(
+    network: nn.Module, *, criterion: Criterion = sum_logits, optimizer: str = "adamw"
 ) -> ClassificationModule:
     def make_optimizer(classifier: ImageClassifier) -> Optimizer:
         rates = [0.1] * len(classifier.groups)
@@ -101,97 +100,97 @@ def module_of(
     )
 
 
-def images_of(size: int, *, count: int = 4) -> Batch:
+def make_batch(size: int, *, count: int = 4) -> Batch:
     generator = torch.Generator().manual_seed(1)
     image = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
     rows = torch.arange(count)
     return Batch(image=image, label=rows % 3, index=rows)
 
 
-def meter_of(
-    module: ClassificationModule, *, batch_size: int = 8, precision: str = "32-true"
+def build_profiler(
+    module: ClassificationModule,
+    *,
+    batch_size: int = 8,
+    precision: str = "32-true",
+    max_step_seconds: float = 1e-9,
 ) -> StepProfiler:
+    """Return a profiler that times as few images as possible, since most tests ignore the time."""
     return StepProfiler(
         module,
-        images_of(module.spec.input_size[-1]),
+        make_batch(module.spec.input_size[-1]),
         batch_size=batch_size,
         device=torch.device("cpu"),
         precision=precision,
+        max_step_seconds=max_step_seconds,
     )
 
 
-def measured(training: Training, depth: int, **settings: Any) -> StepCost:
-    return meter_of(training.module, **settings).measure(depth)
-
-
-@pytest.fixture(autouse=True)
-def _no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let few images do: their time is of no interest in most tests."""
-    monkeypatch.setattr(cost, "_MAX_STEP_SECONDS", 1e-9)
+def measure(training: Training, depth: int, **settings: Any) -> StepCost:
+    return build_profiler(training.module, **settings).measure(depth)
 
 
 @pytest.mark.parametrize(
     ("depth", "numbers"), [(3, PIXELS + 50 + 20), (2, 50 + 20), (1, 20)], ids=lambda value: value
 )
-def test_a_chain_keeps_the_inputs_of_what_trains(depth: int, numbers: int) -> None:
-    found = meter_of(module_of(Chain())).measure(depth)
-    assert found.activation_bytes == FLOAT * numbers
-    assert found.fixed_bytes == 0
+def test_step_profiler_chain_saves_inputs_of_trainable_layers(depth: int, numbers: int) -> None:
+    cost = build_profiler(build_module(Chain())).measure(depth)
+    assert cost.activation_bytes == FLOAT * numbers
+    assert cost.fixed_bytes == 0
 
 
-def test_a_convolution_keeps_its_input_and_a_pool_the_places_of_its_maxima() -> None:
-    found = meter_of(module_of(Convolutions())).measure(2)
+def test_step_profiler_convolution_saves_input_and_pool_saves_indices() -> None:
+    cost = build_profiler(build_module(Convolutions())).measure(2)
     images, before, after = 3 * 8 * 8, 4 * 8 * 8, 4 * 4 * 4
-    assert found.activation_bytes == FLOAT * (images + before + after) + INDEX * after
-    assert found.fixed_bytes == 0
+    assert cost.activation_bytes == FLOAT * (images + before + after) + INDEX * after
+    assert cost.fixed_bytes == 0
 
 
-def test_half_precision_halves_what_is_kept_and_adds_a_copy_of_the_weights() -> None:
-    found = meter_of(module_of(Chain()), precision="bf16-mixed").measure(3)
-    assert found.activation_bytes == HALF * (PIXELS + 50 + 20)
-    # the first layer's weights are not needed: nothing before it trains
-    assert found.fixed_bytes == HALF * (50 * 20 + 20 * 3)
+def test_step_profiler_bf16_halves_activations_and_adds_weight_copies() -> None:
+    cost = build_profiler(build_module(Chain()), precision="bf16-mixed").measure(3)
+    assert cost.activation_bytes == HALF * (PIXELS + 50 + 20)
+    # the first layer's weights are not saved, since nothing before it trains
+    assert cost.fixed_bytes == HALF * (50 * 20 + 20 * 3)
 
 
-class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Knows every tensor's memory that an operation made and that is still in use."""
+class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Dispatch mode that tracks the storages of operations' outputs that are still in use."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        own = {
+        input_pointers = {
             a.untyped_storage()._cdata for a in tree_leaves((args, kwargs)) if torch.is_tensor(a)
         }
         for leaf in tree_leaves(result):
-            if torch.is_tensor(leaf) and leaf.untyped_storage()._cdata not in own:
+            if torch.is_tensor(leaf) and leaf.untyped_storage()._cdata not in input_pointers:
                 storage = leaf.untyped_storage()
                 reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-                self._made[storage._cdata] = (reference, storage.nbytes())
+                self._storages[storage._cdata] = (reference, storage.nbytes())
         return result
 
-    def num_bytes(self) -> int:
-        gone = [c for c, (ref, _) in self._made.items() if ref.expired()]  # type: ignore[no-untyped-call]
-        for storage in gone:
-            del self._made[storage]
-        return sum(size for _, size in self._made.values())
+    def count_bytes(self) -> int:
+        expired = [c for c, (ref, _) in self._storages.items() if ref.expired()]  # type: ignore[no-untyped-call]
+        for storage in expired:
+            del self._storages[storage]
+        return sum(size for _, size in self._storages.values())
 
 
-def kept(module: ClassificationModule, depth: int, size: int) -> int:
-    """Return the memory that a forward pass leaves in use, but for the loss itself."""
+def measure_live_bytes(module: ClassificationModule, depth: int, size: int) -> int:
+    """Measure the memory that a forward pass leaves in use, without the loss itself."""
     module.classifier.set_depth(depth)
     module.classifier.train()
     pixels = torch.randn(size, *module.spec.input_size)
-    with Alive() as alive:
-        # a tensor of its own, as it is in training
+    with LiveStorages() as storages:
+        # a new tensor, as in training
         loss = module.recipe.criterion_schedule(0)(
             module.classifier(pixels.contiguous(memory_format=torch.channels_last) * 1),
             torch.arange(size) % 3,
         )
-    held: int = alive.num_bytes() - loss.nbytes
-    return held
+    num_bytes: int = storages.count_bytes() - loss.nbytes
+    return num_bytes
 
 
 @pytest.mark.parametrize(
@@ -214,39 +213,43 @@ def kept(module: ClassificationModule, depth: int, size: int) -> int:
     ],
     ids=["frozen", "train", "checkpointed", "vit", "checkpointed vit", "convnext"],
 )
-def test_real_networks_keep_what_was_measured(settings: dict[str, Any], animals: Path) -> None:
+def test_step_profiler_real_networks_match_live_bytes(
+    settings: dict[str, Any], animals: Path
+) -> None:
     module = small_training(animals, **settings).module
     buffers = sum(buffer.nbytes for buffer in module.classifier.buffers())
     for depth in (1, 3, len(module.classifier.groups)):
-        found = meter_of(module).measure(depth)
-        four, eleven = (kept(module, depth, size) for size in (4, 11))
-        assert found.activation_bytes == pytest.approx((eleven - four) / 7, rel=1e-3), depth
-        # statistics that a layer keeps for the backward pass are no new memory
-        fixed = four - 4 * found.activation_bytes
-        assert -16 <= found.fixed_bytes - fixed <= buffers, depth
+        cost = build_profiler(module).measure(depth)
+        four, eleven = (measure_live_bytes(module, depth, size) for size in (4, 11))
+        assert cost.activation_bytes == pytest.approx((eleven - four) / 7, rel=1e-3), depth
+        # statistics that a layer saves for the backward pass are not new memory
+        fixed = four - 4 * cost.activation_bytes
+        assert -16 <= cost.fixed_bytes - fixed <= buffers, depth
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
-def test_less_is_kept_where_less_trains(backbone: str, animals: Path) -> None:
+def test_step_profiler_memory_grows_with_depth(backbone: str, animals: Path) -> None:
     training = small_training(animals, model__backbone=backbone, data__image_size=64)
     depths = range(1, len(training.module.classifier.groups) + 1)
-    found = [measured(training, depth) for depth in depths]
+    costs = [measure(training, depth) for depth in depths]
     for name in ("activation_bytes", "gradient_bytes", "optimizer_bytes"):
-        values = [getattr(step, name) for step in found]
+        values = [getattr(step, name) for step in costs]
         assert values == sorted(set(values)), name
-    assert len({step.parameter_bytes for step in found}) == 1
+    assert len({step.parameter_bytes for step in costs}) == 1
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
-def test_checkpointing_keeps_less(backbone: str, animals: Path) -> None:
+def test_step_profiler_grad_checkpointing_reduces_activations(backbone: str, animals: Path) -> None:
     settings = {"model__backbone": backbone, "model__batch_norm": "frozen", "data__image_size": 64}
-    plain, less = (
+    plain, checkpointed = (
         small_training(animals, **settings, model__grad_checkpointing=on) for on in (False, True)
     )
     depth = len(plain.module.classifier.groups)
-    assert measured(less, depth).activation_bytes < 0.8 * measured(plain, depth).activation_bytes
-    # where nothing behind them trains, there is nothing to compute again
-    assert measured(less, 1).activation_bytes == measured(plain, 1).activation_bytes
+    assert (
+        measure(checkpointed, depth).activation_bytes < 0.8 * measure(plain, depth).activation_bytes
+    )
+    # if nothing below trains, nothing is recomputed
+    assert measure(checkpointed, 1).activation_bytes == measure(plain, 1).activation_bytes
 
 
 @pytest.mark.parametrize(
@@ -254,7 +257,7 @@ def test_checkpointing_keeps_less(backbone: str, animals: Path) -> None:
     [("adamw", 0.9, 2, 1), ("sgd", 0.9, 1, 0), ("sgd", 0.0, 0, 0)],
     ids=["adamw", "momentum", "sgd"],
 )
-def test_parameters_gradients_and_optimizer_are_counted_to_the_byte(
+def test_step_profiler_counts_parameters_gradients_and_optimizer_exactly(
     optimizer: str, momentum: float, numbers: int, steps: int, animals: Path
 ) -> None:
     training = small_training(animals, optim__name=optimizer, optim__momentum=momentum)
@@ -265,126 +268,125 @@ def test_parameters_gradients_and_optimizer_are_counted_to_the_byte(
     buffers = sum(2 * FLOAT * norm.num_features + INDEX for norm in norms)
     head = [3 * 96, 3]
     for depth, trained in ((1, head), (len(classifier.groups), parameters)):
-        found = measured(training, depth)
-        assert found.depth == depth
-        assert found.parameter_bytes == FLOAT * sum(parameters) + buffers
-        assert found.gradient_bytes == FLOAT * sum(trained)
+        cost = measure(training, depth)
+        assert cost.depth == depth
+        assert cost.parameter_bytes == FLOAT * sum(parameters) + buffers
+        assert cost.gradient_bytes == FLOAT * sum(trained)
         # adamw counts its steps for each tensor, in a float
-        assert found.optimizer_bytes == FLOAT * (numbers * sum(trained) + steps * len(trained))
-        assert found.compute_total_bytes(7) == (
-            found.parameter_bytes
-            + found.gradient_bytes
-            + found.optimizer_bytes
-            + found.fixed_bytes
-            + 7 * found.activation_bytes
+        assert cost.optimizer_bytes == FLOAT * (numbers * sum(trained) + steps * len(trained))
+        assert cost.compute_total_bytes(7) == (
+            cost.parameter_bytes
+            + cost.gradient_bytes
+            + cost.optimizer_bytes
+            + cost.fixed_bytes
+            + 7 * cost.activation_bytes
         )
 
 
-def test_measuring_leaves_no_trace(animals: Path) -> None:
+def test_step_profiler_leaves_module_and_generators_unchanged(animals: Path) -> None:
     training = small_training(animals, model__batch_norm="train", model__drop_rate=0.5)
     module = training.module
     module.classifier.set_depth(2)
     before = snapshot(module)
     flags = [part.training for part in module.modules()]
-    trains = [parameter.requires_grad for parameter in module.parameters()]
+    requires_grad = [parameter.requires_grad for parameter in module.parameters()]
     states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
-    meter = meter_of(module)
+    profiler = build_profiler(module)
     for depth in (6, 1):
-        meter.measure(depth)
+        profiler.measure(depth)
     assert_same_bits(snapshot(module), before)
     assert [part.training for part in module.modules()] == flags
-    assert [parameter.requires_grad for parameter in module.parameters()] == trains
+    assert [parameter.requires_grad for parameter in module.parameters()] == requires_grad
     assert module.classifier.depth == 2
     assert all(parameter.grad is None for parameter in module.parameters())
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     assert str(np.random.get_state()) == states[2]
-    # and the copy did train: its statistics and weights have moved
-    moved = snapshot(meter.classifier)
-    assert not all(torch.equal(moved[n], t) for n, t in snapshot(module.classifier).items())
+    # the copy did train: its statistics and weights have changed
+    after = snapshot(profiler.classifier)
+    assert not all(torch.equal(after[n], t) for n, t in snapshot(module.classifier).items())
 
 
-def slowly(logits: Tensor, labels: Tensor, *, seconds: float, seen: list[int]) -> Tensor:
-    """Take so many seconds an image."""
+def sleep_per_image(logits: Tensor, labels: Tensor, *, seconds: float, sizes: list[int]) -> Tensor:
+    """Sleep for a number of seconds per image, and record the batch size."""
     del labels
-    seen.append(len(logits))
+    sizes.append(len(logits))
     time.sleep(seconds * len(logits))
     return logits.sum()
 
 
-def test_times_are_those_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "_MAX_STEP_SECONDS", 1.0)
-    seen: list[int] = []
-    module = module_of(Chain(), criterion=partial(slowly, seconds=0.002, seen=seen))
-    found = meter_of(module, batch_size=16).measure(3)
-    assert max(seen) == 16, "a batch that is quick enough is taken as it is"
-    assert 0.002 <= found.eval_seconds_per_image < 0.01
-    assert 0.002 <= found.train_seconds_per_image < 0.01
+def test_step_profiler_returns_seconds_per_image() -> None:
+    sizes: list[int] = []
+    module = build_module(Chain(), criterion=partial(sleep_per_image, seconds=0.002, sizes=sizes))
+    cost = build_profiler(module, batch_size=16, max_step_seconds=1.0).measure(3)
+    assert max(sizes) == 16, "a fast batch is timed completely"
+    assert 0.002 <= cost.eval_seconds_per_image < 0.01
+    assert 0.002 <= cost.train_seconds_per_image < 0.01
 
 
-def test_of_a_slow_batch_a_part_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "_MAX_STEP_SECONDS", 0.1)
-    seen: list[int] = []
-    module = module_of(Chain(), criterion=partial(slowly, seconds=0.01, seen=seen))
-    found = meter_of(module, batch_size=1000).measure(3)
-    assert max(seen) == 4
-    assert 0.01 <= found.train_seconds_per_image < 0.1
+def test_step_profiler_slow_batch_is_timed_with_fewer_images() -> None:
+    sizes: list[int] = []
+    module = build_module(Chain(), criterion=partial(sleep_per_image, seconds=0.01, sizes=sizes))
+    cost = build_profiler(module, batch_size=1000, max_step_seconds=0.1).measure(3)
+    assert max(sizes) == 4
+    assert 0.01 <= cost.train_seconds_per_image < 0.1
 
 
-FULL = (
+OUT_OF_MEMORY_ERRORS = (
     (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 1 GiB."),
     (RuntimeError, "DefaultCPUAllocator: can't allocate memory: 12 bytes"),
 )
 
 
-@pytest.mark.parametrize(("kind", "message"), FULL)
-def test_a_batch_that_does_not_fit_is_timed_in_part(
-    kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("kind", "message"), OUT_OF_MEMORY_ERRORS)
+def test_step_profiler_out_of_memory_retries_with_fewer_images(
+    kind: type[Exception], message: str
 ) -> None:
-    monkeypatch.setattr(cost, "_MAX_STEP_SECONDS", 1.0)
-    seen: list[int] = []
+    sizes: list[int] = []
 
-    def full(logits: Tensor, labels: Tensor) -> Tensor:
+    def run_out_of_memory(logits: Tensor, labels: Tensor) -> Tensor:
         if len(logits) > 8:
             raise kind(message)
-        seen.append(len(logits))
-        return total(logits, labels)
+        sizes.append(len(logits))
+        return sum_logits(logits, labels)
 
-    found = meter_of(module_of(Chain(), criterion=full), batch_size=16).measure(3)
-    assert max(seen) == 8
-    assert math.isfinite(found.train_seconds_per_image)
-    assert found.activation_bytes == FLOAT * (PIXELS + 50 + 20)
+    cost = build_profiler(
+        build_module(Chain(), criterion=run_out_of_memory), batch_size=16, max_step_seconds=1.0
+    ).measure(3)
+    assert max(sizes) == 8
+    assert math.isfinite(cost.train_seconds_per_image)
+    assert cost.activation_bytes == FLOAT * (PIXELS + 50 + 20)
 
 
-@pytest.mark.parametrize(("kind", "message"), [*FULL, (ValueError, "mine")])
-def test_what_fails_for_a_few_images_is_raised(kind: type[Exception], message: str) -> None:
-    def full(logits: Tensor, labels: Tensor) -> Tensor:
+@pytest.mark.parametrize(("kind", "message"), [*OUT_OF_MEMORY_ERRORS, (ValueError, "mine")])
+def test_step_profiler_error_with_few_images_is_raised(kind: type[Exception], message: str) -> None:
+    def raise_error(logits: Tensor, labels: Tensor) -> Tensor:
         raise kind(message)
 
     with pytest.raises(kind, match=message):
-        meter_of(module_of(Chain(), criterion=full)).measure(1)
+        build_profiler(build_module(Chain(), criterion=raise_error)).measure(1)
 
 
-def test_the_images_are_those_of_training_normalised(animals: Path) -> None:
+def test_step_profiler_uses_normalised_training_images(animals: Path) -> None:
     training = small_training(animals)
     batch = training.datamodule.train_dataset.__getitems__([Draw(row, 0, 0) for row in range(3)])
-    meter = StepProfiler(
+    profiler = StepProfiler(
         training.module, batch, batch_size=4, device=torch.device("cpu"), precision="32-true"
     )
-    seen: list[Tensor] = []
-    meter.classifier.network.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    meter.measure(1)
-    four = next(images for images in seen if len(images) == 4)
+    inputs: list[Tensor] = []
+    profiler.classifier.network.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    profiler.measure(1)
+    four = next(images for images in inputs if len(images) == 4)
     spec = training.module.spec
-    for row in range(4):  # of three images, the first comes again
+    for row in range(4):  # of three images, the first is repeated
         pixels = batch["image"][row % 3].permute(2, 0, 1) / 255
         torch.testing.assert_close(four[row], normalize(pixels, list(spec.mean), list(spec.std)))
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_memory_alone_is_that_of_the_whole_measurement(depth: int) -> None:
-    cost = meter_of(module_of(Chain())).measure(depth)
-    memory = meter_of(module_of(Chain())).measure_memory(depth)
+def test_measure_memory_equals_memory_of_measure(depth: int) -> None:
+    cost = build_profiler(build_module(Chain())).measure(depth)
+    memory = build_profiler(build_module(Chain())).measure_memory(depth)
     for field in fields(memory):
         assert getattr(memory, field.name) == getattr(cost, field.name)
     assert memory.compute_total_bytes(7) == cost.compute_total_bytes(7) > 0

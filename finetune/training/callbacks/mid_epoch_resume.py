@@ -1,9 +1,9 @@
-"""Where a run stands: what a checkpoint says of it, and how a broken-off epoch goes on.
+"""Progress of a run in its checkpoints, and the resume of an epoch that was interrupted midway.
 
-Lightning goes on in mid-epoch with the right counters but with the epoch's first images, and it
-skips the validation of an epoch whose last batch was the last thing saved. A checkpoint therefore
-says in terms of its own how many steps of an epoch are done; on loading, Lightning's counters are
-set from that, which also holds when the batch is cut into other parts than before.
+Lightning resumes midway with the right counters but with the epoch's first images, and it skips the
+validation of an epoch if the checkpoint was written after its last batch. A checkpoint therefore
+stores the completed steps of the epoch in a state of its own; on loading, Lightning's counters are
+set from it, which is also correct if the batch is divided into other micro-batches than before.
 """
 
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from finetune.training.module import ClassificationModule, EpochSums
 
 RESUME_STATE_KEY = "position"
-"""Where a checkpoint holds its ``ResumeState``."""
+"""Checkpoint key of the ``ResumeState``."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResumeState:
-    """What a run has behind it.
+    """Progress of a run.
 
     Attributes:
-        completed_epochs: Finished, with validation.
-        steps_in_epoch: Optimizer steps of the epoch that is not finished; 0 between two epochs.
-        loss_sums: Of each rank, over its batches of that epoch.
-        num_batches: How many those are, on each rank.
+        completed_epochs: Number of completed epochs, with their validation.
+        steps_in_epoch: Optimizer steps of the unfinished epoch; 0 between two epochs.
+        loss_sums: Sum of the losses of each rank, over its batches of the unfinished epoch.
+        num_batches: Number of those batches on each rank.
         learning_rates: Learning rate of each layer group at the epoch's last step; empty before it.
     """
 
@@ -38,7 +38,7 @@ class ResumeState:
     learning_rates: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values, as ``weights_only=True`` loads them."""
+        """Return plain values, which ``weights_only=True`` can load."""
         return {
             "epochs": self.completed_epochs,
             "steps": self.steps_in_epoch,
@@ -49,7 +49,7 @@ class ResumeState:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Mapping[str, Any]) -> "ResumeState":
-        """Return what a checkpoint says."""
+        """Return the state that a checkpoint holds."""
         tree = checkpoint[RESUME_STATE_KEY]
         return cls(
             completed_epochs=tree["epochs"],
@@ -61,15 +61,15 @@ class ResumeState:
 
 
 class MidEpochResume(Callback):
-    """Writes the position into every checkpoint, and goes on from there.
+    """Stores the progress in every checkpoint, and restores Lightning's counters from it.
 
-    Every rank must take part in saving: the sums of all go into the file.
+    Every rank must take part in saving, since the sums of all ranks are stored.
     """
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the position."""
+        """Add the progress to a checkpoint."""
         assert isinstance(pl_module, ClassificationModule)
         steps = count_steps_in_epoch(trainer)
         sums = pl_module.get_epoch_sums() if steps else EpochSums()
@@ -88,27 +88,28 @@ class MidEpochResume(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Set Lightning's counters, before it reads them, and the module's sums."""
+        """Set Lightning's counters, before Lightning reads them, and the module's sums."""
         assert isinstance(pl_module, ClassificationModule)
-        position = ResumeState.from_checkpoint(checkpoint)
-        if not position.steps_in_epoch:
+        state = ResumeState.from_checkpoint(checkpoint)
+        if not state.steps_in_epoch:
             return
-        done = position.steps_in_epoch * trainer.accumulate_grad_batches
-        steps = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
-        _set_loop_counters(checkpoint, num_batches=done, is_last=position.steps_in_epoch == steps)
-        same = len(position.loss_sums) == trainer.world_size and position.num_batches == done
-        if same:
-            loss = position.loss_sums[trainer.global_rank]
-        else:  # other parts than before: their mean stands for each
-            mean = sum(position.loss_sums) / len(position.loss_sums) / position.num_batches
-            loss = mean * done
-        pl_module.resume_epoch(EpochSums(loss, done, position.learning_rates))
+        num_batches = state.steps_in_epoch * trainer.accumulate_grad_batches
+        steps_per_epoch = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+        is_last = state.steps_in_epoch == steps_per_epoch
+        _set_loop_counters(checkpoint, num_batches=num_batches, is_last=is_last)
+        has_same_ranks = len(state.loss_sums) == trainer.world_size
+        if has_same_ranks and state.num_batches == num_batches:
+            loss = state.loss_sums[trainer.global_rank]
+        else:  # other ranks or micro-batches than before: each takes the mean of all
+            mean = sum(state.loss_sums) / len(state.loss_sums) / state.num_batches
+            loss = mean * num_batches
+        pl_module.resume_epoch(EpochSums(loss, num_batches, state.learning_rates))
 
 
 def count_steps_in_epoch(trainer: Trainer) -> int:
-    """Return the optimizer steps of the epoch that is under way; 0 between two epochs.
+    """Return the completed optimizer steps of the unfinished epoch; 0 between two epochs.
 
-    At the border of a batch and right after loading a checkpoint.
+    Valid between two batches, and right after a checkpoint has been loaded.
     """
     epochs = trainer.fit_loop.epoch_progress.current
     if epochs.processed == epochs.ready:  # type: ignore[attr-defined]
@@ -118,15 +119,15 @@ def count_steps_in_epoch(trainer: Trainer) -> int:
 
 
 def _set_loop_counters(checkpoint: dict[str, Any], *, num_batches: int, is_last: bool) -> None:
-    """Make Lightning go on after ``num_batches`` batches of an epoch, or at its validation."""
+    """Let Lightning resume after ``num_batches`` batches of an epoch, or at its validation."""
     loops = checkpoint["loops"]["fit_loop"]
     batches = loops["epoch_loop.batch_progress"]
     for counts in (batches["current"], batches["total"]):
         counts.update(ready=num_batches, started=num_batches, processed=num_batches)
-        # Lightning takes this for a checkpoint of the end of a batch, or of the end of an epoch
+        # by this Lightning tells a checkpoint of the end of an epoch from one within it
         counts.update(completed=num_batches if is_last else num_batches - 1)
     batches["is_last_batch"] = is_last
-    # as in the middle of a validation, which is then done from its beginning; or as before any
+    # as within a validation, which is then repeated from its beginning; or as before any validation
     validation = loops["epoch_loop.val_loop.batch_progress"]
     for counts in (validation["current"], validation["total"]):
         counts.update(ready=int(is_last), started=int(is_last), processed=0, completed=0)

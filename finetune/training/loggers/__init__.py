@@ -1,1 +1,1 @@
-"""Metrics CSV and Weights & Biases."""
+"""Metrics in ``metrics.csv`` and in Weights & Biases."""

@@ -1,1 +1,1 @@
-"""Schedules: pure functions of the epoch or the step."""
+"""Pure schedules of unfreeze depth, learning rate and image size."""

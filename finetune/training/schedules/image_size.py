@@ -1,15 +1,16 @@
-"""The side of training images as a pure function of the epoch: small first, which is cheap."""
+"""Progressive image size: the side of the training images as a pure function of the epoch."""
 
 
 def compute_image_size(epoch: int, *, num_epochs: int, first: int, last: int) -> int:
-    """Return the side in pixels of an epoch's training images, on a straight line.
+    """Compute the side in pixels of an epoch's training images by linear interpolation.
 
-    Between its ends it keeps to multiples of 32, the stride of most networks (progressive resizing,
-    as in Howard 2018, https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html).
+    Between the first and the last epoch it is rounded to multiples of 32, the stride of most
+    networks (progressive resizing, as in Howard 2018,
+    https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html); small images at first save time.
 
     Args:
-        epoch: Counted from 0.
-        num_epochs: Of the run.
+        epoch: Epoch, counted from 0.
+        num_epochs: Number of epochs of the run.
         first: Side in the first epoch.
         last: Side in the last epoch.
     """

@@ -1,1 +1,1 @@
-"""Tests of ``finetune.training.callbacks.freeze_layers``."""
+"""Tests of ``finetune.training.callbacks``."""

@@ -1,1 +1,1 @@
-"""Tests of ``finetune.training.loggers.experiment``."""
+"""Tests of ``finetune.training.loggers``."""

@@ -1,11 +1,11 @@
-"""Training images grow evenly between two sides."""
+"""Image compute_sizes of all epochs of short runs."""
 
 import pytest
 
 from finetune.training.schedules.image_size import compute_image_size
 
 
-def sizes(count: int, first: int, last: int) -> list[int]:
+def compute_sizes(count: int, first: int, last: int) -> list[int]:
     return [compute_image_size(e, num_epochs=count, first=first, last=last) for e in range(count)]
 
 
@@ -22,7 +22,7 @@ def sizes(count: int, first: int, last: int) -> list[int]:
         (3, 160, 160, [160, 160, 160]),
     ],
 )
-def test_sides_lie_on_a_line_of_multiples_of_32(
+def test_image_size_interpolates_in_multiples_of_32(
     count: int, first: int, last: int, expected: list[int]
 ) -> None:
-    assert sizes(count, first, last) == expected
+    assert compute_sizes(count, first, last) == expected

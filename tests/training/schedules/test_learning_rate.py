@@ -1,4 +1,4 @@
-"""Learning-rate factors against hand formulas and torch's own schedulers."""
+"""Learning-rate compute_factors against hand formulas and torch's own schedulers."""
 
 import math
 from collections.abc import Callable
@@ -21,8 +21,10 @@ from finetune.training.schedules.learning_rate import (
 STEPS = 40
 
 
-def rates_of(make: Callable[[torch.optim.Optimizer], LRScheduler], *, steps: int) -> list[float]:
-    """Return the learning rates that one of torch's schedulers sets, from a rate of 1 on."""
+def record_learning_rates(
+    make: Callable[[torch.optim.Optimizer], LRScheduler], *, steps: int
+) -> list[float]:
+    """Return the learning rates that a scheduler of torch sets, starting at 1."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = make(optimizer)
     rates = []
@@ -33,26 +35,28 @@ def rates_of(make: Callable[[torch.optim.Optimizer], LRScheduler], *, steps: int
     return [float(rate) for rate in rates]
 
 
-def factors(shape: Callable[[float], float], **params: Any) -> list[float]:
+def compute_factors(schedule: Callable[[float], float], **params: Any) -> list[float]:
     settings: dict[str, Any] = {"num_steps": STEPS, "warmup_steps": 0, **params}
-    return [compute_lr_factor(step, schedule=shape, **settings) for step in range(STEPS)]
+    return [compute_lr_factor(step, schedule=schedule, **settings) for step in range(STEPS)]
 
 
 @pytest.mark.parametrize("final", [0.0, 0.01, 0.5])
-def test_cosine_is_torchs(final: float) -> None:
-    expected = rates_of(partial(CosineAnnealingLR, T_max=STEPS, eta_min=final), steps=STEPS)
-    assert factors(partial(cosine, final_factor=final)) == pytest.approx(expected, abs=1e-9)
+def test_cosine_equals_torch_scheduler(final: float) -> None:
+    expected = record_learning_rates(
+        partial(CosineAnnealingLR, T_max=STEPS, eta_min=final), steps=STEPS
+    )
+    assert compute_factors(partial(cosine, final_factor=final)) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("final", [0.0, 0.01, 0.5])
-def test_linear_is_torchs(final: float) -> None:
+def test_linear_equals_torch_scheduler(final: float) -> None:
     make = partial(LinearLR, start_factor=1.0, end_factor=final, total_iters=STEPS)
-    assert factors(partial(linear, final_factor=final)) == pytest.approx(
-        rates_of(make, steps=STEPS), abs=1e-9
+    assert compute_factors(partial(linear, final_factor=final)) == pytest.approx(
+        record_learning_rates(make, steps=STEPS), abs=1e-9
     )
 
 
-def test_the_shapes_by_hand() -> None:
+def test_schedules_equal_values_by_hand() -> None:
     assert [cosine(p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
     assert cosine(1 / 3) == pytest.approx((1 + math.cos(math.pi / 3)) / 2)
     assert cosine(0.5, final_factor=0.2) == pytest.approx(0.6)
@@ -61,36 +65,36 @@ def test_the_shapes_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", LR_SCHEDULES)
-def test_every_row_starts_at_the_peak_and_stays_in_its_range(name: str) -> None:
+def test_lr_schedules_start_at_one_and_never_rise(name: str) -> None:
     end = {"final_factor": 0.1} if has_parameter(LR_SCHEDULES[name], "final_factor") else {}
-    shape = partial(LR_SCHEDULES[name], **end)
-    values = [shape(step / 100) for step in range(101)]
+    schedule = partial(LR_SCHEDULES[name], **end)
+    values = [schedule(step / 100) for step in range(101)]
     assert values[0] == 1
     assert values == sorted(values, reverse=True)
     assert values[-1] == pytest.approx(1 if name == "constant" else 0.1)
 
 
-def test_the_rise_is_torchs_linear_one() -> None:
+def test_warmup_equals_torch_linear_warmup() -> None:
     make = partial(LinearLR, start_factor=1 / 8, total_iters=7)
-    expected = rates_of(make, steps=STEPS)
-    assert factors(constant, warmup_steps=8) == pytest.approx(expected, abs=1e-9)
+    expected = record_learning_rates(make, steps=STEPS)
+    assert compute_factors(constant, warmup_steps=8) == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_rise_comes_again_at_each_phase_and_the_shape_goes_on() -> None:
-    found = factors(linear, warmup_steps=4, phase_starts=[0, 10, 25])
+def test_warmup_repeats_at_each_phase_while_schedule_continues() -> None:
+    lr_factors = compute_factors(linear, warmup_steps=4, phase_starts=[0, 10, 25])
     for start, end in ((0, 10), (10, 25), (25, STEPS)):
         for step in range(start, end):
-            rise = min(1.0, (step - start + 1) / 4)
-            assert found[step] == pytest.approx(rise * (1 - step / STEPS)), step
+            warmup = min(1.0, (step - start + 1) / 4)
+            assert lr_factors[step] == pytest.approx(warmup * (1 - step / STEPS)), step
 
 
-def test_phases_shorter_than_the_rise_begin_anew() -> None:
-    found = factors(constant, warmup_steps=10, phase_starts=[0, 3])
-    assert found[:5] == pytest.approx([0.1, 0.2, 0.3, 0.1, 0.2])
+def test_warmup_longer_than_phase_restarts_at_next_phase() -> None:
+    lr_factors = compute_factors(constant, warmup_steps=10, phase_starts=[0, 3])
+    assert lr_factors[:5] == pytest.approx([0.1, 0.2, 0.3, 0.1, 0.2])
 
 
-def test_after_the_end_the_last_value_holds() -> None:
-    after = compute_lr_factor(
+def test_lr_factor_after_last_step_keeps_final_value() -> None:
+    factor = compute_lr_factor(
         STEPS + 5, schedule=partial(cosine, final_factor=0.1), num_steps=STEPS, warmup_steps=0
     )
-    assert after == pytest.approx(0.1)
+    assert factor == pytest.approx(0.1)

@@ -1,4 +1,4 @@
-"""The average is that of the steps it names, it is what is measured and shipped, and it resumes."""
+"""Weight average: its steps, validation and bundle by averaged weights, resume."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from finetune.commands.fit.fit import fit as run_fit
 from finetune.commands.fit.fit import resume
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
-from finetune.training.callbacks.freeze_layers import UnfreezeScheduler, WeightAveraging
-from finetune.training.callbacks.weight_averaging import WeightAverage
+from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
 from finetune.training.trainer import create_trainer, fit
+from finetune.training.weight_average import WeightAverage
 from tests.support.runs import checkpoint, rows, small_config, small_training
 
 
 class Network(nn.Module):
-    """A parameter, a statistic and a count."""
+    """Network with a parameter, a float buffer and an integer buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,17 +28,17 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.zeros(2))
         self.register_buffer("batches", torch.tensor(0))
 
-    def move_to(self, value: float) -> None:
+    def fill(self, value: float) -> None:
         with torch.no_grad():
             self.weight.fill_(value)
             self.mean.fill_(-value)  # type: ignore[operator]
 
 
-def test_the_mean_is_that_of_the_steps_behind_the_first_ones() -> None:
+def test_weight_average_is_mean_of_steps_after_start_step() -> None:
     network = Network()
     average = WeightAverage(network, start_step=2)
     for step, value in enumerate((5.0, 7.0, 1.0, 2.0, 6.0), start=1):
-        network.move_to(value)
+        network.fill(value)
         average.update(step)
     assert average.count == 3
     assert set(average.tensors) == {"weight", "mean"}
@@ -46,21 +46,24 @@ def test_the_mean_is_that_of_the_steps_behind_the_first_ones() -> None:
     torch.testing.assert_close(average.tensors["mean"], torch.full((2,), -3.0))
 
 
-def test_what_does_not_move_keeps_its_bits() -> None:
+def test_weight_average_of_constant_weights_is_bit_identical() -> None:
     network = Network()
-    network.move_to(0.1)
+    network.fill(0.1)
     average = WeightAverage(network, start_step=0)
     for step in range(1, 8):
         average.update(step)
     assert torch.equal(average.tensors["weight"], network.weight)
 
 
-def test_an_average_goes_on_from_its_state_to_the_same_bits() -> None:
+def test_weight_average_resumed_from_state_is_bit_identical() -> None:
     network, values = Network(), (0.3, 0.7, 0.9, 0.2)
-    whole, first = WeightAverage(network, start_step=0), WeightAverage(network, start_step=0)
+    uninterrupted, first = (
+        WeightAverage(network, start_step=0),
+        WeightAverage(network, start_step=0),
+    )
     for step, value in enumerate(values, start=1):
-        network.move_to(value)
-        whole.update(step)
+        network.fill(value)
+        uninterrupted.update(step)
         if step <= 2:
             first.update(step)
         if step == 2:
@@ -71,11 +74,11 @@ def test_an_average_goes_on_from_its_state_to_the_same_bits() -> None:
             second.move_to_module()
         elif step > 2:
             second.update(step)
-    assert torch.equal(second.tensors["weight"], whole.tensors["weight"])
+    assert torch.equal(second.tensors["weight"], uninterrupted.tensors["weight"])
 
 
-class Seen(Callback):
-    """Keeps a weight after each step."""
+class WeightRecorder(Callback):
+    """Callback that records a weight after each batch."""
 
     def __init__(self) -> None:
         self.weights: list[Tensor] = []
@@ -87,7 +90,7 @@ class Seen(Callback):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_run_averages_its_last_steps_and_trains_on_from_its_own(
+def test_fit_averages_last_steps_and_trains_from_current_weights(
     accumulate: int, animals: Path, tmp_path: Path
 ) -> None:
     settings = {
@@ -96,15 +99,15 @@ def test_a_run_averages_its_last_steps_and_trains_on_from_its_own(
         "trainer__accumulate_grad_batches": accumulate,
     }
     training = small_training(animals, optim__swa_fraction=0.5, **settings)
-    seen = Seen()
+    recorder = WeightRecorder()
     trainer = create_trainer(
         tmp_path,
         build_trainer_options(training.config),
-        callbacks=[UnfreezeScheduler(), seen, WeightAveraging()],
+        callbacks=[UnfreezeScheduler(), recorder],
         loggers=[],
     )
     fit(trainer, training.module, training.datamodule, checkpoint_path=None)
-    steps = seen.weights[accumulate - 1 :: accumulate]
+    steps = recorder.weights[accumulate - 1 :: accumulate]
     assert len(steps) == 6
     state = checkpoint(tmp_path)
     name = next(name for name, _ in training.module.named_parameters())
@@ -112,21 +115,21 @@ def test_a_run_averages_its_last_steps_and_trains_on_from_its_own(
         state[AVERAGE_KEY]["tensors"][name], torch.stack(steps[3:]).mean(dim=0)
     )
     assert torch.equal(state["state_dict"][name], steps[-1])
-    used = dict(load_model(tmp_path / "checkpoints" / "last.ckpt").network.named_parameters())
+    loaded = dict(load_model(tmp_path / "checkpoints" / "last.ckpt").network.named_parameters())
     averaged = state[AVERAGE_KEY]["tensors"][name]
-    assert torch.equal(used[name.removeprefix("classifier.network.")], averaged)
+    assert torch.equal(loaded[name.removeprefix("classifier.network.")], averaged)
     assert not torch.equal(averaged, steps[-1])
 
 
-def test_what_is_measured_in_an_epoch_is_what_is_shipped(animals: Path, tmp_path: Path) -> None:
-    for share in (0.0, 0.5):
-        run = tmp_path / f"{share:g}"
+def test_fit_validates_the_averaged_weights_of_the_bundle(animals: Path, tmp_path: Path) -> None:
+    for fraction in (0.0, 0.5):
+        run = tmp_path / f"{fraction:g}"
         config = small_config(
             data__path=str(animals),
             output=str(run),
             unfreeze__name="all",
             optim__lr=0.01,
-            optim__swa_fraction=share,
+            optim__swa_fraction=fraction,
             trainer__monitor="loss",
         )
         metrics = run_fit(config).metrics["val"]
@@ -136,7 +139,7 @@ def test_what_is_measured_in_an_epoch_is_what_is_shipped(animals: Path, tmp_path
     assert rows(tmp_path / "0")[1]["val/loss"] != rows(tmp_path / "0.5")[1]["val/loss"]
 
 
-def test_an_average_of_other_steps_is_begun_anew() -> None:
+def test_weight_average_state_of_other_start_step_is_ignored() -> None:
     network = Network()
     first = WeightAverage(network, start_step=1)
     for step in (1, 2, 3):
@@ -144,24 +147,24 @@ def test_an_average_of_other_steps_is_begun_anew() -> None:
     longer = WeightAverage(network, start_step=4)
     longer.load_state_dict(first.state_dict())
     assert not longer.tensors
-    network.move_to(2.0)
+    network.fill(2.0)
     longer.update(5)
     assert longer.count == 1
     assert torch.equal(longer.tensors["weight"], network.weight)
 
 
-def test_a_share_of_less_than_two_steps_is_refused(animals: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^optim\.swa_fraction=0\.1 of 6 steps is 1, .* 0\.33"):
+def test_swa_fraction_below_two_steps_raises_config_error(animals: Path) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.swa_fraction=0\.1 .*6 steps.*0\.33"):
         small_training(animals, optim__swa_fraction=0.1)
 
 
-def test_statistics_of_each_process_are_not_averaged(animals: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot apply to model\.batch_norm=train on 2 proc"):
+def test_swa_fraction_with_unsynchronized_batch_norm_raises_config_error(animals: Path) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.swa_fraction=0\.5 .*model\.batch_norm=train"):
         small_training(animals, optim__swa_fraction=0.5, trainer__devices=2)
 
 
-def test_a_longer_run_goes_on_averaging_from_its_checkpoint(animals: Path, tmp_path: Path) -> None:
-    def config(name: str, epochs: int) -> Config:
+def test_resume_longer_run_continues_average_bit_identically(animals: Path, tmp_path: Path) -> None:
+    def build_config(name: str, epochs: int) -> Config:
         return small_config(
             data__path=str(animals),
             output=str(tmp_path / name),
@@ -172,10 +175,12 @@ def test_a_longer_run_goes_on_averaging_from_its_checkpoint(animals: Path, tmp_p
             lr_schedule__warmup_fraction=0.0,
         )
 
-    run_fit(config("whole", 2))
-    run_fit(config("parts", 1))
-    resume(tmp_path / "parts", assignments={"trainer.epochs": 2})
-    whole, parts = (checkpoint(tmp_path / name)[AVERAGE_KEY] for name in ("whole", "parts"))
-    assert parts["count"] == whole["count"] == 6
-    for name, tensor in whole["tensors"].items():
-        assert torch.equal(tensor, parts["tensors"][name]), name
+    run_fit(build_config("uninterrupted", 2))
+    run_fit(build_config("resumed", 1))
+    resume(tmp_path / "resumed", assignments={"trainer.epochs": 2})
+    uninterrupted, resumed = (
+        checkpoint(tmp_path / name)[AVERAGE_KEY] for name in ("uninterrupted", "resumed")
+    )
+    assert resumed["count"] == uninterrupted["count"] == 6
+    for name, tensor in uninterrupted["tensors"].items():
+        assert torch.equal(tensor, resumed["tensors"][name]), name

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from finetune.builders import build_trainer_options
-from finetune.training.callbacks.freeze_layers import UnfreezeScheduler
+from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
 from finetune.training.trainer import create_trainer, fit
 from tests.support.runs import small_training, write_photos
 

@@ -14,7 +14,7 @@ from finetune.commands.fit.fit import plan_resume
 from finetune.config.load import build_config, dump_commented_defaults, read_config_file
 from finetune.distributed.signals import StopRequest
 from finetune.errors import ConfigError, RunFolderError
-from finetune.training.callbacks.freeze_layers import Progress
+from finetune.training.callbacks.progress import Progress
 from tests.support.helpers import Recorder
 from tests.support.runs import (
     assert_same_bits,

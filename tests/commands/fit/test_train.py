@@ -15,7 +15,7 @@ from finetune.config.load import build_config, read_config_file
 from finetune.config.schema import Config
 from finetune.errors import OutOfMemoryError
 from finetune.models.classifier import ImageClassifier
-from finetune.training.callbacks.freeze_layers import Progress
+from finetune.training.callbacks.progress import Progress
 from tests.support.helpers import Recorder
 from tests.support.runs import (
     assert_same_bits,

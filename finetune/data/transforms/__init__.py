@@ -1,1 +1,1 @@
-"""Transforms for training and evaluation."""
+"""Transforms for training and evaluation, from lazy images to uint8 pixels."""

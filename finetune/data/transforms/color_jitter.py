@@ -1,4 +1,4 @@
-"""Colour jitter as one matrix an image: drawn with it, applied to the batch on the device."""
+"""Color jitter as one matrix per image: drawn by a worker, applied to the batch on the device."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ColorMatrix = NDArray[np.float32]
-"""Shape (3, 4): output channel by input channel, and a shift, for RGB in [0, 1]."""
+"""Color matrix, shape (3, 4): output by input channel, and an offset; for RGB in [0, 1]."""
 
 _LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114])
 _RGB_TO_YIQ = np.array([_LUMA_WEIGHTS, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -18,18 +18,18 @@ _IDENTITY = np.eye(3)
 
 @dataclass(frozen=True, slots=True)
 class ColorJitter:
-    """Random brightness, contrast, saturation and hue, as torchvision's ColorJitter means them.
+    """Random brightness, contrast, saturation and hue, as torchvision's ColorJitter defines them.
 
-    All four are affine in RGB, so that together they are one matrix: the hue turns in the plane of
-    YIQ (where grey stays grey) and not in HSV, and values are clipped once, at the end.
+    All four are affine in RGB, so that their composition is one matrix: the hue is rotated in the
+    IQ plane of YIQ (where gray stays gray) and not in HSV, and values are clipped once, at the end.
 
     Attributes:
-        brightness: Factor in [1 - brightness, 1 + brightness].
-        contrast: The same, about the image's mean grey.
-        saturation: The same, about each pixel's grey.
-        hue: Largest turn, as a share of the circle, in [0, 0.5].
-        p: Chance to change anything.
-        grayscale_p: Chance to lose all colour, apart from that.
+        brightness: Range of the brightness factor, [1 - brightness, 1 + brightness].
+        contrast: Range of the contrast factor likewise, about the image's mean gray.
+        saturation: Range of the saturation factor likewise, about each pixel's gray.
+        hue: Largest rotation as a fraction of a full turn, in [0, 0.5].
+        p: Probability of these four changes.
+        grayscale_p: Probability of a conversion to grayscale, independent of ``p``.
     """
 
     brightness: float
@@ -42,41 +42,42 @@ class ColorJitter:
     def sample_matrix(
         self, pixels: NDArray[np.uint8], generator: np.random.Generator
     ) -> ColorMatrix:
-        """Return what happens to an image's colours, shape (3, 4), float32.
+        """Return a random color matrix for an image, float32, shape (3, 4).
 
         Args:
-            pixels: The image, uint8, shape (H, W, 3); its mean grey is the centre of contrast.
-            generator: Draws the same count of numbers, whatever comes of them.
+            pixels: Image, uint8, shape (H, W, 3); contrast changes are about its mean gray.
+            generator: Random generator, from which 6 numbers are drawn in every case.
         """
         draw = generator.random(6)
-        change, shift = _IDENTITY, 0.0
+        matrix, offset = _IDENTITY, 0.0
         if draw[0] < self.p:
             bright, contrast, saturation = (
-                1 + reach * (2 * value - 1)
-                for reach, value in zip(
+                1 + extent * (2 * value - 1)
+                for extent, value in zip(
                     (self.brightness, self.contrast, self.saturation), draw[1:4], strict=True
                 )
             )
-            mean_grey = float(_LUMA_WEIGHTS @ np.array(cv2.mean(pixels)[:3])) / 255
-            # turning and saturating leave grey alone, and with it the shift that contrast needs
-            shift = (1 - contrast) * bright * mean_grey
-            turned = _build_hue_matrix(self.hue * (2 * draw[4] - 1)) @ _build_saturation_matrix(
+            mean_gray = float(_LUMA_WEIGHTS @ np.array(cv2.mean(pixels)[:3])) / 255
+            # hue and saturation do not change gray, nor the offset that contrast needs
+            offset = (1 - contrast) * bright * mean_gray
+            rotated = _build_hue_matrix(self.hue * (2 * draw[4] - 1)) @ _build_saturation_matrix(
                 saturation
             )
-            change = bright * contrast * turned
+            matrix = bright * contrast * rotated
         if draw[5] < self.grayscale_p:
-            change = _build_saturation_matrix(0.0) @ change
-        return np.column_stack([change, np.full(3, shift)]).astype(np.float32)
+            matrix = _build_saturation_matrix(0.0) @ matrix
+        return np.column_stack([matrix, np.full(3, offset)]).astype(np.float32)
 
 
 def _build_saturation_matrix(factor: float) -> NDArray[np.float64]:
-    """Return the mixture of the image and its grey."""
+    """Return the matrix that blends an image with its grayscale version."""
     return factor * _IDENTITY + (1 - factor) * np.broadcast_to(_LUMA_WEIGHTS, (3, 3))
 
 
 def _build_hue_matrix(fraction: float) -> NDArray[np.float64]:
+    """Return the matrix that rotates the hue by a fraction of a full turn."""
     angle = 2 * math.pi * fraction
     cos, sin = math.cos(angle), math.sin(angle)
-    turn = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
-    matrix: NDArray[np.float64] = _YIQ_TO_RGB @ turn @ _RGB_TO_YIQ
+    rotation = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
+    matrix: NDArray[np.float64] = _YIQ_TO_RGB @ rotation @ _RGB_TO_YIQ
     return matrix

@@ -1,4 +1,4 @@
-"""From a picture to pixels of the network's input size: timm's own way, and views of it."""
+"""Evaluation transforms: timm's preprocessing up to normalisation, its flip and further crops."""
 
 from typing import NamedTuple, Protocol
 
@@ -12,11 +12,11 @@ from finetune.types import Draw, PreprocessSpec
 
 
 class View(NamedTuple):
-    """What a transform makes of a picture.
+    """Output of a transform for an image.
 
     Attributes:
-        pixels: uint8, shape (H, W, 3).
-        color_matrix: What happens to its colours on the device; None for nothing.
+        pixels: Pixels, uint8, shape (H, W, 3).
+        color_matrix: Color matrix to apply on the device, float32, shape (3, 4); None for none.
     """
 
     pixels: Pixels
@@ -24,15 +24,15 @@ class View(NamedTuple):
 
 
 class Transform(Protocol):
-    """From a picture to pixels that the network takes.
+    """Transform from an image to pixels of the network's input size.
 
     Attributes:
-        size: Largest height and width of what it returns.
-        has_color_matrix: Whether its views carry colour matrices.
-        is_random: Whether its views depend on the draw, so that they cannot be stored as they are.
-        has_flip: Whether it shows images in a mirror, so that this changes no class.
-        min_side_px: Shorter side of a picture from which nothing is enlarged; None where it may need
-            every pixel.
+        size: Largest height and width of the returned pixels.
+        has_color_matrix: Whether the returned views have color matrices.
+        is_random: Whether the views depend on the draw, so that they cannot be cached.
+        has_flip: Whether images may be flipped horizontally, so that a flip changes no class.
+        min_side_px: Shorter side of stored images from which no crop is enlarged; None if the full
+            resolution may be needed.
     """
 
     size: tuple[int, int]
@@ -42,25 +42,25 @@ class Transform(Protocol):
     min_side_px: int | None
 
     def get_size(self, epoch: int) -> tuple[int, int]:
-        """Return height and width of what it returns in an epoch."""
+        """Return height and width of the pixels in an epoch."""
 
     def __call__(self, lazy_image: LazyImage, draw: Draw | None) -> View:
-        """Return a view of the picture."""
+        """Return a view of the image."""
 
 
 class FixedSizeTransform:
-    """A transform whose size does not follow the epoch."""
+    """Base of transforms with the same size in every epoch."""
 
     size: tuple[int, int]
 
     def get_size(self, epoch: int) -> tuple[int, int]:
-        """Return height and width of what it returns in an epoch."""
+        """Return height and width of the pixels in any epoch."""
         del epoch
         return self.size
 
 
 class EvalTransform(FixedSizeTransform):
-    """timm's own evaluation transform up to normalisation, which happens on the device."""
+    """timm's evaluation transform without normalisation, which happens on the device."""
 
     has_color_matrix = is_random = has_flip = False
     min_side_px: int | None = None
@@ -78,29 +78,29 @@ class EvalTransform(FixedSizeTransform):
             crop_mode=spec.crop_mode,
             normalize=False,
         )
-        # the last step only turns the image into a tensor with channels first
+        # the last step only converts the image to a channels-first tensor
         self.steps = pipeline.transforms[:-1]
         self.size = spec.input_size[1:]
 
     def __call__(self, lazy_image: LazyImage, draw: Draw | None = None) -> View:
-        """Return the view that every evaluation takes; ``draw`` changes nothing."""
+        """Return the evaluation view; ``draw`` is ignored."""
         return View(self.to_pixels(lazy_image.to_pil()))
 
     def to_pixels(self, image: Image.Image) -> Pixels:
-        """Return uint8 pixels of ``size``."""
+        """Return the transformed pixels, uint8, shape (*size, 3)."""
         for step in self.steps:
             image = step(image)
         return np.array(image)
 
 
 class FlipPairTransform(FixedSizeTransform):
-    """The evaluation's view of a picture, and below it that of the picture in a mirror.
+    """Evaluation views of an image and of its horizontal flip, stacked vertically.
 
-    Mirrored is the whole picture and not the view: a centre crop that leaves an odd number of
-    pixels is not in the centre, and a mirrored file would give two other views.
+    The image is flipped and not the view: a centre crop that removes an odd number of pixels is not
+    exactly centred, so that a flipped file would give two other views.
 
     Args:
-        transform: Of one view.
+        transform: Transform of a single view.
     """
 
     has_color_matrix = is_random = has_flip = False
@@ -112,20 +112,20 @@ class FlipPairTransform(FixedSizeTransform):
         self.size = (2 * height, width)
 
     def __call__(self, lazy_image: LazyImage, draw: Draw | None = None) -> View:
-        """Return both views; ``draw`` changes nothing."""
+        """Return both views; ``draw`` is ignored."""
         image = lazy_image.to_pil()
-        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return View(np.concatenate([self.transform.to_pixels(i) for i in (image, mirrored)]))
+        flipped = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return View(np.concatenate([self.transform.to_pixels(i) for i in (image, flipped)]))
 
 
 class MultiCropTransform(FixedSizeTransform):
-    """The evaluation's view of a picture, and below it those of parts of it, one behind the other.
+    """Evaluation views of an image and of crops of it, stacked vertically.
 
-    The parts are four fifths as wide and as high as the picture: its middle, then its corners.
+    The crops are 0.8 as wide and high as the image: the centre, then the corners.
 
     Args:
-        transform: Of one view.
-        parts: How many, at most as many as ``ANCHORS``.
+        transform: Transform of a single view.
+        num_crops: Number of crops besides the whole image, at most ``len(ANCHORS)``.
     """
 
     ANCHORS = ((0.5, 0.5), (0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0))
@@ -141,10 +141,10 @@ class MultiCropTransform(FixedSizeTransform):
         self.size = ((1 + num_crops) * height, width)
 
     def __call__(self, lazy_image: LazyImage, draw: Draw | None = None) -> View:
-        """Return all views; ``draw`` changes nothing."""
+        """Return all views; ``draw`` is ignored."""
         image = lazy_image.to_pil()
-        parts = (self._crop(image, across, down) for across, down in self.anchors)
-        return View(np.concatenate([self.transform.to_pixels(one) for one in (image, *parts)]))
+        crops = (self._crop(image, *anchor) for anchor in self.anchors)
+        return View(np.concatenate([self.transform.to_pixels(i) for i in (image, *crops)]))
 
     def _crop(self, image: Image.Image, anchor_x: float, anchor_y: float) -> Image.Image:
         width, height = (max(1, round(self.CROP_FRACTION * side)) for side in image.size)
@@ -154,7 +154,7 @@ class MultiCropTransform(FixedSizeTransform):
 
 
 class IdentityTransform(FixedSizeTransform):
-    """Takes pictures that are stored at the size that they are needed at.
+    """Transform of images that are stored at the network's input size.
 
     Args:
         size: Height and width.
@@ -167,5 +167,5 @@ class IdentityTransform(FixedSizeTransform):
         self.size = size
 
     def __call__(self, lazy_image: LazyImage, draw: Draw | None = None) -> View:
-        """Return all pixels; ``draw`` changes nothing."""
+        """Return the whole image; ``draw`` is ignored."""
         return View(lazy_image.crop((0, 0, lazy_image.width, lazy_image.height), self.size))

@@ -1,4 +1,4 @@
-"""What happens to training images: presets, and pipelines saved with Albumentations."""
+"""Augmentation presets, and pipelines saved with Albumentations."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +20,11 @@ from finetune.types import Draw, PreprocessSpec
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """What a named augmentation does.
+    """Augmentation of a name.
 
     Attributes:
-        pipeline: Side in pixels to what happens to pixels, before the batch is formed.
-        jitter: What happens to colours, on the device.
+        pipeline: Function from the side in pixels to the pipeline that a worker applies.
+        jitter: Color jitter that is applied on the device; None for none.
     """
 
     pipeline: Callable[[int], A.Compose]
@@ -32,17 +32,17 @@ class Preset:
 
 
 def _build_light(size: int) -> A.Compose:
-    """Crop at least half of the image, mirror."""
+    """Build random crops of at least half of the area, and flips."""
     return A.Compose([_build_random_crop(size, 0.5), A.HorizontalFlip(p=0.5)])
 
 
 def _build_medium(size: int) -> A.Compose:
-    """Crop at least a third of the image, mirror."""
+    """Build random crops of at least 35% of the area, and flips."""
     return A.Compose([_build_random_crop(size, 0.35), A.HorizontalFlip(p=0.5)])
 
 
 def _build_strong(size: int) -> A.Compose:
-    """Crop, mirror, turn, blur and cut holes."""
+    """Build random crops of at least 20% of the area, flips, rotation, blur and dropout."""
     return A.Compose(
         [
             _build_random_crop(size, 0.2),
@@ -71,41 +71,39 @@ AUGMENTATIONS: Mapping[str, Preset | None] = {
         ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.05, p=0.8, grayscale_p=0.1),
     ),
 }
-"""light: crop and mirror; medium: and shift colours; strong: for long runs on few images."""
+"""light: crops and flips; medium: also color jitter; strong: for long runs on few images."""
 
 
 def create_train_transform(
     name: str, *, spec: PreprocessSpec, seed: int, sizes: Sequence[int] = ()
 ) -> Transform:
-    """Return the training transform of a preset, or of a pipeline saved with Albumentations.
+    """Build the training transform of a preset, or of a pipeline saved with Albumentations.
 
     Args:
-        name: Of the preset, or the pipeline's file.
-        spec: What the network expects.
-        seed: Of all draws.
-        sizes: Side of the images of each epoch; that of the network in all of them if empty.
+        name: Name of the preset, or path of the pipeline's file.
+        spec: Preprocessing of the network.
+        seed: Random seed of all draws.
+        sizes: Side of the images in each epoch; the network's side in all epochs if empty.
 
     Raises:
-        ConfigError: The file is missing, is no pipeline, does what the device does, or cannot give
-            the sizes.
+        ConfigError: The file is missing, is not a pipeline, normalises, or cannot produce the
+            sizes.
     """
     side = spec.input_size[-1]
     size = (side, side)
     preset = AUGMENTATIONS.get(name)
     if preset is not None:
         by_size = {
-            one: TrainTransform(
-                preset.pipeline(one), size=(one, one), seed=seed, jitter=preset.jitter
-            )
-            for one in {*sizes, side}
+            px: TrainTransform(preset.pipeline(px), size=(px, px), seed=seed, jitter=preset.jitter)
+            for px in {*sizes, side}
         }
-        return (
-            ProgressiveResizeTransform([by_size[one] for one in sizes]) if sizes else by_size[side]
-        )
-    if any(one != side for one in sizes):
+        if not sizes:
+            return by_size[side]
+        return ProgressiveResizeTransform([by_size[px] for px in sizes])
+    if any(px != side for px in sizes):
         raise ConfigError(
-            f"data.train_image_size cannot apply to augment.name={name}, which gives images of {side} "
-            f"pixels and no others. Leave it out, or take light, medium or strong."
+            f"data.train_image_size cannot apply to augment.name={name}, which only produces "
+            f"images of {side} pixels. Remove it, or use augment.name=light, medium or strong."
         )
     if name in AUGMENTATIONS:
         return EvalTransform(spec)
@@ -115,64 +113,68 @@ def create_train_transform(
 
 
 def load_pipeline(path: Path) -> A.Compose:
-    """Return a pipeline from the file that ``albumentations.save`` wrote.
+    """Read a pipeline from a file that ``albumentations.save`` wrote.
 
     Raises:
-        ConfigError: The file is missing or is no pipeline, an argument of it is unknown to this
-            release, or it normalises, which happens on the device.
+        ConfigError: The file is missing or not a pipeline, has an argument that this release does
+            not know, or normalises, which happens on the device.
     """
     if not path.is_file():
         raise ConfigError(f"augment.name: {path} does not exist. Check the path.")
     data_format = "json" if path.suffix.lower() == ".json" else "yaml"
     try:
         with warnings.catch_warnings():
-            # albumentations only warns of arguments that it does not know, and drops them
+            # albumentations only warns of unknown arguments, and ignores them
             warnings.simplefilter("error", UserWarning)
             loaded: Any = A.load(path, data_format=data_format)
     except Exception as error:
         raise ConfigError(
-            f"augment.name: {path} is no pipeline that albumentations {A.__version__} can load: "
+            f"augment.name: albumentations {A.__version__} cannot load a pipeline from {path}: "
             f"{error}. Save it again with albumentations.save(pipeline, '{path.name}')."
         ) from error
     pipeline = loaded if isinstance(loaded, A.Compose) else A.Compose([loaded])
     for step in _iterate_steps(pipeline):
         if type(step).__name__ in ("Normalize", "ToTensorV2", "ToTensor3D", "ToFloat"):
             raise ConfigError(
-                f"augment.name: {path} contains {type(step).__name__}, but finetune normalises by "
-                f"itself, as the weights expect. Remove that step and save it again."
+                f"augment.name: {path} contains {type(step).__name__}, but finetune normalises "
+                f"images itself, as the weights expect. Remove this step and save it again."
             )
     return pipeline
 
 
 def _iterate_steps(step: Any) -> Iterator[Any]:
-    """Yield every step, those inside of OneOf, SomeOf and Sequential too."""
+    """Yield all steps, including those inside OneOf, SomeOf and Sequential."""
     for child in getattr(step, "transforms", ()):
         yield child
         yield from _iterate_steps(child)
 
 
 def _check_output(transform: TrainTransform, name: str) -> None:
-    """Try several draws, because a step may be applied by chance only."""
+    """Check the output of several draws, because steps are applied at random.
+
+    Raises:
+        ConfigError: The pipeline fails, or returns pixels of another shape or dtype.
+    """
     side = transform.size[0]
     shapes = ((side * 2, side * 3), (side * 3, side * 2))
     for repeat, (height, width) in enumerate(shapes * 8):
         blank = ArrayImage(np.zeros((height, width, 3), np.uint8), height=height, width=width)
         try:
-            out = transform(blank, Draw(0, 0, repeat)).pixels
+            output = transform(blank, Draw(0, 0, repeat)).pixels
         except Exception as error:
             raise ConfigError(
                 f"augment.name: {name} fails on a {width}x{height} image: {error}"
             ) from error
-        if out.shape != (side, side, 3) or out.dtype != np.uint8:
+        if output.shape != (side, side, 3) or output.dtype != np.uint8:
             raise ConfigError(
-                f"augment.name: {name} turns a {width}x{height} image into {out.dtype} pixels of "
-                f"shape {out.shape}, but uint8 of ({side}, {side}, 3) is needed. End it with "
+                f"augment.name: {name} converts a {width}x{height} image to {output.dtype} pixels "
+                f"of shape {output.shape}, but uint8 of ({side}, {side}, 3) is needed. End it with "
                 f"RandomResizedCrop(({side}, {side})) or change data.image_size."
             )
 
 
 def build_digits_pipeline(size: int) -> A.Compose:
-    """Shift, turn and scale a little, and never mirror: a mirrored digit is none."""
+    """Build small shifts, rotations and scaling without flips: a flipped digit is not a digit."""
     return A.Compose(
         [
             A.Resize(size, size),
@@ -182,5 +184,5 @@ def build_digits_pipeline(size: int) -> A.Compose:
 
 
 def save_pipeline(pipeline: A.Compose, path: Path) -> None:
-    """Write a pipeline with Albumentations' own ``save``, as JSON."""
+    """Write a pipeline as JSON with ``albumentations.save``."""
     A.save(pipeline, path, data_format="json")

@@ -1,4 +1,4 @@
-"""Rare classes seen in more varied views than the others."""
+"""Stronger augmentation of rare classes."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +11,14 @@ _IDENTITY_MATRIX = np.eye(3, 4, dtype=np.float32)
 
 
 class RareClassTransform:
-    """One transform for the images of rare classes, another for the rest.
+    """Training transform that applies another transform to images of rare classes.
 
-    What it makes of a draw is what the one in charge makes of it, a pure function of (seed, draw).
+    Views are a pure function of (seed, draw), as those of the two transforms are.
 
     Args:
-        default: Of the other images; it gives the same sizes in the same epochs as ``rare``.
-        rare: Of images of rare classes.
-        is_rare: Whether each training image is of one, shape (N,).
+        default: Transform of the other images, with the same sizes in the same epochs as ``rare``.
+        rare: Transform of images of rare classes.
+        is_rare: Whether each training image is of a rare class, bool, shape (N,).
     """
 
     is_random = True
@@ -34,12 +34,12 @@ class RareClassTransform:
         self.min_side_px = None if None in sides else max(side for side in sides if side)
 
     def get_size(self, epoch: int) -> tuple[int, int]:
-        """Return height and width of what it returns in an epoch."""
+        """Return height and width of the pixels in an epoch."""
         return self.default.get_size(epoch)
 
     def __call__(self, lazy_image: LazyImage, draw: Draw | None) -> View:
         """Return the view of a draw."""
-        assert draw is not None, "training images are drawn by the sampler"
+        assert draw is not None, "training images need a draw of the sampler"
         transform = self.rare if self.is_rare[draw.row] else self.default
         view = transform(lazy_image, draw)
         if self.has_color_matrix and view.color_matrix is None:

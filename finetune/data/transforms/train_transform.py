@@ -1,4 +1,4 @@
-"""Views of training images: Albumentations' pipelines, drawn by the sampler alone."""
+"""Training transforms: Albumentations pipelines whose randomness depends on the draw alone."""
 
 import math
 import random
@@ -16,25 +16,25 @@ from finetune.data.transforms.eval_transform import FixedSizeTransform, View
 from finetune.types import Draw
 
 _MAX_SIDE_PX = 8192
-"""Of what can be kept; a pipeline may crop to nearly nothing."""
+"""Largest ``min_side_px``; the smallest crop of a pipeline may be arbitrarily small."""
 
 _ZEROS = np.zeros(4, np.uint64)
 
 
 class TrainTransform(FixedSizeTransform):
-    """An Albumentations pipeline whose draws are a pure function of (seed, draw).
+    """Albumentations pipeline whose views are a pure function of (seed, draw).
 
-    ``Compose(seed=...)`` and ``set_random_seed`` hand one seed to every step, so that all of them
-    fire together; fresh generators for each sample do not, and depend on no worker or rank.
+    ``Compose(seed=...)`` and ``set_random_seed`` give one seed to all steps, so that all of them
+    are applied together; generators per draw avoid this, and do not depend on workers or ranks.
 
-    A ``RandomResizedCrop`` or ``Resize`` at its head is done by the picture, with the box that the
-    step draws: antialiased, and from no more pixels than the box needs.
+    An initial ``RandomResizedCrop`` or ``Resize`` is computed by ``LazyImage.crop`` with the box
+    that the step draws: antialiased, and from no more pixels than the box needs.
 
     Args:
-        pipeline: Ends in pixels of ``size``.
+        pipeline: Pipeline that returns pixels of ``size``.
         size: Height and width.
-        seed: Of all draws.
-        jitter: Colours that change on the device, after the pipeline.
+        seed: Random seed of all draws.
+        jitter: Color jitter, applied on the device after the pipeline; None for none.
     """
 
     is_random = True
@@ -63,24 +63,24 @@ class TrainTransform(FixedSizeTransform):
 
     def __call__(self, lazy_image: LazyImage, draw: Draw | None) -> View:
         """Return the augmented view of a draw."""
-        assert draw is not None, "training images are drawn by the sampler"
+        assert draw is not None, "training images need a draw of the sampler"
         self._seed_generators(draw)
         data = {"image": self._load_pixels(lazy_image)}
         if self._python_generator.random() < self.pipeline.p:
             for step in self._steps:
                 data = step(**data)
         pixels: Pixels = data["image"]
-        colour = (
+        color_matrix = (
             None
             if self.jitter is None
             else self.jitter.sample_matrix(pixels, self._numpy_generator)
         )
-        return View(pixels, colour)
+        return View(pixels, color_matrix)
 
     def _seed_generators(self, draw: Draw) -> None:
-        """Put both generators at the start of a draw; new ones would cost as much as a small crop.
+        """Reset both generators to the start of a draw; new ones would cost as much as a crop.
 
-        The key of Philox, which counts from 0, is the draw itself (Salmon et al. 2011).
+        The draw is the key of Philox, whose counter starts at 0 (Salmon et al. 2011).
         """
         key = (self.seed << 32 | draw.epoch, draw.row << 32 | draw.repeat)
         self._python_generator.seed(key[0] << 64 | key[1])
@@ -88,14 +88,14 @@ class TrainTransform(FixedSizeTransform):
             "bit_generator": "Philox",
             "state": {"counter": _ZEROS, "key": np.array(key, np.uint64)},
             "buffer": _ZEROS,
-            "buffer_pos": 4,  # used up: the first number is made of the counter
+            "buffer_pos": 4,  # empty buffer: the first number is computed from the counter
             "has_uint32": 0,
             "uinteger": 0,
         }
         self.pipeline.set_random_state(self._numpy_generator, self._python_generator)
 
     def _load_pixels(self, lazy_image: LazyImage) -> Pixels:
-        """Return what the steps after the opening one get."""
+        """Return the input of the steps after the initial crop."""
         if self.initial_crop is None:
             return np.asarray(lazy_image.to_pil())
         return lazy_image.crop(
@@ -106,10 +106,10 @@ class TrainTransform(FixedSizeTransform):
 
 
 class ProgressiveResizeTransform:
-    """Training transforms that differ from epoch to epoch in the size of what they return.
+    """Training transform whose size changes with the epoch.
 
     Args:
-        transforms: That of each epoch; later ones take the last.
+        transforms: Transform of each epoch; the last one is used in later epochs.
     """
 
     is_random = True
@@ -126,12 +126,12 @@ class ProgressiveResizeTransform:
         self.min_side_px = None if None in sides else max(side for side in sides if side)
 
     def get_size(self, epoch: int) -> tuple[int, int]:
-        """Return height and width of what it returns in an epoch."""
+        """Return height and width of the pixels in an epoch."""
         return self._get_transform(epoch).size
 
     def __call__(self, lazy_image: LazyImage, draw: Draw | None) -> View:
         """Return the view of a draw at the size of its epoch."""
-        assert draw is not None, "training images are drawn by the sampler"
+        assert draw is not None, "training images need a draw of the sampler"
         return self._get_transform(draw.epoch)(lazy_image, draw)
 
     def _get_transform(self, epoch: int) -> TrainTransform:
@@ -140,13 +140,13 @@ class ProgressiveResizeTransform:
 
 @dataclass(frozen=True, slots=True)
 class InitialCrop:
-    """A first step that cuts a box and resizes it, so that the rest of the image is not needed.
+    """First step of a pipeline, if it crops a box and resizes it; only the box is decoded.
 
     Attributes:
-        step: Draws the box.
-        size: Height and width after it.
-        mode: Kernel; antialiased, whatever the step itself would do.
-        min_area_fraction: Share of the image's area that the smallest box covers.
+        step: Step that draws the box.
+        size: Height and width after the step.
+        mode: Interpolation kernel; always antialiased, unlike the step's own.
+        min_area_fraction: Smallest area of the box as a fraction of the image's area.
     """
 
     step: A.BasicTransform
@@ -155,22 +155,22 @@ class InitialCrop:
     min_area_fraction: float
 
     def sample_box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Return left, top, right, bottom of what is cut from a full image."""
+        """Return left, top, right and bottom of a random box of a full image."""
         if isinstance(self.step, A.Resize):
             return 0, 0, width, height
-        drawn = self.step.get_params_dependent_on_data({"shape": (height, width, 3)}, {})
-        left, top, right, bottom = drawn["crop_coords"]
+        params = self.step.get_params_dependent_on_data({"shape": (height, width, 3)}, {})
+        left, top, right, bottom = params["crop_coords"]
         return left, top, right, bottom
 
     def compute_min_side_px(self) -> int:
-        """Return the shorter side from which no square crop is enlarged, at most 8192."""
+        """Return the shorter side in pixels from which no square crop is enlarged, at most 8192."""
         if self.min_area_fraction == 0:
             return _MAX_SIDE_PX
         return min(_MAX_SIDE_PX, math.ceil(max(self.size) / math.sqrt(self.min_area_fraction)))
 
 
 def find_initial_crop(pipeline: A.Compose) -> InitialCrop | None:
-    """Return the first step of a pipeline if it cuts a box and resizes it, always."""
+    """Return the first step of a pipeline if it always crops a box and resizes it, else None."""
     first = pipeline.transforms[0] if pipeline.transforms else None
     modes: dict[int, Interpolation] = {
         cv2.INTER_LINEAR: "bilinear",
@@ -191,6 +191,7 @@ def find_initial_crop(pipeline: A.Compose) -> InitialCrop | None:
 
 
 def _has_flip(step: A.BasicTransform | A.BaseCompose) -> bool:
+    """Return whether a step, or any step inside it, may flip images horizontally."""
     if step.p == 0:
         return False
     if isinstance(step, A.BaseCompose):

@@ -1,4 +1,4 @@
-"""Evaluation is timm's own transform, whatever is drawn."""
+"""Tests of evaluation transforms against timm's."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ PHOTO = RecordingImage(noise(width=60, height=40))
         ("border", 0.9, "lanczos"),
     ],
 )
-def test_evaluation_sees_what_timm_would_show(
+def test_eval_transform_equals_timm(
     size: tuple[int, int], crop_mode: str, crop_pct: float, interpolation: str
 ) -> None:
     image = smooth(width=size[0], height=size[1])
@@ -49,8 +49,8 @@ def test_evaluation_sees_what_timm_would_show(
     )(image)
     transform = EvalTransform(spec)
     assert (transform.size, transform.has_color_matrix) == ((96, 96), False)
-    pixels, colour = transform(RecordingImage(image))
-    assert colour is None
+    pixels, color_matrix = transform(RecordingImage(image))
+    assert color_matrix is None
     assert pixels.dtype == np.uint8
     ours = normalise(torch.from_numpy(pixels)[None], mean=MEAN, std=STD)[0]
     # back to [0, 1], where the tolerance of 1/255 holds
@@ -59,7 +59,7 @@ def test_evaluation_sees_what_timm_would_show(
     assert reference.std() > 0.1
 
 
-def test_evaluation_is_the_same_for_every_draw() -> None:
+def test_eval_transform_ignores_draw() -> None:
     transform = EvalTransform(SPEC)
     expected = transform(PHOTO).pixels
     for draw in (None, Draw(0, 0, 0), Draw(5, 6, 7)):
@@ -67,8 +67,8 @@ def test_evaluation_is_the_same_for_every_draw() -> None:
 
 
 @pytest.mark.parametrize("size", [(61, 80), (80, 61), (64, 64)])
-def test_a_mirrored_file_gives_the_same_two_views(size: tuple[int, int], tmp_path: Path) -> None:
-    """The centre crop of 32 of 40 x 53 pixels is not in the centre."""
+def test_flip_pair_of_flipped_file_gives_same_views(size: tuple[int, int], tmp_path: Path) -> None:
+    """Sizes include 40 x 53 pixels, whose centre crop of 32 is not exactly centred."""
     spec = PreprocessSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.8)
     image = noise(width=size[0], height=size[1])
     image.save(tmp_path / "a.png")
@@ -86,11 +86,11 @@ def test_a_mirrored_file_gives_the_same_two_views(size: tuple[int, int], tmp_pat
     assert np.array_equal(other[32:], views[:32])
 
 
-def test_the_evaluation_mirrors_nothing() -> None:
+def test_eval_transform_has_no_flip() -> None:
     assert not EvalTransform(PreprocessSpec((3, 8, 8), (0.5,) * 3, (0.5,) * 3)).has_flip
 
 
-def test_what_is_stored_ready_is_passed_on() -> None:
+def test_identity_transform_returns_stored_pixels() -> None:
     image = noise(width=32, height=24)
     transform = IdentityTransform((24, 32))
     view = transform(RecordingImage(image), Draw(3, 1, 0))

@@ -1,4 +1,4 @@
-"""Presets are what they say; a saved pipeline does what it did, or is refused."""
+"""Tests of augmentation presets and of saved pipelines."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ SPEC = PreprocessSpec((3, 32, 32), MEAN, STD)
 PHOTO = RecordingImage(noise(width=60, height=40))
 
 
-def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
+def test_preset_none_equals_eval_transform() -> None:
     transform = create_train_transform("none", spec=SPEC, seed=0)
     assert not transform.has_color_matrix
     expected = EvalTransform(SPEC)(PHOTO).pixels
@@ -34,29 +34,29 @@ def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "share", "colours"),
+    ("name", "min_fraction", "has_jitter"),
     [("light", 0.5, False), ("medium", 0.35, True), ("strong", 0.2, True)],
 )
-def test_a_preset_crops_a_share_of_the_image_and_changes_colours_or_not(
-    name: str, share: float, colours: bool
+def test_preset_crop_area_and_color_jitter(
+    name: str, min_fraction: float, has_jitter: bool
 ) -> None:
     picture = RecordingImage(noise(width=600, height=600))
     transform = create_train_transform(name, spec=SPEC, seed=0)
-    assert transform.has_color_matrix is colours
+    assert transform.has_color_matrix is has_jitter
     changed = 0
     for row in range(300):
-        _, colour = transform(picture, Draw(row, 0, 0))
-        changed += colour is not None and not np.array_equal(colour, np.eye(3, 4))
+        _, matrix = transform(picture, Draw(row, 0, 0))
+        changed += matrix is not None and not np.array_equal(matrix, np.eye(3, 4))
     sizes = [
         (right - left) * (bottom - top) / 360_000 for left, top, right, bottom in picture.boxes
     ]
     assert len(sizes) == 300
-    assert share - 0.01 < min(sizes) < share + 0.05
+    assert min_fraction - 0.01 < min(sizes) < min_fraction + 0.05
     assert max(sizes) > 0.9
-    assert (changed > 100) is colours
+    assert (changed > 100) is has_jitter
 
 
-def test_digits_are_never_mirrored(tmp_path: Path) -> None:
+def test_digits_pipeline_never_flips(tmp_path: Path) -> None:
     left = np.zeros((28, 28, 3), np.uint8)
     left[4:24, 4:10] = 255
     save_pipeline(build_digits_pipeline(32), tmp_path / "digits.json")
@@ -73,9 +73,7 @@ def pipeline() -> A.Compose:
 
 
 @pytest.mark.parametrize("suffix", ["json", "JSON", "yaml", "yml"])
-def test_a_saved_pipeline_does_what_it_did(
-    tmp_path: Path, pipeline: A.Compose, suffix: str
-) -> None:
+def test_saved_pipeline_gives_same_views(tmp_path: Path, pipeline: A.Compose, suffix: str) -> None:
     file = tmp_path / f"mine.{suffix}"
     A.save(pipeline, file, data_format="json" if suffix.lower() == "json" else "yaml")
     loaded = create_train_transform(str(file), spec=SPEC, seed=1)
@@ -86,7 +84,7 @@ def test_a_saved_pipeline_does_what_it_did(
         assert found.color_matrix is expected.color_matrix is None
 
 
-def test_a_single_saved_step_is_a_pipeline(tmp_path: Path) -> None:
+def test_saved_single_step_is_pipeline(tmp_path: Path) -> None:
     A.save(A.RandomResizedCrop((32, 32), p=1), tmp_path / "one.json")
     transform = create_train_transform(str(tmp_path / "one.json"), spec=SPEC, seed=1)
     assert transform(PHOTO, Draw(0, 0, 0)).pixels.shape == (32, 32, 3)
@@ -98,16 +96,16 @@ CROP = A.RandomResizedCrop((32, 32))
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([CROP, A.Normalize()], "contains Normalize, but finetune normalises by itself"),
-        ([CROP, A.Sequential([A.Normalize()], p=0.01)], "contains Normalize"),
-        ([CROP, A.OneOf([A.HorizontalFlip(), A.ToFloat()])], "contains ToFloat"),
-        ([A.RandomResizedCrop((16, 16))], r"shape \(16, 16, 3\), but uint8 of \(32, 32, 3\)"),
-        ([A.SmallestMaxSize(32)], r"End it with RandomResizedCrop\(\(32, 32\)\)"),
-        ([A.RandomResizedCrop((32, 32), p=0.5)], r"but uint8 of \(32, 32, 3\) is needed"),
-        ([A.RandomCrop(500, 500)], "fails on a 96x64 image"),
+        ([CROP, A.Normalize()], "Normalize"),
+        ([CROP, A.Sequential([A.Normalize()], p=0.01)], "Normalize"),
+        ([CROP, A.OneOf([A.HorizontalFlip(), A.ToFloat()])], "ToFloat"),
+        ([A.RandomResizedCrop((16, 16))], r"\(16, 16, 3\).*\(32, 32, 3\)"),
+        ([A.SmallestMaxSize(32)], r"RandomResizedCrop\(\(32, 32\)\)"),
+        ([A.RandomResizedCrop((32, 32), p=0.5)], r"uint8 of \(32, 32, 3\)"),
+        ([A.RandomCrop(500, 500)], "96x64"),
     ],
 )
-def test_a_pipeline_that_cannot_feed_the_network_is_refused(
+def test_saved_pipeline_with_unusable_output_raises_config_error(
     tmp_path: Path, steps: list[A.BasicTransform], message: str
 ) -> None:
     A.save(A.Compose(steps), tmp_path / "x.json")
@@ -124,16 +122,16 @@ def saved_with(step: str, **arguments: object) -> str:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("x.json", saved_with("GaussNoise", var_limit=[1, 2]), "no pipeline .*var_limit"),
-        ("x.json", saved_with("NoSuchStep"), "no pipeline .*NoSuchStep"),
-        ("x.json", "{", "is no pipeline that albumentations 2"),
-        ("x.json", "[1, 2]", "is no pipeline"),
-        ("x.yaml", "a: 1", r"is no pipeline .*albumentations\.save\(pipeline, 'x\.yaml'\)"),
-        ("x.yaml", "{", "is no pipeline"),
+        ("x.json", saved_with("GaussNoise", var_limit=[1, 2]), "var_limit"),
+        ("x.json", saved_with("NoSuchStep"), "NoSuchStep"),
+        ("x.json", "{", "albumentations 2"),
+        ("x.json", "[1, 2]", r"x\.json"),
+        ("x.yaml", "a: 1", r"albumentations\.save\(pipeline, 'x\.yaml'\)"),
+        ("x.yaml", "{", r"x\.yaml"),
         ("x.json", None, r"x\.json does not exist"),
     ],
 )
-def test_a_file_that_is_no_pipeline_is_refused(
+def test_load_pipeline_invalid_file_raises_config_error(
     tmp_path: Path, name: str, text: str | None, message: str
 ) -> None:
     if text is not None:

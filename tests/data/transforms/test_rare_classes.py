@@ -1,4 +1,4 @@
-"""Images of rare classes are seen as their own transform sees them, the rest as before."""
+"""Tests of the transform of rare classes."""
 
 from typing import Any
 
@@ -25,27 +25,27 @@ def picture() -> ArrayImage:
 
 
 @pytest.mark.parametrize("sizes", [(), (8, 16)])
-def test_each_image_is_seen_as_by_the_transform_of_its_class(
+def test_rare_class_transform_applies_transform_of_class(
     sizes: tuple[int, ...], picture: ArrayImage
 ) -> None:
-    usual, rare = preset("light", sizes=sizes), preset("strong", sizes=sizes)
-    both = RareClassTransform(usual, rare, is_rare=np.array([False, True]))
+    default, rare = preset("light", sizes=sizes), preset("strong", sizes=sizes)
+    both = RareClassTransform(default, rare, is_rare=np.array([False, True]))
     for epoch in (0, 1, 0):
-        for row, alone in enumerate((usual, rare)):
+        for row, single in enumerate((default, rare)):
             draw = Draw(row, epoch, 2)
-            found, expected = both(picture, draw), alone(picture, draw)
+            found, expected = both(picture, draw), single(picture, draw)
             assert np.array_equal(found.pixels, expected.pixels)
-            assert found.pixels.shape[:2] == both.get_size(epoch) == alone.get_size(epoch)
-            colour = np.eye(3, 4) if expected.color_matrix is None else expected.color_matrix
+            assert found.pixels.shape[:2] == both.get_size(epoch) == single.get_size(epoch)
+            matrix = np.eye(3, 4) if expected.color_matrix is None else expected.color_matrix
             assert found.color_matrix is not None
-            np.testing.assert_array_equal(found.color_matrix, colour)
+            np.testing.assert_array_equal(found.color_matrix, matrix)
 
 
-def test_stored_pixels_serve_both() -> None:
-    usual, rare = preset("medium"), preset("strong")
-    both = RareClassTransform(usual, rare, is_rare=np.array([True]))
-    assert usual.min_side_px is not None
+def test_rare_class_transform_min_side_serves_both() -> None:
+    default, rare = preset("medium"), preset("strong")
+    both = RareClassTransform(default, rare, is_rare=np.array([True]))
+    assert default.min_side_px is not None
     assert both.min_side_px == rare.min_side_px
     assert rare.min_side_px is not None
-    assert rare.min_side_px > usual.min_side_px
+    assert rare.min_side_px > default.min_side_px
     assert (both.is_random, both.has_flip, both.has_color_matrix) == (True, True, True)

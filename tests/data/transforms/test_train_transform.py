@@ -1,4 +1,4 @@
-"""Augmentation is a pure function of (seed, draw), and decodes no more than it shows."""
+"""Tests of training transforms: draws, initial crops and preset pipelines."""
 
 import copy
 import pickle
@@ -41,34 +41,34 @@ BILINEAR = Image.Resampling.BILINEAR
         ([A.Rotate(limit=10)], False),
     ],
 )
-def test_a_pipeline_mirrors_where_any_step_may(steps: list[Any], expected: bool) -> None:
+def test_has_flip_is_true_if_any_step_may_flip(steps: list[Any], expected: bool) -> None:
     pipeline = A.Compose([A.Resize(8, 8), *steps])
     assert TrainTransform(pipeline, size=(8, 8), seed=0).has_flip is expected
 
 
-def bits(transform: Transform, draw: Draw) -> bytes:
-    """Return all of a view of ``PHOTO``: its pixels and its colours."""
-    pixels, colour = transform(PHOTO, draw)
+def get_view_bytes(transform: Transform, draw: Draw) -> bytes:
+    """Return a view of ``PHOTO`` as bytes: its pixels and color matrix."""
+    pixels, matrix = transform(PHOTO, draw)
     assert pixels.dtype == np.uint8
     assert pixels.shape == (32, 32, 3)
-    assert transform.has_color_matrix == (colour is not None)
-    return pixels.tobytes() + (b"" if colour is None else colour.tobytes())
+    assert transform.has_color_matrix == (matrix is not None)
+    return pixels.tobytes() + (b"" if matrix is None else matrix.tobytes())
 
 
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
-def test_a_view_is_a_pure_function_of_seed_and_draw(name: str) -> None:
+def test_view_is_function_of_seed_and_draw(name: str) -> None:
     draws = [Draw(row, epoch, repeat) for row in (0, 5) for epoch in (0, 1) for repeat in (0, 1)]
     first = create_train_transform(name, spec=SPEC, seed=3)
-    forth = [bits(first, draw) for draw in draws]
+    forth = [get_view_bytes(first, draw) for draw in draws]
     again = create_train_transform(name, spec=SPEC, seed=3)
-    assert [bits(again, draw) for draw in reversed(draws)][::-1] == forth
+    assert [get_view_bytes(again, draw) for draw in reversed(draws)][::-1] == forth
     copied = pickle.loads(pickle.dumps(first))  # as for a worker
-    assert [bits(copied, draw) for draw in draws] == forth
-    other_seed = bits(create_train_transform(name, spec=SPEC, seed=4), draws[0])
+    assert [get_view_bytes(copied, draw) for draw in draws] == forth
+    other_seed = get_view_bytes(create_train_transform(name, spec=SPEC, seed=4), draws[0])
     assert len({*forth, other_seed}) == (1 if name == "none" else 9)
 
 
-def test_each_draw_begins_with_generators_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generators_of_draw_equal_fresh_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = A.Compose([A.GaussNoise(p=1), A.ColorJitter(p=0.5)])
     given: list[tuple[np.random.Generator, random.Random]] = []
     transform = TrainTransform(pipeline, size=(32, 32), seed=7)
@@ -81,20 +81,20 @@ def test_each_draw_begins_with_generators_of_its_own(monkeypatch: pytest.MonkeyP
         numbers, plain = given.pop()
         key = np.array([7 << 32 | draw.epoch, draw.row << 32 | draw.repeat], np.uint64)
         fresh = np.random.Generator(np.random.Philox(key=key))
-        # 32 bits at a time, so that a half that was left over would tell
+        # 32 bits at a time, so that a buffered half of 64 bits would be detected
         np.testing.assert_array_equal(
             numbers.integers(0, 2**32, 9, np.uint32), fresh.integers(0, 2**32, 9, np.uint32)
         )
         np.testing.assert_array_equal(numbers.normal(size=50), fresh.normal(size=50))
         words = (7 << 32 | draw.epoch) << 64 | draw.row << 32 | draw.repeat
         assert plain.random() == random.Random(words).random()
-        transform(PHOTO, Draw(9, 9, 9))  # which leaves them anywhere
+        transform(PHOTO, Draw(9, 9, 9))  # advances the generators
 
 
-def test_large_rows_epochs_and_seeds_are_told_apart() -> None:
+def test_views_of_large_rows_epochs_and_seeds_differ() -> None:
     numbers = [0, 1, 2**16, 2**31 - 1]
     seen = {
-        bits(TrainTransform(light(), size=(32, 32), seed=seed), Draw(row, epoch, repeat))
+        get_view_bytes(TrainTransform(light(), size=(32, 32), seed=seed), Draw(row, epoch, repeat))
         for seed in numbers
         for row in numbers
         for epoch in numbers
@@ -107,23 +107,23 @@ def light() -> A.Compose:
     return A.Compose([A.RandomResizedCrop((32, 32)), A.ColorJitter(p=1)])
 
 
-def test_the_draw_of_one_image_does_not_depend_on_the_images_before_it() -> None:
+def test_view_does_not_depend_on_earlier_images() -> None:
     transform = create_train_transform("strong", spec=SPEC, seed=0)
-    alone = bits(transform, Draw(7, 2, 0))
+    alone = get_view_bytes(transform, Draw(7, 2, 0))
     for row in range(5):
         transform(RecordingImage(noise(seed=row, width=100, height=50)), Draw(row, 2, 0))
-    assert bits(transform, Draw(7, 2, 0)) == alone
+    assert get_view_bytes(transform, Draw(7, 2, 0)) == alone
 
 
 def assert_even(counts: Counter[tuple[object, ...]], cases: int, draws: int) -> None:
-    """Fail unless all cases were drawn alike often, to five standard deviations."""
-    share = 1 / cases
+    """Check that all cases were drawn equally often, within five standard deviations."""
+    fraction = 1 / cases
     assert len(counts) == cases
     for count in counts.values():
-        assert abs(count - draws * share) < 5 * (draws * share * (1 - share)) ** 0.5
+        assert abs(count - draws * fraction) < 5 * (draws * fraction * (1 - fraction)) ** 0.5
 
 
-def test_steps_fire_independently_of_each_other() -> None:
+def test_steps_are_applied_independently() -> None:
     image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
     flips = A.Compose([A.HorizontalFlip(p=0.5), A.OneOf([A.VerticalFlip(p=1)], p=0.5)])
     transform = TrainTransform(flips, size=(2, 2), seed=0)
@@ -137,7 +137,7 @@ def test_steps_fire_independently_of_each_other() -> None:
     assert_even(Counter(cases[view.tobytes()] for view in views), 4, 800)
 
 
-def test_crop_flip_and_colours_are_drawn_independently_of_each_other() -> None:
+def test_crop_flip_and_jitter_are_independent() -> None:
     width = 200
     ramp = np.broadcast_to(np.arange(width, dtype=np.uint8)[None, :, None], (100, width, 3))
     picture = RecordingImage(Image.fromarray(np.ascontiguousarray(ramp)))
@@ -151,15 +151,15 @@ def test_crop_flip_and_colours_are_drawn_independently_of_each_other() -> None:
     transform = TrainTransform(pipeline, size=(32, 32), seed=0, jitter=jitter)
     counts: Counter[tuple[object, ...]] = Counter()
     for row in range(800):
-        pixels, colour = transform(picture, Draw(row, 3, 0))
+        pixels, matrix = transform(picture, Draw(row, 3, 0))
         left, _, right, _ = picture.boxes[-1]
-        assert colour is not None
-        changed = not np.array_equal(colour, np.eye(3, 4))
+        assert matrix is not None
+        changed = not np.array_equal(matrix, np.eye(3, 4))
         counts[left + right < width, bool(pixels[0, 0, 0] > pixels[0, -1, 0]), changed] += 1
     assert_even(counts, 8, 800)
 
 
-def test_the_view_shows_the_box_that_albumentations_would_crop() -> None:
+def test_view_shows_box_of_albumentations() -> None:
     image = smooth(width=200, height=150)
     steps = [A.RandomResizedCrop((40, 60), scale=(0.2, 0.9)), A.HorizontalFlip(p=0.5)]
     pipeline = A.Compose(steps)
@@ -185,7 +185,7 @@ def test_the_view_shows_the_box_that_albumentations_would_crop() -> None:
         cut = image.crop(box)
         by_pillow = np.asarray(cut.resize((60, 40), BILINEAR))
         by_opencv = crop.apply(np.asarray(image), crop_coords=box)
-        assert abs(by_pillow.astype(int) - by_opencv).mean() < 2, "the reference itself"
+        assert abs(by_pillow.astype(int) - by_opencv).mean() < 2, "the references must agree"
         mirrored = abs(view[:, ::-1].astype(int) - by_pillow).max() <= 2
         straight = abs(view.astype(int) - by_pillow).max() <= 2
         assert mirrored != straight
@@ -193,7 +193,7 @@ def test_the_view_shows_the_box_that_albumentations_would_crop() -> None:
     assert 8 < flipped < 32
 
 
-def test_the_box_of_a_shrunk_image_is_that_of_the_full_one() -> None:
+def test_box_of_shrunk_image_equals_box_of_full_image() -> None:
     full = smooth(width=400, height=300)
     half = RecordingImage(full.resize((200, 150), BILINEAR))
     half.height, half.width = 300, 400
@@ -205,7 +205,7 @@ def test_the_box_of_a_shrunk_image_is_that_of_the_full_one() -> None:
     assert half.boxes == picture.boxes
 
 
-def test_a_crop_shrinks_with_antialiasing() -> None:
+def test_crop_is_antialiased() -> None:
     stripes = np.zeros((512, 512, 3), np.uint8)
     stripes[:, ::2] = 255
     transform = create_train_transform("light", spec=SPEC, seed=0)
@@ -213,21 +213,21 @@ def test_a_crop_shrinks_with_antialiasing() -> None:
     assert abs(view.astype(float) - 127.5).max() < 30
 
 
-@pytest.mark.parametrize("share", [0.2, 1.0])
-def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(
-    share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fraction", [0.2, 1.0])
+def test_jpeg_is_decoded_at_scale_of_crop(
+    fraction: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_jpeg(tmp_path / "x.jpg", smooth(width=640, height=480))
     decoded = watch_decoder(monkeypatch)
-    crop = A.RandomResizedCrop((40, 40), scale=(share, share), ratio=(1.0, 1.0))
+    crop = A.RandomResizedCrop((40, 40), scale=(fraction, fraction), ratio=(1.0, 1.0))
     TrainTransform(A.Compose([crop]), size=(40, 40), seed=0)(open_image(file), Draw(0, 0, 0))
-    # a fifth is a square of 248 pixels; the largest square is one of 480
-    assert decoded == [(120, 160, 3)] if share < 1 else [(60, 80, 3)]
+    # 20% of the area is a square of 248 pixels; the largest square has 480
+    assert decoded == [(120, 160, 3)] if fraction < 1 else [(60, 80, 3)]
 
 
 LINEAR, CUBIC = cv2.INTER_LINEAR, cv2.INTER_CUBIC
 CROP = A.RandomResizedCrop((20, 30), scale=(0.25, 1.0))
-OPENINGS: list[tuple[A.Compose, tuple[tuple[int, int], str, float] | None]] = [
+INITIAL_CROPS: list[tuple[A.Compose, tuple[tuple[int, int], str, float] | None]] = [
     (A.Compose([CROP]), ((20, 30), "bilinear", 0.25)),
     (A.Compose([CROP, A.HorizontalFlip()]), ((20, 30), "bilinear", 0.25)),
     (A.Compose([A.RandomResizedCrop((8, 8), interpolation=CUBIC)]), ((8, 8), "bicubic", 0.08)),
@@ -237,7 +237,7 @@ OPENINGS: list[tuple[A.Compose, tuple[tuple[int, int], str, float] | None]] = [
     ),
     (A.Compose([A.Resize(20, 30)]), ((20, 30), "bilinear", 1.0)),
     (A.Compose([A.Resize(9, 8, interpolation=cv2.INTER_LANCZOS4)]), ((9, 8), "bicubic", 1.0)),
-    # not always, not first, not all of it, or of another kind
+    # not always applied, not first, not antialiased, or another step
     (A.Compose([]), None),
     (A.Compose([CROP], p=0.9), None),
     (A.Compose([A.RandomResizedCrop((8, 8), p=0.9)]), None),
@@ -253,8 +253,8 @@ OPENINGS: list[tuple[A.Compose, tuple[tuple[int, int], str, float] | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("pipeline", "expected"), OPENINGS)
-def test_a_pipeline_opens_with_what_cuts_and_resizes_always(
+@pytest.mark.parametrize(("pipeline", "expected"), INITIAL_CROPS)
+def test_find_initial_crop_requires_crop_and_resize_always(
     pipeline: A.Compose, expected: tuple[tuple[int, int], str, float] | None
 ) -> None:
     found = find_initial_crop(pipeline)
@@ -266,8 +266,10 @@ def test_a_pipeline_opens_with_what_cuts_and_resizes_always(
     assert found.step is pipeline.transforms[0]
 
 
-@pytest.mark.parametrize("pipeline", [pipeline for pipeline, found in OPENINGS if found is None])
-def test_a_pipeline_without_an_opening_gets_the_whole_image(pipeline: A.Compose) -> None:
+@pytest.mark.parametrize(
+    "pipeline", [pipeline for pipeline, found in INITIAL_CROPS if found is None]
+)
+def test_pipeline_without_initial_crop_gets_full_image(pipeline: A.Compose) -> None:
     picture = RecordingImage(smooth(width=60, height=50))
     transform = TrainTransform(pipeline, size=(8, 8), seed=0)
     for row in range(5):
@@ -276,7 +278,7 @@ def test_a_pipeline_without_an_opening_gets_the_whole_image(pipeline: A.Compose)
     assert picture.num_full_reads == 5
 
 
-def test_the_users_own_steps_see_what_the_file_holds() -> None:
+def test_custom_steps_get_full_image() -> None:
     image = smooth(width=60, height=50)
     cut = TrainTransform(A.Compose([A.CenterCrop(8, 10)]), size=(8, 10), seed=0)
     view = cut(RecordingImage(image), Draw(0, 0, 0)).pixels
@@ -287,7 +289,7 @@ def test_the_users_own_steps_see_what_the_file_holds() -> None:
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5])
-def test_a_pipeline_that_is_run_by_chance_is_run_that_often(p: float) -> None:
+def test_pipeline_probability_is_respected(p: float) -> None:
     flip = A.Compose([A.HorizontalFlip(p=1)], p=p)
     transform = TrainTransform(flip, size=(10, 12), seed=0)
     image = noise()
@@ -300,7 +302,7 @@ def test_a_pipeline_that_is_run_by_chance_is_run_that_often(p: float) -> None:
     assert abs(flipped - 400 * p) <= 5 * (400 * p * (1 - p)) ** 0.5
 
 
-def test_a_resize_opens_with_the_whole_image_resized() -> None:
+def test_resize_is_initial_crop_of_full_image() -> None:
     image = smooth(width=64, height=50)
     transform = TrainTransform(A.Compose([A.Resize(20, 30)]), size=(20, 30), seed=0)
     picture = RecordingImage(image)
@@ -310,34 +312,32 @@ def test_a_resize_opens_with_the_whole_image_resized() -> None:
     np.testing.assert_allclose(view.astype(int), expected.astype(int), atol=1)
 
 
-@pytest.mark.parametrize("share", [0.001, 0.08, 0.2, 0.35, 0.5, 1.0])
+@pytest.mark.parametrize("fraction", [0.001, 0.08, 0.2, 0.35, 0.5, 1.0])
 @pytest.mark.parametrize("size", [(224, 224), (32, 48)])
-def test_a_square_crop_of_an_image_of_the_needed_size_is_not_enlarged(
-    share: float, size: tuple[int, int]
-) -> None:
-    found = find_initial_crop(A.Compose([A.RandomResizedCrop(size, scale=(share, 1.0))]))
+def test_min_side_is_smallest_without_enlarging(fraction: float, size: tuple[int, int]) -> None:
+    found = find_initial_crop(A.Compose([A.RandomResizedCrop(size, scale=(fraction, 1.0))]))
     assert found is not None
     needed = found.compute_min_side_px()
     assert isinstance(needed, int)
-    assert (needed**2 * share) ** 0.5 >= max(size) - 1e-9
-    assert ((needed - 1) ** 2 * share) ** 0.5 < max(size)
+    assert (needed**2 * fraction) ** 0.5 >= max(size) - 1e-9
+    assert ((needed - 1) ** 2 * fraction) ** 0.5 < max(size)
 
 
-def test_a_resize_needs_its_own_size() -> None:
+def test_min_side_of_resize_is_its_size() -> None:
     found = find_initial_crop(A.Compose([A.Resize(20, 30)]))
     assert isinstance(found, InitialCrop)
     assert found.compute_min_side_px() == 30
 
 
-@pytest.mark.parametrize("share", [0.0, 1e-6])
-def test_no_more_is_needed_than_can_be_kept(share: float) -> None:
-    found = find_initial_crop(A.Compose([A.RandomResizedCrop((32, 32), scale=(share, 1.0))]))
+@pytest.mark.parametrize("fraction", [0.0, 1e-6])
+def test_min_side_is_limited_to_8192(fraction: float) -> None:
+    found = find_initial_crop(A.Compose([A.RandomResizedCrop((32, 32), scale=(fraction, 1.0))]))
     assert found is not None
     assert found.compute_min_side_px() == 8192
 
 
 @pytest.mark.parametrize("name", ["light", "medium", "strong"])
-def test_presets_take_pixels_that_may_not_be_written(name: str) -> None:
+def test_presets_accept_read_only_pixels(name: str) -> None:
     image = noise(width=32, height=32)
     transform = create_train_transform(name, spec=SPEC, seed=0)
     assert isinstance(transform, TrainTransform)

@@ -1,4 +1,4 @@
-"""The backbone is asked about each image once, whoever asks and whatever ends it."""
+"""Cached feature extraction: stored features are reused, and split across ranks."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,23 +6,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.builders import Training
 from finetune.data.images.lazy_image import open_image
 from finetune.data.transforms.eval_transform import EvalTransform
+from finetune.distributed.rendezvous import Rendezvous
 from finetune.errors import DataError, TrainingError
+from finetune.models import torchvision_models
 from finetune.models.classifier import normalise
-from finetune.models.head import find_linear_head
-from finetune.probe import extraction as features_module
-from finetune.probe.cached_extractor import CachedFeatureExtractor
-from finetune.probe.extractor import FeatureExtractor
-from finetune.probe.feature_store import ViewSpec, extract_features
+from finetune.probe import cached_extractor as cached_extractor_module
+from finetune.probe.cached_extractor import CachedFeatureExtractor, ExtractionPlan
+from finetune.probe.extractor import ViewSpec, create_feature_extractor, extract_features
 from finetune.probe.linear_probe import broadcast_weights
-from finetune.types import Reporter
+from finetune.types import PreprocessSpec, Reporter
 from tests.support.processes import open_group, run_on_ranks
 from tests.support.runs import small_training
 
@@ -34,60 +35,62 @@ def training_in(place: Path, **settings: Any) -> Training:
     return small_training(place / "photos", **{**own, **settings})
 
 
-def answers_of(training: Training) -> FeatureExtractor:
-    network = training.module.classifier.eval().network
-    head = find_linear_head(network)
-    assert head is not None
-    return FeatureExtractor(network, head)
-
-
-def asked(training: Training, *, mirrored: bool = False) -> tuple[list[NDArray[np.float32]], int]:
-    """Return the features of the training images, and how many had to be computed."""
+def make_extractor(
+    training: Training, *, rendezvous: Rendezvous | None = None
+) -> CachedFeatureExtractor:
     assert training.probe is not None
-    source = CachedFeatureExtractor(
-        answers_of(training),
+    return CachedFeatureExtractor(
+        create_feature_extractor(training.module.classifier.eval().network),
         training.probe.extraction,
         device=CPU,
-        rendezvous=None,
+        rendezvous=rendezvous,
         reporter=Reporter(),
     )
-    (views,) = source.extract(training.probe.train.paths, ViewSpec(flipped=mirrored))
-    return [view[:] for view in views], source.num_computed
 
 
-def expected(training: Training, *, mirrored: bool) -> NDArray[np.float32]:
-    """Return the features image by image, by the network's own words."""
+def extract(
+    training: Training, *, flipped: bool = False, rendezvous: Rendezvous | None = None
+) -> tuple[list[NDArray[np.float32]], int]:
+    """Return the features of the training images, and how many images had to be computed."""
+    assert training.probe is not None
+    extractor = make_extractor(training, rendezvous=rendezvous)
+    (views,) = extractor.extract(training.probe.train.paths, ViewSpec(flipped=flipped))
+    return [view[:] for view in views], extractor.num_computed
+
+
+def compute_reference(training: Training, *, flipped: bool) -> NDArray[np.float32]:
+    """Return the features image by image, from the network's own methods."""
     assert training.probe is not None
     network: Any = training.module.classifier.eval().network
     spec = training.network.spec
     rows = []
     for path in training.probe.train.paths:
         pixels = torch.from_numpy(EvalTransform(spec)(open_image(path)).pixels)[None]
-        images = normalise(pixels.flip(2) if mirrored else pixels, mean=spec.mean, std=spec.std)
+        images = normalise(pixels.flip(2) if flipped else pixels, mean=spec.mean, std=spec.std)
         with torch.no_grad():
             rows.append(network.forward_head(network.forward_features(images), pre_logits=True))
     return np.asarray(torch.cat(rows).numpy())
 
 
-def test_features_are_what_the_network_gives_its_head(place: Path) -> None:
+def test_extract_returns_the_head_inputs_of_each_view(place: Path) -> None:
     training = training_in(place)
-    (seen, mirrored), computed = asked(training, mirrored=True)
-    assert computed == len(seen) == 24
-    np.testing.assert_allclose(seen, expected(training, mirrored=False), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(mirrored, expected(training, mirrored=True), rtol=1e-4, atol=1e-5)
-    assert np.abs(seen - mirrored).max() > 1e-3
+    (plain, flipped), num_computed = extract(training, flipped=True)
+    assert num_computed == len(plain) == 24
+    for features, is_flipped in ((plain, False), (flipped, True)):
+        reference = compute_reference(training, flipped=is_flipped)
+        np.testing.assert_allclose(features, reference, rtol=1e-4, atol=1e-5)
+    assert np.abs(plain - flipped).max() > 1e-3
 
 
-def test_what_is_known_is_not_asked_again(place: Path) -> None:
-    (first,), computed = asked(training_in(place))
-    assert computed == 24
-    (again,), computed = asked(training_in(place, imbalance__strategy="weighted", seed=7))
-    assert computed == 0
-    np.testing.assert_array_equal(again, first)
-    # another view is another question
-    (seen, _), computed = asked(training_in(place), mirrored=True)
-    assert computed == 24
-    np.testing.assert_allclose(seen, first, rtol=1e-5, atol=1e-6)
+def test_extract_stored_features_are_reused_except_for_new_views(place: Path) -> None:
+    (first,), num_computed = extract(training_in(place))
+    assert num_computed == 24
+    (second,), num_computed = extract(training_in(place, imbalance__strategy="weighted", seed=7))
+    assert num_computed == 0
+    np.testing.assert_array_equal(second, first)
+    (plain, _), num_computed = extract(training_in(place), flipped=True)
+    assert num_computed == 24
+    np.testing.assert_allclose(plain, first, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -100,183 +103,240 @@ def test_what_is_known_is_not_asked_again(place: Path) -> None:
     ],
     ids=["mean", "size", "network", "precision"],
 )
-def test_another_preprocessing_is_another_question(change: dict[str, Any], place: Path) -> None:
-    asked(training_in(place))
-    assert asked(training_in(place, **change))[1] == 24
+def test_extract_other_preprocessing_or_precision_computes_again(
+    change: dict[str, Any], place: Path
+) -> None:
+    extract(training_in(place))
+    assert extract(training_in(place, **change))[1] == 24
 
 
-def test_what_is_known_is_not_written_again(place: Path) -> None:
-    def sizes() -> dict[str, int]:
+def test_extract_new_view_does_not_write_stored_views_again(place: Path) -> None:
+    def measure_stores() -> dict[str, int]:
         files = (place / "cache").rglob("arrays.bin")
         return {file.parent.name: file.stat().st_size for file in files}
 
-    asked(training_in(place))
-    before = sizes()
-    assert asked(training_in(place), mirrored=True)[1] == 24
-    after = sizes()
+    extract(training_in(place))
+    before = measure_stores()
+    assert extract(training_in(place), flipped=True)[1] == 24
+    after = measure_stores()
     assert len(after) == 2
     assert before.items() <= after.items()
 
 
-def test_another_backbone_is_another_question(place: Path) -> None:
-    asked(training_in(place))
+def test_extract_other_backbone_weights_computes_again(place: Path) -> None:
+    extract(training_in(place))
     training = training_in(place)
     with torch.no_grad():
         next(iter(training.module.classifier.network.parameters())).mul_(1.01)
-    assert asked(training)[1] == 24
+    assert extract(training)[1] == 24
 
 
-def test_only_an_image_that_has_changed_is_asked_about_again(place: Path) -> None:
-    (before,), _ = asked(training_in(place))
+def test_extract_changed_file_is_computed_again(place: Path) -> None:
+    (before,), _ = extract(training_in(place))
     training = training_in(place)
     assert training.probe is not None
     changed, other = training.probe.train.paths[3], training.probe.train.paths[20]
     changed.write_bytes(other.read_bytes())
-    (after,), computed = asked(training)
-    assert computed == 1
+    (after,), num_computed = extract(training)
+    assert num_computed == 1
     np.testing.assert_allclose(after[3], before[20], rtol=1e-4, atol=1e-5)
-    rest = np.arange(24) != 3
-    np.testing.assert_array_equal(after[rest], before[rest])
+    is_unchanged = np.arange(24) != 3
+    np.testing.assert_array_equal(after[is_unchanged], before[is_unchanged])
 
 
-def test_what_was_answered_before_an_error_is_kept(
+def test_extract_after_an_error_resumes_from_the_stored_features(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features_module, "_BATCH_SIZE", 4)
-    monkeypatch.setattr(features_module, "_MAX_BATCHES_PER_WRITE", 1)
+    monkeypatch.setattr(cached_extractor_module, "_BATCH_SIZE", 4)
+    monkeypatch.setattr(cached_extractor_module, "_MAX_BATCHES_PER_WRITE", 1)
     training = training_in(place)
     assert training.probe is not None
     broken = training.probe.train.paths[13]
-    whole = broken.read_bytes()
+    content = broken.read_bytes()
     broken.write_bytes(b"")
-    with pytest.raises(DataError, match="empty file"):
-        asked(training)
-    broken.write_bytes(whole)
-    assert asked(training)[1] == 12
+    with pytest.raises(DataError, match=f"{broken.name}.*empty"):
+        extract(training)
+    broken.write_bytes(content)
+    assert extract(training)[1] == 12
 
 
-@pytest.mark.parametrize("most", [5, 0], ids=["some fit", "none fits"])
-def test_a_batch_that_does_not_fit_is_halved(
-    most: int, place: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("max_images", [5, 0], ids=["small batch fits", "no batch fits"])
+def test_extract_out_of_memory_halves_the_batch_or_raises(
+    max_images: int, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (expected,), _ = asked(training_in(place, data__cache=str(place / "other")))
+    (expected,), _ = extract(training_in(place, data__cache=str(place / "other")))
     sizes = []
 
-    def short_of_memory(answers: Any, batches: Any, **more: Any) -> Iterator[Any]:
+    def extract_with_little_memory(extractor: Any, batches: Any, **options: Any) -> Iterator[Any]:
         for batch in batches:
             sizes.append(len(batch["image"]))
-            if sizes[-1] > most:
+            if sizes[-1] > max_images:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-            yield from extract_features(answers, [batch], **more)
+            yield from extract_features(extractor, [batch], **options)
 
-    monkeypatch.setattr(features_module, "extract_features", short_of_memory)
-    if not most:
-        with pytest.raises(TrainingError, match=r"does not take even 1 image.*probe\.enabled=off"):
-            asked(training_in(place))
+    monkeypatch.setattr(cached_extractor_module, "extract_features", extract_with_little_memory)
+    if not max_images:
+        with pytest.raises(TrainingError, match=r"\b1 image.*--image-size.*probe\.enabled=off"):
+            extract(training_in(place))
         return
-    (found,), _ = asked(training_in(place))
-    assert max(size for size in sizes if size <= most) == 4
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    (features,), _ = extract(training_in(place))
+    assert max(size for size in sizes if size <= max_images) == 4
+    np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_answers_that_are_no_numbers_are_an_error(place: Path) -> None:
+def test_extract_features_not_finite_raises_training_error(place: Path) -> None:
     training = training_in(place)
     with torch.no_grad():
         next(iter(training.module.classifier.network.parameters())).fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"no numbers in trainer\.precision=32-true"):
-        asked(training)
+    with pytest.raises(TrainingError, match=r"NaN.*trainer\.precision=32-true.*probe\.enabled=off"):
+        extract(training)
 
 
-def test_several_images_are_read_from_the_disk_at_a_time(place: Path) -> None:
+def test_extract_returns_memory_mapped_features(place: Path) -> None:
     training = training_in(place)
-    asked(training)
+    extract(training)
     assert training.probe is not None
-    plan = training.probe.extraction
-    source = CachedFeatureExtractor(
-        answers_of(training), plan, device=CPU, rendezvous=None, reporter=Reporter()
+    ((features,),) = make_extractor(training).extract(training.probe.train.paths)
+    assert features.shape == (24, features[:].shape[1])
+    np.testing.assert_array_equal(features[5:9], features[:][5:9])
+    np.testing.assert_array_equal(features[np.array([7, 2])], features[:][[7, 2]])
+    assert isinstance(features._table.base, np.memmap) or isinstance(features._table, np.memmap)
+
+
+def fill_deterministically(network: nn.Module) -> nn.Module:
+    """Fill all parameters and statistics with exact values that no generator is needed for."""
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                values = torch.arange(tensor.numel()) % 17 / 16 - 0.5
+                tensor.copy_(values.reshape(tensor.shape))
+    return network.eval()
+
+
+# computed by release 0.1, whose feature stores on disk must stay valid
+@pytest.mark.parametrize(
+    ("backbone", "spec", "digest"),
+    [
+        (
+            "test_resnet",
+            PreprocessSpec(
+                (3, 64, 64), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 0.95
+            ),
+            "8dee8a2b31742ce4",
+        ),
+        (
+            "test_vit",
+            PreprocessSpec((3, 160, 160), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.95),
+            "3642466cb50a89da",
+        ),
+        (
+            "googlenet",
+            PreprocessSpec((3, 224, 224), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.875),
+            "edd8fca61e9163cb",
+        ),
+        (
+            "alexnet",
+            PreprocessSpec((3, 224, 224), (0.5,) * 3, (0.25,) * 3),
+            "662aea461cb86f46",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_store_digest_is_that_of_earlier_releases(
+    backbone: str, spec: PreprocessSpec, digest: str, tmp_path: Path
+) -> None:
+    torchvision_models.register()
+    network = fill_deterministically(timm.create_model(backbone, num_classes=3))
+    plan = ExtractionPlan(
+        model_args_json='{"drop_rate": 0.1}',
+        spec=spec,
+        precision="bf16-mixed",
+        root=tmp_path,
+        owner="photos",
+        limit_bytes=10**9,
+        num_workers=0,
+        max_pixels=10**6,
     )
-    ((seen,),) = source.extract(training.probe.train.paths)
-    assert seen.shape == (24, seen[:].shape[1])
-    np.testing.assert_array_equal(seen[5:9], seen[:][5:9])
-    assert isinstance(seen._table.base, np.memmap) or isinstance(seen._table, np.memmap)
+    extractor = CachedFeatureExtractor(
+        create_feature_extractor(network), plan, device=CPU, rendezvous=None, reporter=Reporter()
+    )
+    assert extractor._digest == digest
 
 
-def shared(rank: int, place: Path, settings: dict[str, Any]) -> tuple[list[Any], int]:
-    """Ask on several ranks, of which rank 0 alone holds the right weights."""
+def test_view_names_are_those_of_earlier_releases() -> None:
+    assert ViewSpec(flipped=True, num_crops=2).names == (
+        "seen", "mirrored", "0.8-at-0.5-0.5", "0.8-at-0-0-mirrored",
+    )  # fmt: skip
+    assert ViewSpec(num_crops=2).names == ("seen", "0.8-at-0.5-0.5", "0.8-at-0-0")
+
+
+def test_output_names_are_those_of_earlier_releases() -> None:
+    network = timm.create_model("test_resnet", num_classes=3).eval()
+    assert create_feature_extractor(network).output_names == ("features",)
+    names = create_feature_extractor(network, depth=2).output_names
+    assert names == ("features", "maps-layer3_0_act3")
+
+
+def extract_on_rank(rank: int, place: Path, settings: dict[str, Any]) -> tuple[list[Any], int]:
+    """Extract on several ranks, of which rank 0 alone has the right weights."""
     training = training_in(place, **settings)
-    assert training.probe is not None
     classifier = training.module.classifier.eval()
     if rank > 0:
         with torch.no_grad():
             for parameter in classifier.parameters():
                 parameter.zero_()
-    with open_group() as met:
+    with open_group() as rendezvous:
         broadcast_weights(classifier)
-        source = CachedFeatureExtractor(
-            answers_of(training),
-            training.probe.extraction,
-            device=CPU,
-            rendezvous=met,
-            reporter=Reporter(),
-        )
-        (views,) = source.extract(training.probe.train.paths, ViewSpec(flipped=True))
-        return [view[:] for view in views], source.num_computed
+        return extract(training, flipped=True, rendezvous=rendezvous)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
-def test_ranks_share_the_images_to_the_same_bits(count: int, place: Path) -> None:
-    alone, _ = asked(training_in(place), mirrored=True)
+def test_extract_on_several_ranks_is_bit_identical_to_one(count: int, place: Path) -> None:
+    expected, _ = extract(training_in(place), flipped=True)
     settings = {"trainer__devices": count, "data__cache": str(place / "other")}
-    first, *others = run_on_ranks(count, shared, place, settings)
+    first, *others = run_on_ranks(count, extract_on_rank, place, settings)
     assert first[1] == 24
-    for view, of_one in zip(first[0], alone, strict=True):
-        np.testing.assert_array_equal(view, of_one)
+    for actual_view, expected_view in zip(first[0], expected, strict=True):
+        np.testing.assert_array_equal(actual_view, expected_view)
     assert all(views == [] for views, _ in others)
-    again, *_ = run_on_ranks(count, shared, place, settings)
+    again, *_ = run_on_ranks(count, extract_on_rank, place, settings)
     assert again[1] == 0
 
 
-def test_parts_of_an_image_are_views_of_their_own(place: Path) -> None:
+def test_extract_crops_are_views_that_are_stored_separately(place: Path) -> None:
     training = training_in(place)
     assert training.probe is not None
-    source = CachedFeatureExtractor(
-        answers_of(training),
-        training.probe.extraction,
-        device=CPU,
-        rendezvous=None,
-        reporter=Reporter(),
-    )
+    extractor = make_extractor(training)
     paths = training.probe.train.paths
-    found = [view[:] for view in source.extract(paths, ViewSpec(flipped=True, num_crops=5))[0]]
+    views = [view[:] for view in extractor.extract(paths, ViewSpec(flipped=True, num_crops=5))[0]]
     corners = [((0.5, 0.5), False), ((0.0, 0.0), True), ((1.0, 1.0), False), ((1.0, 0.0), True)]
-    for number, (anchor, turned) in enumerate([*corners, ((0.0, 1.0), False)]):
+    for index, (anchor, flipped) in enumerate([*corners, ((0.0, 1.0), False)]):
         with torch.inference_mode():
-            rows = [asked_about_part(training, path, anchor, turned=turned) for path in paths]
-        expected_rows = torch.cat(rows).numpy()
-        np.testing.assert_allclose(found[2 + number], expected_rows, rtol=1e-4, atol=1e-5)
-    # what is known of the whole images is not asked again, and the other way round
-    before = source.num_computed
-    source.extract(paths, ViewSpec(flipped=True))
-    source.extract(paths, ViewSpec(flipped=True, num_crops=1))
-    assert source.num_computed == before
-    source.extract(paths, ViewSpec(num_crops=2))
-    assert source.num_computed == before + len(paths)
+            rows = [compute_crop(training, path, anchor, flipped=flipped) for path in paths]
+        expected = torch.cat(rows).numpy()
+        np.testing.assert_allclose(views[2 + index], expected, rtol=1e-4, atol=1e-5)
+    num_computed = extractor.num_computed
+    extractor.extract(paths, ViewSpec(flipped=True))
+    extractor.extract(paths, ViewSpec(flipped=True, num_crops=1))
+    assert extractor.num_computed == num_computed
+    extractor.extract(paths, ViewSpec(num_crops=2))
+    assert extractor.num_computed == num_computed + len(paths)
 
 
-def asked_about_part(
-    training: Training, path: Path, anchor: tuple[float, float], *, turned: bool
+def compute_crop(
+    training: Training, path: Path, anchor: tuple[float, float], *, flipped: bool
 ) -> Tensor:
-    """Return the features (1, D) of four fifths of an image each way, cut out by hand."""
+    """Return the features (1, D) of a crop of 0.8 of the width and height, cropped by hand."""
     spec = training.network.spec
     with Image.open(path) as image:
         full = image.convert("RGB")
     width, height = round(0.8 * full.width), round(0.8 * full.height)
     left = round(anchor[0] * (full.width - width))
     top = round(anchor[1] * (full.height - height))
-    part = full.crop((left, top, left + width, top + height))
-    pixels = torch.from_numpy(EvalTransform(spec).to_pixels(part))[None]
+    crop = full.crop((left, top, left + width, top + height))
+    pixels = torch.from_numpy(EvalTransform(spec).to_pixels(crop))[None]
     network = training.module.classifier.network
-    images = normalise(pixels.flip(2) if turned else pixels, mean=spec.mean, std=spec.std)
+    images = normalise(pixels.flip(2) if flipped else pixels, mean=spec.mean, std=spec.std)
     features: Tensor = network.forward_head(network.forward_features(images), pre_logits=True)  # type: ignore[operator]
     return features

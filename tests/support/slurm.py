@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this machine, from Debian's packages, and the jobs in it.
+"""SLURM cluster of two nodes on this machine, from Debian's packages, and its jobs.
 
 Each daemon is a child of the test process. Nothing outside of one folder is read or written:
 clients find the cluster by SLURM_CONF. It works as root and as any other user.
@@ -19,17 +19,24 @@ from pathlib import Path
 NODES = ("n1", "n2")
 CPUS_PER_NODE = 2
 GPUS_PER_NODE = 2
-"""Empty files: the scheduler counts them, and no process finds a GPU behind them."""
+"""Number of GPU device files, which are empty: the scheduler counts them, no process uses them."""
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "salloc", "scancel", "scontrol", "sinfo")
 PACKAGES = "slurmctld slurmd slurm-client"
-ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL")
+FINAL_STATES = (
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+)
 _INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SCANCEL_", "SQUEUE_", "SINFO_")
 
-# auth/none needs no munge. cred_expire is also how long a requeued job is held before it starts
-# again: 120 s by default, and again so below 5. slurmd 22.05 wants a cgroup plugin even where
-# nothing uses it, and that of v1 touches no mount. config_overrides: the nodes claim more cores
-# than there may be.
+# auth/none needs no munge. cred_expire is also the delay before a requeued job starts: 120 s by
+# default, and also for values below 5. slurmd 22.05 requires a cgroup plugin even if nothing uses
+# it; that of v1 touches no mount. config_overrides: nodes may have more cores than this machine.
 _CONF = """\
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -74,75 +81,77 @@ _NODE = (
 )
 
 
-def missing_program() -> str | None:
+def find_missing_program() -> str | None:
     """Return the first program of SLURM that is not installed, or None."""
-    return next((name for name in PROGRAMS if shutil.which(name, path=_path()) is None), None)
+    return next(
+        (name for name in PROGRAMS if shutil.which(name, path=_extend_path()) is None), None
+    )
 
 
 class Cluster:
-    """Two nodes with a controller, between ``start`` and ``stop``.
+    """Two nodes with a controller, running from ``start`` to ``stop``.
 
     Args:
-        root: A folder of its own, with a short path: sockets lie in it.
-        node_timeout_seconds: How long a node may be silent before it counts as dead.
+        root: Folder of the cluster; its path must be short, as it contains sockets.
+        node_timeout_seconds: Seconds without response after which a node is down.
     """
 
     def __init__(self, root: Path, *, node_timeout_seconds: int = 15) -> None:
         self.root = root
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
-        # no test may run in the settings of a job that it is itself a part of
+        # without the settings of a job that runs these tests
         clean = {k: v for k, v in os.environ.items() if not k.startswith(_INHERITED)}
         self.environment = clean | {
-            "PATH": _path(),
+            "PATH": _extend_path(),
             "SLURM_CONF": str(root / "slurm.conf"),
-            "MASTER_ADDR": "127.0.0.1",  # no resolver knows the nodes
+            "MASTER_ADDR": "127.0.0.1",  # the names of the nodes are not resolvable
             "OMP_NUM_THREADS": "1",
         }
         self._write_conf(node_timeout_seconds)
 
     def start(self) -> None:
-        """Start the daemons and return when both nodes take jobs."""
+        """Start the daemons and wait until both nodes are idle."""
         self._start_daemon("slurmctld", "slurmctld", "-D", "-c")
         for name in NODES:
             self.start_node(name)
-        self.until(lambda: self.idle_nodes() == list(NODES), "both nodes take jobs", 30)
+        self.wait_until(lambda: self.list_idle_nodes() == list(NODES), "both nodes are idle", 30)
 
     def clear(self) -> None:
-        """Cancel all jobs and return when both nodes are free."""
+        """Cancel all jobs and wait until both nodes are idle."""
         self.run("scancel", "--user", getpass.getuser())
-        self.until(lambda: self.idle_nodes() == list(NODES), "both nodes take jobs", 30)
+        self.wait_until(lambda: self.list_idle_nodes() == list(NODES), "both nodes are idle", 30)
 
     def stop(self) -> None:
-        """End all jobs, then the daemons."""
+        """Stop all jobs, then the daemons."""
         with suppress(AssertionError):
             self.clear()
         for name in list(self._daemons):
-            self._end(name, signal.SIGTERM)
+            self._stop_daemon(name, signal.SIGTERM)
 
     def start_node(self, name: str) -> None:
         """Start the daemon of a node."""
         self._start_daemon(name, "slurmd", "-D", "-N", name)
 
     def kill_node(self, name: str) -> None:
-        """Kill all that runs on a node at once, as a power cut does."""
-        pids = _descendants(self._daemons[name].pid) + self._steps_of(name)
-        self._end(name, signal.SIGKILL)
+        """Kill all processes of a node at once, as a power failure does."""
+        pids = _find_descendants(self._daemons[name].pid) + self._find_step_pids(name)
+        self._stop_daemon(name, signal.SIGKILL)
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def run(self, *command: object, folder: Path | None = None, **extra: str) -> str:
-        """Return what a command prints; it must end well."""
-        done = self.attempt(*command, folder=folder, **extra)
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-        return done.stdout.strip()
+        """Return the output of a command, which must succeed."""
+        process = self.try_run(*command, folder=folder, **extra)
+        assert process.returncode == 0, f"{command}: {process.stdout}{process.stderr}"
+        return process.stdout.strip()
 
-    def attempt(
+    def try_run(
         self, *command: object, folder: Path | None = None, **extra: str
     ) -> subprocess.CompletedProcess[str]:
-        """Return how a command ended."""
+        """Return the completed process of a command, which may fail."""
         return subprocess.run(
-            [str(word) for word in command],
+            list(map(str, command)),
             cwd=folder,
             env=self.environment | extra,
             capture_output=True,
@@ -152,22 +161,25 @@ class Cluster:
         )
 
     def submit(
-        self, folder: Path, *words: object, options: Sequence[str] = (), **extra: str
+        self, folder: Path, *args: object, options: Sequence[str] = (), **extra: str
     ) -> "Job":
-        """Submit a batch script with its words from a folder, where its log will lie too."""
-        given = ("sbatch", "--parsable", *options)
-        return Job(self, self.run(*given, *words, folder=folder, **extra))
+        """Submit a batch script with its arguments from a folder, which also takes its log."""
+        command = ("sbatch", "--parsable", *options)
+        return Job(self, self.run(*command, *args, folder=folder, **extra))
 
-    def idle_nodes(self) -> list[str]:
-        """Return the nodes on which nothing runs and jobs may begin."""
-        done = self.attempt("sinfo", "--noheader", "--Node", "--states=idle", "--format=%N")
-        return sorted(set(done.stdout.split()))
+    def list_idle_nodes(self) -> list[str]:
+        """Return the nodes that are ready for jobs and run none."""
+        process = self.try_run("sinfo", "--noheader", "--Node", "--states=idle", "--format=%N")
+        return sorted(set(process.stdout.split()))
 
-    def until(self, reached: Callable[[], bool], what: str, seconds: float = 60) -> None:
-        """Return once something is so; fail where it does not become so in time."""
-        end = time.monotonic() + seconds
-        while not reached():
-            assert time.monotonic() < end, f"not in {seconds:g} s: {what}\n{self._logs()}"
+    def wait_until(
+        self, condition: Callable[[], bool], description: str, seconds: float = 60
+    ) -> None:
+        """Wait for a condition; fail after ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            late = time.monotonic() > deadline
+            assert not late, f"not within {seconds:g} s: {description}\n{self._read_logs()}"
             time.sleep(0.1)
 
     def _start_daemon(self, key: str, program: str, *arguments: str) -> None:
@@ -177,10 +189,10 @@ class Cluster:
                 env=self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C ends the tests, and they end the daemons
+                start_new_session=True,  # Ctrl-C stops the tests, and they stop the daemons
             )
 
-    def _end(self, key: str, number: signal.Signals) -> None:
+    def _stop_daemon(self, key: str, number: signal.Signals) -> None:
         daemon = self._daemons.pop(key)
         daemon.send_signal(number)
         try:
@@ -189,20 +201,22 @@ class Cluster:
             daemon.kill()
             daemon.wait()
 
-    def _steps_of(self, node: str) -> list[int]:
-        """Return the processes of a node's job steps: slurmstepd leaves its parent behind."""
+    def _find_step_pids(self, node: str) -> list[int]:
+        """Return the processes of a node's job steps; slurmstepd detaches from slurmd."""
         steps = [
             pid
-            for pid in _pids()
-            if _command_line(pid).startswith("slurmstepd")
-            and f"SLURM_CONF={self.environment['SLURM_CONF']}" in _environment(pid)
-            and any(f"SLURMD_NODENAME={node}" in _environment(c) for c in _descendants(pid))
+            for pid in _list_pids()
+            if _read_command_line(pid).startswith("slurmstepd")
+            and f"SLURM_CONF={self.environment['SLURM_CONF']}" in _read_environment(pid)
+            and any(
+                f"SLURMD_NODENAME={node}" in _read_environment(c) for c in _find_descendants(pid)
+            )
         ]
-        return steps + [child for pid in steps for child in _descendants(pid)]
+        return steps + [child for pid in steps for child in _find_descendants(pid)]
 
     def _write_conf(self, timeout: int) -> None:
         host = socket.gethostname().partition(".")[0]
-        ports = _free_ports(1 + len(NODES))
+        ports = _find_free_ports(1 + len(NODES))
         for folder in ("state", "cgroup", *(f"spool/{name}" for name in NODES)):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         for number in range(GPUS_PER_NODE):
@@ -223,7 +237,7 @@ class Cluster:
             f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={self.root}/cgroup\n"
         )
 
-    def _logs(self) -> str:
+    def _read_logs(self) -> str:
         files = sorted(self.root.glob("*.log"))
         return "\n".join(f"{file.name}: {file.read_text()[-2000:]}" for file in files)
 
@@ -233,63 +247,66 @@ class Job:
     """A submitted job.
 
     Attributes:
-        cluster: Where it is.
-        id: Its number; a task of an array is ``12_0``.
+        cluster: Cluster of the job.
+        id: Job ID; that of an array task is ``12_0``.
     """
 
     cluster: Cluster
     id: str
 
     @property
-    def facts(self) -> Mapping[str, str]:
-        """What SLURM says of it: JobState, ExitCode, Restarts and more."""
+    def properties(self) -> Mapping[str, str]:
+        """Output of scontrol show job: JobState, ExitCode, Restarts and more."""
         words = self.cluster.run("scontrol", "show", "job", self.id, "--oneliner").split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     @property
     def restarts(self) -> int:
-        """How often it was started again."""
-        return int(self.facts["Restarts"])
+        """Number of requeues."""
+        return int(self.properties["Restarts"])
 
     @property
-    def text(self) -> str:
-        """What it and its processes have printed so far."""
-        log = Path(self.facts["StdOut"])
+    def log_text(self) -> str:
+        """Output of the job and its processes so far."""
+        log = Path(self.properties["StdOut"])
         return log.read_text(errors="replace") if log.exists() else ""
 
-    def ended(self, seconds: float = 120) -> str:
-        """Wait for the end and return the state in which it is then."""
-        return self.reaches(ENDED, seconds)
+    def wait_until_ended(self, seconds: float = 120) -> str:
+        """Wait for the end of the job and return its final state."""
+        return self.wait_for_state(FINAL_STATES, seconds)
 
-    def completes(self, seconds: float = 120) -> None:
-        """Wait for the end, which must be a good one."""
-        state = self.ended(seconds)
-        assert state == "COMPLETED", f"{state}\n{self.text[-8000:]}"
+    def wait_until_completed(self, seconds: float = 120) -> None:
+        """Wait for the end of the job, which must have succeeded."""
+        state = self.wait_until_ended(seconds)
+        assert state == "COMPLETED", f"{state}\n{self.log_text[-8000:]}"
 
-    def reaches(self, states: Sequence[str], seconds: float = 60) -> str:
-        """Wait until it is in one of the states and return it."""
-        self.until(lambda: self.facts["JobState"] in states, " or ".join(states), seconds)
-        return self.facts["JobState"]
+    def wait_for_state(self, states: Sequence[str], seconds: float = 60) -> str:
+        """Wait until the job is in one of the states and return it."""
+        self.wait_until(lambda: self.properties["JobState"] in states, " or ".join(states), seconds)
+        return self.properties["JobState"]
 
-    def until(self, reached: Callable[[], bool], what: str, seconds: float = 60) -> None:
-        """Return once something is so; fail with the log where it does not become so."""
+    def wait_until(
+        self, condition: Callable[[], bool], description: str, seconds: float = 60
+    ) -> None:
+        """Wait for a condition; fail with the log after ``seconds`` or if the job ends before."""
 
-        def settled() -> bool:
-            return reached() or self.facts["JobState"] in ENDED
+        def is_decided() -> bool:
+            return condition() or self.properties["JobState"] in FINAL_STATES
 
         try:
-            self.cluster.until(settled, f"job {self.id}: {what}", seconds)
-            assert reached(), f"job {self.id} ended before: {what}"
+            self.cluster.wait_until(is_decided, f"job {self.id}: {description}", seconds)
+            assert condition(), f"job {self.id} ended before: {description}"
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.facts}\n{self.text[-8000:]}") from None
+            details = f"{self.properties}\n{self.log_text[-8000:]}"
+            raise AssertionError(f"{error}\n{details}") from None
 
 
-def _path() -> str:
-    """Return PATH with the folders of daemons, which other users than root lack."""
+def _extend_path() -> str:
+    """Return PATH with the folders of daemons, which only root has by default."""
     return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
-def _free_ports(count: int) -> list[int]:
+def _find_free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -297,30 +314,30 @@ def _free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def _pids() -> list[int]:
+def _list_pids() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
-def _descendants(pid: int) -> list[int]:
-    """Return the processes below one, as they are now."""
+def _find_descendants(pid: int) -> list[int]:
+    """Return the present descendants of a process."""
     children: dict[int, list[int]] = {}
-    for other in _pids():
+    for other in _list_pids():
         with suppress(OSError, IndexError):
             stat = Path(f"/proc/{other}/stat").read_text()
             children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(other)
-    found = list(children.get(pid, []))
-    for child in found:
-        found += children.get(child, [])
-    return found
+    descendants = list(children.get(pid, []))
+    for child in descendants:
+        descendants += children.get(child, [])
+    return descendants
 
 
-def _environment(pid: int) -> list[str]:
+def _read_environment(pid: int) -> list[str]:
     with suppress(OSError):
         return Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
     return []
 
 
-def _command_line(pid: int) -> str:
+def _read_command_line(pid: int) -> str:
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
     return ""

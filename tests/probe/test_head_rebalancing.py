@@ -1,4 +1,4 @@
-"""What is done to a classifier after training: once, exactly, and seen in what is measured."""
+"""Rebalancing of a trained classifier: cRT, tau-normalisation and post-hoc adjustment."""
 
 import json
 import shutil
@@ -16,7 +16,12 @@ from finetune.commands.fit.fit import FitResult
 from finetune.errors import ConfigError
 from finetune.inference.predictor import Predictor
 from finetune.models.head import capture_head_inputs, find_linear_head
-from finetune.probe.head_rebalancing import REBALANCED_KEY, is_rebalanced, rebalance
+from finetune.probe.head_rebalancing import (
+    REBALANCED_KEY,
+    apply_tau_normalisation,
+    is_rebalanced,
+    rebalance,
+)
 from finetune.types import Reporter, Split
 from tests.support.runs import (
     checkpoint,
@@ -31,7 +36,7 @@ from tests.support.runs import (
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return photos of which one class has 16 to train on, one 8 and one 2; never change it."""
+    """Return a folder of 16, 8 and 2 training images in three classes; never change it."""
     root = write_photos(tmp_path_factory.mktemp("uneven") / "photos", num_train=16)
     for name, count in (("bee", 8), ("cow", 2)):
         for file in sorted((root / "train" / name).iterdir())[count:]:
@@ -51,140 +56,171 @@ def fit(root: Path, place: Path, output: str, **more: object) -> FitResult:
     return result
 
 
-def test_crt_fits_the_trained_networks_head_to_all_classes_alike(uneven: Path, place: Path) -> None:
+def test_crt_refits_the_head_with_class_balanced_weights(uneven: Path, place: Path) -> None:
     plain = fit(uneven, place, "plain", imbalance__strategy="none", loss__label_smoothing=0.1)
-    found = fit(uneven, place, "crt", imbalance__strategy="crt")
-    before, after = weights(plain.run_dir, "best"), weights(found.run_dir, "best")
+    crt = fit(uneven, place, "crt", imbalance__strategy="crt")
+    before, after = weights(plain.run_dir, "best"), weights(crt.run_dir, "best")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.rpartition(".")[2] for name in changed} == {"weight", "bias"}
-    assert len(changed) == 2, "the backbone learns as without"
-    said = checkpoint(found.run_dir, "best")[REBALANCED_KEY]
-    assert said["way"] == "crt"
+    assert len(changed) == 2, "the backbone is trained as without cRT"
+    stored = checkpoint(crt.run_dir, "best")[REBALANCED_KEY]
+    assert stored["method"] == "crt"
 
     manifest = manifest_of(uneven)
     samples = manifest.get_samples(Split.TRAIN)
-    model = load_model(found.run_dir)
+    model = load_model(crt.run_dir)
     head = find_linear_head(model.network)
     assert head is not None
-    with capture_head_inputs(head) as seen:
+    with capture_head_inputs(head) as inputs:
         Predictor(model, device="cpu").predict_logits(manifest.resolve_paths(samples))
-    features, labels = torch.cat(seen).numpy(), np.array(manifest.encode_labels(samples))
+    features, labels = torch.cat(inputs).numpy(), np.array(manifest.encode_labels(samples))
     scale = float(np.sqrt(np.square(features - features.mean(0)).sum(1).mean()))
     reference = LogisticRegression(
-        C=1 / (said["penalty"] * len(labels) * scale**2), class_weight="balanced", max_iter=10_000
+        C=1 / (stored["penalty"] * len(labels) * scale**2), class_weight="balanced", max_iter=10_000
     ).fit(features, labels)
-    mine = (torch.from_numpy(features) @ head.weight.T + head.bias).softmax(1).detach().numpy()
-    assert (mine.argmax(1) == reference.predict(features)).mean() > 0.9
+    logits = torch.from_numpy(features) @ head.weight.T + head.bias
+    predictions = logits.argmax(dim=1).numpy()
+    assert (predictions == reference.predict(features)).mean() > 0.9
 
 
-def test_tau_is_chosen_by_balanced_accuracy_and_the_card_says_what_was_done(
+def test_tau_norm_chooses_the_smallest_tau_of_best_balanced_accuracy(
     uneven: Path, place: Path
 ) -> None:
-    found = fit(uneven, place, "run", imbalance__strategy="tau_norm")
+    result = fit(uneven, place, "run", imbalance__strategy="tau_norm")
     best = place / "run" / "checkpoints" / "best.ckpt"
-    said = checkpoint(found.run_dir, "best")[REBALANCED_KEY]
-    assert found.metrics["val"]["balanced_accuracy"] == pytest.approx(said["after"])
+    stored = checkpoint(result.run_dir, "best")[REBALANCED_KEY]
+    balanced_accuracy = result.metrics["val"]["balanced_accuracy"]
+    assert balanced_accuracy == pytest.approx(stored["balanced_accuracy_after"])
     plan = small_training(
         uneven, model__weights=str(place / "weights.pth"), imbalance__strategy="none"
     ).probe
     assert plan is not None
     device = torch.device("cpu")
-    for row, expected in ((0, 0.0), (1, None)):
-        # a head that is as good without, and one that only sees the largest class without
-        stored = checkpoint(found.run_dir, "best")
-        names = [name for name in stored["state_dict"] if ".fc." in name]
-        for name in names if row else ():
-            # the same for all classes, and then large for one: it is always predicted
-            stored["state_dict"][name] += 3.0 if name.endswith("bias") else 0.0
-            stored["state_dict"][name][0] *= 40
-        torch.save(stored, best)
-        priors = load_model(best).card.priors
-        assert priors is not None
-        again = rebalance(best, "tau_norm", plan, device=device, reporter=Reporter())
-        after = load_model(best).card.priors
-        assert after is not None
-        assert again.balanced_accuracy_after >= again.balanced_accuracy_before
-        assert (again.balanced_accuracy_after > again.balanced_accuracy_before) == (
-            (again.tau or 0) > 0
-        ), "the smallest of several"
-        if expected is not None and again.tau == expected:
-            assert after == priors
-        if again.tau:
-            assert after.model == pytest.approx((1 / 3,) * 3)
-    assert again.tau, "the second head gains by it"
+    for is_biased in (False, True):
+        # a head that is as good without it, and one that without it predicts the largest class only
+        state = checkpoint(result.run_dir, "best")
+        names = [name for name in state["state_dict"] if ".fc." in name]
+        for name in names if is_biased else ():
+            # the same shift for all classes, then a large scale for one: it is always predicted
+            state["state_dict"][name] += 3.0 if name.endswith("bias") else 0.0
+            state["state_dict"][name][0] *= 40
+        torch.save(state, best)
+        priors_before = load_model(best).card.priors
+        rebalanced = rebalance(best, "tau_norm", plan, device=device, reporter=Reporter())
+        priors_after = load_model(best).card.priors
+        assert priors_after is not None
+        gain = rebalanced.balanced_accuracy_after - rebalanced.balanced_accuracy_before
+        assert gain >= 0
+        assert (gain > 0) == ((rebalanced.tau or 0) > 0), "the smallest tau in case of a tie"
+        if rebalanced.tau == 0:
+            assert priors_after == priors_before
+        if rebalanced.tau:
+            assert priors_after.model == pytest.approx((1 / 3,) * 3)
+    assert rebalanced.tau, "the second head benefits"
 
 
-def test_crt_states_a_prior_of_its_own(uneven: Path, place: Path) -> None:
-    found = fit(uneven, place, "run", imbalance__strategy="crt")
-    priors = load_model(found.run_dir).card.priors
+def test_crt_sets_a_uniform_model_prior(uneven: Path, place: Path) -> None:
+    result = fit(uneven, place, "run", imbalance__strategy="crt")
+    priors = load_model(result.run_dir).card.priors
     assert priors is not None
     assert priors.model == pytest.approx((1 / 3,) * 3)
     assert priors.train == pytest.approx((16 / 26, 8 / 26, 2 / 26))
 
 
-def test_what_was_done_is_done_once(uneven: Path, place: Path) -> None:
-    found = fit(uneven, place, "run", imbalance__strategy="crt")
+def test_rebalancing_of_a_resumed_run_is_not_repeated(uneven: Path, place: Path) -> None:
+    result = fit(uneven, place, "run", imbalance__strategy="crt")
     best = place / "run" / "checkpoints" / "best.ckpt"
     assert is_rebalanced(best)
     before = best.read_bytes()
-    # as if it had been killed between the classifier and the bundle
+    # as if killed between the rebalancing and the bundle
     (place / "run" / ".done").unlink()
     shutil.rmtree(place / "run" / "bundle")
-    again = finetune.resume(place / "run")
+    resumed = finetune.resume(place / "run")
     assert best.read_bytes() == before
-    assert again.metrics == found.metrics
+    assert resumed.metrics == result.metrics
 
 
-def test_averaged_weights_get_the_head_too(uneven: Path, place: Path) -> None:
-    found = fit(uneven, place, "run", imbalance__strategy="crt", optim__swa_fraction=0.5)
-    stored = checkpoint(found.run_dir, "best")
+def test_crt_replaces_the_head_of_averaged_weights(uneven: Path, place: Path) -> None:
+    result = fit(uneven, place, "run", imbalance__strategy="crt", optim__swa_fraction=0.5)
+    stored = checkpoint(result.run_dir, "best")
     name = next(name for name in stored["state_dict"] if name.endswith("fc.weight"))
-    head = find_linear_head(load_model(found.run_dir / "checkpoints" / "best.ckpt").network)
+    head = find_linear_head(load_model(result.run_dir / "checkpoints" / "best.ckpt").network)
     assert head is not None
     assert torch.equal(head.weight.detach(), stored["state_dict"][name])
 
 
 @pytest.mark.parametrize("unfreeze", ["auto", "linear_probe"])
-def test_post_hoc_answers_are_those_of_the_priors_and_of_every_epoch(
+def test_post_hoc_adjusts_final_and_epoch_metrics_to_the_uniform_prior(
     unfreeze: str, uneven: Path, place: Path
 ) -> None:
     epochs = 1 if unfreeze == "linear_probe" else 2
-    found = fit(
+    result = fit(
         uneven, place, "run", imbalance__strategy="post_hoc", unfreeze__name=unfreeze,
         trainer__epochs=epochs,
     )  # fmt: skip
-    card = load_model(found.run_dir).card
+    card = load_model(result.run_dir).card
     assert card.priors is not None
     assert card.priors.target == pytest.approx((1 / 3,) * 3)
     assert card.priors.model == pytest.approx((16 / 26, 8 / 26, 2 / 26))
-    # the rows of the epochs are those of the finished model
-    best = max(rows(found.run_dir), key=lambda row: float(row["val/macro_f1"]))
-    assert float(best["val/macro_f1"]) == pytest.approx(found.metrics["val"]["macro_f1"])
-    plain = finetune.evaluate(found.run_dir, device="cpu", prior="model")
-    adjusted = finetune.evaluate(found.run_dir, device="cpu")
-    assert adjusted.evaluation.metrics == pytest.approx(found.metrics["val"])
-    cows = [result.evaluation.per_class[2].num_predicted for result in (plain, adjusted)]
-    assert cows[1] >= cows[0]
-    facts = read_card_json(found.run_dir / "bundle")["facts"]
+    # the metrics of the epochs are adjusted as those of the finished model
+    best = max(rows(result.run_dir), key=lambda row: float(row["val/macro_f1"]))
+    assert float(best["val/macro_f1"]) == pytest.approx(result.metrics["val"]["macro_f1"])
+    plain = finetune.evaluate(result.run_dir, device="cpu", prior="model")
+    adjusted = finetune.evaluate(result.run_dir, device="cpu")
+    assert adjusted.evaluation.metrics == pytest.approx(result.metrics["val"])
+    num_cows = [one.evaluation.per_class[2].num_predicted for one in (plain, adjusted)]
+    assert num_cows[1] >= num_cows[0]
+    facts = read_card_json(result.run_dir / "bundle")["facts"]
     assert json.dumps(facts["imbalance"]) == '"post_hoc"'
 
 
-def test_both_need_the_probes_way(uneven: Path, place: Path) -> None:
-    for way in ("crt", "tau_norm"):
-        with pytest.raises(
-            ConfigError, match=f"imbalance.head_rebalancing={way} cannot apply to probe.enab"
-        ):
-            fit(uneven, place, "run", imbalance__strategy=way, probe__enabled="off")
+@pytest.mark.parametrize("method", ["crt", "tau_norm"])
+def test_rebalancing_without_a_probe_raises_config_error(
+    method: str, uneven: Path, place: Path
+) -> None:
+    message = rf"imbalance\.head_rebalancing={method} cannot apply to probe\.enabled=off"
+    with pytest.raises(ConfigError, match=message):
+        fit(uneven, place, "run", imbalance__strategy=method, probe__enabled="off")
 
 
-def test_the_best_epoch_states_the_shares_that_it_was_shown(uneven: Path, place: Path) -> None:
-    found = fit(
+def test_checkpoint_stores_the_model_prior_of_its_epoch(uneven: Path, place: Path) -> None:
+    result = fit(
         uneven, place, "run", imbalance__strategy="drs", trainer__epochs=5, probe__enabled="off"
     )
     for name in ("best", "last"):
-        file = found.run_dir / "checkpoints" / f"{name}.ckpt"
-        epoch = checkpoint(found.run_dir, name)["epoch"]
+        file = result.run_dir / "checkpoints" / f"{name}.ckpt"
+        epoch = checkpoint(result.run_dir, name)["epoch"]
         priors = load_model(file).card.priors
         assert priors is not None
         expected = (1 / 3,) * 3 if epoch == 4 else (16 / 26, 8 / 26, 2 / 26)
         assert priors.model == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.fixture
+def head() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(4, 9, generator=generator) * torch.tensor([[8.0], [4.0], [1.0], [0.2]])
+    return weight, torch.randn(4, generator=generator)
+
+
+def test_apply_tau_normalisation_0_changes_nothing(head: tuple[torch.Tensor, torch.Tensor]) -> None:
+    for before, after in zip(head, apply_tau_normalisation(*head, 0.0), strict=True):
+        torch.testing.assert_close(before, after, rtol=0, atol=0)
+
+
+def test_apply_tau_normalisation_1_equalises_norms(head: tuple[torch.Tensor, torch.Tensor]) -> None:
+    weight, bias = apply_tau_normalisation(*head, 1.0)
+    norms = weight.norm(dim=1)
+    torch.testing.assert_close(norms, norms.mean().expand(4))
+    # w / |w| ** tau as in the paper, up to one factor for all classes
+    scale = norms[0]
+    torch.testing.assert_close(weight / scale, head[0] / head[0].norm(dim=1, keepdim=True))
+    torch.testing.assert_close(bias / scale, head[1] / head[0].norm(dim=1))
+
+
+def test_apply_tau_normalisation_zero_weights_is_finite() -> None:
+    weight, bias = apply_tau_normalisation(
+        torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.zeros(2), 0.5
+    )
+    assert bool(torch.isfinite(weight).all())
+    assert bool((bias == 0).all())

@@ -1,4 +1,4 @@
-"""Which images make up an epoch: a pure function of (seed, epoch), sliced over the ranks."""
+"""Distributed samplers whose epochs are a pure function of (seed, epoch)."""
 
 from collections.abc import Iterator
 
@@ -17,32 +17,35 @@ from finetune.types import Draw
 
 
 def compute_effective_batch_size(batch_size: int, *, num_images: int, num_shards: int) -> int:
-    """Return the global batch, shrunk to the images there are, as a multiple of ``num_shards``.
+    """Return the global batch size, at most ``num_images`` and a multiple of ``num_shards``.
 
     Args:
-        batch_size: What was asked for.
-        num_images: That an epoch draws.
-        num_shards: Processes times accumulated batches, which divide a batch.
+        batch_size: Requested global batch size.
+        num_images: Number of images that an epoch draws.
+        num_shards: World size times accumulated micro-batches, which divide a global batch.
     """
     return min(batch_size, max(1, num_images // num_shards) * num_shards)
 
 
 class EpochSampler(DistributedSampler[Draw]):
-    """Draws whole global batches, the same for any number of ranks and of accumulated batches.
+    """Sampler of complete global batches, the same for any number of ranks and micro-batches.
 
-    The draw of an epoch is a pure function of (seed, epoch); a rank takes its strided slice, so
-    that the ranks' batches together are the global batch. Being a ``DistributedSampler`` keeps
-    Lightning from replacing it and makes Lightning call ``set_epoch``.
+    The draws of an epoch are a pure function of (seed, epoch); each rank takes a strided slice, so
+    that the ranks' batches together are the global batch. Because this is a ``DistributedSampler``,
+    Lightning does not replace it, and calls ``set_epoch``.
 
     Args:
-        sampling: How often each image is drawn, or a function of the epoch that says so: weights
-            (N,), ``GroupDraws``, or None for each image once. Every epoch must draw equally many.
-        num_images: N.
-        batch_size: Global batch; must be a multiple of ``num_replicas`` and at most what an epoch
-            draws.
-        seed: Of the draw.
-        num_replicas: Ranks.
-        rank: This one.
+        sampling: Weights (N,), ``GroupDraws``, or None for each image once; or a function from the
+            epoch to one of these. All epochs must draw the same number of images.
+        num_images: Number of images N.
+        batch_size: Global batch size; a multiple of ``num_replicas``, and at most the number of
+            draws of an epoch.
+        seed: Random seed of the draws.
+        num_replicas: Number of ranks.
+        rank: Rank of this process.
+
+    Raises:
+        ValueError: The sampling is invalid, or the batch size does not fit.
     """
 
     def __init__(
@@ -60,11 +63,11 @@ class EpochSampler(DistributedSampler[Draw]):
         )
         first = self.sampling_schedule(0)
         check_sampling(first, num_images)
-        drawn = count_draws(first, num_images)
-        if batch_size % num_replicas or not 0 < batch_size <= drawn:
+        num_draws = count_draws(first, num_images)
+        if batch_size % num_replicas or not 0 < batch_size <= num_draws:
             raise ValueError(
-                f"a global batch of {batch_size} must divide among {num_replicas} ranks and be at "
-                f"most the {drawn} images of an epoch"
+                f"global batch size {batch_size} must be a multiple of {num_replicas} ranks and at "
+                f"most the {num_draws} images of an epoch"
             )
         super().__init__(
             range(num_images),  # type: ignore[arg-type]
@@ -73,32 +76,33 @@ class EpochSampler(DistributedSampler[Draw]):
             seed=seed,
         )
         self.num_images = num_images
-        self.num_draws = drawn
-        self.total_size = drawn // batch_size * batch_size
+        self.num_draws = num_draws
+        self.total_size = num_draws // batch_size * batch_size
         self.num_samples = self.total_size // num_replicas
         self._skip_offset = (0, 0)
 
     def skip(self, num_draws: int) -> None:
-        """Leave out this rank's first draws of this epoch: what it has behind it, broken off."""
+        """Skip this rank's first ``num_draws`` draws of the current epoch, to resume within it."""
         self._skip_offset = self.epoch, num_draws
 
     def __iter__(self) -> Iterator[Draw]:
-        """Yield this rank's draws of whole batches; the rest is left out."""
+        """Yield this rank's draws of complete batches; the remaining draws are dropped."""
         epoch, draws = self._skip_offset
         first = self.rank + (draws * self.num_replicas if epoch == self.epoch else 0)
-        rows, repeats = (part[first :: self.num_replicas] for part in self._draw_rows())
+        rows, repeats = (array[first :: self.num_replicas] for array in self._draw_rows())
         for row, repeat in zip(rows, repeats, strict=True):
             yield Draw(int(row), self.epoch, int(repeat))
 
     def _draw_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the rows of an epoch, and how often each was drawn before in it."""
+        """Return the rows of an epoch, and the number of earlier draws of each, int64."""
         generator = np.random.default_rng([self.seed, self.epoch])
         sampling = self.sampling_schedule(self.epoch)
         check_sampling(sampling, self.num_images)
-        if count_draws(sampling, self.num_images) != self.num_draws:
+        num_draws = count_draws(sampling, self.num_images)
+        if num_draws != self.num_draws:
             raise ValueError(
-                f"epoch {self.epoch} (counted from 0) draws "
-                f"{count_draws(sampling, self.num_images)} images, the first one {self.num_draws}"
+                f"epoch {self.epoch} (counted from 0) draws {num_draws} images, but epoch 0 draws "
+                f"{self.num_draws}"
             )
         if sampling is None:
             rows = generator.permutation(self.num_images)[: self.total_size]
@@ -106,14 +110,14 @@ class EpochSampler(DistributedSampler[Draw]):
         if isinstance(sampling, GroupDraws):
             rows = sampling.draw_rows(generator)[: self.total_size]
         else:
-            chances = sampling / sampling.sum()
-            rows = generator.choice(self.num_images, size=self.total_size, p=chances)
+            probabilities = sampling / sampling.sum()
+            rows = generator.choice(self.num_images, size=self.total_size, p=probabilities)
         return rows, _count_repeats(rows)
 
 
 def _count_repeats(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how often each row was drawn before."""
-    # stable: among the draws of one row the first stays the first
+    """Return the number of earlier draws of each row."""
+    # stable: the draws of one row keep their order
     by_row = np.argsort(rows, kind="stable")
     _, first, counts = np.unique(rows[by_row], return_index=True, return_counts=True)
     repeats = np.empty_like(rows)
@@ -122,18 +126,18 @@ def _count_repeats(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 class DistributedBatchSampler(Sampler[list[int]]):
-    """Deals batches of consecutive rows out to the ranks, the same batches for any number of them.
+    """Sampler that distributes batches of consecutive rows, the same for any number of ranks.
 
-    What a network computes for an image depends in the last bits on how many others are in its
-    batch; with the same batches the predictions are the same. Every rank gets equally many, or the
-    others would wait for ever: some get a batch again that another one has, also where there are
-    fewer batches than ranks. Rows that come twice are counted once by whoever gathers them.
+    The last bits of a network's output for an image depend on the size of its batch; with the same
+    batches the predictions are bit-identical. All ranks get the same number of batches, otherwise
+    collectives would hang: batches are repeated on some ranks if they do not divide evenly. The
+    caller that gathers the results must count repeated rows once.
 
     Args:
-        num_images: Rows.
-        batch_size: Of a batch; the last one may be smaller.
-        num_replicas: Ranks.
-        rank: This one.
+        num_images: Number of rows.
+        batch_size: Rows per batch; the last batch may be smaller.
+        num_replicas: Number of ranks.
+        rank: Rank of this process.
     """
 
     def __init__(
@@ -147,10 +151,10 @@ class DistributedBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield this rank's batches."""
-        for turn in range(len(self)):
-            first = (turn * self.num_replicas + self.rank) % self.num_batches * self.batch_size
+        for step in range(len(self)):
+            first = (step * self.num_replicas + self.rank) % self.num_batches * self.batch_size
             yield list(range(first, min(first + self.batch_size, self.num_images)))
 
     def __len__(self) -> int:
-        """Return the batches of a rank."""
+        """Return the number of batches of a rank."""
         return -(-self.num_batches // self.num_replicas)

@@ -1,6 +1,6 @@
-"""How often an epoch draws each image: pure functions of the labels and of the epoch.
+"""Sampling strategies for class imbalance: pure functions of the labels and the epoch.
 
-Classes without images have no share in anything.
+Classes without images are ignored everywhere.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,48 +17,54 @@ Weights = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class GroupDraws:
-    """So many images of each group, each of them as often as the others, give or take one.
+    """Number of draws of each group in an epoch, spread evenly over the images of the group.
+
+    Two images of a group are drawn equally often, up to one draw. A user's sampler
+    (``imbalance.sampler=my_package.module:function``) may return this instead of weights::
+
+        from finetune.data.samplers import GroupDraws
 
     Attributes:
-        groups: Index of each image's group, shape (N,).
-        counts: Images that an epoch draws of each group, shape (G,); 0 for a group without images.
+        groups: Group index of each image, int64, shape (N,).
+        counts: Number of draws of each group per epoch, int64, shape (G,); 0 for a group without
+            images.
     """
 
     groups: NDArray[np.int64]
     counts: NDArray[np.int64]
 
     def draw_rows(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        """Return the rows of an epoch in random order, shape (sum of counts,).
+        """Return the rows of an epoch in random order, int64, shape (sum of counts,).
 
-        Of n images, ``count // n`` draws go to each; what is left goes to images of which none
-        gets two of it, so that nothing is drawn twice where the count is at most n.
+        Each of the n images of a group is drawn ``count // n`` times; the remaining draws go to
+        different images, so that no image is drawn twice if the count is at most n.
         """
         order = generator.permutation(len(self.groups))
         by_group = order[np.argsort(self.groups[order], kind="stable")]
         sizes = np.bincount(self.groups, minlength=len(self.counts))
         group = self.groups[by_group]
-        place = np.arange(len(by_group)) - (np.cumsum(sizes) - sizes)[group]
-        whole, rest = np.divmod(self.counts, np.maximum(sizes, 1))
-        times = whole[group] + (place < rest[group])
+        position = np.arange(len(by_group)) - (np.cumsum(sizes) - sizes)[group]
+        quotient, remainder = np.divmod(self.counts, np.maximum(sizes, 1))
+        times = quotient[group] + (position < remainder[group])
         rows: NDArray[np.int64] = generator.permutation(np.repeat(by_group, times))
         return rows
 
 
 Sampling = Weights | GroupDraws | None
-"""Chance of each image to be drawn (N,), with replacement, N draws in all; or ``GroupDraws``; or None,
-which draws each image once."""
+"""Weights of the images (N,) for N draws with replacement, ``GroupDraws``, or None for each image
+once."""
 
 SamplingSchedule = Callable[[int], Sampling]
-"""Epoch, from 0, to what is drawn in it."""
+"""Function from the epoch, counted from 0, to its sampling."""
 
 
 def count_draws(sampling: Sampling, num_images: int) -> int:
-    """Return how many images an epoch draws of N."""
+    """Return the number of draws of an epoch from N images."""
     return int(sampling.counts.sum()) if isinstance(sampling, GroupDraws) else num_images
 
 
 def compute_expected_draws(sampling: Sampling, num_images: int) -> Weights:
-    """Return how often each image is drawn, up to a factor of them all, shape (N,)."""
+    """Return the expected draws of each image up to a common factor, float64, shape (N,)."""
     if sampling is None:
         return np.ones(num_images)
     if isinstance(sampling, GroupDraws):
@@ -68,53 +74,61 @@ def compute_expected_draws(sampling: Sampling, num_images: int) -> Weights:
 
 
 def check_sampling(sampling: Sampling, num_images: int) -> None:
-    """Raise unless N images can be drawn so.
+    """Check a sampling of N images.
 
     Raises:
-        ValueError: Weights or groups of another number of images, weights below 0, infinite or
-            all of them 0, or draws from a group that has none.
+        ValueError: The number of weights or groups is not N, weights are negative, not finite or
+            all 0, or images are drawn from an empty group.
     """
     if isinstance(sampling, GroupDraws):
         sizes = np.bincount(sampling.groups, minlength=len(sampling.counts))
         if len(sampling.groups) != num_images or len(sizes) != len(sampling.counts):
-            raise ValueError(f"draws need a group with a count for each of {num_images} images")
+            raise ValueError(
+                f"GroupDraws.groups must have {num_images} indices of groups in counts, not "
+                f"{len(sampling.groups)} indices of {len(sizes)} groups for "
+                f"{len(sampling.counts)} counts"
+            )
         if (sampling.counts < 0).any() or sampling.counts[sizes == 0].any():
-            raise ValueError("draws need counts of 0 or more, and none of a group without images")
+            raise ValueError("GroupDraws.counts must be 0 or more, and 0 for groups without images")
     elif sampling is not None:
         _check_weights(sampling, num_images)
 
 
 def _check_weights(weights: Weights, num_images: int) -> None:
     if weights.shape != (num_images,):
-        raise ValueError(
-            f"{num_images} weights of 0 or more are needed, not of shape {weights.shape}"
-        )
-    wrong = weights[~(weights >= 0)]
-    if len(wrong):
-        raise ValueError(f"weights of 0 or more are needed, not {wrong[0]}")
+        raise ValueError(f"sampling weights must have shape ({num_images},), not {weights.shape}")
+    invalid = weights[~(weights >= 0)]
+    if len(invalid):
+        raise ValueError(f"sampling weights must be 0 or more, not {invalid[0]}")
     with np.errstate(over="ignore"):
         total = weights.sum()
     if not np.isfinite(total):
-        raise ValueError(f"weights with a finite sum are needed, not up to {weights.max():g}")
+        raise ValueError(
+            f"the sum of the sampling weights must be finite; the largest is {weights.max():g}"
+        )
     if not total > 0:
-        raise ValueError("the weights must not all be 0")
+        raise ValueError("sampling weights must not all be 0")
 
 
 def compute_start_epoch(fraction: float, num_epochs: int) -> int:
-    """Return the epoch, from 0, in which something begins after a share of all epochs.
+    """Return the epoch, counted from 0, that follows a fraction of all epochs.
 
-    It is the last one at the latest, so that what was asked for happens.
+    It is at most the last epoch, so that a requested phase is never skipped.
+
+    Args:
+        fraction: Fraction of the epochs, in [0, 1).
+        num_epochs: Number of epochs.
 
     Raises:
-        ValueError: The share is not in [0, 1).
+        ValueError: The fraction is not in [0, 1).
     """
     if not 0 <= fraction < 1:
-        raise ValueError(f"a share of the epochs lies in [0, 1), not at {fraction}")
+        raise ValueError(f"a fraction of the epochs must be in [0, 1), not {fraction}")
     return min(int(fraction * num_epochs + 1e-9), num_epochs - 1)
 
 
 def uniform(labels: Labels, num_classes: int) -> None:
-    """Return None: every image once an epoch, in a new order."""
+    """Return None: each image once per epoch, in a new order."""
     del labels, num_classes
 
 
@@ -122,12 +136,12 @@ def weighted(labels: Labels, num_classes: int, *, power: float = 1.0) -> Weights
     """Return class size ** -power for each image, shape (N,).
 
     Args:
-        labels: Class indices, shape (N,).
-        num_classes: K.
-        power: 1 draws every class alike, 0 every image.
+        labels: Class indices, int64, shape (N,).
+        num_classes: Number of classes K.
+        power: Exponent; 1 draws all classes equally often, 0 all images.
     """
     counts = np.bincount(labels, minlength=num_classes)
-    with np.errstate(over="ignore"):  # what is infinite is refused with the other weights
+    with np.errstate(over="ignore"):  # check_sampling rejects infinite weights
         return np.asarray(np.maximum(counts, 1)[labels] ** -float(power), float)
 
 
@@ -140,79 +154,82 @@ def square_root(labels: Labels, num_classes: int) -> Weights:
 
 
 def effective_number(labels: Labels, num_classes: int, *, beta: float = 0.999) -> Weights:
-    """Return 1 / effective number of a class's images for each of them, shape (N,).
+    """Return 1 / effective number of the class for each image, shape (N,).
 
     Cui et al. 2019, eq. 2, https://arxiv.org/abs/1901.05555. A class is drawn in proportion to its
     size over (1 - beta ** size) / (1 - beta).
 
     Args:
-        labels: Class indices, shape (N,).
-        num_classes: K.
-        beta: In [0, 1). A class counts for 1 / (1 - beta) images at most: with 0.999, one of the
-            paper's, classes of some thousand images and more are left as they are to each other,
-            and smaller ones are drawn alike. The paper's other choice, (N - 1) / N, is all but
-            ``weighted`` whatever the sizes.
+        labels: Class indices, int64, shape (N,).
+        num_classes: Number of classes K.
+        beta: Hyperparameter in [0, 1). The effective number of a class is at most 1 / (1 - beta):
+            with 0.999, a value of the paper, classes with several thousand images or more keep
+            their relative frequencies, and smaller ones are drawn equally often. The paper's other
+            choice, (N - 1) / N, is nearly ``weighted`` for all class sizes.
 
     Raises:
         ValueError: beta is not in [0, 1).
     """
     if not 0 <= beta < 1:
-        raise ValueError(f"beta lies in [0, 1), not at {beta}")
+        raise ValueError(f"beta must be in [0, 1), not {beta}")
     counts = np.bincount(labels, minlength=num_classes)
     return np.asarray(((1 - beta) / (1 - beta ** np.maximum(counts, 1)))[labels], float)
 
 
 def oversample(labels: Labels, num_classes: int) -> GroupDraws:
-    """Return every class as often as the largest, no image two times more than its like."""
+    """Return draws of all classes as often as the largest, evenly over the images of a class."""
     counts = np.bincount(labels, minlength=num_classes)
     return GroupDraws(np.asarray(labels), np.where(counts > 0, counts.max(), 0))
 
 
 def undersample(labels: Labels, num_classes: int) -> GroupDraws:
-    """Return as many images of each class as the smallest has, none twice, others each epoch."""
+    """Return as many draws of each class as the smallest has images, without repetition.
+
+    Every epoch draws other images.
+    """
     counts = np.bincount(labels, minlength=num_classes)
     return GroupDraws(np.asarray(labels), np.where(counts > 0, counts[counts > 0].min(), 0))
 
 
 def progressive(labels: Labels, num_classes: int, *, epoch: int, num_epochs: int) -> Weights | None:
-    """Return weights that move evenly from those of images to those of classes, shape (N,).
+    """Return weights that interpolate between uniform and class-balanced sampling, shape (N,).
 
-    Kang et al. 2020, eq. 3, https://arxiv.org/abs/1910.09217, with the first epoch (each image
-    once) and the last one (every class alike) as the ends; a single epoch is the last.
+    Kang et al. 2020, eq. 3, https://arxiv.org/abs/1910.09217, from each image once
+    in the first epoch to all classes equally often in the last one; a single epoch is the last.
 
     Args:
-        labels: Class indices, shape (N,).
-        num_classes: K.
-        epoch: From 0.
-        num_epochs: Of the whole training.
+        labels: Class indices, int64, shape (N,).
+        num_classes: Number of classes K.
+        epoch: Epoch, counted from 0.
+        num_epochs: Number of epochs of the whole training.
     """
-    share = 1.0 if num_epochs == 1 else min(1.0, epoch / (num_epochs - 1))
-    if not share:
+    progress = 1.0 if num_epochs == 1 else min(1.0, epoch / (num_epochs - 1))
+    if not progress:
         return None
     by_class = weighted(labels, num_classes)
-    return np.asarray((1 - share) / len(labels) + share * by_class / by_class.sum(), float)
+    return np.asarray((1 - progress) / len(labels) + progress * by_class / by_class.sum(), float)
 
 
 def deferred(
     labels: Labels, num_classes: int, *, epoch: int, num_epochs: int, start_fraction: float = 0.8
 ) -> Weights | None:
-    """Return None, and in the last epochs weights that draw every class alike, shape (N,).
+    """Return None, and class-balanced weights in the last epochs, shape (N,).
 
     Deferred re-sampling (DRS) of Cao et al. 2019, section 3.3, https://arxiv.org/abs/1906.07413.
 
     Args:
-        labels: Class indices, shape (N,).
-        num_classes: K.
-        epoch: From 0.
-        num_epochs: Of the whole training.
-        start_fraction: Share of the epochs after which it begins, in [0, 1), in the last one at the
-            latest; the paper begins after 160 of 200.
+        labels: Class indices, int64, shape (N,).
+        num_classes: Number of classes K.
+        epoch: Epoch, counted from 0.
+        num_epochs: Number of epochs of the whole training.
+        start_fraction: Fraction of the epochs before class-balanced sampling starts, in [0, 1); it
+            starts in the last epoch at the latest. The paper starts after 160 of 200 epochs.
 
     Raises:
         ValueError: start_fraction is not in [0, 1).
     """
-    late = epoch >= compute_start_epoch(start_fraction, num_epochs)
-    return weighted(labels, num_classes) if late else None
+    is_balanced = epoch >= compute_start_epoch(start_fraction, num_epochs)
+    return weighted(labels, num_classes) if is_balanced else None
 
 
 def abundant_first(
@@ -225,32 +242,34 @@ def abundant_first(
     min_relative_size: float | None = None,
     power: float = 1.0,
 ) -> Sampling:
-    """Return the abundant classes alone, their images evenly, and then all with rare ones stressed.
+    """Return draws of the abundant classes only, and weights of all classes in the second phase.
 
-    An epoch has N draws in both parts. The two largest classes are always abundant, as one alone
-    would teach nothing: with two classes the first part draws each image once.
+    An epoch has N draws in both phases; the first phase draws the images of the abundant classes
+    evenly. The two largest classes are always abundant, as nothing can be learned from a single
+    class: with two classes the first phase draws each image once.
 
     Args:
-        labels: Class indices, shape (N,).
-        num_classes: K.
-        epoch: From 0.
-        num_epochs: Of the whole training.
-        first_fraction: Of the epochs that the first part takes, in [0, 1); the last epoch is in the second.
-        min_relative_size: A class is abundant if it has this share of the largest, in [0, 1]; None takes
-            those that have at least as many images as the median class.
-        power: Of the second part's weights, as in ``weighted``.
+        labels: Class indices, int64, shape (N,).
+        num_classes: Number of classes K.
+        epoch: Epoch, counted from 0.
+        num_epochs: Number of epochs of the whole training.
+        first_fraction: Fraction of the epochs in the first phase, in [0, 1); the last epoch is
+            always in the second phase.
+        min_relative_size: Size of an abundant class relative to the largest, in [0, 1]; None for
+            classes with at least as many images as the median class.
+        power: Exponent of the weights in the second phase, as in ``weighted``.
 
     Raises:
-        ValueError: share or min_relative_size lies outside of its range.
+        ValueError: first_fraction or min_relative_size is out of range.
     """
     if min_relative_size is not None and not 0 <= min_relative_size <= 1:
-        raise ValueError(f"min_relative_size lies in [0, 1], not at {min_relative_size}")
+        raise ValueError(f"min_relative_size must be in [0, 1], not {min_relative_size}")
     if epoch >= compute_start_epoch(first_fraction, num_epochs):
         return weighted(labels, num_classes, power=power)
     counts = np.bincount(labels, minlength=num_classes)
     sizes = np.sort(counts[counts > 0])
-    least = np.median(sizes) if min_relative_size is None else min_relative_size * sizes[-1]
-    rare = (counts < min(least, sizes[-2:][0]))[labels].astype(np.int64)
+    min_size = np.median(sizes) if min_relative_size is None else min_relative_size * sizes[-1]
+    rare = (counts < min(min_size, sizes[-2:][0]))[labels].astype(np.int64)
     return GroupDraws(rare, np.array([len(labels), 0])) if rare.any() else None
 
 
@@ -265,4 +284,5 @@ SAMPLERS: Mapping[str, Callable[..., Sampling]] = {
     "deferred": deferred,
     "abundant_first": abundant_first,
 }
-"""``labels, num_classes, **params``; one that takes ``epoch`` and ``num_epochs`` is given them."""
+"""Name to function of ``labels, num_classes, **params``, and of ``epoch`` and ``num_epochs`` if it
+has such parameters."""

@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import albumentations as A
+import albumentations as A  # noqa: N812 - the name that its documentation uses
 import cv2
 import numpy as np
 

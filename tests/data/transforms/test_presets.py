@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-import albumentations as A
+import albumentations as A  # noqa: N812 - the name that its documentation uses
 import numpy as np
 import pytest
 from PIL import Image

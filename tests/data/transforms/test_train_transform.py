@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import albumentations as A
+import albumentations as A  # noqa: N812 - the name that its documentation uses
 import cv2
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Pairs of images laid on one another, of which sieves keep those that are alike there."""
+"""Filters that align candidate pairs of images and keep those that match."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import DisjointSet
 from scipy.ndimage import gaussian_filter
 
 from finetune.audit.fingerprint import decode_greyscale
@@ -17,25 +19,67 @@ from finetune.audit.image_alignment import (
     align,
     apply_orientation,
 )
-from finetune.audit.union_find import Rows, UnionFind
 from finetune.data.images.validate import map_in_threads
 
-_DECODED_SIDE = 64
-"""A side of what is decoded again."""
+Rows = NDArray[np.int64]
 
-_CHUNK = 2048
-_FILE_CHUNK = 128
+_DECODED_SIDE = 64
+"""Side in pixels at which files are decoded again."""
+
+_CHUNK_SIZE = 2048
+_FILE_CHUNK_SIZE = 128
+
+
+class UnionFind:
+    """Disjoint groups of image rows; a row that was never merged is a group of its own.
+
+    It spares ``merge_matches`` the pairs whose images are already connected: among 570 photos with
+    two sets of 61 near-duplicates it aligned 371 pairs instead of 1,492, in half of the time.
+    """
+
+    def __init__(self) -> None:
+        self._sets = DisjointSet()
+
+    def merge(self, one: int, other: int) -> bool:
+        """Merge the groups of two rows; return whether they were separate.
+
+        Args:
+            one: A row.
+            other: A row.
+        """
+        self._sets.add(one)
+        self._sets.add(other)
+        return bool(self._sets.merge(one, other))
+
+    def find_spanning_forest(self, pairs: Rows) -> list[int]:
+        """Return the indices of the pairs (P, 2) that form a spanning forest over the groups."""
+        forest = UnionFind()
+        return [
+            index
+            for index, (one, other) in enumerate(pairs.tolist())
+            if forest.merge(self._find_root(one), self._find_root(other))
+        ]
+
+    def list_groups(self) -> list[list[int]]:
+        """Return the rows of each group of two or more, ascending."""
+        return [sorted(group) for group in self._sets.subsets()]
+
+    def _find_root(self, row: int) -> int:
+        try:
+            return int(self._sets[row])
+        except KeyError:  # a row that was never merged
+            return row
 
 
 @dataclass(frozen=True, slots=True)
 class FilterStage:
-    """One way to lay images on one another, and what may differ then.
+    """One stage of alignment and the largest difference of the pairs that pass it.
 
     Attributes:
-        side: Pixels a side.
-        steps: Of the alignment.
-        max_difference: The largest, between images of 64 pixels a side or more.
-        bounds: Of the alignment.
+        side: Side of the images in pixels.
+        steps: Number of steps of the alignment.
+        max_difference: Largest difference of a match, between images of 64 pixels a side or more.
+        bounds: Bounds of the alignment.
     """
 
     side: int
@@ -45,12 +89,12 @@ class FilterStage:
 
 
 class AlignedPairs(NamedTuple):
-    """Pairs of images on one another.
+    """Pairs of images with the transform that aligns the second with the first.
 
     Attributes:
-        pairs: Their rows, shape (P, 2).
-        orientations: How the second is turned, shape (P,).
-        warp: See ``Alignment``, shape (P, 4).
+        pairs: Rows of the images, shape (P, 2).
+        orientations: Orientation of the second image, see ``apply_orientation``, shape (P,).
+        warp: Scales and shifts, see ``Alignment``, shape (P, 4).
     """
 
     pairs: Rows
@@ -58,66 +102,69 @@ class AlignedPairs(NamedTuple):
     warp: Array
 
     def select(self, indices: Rows) -> "AlignedPairs":
-        """Return some of them."""
+        """Return the pairs at the given indices."""
         return AlignedPairs(self.pairs[indices], self.orientations[indices], self.warp[indices])
 
 
 def concatenate_pairs(chunks: Sequence[AlignedPairs]) -> AlignedPairs:
-    """Return the pairs of all parts; of none, where there is no part."""
-    none = AlignedPairs(
+    """Return the pairs of all chunks; P is 0 if there is no chunk."""
+    empty = AlignedPairs(
         np.empty((0, 2), np.int64), np.empty(0, np.int64), np.empty((0, 4), np.float32)
     )
-    return AlignedPairs(*(np.concatenate(column) for column in zip(none, *chunks, strict=True)))
+    return AlignedPairs(*(np.concatenate(column) for column in zip(empty, *chunks, strict=True)))
 
 
 def iter_thumbnail_pairs(
     fingerprints: FingerprintTable, pairs: Rows
 ) -> Iterator[tuple[Rows, Array, Array]]:
-    """Yield some pairs at a time, with the thumbnails (n, S, S) of their images."""
-    for some in iter_chunks(pairs):
+    """Yield chunks of pairs with the thumbnails (n, S, S) of their first and second images."""
+    for chunk in iter_chunks(pairs):
         yield (
-            some,
-            fingerprints.read_thumbnails(some[:, 0]),
-            fingerprints.read_thumbnails(some[:, 1]),
+            chunk,
+            fingerprints.read_thumbnails(chunk[:, 0]),
+            fingerprints.read_thumbnails(chunk[:, 1]),
         )
 
 
 def realign(
     stage: FilterStage, aligned: AlignedPairs, images: Array, others: Array
 ) -> tuple[AlignedPairs, Array]:
-    """Return pairs as a sieve's alignment lays them, and what differs then, shape (P,).
+    """Refine the warp of pairs; return them with the remaining difference, shape (P,).
 
     Args:
-        stage: Says how.
-        aligned: P pairs, where to begin.
-        images: The first of each, shape (P, S, S).
-        others: The second of each, not turned yet, shape (P, S, S).
+        stage: Steps and bounds of the alignment.
+        aligned: P pairs with their initial warp.
+        images: First image of each pair, shape (P, S, S).
+        others: Second image of each pair in its stored orientation, shape (P, S, S).
     """
     others = _apply_each_orientation(others, aligned.orientations)
-    found = align(images, others, steps=stage.steps, bounds=stage.bounds, initial_warp=aligned.warp)
-    return aligned._replace(warp=found.warp), found.difference
+    result = align(
+        images, others, steps=stage.steps, bounds=stage.bounds, initial_warp=aligned.warp
+    )
+    return aligned._replace(warp=result.warp), result.difference
 
 
 def find_matches(
     fingerprints: FingerprintTable, stage: FilterStage, aligned: AlignedPairs, difference: Array
 ) -> Rows:
-    """Return which pairs pass a sieve.
+    """Return the indices of the pairs that pass a stage.
 
-    An alignment has six unknowns. The fewer pixels there are, the less it proves if they agree.
+    An alignment has six unknowns, so the fewer pixels the smaller image has, the less an agreement
+    proves: the limit falls with the square of its shorter side below 64 pixels.
 
     Args:
-        fingerprints: At all images.
-        stage: Says what is alike.
+        fingerprints: Fingerprints of all images.
+        stage: Largest difference of a match.
         aligned: P pairs.
-        difference: See ``realign``.
+        difference: Differences as returned by ``realign``, shape (P,).
     """
     sides = (
         fingerprints.compute_shorter_sides(aligned.pairs.ravel())
         .reshape(aligned.pairs.shape)
         .min(axis=1)
     )
-    meaning = np.square(np.minimum(1, sides / _DECODED_SIDE))
-    return np.flatnonzero(difference < stage.max_difference * meaning)
+    limit_factor = np.square(np.minimum(1, sides / _DECODED_SIDE))
+    return np.flatnonzero(difference < stage.max_difference * limit_factor)
 
 
 def merge_matches(
@@ -127,40 +174,40 @@ def merge_matches(
     candidates: AlignedPairs,
     stage: FilterStage,
 ) -> None:
-    """Join the images of the pairs that are alike in their files, too.
+    """Merge the images of the pairs that also match when their files are decoded again.
 
-    Of the pairs that would join the same images only one is looked at, as long as it passes.
+    Pairs whose images are connected by now are not aligned.
 
     Args:
-        union_find: What is joined already, and will be.
-        fingerprints: At N images.
+        union_find: Groups so far; matches are merged into it.
+        fingerprints: Fingerprints of N images.
         paths: Their files, shape (N,).
-        candidates: Pairs that their thumbnails do not tell apart.
-        stage: For images of 64 pixels a side.
+        candidates: Pairs whose thumbnails match.
+        stage: Filter of images of 64 pixels a side.
 
     Raises:
-        DataError: A file has changed since it was looked at.
+        DataError: A file has changed since its fingerprint was computed.
     """
-    left = np.arange(len(candidates.pairs))
-    while chosen := union_find.find_spanning_forest(candidates.pairs[left]):
-        for first in range(0, len(chosen), _FILE_CHUNK):
-            tried = candidates.select(left[chosen[first : first + _FILE_CHUNK]])
-            for one, other in _find_file_matches(fingerprints, paths, tried, stage).tolist():
+    remaining = np.arange(len(candidates.pairs))
+    while chosen := union_find.find_spanning_forest(candidates.pairs[remaining]):
+        for first in range(0, len(chosen), _FILE_CHUNK_SIZE):
+            chunk = candidates.select(remaining[chosen[first : first + _FILE_CHUNK_SIZE]])
+            for one, other in _find_file_matches(fingerprints, paths, chunk, stage).tolist():
                 union_find.merge(one, other)
-        left = np.delete(left, chosen)
+        remaining = np.delete(remaining, chosen)
 
 
 def downsample(images: Array, side: int) -> Array:
-    """Return images (P, S, S) as means over S / side pixels, shape (P, side, side)."""
+    """Return images (P, S, S) averaged over S / side pixels, shape (P, side, side)."""
     size = images.shape[1] // side
     means: Array = images.reshape(len(images), side, size, side, size).mean(axis=(2, 4))
     return means
 
 
 def iter_chunks(rows: Rows) -> Iterator[Rows]:
-    """Yield rows, or pairs of them, not too many at a time."""
-    for first in range(0, len(rows), _CHUNK):
-        yield rows[first : first + _CHUNK]
+    """Yield rows, or pairs of rows, in chunks of at most 2048."""
+    for first in range(0, len(rows), _CHUNK_SIZE):
+        yield rows[first : first + _CHUNK_SIZE]
 
 
 def _find_file_matches(
@@ -169,13 +216,14 @@ def _find_file_matches(
     candidates: AlignedPairs,
     stage: FilterStage,
 ) -> Rows:
-    rows, places = np.unique(candidates.pairs, return_inverse=True)
+    """Return the pairs (M, 2) of the candidates that match when decoded at 64 pixels a side."""
+    rows, inverse = np.unique(candidates.pairs, return_inverse=True)
     files = [paths[row] for row in rows.tolist()]
     images = np.stack(list(map_in_threads(_decode_smoothed, files)))[
-        places.reshape(candidates.pairs.shape)
+        inverse.reshape(candidates.pairs.shape)
     ]
-    laid, difference = realign(stage, candidates, images[:, 0], images[:, 1])
-    return laid.pairs[find_matches(fingerprints, stage, laid, difference)]
+    aligned, difference = realign(stage, candidates, images[:, 0], images[:, 1])
+    return aligned.pairs[find_matches(fingerprints, stage, aligned, difference)]
 
 
 def _decode_smoothed(path: Path) -> Array:
@@ -184,8 +232,9 @@ def _decode_smoothed(path: Path) -> Array:
 
 
 def _apply_each_orientation(images: Array, orientations: Rows) -> Array:
-    """Return images (P, S, S), each turned in its own way."""
+    """Return images (P, S, S), each in its own orientation."""
     result = np.empty_like(images)
-    for turn in np.unique(orientations).tolist():
-        result[orientations == turn] = apply_orientation(images[orientations == turn], turn)
+    for orientation in np.unique(orientations).tolist():
+        is_chosen = orientations == orientation
+        result[is_chosen] = apply_orientation(images[is_chosen], orientation)
     return result

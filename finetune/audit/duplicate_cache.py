@@ -1,4 +1,4 @@
-"""The copies in a data set that has not changed since they were looked for, beside its looks."""
+"""Results of the duplicate searches, stored beside the fingerprints until the images change."""
 
 import hashlib
 import json
@@ -12,10 +12,10 @@ from finetune.audit.near_duplicates import DuplicateGroup, find_duplicates
 from finetune.errors import StorageError
 from finetune.system.files import write_text
 
-_DUPLICATES_FILE = "copies.json"
+_DUPLICATES_FILE = "duplicates.json"
 
 _METHOD_VERSION = 1
-"""Raised when what counts as a copy changes, with features or without."""
+"""Raised when the definition of a duplicate changes, with features or without."""
 
 
 def load_or_find_duplicates(
@@ -24,14 +24,14 @@ def load_or_find_duplicates(
     *,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[DuplicateGroup]:
-    """Return what ``find_duplicates`` does, or did for the same files in the same order.
+    """Return the result of ``find_duplicates``, stored or computed now.
 
-    Or what ``cache_duplicates`` was told of them.
+    Groups that ``cache_duplicates`` stored for the same files in the same order take its place.
 
     Args:
-        fingerprints: Of N images.
+        fingerprints: Fingerprints of N images.
         paths: Their files, shape (N,).
-        on_progress: Called with a count of images, as they are compared; N in all.
+        on_progress: Called with numbers of images as they are compared; they add up to N.
     """
     return _load_or_find(
         fingerprints,
@@ -51,20 +51,20 @@ def load_or_find_cropped_duplicates(
     cache_key: str,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[DuplicateGroup]:
-    """Return what ``find_cropped_duplicates`` does, or did for the same files in the same order.
+    """Return the result of ``find_cropped_duplicates``, stored or computed now.
 
     Args:
-        fingerprints: Of N images.
+        fingerprints: Fingerprints of N images.
         paths: Their files, shape (N,).
-        duplicates: What ``load_or_find_duplicates`` returns of them.
-        features: Of the same images, one part after the other.
-        cache_key: Tells these features from those of another backbone, as part of a file's name.
-        on_progress: Called with a count of images, as they are compared; N in all.
+        duplicates: Result of ``load_or_find_duplicates`` for the same images.
+        features: Features of the same images, as consecutive arrays of N rows in all.
+        cache_key: Identifier of the features' backbone, part of a file name.
+        on_progress: Called with numbers of images as they are compared; they add up to N.
     """
     return _load_or_find(
         fingerprints,
         f"crops-{cache_key}.json",
-        _compute_key(fingerprints, *(one.rows for one in duplicates)),
+        _compute_key(fingerprints, *(group.rows for group in duplicates)),
         lambda: find_cropped_duplicates(
             fingerprints, paths, duplicates, features, on_progress=on_progress
         ),
@@ -73,10 +73,10 @@ def load_or_find_cropped_duplicates(
 
 
 def cache_duplicates(fingerprints: FingerprintTable, duplicates: Sequence[DuplicateGroup]) -> None:
-    """Let ``load_or_find_duplicates`` return these from now on, as long as the files stay the same.
+    """Store groups that ``load_or_find_duplicates`` returns until one of the files changes.
 
     Args:
-        fingerprints: Of N images.
+        fingerprints: Fingerprints of N images.
         duplicates: All groups of their rows.
     """
     _write_cache(fingerprints, _DUPLICATES_FILE, _compute_key(fingerprints), duplicates)
@@ -84,32 +84,38 @@ def cache_duplicates(fingerprints: FingerprintTable, duplicates: Sequence[Duplic
 
 def _load_or_find(
     fingerprints: FingerprintTable,
-    name: str,
+    file_name: str,
     key: str,
     find: Callable[[], list[DuplicateGroup]],
     on_progress: Callable[[int], None] | None,
 ) -> list[DuplicateGroup]:
-    """Return what a file beside the looks says of the same images, or else what is found now."""
+    """Return the groups stored under a key beside the fingerprints, else find and store them."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        tree = json.loads((fingerprints.folder / name).read_text(encoding="utf-8"))
-        if tree["of"] == key:
+        tree = json.loads((fingerprints.folder / file_name).read_text(encoding="utf-8"))
+        if tree["key"] == key:
+            groups = [
+                DuplicateGroup(tuple(rows), bool(exact)) for rows, exact in tree["duplicates"]
+            ]
             if on_progress is not None:
                 on_progress(len(fingerprints))
-            return [DuplicateGroup(tuple(rows), bool(exact)) for rows, exact in tree["copies"]]
-    found = find()
-    _write_cache(fingerprints, name, key, found)
-    return found
+            return groups
+    groups = find()
+    _write_cache(fingerprints, file_name, key, groups)
+    return groups
 
 
 def _compute_key(fingerprints: FingerprintTable, *groups: tuple[int, ...]) -> str:
+    """Return a key of the method, the files in their order, and the groups known beforehand."""
     digest = hashlib.sha256(fingerprints.read_column("digest").tobytes())
     digest.update(json.dumps(groups).encode() if groups else b"")
     return f"{_METHOD_VERSION} {len(fingerprints)} {digest.hexdigest()}"
 
 
 def _write_cache(
-    fingerprints: FingerprintTable, name: str, key: str, duplicates: Sequence[DuplicateGroup]
+    fingerprints: FingerprintTable, file_name: str, key: str, groups: Sequence[DuplicateGroup]
 ) -> None:
-    text = json.dumps({"of": key, "copies": [[one.rows, one.is_exact] for one in duplicates]})
-    with suppress(StorageError):  # without it they are looked for again
-        write_text(fingerprints.folder / name, text)
+    text = json.dumps(
+        {"key": key, "duplicates": [[group.rows, group.is_exact] for group in groups]}
+    )
+    with suppress(StorageError):  # the search is repeated if the result cannot be stored
+        write_text(fingerprints.folder / file_name, text)

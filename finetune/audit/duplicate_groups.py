@@ -1,10 +1,10 @@
-"""Which samples show the same, as they note it: by a word that the copies of a group share."""
+"""Duplicate groups as samples record them: by an identifier that the images of a group share."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+from finetune.audit.alignment_filter import UnionFind
 from finetune.audit.near_duplicates import DuplicateGroup
-from finetune.audit.union_find import UnionFind
 from finetune.data.manifest import Manifest
 from finetune.types import Sample
 
@@ -12,20 +12,23 @@ from finetune.types import Sample
 def assign_duplicate_groups(
     samples: Sequence[Sample], groups: Sequence[DuplicateGroup]
 ) -> list[Sample]:
-    """Return samples that say which of them show the same.
+    """Return samples with the identifiers of their duplicate groups; "" for those in none.
 
     Args:
         samples: N images.
         groups: Groups of their rows.
     """
-    word_of = {row: str(number) for number, group in enumerate(groups, 1) for row in group.rows}
+    id_of = {row: str(number) for number, group in enumerate(groups, 1) for row in group.rows}
     return [
-        replace(sample, duplicate_group=word_of.get(row, "")) for row, sample in enumerate(samples)
+        replace(sample, duplicate_group=id_of.get(row, "")) for row, sample in enumerate(samples)
     ]
 
 
 def collect_duplicate_groups(samples: Sequence[Sample]) -> list[DuplicateGroup]:
-    """Return the groups of rows that samples say to show the same, not knowing of any if exact."""
+    """Return the groups of rows that samples record, all as near-duplicates.
+
+    Samples do not record whether the files of a group are byte-identical.
+    """
     rows_of: dict[str, list[int]] = {}
     for row, sample in enumerate(samples):
         if sample.duplicate_group:
@@ -36,28 +39,28 @@ def collect_duplicate_groups(samples: Sequence[Sample]) -> list[DuplicateGroup]:
 
 
 def add_duplicate_groups(manifest: Manifest, groups: Sequence[Sequence[Sample]]) -> Manifest:
-    """Return a manifest that also notes these groups of its images, joined with those it knows.
+    """Return a manifest that also records the given groups, merged with those that it records.
 
-    A group that is part of one that is known changes nothing.
+    A group that is a subset of a recorded one changes nothing.
     """
     row_of = {sample.path: row for row, sample in enumerate(manifest.samples)}
-    joined = UnionFind()
-    known = [copies.rows for copies in collect_duplicate_groups(manifest.samples)]
+    union_find = UnionFind()
+    known = [group.rows for group in collect_duplicate_groups(manifest.samples)]
     for rows in (*known, *([row_of[sample.path] for sample in group] for group in groups)):
         for row in rows[1:]:
-            joined.merge(rows[0], row)
+            union_find.merge(rows[0], row)
     samples = list(manifest.samples)
-    last = max(
+    last_id = max(
         (int(s.duplicate_group) for s in samples if s.duplicate_group.isdecimal()), default=0
     )
-    for rows in sorted(joined.list_groups()):
-        words = {samples[row].duplicate_group for row in rows}
-        if len(words) == 1 and "" not in words:
+    for rows in sorted(union_find.list_groups()):
+        ids = {samples[row].duplicate_group for row in rows}
+        if len(ids) == 1 and "" not in ids:
             continue
-        if words == {""}:
-            last += 1
-            words = {str(last)}
-        word = min(words - {""})
+        if ids == {""}:
+            last_id += 1
+            ids = {str(last_id)}
+        group_id = min(ids - {""})
         for row in rows:
-            samples[row] = replace(samples[row], duplicate_group=word)
+            samples[row] = replace(samples[row], duplicate_group=group_id)
     return replace(manifest, samples=tuple(samples))

@@ -1,4 +1,4 @@
-"""One look at an image file: enough to tell copies and suspicious images, in 1.1 kB."""
+"""Fingerprints of image files: 1.1 kB each, enough to find duplicates and suspicious images."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ from finetune.errors import DataError
 
 THUMBNAIL_SIDE = 32
 _MEASURED_SIDE = 128
-"""Pixels a side at which an image is measured, whatever its aspect ratio."""
+"""Side in pixels of the square on which statistics are computed, whatever the aspect ratio."""
 
 _SHARPNESS_QUANTILE = 0.999
 
@@ -30,24 +30,24 @@ FINGERPRINT = np.dtype(
         ("width", "<u4"),  # upright
         ("height", "<u4"),
         ("mode", "S8"),  # Pillow's, as stored
-        ("dark", "<f4"),  # 5% of the pixels are at most so bright, in [0, 1]
-        ("bright", "<f4"),  # 5% are at least so bright
-        ("contrast", "<f4"),  # from the darkest half percent to the brightest, in [0, 1]
-        ("sharpness", "<f4"),  # of the sharpest edges, as a share of the contrast a pixel of 128
-        ("thumbnail", "u1", (THUMBNAIL_SIDE, THUMBNAIL_SIDE)),  # grey
+        ("dark", "<f4"),  # 5th percentile of the brightness, in [0, 1]
+        ("bright", "<f4"),  # 95th percentile of the brightness
+        ("contrast", "<f4"),  # between the percentiles 0.5 and 99.5, in [0, 1]
+        ("sharpness", "<f4"),  # slope of the sharpest edges, in contrasts per pixel of 128
+        ("thumbnail", "u1", (THUMBNAIL_SIDE, THUMBNAIL_SIDE)),  # grey levels
     ]
 )
-"""What is kept of an image."""
+"""Fields of a fingerprint."""
 
 
 def compute_fingerprint(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[Any]:
-    """Return a ``LOOK``, shape (); the file is read once, to its end.
+    """Compute the fingerprint of a file: dtype ``FINGERPRINT``, shape (); it is read once, in full.
 
-    JPEGs are decoded at the smallest of their scales that serves, which finds damage as well as
-    decoding in full.
+    JPEGs are decoded at their smallest sufficient scale, which detects damage as well as decoding
+    in full does.
 
     Raises:
-        DataError: The reason for which the file cannot be trained on, without its path.
+        DataError: The file cannot be used for training; the message is the reason without the path.
     """
     with translate_decode_errors(path):
         data = path.read_bytes()
@@ -56,20 +56,20 @@ def compute_fingerprint(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
             mode, stored = image.mode, image.size
             image.draft("L", (_MEASURED_SIDE, _MEASURED_SIDE))
             grey, is_turned = to_upright_grayscale(image)
-    look = np.zeros((), FINGERPRINT)
-    look["digest"] = np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), np.uint8)
-    look["num_bytes"] = len(data)
-    look["width"], look["height"] = stored[::-1] if is_turned else stored
-    look["mode"] = mode.encode()[:8]
-    _compute_statistics(grey, look)
-    return look
+    fingerprint = np.zeros((), FINGERPRINT)
+    fingerprint["digest"] = np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), np.uint8)
+    fingerprint["num_bytes"] = len(data)
+    fingerprint["width"], fingerprint["height"] = stored[::-1] if is_turned else stored
+    fingerprint["mode"] = mode.encode()[:8]
+    _compute_statistics(grey, fingerprint)
+    return fingerprint
 
 
 def decode_greyscale(path: Path, side: int) -> NDArray[np.float32]:
-    """Return an upright image as grey levels in [0, 255], shape (side, side).
+    """Decode an upright image as grey levels in [0, 255], shape (side, side).
 
     Raises:
-        DataError: The file is not what it was when it was looked at.
+        DataError: The file has changed since its fingerprint was computed.
     """
     try:
         with translate_decode_errors(path), Image.open(path) as image:
@@ -78,16 +78,18 @@ def decode_greyscale(path: Path, side: int) -> NDArray[np.float32]:
             return np.asarray(_resize(grey, side), np.float32)
     except DataError as error:
         raise DataError(
-            f"{path} could be read a moment ago, and now cannot: {error}. Run it again once "
-            f"nothing changes the images."
+            f"{path} was readable when its fingerprint was computed, but is not now: {error}. Run "
+            f"the command again when nothing else changes the images."
         ) from error
 
 
 def _compute_statistics(grey: Image.Image, fingerprint: NDArray[Any]) -> None:
+    """Fill in the brightness, contrast, sharpness and thumbnail of a fingerprint."""
     small = _resize(grey, _MEASURED_SIDE)
-    below = np.cumsum(small.histogram())
+    cumulative = np.cumsum(small.histogram())
     darkest, dark, bright, brightest = (
-        int(np.searchsorted(below, share * below[-1])) for share in (0.005, 0.05, 0.95, 0.995)
+        int(np.searchsorted(cumulative, fraction * cumulative[-1]))
+        for fraction in (0.005, 0.05, 0.95, 0.995)
     )
     span = brightest - darkest
     fingerprint["dark"], fingerprint["bright"], fingerprint["contrast"] = (
@@ -99,11 +101,11 @@ def _compute_statistics(grey: Image.Image, fingerprint: NDArray[Any]) -> None:
         pixels = np.asarray(small, np.float32)
         down, across = np.diff(pixels[:, :-1], axis=0), np.diff(pixels[:-1], axis=1)
         slopes = np.sqrt(down * down + across * across).ravel()
-        place = round(_SHARPNESS_QUANTILE * (slopes.size - 1))
-        fingerprint["sharpness"] = min(1.0, float(np.partition(slopes, place)[place]) / span)
+        rank = round(_SHARPNESS_QUANTILE * (slopes.size - 1))
+        fingerprint["sharpness"] = min(1.0, float(np.partition(slopes, rank)[rank]) / span)
     fingerprint["thumbnail"] = np.asarray(small.reduce(_MEASURED_SIDE // THUMBNAIL_SIDE))
 
 
 def _resize(grey: Image.Image, side: int) -> Image.Image:
-    """Return a square image; averaged where it shrinks."""
+    """Resize to a square, averaging where the image shrinks."""
     return grey.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0)

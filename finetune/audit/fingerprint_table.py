@@ -1,4 +1,4 @@
-"""A look at every image of a data set: taken once, kept on disk, read where it lies."""
+"""Table of the fingerprints of a dataset's images, stored on disk and memory-mapped."""
 
 import shutil
 import weakref
@@ -20,25 +20,25 @@ from finetune.data.images.validate import map_in_threads
 from finetune.errors import DataError, StorageError
 from finetune.types import RejectedFile, Reporter, Sample
 
-_STORE_FORMAT = "looks-1"
-"""Its number is raised when what a look measures changes."""
+_STORE_FORMAT = "fingerprints-1"
+"""Name and version in the store's folder name; raised when a fingerprint measures other things."""
 
-_CHUNK = 1024
+_CHUNK_SIZE = 16_384
 
 
 class FingerprintTable:
-    """What was seen of images, read from the disk when it is used.
+    """Fingerprints of N images, read from disk when they are used.
 
     Args:
-        store: Holds them.
-        places: Where that of each image lies, shape (N, 5).
+        store: Store that holds them.
+        locations: Entry of each image in the store, shape (N, 5).
     """
 
     def __init__(self, store: ArrayStore, locations: NDArray[np.int64]) -> None:
-        self._store = store  # in use, and so not removed
+        self._store = store  # holds the lock that prevents its eviction
         self._record_indices = locations[:, 0] // FINGERPRINT.itemsize
         stored = store.memory_map()[0] if len(locations) else np.empty(0, np.uint8)
-        # another process may have been stopped in the middle of one
+        # another process may have been stopped while it wrote the last record
         self._records = stored[: len(stored) // FINGERPRINT.itemsize * FINGERPRINT.itemsize].view(
             FINGERPRINT
         )
@@ -49,26 +49,30 @@ class FingerprintTable:
 
     @property
     def folder(self) -> Path:
-        """Return where they are kept."""
+        """Return the folder of the store."""
         return self._store.folder
 
-    def read_column(self, name: str) -> NDArray[Any]:
-        """Return one field of ``LOOK`` of every image, shape (N, …)."""
-        parts = [self._records[rows][name] for rows in self._iter_chunks()]
-        return np.concatenate(parts) if parts else np.empty(0, FINGERPRINT[name].base)
+    def read_column(self, name: str, *, chunk_size: int = _CHUNK_SIZE) -> NDArray[Any]:
+        """Return one field of ``FINGERPRINT`` of every image, shape (N, …).
+
+        Args:
+            name: Name of the field.
+            chunk_size: Number of records that are gathered at a time.
+        """
+        columns = [
+            self._records[self._record_indices[first : first + chunk_size]][name]
+            for first in range(0, len(self), chunk_size)
+        ]
+        return np.concatenate(columns) if columns else np.empty(0, FINGERPRINT[name].base)
 
     def read_thumbnails(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return grey levels in [0, 255] of some images, shape (n, side, side)."""
+        """Return grey levels in [0, 255] of the given rows, shape (n, side, side)."""
         return np.asarray(self._records["thumbnail"][self._record_indices[rows]], np.float32)
 
     def compute_shorter_sides(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the shorter side of some images in pixels, shape (n,)."""
-        some = self._records[self._record_indices[rows]]
-        return np.asarray(np.minimum(some["width"], some["height"]), np.float32)
-
-    def _iter_chunks(self) -> Iterator[NDArray[np.int64]]:
-        for first in range(0, len(self), 16 * _CHUNK):
-            yield self._record_indices[first : first + 16 * _CHUNK]
+        """Return the shorter sides of the given rows in pixels, shape (n,)."""
+        records = self._records[self._record_indices[rows]]
+        return np.asarray(np.minimum(records["width"], records["height"]), np.float32)
 
 
 def fingerprint_files(
@@ -80,32 +84,32 @@ def fingerprint_files(
     limit_bytes: int,
     reporter: Reporter,
 ) -> tuple[list[Sample], FingerprintTable, list[RejectedFile]]:
-    """Return the samples whose file reads to its end, a look at each, and the others' reasons.
+    """Return the readable samples, their fingerprints, and the rejected files with their reasons.
 
-    A file that has not changed since an earlier look is not opened again.
+    Files that have not changed since their fingerprint was stored are not opened again.
 
     Args:
-        root: What relative paths are relative to.
-        samples: What to look at.
-        max_pixels: Larger images are left out.
-        stores_dir: Folder of all stores; None keeps nothing.
-        limit_bytes: Of all stores together.
-        reporter: Told of each file.
+        root: Folder to which relative paths refer.
+        samples: Samples whose files are read.
+        max_pixels: Largest number of pixels of an image; larger ones are rejected.
+        stores_dir: Folder of all stores; None stores nothing permanently.
+        limit_bytes: Limit of the size of all stores together.
+        reporter: Receives the progress, file by file.
     """
     files = read_file_stamps([root / sample.path for sample in samples])
-    seen = None
+    result = None
     if stores_dir is not None:
-        # what is kept of images is no reason to fail: without a place it is made in every run
+        # a store that fails is no reason to fail: the fingerprints are computed in every run then
         with suppress(StorageError):
             store = _open_store(stores_dir, root)
-            seen = _fill_table(store, files, max_pixels, reporter, limit_bytes=limit_bytes)
-    if seen is None:
-        seen = _fill_table(_open_temporary_store(root), files, max_pixels, reporter)
-    assert seen is not None, "without a limit there is room"
-    looks, reasons = seen
-    good = [sample for row, sample in enumerate(samples) if row not in reasons]
+            result = _fill_table(store, files, max_pixels, reporter, limit_bytes=limit_bytes)
+    if result is None:
+        result = _fill_table(_open_temporary_store(root), files, max_pixels, reporter)
+    assert result is not None, "a store without a limit always fits"
+    table, reasons = result
+    readable = [sample for row, sample in enumerate(samples) if row not in reasons]
     rejected = [RejectedFile(samples[row].path, reason) for row, reason in sorted(reasons.items())]
-    return good, looks, rejected
+    return readable, table, rejected
 
 
 def _fill_table(
@@ -116,18 +120,19 @@ def _fill_table(
     *,
     limit_bytes: int | None = None,
 ) -> tuple[FingerprintTable, dict[int, str]] | None:
-    """Return the looks, and by row why the other files have none; None where there is no room."""
+    """Return the table and, by row, the reasons of rejected files; None if the limit forbids it."""
     reasons: dict[int, str] = {}
     with store.lock_for_filling(reporter):
         store.reset_if_mostly_stale()
-        found = store.find(files)
-        known = found[:, 0] != NOT_STORED.start
-        known &= found[:, 3] * found[:, 4] <= max_pixels  # which may be another one by now
-        missing = np.flatnonzero(~known).tolist()
-        needed = len(missing) * FINGERPRINT.itemsize
+        entries = store.find(files)
+        is_stored = entries[:, 0] != NOT_STORED.start
+        # max_pixels may have changed since
+        is_stored &= entries[:, 3] * entries[:, 4] <= max_pixels
+        missing = np.flatnonzero(~is_stored).tolist()
+        needed_bytes = len(missing) * FINGERPRINT.itemsize
         root = store.folder.parent
         if limit_bytes is not None and not evict_to_fit(
-            root, needed_bytes=needed, limit_bytes=limit_bytes
+            root, needed_bytes=needed_bytes, limit_bytes=limit_bytes
         ):
             return None
         reporter.start("checking images", len(files))
@@ -136,27 +141,26 @@ def _fill_table(
             reporter.advance()
         reporter.advance(len(reasons))
         reporter.finish()
-        good = [file for row, file in enumerate(files) if row not in reasons]
-        return FingerprintTable(store, store.find(good)), reasons
+        readable = [file for row, file in enumerate(files) if row not in reasons]
+        return FingerprintTable(store, store.find(readable)), reasons
 
 
 def _compute_missing(
     files: Sequence[FileStamp], rows: Sequence[int], max_pixels: int, reasons: dict[int, str]
 ) -> Iterator[tuple[FileStamp, StoreEntry]]:
-    """Yield what is kept of the files that can be used; put down why the others cannot."""
-    look = partial(_try_fingerprint, max_pixels=max_pixels)
+    """Yield the store entries of readable files; add the reasons of the others to ``reasons``."""
+    compute = partial(_try_fingerprint, max_pixels=max_pixels)
     paths = (Path(files[row].path) for row in rows)
-    for row, found in zip(rows, map_in_threads(look, paths), strict=True):
-        if isinstance(found, str):
-            reasons[row] = found
+    for row, result in zip(rows, map_in_threads(compute, paths), strict=True):
+        if isinstance(result, str):
+            reasons[row] = result
         else:
-            yield (
-                files[row],
-                StoreEntry(found[None, None], int(found["height"]), int(found["width"])),
-            )
+            entry = StoreEntry(result[None, None], int(result["height"]), int(result["width"]))
+            yield files[row], entry
 
 
 def _try_fingerprint(path: Path, max_pixels: int) -> NDArray[Any] | str:
+    """Return the fingerprint of a file, or the reason for its rejection."""
     try:
         return compute_fingerprint(path, max_pixels=max_pixels)
     except DataError as error:
@@ -169,12 +173,12 @@ def _open_store(stores_dir: Path, root: Path) -> ArrayStore:
         tag=_STORE_FORMAT,
         owner=str(root),
         item_bytes=FINGERPRINT.itemsize,
-        content="looks",
+        content="fingerprints",
     )
 
 
 def _open_temporary_store(root: Path) -> ArrayStore:
-    """Return a store that is removed when nothing uses it any longer."""
+    """Open a store that is removed when it is garbage-collected."""
     folder = Path(mkdtemp(prefix="finetune-"))
     try:
         store = _open_store(folder, root)

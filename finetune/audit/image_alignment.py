@@ -1,8 +1,9 @@
-"""How alike two images are, whatever was done to one of them: turned, mirrored, cropped, dimmed.
+"""Descriptors and alignment of images, invariant to turns, flips, crops, brightness and contrast.
 
-Images are grey levels in [0, 255] on squares of S x S pixels, to which they were squeezed. A crop
-then is a stretch and a shift along each axis, which ``align`` undoes; what remains is held against
-the detail that there is, so that two photos of different things on one empty table are not alike.
+Images are grey levels in [0, 255], resized to squares of S x S pixels without regard to their
+aspect ratio. A crop is then a scale and a shift along each axis, which ``align`` estimates. The
+remaining difference is relative to the detail of the images, so that two photos of different
+objects on one empty table do not match.
 """
 
 from typing import NamedTuple
@@ -16,28 +17,28 @@ Array = NDArray[np.float32]
 # P pairs or images, S pixels a side
 
 NUM_ORIENTATIONS = 8
-"""Ways to turn a square and to see it in a mirror."""
+"""Number of orientations of a square: four turns, each also flipped."""
 
 _NUM_FREQUENCIES = 5
 
 _NOISE_VARIANCE = 4.0
-"""Variance in grey levels that the coding of an image adds, or less."""
+"""Upper estimate of the variance that lossy compression adds, in squared grey levels."""
 
 _WHITE_LEVEL = 250.0
-"""Grey level from which a brighter copy may have lost what the other image shows."""
+"""Grey level from which a brightened duplicate may be clipped."""
 
 _MIN_VALID_FRACTION = 0.4
 
 _DETAIL_DIVISOR = 8
-"""Detail is what is smaller than this part of a side."""
+"""Detail is what a Gaussian blur of a side over this number removes."""
 
 
 class AlignmentBounds(NamedTuple):
-    """How far one image of a pair may lie from the other.
+    """Bounds of the warp between the images of a pair.
 
     Attributes:
-        max_scale: The largest along an axis, or one over it.
-        max_shift: The largest along an axis, in half sides.
+        max_scale: Largest scale along an axis; its inverse is the smallest.
+        max_shift: Largest shift along an axis, in half sides.
     """
 
     max_scale: float
@@ -45,17 +46,18 @@ class AlignmentBounds(NamedTuple):
 
 
 DEFAULT_BOUNDS = AlignmentBounds(max_scale=1.18, max_shift=0.2)
-"""And by a little more."""
+"""Bounds of crops by up to 10%, with a margin."""
 
 
 class Alignment(NamedTuple):
-    """How one image of each pair comes to lie on the other.
+    """Alignment of the second image of each pair with the first.
 
     Attributes:
-        warp: Stretch and shift down, stretch and shift across, shape (P, 4); shifts in half
+        warp: Vertical scale and shift, horizontal scale and shift, shape (P, 4); shifts in half
             sides.
-        difference: Mean squared difference once it lies there and is as bright and as rich in
-            contrast, as a share of the mean squared detail of the plainer image, shape (P,).
+        difference: Mean squared difference after alignment and adjustment of brightness and
+            contrast, as a fraction of the mean squared detail of the less detailed image, shape
+            (P,).
     """
 
     warp: Array
@@ -63,11 +65,11 @@ class Alignment(NamedTuple):
 
 
 def compute_descriptors(images: Array) -> Array:
-    """Return what tells images apart and stays as it is when they are turned or dimmed.
+    """Compute global descriptors that are invariant to turns, flips, brightness and contrast.
 
-    The sizes of their lowest frequencies, as perceptual hashes take them, but as numbers instead of
-    bits, and with what a turn or a mirror exchanges put together: sums and differences of the
-    amplitudes down and across, whose signs they change.
+    They are the amplitudes of the lowest frequencies, as in perceptual hashes, but as numbers
+    instead of bits. Turns and flips change their signs and exchange the vertical with the
+    horizontal ones, so that the sums and the absolute differences of the two are taken.
 
     Args:
         images: Shape (P, S, S).
@@ -79,44 +81,51 @@ def compute_descriptors(images: Array) -> Array:
     flat = flat - flat.mean(axis=1, keepdims=True)
     flat /= np.maximum(flat.std(axis=1, keepdims=True), 1e-6)
     side = images.shape[1]
-    waves = dctn(flat.reshape(images.shape), axes=(1, 2), norm="ortho") / side
-    sizes = np.abs(waves[:, :_NUM_FREQUENCIES, :_NUM_FREQUENCIES])
+    spectrum = dctn(flat.reshape(images.shape), axes=(1, 2), norm="ortho") / side
+    amplitudes = np.abs(spectrum[:, :_NUM_FREQUENCIES, :_NUM_FREQUENCIES])
     down, across = np.triu_indices(_NUM_FREQUENCIES, k=1)
-    one, other = sizes[:, down, across], sizes[:, across, down]
+    one, other = amplitudes[:, down, across], amplitudes[:, across, down]
     diagonal = np.arange(1, _NUM_FREQUENCIES)
-    parts = (sizes[:, diagonal, diagonal], (one + other) / 2**0.5, np.abs(one - other) / 2**0.5)
-    return np.concatenate(parts, axis=1).astype(np.float32)
+    blocks = (
+        amplitudes[:, diagonal, diagonal],
+        (one + other) / 2**0.5,
+        np.abs(one - other) / 2**0.5,
+    )
+    return np.concatenate(blocks, axis=1).astype(np.float32)
 
 
 def apply_orientation(images: Array, orientation: int) -> Array:
-    """Return images (P, S, S) in one of the ``NUM_ORIENTATIONS`` ways to turn and mirror them."""
+    """Return images (P, S, S) in one of the ``NUM_ORIENTATIONS`` orientations.
+
+    Bits of the orientation: 4 transposes, then 2 flips vertically and 1 horizontally.
+    """
     if orientation & 4:
         images = images.transpose(0, 2, 1)
     return images[:, :: -1 if orientation & 2 else 1, :: -1 if orientation & 1 else 1]
 
 
 def find_best_orientations(images: Array, others: Array) -> tuple[NDArray[np.int64], Array]:
-    """Return how the others are turned to be most like the images, and their correlation then.
+    """Return the orientations of the second images in which they correlate most with the first.
 
     Args:
-        images: Shape (P, S, S).
-        others: Of the same shape.
+        images: First image of each pair, shape (P, S, S).
+        others: Second image of each pair, of the same shape.
 
     Returns:
-        Turns, shape (P,), and correlations in [-1, 1], shape (P,).
+        Orientations, shape (P,), and correlations in [-1, 1], shape (P,).
     """
     flat = _normalise(images)
-    found = np.stack(
+    correlations = np.stack(
         [
-            (flat * _normalise(apply_orientation(others, turn))).sum(axis=1)
-            for turn in range(NUM_ORIENTATIONS)
+            (flat * _normalise(apply_orientation(others, orientation))).sum(axis=1)
+            for orientation in range(NUM_ORIENTATIONS)
         ]
     )
-    return found.argmax(axis=0), found.max(axis=0)
+    return correlations.argmax(axis=0), correlations.max(axis=0)
 
 
 def build_identity_warp(count: int) -> Array:
-    """Return the placing (P, 4) of images that are neither stretched nor shifted."""
+    """Return warps (P, 4) that neither scale nor shift."""
     return np.tile(np.array([1, 0, 1, 0], np.float32), (count, 1))
 
 
@@ -128,71 +137,72 @@ def align(
     bounds: AlignmentBounds = DEFAULT_BOUNDS,
     initial_warp: Array | None = None,
 ) -> Alignment:
-    """Return how each of the others is stretched and shifted to lie on its image.
+    """Align the second image of each pair with the first by scales and shifts.
 
-    Gauss-Newton on both axes, with brightness and contrast (Lucas and Kanade 1981; Baker and
-    Matthews 2004, https://doi.org/10.1023/B:VISI.0000011205.11775.fd); the best of all steps.
+    Gauss-Newton steps on both axes, with brightness and contrast (Lucas and Kanade 1981; Baker and
+    Matthews 2004, https://doi.org/10.1023/B:VISI.0000011205.11775.fd); the best step is returned.
 
     Args:
-        images: Shape (P, S, S).
-        others: Of the same shape, turned as the images are.
-        steps: How many.
-        bounds: No placing goes farther.
-        initial_warp: Where to begin; None begins with the others as they are.
+        images: First image of each pair, shape (P, S, S).
+        others: Second image of each pair in the orientation of the first, of the same shape.
+        steps: Number of steps.
+        bounds: Bounds of the scales and shifts.
+        initial_warp: Warp to begin with, shape (P, 4); None begins with the identity.
     """
     count, side, _ = images.shape
-    place = build_identity_warp(count) if initial_warp is None else initial_warp.copy()
+    warp = build_identity_warp(count) if initial_warp is None else initial_warp.copy()
     if not count:
-        return Alignment(place, np.empty(0, np.float32))
-    best, least = place.copy(), np.full(count, np.inf, np.float32)
+        return Alignment(warp, np.empty(0, np.float32))
+    best, least = warp.copy(), np.full(count, np.inf, np.float32)
     axis = np.linspace(-1, 1, side, dtype=np.float32)
     half = (side - 1) / 2
     slopes = [np.gradient(others, axis=number).astype(np.float32) * half for number in (1, 2)]
     for step in range(steps + 1):
-        down = _build_interpolation_matrices(place[:, 0:1] * axis + place[:, 1:2], side)
-        across = _build_interpolation_matrices(
-            place[:, 2:3] * axis + place[:, 3:4], side
-        ).transpose(0, 2, 1)
-        placed = _warp_images(others, down, across)
+        down = _build_interpolation_matrices(warp[:, 0:1] * axis + warp[:, 1:2], side)
+        across = _build_interpolation_matrices(warp[:, 2:3] * axis + warp[:, 3:4], side).transpose(
+            0, 2, 1
+        )
+        warped = _warp_images(others, down, across)
         inside: Array = (
             _compute_inside_mask(down.sum(axis=2))[:, :, None]
             * _compute_inside_mask(across.sum(axis=1))[:, None]
         )
-        inside = _mask_clipped_pixels(inside, images, placed)
+        inside = _mask_clipped_pixels(inside, images, warped)
         area: Array = inside.sum(axis=(1, 2))
-        image, moved = (_subtract_mean(part, inside, area) for part in (images, placed))
-        gain = _divide(_dot(image, moved), np.maximum(_dot(moved, moved), 1e-6))
-        rest: Array = image - gain[:, None, None] * moved
-        error = _divide(_dot(rest, rest), area)
-        closer = error < least
-        best[closer], least[closer] = place[closer], error[closer]
+        target, source = (_subtract_mean(each, inside, area) for each in (images, warped))
+        gain = _divide(_dot(target, source), np.maximum(_dot(source, source), 1e-6))
+        residual: Array = target - gain[:, None, None] * source
+        error = _divide(_dot(residual, residual), area)
+        is_better = error < least
+        best[is_better], least[is_better] = warp[is_better], error[is_better]
         if step == steps:
             break
         slope_down, slope_across = (
             _warp_images(slope, down, across) * inside * gain[:, None, None] for slope in slopes
         )
         columns = (
-            slope_down * axis[:, None], slope_down, slope_across * axis, slope_across, moved, inside
+            slope_down * axis[:, None], slope_down, slope_across * axis, slope_across,
+            source, inside,
         )  # fmt: skip
-        place += _solve_gauss_newton_step(np.stack(columns, axis=-1), rest)
-        place[:, 0::2] = np.clip(place[:, 0::2], 1 / bounds.max_scale, bounds.max_scale)
-        place[:, 1::2] = np.clip(place[:, 1::2], -bounds.max_shift, bounds.max_shift)
+        warp += _solve_gauss_newton_step(np.stack(columns, axis=-1), residual)
+        warp[:, 0::2] = np.clip(warp[:, 0::2], 1 / bounds.max_scale, bounds.max_scale)
+        warp[:, 1::2] = np.clip(warp[:, 1::2], -bounds.max_shift, bounds.max_shift)
     detail = np.minimum(_compute_detail(images), _compute_detail(others))
-    noisy: Array = np.add(detail, _NOISE_VARIANCE, dtype=np.float32)
-    return Alignment(best, _divide(least, noisy))
+    scale: Array = np.add(detail, _NOISE_VARIANCE, dtype=np.float32)
+    return Alignment(best, _divide(least, scale))
 
 
 def _build_interpolation_matrices(centres: Array, side: int) -> Array:
-    """Return what takes pixels at some centres in [-1, 1] (P, S) from a line, shape (P, S, S)."""
-    places = (centres + 1) * ((side - 1) / 2)
-    distance = np.abs(places[:, :, None] - np.arange(side, dtype=np.float32))
+    """Build matrices (P, S, S) that interpolate a line of pixels at centres (P, S) in [-1, 1]."""
+    positions = (centres + 1) * ((side - 1) / 2)
+    distance = np.abs(positions[:, :, None] - np.arange(side, dtype=np.float32))
     weights: Array = np.maximum(0, 1 - distance).astype(np.float32)
     return weights
 
 
 def _warp_images(images: Array, down: Array, across: Array) -> Array:
-    placed: Array = np.matmul(np.matmul(down, images), across)
-    return placed
+    warped: Array = np.matmul(np.matmul(down, images), across)
+    return warped
 
 
 def _compute_inside_mask(coverage: Array) -> Array:
@@ -200,10 +210,10 @@ def _compute_inside_mask(coverage: Array) -> Array:
 
 
 def _mask_clipped_pixels(mask: Array, images: Array, warped: Array) -> Array:
-    """Return which pixels say something: not what one image shows as white, if enough is left."""
-    known: Array = mask * (images < _WHITE_LEVEL) * (warped < _WHITE_LEVEL)
-    enough = known.sum(axis=(1, 2)) >= _MIN_VALID_FRACTION * mask.sum(axis=(1, 2))
-    return np.where(enough[:, None, None], known, mask).astype(np.float32)
+    """Return the mask without pixels that are white in one image, unless too few would remain."""
+    unclipped: Array = mask * (images < _WHITE_LEVEL) * (warped < _WHITE_LEVEL)
+    is_enough = unclipped.sum(axis=(1, 2)) >= _MIN_VALID_FRACTION * mask.sum(axis=(1, 2))
+    return np.where(is_enough[:, None, None], unclipped, mask).astype(np.float32)
 
 
 def _subtract_mean(images: Array, mask: Array, area: Array) -> Array:
@@ -223,7 +233,7 @@ def _dot(one: Array, other: Array) -> Array:
 
 
 def _solve_gauss_newton_step(jacobian: Array, residual: Array) -> Array:
-    """Return the step of the first four unknowns, (P, 4), for the least squares of what is left."""
+    """Return the least-squares step of the first four of six unknowns, shape (P, 4)."""
     count = len(jacobian)
     table = jacobian.reshape(count, -1, jacobian.shape[-1])
     normal = table.transpose(0, 2, 1) @ table
@@ -235,7 +245,7 @@ def _solve_gauss_newton_step(jacobian: Array, residual: Array) -> Array:
 
 
 def _compute_detail(images: Array) -> Array:
-    """Return the mean squared difference of images from their coarse parts, shape (P,)."""
+    """Compute the mean squared difference of images from their blurred versions, shape (P,)."""
     width = images.shape[1] / _DETAIL_DIVISOR
     fine = images - gaussian_filter(images, (0, width, width), mode="reflect")
     detail: Array = np.square(fine).mean(axis=(1, 2))

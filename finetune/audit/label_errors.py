@@ -1,27 +1,87 @@
-"""Which labels are probably wrong, by what a classifier says that has not seen them.
+"""Label errors, estimated from out-of-sample class probabilities.
 
-Confident learning (Northcutt, Jiang and Chuang 2021, https://arxiv.org/abs/1911.00068): a class is
-given to an image if it is as sure as it is of the images that bear it, and a label is in doubt if
-another class is given.
+Confident learning (Northcutt, Jiang and Chuang 2021, https://arxiv.org/abs/1911.00068): an image is
+counted to a class if the class's probability reaches its mean over the images labelled with it; the
+label is a likely error if that is another class.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from finetune.types import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class LabelErrorCandidate:
+    """An image whose label is probably wrong.
+
+    Attributes:
+        path: Path of the image.
+        label: Class with which it is labelled.
+        predicted_label: Class that it probably belongs to.
+        label_probability: Out-of-sample probability of ``label``, in [0, 1].
+        predicted_probability: Out-of-sample probability of ``predicted_label``, in [0, 1].
+    """
+
+    path: str
+    label: str
+    predicted_label: str
+    label_probability: float
+    predicted_probability: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields with probabilities rounded to four decimals."""
+        return {
+            "path": self.path,
+            "label": self.label,
+            "label_probability": round(self.label_probability, 4),
+            "predicted_label": self.predicted_label,
+            "predicted_probability": round(self.predicted_probability, 4),
+        }
+
+
+def collect_label_errors(
+    samples: Sequence[Sample], classes: Sequence[str], probabilities: NDArray[np.floating]
+) -> tuple[LabelErrorCandidate, ...]:
+    """Return the images whose labels are probably wrong, the most likely errors first.
+
+    Args:
+        samples: N images.
+        classes: Names in index order.
+        probabilities: Out-of-sample class probabilities, shape (N, K); rows sum to 1.
+    """
+    index = {name: number for number, name in enumerate(classes)}
+    labels = np.array([index[sample.label] for sample in samples], np.int64)
+    rows, predicted = find_label_errors(probabilities, labels)
+    return tuple(
+        LabelErrorCandidate(
+            samples[row].path,
+            samples[row].label,
+            classes[other],
+            float(probabilities[row, labels[row]]),
+            float(probabilities[row, other]),
+        )
+        for row, other in zip(rows.tolist(), predicted.tolist(), strict=True)
+    )
 
 
 def find_label_errors(
     probabilities: NDArray[np.floating], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the images whose label is in doubt, the most doubtful first, and their likely class.
+    """Return the images whose labels are probably wrong, and their predicted classes.
 
-    A class that is less probable than the label is never given.
+    A class that is less probable than the label is never predicted.
 
-    The thresholds are the mean probability of each class over the images that bear it, so that a
-    class which the classifier is seldom sure of is not held to be wrong for that. Ranked by how
-    much surer the likely class is than the label (the paper's normalised margin).
+    The thresholds are the mean probability of each class over the images labelled with it, so that
+    a class of which the classifier is rarely certain is not flagged for that. The images are ranked
+    by the difference of the two probabilities (the paper's normalised margin), the largest first.
 
     Args:
-        probabilities: Out of fold, shape (N, K); rows sum to 1.
+        probabilities: Out-of-sample class probabilities, shape (N, K); rows sum to 1.
         labels: Class indices in [0, K), shape (N,).
 
     Returns:
@@ -31,13 +91,13 @@ def find_label_errors(
     own = probabilities[np.arange(num_images), labels]
     count = np.bincount(labels, minlength=num_classes)
     total = np.bincount(labels, weights=own, minlength=num_classes)
-    # nothing is as sure as a class that no image bears
+    # no probability reaches the threshold of a class without images
     thresholds = np.where(count > 0, total / np.maximum(count, 1), np.inf)
-    # a class of few images may have a threshold that images of all others pass
-    surer_than_own = probabilities > own[:, None]
-    confident = np.where((probabilities >= thresholds) & surer_than_own, probabilities, -1.0)
-    likely = confident.argmax(axis=1)
-    surer = confident.max(axis=1)
-    rows = np.flatnonzero((surer >= 0) & (likely != labels))
-    order = np.argsort(own[rows] - surer[rows], kind="stable")
-    return rows[order], likely[rows[order]]
+    # the threshold of a class of few images may be so low that the images of all others reach it
+    exceeds_own = probabilities > own[:, None]
+    confident = np.where((probabilities >= thresholds) & exceeds_own, probabilities, -1.0)
+    predicted = confident.argmax(axis=1)
+    highest = confident.max(axis=1)
+    rows = np.flatnonzero((highest >= 0) & (predicted != labels))
+    order = np.argsort(own[rows] - highest[rows], kind="stable")
+    return rows[order], predicted[rows[order]]

@@ -1,4 +1,4 @@
-"""Held-out images whose copies are seen before: which they are, and what may be done about them."""
+"""Leakage: held-out images with duplicates in the training data, and the policies against it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -6,82 +6,129 @@ from pathlib import Path
 
 from finetune.data.manifest import Manifest
 from finetune.errors import DataError
-from finetune.types import RejectedFile, Sample, Split
+from finetune.types import RejectedFile, Reporter, Sample, Split
 
 _SPLIT_ORDER = (Split.TRAIN, Split.VAL, Split.TEST)
-"""What a split is seen by: training by itself, validation by the choice of the best epoch, too."""
+"""Splits in the order in which a run uses them; validation images select the best epoch."""
 
 
 def find_leaks(manifest: Manifest) -> dict[str, Sample]:
-    """Return by path the copy of each held-out image that an easier split holds.
+    """Return the leaked images: by the path of each, its duplicate in an earlier split.
 
-    Of a test image that is a training image, or a validation image if there is none such.
+    For a test image this is a training image, or a validation image if there is no such.
     """
-    copies: dict[tuple[str, Split], Sample] = {}
+    first_of: dict[tuple[str, Split], Sample] = {}
     for sample in manifest.samples:
         if sample.duplicate_group and sample.split is not None:
-            copies.setdefault((sample.duplicate_group, sample.split), sample)
-    found = {}
+            first_of.setdefault((sample.duplicate_group, sample.split), sample)
+    leaks = {}
     for sample in manifest.samples:
         if not sample.duplicate_group or sample.split is None:
             continue
-        easier = _SPLIT_ORDER[: _SPLIT_ORDER.index(sample.split)]
-        seen = (copies.get((sample.duplicate_group, split)) for split in easier)
-        copy = next((other for other in seen if other is not None), None)
-        if copy is not None:
-            found[sample.path] = copy
-    return found
+        earlier_splits = _SPLIT_ORDER[: _SPLIT_ORDER.index(sample.split)]
+        candidates = (first_of.get((sample.duplicate_group, split)) for split in earlier_splits)
+        duplicate = next((other for other in candidates if other is not None), None)
+        if duplicate is not None:
+            leaks[sample.path] = duplicate
+    return leaks
 
 
 def find_rows_without_leaks(manifest: Manifest, files: Sequence[Path]) -> list[int] | None:
-    """Return which files a run has not seen before; None where all or none of them are not."""
-    seen = {(manifest.root / path).resolve() for path in find_leaks(manifest)}
-    rows = [row for row, file in enumerate(files) if file.resolve() not in seen]
+    """Return the rows of the files that have not leaked; None if these are all files or none."""
+    leaked = {(manifest.root / path).resolve() for path in find_leaks(manifest)}
+    rows = [row for row, file in enumerate(files) if file.resolve() not in leaked]
     return rows if 0 < len(rows) < len(files) else None
 
 
 def describe_leaks(manifest: Manifest, leaks: Mapping[str, Sample]) -> str:
-    """Return how many held-out images have copies elsewhere, with an example."""
-    parts = []
+    """Return the numbers of leaked images of each split, with an example."""
+    counts = []
     for split in (Split.VAL, Split.TEST):
         held_out = manifest.get_samples(split)
         count = sum(sample.path in leaks for sample in held_out)
         if count:
-            parts.append(f"{count} of {len(held_out)} {split.value} images")
-    path, copy = next(iter(leaks.items()))
-    where = copy.split.value if copy.split is not None else ""
+            counts.append(f"{count} of {len(held_out)} {split.value} images")
+    sources = {duplicate.split for duplicate in leaks.values()}
+    names = " or ".join(split.value for split in _SPLIT_ORDER if split in sources)
+    path, duplicate = next(iter(leaks.items()))
     return (
-        f"{' and '.join(parts)} have copies that are seen before (as {path}: {copy.path}, {where})"
+        f"{' and '.join(counts)} have duplicates in {names} (such as {path}, a duplicate of "
+        f"{duplicate.path})"
     )
 
 
 def describe_splits_without_leaks(manifest: Manifest, leaks: Mapping[str, Sample]) -> str:
-    """Return in which splits something is left to measure without leaks, and in which nothing."""
-    seen: dict[bool, list[str]] = {True: [], False: []}
+    """Return for which splits metrics without leaked images exist, as a sentence without its stop.
+
+    Args:
+        manifest: Images with their splits.
+        leaks: Result of ``find_leaks``, not empty.
+    """
+    splits: dict[bool, list[str]] = {True: [], False: []}
     for split in (Split.VAL, Split.TEST):
-        leaky = [sample.path in leaks for sample in manifest.get_samples(split)]
-        if any(leaky):
-            seen[all(leaky)].append(split.value)
-    parts = []
-    if seen[False]:
-        where = f" in {' and '.join(seen[False])}" if seen[True] else ""
-        parts.append(f"It is measured without them{where}, too")
-    if seen[True]:
-        parts.append(f"without them no {' and no '.join(seen[True])} image is left to measure")
-    text = "; ".join(parts)
+        is_leaked = [sample.path in leaks for sample in manifest.get_samples(split)]
+        if any(is_leaked):
+            splits[all(is_leaked)].append(split.value)
+    clauses = []
+    if splits[False]:
+        names = f" for {' and '.join(splits[False])}" if splits[True] else ""
+        clauses.append(f"Metrics without them are also reported{names}")
+    if splits[True]:
+        names = " and no ".join(splits[True])
+        clauses.append(f"no {names} image remains without them")
+    text = "; ".join(clauses)
     return text[0].upper() + text[1:]
 
 
-def resolve_leaks(manifest: Manifest, policy: str) -> tuple[Manifest, list[RejectedFile]]:
-    """Return a manifest in which no held-out image is seen before, and what it leaves out.
+def apply_leakage_policy(
+    manifest: Manifest, policy: str, reporter: Reporter
+) -> tuple[Manifest, list[RejectedFile]]:
+    """Apply ``data.leakage``; return the manifest and the images that it drops.
 
     Args:
-        manifest: With splits.
-        policy: "drop" leaves out the copies that are seen before, so that what is held out stays
-            whole; "move" lets all copies train, and the groups that they are in.
+        manifest: Images with their splits and duplicate groups.
+        policy: "ignore" and "warn" change nothing, "error" raises, "drop" and "move" are those of
+            ``resolve_leaks``.
+        reporter: Receives the warning or note.
 
     Raises:
-        DataError: A split, or a class of the training images, would have none left.
+        DataError: Images leak and the policy is "error", or resolving the leaks would empty a split
+            or a training class.
+    """
+    leaks = find_leaks(manifest)
+    if not leaks or policy == "ignore":
+        return manifest, []
+    summary = describe_leaks(manifest, leaks)
+    if policy == "error":
+        raise DataError(
+            f"data.leakage=error: {summary}. Fix the splits, or set data.leakage to drop, move or "
+            f"warn."
+        )
+    if policy == "warn":
+        reporter.warn(
+            f"{summary}: metrics on them are too optimistic. "
+            f"{describe_splits_without_leaks(manifest, leaks)}. data.leakage=drop or move fixes "
+            f"the splits."
+        )
+        return manifest, []
+    resolved, dropped = resolve_leaks(manifest, policy)
+    images = "1 image" if len(dropped) == 1 else f"{len(dropped)} images"
+    action = f"dropped {images}" if policy == "drop" else "moved all of them to train"
+    reporter.note(f"{summary}: {action} (data.leakage={policy}).")
+    return resolved, dropped
+
+
+def resolve_leaks(manifest: Manifest, policy: str) -> tuple[Manifest, list[RejectedFile]]:
+    """Return a manifest without leaked images, and the images that it drops.
+
+    Args:
+        manifest: Images with their splits and duplicate groups.
+        policy: "drop" drops the duplicates in earlier splits, so that the held-out splits stay
+            complete; "move" moves all duplicates to the training split, with the groups of images
+            that they belong to.
+
+    Raises:
+        DataError: A split, or a class of the training split, would be empty.
     """
     if policy == "move":
         kept, rejected = _move_leaks_to_training(manifest), list[RejectedFile]()
@@ -92,14 +139,18 @@ def resolve_leaks(manifest: Manifest, policy: str) -> tuple[Manifest, list[Rejec
 
 
 def _move_leaks_to_training(manifest: Manifest) -> Manifest:
-    """Let copies that are seen before train, with their groups, and the copies of these."""
+    """Move duplicate groups that leak to training, their groups, and the duplicates of these."""
     while leaks := find_leaks(manifest):
-        found = [sample for sample in manifest.samples if sample.path in leaks]
-        copies = {sample.duplicate_group for sample in found}
-        groups = {s.group for s in manifest.samples if s.duplicate_group in copies} - {""}
+        leaked = [sample for sample in manifest.samples if sample.path in leaks]
+        duplicate_groups = {sample.duplicate_group for sample in leaked}
+        groups = {
+            sample.group
+            for sample in manifest.samples
+            if sample.duplicate_group in duplicate_groups
+        } - {""}
         samples = tuple(
             replace(sample, split=Split.TRAIN)
-            if sample.duplicate_group in copies or sample.group in groups
+            if sample.duplicate_group in duplicate_groups or sample.group in groups
             else sample
             for sample in manifest.samples
         )
@@ -108,36 +159,43 @@ def _move_leaks_to_training(manifest: Manifest) -> Manifest:
 
 
 def _drop_leaks(manifest: Manifest) -> tuple[Manifest, list[RejectedFile]]:
-    hardest: dict[str, Sample] = {}
+    """Keep of each duplicate group only the images in the latest of its splits."""
+    latest: dict[str, Sample] = {}
     for sample in manifest.samples:
         if sample.duplicate_group and sample.split is not None:
-            other = hardest.setdefault(sample.duplicate_group, sample)
+            other = latest.setdefault(sample.duplicate_group, sample)
             if other.split is not None and _SPLIT_ORDER.index(sample.split) > _SPLIT_ORDER.index(
                 other.split
             ):
-                hardest[sample.duplicate_group] = sample
+                latest[sample.duplicate_group] = sample
     kept, rejected = [], []
     for sample in manifest.samples:
-        held_out = hardest.get(sample.duplicate_group, sample)
+        held_out = latest.get(sample.duplicate_group, sample)
         if held_out.split is sample.split:
             kept.append(sample)
         else:
-            reason = f"shows the same as {held_out.path}, which data.leakage=drop keeps"
+            reason = f"duplicate of {held_out.path}, which data.leakage=drop keeps"
             rejected.append(RejectedFile(sample.path, reason))
     return replace(manifest, samples=tuple(kept)), rejected
 
 
 def _check_splits_not_empty(before: Manifest, after: Manifest, policy: str) -> None:
-    def refuse(what: str) -> None:
+    """Check that no split and no training class has lost all of its images.
+
+    Raises:
+        DataError: Names the split or the class.
+    """
+
+    def fail(outcome: str) -> None:
         raise DataError(
-            f"data.leakage={policy} would leave {what}: all of its images have copies in another "
-            f"split. Mend the splits, or take data.leakage=warn."
+            f"data.leakage={policy} would leave {outcome}: all of its images have duplicates in "
+            f"another split. Fix the splits, or set data.leakage=warn."
         )
 
     for split in Split:
         if before.get_samples(split) and not after.get_samples(split):
-            refuse(f"no {split.value} image")
+            fail(f"no {split.value} image")
     counts: Sequence[int] = after.count_per_class(Split.TRAIN)
     for name, count in zip(after.classes, counts, strict=True):
         if not count:
-            refuse(f"class '{name}' without a training image")
+            fail(f"class '{name}' without a training image")

@@ -1,9 +1,9 @@
-"""Which images of a data set are copies of one another, to the byte or to the eye.
+"""Exact and near-duplicates among the images of a dataset.
 
-Exact copies share the digest of their files. Near copies are found in three sieves, each finer and
-dearer than the one before: the nearest neighbours of each image by a short description, in a tree
-that is searched in about logarithmic time; their thumbnails, laid on one another; and what passes
-both, decoded again at 64 pixels a side.
+Exact duplicates share the digest of their files. Near-duplicates pass three filters, each finer and
+more expensive than the one before: the nearest neighbours of each image by a short descriptor, from
+a tree that is searched in about logarithmic time; the alignment of their thumbnails; and, for pairs
+that pass both, the alignment of the files decoded again at 64 pixels a side.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +16,8 @@ from scipy.spatial import KDTree
 from finetune.audit.alignment_filter import (
     AlignedPairs,
     FilterStage,
+    Rows,
+    UnionFind,
     concatenate_pairs,
     downsample,
     find_matches,
@@ -30,34 +32,34 @@ from finetune.audit.image_alignment import (
     compute_descriptors,
     find_best_orientations,
 )
-from finetune.audit.union_find import Rows, UnionFind
 
 BLANK_CONTRAST = 0.03
-"""Images of less contrast show nothing that could be compared."""
+"""Contrast below which an image has no content to compare."""
 
 _NUM_NEIGHBOURS = 10
 _MAX_DISTANCE = 0.3
 _SEARCH_EPS = 1.0
-"""Neighbours may be left out that are less than twice as near as those found."""
+"""Tolerance of the tree search: a returned neighbour is at most 1 + eps times as far as the true
+one."""
 
 _MIN_CORRELATION = 0.5
 
 _COARSE = FilterStage(16, steps=2, max_difference=0.4)
 _MIDDLE = FilterStage(32, steps=4, max_difference=0.25)
 _FINE = FilterStage(64, steps=4, max_difference=0.08)
-"""The last one parts copies from other photos of the same scene (``scripts/benchmarks/copies.py``);
-the others pass ten times as many crops as they would have to."""
+"""The finest stage separates duplicates from other photos of the same scene
+(``scripts/benchmarks/duplicates.py``); the others let ten times as many crops pass as needed."""
 
-_CHUNK = 2048
+_CHUNK_SIZE = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class DuplicateGroup:
-    """Images that show the same.
+    """A group of duplicate images.
 
     Attributes:
-        rows: Of the images, ascending, two or more.
-        is_exact: Whether all their files are the same to the byte.
+        rows: Rows of the images, ascending, two or more.
+        is_exact: Whether all of their files are byte-identical.
     """
 
     rows: tuple[int, ...]
@@ -70,101 +72,104 @@ def find_duplicates(
     *,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[DuplicateGroup]:
-    """Return all groups of copies; an image is in one at most.
+    """Return all groups of duplicates; an image is in at most one.
 
     Args:
-        fingerprints: Of N images.
+        fingerprints: Fingerprints of N images.
         paths: Their files, shape (N,).
-        on_progress: Called with a count of images, as they are compared; N in all.
+        on_progress: Called with numbers of images as they are compared; they add up to N.
 
     Raises:
-        DataError: A file has changed since it was looked at.
+        DataError: A file has changed since its fingerprint was computed.
     """
-    joined = UnionFind()
+    union_find = UnionFind()
     first = find_first_identical(fingerprints)
     for row in np.flatnonzero(first != np.arange(len(first))).tolist():
-        joined.merge(int(first[row]), row)
+        union_find.merge(int(first[row]), row)
     comparable = select_comparable(fingerprints, first)
     if on_progress is not None:
         on_progress(len(fingerprints) - len(comparable))
-    for candidates, done in _iter_neighbour_pairs(fingerprints, comparable):
+    for candidates, num_searched in _iter_neighbour_pairs(fingerprints, comparable):
         merge_matches(
-            joined, fingerprints, paths, _filter_by_thumbnails(fingerprints, candidates), _FINE
+            union_find, fingerprints, paths, _filter_by_thumbnails(fingerprints, candidates), _FINE
         )
         if on_progress is not None:
-            on_progress(done)
-    return build_duplicate_groups(joined, first)
+            on_progress(num_searched)
+    return build_duplicate_groups(union_find, first)
 
 
 def find_first_identical(fingerprints: FingerprintTable) -> Rows:
-    """Return for each image the first one whose file is the same to the byte, shape (N,)."""
+    """Return for each image the first row whose file is byte-identical, shape (N,)."""
     digests = np.ascontiguousarray(fingerprints.read_column("digest")).view("V16").reshape(-1)
-    _, first, same = np.unique(digests, return_index=True, return_inverse=True)
-    return np.asarray(first[same], np.int64)
+    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse], np.int64)
 
 
 def select_comparable(fingerprints: FingerprintTable, first_identical: Rows) -> Rows:
-    """Return the rows of images that show something, of the same files only the first.
+    """Return the rows of images that are not blank, only the first of byte-identical files.
 
     Args:
-        fingerprints: At N images.
-        first_identical: See ``find_first_identical``.
+        fingerprints: Fingerprints of N images.
+        first_identical: Result of ``find_first_identical``, shape (N,).
     """
-    some = np.unique(first_identical)
-    return np.asarray(some[fingerprints.read_column("contrast")[some] >= BLANK_CONTRAST], np.int64)
+    rows = np.unique(first_identical)
+    return np.asarray(rows[fingerprints.read_column("contrast")[rows] >= BLANK_CONTRAST], np.int64)
 
 
 def build_duplicate_groups(union_find: UnionFind, first_identical: Rows) -> list[DuplicateGroup]:
-    """Return what was joined, in the order of the images.
+    """Return the groups of two or more rows, in the order of their first rows.
 
     Args:
-        union_find: Rows of N images.
-        first_identical: See ``find_first_identical``.
+        union_find: Groups of the rows of N images.
+        first_identical: Result of ``find_first_identical``, shape (N,).
     """
-    found = [
+    groups = [
         DuplicateGroup(tuple(rows), len({*first_identical[rows].tolist()}) == 1)
         for rows in union_find.list_groups()
     ]
-    return sorted(found, key=lambda copies: copies.rows)
+    return sorted(groups, key=lambda group: group.rows)
 
 
 def _iter_neighbour_pairs(fingerprints: FingerprintTable, rows: Rows) -> Iterator[tuple[Rows, int]]:
-    """Yield pairs (P, 2) of images that look alike from afar, and how many were searched for."""
-    parts = [compute_descriptors(fingerprints.read_thumbnails(some)) for some in iter_chunks(rows)]
+    """Yield pairs (P, 2) of rows with similar descriptors, and the number of rows searched for."""
+    chunks = [
+        compute_descriptors(fingerprints.read_thumbnails(chunk)) for chunk in iter_chunks(rows)
+    ]
     if len(rows) < 2:
         yield np.empty((0, 2), np.int64), len(rows)
         return
-    table = np.concatenate(parts)
-    # built by sliding midpoints: medians take long, and bring nothing for such tables
-    tree = KDTree(table, balanced_tree=False, compact_nodes=False)
-    for first in range(0, len(rows), _CHUNK):
-        some = table[first : first + _CHUNK]
-        _, near = tree.query(
-            some,
+    descriptors = np.concatenate(chunks)
+    # sliding midpoints: the median split takes long to build and does not speed up these searches
+    tree = KDTree(descriptors, balanced_tree=False, compact_nodes=False)
+    for first in range(0, len(rows), _CHUNK_SIZE):
+        queries = descriptors[first : first + _CHUNK_SIZE]
+        _, neighbours = tree.query(
+            queries,
             _NUM_NEIGHBOURS + 1,
             eps=_SEARCH_EPS,
             distance_upper_bound=_MAX_DISTANCE,
             workers=-1,
         )
-        one = np.repeat(np.arange(first, first + len(some)), near.shape[1])
-        other = near.ravel()
-        # a neighbour that was not found has the number of rows; each pair stands once
-        real = (other < len(rows)) & (other != one)
-        pairs = np.sort(np.stack([one[real], other[real]], axis=1), axis=1)
-        yield rows[np.unique(pairs, axis=0)], len(some)
+        one = np.repeat(np.arange(first, first + len(queries)), neighbours.shape[1])
+        other = neighbours.ravel()
+        # a missing neighbour has the index len(rows); each pair is kept once
+        is_pair = (other < len(rows)) & (other != one)
+        pairs = np.sort(np.stack([one[is_pair], other[is_pair]], axis=1), axis=1)
+        yield rows[np.unique(pairs, axis=0)], len(queries)
 
 
 def _filter_by_thumbnails(fingerprints: FingerprintTable, pairs: Rows) -> AlignedPairs:
-    """Return the pairs whose thumbnails can be laid on one another, how turned, and where."""
-    found = []
-    for some, *thumbnails in iter_thumbnail_pairs(fingerprints, pairs):
-        small = [downsample(part, _COARSE.side) for part in thumbnails]
-        turns, correlation = find_best_orientations(small[0], small[1])
+    """Return the pairs whose thumbnails match, with their orientation and warp."""
+    results = []
+    for chunk, *thumbnails in iter_thumbnail_pairs(fingerprints, pairs):
+        small = [downsample(images, _COARSE.side) for images in thumbnails]
+        orientations, correlation = find_best_orientations(small[0], small[1])
         kept = np.flatnonzero(correlation >= _MIN_CORRELATION)
-        likely = AlignedPairs(some, turns, build_identity_warp(len(some))).select(kept)
-        for sieve, (images, others) in ((_COARSE, small), (_MIDDLE, thumbnails)):
-            laid, difference = realign(sieve, likely, images[kept], others[kept])
-            passed = find_matches(fingerprints, sieve, laid, difference)
-            likely, kept = laid.select(passed), kept[passed]
-        found.append(likely)
-    return concatenate_pairs(found)
+        initial = AlignedPairs(chunk, orientations, build_identity_warp(len(chunk)))
+        candidates = initial.select(kept)
+        for stage, (images, others) in ((_COARSE, small), (_MIDDLE, thumbnails)):
+            aligned, difference = realign(stage, candidates, images[kept], others[kept])
+            passed = find_matches(fingerprints, stage, aligned, difference)
+            candidates, kept = aligned.select(passed), kept[passed]
+        results.append(candidates)
+    return concatenate_pairs(results)

@@ -1,4 +1,4 @@
-"""The verb ``inspect``: its options, and the page that it shows."""
+"""The command ``inspect``: its options and its output."""
 
 import shlex
 from collections.abc import Mapping
@@ -22,7 +22,10 @@ def inspect(
     ],
     backbone: Annotated[
         str | None,
-        typer.Option(help="Ask this one for labels in doubt and copies that are cut.  [none]"),
+        typer.Option(
+            help="Also report likely label errors and cropped duplicates, using this backbone's "
+            "features.  [none]"
+        ),
     ] = None,
     weights: Annotated[
         str | None,
@@ -35,10 +38,10 @@ def inspect(
         bool, typer.Option("--json", help="Print one JSON object on standard output.")
     ] = False,
 ) -> None:
-    """Look at all images before anything trains: counts, copies, leaks, damage."""
+    """Audit a dataset before training: class counts, duplicates, leakage, damaged files."""
     with exit_on_stop_request():
-        given = {"--backbone": backbone, "--weights": weights, "--output": output}
-        _run_inspect(args, given, as_json=as_json)
+        options = {"--backbone": backbone, "--weights": weights, "--output": output}
+        _run_inspect(args, options, as_json=as_json)
 
 
 def _run_inspect(args: list[str], options: Mapping[str, Any], *, as_json: bool) -> None:
@@ -55,14 +58,15 @@ def _run_inspect(args: list[str], options: Mapping[str, Any], *, as_json: bool) 
 
     result = command(config, reporter=reporter)
 
-    def show(tree: Mapping[str, Any]) -> None:
+    def show_audit(tree: Mapping[str, Any]) -> None:
         for line in describe_audit(tree):
             reporter.note(line)
         reporter.note(f"written     {_describe_output(tree)}")
 
-    show_result(reporter, result.to_json(), show)
+    show_result(reporter, result.to_json(), show_audit)
 
 
 def _describe_output(tree: Mapping[str, Any]) -> str:
-    pictures = ", copies/*.jpg" if tree["copies"] else ""
+    """Return the output folder and the names of the files in it."""
+    pictures = ", duplicates/*.jpg" if tree["duplicates"] else ""
     return f"{shlex.quote(tree['output'])}/: audit.json, audit.csv{pictures}"

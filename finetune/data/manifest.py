@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune.data.split import stratified_split
+from finetune.data.split import find_drawn_splits, stratified_split
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
 from finetune.types import RejectedFile, Sample, Split
 
-_DUPLICATE_GROUP_COLUMN = "copies"
-"""Column of the duplicate groups in a run's manifest."""
+_DUPLICATE_GROUP_COLUMN = "duplicate_group"
+"""Column of the duplicate groups in a run's manifest; "copies" in manifests of version 0.1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +89,12 @@ def build_manifest(
     held_out = [s for s in samples if s.split in (Split.VAL, Split.TEST)]
     classes = tuple(sorted({sample.label for sample in pool}))
     _check_classes(root, classes, held_out)
-    if Split.VAL not in given:
+    drawn = find_drawn_splits(given)
+    if drawn:
         splits = stratified_split(
             [sample.label for sample in pool],
             val_fraction=val_fraction,
-            test_fraction=0.0 if Split.TEST in given else test_fraction,
+            test_fraction=test_fraction if Split.TEST in drawn else 0.0,
             seed=seed,
             groups=[sample.group for sample in pool],
             duplicate_groups=[sample.duplicate_group for sample in pool],
@@ -170,8 +171,8 @@ def read_manifest(file: Path, *, root: Path) -> Manifest:
                     row["label"],
                     Split(row["split"]),
                     row["group"],
-                    row.get(_DUPLICATE_GROUP_COLUMN)
-                    or "",  # missing before the search for duplicates
+                    # absent from the oldest manifests
+                    row.get(_DUPLICATE_GROUP_COLUMN) or row.get("copies") or "",
                 )
                 for row in csv.DictReader(stream)
             )

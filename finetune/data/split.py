@@ -1,12 +1,20 @@
 """Stratified, seeded splits into train, validation and test that keep groups together."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 
 from finetune.data.group_split import filter_splittable, split_groups, split_merged_groups
 from finetune.errors import DataError
 from finetune.types import Split
+
+
+def find_drawn_splits(given: Collection[Split | None]) -> set[Split]:
+    """Return the held-out splits that are drawn from training images if the data give some splits.
+
+    A given validation split leaves the training images undivided.
+    """
+    return set() if Split.VAL in given else {Split.VAL, Split.TEST} - set(given)
 
 
 def stratified_split(

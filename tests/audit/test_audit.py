@@ -1,4 +1,4 @@
-"""An audit says what is in the images, split by split, and what is odd about them."""
+"""Audits count images by split and class, and find suspicious images."""
 
 import json
 import re
@@ -11,11 +11,13 @@ from PIL import Image, ImageFilter
 from finetune.audit.audit import (
     Audit,
     DuplicateSamples,
-    LabelErrorCandidate,
     SuspiciousImage,
     audit_images,
+    find_missing_classes,
 )
 from finetune.audit.fingerprint_table import fingerprint_files
+from finetune.audit.label_errors import LabelErrorCandidate
+from finetune.data.manifest import Manifest
 from finetune.types import RejectedFile, Reporter, Sample, Split
 from tests.support.pictures import scene
 
@@ -25,11 +27,11 @@ TRAIN, VAL, TEST = Split.TRAIN, Split.VAL, Split.TEST
 def audit_of(
     root: Path, images: dict[str, Image.Image], samples: list[Sample] | None = None
 ) -> Audit:
-    """Return the audit of images by name, which are of class "x" unless samples are given."""
+    """Return the audit of images by name, of class "x" unless samples are given."""
     for name, image in images.items():
         image.save(root / name)
     samples = [Sample(name, "x") for name in images] if samples is None else samples
-    good, looks, bad = fingerprint_files(
+    readable, table, rejected = fingerprint_files(
         root,
         samples,
         max_pixels=10**8,
@@ -37,11 +39,11 @@ def audit_of(
         limit_bytes=0,
         reporter=Reporter(),
     )
-    return audit_images(good, looks, [], bad)
+    return audit_images(readable, table, [], rejected)
 
 
-def counted(root: Path, *rows: tuple[str, Split | None, int]) -> Audit:
-    """Return the audit of so many images of classes and splits."""
+def audit_counts(root: Path, *rows: tuple[str, Split | None, int]) -> Audit:
+    """Return the audit of rows of class, split and number of images."""
     scene(1, width=40, height=40).save(root / "a.png")
     samples = []
     for label, split, count in rows:
@@ -49,59 +51,67 @@ def counted(root: Path, *rows: tuple[str, Split | None, int]) -> Audit:
     return audit_of(root, {}, samples)
 
 
-def test_images_are_counted_by_split_and_class(tmp_path: Path) -> None:
-    found = counted(
+def test_audit_images_counts_by_split_and_class(tmp_path: Path) -> None:
+    audit = audit_counts(
         tmp_path, ("b", TRAIN, 30), ("a", TRAIN, 60), ("c", TRAIN, 4), ("a", VAL, 5), ("b", TEST, 1)
     )
-    assert found.num_images == 100
-    assert found.counts == {"train": {"a": 60, "b": 30, "c": 4}, "val": {"a": 5}, "test": {"b": 1}}
-    assert list(found.counts) == ["train", "val", "test"]
-    assert found.training_counts == found.counts["train"]
-    assert found.imbalance_ratio == 15
-    assert found.under_represented_classes == ["c"]
+    assert audit.num_images == 100
+    assert audit.class_counts == {
+        "train": {"a": 60, "b": 30, "c": 4},
+        "val": {"a": 5},
+        "test": {"b": 1},
+    }
+    assert list(audit.class_counts) == ["train", "val", "test"]
+    assert audit.training_counts == audit.class_counts["train"]
+    assert audit.imbalance_ratio == 15
+    assert audit.under_represented_classes == ["c"]
 
 
-def test_without_splits_all_are_counted(tmp_path: Path) -> None:
-    found = counted(tmp_path, ("b", None, 19), ("a", None, 20), ("d", None, 3), ("c", None, 3))
-    assert found.counts == {"all": {"a": 20, "b": 19, "c": 3, "d": 3}}
-    assert found.under_represented_classes == ["c", "d", "b"]
-    assert found.imbalance_ratio == pytest.approx(20 / 3)
+def test_audit_images_without_splits_counts_all(tmp_path: Path) -> None:
+    audit = audit_counts(tmp_path, ("b", None, 19), ("a", None, 20), ("d", None, 3), ("c", None, 3))
+    assert audit.class_counts == {"all": {"a": 20, "b": 19, "c": 3, "d": 3}}
+    assert audit.under_represented_classes == ["c", "d", "b"]
+    assert audit.imbalance_ratio == pytest.approx(20 / 3)
 
 
 @pytest.mark.parametrize("split", [VAL, TEST])
-def test_images_without_a_training_split_are_counted(tmp_path: Path, split: Split) -> None:
-    found = counted(tmp_path, ("a", split, 6), ("b", split, 2))
-    assert found.training_counts == {"a": 6, "b": 2}
-    assert found.imbalance_ratio == 3
-    assert json.loads(json.dumps(found.to_json()))["counts"] == {split.value: {"a": 6, "b": 2}}
+def test_audit_images_without_training_split_counts_the_first(tmp_path: Path, split: Split) -> None:
+    audit = audit_counts(tmp_path, ("a", split, 6), ("b", split, 2))
+    assert audit.training_counts == {"a": 6, "b": 2}
+    assert audit.imbalance_ratio == 3
+    assert json.loads(json.dumps(audit.to_json()))["class_counts"] == {
+        split.value: {"a": 6, "b": 2}
+    }
 
 
-def test_images_with_and_without_a_split_are_counted_apart(tmp_path: Path) -> None:
-    found = counted(tmp_path, ("a", None, 6), ("b", None, 2), ("a", VAL, 3))
-    assert found.counts == {"all": {"a": 6, "b": 2}, "val": {"a": 3}}
-    assert found.training_counts == {"a": 6, "b": 2}
+def test_audit_images_with_and_without_splits_counts_separately(tmp_path: Path) -> None:
+    audit = audit_counts(tmp_path, ("a", None, 6), ("b", None, 2), ("a", VAL, 3))
+    assert audit.class_counts == {"all": {"a": 6, "b": 2}, "val": {"a": 3}}
+    assert audit.training_counts == {"a": 6, "b": 2}
 
 
-def test_sizes_are_quantiles_and_modes_are_counted(tmp_path: Path) -> None:
+def test_audit_images_sizes_are_quantiles_and_modes_are_counted(tmp_path: Path) -> None:
     images = {
         f"{width}.png": scene(width, width=width, height=50).convert("L" if width < 80 else "RGB")
         for width in (60, 70, 80, 90, 100)
     }
-    found = audit_of(tmp_path, images)
-    assert found.sizes["width"] == [60, 70, 80, 90, 100]
-    assert found.sizes["height"] == [50] * 5
-    assert found.sizes["aspect_ratio"] == [1.2, 1.4, 1.6, 1.8, 2.0]
+    audit = audit_of(tmp_path, images)
+    assert audit.size_quantiles["width"] == [60, 70, 80, 90, 100]
+    assert audit.size_quantiles["height"] == [50] * 5
+    assert audit.size_quantiles["aspect_ratio"] == [1.2, 1.4, 1.6, 1.8, 2.0]
     sizes = [(tmp_path / name).stat().st_size for name in images]
-    assert found.sizes["bytes"] == pytest.approx(np.quantile(sizes, [0, 0.25, 0.5, 0.75, 1]))
-    assert found.modes == {"RGB": 3, "L": 2}
+    assert audit.size_quantiles["num_bytes"] == pytest.approx(
+        np.quantile(sizes, [0, 0.25, 0.5, 0.75, 1])
+    )
+    assert audit.image_modes == {"RGB": 3, "L": 2}
 
 
-def test_each_kind_of_suspect_is_named_once(tmp_path: Path) -> None:
+def test_suspicious_images_each_kind_is_found_once(tmp_path: Path) -> None:
     usual = {f"usual {seed}.png": scene(seed) for seed in range(8)}
     dark = scene(20).point(lambda level: level // 8)
     bright = Image.new("L", (160, 120), 255)
     bright.paste(0, (70, 50, 90, 70))
-    found = audit_of(
+    audit = audit_of(
         tmp_path,
         {
             **usual,
@@ -114,40 +124,40 @@ def test_each_kind_of_suspect_is_named_once(tmp_path: Path) -> None:
             "long.png": scene(23, width=800, height=100),
         },
     )
-    assert {suspect.path: suspect.kind for suspect in found.suspicious_images} == {
+    assert {image.path: image.kind for image in audit.suspicious_images} == {
         "black.png": "blank",
         "white.png": "blank",
         "dark.png": "dark",
         "bright.png": "bright",
         "blurred.png": "blurred",
         "tiny.png": "tiny",
-        "long.png": "odd aspect",
+        "long.png": "extreme aspect ratio",
     }
-    details = {suspect.kind: suspect.detail for suspect in found.suspicious_images}
+    details = {image.kind: image.detail for image in audit.suspicious_images}
     assert details["tiny"] == "shorter side 20 px (below 30)"
-    assert details["odd aspect"] == "aspect ratio 8.00 (above 3.33)"
-    assert re.fullmatch(r"95% darker than 0\.[01]\d\d of white \(below 0\.2\)", details["dark"])
-    brighter = r"95% brighter than (0\.9|1\.0)\d\d? of white \(above 0\.95\)"
+    assert details["extreme aspect ratio"] == "aspect ratio 8.00 (above 3.33)"
+    assert re.fullmatch(r"95th percentile .* 0\.[01]\d\d \(below 0\.2\)", details["dark"])
+    brighter = r"5th percentile .* (0\.9|1\.0)\d\d? \(above 0\.95\)"
     assert re.fullmatch(brighter, details["bright"])
     assert re.fullmatch(r"contrast 0\.0\d\d \(below 0\.03\)", details["blank"])
     assert re.fullmatch(r"sharpness 0\.\d{3} \(below 0\.141\)", details["blurred"])
 
 
-def test_a_small_image_is_sharp_with_less(tmp_path: Path) -> None:
+def test_suspicious_images_small_image_has_lower_blur_threshold(tmp_path: Path) -> None:
     blurred = scene(21, width=64, height=64).filter(ImageFilter.GaussianBlur(9))
-    suspect = audit_of(tmp_path, {"small.png": blurred}).suspicious_images[0]
-    assert suspect.kind == "blurred"
-    assert suspect.detail.endswith("(below 0.075)")
+    image = audit_of(tmp_path, {"small.png": blurred}).suspicious_images[0]
+    assert image.kind == "blurred"
+    assert image.detail.endswith("(below 0.075)")
 
 
-def test_an_image_may_be_tiny_and_of_odd_shape(tmp_path: Path) -> None:
+def test_suspicious_images_tiny_image_may_have_extreme_aspect_ratio(tmp_path: Path) -> None:
     usual = {f"{seed}.png": scene(seed) for seed in range(6)}
-    found = audit_of(tmp_path, {**usual, "strip.png": scene(9, width=120, height=12)})
-    kinds = [suspect.kind for suspect in found.suspicious_images if suspect.path == "strip.png"]
-    assert (len(kinds), kinds[-1]) == (2, "odd aspect")
+    audit = audit_of(tmp_path, {**usual, "strip.png": scene(9, width=120, height=12)})
+    kinds = [image.kind for image in audit.suspicious_images if image.path == "strip.png"]
+    assert (len(kinds), kinds[-1]) == (2, "extreme aspect ratio")
 
 
-def test_what_all_images_are_is_not_suspicious(tmp_path: Path) -> None:
+def test_suspicious_images_common_properties_are_not_suspicious(tmp_path: Path) -> None:
     tiny = {f"{seed}.png": scene(seed, width=28, height=28) for seed in range(6)}
     assert audit_of(tmp_path, tiny).suspicious_images == ()
     long = {f"{seed}.png": scene(seed, width=500, height=100) for seed in range(6)}
@@ -155,7 +165,7 @@ def test_what_all_images_are_is_not_suspicious(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "across"),
+    ("samples", "conflicts"),
     [
         ([Sample("a", "x"), Sample("b", "x")], ()),
         ([Sample("a", "x", TRAIN), Sample("b", "x", TRAIN)], ()),
@@ -164,38 +174,48 @@ def test_what_all_images_are_is_not_suspicious(tmp_path: Path) -> None:
         ([Sample("a", "x", TRAIN), Sample("b", "y", TEST)], ("classes", "splits")),
     ],
 )
-def test_a_group_says_what_it_is_across(samples: list[Sample], across: tuple[str, ...]) -> None:
+def test_duplicate_samples_conflicts_and_json_round_trip(
+    samples: list[Sample], conflicts: tuple[str, ...]
+) -> None:
     group = DuplicateSamples(tuple(samples), is_exact=True)
-    assert group.conflicts == across
+    assert group.conflicts == conflicts
     tree = group.to_json()
     assert tree["kind"] == "exact"
-    assert tree["where"] == ([f"across {name}" for name in across] or ["inside a class"])
+    assert tree["conflicts"] == list(conflicts)
     assert tree["paths"] == ["a", "b"]
     assert tree["labels"] == [sample.label for sample in samples]
     assert tree["splits"] == [sample.split for sample in samples]
+    assert DuplicateSamples.from_json(tree) == group
 
 
-def test_as_json_goes_through_json(tmp_path: Path) -> None:
-    plain = counted(tmp_path, ("a", TRAIN, 3), ("b", VAL, 2))
+def test_audit_to_json_round_trip(tmp_path: Path) -> None:
+    plain = audit_counts(tmp_path, ("a", TRAIN, 3), ("b", VAL, 2))
     full = Audit(
         plain.num_images,
-        plain.counts,
-        plain.sizes,
-        plain.modes,
+        plain.class_counts,
+        plain.size_quantiles,
+        plain.image_modes,
         (RejectedFile("é.jpg", "truncated"),),
         (DuplicateSamples((Sample("a", "x", TRAIN), Sample("b", "x", VAL)), is_exact=False),),
         (SuspiciousImage("c", "dark", "95%"),),
         (LabelErrorCandidate("d", "x", "y", 0.123456, 0.8),),
         ({"option": "--batch-size", "value": 32, "reason": "few"},),
     )
-    for found in (plain, full):
-        tree = found.to_json()
+    for audit in (plain, full):
+        tree = audit.to_json()
         assert json.loads(json.dumps(tree)) == tree
-    assert tree["copies"][0]["kind"] == "near"
-    assert tree["labels"] == [
+        assert tree["version"] == 2
+    assert tree["duplicates"][0]["kind"] == "near"
+    assert tree["label_errors"] == [
         {
-            "path": "d", "label": "x", "likely": "y", "probability": 0.1235,
-            "likely_probability": 0.8,
+            "path": "d", "label": "x", "label_probability": 0.1235, "predicted_label": "y",
+            "predicted_probability": 0.8,
         }
     ]  # fmt: skip
-    assert plain.to_json()["labels"] is None
+    assert plain.to_json()["label_errors"] is None
+
+
+def test_find_missing_classes_ignores_empty_splits() -> None:
+    samples = (Sample("1", "a", TRAIN), Sample("2", "b", TRAIN), Sample("3", "b", VAL))
+    assert find_missing_classes(Manifest(Path("/data"), ("a", "b"), samples)) == {VAL: ["a"]}
+    assert find_missing_classes(Manifest(Path("/data"), ("a", "b"), samples[:2])) == {}

@@ -1,4 +1,4 @@
-"""A look measures what is said, on the image as it was held, and refuses what training refuses."""
+"""Fingerprints measure the upright image and reject the files that training rejects."""
 
 import hashlib
 import io
@@ -17,27 +17,27 @@ from tests.support.helpers import noise
 from tests.support.pictures import scene, write_jpeg
 
 
-def test_a_look_says_what_the_file_is(tmp_path: Path) -> None:
+def test_compute_fingerprint_describes_the_file(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     scene(1, width=90, height=60).save(file)
-    look = compute_fingerprint(file)
-    assert look.dtype == FINGERPRINT
-    assert look.shape == ()
-    assert bytes(look["digest"]) == hashlib.blake2b(file.read_bytes(), digest_size=16).digest()
-    assert look["num_bytes"] == file.stat().st_size
-    assert [look[name].item() for name in ("width", "height", "mode")] == [90, 60, b"RGB"]
+    fingerprint = compute_fingerprint(file)
+    assert fingerprint.dtype == FINGERPRINT
+    assert fingerprint.shape == ()
+    assert (
+        bytes(fingerprint["digest"]) == hashlib.blake2b(file.read_bytes(), digest_size=16).digest()
+    )
+    assert fingerprint["num_bytes"] == file.stat().st_size
+    assert [fingerprint[name].item() for name in ("width", "height", "mode")] == [90, 60, b"RGB"]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_size_and_thumbnail_are_those_of_the_upright_image(
-    tmp_path: Path, orientation: int
-) -> None:
+def test_compute_fingerprint_uses_the_upright_image(tmp_path: Path, orientation: int) -> None:
     file = write_jpeg(tmp_path / "a.jpg", scene(1), orientation=orientation, quality=95)
-    look = compute_fingerprint(file)
+    fingerprint = compute_fingerprint(file)
     upright = decode_image(file)
-    assert (look["width"].item(), look["height"].item()) == upright.size
+    assert (fingerprint["width"].item(), fingerprint["height"].item()) == upright.size
     expected = np.asarray(upright.convert("L").resize((32, 32), Image.Resampling.BOX), float)
-    assert np.abs(look["thumbnail"] - expected).mean() < 6
+    assert np.abs(fingerprint["thumbnail"] - expected).mean() < 6
     fine = np.asarray(upright.convert("L").resize((64, 64), Image.Resampling.BOX), float)
     pixels = decode_greyscale(file, 64)
     assert pixels.shape == (64, 64)
@@ -63,18 +63,21 @@ def _sixteen_bit(image: Image.Image) -> Image.Image:
         ("a.gif", "P", lambda image: image.convert("P")),
     ],
 )
-def test_every_mode_is_named_and_measured_alike(
+def test_compute_fingerprint_all_modes_measure_alike(
     tmp_path: Path, name: str, mode: str, convert: Callable[[Image.Image], Image.Image]
 ) -> None:
     scene(2).save(tmp_path / "plain.png")
     convert(scene(2)).save(tmp_path / name)
-    plain, look = compute_fingerprint(tmp_path / "plain.png"), compute_fingerprint(tmp_path / name)
-    assert look["mode"].item().decode() == mode
-    one, other = plain["thumbnail"].astype(float), look["thumbnail"].astype(float)
+    plain, fingerprint = (
+        compute_fingerprint(tmp_path / "plain.png"),
+        compute_fingerprint(tmp_path / name),
+    )
+    assert fingerprint["mode"].item().decode() == mode
+    one, other = plain["thumbnail"].astype(float), fingerprint["thumbnail"].astype(float)
     assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.95
 
 
-def test_transparency_lies_on_white(tmp_path: Path) -> None:
+def test_compute_fingerprint_transparency_is_white(tmp_path: Path) -> None:
     Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(tmp_path / "a.png")
     assert (compute_fingerprint(tmp_path / "a.png")["thumbnail"] == 255).all()
 
@@ -105,7 +108,7 @@ _PNG = _bytes_of(noise(width=300, height=200), "PNG")
     ],
 )
 @pytest.mark.parametrize("max_pixels", [60_000, 59_999])
-def test_what_cannot_be_trained_on_is_refused_for_the_same_reason(
+def test_compute_fingerprint_rejects_with_the_reason_of_check_image(
     tmp_path: Path, name: str, data: bytes, max_pixels: int
 ) -> None:
     file = tmp_path / name
@@ -119,12 +122,12 @@ def test_what_cannot_be_trained_on_is_refused_for_the_same_reason(
     assert str(caught.value) == expected
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_compute_fingerprint_missing_file_raises_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^does not exist$"):
         compute_fingerprint(tmp_path / "a.png")
 
 
-def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
+def test_compute_fingerprint_decompression_bomb_raises_data_error(tmp_path: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(tmp_path / "a.png")
     for max_pixels in (178_000_000, 10**9):
         expected = check_image(tmp_path / "a.png", max_pixels=max_pixels)
@@ -134,51 +137,55 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
         assert str(caught.value) == expected
 
 
-def _look(tmp_path: Path, image: Image.Image) -> dict[str, float]:
+def measure(tmp_path: Path, image: Image.Image) -> dict[str, float]:
     image.save(tmp_path / "a.png")
-    look = compute_fingerprint(tmp_path / "a.png")
-    return {name: float(look[name]) for name in ("dark", "bright", "contrast", "sharpness")}
+    fingerprint = compute_fingerprint(tmp_path / "a.png")
+    return {name: float(fingerprint[name]) for name in ("dark", "bright", "contrast", "sharpness")}
 
 
 @pytest.mark.parametrize("level", [0, 77, 255])
-def test_a_blank_image_has_no_contrast_and_no_sharpness(tmp_path: Path, level: int) -> None:
-    found = _look(tmp_path, Image.new("L", (50, 70), level))
+def test_compute_fingerprint_blank_image_has_no_contrast_and_no_sharpness(
+    tmp_path: Path, level: int
+) -> None:
+    found = measure(tmp_path, Image.new("L", (50, 70), level))
     assert found["dark"] == found["bright"] == pytest.approx(level / 255)
     assert found["contrast"] == found["sharpness"] == 0 < BLANK_CONTRAST
 
 
-def test_levels_are_those_of_a_ramp(tmp_path: Path) -> None:
+def test_compute_fingerprint_ramp_has_known_percentiles(tmp_path: Path) -> None:
     ramp = np.tile(np.linspace(0, 255, 1280).round().astype(np.uint8), (128, 1))
-    found = _look(tmp_path, Image.fromarray(ramp))
+    found = measure(tmp_path, Image.fromarray(ramp))
     assert found["dark"] == pytest.approx(0.05, abs=0.01)
     assert found["bright"] == pytest.approx(0.95, abs=0.01)
     assert found["contrast"] == pytest.approx(0.99, abs=0.02)
     assert found["sharpness"] == pytest.approx(1 / 127, abs=1.1 / 255)  # a grey level
 
 
-def test_a_small_object_on_an_empty_table_is_not_blank(tmp_path: Path) -> None:
+def test_compute_fingerprint_small_object_has_contrast(tmp_path: Path) -> None:
     image = Image.new("L", (200, 200), 240)
     image.paste(20, (90, 90, 110, 110))
-    assert _look(tmp_path, image)["contrast"] > 0.5
+    assert measure(tmp_path, image)["contrast"] > 0.5
 
 
 @pytest.mark.parametrize("side", [128, 500])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_blur_lowers_sharpness_whatever_the_size(tmp_path: Path, side: int, seed: int) -> None:
+def test_compute_fingerprint_blur_lowers_sharpness_at_any_size(
+    tmp_path: Path, side: int, seed: int
+) -> None:
     image = scene(seed, width=side, height=side)
-    sharp = _look(tmp_path, image)["sharpness"]
-    some = _look(tmp_path, image.filter(ImageFilter.GaussianBlur(side / 128)))["sharpness"]
-    much = _look(tmp_path, image.filter(ImageFilter.GaussianBlur(side / 40)))["sharpness"]
+    sharp = measure(tmp_path, image)["sharpness"]
+    some = measure(tmp_path, image.filter(ImageFilter.GaussianBlur(side / 128)))["sharpness"]
+    much = measure(tmp_path, image.filter(ImageFilter.GaussianBlur(side / 40)))["sharpness"]
     assert sharp > 0.3
     assert sharp > some > much
     assert much < 0.15
 
 
-def test_sharpness_and_contrast_of_a_dim_image_differ_from_those_of_a_blurred_one(
+def test_compute_fingerprint_dimming_lowers_contrast_not_sharpness(
     tmp_path: Path,
 ) -> None:
     image = scene(3)
-    whole = _look(tmp_path, image)
-    dim = _look(tmp_path, image.point(lambda level: level // 2))
+    whole = measure(tmp_path, image)
+    dim = measure(tmp_path, image.point(lambda level: level // 2))
     assert dim["contrast"] == pytest.approx(whole["contrast"] / 2, abs=0.02)
     assert dim["sharpness"] == pytest.approx(whole["sharpness"], rel=0.1)

@@ -1,16 +1,19 @@
-"""Planted wrong labels are found, the surest first, and nothing is where all is certain."""
+"""Planted label errors are found, the most predicted first; certain predictions yield none."""
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from finetune.audit.label_errors import find_label_errors
+from finetune.audit.label_errors import collect_label_errors, find_label_errors
+from finetune.types import Sample
 
 Table = NDArray[np.float64]
 
 
-def planted(num_wrong: int, *, num_classes: int = 5) -> tuple[Table, NDArray[np.int64], set[int]]:
-    """Return probabilities of a good classifier, labels of which some are wrong, and these."""
+def plant_errors(
+    num_wrong: int, *, num_classes: int = 5
+) -> tuple[Table, NDArray[np.int64], set[int]]:
+    """Return probabilities of a good classifier, labels, and the rows of the wrong ones."""
     random = np.random.default_rng(3)
     truth = np.arange(200) % num_classes
     logits = random.normal(0, 0.7, (200, num_classes)) + 4 * np.eye(num_classes)[truth]
@@ -21,8 +24,8 @@ def planted(num_wrong: int, *, num_classes: int = 5) -> tuple[Table, NDArray[np.
     return probabilities, labels, set(wrong.tolist())
 
 
-def by_hand(probabilities: Table, labels: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Return what the paper's equations give, image by image."""
+def find_by_loop(probabilities: Table, labels: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return rows and predicted classes by the paper's equations, image by image."""
     num_classes = probabilities.shape[1]
     thresholds = [
         np.mean([row[k] for row, label in zip(probabilities, labels, strict=True) if label == k])
@@ -32,47 +35,71 @@ def by_hand(probabilities: Table, labels: NDArray[np.int64]) -> list[tuple[int, 
     ]
     found = []
     for number, row in enumerate(probabilities):
-        sure = [k for k in range(num_classes) if row[k] >= thresholds[k]]
-        likely = max(sure, key=lambda k: row[k]) if sure else labels[number]
-        if likely != labels[number]:
-            found.append((row[likely] - row[labels[number]], number, int(likely)))
-    return [(number, likely) for _, number, likely in sorted(found, key=lambda one: -one[0])]
+        confident = [k for k in range(num_classes) if row[k] >= thresholds[k]]
+        predicted = max(confident, key=lambda k: row[k]) if confident else labels[number]
+        if predicted != labels[number]:
+            found.append((row[predicted] - row[labels[number]], number, int(predicted)))
+    return [(number, predicted) for _, number, predicted in sorted(found, key=lambda one: -one[0])]
 
 
 @pytest.mark.parametrize("num_wrong", [10, 30])
-def test_planted_labels_are_found(num_wrong: int) -> None:
-    probabilities, labels, wrong = planted(num_wrong)
-    rows, likely = find_label_errors(probabilities, labels)
-    found = list(zip(rows.tolist(), likely.tolist(), strict=True))
-    assert found == by_hand(probabilities, labels)
+def test_find_label_errors_finds_planted_errors(num_wrong: int) -> None:
+    probabilities, labels, wrong = plant_errors(num_wrong)
+    rows, predicted = find_label_errors(probabilities, labels)
+    found = list(zip(rows.tolist(), predicted.tolist(), strict=True))
+    assert found == find_by_loop(probabilities, labels)
     assert len(wrong & set(rows.tolist())) >= 0.8 * num_wrong
     assert len(set(rows.tolist()) - wrong) <= 2
-    margins = probabilities[rows, likely] - probabilities[rows, labels[rows]]
+    margins = probabilities[rows, predicted] - probabilities[rows, labels[rows]]
     assert (np.diff(margins) <= 0).all()
-    assert (likely != labels[rows]).all()
+    assert (predicted != labels[rows]).all()
 
 
-def test_a_class_without_images_is_never_likely() -> None:
-    probabilities, labels, _ = planted(20)
+def test_find_label_errors_class_without_images_is_never_predicted() -> None:
+    probabilities, labels, _ = plant_errors(20)
     wider = np.concatenate([probabilities * 0.5, np.full((200, 1), 0.5)], axis=1)
-    rows, likely = find_label_errors(wider, labels)
+    rows, predicted = find_label_errors(wider, labels)
     assert len(rows)
-    assert 5 not in likely
+    assert 5 not in predicted
 
 
-def test_a_class_that_is_seldom_sure_is_not_in_doubt_for_that() -> None:
+def test_find_label_errors_class_of_low_confidence_is_not_flagged() -> None:
     labels = np.array([0] * 6 + [1] * 6)
     probabilities = np.array([[0.9, 0.1]] * 6 + [[0.6, 0.4]] * 6)
     rows, _ = find_label_errors(probabilities, labels)
     assert rows.tolist() == []
 
 
-def test_where_all_is_certain_nothing_is_in_doubt() -> None:
+def test_find_label_errors_certain_predictions_have_none() -> None:
     labels = np.arange(30) % 3
-    rows, likely = find_label_errors(np.eye(3)[labels], labels)
-    assert (rows.shape, likely.shape) == ((0,), (0,))
+    rows, predicted = find_label_errors(np.eye(3)[labels], labels)
+    assert (rows.shape, predicted.shape) == ((0,), (0,))
 
 
-def test_no_images() -> None:
-    rows, likely = find_label_errors(np.empty((0, 3)), np.empty(0, np.int64))
-    assert (len(rows), len(likely)) == (0, 0)
+def test_find_label_errors_no_images() -> None:
+    rows, predicted = find_label_errors(np.empty((0, 3)), np.empty(0, np.int64))
+    assert (len(rows), len(predicted)) == (0, 0)
+
+
+def test_find_label_errors_predicted_class_is_more_probable_than_the_label() -> None:
+    # the threshold of the third class is so low that all other images reach it
+    probabilities = np.array(
+        [[0.8, 0.15, 0.05]] * 6 + [[0.1, 0.85, 0.05]] * 6 + [[0.5, 0.48, 0.02]]
+    )
+    labels = np.array([0] * 6 + [1] * 6 + [2])
+    rows, predicted = find_label_errors(probabilities, labels)
+    assert rows.tolist() == predicted.tolist() == []
+
+
+def test_collect_label_errors_names_classes_and_probabilities() -> None:
+    probabilities, labels, _ = plant_errors(10)
+    classes = [f"class {number}" for number in range(5)]
+    samples = [Sample(f"{row}.png", classes[label]) for row, label in enumerate(labels)]
+    rows, predicted = find_label_errors(probabilities, labels)
+    candidates = collect_label_errors(samples, classes, probabilities)
+    assert [one.path for one in candidates] == [f"{row}.png" for row in rows]
+    assert [one.predicted_label for one in candidates] == [classes[k] for k in predicted]
+    for one, row in zip(candidates, rows, strict=True):
+        assert one.label == classes[labels[row]]
+        assert one.label_probability == probabilities[row, labels[row]]
+        assert one.predicted_probability == probabilities[row, classes.index(one.predicted_label)]

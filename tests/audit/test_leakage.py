@@ -1,14 +1,23 @@
-"""Held-out images that are seen before are found, left out, or moved; no split is lost silently."""
+"""Leaked images are found, dropped or moved; no split is emptied silently."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from finetune.audit.leakage import describe_leaks, find_leaks, resolve_leaks
+from finetune.audit.leakage import (
+    apply_leakage_policy,
+    describe_leaks,
+    describe_splits_without_leaks,
+    find_leaks,
+    find_rows_without_leaks,
+    resolve_leaks,
+)
 from finetune.data.manifest import Manifest
 from finetune.errors import DataError
 from finetune.types import Sample, Split
+from tests.support.helpers import Recorder
 
 TRAIN, VAL, TEST = Split.TRAIN, Split.VAL, Split.TEST
 Row = tuple[str, str, Split, str] | tuple[str, str, Split]
@@ -19,13 +28,13 @@ PLAIN: list[Row] = [
     for label in "ab"
     for number in range(2)
 ]
-"""Two images of each class in each split, without copies."""
+"""Two images of each class in each split, without duplicates."""
 
 
 def manifest_of(rows: Sequence[Row], *, groups: dict[str, str] | None = None) -> Manifest:
     samples = tuple(
-        Sample(path, label, split, (groups or {}).get(path, ""), *copies)
-        for path, label, split, *copies in rows
+        Sample(path, label, split, (groups or {}).get(path, ""), *duplicate_group)
+        for path, label, split, *duplicate_group in rows
     )
     return Manifest(Path("/data"), ("a", "b"), samples)
 
@@ -48,18 +57,18 @@ def paths_of(manifest: Manifest, split: Split) -> set[str]:
         ([TEST, TEST], {}),
     ],
 )
-def test_the_copy_of_an_easier_split_is_found(
+def test_find_leaks_returns_duplicate_of_an_earlier_split(
     splits: list[Split], expected: dict[int, int]
 ) -> None:
-    copies: list[Row] = [(f"c{i}", "a", split, "1") for i, split in enumerate(splits)]
+    duplicates: list[Row] = [(f"c{i}", "a", split, "1") for i, split in enumerate(splits)]
     others: list[Row] = [("x", "a", TRAIN, "2"), ("y", "a", TRAIN, "2")]
-    found = find_leaks(manifest_of([*PLAIN, *others, *copies]))
-    assert {path: copy.path for path, copy in found.items()} == {
-        f"c{row}": f"c{copy}" for row, copy in expected.items()
+    leaks = find_leaks(manifest_of([*PLAIN, *others, *duplicates]))
+    assert {path: other.path for path, other in leaks.items()} == {
+        f"c{row}": f"c{other}" for row, other in expected.items()
     }
 
 
-def test_without_copies_nothing_leaks() -> None:
+def test_find_leaks_without_duplicates_is_empty() -> None:
     assert find_leaks(manifest_of(PLAIN)) == {}
 
 
@@ -73,31 +82,83 @@ LEAKY: list[Row] = [
 ]  # fmt: skip
 
 
-def test_leaks_are_counted_by_split_with_an_example() -> None:
+def test_describe_leaks_counts_by_split_with_an_example() -> None:
     manifest = manifest_of(LEAKY)
-    assert describe_leaks(manifest, find_leaks(manifest)) == (
-        "3 of 8 val images and 3 of 7 test images have copies that are seen before (as v1: t1, "
-        "train)"
+    summary = describe_leaks(manifest, find_leaks(manifest))
+    assert re.fullmatch(
+        r"3 of 8 val images and 3 of 7 test images .* in train or val \(.*\bv1\b.*\bt1\)", summary
     )
+    first = manifest_of([*PLAIN, ("t1", "a", TRAIN, "1"), ("v1", "a", VAL, "1")])
+    assert re.match(r"1 of 5 val images .* in train \(", describe_leaks(first, find_leaks(first)))
 
 
-def test_dropping_keeps_what_is_held_out_whole() -> None:
+@pytest.mark.parametrize(
+    ("leaky", "pattern"),
+    [
+        ([VAL], r".* without them .*"),
+        ([VAL, TEST], r".* for val; no test image .*"),
+        ([TEST], r"No test image .*"),
+    ],
+)
+def test_describe_splits_without_leaks_names_splits_that_leak_as_a_whole(
+    leaky: list[Split], pattern: str
+) -> None:
+    rows: list[Row] = [row for row in PLAIN if row[2] is not TEST]
+    rows += [("t", "a", TRAIN, "1"), *((f"{split}", "a", split, "1") for split in leaky)]
+    manifest = manifest_of(rows)
+    text = describe_splits_without_leaks(manifest, find_leaks(manifest))
+    assert re.fullmatch(pattern, text)
+
+
+def test_find_rows_without_leaks_returns_none_for_all_or_no_files() -> None:
+    manifest = manifest_of(LEAKY)
+    files = [Path("/data/v1"), Path("/data/val/a0"), Path("/data/v2"), Path("/other/v1")]
+    assert find_rows_without_leaks(manifest, files) == [1, 2, 3]
+    assert find_rows_without_leaks(manifest, files[:1]) is None
+    assert find_rows_without_leaks(manifest, files[1:]) is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "num_warnings", "num_notes"),
+    [("ignore", 0, 0), ("warn", 1, 0), ("drop", 0, 1), ("move", 0, 1)],
+)
+def test_apply_leakage_policy_resolves_leaks_and_reports(
+    policy: str, num_warnings: int, num_notes: int
+) -> None:
+    manifest, recorder = manifest_of(LEAKY), Recorder()
+    kept, dropped = apply_leakage_policy(manifest, policy, recorder)
+    is_resolved = policy in ("drop", "move")
+    assert (kept, dropped) == (resolve_leaks(manifest, policy) if is_resolved else (manifest, []))
+    assert (len(recorder.warnings), len(recorder.notes)) == (num_warnings, num_notes)
+    for message in (*recorder.warnings, *recorder.notes):
+        assert describe_leaks(manifest, find_leaks(manifest)) in message
+        assert "data.leakage=" in message
+    assert apply_leakage_policy(manifest_of(PLAIN), policy, recorder) == (manifest_of(PLAIN), [])
+    assert (len(recorder.warnings), len(recorder.notes)) == (num_warnings, num_notes)
+
+
+def test_apply_leakage_policy_error_raises_data_error() -> None:
+    with pytest.raises(DataError, match=r"data\.leakage=error: 3 of 8 val images"):
+        apply_leakage_policy(manifest_of(LEAKY), "error", Recorder())
+    manifest = manifest_of(PLAIN)
+    assert apply_leakage_policy(manifest, "error", Recorder()) == (manifest, [])
+
+
+def test_resolve_leaks_drop_keeps_the_held_out_splits() -> None:
     manifest = manifest_of(LEAKY)
     kept, rejected = resolve_leaks(manifest, "drop")
     assert find_leaks(kept) == {}
-    assert {entry.path: entry.reason.split(",")[0] for entry in rejected} == {
-        "t1": "shows the same as v1",
-        "v2": "shows the same as e2",
-        "t3": "shows the same as e3",
-        "t4": "shows the same as e4",
-        "v4": "shows the same as e4",
-    }
+    kept_paths = {"t1": "v1", "v2": "e2", "t3": "e3", "t4": "e4", "v4": "e4"}
+    assert [entry.path for entry in rejected] == list(kept_paths)
+    for entry in rejected:
+        assert entry.reason.startswith(f"duplicate of {kept_paths[entry.path]},")
+        assert "data.leakage=drop" in entry.reason
     assert paths_of(kept, TEST) == paths_of(manifest, TEST)
     left = {entry.path for entry in rejected}
     assert kept.samples == tuple(s for s in manifest.samples if s.path not in left)
 
 
-def test_moving_leaves_nothing_out() -> None:
+def test_resolve_leaks_move_keeps_all_images() -> None:
     manifest = manifest_of(LEAKY)
     moved, rejected = resolve_leaks(manifest, "move")
     assert rejected == []
@@ -108,11 +169,11 @@ def test_moving_leaves_nothing_out() -> None:
     }  # fmt: skip
 
 
-def test_moving_takes_the_group_of_an_image_along() -> None:
+def test_resolve_leaks_move_moves_groups_too() -> None:
     groups = {"v1": "g", "val/a0": "g", "v9": "h", "val/b0": "h", "e9": "i", "test/a0": "i"}
     rows: list[Row] = [
         *PLAIN, ("t1", "a", TRAIN, "1"), ("v1", "a", VAL, "1"),
-        # that group's other image has a copy in the test, whose group follows, too
+        # the other image of that group has a duplicate in test, whose group follows
         ("v9", "a", VAL, "1"), ("e9", "a", TEST, "9"), ("v9b", "b", VAL, "9"),
     ]  # fmt: skip
     groups["v9b"] = "h"
@@ -122,26 +183,26 @@ def test_moving_takes_the_group_of_an_image_along() -> None:
 
 
 @pytest.mark.parametrize("policy", ["drop", "move"])
-def test_without_leaks_all_stays(policy: str) -> None:
+def test_resolve_leaks_without_leaks_changes_nothing(policy: str) -> None:
     manifest = manifest_of([*PLAIN, ("x", "a", VAL, "1"), ("y", "a", VAL, "1")])
     assert resolve_leaks(manifest, policy) == (manifest, [])
 
 
-def test_a_split_that_would_be_emptied_is_named() -> None:
+def test_resolve_leaks_emptied_split_raises_data_error() -> None:
     rows: list[Row] = [row for row in PLAIN if row[2] is TRAIN]
     rows += [("t", "a", TRAIN, "1"), ("v", "a", VAL, "1")]
-    with pytest.raises(DataError, match=r"data\.leakage=move would leave no val image.*leaks=warn"):
+    with pytest.raises(DataError, match=r"data\.leakage=move .* no val image.*data\.leakage=warn"):
         resolve_leaks(manifest_of(rows), "move")
     kept, rejected = resolve_leaks(manifest_of(rows), "drop")
     assert [entry.path for entry in rejected] == ["t"]
     assert paths_of(kept, VAL) == {"v"}
 
 
-def test_a_class_that_would_no_longer_train_is_named() -> None:
+def test_resolve_leaks_class_without_training_image_raises_data_error() -> None:
     rows: list[Row] = [("t0", "a", TRAIN), ("v0", "a", VAL)]
     rows += [("t1", "b", TRAIN, "1"), ("v1", "b", VAL, "1")]
     with pytest.raises(
-        DataError, match=r"data\.leakage=drop would leave class 'b' without a training image"
+        DataError, match=r"data\.leakage=drop .* class 'b' without a training image"
     ):
         resolve_leaks(manifest_of(rows), "drop")
     moved, _ = resolve_leaks(manifest_of(rows), "move")

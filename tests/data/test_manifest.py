@@ -196,3 +196,14 @@ def test_build_manifest_duplicate_in_given_test_split_does_not_affect_val() -> N
     manifest = build(samples)
     assert [s.path for s in manifest.get_samples(TEST)] == ["test.png"]
     assert manifest.count_per_class(VAL) == [2, 2]
+
+
+@pytest.mark.parametrize("column", ["duplicate_group", "copies"])
+def test_read_manifest_accepts_present_and_former_column_of_duplicates(
+    tmp_path: Path, column: str
+) -> None:
+    file = tmp_path / "manifest.csv"
+    file.write_text(f"path,label,split,group,{column}\na,x,train,g,1\nb,x,val,,\n", "utf-8")
+    samples = read_manifest(file, root=tmp_path).samples
+    assert [sample.duplicate_group for sample in samples] == ["1", ""]
+    assert samples[0].group == "g"

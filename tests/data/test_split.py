@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from sklearn.model_selection import train_test_split
 
-from finetune.data.split import stratified_split
+from finetune.data.split import find_drawn_splits, stratified_split
 from finetune.errors import DataError
 from finetune.types import Split
 
@@ -350,3 +350,10 @@ def test_split_duplicates_that_merge_all_groups_are_ignored(across_classes: bool
     )
     assert VAL in separate
     assert merged == separate
+
+
+def test_find_drawn_splits_given_validation_leaves_none() -> None:
+    train, val, test = Split
+    assert find_drawn_splits({None}) == find_drawn_splits({train}) == {val, test}
+    assert find_drawn_splits({train, test}) == {val}
+    assert find_drawn_splits({train, val}) == find_drawn_splits({train, val, test}) == set()

@@ -1,4 +1,4 @@
-"""An audit in words, 80 columns wide, that a person reads in half a minute."""
+"""Summary of an audit as text, 80 columns wide."""
 
 import textwrap
 from collections import Counter
@@ -9,30 +9,36 @@ from rich.cells import cell_len, set_cell_size
 
 _MAX_CLASSES = 12
 _MAX_GROUPS = 4
+_MAX_HARMLESS_GROUPS = 2
 _MAX_EXAMPLES = 3
 _BAR_WIDTH = 30
 _WIDTH = 80
 
 
 def describe_audit(tree: Mapping[str, Any]) -> list[str]:
-    """Return the page of an audit, from its JSON values."""
+    """Return the lines of the summary.
+
+    Args:
+        tree: Result of ``Audit.to_json``.
+    """
     return [
         *_describe_counts(tree),
         "",
         *_describe_sizes(tree),
         *_describe_unreadable(tree["unreadable"]),
         "",
-        *_describe_duplicates(tree["copies"]),
-        *_describe_suspicious_images(tree["suspicious"]),
-        *_describe_label_errors(tree["labels"]),
+        *_describe_duplicates(tree["duplicates"]),
+        *_describe_suspicious_images(tree["suspicious_images"]),
+        *_describe_label_errors(tree["label_errors"]),
         "",
         *_describe_advice(tree["advice"]),
-        *_describe_single_class(tree["counts"]),
+        *_describe_single_class(tree["class_counts"]),
     ]
 
 
 def _describe_counts(tree: Mapping[str, Any]) -> list[str]:
-    splits = tree["counts"]
+    """Return the header, a bar chart of the classes, and the imbalance ratio."""
+    splits = tree["class_counts"]
     shown = "; ".join(
         f"{sum(counts.values()):,} {'without a split' if name == 'all' else name}"
         for name, counts in splits.items()
@@ -52,38 +58,39 @@ def _describe_counts(tree: Mapping[str, Any]) -> list[str]:
     rows = order if not hidden else [*order[:kept], None, *order[-kept:]]
     width = min(30, max(map(cell_len, order)))
     others = [split for split in splits if split != first]
-    long = _BAR_WIDTH - 8 * len(others)
+    bar_width = _BAR_WIDTH - 8 * len(others)
     if others:
-        heads = "".join(f"{split:>8}" for split in others)
-        lines.append(f"  {'':<{width}} {first:>8}{heads}  share of {first}")
+        header = "".join(f"{split:>8}" for split in others)
+        lines.append(f"  {'':<{width}} {first:>8}{header}  fraction of {first}")
     for name in rows:
         if name is None:
             lines.append(f"  … {hidden} more")
             continue
         count = counts[name]
-        bar = "█" * max(1, round(long * count / largest)) if count else ""
+        bar = "█" * max(1, round(bar_width * count / largest)) if count else ""
         held_out = "".join(f"{splits[split].get(name, 0):>8,}" for split in others)
         lines.append(
             f"  {_fit_to_width(name, width)} {count:>8,}{held_out} {count / total:>6.1%} {bar}"
         )
-    starved = tree["starved_classes"]
-    named = ", ".join(starved[:3]) + (", …" if len(starved) > 3 else "")
-    few = f"; {len(starved)} with fewer than 20 images: {named}" if starved else ""
-    lines.append(f"largest/smallest {tree['imbalance_ratio']:g}{few}")
+    under_represented = tree["under_represented_classes"]
+    names = ", ".join(under_represented[:3]) + (", …" if len(under_represented) > 3 else "")
+    few = f"; {len(under_represented)} with fewer than 20 images: {names}"
+    ratio = f"imbalance ratio {tree['imbalance_ratio']:g}"
+    lines.append(ratio + (few if under_represented else ""))
     return lines
 
 
 def _describe_sizes(tree: Mapping[str, Any]) -> list[str]:
-    low, _, median, _, high = zip(tree["sizes"]["width"], tree["sizes"]["height"], strict=True)
-    size = "{:.0f}x{:.0f}"
-    bounds = (
-        f"all {size.format(*median)}"
-        if low == high
-        else f"half below {size.format(*median)}, from {size.format(*low)} to {size.format(*high)}"
+    """Return the range of the image sizes, the image modes and the median file size."""
+    quantiles = tree["size_quantiles"]
+    low, _, median, _, high = (
+        f"{width:.0f}x{height:.0f}"
+        for width, height in zip(quantiles["width"], quantiles["height"], strict=True)
     )
-    modes = ", ".join(f"{count:,} {mode}" for mode, count in tree["modes"].items())
-    kilobytes = tree["sizes"]["bytes"][2] / 1000
-    return [f"sizes       {bounds}", f"files       {modes}; {kilobytes:,.0f} kB in the middle"]
+    sizes = f"all {median}" if low == high else f"median {median}, from {low} to {high}"
+    modes = ", ".join(f"{count:,} {mode}" for mode, count in tree["image_modes"].items())
+    kilobytes = quantiles["num_bytes"][2] / 1000
+    return [f"sizes       {sizes}", f"files       {modes}; median {kilobytes:,.0f} kB"]
 
 
 def _describe_unreadable(entries: Sequence[Mapping[str, str]]) -> list[str]:
@@ -96,48 +103,53 @@ def _describe_unreadable(entries: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _describe_remainder(count: int, indent: int = 4) -> list[str]:
-    """Return the line that ends a list from which so many are left out."""
+    """Return the line that ends a list of which ``count`` entries are not shown."""
     return [f"{'':<{indent}}… and {count:,} more, in audit.csv"] if count > 0 else []
 
 
 def _describe_duplicates(groups: Sequence[Mapping[str, Any]] | None) -> list[str]:
     if groups is None:
-        return ["copies      not looked for"]
+        return ["duplicates  not searched"]
     if not groups:
-        return ["copies      none"]
+        return ["duplicates  none"]
     images = sum(len(group["paths"]) for group in groups)
     kinds = Counter(group["kind"] for group in groups)
     lines = [
-        f"copies      {_format_count(images, 'image')} in {_format_count(len(groups), 'group')}: "
+        f"duplicates  {_format_count(images, 'image')} in {_format_count(len(groups), 'group')}: "
         f"{kinds['exact']} exact, {kinds['near']} near"
     ]
-    telling = (
-        ("across splits", "leaks: they are seen before they are measured", "splits"),
-        ("across classes", "one label is wrong", "labels"),
-        ("inside a class", "harmless on one side of a split", "paths"),
+    # the sides of a conflict differ in the third column
+    conflicts = (
+        ("splits", "across splits (leakage)", "splits"),
+        ("classes", "across classes (a label is wrong)", "labels"),
+        (None, "within a class (harmless in one split)", "paths"),
     )
-    # numbered as in audit.csv and among the pictures
-    order = sorted(
-        groups,
-        key=lambda g: ("across splits" not in g["where"], "across classes" not in g["where"]),
+    # numbered as in audit.csv and as the pictures
+    by_severity = sorted(
+        groups, key=lambda g: ("splits" not in g["conflicts"], "classes" not in g["conflicts"])
     )
-    for where, meaning, unlike in telling:
-        here = [(n, group) for n, group in enumerate(order, 1) if where in group["where"]]
-        if here:
-            lines.append(f"  {len(here)} {where} ({meaning})")
-        most = _MAX_GROUPS if where != "inside a class" else 2
-        for number, group in here[:most]:
-            lines += _describe_duplicate_pair(group, number, unlike)
-        lines += _describe_remainder(len(here) - most)
+    numbered = list(enumerate(by_severity, 1))
+    for conflict, meaning, differing_key in conflicts:
+        matching = [
+            (number, group)
+            for number, group in numbered
+            if (conflict in group["conflicts"] if conflict else not group["conflicts"])
+        ]
+        if matching:
+            lines.append(f"  {len(matching)} {meaning}")
+        max_shown = _MAX_GROUPS if conflict else _MAX_HARMLESS_GROUPS
+        for number, group in matching[:max_shown]:
+            lines += _describe_duplicate_pair(group, number, differing_key)
+        lines += _describe_remainder(len(matching) - max_shown)
     return lines
 
 
 def _describe_duplicate_pair(
     group: Mapping[str, Any], number: int, differing_key: str
 ) -> list[str]:
-    """Return two images of a group that differ in splits, labels or paths, on a line if it can."""
-    sides = group[differing_key]
-    other = next(row for row, side in enumerate(sides) if side != sides[0])
+    """Return two images of a group that differ in the given key, on one line if they fit."""
+    values = group[differing_key]
+    other = next(row for row, value in enumerate(values) if value != values[0])
     paths = group["paths"]
     more = f" and {len(paths) - 2} more" if len(paths) > 2 else ""
     start = f"{number:>4}  {group['kind']:<5}  "
@@ -150,13 +162,14 @@ def _describe_duplicate_pair(
 def _describe_suspicious_images(suspicious_images: Sequence[Mapping[str, str]]) -> list[str]:
     if not suspicious_images:
         return ["suspicious  none"]
-    kinds = Counter(suspect["kind"] for suspect in suspicious_images)
+    kinds = Counter(image["kind"] for image in suspicious_images)
+    width = max(10, *map(len, kinds))
     lines = [f"suspicious  {', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}"]
     for kind, _ in kinds.most_common():
-        of_kind = [suspect for suspect in suspicious_images if suspect["kind"] == kind]
+        of_kind = [image for image in suspicious_images if image["kind"] == kind]
         lines += [
-            f"    {kind:<10}  {suspect['path']}: {suspect['detail']}"
-            for suspect in of_kind[:_MAX_EXAMPLES]
+            f"    {kind:<{width}}  {image['path']}: {image['detail']}"
+            for image in of_kind[:_MAX_EXAMPLES]
         ]
         lines += _describe_remainder(len(of_kind) - _MAX_EXAMPLES)
     return lines
@@ -164,40 +177,41 @@ def _describe_suspicious_images(suspicious_images: Sequence[Mapping[str, str]]) 
 
 def _describe_label_errors(label_errors: Sequence[Mapping[str, Any]] | None) -> list[str]:
     if label_errors is None:
-        return ["labels      not checked; --backbone NAME looks for doubts and cut copies"]
+        return ["labels      not checked; --backbone NAME finds label errors and more duplicates"]
     if not label_errors:
-        return ["labels      none in doubt"]
+        return ["labels      no likely errors"]
     shown = (
-        f"    {one['path']}: {one['likely']} {one['likely_probability']:.2f}, "
-        f"{one['label']} {one['probability']:.2f}"
-        for one in label_errors[:_MAX_GROUPS]
+        f"    {error['path']}: labelled {error['label']} (p={error['label_probability']:.2f}), "
+        f"predicted {error['predicted_label']} (p={error['predicted_probability']:.2f})"
+        for error in label_errors[:_MAX_GROUPS]
     )
     return [
-        f"labels      {len(label_errors)} in doubt, the most doubtful first",
+        f"labels      {_format_count(len(label_errors), 'possible error')}, the most likely first",
         *shown,
         *_describe_remainder(len(label_errors) - _MAX_GROUPS),
     ]
 
 
 def _describe_single_class(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Say so where one class is all there is."""
+    """Return a warning if there is only one class."""
     names = {name for of_split in counts.values() for name in of_split}
     return ["one class   a classifier needs at least two"] if len(names) < 2 else []
 
 
 def _describe_advice(advice: Sequence[Mapping[str, Any]]) -> list[str]:
-    words = [_format_option(one["option"], one["value"]) for one in advice]
-    width = max(map(len, words), default=0)
+    """Return recommended options with their reasons, wrapped."""
+    options = [_format_option(one["option"], one["value"]) for one in advice]
+    width = max(map(len, options), default=0)
     lines = []
-    for number, (word, one) in enumerate(zip(words, advice, strict=True)):
-        head = f"{'' if number else 'advice':<10}  {word:<{width}}  "
+    for number, (option, one) in enumerate(zip(options, advice, strict=True)):
+        head = f"{'' if number else 'advice':<10}  {option:<{width}}  "
         indent = " " * len(head)
         lines += textwrap.wrap(one["reason"], _WIDTH, initial_indent=head, subsequent_indent=indent)
     return lines
 
 
 def _format_option(name: str, value: object) -> str:
-    """Return an option or a key as it is typed."""
+    """Return an option or a config key with its value, as typed on the command line."""
     return f"{name} {value}" if name.startswith("--") else f"{name}={value}"
 
 
@@ -207,7 +221,7 @@ def _format_count(count: int, noun: str) -> str:
 
 
 def _fit_to_width(name: str, width: int) -> str:
-    """Return a name in so many columns of a terminal; some letters take two."""
+    """Return a name padded or cut to terminal columns; some letters take two."""
     name = "".join(letter if letter.isprintable() else "?" for letter in name)
     if cell_len(name) <= width:
         return set_cell_size(name, width)

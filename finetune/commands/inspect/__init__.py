@@ -1,1 +1,1 @@
-"""The inspect verb."""
+"""The command ``inspect``."""

@@ -1,16 +1,17 @@
-"""What a pretrained backbone finds wrong in a data set: labels in doubt, and cut copies."""
+"""Label errors and cropped duplicates, found with the features of a pretrained backbone."""
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
-from finetune.audit.audit import DuplicateSamples, LabelErrorCandidate, collect_label_errors
+from finetune.audit.audit import DuplicateSamples
 from finetune.audit.duplicate_cache import cache_duplicates, load_or_find_cropped_duplicates
 from finetune.audit.duplicate_groups import (
     add_duplicate_groups,
     assign_duplicate_groups,
     collect_duplicate_groups,
 )
+from finetune.audit.label_errors import LabelErrorCandidate, collect_label_errors
 from finetune.audit.leakage import describe_leaks, describe_splits_without_leaks, find_leaks
 from finetune.audit.report import merge_findings
 from finetune.builders import Training, build_training
@@ -19,8 +20,8 @@ from finetune.config.load import replace_values
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest, format_manifest
 from finetune.errors import DataError
+from finetune.probe.cross_validation import predict_out_of_fold
 from finetune.probe.linear_probe import ProbeResult
-from finetune.probe.out_of_fold import predict_out_of_fold
 from finetune.system.files import write_text
 from finetune.system.hardware import get_process_device
 from finetune.system.run_folder import RunFolder
@@ -30,79 +31,86 @@ from finetune.types import Reporter, Sample, Split
 def audit_with_backbone(
     config: Config, dataset: ScannedDataset, reporter: Reporter
 ) -> tuple[ScannedDataset, tuple[LabelErrorCandidate, ...]]:
-    """Return images with the copies that a backbone adds, and the labels that it doubts.
+    """Return the dataset with cropped duplicates added, and the likely label errors.
 
-    The copies are known to later runs on the same images, as if they had looked for them. Each
-    label is judged by a head that was fitted to the others' features, which are kept for later
-    runs; the most doubtful comes first.
+    The duplicates are stored, so that later runs on the same images use them as if they had found
+    them by themselves. Each label is compared with the prediction of a head fitted to the features
+    of other images; the features are stored for later runs. The most likely error comes first.
 
     Args:
-        config: The backbone, its weights and how it is asked.
-        dataset: The images; their splits do not matter.
-        reporter: Told of the progress.
+        config: Backbone, weights, image size and accelerator.
+        dataset: Images; their splits do not matter.
+        reporter: Receives progress.
 
     Raises:
-        FinetuneError: Anything that the user can mend.
+        FinetuneError: The backbone, its weights or the images are unsuitable.
     """
-    alone = {"unfreeze.name": "linear_probe", "probe.enabled": "on", "probe.num_crops": 0}
-    alone |= {"trainer.devices": 1, "trainer.num_nodes": 1}
+    settings = {"unfreeze.name": "linear_probe", "probe.enabled": "on", "probe.num_crops": 0}
+    settings |= {"trainer.devices": 1, "trainer.num_nodes": 1}
     samples = tuple(replace(sample, split=Split.TRAIN) for sample in dataset.samples)
     classes = tuple(sorted({sample.label for sample in samples}))
     training = build_training(
-        replace_values(config, alone), Manifest(dataset.root, classes, samples)
+        replace_values(config, settings), Manifest(dataset.root, classes, samples)
     )
-    assert training.probe is not None, "asked for"
-    said = predict_out_of_fold(
+    assert training.probe is not None, "probe.enabled=on"
+    predictions = predict_out_of_fold(
         training.module.classifier,
-        training.probe,
+        training.probe.train.paths,
+        training.probe.train.labels,
+        num_classes=len(classes),
+        extraction=training.probe.extraction,
         device=get_process_device(training.config.trainer.accelerator, 0),
         reporter=reporter,
     )
-    judged = [dataset.samples[row] for row in said.rows.tolist()]
-    reporter.start("looking for cut copies", len(samples))
-    copies = load_or_find_cropped_duplicates(
+    reporter.start("searching cropped duplicates", len(samples))
+    duplicates = load_or_find_cropped_duplicates(
         dataset.fingerprints,
         [dataset.root / sample.path for sample in samples],
         dataset.duplicates or (),
-        [said.features],
-        cache_key=said.features.features_id,
+        [predictions.features],
+        cache_key=predictions.features.features_id,
         on_progress=reporter.advance,
     )
     reporter.finish()
-    cache_duplicates(dataset.fingerprints, copies)  # for whoever asked will want to act on it
-    more = replace(
-        dataset, duplicates=copies, samples=assign_duplicate_groups(dataset.samples, copies)
+    # a later fit with data.leakage=drop or move acts on them
+    cache_duplicates(dataset.fingerprints, duplicates)
+    extended = replace(
+        dataset,
+        duplicates=duplicates,
+        samples=assign_duplicate_groups(dataset.samples, duplicates),
     )
-    return more, collect_label_errors(judged, classes, said.probabilities.numpy())
+    evaluated = [dataset.samples[row] for row in predictions.rows.tolist()]
+    return extended, collect_label_errors(evaluated, classes, predictions.probabilities.numpy())
 
 
 def record_probe_findings(
     run: RunFolder, training: Training, probe: ProbeResult, reporter: Reporter
 ) -> None:
-    """Put down what the probe's features tell of training and validation images, and say it.
+    """Record and report what the features of a probe reveal in training and validation images.
 
-    Labels in doubt and cut copies stand beside what else was found. The manifest notes the copies,
-    so that validation is measured without those that train, too; the splits stay as they are.
+    Likely label errors and cropped duplicates are added to the run's audit. The duplicates are also
+    recorded in the manifest, so that validation metrics without leaked images exclude them; the
+    splits are not changed.
 
     Raises:
-        DataError: A copy leaks, and ``data.leakage`` is "error".
+        DataError: A cropped duplicate leaks, and ``data.leakage`` is "error".
     """
     manifest = training.manifest
     samples = [*manifest.get_samples(Split.TRAIN), *manifest.get_samples(Split.VAL)]
-    doubts = collect_label_errors(
+    label_errors = collect_label_errors(
         [samples[row] for row in probe.held_out_rows.tolist()],
         manifest.classes,
         probe.held_out_probabilities.numpy(),
     )
-    more = _add_cropped_duplicates(training, samples, probe, reporter)
-    groups = _find_changed_groups(manifest, more)
-    is_written = _update_audit_files(run, doubts, groups)
-    where = f", the most doubtful first in {run.audit_csv_path}" if is_written else ""
-    _report_label_errors(doubts, where, reporter)
+    extended = _add_cropped_duplicates(training, samples, probe, reporter)
+    groups = _find_changed_groups(manifest, extended)
+    is_written = _update_audit_files(run, label_errors, groups)
+    location = f"; see {run.audit_csv_path}" if is_written else ""
+    _report_label_errors(label_errors, location, reporter)
     if groups:
-        _report_cropped_duplicates(training.config, manifest, more, len(groups), reporter)
-        # at last: what it holds is no longer news to a run that goes on
-        write_text(run.manifest_path, format_manifest(more))
+        _report_cropped_duplicates(training.config, manifest, extended, len(groups), reporter)
+        # written last: a resumed run must report these duplicates again if this one crashes before
+        write_text(run.manifest_path, format_manifest(extended))
 
 
 def _update_audit_files(
@@ -110,7 +118,7 @@ def _update_audit_files(
     label_errors: Sequence[LabelErrorCandidate],
     duplicates: Sequence[DuplicateSamples],
 ) -> bool:
-    """Write what was found beside the rest; tell whether there is a place for it."""
+    """Add findings to the run's audit files; return whether ``audit.csv`` was updated."""
     try:
         audit, findings = merge_findings(
             run.audit_json_path.read_text(encoding="utf-8"),
@@ -118,9 +126,9 @@ def _update_audit_files(
             duplicates=duplicates,
         )
     except (OSError, ValueError, KeyError, TypeError):
-        return False  # of an earlier release, or somebody has changed it
+        return False  # missing, damaged or of a later version
     write_text(run.audit_json_path, audit)
-    if not run.audit_csv_path.is_file():  # whoever removed it does not want it
+    if not run.audit_csv_path.is_file():  # the user deleted it; do not recreate it
         return False
     write_text(run.audit_csv_path, findings)
     return True
@@ -129,16 +137,18 @@ def _update_audit_files(
 def _add_cropped_duplicates(
     training: Training, samples: Sequence[Sample], probe: ProbeResult, reporter: Reporter
 ) -> Manifest:
-    """Return a run's images with the copies that features add."""
+    """Return the manifest of a run with the cropped duplicates of some of its images."""
     config, manifest = training.config, training.manifest
     if config.data.leakage == "ignore":
         return manifest
-    good, looks, _ = fingerprint_samples(config, manifest.root, samples, reporter=reporter)
-    if len(good) < len(samples):  # one has changed meanwhile; whoever needs it will say so
+    readable, fingerprints, _ = fingerprint_samples(
+        config, manifest.root, samples, reporter=reporter
+    )
+    if len(readable) < len(samples):  # a file has changed; training reports it when it reads it
         return manifest
-    reporter.start("looking for cut copies", len(samples))
+    reporter.start("searching cropped duplicates", len(samples))
     found = load_or_find_cropped_duplicates(
-        looks,
+        fingerprints,
         manifest.resolve_paths(samples),
         collect_duplicate_groups(samples),
         probe.features,
@@ -146,72 +156,74 @@ def _add_cropped_duplicates(
         on_progress=reporter.advance,
     )
     reporter.finish()
-    return add_duplicate_groups(manifest, [[samples[row] for row in one.rows] for one in found])
+    return add_duplicate_groups(manifest, [[samples[row] for row in group.rows] for group in found])
 
 
 def _find_changed_groups(before: Manifest, after: Manifest) -> list[DuplicateSamples]:
-    """Return the groups of copies that are larger than they were, or new."""
+    """Return the duplicate groups that have grown or are new."""
     pairs = zip(before.samples, after.samples, strict=True)
-    words = {
+    group_ids = {
         new.duplicate_group for old, new in pairs if new.duplicate_group != old.duplicate_group
     }
     return [
         DuplicateSamples(
-            tuple(s for s in after.samples if s.duplicate_group == word), is_exact=False
+            tuple(s for s in after.samples if s.duplicate_group == group_id), is_exact=False
         )
-        for word in sorted(words)
+        for group_id in sorted(group_ids)
     ]
 
 
 def _report_label_errors(
     label_errors: Sequence[LabelErrorCandidate], location: str, reporter: Reporter
 ) -> None:
+    """Report the number of likely label errors with the most likely one."""
     if label_errors:
-        first = label_errors[0]
-        labels = "label is" if len(label_errors) == 1 else "labels are"
+        first, count = label_errors[0], len(label_errors)
+        more = f", and {count - 1} more" if count > 1 else ""
         reporter.note(
-            f"{len(label_errors)} {labels} in doubt{location} (as {first.path}: rather {first.predicted_label}, "
-            f"{first.predicted_probability:.2f} against {first.label_probability:.2f})."
+            f"{count} possible label {'error' if count == 1 else 'errors'}: {first.path} is "
+            f"labelled '{first.label}' (p={first.label_probability:.2f}), predicted "
+            f"'{first.predicted_label}' (p={first.predicted_probability:.2f}){more}{location}"
         )
 
 
 def _report_cropped_duplicates(
     config: Config, before: Manifest, after: Manifest, num_groups: int, reporter: Reporter
 ) -> None:
-    """Say which copies a run's manifest will learn of.
+    """Report the duplicates that a run's manifest is about to record.
 
     Raises:
         DataError: Held-out images are among them, and ``data.leakage`` is "error".
     """
     known, policy = find_leaks(before), config.data.leakage
     all_leaks = find_leaks(after)
-    leaks = {path: copy for path, copy in all_leaks.items() if path not in known}
-    if not leaks:
-        groups = "group" if num_groups == 1 else "groups"
-        reporter.note(f"The backbone's features show {num_groups} {groups} of copies more.")
+    new_leaks = {path: other for path, other in all_leaks.items() if path not in known}
+    if not new_leaks:
+        groups = "duplicate group" if num_groups == 1 else "duplicate groups"
+        reporter.note(f"The features of the backbone reveal {num_groups} more {groups}.")
         return
-    words = (
-        f"{describe_leaks(after, leaks)}. They are cut so much that only the backbone's features "
-        f"show it, after the split"
+    summary = (
+        f"{describe_leaks(after, new_leaks)}. They are crops that only the features of the "
+        f"backbone reveal, after the split was made"
     )
-    remedy = f"Later runs know them after: {_build_inspect_command(config)}"
+    remedy = f"To make them known to later runs: {_build_inspect_command(config)}"
     if policy == "error":
-        raise DataError(f"{words}. {remedy}")
-    late = "" if policy == "warn" else f" and too late for data.leakage={policy}"
+        raise DataError(f"data.leakage=error: {summary}. {remedy}")
+    late = "" if policy == "warn" else f", too late for data.leakage={policy}"
     reporter.warn(
-        f"{words}{late}: what is measured on them flatters the model. "
+        f"{summary}{late}: metrics on them are too optimistic. "
         f"{describe_splits_without_leaks(after, all_leaks)}. {remedy}"
     )
 
 
 def _build_inspect_command(config: Config) -> str:
-    """Return what makes known to later runs which copies the backbone of a run shows."""
+    """Return the command whose audit makes the duplicates of a run known to later runs."""
     model, data = config.model, config.data
-    words = ["finetune", "inspect", str(data.path), "--backbone", model.backbone]
+    args = ["finetune", "inspect", str(data.path), "--backbone", model.backbone]
     if model.weights != "hub":
-        words += ["--weights", model.weights]
+        args += ["--weights", model.weights]
     if data.cache not in ("auto", "on", "off"):
-        words.append(f"data.cache={data.cache}")
+        args.append(f"data.cache={data.cache}")
     if data.max_megapixels != Config().data.max_megapixels:
-        words.append(f"data.max_megapixels={data.max_megapixels:g}")
-    return shlex.join(words)
+        args.append(f"data.max_megapixels={data.max_megapixels:g}")
+    return shlex.join(args)

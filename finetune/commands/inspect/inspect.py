@@ -1,4 +1,4 @@
-"""Know the images before anything trains on them."""
+"""The command ``inspect``: an audit of a dataset, written to a folder of its own."""
 
 import json
 from contextlib import suppress
@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.audit.audit import Audit, LabelErrorCandidate, sort_by_severity
+from finetune.audit.audit import Audit, sort_by_severity
+from finetune.audit.label_errors import LabelErrorCandidate
 from finetune.audit.report import (
     MAX_DRAWN_GROUPS,
     draw_duplicates,
@@ -35,7 +36,7 @@ _IMAGE_KEYS = (
     "cache.max_gb",
     "output",
 )
-"""What an audit depends on."""
+"""Keys that apply to every audit."""
 
 _BACKBONE_KEYS = (
     "model.backbone",
@@ -48,17 +49,21 @@ _BACKBONE_KEYS = (
     "trainer.precision",
     "seed",
 )
-"""What else there is to say where a backbone is asked."""
+"""Keys that apply only to an audit with a backbone."""
+
+_PICTURES_DIR = "duplicates"
+_AUDIT_NAMES = {"audit.json", "audit.csv", _PICTURES_DIR, "copies"}
+"""Entries of an audit folder; version 0.1 named the folder of pictures "copies"."""
 
 
 @dataclass(frozen=True, slots=True)
 class InspectResult:
-    """What was found, and where it is written.
+    """Result of an audit.
 
     Attributes:
-        data: The images.
-        output: Folder with ``audit.json``, ``audit.csv`` and pictures of the copies.
-        audit: Everything.
+        data: Folder or CSV of the images.
+        output: Folder with ``audit.json``, ``audit.csv`` and pictures of the duplicates.
+        audit: All findings.
     """
 
     data: Path
@@ -66,21 +71,21 @@ class InspectResult:
     audit: Audit
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return the audit as values of JSON, with the data and the output as they were given."""
         return {**self.audit.to_json(), "data": str(self.data), "output": str(self.output)}
 
 
 def inspect(config: Config, *, reporter: Reporter | None = None) -> InspectResult:
-    """Look at all images of a folder or CSV and write what is found; the images stay untouched.
+    """Audit the images of a folder or CSV and write a report; the images are never changed.
 
     Args:
-        config: ``model.backbone`` or ``model.weights`` also ask a backbone which labels it doubts,
-            and for copies that are cut; ``data.path``, ``data.max_megapixels``,
-            ``data.val_fraction``, ``output`` and the cache.
-        reporter: Told of everything.
+        config: ``data.path``, ``data.max_megapixels``, ``data.val_fraction``, ``output`` and the
+            cache. With ``model.backbone`` or ``model.weights`` the features of that backbone are
+            searched for label errors and cropped duplicates.
+        reporter: Receives progress, notes and warnings.
 
     Raises:
-        FinetuneError: Anything that the user can mend.
+        FinetuneError: The config, the data or the output folder is unsuitable.
     """
     reporter = reporter or Reporter()
     path = resolve_data_path(config)
@@ -88,32 +93,34 @@ def inspect(config: Config, *, reporter: Reporter | None = None) -> InspectResul
     _check_keys(config)
     _check_output(output, path)
     check_writable(output, "Choose another --output.")
-    found = scan_and_audit(config, path, reporter=reporter, audit_only=True)
-    labels = None
+    dataset = scan_and_audit(config, path, reporter=reporter, audit_only=True)
+    label_errors = None
     if _has_backbone(config):
-        found, labels = _run_backbone_audit(config, found, reporter)
+        dataset, label_errors = _run_backbone_audit(config, dataset, reporter)
     audit = replace(
-        _add_advice(config, found.audit()), data=str(path.resolve()), label_errors=labels
+        _add_advice(config, dataset.audit()), data=str(path.resolve()), label_errors=label_errors
     )
-    _write_report(output, audit, found, reporter)
+    _write_report(output, audit, dataset, reporter)
     return InspectResult(path, output, audit)
 
 
 def _check_keys(config: Config) -> None:
-    """Refuse keys that nothing here depends on.
+    """Check that all keys that were set apply to an audit.
 
     Raises:
-        ConfigError: Names them.
+        ConfigError: The keys that do not apply.
     """
-    known = _IMAGE_KEYS + (_BACKBONE_KEYS if _has_backbone(config) else ())
-    # below a key that is a dictionary lie the user's own
-    parts = (key.split(".") for key in diff_from_defaults(config))
-    idle = [".".join(part) for part in parts if not {".".join(part[:n]) for n in (1, 2)} & {*known}]
-    if idle:
+    known = {*_IMAGE_KEYS, *(_BACKBONE_KEYS if _has_backbone(config) else ())}
+    unused = []
+    for key in diff_from_defaults(config):
+        names = key.split(".")
+        # keys that are dictionaries, like model.kwargs, have keys of the user below them
+        if known.isdisjoint({names[0], ".".join(names[:2])}):
+            unused.append(key)
+    if unused:
+        audit = "an audit" if _has_backbone(config) else "an audit without --backbone"
         raise ConfigError(
-            f"{', '.join(idle)} cannot apply to an audit"
-            f"{'' if _has_backbone(config) else ' that asks no --backbone'}. Leave it for "
-            f"finetune fit."
+            f"{', '.join(unused)} cannot apply to {audit}. Set it for finetune fit instead."
         )
 
 
@@ -124,13 +131,14 @@ def _has_backbone(config: Config) -> bool:
 def _run_backbone_audit(
     config: Config, dataset: ScannedDataset, reporter: Reporter
 ) -> tuple[ScannedDataset, tuple[LabelErrorCandidate, ...] | None]:
-    """Return what a pretrained backbone adds; of a single class it is not asked."""
+    """Add the findings of a pretrained backbone, unless there is only one class."""
     if len({sample.label for sample in dataset.samples}) < 2:
-        reporter.note("There is a single class, and so nothing that a backbone would be fitted to.")
+        reporter.note(
+            "The images have a single class: the audit with --backbone needs at least two."
+        )
         return dataset, None
-    from finetune.commands.inspect.features import (
-        audit_with_backbone,
-    )  # torch, which nothing else here needs
+    # imports torch, which an audit without a backbone does not need
+    from finetune.commands.inspect.features import audit_with_backbone
 
     return audit_with_backbone(
         replace_values(config, {"model.weights": resolve_if_path(config.model.weights)}),
@@ -140,49 +148,58 @@ def _run_backbone_audit(
 
 
 def _add_advice(config: Config, audit: Audit) -> Audit:
-    advice = _build_training_advice(config, audit) if audit.counts.keys() & {"train", "all"} else []
+    """Add recommended options for training, if the images contain training images."""
+    advice = (
+        _build_training_advice(config, audit)
+        if audit.class_counts.keys() & {"train", "all"}
+        else []
+    )
     if any("splits" in group.conflicts for group in audit.duplicates or ()):
-        reason = "held-out images have copies that are seen before"
+        reason = "held-out images have duplicates in the training data"
         advice.append({"option": "data.leakage", "value": "drop", "reason": reason})
     return replace(audit, advice=advice)
 
 
 def _build_training_advice(config: Config, audit: Audit) -> list[dict[str, Any]]:
-    drawn = "all" in audit.counts
-    share = config.data.val_fraction + config.data.test_fraction if drawn else 0.0
-    shorter = min(audit.sizes["width"][2], audit.sizes["height"][2])
+    is_drawn = "all" in audit.class_counts
+    fraction = config.data.val_fraction + config.data.test_fraction if is_drawn else 0.0
+    shorter = min(audit.size_quantiles["width"][2], audit.size_quantiles["height"][2])
     if len(audit.training_counts) < 2:
         return []
-    chosen = recommend_options(audit.training_counts, shorter_side=shorter, val_fraction=share)
+    choices = recommend_options(audit.training_counts, shorter_side=shorter, val_fraction=fraction)
     return [
         {"option": option, "value": choice.value, "reason": choice.reason}
-        for option, choice in chosen.items()
+        for option, choice in choices.items()
     ]
 
 
 def _build_default_name(data: Path) -> str:
-    whole = data.resolve()
-    return f"audit-{whole.stem if data.is_file() else whole.name}"
+    path = data.resolve()
+    return f"audit-{path.stem if data.is_file() else path.name}"
 
 
 def _check_output(folder: Path, data: Path) -> None:
-    """Refuse to replace anything but an earlier audit, and to write pictures among the images."""
+    """Check that the output replaces nothing but an audit of the same data, outside the images.
+
+    Raises:
+        RunFolderError: It would.
+    """
     if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
         raise RunFolderError(
-            f"{folder} lies among the images of {data}, where its pictures would be taken for "
-            f"some. Choose another --output."
+            f"{folder} is among the images of {data}, and its pictures would be read as images. "
+            f"Choose another --output."
         )
     if folder.exists() and not (folder.is_dir() and _is_audit(folder)):
         raise RunFolderError(
-            f"{folder} exists and is no audit of finetune's. Choose another --output."
+            f"{folder} exists and is not an audit folder. Choose another --output."
         )
     other = _read_audit_source(folder)
     if other is not None and other != str(data.resolve()):
-        raise RunFolderError(f"{folder} holds the audit of {other}. Choose another --output.")
+        raise RunFolderError(f"{folder} contains the audit of {other}. Choose another --output.")
 
 
 def _read_audit_source(folder: Path) -> str | None:
-    """Return the data whose audit a folder holds, or None where it does not say."""
+    """Return the data whose audit a folder contains, or None if it does not record them."""
     with suppress(OSError, ValueError, AttributeError):
         data = json.loads((folder / "audit.json").read_text(encoding="utf-8")).get("data")
         return data if isinstance(data, str) else None
@@ -191,7 +208,7 @@ def _read_audit_source(folder: Path) -> str | None:
 
 def _is_audit(folder: Path) -> bool:
     names = {entry.name for entry in folder.iterdir()}
-    return not names or ("audit.json" in names and names <= {"audit.json", "audit.csv", "copies"})
+    return not names or ("audit.json" in names and names <= _AUDIT_NAMES)
 
 
 def _write_report(folder: Path, audit: Audit, dataset: ScannedDataset, reporter: Reporter) -> None:
@@ -200,10 +217,10 @@ def _write_report(folder: Path, audit: Audit, dataset: ScannedDataset, reporter:
         write_text(temporary / "audit.json", format_audit_json(audit))
         write_text(temporary / "audit.csv", format_findings_csv(audit))
         if groups:
-            (temporary / "copies").mkdir()
-        reporter.start("drawing copies", len(groups))
+            (temporary / _PICTURES_DIR).mkdir()
+        reporter.start("drawing duplicates", len(groups))
         for number, group in enumerate(groups, 1):
             picture = draw_duplicates(group, dataset.root)
-            picture.save(temporary / "copies" / f"{number:04}.jpg", quality=90)
+            picture.save(temporary / _PICTURES_DIR / f"{number:04}.jpg", quality=90)
             reporter.advance()
         reporter.finish()

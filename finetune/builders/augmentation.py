@@ -1,62 +1,86 @@
-"""What happens to training images, from names and numbers in the config."""
+"""Transform of the training images, and their sizes over the epochs."""
 
 import numpy as np
 
-from finetune.builders.image_sizes import compute_train_image_sizes
-from finetune.config.schema import Config
-from finetune.data.manifest import Manifest
+from finetune.config.data import AugmentConfig
+from finetune.data.training_data import TrainingData
 from finetune.data.transforms.eval_transform import Transform
-from finetune.data.transforms.per_class import RareClassTransform
 from finetune.data.transforms.presets import create_train_transform
+from finetune.data.transforms.rare_classes import RareClassTransform
 from finetune.errors import ConfigError
-from finetune.models.backbone import Network
-from finetune.types import Split
+from finetune.models.backbone import Network, accepts_image_size
+from finetune.training.schedules.image_size import compute_image_size
+from finetune.types import PreprocessSpec
 
-_PRESETS_BY_STRENGTH = ("light", "medium", "strong")
 
-
-def build_augmentation(config: Config, manifest: Manifest, network: Network) -> Transform:
-    """Return the transform of training images.
+def build_augmentation(
+    augment: AugmentConfig,
+    data: TrainingData,
+    spec: PreprocessSpec,
+    *,
+    image_sizes: list[int],
+    seed: int,
+) -> Transform:
+    """Return the transform of the training images.
 
     Args:
-        config: Resolved.
-        manifest: The images.
-        network: The backbone.
+        augment: Section of the config.
+        data: Images of the run.
+        spec: Preprocessing of the network.
+        image_sizes: Side of the images of each epoch, in pixels; empty for that of the network.
+        seed: Seed of the random transforms.
 
     Raises:
-        ConfigError: The preset or pipeline does not exist or cannot apply.
+        ConfigError: The preset or pipeline does not exist or does not fit the image sizes.
     """
-    sizes = compute_train_image_sizes(config, network)
-    names = (config.augment.name, config.augment.rare_class_preset)
-    usual, *more = (
-        create_train_transform(name, spec=network.spec, seed=config.seed, sizes=sizes)
-        for name in names
-        if name != "off"
+    transform = create_train_transform(augment.name, spec=spec, seed=seed, sizes=image_sizes)
+    if augment.rare_class_preset == "off":
+        return transform
+    rare_transform = create_train_transform(
+        augment.rare_class_preset, spec=spec, seed=seed, sizes=image_sizes
     )
-    if not more:
-        return usual
-    if names[0] not in _PRESETS_BY_STRENGTH or (
-        _PRESETS_BY_STRENGTH.index(names[0]) >= _PRESETS_BY_STRENGTH.index(names[1])
-    ):
-        raise ConfigError(
-            f"augment.rare_class_preset={names[1]} cannot apply to augment.name={names[0]}: it takes the place "
-            f"of a weaker preset, of {', '.join(_PRESETS_BY_STRENGTH)}. Leave one of them out."
-        )
-    rare = find_rare_classes(config, manifest)
-    if not rare:
-        raise ConfigError(
-            f"augment.rare_class_preset={names[1]} applies to no class: none has under "
-            f"{config.augment.rare_class_fraction:.0%} of the training images of the largest. Leave it out, "
-            f"or raise augment.rare_class_fraction."
-        )
-    is_rare = [sample.label in rare for sample in manifest.get_samples(Split.TRAIN)]
-    return RareClassTransform(usual, more[0], is_rare=np.array(is_rare))
+    rare_classes = find_rare_classes(augment, data)
+    rare_labels = [label for label, name in enumerate(data.classes) if name in rare_classes]
+    return RareClassTransform(
+        transform, rare_transform, is_rare=np.isin(data.train.labels, rare_labels)
+    )
 
 
-def find_rare_classes(config: Config, manifest: Manifest) -> tuple[str, ...]:
-    """Return the classes that ``augment.rare_class_preset`` is for; none where it is off."""
-    counts = manifest.count_per_class(Split.TRAIN)
-    least = config.augment.rare_class_fraction * max(counts)
-    pairs = zip(manifest.classes, counts, strict=True)
-    found = tuple(name for name, count in pairs if 0 < count < least)
-    return () if config.augment.rare_class_preset == "off" else found
+def find_rare_classes(augment: AugmentConfig, data: TrainingData) -> tuple[str, ...]:
+    """Return the classes that ``augment.rare_class_preset`` applies to; none if it is off."""
+    if augment.rare_class_preset == "off":
+        return ()
+    limit = augment.rare_class_fraction * max(data.class_counts)
+    pairs = zip(data.classes, data.class_counts, strict=True)
+    return tuple(name for name, count in pairs if 0 < count < limit)
+
+
+def compute_train_image_sizes(
+    train_image_size: tuple[int, int], network: Network, *, backbone: str, num_epochs: int
+) -> list[int]:
+    """Return the side of the training images of each epoch; empty if all are those of the network.
+
+    Args:
+        train_image_size: Sides of the first and the last epoch, in pixels.
+        network: Network of the run.
+        backbone: Its name, for messages.
+        num_epochs: Number of epochs of the run.
+
+    Raises:
+        ConfigError: The network does not accept one of the sizes.
+    """
+    first, last = train_image_size
+    side = network.spec.input_size[-1]
+    if first == last == side:
+        return []
+    sizes = [
+        compute_image_size(epoch, num_epochs=num_epochs, first=first, last=last)
+        for epoch in range(num_epochs)
+    ]
+    for size in sorted(set(sizes)):
+        if not accepts_image_size(network, size):
+            raise ConfigError(
+                f"data.train_image_size={first},{last}: {backbone}, built for {side} pixels, does "
+                f"not accept images of {size} pixels. Leave it out."
+            )
+    return sizes

@@ -1,14 +1,15 @@
-"""The loss of each epoch, from names and numbers in the config."""
+"""Loss function of each epoch, and class weights."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from finetune.builders.resolve import require_float, require_int
-from finetune.config.schema import Config
+from finetune.config.learning import LossConfig
+from finetune.config.resolved import ResolvedImbalanceConfig, ResolvedLossConfig
 from finetune.data.samplers.sampling_weights import compute_start_epoch
 from finetune.errors import ConfigError, FinetuneError
 from finetune.lookup import check_params, has_parameter, look_up
@@ -21,102 +22,128 @@ _RESERVED_PARAMS = {
     "class_weights_K": "imbalance.class_weights",
     "label_smoothing": "loss.label_smoothing",
 }
-"""Keywords of a loss that ``loss.params`` cannot give, and where they come from."""
+"""Keywords of a loss that ``loss.params`` cannot set, and their source."""
 
 
-def build_criterion_schedule(
-    config: Config, class_counts: Sequence[int]
-) -> Callable[[int], Criterion]:
-    """Return the criterion as a function of the epoch.
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassWeights:
+    """Factors of the classes in the loss.
 
-    Args:
-        config: Resolved.
-        class_counts: Training images of each class, shape (K,).
-
-    Raises:
-        ConfigError: The loss does not exist, does not take what it is given, or fails.
+    Attributes:
+        factors: Factor of each class, shape (K,).
+        start_epoch: Epoch, from 0, from which they apply.
     """
-    name, params = config.loss.name, config.loss.params
-    loss = look_up(LOSSES, name, setting="loss.name")
-    for key, source in _RESERVED_PARAMS.items():
-        if key in params:
-            raise ConfigError(f"loss.params: '{key}' comes from {source}. Leave it out.")
-    given: dict[str, Any] = dict(params)
-    if has_parameter(loss, "class_counts_K"):
-        given["class_counts_K"] = torch.tensor(class_counts, dtype=torch.float32)
-    if smoothing := require_float(config.loss.label_smoothing):
-        given["label_smoothing"] = smoothing
-    weights_K = compute_class_weights(config, class_counts)
-    weighted = given if weights_K is None else {**given, "class_weights_K": weights_K}
-    setting = "loss.params" if params else f"loss.name={name}"
-    check_params(loss, weighted, num_positional=2, setting=setting)
-    if params:
-        _check_criterion(partial(loss, **given), config, class_counts)
-    start = compute_class_weights_start_epoch(config)
-    before, after = partial(loss, **given), partial(loss, **weighted)
-    return lambda epoch: before if start is None or epoch < start else after
+
+    factors: Tensor
+    start_epoch: int
 
 
-def compute_class_weights(config: Config, class_counts: Sequence[int]) -> Tensor | None:
-    """Return the factor of each class in the loss once it applies, shape (K,); None: all alike.
+def build_class_weights(
+    imbalance: ResolvedImbalanceConfig, class_counts: Sequence[int], *, num_epochs: int
+) -> ClassWeights | None:
+    """Return the class weights of a run; None without any.
 
     Args:
-        config: Resolved.
+        imbalance: Section of the config.
         class_counts: Training images of each class, shape (K,).
+        num_epochs: Number of epochs of the run.
 
     Raises:
         ConfigError: ``imbalance.class_weights_params`` do not fit.
     """
-    name, params = config.imbalance.class_weights, config.imbalance.class_weights_params
-    if name == "none":
+    start_epoch = compute_class_weights_start_epoch(imbalance, num_epochs=num_epochs)
+    if start_epoch is None:
         return None
-    check_params(
-        CLASS_WEIGHTS[name], params, num_positional=1, setting="imbalance.class_weights_params"
-    )
+    method, params = CLASS_WEIGHTS[imbalance.class_weights], imbalance.class_weights_params
+    check_params(method, params, num_positional=1, setting="imbalance.class_weights_params")
     try:
-        return CLASS_WEIGHTS[name](class_counts, **params)
+        return ClassWeights(method(class_counts, **params), start_epoch)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"imbalance.class_weights_params={params}: {error}") from error
 
 
-def compute_class_weights_start_epoch(config: Config) -> int | None:
-    """Return the epoch, from 0, from which class weights apply, of a resolved config; None: none.
+def compute_class_weights_start_epoch(
+    imbalance: ResolvedImbalanceConfig, *, num_epochs: int
+) -> int | None:
+    """Return the epoch, from 0, from which class weights apply; None without any.
 
-    It is the last one at the latest.
+    It is the last epoch at the latest.
     """
-    if config.imbalance.class_weights == "none":
+    if imbalance.class_weights == "none":
         return None
-    share = require_float(config.imbalance.class_weights_start_fraction)
-    return compute_start_epoch(share, require_int(config.trainer.epochs))
+    return compute_start_epoch(imbalance.class_weights_start_fraction, num_epochs)
 
 
-def select_probe_loss(config: Config) -> str:
-    """Return the loss that a probe minimises, of a resolved config.
-
-    Focal and margin losses are not fitted, nor the user's own: before fine-tuning with one of them
-    a probe minimises plain cross-entropy, with the class weights that there are.
-    """
-    return "logit_adjusted" if config.loss.name == "logit_adjusted" else "cross_entropy"
-
-
-def compute_probe_logit_offset(config: Config, class_counts: Sequence[int]) -> Tensor | None:
-    """Return what a probe adds to its logits while it is fitted, shape (K,); None: nothing.
+def build_criterion_schedule(
+    loss_config: ResolvedLossConfig,
+    class_counts: Sequence[int],
+    class_weights: ClassWeights | None,
+) -> Callable[[int], Criterion]:
+    """Return the criterion as a function of the epoch.
 
     Args:
-        config: Resolved.
+        loss_config: Section of the config.
+        class_counts: Training images of each class, shape (K,).
+        class_weights: Class weights; None without any.
+
+    Raises:
+        ConfigError: The loss does not exist, does not take its parameters, or fails.
+    """
+    name, params = loss_config.name, loss_config.params
+    loss = look_up(LOSSES, name, setting="loss.name")
+    for key, source in _RESERVED_PARAMS.items():
+        if key in params:
+            raise ConfigError(f"loss.params: '{key}' comes from {source}. Leave it out.")
+    kwargs: dict[str, Any] = dict(params)
+    if has_parameter(loss, "class_counts_K"):
+        kwargs["class_counts_K"] = torch.tensor(class_counts, dtype=torch.float32)
+    if loss_config.label_smoothing:
+        kwargs["label_smoothing"] = loss_config.label_smoothing
+    weighted_kwargs = kwargs
+    if class_weights is not None:
+        weighted_kwargs = {**kwargs, "class_weights_K": class_weights.factors}
+    setting = "loss.params" if params else f"loss.name={name}"
+    check_params(loss, weighted_kwargs, num_positional=2, setting=setting)
+    unweighted, weighted = partial(loss, **kwargs), partial(loss, **weighted_kwargs)
+    if params:
+        _check_criterion(unweighted, loss_config, class_counts)
+    if class_weights is None:
+        return lambda epoch: weighted
+    start_epoch = class_weights.start_epoch
+    return lambda epoch: unweighted if epoch < start_epoch else weighted
+
+
+def select_probe_loss(loss_name: str) -> str:
+    """Return the name of the loss that a linear probe minimizes.
+
+    A probe cannot be fitted with focal, margin or custom losses; before fine-tuning with one of
+    them it minimizes cross-entropy, with the class weights of the run.
+    """
+    return "logit_adjusted" if loss_name == "logit_adjusted" else "cross_entropy"
+
+
+def compute_probe_logit_offset(
+    loss_config: LossConfig, class_counts: Sequence[int]
+) -> Tensor | None:
+    """Return the offset of a linear probe's logits while it is fitted, shape (K,); None for 0.
+
+    Args:
+        loss_config: Section of the config.
         class_counts: Training images of each class, shape (K,).
     """
-    if select_probe_loss(config) != "logit_adjusted":
+    if select_probe_loss(loss_config.name) != "logit_adjusted":
         return None
     return compute_prior_offset(
-        torch.tensor(class_counts, dtype=torch.float32), **config.loss.params
+        torch.tensor(class_counts, dtype=torch.float32), **loss_config.params
     )
 
 
-def _check_criterion(criterion: Criterion, config: Config, class_counts: Sequence[int]) -> None:
-    """Call the loss once, so that a wrong value is found before any work.
+def _check_criterion(
+    criterion: Criterion, loss_config: LossConfig, class_counts: Sequence[int]
+) -> None:
+    """Call the loss once, so that invalid parameters are found before any work.
 
-    The labels are the largest and the smallest class, as what is too much is so for one of them.
+    The labels are those of the largest and the smallest class; one of them shows an excess.
     """
     counts_K = torch.tensor(class_counts)
     labels = torch.stack([counts_K.argmax(), counts_K.argmin()])
@@ -128,6 +155,6 @@ def _check_criterion(criterion: Criterion, config: Config, class_counts: Sequenc
         raise
     except Exception as error:
         raise ConfigError(
-            f"loss.name={config.loss.name} with loss.params={config.loss.params} fails: "
+            f"loss.name={loss_config.name} with loss.params={loss_config.params} fails: "
             f"{type(error).__name__}: {error}"
         ) from error

@@ -1,124 +1,199 @@
-"""The shares of the classes that a run trains with, and those that its network's logits assume."""
+"""Treatment of imbalanced classes over the epochs, and the class priors that follow from it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.builders.criterion import compute_class_weights, compute_class_weights_start_epoch
-from finetune.builders.resolve import require_int
-from finetune.config.schema import Config
-from finetune.data.manifest import Manifest
+from finetune.builders.criterion import (
+    ClassWeights,
+    build_class_weights,
+    compute_class_weights_start_epoch,
+)
+from finetune.builders.sampling import build_sampling_schedule
+from finetune.config.imbalance import IMBALANCE_STRATEGIES, ImbalanceStrategy
+from finetune.config.learning import LossConfig
+from finetune.config.resolved import ResolvedConfig
 from finetune.data.samplers.sampling_weights import SamplingSchedule, compute_expected_draws
-from finetune.errors import ConfigError
+from finetune.data.training_data import TrainingData
 from finetune.evaluation.priors import ClassPrior, Priors, compute_model_prior, normalize_prior
-from finetune.types import Split
+
+PriorSchedule = Callable[[int], ClassPrior]
 
 
-def compute_run_priors(config: Config, manifest: Manifest, sampling: SamplingSchedule) -> Priors:
-    """Return the priors that the card of a run states.
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassBalance:
+    """Treatment of imbalanced classes in a run.
 
-    The target of ``imbalance.head_rebalancing=post_hoc`` are classes of equal size; others have none, and their
-    answers are as the network says. A head that is fitted again later states its own then.
+    Attributes:
+        sampling_schedule: Sampling of the training images as a function of the epoch.
+        class_weights: Class weights in the loss; None without any.
+        prior_schedule: Class prior that the logits assume, as a function of the epoch.
+        priors: Class priors on the model card of the run.
+    """
 
-    What changes over the epochs counts as in the last one; checkpoints of others state their own,
-    see ``build_model_prior_schedule``. Of a loss of the user's own nothing is known; it is taken for one that
-    adjusts no logits, and so are the margins of LDAM.
+    sampling_schedule: SamplingSchedule
+    class_weights: ClassWeights | None
+    prior_schedule: PriorSchedule
+    priors: Priors
+
+    @property
+    def logit_shift(self) -> Tensor | None:
+        """Logit adjustment of the run's model, shape (K,); None without one."""
+        return None if self.priors.shift is None else torch.tensor(self.priors.shift)
+
+    def find_untrained_classes(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Return the classes of the target prior that training gives no weight."""
+        if self.priors.target is None:
+            return ()
+        triples = zip(classes, self.priors.target, self.priors.model, strict=True)
+        return tuple(name for name, target, model in triples if target > 0 and model <= 0)
+
+
+def build_class_balance(config: ResolvedConfig, data: TrainingData) -> ClassBalance:
+    """Return how a run samples and weights its classes, and its class priors.
 
     Args:
-        config: Resolved: the sampler, the loss and the class weights are written out.
-        manifest: The images.
-        sampling: Of training images, by the epoch.
+        config: Resolved config.
+        data: Images of the run.
 
     Raises:
-        ConfigError: The answers are to be adjusted for a class that the loss never sees.
+        ConfigError: The sampler or the class weights do not exist, do not fit or fail.
     """
-    counts = manifest.count_per_class(Split.TRAIN)
-    model = build_model_prior_schedule(config, manifest, sampling)(
-        require_int(config.trainer.epochs) - 1
+    num_epochs = config.trainer.epochs
+    sampling_schedule = build_sampling_schedule(config.imbalance, data, num_epochs=num_epochs)
+    class_weights = build_class_weights(config.imbalance, data.class_counts, num_epochs=num_epochs)
+    prior_schedule = build_model_prior_schedule(
+        data,
+        sampling_schedule,
+        class_weights,
+        num_epochs=num_epochs,
+        tau=_get_adjustment_tau(config.loss),
     )
-    alike = normalize_prior([float(count > 0) for count in counts])
-    target = alike if config.imbalance.head_rebalancing == "post_hoc" else None
-    if target is not None:
-        _check_prior_support(config, manifest, target, model)
-    return Priors(train=normalize_prior(counts), model=model, target=target)
+    priors = compute_run_priors(
+        data.class_counts,
+        model_prior=prior_schedule(num_epochs - 1),
+        is_post_hoc=config.imbalance.head_rebalancing == "post_hoc",
+    )
+    return ClassBalance(sampling_schedule, class_weights, prior_schedule, priors)
+
+
+def compute_run_priors(
+    class_counts: Sequence[int], *, model_prior: ClassPrior, is_post_hoc: bool
+) -> Priors:
+    """Return the class priors on the model card of a run.
+
+    A schedule over the epochs counts as in the last one; checkpoints of other epochs have their own
+    priors, see ``build_model_prior_schedule``. A custom loss and LDAM are assumed to adjust no
+    logits. A head that is rebalanced after training gets other priors then.
+
+    Args:
+        class_counts: Training images of each class, shape (K,).
+        model_prior: Class prior that the logits assume after the last epoch.
+        is_post_hoc: Whether probabilities are adjusted to classes of equal size
+            (``imbalance.head_rebalancing=post_hoc``); else there is no target prior.
+    """
+    uniform = normalize_prior([float(count > 0) for count in class_counts])
+    return Priors(
+        train=normalize_prior(class_counts),
+        model=model_prior,
+        target=uniform if is_post_hoc else None,
+    )
 
 
 def build_model_prior_schedule(
-    config: Config, manifest: Manifest, sampling: SamplingSchedule
-) -> Callable[[int], ClassPrior]:
-    """Return the class shares that logits assume after an epoch, as a function of the epoch.
+    data: TrainingData,
+    sampling_schedule: SamplingSchedule,
+    class_weights: ClassWeights | None,
+    *,
+    num_epochs: int,
+    tau: float,
+) -> PriorSchedule:
+    """Return the class prior that the logits assume after an epoch, as a function of the epoch.
 
-    An epoch that shows nothing of a class which others show counts as the last one: what the
-    network has learnt of that class, it has from them.
+    An epoch without images of a class that other epochs have counts as the last one: the network
+    has learnt that class from the other epochs.
 
     Args:
-        config: Resolved: the sampler, the loss and the class weights are written out.
-        manifest: The images.
-        sampling: Of training images, by the epoch.
+        data: Images of the run.
+        sampling_schedule: Sampling of the training images as a function of the epoch.
+        class_weights: Class weights in the loss; None without any.
+        num_epochs: Number of epochs of the run.
+        tau: Temperature of a logit-adjusted loss; 0 for other losses.
     """
-    counts = manifest.count_per_class(Split.TRAIN)
-    labels = np.asarray(manifest.encode_labels(manifest.get_samples(Split.TRAIN)), np.int64)
-    factors, start = (
-        compute_class_weights(config, counts),
-        compute_class_weights_start_epoch(config),
-    )
-    last = require_int(config.trainer.epochs) - 1
+    counts, labels = data.class_counts, data.train.labels
 
-    def mass(epoch: int) -> NDArray[np.float64]:
-        seen = compute_expected_draws(sampling(epoch), len(labels))
-        if factors is not None and start is not None and epoch >= start:
-            seen = seen * factors.double().numpy()[labels]
-        return np.asarray(np.bincount(labels, seen, minlength=len(counts)), float)
+    def compute_class_mass(epoch: int) -> NDArray[np.float64]:
+        draws = compute_expected_draws(sampling_schedule(epoch), len(labels))
+        if class_weights is not None and epoch >= class_weights.start_epoch:
+            draws = draws * class_weights.factors.double().numpy()[labels]
+        return np.asarray(np.bincount(labels, draws, minlength=len(counts)), float)
 
-    def prior(epoch: int) -> ClassPrior:
-        shown = mass(epoch)
-        if ((shown <= 0) & (np.asarray(counts) > 0)).any():
-            shown = mass(last)
-        return compute_model_prior(
-            counts, class_mass=shown.tolist(), tau=_get_adjustment_tau(config)
-        )
+    def compute_prior(epoch: int) -> ClassPrior:
+        class_mass = compute_class_mass(epoch)
+        if ((class_mass <= 0) & (np.asarray(counts) > 0)).any():
+            class_mass = compute_class_mass(num_epochs - 1)
+        return compute_model_prior(counts, class_mass=class_mass.tolist(), tau=tau)
 
-    return prior
+    return compute_prior
 
 
-def compute_run_logit_shift(
-    config: Config, manifest: Manifest, sampling: SamplingSchedule
-) -> Tensor | None:
-    """Return what is added to the logits of a run's model, shape (K,); None: nothing.
+def find_final_imbalance_phases(
+    config: ResolvedConfig, data: TrainingData
+) -> dict[str, tuple[str, int]]:
+    """Return the setting behind the sampler and the class weights, and when each becomes constant.
 
     Args:
-        config: Resolved.
-        manifest: The images.
-        sampling: Of training images, by the epoch.
+        config: Resolved config.
+        data: Images of the run.
+
+    Returns:
+        "sampler" and "class_weights", each with its setting as "key=value", a strategy or a key of
+        its own, and the first epoch, from 0, of its constant last phase. 0 means that it never
+        changes; ``progressive`` changes up to the last epoch.
 
     Raises:
-        ConfigError: As ``compute_run_priors``.
+        ConfigError: As ``build_sampling_schedule``.
     """
-    shift = compute_run_priors(config, manifest, sampling).shift
-    return None if shift is None else torch.tensor(shift)
-
-
-def _check_prior_support(
-    config: Config, manifest: Manifest, target: ClassPrior, model: ClassPrior
-) -> None:
-    """Raise where answers would be adjusted to classes that training gives no part."""
-    pairs = zip(manifest.classes, target, model, strict=True)
-    unknown = [name for name, wanted, known in pairs if wanted > 0 and known <= 0]
-    if unknown:
-        chosen = config.imbalance
-        raise ConfigError(
-            f"imbalance.head_rebalancing={chosen.head_rebalancing} cannot adjust the answers for class '{unknown[0]}', "
-            f"which has no part in the last epoch by imbalance.sampler={chosen.sampler}, "
-            f"imbalance.class_weights={chosen.class_weights} and loss.name={config.loss.name}. "
-            f"Give it one, or set imbalance.head_rebalancing=none."
+    chosen, num_epochs = config.imbalance, config.trainer.epochs
+    strategy, default = IMBALANCE_STRATEGIES[chosen.strategy], ImbalanceStrategy()
+    sampler_setting = weights_setting = f"imbalance.strategy={chosen.strategy}"
+    if strategy.sampler == default.sampler:
+        sampler_setting = f"imbalance.sampler={chosen.sampler}"
+    if strategy.class_weights == default.class_weights:
+        weights_setting = (
+            f"imbalance.class_weights_start_fraction={chosen.class_weights_start_fraction}"
         )
+    schedule = build_sampling_schedule(chosen, data, num_epochs=num_epochs)
+    final_sampling_epoch = _find_final_sampling_epoch(
+        schedule, num_images=len(data.train), num_epochs=num_epochs
+    )
+    weights_epoch = compute_class_weights_start_epoch(chosen, num_epochs=num_epochs) or 0
+    return {
+        "sampler": (sampler_setting, final_sampling_epoch),
+        "class_weights": (weights_setting, weights_epoch),
+    }
 
 
-def _get_adjustment_tau(config: Config) -> float:
-    """Return the tau of a logit-adjusted loss; 0 for any other."""
-    if config.loss.name != "logit_adjusted":
-        return 0.0
-    return float(config.loss.params.get("tau", 1.0))
+def _find_final_sampling_epoch(
+    sampling_schedule: SamplingSchedule, *, num_images: int, num_epochs: int
+) -> int:
+    """Return the first epoch, from 0, from which images are drawn as in the last one."""
+
+    def compute_fractions(epoch: int) -> NDArray[np.float64]:
+        draws = compute_expected_draws(sampling_schedule(epoch), num_images)
+        return np.asarray(draws / draws.sum(), float)
+
+    epoch = num_epochs - 1
+    final = compute_fractions(epoch)
+    while epoch > 0 and np.allclose(compute_fractions(epoch - 1), final, rtol=1e-9, atol=0):
+        epoch -= 1
+    return epoch
+
+
+def _get_adjustment_tau(loss: LossConfig) -> float:
+    """Return the temperature of a logit-adjusted loss; 0 for other losses."""
+    return float(loss.params.get("tau", 1.0)) if loss.name == "logit_adjusted" else 0.0

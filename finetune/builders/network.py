@@ -1,37 +1,51 @@
-"""The network of a run, and what it keeps for the backward pass."""
+"""Backbone, classifier and model card of a run."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
+
+import torch
+from timm.layers.norm_act import convert_sync_batchnorm
 
 from finetune.bundle.model_card import ModelCard
-from finetune.config.schema import Config
-from finetune.data.manifest import Manifest
+from finetune.config.resolved import ResolvedModelConfig
+from finetune.config.schema import ModelConfig
 from finetune.errors import ConfigError
+from finetune.evaluation.priors import Priors
 from finetune.models.backbone import Network, create_network
 from finetune.models.classifier import ImageClassifier
 from finetune.types import LoadReport
 
 
-def build_network(config: Config, manifest: Manifest, checkpoint_card: ModelCard | None) -> Network:
-    """Return the backbone with its weights, or with room for those of the checkpoint.
+def build_network(
+    model: ModelConfig,
+    *,
+    num_classes: int,
+    image_size: int | None,
+    seed: int,
+    checkpoint_card: ModelCard | None,
+) -> Network:
+    """Return the backbone with its weights, or with random ones that a checkpoint will replace.
 
     Args:
-        config: What was asked for.
-        manifest: The images.
-        checkpoint_card: The card of the checkpoint that will fill it.
+        model: Section of the config.
+        num_classes: Width of the classifier.
+        image_size: Side of the square input in pixels; None for that of the weights.
+        seed: Seed of random weights.
+        checkpoint_card: Model card of the checkpoint that will be loaded; None without one.
 
     Raises:
-        ModelError: The backbone or its weights.
+        ModelError: The backbone or its weights do not exist or do not fit.
     """
-    size = config.data.image_size
     network = create_network(
-        config.model.backbone,
-        num_classes=len(manifest.classes),
-        weights="random" if checkpoint_card else config.model.weights,
-        image_size=None if size == "auto" else size,
-        drop_rate=config.model.drop_rate,
-        kwargs=config.model.kwargs,
-        pretrained_cfg=config.model.pretrained_cfg,
-        seed=config.seed,
+        model.backbone,
+        num_classes=num_classes,
+        weights="random" if checkpoint_card else model.weights,
+        image_size=image_size,
+        drop_rate=model.drop_rate,
+        kwargs=model.kwargs,
+        pretrained_cfg=model.pretrained_cfg,
+        seed=seed,
     )
     if checkpoint_card is None:
         return network
@@ -39,22 +53,54 @@ def build_network(config: Config, manifest: Manifest, checkpoint_card: ModelCard
     return replace(network, spec=checkpoint_card.spec, report=report)
 
 
-def enable_grad_checkpointing(config: Config, classifier: ImageClassifier) -> None:
-    """Let the network compute activations again in the backward pass.
+def build_classifier(model: ResolvedModelConfig, network: Network) -> ImageClassifier:
+    """Return the network as a classifier whose layer groups can be frozen, in channels-last format.
+
+    Args:
+        model: Section of the config.
+        network: Backbone.
 
     Raises:
-        ConfigError: It cannot, or would count each batch twice in its BatchNorm statistics.
+        ConfigError: The network does not support ``model.grad_checkpointing``.
     """
-    if classifier.batch_norm == "train" and classifier.has_batch_norm:
-        raise ConfigError(
-            f"model.grad_checkpointing cannot apply with model.batch_norm="
-            f"{config.model.batch_norm}: computed twice, each batch would enter the statistics "
-            f"twice. Use model.batch_norm=frozen."
-        )
+    module = network.module
+    if model.batch_norm == "sync":
+        module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    classifier = ImageClassifier(
+        module, batch_norm="frozen" if model.batch_norm == "frozen" else "train"
+    )
+    classifier.to(memory_format=torch.channels_last)
+    if model.grad_checkpointing:
+        _enable_grad_checkpointing(classifier, model.backbone)
+    return classifier
+
+
+def build_card(
+    network: Network, classes: tuple[str, ...], *, priors: Priors, facts: Mapping[str, Any]
+) -> ModelCard:
+    """Return the model card of every checkpoint and of the bundle.
+
+    Args:
+        network: Backbone.
+        classes: Class names in index order.
+        priors: Class priors of the run.
+        facts: Facts of the run as plain values.
+    """
+    return ModelCard(
+        backbone=str(network.module.pretrained_cfg["architecture"]),  # type: ignore[index]
+        model_args=network.model_args,
+        classes=classes,
+        spec=network.spec,
+        facts=facts,
+        priors=priors,
+    )
+
+
+def _enable_grad_checkpointing(classifier: ImageClassifier, backbone: str) -> None:
     try:
         classifier.network.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError, ValueError) as error:
         raise ConfigError(
-            f"model.grad_checkpointing: '{config.model.backbone}' does not support it. Use "
-            f"trainer.accumulate_grad_batches to save memory."
+            f"model.grad_checkpointing=true: '{backbone}' does not support activation "
+            f"checkpointing. Set trainer.accumulate_grad_batches to save memory instead."
         ) from error

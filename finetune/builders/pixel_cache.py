@@ -1,4 +1,4 @@
-"""Whether decoded images are kept, where, and at what size; and a data module that reads them."""
+"""Cache of decoded images: whether, where and at what size; and a data module that reads it."""
 
 import shutil
 from collections.abc import Sequence
@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from finetune.config.load import replace_values
-from finetune.config.schema import Config
+from finetune.config.resolved import ResolvedConfig
 from finetune.data.cache.array_store import NOT_STORED, get_store_folder
 from finetune.data.cache.eviction import evict_to_fit, resolve_cache_root
 from finetune.data.cache.file_stamp import read_file_stamps
@@ -22,31 +21,33 @@ from finetune.data.cache.pixel_writer import (
 )
 from finetune.data.dataset import ImageDataset
 from finetune.data.images.source import ImageSource
-from finetune.data.manifest import Manifest
+from finetune.data.training_data import TrainingData
 from finetune.data.transforms.eval_transform import EvalTransform, IdentityTransform, Transform
 from finetune.errors import ConfigError
 from finetune.system.hardware import count_available_cores
 from finetune.training.datamodule import ImageDataModule
-from finetune.types import PreprocessSpec, Reporter, Split
+from finetune.types import PreprocessSpec, Reporter
+from finetune.units import format_bytes
 
 _MIN_FREE_DISK_BYTES = 2_000_000_000
-"""What a cache leaves free on a disk."""
+"""Free space that a cache leaves on its disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
-    """How the pixels of a run are kept.
+    """Plan of the pixel cache of a run.
 
     Attributes:
         root: Folder of all stores.
-        owner: The data set, by its folder.
-        shorter_side: Of stored training images; None where they are stored as evaluation sees them.
-        spec: How evaluation sees them.
-        max_pixels: Larger images are refused.
-        num_bytes: About how much there will be.
-        new_bytes: About how much of it is not there yet.
-        fits_on_disk: Whether there is room; else the same pixels are made in every epoch.
-        limit_bytes: Of all stores together.
+        owner: Data folder, which identifies the data set.
+        shorter_side: Shorter side of stored training images in pixels; None if they are stored as
+            the evaluation transform returns them.
+        spec: Preprocessing of the network.
+        max_pixels: Number of pixels above which an image is rejected.
+        num_bytes: Estimated size of all images of the run.
+        new_bytes: Estimated size of those that are not stored yet.
+        limit_bytes: Maximum size of all stores together.
+        fits_on_disk: Whether there is enough space; else every epoch decodes to the same pixels.
     """
 
     root: Path
@@ -61,105 +62,123 @@ class CachePlan:
 
     @property
     def train_tag(self) -> str:
-        """What is stored of a training image."""
+        """Tag of the store of training images."""
         return self.val_tag if self.shorter_side is None else f"short-{self.shorter_side}"
 
     @property
     def val_tag(self) -> str:
-        """What is stored of a validation image: what evaluation sees."""
+        """Tag of the store of validation images, as the evaluation transform returns them."""
         _, height, width = self.spec.input_size
         parts = [self.spec.crop_mode, self.spec.interpolation, f"{self.spec.crop_pct:g}"]
-        if self.spec.crop_mode == "border":  # which is painted in the mean colour
+        if self.spec.crop_mode == "border":  # filled with the mean colour
             parts += [f"{value:g}" for value in self.spec.mean]
         return "-".join([*parts, f"{height}x{width}"])
 
 
 @dataclass(frozen=True, slots=True)
 class CacheChoice:
-    """A config in which ``data.cache`` is decided, and the plan or why there is none."""
+    """Resolved cache settings with their plan.
 
-    config: Config
+    Attributes:
+        location: Value of ``data.cache``: "on", "off" or a folder.
+        shorter_side: Value of ``data.cache_shorter_side``.
+        plan: Plan of the cache; None without one.
+        disabled_reason: Reason for no cache; empty with one.
+    """
+
+    location: str
+    shorter_side: int | str
     plan: CachePlan | None
-    reason: str = ""
+    disabled_reason: str = ""
 
 
 def choose_cache(
-    config: Config,
-    manifest: Manifest,
+    config: ResolvedConfig,
+    data: TrainingData,
     transform: Transform,
     spec: PreprocessSpec,
     *,
     is_resumed: bool = False,
     reserved_bytes: int = 0,
 ) -> CacheChoice:
-    """Decide whether the images of a run are decoded once or in every epoch.
+    """Decide whether images are decoded once or in every epoch.
 
     Args:
-        config: Resolved but for this.
-        manifest: The images.
-        transform: Of training images.
-        spec: Of the network.
-        is_resumed: Whether the run has begun: then its pixels stay as they are, and without room on
-            the disk they are made in every epoch.
-        reserved_bytes: What else the run keeps in the same place.
+        config: Resolved config.
+        data: Images of the run.
+        transform: Transform of the training images.
+        spec: Preprocessing of the network.
+        is_resumed: Whether the run exists already: its pixels must stay the same, so without disk
+            space every epoch decodes to the pixels of the cache.
+        reserved_bytes: Size of cached activations in the same folder.
 
     Raises:
-        ConfigError: The cache was asked for and cannot be, or a setting of it cannot apply.
+        ConfigError: A cache is requested but not possible.
     """
-    asked = config.data.cache
-    if asked == "off":
-        if config.data.cache_shorter_side != "auto":
-            raise ConfigError(
-                f"data.cache_shorter_side={config.data.cache_shorter_side} cannot apply to data.cache=off: the images "
-                f"are read at their full size. Leave one of them out."
-            )
-        return CacheChoice(config, None, "off")
-    root = resolve_cache_root(asked)
-    side = _resolve_shorter_side(config, transform)
-    plan = _build_cache_plan(config, manifest, root, side, spec)
-    reason = _find_cache_obstacle(
-        config, plan, needs_shorter_side=transform.is_random, reserved_bytes=reserved_bytes
+    requested = config.data.cache
+    if requested == "off":
+        return CacheChoice("off", config.data.cache_shorter_side, None, "off")
+    root = resolve_cache_root(requested)
+    given_side = config.data.cache_shorter_side
+    shorter_side = transform.min_side_px if given_side == "auto" else given_side
+    plan = _build_cache_plan(
+        data,
+        spec,
+        root=root,
+        shorter_side=shorter_side,
+        max_pixels=config.data.max_pixels,
+        limit_bytes=config.cache.max_bytes,
     )
-    if asked == "auto" and int(config.trainer.epochs) == 1:
-        reason = reason or "one epoch only"
-    if reason and asked == "auto":
-        off = {"data.cache": "off", "data.cache_shorter_side": "auto"}
-        return CacheChoice(replace_values(config, off), None, reason)
-    if reason and not is_resumed:
-        raise ConfigError(f"data.cache={asked}: {reason}. Or set data.cache=off.")
-    decided: dict[str, str | int] = {"data.cache": "on" if asked in ("auto", "on") else str(root)}
-    if side is not None:
-        decided["data.cache_shorter_side"] = side
+    if transform.is_random and shorter_side is None:
+        obstacle = (
+            f"the pipeline {config.augment.name} does not begin with RandomResizedCrop or Resize "
+            f"and may need images at full resolution; set data.cache_shorter_side=PIXELS"
+        )
+    else:
+        obstacle = _find_space_obstacle(plan, reserved_bytes=reserved_bytes)
+    if requested == "auto":
+        if not obstacle and config.trainer.epochs == 1:
+            obstacle = "only one epoch"
+        if obstacle:
+            return CacheChoice("off", "auto", None, obstacle)
+    if obstacle and not is_resumed:
+        raise ConfigError(f"data.cache={requested}: {obstacle}. Or set data.cache=off.")
     return CacheChoice(
-        replace_values(config, decided), replace(plan, fits_on_disk=not reason), reason
+        location="on" if requested in ("auto", "on") else str(root),
+        shorter_side=given_side if shorter_side is None else shorter_side,
+        plan=replace(plan, fits_on_disk=not obstacle),
+        disabled_reason=obstacle,
     )
 
 
 def build_cached_datamodule(
     datamodule: ImageDataModule, plan: CachePlan, *, reporter: Reporter
 ) -> ImageDataModule:
-    """Return the data module over stored pixels, decoding what the stores do not hold yet.
+    """Return the data module that reads from the cache, after decoding images not stored yet.
 
-    Every process of a run may call it: one of each machine decodes, the others wait for it.
+    On several ranks, each calls it; one process of a node decodes while the others wait for it.
 
     Raises:
-        DataError: A file no longer reads as it did before.
+        DataError: A file can no longer be read.
         StorageError: The disk is full or fails.
     """
-    seen = EvalTransform(plan.spec)
-    as_seen = partial(decode_transformed, transform=seen, max_pixels=plan.max_pixels)
-    stored = IdentityTransform(seen.size)
-    train_way: tuple[DecodeFn, Transform] = (as_seen, stored)
+    eval_transform = EvalTransform(plan.spec)
+    identity = IdentityTransform(eval_transform.size)
+    decode_val: DecodeFn = partial(
+        decode_transformed, transform=eval_transform, max_pixels=plan.max_pixels
+    )
+    decode_train = decode_val
+    train_transform: Transform = identity
     if plan.shorter_side is not None:
-        small = partial(decode_resized, shorter_side=plan.shorter_side, max_pixels=plan.max_pixels)
-        train_way = (small, datamodule.train_dataset.transform)
-    stores = _open_stores(plan, reporter)
+        decode_train = partial(
+            decode_resized, shorter_side=plan.shorter_side, max_pixels=plan.max_pixels
+        )
+        train_transform = datamodule.train_dataset.transform
+    train_store, val_store = _open_stores(plan, reporter)
     train = _build_cached_dataset(
-        datamodule.train_dataset, stores and stores[0], *train_way, reporter
+        datamodule.train_dataset, train_store, decode_train, train_transform, reporter
     )
-    val = _build_cached_dataset(
-        datamodule.val_dataset, stores and stores[1], as_seen, stored, reporter
-    )
+    val = _build_cached_dataset(datamodule.val_dataset, val_store, decode_val, identity, reporter)
     return ImageDataModule(
         train,
         val,
@@ -168,10 +187,12 @@ def build_cached_datamodule(
     )
 
 
-def _open_stores(plan: CachePlan, reporter: Reporter) -> tuple[PixelStore, PixelStore] | None:
-    """Return the stores of training and validation images, or None, said, where they do not fit."""
+def _open_stores(
+    plan: CachePlan, reporter: Reporter
+) -> tuple[PixelStore, PixelStore] | tuple[None, None]:
+    """Return the stores of training and validation images; warn and return None without space."""
     if plan.fits_on_disk:
-        # in use before room is made, which might remove them otherwise
+        # opened before other stores are evicted, so that these are in use and kept
         stores = (
             PixelStore(plan.root, tag=plan.train_tag, owner=plan.owner),
             PixelStore(plan.root, tag=plan.val_tag, owner=plan.owner),
@@ -180,11 +201,11 @@ def _open_stores(plan: CachePlan, reporter: Reporter) -> tuple[PixelStore, Pixel
         if fits or not plan.new_bytes:
             return stores
     reporter.warn(
-        f"There is no room at {plan.root} for {plan.new_bytes / 1e9:.1f} GB of pixels (cache.max_gb"
-        f"={plan.limit_bytes / 1e9:g}, other runs' included): every epoch decodes the images anew, "
-        f"to the same pixels. Free space, or resume with data.cache=PATH."
+        f"Not enough space at {plan.root} for {format_bytes(plan.new_bytes)} of decoded images "
+        f"(cache.max_gb={plan.limit_bytes / 1e9:g}, other runs included): every epoch decodes them "
+        f"again, to the same pixels. Free some space, or resume with data.cache=PATH."
     )
-    return None
+    return None, None
 
 
 def _build_cached_dataset(
@@ -197,49 +218,46 @@ def _build_cached_dataset(
     paths = [Path(dataset.source.get_name(row)) for row in range(len(dataset))]
     source: ImageSource = DecodingSource(paths, decode)
     if store is not None:
-        places = fill_store(
+        entries = fill_store(
             store, paths, decode, num_threads=count_available_cores(), reporter=reporter
         )
-        source = StoredSource(store, paths, places)
+        source = StoredSource(store, paths, entries)
     return ImageDataset(source, dataset.labels.tolist(), transform)
 
 
-def _resolve_shorter_side(config: Config, transform: Transform) -> int | None:
-    """Return the size of stored training images, or None where nothing tells it."""
-    if config.data.cache_shorter_side != "auto":
-        return config.data.cache_shorter_side
-    return transform.min_side_px
-
-
 def _build_cache_plan(
-    config: Config, manifest: Manifest, root: Path, shorter_side: int | None, spec: PreprocessSpec
+    data: TrainingData,
+    spec: PreprocessSpec,
+    *,
+    root: Path,
+    shorter_side: int | None,
+    max_pixels: int,
+    limit_bytes: int,
 ) -> CachePlan:
-    ready_bytes = spec.input_size[1] * spec.input_size[2] * 3
-    train, val = (
-        manifest.resolve_paths(manifest.get_samples(split)) for split in (Split.TRAIN, Split.VAL)
-    )
-    of_train = (
-        ready_bytes * len(train)
+    eval_image_bytes = spec.input_size[1] * spec.input_size[2] * 3
+    train_bytes = (
+        eval_image_bytes * len(data.train)
         if shorter_side is None
-        else estimate_store_bytes(train, shorter_side=shorter_side)
+        else estimate_store_bytes(data.train.paths, shorter_side=shorter_side)
     )
+    val_bytes = eval_image_bytes * len(data.val)
     plan = CachePlan(
         root=root,
-        owner=str(manifest.root),
+        owner=str(data.root),
         shorter_side=shorter_side,
         spec=spec,
-        max_pixels=int(config.data.max_megapixels * 1e6),
-        num_bytes=of_train + ready_bytes * len(val),
+        max_pixels=max_pixels,
+        num_bytes=train_bytes + val_bytes,
         new_bytes=0,
-        limit_bytes=round(config.cache.max_gb * 1e9),
+        limit_bytes=limit_bytes,
     )
-    new_train = of_train * _compute_missing_fraction(plan, plan.train_tag, train)
-    new_val = ready_bytes * len(val) * _compute_missing_fraction(plan, plan.val_tag, val)
+    new_train = train_bytes * _compute_missing_fraction(plan, plan.train_tag, data.train.paths)
+    new_val = val_bytes * _compute_missing_fraction(plan, plan.val_tag, data.val.paths)
     return replace(plan, new_bytes=round(new_train + new_val))
 
 
 def _compute_missing_fraction(plan: CachePlan, tag: str, paths: Sequence[Path]) -> float:
-    """Return the share of some images that a store does not hold, in [0, 1]; makes no store."""
+    """Return the fraction of images that a store lacks, in [0, 1]; creates no store."""
     if not paths or not get_store_folder(plan.root, tag=tag, owner=plan.owner).is_dir():
         return 1.0
     store = PixelStore(plan.root, tag=tag, owner=plan.owner)
@@ -247,30 +265,26 @@ def _compute_missing_fraction(plan: CachePlan, tag: str, paths: Sequence[Path]) 
     return float(missing.mean())
 
 
-def _find_cache_obstacle(
-    config: Config, plan: CachePlan, *, needs_shorter_side: bool, reserved_bytes: int
-) -> str:
-    """Return why the plan cannot be, or an empty string."""
-    if needs_shorter_side and plan.shorter_side is None:
-        return (
-            f"the pipeline {config.augment.name} does not begin with RandomResizedCrop or Resize, "
-            f"so that it may need the full images; data.cache_shorter_side=PIXELS says how much it needs"
-        )
-    beside = f" beside {reserved_bytes / 1e9:.1f} GB of maps" if reserved_bytes else ""
+def _find_space_obstacle(plan: CachePlan, *, reserved_bytes: int) -> str:
+    """Return why there is not enough space for the plan; empty if there is."""
+    activations = (
+        f" beside {format_bytes(reserved_bytes)} of cached activations" if reserved_bytes else ""
+    )
     if plan.num_bytes + reserved_bytes > plan.limit_bytes:
         return (
-            f"{plan.num_bytes / 1e9:.1f} GB of pixels{beside} are more than "
-            f"cache.max_gb={config.cache.max_gb:g} allows"
+            f"{format_bytes(plan.num_bytes)} of decoded images{activations} exceed "
+            f"cache.max_gb={plan.limit_bytes / 1e9:g}"
         )
     free = _get_free_disk_bytes(plan.root)
     if plan.new_bytes and free - plan.new_bytes - reserved_bytes < _MIN_FREE_DISK_BYTES:
         return (
-            f"{plan.new_bytes / 1e9:.1f} GB of pixels{beside} do not fit into the "
-            f"{free / 1e9:.1f} GB free at {plan.root}"
+            f"{format_bytes(plan.new_bytes)} of decoded images{activations} do not fit into the "
+            f"{format_bytes(free)} free at {plan.root}, of which "
+            f"{format_bytes(_MIN_FREE_DISK_BYTES)} stay free"
         )
     return ""
 
 
 def _get_free_disk_bytes(folder: Path) -> int:
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return shutil.disk_usage(existing).free

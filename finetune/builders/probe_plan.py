@@ -1,212 +1,212 @@
-"""Whether a run begins with a probe, and how that is made."""
+"""Plan of the linear probe that a run starts with, and of the last stage if it is trained too."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
-from finetune.builders.criterion import (
-    compute_class_weights,
-    compute_probe_logit_offset,
-    select_probe_loss,
-)
-from finetune.builders.image_sizes import compute_train_image_sizes
-from finetune.builders.last_stage_plan import check_last_stage, plan_last_stage
-from finetune.builders.model_prior import compute_run_logit_shift
-from finetune.builders.resolve import (
-    compute_micro_batch_size,
-    is_probe_only,
-    require_float,
-    require_int,
-)
-from finetune.config.load import replace_values
-from finetune.config.schema import Config
+from finetune.builders.criterion import compute_probe_logit_offset
+from finetune.builders.model_prior import ClassBalance
+from finetune.builders.schedules import build_lr_lambda
+from finetune.config.resolved import ResolvedConfig
 from finetune.data.cache.eviction import resolve_cache_root
-from finetune.data.manifest import Manifest
-from finetune.data.samplers.sampling_weights import SamplingSchedule, compute_expected_draws
+from finetune.data.samplers.sampling_weights import compute_expected_draws
+from finetune.data.training_data import LabeledImages, TrainingData
 from finetune.data.transforms.eval_transform import Transform
 from finetune.errors import ConfigError
 from finetune.models.backbone import Network
-from finetune.models.head import find_linear_head
-from finetune.probe.extraction import ExtractionPlan
-from finetune.probe.feature_store import ViewSpec
-from finetune.probe.last_stage import OptimizerFactory
+from finetune.models.classifier import eval_mode
+from finetune.models.graph_split import split_last_groups
+from finetune.probe.activation_training import LastStageSettings
+from finetune.probe.cached_extractor import ExtractionPlan
+from finetune.probe.extractor import ActivationLayout, ViewSpec
+from finetune.probe.last_stage import LastStagePlan, OptimizerFactory
 from finetune.probe.linear_probe import ProbeImages, ProbePlan
-from finetune.types import Split
+from finetune.units import format_bytes
 
 FLIP_IMAGE_LIMIT = 1_000
-"""Training images below which a probe sees mirror images even if fine-tuning follows.
+"""Training images below which a probe is also fitted to flipped images if fine-tuning follows.
 
-They cost as much as the images themselves, and the more images there are the less they add.
+They cost as much as the images themselves, and add less the more images there are.
 """
 
 
-def migrate_legacy_config(config: Config) -> Config:
-    """Return the config of a run that goes on, without what never applied to a probe alone.
-
-    Older releases wrote smoothed labels, their default, into the configs of such runs, too.
-
-    Args:
-        config: Resolved.
-    """
-    return (
-        replace_values(config, {"loss.label_smoothing": 0.0}) if is_probe_only(config) else config
-    )
-
-
-def check_probe(config: Config, network: Network) -> None:
-    """Refuse what cannot be done by a probe.
+def resolve_probe_flips(
+    config: ResolvedConfig,
+    transform: Transform,
+    *,
+    num_images: int,
+    flip_image_limit: int = FLIP_IMAGE_LIMIT,
+) -> bool:
+    """Return whether the probe is also fitted to flipped images.
 
     Args:
-        config: Resolved.
-        network: The backbone.
-
-    Raises:
-        ConfigError: Names both settings.
+        config: Resolved config.
+        transform: Transform of the training images.
+        num_images: Training images.
+        flip_image_limit: Number of images from which fine-tuning makes flips unnecessary.
     """
-    if config.probe.enabled == "off":
-        for key, idle in (
-            ("num_crops", config.probe.num_crops != 0),
-            ("depth", config.probe.depth > 1),
-            ("last_stage_epochs", config.probe.last_stage_epochs != 0),
-        ):
-            if idle:
-                raise ConfigError(
-                    f"probe.{key}={getattr(config.probe, key)} cannot apply to probe.enabled=off. "
-                    f"Leave one of them out."
-                )
-        if config.imbalance.head_rebalancing in ("crt", "tau_norm"):
-            raise ConfigError(
-                f"imbalance.head_rebalancing={config.imbalance.head_rebalancing} cannot apply to probe.enabled=off: it "
-                f"asks the trained network about all images as a probe does. Take "
-                f"imbalance.strategy=post_hoc, which needs no images."
-            )
-        return
-    check_last_stage(config)
-    if find_linear_head(network.module) is None:
-        raise ConfigError(
-            f"probe.enabled=on cannot apply to {config.model.backbone}, whose classifier is not "
-            f"one linear layer. Leave it out."
-        )
-    if config.trainer.strategy != "ddp":
-        raise ConfigError(
-            f"probe.enabled=on cannot apply to trainer.strategy={config.trainer.strategy}: no "
-            f"process holds the whole network. Set probe.enabled=off."
-        )
-    if not is_probe_only(config):
-        return
-    for key, idle in (
-        ("trainer.epochs", config.trainer.epochs != 1),
-        (f"loss.name={config.loss.name}", config.loss.name != select_probe_loss(config)),
-        ("loss.label_smoothing", bool(require_float(config.loss.label_smoothing))),
-        ("augment.rare_class_preset", config.augment.rare_class_preset != "off"),
-        ("augment.mixup", bool(config.augment.mixup)),
-        ("augment.cutmix", bool(config.augment.cutmix)),
-        ("optim.swa_fraction", bool(require_float(config.optim.swa_fraction))),
-        ("data.train_image_size", bool(compute_train_image_sizes(config, network))),
-    ):
-        if idle:
-            raise ConfigError(
-                f"{key} cannot apply to unfreeze.name=linear_probe: the head is fitted by logistic "
-                f"regression until nothing improves. Leave it out, or set probe.enabled=off to "
-                f"train the head in epochs."
-            )
+    if config.probe.hflip != "auto":
+        return config.probe.hflip == "on"
+    return transform.has_flip and (num_images < flip_image_limit or config.is_probe_only)
 
 
 def plan_probe(
-    config: Config,
-    manifest: Manifest,
+    config: ResolvedConfig,
+    data: TrainingData,
     network: Network,
-    transform: Transform,
+    balance: ClassBalance,
     *,
-    sampling: SamplingSchedule,
+    is_flipped: bool,
     make_optimizer: OptimizerFactory,
     batch_size: int,
-) -> tuple[Config, ProbePlan | None]:
-    """Return the config with ``probe`` decided, and how the probe is made; None without one.
+) -> ProbePlan | None:
+    """Return the plan of the linear probe; None without one.
 
-    Classes of unequal size are treated as in the last epoch: an image weighs as often as it is then
-    drawn in the mean, times its class's weight in the loss, and adjusted logits are adjusted here,
-    too. Focal and margin losses are not fitted, nor the user's own: in their place stands plain
-    cross-entropy with these weights.
+    Imbalanced classes are treated as in the last epoch: the weight of an image is its expected
+    number of draws then, times the weight of its class in the loss, and logits are adjusted as by
+    the loss. A probe cannot be fitted with focal, margin or custom losses; cross-entropy with these
+    weights replaces them.
 
     Args:
-        config: Resolved but for this.
-        manifest: The images.
-        network: The backbone.
-        transform: Of training images.
-        sampling: Of training images, by the epoch.
-        make_optimizer: Of the run.
+        config: Resolved config.
+        data: Images of the run.
+        network: Backbone.
+        balance: Treatment of imbalanced classes.
+        is_flipped: Whether the probe is also fitted to flipped images.
+        make_optimizer: Optimizer factory of the run.
         batch_size: Images of a step.
 
     Raises:
-        ConfigError: The probe cannot go as deep as was asked.
+        ConfigError: The last stage cannot be trained as requested.
     """
-    mirrored = config.probe.hflip == "on"
-    if config.probe.hflip == "auto":
-        few = len(manifest.get_samples(Split.TRAIN)) < FLIP_IMAGE_LIMIT
-        mirrored = transform.has_flip and (few or is_probe_only(config))
-        config = replace_values(config, {"probe.hflip": "on" if mirrored else "off"})
     if config.probe.enabled == "off":
-        return config, None
-    train, counts = (
-        _build_probe_images(manifest, Split.TRAIN),
-        manifest.count_per_class(Split.TRAIN),
-    )
-    last = sampling(require_int(config.trainer.epochs) - 1)
-    weights = compute_expected_draws(last, len(train.labels))
-    by_class = compute_class_weights(config, counts)
-    if by_class is not None:
-        weights = weights * by_class.numpy()[train.labels]
-    train = replace(train, weights=weights)
-    val = _build_probe_images(manifest, Split.VAL)
-    views = ViewSpec(flipped=mirrored, num_crops=require_int(config.probe.num_crops))
-    tail = plan_last_stage(
-        config,
-        network,
-        make_optimizer,
-        num_images=len(train.paths),
-        num_cached=len(train.paths) * len(views.names) + len(val.paths),
-        batch_size=batch_size,
-        micro_batch_size=compute_micro_batch_size(config, batch_size),
-    )
-    return config, ProbePlan(
-        train=train,
-        val=val,
-        classes=manifest.classes,
+        return None
+    views = ViewSpec(flipped=is_flipped, num_crops=config.probe.num_crops)
+    return ProbePlan(
+        train=ProbeImages(
+            data.train.paths,
+            data.train.labels,
+            _compute_image_weights(balance, data.train, last_epoch=config.trainer.epochs - 1),
+        ),
+        val=ProbeImages(data.val.paths, data.val.labels, np.ones(len(data.val))),
+        classes=data.classes,
         views=views,
         extraction=ExtractionPlan(
             model_args_json=json.dumps(network.model_args, sort_keys=True),
             spec=network.spec,
             precision=config.trainer.precision,
             root=resolve_cache_root(config.data.cache),
-            owner=str(manifest.root),
-            limit_bytes=round(config.cache.max_gb * 1e9),
-            num_workers=require_int(config.data.num_workers),
-            max_pixels=int(config.data.max_megapixels * 1e6),
+            owner=str(data.root),
+            limit_bytes=config.cache.max_bytes,
+            num_workers=config.data.num_workers,
+            max_pixels=config.data.max_pixels,
         ),
-        logit_offset=compute_probe_logit_offset(config, counts),
-        eval_logit_shift=compute_run_logit_shift(config, manifest, sampling),
-        last_stage=tail,
+        logit_offset=compute_probe_logit_offset(config.loss, data.class_counts),
+        eval_logit_shift=balance.logit_shift,
+        last_stage=plan_last_stage(
+            config,
+            network,
+            make_optimizer,
+            num_images=len(data.train),
+            num_views=len(data.train) * len(views.names) + len(data.val),
+            batch_size=batch_size,
+        ),
     )
 
 
-def describe_flips(config: Config, transform: Transform) -> dict[str, Any]:
-    """Return what the card says of mirrored images: whether training showed any, and what decided.
+def plan_last_stage(
+    config: ResolvedConfig,
+    network: Network,
+    make_optimizer: OptimizerFactory,
+    *,
+    num_images: int,
+    num_views: int,
+    batch_size: int,
+) -> LastStagePlan | None:
+    """Return the plan of training the last stage on cached activations; None for the head alone.
 
     Args:
-        config: Resolved, ``probe`` too.
-        transform: Of training images.
+        config: Resolved config.
+        network: Backbone.
+        make_optimizer: Optimizer factory of the run.
+        num_images: Training images.
+        num_views: Views of all training and validation images, whose activations are cached.
+        batch_size: Images of a step.
+
+    Raises:
+        ConfigError: The network cannot be split there, or the activations exceed the cache.
     """
-    by_probe = config.probe.enabled == "on" and config.probe.hflip == "on"
-    if is_probe_only(config) or (by_probe and not transform.has_flip):
-        by = f"probe.hflip={config.probe.hflip}"
-        return {"mirrored": by_probe, "mirrored_by": by}
-    return {"mirrored": transform.has_flip, "mirrored_by": f"augment.name={config.augment.name}"}
+    depth, num_epochs = config.probe.depth, config.probe.last_stage_epochs
+    if depth == 1:
+        return None
+    layout = _find_activation_layout(network, depth, backbone=config.model.backbone)
+    num_bytes = layout.shape.numel() * 4 * num_views
+    if num_bytes > config.cache.max_gb * 1e9:
+        raise ConfigError(
+            f"probe.depth={depth} caches {format_bytes(num_bytes)} of activations of {num_views} "
+            f"views, more than cache.max_gb={config.cache.max_gb:g}. Increase it, lower "
+            f"probe.num_crops, or leave probe.depth out."
+        )
+    num_steps = num_epochs * -(-num_images // batch_size)
+    settings = LastStageSettings(
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        micro_batch_size=batch_size // config.num_micro_batches,
+        lr_factor=build_lr_lambda(config.lr_schedule, num_steps=num_steps),
+        gradient_clip=config.trainer.gradient_clip_val,
+        precision=config.trainer.precision,
+        seed=config.seed,
+    )
+    return LastStagePlan(
+        depth=depth,
+        settings=settings,
+        make_optimizer=make_optimizer,
+        monitor=config.trainer.monitor,
+        num_bytes=num_bytes,
+    )
 
 
-def _build_probe_images(manifest: Manifest, split: Split) -> ProbeImages:
-    samples = manifest.get_samples(split)
-    labels = np.asarray(manifest.encode_labels(samples), np.int64)
-    return ProbeImages(manifest.resolve_paths(samples), labels, np.ones(len(labels)))
+def describe_flips(config: ResolvedConfig, transform: Transform) -> dict[str, Any]:
+    """Return the facts of the model card on flipped training images, and the setting behind them.
+
+    Args:
+        config: Resolved config, ``probe.hflip`` too.
+        transform: Transform of the training images.
+    """
+    is_probe_flipped = config.probe.enabled == "on" and config.probe.hflip == "on"
+    if config.is_probe_only or (is_probe_flipped and not transform.has_flip):
+        return {"flipped": is_probe_flipped, "flipped_by": f"probe.hflip={config.probe.hflip}"}
+    return {"flipped": transform.has_flip, "flipped_by": f"augment.name={config.augment.name}"}
+
+
+def _compute_image_weights(
+    balance: ClassBalance, images: LabeledImages, *, last_epoch: int
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the weight of each image in the loss of the last epoch, shape (N,)."""
+    weights = compute_expected_draws(balance.sampling_schedule(last_epoch), len(images))
+    if balance.class_weights is not None:
+        weights = weights * balance.class_weights.factors.numpy()[images.labels]
+    return weights
+
+
+def _find_activation_layout(network: Network, depth: int, *, backbone: str) -> ActivationLayout:
+    """Return the layout of the last stage's inputs, after checking that the split is exact."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, *network.spec.input_size, generator=generator)
+    with eval_mode(network.module), torch.inference_mode():
+        split = split_last_groups(network.module, depth)
+        activations = None if split is None else split.trunk(images)
+        if (
+            split is not None
+            and isinstance(activations, torch.Tensor)
+            and len(activations) == len(images)
+        ):
+            logits, expected = split.last_stage(activations), network.module(images)
+            if torch.allclose(logits, expected, rtol=1e-3, atol=1e-4):
+                return ActivationLayout.from_activations(activations)
+    raise ConfigError(
+        f"probe.depth={depth} cannot apply to model.backbone={backbone}: its graph cannot be split "
+        f"before the last {depth} layer groups. Leave it out."
+    )

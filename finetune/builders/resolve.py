@@ -1,9 +1,8 @@
-"""Nothing stays at "auto": facts are gathered, rules applied, contradictions refused."""
+"""Resolution of every "auto" in a config from facts of the network, the images and the hardware."""
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -12,11 +11,11 @@ from finetune.config.facts import Facts
 from finetune.config.imbalance import apply_imbalance_strategy
 from finetune.config.load import replace_values
 from finetune.config.recipe import compute_fixres_train_size
+from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import Config
-from finetune.data.manifest import Manifest
 from finetune.data.samplers.epoch_sampler import compute_effective_batch_size
+from finetune.data.training_data import TrainingData
 from finetune.distributed.launch import LaunchInfo, detect_launch
-from finetune.errors import ConfigError, DataError
 from finetune.lookup import has_parameter, look_up
 from finetune.losses import LOSSES
 from finetune.models.backbone import Network, is_size_agnostic
@@ -25,102 +24,127 @@ from finetune.models.groups import compute_weight_rms, find_layer_groups
 from finetune.models.head import find_linear_head
 from finetune.models.weights import is_pretrained
 from finetune.system.hardware import count_available_cores
-from finetune.types import Split
+from finetune.types import Phase
 
 LABEL_SMOOTHING = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class ResolveResult:
-    """A config in which nothing is "auto".
+    """Resolved config, and the facts and reasons behind it.
 
     Attributes:
-        config: With the imbalance strategy written out.
-        reasons: Why each value of the recipe was chosen, by dotted key.
+        config: Resolved config, with the parts of the imbalance strategy written out.
+        facts: Facts that the rules were applied to.
+        reasons: Reason for each value that a rule chose, by dotted key.
     """
 
-    config: Config
+    config: ResolvedConfig
+    facts: Facts
     reasons: Mapping[str, str]
 
 
-def resolve_config(config: Config, manifest: Manifest, network: Network) -> ResolveResult:
-    """Decide every "auto".
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """Resolved config with everything else that constraints depend on.
 
-    Raises:
-        ConfigError: A setting that cannot apply here or contradicts another.
+    Attributes:
+        config: Resolved config.
+        facts: Facts of the network and the hardware.
+        phases: Phases of the unfreeze schedule.
+        num_images: Training images that an epoch draws.
+        rare_classes: Classes that ``augment.rare_class_preset`` applies to.
+        untrained_classes: Classes of the target prior that training gives no weight.
+        num_gpus: Visible CUDA devices of this node.
     """
-    chosen = choose_auto_values(config, _collect_facts(config, manifest, network))
-    config = replace_values(config, {key: choice.value for key, choice in chosen.items()})
-    config = _resolve_label_smoothing(apply_imbalance_strategy(config))
-    _check_hardware(config)
-    _check_weight_averaging(config)
-    return ResolveResult(
-        config, {key: choice.reason for key, choice in chosen.items() if choice.reason}
-    )
+
+    config: ResolvedConfig
+    facts: Facts
+    phases: Sequence[Phase]
+    num_images: int
+    rare_classes: Sequence[str] = ()
+    untrained_classes: Sequence[str] = ()
+    num_gpus: int = 0
+
+    @property
+    def batch_size(self) -> int:
+        """Global batch size, reduced to the images that an epoch draws."""
+        return compute_effective_batch_size(
+            self.config.trainer.batch_size,
+            num_images=self.num_images,
+            num_shards=self.config.num_micro_batches,
+        )
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images that a process holds at once."""
+        return self.batch_size // self.config.num_micro_batches
+
+    @property
+    def min_micro_batch_size(self) -> int:
+        """Images that a process must hold at once: 2 with mixing or live BatchNorm, else 1."""
+        augment = self.config.augment
+        return 2 if augment.mixup or augment.cutmix or self.trains_local_batch_norm else 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return self.num_images // self.batch_size
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.config.trainer.epochs * self.steps_per_epoch
+
+    @property
+    def max_depth(self) -> int:
+        """Largest unfreeze depth."""
+        return max(phase.depth for phase in self.phases)
+
+    @property
+    def trains_local_batch_norm(self) -> bool:
+        """Whether BatchNorm statistics of single processes are updated below the head."""
+        mode = self.config.model.batch_norm
+        is_local = mode == "train" or (mode == "sync" and self.config.world_size == 1)
+        return is_local and self.max_depth > 1 and self.facts.has_batch_norm
 
 
-def compute_global_batch_size(config: Config, *, num_images: int) -> int:
-    """Return the images of a step over all processes, shrunk to those that an epoch draws.
+def resolve_config(
+    config: Config, data: TrainingData, network: Network, *, is_resumed: bool = False
+) -> ResolveResult:
+    """Return the config with every "auto" resolved.
 
     Args:
-        config: Resolved.
-        num_images: That an epoch draws.
+        config: Config as given, with an accelerator.
+        data: Images of the run.
+        network: Backbone.
+        is_resumed: Whether the config is that of an existing run. Older releases wrote the default
+            label smoothing into runs that are a linear probe only, where it never applied; there
+            it becomes 0.
 
     Raises:
-        ConfigError: The batch does not divide by the processes.
-        DataError: There are fewer images than batches at once.
+        ConfigError: Settings of imbalanced classes contradict each other, or a loss does not exist.
     """
-    asked = require_int(config.trainer.batch_size)
-    processes = compute_world_size(config)
-    shards = processes * require_int(config.trainer.accumulate_grad_batches)
-    if asked % shards:
-        raise ConfigError(
-            f"trainer.batch_size={asked} does not divide by {processes} processes times "
-            f"trainer.accumulate_grad_batches={config.trainer.accumulate_grad_batches}. Take a multiple of {shards}."
-        )
-    if num_images < shards:
-        raise DataError(
-            f"{num_images} training images an epoch cannot be shared by {shards} batches at once "
-            f"({processes} processes times trainer.accumulate_grad_batches={config.trainer.accumulate_grad_batches})."
-        )
-    return compute_effective_batch_size(asked, num_images=num_images, num_shards=shards)
-
-
-def is_probe_only(config: Config) -> bool:
-    """Tell whether the probe is all that a resolved config asks for."""
-    return config.unfreeze.name == "linear_probe" and config.probe.enabled == "on"
-
-
-def compute_micro_batch_size(config: Config, batch_size: int) -> int:
-    """Return the images of a global batch that a process holds together, of a resolved config."""
-    return batch_size // (
-        compute_world_size(config) * require_int(config.trainer.accumulate_grad_batches)
+    facts = _collect_facts(config, data, network)
+    chosen = choose_auto_values(config, facts)
+    config = replace_values(config, {key: choice.value for key, choice in chosen.items()})
+    config = apply_imbalance_strategy(config)
+    smoothing = _resolve_label_smoothing(config)
+    resolved = ResolvedConfig.from_config(
+        replace_values(config, {"loss.label_smoothing": smoothing})
     )
+    if is_resumed and resolved.is_probe_only:
+        resolved = replace_values(resolved, {"loss.label_smoothing": 0.0})
+    reasons = {key: choice.reason for key, choice in chosen.items() if choice.reason}
+    return ResolveResult(resolved, facts, reasons)
 
 
-def compute_world_size(config: Config) -> int:
-    """Return the processes of all machines, of a resolved config."""
-    return require_int(config.trainer.devices) * require_int(config.trainer.num_nodes)
-
-
-def require_int(value: int | Literal["auto"]) -> int:
-    """Return a whole number of a resolved config."""
-    assert value != "auto", "auto is decided before"
-    return value
-
-
-def require_float(value: float | Literal["auto"]) -> float:
-    """Return a number of a resolved config."""
-    assert value != "auto", "auto is decided before"
-    return value
-
-
-def _collect_facts(config: Config, manifest: Manifest, network: Network) -> Facts:
+def _collect_facts(config: Config, data: TrainingData, network: Network) -> Facts:
     launch = detect_launch()
     groups = find_layer_groups(network.module)
     return Facts(
-        class_counts=manifest.count_per_class(Split.TRAIN),
-        num_val_images=len(manifest.get_samples(Split.VAL)),
+        class_counts=data.class_counts,
+        num_val_images=len(data.val),
         is_pretrained=is_pretrained(config.model.weights),
         num_groups=len(groups),
         weight_rms=compute_weight_rms(network.module, groups[min(1, len(groups) - 1)]),
@@ -139,17 +163,18 @@ def _collect_facts(config: Config, manifest: Manifest, network: Network) -> Fact
 
 
 def _count_node_cores(launch: LaunchInfo | None) -> int:
-    """Return the cores that the processes of this machine share.
+    """Return the number of cores that the processes of this node share.
 
-    SLURM may bind each task to cores of its own, or not.
+    SLURM may bind each task to its own cores, in which case the cores of all tasks are added.
     """
-    of_a_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    if launch is not None and launch.launcher == "srun" and of_a_task.isdecimal():
-        return int(of_a_task) * launch.local_world_size
+    cores_per_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if launch is not None and launch.launcher == "srun" and cores_per_task.isdecimal():
+        return int(cores_per_task) * launch.local_world_size
     return count_available_cores()
 
 
 def _has_fast_bf16(accelerator: str) -> bool:
+    """Return whether the hardware computes bfloat16 faster than float32."""
     if accelerator == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if accelerator == "cpu":
@@ -158,94 +183,20 @@ def _has_fast_bf16(accelerator: str) -> bool:
     return False
 
 
-def _resolve_label_smoothing(config: Config) -> Config:
-    """Return the config with the share of smoothed labels; a head alone is fitted without.
+def _resolve_label_smoothing(config: Config) -> float:
+    """Return the label smoothing; 0 for a linear probe only and with adjusted logits.
 
-    Adjusted logits of large classes are bounded by it, those of rare classes hardly: on ten made-up
-    classes of 1000 to 10 images it cost a linear head 6 points of accuracy, and 1.5 of balanced.
+    Smoothing bounds the adjusted logits of large classes and hardly those of rare ones: on ten
+    synthetic classes of 1000 to 10 images it cost a linear head 6 points of accuracy and 1.5 points
+    of balanced accuracy.
     """
     if config.loss.label_smoothing != "auto":
-        return config
+        return config.loss.label_smoothing
     loss = look_up(LOSSES, config.loss.name, setting="loss.name")
-    adjusted = (
+    is_probe_only = config.unfreeze.name == "linear_probe" and config.probe.enabled == "on"
+    has_adjusted_logits = (
         config.loss.name == "logit_adjusted" or config.imbalance.head_rebalancing == "post_hoc"
     )
-    spared = is_probe_only(config) or adjusted
-    smoothed = not spared and has_parameter(loss, "label_smoothing")
-    return replace_values(config, {"loss.label_smoothing": LABEL_SMOOTHING if smoothed else 0.0})
-
-
-def _check_hardware(config: Config) -> None:
-    """Refuse what this machine cannot do, where a library would quietly do something else."""
-    trainer = config.trainer
-    if config.model.batch_norm == "sync" and trainer.accelerator != "cuda":
-        raise ConfigError(
-            f"model.batch_norm=sync cannot apply to trainer.accelerator={trainer.accelerator}: "
-            f"torch synchronises BatchNorm on GPUs only. Use frozen or train."
-        )
-    if trainer.precision == "16-mixed" and trainer.accelerator == "cpu":
-        raise ConfigError(
-            "trainer.precision=16-mixed cannot apply to trainer.accelerator=cpu: there is no fp16 "
-            "arithmetic. Use bf16-mixed or 32-true."
-        )
-    if trainer.accelerator == "cuda" and require_int(trainer.devices) > torch.cuda.device_count():
-        raise ConfigError(
-            f"trainer.devices={trainer.devices}: this machine shows {torch.cuda.device_count()} "
-            f"GPUs. Lower it, or check CUDA_VISIBLE_DEVICES; under srun ask for --gpus-per-node, "
-            f"not for --gpus-per-task or --gpu-bind, which hide the others."
-        )
-
-
-def _check_weight_averaging(config: Config) -> None:
-    """Refuse to average statistics that differ from process to process."""
-    if require_float(config.optim.swa_fraction) and compute_world_size(config) > 1:
-        kind = config.model.batch_norm
-        if kind == "train":
-            raise ConfigError(
-                f"optim.swa_fraction={config.optim.swa_fraction} cannot apply to model.batch_norm="
-                f"{kind} on {compute_world_size(config)} processes: each has statistics of its own. "
-                f"Take model.batch_norm=frozen, or sync on GPUs, or optim.swa_fraction=0."
-            )
-
-
-def check_strategy(config: Config, depths: Sequence[int]) -> None:
-    """Refuse a way of sharing the network that does not fit the run.
-
-    Args:
-        config: Resolved.
-        depths: Unfreeze depth of each phase.
-
-    Raises:
-        ConfigError: Says why, and what to take instead.
-    """
-    trainer = config.trainer
-    if trainer.strategy == "ddp":
-        return
-    how = f"trainer.strategy={trainer.strategy} cannot apply"
-    if trainer.accelerator != "cuda":
-        raise ConfigError(
-            f"{how} to trainer.accelerator={trainer.accelerator}: Lightning shards on GPUs only. "
-            f"Take trainer.strategy=ddp."
-        )
-    if len(set(depths)) > 1:
-        raise ConfigError(
-            f"{how} to unfreeze.name={config.unfreeze.name}, whose depth changes: what trains is "
-            f"cut into shards once, at the start. Take trainer.strategy=ddp, or a schedule with "
-            f"one depth: unfreeze.name=all or linear_probe."
-        )
-    if trainer.strategy == "deepspeed":
-        raise ConfigError(
-            f"{how}: its checkpoints are folders of shards, which neither the best epoch's bundle "
-            f"nor a resume with another number of processes could read. Take trainer.strategy=fsdp."
-        )
-    if compute_world_size(config) == 1:
-        raise ConfigError(
-            f"{how} to one process, which has nobody to share with. Take --devices 2 or more."
-        )
-    if require_float(config.optim.swa_fraction):
-        raise ConfigError(
-            f"{how} together with optim.swa_fraction={config.optim.swa_fraction}: no process holds "
-            f"the whole network to average it. Take optim.swa_fraction=0."
-        )
-    if trainer.compile:
-        raise ConfigError(f"{how} together with trainer.compile=true. Leave one of them out.")
+    if is_probe_only or has_adjusted_logits or not has_parameter(loss, "label_smoothing"):
+        return 0.0
+    return LABEL_SMOOTHING

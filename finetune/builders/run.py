@@ -1,51 +1,42 @@
-"""All objects of a run, from a config and a manifest."""
+"""Objects of a run, built from a config and a manifest."""
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from timm.layers.norm_act import convert_sync_batchnorm
 
-from finetune.builders.augmentation import build_augmentation
-from finetune.builders.batch_limits import check_micro_batch_size, compute_min_micro_batch_size
-from finetune.builders.model_prior import compute_run_priors
-from finetune.builders.network import build_network, enable_grad_checkpointing
+from finetune.builders.augmentation import (
+    build_augmentation,
+    compute_train_image_sizes,
+    find_rare_classes,
+)
+from finetune.builders.constraints import check_constraints
+from finetune.builders.model_prior import build_class_balance
+from finetune.builders.network import build_card, build_classifier, build_network
 from finetune.builders.pixel_cache import CachePlan, build_cached_datamodule, choose_cache
-from finetune.builders.probe_plan import (
-    check_probe,
-    describe_flips,
-    migrate_legacy_config,
-    plan_probe,
-)
-from finetune.builders.resolve import (
-    check_strategy,
-    compute_global_batch_size,
-    compute_micro_batch_size,
-    is_probe_only,
-    require_float,
-    require_int,
-    resolve_config,
-)
-from finetune.builders.sampling import build_sampling_schedule
-from finetune.builders.schedules import build_recipe
+from finetune.builders.probe_plan import describe_flips, plan_probe, resolve_probe_flips
+from finetune.builders.resolve import ResolveResult, RunSpec, resolve_config
+from finetune.builders.schedules import build_depth_schedule, build_recipe
 from finetune.bundle.model_card import ModelCard
 from finetune.config.load import replace_values
+from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import Config
 from finetune.data.dataset import ImageDataset
 from finetune.data.images.source import FileSource
 from finetune.data.manifest import Manifest
 from finetune.data.samplers.sampling_weights import SamplingSchedule, count_draws
+from finetune.data.training_data import TrainingData
 from finetune.data.transforms.eval_transform import EvalTransform, Transform
 from finetune.models.backbone import Network
-from finetune.models.classifier import BatchNormMode, ImageClassifier
 from finetune.probe.linear_probe import ProbePlan
 from finetune.system.hardware import resolve_accelerator
 from finetune.training.datamodule import ImageDataModule, LoaderOptions
 from finetune.training.module import ClassificationModule
 from finetune.training.param_groups import compute_learning_rates
+from finetune.training.schedules.unfreeze import compute_phases
 from finetune.training.trainer import TrainerOptions
-from finetune.types import Phase, PreprocessSpec, Reporter, Split
+from finetune.types import Phase, PreprocessSpec, Reporter
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +44,29 @@ class Training:
     """Everything of a run but the trainer.
 
     Attributes:
-        config: Resolved: nothing in it is "auto" any more.
-        manifest: The images.
-        network: The backbone with its load report.
-        module: What trains.
-        datamodule: What it trains on.
-        cache: How its pixels are kept; None where they are read from the files in every epoch.
-        no_cache_reason: Why they are not kept.
-        probe: What training begins with; None begins with the head as it is.
-        phases: Which depth in which epochs.
+        config: Resolved config.
+        manifest: Images with their splits and duplicate groups.
+        data: Files, labels and class counts of the manifest.
+        network: Backbone with its load report.
+        module: Lightning module.
+        datamodule: Lightning data module.
+        cache: Plan of the pixel cache; None if every epoch reads the image files.
+        no_cache_reason: Reason for no cache; empty with one.
+        probe: Plan of the linear probe that the run starts with; None without one.
+        phases: Phases of the unfreeze schedule.
         peak_learning_rates: Peak learning rate of each layer group, from the head.
-        images_per_epoch: That are drawn, as they are or again; whole batches of them train.
-        batch_size: Global, as it will be.
-        steps_per_epoch: Optimizer steps.
-        reasons: Why values of the recipe were chosen, by dotted key.
+        images_per_epoch: Training images that an epoch draws; only whole batches train.
+        batch_size: Global batch size.
+        min_micro_batch_size: Images that a process must hold at once: 1 or 2.
+        steps_per_epoch: Optimizer steps of an epoch.
+        rare_classes: Classes with the preset of rare classes.
+        class_weights_start_epoch: Epoch, from 0, from which class weights apply; None without any.
+        reasons: Reason for each value that a rule chose, by dotted key.
     """
 
-    config: Config
+    config: ResolvedConfig
     manifest: Manifest
+    data: TrainingData
     network: Network
     module: ClassificationModule
     datamodule: ImageDataModule
@@ -81,18 +77,16 @@ class Training:
     peak_learning_rates: tuple[float, ...]
     images_per_epoch: int
     batch_size: int
+    min_micro_batch_size: int
     steps_per_epoch: int
+    rare_classes: tuple[str, ...]
+    class_weights_start_epoch: int | None
     reasons: Mapping[str, str]
 
     @property
     def is_probe_only(self) -> bool:
-        """Whether nothing follows the probe."""
-        return is_probe_only(self.config)
-
-    @property
-    def min_micro_batch_size(self) -> int:
-        """How many images a process must hold at once: 1, or 2 where one cannot stand alone."""
-        return compute_min_micro_batch_size(self.config, self.module.classifier, self.phases)
+        """Whether the run ends with its linear probe."""
+        return self.config.is_probe_only
 
 
 def build_training(
@@ -102,107 +96,163 @@ def build_training(
     checkpoint_card: ModelCard | None = None,
     is_resumed: bool = False,
 ) -> Training:
-    """Return the objects of a run, with every "auto" decided and every name looked up.
+    """Return the objects of a run, with every "auto" resolved and every constraint checked.
 
     Args:
-        config: What was asked for.
-        manifest: The images.
-        checkpoint_card: The card of the checkpoint that will fill the network; the weights that the run
-            started from are not needed then.
-        is_resumed: Whether the run has begun, so that its pixels stay as they are, and what an older
-            release wrote into its config is understood.
+        config: Config as given.
+        manifest: Images with their splits.
+        checkpoint_card: Model card of the checkpoint that will be loaded, instead of the weights
+            that the run started from; None without one.
+        is_resumed: Whether the run exists already: its pixels stay the same, and what an older
+            release wrote into its config is accepted.
 
     Raises:
-        ConfigError: A setting that does not exist, cannot apply or contradicts another.
-        ModelError: The backbone or its weights.
-        DataError: Too few images for the processes.
+        ConfigError: A setting does not exist, cannot apply or contradicts another.
+        ModelError: The backbone or its weights do not exist or do not fit.
+        DataError: There are too few images for the processes.
     """
     if config.trainer.deterministic:
-        # read once, at the first use of a GPU, which is before Lightning would set it
+        # cuBLAS reads it once, at the first use of a GPU, which is before Lightning would set it
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     accelerator = resolve_accelerator(config.trainer.accelerator)
-    config = replace_values(config, {"trainer.accelerator": accelerator})
-    network = build_network(config, manifest, checkpoint_card)
-    resolved = resolve_config(config, manifest, network)
-    config = migrate_legacy_config(resolved.config) if is_resumed else resolved.config
-    check_probe(config, network)
-    if config.model.batch_norm == "sync":
-        network = replace(network, module=convert_sync_batchnorm(network.module))  # type: ignore[no-untyped-call]
-    classifier = ImageClassifier(network.module, batch_norm=_get_batch_norm_mode(config))
-    classifier.to(memory_format=torch.channels_last)
-    if config.model.grad_checkpointing:
-        enable_grad_checkpointing(config, classifier)
-    sampling = build_sampling_schedule(config, manifest)
-    num_images = count_draws(sampling(0), len(manifest.get_samples(Split.TRAIN)))
-    batch_size = compute_global_batch_size(config, num_images=num_images)
-    steps_per_epoch = num_images // batch_size
-    rates = compute_learning_rates(
-        len(classifier.groups),
-        lr=require_float(config.optim.lr),
-        backbone_scale=require_float(config.optim.backbone_lr_scale),
-        layer_decay=require_float(config.optim.layer_decay),
+    data = TrainingData.from_manifest(manifest)
+    network = build_network(
+        config.model,
+        num_classes=len(data.classes),
+        image_size=None if config.data.image_size == "auto" else config.data.image_size,
+        seed=config.seed,
+        checkpoint_card=checkpoint_card,
     )
-    recipe, schedule = build_recipe(
-        config,
-        manifest,
-        sampling=sampling,
-        num_groups=len(classifier.groups),
-        peak_learning_rates=rates,
-        steps_per_epoch=steps_per_epoch,
-    )
-    check_strategy(config, [phase.depth for phase in schedule])
-    check_micro_batch_size(config, classifier, schedule, batch_size)
-    augment = build_augmentation(config, manifest, network)
-    config, probe = plan_probe(
-        config,
-        manifest,
+    resolved = resolve_config(
+        replace_values(config, {"trainer.accelerator": accelerator}),
+        data,
         network,
-        augment,
-        sampling=sampling,
-        make_optimizer=recipe.make_optimizer,
-        batch_size=batch_size,
+        is_resumed=is_resumed,
     )
-    module = ClassificationModule(
-        classifier,
-        spec=network.spec,
-        classes=manifest.classes,
-        recipe=recipe,
-        card=build_card(config, manifest, network, augment, sampling=sampling).to_json(),
+    return _assemble(resolved, manifest, data, network, is_resumed=is_resumed)
+
+
+def _assemble(
+    resolved: ResolveResult,
+    manifest: Manifest,
+    data: TrainingData,
+    network: Network,
+    *,
+    is_resumed: bool,
+) -> Training:
+    """Build the objects of a resolved config, from its schedules to its caches."""
+    config = resolved.config
+    balance = build_class_balance(config, data)
+    depth_schedule = build_depth_schedule(config.unfreeze, resolved.facts.num_groups)
+    run = RunSpec(
+        config=config,
+        facts=resolved.facts,
+        phases=compute_phases(depth_schedule, num_epochs=config.trainer.epochs),
+        num_images=count_draws(balance.sampling_schedule(0), len(data.train)),
+        rare_classes=find_rare_classes(config.augment, data),
+        untrained_classes=balance.find_untrained_classes(data.classes),
+        num_gpus=torch.cuda.device_count() if config.trainer.accelerator == "cuda" else 0,
     )
-    tail = None if probe is None else probe.last_stage
-    choice = choose_cache(
+    check_constraints(run)
+    classifier = build_classifier(config.model, network)
+    network = replace(network, module=classifier.network)
+    transform = build_augmentation(
+        config.augment,
+        data,
+        network.spec,
+        image_sizes=compute_train_image_sizes(
+            config.data.train_image_size,
+            network,
+            backbone=config.model.backbone,
+            num_epochs=config.trainer.epochs,
+        ),
+        seed=config.seed,
+    )
+    peak_learning_rates = compute_learning_rates(
+        len(classifier.groups),
+        lr=config.optim.lr,
+        backbone_scale=config.optim.backbone_lr_scale,
+        layer_decay=config.optim.layer_decay,
+    )
+    recipe = build_recipe(run, data, balance, depth_schedule, peak_learning_rates)
+    is_flipped = resolve_probe_flips(config, transform, num_images=len(data.train))
+    config = replace_values(config, {"probe.hflip": "on" if is_flipped else "off"})
+    probe = plan_probe(
         config,
-        manifest,
-        augment,
+        data,
+        network,
+        balance,
+        is_flipped=is_flipped,
+        make_optimizer=recipe.make_optimizer,
+        batch_size=run.batch_size,
+    )
+    last_stage = None if probe is None else probe.last_stage
+    cache = choose_cache(
+        config,
+        data,
+        transform,
         network.spec,
         is_resumed=is_resumed,
-        reserved_bytes=0 if tail is None else tail.num_bytes,
+        reserved_bytes=0 if last_stage is None else last_stage.num_bytes,
     )
+    facts = {
+        "weights": network.report.source,
+        "seed": config.seed,
+        "train_images": dict(zip(data.classes, data.class_counts, strict=True)),
+        "imbalance": config.imbalance.strategy,
+        **describe_flips(config, transform),
+    }
+    card = build_card(network, data.classes, priors=balance.priors, facts=facts)
     return Training(
-        config=choice.config,
-        manifest=manifest,
-        network=network,
-        module=module,
-        datamodule=_build_datamodule(
-            config, manifest, augment, network.spec, batch_size, sampling=sampling
+        config=replace_values(
+            config,
+            {"data.cache": cache.location, "data.cache_shorter_side": cache.shorter_side},
         ),
-        cache=choice.plan,
-        no_cache_reason=choice.reason,
+        manifest=manifest,
+        data=data,
+        network=network,
+        module=ClassificationModule(
+            classifier,
+            spec=network.spec,
+            classes=data.classes,
+            recipe=recipe,
+            card=card.to_json(),
+        ),
+        datamodule=_build_datamodule(
+            data,
+            transform,
+            network.spec,
+            sampling_schedule=balance.sampling_schedule,
+            max_pixels=config.data.max_pixels,
+            loader_options=LoaderOptions(
+                batch_size=run.batch_size,
+                accumulate_grad_batches=config.trainer.accumulate_grad_batches,
+                num_workers=config.data.num_workers,
+                seed=config.seed,
+            ),
+        ),
+        cache=cache.plan,
+        no_cache_reason=cache.disabled_reason,
         probe=probe,
-        phases=schedule,
-        peak_learning_rates=tuple(rates),
-        images_per_epoch=num_images,
-        batch_size=batch_size,
-        steps_per_epoch=steps_per_epoch,
+        phases=tuple(run.phases),
+        peak_learning_rates=tuple(peak_learning_rates),
+        images_per_epoch=run.num_images,
+        batch_size=run.batch_size,
+        min_micro_batch_size=run.min_micro_batch_size,
+        steps_per_epoch=run.steps_per_epoch,
+        rare_classes=tuple(run.rare_classes),
+        class_weights_start_epoch=(
+            None if balance.class_weights is None else balance.class_weights.start_epoch
+        ),
         reasons=resolved.reasons,
     )
 
 
 def enable_cache(training: Training, *, reporter: Reporter) -> Training:
-    """Return the training over stored pixels, which are decoded now where they are not there yet.
+    """Return the training with a data module that reads from the cache, which is filled now.
 
     Raises:
-        DataError: A file no longer reads as it did before.
+        DataError: A file can no longer be read.
         StorageError: The disk is full or fails.
     """
     if training.cache is None:
@@ -214,90 +264,48 @@ def enable_cache(training: Training, *, reporter: Reporter) -> Training:
 
 
 def get_micro_batch_size(training: Training) -> int:
-    """Return the images that a process holds at once."""
-    return compute_micro_batch_size(training.config, training.batch_size)
+    """Return the number of images that a process holds at once."""
+    return training.batch_size // training.config.num_micro_batches
 
 
-def build_trainer_options(config: Config) -> TrainerOptions:
-    """Return how the loop runs, from a resolved config."""
+def build_trainer_options(config: ResolvedConfig) -> TrainerOptions:
+    """Return the options of the trainer."""
     trainer = config.trainer
     return TrainerOptions(
-        max_epochs=require_int(trainer.epochs),
+        max_epochs=trainer.epochs,
         monitor=f"val/{trainer.monitor}",
         accelerator=trainer.accelerator,
-        devices=require_int(trainer.devices),
-        num_nodes=require_int(trainer.num_nodes),
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
         precision=trainer.precision,
-        accumulate_grad_batches=require_int(trainer.accumulate_grad_batches),
+        accumulate_grad_batches=trainer.accumulate_grad_batches,
         gradient_clip=trainer.gradient_clip_val,
         deterministic=trainer.deterministic,
         patience=trainer.early_stopping_patience,
         strategy=trainer.strategy,
-        live_buffers=_get_batch_norm_mode(config) == "train",
+        live_buffers=config.model.batch_norm != "frozen",
         collective_timeout_seconds=trainer.collective_timeout_seconds,
         checkpoint_interval_minutes=config.checkpoint.every_minutes,
     )
 
 
-def build_card(
-    config: Config,
-    manifest: Manifest,
-    network: Network,
-    train_transform: Transform,
-    *,
-    sampling: SamplingSchedule,
-) -> ModelCard:
-    """Return what every checkpoint and the bundle say about the model."""
-    facts = {
-        "weights": network.report.source,
-        "seed": config.seed,
-        "train_images": dict(
-            zip(manifest.classes, manifest.count_per_class(Split.TRAIN), strict=True)
-        ),
-        "imbalance": config.imbalance.strategy,
-        **describe_flips(config, train_transform),
-    }
-    return ModelCard(
-        backbone=str(network.module.pretrained_cfg["architecture"]),  # type: ignore[index]
-        model_args=network.model_args,
-        classes=manifest.classes,
-        spec=network.spec,
-        facts=facts,
-        priors=compute_run_priors(config, manifest, sampling),
-    )
-
-
-def _get_batch_norm_mode(config: Config) -> BatchNormMode:
-    return "frozen" if config.model.batch_norm == "frozen" else "train"
-
-
 def _build_datamodule(
-    config: Config,
-    manifest: Manifest,
+    data: TrainingData,
     train_transform: Transform,
     spec: PreprocessSpec,
-    batch_size: int,
     *,
-    sampling: SamplingSchedule,
+    sampling_schedule: SamplingSchedule,
+    max_pixels: int,
+    loader_options: LoaderOptions,
 ) -> ImageDataModule:
-    train, val = manifest.get_samples(Split.TRAIN), manifest.get_samples(Split.VAL)
-    max_pixels = int(config.data.max_megapixels * 1e6)
+    train, val = data.train, data.val
     return ImageDataModule(
         ImageDataset(
-            FileSource(manifest.resolve_paths(train), max_pixels=max_pixels),
-            manifest.encode_labels(train),
-            train_transform,
+            FileSource(train.paths, max_pixels=max_pixels), train.labels.tolist(), train_transform
         ),
         ImageDataset(
-            FileSource(manifest.resolve_paths(val), max_pixels=max_pixels),
-            manifest.encode_labels(val),
-            EvalTransform(spec),
+            FileSource(val.paths, max_pixels=max_pixels), val.labels.tolist(), EvalTransform(spec)
         ),
-        sampling_schedule=sampling,
-        loader_options=LoaderOptions(
-            batch_size=batch_size,
-            accumulate_grad_batches=require_int(config.trainer.accumulate_grad_batches),
-            num_workers=require_int(config.data.num_workers),
-            seed=config.seed,
-        ),
+        sampling_schedule=sampling_schedule,
+        loader_options=loader_options,
     )

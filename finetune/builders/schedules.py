@@ -1,4 +1,4 @@
-"""How a classifier is trained, as functions made of names and numbers in the config."""
+"""Training recipe: loss, unfreezing, learning rates, optimizer and weight averaging of a run."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -6,12 +6,11 @@ from functools import partial
 import torch
 
 from finetune.builders.criterion import build_criterion_schedule
-from finetune.builders.model_prior import build_model_prior_schedule, compute_run_logit_shift
-from finetune.builders.resolve import require_float, require_int
-from finetune.config.learning import LrScheduleConfig
-from finetune.config.schema import Config
-from finetune.data.manifest import Manifest
-from finetune.data.samplers.sampling_weights import SamplingSchedule
+from finetune.builders.model_prior import ClassBalance
+from finetune.builders.resolve import RunSpec
+from finetune.config.learning import LrScheduleConfig, UnfreezeConfig
+from finetune.config.resolved import ResolvedOptimConfig
+from finetune.data.training_data import TrainingData
 from finetune.errors import ConfigError, FinetuneError
 from finetune.lookup import check_params, has_parameter, look_up
 from finetune.models.classifier import ImageClassifier
@@ -19,73 +18,68 @@ from finetune.training.mixup import Mixup
 from finetune.training.module import Recipe
 from finetune.training.param_groups import build_param_groups, create_optimizer
 from finetune.training.schedules.learning_rate import LR_SCHEDULES, compute_lr_factor
-from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES, compute_phases, resolve_depth
-from finetune.types import Phase, Split
+from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES, resolve_depth
 
 
 def build_recipe(
-    config: Config,
-    manifest: Manifest,
-    *,
-    sampling: SamplingSchedule,
-    num_groups: int,
+    run: RunSpec,
+    data: TrainingData,
+    balance: ClassBalance,
+    depth_schedule: Callable[[int], int],
     peak_learning_rates: list[float],
-    steps_per_epoch: int,
-) -> tuple[Recipe, tuple[Phase, ...]]:
-    """Return the recipe of a resolved config and the phases that its schedule comes to.
+) -> Recipe:
+    """Return the schedules and the optimizer of a run.
 
     Args:
-        config: Resolved.
-        manifest: The images.
-        sampling: Of training images, by the epoch.
-        num_groups: Layer groups of the network, the head included.
+        run: Resolved run.
+        data: Images of the run.
+        balance: Treatment of imbalanced classes.
+        depth_schedule: Unfreeze depth as a function of the epoch.
         peak_learning_rates: Peak learning rate of each layer group, from the head.
-        steps_per_epoch: Optimizer steps.
 
     Raises:
-        ConfigError: A name or parameter that does not exist or does not fit.
+        ConfigError: A loss or schedule does not exist or does not take its parameters.
     """
-    depth_at = _build_depth_schedule(config, num_groups)
-    schedule = compute_phases(depth_at, num_epochs=require_int(config.trainer.epochs))
-    recipe = Recipe(
-        criterion_schedule=build_criterion_schedule(config, manifest.count_per_class(Split.TRAIN)),
-        depth_schedule=depth_at,
-        make_optimizer=partial(
-            _build_optimizer, config=config, peak_learning_rates=peak_learning_rates
+    config = run.config
+    return Recipe(
+        criterion_schedule=build_criterion_schedule(
+            config.loss, data.class_counts, balance.class_weights
+        ),
+        depth_schedule=depth_schedule,
+        make_optimizer=build_optimizer_factory(
+            config.optim,
+            peak_learning_rates=peak_learning_rates,
+            is_fused=config.trainer.precision != "16-mixed",
         ),
         lr_lambda=build_lr_lambda(
-            config,
-            num_steps=require_int(config.trainer.epochs) * steps_per_epoch,
-            phase_starts=[phase.first_epoch * steps_per_epoch for phase in schedule],
+            config.lr_schedule,
+            num_steps=run.num_steps,
+            phase_starts=[phase.first_epoch * run.steps_per_epoch for phase in run.phases],
         ),
         seed=config.seed,
         mixup=Mixup(mixup_alpha=config.augment.mixup, cutmix_alpha=config.augment.cutmix),
-        averaging_start_step=_compute_averaging_start_step(config, steps_per_epoch),
-        logit_shift=compute_run_logit_shift(config, manifest, sampling),
-        model_prior_schedule=build_model_prior_schedule(config, manifest, sampling),
+        averaging_start_step=compute_averaging_start_step(config.optim.swa_fraction, run.num_steps),
+        logit_shift=balance.logit_shift,
+        model_prior_schedule=balance.prior_schedule,
     )
-    return recipe, schedule
 
 
-def _compute_averaging_start_step(config: Config, steps_per_epoch: int) -> int | None:
-    """Return after how many steps of the run its weights are averaged; None: never."""
-    share = require_float(config.optim.swa_fraction)
-    num_steps = require_int(config.trainer.epochs) * steps_per_epoch
-    averaged = round(share * num_steps)
-    if share and averaged < 2:
-        raise ConfigError(
-            f"optim.swa_fraction={share:g} of {num_steps} steps is {averaged}, which has no mean. "
-            f"Take {min(1.0, 2 / num_steps):.2g} or more, or 0."
-        )
-    return num_steps - averaged if share else None
+def build_depth_schedule(unfreeze: UnfreezeConfig, num_groups: int) -> Callable[[int], int]:
+    """Return the unfreeze depth as a function of the epoch.
 
+    Args:
+        unfreeze: Section of the config, with a schedule.
+        num_groups: Layer groups of the network, the head included.
 
-def _build_depth_schedule(config: Config, num_groups: int) -> Callable[[int], int]:
-    schedule = look_up(UNFREEZE_SCHEDULES, config.unfreeze.name, setting="unfreeze.name")
-    params = config.unfreeze.params
+    Raises:
+        ConfigError: The schedule does not exist, does not take its parameters, fails, or returns no
+            depth. The last two are raised by the returned function.
+    """
+    name, params = unfreeze.name, unfreeze.params
+    schedule = look_up(UNFREEZE_SCHEDULES, name, setting="unfreeze.name")
     check_params(schedule, params, num_positional=2, setting="unfreeze.params")
 
-    def depth_at(epoch: int) -> int:
+    def compute_depth(epoch: int) -> int:
         try:
             depth = schedule(epoch, num_groups, **params)
             if isinstance(depth, float):
@@ -94,68 +88,73 @@ def _build_depth_schedule(config: Config, num_groups: int) -> Callable[[int], in
             raise
         except Exception as error:
             raise ConfigError(
-                f"unfreeze.name={config.unfreeze.name} with unfreeze.params={params} fails in "
-                f"epoch {epoch}: {type(error).__name__}: {error}"
+                f"unfreeze.name={name} with unfreeze.params={params} fails in epoch {epoch} "
+                f"(counted from 0): {type(error).__name__}: {error}"
             ) from error
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= num_groups:
             raise ConfigError(
-                f"unfreeze.name={config.unfreeze.name} gives depth {depth!r} for epoch {epoch} "
-                f"(counted from 0); it must be a whole number of layer groups from 1 to "
-                f"{num_groups}, or a share of them."
+                f"unfreeze.name={name} returns depth {depth!r} for epoch {epoch} (counted from 0); "
+                f"expected a whole number of layer groups from 1 to {num_groups}, or a fraction "
+                f"of them."
             )
         return depth
 
-    return depth_at
+    return compute_depth
 
 
 def build_lr_lambda(
-    config: Config, *, num_steps: int, phase_starts: Sequence[int] = (0,)
+    lr_schedule: LrScheduleConfig, *, num_steps: int, phase_starts: Sequence[int] = (0,)
 ) -> Callable[[int], float]:
-    """Return what a step's learning rates are, as a factor of their peaks.
+    """Return the factor of the peak learning rates as a function of the step.
 
     Args:
-        config: Resolved.
-        num_steps: Of all of the training.
-        phase_starts: Steps at which layers thaw, ascending, the first of them 0.
+        lr_schedule: Section of the config.
+        num_steps: Optimizer steps of the whole training.
+        phase_starts: Steps at which layers are unfrozen, ascending, starting with 0; the warm-up is
+            repeated at each.
 
     Raises:
-        ConfigError: A name or parameter that does not exist or does not fit.
+        ConfigError: The schedule does not exist or does not take its parameters.
     """
-    shape = look_up(LR_SCHEDULES, config.lr_schedule.name, setting="lr_schedule.name")
-    warmup_steps = round(config.lr_schedule.warmup_fraction * num_steps)
+    schedule = look_up(LR_SCHEDULES, lr_schedule.name, setting="lr_schedule.name")
     params: dict[str, float] = {}
-    asked = config.lr_schedule.final_factor != LrScheduleConfig().final_factor
-    if asked or has_parameter(shape, "final_factor"):
-        params["final_factor"] = config.lr_schedule.final_factor
-    check_params(
-        shape, params, num_positional=1, setting=f"lr_schedule.name={config.lr_schedule.name}"
+    is_changed = lr_schedule.final_factor != LrScheduleConfig().final_factor
+    if is_changed or has_parameter(schedule, "final_factor"):
+        params["final_factor"] = lr_schedule.final_factor
+    check_params(schedule, params, num_positional=1, setting=f"lr_schedule.name={lr_schedule.name}")
+    return partial(
+        compute_lr_factor,
+        schedule=partial(schedule, **params),
+        num_steps=num_steps,
+        warmup_steps=round(lr_schedule.warmup_fraction * num_steps),
+        phase_starts=phase_starts,
     )
-    shaped = partial(shape, **params)
 
-    def factor(step: int) -> float:
-        return compute_lr_factor(
-            step,
-            schedule=shaped,
-            num_steps=num_steps,
-            warmup_steps=warmup_steps,
-            phase_starts=phase_starts,
+
+def build_optimizer_factory(
+    optim: ResolvedOptimConfig, *, peak_learning_rates: list[float], is_fused: bool
+) -> Callable[[ImageClassifier], torch.optim.Optimizer]:
+    """Return a function that makes the optimizer of a classifier.
+
+    Args:
+        optim: Section of the config.
+        peak_learning_rates: Peak learning rate of each layer group, from the head.
+        is_fused: Whether one kernel updates all parameters; fp16 needs a separate unscaling of the
+            gradients, which a fused optimizer does itself.
+    """
+
+    def make_optimizer(classifier: ImageClassifier) -> torch.optim.Optimizer:
+        groups = build_param_groups(
+            classifier.network,
+            classifier.groups,
+            learning_rates=peak_learning_rates,
+            weight_decay=optim.weight_decay,
         )
+        return create_optimizer(optim.name, groups, momentum=optim.momentum, fused=is_fused)
 
-    return factor
+    return make_optimizer
 
 
-def _build_optimizer(
-    classifier: ImageClassifier, *, config: Config, peak_learning_rates: list[float]
-) -> torch.optim.Optimizer:
-    groups = build_param_groups(
-        classifier.network,
-        classifier.groups,
-        learning_rates=peak_learning_rates,
-        weight_decay=config.optim.weight_decay,
-    )
-    return create_optimizer(
-        config.optim.name,
-        groups,
-        momentum=config.optim.momentum,
-        fused=config.trainer.precision != "16-mixed",
-    )
+def compute_averaging_start_step(swa_fraction: float, num_steps: int) -> int | None:
+    """Return the number of steps before weights are averaged; None without averaging."""
+    return num_steps - round(swa_fraction * num_steps) if swa_fraction else None

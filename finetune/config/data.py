@@ -11,7 +11,7 @@ from finetune.lookup import suggest_name
 AUGMENT_NAMES = ("none", "light", "medium", "strong")
 """The built-in rows of the table on a floor above; a contract test holds them equal."""
 
-_Side = Annotated[int, Field(ge=8, le=4096)]
+ImageSize = Annotated[int, Field(ge=8, le=4096)]
 
 
 def _check_augment_name(value: str) -> str:
@@ -48,16 +48,16 @@ class DataConfig(Section):
     path: str | None = Field(
         None, description="folder of class folders, folder of train/val/test folders, or a CSV"
     )
-    image_size: _Side | Auto = Field(
+    image_size: ImageSize | Auto = Field(
         "auto", description="side of the square input in pixels; auto: what the weights expect"
     )
-    train_image_size: Annotated[tuple[_Side, _Side] | Auto, BeforeValidator(_parse_side_pair)] = (
-        Field(
-            "auto",
-            description="sides of training images in the first and the last epoch, as 128,224, between "
-            "which they grow evenly, or one for all; smaller ones are cheaper, and cut from an image "
-            "look as large to the network as whole images of image_size do (Touvron et al. 2019)",
-        )
+    train_image_size: Annotated[
+        tuple[ImageSize, ImageSize] | Auto, BeforeValidator(_parse_side_pair)
+    ] = Field(
+        "auto",
+        description="sides of training images in the first and the last epoch, as 128,224, between "
+        "which they grow evenly, or one for all; smaller ones are cheaper, and cut from an image "
+        "look as large to the network as whole images of image_size do (Touvron et al. 2019)",
     )
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="share for validation where the data give no split"
@@ -101,6 +101,11 @@ class DataConfig(Section):
         "CPU at most 2",
     )
 
+    @property
+    def max_pixels(self) -> int:
+        """Number of pixels above which an image is rejected."""
+        return int(self.max_megapixels * 1e6)
+
     @model_validator(mode="after")
     def _check_split_fractions(self) -> "DataConfig":
         if self.val_fraction + self.test_fraction >= 1:
@@ -117,6 +122,11 @@ class CacheConfig(Section):
     max_gb: float = Field(
         50.0, gt=0, description="size of all stores; what was used longest ago is removed first"
     )
+
+    @property
+    def max_bytes(self) -> int:
+        """Size of all stores in bytes."""
+        return round(self.max_gb * 1e9)
 
 
 class AugmentConfig(Section):

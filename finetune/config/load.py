@@ -3,7 +3,7 @@
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,6 +13,8 @@ from finetune.config.renamed_keys import rename_key, rename_keys
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
 from finetune.lookup import suggest_name
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 _ASSIGNMENT_PATTERN = re.compile(r"[A-Za-z_][\w.]*=")
 
@@ -186,12 +188,12 @@ def diff_configs(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     return {key: (old[key], value) for key, value in new.items() if value != old[key]}
 
 
-def replace_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """Return the tree with dotted keys set to new values, checked again."""
+def replace_values(config: AnyConfig, values: Mapping[str, Any]) -> AnyConfig:
+    """Return a config of the same type with dotted keys set to new values, validated again."""
     tree = config.model_dump()
     for key, value in values.items():
         _set_value(tree, key, value, [])
-    return Config.model_validate(tree)
+    return type(config).model_validate(tree)
 
 
 def _format_scalar(value: Any) -> str:

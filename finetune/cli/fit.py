@@ -172,7 +172,8 @@ def _run_fit(
     else:
         config = build_run_config(path, assignments, flags, config_file)
         if not dry_run:
-            check_launch(config, detect_launch())  # repeated later; here before torch is imported
+            # repeated by the command; here before torch is imported
+            check_launch(config.trainer, detect_launch())
 
     from finetune.commands.fit import fit as command
 

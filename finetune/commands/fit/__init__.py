@@ -1,1 +1,1 @@
-"""The fit verb."""
+"""Fine-tuning: ``fit`` and ``resume``, their plans, and the processes that take part in a run."""

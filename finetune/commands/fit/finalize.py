@@ -1,4 +1,4 @@
-"""The end of a run: the best model measured as ``evaluate`` does it, and written."""
+"""Calibration and evaluation of the best model of a run, and its bundle."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,18 +20,18 @@ from finetune.types import Evaluation, Reporter, Split
 _EVAL_BATCH_SIZE = 32
 
 WITHOUT_LEAKS_SUFFIX = "_without_leaks"
-"""Follows the name of a split where images whose copies are seen before are left out."""
+"""Suffix of a split's name for its evaluation without leaked images."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinalEvaluation:
-    """What the best model comes to.
+    """Evaluation of the best model of a run.
 
     Attributes:
-        evaluations: By split, and where some of it is seen before also ``WITHOUT_LEAKS_SUFFIX``; with the
-            temperature and for the target prior of the run's card.
-        calibration: Where the temperature comes from; None without one.
-        prior: Which shares of the classes the answers were for, as plain values.
+        evaluations: Evaluation by split, also under ``WITHOUT_LEAKS_SUFFIX`` if some of its images
+            are leaked; with the temperature, and for the target prior of the run's model card.
+        calibration: Calibration of the temperature; None without one.
+        prior: Class prior of the probabilities, as JSON values.
     """
 
     evaluations: Mapping[str, Evaluation]
@@ -40,22 +40,22 @@ class FinalEvaluation:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the bundle says of it."""
-        found = self.evaluations.items()
+        """Facts on the model card of the bundle."""
+        items = self.evaluations.items()
         return {
-            "metrics": {split: metrics_to_json(evaluation) for split, evaluation in found},
+            "metrics": {split: metrics_to_json(evaluation) for split, evaluation in items},
             "evaluations": {
                 split: {"prior": dict(self.prior), **details_to_json(evaluation)}
-                for split, evaluation in found
+                for split, evaluation in items
             },
             "calibration": None if self.calibration is None else self.calibration.to_json(),
         }
 
 
 def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) -> FinalEvaluation:
-    """Calibrate the best model and measure it through the very code that ``evaluate`` uses.
+    """Calibrate the best model and evaluate it with the code of ``evaluate``.
 
-    Where the run's card names a target prior, the numbers are those of answers adjusted to it.
+    With a target prior on the run's model card, probabilities are adjusted to it.
     """
     manifest = training.manifest
     bundle = load_model(run.best_checkpoint_path)
@@ -66,7 +66,7 @@ def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) 
         if not samples:
             continue
         labels = manifest.encode_labels(samples)
-        reporter.start(f"measuring on {split.value}", len(samples))
+        reporter.start(f"evaluating on {split.value}", len(samples))
         logits = _build_predictor(bundle, training).predict_logits(
             manifest.resolve_paths(samples), on_batch=reporter.advance
         )
@@ -89,7 +89,7 @@ def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) 
 
 
 def write_bundle(run: RunFolder, evaluation: FinalEvaluation) -> None:
-    """Write the best model and what was measured of it.
+    """Write the bundle of the best model, with its evaluation on the model card.
 
     Raises:
         StorageError: The disk is full or fails.
@@ -100,26 +100,26 @@ def write_bundle(run: RunFolder, evaluation: FinalEvaluation) -> None:
 
 
 def _compute_prior_shift(labels: Sequence[int], bundle: ModelBundle) -> torch.Tensor | None:
-    """Return what moves logits to the shares of the classes among some images, shape (K,).
+    """Return the logit adjustment to the class prior of validation images, shape (K,).
 
-    Logits for other shares are else taken for being too sure, or not sure enough. Each class counts
-    one image more than there are, so that one without images is rare and not impossible. None moves
-    nothing, where the images have the shares that the logits are for, but for chance.
+    Without it, a difference of the priors would be mistaken for over- or underconfidence. Each
+    class counts one image more than it has (Laplace smoothing), so that one without images is rare
+    and not impossible. None if the class counts agree with the model prior up to chance.
     """
     priors = bundle.card.priors
     if priors is None or min(priors.model) <= 0:
         return None
     counts = torch.bincount(torch.tensor(labels), minlength=len(priors.model))
     expected = torch.tensor(priors.model) * len(labels)
-    # Pearson's statistic, held against its mean and two standard deviations
-    chance = len(counts) - 1
-    if float(((counts - expected) ** 2 / expected).sum()) <= chance + 2 * (2 * chance) ** 0.5:
+    # Pearson's chi-squared statistic, compared with its mean plus two standard deviations
+    mean = len(counts) - 1
+    if float(((counts - expected) ** 2 / expected).sum()) <= mean + 2 * (2 * mean) ** 0.5:
         return None
     return torch.tensor(compute_logit_shift(normalize_prior((counts + 1).tolist()), priors.model))
 
 
 def _apply_temperature(bundle: ModelBundle, calibration: Calibration | None) -> ModelBundle:
-    """Return the same network with the temperature in its card."""
+    """Return the bundle with the temperature on its model card."""
     if calibration is None:
         return bundle
     return replace(bundle, card=replace(bundle.card, temperature=calibration.temperature))
@@ -130,12 +130,13 @@ def _build_predictor(bundle: ModelBundle, training: Training) -> Predictor:
         bundle,
         device=training.config.trainer.accelerator,
         batch_size=_choose_batch_size(training),
-        num_workers=int(training.config.data.num_workers),
-        max_pixels=int(training.config.data.max_megapixels * 1e6),
+        num_workers=training.config.data.num_workers,
+        max_pixels=training.config.data.max_pixels,
     )
 
 
 def _choose_batch_size(training: Training) -> int:
-    """Return as many images as ``evaluate`` takes, or fewer where a batch did not fit."""
-    whole = int(training.config.trainer.accumulate_grad_batches) == 1
-    return _EVAL_BATCH_SIZE if whole else min(_EVAL_BATCH_SIZE, get_micro_batch_size(training))
+    """Return the batch size of ``evaluate``, or a smaller one if training needed micro-batches."""
+    if training.config.trainer.accumulate_grad_batches == 1:
+        return _EVAL_BATCH_SIZE
+    return min(_EVAL_BATCH_SIZE, get_micro_batch_size(training))

@@ -1,19 +1,19 @@
-"""Fine-tune a backbone on a folder of images: start, resume, or join as another process."""
+"""Commands that fine-tune a backbone on a folder of images: start, resume, plan or join a run."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from finetune.audit.report import format_audit_json, format_findings_csv
-from finetune.builders import Training, build_training
-from finetune.bundle.model_card import ModelCard, read_card_json
-from finetune.commands.fit.launch_check import check_launch
+from finetune.builders import Training
+from finetune.bundle.model_card import read_card_json
+from finetune.bundle.renamed_facts import rename_facts
 from finetune.commands.fit.plan import build_plan
 from finetune.commands.fit.prepare import describe_batch_norm_effect, prepare_run
+from finetune.commands.fit.process_group import broadcast_run, open_rendezvous, receive_run
 from finetune.commands.fit.resume import (
     build_resume_config,
     collect_overrides,
@@ -22,43 +22,33 @@ from finetune.commands.fit.resume import (
     find_existing_run,
     rebuild_training,
 )
-from finetune.commands.fit.train import (
-    broadcast_run,
-    is_complete,
-    read_progress,
-    reduce_micro_batch,
-    train_and_finalize,
-)
-from finetune.commands.stored_run import read_stored_config, read_stored_manifest
+from finetune.commands.fit.train import is_complete, reduce_micro_batch, train
+from finetune.commands.stored_run import read_stored_config
 from finetune.config.load import diff_configs, dump_config
 from finetune.config.schema import Config
 from finetune.data.manifest import format_manifest, format_rejected
 from finetune.distributed import signals
-from finetune.distributed.launch import detect_launch
-from finetune.distributed.rendezvous import Rendezvous, join_rendezvous
-from finetune.distributed.reporter import PeerCheckingReporter
-from finetune.errors import OutOfMemoryError, RunFolderError
+from finetune.distributed.rendezvous import Rendezvous
+from finetune.errors import OutOfMemoryError
 from finetune.system import run_folder
 from finetune.system.files import remove_stale_temp_files, write_text
 from finetune.system.hardware import release_memory
 from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter
 
-_SHARED_STORAGE_TIMEOUT_SECONDS = 60.0
-
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """What a finished run comes to.
+    """Result of a finished run.
 
     Attributes:
-        run_dir: The run folder.
+        run_dir: Run folder.
         seconds: Wall time of this call.
-        metrics: Split to metrics of the best model: "val", and "test" where there is one; None
-            for what its images do not define.
-        plan: What was done.
-        calibration: The model's temperature and what it is worth; None without one.
-        evaluations: Split to what else is known of the best model: intervals, classes.
+        metrics: Metrics of the best model by split: "val", and "test" if there is one; None if a
+            metric is undefined for its images.
+        plan: Plan of the run, see ``plan_fit``.
+        calibration: Temperature of the model and its effect; None without calibration.
+        evaluations: Further statistics of the best model by split, such as intervals and classes.
     """
 
     run_dir: Path
@@ -69,43 +59,42 @@ class FitResult:
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return the result as JSON values."""
         return {
             "run_dir": str(self.run_dir),
             "seconds": round(self.seconds, 3),
-            "metrics": {split: dict(values) for split, values in self.metrics.items()},
-            "evaluations": {split: dict(found) for split, found in self.evaluations.items()},
+            "metrics": {split: dict(metrics) for split, metrics in self.metrics.items()},
+            "evaluations": {split: dict(stats) for split, stats in self.evaluations.items()},
             "calibration": None if self.calibration is None else dict(self.calibration),
             "plan": dict(self.plan),
         }
 
 
 def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
-    """Train a new run and return what it comes to.
+    """Fine-tune a backbone and return the result of the run.
 
     Under torchrun or srun every process calls this; rank 0 prepares the run folder and the others
-    join it. With ``resume: auto`` a run that lies in ``output`` already goes on.
+    join it. With ``resume: auto``, a run that exists in ``output`` is resumed.
+
+    Args:
+        config: Config of the run; None of its "auto" values needs to be set.
+        reporter: Receiver of progress and messages.
 
     Raises:
-        FinetuneError: Anything that the user can mend.
-        KeyboardInterrupt: It was asked to stop; the run folder can be resumed.
+        FinetuneError: Something that the user can fix.
+        KeyboardInterrupt: The process was asked to stop; the run can be resumed.
     """
     reporter = reporter or Reporter()
     start = time.monotonic()
-    with signals.allow_interrupts(), _open_rendezvous(config) as met:
-        if met is not None:
-            if met.launch.rank > 0:
-                return _run_worker(met, start)
-            met.wait_for_peers()  # before anything is planned or written
-            reporter = PeerCheckingReporter(reporter, met)
+    with signals.allow_interrupts(), open_rendezvous(config.trainer, reporter) as rendezvous:
+        if rendezvous is not None:
+            if rendezvous.launch.rank > 0:
+                return _join_run(rendezvous, start)
+            rendezvous.wait_for_peers()  # before anything is planned or written
         if (run := find_existing_run(config)) is not None:
-            return _resume_run(
-                run,
-                build_resume_config(run, assignments=collect_overrides(run, config)),
-                met,
-                reporter,
-                start,
-            )
+            overrides = collect_overrides(run, config)
+            config = build_resume_config(run, assignments=overrides)
+            return _resume_run(run, config, reporter, rendezvous, start)
         training, plan, data = prepare_run(config, reporter)
         run = run_folder.create(
             Path(plan["run_dir"]),
@@ -115,14 +104,15 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
             audit_json=format_audit_json(data.audit),
             audit_csv=format_findings_csv(data.audit),
         )
-        with _lock_run(run, training.config, met):
-            facts = _train_with_oom_retry(run, training, reporter=reporter, rendezvous=met)
+        with _lock_run(run, training.config, rendezvous):
+            facts = _complete_run(run, training, reporter=reporter, rendezvous=rendezvous)
         return _build_result(run, start, facts, plan)
 
 
 def plan_fit(config: Config, *, reporter: Reporter | None = None) -> dict[str, Any]:
-    """Return the plan of a run and show it; kept is only what was seen of the images."""
-    return prepare_run(config, reporter or Reporter())[1]
+    """Return the plan of a run and show it; only caches of the audit are written."""
+    _, plan, _ = prepare_run(config, reporter or Reporter())
+    return plan
 
 
 def resume(
@@ -132,28 +122,27 @@ def resume(
     flags: Mapping[str, tuple[str, Any]] | None = None,
     reporter: Reporter | None = None,
 ) -> FitResult:
-    """Go on with a run from its last checkpoint, to the same end as if it had not stopped.
+    """Resume a run from its last checkpoint, with the result of an uninterrupted run.
 
     Args:
-        path: The run folder.
-        assignments: Dotted key to value that differ from the run's config.
-        flags: The same from options; only ``OVERRIDABLE_KEYS`` keys may differ.
-        reporter: Told of everything.
+        path: Run folder.
+        assignments: Dotted keys to values that replace those of the run's config.
+        flags: Dotted keys to option names and values that replace them, too; only keys in
+            ``OVERRIDABLE_KEYS`` may change.
+        reporter: Receiver of progress and messages.
 
     Raises:
-        FinetuneError: Anything that the user can mend.
-        KeyboardInterrupt: It was asked to stop; the run folder can be resumed.
+        FinetuneError: Something that the user can fix.
+        KeyboardInterrupt: The process was asked to stop; the run can be resumed.
     """
     reporter = reporter or Reporter()
     start = time.monotonic()
     run = run_folder.open_existing(path)
     config = build_resume_config(run, assignments=assignments, flags=flags)
-    with signals.allow_interrupts(), _open_rendezvous(config) as met:
-        if met is not None:
-            if met.launch.rank > 0:
-                return _run_worker(met, start)
-            reporter = PeerCheckingReporter(reporter, met)
-        return _resume_run(run, config, met, reporter, start)
+    with signals.allow_interrupts(), open_rendezvous(config.trainer, reporter) as rendezvous:
+        if rendezvous is not None and rendezvous.launch.rank > 0:
+            return _join_run(rendezvous, start)
+        return _resume_run(run, config, reporter, rendezvous, start)
 
 
 def plan_resume(
@@ -163,153 +152,118 @@ def plan_resume(
     flags: Mapping[str, tuple[str, Any]] | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Return the plan of ``resume``, show it, and write nothing."""
+    """Return the plan of ``resume`` and show it; nothing is written."""
     run = run_folder.open_existing(path)
     config = build_resume_config(run, assignments=assignments, flags=flags)
-    return _prepare_resume(run, config, reporter or Reporter())[1]
+    _, plan = _prepare_resume(run, config, reporter or Reporter())
+    return plan
 
 
 def join(path: Path) -> None:
-    """Take part in a run that another process of this machine started."""
+    """Take part in a run that another process of this node has started."""
     config = read_stored_config(run_folder.open_existing(path))
-    with signals.allow_interrupts(), _open_rendezvous(config) as met:
-        assert met is not None, "called by finetune alone"
-        _run_worker(met, 0.0)
+    with signals.allow_interrupts(), open_rendezvous(config.trainer, Reporter()) as rendezvous:
+        assert rendezvous is not None, "only started by the local launcher"
+        _join_run(rendezvous, 0.0)
 
 
-@contextmanager
-def _open_rendezvous(config: Config) -> Iterator[Rendezvous | None]:
-    """Meet the other processes of a launch; None stands alone.
-
-    Raises:
-        ConfigError: The launcher started other processes than were asked for.
-        TrainingError: The others are not reached.
-    """
-    launch = check_launch(config, detect_launch())
-    if launch is None or launch.world_size == 1:
-        yield None
-        return
-    timeout = timedelta(seconds=config.trainer.collective_timeout_seconds)
-    with join_rendezvous(launch, timeout=timeout) as met:
-        yield met
-
-
-def _run_worker(rendezvous: Rendezvous, start: float) -> FitResult:
-    """Take part in the run that rank 0 tells of."""
-    told = rendezvous.receive("run")
-    if told is None:
+def _join_run(rendezvous: Rendezvous, start: float) -> FitResult:
+    """Train the run that rank 0 broadcasts, as another of its processes."""
+    received = receive_run(rendezvous)
+    if received is None:
         return FitResult(Path(), 0.0, {}, {})
-    run = RunFolder(Path(told["run_dir"]))
-    _wait_for_shared_storage(run, told["position"])
-    config = Config.model_validate(told["config"])
-    training = build_training(
-        config,
-        read_stored_manifest(run, config),
-        checkpoint_card=ModelCard.from_json(told["card"]),
-        is_resumed=True,
-    )
+    run, training = received
+    reporter = Reporter()
     try:
-        train_and_finalize(
-            run,
-            training,
-            reporter=PeerCheckingReporter(Reporter(), rendezvous),
-            rendezvous=rendezvous,
-        )
+        with rendezvous.check_peers_on_advance(reporter):
+            train(run, training, reporter=reporter, rendezvous=rendezvous)
     except OutOfMemoryError as error:
-        reduce_micro_batch(training, error)  # raises: the other processes cannot know of it
+        reduce_micro_batch(training, error)  # always raises: rank 0 would need the config, too
         raise
     return FitResult(run.path, time.monotonic() - start, {}, {})
 
 
-def _wait_for_shared_storage(run: RunFolder, progress: list[int] | None) -> None:
-    """Wait until this machine sees what rank 0 sees: a network disk may be some seconds late.
-
-    Raises:
-        RunFolderError: It does not.
-    """
-    end = time.monotonic() + _SHARED_STORAGE_TIMEOUT_SECONDS
-    while not run_folder.is_run(run.path) or read_progress(run) != progress:
-        if time.monotonic() > end:
-            raise RunFolderError(
-                f"{run.path} is not the same here as for rank 0, on another machine. The run "
-                f"folder must lie on storage that all machines see: choose another --output."
-            )
-        time.sleep(0.2)
-
-
 def _resume_run(
-    run: RunFolder, config: Config, rendezvous: Rendezvous | None, reporter: Reporter, start: float
+    run: RunFolder, config: Config, reporter: Reporter, rendezvous: Rendezvous | None, start: float
 ) -> FitResult:
-    """Go on with a run, as rank 0 of its processes."""
-    if is_complete(run, config):
+    """Resume a run on rank 0, or return its result if it is complete."""
+    if is_complete(run, config.trainer.epochs):
         if rendezvous is not None:
             rendezvous.broadcast("run", None)
-        reporter.note("The run is complete; nothing is left to do. Longer: add --epochs.")
-        return _build_result(run, start, read_card_json(run.bundle_dir)["facts"], {})
+        reporter.note("The run is complete. To train longer, add --epochs.")
+        facts = rename_facts(read_card_json(run.bundle_dir)["facts"])
+        return _build_result(run, start, facts, {})
     with _lock_run(run, config, rendezvous):
         remove_stale_temp_files(run.path)
         training, plan = _prepare_resume(run, config, reporter)
         write_text(run.config_path, dump_config(training.config))
         run_folder.update_latest_link(run)
-        facts = _train_with_oom_retry(run, training, reporter=reporter, rendezvous=rendezvous)
+        facts = _complete_run(run, training, reporter=reporter, rendezvous=rendezvous)
     return _build_result(run, start, facts, plan)
-
-
-def _lock_run(
-    run: RunFolder, config: Config, rendezvous: Rendezvous | None
-) -> AbstractContextManager[None]:
-    """Keep others from the run; one that a cut link keeps alive is waited for until it gives up."""
-    patience = 0.0 if rendezvous is None else config.trainer.collective_timeout_seconds
-    return run_folder.lock_run(run, extra_wait_seconds=patience)
 
 
 def _prepare_resume(
     run: RunFolder, config: Config, reporter: Reporter
 ) -> tuple[Training, dict[str, Any]]:
-    """Return the training of a run that goes on, and its plan; nothing is written yet."""
+    """Return the training of a resumed run and its plan, which is shown; nothing is written."""
     training = rebuild_training(run, config)
-    changed = {
-        key: after
-        for key, (_, after) in diff_configs(read_stored_config(run), training.config).items()
-    }
-    plan = build_plan(training, overrides=changed, num_rejected=0, run_dir=run.path)
+    changes = diff_configs(read_stored_config(run), training.config)
+    plan = build_plan(
+        training,
+        overrides={key: after for key, (_, after) in changes.items()},
+        num_rejected=0,
+        run_dir=run.path,
+    )
     reporter.show_plan(plan)
-    for moved in describe_phase_shifts(run, training):
-        reporter.warn(moved)
+    for shift in describe_phase_shifts(run, training):
+        reporter.warn(shift)
     reporter.note(describe_resume_point(run, training.config))
     return training, plan
 
 
-def _train_with_oom_retry(
+def _complete_run(
     run: RunFolder, training: Training, *, reporter: Reporter, rendezvous: Rendezvous | None
 ) -> dict[str, Any]:
-    """Train, and return what the bundle says of it.
+    """Train a run to its end and return the facts of its bundle.
 
-    After running out of memory it goes on from the last checkpoint with half the batch.
+    After running out of memory it continues from the last checkpoint with smaller micro-batches.
     """
     if rendezvous is not None:
         broadcast_run(rendezvous, run, training)
     while True:
         try:
-            measured = train_and_finalize(run, training, reporter=reporter, rendezvous=rendezvous)
-            return {} if measured is None else measured.facts
+            evaluation = train(run, training, reporter=reporter, rendezvous=rendezvous)
+            return {} if evaluation is None else evaluation.facts
         except OutOfMemoryError as error:
             config = reduce_micro_batch(training, error)
-            parts = int(config.trainer.accumulate_grad_batches)
         # outside of the handler: there the error would keep the tensors of the failed step alive
         release_memory()
         reporter.note(
-            f"Out of memory: the batch of {training.batch_size} now runs in {parts} parts, whose "
-            f"gradients make one step; the epoch begins again.{describe_batch_norm_effect(training)}"
+            f"Out of memory: the batch of {training.batch_size} is now split into "
+            f"{config.trainer.accumulate_grad_batches} micro-batches with accumulated gradients; "
+            f"the epoch starts again.{describe_batch_norm_effect(training)}"
         )
         write_text(run.config_path, dump_config(config))
         training = rebuild_training(run, config)
 
 
+def _lock_run(
+    run: RunFolder, config: Config, rendezvous: Rendezvous | None
+) -> AbstractContextManager[None]:
+    """Lock the run folder; wait for a process that lost its peers until it gives up."""
+    wait_seconds = 0.0 if rendezvous is None else config.trainer.collective_timeout_seconds
+    return run_folder.lock_run(run, extra_wait_seconds=wait_seconds)
+
+
 def _build_result(
     run: RunFolder, start: float, facts: Mapping[str, Any], plan: Mapping[str, Any]
 ) -> FitResult:
-    """Return what a run came to, from the facts of its bundle."""
-    seconds = time.monotonic() - start
-    found = (facts["metrics"], plan, facts.get("calibration"), facts.get("evaluations", {}))
-    return FitResult(run.path, seconds, *found)
+    """Return the result of a run from the facts of its bundle."""
+    return FitResult(
+        run.path,
+        seconds=time.monotonic() - start,
+        metrics=facts["metrics"],
+        plan=plan,
+        calibration=facts.get("calibration"),
+        evaluations=facts.get("evaluations", {}),
+    )

@@ -1,107 +1,112 @@
-"""Compares what a cluster job started with what was asked for, before anything is done.
+"""Check of the processes that a launcher started against the config, before any other work.
 
-A mismatch would train several times, or wait for ever; here it ends at once, with the line that is
-right.
+A mismatch would train several runs or wait forever; the check fails at once, with the command to
+use.
 """
 
 import os
 
-from finetune.config.schema import Config
+from finetune.config.schema import TrainerConfig
 from finetune.distributed.launch import LaunchInfo
 from finetune.errors import ConfigError
+from finetune.units import format_count
 
 
-def check_launch(config: Config, launch: LaunchInfo | None) -> LaunchInfo | None:
-    """Return the launch that this process belongs to, or None if it stands alone.
+def check_launch(trainer: TrainerConfig, launch: LaunchInfo | None) -> LaunchInfo | None:
+    """Return the launch of this process; None for a single process.
+
+    Args:
+        trainer: Section of the config, as given.
+        launch: Detected launch; None without a launcher.
 
     Raises:
-        ConfigError: Several machines without a launcher, or other processes than were asked for.
+        ConfigError: Several nodes are requested without a launcher, or the launcher started other
+            processes than requested.
     """
     if launch is None:
-        _check_single_process(config)
+        _check_single_process(trainer)
         return None
     if launch.launcher == "srun":
-        _check_gpus(config, tasks=launch.local_world_size, nodes=launch.num_nodes)
-    for asked, started, flag in (
-        (config.trainer.devices, launch.local_world_size, "--devices"),
-        (config.trainer.num_nodes, launch.num_nodes, "--num-nodes"),
+        _check_gpus(trainer, tasks=launch.local_world_size, nodes=launch.num_nodes)
+    for requested, started, flag in (
+        (trainer.devices, launch.local_world_size, "--devices"),
+        (trainer.num_nodes, launch.num_nodes, "--num-nodes"),
     ):
-        if asked not in ("auto", started):
+        if requested not in ("auto", started):
             raise ConfigError(
-                f"{flag} is {asked}, but {_describe_launch(launch)}. Leave --devices and --num-nodes out: "
-                f"they are taken from the launcher. Or start what you mean: {_format_launch_command(config)}"
+                f"{flag} {requested} does not match the launch: {_describe_launch(launch)}. Leave "
+                f"--devices and --num-nodes out, which then follow the launcher, or start as many "
+                f"processes as requested: {_format_launch_command(trainer)}"
             )
     return launch
 
 
-def _check_single_process(config: Config) -> None:
-    """Refuse what one process cannot be.
+def _check_single_process(trainer: TrainerConfig) -> None:
+    """Check that a single process is enough for the config and the SLURM job.
 
     Raises:
-        ConfigError: Says what to start instead.
+        ConfigError: It is not; the message has the right command.
     """
-    nodes = config.trainer.num_nodes
+    nodes = trainer.num_nodes
     if nodes != "auto" and nodes > 1:
         raise ConfigError(
-            f"trainer.num_nodes={nodes}: several machines need a launcher that starts this command "
-            f"on each of them: {_format_launch_command(config)}"
+            f"trainer.num_nodes={nodes} needs a launcher that starts this command on each node: "
+            f"{_format_launch_command(trainer)}"
         )
     if "SLURM_JOB_ID" not in os.environ:
         return
     if "SLURM_STEP_ID" in os.environ:
-        _check_gpus(config, tasks=1, nodes=1)
+        _check_gpus(trainer, tasks=1, nodes=1)
         return
-    machines, tasks = (int(os.environ.get(f"SLURM_{name}") or 1) for name in ("NNODES", "NTASKS"))
-    if machines > 1 or (tasks > 1 and config.trainer.devices == "auto"):
+    num_nodes, tasks = (int(os.environ.get(f"SLURM_{name}") or 1) for name in ("NNODES", "NTASKS"))
+    if num_nodes > 1 or (tasks > 1 and trainer.devices == "auto"):
         raise ConfigError(
-            f"This job has {tasks} tasks on {machines} machines, but srun did not start this "
-            f"command: one process alone would train, on one machine. Write in the batch script: "
-            f"srun --nodes={machines} --ntasks-per-node={max(1, tasks // machines)} finetune fit … "
-            f"Or, for one machine alone, say --devices."
+            f"This SLURM job has {tasks} tasks on {num_nodes} nodes, but srun did not start this "
+            f"command, so a single process would train. In the batch script, use: srun "
+            f"--nodes={num_nodes} --ntasks-per-node={max(1, tasks // num_nodes)} finetune fit … "
+            f"To train on one node only, add --devices."
         )
 
 
-def _check_gpus(config: Config, *, tasks: int, nodes: int) -> None:
-    """Compare the GPUs of this machine that the job may use with its tasks.
+def _check_gpus(trainer: TrainerConfig, *, tasks: int, nodes: int) -> None:
+    """Check that this node has one visible GPU for each task of the job.
 
     Raises:
-        ConfigError: Some would be left idle unasked, or tasks would share one.
+        ConfigError: GPUs would be idle without a request for it, or tasks would share one.
     """
-    if config.trainer.accelerator not in ("auto", "cuda"):
+    if trainer.accelerator not in ("auto", "cuda"):
         return
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    gpus = len(shown.split(",")) if shown else int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
-    if gpus > tasks and config.trainer.devices == "auto":
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    gpus = len(visible.split(",")) if visible else int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
+    if gpus > tasks and trainer.devices == "auto":
         problem = f"{gpus - tasks} of them would be idle"
-        other = f"Or say what you mean: --devices {tasks}"
-        other += f", or --devices {gpus} for all of them in one task." if tasks == 1 else "."
+        alternative = f"If that is intended, add --devices {tasks}"
+        alternative += f", or --devices {gpus} for all of them in one task." if tasks == 1 else "."
     elif 0 < gpus < tasks:
-        problem = "each needs one, and sees all of them"
-        other = "Ask for --gpus-per-node, not for --gpus-per-task or --gpu-bind."
+        problem = "each task needs its own, and sees all of them"
+        alternative = "Request --gpus-per-node, not --gpus-per-task or --gpu-bind."
     else:
         return
     raise ConfigError(
-        f"srun started {tasks} {'task' if tasks == 1 else 'tasks'} on this machine, and shows "
-        f"{gpus} of its GPUs: {problem}. Start one task for each GPU: srun --nodes={nodes} "
+        f"srun started {format_count(tasks, 'task')} on this node, with "
+        f"{format_count(gpus, 'GPU')}: {problem}. Start one task per GPU: srun --nodes={nodes} "
         f"--ntasks-per-node={max(gpus, tasks)} --gpus-per-node={max(gpus, tasks)} finetune fit … "
-        f"{other}"
+        f"{alternative}"
     )
 
 
 def _describe_launch(launch: LaunchInfo) -> str:
-    machines = "machine" if launch.num_nodes == 1 else "machines"
     return (
-        f"{launch.launcher} started {launch.local_world_size} processes on each of {launch.num_nodes} "
-        f"{machines}"
+        f"{launch.launcher} started {format_count(launch.local_world_size, 'process')} on each of "
+        f"{format_count(launch.num_nodes, 'node')}"
     )
 
 
-def _format_launch_command(config: Config) -> str:
+def _format_launch_command(trainer: TrainerConfig) -> str:
     nodes, devices = (
-        1 if value == "auto" else value
-        for value in (config.trainer.num_nodes, config.trainer.devices)
+        1 if value == "auto" else value for value in (trainer.num_nodes, trainer.devices)
     )
     return (
-        f"srun --nodes={nodes} --ntasks-per-node={devices} finetune fit …, or on each machine "
+        f"srun --nodes={nodes} --ntasks-per-node={devices} finetune fit …, or on each node "
         f"torchrun --nnodes={nodes} --nproc-per-node={devices} -m finetune fit …"
     )

@@ -1,4 +1,4 @@
-"""What is about to happen, as JSON values that a console shows and a test reads."""
+"""Plan of a run as JSON values, which the console shows and ``--json`` prints."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,19 +6,16 @@ from typing import Any
 
 from finetune.builders import (
     Training,
-    compute_class_weights_start_epoch,
-    compute_world_size,
-    find_rare_classes,
     select_probe_loss,
 )
 from finetune.config.auto import get_config_value
 from finetune.types import Phase, Split
 
 _EPOCH_KEYS = ("trainer.epochs", "data.train_image_size", "model.batch_norm")
-"""What a run that is a probe alone does not use."""
+"""Keys without effect in a run that is a linear probe only."""
 
 _STEP_KEYS = ("trainer.batch_size", "optim.lr", "optim.backbone_lr_scale", "optim.layer_decay")
-"""What it does not use if its head is all that trains."""
+"""Further keys without effect if the probe trains only the head."""
 
 
 def build_plan(
@@ -27,20 +24,20 @@ def build_plan(
     """Return the plan of a run.
 
     Args:
-        training: What was built.
-        overrides: Dotted key to value of what was asked for.
-        num_rejected: Files that were left out.
-        run_dir: Where the run will lie.
+        training: Objects of the run.
+        overrides: Dotted keys to values that the user set.
+        num_rejected: Number of rejected image files.
+        run_dir: Run folder.
     """
     config, manifest, network = training.config, training.manifest, training.network
-    counts = manifest.count_per_class(Split.TRAIN)
+    counts = training.data.class_counts
     classifier = training.module.classifier
     return {
         "run_dir": str(run_dir),
         "data": {
             "path": str(manifest.root),
             "classes": list(manifest.classes),
-            "images": {split.value: len(manifest.get_samples(split)) for split in Split},
+            "num_images": {split.value: len(manifest.get_samples(split)) for split in Split},
             "class_counts": {
                 split.value: dict(
                     zip(manifest.classes, manifest.count_per_class(split), strict=True)
@@ -49,13 +46,13 @@ def build_plan(
                 if manifest.get_samples(split)
             },
             "imbalance_ratio": round(max(counts) / max(1, min(counts)), 2),
-            "rejected": num_rejected,
+            "num_rejected": num_rejected,
         },
         "model": {
             "backbone": config.model.backbone,
             "weights": network.report.source,
             "loaded_fraction": round(network.report.loaded_fraction, 4),
-            "parameters": sum(group.num_parameters for group in classifier.groups),
+            "num_parameters": sum(group.num_parameters for group in classifier.groups),
             "layer_groups": [group.name for group in classifier.groups],
             "image_size": network.spec.input_size[-1],
         },
@@ -79,28 +76,27 @@ def build_plan(
             **_describe_imbalance(training),
             "augment": config.augment.name,
             "rare_class_preset": config.augment.rare_class_preset,
-            "rare_classes": list(find_rare_classes(config, manifest)),
+            "rare_classes": list(training.rare_classes),
             "precision": config.trainer.precision,
             "accelerator": config.trainer.accelerator,
-            "processes": compute_world_size(config),
-            "accumulate": config.trainer.accumulate_grad_batches,
+            "world_size": config.world_size,
+            "accumulate_grad_batches": config.trainer.accumulate_grad_batches,
             "monitor": config.trainer.monitor,
             "seed": config.seed,
             "wandb": config.tracking.wandb,
         },
-        "changed": dict(overrides),
+        "overrides": dict(overrides),
     }
 
 
 def _describe_imbalance(training: Training) -> dict[str, Any]:
-    chosen = training.config.imbalance
-    start = compute_class_weights_start_epoch(training.config)
+    imbalance, start_epoch = training.config.imbalance, training.class_weights_start_epoch
     return {
-        "imbalance": chosen.strategy,
-        "sampler": chosen.sampler,
-        "class_weights": chosen.class_weights,
-        "class_weights_start_epoch": None if start is None else start + 1,
-        "head_rebalancing": chosen.head_rebalancing,
+        "imbalance": imbalance.strategy,
+        "sampler": imbalance.sampler,
+        "class_weights": imbalance.class_weights,
+        "class_weights_start_epoch": None if start_epoch is None else start_epoch + 1,
+        "head_rebalancing": imbalance.head_rebalancing,
     }
 
 
@@ -114,24 +110,24 @@ def _describe_probe(training: Training) -> dict[str, Any] | None:
     probe = training.probe
     if probe is None:
         return None
-    said = {
+    description = {
         "probe_only": training.is_probe_only,
         "flipped": probe.views.flipped,
         "num_crops": probe.views.num_crops,
-        "loss": select_probe_loss(training.config),
+        "loss": select_probe_loss(training.config.loss.name),
         "last_stage": None,
     }
     if probe.last_stage is not None:
         groups = training.module.classifier.groups[: probe.last_stage.depth]
-        said["last_stage"] = {
+        description["last_stage"] = {
             "groups": [group.name for group in groups],
             "lr": dict(
                 zip((group.name for group in groups), training.peak_learning_rates, strict=False)
             ),
-            "epochs": probe.last_stage.settings.num_passes,
+            "epochs": probe.last_stage.settings.num_epochs,
             "activations_gb": round(probe.last_stage.num_bytes / 1e9, 6),
         }
-    return said
+    return description
 
 
 def _describe_cache(training: Training) -> dict[str, Any]:
@@ -149,13 +145,13 @@ def _describe_cache(training: Training) -> dict[str, Any]:
 def _describe_phase(training: Training, phase: Phase) -> dict[str, Any]:
     groups = training.module.classifier.groups[: phase.depth]
     rates = training.peak_learning_rates[: phase.depth]
-    frozen = training.config.model.batch_norm == "frozen"
+    mode = training.config.model.batch_norm
     return {
         "first_epoch": phase.first_epoch + 1,
         "last_epoch": phase.last_epoch + 1,
         "depth": phase.depth,
         "groups": [group.name for group in groups],
-        "parameters": sum(group.num_parameters for group in groups),
+        "num_parameters": sum(group.num_parameters for group in groups),
         "lr": {group.name: rate for group, rate in zip(groups, rates, strict=True)},
-        "batch_norm": "frozen" if frozen or phase.depth == 1 else training.config.model.batch_norm,
+        "batch_norm": "frozen" if phase.depth == 1 else mode,
     }

@@ -1,4 +1,4 @@
-"""How a run goes on: what may differ from before, and its objects from its folder."""
+"""Resumption of a run: which settings may change, and the run's objects from its folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,6 @@ from finetune.builders import (
     build_training,
     compute_images_per_epoch,
     find_final_imbalance_phases,
-    is_probe_only,
 )
 from finetune.bundle.model_card import CARD_KEY, ModelCard
 from finetune.commands.prepare_data import resolve_data_path, resolve_if_path
@@ -19,16 +18,14 @@ from finetune.commands.stored_run import (
     read_stored_manifest,
 )
 from finetune.config.load import build_config, diff_configs, get_explicit_values, read_config_file
+from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import Config
+from finetune.data.training_data import TrainingData
 from finetune.distributed.launch import detect_launch
 from finetune.errors import ConfigError, RunFolderError
 from finetune.system import run_folder
 from finetune.system.run_folder import RunFolder
-from finetune.training.callbacks.checkpoint import (
-    read_checkpoint,
-    read_resume_state,
-    verify_checkpoint,
-)
+from finetune.training.checkpoint_io import read_checkpoint, read_resume_state, verify_checkpoint
 
 OVERRIDABLE_KEYS = (
     "trainer.epochs",
@@ -50,28 +47,25 @@ OVERRIDABLE_KEYS = (
     "checkpoint.",
     "resume",
 )
-"""What may differ when a run goes on; anything else would make it another run."""
+"""Keys, and sections ending in a dot, that may change in a resumed run; others define the run."""
 
 
 def find_existing_run(config: Config) -> RunFolder | None:
-    """Return the run that the same command has started before, where it may go on.
+    """Return the run in ``output`` that ``resume: auto`` resumes; None for a new run.
 
     Raises:
-        ConfigError: It cannot be found without a name.
+        ConfigError: ``resume`` is "auto" without ``output``.
     """
     if config.resume == "never":
         return None
     if config.output is None:
-        raise ConfigError(
-            "resume=auto looks for the run in the folder of --output, which is missing: add "
-            "--output runs/NAME."
-        )
+        raise ConfigError("resume=auto needs the folder of the run. Add --output runs/NAME.")
     path = Path(config.output).expanduser()
     return run_folder.open_existing(path) if run_folder.is_run(path) else None
 
 
 def collect_overrides(run: RunFolder, config: Config) -> dict[str, Any]:
-    """Return what a command says again of a run, key by key, as the run's own config has it."""
+    """Return the explicit settings of a repeated command, in the form that the run stores them."""
     values = {key: value for key, value in get_explicit_values(config).items() if value != "auto"}
     for key in ("output", "resume"):
         values.pop(key, None)
@@ -81,10 +75,14 @@ def collect_overrides(run: RunFolder, config: Config) -> dict[str, Any]:
     for key in ("model.weights", "augment.name"):
         if key in values:
             values[key] = resolve_if_path(values[key])
-    stored = read_stored_config(run)
-    num_images = compute_images_per_epoch(stored, read_stored_manifest(run, stored))
-    if int(stored.trainer.batch_size) <= num_images < values.get("trainer.batch_size", 0):
-        del values["trainer.batch_size"]  # it shrank to the images of an epoch
+    stored = ResolvedConfig.from_config(read_stored_config(run))
+    num_images = compute_images_per_epoch(
+        stored.imbalance,
+        TrainingData.from_manifest(read_stored_manifest(run, stored)),
+        num_epochs=stored.trainer.epochs,
+    )
+    if stored.trainer.batch_size <= num_images < values.get("trainer.batch_size", 0):
+        del values["trainer.batch_size"]  # the run reduced it to the images of an epoch
     return values
 
 
@@ -94,17 +92,22 @@ def build_resume_config(
     assignments: Mapping[str, Any] | None = None,
     flags: Mapping[str, tuple[str, Any]] | None = None,
 ) -> Config:
-    """Return the config with which a run goes on.
+    """Return the config of a resumed run.
+
+    Args:
+        run: Run folder.
+        assignments: Dotted keys to new values.
+        flags: Dotted keys to option names and new values.
 
     Raises:
-        ConfigError: It would be another run, or one with fewer epochs than are done.
+        ConfigError: A key may not change, or there are fewer epochs than completed ones.
     """
     stored = read_stored_config(run)
     tree = read_config_file(run.config_path)
-    # what "auto" came to stays so
+    # values that were resolved from "auto" stay the same
     assignments = {key: value for key, value in (assignments or {}).items() if value != "auto"}
-    flags = {key: given for key, given in (flags or {}).items() if given[1] != "auto"}
-    # the machines of today, which are those of the launcher, if there is one
+    flags = {key: flag for key, flag in (flags or {}).items() if flag[1] != "auto"}
+    # nodes and processes follow the present launcher, if there is one
     tree["trainer"]["num_nodes"] = "auto"
     if detect_launch() is not None:
         tree["trainer"]["devices"] = "auto"
@@ -117,90 +120,98 @@ def build_resume_config(
 
 
 def rebuild_training(run: RunFolder, config: Config) -> Training:
-    """Return the training of a run from its folder: the same split, the same network."""
-    resumed = None
+    """Return the training of a run from its folder, with the same split and the same network.
+
+    Raises:
+        RunFolderError: The checkpoint is damaged.
+        DataError: Images of the run are missing.
+    """
+    checkpoint_card = None
     if run.last_checkpoint_path.is_file():
         verify_checkpoint(run.last_checkpoint_path)
         card = read_checkpoint(run.last_checkpoint_path)[CARD_KEY]
         try:
-            resumed = ModelCard.from_json(card)
+            checkpoint_card = ModelCard.from_json(card)
         except RunFolderError as error:
             raise RunFolderError(f"{run.last_checkpoint_path}: {error}") from error
     manifest = read_stored_manifest(run, config)
     check_files_exist(manifest, manifest.samples)
-    return build_training(config, manifest, checkpoint_card=resumed, is_resumed=True)
+    return build_training(config, manifest, checkpoint_card=checkpoint_card, is_resumed=True)
 
 
 def describe_phase_shifts(run: RunFolder, training: Training) -> list[str]:
-    """Say what about unequal classes comes earlier or later than the run's first epochs assumed.
+    """Return a warning for each last phase of the imbalance schedule that a new length shifts.
 
     Args:
-        run: The run, with the config of before.
-        training: Of now.
+        run: Run folder, with the config before.
+        training: Training of the resumed run.
     """
-    position, stored = read_resume_state(run), read_stored_config(run)
-    before, now = stored.trainer.epochs, training.config.trainer.epochs
-    if position is None or before == now or training.is_probe_only:
+    state = read_resume_state(run)
+    stored = read_stored_config(run)
+    num_epochs = training.config.trainer.epochs
+    if state is None or stored.trainer.epochs == num_epochs or training.is_probe_only:
         return []
-    old, new = (
-        find_final_imbalance_phases(one, training.manifest) for one in (stored, training.config)
-    )
-    found = []
-    for part, (setting, start) in new.items():
-        was, done = old[part][1], position.completed_epochs
-        if start == was:
+    old_phases = find_final_imbalance_phases(ResolvedConfig.from_config(stored), training.data)
+    new_phases = find_final_imbalance_phases(training.config, training.data)
+    warnings = []
+    for part, (setting, start) in new_phases.items():
+        _, old_start = old_phases[part]
+        if start == old_start:
             continue
-        back = ", and until then training goes back to what came before it" * (was < done < start)
-        found.append(
-            f"{setting}: its last part begins in epoch {start + 1} of {now}; before, in epoch "
-            f"{was + 1} of {before}. What is trained stays as it is{back}. If all of it is to "
-            f"follow {now} epochs, start a new run."
+        is_undone = old_start < state.completed_epochs < start
+        return_note = " The epochs until then repeat the phase before it." if is_undone else ""
+        warnings.append(
+            f"{setting}: the last phase starts in epoch {start + 1} of {num_epochs}, and in epoch "
+            f"{old_start + 1} of {stored.trainer.epochs} before. Completed epochs stay as they are."
+            f"{return_note} To apply one schedule to all {num_epochs} epochs, start a new run."
         )
-    return found
+    return warnings
 
 
-def describe_resume_point(run: RunFolder, config: Config) -> str:
-    """Say where a run goes on.
+def describe_resume_point(run: RunFolder, config: ResolvedConfig) -> str:
+    """Return a sentence on where a run resumes.
 
     Args:
-        run: The run.
-        config: Resolved, with which it goes on.
+        run: Run folder.
+        config: Config of the resumed run.
     """
-    position = read_resume_state(run)
-    if position is None:
+    state = read_resume_state(run)
+    if state is None:
         return _describe_restart(run, config)
-    if position.steps_in_epoch:
-        return f"Goes on in epoch {position.completed_epochs + 1}, after {position.steps_in_epoch} of its steps."
-    return f"Goes on after epoch {position.completed_epochs}."
+    if state.steps_in_epoch:
+        return (
+            f"Resuming in epoch {state.completed_epochs + 1}, after {state.steps_in_epoch} of its "
+            f"steps."
+        )
+    return f"Resuming after epoch {state.completed_epochs}."
 
 
-def _describe_restart(run: RunFolder, config: Config) -> str:
-    """Say where a run without a saved epoch goes on."""
+def _describe_restart(run: RunFolder, config: ResolvedConfig) -> str:
+    """Return a sentence on where a run without completed steps resumes."""
     if config.probe.enabled != "on":
-        return "No checkpoint was saved before; the run starts with its first epoch."
-    if is_probe_only(config) and run.best_checkpoint_path.is_file():
-        return "The probe is saved; its model remains to be measured and written."
-    return (
-        "No checkpoint was saved before; the run starts with its probe and computes only the "
-        "features that were not kept."
-    )
+        return "No checkpoint was saved; starting with the first epoch."
+    if config.is_probe_only and run.best_checkpoint_path.is_file():
+        return "The linear probe is saved; its model remains to be evaluated and written."
+    return "No checkpoint was saved; starting with the linear probe, from cached features."
 
 
 def _check_changes(stored: Config, config: Config) -> None:
+    """Check that only overridable keys differ."""
+    sections = tuple(key for key in OVERRIDABLE_KEYS if key.endswith("."))
     for key, (before, after) in diff_configs(stored, config).items():
-        sections = tuple(name for name in OVERRIDABLE_KEYS if name.endswith("."))
         if key not in OVERRIDABLE_KEYS and not key.startswith(sections):
             raise ConfigError(
-                f"{key} is {before!r} in the run and cannot become {after!r}: it would be another "
-                f"run. Leave it out, or start a new run without --resume."
+                f"{key} is {before!r} in the run and cannot become {after!r} in a resumed run. Leave "
+                f"it out, or start a new run without --resume."
             )
 
 
 def _check_epochs(run: RunFolder, config: Config) -> None:
-    position = read_resume_state(run)
-    done = 0 if position is None else position.completed_epochs
-    if int(config.trainer.epochs) < done:
+    """Check that a run has not completed more epochs than requested."""
+    state = read_resume_state(run)
+    completed = 0 if state is None else state.completed_epochs
+    if int(config.trainer.epochs) < completed:
         raise ConfigError(
-            f"trainer.epochs={config.trainer.epochs}: the run has {done} epochs behind it already. "
-            f"Give more than that, or leave it out."
+            f"trainer.epochs={config.trainer.epochs}: the run has completed {completed} epochs "
+            f"already. Use at least {completed}, or leave it out."
         )

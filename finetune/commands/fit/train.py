@@ -1,307 +1,248 @@
-"""The middle of a run, new or resumed: train, measure the best model, write it."""
+"""Training of a run, new or resumed, from its linear probe to its bundle."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from datetime import timedelta
-from uuid import uuid4
+from typing import Any
 
 from finetune.builders import (
     Training,
     build_trainer_options,
-    compute_world_size,
     enable_cache,
     get_micro_batch_size,
-    is_probe_only,
 )
 from finetune.commands.fit.finalize import FinalEvaluation, evaluate_best_model, write_bundle
+from finetune.commands.fit.process_group import open_process_group
+from finetune.commands.fit.tracking import interrupt_on_error, open_tracking
 from finetune.commands.inspect.features import record_probe_findings
 from finetune.commands.stored_run import read_stored_manifest
 from finetune.config.load import replace_values
-from finetune.config.schema import Config
-from finetune.distributed.launch import LaunchInfo
-from finetune.distributed.local_launcher import launch_local_workers
+from finetune.config.resolved import ResolvedConfig
 from finetune.distributed.peer_errors import PeerLostError
 from finetune.distributed.rendezvous import Rendezvous
-from finetune.distributed.signals import StopRequest
 from finetune.errors import OutOfMemoryError
 from finetune.probe.head_rebalancing import is_rebalanced, rebalance
 from finetune.probe.linear_probe import fit_probe, is_probe_checkpoint, save_probe
 from finetune.system.files import write_text
 from finetune.system.hardware import get_process_device
 from finetune.system.run_folder import RunFolder
-from finetune.training.callbacks.checkpoint import (
-    has_stopped_early,
-    read_checkpoint,
-    read_resume_state,
-)
-from finetune.training.callbacks.freeze_layers import (
-    NetworkCompiler,
-    Progress,
-    UnfreezeScheduler,
-    WeightAveraging,
-)
-from finetune.training.loggers.experiment import MetricsCsv, RunTracker, create_wandb_logger
+from finetune.training.callbacks.checkpoint import has_stopped_early
+from finetune.training.callbacks.network_compiler import NetworkCompiler
+from finetune.training.callbacks.progress import Progress
+from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
+from finetune.training.checkpoint_io import read_checkpoint, read_resume_state
+from finetune.training.loggers.wandb_logger import RunTracker
 from finetune.training.trainer import create_trainer
-from finetune.training.trainer import fit as lightning_fit
+from finetune.training.trainer import fit as fit_epochs
 from finetune.types import Reporter
+from finetune.units import format_percent, format_scientific
 
 
-def train_and_finalize(
+def train(
     run: RunFolder, training: Training, *, reporter: Reporter, rendezvous: Rendezvous | None
 ) -> FinalEvaluation | None:
-    """Train, then measure the best model and write it; return its numbers on rank 0.
+    """Train to the last epoch, evaluate the best model and write its bundle.
+
+    A run that was interrupted continues with the step that comes next.
 
     Args:
-        run: The run folder.
-        training: What trains.
-        reporter: Told of everything.
-        rendezvous: The other processes, where a launcher has started them.
+        run: Run folder.
+        training: Objects of the run.
+        reporter: Receiver of progress and messages.
+        rendezvous: Rendezvous with the processes of a launch; None without a launcher.
+
+    Returns:
+        Evaluation of the best model on rank 0; None on other ranks.
     """
     rank = 0 if rendezvous is None else rendezvous.launch.rank
-    try:
-        tracking = _train_on_all_ranks(run, training, reporter=reporter, rendezvous=rendezvous)
+    with _suggest_resume(run, reporter):
+        tracker = _fit_probe_and_epochs(run, training, rank, reporter, rendezvous)
         if rendezvous is not None and rank > 0:
             rendezvous.depart()
             return None
         _rebalance_head(run, training, reporter)
-        # which the probe may have told of further copies
+        # read again, as the probe may have added duplicates
         manifest = read_stored_manifest(run, training.config)
-        measured = evaluate_best_model(run, replace(training, manifest=manifest), reporter)
-    except KeyboardInterrupt:
-        reporter.note(f"Stopped. Go on with: finetune fit --resume {run.path}")
-        raise
-    except PeerLostError:
-        reporter.note(f"Go on with: finetune fit --resume {run.path}")
-        raise
+        evaluation = evaluate_best_model(run, replace(training, manifest=manifest), reporter)
     if not training.is_probe_only and is_probe_checkpoint(run.best_checkpoint_path):
         reporter.note(
-            f"No epoch beat the probe on val/{training.config.trainer.monitor}: the best model is "
-            f"the probe's. Try a lower optim.lr, or more epochs."
+            f"No epoch improved val/{training.config.trainer.monitor} over the linear probe, which "
+            f"is the best model. Try a lower optim.lr or more epochs."
         )
-    write_bundle(run, measured)
-    tracking.finish(
-        measured.evaluations, classes=training.manifest.classes, bundle_dir=run.bundle_dir
-    )
+    write_bundle(run, evaluation)
+    tracker.finish(evaluation.evaluations, classes=training.data.classes, bundle_dir=run.bundle_dir)
     write_text(run.done_marker_path, f"{training.config.trainer.epochs}\n")
     if rendezvous is not None:
         rendezvous.depart()
-    return measured
+    return evaluation
 
 
-def _rebalance_head(run: RunFolder, training: Training, reporter: Reporter) -> None:
-    """Give the best model the classifier that was asked for, once."""
-    way = training.config.imbalance.head_rebalancing
-    if way not in ("crt", "tau_norm") or is_rebalanced(run.best_checkpoint_path):
-        return
-    assert training.probe is not None, "looked for by who builds"
-    device = get_process_device(training.config.trainer.accelerator, 0)
-    found = rebalance(
-        run.best_checkpoint_path, way, training.probe, device=device, reporter=reporter
-    )
-    how = f"tau {found.tau:g}" if found.tau is not None else f"penalty {found.penalty:.1g}"
-    gain = f"balanced accuracy on val {found.balanced_accuracy_before:.4f} -> {found.balanced_accuracy_after:.4f}"
-    if found.tau == 0:
-        gain = f"no tau beats balanced accuracy {found.balanced_accuracy_before:.4f} on val; it stays as it was"
-    reporter.note(f"The classifier after {way} ({how}): {gain}.")
+def reduce_micro_batch(training: Training, error: OutOfMemoryError) -> ResolvedConfig:
+    """Return the config of a run with half as many images per micro-batch, or fewer.
+
+    Raises:
+        OutOfMemoryError: The micro-batch cannot get smaller, or other processes would have to use
+            the new config, too.
+    """
+    config = training.config
+    accumulate = config.trainer.accumulate_grad_batches
+    micro_batch_size = get_micro_batch_size(training)
+    largest_factor = micro_batch_size // training.min_micro_batch_size
+    factors = (n for n in range(2, largest_factor + 1) if micro_batch_size % n == 0)
+    factor = next(factors, None)
+    if factor is None:
+        images = "1 image does" if micro_batch_size == 1 else f"{micro_batch_size} images do"
+        raise OutOfMemoryError(
+            f"{error} A micro-batch of {images} not fit. Use a smaller --image-size or --backbone, "
+            f"or model.grad_checkpointing=true."
+        )
+    if config.world_size > 1:
+        raise OutOfMemoryError(
+            f"{error} Resume with smaller micro-batches: finetune fit --resume {config.output} "
+            f"trainer.accumulate_grad_batches={accumulate * factor}"
+        )
+    return replace_values(config, {"trainer.accumulate_grad_batches": accumulate * factor})
 
 
-def _train_on_all_ranks(
-    run: RunFolder, training: Training, *, reporter: Reporter, rendezvous: Rendezvous | None
+def is_complete(run: RunFolder, num_epochs: int | str) -> bool:
+    """Return whether a run has trained for these epochs and written its bundle."""
+    if not (run.done_marker_path.is_file() and run.bundle_dir.is_dir()):
+        return False
+    return run.done_marker_path.read_text(encoding="utf-8").strip() == str(num_epochs)
+
+
+def _fit_probe_and_epochs(
+    run: RunFolder,
+    training: Training,
+    rank: int,
+    reporter: Reporter,
+    rendezvous: Rendezvous | None,
 ) -> RunTracker:
-    """Train to the last epoch with all processes, and return the trackers."""
-    rank = 0 if rendezvous is None else rendezvous.launch.rank
+    """Fit the probe and train to the last epoch with all processes; return the trackers."""
     is_trained = _is_trained(run, training.config)
     if not is_trained and not training.is_probe_only:
         training = enable_cache(training, reporter=reporter)
-    tracking = open_tracking(run, training.config, reporter, rank=rank)
-    if not is_trained:
-        try:
-            with _init_process_group(run, training, rendezvous) as all_of_them:
-                score = _run_probe(run, training, tracking, reporter, all_of_them)
-                if not training.is_probe_only:
-                    launch = None if all_of_them is None else all_of_them.launch
-                    with nullcontext() if all_of_them is None else all_of_them.pause_heartbeat():
-                        _run_trainer(run, training, tracking, reporter, launch, baseline=score)
-        except BaseException as error:
-            tracking.interrupt(is_resumable=isinstance(error, StopRequest | OutOfMemoryError))
-            raise
-    return tracking
+    tracker = open_tracking(run, training.config, reporter, rank=rank)
+    if is_trained:
+        return tracker
+    with interrupt_on_error(tracker), open_process_group(run, training, rendezvous) as group:
+        probe_score = _fit_probe(run, training, tracker, reporter, group)
+        if training.is_probe_only:
+            return tracker
+        with nullcontext() if group is None else group.pause_heartbeat():
+            trainer = create_trainer(
+                run.path,
+                build_trainer_options(training.config),
+                callbacks=_build_callbacks(training, tracker, reporter),
+                loggers=tracker.loggers,
+                launch=None if group is None else group.launch,
+                baseline=probe_score,
+            )
+            last = run.last_checkpoint_path if run.last_checkpoint_path.is_file() else None
+            fit_epochs(trainer, training.module, training.datamodule, checkpoint_path=last)
+    return tracker
 
 
-@contextmanager
-def _init_process_group(
-    run: RunFolder, training: Training, rendezvous: Rendezvous | None
-) -> Iterator[Rendezvous | None]:
-    """Bring all processes of the run into one group; yield them, or None for one alone."""
-    config = training.config
-    count = 0 if rendezvous is not None else int(config.trainer.devices) - 1
-    if rendezvous is None and not count:
-        yield None
-        return
-    timeout = timedelta(seconds=config.trainer.collective_timeout_seconds)
-    others: AbstractContextManager[Rendezvous] = (
-        launch_local_workers(run.path, num_workers=count, timeout=timeout)
-        if rendezvous is None
-        else nullcontext(rendezvous)
+def _build_callbacks(training: Training, tracker: RunTracker, reporter: Reporter) -> list[Any]:
+    """Return the callbacks of the trainer, in their order."""
+    compiler = NetworkCompiler(
+        reporter,
+        batch_size=get_micro_batch_size(training),
+        size_schedule=training.datamodule.train_dataset.transform.get_size,
     )
-    with others as all_of_them:
-        if rendezvous is None:
-            broadcast_run(all_of_them, run, training)
-        backend = "nccl" if config.trainer.accelerator == "cuda" else "gloo"
-        with all_of_them.open_process_group(backend=backend):
-            yield all_of_them
+    return [
+        UnfreezeScheduler(),
+        *([compiler] if training.config.trainer.compile else []),
+        Progress(reporter),
+        tracker.csv,
+    ]
 
 
-def _run_probe(
+def _fit_probe(
     run: RunFolder,
     training: Training,
-    tracking: RunTracker,
+    tracker: RunTracker,
     reporter: Reporter,
     rendezvous: Rendezvous | None,
 ) -> float | None:
-    """Begin a run with its probe, which is the best model so far; return its score."""
+    """Fit the linear probe of a new run and save it as the best model so far.
+
+    Returns:
+        Its value of the monitored metric, on all ranks; None without a probe.
+    """
     plan = training.probe
     if plan is None or run.last_checkpoint_path.is_file():
         return None
-    trainer = training.config.trainer
+    trainer, module = training.config.trainer, training.module
     device = get_process_device(
         trainer.accelerator, 0 if rendezvous is None else rendezvous.launch.local_rank
     )
-    module = training.module
-    found = fit_probe(
+    result = fit_probe(
         module.classifier, plan, device=device, rendezvous=rendezvous, reporter=reporter
     )
-    if found is None:
-        assert rendezvous is not None, "rank 0 finds something"
-        return float(rendezvous.receive("probe"))  # however long the fit takes
-    reporter.show_probe(found.to_json())
-    record_probe_findings(run, training, found, reporter)
-    row = {f"val/{name}": float(value) for name, value in found.metrics.items()}
-    row["train/loss"] = found.train_loss
-    # as the epoch before the first, or the only one
-    tracking.csv.record(row, epoch=0 if training.is_probe_only else -1, step=0)
-    save_probe(module, module.card, found, run.best_checkpoint_path)
+    if result is None:
+        assert rendezvous is not None, "rank 0 has a result"
+        return float(rendezvous.receive("probe"))  # waits for as long as the fit takes
+    reporter.show_probe(result.to_json())
+    record_probe_findings(run, training, result, reporter)
+    row = {f"val/{name}": float(value) for name, value in result.metrics.items()}
+    row["train/loss"] = result.train_loss
+    # the epoch before the first one, or the only one
+    tracker.csv.record(row, epoch=0 if training.is_probe_only else -1, step=0)
+    save_probe(module, module.card, result, run.best_checkpoint_path)
     score = row[f"val/{trainer.monitor}"]
     if rendezvous is not None:
         rendezvous.broadcast("probe", score)
     return score
 
 
-def broadcast_run(rendezvous: Rendezvous, run: RunFolder, training: Training) -> None:
-    """Tell the other processes what is trained; they need no weights, which DDP sends them."""
-    told = {
-        "run_dir": str(run.path.resolve()),
-        "config": training.config.model_dump(mode="json"),
-        "card": training.module.card,
-        "position": read_progress(run),
-    }
-    rendezvous.broadcast("run", told)
-
-
-def read_progress(run: RunFolder) -> list[int] | None:
-    """Return the epochs and steps that a run has behind it, as all processes must see them."""
-    position = read_resume_state(run)
-    return None if position is None else [position.completed_epochs, position.steps_in_epoch]
-
-
-def _run_trainer(
-    run: RunFolder,
-    training: Training,
-    tracking: RunTracker,
-    reporter: Reporter,
-    launch: LaunchInfo | None,
-    *,
-    baseline: float | None,
-) -> None:
-    """Train to the last epoch, from the last checkpoint if there is one."""
-    checkpoint = run.last_checkpoint_path if run.last_checkpoint_path.is_file() else None
-    size_at = training.datamodule.train_dataset.transform.get_size
-    compiling = [
-        NetworkCompiler(reporter, batch_size=get_micro_batch_size(training), size_schedule=size_at)
-    ]
-    trainer = create_trainer(
-        run.path,
-        build_trainer_options(training.config),
-        callbacks=[
-            UnfreezeScheduler(),
-            *(compiling if training.config.trainer.compile else []),
-            WeightAveraging(),
-            Progress(reporter),
-            tracking.csv,
-        ],
-        loggers=tracking.loggers,
-        launch=launch,
-        baseline=baseline,
+def _rebalance_head(run: RunFolder, training: Training, reporter: Reporter) -> None:
+    """Rebalance the classifier of the best model, once, if the config requests it."""
+    method = training.config.imbalance.head_rebalancing
+    if method not in ("crt", "tau_norm") or is_rebalanced(run.best_checkpoint_path):
+        return
+    assert training.probe is not None, "checked in builders/constraints.py"
+    device = get_process_device(training.config.trainer.accelerator, 0)
+    result = rebalance(
+        run.best_checkpoint_path, method, training.probe, device=device, reporter=reporter
     )
-    lightning_fit(trainer, training.module, training.datamodule, checkpoint_path=checkpoint)
-
-
-def reduce_micro_batch(training: Training, error: OutOfMemoryError) -> Config:
-    """Return the config of a run whose batches hold half as many images, or fewer.
-
-    Raises:
-        OutOfMemoryError: One image at a time is too much already, or other processes would not
-            know of it.
-    """
-    config = training.config
-    batch, parts = get_micro_batch_size(training), int(config.trainer.accumulate_grad_batches)
-    most = batch // training.min_micro_batch_size
-    smaller = next((n for n in range(2, most + 1) if batch % n == 0), None)
-    if smaller is None:
-        few = "One image at a time does" if batch == 1 else f"{batch} images at a time do"
-        raise OutOfMemoryError(
-            f"{error} {few} not fit. Take a smaller --image-size or --backbone, or "
-            f"model.grad_checkpointing=true."
-        )
-    if compute_world_size(config) > 1:
-        raise OutOfMemoryError(
-            f"{error} Go on with a smaller batch in memory: "
-            f"finetune fit --resume {config.output} trainer.accumulate_grad_batches={parts * smaller}"
-        )
-    return replace_values(config, {"trainer.accumulate_grad_batches": parts * smaller})
-
-
-def open_tracking(run: RunFolder, config: Config, reporter: Reporter, *, rank: int) -> RunTracker:
-    """Return the run's trackers; rank 0 alone continues the run's one W&B run."""
-    tracking = config.tracking
-    metrics = MetricsCsv(run.metrics_path, reporter=reporter)
-    position = read_resume_state(run)
-    epochs = 0 if position is None else position.completed_epochs
-    metrics.drop_rows_after(epochs)
-    if tracking.wandb == "off" or rank > 0:
-        return RunTracker(metrics)
-    if not run.wandb_id_path.is_file():
-        write_text(run.wandb_id_path, uuid4().hex[:8] + "\n")
-    wandb = create_wandb_logger(
-        run.path,
-        run_id=run.wandb_id_path.read_text().strip(),
-        mode=tracking.wandb,
-        project=tracking.project,
-        entity=tracking.entity,
-        name=tracking.name or run.path.name,
-        tags=tracking.tags,
-        config=config.model_dump(mode="json"),
+    before = format_percent(result.balanced_accuracy_before, decimals=2)
+    after = format_percent(result.balanced_accuracy_after, decimals=2)
+    if result.tau == 0:
+        effect = f"no tau improves its {before}, so the classifier is unchanged"
+    else:
+        effect = f"{before} -> {after}"
+    setting = (
+        f"tau {result.tau:g}"
+        if result.penalty is None
+        else f"L2 {format_scientific(result.penalty, digits=1)}"
     )
-    tracking_run = RunTracker(metrics, wandb, run.wandb_epochs_path)
-    tracking_run.relog_epochs(num_epochs=epochs)
-    return tracking_run
+    reporter.note(
+        f"Classifier rebalanced by {method} ({setting}). Balanced accuracy on val: {effect}."
+    )
 
 
-def is_complete(run: RunFolder, config: Config) -> bool:
-    """Tell whether a run has trained, measured, written and tracked everything that was asked."""
-    if not (run.done_marker_path.is_file() and run.bundle_dir.is_dir()):
-        return False
-    return run.done_marker_path.read_text(encoding="utf-8").strip() == str(config.trainer.epochs)
+@contextmanager
+def _suggest_resume(run: RunFolder, reporter: Reporter) -> Iterator[None]:
+    """Show the command that resumes the run if it is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        reporter.note(f"Stopped. Resume with: finetune fit --resume {run.path}")
+        raise
+    except PeerLostError:
+        reporter.note(f"Resume with: finetune fit --resume {run.path}")
+        raise
 
 
-def _is_trained(run: RunFolder, config: Config) -> bool:
-    if is_probe_only(config):
+def _is_trained(run: RunFolder, config: ResolvedConfig) -> bool:
+    """Return whether a run has completed its last epoch, or its probe if it has no epochs."""
+    if config.is_probe_only:
         return run.best_checkpoint_path.is_file()
-    position = read_resume_state(run)
-    if position is None:
+    state = read_resume_state(run)
+    if state is None:
         return False
-    if position.completed_epochs >= int(config.trainer.epochs):
+    if state.completed_epochs >= config.trainer.epochs:
         return True
     return has_stopped_early(
         read_checkpoint(run.last_checkpoint_path), config.trainer.early_stopping_patience

@@ -1,1 +1,1 @@
-"""One parametrised test a table."""
+"""Contract tests: one parametrised test for each table of components."""

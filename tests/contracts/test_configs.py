@@ -1,4 +1,4 @@
-"""Every shipped config is one that the command line takes, and says how it is run."""
+"""Shipped configs: each is valid and documents its command."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ CONFIGS = sorted(Path(__file__).parents[2].glob("configs/*.yaml"))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=[file.stem for file in CONFIGS])
-def test_a_shipped_config_is_valid_and_changes_something(file: Path) -> None:
+def test_shipped_config_is_valid_and_differs_from_defaults(file: Path) -> None:
     assert diff_from_defaults(build_config(read_config_file(file)))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=[file.stem for file in CONFIGS])
-def test_its_head_holds_its_command(file: Path) -> None:
+def test_shipped_config_documents_its_command(file: Path) -> None:
     assert f"finetune fit photos/ --config configs/{file.name}" in file.read_text(encoding="utf-8")
 
 
-def test_there_are_configs() -> None:
+def test_shipped_configs_exist() -> None:
     assert CONFIGS

@@ -1,4 +1,4 @@
-"""The names in the config's sections are the rows of the tables on the floors above."""
+"""Contract of names: those in the config sections are the keys of the component tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,13 +27,13 @@ from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES
         pytest.param(learning.IMBALANCE_NAMES, IMBALANCE_STRATEGIES, id="IMBALANCE"),
     ],
 )
-def test_the_names_are_the_rows_of_the_table(
+def test_config_names_are_the_keys_of_the_table(
     names: Sequence[str], table: Mapping[str, Any]
 ) -> None:
     assert list(names) == list(table)
 
 
-def test_every_imbalance_strategy_names_what_there_is() -> None:
+def test_imbalance_strategies_name_existing_components() -> None:
     for strategy in IMBALANCE_STRATEGIES.values():
         assert strategy.sampler in SAMPLERS
         assert strategy.loss in LOSSES
@@ -41,7 +41,7 @@ def test_every_imbalance_strategy_names_what_there_is() -> None:
         assert strategy.head_rebalancing in ("none", "crt", "tau_norm", "post_hoc")
 
 
-def test_every_sampler_loss_and_kind_of_class_weights_has_a_strategy() -> None:
+def test_imbalance_strategies_cover_all_components() -> None:
     strategies = IMBALANCE_STRATEGIES.values()
     assert {strategy.sampler for strategy in strategies} == SAMPLERS.keys()
     assert {strategy.loss for strategy in strategies} == LOSSES.keys()

@@ -1,4 +1,4 @@
-"""Whatever is asked for is loaded whole and proved, or refused with the remedy."""
+"""Creation of networks: complete loading of weights, and errors with a remedy."""
 
 import json
 import re
@@ -26,7 +26,7 @@ REAL_WEIGHTS = ROOT.parent / "shared" / "weights"
 
 @pytest.fixture(scope="module")
 def reference() -> nn.Module:
-    """Return timm's own network with 10 classes, whose weights no seed gives."""
+    """Return a timm network of 10 classes whose weights no seed reproduces."""
     network: nn.Module = timm.create_model(NAME, num_classes=10)
     randomise(network)
     return network
@@ -77,7 +77,9 @@ FORMATS: Mapping[str, Callable[[State, Path], object]] = {
 
 
 @pytest.mark.parametrize("file", FORMATS)
-def test_a_local_file_fills_the_backbone(file: str, state: State, tmp_path: Path) -> None:
+def test_create_network_local_file_loads_the_backbone(
+    file: str, state: State, tmp_path: Path
+) -> None:
     path = tmp_path / file
     FORMATS[file](state, path)
     network = _load(str(path))
@@ -85,14 +87,14 @@ def test_a_local_file_fills_the_backbone(file: str, state: State, tmp_path: Path
     assert network.report.source == str(path)
 
 
-def test_half_precision_becomes_full(state: State, tmp_path: Path) -> None:
+def test_create_network_half_precision_weights_become_float32(state: State, tmp_path: Path) -> None:
     half = {n: v.half() if v.is_floating_point() else v for n, v in state.items()}
     network = _load(_save(half, tmp_path / "w.pth"))
     _assert_loaded(network, half)
     assert {p.dtype for p in network.module.parameters()} == {torch.float32}
 
 
-def test_the_classifier_starts_at_zero_even_if_the_file_has_as_many_classes(
+def test_create_network_classifier_is_zero_if_the_file_has_as_many_classes(
     state: State, tmp_path: Path
 ) -> None:
     network = _load(_save(state, tmp_path / "w.pth"), num_classes=10)
@@ -101,8 +103,8 @@ def test_the_classifier_starts_at_zero_even_if_the_file_has_as_many_classes(
     assert not any(p.any() for p in network.module.fc.parameters())  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("num_classes", [3, 1000])  # 1000: as many as the default config says
-def test_a_file_without_a_classifier_is_enough(
+@pytest.mark.parametrize("num_classes", [3, 1000])  # 1000 is the default of the architecture
+def test_create_network_file_without_classifier_loads(
     num_classes: int, state: State, tmp_path: Path
 ) -> None:
     backbone = {name: value for name, value in state.items() if not name.startswith("fc.")}
@@ -110,7 +112,7 @@ def test_a_file_without_a_classifier_is_enough(
     _assert_loaded(network, state)
 
 
-def test_positions_are_resampled_to_the_image_size(tmp_path: Path) -> None:
+def test_create_network_resamples_position_embeddings(tmp_path: Path) -> None:
     reference = timm.create_model("test_vit", num_classes=10)
     path = _save(reference.state_dict(), tmp_path / "vit.pth")
     network = create_network("test_vit", num_classes=3, weights=path, image_size=64)
@@ -143,7 +145,7 @@ def folder(tmp_path: Path, state: State) -> Path:
     return tmp_path / "timm"
 
 
-def test_a_timm_folder_brings_its_preprocessing(folder: Path, state: State) -> None:
+def test_create_network_timm_folder_sets_the_preprocessing(folder: Path, state: State) -> None:
     network = _load(str(folder))
     _assert_loaded(network, state)
     spec = network.spec
@@ -152,93 +154,98 @@ def test_a_timm_folder_brings_its_preprocessing(folder: Path, state: State) -> N
     assert (spec.crop_pct, spec.crop_mode) == (0.8, "squash")
 
 
-def test_the_user_overrides_the_folders_preprocessing(folder: Path) -> None:
+def test_create_network_pretrained_cfg_overrides_the_folder(folder: Path) -> None:
     spec = _load(str(folder), pretrained_cfg={"mean": (0.7, 0.8, 0.9)}, image_size=80).spec
     assert (spec.mean, spec.std) == ((0.7, 0.8, 0.9), (0.4, 0.5, 0.6))
     assert spec.input_size == (3, 80, 80)
 
 
-def test_a_run_folder_is_its_bundle(folder: Path, state: State) -> None:
+def test_create_network_run_folder_loads_its_bundle(folder: Path, state: State) -> None:
     run = folder.parent / "run"
     run.mkdir()
     folder.rename(run / "bundle")
     _assert_loaded(_load(str(run)), state)
 
 
-def test_a_folder_with_pickled_weights_loads(folder: Path, state: State) -> None:
+def test_create_network_timm_folder_with_pickled_weights_loads(folder: Path, state: State) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
     _assert_loaded(_load(str(folder)), state)
 
 
-def test_a_bundle_of_another_architecture_is_refused(folder: Path) -> None:
-    message = f"holds weights of '{NAME}', but the backbone is 'test_vit'.*--backbone {NAME}"
+def test_create_network_folder_of_other_architecture_raises_model_error(folder: Path) -> None:
+    message = f"{re.escape(str(folder))}.*'{NAME}'.*'test_vit'.*--backbone {NAME}"
     with pytest.raises(ModelError, match=message):
         create_network("test_vit", num_classes=3, weights=str(folder))
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", "3"])
-def test_a_folder_without_a_usable_config_is_refused(folder: Path, content: str | None) -> None:
+def test_create_network_folder_without_valid_config_raises_model_error(
+    folder: Path, content: str | None
+) -> None:
     config = folder / "config.json"
     config.unlink() if content is None else config.write_text(content)
-    with pytest.raises(ModelError, match=r"is no timm folder: config\.json is missing or damaged"):
+    with pytest.raises(ModelError, match=rf"{re.escape(str(folder))}.*config\.json"):
         _load(str(folder))
 
 
-def test_a_folder_without_weights_is_refused(folder: Path) -> None:
+def test_create_network_folder_without_weights_raises_model_error(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"holds no model\.safetensors"):
+    with pytest.raises(ModelError, match=rf"{re.escape(str(folder))}.*model\.safetensors"):
         _load(str(folder))
 
 
 @pytest.mark.parametrize("prefix", ["encoder.", "model."])
-def test_a_prefixed_file_is_refused_with_the_share(
+def test_create_network_prefixed_keys_raise_model_error_with_loaded_fraction(
     prefix: str, state: State, tmp_path: Path
 ) -> None:
     prefixed = {prefix + name: value for name, value in state.items()}
     path = _save({"state_dict": prefixed}, tmp_path / "w.ckpt")
-    message = rf"Only 0\.0% .*'conv1\.0\.weight'.*look like '{prefix}conv1\.0\.weight'.*prefix"
+    message = rf"\b0\.0% .*'conv1\.0\.weight'.*'{prefix}conv1\.0\.weight'.*prefix"
     with pytest.raises(ModelError, match=message):
         _load(path)
 
 
-def test_a_file_of_a_shallower_network_is_refused(
+def test_create_network_weights_of_shallower_network_raise_model_error(
     reference: nn.Module, state: State, tmp_path: Path
 ) -> None:
     deeper = timm.create_model(NAME, layers=(1, 1, 1, 3))
-    total = sum(p.numel() for n, p in deeper.named_parameters() if not n.startswith("fc."))
-    found = sum(p.numel() for n, p in reference.named_parameters() if not n.startswith("fc."))
-    assert found < total
+    num_deeper = sum(p.numel() for n, p in deeper.named_parameters() if not n.startswith("fc."))
+    num_loaded = sum(p.numel() for n, p in reference.named_parameters() if not n.startswith("fc."))
+    assert num_loaded < num_deeper
     path = _save(state, tmp_path / "w.pth")
-    message = rf"Only {re.escape(f'{found / total:.1%}')} of .*'layer4\.1\.conv1\.weight'"
+    percent = f"{num_loaded / num_deeper:.1%}"
+    message = rf"\b{re.escape(percent)} .*'layer4\.1\.conv1\.weight'"
     with pytest.raises(ModelError, match=message):
         _load(path, kwargs={"layers": (1, 1, 1, 3)})
 
 
-def test_a_file_with_other_shapes_is_refused(state: State, tmp_path: Path) -> None:
+def test_create_network_other_shapes_raise_model_error(state: State, tmp_path: Path) -> None:
     state["layer1.0.conv1.weight"] = torch.zeros(1, 2, 3, 3)
     path = _save(state, tmp_path / "w.pth")
-    with pytest.raises(ModelError, match=rf"does not fit '{NAME}': size mismatch.*--backbone"):
+    with pytest.raises(ModelError, match=rf"w\.pth .*'{NAME}'.*size mismatch.*--backbone"):
         _load(path)
 
 
-def test_missing_batch_norm_statistics_are_refused(state: State, tmp_path: Path) -> None:
-    kept = {name: value for name, value in state.items() if "running_" not in name}
-    path = _save(kept, tmp_path / "w.pth")
-    with pytest.raises(
-        ModelError, match=r"w\.pth lacks BatchNorm statistics, first '[\w.]+\.running_mean'"
-    ):
+def test_create_network_missing_batch_norm_statistics_raise_model_error(
+    state: State, tmp_path: Path
+) -> None:
+    parameters = {name: value for name, value in state.items() if "running_" not in name}
+    path = _save(parameters, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"w\.pth .*BatchNorm statistics.*'[\w.]+\.running_mean'"):
         _load(path)
 
 
-def test_the_batch_counters_of_old_files_may_be_missing(state: State, tmp_path: Path) -> None:
-    kept = {name: value for name, value in state.items() if "num_batches" not in name}
-    assert len(kept) < len(state)
-    assert _load(_save(kept, tmp_path / "w.pth")).report.loaded_fraction == 1
+def test_create_network_missing_num_batches_tracked_is_accepted(
+    state: State, tmp_path: Path
+) -> None:
+    old_state = {name: value for name, value in state.items() if "num_batches" not in name}
+    assert len(old_state) < len(state)
+    assert _load(_save(old_state, tmp_path / "w.pth")).report.loaded_fraction == 1
 
 
-class _Trap:
-    """Unpickling this makes a folder."""
+class _MaliciousObject:
+    """Object that creates a folder when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -247,24 +254,24 @@ class _Trap:
         return Path.mkdir, (self.marker,)
 
 
-def test_code_in_a_pickle_is_refused_and_not_run(state: State, tmp_path: Path) -> None:
-    marker = tmp_path / "code was run"
-    path = _save({**state, "extra": _Trap(marker)}, tmp_path / "w.pth")
-    with pytest.raises(
-        ModelError, match=r"w\.pth is damaged or holds more than tensors, so it is not opened"
-    ):
+def test_create_network_pickled_code_is_not_executed(state: State, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    path = _save({**state, "extra": _MaliciousObject(marker)}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"w\.pth .*tensors.*state_dict\(\)"):
         _load(path)
     assert not marker.exists()
-    torch.load(path, weights_only=False)  # the trap works
+    torch.load(path, weights_only=False)  # without protection it is executed
     assert marker.exists()
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-def test_damaged_files_are_refused(name: str, state: State, tmp_path: Path) -> None:
+def test_read_state_dict_damaged_file_raises_model_error(
+    name: str, state: State, tmp_path: Path
+) -> None:
     path = tmp_path / name
     FORMATS["plain." + path.suffix[1:]](state, path)
-    whole = path.read_bytes()
-    for content in (whole[: len(whole) // 2], b"", b"no weights at all"):
+    complete = path.read_bytes()
+    for content in (complete[: len(complete) // 2], b"", b"no weights at all"):
         path.write_bytes(content)
         with pytest.raises(
             ModelError, match=rf"{path.name} (cannot be read as weights|is damaged)"
@@ -273,65 +280,65 @@ def test_damaged_files_are_refused(name: str, state: State, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", [[torch.ones(2)], {"epoch": 3}, {}, torch.ones(2)])
-def test_a_file_without_a_state_dict_is_refused(content: object, tmp_path: Path) -> None:
+def test_read_state_dict_other_content_raises_model_error(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(ModelError, match=r"w\.pth holds no state dict"):
+    with pytest.raises(ModelError, match=r"w\.pth .*state dict.*torch\.save"):
         read_state_dict(tmp_path / "w.pth")
 
 
-def test_weights_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(ModelError, match=r"The weights nowhere\.pth do not exist.*'random'"):
+def test_create_network_weights_do_not_exist_raises_model_error() -> None:
+    with pytest.raises(ModelError, match=r"--weights nowhere\.pth .*'hub'.*'random'"):
         _load("nowhere.pth")
 
 
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        ("resnet5O", r"Unknown backbone 'resnet5O'\. Did you mean 'resnet50'\?"),
-        ("googlnet", r"Did you mean 'googlenet'\?"),
-        ("resnet50.a1_in1", r"'resnet50' has no weights named 'a1_in1'\..*'resnet50\.a1_in1k'\?"),
+        ("resnet5O", r"'resnet5O'.*'resnet50'\?"),
+        ("googlnet", r"'googlnet'.*'googlenet'\?"),
+        ("resnet50.a1_in1", r"'resnet50'.*'a1_in1'.*'resnet50\.a1_in1k'\?"),
         (
             "local-dir:runs/x",
-            r"name the architecture with --backbone and the folder with --weights",
+            r"'local-dir:runs/x'.*--backbone.*--weights",
         ),
     ],
 )
-def test_an_unknown_backbone_is_refused(backbone: str, message: str) -> None:
+def test_create_network_unknown_backbone_raises_model_error(backbone: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         create_network(backbone, num_classes=3, weights="random")
 
 
-def test_arguments_that_the_network_does_not_take_are_refused() -> None:
-    with pytest.raises(ModelError, match=rf"'{NAME}' does not take model\.kwargs.*'wings'"):
+def test_create_network_unknown_kwargs_raise_model_error() -> None:
+    with pytest.raises(ModelError, match=rf"'{NAME}' .*model\.kwargs=.*'wings'"):
         _load("random", kwargs={"wings": 2})
 
 
-def test_a_network_that_does_not_read_rgb_is_refused() -> None:
-    with pytest.raises(ModelError, match="reads 1 channels, but images are read as RGB"):
+def test_create_network_other_number_of_channels_raises_model_error() -> None:
+    with pytest.raises(ModelError, match=r"1 input channels.*RGB.*in_chans"):
         _load("random", kwargs={"in_chans": 1})
-    with pytest.raises(ModelError, match="reads 4 channels, but images are read as RGB"):
+    with pytest.raises(ModelError, match=r"4 input channels.*RGB.*input_size"):
         _load("random", pretrained_cfg={"input_size": (4, 64, 64)})
 
 
-def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone() -> None:
+def test_create_network_random_weights_depend_on_the_seed_only() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     first = _load("random", seed=1)
     assert torch.equal(torch.rand(3), expected)
-    again, other = _load("random", seed=1), _load("random", seed=2)
-    assert not changed(snapshot(first.module), again.module)
+    same, other = _load("random", seed=1), _load("random", seed=2)
+    assert not changed(snapshot(first.module), same.module)
     assert "conv1.0.weight" in changed(snapshot(first.module), other.module)
 
 
-def test_random_weights_are_reported_as_none() -> None:
+def test_create_network_random_weights_reports_none_loaded() -> None:
     report = _load("random").report
     assert (report.source, report.num_loaded) == ("random", 0)
     assert report.num_parameters > 0
     assert [is_pretrained(w) for w in ("random", "hub", "a.pth")] == [False, True, True]
 
 
-def test_loading_leaves_no_copy_of_the_weights_behind(state: State, tmp_path: Path) -> None:
+def test_create_network_keeps_no_copy_of_the_weights(state: State, tmp_path: Path) -> None:
     original = nn.Module.load_state_dict
     module = _load(_save(state, tmp_path / "w.pth")).module
     cfg: Mapping[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
@@ -341,14 +348,14 @@ def test_loading_leaves_no_copy_of_the_weights_behind(state: State, tmp_path: Pa
     assert nn.Module.load_state_dict is original
 
 
-def test_drop_rate_reaches_the_network() -> None:
+def test_create_network_applies_drop_rate() -> None:
     assert _load("random", drop_rate=0.3).module.drop_rate == 0.3
 
 
-def test_what_the_hub_left_in_the_cache_is_used(
+def test_create_network_uses_cached_hub_weights(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The whole way of hub weights, with the file where torch.hub would have put it."""
+    """Load hub weights with the file where torch.hub would have stored it."""
     state = snapshot(timm.create_model("googlenet"))
     cfg = timm.get_pretrained_cfg("googlenet")
     assert cfg is not None
@@ -377,7 +384,9 @@ def test_what_the_hub_left_in_the_cache_is_used(
         ),
     ],
 )
-def test_real_weights_load(backbone: str, file: str, head: str, options: Mapping[str, Any]) -> None:
+def test_create_network_loads_real_weights(
+    backbone: str, file: str, head: str, options: Mapping[str, Any]
+) -> None:
     path = REAL_WEIGHTS / file
     if not path.is_file():
         pytest.skip(f"{path} is not on this machine")

@@ -1,4 +1,4 @@
-"""Freezing, proved on parameters, gradients and buffers; normalising against torchvision."""
+"""Freezing, checked on parameters, gradients and buffers; normalisation against torchvision."""
 
 import numpy as np
 import pytest
@@ -34,14 +34,14 @@ def _batch_norms(model: ImageClassifier, groups: slice) -> set[str]:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 6])
-def test_train_moves_the_statistics_of_trained_groups_alone(depth: int) -> None:
+def test_train_mode_updates_statistics_of_trained_groups_only(depth: int) -> None:
     model = _model(batch_norm="train")
     model.set_depth(depth)
     assert _live_statistics(model.train()) == _batch_norms(model, slice(0, depth))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 6])
-def test_frozen_keeps_the_statistics_but_trains_scale_and_shift(depth: int) -> None:
+def test_batch_norm_frozen_keeps_statistics_and_trains_scale_and_shift(depth: int) -> None:
     model = _model(batch_norm="frozen")
     model.set_depth(depth)
     assert _live_statistics(model.train()) == set()
@@ -49,20 +49,20 @@ def test_frozen_keeps_the_statistics_but_trains_scale_and_shift(depth: int) -> N
         assert model.network.get_parameter(f"{name}.weight").requires_grad
 
 
-def test_eval_mode_is_eval_mode_everywhere() -> None:
+def test_eval_sets_eval_mode_in_all_modules() -> None:
     model = _model(batch_norm="train")
     model.train()
     assert not any(module.training for module in model.eval().modules())
 
 
-def test_a_module_that_holds_the_head_and_frozen_layers_trains() -> None:
+def test_train_module_of_head_and_frozen_layers_is_in_train_mode() -> None:
     model = ImageClassifier(Handmade())
     model.set_depth(1)
     modules = model.train().network.named_modules()
     assert {name for name, m in modules if m.training} == {"", "head", "head.fc"}
 
 
-def test_dropout_works_where_the_group_trains() -> None:
+def test_train_dropout_is_active_in_trained_groups_only() -> None:
     model = _model("test_vit")
     drops = {name for name, m in model.network.named_modules() if isinstance(m, nn.Dropout)}
     model.set_depth(2)
@@ -74,7 +74,7 @@ def test_dropout_works_where_the_group_trains() -> None:
     assert not {name for name in live if name.startswith(("patch_embed", "blocks.0."))}
 
 
-def test_depth_goes_both_ways_and_twice_is_once() -> None:
+def test_set_depth_freezes_and_unfreezes_idempotently() -> None:
     model = _model(batch_norm="train").train()
     counts = []
     for depth in (1, 6, 6, 2, 1):
@@ -90,7 +90,7 @@ def test_depth_goes_both_ways_and_twice_is_once() -> None:
     assert counts[0] == counts[4]
 
 
-def test_freezing_drops_a_gradient_that_is_left() -> None:
+def test_set_depth_removes_gradients_of_frozen_parameters() -> None:
     model = _model()
     model(IMAGES).sum().backward()
     frozen = model.network.get_parameter(model.groups[-1].parameter_names[0])
@@ -99,20 +99,20 @@ def test_freezing_drops_a_gradient_that_is_left() -> None:
     assert frozen.grad is None
 
 
-def test_a_new_depth_keeps_the_mode() -> None:
+def test_set_depth_keeps_eval_mode() -> None:
     model = _model().eval()
     model.set_depth(3)
     assert not any(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize("depth", [0, 7, -1])
-def test_a_depth_that_does_not_exist_is_refused(depth: int) -> None:
+def test_set_depth_out_of_range_raises_value_error(depth: int) -> None:
     with pytest.raises(ValueError, match=rf"depth {depth} is not in \[1, 6\]"):
         _model().set_depth(depth)
 
 
 class Compiled(nn.Module):
-    """Stands for what torch.compile returns, and counts its calls."""
+    """Stand-in for the result of torch.compile that counts its calls."""
 
     def __init__(self, network: nn.Module, *, error: str = "") -> None:
         super().__init__()
@@ -128,20 +128,22 @@ class Compiled(nn.Module):
         return logits
 
 
-def compiled(
+def compile_with_stand_in(
     model: ImageClassifier, monkeypatch: pytest.MonkeyPatch, *, error: str = ""
 ) -> tuple[Compiled, str | None]:
-    made = Compiled(model.network, error=error)
-    monkeypatch.setattr(torch, "compile", lambda network: made)
-    return made, model.compile_for_training(IMAGES)
+    compiled = Compiled(model.network, error=error)
+    monkeypatch.setattr(torch, "compile", lambda network: compiled)
+    return compiled, model.compile_for_training(IMAGES)
 
 
 @pytest.mark.parametrize("error", ["", "no compiler\nsee the documentation"])
-def test_compiling_leaves_no_trace_but_itself(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_for_training_keeps_state_and_returns_the_error(
+    error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = _model(batch_norm="train").train()
     before, state = snapshot(model), torch.get_rng_state()
-    made, reason = compiled(model, monkeypatch, error=error)
-    assert made.calls == 1
+    compiled, reason = compile_with_stand_in(model, monkeypatch, error=error)
+    assert compiled.calls == 1
     assert reason == ("RuntimeError: no compiler" if error else None)
     assert snapshot(model).keys() == before.keys()
     assert changed(before, model) == set()
@@ -150,73 +152,77 @@ def test_compiling_leaves_no_trace_but_itself(error: str, monkeypatch: pytest.Mo
     assert [name for name, _ in model.named_children()] == ["network"]
 
 
-def test_what_is_compiled_serves_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_network_is_used_in_train_mode_only(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model()
-    made, _ = compiled(model, monkeypatch)
+    compiled, _ = compile_with_stand_in(model, monkeypatch)
     model.eval()(IMAGES)
-    assert made.calls == 1
+    assert compiled.calls == 1
     torch.testing.assert_close(model.train()(IMAGES), model.network(IMAGES))
-    assert made.calls == 2
+    assert compiled.calls == 2
 
 
-def test_without_a_compiler_the_network_serves_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_for_training_fails_keeps_the_plain_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = _model().train()
     expected = model(IMAGES)
-    made, _ = compiled(model, monkeypatch, error="no compiler")
+    compiled, _ = compile_with_stand_in(model, monkeypatch, error="no compiler")
     assert torch.equal(model(IMAGES), expected)
-    assert made.calls == 1
+    assert compiled.calls == 1
 
 
 @pytest.mark.parametrize("mean", [(0.485, 0.456, 0.406), (0.5, 0.5, 0.5)])
-def test_normalise_is_torchvisions(mean: tuple[float, ...]) -> None:
+def test_normalise_matches_torchvision(mean: tuple[float, ...]) -> None:
     std = (0.229, 0.224, 0.225)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
     transform = Compose([ToTensor(), Normalize(mean, std)])
     expected = torch.stack([transform(image) for image in pixels])
     images = torch.from_numpy(pixels)
-    untouched = images.clone()
-    found: Tensor = normalise(images, mean=mean, std=std)
-    assert torch.equal(found, expected)
-    assert found.dtype == torch.float32
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(images, untouched)
+    original = images.clone()
+    actual: Tensor = normalise(images, mean=mean, std=std)
+    assert torch.equal(actual, expected)
+    assert actual.dtype == torch.float32
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, original)
 
 
-def _colours(*, seed: int = 0) -> Tensor:
-    """Return matrices and shifts of four images, of which the first changes nothing."""
+def _make_color_matrix(*, seed: int = 0) -> Tensor:
+    """Return colour transforms of four images, the first of which is the identity."""
     generator = torch.Generator().manual_seed(seed)
-    colour = torch.eye(3, 4) + torch.randn(4, 3, 4, generator=generator) * 0.3
-    colour[0] = torch.eye(3, 4)
-    return colour
+    color_matrix = torch.eye(3, 4) + torch.randn(4, 3, 4, generator=generator) * 0.3
+    color_matrix[0] = torch.eye(3, 4)
+    return color_matrix
 
 
-def test_colours_change_before_normalising_and_are_clipped() -> None:
+def test_normalise_color_matrix_is_applied_before_and_clipped() -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 7, 3), dtype=np.uint8)
-    colour = _colours()
+    color_matrix = _make_color_matrix()
     expected = np.empty((4, 3, 5, 7))
     clipped = 0
     for image, row, column, out in np.ndindex(4, 5, 7, 3):
-        value = float(colour[image, out, 3])
+        value = float(color_matrix[image, out, 3])
         for channel in range(3):
-            value += float(colour[image, out, channel]) * pixels[image, row, column, channel] / 255
+            value += (
+                float(color_matrix[image, out, channel]) * pixels[image, row, column, channel] / 255
+            )
         clipped += not 0 <= value <= 1
         value = min(1.0, max(0.0, value))
         expected[image, out, row, column] = (value - mean[out]) / std[out]
     assert clipped > 20
     images = torch.from_numpy(pixels)
-    untouched = images.clone(), colour.clone()
-    found = normalise(images, mean=mean, std=std, color_matrix=colour)
-    torch.testing.assert_close(found.double(), torch.from_numpy(expected), rtol=0, atol=1e-5)
-    assert found.dtype == torch.float32
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(images, untouched[0])
-    assert torch.equal(colour, untouched[1])
+    originals = images.clone(), color_matrix.clone()
+    actual = normalise(images, mean=mean, std=std, color_matrix=color_matrix)
+    torch.testing.assert_close(actual.double(), torch.from_numpy(expected), rtol=0, atol=1e-5)
+    assert actual.dtype == torch.float32
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, originals[0])
+    assert torch.equal(color_matrix, originals[1])
     plain = normalise(images[:1], mean=mean, std=std)
-    torch.testing.assert_close(found[:1], plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual[:1], plain, rtol=0, atol=1e-5)
 
 
-def test_mean_and_std_may_be_tensors_on_the_device() -> None:
+def test_normalise_accepts_tensors_of_mean_and_std() -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     images = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
     tensors = {"mean": torch.tensor(mean), "std": torch.tensor(std)}
@@ -225,12 +231,14 @@ def test_mean_and_std_may_be_tensors_on_the_device() -> None:
     assert torch.equal(tensors["mean"], torch.tensor(mean))
 
 
-@pytest.mark.parametrize("color_matrix", [None, _colours()], ids=["plain", "coloured"])
-def test_mixed_precision_rounds_no_pixel(colour: Tensor | None) -> None:
+@pytest.mark.parametrize(
+    "color_matrix", [None, _make_color_matrix()], ids=["no color matrix", "color matrix"]
+)
+def test_normalise_in_autocast_keeps_float32(color_matrix: Tensor | None) -> None:
     images = torch.randint(0, 256, (4, 5, 7, 3), dtype=torch.uint8)
-    settings = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "color_matrix": colour}
+    settings = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "color_matrix": color_matrix}
     expected = normalise(images, **settings)  # type: ignore[arg-type]
     with torch.autocast("cpu", torch.bfloat16):
-        found = normalise(images, **settings)  # type: ignore[arg-type]
-    assert found.dtype == torch.float32
-    assert torch.equal(found, expected)
+        actual = normalise(images, **settings)  # type: ignore[arg-type]
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, expected)

@@ -1,11 +1,10 @@
-"""A network is cut where its last groups begin, whatever its family, and computes the same."""
+"""Split of networks of many families before their last layer groups, with identical outputs."""
 
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 
-import finetune
 from finetune.models.classifier import ImageClassifier
 from finetune.models.graph_split import split_before, split_last_groups
 from finetune.models.groups import find_layer_groups
@@ -18,94 +17,96 @@ FAMILIES = (
 )  # fmt: skip
 
 
-def images_of(network: nn.Module) -> Tensor:
+def make_images(network: nn.Module) -> Tensor:
     side = int(network.pretrained_cfg["input_size"][-1])  # type: ignore[index]
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_both_parts_compute_what_the_whole_does(family: str, depth: int) -> None:
+def test_split_last_groups_output_equals_the_network(family: str, depth: int) -> None:
     network = timm.create_model(family, num_classes=3).eval()
     randomise(network)
-    halves = split_last_groups(network, depth)
-    assert halves is not None
-    images = images_of(network)
+    split = split_last_groups(network, depth)
+    assert split is not None
+    images = make_images(network)
     with torch.no_grad():
         torch.testing.assert_close(
-            halves.last_stage(halves.trunk(images)), network(images), rtol=0, atol=0
+            split.last_stage(split.trunk(images)), network(images), rtol=0, atol=0
         )
 
 
 @pytest.mark.parametrize("family", ["test_resnet", "test_vit", "alexnet", "googlenet"])
-def test_what_is_to_train_is_in_the_second_part_alone(family: str) -> None:
+def test_split_last_groups_puts_their_parameters_in_the_last_stage_only(family: str) -> None:
     network = timm.create_model(family, num_classes=3).eval()
-    halves = split_last_groups(network, 2)
-    assert halves is not None
+    split = split_last_groups(network, 2)
+    assert split is not None
     trained = {name for group in find_layer_groups(network)[:2] for name in group.parameter_names}
-    assert trained.isdisjoint(name for name, _ in halves.trunk.named_parameters())
+    assert trained.isdisjoint(name for name, _ in split.trunk.named_parameters())
     with torch.no_grad():
-        maps = halves.trunk(images_of(network))
-    halves.last_stage(maps).sum().backward()
+        activations = split.trunk(make_images(network))
+    split.last_stage(activations).sum().backward()
     reached = {name for name, p in network.named_parameters() if p.grad is not None}
     assert reached == trained
 
 
-def test_dropout_is_that_of_the_mode_at_the_cut() -> None:
+def test_split_last_groups_dropout_follows_the_mode_at_the_split() -> None:
     network = timm.create_model("test_resnet", num_classes=3, drop_rate=0.5)
     classifier = ImageClassifier(network)
     classifier.set_depth(2)
-    train, quiet = (split_last_groups(classifier.train(mode).network, 2) for mode in (True, False))
-    assert train is not None
-    assert quiet is not None
-    assert train.node_name == quiet.node_name
+    in_train, in_eval = (
+        split_last_groups(classifier.train(mode).network, 2) for mode in (True, False)
+    )
+    assert in_train is not None
+    assert in_eval is not None
+    assert in_train.node_name == in_eval.node_name
     with torch.no_grad():
-        maps = quiet.trunk(images_of(network))
-        assert torch.equal(quiet.last_stage(maps), quiet.last_stage(maps))
-        assert not torch.equal(train.last_stage(maps), train.last_stage(maps))
+        activations = in_eval.trunk(make_images(network))
+        assert torch.equal(in_eval.last_stage(activations), in_eval.last_stage(activations))
+        assert not torch.equal(in_train.last_stage(activations), in_train.last_stage(activations))
 
 
-def test_where_everything_trains_there_is_nothing_before() -> None:
+def test_split_last_groups_all_groups_returns_none() -> None:
     network = timm.create_model("test_resnet", num_classes=3).eval()
     assert split_last_groups(network, len(find_layer_groups(network))) is None
 
 
-class _Asking(nn.Module):
-    """Decides by what it computes, which no graph shows."""
+class _DataDependent(nn.Module):
+    """Network with data-dependent control flow, which cannot be traced."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(2, 2), nn.Linear(2, 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        maps: Tensor = self.first(images)
-        logits: Tensor = self.last(maps if maps.sum() > 0 else -maps)
+        activations: Tensor = self.first(images)
+        logits: Tensor = self.last(activations if activations.sum() > 0 else -activations)
         return logits
 
 
-def test_what_cannot_be_followed_is_not_cut() -> None:
-    assert split_before(_Asking(), ["last.weight", "last.bias"]) is None
+def test_split_before_untraceable_network_returns_none() -> None:
+    assert split_before(_DataDependent(), ["last.weight", "last.bias"]) is None
 
 
 @pytest.mark.parametrize("family", ["levit_128s", "efficientformer_l1", "test_vit"])
-def test_cutting_leaves_no_mark(family: str) -> None:
+def test_split_last_groups_leaves_the_network_unchanged(family: str) -> None:
     network = timm.create_model(family, num_classes=3).eval()
     randomise(network)
-    images = images_of(network)
+    images = make_images(network)
     with torch.no_grad():
         before = network(images)
-    attributes = {name: set(vars(part)) for name, part in network.named_modules()}
-    modes = [part.training for part in network.modules()]
-    halves = [split_last_groups(network, 2) for _ in range(2)]
-    assert attributes == {name: set(vars(part)) for name, part in network.named_modules()}
-    assert modes == [part.training for part in network.modules()]
-    # what it has kept of an earlier pass is not taken for a constant
+    attributes = {name: set(vars(module)) for name, module in network.named_modules()}
+    modes = [module.training for module in network.modules()]
+    splits = [split_last_groups(network, 2) for _ in range(2)]
+    assert attributes == {name: set(vars(module)) for name, module in network.named_modules()}
+    assert modes == [module.training for module in network.modules()]
+    # values that the network cached in an earlier pass are not constants of the split
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(0.9)
         network.train().eval()
         after = network(images)
         assert not torch.equal(before, after)
-        for cut in halves:
-            assert cut is not None
-            torch.testing.assert_close(cut.last_stage(cut.trunk(images)), after, rtol=0, atol=0)
+        for split in splits:
+            assert split is not None
+            torch.testing.assert_close(split.last_stage(split.trunk(images)), after, rtol=0, atol=0)

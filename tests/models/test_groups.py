@@ -1,4 +1,4 @@
-"""Layer groups of networks whose right groups are known by hand."""
+"""Layer groups of networks whose groups are known by hand."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from finetune.models.groups import (
 
 
 class Handmade(nn.Module):
-    """A network whose matcher cuts a BatchNorm off and puts fc6 beside the classifier."""
+    """Network whose matcher separates a BatchNorm and puts fc6 in the classifier's group."""
 
     def __init__(self, *, matcher: bool = True) -> None:
         super().__init__()
@@ -52,19 +52,19 @@ HANDMADE_GROUPS = [
 ]
 
 
-def test_a_cut_off_norm_joins_its_convolution_and_fc6_leaves_the_head() -> None:
+def test_find_layer_groups_corrects_separated_norm_and_fc6() -> None:
     groups = find_layer_groups(Handmade())
     assert [(g.name, g.parameter_names, g.num_parameters) for g in groups] == HANDMADE_GROUPS
 
 
-def test_without_a_matcher_the_top_level_modules_are_groups() -> None:
+def test_find_layer_groups_without_matcher_uses_top_level_modules() -> None:
     groups = find_layer_groups(Handmade(matcher=False))
     assert [(g.name, g.parameter_names, g.num_parameters) for g in groups] == HANDMADE_GROUPS
 
 
-def test_a_module_without_parameters_goes_with_those_before_it() -> None:
+def test_assign_module_groups_parameterless_module_follows_the_one_before() -> None:
     network = Handmade()
-    found = assign_module_groups(network, find_layer_groups(network))
+    actual = assign_module_groups(network, find_layer_groups(network))
     expected = {
         "": {0, 1, 2, 3},
         "stem": {3},
@@ -77,11 +77,11 @@ def test_a_module_without_parameters_goes_with_those_before_it() -> None:
         "head.relu": {1},
         "head.fc": {0},
     }
-    assert found == expected
+    assert actual == expected
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
-def test_fc6_and_fc7_of_a_vgg_are_the_last_backbone_group(name: str) -> None:
+def test_find_layer_groups_vgg_fc6_and_fc7_are_the_last_backbone_group(name: str) -> None:
     groups = find_layer_groups(timm.create_model(name, num_classes=2, mlp_ratio=0.02))
     layers = ("pre_logits.fc1", "pre_logits.fc2")
     assert groups[1].parameter_names == tuple(
@@ -89,18 +89,18 @@ def test_fc6_and_fc7_of_a_vgg_are_the_last_backbone_group(name: str) -> None:
     )
 
 
-def test_both_classifiers_of_a_distilled_vit_are_the_head() -> None:
+def test_find_classifier_parameters_distilled_vit_returns_both_heads() -> None:
     network = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=2, depth=1)
     heads = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
     assert find_classifier_parameters(network) == heads
 
 
-def test_a_network_without_a_classifier_is_refused() -> None:
-    with pytest.raises(ModelError, match="ResNet has no linear classifier"):
+def test_find_layer_groups_without_classifier_raises_model_error() -> None:
+    with pytest.raises(ModelError, match=r"ResNet .*classifier"):
         find_layer_groups(timm.create_model("test_resnet", num_classes=0))
 
 
-def test_the_size_of_weights_is_that_of_the_middle_matrix_and_not_of_vectors() -> None:
+def test_compute_weight_rms_is_the_median_over_matrices_without_vectors() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(2, 2), nn.Linear(2, 4))
     for layer, value in zip(network, (0.5, 30.0, -0.2, 1.0), strict=True):
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""torchvision's own models are the reference."""
+"""GoogLeNet and AlexNet as timm models, against torchvision's own."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 from torchvision.transforms import functional as tv
 
-from finetune.models import torchvision_models as zoo
+from finetune.models import torchvision_models
 from finetune.models.classifier import normalise
 from tests.support.networks import randomise
 
@@ -32,8 +32,8 @@ def pixels() -> Tensor:
     return pixels
 
 
-def _reference(name: str) -> nn.Module:
-    torch.manual_seed(0)  # of the initial weights
+def _make_reference(name: str) -> nn.Module:
+    torch.manual_seed(0)
     if name == "alexnet":
         network: nn.Module = torchvision.models.alexnet(num_classes=20)
     else:
@@ -41,7 +41,7 @@ def _reference(name: str) -> nn.Module:
             num_classes=20, transform_input=True, aux_logits=True, init_weights=True
         )
     randomise(network)
-    # statistics of real activations: without them the image hardly reaches the logits
+    # statistics of real activations, without which the logits hardly depend on the image
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
@@ -59,46 +59,46 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def reference(name: str) -> nn.Module:
-    return _reference(name)
+    return _make_reference(name)
 
 
 @pytest.fixture(scope="module")
 def ours(name: str, reference: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
-    """Return our network with torchvision's weights; GoogLeNet's file has its auxiliary heads."""
+    """Return our network with torchvision's weights, including GoogLeNet's auxiliary heads."""
     file: Path = tmp_path_factory.mktemp(name) / "weights.pth"
     torch.save(reference.state_dict(), file)
     overlay = {"file": str(file), "num_classes": 20}
     network = timm.create_model(
         name, pretrained=True, num_classes=20, pretrained_cfg_overlay=overlay
     )
-    file.unlink()  # a large one, and pytest keeps its folders
+    file.unlink()  # a large file, and pytest keeps its folders
     loaded: nn.Module = network.eval()
     return loaded
 
 
-def _input(network: nn.Module, pixels: Tensor) -> Tensor:
+def _make_input(network: nn.Module, pixels: Tensor) -> Tensor:
     config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     return normalise(pixels, mean=config["mean"], std=config["std"])
 
 
-def test_it_equals_torchvisions(
+def test_logits_match_torchvision(
     name: str, reference: nn.Module, ours: nn.Module, pixels: Tensor
 ) -> None:
-    usual = tv.normalize(
+    imagenet_input = tv.normalize(
         pixels.permute(0, 3, 1, 2).float() / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     )
     with torch.no_grad():
-        expected = reference(usual)
-        logits = ours(_input(ours, pixels))
-        raw = ours(usual)
-        shifted = reference(usual + 0.1)
+        expected = reference(imagenet_input)
+        logits = ours(_make_input(ours, pixels))
+        raw = ours(imagenet_input)
+        shifted = reference(imagenet_input + 0.1)
     tolerance = 1e-3 * float((shifted - expected).abs().max())
     torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance)
-    # GoogLeNet's preprocessing is not the usual one: what stands in its config matters
+    # GoogLeNet's preprocessing is not the usual one of ImageNet: its config matters
     assert torch.equal(raw, logits) is (name == "alexnet")
 
 
-def test_the_auxiliary_heads_are_in_the_file_and_not_in_the_network(
+def test_auxiliary_heads_of_the_file_are_dropped(
     name: str, reference: nn.Module, ours: nn.Module
 ) -> None:
     theirs = set(reference.state_dict())
@@ -107,8 +107,8 @@ def test_the_auxiliary_heads_are_in_the_file_and_not_in_the_network(
     assert set(ours.state_dict()) == theirs - extra
 
 
-def test_it_is_a_timm_model(name: str, ours: nn.Module, pixels: Tensor) -> None:
-    images = _input(ours, pixels)
+def test_model_implements_the_interface_of_timm(name: str, ours: nn.Module, pixels: Tensor) -> None:
+    images = _make_input(ours, pixels)
     with torch.no_grad():
         features = ours.forward_features(images)  # type: ignore[operator]
         pooled = ours.forward_head(features, pre_logits=True)  # type: ignore[operator]
@@ -120,9 +120,9 @@ def test_it_is_a_timm_model(name: str, ours: nn.Module, pixels: Tensor) -> None:
         assert torch.equal(classifier(pooled), ours(images))
 
 
-def test_the_classifier_is_replaced(name: str, pixels: Tensor) -> None:
+def test_reset_classifier_replaces_the_last_layer(name: str, pixels: Tensor) -> None:
     network: Any = timm.create_model(name, num_classes=3).eval()
-    images = _input(network, pixels)
+    images = _make_input(network, pixels)
     with torch.no_grad():
         before = network.forward_head(network.forward_features(images), pre_logits=True)
         network.reset_classifier(5)
@@ -133,7 +133,7 @@ def test_the_classifier_is_replaced(name: str, pixels: Tensor) -> None:
         assert torch.equal(network(images), before)
 
 
-def test_the_default_config_names_the_hub_weights(name: str) -> None:
+def test_pretrained_cfg_matches_torchvision_weights(name: str) -> None:
     cfg = timm.get_pretrained_cfg(name)
     assert cfg is not None
     assert cfg.url == WEIGHTS[name].url
@@ -146,23 +146,23 @@ def test_the_default_config_names_the_hub_weights(name: str) -> None:
     assert timm.is_model_pretrained(name)
 
 
-def test_they_are_registered_once() -> None:
-    zoo.register()  # a second registration would warn, and warnings are errors
+def test_register_twice_does_not_warn() -> None:
+    torchvision_models.register()  # warnings are errors in tests
     assert {"googlenet", "alexnet"} <= set(timm.list_models())
 
 
-def test_dropout_is_what_was_asked_for(name: str) -> None:
+def test_drop_rate_sets_all_dropout_layers(name: str) -> None:
     network = timm.create_model(name, num_classes=3, drop_rate=0.35)
     drops = [module.p for module in network.modules() if isinstance(module, nn.Dropout)]
     assert set(drops) == {0.35}
 
 
-def test_another_number_of_channels_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="read 3 channels, not 1"):
+def test_in_chans_other_than_3_raises_value_error(name: str) -> None:
+    with pytest.raises(ValueError, match=r"3 input channels, not 1"):
         timm.create_model(name, in_chans=1)
 
 
-def test_activation_checkpointing_is_refused(name: str, ours: nn.Module) -> None:
+def test_set_grad_checkpointing_raises_value_error(name: str, ours: nn.Module) -> None:
     ours.set_grad_checkpointing(False)  # type: ignore[operator]
     with pytest.raises(ValueError, match=f"{name} has no activation checkpointing"):
         ours.set_grad_checkpointing(True)  # type: ignore[operator]

@@ -1,1 +1,1 @@
-"""Models in other people's formats, each compared with the model that was measured."""
+"""Exports of models to formats of other libraries, each verified against the bundle's model."""

@@ -1,4 +1,4 @@
-"""Does an exported model say the same as the one that was measured?"""
+"""Verification that an exported model gives the same probabilities as the evaluated one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ from torch import Tensor
 from finetune.data.images.decode import decode_image
 from finetune.errors import ModelError
 
-MAX_DIFFERENCE = 1e-3
-"""Largest difference of a probability that another preprocessing code and kernel may make."""
+MAX_ABS_DIFF = 1e-3
+"""Largest difference of a probability due to other preprocessing code and kernels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How far the exported model is from the measured one, over real images.
+    """Difference between an exported model and the evaluated one on real images.
 
     Attributes:
-        num_images: Images that were compared.
-        max_difference: Largest difference of a class probability, in [0, 1].
-        same_top_class: Images with the same most probable class.
+        num_images: Number of compared images.
+        max_abs_diff: Largest absolute difference of a class probability, in [0, 1].
+        num_same_top1: Number of images with the same most probable class.
     """
 
     num_images: int
-    max_difference: float
-    same_top_class: int
+    max_abs_diff: float
+    num_same_top1: int
 
 
 def compare_timm_folder(
@@ -41,24 +41,30 @@ def compare_timm_folder(
     classes: Sequence[str],
     temperature: float = 1.0,
     logit_shift: Sequence[float] | None = None,
+    tolerance: float = MAX_ABS_DIFF,
 ) -> Parity:
-    """Return how a timm folder, used by timm alone, compares with the measured model.
+    """Compare a timm folder, loaded and run by timm alone, with the evaluated model.
 
     Args:
-        folder: What was exported.
+        folder: Exported folder.
         images: Image files, shape (N,).
-        expected: The measured model's probabilities of them, shape (N, K).
+        expected: Probabilities of the evaluated model, shape (N, K).
         classes: Class names in index order.
-        temperature: What its logits are divided by, where its head does not do so.
-        logit_shift: What is added to them after that, where its head does not do so, shape (K,).
+        temperature: Divisor of the exported model's logits that its head does not include.
+        logit_shift: Shift of the logits after the division that its head does not include, shape
+            (K,); None for none.
+        tolerance: Largest allowed difference of a class probability.
 
     Raises:
-        ModelError: They differ by more than rounding, or timm reads other class names.
+        ModelError: A probability differs by more than ``tolerance``, or timm reads other class
+            names.
     """
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     if list(config["label_names"]) != list(classes):
-        raise ModelError(f"{folder} gives classes {config['label_names']}, not {list(classes)}.")
+        raise ModelError(
+            f"{folder} has classes {config['label_names']}, not {list(classes)}. Export it again."
+        )
     transform = create_transform(
         **resolve_model_data_config(network),  # type: ignore[no-untyped-call]
         is_training=False,
@@ -68,23 +74,32 @@ def compare_timm_folder(
     scaled = logits / temperature
     if logit_shift is not None:
         scaled = scaled + torch.tensor(logit_shift)
-    return check_parity(scaled.softmax(1), expected, name=str(folder))
+    probabilities = scaled.softmax(1)
+    return check_parity(probabilities, expected, name=str(folder), tolerance=tolerance)
 
 
-def check_parity(actual: Tensor, expected: Tensor, *, name: str) -> Parity:
-    """Return the comparison of two tables of probabilities, shape (N, K).
+def check_parity(
+    actual: Tensor, expected: Tensor, *, name: str, tolerance: float = MAX_ABS_DIFF
+) -> Parity:
+    """Compare the probabilities of two models.
+
+    Args:
+        actual: Probabilities of the exported model, shape (N, K).
+        expected: Probabilities of the evaluated model, shape (N, K).
+        name: Name of the exported model for messages.
+        tolerance: Largest allowed difference of a class probability.
 
     Raises:
-        ModelError: They differ by more than rounding.
+        ModelError: A probability differs by more than ``tolerance``.
     """
     parity = Parity(
         num_images=len(expected),
-        max_difference=float((actual - expected).abs().max()),
-        same_top_class=int((actual.argmax(1) == expected.argmax(1)).sum()),
+        max_abs_diff=float((actual - expected).abs().max()),
+        num_same_top1=int((actual.argmax(1) == expected.argmax(1)).sum()),
     )
-    if not parity.max_difference <= MAX_DIFFERENCE:  # so that NaN is refused too
+    if not parity.max_abs_diff <= tolerance:  # NaN raises, too
         raise ModelError(
-            f"{name} differs from the measured model by {parity.max_difference:.2g} in a "
-            f"probability (allowed: {MAX_DIFFERENCE:g}); it is not to be used."
+            f"{name} differs from the evaluated model by {parity.max_abs_diff:.2g} in a "
+            f"probability (allowed: {tolerance:g}). Do not use this export; please report it."
         )
     return parity

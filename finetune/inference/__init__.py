@@ -1,1 +1,1 @@
-"""Using a trained model: predictions and their evaluation; no training code."""
+"""Predictions of a trained model and their evaluation, without training code."""

@@ -1,4 +1,4 @@
-"""Class probabilities of images, through the preprocessing that the model was measured with."""
+"""Class probabilities of image files, with the preprocessing of the model's card."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,19 +18,19 @@ from finetune.types import Prediction
 
 
 class Predictor:
-    """Runs a model over image files, in float32.
+    """Predictor of image files in float32.
 
     Args:
-        bundle: The model.
-        device: "cpu", "cuda" …; None takes a GPU where there is one.
-        batch_size: Images at once.
-        num_workers: Reading processes; 0 reads in this one.
-        max_pixels: Larger images are refused.
-        tta: Average the probabilities of each image and its mirror image (test-time augmentation);
-            they pass through the network one after the other, in no more memory.
+        bundle: Model with its card.
+        device: Device, such as "cpu" or "cuda"; None for a GPU if there is one.
+        batch_size: Images per batch.
+        num_workers: Number of worker processes; 0 reads in this process.
+        max_pixels: Maximum number of pixels; larger images raise.
+        tta: Whether to average the probabilities of each image and its horizontal flip (test-time
+            augmentation). Both pass through the network in turn, so that no more memory is used.
 
     Raises:
-        ConfigError: With ``tta``, for a model that was not trained on mirrored images.
+        ConfigError: ``tta`` is set, but the model was not trained on flipped images.
     """
 
     def __init__(
@@ -61,9 +61,13 @@ class Predictor:
     def predict_logits(
         self, paths: Sequence[Path], *, on_batch: Callable[[int], None] | None = None
     ) -> Tensor:
-        """Return the network's own answers, float32, shape (N, V, K), in the order of ``paths``.
+        """Return the uncalibrated logits, float32, shape (N, V, K), in the order of ``paths``.
 
-        V views of an image: 1, or with ``tta`` 2.
+        V is the number of views of an image: 1, or 2 with ``tta``.
+
+        Args:
+            paths: Image files, shape (N,).
+            on_batch: Callback that receives the number of images of each finished batch.
 
         Raises:
             DataError: A file cannot be read.
@@ -73,9 +77,9 @@ class Predictor:
         return torch.cat(batches) if batches else torch.empty(shape)
 
     def compute_probabilities(self, logits: Tensor) -> Tensor:
-        """Return class probabilities (N, K) of logits (N, V, K): the mean over the views.
+        """Return class probabilities, shape (N, K), for logits, shape (N, V, K): the mean of views.
 
-        Each view's are calibrated and then moved to the card's target prior, in this order
+        The logits of each view are first calibrated and then adjusted to the card's target prior
         (Alexandari et al. 2020, https://arxiv.org/abs/1901.06852).
         """
         scaled = logits / self.card.temperature
@@ -87,6 +91,10 @@ class Predictor:
         self, paths: Sequence[Path], *, on_batch: Callable[[int], None] | None = None
     ) -> Tensor:
         """Return class probabilities, float32, shape (N, K), in the order of ``paths``.
+
+        Args:
+            paths: Image files, shape (N,).
+            on_batch: Callback that receives the number of images of each finished batch.
 
         Raises:
             DataError: A file cannot be read.
@@ -101,6 +109,11 @@ class Predictor:
         on_batch: Callable[[int], None] | None = None,
     ) -> Iterator[Prediction]:
         """Yield the ``top_k`` most probable classes of each image, in the order of ``paths``.
+
+        Args:
+            paths: Image files, shape (N,).
+            top_k: Number of classes, at most all of them.
+            on_batch: Callback that receives the number of images of each finished batch.
 
         Raises:
             DataError: A file cannot be read.
@@ -132,7 +145,7 @@ class Predictor:
                     on_batch(len(batch["image"]))
 
     def _compute_logits(self, images: Tensor) -> Tensor:
-        """Return logits (B, K) on the CPU, of pixels (B, H, W, C)."""
+        """Return logits, shape (B, K), on the CPU, for pixels, uint8, shape (B, H, W, C)."""
         spec = self.card.spec
         with torch.inference_mode():
             pixels = normalise(images.to(self.device), mean=spec.mean, std=spec.std)
@@ -141,20 +154,20 @@ class Predictor:
 
 
 def check_tta(card: ModelCard) -> None:
-    """Refuse to average over mirror images where the training showed none.
+    """Check that a model was trained on horizontally flipped images, which ``--tta`` requires.
 
     Raises:
-        ConfigError: Names what the run was trained with.
+        ConfigError: It was not, or its card does not record it.
     """
-    if card.facts.get("mirrored"):
+    if card.facts.get("flipped"):
         return
-    if "mirrored" not in card.facts:
+    if "flipped" not in card.facts:
         raise ConfigError(
-            "--tta cannot apply: an older finetune wrote the model, and it does not say whether "
-            "it was trained on mirrored images. Leave out --tta, or train it again."
+            "--tta cannot apply: the model was written by an older finetune, which did not record "
+            "whether it was trained on flipped images. Remove --tta, or train the model again."
         )
     raise ConfigError(
-        f"--tta cannot apply to a model trained with {card.facts['mirrored_by']}: it has seen no "
-        f"image in a mirror, where a class may be another one. Leave out --tta, or train on mirror "
-        f"images too, if they show the same classes."
+        f"--tta cannot apply to a model trained with {card.facts['flipped_by']}: it was not "
+        f"trained on flipped images, and a flip may change a class. Remove --tta, or train with "
+        f"flips if they do not."
     )

@@ -1,4 +1,4 @@
-"""What a model is worth on labelled images."""
+"""Evaluation of a model on labelled images, and its JSON."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from finetune.types import Evaluation
 
 
 def evaluate_logits(predictor: Predictor, logits: Tensor, labels: Sequence[int]) -> Evaluation:
-    """Return all metrics of what a model's network has answered.
+    """Return the evaluation of a model's logits for labelled images.
 
     Args:
-        predictor: The model.
-        logits: Its network's, shape (N, V, K), V views of an image.
+        predictor: Predictor that computed the logits.
+        logits: Uncalibrated logits, shape (N, V, K), with V views of each image.
         labels: Class indices in the model's order, shape (N,).
     """
     return evaluate_probabilities(
@@ -28,21 +28,21 @@ def evaluate_logits(predictor: Predictor, logits: Tensor, labels: Sequence[int])
 
 
 def metrics_to_json(evaluation: Evaluation) -> dict[str, float | None]:
-    """Return all metrics by name; None for what is undefined."""
+    """Return all metrics by name; None for undefined ones."""
     return {**evaluation.metrics, **dict.fromkeys(evaluation.undefined_metrics)}
 
 
 def details_to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Return plain values of what is known besides the metrics, but for the confusion matrix."""
+    """Return the evaluation without its metrics and confusion matrix as JSON values."""
     stats = evaluation.per_class
     by_name = {entry.name: entry for entry in stats}
-    by_training = all(entry.train_images is not None for entry in stats)
+    has_train_images = all(entry.train_images is not None for entry in stats)
     return {
         "num_images": evaluation.num_images,
         "accuracy_interval": list(evaluation.accuracy_interval),
         "rarest_third": {
             "classes": list(evaluation.rarest_classes),
-            "by": "training images" if by_training else "images here",
+            "ranked_by": "train_images" if has_train_images else "eval_images",
         },
         "num_classes_averaged": {
             "balanced_accuracy": sum(entry.recall is not None for entry in stats),
@@ -55,7 +55,7 @@ def details_to_json(evaluation: Evaluation) -> dict[str, Any]:
             entry.name: {
                 "train_images": entry.train_images,
                 "support": entry.support,
-                "predicted": entry.num_predicted,
+                "num_predicted": entry.num_predicted,
                 "precision": entry.precision,
                 "recall": entry.recall,
                 "recall_interval": _to_list(entry.recall_interval),

@@ -1,4 +1,4 @@
-"""Class probabilities of images."""
+"""Tests of predicted class probabilities, against timm."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from finetune.bundle.bundle import ModelBundle, load_model
+from finetune.bundle.model_card import ModelCard
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.priors import Priors
-from finetune.inference.predictor import Predictor
+from finetune.inference.predictor import Predictor, check_tta
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
@@ -35,8 +36,8 @@ def files(insects: Path) -> list[Path]:
     return sorted(insects.rglob("*.png"))
 
 
-def of_timm(folder: Path, files: list[Path]) -> Tensor:
-    """Return what timm alone says: its own loading, preprocessing and forward pass, one by one."""
+def predict_with_timm(folder: Path, files: list[Path]) -> Tensor:
+    """Return probabilities by timm alone: its loading, preprocessing and forward pass per image."""
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     transform = create_transform(**config, is_training=False)
@@ -45,20 +46,20 @@ def of_timm(folder: Path, files: list[Path]) -> Tensor:
     return torch.cat(rows)
 
 
-def test_probabilities_are_those_of_timm_in_the_order_of_the_files(
+def test_predict_proba_equals_timm_in_order_of_files(
     bundle: ModelBundle, files: list[Path]
 ) -> None:
-    ours = Predictor(bundle, device="cpu").predict_proba(files[::-1])
-    theirs = of_timm(bundle.source, files[::-1])
-    assert ours.dtype == torch.float32
-    assert ours.shape == (38, 3)
-    assert float(ours.std(dim=0).min()) > 0.01, "images that all look alike prove no order"
-    # two resizing codes differ by up to 1/255 in a pixel
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-3)
+    actual = Predictor(bundle, device="cpu").predict_proba(files[::-1])
+    expected = predict_with_timm(bundle.source, files[::-1])
+    assert actual.dtype == torch.float32
+    assert actual.shape == (38, 3)
+    assert float(actual.std(dim=0).min()) > 0.01, "equal predictions would not test the order"
+    # two resizing implementations differ by up to 1/255 in a pixel
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
-def test_the_batch_size_does_not_matter(
+def test_predict_proba_does_not_depend_on_batch_size(
     bundle: ModelBundle, files: list[Path], batch_size: int
 ) -> None:
     found = Predictor(bundle, device="cpu", batch_size=batch_size).predict_proba(files)
@@ -67,12 +68,14 @@ def test_the_batch_size_does_not_matter(
 
 
 @pytest.mark.slow
-def test_reading_processes_change_nothing(bundle: ModelBundle, files: list[Path]) -> None:
+def test_predict_proba_does_not_depend_on_workers(bundle: ModelBundle, files: list[Path]) -> None:
     found = Predictor(bundle, device="cpu", num_workers=2).predict_proba(files)
     assert torch.equal(found, Predictor(bundle, device="cpu").predict_proba(files))
 
 
-def test_the_most_probable_classes_come_first(bundle: ModelBundle, files: list[Path]) -> None:
+def test_predict_top_k_gives_most_probable_classes_first(
+    bundle: ModelBundle, files: list[Path]
+) -> None:
     predictor = Predictor(bundle, device="cpu")
     table = predictor.predict_proba(files).numpy()
     for top_k in (1, 2, 3, 9):
@@ -85,31 +88,33 @@ def test_the_most_probable_classes_come_first(bundle: ModelBundle, files: list[P
             assert found.probabilities == tuple(row[order].tolist())
 
 
-def test_progress_counts_every_image(bundle: ModelBundle, files: list[Path]) -> None:
+def test_predict_proba_on_batch_counts_images(bundle: ModelBundle, files: list[Path]) -> None:
     counts: list[int] = []
     Predictor(bundle, device="cpu", batch_size=16).predict_proba(files, on_batch=counts.append)
     assert counts == [16, 16, 6]
 
 
-def test_no_files_give_no_rows(bundle: ModelBundle) -> None:
+def test_predict_proba_without_files_is_empty(bundle: ModelBundle) -> None:
     assert Predictor(bundle, device="cpu").predict_proba([]).shape == (0, 3)
 
 
-def test_a_file_that_cannot_be_read_is_named(bundle: ModelBundle, tmp_path: Path) -> None:
+def test_predict_proba_unreadable_file_raises_data_error_with_path(
+    bundle: ModelBundle, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"broken\.png: not an image"):
         Predictor(bundle, device="cpu").predict_proba([broken])
 
 
-def with_card(bundle: ModelBundle, *, temperature: float = 1.0, **facts: object) -> ModelBundle:
-    """Return the same network with another card."""
-    known = {**bundle.card.facts, **facts}
-    return replace(bundle, card=replace(bundle.card, facts=known, temperature=temperature))
+def replace_card(bundle: ModelBundle, *, temperature: float = 1.0, **facts: object) -> ModelBundle:
+    """Return the same network with changed facts and temperature."""
+    all_facts = {**bundle.card.facts, **facts}
+    return replace(bundle, card=replace(bundle.card, facts=all_facts, temperature=temperature))
 
 
-def answers(bundle: ModelBundle, file: Path, *, mirrored: bool = False) -> Tensor:
-    """Return the logits of one file, by timm's preprocessing, of the image or its mirror image."""
+def compute_logits(bundle: ModelBundle, file: Path, *, flipped: bool = False) -> Tensor:
+    """Return the logits of an image or its horizontal flip, with timm's preprocessing."""
     spec = bundle.card.spec
     transform = create_transform(
         input_size=spec.input_size,
@@ -121,7 +126,7 @@ def answers(bundle: ModelBundle, file: Path, *, mirrored: bool = False) -> Tenso
         is_training=False,
     )
     image = Image.open(file).convert("RGB")
-    if mirrored:
+    if flipped:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     with torch.inference_mode():
         logits: Tensor = bundle.network(transform(image)[None])[0]
@@ -129,11 +134,11 @@ def answers(bundle: ModelBundle, file: Path, *, mirrored: bool = False) -> Tenso
 
 
 @pytest.mark.parametrize("temperature", [0.5, 3.0])
-def test_logits_are_divided_by_the_temperature(
+def test_compute_probabilities_divides_logits_by_temperature(
     bundle: ModelBundle, files: list[Path], temperature: float
 ) -> None:
     plain = Predictor(bundle, device="cpu")
-    calibrated = Predictor(with_card(bundle, temperature=temperature), device="cpu")
+    calibrated = Predictor(replace_card(bundle, temperature=temperature), device="cpu")
     logits = plain.predict_logits(files)
     assert logits.shape == (38, 1, 3)
     assert torch.equal(calibrated.predict_logits(files), logits)
@@ -152,21 +157,21 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("target", [(1 / 3, 1 / 3, 1 / 3), (0.7, 0.3, 0.0)])
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
-def test_calibrated_logits_are_moved_to_the_target_prior_in_each_view(
+def test_compute_probabilities_adjusts_each_view_to_target_prior(
     bundle: ModelBundle, target: tuple[float, ...], temperature: float
 ) -> None:
     model = (0.6, 0.3, 0.1)
     card = replace(bundle.card, temperature=temperature, priors=Priors(model, model, target))
     logits = torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(2)) * 3
     found = Predictor(replace(bundle, card=card), device="cpu").compute_probabilities(logits)
-    # by Saerens et al. 2002, eq. 2.4: probabilities times the ratio of the priors, made one again
+    # Saerens et al. 2002, eq. 2.4: probabilities times the ratio of the priors, normalised
     views = softmax(logits.double().numpy() / temperature) * np.array(target) / np.array(model)
     expected = (views / views.sum(2, keepdims=True)).mean(1)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
     assert (found[:, 2] == 0).all() == (target[2] == 0)
 
 
-def test_without_a_target_the_bits_are_those_of_a_card_that_knows_no_prior(
+def test_compute_probabilities_without_target_prior_is_bit_identical_to_no_prior(
     bundle: ModelBundle,
 ) -> None:
     logits = torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(2))
@@ -178,54 +183,66 @@ def test_without_a_target_the_bits_are_those_of_a_card_that_knows_no_prior(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_tta_is_the_mean_probability_of_an_image_and_its_mirror_image(
+def test_tta_is_mean_probability_of_image_and_flip(
     bundle: ModelBundle, files: list[Path], temperature: float
 ) -> None:
-    shown = with_card(bundle, temperature=temperature, mirrored=True)
-    found = Predictor(shown, device="cpu", batch_size=7, tta=True).predict_proba(files)
-    plain = Predictor(shown, device="cpu").predict_proba(files)
-    assert float((found - plain).abs().max()) > 1e-3, "the mirror image says something else"
+    flipping = replace_card(bundle, temperature=temperature, flipped=True)
+    found = Predictor(flipping, device="cpu", batch_size=7, tta=True).predict_proba(files)
+    plain = Predictor(flipping, device="cpu").predict_proba(files)
+    assert float((found - plain).abs().max()) > 1e-3, "the flip must change the probabilities"
     for file, row in zip(files, found, strict=True):
-        views = [answers(shown, file, mirrored=mirrored) for mirrored in (False, True)]
+        views = [compute_logits(flipping, file, flipped=flipped) for flipped in (False, True)]
         first, second = ((view / temperature).softmax(0) for view in views)
         torch.testing.assert_close(row, (first + second) / 2, rtol=0, atol=1e-5)
 
 
-def test_with_tta_a_mirrored_file_gets_the_same_probabilities(
+def test_tta_gives_flipped_file_same_probabilities(
     bundle: ModelBundle, files: list[Path], tmp_path: Path
 ) -> None:
-    mirrored = []
+    flipped = []
     for number, file in enumerate(files):
-        # 37 pixels leave an odd number beside the crop
+        # a width of 37 pixels leaves an odd margin around the crop
         image = Image.open(file).crop((0, 0, 37, 36))
         image.save(tmp_path / f"{number}.png")
-        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / f"{number} mirrored.png")
-        mirrored.append(tmp_path / f"{number} mirrored.png")
-    own = [tmp_path / f"{number}.png" for number in range(len(files))]
-    predictor = Predictor(with_card(bundle, mirrored=True), device="cpu", tta=True)
-    found = predictor.predict_proba(own)
-    torch.testing.assert_close(found, predictor.predict_proba(mirrored), rtol=0, atol=1e-7)
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / f"{number} flipped.png")
+        flipped.append(tmp_path / f"{number} flipped.png")
+    files = [tmp_path / f"{number}.png" for number in range(len(files))]
+    predictor = Predictor(replace_card(bundle, flipped=True), device="cpu", tta=True)
+    found = predictor.predict_proba(files)
+    torch.testing.assert_close(found, predictor.predict_proba(flipped), rtol=0, atol=1e-7)
     without = Predictor(bundle, device="cpu")
-    difference = without.predict_proba(own) - without.predict_proba(mirrored)
+    difference = without.predict_proba(files) - without.predict_proba(flipped)
     assert float(difference.abs().max()) > 1e-3
 
 
-def test_tta_passes_no_more_images_at_once(bundle: ModelBundle, files: list[Path]) -> None:
-    seen: list[int] = []
-    predictor = Predictor(with_card(bundle, mirrored=True), device="cpu", batch_size=16, tta=True)
+def test_tta_keeps_batch_size(bundle: ModelBundle, files: list[Path]) -> None:
+    sizes: list[int] = []
+    predictor = Predictor(replace_card(bundle, flipped=True), device="cpu", batch_size=16, tta=True)
     counts: list[int] = []
-    hook = predictor.network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    hook = predictor.network.register_forward_pre_hook(
+        lambda _, inputs: sizes.append(len(inputs[0]))
+    )
     predictor.predict_proba(files, on_batch=counts.append)
     hook.remove()
-    assert seen == [16, 16, 16, 16, 6, 6]
+    assert sizes == [16, 16, 16, 16, 6, 6]
     assert counts == [16, 16, 6]
     assert predictor.predict_proba([]).shape == (0, 3)
 
 
-def test_tta_is_refused_where_training_showed_no_mirror_image(bundle: ModelBundle) -> None:
-    with pytest.raises(ConfigError, match=r"--tta cannot apply .* augment\.name=none: it has seen"):
+def test_tta_without_training_on_flips_raises_config_error(bundle: ModelBundle) -> None:
+    with pytest.raises(ConfigError, match=r"--tta .* augment\.name=none"):
         Predictor(bundle, device="cpu", tta=True)
-    facts = {name: fact for name, fact in bundle.card.facts.items() if name != "mirrored"}
+    facts = {name: fact for name, fact in bundle.card.facts.items() if name != "flipped"}
     older = replace(bundle, card=replace(bundle.card, facts=facts))
-    with pytest.raises(ConfigError, match="--tta cannot apply: an older finetune wrote the model"):
+    with pytest.raises(ConfigError, match=r"--tta .* older finetune"):
         Predictor(older, device="cpu", tta=True)
+
+
+def test_tta_accepts_facts_of_version_0_1(bundle: ModelBundle) -> None:
+    tree = bundle.card.to_json()
+    del tree["facts"]["flipped"], tree["facts"]["flipped_by"]
+    tree["facts"] |= {"mirrored": True, "mirrored_by": "augment.name=light"}
+    check_tta(ModelCard.from_json(tree))
+    tree["facts"]["mirrored"] = False
+    with pytest.raises(ConfigError, match=r"--tta .* augment\.name=light"):
+        check_tta(ModelCard.from_json(tree))

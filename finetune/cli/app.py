@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import finetune
 from finetune.bundle.model_card import read_class_names
 from finetune.cli.compare import compare
 from finetune.cli.fit import fit
@@ -277,9 +278,7 @@ def _handle_version_option(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        from importlib.metadata import version as installed
-
-        sys.stdout.write(installed("finetune") + "\n")
+        sys.stdout.write(f"{finetune.__version__}\n")
         raise typer.Exit
 
 

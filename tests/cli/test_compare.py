@@ -1,4 +1,4 @@
-"""The verb ``compare``: what it prints, and what it refuses before anything heavy is imported."""
+"""Tests of the ``compare`` command: its output, and checks that run before torch is imported."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     write_weights(folder / "test_resnet-0123abcd.pth")
     write_weights(folder / "test_vit.pth", "test_vit")
@@ -37,75 +37,76 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _shorten_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward_cost, "_MAX_BATCH_SECONDS", 0.02)
     monkeypatch.setattr(forward_cost, "_MAX_TOTAL_SECONDS", 0.02)
     monkeypatch.setattr("finetune.probe.linear_probe.fit_head", partial(fit_head, penalties=(0.1,)))
 
 
-def test_json_is_one_object_with_all_rows_and_the_csv_holds_them_too(
-    cli: Cli, animals: Path, shelf: Path, tmp_path: Path
+def test_compare_json_and_csv_have_all_backbones(
+    cli: Cli, animals: Path, weights_dir: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "new" / "table.csv"
-    words = ("compare", animals, "--backbones", NAMES, "--weights", shelf, *SMALL)
-    said = cli.ok(*words, "--seed", 2, "--csv", file, "--json")
-    tree = said.json
+    args = ("compare", animals, "--backbones", NAMES, "--weights", weights_dir, *SMALL)
+    output = cli.ok(*args, "--seed", 2, "--csv", file, "--json")
+    tree = output.json
     assert tree.keys() == {
         "data", "sorted_by", "num_val_images", "training_memory_micro_batch_size", "backbones",
-        "failed", "verdict", "next", "seconds",
+        "failures", "significance_summary", "next_command", "seconds",
     }  # fmt: skip
-    assert (tree["num_val_images"], tree["failed"]) == (15, [])
+    assert (tree["num_val_images"], tree["failures"]) == (15, [])
     best, other = tree["backbones"]
     assert {best["backbone"], other["backbone"]} == {"test_resnet", "test_vit"}
     assert best["metrics"]["accuracy"] >= other["metrics"]["accuracy"]
     low, high = best["accuracy_interval"]
     assert 0 <= low < best["metrics"]["accuracy"] <= high <= 1
-    assert "1 of 2  test_resnet: " in said.err, "a person who waits still sees something"
+    assert "[1/2] test_resnet: " in output.err, "progress is shown"
     lines = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
     assert [line["backbone"] for line in lines] == [best["backbone"], other["backbone"]]
 
 
-def test_the_command_that_is_printed_finds_what_was_computed(
-    cli: Cli, animals: Path, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_compare_next_command_reuses_features(
+    cli: Cli, animals: Path, weights_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "80")
-    words = ("compare", animals, "--backbones", NAMES, "--weights", shelf, *SMALL)
-    out = cli.ok(*words, "--imbalance", "sqrt").out
-    (line,) = [line for line in out.splitlines() if line.startswith("next:")]
-    advised = shlex.split(line)[1:]
-    assert advised[:3] == ["finetune", "fit", str(animals)]
-    assert "imbalance.strategy=sqrt" in advised
+    args = ("compare", animals, "--backbones", NAMES, "--weights", weights_dir, *SMALL)
+    out = cli.ok(*args, "--imbalance", "sqrt").out
+    (line,) = [line for line in out.splitlines() if line.startswith("Next:")]
+    command = shlex.split(line)[1:]
+    assert command[:3] == ["finetune", "fit", str(animals)]
+    assert "imbalance.strategy=sqrt" in command
     run = ("--unfreeze", "linear_probe", "--output", tmp_path / "run")
-    assert "39 images, 39 of them known from before" in " ".join(
-        cli.ok(*advised[1:], *run).out.split()
-    )
+    assert "39 of 39 images had cached features" in cli.ok(*command[1:], *run).words
 
 
-def test_the_table_fits_80_columns_and_a_failure_is_told_below_it(
-    cli: Cli, animals: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+def test_compare_table_fits_80_columns_and_failure_is_reported(
+    cli: Cli, animals: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     names = f"{NAMES},test_convnext"
-    said = cli("compare", animals, "--backbones", names, "--weights", shelf, *SMALL)
-    assert said.code == 4
-    lines = said.out.splitlines()
-    head = next(number for number, line in enumerate(lines) if line.startswith("backbone"))
-    assert lines[head].split()[:5] == ["backbone", "M", "G", "/s", "GB"]
-    assert {line.split()[0] for line in lines[head + 1 : head + 3]} == {"test_resnet", "test_vit"}
-    assert all(len(line) <= 80 for line in lines if not line.startswith("next:"))
-    assert "validation images" in said.out
-    assert said.err.count("test_convnext") > 1
-    assert "error: test_convnext: " in said.err
+    output = cli("compare", animals, "--backbones", names, "--weights", weights_dir, *SMALL)
+    assert output.code == 4
+    lines = output.out.splitlines()
+    header = next(number for number, line in enumerate(lines) if line.startswith("backbone"))
+    assert lines[header].split()[:5] == ["backbone", "M", "G", "/s", "GB"]
+    assert {line.split()[0] for line in lines[header + 1 : header + 3]} == {
+        "test_resnet",
+        "test_vit",
+    }
+    assert all(len(line) <= 80 for line in lines if not line.startswith("Next:"))
+    assert "validation images" in output.out
+    assert output.err.count("test_convnext") > 1
+    assert "error: test_convnext: " in output.err
 
 
-def tree_of(*names: str, score: str = "accuracy") -> dict[str, object]:
+def build_tree(*names: str, score: str = "accuracy") -> dict[str, object]:
     return {
         "sorted_by": score,
         "backbones": [
             {
                 "backbone": name,
-                "parameters": 138_400_000,
+                "num_parameters": 138_400_000,
                 "gmacs": 15.47,
                 "images_per_second": 1234.5,
                 "training_memory_gb": None if name == "vgg16" else 12.345,
@@ -119,7 +120,7 @@ def tree_of(*names: str, score: str = "accuracy") -> dict[str, object]:
     }
 
 
-def printed(tree: dict[str, object], width: int) -> list[str]:
+def print_table(tree: dict[str, object], width: int) -> list[str]:
     from rich.console import Console
 
     screen = io.StringIO()
@@ -131,8 +132,8 @@ LONG = "vit_small_patch16_224.augreg_in21k_ft_in1k"
 
 
 @pytest.mark.parametrize("score", ["accuracy", "macro_f1", "loss"])
-def test_the_widest_table_keeps_each_row_aligned_and_each_name_whole(score: str) -> None:
-    lines = printed(tree_of("vgg16", LONG, "mobilenetv2_100", score=score), 80)
+def test_comparison_table_wraps_long_names(score: str) -> None:
+    lines = print_table(build_tree("vgg16", LONG, "mobilenetv2_100", score=score), 80)
     assert max(map(len, lines)) <= 80
     first = lines[2].split()
     assert first[:7] == ["vgg16", "138.4", "15.5", "1234", "-", "95.4", "(90.8-97.8)"]
@@ -141,19 +142,19 @@ def test_the_widest_table_keeps_each_row_aligned_and_each_name_whole(score: str)
     assert lines[-1].startswith("mobilenetv2_100 ")
 
 
-def test_without_a_classic_there_is_no_column_of_published_errors() -> None:
-    assert not any("ImageNet" in line for line in printed(tree_of("resnet18"), 80))
-    assert any("ImageNet" in line for line in printed(tree_of("resnet18", "vgg16"), 80))
+def test_comparison_table_has_imagenet_column_if_known() -> None:
+    assert not any("ImageNet" in line for line in print_table(build_tree("resnet18"), 80))
+    assert any("ImageNet" in line for line in print_table(build_tree("resnet18", "vgg16"), 80))
 
 
-def test_a_name_is_broken_after_its_own_signs() -> None:
+def test_wrap_name_breaks_after_separators() -> None:
     assert wrap_name("resnet50", 12) == "resnet50"
     assert wrap_name("mobilenetv2_100", 12) == "mobilenetv2_\n100"
     assert wrap_name(LONG, 24) == "vit_small_patch16_224.\naugreg_in21k_ft_in1k"
     assert wrap_name("averylongnamewithoutasign", 12) == "averylongnamewithoutasign"
 
 
-REFUSED = """
+TORCH_FREE = """
 import json, sys
 from finetune.cli.main import run
 code = run(json.loads(sys.argv[1]))
@@ -164,7 +165,7 @@ print(json.dumps([code, sorted(heavy & sys.modules.keys())]))
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("args", "code"),
     [
         (["--help"], 0),
         ([".", "--backbones", ""], 2),
@@ -176,6 +177,6 @@ print(json.dumps([code, sorted(heavy & sys.modules.keys())]))
     ],
     ids=str,
 )
-def test_what_is_refused_needs_no_network(words: list[str], code: int) -> None:
-    last = run_python(REFUSED, json.dumps(["compare", *words])).splitlines()[-1]
+def test_compare_invalid_arguments_fail_without_torch(args: list[str], code: int) -> None:
+    last = run_python(TORCH_FREE, json.dumps(["compare", *args])).splitlines()[-1]
     assert json.loads(last) == [code, []]

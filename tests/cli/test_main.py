@@ -1,4 +1,4 @@
-"""The verbs, in this process: what they print, and what they take."""
+"""Tests of the commands, run in this process: their options, output and exit codes."""
 
 from __future__ import annotations
 
@@ -23,20 +23,18 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def copied(trained: FitResult, tmp_path: Path) -> Path:
-    """Return a copy of the run, to go on with."""
+def copied_run(trained: FitResult, tmp_path: Path) -> Path:
+    """Return a copy of the run, which may be resumed."""
     return Path(shutil.copytree(trained.run_dir, tmp_path / "copied"))
 
 
-def test_fit_prints_one_object_with_run_seconds_metrics_and_plan(
-    cli: Cli, photos: Path, tmp_path: Path
-) -> None:
-    said = cli.ok("fit", photos, *SMALL, "--output", tmp_path / "run", "--json")
-    tree = said.json
+def test_fit_json_has_run_metrics_and_plan(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    output = cli.ok("fit", photos, *SMALL, "--output", tmp_path / "run", "--json")
+    tree = output.json
     assert tree.keys() == {
         "run_dir", "seconds", "metrics", "evaluations", "calibration", "plan",
     }  # fmt: skip
-    assert tree["calibration"] is None, "these are few images"
+    assert tree["calibration"] is None, "too few images"
     assert tree["run_dir"] == str(tmp_path / "run")
     assert tree["seconds"] > 0
     assert tree["metrics"].keys() == {"val"}
@@ -44,7 +42,7 @@ def test_fit_prints_one_object_with_run_seconds_metrics_and_plan(
         "loss", "accuracy", "balanced_accuracy", "macro_f1", "rarest_third_recall",
     }  # fmt: skip
     assert tree["plan"]["model"]["backbone"] == "test_resnet"
-    assert "epoch" in said.err, "a person who waits still sees something"
+    assert "epoch" in output.err, "progress is shown"
 
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
@@ -52,63 +50,64 @@ def test_fit_prints_one_object_with_run_seconds_metrics_and_plan(
         "checkpoints", "bundle", ".done", ".lock",
     }  # fmt: skip
     assert (tmp_path / "latest").resolve() == (tmp_path / "run").resolve()
-    measured = cli.ok("evaluate", tmp_path / "latest", "--device", "cpu", "--json").json
-    assert measured["metrics"] == tree["metrics"]["val"]
-    assert tree["evaluations"]["val"].items() <= measured.items()
-    assert measured["rarest_third"] == {"classes": ["dog"], "by": "training images"}
-    assert measured["tta"] is False
+    evaluated = cli.ok("evaluate", tmp_path / "latest", "--device", "cpu", "--json").json
+    assert evaluated["metrics"] == tree["metrics"]["val"]
+    assert tree["evaluations"]["val"].items() <= evaluated.items()
+    assert evaluated["rarest_third"] == {"classes": ["dog"], "ranked_by": "train_images"}
+    assert evaluated["tta"] is False
 
-    refused = cli.refused("evaluate", tmp_path / "latest", "--device", "cpu", "--tta", code=2)
-    assert "--tta cannot apply to a model trained with augment.name=none" in refused
-
-
-def test_fit_for_a_person_says_what_comes_next(cli: Cli, photos: Path, tmp_path: Path) -> None:
-    said = cli.ok("fit", photos, *SMALL, "--output", tmp_path / "run")
-    assert "best model on val:" in said.out
-    assert "rarest_third_recall" in said.out
-    assert [line for line in said.out.splitlines() if line.startswith("dog ")]
-    assert f"finetune evaluate {tmp_path / 'run'}" in said.out
-    assert said.err == ""
+    message = cli.fails("evaluate", tmp_path / "latest", "--device", "cpu", "--tta", code=2)
+    assert "--tta" in message
+    assert "augment.name=none" in message
 
 
-def test_a_dry_run_shows_the_plan_and_keeps_nothing_but_what_it_saw_of_the_images(
+def test_fit_text_has_metrics_and_next_commands(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    output = cli.ok("fit", photos, *SMALL, "--output", tmp_path / "run")
+    assert "val:" in output.out
+    assert "rarest_third_recall" in output.out
+    assert [line for line in output.out.splitlines() if line.startswith("dog ")]
+    assert f"finetune evaluate {tmp_path / 'run'}" in output.out
+    assert output.err == ""
+
+
+def test_dry_run_prints_plan_and_writes_only_fingerprints(
     cli: Cli, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     before = set(tmp_path.rglob("*"))
-    words = ("fit", photos, *SMALL, "data.cache=on", "--dry-run")
-    said = cli.ok(*words, "--json")
-    assert said.json.keys() == {"plan"}
-    assert said.json["plan"]["training"]["epochs"] == 1
-    assert "what trains" in cli.ok(*words).out
+    args = ("fit", photos, *SMALL, "data.cache=on", "--dry-run")
+    output = cli.ok(*args, "--json")
+    assert output.json.keys() == {"plan"}
+    assert output.json["plan"]["training"]["epochs"] == 1
+    assert "test_resnet" in cli.ok(*args).out
     cache = tmp_path / "cache"
     written = set(tmp_path.rglob("*")) - set(before)
     assert all(path == cache or cache in path.parents for path in written)
     (store,) = (path for path in (cache / "pixels").iterdir() if path.is_dir())
-    assert store.name.startswith("looks-1-")
+    assert store.name.startswith("fingerprints-1-")
 
 
-def test_a_dry_run_of_a_run_that_goes_on_changes_nothing(
-    cli: Cli, copied: Path, monkeypatch: pytest.MonkeyPatch
+def test_dry_run_of_resume_changes_nothing(
+    cli: Cli, copied_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {file: file.stat().st_mtime_ns for file in copied.rglob("*")}
-    words = ("fit", "--resume", copied, "--epochs", 9, "--dry-run")
-    plan = cli.ok(*words, "--json").json["plan"]
+    before = {file: file.stat().st_mtime_ns for file in copied_run.rglob("*")}
+    args = ("fit", "--resume", copied_run, "--epochs", 9, "--dry-run")
+    plan = cli.ok(*args, "--json").json["plan"]
     assert plan["training"]["epochs"] == 9
-    assert plan["changed"]["trainer.epochs"] == 9
-    assert "Goes on after epoch 2" in " ".join(cli.ok(*words).out.split())
-    assert {file: file.stat().st_mtime_ns for file in copied.rglob("*")} == before
+    assert plan["overrides"]["trainer.epochs"] == 9
+    assert "epoch 2" in cli.ok(*args).words
+    assert {file: file.stat().st_mtime_ns for file in copied_run.rglob("*")} == before
 
 
-def test_a_dry_run_says_what_the_run_will_cost(
+def test_dry_run_has_memory_and_time(
     cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = (
+    args = (
         "fit", photos, *SMALL[6:], "--backbone", "resnet10t", "--weights", "random",
         "--epochs", "3", "--unfreeze", "head_first", "--dry-run",
     )  # fmt: skip
-    cost = cli.ok(*words, "--json").json["plan"]["cost"]
+    cost = cli.ok(*args, "--json").json["plan"]["cost"]
     memory = dict(cost["memory_gb"])
     assert memory.pop("free") > 0.1
     total = memory.pop("total")
@@ -120,10 +119,10 @@ def test_a_dry_run_says_what_the_run_will_cost(
     assert all(phase["images_per_second"] > 0 for phase in cost["phases"])
     assert cost["seconds"] >= 0
     monkeypatch.setenv("COLUMNS", "80")
-    lines = cli.ok(*words).out.splitlines()
+    lines = cli.ok(*args).out.splitlines()
     assert max(map(len, lines)) <= 80
-    shown = {line.split()[0] for line in lines if line.strip()}
-    assert {"memory", "time", "images", "pixels"} <= shown
+    rows = {line.split("  ")[0] for line in lines}
+    assert {"memory", "time", "images", "pixel cache"} <= rows
 
 
 FLAGS = {
@@ -146,202 +145,202 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_a_flag_is_a_key_of_the_config(
+def test_flag_sets_config_key(
     cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch, flag: str
 ) -> None:
-    seen: list[Config] = []
+    configs: list[Config] = []
 
     def keep(config: Config, **_: object) -> dict[str, Any]:
-        seen.append(config)
+        configs.append(config)
         return {}
 
     monkeypatch.setattr("finetune.commands.fit.fit.plan_fit", keep)
     key, value = FLAGS[flag]
-    word = "3e-4" if flag == "--lr" else str(value)
-    cli.ok("fit", photos, flag, word, "--dry-run", "--json")
-    cli.ok("fit", photos, f"{key}={word}", "--dry-run", "--json")
-    assert seen[0] == seen[1], "the flag and its key say the same"
-    found: Any = seen[0]
+    text = "3e-4" if flag == "--lr" else str(value)
+    cli.ok("fit", photos, flag, text, "--dry-run", "--json")
+    cli.ok("fit", photos, f"{key}={text}", "--dry-run", "--json")
+    assert configs[0] == configs[1], "the flag sets its key"
+    setting: Any = configs[0]
     for name in key.split("."):
-        found = getattr(found, name)
-    assert found == value
+        setting = getattr(setting, name)
+    assert setting == value
 
 
-def test_every_flag_of_the_help_is_tested_here(cli: Cli) -> None:
+def test_flags_of_help_are_all_tested(cli: Cli) -> None:
     words = cli.ok("fit", "--help").out.split()
     options = {word for word in words if word.startswith("--")}
     assert options - {"--help"} == FLAGS.keys() | {"--config", "--resume", "--dry-run", "--json"}
 
 
-def test_a_flag_wins_over_the_file_and_a_contradiction_is_refused(
+def test_flag_overrides_file_and_contradiction_fails(
     cli: Cli, photos: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "some.yaml"
     file.write_text("trainer: {epochs: 9, accelerator: cpu}\noptim: {lr: 0.5}\n")
-    words = ("fit", photos, "--config", file, *SMALL[:-1], "--dry-run", "--json")
-    plan = cli.ok(*words).json["plan"]
+    args = ("fit", photos, "--config", file, *SMALL[:-1], "--dry-run", "--json")
+    plan = cli.ok(*args).json["plan"]
     assert plan["training"]["epochs"] == 1
-    assert plan["changed"]["optim.lr"] == 0.5
-    message = cli.refused(*words, "trainer.epochs=5", code=2)
-    assert "trainer.epochs: --epochs 1 and trainer.epochs=5 differ; keep one" in message
+    assert plan["overrides"]["optim.lr"] == 0.5
+    message = cli.fails(*args, "trainer.epochs=5", code=2)
+    assert "--epochs 1" in message
+    assert "trainer.epochs=5" in message
 
 
-def test_a_folder_with_an_equals_sign_is_named_with_its_place(
+def test_data_path_with_equals_sign_needs_slash(
     cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos.rename(photos.parent / "year=2024")
     monkeypatch.chdir(photos.parent)
     plan = cli.ok("fit", "./year=2024", *SMALL, "--dry-run", "--json").json["plan"]
     assert plan["data"]["path"] == str(photos.parent / "year=2024")
-    assert "year: unknown key" in cli.refused("fit", "year=2024", code=2)
+    assert "year: " in cli.fails("fit", "year=2024", code=2)
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
-        (("a", "b"), "Two data paths, a and b; keep one"),
-        ((), "No images: name a folder or a CSV, as in: finetune fit photos/"),
-        (("--resume", "run", "--config", "a.yaml"), "--config cannot apply with --resume"),
-        (("--resume", "run", "--output", "other"), "--output cannot apply with --resume"),
+        (("a", "b"), "a and b"),
+        ((), "finetune fit photos/"),
+        (("--resume", "run", "--config", "a.yaml"), "--config cannot be used with --resume"),
+        (("--resume", "run", "--output", "other"), "--output cannot be used with --resume"),
     ],
 )
-def test_words_that_cannot_apply_are_refused(
-    cli: Cli, words: tuple[str, ...], message: str
+def test_fit_invalid_arguments_fail(cli: Cli, args: tuple[str, ...], message: str) -> None:
+    assert message in cli.fails("fit", *args, code=2)
+
+
+def test_resume_complete_run_changes_nothing(
+    cli: Cli, trained: FitResult, copied_run: Path
 ) -> None:
-    assert message in cli.refused("fit", *words, code=2)
+    before = {path: path.stat().st_mtime_ns for path in copied_run.rglob("*")}
+    output = cli.ok("fit", "--resume", copied_run, "--json")
+    assert output.json["metrics"] == {k: dict(v) for k, v in trained.metrics.items()}
+    assert output.json["run_dir"] == str(copied_run)
+    assert "complete" in output.err
+    assert "--epochs" in output.err
+    assert {path: path.stat().st_mtime_ns for path in copied_run.rglob("*")} == before
 
 
-def test_a_complete_run_says_that_nothing_is_left(
-    cli: Cli, trained: FitResult, copied: Path
-) -> None:
-    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
-    said = cli.ok("fit", "--resume", copied, "--json")
-    assert said.json["metrics"] == {k: dict(v) for k, v in trained.metrics.items()}
-    assert said.json["run_dir"] == str(copied)
-    assert "The run is complete; nothing is left to do. Longer: add --epochs." in said.err
-    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
-
-
-def test_a_complete_run_of_an_older_finetune_shows_what_it_has(cli: Cli, copied: Path) -> None:
-    file = copied / "bundle" / "finetune.json"
+def test_resume_complete_run_of_earlier_release_prints_metrics(cli: Cli, copied_run: Path) -> None:
+    file = copied_run / "bundle" / "finetune.json"
     card = json.loads(file.read_text(encoding="utf-8"))
     del card["facts"]["evaluations"], card["priors"]
     file.write_text(json.dumps(card), encoding="utf-8")
-    out = cli.ok("fit", "--resume", copied).out
-    assert "best model on test: loss " in out
-    assert cli.ok("fit", "--resume", copied, "--json").json["evaluations"] == {}
+    out = cli.ok("fit", "--resume", copied_run).out
+    assert "test: loss " in out
+    assert cli.ok("fit", "--resume", copied_run, "--json").json["evaluations"] == {}
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "parts"),
     [
-        (("--lr", "0.5"), "optim.lr is 0.01 in the run and cannot become 0.5"),
-        (
-            ("--backbone", "vgg16"),
-            "model.backbone is 'resnet10t' in the run and cannot become 'vgg16'",
-        ),
-        (("data.test_fraction=0.1",), "data.test_fraction is 0.2 in the run and cannot become 0.1"),
-        (("--seed", "1"), "seed is 0 in the run and cannot become 1"),
+        (("--lr", "0.5"), ["optim.lr", "0.01", "0.5"]),
+        (("--backbone", "vgg16"), ["model.backbone", "'resnet10t'", "'vgg16'"]),
+        (("data.test_fraction=0.1",), ["data.test_fraction", "0.2", "0.1"]),
+        (("--seed", "1"), ["seed", "0", "1"]),
     ],
 )
-def test_settings_that_would_make_another_run_are_refused_with_both_values(
-    cli: Cli, copied: Path, words: tuple[str, ...], message: str
+def test_resume_changed_setting_fails_with_both_values(
+    cli: Cli, copied_run: Path, args: tuple[str, ...], parts: list[str]
 ) -> None:
-    assert message in cli.refused("fit", "--resume", copied, *words, code=2)
+    message = cli.fails("fit", "--resume", copied_run, *args, code=2)
+    assert [part for part in parts if part not in message] == []
 
 
-def test_a_complete_run_goes_on_for_more_epochs(
-    cli: Cli, copied: Path, insects: Path, tmp_path: Path
+def test_resume_complete_run_with_more_epochs_continues(
+    cli: Cli, copied_run: Path, insects: Path, tmp_path: Path
 ) -> None:
     moved = shutil.copytree(insects, tmp_path / "moved")
-    said = cli.ok("fit", "--resume", copied, moved, "--epochs", "3", "--json")
-    assert "Goes on after epoch 2." in said.err
-    assert said.json["plan"]["training"]["epochs"] == 3
-    with (copied / "metrics.csv").open() as stream:
+    output = cli.ok("fit", "--resume", copied_run, moved, "--epochs", "3", "--json")
+    assert "epoch 2" in output.err
+    assert output.json["plan"]["training"]["epochs"] == 3
+    with (copied_run / "metrics.csv").open() as stream:
         assert [row["epoch"] for row in csv.DictReader(stream)] == ["1", "2", "3"]
-    config = build_config(read_config_file(copied / "config.yaml"))
+    config = build_config(read_config_file(copied_run / "config.yaml"))
     assert (config.trainer.epochs, config.data.path) == (3, str(moved))
 
 
-def test_evaluate_prints_one_object(cli: Cli, trained: FitResult, insects: Path) -> None:
-    said = cli.ok("evaluate", trained.run_dir, "--device", "cpu", "--json")
-    assert said.json["num_images"] == 7
-    assert said.json["metrics"] == dict(trained.metrics["test"])
-    assert {"accuracy", "balanced_accuracy", "macro_f1"} <= said.json["metrics"].keys()
-    assert list(said.json["per_class"]) == ["bée", "fly", "wasp, red"]
-    assert said.json["per_class"]["fly"].keys() == {
-        "train_images", "support", "predicted", "precision", "recall", "recall_interval", "f1",
+def test_evaluate_json_has_metrics_and_details(cli: Cli, trained: FitResult, insects: Path) -> None:
+    output = cli.ok("evaluate", trained.run_dir, "--device", "cpu", "--json")
+    assert output.json["num_images"] == 7
+    assert output.json["metrics"] == dict(trained.metrics["test"])
+    assert {"accuracy", "balanced_accuracy", "macro_f1"} <= output.json["metrics"].keys()
+    assert list(output.json["per_class"]) == ["bée", "fly", "wasp, red"]
+    assert output.json["per_class"]["fly"].keys() == {
+        "train_images", "support", "num_predicted", "precision", "recall", "recall_interval", "f1",
     }  # fmt: skip
-    words = ("evaluate", trained.run_dir, insects, "--split", "val", "--batch-size", 3)
-    assert "7 (val)" in cli.ok(*words, "--device", "cpu").out
-    assert "--split dev: there are train, val, test" in cli.refused(
-        "evaluate", trained.run_dir, "--split", "dev", code=2
-    )
+    args = ("evaluate", trained.run_dir, insects, "--split", "val", "--batch-size", 3)
+    assert "7 (val)" in cli.ok(*args, "--device", "cpu").out
+    message = cli.fails("evaluate", trained.run_dir, "--split", "dev", code=2)
+    assert "--split dev" in message
+    assert "train, val, test" in message
 
 
-def test_predict_prints_csv_or_one_object_or_writes_a_file(
+def test_predict_prints_csv_or_json_or_writes_file(
     cli: Cli, trained: FitResult, insects: Path, tmp_path: Path
 ) -> None:
-    words = ("predict", trained.run_dir, insects / "fly", "--device", "cpu")
-    as_csv = cli.ok(*words).out
+    args = ("predict", trained.run_dir, insects / "fly", "--device", "cpu")
+    as_csv = cli.ok(*args).out
     rows = list(csv.DictReader(as_csv.splitlines()))
     assert len(rows) == 12
-    tree = cli.ok(*words, "--json", "--top-k", "2").json
+    tree = cli.ok(*args, "--json", "--top-k", "2").json
     assert tree["num_images"] == 12
     assert [entry["path"] for entry in tree["predictions"]] == [row["path"] for row in rows]
     assert all(len(entry["top"]) == 2 for entry in tree["predictions"])
-    said = cli.ok(*words, "--output", tmp_path / "a.csv")
-    assert said.out == f"12 predictions in {tmp_path / 'a.csv'}\n"
+    output = cli.ok(*args, "--output", tmp_path / "a.csv")
+    assert output.out == f"12 predictions written to {tmp_path / 'a.csv'}\n"
     assert (tmp_path / "a.csv").read_text(encoding="utf-8") == as_csv
-    tree = cli.ok(*words, "--json", "--output", tmp_path / "a.csv").json
+    tree = cli.ok(*args, "--json", "--output", tmp_path / "a.csv").json
     assert tree["output"] == str(tmp_path / "a.csv")
 
 
-def test_export_prints_one_object(cli: Cli, trained: FitResult, tmp_path: Path) -> None:
+def test_export_json_has_files_and_parity(cli: Cli, trained: FitResult, tmp_path: Path) -> None:
     tree = cli.ok("export", trained.run_dir, "--output", tmp_path / "one", "--json").json
     assert tree["output"] == str(tmp_path / "one")
     assert "model.safetensors" in tree["files"]
-    assert tree["parity"]["num_images"] == tree["parity"]["same_top_class"] == 7
+    assert tree["parity"]["num_images"] == tree["parity"]["num_same_top1"] == 7
     out = cli.ok("export", trained.run_dir, "--output", tmp_path / "two").out
-    assert "same top class on 7 of 7 images" in out
+    assert "7 of 7 images" in out
 
 
-def test_a_prior_is_asked_for_and_said_on_the_command_line(
+def test_prior_option_is_used_and_reported(
     cli: Cli, trained: FitResult, insects: Path, tmp_path: Path
 ) -> None:
     run = trained.run_dir
-    shares = tmp_path / "shares.csv"
-    shares.write_text('class,share\nbée,8\nfly,1\n"wasp, red",1\n', encoding="utf-8")
-    train = "prior the shares of the training images, as the network says"
-    assert train in " ".join(cli.ok("evaluate", run, "--device", "cpu").out.split())
-    words = ("evaluate", run, "--device", "cpu", "--prior")
-    said = " ".join(cli.ok(*words, "uniform").out.split())
-    assert "prior every class alike; the network's own: the shares of the training images" in said
-    tree = cli.ok(*words, shares, "--json").json
-    assert tree["prior"]["shares"] == pytest.approx({"bée": 0.8, "fly": 0.1, "wasp, red": 0.1})
-    exported = cli.ok("export", run, "--output", tmp_path / "model", "--prior", shares, "--json")
-    assert exported.json["parity"]["same_top_class"] == 7
-    assert exported.json["prior"]["shares"] == pytest.approx(tree["prior"]["shares"])
-    again = cli.ok("evaluate", tmp_path / "model", insects, "--device", "cpu", "--json").json
-    whole = cli.ok("evaluate", run / "bundle", insects, "--device", "cpu", "--prior", shares,
-                   "--json").json  # fmt: skip
-    assert again["metrics"] == pytest.approx(whole["metrics"], abs=1e-5)
-    named = ("predict", run, insects / "fly", "--device", "cpu")
-    predicted = cli.ok(*named, "--prior", "uniform")
+    file = tmp_path / "prior.csv"
+    file.write_text('class,share\nbée,8\nfly,1\n"wasp, red",1\n', encoding="utf-8")
+    args = ("evaluate", run, "--device", "cpu")
+    default, uniform = (
+        cli.ok(*args, "--json").json,
+        cli.ok(*args, "--prior", "uniform", "--json").json,
+    )
+    assert (default["prior"]["requested"], default["prior"]["adjusted"]) == (None, False)
+    assert (uniform["prior"]["requested"], uniform["prior"]["adjusted"]) == ("uniform", True)
+    for tree, option in ((default, ()), (uniform, ("--prior", "uniform"))):
+        assert f"prior {tree['prior']['target_prior']}" in cli.ok(*args, *option).words
+    tree = cli.ok(*args, "--prior", file, "--json").json
+    expected = {"bée": 0.8, "fly": 0.1, "wasp, red": 0.1}
+    assert tree["prior"]["class_prior"] == pytest.approx(expected)
+    exported = cli.ok("export", run, "--output", tmp_path / "model", "--prior", file, "--json").json
+    assert exported["parity"]["num_same_top1"] == 7
+    assert exported["prior"]["class_prior"] == pytest.approx(expected)
+    of_export = cli.ok("evaluate", tmp_path / "model", insects, "--device", "cpu", "--json").json
+    of_bundle = cli.ok("evaluate", run / "bundle", insects, "--device", "cpu", "--prior", file,
+                       "--json").json  # fmt: skip
+    assert of_export["metrics"] == pytest.approx(of_bundle["metrics"], abs=1e-5)
+    args = ("predict", run, insects / "fly", "--device", "cpu")
+    predicted = cli.ok(*args, "--prior", "uniform")
     assert len(predicted.out.splitlines()) == 13, "the CSV alone"
-    assert "prior: every class alike; the network's own" in predicted.err
-    assert cli.ok(*named, "--json").json["prior"]["adjusted"] is False
+    assert uniform["prior"]["target_prior"] in predicted.err
+    assert cli.ok(*args, "--json").json["prior"]["adjusted"] is False
     for verb in (("evaluate",), ("predict", insects), ("export", "--output", tmp_path / "no")):
-        message = cli.refused(verb[0], run, *verb[1:], "--prior", "balanced", code=2)
-        assert "--prior balanced: there are uniform, train, model, or a .json or .csv" in message
-        assert "there is no such file" in cli.refused(
-            verb[0], run, *verb[1:], "--prior", "gone.json", code=2
-        )
+        message = cli.fails(verb[0], run, *verb[1:], "--prior", "balanced", code=2)
+        for part in ("--prior balanced", "uniform", "train", "model", ".json", ".csv"):
+            assert part in message
+        assert "gone.json" in cli.fails(verb[0], run, *verb[1:], "--prior", "gone.json", code=2)
 
 
-def test_the_printed_config_is_the_default_and_every_key_has_a_comment(
-    cli: Cli, tmp_path: Path
-) -> None:
+def test_config_prints_commented_defaults(cli: Cli, tmp_path: Path) -> None:
     text = cli.ok("config").out
     (tmp_path / "all.yaml").write_text(text, encoding="utf-8")
     assert build_config(read_config_file(tmp_path / "all.yaml")) == Config()
@@ -353,17 +352,17 @@ def test_the_printed_config_is_the_default_and_every_key_has_a_comment(
 
 
 @pytest.mark.slow
-def test_the_demo_compares_two_accuracies(cli: Cli, tmp_path: Path) -> None:
+def test_demo_finetuned_beats_scratch(cli: Cli, tmp_path: Path) -> None:
     tree = cli.ok("demo", "--output", tmp_path / "demo", "--json").json
     assert tree["accuracy"]["finetuned"] > tree["accuracy"]["from_scratch"] > 0.2
     assert Path(tree["run_dir"], "bundle", "finetune.json").is_file()
 
 
-def test_the_version_is_printed_alone(cli: Cli) -> None:
+def test_version_is_printed(cli: Cli) -> None:
     assert cli.ok("--version").out == f"{finetune.__version__}\n"
 
 
-def test_the_help_lists_the_verbs_of_users_alone(cli: Cli) -> None:
+def test_help_lists_public_commands(cli: Cli) -> None:
     out = cli.ok("--help").out
     for verb in ("fit", "evaluate", "predict", "export", "demo", "config"):
         assert f" {verb} " in out
@@ -381,7 +380,7 @@ print(json.dumps([code, sorted(heavy & sys.modules.keys())]))
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("args", "code"),
     [
         (["--help"], 0),
         (["fit", "--help"], 0),
@@ -398,18 +397,18 @@ print(json.dumps([code, sorted(heavy & sys.modules.keys())]))
     ],
     ids=str,
 )
-def test_what_needs_no_network_imports_none(words: list[str], code: int) -> None:
-    last = run_python(TORCH_FREE, json.dumps(words)).splitlines()[-1]
+def test_light_commands_import_no_torch(args: list[str], code: int) -> None:
+    last = run_python(TORCH_FREE, json.dumps(args)).splitlines()[-1]
     assert json.loads(last) == [code, []]
 
 
-@pytest.mark.parametrize("shares", ['{"bée": 1}', '{"bée": 1, "fyl": 1, "wasp, red": 1}', "{"])
+@pytest.mark.parametrize("prior", ['{"bée": 1}', '{"bée": 1, "fyl": 1, "wasp, red": 1}', "{"])
 @pytest.mark.parametrize("verb", [["evaluate"], ["predict", "."], ["export", "--output", "gone"]])
-def test_mistakes_in_a_prior_s_file_are_found_without_torch(
-    verb: list[str], shares: str, trained: FitResult, tmp_path: Path
+def test_invalid_prior_file_fails_without_torch(
+    verb: list[str], prior: str, trained: FitResult, tmp_path: Path
 ) -> None:
-    file = tmp_path / "shares.json"
-    file.write_text(shares, encoding="utf-8")
-    words = [verb[0], str(trained.run_dir), *verb[1:], "--prior", str(file)]
-    last = run_python(TORCH_FREE, json.dumps(words)).splitlines()[-1]
+    file = tmp_path / "prior.json"
+    file.write_text(prior, encoding="utf-8")
+    args = [verb[0], str(trained.run_dir), *verb[1:], "--prior", str(file)]
+    last = run_python(TORCH_FREE, json.dumps(args)).splitlines()[-1]
     assert json.loads(last) == [2, []]

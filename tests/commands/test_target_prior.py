@@ -1,4 +1,4 @@
-"""Answers for other shares of the classes: at evaluate, predict and export, with no retraining."""
+"""Tests of ``finetune.commands.target_prior``, through predict, evaluate and export."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ Array = NDArray[np.float64]
 
 @pytest.fixture(scope="module")
 def model(trained: FitResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a bundle with a temperature and a prior far from equal shares; never change it."""
+    """Return a bundle with a temperature and a non-uniform prior; never change it."""
     bundle = load_model(trained.run_dir)
     model = (0.6, 0.3, 0.1)
     card = replace(bundle.card, temperature=0.6, priors=Priors((0.7, 0.2, 0.1), model))
-    folder = tmp_path_factory.mktemp("priors") / "bundle"
-    save_bundle(bundle.network, card, folder)
-    return folder
+    fearlier = tmp_path_factory.mktemp("priors") / "bundle"
+    save_bundle(bundle.network, card, fearlier)
+    return fearlier
 
 
 @pytest.fixture
-def shares(tmp_path: Path) -> Path:
-    """Return a file that never wants the class in the middle."""
-    file = tmp_path / "shares.json"
+def prior_file(tmp_path: Path) -> Path:
+    """Return a prior file in which the second class has prior 0."""
+    file = tmp_path / "prior_file.json"
     file.write_text(json.dumps(dict(zip(CLASSES, (1, 0, 3), strict=True))), encoding="utf-8")
     return file
 
 
-def probabilities(model: Path, images: Path, **more: Any) -> Array:
-    """Return what ``predict`` says of each class, in class order, shape (N, K)."""
+def predict_probabilities(model: Path, images: Path, **more: Any) -> Array:
+    """Return the class probabilities of ``predict``, in class order, shape (N, K)."""
     result = finetune.predict(model, images, top_k=3, device="cpu", **more)
     rows = [dict(zip(p.labels, p.probabilities, strict=True)) for p in result.predictions]
     return np.array([[row[name] for name in CLASSES] for row in rows])
 
 
-def moved(own: Array, target: tuple[float, ...]) -> Array:
-    """Return what Bayes' rule makes of answers for (0.6, 0.3, 0.1)."""
-    ratio = own * np.array(target) / np.array((0.6, 0.3, 0.1))
+def adjust_probabilities(probabilities: Array, target: tuple[float, ...]) -> Array:
+    """Return probabilities for the prior (0.6, 0.3, 0.1), adjusted to ``target``."""
+    ratio = probabilities * np.array(target) / np.array((0.6, 0.3, 0.1))
     return np.asarray(ratio / ratio.sum(1, keepdims=True))
 
 
@@ -67,19 +67,26 @@ def moved(own: Array, target: tuple[float, ...]) -> Array:
     ("prior", "target"),
     [("uniform", (1 / 3, 1 / 3, 1 / 3)), ("train", (0.7, 0.2, 0.1)), ("FILE", (0.25, 0.0, 0.75))],
 )
-def test_predict_evaluate_and_export_give_the_same_answers_for_a_prior(
-    model: Path, insects: Path, tmp_path: Path, shares: Path, prior: str, target: tuple[float, ...]
+def test_prior_predict_evaluate_and_export_agree(
+    model: Path,
+    insects: Path,
+    tmp_path: Path,
+    prior_file: Path,
+    prior: str,
+    target: tuple[float, ...],
 ) -> None:
-    prior = str(shares) if prior == "FILE" else prior
-    expected = moved(probabilities(model, insects), target)
-    found = probabilities(model, insects, prior=prior)
+    prior = str(prior_file) if prior == "FILE" else prior
+    expected = adjust_probabilities(predict_probabilities(model, insects), target)
+    found = predict_probabilities(model, insects, prior=prior)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
     evaluated = finetune.evaluate(model, insects, device="cpu", prior=prior).to_json()
     true = [CLASSES.index(file.parent.name) for file in sorted(insects.rglob("*.png"))]
     assert evaluated["metrics"]["accuracy"] == pytest.approx((expected.argmax(1) == true).mean())
-    assert evaluated["prior"]["shares"] == pytest.approx(dict(zip(CLASSES, target, strict=True)))
-    assert (evaluated["prior"]["asked"], evaluated["prior"]["adjusted"]) == (prior, True)
+    assert evaluated["prior"]["class_prior"] == pytest.approx(
+        dict(zip(CLASSES, target, strict=True))
+    )
+    assert (evaluated["prior"]["requested"], evaluated["prior"]["adjusted"]) == (prior, True)
     json.dumps(evaluated)
 
     recorder = Recorder()
@@ -87,60 +94,64 @@ def test_predict_evaluate_and_export_give_the_same_answers_for_a_prior(
         model, tmp_path / "model", images=insects, prior=prior, reporter=recorder
     )
     assert recorder.warnings == []
-    assert ("Never predicted" in "".join(recorder.notes)) is (0 in target)
+    assert any("fly" in note for note in recorder.notes) is (0 in target)
     assert result.parity is not None  # timm alone against the adjusted answers
-    assert result.parity.same_top_class == 38
+    assert result.parity.num_same_top1 == 38
     card = load_model(tmp_path / "model").card
     assert card.priors == Priors((0.7, 0.2, 0.1), pytest.approx(target), None)  # type: ignore[arg-type]
     assert card.temperature == 1
     assert card.facts["prior_in_head"] == pytest.approx(target)
-    np.testing.assert_allclose(probabilities(tmp_path / "model", insects), expected, atol=1e-5)
-    said = finetune.evaluate(tmp_path / "model", insects, device="cpu").to_json()
-    assert said["prior"]["adjusted"] is False
-    assert said["prior"]["shares"] == pytest.approx(evaluated["prior"]["shares"])
-    assert said["metrics"]["accuracy"] == evaluated["metrics"]["accuracy"]
+    np.testing.assert_allclose(
+        predict_probabilities(tmp_path / "model", insects), expected, atol=1e-5
+    )
+    result = finetune.evaluate(tmp_path / "model", insects, device="cpu").to_json()
+    assert result["prior"]["adjusted"] is False
+    assert result["prior"]["class_prior"] == pytest.approx(evaluated["prior"]["class_prior"])
+    assert result["metrics"]["accuracy"] == evaluated["metrics"]["accuracy"]
 
 
-def test_an_exported_model_can_be_moved_again(model: Path, insects: Path, tmp_path: Path) -> None:
+def test_prior_of_exported_model_can_be_changed_again(
+    model: Path, insects: Path, tmp_path: Path
+) -> None:
     finetune.export(model, tmp_path / "one", images=insects, prior="uniform")
-    expected = moved(probabilities(model, insects), (0.7, 0.2, 0.1))
-    found = probabilities(tmp_path / "one", insects, prior="train")
+    expected = adjust_probabilities(predict_probabilities(model, insects), (0.7, 0.2, 0.1))
+    found = predict_probabilities(tmp_path / "one", insects, prior="train")
     np.testing.assert_allclose(found, expected, atol=1e-5)
     finetune.export(tmp_path / "one", tmp_path / "two", images=insects, prior="train")
-    np.testing.assert_allclose(probabilities(tmp_path / "two", insects), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        predict_probabilities(tmp_path / "two", insects), expected, atol=1e-5
+    )
     finetune.export(tmp_path / "one", tmp_path / "same", images=insects, prior="model")
     first, same = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("one", "same"))
-    assert first == same, "once is enough"
+    assert first == same, "the shift is folded in once"
 
 
-def test_a_class_that_was_exported_away_cannot_be_asked_for_again(
-    model: Path, insects: Path, tmp_path: Path, shares: Path
+def test_prior_zero_in_exported_model_cannot_be_raised(
+    model: Path, insects: Path, tmp_path: Path, prior_file: Path
 ) -> None:
-    finetune.export(model, tmp_path / "one", images=insects, prior=str(shares))
-    with pytest.raises(ConfigError, match=r"--prior uniform cannot apply: .* gives fly no share"):
+    finetune.export(model, tmp_path / "one", images=insects, prior=str(prior_file))
+    with pytest.raises(ConfigError, match=r"--prior uniform .*\bfly\b"):
         finetune.predict(tmp_path / "one", insects, device="cpu", prior="uniform")
-    again = probabilities(tmp_path / "one", insects, prior=str(shares))
-    np.testing.assert_allclose(again, probabilities(tmp_path / "one", insects), atol=1e-6)
+    again = predict_probabilities(tmp_path / "one", insects, prior=str(prior_file))
+    np.testing.assert_allclose(again, predict_probabilities(tmp_path / "one", insects), atol=1e-6)
     assert (again[:, 1] == 0).all()
-    # and its backbone is as good as ever
+    # the backbone weights are still finite and load
     network = create_network("resnet10t", num_classes=3, weights=str(tmp_path / "one"))
     assert network.report.loaded_fraction == 1
     assert all(bool(tensor.isfinite().all()) for tensor in network.module.state_dict().values())
 
 
-def test_a_head_that_cannot_hold_it_leaves_the_target_in_the_card(
-    insects: Path, tmp_path: Path
-) -> None:
+def test_prior_without_linear_head_stays_in_card(insects: Path, tmp_path: Path) -> None:
     from finetune.bundle.model_card import ModelCard
     from tests.support.networks import randomise
 
     name = "deit_tiny_distilled_patch16_224"
-    made = create_network(name, num_classes=2, weights="random", image_size=32)
-    randomise(made.module)
+    created = create_network(name, num_classes=2, weights="random", image_size=32)
+    randomise(created.module)
     card = ModelCard(
-        name, made.model_args, ("a", "b"), made.spec, priors=Priors((0.9, 0.1), (0.9, 0.1))
+        name, created.model_args, ("a", "b"), created.spec, priors=Priors((0.9, 0.1), (0.9, 0.1))
     )
-    save_bundle(made.module, card, tmp_path / "bundle")
+    save_bundle(created.module, card, tmp_path / "bundle")
     recorder = Recorder()
     result = finetune.export(
         tmp_path / "bundle",
@@ -150,27 +161,31 @@ def test_a_head_that_cannot_hold_it_leaves_the_target_in_the_card(
         reporter=recorder,
     )
     assert result.parity is not None
-    assert "timm alone adds the logarithm of the ratio of the priors" in recorder.warnings[0]
-    shipped = load_model(tmp_path / "model").card.priors
-    assert shipped == Priors((0.9, 0.1), (0.9, 0.1), (0.5, 0.5))
+    assert "log(target prior / model prior)" in recorder.warnings[0]
+    exported_priors = load_model(tmp_path / "model").card.priors
+    assert exported_priors == Priors((0.9, 0.1), (0.9, 0.1), (0.5, 0.5))
 
 
-def test_a_stored_target_holds_until_another_is_asked_for(
-    model: Path, insects: Path, tmp_path: Path
-) -> None:
+def test_prior_of_card_holds_unless_requested(model: Path, insects: Path, tmp_path: Path) -> None:
     bundle = load_model(model)
     priors = Priors((0.7, 0.2, 0.1), (0.6, 0.3, 0.1), (1 / 3,) * 3)
     save_bundle(bundle.network, replace(bundle.card, priors=priors), tmp_path / "stored")
-    own, balanced = (probabilities(model, insects, prior=prior) for prior in (None, "uniform"))
+    own, balanced = (
+        predict_probabilities(model, insects, prior=prior) for prior in (None, "uniform")
+    )
     stored = tmp_path / "stored"
-    assert (probabilities(stored, insects) == balanced).all()
-    assert (probabilities(stored, insects, prior="model") == own).all()
+    assert (predict_probabilities(stored, insects) == balanced).all()
+    assert (predict_probabilities(stored, insects, prior="model") == own).all()
     assert finetune.predict(stored, insects, device="cpu").prior["adjusted"] is True
     finetune.export(stored, tmp_path / "exported", images=insects)
-    np.testing.assert_allclose(probabilities(tmp_path / "exported", insects), balanced, atol=1e-5)
+    np.testing.assert_allclose(
+        predict_probabilities(tmp_path / "exported", insects), balanced, atol=1e-5
+    )
 
 
-def test_tta_adjusts_each_view(mirrored: Path, insects: Path, tmp_path: Path) -> None:
+def test_prior_with_tta_shifts_logits_of_each_view(
+    mirrored: Path, insects: Path, tmp_path: Path
+) -> None:
     bundle = load_model(mirrored)
     model, third = (0.6, 0.3, 0.1), 1 / 3
     save_bundle(
@@ -182,53 +197,52 @@ def test_tta_adjusts_each_view(mirrored: Path, insects: Path, tmp_path: Path) ->
     logits = Predictor(bundle, device="cpu", tta=True).predict_logits(files).double().numpy()
     views = np.exp(logits) * third / np.array(model)
     expected = (views / views.sum(2, keepdims=True)).mean(1)
-    found = probabilities(tmp_path / "bundle", insects, prior="uniform", tta=True)
+    found = predict_probabilities(tmp_path / "bundle", insects, prior="uniform", tta=True)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_a_checkpoint_alone_knows_its_priors(trained: FitResult, insects: Path) -> None:
+def test_prior_of_checkpoint_equals_run(trained: FitResult, insects: Path) -> None:
     best = trained.run_dir / "checkpoints" / "best.ckpt"
     assert load_model(best).card.priors == load_model(trained.run_dir).card.priors is not None
-    found = probabilities(best, insects, prior="uniform")
-    assert (found == probabilities(trained.run_dir, insects, prior="uniform")).all()
+    found = predict_probabilities(best, insects, prior="uniform")
+    assert (found == predict_probabilities(trained.run_dir, insects, prior="uniform")).all()
 
 
-def test_an_older_model_says_that_it_does_not_know(
+def test_prior_of_earlier_release_is_unknown(
     trained: FitResult, insects: Path, tmp_path: Path
 ) -> None:
-    older = Path(shutil.copytree(trained.run_dir / "bundle", tmp_path / "older"))
-    tree = read_card_json(older)
+    earlier = Path(shutil.copytree(trained.run_dir / "bundle", tmp_path / "earlier"))
+    tree = read_card_json(earlier)
     del tree["priors"]
-    (older / "finetune.json").write_text(json.dumps(tree), encoding="utf-8")
-    expected = probabilities(trained.run_dir, insects)
-    assert (probabilities(older, insects) == expected).all()
-    said = finetune.evaluate(older, insects, device="cpu").to_json()["prior"]
-    assert "unknown" in said["target_prior"]
-    assert said["shares"] is None
-    message = f"--prior uniform cannot apply: an older finetune wrote {older}"
+    (earlier / "finetune.json").write_text(json.dumps(tree), encoding="utf-8")
+    expected = predict_probabilities(trained.run_dir, insects)
+    assert (predict_probabilities(earlier, insects) == expected).all()
+    result = finetune.evaluate(earlier, insects, device="cpu").to_json()["prior"]
+    assert "unknown" in result["target_prior"]
+    assert result["class_prior"] is None
+    message = f"--prior uniform .*{earlier}"
     for verb in (finetune.evaluate, finetune.predict):
         with pytest.raises(ConfigError, match=message):
-            verb(older, insects, device="cpu", prior="uniform")
+            verb(earlier, insects, device="cpu", prior="uniform")
     with pytest.raises(ConfigError, match=message):
-        finetune.export(older, tmp_path / "model", prior="uniform")
+        finetune.export(earlier, tmp_path / "model", prior="uniform")
     assert not (tmp_path / "model").exists()
 
 
-def test_a_run_whose_card_names_a_target_is_measured_with_it(
+def test_prior_target_of_run_is_used_in_its_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As ``post_hoc`` does, for a prior that training does not give."""
-    import finetune.builders.run as building
-    import finetune.builders.schedules as recipes
-
+    """Replace the priors of a run by a target as ``post_hoc`` sets it, for a skewed model prior."""
+    module = "finetune.builders.model_prior"
     photos = write_photos(tmp_path / "photos")
     model, equal = (0.8, 0.1, 0.1), (1 / 3,) * 3
-    monkeypatch.setattr(building, "compute_run_priors", lambda *_: Priors(model, model, equal))
-    monkeypatch.setattr(recipes, "model_prior_at", lambda *_: lambda _: model)
+    priors = Priors(model, model, equal)
+    monkeypatch.setattr(f"{module}.compute_run_priors", lambda *_, **__: priors)
+    monkeypatch.setattr(f"{module}.build_model_prior_schedule", lambda *_, **__: lambda _: model)
     config = {"data__path": str(photos), "calibration__enabled": "on", "trainer__epochs": 1}
     result = finetune.fit(small_config(output=str(tmp_path / "run"), **config))
     card = load_model(result.run_dir).card
-    assert card.priors == Priors(model, model, equal)
+    assert card.priors == priors
     assert load_model(result.run_dir / "checkpoints" / "best.ckpt").card.priors == card.priors
     assert result.evaluations["val"]["prior"]["adjusted"] is True
     evaluated = finetune.evaluate(result.run_dir, device="cpu")

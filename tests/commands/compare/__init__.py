@@ -1,1 +1,1 @@
-"""Tests of ``finetune.commands.compare.compare``."""
+"""Tests of ``finetune.commands.compare``."""

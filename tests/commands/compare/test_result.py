@@ -1,7 +1,8 @@
-"""How compared backbones are sorted, and what is said of their differences."""
+"""Tests of ``finetune.commands.compare.result``: order, significance, CSV and next command."""
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,16 @@ from finetune.config.load import parse_assignments
 NUM_VAL = 40
 
 
-def row(name: str, right: Sequence[int], **known: Any) -> BackboneResult:
-    """Return a row of a backbone that gets these of 40 images right."""
-    answers = np.zeros(NUM_VAL, bool)
-    answers[list(right)] = True
-    accuracy = len(right) / NUM_VAL
+def row(name: str, correct: Sequence[int], **changes: Any) -> BackboneResult:
+    """Return a row of a backbone that classifies these of 40 images correctly."""
+    is_correct = np.zeros(NUM_VAL, bool)
+    is_correct[list(correct)] = True
+    accuracy = len(correct) / NUM_VAL
     numbers: dict[str, Any] = {
         "weights": f"/weights/{name}.pth",
         "image_size": 224,
         "num_parameters": 25_000_000,
-        "num_multiplications": 4_000_000_000,
+        "num_macs": 4_000_000_000,
         "images_per_second": 12.345678,
         "training_bytes": 3_000_000_000,
         "batch_size": 32,
@@ -40,11 +41,11 @@ def row(name: str, right: Sequence[int], **known: Any) -> BackboneResult:
         "num_computed": 60,
         "seconds": 1.0,
     }
-    return BackboneResult(backbone=name, is_correct=answers, **{**numbers, **known})
+    return BackboneResult(backbone=name, is_correct=is_correct, **{**numbers, **changes})
 
 
-def result(*rows: BackboneResult, **known: Any) -> CompareResult:
-    settings = {"failed": (), "settings": {}, "seconds": 2.0, **known}
+def result(*rows: BackboneResult, **changes: Any) -> CompareResult:
+    settings = {"failures": (), "settings": {}, "seconds": 2.0, **changes}
     return CompareResult(Path("my photos"), sort_by_score(rows), **settings)
 
 
@@ -52,18 +53,18 @@ def names(rows: Sequence[BackboneResult]) -> list[str]:
     return [one.backbone for one in rows]
 
 
-def test_the_highest_score_is_first_and_of_equal_ones_the_cheapest() -> None:
+def test_sort_by_score_best_first_then_fewest_macs() -> None:
     rows = [
-        row("dear", range(30), num_multiplications=9),
-        row("low", range(10), num_multiplications=1),
-        row("cheap", range(1, 31), num_multiplications=3),
-        row("high", range(31), num_multiplications=99),
+        row("dear", range(30), num_macs=9),
+        row("low", range(10), num_macs=1),
+        row("cheap", range(1, 31), num_macs=3),
+        row("high", range(31), num_macs=99),
     ]
     assert names(sort_by_score(rows)) == ["high", "cheap", "dear", "low"]
 
 
 @pytest.mark.parametrize(("monitor", "first"), [("macro_f1", "b"), ("loss", "a")])
-def test_rows_are_sorted_by_what_fit_would_choose_by(monitor: str, first: str) -> None:
+def test_sort_by_score_uses_monitor(monitor: str, first: str) -> None:
     rows = [
         row(
             "a", range(20), monitor=monitor, metrics={"loss": 0.1, "accuracy": 0.5, "macro_f1": 0.1}
@@ -76,74 +77,70 @@ def test_rows_are_sorted_by_what_fit_would_choose_by(monitor: str, first: str) -
     assert result(*rows).to_json()["sorted_by"] == monitor
 
 
-def test_a_lead_that_chance_may_give_is_no_lead() -> None:
-    found = result(row("a", range(32)), row("b", range(1, 31), num_multiplications=5))
-    assert summarize_significance(found) == (
-        "b does not differ from a by more than chance on these 40 images. The cheapest of the two "
-        "is b."
+def test_significance_small_difference_is_not_significant() -> None:
+    comparison = result(row("a", range(32)), row("b", range(1, 31), num_macs=5))
+    assert comparison.p_values == [None, 0.5], "two discordant images of the same kind"
+    first, second = summarize_significance(comparison).split(". ")
+    assert first.startswith("b does not differ significantly from a ")
+    assert str(NUM_VAL) in first
+    assert second == "The cheapest of these is b."
+
+
+def test_significance_large_difference_is_significant() -> None:
+    comparison = result(
+        row("a", range(40)), row("b", range(30)), row("c", range(39)), row("d", [1])
     )
-    assert found.p_values == [None, 0.5], "of two images each might have been the other's"
+    summary = summarize_significance(comparison)
+    similar, fewer = summary.split(". ")
+    assert similar.startswith("c does not differ significantly from a ")
+    assert re.fullmatch(r"a .*significantly more .* b and d \(p < 0\.05\)\.", fewer)
+    assert comparison.to_json()["significance_summary"] == summary
 
 
-def test_a_lead_that_chance_hardly_gives_is_told_as_one() -> None:
-    found = result(row("a", range(40)), row("b", range(30)), row("c", range(39)), row("d", [1]))
-    assert summarize_significance(found) == (
-        "c does not differ from a by more than chance on these 40 images. a gets more of the 40 "
-        "images right than b and d, by more than chance."
-    )
-    assert found.to_json()["verdict"] == summarize_significance(found)
+def test_significance_many_backbones_are_holm_corrected() -> None:
+    # 6 discordant images of the same kind have p = 1/32, which Holm multiplies by 3 below
+    best = row("a", range(36))
+    alone = result(best, row("b", range(30)))
+    assert alone.p_values == [None, pytest.approx(1 / 32)]
+    assert "significantly more" in summarize_significance(alone)
+    among_others = result(best, *(row(f"b{number}", range(30)) for number in range(3)))
+    assert among_others.p_values[1:] == [pytest.approx(3 / 32)] * 3
+    assert summarize_significance(among_others).startswith("b0, b1 and b2 do not differ ")
 
 
-def test_many_questions_ask_for_more() -> None:
-    # 6 of 6 images is rare by chance (1 in 32), but not that rare among many
-    lead = row("a", range(36))
-    assert "more of the 40 images right than b," in summarize_significance(
-        result(lead, row("b", range(30)))
-    )
-    others = [row(f"b{number}", range(30)) for number in range(3)]
-    assert summarize_significance(result(lead, *others)).startswith(
-        "b0, b1 and b2 do not differ from a by more"
-    )
-
-
-def test_a_better_score_with_fewer_right_is_told_as_it_is() -> None:
+def test_significance_better_score_with_fewer_correct_is_stated() -> None:
     best = row("a", range(10), monitor="macro_f1", metrics={"accuracy": 0.25, "macro_f1": 0.9})
     other = row("b", range(40), monitor="macro_f1", metrics={"accuracy": 1.0, "macro_f1": 0.5})
-    assert summarize_significance(result(best, other)) == (
-        "b has more of the 40 images right than a, by more than chance, but a worse macro F1."
-    )
+    summary = summarize_significance(result(best, other))
+    assert re.fullmatch(r"b .*significantly more .* a .*worse macro F1\.", summary)
 
 
-def test_alone_nothing_is_compared() -> None:
+def test_compare_result_without_rows_has_no_summary_or_command() -> None:
     assert summarize_significance(result(row("a", range(3)))) == ""
-    nothing = result(failed=(BackboneFailure("a", "broken.", 4),))
+    nothing = result(failures=(BackboneFailure("a", "broken.", 4),))
     tree = nothing.to_json()
-    assert (tree["backbones"], tree["next"], tree["verdict"], tree["sorted_by"]) == (
-        [],
-        [],
-        "",
-        None,
-    )
-    assert tree["failed"] == [{"backbone": "a", "reason": "broken."}]
+    assert tree["backbones"] == tree["next_command"] == []
+    assert (tree["significance_summary"], tree["sorted_by"]) == ("", None)
+    assert tree["failures"] == [{"backbone": "a", "reason": "broken."}]
 
 
-def test_the_next_command_takes_the_best_its_weights_and_the_settings() -> None:
+def test_next_command_has_best_backbone_weights_and_settings() -> None:
     settings = {"seed": 3, "imbalance.strategy": "sqrt", "model.kwargs": {"a": [1, None]}}
     rows = (row("a", range(3)), row("b", range(4)))
-    words = result(*rows, settings=settings).next_command
-    assert words[:7] == [
+    command = result(*rows, settings=settings).next_command
+    assert command[:7] == [
         "finetune", "fit", "my photos", "--backbone", "b", "--weights", "/weights/b.pth",
     ]  # fmt: skip
-    assert parse_assignments(words[7:]) == settings
+    assert parse_assignments(command[7:]) == settings
     assert "--weights" not in result(row("a", range(3), weights="hub")).next_command
 
 
-def test_the_csv_has_a_line_a_backbone_and_the_reasons() -> None:
+def test_csv_has_line_per_backbone_and_failure() -> None:
     rows = (row("a", range(40), training_bytes=None), row("resnet50.a1_in1k", range(30)))
-    text = result(*rows, failed=(BackboneFailure("c", "broken, and how", 4),)).to_csv()
+    text = result(*rows, failures=(BackboneFailure("c", "broken, and how", 4),)).to_csv()
     first, second, last = csv.DictReader(io.StringIO(text))
     assert (first["backbone"], first["accuracy"], first["training_memory_gb"]) == ("a", "1.0", "")
     assert second["imagenet_top1_error"] == "24.6"
     assert float(second["accuracy_low"]) < 0.75 < float(second["accuracy_high"])
     assert float(second["p_value_vs_best"]) == pytest.approx(2 / 2**10)
-    assert (last["backbone"], last["failed"]) == ("c", "broken, and how")
+    assert (last["backbone"], last["error"]) == ("c", "broken, and how")

@@ -1,1 +1,1 @@
-"""Tests of ``finetune.commands.submit.submit``."""
+"""Tests of ``finetune.commands.submit``."""

@@ -46,8 +46,8 @@ def run_job(
 
     Args:
         text: Text of the script.
-        stubs: Folder with programs of the cluster; None takes an ``srun`` that prints the words of
-            its command.
+        stubs: Folder with programs of the cluster; None takes an ``srun`` that prints the
+            arguments of its command.
         extra: Environment variables.
     """
     if stubs is None:
@@ -152,10 +152,10 @@ def test_sample_script_equals_output_of_submit_dry_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "words"), [("0", ["--backbone", "vgg16"]), ("1", ["seed=3", "--lr", "0.1"])]
+    ("task", "args"), [("0", ["--backbone", "vgg16"]), ("1", ["seed=3", "--lr", "0.1"])]
 )
 def test_batch_script_edited_for_an_array_gives_each_task_its_run_and_arguments(
-    task: str, words: list[str], tmp_path: Path
+    task: str, args: list[str], tmp_path: Path
 ) -> None:
     """The edit that the SLURM guide describes."""
     text = render("--epochs", "3").replace(
@@ -170,7 +170,7 @@ def test_batch_script_edited_for_an_array_gives_each_task_its_run_and_arguments(
     ids = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": task}
     job = run_job(text, **ids, FINETUNE="ft")
     assert job.returncode == 0, job.stderr
-    own = "".join(f"<{word}>" for word in words)
+    own = "".join(f"<{arg}>" for arg in args)
     run = f"<--output><{tmp_path}/runs/one_{task}><resume=auto>"
     assert job.stdout == f"<ft><fit>{run}<photos><--epochs><3>{own}"
 

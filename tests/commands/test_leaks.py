@@ -1,7 +1,6 @@
-"""What is measured with and without the images that a run has seen before."""
+"""Metrics with and without leaked images."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +13,12 @@ from finetune.bundle.model_card import read_card_json
 from finetune.commands.fit.fit import FitResult
 from finetune.inference.predictor import Predictor
 from finetune.types import Split
-from tests.support.networks import one_thread
 from tests.support.pictures import scene, write_jpeg
 from tests.support.runs import small_config
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
 def write_garden(root: Path, *, seed: int) -> Path:
-    """Write train and val folders of two classes without any copies."""
+    """Write train and val folders of two classes without duplicates."""
     for number, label in enumerate(("ant", "bee")):
         for split, count in (("train", 6), ("val", 3)):
             (root / split / label).mkdir(parents=True)
@@ -38,17 +30,17 @@ def write_garden(root: Path, *, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def leaky(tmp_path_factory: pytest.TempPathFactory) -> FitResult:
-    """Return a run on photos of which two of eight validation images are copies."""
-    place = tmp_path_factory.mktemp("leaky")
-    root = write_garden(place / "garden", seed=0)
+    """Return a run on photos of which two of eight validation images leak."""
+    folder = tmp_path_factory.mktemp("leaky")
+    root = write_garden(folder / "garden", seed=0)
     shutil.copyfile(root / "train/ant/0.jpg", root / "val/ant/same.jpg")
     write_jpeg(root / "val/bee/again.jpg", scene(11), quality=60)
-    config = small_config(data__path=str(root), output=str(place / "run"), trainer__epochs=1)
+    config = small_config(data__path=str(root), output=str(folder / "run"), trainer__epochs=1)
     result: FitResult = finetune.fit(config)
     return result
 
 
-def test_a_run_says_both_numbers(leaky: FitResult) -> None:
+def test_fit_reports_metrics_with_and_without_leaks(leaky: FitResult) -> None:
     assert leaky.metrics.keys() == {"val", "val_without_leaks"}
     assert leaky.evaluations["val"]["num_images"] == 8
     assert leaky.evaluations["val_without_leaks"]["num_images"] == 6
@@ -63,7 +55,9 @@ def test_a_run_says_both_numbers(leaky: FitResult) -> None:
 
 
 @pytest.mark.parametrize("named", [None, "", "val"])
-def test_evaluate_says_both_of_the_runs_own_images(leaky: FitResult, named: str | None) -> None:
+def test_evaluate_own_images_reports_metrics_without_leaks(
+    leaky: FitResult, named: str | None
+) -> None:
     data = None if named is None else leaky.run_dir.parent / "garden" / named
     found = finetune.evaluate(leaky.run_dir, data, device="cpu")
     assert found.evaluation.num_images == 8
@@ -73,7 +67,9 @@ def test_evaluate_says_both_of_the_runs_own_images(leaky: FitResult, named: str 
     assert tree["metrics"]["accuracy"] == leaky.metrics["val_without_leaks"]["accuracy"]
 
 
-def test_other_images_of_the_same_names_are_no_leaks(leaky: FitResult, tmp_path: Path) -> None:
+def test_evaluate_other_images_of_the_same_names_do_not_leak(
+    leaky: FitResult, tmp_path: Path
+) -> None:
     other = write_garden(tmp_path / "other", seed=1000)
     for name in ("ant/same.jpg", "bee/again.jpg"):
         write_jpeg(other / "val" / name, scene(5000 + len(name)))
@@ -83,10 +79,10 @@ def test_other_images_of_the_same_names_are_no_leaks(leaky: FitResult, tmp_path:
     assert found.to_json()["without_leaks"] is None
 
 
-def test_the_temperature_is_for_the_shares_of_the_images_that_it_is_fitted_to() -> None:
+def test_fit_temperature_shift_accounts_for_the_class_prior() -> None:
     from finetune.evaluation.calibration import fit_temperature
 
-    # logits that are exactly right where classes are alike, seen where one of them is rare
+    # logits that are exact for balanced classes, evaluated where one class is rare
     random = np.random.default_rng(2)
     labels = random.choice(2, size=20_000, p=[0.97, 0.03])
     values = random.normal(np.where(labels == 0, 0.0, 1.5), np.where(labels == 0, 1.0, 2.0))

@@ -1,1 +1,1 @@
-"""Tests of ``finetune.commands.inspect.inspect``."""
+"""Tests of the command ``inspect``."""

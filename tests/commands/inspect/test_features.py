@@ -1,4 +1,4 @@
-"""Labels that were planted wrong, and cut copies, are found by ``inspect`` and by a probe."""
+"""Planted label errors and cropped duplicates are found by ``inspect`` and by a probe."""
 
 import csv
 import json
@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 import finetune
-from finetune.audit.label_errors import find_label_errors
 from finetune.commands.fit.fit import FitResult
 from finetune.commands.inspect import features as module
 from finetune.commands.inspect.inspect import inspect
@@ -23,35 +22,34 @@ from finetune.types import Reporter
 from tests.audit.test_near_duplicates import cropped
 from tests.commands.test_leaks import write_garden
 from tests.support.helpers import Recorder
-from tests.support.networks import one_thread
 from tests.support.pictures import scene, write_jpeg
 from tests.support.runs import small_config, write_weights
 
-COLOURS = {"ant": (200, 40, 40), "bee": (40, 200, 40), "cow": (40, 40, 200)}
+COLORS = {"ant": (200, 40, 40), "bee": (40, 200, 40), "cow": (40, 40, 200)}
 WRONG = {"ant/wrong.png": "bee", "cow/wrong.png": "ant"}
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return weights, and photos of plain colours of which two are in the wrong folder."""
-    place = tmp_path_factory.mktemp("planted")
-    write_weights(place / "weights.pth")
+    """Return a folder of weights, and photos of plain colors, two of them in a wrong folder."""
+    root = tmp_path_factory.mktemp("planted")
+    write_weights(root / "weights.pth")
     random = np.random.default_rng(3)
-    for name, colour in COLOURS.items():
-        (place / "photos" / name).mkdir(parents=True)
+    for name, color in COLORS.items():
+        (root / "photos" / name).mkdir(parents=True)
         for number in range(15):
-            _write(place / "photos" / name / f"{number}.png", colour, random)
+            _write(root / "photos" / name / f"{number}.png", color, random)
     for path, looks_like in WRONG.items():
-        _write(place / "photos" / path, COLOURS[looks_like], random)
-    return place
+        _write(root / "photos" / path, COLORS[looks_like], random)
+    return root
 
 
-def _write(file: Path, colour: tuple[int, int, int], random: np.random.Generator) -> None:
-    pixels = np.clip(random.normal(0, 25, (32, 32, 3)) + colour, 0, 255)
+def _write(file: Path, color: tuple[int, int, int], random: np.random.Generator) -> None:
+    pixels = np.clip(random.normal(0, 25, (32, 32, 3)) + color, 0, 255)
     Image.fromarray(pixels.astype(np.uint8)).save(file)
 
 
-def test_a_backbone_doubts_the_planted_labels_first(planted: Path, tmp_path: Path) -> None:
+def test_inspect_backbone_finds_planted_label_errors_first(planted: Path, tmp_path: Path) -> None:
     config = build_config(
         {},
         assignments={
@@ -63,18 +61,19 @@ def test_a_backbone_doubts_the_planted_labels_first(planted: Path, tmp_path: Pat
             "output": str(tmp_path / "audit"),
         },
     )
-    with one_thread():
-        result = inspect(config)
-    labels = result.audit.label_errors
-    assert labels is not None
-    assert {one.path: one.predicted_label for one in labels[:2]} == WRONG
-    for one in labels[:2]:
-        assert one.label_probability < one.predicted_probability <= 1
+    result = inspect(config)
+    label_errors = result.audit.label_errors
+    assert label_errors is not None
+    assert {error.path: error.predicted_label for error in label_errors[:2]} == WRONG
+    for error in label_errors[:2]:
+        assert error.label_probability < error.predicted_probability <= 1
     tree = json.loads((tmp_path / "audit" / "audit.json").read_text())
-    assert [one["path"] for one in tree["labels"]] == [one.path for one in labels]
+    assert [error["path"] for error in tree["label_errors"]] == [
+        error.path for error in label_errors
+    ]
 
 
-def test_a_run_puts_them_down_beside_what_else_was_found(planted: Path, tmp_path: Path) -> None:
+def test_fit_probe_adds_label_errors_to_the_audit(planted: Path, tmp_path: Path) -> None:
     config = small_config(
         data__path=str(planted / "photos"),
         model__weights=str(planted / "weights.pth"),
@@ -82,18 +81,17 @@ def test_a_run_puts_them_down_beside_what_else_was_found(planted: Path, tmp_path
         trainer__epochs=1,
         output=str(tmp_path / "run"),
     )
-    with one_thread():
-        result: FitResult = finetune.fit(config)
+    result: FitResult = finetune.fit(config)
     tree = json.loads((result.run_dir / "audit.json").read_text())
-    assert {one["path"]: one["likely"] for one in tree["labels"][:2]} == WRONG
+    assert {error["path"]: error["predicted_label"] for error in tree["label_errors"][:2]} == WRONG
     with (result.run_dir / "audit.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    doubts = [row for row in rows if row["finding"] == "label in doubt"]
-    assert [row["path"] for row in doubts] == [one["path"] for one in tree["labels"]]
-    assert tree["num_images"] == 47, "the rest stays"
+    listed = [row["path"] for row in rows if row["finding"] == "label error"]
+    assert listed == [error["path"] for error in tree["label_errors"]]
+    assert tree["num_images"] == 47, "other keys are kept"
 
 
-def test_doubts_of_an_earlier_probe_are_replaced(planted: Path, tmp_path: Path) -> None:
+def test_resume_probe_replaces_earlier_label_errors(planted: Path, tmp_path: Path) -> None:
     config = small_config(
         data__path=str(planted / "photos"),
         model__weights=str(planted / "weights.pth"),
@@ -101,51 +99,40 @@ def test_doubts_of_an_earlier_probe_are_replaced(planted: Path, tmp_path: Path) 
         trainer__epochs=1,
         output=str(tmp_path / "run"),
     )
-    with one_thread():
-        finetune.fit(config)
-        run = tmp_path / "run"
-        before = (run / "audit.csv").read_bytes(), (run / "audit.json").read_bytes()
-        # as if it had been killed while the probe was written
-        (run / "checkpoints" / "best.ckpt").unlink()
-        (run / ".done").unlink()
-        finetune.resume(run)
-        assert before == ((run / "audit.csv").read_bytes(), (run / "audit.json").read_bytes())
-        (run / "checkpoints" / "best.ckpt").unlink()
-        (run / ".done").unlink()
-        (run / "audit.csv").unlink()
-        finetune.resume(run)
-    assert not (run / "audit.csv").exists(), "whoever removed it does not want it"
+    finetune.fit(config)
+    run = tmp_path / "run"
+    before = (run / "audit.csv").read_bytes(), (run / "audit.json").read_bytes()
+    # as if it had been killed while the probe was written
+    (run / "checkpoints" / "best.ckpt").unlink()
+    (run / ".done").unlink()
+    finetune.resume(run)
+    assert before == ((run / "audit.csv").read_bytes(), (run / "audit.json").read_bytes())
+    (run / "checkpoints" / "best.ckpt").unlink()
+    (run / ".done").unlink()
+    (run / "audit.csv").unlink()
+    finetune.resume(run)
+    assert not (run / "audit.csv").exists(), "a file that the user deleted is not created again"
 
 
-def test_no_class_is_likely_that_is_less_probable_than_the_label() -> None:
-    # of the third class no image is sure, so that every image is surer of it than its own are
-    probabilities = np.array(
-        [[0.8, 0.15, 0.05]] * 6 + [[0.1, 0.85, 0.05]] * 6 + [[0.5, 0.48, 0.02]]
-    )
-    labels = np.array([0] * 6 + [1] * 6 + [2])
-    rows, likely = find_label_errors(probabilities, labels)
-    assert rows.tolist() == likely.tolist() == []
-
-
-def test_keys_that_an_audit_does_not_look_at_are_refused(planted: Path) -> None:
+def test_inspect_training_keys_raise_config_error(planted: Path) -> None:
     for key, value in (("trainer.epochs", 3), ("probe.hflip", "on"), ("model.drop_rate", 0.1)):
         config = build_config({}, assignments={"data.path": str(planted / "photos"), key: value})
-        with pytest.raises(ConfigError, match=rf"{key} cannot apply to an audit that asks no"):
+        with pytest.raises(ConfigError, match=rf"{key} .* --backbone"):
             inspect(config)
-        with pytest.raises(ConfigError, match=rf"^{key} cannot apply to an audit\."):
+        with pytest.raises(ConfigError, match=rf"{key} cannot apply to an audit\."):
             inspect(replace_values(config, {"model.backbone": "test_resnet"}))
 
 
 @pytest.fixture
-def cut(tmp_path: Path) -> Path:
-    """Return photos with given splits, of which one that trains is in validation, cut."""
-    root = write_garden(tmp_path / "cut", seed=0)
+def leaky(tmp_path: Path) -> Path:
+    """Return photos with given splits; a crop of a training image is in validation."""
+    root = write_garden(tmp_path / "leaky", seed=0)
     with Image.open(root / "train/ant/0.jpg") as image:
         write_jpeg(root / "val/ant/part.jpg", cropped(image, 0.05, 0.2, 0.2, 0.05))
     return root
 
 
-def probing(planted: Path, photos: Path) -> dict[str, object]:
+def probe_settings(planted: Path, photos: Path) -> dict[str, object]:
     return {
         "data__path": str(photos),
         "data__image_size": 64,
@@ -155,123 +142,127 @@ def probing(planted: Path, photos: Path) -> dict[str, object]:
     }
 
 
-CUT = ["train/ant/0.jpg", "val/ant/part.jpg"]
+CROPPED = ["train/ant/0.jpg", "val/ant/part.jpg"]
 
 
-def test_a_backbone_adds_a_copy_that_is_cut(planted: Path, cut: Path, tmp_path: Path) -> None:
-    settings = {"data.path": str(cut), "output": str(tmp_path / "audit")}
+def test_inspect_backbone_finds_cropped_duplicate(
+    planted: Path, leaky: Path, tmp_path: Path
+) -> None:
+    settings = {"data.path": str(leaky), "output": str(tmp_path / "audit")}
     assert inspect(build_config({}, assignments=settings)).audit.duplicates == ()
-    asked = {
+    backbone = {
         "data.image_size": 64,
         "trainer.accelerator": "cpu",
         "model.backbone": "test_resnet",
         "model.weights": str(planted / "weights.pth"),
     }
-    with one_thread():
-        result = inspect(build_config({}, assignments=settings | asked))
+    result = inspect(build_config({}, assignments=settings | backbone))
     assert result.audit.duplicates is not None
-    assert [sorted(s.path for s in one.samples) for one in result.audit.duplicates] == [CUT]
+    assert [sorted(s.path for s in group.samples) for group in result.audit.duplicates] == [CROPPED]
     assert result.audit.duplicates[0].conflicts == ("splits",)
     assert "data.leakage" in {one["option"] for one in result.audit.advice}
-    assert (tmp_path / "audit" / "copies" / "0001.jpg").is_file()
-    # and whoever acts on it can, whatever is done about pixels
-    dropping = small_config(data__path=str(cut), data__leakage="drop", data__cache="off")
-    data = read_data(dropping, cut, reporter=Reporter())
-    assert CUT[0] not in {sample.path for sample in data.manifest.samples}
+    assert (tmp_path / "audit" / "duplicates" / "0001.jpg").is_file()
+    # a later fit acts on it, even without a pixel cache
+    dropping = small_config(data__path=str(leaky), data__leakage="drop", data__cache="off")
+    data = read_data(dropping, leaky, reporter=Reporter())
+    assert CROPPED[0] not in {sample.path for sample in data.manifest.samples}
     (dropped,) = data.rejected
-    assert dropped.path == CUT[0]
-    assert CUT[1] in dropped.reason
+    assert dropped.path == CROPPED[0]
+    assert CROPPED[1] in dropped.reason
 
 
-def test_a_run_measures_without_it_and_says_so(planted: Path, cut: Path, tmp_path: Path) -> None:
-    settings = probing(planted, cut)
+def test_fit_probe_cropped_duplicate_is_reported_and_excluded(
+    planted: Path, leaky: Path, tmp_path: Path
+) -> None:
+    settings = probe_settings(planted, leaky)
     reporter = Recorder()
-    with one_thread():
-        result: FitResult = finetune.fit(
-            small_config(**settings, output=str(tmp_path / "run")), reporter=reporter
+    result: FitResult = finetune.fit(
+        small_config(**settings, output=str(tmp_path / "run")), reporter=reporter
+    )
+    ignored: FitResult = finetune.fit(
+        small_config(**settings, output=str(tmp_path / "other"), data__leakage="ignore")
+    )
+    with pytest.raises(
+        DataError,
+        match=r"data\.leakage=error: 1 of 7 val images .* finetune inspect .*/leaky --back",
+    ):
+        finetune.fit(
+            small_config(**settings, output=str(tmp_path / "strict"), data__leakage="error")
         )
-        ignored: FitResult = finetune.fit(
-            small_config(**settings, output=str(tmp_path / "other"), data__leakage="ignore")
-        )
-        with pytest.raises(DataError, match=r"1 of 7 val images .* finetune inspect .*/cut --back"):
-            finetune.fit(
-                small_config(**settings, output=str(tmp_path / "strict"), data__leakage="error")
-            )
-    (told,) = (warning for warning in reporter.warnings if "features" in warning)
-    assert told.startswith("1 of 7 val images have copies that are seen before")
+    (message,) = (warning for warning in reporter.warnings if "features" in warning)
+    assert message.startswith("1 of 7 val images")
+    assert CROPPED[1] in message
     assert result.evaluations["val"]["num_images"] == 7
     assert result.evaluations["val_without_leaks"]["num_images"] == 6
     tree = json.loads((result.run_dir / "audit.json").read_text())
-    assert [sorted(one["paths"]) for one in tree["copies"]] == [CUT]
-    manifest = read_manifest(result.run_dir / "manifest.csv", root=cut)
-    noted = {
+    assert [sorted(group["paths"]) for group in tree["duplicates"]] == [CROPPED]
+    manifest = read_manifest(result.run_dir / "manifest.csv", root=leaky)
+    recorded = {
         sample.path: sample.duplicate_group for sample in manifest.samples if sample.duplicate_group
     }
-    assert noted == dict.fromkeys(CUT, "1")
+    assert recorded == dict.fromkeys(CROPPED, "1")
     assert "val_without_leaks" not in ignored.evaluations
 
 
-def test_a_run_that_was_killed_while_it_was_put_down_says_it_again(
-    planted: Path, cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_resume_after_kill_while_recording_reports_again(
+    planted: Path, leaky: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(manifest: object) -> str:
+    def interrupt(manifest: object) -> str:
         raise KeyboardInterrupt
 
     run, reporter = tmp_path / "run", Recorder()
-    with one_thread():
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "format_manifest", killed)
-            with pytest.raises(KeyboardInterrupt):
-                finetune.fit(small_config(**probing(planted, cut), output=str(run)))
-        result: FitResult = finetune.resume(run, reporter=reporter)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "format_manifest", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.fit(small_config(**probe_settings(planted, leaky), output=str(run)))
+    result: FitResult = finetune.resume(run, reporter=reporter)
     assert any("features" in warning for warning in reporter.warnings)
     assert result.evaluations["val_without_leaks"]["num_images"] == 6
-    assert len(json.loads((run / "audit.json").read_text())["copies"]) == 1
+    assert len(json.loads((run / "audit.json").read_text())["duplicates"]) == 1
 
 
-def test_a_leak_is_told_where_there_is_no_place_to_write_it(
-    planted: Path, cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_fit_probe_missing_audit_still_reports_leaks(
+    planted: Path, leaky: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def remove_first(run: RunFolder, *found: Any) -> bool:
+    def remove_and_update(run: RunFolder, *findings: Any) -> bool:
         run.audit_json_path.unlink()
-        return amend(run, *found)
+        return update(run, *findings)
 
-    amend = module._update_audit_files
-    monkeypatch.setattr(module, "_update_audit_files", remove_first)
+    update = module._update_audit_files
+    monkeypatch.setattr(module, "_update_audit_files", remove_and_update)
     reporter = Recorder()
-    # all that is measured has been seen
+    # all validation images leak
     for label in ("ant", "bee"):
-        for file in (cut / "val" / label).glob("[0-9].jpg"):
+        for file in (leaky / "val" / label).glob("[0-9].jpg"):
             file.unlink()
-    with Image.open(cut / "train/bee/0.jpg") as image:
-        write_jpeg(cut / "val/bee/part.jpg", cropped(image, 0.05, 0.2, 0.2, 0.05))
-    with one_thread():
-        result: FitResult = finetune.fit(
-            small_config(
-                **probing(planted, cut), output=str(tmp_path / "run"), data__leakage="move"
-            ),
-            reporter=reporter,
-        )
-    (told,) = (warning for warning in reporter.warnings if "features" in warning)
-    assert told.startswith("2 of 2 val images have copies that are seen before")
-    assert "too late for data.leakage=move" in told
-    assert "Without them no val image is left to measure" in told
+    with Image.open(leaky / "train/bee/0.jpg") as image:
+        write_jpeg(leaky / "val/bee/part.jpg", cropped(image, 0.05, 0.2, 0.2, 0.05))
+    result: FitResult = finetune.fit(
+        small_config(
+            **probe_settings(planted, leaky), output=str(tmp_path / "run"), data__leakage="move"
+        ),
+        reporter=reporter,
+    )
+    (message,) = (warning for warning in reporter.warnings if "features" in warning)
+    assert message.startswith("2 of 2 val images")
+    assert "data.leakage=move" in message
+    assert "No val image" in message
     assert "val_without_leaks" not in result.evaluations
     assert not (tmp_path / "run" / "audit.json").exists()
     assert all("audit.csv" not in note for note in reporter.notes)
 
 
-def test_of_a_single_class_no_backbone_is_asked(planted: Path, tmp_path: Path) -> None:
+def test_inspect_backbone_single_class_is_skipped(planted: Path, tmp_path: Path) -> None:
     (tmp_path / "photos" / "ant").mkdir(parents=True)
     for seed in range(2):
         write_jpeg(tmp_path / "photos" / "ant" / f"{seed}.jpg", scene(seed))
-    asked = {
+    backbone = {
         "data.path": str(tmp_path / "photos"),
         "model.backbone": "test_resnet",
         "model.weights": str(planted / "weights.pth"),
         "output": str(tmp_path / "audit"),
     }
     reporter = Recorder()
-    result = inspect(build_config({}, assignments=asked), reporter=reporter)
+    result = inspect(build_config({}, assignments=backbone), reporter=reporter)
     assert result.audit.label_errors is None
     assert any("single class" in note for note in reporter.notes)

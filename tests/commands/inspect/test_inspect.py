@@ -1,4 +1,4 @@
-"""An inspection looks at everything, writes its own folder, and touches nothing else."""
+"""Audits write their own folder and change nothing else."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from tests.support.pictures import scene, write_jpeg
 
 @pytest.fixture(scope="module")
 def garden(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return train and val folders of two classes with copies of all kinds; never change it."""
+    """Return train and val folders of two classes with duplicates of all kinds; never change it."""
     root = tmp_path_factory.mktemp("garden") / "garden"
     for label in ("ant", "bee"):
         for split, count in (("train", 6), ("val", 3)):
@@ -35,13 +35,13 @@ def garden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def inspected(data: Path, output: Path, **assignments: object) -> InspectResult:
+def run_inspect(data: Path, output: Path, **assignments: object) -> InspectResult:
     tree = {"data": {"path": str(data)}, "output": str(output)}
     return inspect(build_config(tree, assignments=assignments), reporter=Recorder())
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Return mode, time of change and size of all that lies below a folder, and of itself."""
+    """Return mode, modification time and size of a folder and of everything below it."""
     found = {}
     for path in (folder, *folder.rglob("*")):
         info = path.lstat()
@@ -49,24 +49,24 @@ def state_of(folder: Path) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def test_an_inspection_writes_what_it_finds(garden: Path, tmp_path: Path) -> None:
-    result = inspected(garden, tmp_path / "audit")
+def test_inspect_writes_json_csv_and_pictures(garden: Path, tmp_path: Path) -> None:
+    result = run_inspect(garden, tmp_path / "audit")
     assert names_in(tmp_path) == ["audit"]
     assert everything(tmp_path / "audit") == [
-        "audit.csv", "audit.json", "copies", "copies/0001.jpg", "copies/0002.jpg",
-        "copies/0003.jpg",
+        "audit.csv", "audit.json", "duplicates", "duplicates/0001.jpg", "duplicates/0002.jpg",
+        "duplicates/0003.jpg",
     ]  # fmt: skip
     tree = json.loads((tmp_path / "audit/audit.json").read_text(encoding="utf-8"))
     assert tree == result.audit.to_json()
-    assert tree["counts"] == {"train": {"ant": 7, "bee": 8}, "val": {"ant": 4, "bee": 3}}
-    found = [(group["kind"], group["where"], group["paths"]) for group in tree["copies"]]
-    assert sorted(found) == [
-        ("exact", ["across classes"], ["train/ant/1.jpg", "train/bee/wrong.jpg"]),
-        ("exact", ["across splits"], ["train/ant/0.jpg", "val/ant/leak.jpg"]),
-        ("near", ["inside a class"], ["train/bee/2.jpg", "train/bee/again.jpg"]),
+    assert tree["class_counts"] == {"train": {"ant": 7, "bee": 8}, "val": {"ant": 4, "bee": 3}}
+    groups = [(group["kind"], group["conflicts"], group["paths"]) for group in tree["duplicates"]]
+    assert sorted(groups) == [
+        ("exact", ["classes"], ["train/ant/1.jpg", "train/bee/wrong.jpg"]),
+        ("exact", ["splits"], ["train/ant/0.jpg", "val/ant/leak.jpg"]),
+        ("near", [], ["train/bee/2.jpg", "train/bee/again.jpg"]),
     ]
     assert tree["unreadable"] == [{"path": "train/ant/broken.jpg", "reason": "empty file"}]
-    assert [(one["path"], one["kind"]) for one in tree["suspicious"]] == [
+    assert [(image["path"], image["kind"]) for image in tree["suspicious_images"]] == [
         ("train/ant/black.png", "blank")
     ]
     assert "data.leakage" in [one["option"] for one in tree["advice"]]
@@ -75,7 +75,7 @@ def test_an_inspection_writes_what_it_finds(garden: Path, tmp_path: Path) -> Non
     assert [row["path"] for row in rows if row["group"] == "1"] == [
         "train/ant/0.jpg", "val/ant/leak.jpg",
     ]  # fmt: skip
-    with Image.open(tmp_path / "audit/copies/0001.jpg") as picture:
+    with Image.open(tmp_path / "audit/duplicates/0001.jpg") as picture:
         assert picture.height == 188
     assert (tmp_path / "audit/audit.json").stat().st_mode & 0o777 == 0o666 & ~_umask()
 
@@ -86,53 +86,60 @@ def _umask() -> int:
     return mask
 
 
-def test_the_images_are_not_touched(garden: Path, tmp_path: Path) -> None:
+def test_inspect_does_not_change_the_images(garden: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(garden, data)
     for path in (data, *data.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = state_of(data)
     try:
-        inspected(data, tmp_path / "audit")
-        inspected(data, tmp_path / "audit", **{"data.cache": "off"})
+        run_inspect(data, tmp_path / "audit")
+        run_inspect(data, tmp_path / "audit", **{"data.cache": "off"})
         assert state_of(data) == before
     finally:
         for path in (data, *data.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def test_a_second_inspection_replaces_the_first(garden: Path, tmp_path: Path) -> None:
+def test_inspect_again_replaces_the_audit(garden: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(garden, data)
-    inspected(data, tmp_path / "audit")
+    run_inspect(data, tmp_path / "audit")
     (data / "val/ant/leak.jpg").unlink()
     (data / "train/bee/wrong.jpg").unlink()
     (data / "train/bee/again.jpg").unlink()
-    result = inspected(data, tmp_path / "audit")
+    result = run_inspect(data, tmp_path / "audit")
     assert result.audit.duplicates == ()
     assert everything(tmp_path / "audit") == ["audit.csv", "audit.json"]
 
 
-@pytest.mark.parametrize("name", ["audit.txt", "copies/mine.jpg", ".hidden"])
-def test_only_an_audit_or_an_empty_folder_is_replaced(
+@pytest.mark.parametrize("name", ["audit.txt", "duplicates/mine.jpg", ".hidden"])
+def test_inspect_output_with_other_files_raises_run_folder_error(
     photos: Path, tmp_path: Path, name: str
 ) -> None:
     output = tmp_path / "audit"
     (output / name).parent.mkdir(parents=True)
-    inspected(photos, output) if name != "copies/mine.jpg" else None
+    run_inspect(photos, output) if name != "duplicates/mine.jpg" else None
     (output / name).write_text("mine")
-    with pytest.raises(RunFolderError, match=r"audit exists and is no audit .* another --output"):
-        inspected(photos, output)
+    with pytest.raises(RunFolderError, match=r"audit exists .* --output"):
+        run_inspect(photos, output)
     assert (output / name).read_text() == "mine"
 
 
-def test_a_file_is_not_replaced(photos: Path, tmp_path: Path) -> None:
+def test_inspect_output_of_version_0_1_is_replaced(garden: Path, tmp_path: Path) -> None:
+    run_inspect(garden, tmp_path / "audit")
+    (tmp_path / "audit" / "duplicates").rename(tmp_path / "audit" / "copies")
+    run_inspect(garden, tmp_path / "audit")
+    assert names_in(tmp_path / "audit") == ["audit.csv", "audit.json", "duplicates"]
+
+
+def test_inspect_output_is_a_file_raises_run_folder_error(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "audit").write_text("mine")
-    with pytest.raises(RunFolderError, match="is no audit"):
-        inspected(photos, tmp_path / "audit")
+    with pytest.raises(RunFolderError, match=r"audit exists .* --output"):
+        run_inspect(photos, tmp_path / "audit")
 
 
-def test_the_audit_of_other_data_is_not_replaced(
+def test_inspect_output_of_other_data_raises_run_folder_error(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("one", "other"):
@@ -140,7 +147,7 @@ def test_the_audit_of_other_data_is_not_replaced(
     monkeypatch.chdir(tmp_path)
     first = inspect(build_config({"data": {"path": "one/photos"}}))
     before = state_of(first.output)
-    with pytest.raises(RunFolderError, match=r"audit of .*one/photos\. Choose another --output"):
+    with pytest.raises(RunFolderError, match=r"one/photos\. .*--output"):
         inspect(build_config({"data": {"path": "other/photos"}}))
     assert state_of(first.output) == before
     inspect(build_config({"data": {"path": str(tmp_path / "one/photos")}}))
@@ -148,19 +155,19 @@ def test_the_audit_of_other_data_is_not_replaced(
 
 
 @pytest.mark.parametrize("place", ["/proc/audit", "file/audit"])
-def test_an_output_that_cannot_be_written_is_said_at_once(
+def test_inspect_unwritable_output_raises_before_the_scan(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     (tmp_path / "file").write_text("mine")
     monkeypatch.setattr("finetune.commands.inspect.inspect.scan_and_audit", None)
-    with pytest.raises(StorageError, match=r"Cannot write .*audit: .* Choose another --output"):
-        inspected(photos, tmp_path / place)
+    with pytest.raises(StorageError, match=r"audit: .*--output"):
+        run_inspect(photos, tmp_path / place)
 
 
-def test_an_inspection_that_breaks_off_leaves_the_earlier_one(
+def test_inspect_interrupted_keeps_the_earlier_audit(
     garden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inspected(garden, tmp_path / "audit")
+    run_inspect(garden, tmp_path / "audit")
     before = state_of(tmp_path / "audit")
 
     def fail(*arguments: object) -> None:
@@ -168,18 +175,20 @@ def test_an_inspection_that_breaks_off_leaves_the_earlier_one(
 
     monkeypatch.setattr("finetune.commands.inspect.inspect.draw_duplicates", fail)
     with pytest.raises(KeyboardInterrupt):
-        inspected(garden, tmp_path / "audit")
+        run_inspect(garden, tmp_path / "audit")
     assert state_of(tmp_path / "audit") == before
     assert names_in(tmp_path) == ["audit"]
 
 
 @pytest.mark.parametrize("place", ["", "audit", "train/audit"])
-def test_nothing_is_written_among_the_images(garden: Path, tmp_path: Path, place: str) -> None:
+def test_inspect_output_among_the_images_raises_run_folder_error(
+    garden: Path, tmp_path: Path, place: str
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(garden, data)
     before = everything(data)
-    with pytest.raises(RunFolderError, match=r"(among the images|is no audit).*--output"):
-        inspected(data, data / place)
+    with pytest.raises(RunFolderError, match=r"data(/\w+)* .*--output"):
+        run_inspect(data, data / place)
     assert everything(data) == before
 
 
@@ -187,7 +196,7 @@ def test_nothing_is_written_among_the_images(garden: Path, tmp_path: Path, place
     ("name", "expected"),
     [("photos.v2", "audit-photos.v2"), ("photos", "audit-photos"), ("list.csv", "audit-list")],
 )
-def test_the_usual_output_is_named_after_the_data(
+def test_inspect_default_output_is_named_after_the_data(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
 ) -> None:
     data = tmp_path / "in" / name
@@ -204,30 +213,30 @@ def test_the_usual_output_is_named_after_the_data(
     assert (tmp_path / "runs" / expected / "audit.json").is_file()
 
 
-def test_a_class_without_an_image_is_listed(garden: Path, tmp_path: Path) -> None:
+def test_inspect_class_without_image_counts_zero(garden: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(garden, data)
     (data / "train/empty").mkdir()
     (data / "train/cow").mkdir()
     (data / "train/cow/broken.jpg").write_bytes(b"no")
-    result = inspected(data, tmp_path / "audit")
-    assert result.audit.counts["train"] == {"ant": 7, "bee": 8, "cow": 0, "empty": 0}
+    result = run_inspect(data, tmp_path / "audit")
+    assert result.audit.class_counts["train"] == {"ant": 7, "bee": 8, "cow": 0, "empty": 0}
     assert result.audit.under_represented_classes[:2] == ["cow", "empty"]
     assert "train/cow/broken.jpg" in [entry.path for entry in result.audit.unreadable]
-    with pytest.raises(DataError, match="empty holds no image"):
+    with pytest.raises(DataError, match="empty contains no image"):
         read_data(build_config({}), data, reporter=Recorder())
     for path in data.rglob("*.*"):
         path.write_bytes(b"no")
     with pytest.raises(DataError, match="No image of class 'ant' can be read"):
-        inspected(data, tmp_path / "audit")
+        run_inspect(data, tmp_path / "audit")
 
 
-def test_images_over_the_limit_are_unreadable(garden: Path, tmp_path: Path) -> None:
+def test_inspect_images_over_max_megapixels_are_unreadable(garden: Path, tmp_path: Path) -> None:
     write_jpeg(tmp_path / "large.jpg", scene(50, width=400, height=300))
     data = tmp_path / "data"
     shutil.copytree(garden, data)
     shutil.copyfile(tmp_path / "large.jpg", data / "val/bee/large.jpg")
-    result = inspected(data, tmp_path / "audit", **{"data.max_megapixels": 0.1})
+    result = run_inspect(data, tmp_path / "audit", **{"data.max_megapixels": 0.1})
     assert [entry.path for entry in result.audit.unreadable] == [
         "train/ant/broken.jpg", "val/bee/large.jpg",
     ]  # fmt: skip
@@ -235,18 +244,16 @@ def test_images_over_the_limit_are_unreadable(garden: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_a_list_without_a_training_split_is_inspected(
-    photos: Path, tmp_path: Path, split: str
-) -> None:
+def test_inspect_csv_without_training_split(photos: Path, tmp_path: Path, split: str) -> None:
     lines = [f"{photos}/{kind}/{n}.png,{kind},{split}" for kind in ("cat", "dog") for n in (0, 1)]
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *lines]), encoding="utf-8")
-    result = inspected(tmp_path / "list.csv", tmp_path / "audit")
-    assert result.audit.counts == {split: {"cat": 2, "dog": 2}}
-    assert result.audit.advice == [], "nothing here trains"
+    result = run_inspect(tmp_path / "list.csv", tmp_path / "audit")
+    assert result.audit.class_counts == {split: {"cat": 2, "dog": 2}}
+    assert result.audit.advice == [], "there are no training images"
 
 
-def test_advice_counts_what_will_be_held_out(photos: Path, tmp_path: Path) -> None:
-    result = inspected(photos, tmp_path / "audit", **{"data.val_fraction": 0.5})
+def test_inspect_advice_subtracts_held_out_images(photos: Path, tmp_path: Path) -> None:
+    result = run_inspect(photos, tmp_path / "audit", **{"data.val_fraction": 0.5})
     advice = {one["option"]: one for one in result.audit.advice}
     assert advice["--image-size"]["value"] == "64"
     assert "5 training images" in advice["--batch-size"]["reason"]
@@ -264,23 +271,23 @@ def test_advice_counts_what_will_be_held_out(photos: Path, tmp_path: Path) -> No
         ("trainer.epochs", 3),
     ],
 )
-def test_what_changes_nothing_is_refused(
+def test_inspect_unused_key_raises_config_error(
     photos: Path, tmp_path: Path, key: str, value: object
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"{key} cannot apply to an audit that asks no"):
-        inspected(photos, tmp_path / "audit", **{key: value})
+    with pytest.raises(ConfigError, match=rf"{key} .* --backbone"):
+        run_inspect(photos, tmp_path / "audit", **{key: value})
     assert not (tmp_path / "audit").exists()
 
 
-def test_data_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
+def test_inspect_missing_data_raises(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        inspected(tmp_path / "gone", tmp_path / "audit")
-    with pytest.raises(ConfigError, match="No images"):
+        run_inspect(tmp_path / "gone", tmp_path / "audit")
+    with pytest.raises(ConfigError, match="finetune fit"):
         inspect(build_config({}))
     assert names_in(tmp_path) == []
 
 
-def test_torch_is_not_needed(garden: Path, tmp_path: Path) -> None:
+def test_inspect_imports_no_torch(garden: Path, tmp_path: Path) -> None:
     code = """
 import sys
 from finetune.cli.main import run
@@ -289,5 +296,5 @@ heavy = {"torch", "timm", "pytorch_lightning", "sklearn", "albumentations"} & se
 assert not heavy, heavy
 assert code == 0
 """
-    said = json.loads(run_python(code, garden, tmp_path / "audit"))
-    assert said["num_images"] == 22
+    tree = json.loads(run_python(code, garden, tmp_path / "audit"))
+    assert tree["num_images"] == 22

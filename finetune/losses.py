@@ -187,7 +187,7 @@ def compute_prior_offset(class_counts_K: Tensor, *, tau: float = 1.0) -> Tensor:
     return tau * (counts_K / counts_K.sum()).log()
 
 
-def balanced_class_weights(class_counts: Sequence[int]) -> Tensor:
+def compute_balanced_class_weights(class_counts: Sequence[int]) -> Tensor:
     """Compute inverse class sizes, scaled to mean 1 over the training images, shape (K,).
 
     Args:
@@ -197,7 +197,9 @@ def balanced_class_weights(class_counts: Sequence[int]) -> Tensor:
     return _normalize_to_unit_mean(1 / counts_K.clamp(min=1), counts_K)
 
 
-def effective_number_class_weights(class_counts: Sequence[int], *, beta: float = 0.999) -> Tensor:
+def compute_effective_number_class_weights(
+    class_counts: Sequence[int], *, beta: float = 0.999
+) -> Tensor:
     """Compute inverse effective numbers, scaled to mean 1 over the training images, shape (K,).
 
     Cui et al. 2019, eq. 2, https://arxiv.org/abs/1901.05555; the paper scales the sum over the
@@ -255,7 +257,7 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
 and ``label_smoothing`` if they take them."""
 
 CLASS_WEIGHTS: Mapping[str, Callable[..., Tensor]] = {
-    "balanced": balanced_class_weights,
-    "effective_number": effective_number_class_weights,
+    "balanced": compute_balanced_class_weights,
+    "effective_number": compute_effective_number_class_weights,
 }
 """Class weights by name, called with the number of training images of each class."""

@@ -16,10 +16,10 @@ from finetune.lookup import has_parameter
 from finetune.losses import (
     CLASS_WEIGHTS,
     LOSSES,
-    balanced_class_weights,
+    compute_balanced_class_weights,
+    compute_effective_number_class_weights,
     compute_prior_offset,
     cross_entropy,
-    effective_number_class_weights,
     focal,
     ldam,
     logit_adjusted,
@@ -250,13 +250,13 @@ def test_balanced_class_weights_equal_scikit_learn() -> None:
     counts = [70, 20, 9, 1]
     labels = np.repeat(np.arange(4), counts)
     expected = compute_class_weight("balanced", classes=np.arange(4), y=labels)
-    weights = balanced_class_weights(counts)
+    weights = compute_balanced_class_weights(counts)
     np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-6)
     assert float(weights[torch.from_numpy(labels)].mean()) == pytest.approx(1)
 
 
 def test_balanced_class_weights_empty_class_is_zero_and_mean_is_one() -> None:
-    weights = balanced_class_weights([6, 0, 2])
+    weights = compute_balanced_class_weights([6, 0, 2])
     assert weights[1] == 0
     assert float(weights @ torch.tensor([6.0, 0.0, 2.0])) / 8 == pytest.approx(1)
     assert float(6 * weights[0]) == pytest.approx(float(2 * weights[2]))
@@ -265,7 +265,7 @@ def test_balanced_class_weights_empty_class_is_zero_and_mean_is_one() -> None:
 @pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999])
 def test_effective_number_class_weights_equal_inverse_sums_of_powers(beta: float) -> None:
     counts = [70, 20, 0, 1]
-    weights = effective_number_class_weights(counts, beta=beta)
+    weights = compute_effective_number_class_weights(counts, beta=beta)
     effective = [sum(beta**power for power in range(count)) for count in counts]
     for k in (1, 3):
         ratio = float(weights[k] / weights[0])
@@ -283,4 +283,4 @@ def test_class_weights_mean_over_images_is_one(name: str) -> None:
 
 def test_effective_number_class_weights_beta_one_raises_value_error() -> None:
     with pytest.raises(ValueError, match=r"beta=1\.0\b"):
-        effective_number_class_weights([1, 2], beta=1.0)
+        compute_effective_number_class_weights([1, 2], beta=1.0)

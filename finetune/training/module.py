@@ -83,7 +83,7 @@ class EpochSums:
 
 
 class ClassificationModule(LightningModule):
-    """Trains an image classifier and validates it on the gathered predictions of all ranks.
+    """Image classifier with its training step, and validation on the predictions of all ranks.
 
     Args:
         classifier: Network with its layer groups.

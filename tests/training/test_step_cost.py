@@ -288,14 +288,14 @@ def test_step_profiler_leaves_module_and_generators_unchanged(animals: Path) -> 
     module = training.module
     module.classifier.set_depth(2)
     before = snapshot(module)
-    flags = [part.training for part in module.modules()]
+    flags = [layer.training for layer in module.modules()]
     requires_grad = [parameter.requires_grad for parameter in module.parameters()]
     states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
     profiler = build_profiler(module)
     for depth in (6, 1):
         profiler.measure(depth)
     assert_same_bits(snapshot(module), before)
-    assert [part.training for part in module.modules()] == flags
+    assert [layer.training for layer in module.modules()] == flags
     assert [parameter.requires_grad for parameter in module.parameters()] == requires_grad
     assert module.classifier.depth == 2
     assert all(parameter.grad is None for parameter in module.parameters())

@@ -154,7 +154,7 @@ def test_weight_average_state_of_other_start_step_is_ignored() -> None:
 
 
 def test_swa_fraction_below_two_steps_raises_config_error(animals: Path) -> None:
-    with pytest.raises(ConfigError, match=r"optim\.swa_fraction=0\.1 .*6 steps.*0\.33"):
+    with pytest.raises(ConfigError, match=r"optim\.swa_fraction=0\.1\b.*trainer\.epochs"):
         small_training(animals, optim__swa_fraction=0.1)
 
 

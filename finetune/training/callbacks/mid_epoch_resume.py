@@ -61,7 +61,7 @@ class ResumeState:
 
 
 class MidEpochResume(Callback):
-    """Stores the progress in every checkpoint, and restores Lightning's counters from it.
+    """Callback that stores the progress in every checkpoint and restores Lightning's counters.
 
     Every rank must take part in saving, since the sums of all ranks are stored.
     """

@@ -1,4 +1,4 @@
-"""Callback that compiles the network with ``torch.compile`` for each depth and image size."""
+"""Compilation of the network with ``torch.compile`` for each depth and image size."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from finetune.types import Reporter
 
 
 class NetworkCompiler(Callback):
-    """Compiles the network for training batches; if that fails, notes why and trains uncompiled.
+    """Callback that compiles the network for training batches, or notes why that failed.
 
     It must follow ``UnfreezeScheduler`` in the list of callbacks. The network is recompiled for
     each depth and image size: torch gives up after a few recompilations of its own, and would do so

@@ -1,4 +1,4 @@
-"""Callback that reports batches and epochs."""
+"""Progress bars of epochs."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from finetune.types import Reporter
 
 
 class Progress(Callback):
-    """Reports one progress bar per epoch, over training and validation batches, on rank 0."""
+    """Callback that reports one bar per epoch, over training and validation batches, on rank 0."""
 
     def __init__(self, reporter: Reporter) -> None:
         self.reporter = reporter

@@ -1,4 +1,4 @@
-"""Callback that sets the unfreeze depth of each epoch, also under DDP and after a resume."""
+"""Unfreezing by epoch, also under DDP and after a resume."""
 
 import gc
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from finetune.training.strategy import BufferAwareDDPStrategy
 
 
 class UnfreezeScheduler(Callback):
-    """Sets the depth of each epoch, and rebuilds the DDP wrapper when the depth changes.
+    """Callback that sets the depth of each epoch, and rebuilds the DDP wrapper when it changes.
 
     At each change and before each checkpoint it compares the weights of all ranks.
 

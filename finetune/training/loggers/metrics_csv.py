@@ -1,4 +1,4 @@
-"""Callback that writes ``metrics.csv``, one row per epoch."""
+"""Metrics of each epoch in ``metrics.csv``."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ _LEADING_COLUMNS = ("epoch", "step", "seconds", "train/loss")
 
 
 class MetricsCsv(Checkpoint):
-    """Writes one row per epoch to ``metrics.csv``; a resumed run replaces the rows that it repeats.
+    """Callback that writes one row per epoch; a resumed run replaces the rows that it repeats.
 
     It derives from ``Checkpoint``, whose instances Lightning calls last, and is placed before the
     checkpoint callbacks: a logger would be called after them, and a kill in between would lose the

@@ -42,7 +42,7 @@ def _rename_evaluation(details: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(rarest := renamed.get("rarest_third"), Mapping):
         rarest = _rename(rarest, {"by": "ranked_by"})
         ranked_by = rarest.get("ranked_by")
-        renamed["rarest_third"] = {**rarest, "ranked_by": _RANKED_BY.get(ranked_by, ranked_by)}
+        renamed["rarest_third"] = {**rarest, "ranked_by": _RANKED_BY.get(str(ranked_by), ranked_by)}
     return renamed
 
 

@@ -26,14 +26,14 @@ def test_scan_csv_with_bom_splits_groups_quotes_and_odd_columns(tmp_path: Path) 
         "TEST,.hidden.png,dog,,\r\n"
         "train,c.txt,dog,,\r\n"
     )
-    found = scan(write_csv(tmp_path / "list.CSV", text))
-    assert found.root == tmp_path.resolve()
-    assert list(found.samples) == [
+    result = scan(write_csv(tmp_path / "list.CSV", text))
+    assert result.root == tmp_path.resolve()
+    assert list(result.samples) == [
         Sample("a, b.png", NFC, VAL, "g1"),
         Sample("sub/b.PNG", "dog, brown", TRAIN),
         Sample(".hidden.png", "dog", TEST),
     ]
-    assert found.rejected == (RejectedFile("c.txt", "unsupported image format (.txt)"),)
+    assert result.rejected == (RejectedFile("c.txt", "unsupported image format (.txt)"),)
 
 
 def test_scan_csv_paths_are_relative_unless_outside(tmp_path: Path) -> None:

@@ -34,12 +34,12 @@ CATS_AND_DOGS = [*make_samples("cat", 3, TRAIN), *make_samples("dog", 3, TRAIN)]
 
 
 def test_build_manifest_of_scan_contains_every_image_once(photos: Path) -> None:
-    found = scan(photos)
+    result = scan(photos)
     manifest = build_manifest(
-        found.root, found.samples, val_fraction=0.25, test_fraction=0.25, seed=0
+        result.root, result.samples, val_fraction=0.25, test_fraction=0.25, seed=0
     )
     assert manifest.classes == ("cat", "dog")
-    assert sorted(s.path for s in manifest.samples) == sorted(s.path for s in found.samples)
+    assert sorted(s.path for s in manifest.samples) == sorted(s.path for s in result.samples)
     by_split = {split: manifest.get_samples(split) for split in Split}
     assert sum(len(part) for part in by_split.values()) == 10
     for split, part in by_split.items():

@@ -16,10 +16,10 @@ NFC, NFD = (unicodedata.normalize(form, "crème brûlée") for form in ("NFC", "
 
 def test_scan_class_folders_collects_images_at_any_depth(tmp_path: Path) -> None:
     write_images(tmp_path, "dog/b.png", "dog/a.png", "cat/deep/er/x.png")
-    found = scan(tmp_path)
-    assert found.root == tmp_path.resolve()
-    assert found.rejected == ()
-    assert list(found.samples) == [
+    result = scan(tmp_path)
+    assert result.root == tmp_path.resolve()
+    assert result.rejected == ()
+    assert list(result.samples) == [
         Sample("cat/deep/er/x.png", "cat"),
         Sample("dog/a.png", "dog"),
         Sample("dog/b.png", "dog"),
@@ -39,8 +39,8 @@ def test_scan_split_folders_accepts_every_spelling(tmp_path: Path, val: str) -> 
 def test_scan_class_named_train_is_class(tmp_path: Path) -> None:
     write_images(tmp_path, "bus/1.png", "train/2.png", "val/3.png")
     assert not has_split_folders(tmp_path)
-    found = [(s.label, s.split) for s in scan(tmp_path).samples]
-    assert found == [("bus", None), ("train", None), ("val", None)]
+    result = [(s.label, s.split) for s in scan(tmp_path).samples]
+    assert result == [("bus", None), ("train", None), ("val", None)]
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,9 @@ def test_scan_ignores_hidden_and_system_files_and_rejects_others(tmp_path: Path)
     )
     for name in ("cat/notes.txt", "cat/Thumbs.db", "cat/README", "cat/.DS_Store", "labels.csv"):
         (tmp_path / name).touch()
-    found = scan(tmp_path)
-    assert [s.path for s in found.samples] == ["cat/1.png"]
-    assert set(found.rejected) == {
+    result = scan(tmp_path)
+    assert [s.path for s in result.samples] == ["cat/1.png"]
+    assert set(result.rejected) == {
         RejectedFile("cat/notes.txt", "unsupported image format (.txt)"),
         RejectedFile("cat/README", "no image suffix"),
         RejectedFile("loose.png", "not in a class folder"),

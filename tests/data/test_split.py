@@ -27,11 +27,11 @@ def test_split_every_class_gives_its_fraction() -> None:
     counts = {"a": 100, "b": 50, "c": 10}
     labels = interleaved(**counts)
     splits = stratified_split(labels, val_fraction=0.2, test_fraction=0.1, seed=0)
-    found = count_by_label_and_split(labels, splits)
+    num_images = count_by_label_and_split(labels, splits)
     for name, count in counts.items():
-        assert found[name, VAL] == round(0.2 * count)
-        assert found[name, TEST] == round(0.1 * count)
-        assert found[name, TRAIN] == count - round(0.2 * count) - round(0.1 * count)
+        assert num_images[name, VAL] == round(0.2 * count)
+        assert num_images[name, TEST] == round(0.1 * count)
+        assert num_images[name, TRAIN] == count - round(0.2 * count) - round(0.1 * count)
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.5, 0.9])
@@ -84,18 +84,18 @@ def test_split_class_too_small_raises_data_error_with_count(
 
 def test_split_small_class_with_min_images_only_trains() -> None:
     labels = interleaved(big=30, rare=1)
-    found = count_by_label_and_split(
+    num_images = count_by_label_and_split(
         labels, stratified_split(labels, val_fraction=0.2, seed=0, min_images=1)
     )
-    assert (found["rare", TRAIN], found["big", VAL]) == (1, 6)
-    assert found["rare", VAL] == 0
+    assert (num_images["rare", TRAIN], num_images["big", VAL]) == (1, 6)
+    assert num_images["rare", VAL] == 0
 
 
-def sides(groups: list[str], splits: list[Split]) -> dict[str, set[Split]]:
-    found: dict[str, set[Split]] = {}
+def get_sides_with_empty(groups: list[str], splits: list[Split]) -> dict[str, set[Split]]:
+    sides_by_group: dict[str, set[Split]] = {}
     for group, split in zip(groups, splits, strict=True):
-        found.setdefault(group, set()).add(split)
-    return found
+        sides_by_group.setdefault(group, set()).add(split)
+    return sides_by_group
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -103,11 +103,11 @@ def test_split_groups_stay_together_with_every_class_in_every_split(seed: int) -
     labels = interleaved(a=60, b=40)
     groups = [f"g{i // 5}" for i in range(100)]
     splits = stratified_split(labels, val_fraction=0.2, test_fraction=0.2, seed=seed, groups=groups)
-    assert all(len(found) == 1 for found in sides(groups, splits).values())
-    found = count_by_label_and_split(labels, splits)
-    assert set(found) == {(name, split) for name in "ab" for split in Split}
+    assert all(len(side) == 1 for side in get_sides_with_empty(groups, splits).values())
+    num_images = count_by_label_and_split(labels, splits)
+    assert set(num_images) == {(name, split) for name in "ab" for split in Split}
     for split in (VAL, TEST):
-        assert 10 <= found["a", split] + found["b", split] <= 30
+        assert 10 <= num_images["a", split] + num_images["b", split] <= 30
 
 
 def test_split_empty_groups_equal_no_groups() -> None:
@@ -116,9 +116,9 @@ def test_split_empty_groups_equal_no_groups() -> None:
     assert stratified_split(labels, val_fraction=0.2, seed=0, groups=[""] * 40) == plain
     groups = ["" if i % 2 else "pair" if i < 4 else "" for i in range(40)]
     splits = stratified_split(labels, val_fraction=0.2, seed=0, groups=groups)
-    found = sides(groups, splits)
-    assert len(found["pair"]) == 1
-    assert found[""] == {TRAIN, VAL}
+    by_group = get_sides_with_empty(groups, splits)
+    assert len(by_group["pair"]) == 1
+    assert by_group[""] == {TRAIN, VAL}
 
 
 def test_split_groups_class_smaller_than_folds_does_not_warn() -> None:
@@ -127,8 +127,8 @@ def test_split_groups_class_smaller_than_folds_does_not_warn() -> None:
         for labels in (interleaved(a=4, b=4), interleaved(a=20, b=3)):
             groups = [str(i) for i in range(len(labels))]
             splits = stratified_split(labels, val_fraction=0.2, seed=0, groups=groups)
-            found = count_by_label_and_split(labels, splits)
-            assert all(found[name, split] for name in "ab" for split in (TRAIN, VAL))
+            num_images = count_by_label_and_split(labels, splits)
+            assert all(num_images[name, split] for name in "ab" for split in (TRAIN, VAL))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -152,13 +152,13 @@ def test_split_indivisible_groups_raise_data_error(labels: str, groups: str, mes
         stratified_split(list(labels), val_fraction=0.2, seed=0, groups=list(groups))
 
 
-def sides_of_named(groups: list[str], splits: list[Split]) -> dict[str, set[Split]]:
+def get_sides(groups: list[str], splits: list[Split]) -> dict[str, set[Split]]:
     """Return the splits of each non-empty group."""
-    found: dict[str, set[Split]] = {}
+    sides_by_group: dict[str, set[Split]] = {}
     for group, split in zip(groups, splits, strict=True):
         if group:
-            found.setdefault(group, set()).add(split)
-    return found
+            sides_by_group.setdefault(group, set()).add(split)
+    return sides_by_group
 
 
 @pytest.mark.parametrize("groups", [None, ["" for _ in range(60)]])
@@ -199,11 +199,11 @@ def test_split_duplicates_stay_together_and_fractions_are_close(seed: int) -> No
     splits = stratified_split(
         labels, val_fraction=0.2, test_fraction=0.1, seed=seed, duplicate_groups=duplicates
     )
-    assert all(len(sides) == 1 for sides in sides_of_named(duplicates, splits).values())
-    found = count_by_label_and_split(labels, splits)
+    assert all(len(side) == 1 for side in get_sides(duplicates, splits).values())
+    num_images = count_by_label_and_split(labels, splits)
     for name, count in (("a", 120), ("b", 60)):
-        assert found[name, VAL] == pytest.approx(0.2 * count, abs=0.05 * count)
-        assert found[name, TEST] == pytest.approx(0.1 * count, abs=0.05 * count)
+        assert num_images[name, VAL] == pytest.approx(0.2 * count, abs=0.05 * count)
+        assert num_images[name, TEST] == pytest.approx(0.1 * count, abs=0.05 * count)
 
 
 @pytest.mark.parametrize("with_groups", [False, True])
@@ -223,7 +223,7 @@ def test_split_duplicates_across_classes_only_train(seed: int, with_groups: bool
     assert {splits[row] for row in (0, 1, 7)} == {TRAIN}
     assert set(splits) == {TRAIN, VAL}
     if with_groups:
-        assert all(len(sides) == 1 for sides in sides_of_named(groups, splits).values())
+        assert all(len(side) == 1 for side in get_sides(groups, splits).values())
 
 
 @pytest.mark.parametrize("with_groups", [False, True])
@@ -263,7 +263,7 @@ def test_split_duplicates_merge_groups(seed: int) -> None:
         labels, val_fraction=0.25, seed=seed, groups=groups, duplicate_groups=duplicates
     )
     for names in (groups, duplicates):
-        assert all(len(sides) == 1 for sides in sides_of_named(names, splits).values())
+        assert all(len(side) == 1 for side in get_sides(names, splits).values())
     assert len({splits[row] for row in (0, 14, 12, 70)}) == 1
     assert (
         count_by_label_and_split(labels, splits)["a", VAL]
@@ -319,7 +319,7 @@ def test_split_large_duplicate_group_with_groups_only_trains(seed: int) -> None:
     )
     assert set(splits[:60]) == {TRAIN}
     assert 30 <= splits.count(VAL) <= 50
-    assert all(len(found) == 1 for found in sides_of_named(groups, splits).values())
+    assert all(len(side) == 1 for side in get_sides(groups, splits).values())
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -59,9 +59,9 @@ def assert_contains(store: PixelStore, numbers: Sequence[int]) -> None:
     assert (source.locations[:, 0] != NOT_STORED.start).all()
     for row, number in enumerate(numbers):
         expected = make_entry(number)
-        picture = source.open(row)
-        assert (picture.height, picture.width) == (expected.full_rows, expected.full_columns)
-        np.testing.assert_array_equal(np.asarray(picture.to_pil()), expected.array)
+        lazy_image = source.open(row)
+        assert (lazy_image.height, lazy_image.width) == (expected.full_rows, expected.full_columns)
+        np.testing.assert_array_equal(np.asarray(lazy_image.to_pil()), expected.array)
 
 
 def list_missing(store: PixelStore, numbers: Iterable[int]) -> list[int]:

@@ -94,11 +94,11 @@ def assert_filled(source: StoredSource, paths: Sequence[Path]) -> None:
     for row, path in enumerate(paths):
         expected = resize_with_pillow(path)
         assert min(expected.shape[:2]) == 20
-        picture = source.open(row)
+        lazy_image = source.open(row)
         with Image.open(path) as image:
-            assert (picture.width, picture.height) == image.size
-        found = np.asarray(picture.to_pil()).astype(int)
-        np.testing.assert_allclose(found, expected.astype(int), atol=1)
+            assert (lazy_image.width, lazy_image.height) == image.size
+        actual = np.asarray(lazy_image.to_pil()).astype(int)
+        np.testing.assert_allclose(actual, expected.astype(int), atol=1)
         assert source.get_name(row) == str(path)
 
 
@@ -293,8 +293,8 @@ def test_fill_store_two_processes_decode_each_image_once(paths: list[Path], tmp_
     for end in (*one, *other):
         end.close()
     assert sorted((tmp_path / "log.txt").read_text().split()) == [path.name for path in paths]
-    for found in (received[0], received[1][::-1]):
-        for pixels, path in zip(found, paths, strict=True):
+    for actual in (received[0], received[1][::-1]):
+        for pixels, path in zip(actual, paths, strict=True):
             np.testing.assert_allclose(
                 pixels.astype(int), resize_with_pillow(path).astype(int), atol=1
             )
@@ -307,10 +307,10 @@ def test_decoding_source_equals_stored_source(paths: list[Path], tmp_path: Path)
     for row in range(len(paths)):
         assert decoding.get_name(row) == stored.get_name(row)
         expected = stored.open(row)
-        for picture in (decoding.open(row), copied.open(row)):
-            assert (picture.height, picture.width) == (expected.height, expected.width)
+        for lazy_image in (decoding.open(row), copied.open(row)):
+            assert (lazy_image.height, lazy_image.width) == (expected.height, expected.width)
             np.testing.assert_array_equal(
-                np.asarray(picture.to_pil()), np.asarray(expected.to_pil())
+                np.asarray(lazy_image.to_pil()), np.asarray(expected.to_pil())
             )
     paths[1].write_bytes(b"")
     with pytest.raises(DataError, match=r"^empty file"):

@@ -70,9 +70,9 @@ def test_decode_applies_exif_orientation(tmp_path: Path, orientation: int) -> No
 
 @pytest.mark.parametrize("mode", ["1", "L"])
 def test_decode_gray_gives_three_equal_channels(tmp_path: Path, mode: str) -> None:
-    grey = noise().convert(mode)
-    grey.save(tmp_path / "x.png")
-    expected = np.asarray(grey.convert("L"))
+    gray = noise().convert(mode)
+    gray.save(tmp_path / "x.png")
+    expected = np.asarray(gray.convert("L"))
     np.testing.assert_array_equal(decoded(tmp_path / "x.png"), np.stack([expected] * 3, -1))
 
 
@@ -81,8 +81,8 @@ def test_decode_transparency_is_composited_on_white(tmp_path: Path) -> None:
     for x, pixel in enumerate((CLEAR, HALF, FULL)):
         image.putpixel((x, 0), pixel)
     image.save(tmp_path / "rgba.png")
-    grey = Image.merge("LA", (Image.new("L", (3, 1), 100), image.getchannel("A")))
-    grey.save(tmp_path / "la.png")
+    gray = Image.merge("LA", (Image.new("L", (3, 1), 100), image.getchannel("A")))
+    gray.save(tmp_path / "la.png")
     np.testing.assert_allclose(
         decoded(tmp_path / "rgba.png")[0], [(255,) * 3, HALF_RED, RED], atol=1
     )
@@ -110,19 +110,19 @@ def test_decode_cmyk_gives_rgb(tmp_path: Path) -> None:
 
 
 def test_decode_16_bit_keeps_upper_8_bits(tmp_path: Path) -> None:
-    grey = np.linspace(0, 65535, 60).astype(np.uint16).reshape(6, 10)
-    colour = np.stack([grey, grey[::-1], grey[:, ::-1]], -1)
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    Image.fromarray(grey).save(tmp_path / "grey.tif")
-    assert cv2.imwrite(str(tmp_path / "colour.png"), colour[..., ::-1])
-    for name in ("grey.png", "grey.tif"):
-        np.testing.assert_array_equal(decoded(tmp_path / name)[..., 1], grey // 256)
-    np.testing.assert_array_equal(decoded(tmp_path / "colour.png"), colour // 256)
+    gray = np.linspace(0, 65535, 60).astype(np.uint16).reshape(6, 10)
+    color = np.stack([gray, gray[::-1], gray[:, ::-1]], -1)
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    Image.fromarray(gray).save(tmp_path / "gray.tif")
+    assert cv2.imwrite(str(tmp_path / "color.png"), color[..., ::-1])
+    for name in ("gray.png", "gray.tif"):
+        np.testing.assert_array_equal(decoded(tmp_path / name)[..., 1], gray // 256)
+    np.testing.assert_array_equal(decoded(tmp_path / "color.png"), color // 256)
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "TIFF", "PNG"])
 def test_decode_animation_gives_first_frame(tmp_path: Path, file_format: str) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, (0, 0, 255))]
+    frames = [Image.new("RGB", (8, 8), color) for color in (RED, (0, 0, 255))]
     file = tmp_path / f"x.{file_format.lower()}"
     frames[0].save(file, file_format, save_all=True, append_images=frames[1:])
     with Image.open(file) as image:

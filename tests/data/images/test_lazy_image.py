@@ -36,11 +36,11 @@ def by_pillow(file: Path) -> Image.Image:
 def assert_equals_pillow(file: Path, *, kind: type) -> None:
     """Check that the image has a type and is bit-identical to Pillow's."""
     expected = np.asarray(by_pillow(file))
-    picture = open_image(file)
-    assert type(picture) is kind
-    assert (picture.height, picture.width) == expected.shape[:2]
-    assert picture.to_pil().mode == "RGB"
-    np.testing.assert_array_equal(np.asarray(picture.to_pil()), expected)
+    lazy_image = open_image(file)
+    assert type(lazy_image) is kind
+    assert (lazy_image.height, lazy_image.width) == expected.shape[:2]
+    assert lazy_image.to_pil().mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(lazy_image.to_pil()), expected)
 
 
 @pytest.mark.parametrize("size", [(64, 48), (61, 45), (7, 3), (1, 1)])
@@ -67,8 +67,8 @@ def test_lazy_jpeg_is_bit_identical_to_pillow(
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_lazy_jpeg_gray_is_bit_identical_to_pillow(tmp_path: Path, progressive: bool) -> None:
-    grey = noise(width=61, height=45).convert("L")
-    file = write_jpeg(tmp_path / "x.jpg", grey, progressive=progressive)
+    gray = noise(width=61, height=45).convert("L")
+    file = write_jpeg(tmp_path / "x.jpg", gray, progressive=progressive)
     assert_equals_pillow(file, kind=LazyJpeg)
 
 
@@ -124,9 +124,9 @@ def test_lazy_jpeg_only_valid_exif_orientation_is_applied(tmp_path: Path, name: 
     stored = np.asarray(Image.open(stream))
     # 6: the camera's right side is up
     expected = np.rot90(stored, -1) if turned else stored
-    picture = open_image(tmp_path / "x.jpg")
-    assert type(picture) is LazyJpeg
-    np.testing.assert_array_equal(np.asarray(picture.to_pil()), expected)
+    lazy_image = open_image(tmp_path / "x.jpg")
+    assert type(lazy_image) is LazyJpeg
+    np.testing.assert_array_equal(np.asarray(lazy_image.to_pil()), expected)
     np.testing.assert_array_equal(np.asarray(decode_image(tmp_path / "x.jpg")), expected)
 
 
@@ -182,13 +182,13 @@ def test_lazy_jpeg_crop_is_close_to_pillow(
         height, width = bottom - top, right - left
         # nearly half of the largest size for this scale
         size = (int(height / scale / 1.9), int(width / scale / 1.9))
-        found = open_image(file).crop(turned, size)
-        assert found.flags.c_contiguous
-        assert found.dtype == np.uint8
+        actual = open_image(file).crop(turned, size)
+        assert actual.flags.c_contiguous
+        assert actual.dtype == np.uint8
         assert shapes.pop() == (-(-488 // scale), -(-648 // scale), 3)
         expected = crop_by_pillow(upright, turned, size)
         assert expected.std() > 15
-        assert psnr(found, expected) >= 40, (scale, box)
+        assert psnr(actual, expected) >= 40, (scale, box)
         # a different crop of the same image is far away
         assert psnr(expected[::-1], expected) < 30
 
@@ -215,7 +215,7 @@ def test_lazy_jpeg_crop_is_never_decoded_below_requested_size(
     file = write_jpeg(
         tmp_path / "x.jpg", noise(width=203, height=157), orientation=orientation, quality=30
     )
-    picture = open_image(file)
+    lazy_image = open_image(file)
     shapes: list[tuple[tuple[int, ...], tuple[int, int]]] = []
 
     def watched(pixels: Pixels, size: tuple[int, int], mode: Interpolation) -> Pixels:
@@ -229,9 +229,9 @@ def test_lazy_jpeg_crop_is_never_decoded_below_requested_size(
     for _ in range(400):
         left, top = random.integers(0, 100, 2).tolist()
         rows, columns = random.integers(1, 40, 2).tolist()
-        width = random.integers(columns, picture.width - left + 1)
-        height = random.integers(rows, picture.height - top + 1)
-        picture.crop((left, top, left + int(width), top + int(height)), (rows, columns))
+        width = random.integers(columns, lazy_image.width - left + 1)
+        height = random.integers(rows, lazy_image.height - top + 1)
+        lazy_image.crop((left, top, left + int(width), top + int(height)), (rows, columns))
         decoded_size, requested = shapes.pop()
         assert decoded_size[0] >= requested[0]
         assert decoded_size[1] >= requested[1]
@@ -260,7 +260,7 @@ def test_lazy_jpeg_crop_is_never_upscaled_from_reduced_image(
 ) -> None:
     file = write_jpeg(tmp_path / "x.jpg", smooth(width=400, height=200))
     shapes = watch_decoder(monkeypatch)
-    picture = open_image(file)
+    lazy_image = open_image(file)
     cases = {
         (100, 100): 2,  # of 200 x 200 pixels
         (101, 100): 1,
@@ -273,7 +273,7 @@ def test_lazy_jpeg_crop_is_never_upscaled_from_reduced_image(
         (300, 300): 1,
     }
     for size, scale in cases.items():
-        assert picture.crop((40, 0, 240, 200), size).shape == (*size, 3)
+        assert lazy_image.crop((40, 0, 240, 200), size).shape == (*size, 3)
         assert shapes.pop() == (200 // scale, 400 // scale, 3)
 
 
@@ -302,13 +302,13 @@ def test_open_image_other_than_plain_jpeg_uses_pillow(tmp_path: Path) -> None:
         tmp_path / "deep_grey.png",
     ]
     for file in files:
-        picture = open_image(file)
-        assert type(picture) is ArrayImage, file
+        lazy_image = open_image(file)
+        assert type(lazy_image) is ArrayImage, file
         expected = decode_image(file)
-        assert (picture.height, picture.width) == (22, 31)
-        np.testing.assert_array_equal(np.asarray(picture.to_pil()), np.asarray(expected))
+        assert (lazy_image.height, lazy_image.width) == (22, 31)
+        np.testing.assert_array_equal(np.asarray(lazy_image.to_pil()), np.asarray(expected))
         np.testing.assert_array_equal(
-            picture.crop((3, 2, 13, 12), (10, 10)), np.asarray(expected.crop((3, 2, 13, 12)))
+            lazy_image.crop((3, 2, 13, 12), (10, 10)), np.asarray(expected.crop((3, 2, 13, 12)))
         )
 
 
@@ -327,8 +327,8 @@ def test_open_image_broken_file_gives_reason_of_decode_image(tmp_path: Path, nam
 
 
 def read(file: Path, use: str, *, max_pixels: int) -> object:
-    picture = open_image(file, max_pixels=max_pixels)
-    return picture.to_pil() if use == "full" else picture.crop((0, 0, 8, 8), (2, 2))
+    lazy_image = open_image(file, max_pixels=max_pixels)
+    return lazy_image.to_pil() if use == "full" else lazy_image.crop((0, 0, 8, 8), (2, 2))
 
 
 def test_open_image_large_jpeg_raises_before_decoding(
@@ -352,23 +352,23 @@ def test_lazy_jpeg_damage_that_pillow_tolerates_is_tolerated(tmp_path: Path) -> 
         data[offset] = 0x55
     file.write_bytes(data)
     expected = by_pillow(file)
-    picture = open_image(file)
-    np.testing.assert_array_equal(np.asarray(picture.to_pil()), np.asarray(expected))
+    lazy_image = open_image(file)
+    np.testing.assert_array_equal(np.asarray(lazy_image.to_pil()), np.asarray(expected))
     box = (0, 0, 300, 400)
     np.testing.assert_allclose(
-        picture.crop(box, (40, 30)).astype(int), crop_by_pillow(expected, box, (40, 30)), atol=1
+        lazy_image.crop(box, (40, 30)).astype(int), crop_by_pillow(expected, box, (40, 30)), atol=1
     )
 
 
 def test_array_image_crop_of_shrunk_image_uses_stored_pixels() -> None:
     small = smooth(width=200, height=150)
-    picture = ArrayImage(np.asarray(small), height=600, width=800)
-    found = picture.crop((80, 40, 480, 360), (32, 40))
+    lazy_image = ArrayImage(np.asarray(small), height=600, width=800)
+    actual = lazy_image.crop((80, 40, 480, 360), (32, 40))
     expected = crop_by_pillow(small, (20, 10, 120, 90), (32, 40))
-    np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)
-    np.testing.assert_array_equal(np.asarray(picture.to_pil()), np.asarray(small))
+    np.testing.assert_allclose(actual.astype(int), expected.astype(int), atol=1)
+    np.testing.assert_array_equal(np.asarray(lazy_image.to_pil()), np.asarray(small))
     for box in ((0, 0, 1, 1), (799, 599, 800, 600), (797, 0, 800, 600)):
-        assert picture.crop(box, (2, 3)).shape == (2, 3, 3)
+        assert lazy_image.crop(box, (2, 3)).shape == (2, 3, 3)
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="shared photos are missing")
@@ -378,8 +378,8 @@ def test_lazy_jpeg_real_photos_are_bit_identical_and_crops_close(folder: str) ->
     assert len(files) == 12
     for file in files:
         assert_equals_pillow(file, kind=LazyJpeg)
-        picture, upright = open_image(file), by_pillow(file)
+        lazy_image, upright = open_image(file), by_pillow(file)
         box = (16, 8, upright.width // 8 * 8, upright.height // 8 * 8)
         for side in (96, 48, 24):
-            found = picture.crop(box, (side, side))
-            assert psnr(found, crop_by_pillow(upright, box, (side, side))) > 30
+            actual = lazy_image.crop(box, (side, side))
+            assert psnr(actual, crop_by_pillow(upright, box, (side, side))) > 30

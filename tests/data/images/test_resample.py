@@ -25,12 +25,12 @@ SIZES = [(20, 30), (90, 120), (45, 200), (200, 50), (1, 1), (61, 80), (60, 81), 
 @pytest.mark.parametrize("size", SIZES)
 def test_resize_is_close_to_pillow(size: tuple[int, int], mode: Interpolation) -> None:
     image = make_gray_noise(width=80, height=60)
-    found = resize(np.asarray(image), size, mode)
+    actual = resize(np.asarray(image), size, mode)
     expected = np.asarray(image.resize(size[::-1], FILTERS[mode]))
-    assert found.dtype == np.uint8
-    assert found.shape == (*size, 3)
-    assert found.flags.c_contiguous
-    np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)
+    assert actual.dtype == np.uint8
+    assert actual.shape == (*size, 3)
+    assert actual.flags.c_contiguous
+    np.testing.assert_allclose(actual.astype(int), expected.astype(int), atol=1)
 
 
 @pytest.mark.parametrize("size", [(479, 640), (455, 600), (440, 585), (437, 582)])
@@ -50,8 +50,8 @@ def test_resize_read_only_or_strided_pixels_does_not_warn() -> None:
             expected = np.asarray(
                 Image.fromarray(np.ascontiguousarray(view)).resize((30, 20), FILTERS["bilinear"])
             )
-            found = resize(view, (20, 30))
-            np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)
-            assert found.flags.c_contiguous
+            actual = resize(view, (20, 30))
+            np.testing.assert_allclose(actual.astype(int), expected.astype(int), atol=1)
+            assert actual.flags.c_contiguous
     finally:
         torch.set_warn_always(before)

@@ -162,9 +162,9 @@ def test_epoch_sampler_weighted_draws_approach_expected_fractions(name: str, pow
             for epoch in range(100)
         ]
     )
-    found = np.bincount(drawn, minlength=3) / len(drawn)
+    fractions = np.bincount(drawn, minlength=3) / len(drawn)
     # five standard deviations of a fraction over 10,000 draws
-    np.testing.assert_allclose(found, expected, atol=5 * 0.5 / np.sqrt(len(drawn)))
+    np.testing.assert_allclose(fractions, expected, atol=5 * 0.5 / np.sqrt(len(drawn)))
 
 
 def test_epoch_sampler_weight_zero_is_never_drawn() -> None:
@@ -180,9 +180,9 @@ def test_epoch_sampler_weight_zero_is_never_drawn() -> None:
 def test_effective_batch_size_is_limited_by_images(
     batch_size: int, num_images: int, shards: int, expected: int
 ) -> None:
-    found = compute_effective_batch_size(batch_size, num_images=num_images, num_shards=shards)
+    actual = compute_effective_batch_size(batch_size, num_images=num_images, num_shards=shards)
     largest = max(b for b in range(shards, batch_size + 1, shards) if b <= num_images)
-    assert found == expected == largest
+    assert actual == expected == largest
 
 
 @pytest.mark.parametrize(

@@ -48,11 +48,11 @@ BY_CLASS = (np.asarray(COUNTS) > 0) / 3
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samplers_give_valid_epochs_of_equal_length(name: str) -> None:
-    found = [call_sampler(name, epoch) for epoch in range(NUM_EPOCHS)]
-    for one in found:
+    sampling = [call_sampler(name, epoch) for epoch in range(NUM_EPOCHS)]
+    for one in sampling:
         check_sampling(one, len(LABELS))
         assert np.isfinite(compute_expected_draws(one, len(LABELS))).all()
-    assert len({count_draws(one, len(LABELS)) for one in found}) == 1
+    assert len({count_draws(one, len(LABELS)) for one in sampling}) == 1
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_samplers_give_expected_class_fractions(
 
 def test_weighted_is_proportional_to_scikit_learn() -> None:
     balanced = compute_sample_weight("balanced", LABELS)
-    found, roots = call_sampler("weighted"), call_sampler("sqrt")
-    np.testing.assert_allclose(found / found.sum(), balanced / balanced.sum())
+    sampling, roots = call_sampler("weighted"), call_sampler("sqrt")
+    np.testing.assert_allclose(sampling / sampling.sum(), balanced / balanced.sum())
     np.testing.assert_allclose(roots / roots.sum(), balanced**0.5 / (balanced**0.5).sum())
     np.testing.assert_allclose(call_sampler("weighted", power=0.5), roots)
 
@@ -115,8 +115,8 @@ def test_oversample_draws_images_of_class_evenly() -> None:
 
 
 def test_undersample_never_repeats_and_varies_by_epoch() -> None:
-    found = call_sampler("undersample")
-    epochs = [draw_rows(found, seed) for seed in range(200)]
+    sampling = call_sampler("undersample")
+    epochs = [draw_rows(sampling, seed) for seed in range(200)]
     for drawn in epochs:
         assert Counter(LABELS[drawn].tolist()) == {0: 5, 1: 5, 3: 5}
         assert len(set(drawn)) == 15
@@ -149,18 +149,20 @@ def test_abundant_first_has_at_least_two_abundant_classes(
     counts: list[int], params: dict[str, Any], abundant: set[int] | None
 ) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
-    found = call_sampler("abundant_first", labels=labels, **params)
+    sampling = call_sampler("abundant_first", labels=labels, **params)
     if abundant is None:
-        assert found is None
+        assert sampling is None
     else:
-        assert set(labels[draw_rows(found)].tolist()) == abundant
+        assert set(labels[draw_rows(sampling)].tolist()) == abundant
 
 
 @pytest.mark.parametrize("name", ["progressive", "deferred", "abundant_first"])
 def test_schedules_treat_single_epoch_as_last(name: str) -> None:
-    found = SAMPLERS[name](LABELS, 4, epoch=0, num_epochs=1)
-    assert isinstance(found, np.ndarray)
-    np.testing.assert_allclose(found / found.sum(), compute_sample_weight("balanced", LABELS) / 100)
+    sampling = SAMPLERS[name](LABELS, 4, epoch=0, num_epochs=1)
+    assert isinstance(sampling, np.ndarray)
+    np.testing.assert_allclose(
+        sampling / sampling.sum(), compute_sample_weight("balanced", LABELS) / 100
+    )
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,7 @@ def test_samplers_parameter_out_of_range_raises_value_error(
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("sampling", "message"),
     [
         (np.ones(9), r"\(10,\).*\(9,\)"),
         (np.ones((10, 1)), r"\(10,\).*\(10, 1\)"),
@@ -203,9 +205,9 @@ def test_samplers_parameter_out_of_range_raises_value_error(
         (GroupDraws(np.zeros(10, np.int64), np.array([-3])), "counts .*0 or more"),
     ],
 )
-def test_check_sampling_invalid_sampling_raises_value_error(found: Any, message: str) -> None:
+def test_check_sampling_invalid_sampling_raises_value_error(sampling: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_sampling(found, 10)
+        check_sampling(sampling, 10)
 
 
 def test_group_draws_is_exported() -> None:

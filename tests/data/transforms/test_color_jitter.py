@@ -173,8 +173,10 @@ def test_jitter_probabilities_are_independent(p: float, grayscale_p: float) -> N
         changed = not np.isclose(float(matrix[0, :3].sum()), 1)
         counts[changed, bool(gray)] += 1
     for (changed, gray), count in counts.items():
-        share = (p if changed else 1 - p) * (grayscale_p if gray else 1 - grayscale_p)
-        assert abs(count - 1000 * share) <= 5 * (1000 * share * (1 - share)) ** 0.5
+        probability = (p if changed else 1 - p) * (grayscale_p if gray else 1 - grayscale_p)
+        assert (
+            abs(count - 1000 * probability) <= 5 * (1000 * probability * (1 - probability)) ** 0.5
+        )
 
 
 def test_grayscale_equals_torchvision() -> None:
@@ -182,10 +184,10 @@ def test_grayscale_equals_torchvision() -> None:
     matrix = sample_matrix(make_jitter(p=0.0, grayscale_p=1.0), pixels)
     image = torch.from_numpy(pixels / 255).permute(2, 0, 1)
     expected = functional.rgb_to_grayscale(image, num_output_channels=3).permute(1, 2, 0).numpy()
-    found = apply_matrix(matrix, pixels)
-    np.testing.assert_allclose(found, expected, atol=1e-3)
-    np.testing.assert_array_equal(found[..., 0], found[..., 1])
-    np.testing.assert_array_equal(found[..., 0], found[..., 2])
+    actual = apply_matrix(matrix, pixels)
+    np.testing.assert_allclose(actual, expected, atol=1e-3)
+    np.testing.assert_array_equal(actual[..., 0], actual[..., 1])
+    np.testing.assert_array_equal(actual[..., 0], actual[..., 2])
 
 
 def test_matrix_is_function_of_image_and_draw() -> None:

@@ -40,15 +40,15 @@ def test_preset_none_equals_eval_transform() -> None:
 def test_preset_crop_area_and_color_jitter(
     name: str, min_fraction: float, has_jitter: bool
 ) -> None:
-    picture = RecordingImage(noise(width=600, height=600))
+    lazy_image = RecordingImage(noise(width=600, height=600))
     transform = create_train_transform(name, spec=SPEC, seed=0)
     assert transform.has_color_matrix is has_jitter
     changed = 0
     for row in range(300):
-        _, matrix = transform(picture, Draw(row, 0, 0))
+        _, matrix = transform(lazy_image, Draw(row, 0, 0))
         changed += matrix is not None and not np.array_equal(matrix, np.eye(3, 4))
     sizes = [
-        (right - left) * (bottom - top) / 360_000 for left, top, right, bottom in picture.boxes
+        (right - left) * (bottom - top) / 360_000 for left, top, right, bottom in lazy_image.boxes
     ]
     assert len(sizes) == 300
     assert min_fraction - 0.01 < min(sizes) < min_fraction + 0.05
@@ -61,9 +61,9 @@ def test_digits_pipeline_never_flips(tmp_path: Path) -> None:
     left[4:24, 4:10] = 255
     save_pipeline(build_digits_pipeline(32), tmp_path / "digits.json")
     transform = create_train_transform(str(tmp_path / "digits.json"), spec=SPEC, seed=0)
-    picture = RecordingImage(Image.fromarray(left))
+    lazy_image = RecordingImage(Image.fromarray(left))
     for row in range(50):
-        columns = transform(picture, Draw(row, 0, 0)).pixels.astype(float).sum((0, 2))
+        columns = transform(lazy_image, Draw(row, 0, 0)).pixels.astype(float).sum((0, 2))
         assert columns[:16].sum() > columns[16:].sum()
 
 
@@ -79,9 +79,9 @@ def test_saved_pipeline_gives_same_views(tmp_path: Path, pipeline: A.Compose, su
     loaded = create_train_transform(str(file), spec=SPEC, seed=1)
     direct = TrainTransform(pipeline, size=(32, 32), seed=1)
     for row in range(10):
-        found, expected = (each(PHOTO, Draw(row, 0, 0)) for each in (loaded, direct))
-        np.testing.assert_array_equal(found.pixels, expected.pixels)
-        assert found.color_matrix is expected.color_matrix is None
+        actual, expected = (each(PHOTO, Draw(row, 0, 0)) for each in (loaded, direct))
+        np.testing.assert_array_equal(actual.pixels, expected.pixels)
+        assert actual.color_matrix is expected.color_matrix is None
 
 
 def test_saved_single_step_is_pipeline(tmp_path: Path) -> None:

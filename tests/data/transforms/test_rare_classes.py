@@ -19,26 +19,26 @@ def preset(name: str, **more: Any) -> Transform:
 
 
 @pytest.fixture
-def picture() -> ArrayImage:
+def lazy_image() -> ArrayImage:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
     return ArrayImage(pixels, height=40, width=50)
 
 
 @pytest.mark.parametrize("sizes", [(), (8, 16)])
 def test_rare_class_transform_applies_transform_of_class(
-    sizes: tuple[int, ...], picture: ArrayImage
+    sizes: tuple[int, ...], lazy_image: ArrayImage
 ) -> None:
     default, rare = preset("light", sizes=sizes), preset("strong", sizes=sizes)
     both = RareClassTransform(default, rare, is_rare=np.array([False, True]))
     for epoch in (0, 1, 0):
         for row, single in enumerate((default, rare)):
             draw = Draw(row, epoch, 2)
-            found, expected = both(picture, draw), single(picture, draw)
-            assert np.array_equal(found.pixels, expected.pixels)
-            assert found.pixels.shape[:2] == both.get_size(epoch) == single.get_size(epoch)
+            actual, expected = both(lazy_image, draw), single(lazy_image, draw)
+            assert np.array_equal(actual.pixels, expected.pixels)
+            assert actual.pixels.shape[:2] == both.get_size(epoch) == single.get_size(epoch)
             matrix = np.eye(3, 4) if expected.color_matrix is None else expected.color_matrix
-            assert found.color_matrix is not None
-            np.testing.assert_array_equal(found.color_matrix, matrix)
+            assert actual.color_matrix is not None
+            np.testing.assert_array_equal(actual.color_matrix, matrix)
 
 
 def test_rare_class_transform_min_side_serves_both() -> None:

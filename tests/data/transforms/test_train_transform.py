@@ -70,37 +70,37 @@ def test_view_is_function_of_seed_and_draw(name: str) -> None:
 
 def test_generators_of_draw_equal_fresh_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = A.Compose([A.GaussNoise(p=1), A.ColorJitter(p=0.5)])
-    given: list[tuple[np.random.Generator, random.Random]] = []
+    generators: list[tuple[np.random.Generator, random.Random]] = []
     transform = TrainTransform(pipeline, size=(32, 32), seed=7)
     for draw in (Draw(0, 0, 0), Draw(3, 2, 1), Draw(2**31 - 1, 2**20, 2**31 - 1), Draw(0, 0, 0)):
         with monkeypatch.context() as patch:
             patch.setattr(
-                pipeline, "set_random_state", lambda *both: given.append(copy.deepcopy(both))
+                pipeline, "set_random_state", lambda *pair: generators.append(copy.deepcopy(pair))
             )
             transform(PHOTO, draw)
-        numbers, plain = given.pop()
+        numpy_generator, python_generator = generators.pop()
         key = np.array([7 << 32 | draw.epoch, draw.row << 32 | draw.repeat], np.uint64)
         fresh = np.random.Generator(np.random.Philox(key=key))
         # 32 bits at a time, so that a buffered half of 64 bits would be detected
         np.testing.assert_array_equal(
-            numbers.integers(0, 2**32, 9, np.uint32), fresh.integers(0, 2**32, 9, np.uint32)
+            numpy_generator.integers(0, 2**32, 9, np.uint32), fresh.integers(0, 2**32, 9, np.uint32)
         )
-        np.testing.assert_array_equal(numbers.normal(size=50), fresh.normal(size=50))
-        words = (7 << 32 | draw.epoch) << 64 | draw.row << 32 | draw.repeat
-        assert plain.random() == random.Random(words).random()
+        np.testing.assert_array_equal(numpy_generator.normal(size=50), fresh.normal(size=50))
+        key_bits = (7 << 32 | draw.epoch) << 64 | draw.row << 32 | draw.repeat
+        assert python_generator.random() == random.Random(key_bits).random()
         transform(PHOTO, Draw(9, 9, 9))  # advances the generators
 
 
 def test_views_of_large_rows_epochs_and_seeds_differ() -> None:
     numbers = [0, 1, 2**16, 2**31 - 1]
-    seen = {
+    views = {
         get_view_bytes(TrainTransform(light(), size=(32, 32), seed=seed), Draw(row, epoch, repeat))
         for seed in numbers
         for row in numbers
         for epoch in numbers
         for repeat in numbers
     }
-    assert len(seen) == len(numbers) ** 4
+    assert len(views) == len(numbers) ** 4
 
 
 def light() -> A.Compose:
@@ -109,10 +109,10 @@ def light() -> A.Compose:
 
 def test_view_does_not_depend_on_earlier_images() -> None:
     transform = create_train_transform("strong", spec=SPEC, seed=0)
-    alone = get_view_bytes(transform, Draw(7, 2, 0))
+    expected = get_view_bytes(transform, Draw(7, 2, 0))
     for row in range(5):
         transform(RecordingImage(noise(seed=row, width=100, height=50)), Draw(row, 2, 0))
-    assert get_view_bytes(transform, Draw(7, 2, 0)) == alone
+    assert get_view_bytes(transform, Draw(7, 2, 0)) == expected
 
 
 def assert_even(counts: Counter[tuple[object, ...]], cases: int, draws: int) -> None:
@@ -140,7 +140,7 @@ def test_steps_are_applied_independently() -> None:
 def test_crop_flip_and_jitter_are_independent() -> None:
     width = 200
     ramp = np.broadcast_to(np.arange(width, dtype=np.uint8)[None, :, None], (100, width, 3))
-    picture = RecordingImage(Image.fromarray(np.ascontiguousarray(ramp)))
+    lazy_image = RecordingImage(Image.fromarray(np.ascontiguousarray(ramp)))
     jitter = ColorJitter(brightness=0.5, contrast=0, saturation=0, hue=0, p=0.5, grayscale_p=0.0)
     pipeline = A.Compose(
         [
@@ -151,8 +151,8 @@ def test_crop_flip_and_jitter_are_independent() -> None:
     transform = TrainTransform(pipeline, size=(32, 32), seed=0, jitter=jitter)
     counts: Counter[tuple[object, ...]] = Counter()
     for row in range(800):
-        pixels, matrix = transform(picture, Draw(row, 3, 0))
-        left, _, right, _ = picture.boxes[-1]
+        pixels, matrix = transform(lazy_image, Draw(row, 3, 0))
+        left, _, right, _ = lazy_image.boxes[-1]
         assert matrix is not None
         changed = not np.array_equal(matrix, np.eye(3, 4))
         counts[left + right < width, bool(pixels[0, 0, 0] > pixels[0, -1, 0]), changed] += 1
@@ -174,22 +174,22 @@ def test_view_shows_box_of_albumentations() -> None:
     transform = TrainTransform(pipeline, size=(40, 60), seed=8)
     flipped = 0
     for row in range(40):
-        picture = RecordingImage(image)
-        view = transform(picture, Draw(row, 0, 0)).pixels
-        assert picture.num_full_reads == 0
-        alone = A.Compose(copy.deepcopy(steps))
-        alone.set_random_state(*drawn.pop())
-        crop = alone.transforms[0]
+        lazy_image = RecordingImage(image)
+        view = transform(lazy_image, Draw(row, 0, 0)).pixels
+        assert lazy_image.num_full_reads == 0
+        reference = A.Compose(copy.deepcopy(steps))
+        reference.set_random_state(*drawn.pop())
+        crop = reference.transforms[0]
         box = crop.get_params_dependent_on_data({"shape": (150, 200, 3)}, {})["crop_coords"]
-        assert picture.boxes == [tuple(box)]
+        assert lazy_image.boxes == [tuple(box)]
         cut = image.crop(box)
         by_pillow = np.asarray(cut.resize((60, 40), BILINEAR))
         by_opencv = crop.apply(np.asarray(image), crop_coords=box)
         assert abs(by_pillow.astype(int) - by_opencv).mean() < 2, "the references must agree"
-        mirrored = abs(view[:, ::-1].astype(int) - by_pillow).max() <= 2
-        straight = abs(view.astype(int) - by_pillow).max() <= 2
-        assert mirrored != straight
-        flipped += mirrored
+        is_flipped = abs(view[:, ::-1].astype(int) - by_pillow).max() <= 2
+        is_upright = abs(view.astype(int) - by_pillow).max() <= 2
+        assert is_flipped != is_upright
+        flipped += is_flipped
     assert 8 < flipped < 32
 
 
@@ -198,11 +198,11 @@ def test_box_of_shrunk_image_equals_box_of_full_image() -> None:
     half = RecordingImage(full.resize((200, 150), BILINEAR))
     half.height, half.width = 300, 400
     transform = create_train_transform("light", spec=SPEC, seed=1)
-    picture = RecordingImage(full)
+    lazy_image = RecordingImage(full)
     for row in range(10):
-        views = [transform(each, Draw(row, 0, 0)).pixels for each in (picture, half)]
+        views = [transform(each, Draw(row, 0, 0)).pixels for each in (lazy_image, half)]
         assert abs(views[0].astype(int) - views[1]).max() < 12
-    assert half.boxes == picture.boxes
+    assert half.boxes == lazy_image.boxes
 
 
 def test_crop_is_antialiased() -> None:
@@ -257,25 +257,25 @@ INITIAL_CROPS: list[tuple[A.Compose, tuple[tuple[int, int], str, float] | None]]
 def test_find_initial_crop_requires_crop_and_resize_always(
     pipeline: A.Compose, expected: tuple[tuple[int, int], str, float] | None
 ) -> None:
-    found = find_initial_crop(pipeline)
+    initial_crop = find_initial_crop(pipeline)
     if expected is None:
-        assert found is None
+        assert initial_crop is None
         return
-    assert found is not None
-    assert (found.size, found.mode, found.min_area_fraction) == expected
-    assert found.step is pipeline.transforms[0]
+    assert initial_crop is not None
+    assert (initial_crop.size, initial_crop.mode, initial_crop.min_area_fraction) == expected
+    assert initial_crop.step is pipeline.transforms[0]
 
 
 @pytest.mark.parametrize(
-    "pipeline", [pipeline for pipeline, found in INITIAL_CROPS if found is None]
+    "pipeline", [pipeline for pipeline, initial_crop in INITIAL_CROPS if initial_crop is None]
 )
 def test_pipeline_without_initial_crop_gets_full_image(pipeline: A.Compose) -> None:
-    picture = RecordingImage(smooth(width=60, height=50))
+    lazy_image = RecordingImage(smooth(width=60, height=50))
     transform = TrainTransform(pipeline, size=(8, 8), seed=0)
     for row in range(5):
-        transform(picture, Draw(row, 0, 0))
-    assert picture.boxes == []
-    assert picture.num_full_reads == 5
+        transform(lazy_image, Draw(row, 0, 0))
+    assert lazy_image.boxes == []
+    assert lazy_image.num_full_reads == 5
 
 
 def test_custom_steps_get_full_image() -> None:
@@ -305,35 +305,37 @@ def test_pipeline_probability_is_respected(p: float) -> None:
 def test_resize_is_initial_crop_of_full_image() -> None:
     image = smooth(width=64, height=50)
     transform = TrainTransform(A.Compose([A.Resize(20, 30)]), size=(20, 30), seed=0)
-    picture = RecordingImage(image)
-    view = transform(picture, Draw(0, 0, 0)).pixels
+    lazy_image = RecordingImage(image)
+    view = transform(lazy_image, Draw(0, 0, 0)).pixels
     expected = np.asarray(image.resize((30, 20), BILINEAR))
-    assert picture.boxes == [(0, 0, 64, 50)]
+    assert lazy_image.boxes == [(0, 0, 64, 50)]
     np.testing.assert_allclose(view.astype(int), expected.astype(int), atol=1)
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.08, 0.2, 0.35, 0.5, 1.0])
 @pytest.mark.parametrize("size", [(224, 224), (32, 48)])
 def test_min_side_is_smallest_without_enlarging(fraction: float, size: tuple[int, int]) -> None:
-    found = find_initial_crop(A.Compose([A.RandomResizedCrop(size, scale=(fraction, 1.0))]))
-    assert found is not None
-    needed = found.compute_min_side_px()
+    initial_crop = find_initial_crop(A.Compose([A.RandomResizedCrop(size, scale=(fraction, 1.0))]))
+    assert initial_crop is not None
+    needed = initial_crop.compute_min_side_px()
     assert isinstance(needed, int)
     assert (needed**2 * fraction) ** 0.5 >= max(size) - 1e-9
     assert ((needed - 1) ** 2 * fraction) ** 0.5 < max(size)
 
 
 def test_min_side_of_resize_is_its_size() -> None:
-    found = find_initial_crop(A.Compose([A.Resize(20, 30)]))
-    assert isinstance(found, InitialCrop)
-    assert found.compute_min_side_px() == 30
+    initial_crop = find_initial_crop(A.Compose([A.Resize(20, 30)]))
+    assert isinstance(initial_crop, InitialCrop)
+    assert initial_crop.compute_min_side_px() == 30
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1e-6])
 def test_min_side_is_limited_to_8192(fraction: float) -> None:
-    found = find_initial_crop(A.Compose([A.RandomResizedCrop((32, 32), scale=(fraction, 1.0))]))
-    assert found is not None
-    assert found.compute_min_side_px() == 8192
+    initial_crop = find_initial_crop(
+        A.Compose([A.RandomResizedCrop((32, 32), scale=(fraction, 1.0))])
+    )
+    assert initial_crop is not None
+    assert initial_crop.compute_min_side_px() == 8192
 
 
 @pytest.mark.parametrize("name", ["light", "medium", "strong"])
@@ -341,9 +343,9 @@ def test_presets_accept_read_only_pixels(name: str) -> None:
     image = noise(width=32, height=32)
     transform = create_train_transform(name, spec=SPEC, seed=0)
     assert isinstance(transform, TrainTransform)
-    picture = RecordingImage(image)
-    assert not picture.pixels.flags.writeable
-    before = picture.pixels.copy()
+    lazy_image = RecordingImage(image)
+    assert not lazy_image.pixels.flags.writeable
+    before = lazy_image.pixels.copy()
     for row in range(30):
-        transform(picture, Draw(row, 0, 0))
-    np.testing.assert_array_equal(picture.pixels, before)
+        transform(lazy_image, Draw(row, 0, 0))
+    np.testing.assert_array_equal(lazy_image.pixels, before)

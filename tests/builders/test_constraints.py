@@ -1,4 +1,4 @@
-"""Contract of the constraint table: each row has a run that violates it and an error that names it."""
+"""Contract of the constraint table: a run violates each row, and the error names its keys."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,114 +1,100 @@
-"""The prior that a run's card states is that of the images which its sampler and weights give."""
+"""Tests of the class priors of a run, and of when its imbalance schedule becomes constant."""
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
 from finetune.builders import build_training
-from finetune.builders.model_prior import compute_run_priors
+from finetune.builders.model_prior import build_class_balance, find_final_imbalance_phases
 from finetune.bundle.model_card import ModelCard
 from finetune.data.samplers.epoch_sampler import EpochSampler
+from finetune.data.training_data import TrainingData
 from finetune.errors import ConfigError
-from finetune.evaluation.priors import build_uniform_prior
-from finetune.types import Split
-from tests.support.networks import one_thread
-from tests.support.runs import listed, small_config
+from finetune.evaluation.priors import ClassPrior, build_uniform_prior
+from tests.support.runs import listed, resolved_config, small_config
 
 COUNTS = {"ant": 64, "bee": 16, "cow": 4}
+SMALL_DATA = TrainingData.from_manifest(listed({"a": 12, "b": 6, "c": 3}))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
+def compute_model_prior(**settings: Any) -> ClassPrior:
+    """Return the class prior that the logits of a run assume after its last epoch."""
+    data = TrainingData.from_manifest(listed(COUNTS))
+    return build_class_balance(resolved_config(**settings), data).priors.model
+
+
+def find_phases(strategy: str, **settings: Any) -> dict[str, tuple[str, int]]:
+    settings = {"imbalance__strategy": strategy, "trainer__epochs": 10, **settings}
+    return find_final_imbalance_phases(resolved_config(**settings), SMALL_DATA)
 
 
 @pytest.mark.parametrize(
     "strategy", ["none", "weighted", "sqrt", "oversample", "undersample", "class_weights"]
 )
-def test_the_models_prior_is_what_the_sampler_draws_and_the_weights_count(strategy: str) -> None:
-    manifest = listed(COUNTS)
-    training = build_training(small_config(imbalance__strategy=strategy), manifest)
+def test_model_prior_equals_frequencies_of_drawn_and_weighted_images(strategy: str) -> None:
+    training = build_training(small_config(imbalance__strategy=strategy), listed(COUNTS))
     card = ModelCard.from_json(training.module.card)
     assert card.priors is not None
-    assert card.priors == compute_run_priors(
-        training.config, manifest, training.datamodule.sampling_schedule
-    )
-    labels = np.array(manifest.encode_labels(manifest.get_samples(Split.TRAIN)))
+    assert card.priors == build_class_balance(training.config, training.data).priors
+    labels = training.data.train.labels
     sampler = EpochSampler(
         training.datamodule.sampling_schedule, num_images=84, batch_size=4, seed=0
     )
-    seen = np.zeros(3)
+    mass = np.zeros(3)
     for epoch in range(200):
         sampler.set_epoch(epoch)
         rows = [draw.row for draw in sampler]
-        seen += np.bincount(labels[rows], minlength=3)
+        mass += np.bincount(labels[rows], minlength=3)
     if strategy == "class_weights":
-        seen *= compute_class_weight("balanced", classes=np.arange(3), y=labels)
+        mass *= compute_class_weight("balanced", classes=np.arange(3), y=labels)
     assert card.priors.train == pytest.approx(np.array([64, 16, 4]) / 84)
-    # 16,800 draws leave half a percent open
-    assert card.priors.model == pytest.approx(seen / seen.sum(), abs=0.015)
+    # 16,800 draws have a standard error of about half a percent
+    assert card.priors.model == pytest.approx(mass / mass.sum(), abs=0.015)
     assert card.priors.target is None
 
 
-def test_strategies_that_balance_give_every_class_the_same_share() -> None:
-    manifest = listed(COUNTS)
-    # what changes over the epochs counts as at their end
+def test_model_prior_of_balancing_strategies_is_uniform() -> None:
+    # a schedule over the epochs counts as in the last one
     for strategy in ("weighted", "class_weights", "oversample", "drs", "progressive"):
-        training = build_training(small_config(imbalance__strategy=strategy), manifest)
-        priors = compute_run_priors(
-            training.config, manifest, training.datamodule.sampling_schedule
+        assert compute_model_prior(imbalance__strategy=strategy) == pytest.approx(
+            build_uniform_prior(3), abs=1e-6
         )
-        assert priors.model == pytest.approx(build_uniform_prior(3), abs=1e-6)
 
 
-def test_logits_of_an_adjusted_loss_assume_that_classes_are_alike() -> None:
-    config = small_config(imbalance__strategy="logit_adjusted")
-    training = build_training(config, listed(COUNTS))
-    assert compute_run_priors(
-        training.config, listed(COUNTS), training.datamodule.sampling_schedule
-    ).model == pytest.approx(build_uniform_prior(3))
-    half = small_config(imbalance__strategy="logit_adjusted", loss__params={"tau": 0.5})
-    training = build_training(half, listed(COUNTS))
-    found = compute_run_priors(
-        training.config, listed(COUNTS), training.datamodule.sampling_schedule
-    ).model
-    assert found == pytest.approx(np.sqrt([64, 16, 4]) / np.sqrt([64, 16, 4]).sum())
+def test_model_prior_of_logit_adjusted_loss_follows_tau() -> None:
+    uniform = pytest.approx(build_uniform_prior(3))
+    assert compute_model_prior(imbalance__strategy="logit_adjusted") == uniform
+    settings: dict[str, Any] = {"imbalance__strategy": "logit_adjusted"}
+    roots = np.sqrt([64, 16, 4])
+    prior = compute_model_prior(**settings, loss__params={"tau": 0.5})
+    assert prior == pytest.approx(roots / roots.sum())
+    # a large tau leaves all of it to the rarest class
+    assert compute_model_prior(**settings, loss__params={"tau": 1000.0}) == (0, 0, 1)
 
 
-def test_a_large_tau_leaves_all_to_the_rarest_class() -> None:
-    config = small_config(imbalance__strategy="logit_adjusted", loss__params={"tau": 1000.0})
-    training = build_training(config, listed(COUNTS))
-    assert compute_run_priors(
-        training.config, listed(COUNTS), training.datamodule.sampling_schedule
-    ).model == (0, 0, 1)
-
-
-def test_answers_cannot_be_adjusted_for_a_class_that_is_never_drawn(code: Path) -> None:
+def test_post_hoc_with_a_class_never_drawn_raises_config_error(code: Path) -> None:
     code.write_text("def own(labels, num_classes):\n    return [float(k != 1) for k in labels]\n")
     config = small_config(imbalance__sampler="mine:own", imbalance__head_rebalancing="post_hoc")
     with pytest.raises(
         ConfigError,
-        match=r"^imbalance\.head_rebalancing=post_hoc cannot adjust the answers for class 'bee', which has no "
-        r"part in the last epoch by imbalance\.sampler=mine:own, ",
+        match=r"^imbalance\.head_rebalancing=post_hoc cannot apply to "
+        r"imbalance\.sampler=mine:own and .*'bee'",
     ):
         build_training(config, listed(COUNTS))
 
 
-def test_a_sampler_of_ones_own_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_prior_follows_custom_sampler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own_sampler.py").write_text(
         "def bees(labels, num_classes):\n    return [3.0 if k == 1 else 1.0 for k in labels]\n"
     )
-    config = small_config(imbalance__sampler="own_sampler:bees")
-    training = build_training(config, listed(COUNTS))
-    priors = compute_run_priors(
-        training.config, listed(COUNTS), training.datamodule.sampling_schedule
-    )
-    assert priors.model == pytest.approx((64 / 116, 48 / 116, 4 / 116))
+    prior = compute_model_prior(imbalance__sampler="own_sampler:bees")
+    assert prior == pytest.approx((64 / 116, 48 / 116, 4 / 116))
 
 
 @pytest.mark.parametrize(
@@ -120,16 +106,49 @@ def test_a_sampler_of_ones_own_counts(tmp_path: Path, monkeypatch: pytest.Monkey
         ("none", (64, 16, 4)),
     ],
 )
-def test_a_checkpoint_states_what_its_epoch_has_shown(
-    strategy: str, first: tuple[int, ...]
-) -> None:
+def test_prior_schedule_follows_the_epoch(strategy: str, first: tuple[int, ...]) -> None:
     config = small_config(imbalance__strategy=strategy, trainer__epochs=5)
     training = build_training(config, listed(COUNTS))
-    prior_at = training.module.recipe.model_prior_schedule
-    assert prior_at is not None
-    shares = np.array(first) / sum(first)
-    # of the smallest class, abundant_first shows nothing at first: then the last epoch counts
-    assert prior_at(0) == pytest.approx(shares, abs=1e-6)
+    schedule = training.module.recipe.model_prior_schedule
+    assert schedule is not None
+    # abundant_first draws nothing of the smallest class at first: then the last epoch counts
+    assert schedule(0) == pytest.approx(np.array(first) / sum(first), abs=1e-6)
     card = ModelCard.from_json(training.module.card)
     assert card.priors is not None
-    assert prior_at(4) == card.priors.model
+    assert schedule(4) == card.priors.model
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sampler", "class_weights"),
+    [
+        ("none", 0, 0),
+        ("weighted", 0, 0),
+        ("undersample", 0, 0),
+        ("class_weights", 0, 0),
+        ("logit_adjusted", 0, 0),
+        ("drs", 8, 0),
+        ("abundant_first", 5, 0),
+        ("progressive", 9, 0),
+        ("drw", 0, 8),
+        ("ldam_drw", 0, 8),
+    ],
+)
+def test_final_imbalance_phases_name_strategy_and_epoch(
+    strategy: str, sampler: int, class_weights: int
+) -> None:
+    phases = find_phases(strategy)
+    assert (phases["sampler"][1], phases["class_weights"][1]) == (sampler, class_weights)
+    for name, start in phases.values():
+        assert start == 0 or name == f"imbalance.strategy={strategy}"
+
+
+def test_final_imbalance_phases_without_strategy_name_the_key() -> None:
+    phases = find_phases(
+        "none", imbalance__sampler="deferred", imbalance__sampler_params={"start_fraction": 0.3}
+    )
+    assert phases["sampler"] == ("imbalance.sampler=deferred", 3)
+    phases = find_phases(
+        "none", imbalance__class_weights="balanced", imbalance__class_weights_start_fraction=0.5
+    )
+    assert phases["class_weights"] == ("imbalance.class_weights_start_fraction=0.5", 5)
+    assert find_phases("drs", trainer__epochs=1)["sampler"][1] == 0

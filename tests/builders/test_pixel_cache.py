@@ -1,14 +1,15 @@
-"""Whether pixels are kept is decided once, for a reason; what is kept is what the files show."""
+"""Tests of the pixel cache: when it is used, its sizes, and that it changes no image."""
 
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import albumentations as A
+import albumentations as A  # noqa: N812
 import numpy as np
 import pytest
 import torch
@@ -25,15 +26,8 @@ from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import ConfigError, DataError, StorageError
 from finetune.types import Draw, Reporter, Sample, Split
 from tests.support.helpers import Recorder, smooth, tiny_disk
-from tests.support.networks import one_thread
 from tests.support.pictures import psnr, write_jpeg
-from tests.support.runs import CLASSES, manifest_of, small_config, small_training, write_photos
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
+from tests.support.runs import CLASSES, manifest_of, small_config, small_training
 
 
 @pytest.fixture(autouse=True)
@@ -41,15 +35,9 @@ def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture(scope="module")
-def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return 24 training and 15 validation images of 32 x 32 pixels; never change them."""
-    return write_photos(tmp_path_factory.mktemp("data") / "animals")
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Manifest:
-    """Return 12 JPEGs to train on and 6 to validate with, larger than is needed, some turned."""
+    """Return 12 training and 6 validation JPEGs, larger than needed, some with EXIF rotation."""
     samples = []
     for number in range(18):
         split = Split.TRAIN if number < 12 else Split.VAL
@@ -62,8 +50,8 @@ def photos(tmp_path: Path) -> Manifest:
     return Manifest(tmp_path / "photos", CLASSES, tuple(samples))
 
 
-class Heard(Reporter):
-    """Remembers how many images were to be decoded each time."""
+class DecodeRecorder(Reporter):
+    """Records the number of images of each decoding task."""
 
     def __init__(self) -> None:
         self.decoded: list[int] = []
@@ -72,87 +60,85 @@ class Heard(Reporter):
         self.decoded.append(total)
 
 
-def kept(training: Training, reporter: Reporter | None = None) -> Training:
+def fill(training: Training, reporter: Reporter | None = None) -> Training:
     return enable_cache(training, reporter=reporter or Reporter())
 
 
-def saved(pipeline: A.Compose, folder: Path) -> str:
+def save(pipeline: A.Compose, folder: Path) -> str:
     A.save(pipeline, folder / "mine.json", data_format="json")
     return str(folder / "mine.json")
 
 
-def from_the_middle(folder: Path) -> str:
-    """Save a pipeline that does not say how much of an image it needs."""
-    return saved(A.Compose([A.SmallestMaxSize(32), A.CenterCrop(32, 32)]), folder)
+def save_center_crop(folder: Path) -> str:
+    """Save a pipeline from which the required image size cannot be derived."""
+    return save(A.Compose([A.SmallestMaxSize(32), A.CenterCrop(32, 32)]), folder)
 
 
-def test_images_of_more_than_one_epoch_are_kept(animals: Path, tmp_path: Path) -> None:
+def test_cache_auto_with_several_epochs_is_on(animals: Path, tmp_path: Path) -> None:
     training = small_training(animals)
     assert training.config.data.cache == "on"
     assert training.no_cache_reason == ""
     assert training.cache is not None
     assert training.cache.root == tmp_path / "cache" / "pixels"
     assert training.cache.owner == str(animals)
-    assert not (tmp_path / "cache").exists(), "a plan writes nothing"
+    assert not (tmp_path / "cache").exists(), "planning writes nothing"
 
 
-def test_images_of_one_epoch_are_not_kept_unless_asked(animals: Path) -> None:
+def test_cache_auto_with_one_epoch_is_off_and_on_is_kept(animals: Path) -> None:
     auto = small_training(animals, trainer__epochs=1)
     assert (auto.config.data.cache, auto.cache, auto.no_cache_reason) == (
         "off",
         None,
-        "one epoch only",
+        "only one epoch",
     )
-    assert kept(auto) is auto
-    asked = small_training(animals, trainer__epochs=1, data__cache="on")
-    assert asked.config.data.cache == "on"
-    assert asked.cache is not None
+    assert fill(auto) is auto
+    requested = small_training(animals, trainer__epochs=1, data__cache="on")
+    assert requested.config.data.cache == "on"
+    assert requested.cache is not None
 
 
-def test_who_wants_none_gets_none(animals: Path) -> None:
+def test_cache_off_has_no_plan(animals: Path) -> None:
     training = small_training(animals, data__cache="off")
     assert (training.config.data.cache, training.cache) == ("off", None)
-    assert kept(training) is training
+    assert fill(training) is training
 
 
-HINDRANCES = {
-    "cache.max_gb=1e-05": r"0\.0 GB of pixels are more than cache\.max_gb=1e-05 allows",
-    "pipeline": r"the pipeline .*mine\.json does not begin with RandomResizedCrop or Resize.*"
-    r"data\.cache_shorter_side=PIXELS",
-    "disk": r"0\.0 GB of pixels do not fit into the 1\.9 GB free at .*cache",
+OBSTACLES = {
+    "cache.max_gb=1e-05": r"(kB|MB).*cache\.max_gb=1e-05",
+    "pipeline": r"mine\.json .*data\.cache_shorter_side=PIXELS",
+    "disk": r"kB .*1\.9 GB .*cache",
 }
 
 
-def hindered(what: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """Return settings with which no pixels can be kept."""
-    if what == "pipeline":
-        return {"augment__name": from_the_middle(folder)}
-    if what == "disk":
+def build_obstacle(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Return settings with which there can be no cache."""
+    if name == "pipeline":
+        return {"augment__name": save_center_crop(folder)}
+    if name == "disk":
         free = SimpleNamespace(total=10**12, used=0, free=1_900_000_000)
         monkeypatch.setattr("finetune.builders.pixel_cache.shutil.disk_usage", lambda _: free)
         return {}
     return {"cache__max_gb": 1e-5}
 
 
-@pytest.mark.parametrize("what", HINDRANCES)
-def test_where_nothing_can_be_kept_auto_says_why_and_a_wish_is_refused(
-    what: str, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_cache_obstacle_disables_auto_and_rejects_on(
+    name: str, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = hindered(what, tmp_path, monkeypatch)
+    settings = build_obstacle(name, tmp_path, monkeypatch)
     training = small_training(animals, **settings)
     assert (training.config.data.cache, training.cache) == ("off", None)
-    with pytest.raises(ConfigError, match=HINDRANCES[what]):
-        raise ConfigError(training.no_cache_reason)
-    for asked in ("on", str(tmp_path / "cache" / "mine")):
-        message = rf"data\.cache={asked}: {HINDRANCES[what]}.*Or set data\.cache=off"
+    assert re.search(OBSTACLES[name], training.no_cache_reason)
+    for location in ("on", str(tmp_path / "cache" / "mine")):
+        message = rf"data\.cache={location}: .*{OBSTACLES[name]}.*data\.cache=off"
         with pytest.raises(ConfigError, match=message):
-            small_training(animals, data__cache=asked, **settings)
+            small_training(animals, data__cache=location, **settings)
 
 
-def test_a_pipeline_of_any_kind_is_kept_at_a_given_size(photos: Manifest, tmp_path: Path) -> None:
-    name = from_the_middle(tmp_path)
+def test_cache_shorter_side_given_works_with_any_pipeline(photos: Manifest, tmp_path: Path) -> None:
+    name = save_center_crop(tmp_path)
     config = small_config(augment__name=name, data__cache_shorter_side=64, data__cache="on")
-    training = kept(build_training(config, photos))
+    training = fill(build_training(config, photos))
     shapes = [stored_shape(training, row) for row in range(12)]
     assert {min(shape[:2]) for shape in shapes} == {64}
 
@@ -161,47 +147,45 @@ def stored_shape(training: Training, row: int) -> tuple[int, ...]:
     return np.asarray(training.datamodule.train_dataset.source.open(row).to_pil()).shape
 
 
-@pytest.mark.parametrize(("name", "share"), [("light", 0.5), ("medium", 0.35), ("strong", 0.2)])
-def test_images_are_kept_as_large_as_the_smallest_crop_needs(
-    name: str, share: float, photos: Manifest
+@pytest.mark.parametrize(("name", "scale"), [("light", 0.5), ("medium", 0.35), ("strong", 0.2)])
+def test_cache_shorter_side_follows_the_smallest_crop(
+    name: str, scale: float, photos: Manifest
 ) -> None:
-    training = kept(build_training(small_config(augment__name=name), photos))
-    side = math.ceil(32 / share**0.5)
+    training = fill(build_training(small_config(augment__name=name), photos))
+    side = math.ceil(32 / scale**0.5)
     assert training.config.data.cache_shorter_side == side
     assert training.cache is not None
     assert training.cache.shorter_side == side
     assert {min(stored_shape(training, row)[:2]) for row in range(12)} == {side}
 
 
-def test_a_pipeline_of_the_users_own_is_kept_as_large_as_it_needs(
-    photos: Manifest, tmp_path: Path
-) -> None:
+def test_cache_shorter_side_follows_custom_pipeline(photos: Manifest, tmp_path: Path) -> None:
     crop = A.RandomResizedCrop((32, 32), scale=(0.25, 0.5))
-    name = saved(A.Compose([crop, A.VerticalFlip()]), tmp_path)
+    name = save(A.Compose([crop, A.VerticalFlip()]), tmp_path)
     training = build_training(small_config(augment__name=name), photos)
     assert training.config.data.cache_shorter_side == 64
-    # a crop of next to nothing needs all that there is
-    name = saved(A.Compose([A.RandomResizedCrop((32, 32), scale=(0.0, 1.0))]), tmp_path)
-    training = kept(build_training(small_config(augment__name=name), photos))
+    # an arbitrarily small crop needs the full resolution
+    name = save(A.Compose([A.RandomResizedCrop((32, 32), scale=(0.0, 1.0))]), tmp_path)
+    training = fill(build_training(small_config(augment__name=name), photos))
     with Image.open(photos.root / "00.jpg") as image:
         assert stored_shape(training, 0) == (image.height, image.width, 3)
 
 
-def test_without_augmentation_images_are_kept_ready(photos: Manifest) -> None:
+def test_cache_without_augmentation_stores_outputs_of_eval_transform(photos: Manifest) -> None:
     training = build_training(small_config(), photos)
     assert training.config.data.cache_shorter_side == "auto"
     assert training.cache is not None
     assert training.cache.shorter_side is None
     assert training.cache.num_bytes == 18 * 32 * 32 * 3
-    kept_data, files = kept(training).datamodule, training.datamodule
+    cached_data, files = fill(training).datamodule, training.datamodule
     for row in range(12):
-        found, expected = (data.train_dataset[Draw(row, 1, 0)] for data in (kept_data, files))
+        found, expected = (data.train_dataset[Draw(row, 1, 0)] for data in (cached_data, files))
         assert torch.equal(found["image"], expected["image"])
 
 
 @pytest.mark.parametrize("name", ["none", "light", "strong"])
-def test_validation_sees_the_bits_that_evaluation_sees(name: str, photos: Manifest) -> None:
-    training = kept(build_training(small_config(augment__name=name), photos))
+def test_cached_validation_images_equal_eval_transform(name: str, photos: Manifest) -> None:
+    training = fill(build_training(small_config(augment__name=name), photos))
     transform = EvalTransform(training.network.spec)
     paths = photos.resolve_paths(photos.get_samples(Split.VAL))
     assert len(training.datamodule.val_dataset) == 6
@@ -215,15 +199,15 @@ def test_validation_sees_the_bits_that_evaluation_sees(name: str, photos: Manife
         assert int(item["label"]) == photos.encode_labels(photos.get_samples(Split.VAL))[row]
 
 
-def training_views(training: Training, epochs: Sequence[int] = (0, 1)) -> list[Tensor]:
+def load_train_images(training: Training, epochs: Sequence[int] = (0, 1)) -> list[Tensor]:
     data = training.datamodule.train_dataset
     return [data[Draw(row, epoch, 0)]["image"] for epoch in epochs for row in range(len(data))]
 
 
-def test_training_sees_the_crops_that_it_would_cut_from_the_files(photos: Manifest) -> None:
+def test_cached_train_crops_are_close_to_those_from_files(photos: Manifest) -> None:
     training = build_training(small_config(augment__name="light"), photos)
-    after = kept(training)
-    for found, expected in zip(training_views(after), training_views(training), strict=True):
+    after = fill(training)
+    for found, expected in zip(load_train_images(after), load_train_images(training), strict=True):
         assert psnr(found.numpy(), expected.numpy()) > 30
     assert after.datamodule.loader_options == training.datamodule.loader_options
     assert torch.equal(
@@ -232,76 +216,78 @@ def test_training_sees_the_crops_that_it_would_cut_from_the_files(photos: Manife
     assert torch.equal(after.datamodule.val_dataset.labels, training.datamodule.val_dataset.labels)
 
 
-def test_images_that_are_small_already_are_not_changed_at_all(animals: Path) -> None:
+def test_cached_small_images_are_unchanged(animals: Path) -> None:
     training = small_training(animals, augment__name="medium")
     for found, expected in zip(
-        training_views(kept(training)), training_views(training), strict=True
+        load_train_images(fill(training)), load_train_images(training), strict=True
     ):
         assert torch.equal(found, expected)
 
 
-def test_what_the_sampler_says_is_passed_on(animals: Path) -> None:
+def test_cached_datamodule_keeps_sampling_schedule(animals: Path) -> None:
     training = small_training(animals, imbalance__strategy="weighted")
-    sampling = kept(training).datamodule.sampling_schedule
+    sampling = fill(training).datamodule.sampling_schedule
     assert sampling(0) is not None
     assert sampling is training.datamodule.sampling_schedule
 
 
-def never(*_: object, **__: object) -> None:
+def fail_decode(*_: object, **__: object) -> None:
     raise AssertionError("an image was decoded again")
 
 
-def test_a_second_run_decodes_nothing(photos: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_run_decodes_nothing(photos: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(augment__name="medium")
     first = build_training(config, photos)
     assert first.cache is not None
     assert first.cache.new_bytes == first.cache.num_bytes > 0
-    heard = Heard()
-    views = training_views(kept(first, heard))
-    assert heard.decoded == [12, 6]
-    for name in ("shrunk", "ready"):
-        monkeypatch.setattr(f"finetune.builders.pixel_cache.{name}", never)
+    recorder = DecodeRecorder()
+    views = load_train_images(fill(first, recorder))
+    assert recorder.decoded == [12, 6]
+    for name in ("decode_resized", "decode_transformed"):
+        monkeypatch.setattr(f"finetune.builders.pixel_cache.{name}", fail_decode)
     again = build_training(first.config, photos)
     assert again.config == first.config
     assert again.cache is not None
     assert again.cache.new_bytes == 0
-    second = kept(again, heard)
-    assert heard.decoded == [12, 6]
-    for found, expected in zip(training_views(second), views, strict=True):
+    second = fill(again, recorder)
+    assert recorder.decoded == [12, 6]
+    for found, expected in zip(load_train_images(second), views, strict=True):
         assert torch.equal(found, expected)
-    other_seed = kept(build_training(small_config(augment__name="medium", seed=5), photos), heard)
-    assert heard.decoded == [12, 6]
-    assert not torch.equal(training_views(other_seed)[0], views[0])
+    other_seed = fill(
+        build_training(small_config(augment__name="medium", seed=5), photos), recorder
+    )
+    assert recorder.decoded == [12, 6]
+    assert not torch.equal(load_train_images(other_seed)[0], views[0])
 
 
-def test_another_split_of_the_same_images_decodes_only_what_changed_sides(
+def test_other_split_decodes_only_moved_images(
     photos: Manifest,
 ) -> None:
-    heard = Heard()
-    kept(build_training(small_config(augment__name="light"), photos), heard)
-    sides = [Split.VAL if number in (0, 1, 2) else Split.TRAIN for number in range(18)]
+    recorder = DecodeRecorder()
+    fill(build_training(small_config(augment__name="light"), photos), recorder)
+    splits = [Split.VAL if number in (0, 1, 2) else Split.TRAIN for number in range(18)]
     samples = tuple(
-        Sample(sample.path, sample.label, side)
-        for sample, side in zip(photos.samples, sides, strict=True)
+        Sample(sample.path, sample.label, split)
+        for sample, split in zip(photos.samples, splits, strict=True)
     )
     other = Manifest(photos.root, photos.classes, samples)
-    kept(build_training(small_config(augment__name="light"), other), heard)
-    assert heard.decoded == [12, 6, 6, 3]
+    fill(build_training(small_config(augment__name="light"), other), recorder)
+    assert recorder.decoded == [12, 6, 6, 3]
 
 
-def test_another_size_or_preprocessing_is_kept_apart(photos: Manifest) -> None:
-    heard = Heard()
-    kept(build_training(small_config(augment__name="light"), photos), heard)
+def test_other_image_size_or_preprocessing_uses_another_store(photos: Manifest) -> None:
+    recorder = DecodeRecorder()
+    fill(build_training(small_config(augment__name="light"), photos), recorder)
     for more in (
         {"data__image_size": 48},
         {"model__pretrained_cfg": {"crop_pct": 0.5}},
         {"model__pretrained_cfg": {"interpolation": "lanczos"}},
         {"model__pretrained_cfg": {"crop_mode": "squash"}},
     ):
-        heard.decoded.clear()
+        recorder.decoded.clear()
         training = build_training(small_config(augment__name="light", **more), photos)
-        after = kept(training, heard)
-        assert heard.decoded == ([12, 6] if "data__image_size" in more else [6]), more
+        after = fill(training, recorder)
+        assert recorder.decoded == ([12, 6] if "data__image_size" in more else [6]), more
         for row in range(6):
             found, expected = (
                 data.val_dataset[row]["image"] for data in (after.datamodule, training.datamodule)
@@ -309,19 +295,19 @@ def test_another_size_or_preprocessing_is_kept_apart(photos: Manifest) -> None:
             assert torch.equal(found, expected)
 
 
-def test_the_size_is_estimated_before(photos: Manifest) -> None:
+def test_cache_plan_estimates_its_size(photos: Manifest) -> None:
     training = build_training(small_config(augment__name="light"), photos)
-    after = kept(training)
+    after = fill(training)
     assert training.cache is not None
     exact = sum(math.prod(stored_shape(after, row)) for row in range(12)) + 6 * 32 * 32 * 3
     assert training.cache.num_bytes == pytest.approx(exact, rel=0.05)
 
 
-def test_another_place_is_used_and_remembered_in_full(
+def test_cache_folder_is_used_and_resolved_to_an_absolute_path(
     animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    training = kept(small_training(animals, data__cache="here/pixels"))
+    training = fill(small_training(animals, data__cache="here/pixels"))
     assert training.config.data.cache == str(tmp_path / "here" / "pixels")
     assert len(list((tmp_path / "here" / "pixels").glob("*/arrays.bin"))) == 1
     assert not (tmp_path / "cache").exists()
@@ -330,7 +316,7 @@ def test_another_place_is_used_and_remembered_in_full(
     assert training.config.data.cache == str(tmp_path / "home" / "pixels")
 
 
-def test_the_users_cache_folder_is_the_place_where_none_is_named(
+def test_default_cache_root_follows_environment_variables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FINETUNE_CACHE")
@@ -344,101 +330,100 @@ def test_the_users_cache_folder_is_the_place_where_none_is_named(
     assert get_default_cache_root().parts[-2:] == ("finetune", "pixels")
 
 
-@pytest.mark.parametrize(("written", "word"), [("off", "off"), ("on", "on"), ("no", "off")])
-def test_the_words_of_yaml_are_words(tmp_path: Path, written: str, word: str) -> None:
-    (tmp_path / "config.yaml").write_text(f"data: {{cache: {written}}}\n")
+@pytest.mark.parametrize(("text", "expected"), [("off", "off"), ("on", "on"), ("no", "off")])
+def test_cache_yaml_booleans_are_read_as_on_and_off(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(f"data: {{cache: {text}}}\n")
     config = build_config(read_config_file(tmp_path / "config.yaml"))
-    assert config.data.cache == word
+    assert config.data.cache == expected
     (tmp_path / "again.yaml").write_text(dump_config(config))
     assert build_config(read_config_file(tmp_path / "again.yaml")) == config
 
 
-def test_a_file_that_is_no_image_any_more_is_named(photos: Manifest) -> None:
+def test_fill_cache_damaged_file_raises_data_error(photos: Manifest) -> None:
     training = build_training(small_config(), photos)
     (photos.root / "03.jpg").write_bytes(b"Dear diary")
-    with pytest.raises(DataError, match=r"03\.jpg: not an image.*It read well before"):
-        kept(training)
+    with pytest.raises(DataError, match=r"03\.jpg"):
+        fill(training)
 
 
-def test_a_full_disk_is_named_with_the_way_out(animals: Path, tmp_path: Path) -> None:
+def test_fill_cache_full_disk_raises_storage_error(animals: Path, tmp_path: Path) -> None:
     training = small_training(animals)
     assert training.cache is not None
     with tiny_disk(tmp_path / "disk", size="64k") as disk:
         assert training.cache.num_bytes > 64 * 1024
-        asked: Any = small_config(data__cache=str(disk / "pixels"))
+        config: Any = small_config(data__cache=str(disk / "pixels"))
         # the disk fills up between the plan and the run
-        plan = build_plan_on(disk, animals, asked)
+        plan = build_with_free_disk(animals, config)
         with pytest.raises(StorageError, match=r"data\.cache=PATH .*data\.cache=off"):
-            kept(plan)
+            fill(plan)
 
 
-def build_plan_on(disk: Path, animals: Path, config: Any) -> Training:
+def build_with_free_disk(animals: Path, config: Any) -> Training:
+    """Return the training as built while the disk has enough space."""
     with pytest.MonkeyPatch.context() as patch:
         free = SimpleNamespace(total=10**12, used=0, free=10**12)
         patch.setattr("finetune.builders.pixel_cache.shutil.disk_usage", lambda _: free)
         return build_training(config, manifest_of(animals))
 
 
-def old_store(root: Path, owner: str, *, num_bytes: int) -> Path:
-    """Make a store that nobody uses, and return its folder."""
+def create_old_store(root: Path, owner: str, *, num_bytes: int) -> Path:
+    """Create a store that no run uses, and return its folder."""
     folder = PixelStore(root, tag="short-9", owner=owner).folder
     (folder / "arrays.bin").write_bytes(bytes(num_bytes))
     os.utime(folder / "arrays.bin", (10**9, 10**9))
     return folder
 
 
-def test_room_is_made_for_a_run_at_the_cost_of_the_oldest_stores(
-    animals: Path, tmp_path: Path
-) -> None:
+def test_fill_cache_evicts_the_oldest_stores(animals: Path, tmp_path: Path) -> None:
     root = tmp_path / "cache" / "pixels"
-    old, large = (old_store(root, name, num_bytes=400_000) for name in ("old", "large"))
+    old, large = (create_old_store(root, name, num_bytes=400_000) for name in ("old", "large"))
     os.utime(large / "arrays.bin", (2 * 10**9, 2 * 10**9))
     # 119,808 bytes of pixels
-    kept(small_training(animals, cache__max_gb=0.0007))
+    fill(small_training(animals, cache__max_gb=0.0007))
     assert not old.exists()
     assert large.exists()
 
 
-def test_the_stores_of_a_run_are_not_removed_for_its_own_sake(
-    animals: Path, tmp_path: Path
-) -> None:
+def test_fill_cache_does_not_evict_the_stores_of_the_run(animals: Path, tmp_path: Path) -> None:
     root = tmp_path / "cache" / "pixels"
-    heard = Heard()
-    training = kept(small_training(animals), heard)
+    recorder = DecodeRecorder()
+    training = fill(small_training(animals), recorder)
     assert training.cache is not None
-    (mine,) = [folder for folder in root.iterdir() if folder.is_dir()]
+    (own_store,) = [folder for folder in root.iterdir() if folder.is_dir()]
     training = small_training(animals, cache__max_gb=0.0007)
-    os.utime(mine / "arrays.bin", (1, 1))
-    other = old_store(root, "other", num_bytes=600_000)
-    kept(training, heard)
-    assert heard.decoded == [24, 15], "the run's own store was the oldest, but it is still there"
+    os.utime(own_store / "arrays.bin", (1, 1))
+    other = create_old_store(root, "other", num_bytes=600_000)
+    fill(training, recorder)
+    assert recorder.decoded == [24, 15], "the run's own store is kept, although it is the oldest"
     assert not other.exists()
-    assert measure_store_bytes(mine) > 100_000
+    assert measure_store_bytes(own_store) > 100_000
     assert evict_to_fit(root, needed_bytes=0, limit_bytes=700_000)
 
 
-def test_a_run_that_has_begun_goes_on_without_room_on_the_same_pixels(
+def test_resumed_run_without_space_decodes_to_the_same_pixels(
     photos: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_config(augment__name="medium")
-    begun = build_training(config, photos)
-    stored = kept(begun)
-    views = [*training_views(stored), *validation_views(stored)]
+    first = build_training(config, photos)
+    stored = fill(first)
+    images = [*load_train_images(stored), *load_val_images(stored)]
     full = shutil.disk_usage("/")._replace(free=0)
     monkeypatch.setattr("finetune.builders.pixel_cache.shutil.disk_usage", lambda _: full)
-    assert build_training(begun.config, photos).cache is not None  # all of it is there already
-    other = replace_values(begun.config, {"data.cache": str(photos.root / "other")})
-    with pytest.raises(ConfigError, match="do not fit"):
+    assert build_training(first.config, photos).cache is not None  # everything is stored already
+    other = replace_values(first.config, {"data.cache": str(photos.root / "other")})
+    with pytest.raises(ConfigError, match=r"data\.cache=.*kB"):
         build_training(other, photos)
     recorder = Recorder()
-    going_on = kept(build_training(other, photos, is_resumed=True), recorder)
+    resumed = fill(build_training(other, photos, is_resumed=True), recorder)
     assert len(recorder.warnings) == 1
-    assert "no room" in recorder.warnings[0]
-    again = [*training_views(going_on), *validation_views(going_on)]
-    assert all(torch.equal(a, b) for a, b in zip(again, views, strict=True))
+    assert "data.cache=PATH" in recorder.warnings[0]
+    again = [*load_train_images(resumed), *load_val_images(resumed)]
+    assert all(torch.equal(a, b) for a, b in zip(again, images, strict=True))
     assert not (photos.root / "other").exists()
 
 
-def validation_views(training: Training) -> list[Tensor]:
+def load_val_images(training: Training) -> list[Tensor]:
     data = training.datamodule.val_dataset
     return [data[row]["image"] for row in range(len(data))]

@@ -18,7 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.builders import Training, build_training
-from finetune.config.load import build_config
+from finetune.config.auto import choose_auto_values
+from finetune.config.facts import Facts
+from finetune.config.imbalance import apply_imbalance_strategy
+from finetune.config.load import build_config, replace_values
+from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.models.backbone import create_network
@@ -102,6 +106,22 @@ def small_config(**assignments: object) -> Config:
     }
     given = {key.replace("__", "."): value for key, value in assignments.items()}
     return build_config({}, assignments={**small, **given})
+
+
+def resolved_config(**assignments: object) -> ResolvedConfig:
+    """Return the resolved config of a small run with random weights, without building a network."""
+    facts = Facts(
+        class_counts=[8, 8, 8],
+        is_pretrained=False,
+        num_groups=6,
+        image_size=32,
+        has_fast_bf16=False,
+        free_cores=1,
+    )
+    config = small_config(**{"loss__label_smoothing": 0.0, **assignments})
+    chosen = choose_auto_values(config, facts)
+    config = replace_values(config, {key: choice.value for key, choice in chosen.items()})
+    return ResolvedConfig.from_config(apply_imbalance_strategy(config))
 
 
 def small_training(root: Path, **assignments: object) -> Training:

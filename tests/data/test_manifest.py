@@ -207,13 +207,3 @@ def test_read_manifest_accepts_present_and_former_column_of_duplicates(
     samples = read_manifest(file, root=tmp_path).samples
     assert [sample.duplicate_group for sample in samples] == ["1", ""]
     assert samples[0].group == "g"
-
-
-def test_read_manifest_of_version_0_1_reads_its_duplicate_column(tmp_path: Path) -> None:
-    file = tmp_path / "manifest.csv"
-    text = "path,label,split,group,copies\na.png,x,train,,1\nb.png,y,val,,\n"
-    file.write_text(text, encoding="utf-8")
-    assert read_manifest(file, root=ROOT).samples == (
-        Sample("a.png", "x", TRAIN, duplicate_group="1"),
-        Sample("b.png", "y", VAL),
-    )

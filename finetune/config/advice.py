@@ -46,7 +46,7 @@ def recommend_options(
         free_cores=1,
     )
     side = _SMALL_IMAGE_SIZE if shorter_side < _SMALL_IMAGE_SIZE else _DEFAULT_IMAGE_SIZE
-    few_pixels = f"half of the images have at most {shorter_side:.0f} pixels a side"
+    few_pixels = f"half of the images have a shorter side of at most {shorter_side:.0f} pixels"
     found = choose_recipe(replace_values(Config(), {"data.image_size": side}), facts)
     advice = {
         "--backbone": (
@@ -61,12 +61,12 @@ def recommend_options(
     if side < _DEFAULT_IMAGE_SIZE:
         advice["--image-size"] = Choice(
             str(side),
-            f"{few_pixels}; a twelfth of the work of {_DEFAULT_IMAGE_SIZE}, which is somewhat more accurate",
+            f"{few_pixels}; {_DEFAULT_IMAGE_SIZE} is slightly more accurate, at 12 times the cost",
         )
     # the page of an audit also shows the ratio of all images
     return {
-        option: replace(choice, reason=f"{choice.reason}, of the images that will train")
-        if "the smallest" in choice.reason
+        option: replace(choice, reason=f"{choice.reason} of the training images")
+        if "imbalance ratio" in choice.reason
         else choice
         for option, choice in advice.items()
     }
@@ -83,12 +83,12 @@ def _recommend_backbone(facts: Facts, choices: Mapping[str, Choice]) -> Choice:
         for name, gflops in BACKBONE_GMACS.items()
     }
     work, less = _format_two_digits(cost["resnet50"]), _format_two_digits(cost["resnet18"])
-    reason = f"{facts.num_images:,} training images cost about {work} TFLOPs in all"
+    reason = f"{facts.num_images:,} training images cost about {work} TFLOPs in total"
     hours = cost["resnet50"] / _CPU_TMACS_PER_HOUR
     if hours < 1:
-        remark = f"little on a CPU, too; resnet18, with {less}, is mostly weaker"
+        remark = f"feasible on a CPU; resnet18 costs {less}, but is usually less accurate"
     else:
-        remark = f"{hours:,.0f} h on two CPU cores; without a GPU rather resnet18, with {less}"
+        remark = f"{hours:,.0f} h on two CPU cores; without a GPU prefer resnet18 ({less})"
     return Choice("resnet50", f"{reason}, {remark}")
 
 
@@ -108,8 +108,8 @@ def _recommend_small_backbone(
     work, more = _format_two_digits(cost["resnet18"]), _format_two_digits(cost["resnet50"])
     return Choice(
         "resnet18",
-        f"{size_reason}, from which a larger one gains little; {facts.num_images:,} training images "
-        f"cost about {work} TFLOPs in all, {more} with resnet50",
+        f"{size_reason}, where larger backbones gain little; {facts.num_images:,} training images "
+        f"cost about {work} TFLOPs in total, {more} with resnet50",
     )
 
 

@@ -61,10 +61,10 @@ def choose_recipe(config: Config, facts: Facts) -> dict[str, Choice]:
             ),
             images,
         ),
-        "data.image_size": Choice(facts.image_size, "what the backbone was made for"),
+        "data.image_size": Choice(facts.image_size, "input size of the pretrained backbone"),
         "data.train_image_size": _choose_train_sizes(config, facts, is_probe_only=probe_only),
         "model.batch_norm": _choose_batch_norm(facts),
-        "augment.name": Choice("medium", "crops of a third and more, mirror, colours"),
+        "augment.name": Choice("medium", "random crops, horizontal flips and color jitter"),
         "optim.lr": _choose_lr(config),
         "optim.backbone_lr_scale": _choose_backbone_lr_scale(config, facts),
         "optim.layer_decay": _choose_layer_decay(facts),
@@ -82,35 +82,42 @@ def _supports_probe(config: Config, facts: Facts) -> bool:
 
 def _choose_probe(config: Config, facts: Facts) -> Choice:
     if _supports_probe(config, facts):
-        return Choice("on", "pretrained: the head is fitted before anything moves")
+        return Choice("on", "pretrained weights: fit a linear probe first")
     if not facts.is_pretrained:
-        return Choice("off", "random weights know nothing")
+        return Choice("off", "no pretrained weights")
     if not facts.has_linear_head:
-        return Choice("off", "the classifier is not one linear layer")
-    return Choice("off", f"with {config.trainer.strategy} no process holds the whole network")
+        return Choice("off", "the classifier is not a single linear layer")
+    return Choice(
+        "off",
+        f"with trainer.strategy={config.trainer.strategy}, no process holds the whole network",
+    )
 
 
 def _choose_probe_views(config: Config, facts: Facts, *, has_probe: bool) -> Choice:
     """One more where images are few and training cuts them, too; of digits a part is none."""
     if has_probe and _has_random_crops(config) and facts.num_images < CROP_VIEWS_IMAGE_LIMIT:
-        return Choice(1, f"under {CROP_VIEWS_IMAGE_LIMIT:,} images: the middle of each, too")
+        return Choice(
+            1, f"fewer than {CROP_VIEWS_IMAGE_LIMIT:,} images: center crop as an additional view"
+        )
     return Choice(0)
 
 
 def _choose_probe_epochs(config: Config, *, has_probe: bool) -> Choice:
     if has_probe and config.probe.depth > 1:
-        return Choice(LAST_STAGE_EPOCHS, f"over kept maps, as probe.depth={config.probe.depth}")
+        return Choice(
+            LAST_STAGE_EPOCHS, f"on cached activations, because probe.depth={config.probe.depth}"
+        )
     return Choice(0)
 
 
 def _choose_unfreeze(config: Config, facts: Facts, *, has_probe: bool) -> Choice:
     if not facts.is_pretrained:
-        return Choice("all", "random weights")
+        return Choice("all", "no pretrained weights")
     if config.unfreeze.params:
-        return Choice("head_first", "unfreeze.params are given")
+        return Choice("head_first", "unfreeze.params is set")
     if has_probe:
-        return Choice("all", "the probe has fitted the head by then")
-    return Choice("head_first", "a random head would spoil what the backbone knows")
+        return Choice("all", "the linear probe provides a fitted head")
+    return Choice("head_first", "gradients of a random head would distort the backbone")
 
 
 def _is_full_finetuning(config: Config) -> bool:
@@ -122,12 +129,12 @@ def _choose_epochs(facts: Facts, size_reason: str, *, has_fitted_head: bool) -> 
     """Fewer after a probe and with large sets; from scratch three times as many."""
     if has_fitted_head:
         return Choice(
-            _compute_epochs_after_probe(facts.num_images), f"{size_reason}, after a probe"
+            _compute_epochs_after_probe(facts.num_images), f"{size_reason}, after a linear probe"
         )
     epochs = 10 if facts.num_images < 5_000 else 8 if facts.num_images < 50_000 else 5
     if facts.is_pretrained:
-        return Choice(epochs, f"{size_reason}, and layers that wait")
-    return Choice(3 * epochs, f"{size_reason}, random weights")
+        return Choice(epochs, f"{size_reason}, with layers frozen at first")
+    return Choice(3 * epochs, f"{size_reason}, from scratch")
 
 
 def _compute_epochs_after_probe(num_images: int) -> int:
@@ -148,7 +155,9 @@ def _choose_train_sizes(config: Config, facts: Facts, *, is_probe_only: bool) ->
     served = facts.is_pretrained and facts.supports_any_size and side >= FIXRES_MIN_IMAGE_SIZE
     if is_probe_only or not served or not _has_random_crops(config):
         return Choice((side, side))
-    return Choice((smaller, smaller), f"crops look larger than images of {side}; half the time")
+    return Choice(
+        (smaller, smaller), f"random crops enlarge objects (FixRes); half the compute of {side} px"
+    )
 
 
 def compute_fixres_train_size(image_size: int) -> int:
@@ -163,37 +172,37 @@ def _has_random_crops(config: Config) -> bool:
 
 def _choose_batch_norm(facts: Facts) -> Choice:
     if not facts.has_batch_norm:
-        return Choice("frozen", "there is none")
+        return Choice("frozen", "no BatchNorm layers")
     if facts.is_pretrained:
-        return Choice("frozen", "the statistics of the weights serve")
-    return Choice("train", "random weights have no statistics yet")
+        return Choice("frozen", "keep the pretrained running statistics")
+    return Choice("train", "no pretrained running statistics")
 
 
 def _choose_lr(config: Config) -> Choice:
-    return Choice(HEAD_LR[config.optim.name], f"of the head, {config.optim.name}")
+    return Choice(HEAD_LR[config.optim.name], f"default of the head with {config.optim.name}")
 
 
 def _choose_backbone_lr_scale(config: Config, facts: Facts) -> Choice:
     """Of AdamW a share of the weights' own size, as a step moves each weight by about its rate."""
     if not facts.is_pretrained:
-        return Choice(1.0, "random weights")
+        return Choice(1.0, "no pretrained weights")
     if config.optim.name != "adamw":
-        return Choice(0.05, "pretrained: gently")
+        return Choice(0.05, "pretrained weights: small backbone learning rate")
     most = 10.0 if facts.has_batch_norm else MAX_LR_WITHOUT_BATCH_NORM / HEAD_LR["adamw"]
     scale = min(most, max(1e-4, BACKBONE_RELATIVE_STEP * facts.weight_rms / HEAD_LR["adamw"]))
     scale = float(f"{scale:.2g}")
     lr = HEAD_LR["adamw"] if config.optim.lr == "auto" else config.optim.lr
     step = lr * scale / max(facts.weight_rms, 1e-12)
     size = f"{facts.weight_rms:.2g}"
-    return Choice(scale, f"a step moves the last stage, of size {size}, by {step:.1%}")
+    return Choice(scale, f"a step changes the last stage (weight RMS {size}) by {step:.1%}")
 
 
 def _choose_layer_decay(facts: Facts) -> Choice:
     """0.7 a stage of a five-stage network, spread over however many groups there are."""
     if not facts.is_pretrained:
-        return Choice(1.0, "random weights")
+        return Choice(1.0, "no pretrained weights")
     decay: float = 0.7 ** (4 / max(4, facts.num_groups - 2))
-    return Choice(round(decay, 4), f"0.7 a stage, {facts.num_groups} layer groups")
+    return Choice(round(decay, 4), f"0.7 per stage, {facts.num_groups} layer groups")
 
 
 def _choose_calibration(facts: Facts) -> Choice:
@@ -206,15 +215,15 @@ def _choose_imbalance_strategy(config: Config, facts: Facts) -> Choice:
     chosen = config.imbalance
     asked = (chosen.sampler, chosen.class_weights, chosen.head_rebalancing, config.loss.name)
     if any(name != "auto" for name in asked):
-        return Choice("none", "something else is asked for")
-    ratio = f"largest class {facts.imbalance_ratio:.3g} times the smallest"
+        return Choice("none", "another imbalance setting is given")
+    ratio = f"imbalance ratio {facts.imbalance_ratio:.3g}"
     if facts.imbalance_ratio < POST_HOC_MIN_RATIO:
         return Choice("none", ratio)
     return Choice("post_hoc", ratio)
 
 
 def _choose_monitor(facts: Facts) -> Choice:
-    ratio = f"largest class {facts.imbalance_ratio:.3g} times the smallest"
+    ratio = f"imbalance ratio {facts.imbalance_ratio:.3g}"
     if facts.imbalance_ratio > MACRO_F1_MIN_RATIO:
         return Choice("macro_f1", ratio)
     return Choice("accuracy", ratio)

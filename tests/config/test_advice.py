@@ -64,9 +64,9 @@ def test_what_a_backbone_costs_is_what_is_counted(name: str) -> None:
 @pytest.mark.parametrize(
     ("side", "count", "backbone", "words"),
     [
-        (28, 100, "resnet18", ("28 pixels a side", "160 training images")),
-        (28, 50_000, "resnet18", ("28 pixels a side", "80,000 training images")),
-        (64, 100, "resnet50", ("160 training images", "little on a CPU, too", "resnet18")),
+        (28, 100, "resnet18", ("28 pixels", "160 training images")),
+        (28, 50_000, "resnet18", ("28 pixels", "80,000 training images")),
+        (64, 100, "resnet50", ("160 training images", "CPU", "resnet18")),
         (500, 50_000, "resnet50", ("80,000 training images", "h on two CPU cores", "resnet18")),
     ],
 )
@@ -95,9 +95,9 @@ def test_the_cost_is_that_of_a_probe_and_of_epochs_there_and_back() -> None:
 
 def test_a_ratio_is_said_to_be_of_the_images_that_will_train() -> None:
     found = recommend_options({"a": 3000, "b": 30}, shorter_side=500, val_fraction=0.2)
-    reasons = [choice.reason for choice in found.values() if "smallest" in choice.reason]
+    reasons = [choice.reason for choice in found.values() if "imbalance ratio" in choice.reason]
     assert reasons
-    assert all(reason.endswith("of the images that will train") for reason in reasons)
+    assert all(reason.endswith("of the training images") for reason in reasons)
 
 
 def test_every_choice_has_a_reason() -> None:

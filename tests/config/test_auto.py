@@ -95,12 +95,12 @@ def test_a_choice_of_the_recipe_says_why() -> None:
         Config(), facts(class_counts=[1500, 600], weight_rms=0.0047, num_val=90)
     )
     reasons = {key: choice.reason for key, choice in choices.items()}
-    assert reasons["trainer.epochs"] == "2,100 training images, after a probe"
-    assert "of size 0.0047, by 2.0%" in reasons["optim.backbone_lr_scale"]
-    assert reasons["trainer.monitor"] == "largest class 2.5 times the smallest"
+    assert reasons["trainer.epochs"] == "2,100 training images, after a linear probe"
+    assert "0.0047) by 2.0%" in reasons["optim.backbone_lr_scale"]
+    assert reasons["trainer.monitor"] == "imbalance ratio 2.5"
     assert reasons["calibration.enabled"] == "90 validation images"
     untaught = choose_auto_values(Config(), facts(pretrained=False))
-    assert untaught["unfreeze.name"].reason == "random weights"
+    assert untaught["unfreeze.name"].reason == "no pretrained weights"
 
 
 def test_a_random_head_trains_alone_first_and_a_fitted_one_does_not() -> None:

@@ -86,7 +86,7 @@ class DocsPlace:
     """
 
     BACKBONE = "test_resnet"
-    SETTINGS = ("data.image_size=32", "trainer.batch_size=4", "trainer.accelerator=cpu")
+    SETTINGS = ("data.image_size=32", "trainer.batch_size=8", "trainer.accelerator=cpu")
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -127,19 +127,19 @@ def _set_option(words: list[str], option: str, value: str, *, keep: bool = False
 @pytest.fixture
 def docs_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DocsPlace:
     """Return a working folder with photos, weights and a finished run at ``runs/latest``."""
-    import finetune
-    from tests.support.runs import write_photos, write_weights
+    from tests.support.runs import CLASSES, write_photos, write_weights
 
-    write_photos(tmp_path / "photos")
-    write_photos(tmp_path / "new_photos")
+    # class folders without splits, as in the quickstart
+    (write_photos(tmp_path / "given", num_train=16) / "train").rename(tmp_path / "photos")
+    (tmp_path / "given" / "val").rename(tmp_path / "new_photos")
+    for photo in sorted((tmp_path / "photos" / CLASSES[-1]).iterdir())[3:]:
+        photo.unlink()  # one class is rare
     write_weights(tmp_path / "weights.pth")
     (tmp_path / "weights").mkdir()
     write_weights(tmp_path / "weights" / "test_resnet.pth")
-    (tmp_path / "prior.csv").write_text("class,prior\n", encoding="utf-8")
+    rows = "".join(f"{name},1\n" for name in CLASSES)
+    (tmp_path / "prior.csv").write_text(f"class,prior\n{rows}", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     place = DocsPlace(tmp_path)
     place.run(["fit", "photos/", "--epochs", "1"])
-    run = finetune.evaluate("runs/latest")
-    rows = "".join(f"{name},1\n" for name in run.classes)
-    (tmp_path / "prior.csv").write_text(f"class,prior\n{rows}", encoding="utf-8")
     return place

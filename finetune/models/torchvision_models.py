@@ -190,6 +190,3 @@ def register() -> None:
     for build_model in (googlenet, alexnet):
         if not is_model(build_model.__name__):
             register_model(build_model)
-
-
-register()

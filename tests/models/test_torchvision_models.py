@@ -16,6 +16,8 @@ from finetune.models import torchvision_models
 from finetune.models.classifier import normalise
 from tests.support.networks import randomise
 
+torchvision_models.register()
+
 WEIGHTS = {
     "googlenet": torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1,
     "alexnet": torchvision.models.AlexNet_Weights.IMAGENET1K_V1,

@@ -178,9 +178,9 @@ def summarise_audit(audit: Audit, path: Path) -> list[str]:
         kinds = Counter(image.kind for image in audit.suspicious_images)
         shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         findings.append(f"suspicious images: {shown}")
-    lines = ["Duplicates were not searched (data.leakage=ignore)."]
-    if audit.duplicates is not None:
-        lines.clear()
+    lines = []
+    if audit.duplicates is None:
+        lines.append("Duplicates were not searched (data.leakage=ignore).")
     if findings:
         command = f"finetune inspect {shlex.quote(str(path))}"
         lines.append(f"Found {'; '.join(findings)}. For details: {command}")

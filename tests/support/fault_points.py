@@ -28,8 +28,9 @@ class FaultPoint(NamedTuple):
     is_after: bool = False
 
 
-def _is_third_batch_of_second_epoch(_: Any, trainer: Any, *batch: Any) -> bool:
-    return bool(trainer.current_epoch == 1 and batch[-1] == 3)
+def _is_fourth_batch_of_second_epoch(_: Any, trainer: Any, *batch: Any) -> bool:
+    # or a later one, if the run was resumed behind it
+    return bool(trainer.current_epoch == 1 and batch[-1] >= 3)
 
 
 def _is_first_validation_batch_of_third_epoch(_: Any, trainer: Any, *batch: Any) -> bool:
@@ -48,7 +49,7 @@ POINTS = {
     "probe": FaultPoint("finetune.probe.cached_extractor:gather_rows"),
     "mid-epoch": FaultPoint(
         "finetune.training.callbacks.preemption:PreemptionCheckpoint.on_train_batch_end",
-        _is_third_batch_of_second_epoch,
+        _is_fourth_batch_of_second_epoch,
         is_after=True,
     ),
     "validation": FaultPoint(

@@ -126,6 +126,7 @@ class ProbeResult:
             "last_stage_epochs": self.last_stage_epochs,
             "head_metrics": _to_floats(self.head_metrics),
             "num_images": self.num_images,
+            "num_train_images": self.num_images - len(self.is_correct),
             "num_images_computed": self.num_computed,
             "seconds": round(self.seconds, 3),
         }

@@ -160,16 +160,11 @@ class HeadFitter:
         plain_weight, plain_bias = self._unscale(weight, bias)
         stacked_weight = plain_weight.flatten(0, 1)
         loss = penalty / 2 * float(weight.square().sum())
-        weight_grad, bias_grad = (
-            torch.zeros_like(stacked_weight),
-            torch.zeros_like(plain_bias.flatten()),
-        )
+        weight_grad = torch.zeros_like(stacked_weight)
+        bias_grad = torch.zeros_like(plain_bias.flatten())
         for rows, features in self._iter_chunks():
-            sample_weights, labels = (
-                self._sample_weights[:, rows].T,
-                self._labels[rows, None, None],
-            )
-            labels = labels.expand(-1, len(bias), 1)
+            sample_weights = self._sample_weights[:, rows].T
+            labels = self._labels[rows, None, None].expand(-1, len(bias), 1)
             logits = torch.addmm(plain_bias.flatten(), features, stacked_weight.T)
             error = logits.view(len(features), *bias.shape).log_softmax(dim=2)
             loss -= float((error.gather(2, labels)[..., 0] * sample_weights).sum())

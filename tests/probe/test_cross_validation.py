@@ -1,12 +1,21 @@
 """Cross-validated heads: choice of the penalty, held-out scores and the logit offset."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.probe.cross_validation import PENALTIES, assign_stratified_folds, fit_head
+from finetune.probe.cross_validation import (
+    PENALTIES,
+    assign_stratified_folds,
+    fit_head,
+    predict_out_of_fold,
+)
+from finetune.types import Reporter
+from tests.support.runs import small_training
 
 
 def make_clusters(
@@ -152,3 +161,27 @@ def test_fit_head_held_out_probabilities_do_not_depend_on_chunk_size(
     assert len(rows) == len(large.held_out_probabilities) == num_held_out
     accuracy = (large.held_out_probabilities.argmax(dim=1).numpy() == labels[rows]).mean()
     assert accuracy == pytest.approx(large.held_out_accuracy)
+
+
+def test_predict_out_of_fold_returns_held_out_probabilities_and_keeps_modes(place: Path) -> None:
+    training = small_training(
+        place / "photos",
+        model__weights=str(place / "weights.pth"),
+        data__cache=str(place / "cache"),
+    )
+    assert training.probe is not None
+    classifier, images = training.module.classifier, training.probe.train
+    modes = [module.training for module in classifier.modules()]
+    result = predict_out_of_fold(
+        classifier,
+        images.paths,
+        images.labels,
+        num_classes=3,
+        extraction=training.probe.extraction,
+        device=torch.device("cpu"),
+        reporter=Reporter(),
+    )
+    assert modes == [module.training for module in classifier.modules()]
+    reference = fit_head([result.features[:]], images.labels, np.ones(24), num_classes=3)
+    np.testing.assert_array_equal(result.rows, np.arange(24))
+    torch.testing.assert_close(result.probabilities, reference.held_out_probabilities)

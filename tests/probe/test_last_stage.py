@@ -220,9 +220,8 @@ def test_fit_probe_monitor_to_maximise_keeps_first_best_epoch(
         trainer__monitor="accuracy",
     )  # fmt: skip
     classifier = training.module.classifier
-    scores = iter(
-        [0.4, 0.5, 0.9, 0.7, 0.9, 0.4]
-    )  # the head alone, each epoch, then the two of the result
+    # the head alone, each epoch, then the two metrics of the result
+    scores = iter([0.4, 0.5, 0.9, 0.7, 0.9, 0.4])
     snapshots: list[dict[str, torch.Tensor]] = []
 
     def compute_scripted_metrics(probabilities: torch.Tensor, plan: Any) -> dict[str, float]:

@@ -49,7 +49,7 @@ def build_recipe(
         make_optimizer=build_optimizer_factory(
             config.optim,
             peak_learning_rates=peak_learning_rates,
-            is_fused=config.trainer.precision != "16-mixed",
+            is_fused=uses_fused_optimizer(config.trainer.precision),
         ),
         lr_lambda=build_lr_lambda(
             config.lr_schedule,
@@ -139,8 +139,7 @@ def build_optimizer_factory(
     Args:
         optim: Section of the config.
         peak_learning_rates: Peak learning rate of each layer group, from the head.
-        is_fused: Whether one kernel updates all parameters; fp16 needs a separate unscaling of the
-            gradients, which a fused optimizer does itself.
+        is_fused: Whether one kernel updates all parameters.
     """
 
     def make_optimizer(classifier: ImageClassifier) -> torch.optim.Optimizer:
@@ -153,6 +152,14 @@ def build_optimizer_factory(
         return create_optimizer(optim.name, groups, momentum=optim.momentum, fused=is_fused)
 
     return make_optimizer
+
+
+def uses_fused_optimizer(precision: str) -> bool:
+    """Return whether the optimizer may be fused.
+
+    With fp16, a fused optimizer would unscale the gradients itself, after they were clipped.
+    """
+    return precision != "16-mixed"
 
 
 def compute_averaging_start_step(swa_fraction: float, num_steps: int) -> int | None:

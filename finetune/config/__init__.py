@@ -1,1 +1,1 @@
-"""What the user asked for, and what follows from it by pure rules. Imports no torch."""
+"""Config of a run: its sections, config files, and the rules behind "auto". Imports no torch."""

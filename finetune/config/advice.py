@@ -1,4 +1,4 @@
-"""What the counts of a data set speak for, before a backbone is chosen."""
+"""Recommended options of a data set, from its counts and image sizes."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,34 +9,34 @@ from finetune.config.recipe import choose_recipe
 from finetune.config.schema import Config
 
 _DEFAULT_IMAGE_SIZE = 224
-"""What the usual weights expect, in pixels."""
+"""Side in pixels of most pretrained weights."""
 
 _SMALL_IMAGE_SIZE = 64
-"""Pixels on the shorter side below which a side of 64 is advised: a twelfth of the work of 224."""
+"""Shorter side in pixels below which a side of 64 is recommended: a twelfth of the cost of 224."""
 
 BACKBONE_GMACS = {"resnet18": 1.8, "resnet50": 4.1}
-"""Billions of multiply-adds that an image of 224 pixels costs going forward.
+"""Billions of multiply-accumulates (GMACs) of a forward pass of an image of 224 pixels.
 
 He et al. 2016, table 1 (https://arxiv.org/abs/1512.03385), with the stride of ResNet-50 in its
 3x3 convolutions, as in torchvision and timm.
 """
 
 _CPU_TMACS_PER_HOUR = 250.0
-"""TFLOPs, of multiply-adds, that two CPU cores came to in an hour: 70 billion a second."""
+"""Trillions of multiply-accumulates that two CPU cores achieve in an hour: 70 GMACs per second."""
 
 
 def recommend_options(
     class_counts: Mapping[str, int], *, shorter_side: float, val_fraction: float
 ) -> dict[str, Choice]:
-    """Return option to what to choose, and why.
+    """Return the recommended value of each option, with its reason.
 
     Args:
-        class_counts: Images of each class, those that will be held out among them.
-        shorter_side: Median of the images, in pixels.
-        val_fraction: Of the images that will be held out; 0 where they are not counted.
+        class_counts: Images of each class, including those that will be held out.
+        shorter_side: Median shorter side of the images, in pixels.
+        val_fraction: Fraction of the images that will be held out; 0 if they are not counted.
     """
     counts = [max(1, round(count * (1 - val_fraction))) for count in class_counts.values()]
-    # of the machine and the weights nothing is known yet; what depends on them is left out
+    # hardware and weights are unknown yet; what depends on them is left out
     facts = Facts(
         class_counts=counts,
         is_pretrained=True,
@@ -46,24 +46,24 @@ def recommend_options(
         free_cores=1,
     )
     side = _SMALL_IMAGE_SIZE if shorter_side < _SMALL_IMAGE_SIZE else _DEFAULT_IMAGE_SIZE
-    few_pixels = f"half of the images have a shorter side of at most {shorter_side:.0f} pixels"
-    found = choose_recipe(replace_values(Config(), {"data.image_size": side}), facts)
+    size_reason = f"half of the images have a shorter side of at most {shorter_side:.0f} pixels"
+    recipe = choose_recipe(replace_values(Config(), {"data.image_size": side}), facts)
     advice = {
         "--backbone": (
-            _recommend_backbone(facts, found)
+            _recommend_backbone(facts, recipe)
             if side == _DEFAULT_IMAGE_SIZE
-            else _recommend_small_backbone(facts, found, few_pixels)
+            else _recommend_small_backbone(facts, recipe, size_reason)
         ),
-        "--imbalance": found["imbalance.strategy"],
-        "--batch-size": found["trainer.batch_size"],
-        "trainer.monitor": found["trainer.monitor"],
+        "--imbalance": recipe["imbalance.strategy"],
+        "--batch-size": recipe["trainer.batch_size"],
+        "trainer.monitor": recipe["trainer.monitor"],
     }
     if side < _DEFAULT_IMAGE_SIZE:
         advice["--image-size"] = Choice(
             str(side),
-            f"{few_pixels}; {_DEFAULT_IMAGE_SIZE} is slightly more accurate, at 12 times the cost",
+            f"{size_reason}; {_DEFAULT_IMAGE_SIZE} is slightly more accurate, at 12 times the cost",
         )
-    # the page of an audit also shows the ratio of all images
+    # the audit also reports the ratio of all images
     return {
         option: replace(choice, reason=f"{choice.reason} of the training images")
         if "imbalance ratio" in choice.reason
@@ -73,57 +73,57 @@ def recommend_options(
 
 
 def _recommend_backbone(facts: Facts, choices: Mapping[str, Choice]) -> Choice:
-    """Return the larger one and what it costs, which is all that the number of images changes.
+    """Return the larger backbone with its cost, which depends on the number of images.
 
-    In linear probes of 5 to 70 images a class (TrashNet and hymenoptera, five draws each) ResNet-50
-    beat ResNet-18 in five cases of six, with few images as with many.
+    In linear probes of 5 to 70 images per class (TrashNet and hymenoptera, five draws each)
+    ResNet-50 beat ResNet-18 in five of six cases, with few images as with many.
     """
     cost = {
-        name: _compute_training_tmacs(gflops, facts, choices, image_size=_DEFAULT_IMAGE_SIZE)
-        for name, gflops in BACKBONE_GMACS.items()
+        name: _compute_training_tmacs(gmacs, facts, choices, image_size=_DEFAULT_IMAGE_SIZE)
+        for name, gmacs in BACKBONE_GMACS.items()
     }
-    work, less = _format_two_digits(cost["resnet50"]), _format_two_digits(cost["resnet18"])
-    reason = f"{facts.num_images:,} training images cost about {work} TFLOPs in total"
+    larger, smaller = _format_two_digits(cost["resnet50"]), _format_two_digits(cost["resnet18"])
+    reason = f"{facts.num_images:,} training images cost about {larger} TMACs in total"
     hours = cost["resnet50"] / _CPU_TMACS_PER_HOUR
     if hours < 1:
-        remark = f"feasible on a CPU; resnet18 costs {less}, but is usually less accurate"
+        remark = f"feasible on a CPU; resnet18 costs {smaller}, but is usually less accurate"
     else:
-        remark = f"{hours:,.0f} h on two CPU cores; without a GPU prefer resnet18 ({less})"
+        remark = f"{hours:,.0f} h on two CPU cores; without a GPU prefer resnet18 ({smaller})"
     return Choice("resnet50", f"{reason}, {remark}")
 
 
 def _recommend_small_backbone(
     facts: Facts, choices: Mapping[str, Choice], size_reason: str
 ) -> Choice:
-    """Return the smaller one, which on images of 32 pixels was ahead in eight cases of twelve.
+    """Return the smaller backbone, better on images of 32 pixels in eight of twelve cases.
 
-    TrashNet, hymenoptera and MNIST, 5 and 20 a class, enlarged to 64 pixels and to 224. Of images
-    shrunk to 64 and enlarged to 224 it was behind in four of four.
+    TrashNet, hymenoptera and MNIST, 5 and 20 images per class, upscaled to 64 and to 224 pixels. On
+    images of 64 pixels upscaled to 224 it was worse in four of four cases.
     """
     side = _SMALL_IMAGE_SIZE
     cost = {
-        name: _compute_training_tmacs(gflops, facts, choices, image_size=side)
-        for name, gflops in BACKBONE_GMACS.items()
+        name: _compute_training_tmacs(gmacs, facts, choices, image_size=side)
+        for name, gmacs in BACKBONE_GMACS.items()
     }
-    work, more = _format_two_digits(cost["resnet18"]), _format_two_digits(cost["resnet50"])
+    smaller, larger = _format_two_digits(cost["resnet18"]), _format_two_digits(cost["resnet50"])
     return Choice(
         "resnet18",
         f"{size_reason}, where larger backbones gain little; {facts.num_images:,} training images "
-        f"cost about {work} TFLOPs in total, {more} with resnet50",
+        f"cost about {smaller} TMACs in total, {larger} with resnet50",
     )
 
 
 def _format_two_digits(value: float) -> str:
-    """Return two digits of a number, in full."""
+    """Return a number rounded to two digits, without an exponent."""
     return f"{float(f'{value:.2g}'):,.10g}"
 
 
 def _compute_training_tmacs(
     gmacs: float, facts: Facts, choices: Mapping[str, Choice], *, image_size: int
 ) -> float:
-    """Return the TFLOPs, of multiply-adds, that the default training costs.
+    """Return the trillions of multiply-accumulates (TMACs) of the default training.
 
-    One pass of the probe, and epochs that go forward and back, which costs twice as much again.
+    One forward pass for the probe, and epochs with a backward pass, which costs twice as much.
     """
     train_side = choices["data.train_image_size"].value[0]
     passes = (

@@ -1,6 +1,6 @@
-"""What "auto" stands for: pure rules from facts about the data, the weights and the machine.
+"""Rules for "auto": pure functions of facts about the data, the weights and the hardware.
 
-Each rule says why. The recipe stands in a module of its own; the rest fits it to the machine.
+Each choice has a reason. ``recipe`` has the rules for accuracy; these here adapt it to hardware.
 """
 
 from typing import Any
@@ -11,9 +11,10 @@ from finetune.config.schema import Config
 
 
 def choose_auto_values(config: Config, facts: Facts) -> dict[str, Choice]:
-    """Return dotted key to choice for the keys at "auto" that facts decide.
+    """Return the choices for the keys at "auto" that follow from facts, by dotted key.
 
-    The accelerator, the imbalance strategy's parts and the smallest class are decided elsewhere.
+    The accelerator, the parts of the imbalance strategy and the smallest class size are resolved
+    elsewhere.
     """
     rules = {**choose_recipe(config, facts), **_choose_hardware_values(config, facts)}
     chosen = {
@@ -29,7 +30,7 @@ def choose_auto_values(config: Config, facts: Facts) -> dict[str, Choice]:
 
 
 def get_config_value(config: Config, dotted_key: str) -> Any:
-    """Return the value of a key of the tree."""
+    """Return the value of a dotted key."""
     value: Any = config
     for name in dotted_key.split("."):
         value = getattr(value, name)
@@ -37,7 +38,7 @@ def get_config_value(config: Config, dotted_key: str) -> Any:
 
 
 def _choose_hardware_values(config: Config, facts: Facts) -> dict[str, Choice]:
-    """Return what changes the time and the memory, and rounding."""
+    """Return the choices that change time, memory and rounding, by dotted key."""
     return {
         "data.num_workers": Choice(_choose_num_workers(facts, config.trainer.devices)),
         "trainer.accumulate_grad_batches": Choice(1),
@@ -48,10 +49,12 @@ def _choose_hardware_values(config: Config, facts: Facts) -> dict[str, Choice]:
 
 
 def _choose_num_workers(facts: Facts, devices: int | str) -> int:
-    """Leave one core to each training process; two cores or fewer read in the process itself.
+    """Return the loader workers per process: its cores but one, or 0 with two cores or fewer.
 
-    A GPU waits for its images; on the CPU the step needs the cores more than the reading does.
+    At most 16 with a GPU, which waits for its images, and at most 2 on the CPU, where training
+    steps need the cores more than loading does.
     """
-    processes = facts.processes_per_node if isinstance(devices, str) else devices
-    spare = facts.free_cores // processes - 1
-    return min(2 if facts.accelerator == "cpu" else 16, spare) if spare > 1 else 0
+    num_processes = facts.processes_per_node if isinstance(devices, str) else devices
+    spare_cores = facts.free_cores // num_processes - 1
+    maximum = 2 if facts.accelerator == "cpu" else 16
+    return min(maximum, spare_cores) if spare_cores > 1 else 0

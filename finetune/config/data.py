@@ -1,4 +1,4 @@
-"""The sections of the config tree on images: which, how they are read, and what is made of them."""
+"""Config sections on images: their location, loading, caching and augmentation."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,96 +9,97 @@ from finetune.config.section import Auto, Section, coerce_on_off
 from finetune.lookup import suggest_name
 
 AUGMENT_NAMES = ("none", "light", "medium", "strong")
-"""The built-in rows of the table on a floor above; a contract test holds them equal."""
+"""Names of the built-in augmentations; a contract test compares them with the table."""
 
 ImageSize = Annotated[int, Field(ge=8, le=4096)]
 
 
 def _check_augment_name(value: str) -> str:
-    """Take a preset, or the path of a pipeline saved by Albumentations."""
+    """Accept a preset, or the path of a pipeline saved with Albumentations."""
     if value in ("auto", *AUGMENT_NAMES) or value.lower().endswith((".json", ".yaml", ".yml")):
         return value
     raise ValueError(
         f"unknown preset '{value}'.{suggest_name(value, AUGMENT_NAMES)} "
-        f"A pipeline saved with Albumentations is named by its .json or .yaml file"
+        f"For a pipeline saved with Albumentations, give its .json or .yaml file"
     )
 
 
 def _parse_side_pair(value: Any) -> Any:
-    """Take 128,224 as it is typed, and 128 for both."""
+    """Parse 128,224 as on the command line, and 128 as both sides."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value, value
     return value.split(",") if isinstance(value, str) and "," in value else value
 
 
 def _check_cache_location(value: str) -> str:
-    """Take a word, or a folder that is not a mistyped word."""
-    words = ("auto", "on", "off")
-    if value in words or "/" in value or Path(value).is_dir():
+    """Accept auto, on, off or a folder, unless it looks like a misspelling of one of them."""
+    modes = ("auto", "on", "off")
+    if value in modes or "/" in value or Path(value).is_dir():
         return value
     raise ValueError(
-        f"'{value}' is neither {', '.join(words)} nor a folder.{suggest_name(value, words)} "
-        f"A new folder is named with a slash, as in ./{value}"
+        f"'{value}' is neither {', '.join(modes)} nor a folder.{suggest_name(value, modes)} "
+        f"Write a new folder with a slash, as in ./{value}"
     )
 
 
 class DataConfig(Section):
-    """The images and how they are read."""
+    """Images and how they are loaded."""
 
     path: str | None = Field(
-        None, description="folder of class folders, folder of train/val/test folders, or a CSV"
+        None, description="folder of class folders, folder of train/val/test folders, or CSV file"
     )
     image_size: ImageSize | Auto = Field(
-        "auto", description="side of the square input in pixels; auto: what the weights expect"
+        "auto", description="side of the square input in pixels; auto: that of the weights"
     )
     train_image_size: Annotated[
         tuple[ImageSize, ImageSize] | Auto, BeforeValidator(_parse_side_pair)
     ] = Field(
         "auto",
-        description="sides of training images in the first and the last epoch, as 128,224, between "
-        "which they grow evenly, or one for all; smaller ones are cheaper, and cut from an image "
-        "look as large to the network as whole images of image_size do (Touvron et al. 2019)",
+        description="side of training images in pixels, constant (128) or growing linearly from "
+        "the first to the last epoch (128,224); smaller images are cheaper, and objects in random "
+        "crops of them look as large as in whole images of image_size (FixRes, Touvron et al. "
+        "2019); auto: 0.7 times image_size with pretrained weights and random crops",
     )
     val_fraction: float = Field(
-        0.2, gt=0, lt=1, description="share for validation where the data give no split"
+        0.2, gt=0, lt=1, description="fraction of images for validation if the data have no split"
     )
     test_fraction: float = Field(
-        0.0, ge=0, lt=1, description="share for a final test where the data give no split"
+        0.0, ge=0, lt=1, description="fraction of images for a final test if the data have no split"
     )
     min_images_per_class: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto",
-        description="fewest images a class may have; auto: one for each split. Smaller classes, "
-        "where allowed here, only train",
+        description="minimum number of images of a class; auto: one per split. Classes with "
+        "fewer images than splits are used for training only",
     )
     leakage: Literal["warn", "drop", "move", "error", "ignore"] = Field(
         "warn",
-        description="what to do where given splits hold out images whose copies are seen before; "
-        "a split that is drawn keeps copies on one side where its groups allow. warn: measure "
-        "without them, too; drop: leave out the copies that train; move: let all copies train; "
-        "ignore: look for none",
+        description="action if validation or test images of a given split have duplicates in "
+        "training; a random split keeps duplicates together if its groups allow it. warn: also "
+        "evaluate without them; drop: remove the duplicates from training; move: move all "
+        "duplicates to training; ignore: do not search for duplicates",
     )
     max_megapixels: float = Field(
         178.0,
         gt=0,
         le=178.9,
-        description="larger images are left out as decompression bombs; 178.9 is Pillow's limit",
+        description="larger images are rejected as decompression bombs; Pillow's limit is 178.9",
     )
     cache: Annotated[str, AfterValidator(_check_cache_location), BeforeValidator(coerce_on_off)] = (
         Field(
             "auto",
-            description="decode images once, to a store on disk: on, off, or the folder of "
-            "the stores; auto: on for more than one epoch where it fits",
+            description="cache of decoded images on disk: on, off, or its folder; auto: on with "
+            "more than one epoch, if it fits",
         )
     )
     cache_shorter_side: Annotated[int, Field(ge=8, le=8192)] | Auto = Field(
         "auto",
-        description="shorter side of stored training images; auto: what the smallest crop of the "
-        "augmentation needs",
+        description="shorter side of cached training images in pixels; auto: as needed by the "
+        "smallest random crop of the augmentation",
     )
     num_workers: Annotated[int, Field(ge=0)] | Auto = Field(
         "auto",
-        description="processes that read images; auto: the free cores, on a GPU at most 16, on the "
-        "CPU at most 2",
+        description="loader processes per training process; auto: the free cores, at most 16 "
+        "with a GPU and 2 on the CPU",
     )
 
     @property
@@ -111,16 +112,18 @@ class DataConfig(Section):
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError(
                 f"val_fraction {self.val_fraction} and test_fraction {self.test_fraction} "
-                f"leave no images to train on; their sum must stay below 1"
+                f"leave no training images; their sum must be below 1"
             )
         return self
 
 
 class CacheConfig(Section):
-    """The stores on disk that runs share."""
+    """Caches on disk, which all runs share."""
 
     max_gb: float = Field(
-        50.0, gt=0, description="size of all stores; what was used longest ago is removed first"
+        50.0,
+        gt=0,
+        description="maximum size of all caches; the least recently used are removed first",
     )
 
     @property
@@ -130,7 +133,7 @@ class CacheConfig(Section):
 
 
 class AugmentConfig(Section):
-    """What happens to training images."""
+    """Augmentation of training images."""
 
     name: Annotated[str, AfterValidator(_check_augment_name)] = Field(
         "auto",
@@ -139,29 +142,37 @@ class AugmentConfig(Section):
     )
     rare_class_preset: Annotated[
         Literal["off", "light", "medium", "strong"], BeforeValidator(coerce_on_off)
-    ] = Field("off", description="a stronger preset for the images of rare classes; off: none")
+    ] = Field(
+        "off",
+        description="stronger preset for the images of rare classes; off: the same as for others",
+    )
     rare_class_fraction: float = Field(
-        0.2, gt=0, le=1, description="a class is rare with under this share of the largest's images"
+        0.2,
+        gt=0,
+        le=1,
+        description="a class is rare if it has less than this fraction of the images of the "
+        "largest",
     )
     mixup: float = Field(
         0.0,
         ge=0,
         le=10,
-        description="mix pairs of images and their losses by a Beta(mixup, mixup) share (Zhang et "
-        "al. 2018); 0: never, 0.2 is usual",
+        description="alpha of mixup: images and losses of pairs are mixed with a weight drawn "
+        "from Beta(mixup, mixup) (Zhang et al. 2018); 0: off, 0.2 is common",
     )
     cutmix: float = Field(
         0.0,
         ge=0,
         le=10,
-        description="put a box of one image into another, of a Beta(cutmix, cutmix) area, and mix "
-        "their losses (Yun et al. 2019); 0: never, 1 is usual. With mixup, too, a coin decides",
+        description="alpha of CutMix: a box of another image, with an area drawn from "
+        "Beta(cutmix, cutmix), replaces part of an image, and their losses are mixed (Yun et al. "
+        "2019); 0: off, 1 is common. With mixup, too, each batch uses one of them at random",
     )
 
     @model_validator(mode="after")
-    def _check_rare_below(self) -> "AugmentConfig":
+    def _check_rare_class_fraction(self) -> "AugmentConfig":
         if self.rare_class_preset == "off" and self.rare_class_fraction != 0.2:
             raise ValueError(
-                "rare_class_fraction cannot apply to rare_class_preset=off; name a preset for rare classes"
+                "rare_class_fraction cannot apply to rare_class_preset=off; set a preset"
             )
         return self

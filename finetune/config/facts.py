@@ -1,4 +1,4 @@
-"""What the rules for "auto" look at, and what they come to."""
+"""Facts that the rules for "auto" depend on, and their choices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,23 +7,24 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the rules look at.
+    """Facts about the data, the network and the hardware.
 
     Attributes:
         class_counts: Training images of each class.
-        num_val_images: Validation images.
-        is_pretrained: Whether the backbone starts from weights.
+        num_val_images: Number of validation images.
+        is_pretrained: Whether the backbone starts from pretrained weights.
         num_groups: Layer groups of the network, the head included.
-        weight_rms: Root mean square of the weights of its last group before the head.
-        has_linear_head: Whether its classifier is one linear layer.
-        has_batch_norm: Whether its layers keep statistics of batches.
-        supports_any_size: Whether it serves images of ``compute_fixres_train_size`` as well as those it was made for.
-        image_size: Side in pixels that the weights expect.
-        has_fast_bf16: Whether the machine computes bfloat16 faster than float32.
-        free_cores: Cores that the processes of this machine share.
+        weight_rms: Root mean square of the weights of the last group before the head.
+        has_linear_head: Whether the classifier is one linear layer.
+        has_batch_norm: Whether the network has BatchNorm layers.
+        supports_any_size: Whether the network accepts images of ``compute_fixres_train_size``
+            without resampling its features.
+        image_size: Side in pixels that the weights were trained with.
+        has_fast_bf16: Whether the hardware computes bfloat16 faster than float32.
+        free_cores: Cores that the processes of this node share.
         accelerator: "cpu", "cuda" or "mps".
-        processes_per_node: What the cluster job started on each machine; 1 outside one.
-        num_nodes: Machines of the cluster job; 1 outside one.
+        processes_per_node: Processes that the cluster job started on each node; 1 outside one.
+        num_nodes: Nodes of the cluster job; 1 outside one.
     """
 
     class_counts: Sequence[int]
@@ -43,22 +44,22 @@ class Facts:
 
     @property
     def num_images(self) -> int:
-        """Training images in all classes."""
+        """Number of training images."""
         return sum(self.class_counts)
 
     @property
     def imbalance_ratio(self) -> float:
-        """Images of the largest class over those of the smallest."""
+        """Images of the largest class divided by those of the smallest."""
         return max(self.class_counts) / max(1, min(self.class_counts))
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a rule comes to.
+    """Value that a rule chooses for a key.
 
     Attributes:
-        value: Of the key.
-        reason: Why, in a few words; empty where there is nothing to say.
+        value: Value of the key.
+        reason: Reason in a few words; empty if none is needed.
     """
 
     value: Any

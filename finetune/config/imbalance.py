@@ -1,4 +1,4 @@
-"""What is done about classes of unequal size: one table, and no correction made twice."""
+"""Strategies for imbalanced classes, and the rule that corrects an imbalance only once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from finetune.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class ImbalanceStrategy:
-    """What a strategy does, and where.
+    """Parts of a strategy.
 
     Attributes:
-        sampler: A name in ``SAMPLERS``.
-        loss: A name in ``LOSSES``.
-        class_weights: "none", or a name in ``CLASS_WEIGHTS``.
-        class_weights_start_fraction: Share of the epochs after which they begin.
-        head_rebalancing: What is done to the classifier after training: "none", "crt", "tau_norm" or
-            "post_hoc".
+        sampler: Name in ``SAMPLERS``.
+        loss: Name in ``LOSSES``.
+        class_weights: "none", or name in ``CLASS_WEIGHTS``.
+        class_weights_start_fraction: Fraction of the epochs after which class weights apply.
+        head_rebalancing: Rebalancing of the classifier after training: "none", "crt", "tau_norm"
+            or "post_hoc".
     """
 
     sampler: str = "uniform"
@@ -29,7 +29,7 @@ class ImbalanceStrategy:
 
 
 DEFERRED_START_FRACTION = 0.8
-"""Cao et al. 2019 begin after 160 of 200 epochs."""
+"""Fraction of the epochs of Cao et al. 2019, who start after 160 of 200."""
 
 IMBALANCE_STRATEGIES: Mapping[str, ImbalanceStrategy] = {
     "none": ImbalanceStrategy(),
@@ -60,119 +60,103 @@ IMBALANCE_STRATEGIES: Mapping[str, ImbalanceStrategy] = {
 
 
 def apply_imbalance_strategy(config: Config) -> Config:
-    """Return the config with the strategy's sampler, loss and class weights written out.
+    """Return the config with the sampler, loss, class weights and head of its strategy.
 
     Raises:
         ConfigError: Two settings contradict each other or correct for the same imbalance.
     """
-    asked = config.imbalance
-    assert asked.strategy != "auto", "auto is decided before"
-    strategy = IMBALANCE_STRATEGIES[asked.strategy]
+    imbalance = config.imbalance
+    assert imbalance.strategy != "auto", "resolved by choose_auto_values"
+    strategy = IMBALANCE_STRATEGIES[imbalance.strategy]
     loss = strategy.loss if config.loss.name == "auto" else config.loss.name
     if strategy.loss not in ("cross_entropy", loss):
         raise ConfigError(
-            f"loss.name={loss} contradicts imbalance.strategy={asked.strategy}, whose loss is "
+            f"loss.name={loss} contradicts imbalance.strategy={imbalance.strategy}, whose loss is "
             f"{strategy.loss}. Leave one of them out."
         )
     _check_strategy_overrides(config, strategy)
-    start = asked.class_weights_start_fraction
-    config = replace_values(
-        config,
-        {
-            "imbalance.sampler": strategy.sampler if asked.sampler == "auto" else asked.sampler,
-            "imbalance.class_weights": (
-                strategy.class_weights if asked.class_weights == "auto" else asked.class_weights
-            ),
-            "imbalance.class_weights_start_fraction": (
-                strategy.class_weights_start_fraction if start == "auto" else start
-            ),
-            "imbalance.head_rebalancing": strategy.head_rebalancing
-            if asked.head_rebalancing == "auto"
-            else asked.head_rebalancing,
-            "loss.name": loss,
-        },
-    )
+    parts = {
+        f"imbalance.{key}": getattr(strategy, key)
+        for key in ("sampler", "class_weights", "class_weights_start_fraction", "head_rebalancing")
+        if getattr(imbalance, key) == "auto"
+    }
+    config = replace_values(config, {**parts, "loss.name": loss})
     _check_unused_options(config)
-    if not asked.allow_double_correction:
+    if not imbalance.allow_double_correction:
         _check_double_correction(config)
     return config
 
 
 def check_imbalance(config: Config) -> None:
-    """Refuse before any work what ``apply_imbalance_strategy`` will refuse once "auto" is decided.
+    """Check before any work what ``apply_imbalance_strategy`` checks after "auto" is resolved.
 
-    Where something else is asked for "auto" is "none", and where nothing is it contradicts nothing.
+    A strategy of "auto" becomes "none" if other imbalance keys are set, and conflicts with nothing
+    if none is.
 
     Raises:
         ConfigError: Two settings contradict each other or correct for the same imbalance.
     """
-    asked = config.imbalance.strategy
-    apply_imbalance_strategy(
-        config if asked != "auto" else replace_values(config, {"imbalance.strategy": "none"})
-    )
+    if config.imbalance.strategy == "auto":
+        config = replace_values(config, {"imbalance.strategy": "none"})
+    apply_imbalance_strategy(config)
 
 
 def _check_strategy_overrides(config: Config, strategy: ImbalanceStrategy) -> None:
-    """Refuse a part that takes away, or replaces, what the strategy is.
+    """Check that no key removes or replaces a part that defines the strategy.
 
-    Class weights of another kind are still class weights, and begin when the strategy's do.
+    Class weights of another kind are accepted; they apply from the same epoch as the strategy's.
     """
-    asked, plain = config.imbalance, ImbalanceStrategy()
-    loses_weights = asked.class_weights == "none"
-    for key, mine, is_other in (
-        ("sampler", strategy.sampler, asked.sampler not in ("auto", strategy.sampler)),
-        ("class_weights", strategy.class_weights, loses_weights),
-        (
-            "head_rebalancing",
-            strategy.head_rebalancing,
-            asked.head_rebalancing not in ("auto", strategy.head_rebalancing),
-        ),
-    ):
-        if is_other and mine != getattr(plain, key):
+    imbalance, default = config.imbalance, ImbalanceStrategy()
+    is_conflict = {
+        "sampler": imbalance.sampler not in ("auto", strategy.sampler),
+        "class_weights": imbalance.class_weights == "none",
+        "head_rebalancing": imbalance.head_rebalancing not in ("auto", strategy.head_rebalancing),
+    }
+    for key in is_conflict:
+        part = getattr(strategy, key)
+        if is_conflict[key] and part != getattr(default, key):
             raise ConfigError(
-                f"imbalance.{key}={getattr(asked, key)} contradicts "
-                f"imbalance.strategy={asked.strategy}, whose {key} is {mine}. Leave one of them "
-                f"out."
+                f"imbalance.{key}={getattr(imbalance, key)} contradicts "
+                f"imbalance.strategy={imbalance.strategy}, whose {key} is {part}. Leave one of "
+                f"them out."
             )
 
 
 def _check_unused_options(config: Config) -> None:
-    """Refuse details of class weights where there are none."""
+    """Check that options of class weights are set only with class weights."""
     chosen = config.imbalance
     if chosen.class_weights != "none":
         return
-    for key, idle in (
+    for key, is_set in (
         ("class_weights_start_fraction", chosen.class_weights_start_fraction != 0),
         ("class_weights_params", bool(chosen.class_weights_params)),
     ):
-        if idle:
+        if is_set:
             raise ConfigError(
                 f"imbalance.{key}={getattr(chosen, key)} cannot apply to "
-                f"imbalance.class_weights=none. Leave it out, or name class weights."
+                f"imbalance.class_weights=none. Leave it out, or set imbalance.class_weights."
             )
 
 
 def _check_double_correction(config: Config) -> None:
-    """Refuse two corrections; one of the head that begins anew, or takes up the rest, is none."""
+    """Check that there is one correction; crt and post_hoc replace others instead of adding."""
     chosen = config.imbalance
     corrections = []
     if chosen.sampler != "uniform":
         corrections.append(f"imbalance.sampler={chosen.sampler} draws rare classes more often")
     if chosen.class_weights != "none":
         corrections.append(
-            f"imbalance.class_weights={chosen.class_weights} weighs them more in the loss"
+            f"imbalance.class_weights={chosen.class_weights} increases their weight in the loss"
         )
     if config.loss.name == "logit_adjusted":
-        corrections.append(
-            "loss.name=logit_adjusted takes the size of the classes out of the logits"
-        )
+        corrections.append("loss.name=logit_adjusted removes the class prior from the logits")
     if chosen.head_rebalancing == "tau_norm":
         corrections.append(
-            "imbalance.head_rebalancing=tau_norm evens out the norms of their weights"
+            "imbalance.head_rebalancing=tau_norm equalizes the norms of the class weights"
         )
     if len(corrections) > 1:
         raise ConfigError(
-            f"{', and '.join(corrections)}: together they correct more than once for the same "
-            f"imbalance (imbalance.strategy={chosen.strategy}). Keep one, or set "
-            f"imbalance.allow_double_correction=true if that is what you want."
+            f"{', and '.join(corrections)}: together they correct the same imbalance twice "
+            f"(imbalance.strategy={chosen.strategy}). Keep one, or set "
+            f"imbalance.allow_double_correction=true if that is intended."
         )

@@ -1,4 +1,4 @@
-"""The sections of the config tree on learning: what trains when, by which loss and rates."""
+"""Config sections on learning: unfreezing, probe, imbalance, optimizer, schedule and loss."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from finetune.config.section import Auto, Section, Switch, build_name_validator
 
-# The built-in rows of the tables on the floors above; a contract test holds them equal.
+# Names in the tables of higher layers; a contract test compares them.
 UNFREEZE_NAMES = ("all", "linear_probe", "head_first", "gradual", "milestones")
 SAMPLER_NAMES = (
     "uniform", "weighted", "sqrt", "effective_number", "oversample", "undersample", "progressive",
@@ -24,13 +24,13 @@ OPTIMIZER_NAMES = ("adamw", "sgd")
 
 
 class UnfreezeConfig(Section):
-    """Which layer groups train in which epoch."""
+    """Schedule of unfreezing: which layer groups train in which epoch."""
 
     name: Annotated[str, AfterValidator(build_name_validator(("auto", *UNFREEZE_NAMES)))] = Field(
         "auto",
         description="all, linear_probe, head_first, gradual, milestones, or "
-        "package.module:function; auto: all after a probe and with random "
-        "weights, else head_first",
+        "package.module:function; auto: all after a linear probe and with random weights, else "
+        "head_first",
     )
     params: dict[str, Any] = Field(
         default_factory=dict,
@@ -39,45 +39,46 @@ class UnfreezeConfig(Section):
 
 
 class ProbeConfig(Section):
-    """The head fitted to what the frozen backbone says, before anything else trains."""
+    """Linear probe: the head, fitted to features of the frozen backbone before fine-tuning."""
 
     enabled: Switch = Field(
         "auto",
-        description="begin with a head fitted until nothing improves, which fine-tuning must then "
-        "beat; auto: with pretrained weights. off: linear_probe trains the head in epochs",
+        description="fit a linear probe first, which initializes the head and is the baseline of "
+        "fine-tuning; auto: with pretrained weights. off: unfreeze.name=linear_probe trains the "
+        "head in epochs",
     )
     hflip: Switch = Field(
         "auto",
-        description="fit to each image in a mirror, too; auto: if augment.name flips, and the "
-        "probe is all there is or has fewer than 1,000 images",
+        description="also fit to horizontally flipped images; auto: if augment.name flips images "
+        "and there is no fine-tuning or fewer than 1,000 images",
     )
     num_crops: Annotated[int, Field(ge=0, le=5)] | Auto = Field(
         "auto",
-        description="fit to so many parts of each image, too: its middle, then its corners; auto: "
-        "1 for fewer than 1,000 images that the augmentation crops",
+        description="number of crops of each image to fit to in addition: center, then corners; "
+        "auto: 1 with fewer than 1,000 images and random crops in training",
     )
     depth: int = Field(
         1,
         ge=1,
-        description="layer groups that it trains, from the head: 1, the head alone; 2, the last "
-        "group of the backbone, too, on kept maps of what lies before it",
+        description="number of layer groups to train, from the head: 1 for the head only, 2 to "
+        "also train the last stage of the backbone, on cached activations of the stages before",
     )
     last_stage_epochs: Annotated[int, Field(ge=0)] | Auto = Field(
-        "auto", description="epochs over the kept maps; auto: 6, and 0 with probe.depth=1"
+        "auto", description="epochs on cached activations; auto: 6, and 0 with probe.depth=1"
     )
 
 
 class ImbalanceConfig(Section):
-    """What is done about classes of unequal size."""
+    """Treatment of imbalanced classes."""
 
     strategy: Annotated[
         str, AfterValidator(build_name_validator(("auto", *IMBALANCE_NAMES), allow_custom=False))
     ] = Field(
         "auto",
         description="none; weighted, sqrt, effective_number, oversample, undersample, "
-        "progressive, drs or abundant_first (which images are drawn); class_weights or drw (what "
-        "they weigh in the loss); focal, logit_adjusted, ldam or ldam_drw (the loss itself); crt, "
-        "tau_norm or post_hoc (the classifier, after training); auto: by the sizes of the classes",
+        "progressive, drs or abundant_first (sampling); class_weights or drw (weights in the "
+        "loss); focal, logit_adjusted, ldam or ldam_drw (loss); crt, tau_norm or post_hoc "
+        "(classifier, after training); auto: post_hoc from an imbalance ratio of 5, else none",
     )
     sampler: Annotated[str, AfterValidator(build_name_validator(("auto", *SAMPLER_NAMES)))] = Field(
         "auto",
@@ -87,7 +88,7 @@ class ImbalanceConfig(Section):
     sampler_params: dict[str, Any] = Field(
         default_factory=dict,
         description="weighted: power; effective_number: beta; deferred: start_fraction; "
-        "abundant_first: share, min_relative_size, power",
+        "abundant_first: first_fraction, min_relative_size, power",
     )
     class_weights: Annotated[
         str,
@@ -96,29 +97,30 @@ class ImbalanceConfig(Section):
         ),
     ] = Field(
         "auto",
-        description="factor of a class in the loss: none, balanced or effective_number; auto: by "
-        "strategy",
+        description="weights of the classes in the loss: none, balanced or effective_number; "
+        "auto: by strategy",
     )
     class_weights_params: dict[str, Any] = Field(
         default_factory=dict, description="effective_number: beta"
     )
     class_weights_start_fraction: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
         "auto",
-        description="share of the epochs after which class weights begin; auto: by strategy, and 0",
+        description="fraction of the epochs after which class weights apply; auto: by strategy, "
+        "else 0",
     )
     head_rebalancing: Literal["auto", "none", "crt", "tau_norm", "post_hoc"] = Field(
         "auto",
-        description="what is done to the trained classifier: crt fits it again to all classes "
-        "alike (Kang et al. 2020), tau_norm evens out the norms of its weights, post_hoc adjusts "
-        "its answers to classes of equal size (Menon et al. 2021); auto: by strategy",
+        description="change of the classifier after training: crt fits it again with balanced "
+        "classes and tau_norm equalizes the norms of its weights (Kang et al. 2020), post_hoc "
+        "adjusts probabilities to classes of equal size (Menon et al. 2021); auto: by strategy",
     )
     allow_double_correction: bool = Field(
-        False, description="let several settings correct for the same imbalance"
+        False, description="allow several settings that correct the same imbalance"
     )
 
 
 class OptimConfig(Section):
-    """The optimizer and its learning rates."""
+    """Optimizer and learning rates."""
 
     name: Annotated[
         str, AfterValidator(build_name_validator(OPTIMIZER_NAMES, allow_custom=False))
@@ -128,22 +130,26 @@ class OptimConfig(Section):
     )
     backbone_lr_scale: Annotated[float, Field(gt=0, le=10)] | Auto = Field(
         "auto",
-        description="the last backbone group learns at lr times this; auto: with adamw from the "
-        "size of its weights, so that a step moves them by 2%; with sgd 0.05; random weights: 1",
+        description="learning rate of the last backbone group divided by lr; auto: with adamw "
+        "such that a step changes its weights by 2% of their RMS, with sgd 0.05, with random "
+        "weights 1",
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
         "auto",
-        description="each group further from the head learns at this times the one before; "
-        "auto: 0.7 a stage of the network, with random weights 1",
+        description="factor of the learning rate from each layer group to the next one away from "
+        "the head; auto: 0.7 per stage of the network, with random weights 1",
     )
     weight_decay: float = Field(
-        0.05, ge=0, le=10, description="decoupled for adamw; spares biases and norms"
+        0.05,
+        ge=0,
+        le=10,
+        description="weight decay, decoupled for adamw; none for biases and norms",
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
     swa_fraction: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
         "auto",
-        description="measure and keep the mean of the weights over this last share of all steps "
-        "(Izmailov et al. 2018); 0: the weights of each epoch's end",
+        description="evaluate and save the mean of the weights over this last fraction of all "
+        "steps (SWA, Izmailov et al. 2018); auto and 0: the weights at the end of each epoch",
     )
 
     @model_validator(mode="after")
@@ -157,7 +163,7 @@ class OptimConfig(Section):
 
 
 class LrScheduleConfig(Section):
-    """How the learning rates move over the steps."""
+    """Schedule of the learning rates."""
 
     name: Annotated[str, AfterValidator(build_name_validator(LR_SCHEDULE_NAMES))] = Field(
         "cosine", description="cosine, linear, constant or package.module:function"
@@ -166,28 +172,29 @@ class LrScheduleConfig(Section):
         0.05,
         ge=0,
         le=0.5,
-        description="share of all steps that the learning rate rises, again after each unfreezing",
+        description="fraction of all steps for a linear warm-up, repeated after each unfreezing",
     )
     final_factor: float = Field(
-        0.01, ge=0, le=1, description="cosine and linear end at this times the peak"
+        0.01,
+        ge=0,
+        le=1,
+        description="final learning rate of cosine and linear, relative to the peak",
     )
 
     @model_validator(mode="after")
     def _check_final_factor(self) -> "LrScheduleConfig":
         if self.name == "constant" and self.final_factor != 0.01:
-            raise ValueError(
-                "final_factor cannot apply to lr_schedule.name=constant, which has no end"
-            )
+            raise ValueError("final_factor cannot apply to lr_schedule.name=constant")
         return self
 
 
 class LossConfig(Section):
-    """What is minimised."""
+    """Loss function."""
 
     name: Annotated[str, AfterValidator(build_name_validator(("auto", *LOSS_NAMES)))] = Field(
         "auto",
-        description="cross_entropy, focal, logit_adjusted, ldam or package.module:function; auto: "
-        "by imbalance.strategy",
+        description="cross_entropy, focal, logit_adjusted, ldam or package.module:function; "
+        "auto: by imbalance.strategy",
     )
     params: dict[str, Any] = Field(
         default_factory=dict,
@@ -195,16 +202,16 @@ class LossConfig(Section):
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
         "auto",
-        description="share of the target spread over all classes; auto: 0.1; 0 with "
-        "logit_adjusted, post_hoc, a loss that takes none, and a probe alone",
+        description="fraction of the target that is spread over all classes; auto: 0.1, and 0 "
+        "with logit_adjusted, post_hoc, a loss without label smoothing or a linear probe only",
     )
 
 
 class CalibrationConfig(Section):
-    """How sure the finished model says it is."""
+    """Calibration of the probabilities of the best model."""
 
     enabled: Switch = Field(
         "auto",
-        description="fit a temperature to the validation images, where it lowers the log loss of "
-        "images that it was not fitted to; auto: with at least 200 of them",
+        description="fit a temperature to the validation images, if it lowers the log loss in "
+        "cross-validation; auto: with at least 200 of them",
     )

@@ -1,4 +1,4 @@
-"""Config files, ``key=value`` words and flags as one checked tree; and the way back to YAML."""
+"""Loading of configs from YAML files, ``key=value`` assignments and flags; dumping to YAML."""
 
 import re
 from collections.abc import Hashable, Iterable, Mapping
@@ -20,29 +20,29 @@ _ASSIGNMENT_PATTERN = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads 3e-4 as a number and refuses a key that stands twice."""
+    """YAML loader that reads 3e-4 as a number and rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
+        keys: set[Any] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                continue  # refused below, with its place
-            if key in seen:
+                continue  # rejected below, with its position
+            if key in keys:
                 line = key_node.start_mark.line + 1
-                raise ConfigError(f"key '{key}' stands twice, again in line {line}; keep one")
-            seen.add(key)
+                raise ConfigError(f"duplicate key '{key}' in line {line}. Keep one.")
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
     def construct_date(self, node: yaml.ScalarNode) -> str:
-        """Leave it a word: no key takes a date, and a run may be named 2026-01-31."""
+        """Return a date as text: no key takes a date, and a run may be named 2026-01-31."""
         return str(self.construct_scalar(node))
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML that quotes the words which ``_Loader`` would read as numbers."""
+    """YAML dumper that quotes strings which ``_Loader`` would read as numbers."""
 
 
 for _yaml in (_Loader, _Dumper):
@@ -55,15 +55,15 @@ _Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_date)
 
 
 def is_assignment(arg: str) -> bool:
-    """Tell a ``key=value`` word from a path."""
+    """Return whether an argument is ``key=value`` and not a path."""
     return _ASSIGNMENT_PATTERN.match(arg) is not None
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """Return a YAML file's tree.
+    """Return the nested values of a YAML file.
 
     Raises:
-        ConfigError: The file is missing, not YAML, or not a tree of keys.
+        ConfigError: The file is missing, not YAML, or not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -72,38 +72,38 @@ def read_config_file(path: Path) -> dict[str, Any]:
             f"Cannot read the config file {path}: {error.strerror}. Check the path."
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not a text file in UTF-8. Give a YAML file.") from error
+        raise ConfigError(f"{path} is not UTF-8 text. Use a YAML file.") from error
     try:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        problem = getattr(error, "problem", None) or "it is not YAML"
-        raise ConfigError(f"{path}{line}: {problem}. Mend the file.") from error
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "invalid YAML"
+        raise ConfigError(f"{path}{line}: {problem}. Fix the file.") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} holds a {type(tree).__name__}, not keys and values.")
+        raise ConfigError(f"{path} contains a {type(tree).__name__} instead of a mapping.")
     return {str(key): value for key, value in tree.items()}
 
 
 def parse_assignments(args: Iterable[str]) -> dict[str, Any]:
-    """Return dotted key to value for ``key=value`` words; values are read as YAML.
+    """Return the values of ``key=value`` arguments by dotted key; values are read as YAML.
 
     Raises:
-        ConfigError: A key stands twice, or a value is not YAML.
+        ConfigError: A key is given twice, or a value is not YAML.
     """
     values: dict[str, Any] = {}
-    for word in args:
-        key, _, text = word.partition("=")
+    for arg in args:
+        key, _, text = arg.partition("=")
         if key in values:
-            raise ConfigError(f"{key} is given twice on the command line; keep one.")
+            raise ConfigError(f"{key} is given twice on the command line. Keep one.")
         try:
             values[key] = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError as error:
-            raise ConfigError(f"{word}: the value is not YAML. Quote it.") from error
+            raise ConfigError(f"{arg}: the value is not valid YAML. Quote it.") from error
     return values
 
 
@@ -114,50 +114,53 @@ def build_config(
     flags: Mapping[str, tuple[str, Any]] | None = None,
     source_name: str = "config file",
 ) -> Config:
-    """Return the checked tree; what is said later wins: file, then ``key=value``, then flags.
+    """Return the validated config; flags override assignments, which override the tree.
 
     Args:
         tree: Nested values of a config file or a run folder.
-        assignments: Dotted key to value, from ``key=value`` words.
-        flags: Dotted key to (flag, value), from options such as ``--lr``.
-        source_name: What ``tree`` is called in messages.
+        assignments: Dotted keys to values of ``key=value`` arguments.
+        flags: Dotted keys to option names and values, such as ``--lr``.
+        source_name: Name of ``tree`` in messages.
 
     Raises:
-        ConfigError: All mistakes at once, each with its key, the value seen and the nearest name.
+        ConfigError: There are errors; the message has all of them, each with its key, its value and
+            the most similar name.
     """
     merged = _copy_tree(rename_keys(tree))
     assignments = {rename_key(key): value for key, value in (assignments or {}).items()}
-    mistakes: list[str] = []
+    errors: list[str] = []
     sources: dict[str, str] = {}
     for key, value in assignments.items():
-        if _set_value(merged, key, value, mistakes):
+        if _set_value(merged, key, value, errors):
             sources[key] = "command line"
     for key, (flag, value) in (flags or {}).items():
         if key in assignments and assignments[key] != value:
-            mistakes.append(f"{key}: {flag} {value} and {key}={assignments[key]} differ; keep one")
+            errors.append(f"{key}: {flag} {value} contradicts {key}={assignments[key]}; keep one")
             continue
-        if _set_value(merged, key, value, mistakes):
+        if _set_value(merged, key, value, errors):
             sources[key] = flag
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
-        mistakes += _format_errors(error.errors(), sources, source_name)
-    if mistakes:
-        count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "A mistake"
-        lines = "".join(f"\n  {mistake}" for mistake in mistakes)
-        raise ConfigError(f"{count} in the configuration:{lines}\nSee all keys: finetune config")
+        errors += _format_errors(error.errors(), sources, source_name)
+    if errors:
+        count = f"{len(errors)} errors" if len(errors) > 1 else "Error"
+        lines = "".join(f"\n  {message}" for message in errors)
+        raise ConfigError(f"{count} in the config:{lines}\nFor all keys, see: finetune config")
     return config
 
 
 def dump_config(config: Config) -> str:
-    """Return the tree as YAML that ``read_config_file`` reads back to the same tree."""
+    """Return the config as YAML, from which ``read_config_file`` restores the same values."""
     tree = config.model_dump(mode="json")
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def dump_commented_defaults() -> str:
-    """Return the whole default tree as YAML, each key under a comment that explains it."""
-    lines = ["# Every key of finetune with its default. Keep what you change, drop the rest."]
+    """Return the default config as YAML, with a comment above each key."""
+    lines = [
+        "# All config keys with their defaults. Keep the keys that you change and delete the rest."
+    ]
     defaults = Config()
     top: list[str] = []
     for name, field in Config.model_fields.items():
@@ -173,23 +176,23 @@ def dump_commented_defaults() -> str:
 
 
 def diff_from_defaults(config: Config) -> dict[str, Any]:
-    """Return dotted key to value for everything that is not at its default."""
+    """Return the values that differ from the defaults, by dotted key."""
     return {key: after for key, (_, after) in diff_configs(Config(), config).items()}
 
 
 def get_explicit_values(config: Config) -> dict[str, Any]:
-    """Return dotted key to value for everything that was said, be it the default or not."""
+    """Return the values that were set explicitly, even to the default, by dotted key."""
     return _flatten(config.model_dump(mode="json", exclude_unset=True))
 
 
 def diff_configs(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
-    """Return dotted key to (old, new) value for everything that differs."""
+    """Return the old and new values that differ, by dotted key."""
     old, new = (_flatten(config.model_dump(mode="json")) for config in (before, after))
     return {key: (old[key], value) for key, value in new.items() if value != old[key]}
 
 
 def replace_values(config: AnyConfig, values: Mapping[str, Any]) -> AnyConfig:
-    """Return a config of the same type with dotted keys set to new values, validated again."""
+    """Return a validated config of the same type with new values for dotted keys."""
     tree = config.model_dump()
     for key, value in values.items():
         _set_value(tree, key, value, [])
@@ -215,14 +218,14 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _set_value(tree: dict[str, Any], dotted_key: str, value: Any, mistakes: list[str]) -> bool:
-    """Set ``a.b.c`` in nested dicts, or note that the path runs through a plain value."""
+def _set_value(tree: dict[str, Any], dotted_key: str, value: Any, errors: list[str]) -> bool:
+    """Set ``a.b.c`` in nested dicts; append an error if a parent is not a dict."""
     *parents, last = dotted_key.split(".")
     for depth, name in enumerate(parents):
         child = tree.setdefault(name, {})
         if not isinstance(child, dict):
-            mistakes.append(
-                f"{dotted_key}: '{'.'.join(parents[: depth + 1])}' holds a value, not keys"
+            errors.append(
+                f"{dotted_key}: '{'.'.join(parents[: depth + 1])}' is a value, not a section"
             )
             return False
         tree = child
@@ -233,21 +236,21 @@ def _set_value(tree: dict[str, Any], dotted_key: str, value: Any, mistakes: list
 def _format_errors(
     errors: Iterable[ErrorDetails], sources: Mapping[str, str], source_name: str
 ) -> list[str]:
-    """Return one line for each key that is wrong, however many union members refused its value."""
+    """Return one line per invalid key, however many union members rejected its value."""
     by_key: dict[str, list[ErrorDetails]] = {}
     for error in errors:
         by_key.setdefault(_get_error_key(error), []).append(error)
     lines = []
-    for key, found in by_key.items():
+    for key, key_errors in by_key.items():
         source = next(
             (s for k, s in sources.items() if k == key or k.startswith(f"{key}.")), source_name
         )
-        lines.append(f"{key}: {_describe_error(key, found)} ({source})")
+        lines.append(f"{key}: {_describe_error(key, key_errors)} ({source})")
     return lines
 
 
 def _get_error_key(error: ErrorDetails) -> str:
-    """Return the dotted key without pydantic's names of union members."""
+    """Return the dotted key of an error, without pydantic's names of union members."""
     parts: list[str] = []
     model: Any = Config
     for part in error["loc"]:
@@ -265,7 +268,7 @@ def _describe_error(key: str, errors: list[ErrorDetails]) -> str:
     if "extra_forbidden" in kinds:
         return f"unknown key.{_suggest_key(key)}"
     if "model_type" in kinds:
-        return f"{value!r} is a value, but this is a section with keys of its own"
+        return f"found {value!r}, expected a section with keys of its own"
     expected = []
     for error in errors:
         message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
@@ -276,7 +279,7 @@ def _describe_error(key: str, errors: list[ErrorDetails]) -> str:
 
 
 def _suggest_key(key: str) -> str:
-    """Return the nearest full key: in the same section, else by its last part anywhere."""
+    """Return a hint with the most similar key, else with the same key of another section."""
     known = list(_flatten(Config().model_dump())) + list(Config.model_fields)
     hint = suggest_name(key, known)
     if hint:

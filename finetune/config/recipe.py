@@ -1,47 +1,47 @@
-"""The recipe: what decides how well a network learns, by pure rules, each with its reason.
+"""Recipe: rules for the settings that determine accuracy, each choice with its reason.
 
-A function of the data and of the backbone alone, after the hyper-rule of BiT (Kolesnikov et al.
-2020, https://arxiv.org/abs/1912.11370).
+They depend on the data and the backbone only, following the BiT-HyperRule (Kolesnikov et al. 2020,
+https://arxiv.org/abs/1912.11370).
 """
 
 from finetune.config.facts import Choice, Facts
 from finetune.config.schema import Config
 
 MACRO_F1_MIN_RATIO = 2.0
-"""Largest class over smallest class from which accuracy alone misleads."""
+"""Imbalance ratio above which macro F1 replaces accuracy as the monitored metric."""
 
 POST_HOC_MIN_RATIO = 5.0
-"""Largest class over smallest class from which answers are for classes of equal size."""
+"""Imbalance ratio from which probabilities are adjusted to classes of equal size."""
 
 HEAD_LR = {"adamw": 1e-3, "sgd": 1e-2}
 
 FIXRES_TRAIN_RATIO = 0.7
-"""Side of training images over that of evaluation."""
+"""Side of training images divided by that of evaluation."""
 
 FIXRES_MIN_IMAGE_SIZE = 160
-"""Of evaluation, in pixels, from which training images may be smaller."""
+"""Side of evaluation images in pixels from which training images are smaller."""
 
 BACKBONE_RELATIVE_STEP = 0.02
-"""Share of the size of the last backbone group's weights that a step of AdamW moves them by."""
+"""Change of the last backbone group's weights by a step of AdamW, as a fraction of their RMS."""
 
 MAX_LR_WITHOUT_BATCH_NORM = 1e-4
-"""Most that the last backbone group of a network without BatchNorm learns at; none was measured."""
+"""Largest learning rate of the last backbone group without BatchNorm, where none was measured."""
 
 CROP_VIEWS_IMAGE_LIMIT = 1_000
-"""Training images below which the probe sees a part of each, too."""
+"""Number of training images below which the probe is also fitted to a centre crop of each."""
 
 LAST_STAGE_EPOCHS = 6
-"""Passes of a probe deeper than the head over what it keeps."""
+"""Epochs of a probe deeper than the head on its cached activations."""
 
 CALIBRATION_MIN_IMAGES = 200
-"""Validation images from which a temperature fitted to them helps more than it costs.
+"""Number of validation images from which fitting a temperature to them pays off.
 
-It costs about 1 / (2 N) of log loss on other images.
+Fitting it to N images costs about 1 / (2 N) of log loss on other images.
 """
 
 
 def choose_recipe(config: Config, facts: Facts) -> dict[str, Choice]:
-    """Return dotted key to choice for what decides how well the network learns."""
+    """Return the choices for the settings that determine accuracy, by dotted key."""
     switch = config.probe.enabled
     probed = _supports_probe(config, facts) if switch == "auto" else switch == "on"
     probe_only = probed and config.unfreeze.name == "linear_probe"
@@ -76,7 +76,7 @@ def choose_recipe(config: Config, facts: Facts) -> dict[str, Choice]:
 
 
 def _supports_probe(config: Config, facts: Facts) -> bool:
-    """Where the backbone knows something, and rank 0 holds all of it."""
+    """Return whether there are pretrained weights, a linear head and a whole network on rank 0."""
     return facts.is_pretrained and facts.has_linear_head and config.trainer.strategy == "ddp"
 
 
@@ -94,7 +94,7 @@ def _choose_probe(config: Config, facts: Facts) -> Choice:
 
 
 def _choose_probe_views(config: Config, facts: Facts, *, has_probe: bool) -> Choice:
-    """One more where images are few and training cuts them, too; of digits a part is none."""
+    """One crop more with few images, if training uses random crops; crops of digits are useless."""
     if has_probe and _has_random_crops(config) and facts.num_images < CROP_VIEWS_IMAGE_LIMIT:
         return Choice(
             1, f"fewer than {CROP_VIEWS_IMAGE_LIMIT:,} images: center crop as an additional view"
@@ -121,12 +121,12 @@ def _choose_unfreeze(config: Config, facts: Facts, *, has_probe: bool) -> Choice
 
 
 def _is_full_finetuning(config: Config) -> bool:
-    """Tell whether all layers train from the first epoch on, after a probe."""
+    """Return whether all layers train from the first epoch, if there is a probe."""
     return config.unfreeze.name in ("auto", "all") and not config.unfreeze.params
 
 
 def _choose_epochs(facts: Facts, size_reason: str, *, has_fitted_head: bool) -> Choice:
-    """Fewer after a probe and with large sets; from scratch three times as many."""
+    """Fewer epochs after a probe and with more images; three times as many from scratch."""
     if has_fitted_head:
         return Choice(
             _compute_epochs_after_probe(facts.num_images), f"{size_reason}, after a linear probe"
@@ -138,22 +138,24 @@ def _choose_epochs(facts: Facts, size_reason: str, *, has_fitted_head: bool) -> 
 
 
 def _compute_epochs_after_probe(num_images: int) -> int:
-    """Six where there is something to learn: with few images the probe is hard to beat."""
+    """Six for most sets; more steps with few images, where the probe is hard to beat."""
     if num_images < 1_000:
         return min(10, max(4, round(1_000 / num_images)))
     return 6 if num_images < 50_000 else 3
 
 
 def _choose_train_sizes(config: Config, facts: Facts, *, is_probe_only: bool) -> Choice:
-    """Seven tenths of the side, as crops show things larger (Touvron et al. 2019, FixRes).
+    """Seven tenths of the evaluation side, as in FixRes (Touvron et al. 2019).
+
+    Objects appear larger in random crops than in whole images of the same size.
 
     https://arxiv.org/abs/1906.06423
     """
-    asked = config.data.image_size
-    side = facts.image_size if asked == "auto" else asked
+    requested = config.data.image_size
+    side = facts.image_size if requested == "auto" else requested
     smaller = compute_fixres_train_size(side)
-    served = facts.is_pretrained and facts.supports_any_size and side >= FIXRES_MIN_IMAGE_SIZE
-    if is_probe_only or not served or not _has_random_crops(config):
+    is_supported = facts.is_pretrained and facts.supports_any_size and side >= FIXRES_MIN_IMAGE_SIZE
+    if is_probe_only or not is_supported or not _has_random_crops(config):
         return Choice((side, side))
     return Choice(
         (smaller, smaller), f"random crops enlarge objects (FixRes); half the compute of {side} px"
@@ -161,12 +163,12 @@ def _choose_train_sizes(config: Config, facts: Facts, *, is_probe_only: bool) ->
 
 
 def compute_fixres_train_size(image_size: int) -> int:
-    """Return the side in pixels of training images for a side of evaluation, a multiple of 32."""
+    """Return the side of training images for that of evaluation, a multiple of 32 pixels."""
     return max(32, round(FIXRES_TRAIN_RATIO * image_size / 32) * 32)
 
 
 def _has_random_crops(config: Config) -> bool:
-    """Tell whether the augmentation cuts images at any size."""
+    """Return whether the augmentation takes random crops of any size."""
     return config.augment.name in ("auto", "light", "medium", "strong")
 
 
@@ -183,13 +185,13 @@ def _choose_lr(config: Config) -> Choice:
 
 
 def _choose_backbone_lr_scale(config: Config, facts: Facts) -> Choice:
-    """Of AdamW a share of the weights' own size, as a step moves each weight by about its rate."""
+    """Relative to the weights' RMS, as an AdamW step moves each weight by about its rate."""
     if not facts.is_pretrained:
         return Choice(1.0, "no pretrained weights")
     if config.optim.name != "adamw":
         return Choice(0.05, "pretrained weights: small backbone learning rate")
-    most = 10.0 if facts.has_batch_norm else MAX_LR_WITHOUT_BATCH_NORM / HEAD_LR["adamw"]
-    scale = min(most, max(1e-4, BACKBONE_RELATIVE_STEP * facts.weight_rms / HEAD_LR["adamw"]))
+    maximum = 10.0 if facts.has_batch_norm else MAX_LR_WITHOUT_BATCH_NORM / HEAD_LR["adamw"]
+    scale = min(maximum, max(1e-4, BACKBONE_RELATIVE_STEP * facts.weight_rms / HEAD_LR["adamw"]))
     scale = float(f"{scale:.2g}")
     lr = HEAD_LR["adamw"] if config.optim.lr == "auto" else config.optim.lr
     step = lr * scale / max(facts.weight_rms, 1e-12)
@@ -198,7 +200,7 @@ def _choose_backbone_lr_scale(config: Config, facts: Facts) -> Choice:
 
 
 def _choose_layer_decay(facts: Facts) -> Choice:
-    """0.7 a stage of a five-stage network, spread over however many groups there are."""
+    """0.7 per stage of a five-stage network, distributed over the layer groups."""
     if not facts.is_pretrained:
         return Choice(1.0, "no pretrained weights")
     decay: float = 0.7 ** (4 / max(4, facts.num_groups - 2))
@@ -206,15 +208,15 @@ def _choose_layer_decay(facts: Facts) -> Choice:
 
 
 def _choose_calibration(facts: Facts) -> Choice:
-    enough = facts.num_val_images >= CALIBRATION_MIN_IMAGES
-    return Choice("on" if enough else "off", f"{facts.num_val_images} validation images")
+    is_enough = facts.num_val_images >= CALIBRATION_MIN_IMAGES
+    return Choice("on" if is_enough else "off", f"{facts.num_val_images} validation images")
 
 
 def _choose_imbalance_strategy(config: Config, facts: Facts) -> Choice:
-    """By ``scripts/benchmarks/imbalance.py``; what is asked for by other keys stands alone."""
+    """Measured by ``scripts/benchmarks/imbalance.py``; other imbalance keys exclude a strategy."""
     chosen = config.imbalance
-    asked = (chosen.sampler, chosen.class_weights, chosen.head_rebalancing, config.loss.name)
-    if any(name != "auto" for name in asked):
+    others = (chosen.sampler, chosen.class_weights, chosen.head_rebalancing, config.loss.name)
+    if any(name != "auto" for name in others):
         return Choice("none", "another imbalance setting is given")
     ratio = f"imbalance ratio {facts.imbalance_ratio:.3g}"
     if facts.imbalance_ratio < POST_HOC_MIN_RATIO:
@@ -230,22 +232,15 @@ def _choose_monitor(facts: Facts) -> Choice:
 
 
 def _choose_batch_size(num_images: int, *, num_micro_batches: int) -> int:
-    """Larger for larger sets, and a multiple of the parts that it runs in."""
-    least = 32 if num_images < 5_000 else 64 if num_images < 50_000 else 128
-    return -(-least // num_micro_batches) * num_micro_batches
+    """Larger for larger sets, and a multiple of the micro-batches of a step."""
+    minimum = 32 if num_images < 5_000 else 64 if num_images < 50_000 else 128
+    return -(-minimum // num_micro_batches) * num_micro_batches
 
 
 def _count_micro_batches(config: Config, facts: Facts) -> int:
-    """Return over how many processes and accumulated batches a step is divided."""
+    """Return the micro-batches of a step, over all processes and accumulated batches."""
     trainer = config.trainer
     devices = facts.processes_per_node if isinstance(trainer.devices, str) else trainer.devices
     nodes = facts.num_nodes if isinstance(trainer.num_nodes, str) else trainer.num_nodes
-    return (
-        devices
-        * nodes
-        * (
-            1
-            if isinstance(trainer.accumulate_grad_batches, str)
-            else trainer.accumulate_grad_batches
-        )
-    )
+    accumulate = trainer.accumulate_grad_batches
+    return devices * nodes * (1 if isinstance(accumulate, str) else accumulate)

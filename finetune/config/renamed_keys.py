@@ -1,4 +1,4 @@
-"""Config keys of version 0.1 by their present names, so that older run folders still load."""
+"""Present names of the config keys of version 0.1, so that its run folders still load."""
 
 from collections.abc import Mapping
 from typing import Any

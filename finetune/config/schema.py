@@ -1,6 +1,6 @@
-"""The config tree: every key, its default, its range and one line on what it does.
+"""Config of a run: every key with its default, its range and a description.
 
-The sections on images and on learning stand in modules of their own.
+``data`` and ``learning`` have the sections on images and on learning.
 """
 
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ from finetune.config.section import Auto, Section, coerce_on_off
 
 
 class ModelConfig(Section):
-    """The network and where its weights come from."""
+    """Network and the source of its weights."""
 
     backbone: str = Field(
         "resnet50", min_length=1, description="any timm model name, googlenet or alexnet"
@@ -33,96 +33,98 @@ class ModelConfig(Section):
     )
     batch_norm: Literal["auto", "frozen", "train", "sync"] = Field(
         "auto",
-        description="BatchNorm statistics of trained groups; auto: frozen in pretrained "
-        "backbones, train with random weights; sync: over all GPUs",
+        description="BatchNorm statistics of trainable groups: frozen, updated (train) or "
+        "synchronized over all GPUs (sync); auto: frozen with pretrained weights, else train",
     )
     grad_checkpointing: bool = Field(
         False,
-        description="keep few activations and compute the rest again in the backward pass: less "
-        "memory, more time",
+        description="activation checkpointing: recompute activations in the backward pass, for "
+        "less memory and more time",
     )
     drop_rate: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="dropout before the classifier; null: what the backbone has"
+        None, description="dropout rate before the classifier; null: default of the backbone"
     )
     kwargs: dict[str, Any] = Field(
         default_factory=dict, description="further arguments of timm.create_model"
     )
     pretrained_cfg: dict[str, Any] = Field(
         default_factory=dict,
-        description="overrides of the preprocessing that the weights expect: mean, std, "
-        "interpolation, crop_pct, crop_mode",
+        description="overrides of the preprocessing of the weights: mean, std, interpolation, "
+        "crop_pct, crop_mode",
     )
 
 
 class TrainerConfig(Section):
-    """The loop, the machine and when to stop."""
+    """Training loop, hardware and stopping."""
 
     epochs: Annotated[int, Field(ge=1)] | Auto = Field(
-        "auto", description="passes over the images; auto: by how many there are"
+        "auto", description="number of epochs; auto: by the number of training images"
     )
     batch_size: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto",
-        description="images a step over all processes and accumulated batches; auto: 32, and "
-        "64 or 128 for large sets",
+        description="images per optimizer step, over all processes and accumulated "
+        "micro-batches; auto: 32, and 64 or 128 from 5,000 or 50,000 images",
     )
     accumulate_grad_batches: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto",
-        description="batches whose gradients make one step; auto: 1, and more where one batch does "
-        "not fit into the memory",
+        description="micro-batches per process whose gradients are accumulated for one step; "
+        "auto: 1, and more if the batch does not fit into the memory",
     )
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
-        "auto", description="auto: bf16-mixed where the machine computes it fast, else 32-true"
+        "auto",
+        description="numeric precision; auto: bf16-mixed if the hardware supports it, else 32-true",
     )
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="auto: a GPU where there is one"
+        "auto", description="device type; auto: a GPU if there is one"
     )
     devices: Annotated[int, Field(ge=1)] | Auto = Field(
-        "auto", description="processes a machine; auto: what the cluster job gives, else 1"
+        "auto", description="processes per node; auto: those of the launcher, else 1"
     )
     num_nodes: Annotated[int, Field(ge=1)] | Auto = Field(
-        "auto", description="machines; auto: what the cluster job gives, else 1"
+        "auto", description="number of nodes; auto: those of the launcher, else 1"
     )
     strategy: Literal["ddp", "fsdp", "deepspeed"] = Field(
         "ddp",
-        description="ddp: every process holds the network; fsdp: GPUs share its weights, gradients "
-        "and optimizer between the steps",
+        description="ddp: every process holds the whole network; fsdp: weights, gradients and "
+        "optimizer states are sharded over the GPUs",
     )
     collective_timeout_seconds: float = Field(
         600.0,
         gt=0,
-        description="how long a process waits for another one before all of them end",
+        description="seconds that a process waits for another one before the run fails",
     )
-    gradient_clip_val: float = Field(1.0, ge=0, description="largest gradient norm; 0: no limit")
+    gradient_clip_val: float = Field(
+        1.0, ge=0, description="maximum norm of the gradients; 0: no clipping"
+    )
     monitor: Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "loss"] = Field(
         "auto",
-        description="validation metric of the best epoch; auto: accuracy, and macro_f1 where one "
-        "class has over twice the images of another",
+        description="validation metric that selects the best epoch; auto: macro_f1 above an "
+        "imbalance ratio of 2, else accuracy",
     )
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="stop after so many epochs without a better one; null: never"
+        None,
+        description="epochs without improvement before training stops; null: no early stopping",
     )
     compile: bool = Field(
         False,
-        description="torch.compile: minutes first, then faster steps on a GPU; where it fails, a "
-        "note says why and training goes on without",
+        description="use torch.compile: minutes of compilation, then faster steps on a GPU; if "
+        "it fails, training continues without it",
     )
-    deterministic: bool = Field(
-        False, description="refuse GPU kernels whose result differs from run to run"
-    )
+    deterministic: bool = Field(False, description="use only deterministic GPU kernels")
 
 
 class CheckpointConfig(Section):
-    """When a run is saved, besides at the end of every epoch."""
+    """Checkpoints in addition to those at the end of every epoch."""
 
     every_minutes: Annotated[float, Field(gt=0)] | None = Field(
         10.0,
-        description="save in mid-epoch so often, for the case of a crash; null: never. What asks a "
-        "run to stop (SIGTERM, SIGUSR1, SIGHUP, Ctrl-C) is answered with a checkpoint in any case",
+        description="minutes between checkpoints within an epoch, in case of a crash; null: "
+        "none. A stop signal (SIGTERM, SIGUSR1, SIGHUP, Ctrl-C) always saves a checkpoint",
     )
 
 
 class TrackingConfig(Section):
-    """Where the numbers go besides metrics.csv."""
+    """Experiment tracking in addition to metrics.csv."""
 
     wandb: Annotated[
         Literal["off", "offline", "online"],
@@ -135,7 +137,7 @@ class TrackingConfig(Section):
 
 
 class Config(Section):
-    """Everything that a run depends on."""
+    """Config of a run."""
 
     data: DataConfig = Field(default_factory=DataConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
@@ -151,9 +153,14 @@ class Config(Section):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
-    seed: int = Field(0, ge=0, lt=2**31, description="of the split, the order and the augmentation")
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**31,
+        description="seed of the split, the order, the augmentation and random weights",
+    )
     resume: Literal["never", "auto"] = Field(
-        "never", description="auto: go on with the run in output, if there is one"
+        "never", description="never, or auto: resume the run in output if there is one"
     )
     output: str | None = Field(
         None, description="run folder; null: runs/<date>-<backbone>-<data folder>"

@@ -1,4 +1,4 @@
-"""What sections of the config tree are made of."""
+"""Base class and value types of the config sections."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ Auto = Literal["auto"]
 def build_name_validator(
     names: Sequence[str], *, allow_custom: bool = True
 ) -> Callable[[str], str]:
-    """Return a validator that takes a known name, or ``package.module:attribute``."""
+    """Return a validator of known names and, if allowed, of ``package.module:attribute``."""
 
     def check(value: str) -> str:
         if value in names or (allow_custom and ":" in value):
@@ -24,7 +24,7 @@ def build_name_validator(
 
 
 def coerce_on_off(value: Any) -> Any:
-    """Undo YAML 1.1, which reads a bare ``off`` as false and ``on`` as true."""
+    """Return "on" or "off" for a boolean, as YAML 1.1 reads a bare ``on`` as true."""
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
@@ -32,6 +32,6 @@ Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(coerce_on_off)]
 
 
 class Section(BaseModel):
-    """A part of the tree: unknown keys are refused, values are not changed after checking."""
+    """Section of the config; unknown keys are errors, and values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

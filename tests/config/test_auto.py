@@ -1,4 +1,4 @@
-"""What auto stands for, and that nothing else is touched."""
+"""Tests of the rules behind "auto"."""
 
 from typing import Any
 
@@ -35,142 +35,145 @@ EXPLICIT: dict[str, Any] = {
 }
 
 
-def facts(**changes: Any) -> Facts:
-    known: dict[str, Any] = {
+def build_facts(**changes: Any) -> Facts:
+    defaults: dict[str, Any] = {
         "class_counts": [50, 50],
-        "pretrained": True,
+        "is_pretrained": True,
         "num_groups": 7,
         "image_size": 224,
-        "fast_bf16": False,
+        "has_fast_bf16": False,
         "free_cores": 8,
     }
-    return Facts(**known | changes)
+    return Facts(**defaults | changes)
 
 
-def chosen(assignments: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    choices = choose_auto_values(build_config({}, assignments=assignments), facts(**changes))
+def choose(assignments: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    choices = choose_auto_values(build_config({}, assignments=assignments), build_facts(**changes))
     return {key: choice.value for key, choice in choices.items()}
 
 
-def test_explicit_values_are_never_chosen_again() -> None:
-    assert chosen(EXPLICIT) == {}
+def test_auto_explicit_values_are_kept() -> None:
+    assert choose(EXPLICIT) == {}
     for key, value in EXPLICIT.items():
-        others = chosen({key: value})
+        others = choose({key: value})
         assert key not in others
         assert EXPLICIT.keys() - {key} <= others.keys() <= EXPLICIT.keys() | {"unfreeze.params"}
 
 
-@pytest.mark.parametrize("pretrained", [True, False])
-def test_chosen_values_are_valid_and_leave_nothing_more_to_choose(pretrained: bool) -> None:
-    config = replace_values(Config(), chosen(pretrained=pretrained))
-    assert choose_auto_values(config, facts(pretrained=pretrained)) == {}
+@pytest.mark.parametrize("is_pretrained", [True, False])
+def test_auto_choices_are_valid_and_complete(is_pretrained: bool) -> None:
+    config = replace_values(Config(), choose(is_pretrained=is_pretrained))
+    assert choose_auto_values(config, build_facts(is_pretrained=is_pretrained)) == {}
 
 
-def test_pretrained_weights_are_spared_and_random_ones_are_not() -> None:
+def test_auto_pretrained_weights_get_smaller_learning_rates() -> None:
     keys = ("unfreeze.name", "model.batch_norm", "optim.backbone_lr_scale", "optim.layer_decay")
-    spared, random = chosen(), chosen(pretrained=False)
+    pretrained, random = choose(), choose(is_pretrained=False)
     assert [random[key] for key in keys] == ["all", "train", 1.0, 1.0]
-    assert [spared[key] for key in keys[:2]] == ["all", "frozen"]
-    assert spared["optim.backbone_lr_scale"] < 1
-    assert spared["optim.layer_decay"] < 1
+    assert [pretrained[key] for key in keys[:2]] == ["all", "frozen"]
+    assert pretrained["optim.backbone_lr_scale"] < 1
+    assert pretrained["optim.layer_decay"] < 1
     assert "unfreeze.params" not in random
 
 
 @pytest.mark.parametrize(("rms", "scale"), [(0.0047, 0.094), (0.13, 2.6), (0.0, 1e-4), (9.0, 10)])
-def test_a_step_of_adamw_moves_the_backbone_by_a_share_of_its_own_size(
-    rms: float, scale: float
-) -> None:
-    found = chosen(weight_rms=rms)
-    assert found["optim.backbone_lr_scale"] == pytest.approx(scale)
-    assert found["optim.lr"] == 1e-3
-    # the rate that a user types moves both
-    assert chosen({"optim.lr": 0.1}, weight_rms=rms)["optim.backbone_lr_scale"] == scale
-    assert chosen(weight_rms=rms, batch_norm=False)["optim.backbone_lr_scale"] == min(scale, 0.1)
-    assert chosen({"optim.name": "sgd"}, weight_rms=rms)["optim.backbone_lr_scale"] == 0.05
-    assert chosen(weight_rms=rms, pretrained=False)["optim.backbone_lr_scale"] == 1.0
+def test_backbone_lr_scale_follows_weight_rms_with_adamw(rms: float, scale: float) -> None:
+    choices = choose(weight_rms=rms)
+    assert choices["optim.backbone_lr_scale"] == pytest.approx(scale)
+    assert choices["optim.lr"] == 1e-3
+    # an explicit learning rate changes head and backbone
+    assert choose({"optim.lr": 0.1}, weight_rms=rms)["optim.backbone_lr_scale"] == scale
+    assert choose(weight_rms=rms, has_batch_norm=False)["optim.backbone_lr_scale"] == min(
+        scale, 0.1
+    )
+    assert choose({"optim.name": "sgd"}, weight_rms=rms)["optim.backbone_lr_scale"] == 0.05
+    assert choose(weight_rms=rms, is_pretrained=False)["optim.backbone_lr_scale"] == 1.0
 
 
-def test_a_choice_of_the_recipe_says_why() -> None:
+def test_auto_choices_have_reasons() -> None:
     choices = choose_auto_values(
-        Config(), facts(class_counts=[1500, 600], weight_rms=0.0047, num_val=90)
+        Config(), build_facts(class_counts=[1500, 600], weight_rms=0.0047, num_val_images=90)
     )
     reasons = {key: choice.reason for key, choice in choices.items()}
-    assert reasons["trainer.epochs"] == "2,100 training images, after a linear probe"
-    assert "0.0047) by 2.0%" in reasons["optim.backbone_lr_scale"]
-    assert reasons["trainer.monitor"] == "imbalance ratio 2.5"
-    assert reasons["calibration.enabled"] == "90 validation images"
-    untaught = choose_auto_values(Config(), facts(pretrained=False))
-    assert untaught["unfreeze.name"].reason == "no pretrained weights"
+    assert "2,100" in reasons["trainer.epochs"]
+    assert "0.0047" in reasons["optim.backbone_lr_scale"]
+    assert "2.0%" in reasons["optim.backbone_lr_scale"]
+    assert "2.5" in reasons["trainer.monitor"]
+    assert "90" in reasons["calibration.enabled"]
+    random = choose_auto_values(Config(), build_facts(is_pretrained=False))
+    assert random["unfreeze.name"].reason
 
 
-def test_a_random_head_trains_alone_first_and_a_fitted_one_does_not() -> None:
-    assert chosen({"probe.enabled": "off"})["unfreeze.name"] == "head_first"
-    assert chosen(linear_head=False)["unfreeze.name"] == "head_first"
-    assert chosen({"probe.enabled": "on"})["unfreeze.name"] == "all"
-    assert chosen({"unfreeze.params": {"epochs": 5}})["unfreeze.name"] == "head_first"
+def test_unfreeze_auto_without_probe_is_head_first() -> None:
+    assert choose({"probe.enabled": "off"})["unfreeze.name"] == "head_first"
+    assert choose(has_linear_head=False)["unfreeze.name"] == "head_first"
+    assert choose({"probe.enabled": "on"})["unfreeze.name"] == "all"
+    assert choose({"unfreeze.params": {"epochs": 5}})["unfreeze.name"] == "head_first"
 
 
-def test_a_backbone_that_knows_something_is_probed() -> None:
-    assert chosen()["probe.enabled"] == "on"
-    assert chosen(pretrained=False)["probe.enabled"] == "off"
-    assert chosen(linear_head=False)["probe.enabled"] == "off"
-    assert chosen({"trainer.strategy": "fsdp"})["probe.enabled"] == "off"
+def test_probe_auto_is_on_for_pretrained_weights() -> None:
+    assert choose()["probe.enabled"] == "on"
+    assert choose(is_pretrained=False)["probe.enabled"] == "off"
+    assert choose(has_linear_head=False)["probe.enabled"] == "off"
+    assert choose({"trainer.strategy": "fsdp"})["probe.enabled"] == "off"
 
 
-def test_the_decay_over_all_groups_is_that_of_five_stages() -> None:
-    assert chosen(num_groups=6)["optim.layer_decay"] == 0.7
+def test_layer_decay_over_all_groups_equals_that_of_five_stages() -> None:
+    assert choose(num_groups=6)["optim.layer_decay"] == 0.7
     for num_groups in (7, 14, 26, 50):
-        decay = chosen(num_groups=num_groups)["optim.layer_decay"]
-        # head and stem aside, num_groups - 2 steps lead from the last backbone group to the first
+        decay = choose(num_groups=num_groups)["optim.layer_decay"]
+        # from the last backbone group to the first one are num_groups - 2 steps
         assert decay ** (num_groups - 2) == pytest.approx(0.7**4, rel=0.01)
-    assert chosen(num_groups=3)["optim.layer_decay"] == 0.7
+    assert choose(num_groups=3)["optim.layer_decay"] == 0.7
 
 
-def test_the_head_trains_alone_for_some_but_not_all_epochs() -> None:
+def test_head_first_epochs_are_a_fraction_of_all() -> None:
     for epochs in range(2, 40):
-        params = chosen({"trainer.epochs": epochs, "probe.enabled": "off"})["unfreeze.params"]
+        params = choose({"trainer.epochs": epochs, "probe.enabled": "off"})["unfreeze.params"]
         assert 1 <= params["epochs"] < epochs
         assert params["epochs"] == pytest.approx(0.3 * epochs, abs=0.5)
-    assert chosen({"trainer.epochs": 1}).get("unfreeze.params", {}) == {}
+    assert choose({"trainer.epochs": 1}).get("unfreeze.params", {}) == {}
 
 
-def test_parameters_of_the_schedule_that_the_user_gave_stay() -> None:
-    assert "unfreeze.params" not in chosen({"unfreeze.params": {"epochs": 5}})
-    assert "unfreeze.params" not in chosen({"unfreeze.name": "head_first"})
+def test_explicit_unfreeze_params_are_kept() -> None:
+    assert "unfreeze.params" not in choose({"unfreeze.params": {"epochs": 5}})
+    assert "unfreeze.params" not in choose({"unfreeze.name": "head_first"})
 
 
-@pytest.mark.parametrize(("num_images", "more"), [(4_999, 0), (5_000, 1), (49_999, 1), (50_000, 2)])
-def test_larger_sets_take_larger_batches_and_fewer_epochs(num_images: int, more: int) -> None:
-    found = chosen(class_counts=[num_images - 10, 10])
-    assert found["trainer.batch_size"] == 32 * 2**more
-    assert found["trainer.epochs"] == [6, 6, 3][more]
-    untaught = chosen({"probe.enabled": "off"}, class_counts=[num_images - 10, 10])
-    assert untaught["trainer.epochs"] == [10, 8, 5][more]
-    scratch = chosen(class_counts=[num_images - 10, 10], pretrained=False)
-    assert scratch["trainer.epochs"] == 3 * untaught["trainer.epochs"]
+@pytest.mark.parametrize(
+    ("num_images", "size_class"), [(4_999, 0), (5_000, 1), (49_999, 1), (50_000, 2)]
+)
+def test_larger_sets_get_larger_batches_and_fewer_epochs(num_images: int, size_class: int) -> None:
+    choices = choose(class_counts=[num_images - 10, 10])
+    assert choices["trainer.batch_size"] == 32 * 2**size_class
+    assert choices["trainer.epochs"] == [6, 6, 3][size_class]
+    unprobed = choose({"probe.enabled": "off"}, class_counts=[num_images - 10, 10])
+    assert unprobed["trainer.epochs"] == [10, 8, 5][size_class]
+    scratch = choose(class_counts=[num_images - 10, 10], is_pretrained=False)
+    assert scratch["trainer.epochs"] == 3 * unprobed["trainer.epochs"]
 
 
-@pytest.mark.parametrize(("num_images", "views"), [(998, 1), (1_000, 0)])
-def test_of_few_images_the_probe_sees_more(num_images: int, views: int) -> None:
+@pytest.mark.parametrize(("num_images", "expected"), [(998, 1), (1_000, 0)])
+def test_probe_num_crops_with_few_images_is_one(num_images: int, expected: int) -> None:
     counts = [num_images // 2, num_images // 2]
-    assert chosen(class_counts=counts)["probe.num_crops"] == views
-    assert chosen({"probe.enabled": "off"}, class_counts=counts)["probe.num_crops"] == 0
-    for uncut in ("none", "mine.json"):
-        assert chosen({"augment.name": uncut}, class_counts=counts)["probe.num_crops"] == 0
+    assert choose(class_counts=counts)["probe.num_crops"] == expected
+    assert choose({"probe.enabled": "off"}, class_counts=counts)["probe.num_crops"] == 0
+    for augment in ("none", "mine.json"):
+        assert choose({"augment.name": augment}, class_counts=counts)["probe.num_crops"] == 0
 
 
-def test_layers_that_wait_get_more_epochs() -> None:
-    assert chosen({"unfreeze.name": "gradual"})["trainer.epochs"] == 10
-    assert chosen({"unfreeze.params": {"epochs": 5}})["trainer.epochs"] == 10
-    assert chosen({"unfreeze.name": "all"})["trainer.epochs"] == 10  # of 100 images
-    assert chosen({"unfreeze.name": "all"}, class_counts=[200, 200])["trainer.epochs"] == 4
-    assert chosen({"unfreeze.name": "all"}, class_counts=[500, 500])["trainer.epochs"] == 6
-    assert chosen({"unfreeze.name": "gradual"}, class_counts=[500, 500])["trainer.epochs"] == 10
+def test_epochs_with_frozen_layers_are_more() -> None:
+    assert choose({"unfreeze.name": "gradual"})["trainer.epochs"] == 10
+    assert choose({"unfreeze.params": {"epochs": 5}})["trainer.epochs"] == 10
+    assert choose({"unfreeze.name": "all"})["trainer.epochs"] == 10  # of 100 images
+    assert choose({"unfreeze.name": "all"}, class_counts=[200, 200])["trainer.epochs"] == 4
+    assert choose({"unfreeze.name": "all"}, class_counts=[500, 500])["trainer.epochs"] == 6
+    assert choose({"unfreeze.name": "gradual"}, class_counts=[500, 500])["trainer.epochs"] == 10
 
 
 @pytest.mark.parametrize(("num_images", "epochs"), [(20, 10), (100, 10), (125, 8), (250, 4)])
-def test_a_handful_of_images_is_seen_more_often(num_images: int, epochs: int) -> None:
-    assert chosen(class_counts=[num_images // 2, num_images // 2])["trainer.epochs"] == epochs
+def test_epochs_with_few_images_are_more(num_images: int, epochs: int) -> None:
+    assert choose(class_counts=[num_images // 2, num_images // 2])["trainer.epochs"] == epochs
 
 
 @pytest.mark.parametrize(
@@ -182,18 +185,18 @@ def test_a_handful_of_images_is_seen_more_often(num_images: int, epochs: int) ->
         ({"data.image_size": 128}, {}, (128, 128)),
         ({"augment.name": "none"}, {}, (224, 224)),
         ({"augment.name": "mine.json"}, {}, (224, 224)),
-        ({}, {"any_size": False}, (224, 224)),
-        ({}, {"pretrained": False}, (224, 224)),
+        ({}, {"supports_any_size": False}, (224, 224)),
+        ({}, {"is_pretrained": False}, (224, 224)),
     ],
 )
-def test_training_images_are_smaller_where_they_can_be(
+def test_train_image_size_is_smaller_if_supported(
     assignments: dict[str, Any], changes: dict[str, Any], expected: tuple[int, int]
 ) -> None:
-    assert chosen(assignments, **changes)["data.train_image_size"] == expected
+    assert choose(assignments, **changes)["data.train_image_size"] == expected
 
 
 @pytest.mark.parametrize(
-    ("processes", "nodes", "asked", "batch"),
+    ("processes", "nodes", "assignments", "expected"),
     [
         (3, 1, {}, 33),
         (6, 1, {}, 36),
@@ -203,19 +206,22 @@ def test_training_images_are_smaller_where_they_can_be(
         (6, 1, {"trainer.batch_size": 32}, None),
     ],
 )
-def test_a_batch_that_nobody_chose_divides_over_the_processes(
-    processes: int, nodes: int, asked: dict[str, Any], batch: int | None
+def test_batch_size_auto_is_divisible_by_micro_batches(
+    processes: int, nodes: int, assignments: dict[str, Any], expected: int | None
 ) -> None:
-    found = chosen(asked, processes_per_node=processes, num_nodes=nodes, class_counts=[2000, 2000])
-    assert found.get("trainer.batch_size") == batch
+    counts = [2000, 2000]
+    choices = choose(
+        assignments, processes_per_node=processes, num_nodes=nodes, class_counts=counts
+    )
+    assert choices.get("trainer.batch_size") == expected
 
 
 @pytest.mark.parametrize(
     ("counts", "monitor"),
     [([50, 50], "accuracy"), ([20, 10], "accuracy"), ([21, 10], "macro_f1"), ([9, 0], "macro_f1")],
 )
-def test_the_monitor_suits_the_class_sizes(counts: list[int], monitor: str) -> None:
-    assert chosen(class_counts=counts)["trainer.monitor"] == monitor
+def test_monitor_follows_imbalance_ratio(counts: list[int], monitor: str) -> None:
+    assert choose(class_counts=counts)["trainer.monitor"] == monitor
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "cuda", "mps"])
@@ -223,25 +229,25 @@ def test_the_monitor_suits_the_class_sizes(counts: list[int], monitor: str) -> N
     ("free_cores", "processes", "workers"),
     [(1, 1, 0), (2, 1, 0), (3, 1, 2), (8, 1, 7), (64, 1, 16), (8, 2, 3), (4, 4, 0), (2, 4, 0)],
 )
-def test_workers_leave_a_core_to_each_process_and_on_the_cpu_most_of_them(
+def test_num_workers_leave_a_core_to_each_process(
     free_cores: int, processes: int, workers: int, accelerator: str
 ) -> None:
-    machine: dict[str, Any] = {"free_cores": free_cores, "accelerator": accelerator}
-    found = chosen(**machine, processes_per_node=processes)
-    assert found["data.num_workers"] == (min(2, workers) if accelerator == "cpu" else workers)
-    assert found["trainer.devices"] == processes
-    # the processes that the user asks for count, and not those of the cluster job
-    asked = chosen({"trainer.devices": processes}, **machine, processes_per_node=7)
-    assert asked["data.num_workers"] == found["data.num_workers"]
+    hardware: dict[str, Any] = {"free_cores": free_cores, "accelerator": accelerator}
+    choices = choose(**hardware, processes_per_node=processes)
+    assert choices["data.num_workers"] == (min(2, workers) if accelerator == "cpu" else workers)
+    assert choices["trainer.devices"] == processes
+    # explicit devices take precedence over the processes of the launcher
+    explicit = choose({"trainer.devices": processes}, **hardware, processes_per_node=7)
+    assert explicit["data.num_workers"] == choices["data.num_workers"]
 
 
-def test_machine_and_weights_decide_the_rest() -> None:
-    found = chosen(fast_bf16=True, image_size=288)
-    assert (found["trainer.precision"], found["data.image_size"]) == ("bf16-mixed", 288)
-    assert chosen()["trainer.precision"] == "32-true"
-    assert chosen({"optim.name": "sgd"})["optim.lr"] > chosen()["optim.lr"]
+def test_precision_and_image_size_follow_hardware_and_weights() -> None:
+    choices = choose(has_fast_bf16=True, image_size=288)
+    assert (choices["trainer.precision"], choices["data.image_size"]) == ("bf16-mixed", 288)
+    assert choose()["trainer.precision"] == "32-true"
+    assert choose({"optim.name": "sgd"})["optim.lr"] > choose()["optim.lr"]
 
 
-@pytest.mark.parametrize(("num_val", "expected"), [(0, "off"), (199, "off"), (200, "on")])
-def test_few_validation_images_give_no_temperature(num_val: int, expected: str) -> None:
-    assert chosen(num_val=num_val)["calibration.enabled"] == expected
+@pytest.mark.parametrize(("num_val_images", "expected"), [(0, "off"), (199, "off"), (200, "on")])
+def test_calibration_auto_needs_200_validation_images(num_val_images: int, expected: str) -> None:
+    assert choose(num_val_images=num_val_images)["calibration.enabled"] == expected

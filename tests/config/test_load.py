@@ -1,4 +1,4 @@
-"""Files, words and flags become one tree; mistakes come all at once."""
+"""Tests of config files, assignments and flags, and of dumping configs."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ from finetune.config.schema import Config
 from finetune.errors import ConfigError
 
 
-def file_with(folder: Path, text: str) -> Path:
+def write_config(folder: Path, text: str) -> Path:
     file = folder / "config.yaml"
     file.write_text(text, encoding="utf-8")
     return file
@@ -44,17 +44,17 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("text", NUMBERS)
-def test_numbers_are_read_alike_in_files_and_words(tmp_path: Path, text: str) -> None:
+def test_numbers_are_read_alike_in_files_and_assignments(tmp_path: Path, text: str) -> None:
     expected = NUMBERS[text]
-    from_file = read_config_file(file_with(tmp_path, f"a: {text}\n"))["a"]
-    from_word = parse_assignments([f"a={text}"])["a"]
-    assert (from_file, from_word) == (expected, expected)
-    assert type(from_file) is type(from_word) is type(expected)
+    from_file = read_config_file(write_config(tmp_path, f"a: {text}\n"))["a"]
+    from_argument = parse_assignments([f"a={text}"])["a"]
+    assert (from_file, from_argument) == (expected, expected)
+    assert type(from_file) is type(from_argument) is type(expected)
 
 
-def test_words_are_yaml_and_keep_what_follows_the_first_equals_sign() -> None:
-    words = ["a.b=[1, x]", "c=", "d={e: 3e-4}", "f=k=v", "g=true", "h=ü, ö"]
-    assert parse_assignments(words) == {
+def test_parse_assignments_reads_yaml_after_the_first_equals_sign() -> None:
+    args = ["a.b=[1, x]", "c=", "d={e: 3e-4}", "f=k=v", "g=true", "h=ü, ö"]
+    assert parse_assignments(args) == {
         "a.b": [1, "x"],
         "c": None,
         "d": {"e": 3e-4},
@@ -65,61 +65,63 @@ def test_words_are_yaml_and_keep_what_follows_the_first_equals_sign() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "yes"),
+    ("arg", "expected"),
     [("a.b=1", True), ("seed=", True), ("photos", False), ("./a=b", False), ("=x", False)],
 )
-def test_a_word_with_a_key_is_an_assignment(word: str, yes: bool) -> None:
-    assert is_assignment(word) is yes
+def test_is_assignment_needs_a_key(arg: str, expected: bool) -> None:
+    assert is_assignment(arg) is expected
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
-        (["seed=1", "optim.lr=1", "seed=2"], "seed is given twice on the command line"),
-        (["a=[1"], r"a=\[1: the value is not YAML"),
-        (["a={b: 1, b: 2}"], "key 'b' stands twice"),
-        (["a={? [1] : 2}"], "the value is not YAML"),
+        (["seed=1", "optim.lr=1", "seed=2"], "seed "),
+        (["a=[1"], r"a=\[1: "),
+        (["a={b: 1, b: 2}"], "'b'"),
+        (["a={? [1] : 2}"], r"a=\{\? \[1\] : 2\}: "),
     ],
 )
-def test_words_that_cannot_be_read(words: list[str], message: str) -> None:
+def test_parse_assignments_invalid_raises_config_error(args: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse_assignments(words)
+        parse_assignments(args)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("optim:\n  lr: 1\n  lr: 2\n", r"config\.yaml: key 'lr' stands twice, again in line 3"),
-        ("seed: 1\noptim: {}\nseed: 1\n", "key 'seed' stands twice, again in line 3"),
-        ("optim:\n\tlr: 1\n", r"config\.yaml, line 2: .*\. Mend the file"),
-        ("? [1]\n: 2\n", r"config\.yaml, line 1: found unhashable key"),
-        ("!!python/object:os.system {}", r"config\.yaml, line 1: could not determine a construct"),
-        ("- 1\n- 2\n", r"config\.yaml holds a list, not keys and values"),
-        ("word", r"config\.yaml holds a str"),
+        ("optim:\n  lr: 1\n  lr: 2\n", r"config\.yaml: .*'lr' in line 3"),
+        ("seed: 1\noptim: {}\nseed: 1\n", "'seed' in line 3"),
+        ("optim:\n\tlr: 1\n", r"config\.yaml, line 2: "),
+        ("? [1]\n: 2\n", r"config\.yaml, line 1: "),
+        ("!!python/object:os.system {}", r"config\.yaml, line 1: "),
+        ("- 1\n- 2\n", r"config\.yaml .*list"),
+        ("word", r"config\.yaml .*str"),
     ],
 )
-def test_files_that_cannot_be_read(tmp_path: Path, text: str, message: str) -> None:
+def test_read_config_file_invalid_raises_config_error(
+    tmp_path: Path, text: str, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_config_file(file_with(tmp_path, text))
+        read_config_file(write_config(tmp_path, text))
 
 
-def test_a_missing_binary_or_empty_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"Cannot read the config file .*gone\.yaml: No such"):
+def test_read_config_file_missing_binary_or_empty(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml: No such"):
         read_config_file(tmp_path / "gone.yaml")
-    with pytest.raises(ConfigError, match="Cannot read the config file"):
+    with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
         read_config_file(tmp_path)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="is not a text file in UTF-8"):
+    with pytest.raises(ConfigError, match=r"binary .*UTF-8"):
         read_config_file(tmp_path / "binary")
-    assert read_config_file(file_with(tmp_path, "# nothing\n")) == {}
+    assert read_config_file(write_config(tmp_path, "# nothing\n")) == {}
 
 
-def test_anchors_and_merges_are_yaml_too(tmp_path: Path) -> None:
+def test_read_config_file_supports_anchors_and_merges(tmp_path: Path) -> None:
     text = "a: &base {x: 1, y: 2}\nb:\n  <<: *base\n  y: 3\n"
-    assert read_config_file(file_with(tmp_path, text))["b"] == {"x": 1, "y": 3}
+    assert read_config_file(write_config(tmp_path, text))["b"] == {"x": 1, "y": 3}
 
 
-def test_flags_win_over_words_and_words_over_the_file() -> None:
+def test_build_config_flags_override_assignments_override_file() -> None:
     tree = {"optim": {"lr": 1.0, "weight_decay": 0.5, "name": "sgd"}, "seed": 1}
     config = build_config(
         tree,
@@ -132,12 +134,12 @@ def test_flags_win_over_words_and_words_over_the_file() -> None:
     assert tree == {"optim": {"lr": 1.0, "weight_decay": 0.5, "name": "sgd"}, "seed": 1}
 
 
-def test_a_flag_and_a_word_that_differ_are_a_conflict() -> None:
-    with pytest.raises(ConfigError, match=r"optim\.lr: --lr 0\.1 and optim\.lr=0\.2 differ"):
+def test_build_config_flag_contradicting_assignment_raises_config_error() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.lr: --lr 0\.1 .*optim\.lr=0\.2"):
         build_config({}, assignments={"optim.lr": 0.2}, flags={"optim.lr": ("--lr", 0.1)})
 
 
-def test_all_mistakes_come_at_once_each_with_its_source_and_the_nearest_name() -> None:
+def test_build_config_reports_all_errors_with_source_and_similar_name() -> None:
     tree = {
         "optm": {"lr": 1},
         "optim": {"lrr": 1, "weight_decay": "much"},
@@ -160,35 +162,35 @@ def test_all_mistakes_come_at_once_each_with_its_source_and_the_nearest_name() -
         r"data\.val_fraction: found 2, expected less than 1 \(command line\)",
         r"seed: found .* expected .*integer.* \(command line\)",
         r"augment\.name: unknown preset 'stron'\. Did you mean 'strong'\?.* \(--augment\)",
-        r"trainer\.epochs: 'trainer' holds a value, not keys",
-        r"trainer: 5 is a value, but this is a section with keys of its own \(my\.yaml\)",
+        r"trainer\.epochs: 'trainer' .*",
+        r"trainer: found 5, expected a section.* \(my\.yaml\)",
     ]
     for pattern in expected:
         matching = [line for line in lines if re.fullmatch(f"  {pattern}", line)]
         assert len(matching) == 1, (pattern, lines)
-    assert first == f"{len(lines)} mistakes in the configuration:"
+    assert first.startswith(f"{len(lines)} ")
     assert len(lines) == len(expected)
-    assert last == "See all keys: finetune config"
+    assert "finetune config" in last
 
 
 @pytest.mark.parametrize("key", ["optim.learning_rate", "lr", "trainer.lr", "epochs"])
-def test_an_unknown_key_is_refused(key: str) -> None:
+def test_build_config_unknown_key_raises_config_error(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"{re.escape(key)}: unknown key"):
         build_config({}, assignments={key: 1})
 
 
 @pytest.mark.parametrize(
-    ("key", "near"),
+    ("key", "similar"),
     [("lr", "optim.lr"), ("epochs", "trainer.epochs"), ("trainer.epoch", "trainer.epochs")],
 )
-def test_a_key_in_the_wrong_section_is_found(key: str, near: str) -> None:
-    with pytest.raises(ConfigError, match=rf"Did you mean '{re.escape(near)}'\?"):
+def test_build_config_unknown_key_suggests_other_section(key: str, similar: str) -> None:
+    with pytest.raises(ConfigError, match=rf"Did you mean '{re.escape(similar)}'\?"):
         build_config({}, assignments={key: 1})
 
 
-def test_commented_defaults_are_the_defaults_with_a_comment_over_each_key(tmp_path: Path) -> None:
+def test_commented_defaults_equal_defaults_with_a_comment_per_key(tmp_path: Path) -> None:
     text = dump_commented_defaults()
-    assert read_config_file(file_with(tmp_path, text)) == Config().model_dump()
+    assert read_config_file(write_config(tmp_path, text)) == Config().model_dump()
     lines = text.splitlines()
     keys = [number for number, line in enumerate(lines) if re.match(r" *\w+:", line)]
     for number in keys:
@@ -200,8 +202,8 @@ def test_commented_defaults_are_the_defaults_with_a_comment_over_each_key(tmp_pa
         for top, section in Config().model_dump().items()
         for name in (section if isinstance(section, dict) else [top])
     ]
-    found = [re.sub(r":.*", ":", lines[number]) for number in keys]
-    assert [key for key in found if key in values] == values
+    written = [re.sub(r":.*", ":", lines[number]) for number in keys]
+    assert [key for key in written if key in values] == values
 
 
 CHANGED: dict[str, Any] = {
@@ -220,19 +222,19 @@ CHANGED: dict[str, Any] = {
 }
 
 
-def test_a_dumped_tree_is_read_back_as_it_was(tmp_path: Path) -> None:
+def test_dump_config_round_trip(tmp_path: Path) -> None:
     config = build_config({}, assignments=CHANGED)
     text = dump_config(config)
-    assert build_config(read_config_file(file_with(tmp_path, text))) == config
+    assert build_config(read_config_file(write_config(tmp_path, text))) == config
     assert list(yaml.safe_load(text)) == list(Config.model_fields)
 
 
-def test_differences_are_what_is_not_at_its_default() -> None:
+def test_diff_from_defaults_has_changed_values_only() -> None:
     assert diff_from_defaults(Config()) == {}
     assert diff_from_defaults(build_config({}, assignments=CHANGED)) == CHANGED
 
 
-def test_replaced_sets_dotted_keys_and_checks_them() -> None:
+def test_replace_values_sets_and_validates_dotted_keys() -> None:
     config = build_config({}, assignments={"seed": 3})
     changed = replace_values(config, {"optim.lr": 0.5, "unfreeze.params": {"epochs": 2}})
     assert diff_from_defaults(changed) == {
@@ -245,14 +247,14 @@ def test_replaced_sets_dotted_keys_and_checks_them() -> None:
         replace_values(config, {"optim.lr": -1})
 
 
-@pytest.mark.parametrize(("typed", "sides"), [(128, (128, 128)), ("128,224", (128, 224))])
-def test_one_side_stands_for_both(typed: object, sides: tuple[int, int]) -> None:
-    assert (
-        build_config({}, assignments={"data.train_image_size": typed}).data.train_image_size
-        == sides
-    )
+@pytest.mark.parametrize(("value", "expected"), [(128, (128, 128)), ("128,224", (128, 224))])
+def test_train_image_size_of_one_side_applies_to_both(
+    value: object, expected: tuple[int, int]
+) -> None:
+    config = build_config({}, assignments={"data.train_image_size": value})
+    assert config.data.train_image_size == expected
 
 
-def test_a_switch_is_no_side() -> None:
+def test_train_image_size_boolean_raises_config_error() -> None:
     with pytest.raises(ConfigError, match=r"data\.train_image_size: found True"):
         build_config({}, assignments={"data.train_image_size": True})

@@ -1,4 +1,4 @@
-"""The tree: what it takes, what it refuses and with which words."""
+"""Tests of the config sections: accepted and rejected values."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,26 +12,28 @@ from finetune.config.schema import Config
 from finetune.errors import ConfigError
 
 
-def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every key that holds a value."""
+def iterate_fields(
+    model: type[BaseModel] = Config, prefix: str = ""
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every key with a value, and its field."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from fields(field.annotation, f"{prefix}{name}.")
+            yield from iterate_fields(field.annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
 
 
-def test_every_key_has_one_line_on_what_it_does() -> None:
-    described = dict(fields())
-    assert len(described) > 40
-    for key, field in described.items():
+def test_every_key_has_a_description_of_one_line() -> None:
+    fields = dict(iterate_fields())
+    assert len(fields) > 40
+    for key, field in fields.items():
         assert field.description, key
         assert "\n" not in field.description, key
 
 
-def test_values_cannot_be_changed_after_checking() -> None:
+def test_config_is_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Config().optim.lr = 1.0  # type: ignore[misc]  # that it is read-only is the point
+        Config().optim.lr = 1.0  # type: ignore[misc]  # read-only
 
 
 @pytest.mark.parametrize(
@@ -51,14 +53,14 @@ def test_values_cannot_be_changed_after_checking() -> None:
         ("optim.momentum", 0.9),
     ],
 )
-def test_a_value_that_can_be_is_kept(key: str, value: object) -> None:
+def test_config_valid_value_is_kept(key: str, value: object) -> None:
     config: Any = build_config({}, assignments={key: value})
     for name in key.split("."):
         config = getattr(config, name)
     assert config == value
 
 
-def test_a_bare_off_of_yaml_is_the_word() -> None:
+def test_config_yaml_false_is_read_as_off() -> None:
     assert build_config({"tracking": {"wandb": False}}).tracking.wandb == "off"
 
 
@@ -66,7 +68,7 @@ def test_a_bare_off_of_yaml_is_the_word() -> None:
     ("key", "value", "message"),
     [
         ("augment.name", "medum", "unknown preset 'medum'. Did you mean 'medium'?"),
-        ("augment.name", "mine.txt", "named by its .json or .yaml file"),
+        ("augment.name", "mine.txt", ".json or .yaml"),
         ("unfreeze.name", "gradul", "unknown name 'gradul'. Did you mean 'gradual'?"),
         ("imbalance.strategy", "pkg:f", "unknown name 'pkg:f'"),
         ("optim.name", "adam", "unknown name 'adam'. Did you mean 'adamw'?"),
@@ -81,25 +83,24 @@ def test_a_bare_off_of_yaml_is_the_word() -> None:
         ("seed", 2**31, "expected less than 2147483648"),
     ],
 )
-def test_a_value_that_cannot_be_is_shown_with_what_can(
+def test_config_invalid_value_raises_config_error_with_expected_values(
     key: str, value: object, message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         build_config({}, assignments={key: value})
     lines = str(caught.value).splitlines()
-    assert lines[0] == "A mistake in the configuration:"
     assert lines[1].startswith(f"  {key}: ")
     assert message in lines[1]
     assert lines[1].endswith("(command line)")
 
 
-def test_fractions_that_leave_nothing_to_train_on_are_refused() -> None:
+def test_config_split_fractions_of_one_raise_config_error() -> None:
     tree = {"data": {"val_fraction": 0.6, "test_fraction": 0.4}}
-    with pytest.raises(ConfigError, match=r"data: val_fraction 0\.6 and test_fraction 0\.4 leave"):
+    with pytest.raises(ConfigError, match=r"data: val_fraction 0\.6 and test_fraction 0\.4"):
         build_config(tree)
 
 
-def test_a_momentum_without_sgd_names_both_settings() -> None:
+def test_config_momentum_without_sgd_raises_config_error() -> None:
     with pytest.raises(ConfigError, match=r"momentum .* optim\.name=sgd .* optim\.name=adamw"):
         build_config({"optim": {"momentum": 0.5}})
     assert build_config({"optim": {"momentum": 0.5, "name": "sgd"}}).optim.momentum == 0.5

@@ -342,14 +342,25 @@ def test_diverged_ranks_exit_7_without_checkpoint(workspace: Path, tmp_path: Pat
     assert finetune(workspace, *args).returncode == 0
 
 
+# sends a signal to the process that imports torch
+SIGNAL_AT_IMPORT = """
+import os, signal, sys
+
+class SignalFinder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+sys.meta_path.insert(0, SignalFinder())
+"""
+
+
 @pytest.mark.slow
 def test_signal_during_imports_exits_85(workspace: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command(*fit_args(workspace, tmp_path / "run")), cwd=workspace, env=environment(workspace)
-    )
-    time.sleep(0.7)
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(60) == 85
+    (tmp_path / "sitecustomize.py").write_text(SIGNAL_AT_IMPORT)
+    process = finetune(tmp_path, *fit_args(workspace, tmp_path / "run", "lr_schedule.name=linear"))
+    assert process.returncode == 85, process.stderr
+    assert "SIGUSR1" in process.stderr
 
 
 @pytest.mark.slow

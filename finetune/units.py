@@ -33,7 +33,7 @@ def format_count(count: int, noun: str = "") -> str:
     """Return a number with its noun in the plural where it is not 1, as in ``1,200 images``."""
     if not noun:
         return f"{count:,}"
-    plural = f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+    plural = f"{noun}es" if noun.endswith(("s", "x", "sh")) else f"{noun}s"
     return f"{count:,} {noun if count == 1 else plural}"
 
 

@@ -39,8 +39,10 @@ def test_format_percent_rounds_to_decimals() -> None:
 
 @pytest.mark.parametrize(
     ("count", "noun", "expected"),
-    [(1, "image", "1 image"), (1200, "image", "1,200 images"), (2, "class", "2 classes"),
-     (0, "crop", "0 crops"), (12_345, "", "12,345")],
+    [
+        (1, "image", "1 image"), (1200, "image", "1,200 images"), (2, "class", "2 classes"),
+        (2, "epoch", "2 epochs"), (0, "crop", "0 crops"), (12_345, "", "12,345"),
+    ],
 )  # fmt: skip
 def test_format_count_uses_plural_unless_one(count: int, noun: str, expected: str) -> None:
     assert format_count(count, noun) == expected

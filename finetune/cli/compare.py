@@ -78,14 +78,14 @@ def compare(
     if as_json:
         print_json(tree)
     else:
-        _show_comparison(reporter, tree)
-        if csv is not None:
-            reporter.note(f"Table written to {csv}")
+        _show_comparison(reporter, tree, csv)
     if result.failures:
         raise typer.Exit(result.failures[0].exit_code)
 
 
-def _show_comparison(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
+def _show_comparison(
+    reporter: "ConsoleReporter", tree: Mapping[str, Any], csv: Path | None
+) -> None:
     from finetune.cli.render.comparison_table import build_comparison_table
 
     if tree["backbones"]:
@@ -97,6 +97,8 @@ def _show_comparison(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> No
         reporter.console.print(tree["significance_summary"], markup=False)
     for failure in tree["failures"]:
         reporter.error(f"{failure['backbone']}: {failure['reason']}")
+    if csv is not None:
+        reporter.note(f"Table written to {csv}")
     if tree["next_command"]:
         reporter.print_commands("Next:", [tree["next_command"]])
 

@@ -328,11 +328,11 @@ def test_prior_option_is_used_and_reported(
     of_bundle = cli.ok("evaluate", run / "bundle", insects, "--device", "cpu", "--prior", file,
                        "--json").json  # fmt: skip
     assert of_export["metrics"] == pytest.approx(of_bundle["metrics"], abs=1e-5)
-    args = ("predict", run, insects / "fly", "--device", "cpu")
-    predicted = cli.ok(*args, "--prior", "uniform")
+    predict = ("predict", run, insects / "fly", "--device", "cpu")
+    predicted = cli.ok(*predict, "--prior", "uniform")
     assert len(predicted.out.splitlines()) == 13, "the CSV alone"
     assert uniform["prior"]["target_prior"] in predicted.err
-    assert cli.ok(*args, "--json").json["prior"]["adjusted"] is False
+    assert cli.ok(*predict, "--json").json["prior"]["adjusted"] is False
     for verb in (("evaluate",), ("predict", insects), ("export", "--output", tmp_path / "no")):
         message = cli.fails(verb[0], run, *verb[1:], "--prior", "balanced", code=2)
         for part in ("--prior balanced", "uniform", "train", "model", ".json", ".csv"):

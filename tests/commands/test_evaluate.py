@@ -111,13 +111,13 @@ def test_evaluate_batch_size_does_not_change_metrics(
 
 
 def test_evaluate_tta_changes_loss_and_is_reported(
-    mirrored: Path, insects: Path, tmp_path: Path
+    flipped_bundle: Path, insects: Path, tmp_path: Path
 ) -> None:
-    plain = finetune.evaluate(mirrored, insects, device="cpu")
-    result = finetune.evaluate(mirrored, insects, device="cpu", tta=True)
+    plain = finetune.evaluate(flipped_bundle, insects, device="cpu")
+    result = finetune.evaluate(flipped_bundle, insects, device="cpu", tta=True)
     assert (plain.to_json()["tta"], result.to_json()["tta"]) == (False, True)
     assert result.evaluation.metrics["loss"] != plain.evaluation.metrics["loss"]
-    predictor = Predictor(load_model(mirrored), device="cpu", tta=True)
+    predictor = Predictor(load_model(flipped_bundle), device="cpu", tta=True)
     files = sorted(insects.rglob("*.png"))
     true = [CLASSES.index(file.parent.name) for file in files]
     assert result.evaluation.metrics["loss"] == pytest.approx(

@@ -89,12 +89,12 @@ def test_predict_top_k_has_label_and_probability_per_rank(
 
 
 def test_predict_tta_averages_over_flip_and_is_reported(
-    mirrored: Path, folder: Path, trained: FitResult
+    flipped_bundle: Path, folder: Path, trained: FitResult
 ) -> None:
-    result = finetune.predict(mirrored, folder, top_k=3, device="cpu", tta=True)
+    result = finetune.predict(flipped_bundle, folder, top_k=3, device="cpu", tta=True)
     assert result.to_json()["tta"] is True
-    assert finetune.predict(mirrored, folder, device="cpu").to_json()["tta"] is False
-    predictor = Predictor(load_model(mirrored), device="cpu", tta=True)
+    assert finetune.predict(flipped_bundle, folder, device="cpu").to_json()["tta"] is False
+    predictor = Predictor(load_model(flipped_bundle), device="cpu", tta=True)
     for prediction in result.predictions:
         row = predictor.predict_proba([Path(prediction.path)])[0]
         expected = sorted(row.tolist(), reverse=True)

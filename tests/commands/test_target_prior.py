@@ -95,7 +95,7 @@ def test_prior_predict_evaluate_and_export_agree(
     )
     assert recorder.warnings == []
     assert any("fly" in note for note in recorder.notes) is (0 in target)
-    assert result.parity is not None  # timm alone against the adjusted answers
+    assert result.parity is not None  # timm alone against the adjusted probabilities
     assert result.parity.num_same_top1 == 38
     card = load_model(tmp_path / "model").card
     assert card.priors == Priors((0.7, 0.2, 0.1), pytest.approx(target), None)  # type: ignore[arg-type]
@@ -104,10 +104,10 @@ def test_prior_predict_evaluate_and_export_agree(
     np.testing.assert_allclose(
         predict_probabilities(tmp_path / "model", insects), expected, atol=1e-5
     )
-    result = finetune.evaluate(tmp_path / "model", insects, device="cpu").to_json()
-    assert result["prior"]["adjusted"] is False
-    assert result["prior"]["class_prior"] == pytest.approx(evaluated["prior"]["class_prior"])
-    assert result["metrics"]["accuracy"] == evaluated["metrics"]["accuracy"]
+    of_export = finetune.evaluate(tmp_path / "model", insects, device="cpu").to_json()
+    assert of_export["prior"]["adjusted"] is False
+    assert of_export["prior"]["class_prior"] == pytest.approx(evaluated["prior"]["class_prior"])
+    assert of_export["metrics"]["accuracy"] == evaluated["metrics"]["accuracy"]
 
 
 def test_prior_of_exported_model_can_be_changed_again(
@@ -184,9 +184,9 @@ def test_prior_of_card_holds_unless_requested(model: Path, insects: Path, tmp_pa
 
 
 def test_prior_with_tta_shifts_logits_of_each_view(
-    mirrored: Path, insects: Path, tmp_path: Path
+    flipped_bundle: Path, insects: Path, tmp_path: Path
 ) -> None:
-    bundle = load_model(mirrored)
+    bundle = load_model(flipped_bundle)
     model, third = (0.6, 0.3, 0.1), 1 / 3
     save_bundle(
         bundle.network,

@@ -97,8 +97,8 @@ def _describe_without_leaks(result: Mapping[str, Any]) -> str:
     num_leaked = result["num_images"] - clean["num_images"]
     return (
         f"accuracy {_format_fraction(clean['metrics']['accuracy'])} (95% interval "
-        f"{_format_interval(clean['accuracy_interval'])}) without "
-        f"{format_count(num_leaked, 'leaked image')}"
+        f"{_format_interval(clean['accuracy_interval'])}); "
+        f"{format_count(num_leaked, 'leaked image')} left out"
     )
 
 

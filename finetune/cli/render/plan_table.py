@@ -38,7 +38,7 @@ def build_plan_rows(plan: Mapping[str, Any]) -> dict[str, str]:
         **_describe_probe(plan["probe"]),
         **_describe_training(plan),
         "imbalance": _describe_imbalance(plan),
-        "best by": f"val/{training['monitor']}",
+        "monitor": f"val/{training['monitor']}",
         "run folder": plan["run_dir"],
     }
     if plan["overrides"]:

@@ -90,7 +90,8 @@ def _check_keys(config: Config) -> None:
         if not any(f"{key}.".startswith(f"{prefix}.") for prefix in _APPLICABLE_KEYS)
     ]
     if unused:
+        pronoun = "it" if len(unused) == 1 else "them"
         raise ConfigError(
             f"{', '.join(unused)} cannot be used with compare, which only fits a linear probe to "
-            f"each backbone. Set them in finetune fit."
+            f"each backbone. Leave {pronoun} for finetune fit."
         )

@@ -168,7 +168,7 @@ def test_batch_script_edited_for_an_array_gives_each_task_its_run_and_arguments(
         "set -- photos --epochs 3 ${variants[$SLURM_ARRAY_TASK_ID]}\n",
     )
     ids = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": task}
-    job = run_job(text, **ids, FINETUNE="ft")
+    job = run_job(text, stubs=None, **ids, FINETUNE="ft")
     assert job.returncode == 0, job.stderr
     own = "".join(f"<{arg}>" for arg in args)
     run = f"<--output><{tmp_path}/runs/one_{task}><resume=auto>"

@@ -1,1 +1,1 @@
-"""Tests of ``finetune.commands.fit.fit``."""
+"""Tests of ``finetune.commands.fit``."""

@@ -1,4 +1,4 @@
-"""The end of a run: a temperature from the validation images, and numbers that hold with it."""
+"""Tests of the calibration and evaluation at the end of a run, and of its bundle."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from tests.support.runs import manifest_of, rows, small_config, write_photos, wr
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photos(tmp_path_factory.mktemp("data") / "photos")
+def photos(animals: Path) -> Path:
+    """Return the photos of three classes; never change them."""
+    return animals
 
 
 def fit(photos: Path, output: Path, **more: object) -> finetune.commands.fit.fit.FitResult:
@@ -38,54 +39,54 @@ def fit(photos: Path, output: Path, **more: object) -> finetune.commands.fit.fit
 
 @pytest.fixture(scope="module")
 def calibrated(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a run whose temperature helps; never change it."""
+    """Return a run with a temperature that lowers the loss; never change it."""
     result = fit(photos, tmp_path_factory.mktemp("runs") / "run")
     assert result.calibration is not None
-    assert result.calibration["temperature"] == result.calibration["fitted"] != 1
+    assert result.calibration["temperature"] == result.calibration["fitted_temperature"] != 1
     return result
 
 
-def test_the_temperature_is_that_of_the_validation_images(calibrated: Any, photos: Path) -> None:
+def test_temperature_is_fitted_to_validation_images(calibrated: Any, photos: Path) -> None:
     manifest = manifest_of(photos)
     held_out = manifest.get_samples(Split.VAL)
     best = load_model(calibrated.run_dir / "checkpoints" / "best.ckpt")
     assert best.card.temperature == 1
-    plain = Predictor(best, device="cpu")
+    uncalibrated = Predictor(best, device="cpu")
     paths, labels = manifest.resolve_paths(held_out), manifest.encode_labels(held_out)
-    expected = calibrate(plain.predict_logits(paths)[:, 0], torch.tensor(labels))
+    expected = calibrate(uncalibrated.predict_logits(paths)[:, 0], torch.tensor(labels))
     assert expected is not None
     assert calibrated.calibration == expected.to_json()
     assert load_model(calibrated.run_dir).card.temperature == expected.temperature
-    without = evaluate_logits(plain, plain.predict_logits(paths), labels)
-    assert calibrated.calibration["before"]["loss"] == pytest.approx(without.metrics["loss"])
-    found = dict(calibrated.metrics["val"])
-    assert found["loss"] < without.metrics["loss"]
+    before = evaluate_logits(uncalibrated, uncalibrated.predict_logits(paths), labels)
+    assert calibrated.calibration["before"]["loss"] == pytest.approx(before.metrics["loss"])
+    metrics = dict(calibrated.metrics["val"])
+    assert metrics["loss"] < before.metrics["loss"]
     for name in ("accuracy", "balanced_accuracy", "macro_f1"):
-        assert found[name] == without.metrics[name], "no class changes places"
+        assert metrics[name] == before.metrics[name], "the ranking of classes is unchanged"
 
 
-def test_the_bundle_evaluates_to_the_numbers_that_it_says(calibrated: Any, photos: Path) -> None:
+def test_bundle_evaluates_to_the_metrics_on_its_card(calibrated: Any, photos: Path) -> None:
     facts = read_card_json(calibrated.run_dir / "bundle")["facts"]
     assert facts["metrics"] == calibrated.metrics
     for model in (calibrated.run_dir, calibrated.run_dir / "bundle"):
-        found = finetune.evaluate(model, photos, split=Split.VAL, device="cpu")
-        assert dict(found.evaluation.metrics) == facts["metrics"]["val"]
+        result = finetune.evaluate(model, photos, split=Split.VAL, device="cpu")
+        assert dict(result.evaluation.metrics) == facts["metrics"]["val"]
 
 
-def test_the_weights_are_those_of_the_checkpoint(calibrated: Any) -> None:
+def test_bundle_weights_equal_best_checkpoint(calibrated: Any) -> None:
     best = load_model(calibrated.run_dir / "checkpoints" / "best.ckpt").network.state_dict()
     for name, tensor in load_model(calibrated.run_dir).network.state_dict().items():
         assert torch.equal(tensor, best[name]), name
 
 
-def test_a_finished_run_that_is_resumed_says_the_same(calibrated: Any) -> None:
+def test_resume_complete_run_returns_the_same_result(calibrated: Any) -> None:
     again = finetune.resume(calibrated.run_dir)
     assert again.calibration == calibrated.calibration
     assert again.metrics == calibrated.metrics
     assert json.loads(json.dumps(again.to_json()))["calibration"] == calibrated.calibration
 
 
-def test_a_run_that_was_killed_before_its_bundle_ends_the_same(
+def test_resume_run_killed_before_its_end_rewrites_the_same_bundle(
     photos: Path, tmp_path: Path
 ) -> None:
     result = fit(photos, tmp_path / "run", trainer__epochs=1)
@@ -95,7 +96,7 @@ def test_a_run_that_was_killed_before_its_bundle_ends_the_same(
     assert read_card_json(result.run_dir / "bundle") == before
 
 
-def test_a_probe_alone_has_a_temperature(photos: Path, tmp_path: Path) -> None:
+def test_probe_only_run_is_calibrated(photos: Path, tmp_path: Path) -> None:
     weights = write_weights(tmp_path / "weights.pth")
     probe = {"model__weights": str(weights), "unfreeze__name": "linear_probe"}
     probe |= {"trainer__epochs": "auto", "optim__lr": "auto"}
@@ -105,18 +106,18 @@ def test_a_probe_alone_has_a_temperature(photos: Path, tmp_path: Path) -> None:
     assert card.temperature == result.calibration["temperature"]
 
 
-@pytest.mark.parametrize("asked", ["auto", "off"])
-def test_without_calibration_nothing_is_said_of_it(
-    asked: str, photos: Path, tmp_path: Path
+@pytest.mark.parametrize("enabled", ["auto", "off"])
+def test_calibration_off_or_auto_with_few_images_keeps_temperature_one(
+    enabled: str, photos: Path, tmp_path: Path
 ) -> None:
-    result = fit(photos, tmp_path / "run", trainer__epochs=1, calibration__enabled=asked)
+    result = fit(photos, tmp_path / "run", trainer__epochs=1, calibration__enabled=enabled)
     assert result.calibration is None
     assert load_model(result.run_dir).card.temperature == 1
     stored = (result.run_dir / "config.yaml").read_text(encoding="utf-8")
     assert "calibration:\n  enabled: 'off'" in stored
 
 
-def test_a_rarest_class_without_validation_images_is_undefined_and_nothing_breaks(
+def test_rarest_class_without_validation_images_has_undefined_metrics(
     tmp_path: Path,
 ) -> None:
     photos = write_photos(tmp_path / "photos")
@@ -129,7 +130,7 @@ def test_a_rarest_class_without_validation_images_is_undefined_and_nothing_break
         result = fit(photos, run, model__weights=str(weights), probe__enabled=probe)
         assert result.metrics["val"]["rarest_third_recall"] is None
         details = result.evaluations["val"]
-        assert details["rarest_third"] == {"classes": ["cow"], "by": "training images"}
+        assert details["rarest_third"] == {"classes": ["cow"], "ranked_by": "train_images"}
         assert details["num_classes_averaged"]["balanced_accuracy"] == 2
         assert details["per_class"]["cow"]["recall"] is None
         readme = (run / "bundle" / "README.md").read_text(encoding="utf-8")

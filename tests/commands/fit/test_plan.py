@@ -1,4 +1,4 @@
-"""What is about to happen, in JSON values."""
+"""Tests of the plan of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
 
 
-def plan_of(photos: Path, **sections: Any) -> dict[str, Any]:
+def build_plan(photos: Path, **sections: Any) -> dict[str, Any]:
     tree = {
         "data": {"path": str(photos), "image_size": 32},
         "model": {"backbone": "resnet10t", "weights": "random"},
@@ -28,24 +28,24 @@ def plan_of(photos: Path, **sections: Any) -> dict[str, Any]:
     return plan
 
 
-def test_a_plan_is_json_and_is_what_was_done(trained: FitResult, insects: Path) -> None:
+def test_plan_is_json_and_describes_the_run(trained: FitResult, insects: Path) -> None:
     plan = json.loads(json.dumps(dict(trained.plan)))
-    assert plan == trained.plan, "nothing in it changes when it is printed"
+    assert plan == trained.plan, "JSON changes no value"
     assert plan["data"]["path"] == str(insects)
     assert plan["data"]["classes"] == list(CLASSES)
-    assert plan["data"]["images"] == {"train": 24, "val": 7, "test": 7}
+    assert plan["data"]["num_images"] == {"train": 24, "val": 7, "test": 7}
     assert sum(plan["data"]["class_counts"]["train"].values()) == 24
     counts = plan["data"]["class_counts"]["train"].values()
     assert plan["data"]["imbalance_ratio"] == pytest.approx(max(counts) / min(counts), abs=0.01)
     network = load_model(trained.run_dir).network
     parameters = sum(p.numel() for p in network.parameters())
-    assert plan["model"]["parameters"] == parameters
+    assert plan["model"]["num_parameters"] == parameters
     assert plan["training"]["steps_per_epoch"] == 24 // 8
     assert [p["depth"] for p in plan["phases"]] == [1, len(plan["model"]["layer_groups"])]
     head, whole = plan["phases"]
     assert (head["first_epoch"], head["last_epoch"]) == (1, 1)
-    assert head["parameters"] == 512 * 3 + 3
-    assert whole["parameters"] == parameters
+    assert head["num_parameters"] == 512 * 3 + 3
+    assert whole["num_parameters"] == parameters
 
 
 @pytest.mark.parametrize(
@@ -61,10 +61,10 @@ def test_a_plan_is_json_and_is_what_was_done(trained: FitResult, insects: Path) 
         ),
     ],
 )
-def test_phases_cover_every_epoch_once(
+def test_plan_phases_cover_every_epoch_once(
     photos: Path, name: str, params: dict[str, Any], expected: list[tuple[int, int, Any]]
 ) -> None:
-    plan = plan_of(photos, unfreeze={"name": name, "params": params})
+    plan = build_plan(photos, unfreeze={"name": name, "params": params})
     groups = plan["model"]["layer_groups"]
     assert [(p["first_epoch"], p["last_epoch"], p["depth"]) for p in plan["phases"]] == [
         (first, last, len(groups) if depth == "all" else depth) for first, last, depth in expected
@@ -73,19 +73,19 @@ def test_phases_cover_every_epoch_once(
         assert phase["groups"] == list(phase["lr"]) == groups[: phase["depth"]]
 
 
-def test_each_phase_has_its_cost(photos: Path) -> None:
-    plan = plan_of(photos, unfreeze={"name": "head_first", "params": {"epochs": 2}})
-    covered = [(p["first_epoch"], p["last_epoch"]) for p in plan["cost"]["phases"]]
-    assert covered == [(p["first_epoch"], p["last_epoch"]) for p in plan["phases"]]
+def test_plan_has_a_cost_for_each_phase(photos: Path) -> None:
+    plan = build_plan(photos, unfreeze={"name": "head_first", "params": {"epochs": 2}})
+    costs = [(p["first_epoch"], p["last_epoch"]) for p in plan["cost"]["phases"]]
+    assert costs == [(p["first_epoch"], p["last_epoch"]) for p in plan["phases"]]
     assert plan["cost"]["micro_batch_size"] == plan["training"]["batch_size"]
-    # float32 parameters and buffers, whose statistics are few
-    parameters = 4 * plan["model"]["parameters"] / 1e9
+    # float32 parameters and buffers; BatchNorm statistics are small
+    parameters = 4 * plan["model"]["num_parameters"] / 1e9
     assert plan["cost"]["memory_gb"]["parameters"] == pytest.approx(parameters, abs=0.001)
     assert plan["cost"]["memory_gb"]["optimizer"] == pytest.approx(2 * parameters, abs=0.001)
 
 
-def test_learning_rates_fall_from_the_head_and_the_batch_norm_mode_is_said(photos: Path) -> None:
-    plan = plan_of(
+def test_plan_phases_have_learning_rates_and_batch_norm_mode(photos: Path) -> None:
+    plan = build_plan(
         photos,
         unfreeze={"name": "head_first", "params": {"epochs": 1}},
         optim={"lr": 0.01, "backbone_lr_scale": 0.1, "layer_decay": 0.5},
@@ -98,9 +98,9 @@ def test_learning_rates_fall_from_the_head_and_the_batch_norm_mode_is_said(photo
     assert whole["batch_norm"] == "train"
 
 
-def test_what_the_user_changed_is_listed(photos: Path) -> None:
-    plan = plan_of(photos, seed=5)
-    assert plan["changed"] == {
+def test_plan_lists_overrides(photos: Path) -> None:
+    plan = build_plan(photos, seed=5)
+    assert plan["overrides"] == {
         "data.path": str(photos),
         "data.image_size": 32,
         "model.backbone": "resnet10t",
@@ -111,23 +111,23 @@ def test_what_the_user_changed_is_listed(photos: Path) -> None:
     }
 
 
-def test_planning_writes_nothing(
+def test_plan_fit_writes_nothing(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(map(str, tmp_path.rglob("*")))
-    plan = plan_of(photos)
+    plan = build_plan(photos)
     assert Path(plan["run_dir"]).parent == Path("runs")
     assert sorted(map(str, tmp_path.rglob("*"))) == before
 
 
-def test_files_that_were_left_out_are_counted(photos: Path) -> None:
+def test_plan_counts_rejected_files(photos: Path) -> None:
     (photos / "cat" / "empty.png").touch()
     (photos / "notes.txt").touch()
-    assert plan_of(photos)["data"]["rejected"] == 2
+    assert build_plan(photos)["data"]["num_rejected"] == 2
 
 
-def test_a_batch_larger_than_the_images_is_said(photos: Path) -> None:
+def test_plan_fit_reduces_batch_size_to_the_images_with_a_note(photos: Path) -> None:
     recorder = Recorder()
     config = finetune.Config.model_validate(
         {
@@ -137,5 +137,5 @@ def test_a_batch_larger_than_the_images_is_said(photos: Path) -> None:
         }
     )
     plan = finetune.plan_fit(config, reporter=recorder)
-    assert plan["training"]["batch_size"] == 8 == plan["data"]["images"]["train"]
-    assert "Batch size 8 instead of 64: there are 8 training images." in recorder.notes
+    assert plan["training"]["batch_size"] == 8 == plan["data"]["num_images"]["train"]
+    assert any("8 instead of 64" in note for note in recorder.notes)

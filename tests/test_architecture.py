@@ -15,16 +15,16 @@ PACKAGE = ROOT / "finetune"
 # From the top down. Packages on one line are siblings, which never import each other.
 LAYERS = (
     ("__main__",),
-    ("cli",),
+    ("cli", "api"),
     ("commands",),
     ("builders",),
     ("training", "inference", "exporters"),
     ("probe",),
-    ("audit", "bundle"),
+    ("audit", "bundle", "timm_models"),
     ("data", "models", "losses"),
     ("evaluation", "distributed"),
     ("config", "system"),
-    ("types", "lookup"),
+    ("types", "lookup", "units"),
     ("errors",),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(reversed(LAYERS)) for name in names}
@@ -33,8 +33,15 @@ TORCH_FREE = (
     "bundle.model_card", "evaluation.prior_file", "evaluation.priors", "evaluation.significance",
     "distributed.signals", "distributed.launch",
 )  # fmt: skip
-READ_CONFIG = ("cli", "commands", "builders", "config")
-STANDARD_LIBRARY_ONLY = ("system.files", "types", "lookup", "errors", "distributed.signals")
+READ_CONFIG = ("cli", "api", "commands", "builders", "config")
+STANDARD_LIBRARY_ONLY = (
+    "system.files",
+    "types",
+    "lookup",
+    "units",
+    "errors",
+    "distributed.signals",
+)
 HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "albumentations", "wandb", "sklearn"}
 MAX_MODULES_IN_FOLDER = 15
 MAX_LINES = 320

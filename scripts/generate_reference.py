@@ -5,7 +5,7 @@
 ``tests/test_docs.py`` compares both pages with what this script would write.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def _build_key_row(key: str, field: Any) -> tuple[str, str, str]:
     return f"`{key}`", f"`{text.strip()}`", " ".join((field.description or "").split())
 
 
-def _build_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+def _build_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     yield "| " + " | ".join(header) + " |"
     yield "|" + "---|" * len(header)
     for row in rows:

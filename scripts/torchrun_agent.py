@@ -1,7 +1,9 @@
-"""torchrun with the exit codes of its workers, which a scheduler decides by.
+"""torchrun with the exit codes of its workers, for schedulers that decide by them.
 
-Takes torchrun's own options, and differs in two things: torchrun itself ends with 1 whatever
-happened, and starts workers anew also after errors that they would only meet again.
+Accepts the options of torchrun and differs in two respects: torchrun always exits with 1, and it
+restarts workers even after errors that would occur again. The agent class is replaced through
+``torch.distributed.launcher.api``, which is not a public interface; tests/scripts/test_torchrun.py
+fails if a release of torch changes it.
 """
 
 import signal
@@ -21,17 +23,17 @@ from finetune.errors import (
     TrainingError,
 )
 
-FINAL = {
+FINAL_EXIT_CODES = {
     error.exit_code
     for error in (ConfigError, DataError, ModelError, RunFolderError, OutOfMemoryError)
 }
-"""Nobody mends these by trying again."""
+"""Exit codes of errors that a restart cannot fix."""
 
 
 def main(options: list[str]) -> int:
-    """Run torchrun and return the exit code that says most of how its workers ended."""
+    """Run torchrun and return the most informative exit code of its workers."""
     for signum in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(signum, _leave)  # torchrun handles them once it has workers
+        signal.signal(signum, _exit_preempted)  # torchrun handles them once it has workers
 
     from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -40,24 +42,24 @@ def main(options: list[str]) -> int:
     from torch.distributed.launcher import api
 
     codes: list[int] = []
-    api.LocalElasticAgent = _agent_noting(codes)
+    api.LocalElasticAgent = _create_agent_class(codes)  # type: ignore[attr-defined]
     try:
         run.main(options)
     except SignalException:
         return INTERRUPTED_EXIT_CODE if codes == [INTERRUPTED_EXIT_CODE] else PREEMPTED_EXIT_CODE
     except ChildFailedError:
-        return summary(codes)  # the workers have said why
+        return select_exit_code(codes)  # the workers have printed the reason
     except (RendezvousError, DistError) as error:
         sys.stderr.write(
-            f"torchrun: another machine is gone, does not come, or is not reached: "
+            f"torchrun: another node was lost, did not join or is unreachable: "
             f"{type(error).__name__}: {error}\n"
         )
-        return summary(codes)
+        return select_exit_code(codes)
     return 0
 
 
-def _agent_noting(codes: list[int]) -> type:
-    """Return torchrun's agent, which now notes how workers ended and starts none in vain."""
+def _create_agent_class(codes: list[int]) -> Any:
+    """Return an agent class that records exit codes and does not restart after final errors."""
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing import SignalException
 
@@ -66,7 +68,7 @@ def _agent_noting(codes: list[int]) -> type:
             result = super()._monitor_workers(worker_group)
             if result.failures:
                 codes[:] = [failure.exitcode for failure in result.failures.values()]
-            if FINAL & set(codes):
+            if FINAL_EXIT_CODES & set(codes):
                 self._remaining_restarts = 0
             return result
 
@@ -76,28 +78,28 @@ def _agent_noting(codes: list[int]) -> type:
             except SignalException as stop:
                 if stop.sigval != signal.SIGINT:
                     raise
-                # a terminal's Ctrl-C has reached the workers too; a second one ends them at once
+                # Ctrl-C of a terminal also reached the workers; a second one stops them at once
                 codes[:] = [INTERRUPTED_EXIT_CODE]
                 raise SignalException("Ctrl-C", signal.SIGTERM) from stop
 
     return Agent
 
 
-def summary(codes: Iterable[int]) -> int:
-    """Return one exit code for those of a machine's workers, where a signal is a negative one.
+def select_exit_code(codes: Iterable[int]) -> int:
+    """Return one exit code for the workers of a node; a negative code is a signal.
 
-    What is final comes first, then what only asks to be started again.
+    Final errors have priority, then preemption, other exit codes and signals.
     """
-    found = set(codes)
-    for code in (*sorted(FINAL), PREEMPTED_EXIT_CODE):
-        if code in found:
+    unique = set(codes)
+    for code in (*sorted(FINAL_EXIT_CODES), PREEMPTED_EXIT_CODE):
+        if code in unique:
             return code
-    own = sorted(code for code in found if code > 0)
-    killed = sorted(128 - code for code in found if code < 0)
-    return (own or killed or [TrainingError.exit_code])[0]
+    positive = sorted(code for code in unique if code > 0)
+    signals = sorted(128 - code for code in unique if code < 0)
+    return (positive or signals or [TrainingError.exit_code])[0]
 
 
-def _leave(signum: int, frame: FrameType | None) -> None:
+def _exit_preempted(signum: int, frame: FrameType | None) -> None:
     del signum, frame
     raise SystemExit(PREEMPTED_EXIT_CODE)
 

@@ -1,11 +1,12 @@
-"""Compares what models learn from full, scaled and stored pixels, over several seeds.
+"""Accuracy of models trained on full, scaled and cached pixels, over several seeds.
 
     uv run python scripts/benchmarks/accuracy.py photos/ --weights FILE --image-size 112
 
-Three ways to the same training images: every JPEG decoded in full, decoded no larger than its crop
-(`data.cache=off`), and decoded once at the cache's resolution (`data.cache=on`). Everything else is
-fixed, and all are validated on the same pixels. Prints the best validation accuracy of each seed,
-the mean of each way, and whether the ways differ by less than the seeds do.
+Three methods of reading the same training images: JPEGs decoded at full size, decoded no larger
+than the crop (`data.cache=off`), and decoded once at the cache's resolution (`data.cache=on`).
+Everything else is fixed, and all are validated on the same pixels. Prints the best validation
+accuracy of each seed, the mean of each method, and whether the methods differ by less than the
+seeds do.
 """
 
 import json
@@ -17,29 +18,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import finetune
-from finetune.data.images import lazy_image as picture
+from finetune.data.images import lazy_image
 
-WAYS = {"full decode": "off", "scaled decode": "off", "stored pixels": "on"}
+METHODS = {"full decode": "off", "scaled decode": "off", "cached pixels": "on"}
 
 
 @contextmanager
-def decoding(way: str) -> Iterator[None]:
-    """Keep the decoder at full size for the block, where that is the way."""
-    scales = picture.SCALES
-    picture.SCALES = () if way == "full decode" else scales
+def set_decoder(method: str) -> Iterator[None]:
+    """Disable scaled decoding within the block for the method "full decode"."""
+    scales = lazy_image.DCT_SCALES
+    if method == "full decode":
+        lazy_image.DCT_SCALES = ()  # type: ignore[assignment]
     try:
         yield
     finally:
-        picture.SCALES = scales
+        lazy_image.DCT_SCALES = scales
 
 
-def accuracy(way: str, seed: int, options: Namespace, output: Path) -> float:
+def measure_accuracy(method: str, seed: int, options: Namespace, output: Path) -> float:
     """Return the best validation accuracy of a run."""
     config = finetune.Config.model_validate(
         {
             "data": {
                 "path": str(options.data),
-                "cache": WAYS[way],
+                "cache": METHODS[method],
                 "image_size": options.image_size,
             },
             "model": {"backbone": options.backbone, "weights": str(options.weights)},
@@ -50,23 +52,23 @@ def accuracy(way: str, seed: int, options: Namespace, output: Path) -> float:
             "output": str(output),
         }
     )
-    with decoding(way):
-        return float(finetune.fit(config).metrics["val"]["accuracy"])
+    with set_decoder(method):
+        return float(finetune.fit(config).metrics["val"]["accuracy"] or 0)
 
 
-def print_table(found: dict[str, list[float]]) -> None:
-    """Print the accuracies, and what differs more: the ways or the seeds."""
-    for way, values in found.items():
-        shown = "  ".join(f"{value:.4f}" for value in values)
-        print(f"{way:<14} {shown}   mean {statistics.mean(values):.4f}")
-    means = [statistics.mean(values) for values in found.values()]
-    spread = statistics.mean(statistics.stdev(values) for values in found.values())
+def print_table(results: dict[str, list[float]]) -> None:
+    """Print the accuracies, the differences of the means and the deviation of the seeds."""
+    for method, values in results.items():
+        accuracies = "  ".join(f"{value:.4f}" for value in values)
+        print(f"{method:<14} {accuracies}   mean {statistics.mean(values):.4f}")
+    means = [statistics.mean(values) for values in results.values()]
+    spread = statistics.mean(statistics.stdev(values) for values in results.values())
     print(f"largest difference of means {max(means) - min(means):.4f}")
     print(f"standard deviation of seeds {spread:.4f}")
 
 
 def main() -> None:
-    """Run all ways and seeds, and print the table."""
+    """Run all methods and seeds, and print the table."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--weights", type=Path, required=True)
@@ -77,16 +79,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    results: dict[str, list[float]] = {method: [] for method in METHODS}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(options.seeds):
-            for way in WAYS:
-                output = Path(folder) / f"{way.replace(' ', '-')}-{seed}"
-                found[way].append(accuracy(way, seed, options, output))
-                print(f"seed {seed}, {way}: {found[way][-1]:.4f}", flush=True)
-    print_table(found)
+            for method in METHODS:
+                output = Path(folder) / f"{method.replace(' ', '-')}-{seed}"
+                results[method].append(measure_accuracy(method, seed, options, output))
+                print(f"seed {seed}, {method}: {results[method][-1]:.4f}", flush=True)
+    print_table(results)
     if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Measures time and memory of `finetune inspect` on very many small images.
+"""Time and memory of `finetune inspect` on a hundred thousand small images.
 
     uv run python scripts/benchmarks/audit_scale.py --images 100000
 
-Makes JPEGs of 96 x 72 to 160 x 120 pixels, one in a hundred of them a changed copy of another one,
-and runs the command as a user does, in a process of its own: first and again, when what was seen of
-the files is known. Prints seconds, the peak of resident memory that is the process's own (what is
-mapped from files comes and goes), and how many of the copies were found.
+Writes JPEGs of 96 x 72 to 160 x 120 pixels, one in a hundred of them a changed copy of another one,
+and runs the command in a process: first with an empty cache, then again with cached fingerprints.
+Prints the seconds, the peak resident memory of the process without file mappings, and the number of
+duplicates found.
 """
 
 import json
@@ -25,12 +25,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 _CLASSES = 20
-_COPIED = 100
+_DUPLICATE_PERIOD = 100
 _SHAPES = 12
 
 
 def make_image(number: int) -> Image.Image:
-    """Return a picture of soft light and some shapes, a pure function of the number."""
+    """Return an image of smooth light and some shapes, as a pure function of the number."""
     rng = np.random.default_rng(number)
     light = Image.fromarray(rng.integers(0, 256, (3, 4, 3), np.uint8))
     width = int(rng.integers(96, 161))
@@ -39,24 +39,24 @@ def make_image(number: int) -> Image.Image:
     for _ in range(_SHAPES):
         left, top = rng.uniform(-0.1, 0.9, 2) * image.size
         size = rng.uniform(0.05, 0.4, 2) * image.size
-        colour = tuple(int(part) for part in rng.integers(0, 256, 3))
+        color = tuple(int(part) for part in rng.integers(0, 256, 3))
         shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
-        shape((left, top, left + size[0], top + size[1]), fill=colour)
+        shape((left, top, left + size[0], top + size[1]), fill=color)
     return image
 
 
 def make_file(number: int, root: str) -> None:
-    """Write an image; every hundredth is the one before it, mirrored and coded again."""
-    copied = number % _COPIED == _COPIED - 1
-    image = make_image(number - 1 if copied else number)
-    if copied:
+    """Write an image; every hundredth is the previous one, flipped and encoded again."""
+    is_duplicate = number % _DUPLICATE_PERIOD == _DUPLICATE_PERIOD - 1
+    image = make_image(number - 1 if is_duplicate else number)
+    if is_duplicate:
         image = ImageOps.mirror(image)
     quality = random.Random(number).randint(60, 95)
     image.save(Path(root) / f"class {number % _CLASSES:02}" / f"{number:08}.jpg", quality=quality)
 
 
 def main() -> None:
-    """Make the images, inspect them twice."""
+    """Write the images and inspect them twice."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=100_000)
     options = parser.parse_args()
@@ -69,12 +69,12 @@ def main() -> None:
                 pass
         size = sum(file.stat().st_size for file in root.rglob("*.jpg"))
         print(f"{options.images} images, {size / 1e6:.0f} MB")
-        print(f"{'':<8} {'seconds':>8} {'peak MB':>8} {'copies found':>14}")
+        print(f"{'':<8} {'seconds':>8} {'peak MB':>8} {'duplicates':>14}")
         for run in ("first", "again"):
-            seconds, peak, tree = _inspected(root, Path(folder))
-            planted = options.images // _COPIED
-            found = sum(_are_planted(group["paths"]) for group in tree["copies"])
-            others = len(tree["copies"]) - found
+            seconds, peak, tree = _run_inspect(root, Path(folder))
+            planted = options.images // _DUPLICATE_PERIOD
+            found = sum(_is_planted(group["paths"]) for group in tree["duplicates"])
+            others = len(tree["duplicates"]) - found
             print(
                 f"{run:<8} {seconds:>8.1f} {peak:>8.0f} {found:>6} of {planted:<6} "
                 f"{others} other groups",
@@ -82,7 +82,7 @@ def main() -> None:
             )
 
 
-def _inspected(root: Path, folder: Path) -> tuple[float, float, dict[str, Any]]:
+def _run_inspect(root: Path, folder: Path) -> tuple[float, float, dict[str, Any]]:
     env = {**os.environ, "FINETUNE_CACHE": str(folder / "cache")}
     command = [sys.executable, "-m", "finetune", "inspect", str(root), "--json"]
     start = time.perf_counter()
@@ -92,7 +92,7 @@ def _inspected(root: Path, folder: Path) -> tuple[float, float, dict[str, Any]]:
         )
         peak = 0.0
         while process.poll() is None:
-            peak = max(peak, _own_megabytes(process.pid))
+            peak = max(peak, _read_anonymous_megabytes(process.pid))
             time.sleep(0.05)
     if process.returncode:
         raise SystemExit(process.returncode)
@@ -100,8 +100,8 @@ def _inspected(root: Path, folder: Path) -> tuple[float, float, dict[str, Any]]:
     return seconds, peak, json.loads((folder / "out.json").read_text())
 
 
-def _own_megabytes(pid: int) -> float:
-    """Return the resident memory of a process that is no file's."""
+def _read_anonymous_megabytes(pid: int) -> float:
+    """Return the resident memory of a process without file mappings, in MB."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -109,9 +109,11 @@ def _own_megabytes(pid: int) -> float:
     return sum(int(line.split()[1]) / 1000 for line in lines if line.startswith("RssAnon"))
 
 
-def _are_planted(paths: list[str]) -> bool:
+def _is_planted(paths: list[str]) -> bool:
     numbers = sorted(int(Path(path).stem) for path in paths)
-    return len(numbers) == 2 and numbers[1] == numbers[0] + 1 and numbers[1] % _COPIED == 99
+    return (
+        len(numbers) == 2 and numbers[1] == numbers[0] + 1 and numbers[1] % _DUPLICATE_PERIOD == 99
+    )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Images per second of finetune's training epochs, against a plain loop on the same data.
+"""Images per second of finetune's training epochs, compared with a plain loop on the same data.
 
     uv run python scripts/benchmarks/end_to_end.py [--overhead]
 
-"fit" is ``finetune.fit`` through its public API. "plain" is the same training written out in
-PyTorch (plain_loop.py): the same images through finetune's own loader, the same network, layout,
-precision, loss, clipping and schedule, torch's fused AdamW, and validation on the same images; it
-writes no checkpoints. "synthetic" is the plain loop on a batch that is on the device already: what
-the network alone allows. They take turns epoch by epoch in one process; each one's first epoch is
-not counted. Figures are training images over the whole epoch's seconds, validation included. Ratios
-are within a round: the median, the least and the most.
+"fit" is ``finetune.fit`` through its public API. "plain" is the same training as a plain PyTorch
+loop (lib/plain_loop.py): the same images through finetune's loader, the same network, memory
+format, precision, loss, clipping and schedule, torch's fused AdamW, and validation on the same
+images; it writes no checkpoints. "synthetic" is the plain loop on a batch that is already on the
+device: the upper bound given by the network. The loops alternate epoch by epoch in one process; the
+first epoch of each is excluded. Rates are training images divided by the duration of the whole
+epoch, including validation. Ratios are within a round: median, minimum and maximum.
 
---overhead takes a network and images so small that the cost of the loop itself shows, on one
-thread, and says where the time of an epoch and of a step goes (overhead.py).
+--overhead uses a network and images so small that the overhead of the loop becomes visible, on one
+thread, and prints the parts of an epoch and of a step (lib/overhead.py).
 """
 
 import statistics
@@ -21,24 +21,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from overhead import run_overhead
-from plain_loop import file_loaders, plain_steps, synthetic_loaders
-from rounds import print_environment, ratios, set_missing, spread, write_json
-from trainings import (
-    chosen_device,
-    config_of,
-    environment,
-    make_images,
-    new_parser,
-    training_of,
-    work_folder,
-)
-from watches import EpochTurns, Stopwatch
-
 import finetune
 from finetune.builders import Training
 from finetune.config.schema import Config
 from finetune.types import Reporter
+from scripts.benchmarks.lib.overhead import run_overhead
+from scripts.benchmarks.lib.plain_loop import (
+    create_file_loaders,
+    create_synthetic_loaders,
+    iter_plain_steps,
+)
+from scripts.benchmarks.lib.rounds import (
+    compute_ratios,
+    format_spread,
+    print_environment,
+    set_missing,
+    write_json,
+)
+from scripts.benchmarks.lib.stopwatch import EpochTurns, Stopwatch
+from scripts.benchmarks.lib.training_setup import (
+    create_config,
+    create_parser,
+    create_training,
+    create_work_folder,
+    describe_environment,
+    make_images,
+    resolve_device,
+)
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "quick": {
@@ -77,22 +86,22 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "rounds": 5,
     },
 }
-CHECKPOINTS = "fit, checkpoints left out"
+WITHOUT_CHECKPOINTS = "fit, without checkpoints"
 
 
-def assignments(options: Namespace, folder: Path) -> dict[str, Any]:
-    """Return the config of every contender: the one place to try a setting."""
+def build_assignments(options: Namespace, folder: Path) -> dict[str, Any]:
+    """Return the config keys of all contenders."""
     return {
         "data.path": str(folder / "images"),
         "data.image_size": options.image_size,
         "data.cache": options.cache,
         "data.num_workers": "auto" if options.num_workers is None else options.num_workers,
         "model.backbone": options.backbone,
-        # what "auto" chooses for pretrained weights, which are not needed to measure time
+        # as "auto" chooses for pretrained weights; time does not depend on the weights
         "model.weights": "random",
         "model.batch_norm": "frozen",
         "unfreeze.name": options.unfreeze,
-        "trainer.epochs": options.rounds + 1,  # the first is not counted
+        "trainer.epochs": options.rounds + 1,  # the first epoch is excluded
         "trainer.batch_size": options.batch_size,
         "trainer.precision": options.precision,
         "trainer.accelerator": options.device,
@@ -103,24 +112,24 @@ def assignments(options: Namespace, folder: Path) -> dict[str, Any]:
 def run_fit(config: Config, folder: Path, watch: Reporter) -> None:
     """Run ``finetune.fit`` with a reporter."""
     number = len(list(folder.glob("run-*")))
-    changed = config.model_copy(update={"output": str(folder / f"run-{number}")})
-    finetune.fit(changed, reporter=watch)
+    run_config = config.model_copy(update={"output": str(folder / f"run-{number}")})
+    finetune.fit(run_config, reporter=watch)
 
 
 def run_epochs(config: Config, fit: Callable[[Reporter], None]) -> dict[str, Any]:
-    """Time and print whole epochs of the three contenders."""
+    """Time whole epochs of the three contenders and print the table."""
     watches = {"plain": Stopwatch(), "synthetic": Stopwatch()}
-    makers = {"plain": file_loaders, "synthetic": synthetic_loaders}
+    makers = {"plain": create_file_loaders, "synthetic": create_synthetic_loaders}
     others = {}
     for name, make in makers.items():
-        training = training_of(config)
-        others[name] = plain_steps(training, make(training), watch=watches[name])
+        training = create_training(config)
+        others[name] = iter_plain_steps(training, make(training), watch=watches[name])
     turns = EpochTurns(others)
     fit(turns)
     images = training.steps_per_epoch * training.batch_size
     rates = {
         "fit": [images / epoch.whole_seconds for epoch in turns.warm],
-        CHECKPOINTS: [images / epoch.seconds for epoch in turns.warm],
+        WITHOUT_CHECKPOINTS: [images / epoch.seconds for epoch in turns.warm],
         **{name: [images / epoch.seconds for epoch in w.warm] for name, w in watches.items()},
     }
     print_rates(training, images, rates)
@@ -128,28 +137,34 @@ def run_epochs(config: Config, fit: Callable[[Reporter], None]) -> dict[str, Any
 
 
 def print_rates(training: Training, images: int, rates: dict[str, list[float]]) -> None:
-    """Print a row for each contender, and what the loop costs."""
+    """Print a row per contender."""
     config = training.config
     print(
         f"\n{config.model.backbone}, {config.data.image_size} px, batch {training.batch_size}, "
         f"{config.trainer.precision}, unfreeze {config.unfreeze.name}, cache {config.data.cache}, "
-        f"{config.data.num_workers} workers\n{images} training images an epoch"
+        f"{config.data.num_workers} workers\n{images} training images per epoch"
     )
     head = f"{'images per second':28} {'median':>8} {'min':>8} {'max':>8}"
     print(f"{head}  {'over plain':18} over synthetic")
     for name, values in rates.items():
         line = f"{name:28} {statistics.median(values):8.1f} {min(values):8.1f} {max(values):8.1f}"
-        over = [spread(ratios(values, rates[other])) for other in ("plain", "synthetic")]
+        over = [
+            format_spread(compute_ratios(values, rates[other])) for other in ("plain", "synthetic")
+        ]
         print(f"{line}  {over[0]:18} {over[1]}")
 
 
 def parse_options() -> Namespace:
-    """Return the command's options, each from the command line or the defaults of the part."""
-    parser = new_parser(__doc__)
-    parser.add_argument("--overhead", action="store_true", help="the loop's own cost, instead")
+    """Return the options, from the command line or the defaults of the part."""
+    parser = create_parser(__doc__)
+    parser.add_argument(
+        "--overhead", action="store_true", help="measure the overhead of the loop instead"
+    )
     parser.add_argument("--backbone", help="default resnet18, on a GPU resnet50")
     parser.add_argument("--image-size", type=int, help="default 96, on a GPU 224")
-    parser.add_argument("--images", type=int, help="default 320, on a GPU 8192; a fifth validates")
+    parser.add_argument(
+        "--images", type=int, help="default 320, on a GPU 8192; 20%% are for validation"
+    )
     parser.add_argument("--jpeg", help="width x height of the files; default 320x240 or 1024x768")
     parser.add_argument("--batch-size", type=int, help="default 32, on a GPU 256")
     parser.add_argument("--unfreeze", default="all", help="as unfreeze.name")
@@ -157,7 +172,7 @@ def parse_options() -> Namespace:
     parser.add_argument("--num-workers", type=int, help="as data.num_workers; default auto")
     parser.set_defaults(precision=None)
     options = parser.parse_args()
-    options.device = chosen_device(options.device)
+    options.device = resolve_device(options.device)
     parts = ["overhead"] if options.overhead else []
     parts = ["quick"] * options.quick + parts + ["cuda"] * (options.device == "cuda") + ["cpu"]
     for part in parts:
@@ -167,17 +182,17 @@ def parse_options() -> Namespace:
 
 
 def main() -> None:
-    """Make the images and run the part that was asked for."""
+    """Write the images and run the selected part."""
     options = parse_options()
-    found = environment(options)
-    print_environment(found)
+    environment = describe_environment(options)
+    print_environment(environment)
     width, height = map(int, options.jpeg.split("x"))
-    with work_folder() as folder:
+    with create_work_folder() as folder:
         make_images(folder / "images", (width, height), count=options.images)
-        config = config_of(assignments(options, folder))
+        config = create_config(build_assignments(options, folder))
         run_part = run_overhead if options.overhead else run_epochs
-        figures = run_part(config, partial(run_fit, config, folder))
-    write_json(options.json, {"environment": found, **figures})
+        results = run_part(config, partial(run_fit, config, folder))
+    write_json(options.json, {"environment": environment, **results})
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Measures what each strategy against class imbalance is worth, on photos of your own.
+"""Balanced accuracy of each strategy against class imbalance, on photos of your own.
 
     uv run python scripts/benchmarks/imbalance.py heads photos/ --weights resnet18.pth
     uv run python scripts/benchmarks/imbalance.py fits photos/ --weights resnet18.pth --ratio 50
 
-The photos are a folder of class folders. For each seed equally many of each class are held out for
-the test, which stays balanced and whole; the others are thinned to an exponential profile, from the
-largest class down to one a ratio smaller, the classes in a random order. `heads` trains linear
-heads on features of the frozen backbone with every strategy: by steps of AdamW with the strategy's
-own sampler and loss, and by the logistic regression that a run begins with. `fits` runs
-`finetune fit` with its defaults on the thinned folder, and `finetune evaluate` on the test.
+The photos are a folder of class folders. For each seed, equally many images of each class are held
+out as a balanced test set; the others are subsampled to an exponential profile with the given ratio
+of the largest to the smallest class, with the classes in random order. `heads` trains linear heads
+on features of the frozen backbone with every strategy: with AdamW and the strategy's sampler and
+loss, and as the logistic regression of the linear probe. `fits` runs `finetune fit` with its
+defaults on the subsampled folder, and `finetune evaluate` on the test set.
 
-Balanced accuracy is that of the test; the natural one is what it would be with the classes in the
-shares of the training images.
+Balanced accuracy is that of the test set; natural accuracy weights its recalls by the class
+frequencies of the training images.
 """
 
 import json
@@ -31,39 +31,45 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.builders.criterion import build_criterion_schedule
+from finetune.builders.criterion import build_class_weights, build_criterion_schedule
 from finetune.builders.sampling import build_sampling_schedule
-from finetune.config.imbalance import IMBALANCE_STRATEGIES, with_imbalance
+from finetune.config.imbalance import IMBALANCE_STRATEGIES, apply_imbalance_strategy
 from finetune.config.load import replace_values
+from finetune.config.resolved import ResolvedImbalanceConfig, ResolvedLossConfig
 from finetune.config.schema import Config
 from finetune.data.dataset import ImageDataset, create_loader
 from finetune.data.images.source import FileSource
 from finetune.data.manifest import Manifest
 from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.data.scan import scan
+from finetune.data.training_data import TrainingData
 from finetune.data.transforms.eval_transform import EvalTransform
-from finetune.evaluation.priors import compute_logit_shift, shares_of, uniform
+from finetune.evaluation.priors import (
+    build_uniform_prior,
+    compute_logit_shift,
+    normalize_prior,
+)
 from finetune.models.backbone import create_network
 from finetune.models.classifier import normalise
-from finetune.models.head import capture_head_inputs, linear_head
+from finetune.models.head import capture_head_inputs, find_linear_head
 from finetune.probe.cross_validation import fit_head
-from finetune.probe.tau_norm import TAU_GRID, tau_normalised
+from finetune.probe.head_rebalancing import TAU_GRID, apply_tau_normalisation
 from finetune.types import Sample, Split
 
 _EPOCHS, _BATCH, _LR = 40, 32, 1e-3
 
 
-def thinned(
+def subsample(
     samples: Sequence[Sample], *, ratio: float, largest: int, held_out: int, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
-    """Return training samples of an exponential profile, and a balanced test.
+    """Return training samples with an exponential profile, and a balanced test set.
 
     Args:
-        samples: Of all classes.
-        ratio: Largest class over the smallest.
-        largest: Training images of the largest class; fewer where there are too few for it.
-        held_out: Test images of each class.
-        seed: Of the draw and of the classes' order.
+        samples: Samples of all classes.
+        ratio: Size of the largest class divided by that of the smallest.
+        largest: Training images of the largest class; fewer if the classes are too small.
+        held_out: Test images per class.
+        seed: Seed of the selection and of the order of the classes.
     """
     rng = random.Random(f"{seed} {ratio}")
     by_class: dict[str, list[Sample]] = {}
@@ -75,11 +81,11 @@ def thinned(
         random.Random(f"{seed} {name}").shuffle(by_class[name])
         test += by_class[name][:held_out]
         by_class[name] = by_class[name][held_out:]
-    shares = [ratio ** (-place / (len(names) - 1)) for place in range(len(names))]
-    there_are = sorted(map(len, by_class.values()), reverse=True)
-    largest = min(largest, *(int(n / share) for n, share in zip(there_are, shares, strict=True)))
-    sizes = [max(1, round(largest * share)) for share in shares]
-    while True:  # a small class cannot stand in a large one's place
+    factors = [ratio ** (-rank / (len(names) - 1)) for rank in range(len(names))]
+    available = sorted(map(len, by_class.values()), reverse=True)
+    largest = min(largest, *(int(n / factor) for n, factor in zip(available, factors, strict=True)))
+    sizes = [max(1, round(largest * factor)) for factor in factors]
+    while True:  # until each class has enough images for its size
         rng.shuffle(names)
         if all(len(by_class[name]) >= size for name, size in zip(names, sizes, strict=True)):
             break
@@ -88,7 +94,7 @@ def thinned(
 
 
 def main() -> None:
-    """Measure heads on features, or whole fits."""
+    """Evaluate heads on features, or whole fits."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("mode", choices=("heads", "fits"))
     parser.add_argument("photos", type=Path)
@@ -99,37 +105,40 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=360)
     parser.add_argument("--held-out", type=int, default=40)
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--strategies", nargs="+", default=["none", "auto"], help="of fits")
+    parser.add_argument(
+        "--strategies", nargs="+", default=["none", "auto"], help="strategies of fits"
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/imbalance"))
     options = parser.parse_args()
     if options.mode == "heads":
-        _heads(options)
+        _evaluate_heads(options)
     else:
-        _fits(options)
+        _evaluate_fits(options)
 
 
-def _profile(options: Namespace, ratio: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+def _draw_samples(options: Namespace, ratio: float, seed: int) -> tuple[list[Sample], list[Sample]]:
     samples = scan(options.photos).samples
-    return thinned(
+    return subsample(
         samples, ratio=ratio, largest=options.largest, held_out=options.held_out, seed=seed
     )
 
 
-def _heads(options: Namespace) -> None:
+def _evaluate_heads(options: Namespace) -> None:
     torch.manual_seed(0)
-    features = _features(options)
+    features = _compute_features(options)
     rows: dict[tuple[str, float], list[tuple[float, float]]] = {}
     for ratio in options.ratio:
         for seed in range(options.seeds):
-            train, test = _profile(options, ratio, seed)
-            for name, logits, counts, labels in _all_heads(options, features, train, test, seed):
-                rows.setdefault((name, ratio), []).append(_scores(logits, labels, counts))
+            train, test = _draw_samples(options, ratio, seed)
+            for name, logits, counts, labels in _fit_heads(options, features, train, test, seed):
+                scores = _compute_scores(logits, labels, counts)
+                rows.setdefault((name, ratio), []).append(scores)
             print(f"ratio {ratio:g}, seed {seed} done", file=sys.stderr, flush=True)
     _print_table(rows, options.ratio)
 
 
-def _features(options: Namespace) -> dict[str, NDArray[np.float32]]:
-    """Return what the frozen backbone says of each photo, by its path."""
+def _compute_features(options: Namespace) -> dict[str, NDArray[np.float32]]:
+    """Return the features of the frozen backbone for each photo, by its path."""
     network = create_network(
         options.backbone,
         num_classes=2,
@@ -140,92 +149,98 @@ def _features(options: Namespace) -> dict[str, NDArray[np.float32]]:
     samples = scan(options.photos).samples
     paths = [options.photos.resolve() / sample.path for sample in samples]
     dataset = ImageDataset(FileSource(paths), [0] * len(paths), EvalTransform(spec))
-    head = linear_head(network.module)
+    head = find_linear_head(network.module)
     assert head is not None
     network.module.eval()
-    found = []
-    with torch.inference_mode(), head_inputs(head) as seen:
+    features = []
+    with torch.inference_mode(), capture_head_inputs(head) as inputs:
         for batch in create_loader(dataset, batch_size=32, num_workers=0):
             network.module(normalise(batch["image"], mean=spec.mean, std=spec.std))
-            found.append(seen.pop().clone())
-    table = torch.cat(found).numpy()
+            features.append(inputs.pop().clone())
+    table = torch.cat(features).numpy()
     return {sample.path: row for sample, row in zip(samples, table, strict=True)}
 
 
-def _all_heads(
+def _fit_heads(
     options: Namespace,
     features: Mapping[str, NDArray[np.float32]],
     train: Sequence[Sample],
     test: Sequence[Sample],
     seed: int,
 ) -> "list[tuple[str, Tensor, list[int], NDArray[np.int64]]]":
-    """Return the test's logits by each strategy, with the training counts and the test's labels."""
+    """Return the test logits of each strategy, with the training counts and the test labels."""
     classes = tuple(sorted({sample.label for sample in train}))
     samples = tuple(Sample(s.path, s.label, Split.TRAIN) for s in train)
     manifest = Manifest(options.photos, classes, samples)
-    counts = manifest.class_counts(Split.TRAIN)
-    labels = np.asarray(manifest.labels(samples), np.int64)
-    true = np.asarray(manifest.labels(test), np.int64)
+    data = TrainingData.from_manifest(manifest)
+    counts, labels = list(data.class_counts), data.train.labels
+    test_labels = np.asarray(manifest.encode_labels(test), np.int64)
     table, unseen = (np.stack([features[sample.path] for sample in part]) for part in (train, test))
-    shift = torch.tensor(logit_shift(uniform(len(classes)), shares_of(counts)))
-    found = []
-    for name in IMBALANCE:
-        if IMBALANCE[name].head != "none" or name == "post_hoc":
+    uniform = build_uniform_prior(len(classes))
+    shift = torch.tensor(compute_logit_shift(uniform, normalize_prior(counts)))
+    heads = []
+    for name, strategy in IMBALANCE_STRATEGIES.items():
+        if strategy.head_rebalancing != "none" or name == "post_hoc":
             continue
-        weight, bias = _trained(name, manifest, counts, table, labels, seed)
+        weight, bias = _train_head(name, data, table, seed)
         logits = torch.from_numpy(unseen) @ weight.T + bias
-        found.append((name, logits, counts, true))
+        heads.append((name, logits, counts, test_labels))
         if name == "none":
-            found.append(("none, post_hoc", logits + shift, counts, true))
-            found += [
-                (f"none, tau {tau:g}", _by(tau_normalised(weight, bias, tau), unseen), counts, true)
-                for tau in TAUS[1:]
+            heads.append(("none, post_hoc", logits + shift, counts, test_labels))
+            heads += [
+                (
+                    f"none, tau {tau:g}",
+                    _apply_head(apply_tau_normalisation(weight, bias, tau), unseen),
+                    counts,
+                    test_labels,
+                )
+                for tau in TAU_GRID[1:]
             ]
     balanced = 1 / np.asarray(counts, float)[labels]
     plain = fit_head([table], labels, np.ones(len(labels)), num_classes=len(classes)).head
     crt = fit_head([table], labels, balanced, num_classes=len(classes)).head
-    found += [
-        ("probe", plain.logits(unseen), counts, true),
-        ("probe, post_hoc", plain.logits(unseen) + shift, counts, true),
-        ("probe, class_weights (crt)", crt.logits(unseen), counts, true),
+    heads += [
+        ("probe", plain.compute_logits(unseen), counts, test_labels),
+        ("probe, post_hoc", plain.compute_logits(unseen) + shift, counts, test_labels),
+        ("probe, class_weights (crt)", crt.compute_logits(unseen), counts, test_labels),
     ]
-    found += [
+    heads += [
         (
             f"probe, tau {tau:g}",
-            _by(tau_normalised(plain.weight, plain.bias, tau), unseen),
+            _apply_head(apply_tau_normalisation(plain.weight, plain.bias, tau), unseen),
             counts,
-            true,
+            test_labels,
         )
-        for tau in TAUS[1:]
+        for tau in TAU_GRID[1:]
     ]
-    return found
+    return heads
 
 
-def _by(head: tuple[Tensor, Tensor], features: NDArray[np.float32]) -> Tensor:
+def _apply_head(head: tuple[Tensor, Tensor], features: NDArray[np.float32]) -> Tensor:
     return torch.from_numpy(features) @ head[0].T + head[1]
 
 
-def _trained(
-    name: str,
-    manifest: Manifest,
-    counts: Sequence[int],
-    table: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    seed: int,
+def _train_head(
+    name: str, data: TrainingData, table: NDArray[np.float32], seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Train a head by steps, with the strategy's own sampler and loss."""
+    """Train a head with AdamW and the strategy's sampler and loss."""
+    labels, counts = data.train.labels, data.class_counts
     changes = {"imbalance.strategy": name, "trainer.epochs": _EPOCHS}
-    config = with_imbalance(replaced(Config(), changes))
-    plain = config.loss.name == "cross_entropy"
-    config = replaced(config, {"loss.label_smoothing": 0.1 if plain else 0.0})
-    criterion_at = make_criterion(config, counts)
+    config = apply_imbalance_strategy(replace_values(Config(), changes))
+    is_plain = config.loss.name == "cross_entropy"
+    config = replace_values(config, {"loss.label_smoothing": 0.1 if is_plain else 0.0})
+    imbalance = ResolvedImbalanceConfig.model_validate(config.imbalance.model_dump())
+    criterion_schedule = build_criterion_schedule(
+        ResolvedLossConfig.model_validate(config.loss.model_dump()),
+        counts,
+        build_class_weights(imbalance, counts, num_epochs=_EPOCHS),
+    )
     sampler = EpochSampler(
-        make_sampling(config, manifest),
+        build_sampling_schedule(imbalance, data, num_epochs=_EPOCHS),
         num_images=len(labels),
         batch_size=min(_BATCH, len(counts) * min(counts)),
         seed=seed,
     )
-    # as long for all: an undersampled epoch is short
     weight = torch.zeros(len(counts), table.shape[1], requires_grad=True)
     bias = torch.zeros(len(counts), requires_grad=True)
     optimizer = torch.optim.AdamW([weight, bias], lr=_LR, weight_decay=0.05)
@@ -235,29 +250,29 @@ def _trained(
     for epoch in range(_EPOCHS):
         sampler.set_epoch(epoch)
         drawn = torch.tensor([draw.row for draw in sampler])
-        for rows in drawn.split(min(_BATCH, len(counts) * min(counts))):
-            loss = criterion_at(epoch)(images[rows] @ weight.T + bias, target[rows])
+        for rows in torch.split(drawn, min(_BATCH, len(counts) * min(counts))):
+            loss = criterion_schedule(epoch)(images[rows] @ weight.T + bias, target[rows])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return weight.detach(), bias.detach()
 
 
-def _scores(
+def _compute_scores(
     logits: Tensor, labels: NDArray[np.int64], counts: Sequence[int]
 ) -> tuple[float, float]:
-    """Return balanced accuracy, and accuracy in the shares of the training images."""
-    right = logits.argmax(dim=1).numpy() == labels
-    recalls = np.array([right[labels == k].mean() for k in range(len(counts))])
-    return float(recalls.mean()), float(recalls @ np.asarray(shares_of(counts)))
+    """Return balanced accuracy, and accuracy weighted by the training class frequencies."""
+    is_correct = logits.argmax(dim=1).numpy() == labels
+    recalls = np.array([is_correct[labels == k].mean() for k in range(len(counts))])
+    return float(recalls.mean()), float(recalls @ np.asarray(normalize_prior(counts)))
 
 
 def _print_table(
     rows: Mapping[tuple[str, float], Sequence[tuple[float, float]]], ratios: Sequence[float]
 ) -> None:
     names = list(dict.fromkeys(name for name, _ in rows))
-    print("\nbalanced accuracy, its spread over seeds, (natural accuracy)")
+    print("\nbalanced accuracy, standard deviation over seeds, (natural accuracy)")
     print(f"{'':<28}" + "".join(f"{f'ratio {ratio:g}':>24}" for ratio in ratios))
     for name in names:
         cells = []
@@ -271,17 +286,17 @@ def _print_table(
         print(f"{name:<28}" + "".join(f"{cell:>24}" for cell in cells))
 
 
-def _fits(options: Namespace) -> None:
+def _evaluate_fits(options: Namespace) -> None:
     rows: dict[tuple[str, float], list[tuple[float, float]]] = {}
     for seed in range(options.seeds):
         for ratio in options.ratio:
             folder = options.folder / f"{options.photos.name}-{ratio:g}-{seed}"
-            train, test = _profile(options, ratio, seed)
+            train, test = _draw_samples(options, ratio, seed)
             _link(options.photos.resolve(), folder, train, test)
             for name in options.strategies:
                 start = time.perf_counter()
-                found = _fitted(options, folder, name, seed)
-                for prior, result in found.items():
+                results = _fit_and_evaluate(options, folder, name, seed)
+                for prior, result in results.items():
                     row = f"{name}{prior}"
                     counts = {s.label: 0 for s in train}
                     for sample in train:
@@ -307,11 +322,11 @@ def _link(photos: Path, folder: Path, train: Sequence[Sample], test: Sequence[Sa
                 link.symlink_to(photos / sample.path)
 
 
-def _fitted(options: Namespace, folder: Path, name: str, seed: int) -> dict[str, Any]:
-    """Return what the test says of a run, as it is and after post-hoc adjustment."""
+def _fit_and_evaluate(options: Namespace, folder: Path, name: str, seed: int) -> dict[str, Any]:
+    """Return the evaluation of a run on the test set, without and with a uniform prior."""
     run = folder / f"run-{name}"
     if not (run / ".done").is_file():
-        _finetune(
+        _run_finetune(
             "fit", str(folder / "photos"), "--backbone", options.backbone,
             "--weights", options.weights, "--imbalance", name, "--seed", str(seed),
             "--image-size", str(options.image_size), "--output", str(run),
@@ -319,17 +334,17 @@ def _fitted(options: Namespace, folder: Path, name: str, seed: int) -> dict[str,
         )  # fmt: skip
     priors = {"": [], ", uniform prior": ["--prior", "uniform"]} if name == "none" else {"": []}
     return {
-        row: json.loads(_finetune("evaluate", str(run), str(folder / "test"), *given, "--json"))
-        for row, given in priors.items()
+        row: json.loads(_run_finetune("evaluate", str(run), str(folder / "test"), *prior, "--json"))
+        for row, prior in priors.items()
     }
 
 
-def _finetune(*words: str) -> str:
-    command = [sys.executable, "-m", "finetune", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return done.stdout
+def _run_finetune(*args: str) -> str:
+    command = [sys.executable, "-m", "finetune", *args]
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    if process.returncode:
+        raise SystemExit(process.stderr)
+    return process.stdout
 
 
 if __name__ == "__main__":

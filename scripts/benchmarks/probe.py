@@ -1,64 +1,68 @@
-"""A linear probe by finetune against the PyTorch transfer tutorial's frozen loop, in one process.
+"""Linear probe of finetune compared with the frozen loop of PyTorch's transfer tutorial.
 
     uv run python scripts/benchmarks/probe.py photos/ --weights resnet18.pth
 
 The tutorial trains the head for 5 epochs on a frozen backbone (SGD 0.001, momentum 0.9, batches of
-4, random crops and mirrors) and validates after each. finetune runs `--unfreeze linear_probe`: with
-empty stores, then again with another imbalance option, when the features are known. "probe" is that
-alone, "fit" all of the command after the imports: scan, audit, probe, measurement, bundle. Imports
-are in none of them and are reported apart. Takes turns for --rounds; ratios are within a round.
+4, random crops and flips) and validates after each. finetune runs `--unfreeze linear_probe`: first
+with empty caches, then with another imbalance option and cached features. "probe" is the probe
+alone, "fit" the whole command after the imports: scan, audit, probe, evaluation, bundle. Imports
+are excluded and reported separately. The loops alternate in one process; ratios are within a
+round.
 
-photos/ needs train and val.
+photos/ must contain train and val.
 """
+
+# ruff: noqa: E402 - the imports are timed
 
 import statistics
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 _START = time.perf_counter()
 
 import torch
-from rounds import (
-    new_parser,
-    print_environment,
-    processor,
-    ratios,
-    set_missing,
-    spread,
-    versions,
-    write_json,
-)
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 import finetune
-from finetune.commands.fit.fit import fit as _fit
+import finetune.commands.fit.fit  # so that no import is timed later
 from finetune.models.backbone import create_network
 from finetune.types import Reporter
+from scripts.benchmarks.lib.rounds import (
+    compute_ratios,
+    create_parser,
+    format_spread,
+    format_versions,
+    print_environment,
+    read_processor_name,
+    set_missing,
+    write_json,
+)
 
 _IMPORTS = time.perf_counter() - _START
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-class Listening(Reporter):
-    """Keeps what the probe says of itself."""
+class ProbeRecorder(Reporter):
+    """Reporter that records the result of the probe."""
 
     def __init__(self) -> None:
-        self.found: dict[str, Any] = {}
+        self.result: dict[str, Any] = {}
 
-    def probe(self, found: Any) -> None:
-        """Keep it."""
-        self.found = dict(found)
+    def show_probe(self, result: Mapping[str, Any]) -> None:
+        """Record the result."""
+        self.result = dict(result)
 
 
-def tutorial(options: Namespace) -> dict[str, float]:
-    """Return seconds and best accuracy of the tutorial's loop."""
+def run_tutorial(options: Namespace) -> dict[str, float]:
+    """Return the seconds and the best accuracy of the tutorial's loop."""
     start = time.perf_counter()
     end = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     crop = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
@@ -83,17 +87,17 @@ def tutorial(options: Namespace) -> dict[str, float]:
             optimizer.step()
         model.eval()
         with torch.no_grad():
-            right = sum(
+            num_correct = sum(
                 int((model(images).argmax(dim=1) == labels).sum())
                 for images, labels in DataLoader(val, batch_size=4)
             )
-        best = max(best, right / len(val))
+        best = max(best, num_correct / len(val))
     return {"seconds": time.perf_counter() - start, "accuracy": best}
 
 
-def probed(options: Namespace, folder: Path, imbalance: str) -> dict[str, float]:
-    """Return seconds and accuracy of a linear probe by finetune."""
-    listening = Listening()
+def run_probe(options: Namespace, folder: Path, imbalance: str) -> dict[str, float]:
+    """Return the seconds and the accuracy of a linear probe of finetune."""
+    recorder = ProbeRecorder()
     config = finetune.Config.model_validate(
         {
             "data": {"path": str(options.data)},
@@ -104,53 +108,54 @@ def probed(options: Namespace, folder: Path, imbalance: str) -> dict[str, float]
         }
     )
     start = time.perf_counter()
-    metrics = finetune.fit(config, reporter=listening).metrics["val"]
+    metrics = finetune.fit(config, reporter=recorder).metrics["val"]
     seconds = time.perf_counter() - start
-    return {"fit": seconds, "probe": listening.found["seconds"], "accuracy": metrics["accuracy"]}
+    accuracy = metrics["accuracy"] or 0.0
+    return {"fit": seconds, "probe": recorder.result["seconds"], "accuracy": accuracy}
 
 
-def round_of(options: Namespace) -> dict[str, dict[str, float]]:
-    """Return what each of the three comes to, on stores of their own."""
-    with tempfile.TemporaryDirectory() as name, _stores_in(Path(name) / "stores"):
+def run_round(options: Namespace) -> dict[str, dict[str, float]]:
+    """Return the results of the three contenders, with new caches."""
+    with tempfile.TemporaryDirectory() as name, _set_cache_dir(Path(name) / "cache"):
         return {
-            "tutorial": tutorial(options),
-            "first": probed(options, Path(name), "none"),
-            "second": probed(options, Path(name), "class_weights"),
+            "tutorial": run_tutorial(options),
+            "first": run_probe(options, Path(name), "none"),
+            "second": run_probe(options, Path(name), "class_weights"),
         }
 
 
-def _stores_in(folder: Path) -> Any:
+def _set_cache_dir(folder: Path) -> Any:
     from unittest.mock import patch
 
     return patch.dict("os.environ", {"FINETUNE_CACHE": str(folder)})
 
 
 def main() -> None:
-    """Take turns and print the ratios."""
-    parser = new_parser(__doc__)
+    """Run the rounds and print the ratios."""
+    parser = create_parser(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--epochs", type=int, help="of the tutorial")
+    parser.add_argument("--epochs", type=int, help="epochs of the tutorial")
     options = parser.parse_args()
     defaults = {"rounds": 1, "epochs": 1} if options.quick else {"rounds": 3, "epochs": 5}
     set_missing(options, defaults)
     rounds = []
     for number in range(options.rounds):
-        rounds.append(round_of(options))
+        rounds.append(run_round(options))
         print(f"round {number + 1}: {rounds[-1]}", flush=True)
-    libraries = versions(("torch", "torchvision", "timm", "finetune"))
-    print_environment({"processor": processor(), "versions": libraries})
-    print(f"imports {_IMPORTS:.1f} s, in none of these")
-    loop = [found["tutorial"]["seconds"] for found in rounds]
+    libraries = format_versions(("torch", "torchvision", "timm", "finetune-vision"))
+    print_environment({"processor": read_processor_name(), "versions": libraries})
+    print(f"imports {_IMPORTS:.1f} s, excluded")
+    loop = [result["tutorial"]["seconds"] for result in rounds]
     print(f"tutorial, {options.epochs} epochs: {statistics.median(loop):.1f} s")
     for run in ("first", "second"):
         for part in ("probe", "fit"):
-            took = [found[run][part] for found in rounds]
-            shown = spread(ratios(loop, took))
-            print(f"{run} {part}: {statistics.median(took):.2f} s, 1/{shown} of the tutorial's")
+            seconds = [result[run][part] for result in rounds]
+            speed_up = format_spread(compute_ratios(loop, seconds))
+            print(f"{run} {part}: {statistics.median(seconds):.2f} s, 1/{speed_up} of the tutorial")
     for name in ("tutorial", "first"):
-        values = [found[name]["accuracy"] for found in rounds]
+        values = [result[name]["accuracy"] for result in rounds]
         print(f"accuracy of {name}: {statistics.mean(values):.4f}")
     write_json(options.json, {"imports": _IMPORTS, "rounds": rounds})
 

@@ -1,20 +1,20 @@
-"""What one command comes to: finetune with its defaults against its peers with theirs.
+"""Accuracy and time of finetune with its defaults, compared with its peers with theirs.
 
     uv run --with fastai --with transformers --with accelerate \
         python scripts/benchmarks/recipe.py photos/ --weights resnet18.pth --keep results.json
 
-Every tool gets the same weights file, the same images for training and validation and the same
-cores, and takes its own recommended settings (peers/*.py name their source). Each run is a process
-of its own, with imports, from files to predictions of the validation images; finetune starts with
-empty caches. A folder without train and val is divided 80/20, class by class, once for all.
+All tools get the same weights file, the same training and validation images and the same cores, and
+use their own recommended settings (peers/*.py name the source). Each run is a process, including
+imports, from files to predictions of the validation images; finetune starts with empty caches. A
+folder without train and val is split 80/20 per class, once for all tools.
 
-Each result is written to --keep at once, and what stands there is not run again: hours can be done
-in parts, or with other seeds and tools later. Prints accuracy, balanced accuracy, macro-F1 (means
-over the seeds), wall and CPU time (medians), with the least and the most, and each peer against
-finetune.
+Each result is written to --keep at once, and stored results are not computed again, so that a long
+comparison can be continued, or extended by seeds and tools. Prints accuracy, balanced accuracy and
+macro F1 (means over the seeds), wall and CPU time (medians) with minimum and maximum, and the
+ratios of each peer to finetune.
 
-finetune, Hugging Face and the tutorial keep the epoch that is best on the validation images, fastai
-and timm's loop the last, as each does by itself.
+finetune, Hugging Face and the tutorial keep the epoch that is best on the validation images; fastai
+and timm's loop keep the last one, as is their default.
 """
 
 import json
@@ -34,7 +34,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from sklearn.model_selection import train_test_split
 
 PEERS = Path(__file__).parent / "peers"
-TOOLS = {
+TOOLS: dict[str, list[Path | str]] = {
     "finetune": [],
     "fastai": [PEERS / "fastai_.py"],
     "timm": [PEERS / "timm_loop.py"],
@@ -47,7 +47,7 @@ METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
 def split_folder(data: Path, into: Path) -> Path:
-    """Return a folder of train and val: the given one, or one of links to its images."""
+    """Return a folder with train and val: the given one, or one of links to its images."""
     if (data / "train").is_dir() and (data / "val").is_dir():
         return data.resolve()
     files = sorted(f for f in data.resolve().rglob("*") if f.suffix.lower() in IMAGES)
@@ -55,67 +55,72 @@ def split_folder(data: Path, into: Path) -> Path:
     parts = train_test_split(files, test_size=0.2, random_state=0, stratify=labels)
     for name, part in zip(("train", "val"), parts, strict=True):
         for file in part:
-            place = into / name / file.parent.name / file.name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(file)
+            link = into / name / file.parent.name / file.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
     return into
 
 
-def measured(tool: str, seed: int, data: Path, options: Namespace) -> dict[str, Any]:
-    """Return what a run of a tool came to, and what it took."""
+def measure(tool: str, seed: int, data: Path, options: Namespace) -> dict[str, Any]:
+    """Return the metrics and the times of a run of a tool."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start = time.monotonic()
-        metrics = (_finetune if tool == "finetune" else _peer)(tool, seed, data, options, folder)
+        metrics = (_run_finetune if tool == "finetune" else _run_peer)(
+            tool, seed, data, options, folder
+        )
         wall = time.monotonic() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {**metrics, "wall": wall, "cpu": cpu}
 
 
-def _finetune(
+def _run_finetune(
     tool: str, seed: int, data: Path, options: Namespace, folder: Path
 ) -> dict[str, float]:
-    words = ["fit", data, "--backbone", options.backbone, "--weights", options.weights]
-    words += ["--seed", seed, "--output", folder / "run", "--json", *options.settings]
-    found = _run([sys.executable, "-m", "finetune", *words], folder)
-    metrics = json.loads(found)["metrics"]["val"]
+    args = ["fit", data, "--backbone", options.backbone, "--weights", options.weights]
+    args += ["--seed", seed, "--output", folder / "run", "--json", *options.settings]
+    output = _run([sys.executable, "-m", "finetune", *args], folder)
+    metrics = json.loads(output)["metrics"]["val"]
     return {name: metrics[name] for name in METRICS}
 
 
-def _peer(tool: str, seed: int, data: Path, options: Namespace, folder: Path) -> dict[str, float]:
-    script, *more = TOOLS[tool]
-    words = [data, "--backbone", options.backbone, "--weights", options.weights.resolve()]
-    words += ["--seed", seed, "--output", folder / "predicted.json", *more]
-    _run([sys.executable, script, *words], folder)
+def _run_peer(
+    tool: str, seed: int, data: Path, options: Namespace, folder: Path
+) -> dict[str, float]:
+    script, *extra = TOOLS[tool]
+    args = [data, "--backbone", options.backbone, "--weights", options.weights.resolve()]
+    args += ["--seed", seed, "--output", folder / "predicted.json", *extra]
+    _run([sys.executable, script, *args], folder)
     predicted = json.loads((folder / "predicted.json").read_text())
     files = sorted(f for f in (data / "val").rglob("*") if f.suffix.lower() in IMAGES)
-    true = [file.parent.name for file in files]
-    chosen = [predicted[file.relative_to(data / "val").as_posix()] for file in files]
+    labels = [file.parent.name for file in files]
+    predictions = [predicted[file.relative_to(data / "val").as_posix()] for file in files]
     return {
-        "accuracy": float(accuracy_score(true, chosen)),
-        "balanced_accuracy": float(balanced_accuracy_score(true, chosen)),
-        "macro_f1": float(f1_score(true, chosen, average="macro")),
+        "accuracy": float(accuracy_score(labels, predictions)),
+        "balanced_accuracy": float(balanced_accuracy_score(labels, predictions)),
+        "macro_f1": float(f1_score(labels, predictions, average="macro")),
     }
 
 
 def _run(command: Sequence[object], folder: Path) -> str:
-    """Run a tool on empty caches and return what it prints; its messages if it fails."""
-    done = subprocess.run(
-        [str(word) for word in command],
+    """Run a tool with empty caches and return its output; exit with its messages if it fails."""
+    process = subprocess.run(
+        list(map(str, command)),
         env={**os.environ, "FINETUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode:
-        raise SystemExit(f"{command[1]} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return done.stdout
+    if process.returncode:
+        messages = f"{process.stdout[-2000:]}\n{process.stderr[-4000:]}"
+        raise SystemExit(f"{command[1]} failed:\n{messages}")
+    return process.stdout
 
 
 def print_table(results: Sequence[dict[str, Any]]) -> None:
-    """Print a row for each tool, and what each peer comes to beside finetune."""
+    """Print a row per tool, and the ratios of finetune to each peer."""
     print(f"{'tool':<16}{'seeds':>6}  {'accuracy':<22}{'balanced':>9}{'macro F1':>9}", end="")
     print(f"  {'wall s':<17}{'CPU s':>7}")
     of_tool = {tool: [r for r in results if r["tool"] == tool] for tool in TOOLS}
@@ -134,22 +139,28 @@ def print_table(results: Sequence[dict[str, Any]]) -> None:
     for tool, rows in of_tool.items():
         if tool == "finetune" or not (rows and own):
             continue
-        error, theirs = (1 - statistics.mean(r["accuracy"] for r in part) for part in (own, rows))
-        taken, their = (statistics.median(r["wall"] for r in part) for part in (own, rows))
-        print(f"finetune / {tool}: error {error / theirs:.2f}, wall time {taken / their:.2f}")
+        own_error, error = (1 - statistics.mean(r["accuracy"] for r in x) for x in (own, rows))
+        own_wall, wall_time = (statistics.median(r["wall"] for r in x) for x in (own, rows))
+        print(
+            f"finetune / {tool}: error {own_error / error:.2f}, "
+            f"wall time {own_wall / wall_time:.2f}"
+        )
 
 
 def main() -> None:
-    """Run what is missing, and print all of it."""
+    """Run the missing cases and print all results."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--tools", default="finetune,fastai", help=f"of {', '.join(TOOLS)}")
+    parser.add_argument("--tools", default="finetune,fastai", help=f"any of {', '.join(TOOLS)}")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--keep", type=Path, required=True, help="JSON file of all results")
     parser.add_argument(
-        "--settings", nargs="*", default=[], help="of finetune, as optim.lr=1e-4; kept apart"
+        "--settings",
+        nargs="*",
+        default=[],
+        help="config keys of finetune, e.g. optim.lr=1e-4; stored separately",
     )
     options = parser.parse_args()
     kept: list[dict[str, Any]] = (
@@ -169,7 +180,7 @@ def main() -> None:
                 key = {**case, "settings": settings, "tool": tool, "seed": seed}
                 if any(key.items() <= result.items() for result in kept):
                     continue
-                result = {**key, **measured(tool, seed, data, options)}
+                result = {**key, **measure(tool, seed, data, options)}
                 kept.append(result)
                 options.keep.write_text(json.dumps(kept, indent=1) + "\n")
                 print(

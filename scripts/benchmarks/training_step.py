@@ -1,17 +1,17 @@
-"""Times one training step per image: a tutorial's loop, and finetune's step at several depths.
+"""Time of a training step per image: a tutorial's loop, and finetune at several depths.
 
     uv run python scripts/benchmarks/training_step.py --backbones resnet18,resnet50,googlenet
 
-The tutorial's loop is float32, NCHW, trains everything, keeps BatchNorm in train mode and takes
-torch.optim.AdamW as it comes; its input is a ready float32 batch. finetune's rows are the product:
-its module, loss, optimizer, clipping and schedule, built by ``finetune.builders`` as for pretrained
-weights, from a batch of its own loader (uint8 pixels and colour matrices, which its step turns into
-the network's input). Lightning's loop around the step is not in it: see end_to_end.py --overhead.
+The tutorial's loop uses float32 and NCHW, trains all layers, keeps BatchNorm in train mode and uses
+torch.optim.AdamW with its defaults; its input is a normalised float32 batch. The rows of finetune
+use its module, loss, optimizer, clipping and schedule, built by ``finetune.builders`` as for
+pretrained weights, with a batch of its loader (uint8 pixels and colour matrices, which the step
+converts to the network's input). Lightning's loop is not included: see end_to_end.py --overhead.
 
-All take turns round by round, after one step that is not timed. "times faster" is the first row
-over this one in the same round: the median, the least and the most of the rounds. The last row is
-computed from the others: the mean over the epochs of the default recipe (the head alone at first).
-Weights are random; BatchNorm's statistics are set by one batch, so that values stay ordinary.
+Contenders alternate in rounds, after one step that is not timed. "times faster" is the ratio of the
+first row to this one in the same round: median, minimum and maximum. The last row is computed from
+the others: the mean over the epochs of the default recipe (first the head alone). Weights are
+random; BatchNorm's statistics are set to those of one batch, so that activations keep their scale.
 """
 
 import gc
@@ -25,25 +25,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rounds import print_environment, ratios, set_missing, spread, take_turns, write_json
-from steps import Step, finetune_step, one_batch, tutorial_step
-from trainings import (
-    chosen_device,
-    config_of,
-    environment,
-    make_images,
-    new_parser,
-    synchronize,
-    training_of,
-    work_folder,
-)
 
 from finetune.builders import Training
 from finetune.models.classifier import normalise
 from finetune.training.schedules.unfreeze import resolve_depth
+from scripts.benchmarks.lib.rounds import (
+    compute_ratios,
+    format_spread,
+    print_environment,
+    run_rounds,
+    set_missing,
+    write_json,
+)
+from scripts.benchmarks.lib.steps import (
+    Step,
+    create_finetune_step,
+    create_tutorial_step,
+    load_batch,
+)
+from scripts.benchmarks.lib.training_setup import (
+    create_config,
+    create_parser,
+    create_training,
+    create_work_folder,
+    describe_environment,
+    make_images,
+    resolve_device,
+    synchronize,
+)
 
 ASSIGNMENTS: dict[str, Any] = {
-    # what "auto" chooses for pretrained weights, which are not needed to measure time
+    # as "auto" chooses for pretrained weights; time does not depend on the weights
     "model.weights": "random",
     "model.batch_norm": "frozen",
     "unfreeze.name": "head_first",
@@ -59,7 +71,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step took: milliseconds per image, and peak memory in bytes on a GPU."""
+    """Time of a step in milliseconds per image, and peak memory on a GPU in bytes."""
 
     ms: float
     peak_bytes: int = 0
@@ -67,14 +79,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Contender:
-    """A step that is ready, and the memory of the GPU that it holds between steps."""
+    """Step with the GPU memory that it holds between steps."""
 
     step: Step
     held_bytes: int
 
 
-def contenders_of(backbone: str, folder: Path, options: Namespace) -> dict[str, Any]:
-    """Return the training that the steps are of, the depth of each row, and how to make each."""
+def create_contenders(backbone: str, folder: Path, options: Namespace) -> dict[str, Any]:
+    """Return the training, the depth of each row, and a function that creates each step."""
     assignments = ASSIGNMENTS | {
         "data.path": str(folder / "images"),
         "data.image_size": options.image_size or "auto",
@@ -82,37 +94,40 @@ def contenders_of(backbone: str, folder: Path, options: Namespace) -> dict[str, 
         "trainer.accelerator": options.device,
         "trainer.precision": options.precision,
     }
-    build = partial(training_of, config_of(assignments))
+    build = partial(create_training, create_config(assignments))
     training = build()
     groups = len(training.module.classifier.groups)
     depths = {"everything": groups, "head only": 1, "last stage and head": 2}
-    half = as_depth(0.5, groups)
+    half = resolve_depth(0.5, groups)
     if half not in depths.values():
         depths["half of the groups"] = half
     rows = {f"finetune: {name} ({d} of {groups})": d for name, d in depths.items()}
-    batch = one_batch(training, batch_size=options.batch_size, device=options.device)
+    batch = load_batch(training, batch_size=options.batch_size, device=options.device)
     module = training.module.to(options.device)
     pixels = normalise(batch["image"], mean=module.mean, std=module.std).contiguous()
-    tutorial = partial(tutorial_step, backbone, batch, pixels, len(training.manifest.classes))
+    tutorial = partial(create_tutorial_step, backbone, batch, pixels, len(training.data.classes))
+
+    def make_step(depth: int) -> Step:
+        return create_finetune_step(build(), folder, batch, depth=depth)
+
     makers: dict[str, Callable[[], Step]] = {TUTORIAL: tutorial}
-    for name, depth in rows.items():
-        makers[name] = lambda depth=depth: finetune_step(build(), folder, batch, depth=depth)
+    makers |= {name: partial(make_step, depth) for name, depth in rows.items()}
     return {"training": training, "depths": rows, "makers": makers}
 
 
-def ready(make: Callable[[], Step], device: str) -> Contender:
-    """Return a step after one that is not timed."""
-    before = _allocated(device)
+def prepare(make: Callable[[], Step], device: str) -> Contender:
+    """Create a step and run it once."""
+    before = _get_allocated_bytes(device)
     step = make()
     step()
     synchronize(device)
     gc.collect()
-    return Contender(step, _allocated(device) - before)
+    return Contender(step, _get_allocated_bytes(device) - before)
 
 
 def measure(contender: Contender, options: Namespace) -> Cost:
-    """Return the cost of some steps, per image."""
-    before = _allocated(options.device)
+    """Return the cost of steps per image."""
+    before = _get_allocated_bytes(options.device)
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     synchronize(options.device)
@@ -126,11 +141,11 @@ def measure(contender: Contender, options: Namespace) -> Cost:
     return Cost(ms, contender.held_bytes + max(0, peak - before))
 
 
-def _allocated(device: str) -> int:
+def _get_allocated_bytes(device: str) -> int:
     return torch.cuda.memory_allocated() if device == "cuda" else 0
 
 
-def with_recipe(
+def add_recipe_mean(
     costs: dict[str, list[Cost]], training: Training, depths: dict[str, int]
 ) -> dict[str, list[Cost]]:
     """Return the costs with the mean over the epochs of the default recipe, round by round."""
@@ -138,14 +153,14 @@ def with_recipe(
     epochs = sum(phase.last_epoch - phase.first_epoch + 1 for phase in training.phases)
     mean = [0.0] * len(costs[TUTORIAL])
     for phase in training.phases:
-        share = (phase.last_epoch - phase.first_epoch + 1) / epochs
+        fraction = (phase.last_epoch - phase.first_epoch + 1) / epochs
         for index, cost in enumerate(costs[name_of[phase.depth]]):
-            mean[index] += share * cost.ms
+            mean[index] += fraction * cost.ms
     return {**costs, RECIPE: [Cost(value) for value in mean]}
 
 
 def print_costs(costs: dict[str, list[Cost]]) -> None:
-    """Print a row for each contender."""
+    """Print a row per contender."""
     peaks = any(cost.peak_bytes for rows in costs.values() for cost in rows)
     head = f"{'ms per image':38} {'median':>8} {'min':>8} {'max':>8}  {'times faster':18}"
     print(head + (" peak MiB" if peaks else ""))
@@ -153,23 +168,23 @@ def print_costs(costs: dict[str, list[Cost]]) -> None:
     for name, rows in costs.items():
         ms = [cost.ms for cost in rows]
         line = f"{name:38} {statistics.median(ms):8.3f} {min(ms):8.3f} {max(ms):8.3f} "
-        line += f" {spread(ratios(first, ms)):18}"
+        line += f" {format_spread(compute_ratios(first, ms)):18}"
         if peaks and name != RECIPE:
             line += f" {max(cost.peak_bytes for cost in rows) / MIB:8.0f}"
         print(line.rstrip())
 
 
 def run_backbone(backbone: str, folder: Path, options: Namespace) -> dict[str, Any]:
-    """Time and print the steps of one backbone."""
-    built = contenders_of(backbone, folder, options)
+    """Time the steps of one backbone and print the table."""
+    built = create_contenders(backbone, folder, options)
     training: Training = built["training"]
     precision = training.config.trainer.precision
     side = training.network.spec.input_size[-1]
-    how = "as auto chooses here" if options.precision == "auto" else "as asked for"
+    how = "chosen by auto" if options.precision == "auto" else "as requested"
     print(f"\n=== {backbone}, {side} px, batch {options.batch_size}: {precision}, {how}")
-    made = {name: ready(make, options.device) for name, make in built["makers"].items()}
-    turns = {name: partial(measure, item, options) for name, item in made.items()}
-    costs = with_recipe(take_turns(turns, options.rounds), training, built["depths"])
+    steps = {name: prepare(make, options.device) for name, make in built["makers"].items()}
+    turns = {name: partial(measure, item, options) for name, item in steps.items()}
+    costs = add_recipe_mean(run_rounds(turns, options.rounds), training, built["depths"])
     print_costs(costs)
     return {
         "backbone": backbone,
@@ -180,14 +195,14 @@ def run_backbone(backbone: str, folder: Path, options: Namespace) -> dict[str, A
 
 
 def parse_options() -> Namespace:
-    """Return the command's options."""
-    parser = new_parser(__doc__)
-    parser.add_argument("--backbones", default="resnet18", help="timm names, by comma")
+    """Return the options."""
+    parser = create_parser(__doc__)
+    parser.add_argument("--backbones", default="resnet18", help="timm names, separated by commas")
     parser.add_argument("--batch-size", type=int, help="default 16, on a GPU 128")
-    parser.add_argument("--image-size", type=int, help="default: what the backbone expects")
-    parser.add_argument("--steps", type=int, help="in each turn; default 1, on a GPU 20")
+    parser.add_argument("--image-size", type=int, help="default: that of the backbone")
+    parser.add_argument("--steps", type=int, help="steps per round; default 1, on a GPU 20")
     options = parser.parse_args()
-    options.device = chosen_device(options.device)
+    options.device = resolve_device(options.device)
     if options.quick:
         set_missing(options, {"batch_size": 4, "image_size": 96, "rounds": 2, "steps": 1})
     if options.device != "cpu":
@@ -197,18 +212,18 @@ def parse_options() -> Namespace:
 
 
 def main() -> None:
-    """Time the steps of every backbone."""
+    """Time the steps of each backbone."""
     options = parse_options()
-    found = environment(options)
-    print_environment(found)
-    report: dict[str, Any] = {"environment": found, "runs": []}
-    with work_folder() as folder:
+    environment = describe_environment(options)
+    print_environment(environment)
+    report: dict[str, Any] = {"environment": environment, "runs": []}
+    with create_work_folder() as folder:
         make_images(folder / "images", IMAGE_SIZE, count=IMAGES)
         for backbone in options.backbones.split(","):
             report["runs"].append(run_backbone(backbone, folder, options))
             gc.collect()
     if options.precision == "auto" and "32-true" in {run["precision"] for run in report["runs"]}:
-        print("\nNo fast bf16 here; --precision bf16-mixed measures it nevertheless.")
+        print("\nbf16 is slow on this device; --precision bf16-mixed measures it anyway.")
     write_json(options.json, report)
 
 

@@ -1,4 +1,4 @@
-"""What every peer is given and leaves: a folder with train and val, predictions as JSON."""
+"""Options and output of the peers: a folder with train and val, predictions as JSON."""
 
 import json
 import os
@@ -14,24 +14,24 @@ import numpy as np
 import torch
 
 
-def options() -> Namespace:
-    """Return what recipe.py asks for, with all generators seeded."""
+def parse_options() -> Namespace:
+    """Return the options passed by recipe.py, with all generators seeded."""
     parser = ArgumentParser()
     parser.add_argument("data", type=Path, help="folder of train and val, each of class folders")
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="JSON: validation file to class")
-    parser.add_argument("--epochs", type=int, help="in the place of the peer's own")
-    found = parser.parse_args()
-    random.seed(found.seed)
-    np.random.seed(found.seed)
-    torch.manual_seed(found.seed)
-    return found
+    parser.add_argument("--epochs", type=int, help="instead of the peer's default")
+    options = parser.parse_args()
+    random.seed(options.seed)
+    np.random.seed(options.seed)
+    torch.manual_seed(options.seed)
+    return options
 
 
-def offer_to_torchvision(name: str, weights: Path) -> None:
-    """Put a weights file where torchvision looks for its own of a model, so that it loads it."""
+def install_torchvision_weights(name: str, weights: Path) -> None:
+    """Link a weights file into a new hub folder, so that torchvision loads it for a model."""
     from torchvision.models import get_model_weights
 
     home = Path(tempfile.mkdtemp())
@@ -43,13 +43,13 @@ def offer_to_torchvision(name: str, weights: Path) -> None:
     os.environ["TORCH_HOME"] = str(home)
 
 
-def state_of(weights: Path) -> dict[str, Any]:
+def load_state_dict(weights: Path) -> dict[str, Any]:
     """Return the tensors of a weights file."""
     state: dict[str, Any] = torch.load(weights, map_location="cpu", weights_only=True)
     return state
 
 
-def leave(found: Namespace, predictions: Mapping[str, str]) -> None:
+def write_predictions(options: Namespace, predictions: Mapping[str, str]) -> None:
     """Write the predicted class of each validation file, by its path below ``val``."""
-    found.output.write_text(json.dumps(dict(predictions)))
+    options.output.write_text(json.dumps(dict(predictions)))
     sys.stdout.flush()

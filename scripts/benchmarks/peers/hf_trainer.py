@@ -8,7 +8,7 @@ import tempfile
 
 import numpy as np
 import torch
-from common import leave, options, state_of
+from common import load_state_dict, parse_options, write_predictions
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification, Trainer
@@ -33,18 +33,18 @@ class Rows(torch.utils.data.Dataset):
 
 def main() -> None:
     """Train and predict."""
-    found = options()
+    options = parse_options()
     end = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     crop = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
-    train = ImageFolder(found.data / "train", transforms.Compose([*crop, *end]))
+    train = ImageFolder(options.data / "train", transforms.Compose([*crop, *end]))
     view = [transforms.Resize(224), transforms.CenterCrop(224)]
-    val = ImageFolder(found.data / "val", transforms.Compose([*view, *end]))
+    val = ImageFolder(options.data / "val", transforms.Compose([*view, *end]))
     names = dict(enumerate(train.classes))
     config = TimmWrapperConfig(
-        architecture=found.backbone, id2label=names, label2id={n: i for i, n in names.items()}
+        architecture=options.backbone, id2label=names, label2id={n: i for i, n in names.items()}
     )
     model = TimmWrapperForImageClassification(config)
-    state = state_of(found.weights)
+    state = load_state_dict(options.weights)
     head = model.timm_model.pretrained_cfg["classifier"]
     state = {name: value for name, value in state.items() if not name.startswith(f"{head}.")}
     left = model.timm_model.load_state_dict(state, strict=False)
@@ -55,14 +55,14 @@ def main() -> None:
             Arguments(
                 folder,
                 learning_rate=2e-5,
-                num_train_epochs=found.epochs or 5,
+                num_train_epochs=options.epochs or 5,
                 per_device_train_batch_size=8,
                 per_device_eval_batch_size=8,
                 eval_strategy="epoch",
                 save_strategy="epoch",
                 save_total_limit=3,
                 load_best_model_at_end=True,
-                seed=found.seed,
+                seed=options.seed,
                 report_to="none",
                 disable_tqdm=True,
             ),
@@ -71,8 +71,8 @@ def main() -> None:
         )
         trainer.train()
         chosen = np.argmax(trainer.predict(Rows(val)).predictions, axis=1)
-    files = [file.removeprefix(f"{found.data / 'val'}/") for file, _ in val.samples]
-    leave(found, {file: names[int(c)] for file, c in zip(files, chosen, strict=True)})
+    files = [file.removeprefix(f"{options.data / 'val'}/") for file, _ in val.samples]
+    write_predictions(options, {file: names[int(c)] for file, c in zip(files, chosen, strict=True)})
 
 
 if __name__ == "__main__":

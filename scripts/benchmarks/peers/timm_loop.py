@@ -1,14 +1,14 @@
-"""timm's loop: model, transforms, optimizer and schedule from its documentation, put together.
+"""timm: a loop of the model, transforms, optimizer and schedule from its documentation.
 
-https://huggingface.co/docs/timm/quickstart says how a model is made for fine-tuning and leaves the
-loop to the reader, or to its train.py, from which the parts come: create_loader with its defaults,
+https://huggingface.co/docs/timm/quickstart creates a model for fine-tuning and leaves the loop to
+the reader, or to its train.py, from which the parts are taken: create_loader with its defaults,
 create_optimizer_v2 (AdamW), create_scheduler_v2 (cosine), label smoothing 0.1. The 5 epochs of
-batches of 32 at 5e-4 are ours, as timm names none for fine-tuning.
+batches of 32 at 5e-4 are our choice, as timm recommends none for fine-tuning.
 """
 
 import timm
 import torch
-from common import leave, options, state_of
+from common import load_state_dict, parse_options, write_predictions
 from timm.data import create_dataset, create_loader, resolve_model_data_config
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -17,12 +17,12 @@ from timm.scheduler import create_scheduler_v2
 
 def main() -> None:
     """Train and predict."""
-    found = options()
-    train_data = create_dataset("", root=str(found.data / "train"))
+    options = parse_options()
+    train_data = create_dataset("", root=str(options.data / "train"))
     index_of = train_data.reader.class_to_idx
     classes = sorted(index_of, key=lambda name: index_of[name])
-    model = timm.create_model(found.backbone)
-    model.load_state_dict(state_of(found.weights))
+    model = timm.create_model(options.backbone)
+    model.load_state_dict(load_state_dict(options.weights))
     model.reset_classifier(len(classes))
     config = resolve_model_data_config(model)
     common = {
@@ -39,9 +39,9 @@ def main() -> None:
         color_jitter=0.4,
         **common,
     )
-    val_data = create_dataset("", root=str(found.data / "val"))
+    val_data = create_dataset("", root=str(options.data / "val"))
     val = create_loader(val_data, is_training=False, crop_pct=config["crop_pct"], **common)
-    epochs = found.epochs or 5
+    epochs = options.epochs or 5
     optimizer = create_optimizer_v2(model, opt="adamw", lr=5e-4, weight_decay=0.05)
     schedule, _ = create_scheduler_v2(
         optimizer, sched="cosine", num_epochs=epochs, warmup_epochs=1, warmup_lr=1e-5
@@ -58,7 +58,7 @@ def main() -> None:
     with torch.no_grad():
         chosen = torch.cat([model(images).argmax(dim=1) for images, _ in val]).tolist()
     files = val_data.filenames(absolute=False)
-    leave(found, {file: classes[c] for file, c in zip(files, chosen, strict=True)})
+    write_predictions(options, {file: classes[c] for file, c in zip(files, chosen, strict=True)})
 
 
 if __name__ == "__main__":

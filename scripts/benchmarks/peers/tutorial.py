@@ -1,8 +1,8 @@
-"""The PyTorch transfer tutorial's fine-tuning, its settings and its loop.
+"""PyTorch's transfer learning tutorial, with its settings and its loop.
 
-https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html: SGD of 0.001 and
-momentum 0.9, a tenth of it every 7 epochs, batches of 4, 25 epochs, the best epoch's weights.
-``--frozen`` is its second half: the backbone as a fixed feature extractor.
+https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html: SGD with lr 0.001
+and momentum 0.9, lr divided by 10 every 7 epochs, batches of 4, 25 epochs, weights of the best one.
+``--frozen`` is its second part: the backbone as a fixed feature extractor.
 """
 
 import copy
@@ -10,7 +10,7 @@ import sys
 
 import torch
 import torchvision
-from common import leave, offer_to_torchvision, options
+from common import install_torchvision_weights, parse_options, write_predictions
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -23,14 +23,14 @@ def main() -> None:
     """Train and predict."""
     frozen = "--frozen" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--frozen"]
-    found = options()
-    offer_to_torchvision(found.backbone, found.weights)
+    options = parse_options()
+    install_torchvision_weights(options.backbone, options.weights)
     end = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     crop = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
-    train = ImageFolder(found.data / "train", transforms.Compose([*crop, *end]))
+    train = ImageFolder(options.data / "train", transforms.Compose([*crop, *end]))
     view = [transforms.Resize(256), transforms.CenterCrop(224)]
-    val = ImageFolder(found.data / "val", transforms.Compose([*view, *end]))
-    model = torchvision.models.get_model(found.backbone, weights="IMAGENET1K_V1")
+    val = ImageFolder(options.data / "val", transforms.Compose([*view, *end]))
+    model = torchvision.models.get_model(options.backbone, weights="IMAGENET1K_V1")
     for parameter in model.parameters():
         parameter.requires_grad = not frozen
     model.fc = nn.Linear(model.fc.in_features, len(train.classes))
@@ -40,32 +40,32 @@ def main() -> None:
     criterion = nn.CrossEntropyLoss()
     best, best_state = 0.0, copy.deepcopy(model.state_dict())
     loader = DataLoader(train, batch_size=4, shuffle=True, num_workers=4)
-    for _ in range(found.epochs or 25):
+    for _ in range(options.epochs or 25):
         model.train()
         for images, labels in loader:
             optimizer.zero_grad()
             criterion(model(images), labels).backward()
             optimizer.step()
         schedule.step()
-        share = _share_right(model, val)
-        if share > best:
-            best, best_state = share, copy.deepcopy(model.state_dict())
-        print(f"{share:.4f}", flush=True)
+        accuracy = _compute_accuracy(model, val)
+        if accuracy > best:
+            best, best_state = accuracy, copy.deepcopy(model.state_dict())
+        print(f"{accuracy:.4f}", flush=True)
     model.load_state_dict(best_state)
-    names = [file.removeprefix(f"{found.data / 'val'}/") for file, _ in val.samples]
-    chosen = _chosen(model, val).tolist()
-    leave(found, {n: train.classes[c] for n, c in zip(names, chosen, strict=True)})
+    names = [file.removeprefix(f"{options.data / 'val'}/") for file, _ in val.samples]
+    predicted = _predict(model, val).tolist()
+    write_predictions(options, {n: train.classes[c] for n, c in zip(names, predicted, strict=True)})
 
 
-def _chosen(model: nn.Module, data: ImageFolder) -> torch.Tensor:
+def _predict(model: nn.Module, data: ImageFolder) -> torch.Tensor:
     model.eval()
     with torch.no_grad():
         loader = DataLoader(data, batch_size=4, num_workers=4)
         return torch.cat([model(images).argmax(dim=1) for images, _ in loader])
 
 
-def _share_right(model: nn.Module, data: ImageFolder) -> float:
-    return float((_chosen(model, data) == torch.tensor(data.targets)).float().mean())
+def _compute_accuracy(model: nn.Module, data: ImageFolder) -> float:
+    return float((_predict(model, data) == torch.tensor(data.targets)).float().mean())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What an image costs: wall, user and system time, and the table of contenders."""
+"""Wall, user and system time per image, and the table of contenders."""
 
 import resource
 import statistics
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import rounds
+
+from scripts.benchmarks.lib import rounds
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one image took, in milliseconds."""
+    """Time per image, in milliseconds."""
 
     wall: float
     user: float
@@ -21,42 +22,48 @@ class Cost:
 
     @property
     def cpu(self) -> float:
-        """User and system time together."""
+        """Sum of user and system time."""
         return self.user + self.system
 
 
-Costs = dict[str, list[Cost]]  # one a round
+Costs = dict[str, list[Cost]]  # one cost per round
 
 
-def measure(work: Callable[[], int], *, least_seconds: float) -> Cost:
-    """Return the cost per image of work that returns their number, repeated if it is short."""
+def measure(work: Callable[[], int], *, min_seconds: float) -> Cost:
+    """Return the cost per image of a function that returns its number of images.
+
+    The function is repeated for at least ``min_seconds``.
+    """
     before, start, images = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter(), 0
-    while time.perf_counter() - start < least_seconds:
+    while time.perf_counter() - start < min_seconds:
         images += work()
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
     seconds = wall, after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
     return Cost(*(1000 * value / images for value in seconds))
 
 
-def three_digits(value: float) -> str:
-    """Return a number with three digits that matter, and at most three decimals."""
+def format_three_digits(value: float) -> str:
+    """Return a number with three significant digits and at most three decimals."""
     decimals = 2 - int(np.floor(np.log10(max(value, 1e-9))))
     return f"{value:.{min(3, max(0, decimals))}f}"
 
 
-spread = partial(rounds.spread, figure=three_digits)
+format_spread = partial(rounds.format_spread, format_value=format_three_digits)
 
 
 def print_costs(title: str, costs: Costs, *, notes: Mapping[str, str]) -> None:
-    """Print what each contender took, and how many times less than the first one."""
+    """Print the costs of each contender and the speed-up over the first one."""
     print(f"\n{title:25} {'wall':>6} {'user':>6} {'sys':>6}  {'x user':20}x user+sys")
     baseline = next(iter(costs.values()))
     for name, rows in costs.items():
         wall, user, system = (
-            three_digits(statistics.median(values))
+            format_three_digits(statistics.median(values))
             for values in zip(*((row.wall, row.user, row.system) for row in rows), strict=True)
         )
-        on_user = rounds.ratios([row.user for row in baseline], [row.user for row in rows])
-        on_cpu = rounds.ratios([row.cpu for row in baseline], [row.cpu for row in rows])
-        times = f"{wall:>6} {user:>6} {system:>6} {spread(on_user):19} {spread(on_cpu):19}"
+        user_ratios = rounds.compute_ratios(
+            [row.user for row in baseline], [row.user for row in rows]
+        )
+        cpu_ratios = rounds.compute_ratios([row.cpu for row in baseline], [row.cpu for row in rows])
+        speed_ups = f"{format_spread(user_ratios):19} {format_spread(cpu_ratios):19}"
+        times = f"{wall:>6} {user:>6} {system:>6} {speed_ups}"
         print(f"{name:25} {times} {notes.get(name, '')}".rstrip())

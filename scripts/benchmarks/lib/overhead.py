@@ -1,18 +1,17 @@
-"""What finetune's loop costs beyond a plain one, where the network is too small to hide it."""
+"""Overhead of finetune's loop over a plain one, with a network too small to hide it."""
 
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from loop_profile import Function, profile
-from paired import PART_NAMES, WHOLE, Pair, PairedReporter, PartTimers
-from plain_loop import file_loaders, plain_steps
-from trainings import training_of
-from watches import Epoch, EpochTurns, Stopwatch
-
 from finetune.config.schema import Config
 from finetune.types import Reporter
+from scripts.benchmarks.lib.loop_profile import Function, profile
+from scripts.benchmarks.lib.paired_steps import PART_NAMES, WHOLE, Pair, PairedReporter, PartTimers
+from scripts.benchmarks.lib.plain_loop import create_file_loaders, iter_plain_steps
+from scripts.benchmarks.lib.stopwatch import Epoch, EpochTurns, Stopwatch
+from scripts.benchmarks.lib.training_setup import create_training
 
 SHOWN_FUNCTIONS = 25
 LOOPS = ("fit", "plain")
@@ -24,14 +23,14 @@ def run_overhead(config: Config, fit: Fit) -> dict[str, Any]:
     """Time and print the parts of an epoch, of a step, and the functions of a step.
 
     Args:
-        config: Of the small training.
-        fit: Runs it.
+        config: Config of a small training.
+        fit: Function that runs it with a reporter.
     """
-    training = training_of(config)
-    steps, made = training.steps_per_epoch, training.config
+    training = create_training(config)
+    steps, resolved = training.steps_per_epoch, training.config
     print(
-        f"\n{made.model.backbone}, {made.data.image_size} px, batch {training.batch_size}, "
-        f"{made.trainer.precision}, unfreeze {made.unfreeze.name}: {steps} steps an epoch"
+        f"\n{resolved.model.backbone}, {resolved.data.image_size} px, batch {training.batch_size}, "
+        f"{resolved.trainer.precision}, unfreeze {resolved.unfreeze.name}: {steps} steps per epoch"
     )
     epochs = run_epoch_turns(config, fit, steps)
     print_epochs(epochs)
@@ -49,17 +48,19 @@ def run_overhead(config: Config, fit: Fit) -> dict[str, Any]:
 
 
 def run_epoch_turns(config: Config, fit: Fit, steps: int) -> dict[str, list[dict[str, float]]]:
-    """Return the parts of each epoch of both loops but its first, in milliseconds."""
-    training, plain = training_of(config), Stopwatch()
-    watch = EpochTurns({"plain": plain_steps(training, file_loaders(training), watch=plain)})
+    """Return the parts of each epoch of both loops, without the first, in milliseconds."""
+    training, plain = create_training(config), Stopwatch()
+    watch = EpochTurns(
+        {"plain": iter_plain_steps(training, create_file_loaders(training), watch=plain)}
+    )
     fit(watch)
     return {
-        name: [parts_of_epoch(epoch, steps) for epoch in found.warm]
-        for name, found in (("fit", watch), ("plain", plain))
+        name: [split_epoch(epoch, steps) for epoch in stopwatch.warm]
+        for name, stopwatch in (("fit", watch), ("plain", plain))
     }
 
 
-def parts_of_epoch(epoch: Epoch, steps: int) -> dict[str, float]:
+def split_epoch(epoch: Epoch, steps: int) -> dict[str, float]:
     """Return the milliseconds of the parts of an epoch."""
     ticks = epoch.ticks
     train, val = ticks[steps - 1] - ticks[0], ticks[-1] - ticks[steps]
@@ -74,18 +75,18 @@ def parts_of_epoch(epoch: Epoch, steps: int) -> dict[str, float]:
 
 
 def run_paired(config: Config, fit: Fit) -> PairedReporter:
-    """Return the times of a run in which both loops take turns step by step."""
-    training, timers = training_of(config), PartTimers()
-    plain = plain_steps(training, file_loaders(training), watch=Reporter())
+    """Return the times of a run in which both loops alternate step by step."""
+    training, timers = create_training(config), PartTimers()
+    plain = iter_plain_steps(training, create_file_loaders(training), watch=Reporter())
     watch = PairedReporter(plain, timers, training.config.trainer.accelerator)
-    with timers.hooked():
+    with timers.install():
         fit(watch)
     return watch
 
 
 def print_epochs(epochs: dict[str, list[dict[str, float]]]) -> None:
-    """Print what the parts of an epoch take in both loops."""
-    print(f"\n{'epoch, ms':30} {'fit':>9} {'share':>6} {'plain':>9} {'share':>6}  fit - plain")
+    """Print the times of the parts of an epoch in both loops."""
+    print(f"\n{'epoch, ms':30} {'fit':>9} {'part':>6} {'plain':>9} {'part':>6}  fit - plain")
     whole = {name: _median([turn["whole epoch"] for turn in epochs[name]]) for name in epochs}
     for part in epochs["fit"][0]:
         fit, plain = ([turn[part] for turn in epochs[name]] for name in LOOPS)
@@ -97,13 +98,13 @@ def print_epochs(epochs: dict[str, list[dict[str, float]]]) -> None:
         )
 
 
-def print_pairs(what: str, pairs: list[Pair]) -> None:
-    """Print the parts of a batch in both loops, and the differences within the pairs."""
+def print_pairs(title: str, pairs: list[Pair]) -> None:
+    """Print the times of the parts of a batch in both loops, and their paired differences."""
     if len(pairs) < 2:
         return
     print(
-        f"\n{f'{what}, ms ({len(pairs)})':30} {'fit':>9} {'share':>6} {'plain':>9} "
-        f"{'share':>6}  fit - plain [middle half]"
+        f"\n{f'{title}, ms ({len(pairs)})':30} {'fit':>9} {'part':>6} {'plain':>9} "
+        f"{'part':>6}  fit - plain [quartiles]"
     )
     whole = {loop: _median([getattr(pair, loop)[WHOLE] for pair in pairs]) for loop in LOOPS}
     for part in PART_NAMES:
@@ -120,14 +121,14 @@ def print_pairs(what: str, pairs: list[Pair]) -> None:
 
 
 def print_functions(functions: list[Function], *, steps: int) -> None:
-    """Print the functions that neither read images nor compute the network, dearest first."""
+    """Print the functions that neither read images nor compute the network."""
     others = [function for function in functions if not function.is_work]
     whole, rest = (sum(function.seconds for function in some) for some in (functions, others))
     print(
         f"\ncProfile of fit: {1000 * whole / steps:.2f} ms per training step, of which "
         f"{1000 * rest / steps:.2f} neither read images nor compute the network:"
     )
-    print(f"{'us/step':>8} {'calls':>6}  function, with the built-in ones that it calls")
+    print(f"{'us/step':>8} {'calls':>6}  function, including the built-in functions that it calls")
     for function in others[:SHOWN_FUNCTIONS]:
         calls, seconds = function.calls / steps, function.seconds / steps
         print(f"{1e6 * seconds:8.1f} {calls:6.1f}  {function.short_name[:80]}")

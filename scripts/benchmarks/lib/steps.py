@@ -1,4 +1,4 @@
-"""Training steps that are ready to run: a tutorial's, and finetune's own."""
+"""Training steps: that of a tutorial, and that of finetune."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +19,8 @@ from finetune.types import Draw
 Step = Callable[[], None]
 
 
-def tutorial_step(backbone: str, batch: Batch, pixels: Tensor, num_classes: int) -> Step:
-    """Return the step of a tutorial's loop; ``pixels`` is the batch as its loader would give it."""
+def create_tutorial_step(backbone: str, batch: Batch, pixels: Tensor, num_classes: int) -> Step:
+    """Return the step of a tutorial's loop; ``pixels`` is the batch as its loader returns it."""
     model = timm.create_model(backbone, num_classes=num_classes).to(pixels.device).train()
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -34,24 +34,24 @@ def tutorial_step(backbone: str, batch: Batch, pixels: Tensor, num_classes: int)
     return step
 
 
-def finetune_step(training: Training, folder: Path, batch: Batch, *, depth: int) -> Step:
-    """Return finetune's step with some layer groups trained, in the order of Lightning's loop."""
+def create_finetune_step(training: Training, folder: Path, batch: Batch, *, depth: int) -> Step:
+    """Return the step of finetune at a depth, in the order of Lightning's loop."""
     options = build_trainer_options(training.config)
     trainer = create_trainer(folder, options, callbacks=[], loggers=[])
     module, precision = training.module, trainer.precision_plugin
     module.to(batch["image"].device)
-    _settle(module, batch)
+    _set_batch_norm_statistics(module, batch)
     module.trainer = trainer
     module.train()
     module.classifier.set_depth(depth)
-    made: Any = module.configure_optimizers()
-    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    optimizers: Any = module.configure_optimizers()
+    optimizer, schedule = optimizers["optimizer"], optimizers["lr_scheduler"]["scheduler"]
 
     def step() -> None:
         with precision.train_step_context():
             loss = module.training_step(batch, 0)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         module.configure_gradient_clipping(optimizer)
         optimizer.step()
         schedule.step()
@@ -59,8 +59,8 @@ def finetune_step(training: Training, folder: Path, batch: Batch, *, depth: int)
     return step
 
 
-def _settle(module: ClassificationModule, batch: Batch) -> None:
-    """Set BatchNorm's statistics by a batch, so that no value grows or fades away."""
+def _set_batch_norm_statistics(module: ClassificationModule, batch: Batch) -> None:
+    """Set BatchNorm's statistics to those of a batch, so that activations keep their scale."""
     network = module.classifier.network
     norms = [part for part in network.modules() if isinstance(part, _BatchNorm)]
     before = [norm.momentum for norm in norms]
@@ -73,9 +73,12 @@ def _settle(module: ClassificationModule, batch: Batch) -> None:
         norm.momentum = momentum
 
 
-def one_batch(training: Training, *, batch_size: int, device: str) -> Batch:
-    """Return a batch of finetune's training data on the device; rows come again in a large one."""
-    data = training.data.train
-    draws = [Draw(index % len(data), 0, index // len(data)) for index in range(batch_size)]
-    batch: Any = {name: value.to(device) for name, value in data.__getitems__(draws).items()}
-    return batch
+def load_batch(training: Training, *, batch_size: int, device: str) -> Batch:
+    """Return a batch of finetune's training data on the device; images repeat in a large one."""
+    dataset = training.datamodule.train_dataset
+    count = len(dataset)
+    draws = [Draw(index % count, 0, index // count) for index in range(batch_size)]
+    tensors: dict[str, Any] = dict(dataset.__getitems__(draws))
+    batch: Any = {name: tensor.to(device) for name, tensor in tensors.items()}
+    result: Batch = batch
+    return result

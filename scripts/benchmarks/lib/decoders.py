@@ -1,6 +1,6 @@
-"""The decoders of JPEG files that are timed, each in processes of its own.
+"""Timed decoders of JPEG files, each in its own processes.
 
-Imports no decoder: each imports its library when it is called.
+Each decoder imports its library when it is called.
 """
 
 import gc
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from costs import Cost, measure
 from numpy.typing import NDArray
+
+from scripts.benchmarks.lib.costs import Cost, measure
 
 Pixels = NDArray[np.uint8]
 
@@ -20,7 +21,7 @@ PRELOADED = "concurrent.futures.process cv2 numpy.typing PIL.Image simplejpeg to
 
 
 def decode_pil(file: Path) -> Pixels:
-    """Return the pixels as most datasets read them."""
+    """Return the pixels, decoded as in most datasets."""
     from PIL import Image
 
     with Image.open(file) as image:
@@ -28,10 +29,11 @@ def decode_pil(file: Path) -> Pixels:
 
 
 def decode_cv2(file: Path) -> Pixels:
-    """Return the pixels as OpenCV orders them, blue first."""
+    """Return the pixels in OpenCV's order, blue first."""
     import cv2
 
-    return cv2.imread(str(file), cv2.IMREAD_COLOR)
+    pixels: Any = cv2.imread(str(file), cv2.IMREAD_COLOR)
+    return np.asarray(pixels, np.uint8)
 
 
 def decode_torchvision(file: Path) -> Any:
@@ -45,14 +47,18 @@ def decode_simplejpeg(file: Path) -> Pixels:
     """Return the pixels."""
     import simplejpeg
 
-    return simplejpeg.decode_jpeg(file.read_bytes())
+    pixels: Pixels = simplejpeg.decode_jpeg(file.read_bytes())
+    return pixels
 
 
 def decode_eighth(file: Path) -> Pixels:
-    """Return an eighth of each side, the least that a JPEG can be decoded to."""
+    """Return the image at 1/8 of each side, the smallest scale of JPEG decoding."""
     import simplejpeg
 
-    return simplejpeg.decode_jpeg(file.read_bytes(), min_height=1, min_width=1, min_factor=8)
+    pixels: Pixels = simplejpeg.decode_jpeg(
+        file.read_bytes(), min_height=1, min_width=1, min_factor=8
+    )
+    return pixels
 
 
 DECODERS: dict[str, Callable[[Path], Any]] = {
@@ -64,15 +70,15 @@ DECODERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def decode_all(decode: Callable[[Path], Any], files: list[Path], *, least_seconds: float) -> Cost:
-    """Return the cost of decoding some files, one after another."""
-    decode(files[0])  # imports its library
+def decode_all(decode: Callable[[Path], Any], files: list[Path], *, min_seconds: float) -> Cost:
+    """Return the cost of decoding files one after another."""
+    decode(files[0])  # imports the library
     gc.collect()
-    return measure(lambda: len([decode(file).shape for file in files]), least_seconds=least_seconds)
+    return measure(lambda: len([decode(file).shape for file in files]), min_seconds=min_seconds)
 
 
-def in_fresh_process(work: Callable[[], Cost]) -> Cost:
-    """Return what work costs in a new process, whose memory nothing has used before."""
+def run_in_new_process(work: Callable[[], Cost]) -> Cost:
+    """Return the cost of a function in a new process with unused memory."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED.split())
     with ProcessPoolExecutor(1, mp_context=context) as pool:

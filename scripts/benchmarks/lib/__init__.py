@@ -1,0 +1,1 @@
+"""Helpers of the benchmarks: timing, synthetic photos, and the loops that are compared."""

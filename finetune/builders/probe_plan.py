@@ -18,10 +18,10 @@ from finetune.errors import ConfigError
 from finetune.models.backbone import Network
 from finetune.models.classifier import eval_mode
 from finetune.models.graph_split import split_last_groups
-from finetune.probe.activation_training import LastStageSettings
 from finetune.probe.cached_extractor import ExtractionPlan
 from finetune.probe.extractor import ActivationLayout, ViewSpec
 from finetune.probe.last_stage import LastStagePlan, OptimizerFactory
+from finetune.probe.last_stage_training import LastStageSettings
 from finetune.probe.linear_probe import ProbeImages, ProbePlan
 from finetune.units import format_bytes
 

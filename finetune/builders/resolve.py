@@ -20,8 +20,8 @@ from finetune.lookup import has_parameter, look_up
 from finetune.losses import LOSSES
 from finetune.models.backbone import Network, is_size_agnostic
 from finetune.models.classifier import has_batch_norm
-from finetune.models.groups import compute_weight_rms, find_layer_groups
 from finetune.models.head import find_linear_head
+from finetune.models.layer_groups import compute_weight_rms, find_layer_groups
 from finetune.models.weights import is_pretrained
 from finetune.system.hardware import count_available_cores
 from finetune.types import Phase

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
-from finetune.data.image_files import find_rejection_reason
+from finetune.data.file_listing import find_rejection_reason
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
 from finetune.types import RejectedFile, Sample, Split

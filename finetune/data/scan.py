@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.data.image_files import (
+from finetune.data.file_listing import (
     escape_path,
     find_rejection_reason,
     list_folders,

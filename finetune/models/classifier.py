@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from finetune.models.groups import assign_module_groups, find_layer_groups
+from finetune.models.layer_groups import assign_module_groups, find_layer_groups
 
 BatchNormMode = Literal["frozen", "train"]
 

@@ -13,7 +13,7 @@ from typing import Any
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import fx, nn
 
-from finetune.models.groups import find_layer_groups
+from finetune.models.layer_groups import find_layer_groups
 
 
 @dataclass(frozen=True, slots=True)

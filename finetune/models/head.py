@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from finetune.models.groups import find_classifier_parameters
+from finetune.models.layer_groups import find_classifier_parameters
 
 
 def find_linear_head(network: nn.Module) -> nn.Linear | None:

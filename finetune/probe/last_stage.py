@@ -14,13 +14,13 @@ from finetune.distributed.rendezvous import Rendezvous
 from finetune.errors import TrainingError
 from finetune.models.classifier import ImageClassifier, eval_mode
 from finetune.models.graph_split import split_last_groups
-from finetune.probe.activation_training import (
+from finetune.probe.extractor import ActivationLayout, FeatureExtractor
+from finetune.probe.last_stage_training import (
     ActivationArray,
     LastStageSettings,
     compute_last_stage_logits,
     iter_training_epochs,
 )
-from finetune.probe.extractor import ActivationLayout, FeatureExtractor
 from finetune.system.hardware import explain_out_of_memory, is_out_of_memory
 from finetune.types import Reporter
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from finetune.models.groups import LayerGroup
+from finetune.models.layer_groups import LayerGroup
 
 NO_DECAY_SUFFIX = "/no_decay"
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from finetune.models.backbone import create_network
 from finetune.models.classifier import ImageClassifier
-from finetune.models.groups import assign_module_groups
+from finetune.models.layer_groups import assign_module_groups
 from tests.support.networks import changed, randomise, snapshot
 
 

@@ -8,7 +8,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 from finetune.models.backbone import create_network
 from finetune.models.classifier import BatchNormMode, ImageClassifier, normalise
-from tests.models.test_groups import Handmade
+from tests.models.test_layer_groups import Handmade
 from tests.support.networks import changed, randomise, snapshot
 
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))

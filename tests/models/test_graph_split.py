@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from finetune.models.classifier import ImageClassifier
 from finetune.models.graph_split import split_before, split_last_groups
-from finetune.models.groups import find_layer_groups
+from finetune.models.layer_groups import find_layer_groups
 from tests.support.networks import randomise
 
 FAMILIES = (

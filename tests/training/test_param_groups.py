@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from finetune.models.backbone import create_network
-from finetune.models.groups import find_layer_groups
+from finetune.models.layer_groups import find_layer_groups
 from finetune.training.param_groups import (
     build_param_groups,
     compute_learning_rates,

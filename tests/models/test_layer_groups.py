@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.errors import ModelError
-from finetune.models.groups import (
+from finetune.models.layer_groups import (
     LayerGroup,
     assign_module_groups,
     compute_weight_rms,

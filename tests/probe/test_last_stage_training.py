@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finetune.probe.activation_training import (
+from finetune.probe.extractor import ActivationLayout
+from finetune.probe.last_stage_training import (
     LastStageSettings,
     compute_last_stage_logits,
     iter_training_epochs,
 )
-from finetune.probe.extractor import ActivationLayout
 
 CPU = torch.device("cpu")
 SHAPE = torch.Size((4, 3, 3))

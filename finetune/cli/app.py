@@ -61,7 +61,7 @@ Prior = Annotated[
     typer.Option(
         metavar="PRIOR",
         help="Target class prior: uniform, train, model or a file (.json, or .csv with the columns "
-        "class,share).  [from the model card]",
+        "class,prior).  [from the model card]",
     ),
 ]
 

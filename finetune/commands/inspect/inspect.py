@@ -21,7 +21,7 @@ from finetune.commands.prepare_data import (
     scan_and_audit,
 )
 from finetune.config.advice import recommend_options
-from finetune.config.load import diff_from_defaults, replace_values
+from finetune.config.load import diff_from_defaults, get_explicit_values, replace_values
 from finetune.config.schema import Config
 from finetune.errors import ConfigError, RunFolderError
 from finetune.system.files import check_writable, write_folder_atomically, write_text
@@ -125,7 +125,8 @@ def _check_keys(config: Config) -> None:
 
 
 def _has_backbone(config: Config) -> bool:
-    return bool({"model.backbone", "model.weights"} & diff_from_defaults(config).keys())
+    """Return whether a backbone or its weights were named, even if the default ones."""
+    return bool({"model.backbone", "model.weights"} & get_explicit_values(config).keys())
 
 
 def _run_backbone_audit(

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -12,7 +13,9 @@ from PIL import Image
 from finetune.commands.inspect.inspect import InspectResult, inspect
 from finetune.commands.prepare_data import read_data
 from finetune.config.load import build_config
+from finetune.config.schema import Config
 from finetune.errors import ConfigError, DataError, RunFolderError, StorageError
+from finetune.types import Reporter
 from tests.support.helpers import Recorder, everything, names_in, run_python
 from tests.support.pictures import scene, write_jpeg
 
@@ -178,6 +181,24 @@ def test_inspect_interrupted_keeps_the_earlier_audit(
         run_inspect(garden, tmp_path / "audit")
     assert state_of(tmp_path / "audit") == before
     assert names_in(tmp_path) == ["audit"]
+
+
+@pytest.mark.parametrize("key", ["model.backbone", "model.weights"])
+def test_inspect_default_backbone_named_explicitly_is_used(
+    garden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    used: list[str] = []
+
+    def record(config: Config, dataset: Any, reporter: Reporter) -> tuple[Any, None]:
+        used.append(config.model.backbone)
+        return dataset, None
+
+    monkeypatch.setattr("finetune.commands.inspect.inspect._run_backbone_audit", record)
+    default = {"model.backbone": "resnet50", "model.weights": "hub"}[key]
+    run_inspect(garden, tmp_path / "audit", **{key: default})
+    assert used == ["resnet50"]
+    run_inspect(garden, tmp_path / "other")
+    assert used == ["resnet50"]
 
 
 @pytest.mark.parametrize("place", ["", "audit", "train/audit"])

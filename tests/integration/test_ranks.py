@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.models.groups import LayerGroup
+from finetune.models.layer_groups import LayerGroup
 from tests.support.processes import (
     STOPPED_AND_RESUMED,
     count_bytes_on_rank,

@@ -1,4 +1,4 @@
-"""On a GPU: a run that was asked to stop goes on to the same bits, and NCCL opens and closes."""
+"""Runs on a GPU: bit-identical resume in every precision, and NCCL with a stop in validation."""
 
 import signal
 import subprocess
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.test_faults import write_place
-from tests.support.processes import FINISHED_AFTER_A_STOP, on_ranks, stopped_in_validation
+from tests.support.fault_runs import write_workspace
+from tests.support.processes import STOPPED_AND_RESUMED, run_on_ranks, train_with_stop_in_validation
 from tests.support.runs import assert_same_bits, command, environment, finetune, rows, weights
 
 pytestmark = [
@@ -22,44 +22,44 @@ ON_GPU = ("trainer.accelerator=cuda", "trainer.deterministic=true", "--wandb", "
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with photos, weights and the config."""
-    return write_place(tmp_path_factory.mktemp("cuda"))
+    return write_workspace(tmp_path_factory.mktemp("cuda"))
 
 
-def words(place: Path, run: Path, *more: str) -> list[str]:
+def build_fit_args(run: Path, *more: str) -> list[str]:
     return ["fit", "photos", "--config", "config.yaml", "--output", str(run), *ON_GPU, *more]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_a_stopped_run_goes_on_to_the_same_bits(
+def test_run_on_gpu_stopped_and_resumed_is_bit_identical(
     precision: str, place: Path, tmp_path: Path
 ) -> None:
     more = ("--precision", precision)
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    ended = finetune(place, *words(place, whole, *more))
-    assert ended.returncode == 0, ended.stderr
+    expected, run = tmp_path / "expected", tmp_path / "run"
+    process = finetune(place, *build_fit_args(expected, *more))
+    assert process.returncode == 0, process.stderr
     with subprocess.Popen(
-        command(*words(place, run, *more)),
+        command(*build_fit_args(run, *more)),
         cwd=place,
         env=environment(place),
         stdout=subprocess.PIPE,
         text=True,
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
+    ) as stopped:
+        assert stopped.stdout is not None
+        for line in stopped.stdout:
             if line.split()[:1] == ["2"]:
-                process.send_signal(signal.SIGTERM)
+                stopped.send_signal(signal.SIGTERM)
                 break
-        process.stdout.read()
-    assert process.returncode == 85
-    again = finetune(place, *words(place, run, *more))
-    assert again.returncode == 0, again.stderr
-    assert_same_bits(weights(run), weights(whole))
-    for row, other in zip(rows(run), rows(whole), strict=True):
+        stopped.stdout.read()
+    assert stopped.returncode == 85
+    resumed = finetune(place, *build_fit_args(run, *more))
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_bits(weights(run), weights(expected))
+    for row, other in zip(rows(run), rows(expected), strict=True):
         assert {**row, "seconds": ""} == {**other, "seconds": ""}
 
 
-def test_nccl_with_one_process_that_is_stopped_in_its_validation(
-    place: Path, tmp_path: Path
-) -> None:
-    (told,) = on_ranks(1, stopped_in_validation, place / "photos", tmp_path, "nccl", "cuda")
-    assert told == FINISHED_AFTER_A_STOP
+def test_nccl_single_process_stopped_in_validation_resumes(place: Path, tmp_path: Path) -> None:
+    (result,) = run_on_ranks(
+        1, train_with_stop_in_validation, place / "photos", tmp_path, "nccl", "cuda"
+    )
+    assert result == STOPPED_AND_RESUMED

@@ -1,4 +1,4 @@
-"""Every precision that the CPU computes trains with the default optimizer and clipping."""
+"""Gradient clipping in every precision of the CPU, with both default optimizers."""
 
 import math
 from pathlib import Path
@@ -14,21 +14,21 @@ from finetune.training.trainer import create_trainer, fit
 from tests.support.runs import small_training, write_photos
 
 
-class Norms(Callback):
-    """Keeps the norm of all gradients at each step, as the optimizer gets them."""
+class GradientNormRecorder(Callback):
+    """Records the total gradient norm of each step, as the optimizer gets it."""
 
     def __init__(self) -> None:
-        self.seen: list[float] = []
+        self.norms: list[float] = []
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         if gradients:
-            self.seen.append(float(torch.nn.utils.get_total_norm(gradients)))
+            self.norms.append(float(torch.nn.utils.get_total_norm(gradients)))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_gradients_are_clipped_in_every_precision(
+def test_gradient_clipping_limits_the_norm_in_every_precision(
     precision: str, optimizer: str, tmp_path: Path
 ) -> None:
     photos = write_photos(tmp_path / "photos")
@@ -39,10 +39,12 @@ def test_gradients_are_clipped_in_every_precision(
         optim__name=optimizer,
         unfreeze__name="all",
     )
-    norms = Norms()
+    recorder = GradientNormRecorder()
     options = build_trainer_options(training.config)
-    trainer = create_trainer(tmp_path, options, callbacks=[UnfreezeScheduler(), norms], loggers=[])
+    trainer = create_trainer(
+        tmp_path, options, callbacks=[UnfreezeScheduler(), recorder], loggers=[]
+    )
     fit(trainer, training.module, training.datamodule, checkpoint_path=None)
-    assert norms.seen
-    assert max(norms.seen) <= 1e-3 * 1.01
-    assert all(math.isfinite(norm) and norm > 0 for norm in norms.seen)
+    assert recorder.norms
+    assert max(recorder.norms) <= 1e-3 * 1.01
+    assert all(math.isfinite(norm) and norm > 0 for norm in recorder.norms)

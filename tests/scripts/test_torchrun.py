@@ -1,33 +1,31 @@
-"""``scripts/torchrun.sh``: what it passes on, how it ends, and that restarts cost no exactness."""
+"""``scripts/torchrun.sh``: options passed to torchrun, exit codes, and exact restarts."""
 
 import importlib.util
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from tests.support.helpers import ROOT
-from tests.support.networks import one_thread
 from tests.support.runs import NUM_EPOCHS, largest_difference, rows, weights
-from tests.support.torchrun import SCRIPT, start, uninterrupted, words, write_place
+from tests.support.torchrun import (
+    SCRIPT,
+    build_args,
+    run_uninterrupted,
+    start_script,
+    write_place,
+)
 
-SECONDS = 200
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
+MAX_SECONDS = 200
 
 
 @pytest.fixture(scope="module")
 def agent() -> ModuleType:
-    """Return the module that stands in for torchrun."""
+    """Return the module of ``scripts/torchrun_agent.py``."""
     spec = importlib.util.spec_from_file_location("agent", ROOT / "scripts/torchrun_agent.py")
     assert spec is not None
     assert spec.loader is not None
@@ -36,35 +34,40 @@ def agent() -> ModuleType:
     return module
 
 
-def asked(*given: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the script with an ``echo`` in the place of Python."""
+def run_with_echo(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the script with ``echo`` instead of Python."""
     variables = {"PATH": os.environ["PATH"], "PYTHON": "echo", **env}
     return subprocess.run(
-        [str(SCRIPT), *given], env=variables, capture_output=True, text=True, check=False
+        [str(SCRIPT), *args], env=variables, capture_output=True, text=True, check=False
     )
 
 
-def options(*given: str, **env: str) -> tuple[dict[str, str], list[str]]:
-    """Return what the script gives to torchrun, and the command that torchrun runs."""
-    ended = asked(*(given or ("photos", "--output", "run")), **env)
-    assert ended.returncode == 0, ended.stderr
-    before, _, after = ended.stdout.strip().partition(" -- ")
+def parse_options(*args: str, **env: str) -> tuple[dict[str, str], list[str]]:
+    """Return the options passed to torchrun, and the command that torchrun runs."""
+    process = run_with_echo(*(args or ("photos", "--output", "run")), **env)
+    assert process.returncode == 0, process.stderr
+    before, _, after = process.stdout.strip().partition(" -- ")
     pairs = (word.partition("=") for word in before.split() if word.startswith("--"))
     return {name.removeprefix("--"): value for name, _, value in pairs}, after.split()
 
 
-def test_one_machine_needs_no_setting() -> None:
-    fit = ["photos", "--output", "run", "--epochs", "3"]
-    given, command = options(*fit, NPROC="2")
-    assert command == ["finetune", "fit", *fit, "resume=auto"]
-    assert (given["nnodes"], given["nproc-per-node"], given["max-restarts"]) == ("1", "2", "3")
-    assert (given["rdzv-endpoint"], given["local-addr"]) == ("localhost:0", "127.0.0.1")
-    assert given["rdzv-backend"] == "c10d"
-    assert "module" in given
+def test_torchrun_on_one_node_needs_no_setting() -> None:
+    args = ["photos", "--output", "run", "--epochs", "3"]
+    options, command = parse_options(*args, NPROC="2")
+    assert command == ["finetune", "fit", *args, "resume=auto"]
+    assert (options["nnodes"], options["nproc-per-node"], options["max-restarts"]) == (
+        "1",
+        "2",
+        "3",
+    )
+    assert (options["rdzv-endpoint"], options["local-addr"]) == ("localhost:0", "127.0.0.1")
+    assert options["rdzv-backend"] == "c10d"
+    assert "module" in options
 
 
-def test_a_word_about_resuming_is_not_said_twice() -> None:
-    assert options("photos", "output=run", "resume=auto")[1].count("resume=auto") == 1
+def test_torchrun_keeps_a_given_resume_option() -> None:
+    _, command = parse_options("photos", "output=run", "resume=auto")
+    assert command.count("resume=auto") == 1
 
 
 @pytest.mark.parametrize(
@@ -80,50 +83,52 @@ def test_a_word_about_resuming_is_not_said_twice() -> None:
             ",is_host=true",
         ),
     ],
-    ids=["by hand", "Indexed Job", "by names", "PyTorchJob", "TrainJob"],
+    ids=["manual", "Indexed Job", "host names", "PyTorchJob", "TrainJob"],
 )
-def test_several_machines_meet_at_one_place(
+def test_torchrun_on_several_nodes_uses_one_endpoint(
     env: dict[str, str], endpoint: str, is_host: str
 ) -> None:
-    given, _ = options(NPROC="1", **env)
-    assert given["nnodes"] == env.get("NNODES", env.get("PET_NNODES"))
-    assert given["rdzv-endpoint"] == endpoint
-    assert given["rdzv-conf"] == f"join_timeout=600,read_timeout=120{is_host}"
-    assert "local-addr" not in given
+    options, _ = parse_options(NPROC="1", **env)
+    assert options["nnodes"] == env.get("NNODES", env.get("PET_NNODES"))
+    assert options["rdzv-endpoint"] == endpoint
+    assert options["rdzv-conf"] == f"join_timeout=600,read_timeout=120{is_host}"
+    assert "local-addr" not in options
 
 
-def test_what_is_set_is_passed_on() -> None:
+def test_torchrun_passes_environment_settings() -> None:
     env = {"NNODES": "2", "RDZV": "a:1", "LOCAL_ADDR": "10.0.0.7", "PET_NPROC_PER_NODE": "4"}
     times = {"MAX_RESTARTS": "0", "JOIN_SECONDS": "30", "OUTAGE_SECONDS": "9", "RDZV_ID": "mine"}
-    given, _ = options(**env, **times)
-    assert (given["local-addr"], given["nproc-per-node"]) == ("10.0.0.7", "4")
-    assert (given["max-restarts"], given["rdzv-id"]) == ("0", "mine")
-    assert given["rdzv-conf"] == "join_timeout=30,read_timeout=9"
+    options, _ = parse_options(**env, **times)
+    assert (options["local-addr"], options["nproc-per-node"]) == ("10.0.0.7", "4")
+    assert (options["max-restarts"], options["rdzv-id"]) == ("0", "mine")
+    assert options["rdzv-conf"] == "join_timeout=30,read_timeout=9"
 
 
 @pytest.mark.parametrize(
-    ("given", "env", "message"),
+    ("args", "env", "names"),
     [
-        ((), {}, "usage: scripts/torchrun.sh DATA"),
-        (("photos",), {}, "all processes need one run folder: add --output"),
-        (("photos", "--output", "run"), {"NNODES": "2"}, "NNODES=2: say with RDZV=host:port"),
+        ((), {}, ["usage: scripts/torchrun.sh DATA"]),
+        (("photos",), {}, ["--output"]),
+        (("photos", "--output", "run"), {"NNODES": "2"}, ["NNODES=2", "RDZV=host:port"]),
     ],
 )
-def test_what_is_missing_is_said(given: tuple[str, ...], env: dict[str, str], message: str) -> None:
-    ended = asked(*given, **env)
-    assert ended.returncode == 2
-    assert message in ended.stderr
-    assert ended.stdout == ""
+def test_torchrun_missing_setting_exits_2(
+    args: tuple[str, ...], env: dict[str, str], names: list[str]
+) -> None:
+    process = run_with_echo(*args, **env)
+    assert process.returncode == 2
+    assert all(name in process.stderr for name in names)
+    assert process.stdout == ""
 
 
-def test_a_name_that_nobody_else_reaches_is_pointed_out(tmp_path: Path) -> None:
+def test_torchrun_host_name_of_loopback_warns(tmp_path: Path) -> None:
     fake = tmp_path / "getent"
     fake.write_text("#!/bin/sh\necho 127.0.1.1 me\n")
     fake.chmod(0o755)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NNODES": "2", "RDZV": "a:1"}
     command = ("photos", "--output", "run")
-    assert "set INTERFACE=eth0" in asked(*command, **env).stderr
-    assert asked(*command, **env, GLOO_SOCKET_IFNAME="eth1").stderr == ""
+    assert "INTERFACE" in run_with_echo(*command, **env).stderr
+    assert run_with_echo(*command, **env, GLOO_SOCKET_IFNAME="eth1").stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -138,8 +143,10 @@ def test_a_name_that_nobody_else_reaches_is_pointed_out(tmp_path: Path) -> None:
         ([], 7),
     ],
 )
-def test_one_exit_code_stands_for_all(agent: ModuleType, codes: list[int], expected: int) -> None:
-    assert agent.summary(codes) == expected
+def test_select_exit_code_prefers_final_errors_then_preemption(
+    agent: ModuleType, codes: list[int], expected: int
+) -> None:
+    assert agent.select_exit_code(codes) == expected
 
 
 @pytest.fixture(scope="module")
@@ -149,20 +156,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(place: Path) -> Path:
-    """Return the run of one process that never stopped."""
-    return uninterrupted(place)
+    """Return an uninterrupted run of one process."""
+    return run_uninterrupted(place)
 
 
-def assert_alike(run: Path, expected: Path) -> None:
-    """Fail unless both runs have the same epochs and the same weights."""
+def assert_same_result(run: Path, expected: Path) -> None:
+    """Check that both runs have the same epochs and, up to rounding, the same weights."""
     assert [row["epoch"] for row in rows(run)] == [str(n + 1) for n in range(NUM_EPOCHS)]
     assert largest_difference(weights(run), weights(expected)) <= 1e-6
 
 
-def ended(process: subprocess.Popen[bytes], log: Path) -> tuple[int, str]:
-    """Wait for the script; return its exit code and what it said."""
+def wait(process: subprocess.Popen[bytes], log: Path) -> tuple[int, str]:
+    """Wait for the script and return its exit code and output."""
     try:
-        code = process.wait(SECONDS)
+        code = process.wait(MAX_SECONDS)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -170,70 +177,73 @@ def ended(process: subprocess.Popen[bytes], log: Path) -> tuple[int, str]:
     return code, log.read_text()
 
 
-@pytest.mark.slow
-def test_two_processes_end_as_one_does(place: Path, tmp_path: Path, expected: Path) -> None:
+@pytest.mark.cluster
+def test_torchrun_two_processes_equal_one(place: Path, tmp_path: Path, expected: Path) -> None:
     log = tmp_path / "log"
-    code, said = ended(start(place, *words(place, tmp_path / "run"), log=log), log)
-    assert code == 0, said
-    assert_alike(tmp_path / "run", expected)
+    process = start_script(place, *build_args(place, tmp_path / "run"), log=log)
+    code, output = wait(process, log)
+    assert code == 0, output
+    assert_same_result(tmp_path / "run", expected)
 
 
-@pytest.mark.slow
-def test_after_a_killed_process_all_begin_again_and_end_alike(
+@pytest.mark.cluster
+def test_torchrun_killed_process_restarts_all_with_the_same_result(
     place: Path, tmp_path: Path, expected: Path
 ) -> None:
     log, marker = tmp_path / "log", tmp_path / "killed"
     extra = {"KILL_ONCE": str(marker)}
-    process = start(place, *words(place, tmp_path / "run"), extra=extra, log=log)
-    code, said = ended(process, log)
-    assert code == 0, said
+    process = start_script(place, *build_args(place, tmp_path / "run"), extra=extra, log=log)
+    code, output = wait(process, log)
+    assert code == 0, output
     assert marker.exists()
-    assert "Signal 9 (SIGKILL) received" in said or "exitcode: -9" in said
-    assert said.count("Goes on") == 1
-    assert_alike(tmp_path / "run", expected)
+    assert "Signal 9 (SIGKILL) received" in output or "exitcode: -9" in output
+    assert output.count("Resuming") == 1
+    assert_same_result(tmp_path / "run", expected)
 
 
 def wait_for_epochs(run: Path, count: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return once so many epochs of a run are over."""
-    end = time.monotonic() + SECONDS
+    """Wait until a number of epochs of a run is complete."""
+    deadline = time.monotonic() + MAX_SECONDS
     while not (run / "metrics.csv").is_file() or len(rows(run)) < count:
         assert process.poll() is None, log.read_text()
-        assert time.monotonic() < end, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
 
 
-# to torchrun as Kubernetes does, to every process as SLURM and a terminal do
-CALLS = (
+# sent to torchrun as by Kubernetes, to all processes as by SLURM and a terminal
+STOPS = (
     (1, signal.SIGTERM, os.kill),
     (2, signal.SIGUSR1, os.killpg),
     (4, signal.SIGINT, os.killpg),
 )
 
 
-@pytest.mark.slow
-def test_a_scheduler_that_calls_finds_the_run_saved(
+@pytest.mark.cluster
+def test_torchrun_stopped_by_signals_saves_and_resumes(
     place: Path, tmp_path: Path, expected: Path
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    for done, signum, send in CALLS:
-        process = start(place, *words(place, run), extra={"STEP_SECONDS": "0.05"}, log=log)
-        wait_for_epochs(run, done, process, log)
+    for num_epochs, signum, send in STOPS:
+        extra = {"STEP_SECONDS": "0.05"}
+        process = start_script(place, *build_args(place, run), extra=extra, log=log)
+        wait_for_epochs(run, num_epochs, process, log)
         send(process.pid, signum)
-        code, said = ended(process, log)
-        assert code == (130 if signum == signal.SIGINT else 85), said
-        assert done <= len(rows(run)) < NUM_EPOCHS
-    code, said = ended(start(place, *words(place, run), log=log), log)
-    assert code == 0, said
-    assert said.count("Goes on") == len(CALLS)
-    assert "Traceback" not in said
-    assert_alike(run, expected)
+        code, output = wait(process, log)
+        assert code == (130 if signum == signal.SIGINT else 85), output
+        assert num_epochs <= len(rows(run)) < NUM_EPOCHS
+    code, output = wait(start_script(place, *build_args(place, run), log=log), log)
+    assert code == 0, output
+    assert output.count("Resuming") == len(STOPS)
+    assert "Traceback" not in output
+    assert_same_result(run, expected)
 
 
-@pytest.mark.slow
-def test_what_a_restart_cannot_mend_is_not_tried_again(place: Path, tmp_path: Path) -> None:
+@pytest.mark.cluster
+def test_torchrun_final_error_is_not_restarted(place: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    process = start(place, *words(place, tmp_path / "run", "--epochs", "many"), log=log)
-    code, said = ended(process, log)
-    assert code == 2, said
-    assert "trainer.epochs: found 'many'" in " ".join(said.split())
-    assert 1 <= said.count("error:") <= 2  # one a process: nothing was started anew
+    args = build_args(place, tmp_path / "run", "--epochs", "many")
+    code, output = wait(start_script(place, *args, log=log), log)
+    assert code == 2, output
+    assert "trainer.epochs" in output
+    assert "'many'" in output
+    assert 1 <= output.lower().count("error:") <= 2  # at most one per process: no restart

@@ -1,6 +1,6 @@
-"""Two machines on this one: network namespaces joined by a cable that can be cut and mended.
+"""Two nodes on this machine: network namespaces joined by a virtual cable that can be cut.
 
-They share the disk, as machines of a cluster do. Needs root and iproute2.
+They share the disk, as nodes of a cluster do. Needs root and iproute2.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pytest
 
 INTERFACE = "cable"
-"""What each machine calls its end."""
+"""Name of the network interface on each node."""
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 
@@ -23,78 +23,78 @@ _number = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
-class Machines:
-    """Both machines.
+class TwoNodes:
+    """Two nodes with a network between them.
 
     Attributes:
-        names: Their namespaces.
+        names: Names of their namespaces.
     """
 
     names: tuple[str, str]
 
-    def on(self, machine: int) -> tuple[str, ...]:
-        """Return the words that run the command behind them on a machine."""
-        return ("ip", "netns", "exec", self.names[machine])
+    def build_prefix(self, node: int) -> tuple[str, ...]:
+        """Return the command prefix that runs a command on a node."""
+        return ("ip", "netns", "exec", self.names[node])
 
-    def cut(self) -> None:
-        """Pull the cable out; nobody is told that connections are gone."""
-        _ip("-n", self.names[1], "link", "set", INTERFACE, "down")
+    def disconnect(self) -> None:
+        """Cut the cable; connections are lost silently."""
+        _run_ip("-n", self.names[1], "link", "set", INTERFACE, "down")
 
-    def mend(self) -> None:
-        """Put the cable back."""
-        _ip("-n", self.names[1], "link", "set", INTERFACE, "up")
+    def reconnect(self) -> None:
+        """Join the cable again."""
+        _run_ip("-n", self.names[1], "link", "set", INTERFACE, "up")
 
-    def give_up_soon(self) -> None:
-        """Let connections end seconds after the cable is cut; they live on for 15 minutes else."""
-        for machine in range(2):
-            command = (*self.on(machine), "tee", "/proc/sys/net/ipv4/tcp_retries2")
+    def shorten_tcp_timeout(self) -> None:
+        """Let connections fail seconds after the cable is cut instead of after 15 minutes."""
+        for node in range(2):
+            command = (*self.build_prefix(node), "tee", "/proc/sys/net/ipv4/tcp_retries2")
             subprocess.run(command, input=b"5", stdout=subprocess.DEVNULL, check=True)
 
-    def kill_all(self, *machines: int) -> None:
-        """End every process of some machines, or of both."""
-        for machine in machines or (0, 1):
-            for pid in _ip("netns", "pids", self.names[machine]).split():
+    def kill_processes(self, *nodes: int) -> None:
+        """Kill all processes of the given nodes, or of both."""
+        for node in nodes or (0, 1):
+            for pid in _run_ip("netns", "pids", self.names[node]).split():
                 with suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
 
 
 @contextmanager
-def two_machines() -> Iterator[Machines]:
-    """Join two machines while the block lasts; skip the test where that is not allowed."""
+def create_two_nodes() -> Iterator[TwoNodes]:
+    """Yield two joined nodes; skip the test if namespaces cannot be created."""
     if shutil.which("ip") is None:
-        pytest.skip("there is no ip here: apt-get install iproute2")
+        pytest.skip("ip is not installed: apt-get install iproute2")
     number = f"{os.getpid()}-{next(_number)}"
-    machines = Machines((f"finetune-{number}-a", f"finetune-{number}-b"))
-    made = []
+    nodes = TwoNodes((f"finetune-{number}-a", f"finetune-{number}-b"))
+    created = []
     try:
-        for name in machines.names:
+        for name in nodes.names:
             try:
-                _ip("netns", "add", name)
+                _run_ip("netns", "add", name)
             except RuntimeError as error:
-                pytest.skip(f"no network namespace can be made: {error}")
-            made.append(name)
-        _connect(*machines.names)
-        yield machines
-        machines.kill_all()
+                pytest.skip(f"network namespaces cannot be created: {error}")
+            created.append(name)
+        _connect(*nodes.names)
+        yield nodes
+        nodes.kill_processes()
     finally:
-        for name in made:
-            _ip("netns", "delete", name)
+        for name in created:
+            _run_ip("netns", "delete", name)
 
 
 def _connect(one: str, other: str) -> None:
-    _ip(
+    _run_ip(
         *("link", "add", INTERFACE, "netns", one),
         *("type", "veth", "peer", "name", INTERFACE, "netns", other),
     )
     for name, address in zip((one, other), ADDRESSES, strict=True):
-        _ip("-n", name, "address", "add", f"{address}/24", "dev", INTERFACE)
+        _run_ip("-n", name, "address", "add", f"{address}/24", "dev", INTERFACE)
         for device in ("lo", INTERFACE):
-            _ip("-n", name, "link", "set", device, "up")
+            _run_ip("-n", name, "link", "set", device, "up")
 
 
-def _ip(*words: str) -> str:
-    """Return what ``ip`` prints."""
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
-    return done.stdout
+def _run_ip(*args: str) -> str:
+    """Return the output of ``ip``."""
+    process = subprocess.run(["ip", *args], capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        raise RuntimeError(f"ip {' '.join(args)}: {process.stderr.strip()}")
+    return process.stdout

@@ -1,4 +1,4 @@
-"""Runs through ``scripts/torchrun.sh``, and a place with what they need."""
+"""Runs of ``scripts/torchrun.sh``, on one node or on two."""
 
 import signal
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 
 from finetune.cli.main import run as run_command
 from tests.support.helpers import ROOT
-from tests.support.namespaces import ADDRESSES, INTERFACE, Machines
+from tests.support.namespaces import ADDRESSES, INTERFACE, TwoNodes
 from tests.support.runs import (
     GRADUAL_CONFIG,
     NUM_EPOCHS,
@@ -26,12 +26,12 @@ from tests.support.runs import (
 SCRIPT = ROOT / "scripts" / "torchrun.sh"
 
 TIMEOUT = 12
-"""Seconds without an answer after which a process of a ``Job`` gives up."""
+"""Value of ``trainer.collective_timeout_seconds`` in a ``TwoNodeJob``."""
 
-SECONDS = 240
-"""A job that takes longer hangs."""
+MAX_SECONDS = 240
+"""Time after which a job counts as hanging."""
 
-# a learning rate of the user's own: it kills a rank at a step, once, and takes time at each
+# a user-defined schedule that sleeps at each step and kills rank 1 at step 11, once
 STOPPER = """
 import os, signal, time
 from pathlib import Path
@@ -47,7 +47,7 @@ def stopping(progress, *, final_factor):
 
 
 def write_place(folder: Path) -> Path:
-    """Fill a folder with photos, weights, the config of the exactness tests and own code."""
+    """Write photos, weights, the config of the exactness tests and the schedule to a folder."""
     write_photos(folder / "photos")
     write_weights(folder / "weights.pth")
     (folder / "stopper.py").write_text(STOPPER)
@@ -55,75 +55,77 @@ def write_place(folder: Path) -> Path:
     return folder
 
 
-def words(place: Path, output: Path, *more: object) -> list[str]:
-    """Return the words of the run behind ``finetune fit`` or the script."""
-    given = (place / "photos", "--config", place / "config.yaml", "--output", output)
-    return [*map(str, given), "--weights", str(place / "weights.pth"), *map(str, more)]
+def build_args(place: Path, output: Path, *more: object) -> list[str]:
+    """Return the arguments of ``finetune fit`` or the script."""
+    args = (place / "photos", "--config", place / "config.yaml", "--output", output)
+    return [*map(str, args), "--weights", str(place / "weights.pth"), *map(str, more)]
 
 
-def uninterrupted(place: Path) -> Path:
-    """Return the run of one process that never stopped, made in this one."""
+def run_uninterrupted(place: Path) -> Path:
+    """Return an uninterrupted run, made in this process."""
     output = place / "uninterrupted"
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(place)
-        patch.delitem(sys.modules, "stopper", raising=False)  # another test's, of that name
-        assert run_command(["fit", *words(place, output)]) == 0
+        patch.delitem(
+            sys.modules, "stopper", raising=False
+        )  # a module of the same name of another test
+        assert run_command(["fit", *build_args(place, output)]) == 0
     return output
 
 
-def start(
+def start_script(
     place: Path,
-    *given: object,
+    *args: object,
     extra: Mapping[str, str] | None = None,
     log: Path,
-    before: tuple[str, ...] = (),
+    prefix: tuple[str, ...] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start the script with two processes, as the head of a process group of its own.
+    """Start the script with two processes, as the leader of a new process group.
 
     Args:
-        place: Where it runs.
-        given: Its words.
-        extra: Environment.
-        log: Takes standard output and standard error.
-        before: Words in front of the command.
+        place: Working folder.
+        args: Arguments of the script.
+        extra: Environment variables.
+        log: File for standard output and standard error.
+        prefix: Command prefix.
     """
     settings = {"PYTHON": sys.executable, "NPROC": "2", "PYTHONUNBUFFERED": "1", **(extra or {})}
     with log.open("ab") as stream:
         return subprocess.Popen(
-            [*before, str(SCRIPT), *map(str, given)],
+            [*prefix, str(SCRIPT), *map(str, args)],
             cwd=place,
             env=environment(place, settings),
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=default_signals,
+            preexec_fn=reset_signals,
         )
 
 
-def default_signals() -> None:
-    """Undo what a test runner in the background may have set to be ignored."""
+def reset_signals() -> None:
+    """Reset signals that a test runner in the background may ignore."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_DFL)
 
 
-class Job:
-    """The run of the exactness tests, with slow steps, by a process on each of two machines.
+class TwoNodeJob:
+    """Run of the exactness tests with slow steps, with one process on each of two nodes.
 
     Args:
-        machines: Where.
-        place: What ``write_place`` filled.
-        folder: Takes the run and a log of each machine.
-        settings: Environment.
+        nodes: Nodes.
+        place: Folder written by ``write_place``.
+        folder: Folder for the run and the log of each node.
+        settings: Environment variables.
     """
 
-    def __init__(self, machines: Machines, place: Path, folder: Path, **settings: str) -> None:
+    def __init__(self, nodes: TwoNodes, place: Path, folder: Path, **settings: str) -> None:
         self.run = folder / "run"
-        self._machines, self._place, self._settings = machines, place, settings
+        self._nodes, self._place, self._settings = nodes, place, settings
         self._logs = (folder / "log.0", folder / "log.1")
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, rank: int) -> subprocess.Popen[bytes]:
-        """Start the script on a machine, for the first time or again."""
+        """Start the script on a node, for the first time or again."""
         settings = {
             "NNODES": "2",
             "NPROC": "1",
@@ -133,48 +135,51 @@ class Job:
             "NODE_RANK": str(rank),
             "STEP_SECONDS": "0.03",  # for each of 12 parameter groups
         }
-        self._processes[rank] = start(
+        self._processes[rank] = start_script(
             self._place,
-            *words(self._place, self.run, f"trainer.collective_timeout_seconds={TIMEOUT}"),
+            *build_args(self._place, self.run, f"trainer.collective_timeout_seconds={TIMEOUT}"),
             extra=settings | self._settings,
             log=self._logs[rank],
-            before=self._machines.on(rank),
+            prefix=self._nodes.build_prefix(rank),
         )
         return self._processes[rank]
 
     def wait_for_epochs(self, count: int) -> None:
-        """Return once so many epochs are over, and both machines still at work."""
-        end = time.monotonic() + SECONDS
+        """Wait until a number of epochs is complete while both nodes are running."""
+        deadline = time.monotonic() + MAX_SECONDS
         while not (self.run / "metrics.csv").is_file() or len(rows(self.run)) < count:
-            assert time.monotonic() < end, self.said
-            assert {process.poll() for process in self._processes.values()} == {None}, self.said
+            assert time.monotonic() < deadline, self.outputs
+            is_running = {process.poll() for process in self._processes.values()} == {None}
+            assert is_running, self.outputs
             time.sleep(0.1)
 
     def terminate(self, rank: int) -> None:
-        """Ask the script on a machine to stop."""
+        """Send SIGTERM to the script on a node."""
         self._processes[rank].terminate()
 
-    def code(self, rank: int) -> int:
-        """Wait for a machine; return the script's exit code."""
-        return self._processes[rank].wait(SECONDS)
+    def wait(self, rank: int) -> int:
+        """Wait for the script on a node and return its exit code."""
+        return self._processes[rank].wait(MAX_SECONDS)
 
     @property
-    def said(self) -> tuple[str, str]:
-        """What each machine has printed."""
+    def outputs(self) -> tuple[str, str]:
+        """Output of each node so far, with single spaces."""
         first, second = (" ".join(log.read_text().split()) for log in self._logs)
         return first, second
 
     def stop(self) -> None:
-        """End what still runs."""
-        self._machines.kill_all()
+        """Kill the processes that are still running."""
+        self._nodes.kill_processes()
         for process in self._processes.values():
             process.wait()
 
 
 @contextmanager
-def started(machines: Machines, place: Path, folder: Path, **settings: str) -> Iterator[Job]:
-    """Run a job on both machines while the block lasts."""
-    job = Job(machines, place, folder, **settings)
+def start_on_two_nodes(
+    nodes: TwoNodes, place: Path, folder: Path, **settings: str
+) -> Iterator[TwoNodeJob]:
+    """Yield a job that runs on both nodes; stop it at the end of the block."""
+    job = TwoNodeJob(nodes, place, folder, **settings)
     try:
         for rank in (0, 1):
             job.start(rank)

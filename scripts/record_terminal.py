@@ -3,11 +3,12 @@
     uv run python scripts/record_terminal.py docs/images/fit.svg -- fit photos/ --backbone resnet18
 
 The command runs for real, in a terminal of 80 columns; the picture shows what it printed. Lines
-that begin with a word given by ``--skip`` are left out and marked by an ellipsis.
+that begin with a word given by ``--skip`` are left out.
 """
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +25,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="SVG file to write")
     parser.add_argument("--title", help="shown command line; default: the command itself")
-    parser.add_argument("--skip", nargs="*", default=[], help="first words of lines to leave out")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="after --: words of finetune")
-    options = parser.parse_args()
-    words = [word for word in options.command if word != "--"]
-    environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(COLUMNS)}
+    parser.add_argument("--skip", default="", help="first words of lines to leave out, by comma")
+    arguments = sys.argv[1:]
+    if "--" not in arguments:
+        parser.error("name the command of finetune after --")
+    at = arguments.index("--")
+    options, words = parser.parse_args(arguments[:at]), arguments[at + 1 :]
+    # colours, but no progress bars, which would leave a line for each of their states
+    environment = {
+        **os.environ,
+        "FORCE_COLOR": "1",
+        "TTY_INTERACTIVE": "0",
+        "COLUMNS": str(COLUMNS),
+    }
     result = subprocess.run(
         [sys.executable, "-m", "finetune", *words],
         env=environment,
@@ -41,20 +50,27 @@ def main() -> None:
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         console = Console(record=True, width=COLUMNS, file=nowhere, force_terminal=True)
         console.print(Text(f"$ {title}", style="bold"))
-        for line in _leave_out(result.stdout.splitlines(), options.skip):
-            console.print(Text.from_ansi(line), no_wrap=True, overflow="crop")
+        for line in _leave_out(result.stdout.splitlines(), options.skip.split(",")):
+            # rich drops leading spaces in SVG, unless they do not break
+            text = re.sub(r"^ +", lambda match: "\N{NO-BREAK SPACE}" * len(match[0]), line)
+            console.print(Text.from_ansi(text), overflow="fold")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     console.save_svg(str(options.output), title="finetune", theme=MONOKAI)
 
 
 def _leave_out(lines: list[str], first_words: list[str]) -> list[str]:
+    """Return the lines without cursor codes and without rows that begin with given words."""
     kept: list[str] = []
+    is_skipped = False
     for line in lines:
-        word = Text.from_ansi(line).plain.strip().partition(" ")[0]
-        if word not in first_words:
-            kept.append(line)
-        elif kept[-1:] != ["…"]:
-            kept.append("…")
+        visible = re.sub(r"\x1b\[\?25[lh]", "", line).rstrip()
+        plain = Text.from_ansi(visible).plain
+        if not plain.strip():
+            continue
+        # a row goes on in indented lines
+        is_skipped = plain.split()[0] in first_words or (is_skipped and plain.startswith("    "))
+        if not is_skipped:
+            kept.append(visible)
     return kept
 
 

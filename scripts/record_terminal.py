@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
@@ -55,7 +56,9 @@ def main() -> None:
             text = re.sub(r"^ +", lambda match: "\N{NO-BREAK SPACE}" * len(match[0]), line)
             console.print(Text.from_ansi(text), overflow="fold")
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    console.save_svg(str(options.output), title="finetune", theme=MONOKAI)
+    # without the fonts that rich would load from a server
+    code_format = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    console.save_svg(str(options.output), title="finetune", theme=MONOKAI, code_format=code_format)
 
 
 def _leave_out(lines: list[str], first_words: list[str]) -> list[str]:

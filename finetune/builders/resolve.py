@@ -1,11 +1,13 @@
 """Resolution of every "auto" in a config from facts of the network, the images and the hardware."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from finetune.builders.augmentation import find_rare_classes
+from finetune.builders.model_prior import ClassBalance
 from finetune.config.auto import choose_auto_values
 from finetune.config.facts import Facts
 from finetune.config.imbalance import apply_imbalance_strategy
@@ -14,6 +16,7 @@ from finetune.config.recipe import compute_fixres_train_size
 from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import Config
 from finetune.data.samplers.epoch_sampler import compute_effective_batch_size
+from finetune.data.samplers.sampling_weights import count_draws
 from finetune.data.training_data import TrainingData
 from finetune.distributed.launch import LaunchInfo, detect_launch
 from finetune.lookup import has_parameter, look_up
@@ -24,6 +27,7 @@ from finetune.models.head import find_linear_head
 from finetune.models.layer_groups import compute_weight_rms, find_layer_groups
 from finetune.models.weights import is_pretrained
 from finetune.system.hardware import count_available_cores
+from finetune.training.schedules.unfreeze import compute_phases
 from finetune.types import Phase
 
 LABEL_SMOOTHING = 0.1
@@ -137,6 +141,35 @@ def resolve_config(
         resolved = replace_values(resolved, {"loss.label_smoothing": 0.0})
     reasons = {key: choice.reason for key, choice in chosen.items() if choice.reason}
     return ResolveResult(resolved, facts, reasons)
+
+
+def build_run_spec(
+    resolved: ResolveResult,
+    data: TrainingData,
+    balance: ClassBalance,
+    depth_schedule: Callable[[int], int],
+) -> RunSpec:
+    """Return the resolved config with the facts that constraints depend on.
+
+    Args:
+        resolved: Resolved config and facts of the network.
+        data: Images of the run.
+        balance: Treatment of imbalanced classes.
+        depth_schedule: Unfreeze depth as a function of the epoch.
+
+    Raises:
+        ConfigError: The unfreeze schedule fails or returns no depth.
+    """
+    trainer = resolved.config.trainer
+    return RunSpec(
+        config=resolved.config,
+        facts=resolved.facts,
+        phases=compute_phases(depth_schedule, num_epochs=trainer.epochs),
+        num_images=count_draws(balance.sampling_schedule(0), len(data.train)),
+        rare_classes=find_rare_classes(resolved.config.augment, data),
+        untrained_classes=balance.find_untrained_classes(data.classes),
+        num_gpus=torch.cuda.device_count() if trainer.accelerator == "cuda" else 0,
+    )
 
 
 def _collect_facts(config: Config, data: TrainingData, network: Network) -> Facts:

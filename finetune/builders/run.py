@@ -3,20 +3,18 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-
-import torch
+from typing import Any
 
 from finetune.builders.augmentation import (
     build_augmentation,
     compute_train_image_sizes,
-    find_rare_classes,
 )
 from finetune.builders.constraints import check_constraints
 from finetune.builders.model_prior import build_class_balance
 from finetune.builders.network import build_card, build_classifier, build_network
 from finetune.builders.pixel_cache import CachePlan, build_cached_datamodule, choose_cache
 from finetune.builders.probe_plan import describe_flips, plan_probe, resolve_probe_flips
-from finetune.builders.resolve import ResolveResult, RunSpec, resolve_config
+from finetune.builders.resolve import ResolveResult, build_run_spec, resolve_config
 from finetune.builders.schedules import build_depth_schedule, build_recipe
 from finetune.bundle.model_card import ModelCard
 from finetune.config.load import replace_values
@@ -25,7 +23,7 @@ from finetune.config.schema import Config
 from finetune.data.dataset import ImageDataset
 from finetune.data.images.source import FileSource
 from finetune.data.manifest import Manifest
-from finetune.data.samplers.sampling_weights import SamplingSchedule, count_draws
+from finetune.data.samplers.sampling_weights import SamplingSchedule
 from finetune.data.training_data import TrainingData
 from finetune.data.transforms.eval_transform import EvalTransform, Transform
 from finetune.models.backbone import Network
@@ -34,7 +32,6 @@ from finetune.system.hardware import resolve_accelerator
 from finetune.training.datamodule import ImageDataModule, LoaderOptions
 from finetune.training.module import ClassificationModule
 from finetune.training.param_groups import compute_learning_rates
-from finetune.training.schedules.unfreeze import compute_phases
 from finetune.training.trainer import TrainerOptions
 from finetune.types import Phase, PreprocessSpec, Reporter
 
@@ -144,15 +141,7 @@ def _assemble(
     config = resolved.config
     balance = build_class_balance(config, data)
     depth_schedule = build_depth_schedule(config.unfreeze, resolved.facts.num_groups)
-    run = RunSpec(
-        config=config,
-        facts=resolved.facts,
-        phases=compute_phases(depth_schedule, num_epochs=config.trainer.epochs),
-        num_images=count_draws(balance.sampling_schedule(0), len(data.train)),
-        rare_classes=find_rare_classes(config.augment, data),
-        untrained_classes=balance.find_untrained_classes(data.classes),
-        num_gpus=torch.cuda.device_count() if config.trainer.accelerator == "cuda" else 0,
-    )
+    run = build_run_spec(resolved, data, balance, depth_schedule)
     check_constraints(run)
     classifier = build_classifier(config.model, network)
     network = replace(network, module=classifier.network)
@@ -195,13 +184,7 @@ def _assemble(
         is_resumed=is_resumed,
         reserved_bytes=0 if last_stage is None else last_stage.num_bytes,
     )
-    facts = {
-        "weights": network.report.source,
-        "seed": config.seed,
-        "train_images": dict(zip(data.classes, data.class_counts, strict=True)),
-        "imbalance": config.imbalance.strategy,
-        **describe_flips(config, transform),
-    }
+    facts = _describe_run(config, data, network, transform)
     card = build_card(network, data.classes, priors=balance.priors, facts=facts)
     return Training(
         config=replace_values(
@@ -287,6 +270,19 @@ def build_trainer_options(config: ResolvedConfig) -> TrainerOptions:
         collective_timeout_seconds=trainer.collective_timeout_seconds,
         checkpoint_interval_minutes=config.checkpoint.every_minutes,
     )
+
+
+def _describe_run(
+    config: ResolvedConfig, data: TrainingData, network: Network, transform: Transform
+) -> dict[str, Any]:
+    """Return the facts of the run on its model card."""
+    return {
+        "weights": network.report.source,
+        "seed": config.seed,
+        "train_images": dict(zip(data.classes, data.class_counts, strict=True)),
+        "imbalance": config.imbalance.strategy,
+        **describe_flips(config, transform),
+    }
 
 
 def _build_datamodule(

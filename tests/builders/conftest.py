@@ -1,4 +1,4 @@
-"""Fixtures of building."""
+"""Fixtures of the tests of the builders."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return a file ``mine.py`` of the user's that can be imported."""
+    """Return the path of an importable module ``mine.py`` of custom code."""
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path / "mine.py"
     sys.modules.pop("mine", None)

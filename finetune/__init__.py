@@ -9,13 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.api import fit, plan_fit
-    from finetune.commands.compare.compare import compare
+    from finetune.api import compare, fit, inspect, plan_fit
     from finetune.commands.evaluate import evaluate
     from finetune.commands.export import export
     from finetune.commands.fetch import fetch
     from finetune.commands.fit.fit import resume
-    from finetune.commands.inspect.inspect import inspect
     from finetune.commands.predict import predict
     from finetune.config.schema import Config
 
@@ -41,8 +39,8 @@ _LAZY_IMPORTS = {
     "resume": "finetune.commands.fit.fit",
     "evaluate": "finetune.commands.evaluate",
     "predict": "finetune.commands.predict",
-    "compare": "finetune.commands.compare.compare",
-    "inspect": "finetune.commands.inspect.inspect",
+    "compare": "finetune.api",
+    "inspect": "finetune.api",
     "export": "finetune.commands.export",
     "fetch": "finetune.commands.fetch",
     "Config": "finetune.config.schema",

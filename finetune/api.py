@@ -1,7 +1,7 @@
-"""Functions of ``import finetune`` that accept a data path and options instead of a config."""
+"""Functions of ``import finetune`` that accept a data path instead of a config."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -9,9 +9,11 @@ from finetune.errors import ConfigError
 from finetune.lookup import suggest_name
 
 if TYPE_CHECKING:
+    from finetune.commands.compare.result import CompareResult
     from finetune.commands.fit.fit import FitResult
+    from finetune.commands.inspect.inspect import InspectResult
     from finetune.config.schema import Config
-    from finetune.types import Reporter
+    from finetune.types import Reporter, StrPath
 
 OPTION_KEYS = {
     "backbone": "model.backbone",
@@ -54,7 +56,7 @@ class FitOptions(TypedDict, total=False):
 
 
 def fit(
-    data: "str | os.PathLike[str] | Config",
+    data: "StrPath | Config",
     *,
     config: Mapping[str, Any] | None = None,
     reporter: "Reporter | None" = None,
@@ -82,7 +84,7 @@ def fit(
 
 
 def plan_fit(
-    data: "str | os.PathLike[str] | Config",
+    data: "StrPath | Config",
     *,
     config: Mapping[str, Any] | None = None,
     reporter: "Reporter | None" = None,
@@ -105,8 +107,74 @@ def plan_fit(
     return run_plan_fit(run_config, reporter=reporter)
 
 
+def inspect(
+    data: "StrPath | Config",
+    *,
+    backbone: str | None = None,
+    weights: "StrPath | None" = None,
+    output: "StrPath | None" = None,
+    config: Mapping[str, Any] | None = None,
+    reporter: "Reporter | None" = None,
+) -> "InspectResult":
+    """Audit a dataset and write a report; the images are never changed.
+
+    Args:
+        data: Folder or CSV of images, or a complete config.
+        backbone: Backbone whose features are searched for label errors and cropped duplicates, too;
+            None searches without features.
+        weights: Weights of the backbone; None takes those of the hub.
+        output: Folder to write; None takes ``runs/audit-<data>``.
+        config: Dotted config key to value.
+        reporter: Receiver of notes, warnings and progress; None discards them.
+
+    Raises:
+        FinetuneError: Any error that the user can fix.
+    """
+    options = FitOptions(
+        **{
+            name: value
+            for name, value in (("backbone", backbone), ("weights", weights), ("output", output))
+            if value is not None
+        }  # type: ignore[typeddict-item]
+    )
+    run_config = build_fit_config(data, config=config, **options)
+    from finetune.commands.inspect.inspect import inspect as run_inspect
+
+    return run_inspect(run_config, reporter=reporter)
+
+
+def compare(
+    data: "StrPath | Config",
+    backbones: Sequence[str],
+    *,
+    weights: str = "hub",
+    csv: "StrPath | None" = None,
+    config: Mapping[str, Any] | None = None,
+    reporter: "Reporter | None" = None,
+) -> "CompareResult":
+    """Fit a linear probe to each backbone on the same images and rank them.
+
+    Args:
+        data: Folder or CSV of images, or a complete config.
+        backbones: timm names, googlenet or alexnet.
+        weights: "hub", or a folder with one file for each backbone.
+        csv: CSV file to write the table to; None writes none.
+        config: Dotted config key to value; only keys that a probe depends on.
+        reporter: Receiver of notes, warnings and progress; None discards them.
+
+    Raises:
+        FinetuneError: Any error that the user can fix.
+        KeyboardInterrupt: Stop requested; computed features stay in the cache.
+    """
+    run_config = build_fit_config(data, config=config)
+    from finetune.commands.compare.compare import compare as run_compare
+
+    csv_path = None if csv is None else Path(csv)
+    return run_compare(run_config, backbones, weights=weights, csv=csv_path, reporter=reporter)
+
+
 def build_fit_config(
-    data: "str | os.PathLike[str] | Config",
+    data: "StrPath | Config",
     *,
     config: Mapping[str, Any] | None = None,
     **options: Unpack[FitOptions],

@@ -1,9 +1,13 @@
 """Records and the reporter interface that all layers share."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
+
+StrPath = str | os.PathLike[str]
+"""Path of a file or folder, as the public functions accept it."""
 
 
 class Split(StrEnum):

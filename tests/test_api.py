@@ -12,7 +12,7 @@ from finetune.cli.fit import FLAG_KEYS
 from finetune.config.load import build_config, diff_from_defaults
 from finetune.errors import ConfigError, DataError
 from tests.support.helpers import run_python, write_images
-from tests.support.runs import write_photos
+from tests.support.runs import write_photos, write_weights
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_options_are_those_of_the_command_line() -> None:
 def test_build_fit_config_sets_options_and_config_keys(photos: Path, tmp_path: Path) -> None:
     config = build_fit_config(
         photos,
-        config={"data.leakage": "error", "loss.name": "focal_loss"},
+        config={"data.leakage": "error", "loss.name": "focal"},
         backbone="test_resnet",
         weights=tmp_path / "weights.pth",
         epochs=5,
@@ -50,7 +50,7 @@ def test_build_fit_config_sets_options_and_config_keys(photos: Path, tmp_path: P
         assignments={
             "data.path": str(photos),
             "data.leakage": "error",
-            "loss.name": "focal_loss",
+            "loss.name": "focal",
             "model.backbone": "test_resnet",
             "model.weights": str(tmp_path / "weights.pth"),
             "trainer.epochs": 5,
@@ -142,6 +142,36 @@ def test_plan_fit_and_fit_with_path_and_options(tmp_path: Path) -> None:
     result = finetune.fit(photos, **options)
     assert result.run_dir == tmp_path / "run"
     assert 0 <= (result.metrics["val"]["accuracy"] or 0) <= 1
+    # paths may be strings in every verb
+    evaluated = finetune.evaluate(str(result.run_dir))
+    assert evaluated.evaluation.metrics["accuracy"] == result.metrics["val"]["accuracy"]
+    predicted = finetune.predict(str(result.run_dir), str(photos))
+    assert len(predicted.predictions) == 4 * 3 + 5 * 3
+    exported = finetune.export(str(result.run_dir), str(tmp_path / "export"))
+    assert (exported.output / "model.safetensors").is_file()
+    assert finetune.resume(str(result.run_dir)).metrics == result.metrics
+
+
+def test_inspect_with_path_writes_the_audit(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", num_train=4)
+    result = finetune.inspect(str(photos), output=str(tmp_path / "audit"))
+    assert result.audit.num_images == 4 * 3 + 5 * 3
+    assert (tmp_path / "audit" / "audit.json").is_file()
+
+
+def test_compare_with_path_ranks_backbones(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", num_train=4)
+    (tmp_path / "weights").mkdir()
+    write_weights(tmp_path / "weights" / "test_resnet.pth")
+    result = finetune.compare(
+        str(photos),
+        ["test_resnet"],
+        weights=str(tmp_path / "weights"),
+        csv=str(tmp_path / "table.csv"),
+        config={"data.image_size": 32, "trainer.accelerator": "cpu"},
+    )
+    assert [row.backbone for row in result.rows] == ["test_resnet"]
+    assert (tmp_path / "table.csv").is_file()
 
 
 def test_package_annotations_name_every_public_function() -> None:

@@ -17,7 +17,7 @@ from finetune.inference.predictor import Predictor, check_tta
 from finetune.inference.scoring import details_to_json, evaluate_logits, metrics_to_json
 from finetune.system import run_folder
 from finetune.system.hardware import count_available_cores, resolve_accelerator
-from finetune.types import Evaluation, RejectedFile, Reporter, Sample, Split
+from finetune.types import Evaluation, RejectedFile, Reporter, Sample, Split, StrPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,8 @@ class _RunDataset:
 
 
 def evaluate(
-    model: Path,
-    data: Path | None = None,
+    model: StrPath,
+    data: StrPath | None = None,
     *,
     split: Split | None = None,
     device: str = "auto",
@@ -115,6 +115,7 @@ def evaluate(
         FinetuneError: Invalid arguments, model or data; the message names the remedy.
     """
     reporter = reporter or Reporter()
+    model, data = Path(model), None if data is None else Path(data)
     accelerator = resolve_accelerator(device, setting="--device")
     bundle = apply_prior(load_model(model), prior, reporter)
     if tta:

@@ -16,7 +16,7 @@ from finetune.exporters.parity import Parity, compare_timm_folder
 from finetune.inference.predictor import Predictor
 from finetune.models.head import fold_temperature_and_shift
 from finetune.system import run_folder
-from finetune.types import Reporter, Split
+from finetune.types import Reporter, Split, StrPath
 
 _NUM_PARITY_IMAGES = 64
 
@@ -47,10 +47,10 @@ class ExportResult:
 
 
 def export(
-    model: Path,
-    output: Path,
+    model: StrPath,
+    output: StrPath,
     *,
-    images: Path | None = None,
+    images: StrPath | None = None,
     prior: str | None = None,
     reporter: Reporter | None = None,
 ) -> ExportResult:
@@ -69,6 +69,7 @@ def export(
             folder is then removed.
     """
     reporter = reporter or Reporter()
+    model, output, images = Path(model), Path(output), None if images is None else Path(images)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunFolderError(
             f"{output} exists and is not empty. Choose another folder for --output."

@@ -16,7 +16,7 @@ from finetune.errors import DataError, RunFolderError
 from finetune.inference.predictor import Predictor, check_tta
 from finetune.system.files import write_text
 from finetune.system.hardware import resolve_accelerator
-from finetune.types import Prediction, RejectedFile, Reporter
+from finetune.types import Prediction, RejectedFile, Reporter, StrPath
 from finetune.units import format_count
 
 
@@ -81,10 +81,10 @@ class PredictResult:
 
 
 def predict(
-    model: Path,
-    images: Path,
+    model: StrPath,
+    images: StrPath,
     *,
-    output: Path | None = None,
+    output: StrPath | None = None,
     top_k: int = 1,
     device: str = "auto",
     batch_size: int = 32,
@@ -110,6 +110,7 @@ def predict(
         FinetuneError: Invalid arguments, model or data; the message names the remedy.
     """
     reporter = reporter or Reporter()
+    model, images, output = Path(model), Path(images), None if output is None else Path(output)
     if output is not None and output.is_dir():
         raise RunFolderError(f"--output {output} is a folder. Give the path of a .csv file.")
     accelerator = resolve_accelerator(device, setting="--device")

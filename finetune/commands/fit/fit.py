@@ -34,7 +34,7 @@ from finetune.system import run_folder
 from finetune.system.files import remove_stale_temp_files, write_text
 from finetune.system.hardware import release_memory
 from finetune.system.run_folder import RunFolder
-from finetune.types import Reporter
+from finetune.types import Reporter, StrPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def plan_fit(config: Config, *, reporter: Reporter | None = None) -> dict[str, A
 
 
 def resume(
-    path: Path,
+    path: StrPath,
     *,
     assignments: Mapping[str, Any] | None = None,
     flags: Mapping[str, tuple[str, Any]] | None = None,
@@ -137,7 +137,7 @@ def resume(
     """
     reporter = reporter or Reporter()
     start = time.monotonic()
-    run = run_folder.open_existing(path)
+    run = run_folder.open_existing(Path(path))
     config = build_resume_config(run, assignments=assignments, flags=flags)
     with signals.allow_interrupts(), open_rendezvous(config.trainer, reporter) as rendezvous:
         if rendezvous is not None and rendezvous.launch.rank > 0:

@@ -90,7 +90,7 @@ def test_modules_import_only_from_lower_layers() -> None:
     assert {_package(_name(path)) for path in MODULES} == LAYER_OF.keys()
 
 
-def test_only_training_imports_lightning_and_light_modules_import_no_torch() -> None:
+def test_layers_lightning_only_in_training_and_torch_not_in_light_modules() -> None:
     violations = []
     for path in MODULES:
         name = _name(path)
@@ -104,7 +104,7 @@ def test_only_training_imports_lightning_and_light_modules_import_no_torch() -> 
     assert not violations
 
 
-def test_only_builders_and_above_import_the_config() -> None:
+def test_config_is_imported_by_builders_and_above_only() -> None:
     violations = [
         f"{_name(path)}:{line} imports {name}"
         for path in MODULES
@@ -114,7 +114,7 @@ def test_only_builders_and_above_import_the_config() -> None:
     assert not violations
 
 
-def test_only_two_modules_import_albumentations() -> None:
+def test_albumentations_is_imported_by_two_modules_only() -> None:
     users = [
         _name(path)
         for path in MODULES

@@ -201,8 +201,8 @@ def _check_changes(stored: Config, config: Config) -> None:
     for key, (before, after) in diff_configs(stored, config).items():
         if key not in OVERRIDABLE_KEYS and not key.startswith(sections):
             raise ConfigError(
-                f"{key} is {before!r} in the run and cannot become {after!r} in a resumed run. Leave "
-                f"it out, or start a new run without --resume."
+                f"{key} is {before!r} in the run and cannot become {after!r} in a resumed run. "
+                f"Leave it out, or start a new run without --resume."
             )
 
 

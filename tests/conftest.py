@@ -1,4 +1,4 @@
-"""Fixtures that several floors share."""
+"""Fixtures shared by several packages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# small layers gain nothing from more threads; read when torch is first imported
+# small layers do not benefit from more threads; read on the first import of torch
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -21,12 +21,12 @@ if TYPE_CHECKING:  # torch and Lightning are not paid for where one light file i
     from finetune.commands.fit.fit import FitResult
 
 CLASSES = ("bée", "fly", "wasp, red")
-"""The classes of ``insects``, in index order; two have names that files and CSVs may choke on."""
+"""Classes of ``insects`` in index order; two names contain special characters."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the tests' pixels out of the user's cache."""
+    """Set the cache folder to a temporary one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FINETUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -75,8 +75,6 @@ def insects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(insects: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
     """Return a finished run of two epochs on ``insects``, with a test split; never change it."""
-    from tests.support.networks import one_thread
-
     config = finetune.Config.model_validate(
         {
             "data": {"path": str(insects), "image_size": 32, "test_fraction": 0.2},
@@ -94,6 +92,4 @@ def trained(insects: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResul
             "output": str(tmp_path_factory.mktemp("runs") / "insects"),
         }
     )
-    with one_thread():
-        result: FitResult = finetune.fit(config)
-    return result
+    return finetune.fit(config)

@@ -22,7 +22,7 @@ from finetune.audit.alignment_filter import (
 )
 from finetune.audit.image_alignment import AlignmentBounds, Array, build_identity_warp
 from tests.audit.test_near_duplicates import fingerprint
-from tests.support.pictures import scene, write_jpeg
+from tests.support.pictures import create_scene, write_jpeg
 
 
 def unaligned(*pairs: tuple[int, int], orientation: int = 0) -> AlignedPairs:
@@ -69,9 +69,9 @@ def test_merge_matches_aligns_no_pair_that_is_connected(
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
     """Return a photo, its flip at half the size, another photo, and the first at 16 pixels."""
-    photo = scene(0, width=256, height=256)
+    photo = create_scene(0, width=256, height=256)
     flipped = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((128, 128))
-    images = [photo, flipped, scene(1, width=256, height=256), photo.resize((16, 16))]
+    images = [photo, flipped, create_scene(1, width=256, height=256), photo.resize((16, 16))]
     return [write_jpeg(tmp_path / f"{n}.jpg", image) for n, image in enumerate(images)]
 
 

@@ -19,7 +19,7 @@ from finetune.audit.fingerprint_table import fingerprint_files
 from finetune.audit.label_errors import LabelErrorCandidate
 from finetune.data.manifest import Manifest
 from finetune.types import RejectedFile, Reporter, Sample, Split
-from tests.support.pictures import scene
+from tests.support.pictures import create_scene
 
 TRAIN, VAL, TEST = Split.TRAIN, Split.VAL, Split.TEST
 
@@ -44,7 +44,7 @@ def audit_of(
 
 def audit_counts(root: Path, *rows: tuple[str, Split | None, int]) -> Audit:
     """Return the audit of rows of class, split and number of images."""
-    scene(1, width=40, height=40).save(root / "a.png")
+    create_scene(1, width=40, height=40).save(root / "a.png")
     samples = []
     for label, split, count in rows:
         samples += [Sample("a.png", label, split)] * count
@@ -92,7 +92,9 @@ def test_audit_images_with_and_without_splits_counts_separately(tmp_path: Path) 
 
 def test_audit_images_sizes_are_quantiles_and_modes_are_counted(tmp_path: Path) -> None:
     images = {
-        f"{width}.png": scene(width, width=width, height=50).convert("L" if width < 80 else "RGB")
+        f"{width}.png": create_scene(width, width=width, height=50).convert(
+            "L" if width < 80 else "RGB"
+        )
         for width in (60, 70, 80, 90, 100)
     }
     audit = audit_of(tmp_path, images)
@@ -107,8 +109,8 @@ def test_audit_images_sizes_are_quantiles_and_modes_are_counted(tmp_path: Path) 
 
 
 def test_suspicious_images_each_kind_is_found_once(tmp_path: Path) -> None:
-    usual = {f"usual {seed}.png": scene(seed) for seed in range(8)}
-    dark = scene(20).point(lambda level: level // 8)
+    usual = {f"usual {seed}.png": create_scene(seed) for seed in range(8)}
+    dark = create_scene(20).point(lambda level: level // 8)
     bright = Image.new("L", (160, 120), 255)
     bright.paste(0, (70, 50, 90, 70))
     audit = audit_of(
@@ -119,9 +121,9 @@ def test_suspicious_images_each_kind_is_found_once(tmp_path: Path) -> None:
             "white.png": Image.new("RGB", (160, 120), "white"),
             "dark.png": dark,
             "bright.png": bright,
-            "blurred.png": scene(21).filter(ImageFilter.GaussianBlur(5)),
-            "tiny.png": scene(22, width=24, height=20),
-            "long.png": scene(23, width=800, height=100),
+            "blurred.png": create_scene(21).filter(ImageFilter.GaussianBlur(5)),
+            "tiny.png": create_scene(22, width=24, height=20),
+            "long.png": create_scene(23, width=800, height=100),
         },
     )
     assert {image.path: image.kind for image in audit.suspicious_images} == {
@@ -144,23 +146,23 @@ def test_suspicious_images_each_kind_is_found_once(tmp_path: Path) -> None:
 
 
 def test_suspicious_images_small_image_has_lower_blur_threshold(tmp_path: Path) -> None:
-    blurred = scene(21, width=64, height=64).filter(ImageFilter.GaussianBlur(9))
+    blurred = create_scene(21, width=64, height=64).filter(ImageFilter.GaussianBlur(9))
     image = audit_of(tmp_path, {"small.png": blurred}).suspicious_images[0]
     assert image.kind == "blurred"
     assert image.detail.endswith("(below 0.075)")
 
 
 def test_suspicious_images_tiny_image_may_have_extreme_aspect_ratio(tmp_path: Path) -> None:
-    usual = {f"{seed}.png": scene(seed) for seed in range(6)}
-    audit = audit_of(tmp_path, {**usual, "strip.png": scene(9, width=120, height=12)})
+    usual = {f"{seed}.png": create_scene(seed) for seed in range(6)}
+    audit = audit_of(tmp_path, {**usual, "strip.png": create_scene(9, width=120, height=12)})
     kinds = [image.kind for image in audit.suspicious_images if image.path == "strip.png"]
     assert (len(kinds), kinds[-1]) == (2, "extreme aspect ratio")
 
 
 def test_suspicious_images_common_properties_are_not_suspicious(tmp_path: Path) -> None:
-    tiny = {f"{seed}.png": scene(seed, width=28, height=28) for seed in range(6)}
+    tiny = {f"{seed}.png": create_scene(seed, width=28, height=28) for seed in range(6)}
     assert audit_of(tmp_path, tiny).suspicious_images == ()
-    long = {f"{seed}.png": scene(seed, width=500, height=100) for seed in range(6)}
+    long = {f"{seed}.png": create_scene(seed, width=500, height=100) for seed in range(6)}
     assert audit_of(tmp_path, long).suspicious_images == ()
 
 

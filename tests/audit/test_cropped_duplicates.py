@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from finetune.audit.cropped_duplicates import find_cropped_duplicates
 from finetune.audit.near_duplicates import DuplicateGroup, find_duplicates
 from tests.audit.test_near_duplicates import cropped, fingerprint
-from tests.support.pictures import scene, write_jpeg
+from tests.support.pictures import create_scene, write_jpeg
 
 Array = NDArray[np.float32]
 
@@ -21,7 +21,7 @@ def write_all(folder: Path, images: Sequence[Image.Image]) -> list[Path]:
 
 
 def photo(seed: int) -> Image.Image:
-    return scene(seed, width=320, height=240)
+    return create_scene(seed, width=320, height=240)
 
 
 def crop(seed: int) -> Image.Image:

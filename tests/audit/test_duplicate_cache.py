@@ -20,7 +20,7 @@ from finetune.audit.fingerprint_table import FingerprintTable, fingerprint_files
 from finetune.audit.near_duplicates import DuplicateGroup, find_duplicates
 from finetune.data.cache.eviction import evict_to_fit
 from finetune.types import Reporter, Sample
-from tests.support.pictures import scene, write_jpeg
+from tests.support.pictures import create_scene, write_jpeg
 
 
 def fingerprint(root: Path, cache: Path) -> tuple[FingerprintTable, list[Path]]:
@@ -38,8 +38,8 @@ def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(4):
-        write_jpeg(folder / f"{number}.jpg", scene(number))
-    write_jpeg(folder / "again.jpg", scene(2), quality=50)
+        write_jpeg(folder / f"{number}.jpg", create_scene(number))
+    write_jpeg(folder / "again.jpg", create_scene(2), quality=50)
     return folder
 
 
@@ -76,7 +76,7 @@ def test_load_or_find_duplicates_new_or_changed_image_is_searched(
     photos: Path, tmp_path: Path, searches: list[int]
 ) -> None:
     load_or_find_duplicates(*fingerprint(photos, tmp_path / "cache"))
-    write_jpeg(photos / "0.jpg", scene(9))
+    write_jpeg(photos / "0.jpg", create_scene(9))
     load_or_find_duplicates(*fingerprint(photos, tmp_path / "cache"))
     shutil.copyfile(photos / "0.jpg", photos / "9.jpg")
     found = load_or_find_duplicates(*fingerprint(photos, tmp_path / "cache"))
@@ -103,7 +103,7 @@ def test_cache_duplicates_is_used_until_an_image_changes(
     cache_duplicates(fingerprint(photos, tmp_path / "cache")[0], stored)
     assert load_or_find_duplicates(*fingerprint(photos, tmp_path / "cache")) == stored
     assert searches == []
-    write_jpeg(photos / "0.jpg", scene(9))
+    write_jpeg(photos / "0.jpg", create_scene(9))
     assert [
         one.rows for one in load_or_find_duplicates(*fingerprint(photos, tmp_path / "cache"))
     ] == [(2, 4)]

@@ -13,13 +13,13 @@ from finetune.audit.fingerprint import FINGERPRINT, compute_fingerprint, decode_
 from finetune.audit.near_duplicates import BLANK_CONTRAST
 from finetune.data.images.decode import check_image, decode_image
 from finetune.errors import DataError
-from tests.support.helpers import noise
-from tests.support.pictures import scene, write_jpeg
+from tests.support.helpers import create_noise
+from tests.support.pictures import create_scene, write_jpeg
 
 
 def test_compute_fingerprint_describes_the_file(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
-    scene(1, width=90, height=60).save(file)
+    create_scene(1, width=90, height=60).save(file)
     fingerprint = compute_fingerprint(file)
     assert fingerprint.dtype == FINGERPRINT
     assert fingerprint.shape == ()
@@ -32,7 +32,7 @@ def test_compute_fingerprint_describes_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_compute_fingerprint_uses_the_upright_image(tmp_path: Path, orientation: int) -> None:
-    file = write_jpeg(tmp_path / "a.jpg", scene(1), orientation=orientation, quality=95)
+    file = write_jpeg(tmp_path / "a.jpg", create_scene(1), orientation=orientation, quality=95)
     fingerprint = compute_fingerprint(file)
     upright = decode_image(file)
     assert (fingerprint["width"].item(), fingerprint["height"].item()) == upright.size
@@ -66,8 +66,8 @@ def _sixteen_bit(image: Image.Image) -> Image.Image:
 def test_compute_fingerprint_all_modes_measure_alike(
     tmp_path: Path, name: str, mode: str, convert: Callable[[Image.Image], Image.Image]
 ) -> None:
-    scene(2).save(tmp_path / "plain.png")
-    convert(scene(2)).save(tmp_path / name)
+    create_scene(2).save(tmp_path / "plain.png")
+    convert(create_scene(2)).save(tmp_path / name)
     plain, fingerprint = (
         compute_fingerprint(tmp_path / "plain.png"),
         compute_fingerprint(tmp_path / name),
@@ -88,8 +88,8 @@ def _bytes_of(image: Image.Image, form: str) -> bytes:
     return stream.getvalue()
 
 
-_JPEG = _bytes_of(noise(width=300, height=200), "JPEG")
-_PNG = _bytes_of(noise(width=300, height=200), "PNG")
+_JPEG = _bytes_of(create_noise(width=300, height=200), "JPEG")
+_PNG = _bytes_of(create_noise(width=300, height=200), "PNG")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_compute_fingerprint_small_object_has_contrast(tmp_path: Path) -> None:
 def test_compute_fingerprint_blur_lowers_sharpness_at_any_size(
     tmp_path: Path, side: int, seed: int
 ) -> None:
-    image = scene(seed, width=side, height=side)
+    image = create_scene(seed, width=side, height=side)
     sharp = measure(tmp_path, image)["sharpness"]
     some = measure(tmp_path, image.filter(ImageFilter.GaussianBlur(side / 128)))["sharpness"]
     much = measure(tmp_path, image.filter(ImageFilter.GaussianBlur(side / 40)))["sharpness"]
@@ -184,7 +184,7 @@ def test_compute_fingerprint_blur_lowers_sharpness_at_any_size(
 def test_compute_fingerprint_dimming_lowers_contrast_not_sharpness(
     tmp_path: Path,
 ) -> None:
-    image = scene(3)
+    image = create_scene(3)
     whole = measure(tmp_path, image)
     dim = measure(tmp_path, image.point(lambda level: level // 2))
     assert dim["contrast"] == pytest.approx(whole["contrast"] / 2, abs=0.02)

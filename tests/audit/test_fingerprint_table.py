@@ -17,8 +17,8 @@ from finetune.audit.fingerprint_table import FingerprintTable, fingerprint_files
 from finetune.data.cache.array_store import ArrayStore
 from finetune.data.images.decode import check_image
 from finetune.types import RejectedFile, Sample
-from tests.support.helpers import Recorder, everything, noise, tiny_disk
-from tests.support.pictures import scene
+from tests.support.helpers import RecordingReporter, create_noise, list_tree, mount_tiny_disk
+from tests.support.pictures import create_scene
 
 Result = tuple[list[Sample], FingerprintTable, list[RejectedFile]]
 
@@ -42,7 +42,7 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "root"
     root.mkdir()
     for number in range(5):
-        scene(number, width=20 + number, height=20).save(root / f"{number}.png")
+        create_scene(number, width=20 + number, height=20).save(root / f"{number}.png")
     return root
 
 
@@ -57,7 +57,7 @@ def fingerprint(
     stores: Path | None = None,
     max_pixels: int = 10_000,
     limit_bytes: int = 10**9,
-    reporter: Recorder | None = None,
+    reporter: RecordingReporter | None = None,
 ) -> Result:
     return fingerprint_files(
         root,
@@ -65,7 +65,7 @@ def fingerprint(
         max_pixels=max_pixels,
         stores_dir=stores,
         limit_bytes=limit_bytes,
-        reporter=reporter or Recorder(),
+        reporter=reporter or RecordingReporter(),
     )
 
 
@@ -73,7 +73,7 @@ def widths(result: Result) -> list[int]:
     return [int(width) for width in result[1].read_column("width")]
 
 
-class Counter(Recorder):
+class Counter(RecordingReporter):
     """Reporter that counts steps."""
 
     total = num_steps = 0
@@ -131,7 +131,7 @@ def test_fingerprint_files_opens_only_changed_files_again(
     opened.clear()
     assert widths(fingerprint(root, samples_of(2, 1, 0), stores=stores)) == [22, 21, 20]
     assert opened == []
-    scene(9, width=77, height=20).save(root / "1.png")
+    create_scene(9, width=77, height=20).save(root / "1.png")
     assert widths(fingerprint(root, samples_of(0, 1, 2, 3), stores=stores)) == [20, 77, 22, 23]
     assert sorted(opened) == ["1.png", "3.png"]
 
@@ -160,7 +160,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def check_temporary_store(found: Result, temporary: Path) -> None:
     assert widths(found) == [20, 21, 22]
-    assert everything(temporary) != []
+    assert list_tree(temporary) != []
     table = found[1]
     del found
     assert table.read_column("width").tolist() == [20, 21, 22], "the folder exists while in use"
@@ -169,7 +169,7 @@ def check_temporary_store(found: Result, temporary: Path) -> None:
 def test_fingerprint_files_without_store_leaves_no_file(root: Path, temporary: Path) -> None:
     check_temporary_store(fingerprint(root, samples_of(0, 1, 2)), temporary)
     gc.collect()
-    assert everything(temporary) == []
+    assert list_tree(temporary) == []
 
 
 def test_fingerprint_files_unwritable_store_uses_a_temporary_one(
@@ -180,7 +180,7 @@ def test_fingerprint_files_unwritable_store_uses_a_temporary_one(
     check_temporary_store(found, temporary)
     del found
     gc.collect()
-    assert everything(temporary) == []
+    assert list_tree(temporary) == []
 
 
 def test_fingerprint_files_limit_bytes_exceeded_stores_nothing(
@@ -192,7 +192,7 @@ def test_fingerprint_files_limit_bytes_exceeded_stores_nothing(
         check_temporary_store(found, temporary)
         del found
         gc.collect()
-        assert everything(temporary) == []
+        assert list_tree(temporary) == []
     assert len(opened) == 6
     assert (
         sum(file.stat().st_size for file in stores.rglob("*")) < 100 + FINGERPRINT.itemsize + 30_000
@@ -215,7 +215,7 @@ def test_fingerprint_files_limit_bytes_counts_stored_records_once(
 def test_fingerprint_files_full_disk_uses_a_temporary_store(
     root: Path, tmp_path: Path, temporary: Path
 ) -> None:
-    with tiny_disk(tmp_path / "disk", size="4k") as stores:
+    with mount_tiny_disk(tmp_path / "disk", size="4k") as stores:
         found = fingerprint(root, samples_of(0, 1, 2), stores=stores)
         check_temporary_store(found, temporary)
 
@@ -233,7 +233,7 @@ def test_fingerprint_files_waits_for_another_process(
     monkeypatch.setattr(module, "compute_fingerprint", slow)
     results: dict[str, Result] = {}
 
-    def run(name: str, samples: list[Sample], reporter: Recorder) -> threading.Thread:
+    def run(name: str, samples: list[Sample], reporter: RecordingReporter) -> threading.Thread:
         def target() -> None:
             results[name] = fingerprint(root, samples, stores=stores, reporter=reporter)
 
@@ -241,12 +241,12 @@ def test_fingerprint_files_waits_for_another_process(
         thread.start()
         return thread
 
-    class Notified(Recorder):
+    class Notified(RecordingReporter):
         def note(self, message: str) -> None:
             super().note(message)
             may_continue.set()
 
-    first = run("first", samples_of(0, 1, 2), Recorder())
+    first = run("first", samples_of(0, 1, 2), RecordingReporter())
     assert entered.wait(60)
     notified = Notified()
     second = run("second", samples_of(2, 3, 4), notified)
@@ -281,7 +281,7 @@ def test_fingerprint_table_stays_readable_after_reset(root: Path, tmp_path: Path
     _, table, _ = fingerprint(root, samples_of(0, 1, 2), stores=stores)
     for _ in range(3):  # over half of the records become stale
         for number in range(3):
-            noise(seed=number, width=60 + number, height=9).save(root / f"{number}.png")
+            create_noise(seed=number, width=60 + number, height=9).save(root / f"{number}.png")
         again = fingerprint(root, samples_of(0, 1, 2), stores=stores)
     assert widths(again) == [60, 61, 62]
     assert table.read_column("width").tolist() == [20, 21, 22]

@@ -13,7 +13,7 @@ from finetune.audit.image_alignment import (
     compute_descriptors,
     find_best_orientations,
 )
-from tests.support.pictures import scene
+from tests.support.pictures import create_scene
 
 FINE = 0.08
 """Largest difference of duplicates in the finest stage."""
@@ -24,12 +24,12 @@ def pixels(image: Image.Image, side: int) -> Array:
 
 
 def scenes(count: int, *, side: int, first: int = 0) -> Array:
-    return np.stack([pixels(scene(seed + first), side) for seed in range(count)])
+    return np.stack([pixels(create_scene(seed + first), side) for seed in range(count)])
 
 
 def crop(seed: int, *, left: float, top: float, fraction: float, side: int = 64) -> Array:
     """Return a crop of a scene; its position and size are fractions of the whole."""
-    image = scene(seed, width=640, height=480)
+    image = create_scene(seed, width=640, height=480)
     x, y = left * image.width, top * image.height
     box = (x, y, x + fraction * image.width, y + fraction * image.height)
     resized = image.resize((256, 256), Image.Resampling.BICUBIC, box=box)

@@ -17,7 +17,7 @@ from finetune.audit.leakage import (
 from finetune.data.manifest import Manifest
 from finetune.errors import DataError
 from finetune.types import Sample, Split
-from tests.support.helpers import Recorder
+from tests.support.helpers import RecordingReporter
 
 TRAIN, VAL, TEST = Split.TRAIN, Split.VAL, Split.TEST
 Row = tuple[str, str, Split, str] | tuple[str, str, Split]
@@ -125,7 +125,7 @@ def test_find_rows_without_leaks_returns_none_for_all_or_no_files() -> None:
 def test_apply_leakage_policy_resolves_leaks_and_reports(
     policy: str, num_warnings: int, num_notes: int
 ) -> None:
-    manifest, recorder = manifest_of(LEAKY), Recorder()
+    manifest, recorder = manifest_of(LEAKY), RecordingReporter()
     kept, dropped = apply_leakage_policy(manifest, policy, recorder)
     is_resolved = policy in ("drop", "move")
     assert (kept, dropped) == (resolve_leaks(manifest, policy) if is_resolved else (manifest, []))
@@ -139,9 +139,9 @@ def test_apply_leakage_policy_resolves_leaks_and_reports(
 
 def test_apply_leakage_policy_error_raises_data_error() -> None:
     with pytest.raises(DataError, match=r"data\.leakage=error: 3 of 8 val images"):
-        apply_leakage_policy(manifest_of(LEAKY), "error", Recorder())
+        apply_leakage_policy(manifest_of(LEAKY), "error", RecordingReporter())
     manifest = manifest_of(PLAIN)
-    assert apply_leakage_policy(manifest, "error", Recorder()) == (manifest, [])
+    assert apply_leakage_policy(manifest, "error", RecordingReporter()) == (manifest, [])
 
 
 def test_resolve_leaks_drop_keeps_the_held_out_splits() -> None:

@@ -13,8 +13,8 @@ from finetune.audit.near_duplicates import BLANK_CONTRAST, DuplicateGroup, find_
 from finetune.data.scan import scan
 from finetune.errors import DataError
 from finetune.types import Reporter, Sample
-from tests.support.helpers import ROOT, noise
-from tests.support.pictures import scene, write_jpeg
+from tests.support.helpers import ROOT, create_noise
+from tests.support.pictures import create_scene, write_jpeg
 
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -73,11 +73,11 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_find_duplicates_changed_image_is_found_among_others(tmp_path: Path, change: str) -> None:
     paths = [
-        write_jpeg(tmp_path / f"{seed}.jpg", scene(seed, width=320, height=240))
+        write_jpeg(tmp_path / f"{seed}.jpg", create_scene(seed, width=320, height=240))
         for seed in range(6)
     ]
     for seed in (1, 4):
-        image = CHANGES[change](scene(seed, width=320, height=240))
+        image = CHANGES[change](create_scene(seed, width=320, height=240))
         paths.append(write_jpeg(tmp_path / f"duplicate of {seed}.jpg", image, quality=60))
     assert find_groups(paths) == [
         DuplicateGroup((1, 6), is_exact=False),
@@ -86,10 +86,10 @@ def test_find_duplicates_changed_image_is_found_among_others(tmp_path: Path, cha
 
 
 def test_find_duplicates_distinguishes_exact_and_near(tmp_path: Path) -> None:
-    image = scene(1)
+    image = create_scene(1)
     paths = [tmp_path / f"{name}.jpg" for name in "abcde"]
     for path, seed in zip(paths, (1, 2, 1, 2, 3), strict=True):
-        write_jpeg(path, scene(seed))
+        write_jpeg(path, create_scene(seed))
     paths.append(write_jpeg(tmp_path / "again.jpg", image, quality=50))
     assert paths[0].read_bytes() == paths[2].read_bytes()
     assert find_groups(paths) == [
@@ -100,13 +100,14 @@ def test_find_duplicates_distinguishes_exact_and_near(tmp_path: Path) -> None:
 
 def test_find_duplicates_exif_orientations_are_one_group(tmp_path: Path) -> None:
     paths = [
-        write_jpeg(tmp_path / f"{turn}.jpg", scene(5), orientation=turn) for turn in range(1, 9)
+        write_jpeg(tmp_path / f"{turn}.jpg", create_scene(5), orientation=turn)
+        for turn in range(1, 9)
     ]
     assert find_groups(paths) == [DuplicateGroup(tuple(range(8)), is_exact=False)]
 
 
 def test_find_duplicates_different_images_have_no_groups(tmp_path: Path) -> None:
-    paths = [write_jpeg(tmp_path / f"{seed}.jpg", scene(seed)) for seed in range(40)]
+    paths = [write_jpeg(tmp_path / f"{seed}.jpg", create_scene(seed)) for seed in range(40)]
     assert find_groups(paths) == []
 
 
@@ -114,7 +115,7 @@ def test_find_duplicates_small_noise_images_have_no_groups(tmp_path: Path) -> No
     paths = []
     for seed in range(30):
         paths.append(tmp_path / f"{seed}.png")
-        noise(seed=seed, width=16, height=16).save(paths[-1])
+        create_noise(seed=seed, width=16, height=16).save(paths[-1])
     assert find_groups(paths) == []
 
 
@@ -131,15 +132,15 @@ def test_find_duplicates_blank_images_match_only_as_files(tmp_path: Path) -> Non
 def test_find_duplicates_many_of_one_image_are_one_group(tmp_path: Path) -> None:
     paths = []
     for number in range(24):  # more than the number of neighbours that are searched
-        image = scene(1, width=160 + number, height=120)
+        image = create_scene(1, width=160 + number, height=120)
         paths.append(write_jpeg(tmp_path / f"{number}.jpg", image, quality=50 + number))
-        paths.append(write_jpeg(tmp_path / f"other {number}.jpg", scene(100 + number)))
+        paths.append(write_jpeg(tmp_path / f"other {number}.jpg", create_scene(100 + number)))
     assert find_groups(paths) == [DuplicateGroup(tuple(range(0, 48, 2)), is_exact=False)]
 
 
 def test_find_duplicates_chain_is_one_group(tmp_path: Path) -> None:
     """As frames of a moving camera: neighbours match, the first and the last do not."""
-    whole = scene(7, width=640, height=480)
+    whole = create_scene(7, width=640, height=480)
     frames = [whole.crop((8 * step, 0, 8 * step + 320, 320)) for step in range(21)]
     paths = [write_jpeg(tmp_path / f"{step:02}.jpg", image) for step, image in enumerate(frames)]
     assert find_groups([paths[0], paths[-1]]) == []
@@ -150,7 +151,9 @@ def test_find_duplicates_groups_are_sorted_and_disjoint(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     seeds = random.permutation(np.repeat(np.arange(12), 3)).tolist()
     paths = [
-        write_jpeg(tmp_path / f"{row}.jpg", scene(seed), quality=int(random.integers(50, 95)))
+        write_jpeg(
+            tmp_path / f"{row}.jpg", create_scene(seed), quality=int(random.integers(50, 95))
+        )
         for row, seed in enumerate(seeds)
     ]
     groups = find_groups(paths)
@@ -166,7 +169,7 @@ def test_find_duplicates_progress_adds_up_to_all_images(tmp_path: Path, count: i
     for number in range(count):
         paths.append(tmp_path / f"{number}.png")
         # every third is blank, the second and the fifth are equal
-        image = scene(number % 3) if number % 3 else Image.new("L", (30, 30 + number))
+        image = create_scene(number % 3) if number % 3 else Image.new("L", (30, 30 + number))
         image.save(paths[-1])
     steps: list[int] = []
     find_duplicates(fingerprint(paths), paths, on_progress=steps.append)
@@ -183,7 +186,7 @@ def test_find_duplicates_progress_adds_up_to_all_images(tmp_path: Path, count: i
 def test_find_duplicates_changed_file_raises_data_error(
     tmp_path: Path, data: bytes | None, message: str
 ) -> None:
-    paths = [write_jpeg(tmp_path / f"{q}.jpg", scene(1), quality=q) for q in (60, 90)]
+    paths = [write_jpeg(tmp_path / f"{q}.jpg", create_scene(1), quality=q) for q in (60, 90)]
     table = fingerprint(paths)
     paths[1].unlink()
     if data is not None:

@@ -24,7 +24,7 @@ from finetune.audit.report import (
     merge_findings,
 )
 from finetune.types import RejectedFile, Sample, Split
-from tests.support.pictures import scene
+from tests.support.pictures import create_scene
 
 TRAIN, VAL = Split.TRAIN, Split.VAL
 HEADER = ["finding", "conflicts", "group", "path", "detail"]
@@ -191,7 +191,7 @@ def test_draw_duplicates_images_are_side_by_side(tmp_path: Path) -> None:
 
 
 def test_draw_duplicates_missing_file_is_grey(tmp_path: Path) -> None:
-    save_all(tmp_path, {"a.png": scene(1)})
+    save_all(tmp_path, {"a.png": create_scene(1)})
     sheet = draw_duplicates(group(Sample("a.png", "x"), Sample("gone.png", "x")), tmp_path)
     assert (np.asarray(sheet)[28:, -168:-8] == 128).all()
 
@@ -199,7 +199,7 @@ def test_draw_duplicates_missing_file_is_grey(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(4000, 3), (3, 4000), (1, 1)])
 def test_draw_duplicates_extreme_sizes_and_names(tmp_path: Path, size: tuple[int, int]) -> None:
     name = "猫 " + "n" * 180 + ".png"
-    save_all(tmp_path, {name: scene(1, width=size[0], height=size[1])})
+    save_all(tmp_path, {name: create_scene(1, width=size[0], height=size[1])})
     sheet = draw_duplicates(group(Sample(name, "c" * 99, VAL), Sample(name, "é\n")), tmp_path)
     assert 2 * 9 <= sheet.width <= 2 * (640 + 8)
     assert sheet.height == 188

@@ -13,23 +13,30 @@ from finetune.data.transforms.rare_classes import RareClassTransform
 from finetune.errors import ConfigError
 from finetune.models.backbone import accepts_image_size, create_network, is_size_agnostic
 from finetune.types import Draw
-from tests.support.runs import listed, small_config, small_training, write_weights
+from tests.support.runs import (
+    build_listed_manifest,
+    create_small_config,
+    create_small_training,
+    write_weights,
+)
 
 COUNTS = {"a": 20, "b": 10, "c": 3}
 
 
 def test_rare_classes_have_fewer_images_than_the_fraction() -> None:
-    config = small_config(augment__name="light", augment__rare_class_preset="strong")
-    transform = build_training(config, listed(COUNTS)).datamodule.train_dataset.transform
+    config = create_small_config(augment__name="light", augment__rare_class_preset="strong")
+    transform = build_training(
+        config, build_listed_manifest(COUNTS)
+    ).datamodule.train_dataset.transform
     assert isinstance(transform, RareClassTransform)
     assert transform.is_rare.tolist() == [False] * 30 + [True] * 3
-    data = TrainingData.from_manifest(listed(COUNTS))
+    data = TrainingData.from_manifest(build_listed_manifest(COUNTS))
     assert find_rare_classes(config.augment, data) == ("c",)
-    more = small_config(
+    more = create_small_config(
         augment__name="light", augment__rare_class_preset="strong", augment__rare_class_fraction=0.6
     )
     assert find_rare_classes(more.augment, data) == ("b", "c")
-    assert find_rare_classes(small_config(augment__name="light").augment, data) == ()
+    assert find_rare_classes(create_small_config(augment__name="light").augment, data) == ()
 
 
 @pytest.mark.parametrize(
@@ -54,7 +61,8 @@ def test_rare_class_preset_without_effect_raises_config_error(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         build_training(
-            small_config(augment__rare_class_preset="medium", **settings), listed(COUNTS)
+            create_small_config(augment__rare_class_preset="medium", **settings),
+            build_listed_manifest(COUNTS),
         )
 
 
@@ -84,7 +92,7 @@ def test_is_size_agnostic_network_with_fixed_map_is_false(backbone: str, expecte
 
 
 def test_train_image_size_grows_over_epochs_and_evaluation_size_is_constant(animals: Path) -> None:
-    training = small_training(
+    training = create_small_training(
         animals,
         augment__name="medium",
         data__image_size=96,
@@ -102,7 +110,7 @@ def test_train_image_size_grows_over_epochs_and_evaluation_size_is_constant(anim
 
 def test_min_side_px_follows_the_largest_train_image_size(animals: Path) -> None:
     small, large = (
-        small_training(
+        create_small_training(
             animals, augment__name="medium", data__train_image_size=sizes
         ).datamodule.train_dataset
         for sizes in ([16, 24], [24, 32])
@@ -129,7 +137,7 @@ def test_train_image_size_not_supported_raises_config_error(
     settings: dict[str, object], message: str, animals: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        small_training(animals, data__train_image_size=[24, 32], **settings)
+        create_small_training(animals, data__train_image_size=[24, 32], **settings)
 
 
 def test_train_image_size_is_parsed_from_a_comma_separated_pair() -> None:
@@ -145,7 +153,7 @@ def test_pretrained_network_trains_on_smaller_images_by_default(
 ) -> None:
     weights = str(write_weights(tmp_path / "weights.pth"))
     settings = {"model__weights": weights, "data__image_size": 160, "augment__name": "light"}
-    training = small_training(animals, **settings)
+    training = create_small_training(animals, **settings)
     assert training.config.data.train_image_size == (128, 128)  # 112 is as close to 96
     assert training.datamodule.train_dataset.transform.size == (128, 128)
     assert training.datamodule.val_dataset.transform.size == (160, 160)

@@ -12,7 +12,7 @@ from finetune.config.load import replace_values
 from finetune.data.training_data import TrainingData
 from finetune.errors import FinetuneError
 from finetune.types import Phase
-from tests.support.runs import listed, small_config
+from tests.support.runs import build_listed_manifest, create_small_config
 
 NO_LINEAR_HEAD = {"has_linear_head": False}
 PROBE = {"probe.enabled": "on"}
@@ -121,8 +121,8 @@ CASES: dict[tuple[str, ...], dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def default_run() -> RunSpec:
     """Return a run of 24 training images, two epochs and no linear probe."""
-    data = TrainingData.from_manifest(listed({"ant": 8, "bee": 8, "cow": 8}))
-    config = small_config()
+    data = TrainingData.from_manifest(build_listed_manifest({"ant": 8, "bee": 8, "cow": 8}))
+    config = create_small_config()
     network = build_network(
         config.model, num_classes=3, image_size=32, seed=0, checkpoint_card=None
     )

@@ -18,9 +18,9 @@ from finetune.builders import (
 from finetune.builders.cost import RunCost, set_accumulation
 from finetune.errors import OutOfMemoryError
 from finetune.training.step_cost import StepCost, StepProfiler
-from tests.support.helpers import everything
-from tests.support.networks import snapshot
-from tests.support.runs import assert_same_bits, small_training
+from tests.support.helpers import list_tree
+from tests.support.networks import copy_state
+from tests.support.runs import assert_same_bits, create_small_training
 
 GRADUAL: dict[str, Any] = {
     "unfreeze__name": "gradual",
@@ -49,7 +49,7 @@ def build_cost(training: Training, *, free_bytes: int | None = None, **values: A
 
 
 def test_run_cost_of_many_phases_is_an_upper_bound(animals: Path) -> None:
-    training = small_training(animals, **GRADUAL)
+    training = create_small_training(animals, **GRADUAL)
     cost = measure_run_cost(training)
     depths = [phase.depth for phase in training.phases]
     assert depths == [1, 2, 3, 4, 5, 6]
@@ -61,19 +61,21 @@ def test_run_cost_of_many_phases_is_an_upper_bound(animals: Path) -> None:
 
 
 def test_run_cost_of_few_phases_is_measured_for_each(animals: Path) -> None:
-    training = small_training(animals, unfreeze__name="head_first", unfreeze__params={"epochs": 1})
+    training = create_small_training(
+        animals, unfreeze__name="head_first", unfreeze__params={"epochs": 1}
+    )
     assert [step.depth for step in measure_run_cost(training).step_costs] == [1, 6]
 
 
 def test_measure_run_cost_changes_neither_module_nor_files(animals: Path) -> None:
-    training = small_training(animals, model__batch_norm="train", augment__name="strong")
-    before = snapshot(training.module)
-    files = everything(animals)
+    training = create_small_training(animals, model__batch_norm="train", augment__name="strong")
+    before = copy_state(training.module)
+    files = list_tree(animals)
     config = training.config.model_dump()
     measure_run_cost(training)
-    assert_same_bits(snapshot(training.module), before)
+    assert_same_bits(copy_state(training.module), before)
     assert training.config.model_dump() == config
-    assert everything(animals) == files
+    assert list_tree(animals) == files
 
 
 @pytest.mark.parametrize("cache", ["off", "on"])
@@ -82,7 +84,7 @@ def test_measure_run_cost_times_reading_with_and_without_cache(
 ) -> None:
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     for augment in ("none", "medium"):
-        training = small_training(animals, data__cache=cache, augment__name=augment)
+        training = create_small_training(animals, data__cache=cache, augment__name=augment)
         assert (training.cache is None) == (cache == "off")
         cost = measure_run_cost(training)
         assert cost.decode_seconds > 0
@@ -103,7 +105,8 @@ def test_free_bytes_are_divided_by_local_processes(
 ) -> None:
     monkeypatch.setattr("finetune.builders.cost.get_free_memory", lambda accelerator: free_memory)
     assert (
-        measure_run_cost(small_training(animals, trainer__devices=devices)).free_bytes == expected
+        measure_run_cost(create_small_training(animals, trainer__devices=devices)).free_bytes
+        == expected
     )
 
 
@@ -125,7 +128,9 @@ def test_free_bytes_are_divided_by_local_processes(
 def test_fit_batch_to_memory_uses_fewest_micro_batches_that_fit(
     batch_size: int, num_fitting: int, expected: int, animals: Path
 ) -> None:
-    training = small_training(animals, trainer__batch_size=batch_size, model__batch_norm="frozen")
+    training = create_small_training(
+        animals, trainer__batch_size=batch_size, model__batch_norm="frozen"
+    )
     cost = build_cost(training, parameter_bytes=0, fixed_bytes=0)
     # a tenth of the free memory must stay free
     free = cost.step_costs[-1].compute_total_bytes(num_fitting) / 0.9
@@ -155,13 +160,13 @@ def test_fit_batch_to_memory_keeps_pairs_for_mixup_and_live_batch_norm(
     batch_size: int, expected: int, setting: dict[str, Any], animals: Path
 ) -> None:
     settings = {"trainer__batch_size": batch_size, "model__batch_norm": "frozen", **setting}
-    training = small_training(animals, **settings)
+    training = create_small_training(animals, **settings)
     split = fit_batch_to_memory(training, build_cost(training, free_bytes=1))
     assert split.config.trainer.accumulate_grad_batches == expected
 
 
 def test_fit_batch_to_memory_splits_the_batch_of_each_process(animals: Path) -> None:
-    training = small_training(animals, trainer__batch_size=24, trainer__devices=2)
+    training = create_small_training(animals, trainer__batch_size=24, trainer__devices=2)
     cost = build_cost(training)
     free = round(cost.step_costs[-1].compute_total_bytes(4) / 0.9) + 10
     split = fit_batch_to_memory(training, replace(cost, free_bytes=free))
@@ -170,7 +175,9 @@ def test_fit_batch_to_memory_splits_the_batch_of_each_process(animals: Path) -> 
 
 
 def test_fit_batch_to_memory_uses_the_deepest_phase(animals: Path) -> None:
-    training = small_training(animals, unfreeze__name="head_first", unfreeze__params={"epochs": 1})
+    training = create_small_training(
+        animals, unfreeze__name="head_first", unfreeze__params={"epochs": 1}
+    )
     cost = build_cost(training)
     shallow, deep = cost.step_costs
     free = round(shallow.compute_total_bytes(8) / 0.9) + 10
@@ -179,7 +186,7 @@ def test_fit_batch_to_memory_uses_the_deepest_phase(animals: Path) -> None:
 
 
 def test_fit_batch_to_memory_unknown_free_memory_changes_nothing(animals: Path) -> None:
-    training = small_training(animals)
+    training = create_small_training(animals)
     assert fit_batch_to_memory(training, build_cost(training, free_bytes=None)) is training
 
 
@@ -191,11 +198,11 @@ def test_measure_run_cost_out_of_memory_raises_out_of_memory_error(
 
     monkeypatch.setattr(StepProfiler, "measure", run_out)
     with pytest.raises(OutOfMemoryError, match=r"12 bytes.*--image-size.*--backbone"):
-        measure_run_cost(small_training(animals))
+        measure_run_cost(create_small_training(animals))
 
 
 def test_measure_run_cost_other_error_is_propagated(animals: Path) -> None:
-    training = small_training(animals)
+    training = create_small_training(animals)
 
     def fail(logits: Any, labels: Any) -> Any:
         raise IndexError("of a custom loss")
@@ -206,7 +213,7 @@ def test_measure_run_cost_other_error_is_propagated(animals: Path) -> None:
 
 
 def test_describe_cost_memory_adds_up(animals: Path) -> None:
-    training = set_accumulation(small_training(animals), 2)
+    training = set_accumulation(create_small_training(animals), 2)
     memory = describe_cost(training, build_cost(training, free_bytes=3_000_000_000))["memory_gb"]
     expected = {"parameters": 0.01, "gradients": 0.006, "optimizer": 0.012, "activations": 0.1205}
     for name, gigabytes in expected.items():  # of 4 images at depth 6
@@ -235,7 +242,7 @@ def compute_epoch_seconds(training: Training, *, num_workers: int) -> list[float
 def test_describe_cost_seconds_cover_every_image_of_every_epoch(
     num_workers: int, animals: Path
 ) -> None:
-    training = small_training(
+    training = create_small_training(
         animals,
         **{**GRADUAL, "unfreeze__params": {"start": 2, "every": 3, "step": 5}},
         data__num_workers=num_workers,
@@ -255,7 +262,9 @@ def test_describe_cost_seconds_cover_every_image_of_every_epoch(
 
 
 def test_describe_cost_local_processes_share_the_cpu(animals: Path) -> None:
-    one, two = (small_training(animals, trainer__devices=n, data__cache="off") for n in (1, 2))
+    one, two = (
+        create_small_training(animals, trainer__devices=n, data__cache="off") for n in (1, 2)
+    )
     assert describe_cost(one, build_cost(one))["seconds"] == pytest.approx(
         describe_cost(two, build_cost(two))["seconds"]
     )
@@ -266,7 +275,7 @@ def test_describe_cost_counts_cache_fill_once_per_image(
 ) -> None:
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("finetune.builders.cost.count_available_cores", lambda: 2)
-    training = small_training(animals, data__cache="on")
+    training = create_small_training(animals, data__cache="on")
     assert training.cache is not None
     num_images = len(training.data.train) + len(training.data.val)
     tree = describe_cost(training, build_cost(training, train_seconds_per_image=1.0))
@@ -287,21 +296,21 @@ def test_describe_cost_counts_cache_fill_once_per_image(
 def test_full_finetuning_bytes_equal_those_of_a_run_with_all_layers(
     schedule: str, animals: Path
 ) -> None:
-    whole = small_training(animals, unfreeze__name="all")
+    whole = create_small_training(animals, unfreeze__name="all")
     expected = describe_cost(whole, measure_run_cost(whole))["memory_gb"]["total"]
-    other = small_training(animals, unfreeze__name=schedule)
-    before = snapshot(other.network.module)
+    other = create_small_training(animals, unfreeze__name=schedule)
+    before = copy_state(other.network.module)
     num_bytes = measure_full_finetuning_bytes(other)
     assert num_bytes is not None
     assert round(num_bytes / 1e9, 3) == expected
     assert num_bytes > 4 * sum(p.nbytes for p in whole.network.module.parameters())
-    assert_same_bits(snapshot(other.network.module), before)
+    assert_same_bits(copy_state(other.network.module), before)
 
 
 def test_full_finetuning_bytes_out_of_memory_is_none(
     animals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = small_training(animals)
+    training = create_small_training(animals)
 
     def fail_with(error: Exception) -> None:
         def raise_error(self: StepProfiler, depth: int) -> None:

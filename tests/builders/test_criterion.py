@@ -18,7 +18,7 @@ from finetune.builders.criterion import (
     compute_probe_logit_offset,
 )
 from finetune.errors import ConfigError
-from tests.support.runs import resolved_config
+from tests.support.runs import create_resolved_config
 
 COUNTS = (12, 6, 3)
 TENSOR = torch.tensor(COUNTS, dtype=torch.float32)
@@ -26,7 +26,7 @@ TENSOR = torch.tensor(COUNTS, dtype=torch.float32)
 
 def build(**settings: Any) -> Callable[[int], Criterion]:
     """Return the criterion schedule of a run with these settings."""
-    config = resolved_config(**{"imbalance__strategy": "none", **settings})
+    config = create_resolved_config(**{"imbalance__strategy": "none", **settings})
     num_epochs = config.trainer.epochs
     weights = build_class_weights(config.imbalance, COUNTS, num_epochs=num_epochs)
     return build_criterion_schedule(config.loss, COUNTS, weights)
@@ -46,14 +46,14 @@ def test_criterion_passes_class_counts_and_parameters_to_loss(batch: tuple[Tenso
     }
     expected = losses.logit_adjusted(*batch, class_counts_K=TENSOR, tau=0.5, label_smoothing=0.2)
     assert torch.equal(build(**settings)(0)(*batch), expected)
-    offset = compute_probe_logit_offset(resolved_config(**settings).loss, COUNTS)
+    offset = compute_probe_logit_offset(create_resolved_config(**settings).loss, COUNTS)
     assert offset is not None
     torch.testing.assert_close(offset, losses.compute_prior_offset(TENSOR, tau=0.5))
 
 
 @pytest.mark.parametrize("strategy", ["none", "focal", "ldam", "class_weights"])
 def test_probe_logit_offset_without_logit_adjustment_is_none(strategy: str) -> None:
-    loss = resolved_config(imbalance__strategy=strategy).loss
+    loss = create_resolved_config(imbalance__strategy=strategy).loss
     assert compute_probe_logit_offset(loss, COUNTS) is None
 
 
@@ -68,7 +68,7 @@ def test_deferred_class_weights_apply_from_start_epoch(
         "imbalance__class_weights_params": {"beta": 0.9},
         "trainer__epochs": 10,
     }
-    imbalance = resolved_config(**settings).imbalance
+    imbalance = create_resolved_config(**settings).imbalance
     assert compute_class_weights_start_epoch(imbalance, num_epochs=10) == 8
     kwargs = {"class_counts_K": TENSOR} if strategy == "ldam_drw" else {}
     weights = losses.compute_effective_number_class_weights(COUNTS, beta=0.9)
@@ -81,7 +81,7 @@ def test_deferred_class_weights_apply_from_start_epoch(
 
 def test_class_weights_start_epoch_of_one_epoch_is_zero() -> None:
     for strategy, expected in (("drw", 0), ("focal", None)):
-        imbalance = resolved_config(imbalance__strategy=strategy).imbalance
+        imbalance = create_resolved_config(imbalance__strategy=strategy).imbalance
         assert compute_class_weights_start_epoch(imbalance, num_epochs=1) == expected
 
 

@@ -14,28 +14,30 @@ from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.data.training_data import TrainingData
 from finetune.errors import ConfigError
 from finetune.evaluation.priors import ClassPrior, build_uniform_prior
-from tests.support.runs import listed, resolved_config, small_config
+from tests.support.runs import build_listed_manifest, create_resolved_config, create_small_config
 
 COUNTS = {"ant": 64, "bee": 16, "cow": 4}
-SMALL_DATA = TrainingData.from_manifest(listed({"a": 12, "b": 6, "c": 3}))
+SMALL_DATA = TrainingData.from_manifest(build_listed_manifest({"a": 12, "b": 6, "c": 3}))
 
 
 def compute_model_prior(**settings: Any) -> ClassPrior:
     """Return the class prior that the logits of a run assume after its last epoch."""
-    data = TrainingData.from_manifest(listed(COUNTS))
-    return build_class_balance(resolved_config(**settings), data).priors.model
+    data = TrainingData.from_manifest(build_listed_manifest(COUNTS))
+    return build_class_balance(create_resolved_config(**settings), data).priors.model
 
 
 def find_phases(strategy: str, **settings: Any) -> dict[str, tuple[str, int]]:
     settings = {"imbalance__strategy": strategy, "trainer__epochs": 10, **settings}
-    return find_final_imbalance_phases(resolved_config(**settings), SMALL_DATA)
+    return find_final_imbalance_phases(create_resolved_config(**settings), SMALL_DATA)
 
 
 @pytest.mark.parametrize(
     "strategy", ["none", "weighted", "sqrt", "oversample", "undersample", "class_weights"]
 )
 def test_model_prior_equals_frequencies_of_drawn_and_weighted_images(strategy: str) -> None:
-    training = build_training(small_config(imbalance__strategy=strategy), listed(COUNTS))
+    training = build_training(
+        create_small_config(imbalance__strategy=strategy), build_listed_manifest(COUNTS)
+    )
     card = ModelCard.from_json(training.module.card)
     assert card.priors is not None
     assert card.priors == build_class_balance(training.config, training.data).priors
@@ -77,13 +79,15 @@ def test_model_prior_of_logit_adjusted_loss_follows_tau() -> None:
 
 def test_post_hoc_with_a_class_never_drawn_raises_config_error(code: Path) -> None:
     code.write_text("def own(labels, num_classes):\n    return [float(k != 1) for k in labels]\n")
-    config = small_config(imbalance__sampler="mine:own", imbalance__head_rebalancing="post_hoc")
+    config = create_small_config(
+        imbalance__sampler="mine:own", imbalance__head_rebalancing="post_hoc"
+    )
     with pytest.raises(
         ConfigError,
         match=r"^imbalance\.head_rebalancing=post_hoc cannot apply to "
         r"imbalance\.sampler=mine:own and .*'bee'",
     ):
-        build_training(config, listed(COUNTS))
+        build_training(config, build_listed_manifest(COUNTS))
 
 
 def test_model_prior_follows_custom_sampler(
@@ -107,8 +111,8 @@ def test_model_prior_follows_custom_sampler(
     ],
 )
 def test_prior_schedule_follows_the_epoch(strategy: str, first: tuple[int, ...]) -> None:
-    config = small_config(imbalance__strategy=strategy, trainer__epochs=5)
-    training = build_training(config, listed(COUNTS))
+    config = create_small_config(imbalance__strategy=strategy, trainer__epochs=5)
+    training = build_training(config, build_listed_manifest(COUNTS))
     schedule = training.module.recipe.model_prior_schedule
     assert schedule is not None
     # abundant_first draws nothing of the smallest class at first: then the last epoch counts

@@ -25,9 +25,14 @@ from finetune.data.manifest import Manifest
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import ConfigError, DataError, StorageError
 from finetune.types import Draw, Reporter, Sample, Split
-from tests.support.helpers import Recorder, smooth, tiny_disk
-from tests.support.pictures import psnr, write_jpeg
-from tests.support.runs import CLASSES, manifest_of, small_config, small_training
+from tests.support.helpers import RecordingReporter, create_smooth_image, mount_tiny_disk
+from tests.support.pictures import compute_psnr, write_jpeg
+from tests.support.runs import (
+    CLASSES,
+    build_photo_manifest,
+    create_small_config,
+    create_small_training,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +49,7 @@ def photos(tmp_path: Path) -> Manifest:
         label = CLASSES[number % 3]
         file = tmp_path / "photos" / f"{number:02}.jpg"
         file.parent.mkdir(exist_ok=True)
-        image = smooth(width=150 + 5 * number, height=120 - number)
+        image = create_smooth_image(width=150 + 5 * number, height=120 - number)
         write_jpeg(file, image, orientation=1 + number % 8)
         samples.append(Sample(file.name, label, split))
     return Manifest(tmp_path / "photos", CLASSES, tuple(samples))
@@ -75,7 +80,7 @@ def save_center_crop(folder: Path) -> str:
 
 
 def test_cache_auto_with_several_epochs_is_on(animals: Path, tmp_path: Path) -> None:
-    training = small_training(animals)
+    training = create_small_training(animals)
     assert training.config.data.cache == "on"
     assert training.no_cache_reason == ""
     assert training.cache is not None
@@ -85,20 +90,20 @@ def test_cache_auto_with_several_epochs_is_on(animals: Path, tmp_path: Path) -> 
 
 
 def test_cache_auto_with_one_epoch_is_off_and_on_is_kept(animals: Path) -> None:
-    auto = small_training(animals, trainer__epochs=1)
+    auto = create_small_training(animals, trainer__epochs=1)
     assert (auto.config.data.cache, auto.cache, auto.no_cache_reason) == (
         "off",
         None,
         "only one epoch",
     )
     assert fill(auto) is auto
-    requested = small_training(animals, trainer__epochs=1, data__cache="on")
+    requested = create_small_training(animals, trainer__epochs=1, data__cache="on")
     assert requested.config.data.cache == "on"
     assert requested.cache is not None
 
 
 def test_cache_off_has_no_plan(animals: Path) -> None:
-    training = small_training(animals, data__cache="off")
+    training = create_small_training(animals, data__cache="off")
     assert (training.config.data.cache, training.cache) == ("off", None)
     assert fill(training) is training
 
@@ -126,18 +131,18 @@ def test_cache_obstacle_disables_auto_and_rejects_on(
     name: str, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = build_obstacle(name, tmp_path, monkeypatch)
-    training = small_training(animals, **settings)
+    training = create_small_training(animals, **settings)
     assert (training.config.data.cache, training.cache) == ("off", None)
     assert re.search(OBSTACLES[name], training.no_cache_reason)
     for location in ("on", str(tmp_path / "cache" / "mine")):
         message = rf"data\.cache={location}: .*{OBSTACLES[name]}.*data\.cache=off"
         with pytest.raises(ConfigError, match=message):
-            small_training(animals, data__cache=location, **settings)
+            create_small_training(animals, data__cache=location, **settings)
 
 
 def test_cache_shorter_side_given_works_with_any_pipeline(photos: Manifest, tmp_path: Path) -> None:
     name = save_center_crop(tmp_path)
-    config = small_config(augment__name=name, data__cache_shorter_side=64, data__cache="on")
+    config = create_small_config(augment__name=name, data__cache_shorter_side=64, data__cache="on")
     training = fill(build_training(config, photos))
     shapes = [stored_shape(training, row) for row in range(12)]
     assert {min(shape[:2]) for shape in shapes} == {64}
@@ -151,7 +156,7 @@ def stored_shape(training: Training, row: int) -> tuple[int, ...]:
 def test_cache_shorter_side_follows_the_smallest_crop(
     name: str, scale: float, photos: Manifest
 ) -> None:
-    training = fill(build_training(small_config(augment__name=name), photos))
+    training = fill(build_training(create_small_config(augment__name=name), photos))
     side = math.ceil(32 / scale**0.5)
     assert training.config.data.cache_shorter_side == side
     assert training.cache is not None
@@ -162,17 +167,17 @@ def test_cache_shorter_side_follows_the_smallest_crop(
 def test_cache_shorter_side_follows_custom_pipeline(photos: Manifest, tmp_path: Path) -> None:
     crop = A.RandomResizedCrop((32, 32), scale=(0.25, 0.5))
     name = save(A.Compose([crop, A.VerticalFlip()]), tmp_path)
-    training = build_training(small_config(augment__name=name), photos)
+    training = build_training(create_small_config(augment__name=name), photos)
     assert training.config.data.cache_shorter_side == 64
     # an arbitrarily small crop needs the full resolution
     name = save(A.Compose([A.RandomResizedCrop((32, 32), scale=(0.0, 1.0))]), tmp_path)
-    training = fill(build_training(small_config(augment__name=name), photos))
+    training = fill(build_training(create_small_config(augment__name=name), photos))
     with Image.open(photos.root / "00.jpg") as image:
         assert stored_shape(training, 0) == (image.height, image.width, 3)
 
 
 def test_cache_without_augmentation_stores_outputs_of_eval_transform(photos: Manifest) -> None:
-    training = build_training(small_config(), photos)
+    training = build_training(create_small_config(), photos)
     assert training.config.data.cache_shorter_side == "auto"
     assert training.cache is not None
     assert training.cache.shorter_side is None
@@ -185,7 +190,7 @@ def test_cache_without_augmentation_stores_outputs_of_eval_transform(photos: Man
 
 @pytest.mark.parametrize("name", ["none", "light", "strong"])
 def test_cached_validation_images_equal_eval_transform(name: str, photos: Manifest) -> None:
-    training = fill(build_training(small_config(augment__name=name), photos))
+    training = fill(build_training(create_small_config(augment__name=name), photos))
     transform = EvalTransform(training.network.spec)
     paths = photos.resolve_paths(photos.get_samples(Split.VAL))
     assert len(training.datamodule.val_dataset) == 6
@@ -205,10 +210,10 @@ def load_train_images(training: Training, epochs: Sequence[int] = (0, 1)) -> lis
 
 
 def test_cached_train_crops_are_close_to_those_from_files(photos: Manifest) -> None:
-    training = build_training(small_config(augment__name="light"), photos)
+    training = build_training(create_small_config(augment__name="light"), photos)
     after = fill(training)
     for found, expected in zip(load_train_images(after), load_train_images(training), strict=True):
-        assert psnr(found.numpy(), expected.numpy()) > 30
+        assert compute_psnr(found.numpy(), expected.numpy()) > 30
     assert after.datamodule.loader_options == training.datamodule.loader_options
     assert torch.equal(
         after.datamodule.train_dataset.labels, training.datamodule.train_dataset.labels
@@ -217,7 +222,7 @@ def test_cached_train_crops_are_close_to_those_from_files(photos: Manifest) -> N
 
 
 def test_cached_small_images_are_unchanged(animals: Path) -> None:
-    training = small_training(animals, augment__name="medium")
+    training = create_small_training(animals, augment__name="medium")
     for found, expected in zip(
         load_train_images(fill(training)), load_train_images(training), strict=True
     ):
@@ -225,7 +230,7 @@ def test_cached_small_images_are_unchanged(animals: Path) -> None:
 
 
 def test_cached_datamodule_keeps_sampling_schedule(animals: Path) -> None:
-    training = small_training(animals, imbalance__strategy="weighted")
+    training = create_small_training(animals, imbalance__strategy="weighted")
     sampling = fill(training).datamodule.sampling_schedule
     assert sampling(0) is not None
     assert sampling is training.datamodule.sampling_schedule
@@ -236,7 +241,7 @@ def fail_decode(*_: object, **__: object) -> None:
 
 
 def test_second_run_decodes_nothing(photos: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_config(augment__name="medium")
+    config = create_small_config(augment__name="medium")
     first = build_training(config, photos)
     assert first.cache is not None
     assert first.cache.new_bytes == first.cache.num_bytes > 0
@@ -254,7 +259,7 @@ def test_second_run_decodes_nothing(photos: Manifest, monkeypatch: pytest.Monkey
     for found, expected in zip(load_train_images(second), views, strict=True):
         assert torch.equal(found, expected)
     other_seed = fill(
-        build_training(small_config(augment__name="medium", seed=5), photos), recorder
+        build_training(create_small_config(augment__name="medium", seed=5), photos), recorder
     )
     assert recorder.decoded == [12, 6]
     assert not torch.equal(load_train_images(other_seed)[0], views[0])
@@ -264,20 +269,20 @@ def test_other_split_decodes_only_moved_images(
     photos: Manifest,
 ) -> None:
     recorder = DecodeRecorder()
-    fill(build_training(small_config(augment__name="light"), photos), recorder)
+    fill(build_training(create_small_config(augment__name="light"), photos), recorder)
     splits = [Split.VAL if number in (0, 1, 2) else Split.TRAIN for number in range(18)]
     samples = tuple(
         Sample(sample.path, sample.label, split)
         for sample, split in zip(photos.samples, splits, strict=True)
     )
     other = Manifest(photos.root, photos.classes, samples)
-    fill(build_training(small_config(augment__name="light"), other), recorder)
+    fill(build_training(create_small_config(augment__name="light"), other), recorder)
     assert recorder.decoded == [12, 6, 6, 3]
 
 
 def test_other_image_size_or_preprocessing_uses_another_store(photos: Manifest) -> None:
     recorder = DecodeRecorder()
-    fill(build_training(small_config(augment__name="light"), photos), recorder)
+    fill(build_training(create_small_config(augment__name="light"), photos), recorder)
     for more in (
         {"data__image_size": 48},
         {"model__pretrained_cfg": {"crop_pct": 0.5}},
@@ -285,7 +290,7 @@ def test_other_image_size_or_preprocessing_uses_another_store(photos: Manifest) 
         {"model__pretrained_cfg": {"crop_mode": "squash"}},
     ):
         recorder.decoded.clear()
-        training = build_training(small_config(augment__name="light", **more), photos)
+        training = build_training(create_small_config(augment__name="light", **more), photos)
         after = fill(training, recorder)
         assert recorder.decoded == ([12, 6] if "data__image_size" in more else [6]), more
         for row in range(6):
@@ -296,7 +301,7 @@ def test_other_image_size_or_preprocessing_uses_another_store(photos: Manifest) 
 
 
 def test_cache_plan_estimates_its_size(photos: Manifest) -> None:
-    training = build_training(small_config(augment__name="light"), photos)
+    training = build_training(create_small_config(augment__name="light"), photos)
     after = fill(training)
     assert training.cache is not None
     exact = sum(math.prod(stored_shape(after, row)) for row in range(12)) + 6 * 32 * 32 * 3
@@ -307,12 +312,12 @@ def test_cache_folder_is_used_and_resolved_to_an_absolute_path(
     animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    training = fill(small_training(animals, data__cache="here/pixels"))
+    training = fill(create_small_training(animals, data__cache="here/pixels"))
     assert training.config.data.cache == str(tmp_path / "here" / "pixels")
     assert len(list((tmp_path / "here" / "pixels").glob("*/arrays.bin"))) == 1
     assert not (tmp_path / "cache").exists()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    training = small_training(animals, data__cache="~/pixels")
+    training = create_small_training(animals, data__cache="~/pixels")
     assert training.config.data.cache == str(tmp_path / "home" / "pixels")
 
 
@@ -342,18 +347,18 @@ def test_cache_yaml_booleans_are_read_as_on_and_off(
 
 
 def test_fill_cache_damaged_file_raises_data_error(photos: Manifest) -> None:
-    training = build_training(small_config(), photos)
+    training = build_training(create_small_config(), photos)
     (photos.root / "03.jpg").write_bytes(b"Dear diary")
     with pytest.raises(DataError, match=r"03\.jpg"):
         fill(training)
 
 
 def test_fill_cache_full_disk_raises_storage_error(animals: Path, tmp_path: Path) -> None:
-    training = small_training(animals)
+    training = create_small_training(animals)
     assert training.cache is not None
-    with tiny_disk(tmp_path / "disk", size="64k") as disk:
+    with mount_tiny_disk(tmp_path / "disk", size="64k") as disk:
         assert training.cache.num_bytes > 64 * 1024
-        config: Any = small_config(data__cache=str(disk / "pixels"))
+        config: Any = create_small_config(data__cache=str(disk / "pixels"))
         # the disk fills up between the plan and the run
         plan = build_with_free_disk(animals, config)
         with pytest.raises(StorageError, match=r"data\.cache=PATH .*data\.cache=off"):
@@ -365,7 +370,7 @@ def build_with_free_disk(animals: Path, config: Any) -> Training:
     with pytest.MonkeyPatch.context() as patch:
         free = SimpleNamespace(total=10**12, used=0, free=10**12)
         patch.setattr("finetune.builders.pixel_cache.shutil.disk_usage", lambda _: free)
-        return build_training(config, manifest_of(animals))
+        return build_training(config, build_photo_manifest(animals))
 
 
 def create_old_store(root: Path, owner: str, *, num_bytes: int) -> Path:
@@ -381,7 +386,7 @@ def test_fill_cache_evicts_the_oldest_stores(animals: Path, tmp_path: Path) -> N
     old, large = (create_old_store(root, name, num_bytes=400_000) for name in ("old", "large"))
     os.utime(large / "arrays.bin", (2 * 10**9, 2 * 10**9))
     # 119,808 bytes of pixels
-    fill(small_training(animals, cache__max_gb=0.0007))
+    fill(create_small_training(animals, cache__max_gb=0.0007))
     assert not old.exists()
     assert large.exists()
 
@@ -389,10 +394,10 @@ def test_fill_cache_evicts_the_oldest_stores(animals: Path, tmp_path: Path) -> N
 def test_fill_cache_does_not_evict_the_stores_of_the_run(animals: Path, tmp_path: Path) -> None:
     root = tmp_path / "cache" / "pixels"
     recorder = DecodeRecorder()
-    training = fill(small_training(animals), recorder)
+    training = fill(create_small_training(animals), recorder)
     assert training.cache is not None
     (own_store,) = [folder for folder in root.iterdir() if folder.is_dir()]
-    training = small_training(animals, cache__max_gb=0.0007)
+    training = create_small_training(animals, cache__max_gb=0.0007)
     os.utime(own_store / "arrays.bin", (1, 1))
     other = create_old_store(root, "other", num_bytes=600_000)
     fill(training, recorder)
@@ -405,7 +410,7 @@ def test_fill_cache_does_not_evict_the_stores_of_the_run(animals: Path, tmp_path
 def test_resumed_run_without_space_decodes_to_the_same_pixels(
     photos: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small_config(augment__name="medium")
+    config = create_small_config(augment__name="medium")
     first = build_training(config, photos)
     stored = fill(first)
     images = [*load_train_images(stored), *load_val_images(stored)]
@@ -415,7 +420,7 @@ def test_resumed_run_without_space_decodes_to_the_same_pixels(
     other = replace_values(first.config, {"data.cache": str(photos.root / "other")})
     with pytest.raises(ConfigError, match=r"data\.cache=.*kB"):
         build_training(other, photos)
-    recorder = Recorder()
+    recorder = RecordingReporter()
     resumed = fill(build_training(other, photos, is_resumed=True), recorder)
     assert len(recorder.warnings) == 1
     assert "data.cache=PATH" in recorder.warnings[0]

@@ -14,7 +14,12 @@ from finetune.config.load import replace_values
 from finetune.data.transforms.presets import create_train_transform
 from finetune.errors import ConfigError
 from finetune.types import PreprocessSpec
-from tests.support.runs import listed, resolved_config, small_config, write_weights
+from tests.support.runs import (
+    build_listed_manifest,
+    create_resolved_config,
+    create_small_config,
+    write_weights,
+)
 
 COUNTS = {"a": 12, "b": 6, "c": 3}
 SIZES = np.array([12.0, 6.0, 3.0])
@@ -42,8 +47,8 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_probed(pretrained: Path, **settings: Any) -> Training:
-    config = small_config(model__weights=str(pretrained), trainer__epochs=5, **settings)
-    return build_training(config, listed(COUNTS))
+    config = create_small_config(model__weights=str(pretrained), trainer__epochs=5, **settings)
+    return build_training(config, build_listed_manifest(COUNTS))
 
 
 @pytest.mark.parametrize("strategy", IMBALANCE_STRATEGIES)
@@ -62,13 +67,13 @@ def test_probe_weights_images_as_in_the_last_epoch(strategy: str, pretrained: Pa
 
 @pytest.mark.parametrize("strategy", ["none", "weighted", "progressive", "drw", "logit_adjusted"])
 def test_probe_only_weights_images_as_in_the_last_epoch(strategy: str, pretrained: Path) -> None:
-    config = small_config(
+    config = create_small_config(
         model__weights=str(pretrained),
         trainer__epochs="auto",
         unfreeze__name="linear_probe",
         imbalance__strategy=strategy,
     )
-    training = build_training(config, listed(COUNTS))
+    training = build_training(config, build_listed_manifest(COUNTS))
     assert training.is_probe_only
     assert training.config.loss.label_smoothing == 0
     assert training.probe is not None
@@ -81,30 +86,35 @@ def test_probe_only_weights_images_as_in_the_last_epoch(strategy: str, pretraine
 def test_probe_only_with_unsupported_loss_raises_config_error(
     strategy: str, pretrained: Path
 ) -> None:
-    config = small_config(
+    config = create_small_config(
         model__weights=str(pretrained),
         trainer__epochs="auto",
         unfreeze__name="linear_probe",
         imbalance__strategy=strategy,
     )
     with pytest.raises(ConfigError, match=r"^loss\.name=.*unfreeze\.name=linear_probe"):
-        build_training(config, listed(COUNTS))
+        build_training(config, build_listed_manifest(COUNTS))
 
 
 def test_probe_only_with_label_smoothing_is_accepted_only_for_runs_of_older_releases(
     pretrained: Path,
 ) -> None:
-    config = small_config(
+    config = create_small_config(
         model__weights=str(pretrained),
         trainer__epochs="auto",
         unfreeze__name="linear_probe",
         loss__label_smoothing=0.1,  # the former default, in config.yaml of such runs
     )
     with pytest.raises(ConfigError, match=r"^loss\.label_smoothing=0\.1 .*unfreeze\.name"):
-        build_training(config, listed(COUNTS))
-    assert build_training(config, listed(COUNTS), is_resumed=True).config.loss.label_smoothing == 0
+        build_training(config, build_listed_manifest(COUNTS))
+    assert (
+        build_training(
+            config, build_listed_manifest(COUNTS), is_resumed=True
+        ).config.loss.label_smoothing
+        == 0
+    )
     fine_tuned = replace_values(config, {"unfreeze.name": "all", "trainer.epochs": 2})
-    resumed = build_training(fine_tuned, listed(COUNTS), is_resumed=True)
+    resumed = build_training(fine_tuned, build_listed_manifest(COUNTS), is_resumed=True)
     assert resumed.config.loss.label_smoothing == 0.1
 
 
@@ -122,7 +132,7 @@ def test_probe_only_with_label_smoothing_is_accepted_only_for_runs_of_older_rele
 def test_resolve_probe_flips_depends_on_number_of_images(
     settings: dict[str, Any], flip_image_limit: int, expected: bool
 ) -> None:
-    config = resolved_config(**{"augment__name": "light", **settings})
+    config = create_resolved_config(**{"augment__name": "light", **settings})
     transform = create_train_transform(
         config.augment.name, spec=PreprocessSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3), seed=0
     )

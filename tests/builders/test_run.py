@@ -18,10 +18,10 @@ from finetune.config.resolved import ResolvedConfig
 from finetune.errors import ConfigError, DataError, FinetuneError
 from tests.support.networks import randomise
 from tests.support.runs import (
-    listed,
-    manifest_of,
-    small_config,
-    small_training,
+    build_listed_manifest,
+    build_photo_manifest,
+    create_small_config,
+    create_small_training,
     write_weights,
 )
 
@@ -102,7 +102,7 @@ def test_build_training_invalid_settings_raise_config_error_naming_them(
     settings: dict[str, Any], message: str, animals: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        small_training(animals, **settings)
+        create_small_training(animals, **settings)
 
 
 @pytest.mark.parametrize("backbone", ["googlenet", "alexnet", "dla46_c"])
@@ -114,7 +114,7 @@ def test_grad_checkpointing_unsupported_network_raises_config_error(
         ConfigError,
         match=rf"^model\.grad_checkpointing=true: '{backbone}' .*trainer\.accumulate_grad_batches",
     ):
-        small_training(
+        create_small_training(
             animals, **settings, model__batch_norm="frozen", model__grad_checkpointing=True
         )
 
@@ -124,9 +124,9 @@ def test_grad_checkpointing_with_live_batch_norm_raises_config_error(animals: Pa
         ConfigError,
         match=r"model\.grad_checkpointing=true .*model\.batch_norm=train.*=frozen",
     ):
-        small_training(animals, model__batch_norm="train", model__grad_checkpointing=True)
+        create_small_training(animals, model__batch_norm="train", model__grad_checkpointing=True)
     # without BatchNorm layers the mode has no effect
-    small_training(
+    create_small_training(
         animals,
         model__backbone="test_vit",
         data__image_size=64,
@@ -150,7 +150,9 @@ def test_grad_checkpointing_gradients_are_unchanged(
     gradients = []
     calls: list[bool] = []
     for checkpointed in (False, True):
-        training = small_training(animals, **settings, model__grad_checkpointing=checkpointed)
+        training = create_small_training(
+            animals, **settings, model__grad_checkpointing=checkpointed
+        )
         classifier = training.module.classifier
         randomise(classifier.network)
         classifier.set_depth(len(classifier.groups) if depth is None else depth)
@@ -181,12 +183,12 @@ def test_accelerator_missing_raises_config_error(animals: Path) -> None:
         if not is_available
     )
     with pytest.raises(ConfigError, match=rf"trainer\.accelerator={missing}"):
-        small_training(animals, trainer__accelerator=missing)
+        create_small_training(animals, trainer__accelerator=missing)
 
 
 def test_more_micro_batches_than_images_raise_data_error(animals: Path) -> None:
     with pytest.raises(DataError, match=r"trainer\.devices=32 .*24 .*32"):
-        small_training(animals, trainer__batch_size=32, trainer__devices=32)
+        create_small_training(animals, trainer__batch_size=32, trainer__devices=32)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_more_micro_batches_than_images_raise_data_error(animals: Path) -> None:
 def test_batch_size_is_reduced_to_the_images(
     batch_size: int, settings: dict[str, Any], expected: int, animals: Path
 ) -> None:
-    training = small_training(animals, trainer__batch_size=batch_size, **settings)
+    training = create_small_training(animals, trainer__batch_size=batch_size, **settings)
     assert training.batch_size == training.datamodule.loader_options.batch_size == expected
     assert training.steps_per_epoch == 24 // expected
 
@@ -209,7 +211,7 @@ def test_build_training_resolves_every_auto(animals: Path) -> None:
     config = build_config(
         {}, assignments={"model.backbone": "test_resnet", "model.weights": "random"}
     )
-    training = build_training(config, manifest_of(animals))
+    training = build_training(config, build_photo_manifest(animals))
     lines = [line.strip() for line in dump_config(training.config).splitlines()]
     # it applies before the manifest is built
     assert [line for line in lines if line.endswith(": auto")] == ["min_images_per_class: auto"]
@@ -223,16 +225,16 @@ def test_build_training_resolves_every_auto(animals: Path) -> None:
 
 
 def test_build_training_from_resolved_config_is_identical(animals: Path) -> None:
-    first = small_training(animals, unfreeze__name="gradual", imbalance__strategy="sqrt")
-    again = build_training(first.config, manifest_of(animals))
+    first = create_small_training(animals, unfreeze__name="gradual", imbalance__strategy="sqrt")
+    again = build_training(first.config, build_photo_manifest(animals))
     assert again.config == first.config
     assert (again.phases, again.peak_learning_rates) == (first.phases, first.peak_learning_rates)
 
 
 @pytest.mark.parametrize(("counts", "monitor"), [((8, 8, 4), "accuracy"), ((9, 8, 4), "macro_f1")])
 def test_monitor_follows_class_imbalance(counts: tuple[int, ...], monitor: str) -> None:
-    manifest = listed(dict(zip("abc", counts, strict=True)))
-    assert build_training(small_config(), manifest).config.trainer.monitor == monitor
+    manifest = build_listed_manifest(dict(zip("abc", counts, strict=True)))
+    assert build_training(create_small_config(), manifest).config.trainer.monitor == monitor
 
 
 @pytest.mark.parametrize(
@@ -241,7 +243,7 @@ def test_monitor_follows_class_imbalance(counts: tuple[int, ...], monitor: str) 
 def test_optimizer_has_every_parameter_with_its_learning_rate(
     name: str, kind: type[torch.optim.Optimizer], lr: float, animals: Path
 ) -> None:
-    training = small_training(
+    training = create_small_training(
         animals, optim__name=name, optim__backbone_lr_scale=0.1, optim__layer_decay=0.5
     )
     classifier = training.module.classifier
@@ -260,7 +262,7 @@ def test_optimizer_has_every_parameter_with_its_learning_rate(
     ("precision", "fused"), [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)]
 )
 def test_optimizer_is_fused_except_for_fp16(precision: str, fused: bool, animals: Path) -> None:
-    training = small_training(animals)
+    training = create_small_training(animals)
     # CPUs do not support fp16, so only the optimizer is built with it
     make_optimizer = build_optimizer_factory(
         training.config.optim,
@@ -274,7 +276,7 @@ def test_optimizer_is_fused_except_for_fp16(precision: str, fused: bool, animals
 
 
 def test_warmup_is_repeated_at_each_unfreezing(animals: Path) -> None:
-    training = small_training(
+    training = create_small_training(
         animals,
         trainer__epochs=5,
         unfreeze__name="milestones",
@@ -295,9 +297,10 @@ def test_warmup_is_repeated_at_each_unfreezing(animals: Path) -> None:
 
 def test_class_weights_equal_scikit_learn() -> None:
     counts = {"a": 12, "b": 6, "c": 3}
-    manifest = listed(counts)
+    manifest = build_listed_manifest(counts)
     training = build_training(
-        small_config(imbalance__strategy="class_weights", loss__label_smoothing=0.0), manifest
+        create_small_config(imbalance__strategy="class_weights", loss__label_smoothing=0.0),
+        manifest,
     )
     labels = np.repeat([0, 1, 2], list(counts.values()))
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
@@ -314,7 +317,8 @@ def test_weighted_sampler_draws_by_class_size_and_loss_is_unweighted(
     strategy: str, power: float
 ) -> None:
     training = build_training(
-        small_config(imbalance__strategy=strategy), listed({"a": 12, "b": 6, "c": 3})
+        create_small_config(imbalance__strategy=strategy),
+        build_listed_manifest({"a": 12, "b": 6, "c": 3}),
     )
     weights = training.datamodule.sampling_schedule(0)
     assert isinstance(weights, np.ndarray)
@@ -327,12 +331,12 @@ def test_weighted_sampler_draws_by_class_size_and_loss_is_unweighted(
 
 def test_custom_unfreeze_schedule_receives_its_parameters(animals: Path, code: Path) -> None:
     code.write_text("def odd(epoch, num_groups, *, deep=2):\n    return deep if epoch % 2 else 1\n")
-    training = small_training(
+    training = create_small_training(
         animals, trainer__epochs=4, unfreeze__name="mine:odd", unfreeze__params={"deep": 3}
     )
     assert [phase.depth for phase in training.phases] == [1, 3, 1, 3]
     with pytest.raises(ConfigError, match=r"unknown parameter 'depth'\. Did you mean 'deep'\?"):
-        small_training(animals, unfreeze__name="mine:odd", unfreeze__params={"depth": 3})
+        create_small_training(animals, unfreeze__name="mine:odd", unfreeze__params={"depth": 3})
 
 
 @pytest.mark.parametrize("value", ["0", "7", "True", "None", "'all'"])
@@ -345,15 +349,15 @@ def test_custom_unfreeze_schedule_invalid_depth_raises_config_error(
         ConfigError,
         match=rf"unfreeze\.name=mine:wrong .*depth {shown} for epoch 1 .* 1 to 6",
     ):
-        small_training(animals, unfreeze__name="mine:wrong")
+        create_small_training(animals, unfreeze__name="mine:wrong")
 
 
 def test_custom_unfreeze_schedule_accepts_fractions(animals: Path, code: Path) -> None:
     code.write_text("def fraction(epoch, num_groups):\n    return [0.5, 1.0, 1.5][epoch]\n")
-    training = small_training(animals, unfreeze__name="mine:fraction")
+    training = create_small_training(animals, unfreeze__name="mine:fraction")
     assert [phase.depth for phase in training.phases] == [3, 6]
     with pytest.raises(ConfigError, match=r"1\.5"):
-        small_training(animals, unfreeze__name="mine:fraction", trainer__epochs=3)
+        create_small_training(animals, unfreeze__name="mine:fraction", trainer__epochs=3)
 
 
 def test_custom_unfreeze_schedule_error_raises_config_error_naming_it(
@@ -361,7 +365,7 @@ def test_custom_unfreeze_schedule_error_raises_config_error_naming_it(
 ) -> None:
     code.write_text("def fails(epoch, num_groups):\n    return 2 // (2 - epoch)\n")
     with pytest.raises(ConfigError, match=r"mine:fails .*epoch 2 .*ZeroDivisionError"):
-        small_training(animals, unfreeze__name="mine:fails", trainer__epochs=3)
+        create_small_training(animals, unfreeze__name="mine:fails", trainer__epochs=3)
 
 
 def test_custom_lr_schedule_receives_the_parameters_that_it_takes(
@@ -371,29 +375,32 @@ def test_custom_lr_schedule_receives_the_parameters_that_it_takes(
         "def square(progress, *, final_factor):\n    return max(final_factor, 1 - progress**2)\n"
         "def bare(progress):\n    return 1.0\n"
     )
-    training = small_training(
+    training = create_small_training(
         animals, lr_schedule__name="mine:square", lr_schedule__warmup_fraction=0.0
     )
     factors = [training.module.recipe.lr_lambda(step) for step in range(6)]
     assert factors == pytest.approx([1 - (step / 6) ** 2 for step in range(6)])
     # final_factor is passed only to functions that take it, and is an error if set for others
-    assert small_training(animals, lr_schedule__name="mine:bare").module.recipe.lr_lambda(5) == 1
+    assert (
+        create_small_training(animals, lr_schedule__name="mine:bare").module.recipe.lr_lambda(5)
+        == 1
+    )
     with pytest.raises(ConfigError, match=r"lr_schedule\.name=mine:bare: .*'final_factor'"):
-        small_training(animals, lr_schedule__name="mine:bare", lr_schedule__final_factor=0.5)
+        create_small_training(animals, lr_schedule__name="mine:bare", lr_schedule__final_factor=0.5)
 
 
 def test_build_training_with_checkpoint_card_uses_its_preprocessing(animals: Path) -> None:
-    first = small_training(animals)
+    first = create_small_training(animals)
     card = ModelCard.from_json(first.module.card)
     changed = replace(card, spec=replace(card.spec, mean=(0.1, 0.2, 0.3)))
-    config = small_config(model__weights="/gone/since/weights.pth")
-    resumed = build_training(config, manifest_of(animals), checkpoint_card=changed)
+    config = create_small_config(model__weights="/gone/since/weights.pth")
+    resumed = build_training(config, build_photo_manifest(animals), checkpoint_card=changed)
     assert resumed.module.spec.mean == (0.1, 0.2, 0.3)
     assert resumed.network.report.source == "random"
     # other settings follow the weights that the run started from
     assert resumed.config.model.batch_norm == "frozen"
     with pytest.raises(FinetuneError, match="/gone/since/weights"):
-        build_training(config, manifest_of(animals))
+        build_training(config, build_photo_manifest(animals))
 
 
 @pytest.mark.parametrize(
@@ -413,7 +420,7 @@ def test_devices_follow_the_launcher(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    training = small_training(animals, trainer__devices="auto", trainer__batch_size=16)
+    training = create_small_training(animals, trainer__devices="auto", trainer__batch_size=16)
     assert training.config.trainer.devices == expected
 
 
@@ -428,7 +435,7 @@ def test_num_workers_uses_the_cores_of_each_slurm_task(
     for name, value in {**SRUN, **variables}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("finetune.builders.resolve.count_available_cores", lambda: 8)
-    training = small_training(
+    training = create_small_training(
         animals, trainer__devices="auto", trainer__batch_size=16, data__num_workers="auto"
     )
     assert training.config.data.num_workers == num_workers
@@ -453,20 +460,22 @@ def test_single_image_micro_batch_raises_config_error(
 ) -> None:
     split = {"trainer__devices": 2, "trainer__accumulate_grad_batches": 4}
     with pytest.raises(ConfigError, match=message):
-        small_training(animals, **split, **setting)
-    small_training(animals, **{**split, "trainer__accumulate_grad_batches": 2}, **setting)
+        create_small_training(animals, **split, **setting)
+    create_small_training(animals, **{**split, "trainer__accumulate_grad_batches": 2}, **setting)
 
 
 def test_single_image_micro_batch_with_frozen_batch_norm_is_accepted(animals: Path) -> None:
     split = {"trainer__devices": 2, "trainer__accumulate_grad_batches": 4}
-    small_training(animals, **split, model__batch_norm="frozen")
+    create_small_training(animals, **split, model__batch_norm="frozen")
     # only the head trains, and BatchNorm below it is frozen
-    small_training(animals, **split, model__batch_norm="train", unfreeze__name="linear_probe")
+    create_small_training(
+        animals, **split, model__batch_norm="train", unfreeze__name="linear_probe"
+    )
 
 
 def test_network_weights_depend_only_on_the_seed(animals: Path) -> None:
     def build_state(**settings: object) -> dict[str, torch.Tensor]:
-        return small_training(animals, **settings).module.state_dict()
+        return create_small_training(animals, **settings).module.state_dict()
 
     with torch.random.fork_rng():
         first = build_state(seed=1)
@@ -507,6 +516,6 @@ def test_card_facts_state_flips_and_their_setting(
     settings: dict[str, str], flipped: bool, flipped_by: str, animals: Path, tmp_path: Path
 ) -> None:
     weights = write_weights(tmp_path / "weights.pth")
-    training = small_training(animals, model__weights=str(weights), **settings)
+    training = create_small_training(animals, model__weights=str(weights), **settings)
     facts = training.module.card["facts"]
     assert (facts["flipped"], facts["flipped_by"]) == (flipped, flipped_by)

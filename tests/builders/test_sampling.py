@@ -17,17 +17,17 @@ from finetune.data.samplers.sampling_weights import (
 )
 from finetune.data.training_data import TrainingData
 from finetune.errors import ConfigError
-from tests.support.runs import listed, small_config
+from tests.support.runs import build_listed_manifest, create_small_config
 
 COUNTS = {"a": 12, "b": 6, "c": 3}
 LABELS = np.repeat([0, 1, 2], list(COUNTS.values()))
 
 
-DATA = TrainingData.from_manifest(listed(COUNTS))
+DATA = TrainingData.from_manifest(build_listed_manifest(COUNTS))
 
 
 def build(**settings: Any) -> SamplingSchedule:
-    config = small_config(**settings)
+    config = create_small_config(**settings)
     assert config.trainer.epochs != "auto"
     return build_sampling_schedule(config.imbalance, DATA, num_epochs=config.trainer.epochs)
 
@@ -111,8 +111,8 @@ def test_custom_sampler_is_called_once_per_epoch(code: Path) -> None:
         "def own(labels, num_classes, *, epoch):\n"
         "    calls.append(epoch)\n    return [1.0 + epoch] * len(labels)\n"
     )
-    config = small_config(imbalance__sampler="mine:own", trainer__epochs=6)
-    build_training(config, listed(COUNTS))
+    config = create_small_config(imbalance__sampler="mine:own", trainer__epochs=6)
+    build_training(config, build_listed_manifest(COUNTS))
     calls = importlib.import_module("mine").calls
     # the first and the last epoch are also computed for the epoch's length and for the priors
     assert [calls.count(epoch) for epoch in range(1, 5)] == [1] * 4
@@ -141,8 +141,8 @@ def test_custom_sampler_weights_are_used(code: Path) -> None:
 def test_training_strategy_sets_images_and_steps_per_epoch(
     strategy: str, num_images: int, batch_size: int, steps: int
 ) -> None:
-    config = small_config(imbalance__strategy=strategy)
-    training = build_training(config, listed(COUNTS))
+    config = create_small_config(imbalance__strategy=strategy)
+    training = build_training(config, build_listed_manifest(COUNTS))
     num_drawn = compute_images_per_epoch(training.config.imbalance, DATA, num_epochs=2)
     assert training.images_per_epoch == num_drawn
     assert training.images_per_epoch == num_images
@@ -155,9 +155,9 @@ def test_training_strategy_sets_images_and_steps_per_epoch(
 
 @pytest.mark.parametrize(("shards", "batch_size"), [(1, 9), (2, 8), (4, 8)])
 def test_training_undersampled_epoch_reduces_batch_size(shards: int, batch_size: int) -> None:
-    config = small_config(
+    config = create_small_config(
         imbalance__strategy="undersample", trainer__batch_size=16, trainer__devices=shards
     )
-    training = build_training(config, listed(COUNTS))
+    training = build_training(config, build_listed_manifest(COUNTS))
     assert (training.batch_size, training.steps_per_epoch) == (batch_size, 1)
     assert isinstance(training.datamodule.sampling_schedule(0), GroupDraws)

@@ -24,8 +24,8 @@ from finetune.errors import ModelError, RunFolderError, StorageError
 from finetune.evaluation.priors import Priors
 from finetune.models.backbone import create_network
 from finetune.types import PreprocessSpec
-from tests.support.helpers import names_in, run_python, tiny_disk
-from tests.support.networks import randomise, settle
+from tests.support.helpers import list_names, mount_tiny_disk, run_python
+from tests.support.networks import randomise, set_batch_norm_statistics
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
@@ -41,7 +41,7 @@ def build_network_and_card(
         backbone, num_classes=3, weights="random", image_size=size, kwargs=kwargs
     )
     randomise(built.module)
-    settle(built.module, build_images(size))
+    set_batch_norm_statistics(built.module, build_images(size))
     spec = replace(built.spec, crop_pct=0.9, interpolation="bilinear", mean=(0.1, 0.2, 0.3))
     facts = {"weights": "random", "metrics": {"val": {"accuracy": 0.5}}}
     return built.module, ModelCard(backbone, built.model_args, CLASSES, spec, facts)
@@ -172,7 +172,7 @@ def test_bundle_is_usable_without_lightning_and_run_folder(
 
 
 def test_save_bundle_writes_weights_card_and_readme(saved: Path) -> None:
-    assert names_in(saved) == [
+    assert list_names(saved) == [
         "README.md", "config.json", "finetune.json", "model.safetensors",
     ]  # fmt: skip
     tree = read_card_json(saved)
@@ -195,7 +195,7 @@ def test_readme_of_googlenet_imports_timm_models_first(tmp_path: Path) -> None:
 
 def test_save_bundle_replaces_existing_one_and_full_disk_keeps_it(tmp_path: Path) -> None:
     network, card = build_network_and_card("test_resnet", size=32)
-    with tiny_disk(tmp_path / "disk", size="3m") as disk:
+    with mount_tiny_disk(tmp_path / "disk", size="3m") as disk:
         save_bundle(network, card, disk / "bundle")
         save_bundle(network, replace(card, facts={"seed": 1}), disk / "bundle")
         assert read_card_json(disk / "bundle")["facts"] == {"seed": 1}
@@ -203,7 +203,7 @@ def test_save_bundle_replaces_existing_one_and_full_disk_keeps_it(tmp_path: Path
         filler.write_bytes(bytes(1_200_000))
         with pytest.raises(StorageError, match="no space"):
             save_bundle(network, replace(card, facts={"seed": 2}), disk / "bundle")
-        assert names_in(disk) == ["bundle", "filler"]
+        assert list_names(disk) == ["bundle", "filler"]
         loaded = load_model(disk / "bundle")
         assert loaded.card.facts == {"seed": 1}
         assert torch.equal(compute_outputs(loaded.network, 32), compute_outputs(network, 32))

@@ -19,7 +19,7 @@ from finetune.errors import (
     StorageError,
 )
 from tests.cli.conftest import SMALL, Cli
-from tests.support.helpers import ROOT, everything, tiny_disk, write_images
+from tests.support.helpers import ROOT, list_tree, mount_tiny_disk, write_images
 
 Prepare = Callable[[Path], object]
 
@@ -203,34 +203,34 @@ def test_bad_input_is_one_message_and_writes_nothing(
 ) -> None:
     if prepare is not None:
         prepare(workdir)
-    before = everything(workdir)
+    before = list_tree(workdir)
     message = cli.fails(*args, *(["--json"] if as_json else []), code=error.exit_code)
     for part in parts:
         assert part in message
-    assert everything(workdir) == before
+    assert list_tree(workdir) == before
 
 
 def test_fit_read_only_output_fails_before_any_work(cli: Cli, workdir: Path) -> None:
-    with tiny_disk(workdir / "disk", size="64k") as disk:
+    with mount_tiny_disk(workdir / "disk", size="64k") as disk:
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True, capture_output=True)
         message = cli.fails(*FIT, "--output", "disk/runs/a", code=StorageError.exit_code)
         assert "disk" in message
         assert "--output" in message
-        assert everything(disk) == []
+        assert list_tree(disk) == []
 
 
 def test_fit_full_disk_writes_nothing(cli: Cli, workdir: Path) -> None:
-    with tiny_disk(workdir / "disk", size="4k") as disk:
+    with mount_tiny_disk(workdir / "disk", size="4k") as disk:
         message = cli.fails(*FIT, "--output", "disk/run", "--json", code=StorageError.exit_code)
         assert "no space is left" in message
-        assert everything(disk) == []
+        assert list_tree(disk) == []
 
 
 def test_fit_disk_full_while_training_can_be_resumed(cli: Cli, workdir: Path) -> None:
-    with tiny_disk(workdir / "disk", size="256k") as disk:
+    with mount_tiny_disk(workdir / "disk", size="256k") as disk:
         message = cli.fails(*FIT, "--output", "disk/run", "--json", code=StorageError.exit_code)
         assert "--resume" in message
-        left = [name for name in everything(disk) if name != "run/.lock"]
+        left = [name for name in list_tree(disk) if name != "run/.lock"]
         assert not [name for name in left if name.endswith(".ckpt") or Path(name).name[0] == "."]
         grown = ["mount", "-o", "remount,size=64m", str(disk)]
         subprocess.run(grown, check=True, capture_output=True)
@@ -248,11 +248,11 @@ def test_fit_out_of_memory_at_smallest_batch_writes_nothing(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(ImageClassifier, "forward", raise_out_of_memory)
-    before = everything(workdir)
+    before = list_tree(workdir)
     message = cli.fails(*FIT, code=OutOfMemoryError.exit_code)
     assert "2.00 GiB" in message
     assert "--image-size" in message
-    assert everything(workdir) == before
+    assert list_tree(workdir) == before
 
 
 def test_unexpected_error_asks_for_report(

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 from finetune.cli.render.audit_summary import describe_audit
 from tests.cli.conftest import Cli
-from tests.support.pictures import scene, write_jpeg
+from tests.support.pictures import create_scene, write_jpeg
 
 
 def describe(**changes: Any) -> str:
@@ -194,7 +194,7 @@ def garden(tmp_path: Path) -> Path:
             (root / split / label).mkdir(parents=True)
             for number in range(3):
                 seed = number + 10 * (split == "val") + 100 * (label == "猫")
-                write_jpeg(root / split / label / f"{number}.jpg", scene(seed))
+                write_jpeg(root / split / label / f"{number}.jpg", create_scene(seed))
     shutil.copyfile(root / "train/猫/0.jpg", root / "val/猫/leak.jpg")
     return root
 

@@ -19,7 +19,7 @@ from finetune.errors import ConfigError, DataError, RunFolderError
 from finetune.inference.predictor import Predictor
 from finetune.types import Split
 from tests.conftest import CLASSES
-from tests.support.helpers import Recorder
+from tests.support.helpers import RecordingReporter
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
@@ -35,7 +35,7 @@ def rows_of(run: Path, split: str) -> list[dict[str, str]]:
 def test_evaluate_run_equals_metrics_of_fit_bit_for_bit(
     trained: FitResult, insects: Path, split: str, data_is_named: bool
 ) -> None:
-    recorder = Recorder()
+    recorder = RecordingReporter()
     result = finetune.evaluate(
         trained.run_dir,
         insects if data_is_named else None,
@@ -186,14 +186,14 @@ def test_evaluate_training_images_warns_with_count(
         for row in rows_of(trained.run_dir, split)[:3]
     ]
     file = write_csv(tmp_path / "some.csv", named)
-    recorder = Recorder()
+    recorder = RecordingReporter()
     finetune.evaluate(trained.run_dir, file, device="cpu", reporter=recorder)
     (warning,) = recorder.warnings
     assert "3 of 6 images" in warning
 
 
 def test_evaluate_train_split_of_run_warns(trained: FitResult) -> None:
-    recorder = Recorder()
+    recorder = RecordingReporter()
     result = finetune.evaluate(trained.run_dir, split=Split.TRAIN, device="cpu", reporter=recorder)
     assert result.evaluation.num_images == 24
     assert "24 of 24 images" in recorder.warnings[0]
@@ -223,7 +223,7 @@ def test_evaluate_unknown_class_raises_data_error(trained: FitResult, elsewhere:
 def test_evaluate_unreadable_files_are_rejected(trained: FitResult, elsewhere: Path) -> None:
     (elsewhere / "test" / "fly" / "empty.png").touch()
     (elsewhere / "test" / "fly" / "notes.txt").write_text("no image")
-    recorder = Recorder()
+    recorder = RecordingReporter()
     result = finetune.evaluate(trained.run_dir, elsewhere / "test", device="cpu", reporter=recorder)
     assert result.evaluation.num_images == 9
     reasons = {entry.path: entry.reason for entry in result.rejected}

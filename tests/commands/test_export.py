@@ -19,8 +19,8 @@ from finetune.errors import DataError, ModelError, RunFolderError, StorageError
 from finetune.exporters.parity import compare_timm_folder
 from finetune.models.backbone import create_network
 from tests.commands.test_evaluate import rows_of
-from tests.support.helpers import Recorder, names_in, tiny_disk
-from tests.support.networks import randomise, settle
+from tests.support.helpers import RecordingReporter, list_names, mount_tiny_disk
+from tests.support.networks import randomise, set_batch_norm_statistics
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def test_export_run_has_parity_and_equal_predictions(
     trained: FitResult, insects: Path, tmp_path: Path
 ) -> None:
-    recorder = Recorder()
+    recorder = RecordingReporter()
     result = finetune.export(trained.run_dir, tmp_path / "model", reporter=recorder)
     assert recorder.warnings == []
     assert result.parity is not None
@@ -37,7 +37,7 @@ def test_export_run_has_parity_and_equal_predictions(
     assert result.parity.num_same_top1 == result.parity.num_images
     assert 0 < result.parity.max_abs_diff < 1e-3
     tree = json.loads(json.dumps(result.to_json()))
-    assert tree["files"] == names_in(tmp_path / "model")
+    assert tree["files"] == list_names(tmp_path / "model")
     assert tree["parity"]["num_images"] == result.parity.num_images
 
     ours, exported = (
@@ -45,7 +45,7 @@ def test_export_run_has_parity_and_equal_predictions(
         for model in (trained.run_dir, tmp_path / "model")
     )
     assert exported == ours
-    assert names_in(tmp_path) == ["model"]
+    assert list_names(tmp_path) == ["model"]
 
 
 def test_export_of_export_is_identical_and_loads_as_weights(
@@ -66,7 +66,7 @@ def test_export_folds_temperature_into_classifier(
 ) -> None:
     bundle = load_model(trained.run_dir)
     save_bundle(bundle.network, replace(bundle.card, temperature=0.4), tmp_path / "calibrated")
-    recorder = Recorder()
+    recorder = RecordingReporter()
     result = finetune.export(
         tmp_path / "calibrated", tmp_path / "model", images=insects, reporter=recorder
     )
@@ -105,7 +105,7 @@ def test_export_without_linear_head_warns_about_temperature(insects: Path, tmp_p
         temperature=0.5,
     )
     save_bundle(created.module, card, tmp_path / "bundle")
-    recorder = Recorder()
+    recorder = RecordingReporter()
     result = finetune.export(
         tmp_path / "bundle", tmp_path / "model", images=insects / "fly", reporter=recorder
     )
@@ -128,7 +128,7 @@ def test_export_checkpoint_with_images_checks_parity(
 def test_export_bundle_without_images_warns_without_parity(
     trained: FitResult, tmp_path: Path
 ) -> None:
-    recorder = Recorder()
+    recorder = RecordingReporter()
     bundle = trained.run_dir / "bundle"
     result = finetune.export(bundle, tmp_path / "model", reporter=recorder)
     assert result.parity is None
@@ -144,7 +144,7 @@ def test_export_to_nonempty_output_raises_run_folder_error(
         with pytest.raises(RunFolderError, match=rf"{output.name} .*--output"):
             finetune.export(trained.run_dir, output)
     assert (tmp_path / "holiday.txt").read_text() == "mine"
-    assert names_in(tmp_path) == ["holiday.txt"]
+    assert list_names(tmp_path) == ["holiday.txt"]
 
 
 def test_export_without_parity_removes_folder(
@@ -156,7 +156,7 @@ def test_export_without_parity_removes_folder(
     )
     with pytest.raises(ModelError, match=str(tmp_path / "model")):
         finetune.export(trained.run_dir, tmp_path / "model", images=insects)
-    assert names_in(tmp_path) == []
+    assert list_names(tmp_path) == []
 
 
 def test_export_unreadable_image_removes_folder(trained: FitResult, tmp_path: Path) -> None:
@@ -166,14 +166,14 @@ def test_export_unreadable_image_removes_folder(trained: FitResult, tmp_path: Pa
         finetune.export(trained.run_dir, tmp_path / "model", images=tmp_path / "images")
     with pytest.raises(DataError, match="gone"):
         finetune.export(trained.run_dir, tmp_path / "model", images=tmp_path / "gone")
-    assert names_in(tmp_path) == ["images"]
+    assert list_names(tmp_path) == ["images"]
 
 
 def test_export_full_disk_removes_folder(trained: FitResult, tmp_path: Path) -> None:
-    with tiny_disk(tmp_path / "disk", size="1m") as disk:
+    with mount_tiny_disk(tmp_path / "disk", size="1m") as disk:
         with pytest.raises(StorageError, match="no space"):
             finetune.export(trained.run_dir, disk / "model")
-        assert names_in(disk) == []
+        assert list_names(disk) == []
 
 
 def test_export_googlenet_readme_imports_finetune(insects: Path, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def write_googlenet_bundle(folder: Path) -> Path:
     """Write a bundle of a GoogLeNet with BatchNorm statistics of real activations."""
     created = create_network("googlenet", num_classes=2, weights="random", image_size=64)
     randomise(created.module)
-    settle(created.module, torch.randn(4, 3, 64, 64))
+    set_batch_norm_statistics(created.module, torch.randn(4, 3, 64, 64))
     card = ModelCard("googlenet", created.model_args, ("a", "b"), created.spec)
     save_bundle(created.module, card, folder)
     return folder

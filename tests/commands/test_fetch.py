@@ -17,10 +17,10 @@ from finetune.cli.main import run as run_command
 from finetune.commands.fetch import fetch
 from finetune.errors import ConfigError, ModelError, StorageError
 from finetune.units import format_bytes
-from tests.support.helpers import Recorder, everything, tiny_disk
-from tests.support.hub_server import COMMIT, HubServer, hub_server
-from tests.support.networks import randomise, snapshot
-from tests.support.runs import finetune, weights, write_photos
+from tests.support.helpers import RecordingReporter, list_tree, mount_tiny_disk
+from tests.support.hub_server import COMMIT, HubServer, serve_hub
+from tests.support.networks import copy_state, randomise
+from tests.support.runs import load_weights, run_finetune, write_photos
 
 NAME = "test_resnet.r160_in1k"
 REPOSITORY = f"timm/{NAME}"
@@ -33,7 +33,7 @@ def state() -> dict[str, Tensor]:
     """Return weights that no initialization gives."""
     network = timm.create_model("test_resnet")
     randomise(network)
-    return snapshot(network)
+    return copy_state(network)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def offline(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(content: bytes) -> Iterator[HubServer]:
-    with hub_server({HUB_PATH: content}) as running:
+    with serve_hub({HUB_PATH: content}) as running:
         yield running
 
 
@@ -78,11 +78,11 @@ def use_server(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def list_blobs(home: Path) -> list[str]:
     """Return the files with content in a hub cache, complete or not."""
-    return [name for name in everything(home / "hub") if "/blobs/" in name]
+    return [name for name in list_tree(home / "hub") if "/blobs/" in name]
 
 
 def test_fetch_cached_weights_reports_name_url_file_and_size(offline: Path, content: bytes) -> None:
-    recorder = Recorder()
+    recorder = RecordingReporter()
     (found,) = fetch(["test_resnet"], reporter=recorder).weights
     assert (found.name, found.was_cached) == (NAME, True)
     assert found.url == f"https://huggingface.co/{REPOSITORY}"
@@ -101,7 +101,7 @@ def test_fetch_duplicate_names_are_fetched_once(offline: Path) -> None:
 
 def test_fetch_failure_does_not_affect_other_backbones(offline: Path) -> None:
     del offline
-    recorder = Recorder()
+    recorder = RecordingReporter()
     message = (
         r"^3 of 4 .*\n"
         r"  test_resnett: .*'test_resnett'.*'test_resnet'\?.*\n"
@@ -140,7 +140,7 @@ def test_fetch_damaged_weights_downloads_again(
     file = offline / CACHED
     file.write_bytes(content[: len(content) // 2])
     use_server(server, monkeypatch)
-    recorder = Recorder()
+    recorder = RecordingReporter()
     (found,) = fetch(["test_resnet"], reporter=recorder).weights
     assert len(recorder.warnings) == 1
     assert str(file) in recorder.warnings[0]
@@ -160,15 +160,15 @@ def test_fetch_torchvision_weights_interrupted_leaves_no_file(
     offline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     buffer = io.BytesIO()
-    torch.save(snapshot(timm.create_model("googlenet")), buffer)
+    torch.save(copy_state(timm.create_model("googlenet")), buffer)
     content = buffer.getvalue()
     folder = offline.parent / "torch" / "hub" / "checkpoints"
-    with hub_server({"/googlenet-1378be20.pth": content}) as server:
+    with serve_hub({"/googlenet-1378be20.pth": content}) as server:
         set_googlenet_url(server.url, monkeypatch)
         server.cut_at = len(content) // 2
         with pytest.raises(ModelError, match=r"'googlenet'"):
             fetch(["googlenet"])
-        assert everything(folder) == []
+        assert list_tree(folder) == []
         server.cut_at = None
         (found,) = fetch(["googlenet"]).weights
     assert found.name == "googlenet.tv_in1k"
@@ -183,7 +183,7 @@ def test_fetch_full_disk_raises_storage_error(
     tmp_path: Path, server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_server(server, monkeypatch)
-    with tiny_disk(tmp_path / "disk", size="1m") as disk:
+    with mount_tiny_disk(tmp_path / "disk", size="1m") as disk:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(disk))
         with pytest.raises(StorageError, match=rf"{disk}.*no space.*HF_HOME"):
             fetch(["test_resnet"])
@@ -201,7 +201,7 @@ def test_fetch_then_fit_offline_uses_cached_weights(
 ) -> None:
     """Download from a real server, then train without network access."""
     home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
-    fetched = finetune(
+    fetched = run_finetune(
         tmp_path, "fetch", "test_resnet", "--json", extra={**home, "HF_ENDPOINT": server.url}
     )
     assert fetched.returncode == 0, fetched.stderr
@@ -220,10 +220,10 @@ def test_fetch_then_fit_offline_uses_cached_weights(
     args = ("fit", photos, "--backbone", "test_resnet", "--unfreeze", "linear_probe")
     small = ("--epochs", 1, "--image-size", 32, "--output", tmp_path / "run", "data.num_workers=0")
     offline = {**home, "HF_HUB_OFFLINE": "1"}
-    trained = finetune(tmp_path, *args, *small, extra=offline)
+    trained = run_finetune(tmp_path, *args, *small, extra=offline)
     assert trained.returncode == 0, trained.stderr
     assert len(server.requests) == num_requests
-    ours = weights(tmp_path / "run", "best")
+    ours = load_weights(tmp_path / "run", "best")
     (conv,) = [name for name in ours if name.endswith("conv1.0.weight") and "layer" not in name]
     assert torch.equal(ours[conv], state["conv1.0.weight"])
 
@@ -234,7 +234,7 @@ def test_fetch_interrupted_download_leaves_no_file(
 ) -> None:
     home = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0"}
     server.cut_at = len(content) // 2
-    ended = finetune(tmp_path, "fetch", "test_resnet", extra=home)
+    ended = run_finetune(tmp_path, "fetch", "test_resnet", extra=home)
     assert ended.returncode == 4, ended.stderr
     message = " ".join(ended.stderr.split())
     assert "'test_resnet'" in message
@@ -243,6 +243,6 @@ def test_fetch_interrupted_download_leaves_no_file(
     assert list_blobs(tmp_path / "hf") == []
 
     server.cut_at = None
-    ended = finetune(tmp_path, "fetch", "test_resnet", extra=home)
+    ended = run_finetune(tmp_path, "fetch", "test_resnet", extra=home)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "hf" / CACHED).read_bytes() == content

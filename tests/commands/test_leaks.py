@@ -13,8 +13,8 @@ from finetune.bundle.model_card import read_card_json
 from finetune.commands.fit.fit import FitResult
 from finetune.inference.predictor import Predictor
 from finetune.types import Split
-from tests.support.pictures import scene, write_jpeg
-from tests.support.runs import small_config
+from tests.support.pictures import create_scene, write_jpeg
+from tests.support.runs import create_small_config
 
 
 def write_garden(root: Path, *, seed: int) -> Path:
@@ -23,7 +23,7 @@ def write_garden(root: Path, *, seed: int) -> Path:
         for split, count in (("train", 6), ("val", 3)):
             (root / split / label).mkdir(parents=True)
             for image in range(count):
-                picture = scene(seed + image + 10 * number + 100 * (split == "val"))
+                picture = create_scene(seed + image + 10 * number + 100 * (split == "val"))
                 write_jpeg(root / split / label / f"{image}.jpg", picture)
     return root
 
@@ -34,8 +34,10 @@ def leaky(tmp_path_factory: pytest.TempPathFactory) -> FitResult:
     folder = tmp_path_factory.mktemp("leaky")
     root = write_garden(folder / "garden", seed=0)
     shutil.copyfile(root / "train/ant/0.jpg", root / "val/ant/same.jpg")
-    write_jpeg(root / "val/bee/again.jpg", scene(11), quality=60)
-    config = small_config(data__path=str(root), output=str(folder / "run"), trainer__epochs=1)
+    write_jpeg(root / "val/bee/again.jpg", create_scene(11), quality=60)
+    config = create_small_config(
+        data__path=str(root), output=str(folder / "run"), trainer__epochs=1
+    )
     result: FitResult = finetune.fit(config)
     return result
 
@@ -72,7 +74,7 @@ def test_evaluate_other_images_of_the_same_names_do_not_leak(
 ) -> None:
     other = write_garden(tmp_path / "other", seed=1000)
     for name in ("ant/same.jpg", "bee/again.jpg"):
-        write_jpeg(other / "val" / name, scene(5000 + len(name)))
+        write_jpeg(other / "val" / name, create_scene(5000 + len(name)))
     found = finetune.evaluate(leaky.run_dir, other, split=Split.VAL, device="cpu")
     assert found.evaluation.num_images == 8
     assert found.without_leaks is None

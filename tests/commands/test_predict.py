@@ -17,7 +17,7 @@ from finetune.bundle.bundle import load_model
 from finetune.errors import ConfigError, DataError, RunFolderError, StorageError
 from finetune.inference.predictor import Predictor
 from tests.conftest import CLASSES
-from tests.support.helpers import Recorder, names_in, tiny_disk, write_images
+from tests.support.helpers import RecordingReporter, list_names, mount_tiny_disk, write_images
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
@@ -42,7 +42,7 @@ def read_csv(file: Path) -> list[dict[str, str]]:
 
 def test_predict_csv_has_row_per_file(trained: FitResult, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out" / "predictions.csv"
-    recorder = Recorder()
+    recorder = RecordingReporter()
     finetune.predict(trained.run_dir, folder, output=output, device="cpu", reporter=recorder)
     rows = read_csv(output)
     assert list(rows[0]) == ["path", "label", "probability", "error"]
@@ -64,7 +64,7 @@ def test_predict_csv_has_row_per_file(trained: FitResult, folder: Path, tmp_path
     assert by_path[str(folder / "notes.txt")]["error"].startswith("unsupported image format")
     assert len(recorder.warnings) == 1
     assert "2 files" in recorder.warnings[0]
-    assert names_in(output.parent) == ["predictions.csv"]
+    assert list_names(output.parent) == ["predictions.csv"]
 
 
 @pytest.mark.parametrize(("top_k", "ranks"), [(2, 2), (3, 3), (10, 3)])
@@ -157,13 +157,13 @@ def test_predict_batch_size_does_not_change_predictions(trained: FitResult, inse
 def test_predict_full_disk_keeps_previous_csv(
     trained: FitResult, insects: Path, tmp_path: Path
 ) -> None:
-    with tiny_disk(tmp_path / "disk", size="4k") as disk:
+    with mount_tiny_disk(tmp_path / "disk", size="4k") as disk:
         output = disk / "out.csv"
         output.write_text("old")
         with pytest.raises(StorageError, match=r"out\.csv: no space is left"):
             finetune.predict(trained.run_dir, insects, output=output, top_k=3, device="cpu")
         assert output.read_text() == "old"
-        assert names_in(disk) == ["out.csv"]
+        assert list_names(disk) == ["out.csv"]
 
 
 def test_predict_without_readable_image_raises_data_error(
@@ -185,7 +185,7 @@ def test_predict_output_is_folder_raises_run_folder_error(
 
 
 def test_predict_missing_model_raises_before_reading_images(folder: Path) -> None:
-    class FailingReporter(Recorder):
+    class FailingReporter(RecordingReporter):
         def start(self, task: str, total: int) -> None:
             raise AssertionError(task)
 

@@ -11,8 +11,8 @@ from finetune.commands.prepare_data import RunData, read_data, summarise_audit
 from finetune.config.load import build_config
 from finetune.errors import ConfigError, DataError
 from finetune.types import Split
-from tests.support.helpers import Recorder
-from tests.support.pictures import scene, write_jpeg
+from tests.support.helpers import RecordingReporter
+from tests.support.pictures import create_scene, write_jpeg
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +24,13 @@ def leaky(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (root / split / label).mkdir(parents=True)
             for number in range(count):
                 seed = number + 10 * (label == "bee") + 100 * (split == "val")
-                write_jpeg(root / split / label / f"{number}.jpg", scene(seed))
-    write_jpeg(root / "val/ant/leak.jpg", scene(2), quality=60)
+                write_jpeg(root / split / label / f"{number}.jpg", create_scene(seed))
+    write_jpeg(root / "val/ant/leak.jpg", create_scene(2), quality=60)
     return root
 
 
-def read(data: Path, **assignments: object) -> tuple[RunData, Recorder]:
-    recorder = Recorder()
+def read(data: Path, **assignments: object) -> tuple[RunData, RecordingReporter]:
+    recorder = RecordingReporter()
     config = build_config({"data": {"path": str(data)}}, assignments=assignments)
     return read_data(config, data, reporter=recorder), recorder
 
@@ -123,7 +123,7 @@ def test_read_data_drawn_split_keeps_duplicates_together(
     for label in ("ant", "bee"):
         shutil.copytree(leaky / "train" / label, root / label)
         for number in range(4):
-            picture = scene(number + 10 * (label == "bee"))
+            picture = create_scene(number + 10 * (label == "bee"))
             write_jpeg(root / label / f"again {number}.jpg", picture, quality=60)
     data, recorder = read(root, seed=seed, **{"data.leakage": policy, "data.val_fraction": 0.3})
     assert recorder.warnings == []

@@ -22,8 +22,8 @@ from finetune.inference.predictor import Predictor
 from finetune.models.backbone import create_network
 from finetune.types import Split
 from tests.conftest import CLASSES
-from tests.support.helpers import Recorder
-from tests.support.runs import manifest_of, small_config, write_photos
+from tests.support.helpers import RecordingReporter
+from tests.support.runs import build_photo_manifest, create_small_config, write_photos
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
@@ -89,7 +89,7 @@ def test_prior_predict_evaluate_and_export_agree(
     assert (evaluated["prior"]["requested"], evaluated["prior"]["adjusted"]) == (prior, True)
     json.dumps(evaluated)
 
-    recorder = Recorder()
+    recorder = RecordingReporter()
     result = finetune.export(
         model, tmp_path / "model", images=insects, prior=prior, reporter=recorder
     )
@@ -152,7 +152,7 @@ def test_prior_without_linear_head_stays_in_card(insects: Path, tmp_path: Path) 
         name, created.model_args, ("a", "b"), created.spec, priors=Priors((0.9, 0.1), (0.9, 0.1))
     )
     save_bundle(created.module, card, tmp_path / "bundle")
-    recorder = Recorder()
+    recorder = RecordingReporter()
     result = finetune.export(
         tmp_path / "bundle",
         tmp_path / "model",
@@ -240,14 +240,14 @@ def test_prior_target_of_run_is_used_in_its_metrics(
     monkeypatch.setattr(f"{module}.compute_run_priors", lambda *_, **__: priors)
     monkeypatch.setattr(f"{module}.build_model_prior_schedule", lambda *_, **__: lambda _: model)
     config = {"data__path": str(photos), "calibration__enabled": "on", "trainer__epochs": 1}
-    result = finetune.fit(small_config(output=str(tmp_path / "run"), **config))
+    result = finetune.fit(create_small_config(output=str(tmp_path / "run"), **config))
     card = load_model(result.run_dir).card
     assert card.priors == priors
     assert load_model(result.run_dir / "checkpoints" / "best.ckpt").card.priors == card.priors
     assert result.evaluations["val"]["prior"]["adjusted"] is True
     evaluated = finetune.evaluate(result.run_dir, device="cpu")
     assert dict(evaluated.evaluation.metrics) == dict(result.metrics["val"])
-    manifest = manifest_of(photos)
+    manifest = build_photo_manifest(photos)
     held_out = manifest.get_samples(Split.VAL)
     plain = replace(card, priors=None)
     predictor = Predictor(replace(load_model(result.run_dir), card=plain), device="cpu")

@@ -9,7 +9,7 @@ from finetune.config.load import build_config, dump_config, read_config_file, re
 from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
-from tests.support.runs import resolved_config
+from tests.support.runs import create_resolved_config
 
 
 def test_resolved_config_has_the_keys_of_config_in_order() -> None:
@@ -24,7 +24,7 @@ def test_resolved_config_has_the_keys_of_config_in_order() -> None:
 
 
 def test_resolved_config_yaml_round_trip(tmp_path: Path) -> None:
-    resolved = resolved_config()
+    resolved = create_resolved_config()
     file = tmp_path / "config.yaml"
     file.write_text(dump_config(resolved), encoding="utf-8")
     plain = build_config(read_config_file(file))
@@ -34,14 +34,14 @@ def test_resolved_config_yaml_round_trip(tmp_path: Path) -> None:
 
 
 def test_resolved_config_with_auto_raises_config_error_naming_the_keys() -> None:
-    plain = Config.model_validate(resolved_config().model_dump())
+    plain = Config.model_validate(create_resolved_config().model_dump())
     config = replace_values(plain, {"optim.lr": "auto", "trainer.epochs": "auto"})
     with pytest.raises(ConfigError, match=r"optim\.lr, trainer\.epochs"):
         ResolvedConfig.from_config(config)
 
 
 def test_replace_values_keeps_the_type_of_a_resolved_config() -> None:
-    resolved = replace_values(resolved_config(), {"trainer.epochs": 7})
+    resolved = replace_values(create_resolved_config(), {"trainer.epochs": 7})
     assert type(resolved) is ResolvedConfig
     assert resolved.trainer.epochs == 7
 
@@ -58,11 +58,11 @@ def test_replace_values_keeps_the_type_of_a_resolved_config() -> None:
 def test_is_probe_only_needs_probe_and_linear_probe_schedule(
     settings: dict[str, str], is_probe_only: bool
 ) -> None:
-    assert resolved_config(**settings).is_probe_only is is_probe_only
+    assert create_resolved_config(**settings).is_probe_only is is_probe_only
 
 
 def test_num_micro_batches_counts_processes_and_accumulated_batches() -> None:
-    config = resolved_config(
+    config = create_resolved_config(
         trainer__devices=2, trainer__num_nodes=3, trainer__accumulate_grad_batches=4
     )
     assert (config.world_size, config.num_micro_batches) == (6, 24)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from finetune.models.backbone import create_network
 from finetune.models.classifier import ImageClassifier
 from finetune.models.layer_groups import assign_module_groups
-from tests.support.networks import changed, randomise, snapshot
+from tests.support.networks import copy_state, find_changed, randomise
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def test_optimizer_step_changes_unfrozen_groups_only(
     model.set_depth({"head": 1, "two": 2, "all": len(model.groups)}[unfrozen])
     model.train()
     trained = {name for group in model.groups[: model.depth] for name in group.parameter_names}
-    before = snapshot(model.network)
+    before = copy_state(model.network)
 
     torch.manual_seed(0)  # for dropout
     # a large step, so that rounding does not hide small gradients
@@ -152,7 +152,7 @@ def test_optimizer_step_changes_unfrozen_groups_only(
     nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 2, 0])).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
 
-    moved = changed(before, model.network)
+    moved = find_changed(before, model.network)
     parameters = dict(model.network.named_parameters())
     assert moved & parameters.keys() == trained
     assert {name for name, p in parameters.items() if p.grad is not None} == trained
@@ -182,6 +182,6 @@ def test_frozen_features_are_equal_in_train_and_eval_mode(
             _compute_features(copy.deepcopy(model).train().network, images), expected
         )
     model.set_depth(1)
-    before = snapshot(model.network)
+    before = copy_state(model.network)
     assert torch.equal(_compute_features(model.train().network, images), expected)
-    assert not changed(before, model.network)
+    assert not find_changed(before, model.network)

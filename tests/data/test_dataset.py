@@ -23,7 +23,7 @@ from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.data.transforms.presets import create_train_transform
 from finetune.errors import DataError, TrainingError
 from finetune.types import Draw, PreprocessSpec, Reporter
-from tests.support.helpers import noise, smooth
+from tests.support.helpers import create_noise, create_smooth_image
 from tests.support.pictures import RecordingImage, write_jpeg
 
 SPEC = PreprocessSpec((3, 16, 16), (0.5,) * 3, (0.5,) * 3, crop_pct=1.0)
@@ -41,7 +41,7 @@ def jpegs(tmp_path: Path) -> list[Path]:
     return [
         write_jpeg(
             tmp_path / f"{number}.jpg",
-            smooth(width=60 + 7 * number, height=90 - 4 * number),
+            create_smooth_image(width=60 + 7 * number, height=90 - 4 * number),
             orientation=1 + number % 8,
         )
         for number in range(10)
@@ -75,7 +75,9 @@ def test_loader_without_sampler_yields_all_rows_in_order(paths: list[Path]) -> N
     assert (images.dtype, images.shape) == (torch.uint8, (10, 16, 16, 3))
     assert images.is_contiguous()
     assert all("color_matrix" not in batch for batch in batches)
-    expected = [EvalTransform(SPEC)(RecordingImage(noise(seed=row))).pixels for row in range(10)]
+    expected = [
+        EvalTransform(SPEC)(RecordingImage(create_noise(seed=row))).pixels for row in range(10)
+    ]
     np.testing.assert_array_equal(images.numpy(), np.stack(expected))
 
 
@@ -179,7 +181,7 @@ def test_dataset_passes_draw_to_transform(paths: list[Path]) -> None:
     data = make_dataset(paths, "strong")
     transform = create_train_transform("strong", spec=SPEC, seed=5)
     for draw in (Draw(3, 0, 0), Draw(3, 1, 0), Draw(3, 1, 1)):
-        pixels, color_matrix = transform(RecordingImage(noise(seed=3)), draw)
+        pixels, color_matrix = transform(RecordingImage(create_noise(seed=3)), draw)
         assert color_matrix is not None
         np.testing.assert_array_equal(data[draw]["image"].numpy(), pixels)
         np.testing.assert_array_equal(data[draw]["color_matrix"].numpy(), color_matrix)

@@ -13,7 +13,7 @@ from finetune.distributed.local_launcher import launch_local_workers
 from finetune.distributed.signals import StopRequest
 from finetune.errors import TrainingError
 from tests.support.processes import find_worker_pids
-from tests.support.runs import small_config
+from tests.support.runs import create_small_config
 
 MINUTE = timedelta(seconds=60)
 
@@ -48,7 +48,7 @@ def test_launch_local_workers_error_in_block_kills_workers_and_keeps_environment
 def test_launch_local_workers_worker_stopped_before_rendezvous_raises_stop_request(
     signum: signal.Signals, seconds: float, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.yaml").write_text(dump_config(small_config()))
+    (tmp_path / "config.yaml").write_text(dump_config(create_small_config()))
     (tmp_path / "manifest.csv").touch()
     with (  # noqa: PT012
         pytest.raises(StopRequest, match=signum.name),

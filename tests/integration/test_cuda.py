@@ -9,7 +9,14 @@ import torch
 
 from tests.support.fault_runs import write_workspace
 from tests.support.processes import STOPPED_AND_RESUMED, run_on_ranks, train_with_stop_in_validation
-from tests.support.runs import assert_same_bits, command, environment, finetune, rows, weights
+from tests.support.runs import (
+    assert_same_bits,
+    build_command,
+    build_environment,
+    load_weights,
+    read_rows,
+    run_finetune,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,12 +42,12 @@ def test_run_on_gpu_stopped_and_resumed_is_bit_identical(
 ) -> None:
     more = ("--precision", precision)
     expected, run = tmp_path / "expected", tmp_path / "run"
-    process = finetune(place, *build_fit_args(expected, *more))
+    process = run_finetune(place, *build_fit_args(expected, *more))
     assert process.returncode == 0, process.stderr
     with subprocess.Popen(
-        command(*build_fit_args(run, *more)),
+        build_command(*build_fit_args(run, *more)),
         cwd=place,
-        env=environment(place),
+        env=build_environment(place),
         stdout=subprocess.PIPE,
         text=True,
     ) as stopped:
@@ -51,10 +58,10 @@ def test_run_on_gpu_stopped_and_resumed_is_bit_identical(
                 break
         stopped.stdout.read()
     assert stopped.returncode == 85
-    resumed = finetune(place, *build_fit_args(run, *more))
+    resumed = run_finetune(place, *build_fit_args(run, *more))
     assert resumed.returncode == 0, resumed.stderr
-    assert_same_bits(weights(run), weights(expected))
-    for row, other in zip(rows(run), rows(expected), strict=True):
+    assert_same_bits(load_weights(run), load_weights(expected))
+    for row, other in zip(read_rows(run), read_rows(expected), strict=True):
         assert {**row, "seconds": ""} == {**other, "seconds": ""}
 
 

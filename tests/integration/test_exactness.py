@@ -24,13 +24,13 @@ from tests.support.runs import (
     STEPS_PER_EPOCH,
     accept_ctrl_c,
     assert_same_bits,
-    checkpoint,
-    command,
-    environment,
-    finetune,
-    largest_difference,
-    rows,
-    weights,
+    build_command,
+    build_environment,
+    compute_largest_difference,
+    load_checkpoint,
+    load_weights,
+    read_rows,
+    run_finetune,
     write_photos,
     write_weights,
 )
@@ -99,11 +99,11 @@ def get_reference(workspace: Path, runs: dict[tuple[str, ...], Path], *more: str
 def assert_same_run(run: Path, expected: Path) -> None:
     """Check that two runs have bit-identical weights, the same best epoch and the same metrics."""
     for name in ("last", "best"):
-        assert checkpoint(run, name)["epoch"] == checkpoint(expected, name)["epoch"]
-        assert_same_bits(weights(run, name), weights(expected, name))
-    run_rows = rows(run)
+        assert load_checkpoint(run, name)["epoch"] == load_checkpoint(expected, name)["epoch"]
+        assert_same_bits(load_weights(run, name), load_weights(expected, name))
+    run_rows = read_rows(run)
     assert [row["epoch"] for row in run_rows] == [str(epoch + 1) for epoch in range(NUM_EPOCHS)]
-    for row, other in zip(run_rows, rows(expected), strict=True):
+    for row, other in zip(run_rows, read_rows(expected), strict=True):
         assert {**row, "seconds": ""} == {**other, "seconds": ""}
 
 
@@ -116,14 +116,14 @@ def test_killed_run_resumed_ends_bit_identical(
     workspace: Path, tmp_path: Path, uninterrupted: dict[tuple[str, ...], Path]
 ) -> None:
     run = tmp_path / "run"
-    process = finetune(workspace, *fit_args(workspace, run), extra={"STOP": "SIGKILL@11"})
+    process = run_finetune(workspace, *fit_args(workspace, run), extra={"STOP": "SIGKILL@11"})
     assert process.returncode == -signal.SIGKILL, process.stderr
-    assert checkpoint(run)["epoch"] == 2
-    assert len(rows(run)) == 3
+    assert load_checkpoint(run)["epoch"] == 2
+    assert len(read_rows(run)) == 3
     run_in_process("fit", "--resume", run)
     expected = get_reference(workspace, uninterrupted)
     assert_same_run(run, expected)
-    assert checkpoint(run)["global_step"] == NUM_EPOCHS * STEPS_PER_EPOCH
+    assert load_checkpoint(run)["global_step"] == NUM_EPOCHS * STEPS_PER_EPOCH
 
 
 @pytest.mark.parametrize("step", STOPS.values(), ids=STOPS.keys())
@@ -154,7 +154,7 @@ def test_failed_run_resumed_ends_bit_identical(
     monkeypatch.setenv("STOP", f"raise@{step}")
     assert run_command(fit_args(workspace, run, *more)) == 1
     monkeypatch.delenv("STOP")
-    assert checkpoint(run)["epoch"] == step // STEPS_PER_EPOCH - 1
+    assert load_checkpoint(run)["epoch"] == step // STEPS_PER_EPOCH - 1
     run_in_process("fit", "--resume", run)
     assert_same_run(run, get_reference(workspace, uninterrupted, *more))
 
@@ -183,15 +183,15 @@ def test_run_with_deleted_pixel_cache_resumed_ends_bit_identical(
 def test_run_with_other_seed_ends_with_other_weights(
     workspace: Path, tmp_path: Path, uninterrupted: dict[tuple[str, ...], Path]
 ) -> None:
-    expected = weights(get_reference(workspace, uninterrupted))
+    expected = load_weights(get_reference(workspace, uninterrupted))
     run_in_process(*fit_args(workspace, tmp_path / "other", "--seed", 1))
-    assert largest_difference(weights(tmp_path / "other"), expected) > 1e-2
+    assert compute_largest_difference(load_weights(tmp_path / "other"), expected) > 1e-2
 
 
 def assert_close_runs(run: Path, expected: Path) -> None:
     """Check that weights and metrics agree up to the rounding of sums in another order."""
-    assert largest_difference(weights(run), weights(expected)) <= 1e-6
-    for row, other in zip(rows(run), rows(expected), strict=True):
+    assert compute_largest_difference(load_weights(run), load_weights(expected)) <= 1e-6
+    for row, other in zip(read_rows(run), read_rows(expected), strict=True):
         assert row.keys() == other.keys()
         for name in row.keys() - {"seconds"}:
             assert float(row[name]) == pytest.approx(float(other[name]), abs=1e-6), name
@@ -203,7 +203,7 @@ def test_two_processes_end_like_one(
     accumulate: int, workspace: Path, tmp_path: Path, uninterrupted: dict[tuple[str, ...], Path]
 ) -> None:
     more = (f"trainer.accumulate_grad_batches={accumulate}", "--devices", "2")
-    process = finetune(workspace, *fit_args(workspace, tmp_path / "two", *more))
+    process = run_finetune(workspace, *fit_args(workspace, tmp_path / "two", *more))
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
     assert_close_runs(tmp_path / "two", get_reference(workspace, uninterrupted))
@@ -242,7 +242,7 @@ def test_rank_0_killed_run_resumed_by_one_process_ends_like_reference(
     workspace: Path, tmp_path: Path, uninterrupted: dict[tuple[str, ...], Path]
 ) -> None:
     run = tmp_path / "two"
-    process = finetune(
+    process = run_finetune(
         workspace, *fit_args(workspace, run, "--devices", 2), extra={"STOP": "SIGKILL@11"}
     )
     assert process.returncode == -signal.SIGKILL
@@ -258,13 +258,13 @@ def test_rank_1_killed_exits_7_and_resumed_by_two_processes_ends_like_reference(
 ) -> None:
     run = tmp_path / "two"
     extra = {"STOP": "SIGKILL@7", "STOP_RANK": "1"}
-    process = finetune(workspace, *fit_args(workspace, run, "--devices", 2), extra=extra)
+    process = run_finetune(workspace, *fit_args(workspace, run, "--devices", 2), extra=extra)
     message = " ".join(process.stderr.split())
     assert process.returncode == 7, message
     assert message.startswith("error: Another process of the run ended")
     assert "--resume" in message
     assert_no_process_left(run)
-    resumed = finetune(workspace, "fit", "--resume", run)
+    resumed = run_finetune(workspace, "fit", "--resume", run)
     assert resumed.returncode == 0, resumed.stderr
     assert_close_runs(run, get_reference(workspace, uninterrupted))
 
@@ -275,25 +275,25 @@ def test_sigterm_on_one_of_two_ranks_resumed_ends_bit_identical(
 ) -> None:
     more = ("trainer.batch_size=4", "--devices", 2)
     expected, run, single = tmp_path / "expected", tmp_path / "run", tmp_path / "single"
-    assert finetune(workspace, *fit_args(workspace, expected, *more)).returncode == 0
+    assert run_finetune(workspace, *fit_args(workspace, expected, *more)).returncode == 0
 
     def stop(output: Path, *others: object) -> None:
         # after the fourth of six steps of the fourth epoch, on rank 1 alone
         extra = {"STOP": "SIGTERM@11", "STOP_RANK": "1"}
-        process = finetune(workspace, *fit_args(workspace, output, *more, *others), extra=extra)
+        process = run_finetune(workspace, *fit_args(workspace, output, *more, *others), extra=extra)
         assert process.returncode == 85, process.stderr
-        position = checkpoint(output)["position"]
+        position = load_checkpoint(output)["position"]
         assert position["epochs"] == 3
         assert 0 < position["steps"] < 6
 
     stop(run)
-    assert len(checkpoint(run)["position"]["loss_sums"]) == 2
-    resumed = finetune(workspace, "fit", "--resume", run)
+    assert len(load_checkpoint(run)["position"]["loss_sums"]) == 2
+    resumed = run_finetune(workspace, "fit", "--resume", run)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(run, expected)
     # a single process resumes the run of two, to the same result up to rounding
     stop(single)
-    assert finetune(workspace, "fit", "--resume", single, "--devices", 1).returncode == 0
+    assert run_finetune(workspace, "fit", "--resume", single, "--devices", 1).returncode == 0
     assert_close_runs(single, expected)
 
 
@@ -303,11 +303,13 @@ def test_mid_epoch_resume_with_other_micro_batches_ends_like_reference(
 ) -> None:
     run = tmp_path / "run"
     more = ("trainer.accumulate_grad_batches=2", "trainer.batch_size=4")
-    process = finetune(workspace, *fit_args(workspace, run, *more), extra={"STOP": "SIGTERM@11"})
+    process = run_finetune(
+        workspace, *fit_args(workspace, run, *more), extra={"STOP": "SIGTERM@11"}
+    )
     assert process.returncode == 85, process.stderr
-    assert checkpoint(run)["position"]["steps"] == 4
+    assert load_checkpoint(run)["position"]["steps"] == 4
     # four processes with one image each
-    resumed = finetune(
+    resumed = run_finetune(
         workspace, "fit", "--resume", run, "--devices", 4, "trainer.accumulate_grad_batches=1"
     )
     assert resumed.returncode == 0, resumed.stderr
@@ -335,11 +337,11 @@ def test_diverged_ranks_exit_7_without_checkpoint(workspace: Path, tmp_path: Pat
     more = ("--devices", 2, "loss.name=diverging:diverge", "loss.label_smoothing=0")
     args = fit_args(workspace, run, "resume=auto", "lr_schedule.name=linear", *more)
     for _ in range(2):  # the second time like a scheduler that restarts the run
-        process = finetune(workspace, *args, extra={"DIVERGE": "1"})
+        process = run_finetune(workspace, *args, extra={"DIVERGE": "1"})
         assert process.returncode == 7, process.stderr
         assert "classifier.network.fc.bias" in " ".join(process.stderr.split())
         assert not (run / "checkpoints" / "last.ckpt").exists()
-    assert finetune(workspace, *args).returncode == 0
+    assert run_finetune(workspace, *args).returncode == 0
 
 
 # sends a signal to the process that imports torch
@@ -358,7 +360,9 @@ sys.meta_path.insert(0, SignalFinder())
 @pytest.mark.slow
 def test_signal_during_imports_exits_85(workspace: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(SIGNAL_AT_IMPORT)
-    process = finetune(tmp_path, *fit_args(workspace, tmp_path / "run", "lr_schedule.name=linear"))
+    process = run_finetune(
+        tmp_path, *fit_args(workspace, tmp_path / "run", "lr_schedule.name=linear")
+    )
     assert process.returncode == 85, process.stderr
     assert "SIGUSR1" in process.stderr
 
@@ -367,7 +371,9 @@ def test_signal_during_imports_exits_85(workspace: Path, tmp_path: Path) -> None
 def test_signal_with_requeue_file_writes_it_and_exits_0(workspace: Path, tmp_path: Path) -> None:
     marker = tmp_path / "requeue"
     extra = {"STOP": "SIGUSR1@11", "FINETUNE_REQUEUE_FILE": str(marker)}
-    assert finetune(workspace, *fit_args(workspace, tmp_path / "run"), extra=extra).returncode == 0
+    assert (
+        run_finetune(workspace, *fit_args(workspace, tmp_path / "run"), extra=extra).returncode == 0
+    )
     assert marker.read_text() == "SIGUSR1\n"
     assert not (tmp_path / "run" / "bundle").exists()
 
@@ -375,11 +381,11 @@ def test_signal_with_requeue_file_writes_it_and_exits_0(workspace: Path, tmp_pat
 @pytest.mark.slow
 def test_closed_terminal_saves_checkpoint_and_exits_85(workspace: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    args = command(*fit_args(workspace, run, "trainer.epochs=100000"))
+    args = build_command(*fit_args(workspace, run, "trainer.epochs=100000"))
     pid, terminal = pty.fork()
     if pid == 0:  # session leader with a controlling terminal of its own
         os.chdir(workspace)
-        os.execve(args[0], args, environment(workspace))
+        os.execve(args[0], args, build_environment(workspace))
     output = ""
     while not re.search(r"\n *3 +\d", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]|\r", "", output)):
         output += os.read(terminal, 4096).decode(errors="replace")
@@ -387,9 +393,9 @@ def test_closed_terminal_saves_checkpoint_and_exits_85(workspace: Path, tmp_path
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 85
     assert_no_process_left(run)
-    position = checkpoint(run)["position"]
+    position = load_checkpoint(run)["position"]
     assert position["epochs"] >= 3
-    resumed = finetune(workspace, "fit", "--resume", run, "--epochs", position["epochs"] + 1)
+    resumed = run_finetune(workspace, "fit", "--resume", run, "--epochs", position["epochs"] + 1)
     assert resumed.returncode == 0, resumed.stderr
 
 
@@ -397,9 +403,9 @@ def interrupt_third_epoch(workspace: Path, output: Path, *more: object) -> tuple
     """Start a run, send Ctrl-C after its third epoch, and return exit code, stdout and stderr."""
     long_run = ("trainer.epochs=100000", *more)
     process = subprocess.Popen(
-        command(*fit_args(workspace, output, *long_run)),
+        build_command(*fit_args(workspace, output, *long_run)),
         cwd=workspace,
-        env=environment(workspace),
+        env=build_environment(workspace),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -436,12 +442,12 @@ def test_ctrl_c_prints_resume_command_and_exits_130(
     assert f"finetune fit --resume {run}" in out
     assert "Traceback" not in out + err
     assert err.count("error:") <= 1
-    num_epochs = checkpoint(run)["epoch"] + 1
+    num_epochs = load_checkpoint(run)["epoch"] + 1
     assert num_epochs >= 2
     assert not list(run.rglob("*.ckpt.*"))
     assert not (run / "bundle").exists()
     run_in_process("fit", "--resume", run, "--epochs", num_epochs + 1, "--devices", 1)
-    assert [row["epoch"] for row in rows(run)] == [
+    assert [row["epoch"] for row in read_rows(run)] == [
         str(epoch + 1) for epoch in range(num_epochs + 1)
     ]
     assert (run / "bundle" / "model.safetensors").is_file()
@@ -457,8 +463,8 @@ def test_resume_of_complete_run_changes_nothing_and_more_epochs_extend_it(
     assert set(result.metrics) == {"val"}
     assert {f: f.stat().st_mtime_ns for f in run.rglob("*") if f.is_file()} == times
     run_in_process("fit", "--resume", run, "--epochs", 3)
-    assert checkpoint(run)["epoch"] == 2
-    assert [row["epoch"] for row in rows(run)] == ["1", "2", "3"]
+    assert load_checkpoint(run)["epoch"] == 2
+    assert [row["epoch"] for row in read_rows(run)] == ["1", "2", "3"]
 
 
 def get_logged_values(history: list[dict[str, Any]], name: str) -> list[float]:
@@ -472,10 +478,10 @@ def test_wandb_offline_resumed_run_continues_same_wandb_run(
 ) -> None:
     run = tmp_path / "run"
     args = fit_args(workspace, run, "--wandb", "offline", "tracking.project=tests")
-    process = finetune(workspace, *args, extra={"STOP": "SIGINT@11"})
+    process = run_finetune(workspace, *args, extra={"STOP": "SIGINT@11"})
     assert process.returncode == 130, process.stderr
     run_id = (run / "wandb_id.txt").read_text().strip()
-    process = finetune(workspace, "fit", "--resume", run)
+    process = run_finetune(workspace, "fit", "--resume", run)
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
     assert (run / "wandb_id.txt").read_text().strip() == run_id
@@ -486,7 +492,7 @@ def test_wandb_offline_resumed_run_continues_same_wandb_run(
         assert part.config["model"]["backbone"] == "test_resnet"
         assert part.config["optim"]["lr"] == 0.2
         assert part.config["trainer"]["monitor"] == "accuracy"  # resolved, not "auto"
-    table = rows(run)
+    table = read_rows(run)
     for name in ("val/loss", "val/accuracy", "val/macro_f1", "train/loss", "lr/head", "lr/layer4"):
         expected = [float(row[name]) for row in table]
         parts = (get_logged_values(part.history, name) for part in (first, second))
@@ -516,7 +522,7 @@ def test_wandb_offline_resumed_run_continues_same_wandb_run(
 @pytest.mark.slow
 def test_wandb_online_without_key_exits_8(workspace: Path, tmp_path: Path) -> None:
     home = {"HOME": str(tmp_path), "WANDB_API_KEY": "", "NETRC": str(tmp_path / "none")}
-    process = finetune(
+    process = run_finetune(
         workspace, *fit_args(workspace, tmp_path / "run", "--wandb", "online"), extra=home
     )
     message = " ".join(process.stderr.split())

@@ -18,7 +18,7 @@ from tests.support.fault_runs import (
     run_fit,
     write_workspace,
 )
-from tests.support.runs import checkpoint, rows, weights
+from tests.support.runs import load_checkpoint, load_weights, read_rows
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def get_undisturbed(workspace: Path, runs: dict[tuple[str, ...], Path], *args: s
     if args not in runs:
         run = workspace / f"undisturbed-{len(runs)}"
         assert run_fit(workspace, run, *args)[0] == 0, read_log(run)
-        assert len(rows(run)) >= 5, "early stopping leaves the epochs in which faults occur"
+        assert len(read_rows(run)) >= 5, "early stopping leaves the epochs in which faults occur"
         runs[args] = run
     return runs[args]
 
@@ -57,11 +57,11 @@ def test_run_killed_at_point_restarted_ends_bit_identical(
     code, _ = run_fit(workspace, run, *args, fault=(point, signal.SIGKILL, 0))
     assert code == -signal.SIGKILL, read_log(run)
     if point == "mid-epoch":
-        assert checkpoint(run)["position"]["steps"] == 2, "the checkpoint of the second step"
+        assert load_checkpoint(run)["position"]["steps"] == 2, "the checkpoint of the second step"
     assert run_fit(workspace, run, *args)[0] == 0, read_log(run)
     expected = get_undisturbed(workspace, undisturbed, *args)
     assert_same_end(run, expected)
-    assert weights(run).keys() == weights(expected).keys()
+    assert load_weights(run).keys() == load_weights(expected).keys()
     assert "Traceback" not in Path(f"{run}.log").read_text()
 
 

@@ -13,13 +13,13 @@ from finetune.config.imbalance import IMBALANCE_STRATEGIES
 from finetune.data.samplers.sampling_weights import count_draws
 from tests.support.runs import (
     assert_same_bits,
-    checkpoint,
-    finetune,
-    largest_difference,
-    manifest_of,
-    rows,
-    small_config,
-    weights,
+    build_photo_manifest,
+    compute_largest_difference,
+    create_small_config,
+    load_checkpoint,
+    load_weights,
+    read_rows,
+    run_finetune,
     write_photos,
     write_weights,
 )
@@ -86,13 +86,13 @@ def get_label_smoothing(strategy: str) -> float:
 
 @pytest.mark.parametrize("strategy", IMBALANCE_STRATEGIES)
 def test_strategy_builds_its_sampler_class_weights_and_loss(strategy: str, place: Path) -> None:
-    config = small_config(
+    config = create_small_config(
         model__weights=str(place / "weights.pth"),
         trainer__epochs=NUM_EPOCHS,
         trainer__batch_size=BATCH_SIZE,
         imbalance__strategy=strategy,
     )
-    training = build_training(config, manifest_of(place / "photos"))
+    training = build_training(config, build_photo_manifest(place / "photos"))
     chosen, resolved = IMBALANCE_STRATEGIES[strategy], training.config
     assert resolved.imbalance.sampler == chosen.sampler
     assert resolved.imbalance.class_weights == chosen.class_weights
@@ -117,7 +117,7 @@ def test_fit_with_strategy_trains_and_stores_it(
     run = tmp_path / "run"
     assert run_command(build_fit_args(place, run, "--imbalance", strategy)) == 0
     assert strategy in read_output(capsys)
-    assert [row["epoch"] for row in rows(run)] == ["0", "1", "2", "3"]
+    assert [row["epoch"] for row in read_rows(run)] == ["0", "1", "2", "3"]
     stored = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     chosen = IMBALANCE_STRATEGIES[strategy]
     assert stored["imbalance"]["sampler"] == chosen.sampler
@@ -125,7 +125,7 @@ def test_fit_with_strategy_trains_and_stores_it(
     assert stored["loss"]["name"] == chosen.loss
     assert stored["loss"]["label_smoothing"] == get_label_smoothing(strategy)
     steps = get_images_per_epoch(strategy) // BATCH_SIZE
-    assert checkpoint(run)["global_step"] == NUM_EPOCHS * steps
+    assert load_checkpoint(run)["global_step"] == NUM_EPOCHS * steps
 
 
 @pytest.mark.slow
@@ -135,10 +135,13 @@ def test_fit_with_strategy_on_two_processes_equals_one(
 ) -> None:
     more = ("--imbalance", strategy, "probe.enabled=off")
     assert run_command(build_fit_args(place, tmp_path / "1", *more)) == 0
-    process = finetune(place, *build_fit_args(place, tmp_path / "2", *more, "--devices", 2))
+    process = run_finetune(place, *build_fit_args(place, tmp_path / "2", *more, "--devices", 2))
     assert process.returncode == 0, process.stderr
-    assert largest_difference(weights(tmp_path / "1"), weights(tmp_path / "2")) <= 1e-6
-    for row, other in zip(rows(tmp_path / "1"), rows(tmp_path / "2"), strict=True):
+    assert (
+        compute_largest_difference(load_weights(tmp_path / "1"), load_weights(tmp_path / "2"))
+        <= 1e-6
+    )
+    for row, other in zip(read_rows(tmp_path / "1"), read_rows(tmp_path / "2"), strict=True):
         assert float(row["train/loss"]) == pytest.approx(float(other["train/loss"]), abs=1e-5)
 
 
@@ -164,7 +167,7 @@ def test_failed_run_with_strategy_resumes_bit_identically(
     assert run_command(build_fit_args(place, tmp_path / "run", *more)) == 1
     monkeypatch.delenv("STOP")
     assert run_command(["fit", "--resume", str(tmp_path / "run")]) == 0
-    assert_same_bits(weights(tmp_path / "run"), weights(tmp_path / "expected"))
+    assert_same_bits(load_weights(tmp_path / "run"), load_weights(tmp_path / "expected"))
 
 
 def test_batch_larger_than_undersampled_epoch_is_reduced_and_resumes(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.namespaces import TwoNodes, create_two_nodes
-from tests.support.runs import NUM_EPOCHS, largest_difference, rows, weights
+from tests.support.runs import NUM_EPOCHS, compute_largest_difference, load_weights, read_rows
 from tests.support.torchrun import TIMEOUT, run_uninterrupted, start_on_two_nodes, write_place
 
 pytestmark = pytest.mark.cluster
@@ -51,8 +51,8 @@ def test_network_failure_without_restarts_exits_7_on_both_nodes(
 
 def assert_same_result(run: Path, expected: Path) -> None:
     """Check that both runs have the same epochs and, up to rounding, the same weights."""
-    assert [row["epoch"] for row in rows(run)] == [str(n + 1) for n in range(NUM_EPOCHS)]
-    assert largest_difference(weights(run), weights(expected)) <= 1e-6
+    assert [row["epoch"] for row in read_rows(run)] == [str(n + 1) for n in range(NUM_EPOCHS)]
+    assert compute_largest_difference(load_weights(run), load_weights(expected)) <= 1e-6
 
 
 def test_temporary_network_failure_restarts_with_the_same_result(
@@ -77,7 +77,7 @@ def test_evicted_node_is_replaced_with_the_same_result(
         job.wait_for_epochs(2)
         job.terminate(evicted)
         assert job.wait(evicted) == 85, job.outputs
-        num_epochs = len(rows(job.run))
+        num_epochs = len(read_rows(job.run))
         if evicted == 0:
             assert job.wait(1) == 85, job.outputs  # the run is saved, the rendezvous host is gone
             job.start(1)

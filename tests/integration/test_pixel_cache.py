@@ -6,17 +6,23 @@ import pytest
 
 import finetune
 from finetune.commands.fit.fit import FitResult
-from tests.support.runs import assert_same_bits, checkpoint, rows, small_config, weights
+from tests.support.runs import (
+    assert_same_bits,
+    create_small_config,
+    load_checkpoint,
+    load_weights,
+    read_rows,
+)
 
 
 def run_fit(insects: Path, output: Path, **settings: object) -> FitResult:
     """Return a run of three epochs on images of 40 x 36 pixels."""
     values = {"optim__lr": 0.01, "trainer__epochs": 3, **settings}
-    return finetune.fit(small_config(data__path=str(insects), output=str(output), **values))
+    return finetune.fit(create_small_config(data__path=str(insects), output=str(output), **values))
 
 
 def read_rows_without_seconds(run: Path) -> list[dict[str, str]]:
-    return [{**row, "seconds": ""} for row in rows(run)]
+    return [{**row, "seconds": ""} for row in read_rows(run)]
 
 
 @pytest.mark.parametrize("augment", ["none", "medium"])
@@ -32,9 +38,9 @@ def test_fit_on_cached_pixels_is_bit_identical_to_files(
     assert off.plan["cache"]["folder"] is None
     assert on.metrics == off.metrics
     for name in ("last", "best"):
-        assert_same_bits(weights(on.run_dir, name), weights(off.run_dir, name))
+        assert_same_bits(load_weights(on.run_dir, name), load_weights(off.run_dir, name))
     assert read_rows_without_seconds(on.run_dir) == read_rows_without_seconds(off.run_dir)
-    assert len({row["train/loss"] for row in rows(on.run_dir)}) == 3
+    assert len({row["train/loss"] for row in read_rows(on.run_dir)}) == 3
 
 
 def test_fit_on_shrunk_pixels_trains_on_them_and_validates_on_files(
@@ -43,11 +49,11 @@ def test_fit_on_shrunk_pixels_trains_on_them_and_validates_on_files(
     small = {"data__cache": "on", "data__cache_shorter_side": 20}
     on = run_fit(insects, tmp_path / "on", augment__name="light", **small)
     off = run_fit(insects, tmp_path / "off", augment__name="light", data__cache="off")
-    losses = [[row["train/loss"] for row in rows(run.run_dir)] for run in (on, off)]
+    losses = [[row["train/loss"] for row in read_rows(run.run_dir)] for run in (on, off)]
     assert losses[0] != losses[1], "shrunk pixels differ from those of the files"
     for run in (on, off):
         # final metrics are computed from the files, with the code of ``evaluate``
-        best = rows(run.run_dir)[checkpoint(run.run_dir, "best")["epoch"]]
+        best = read_rows(run.run_dir)[load_checkpoint(run.run_dir, "best")["epoch"]]
         assert len(run.metrics["val"]) >= 4
         for name, value in run.metrics["val"].items():
             assert float(best[f"val/{name}"]) == pytest.approx(value, abs=1e-5), name

@@ -11,7 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from finetune.builders import build_trainer_options
 from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
 from finetune.training.trainer import create_trainer, fit
-from tests.support.runs import small_training, write_photos
+from tests.support.runs import create_small_training, write_photos
 
 
 class GradientNormRecorder(Callback):
@@ -32,7 +32,7 @@ def test_gradient_clipping_limits_the_norm_in_every_precision(
     precision: str, optimizer: str, tmp_path: Path
 ) -> None:
     photos = write_photos(tmp_path / "photos")
-    training = small_training(
+    training = create_small_training(
         photos,
         trainer__precision=precision,
         trainer__gradient_clip_val=1e-3,

@@ -17,11 +17,11 @@ from finetune.errors import ConfigError
 from finetune.probe.cross_validation import fit_head
 from tests.support.runs import (
     assert_same_bits,
-    checkpoint,
-    finetune,
-    let_the_head_be_poor,
-    rows,
-    weights,
+    force_last_stage_improvement,
+    load_checkpoint,
+    load_weights,
+    read_rows,
+    run_finetune,
     write_photos,
     write_weights,
 )
@@ -55,7 +55,7 @@ def fit(place: Path, name: str, *arguments: object) -> Path:
 
 
 def read_score(run: Path, row: int, metric: str = "accuracy") -> float:
-    return float(rows(run)[row][f"val/{metric}"])
+    return float(read_rows(run)[row][f"val/{metric}"])
 
 
 def evaluate(run: Path) -> dict[str, float]:
@@ -76,7 +76,7 @@ def test_linear_probe_run_has_metrics_and_a_model_and_is_complete(
     assert "horizontal flip" in output
     assert "logistic regression" in output
     assert not re.search(r"\d+ epochs? of", output)
-    (row,) = rows(run)
+    (row,) = read_rows(run)
     assert row["epoch"] == "1"
     assert not (run / "checkpoints" / "last.ckpt").exists(), "a linear probe has nothing to resume"
     metrics = evaluate(run)
@@ -84,13 +84,13 @@ def test_linear_probe_run_has_metrics_and_a_model_and_is_complete(
         assert metrics[name] == pytest.approx(float(row[f"val/{name}"]), abs=1e-4)
     assert run_command(["fit", "--resume", str(run)]) == 0
     assert "run is complete" in read_stdout(capsys)
-    assert len(rows(run)) == 1
+    assert len(read_rows(run)) == 1
 
 
 def test_linear_probe_leaves_the_backbone_unchanged(place: Path) -> None:
     run = fit(place, "run", "--unfreeze", "linear_probe")
     before = torch.load(place / "weights.pth", weights_only=True)
-    after = weights(run, "best")
+    after = load_weights(run, "best")
     for name, tensor in before.items():
         if not name.startswith("fc."):
             assert torch.equal(after[f"classifier.network.{name}"], tensor), name
@@ -110,7 +110,7 @@ def test_fine_tuning_starts_from_the_probe(place: Path, capsys: pytest.CaptureFi
     capsys.readouterr()
     run = fit(place, "run", "--unfreeze", "all", "--epochs", 1, "optim.lr=1e-12")
     assert "baseline and initial head for fine-tuning" in read_stdout(capsys)
-    assert [row["epoch"] for row in rows(run)] == ["0", "1"]
+    assert [row["epoch"] for row in read_rows(run)] == ["0", "1"]
     assert read_score(run, 0, "loss") == pytest.approx(read_score(probe, 0, "loss"), abs=1e-6)
     assert read_score(run, 1, "loss") == pytest.approx(read_score(run, 0, "loss"), abs=1e-4)
 
@@ -121,9 +121,9 @@ def test_fine_tuning_after_the_probe_trains_batch_norm_and_dropout(place: Path) 
     losses = []
     for name, rate in (("plain", 0), ("dropout", 0.9)):
         run = fit(place, name, *options, f"model.drop_rate={rate}", "--augment", "none")
-        moved = weights(run)["classifier.network.bn1.running_mean"]
+        moved = load_weights(run)["classifier.network.bn1.running_mean"]
         assert not torch.allclose(moved, before["bn1.running_mean"])
-        losses.append(float(rows(run)[1]["train/loss"]))
+        losses.append(float(read_rows(run)[1]["train/loss"]))
     assert losses[1] > losses[0] + 0.1
 
 
@@ -160,7 +160,7 @@ def test_epoch_better_than_the_probe_is_the_best_model(
     )  # fmt: skip
     losses = [read_score(run, row, "loss") for row in range(5)]
     assert min(losses) < losses[0]
-    assert "epoch" in checkpoint(run, "best")
+    assert "epoch" in load_checkpoint(run, "best")
     assert evaluate(run)["loss"] == pytest.approx(min(losses), abs=1e-4)
 
 
@@ -180,15 +180,15 @@ def test_run_interrupted_after_its_probe_resumes_bit_identically(
         assert run_command(build_command(place, "--output", run, *options)) == 2
     assert (run / "checkpoints" / "best.ckpt").is_file()
     assert run_command(["fit", "--resume", str(run)]) == 0
-    assert_same_bits(weights(run), weights(reference))
-    assert [{**row, "seconds": ""} for row in rows(run)] == [
-        {**row, "seconds": ""} for row in rows(reference)
+    assert_same_bits(load_weights(run), load_weights(reference))
+    assert [{**row, "seconds": ""} for row in read_rows(run)] == [
+        {**row, "seconds": ""} for row in read_rows(reference)
     ]
 
 
 def test_linear_probe_with_probe_off_trains_the_head_in_epochs(place: Path) -> None:
     run = fit(place, "run", "--unfreeze", "linear_probe", "--epochs", 2, "probe.enabled=off")
-    assert [row["epoch"] for row in rows(run)] == ["1", "2"]
+    assert [row["epoch"] for row in read_rows(run)] == ["1", "2"]
     assert (run / "checkpoints" / "last.ckpt").exists()
 
 
@@ -219,18 +219,18 @@ DEEP = (
 def test_deep_probe_bundle_has_the_reported_metrics(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    let_the_head_be_poor(monkeypatch)
+    force_last_stage_improvement(monkeypatch)
     run = fit(place, "run", "--unfreeze", "linear_probe", "trainer.monitor=loss", *DEEP)
     output = read_stdout(capsys)
     assert re.search(r"layer4 and head at learning rates 0\.003 and 0\.003, 4 epochs", output)
     assert re.search(r"logistic regression.*adamw, cosine.* 8, 32-true on cpu", output)
     assert re.search(r"Last stage: .* after epoch \d", output)
-    (row,) = rows(run)
+    (row,) = read_rows(run)
     metrics = evaluate(run)
     for name in ("accuracy", "loss", "macro_f1", "balanced_accuracy"):
         assert metrics[name] == pytest.approx(float(row[f"val/{name}"]), abs=1e-4)
     before = torch.load(place / "weights.pth", weights_only=True)
-    after = weights(run, "best")
+    after = load_weights(run, "best")
     moved = {n for n, t in before.items() if not torch.equal(after[f"classifier.network.{n}"], t)}
     assert {name.partition(".")[0] for name in moved} == {"fc", "layer4"}
 
@@ -238,7 +238,7 @@ def test_deep_probe_bundle_has_the_reported_metrics(
 def test_deep_probe_interrupted_in_the_last_stage_resumes_bit_identically(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    let_the_head_be_poor(monkeypatch)
+    force_last_stage_improvement(monkeypatch)
     options = ("--unfreeze", "linear_probe", "trainer.monitor=loss", *DEEP)
     reference = fit(place, "reference", *options)
     run = place / "run"
@@ -254,7 +254,7 @@ def test_deep_probe_interrupted_in_the_last_stage_resumes_bit_identically(
     capsys.readouterr()
     assert run_command(["fit", "--resume", str(run)]) == 0
     assert "39 of 39 images had cached features" in read_stdout(capsys)
-    assert_same_bits(weights(run, "best"), weights(reference, "best"))
+    assert_same_bits(load_weights(run, "best"), load_weights(reference, "best"))
 
 
 def test_deep_probe_plan_has_groups_epochs_and_cache_size(
@@ -290,18 +290,18 @@ def test_probe_on_two_processes_matches_one_process(options: tuple[str, ...], pl
     run = place / "two"
     command = build_command(place, "--output", run, *options, "--devices", 2)
     own_cache = {"FINETUNE_CACHE": str(place / "another")}
-    process = finetune(place, *command, extra=own_cache)
+    process = run_finetune(place, *command, extra=own_cache)
     assert process.returncode == 0, process.stderr
     assert "cached features" not in process.stdout
-    for name, tensor in weights(single, "best").items():
-        torch.testing.assert_close(weights(run, "best")[name], tensor, rtol=1e-5, atol=1e-5)
+    for name, tensor in load_weights(single, "best").items():
+        torch.testing.assert_close(load_weights(run, "best")[name], tensor, rtol=1e-5, atol=1e-5)
     calibrations = [
         read_card_json(place / name / "bundle")["facts"]["calibration"]
         for name in ("two", "single")
     ]
     temperatures = [calibration["fitted_temperature"] for calibration in calibrations]
     assert temperatures[0] == pytest.approx(temperatures[1], rel=1e-3)
-    for row, other in zip(rows(run), rows(single), strict=True):
+    for row, other in zip(read_rows(run), read_rows(single), strict=True):
         for name in row.keys() - {"seconds"}:  # the probe has no learning rates
             actual, expected = (float(values[name] or "nan") for values in (row, other))
             assert actual == pytest.approx(expected, abs=1e-5, nan_ok=True), name

@@ -16,7 +16,7 @@ from tests.support.processes import (
     train_with_stop_in_validation,
     validate_on_rank,
 )
-from tests.support.runs import largest_difference, small_training
+from tests.support.runs import compute_largest_difference, create_small_training
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {
@@ -69,15 +69,17 @@ def test_training_on_several_ranks_ends_like_one_process(
     settings = make_settings(place, schedule, optimizer)
     tolerance = TOLERANCES[optimizer]
     (single,) = run_on_ranks(1, train_on_rank, place / "photos", tmp_path / "1", settings)
-    initial = small_training(place / "photos", **settings).module.state_dict()
-    assert largest_difference(single[0], initial) > 10 * tolerance, "the comparison is vacuous"
+    initial = create_small_training(place / "photos", **settings).module.state_dict()
+    assert compute_largest_difference(single[0], initial) > 10 * tolerance, (
+        "the comparison is vacuous"
+    )
     settings["trainer__devices"] = num_ranks
     ranks = run_on_ranks(num_ranks, train_on_rank, place / "photos", tmp_path / "n", settings)
     for rank in ranks:
         assert not isinstance(rank, str), rank
-        assert largest_difference(rank[0], ranks[0][0]) == 0
+        assert compute_largest_difference(rank[0], ranks[0][0]) == 0
         assert rank[1] == ranks[0][1]
-    assert largest_difference(ranks[0][0], single[0]) <= tolerance
+    assert compute_largest_difference(ranks[0][0], single[0]) <= tolerance
     assert ranks[0][1] == pytest.approx(single[1], abs=20 * tolerance)
 
 
@@ -94,7 +96,9 @@ def test_validation_metrics_are_equal_on_any_number_of_ranks(num_val: int, place
 
 def count_group_parameters(photos: Path, groups: slice) -> int:
     """Return the number of parameters of some layer groups."""
-    selected: tuple[LayerGroup, ...] = small_training(photos).module.classifier.groups[groups]
+    selected: tuple[LayerGroup, ...] = create_small_training(photos).module.classifier.groups[
+        groups
+    ]
     return sum(group.num_parameters for group in selected)
 
 
@@ -110,7 +114,7 @@ def test_ddp_sends_only_trained_gradients_and_changing_buffers(
         "trainer__devices": 2,
     }
     photos = place / "photos"
-    module = small_training(photos).module
+    module = create_small_training(photos).module
     # BatchNorm statistics of all layers are sent if training updates them
     buffer_bytes = (batch_norm == "train") * sum(buffer.nbytes for buffer in module.buffers())
     for sent in run_on_ranks(2, count_bytes_on_rank, photos, tmp_path, settings):

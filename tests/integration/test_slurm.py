@@ -14,10 +14,10 @@ from finetune.cli.main import run as run_command
 from finetune.commands.submit.batch_script import JobResources, render_batch_script
 from tests.support.runs import (
     CLASSES,
-    checkpoint,
-    largest_difference,
-    rows,
-    weights,
+    compute_largest_difference,
+    load_checkpoint,
+    load_weights,
+    read_rows,
     write_photos,
     write_weights,
 )
@@ -145,10 +145,13 @@ def wait_for_step(job: Job, paced: dict[str, str], step: int, *, rank: int = 0) 
 
 def assert_same_result(run: Path, expected: Path) -> None:
     """Check that two runs agree, up to the order of floating-point additions."""
-    assert checkpoint(run)["global_step"] == NUM_STEPS
-    assert largest_difference(weights(run), weights(expected)) <= 1e-6
-    assert largest_difference(weights(run, "best"), weights(expected, "best")) <= 1e-6
-    actual_rows, expected_rows = rows(run), rows(expected)
+    assert load_checkpoint(run)["global_step"] == NUM_STEPS
+    assert compute_largest_difference(load_weights(run), load_weights(expected)) <= 1e-6
+    assert (
+        compute_largest_difference(load_weights(run, "best"), load_weights(expected, "best"))
+        <= 1e-6
+    )
+    actual_rows, expected_rows = read_rows(run), read_rows(expected)
     assert [row["epoch"] for row in actual_rows] == [str(n + 1) for n in range(NUM_EPOCHS)]
     for row, other in zip(actual_rows, expected_rows, strict=True):
         for name in other.keys() - {"seconds"}:
@@ -260,7 +263,7 @@ def test_cancelled_job_is_saved_and_not_requeued(
     cluster.run("scancel", job.id)
     assert job.wait_until_ended() == "CANCELLED"
     assert job.restarts == 0
-    assert 8 <= checkpoint(run_dir)["global_step"] < NUM_STEPS
+    assert 8 <= load_checkpoint(run_dir)["global_step"] < NUM_STEPS
 
     # submitted again, by hand and on one node
     resubmitted = cluster.submit(place, write_script(place, run_dir, nodes=1))

@@ -17,7 +17,7 @@ from finetune.errors import ModelError
 from finetune.models.backbone import Network, create_network
 from finetune.models.weights import is_pretrained, read_state_dict
 from tests.support.helpers import ROOT
-from tests.support.networks import changed, randomise, snapshot
+from tests.support.networks import copy_state, find_changed, randomise
 
 State = dict[str, Tensor]
 NAME = "test_resnet"
@@ -34,7 +34,7 @@ def reference() -> nn.Module:
 
 @pytest.fixture
 def state(reference: nn.Module) -> State:
-    return snapshot(reference)
+    return copy_state(reference)
 
 
 def _save(state: Mapping[str, Any], path: Path) -> str:
@@ -327,8 +327,8 @@ def test_create_network_random_weights_depend_on_the_seed_only() -> None:
     first = _load("random", seed=1)
     assert torch.equal(torch.rand(3), expected)
     same, other = _load("random", seed=1), _load("random", seed=2)
-    assert not changed(snapshot(first.module), same.module)
-    assert "conv1.0.weight" in changed(snapshot(first.module), other.module)
+    assert not find_changed(copy_state(first.module), same.module)
+    assert "conv1.0.weight" in find_changed(copy_state(first.module), other.module)
 
 
 def test_create_network_random_weights_reports_none_loaded() -> None:
@@ -356,7 +356,7 @@ def test_create_network_uses_cached_hub_weights(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Load hub weights with the file where torch.hub would have stored it."""
-    state = snapshot(timm.create_model("googlenet"))
+    state = copy_state(timm.create_model("googlenet"))
     cfg = timm.get_pretrained_cfg("googlenet")
     assert cfg is not None
     file = tmp_path / "hub" / "checkpoints" / Path(str(cfg.url)).name

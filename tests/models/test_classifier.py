@@ -9,7 +9,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 from finetune.models.backbone import create_network
 from finetune.models.classifier import BatchNormMode, ImageClassifier, normalise
 from tests.models.test_layer_groups import Handmade
-from tests.support.networks import changed, randomise, snapshot
+from tests.support.networks import copy_state, find_changed, randomise
 
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
 
@@ -22,9 +22,9 @@ def _model(name: str = "test_resnet", *, batch_norm: BatchNormMode = "frozen") -
 
 def _live_statistics(model: ImageClassifier) -> set[str]:
     """Return the BatchNorm layers whose statistics a forward pass moves."""
-    before = snapshot(model.network)
+    before = copy_state(model.network)
     model(IMAGES)
-    return {name.rpartition(".")[0] for name in changed(before, model.network)}
+    return {name.rpartition(".")[0] for name in find_changed(before, model.network)}
 
 
 def _batch_norms(model: ImageClassifier, groups: slice) -> set[str]:
@@ -141,12 +141,12 @@ def test_compile_for_training_keeps_state_and_returns_the_error(
     error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = _model(batch_norm="train").train()
-    before, state = snapshot(model), torch.get_rng_state()
+    before, state = copy_state(model), torch.get_rng_state()
     compiled, reason = compile_with_stand_in(model, monkeypatch, error=error)
     assert compiled.calls == 1
     assert reason == ("RuntimeError: no compiler" if error else None)
-    assert snapshot(model).keys() == before.keys()
-    assert changed(before, model) == set()
+    assert copy_state(model).keys() == before.keys()
+    assert find_changed(before, model) == set()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert [name for name, _ in model.named_children()] == ["network"]

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from finetune.errors import ModelError
 from finetune.models.backbone import create_network
 from finetune.models.hub import check_cached_or_reachable, find_hub_weights
-from tests.support.networks import snapshot
+from tests.support.networks import copy_state
 
 SNAPSHOT = "models--timm--test_resnet.r160_in1k/snapshots/1a2b"
 
@@ -46,7 +46,7 @@ def write_cached_resnet(caches: Path) -> Path:
     """Write weights where the hub's client would have stored them; return their file."""
     file = caches / "hub" / SNAPSHOT / "model.safetensors"
     file.parent.mkdir(parents=True)
-    save_file(snapshot(timm.create_model("test_resnet")), file)
+    save_file(copy_state(timm.create_model("test_resnet")), file)
     refs = caches / "hub" / "models--timm--test_resnet.r160_in1k" / "refs"
     refs.mkdir()
     (refs / "main").write_text("1a2b")
@@ -161,7 +161,7 @@ def test_create_network_damaged_cache_raises_model_error_and_keeps_the_file(cach
 @pytest.mark.usefixtures("no_dns")
 def test_create_network_complete_weights_reports_the_real_error(caches: Path) -> None:
     file = write_cached_resnet(caches)
-    state = snapshot(timm.create_model("test_resnet"))
+    state = copy_state(timm.create_model("test_resnet"))
     save_file({**state, "layer1.0.conv1.weight": torch.zeros(1, 2, 3, 3)}, file)
     with pytest.raises(ModelError, match=r"^'test_resnet' .*size mismatch"):
         create_network("test_resnet", num_classes=3)

@@ -25,14 +25,14 @@ from finetune.probe.extractor import ViewSpec, create_feature_extractor, extract
 from finetune.probe.linear_probe import broadcast_weights
 from finetune.types import PreprocessSpec, Reporter
 from tests.support.processes import open_group, run_on_ranks
-from tests.support.runs import small_training
+from tests.support.runs import create_small_training
 
 CPU = torch.device("cpu")
 
 
 def training_in(place: Path, **settings: Any) -> Training:
     own = {"model__weights": str(place / "weights.pth"), "data__cache": str(place / "cache")}
-    return small_training(place / "photos", **{**own, **settings})
+    return create_small_training(place / "photos", **{**own, **settings})
 
 
 def make_extractor(

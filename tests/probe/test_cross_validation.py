@@ -15,7 +15,7 @@ from finetune.probe.cross_validation import (
     predict_out_of_fold,
 )
 from finetune.types import Reporter
-from tests.support.runs import small_training
+from tests.support.runs import create_small_training
 
 
 def make_clusters(
@@ -164,7 +164,7 @@ def test_fit_head_held_out_probabilities_do_not_depend_on_chunk_size(
 
 
 def test_predict_out_of_fold_returns_held_out_probabilities_and_keeps_modes(place: Path) -> None:
-    training = small_training(
+    training = create_small_training(
         place / "photos",
         model__weights=str(place / "weights.pth"),
         data__cache=str(place / "cache"),

@@ -24,12 +24,12 @@ from finetune.probe.head_rebalancing import (
 )
 from finetune.types import Reporter, Split
 from tests.support.runs import (
-    checkpoint,
-    manifest_of,
-    rows,
-    small_config,
-    small_training,
-    weights,
+    build_photo_manifest,
+    create_small_config,
+    create_small_training,
+    load_checkpoint,
+    load_weights,
+    read_rows,
     write_photos,
 )
 
@@ -52,21 +52,21 @@ def fit(root: Path, place: Path, output: str, **more: object) -> FitResult:
         "output": str(place / output),
         **more,
     }
-    result: FitResult = finetune.fit(small_config(**settings))
+    result: FitResult = finetune.fit(create_small_config(**settings))
     return result
 
 
 def test_crt_refits_the_head_with_class_balanced_weights(uneven: Path, place: Path) -> None:
     plain = fit(uneven, place, "plain", imbalance__strategy="none", loss__label_smoothing=0.1)
     crt = fit(uneven, place, "crt", imbalance__strategy="crt")
-    before, after = weights(plain.run_dir, "best"), weights(crt.run_dir, "best")
+    before, after = load_weights(plain.run_dir, "best"), load_weights(crt.run_dir, "best")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.rpartition(".")[2] for name in changed} == {"weight", "bias"}
     assert len(changed) == 2, "the backbone is trained as without cRT"
-    stored = checkpoint(crt.run_dir, "best")[REBALANCED_KEY]
+    stored = load_checkpoint(crt.run_dir, "best")[REBALANCED_KEY]
     assert stored["method"] == "crt"
 
-    manifest = manifest_of(uneven)
+    manifest = build_photo_manifest(uneven)
     samples = manifest.get_samples(Split.TRAIN)
     model = load_model(crt.run_dir)
     head = find_linear_head(model.network)
@@ -88,17 +88,17 @@ def test_tau_norm_chooses_the_smallest_tau_of_best_balanced_accuracy(
 ) -> None:
     result = fit(uneven, place, "run", imbalance__strategy="tau_norm")
     best = place / "run" / "checkpoints" / "best.ckpt"
-    stored = checkpoint(result.run_dir, "best")[REBALANCED_KEY]
+    stored = load_checkpoint(result.run_dir, "best")[REBALANCED_KEY]
     balanced_accuracy = result.metrics["val"]["balanced_accuracy"]
     assert balanced_accuracy == pytest.approx(stored["balanced_accuracy_after"])
-    plan = small_training(
+    plan = create_small_training(
         uneven, model__weights=str(place / "weights.pth"), imbalance__strategy="none"
     ).probe
     assert plan is not None
     device = torch.device("cpu")
     for is_biased in (False, True):
         # a head that is as good without it, and one that without it predicts the largest class only
-        state = checkpoint(result.run_dir, "best")
+        state = load_checkpoint(result.run_dir, "best")
         names = [name for name in state["state_dict"] if ".fc." in name]
         for name in names if is_biased else ():
             # the same shift for all classes, then a large scale for one: it is always predicted
@@ -142,7 +142,7 @@ def test_rebalancing_of_a_resumed_run_is_not_repeated(uneven: Path, place: Path)
 
 def test_crt_replaces_the_head_of_averaged_weights(uneven: Path, place: Path) -> None:
     result = fit(uneven, place, "run", imbalance__strategy="crt", optim__swa_fraction=0.5)
-    stored = checkpoint(result.run_dir, "best")
+    stored = load_checkpoint(result.run_dir, "best")
     name = next(name for name in stored["state_dict"] if name.endswith("fc.weight"))
     head = find_linear_head(load_model(result.run_dir / "checkpoints" / "best.ckpt").network)
     assert head is not None
@@ -163,7 +163,7 @@ def test_post_hoc_adjusts_final_and_epoch_metrics_to_the_uniform_prior(
     assert card.priors.target == pytest.approx((1 / 3,) * 3)
     assert card.priors.model == pytest.approx((16 / 26, 8 / 26, 2 / 26))
     # the metrics of the epochs are adjusted as those of the finished model
-    best = max(rows(result.run_dir), key=lambda row: float(row["val/macro_f1"]))
+    best = max(read_rows(result.run_dir), key=lambda row: float(row["val/macro_f1"]))
     assert float(best["val/macro_f1"]) == pytest.approx(result.metrics["val"]["macro_f1"])
     plain = finetune.evaluate(result.run_dir, device="cpu", prior="model")
     adjusted = finetune.evaluate(result.run_dir, device="cpu")
@@ -189,7 +189,7 @@ def test_checkpoint_stores_the_model_prior_of_its_epoch(uneven: Path, place: Pat
     )
     for name in ("best", "last"):
         file = result.run_dir / "checkpoints" / f"{name}.ckpt"
-        epoch = checkpoint(result.run_dir, name)["epoch"]
+        epoch = load_checkpoint(result.run_dir, name)["epoch"]
         priors = load_model(file).card.priors
         assert priors is not None
         expected = (1 / 3,) * 3 if epoch == 4 else (16 / 26, 8 / 26, 2 / 26)

@@ -17,8 +17,8 @@ from finetune.models.graph_split import SplitNetwork, split_last_groups
 from finetune.probe import last_stage as last_stage_module
 from finetune.probe.linear_probe import ProbeResult, fit_probe
 from finetune.types import Reporter
-from tests.support.networks import changed, snapshot
-from tests.support.runs import let_the_head_be_poor, small_training
+from tests.support.networks import copy_state, find_changed
+from tests.support.runs import create_small_training, force_last_stage_improvement
 
 
 def training_in(place: Path, **settings: Any) -> Training:
@@ -30,7 +30,7 @@ def training_in(place: Path, **settings: Any) -> Training:
         "probe__depth": 2,
         "trainer__monitor": "loss",
     }
-    return small_training(place / "photos", **{**own, **settings})
+    return create_small_training(place / "photos", **{**own, **settings})
 
 
 def run_probe(training: Training) -> ProbeResult:
@@ -62,18 +62,18 @@ def evaluate_network(training: Training) -> dict[str, float]:
 
 @pytest.fixture
 def _poor_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    let_the_head_be_poor(monkeypatch)
+    force_last_stage_improvement(monkeypatch)
 
 
 @pytest.mark.usefixtures("_poor_head")
 def test_fit_probe_trains_the_last_groups_only(place: Path) -> None:
     training = training_in(place, optim__lr=3e-3, optim__backbone_lr_scale=1)
     classifier = training.module.classifier
-    before = snapshot(classifier.network)
+    before = copy_state(classifier.network)
     result = run_probe(training)
     assert result.last_stage_epochs
     groups = classifier.groups[:2]
-    assert changed(before, classifier.network) == {
+    assert find_changed(before, classifier.network) == {
         name for group in groups for name in group.parameter_names
     }
     assert result.train_loss < 0.5, "a uniform prediction has log(3)"
@@ -97,8 +97,8 @@ def test_fit_probe_no_epoch_beats_head_restores_weights(place: Path) -> None:
     result = run_probe(deeper)
     assert result.last_stage_epochs == 0
     assert result.metrics == result.head_metrics
-    assert not changed(
-        snapshot(head_only.module.classifier.network), deeper.module.classifier.network
+    assert not find_changed(
+        copy_state(head_only.module.classifier.network), deeper.module.classifier.network
     )
 
 
@@ -108,9 +108,9 @@ def test_fit_probe_keeps_batch_norm_statistics_and_mode(place: Path) -> None:
         place, model__batch_norm="train", optim__lr=3e-3, optim__backbone_lr_scale=1
     )
     classifier = training.module.classifier
-    before = snapshot(classifier.network)
+    before = copy_state(classifier.network)
     assert run_probe(training).last_stage_epochs
-    assert not {n for n in changed(before, classifier.network) if "running" in n}
+    assert not {n for n in find_changed(before, classifier.network) if "running" in n}
     assert classifier.batch_norm == "train"
 
 
@@ -225,14 +225,14 @@ def test_fit_probe_monitor_to_maximise_keeps_first_best_epoch(
     snapshots: list[dict[str, torch.Tensor]] = []
 
     def compute_scripted_metrics(probabilities: torch.Tensor, plan: Any) -> dict[str, float]:
-        snapshots.append(snapshot(classifier.network))
+        snapshots.append(copy_state(classifier.network))
         return {"accuracy": next(scores)}
 
     monkeypatch.setattr("finetune.probe.linear_probe._compute_metrics", compute_scripted_metrics)
     result = run_probe(training)
     assert (result.last_stage_epochs, result.metrics["accuracy"]) == (2, 0.9)
-    assert not changed(snapshots[2], classifier.network)
-    assert changed(snapshots[3], classifier.network)
+    assert not find_changed(snapshots[2], classifier.network)
+    assert find_changed(snapshots[3], classifier.network)
 
 
 def test_building_a_deep_probe_keeps_the_modes_of_the_network(place: Path) -> None:

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from tests.support.helpers import ROOT
-from tests.support.runs import NUM_EPOCHS, largest_difference, rows, weights
+from tests.support.runs import NUM_EPOCHS, compute_largest_difference, load_weights, read_rows
 from tests.support.torchrun import (
     SCRIPT,
     build_args,
@@ -162,8 +162,8 @@ def expected(place: Path) -> Path:
 
 def assert_same_result(run: Path, expected: Path) -> None:
     """Check that both runs have the same epochs and, up to rounding, the same weights."""
-    assert [row["epoch"] for row in rows(run)] == [str(n + 1) for n in range(NUM_EPOCHS)]
-    assert largest_difference(weights(run), weights(expected)) <= 1e-6
+    assert [row["epoch"] for row in read_rows(run)] == [str(n + 1) for n in range(NUM_EPOCHS)]
+    assert compute_largest_difference(load_weights(run), load_weights(expected)) <= 1e-6
 
 
 def wait(process: subprocess.Popen[bytes], log: Path) -> tuple[int, str]:
@@ -204,7 +204,7 @@ def test_torchrun_killed_process_restarts_all_with_the_same_result(
 def wait_for_epochs(run: Path, count: int, process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait until a number of epochs of a run is complete."""
     deadline = time.monotonic() + MAX_SECONDS
-    while not (run / "metrics.csv").is_file() or len(rows(run)) < count:
+    while not (run / "metrics.csv").is_file() or len(read_rows(run)) < count:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
@@ -230,7 +230,7 @@ def test_torchrun_stopped_by_signals_saves_and_resumes(
         send(process.pid, signum)
         code, output = wait(process, log)
         assert code == (130 if signum == signal.SIGINT else 85), output
-        assert num_epochs <= len(rows(run)) < NUM_EPOCHS
+        assert num_epochs <= len(read_rows(run)) < NUM_EPOCHS
     code, output = wait(start_script(place, *build_args(place, run), log=log), log)
     assert code == 0, output
     assert output.count("Resuming") == len(STOPS)

@@ -14,7 +14,13 @@ from finetune.distributed import signals
 from tests.support import fault_points
 from tests.support.helpers import ROOT
 from tests.support.processes import find_worker_pids, get_fork_context, start_process
-from tests.support.runs import assert_same_bits, checkpoint, rows, write_photos, write_weights
+from tests.support.runs import (
+    assert_same_bits,
+    load_checkpoint,
+    read_rows,
+    write_photos,
+    write_weights,
+)
 from tests.support.wandb_file import read_offline_runs
 
 CONFIG = """
@@ -134,7 +140,7 @@ def list_files(run: Path) -> list[str]:
 def assert_same_end(run: Path, expected: Path) -> None:
     """Check that two runs ended bit-identically and left the same files."""
     for name in ("last", "best"):
-        one, other = checkpoint(run, name), checkpoint(expected, name)
+        one, other = load_checkpoint(run, name), load_checkpoint(expected, name)
         assert_same_bits(one["state_dict"], other["state_dict"])
         assert one.keys() == other.keys()
         if "epoch" not in one:  # no epoch has beaten the probe
@@ -146,7 +152,7 @@ def assert_same_end(run: Path, expected: Path) -> None:
         assert states.keys() == expected_states.keys()
         for index, state in expected_states.items():
             assert_same_bits(states[index], state)
-    for row, other_row in zip(rows(run), rows(expected), strict=True):
+    for row, other_row in zip(read_rows(run), read_rows(expected), strict=True):
         assert {**row, "seconds": ""} == {**other_row, "seconds": ""}
     assert read_history(run) == read_history(expected)
     assert list_files(run) == list_files(expected)

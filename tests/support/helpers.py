@@ -1,4 +1,4 @@
-"""Small deterministic images on disk, and small disks, for the tests of every floor."""
+"""Deterministic images, small disks, a recording reporter and Python processes."""
 
 import subprocess
 import sys
@@ -15,65 +15,65 @@ from finetune.types import Reporter
 ROOT = Path(__file__).parents[2]
 
 
-def noise(*, seed: int = 0, width: int = 12, height: int = 10) -> Image.Image:
-    """Return an RGB image whose pixels depend on the seed alone."""
+def create_noise(*, seed: int = 0, width: int = 12, height: int = 10) -> Image.Image:
+    """Return an RGB image of noise, determined by the seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
-def smooth(*, width: int, height: int) -> Image.Image:
-    """Return an RGB image of slow gradients, as photos are."""
+def create_smooth_image(*, width: int, height: int) -> Image.Image:
+    """Return an RGB image of smooth gradients, as in photos."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin(x / 17) * np.cos(y / 23), np.sin((x + y) / 31), np.cos(x / 41 - y / 13)]
     return Image.fromarray((np.stack(waves, -1) * 120 + 128).astype(np.uint8))
 
 
 def write_images(root: Path, *names: str) -> Path:
-    """Write one image a name below ``root``, each with pixels of its own; return ``root``."""
+    """Write one image of different noise per name below ``root``, and return ``root``."""
     for seed, name in enumerate(names):
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        noise(seed=seed).save(file)
+        create_noise(seed=seed).save(file)
     return root
 
 
-def names_in(folder: Path) -> list[str]:
-    """Return the names in a folder, the hidden ones too, sorted."""
+def list_names(folder: Path) -> list[str]:
+    """Return the sorted names in a folder, including hidden ones."""
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def everything(folder: Path) -> list[str]:
-    """Return the paths of all that lies below a folder, sorted."""
+def list_tree(folder: Path) -> list[str]:
+    """Return the sorted relative paths of all files and folders below a folder."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-class Recorder(Reporter):
-    """A reporter that keeps what it was told."""
+class RecordingReporter(Reporter):
+    """Reporter that records notes and warnings."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.warnings: list[str] = []
 
     def note(self, message: str) -> None:
-        """Keep it."""
+        """Record a note."""
         self.notes.append(message)
 
     def warn(self, message: str) -> None:
-        """Keep it."""
+        """Record a warning."""
         self.warnings.append(message)
 
 
 @contextmanager
-def tiny_disk(place: Path, *, size: str) -> Iterator[Path]:
-    """Mount a file system of ``size`` for the block; skip the test where that is not allowed."""
+def mount_tiny_disk(place: Path, *, size: str) -> Iterator[Path]:
+    """Mount a file system of ``size`` within the block; skip the test if mounting fails."""
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        pytest.skip("there is no mount here")
-    if done.returncode != 0:
-        pytest.skip(f"no tmpfs can be mounted: {done.stderr.strip()}")
+        pytest.skip("mount is not installed")
+    if process.returncode != 0:
+        pytest.skip(f"tmpfs cannot be mounted: {process.stderr.strip()}")
     try:
         yield place
     finally:
@@ -81,13 +81,13 @@ def tiny_disk(place: Path, *, size: str) -> Iterator[Path]:
 
 
 def run_python(code: str, *arguments: object) -> str:
-    """Run a program in a Python of its own and return what it prints; it must end well."""
-    done = subprocess.run(
+    """Run code in a new Python process, which must succeed, and return its output."""
+    process = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
         cwd=ROOT,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout

@@ -1,4 +1,4 @@
-"""A hub on this machine: serves weights as huggingface.co does, and can break off in mid-file."""
+"""Local hub that serves weights like huggingface.co and can interrupt a download."""
 
 import hashlib
 import threading
@@ -15,15 +15,15 @@ class _Handler(BaseHTTPRequestHandler):
     server: "HubServer"
 
     def do_HEAD(self) -> None:
-        self._answer(body=False)
+        self._respond(body=False)
 
     def do_GET(self) -> None:
-        self._answer(body=True)
+        self._respond(body=True)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Keep the console clean."""
+        """Log nothing."""
 
-    def _answer(self, *, body: bool) -> None:
+    def _respond(self, *, body: bool) -> None:
         self.server.requests.append(f"{self.command} {self.path}")
         content = self.server.files.get(self.path)
         if content is None:
@@ -45,12 +45,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class HubServer(ThreadingHTTPServer):
-    """The server of ``hub_server``.
+    """Server of ``serve_hub``.
 
     Attributes:
         files: Path on the server to content.
-        cut_at: Byte of a file behind which nothing is sent and the connection is closed.
-        requests: What was asked for.
+        cut_at: Byte of a file after which the connection is closed; None sends whole files.
+        requests: Method and path of each request.
     """
 
     daemon_threads = True
@@ -67,8 +67,8 @@ class HubServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def hub_server(files: Mapping[str, bytes]) -> Iterator[HubServer]:
-    """Serve files by their paths while the block lasts."""
+def serve_hub(files: Mapping[str, bytes]) -> Iterator[HubServer]:
+    """Serve files by their paths within the block."""
     server = HubServer(files)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()

@@ -1,28 +1,14 @@
-"""What tests of networks share."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Networks with changed parameters and statistics, and comparisons of their state."""
 
 import torch
 from torch import Tensor, nn
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: small layers gain nothing from more, and lose much on shared cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def randomise(network: nn.Module, *, seed: int = 0) -> None:
-    """Move every vector and every zero weight away from its initial value.
+    """Change every vector and every all-zero weight of a network.
 
-    After it no branch is closed by a zero scale, the classifier passes gradients, and equal
-    outputs mean equal weights and statistics. Variances stay positive.
+    Afterwards no branch is disabled by a zero scale, the classifier passes gradients, and equal
+    outputs imply equal weights and statistics. Variances stay positive.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -35,8 +21,8 @@ def randomise(network: nn.Module, *, seed: int = 0) -> None:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) / 10)
 
 
-def settle(network: nn.Module, images: Tensor) -> None:
-    """Set BatchNorm statistics to those of ``images``; without, deep outputs ignore the image."""
+def set_batch_norm_statistics(network: nn.Module, images: Tensor) -> None:
+    """Set BatchNorm statistics to those of ``images``, so that deep outputs depend on the image."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
@@ -46,11 +32,11 @@ def settle(network: nn.Module, images: Tensor) -> None:
     network.eval()
 
 
-def snapshot(network: nn.Module) -> dict[str, Tensor]:
+def copy_state(network: nn.Module) -> dict[str, Tensor]:
     """Return copies of all parameters and buffers."""
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
-def changed(before: dict[str, Tensor], network: nn.Module) -> set[str]:
-    """Return the names of the parameters and buffers of which any bit moved."""
+def find_changed(before: dict[str, Tensor], network: nn.Module) -> set[str]:
+    """Return the names of the parameters and buffers that changed in any bit."""
     return {n for n, tensor in network.state_dict().items() if not torch.equal(tensor, before[n])}

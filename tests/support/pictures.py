@@ -1,4 +1,4 @@
-"""Images and JPEG files shared by tests of the input pipeline."""
+"""Synthetic photos and JPEG files, and records of decoding."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ class RecordingImage(ArrayImage):
 
 
 def write_jpeg(file: Path, image: Image.Image, *, orientation: int = 1, **options: Any) -> Path:
-    """Write an image as a rotated camera does, with options of Pillow."""
+    """Write a JPEG with an EXIF orientation and options of Pillow."""
     exif = Image.Exif()
     if orientation != 1:
         exif[ORIENTATION] = orientation
@@ -43,19 +43,19 @@ def write_jpeg(file: Path, image: Image.Image, *, orientation: int = 1, **option
     return file
 
 
-def psnr(one: Pixels, other: Pixels) -> float:
+def compute_psnr(one: Pixels, other: Pixels) -> float:
     """Return the peak signal-to-noise ratio of two images, in dB."""
     error = np.mean((one.astype(float) - other.astype(float)) ** 2)
     return float(10 * np.log10(255**2 / max(error, 1e-12)))
 
 
-def watch_decoder(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+def record_decoded_shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Return a list to which simplejpeg appends the shape of every decoded image from now on."""
     shapes: list[tuple[int, ...]] = []
-    real: Callable[..., Pixels] = simplejpeg.decode_jpeg
+    original: Callable[..., Pixels] = simplejpeg.decode_jpeg
 
     def decode(*arguments: Any, **options: Any) -> Pixels:
-        pixels = real(*arguments, **options)
+        pixels = original(*arguments, **options)
         shapes.append(pixels.shape)
         return pixels
 
@@ -63,7 +63,7 @@ def watch_decoder(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return shapes
 
 
-def scene(seed: int, *, width: int = 160, height: int = 120) -> Image.Image:
+def create_scene(seed: int, *, width: int = 160, height: int = 120) -> Image.Image:
     """Return a synthetic photo: smooth fields of several sizes, and shapes with edges.
 
     Scenes of different seeds are unrelated; scenes of one seed and two sizes show the same.

@@ -37,7 +37,7 @@ from finetune.training.checkpoint_io import read_checkpoint
 from finetune.training.strategy import BufferAwareDDPStrategy
 from finetune.training.trainer import create_trainer, fit
 from tests.support.networks import randomise
-from tests.support.runs import small_training
+from tests.support.runs import create_small_training
 
 _SECONDS = 120
 _MINUTE = timedelta(seconds=60)
@@ -198,7 +198,7 @@ def train_on_rank(
     callback: type[UnfreezeScheduler] = UnfreezeScheduler,
 ) -> tuple[dict[str, Tensor], dict[str, float]] | str:
     """Return the final weights and metrics of a rank, or its error as text."""
-    training = small_training(data, **settings)
+    training = create_small_training(data, **settings)
     try:
         with open_group_of_launch() as launch:
             trainer = create_trainer(
@@ -217,7 +217,7 @@ def train_on_rank(
 
 def validate_on_rank(rank: int, data: Path, num_val: int, count: int) -> dict[str, float]:
     """Return a rank's metrics on some validation images, with weights drawn from a seed."""
-    training = small_training(
+    training = create_small_training(
         data, trainer__devices=count, trainer__batch_size=4, model__batch_norm="frozen"
     )
     randomise(training.module.classifier.network)
@@ -282,7 +282,7 @@ def count_bytes_on_rank(
     rank: int, data: Path, folder: Path, settings: dict[str, Any]
 ) -> list[list[int]]:
     """Return the bytes that a rank sends, by epoch and step."""
-    training = small_training(data, **settings)
+    training = create_small_training(data, **settings)
     counter = CountBytes()
     with open_group_of_launch() as launch, counter.broadcasts():
         trainer = create_trainer(
@@ -321,7 +321,7 @@ def train_with_stop_in_validation(
     checkpoint_path = folder / "checkpoints" / "last.ckpt"
 
     def train_part(number: int, *callbacks: Callback) -> tuple[str, list[int]]:
-        training = small_training(
+        training = create_small_training(
             data,
             trainer__devices=size,
             trainer__accelerator=accelerator,

@@ -1,4 +1,4 @@
-"""Small runs, in this process and in others, and what they left."""
+"""Small datasets and runs, in this process and in others, and readers of their files."""
 
 import csv
 import itertools
@@ -31,7 +31,7 @@ from tests.support.networks import randomise
 
 CLASSES = ("ant", "bee", "cow")
 NUM_VAL = 5
-"""Validation images of a class: 15 together, which two ranks cannot share evenly."""
+"""Validation images per class: 15 in total, which are not divisible by two ranks."""
 
 STEPS_PER_EPOCH = 3
 NUM_EPOCHS = 6
@@ -49,7 +49,7 @@ trainer: {{epochs: {NUM_EPOCHS}, batch_size: 8, precision: 32-true, accelerator:
 
 
 def write_photos(root: Path, *, num_train: int = 8, size: int = 32) -> Path:
-    """Write train and val folders of three classes that differ in colour under noise."""
+    """Write train and val folders of three classes with different mean colours and noise."""
     random = np.random.default_rng(11)
     for split, count in (("train", num_train), ("val", NUM_VAL)):
         for number, name in enumerate(CLASSES):
@@ -63,15 +63,15 @@ def write_photos(root: Path, *, num_train: int = 8, size: int = 32) -> Path:
 
 
 def write_weights(file: Path, backbone: str = "test_resnet") -> Path:
-    """Write backbone weights with BatchNorm statistics of their own, as a pretrained one has."""
+    """Write backbone weights with changed BatchNorm statistics, as of a pretrained backbone."""
     network = create_network(backbone, num_classes=2, weights="random").module
     randomise(network)
     torch.save(network.state_dict(), file)
     return file
 
 
-def manifest_of(root: Path) -> Manifest:
-    """Return the manifest of what ``write_photos`` wrote."""
+def build_photo_manifest(root: Path) -> Manifest:
+    """Return the manifest of a folder written by ``write_photos``."""
     samples = tuple(
         Sample(file.relative_to(root).as_posix(), file.parent.name, Split(file.parts[-3]))
         for file in sorted(root.rglob("*.png"))
@@ -79,8 +79,8 @@ def manifest_of(root: Path) -> Manifest:
     return Manifest(root, CLASSES, samples)
 
 
-def listed(counts: dict[str, int]) -> Manifest:
-    """Return a manifest of files that nobody opens."""
+def build_listed_manifest(counts: dict[str, int]) -> Manifest:
+    """Return a manifest of files that do not exist, with the given counts per class and split."""
     samples = [
         Sample(f"{split.value}/{name}/{number}.png", name, split)
         for split in (Split.TRAIN, Split.VAL)
@@ -90,8 +90,8 @@ def listed(counts: dict[str, int]) -> Manifest:
     return Manifest(Path("nowhere"), tuple(counts), tuple(samples))
 
 
-def small_config(**assignments: object) -> Config:
-    """Return the config of a run of seconds; ``section__key`` names a key of the tree."""
+def create_small_config(**assignments: object) -> Config:
+    """Return the config of a run that takes seconds; ``section__key`` is a dotted key."""
     small: dict[str, object] = {
         "data.image_size": 32,
         "data.num_workers": 0,
@@ -108,7 +108,7 @@ def small_config(**assignments: object) -> Config:
     return build_config({}, assignments={**small, **given})
 
 
-def resolved_config(**assignments: object) -> ResolvedConfig:
+def create_resolved_config(**assignments: object) -> ResolvedConfig:
     """Return the resolved config of a small run with random weights, without building a network."""
     facts = Facts(
         class_counts=[8, 8, 8],
@@ -118,41 +118,41 @@ def resolved_config(**assignments: object) -> ResolvedConfig:
         has_fast_bf16=False,
         free_cores=1,
     )
-    config = small_config(**{"loss__label_smoothing": 0.0, **assignments})
+    config = create_small_config(**{"loss__label_smoothing": 0.0, **assignments})
     chosen = choose_auto_values(config, facts)
     config = replace_values(config, {key: choice.value for key, choice in chosen.items()})
     return ResolvedConfig.from_config(apply_imbalance_strategy(config))
 
 
-def small_training(root: Path, **assignments: object) -> Training:
-    """Return the objects of a small run."""
-    return build_training(small_config(**assignments), manifest_of(root))
+def create_small_training(root: Path, **assignments: object) -> Training:
+    """Return the training objects of a small run."""
+    return build_training(create_small_config(**assignments), build_photo_manifest(root))
 
 
-def command(*words: object) -> list[str]:
-    """Return the command line that runs finetune in a process of its own."""
+def build_command(*words: object) -> list[str]:
+    """Return the command line of finetune for a new process."""
     return [sys.executable, "-m", "finetune", *map(str, words)]
 
 
-def environment(folder: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return an environment for a process: one thread, and the modules in ``folder``."""
+def build_environment(folder: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return environment variables of a process: one thread, and ``folder`` on the module path."""
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **(extra or {})}
 
 
 def accept_ctrl_c() -> None:
-    """Undo what a shell gives to its background jobs, which ignore Ctrl-C, and so would we."""
+    """Reset SIGINT, which is ignored in background jobs of a shell and their children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def finetune(
+def run_finetune(
     folder: Path, *words: object, extra: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in ``folder`` and return how it ended."""
+    """Run a command in ``folder`` and return the completed process."""
     return subprocess.run(
-        command(*words),
+        build_command(*words),
         cwd=folder,
-        env=environment(folder, extra),
+        env=build_environment(folder, extra),
         capture_output=True,
         text=True,
         check=False,
@@ -161,41 +161,41 @@ def finetune(
     )
 
 
-def checkpoint(run: Path, name: str = "last") -> dict[str, Any]:
-    """Return what a checkpoint holds, without running anything of it."""
+def load_checkpoint(run: Path, name: str = "last") -> dict[str, Any]:
+    """Return the content of a checkpoint, loaded with ``weights_only``."""
     file = run / "checkpoints" / f"{name}.ckpt"
     loaded: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     return loaded
 
 
-def weights(run: Path, name: str = "last") -> dict[str, Tensor]:
+def load_weights(run: Path, name: str = "last") -> dict[str, Tensor]:
     """Return the parameters and buffers of a run's checkpoint."""
-    state: dict[str, Tensor] = checkpoint(run, name)["state_dict"]
+    state: dict[str, Tensor] = load_checkpoint(run, name)["state_dict"]
     return state
 
 
-def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """Return the largest difference of any number in two sets of tensors of the same names."""
+def compute_largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """Return the largest absolute difference between tensors of equal names."""
     assert one.keys() == other.keys()
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
 
 
 def assert_same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    """Fail unless all tensors are bit-identical."""
+    """Check that all tensors are bit-identical."""
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-def rows(run: Path) -> list[dict[str, str]]:
+def read_rows(run: Path) -> list[dict[str, str]]:
     """Return the rows of ``metrics.csv``."""
     with (run / "metrics.csv").open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
 
 
-def let_the_head_be_poor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let any pass over the last layers beat the head of a probe.
+def force_last_stage_improvement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every epoch of the last stage score higher than the linear head.
 
-    On pictures as simple as these whether one does is a matter of rounding, and of the processor.
+    With images as simple as these, the comparison depends on rounding and the processor.
     """
     scores = itertools.chain([-math.inf], itertools.count())
     monkeypatch.setattr("finetune.probe.last_stage._compute_score", lambda *_: next(scores))

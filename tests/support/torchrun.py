@@ -17,8 +17,8 @@ from tests.support.runs import (
     GRADUAL_CONFIG,
     NUM_EPOCHS,
     STEPS_PER_EPOCH,
-    environment,
-    rows,
+    build_environment,
+    read_rows,
     write_photos,
     write_weights,
 )
@@ -94,7 +94,7 @@ def start_script(
         return subprocess.Popen(
             [*prefix, str(SCRIPT), *map(str, args)],
             cwd=place,
-            env=environment(place, settings),
+            env=build_environment(place, settings),
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -147,7 +147,7 @@ class TwoNodeJob:
     def wait_for_epochs(self, count: int) -> None:
         """Wait until a number of epochs is complete while both nodes are running."""
         deadline = time.monotonic() + MAX_SECONDS
-        while not (self.run / "metrics.csv").is_file() or len(rows(self.run)) < count:
+        while not (self.run / "metrics.csv").is_file() or len(read_rows(self.run)) < count:
             assert time.monotonic() < deadline, self.outputs
             is_running = {process.poll() for process in self._processes.values()} == {None}
             assert is_running, self.outputs

@@ -1,4 +1,4 @@
-"""Reads what W&B wrote offline: its file is a log of protobuf records."""
+"""Reader of the offline files of W&B, which are logs of protobuf records."""
 
 import json
 import struct
@@ -14,12 +14,12 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 @dataclass
 class OfflineRun:
-    """What one process logged.
+    """Content logged by one process.
 
     Attributes:
-        run_id: Of the W&B run.
+        run_id: Id of the W&B run.
         config: Key to value.
-        history: One dict a logged step.
+        history: Values of each logged step.
         summary: Last values.
         artifacts: Name to the paths of its files.
     """
@@ -34,22 +34,22 @@ class OfflineRun:
 def read_offline_runs(folder: Path) -> list[OfflineRun]:
     """Return the offline runs below a run folder, oldest first."""
     files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
-    return [_read(file) for file in files]
+    return [_read_run(file) for file in files]
 
 
-def _read(file: Path) -> OfflineRun:
+def _read_run(file: Path) -> OfflineRun:
     run = OfflineRun()
-    for record in _records(file.read_bytes()):
+    for record in _iter_records(file.read_bytes()):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run.run_id = record.run.run_id
-            run.config |= _items(record.run.config.update)
+            run.config |= _parse_items(record.run.config.update)
         elif kind == "config":
-            run.config |= _items(record.config.update)
+            run.config |= _parse_items(record.config.update)
         elif kind == "history":
-            run.history.append(_items(record.history.item))
+            run.history.append(_parse_items(record.history.item))
         elif kind == "summary":
-            run.summary |= _items(record.summary.update)
+            run.summary |= _parse_items(record.summary.update)
         elif kind == "artifact" or kind == "request":
             artifact = record.artifact
             if kind == "request":
@@ -59,27 +59,27 @@ def _read(file: Path) -> OfflineRun:
     return run
 
 
-def _items(items: Any) -> dict[str, Any]:
+def _parse_items(items: Any) -> dict[str, Any]:
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
-def _records(data: bytes) -> Iterator[Any]:
+def _iter_records(data: bytes) -> Iterator[Any]:
     import wandb.proto.wandb_internal_pb2 as messages
 
     identity, magic, _ = struct.unpack("<4sHB", data[:7])
     assert (identity, magic) == (b":W&B", 0xBEE1)
-    place, buffer = 7, b""
-    while place + _CHUNK_HEADER.size <= len(data):
-        left = _BLOCK - place % _BLOCK
-        if left < _CHUNK_HEADER.size:
-            place += left
+    offset, buffer = 7, b""
+    while offset + _CHUNK_HEADER.size <= len(data):
+        remaining = _BLOCK - offset % _BLOCK
+        if remaining < _CHUNK_HEADER.size:
+            offset += remaining
             continue
-        _, length, kind = _CHUNK_HEADER.unpack_from(data, place)
+        _, length, kind = _CHUNK_HEADER.unpack_from(data, offset)
         if (length, kind) == (0, 0):
             return
-        start = place + _CHUNK_HEADER.size
-        place = start + length
-        chunk = data[start:place]
+        start = offset + _CHUNK_HEADER.size
+        offset = start + length
+        chunk = data[start:offset]
         buffer = chunk if kind in (_FULL, _FIRST) else buffer + chunk
         if kind in (_FULL, _LAST):
             record = messages.Record()  # type: ignore[attr-defined]

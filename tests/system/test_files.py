@@ -19,13 +19,13 @@ from finetune.system.files import (
     write_folder_atomically,
     write_text,
 )
-from tests.support.helpers import names_in, tiny_disk
+from tests.support.helpers import list_names, mount_tiny_disk
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Yield the mount point of a file system of 64 kB."""
-    with tiny_disk(tmp_path / "disk", size="64k") as disk:
+    with mount_tiny_disk(tmp_path / "disk", size="64k") as disk:
         yield disk
 
 
@@ -45,7 +45,7 @@ def test_write_file_atomically_renames_at_the_end_of_the_block(tmp_path: Path) -
         assert temporary.parent == file.parent, "a rename across file systems is not atomic"
         assert not file.exists()
     assert file.read_text() == "whole"
-    assert names_in(file.parent) == ["a.txt"]
+    assert list_names(file.parent) == ["a.txt"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mine"), KeyboardInterrupt()])
@@ -59,7 +59,7 @@ def test_write_file_atomically_exception_keeps_the_old_file(
         raise error
     assert caught.value is error, "errors of other kinds are not replaced"
     assert file.read_text() == "old"
-    assert names_in(tmp_path) == ["a.txt"]
+    assert list_names(tmp_path) == ["a.txt"]
 
 
 def test_write_folder_atomically_replaces_the_old_folder(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_write_folder_atomically_replaces_the_old_folder(tmp_path: Path) -> None
             (temporary / "deep" / name).write_text(name)
             assert (folder / "deep" / "first").exists() is (name == "second")
     assert [path.name for path in (folder / "deep").iterdir()] == ["second"]
-    assert names_in(tmp_path) == ["bundle"]
+    assert list_names(tmp_path) == ["bundle"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mine"), KeyboardInterrupt()])
@@ -83,8 +83,8 @@ def test_write_folder_atomically_exception_keeps_the_old_folder(
     with pytest.raises(type(error)), write_folder_atomically(folder) as temporary:  # noqa: PT012
         (temporary / "new").touch()
         raise error
-    assert names_in(folder) == ["old"]
-    assert names_in(tmp_path) == ["bundle"]
+    assert list_names(folder) == ["old"]
+    assert list_names(tmp_path) == ["bundle"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_write_text_full_disk_raises_storage_error_and_keeps_old_file(small_disk
     with pytest.raises(StorageError, match=r"a\.bin: no space .*--output"):
         write_text(file, "x" * 200_000)
     assert file.read_bytes() == b"old"
-    assert names_in(small_disk) == ["a.bin"]
+    assert list_names(small_disk) == ["a.bin"]
 
 
 def test_write_folder_atomically_full_disk_keeps_the_old_folder(small_disk: Path) -> None:
@@ -126,7 +126,7 @@ def test_write_folder_atomically_full_disk_keeps_the_old_folder(small_disk: Path
     ):
         (temporary / "a").write_bytes(bytes(200_000))
     assert (folder / "a").read_text() == "old"
-    assert names_in(small_disk) == ["bundle"]
+    assert list_names(small_disk) == ["bundle"]
 
 
 def test_write_text_parent_is_a_file_raises_storage_error(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_replace_symlink_changes_the_target(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(exist_ok=True)
         replace_symlink(link, name)
         assert link.readlink() == Path(name)
-    assert names_in(tmp_path) == ["latest", "one", "two"]
+    assert list_names(tmp_path) == ["latest", "one", "two"]
 
 
 def test_replace_symlink_replaces_dangling_links_but_no_folders(tmp_path: Path) -> None:
@@ -234,9 +234,9 @@ def test_replace_symlink_replaces_dangling_links_but_no_folders(tmp_path: Path) 
     (tmp_path / "mine").mkdir()
     replace_symlink(tmp_path / "mine", "new")
     assert not (tmp_path / "mine").is_symlink()
-    assert names_in(tmp_path) == ["latest", "mine"]
+    assert list_names(tmp_path) == ["latest", "mine"]
 
 
 def test_replace_symlink_in_missing_folder_does_nothing(tmp_path: Path) -> None:
     replace_symlink(tmp_path / "missing" / "latest", "new")
-    assert names_in(tmp_path) == []
+    assert list_names(tmp_path) == []

@@ -10,7 +10,7 @@ import pytest
 
 from finetune.errors import RunFolderError, StorageError
 from finetune.system import run_folder
-from tests.support.helpers import names_in, tiny_disk
+from tests.support.helpers import list_names, mount_tiny_disk
 
 
 def create_run(path: Path) -> run_folder.RunFolder:
@@ -31,14 +31,14 @@ def test_create_writes_first_files_and_points_latest_at_run(tmp_path: Path) -> N
         assert run.manifest_path.read_text() == "path\n"
         assert run.rejected_path.read_text() == "path,reason\n"
         assert (tmp_path / "runs" / "latest").resolve() == run.path.resolve()
-    assert names_in(tmp_path / "runs") == ["latest", "one", "two"]
+    assert list_names(tmp_path / "runs") == ["latest", "one", "two"]
 
 
 def test_check_unused_empty_or_missing_folder_passes_and_creates_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     run_folder.check_unused(tmp_path / "empty")
     run_folder.check_unused(tmp_path / "new" / "deep")
-    assert names_in(tmp_path) == ["empty"]
+    assert list_names(tmp_path) == ["empty"]
 
 
 def test_create_existing_run_raises_run_folder_error_with_resume_command(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_check_unused_parent_is_a_file_raises_storage_error(tmp_path: Path) -> N
 
 
 def test_create_full_disk_raises_storage_error_and_leaves_nothing(tmp_path: Path) -> None:
-    with tiny_disk(tmp_path / "disk", size="16k") as disk:
+    with mount_tiny_disk(tmp_path / "disk", size="16k") as disk:
         with pytest.raises(StorageError, match="no space"):
             run_folder.create(
                 disk / "run",
@@ -74,7 +74,7 @@ def test_create_full_disk_raises_storage_error_and_leaves_nothing(tmp_path: Path
                 audit_json="",
                 audit_csv="",
             )
-        assert names_in(disk) == []
+        assert list_names(disk) == []
 
 
 def test_open_existing_follows_latest_link(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_lock_run_held_by_other_raises_run_folder_error_with_process_id(tmp_path
     ):
         raise AssertionError
     with run_folder.lock_run(run):
-        assert names_in(run.path)
+        assert list_names(run.path)
 
 
 def test_lock_run_released_during_wait_is_acquired(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from finetune.training.checkpoint_io import (
     rename_callback_states,
     verify_checkpoint,
 )
-from tests.support.helpers import tiny_disk
+from tests.support.helpers import mount_tiny_disk
 
 
 class Unpicklable:
@@ -50,7 +50,7 @@ def test_save_checkpoint_failure_keeps_previous_file_only(tmp_path: Path) -> Non
 def test_save_checkpoint_full_disk_keeps_previous_file_and_raises_storage_error(
     tmp_path: Path,
 ) -> None:
-    with tiny_disk(tmp_path / "disk", size="1m") as disk:
+    with mount_tiny_disk(tmp_path / "disk", size="1m") as disk:
         checkpoint_io = AtomicCheckpointIO()
         checkpoint_io.save_checkpoint({"epoch": 1}, disk / "last.ckpt")
         with pytest.raises(StorageError, match=r"last\.ckpt") as raised:

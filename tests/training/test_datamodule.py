@@ -14,7 +14,7 @@ from finetune.data.images.source import FileSource
 from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.training.datamodule import ImageDataModule
 from finetune.types import Reporter
-from tests.support.runs import small_training
+from tests.support.runs import create_small_training
 
 
 def build_datamodule(
@@ -27,7 +27,7 @@ def build_datamodule(
     **settings: object,
 ) -> ImageDataModule:
     """Return the data module of a rank after ``epoch`` epochs and ``steps`` of the next one."""
-    training = small_training(
+    training = create_small_training(
         root, trainer__devices=world_size, model__batch_norm="frozen", **settings
     )
     datamodule = enable_cache(training, reporter=Reporter()).datamodule

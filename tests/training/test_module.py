@@ -34,7 +34,13 @@ from finetune.training.trainer import TrainerOptions, create_trainer, fit
 from finetune.types import Reporter
 from tests.support.networks import randomise
 from tests.support.processes import run_on_ranks, train_on_rank
-from tests.support.runs import checkpoint, largest_difference, rows, small_training, write_weights
+from tests.support.runs import (
+    compute_largest_difference,
+    create_small_training,
+    load_checkpoint,
+    read_rows,
+    write_weights,
+)
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -56,7 +62,7 @@ def replace_criterion(training: Training, criterion: Criterion) -> Training:
 
 
 def test_forward_equals_timm_on_normalised_pixels(animals: Path) -> None:
-    module = small_training(animals).module.eval()
+    module = create_small_training(animals).module.eval()
     randomise(module.classifier.network)
     images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     pixels = normalize(images.permute(0, 3, 1, 2) / 255, list(module.spec.mean), [*module.spec.std])
@@ -79,9 +85,9 @@ def test_training_epoch_equals_plain_pytorch_loop(animals: Path, tmp_path: Path)
         "model__batch_norm": "frozen",
         "trainer__epochs": 1,
     }
-    training = small_training(animals, **settings)
+    training = create_small_training(animals, **settings)
     randomise(training.module.classifier.network)
-    reference = small_training(animals, **settings)
+    reference = create_small_training(animals, **settings)
     randomise(reference.module.classifier.network)
     trainer = run(training, tmp_path, epochs=1)
 
@@ -121,7 +127,7 @@ def test_training_epoch_equals_plain_pytorch_loop(animals: Path, tmp_path: Path)
 
 
 def test_validation_metrics_equal_scikit_learn(animals: Path, tmp_path: Path) -> None:
-    training = small_training(animals, optim__lr=0.05)
+    training = create_small_training(animals, optim__lr=0.05)
     randomise(training.module.classifier.network)
     trainer = run(training, tmp_path)
     network = training.module.eval()
@@ -144,7 +150,7 @@ def test_validation_metrics_equal_scikit_learn(animals: Path, tmp_path: Path) ->
 
 
 def test_logged_learning_rates_are_those_of_the_last_step(animals: Path, tmp_path: Path) -> None:
-    training = small_training(
+    training = create_small_training(
         animals,
         trainer__epochs=4,
         trainer__accumulate_grad_batches=2,
@@ -164,7 +170,7 @@ def test_logged_learning_rates_are_those_of_the_last_step(animals: Path, tmp_pat
     )
     fit(trainer, training.module, training.datamodule, checkpoint_path=None)
     groups = training.module.classifier.groups
-    metrics = rows(tmp_path)
+    metrics = read_rows(tmp_path)
     assert len(metrics) == 4
     for epoch, row in enumerate(metrics):
         assert int(row["step"]) == 3 * (epoch + 1)
@@ -176,7 +182,7 @@ def test_logged_learning_rates_are_those_of_the_last_step(animals: Path, tmp_pat
 def build_mixup_module(animals: Path, **settings: Any) -> ClassificationModule:
     """Return a module with mixup in training mode, without a trainer."""
     settings = {"augment__mixup": 0.4, "model__batch_norm": "frozen", **settings}
-    training = small_training(animals, **settings)
+    training = create_small_training(animals, **settings)
     randomise(training.module.classifier.network)
     return training.module.train()
 
@@ -299,7 +305,9 @@ def test_mixup_accumulated_batches_share_the_step(
         return compute_loss(self, batch, step)
 
     monkeypatch.setattr(ClassificationModule, "_compute_loss", record_call)
-    training = small_training(animals, trainer__accumulate_grad_batches=2, augment__mixup=0.2)
+    training = create_small_training(
+        animals, trainer__accumulate_grad_batches=2, augment__mixup=0.2
+    )
     trainer = create_trainer(
         tmp_path,
         build_trainer_options(training.config),
@@ -329,9 +337,9 @@ def test_mixup_two_ranks_equal_one_process(animals: Path, tmp_path: Path) -> Non
     )
     assert not isinstance(single, str)
     assert not isinstance(plain, str)
-    assert largest_difference(single[0], plain[0]) > 1e-3
+    assert compute_largest_difference(single[0], plain[0]) > 1e-3
     for rank in ranks:
-        assert largest_difference(rank[0], single[0]) <= 1e-6
+        assert compute_largest_difference(rank[0], single[0]) <= 1e-6
         assert rank[1] == pytest.approx(single[1], abs=1e-6)
 
 
@@ -356,16 +364,16 @@ def test_fit_nan_loss_raises_training_error_and_keeps_checkpoint(
     last = tmp_path / "checkpoints" / "last.ckpt"
     corrupter = WeightCorrupter(1, last)
     with pytest.raises(TrainingError, match=r"\bnan\b.*epoch 2\b.*optim\.lr"):
-        run(small_training(animals), tmp_path, corrupter, epochs=3)
-    assert checkpoint(tmp_path)["epoch"] == 0
+        run(create_small_training(animals), tmp_path, corrupter, epochs=3)
+    assert load_checkpoint(tmp_path)["epoch"] == 0
     assert hashlib.sha256(last.read_bytes()).hexdigest() == corrupter.digest
 
 
 def test_checkpoint_holds_card_as_plain_values(animals: Path, tmp_path: Path) -> None:
-    training = small_training(animals, trainer__epochs=1)
+    training = create_small_training(animals, trainer__epochs=1)
     run(training, tmp_path, epochs=1)
     for name in ("best", "last"):
-        card = checkpoint(tmp_path, name)[CARD_KEY]
+        card = load_checkpoint(tmp_path, name)[CARD_KEY]
         assert card["classes"] == ["ant", "bee", "cow"]
         assert card["backbone"] == "test_resnet"
         assert card["spec"]["input_size"] == [3, 32, 32]
@@ -373,7 +381,7 @@ def test_checkpoint_holds_card_as_plain_values(animals: Path, tmp_path: Path) ->
 
 
 def test_configure_optimizers_includes_frozen_parameters(animals: Path) -> None:
-    module = small_training(animals, unfreeze__name="linear_probe").module
+    module = create_small_training(animals, unfreeze__name="linear_probe").module
     module.classifier.set_depth(1)
     configuration = cast(dict[str, Any], module.configure_optimizers())
     parameter_ids = [
@@ -394,8 +402,8 @@ def sample_dropout_mask(training: Training, *, epoch: int, rank: int) -> Tensor:
 
 
 def test_dropout_depends_on_seed_epoch_and_rank_only(animals: Path) -> None:
-    training = small_training(animals, seed=3)
-    other = small_training(animals, seed=4)
+    training = create_small_training(animals, seed=3)
+    other = create_small_training(animals, seed=4)
     with torch.random.fork_rng():
         first = sample_dropout_mask(training, epoch=1, rank=0)
         torch.rand(7)
@@ -406,7 +414,7 @@ def test_dropout_depends_on_seed_epoch_and_rank_only(animals: Path) -> None:
 
 def test_resume_epoch_places_loss_sum_on_root_device(animals: Path) -> None:
     """Callbacks are restored before the network is moved, and the last step may already be done."""
-    module = small_training(animals).module
+    module = create_small_training(animals).module
     device = torch.device("meta")
     module._trainer = cast(Any, SimpleNamespace(strategy=SimpleNamespace(root_device=device)))
     module.resume_epoch(EpochSums(1.5, 3, {}))

@@ -12,8 +12,8 @@ from finetune.training.param_groups import (
     create_optimizer,
     get_learning_rates,
 )
-from tests.support.networks import changed, randomise, snapshot
-from tests.support.runs import largest_difference
+from tests.support.networks import copy_state, find_changed, randomise
+from tests.support.runs import compute_largest_difference
 
 BACKBONES = ["test_resnet", "test_vit", "resnet10t", "test_convnext"]
 
@@ -92,7 +92,7 @@ def test_create_optimizer_fused_equals_unfused(name: str, momentum: float) -> No
     for fused in (True, False):
         network = build_network("test_resnet")
         randomise(network)
-        before = snapshot(network)
+        before = copy_state(network)
         groups = find_layer_groups(network)
         param_groups = build_param_groups(
             network, groups, learning_rates=[1e-3] * len(groups), weight_decay=0.05
@@ -105,10 +105,10 @@ def test_create_optimizer_fused_equals_unfused(name: str, momentum: float) -> No
             for parameter in network.parameters():
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
             optimizer.step()
-        assert changed(before, network) >= {n for n, _ in network.named_parameters()}
-        final_states.append(snapshot(network))
+        assert find_changed(before, network) >= {n for n, _ in network.named_parameters()}
+        final_states.append(copy_state(network))
         assert network(images).isfinite().all()
-    assert largest_difference(*final_states) <= 1e-7
+    assert compute_largest_difference(*final_states) <= 1e-7
 
 
 def test_get_learning_rates_returns_present_rates_by_layer_group() -> None:

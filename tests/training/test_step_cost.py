@@ -26,8 +26,8 @@ from finetune.training.module import ClassificationModule, Recipe
 from finetune.training.param_groups import build_param_groups, create_optimizer
 from finetune.training.step_cost import StepCost, StepProfiler
 from finetune.types import Draw, PreprocessSpec
-from tests.support.networks import snapshot
-from tests.support.runs import assert_same_bits, small_training
+from tests.support.networks import copy_state
+from tests.support.runs import assert_same_bits, create_small_training
 
 PIXELS = 3 * 8 * 8
 FLOAT, HALF, INDEX = 4, 2, 8  # bytes per value
@@ -216,7 +216,7 @@ def measure_live_bytes(module: ClassificationModule, depth: int, size: int) -> i
 def test_step_profiler_real_networks_match_live_bytes(
     settings: dict[str, Any], animals: Path
 ) -> None:
-    module = small_training(animals, **settings).module
+    module = create_small_training(animals, **settings).module
     buffers = sum(buffer.nbytes for buffer in module.classifier.buffers())
     for depth in (1, 3, len(module.classifier.groups)):
         cost = build_profiler(module).measure(depth)
@@ -229,7 +229,7 @@ def test_step_profiler_real_networks_match_live_bytes(
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 def test_step_profiler_memory_grows_with_depth(backbone: str, animals: Path) -> None:
-    training = small_training(animals, model__backbone=backbone, data__image_size=64)
+    training = create_small_training(animals, model__backbone=backbone, data__image_size=64)
     depths = range(1, len(training.module.classifier.groups) + 1)
     costs = [measure(training, depth) for depth in depths]
     for name in ("activation_bytes", "gradient_bytes", "optimizer_bytes"):
@@ -242,7 +242,8 @@ def test_step_profiler_memory_grows_with_depth(backbone: str, animals: Path) -> 
 def test_step_profiler_grad_checkpointing_reduces_activations(backbone: str, animals: Path) -> None:
     settings = {"model__backbone": backbone, "model__batch_norm": "frozen", "data__image_size": 64}
     plain, checkpointed = (
-        small_training(animals, **settings, model__grad_checkpointing=on) for on in (False, True)
+        create_small_training(animals, **settings, model__grad_checkpointing=on)
+        for on in (False, True)
     )
     depth = len(plain.module.classifier.groups)
     assert (
@@ -260,7 +261,7 @@ def test_step_profiler_grad_checkpointing_reduces_activations(backbone: str, ani
 def test_step_profiler_counts_parameters_gradients_and_optimizer_exactly(
     optimizer: str, momentum: float, numbers: int, steps: int, animals: Path
 ) -> None:
-    training = small_training(animals, optim__name=optimizer, optim__momentum=momentum)
+    training = create_small_training(animals, optim__name=optimizer, optim__momentum=momentum)
     classifier = training.module.classifier
     parameters = [p.numel() for p in classifier.parameters()]
     norms = [m for m in classifier.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -284,17 +285,17 @@ def test_step_profiler_counts_parameters_gradients_and_optimizer_exactly(
 
 
 def test_step_profiler_leaves_module_and_generators_unchanged(animals: Path) -> None:
-    training = small_training(animals, model__batch_norm="train", model__drop_rate=0.5)
+    training = create_small_training(animals, model__batch_norm="train", model__drop_rate=0.5)
     module = training.module
     module.classifier.set_depth(2)
-    before = snapshot(module)
+    before = copy_state(module)
     flags = [layer.training for layer in module.modules()]
     requires_grad = [parameter.requires_grad for parameter in module.parameters()]
     states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
     profiler = build_profiler(module)
     for depth in (6, 1):
         profiler.measure(depth)
-    assert_same_bits(snapshot(module), before)
+    assert_same_bits(copy_state(module), before)
     assert [layer.training for layer in module.modules()] == flags
     assert [parameter.requires_grad for parameter in module.parameters()] == requires_grad
     assert module.classifier.depth == 2
@@ -303,8 +304,8 @@ def test_step_profiler_leaves_module_and_generators_unchanged(animals: Path) -> 
     assert random.getstate() == states[1]
     assert str(np.random.get_state()) == states[2]
     # the copy did train: its statistics and weights have changed
-    after = snapshot(profiler.classifier)
-    assert not all(torch.equal(after[n], t) for n, t in snapshot(module.classifier).items())
+    after = copy_state(profiler.classifier)
+    assert not all(torch.equal(after[n], t) for n, t in copy_state(module.classifier).items())
 
 
 def sleep_per_image(logits: Tensor, labels: Tensor, *, seconds: float, sizes: list[int]) -> Tensor:
@@ -368,7 +369,7 @@ def test_step_profiler_error_with_few_images_is_raised(kind: type[Exception], me
 
 
 def test_step_profiler_uses_normalised_training_images(animals: Path) -> None:
-    training = small_training(animals)
+    training = create_small_training(animals)
     batch = training.datamodule.train_dataset.__getitems__([Draw(row, 0, 0) for row in range(3)])
     profiler = StepProfiler(
         training.module, batch, batch_size=4, device=torch.device("cpu"), precision="32-true"

@@ -20,8 +20,13 @@ from finetune.errors import RunFolderError, StorageError, TrainingError
 from finetune.training.callbacks.checkpoint import RelocatableCheckpoint
 from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
 from finetune.training.trainer import TrainerOptions, create_trainer, fit
-from tests.support.helpers import tiny_disk
-from tests.support.runs import assert_same_bits, checkpoint, small_training, weights
+from tests.support.helpers import mount_tiny_disk
+from tests.support.runs import (
+    assert_same_bits,
+    create_small_training,
+    load_checkpoint,
+    load_weights,
+)
 
 
 def build_trainer(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
@@ -48,11 +53,11 @@ def test_fit_full_disk_raises_storage_error_and_keeps_checkpoints(
     animals: Path, tmp_path: Path
 ) -> None:
     # two checkpoints fit, but no third: each has 1.5 MB of weights and as much momentum
-    with tiny_disk(tmp_path / "disk", size="7m") as disk:
-        training = small_training(animals, optim__name="sgd")
+    with mount_tiny_disk(tmp_path / "disk", size="7m") as disk:
+        training = create_small_training(animals, optim__name="sgd")
         with pytest.raises(StorageError, match=re.escape(str(disk))):
             run(training, disk, DiskFiller(disk), max_epochs=3)
-        assert checkpoint(disk)["epoch"] == 0
+        assert load_checkpoint(disk)["epoch"] == 0
         assert sorted(file.name for file in (disk / "checkpoints").iterdir()) == [
             "best.ckpt",
             "last.ckpt",
@@ -125,7 +130,7 @@ def test_create_trainer_takes_ranks_from_launch_not_from_slurm_variables(
 def test_fit_foreign_hpc_checkpoint_raises_run_folder_error(animals: Path, tmp_path: Path) -> None:
     (tmp_path / "hpc_ckpt_3.ckpt").write_bytes(b"of another experiment")
     with pytest.raises(RunFolderError, match=r"hpc_ckpt_3\.ckpt"):
-        run(small_training(animals), tmp_path)
+        run(create_small_training(animals), tmp_path)
 
 
 class ScoreReplacer(Callback):
@@ -142,9 +147,9 @@ class ScoreReplacer(Callback):
 def test_best_checkpoint_is_kept_while_later_epochs_are_worse(
     animals: Path, tmp_path: Path
 ) -> None:
-    run(small_training(animals), tmp_path, ScoreReplacer(0.5, 0.9, 0.2, 0.9), max_epochs=4)
-    assert checkpoint(tmp_path, "best")["epoch"] == 1
-    assert checkpoint(tmp_path)["epoch"] == 3
+    run(create_small_training(animals), tmp_path, ScoreReplacer(0.5, 0.9, 0.2, 0.9), max_epochs=4)
+    assert load_checkpoint(tmp_path, "best")["epoch"] == 1
+    assert load_checkpoint(tmp_path)["epoch"] == 3
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -153,13 +158,13 @@ def test_best_score_survives_resume_in_moved_run_folder(
 ) -> None:
     folder = tmp_path / "runs" / "first"
     scores = ScoreReplacer(0.5, 0.9, 0.2, 0.3)
-    run(small_training(animals, trainer__epochs=4), folder, scores, max_epochs=2)
-    before = weights(folder, "best")
+    run(create_small_training(animals, trainer__epochs=4), folder, scores, max_epochs=2)
+    before = load_weights(folder, "best")
     if moved:
         folder = folder.rename(tmp_path / "elsewhere")
-    trainer = run(small_training(animals, trainer__epochs=4), folder, scores, max_epochs=4)
-    assert checkpoint(folder, "best")["epoch"] == 1
-    assert_same_bits(weights(folder, "best"), before)
+    trainer = run(create_small_training(animals, trainer__epochs=4), folder, scores, max_epochs=4)
+    assert load_checkpoint(folder, "best")["epoch"] == 1
+    assert_same_bits(load_weights(folder, "best"), before)
     best, _ = get_checkpoint_callbacks(trainer)
     assert isinstance(best, RelocatableCheckpoint)
     assert best.best_model_path == str(folder / "checkpoints" / "best.ckpt")
@@ -169,10 +174,22 @@ def test_best_score_survives_resume_in_moved_run_folder(
 def test_early_stopping_count_survives_resume(animals: Path, tmp_path: Path) -> None:
     scores = ScoreReplacer(0.9, 0.2, 0.3, 0.4, 0.5, 0.6)
     settings: dict[str, Any] = {"patience": 3}
-    run(small_training(animals, trainer__epochs=6), tmp_path, scores, max_epochs=2, **settings)
-    assert checkpoint(tmp_path)["epoch"] == 1
-    run(small_training(animals, trainer__epochs=6), tmp_path, scores, max_epochs=6, **settings)
-    assert checkpoint(tmp_path)["epoch"] == 3
+    run(
+        create_small_training(animals, trainer__epochs=6),
+        tmp_path,
+        scores,
+        max_epochs=2,
+        **settings,
+    )
+    assert load_checkpoint(tmp_path)["epoch"] == 1
+    run(
+        create_small_training(animals, trainer__epochs=6),
+        tmp_path,
+        scores,
+        max_epochs=6,
+        **settings,
+    )
+    assert load_checkpoint(tmp_path)["epoch"] == 3
 
 
 class ErrorRaiser(Callback):
@@ -192,9 +209,9 @@ def test_fit_ctrl_c_raises_keyboard_interrupt_and_restores_handler(
     # the background jobs of a shell ignore SIGINT, which is also what Lightning leaves behind
     previous_handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
-        run(small_training(animals), tmp_path, ErrorRaiser(KeyboardInterrupt()))
+        run(create_small_training(animals), tmp_path, ErrorRaiser(KeyboardInterrupt()))
     assert signal.signal(signal.SIGINT, previous_handler) is signal.default_int_handler
-    assert checkpoint(tmp_path)["epoch"] == 0
+    assert load_checkpoint(tmp_path)["epoch"] == 0
 
 
 @pytest.mark.parametrize(
@@ -212,17 +229,17 @@ def test_fit_backend_error_of_lost_peer_raises_training_error(
     message: str, animals: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(TrainingError, match=r"--resume"):
-        run(small_training(animals), tmp_path, ErrorRaiser(RuntimeError(message)))
+        run(create_small_training(animals), tmp_path, ErrorRaiser(RuntimeError(message)))
 
 
 def test_fit_other_error_is_reraised_unchanged(animals: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="of my own") as raised:
-        run(small_training(animals), tmp_path, ErrorRaiser(RuntimeError("of my own")))
+        run(create_small_training(animals), tmp_path, ErrorRaiser(RuntimeError("of my own")))
     assert not isinstance(raised.value, TrainingError)
 
 
 def test_fit_prints_nothing(
     animals: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run(small_training(animals), tmp_path)
+    run(create_small_training(animals), tmp_path)
     assert capfd.readouterr() == ("", "")

@@ -16,7 +16,12 @@ from finetune.errors import ConfigError
 from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
 from finetune.training.trainer import create_trainer, fit
 from finetune.training.weight_average import WeightAverage
-from tests.support.runs import checkpoint, rows, small_config, small_training
+from tests.support.runs import (
+    create_small_config,
+    create_small_training,
+    load_checkpoint,
+    read_rows,
+)
 
 
 class Network(nn.Module):
@@ -98,7 +103,7 @@ def test_fit_averages_last_steps_and_trains_from_current_weights(
         "optim__lr": 0.01,
         "trainer__accumulate_grad_batches": accumulate,
     }
-    training = small_training(animals, optim__swa_fraction=0.5, **settings)
+    training = create_small_training(animals, optim__swa_fraction=0.5, **settings)
     recorder = WeightRecorder()
     trainer = create_trainer(
         tmp_path,
@@ -109,7 +114,7 @@ def test_fit_averages_last_steps_and_trains_from_current_weights(
     fit(trainer, training.module, training.datamodule, checkpoint_path=None)
     steps = recorder.weights[accumulate - 1 :: accumulate]
     assert len(steps) == 6
-    state = checkpoint(tmp_path)
+    state = load_checkpoint(tmp_path)
     name = next(name for name, _ in training.module.named_parameters())
     torch.testing.assert_close(
         state[AVERAGE_KEY]["tensors"][name], torch.stack(steps[3:]).mean(dim=0)
@@ -124,7 +129,7 @@ def test_fit_averages_last_steps_and_trains_from_current_weights(
 def test_fit_validates_the_averaged_weights_of_the_bundle(animals: Path, tmp_path: Path) -> None:
     for fraction in (0.0, 0.5):
         run = tmp_path / f"{fraction:g}"
-        config = small_config(
+        config = create_small_config(
             data__path=str(animals),
             output=str(run),
             unfreeze__name="all",
@@ -133,10 +138,10 @@ def test_fit_validates_the_averaged_weights_of_the_bundle(animals: Path, tmp_pat
             trainer__monitor="loss",
         )
         metrics = run_fit(config).metrics["val"]
-        best = min(float(row["val/loss"]) for row in rows(run))
+        best = min(float(row["val/loss"]) for row in read_rows(run))
         assert metrics["loss"] == pytest.approx(best, rel=1e-5)
-    assert rows(tmp_path / "0")[0]["val/loss"] == rows(tmp_path / "0.5")[0]["val/loss"]
-    assert rows(tmp_path / "0")[1]["val/loss"] != rows(tmp_path / "0.5")[1]["val/loss"]
+    assert read_rows(tmp_path / "0")[0]["val/loss"] == read_rows(tmp_path / "0.5")[0]["val/loss"]
+    assert read_rows(tmp_path / "0")[1]["val/loss"] != read_rows(tmp_path / "0.5")[1]["val/loss"]
 
 
 def test_weight_average_state_of_other_start_step_is_ignored() -> None:
@@ -155,17 +160,17 @@ def test_weight_average_state_of_other_start_step_is_ignored() -> None:
 
 def test_swa_fraction_below_two_steps_raises_config_error(animals: Path) -> None:
     with pytest.raises(ConfigError, match=r"optim\.swa_fraction=0\.1\b.*trainer\.epochs"):
-        small_training(animals, optim__swa_fraction=0.1)
+        create_small_training(animals, optim__swa_fraction=0.1)
 
 
 def test_swa_fraction_with_unsynchronized_batch_norm_raises_config_error(animals: Path) -> None:
     with pytest.raises(ConfigError, match=r"optim\.swa_fraction=0\.5 .*model\.batch_norm=train"):
-        small_training(animals, optim__swa_fraction=0.5, trainer__devices=2)
+        create_small_training(animals, optim__swa_fraction=0.5, trainer__devices=2)
 
 
 def test_resume_longer_run_continues_average_bit_identically(animals: Path, tmp_path: Path) -> None:
     def build_config(name: str, epochs: int) -> Config:
-        return small_config(
+        return create_small_config(
             data__path=str(animals),
             output=str(tmp_path / name),
             unfreeze__name="all",
@@ -179,7 +184,7 @@ def test_resume_longer_run_continues_average_bit_identically(animals: Path, tmp_
     run_fit(build_config("resumed", 1))
     resume(tmp_path / "resumed", assignments={"trainer.epochs": 2})
     uninterrupted, resumed = (
-        checkpoint(tmp_path / name)[AVERAGE_KEY] for name in ("uninterrupted", "resumed")
+        load_checkpoint(tmp_path / name)[AVERAGE_KEY] for name in ("uninterrupted", "resumed")
     )
     assert resumed["count"] == uninterrupted["count"] == 6
     for name, tensor in uninterrupted["tensors"].items():

@@ -22,13 +22,13 @@ from finetune.models import throughput as forward_cost
 from finetune.models.throughput import count_macs
 from finetune.models.weights_folder import find_weights
 from finetune.probe.cross_validation import fit_head
-from tests.support.helpers import Recorder, everything
+from tests.support.helpers import RecordingReporter, list_tree
 from tests.support.runs import write_photos, write_weights
 
 BACKBONES = ("test_resnet", "test_vit")
 
 
-class ProbeRecorder(Recorder):
+class ProbeRecorder(RecordingReporter):
     """Recorder that also keeps the results of probes."""
 
     def __init__(self) -> None:
@@ -314,7 +314,7 @@ def test_compare_invalid_arguments_raise_before_any_work(
     monkeypatch.setenv("MASTER_PORT", "29500")
     with pytest.raises(ConfigError, match=r"finetune compare .* 2"):
         compare(config, ["test_vit"], weights=str(weights_dir))
-    assert everything(tmp_path) == ["taken"]
+    assert list_tree(tmp_path) == ["taken"]
 
 
 def test_compare_unreachable_hub_weights_raise_model_error(

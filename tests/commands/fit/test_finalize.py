@@ -17,7 +17,13 @@ from finetune.evaluation.calibration import calibrate
 from finetune.inference.predictor import Predictor
 from finetune.inference.scoring import evaluate_logits
 from finetune.types import Split
-from tests.support.runs import manifest_of, rows, small_config, write_photos, write_weights
+from tests.support.runs import (
+    build_photo_manifest,
+    create_small_config,
+    read_rows,
+    write_photos,
+    write_weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def fit(photos: Path, output: Path, **more: object) -> finetune.commands.fit.fit
         "optim__lr": 0.01,
         "trainer__epochs": 3,
     }
-    return finetune.fit(small_config(**settings | more))
+    return finetune.fit(create_small_config(**settings | more))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +53,7 @@ def calibrated(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_temperature_is_fitted_to_validation_images(calibrated: Any, photos: Path) -> None:
-    manifest = manifest_of(photos)
+    manifest = build_photo_manifest(photos)
     held_out = manifest.get_samples(Split.VAL)
     best = load_model(calibrated.run_dir / "checkpoints" / "best.ckpt")
     assert best.card.temperature == 1
@@ -135,7 +141,7 @@ def test_rarest_class_without_validation_images_has_undefined_metrics(
         assert details["per_class"]["cow"]["recall"] is None
         readme = (run / "bundle" / "README.md").read_text(encoding="utf-8")
         assert "| val | rarest_third_recall | undefined |" in readme
-        table = rows(run)
+        table = read_rows(run)
         assert len(table) == (4 if probe == "on" else 3)
         assert all("val/rarest_third_recall" not in row for row in table)
         assert all(0 <= float(row["val/balanced_accuracy"]) <= 1 for row in table)

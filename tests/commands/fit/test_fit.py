@@ -16,9 +16,9 @@ from finetune.builders.cost import RunCost
 from finetune.config.load import build_config, read_config_file
 from finetune.errors import ConfigError, DataError, ModelError
 from finetune.training.callbacks.progress import Progress
-from tests.support.helpers import Recorder, noise
-from tests.support.runs import assert_same_bits, largest_difference, weights
-from tests.support.runs import finetune as run_in_process
+from tests.support.helpers import RecordingReporter, create_noise
+from tests.support.runs import assert_same_bits, compute_largest_difference, load_weights
+from tests.support.runs import run_finetune as run_in_process
 
 
 def build_run_config(data: Path, output: Path, **assignments: Any) -> finetune.Config:
@@ -164,7 +164,7 @@ def test_fit_batch_larger_than_memory_is_split_with_the_same_result(
     whole = finetune.fit(build_run_config(insects, tmp_path / "whole", **EXACT_SETTINGS))
     assert whole.plan["training"]["accumulate_grad_batches"] == 1
     limit_memory(monkeypatch, num_images=3)
-    recorder = Recorder()
+    recorder = RecordingReporter()
     split = finetune.fit(
         build_run_config(insects, tmp_path / "split", **EXACT_SETTINGS), reporter=recorder
     )
@@ -173,7 +173,9 @@ def test_fit_batch_larger_than_memory_is_split_with_the_same_result(
     memory = split.plan["cost"]["memory_gb"]
     assert memory["total"] <= memory["free"]
     assert [note for note in recorder.notes if "batch of 8" in note and "4 micro-batches" in note]
-    assert largest_difference(weights(split.run_dir), weights(whole.run_dir)) <= 1e-6
+    assert (
+        compute_largest_difference(load_weights(split.run_dir), load_weights(whole.run_dir)) <= 1e-6
+    )
     stored = build_config(read_config_file(split.run_dir / "config.yaml"))
     assert (stored.trainer.accumulate_grad_batches, stored.trainer.batch_size) == (4, 8)
 
@@ -183,7 +185,7 @@ def test_fit_explicit_accumulation_is_kept(
     accumulate: int, insects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit_memory(monkeypatch, num_images=1)
-    recorder = Recorder()
+    recorder = RecordingReporter()
     config = build_run_config(
         insects, tmp_path / "run", **{"trainer.accumulate_grad_batches": accumulate}
     )
@@ -241,8 +243,8 @@ def test_compiled_run_equals_uncompiled_run(insects: Path, tmp_path: Path) -> No
     assert "trainer.compile=true failed" not in run_compiled(
         insects, tmp_path / "plain", is_on=False
     )
-    plain, compiled = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
-    assert largest_difference(compiled, plain) <= 1e-4
+    plain, compiled = load_weights(tmp_path / "plain"), load_weights(tmp_path / "compiled")
+    assert compute_largest_difference(compiled, plain) <= 1e-4
 
 
 @pytest.mark.slow
@@ -255,7 +257,7 @@ def test_compile_without_compiler_notes_the_reason_and_continues(
     assert "trainer.compile=true failed" not in run_compiled(
         insects, tmp_path / "plain", is_on=False
     )
-    assert_same_bits(weights(tmp_path / "run"), weights(tmp_path / "plain"))
+    assert_same_bits(load_weights(tmp_path / "run"), load_weights(tmp_path / "plain"))
 
 
 def write_leaked_photos(root: Path) -> Path:
@@ -264,7 +266,9 @@ def write_leaked_photos(root: Path) -> Path:
         for label in ("cat", "dog"):
             (root / split / label).mkdir(parents=True)
             for number in numbers:
-                image = noise(seed=number + 50 * (label == "dog") + 7 * (split == "val"), width=99)
+                image = create_noise(
+                    seed=number + 50 * (label == "dog") + 7 * (split == "val"), width=99
+                )
                 image.save(root / split / label / f"{number}.png")
     shutil.copyfile(root / "train/cat/0.png", root / "val/cat/leak.png")
     return root

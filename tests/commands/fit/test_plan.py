@@ -11,7 +11,7 @@ import pytest
 import finetune
 from finetune.bundle.bundle import load_model
 from tests.conftest import CLASSES
-from tests.support.helpers import Recorder
+from tests.support.helpers import RecordingReporter
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
@@ -128,7 +128,7 @@ def test_plan_counts_rejected_files(photos: Path) -> None:
 
 
 def test_plan_fit_reduces_batch_size_to_the_images_with_a_note(photos: Path) -> None:
-    recorder = Recorder()
+    recorder = RecordingReporter()
     config = finetune.Config.model_validate(
         {
             "data": {"path": str(photos), "image_size": 32},

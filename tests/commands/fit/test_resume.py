@@ -16,12 +16,12 @@ from finetune.config.load import build_config, dump_commented_defaults, read_con
 from finetune.distributed.signals import StopRequest
 from finetune.errors import ConfigError, RunFolderError
 from finetune.training.callbacks.progress import Progress
-from tests.support.helpers import Recorder
+from tests.support.helpers import RecordingReporter
 from tests.support.runs import (
     assert_same_bits,
-    checkpoint,
-    rows,
-    weights,
+    load_checkpoint,
+    load_weights,
+    read_rows,
     write_photos,
     write_weights,
 )
@@ -55,7 +55,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, *, epoch: int, step: int) -> None:
     monkeypatch.setattr(Progress, "on_train_batch_end", stop)
 
 
-class ProbeRecorder(Recorder):
+class ProbeRecorder(RecordingReporter):
     """Records the number of images whose features a probe computed."""
 
     num_computed: int | None = None
@@ -72,17 +72,17 @@ def test_fit_resume_auto_continues_within_the_epoch(
     again = build_run_config(photos, tmp_path / "run")
     with monkeypatch.context() as patch:
         stop_at(patch, epoch=1, step=step)
-        recorder = Recorder()
+        recorder = RecordingReporter()
         with pytest.raises(StopRequest, match="SIGTERM"):
             finetune.fit(again, reporter=recorder)
     assert any(f"finetune fit --resume {tmp_path / 'run'}" in note for note in recorder.notes)
     # the process stops after the step in which the signal arrives
-    assert checkpoint(tmp_path / "run")["position"]["steps"] == step + 1
-    recorder = Recorder()
+    assert load_checkpoint(tmp_path / "run")["position"]["steps"] == step + 1
+    recorder = RecordingReporter()
     run = finetune.fit(again, reporter=recorder).run_dir
     assert any("epoch 2" in note and f"{step + 1} of its steps" in note for note in recorder.notes)
-    assert_same_bits(weights(run), weights(expected))
-    for row, other in zip(rows(run), rows(expected), strict=True):
+    assert_same_bits(load_weights(run), load_weights(expected))
+    for row, other in zip(read_rows(run), read_rows(expected), strict=True):
         assert {**row, "seconds": ""} == {**other, "seconds": ""}
 
 
@@ -98,19 +98,19 @@ def test_resume_with_other_accumulation_continues_with_the_same_images(
     run = finetune.resume(
         tmp_path / "run", assignments={"trainer.accumulate_grad_batches": 2}
     ).run_dir
-    for row, other in zip(rows(run), rows(expected), strict=True):
+    for row, other in zip(read_rows(run), read_rows(expected), strict=True):
         assert float(row["train/loss"]) == pytest.approx(float(other["train/loss"]), abs=1e-5)
         assert float(row["val/loss"]) == pytest.approx(float(other["val/loss"]), abs=1e-5)
 
 
 def test_fit_resume_auto_complete_run_and_changed_settings(photos: Path, tmp_path: Path) -> None:
     run = finetune.fit(build_run_config(photos, tmp_path / "run")).run_dir
-    recorder = Recorder()
+    recorder = RecordingReporter()
     finetune.fit(build_run_config(photos, run), reporter=recorder)
     assert any("complete" in note for note in recorder.notes)
     # more epochs extend the run, another learning rate is another run
     finetune.fit(build_run_config(photos, run, **{"trainer.epochs": 4}))
-    assert len(rows(run)) == 4
+    assert len(read_rows(run)) == 4
     with pytest.raises(ConfigError, match=r"optim\.lr .*0\.5"):
         finetune.fit(build_run_config(photos, run, **{"optim.lr": 0.5}))
     elsewhere = write_photos(tmp_path / "others")
@@ -142,7 +142,7 @@ def test_resume_with_more_epochs_warns_of_shifted_imbalance_phase(
 ) -> None:
     named = {"imbalance.strategy": strategy, "trainer.epochs": 4}
     run = finetune.fit(build_run_config(imbalanced, tmp_path / "run", **named)).run_dir
-    recorder = Recorder()
+    recorder = RecordingReporter()
     plan_resume(run, assignments={"trainer.epochs": 6}, reporter=recorder)
     (warning,) = recorder.warnings
     assert warning.startswith(f"imbalance.strategy={strategy}: ")
@@ -150,10 +150,10 @@ def test_resume_with_more_epochs_warns_of_shifted_imbalance_phase(
     assert f"epoch {before} of 4" in warning
     # the last of the four completed epochs belongs to the last phase
     assert ("repeat" in warning) == (now > 5)
-    recorder = Recorder()
+    recorder = RecordingReporter()
     finetune.resume(run, assignments={"trainer.epochs": 6}, reporter=recorder)
     assert recorder.warnings == [warning]
-    recorder = Recorder()
+    recorder = RecordingReporter()
     finetune.resume(run, reporter=recorder)
     assert recorder.warnings == []
 
@@ -164,7 +164,7 @@ def test_resume_with_more_epochs_of_a_constant_strategy_warns_of_nothing(
 ) -> None:
     named = {"imbalance.strategy": strategy, "trainer.epochs": 1}
     run = finetune.fit(build_run_config(imbalanced, tmp_path / "run", **named)).run_dir
-    recorder = Recorder()
+    recorder = RecordingReporter()
     finetune.resume(run, assignments={"trainer.epochs": 3}, reporter=recorder)
     assert recorder.warnings == []
 
@@ -175,7 +175,7 @@ def test_fit_resume_auto_accepts_the_batch_size_that_was_reduced(
     large = build_run_config(photos, tmp_path / "run", **{"trainer.batch_size": 100})
     run = finetune.fit(large).run_dir
     assert read_config_file(run / "config.yaml")["trainer"]["batch_size"] == 24
-    recorder = Recorder()
+    recorder = RecordingReporter()
     finetune.fit(large, reporter=recorder)
     assert any("complete" in note for note in recorder.notes)
 
@@ -196,11 +196,11 @@ def test_fit_resume_auto_accepts_explicit_auto(photos: Path, tmp_path: Path) -> 
         },
     )
     run = finetune.fit(small).run_dir
-    recorder = Recorder()
+    recorder = RecordingReporter()
     finetune.fit(small, reporter=recorder)
     assert any("complete" in note for note in recorder.notes)
     finetune.resume(run, flags={"trainer.epochs": ("--epochs", "auto")}, reporter=recorder)
-    assert len(rows(run)) == 1
+    assert len(read_rows(run)) == 1
 
 
 @pytest.mark.parametrize("unfreeze", ["linear_probe", "all"])

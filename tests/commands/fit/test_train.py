@@ -17,18 +17,18 @@ from finetune.config.schema import Config
 from finetune.errors import OutOfMemoryError
 from finetune.models.classifier import ImageClassifier
 from finetune.training.callbacks.progress import Progress
-from tests.support.helpers import Recorder
+from tests.support.helpers import RecordingReporter
 from tests.support.runs import (
     assert_same_bits,
-    largest_difference,
-    rows,
-    small_config,
-    small_training,
-    weights,
+    compute_largest_difference,
+    create_small_config,
+    create_small_training,
+    load_weights,
+    read_rows,
     write_photos,
     write_weights,
 )
-from tests.support.runs import finetune as run_in_process
+from tests.support.runs import run_finetune as run_in_process
 from tests.support.wandb_file import read_offline_runs
 
 CUDA_ERROR = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB.\nSee documentation"
@@ -54,7 +54,7 @@ def build_run_config(data: Path, output: Path, pretrained: Path, **more: Any) ->
         "trainer__epochs": 3,
         "output": str(output),
     }
-    return small_config(**{**settings, **more})
+    return create_small_config(**{**settings, **more})
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, *, epoch: int, num_images: int) -> None:
@@ -90,7 +90,7 @@ def test_out_of_memory_halves_micro_batch_with_the_same_result(
         build_run_config(animals, tmp_path / "half", pretrained, trainer__accumulate_grad_batches=2)
     ).run_dir
     limit_memory(monkeypatch, epoch=epoch, num_images=4)
-    recorder = Recorder()
+    recorder = RecordingReporter()
     run = finetune.fit(
         build_run_config(animals, tmp_path / "run", pretrained), reporter=recorder
     ).run_dir
@@ -101,13 +101,15 @@ def test_out_of_memory_halves_micro_batch_with_the_same_result(
     assert "2 micro-batches" in notes[0]
     assert recorder.warnings == []
     if epoch == 0:
-        assert_same_bits(weights(run), weights(half))
+        assert_same_bits(load_weights(run), load_weights(half))
     for other in (whole, half):
-        assert largest_difference(weights(run), weights(other)) <= 1e-6
-    start = small_training(animals, model__weights=str(pretrained)).module.state_dict()
-    assert largest_difference(weights(run), start) > 1e-2, "else equality to 1e-6 would be trivial"
-    assert [row["epoch"] for row in rows(run)] == ["1", "2", "3"]
-    assert [row["step"] for row in rows(run)] == ["3", "6", "9"]
+        assert compute_largest_difference(load_weights(run), load_weights(other)) <= 1e-6
+    start = create_small_training(animals, model__weights=str(pretrained)).module.state_dict()
+    assert compute_largest_difference(load_weights(run), start) > 1e-2, (
+        "else equality to 1e-6 would be trivial"
+    )
+    assert [row["epoch"] for row in read_rows(run)] == ["1", "2", "3"]
+    assert [row["step"] for row in read_rows(run)] == ["3", "6", "9"]
     assert read_stored_config(run) == read_stored_config(half).model_copy(
         update={"output": str(run)}
     )
@@ -117,7 +119,7 @@ def test_out_of_memory_with_one_image_raises_and_run_can_be_resumed(
     animals: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    recorder = Recorder()
+    recorder = RecordingReporter()
     with monkeypatch.context() as patch:
         limit_memory(patch, epoch=1, num_images=0)
         with pytest.raises(OutOfMemoryError) as caught:
@@ -130,10 +132,10 @@ def test_out_of_memory_with_one_image_raises_and_run_can_be_resumed(
     assert "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB." in message
     for name in ("1 image", "--image-size", "--backbone", "model.grad_checkpointing=true"):
         assert name in message
-    assert [row["epoch"] for row in rows(run)] == ["1"]
+    assert [row["epoch"] for row in read_rows(run)] == ["1"]
     finetune.resume(run, assignments={"trainer.accumulate_grad_batches": 1})
     whole = finetune.fit(build_run_config(animals, tmp_path / "whole", pretrained)).run_dir
-    assert_same_bits(weights(run), weights(whole))
+    assert_same_bits(load_weights(run), load_weights(whole))
 
 
 def test_out_of_memory_in_resumed_run_halves_micro_batch(
@@ -141,11 +143,11 @@ def test_out_of_memory_in_resumed_run_halves_micro_batch(
 ) -> None:
     run = finetune.fit(build_run_config(animals, tmp_path / "run", pretrained)).run_dir
     limit_memory(monkeypatch, epoch=3, num_images=4)
-    recorder = Recorder()
+    recorder = RecordingReporter()
     finetune.resume(run, assignments={"trainer.epochs": 5}, reporter=recorder)
     assert len([note for note in recorder.notes if "Out of memory" in note]) == 1
     assert read_stored_config(run).trainer.accumulate_grad_batches == 2
-    assert [row["epoch"] for row in rows(run)] == ["1", "2", "3", "4", "5"]
+    assert [row["epoch"] for row in read_rows(run)] == ["1", "2", "3", "4", "5"]
 
 
 def test_out_of_memory_continues_the_wandb_run(
@@ -194,7 +196,7 @@ def test_out_of_memory_continues_the_wandb_run(
 def test_reduce_micro_batch_uses_the_next_divisor(
     settings: dict[str, Any], expected: int, animals: Path
 ) -> None:
-    training = small_training(animals, **settings)
+    training = create_small_training(animals, **settings)
     config = reduce_micro_batch(training, OutOfMemoryError("Full."))
     assert config.trainer.accumulate_grad_batches == expected
     before = training.config.model_dump()
@@ -231,7 +233,7 @@ def test_reduce_micro_batch_uses_the_next_divisor(
 def test_reduce_micro_batch_not_possible_raises_out_of_memory_error(
     settings: dict[str, Any], message: str, animals: Path
 ) -> None:
-    training = small_training(animals, output="runs/a", **settings)
+    training = create_small_training(animals, output="runs/a", **settings)
     assert get_micro_batch_size(training) in (1, 2, 4)
     with pytest.raises(OutOfMemoryError) as caught:
         reduce_micro_batch(training, OutOfMemoryError("Full."))
@@ -293,8 +295,8 @@ def test_out_of_memory_of_either_process_ends_both_and_names_the_command(
     whole = finetune.fit(
         build_run_config(animals, tmp_path / "whole", pretrained, **settings)
     ).run_dir
-    assert largest_difference(weights(tmp_path / "run"), weights(whole)) <= 1e-6
-    assert [row["epoch"] for row in rows(tmp_path / "run")] == ["1", "2", "3"]
+    assert compute_largest_difference(load_weights(tmp_path / "run"), load_weights(whole)) <= 1e-6
+    assert [row["epoch"] for row in read_rows(tmp_path / "run")] == ["1", "2", "3"]
 
 
 # limits the address space at the start of the second epoch
@@ -336,4 +338,7 @@ def test_out_of_memory_of_the_cpu_halves_micro_batch(pretrained: Path, tmp_path:
         assert output.count("2 micro-batches") == (name == "run")
         assert output.count("Out of memory") == (name == "run")
     assert read_stored_config(tmp_path / "run").trainer.accumulate_grad_batches == 2
-    assert largest_difference(weights(tmp_path / "run"), weights(tmp_path / "whole")) <= 1e-6
+    assert (
+        compute_largest_difference(load_weights(tmp_path / "run"), load_weights(tmp_path / "whole"))
+        <= 1e-6
+    )

@@ -21,9 +21,9 @@ from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter
 from tests.audit.test_near_duplicates import cropped
 from tests.commands.test_leaks import write_garden
-from tests.support.helpers import Recorder
-from tests.support.pictures import scene, write_jpeg
-from tests.support.runs import small_config, write_weights
+from tests.support.helpers import RecordingReporter
+from tests.support.pictures import create_scene, write_jpeg
+from tests.support.runs import create_small_config, write_weights
 
 COLORS = {"ant": (200, 40, 40), "bee": (40, 200, 40), "cow": (40, 40, 200)}
 WRONG = {"ant/wrong.png": "bee", "cow/wrong.png": "ant"}
@@ -74,7 +74,7 @@ def test_inspect_backbone_finds_planted_label_errors_first(planted: Path, tmp_pa
 
 
 def test_fit_probe_adds_label_errors_to_the_audit(planted: Path, tmp_path: Path) -> None:
-    config = small_config(
+    config = create_small_config(
         data__path=str(planted / "photos"),
         model__weights=str(planted / "weights.pth"),
         unfreeze__name="linear_probe",
@@ -92,7 +92,7 @@ def test_fit_probe_adds_label_errors_to_the_audit(planted: Path, tmp_path: Path)
 
 
 def test_resume_probe_replaces_earlier_label_errors(planted: Path, tmp_path: Path) -> None:
-    config = small_config(
+    config = create_small_config(
         data__path=str(planted / "photos"),
         model__weights=str(planted / "weights.pth"),
         unfreeze__name="linear_probe",
@@ -163,7 +163,7 @@ def test_inspect_backbone_finds_cropped_duplicate(
     assert "data.leakage" in {one["option"] for one in result.audit.advice}
     assert (tmp_path / "audit" / "duplicates" / "0001.jpg").is_file()
     # a later fit acts on it, even without a pixel cache
-    dropping = small_config(data__path=str(leaky), data__leakage="drop", data__cache="off")
+    dropping = create_small_config(data__path=str(leaky), data__leakage="drop", data__cache="off")
     data = read_data(dropping, leaky, reporter=Reporter())
     assert CROPPED[0] not in {sample.path for sample in data.manifest.samples}
     (dropped,) = data.rejected
@@ -175,19 +175,19 @@ def test_fit_probe_cropped_duplicate_is_reported_and_excluded(
     planted: Path, leaky: Path, tmp_path: Path
 ) -> None:
     settings = probe_settings(planted, leaky)
-    reporter = Recorder()
+    reporter = RecordingReporter()
     result: FitResult = finetune.fit(
-        small_config(**settings, output=str(tmp_path / "run")), reporter=reporter
+        create_small_config(**settings, output=str(tmp_path / "run")), reporter=reporter
     )
     ignored: FitResult = finetune.fit(
-        small_config(**settings, output=str(tmp_path / "other"), data__leakage="ignore")
+        create_small_config(**settings, output=str(tmp_path / "other"), data__leakage="ignore")
     )
     with pytest.raises(
         DataError,
         match=r"data\.leakage=error: 1 of 7 val images .* finetune inspect .*/leaky --back",
     ):
         finetune.fit(
-            small_config(**settings, output=str(tmp_path / "strict"), data__leakage="error")
+            create_small_config(**settings, output=str(tmp_path / "strict"), data__leakage="error")
         )
     (message,) = (warning for warning in reporter.warnings if "features" in warning)
     assert message.startswith("1 of 7 val images")
@@ -210,11 +210,11 @@ def test_resume_after_kill_while_recording_reports_again(
     def interrupt(manifest: object) -> str:
         raise KeyboardInterrupt
 
-    run, reporter = tmp_path / "run", Recorder()
+    run, reporter = tmp_path / "run", RecordingReporter()
     with monkeypatch.context() as patch:
         patch.setattr(module, "format_manifest", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            finetune.fit(small_config(**probe_settings(planted, leaky), output=str(run)))
+            finetune.fit(create_small_config(**probe_settings(planted, leaky), output=str(run)))
     result: FitResult = finetune.resume(run, reporter=reporter)
     assert any("features" in warning for warning in reporter.warnings)
     assert result.evaluations["val_without_leaks"]["num_images"] == 6
@@ -230,7 +230,7 @@ def test_fit_probe_missing_audit_still_reports_leaks(
 
     update = module._update_audit_files
     monkeypatch.setattr(module, "_update_audit_files", remove_and_update)
-    reporter = Recorder()
+    reporter = RecordingReporter()
     # all validation images leak
     for label in ("ant", "bee"):
         for file in (leaky / "val" / label).glob("[0-9].jpg"):
@@ -238,7 +238,7 @@ def test_fit_probe_missing_audit_still_reports_leaks(
     with Image.open(leaky / "train/bee/0.jpg") as image:
         write_jpeg(leaky / "val/bee/part.jpg", cropped(image, 0.05, 0.2, 0.2, 0.05))
     result: FitResult = finetune.fit(
-        small_config(
+        create_small_config(
             **probe_settings(planted, leaky), output=str(tmp_path / "run"), data__leakage="move"
         ),
         reporter=reporter,
@@ -255,14 +255,14 @@ def test_fit_probe_missing_audit_still_reports_leaks(
 def test_inspect_backbone_single_class_is_skipped(planted: Path, tmp_path: Path) -> None:
     (tmp_path / "photos" / "ant").mkdir(parents=True)
     for seed in range(2):
-        write_jpeg(tmp_path / "photos" / "ant" / f"{seed}.jpg", scene(seed))
+        write_jpeg(tmp_path / "photos" / "ant" / f"{seed}.jpg", create_scene(seed))
     backbone = {
         "data.path": str(tmp_path / "photos"),
         "model.backbone": "test_resnet",
         "model.weights": str(planted / "weights.pth"),
         "output": str(tmp_path / "audit"),
     }
-    reporter = Recorder()
+    reporter = RecordingReporter()
     result = inspect(build_config({}, assignments=backbone), reporter=reporter)
     assert result.audit.label_errors is None
     assert any("single class" in note for note in reporter.notes)

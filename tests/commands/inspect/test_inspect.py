@@ -16,8 +16,8 @@ from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.errors import ConfigError, DataError, RunFolderError, StorageError
 from finetune.types import Reporter
-from tests.support.helpers import Recorder, everything, names_in, run_python
-from tests.support.pictures import scene, write_jpeg
+from tests.support.helpers import RecordingReporter, list_names, list_tree, run_python
+from tests.support.pictures import create_scene, write_jpeg
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +29,10 @@ def garden(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (root / split / label).mkdir(parents=True)
             for number in range(count):
                 seed = number + 10 * (label == "bee") + 100 * (split == "val")
-                write_jpeg(root / split / label / f"{number}.jpg", scene(seed))
+                write_jpeg(root / split / label / f"{number}.jpg", create_scene(seed))
     shutil.copyfile(root / "train/ant/0.jpg", root / "val/ant/leak.jpg")
     shutil.copyfile(root / "train/ant/1.jpg", root / "train/bee/wrong.jpg")
-    write_jpeg(root / "train/bee/again.jpg", scene(12), quality=50)
+    write_jpeg(root / "train/bee/again.jpg", create_scene(12), quality=50)
     Image.new("RGB", (160, 120)).save(root / "train/ant/black.png")
     (root / "train/ant/broken.jpg").write_bytes(b"")
     return root
@@ -40,7 +40,7 @@ def garden(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_inspect(data: Path, output: Path, **assignments: object) -> InspectResult:
     tree = {"data": {"path": str(data)}, "output": str(output)}
-    return inspect(build_config(tree, assignments=assignments), reporter=Recorder())
+    return inspect(build_config(tree, assignments=assignments), reporter=RecordingReporter())
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int, int]]:
@@ -54,8 +54,8 @@ def state_of(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 def test_inspect_writes_json_csv_and_pictures(garden: Path, tmp_path: Path) -> None:
     result = run_inspect(garden, tmp_path / "audit")
-    assert names_in(tmp_path) == ["audit"]
-    assert everything(tmp_path / "audit") == [
+    assert list_names(tmp_path) == ["audit"]
+    assert list_tree(tmp_path / "audit") == [
         "audit.csv", "audit.json", "duplicates", "duplicates/0001.jpg", "duplicates/0002.jpg",
         "duplicates/0003.jpg",
     ]  # fmt: skip
@@ -113,7 +113,7 @@ def test_inspect_again_replaces_the_audit(garden: Path, tmp_path: Path) -> None:
     (data / "train/bee/again.jpg").unlink()
     result = run_inspect(data, tmp_path / "audit")
     assert result.audit.duplicates == ()
-    assert everything(tmp_path / "audit") == ["audit.csv", "audit.json"]
+    assert list_tree(tmp_path / "audit") == ["audit.csv", "audit.json"]
 
 
 @pytest.mark.parametrize("name", ["audit.txt", "duplicates/mine.jpg", ".hidden"])
@@ -133,7 +133,7 @@ def test_inspect_output_of_version_0_1_is_replaced(garden: Path, tmp_path: Path)
     run_inspect(garden, tmp_path / "audit")
     (tmp_path / "audit" / "duplicates").rename(tmp_path / "audit" / "copies")
     run_inspect(garden, tmp_path / "audit")
-    assert names_in(tmp_path / "audit") == ["audit.csv", "audit.json", "duplicates"]
+    assert list_names(tmp_path / "audit") == ["audit.csv", "audit.json", "duplicates"]
 
 
 def test_inspect_output_is_a_file_raises_run_folder_error(photos: Path, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_inspect_interrupted_keeps_the_earlier_audit(
     with pytest.raises(KeyboardInterrupt):
         run_inspect(garden, tmp_path / "audit")
     assert state_of(tmp_path / "audit") == before
-    assert names_in(tmp_path) == ["audit"]
+    assert list_names(tmp_path) == ["audit"]
 
 
 @pytest.mark.parametrize("key", ["model.backbone", "model.weights"])
@@ -207,10 +207,10 @@ def test_inspect_output_among_the_images_raises_run_folder_error(
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(garden, data)
-    before = everything(data)
+    before = list_tree(data)
     with pytest.raises(RunFolderError, match=r"data(/\w+)* .*--output"):
         run_inspect(data, data / place)
-    assert everything(data) == before
+    assert list_tree(data) == before
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_inspect_class_without_image_counts_zero(garden: Path, tmp_path: Path) -
     assert result.audit.under_represented_classes[:2] == ["cow", "empty"]
     assert "train/cow/broken.jpg" in [entry.path for entry in result.audit.unreadable]
     with pytest.raises(DataError, match="empty contains no image"):
-        read_data(build_config({}), data, reporter=Recorder())
+        read_data(build_config({}), data, reporter=RecordingReporter())
     for path in data.rglob("*.*"):
         path.write_bytes(b"no")
     with pytest.raises(DataError, match="No image of class 'ant' can be read"):
@@ -253,7 +253,7 @@ def test_inspect_class_without_image_counts_zero(garden: Path, tmp_path: Path) -
 
 
 def test_inspect_images_over_max_megapixels_are_unreadable(garden: Path, tmp_path: Path) -> None:
-    write_jpeg(tmp_path / "large.jpg", scene(50, width=400, height=300))
+    write_jpeg(tmp_path / "large.jpg", create_scene(50, width=400, height=300))
     data = tmp_path / "data"
     shutil.copytree(garden, data)
     shutil.copyfile(tmp_path / "large.jpg", data / "val/bee/large.jpg")
@@ -305,7 +305,7 @@ def test_inspect_missing_data_raises(tmp_path: Path) -> None:
         run_inspect(tmp_path / "gone", tmp_path / "audit")
     with pytest.raises(ConfigError, match="finetune fit"):
         inspect(build_config({}))
-    assert names_in(tmp_path) == []
+    assert list_names(tmp_path) == []
 
 
 def test_inspect_imports_no_torch(garden: Path, tmp_path: Path) -> None:

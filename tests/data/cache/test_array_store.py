@@ -31,7 +31,7 @@ from tests.data.cache.stores import (
     open_store,
     read_pixels,
 )
-from tests.support.helpers import Recorder, tiny_disk
+from tests.support.helpers import RecordingReporter, mount_tiny_disk
 from tests.support.processes import start_process
 
 
@@ -259,7 +259,7 @@ def test_store_damaged_index_is_rebuilt_without_affecting_readers(
 
 
 def test_append_full_disk_raises_storage_error_with_settings(tmp_path: Path) -> None:
-    with tiny_disk(tmp_path / "disk", size="400k") as disk:
+    with mount_tiny_disk(tmp_path / "disk", size="400k") as disk:
         store = create_filled_store(disk, range(20))
         large = StoreEntry(np.zeros((400, 400, 3), np.uint8), 400, 400)
         with pytest.raises(StorageError) as caught:
@@ -278,7 +278,7 @@ def test_append_full_disk_raises_storage_error_with_settings(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("free", [0, 4096, 8192, 40_000])
 def test_store_on_full_disk_raises_storage_error(tmp_path: Path, free: int) -> None:
-    with tiny_disk(tmp_path / "disk", size="128k") as disk:
+    with mount_tiny_disk(tmp_path / "disk", size="128k") as disk:
         (disk / "full").write_bytes(bytes(128 * 1024 - 4096 - free))
         with pytest.raises(StorageError, match=r"no space|full.*data\.cache=off"):
             create_filled_store(disk / "cache", range(20))
@@ -363,7 +363,7 @@ def test_source_copy_of_removed_store_raises_storage_error(tmp_path: Path) -> No
 
 
 def test_lock_for_filling_reports_waiting(tmp_path: Path) -> None:
-    store, recorder = open_store(tmp_path), Recorder()
+    store, recorder = open_store(tmp_path), RecordingReporter()
     with store.lock_for_filling(recorder):
         thread = threading.Thread(target=lambda: store.lock_for_filling(recorder).__enter__())
         thread.start()

@@ -28,8 +28,8 @@ from finetune.data.cache.pixel_writer import (
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import DataError, StorageError
 from finetune.types import PreprocessSpec, Reporter
-from tests.support.helpers import noise, smooth, tiny_disk
-from tests.support.pictures import RecordingImage, psnr, write_jpeg
+from tests.support.helpers import create_noise, create_smooth_image, mount_tiny_disk
+from tests.support.pictures import RecordingImage, compute_psnr, write_jpeg
 from tests.support.processes import get_fork_context, start_process
 
 MAX_PIXELS = 10**8
@@ -59,7 +59,7 @@ def paths(tmp_path: Path) -> list[Path]:
     (tmp_path / "photos").mkdir()
     files = [tmp_path / "photos" / f"{number:02}.png" for number in range(12)]
     for number, file in enumerate(files):
-        noise(seed=number, width=40 + number, height=52 - number).save(file)
+        create_noise(seed=number, width=40 + number, height=52 - number).save(file)
     return files
 
 
@@ -139,7 +139,7 @@ def test_fill_store_uses_images_of_earlier_run_in_any_order(
 
 def test_fill_store_decodes_only_changed_files_again(paths: list[Path], tmp_path: Path) -> None:
     fill(open_store(tmp_path), paths)
-    noise(seed=99, width=44, height=48).save(paths[4])
+    create_noise(seed=99, width=44, height=48).save(paths[4])
     later = paths[7].stat()
     os.utime(paths[7], ns=(later.st_atime_ns, later.st_mtime_ns + 1))
     decoded: list[str] = []
@@ -225,7 +225,7 @@ def test_fill_store_full_disk_raises_storage_error(paths: list[Path], tmp_path: 
     def large(path: Path) -> StoreEntry:
         return StoreEntry(np.zeros((200, 300, 3), np.uint8), 200, 300)
 
-    with tiny_disk(tmp_path / "disk", size="600k") as disk:
+    with mount_tiny_disk(tmp_path / "disk", size="600k") as disk:
         progress = ProgressRecorder()
         with pytest.raises(
             StorageError, match=r"(no space is left|disk is full).*data\.cache=PATH"
@@ -319,7 +319,7 @@ def test_decoding_source_equals_stored_source(paths: list[Path], tmp_path: Path)
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_decode_resized_jpeg_applies_orientation(tmp_path: Path, orientation: int) -> None:
-    image = smooth(width=640, height=480)
+    image = create_smooth_image(width=640, height=480)
     file = write_jpeg(tmp_path / "x.jpg", image, orientation=orientation, quality=92)
     stored = decode_resized(file, shorter_side=60, max_pixels=MAX_PIXELS)
     is_rotated = orientation == 6
@@ -330,12 +330,12 @@ def test_decode_resized_jpeg_applies_orientation(tmp_path: Path, orientation: in
             (60, 80) if is_rotated else (80, 60), BILINEAR
         )
     assert stored.array.shape == np.asarray(expected).shape
-    assert psnr(stored.array, np.asarray(expected)) >= 40
+    assert compute_psnr(stored.array, np.asarray(expected)) >= 40
 
 
 @pytest.mark.parametrize("side", [30, 31, 1000])
 def test_decode_resized_small_image_is_unchanged(tmp_path: Path, side: int) -> None:
-    image = noise(width=45, height=30)
+    image = create_noise(width=45, height=30)
     image.save(tmp_path / "x.png")
     stored = decode_resized(tmp_path / "x.png", shorter_side=side, max_pixels=MAX_PIXELS)
     np.testing.assert_array_equal(stored.array, np.asarray(image))
@@ -343,7 +343,7 @@ def test_decode_resized_small_image_is_unchanged(tmp_path: Path, side: int) -> N
 
 
 def test_decode_resized_thin_image_keeps_one_pixel(tmp_path: Path) -> None:
-    noise(width=1000, height=2).save(tmp_path / "x.png")
+    create_noise(width=1000, height=2).save(tmp_path / "x.png")
     stored = decode_resized(tmp_path / "x.png", shorter_side=1, max_pixels=MAX_PIXELS)
     assert stored.array.shape == (1, 500, 3)
 
@@ -351,7 +351,7 @@ def test_decode_resized_thin_image_keeps_one_pixel(tmp_path: Path) -> None:
 def test_decode_transformed_equals_eval_transform(tmp_path: Path) -> None:
     spec = PreprocessSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9, "center")
     transform = EvalTransform(spec)
-    file = write_jpeg(tmp_path / "x.jpg", smooth(width=150, height=100), orientation=6)
+    file = write_jpeg(tmp_path / "x.jpg", create_smooth_image(width=150, height=100), orientation=6)
     stored = decode_transformed(file, transform=transform, max_pixels=MAX_PIXELS)
     with Image.open(file) as image:
         upright = image.rotate(270, expand=True)
@@ -363,7 +363,7 @@ def test_decode_transformed_equals_eval_transform(tmp_path: Path) -> None:
 def test_decode_max_pixels_raises_data_error(
     tmp_path: Path, decode: Callable[[Path], StoreEntry]
 ) -> None:
-    file = write_jpeg(tmp_path / "x.jpg", noise(width=10, height=10))
+    file = write_jpeg(tmp_path / "x.jpg", create_noise(width=10, height=10))
     if decode is SMALL:
         assert decode(file).array.shape == (10, 10, 3)
         return
@@ -380,7 +380,7 @@ def test_estimate_store_bytes_from_sample_is_close(tmp_path: Path, side: int) ->
     for number in range(450):  # every second one is sampled
         file = tmp_path / f"{number}.png"
         if number < 8:
-            noise(width=60 + number * 5, height=40 + number).save(file)
+            create_noise(width=60 + number * 5, height=40 + number).save(file)
         else:
             file.hardlink_to(files[number % 8])
         files.append(file)
@@ -391,7 +391,7 @@ def test_estimate_store_bytes_from_sample_is_close(tmp_path: Path, side: int) ->
 
 def test_estimate_store_bytes_ignores_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("Dear diary")
-    noise(width=20, height=10).save(tmp_path / "x.png")
+    create_noise(width=20, height=10).save(tmp_path / "x.png")
     good, bad, gone = tmp_path / "x.png", tmp_path / "text.png", tmp_path / "gone.png"
     assert estimate_store_bytes([good, bad, gone], shorter_side=100) == 3 * 3 * 20 * 10
     assert estimate_store_bytes([bad, gone], shorter_side=100) == 0

@@ -12,7 +12,7 @@ from PIL import Image
 
 from finetune.data.images.decode import check_image, decode_image
 from finetune.errors import DataError
-from tests.support.helpers import noise
+from tests.support.helpers import create_noise
 
 RED, HALF_RED = (255, 0, 0), (255, 127, 127)
 CLEAR, HALF, FULL = (255, 0, 0, 0), (255, 0, 0, 128), (255, 0, 0, 255)
@@ -50,7 +50,7 @@ def decoded(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_decode_applies_exif_orientation(tmp_path: Path, orientation: int) -> None:
-    upright = np.asarray(noise(width=6, height=4))
+    upright = np.asarray(create_noise(width=6, height=4))
     # the transform that a camera applied by the Exif standard; the reader inverts it
     stored = {
         1: upright,
@@ -70,7 +70,7 @@ def test_decode_applies_exif_orientation(tmp_path: Path, orientation: int) -> No
 
 @pytest.mark.parametrize("mode", ["1", "L"])
 def test_decode_gray_gives_three_equal_channels(tmp_path: Path, mode: str) -> None:
-    gray = noise().convert(mode)
+    gray = create_noise().convert(mode)
     gray.save(tmp_path / "x.png")
     expected = np.asarray(gray.convert("L"))
     np.testing.assert_array_equal(decoded(tmp_path / "x.png"), np.stack([expected] * 3, -1))
@@ -137,8 +137,8 @@ def test_decode_other_formats(tmp_path: Path, file_format: str) -> None:
     np.testing.assert_allclose(decoded(tmp_path / "x"), np.asarray(image), atol=4)
 
 
-JPEG = encoded(noise(width=64, height=48), "JPEG")
-PNG = encoded(noise(width=64, height=48), "PNG")
+JPEG = encoded(create_noise(width=64, height=48), "JPEG")
+PNG = encoded(create_noise(width=64, height=48), "PNG")
 BROKEN = {
     "empty.jpg": (b"", "empty file"),
     "half.jpg": (JPEG[: len(JPEG) // 2], "truncated"),
@@ -165,6 +165,6 @@ def test_decode_and_check_broken_file_give_same_reason(tmp_path: Path, name: str
 
 
 def test_check_image_of_exactly_max_pixels_passes(tmp_path: Path) -> None:
-    noise(width=64, height=48).save(tmp_path / "x.png")
+    create_noise(width=64, height=48).save(tmp_path / "x.png")
     assert check_image(tmp_path / "x.png", max_pixels=64 * 48) is None
     assert check_image(tmp_path / "x.png", max_pixels=64 * 48 - 1) is not None

@@ -20,8 +20,8 @@ from finetune.data.images.lazy_image import (
 from finetune.data.images.resample import Box, Interpolation, Pixels, resize
 from finetune.errors import DataError
 from tests.data.images.test_decode import BROKEN
-from tests.support.helpers import ROOT, noise, smooth
-from tests.support.pictures import ORIENTATION, psnr, watch_decoder, write_jpeg
+from tests.support.helpers import ROOT, create_noise, create_smooth_image
+from tests.support.pictures import ORIENTATION, compute_psnr, record_decoded_shapes, write_jpeg
 
 PHOTOS = ROOT.parent / "shared" / "data"
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -60,20 +60,20 @@ def assert_equals_pillow(file: Path, *, kind: type) -> None:
 def test_lazy_jpeg_is_bit_identical_to_pillow(
     tmp_path: Path, size: tuple[int, int], quality: int, options: dict[str, Any]
 ) -> None:
-    image = noise(width=size[0], height=size[1])
+    image = create_noise(width=size[0], height=size[1])
     file = write_jpeg(tmp_path / "x.jpg", image, quality=quality, **options)
     assert_equals_pillow(file, kind=LazyJpeg)
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_lazy_jpeg_gray_is_bit_identical_to_pillow(tmp_path: Path, progressive: bool) -> None:
-    gray = noise(width=61, height=45).convert("L")
+    gray = create_noise(width=61, height=45).convert("L")
     file = write_jpeg(tmp_path / "x.jpg", gray, progressive=progressive)
     assert_equals_pillow(file, kind=LazyJpeg)
 
 
 def test_lazy_jpeg_multi_picture_file_gives_first(tmp_path: Path) -> None:
-    first, second = smooth(width=40, height=30), noise(width=40, height=30)
+    first, second = create_smooth_image(width=40, height=30), create_noise(width=40, height=30)
     first.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[second])
     assert_equals_pillow(tmp_path / "x.jpg", kind=LazyJpeg)
 
@@ -83,7 +83,7 @@ def test_lazy_jpeg_multi_picture_file_gives_first(tmp_path: Path) -> None:
 def test_lazy_jpeg_applies_orientation(
     tmp_path: Path, orientation: int, size: tuple[int, int]
 ) -> None:
-    image = smooth(width=size[0], height=size[1])
+    image = create_smooth_image(width=size[0], height=size[1])
     file = write_jpeg(tmp_path / "x.jpg", image, orientation=orientation)
     assert_equals_pillow(file, kind=LazyJpeg)
 
@@ -117,7 +117,7 @@ EXIFS = {
 @pytest.mark.parametrize("name", EXIFS)
 def test_lazy_jpeg_only_valid_exif_orientation_is_applied(tmp_path: Path, name: str) -> None:
     exif, turned = EXIFS[name]
-    image = smooth(width=40, height=30)
+    image = create_smooth_image(width=40, height=30)
     stream = io.BytesIO()
     image.save(stream, "JPEG", exif=b"" if exif is None else b"Exif\0\0" + exif)
     (tmp_path / "x.jpg").write_bytes(stream.getvalue())
@@ -132,13 +132,13 @@ def test_lazy_jpeg_only_valid_exif_orientation_is_applied(tmp_path: Path, name: 
 
 def test_lazy_jpeg_applies_xmp_orientation(tmp_path: Path) -> None:
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    smooth(width=40, height=30).save(tmp_path / "x.jpg", xmp=xmp)
+    create_smooth_image(width=40, height=30).save(tmp_path / "x.jpg", xmp=xmp)
     assert by_pillow(tmp_path / "x.jpg").size == (30, 40)
     assert_equals_pillow(tmp_path / "x.jpg", kind=LazyJpeg)
 
 
 def test_lazy_jpeg_finds_exif_behind_long_segments(tmp_path: Path) -> None:
-    image = smooth(width=40, height=30)
+    image = create_smooth_image(width=40, height=30)
     file = write_jpeg(tmp_path / "x.jpg", image, orientation=6)
     data = file.read_bytes()
     profile = b"\xff\xe2" + struct.pack(">H", 60_002) + bytes(60_000)
@@ -173,9 +173,12 @@ def test_lazy_jpeg_crop_is_close_to_pillow(
     tmp_path: Path, orientation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_jpeg(
-        tmp_path / "x.jpg", smooth(width=648, height=488), orientation=orientation, quality=92
+        tmp_path / "x.jpg",
+        create_smooth_image(width=648, height=488),
+        orientation=orientation,
+        quality=92,
     )
-    shapes = watch_decoder(monkeypatch)
+    shapes = record_decoded_shapes(monkeypatch)
     upright = by_pillow(file)
     for scale, box in itertools.product((1, 2, 4, 8), BOXES):
         left, top, right, bottom = turned = to_upright_box(file, box)
@@ -188,14 +191,16 @@ def test_lazy_jpeg_crop_is_close_to_pillow(
         assert shapes.pop() == (-(-488 // scale), -(-648 // scale), 3)
         expected = crop_by_pillow(upright, turned, size)
         assert expected.std() > 15
-        assert psnr(actual, expected) >= 40, (scale, box)
+        assert compute_psnr(actual, expected) >= 40, (scale, box)
         # a different crop of the same image is far away
-        assert psnr(expected[::-1], expected) < 30
+        assert compute_psnr(expected[::-1], expected) < 30
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_lazy_jpeg_crop_at_full_scale_equals_pillow(tmp_path: Path, orientation: int) -> None:
-    file = write_jpeg(tmp_path / "x.jpg", noise(width=61, height=45), orientation=orientation)
+    file = write_jpeg(
+        tmp_path / "x.jpg", create_noise(width=61, height=45), orientation=orientation
+    )
     upright = by_pillow(file)
     random = np.random.default_rng(0)
     for _ in range(20):
@@ -213,7 +218,7 @@ def test_lazy_jpeg_crop_is_never_decoded_below_requested_size(
     tmp_path: Path, orientation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_jpeg(
-        tmp_path / "x.jpg", noise(width=203, height=157), orientation=orientation, quality=30
+        tmp_path / "x.jpg", create_noise(width=203, height=157), orientation=orientation, quality=30
     )
     lazy_image = open_image(file)
     shapes: list[tuple[tuple[int, ...], tuple[int, int]]] = []
@@ -223,7 +228,7 @@ def test_lazy_jpeg_crop_is_never_decoded_below_requested_size(
         return resize(pixels, size, mode)
 
     monkeypatch.setattr("finetune.data.images.lazy_image.resize", watched)
-    decoded = watch_decoder(monkeypatch)
+    decoded = record_decoded_shapes(monkeypatch)
     random = np.random.default_rng(1)
     full = 0
     for _ in range(400):
@@ -243,7 +248,7 @@ def test_lazy_jpeg_crop_rounds_both_edges_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # at scale 1/8 the box spans 1.5 to 4.5, which is 3 pixels and not 2
-    file = write_jpeg(tmp_path / "x.jpg", smooth(width=64, height=64))
+    file = write_jpeg(tmp_path / "x.jpg", create_smooth_image(width=64, height=64))
     shapes: list[tuple[int, ...]] = []
 
     def watched(pixels: Pixels, size: tuple[int, int], mode: Interpolation) -> Pixels:
@@ -258,8 +263,8 @@ def test_lazy_jpeg_crop_rounds_both_edges_alike(
 def test_lazy_jpeg_crop_is_never_upscaled_from_reduced_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = write_jpeg(tmp_path / "x.jpg", smooth(width=400, height=200))
-    shapes = watch_decoder(monkeypatch)
+    file = write_jpeg(tmp_path / "x.jpg", create_smooth_image(width=400, height=200))
+    shapes = record_decoded_shapes(monkeypatch)
     lazy_image = open_image(file)
     cases = {
         (100, 100): 2,  # of 200 x 200 pixels
@@ -283,7 +288,7 @@ def saved(image: Image.Image, file: Path, **options: Any) -> Path:
 
 
 def test_open_image_other_than_plain_jpeg_uses_pillow(tmp_path: Path) -> None:
-    image = noise(width=31, height=22)
+    image = create_noise(width=31, height=22)
     cmyk = saved(image.convert("CMYK"), tmp_path / "cmyk.jpg")
     alpha = image.convert("RGBA")
     alpha.putalpha(image.convert("L"))
@@ -334,9 +339,9 @@ def read(file: Path, use: str, *, max_pixels: int) -> object:
 def test_open_image_large_jpeg_raises_before_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = write_jpeg(tmp_path / "x.jpg", noise(width=64, height=48))
+    file = write_jpeg(tmp_path / "x.jpg", create_noise(width=64, height=48))
     assert open_image(file, max_pixels=64 * 48).height == 48
-    shapes = watch_decoder(monkeypatch)
+    shapes = record_decoded_shapes(monkeypatch)
     with pytest.raises(DataError) as caught:
         open_image(file, max_pixels=64 * 48 - 1)
     with pytest.raises(DataError) as expected:
@@ -346,7 +351,7 @@ def test_open_image_large_jpeg_raises_before_decoding(
 
 
 def test_lazy_jpeg_damage_that_pillow_tolerates_is_tolerated(tmp_path: Path) -> None:
-    file = write_jpeg(tmp_path / "x.jpg", smooth(width=400, height=300), orientation=6)
+    file = write_jpeg(tmp_path / "x.jpg", create_smooth_image(width=400, height=300), orientation=6)
     data = bytearray(file.read_bytes())
     for offset in range(len(data) // 2, len(data) // 2 + 20):
         data[offset] = 0x55
@@ -361,7 +366,7 @@ def test_lazy_jpeg_damage_that_pillow_tolerates_is_tolerated(tmp_path: Path) -> 
 
 
 def test_array_image_crop_of_shrunk_image_uses_stored_pixels() -> None:
-    small = smooth(width=200, height=150)
+    small = create_smooth_image(width=200, height=150)
     lazy_image = ArrayImage(np.asarray(small), height=600, width=800)
     actual = lazy_image.crop((80, 40, 480, 360), (32, 40))
     expected = crop_by_pillow(small, (20, 10, 120, 90), (32, 40))
@@ -382,4 +387,4 @@ def test_lazy_jpeg_real_photos_are_bit_identical_and_crops_close(folder: str) ->
         box = (16, 8, upright.width // 8 * 8, upright.height // 8 * 8)
         for side in (96, 48, 24):
             actual = lazy_image.crop(box, (side, side))
-            assert psnr(actual, crop_by_pillow(upright, box, (side, side))) > 30
+            assert compute_psnr(actual, crop_by_pillow(upright, box, (side, side))) > 30

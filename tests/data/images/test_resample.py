@@ -6,15 +6,15 @@ import torch
 from PIL import Image
 
 from finetune.data.images.resample import Interpolation, resize
-from tests.support.helpers import noise, smooth
-from tests.support.pictures import psnr
+from tests.support.helpers import create_noise, create_smooth_image
+from tests.support.pictures import compute_psnr
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def make_gray_noise(*, width: int, height: int) -> Image.Image:
     """Return noise that no kernel drives to black or white, where clipping would matter."""
-    return Image.fromarray(np.asarray(noise(width=width, height=height)) // 3 + 85)
+    return Image.fromarray(np.asarray(create_noise(width=width, height=height)) // 3 + 85)
 
 
 # reductions over 1.1 on a side, or none at all
@@ -35,13 +35,13 @@ def test_resize_is_close_to_pillow(size: tuple[int, int], mode: Interpolation) -
 
 @pytest.mark.parametrize("size", [(479, 640), (455, 600), (440, 585), (437, 582)])
 def test_resize_small_reduction_is_within_42_db(size: tuple[int, int]) -> None:
-    image = smooth(width=640, height=480)
+    image = create_smooth_image(width=640, height=480)
     expected = np.asarray(image.resize(size[::-1], FILTERS["bilinear"]))
-    assert psnr(resize(np.asarray(image), size), expected) >= 42
+    assert compute_psnr(resize(np.asarray(image), size), expected) >= 42
 
 
 def test_resize_read_only_or_strided_pixels_does_not_warn() -> None:
-    pixels = np.asarray(noise(width=80, height=60))
+    pixels = np.asarray(create_noise(width=80, height=60))
     assert not pixels.flags.writeable
     before = torch.is_warn_always_enabled()
     torch.set_warn_always(True)

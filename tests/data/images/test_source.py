@@ -10,7 +10,7 @@ import pytest
 from finetune.data.images.lazy_image import LazyJpeg
 from finetune.data.images.source import FileSource, PackedStrings
 from finetune.errors import DataError
-from tests.support.helpers import noise
+from tests.support.helpers import create_noise
 from tests.support.pictures import write_jpeg
 
 NAMES = ["/a/b.jpg", "", "/bée/蜂.png", "a", "", os.fsdecode(b"/caf\xe9/\xff.jpg"), "🐝" * 100]
@@ -40,15 +40,15 @@ def test_packed_strings_pickle_is_small() -> None:
 
 def test_file_source_opens_and_names_rows(tmp_path: Path) -> None:
     files = [tmp_path / "a.png", tmp_path / "b.jpg", tmp_path / os.fsdecode(b"\xe9.png")]
-    noise(seed=0).save(files[0])
-    write_jpeg(files[1], noise(seed=1))
-    noise(seed=2).save(files[2])
+    create_noise(seed=0).save(files[0])
+    write_jpeg(files[1], create_noise(seed=1))
+    create_noise(seed=2).save(files[2])
     source = FileSource(files)
     assert len(source) == 3
     assert [source.get_name(row) for row in range(3)] == [str(file) for file in files]
     for row in (0, 2):
         np.testing.assert_array_equal(
-            np.asarray(source.open(row).to_pil()), np.asarray(noise(seed=row))
+            np.asarray(source.open(row).to_pil()), np.asarray(create_noise(seed=row))
         )
     assert isinstance(source.open(1), LazyJpeg)
     copied = pickle.loads(pickle.dumps(source))
@@ -58,8 +58,8 @@ def test_file_source_opens_and_names_rows(tmp_path: Path) -> None:
 
 
 def test_file_source_max_pixels_raises_data_error(tmp_path: Path) -> None:
-    noise(width=12, height=10).save(tmp_path / "a.png")
-    write_jpeg(tmp_path / "b.jpg", noise(width=12, height=10))
+    create_noise(width=12, height=10).save(tmp_path / "a.png")
+    write_jpeg(tmp_path / "b.jpg", create_noise(width=12, height=10))
     files = [tmp_path / "a.png", tmp_path / "b.jpg"]
     for row in (0, 1):
         assert FileSource(files, max_pixels=120).open(row).width == 12

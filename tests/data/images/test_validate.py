@@ -4,13 +4,13 @@ from pathlib import Path
 
 from finetune.data.images.validate import filter_readable
 from finetune.types import RejectedFile, Sample
-from tests.support.helpers import noise, write_images
+from tests.support.helpers import create_noise, write_images
 
 
 def test_filter_readable_separates_broken_files_in_order(photos: Path) -> None:
     (photos / "cat/1.png").write_bytes(b"")
     (photos / "dog/3.png").write_text("no image")
-    noise(width=50, height=50).save(photos / "cat/4.png")
+    create_noise(width=50, height=50).save(photos / "cat/4.png")
     samples = [Sample(f"cat/{i}.png", "cat") for i in (5, 4, 3, 1, 0, 9)]
     samples += [Sample("dog/3.png", "dog"), Sample((photos / "dog/0.png").as_posix(), "dog")]
     steps: list[int] = []

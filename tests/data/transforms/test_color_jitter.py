@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torchvision.transforms import functional
 
 from finetune.data.transforms.color_jitter import ColorJitter, ColorMatrix
-from tests.support.helpers import noise, smooth
+from tests.support.helpers import create_noise, create_smooth_image
 
 Floats = NDArray[np.float64]
 GRAY = np.array([0.299, 0.587, 0.114])
@@ -25,7 +25,7 @@ def make_jitter(**extents: float) -> ColorJitter:
 def make_reddish_gray(seed: int = 0) -> NDArray[np.uint8]:
     """Return an image of reddish gray, which no change below clips."""
     tint = np.array([120, 100, 85], np.uint8)
-    return np.asarray(noise(seed=seed, width=20, height=15)) // 5 + tint
+    return np.asarray(create_noise(seed=seed, width=20, height=15)) // 5 + tint
 
 
 def sample_matrix(jitter: ColorJitter, pixels: NDArray[np.uint8], seed: int = 0) -> ColorMatrix:
@@ -201,7 +201,7 @@ def test_matrix_is_function_of_image_and_draw() -> None:
 
 
 def test_jitter_draws_equally_many_numbers() -> None:
-    pixels = np.asarray(smooth(width=16, height=16))
+    pixels = np.asarray(create_smooth_image(width=16, height=16))
     left = set()
     for p in (0.0, 0.5, 1.0):
         generator = np.random.default_rng(3)

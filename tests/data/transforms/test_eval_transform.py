@@ -16,12 +16,12 @@ from finetune.data.transforms.eval_transform import (
 )
 from finetune.models.classifier import normalise
 from finetune.types import Draw, PreprocessSpec
-from tests.support.helpers import noise, smooth
+from tests.support.helpers import create_noise, create_smooth_image
 from tests.support.pictures import RecordingImage
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPEC = PreprocessSpec((3, 32, 32), MEAN, STD)
-PHOTO = RecordingImage(noise(width=60, height=40))
+PHOTO = RecordingImage(create_noise(width=60, height=40))
 
 
 @pytest.mark.parametrize("size", [(640, 480), (300, 500), (40, 30), (224, 224), (1000, 33)])
@@ -37,7 +37,7 @@ PHOTO = RecordingImage(noise(width=60, height=40))
 def test_eval_transform_equals_timm(
     size: tuple[int, int], crop_mode: str, crop_pct: float, interpolation: str
 ) -> None:
-    image = smooth(width=size[0], height=size[1])
+    image = create_smooth_image(width=size[0], height=size[1])
     spec = PreprocessSpec((3, 96, 96), MEAN, STD, interpolation, crop_pct, crop_mode)
     reference = create_transform(
         input_size=spec.input_size,
@@ -70,7 +70,7 @@ def test_eval_transform_ignores_draw() -> None:
 def test_flip_pair_of_flipped_file_gives_same_views(size: tuple[int, int], tmp_path: Path) -> None:
     """Sizes include 40 x 53 pixels, whose centre crop of 32 is not exactly centred."""
     spec = PreprocessSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.8)
-    image = noise(width=size[0], height=size[1])
+    image = create_noise(width=size[0], height=size[1])
     image.save(tmp_path / "a.png")
     image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "b.png")
     single = EvalTransform(spec)
@@ -91,7 +91,7 @@ def test_eval_transform_has_no_flip() -> None:
 
 
 def test_identity_transform_returns_stored_pixels() -> None:
-    image = noise(width=32, height=24)
+    image = create_noise(width=32, height=24)
     transform = IdentityTransform((24, 32))
     view = transform(RecordingImage(image), Draw(3, 1, 0))
     np.testing.assert_array_equal(view.pixels, np.asarray(image))

@@ -18,12 +18,12 @@ from finetune.data.transforms.presets import (
 from finetune.data.transforms.train_transform import TrainTransform
 from finetune.errors import ConfigError
 from finetune.types import Draw, PreprocessSpec
-from tests.support.helpers import noise
+from tests.support.helpers import create_noise
 from tests.support.pictures import RecordingImage
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPEC = PreprocessSpec((3, 32, 32), MEAN, STD)
-PHOTO = RecordingImage(noise(width=60, height=40))
+PHOTO = RecordingImage(create_noise(width=60, height=40))
 
 
 def test_preset_none_equals_eval_transform() -> None:
@@ -40,7 +40,7 @@ def test_preset_none_equals_eval_transform() -> None:
 def test_preset_crop_area_and_color_jitter(
     name: str, min_fraction: float, has_jitter: bool
 ) -> None:
-    lazy_image = RecordingImage(noise(width=600, height=600))
+    lazy_image = RecordingImage(create_noise(width=600, height=600))
     transform = create_train_transform(name, spec=SPEC, seed=0)
     assert transform.has_color_matrix is has_jitter
     changed = 0

@@ -19,12 +19,12 @@ from finetune.data.transforms.eval_transform import Transform
 from finetune.data.transforms.presets import AUGMENTATIONS, create_train_transform
 from finetune.data.transforms.train_transform import InitialCrop, TrainTransform, find_initial_crop
 from finetune.types import Draw, PreprocessSpec
-from tests.support.helpers import noise, smooth
-from tests.support.pictures import RecordingImage, watch_decoder, write_jpeg
+from tests.support.helpers import create_noise, create_smooth_image
+from tests.support.pictures import RecordingImage, record_decoded_shapes, write_jpeg
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPEC = PreprocessSpec((3, 32, 32), MEAN, STD)
-PHOTO = RecordingImage(noise(width=60, height=40))
+PHOTO = RecordingImage(create_noise(width=60, height=40))
 BILINEAR = Image.Resampling.BILINEAR
 
 
@@ -111,7 +111,7 @@ def test_view_does_not_depend_on_earlier_images() -> None:
     transform = create_train_transform("strong", spec=SPEC, seed=0)
     expected = get_view_bytes(transform, Draw(7, 2, 0))
     for row in range(5):
-        transform(RecordingImage(noise(seed=row, width=100, height=50)), Draw(row, 2, 0))
+        transform(RecordingImage(create_noise(seed=row, width=100, height=50)), Draw(row, 2, 0))
     assert get_view_bytes(transform, Draw(7, 2, 0)) == expected
 
 
@@ -160,7 +160,7 @@ def test_crop_flip_and_jitter_are_independent() -> None:
 
 
 def test_view_shows_box_of_albumentations() -> None:
-    image = smooth(width=200, height=150)
+    image = create_smooth_image(width=200, height=150)
     steps = [A.RandomResizedCrop((40, 60), scale=(0.2, 0.9)), A.HorizontalFlip(p=0.5)]
     pipeline = A.Compose(steps)
     drawn: list[tuple[np.random.Generator, random.Random]] = []
@@ -194,7 +194,7 @@ def test_view_shows_box_of_albumentations() -> None:
 
 
 def test_box_of_shrunk_image_equals_box_of_full_image() -> None:
-    full = smooth(width=400, height=300)
+    full = create_smooth_image(width=400, height=300)
     half = RecordingImage(full.resize((200, 150), BILINEAR))
     half.height, half.width = 300, 400
     transform = create_train_transform("light", spec=SPEC, seed=1)
@@ -217,8 +217,8 @@ def test_crop_is_antialiased() -> None:
 def test_jpeg_is_decoded_at_scale_of_crop(
     fraction: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = write_jpeg(tmp_path / "x.jpg", smooth(width=640, height=480))
-    decoded = watch_decoder(monkeypatch)
+    file = write_jpeg(tmp_path / "x.jpg", create_smooth_image(width=640, height=480))
+    decoded = record_decoded_shapes(monkeypatch)
     crop = A.RandomResizedCrop((40, 40), scale=(fraction, fraction), ratio=(1.0, 1.0))
     TrainTransform(A.Compose([crop]), size=(40, 40), seed=0)(open_image(file), Draw(0, 0, 0))
     # 20% of the area is a square of 248 pixels; the largest square has 480
@@ -270,7 +270,7 @@ def test_find_initial_crop_requires_crop_and_resize_always(
     "pipeline", [pipeline for pipeline, initial_crop in INITIAL_CROPS if initial_crop is None]
 )
 def test_pipeline_without_initial_crop_gets_full_image(pipeline: A.Compose) -> None:
-    lazy_image = RecordingImage(smooth(width=60, height=50))
+    lazy_image = RecordingImage(create_smooth_image(width=60, height=50))
     transform = TrainTransform(pipeline, size=(8, 8), seed=0)
     for row in range(5):
         transform(lazy_image, Draw(row, 0, 0))
@@ -279,7 +279,7 @@ def test_pipeline_without_initial_crop_gets_full_image(pipeline: A.Compose) -> N
 
 
 def test_custom_steps_get_full_image() -> None:
-    image = smooth(width=60, height=50)
+    image = create_smooth_image(width=60, height=50)
     cut = TrainTransform(A.Compose([A.CenterCrop(8, 10)]), size=(8, 10), seed=0)
     view = cut(RecordingImage(image), Draw(0, 0, 0)).pixels
     np.testing.assert_array_equal(view, np.asarray(image)[21:29, 25:35])
@@ -292,7 +292,7 @@ def test_custom_steps_get_full_image() -> None:
 def test_pipeline_probability_is_respected(p: float) -> None:
     flip = A.Compose([A.HorizontalFlip(p=1)], p=p)
     transform = TrainTransform(flip, size=(10, 12), seed=0)
-    image = noise()
+    image = create_noise()
     flipped = sum(
         not np.array_equal(
             transform(RecordingImage(image), Draw(row, 0, 0)).pixels, np.asarray(image)
@@ -303,7 +303,7 @@ def test_pipeline_probability_is_respected(p: float) -> None:
 
 
 def test_resize_is_initial_crop_of_full_image() -> None:
-    image = smooth(width=64, height=50)
+    image = create_smooth_image(width=64, height=50)
     transform = TrainTransform(A.Compose([A.Resize(20, 30)]), size=(20, 30), seed=0)
     lazy_image = RecordingImage(image)
     view = transform(lazy_image, Draw(0, 0, 0)).pixels
@@ -340,7 +340,7 @@ def test_min_side_is_limited_to_8192(fraction: float) -> None:
 
 @pytest.mark.parametrize("name", ["light", "medium", "strong"])
 def test_presets_accept_read_only_pixels(name: str) -> None:
-    image = noise(width=32, height=32)
+    image = create_noise(width=32, height=32)
     transform = create_train_transform(name, spec=SPEC, seed=0)
     assert isinstance(transform, TrainTransform)
     lazy_image = RecordingImage(image)

@@ -10,7 +10,7 @@ from torch import Tensor
 from finetune.models.classifier import ImageClassifier
 from finetune.training.callbacks.network_compiler import NetworkCompiler
 from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
-from tests.support.runs import small_training
+from tests.support.runs import create_small_training
 from tests.training.callbacks.reporting import CallRecorder, train_with_callbacks
 
 
@@ -50,7 +50,7 @@ def test_network_compiler_example_equals_first_training_batch_of_each_depth(
     monkeypatch.setattr("torch.compiler.reset", lambda: None)  # which would import the compiler
     monkeypatch.setattr(ImageClassifier, "compile_for_training", compile_for_training)
     monkeypatch.setattr(ImageClassifier, "forward", record_forward)
-    training = small_training(
+    training = create_small_training(
         animals,
         trainer__precision=precision,
         unfreeze__name="head_first",

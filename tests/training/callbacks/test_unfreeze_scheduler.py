@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from finetune.builders import Training
 from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
-from tests.support.networks import changed, randomise, snapshot
+from tests.support.networks import copy_state, find_changed, randomise
 from tests.support.processes import (
     StaleDdpRebuild,
     WithoutDdpRebuild,
@@ -19,7 +19,7 @@ from tests.support.processes import (
     run_on_ranks,
     train_on_rank,
 )
-from tests.support.runs import largest_difference, small_training, write_weights
+from tests.support.runs import compute_largest_difference, create_small_training, write_weights
 from tests.training.callbacks.reporting import train_with_callbacks
 
 SETTINGS: dict[str, Any] = {
@@ -43,10 +43,10 @@ class StateRecorder(Callback):
         self.snapshots: list[dict[str, Tensor]] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.snapshots.append(snapshot(pl_module.classifier.network))
+        self.snapshots.append(copy_state(pl_module.classifier.network))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self.snapshots.append(snapshot(pl_module.classifier.network))
+        self.snapshots.append(copy_state(pl_module.classifier.network))
 
 
 def get_state_names(training: Training, groups: slice) -> set[str]:
@@ -72,7 +72,7 @@ def test_unfreeze_scheduler_frozen_groups_keep_every_bit_and_others_change(
     backbone: str, optimizer: str, batch_norm: str, animals: Path, tmp_path: Path
 ) -> None:
     depths = {0: 1, 2: 3, 3: 99}
-    training = small_training(
+    training = create_small_training(
         animals,
         model__backbone=backbone,
         model__batch_norm=batch_norm,
@@ -103,11 +103,11 @@ def test_unfreeze_scheduler_frozen_groups_keep_every_bit_and_others_change(
 def test_unfreeze_scheduler_frozen_batch_norm_ends_in_eval_mode(
     animals: Path, tmp_path: Path
 ) -> None:
-    training = small_training(animals, unfreeze__name="linear_probe", trainer__epochs=1)
-    before = snapshot(training.module.classifier.network)
+    training = create_small_training(animals, unfreeze__name="linear_probe", trainer__epochs=1)
+    before = copy_state(training.module.classifier.network)
     train_with_callbacks(training, tmp_path, UnfreezeScheduler())
     network = training.module.classifier.network
-    assert changed(before, network) == {"fc.weight", "fc.bias"}
+    assert find_changed(before, network) == {"fc.weight", "fc.bias"}
     assert not any(m.training for m in network.modules() if isinstance(m, nn.BatchNorm2d))
 
 
@@ -116,18 +116,18 @@ def test_unfreeze_scheduler_two_ranks_equal_one_process(animals: Path, tmp_path:
     settings = {**SETTINGS, "model__weights": str(weights)}
     single = train_on_rank(0, animals, tmp_path / "one", settings)
     assert not isinstance(single, str)
-    before = small_training(animals, **settings).module.state_dict()
-    groups = small_training(animals, **settings).module.classifier.groups
+    before = create_small_training(animals, **settings).module.state_dict()
+    groups = create_small_training(animals, **settings).module.classifier.groups
     for group in groups:  # otherwise equality to 1e-6 would prove nothing
         names = [f"classifier.network.{name}" for name in group.parameter_names]
         old, new = ({name: state[name] for name in names} for state in (before, single[0]))
-        assert largest_difference(old, new) > 1e-4, group.name
+        assert compute_largest_difference(old, new) > 1e-4, group.name
 
     ranks = run_on_ranks(
         2, train_on_rank, animals, tmp_path / "two", {**settings, "trainer__devices": 2}
     )
-    assert largest_difference(ranks[0][0], ranks[1][0]) == 0
-    assert largest_difference(ranks[0][0], single[0]) <= 1e-6
+    assert compute_largest_difference(ranks[0][0], ranks[1][0]) == 0
+    assert compute_largest_difference(ranks[0][0], single[0]) <= 1e-6
     for rank in ranks:
         assert rank[1] == pytest.approx(single[1], abs=1e-6)
 
@@ -137,7 +137,7 @@ def test_unfreeze_without_ddp_rebuild_or_check_ranks_diverge_silently(
 ) -> None:
     settings = {**SETTINGS, "trainer__devices": 2}
     ranks = run_on_ranks(2, train_on_rank, animals, tmp_path, settings, WithoutDdpRebuildOrCheck)
-    assert largest_difference(ranks[0][0], ranks[1][0]) > 1e-4
+    assert compute_largest_difference(ranks[0][0], ranks[1][0]) > 1e-4
 
 
 def test_unfreeze_without_ddp_rebuild_raises_training_error_with_layer_name(

@@ -234,7 +234,7 @@ def run_compiled(data: Path, run: Path, *, is_on: bool, compiler: str = "") -> s
     return process.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
 def test_compiled_run_equals_uncompiled_run(insects: Path, tmp_path: Path) -> None:
     output = run_compiled(insects, tmp_path / "compiled", is_on=True)
@@ -247,7 +247,7 @@ def test_compiled_run_equals_uncompiled_run(insects: Path, tmp_path: Path) -> No
     assert compute_largest_difference(compiled, plain) <= 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_compile_without_compiler_notes_the_reason_and_continues(
     insects: Path, tmp_path: Path
 ) -> None:

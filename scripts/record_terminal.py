@@ -70,7 +70,7 @@ def _leave_out(lines: list[str], first_words: list[str]) -> list[str]:
         plain = Text.from_ansi(visible).plain
         if not plain.strip():
             continue
-        # a row goes on in indented lines
+        # a row continues in indented lines
         is_skipped = plain.split()[0] in first_words or (is_skipped and plain.startswith("    "))
         if not is_skipped:
             kept.append(visible)

@@ -149,7 +149,7 @@ def create(
 
 
 def update_latest_link(run: RunFolder) -> None:
-    """Point the link ``latest`` beside the run at it, unless another kind of file has that name."""
+    """Point the sibling link ``latest`` at the run, unless another kind of file has that name."""
     link = run.path.parent / "latest"
     if not link.exists() or (link / "config.yaml").is_file():
         replace_symlink(link, run.path.name)

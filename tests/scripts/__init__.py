@@ -1,1 +1,1 @@
-"""Tests of the scripts that ship beside the package."""
+"""Tests of the scripts in ``scripts``."""

@@ -1,5 +1,7 @@
 """Weights & Biases run: resumable logger, final metrics, class tables and the model artifact."""
 
+import atexit
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +130,7 @@ class RunTracker:
                 run.mark_preempting()
             run.finish(exit_code=1)
         except OSError:
+            _silence_exit_errors()
             return
         if is_resumable:
             write_text(self.wandb_epochs_path, f"{self.csv.num_epochs}\n")
@@ -159,6 +162,17 @@ class RunTracker:
         run.finish()
         if self.wandb_epochs_path is not None:
             write_text(self.wandb_epochs_path, f"{self.csv.num_epochs}\n")
+
+
+def _silence_exit_errors() -> None:
+    """Keep W&B from printing a traceback at the interpreter's exit, as its service is gone."""
+
+    def ignore_connection_errors(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, OSError):
+            sys.__unraisablehook__(unraisable)
+
+    # registered after W&B's own callback, and therefore called before it
+    atexit.register(setattr, sys, "unraisablehook", ignore_connection_errors)
 
 
 def _log_evaluation(

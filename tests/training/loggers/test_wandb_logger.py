@@ -1,6 +1,10 @@
-"""Tracking without W&B; runs with W&B are in ``tests/commands`` and ``tests/integration``."""
+"""Tracking without W&B or its service; runs with it are in ``commands`` and ``integration``."""
 
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from finetune.training.loggers.metrics_csv import MetricsCsv
 from finetune.training.loggers.wandb_logger import RunTracker
@@ -14,3 +18,39 @@ def test_run_tracker_without_wandb_has_no_loggers_and_writes_nothing(tmp_path: P
     tracker.interrupt(is_resumable=True)
     tracker.finish({}, classes=(), bundle_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+INTERRUPTED_AFTER_KILL = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from finetune.training.loggers.metrics_csv import MetricsCsv
+from finetune.training.loggers.wandb_logger import RunTracker, create_wandb_logger
+from finetune.types import Reporter
+
+run_dir = Path(sys.argv[1])
+wandb = create_wandb_logger(
+    run_dir, run_id="abcd1234", mode="offline", project="p", entity=None, name="n", tags=[],
+    config={},
+)
+tracker = RunTracker(MetricsCsv(run_dir / "metrics.csv", reporter=Reporter()), wandb, run_dir / "n")
+command = ["pgrep", "-P", str(os.getpid()), "-f", "wandb-core"]
+services = subprocess.run(command, capture_output=True, text=True).stdout.split()
+for pid in services:
+    os.kill(int(pid), signal.SIGKILL)
+tracker.interrupt(is_resumable=True)
+assert services and not (run_dir / "n").exists()
+sys.exit(85)
+"""
+
+
+@pytest.mark.slow
+def test_run_tracker_interrupt_without_wandb_service_exits_without_traceback(
+    tmp_path: Path,
+) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_AFTER_KILL, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (process.returncode, process.stderr) == (85, "")

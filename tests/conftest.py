@@ -57,6 +57,20 @@ def photos(tmp_path: Path) -> Path:
     return write_images(tmp_path / "photos", *names)
 
 
+@pytest.fixture(autouse=True)
+def _no_shared_wandb_service() -> Iterator[None]:
+    """End the service process that W&B shares with child processes through the environment.
+
+    A process that resumes a killed run would find the run's id in use there.
+    """
+    yield
+    if "WANDB_SERVICE" in os.environ:
+        import wandb
+
+        wandb.teardown()
+        os.environ.pop("WANDB_SERVICE", None)
+
+
 @pytest.fixture(scope="session")
 def insects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of 16, 12 and 10 images of three colours under noise; never change it."""

@@ -94,11 +94,13 @@ class RunFolder:
         return self.path / ".wandb_epochs"
 
 
-def build_default_name(backbone: str, data: Path) -> str:
-    """Return ``<date>-<backbone>-<data folder>``."""
+def build_default_name(backbone: str, data: Path, *, parent: Path = Path("runs")) -> str:
+    """Return ``<date>-<backbone>-<data folder>``; with a number if ``parent`` has that name."""
     date = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     parts = (backbone.replace("/", "_").replace(":", "_"), data.resolve().stem)
-    return "-".join((date, *(part for part in parts if part)))
+    name = "-".join((date, *(part for part in parts if part)))
+    candidates = (name, *(f"{name}-{number}" for number in range(2, 100)))
+    return next((n for n in candidates if not (parent / n).exists()), name)
 
 
 def check_unused(path: Path) -> None:

@@ -120,6 +120,15 @@ def test_build_default_name_contains_date_backbone_and_data(
     assert re.fullmatch(rf"20\d{{6}}-\d{{6}}{re.escape(suffix)}", name)
 
 
+def test_build_default_name_taken_in_the_same_second_gets_a_number(tmp_path: Path) -> None:
+    names = set()
+    for _ in range(3):
+        name = run_folder.build_default_name("vgg16", Path("photos"), parent=tmp_path)
+        (tmp_path / name).mkdir()
+        names.add(name)
+    assert len(names) == 3
+
+
 def test_build_default_name_for_dot_uses_name_of_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -307,10 +307,10 @@ _IMAGES = (
 
 CONSTRAINTS: tuple[Constraint, ...] = (
     *_HARDWARE,
-    *_WEIGHT_AVERAGING,
     *_PROBE,
     *_PROBE_ONLY,
     *_BATCHES,
+    *_WEIGHT_AVERAGING,  # needs the steps of an epoch, which valid batches make
     *_SHARDING,
     *_IMAGES,
 )

@@ -17,6 +17,8 @@ from finetune.losses import CLASS_WEIGHTS, LOSSES, compute_prior_offset
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
+CriterionSchedule = Callable[[int], Criterion]
+
 _RESERVED_PARAMS = {
     "class_counts_K": "the training images",
     "class_weights_K": "imbalance.class_weights",
@@ -78,7 +80,7 @@ def build_criterion_schedule(
     loss_config: ResolvedLossConfig,
     class_counts: Sequence[int],
     class_weights: ClassWeights | None,
-) -> Callable[[int], Criterion]:
+) -> CriterionSchedule:
     """Return the criterion as a function of the epoch.
 
     Args:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from finetune.builders.criterion import (
     ClassWeights,
+    CriterionSchedule,
     build_class_weights,
+    build_criterion_schedule,
     compute_class_weights_start_epoch,
 )
 from finetune.builders.sampling import build_sampling_schedule
@@ -31,12 +33,14 @@ class ClassBalance:
     Attributes:
         sampling_schedule: Sampling of the training images as a function of the epoch.
         class_weights: Class weights in the loss; None without any.
+        criterion_schedule: Criterion as a function of the epoch.
         prior_schedule: Class prior that the logits assume, as a function of the epoch.
         priors: Class priors on the model card of the run.
     """
 
     sampling_schedule: SamplingSchedule
     class_weights: ClassWeights | None
+    criterion_schedule: CriterionSchedule
     prior_schedule: PriorSchedule
     priors: Priors
 
@@ -61,11 +65,13 @@ def build_class_balance(config: ResolvedConfig, data: TrainingData) -> ClassBala
         data: Images of the run.
 
     Raises:
-        ConfigError: The sampler or the class weights do not exist, do not fit or fail.
+        ConfigError: The sampler, the class weights or the loss do not exist, do not fit or fail.
     """
     num_epochs = config.trainer.epochs
     sampling_schedule = build_sampling_schedule(config.imbalance, data, num_epochs=num_epochs)
     class_weights = build_class_weights(config.imbalance, data.class_counts, num_epochs=num_epochs)
+    # checks the parameters of the loss, of which the prior uses tau
+    criterion_schedule = build_criterion_schedule(config.loss, data.class_counts, class_weights)
     prior_schedule = build_model_prior_schedule(
         data,
         sampling_schedule,
@@ -78,7 +84,9 @@ def build_class_balance(config: ResolvedConfig, data: TrainingData) -> ClassBala
         model_prior=prior_schedule(num_epochs - 1),
         is_post_hoc=config.imbalance.head_rebalancing == "post_hoc",
     )
-    return ClassBalance(sampling_schedule, class_weights, prior_schedule, priors)
+    return ClassBalance(
+        sampling_schedule, class_weights, criterion_schedule, prior_schedule, priors
+    )
 
 
 def compute_run_priors(

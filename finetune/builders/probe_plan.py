@@ -143,7 +143,7 @@ def plan_last_stage(
         return None
     layout = _find_activation_layout(network, depth, backbone=config.model.backbone)
     num_bytes = layout.shape.numel() * 4 * num_views
-    if num_bytes > config.cache.max_gb * 1e9:
+    if num_bytes > config.cache.max_bytes:
         raise ConfigError(
             f"probe.depth={depth} caches {format_bytes(num_bytes)} of activations of {num_views} "
             f"views, more than cache.max_gb={config.cache.max_gb:g}. Increase it, lower "

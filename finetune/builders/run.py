@@ -163,7 +163,7 @@ def _assemble(
         backbone_scale=config.optim.backbone_lr_scale,
         layer_decay=config.optim.layer_decay,
     )
-    recipe = build_recipe(run, data, balance, depth_schedule, peak_learning_rates)
+    recipe = build_recipe(run, balance, depth_schedule, peak_learning_rates)
     is_flipped = resolve_probe_flips(config, transform, num_images=len(data.train))
     config = replace_values(config, {"probe.hflip": "on" if is_flipped else "off"})
     probe = plan_probe(

@@ -1,16 +1,14 @@
-"""Training recipe: loss, unfreezing, learning rates, optimizer and weight averaging of a run."""
+"""Training recipe: unfreezing, learning rates, optimizer and weight averaging of a run."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 
-from finetune.builders.criterion import build_criterion_schedule
 from finetune.builders.model_prior import ClassBalance
 from finetune.builders.resolve import RunSpec
 from finetune.config.learning import LrScheduleConfig, UnfreezeConfig
 from finetune.config.resolved import ResolvedOptimConfig
-from finetune.data.training_data import TrainingData
 from finetune.errors import ConfigError, FinetuneError
 from finetune.lookup import check_params, has_parameter, look_up
 from finetune.models.classifier import ImageClassifier
@@ -23,7 +21,6 @@ from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES, resolve_dep
 
 def build_recipe(
     run: RunSpec,
-    data: TrainingData,
     balance: ClassBalance,
     depth_schedule: Callable[[int], int],
     peak_learning_rates: list[float],
@@ -32,19 +29,16 @@ def build_recipe(
 
     Args:
         run: Resolved run.
-        data: Images of the run.
         balance: Treatment of imbalanced classes.
         depth_schedule: Unfreeze depth as a function of the epoch.
         peak_learning_rates: Peak learning rate of each layer group, from the head.
 
     Raises:
-        ConfigError: A loss or schedule does not exist or does not take its parameters.
+        ConfigError: The learning rate schedule does not exist or does not take its parameters.
     """
     config = run.config
     return Recipe(
-        criterion_schedule=build_criterion_schedule(
-            config.loss, data.class_counts, balance.class_weights
-        ),
+        criterion_schedule=balance.criterion_schedule,
         depth_schedule=depth_schedule,
         make_optimizer=build_optimizer_factory(
             config.optim,

@@ -150,9 +150,9 @@ def fingerprint_samples(
     return fingerprint_files(
         root,
         samples,
-        max_pixels=int(config.data.max_megapixels * 1e6),
+        max_pixels=config.data.max_pixels,
         stores_dir=resolve_cache_root(config.data.cache),
-        limit_bytes=round(config.cache.max_gb * 1e9),
+        limit_bytes=config.cache.max_bytes,
         reporter=reporter,
     )
 

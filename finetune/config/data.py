@@ -128,7 +128,7 @@ class CacheConfig(Section):
 
     @property
     def max_bytes(self) -> int:
-        """Size of all stores in bytes."""
+        """Maximum size of all caches in bytes."""
         return round(self.max_gb * 1e9)
 
 

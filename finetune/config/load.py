@@ -127,9 +127,9 @@ def build_config(
             the most similar name.
     """
     merged = _copy_tree(rename_keys(tree))
-    assignments = {rename_key(key): value for key, value in (assignments or {}).items()}
     errors: list[str] = []
     sources: dict[str, str] = {}
+    assignments = _rename_assignments(assignments or {}, errors)
     for key, value in assignments.items():
         if _set_value(merged, key, value, errors):
             sources[key] = "command line"
@@ -140,7 +140,8 @@ def build_config(
         if _set_value(merged, key, value, errors):
             sources[key] = flag
     try:
-        config = Config.model_validate(merged)
+        # again, for parameters of a sampler that the tree does not name
+        config = Config.model_validate(rename_keys(merged))
     except ValidationError as error:
         errors += _format_errors(error.errors(), sources, source_name)
     if errors:
@@ -204,6 +205,17 @@ def _format_scalar(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
+def _rename_assignments(assignments: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:
+    """Return assignments by present keys; append an error for a key that is given by both names."""
+    renamed: dict[str, Any] = {}
+    for key, value in assignments.items():
+        new_key = rename_key(key)
+        if new_key in renamed:
+            errors.append(f"{new_key}: given twice, also by a former name of the key; keep one")
+        renamed[new_key] = value
+    return renamed
+
+
 def _copy_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _copy_tree(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
 
@@ -229,7 +241,7 @@ def _set_value(tree: dict[str, Any], dotted_key: str, value: Any, errors: list[s
             )
             return False
         tree = child
-    tree[last] = value
+    tree[last] = _copy_tree(value) if isinstance(value, Mapping) else value
     return True
 
 

@@ -24,9 +24,10 @@ RENAMED_KEYS: Mapping[str, str] = {
 
 RENAMED_SAMPLER_PARAMS: Mapping[str, Mapping[str, str]] = {
     "deferred": {"from_share": "start_fraction"},
+    "drs": {"from_share": "start_fraction"},
     "abundant_first": {"share": "first_fraction", "of_largest": "min_relative_size"},
 }
-"""Sampler to old and present names of its ``imbalance.sampler_params``."""
+"""Sampler or strategy to old and present names of its ``imbalance.sampler_params``."""
 
 
 def rename_key(key: str) -> str:
@@ -44,11 +45,19 @@ def rename_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
         section, _, key = old.partition(".")
         values = renamed.get(section)
         new_key = new.partition(".")[2]
-        if isinstance(values, Mapping) and key in values and new_key not in values:
-            renamed[section] = {new_key if k == key else k: v for k, v in values.items()}
+        if isinstance(values, Mapping):
+            renamed[section] = _rename(values, {key: new_key})
     imbalance = renamed.get("imbalance")
     if isinstance(imbalance, Mapping) and isinstance(imbalance.get("sampler_params"), Mapping):
-        names = RENAMED_SAMPLER_PARAMS.get(str(imbalance.get("sampler")), {})
-        params = {names.get(k, k): v for k, v in imbalance["sampler_params"].items()}
+        sampler = imbalance.get("sampler", "auto")
+        source = imbalance.get("strategy") if sampler == "auto" else sampler
+        params = _rename(imbalance["sampler_params"], RENAMED_SAMPLER_PARAMS.get(str(source), {}))
         renamed["imbalance"] = {**imbalance, "sampler_params": params}
     return renamed
+
+
+def _rename(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return values with the present names of their keys, unless both names are given."""
+    return {
+        key if names.get(key, key) in values else names[key]: value for key, value in values.items()
+    }

@@ -10,7 +10,7 @@ from finetune.builders.network import build_network
 from finetune.builders.resolve import RunSpec, resolve_config
 from finetune.config.load import replace_values
 from finetune.data.training_data import TrainingData
-from finetune.errors import FinetuneError
+from finetune.errors import DataError, FinetuneError
 from finetune.types import Phase
 from tests.support.runs import build_listed_manifest, create_small_config
 
@@ -165,6 +165,15 @@ def test_constraint_violated_raises_error_naming_its_keys(
     for key in constraint.keys:
         assert f"{key}=" in str(caught.value)
     assert "{" not in str(caught.value)
+
+
+def test_constraints_too_few_images_are_reported_before_steps_that_follow_from_them(
+    default_run: RunSpec,
+) -> None:
+    case = CASES["trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes"]
+    run = build_run(default_run, {**case, "optim.swa_fraction": 0.5})
+    with pytest.raises(DataError, match=r"draws 24 training images"):
+        check_constraints(run)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,13 @@ SRUN = {
             r"lr_schedule\.name: .*'math'.*'nothing'",
         ),
         ({"loss.name": "math:pi"}, r"loss\.name=math:pi: "),
+        *(
+            (
+                {"loss.name": "logit_adjusted", "loss.params": {"tau": tau}},
+                r"^loss\.name=logit_adjusted with loss\.params=.*tau.* fails: ",
+            )
+            for tau in ("much", float("nan"))
+        ),
         ({"imbalance.sampler": "mine_not_there:f"}, r"imbalance\.sampler.*'mine_not_there'"),
     ],
 )

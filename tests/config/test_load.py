@@ -87,6 +87,42 @@ def test_parse_assignments_invalid_raises_config_error(args: list[str], message:
 
 
 @pytest.mark.parametrize(
+    ("tree", "assignments", "expected"),
+    [
+        ({}, {"data.cache_px": 100}, ("data.cache_shorter_side", 100)),
+        ({"data": {"cache_px": 1}}, {"data.cache_shorter_side": 8}, ("data.cache_shorter_side", 8)),
+        ({}, {"data": {"cache_px": 100}}, ("data.cache_shorter_side", 100)),
+    ],
+)
+def test_build_config_accepts_former_keys(
+    tree: dict[str, Any], assignments: dict[str, Any], expected: tuple[str, Any]
+) -> None:
+    key, value = expected
+    assert diff_from_defaults(build_config(tree, assignments=assignments)) == {key: value}
+
+
+@pytest.mark.parametrize("key", ["imbalance.sampler_params", "imbalance.sampler_params.from_share"])
+@pytest.mark.parametrize("setting", ["imbalance.sampler=deferred", "imbalance.strategy=drs"])
+def test_build_config_accepts_former_sampler_params(key: str, setting: str) -> None:
+    name, _, choice = setting.partition("=")
+    value = 0.5 if key.endswith("from_share") else {"from_share": 0.5}
+    config = build_config({}, assignments={key: value, name: choice})
+    assert config.imbalance.sampler_params == {"start_fraction": 0.5}
+
+
+def test_build_config_key_given_by_both_names_raises_config_error() -> None:
+    assignments = {"data.cache_px": 100, "data.cache_shorter_side": 200}
+    with pytest.raises(ConfigError, match=r"data\.cache_shorter_side: given twice"):
+        build_config({}, assignments=assignments)
+
+
+def test_build_config_leaves_given_mappings_unchanged() -> None:
+    section = {"leakage": "error"}
+    build_config({}, assignments={"data": section}, flags={"data.path": ("data", "photos")})
+    assert section == {"leakage": "error"}
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("optim:\n  lr: 1\n  lr: 2\n", r"config\.yaml: .*'lr' in line 3"),

@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
+from finetune.units import format_bytes, format_count
+
 _MAX_CLASSES = 12
 _MAX_GROUPS = 4
 _MAX_HARMLESS_GROUPS = 2
@@ -47,10 +49,10 @@ def _describe_counts(tree: Mapping[str, Any]) -> list[str]:
     counts = splits[first]
     total = sum(counts.values())
     if len(splits) == 1:
-        shown = _format_count(total, "image") + ("" if first == "all" else f" of {first}")
+        shown = format_count(total, "image") + ("" if first == "all" else f" of {first}")
     else:
-        shown = f"{_format_count(tree['num_images'], 'image')} ({shown})"
-    lines = [f"{shown}, {_format_count(len(counts), 'class')}", ""]
+        shown = f"{format_count(tree['num_images'], 'image')} ({shown})"
+    lines = [f"{shown}, {format_count(len(counts), 'class')}", ""]
     order = sorted(counts, key=lambda name: -counts[name])
     largest = counts[order[0]]
     hidden = max(0, len(order) - _MAX_CLASSES)
@@ -89,8 +91,8 @@ def _describe_sizes(tree: Mapping[str, Any]) -> list[str]:
     )
     sizes = f"all {median}" if low == high else f"median {median}, from {low} to {high}"
     modes = ", ".join(f"{count:,} {mode}" for mode, count in tree["image_modes"].items())
-    kilobytes = quantiles["num_bytes"][2] / 1000
-    return [f"sizes       {sizes}", f"files       {modes}; median {kilobytes:,.0f} kB"]
+    size = format_bytes(quantiles["num_bytes"][2])
+    return [f"sizes       {sizes}", f"files       {modes}; median {size}"]
 
 
 def _describe_unreadable(entries: Sequence[Mapping[str, str]]) -> list[str]:
@@ -115,7 +117,7 @@ def _describe_duplicates(groups: Sequence[Mapping[str, Any]] | None) -> list[str
     images = sum(len(group["paths"]) for group in groups)
     kinds = Counter(group["kind"] for group in groups)
     lines = [
-        f"duplicates  {_format_count(images, 'image')} in {_format_count(len(groups), 'group')}: "
+        f"duplicates  {format_count(images, 'image')} in {format_count(len(groups), 'group')}: "
         f"{kinds['exact']} exact, {kinds['near']} near"
     ]
     # the sides of a conflict differ in the third column
@@ -186,7 +188,7 @@ def _describe_label_errors(label_errors: Sequence[Mapping[str, Any]] | None) -> 
         for error in label_errors[:_MAX_GROUPS]
     )
     return [
-        f"labels      {_format_count(len(label_errors), 'possible error')}, the most likely first",
+        f"labels      {format_count(len(label_errors), 'possible error')}, the most likely first",
         *shown,
         *_describe_remainder(len(label_errors) - _MAX_GROUPS),
     ]
@@ -213,11 +215,6 @@ def _describe_advice(advice: Sequence[Mapping[str, Any]]) -> list[str]:
 def _format_option(name: str, value: object) -> str:
     """Return an option or a config key with its value, as typed on the command line."""
     return f"{name} {value}" if name.startswith("--") else f"{name}={value}"
-
-
-def _format_count(count: int, noun: str) -> str:
-    plural = noun + ("es" if noun.endswith("s") else "s")
-    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def _fit_to_width(name: str, width: int) -> str:

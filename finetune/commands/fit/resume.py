@@ -75,13 +75,13 @@ def collect_overrides(run: RunFolder, config: Config) -> dict[str, Any]:
     for key in ("model.weights", "augment.name"):
         if key in values:
             values[key] = resolve_if_path(values[key])
-    stored = ResolvedConfig.from_config(read_stored_config(run))
+    stored = read_stored_config(run)
     num_images = compute_images_per_epoch(
         stored.imbalance,
         TrainingData.from_manifest(read_stored_manifest(run, stored)),
-        num_epochs=stored.trainer.epochs,
+        num_epochs=int(stored.trainer.epochs),
     )
-    if stored.trainer.batch_size <= num_images < values.get("trainer.batch_size", 0):
+    if int(stored.trainer.batch_size) <= num_images < values.get("trainer.batch_size", 0):
         del values["trainer.batch_size"]  # the run reduced it to the images of an epoch
     return values
 

@@ -5,10 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune.builders.augmentation import (
-    build_augmentation,
-    compute_train_image_sizes,
-)
+from finetune.builders.augmentation import build_augmentation, compute_train_image_sizes
 from finetune.builders.constraints import check_constraints
 from finetune.builders.model_prior import build_class_balance
 from finetune.builders.network import build_card, build_classifier, build_network
@@ -145,18 +142,7 @@ def _assemble(
     check_constraints(run)
     classifier = build_classifier(config.model, network)
     network = replace(network, module=classifier.network)
-    transform = build_augmentation(
-        config.augment,
-        data,
-        network.spec,
-        image_sizes=compute_train_image_sizes(
-            config.data.train_image_size,
-            network,
-            backbone=config.model.backbone,
-            num_epochs=config.trainer.epochs,
-        ),
-        seed=config.seed,
-    )
+    transform = _build_train_transform(config, data, network)
     peak_learning_rates = compute_learning_rates(
         len(classifier.groups),
         lr=config.optim.lr,
@@ -202,17 +188,12 @@ def _assemble(
             card=card.to_json(),
         ),
         datamodule=_build_datamodule(
+            config,
             data,
             transform,
             network.spec,
             sampling_schedule=balance.sampling_schedule,
-            max_pixels=config.data.max_pixels,
-            loader_options=LoaderOptions(
-                batch_size=run.batch_size,
-                accumulate_grad_batches=config.trainer.accumulate_grad_batches,
-                num_workers=config.data.num_workers,
-                seed=config.seed,
-            ),
+            batch_size=run.batch_size,
         ),
         cache=cache.plan,
         no_cache_reason=cache.disabled_reason,
@@ -285,16 +266,30 @@ def _describe_run(
     }
 
 
+def _build_train_transform(
+    config: ResolvedConfig, data: TrainingData, network: Network
+) -> Transform:
+    image_sizes = compute_train_image_sizes(
+        config.data.train_image_size,
+        network,
+        backbone=config.model.backbone,
+        num_epochs=config.trainer.epochs,
+    )
+    return build_augmentation(
+        config.augment, data, network.spec, image_sizes=image_sizes, seed=config.seed
+    )
+
+
 def _build_datamodule(
+    config: ResolvedConfig,
     data: TrainingData,
     train_transform: Transform,
     spec: PreprocessSpec,
     *,
     sampling_schedule: SamplingSchedule,
-    max_pixels: int,
-    loader_options: LoaderOptions,
+    batch_size: int,
 ) -> ImageDataModule:
-    train, val = data.train, data.val
+    train, val, max_pixels = data.train, data.val, config.data.max_pixels
     return ImageDataModule(
         ImageDataset(
             FileSource(train.paths, max_pixels=max_pixels), train.labels.tolist(), train_transform
@@ -303,5 +298,10 @@ def _build_datamodule(
             FileSource(val.paths, max_pixels=max_pixels), val.labels.tolist(), EvalTransform(spec)
         ),
         sampling_schedule=sampling_schedule,
-        loader_options=loader_options,
+        loader_options=LoaderOptions(
+            batch_size=batch_size,
+            accumulate_grad_batches=config.trainer.accumulate_grad_batches,
+            num_workers=config.data.num_workers,
+            seed=config.seed,
+        ),
     )

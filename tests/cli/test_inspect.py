@@ -55,7 +55,7 @@ def test_describe_audit_plain() -> None:
         "imbalance ratio 2\n"
     )
     assert "sizes       median 30x31, from 10x11 to 50x51\n" in text
-    assert "files       89 RGB, 1 L; median 3.0 kB\n" in text
+    assert "files       89 RGB, 1 L; median 2.6 kB\n" in text
     assert "unreadable  none\n" in text
     assert "duplicates  none\n" in text
     assert "suspicious  none\n" in text

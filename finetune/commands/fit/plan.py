@@ -4,10 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.builders import (
-    Training,
-    select_probe_loss,
-)
+from finetune.builders import Training, select_probe_loss
 from finetune.config.auto import get_config_value
 from finetune.types import Phase, Split
 
@@ -29,25 +26,11 @@ def build_plan(
         num_rejected: Number of rejected image files.
         run_dir: Run folder.
     """
-    config, manifest, network = training.config, training.manifest, training.network
-    counts = training.data.class_counts
+    config, network = training.config, training.network
     classifier = training.module.classifier
     return {
         "run_dir": str(run_dir),
-        "data": {
-            "path": str(manifest.root),
-            "classes": list(manifest.classes),
-            "num_images": {split.value: len(manifest.get_samples(split)) for split in Split},
-            "class_counts": {
-                split.value: dict(
-                    zip(manifest.classes, manifest.count_per_class(split), strict=True)
-                )
-                for split in Split
-                if manifest.get_samples(split)
-            },
-            "imbalance_ratio": round(max(counts) / max(1, min(counts)), 2),
-            "num_rejected": num_rejected,
-        },
+        "data": _describe_data(training, num_rejected=num_rejected),
         "model": {
             "backbone": config.model.backbone,
             "weights": network.report.source,
@@ -86,6 +69,22 @@ def build_plan(
             "wandb": config.tracking.wandb,
         },
         "overrides": dict(overrides),
+    }
+
+
+def _describe_data(training: Training, *, num_rejected: int) -> dict[str, Any]:
+    manifest, counts = training.manifest, training.data.class_counts
+    return {
+        "path": str(manifest.root),
+        "classes": list(manifest.classes),
+        "num_images": {split.value: len(manifest.get_samples(split)) for split in Split},
+        "class_counts": {
+            split.value: dict(zip(manifest.classes, manifest.count_per_class(split), strict=True))
+            for split in Split
+            if manifest.get_samples(split)
+        },
+        "imbalance_ratio": round(max(counts) / max(1, min(counts)), 2),
+        "num_rejected": num_rejected,
     }
 
 

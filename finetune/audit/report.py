@@ -178,7 +178,6 @@ def _iter_rows(audit: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, s
 
 def _truncate(text: str, max_length: int) -> str:
     """Return text of at most so many letters that the built-in font can draw."""
-    text = text.encode("latin-1", "replace").decode(
-        "latin-1"
-    )  # the only letters of the built-in font
+    # the built-in font has no other letters than those of Latin-1
+    text = text.encode("latin-1", "replace").decode("latin-1")
     return text if len(text) <= max_length else text[: max(0, max_length - 2)] + ".."

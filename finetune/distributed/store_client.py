@@ -25,6 +25,9 @@ T = TypeVar("T")
 HEARTBEAT_SECONDS = 2.0
 """Interval between two heartbeats."""
 
+_ATTEMPT_KEY = "finetune/attempt"
+"""Key of the present attempt's namespace in the store of torchrun's agent, which others use too."""
+
 
 def get_heartbeat_key(rank: int) -> str:
     """Return the key of the counter that a rank increments at each heartbeat."""
@@ -175,11 +178,11 @@ def _open_attempt_store(launch: LaunchInfo, store: Store, timeout: timedelta) ->
     """
     if launch.rank == 0:
         name = uuid4().hex
-        store.set("attempt", name)
+        store.set(_ATTEMPT_KEY, name)
         return PrefixStore(name, store)
     end = time.monotonic() + timeout.total_seconds()
     while time.monotonic() < end:
-        attempt_store = PrefixStore(store.get("attempt").decode(), store)
+        attempt_store = PrefixStore(store.get(_ATTEMPT_KEY).decode(), store)
         num_heartbeats = attempt_store.add(get_heartbeat_key(0), 0)
         time.sleep(1.5 * HEARTBEAT_SECONDS)
         if attempt_store.add(get_heartbeat_key(0), 0) > num_heartbeats:

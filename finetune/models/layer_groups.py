@@ -127,9 +127,8 @@ def _assign_parameterless_modules(
         if groups_below[name]:
             next_group = min(groups_below[name])
         elif next_group == 0 and (parent == "" or groups_below[parent] == {0}):
-            before_head.add(
-                name
-            )  # but not the last module of a backbone block, such as its drop path
+            # but not the last module of a backbone block, such as its drop path
+            before_head.add(name)
     assigned: dict[str, frozenset[int]] = {}
     for name, module in network.named_modules():
         assigned[name] = frozenset(

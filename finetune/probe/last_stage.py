@@ -125,7 +125,7 @@ def fit_last_stage(
     assert cached.extractor.split is not None, "activations were extracted"
     with _reraise_out_of_memory(plan), _unfreeze_last_groups(classifier, plan.depth) as parameters:
         split = split_last_groups(classifier.train().network, plan.depth)
-        assert split is not None, "validated in builders"
+        assert split is not None, "checked in builders/probe_plan.py"
         weights = [parameter.detach().clone() for parameter in parameters]
         losses = iter_training_epochs(
             split.last_stage,

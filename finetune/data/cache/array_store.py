@@ -113,9 +113,8 @@ class ArrayStore:
             try:
                 return self._find(files)
             except sqlite3.DatabaseError as error:
-                if (
-                    type(error) is not sqlite3.DatabaseError
-                ):  # an error of the disk, not of the content
+                # subclasses are errors of the disk, not of the content
+                if type(error) is not sqlite3.DatabaseError:
                     raise
                 (self.folder / INDEX_FILE).unlink()
                 return self._find(files)

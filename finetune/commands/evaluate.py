@@ -90,7 +90,7 @@ def evaluate(
     model: StrPath,
     data: StrPath | None = None,
     *,
-    split: Split | None = None,
+    split: Split | str | None = None,
     device: str = "auto",
     batch_size: int = 32,
     tta: bool = False,
@@ -103,7 +103,8 @@ def evaluate(
         model: Run folder, bundle folder or checkpoint.
         data: Class folders, split folders or a CSV; None, or the data path of the run, takes the
             held-out images of the run.
-        split: Split to evaluate; None takes test, else val, else all images.
+        split: Split to evaluate, "train", "val" or "test"; None takes test, else val, else all
+            images.
         device: "cpu", "cuda", "mps" or "auto".
         batch_size: Images per batch.
         tta: Whether to average over each image and its horizontal flip.
@@ -116,6 +117,9 @@ def evaluate(
     """
     reporter = reporter or Reporter()
     model, data = Path(model), None if data is None else Path(data)
+    if split not in (None, *Split):
+        raise ConfigError(f"Unknown split '{split}'. Choose one of {', '.join(Split)}.")
+    split = None if split is None else Split(split)
     accelerator = resolve_accelerator(device, setting="--device")
     bundle = apply_prior(load_model(model), prior, reporter)
     if tta:

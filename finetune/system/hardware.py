@@ -21,7 +21,7 @@ def resolve_accelerator(accelerator: str, *, setting: str = "trainer.accelerator
         setting: Option or config key named in the error message.
 
     Raises:
-        ConfigError: This node has no such device.
+        ConfigError: The name is unknown, or this node has no such device.
     """
     has = {
         "cpu": True,
@@ -30,6 +30,8 @@ def resolve_accelerator(accelerator: str, *, setting: str = "trainer.accelerator
     }
     if accelerator == "auto":
         return "cuda" if has["cuda"] else "mps" if has["mps"] else "cpu"
+    if accelerator not in has:
+        raise ConfigError(f"{setting}={accelerator}: unknown device. Use auto, cpu, cuda or mps.")
     if not has[accelerator]:
         raise ConfigError(
             f"{setting}={accelerator}: no such device is available on this node. Use auto, or "

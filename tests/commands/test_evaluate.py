@@ -177,6 +177,20 @@ def write_csv(file: Path, rows: list[tuple[str, str]]) -> Path:
     return file
 
 
+def test_evaluate_accepts_split_as_string(trained: FitResult) -> None:
+    result = finetune.evaluate(trained.run_dir, split="val", device="cpu")
+    assert result.split is Split.VAL
+    assert result.evaluation.num_images == len(rows_of(trained.run_dir, "val"))
+
+
+@pytest.mark.parametrize("arguments", [{"split": "valid"}, {"device": "gpu"}])
+def test_evaluate_unknown_split_or_device_raises_config_error(
+    arguments: dict[str, str], trained: FitResult
+) -> None:
+    with pytest.raises(ConfigError, match=r"(split|device).* (val|cpu)"):
+        finetune.evaluate(trained.run_dir, **arguments)  # type: ignore[arg-type]
+
+
 def test_evaluate_training_images_warns_with_count(
     trained: FitResult, insects: Path, tmp_path: Path
 ) -> None:

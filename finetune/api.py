@@ -145,7 +145,7 @@ def inspect(
 
 def compare(
     data: "StrPath | Config",
-    backbones: Sequence[str],
+    backbones: str | Sequence[str],
     *,
     weights: str = "hub",
     csv: "StrPath | None" = None,

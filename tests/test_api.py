@@ -165,7 +165,7 @@ def test_compare_with_path_ranks_backbones(tmp_path: Path) -> None:
     write_weights(tmp_path / "weights" / "test_resnet.pth")
     result = finetune.compare(
         str(photos),
-        ["test_resnet"],
+        "test_resnet",
         weights=str(tmp_path / "weights"),
         csv=str(tmp_path / "table.csv"),
         config={"data.image_size": 32, "trainer.accelerator": "cpu"},

@@ -58,11 +58,11 @@ class FetchResult:
         }
 
 
-def fetch(backbones: Sequence[str], *, reporter: Reporter | None = None) -> FetchResult:
+def fetch(backbones: str | Sequence[str], *, reporter: Reporter | None = None) -> FetchResult:
     """Download the weights that ``fit`` would use, and check that they load.
 
     Args:
-        backbones: timm names, with or without a tag; a failure does not affect the others.
+        backbones: One or more timm names, with or without a tag; a failure does not affect the others.
         reporter: Receiver of a note per backbone.
 
     Raises:
@@ -70,7 +70,7 @@ def fetch(backbones: Sequence[str], *, reporter: Reporter | None = None) -> Fetc
         StorageError: The same, if all failures are disk errors.
     """
     reporter = reporter or Reporter()
-    names = list(dict.fromkeys(backbones))
+    names = list(dict.fromkeys([backbones] if isinstance(backbones, str) else backbones))
     fetched: list[FetchedWeights] = []
     errors: dict[str, FinetuneError] = {}
     for name in names:

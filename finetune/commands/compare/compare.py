@@ -41,7 +41,7 @@ from finetune.units import format_count, format_duration
 
 def compare(
     config: Config,
-    backbones: Sequence[str],
+    backbones: str | Sequence[str],
     *,
     weights: str = "hub",
     csv: Path | None = None,
@@ -70,7 +70,7 @@ def compare(
     reporter = reporter or Reporter()
     start = time.monotonic()
     check_single_process(detect_launch())
-    names = list(dict.fromkeys(backbones))
+    names = list(dict.fromkeys([backbones] if isinstance(backbones, str) else backbones))
     check_compare(config, names, weights=weights, csv=csv)
     path = resolve_data_path(config)
     settings = {

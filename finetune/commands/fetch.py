@@ -62,7 +62,8 @@ def fetch(backbones: str | Sequence[str], *, reporter: Reporter | None = None) -
     """Download the weights that ``fit`` would use, and check that they load.
 
     Args:
-        backbones: One or more timm names, with or without a tag; a failure does not affect the others.
+        backbones: One or more timm names, with or without a tag; a failure does not affect
+            the others.
         reporter: Receiver of a note per backbone.
 
     Raises:

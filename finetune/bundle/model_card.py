@@ -189,12 +189,13 @@ def _render_priors(card: ModelCard) -> str:
     evaluated = _get_evaluation_prior(card)
     if evaluated is not None and not is_same_prior(evaluated, priors.effective):
         description += (
-            f" (the metrics above were computed with the prior "
-            f"{describe_class_prior(evaluated, priors.train)}; run `finetune evaluate` again)"
+            f" (the metrics above are for another one: "
+            f"{describe_class_prior(evaluated, priors.train)}; `finetune evaluate` gives those for "
+            f"this one)"
         )
     if priors.target is not None:
         return (
-            f"The probabilities assume the class prior {description}; the network's own prior is "
+            f"Class prior of the probabilities: {description}. The network's own prior: "
             f"{describe_class_prior(priors.model, priors.train)}. finetune adds log(target / "
             f"model), of the `priors` in finetune.json, to the logits of each class (`shift` "
             f"below); timm does not. `finetune export` writes a folder whose classifier bias "
@@ -202,10 +203,10 @@ def _render_priors(card: ModelCard) -> str:
         )
     if "prior_in_head" in card.facts:
         return (
-            f"The probabilities assume the class prior {description}: log(target / model) is "
-            f"included in the classifier bias, and no adjustment is left to do.\n\n"
+            f"Class prior of the probabilities: {description}. The classifier bias includes the "
+            f"adjustment, log(target / model); nothing is left to do.\n\n"
         )
-    return f"The probabilities assume the class prior {description}.\n\n"
+    return f"Class prior of the probabilities: {description}.\n\n"
 
 
 def _get_evaluation_prior(card: ModelCard) -> ClassPrior | None:

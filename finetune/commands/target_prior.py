@@ -73,12 +73,16 @@ def prior_to_json(card: ModelCard, *, requested: str | None) -> dict[str, Any]:
     is_adjusted = priors.target is not None
     if is_adjusted and requested is not None and requested not in PRIOR_NAMES:
         target = f"from {requested}"
+    if is_adjusted:
+        description = f"{target} (model prior: {model})"
+    elif "prior_in_head" in card.facts:
+        description = f"{target}, folded into the classifier bias"
+    else:
+        description = f"{target}, not adjusted"
     return {
         "requested": requested,
         "adjusted": is_adjusted,
-        "target_prior": f"{target} (model prior: {model})"
-        if is_adjusted
-        else f"{target}, not adjusted",
+        "target_prior": description,
         "class_prior": dict(zip(card.classes, priors.effective, strict=True)),
     }
 

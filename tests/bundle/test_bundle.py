@@ -370,15 +370,15 @@ def test_priors_are_stored_in_the_card_and_described_in_the_readme(
     saved: Path, tmp_path: Path
 ) -> None:
     bundle = load_model(saved)
-    assert "class prior" not in (saved / "README.md").read_text(encoding="utf-8")
+    assert "prior" not in (saved / "README.md").read_text(encoding="utf-8")
     train = (0.7, 0.2, 0.1)
     for number, (priors, description) in enumerate(
         [
-            (Priors(train, train), "class prior training class frequencies."),
-            (Priors(train, (1 / 3,) * 3), "class prior uniform."),
+            (Priors(train, train), "probabilities: training class frequencies."),
+            (Priors(train, (1 / 3,) * 3), "probabilities: uniform."),
             (
                 Priors(train, train, (1 / 3,) * 3),
-                "class prior uniform; the network's own prior is training class frequencies. "
+                "probabilities: uniform. The network's own prior: training class frequencies. "
                 "finetune adds log(target / model)",
             ),
         ]

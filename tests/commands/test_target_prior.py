@@ -106,6 +106,7 @@ def test_prior_predict_evaluate_and_export_agree(
     )
     of_export = finetune.evaluate(tmp_path / "model", insects, device="cpu").to_json()
     assert of_export["prior"]["adjusted"] is False
+    assert "folded" in of_export["prior"]["target_prior"]
     assert of_export["prior"]["class_prior"] == pytest.approx(evaluated["prior"]["class_prior"])
     assert of_export["metrics"]["accuracy"] == evaluated["metrics"]["accuracy"]
 

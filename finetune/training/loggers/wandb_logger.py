@@ -129,7 +129,7 @@ class RunTracker:
             if is_resumable:
                 run.mark_preempting()
             run.finish(exit_code=1)
-        except OSError:
+        except Exception:  # an OSError, or an error of W&B's own if the service is gone meanwhile
             _silence_exit_errors()
             return
         if is_resumable:

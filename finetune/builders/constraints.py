@@ -1,7 +1,8 @@
-"""Constraints between settings: the table of all combinations that cannot run.
+"""Constraints between settings: the table of combinations that cannot run.
 
 To add one, append a ``Constraint`` to a table below and a case to its contract test. Ranges of one
-value belong to the config sections, and parameters of a named component to its builder.
+value belong to the config sections, parameters of a named component to its builder, and
+contradictions within ``imbalance`` to ``config.imbalance``, which the command line checks first.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Errors of failed and lost peers, and detection of a lost peer behind an error of the backend."""
+"""Errors of failed and lost peers, and detection of a lost peer behind an error of the backend.
+
+Before the process group exists, ``rendezvous`` detects lost peers by their heartbeats.
+"""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""Decoding of an image file of any format, mode and orientation to RGB pixels."""
+"""Decoding of an image file of any format, mode and orientation to RGB pixels, by Pillow.
+
+JPEGs are decoded by ``lazy_image``, no larger than a crop needs, where simplejpeg can.
+"""
 
 import warnings
 from collections.abc import Iterator

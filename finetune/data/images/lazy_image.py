@@ -1,4 +1,7 @@
-"""Images that decode only the part and the resolution that a crop needs."""
+"""Images that decode only the part and the resolution that a crop needs.
+
+``open_image`` chooses between simplejpeg and ``decode``, which reads every format with Pillow.
+"""
 
 import io
 from pathlib import Path

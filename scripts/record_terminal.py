@@ -13,7 +13,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
@@ -57,8 +56,9 @@ def main() -> None:
             console.print(Text.from_ansi(text), overflow="fold")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     # without the fonts that rich would load from a server
-    code_format = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
-    console.save_svg(str(options.output), title="finetune", theme=MONOKAI, code_format=code_format)
+    picture = console.export_svg(title="finetune", theme=MONOKAI)
+    picture = re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL)
+    options.output.write_text(picture, encoding="utf-8")
 
 
 def _leave_out(lines: list[str], first_words: list[str]) -> list[str]:

@@ -181,7 +181,7 @@ def _describe_cost(cost: Mapping[str, Any]) -> dict[str, str]:
     free = "" if memory["free"] is None else f"; {format_bytes(1e9 * memory['free'])} free"
     phases = [
         f"{_format_epochs(phase)} {format_duration(phase['seconds'])} at "
-        f"{phase['images_per_second']:.3g} images/s"
+        f"{_format_rate(phase['images_per_second'])} images/s"
         for phase in cost["phases"]
     ]
     if cost["cache_fill_seconds"] >= 1:
@@ -202,3 +202,8 @@ def _join(names: Sequence[str]) -> str:
     """Return names with commas and a final "and"."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def _format_rate(rate: float) -> str:
+    """Return a rate in three digits, in full from 100 on."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"

@@ -10,12 +10,13 @@ from finetune.builders.criterion import select_probe_loss
 from finetune.builders.model_prior import find_final_imbalance_phases
 from finetune.builders.run import (
     Training,
-    build_trainer_options,
     build_training,
     enable_cache,
     get_micro_batch_size,
+    update_training,
 )
 from finetune.builders.sampling import compute_images_per_epoch
+from finetune.builders.schedules import build_trainer_options
 
 __all__ = [
     "Training",
@@ -30,4 +31,5 @@ __all__ = [
     "measure_full_finetuning_bytes",
     "measure_run_cost",
     "select_probe_loss",
+    "update_training",
 ]

@@ -3,6 +3,7 @@
 import numpy as np
 
 from finetune.config.data import AugmentConfig
+from finetune.config.resolved import ResolvedConfig
 from finetune.data.training_data import TrainingData
 from finetune.data.transforms.eval_transform import Transform
 from finetune.data.transforms.presets import create_train_transform
@@ -11,6 +12,26 @@ from finetune.errors import ConfigError
 from finetune.models.backbone import Network, accepts_image_size
 from finetune.training.schedules.image_size import compute_image_size
 from finetune.types import PreprocessSpec
+
+
+def build_train_transform(
+    config: ResolvedConfig, data: TrainingData, network: Network
+) -> Transform:
+    """Return the transform of the training images of a run, with their sizes over the epochs.
+
+    Raises:
+        ConfigError: The preset or pipeline does not exist or does not fit the image sizes, or the
+            network does not accept one of these.
+    """
+    image_sizes = compute_train_image_sizes(
+        config.data.train_image_size,
+        network,
+        backbone=config.model.backbone,
+        num_epochs=config.trainer.epochs,
+    )
+    return build_augmentation(
+        config.augment, data, network.spec, image_sizes=image_sizes, seed=config.seed
+    )
 
 
 def build_augmentation(

@@ -8,8 +8,9 @@ import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 
 from finetune.bundle.model_card import ModelCard
-from finetune.config.resolved import ResolvedModelConfig
+from finetune.config.resolved import ResolvedConfig, ResolvedModelConfig
 from finetune.config.schema import ModelConfig
+from finetune.data.training_data import TrainingData
 from finetune.errors import ConfigError
 from finetune.evaluation.priors import Priors
 from finetune.models.backbone import Network, create_network
@@ -94,6 +95,16 @@ def build_card(
         facts=facts,
         priors=priors,
     )
+
+
+def describe_run(config: ResolvedConfig, data: TrainingData, network: Network) -> dict[str, Any]:
+    """Return the facts of a run on its model card: weights, seed, training images, imbalance."""
+    return {
+        "weights": network.report.source,
+        "seed": config.seed,
+        "train_images": dict(zip(data.classes, data.class_counts, strict=True)),
+        "imbalance": config.imbalance.strategy,
+    }
 
 
 def _enable_grad_checkpointing(classifier: ImageClassifier, backbone: str) -> None:

@@ -3,17 +3,22 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from finetune.builders.augmentation import build_augmentation, compute_train_image_sizes
+from finetune.builders.augmentation import build_train_transform
 from finetune.builders.constraints import check_constraints
 from finetune.builders.model_prior import build_class_balance
-from finetune.builders.network import build_card, build_classifier, build_network
-from finetune.builders.pixel_cache import CachePlan, build_cached_datamodule, choose_cache
+from finetune.builders.network import build_card, build_classifier, build_network, describe_run
+from finetune.builders.pixel_cache import (
+    CacheChoice,
+    CachePlan,
+    build_cached_datamodule,
+    choose_cache,
+)
 from finetune.builders.probe_plan import describe_flips, plan_probe, resolve_probe_flips
 from finetune.builders.resolve import ResolveResult, build_run_spec, resolve_config
 from finetune.builders.schedules import build_depth_schedule, build_recipe
 from finetune.bundle.model_card import ModelCard
+from finetune.config.facts import Choice, Facts
 from finetune.config.load import replace_values
 from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import Config
@@ -29,7 +34,6 @@ from finetune.system.hardware import resolve_accelerator
 from finetune.training.datamodule import ImageDataModule, LoaderOptions
 from finetune.training.module import ClassificationModule
 from finetune.training.param_groups import compute_learning_rates
-from finetune.training.trainer import TrainerOptions
 from finetune.types import Phase, PreprocessSpec, Reporter
 
 
@@ -55,6 +59,7 @@ class Training:
         steps_per_epoch: Optimizer steps of an epoch.
         rare_classes: Classes with the preset of rare classes.
         class_weights_start_epoch: Epoch, from 0, from which class weights apply; None without any.
+        facts: Facts that the rules were applied to.
         reasons: Reason for each value that a rule chose, by dotted key.
     """
 
@@ -75,12 +80,19 @@ class Training:
     steps_per_epoch: int
     rare_classes: tuple[str, ...]
     class_weights_start_epoch: int | None
+    facts: Facts
     reasons: Mapping[str, str]
 
     @property
     def is_probe_only(self) -> bool:
         """Whether the run ends with its linear probe."""
         return self.config.is_probe_only
+
+    @property
+    def cache_choice(self) -> CacheChoice:
+        """Resolved settings of the pixel cache, with their plan."""
+        data = self.config.data
+        return CacheChoice(data.cache, data.cache_shorter_side, self.cache, self.no_cache_reason)
 
 
 def build_training(
@@ -126,6 +138,32 @@ def build_training(
     return _assemble(resolved, manifest, data, network, is_resumed=is_resumed)
 
 
+def update_training(training: Training, choices: Mapping[str, Choice]) -> Training:
+    """Return the training with other settings, and the same weights, images and caches.
+
+    Args:
+        training: Objects of the run, with or without its cache enabled.
+        choices: New values with reasons, by dotted key; none may concern the network or the images.
+
+    Raises:
+        ConfigError: A setting cannot apply or contradicts another.
+    """
+    values = {key: choice.value for key, choice in choices.items()}
+    reasons = {key: choice.reason for key, choice in choices.items() if choice.reason}
+    resolved = ResolveResult(
+        replace_values(training.config, values), training.facts, {**training.reasons, **reasons}
+    )
+    updated = _assemble(
+        resolved,
+        training.manifest,
+        training.data,
+        training.network,
+        is_resumed=True,
+        previous=training,
+    )
+    return replace(updated, datamodule=updated.datamodule.replace_sources(training.datamodule))
+
+
 def _assemble(
     resolved: ResolveResult,
     manifest: Manifest,
@@ -133,16 +171,22 @@ def _assemble(
     network: Network,
     *,
     is_resumed: bool,
+    previous: Training | None = None,
 ) -> Training:
-    """Build the objects of a resolved config, from its schedules to its caches."""
+    """Build the objects of a resolved config, from its schedules to its caches.
+
+    The classifier and the plan of the cache are those of a previous training, if there is one.
+    """
     config = resolved.config
     balance = build_class_balance(config, data)
     depth_schedule = build_depth_schedule(config.unfreeze, resolved.facts.num_groups)
     run = build_run_spec(resolved, data, balance, depth_schedule)
     check_constraints(run)
-    classifier = build_classifier(config.model, network)
+    classifier = (
+        build_classifier(config.model, network) if previous is None else previous.module.classifier
+    )
     network = replace(network, module=classifier.network)
-    transform = _build_train_transform(config, data, network)
+    transform = build_train_transform(config, data, network)
     peak_learning_rates = compute_learning_rates(
         len(classifier.groups),
         lr=config.optim.lr,
@@ -162,15 +206,22 @@ def _assemble(
         batch_size=run.batch_size,
     )
     last_stage = None if probe is None else probe.last_stage
-    cache = choose_cache(
-        config,
-        data,
-        transform,
-        network.spec,
-        is_resumed=is_resumed,
-        reserved_bytes=0 if last_stage is None else last_stage.num_bytes,
+    cache = (
+        choose_cache(
+            config,
+            data,
+            transform,
+            network.spec,
+            is_resumed=is_resumed,
+            reserved_bytes=0 if last_stage is None else last_stage.num_bytes,
+        )
+        if previous is None
+        else previous.cache_choice
     )
-    facts = _describe_run(config, data, network, transform)
+    facts = {
+        **describe_run(config, data, network),
+        **describe_flips(config, transform),
+    }
     card = build_card(network, data.classes, priors=balance.priors, facts=facts)
     return Training(
         config=replace_values(
@@ -208,6 +259,7 @@ def _assemble(
         class_weights_start_epoch=(
             None if balance.class_weights is None else balance.class_weights.start_epoch
         ),
+        facts=resolved.facts,
         reasons=resolved.reasons,
     )
 
@@ -230,54 +282,6 @@ def enable_cache(training: Training, *, reporter: Reporter) -> Training:
 def get_micro_batch_size(training: Training) -> int:
     """Return the number of images that a process holds at once."""
     return training.batch_size // training.config.num_micro_batches
-
-
-def build_trainer_options(config: ResolvedConfig) -> TrainerOptions:
-    """Return the options of the trainer."""
-    trainer = config.trainer
-    return TrainerOptions(
-        max_epochs=trainer.epochs,
-        monitor=f"val/{trainer.monitor}",
-        accelerator=trainer.accelerator,
-        devices=trainer.devices,
-        num_nodes=trainer.num_nodes,
-        precision=trainer.precision,
-        accumulate_grad_batches=trainer.accumulate_grad_batches,
-        gradient_clip=trainer.gradient_clip_val,
-        deterministic=trainer.deterministic,
-        patience=trainer.early_stopping_patience,
-        strategy=trainer.strategy,
-        live_buffers=config.model.batch_norm != "frozen",
-        collective_timeout_seconds=trainer.collective_timeout_seconds,
-        checkpoint_interval_minutes=config.checkpoint.every_minutes,
-    )
-
-
-def _describe_run(
-    config: ResolvedConfig, data: TrainingData, network: Network, transform: Transform
-) -> dict[str, Any]:
-    """Return the facts of the run on its model card."""
-    return {
-        "weights": network.report.source,
-        "seed": config.seed,
-        "train_images": dict(zip(data.classes, data.class_counts, strict=True)),
-        "imbalance": config.imbalance.strategy,
-        **describe_flips(config, transform),
-    }
-
-
-def _build_train_transform(
-    config: ResolvedConfig, data: TrainingData, network: Network
-) -> Transform:
-    image_sizes = compute_train_image_sizes(
-        config.data.train_image_size,
-        network,
-        backbone=config.model.backbone,
-        num_epochs=config.trainer.epochs,
-    )
-    return build_augmentation(
-        config.augment, data, network.spec, image_sizes=image_sizes, seed=config.seed
-    )
 
 
 def _build_datamodule(

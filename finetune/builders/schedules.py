@@ -1,4 +1,4 @@
-"""Training recipe: unfreezing, learning rates, optimizer and weight averaging of a run."""
+"""Training recipe of a run: unfreezing, learning rates, optimizer, averaging, trainer options."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,7 +8,7 @@ import torch
 from finetune.builders.model_prior import ClassBalance
 from finetune.builders.resolve import RunSpec
 from finetune.config.learning import LrScheduleConfig, UnfreezeConfig
-from finetune.config.resolved import ResolvedOptimConfig
+from finetune.config.resolved import ResolvedConfig, ResolvedOptimConfig
 from finetune.errors import ConfigError, FinetuneError
 from finetune.lookup import check_params, has_parameter, look_up
 from finetune.models.classifier import ImageClassifier
@@ -17,6 +17,7 @@ from finetune.training.module import Recipe
 from finetune.training.param_groups import build_param_groups, create_optimizer
 from finetune.training.schedules.learning_rate import LR_SCHEDULES, compute_lr_factor
 from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES, resolve_depth
+from finetune.training.trainer import TrainerOptions
 
 
 def build_recipe(
@@ -55,6 +56,27 @@ def build_recipe(
         averaging_start_step=compute_averaging_start_step(config.optim.swa_fraction, run.num_steps),
         logit_shift=balance.logit_shift,
         model_prior_schedule=balance.prior_schedule,
+    )
+
+
+def build_trainer_options(config: ResolvedConfig) -> TrainerOptions:
+    """Return the options of the trainer."""
+    trainer = config.trainer
+    return TrainerOptions(
+        max_epochs=trainer.epochs,
+        monitor=f"val/{trainer.monitor}",
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        precision=trainer.precision,
+        accumulate_grad_batches=trainer.accumulate_grad_batches,
+        gradient_clip=trainer.gradient_clip_val,
+        deterministic=trainer.deterministic,
+        patience=trainer.early_stopping_patience,
+        strategy=trainer.strategy,
+        live_buffers=config.model.batch_norm != "frozen",
+        collective_timeout_seconds=trainer.collective_timeout_seconds,
+        checkpoint_interval_minutes=config.checkpoint.every_minutes,
     )
 
 

@@ -39,6 +39,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def measured_path(self) -> Path:
+        """Settings that the run has measured, with reasons."""
+        return self.path / "measured.json"
+
+    @property
     def manifest_path(self) -> Path:
         """Manifest: label and split of each image."""
         return self.path / "manifest.csv"

@@ -58,6 +58,20 @@ class ImageDataModule(LightningDataModule):
         self.loader_options = loader_options
         self._num_samples = count_draws(sampling_schedule(0), len(train_dataset))
 
+    def replace_sources(self, other: "ImageDataModule") -> "ImageDataModule":
+        """Return this data module with the image sources of another one, which may be cached.
+
+        A training transform that is not random belongs to its source and comes with it.
+        """
+        train = other.train_dataset
+        transform = self.train_dataset.transform if train.transform.is_random else train.transform
+        return ImageDataModule(
+            ImageDataset(train.source, train.labels.tolist(), transform),
+            other.val_dataset,
+            sampling_schedule=self.sampling_schedule,
+            loader_options=self.loader_options,
+        )
+
     @property
     def steps_per_epoch(self) -> int:
         """The number of optimizer steps of an epoch."""

@@ -11,6 +11,7 @@ from finetune.audit.report import format_audit_json, format_findings_csv
 from finetune.builders import Training
 from finetune.bundle.model_card import read_card_json
 from finetune.bundle.renamed_facts import rename_facts
+from finetune.commands.fit.measured import read_measured
 from finetune.commands.fit.plan import build_plan
 from finetune.commands.fit.prepare import describe_batch_norm_effect, prepare_run
 from finetune.commands.fit.process_group import broadcast_run, open_rendezvous, receive_run
@@ -24,7 +25,7 @@ from finetune.commands.fit.resume import (
 )
 from finetune.commands.fit.train import is_complete, reduce_micro_batch, train
 from finetune.commands.stored_run import read_stored_config
-from finetune.config.load import diff_configs, dump_config
+from finetune.config.load import diff_configs, dump_config, replace_values
 from finetune.config.schema import Config
 from finetune.data.manifest import format_manifest, format_rejected
 from finetune.distributed import signals
@@ -49,6 +50,7 @@ class FitResult:
         plan: Plan of the run, see ``plan_fit``.
         calibration: Temperature of the model and its effect; None without calibration.
         evaluations: Further statistics of the best model by split, such as intervals and classes.
+        measured: Settings that the run has measured: value and reason by dotted key.
     """
 
     run_dir: Path
@@ -57,6 +59,7 @@ class FitResult:
     plan: Mapping[str, Any]
     calibration: Mapping[str, Any] | None = None
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values."""
@@ -66,6 +69,7 @@ class FitResult:
             "metrics": {split: dict(metrics) for split, metrics in self.metrics.items()},
             "evaluations": {split: dict(stats) for split, stats in self.evaluations.items()},
             "calibration": None if self.calibration is None else dict(self.calibration),
+            "measured": dict(self.measured),
             "plan": dict(self.plan),
         }
 
@@ -235,13 +239,18 @@ def _complete_run(
             evaluation = train(run, training, reporter=reporter, rendezvous=rendezvous)
             return {} if evaluation is None else evaluation.facts
         except OutOfMemoryError as error:
-            config = reduce_micro_batch(training, error)
+            reduced = reduce_micro_batch(training, error)
         # outside of the handler: there the error would keep the tensors of the failed step alive
         release_memory()
+        accumulate = reduced.trainer.accumulate_grad_batches
         reporter.note(
             f"Out of memory: the batch of {training.batch_size} is now split into "
-            f"{config.trainer.accumulate_grad_batches} micro-batches with accumulated gradients; "
+            f"{accumulate} micro-batches with accumulated gradients; "
             f"the epoch starts again.{describe_batch_norm_effect(training)}"
+        )
+        # the stored config has the settings that were measured
+        config = replace_values(
+            read_stored_config(run), {"trainer.accumulate_grad_batches": accumulate}
         )
         write_text(run.config_path, dump_config(config))
         training = rebuild_training(run, config)
@@ -266,4 +275,5 @@ def _build_result(
         plan=plan,
         calibration=facts.get("calibration"),
         evaluations=facts.get("evaluations", {}),
+        measured=read_measured(run),
     )

@@ -56,7 +56,7 @@ def train(
     """
     rank = 0 if rendezvous is None else rendezvous.launch.rank
     with _suggest_resume(run, reporter):
-        tracker = _fit_probe_and_epochs(run, training, rank, reporter, rendezvous)
+        training, tracker = _fit_probe_and_epochs(run, training, rank, reporter, rendezvous)
         if rendezvous is not None and rank > 0:
             rendezvous.depart()
             return None
@@ -117,18 +117,22 @@ def _fit_probe_and_epochs(
     rank: int,
     reporter: Reporter,
     rendezvous: Rendezvous | None,
-) -> RunTracker:
-    """Fit the probe and train to the last epoch with all processes; return the trackers."""
+) -> tuple[Training, RunTracker]:
+    """Fit the probe and train to the last epoch with all processes.
+
+    Returns:
+        The training with the settings that were measured, and the trackers.
+    """
     is_trained = _is_trained(run, training.config)
     if not is_trained and not training.is_probe_only:
         training = enable_cache(training, reporter=reporter)
     tracker = open_tracking(run, training.config, reporter, rank=rank)
     if is_trained:
-        return tracker
+        return training, tracker
     with interrupt_on_error(tracker), open_process_group(run, training, rendezvous) as group:
         probe_score = _fit_probe(run, training, tracker, reporter, group)
         if training.is_probe_only:
-            return tracker
+            return training, tracker
         with nullcontext() if group is None else group.pause_heartbeat():
             trainer = create_trainer(
                 run.path,
@@ -140,7 +144,7 @@ def _fit_probe_and_epochs(
             )
             last = run.last_checkpoint_path if run.last_checkpoint_path.is_file() else None
             fit_epochs(trainer, training.module, training.datamodule, checkpoint_path=last)
-    return tracker
+    return training, tracker
 
 
 def _build_callbacks(training: Training, tracker: RunTracker, reporter: Reporter) -> list[Any]:

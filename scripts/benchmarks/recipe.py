@@ -1,200 +1,199 @@
 """Accuracy and time of finetune with its defaults, compared with its peers with theirs.
 
-    uv run --with fastai --with transformers --with accelerate \
-        python scripts/benchmarks/recipe.py photos/ --weights resnet18.pth --keep results.json
+    uv run --with fastai python scripts/benchmarks/recipe.py results.jsonl \
+        --case photos=photos/ --case 'few={folder: photos/, train_per_class: 30}' \
+        --weights resnet18=resnet18.pth
 
-All tools get the same weights file, the same training and validation images and the same cores, and
-use their own recommended settings (peers/*.py name the source). Each run is a process, including
-imports, from files to predictions of the validation images; finetune starts with empty caches. A
-folder without train and val is split 80/20 per class, once for all tools.
+or with a study in YAML (scripts/benchmarks/README.md has an example), from which --case and
+--weights select by name:
 
-Each result is written to --keep at once, and stored results are not computed again, so that a long
-comparison can be continued, or extended by seeds and tools. Prints accuracy, balanced accuracy and
-macro F1 (means over the seeds), wall and CPU time (medians) with minimum and maximum, and the
-ratios of each peer to finetune.
+    ... recipe.py results.jsonl --study study.yaml --case few --tools finetune,fastai-4
 
-finetune, Hugging Face and the tutorial keep the epoch that is best on the validation images; fastai
-and timm's loop keep the last one, as is their default.
+Each tool gets the same weights file and the same training images, and is judged on test images that
+chose nothing: finetune draws its validation images from the training images, as do the peers that
+keep their best epoch (hf, tutorial); fastai and timm's loop keep their last epoch and train on all.
+Test images are fixed; the seed is that of the tool and of the training images drawn from a thinned
+folder. Each run is a process, including imports, from files to predictions, with one thread on one
+core and, for finetune, empty caches. The tools of a round (case, weights, seed) run one after the
+other, each round beginning with another one.
+
+Each result is appended to the file at once and not computed again, so that a comparison can be
+interrupted, and extended by cases, seeds and tools; several processes may append to one file. A run
+that fails is reported and left out. Prints for each case the metric over the seeds (mean, standard
+deviation, minimum and maximum), CPU and wall time (medians), and paired differences and ratios of
+times within rounds; then the probe, finetune and the best peer of each case, and the means.
 """
 
-import json
-import os
-import resource
-import statistics
-import subprocess
+import datetime
+import shutil
+import signal
 import sys
 import tempfile
-import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
 
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
-from sklearn.model_selection import train_test_split
+from scripts.benchmarks.lib.comparison.image_folders import draw_images
+from scripts.benchmarks.lib.comparison.processes import (
+    ToolError,
+    list_cores,
+    pin_to_core,
+    stop_processes,
+)
+from scripts.benchmarks.lib.comparison.results import (
+    append_result,
+    build_key,
+    find_result,
+    read_results,
+    select_results,
+)
+from scripts.benchmarks.lib.comparison.study import Case, Study, Weights, load_study
+from scripts.benchmarks.lib.comparison.summary import (
+    build_cells,
+    print_cells,
+    print_totals,
+    summarise_cases,
+)
+from scripts.benchmarks.lib.comparison.tools import TOOLS, Run, link_case, read_version, run_tool
 
-PEERS = Path(__file__).parent / "peers"
-TOOLS: dict[str, list[Path | str]] = {
-    "finetune": [],
-    "fastai": [PEERS / "fastai_.py"],
-    "timm": [PEERS / "timm_loop.py"],
-    "hf": [PEERS / "hf_trainer.py"],
-    "tutorial": [PEERS / "tutorial.py"],
-    "tutorial-frozen": [PEERS / "tutorial.py", "--frozen"],
-}
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
-
-
-def split_folder(data: Path, into: Path) -> Path:
-    """Return a folder with train and val: the given one, or one of links to its images."""
-    if (data / "train").is_dir() and (data / "val").is_dir():
-        return data.resolve()
-    files = sorted(f for f in data.resolve().rglob("*") if f.suffix.lower() in IMAGES)
-    labels = [file.parent.name for file in files]
-    parts = train_test_split(files, test_size=0.2, random_state=0, stratify=labels)
-    for name, part in zip(("train", "val"), parts, strict=True):
-        for file in part:
-            link = into / name / file.parent.name / file.name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(file)
-    return into
+Round = tuple[int, int, Case, Weights]  # index, seed, case, weights
 
 
-def measure(tool: str, seed: int, data: Path, options: Namespace) -> dict[str, Any]:
-    """Return the metrics and the times of a run of a tool."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        start = time.monotonic()
-        metrics = (_run_finetune if tool == "finetune" else _run_peer)(
-            tool, seed, data, options, folder
-        )
-        wall = time.monotonic() - start
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {**metrics, "wall": wall, "cpu": cpu}
+def iter_rounds(study: Study) -> Iterator[Round]:
+    """Yield all rounds, seed by seed, so that an interrupted comparison covers all cases."""
+    index = 0
+    for seed in study.seeds:
+        for case in study.cases:
+            for weights in study.weights:
+                yield index, seed, case, weights
+                index += 1
 
 
-def _run_finetune(
-    tool: str, seed: int, data: Path, options: Namespace, folder: Path
-) -> dict[str, float]:
-    args = ["fit", data, "--backbone", options.backbone, "--weights", options.weights]
-    args += ["--seed", seed, "--output", folder / "run", "--json", *options.settings]
-    output = _run([sys.executable, "-m", "finetune", *args], folder)
-    metrics = json.loads(output)["metrics"]["val"]
-    return {name: metrics[name] for name in METRICS}
+def order_tools(tools: Sequence[str], index: int) -> list[str]:
+    """Return the tools, beginning with another one in each round."""
+    first = index % len(tools)
+    return [*tools[first:], *tools[:first]]
 
 
-def _run_peer(
-    tool: str, seed: int, data: Path, options: Namespace, folder: Path
-) -> dict[str, float]:
-    script, *extra = TOOLS[tool]
-    args = [data, "--backbone", options.backbone, "--weights", options.weights.resolve()]
-    args += ["--seed", seed, "--output", folder / "predicted.json", *extra]
-    _run([sys.executable, script, *args], folder)
-    predicted = json.loads((folder / "predicted.json").read_text())
-    files = sorted(f for f in (data / "val").rglob("*") if f.suffix.lower() in IMAGES)
-    labels = [file.parent.name for file in files]
-    predictions = [predicted[file.relative_to(data / "val").as_posix()] for file in files]
-    return {
-        "accuracy": float(accuracy_score(labels, predictions)),
-        "balanced_accuracy": float(balanced_accuracy_score(labels, predictions)),
-        "macro_f1": float(f1_score(labels, predictions, average="macro")),
-    }
+def run_round(this: Round, study: Study, options: Namespace) -> int:
+    """Run the missing tools of a round, and return the number of failures."""
+    index, seed, case, weights = this
+    started, failures = datetime.datetime.now().isoformat(timespec="seconds"), 0
+    with tempfile.TemporaryDirectory(dir=options.work, prefix="recipe-") as name:
+        images = Path(name) / "images"
+        for tool in order_tools(study.tools, index):
+            run = Run(tool, seed, weights, study, options.source)
+            key = build_key(case, run, label=options.label)
+            if find_result(read_results(options.results), key) is not None:
+                continue
+            drawn = draw_images(case, seed=seed)
+            if not images.exists():
+                link_case(drawn, images, seed=seed)
+            folder = Path(name) / tool
+            title = f"{case.name}, {weights.label}, seed {seed}, {tool}"
+            try:
+                found, usage = run_tool(run, images, folder)
+            except ToolError as error:
+                print(f"FAILED {title}: {error}", file=sys.stderr, flush=True)
+                failures += 1
+                continue
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            result = {
+                **key,
+                **asdict(usage),
+                "round": started,
+                "version": read_version(options.source) if run.is_finetune else "",
+                "num_train": sum(map(len, drawn.train.values())),
+                "num_test": sum(map(len, drawn.test.values())),
+                "imbalance_ratio": drawn.imbalance_ratio,
+                **found,
+            }
+            append_result(options.results, result)
+            shown = ", ".join(f"{m} {v:.4f}" for m, v in result["test"].items())
+            print(f"{title}: {shown}, CPU {usage.cpu:.0f} s, wall {usage.wall:.0f} s", flush=True)
+    return failures
 
 
-def _run(command: Sequence[object], folder: Path) -> str:
-    """Run a tool with empty caches and return its output; exit with its messages if it fails."""
-    process = subprocess.run(
-        list(map(str, command)),
-        env={**os.environ, "FINETUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if process.returncode:
-        messages = f"{process.stdout[-2000:]}\n{process.stderr[-4000:]}"
-        raise SystemExit(f"{command[1]} failed:\n{messages}")
-    return process.stdout
+def run_study(study: Study, options: Namespace) -> int:
+    """Run all missing rounds on one core per job, and return the number of failures."""
+    cores: SimpleQueue[int] = SimpleQueue()
+    for core in options.cores:
+        cores.put(core)
+    with ThreadPoolExecutor(
+        len(options.cores), initializer=lambda: pin_to_core(cores.get())
+    ) as pool:
+        try:
+            return sum(pool.map(lambda one: run_round(one, study, options), iter_rounds(study)))
+        except KeyboardInterrupt:
+            stop_processes()
+            raise SystemExit("Stopped; the same command runs what is missing.") from None
 
 
-def print_table(results: Sequence[dict[str, Any]]) -> None:
-    """Print a row per tool, and the ratios of finetune to each peer."""
-    print(f"{'tool':<16}{'seeds':>6}  {'accuracy':<22}{'balanced':>9}{'macro F1':>9}", end="")
-    print(f"  {'wall s':<17}{'CPU s':>7}")
-    of_tool = {tool: [r for r in results if r["tool"] == tool] for tool in TOOLS}
-    for tool, rows in of_tool.items():
-        if not rows:
-            continue
-        values = [row["accuracy"] for row in rows]
-        shown = f"{statistics.mean(values):.4f} [{min(values):.4f}-{max(values):.4f}]"
-        others = [statistics.mean(row[name] for row in rows) for name in METRICS[1:]]
-        walls = [row["wall"] for row in rows]
-        wall = f"{statistics.median(walls):.0f} [{min(walls):.0f}-{max(walls):.0f}]"
-        cpu = statistics.median(row["cpu"] for row in rows)
-        print(f"{tool:<16}{len(rows):>6}  {shown:<22}{others[0]:>9.4f}{others[1]:>9.4f}", end="")
-        print(f"  {wall:<17}{cpu:>7.0f}")
-    own = of_tool["finetune"]
-    for tool, rows in of_tool.items():
-        if tool == "finetune" or not (rows and own):
-            continue
-        own_error, error = (1 - statistics.mean(r["accuracy"] for r in x) for x in (own, rows))
-        own_wall, wall_time = (statistics.median(r["wall"] for r in x) for x in (own, rows))
-        print(
-            f"finetune / {tool}: error {own_error / error:.2f}, "
-            f"wall time {own_wall / wall_time:.2f}"
-        )
-
-
-def main() -> None:
-    """Run the missing cases and print all results."""
+def parse_options(arguments: Sequence[str] | None = None) -> Namespace:
+    """Return the options of the command line, with the cores to be used."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--tools", default="finetune,fastai", help=f"any of {', '.join(TOOLS)}")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--keep", type=Path, required=True, help="JSON file of all results")
+    parser.add_argument("results", type=Path, help="JSON lines file of all results")
+    parser.add_argument("--study", type=Path, help="YAML file of cases, weights, tools and seeds")
     parser.add_argument(
-        "--settings",
-        nargs="*",
-        default=[],
-        help="config keys of finetune, e.g. optim.lr=1e-4; stored separately",
+        "--case", action="append", default=[], help="NAME=FOLDER, a case of --study or YAML"
     )
-    options = parser.parse_args()
-    kept: list[dict[str, Any]] = (
-        json.loads(options.keep.read_text()) if options.keep.exists() else []
+    parser.add_argument(
+        "--weights", action="append", default=[], help="BACKBONE=FILE, weights of --study or YAML"
     )
-    case = {
-        "data": str(options.data.resolve()),
-        "weights": options.weights.name,
-        "backbone": options.backbone,
-        "settings": " ".join(options.settings),
-    }
-    with tempfile.TemporaryDirectory() as name:
-        data = split_folder(options.data, Path(name))
-        for seed in map(int, options.seeds.split(",")):
-            for tool in options.tools.split(","):
-                settings = case["settings"] if tool == "finetune" else ""
-                key = {**case, "settings": settings, "tool": tool, "seed": seed}
-                if any(key.items() <= result.items() for result in kept):
-                    continue
-                result = {**key, **measure(tool, seed, data, options)}
-                kept.append(result)
-                options.keep.write_text(json.dumps(kept, indent=1) + "\n")
-                print(
-                    f"{tool} {seed}: {result['accuracy']:.4f} in {result['wall']:.0f} s", flush=True
-                )
-    print_table(
-        [
-            r
-            for r in kept
-            if all(r[name] == case[name] for name in ("data", "weights", "backbone"))
-            and r["settings"] == (case["settings"] if r["tool"] == "finetune" else "")
-        ]
+    parser.add_argument("--tools", help=f"any of {','.join(TOOLS)}")
+    parser.add_argument("--seeds", help="such as 0,1,2")
+    parser.add_argument("--image-size", type=int, help="for all tools, to try the script")
+    parser.add_argument("--epochs", type=int, help="for all tools, to try the script")
+    parser.add_argument(
+        "--settings", nargs="*", help="config keys of finetune, such as optim.lr=1e-4"
     )
+    parser.add_argument("--label", default="", help="name of a state of finetune; stored with it")
+    parser.add_argument("--source", type=Path, help="run finetune from another checkout")
+    parser.add_argument("--jobs", type=int, help="processes side by side, one per core [1]")
+    parser.add_argument("--cores", help="cores to be used, such as 0,1 [the first ones]")
+    parser.add_argument("--work", type=Path, help="folder for temporary files")
+    parser.add_argument("--summary", action="store_true", help="print results only")
+    options = parser.parse_args(arguments)
+    free = list_cores()
+    if options.cores is not None:
+        options.cores = [int(core) for core in options.cores.split(",")]
+    else:
+        options.cores = free[: options.jobs or 1]
+    if unknown := set(options.cores) - set(free):
+        parser.error(f"cores {sorted(unknown)} cannot be used; these can: {free}")
+    if len(options.cores) != (options.jobs or len(options.cores)):
+        parser.error(f"--jobs {options.jobs} needs as many cores; there are {options.cores}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing and print all results; return 1 if a run failed."""
+    options = parse_options(arguments)
+    others = ("tools", "seeds", "image_size", "epochs", "settings")
+    study = load_study(
+        options.study,
+        cases=options.case,
+        weights=options.weights,
+        others={name: getattr(options, name) for name in others},
+    )
+    if unknown := set(study.tools) - TOOLS.keys():
+        raise SystemExit(f"unknown tools {sorted(unknown)}; known are {', '.join(TOOLS)}")
+    if not (study.cases and study.weights):
+        raise SystemExit("nothing to compare: name cases and weights, or a study")
+    failures = 0 if options.summary else run_study(study, options)
+    results = select_results(read_results(options.results), study, label=options.label)
+    cells = build_cells(results, study)
+    print_cells(cells)
+    print_totals(summarise_cases(cells))
+    if failures:
+        print(f"{failures} runs failed; the same command runs them again.", file=sys.stderr)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    raise SystemExit(main())

@@ -21,12 +21,17 @@ def main() -> None:
     train_data = create_dataset("", root=str(options.data / "train"))
     index_of = train_data.reader.class_to_idx
     classes = sorted(index_of, key=lambda name: index_of[name])
-    model = timm.create_model(options.backbone)
-    model.load_state_dict(load_state_dict(options.weights))
+    model = timm.create_model(
+        options.backbone, pretrained_cfg_overlay=options.cfg, **options.kwargs
+    )
+    state = load_state_dict(options.weights)
+    left = model.load_state_dict(state, strict=False)
+    assert all(name.endswith("num_batches_tracked") for name in left.missing_keys), left
+    assert not left.unexpected_keys, left
     model.reset_classifier(len(classes))
     config = resolve_model_data_config(model)
     common = {
-        "input_size": config["input_size"],
+        "input_size": (3, options.image_size, options.image_size),
         "mean": config["mean"],
         "std": config["std"],
         "interpolation": config["interpolation"],
@@ -39,8 +44,8 @@ def main() -> None:
         color_jitter=0.4,
         **common,
     )
-    val_data = create_dataset("", root=str(options.data / "val"))
-    val = create_loader(val_data, is_training=False, crop_pct=config["crop_pct"], **common)
+    test_data = create_dataset("", root=str(options.data / "test"))
+    test = create_loader(test_data, is_training=False, crop_pct=config["crop_pct"], **common)
     epochs = options.epochs or 5
     optimizer = create_optimizer_v2(model, opt="adamw", lr=5e-4, weight_decay=0.05)
     schedule, _ = create_scheduler_v2(
@@ -56,8 +61,8 @@ def main() -> None:
         schedule.step(epoch + 1)
     model.eval()
     with torch.no_grad():
-        chosen = torch.cat([model(images).argmax(dim=1) for images, _ in val]).tolist()
-    files = val_data.filenames(absolute=False)
+        chosen = torch.cat([model(images).argmax(dim=1) for images, _ in test]).tolist()
+    files = test_data.filenames(absolute=False)
     write_predictions(options, {file: classes[c] for file, c in zip(files, chosen, strict=True)})
 
 

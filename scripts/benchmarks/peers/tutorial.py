@@ -10,7 +10,12 @@ import sys
 
 import torch
 import torchvision
-from common import install_torchvision_weights, parse_options, write_predictions
+from common import (
+    install_torchvision_weights,
+    is_in_torchvision,
+    parse_options,
+    write_predictions,
+)
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -24,12 +29,16 @@ def main() -> None:
     frozen = "--frozen" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--frozen"]
     options = parse_options()
+    if not is_in_torchvision(options):
+        sys.exit(f"torchvision has no {options.backbone}, which the tutorial would use")
     install_torchvision_weights(options.backbone, options.weights)
+    size = options.image_size
     end = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    crop = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
+    crop = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
     train = ImageFolder(options.data / "train", transforms.Compose([*crop, *end]))
-    view = [transforms.Resize(256), transforms.CenterCrop(224)]
+    view = [transforms.Resize(round(256 / 224 * size)), transforms.CenterCrop(size)]
     val = ImageFolder(options.data / "val", transforms.Compose([*view, *end]))
+    test = ImageFolder(options.data / "test", transforms.Compose([*view, *end]))
     model = torchvision.models.get_model(options.backbone, weights="IMAGENET1K_V1")
     for parameter in model.parameters():
         parameter.requires_grad = not frozen
@@ -52,8 +61,8 @@ def main() -> None:
             best, best_state = accuracy, copy.deepcopy(model.state_dict())
         print(f"{accuracy:.4f}", flush=True)
     model.load_state_dict(best_state)
-    names = [file.removeprefix(f"{options.data / 'val'}/") for file, _ in val.samples]
-    predicted = _predict(model, val).tolist()
+    names = [file.removeprefix(f"{options.data / 'test'}/") for file, _ in test.samples]
+    predicted = _predict(model, test).tolist()
     write_predictions(options, {n: train.classes[c] for n, c in zip(names, predicted, strict=True)})
 
 

@@ -46,11 +46,10 @@ def split_before(network: nn.Module, parameters: Collection[str]) -> SplitNetwor
         The two parts; None where the network cannot be traced, or only the images themselves are
         such an input.
     """
-    traced = _copy_for_tracing(network)
-    try:
-        graph = _Tracer().trace(traced)
-    except Exception:  # tracing runs the network's own code, which raises errors of any type
+    trace = trace_network(network)
+    if trace is None:
         return None
+    traced, graph = trace
     images, *constants = [node for node in graph.nodes if node.op == "placeholder"]
     constants += [node for node in graph.nodes if node.op == "get_attr"]
     last_stage = _find_downstream(
@@ -75,8 +74,8 @@ def split_before(network: nn.Module, parameters: Collection[str]) -> SplitNetwor
         if node in last_stage or node in constants:
             new_nodes[node] = last_stage_graph.node_copy(node, new_nodes.__getitem__)
     return SplitNetwork(
-        _build_graph_module(network, traced, trunk_graph),
-        _build_graph_module(network, traced, last_stage_graph),
+        build_graph_module(network, traced, trunk_graph),
+        build_graph_module(network, traced, last_stage_graph),
         split_node.name,
     )
 
@@ -85,6 +84,33 @@ def split_last_groups(network: nn.Module, depth: int) -> SplitNetwork | None:
     """Split a network before its last ``depth`` layer groups, the head one of them."""
     groups = find_layer_groups(network)[:depth]
     return split_before(network, [name for group in groups for name in group.parameter_names])
+
+
+def trace_network(network: nn.Module) -> tuple[nn.Module, fx.Graph] | None:
+    """Return a copy of a network and its graph, whose constants the copy holds.
+
+    The names of the nodes are the same for each trace of a network. None where torch.fx cannot
+    trace it.
+    """
+    traced = _copy_for_tracing(network)
+    try:
+        return traced, _Tracer().trace(traced)
+    except Exception:  # tracing runs the network's own code, which raises errors of any type
+        return None
+
+
+def build_graph_module(network: nn.Module, traced: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """Return a module of a graph with the network's own layers and the constants of its trace."""
+    attributes: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            path, _, name = str(node.target).rpartition(".")
+            owner = network if hasattr(network.get_submodule(path), name) else traced
+            attributes[node.target] = getattr(owner.get_submodule(path), name)
+    module = fx.GraphModule(attributes, graph)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
 
 
 def _copy_for_tracing(network: nn.Module) -> nn.Module:
@@ -127,17 +153,3 @@ def _find_downstream(graph: fx.Graph, nodes: set[fx.Node]) -> set[fx.Node]:
 def _find_inputs(nodes: set[fx.Node]) -> set[fx.Node]:
     """Return the nodes outside of a set whose outputs it uses."""
     return {source for node in nodes for source in node.all_input_nodes} - nodes
-
-
-def _build_graph_module(network: nn.Module, traced: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """Return a module of a graph with the network's own layers and the constants of its trace."""
-    attributes: dict[str, Any] = {}
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            path, _, name = str(node.target).rpartition(".")
-            owner = network if hasattr(network.get_submodule(path), name) else traced
-            attributes[node.target] = getattr(owner.get_submodule(path), name)
-    module = fx.GraphModule(attributes, graph)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return module

@@ -1,6 +1,5 @@
 """Cached feature extraction: stored features are reused, the others are computed on all ranks."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,18 +18,24 @@ from finetune.data.cache.file_stamp import read_file_stamps
 from finetune.data.dataset import Batch, ImageDataset, create_loader, translate_worker_errors
 from finetune.data.images.source import FileSource
 from finetune.data.samplers.epoch_sampler import DistributedBatchSampler
-from finetune.data.transforms.eval_transform import EvalTransform, MultiCropTransform
+from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.distributed.collectives import gather_rows, sync_stop_request
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.errors import StorageError, TrainingError
-from finetune.models.head import compute_backbone_digest
+from finetune.models.classifier import normalise
 from finetune.probe.extractor import (
     ActivationLayout,
     FeatureExtractor,
     ViewSpec,
     extract_features,
+    fold_where_exact,
 )
-from finetune.probe.feature_store import FeatureStore, StoredFeatures, to_store_entries
+from finetune.probe.feature_store import (
+    FeatureStore,
+    StoredFeatures,
+    compute_store_digest,
+    to_store_entries,
+)
 from finetune.system.hardware import (
     autocast,
     explain_out_of_memory,
@@ -41,7 +46,16 @@ from finetune.types import PreprocessSpec, Reporter
 from finetune.units import format_bytes
 
 _EVAL_VIEW = ViewSpec()
-_BATCH_SIZE = 32
+_BATCH_SIZE, _CPU_BATCH_SIZE = 32, 16
+"""Images of a forward pass.
+
+On a CPU the activations of 32 images at 224 px are blocks so large (32 MiB) that glibc returns
+their memory to the system after each layer; below 16 images, torch does not run convolutions with
+oneDNN on a single thread, but slower.
+"""
+
+# folding BatchNorm and its check cost as much as some images
+_MIN_IMAGES_TO_FOLD, _NUM_CHECKED_IMAGES = 16, 2
 _MAX_BATCHES_PER_WRITE = 16
 _MAX_BYTES_PER_WRITE = 2**26
 """Limits between two writes: batches of each rank, and bytes of all ranks together.
@@ -104,10 +118,18 @@ class CachedFeatureExtractor:
         self.device = device
         self.reporter = reporter
         self.num_computed = 0
-        self._batch_size = _BATCH_SIZE
+        self._batch_size = _CPU_BATCH_SIZE if device.type == "cpu" else _BATCH_SIZE
+        self._running_extractor: FeatureExtractor | None = None
         self._rank = 0 if rendezvous is None else rendezvous.launch.rank
         self._world_size = 1 if rendezvous is None else rendezvous.launch.world_size
-        self._digest = self._compute_digest() if self._rank == 0 else ""
+        self._digest = ""
+        if self._rank == 0:
+            self._digest = compute_store_digest(
+                extractor.network,
+                model_args_json=plan.model_args_json,
+                spec=plan.spec,
+                precision=plan.precision,
+            )
         self.activation_layout = self._compute_activation_layout()
         self._item_bytes = [4 * extractor.head.in_features]
         if self.activation_layout is not None:
@@ -185,6 +207,8 @@ class CachedFeatureExtractor:
         if not paths:
             return
         loader = self._create_loader(paths, views)
+        if len(paths) >= _MIN_IMAGES_TO_FOLD and self._running_extractor is None:
+            self._running_extractor = self._fold(loader.dataset, views)
         self.reporter.start("extracting features", len(paths))
         pending: list[list[Tensor]] = []
         batches_per_write = self._compute_batches_per_write(views)
@@ -219,9 +243,7 @@ class CachedFeatureExtractor:
     def _create_loader(self, paths: Sequence[Path], views: ViewSpec) -> Any:
         source = FileSource(paths, max_pixels=self.plan.max_pixels)
         return create_loader(
-            ImageDataset(
-                source, None, MultiCropTransform(EvalTransform(self.plan.spec), views.num_crops)
-            ),
+            ImageDataset(source, None, views.build_transform(EvalTransform(self.plan.spec))),
             num_workers=self.plan.num_workers,
             batch_sampler=DistributedBatchSampler(
                 len(paths),
@@ -235,7 +257,7 @@ class CachedFeatureExtractor:
     def _extract_batches(self, batches: Iterator[Batch], views: ViewSpec) -> Iterator[list[Tensor]]:
         """Yield the rows (B,) of each batch, followed by its outputs."""
         extracted = extract_features(
-            self.extractor,
+            self._running_extractor or self.extractor,
             batches,
             spec=self.plan.spec,
             device=self.device,
@@ -249,6 +271,17 @@ class CachedFeatureExtractor:
                     f"{self.plan.precision}. Set trainer.precision=32-true or probe.enabled=off."
                 )
             yield [rows, *outputs]
+
+    def _fold(self, dataset: ImageDataset, views: ViewSpec) -> FeatureExtractor:
+        """Return an extractor with BatchNorm folded, or the given one; the same on all ranks.
+
+        Both have the same outputs up to rounding, so stored ones remain valid and may be mixed.
+        """
+        spec, images = self.plan.spec, None
+        if self._rank == 0:
+            pixels = dataset.__getitems__(range(_NUM_CHECKED_IMAGES))["image"].to(self.device)
+            images = normalise(next(views.iter_views(pixels)), mean=spec.mean, std=spec.std)
+        return fold_where_exact(self.extractor, images, is_distributed=self._world_size > 1)
 
     def _open_stores(self, output_name: str, views: ViewSpec) -> list[FeatureStore]:
         """Return the stores of an output, one for each view, on rank 0; none on other ranks."""
@@ -284,28 +317,3 @@ class CachedFeatureExtractor:
         with autocast(self.plan.precision, self.device):
             example = torch.zeros(1, *self.plan.spec.input_size, device=self.device)
             return self.extractor.compute_activation_layout(example)
-
-    def _compute_digest(self) -> str:
-        """Return an ID of the backbone, its preprocessing and the precision: 16 hex digits.
-
-        It is part of the names of stores on disk and must not change between releases.
-        """
-        parts = (
-            compute_backbone_digest(self.extractor.network),
-            self.plan.model_args_json,
-            _format_spec(self.plan.spec),
-            self.plan.precision,
-        )
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _format_spec(spec: PreprocessSpec) -> str:
-    """Return the text that stands for a preprocessing spec in digests.
-
-    Written out, so that renaming the class or its fields leaves the stores on disk valid.
-    """
-    return (
-        f"PreprocessSpec(input_size={spec.input_size!r}, mean={spec.mean!r}, std={spec.std!r}, "
-        f"interpolation={spec.interpolation!r}, crop_pct={spec.crop_pct!r}, "
-        f"crop_mode={spec.crop_mode!r})"
-    )

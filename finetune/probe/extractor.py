@@ -1,14 +1,19 @@
 """Feature extraction from a network: the input of its head and, optionally, earlier activations."""
 
+import logging
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor, fx, nn
 
 from finetune.data.dataset import Batch
-from finetune.data.transforms.eval_transform import MultiCropTransform
+from finetune.data.transforms.eval_transform import EvalTransform, MultiCropTransform, Transform
+from finetune.models.batch_norm_folding import fold_batch_norm
 from finetune.models.classifier import normalise
 from finetune.models.graph_split import SplitNetwork, split_last_groups
 from finetune.models.head import capture_head_inputs, find_linear_head
@@ -22,6 +27,10 @@ _EVAL_VIEW_TAG = "seen"
 _FLIPPED_VIEW_TAG = "mirrored"
 _CROP_TAG = "{fraction:g}-at-{across:g}-{down:g}"
 _FLIPPED_CROP_TAG = f"{_CROP_TAG}-mirrored"
+
+_MAX_FOLDING_ERROR = 1e-4
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,10 @@ class ViewSpec:
             for index, (across, down) in enumerate(MultiCropTransform.ANCHORS[: self.num_crops])
         )
         return (_EVAL_VIEW_TAG, *((_FLIPPED_VIEW_TAG,) if self.flipped else ()), *crops)
+
+    def build_transform(self, transform: EvalTransform) -> Transform:
+        """Return the transform from an image to the pixels that ``iter_views`` takes."""
+        return MultiCropTransform(transform, self.num_crops)
 
     def iter_views(self, pixels: Tensor) -> Iterator[Tensor]:
         """Yield the views (B, H, W, C) of pixels (B, (1 + num_crops) * H, W, C)."""
@@ -95,11 +108,14 @@ class FeatureExtractor:
         head: The linear classifier of the network; its input is the first output.
         split: The network in two parts; the activations between them are the second output. None
             for the head's input alone.
+        folded: Copy of the network with its BatchNorm folded, which is run in its place; it shares
+            the head. None to run the network itself.
     """
 
     network: nn.Module
     head: nn.Linear
     split: SplitNetwork | None = None
+    folded: fx.GraphModule | None = None
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -112,10 +128,13 @@ class FeatureExtractor:
         """Return the outputs, each (B, D)."""
         with capture_head_inputs(self.head) as head_inputs:
             if self.split is None:
-                self.network(images)
+                (self.folded or self.network)(images)
                 return head_inputs[:1]
-            activations = self.split.trunk(images)
-            self.split.last_stage(activations)
+            if self.folded is not None:
+                _, activations = self.folded(images)
+            else:
+                activations = self.split.trunk(images)
+                self.split.last_stage(activations)
         return [head_inputs[0], activations.flatten(1)]
 
     def compute_activation_layout(self, image: Tensor) -> ActivationLayout | None:
@@ -139,6 +158,51 @@ def create_feature_extractor(network: nn.Module, *, depth: int = 1) -> FeatureEx
     return FeatureExtractor(
         network, head, None if depth == 1 else split_last_groups(network, depth)
     )
+
+
+def fold_where_exact(
+    extractor: FeatureExtractor, images: Tensor | None, *, is_distributed: bool = False
+) -> FeatureExtractor:
+    """Return an extractor that runs a copy of its network with BatchNorm folded.
+
+    The given extractor is returned where nothing can be folded, or the outputs differ by more than
+    ``_MAX_FOLDING_ERROR``.
+
+    Args:
+        extractor: Extractor whose network is in eval mode; the same on all ranks.
+        images: Normalised images (B, 3, H, W) to compare the outputs on, in full precision; None on
+            other ranks than 0, whose result applies to all.
+        is_distributed: Whether all ranks of a process group call it.
+    """
+    inner_node = None if extractor.split is None else extractor.split.node_name
+    folded_network = fold_batch_norm(extractor.network, inner_node=inner_node)
+    if folded_network is None:
+        return extractor
+    folded = replace(extractor, folded=folded_network)
+    message: list[Any] = [None if images is None else _compute_error(extractor, folded, images)]
+    if is_distributed:
+        dist.broadcast_object_list(message, src=0)
+    if message[0] <= _MAX_FOLDING_ERROR:
+        return folded
+    logger.info("features are extracted without folding BatchNorm: relative error %g", message[0])
+    return extractor
+
+
+def _compute_error(extractor: FeatureExtractor, folded: FeatureExtractor, images: Tensor) -> float:
+    """Return the largest relative error of the outputs, infinity where they are not finite."""
+    with (
+        torch.inference_mode(),
+        torch.autocast(images.device.type, enabled=False),
+        # TF32, in which a GPU computes convolutions by default, has relative errors of 1e-3
+        torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False),
+    ):
+        outputs = extractor(images)
+        try:
+            pairs = zip(outputs, folded(images), strict=True)
+            errors = [float((a - b).norm() / a.norm().clamp(min=1e-12)) for a, b in pairs]
+        except Exception:  # a network's own operations raise errors of any type
+            return math.inf
+    return max(errors) if all(map(math.isfinite, errors)) else math.inf
 
 
 def extract_features(

@@ -1,13 +1,17 @@
 """Features of images on disk: written once, read through the page cache."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from finetune.data.cache.array_store import ArrayStore, StoreEntry
 from finetune.data.cache.file_stamp import FileStamp
+from finetune.models.head import compute_backbone_digest
+from finetune.types import PreprocessSpec
 
 
 class FeatureStore(ArrayStore):
@@ -55,3 +59,28 @@ def to_store_entries(
     """Yield the store entries of files with the features (N, D)."""
     for file, row in zip(files, features, strict=True):
         yield file, StoreEntry(row[None])
+
+
+def compute_store_digest(
+    network: nn.Module, *, model_args_json: str, spec: PreprocessSpec, precision: str
+) -> str:
+    """Return an ID of the backbone, its preprocessing and the precision: 16 hex digits.
+
+    It is part of the names of stores on disk and must not change between releases.
+    """
+    parts = (
+        compute_backbone_digest(network), model_args_json, _format_spec(spec), precision,
+    )  # fmt: skip
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _format_spec(spec: PreprocessSpec) -> str:
+    """Return the text that stands for a preprocessing spec in digests.
+
+    Written out, so that renaming the class or its fields leaves the stores on disk valid.
+    """
+    return (
+        f"PreprocessSpec(input_size={spec.input_size!r}, mean={spec.mean!r}, std={spec.std!r}, "
+        f"interpolation={spec.interpolation!r}, crop_pct={spec.crop_pct!r}, "
+        f"crop_mode={spec.crop_mode!r})"
+    )

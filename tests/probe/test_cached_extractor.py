@@ -147,7 +147,7 @@ def test_extract_changed_file_is_computed_again(place: Path) -> None:
 def test_extract_after_an_error_resumes_from_the_stored_features(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cached_extractor_module, "_BATCH_SIZE", 4)
+    monkeypatch.setattr(cached_extractor_module, "_CPU_BATCH_SIZE", 4)
     monkeypatch.setattr(cached_extractor_module, "_MAX_BATCHES_PER_WRITE", 1)
     training = training_in(place)
     assert training.probe is not None

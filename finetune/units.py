@@ -45,3 +45,16 @@ def format_millions(count: int) -> str:
 def format_scientific(value: float, *, digits: int = 2) -> str:
     """Return a number in a few significant digits without padded exponents, as in ``1e-6``."""
     return f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e+")
+
+
+def format_folds(num_folds: int, *, num_held_out: int, num_groups: int) -> str:
+    """Return the folds of a cross-validation, as in ``5 folds, 312 groups kept together``.
+
+    Args:
+        num_folds: Number of folds.
+        num_held_out: Number of folds that are held out in turn.
+        num_groups: Number of groups of images of which each is in one fold.
+    """
+    of_all = f"{num_held_out} of " if num_held_out < num_folds else ""
+    folds = f"{of_all}{num_folds} folds"
+    return f"{folds}, {format_count(num_groups, 'group')} kept together" if num_groups else folds

@@ -89,6 +89,7 @@ def plan_probe(
             data.train.paths,
             data.train.labels,
             _compute_image_weights(balance, data.train, last_epoch=config.trainer.epochs - 1),
+            data.train.groups,
         ),
         val=ProbeImages(data.val.paths, data.val.labels, np.ones(len(data.val))),
         classes=data.classes,

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.manifest import Manifest
-from finetune.types import Split
+from finetune.evaluation.grouped_folds import encode_groups, merge_groups
+from finetune.types import Sample, Split
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,10 +20,12 @@ class LabeledImages:
     Attributes:
         paths: Absolute paths of the N files.
         labels: Class indices in [0, K), int64, shape (N,).
+        groups: User-defined groups and duplicate groups, as ``group_samples`` returns them, (N,).
     """
 
     paths: Sequence[Path]
     labels: NDArray[np.int64]
+    groups: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -32,7 +35,7 @@ class LabeledImages:
         """Return the images of one split of a manifest."""
         samples = manifest.get_samples(split)
         labels = np.asarray(manifest.encode_labels(samples), np.int64)
-        return cls(manifest.resolve_paths(samples), labels)
+        return cls(manifest.resolve_paths(samples), labels, group_samples(samples))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,3 +64,14 @@ class TrainingData:
         train, val, test = (LabeledImages.from_manifest(manifest, split) for split in Split)
         counts = tuple(manifest.count_per_class(Split.TRAIN))
         return cls(manifest.root, manifest.classes, train, val, test, counts)
+
+
+def group_samples(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """Return groups of samples that share a user-defined group or a duplicate group, shape (N,).
+
+    They have the form of ``encode_groups``: the first row of each sample's group.
+    """
+    return merge_groups(
+        encode_groups([sample.group for sample in samples]),
+        encode_groups([sample.duplicate_group for sample in samples]),
+    )

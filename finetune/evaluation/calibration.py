@@ -14,9 +14,12 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from finetune.evaluation.grouped_folds import assign_folds
 from finetune.evaluation.metrics import calibration_error, log_loss
 
 NUM_FOLDS = 5
@@ -64,28 +67,39 @@ class Calibration:
         return asdict(self)
 
 
-def calibrate(logits: Tensor, target: Tensor, *, shift: Tensor | None = None) -> Calibration | None:
+def calibrate(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    shift: Tensor | None = None,
+    groups: NDArray[np.int64] | None = None,
+) -> Calibration | None:
     """Fit the temperature of a model and cross-validate its effect.
 
-    The temperature is 1 if the fitted one does not lower the cross-validated log loss. Fold ``i``
-    contains every fifth image from ``i``, so that images sorted by class are spread evenly.
+    The temperature is 1 if the fitted one does not lower the cross-validated log loss. The folds
+    are stratified (``assign_folds``). With fewer than two groups, groups are divided.
 
     Args:
         logits: Unnormalised scores, shape (N, K).
         target: True class indices in [0, K), int64, shape (N,).
         shift: Logit adjustment added after the division, shape (K,), for logits that assume another
             class prior than that of these images; None adds nothing.
+        groups: Groups of images that are kept in one fold, in the form of ``encode_groups``, shape
+            (N,); None for none.
 
     Returns:
         The calibration, or None with fewer than two images or classes.
     """
     num_images, num_classes = logits.shape
-    num_folds = min(NUM_FOLDS, num_images)
+    num_groups = num_images if groups is None else len(np.unique(groups))
+    if num_groups < 2:
+        groups, num_groups = None, num_images
+    num_folds = min(NUM_FOLDS, num_groups)
     if num_folds < 2 or num_classes < 2:
         return None
     logits = logits.double()
     offset = torch.zeros(num_classes) if shift is None else shift.double()
-    fold_of_image = torch.arange(num_images) % num_folds
+    fold_of_image = torch.from_numpy(assign_folds(target.numpy(), num_folds, groups=groups))
     scaled = torch.empty_like(logits)
     for fold in range(num_folds):
         is_held_out = fold_of_image == fold

@@ -14,13 +14,14 @@ from finetune.probe.cached_extractor import CachedFeatureExtractor, ExtractionPl
 from finetune.probe.extractor import create_feature_extractor
 from finetune.probe.feature_store import StoredFeatures
 from finetune.probe.logistic import FeatureArray, HeadFitter, LinearHead, LogisticProblem
+from finetune.probe.neighbour_links import build_folds
 from finetune.types import Reporter
 
 PENALTIES = tuple(10.0 ** (-step / 2) for step in range(2, 13))
 """L2 penalties from 0.1 to 1e-6, for features of norm 1."""
 
-_NUM_FOLDS = 5
-_MAX_IMAGES_FOR_ALL_FOLDS = 20_000
+NUM_FOLDS = 5
+MAX_IMAGES_FOR_ALL_FOLDS = 20_000
 """Number of images above which one fold suffices."""
 
 _PATIENCE = 2
@@ -38,9 +39,15 @@ class CrossValidatedHead:
         penalty: The chosen L2 penalty.
         held_out_loss: Weighted mean loss of the held-out images, with the logit offset of the fit.
         held_out_accuracy: Weighted accuracy on the held-out images, by the head's own logits.
-        held_out_rows: Rows of the held-out images, ascending, shape (M,).
+        held_out_rows: Rows of the held-out images, ascending, shape (M,). Images of a class that is
+            in one fold alone are not among them.
         held_out_probabilities: Their class probabilities by the head of the other folds, with the
             logit offset of the fit, float32, shape (M, K).
+        folds: Fold of each image, held out or not, shape (N,).
+        num_folds: Number of folds.
+        num_held_out_folds: Number of folds that were held out in turn, from fold 0.
+        num_groups: Number of groups of images that are kept in one fold: those given, and similar
+            neighbours.
     """
 
     head: LinearHead
@@ -49,40 +56,25 @@ class CrossValidatedHead:
     held_out_accuracy: float
     held_out_rows: NDArray[np.int64]
     held_out_probabilities: Tensor
+    folds: NDArray[np.int64]
+    num_folds: int
+    num_held_out_folds: int
+    num_groups: int
 
 
-@dataclass(frozen=True, slots=True)
-class OutOfFoldPredictions:
-    """Class probabilities of images by heads that were not fitted on them.
-
-    Attributes:
-        features: Features of the N images.
-        rows: Rows of the images that have predictions, ascending, shape (M,).
-        probabilities: Their class probabilities, float32, shape (M, K).
-    """
-
-    features: StoredFeatures
-    rows: NDArray[np.int64]
-    probabilities: Tensor
-
-
-def predict_out_of_fold(
+def extract_features(
     classifier: ImageClassifier,
     paths: Sequence[Path],
-    labels: NDArray[np.int64],
     *,
-    num_classes: int,
     extraction: ExtractionPlan,
     device: torch.device,
     reporter: Reporter,
-) -> OutOfFoldPredictions:
-    """Return out-of-fold predictions of images from linear heads on frozen features.
+) -> StoredFeatures:
+    """Return the frozen features of images, evaluation view, stored or computed now.
 
     Args:
         classifier: Classifier whose backbone computes the features; it is left on the device.
         paths: Image files, shape (N,).
-        labels: Class indices, shape (N,).
-        num_classes: Number of classes K.
         extraction: Settings of the feature extraction.
         device: Device of the computation.
         reporter: Receiver of progress.
@@ -102,8 +94,14 @@ def predict_out_of_fold(
             reporter=reporter,
         )
         (views,) = cached_extractor.extract(paths)
-    fitted = fit_head(views, labels, np.ones(len(labels)), num_classes=num_classes)
-    return OutOfFoldPredictions(views[0], fitted.held_out_rows, fitted.held_out_probabilities)
+    return views[0]
+
+
+def count_held_out_folds(
+    num_images: int, *, max_images_for_all_folds: int = MAX_IMAGES_FOR_ALL_FOLDS
+) -> int:
+    """Return how many of the folds are held out in turn."""
+    return NUM_FOLDS if num_images <= max_images_for_all_folds else 1
 
 
 def fit_head(
@@ -112,15 +110,17 @@ def fit_head(
     weights: NDArray[np.float64],
     *,
     num_classes: int,
+    groups: NDArray[np.int64] | None = None,
     logit_offset: Tensor | None = None,
     penalties: Sequence[float] = PENALTIES,
-    max_images_for_all_folds: int = _MAX_IMAGES_FOR_ALL_FOLDS,
+    max_images_for_all_folds: int = MAX_IMAGES_FOR_ALL_FOLDS,
     chunk_rows: int = _CHUNK_ROWS,
 ) -> CrossValidatedHead:
     """Fit a linear head on all views of images, with the penalty of the least held-out loss.
 
     Five stratified folds; with more than ``max_images_for_all_folds`` images one of the five is
-    held out once. All views of an image are in one fold, and the first view alone is evaluated.
+    held out once. All views of an image are in one fold, and so are the images of a group and
+    similar neighbours in file order (``build_folds``). The first view alone is evaluated.
 
     The logit offset is added in the loss and is no part of the head: with the log of the class
     frequencies the head's own logits are those for a uniform class prior (Menon et al. 2021,
@@ -133,15 +133,21 @@ def fit_head(
         labels: Class indices, shape (N,).
         weights: Weight of each image in the mean loss, shape (N,).
         num_classes: Number of classes K.
+        groups: Groups as ``encode_groups`` returns them, shape (N,); None for none.
         logit_offset: Offset of the logits in the loss, shape (K,); None for no offset.
         penalties: L2 penalties to choose from, in descending order.
         max_images_for_all_folds: Number of images above which a single fold is held out.
         chunk_rows: Rows that are read at a time for held-out logits.
     """
     offset = torch.zeros(num_classes) if logit_offset is None else logit_offset.float()
-    folds = assign_stratified_folds(labels, _NUM_FOLDS)
-    num_held_out_folds = _NUM_FOLDS if len(labels) <= max_images_for_all_folds else 1
-    rows = np.flatnonzero(folds < num_held_out_folds)
+    grouped = build_folds(views[0], labels, num_folds=NUM_FOLDS, groups=groups)
+    folds = grouped.fold_of_image
+    num_held_out_folds = count_held_out_folds(
+        len(labels), max_images_for_all_folds=max_images_for_all_folds
+    )
+    is_held_out = folds < num_held_out_folds
+    is_judged = is_held_out & grouped.is_testable
+    rows = np.flatnonzero(is_judged if is_judged.any() else is_held_out)
     scores: dict[float, tuple[float, float]] = {}
     fold_weights = np.stack([weights * (folds != fold) for fold in range(num_held_out_folds)])
     fitter = _create_fitter(views, labels, fold_weights, num_classes, tolerance=_SEARCH_TOLERANCE)
@@ -164,15 +170,18 @@ def fit_head(
             break
     loss, accuracy = scores[best]
     head = LinearHead(head.weight, head.bias - offset)
-    return CrossValidatedHead(head, best, loss, accuracy, rows, best_logits.softmax(dim=1))
-
-
-def assign_stratified_folds(labels: NDArray[np.int64], num_folds: int) -> NDArray[np.int64]:
-    """Return the fold of each image, shape (N,), dealt class by class without random draws."""
-    order = np.argsort(labels, kind="stable")
-    folds = np.empty(len(order), np.int64)
-    folds[order] = np.arange(len(order)) % num_folds
-    return folds
+    return CrossValidatedHead(
+        head=head,
+        penalty=best,
+        held_out_loss=loss,
+        held_out_accuracy=accuracy,
+        held_out_rows=rows,
+        held_out_probabilities=best_logits.softmax(dim=1),
+        folds=folds,
+        num_folds=NUM_FOLDS,
+        num_held_out_folds=num_held_out_folds,
+        num_groups=grouped.num_groups,
+    )
 
 
 class _ConcatenatedViews:

@@ -92,7 +92,9 @@ def rebalance(
         views = cached_extractor.extract(plan.train.paths, plan.views)[0]
         labels = plan.train.labels
         weights = _compute_class_balanced_weights(labels)
-        fitted = fit_head(views, labels, weights, num_classes=len(plan.classes))
+        fitted = fit_head(
+            views, labels, weights, num_classes=len(plan.classes), groups=plan.train.groups
+        )
         new_head = fitted.head.weight, fitted.head.bias
         after = _compute_balanced_accuracy(val_features, new_head, plan)
         result = RebalanceResult(method, before, after, penalty=fitted.penalty)

@@ -6,7 +6,7 @@ and the baseline to beat (Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,10 @@ from finetune.probe.last_stage import (
 from finetune.system.files import write_file_atomically
 from finetune.types import Reporter
 
+GroupFinder = Callable[[Sequence[StoredFeatures]], NDArray[np.int64]]
+"""Function from the features of the training images and of the validation images to the groups of
+the training images, in the form of ``encode_groups``."""
+
 PROBE_KEY = "probe"
 """Key of the probe's result in a checkpoint that ``save_probe`` writes."""
 
@@ -48,11 +52,14 @@ class ProbeImages:
         paths: Image files, shape (N,).
         labels: Class indices, shape (N,).
         weights: Weight of each image in the mean loss, shape (N,).
+        groups: Groups that a cross-validation keeps in one fold, in the form of ``encode_groups``,
+            shape (N,); None for none.
     """
 
     paths: Sequence[Path]
     labels: NDArray[np.int64]
     weights: NDArray[np.float64]
+    groups: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +130,12 @@ class ProbeResult:
             "l2_penalty": self.cv_head.penalty,
             "cross_validated_accuracy": self.cv_head.held_out_accuracy,
             "cross_validated_loss": self.cv_head.held_out_loss,
+            "folds": {
+                "num_folds": self.cv_head.num_folds,
+                "num_held_out_folds": self.cv_head.num_held_out_folds,
+                "num_groups": self.cv_head.num_groups,
+                "num_held_out_images": len(self.cv_head.held_out_rows),
+            },
             "last_stage_epochs": self.last_stage_epochs,
             "head_metrics": _to_floats(self.head_metrics),
             "num_images": self.num_images,
@@ -139,6 +152,7 @@ def fit_probe(
     device: torch.device,
     rendezvous: Rendezvous | None,
     reporter: Reporter,
+    find_groups: GroupFinder | None = None,
 ) -> ProbeResult | None:
     """Fit the head of a network on features of its backbone, in place, on rank 0.
 
@@ -152,6 +166,8 @@ def fit_probe(
         device: Device of this rank.
         rendezvous: Rendezvous of the ranks; None for a single process.
         reporter: Receiver of progress.
+        find_groups: Function that finds the groups of the cross-validation with the features, on
+            rank 0 alone; None for those of the plan.
 
     Returns:
         The result on rank 0; None on the others.
@@ -180,11 +196,13 @@ def fit_probe(
         if rendezvous is not None and rendezvous.launch.rank > 0:
             return None
         train_views, val_features = train_outputs[0], val_outputs[0][0]
+        features = (train_views[0], val_features)
         cv_head = fit_head(
             train_views,
             plan.train.labels,
             plan.train.weights,
             num_classes=len(plan.classes),
+            groups=plan.train.groups if find_groups is None else find_groups(features),
             logit_offset=plan.logit_offset,
         )
         head = cv_head.head
@@ -218,7 +236,7 @@ def fit_probe(
     val_probabilities = _compute_offset_probabilities(val_logits, plan)
     predictions = _shift_probabilities(best.probabilities, plan).argmax(dim=1).numpy()
     return ProbeResult(
-        features=(train_views[0], val_features),
+        features=features,
         cv_head=cv_head,
         train_loss=best.train_loss,
         metrics=_compute_metrics(best.probabilities, plan),

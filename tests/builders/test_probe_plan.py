@@ -1,5 +1,6 @@
 """Tests of the plan of the linear probe: image weights, flips and settings that it excludes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,19 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build_probed(pretrained: Path, **settings: Any) -> Training:
     config = create_small_config(model__weights=str(pretrained), trainer__epochs=5, **settings)
     return build_training(config, build_listed_manifest(COUNTS))
+
+
+def test_probe_groups_are_those_of_the_user_and_of_duplicates(pretrained: Path) -> None:
+    manifest = build_listed_manifest(COUNTS)
+    samples = list(manifest.samples)
+    samples[1] = replace(samples[1], group="patient")
+    samples[4] = replace(samples[4], group="patient", duplicate_group="7")
+    samples[5] = replace(samples[5], duplicate_group="7")
+    config = create_small_config(model__weights=str(pretrained))
+    probe = build_training(config, replace(manifest, samples=tuple(samples))).probe
+    assert probe is not None and probe.train.groups is not None  # noqa: PT018
+    np.testing.assert_array_equal(np.flatnonzero(probe.train.groups == 1), [1, 4, 5])
+    assert len(np.unique(probe.train.groups)) == 21 - 2
 
 
 @pytest.mark.parametrize("strategy", IMBALANCE_STRATEGIES)

@@ -15,6 +15,7 @@ from finetune.evaluation.calibration import (
     calibrate,
     fit_temperature,
 )
+from finetune.evaluation.grouped_folds import assign_folds, encode_groups
 
 
 def draw_logits(
@@ -97,8 +98,9 @@ def test_calibrate_metrics_of_a_fold_use_the_other_folds() -> None:
     assert calibration is not None
     assert (calibration.num_images, calibration.num_folds) == (53, NUM_FOLDS)
     total = 0.0
+    folds = assign_folds(target.numpy(), NUM_FOLDS)
     for image in range(53):
-        others = [other for other in range(53) if other % NUM_FOLDS != image % NUM_FOLDS]
+        others = np.flatnonzero(folds != folds[image])
         temperature = fit_temperature(logits[others], target[others])
         total -= float((logits[image] / temperature).double().log_softmax(0)[target[image]])
     assert calibration.after.loss == pytest.approx(total / 53, rel=1e-6)
@@ -133,6 +135,24 @@ def test_calibrate_images_sorted_by_class_are_spread_over_folds() -> None:
         float(torch.nn.functional.cross_entropy(logits / calibration.fitted_temperature, target)),
         abs=0.02,
     )
+
+
+def test_calibrate_keeps_groups_in_one_fold() -> None:
+    """Copies of an image in the other folds would make any temperature look right."""
+    logits, target = draw_logits(12, 3, overconfidence=4.0, seed=1)
+    groups = encode_groups([str(image) for image in range(12)] * 5)
+    single = calibrate(logits, target)
+    copied = calibrate(logits.repeat(5, 1), target.repeat(5))
+    grouped = calibrate(logits.repeat(5, 1), target.repeat(5), groups=groups)
+    assert single is not None and copied is not None and grouped is not None  # noqa: PT018
+    assert (grouped.num_images, grouped.num_folds) == (60, NUM_FOLDS)
+    assert copied.after.loss < grouped.after.loss
+    assert grouped.after.loss == pytest.approx(single.after.loss, rel=0.2)
+
+
+def test_calibrate_single_group_is_divided() -> None:
+    logits, target = draw_logits(20, 2, overconfidence=2.0)
+    assert calibrate(logits, target, groups=np.zeros(20, np.int64)) == calibrate(logits, target)
 
 
 @pytest.mark.parametrize(("num_images", "num_folds"), [(2, 2), (4, 4), (5, 5), (6, 5)])

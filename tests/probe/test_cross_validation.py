@@ -8,12 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.probe.cross_validation import (
-    PENALTIES,
-    assign_stratified_folds,
-    fit_head,
-    predict_out_of_fold,
-)
+from finetune.evaluation.grouped_folds import encode_groups
+from finetune.probe.cross_validation import PENALTIES, extract_features, fit_head
 from finetune.types import Reporter
 from tests.support.runs import create_small_training
 
@@ -76,18 +72,54 @@ def test_fit_head_class_weights_raise_recall_of_rare_class() -> None:
 def test_fit_head_many_images_holds_out_one_fold() -> None:
     features, labels = make_clusters(200, noise=0.3)
     fitted = fit_head([features], labels, np.ones(200), num_classes=3, max_images_for_all_folds=100)
-    assert len(fitted.held_out_rows) == 40
+    assert 38 <= len(fitted.held_out_rows) <= 42
+    assert (fitted.num_folds, fitted.num_held_out_folds) == (5, 1)
 
 
-@pytest.mark.parametrize("counts", [[10, 10], [3, 50], [1, 1, 30]])
-def test_assign_stratified_folds_splits_each_class_evenly(counts: list[int]) -> None:
-    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
-    folds = assign_stratified_folds(labels, 5)
-    for label, count in enumerate(counts):
-        sizes = np.bincount(folds[labels == label], minlength=5)
-        assert sizes.max() - sizes.min() <= 1
-        assert sizes.sum() == count
-    np.testing.assert_array_equal(folds, assign_stratified_folds(labels, 5))
+def make_exposures(
+    num_scenes: int, num_exposures: int, *, seed: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Return features, labels and scenes of images, several neighbouring ones of each scene.
+
+    The scenes of a class differ far more than the exposures of a scene.
+    """
+    random = np.random.default_rng(seed)
+    scene_features, scene_labels = make_clusters(num_scenes, noise=0.7, seed=seed)
+    order = np.argsort(scene_labels, kind="stable")
+    features = np.repeat(scene_features[order], num_exposures, axis=0)
+    features += 0.2 * random.normal(size=features.shape)
+    scenes = np.repeat(np.arange(num_scenes), num_exposures)
+    return features.astype(np.float32), scene_labels[order][scenes], scenes
+
+
+@pytest.mark.parametrize("is_grouped", [True, False])
+def test_fit_head_held_out_accuracy_is_that_on_new_scenes(is_grouped: bool) -> None:
+    """With the exposures of a scene in several folds, the accuracy would be nearly 1."""
+    features, labels, scenes = make_exposures(90, 6)
+    groups = encode_groups([str(scene) for scene in scenes]) if is_grouped else None
+    fitted = fit_head([features], labels, np.ones(540), num_classes=3, groups=groups)
+    new_features, new_labels = make_clusters(3000, noise=0.7, seed=1)
+    is_correct = fitted.head.compute_logits(new_features).argmax(dim=1).numpy() == new_labels
+    assert fitted.held_out_accuracy == pytest.approx(is_correct.mean(), abs=0.08)
+    for scene in range(90):
+        assert len(set(fitted.folds[scenes == scene])) == 1
+    assert 85 <= fitted.num_groups <= 90
+    dealt = np.arange(540) % 5
+    nearest = [
+        labels[dealt != fold][np.square(features[dealt != fold] - row).sum(axis=1).argmin()]
+        == label
+        for row, label, fold in zip(features, labels, dealt, strict=True)
+    ]
+    assert np.mean(nearest) == 1, "the exposures must be easy to recognise"
+
+
+def test_fit_head_class_of_one_group_is_not_judged() -> None:
+    features, labels = make_clusters(90, noise=0.3)
+    groups = encode_groups(["one" if label == 2 else "" for label in labels])
+    fitted = fit_head([features], labels, np.ones(90), num_classes=3, groups=groups)
+    np.testing.assert_array_equal(fitted.held_out_rows, np.flatnonzero(labels != 2))
+    assert fitted.held_out_accuracy > 0.8
+    assert fitted.head.compute_logits(features).argmax(dim=1).numpy()[labels == 2].tolist().count(2)
 
 
 @pytest.mark.parametrize("labels", [[0], [0, 1], [0, 0, 0, 1]])
@@ -163,7 +195,7 @@ def test_fit_head_held_out_probabilities_do_not_depend_on_chunk_size(
     assert accuracy == pytest.approx(large.held_out_accuracy)
 
 
-def test_predict_out_of_fold_returns_held_out_probabilities_and_keeps_modes(place: Path) -> None:
+def test_extract_features_keeps_modes(place: Path) -> None:
     training = create_small_training(
         place / "photos",
         model__weights=str(place / "weights.pth"),
@@ -172,16 +204,13 @@ def test_predict_out_of_fold_returns_held_out_probabilities_and_keeps_modes(plac
     assert training.probe is not None
     classifier, images = training.module.classifier, training.probe.train
     modes = [module.training for module in classifier.modules()]
-    result = predict_out_of_fold(
+    features = extract_features(
         classifier,
         images.paths,
-        images.labels,
-        num_classes=3,
         extraction=training.probe.extraction,
         device=torch.device("cpu"),
         reporter=Reporter(),
     )
     assert modes == [module.training for module in classifier.modules()]
-    reference = fit_head([result.features[:]], images.labels, np.ones(24), num_classes=3)
-    np.testing.assert_array_equal(result.rows, np.arange(24))
-    torch.testing.assert_close(result.probabilities, reference.held_out_probabilities)
+    assert features.shape[0] == len(images.paths)
+    assert np.isfinite(features[:]).all()

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from finetune.commands.fit.fit import FitResult
 from finetune.errors import ConfigError
 from finetune.inference.predictor import Predictor
 from finetune.models.head import capture_head_inputs, find_linear_head
+from finetune.probe.cross_validation import CrossValidatedHead, fit_head
 from finetune.probe.head_rebalancing import (
     REBALANCED_KEY,
     apply_tau_normalisation,
@@ -54,6 +57,31 @@ def fit(root: Path, place: Path, output: str, **more: object) -> FitResult:
     }
     result: FitResult = finetune.fit(create_small_config(**settings))
     return result
+
+
+def test_crt_keeps_groups_in_one_fold(
+    uneven: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = []
+
+    def record(*args: Any, **options: Any) -> CrossValidatedHead:
+        fitted.append(fit_head(*args, **options))
+        return fitted[-1]
+
+    result = fit(uneven, place, "grouped", imbalance__strategy="none")
+    plan = create_small_training(uneven, model__weights=str(place / "weights.pth")).probe
+    assert plan is not None
+    groups = np.arange(len(plan.train.labels))
+    groups[:4] = 0
+    monkeypatch.setattr("finetune.probe.head_rebalancing.fit_head", record)
+    rebalance(
+        result.run_dir / "checkpoints" / "best.ckpt",
+        "crt",
+        replace(plan, train=replace(plan.train, groups=groups)),
+        device=torch.device("cpu"),
+        reporter=Reporter(),
+    )
+    assert len(set(fitted[0].folds[:4])) == 1
 
 
 def test_crt_refits_the_head_with_class_balanced_weights(uneven: Path, place: Path) -> None:

@@ -7,6 +7,7 @@ from finetune.units import (
     format_bytes,
     format_count,
     format_duration,
+    format_folds,
     format_millions,
     format_percent,
     format_scientific,
@@ -63,7 +64,8 @@ def describe_probe_result(result: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Linear probe: {format_percent(result['cross_validated_accuracy'])} cross-validated "
         f"accuracy on {format_count(result['num_train_images'], 'training image')} "
-        f"(L2 {format_scientific(result['l2_penalty'], digits=1)}), "
+        f"({_format_folds(result['folds'])}; "
+        f"L2 {format_scientific(result['l2_penalty'], digits=1)}), "
         f"{format_duration(result['seconds'])}{cached}"
     ]
     head_accuracy = format_percent(result["head_metrics"]["accuracy"])
@@ -78,6 +80,14 @@ def describe_probe_result(result: Mapping[str, Any]) -> list[str]:
             f"accuracy); its weights were left unchanged"
         )
     return lines
+
+
+def _format_folds(folds: Mapping[str, Any]) -> str:
+    return format_folds(
+        folds["num_folds"],
+        num_held_out=folds["num_held_out_folds"],
+        num_groups=folds["num_groups"],
+    )
 
 
 def _describe_weights(model: Mapping[str, Any]) -> str:
@@ -96,7 +106,8 @@ def _describe_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
     if probe["num_crops"]:
         views.append(format_count(probe["num_crops"], "crop"))
     role = "" if probe["probe_only"] else "; baseline and initial head for fine-tuning"
-    rows = {"probe": f"linear probe on frozen features ({_join(views)}){role}"}
+    folds = f"; {_format_folds(probe['folds'])}"
+    rows = {"probe": f"linear probe on frozen features ({_join(views)}){folds}{role}"}
     if last_stage := probe["last_stage"]:
         groups = _join(list(reversed(last_stage["groups"])))
         rates = _join([format_scientific(lr) for lr in reversed(last_stage["lr"].values())])

@@ -6,6 +6,8 @@ from typing import Any
 
 from finetune.builders import Training, select_probe_loss
 from finetune.config.auto import get_config_value
+from finetune.evaluation.grouped_folds import count_groups
+from finetune.probe.cross_validation import NUM_FOLDS, count_held_out_folds
 from finetune.types import Phase, Split
 
 _EPOCH_KEYS = ("trainer.epochs", "data.train_image_size", "model.batch_norm")
@@ -109,11 +111,16 @@ def _describe_probe(training: Training) -> dict[str, Any] | None:
     probe = training.probe
     if probe is None:
         return None
-    description = {
+    description: dict[str, Any] = {
         "probe_only": training.is_probe_only,
         "flipped": probe.views.flipped,
         "num_crops": probe.views.num_crops,
         "loss": select_probe_loss(training.config.loss.name),
+        "folds": {
+            "num_folds": NUM_FOLDS,
+            "num_held_out_folds": count_held_out_folds(len(training.data.train)),
+            "num_groups": count_groups(training.data.train.groups),
+        },
         "last_stage": None,
     }
     if probe.last_stage is not None:

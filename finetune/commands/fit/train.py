@@ -14,10 +14,11 @@ from finetune.builders import (
 from finetune.commands.fit.finalize import FinalEvaluation, evaluate_best_model, write_bundle
 from finetune.commands.fit.process_group import open_process_group
 from finetune.commands.fit.tracking import interrupt_on_error, open_tracking
-from finetune.commands.inspect.features import record_probe_findings
+from finetune.commands.inspect.features import ProbeDuplicateSearch, record_probe_findings
 from finetune.commands.stored_run import read_stored_manifest
 from finetune.config.load import replace_values
 from finetune.config.resolved import ResolvedConfig
+from finetune.data.training_data import group_samples
 from finetune.distributed.peer_errors import PeerLostError
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.errors import OutOfMemoryError
@@ -34,7 +35,7 @@ from finetune.training.checkpoint_io import read_checkpoint, read_resume_state
 from finetune.training.loggers.wandb_logger import RunTracker
 from finetune.training.trainer import create_trainer
 from finetune.training.trainer import fit as fit_epochs
-from finetune.types import Reporter
+from finetune.types import Reporter, Split
 from finetune.units import format_percent, format_scientific
 
 
@@ -60,9 +61,9 @@ def train(
         if rendezvous is not None and rank > 0:
             rendezvous.depart()
             return None
-        _rebalance_head(run, training, reporter)
         # read again, as the probe may have added duplicates
         manifest = read_stored_manifest(run, training.config)
+        _rebalance_head(run, replace(training, manifest=manifest), reporter)
         evaluation = evaluate_best_model(run, replace(training, manifest=manifest), reporter)
     if not training.is_probe_only and is_probe_checkpoint(run.best_checkpoint_path):
         reporter.note(
@@ -181,14 +182,20 @@ def _fit_probe(
     device = get_process_device(
         trainer.accelerator, 0 if rendezvous is None else rendezvous.launch.local_rank
     )
+    search = ProbeDuplicateSearch(training, reporter)
     result = fit_probe(
-        module.classifier, plan, device=device, rendezvous=rendezvous, reporter=reporter
+        module.classifier,
+        plan,
+        device=device,
+        rendezvous=rendezvous,
+        reporter=reporter,
+        find_groups=search.find_groups,
     )
     if result is None:
         assert rendezvous is not None, "rank 0 has a result"
         return float(rendezvous.receive("probe"))  # waits for as long as the fit takes
     reporter.show_probe(result.to_json())
-    record_probe_findings(run, training, result, reporter)
+    record_probe_findings(run, training, result, search.manifest, reporter)
     row = {f"val/{name}": float(value) for name, value in result.metrics.items()}
     row["train/loss"] = result.train_loss
     # the epoch before the first one, or the only one
@@ -207,9 +214,9 @@ def _rebalance_head(run: RunFolder, training: Training, reporter: Reporter) -> N
         return
     assert training.probe is not None, "checked in builders/constraints.py"
     device = get_process_device(training.config.trainer.accelerator, 0)
-    result = rebalance(
-        run.best_checkpoint_path, method, training.probe, device=device, reporter=reporter
-    )
+    groups = group_samples(training.manifest.get_samples(Split.TRAIN))
+    plan = replace(training.probe, train=replace(training.probe.train, groups=groups))
+    result = rebalance(run.best_checkpoint_path, method, plan, device=device, reporter=reporter)
     before = format_percent(result.balanced_accuracy_before, decimals=2)
     after = format_percent(result.balanced_accuracy_after, decimals=2)
     if result.tau == 0:

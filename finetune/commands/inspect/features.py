@@ -4,6 +4,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from finetune.audit.audit import DuplicateSamples
 from finetune.audit.duplicate_cache import cache_duplicates, load_or_find_cropped_duplicates
 from finetune.audit.duplicate_groups import (
@@ -19,13 +22,16 @@ from finetune.commands.prepare_data import ScannedDataset, fingerprint_samples
 from finetune.config.load import replace_values
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest, format_manifest
+from finetune.data.training_data import group_samples
 from finetune.errors import DataError
-from finetune.probe.cross_validation import predict_out_of_fold
+from finetune.probe.cross_validation import extract_features, fit_head
+from finetune.probe.feature_store import StoredFeatures
 from finetune.probe.linear_probe import ProbeResult
 from finetune.system.files import write_text
 from finetune.system.hardware import get_process_device
 from finetune.system.run_folder import RunFolder
-from finetune.types import Reporter, Sample, Split
+from finetune.types import Reporter, Split
+from finetune.units import format_folds
 
 
 def audit_with_backbone(
@@ -53,11 +59,10 @@ def audit_with_backbone(
         replace_values(config, settings), Manifest(dataset.root, classes, samples)
     )
     assert training.probe is not None, "probe.enabled=on"
-    predictions = predict_out_of_fold(
+    images = training.probe.train
+    features = extract_features(
         training.module.classifier,
-        training.probe.train.paths,
-        training.probe.train.labels,
-        num_classes=len(classes),
+        images.paths,
         extraction=training.probe.extraction,
         device=get_process_device(training.config.trainer.accelerator, 0),
         reporter=reporter,
@@ -67,8 +72,8 @@ def audit_with_backbone(
         dataset.fingerprints,
         [dataset.root / sample.path for sample in samples],
         dataset.duplicates or (),
-        [predictions.features],
-        cache_key=predictions.features.features_id,
+        [features],
+        cache_key=features.features_id,
         on_progress=reporter.advance,
     )
     reporter.finish()
@@ -79,18 +84,67 @@ def audit_with_backbone(
         duplicates=duplicates,
         samples=assign_duplicate_groups(dataset.samples, duplicates),
     )
-    evaluated = [dataset.samples[row] for row in predictions.rows.tolist()]
-    return extended, collect_label_errors(evaluated, classes, predictions.probabilities.numpy())
+    fitted = fit_head(
+        [features],
+        images.labels,
+        np.ones(len(samples)),
+        num_classes=len(classes),
+        groups=group_samples(extended.samples),
+    )
+    folds = format_folds(
+        fitted.num_folds, num_held_out=fitted.num_held_out_folds, num_groups=fitted.num_groups
+    )
+    reporter.note(f"Labels are compared with heads that were fitted to other images: {folds}.")
+    return extended, collect_label_errors(
+        [dataset.samples[row] for row in fitted.held_out_rows.tolist()],
+        classes,
+        fitted.held_out_probabilities.numpy(),
+    )
+
+
+class ProbeDuplicateSearch:
+    """Search for cropped duplicates with the features of a probe, before its head is fitted.
+
+    Args:
+        training: Objects of the run.
+        reporter: Receiver of progress.
+
+    Attributes:
+        manifest: Manifest of the run; with the cropped duplicates once ``find_groups`` was called.
+    """
+
+    def __init__(self, training: Training, reporter: Reporter) -> None:
+        self.manifest = training.manifest
+        self._config = training.config
+        self._reporter = reporter
+
+    def find_groups(self, features: Sequence[StoredFeatures]) -> NDArray[np.int64]:
+        """Search the duplicates, and return the groups of the training images for folds, (N,).
+
+        Args:
+            features: Features of the training images and of the validation images.
+        """
+        self.manifest = _add_cropped_duplicates(
+            self._config, self.manifest, features, self._reporter
+        )
+        return group_samples(self.manifest.get_samples(Split.TRAIN))
 
 
 def record_probe_findings(
-    run: RunFolder, training: Training, probe: ProbeResult, reporter: Reporter
+    run: RunFolder, training: Training, probe: ProbeResult, extended: Manifest, reporter: Reporter
 ) -> None:
     """Record and report what the features of a probe reveal in training and validation images.
 
     Likely label errors and cropped duplicates are added to the run's audit. The duplicates are also
     recorded in the manifest, so that validation metrics without leaked images exclude them; the
     splits are not changed.
+
+    Args:
+        run: Run folder.
+        training: Objects of the run.
+        probe: Result of the probe.
+        extended: Manifest of the run with the cropped duplicates.
+        reporter: Receiver of messages.
 
     Raises:
         DataError: A cropped duplicate leaks, and ``data.leakage`` is "error".
@@ -102,7 +156,6 @@ def record_probe_findings(
         manifest.classes,
         probe.held_out_probabilities.numpy(),
     )
-    extended = _add_cropped_duplicates(training, samples, probe, reporter)
     groups = _find_changed_groups(manifest, extended)
     is_written = _update_audit_files(run, label_errors, groups)
     location = f"; see {run.audit_csv_path}" if is_written else ""
@@ -135,10 +188,10 @@ def _update_audit_files(
 
 
 def _add_cropped_duplicates(
-    training: Training, samples: Sequence[Sample], probe: ProbeResult, reporter: Reporter
+    config: Config, manifest: Manifest, features: Sequence[StoredFeatures], reporter: Reporter
 ) -> Manifest:
     """Return the manifest of a run with the cropped duplicates of some of its images."""
-    config, manifest = training.config, training.manifest
+    samples = [*manifest.get_samples(Split.TRAIN), *manifest.get_samples(Split.VAL)]
     if config.data.leakage == "ignore":
         return manifest
     readable, fingerprints, _ = fingerprint_samples(
@@ -151,8 +204,8 @@ def _add_cropped_duplicates(
         fingerprints,
         manifest.resolve_paths(samples),
         collect_duplicate_groups(samples),
-        probe.features,
-        cache_key=probe.features[0].features_id,
+        features,
+        cache_key=features[0].features_id,
         on_progress=reporter.advance,
     )
     reporter.finish()

@@ -256,6 +256,12 @@ def test_show_calibration_has_temperature_and_gain(
 def probe_result(**changes: Any) -> dict[str, Any]:
     return {
         "cross_validated_accuracy": 0.8738,
+        "folds": {
+            "num_folds": 5,
+            "num_held_out_folds": 5,
+            "num_groups": 0,
+            "num_held_out_images": 42,
+        },
         "l2_penalty": 1e-6,
         "num_images": 117,
         "num_train_images": 42,
@@ -273,6 +279,10 @@ def probe_result(**changes: Any) -> dict[str, Any]:
     [
         ({}, ["87.4%", "42 training images", "L2 1e-6", "2 s"]),
         ({"num_images_computed": 78}, ["39 of 117 images"]),
+        (
+            {"folds": {"num_folds": 5, "num_held_out_folds": 1, "num_groups": 312}},
+            ["1 of 5 folds, 312 groups kept together"],
+        ),
         ({"last_stage_epochs": 3}, ["90.0%", "epoch 3", "80.0%"]),
         ({"last_stage_epochs": 0}, ["80.0%"]),
     ],

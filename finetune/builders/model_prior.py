@@ -21,7 +21,13 @@ from finetune.config.learning import LossConfig
 from finetune.config.resolved import ResolvedConfig
 from finetune.data.samplers.sampling_weights import SamplingSchedule, compute_expected_draws
 from finetune.data.training_data import TrainingData
-from finetune.evaluation.priors import ClassPrior, Priors, compute_model_prior, normalize_prior
+from finetune.evaluation.priors import (
+    ClassPrior,
+    Priors,
+    adjust_priors,
+    compute_model_prior,
+    normalize_prior,
+)
 
 PriorSchedule = Callable[[int], ClassPrior]
 
@@ -35,7 +41,9 @@ class ClassBalance:
         class_weights: Class weights in the loss; None without any.
         criterion_schedule: Criterion as a function of the epoch.
         prior_schedule: Class prior that the logits assume, as a function of the epoch.
-        priors: Class priors on the model card of the run.
+        priors: Class priors on the model card of the run, until a strength is chosen on held-out
+            images without a target prior.
+        adjusts_probabilities: Whether probabilities are, or may be, adjusted to a target prior.
     """
 
     sampling_schedule: SamplingSchedule
@@ -43,6 +51,7 @@ class ClassBalance:
     criterion_schedule: CriterionSchedule
     prior_schedule: PriorSchedule
     priors: Priors
+    adjusts_probabilities: bool
 
     @property
     def logit_shift(self) -> Tensor | None:
@@ -50,11 +59,11 @@ class ClassBalance:
         return None if self.priors.shift is None else torch.tensor(self.priors.shift)
 
     def find_untrained_classes(self, classes: Sequence[str]) -> tuple[str, ...]:
-        """Return the classes of the target prior that training gives no weight."""
-        if self.priors.target is None:
+        """Return the classes of an adjusted run that training gives no weight."""
+        if not self.adjusts_probabilities:
             return ()
-        triples = zip(classes, self.priors.target, self.priors.model, strict=True)
-        return tuple(name for name, target, model in triples if target > 0 and model <= 0)
+        triples = zip(classes, self.priors.train, self.priors.model, strict=True)
+        return tuple(name for name, train, model in triples if train > 0 and model <= 0)
 
 
 def build_class_balance(config: ResolvedConfig, data: TrainingData) -> ClassBalance:
@@ -79,18 +88,25 @@ def build_class_balance(config: ResolvedConfig, data: TrainingData) -> ClassBala
         num_epochs=num_epochs,
         tau=_get_adjustment_tau(config.loss),
     )
+    is_post_hoc = config.imbalance.head_rebalancing == "post_hoc"
+    strength = config.imbalance.post_hoc_strength if is_post_hoc else None
     priors = compute_run_priors(
         data.class_counts,
         model_prior=prior_schedule(num_epochs - 1),
-        is_post_hoc=config.imbalance.head_rebalancing == "post_hoc",
+        strength=None if strength == "held_out" else strength,
     )
     return ClassBalance(
-        sampling_schedule, class_weights, criterion_schedule, prior_schedule, priors
+        sampling_schedule,
+        class_weights,
+        criterion_schedule,
+        prior_schedule,
+        priors,
+        adjusts_probabilities=is_post_hoc,
     )
 
 
 def compute_run_priors(
-    class_counts: Sequence[int], *, model_prior: ClassPrior, is_post_hoc: bool
+    class_counts: Sequence[int], *, model_prior: ClassPrior, strength: float | None
 ) -> Priors:
     """Return the class priors on the model card of a run.
 
@@ -101,15 +117,15 @@ def compute_run_priors(
     Args:
         class_counts: Training images of each class, shape (K,).
         model_prior: Class prior that the logits assume after the last epoch.
-        is_post_hoc: Whether probabilities are adjusted to classes of equal size
-            (``imbalance.head_rebalancing=post_hoc``); else there is no target prior.
+        strength: Strength of the adjustment to classes of equal size
+            (``imbalance.head_rebalancing=post_hoc``), at most 1; None and 0 for no target prior.
     """
-    uniform = normalize_prior([float(count > 0) for count in class_counts])
-    return Priors(
-        train=normalize_prior(class_counts),
-        model=model_prior,
-        target=uniform if is_post_hoc else None,
-    )
+    train = normalize_prior(class_counts)
+    priors = Priors(train=train, model=model_prior)
+    is_untrained = any(t > 0 >= m for t, m in zip(train, model_prior, strict=True))
+    if strength is None or is_untrained:  # the latter raises in builders/constraints.py
+        return priors
+    return adjust_priors(priors, strength=strength)
 
 
 def build_model_prior_schedule(

@@ -91,13 +91,16 @@ def check_imbalance(config: Config) -> None:
     """Check before any work what ``apply_imbalance_strategy`` checks after "auto" is resolved.
 
     A strategy of "auto" becomes "none" if other imbalance keys are set, and conflicts with nothing
-    if none is.
+    if none is. Whether it becomes "post_hoc", to which a strength applies, is not known before the
+    images are counted.
 
     Raises:
         ConfigError: Two settings contradict each other or correct for the same imbalance.
     """
     if config.imbalance.strategy == "auto":
-        config = replace_values(config, {"imbalance.strategy": "none"})
+        config = replace_values(
+            config, {"imbalance.strategy": "none", "imbalance.post_hoc_strength": "auto"}
+        )
     apply_imbalance_strategy(config)
 
 
@@ -123,8 +126,18 @@ def _check_strategy_overrides(config: Config, strategy: ImbalanceStrategy) -> No
 
 
 def _check_unused_options(config: Config) -> None:
-    """Check that options of class weights are set only with class weights."""
+    """Check that options of class weights or of post_hoc are set only with them.
+
+    Resolved configs have a strength of 1 with every strategy.
+    """
     chosen = config.imbalance
+    strength = chosen.post_hoc_strength
+    if chosen.head_rebalancing != "post_hoc" and strength not in ("auto", 1.0):
+        raise ConfigError(
+            f"imbalance.post_hoc_strength={strength} cannot apply to "
+            f"imbalance.head_rebalancing={chosen.head_rebalancing}. Leave it out, or set "
+            f"imbalance.strategy=post_hoc."
+        )
     if chosen.class_weights != "none":
         return
     for key, is_set in (

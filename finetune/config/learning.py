@@ -114,6 +114,12 @@ class ImbalanceConfig(Section):
         "classes and tau_norm equalizes the norms of its weights (Kang et al. 2020), post_hoc "
         "adjusts probabilities to classes of equal size (Menon et al. 2021); auto: by strategy",
     )
+    post_hoc_strength: Annotated[float, Field(ge=0, le=1)] | Literal["auto", "held_out"] = Field(
+        "auto",
+        description="strength of post_hoc, from 0 (probabilities as trained) to 1 (classes of "
+        "equal size); held_out: chosen after training on held-out images for trainer.monitor, 0 "
+        "unless the gain is certain; auto: held_out if strategy is auto, else 1",
+    )
     allow_double_correction: bool = Field(
         False, description="allow several settings that correct the same imbalance"
     )

@@ -11,7 +11,7 @@ MACRO_F1_MIN_RATIO = 2.0
 """Imbalance ratio above which macro F1 replaces accuracy as the monitored metric."""
 
 POST_HOC_MIN_RATIO = 5.0
-"""Imbalance ratio from which probabilities are adjusted to classes of equal size."""
+"""Imbalance ratio from which probabilities may be adjusted towards classes of equal size."""
 
 HEAD_LR = {"adamw": 1e-3, "sgd": 1e-2}
 
@@ -93,6 +93,7 @@ def _choose_probe(config: Config, facts: Facts) -> Choice:
     )
 
 
+        "imbalance.post_hoc_strength": _choose_post_hoc_strength(config, facts),
 def _choose_probe_views(config: Config, facts: Facts, *, has_probe: bool) -> Choice:
     """One crop more with few images, if training uses random crops; crops of digits are useless."""
     if has_probe and _has_random_crops(config) and facts.num_images < CROP_VIEWS_IMAGE_LIMIT:
@@ -244,3 +245,11 @@ def _count_micro_batches(config: Config, facts: Facts) -> int:
     nodes = facts.num_nodes if isinstance(trainer.num_nodes, str) else trainer.num_nodes
     accumulate = trainer.accumulate_grad_batches
     return devices * nodes * (1 if isinstance(accumulate, str) else accumulate)
+def _choose_post_hoc_strength(config: Config, facts: Facts) -> Choice:
+    """On held-out images if ``post_hoc`` itself is an automatic choice; in full if requested."""
+    is_automatic = config.imbalance.strategy == "auto"
+    if is_automatic and _choose_imbalance_strategy(config, facts).value == "post_hoc":
+        return Choice("held_out", "after training, 0 unless held-out images gain by more")
+    return Choice(1.0)
+
+

@@ -55,6 +55,7 @@ class ResolvedImbalanceConfig(ImbalanceConfig):
     class_weights_start_fraction: Annotated[float, Field(ge=0, lt=1)]
     head_rebalancing: Literal["none", "crt", "tau_norm", "post_hoc"]
 
+    post_hoc_strength: Annotated[float, Field(ge=0, le=1)] | Literal["held_out"]
 
 class ResolvedOptimConfig(OptimConfig):
     """Optimizer and its learning rates."""

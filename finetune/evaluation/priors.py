@@ -8,7 +8,7 @@ https://doi.org/10.1162/089976602753284446); with a uniform target this is post-
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 ClassPrior = tuple[float, ...]
@@ -137,6 +137,48 @@ def compute_logit_shift(target: Sequence[float], model: Sequence[float]) -> tupl
     return tuple(math.log(t) - math.log(m) if t > 0 else -math.inf for t, m in pairs)
 
 
+def adjust_priors(priors: Priors, *, strength: float) -> Priors:
+    """Return priors with a target between the model prior and a uniform one.
+
+    The target is uniform over the classes with training images at a strength of 1, and there is
+    none at 0.
+
+    Raises:
+        ValueError: A class with training images has a model prior of 0.
+    """
+    if strength == 0:
+        return replace(priors, target=None)
+    uniform = normalize_prior([float(frequency > 0) for frequency in priors.train])
+    if strength == 1:
+        return replace(priors, target=uniform)
+    target = interpolate_priors(priors.model, uniform, strength=strength)
+    return replace(priors, target=target)
+
+
+def interpolate_priors(
+    model: Sequence[float], target: Sequence[float], *, strength: float
+) -> ClassPrior:
+    """Return the prior at a fraction of the way from one to another, in logarithms, shape (K,).
+
+    It is proportional to model^(1 - strength) * target^strength. The logit adjustment to it equals
+    ``strength`` times that to the target, but for a constant that no probability depends on: with a
+    uniform target it is post-hoc logit adjustment with tau = strength (Menon et al. 2021, eq. 9).
+
+    Args:
+        model: Class prior that the logits assume, shape (K,).
+        target: Class prior at a strength of 1, shape (K,); a class with 0 keeps 0.
+        strength: Fraction of the way, 0 or more.
+
+    Raises:
+        ValueError: A class has a positive target but a model prior of 0.
+    """
+    logs = [
+        math.log(m) + strength * shift if t > 0 else -math.inf
+        for m, t, shift in zip(model, target, compute_logit_shift(target, model), strict=True)
+    ]
+    return normalize_prior([math.exp(log - max(logs)) for log in logs])
+
+
 def is_same_prior(one: Sequence[float], other: Sequence[float]) -> bool:
     """Return whether two priors are equal up to rounding."""
     return all(
@@ -150,7 +192,24 @@ def describe_class_prior(prior: ClassPrior, train_prior: ClassPrior) -> str:
         return "uniform"
     if is_same_prior(prior, train_prior):
         return "training class frequencies"
+    if (power := _find_power(prior, train_prior)) is not None:
+        return f"training class frequencies to the power of {power:.2g}"
     return f"custom, {min(prior):.3g} to {max(prior):.3g} per class"
+
+
+def _find_power(prior: ClassPrior, train_prior: ClassPrior) -> float | None:
+    """Return the exponent in (0, 1) with which the training prior yields a prior; None if none."""
+    known = [(p, t) for p, t in zip(prior, train_prior, strict=True) if t > 0]
+    if any(p <= 0 for p, _ in known):
+        return None
+    (p_low, t_low), (p_high, t_high) = (
+        choose(known, key=lambda pair: pair[1]) for choose in (min, max)
+    )
+    if t_low >= t_high:
+        return None
+    power = math.log(p_high / p_low) / math.log(t_high / t_low)
+    expected = normalize_prior([t**power if t > 0 else 0.0 for t in train_prior])
+    return power if 0 < power < 1 and is_same_prior(prior, expected) else None
 
 
 def _parse_prior(values: Any, num_classes: int) -> ClassPrior:

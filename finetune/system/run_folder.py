@@ -84,6 +84,11 @@ class RunFolder:
         return self.path / "bundle"
 
     @property
+    def probe_predictions_path(self) -> Path:
+        """Out-of-fold logits of the training images by the linear probe."""
+        return self.path / "checkpoints" / "probe_predictions.npz"
+
+    @property
     def done_marker_path(self) -> Path:
         """Marker with the number of epochs of a finished run; absent until then."""
         return self.path / ".done"

@@ -31,6 +31,7 @@ EXPLICIT: dict[str, Any] = {
     "trainer.devices": 3,
     "trainer.monitor": "loss",
     "imbalance.strategy": "drw",
+    "imbalance.post_hoc_strength": 0.5,
     "calibration.enabled": "on",
 }
 

@@ -157,7 +157,16 @@ def _describe_augmentation(training: Mapping[str, Any]) -> str:
     if not rare:
         return str(training["augment"])
     names = ", ".join(rare) if len(rare) <= _MAX_NAMED_CLASSES else f"{len(rare)} rare classes"
-    return f"{training['augment']}; {training['rare_class_preset']} for {names}"
+    return f"{preset}; {training['rare_class_preset']} for {names}"
+
+
+def _describe_post_hoc_strength(strength: float | str | None) -> str:
+    """Return the strength of an adjustment that is not in full."""
+    if strength in (None, 1):
+        return ""
+    if strength == "held_out":
+        return ", with a strength of 0 to 1 that is chosen on held-out images after training"
+    return f", with strength {strength:g}"
 
 
 def _describe_imbalance(plan: Mapping[str, Any]) -> str:
@@ -181,7 +190,8 @@ def _describe_imbalance(plan: Mapping[str, Any]) -> str:
         probe_loss = f" (probe: {probe['loss']})" if is_other else ""
         parts.append(f"loss {training['loss']}{probe_loss}")
     if training["head_rebalancing"] != "none":
-        parts.append(_HEAD_REBALANCING_DESCRIPTIONS[training["head_rebalancing"]])
+        description = _HEAD_REBALANCING_DESCRIPTIONS[training["head_rebalancing"]]
+        parts.append(description + _describe_post_hoc_strength(training["post_hoc_strength"]))
     return ": ".join(filter(None, (training["imbalance"], "; ".join(parts))))
 
 

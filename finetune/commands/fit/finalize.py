@@ -9,7 +9,16 @@ import torch
 from finetune.audit.leakage import find_rows_without_leaks
 from finetune.builders import Training, get_micro_batch_size
 from finetune.bundle.bundle import ModelBundle, load_model, save_bundle
+from finetune.commands.fit.prior_adjustment import (
+    HeldOutLogits,
+    PriorAdjustment,
+    apply_prior_adjustment,
+    choose_prior_adjustment,
+    describe_prior_adjustment,
+    needs_strength,
+)
 from finetune.commands.target_prior import prior_to_json
+from finetune.data.training_data import group_samples
 from finetune.evaluation.calibration import Calibration, calibrate
 from finetune.evaluation.priors import compute_logit_shift, normalize_prior
 from finetune.inference.predictor import Predictor
@@ -32,11 +41,14 @@ class FinalEvaluation:
             are leaked; with the temperature, and for the target prior of the run's model card.
         calibration: Calibration of the temperature; None without one.
         prior: Class prior of the probabilities, as JSON values.
+        adjustment: Strength of the adjustment to another class prior that was chosen on held-out
+            images; None if it is given by the config.
     """
 
     evaluations: Mapping[str, Evaluation]
     calibration: Calibration | None
     prior: Mapping[str, Any]
+    adjustment: PriorAdjustment | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -49,17 +61,19 @@ class FinalEvaluation:
                 for split, evaluation in items
             },
             "calibration": None if self.calibration is None else self.calibration.to_json(),
+            "prior_adjustment": None if self.adjustment is None else self.adjustment.to_json(),
         }
 
 
 def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) -> FinalEvaluation:
     """Calibrate the best model and evaluate it with the code of ``evaluate``.
 
-    With a target prior on the run's model card, probabilities are adjusted to it.
+    With a target prior on the run's model card, probabilities are adjusted to it. Its strength is
+    chosen here if the config says so, after the temperature.
     """
     manifest = training.manifest
     bundle = load_model(run.best_checkpoint_path)
-    calibration = None
+    calibration = adjustment = None
     evaluations = {}
     for split in (Split.VAL, Split.TEST):
         samples = manifest.get_samples(split)
@@ -71,13 +85,21 @@ def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) 
             manifest.resolve_paths(samples), on_batch=reporter.advance
         )
         clean = find_rows_without_leaks(manifest, manifest.resolve_paths(samples))
-        if split is Split.VAL and training.config.calibration.enabled == "on":
-            calibration = calibrate(
-                logits[clean or slice(None), 0],
-                torch.tensor(labels)[clean or slice(None)],
-                shift=_compute_prior_shift(labels, bundle),
-            )
-            bundle = _apply_temperature(bundle, calibration)
+        if split is Split.VAL:
+            rows = clean or list(range(len(labels)))
+            groups = group_samples([samples[row] for row in rows])
+            held_out = HeldOutLogits(logits[rows, 0], torch.tensor(labels)[rows], groups)
+            shift = _compute_prior_shift(labels, bundle)
+            if training.config.calibration.enabled == "on":
+                calibration = calibrate(
+                    held_out.logits, held_out.target, shift=shift, groups=groups
+                )
+                bundle = _apply_temperature(bundle, calibration)
+            if needs_strength(training):
+                adjustment = choose_prior_adjustment(
+                    run, training, bundle, held_out, label_shift=shift
+                )
+                bundle = apply_prior_adjustment(bundle, adjustment)
         predictor = _build_predictor(bundle, training)
         evaluations[split.value] = evaluate_logits(predictor, logits, labels)
         if clean is not None:
@@ -85,7 +107,10 @@ def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) 
                 predictor, logits[clean], [labels[row] for row in clean]
             )
         reporter.finish()
-    return FinalEvaluation(evaluations, calibration, prior_to_json(bundle.card, requested=None))
+    if adjustment is not None:
+        reporter.note(describe_prior_adjustment(adjustment))
+    prior = prior_to_json(bundle.card, requested=None)
+    return FinalEvaluation(evaluations, calibration, prior, adjustment)
 
 
 def write_bundle(run: RunFolder, evaluation: FinalEvaluation) -> None:
@@ -95,6 +120,7 @@ def write_bundle(run: RunFolder, evaluation: FinalEvaluation) -> None:
         StorageError: The disk is full or fails.
     """
     best = _apply_temperature(load_model(run.best_checkpoint_path), evaluation.calibration)
+    best = apply_prior_adjustment(best, evaluation.adjustment)
     card = replace(best.card, facts={**best.card.facts, **evaluation.facts})
     save_bundle(best.network, card, run.bundle_dir)
 

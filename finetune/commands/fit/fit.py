@@ -49,6 +49,8 @@ class FitResult:
             metric is undefined for its images.
         plan: Plan of the run, see ``plan_fit``.
         calibration: Temperature of the model and its effect; None without calibration.
+        prior_adjustment: Strength of the adjustment to another class prior that was chosen on
+            held-out images, and its effect on them; None if the config gives it.
         evaluations: Further statistics of the best model by split, such as intervals and classes.
         measured: Settings that the run has measured: value and reason by dotted key.
     """
@@ -60,6 +62,7 @@ class FitResult:
     calibration: Mapping[str, Any] | None = None
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
+    prior_adjustment: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values."""
@@ -69,6 +72,9 @@ class FitResult:
             "metrics": {split: dict(metrics) for split, metrics in self.metrics.items()},
             "evaluations": {split: dict(stats) for split, stats in self.evaluations.items()},
             "calibration": None if self.calibration is None else dict(self.calibration),
+            "prior_adjustment": (
+                None if self.prior_adjustment is None else dict(self.prior_adjustment)
+            ),
             "measured": dict(self.measured),
             "plan": dict(self.plan),
         }
@@ -276,4 +282,5 @@ def _build_result(
         calibration=facts.get("calibration"),
         evaluations=facts.get("evaluations", {}),
         measured=read_measured(run),
+        prior_adjustment=facts.get("prior_adjustment"),
     )

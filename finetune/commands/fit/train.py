@@ -15,6 +15,9 @@ from finetune.commands.fit.finalize import FinalEvaluation, evaluate_best_model,
 from finetune.commands.fit.process_group import open_process_group
 from finetune.commands.fit.tracking import interrupt_on_error, open_tracking
 from finetune.commands.inspect.features import ProbeDuplicateSearch, record_probe_findings
+from finetune.commands.fit.initialization import scale_head, settle_learning_rate
+from finetune.commands.fit.interpolation import describe_interpolation, interpolate_best_model
+from finetune.commands.fit.prior_adjustment import needs_strength, save_probe_predictions
 from finetune.commands.stored_run import read_stored_manifest
 from finetune.config.load import replace_values
 from finetune.config.resolved import ResolvedConfig
@@ -212,6 +215,8 @@ def _rebalance_head(run: RunFolder, training: Training, reporter: Reporter) -> N
     method = training.config.imbalance.head_rebalancing
     if method not in ("crt", "tau_norm") or is_rebalanced(run.best_checkpoint_path):
         return
+    if needs_strength(training):
+        save_probe_predictions(run, training, result)
     assert training.probe is not None, "checked in builders/constraints.py"
     device = get_process_device(training.config.trainer.accelerator, 0)
     groups = group_samples(training.manifest.get_samples(Split.TRAIN))

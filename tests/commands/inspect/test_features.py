@@ -17,8 +17,9 @@ from finetune.commands.prepare_data import read_data
 from finetune.config.load import build_config, replace_values
 from finetune.data.manifest import read_manifest
 from finetune.errors import ConfigError, DataError
+from finetune.probe.cross_validation import CrossValidatedHead, fit_head
 from finetune.system.run_folder import RunFolder
-from finetune.types import Reporter
+from finetune.types import Reporter, Split
 from tests.audit.test_near_duplicates import cropped
 from tests.commands.test_leaks import write_garden
 from tests.support.helpers import RecordingReporter
@@ -202,6 +203,27 @@ def test_fit_probe_cropped_duplicate_is_reported_and_excluded(
     }
     assert recorded == dict.fromkeys(CROPPED, "1")
     assert "val_without_leaks" not in ignored.evaluations
+
+
+def test_fit_probe_keeps_cropped_duplicates_in_one_fold(
+    planted: Path, leaky: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are found with the features of the probe, before its head is fitted."""
+    (leaky / "val/ant/part.jpg").rename(leaky / "train/ant/part.jpg")
+    options: dict[str, Any] = {}
+
+    def record(*args: Any, **given: Any) -> CrossValidatedHead:
+        options.update(given)
+        return fit_head(*args, **given)
+
+    monkeypatch.setattr("finetune.probe.linear_probe.fit_head", record)
+    run = tmp_path / "run"
+    finetune.fit(create_small_config(**probe_settings(planted, leaky), output=str(run)))
+    manifest = read_manifest(run / "manifest.csv", root=leaky)
+    samples = manifest.get_samples(Split.TRAIN)
+    pair = [s.path in ("train/ant/0.jpg", "train/ant/part.jpg") for s in samples]
+    assert len(np.unique(options["groups"][pair])) == 1
+    assert len(np.unique(options["groups"])) == len(samples) - 1
 
 
 def test_resume_after_kill_while_recording_reports_again(

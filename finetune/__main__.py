@@ -4,6 +4,7 @@ import os
 import sys
 
 from finetune.distributed import signals
+from finetune.system.openmp import wait_passively
 
 _INTERRUPTIBLE_COMMANDS = ("fit", "join-run")
 
@@ -13,6 +14,7 @@ def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in _INTERRUPTIBLE_COMMANDS:
         # the following imports take seconds, during which a scheduler may send a signal
         signals.install_handlers()
+    wait_passively(os.environ)
     from finetune.cli.main import run
 
     code = run()

@@ -16,7 +16,7 @@ from finetune.errors import ConfigError, DataError
 from finetune.inference.predictor import Predictor, check_tta
 from finetune.inference.scoring import details_to_json, evaluate_logits, metrics_to_json
 from finetune.system import run_folder
-from finetune.system.hardware import count_available_cores, resolve_accelerator
+from finetune.system.hardware import count_available_cores, prepare_accelerator
 from finetune.types import Evaluation, RejectedFile, Reporter, Sample, Split, StrPath
 
 
@@ -120,7 +120,7 @@ def evaluate(
     if split not in (None, *Split):
         raise ConfigError(f"Unknown split '{split}'. Choose one of {', '.join(Split)}.")
     split = None if split is None else Split(split)
-    accelerator = resolve_accelerator(device, setting="--device")
+    accelerator = prepare_accelerator(device, setting="--device")
     bundle = apply_prior(load_model(model), prior, reporter)
     if tta:
         check_tta(bundle.card)

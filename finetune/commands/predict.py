@@ -15,7 +15,7 @@ from finetune.data.scan import list_images
 from finetune.errors import DataError, RunFolderError
 from finetune.inference.predictor import Predictor, check_tta
 from finetune.system.files import write_text
-from finetune.system.hardware import resolve_accelerator
+from finetune.system.hardware import prepare_accelerator
 from finetune.types import Prediction, RejectedFile, Reporter, StrPath
 from finetune.units import format_count
 
@@ -113,7 +113,7 @@ def predict(
     model, images, output = Path(model), Path(images), None if output is None else Path(output)
     if output is not None and output.is_dir():
         raise RunFolderError(f"--output {output} is a folder. Give the path of a .csv file.")
-    accelerator = resolve_accelerator(device, setting="--device")
+    accelerator = prepare_accelerator(device, setting="--device")
     bundle = apply_prior(load_model(model), prior, reporter)
     if tta:
         check_tta(bundle.card)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from finetune.errors import ConfigError
+from finetune.system.allocator import keep_freed_memory, return_freed_memory
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _PROCESS_CGROUP_FILE = Path("/proc/self/cgroup")
@@ -40,6 +41,22 @@ def resolve_accelerator(accelerator: str, *, setting: str = "trainer.accelerator
     return accelerator
 
 
+def prepare_accelerator(accelerator: str, *, setting: str = "trainer.accelerator") -> str:
+    """Return the device of ``resolve_accelerator``, and configure this process for the CPU.
+
+    Args:
+        accelerator: Name of a device, or "auto".
+        setting: Option or config key named in the error message.
+
+    Raises:
+        ConfigError: The name is unknown, or this node has no such device.
+    """
+    device = resolve_accelerator(accelerator, setting=setting)
+    if device == "cpu":
+        keep_freed_memory()
+    return device
+
+
 def count_available_cores() -> int:
     """Return the number of CPU cores usable by this process (affinity and cgroup v2 quota)."""
     if hasattr(os, "sched_getaffinity"):
@@ -54,12 +71,13 @@ def get_free_memory(accelerator: str) -> int | None:
     """Return the free memory of a device in bytes, or None if it is unknown.
 
     On the CPU it is the minimum of the system's available memory and the remainder of the limits
-    of the process's cgroups (v2).
+    of the process's cgroups (v2). Freed memory that this process holds is returned first.
     """
     if accelerator == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     if accelerator != "cpu":
         return None
+    return_freed_memory()
     limits = [_read_available_memory(), *map(_read_cgroup_free_memory, _find_cgroups())]
     return min((limit for limit in limits if limit is not None), default=None)
 
@@ -113,6 +131,7 @@ def seed_device(device: torch.device, seed: int) -> None:
 def release_memory() -> None:
     """Release the memory held by a failed step."""
     gc.collect()
+    return_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -15,6 +15,7 @@ from finetune.system.hardware import (
     explain_out_of_memory,
     get_free_memory,
     is_out_of_memory,
+    prepare_accelerator,
     release_memory,
     resolve_accelerator,
 )
@@ -36,6 +37,32 @@ def test_resolve_accelerator_auto_prefers_an_available_gpu(
         if not is_available:
             with pytest.raises(ConfigError, match=f"^--device={name}: .*auto"):
                 resolve_accelerator(name, setting="--device")
+
+
+@pytest.mark.parametrize(("accelerator", "num_calls"), [("cpu", 1), ("cuda", 0)])
+def test_prepare_accelerator_keeps_freed_memory_on_the_cpu_only(
+    accelerator: str, num_calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(hardware, "keep_freed_memory", lambda: calls.append(True))
+    assert prepare_accelerator(accelerator) == accelerator
+    assert len(calls) == num_calls
+    with pytest.raises(ConfigError, match="--device=tpu"):
+        prepare_accelerator("tpu", setting="--device")
+
+
+def test_freed_memory_is_returned_before_it_is_measured_and_after_a_failed_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(hardware, "return_freed_memory", lambda: calls.append("return"))
+    monkeypatch.setattr(hardware, "_read_available_memory", lambda: calls.append("read"))
+    monkeypatch.setattr(hardware, "_find_cgroups", list)
+    assert get_free_memory("cpu") is None
+    assert calls == ["return", "read"]
+    release_memory()
+    assert calls == ["return", "read", "return"]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")

@@ -10,10 +10,21 @@ from numpy.typing import NDArray
 ColorMatrix = NDArray[np.float32]
 """Color matrix, shape (3, 4): output by input channel, and an offset; for RGB in [0, 1]."""
 
-_LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114])
+_LUMA_WEIGHTS = (0.299, 0.587, 0.114)
 _RGB_TO_YIQ = np.array([_LUMA_WEIGHTS, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
-_IDENTITY = np.eye(3)
+_IDENTITY = np.eye(3, 4, dtype=np.float32)
+_MATRIX_BASIS = np.stack(
+    [
+        (_YIQ_TO_RGB @ plane @ _RGB_TO_YIQ).ravel()
+        for plane in (
+            np.diag([1.0, 0.0, 0.0]),  # gray
+            np.diag([0.0, 1.0, 1.0]),  # chroma, and below the same turned by 90 degrees
+            np.array([[0.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]),
+        )
+    ]
+)
+"""Parts of a color matrix, shape (3, 9): each is 3 x 3, output by input channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,36 +59,29 @@ class ColorJitter:
             pixels: Image, uint8, shape (H, W, 3); contrast changes are about its mean gray.
             generator: Random generator, from which 6 numbers are drawn in every case.
         """
-        draw = generator.random(6)
-        matrix, offset = _IDENTITY, 0.0
-        if draw[0] < self.p:
+        draw = generator.random(6).tolist()
+        is_jittered, is_grayscale = draw[0] < self.p, draw[5] < self.grayscale_p
+        if not (is_jittered or is_grayscale):
+            return _IDENTITY.copy()
+        gray, cosine, sine, offset = 1.0, 1.0, 0.0, 0.0
+        if is_jittered:
             bright, contrast, saturation = (
                 1 + extent * (2 * value - 1)
                 for extent, value in zip(
                     (self.brightness, self.contrast, self.saturation), draw[1:4], strict=True
                 )
             )
-            mean_gray = float(_LUMA_WEIGHTS @ np.array(cv2.mean(pixels)[:3])) / 255
+            mean = cv2.mean(pixels)
+            mean_gray = sum(weight * mean[i] for i, weight in enumerate(_LUMA_WEIGHTS)) / 255
             # hue and saturation do not change gray, nor the offset that contrast needs
             offset = (1 - contrast) * bright * mean_gray
-            rotated = _build_hue_matrix(self.hue * (2 * draw[4] - 1)) @ _build_saturation_matrix(
-                saturation
-            )
-            matrix = bright * contrast * rotated
-        if draw[5] < self.grayscale_p:
-            matrix = _build_saturation_matrix(0.0) @ matrix
-        return np.column_stack([matrix, np.full(3, offset)]).astype(np.float32)
-
-
-def _build_saturation_matrix(factor: float) -> NDArray[np.float64]:
-    """Return the matrix that blends an image with its grayscale version."""
-    return factor * _IDENTITY + (1 - factor) * np.broadcast_to(_LUMA_WEIGHTS, (3, 3))
-
-
-def _build_hue_matrix(fraction: float) -> NDArray[np.float64]:
-    """Return the matrix that rotates the hue by a fraction of a full turn."""
-    angle = 2 * math.pi * fraction
-    cos, sin = math.cos(angle), math.sin(angle)
-    rotation = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
-    matrix: NDArray[np.float64] = _YIQ_TO_RGB @ rotation @ _RGB_TO_YIQ
-    return matrix
+            angle = 2 * math.pi * self.hue * (2 * draw[4] - 1)
+            gray = bright * contrast
+            cosine = gray * saturation * math.cos(angle)
+            sine = gray * saturation * math.sin(angle)
+        if is_grayscale:
+            cosine = sine = 0.0
+        matrix = np.empty((3, 4), np.float32)
+        matrix[:, :3] = (np.array([gray, cosine, sine]) @ _MATRIX_BASIS).reshape(3, 3)
+        matrix[:, 3] = offset
+        return matrix

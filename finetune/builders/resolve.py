@@ -25,6 +25,7 @@ from finetune.models.backbone import Network, is_size_agnostic
 from finetune.models.classifier import has_batch_norm
 from finetune.models.head import find_linear_head
 from finetune.models.layer_groups import compute_weight_rms, find_layer_groups
+from finetune.models.throughput import compute_depthwise_density
 from finetune.models.weights import is_pretrained
 from finetune.system.hardware import count_available_cores
 from finetune.training.schedules.unfreeze import compute_phases
@@ -175,6 +176,8 @@ def build_run_spec(
 def _collect_facts(config: Config, data: TrainingData, network: Network) -> Facts:
     launch = detect_launch()
     groups = find_layer_groups(network.module)
+    accelerator = config.trainer.accelerator
+    has_fast_bf16 = _has_fast_bf16(accelerator)
     return Facts(
         class_counts=data.class_counts,
         num_val_images=len(data.val),
@@ -187,9 +190,14 @@ def _collect_facts(config: Config, data: TrainingData, network: Network) -> Fact
             network, compute_fixres_train_size(network.spec.input_size[-1])
         ),
         image_size=network.spec.input_size[-1],
-        has_fast_bf16=_has_fast_bf16(config.trainer.accelerator),
+        has_fast_bf16=has_fast_bf16,
+        depthwise_density=compute_depthwise_density(
+            network.module, network.spec, device=torch.device("cpu")
+        )
+        if accelerator == "cpu" and has_fast_bf16
+        else 0.0,
         free_cores=_count_node_cores(launch),
-        accelerator=config.trainer.accelerator,
+        accelerator=accelerator,
         processes_per_node=1 if launch is None else launch.local_world_size,
         num_nodes=1 if launch is None else launch.num_nodes,
     )

@@ -30,7 +30,7 @@ from finetune.data.training_data import TrainingData
 from finetune.data.transforms.eval_transform import EvalTransform, Transform
 from finetune.models.backbone import Network
 from finetune.probe.linear_probe import ProbePlan
-from finetune.system.hardware import resolve_accelerator
+from finetune.system.hardware import prepare_accelerator
 from finetune.training.datamodule import ImageDataModule, LoaderOptions
 from finetune.training.module import ClassificationModule
 from finetune.training.param_groups import compute_learning_rates
@@ -120,7 +120,7 @@ def build_training(
     if config.trainer.deterministic:
         # cuBLAS reads it once, at the first use of a GPU, which is before Lightning would set it
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    accelerator = resolve_accelerator(config.trainer.accelerator)
+    accelerator = prepare_accelerator(config.trainer.accelerator)
     data = TrainingData.from_manifest(manifest)
     network = build_network(
         config.model,

@@ -10,6 +10,13 @@ from finetune.config.recipe import choose_recipe
 from finetune.config.schema import Config
 
 
+MAX_DEPTHWISE_DENSITY = 2.0
+"""Depthwise outputs per thousand multiply-adds up to which a CPU trains faster in bfloat16.
+
+Measured with 18 networks, see ``scripts/benchmarks/README.md``.
+"""
+
+
 def choose_auto_values(config: Config, facts: Facts) -> dict[str, Choice]:
     """Return the choices for the keys at "auto" that follow from facts, by dotted key.
 
@@ -42,10 +49,25 @@ def _choose_hardware_values(config: Config, facts: Facts) -> dict[str, Choice]:
     return {
         "data.num_workers": Choice(_choose_num_workers(facts, config.trainer.devices)),
         "trainer.accumulate_grad_batches": Choice(1),
-        "trainer.precision": Choice("bf16-mixed" if facts.has_fast_bf16 else "32-true"),
+        "trainer.precision": _choose_precision(config, facts),
         "trainer.devices": Choice(facts.processes_per_node),
         "trainer.num_nodes": Choice(facts.num_nodes),
     }
+
+
+def _choose_precision(config: Config, facts: Facts) -> Choice:
+    """bfloat16 where it is fast: on a CPU the backward pass of depthwise convolutions is not.
+
+    Their forward pass is fast, so that a probe without fine-tuning uses bfloat16 in any case.
+    """
+    if not facts.has_fast_bf16:
+        return Choice("32-true")
+    if facts.accelerator != "cpu":
+        return Choice("bf16-mixed")
+    is_probe_only = config.unfreeze.name == "linear_probe"
+    if is_probe_only or facts.depthwise_density <= MAX_DEPTHWISE_DENSITY:
+        return Choice("bf16-mixed", "this CPU computes bfloat16 faster than float32")
+    return Choice("32-true", "depthwise convolutions train slower in bfloat16 on a CPU")
 
 
 def _choose_num_workers(facts: Facts, devices: int | str) -> int:

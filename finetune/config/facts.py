@@ -21,6 +21,8 @@ class Facts:
             without resampling its features.
         image_size: Side in pixels that the weights were trained with.
         has_fast_bf16: Whether the hardware computes bfloat16 faster than float32.
+        depthwise_density: Outputs of depthwise convolutions per thousand multiply-adds of the
+            network; only computed on a CPU with fast bfloat16.
         free_cores: Cores that the processes of this node share.
         accelerator: "cpu", "cuda" or "mps".
         processes_per_node: Processes that the cluster job started on each node; 1 outside one.
@@ -34,6 +36,7 @@ class Facts:
     has_fast_bf16: bool
     free_cores: int
     num_val_images: int = 0
+    depthwise_density: float = 0.0
     weight_rms: float = 0.02
     has_linear_head: bool = True
     has_batch_norm: bool = True

@@ -72,7 +72,8 @@ class TrainerConfig(Section):
     )
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
         "auto",
-        description="numeric precision; auto: bf16-mixed if the hardware supports it, else 32-true",
+        description="numeric precision; auto: bf16-mixed if it is faster on this hardware, else "
+        "32-true",
     )
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="device type; auto: a GPU if there is one"

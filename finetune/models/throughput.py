@@ -3,9 +3,11 @@
 import math
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,6 +40,38 @@ def count_macs(network: nn.Module, spec: PreprocessSpec, *, device: torch.device
     return int(counter.get_total_flops()) // 2
 
 
+def compute_depthwise_density(
+    network: nn.Module, spec: PreprocessSpec, *, device: torch.device
+) -> float:
+    """Return the outputs of depthwise convolutions per thousand MACs of a forward pass.
+
+    The network takes one forward pass, unless it has no depthwise convolutions.
+
+    Args:
+        network: Network on the device; its mode is restored.
+        spec: Preprocessing of the network, for the size of the image.
+        device: Device of the network.
+    """
+    layers = [module for module in network.modules() if _is_depthwise(module)]
+    if not layers:
+        return 0.0
+    num_outputs = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal num_outputs
+        del module, inputs
+        num_outputs += output.numel()
+
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with _enter_eval_mode(network):
+            num_macs = count_macs(network, spec, device=device)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return 1000 * num_outputs / max(1, num_macs)
+
+
 def measure_throughput(
     network: nn.Module, spec: PreprocessSpec, *, device: torch.device, precision: str
 ) -> float:
@@ -67,6 +101,22 @@ def measure_throughput(
         # outside of the handler, which keeps the tensors of the failed batch
         release_memory()
         max_batch_size //= 2
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
+
+
+@contextmanager
+def _enter_eval_mode(network: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode, and restore the mode of each afterwards."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class _ForwardProfiler:

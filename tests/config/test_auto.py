@@ -252,3 +252,25 @@ def test_precision_and_image_size_follow_hardware_and_weights() -> None:
 @pytest.mark.parametrize(("num_val_images", "expected"), [(0, "off"), (199, "off"), (200, "on")])
 def test_calibration_auto_needs_200_validation_images(num_val_images: int, expected: str) -> None:
     assert choose(num_val_images=num_val_images)["calibration.enabled"] == expected
+
+
+@pytest.mark.parametrize(
+    ("assignments", "facts", "expected", "reason"),
+    [
+        ({}, {"has_fast_bf16": False, "depthwise_density": 5.0}, "32-true", ""),
+        ({}, {"depthwise_density": 1.8}, "bf16-mixed", "faster"),
+        ({}, {"depthwise_density": 2.2}, "32-true", "depthwise convolutions"),
+        ({"unfreeze.name": "linear_probe"}, {"depthwise_density": 2.2}, "bf16-mixed", "faster"),
+        ({}, {"accelerator": "cuda", "depthwise_density": 2.2}, "bf16-mixed", ""),
+    ],
+)
+def test_auto_precision_on_cpu_follows_the_depthwise_density(
+    assignments: dict[str, Any], facts: dict[str, Any], expected: str, reason: str
+) -> None:
+    choices = choose_auto_values(
+        build_config({}, assignments=assignments), build_facts(**{"has_fast_bf16": True, **facts})
+    )
+    choice = choices["trainer.precision"]
+    assert choice.value == expected
+    assert reason in choice.reason
+    assert bool(reason) == bool(choice.reason)

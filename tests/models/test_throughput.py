@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from finetune.models import throughput, torchvision_models
-from finetune.models.throughput import count_macs, measure_throughput
+from finetune.models.throughput import (
+    compute_depthwise_density,
+    count_macs,
+    measure_throughput,
+)
 from finetune.types import PreprocessSpec
 
 CPU = torch.device("cpu")
@@ -133,3 +137,34 @@ def test_measure_throughput_uses_the_precision() -> None:
 
     measure_throughput(Recorder(), make_spec(8), device=CPU, precision="bf16-mixed")
     assert set(dtypes) == {torch.bfloat16}
+
+
+def test_depthwise_density_counts_outputs_per_thousand_macs() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1),  # 3 MACs for each of 4 x 64 outputs
+        nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=4),  # depthwise, 9 for each of 8 x 16
+        nn.Conv2d(8, 8, 1, groups=2),  # in groups, but not depthwise: 4 for each of 8 x 16
+        nn.Flatten(),
+        nn.Linear(128, 10),
+    )
+    macs = 3 * 256 + 9 * 128 + 4 * 128 + 1280
+    density = compute_depthwise_density(network, make_spec(8), device=CPU)
+    assert density == pytest.approx(1000 * 128 / macs)
+
+
+def test_depthwise_density_without_depthwise_convolutions_takes_no_forward_pass() -> None:
+    network = nn.Conv2d(3, 4, 1)
+    network.register_forward_hook(lambda *_: 1 / 0)
+    assert compute_depthwise_density(network, make_spec(8), device=CPU) == 0
+
+
+def test_depthwise_density_leaves_the_network_unchanged() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 1, groups=3), nn.BatchNorm2d(3), nn.Dropout())
+    network[2].eval()
+    modes = [module.training for module in network.modules()]
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    # each output is one MAC
+    assert compute_depthwise_density(network, make_spec(8), device=CPU) == pytest.approx(1000)
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    assert not network[0]._forward_hooks

@@ -229,14 +229,17 @@ def _resolve_label_smoothing(config: Config) -> float:
 
     Smoothing bounds the adjusted logits of large classes and hardly those of rare ones: on ten
     synthetic classes of 1000 to 10 images it cost a linear head 6 points of accuracy and 1.5 points
-    of balanced accuracy.
+    of balanced accuracy. With a strength that held-out images choose, such heads had the same macro
+    F1 with and without, on six draws of TrashNet with ratios of 10 to 100; there, training is that
+    of ``imbalance.strategy=none``.
     """
     if config.loss.label_smoothing != "auto":
         return config.loss.label_smoothing
     loss = look_up(LOSSES, config.loss.name, setting="loss.name")
     is_probe_only = config.unfreeze.name == "linear_probe" and config.probe.enabled == "on"
-    has_adjusted_logits = (
-        config.loss.name == "logit_adjusted" or config.imbalance.head_rebalancing == "post_hoc"
+    has_adjusted_logits = config.loss.name == "logit_adjusted" or (
+        config.imbalance.head_rebalancing == "post_hoc"
+        and config.imbalance.post_hoc_strength != "held_out"
     )
     if is_probe_only or has_adjusted_logits or not has_parameter(loss, "label_smoothing"):
         return 0.0

@@ -209,7 +209,8 @@ class LossConfig(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
         "auto",
         description="fraction of the target that is spread over all classes; auto: 0.1, and 0 "
-        "with logit_adjusted, post_hoc, a loss without label smoothing or a linear probe only",
+        "with logit_adjusted, post_hoc at a given strength, a loss without label smoothing or a "
+        "linear probe only",
     )
 
 

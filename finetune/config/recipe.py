@@ -87,13 +87,13 @@ def _choose_probe(config: Config, facts: Facts) -> Choice:
         return Choice("off", "no pretrained weights")
     if not facts.has_linear_head:
         return Choice("off", "the classifier is not a single linear layer")
+        "imbalance.post_hoc_strength": _choose_post_hoc_strength(config, facts),
     return Choice(
         "off",
         f"with trainer.strategy={config.trainer.strategy}, no process holds the whole network",
     )
 
 
-        "imbalance.post_hoc_strength": _choose_post_hoc_strength(config, facts),
 def _choose_probe_views(config: Config, facts: Facts, *, has_probe: bool) -> Choice:
     """One crop more with few images, if training uses random crops; crops of digits are useless."""
     if has_probe and _has_random_crops(config) and facts.num_images < CROP_VIEWS_IMAGE_LIMIT:
@@ -249,7 +249,7 @@ def _choose_post_hoc_strength(config: Config, facts: Facts) -> Choice:
     """On held-out images if ``post_hoc`` itself is an automatic choice; in full if requested."""
     is_automatic = config.imbalance.strategy == "auto"
     if is_automatic and _choose_imbalance_strategy(config, facts).value == "post_hoc":
-        return Choice("held_out", "after training, 0 unless held-out images gain by more")
+        return Choice("held_out", "chosen after training; 0 where none is clearly better")
     return Choice(1.0)
 
 

@@ -1,4 +1,4 @@
-"""Balanced accuracy of each strategy against class imbalance, on photos of your own.
+"""Accuracy and macro-F1 of each strategy against class imbalance, on photos of your own.
 
     uv run python scripts/benchmarks/imbalance.py heads photos/ --weights resnet18.pth
     uv run python scripts/benchmarks/imbalance.py fits photos/ --weights resnet18.pth --ratio 50
@@ -10,8 +10,8 @@ on features of the frozen backbone with every strategy: with AdamW and the strat
 loss, and as the logistic regression of the linear probe. `fits` runs `finetune fit` with its
 defaults on the subsampled folder, and `finetune evaluate` on the test set.
 
-Balanced accuracy is that of the test set; natural accuracy weights its recalls by the class
-frequencies of the training images.
+Balanced accuracy is that of the test set; accuracy and macro-F1 weight its images such that the
+classes are as frequent as in training.
 """
 
 import json
@@ -44,6 +44,8 @@ from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.data.scan import scan
 from finetune.data.training_data import TrainingData
 from finetune.data.transforms.eval_transform import EvalTransform
+from finetune.evaluation.calibration import fit_temperature
+from finetune.evaluation.prior_strength import choose_strength
 from finetune.evaluation.priors import (
     build_uniform_prior,
     compute_logit_shift,
@@ -52,7 +54,7 @@ from finetune.evaluation.priors import (
 from finetune.models.backbone import create_network
 from finetune.models.classifier import normalise
 from finetune.models.head import capture_head_inputs, find_linear_head
-from finetune.probe.cross_validation import fit_head
+from finetune.probe.cross_validation import CrossValidatedHead, fit_head
 from finetune.probe.head_rebalancing import TAU_GRID, apply_tau_normalisation
 from finetune.types import Sample, Split
 
@@ -106,7 +108,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=40)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument(
-        "--strategies", nargs="+", default=["none", "auto"], help="strategies of fits"
+        "--strategies", nargs="+", default=["none", "auto", "post_hoc"], help="strategies of fits"
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/imbalance"))
     options = parser.parse_args()
@@ -126,12 +128,14 @@ def _draw_samples(options: Namespace, ratio: float, seed: int) -> tuple[list[Sam
 def _evaluate_heads(options: Namespace) -> None:
     torch.manual_seed(0)
     features = _compute_features(options)
-    rows: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    rows: dict[tuple[str, float], list[tuple[float, float, float]]] = {}
     for ratio in options.ratio:
         for seed in range(options.seeds):
             train, test = _draw_samples(options, ratio, seed)
             for name, logits, counts, labels in _fit_heads(options, features, train, test, seed):
-                scores = _compute_scores(logits, labels, counts)
+                confusion = np.zeros((len(counts), len(counts)))
+                np.add.at(confusion, (labels, logits.argmax(dim=1).numpy()), 1)
+                scores = compute_scores(confusion, counts)
                 rows.setdefault((name, ratio), []).append(scores)
             print(f"ratio {ratio:g}, seed {seed} done", file=sys.stderr, flush=True)
     _print_table(rows, options.ratio)
@@ -197,11 +201,19 @@ def _fit_heads(
                 for tau in TAU_GRID[1:]
             ]
     balanced = 1 / np.asarray(counts, float)[labels]
-    plain = fit_head([table], labels, np.ones(len(labels)), num_classes=len(classes)).head
+    fitted = fit_head([table], labels, np.ones(len(labels)), num_classes=len(classes))
+    plain = fitted.head
+    scale, strength = _choose_strength(fitted, labels, shift)
     crt = fit_head([table], labels, balanced, num_classes=len(classes)).head
     heads += [
         ("probe", plain.compute_logits(unseen), counts, test_labels),
         ("probe, post_hoc", plain.compute_logits(unseen) + shift, counts, test_labels),
+        (
+            "probe, post_hoc with a chosen strength (auto)",
+            plain.compute_logits(unseen) / scale + strength * shift,
+            counts,
+            test_labels,
+        ),
         ("probe, class_weights (crt)", crt.compute_logits(unseen), counts, test_labels),
     ]
     heads += [
@@ -214,6 +226,17 @@ def _fit_heads(
         for tau in TAU_GRID[1:]
     ]
     return heads
+
+
+def _choose_strength(
+    fitted: CrossValidatedHead, labels: NDArray[np.int64], shift: Tensor
+) -> tuple[float, float]:
+    """Return the temperature and the strength that out-of-fold predictions choose."""
+    logits = fitted.held_out_probabilities.clamp_min(1e-30).log()
+    target = torch.from_numpy(labels[fitted.held_out_rows])
+    temperature = fit_temperature(logits, target)
+    choice = choose_strength(logits / temperature, target, shift, metric="macro_f1")
+    return temperature, choice.strength
 
 
 def _apply_head(head: tuple[Tensor, Tensor], features: NDArray[np.float32]) -> Tensor:
@@ -259,35 +282,42 @@ def _train_head(
     return weight.detach(), bias.detach()
 
 
-def _compute_scores(
-    logits: Tensor, labels: NDArray[np.int64], counts: Sequence[int]
-) -> tuple[float, float]:
-    """Return balanced accuracy, and accuracy weighted by the training class frequencies."""
-    is_correct = logits.argmax(dim=1).numpy() == labels
-    recalls = np.array([is_correct[labels == k].mean() for k in range(len(counts))])
-    return float(recalls.mean()), float(recalls @ np.asarray(normalize_prior(counts)))
+def compute_scores(
+    confusion: NDArray[np.float64], counts: Sequence[int]
+) -> tuple[float, float, float]:
+    """Return balanced accuracy, and accuracy and macro-F1 at the training class frequencies.
+
+    Args:
+        confusion: Test images by true class (rows) and predicted class, shape (K, K).
+        counts: Training images of each class, shape (K,).
+    """
+    recalls = confusion / confusion.sum(axis=1, keepdims=True)
+    natural = recalls * np.asarray(normalize_prior(counts))[:, None]
+    f1 = 2 * natural.diagonal() / (natural.sum(axis=0) + natural.sum(axis=1))
+    return float(recalls.diagonal().mean()), float(natural.trace()), float(f1.mean())
 
 
 def _print_table(
-    rows: Mapping[tuple[str, float], Sequence[tuple[float, float]]], ratios: Sequence[float]
+    rows: Mapping[tuple[str, float], Sequence[tuple[float, float, float]]], ratios: Sequence[float]
 ) -> None:
     names = list(dict.fromkeys(name for name, _ in rows))
-    print("\nbalanced accuracy, standard deviation over seeds, (natural accuracy)")
-    print(f"{'':<28}" + "".join(f"{f'ratio {ratio:g}':>24}" for ratio in ratios))
+    print("\nbalanced accuracy, standard deviation over seeds, (accuracy, macro-F1)")
+    width = max(map(len, names))
+    print(f"{'':<{width}}" + "".join(f"{f'ratio {ratio:g}':>24}" for ratio in ratios))
     for name in names:
         cells = []
         for ratio in ratios:
-            balanced, natural = zip(*rows[name, ratio], strict=True)
+            balanced, natural, f1 = zip(*rows[name, ratio], strict=True)
             spread = statistics.stdev(balanced) if len(balanced) > 1 else 0.0
             cells.append(
                 f"{100 * statistics.mean(balanced):.1f} +-{100 * spread:.1f} "
-                f"({100 * statistics.mean(natural):.1f})"
+                f"({100 * statistics.mean(natural):.1f}, {100 * statistics.mean(f1):.1f})"
             )
-        print(f"{name:<28}" + "".join(f"{cell:>24}" for cell in cells))
+        print(f"{name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
 
 
 def _evaluate_fits(options: Namespace) -> None:
-    rows: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    rows: dict[tuple[str, float], list[tuple[float, float, float]]] = {}
     for seed in range(options.seeds):
         for ratio in options.ratio:
             folder = options.folder / f"{options.photos.name}-{ratio:g}-{seed}"
@@ -298,16 +328,16 @@ def _evaluate_fits(options: Namespace) -> None:
                 results = _fit_and_evaluate(options, folder, name, seed)
                 for prior, result in results.items():
                     row = f"{name}{prior}"
-                    counts = {s.label: 0 for s in train}
-                    for sample in train:
-                        counts[sample.label] += 1
-                    recalls = {k: v["recall"] for k, v in result["per_class"].items()}
-                    natural = sum(counts[k] * recalls[k] for k in counts) / len(train)
-                    scores = result["metrics"]["balanced_accuracy"], natural
+                    matrix = result["confusion_matrix"]
+                    labels = [sample.label for sample in train]
+                    scores = compute_scores(
+                        np.array(matrix["counts"], float),
+                        [labels.count(name) for name in matrix["classes"]],
+                    )
                     rows.setdefault((row, ratio), []).append(scores)
                     print(
-                        f"seed {seed} ratio {ratio:g} {row}: {scores[0]:.4f} ({natural:.4f}), "
-                        f"{time.perf_counter() - start:.0f} s",
+                        f"seed {seed} ratio {ratio:g} {row}: {scores[0]:.4f} "
+                        f"({scores[1]:.4f}, {scores[2]:.4f}), {time.perf_counter() - start:.0f} s",
                         flush=True,
                     )
     _print_table(rows, options.ratio)

@@ -32,7 +32,8 @@ def test_fit_json_has_run_metrics_and_plan(cli: Cli, photos: Path, tmp_path: Pat
     output = cli.ok("fit", photos, *SMALL, "--output", tmp_path / "run", "--json")
     tree = output.json
     assert tree.keys() == {
-        "run_dir", "seconds", "metrics", "evaluations", "calibration", "measured", "plan",
+        "run_dir", "seconds", "metrics", "evaluations", "calibration", "prior_adjustment",
+        "measured", "plan",
     }  # fmt: skip
     assert tree["calibration"] is None, "too few images"
     assert tree["run_dir"] == str(tmp_path / "run")

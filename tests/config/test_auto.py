@@ -274,3 +274,11 @@ def test_auto_precision_on_cpu_follows_the_depthwise_density(
     assert choice.value == expected
     assert reason in choice.reason
     assert bool(reason) == bool(choice.reason)
+def test_post_hoc_strength_is_chosen_on_held_out_images_if_post_hoc_is_automatic() -> None:
+    key = "imbalance.post_hoc_strength"
+    assert choose(class_counts=[50, 10])[key] == "held_out"
+    assert choose(class_counts=[50, 11])[key] == 1
+    assert choose({"imbalance.strategy": "post_hoc"}, class_counts=[50, 10])[key] == 1
+    assert choose({"loss.name": "focal"}, class_counts=[50, 10])[key] == 1
+
+

@@ -177,3 +177,13 @@ def test_check_imbalance_finds_conflicts_before_auto_is_resolved() -> None:
     conflict = {"imbalance.strategy": "ldam", "loss.name": "focal"}
     with pytest.raises(ConfigError, match=r"loss\.name=focal .*imbalance\.strategy=ldam"):
         check_imbalance(build_config({}, assignments=conflict))
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.0, "held_out"])
+def test_post_hoc_strength_needs_post_hoc(strength: float | str) -> None:
+    for strategy in ("none", "weighted", "crt"):
+        with pytest.raises(ConfigError, match=r"^imbalance\.post_hoc_strength=.* cannot apply"):
+            apply(imbalance__strategy=strategy, imbalance__post_hoc_strength=strength)
+    apply(imbalance__strategy="post_hoc", imbalance__post_hoc_strength=strength)
+    # the images decide whether "auto" is post_hoc
+    check_imbalance(build_config({}, assignments={"imbalance.post_hoc_strength": strength}))

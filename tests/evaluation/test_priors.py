@@ -12,10 +12,12 @@ from torch.nn.functional import cross_entropy
 
 from finetune.evaluation.priors import (
     Priors,
+    adjust_priors,
     build_uniform_prior,
     compute_logit_shift,
     compute_model_prior,
     describe_class_prior,
+    interpolate_priors,
     is_same_prior,
     normalize_prior,
 )
@@ -156,3 +158,39 @@ def test_describe_class_prior_names_uniform_train_and_custom() -> None:
     assert describe_class_prior(build_uniform_prior(3), train) == "uniform"
     assert describe_class_prior(train, train) == "training class frequencies"
     assert describe_class_prior((0.1, 0.2, 0.7), train) == "custom, 0.1 to 0.7 per class"
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0, 1.4])
+def test_interpolate_priors_scales_the_logit_shift(strength: float) -> None:
+    model, target = (0.7, 0.2, 0.1), (0.2, 0.3, 0.5)
+    prior = interpolate_priors(model, target, strength=strength)
+    assert sum(prior) == pytest.approx(1)
+    full = np.array(compute_logit_shift(target, model))
+    scaled = np.array(compute_logit_shift(prior, model))
+    difference = scaled - strength * full
+    assert difference == pytest.approx(np.full(3, difference[0]))
+
+
+def test_interpolate_priors_keeps_excluded_classes() -> None:
+    assert interpolate_priors((0.5, 0.3, 0.2), (0.5, 0.5, 0.0), strength=0.5)[2] == 0
+    with pytest.raises(ValueError, match="model prior of 0"):
+        interpolate_priors((1.0, 0.0), (0.5, 0.5), strength=0.5)
+
+
+def test_adjust_priors_targets_the_classes_with_images() -> None:
+    priors = Priors((0.9, 0.1, 0.0), (0.8, 0.1, 0.1))
+    assert adjust_priors(priors, strength=1).target == (0.5, 0.5, 0)
+    assert adjust_priors(priors, strength=0) == priors
+    half = adjust_priors(priors, strength=0.5).target
+    assert half is not None
+    assert half[0] / half[1] == pytest.approx(np.sqrt(8))
+
+
+def test_describe_class_prior_names_powers_of_the_training_prior() -> None:
+    train = (0.9, 0.09, 0.01)
+    half = interpolate_priors(train, build_uniform_prior(3), strength=0.4)
+    assert describe_class_prior(half, train) == "training class frequencies to the power of 0.6"
+    assert describe_class_prior((0.6, 0.3, 0.1), train).startswith("custom")
+    # without images of a class, and with classes of equal size
+    assert "power of 0.5" in describe_class_prior((0.75, 0.25, 0.0), (0.9, 0.1, 0.0))
+    assert describe_class_prior((0.6, 0.3, 0.1), build_uniform_prior(3)).startswith("custom")

@@ -15,9 +15,7 @@ from finetune.commands.fit.finalize import FinalEvaluation, evaluate_best_model,
 from finetune.commands.fit.process_group import open_process_group
 from finetune.commands.fit.tracking import interrupt_on_error, open_tracking
 from finetune.commands.inspect.features import ProbeDuplicateSearch, record_probe_findings
-from finetune.commands.fit.initialization import scale_head, settle_learning_rate
-from finetune.commands.fit.interpolation import describe_interpolation, interpolate_best_model
-from finetune.commands.fit.prior_adjustment import needs_strength, save_probe_predictions
+from finetune.commands.prior_adjustment import needs_strength, save_probe_predictions
 from finetune.commands.stored_run import read_stored_manifest
 from finetune.config.load import replace_values
 from finetune.config.resolved import ResolvedConfig

@@ -132,29 +132,62 @@ def choose_prior_adjustment(
     if priors is None or not len(val.target):
         return None
     shift = compute_logit_shift(adjust_priors(priors, strength=1).effective, priors.model)
-    temperature = fit_temperature(val.logits, val.target, shift=label_shift)
-    parts = [HeldOutLogits(val.logits / temperature, val.target, val.groups)]
-    train = None
-    if label_shift is None and _has_rare_class(val.target, priors.train):
-        train = _read_probe_predictions(run, training, priors.model)
-    if train is not None and not _is_leaky(train, val):
-        own_temperature = fit_temperature(train.logits, train.target)
-        parts.append(HeldOutLogits(train.logits / own_temperature, train.target, train.groups))
-    choice = choose_strength(
-        torch.cat([part.logits for part in parts]),
-        torch.cat([part.target for part in parts]),
+    train = (
+        None if label_shift is not None else _read_probe_predictions(run, training, priors.model)
+    )
+    choice, temperature, num_train_images = choose_on_held_out(
+        val,
+        train,
         torch.tensor(shift),
+        train_prior=priors.train,
         metric=training.config.trainer.monitor,
         label_shift=label_shift,
-        groups=_concatenate_groups(parts),
     )
     return PriorAdjustment(
         choice,
         temperature=temperature,
         applied_strength=choice.strength * temperature / bundle.card.temperature,
         num_val_images=len(val.target),
-        num_train_images=sum(len(part.target) for part in parts[1:]),
+        num_train_images=num_train_images,
     )
+
+
+def choose_on_held_out(
+    val: HeldOutLogits,
+    train: HeldOutLogits | None,
+    shift: Tensor,
+    *,
+    train_prior: Sequence[float],
+    metric: str,
+    label_shift: Tensor | None = None,
+) -> tuple[StrengthChoice, float, int]:
+    """Choose the strength on validation images, and on training images if those are few.
+
+    Args:
+        val: Validation images with the logits of the model.
+        train: Training images with out-of-fold logits; None for none.
+        shift: Logit adjustment at a strength of 1, shape (K,).
+        train_prior: Class frequencies of the training images, shape (K,).
+        metric: Metric that ``choose_strength`` knows.
+        label_shift: Logit adjustment to the class prior of the validation images, shape (K,).
+
+    Returns:
+        The choice, the temperature of the model's logits, and the number of training images used.
+    """
+    temperature = fit_temperature(val.logits, val.target, shift=label_shift)
+    parts = [HeldOutLogits(val.logits / temperature, val.target, val.groups)]
+    if train is not None and _has_rare_class(val.target, train_prior) and not _is_leaky(train, val):
+        own_temperature = fit_temperature(train.logits, train.target)
+        parts.append(HeldOutLogits(train.logits / own_temperature, train.target, train.groups))
+    choice = choose_strength(
+        torch.cat([part.logits for part in parts]),
+        torch.cat([part.target for part in parts]),
+        shift,
+        metric=metric,
+        label_shift=label_shift,
+        groups=_concatenate_groups(parts),
+    )
+    return choice, temperature, sum(len(part.target) for part in parts[1:])
 
 
 def apply_prior_adjustment(bundle: ModelBundle, adjustment: PriorAdjustment | None) -> ModelBundle:

@@ -163,7 +163,15 @@ def fit_head(
             best_logits = logits
         if len(scores) - list(scores).index(best) > _PATIENCE:
             break
-    final = _create_fitter(views, labels, weights[None], num_classes, tolerance=_FINAL_TOLERANCE)
+    final = _create_fitter(
+        views,
+        labels,
+        weights[None],
+        num_classes,
+        tolerance=_FINAL_TOLERANCE,
+        # a single fold leaves rows out, which may not lie in the space of the others
+        scaled_like=fitter if num_held_out_folds > 1 else None,
+    )
     for penalty in scores:  # along the same path, which is faster than from zero
         (head,) = final.fit(penalty)
         if penalty == best:
@@ -210,6 +218,7 @@ def _create_fitter(
     num_classes: int,
     *,
     tolerance: float,
+    scaled_like: HeadFitter | None = None,
 ) -> HeadFitter:
     """Return a fitter of one head for each row of weights (H, N), shared by an image's views."""
     num_views = len(views)
@@ -219,7 +228,7 @@ def _create_fitter(
         np.tile(weights, (1, num_views)),
         num_classes,
     )
-    return HeadFitter(problem, tolerance=tolerance)
+    return HeadFitter(problem, tolerance=tolerance, scaled_like=scaled_like)
 
 
 def _compute_held_out_logits(

@@ -6,7 +6,7 @@ means the same for every backbone.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,12 @@ from torch import Tensor
 _CHUNK_ROWS = 8192
 _MAX_CACHED_VALUES = 2**24
 """Size up to which features are kept in memory, in values: 64 MiB."""
+
+_MIN_EIGENVALUE = 1e-10
+"""Fraction of the features' variance below which a direction is left out.
+
+Its part of a logit is at most its eigenvalue divided by the penalty.
+"""
 
 _HISTORY_SIZE = 10
 _MAX_ITERATIONS = 200
@@ -75,6 +81,23 @@ class LogisticProblem:
     num_classes: int
 
 
+@dataclass(frozen=True, slots=True)
+class FeatureBasis:
+    """Principal axes of R directions of the features, which are scaled to norm 1.
+
+    Attributes:
+        mean: Mean of the features, shape (D,).
+        norm: Root mean square norm of the centred features.
+        eigenvalues: Variance of the scaled features along each axis, shape (R,).
+        axes: Orthonormal axes, shape (D, R).
+    """
+
+    mean: Tensor
+    norm: float
+    eigenvalues: Tensor
+    axes: Tensor
+
+
 class HeadFitter:
     """Solver of one problem for a sequence of penalties, each warm-started from the one before.
 
@@ -86,6 +109,8 @@ class HeadFitter:
         tolerance: Largest component of the gradient at which the fit ends.
         chunk_rows: Rows that are read at a time.
         max_cached_values: Size up to which the features are kept in memory, in values.
+        scaled_like: Fitter of the same features, whose scale and axes are used; None to compute
+            them from the rows and their mean weights.
     """
 
     def __init__(
@@ -95,6 +120,7 @@ class HeadFitter:
         tolerance: float = 1e-5,
         chunk_rows: int = _CHUNK_ROWS,
         max_cached_values: int = _MAX_CACHED_VALUES,
+        scaled_like: "HeadFitter | None" = None,
     ) -> None:
         self.problem = problem
         self.tolerance = tolerance
@@ -104,15 +130,19 @@ class HeadFitter:
         self._sample_weights = (weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)).float()
         self._labels = torch.from_numpy(problem.labels)
         num_rows, columns = problem.features.shape
-        # a small table would otherwise be read from its file some thousand times
-        is_small = num_rows * columns <= max_cached_values
-        self._cached_features = [torch.from_numpy(problem.features[:])] if is_small else None
-        self._mean, self._norm, covariance = self._compute_moments()
-        self._eigenvalues, self._eigenvectors = (
-            part.float() for part in torch.linalg.eigh(covariance)
-        )
-        # in the basis of the eigenvectors of the features' covariance, for scaled features
-        self._weight = torch.zeros(len(weights), problem.num_classes, columns)
+        self._projected: Tensor | None = None
+        if scaled_like is not None:
+            self._basis, self._projected = scaled_like._basis, scaled_like._projected
+        elif num_rows * columns <= max_cached_values:
+            # a small table would otherwise be read from its file, and scaled, some thousand times
+            features = torch.from_numpy(problem.features[:])
+            self._basis = _find_basis(features, self._sample_weights.double().mean(dim=0))
+            centred = features - self._basis.mean
+            self._projected = centred @ (self._basis.axes / self._basis.norm)
+        else:
+            self._basis = self._find_basis_in_chunks()
+        # along the axes, for scaled features
+        self._weight = torch.zeros(len(weights), problem.num_classes, len(self._basis.eigenvalues))
         self._bias = torch.zeros(len(weights), problem.num_classes)
 
     def fit(self, penalty: float) -> list[LinearHead]:
@@ -122,7 +152,7 @@ class HeadFitter:
         """
         # The Hessian of the loss is bounded by half of the features' covariance (Boehning 1992) and
         # about as ill-conditioned: scaling by its square root makes all directions alike.
-        steps = (0.5 * self._eigenvalues.clamp(min=0) + penalty).rsqrt()
+        steps = (0.5 * self._basis.eigenvalues.clamp(min=0) + penalty).rsqrt()
         scaled_weight = (self._weight / steps).requires_grad_()
         bias = self._bias.clone().requires_grad_()
         optimizer = torch.optim.LBFGS(
@@ -150,14 +180,15 @@ class HeadFitter:
 
     def _unscale(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights (H, K, D) and biases (H, K) for features in their own scale."""
-        weight = weight @ self._eigenvectors.T / self._norm
-        return weight, bias - weight @ self._mean
+        weight = weight @ self._basis.axes.T / self._basis.norm
+        return weight, bias - weight @ self._basis.mean
 
     def _compute_loss_and_grad(
         self, weight: Tensor, bias: Tensor, penalty: float
     ) -> tuple[float, Tensor, Tensor]:
         """Return the sum of the heads' losses and its gradients, in closed form."""
-        plain_weight, plain_bias = self._unscale(weight, bias)
+        is_projected = self._projected is not None
+        plain_weight, plain_bias = (weight, bias) if is_projected else self._unscale(weight, bias)
         stacked_weight = plain_weight.flatten(0, 1)
         loss = penalty / 2 * float(weight.square().sum())
         weight_grad = torch.zeros_like(stacked_weight)
@@ -172,13 +203,12 @@ class HeadFitter:
             error = error.mul_(sample_weights[..., None]).flatten(1)
             weight_grad += error.T @ features
             bias_grad += error.sum(dim=0)
-        scaled_grad = (
-            (weight_grad - torch.outer(bias_grad, self._mean)) / self._norm @ self._eigenvectors
-        )
-        return loss, scaled_grad.view_as(weight) + penalty * weight, bias_grad.view_as(bias)
+        if not is_projected:
+            centred_grad = weight_grad - torch.outer(bias_grad, self._basis.mean)
+            weight_grad = centred_grad / self._basis.norm @ self._basis.axes
+        return loss, weight_grad.view_as(weight) + penalty * weight, bias_grad.view_as(bias)
 
-    def _compute_moments(self) -> tuple[Tensor, float, Tensor]:
-        """Return the mean (D,) and norm of the features, and their scaled covariance (D, D)."""
+    def _find_basis_in_chunks(self) -> FeatureBasis:
         columns = self.problem.features.shape[1]
         mean = torch.zeros(columns, dtype=torch.float64)
         second_moment = torch.zeros(columns, columns, dtype=torch.float64)
@@ -187,16 +217,38 @@ class HeadFitter:
             features_f64 = features.double()
             mean += mean_weights[rows] @ features_f64
             second_moment += features_f64.T @ (mean_weights[rows, None] * features_f64)
-        covariance = second_moment - torch.outer(mean, mean)
-        norm = max(0.0, float(covariance.trace())) ** 0.5 or 1.0
-        return mean.float(), norm, covariance / norm**2
+        return _decompose(second_moment - torch.outer(mean, mean), mean)
 
     def _iter_chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        if self._cached_features is not None:
-            yield slice(None), self._cached_features[0]
+        """Yield the features of all rows; their projections on the axes if these are in memory."""
+        if self._projected is not None:
+            yield slice(None), self._projected
             return
         for rows in _iter_slices(len(self._labels), self.chunk_rows):
             yield rows, torch.from_numpy(self.problem.features[rows])
+
+
+def _find_basis(features: Tensor, weights: Tensor) -> FeatureBasis:
+    """Return the basis of features (N, D) with the given weights in the mean, shape (N,).
+
+    With fewer rows than columns the axes are found from the products of the rows, a smaller matrix.
+    Rows of weight 0 may then have a part outside of the axes.
+    """
+    mean = weights @ features.double()
+    rows = (features.double() - mean) * weights.sqrt()[:, None]
+    if len(rows) >= rows.shape[1]:
+        return _decompose(rows.T @ rows, mean)
+    basis = _decompose(rows @ rows.T, mean)
+    lengths = basis.eigenvalues.double().sqrt() * basis.norm
+    return replace(basis, axes=(rows.T @ basis.axes.double() / lengths).float())
+
+
+def _decompose(covariance: Tensor, mean: Tensor) -> FeatureBasis:
+    """Return the basis of features with a covariance, which need not be scaled."""
+    norm = max(0.0, float(covariance.trace())) ** 0.5 or 1.0
+    eigenvalues, axes = torch.linalg.eigh(covariance / norm**2)
+    is_used = eigenvalues > _MIN_EIGENVALUE
+    return FeatureBasis(mean.float(), norm, eigenvalues[is_used].float(), axes[:, is_used].float())
 
 
 def _iter_slices(num_rows: int, chunk_rows: int) -> Iterator[slice]:

@@ -135,3 +135,53 @@ def test_fit_constant_features_predicts_class_frequencies() -> None:
 def test_compute_logits_without_rows_returns_empty() -> None:
     head = LinearHead(torch.zeros(3, 5), torch.zeros(3))
     assert head.compute_logits(np.zeros((0, 5), np.float32)).shape == (0, 3)
+
+
+def make_wide_problem() -> LogisticProblem:
+    """Return a problem of fewer rows than columns, in three folds."""
+    random = np.random.default_rng(5)
+    labels = random.integers(0, CLASSES, 40)
+    features = (random.normal(size=(CLASSES, 90))[labels] + random.normal(size=(40, 90))).astype(
+        np.float32
+    )
+    weights = random.uniform(0.2, 3.0, 40)
+    folds = np.stack([weights * (np.arange(40) % 3 != fold) for fold in range(3)])
+    return LogisticProblem(features, labels, folds, CLASSES)
+
+
+def test_fit_with_fewer_rows_than_columns_matches_scikit_learn() -> None:
+    problem = make_wide_problem()
+    alone = LogisticProblem(problem.features, problem.labels, problem.weights.sum(0)[None], CLASSES)
+    (head,) = HeadFitter(alone, tolerance=1e-7).fit(1e-3)
+    reference = LogisticRegression(C=1e3, tol=1e-10, max_iter=10_000)
+    scaled = scale_features(alone)
+    reference.fit(scaled, alone.labels, sample_weight=alone.weights[0] / alone.weights.sum())
+    others = np.random.default_rng(6).normal(size=(20, 90)).astype(np.float32)
+    features = np.asarray(problem.features[:], np.float64)
+    mean = alone.weights[0] / alone.weights.sum() @ features
+    norm = np.linalg.norm(features - mean) / np.linalg.norm(scaled)
+    np.testing.assert_allclose(
+        head.compute_logits(others).softmax(dim=1).numpy(),
+        reference.predict_proba((others - mean) / norm),
+        atol=2e-3,
+    )
+
+
+@pytest.mark.parametrize("problem", [make_problem(), make_wide_problem()], ids=["tall", "wide"])
+def test_fit_with_the_scale_of_another_fitter_matches_a_fit_in_chunks(
+    problem: LogisticProblem,
+) -> None:
+    first = HeadFitter(problem, tolerance=1e-7)
+    first.fit(1e-1)
+    (shared,) = HeadFitter(
+        LogisticProblem(problem.features, problem.labels, problem.weights[:1], CLASSES),
+        tolerance=1e-7,
+        scaled_like=first,
+    ).fit(1e-3)
+    in_chunks = HeadFitter(problem, tolerance=1e-7, chunk_rows=7, max_cached_values=0).fit(1e-3)
+    torch.testing.assert_close(
+        shared.compute_logits(problem.features),
+        in_chunks[0].compute_logits(problem.features),
+        rtol=0,
+        atol=2e-2,
+    )

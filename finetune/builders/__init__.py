@@ -1,5 +1,10 @@
 """Builders: the one layer that turns config sections into objects."""
 
+from finetune.builders.augmentation import (
+    choose_geometry,
+    find_unmeasured_keys,
+    get_crop_scales,
+)
 from finetune.builders.cost import (
     describe_cost,
     fit_batch_to_memory,
@@ -22,11 +27,14 @@ __all__ = [
     "Training",
     "build_trainer_options",
     "build_training",
+    "choose_geometry",
     "compute_images_per_epoch",
     "describe_cost",
     "enable_cache",
     "find_final_imbalance_phases",
+    "find_unmeasured_keys",
     "fit_batch_to_memory",
+    "get_crop_scales",
     "get_micro_batch_size",
     "measure_full_finetuning_bytes",
     "measure_run_cost",

@@ -1,17 +1,39 @@
 """Transform of the training images, and their sizes over the epochs."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-from finetune.config.data import AugmentConfig
+from finetune.config.data import GEOMETRY_KEYS, PRESET_CROP_SCALES, AugmentConfig
+from finetune.config.facts import Choice
 from finetune.config.resolved import ResolvedConfig
 from finetune.data.training_data import TrainingData
 from finetune.data.transforms.eval_transform import Transform
-from finetune.data.transforms.presets import create_train_transform
+from finetune.data.transforms.presets import Geometry, create_train_transform
 from finetune.data.transforms.rare_classes import RareClassTransform
 from finetune.errors import ConfigError
 from finetune.models.backbone import Network, accepts_image_size
+from finetune.probe.invariance import HFLIP, ViewEffect
 from finetune.training.schedules.image_size import compute_image_size
 from finetune.types import PreprocessSpec
+from finetune.units import format_percent
+
+CROP_SCALES = (0.35, 0.5, 0.65, 0.8)
+"""Smallest areas of random crops to choose from, besides that of the preset and 1."""
+
+MIN_HARDER_Z_SCORE, MIN_LOSS_CHANGE = 2.33, 0.05
+"""Increase of held-out log loss from which flipped images are harder: in standard errors (one-sided
+1%), and relative to the loss."""
+
+MAX_HELPFUL_Z_SCORE = -2.0
+"""Change of held-out log loss in standard errors up to which turned images help heads that are also
+fitted to them."""
+
+MIN_CROP_ACCURACY, MIN_CROP_Z_SCORE = 0.85, 2.0
+"""Held-out accuracy on random crops, relative to whole images, below which they cut too much; and
+the standard errors that the loss must exceed."""
+
+_TURNED_IMAGES = {"vflip": "upside down", "rot90": "turned by 90 degrees"}
 
 
 def build_train_transform(
@@ -54,16 +76,115 @@ def build_augmentation(
     Raises:
         ConfigError: The preset or pipeline does not exist or does not fit the image sizes.
     """
-    transform = create_train_transform(augment.name, spec=spec, seed=seed, sizes=image_sizes)
+    transform = create_train_transform(
+        augment.name,
+        spec=spec,
+        seed=seed,
+        sizes=image_sizes,
+        geometry=_build_geometry(augment, augment.name),
+    )
     if augment.rare_class_preset == "off":
         return transform
     rare_transform = create_train_transform(
-        augment.rare_class_preset, spec=spec, seed=seed, sizes=image_sizes
+        augment.rare_class_preset,
+        spec=spec,
+        seed=seed,
+        sizes=image_sizes,
+        geometry=_build_geometry(augment, augment.rare_class_preset),
     )
     rare_classes = find_rare_classes(augment, data)
     rare_labels = [label for label, name in enumerate(data.classes) if name in rare_classes]
     return RareClassTransform(
         transform, rare_transform, is_rare=np.isin(data.train.labels, rare_labels)
+    )
+
+
+def find_unmeasured_keys(config: ResolvedConfig) -> tuple[str, ...]:
+    """Return the keys of ``augment`` that are "auto" until the run has measured them."""
+    augment = config.augment
+    if config.probe.enabled == "off" or augment.name not in PRESET_CROP_SCALES:
+        return ()
+    keys = tuple(key for key in GEOMETRY_KEYS if getattr(augment, key) == "auto")
+    return tuple(key for key in keys if key == "hflip") if config.is_probe_only else keys
+
+
+def choose_geometry(
+    keys: Sequence[str], effects: Mapping[str | float, ViewEffect], *, crop_scale: float
+) -> dict[str, Choice]:
+    """Return the choices for flips, turns and crops, by dotted key.
+
+    Args:
+        keys: Keys of ``augment`` to choose, of those of ``find_unmeasured_keys``.
+        effects: Effect of each view that the keys need on heads fitted to unchanged images, by its
+            name or area.
+        crop_scale: Smallest area of random crops of the preset.
+    """
+    choices = {}
+    for key in keys:
+        if key == "min_crop_scale":
+            choice = _choose_crop_scale(effects, default=crop_scale)
+        elif key == HFLIP:
+            choice = _choose_hflip(effects[HFLIP])
+        else:
+            choice = _choose_turn(effects[key], _TURNED_IMAGES[key])
+        choices[f"augment.{key}"] = choice
+    return choices
+
+
+def get_crop_scales(crop_scale: float) -> tuple[float, ...]:
+    """Return the areas of random crops to choose from, from that of the preset upwards."""
+    return (crop_scale, *(area for area in CROP_SCALES if area > crop_scale))
+
+
+def _choose_hflip(effect: ViewEffect) -> Choice:
+    is_large = effect.loss_change >= MIN_LOSS_CHANGE * effect.loss
+    is_harder = is_large and effect.loss_z_score >= MIN_HARDER_Z_SCORE
+    return Choice("off" if is_harder else "on", _describe_loss(effect, "mirrored"))
+
+
+def _choose_turn(effect: ViewEffect, view: str) -> Choice:
+    is_helpful = effect.fitted_z_score <= MAX_HELPFUL_Z_SCORE
+    reason = (
+        f"held-out log loss of heads {effect.loss:.3f}, fitted also to images {view} "
+        f"{effect.fitted_change:+.3f} (standard error {effect.fitted_error:.3f})"
+    )
+    return Choice("on" if is_helpful else "off", reason)
+
+
+def _choose_crop_scale(effects: Mapping[str | float, ViewEffect], *, default: float) -> Choice:
+    """Return the smallest area of crops on which heads keep their accuracy; 1 if there is none."""
+    texts = []
+    for area in get_crop_scales(default):
+        effect = effects[area]
+        accuracy = format_percent(effect.view_accuracy)
+        texts.append(f"{accuracy} on crops of {format_percent(area, decimals=0)}")
+        is_kept = effect.view_accuracy >= MIN_CROP_ACCURACY * effect.accuracy
+        if is_kept or effect.accuracy_z_score < MIN_CROP_Z_SCORE:
+            break
+    else:
+        area = 1.0
+    whole = format_percent(effect.accuracy)
+    return Choice(area, f"held-out accuracy of heads {whole}, {', '.join(texts)}")
+
+
+def _describe_loss(effect: ViewEffect, view: str) -> str:
+    accuracy, view_accuracy = map(format_percent, (effect.accuracy, effect.view_accuracy))
+    return (
+        f"held-out log loss of heads {effect.loss:.3f}, {view} {effect.loss_change:+.3f} "
+        f"(standard error {effect.loss_error:.3f}; accuracy {accuracy}, {view_accuracy})"
+    )
+
+
+def _build_geometry(augment: AugmentConfig, preset: str) -> Geometry:
+    """Return flips, turns and crops of a preset; crops of its own unless they are restricted."""
+    scale = augment.min_crop_scale
+    is_default = scale in ("auto", PRESET_CROP_SCALES.get(augment.name))
+    is_stronger = preset != augment.name
+    return Geometry(
+        hflip=augment.hflip != "off",
+        vflip=augment.vflip == "on",
+        rot90=augment.rot90 == "on",
+        min_crop_scale=None if isinstance(scale, str) or (is_default and is_stronger) else scale,
     )
 
 

@@ -179,7 +179,9 @@ def describe_flips(config: ResolvedConfig, transform: Transform) -> dict[str, An
     is_probe_flipped = config.probe.enabled == "on" and config.probe.hflip == "on"
     if config.is_probe_only or (is_probe_flipped and not transform.has_flip):
         return {"flipped": is_probe_flipped, "flipped_by": f"probe.hflip={config.probe.hflip}"}
-    return {"flipped": transform.has_flip, "flipped_by": f"augment.name={config.augment.name}"}
+    augment = config.augment
+    setting = "augment.hflip=off" if augment.hflip == "off" else f"augment.name={augment.name}"
+    return {"flipped": transform.has_flip, "flipped_by": setting}
 
 
 def _compute_image_weights(

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from finetune.builders.augmentation import build_train_transform
+from finetune.builders.augmentation import build_train_transform, find_unmeasured_keys
 from finetune.builders.constraints import check_constraints
 from finetune.builders.model_prior import build_class_balance
 from finetune.builders.network import build_card, build_classifier, build_network, describe_run
@@ -195,7 +195,10 @@ def _assemble(
     )
     recipe = build_recipe(run, balance, depth_schedule, peak_learning_rates)
     is_flipped = resolve_probe_flips(config, transform, num_images=len(data.train))
-    config = replace_values(config, {"probe.hflip": "on" if is_flipped else "off"})
+    if not (
+        is_flipped and config.probe.hflip == "auto" and "hflip" in find_unmeasured_keys(config)
+    ):
+        config = replace_values(config, {"probe.hflip": "on" if is_flipped else "off"})
     probe = plan_probe(
         config,
         data,

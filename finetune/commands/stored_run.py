@@ -1,8 +1,10 @@
 """Config and manifest stored in a run folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from finetune.commands.prepare_data import resolve_data_path
+from finetune.config.data import PRESET_CROP_SCALES
 from finetune.config.load import build_config, read_config_file
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest, read_manifest
@@ -17,7 +19,28 @@ def read_stored_config(run: RunFolder) -> Config:
     Raises:
         ConfigError: ``config.yaml`` is damaged.
     """
-    return build_config(read_config_file(run.config_path), source_name=str(run.config_path))
+    return build_config(read_stored_tree(run), source_name=str(run.config_path))
+
+
+def read_stored_tree(run: RunFolder) -> dict[str, Any]:
+    """Return the config of a run as nested values, with those that an older release implied.
+
+    Releases without the keys for flips, turns and crops used those of the preset.
+
+    Raises:
+        ConfigError: ``config.yaml`` is damaged.
+    """
+    tree = read_config_file(run.config_path)
+    augment = tree.get("augment")
+    if not isinstance(augment, Mapping) or augment.get("name") not in PRESET_CROP_SCALES:
+        return tree
+    implied = {
+        "hflip": "on",
+        "vflip": "off",
+        "rot90": "off",
+        "min_crop_scale": PRESET_CROP_SCALES[augment["name"]],
+    }
+    return {**tree, "augment": {**implied, **augment}}
 
 
 def read_stored_manifest(run: RunFolder, config: Config) -> Manifest:

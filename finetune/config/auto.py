@@ -1,10 +1,12 @@
 """Rules for "auto": pure functions of facts about the data, the weights and the hardware.
 
-Each choice has a reason. ``recipe`` has the rules for accuracy; these here adapt it to hardware.
+Each choice has a reason. ``recipe`` has the rules for accuracy; these here adapt it to hardware, or
+leave a setting at "auto" that the run measures on cached features.
 """
 
 from typing import Any
 
+from finetune.config.data import PRESET_CROP_SCALES
 from finetune.config.facts import Choice, Facts
 from finetune.config.recipe import choose_recipe
 from finetune.config.schema import Config
@@ -16,6 +18,9 @@ MAX_DEPTHWISE_DENSITY = 2.0
 Measured with 18 networks, see ``scripts/benchmarks/README.md``.
 """
 
+MAX_MEASURED_IMAGES = 400
+"""Training images, at most, whose views decide on flips, turns and crops."""
+
 
 def choose_auto_values(config: Config, facts: Facts) -> dict[str, Choice]:
     """Return the choices for the keys at "auto" that follow from facts, by dotted key.
@@ -23,7 +28,14 @@ def choose_auto_values(config: Config, facts: Facts) -> dict[str, Choice]:
     The accelerator, the parts of the imbalance strategy and the smallest class size are resolved
     elsewhere.
     """
-    rules = {**choose_recipe(config, facts), **_choose_hardware_values(config, facts)}
+    recipe = choose_recipe(config, facts)
+    probe = recipe["probe.enabled"].value if config.probe.enabled == "auto" else None
+    has_probe = (probe or config.probe.enabled) == "on"
+    rules = {
+        **recipe,
+        **_choose_geometry(config, facts, has_probe=has_probe),
+        **_choose_hardware_values(config, facts),
+    }
     chosen = {
         key: choice for key, choice in rules.items() if get_config_value(config, key) == "auto"
     }
@@ -42,6 +54,32 @@ def get_config_value(config: Config, dotted_key: str) -> Any:
     for name in dotted_key.split("."):
         value = getattr(value, name)
     return value
+
+
+def _choose_geometry(config: Config, facts: Facts, *, has_probe: bool) -> dict[str, Choice]:
+    """Return the choices for flips, turns and crops, by dotted key.
+
+    With a probe they stay "auto" until they are measured. A probe without fine-tuning depends on
+    horizontal flips alone. Settings that cannot apply stay "auto", too.
+    """
+    name = "medium" if config.augment.name == "auto" else config.augment.name
+    if name not in PRESET_CROP_SCALES:
+        return {}
+    choices = {
+        "augment.hflip": Choice("on"),
+        "augment.vflip": Choice("off"),
+        "augment.rot90": Choice("off"),
+        "augment.min_crop_scale": Choice(PRESET_CROP_SCALES[name]),
+    }
+    if not has_probe:
+        return choices
+    is_probe_only = config.unfreeze.name == "linear_probe"
+    if is_probe_only and config.probe.hflip != "auto":
+        return choices
+    measured = list(choices)[:1] if is_probe_only else list(choices)
+    images = min(MAX_MEASURED_IMAGES, facts.num_images)
+    reason = f"measured with linear heads on views of {images:,} training images"
+    return {**choices, **{key: Choice("auto", reason) for key in measured}}
 
 
 def _choose_hardware_values(config: Config, facts: Facts) -> dict[str, Choice]:

@@ -5,11 +5,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from finetune.config.section import Auto, Section, coerce_on_off
+from finetune.config.section import Auto, Section, Switch, coerce_on_off
 from finetune.lookup import suggest_name
 
 AUGMENT_NAMES = ("none", "light", "medium", "strong")
 """Names of the built-in augmentations; a contract test compares them with the table."""
+
+PRESET_CROP_SCALES = {"light": 0.5, "medium": 0.35, "strong": 0.2}
+"""Smallest area of random crops of each preset; a contract test compares them with the table."""
+
+GEOMETRY_KEYS = ("hflip", "vflip", "rot90", "min_crop_scale")
+"""Keys of ``augment`` that a preset takes and a saved pipeline does not."""
 
 ImageSize = Annotated[int, Field(ge=8, le=4096)]
 
@@ -140,6 +146,26 @@ class AugmentConfig(Section):
         description="none, light, medium, strong, or a pipeline saved with Albumentations "
         "(.json, .yaml); auto: medium",
     )
+    hflip: Switch = Field(
+        "auto",
+        description="flip half of the training images horizontally; auto: on, unless the linear "
+        "probe shows that a flip changes the class, as of digits and text",
+    )
+    vflip: Switch = Field(
+        "auto",
+        description="flip half of the training images vertically; auto: on if the linear probe "
+        "loses nothing by it, as in images from above or through a microscope",
+    )
+    rot90: Switch = Field(
+        "auto",
+        description="rotate training images by a random multiple of 90 degrees; auto: as vflip",
+    )
+    min_crop_scale: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
+        "auto",
+        description="smallest area of random crops, relative to the image; 1: whole images; auto: "
+        "light 0.5, medium 0.35, strong 0.2, and more where the linear probe shows that crops "
+        "change the class",
+    )
     rare_class_preset: Annotated[
         Literal["off", "light", "medium", "strong"], BeforeValidator(coerce_on_off)
     ] = Field(
@@ -168,6 +194,21 @@ class AugmentConfig(Section):
         "Beta(cutmix, cutmix), replaces part of an image, and their losses are mixed (Yun et al. "
         "2019); 0: off, 1 is common. With mixup, too, each batch uses one of them at random",
     )
+
+    @model_validator(mode="after")
+    def _check_geometry(self) -> "AugmentConfig":
+        if self.name in ("auto", *PRESET_CROP_SCALES):
+            return self
+        for key in GEOMETRY_KEYS:
+            value = getattr(self, key)
+            if value == "auto" or (value == "off" and self.name == "none"):
+                continue
+            raise ValueError(
+                f"{key}={value} cannot apply to name={self.name}, which "
+                + ("changes no images" if self.name == "none" else "has its own steps")
+                + ". Leave it out, or use the preset light, medium or strong"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_rare_class_fraction(self) -> "AugmentConfig":

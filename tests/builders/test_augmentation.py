@@ -6,12 +6,19 @@ from typing import Any
 import pytest
 
 from finetune.builders import build_training
-from finetune.builders.augmentation import find_rare_classes
+from finetune.builders.augmentation import (
+    choose_geometry,
+    find_rare_classes,
+    find_unmeasured_keys,
+    get_crop_scales,
+)
 from finetune.config.load import build_config
 from finetune.data.training_data import TrainingData
 from finetune.data.transforms.rare_classes import RareClassTransform
+from finetune.data.transforms.train_transform import TrainTransform
 from finetune.errors import ConfigError
 from finetune.models.backbone import accepts_image_size, create_network, is_size_agnostic
+from finetune.probe.invariance import ViewEffect
 from finetune.types import Draw
 from tests.support.runs import (
     build_listed_manifest,
@@ -157,3 +164,128 @@ def test_pretrained_network_trains_on_smaller_images_by_default(
     assert training.config.data.train_image_size == (128, 128)  # 112 is as close to 96
     assert training.datamodule.train_dataset.transform.size == (128, 128)
     assert training.datamodule.val_dataset.transform.size == (160, 160)
+
+
+def build_effect(
+    *,
+    loss_change: float = 0.0,
+    loss_error: float = 0.01,
+    view_accuracy: float = 0.9,
+    fitted_change: float = 0.0,
+) -> ViewEffect:
+    return ViewEffect(
+        num_images=400,
+        loss=0.4,
+        loss_change=loss_change,
+        loss_error=loss_error,
+        accuracy=0.9,
+        view_accuracy=view_accuracy,
+        accuracy_error=0.02,
+        fitted_change=fitted_change,
+        fitted_error=0.01,
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss_change", "loss_error", "expected"),
+    [
+        (-0.1, 0.01, "on"),
+        (0.02, 0.01, "on"),
+        (0.024, 0.01, "off"),
+        (0.5, 0.1, "off"),
+        (0.5, 0.3, "on"),
+        (0.019, 0.0, "on"),  # certain, but small
+    ],
+)
+def test_choose_geometry_flips_unless_mirrored_images_are_harder(
+    loss_change: float, loss_error: float, expected: str
+) -> None:
+    effect = build_effect(loss_change=loss_change, loss_error=loss_error, view_accuracy=0.71)
+    effects = {"hflip": effect}
+    (choice,) = choose_geometry(("hflip",), effects, crop_scale=0.35).values()
+    assert choice.value == expected
+    assert f"mirrored {loss_change:+.3f}" in choice.reason
+    assert "90.0%, 71.0%" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("fitted_change", "expected"), [(-0.1, "on"), (-0.02, "on"), (-0.019, "off"), (0.1, "off")]
+)
+def test_choose_geometry_turns_only_where_heads_gain_by_it(
+    fitted_change: float, expected: str
+) -> None:
+    effect = build_effect(fitted_change=fitted_change)
+    effects = {"vflip": effect, "rot90": effect}
+    choices = choose_geometry(("vflip", "rot90"), effects, crop_scale=0.35)
+    assert {key: choice.value for key, choice in choices.items()} == {
+        "augment.vflip": expected,
+        "augment.rot90": expected,
+    }
+    assert f"{fitted_change:+.3f} (standard error 0.010)" in choices["augment.vflip"].reason
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "expected"),
+    [((0.8, 0.9, 0.9, 0.9), 0.35), ((0.5, 0.6, 0.8, 0.9), 0.65), ((0.2, 0.3, 0.4, 0.5), 1.0)],
+)
+def test_choose_geometry_crops_are_as_small_as_heads_allow(
+    accuracies: tuple[float, ...], expected: float
+) -> None:
+    areas = get_crop_scales(0.35)
+    effects = {
+        area: build_effect(view_accuracy=accuracy)
+        for area, accuracy in zip(areas, accuracies, strict=True)
+    }
+    (choice,) = choose_geometry(("min_crop_scale",), effects, crop_scale=0.35).values()
+    assert choice.value == expected
+    assert f"{accuracies[0]:.1%} on crops of 35%" in choice.reason
+
+
+def test_get_crop_scales_begin_with_that_of_the_preset() -> None:
+    assert get_crop_scales(0.2) == (0.2, 0.35, 0.5, 0.65, 0.8)
+    assert get_crop_scales(0.5) == (0.5, 0.65, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ("hflip", "vflip", "rot90", "min_crop_scale")),
+        ({"augment__hflip": "on", "augment__min_crop_scale": 0.6}, ("vflip", "rot90")),
+        ({"unfreeze__name": "linear_probe", "trainer__epochs": "auto"}, ("hflip",)),
+        (
+            {"unfreeze__name": "linear_probe", "trainer__epochs": "auto", "probe__hflip": "on"},
+            (),
+        ),
+        ({"probe__enabled": "off"}, ()),
+        ({"augment__name": "none"}, ()),
+    ],
+)
+def test_unmeasured_keys_need_a_probe_and_a_preset(
+    settings: dict[str, Any], expected: tuple[str, ...], animals: Path, tmp_path: Path
+) -> None:
+    weights = write_weights(tmp_path / "weights.pth")
+    given = {"augment__name": "medium", "model__weights": str(weights), **settings}
+    training = create_small_training(animals, **given)
+    assert find_unmeasured_keys(training.config) == expected
+    if settings.get("probe__enabled") == "off":
+        augment = training.config.augment
+        assert (augment.hflip, augment.vflip, augment.rot90) == ("on", "off", "off")
+        assert augment.min_crop_scale == 0.35
+
+
+def test_rare_class_preset_keeps_its_crops_unless_they_are_restricted() -> None:
+    for scale, expected in ((0.5, [0.5, 0.2]), (0.8, [0.8, 0.8])):
+        config = create_small_config(
+            augment__name="light",
+            augment__rare_class_preset="strong",
+            augment__min_crop_scale=scale,
+        )
+        training = build_training(config, build_listed_manifest(COUNTS))
+        transform = training.datamodule.train_dataset.transform
+        assert isinstance(transform, RareClassTransform)
+        areas = [
+            part.initial_crop.min_area_fraction
+            for part in (transform.default, transform.rare)
+            if isinstance(part, TrainTransform) and part.initial_crop is not None
+        ]
+        assert areas == expected

@@ -165,4 +165,16 @@ def test_probe_flips_are_in_the_plan_and_in_the_config(
     )
     assert training.probe is not None
     assert training.probe.views.flipped is expected
-    assert training.config.probe.hflip == ("on" if expected else "off")
+    assert training.config.probe.hflip == hflip  # auto until flips are measured
+
+
+def test_probe_flips_follow_the_flips_of_the_augmentation(pretrained: Path) -> None:
+    for hflip, expected in (("on", True), ("off", False)):
+        training = build_probed(
+            pretrained, augment__name="light", unfreeze__name="all", augment__hflip=hflip
+        )
+        assert training.probe is not None
+        assert training.probe.views.flipped is expected
+        assert training.config.probe.hflip == hflip
+        facts = training.module.card["facts"]
+        assert facts["flipped"] is expected

@@ -46,3 +46,10 @@ def test_imbalance_strategies_cover_all_components() -> None:
     assert {strategy.sampler for strategy in strategies} == SAMPLERS.keys()
     assert {strategy.loss for strategy in strategies} == LOSSES.keys()
     assert {strategy.class_weights for strategy in strategies} == {"none", *CLASS_WEIGHTS}
+
+
+def test_crop_scales_in_the_config_are_those_of_the_presets() -> None:
+    presets = {name: preset for name, preset in AUGMENTATIONS.items() if preset is not None}
+    assert {name: preset.min_crop_scale for name, preset in presets.items()} == (
+        images.PRESET_CROP_SCALES
+    )

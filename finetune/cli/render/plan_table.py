@@ -101,8 +101,8 @@ def _describe_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
     if probe is None:
         return {}
     views = ["image"]
-    if probe["flipped"]:
-        views.append("horizontal flip")
+    if probe["flipped"] is not False:
+        views.append("horizontal flip" if probe["flipped"] else "horizontal flip if it fits")
     if probe["num_crops"]:
         views.append(format_count(probe["num_crops"], "crop"))
     role = "" if probe["probe_only"] else "; baseline and initial head for fine-tuning"
@@ -154,8 +154,11 @@ def _describe_pixel_cache(cache: Mapping[str, Any]) -> str:
 
 def _describe_augmentation(training: Mapping[str, Any]) -> str:
     rare: Sequence[str] = training["rare_classes"]
+    settings = {key: training[key] for key in ("hflip", "vflip", "rot90", "min_crop_scale")}
+    given = [f"{key} {value}" for key, value in settings.items() if value != "auto"]
+    preset = ", ".join([str(training["augment"]), *given])
     if not rare:
-        return str(training["augment"])
+        return preset
     names = ", ".join(rare) if len(rare) <= _MAX_NAMED_CLASSES else f"{len(rare)} rare classes"
     return f"{preset}; {training['rare_class_preset']} for {names}"
 

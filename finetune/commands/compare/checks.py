@@ -10,7 +10,7 @@ from finetune.errors import ConfigError, ModelError, RunFolderError
 from finetune.system.files import check_writable
 
 _APPLICABLE_KEYS = (
-    "data", "cache", "imbalance", "seed", "augment.name", "optim.name",
+    "data", "cache", "imbalance", "seed", "augment.name", "augment.hflip", "optim.name",
     "model.kwargs", "model.pretrained_cfg", "model.drop_rate", "model.batch_norm",
     "model.grad_checkpointing", "probe.hflip", "probe.num_crops",
     "trainer.precision", "trainer.accelerator", "trainer.monitor", "trainer.batch_size",

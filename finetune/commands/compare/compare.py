@@ -5,7 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.builders import build_training, get_micro_batch_size, measure_full_finetuning_bytes
+from finetune.builders import (
+    build_training,
+    get_micro_batch_size,
+    measure_full_finetuning_bytes,
+    update_training,
+)
+from finetune.commands.augmentation_check import measure_augmentation
 from finetune.commands.compare.checks import check_compare, check_single_process
 from finetune.commands.compare.result import (
     BackboneFailure,
@@ -167,9 +173,11 @@ def _probe_backbone(
 ) -> BackboneResult:
     start = time.monotonic()
     training = build_training(_build_probe_config(config, name, weights), manifest)
+    device = get_process_device(training.config.trainer.accelerator, 0)
+    choices = measure_augmentation(training, device=device, rendezvous=None, reporter=reporter)
+    training = update_training(training, choices or {})
     assert training.probe is not None, "requested by _build_probe_config"
     classifier, trainer = training.module.classifier, training.config.trainer
-    device = get_process_device(trainer.accelerator, 0)
     probe = fit_probe(classifier, training.probe, device=device, rendezvous=None, reporter=reporter)
     assert probe is not None, "this is the only process"
     spec = training.network.spec

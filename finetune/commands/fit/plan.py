@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.builders import Training, select_probe_loss
 from finetune.config.auto import get_config_value
+from finetune.config.data import GEOMETRY_KEYS
 from finetune.evaluation.grouped_folds import count_groups
 from finetune.probe.cross_validation import NUM_FOLDS, count_held_out_folds
 from finetune.types import Phase, Split
@@ -60,6 +61,7 @@ def build_plan(
             "loss": config.loss.name,
             **_describe_imbalance(training),
             "augment": config.augment.name,
+            **{key: getattr(config.augment, key) for key in GEOMETRY_KEYS},
             "rare_class_preset": config.augment.rare_class_preset,
             "rare_classes": list(training.rare_classes),
             "precision": config.trainer.precision,
@@ -115,7 +117,7 @@ def _describe_probe(training: Training) -> dict[str, Any] | None:
         return None
     description: dict[str, Any] = {
         "probe_only": training.is_probe_only,
-        "flipped": probe.views.flipped,
+        "flipped": None if training.config.probe.hflip == "auto" else probe.views.flipped,
         "num_crops": probe.views.num_crops,
         "loss": select_probe_loss(training.config.loss.name),
         "folds": {

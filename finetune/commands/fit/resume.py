@@ -16,8 +16,9 @@ from finetune.commands.stored_run import (
     check_files_exist,
     read_stored_config,
     read_stored_manifest,
+    read_stored_tree,
 )
-from finetune.config.load import build_config, diff_configs, get_explicit_values, read_config_file
+from finetune.config.load import build_config, diff_configs, get_explicit_values
 from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import Config
 from finetune.data.training_data import TrainingData
@@ -103,7 +104,7 @@ def build_resume_config(
         ConfigError: A key may not change, or there are fewer epochs than completed ones.
     """
     stored = read_stored_config(run)
-    tree = read_config_file(run.config_path)
+    tree = read_stored_tree(run)
     # values that were resolved from "auto" stay the same
     assignments = {key: value for key, value in (assignments or {}).items() if value != "auto"}
     flags = {key: flag for key, flag in (flags or {}).items() if flag[1] != "auto"}

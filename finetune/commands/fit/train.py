@@ -5,12 +5,15 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from finetune.builders import (
     Training,
     build_trainer_options,
     enable_cache,
     get_micro_batch_size,
 )
+from finetune.commands.augmentation_check import settle_augmentation
 from finetune.commands.fit.finalize import FinalEvaluation, evaluate_best_model, write_bundle
 from finetune.commands.fit.process_group import open_process_group
 from finetune.commands.fit.tracking import interrupt_on_error, open_tracking
@@ -132,6 +135,9 @@ def _fit_probe_and_epochs(
     if is_trained:
         return training, tracker
     with interrupt_on_error(tracker), open_process_group(run, training, rendezvous) as group:
+        training = settle_augmentation(
+            run, training, device=_get_device(training, group), rendezvous=group, reporter=reporter
+        )
         probe_score = _fit_probe(run, training, tracker, reporter, group)
         if training.is_probe_only:
             return training, tracker
@@ -180,9 +186,7 @@ def _fit_probe(
     if plan is None or run.last_checkpoint_path.is_file():
         return None
     trainer, module = training.config.trainer, training.module
-    device = get_process_device(
-        trainer.accelerator, 0 if rendezvous is None else rendezvous.launch.local_rank
-    )
+    device = _get_device(training, rendezvous)
     search = ProbeDuplicateSearch(training, reporter)
     result = fit_probe(
         module.classifier,
@@ -206,6 +210,12 @@ def _fit_probe(
     if rendezvous is not None:
         rendezvous.broadcast("probe", score)
     return score
+
+
+def _get_device(training: Training, rendezvous: Rendezvous | None) -> torch.device:
+    """Return the device of this rank."""
+    local_rank = 0 if rendezvous is None else rendezvous.launch.local_rank
+    return get_process_device(training.config.trainer.accelerator, local_rank)
 
 
 def _rebalance_head(run: RunFolder, training: Training, reporter: Reporter) -> None:

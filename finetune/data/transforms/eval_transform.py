@@ -1,5 +1,8 @@
 """Evaluation transforms: timm's preprocessing up to normalisation, its flip and further crops."""
 
+import math
+import zlib
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -151,6 +154,49 @@ class MultiCropTransform(FixedSizeTransform):
         left = round(anchor_x * (image.width - width))
         top = round(anchor_y * (image.height - height))
         return image.crop((left, top, left + width, top + height))
+
+
+class RandomCropsTransform(FixedSizeTransform):
+    """Evaluation views of an image and of random crops of it, stacked vertically.
+
+    Each crop has a given area, a random position, and an aspect ratio that differs from that of the
+    image by a random factor from 3/4 to 4/3. These depend on the pixels of the image alone, so that
+    the views can be cached.
+
+    Args:
+        transform: Transform of a single view.
+        areas: Area of each crop, relative to the image.
+    """
+
+    has_color_matrix = is_random = has_flip = False
+    min_side_px: int | None = None
+
+    def __init__(self, transform: EvalTransform, areas: Sequence[float]) -> None:
+        self.transform = transform
+        self.areas = tuple(areas)
+        height, width = transform.size
+        self.size = ((1 + len(self.areas)) * height, width)
+
+    def __call__(self, lazy_image: LazyImage, draw: Draw | None = None) -> View:
+        """Return all views; ``draw`` is ignored."""
+        image = lazy_image.to_pil()
+        whole = self.transform.to_pixels(image)
+        generator = np.random.default_rng(zlib.crc32(whole.tobytes()))
+        crops = [image.crop(_sample_box(image.size, area, generator)) for area in self.areas]
+        return View(np.concatenate([whole, *map(self.transform.to_pixels, crops)]))
+
+
+def _sample_box(
+    size: tuple[int, int], area: float, generator: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of a random box within an image of a width and height."""
+    limits = math.log(max(3 / 4, area)), math.log(min(4 / 3, 1 / area))
+    ratio = math.exp(generator.uniform(*limits))
+    width = max(1, round(size[0] * (area * ratio) ** 0.5))
+    height = max(1, round(size[1] * (area / ratio) ** 0.5))
+    left = int(generator.integers(size[0] - width + 1))
+    top = int(generator.integers(size[1] - height + 1))
+    return left, top, left + width, top + height
 
 
 class IdentityTransform(FixedSizeTransform):

@@ -19,63 +19,92 @@ from finetune.types import Draw, PreprocessSpec
 
 
 @dataclass(frozen=True, slots=True)
+class Geometry:
+    """Flips, turns and crops of a preset.
+
+    Attributes:
+        hflip: Whether half of the images are flipped horizontally.
+        vflip: Whether half of the images are flipped vertically.
+        rot90: Whether images are rotated by a random multiple of 90 degrees.
+        min_crop_scale: Smallest area of a random crop, as a fraction of the image's area; 1 resizes
+            whole images. None for that of the preset.
+    """
+
+    hflip: bool = True
+    vflip: bool = False
+    rot90: bool = False
+    min_crop_scale: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Preset:
     """Augmentation of a name.
 
     Attributes:
-        pipeline: Function from the side in pixels to the pipeline that a worker applies.
+        min_crop_scale: Smallest area of a random crop, as a fraction of the image's area.
+        steps: Steps after the crop and the flips.
         jitter: Color jitter that is applied on the device; None for none.
     """
 
-    pipeline: Callable[[int], A.Compose]
+    min_crop_scale: float
+    steps: Callable[[], Sequence[A.BasicTransform]] = tuple
     jitter: ColorJitter | None = None
 
+    def build_pipeline(self, size: int, geometry: Geometry) -> A.Compose:
+        """Return the pipeline that a worker applies, for square images of ``size`` pixels."""
+        given = geometry.min_crop_scale
+        min_scale = self.min_crop_scale if given is None else given
+        crop = (
+            A.Resize(size, size)
+            if min_scale == 1
+            else A.RandomResizedCrop((size, size), scale=(min_scale, 1.0))
+        )
+        flips = (
+            (geometry.hflip, A.HorizontalFlip(p=0.5)),
+            (geometry.vflip, A.VerticalFlip(p=0.5)),
+            (geometry.rot90, A.RandomRotate90(p=1.0)),
+        )
+        return A.Compose([crop, *(step for is_on, step in flips if is_on), *self.steps()])
 
-def _build_light(size: int) -> A.Compose:
-    """Build random crops of at least half of the area, and flips."""
-    return A.Compose([_build_random_crop(size, 0.5), A.HorizontalFlip(p=0.5)])
 
-
-def _build_medium(size: int) -> A.Compose:
-    """Build random crops of at least 35% of the area, and flips."""
-    return A.Compose([_build_random_crop(size, 0.35), A.HorizontalFlip(p=0.5)])
-
-
-def _build_strong(size: int) -> A.Compose:
-    """Build random crops of at least 20% of the area, flips, rotation, blur and dropout."""
-    return A.Compose(
-        [
-            _build_random_crop(size, 0.2),
-            A.HorizontalFlip(p=0.5),
-            A.Rotate(limit=15, border_mode=cv2.BORDER_REFLECT_101, p=0.3),
-            A.GaussianBlur(blur_limit=(3, 5), p=0.1),
-            A.CoarseDropout(
-                num_holes_range=(1, 2), hole_height_range=(0.1, 0.3), hole_width_range=(0.1, 0.3)
-            ),
-        ]
+def _build_strong_steps() -> Sequence[A.BasicTransform]:
+    """Return rotation by a few degrees, blur and dropout."""
+    return (
+        A.Rotate(limit=15, border_mode=cv2.BORDER_REFLECT_101, p=0.3),
+        A.GaussianBlur(blur_limit=(3, 5), p=0.1),
+        A.CoarseDropout(
+            num_holes_range=(1, 2), hole_height_range=(0.1, 0.3), hole_width_range=(0.1, 0.3)
+        ),
     )
-
-
-def _build_random_crop(size: int, min_area_fraction: float) -> A.BasicTransform:
-    return A.RandomResizedCrop((size, size), scale=(min_area_fraction, 1.0))
 
 
 AUGMENTATIONS: Mapping[str, Preset | None] = {
     "none": None,
-    "light": Preset(_build_light),
+    "light": Preset(min_crop_scale=0.5),
     "medium": Preset(
-        _build_medium, ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=0.5)
+        min_crop_scale=0.35,
+        jitter=ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=0.5),
     ),
     "strong": Preset(
-        _build_strong,
-        ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.05, p=0.8, grayscale_p=0.1),
+        min_crop_scale=0.2,
+        steps=_build_strong_steps,
+        jitter=ColorJitter(
+            brightness=0.4, contrast=0.4, saturation=0.4, hue=0.05, p=0.8, grayscale_p=0.1
+        ),
     ),
 }
 """light: crops and flips; medium: also color jitter; strong: for long runs on few images."""
 
+_DEFAULT_GEOMETRY = Geometry()
+
 
 def create_train_transform(
-    name: str, *, spec: PreprocessSpec, seed: int, sizes: Sequence[int] = ()
+    name: str,
+    *,
+    spec: PreprocessSpec,
+    seed: int,
+    sizes: Sequence[int] = (),
+    geometry: Geometry = _DEFAULT_GEOMETRY,
 ) -> Transform:
     """Build the training transform of a preset, or of a pipeline saved with Albumentations.
 
@@ -84,6 +113,7 @@ def create_train_transform(
         spec: Preprocessing of the network.
         seed: Random seed of all draws.
         sizes: Side of the images in each epoch; the network's side in all epochs if empty.
+        geometry: Flips, turns and crops of a preset; does not apply to a saved pipeline.
 
     Raises:
         ConfigError: The file is missing, is not a pipeline, normalises, or cannot produce the
@@ -94,7 +124,9 @@ def create_train_transform(
     preset = AUGMENTATIONS.get(name)
     if preset is not None:
         by_size = {
-            px: TrainTransform(preset.pipeline(px), size=(px, px), seed=seed, jitter=preset.jitter)
+            px: TrainTransform(
+                preset.build_pipeline(px, geometry), size=(px, px), seed=seed, jitter=preset.jitter
+            )
             for px in {*sizes, side}
         }
         if not sizes:

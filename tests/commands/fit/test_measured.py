@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed import HashStore
+from torch._C._distributed_c10d import HashStore
 
 from finetune.builders import Training, build_training, enable_cache
 from finetune.commands.fit.measured import apply_measured, read_measured

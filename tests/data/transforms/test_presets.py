@@ -10,6 +10,8 @@ from PIL import Image
 
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.data.transforms.presets import (
+    AUGMENTATIONS,
+    Geometry,
     build_digits_pipeline,
     create_train_transform,
     load_pipeline,
@@ -138,3 +140,53 @@ def test_load_pipeline_invalid_file_raises_config_error(
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=rf"(?s)augment\.name: .*{message}"):
         load_pipeline(tmp_path / name)
+
+
+def draw_orientations(geometry: Geometry) -> set[bytes]:
+    """Return the distinct views of an image with four different quadrants, without crops."""
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16, 16:], pixels[16:, :16], pixels[16:, 16:] = 80, 160, 240
+    image = RecordingImage(Image.fromarray(pixels))
+    transform = create_train_transform("light", spec=SPEC, seed=0, geometry=geometry)
+    return {transform(image, Draw(row, 0, 0)).pixels.tobytes() for row in range(100)}
+
+
+@pytest.mark.parametrize(
+    ("flips", "num_orientations"),
+    [
+        ({"hflip": False}, 1),
+        ({}, 2),
+        ({"hflip": False, "vflip": True}, 2),
+        ({"vflip": True}, 4),
+        ({"hflip": False, "rot90": True}, 4),
+        ({"rot90": True}, 8),
+    ],
+)
+def test_geometry_flips_and_turns(flips: dict[str, bool], num_orientations: int) -> None:
+    geometry = Geometry(min_crop_scale=1.0, **flips)
+    assert len(draw_orientations(geometry)) == num_orientations
+    transform = create_train_transform("light", spec=SPEC, seed=0, geometry=geometry)
+    assert transform.has_flip is geometry.hflip
+
+
+@pytest.mark.parametrize("name", ["light", "medium", "strong"])
+def test_geometry_crop_scale_replaces_that_of_the_preset(name: str) -> None:
+    image = RecordingImage(create_noise(width=100, height=100))
+    geometry = Geometry(min_crop_scale=0.8)
+    transform = create_train_transform(name, spec=SPEC, seed=0, geometry=geometry)
+    for row in range(50):
+        transform(image, Draw(row, 0, 0))
+    areas = [(right - left) * (bottom - top) / 1e4 for left, top, right, bottom in image.boxes]
+    assert 0.78 < min(areas) < 0.9
+    assert AUGMENTATIONS[name] is not None
+
+
+def test_geometry_default_draws_the_same_as_before() -> None:
+    image = RecordingImage(create_noise(width=60, height=40))
+    for name, scale in (("light", 0.5), ("medium", 0.35), ("strong", 0.2)):
+        given = Geometry(hflip=True, min_crop_scale=scale)
+        one = create_train_transform(name, spec=SPEC, seed=7)
+        other = create_train_transform(name, spec=SPEC, seed=7, geometry=given)
+        for row in range(5):
+            views = [transform(image, Draw(row, 2, 0)).pixels for transform in (one, other)]
+            np.testing.assert_array_equal(*views)

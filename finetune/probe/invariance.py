@@ -1,0 +1,277 @@
+"""Effect of flips, turns and crops on linear heads, which shows whether they change the class.
+
+A head that is fitted to images as they are classifies flipped photos as well as before, but not
+flipped digits or text. Each image is classified by a head that was fitted without it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from finetune.data.transforms.eval_transform import EvalTransform, RandomCropsTransform
+from finetune.distributed.rendezvous import Rendezvous
+from finetune.models.classifier import ImageClassifier, eval_mode
+from finetune.probe.cached_extractor import CachedFeatureExtractor, ExtractionPlan
+from finetune.probe.cross_validation import NUM_FOLDS, fit_head
+from finetune.probe.extractor import ViewSpec, create_feature_extractor
+from finetune.probe.logistic import FeatureArray, HeadFitter, LinearHead, LogisticProblem
+from finetune.probe.neighbour_links import build_folds
+from finetune.types import Reporter
+
+HFLIP, VFLIP, ROT90 = "hflip", "vflip", "rot90"
+
+_TOLERANCE = 1e-4
+
+# Parts of the names of feature stores on disk, as those in ``probe.extractor``.
+_CROP_TAG = "random-crop-{area:g}"
+_STORE_TAGS = {HFLIP: "mirrored", VFLIP: "flipped-vertically", ROT90: "rotated-90"}
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentedViewSpec(ViewSpec):
+    """Views of an image by augmentations; the first is the evaluation view.
+
+    Attributes:
+        flips: Some of ``HFLIP``, ``VFLIP`` and ``ROT90``, each a view.
+        crop_areas: Areas of random crops relative to the image, each a view.
+    """
+
+    flips: tuple[str, ...] = ()
+    crop_areas: tuple[float, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tags of the views in the names of feature stores, in the order of ``iter_views``."""
+        flips = (_STORE_TAGS[name] for name in self.flips)
+        crops = (_CROP_TAG.format(area=area) for area in self.crop_areas)
+        return (*ViewSpec().names, *flips, *crops)
+
+    @property
+    def keys(self) -> tuple[str | float, ...]:
+        """Name or area of each view but the first."""
+        return (*self.flips, *self.crop_areas)
+
+    def iter_views(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Yield the views (B, H, W, C) of pixels (B, (1 + number of crops) * H, W, C)."""
+        image, *crops = pixels.chunk(1 + len(self.crop_areas), dim=1)
+        yield image
+        for name in self.flips:
+            yield _flip(image, name)
+        yield from crops
+
+    def build_transform(self, transform: EvalTransform) -> RandomCropsTransform:
+        """Return the transform from an image to the pixels that ``iter_views`` takes."""
+        return RandomCropsTransform(transform, self.crop_areas)
+
+
+@dataclass(frozen=True, slots=True)
+class ViewEffect:
+    """Held-out results of heads fitted to evaluation views, on these and on another view.
+
+    Attributes:
+        num_images: Number of images N.
+        loss: Mean log loss of the evaluation views.
+        loss_change: Mean change of an image's log loss in the other view.
+        loss_error: Standard error of ``loss_change``.
+        accuracy: Accuracy on the evaluation views.
+        view_accuracy: Accuracy on the other views.
+        accuracy_error: Standard error of their difference.
+        fitted_change: Mean change of an image's log loss in the evaluation view by heads that are
+            fitted to both views.
+        fitted_error: Standard error of ``fitted_change``.
+    """
+
+    num_images: int
+    loss: float
+    loss_change: float
+    loss_error: float
+    accuracy: float
+    view_accuracy: float
+    accuracy_error: float
+    fitted_change: float
+    fitted_error: float
+
+    @classmethod
+    def from_images(
+        cls,
+        losses: tuple[NDArray[np.float64], NDArray[np.float64]],
+        is_correct: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+        fitted_losses: NDArray[np.float64],
+    ) -> "ViewEffect":
+        """Return the effect from results of each image, each (N,).
+
+        Args:
+            losses: Log loss in the evaluation view and in the other view.
+            is_correct: Whether it is classified correctly in the two views.
+            fitted_losses: Log loss in the evaluation view by heads that are fitted to both views.
+        """
+        changes, fitted_changes = losses[1] - losses[0], fitted_losses - losses[0]
+        corrections = is_correct[1].astype(float) - is_correct[0]
+        scale = 1 / max(1, len(changes)) ** 0.5
+        return cls(
+            num_images=len(changes),
+            loss=float(losses[0].mean()),
+            loss_change=float(changes.mean()),
+            loss_error=float(changes.std() * scale),
+            accuracy=float(is_correct[0].mean()),
+            view_accuracy=float(is_correct[1].mean()),
+            accuracy_error=float(corrections.std() * scale),
+            fitted_change=float(fitted_changes.mean()),
+            fitted_error=float(fitted_changes.std() * scale),
+        )
+
+    @property
+    def loss_z_score(self) -> float:
+        """Change of the log loss in standard errors, positive if the view is harder."""
+        return self.loss_change / max(self.loss_error, 1e-9)
+
+    @property
+    def fitted_z_score(self) -> float:
+        """``fitted_change`` in standard errors, negative if the view helps heads."""
+        return self.fitted_change / max(self.fitted_error, 1e-9)
+
+    @property
+    def accuracy_z_score(self) -> float:
+        """Loss of accuracy in standard errors, positive if the view is harder."""
+        return (self.accuracy - self.view_accuracy) / max(self.accuracy_error, 1e-9)
+
+
+def sample_rows(labels: NDArray[np.int64], max_images: int, *, seed: int) -> NDArray[np.int64]:
+    """Return ascending rows of at most ``max_images`` images, as many of each class as possible.
+
+    Args:
+        labels: Class indices, shape (N,).
+        max_images: Number of images.
+        seed: Seed of the draw.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    rank_in_class = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        rank_in_class[members] = np.arange(len(members))
+    order = shuffled[np.argsort(rank_in_class[shuffled], kind="stable")]
+    return np.sort(order[:max_images])
+
+
+def measure_view_effects(
+    classifier: ImageClassifier,
+    paths: Sequence[Path],
+    labels: NDArray[np.int64],
+    views: AugmentedViewSpec,
+    *,
+    num_classes: int,
+    groups: NDArray[np.int64] | None = None,
+    extraction: ExtractionPlan,
+    device: torch.device,
+    rendezvous: Rendezvous | None,
+    reporter: Reporter,
+) -> dict[str | float, ViewEffect] | None:
+    """Return the effect of each view on heads that are fitted to the evaluation views.
+
+    All ranks of the process group call it and split the feature extraction.
+
+    Args:
+        classifier: Classifier whose backbone computes the features; it is left on the device.
+        paths: Image files, shape (N,).
+        labels: Class indices, shape (N,).
+        views: Views to compare with the evaluation view.
+        num_classes: Number of classes K.
+        groups: Groups that are kept in one fold, as ``encode_groups`` returns them, shape (N,);
+            None for none.
+        extraction: Settings of the feature extraction.
+        device: Device of this rank.
+        rendezvous: Rendezvous of the ranks; None for a single process.
+        reporter: Receiver of progress.
+
+    Returns:
+        Effects by the names and areas of the views on rank 0; None on the others.
+
+    Raises:
+        DataError: A file can no longer be read as before.
+        StorageError: The disk is full or fails.
+        StopRequest: A rank received a stop signal.
+        TrainingError: The features are not finite, or memory does not suffice.
+    """
+    classifier.to(device)
+    with eval_mode(classifier):
+        cached_extractor = CachedFeatureExtractor(
+            create_feature_extractor(classifier.network),
+            extraction,
+            device=device,
+            rendezvous=rendezvous,
+            reporter=reporter,
+        )
+        outputs = cached_extractor.extract(paths, views)
+    if rendezvous is not None and rendezvous.launch.rank > 0:
+        return None
+    by_key = dict(zip(views.keys, outputs[0][1:], strict=True))
+    return compare_views(outputs[0][0], by_key, labels, num_classes=num_classes, groups=groups)
+
+
+def compare_views(
+    features: FeatureArray,
+    views: Mapping[str | float, FeatureArray],
+    labels: NDArray[np.int64],
+    *,
+    num_classes: int,
+    groups: NDArray[np.int64] | None = None,
+) -> dict[str | float, ViewEffect]:
+    """Return the effect of each view on heads fitted to the evaluation views of other images.
+
+    Args:
+        features: Features of the evaluation views, (N, D).
+        views: Features of other views of the same images, each (N, D).
+        labels: Class indices, shape (N,).
+        num_classes: Number of classes K.
+        groups: Groups that are kept in one fold, as ``encode_groups`` returns them, shape (N,);
+            None for none.
+    """
+    ones = np.ones(len(labels))
+    penalty = fit_head([features], labels, ones, num_classes=num_classes, groups=groups).penalty
+    folds = build_folds(features, labels, num_folds=NUM_FOLDS, groups=groups).fold_of_image
+    weights = np.stack([ones * (folds != fold) for fold in range(NUM_FOLDS)])
+
+    def fit(*fitted_views: FeatureArray) -> list[LinearHead]:
+        """Return the head of each fold, fitted to views of the images of the other folds."""
+        num_views = len(fitted_views)
+        problem = LogisticProblem(
+            np.concatenate([view[:] for view in fitted_views]),
+            np.tile(labels, num_views),
+            np.tile(weights, (1, num_views)),
+            num_classes,
+        )
+        return HeadFitter(problem, tolerance=_TOLERANCE).fit(penalty)
+
+    def evaluate(
+        heads: list[LinearHead], view: FeatureArray
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Return each image's log loss, and whether it is classified correctly."""
+        logits_by_head = torch.stack([head.compute_logits(view) for head in heads]).double()
+        logits = logits_by_head[torch.from_numpy(folds), torch.arange(len(labels))]
+        losses = torch.nn.functional.cross_entropy(
+            logits, torch.from_numpy(labels), reduction="none"
+        )
+        return losses.numpy(), logits.argmax(dim=1).numpy() == labels
+
+    heads = fit(features)
+    loss, is_correct = evaluate(heads, features)
+    effects = {}
+    for key, view in views.items():
+        view_loss, is_view_correct = evaluate(heads, view)
+        fitted_loss, _ = evaluate(fit(features, view), features)
+        effects[key] = ViewEffect.from_images(
+            (loss, view_loss), (is_correct, is_view_correct), fitted_loss
+        )
+    return effects
+
+
+def _flip(images: Tensor, name: str) -> Tensor:
+    """Return images (B, H, W, C) after a flip or a turn; only square images can be turned."""
+    if name == ROT90:
+        return images.rot90(1, (1, 2))
+    return images.flip(2 if name == HFLIP else 1)

@@ -70,6 +70,7 @@ def choose_recipe(config: Config, facts: Facts) -> dict[str, Choice]:
         "optim.layer_decay": _choose_layer_decay(facts),
         "optim.swa_fraction": Choice(0.0),
         "imbalance.strategy": _choose_imbalance_strategy(config, facts),
+        "imbalance.post_hoc_strength": _choose_post_hoc_strength(config, facts),
         "calibration.enabled": _choose_calibration(facts),
         "trainer.monitor": _choose_monitor(facts),
     }
@@ -87,7 +88,6 @@ def _choose_probe(config: Config, facts: Facts) -> Choice:
         return Choice("off", "no pretrained weights")
     if not facts.has_linear_head:
         return Choice("off", "the classifier is not a single linear layer")
-        "imbalance.post_hoc_strength": _choose_post_hoc_strength(config, facts),
     return Choice(
         "off",
         f"with trainer.strategy={config.trainer.strategy}, no process holds the whole network",
@@ -225,6 +225,14 @@ def _choose_imbalance_strategy(config: Config, facts: Facts) -> Choice:
     return Choice("post_hoc", ratio)
 
 
+def _choose_post_hoc_strength(config: Config, facts: Facts) -> Choice:
+    """On held-out images if ``post_hoc`` itself is an automatic choice; in full if requested."""
+    is_automatic = config.imbalance.strategy == "auto"
+    if is_automatic and _choose_imbalance_strategy(config, facts).value == "post_hoc":
+        return Choice("held_out", "chosen after training; 0 where none is clearly better")
+    return Choice(1.0)
+
+
 def _choose_monitor(facts: Facts) -> Choice:
     ratio = f"imbalance ratio {facts.imbalance_ratio:.3g}"
     if facts.imbalance_ratio > MACRO_F1_MIN_RATIO:
@@ -245,11 +253,3 @@ def _count_micro_batches(config: Config, facts: Facts) -> int:
     nodes = facts.num_nodes if isinstance(trainer.num_nodes, str) else trainer.num_nodes
     accumulate = trainer.accumulate_grad_batches
     return devices * nodes * (1 if isinstance(accumulate, str) else accumulate)
-def _choose_post_hoc_strength(config: Config, facts: Facts) -> Choice:
-    """On held-out images if ``post_hoc`` itself is an automatic choice; in full if requested."""
-    is_automatic = config.imbalance.strategy == "auto"
-    if is_automatic and _choose_imbalance_strategy(config, facts).value == "post_hoc":
-        return Choice("held_out", "chosen after training; 0 where none is clearly better")
-    return Choice(1.0)
-
-

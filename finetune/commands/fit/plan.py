@@ -94,17 +94,17 @@ def _describe_data(training: Training, *, num_rejected: int) -> dict[str, Any]:
 
 def _describe_imbalance(training: Training) -> dict[str, Any]:
     imbalance, start_epoch = training.config.imbalance, training.class_weights_start_epoch
+    is_post_hoc = imbalance.head_rebalancing == "post_hoc"
     return {
         "imbalance": imbalance.strategy,
         "sampler": imbalance.sampler,
-    is_post_hoc = imbalance.head_rebalancing == "post_hoc"
         "class_weights": imbalance.class_weights,
         "class_weights_start_epoch": None if start_epoch is None else start_epoch + 1,
         "head_rebalancing": imbalance.head_rebalancing,
+        "post_hoc_strength": imbalance.post_hoc_strength if is_post_hoc else None,
     }
 
 
-        "post_hoc_strength": imbalance.post_hoc_strength if is_post_hoc else None,
 def _find_unused_keys(training: Training) -> tuple[str, ...]:
     if not training.is_probe_only or training.probe is None:
         return ()

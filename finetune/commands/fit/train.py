@@ -205,6 +205,8 @@ def _fit_probe(
     row["train/loss"] = result.train_loss
     # the epoch before the first one, or the only one
     tracker.csv.record(row, epoch=0 if training.is_probe_only else -1, step=0)
+    if needs_strength(training):
+        save_probe_predictions(run, training, result)
     save_probe(module, module.card, result, run.best_checkpoint_path)
     score = row[f"val/{trainer.monitor}"]
     if rendezvous is not None:
@@ -223,8 +225,6 @@ def _rebalance_head(run: RunFolder, training: Training, reporter: Reporter) -> N
     method = training.config.imbalance.head_rebalancing
     if method not in ("crt", "tau_norm") or is_rebalanced(run.best_checkpoint_path):
         return
-    if needs_strength(training):
-        save_probe_predictions(run, training, result)
     assert training.probe is not None, "checked in builders/constraints.py"
     device = get_process_device(training.config.trainer.accelerator, 0)
     groups = group_samples(training.manifest.get_samples(Split.TRAIN))

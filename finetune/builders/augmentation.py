@@ -21,13 +21,13 @@ from finetune.units import format_percent
 CROP_SCALES = (0.35, 0.5, 0.65, 0.8)
 """Smallest areas of random crops to choose from, besides that of the preset and 1."""
 
-MIN_HARDER_Z_SCORE, MIN_LOSS_CHANGE = 2.33, 0.05
-"""Increase of held-out log loss from which flipped images are harder: in standard errors (one-sided
-1%), and relative to the loss."""
+MIN_HARDER_Z_SCORE, MIN_LOSS_CHANGE = 2.0, 0.05
+"""Increase of held-out log loss from which flipped images are harder: in standard errors, and
+relative to the loss."""
 
-MAX_HELPFUL_Z_SCORE = -2.0
+MAX_HELPFUL_Z_SCORE = -1.64
 """Change of held-out log loss in standard errors up to which turned images help heads that are also
-fitted to them."""
+fitted to them (one-sided 5%)."""
 
 MIN_CROP_ACCURACY, MIN_CROP_Z_SCORE = 0.85, 2.0
 """Held-out accuracy on random crops, relative to whole images, below which they cut too much; and

@@ -164,7 +164,7 @@ def plan_last_stage(
         depth=depth,
         settings=settings,
         make_optimizer=make_optimizer,
-        monitor=config.trainer.monitor,
+        monitor=config.checkpoint.monitor,
         num_bytes=num_bytes,
     )
 

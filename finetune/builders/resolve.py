@@ -19,12 +19,13 @@ from finetune.data.samplers.epoch_sampler import compute_effective_batch_size
 from finetune.data.samplers.sampling_weights import count_draws
 from finetune.data.training_data import TrainingData
 from finetune.distributed.launch import LaunchInfo, detect_launch
+from finetune.errors import ConfigError
 from finetune.lookup import has_parameter, look_up
 from finetune.losses import LOSSES
 from finetune.models.backbone import Network, is_size_agnostic
 from finetune.models.classifier import has_batch_norm
 from finetune.models.head import find_linear_head
-from finetune.models.layer_groups import compute_weight_rms, find_layer_groups
+from finetune.models.layer_groups import find_layer_groups
 from finetune.models.throughput import compute_depthwise_density
 from finetune.models.weights import is_pretrained
 from finetune.system.hardware import count_available_cores
@@ -128,11 +129,18 @@ def resolve_config(
             it becomes 0.
 
     Raises:
-        ConfigError: Settings of imbalanced classes contradict each other, or a loss does not exist.
+        ConfigError: Settings contradict each other, or a loss does not exist.
     """
     facts = _collect_facts(config, data, network)
     chosen = choose_auto_values(config, facts)
     config = replace_values(config, {key: choice.value for key, choice in chosen.items()})
+    optim = config.optim
+    if not is_resumed and optim.lr != "auto" and optim.feature_change != 1:
+        raise ConfigError(
+            f"optim.feature_change={optim.feature_change:g} cannot apply to optim.lr={optim.lr:g}: "
+            f"a learning rate follows from it where one is measured, with adamw after a linear "
+            f"probe. Leave one of them out."
+        )
     config = apply_imbalance_strategy(config)
     smoothing = _resolve_label_smoothing(config)
     resolved = ResolvedConfig.from_config(
@@ -183,7 +191,6 @@ def _collect_facts(config: Config, data: TrainingData, network: Network) -> Fact
         num_val_images=len(data.val),
         is_pretrained=is_pretrained(config.model.weights),
         num_groups=len(groups),
-        weight_rms=compute_weight_rms(network.module, groups[min(1, len(groups) - 1)]),
         has_linear_head=find_linear_head(network.module) is not None,
         has_batch_norm=has_batch_norm(network.module),
         supports_any_size=is_size_agnostic(

@@ -16,7 +16,11 @@ from finetune.builders.pixel_cache import (
 )
 from finetune.builders.probe_plan import describe_flips, plan_probe, resolve_probe_flips
 from finetune.builders.resolve import ResolveResult, build_run_spec, resolve_config
-from finetune.builders.schedules import build_depth_schedule, build_recipe
+from finetune.builders.schedules import (
+    build_depth_schedule,
+    build_learning_rates,
+    build_recipe,
+)
 from finetune.bundle.model_card import ModelCard
 from finetune.config.facts import Choice, Facts
 from finetune.config.load import replace_values
@@ -33,7 +37,6 @@ from finetune.probe.linear_probe import ProbePlan
 from finetune.system.hardware import prepare_accelerator
 from finetune.training.datamodule import ImageDataModule, LoaderOptions
 from finetune.training.module import ClassificationModule
-from finetune.training.param_groups import compute_learning_rates
 from finetune.types import Phase, PreprocessSpec, Reporter
 
 
@@ -52,7 +55,8 @@ class Training:
         no_cache_reason: Reason for no cache; empty with one.
         probe: Plan of the linear probe that the run starts with; None without one.
         phases: Phases of the unfreeze schedule.
-        peak_learning_rates: Peak learning rate of each layer group, from the head.
+        peak_learning_rates: Peak learning rate of each layer group, from the head; those of
+            ``recipe.HEAD_LR`` until they are measured.
         images_per_epoch: Training images that an epoch draws; only whole batches train.
         batch_size: Global batch size.
         min_micro_batch_size: Images that a process must hold at once: 1 or 2.
@@ -187,12 +191,7 @@ def _assemble(
     )
     network = replace(network, module=classifier.network)
     transform = build_train_transform(config, data, network)
-    peak_learning_rates = compute_learning_rates(
-        len(classifier.groups),
-        lr=config.optim.lr,
-        backbone_scale=config.optim.backbone_lr_scale,
-        layer_decay=config.optim.layer_decay,
-    )
+    peak_learning_rates = build_learning_rates(config.optim, len(classifier.groups))
     recipe = build_recipe(run, balance, depth_schedule, peak_learning_rates)
     is_flipped = resolve_probe_flips(config, transform, num_images=len(data.train))
     if not (

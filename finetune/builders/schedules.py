@@ -8,13 +8,22 @@ import torch
 from finetune.builders.model_prior import ClassBalance
 from finetune.builders.resolve import RunSpec
 from finetune.config.learning import LrScheduleConfig, UnfreezeConfig
-from finetune.config.resolved import ResolvedConfig, ResolvedOptimConfig
+from finetune.config.recipe import HEAD_LR, UNMEASURED_BACKBONE_LR_SCALE
+from finetune.config.resolved import (
+    ResolvedConfig,
+    ResolvedLrScheduleConfig,
+    ResolvedOptimConfig,
+)
 from finetune.errors import ConfigError, FinetuneError
 from finetune.lookup import check_params, has_parameter, look_up
 from finetune.models.classifier import ImageClassifier
 from finetune.training.mixup import Mixup
 from finetune.training.module import Recipe
-from finetune.training.param_groups import build_param_groups, create_optimizer
+from finetune.training.param_groups import (
+    build_param_groups,
+    compute_learning_rates,
+    create_optimizer,
+)
 from finetune.training.schedules.learning_rate import LR_SCHEDULES, compute_lr_factor
 from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES, resolve_depth
 from finetune.training.trainer import TrainerOptions
@@ -64,7 +73,7 @@ def build_trainer_options(config: ResolvedConfig) -> TrainerOptions:
     trainer = config.trainer
     return TrainerOptions(
         max_epochs=trainer.epochs,
-        monitor=f"val/{trainer.monitor}",
+        monitor=f"val/{config.checkpoint.monitor}",
         accelerator=trainer.accelerator,
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
@@ -119,7 +128,7 @@ def build_depth_schedule(unfreeze: UnfreezeConfig, num_groups: int) -> Callable[
 
 
 def build_lr_lambda(
-    lr_schedule: LrScheduleConfig, *, num_steps: int, phase_starts: Sequence[int] = (0,)
+    lr_schedule: ResolvedLrScheduleConfig, *, num_steps: int, phase_starts: Sequence[int] = (0,)
 ) -> Callable[[int], float]:
     """Return the factor of the peak learning rates as a function of the step.
 
@@ -144,6 +153,27 @@ def build_lr_lambda(
         num_steps=num_steps,
         warmup_steps=round(lr_schedule.warmup_fraction * num_steps),
         phase_starts=phase_starts,
+    )
+
+
+def build_learning_rates(
+    optim: ResolvedOptimConfig, num_groups: int, *, lr: float | None = None
+) -> list[float]:
+    """Return the peak learning rate of each layer group, from the head.
+
+    Args:
+        optim: Section of the config.
+        num_groups: Layer groups of the network, the head included.
+        lr: Learning rate of the head in place of the config's. Until that is measured, rates that
+            are safe for most backbones take its place.
+    """
+    backbone_scale = optim.backbone_lr_scale
+    if lr is None:
+        lr = optim.lr if optim.lr != "auto" else HEAD_LR[optim.name]
+        if optim.lr == "auto":
+            backbone_scale = UNMEASURED_BACKBONE_LR_SCALE[optim.name]
+    return compute_learning_rates(
+        num_groups, lr=lr, backbone_scale=backbone_scale, layer_decay=optim.layer_decay
     )
 
 

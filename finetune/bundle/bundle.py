@@ -41,7 +41,8 @@ _PACKAGES = {
 }
 """Key in ``finetune.json`` to the name of the distribution."""
 
-_NETWORK_PREFIX = "classifier.network."
+NETWORK_PREFIX = "classifier.network."
+"""Prefix of the network's tensors in the ``state_dict`` of a checkpoint."""
 
 AVERAGE_KEY = "average"
 """Checkpoint key of averaged weights, by their names in its ``state_dict``, if there are any. They
@@ -154,7 +155,7 @@ def _load_checkpoint(file: Path) -> ModelBundle:
         card = ModelCard.from_json(checkpoint[CARD_KEY])
         averaged = checkpoint.get(AVERAGE_KEY, {}).get("tensors", {})
         state = {
-            name.removeprefix(_NETWORK_PREFIX): averaged.get(name, value)
+            name.removeprefix(NETWORK_PREFIX): averaged.get(name, value)
             for name, value in checkpoint["state_dict"].items()
         }
         return ModelBundle(_build_network(card, state), card, file)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from finetune.builders import Training, choose_geometry, find_unmeasured_keys, get_crop_scales
-from finetune.commands.fit.measured import apply_measured
+from finetune.commands.measurement.measured import apply_measured
 from finetune.config.auto import MAX_MEASURED_IMAGES
 from finetune.config.data import PRESET_CROP_SCALES
 from finetune.config.facts import Choice

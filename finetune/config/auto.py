@@ -11,15 +11,15 @@ from finetune.config.facts import Choice, Facts
 from finetune.config.recipe import choose_recipe
 from finetune.config.schema import Config
 
+MAX_MEASURED_IMAGES = 400
+"""Training images, at most, whose views decide on flips, turns and crops."""
+
 
 MAX_DEPTHWISE_DENSITY = 2.0
 """Depthwise outputs per thousand multiply-adds up to which a CPU trains faster in bfloat16.
 
 Measured with 18 networks, see ``scripts/benchmarks/README.md``.
 """
-
-MAX_MEASURED_IMAGES = 400
-"""Training images, at most, whose views decide on flips, turns and crops."""
 
 
 def choose_auto_values(config: Config, facts: Facts) -> dict[str, Choice]:

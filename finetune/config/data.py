@@ -148,13 +148,13 @@ class AugmentConfig(Section):
     )
     hflip: Switch = Field(
         "auto",
-        description="flip half of the training images horizontally; auto: on, unless the linear "
-        "probe shows that a flip changes the class, as of digits and text",
+        description="flip half of the training images horizontally; auto: on, unless linear heads "
+        "do worse on flipped images, as on digits and text",
     )
     vflip: Switch = Field(
         "auto",
-        description="flip half of the training images vertically; auto: on if the linear probe "
-        "loses nothing by it, as in images from above or through a microscope",
+        description="flip half of the training images vertically; auto: on if linear heads "
+        "gain by it, as on images from above or through a microscope",
     )
     rot90: Switch = Field(
         "auto",
@@ -163,8 +163,8 @@ class AugmentConfig(Section):
     min_crop_scale: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
         "auto",
         description="smallest area of random crops, relative to the image; 1: whole images; auto: "
-        "light 0.5, medium 0.35, strong 0.2, and more where the linear probe shows that crops "
-        "change the class",
+        "light 0.5, medium 0.35, strong 0.2, and more where linear heads do much worse on "
+        "crops",
     )
     rare_class_preset: Annotated[
         Literal["off", "light", "medium", "strong"], BeforeValidator(coerce_on_off)

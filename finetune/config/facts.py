@@ -14,7 +14,6 @@ class Facts:
         num_val_images: Number of validation images.
         is_pretrained: Whether the backbone starts from pretrained weights.
         num_groups: Layer groups of the network, the head included.
-        weight_rms: Root mean square of the weights of the last group before the head.
         has_linear_head: Whether the classifier is one linear layer.
         has_batch_norm: Whether the network has BatchNorm layers.
         supports_any_size: Whether the network accepts images of ``compute_fixres_train_size``
@@ -37,7 +36,6 @@ class Facts:
     free_cores: int
     num_val_images: int = 0
     depthwise_density: float = 0.0
-    weight_rms: float = 0.02
     has_linear_head: bool = True
     has_batch_norm: bool = True
     supports_any_size: bool = True

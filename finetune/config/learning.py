@@ -118,7 +118,7 @@ class ImbalanceConfig(Section):
         "auto",
         description="strength of post_hoc, from 0 (probabilities as trained) to 1 (classes of "
         "equal size); held_out: chosen after training on held-out images for trainer.monitor, 0 "
-        "unless the gain is certain; auto: held_out if strategy is auto, else 1",
+        "where none is clearly better; auto: held_out if strategy is auto, else 1",
     )
     allow_double_correction: bool = Field(
         False, description="allow several settings that correct the same imbalance"
@@ -132,13 +132,21 @@ class OptimConfig(Section):
         str, AfterValidator(build_name_validator(OPTIMIZER_NAMES, allow_custom=False))
     ] = Field("adamw", description="adamw, or sgd with Nesterov momentum")
     lr: Annotated[float, Field(gt=0, le=100)] | Auto = Field(
-        "auto", description="peak learning rate of the head; auto: adamw 0.001, sgd 0.01"
+        "auto",
+        description="peak learning rate of the head; auto: with adamw after a linear probe, the "
+        "rate measured by feature_change, else adamw 0.001, sgd 0.01",
+    )
+    feature_change: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="change of the features by a step at the measured learning rate, extrapolated "
+        "from small steps, as a fraction of their spread",
     )
     backbone_lr_scale: Annotated[float, Field(gt=0, le=10)] | Auto = Field(
         "auto",
-        description="learning rate of the last backbone group divided by lr; auto: with adamw "
-        "such that a step changes its weights by 2% of their RMS, with sgd 0.05, with random "
-        "weights 1",
+        description="learning rate of the last backbone group divided by lr; auto: 1 with adamw "
+        "after a linear probe and with random weights, else adamw 0.1, sgd 0.05",
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
         "auto",
@@ -174,11 +182,10 @@ class LrScheduleConfig(Section):
     name: Annotated[str, AfterValidator(build_name_validator(LR_SCHEDULE_NAMES))] = Field(
         "cosine", description="cosine, linear, constant or package.module:function"
     )
-    warmup_fraction: float = Field(
-        0.05,
-        ge=0,
-        le=0.5,
-        description="fraction of all steps for a linear warm-up, repeated after each unfreezing",
+    warmup_fraction: Annotated[float, Field(ge=0, le=0.5)] | Auto = Field(
+        "auto",
+        description="fraction of all steps for a linear warm-up, repeated after each unfreezing; "
+        "auto: 0.05, after a linear probe enough for 30 steps, at most 0.3",
     )
     final_factor: float = Field(
         0.01,

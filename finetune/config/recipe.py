@@ -4,6 +4,8 @@ They depend on the data and the backbone only, following the BiT-HyperRule (Kole
 https://arxiv.org/abs/1912.11370).
 """
 
+from collections.abc import Mapping
+
 from finetune.config.facts import Choice, Facts
 from finetune.config.schema import Config
 
@@ -14,6 +16,7 @@ POST_HOC_MIN_RATIO = 5.0
 """Imbalance ratio from which probabilities may be adjusted towards classes of equal size."""
 
 HEAD_LR = {"adamw": 1e-3, "sgd": 1e-2}
+"""Learning rate of the head where none is measured."""
 
 FIXRES_TRAIN_RATIO = 0.7
 """Side of training images divided by that of evaluation."""
@@ -21,14 +24,17 @@ FIXRES_TRAIN_RATIO = 0.7
 FIXRES_MIN_IMAGE_SIZE = 160
 """Side of evaluation images in pixels from which training images are smaller."""
 
-BACKBONE_RELATIVE_STEP = 0.02
-"""Change of the last backbone group's weights by a step of AdamW, as a fraction of their RMS."""
-
-MAX_LR_WITHOUT_BATCH_NORM = 1e-4
-"""Largest learning rate of the last backbone group without BatchNorm, where none was measured."""
+UNMEASURED_BACKBONE_LR_SCALE = {"adamw": 0.1, "sgd": 0.05}
+"""Learning rate of the last backbone group divided by that of the head, where none is measured."""
 
 CROP_VIEWS_IMAGE_LIMIT = 1_000
 """Number of training images below which the probe is also fitted to a centre crop of each."""
+
+WARMUP_FRACTION, MAX_WARMUP_FRACTION = 0.05, 0.3
+"""Least and largest fraction of the steps for the warm-up of the learning rate."""
+
+WARMUP_STEPS = 30
+"""Steps for the warm-up after a linear probe, if ``MAX_WARMUP_FRACTION`` allows for them."""
 
 LAST_STAGE_EPOCHS = 6
 """Epochs of a probe deeper than the head on its cached activations."""
@@ -42,6 +48,17 @@ Fitting it to N images costs about 1 / (2 N) of log loss on other images.
 
 def choose_recipe(config: Config, facts: Facts) -> dict[str, Choice]:
     """Return the choices for the settings that determine accuracy, by dotted key."""
+    choices = _choose_independent_settings(config, facts)
+    num_steps = _count_steps(config, facts, choices)
+    switch = config.probe.enabled
+    has_fitted_head = (choices["probe.enabled"].value if switch == "auto" else switch) == "on"
+    return {
+        **choices,
+        "lr_schedule.warmup_fraction": _choose_warmup(num_steps, has_fitted_head=has_fitted_head),
+    }
+
+
+def _choose_independent_settings(config: Config, facts: Facts) -> dict[str, Choice]:
     switch = config.probe.enabled
     probed = _supports_probe(config, facts) if switch == "auto" else switch == "on"
     probe_only = probed and config.unfreeze.name == "linear_probe"
@@ -65,14 +82,15 @@ def choose_recipe(config: Config, facts: Facts) -> dict[str, Choice]:
         "data.train_image_size": _choose_train_sizes(config, facts, is_probe_only=probe_only),
         "model.batch_norm": _choose_batch_norm(facts),
         "augment.name": Choice("medium", "random crops, horizontal flips and color jitter"),
-        "optim.lr": _choose_lr(config),
-        "optim.backbone_lr_scale": _choose_backbone_lr_scale(config, facts),
+        "optim.lr": _choose_lr(config, has_probe=probed and not probe_only),
+        "optim.backbone_lr_scale": _choose_backbone_lr_scale(config, facts, has_probe=probed),
         "optim.layer_decay": _choose_layer_decay(facts),
         "optim.swa_fraction": Choice(0.0),
         "imbalance.strategy": _choose_imbalance_strategy(config, facts),
         "imbalance.post_hoc_strength": _choose_post_hoc_strength(config, facts),
         "calibration.enabled": _choose_calibration(facts),
         "trainer.monitor": _choose_monitor(facts),
+        "checkpoint.monitor": _choose_checkpoint_monitor(config),
     }
 
 
@@ -181,23 +199,44 @@ def _choose_batch_norm(facts: Facts) -> Choice:
     return Choice("train", "no pretrained running statistics")
 
 
-def _choose_lr(config: Config) -> Choice:
+def _choose_lr(config: Config, *, has_probe: bool) -> Choice:
+    """Measured from a fitted head, as the rates that suit pretrained backbones differ tenfold."""
+    if has_probe and config.optim.name == "adamw":
+        return Choice("auto", "measured after the probe, by how far steps change the features")
     return Choice(HEAD_LR[config.optim.name], f"default of the head with {config.optim.name}")
 
 
-def _choose_backbone_lr_scale(config: Config, facts: Facts) -> Choice:
-    """Relative to the weights' RMS, as an AdamW step moves each weight by about its rate."""
+def _choose_backbone_lr_scale(config: Config, facts: Facts, *, has_probe: bool) -> Choice:
     if not facts.is_pretrained:
         return Choice(1.0, "no pretrained weights")
-    if config.optim.name != "adamw":
-        return Choice(0.05, "pretrained weights: small backbone learning rate")
-    maximum = 10.0 if facts.has_batch_norm else MAX_LR_WITHOUT_BATCH_NORM / HEAD_LR["adamw"]
-    scale = min(maximum, max(1e-4, BACKBONE_RELATIVE_STEP * facts.weight_rms / HEAD_LR["adamw"]))
-    scale = float(f"{scale:.2g}")
-    lr = HEAD_LR["adamw"] if config.optim.lr == "auto" else config.optim.lr
-    step = lr * scale / max(facts.weight_rms, 1e-12)
-    size = f"{facts.weight_rms:.2g}"
-    return Choice(scale, f"a step changes the last stage (weight RMS {size}) by {step:.1%}")
+    if has_probe and config.optim.name == "adamw":
+        return Choice(1.0, "the probe provides a fitted head")
+    scale = UNMEASURED_BACKBONE_LR_SCALE[config.optim.name]
+    return Choice(scale, "pretrained weights: small backbone learning rate")
+
+
+def _count_steps(config: Config, facts: Facts, choices: Mapping[str, Choice]) -> int:
+    """Return the number of optimizer steps of a run."""
+    epochs = choices["trainer.epochs"].value
+    if config.trainer.epochs != "auto":
+        epochs = config.trainer.epochs
+    batch_size = choices["trainer.batch_size"].value
+    if config.trainer.batch_size != "auto":
+        batch_size = config.trainer.batch_size
+    num_steps: int = epochs * max(1, facts.num_images // batch_size)
+    return num_steps
+
+
+def _choose_warmup(num_steps: int, *, has_fitted_head: bool) -> Choice:
+    """Longer from a fitted head, which the first steps of AdamW would spoil.
+
+    They are the largest: with gradients of one or two batches, nearly every weight moves by the
+    learning rate, and all in the direction of these few images.
+    """
+    if not has_fitted_head:
+        return Choice(WARMUP_FRACTION)
+    fraction = min(MAX_WARMUP_FRACTION, max(WARMUP_FRACTION, WARMUP_STEPS / max(1, num_steps)))
+    return Choice(round(fraction, 3), f"{WARMUP_STEPS} steps or less to keep what the probe knows")
 
 
 def _choose_layer_decay(facts: Facts) -> Choice:
@@ -238,6 +277,12 @@ def _choose_monitor(facts: Facts) -> Choice:
     if facts.imbalance_ratio > MACRO_F1_MIN_RATIO:
         return Choice("macro_f1", ratio)
     return Choice("accuracy", ratio)
+
+
+def _choose_checkpoint_monitor(config: Config) -> Choice:
+    if config.trainer.monitor != "auto":
+        return Choice(config.trainer.monitor, "trainer.monitor is set")
+    return Choice("calibrated_loss", "varies less between few images than a rate of errors")
 
 
 def _choose_batch_size(num_images: int, *, num_micro_batches: int) -> int:

@@ -13,10 +13,11 @@ from finetune.config.learning import (
     CalibrationConfig,
     ImbalanceConfig,
     LossConfig,
+    LrScheduleConfig,
     OptimConfig,
     ProbeConfig,
 )
-from finetune.config.schema import Config, ModelConfig, TrainerConfig
+from finetune.config.schema import CheckpointConfig, Config, ModelConfig, TrainerConfig
 from finetune.errors import ConfigError
 
 Count = Annotated[int, Field(ge=1)]
@@ -54,16 +55,22 @@ class ResolvedImbalanceConfig(ImbalanceConfig):
 
     class_weights_start_fraction: Annotated[float, Field(ge=0, lt=1)]
     head_rebalancing: Literal["none", "crt", "tau_norm", "post_hoc"]
-
     post_hoc_strength: Annotated[float, Field(ge=0, le=1)] | Literal["held_out"]
 
-class ResolvedOptimConfig(OptimConfig):
-    """Optimizer and its learning rates."""
 
-    lr: Annotated[float, Field(gt=0, le=100)]
+class ResolvedOptimConfig(OptimConfig):
+    """Optimizer and its learning rates; ``lr`` is "auto" until a run has measured it."""
+
+    lr: Annotated[float, Field(gt=0, le=100)] | Literal["auto"]
     backbone_lr_scale: Annotated[float, Field(gt=0, le=10)]
     layer_decay: Annotated[float, Field(gt=0, le=1)]
     swa_fraction: Annotated[float, Field(ge=0, le=1)]
+
+
+class ResolvedLrScheduleConfig(LrScheduleConfig):
+    """Schedule of the learning rates."""
+
+    warmup_fraction: Annotated[float, Field(ge=0, le=0.5)]
 
 
 class ResolvedLossConfig(LossConfig):
@@ -85,6 +92,12 @@ class ResolvedTrainerConfig(TrainerConfig):
     monitor: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"]
 
 
+class ResolvedCheckpointConfig(CheckpointConfig):
+    """Choice of the best epoch, and checkpoints within an epoch."""
+
+    monitor: Literal["calibrated_loss", "loss", "accuracy", "balanced_accuracy", "macro_f1"]
+
+
 class ResolvedCalibrationConfig(CalibrationConfig):
     """Calibration of the best model's probabilities."""
 
@@ -99,8 +112,10 @@ class ResolvedConfig(Config):
     probe: ResolvedProbeConfig
     imbalance: ResolvedImbalanceConfig
     optim: ResolvedOptimConfig
+    lr_schedule: ResolvedLrScheduleConfig
     loss: ResolvedLossConfig
     trainer: ResolvedTrainerConfig
+    checkpoint: ResolvedCheckpointConfig
     calibration: ResolvedCalibrationConfig
 
     @classmethod

@@ -99,8 +99,8 @@ class TrainerConfig(Section):
     )
     monitor: Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "loss"] = Field(
         "auto",
-        description="validation metric that selects the best epoch; auto: macro_f1 above an "
-        "imbalance ratio of 2, else accuracy",
+        description="validation metric that the run is judged by, and, if it is set, that selects "
+        "the best epoch; auto: macro_f1 above an imbalance ratio of 2, else accuracy",
     )
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(
         None,
@@ -115,8 +115,16 @@ class TrainerConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """Checkpoints in addition to those at the end of every epoch."""
+    """Choice of the best epoch, and checkpoints within an epoch."""
 
+    monitor: Literal[
+        "auto", "calibrated_loss", "loss", "accuracy", "balanced_accuracy", "macro_f1"
+    ] = Field(
+        "auto",
+        description="validation metric that selects the best epoch; calibrated_loss is the log "
+        "loss after the temperature that suits these images best; auto: trainer.monitor if it is "
+        "set, else calibrated_loss",
+    )
     every_minutes: Annotated[float, Field(gt=0)] | None = Field(
         10.0,
         description="minutes between checkpoints within an epoch, in case of a crash; null: "

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from timm.models import group_parameters
 from torch import nn
 
@@ -26,21 +25,6 @@ class LayerGroup:
     parameter_names: tuple[str, ...]
     num_parameters: int
     vector_names: frozenset[str]
-
-
-def compute_weight_rms(network: nn.Module, group: LayerGroup) -> float:
-    """Return the median of the root mean squares of a group's weight matrices.
-
-    A step of AdamW changes each weight by about the learning rate, whatever the gradient: divided
-    by this, that is the relative change of a layer per step. Networks differ in it widely.
-    """
-    parameters = dict(network.named_parameters())
-    rms = [
-        parameters[name].detach().float().square().mean().sqrt()
-        for name in group.parameter_names
-        if name not in group.vector_names
-    ]
-    return float(torch.stack(rms).median())
 
 
 def find_layer_groups(network: nn.Module) -> tuple[LayerGroup, ...]:

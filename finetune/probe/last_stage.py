@@ -35,7 +35,7 @@ class LastStagePlan:
         depth: Number of layer groups that train, the head included; 2 or more.
         settings: Hyperparameters of the training.
         make_optimizer: Function of the classifier to an optimiser of its trainable parameters.
-        monitor: Metric that selects the best epoch: "loss", or one to maximise.
+        monitor: Metric that selects the best epoch: a loss, or one to maximise.
         num_bytes: Size of all cached activations.
     """
 
@@ -164,7 +164,7 @@ def fit_last_stage(
 
 def _compute_score(metrics: Mapping[str, float], monitor: str) -> float:
     """Return the monitored metric, negated if it is to be minimised."""
-    return -metrics[monitor] if monitor == "loss" else metrics[monitor]
+    return -metrics[monitor] if monitor.endswith("loss") else metrics[monitor]
 
 
 @contextmanager

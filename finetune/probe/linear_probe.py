@@ -16,11 +16,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from finetune.bundle.model_card import CARD_KEY
 from finetune.distributed.rendezvous import Rendezvous
-from finetune.evaluation.metrics import evaluate_probabilities
+from finetune.evaluation.validation import compute_validation_metrics
 from finetune.models.classifier import ImageClassifier, eval_mode
 from finetune.models.head import set_head
 from finetune.probe.cached_extractor import CachedFeatureExtractor, ExtractionPlan
@@ -33,16 +32,11 @@ from finetune.probe.last_stage import (
     LastStageResult,
     fit_last_stage,
 )
-from finetune.system.files import write_file_atomically
 from finetune.types import Reporter
 
 GroupFinder = Callable[[Sequence[StoredFeatures]], NDArray[np.int64]]
 """Function from the features of the training images and of the validation images to the groups of
 the training images, in the form of ``encode_groups``."""
-
-PROBE_KEY = "probe"
-"""Key of the probe's result in a checkpoint that ``save_probe`` writes."""
-
 
 @dataclass(frozen=True, slots=True)
 class ProbeImages:
@@ -255,12 +249,12 @@ def _compute_metrics(probabilities: Tensor, plan: ProbePlan) -> Mapping[str, flo
     """Return the metrics of the validation images from their class probabilities (N, K)."""
     targets = torch.from_numpy(plan.val.labels)
     train_counts = np.bincount(plan.train.labels, minlength=len(plan.classes)).tolist()
-    return evaluate_probabilities(
+    return compute_validation_metrics(
         _shift_probabilities(probabilities, plan),
         targets,
         classes=plan.classes,
         train_counts=train_counts,
-    ).metrics
+    )
 
 
 def _compute_offset_probabilities(logits: Tensor, plan: ProbePlan) -> Tensor:
@@ -295,20 +289,3 @@ def broadcast_weights(classifier: ImageClassifier) -> None:
     """Send the parameters and buffers of rank 0, which alone has read the weights, to all ranks."""
     for tensor in classifier.state_dict().values():
         dist.broadcast(tensor, src=0)
-
-
-def save_probe(module: nn.Module, card: Mapping[str, Any], result: ProbeResult, file: Path) -> None:
-    """Write a network with its fitted head as a checkpoint, the best model so far.
-
-    Raises:
-        StorageError: The disk is full or fails.
-    """
-    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-    checkpoint = {"state_dict": state, CARD_KEY: card, PROBE_KEY: result.to_json()}
-    with write_file_atomically(file) as temporary, temporary.open("wb") as stream:
-        torch.save(checkpoint, stream)
-
-
-def is_probe_checkpoint(file: Path) -> bool:
-    """Return whether a checkpoint was written by ``save_probe``."""
-    return PROBE_KEY in torch.load(file, map_location="cpu", weights_only=True, mmap=True)

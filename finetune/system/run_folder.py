@@ -74,19 +74,24 @@ class RunFolder:
         return self.path / "checkpoints" / "best.ckpt"
 
     @property
+    def start_checkpoint_path(self) -> Path:
+        """Checkpoint of the network with the probe's head, as the first epoch starts from it."""
+        return self.path / "checkpoints" / "start.ckpt"
+
+    @property
     def last_checkpoint_path(self) -> Path:
         """Most recent checkpoint, written at the end or in the middle of an epoch."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
-    def bundle_dir(self) -> Path:
-        """Bundle of the finished model."""
-        return self.path / "bundle"
-
-    @property
     def probe_predictions_path(self) -> Path:
         """Out-of-fold logits of the training images by the linear probe."""
         return self.path / "checkpoints" / "probe_predictions.npz"
+
+    @property
+    def bundle_dir(self) -> Path:
+        """Bundle of the finished model."""
+        return self.path / "bundle"
 
     @property
     def done_marker_path(self) -> Path:

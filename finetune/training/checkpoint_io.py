@@ -7,6 +7,7 @@ from zipfile import BadZipFile, ZipFile
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import nn
 
 from finetune.bundle.model_card import CARD_KEY
 from finetune.errors import RunFolderError, StorageError
@@ -17,6 +18,9 @@ from finetune.training.callbacks.mid_epoch_resume import RESUME_STATE_KEY, Resum
 BEST_STATE_KEY = "checkpoint/best"
 LAST_STATE_KEY = "checkpoint/last"
 EARLY_STOPPING_STATE_KEY = "early_stopping"
+
+PROBE_KEY = "probe"
+"""Key of the result of a linear probe in a checkpoint with its head."""
 
 
 def rename_callback_states(states: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,3 +123,35 @@ def _build_corruption_error(path: Path, reason: str) -> RunFolderError:
         f"{path} is damaged ({reason}). Restore it from a backup, or remove it to restart the run "
         f"from its first epoch."
     )
+
+
+def save_probe(
+    module: nn.Module,
+    card: Mapping[str, Any],
+    result: Mapping[str, Any],
+    file: Path,
+    *,
+    head_temperature: float = 1.0,
+) -> None:
+    """Write a network with the fitted head of a linear probe as a checkpoint.
+
+    Args:
+        module: Module with the network.
+        card: Model card, as JSON values.
+        result: Result of the probe, as JSON values; stored under ``PROBE_KEY``.
+        file: File to write.
+        head_temperature: Divisor of the head's weight and bias since the probe was fitted.
+
+    Raises:
+        StorageError: The disk is full or fails.
+    """
+    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    probe = {**result, "head_temperature": head_temperature}
+    checkpoint = {"state_dict": state, CARD_KEY: card, PROBE_KEY: probe}
+    with write_file_atomically(file) as temporary, temporary.open("wb") as stream:
+        torch.save(checkpoint, stream)
+
+
+def is_probe_checkpoint(file: Path) -> bool:
+    """Return whether a checkpoint holds a linear probe."""
+    return PROBE_KEY in torch.load(file, map_location="cpu", weights_only=True, mmap=True)

@@ -21,7 +21,7 @@ from finetune.bundle.model_card import CARD_KEY, get_train_counts
 from finetune.data.dataset import Batch
 from finetune.distributed.collectives import gather_rows
 from finetune.errors import TrainingError
-from finetune.evaluation.metrics import evaluate_probabilities
+from finetune.evaluation.validation import compute_validation_metrics
 from finetune.models.classifier import ImageClassifier, normalise
 from finetune.system.hardware import seed_device
 from finetune.training.mixup import Mixup
@@ -221,10 +221,10 @@ class ClassificationModule(LightningModule):
         rows, labels, probabilities = (torch.cat(column) for column in columns)
         self._cpu_predictions.clear()
         _, labels, probabilities = gather_rows(rows, labels, probabilities)
-        evaluation = evaluate_probabilities(
+        metrics = compute_validation_metrics(
             probabilities, labels, classes=self.classes, train_counts=self._train_counts
         )
-        self.log_dict({f"val/{name}": value for name, value in evaluation.metrics.items()})
+        self.log_dict({f"val/{name}": value for name, value in metrics.items()})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer over all parameters, and its learning-rate schedule per step."""

@@ -74,7 +74,7 @@ class TrainerOptions:
 
     Attributes:
         max_epochs: Number of epochs of the run.
-        monitor: Validation metric that chooses the best epoch: "val/loss", or one to maximise.
+        monitor: Validation metric that chooses the best epoch: a loss, or one to maximise.
         accelerator: "cpu", "cuda" or "mps".
         devices: Processes per node.
         num_nodes: Number of nodes.

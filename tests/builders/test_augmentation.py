@@ -190,8 +190,8 @@ def build_effect(
     ("loss_change", "loss_error", "expected"),
     [
         (-0.1, 0.01, "on"),
-        (0.02, 0.01, "on"),
-        (0.024, 0.01, "off"),
+        (0.03, 0.016, "on"),
+        (0.033, 0.016, "off"),
         (0.5, 0.1, "off"),
         (0.5, 0.3, "on"),
         (0.019, 0.0, "on"),  # certain, but small
@@ -209,7 +209,7 @@ def test_choose_geometry_flips_unless_mirrored_images_are_harder(
 
 
 @pytest.mark.parametrize(
-    ("fitted_change", "expected"), [(-0.1, "on"), (-0.02, "on"), (-0.019, "off"), (0.1, "off")]
+    ("fitted_change", "expected"), [(-0.1, "on"), (-0.017, "on"), (-0.016, "off"), (0.1, "off")]
 )
 def test_choose_geometry_turns_only_where_heads_gain_by_it(
     fitted_change: float, expected: str

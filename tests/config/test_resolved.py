@@ -35,8 +35,8 @@ def test_resolved_config_yaml_round_trip(tmp_path: Path) -> None:
 
 def test_resolved_config_with_auto_raises_config_error_naming_the_keys() -> None:
     plain = Config.model_validate(create_resolved_config().model_dump())
-    config = replace_values(plain, {"optim.lr": "auto", "trainer.epochs": "auto"})
-    with pytest.raises(ConfigError, match=r"optim\.lr, trainer\.epochs"):
+    config = replace_values(plain, {"optim.layer_decay": "auto", "trainer.epochs": "auto"})
+    with pytest.raises(ConfigError, match=r"optim\.layer_decay, trainer\.epochs"):
         ResolvedConfig.from_config(config)
 
 

@@ -4,14 +4,11 @@ from typing import Any
 
 import pytest
 import timm
-import torch
 from torch import Tensor, nn
 
 from finetune.errors import ModelError
 from finetune.models.layer_groups import (
-    LayerGroup,
     assign_module_groups,
-    compute_weight_rms,
     find_classifier_parameters,
     find_layer_groups,
 )
@@ -98,15 +95,3 @@ def test_find_classifier_parameters_distilled_vit_returns_both_heads() -> None:
 def test_find_layer_groups_without_classifier_raises_model_error() -> None:
     with pytest.raises(ModelError, match=r"ResNet .*classifier"):
         find_layer_groups(timm.create_model("test_resnet", num_classes=0))
-
-
-def test_compute_weight_rms_is_the_median_over_matrices_without_vectors() -> None:
-    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(2, 2), nn.Linear(2, 4))
-    for layer, value in zip(network, (0.5, 30.0, -0.2, 1.0), strict=True):
-        with torch.no_grad():
-            layer.weight.fill_(value)  # type: ignore[operator]
-            layer.bias.fill_(99.0)  # type: ignore[operator]
-    names = tuple(f"{layer}.{part}" for layer in (0, 1, 2) for part in ("weight", "bias"))
-    vectors = frozenset(name for name in names if name.endswith("bias"))
-    group = LayerGroup("body", names, 0, vectors)
-    assert compute_weight_rms(network, group) == pytest.approx(0.5)

@@ -163,7 +163,7 @@ class ConsoleReporter(Reporter):
                 if len(groups) <= 2
                 else f"{groups[0]} … {groups[-1]} ({len(groups)} groups)"
             )
-            rates = [format_scientific(lr) for lr in phase["lr"].values()]
+            rates = [format_scientific(lr) for lr in (phase["lr"] or {}).values()] or ["measured"]
             table.add_row(
                 f"{first}" if first == last else f"{first}-{last}",
                 escape(names),

@@ -39,7 +39,7 @@ def build_plan_rows(plan: Mapping[str, Any]) -> dict[str, str]:
         **_describe_probe(plan["probe"]),
         **_describe_training(plan),
         "imbalance": _describe_imbalance(plan),
-        "monitor": f"val/{training['monitor']}",
+        "monitor": f"val/{training['monitor']}; best epoch by val/{training['checkpoint_monitor']}",
         "run folder": plan["run_dir"],
     }
     if plan["overrides"]:

@@ -11,7 +11,6 @@ from finetune.audit.report import format_audit_json, format_findings_csv
 from finetune.builders import Training
 from finetune.bundle.model_card import read_card_json
 from finetune.bundle.renamed_facts import rename_facts
-from finetune.commands.fit.measured import read_measured
 from finetune.commands.fit.plan import build_plan
 from finetune.commands.fit.prepare import describe_batch_norm_effect, prepare_run
 from finetune.commands.fit.process_group import broadcast_run, open_rendezvous, receive_run
@@ -24,6 +23,7 @@ from finetune.commands.fit.resume import (
     rebuild_training,
 )
 from finetune.commands.fit.train import is_complete, reduce_micro_batch, train
+from finetune.commands.measurement.measured import read_measured
 from finetune.commands.stored_run import read_stored_config
 from finetune.config.load import diff_configs, dump_config, replace_values
 from finetune.config.schema import Config

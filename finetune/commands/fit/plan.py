@@ -69,6 +69,7 @@ def build_plan(
             "world_size": config.world_size,
             "accumulate_grad_batches": config.trainer.accumulate_grad_batches,
             "monitor": config.trainer.monitor,
+            "checkpoint_monitor": config.checkpoint.monitor,
             "seed": config.seed,
             "wandb": config.tracking.wandb,
         },
@@ -162,6 +163,8 @@ def _describe_phase(training: Training, phase: Phase) -> dict[str, Any]:
         "depth": phase.depth,
         "groups": [group.name for group in groups],
         "num_parameters": sum(group.num_parameters for group in groups),
-        "lr": {group.name: rate for group, rate in zip(groups, rates, strict=True)},
+        "lr": None
+        if training.config.optim.lr == "auto"
+        else {group.name: rate for group, rate in zip(groups, rates, strict=True)},
         "batch_norm": "frozen" if phase.depth == 1 else mode,
     }

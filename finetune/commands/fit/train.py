@@ -18,6 +18,11 @@ from finetune.commands.fit.finalize import FinalEvaluation, evaluate_best_model,
 from finetune.commands.fit.process_group import open_process_group
 from finetune.commands.fit.tracking import interrupt_on_error, open_tracking
 from finetune.commands.inspect.features import ProbeDuplicateSearch, record_probe_findings
+from finetune.commands.measurement.initialization import scale_head, settle_learning_rate
+from finetune.commands.measurement.interpolation import (
+    describe_interpolation,
+    interpolate_best_model,
+)
 from finetune.commands.prior_adjustment import needs_strength, save_probe_predictions
 from finetune.commands.stored_run import read_stored_manifest
 from finetune.config.load import replace_values
@@ -27,7 +32,7 @@ from finetune.distributed.peer_errors import PeerLostError
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.errors import OutOfMemoryError
 from finetune.probe.head_rebalancing import is_rebalanced, rebalance
-from finetune.probe.linear_probe import fit_probe, is_probe_checkpoint, save_probe
+from finetune.probe.linear_probe import fit_probe
 from finetune.system.files import write_text
 from finetune.system.hardware import get_process_device
 from finetune.system.run_folder import RunFolder
@@ -35,7 +40,12 @@ from finetune.training.callbacks.checkpoint import has_stopped_early
 from finetune.training.callbacks.network_compiler import NetworkCompiler
 from finetune.training.callbacks.progress import Progress
 from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
-from finetune.training.checkpoint_io import read_checkpoint, read_resume_state
+from finetune.training.checkpoint_io import (
+    is_probe_checkpoint,
+    read_checkpoint,
+    read_resume_state,
+    save_probe,
+)
 from finetune.training.loggers.wandb_logger import RunTracker
 from finetune.training.trainer import create_trainer
 from finetune.training.trainer import fit as fit_epochs
@@ -67,12 +77,17 @@ def train(
             return None
         # read again, as the probe may have added duplicates
         manifest = read_stored_manifest(run, training.config)
+        if not training.is_probe_only:
+            device = _get_device(training, rendezvous)
+            interpolation = interpolate_best_model(run, training, device=device, reporter=reporter)
+            if interpolation is not None:
+                reporter.note(describe_interpolation(interpolation))
         _rebalance_head(run, replace(training, manifest=manifest), reporter)
         evaluation = evaluate_best_model(run, replace(training, manifest=manifest), reporter)
     if not training.is_probe_only and is_probe_checkpoint(run.best_checkpoint_path):
         reporter.note(
-            f"No epoch improved val/{training.config.trainer.monitor} over the linear probe, which "
-            f"is the best model. Try a lower optim.lr or more epochs."
+            f"No epoch improved val/{training.config.checkpoint.monitor} over the linear probe, "
+            f"which is the best model. Try a lower optim.lr or more epochs."
         )
     write_bundle(run, evaluation)
     tracker.finish(evaluation.evaluations, classes=training.data.classes, bundle_dir=run.bundle_dir)
@@ -141,6 +156,9 @@ def _fit_probe_and_epochs(
         probe_score = _fit_probe(run, training, tracker, reporter, group)
         if training.is_probe_only:
             return training, tracker
+        training = settle_learning_rate(
+            run, training, device=_get_device(training, group), rendezvous=group, reporter=reporter
+        )
         with nullcontext() if group is None else group.pause_heartbeat():
             trainer = create_trainer(
                 run.path,
@@ -185,7 +203,7 @@ def _fit_probe(
     plan = training.probe
     if plan is None or run.last_checkpoint_path.is_file():
         return None
-    trainer, module = training.config.trainer, training.module
+    module = training.module
     device = _get_device(training, rendezvous)
     search = ProbeDuplicateSearch(training, reporter)
     result = fit_probe(
@@ -207,8 +225,17 @@ def _fit_probe(
     tracker.csv.record(row, epoch=0 if training.is_probe_only else -1, step=0)
     if needs_strength(training):
         save_probe_predictions(run, training, result)
-    save_probe(module, module.card, result, run.best_checkpoint_path)
-    score = row[f"val/{trainer.monitor}"]
+    save_probe(module, module.card, result.to_json(), run.best_checkpoint_path)
+    if not training.is_probe_only:
+        temperature = scale_head(training, result)
+        save_probe(
+            module,
+            module.card,
+            result.to_json(),
+            run.start_checkpoint_path,
+            head_temperature=temperature,
+        )
+    score = row[f"val/{training.config.checkpoint.monitor}"]
     if rendezvous is not None:
         rendezvous.broadcast("probe", score)
     return score

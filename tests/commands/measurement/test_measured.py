@@ -9,7 +9,7 @@ import torch
 from torch._C._distributed_c10d import HashStore
 
 from finetune.builders import Training, build_training, enable_cache
-from finetune.commands.fit.measured import apply_measured, read_measured
+from finetune.commands.measurement.measured import apply_measured, read_measured
 from finetune.commands.stored_run import read_stored_config
 from finetune.config.facts import Choice
 from finetune.config.load import dump_config, replace_values

@@ -1,0 +1,166 @@
+"""Start of fine-tuning: the scale of the probe's head, and a learning rate that is measured."""
+
+import math
+from collections.abc import Callable
+from itertools import islice
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from finetune.builders import Training, get_micro_batch_size
+from finetune.builders.schedules import build_learning_rates, build_optimizer_factory
+from finetune.commands.measurement.measured import apply_measured
+from finetune.config.facts import Choice
+from finetune.data.dataset import Batch
+from finetune.data.samplers.epoch_sampler import EpochSampler
+from finetune.distributed.rendezvous import Rendezvous
+from finetune.models.head import find_linear_head, set_head
+from finetune.probe.linear_probe import ProbeResult
+from finetune.system.run_folder import RunFolder
+from finetune.training.feature_change import TRIAL_LR, measure_feature_change
+from finetune.types import Reporter
+from finetune.units import format_scientific
+
+_NUM_STEPS = 4
+"""Optimizer steps of the measurement: the direction of a single one is mostly noise."""
+
+_MIN_LR, _MAX_LR = 1e-6, 1e-2
+_FALLBACK_LR = 1e-4
+
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.02, 20.0
+
+
+def scale_head(training: Training, result: ProbeResult) -> float:
+    """Divide the fitted head by the temperature that suits the loss of fine-tuning, in place.
+
+    The probe is fitted to the plain log loss with little penalty. For another loss, such as one
+    with label smoothing, its logits are too large, so that the first gradients are large, too, and
+    change the backbone for no other reason than the scale of the logits.
+
+    Returns:
+        The temperature, which minimises the training loss of out-of-fold predictions.
+    """
+    head = find_linear_head(training.module.classifier.network)
+    assert head is not None, "a probe has a linear head"
+    if result.last_stage_epochs:  # the last stage was trained with that loss
+        return 1.0
+    logits = result.cv_head.held_out_probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
+    if training.probe is not None and training.probe.logit_offset is not None:
+        logits = logits - training.probe.logit_offset
+    labels = torch.from_numpy(training.data.train.labels[result.cv_head.held_out_rows])
+    temperature = fit_loss_temperature(
+        logits.to(head.weight.device),
+        labels.to(head.weight.device),
+        training.module.recipe.criterion_schedule(0),
+    )
+    set_head(head, weight=head.weight / temperature, bias=head.bias / temperature)
+    return temperature
+
+
+def fit_loss_temperature(
+    logits: Tensor, labels: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
+) -> float:
+    """Return the divisor of logits (N, K), in [0.02, 20], that minimises a loss.
+
+    Args:
+        logits: Held-out logits, shape (N, K).
+        labels: Class indices, shape (N,).
+        criterion: Function from logits and class indices to the mean loss.
+    """
+
+    @torch.no_grad()
+    def compute_loss(log_temperature: float) -> float:
+        return float(criterion(logits / math.exp(log_temperature), labels))
+
+    bounds = (math.log(_MIN_TEMPERATURE), math.log(_MAX_TEMPERATURE))
+    best = minimize_scalar(compute_loss, bounds=bounds, method="bounded", options={"xatol": 1e-3})
+    return math.exp(best.x)
+
+
+def settle_learning_rate(
+    run: RunFolder,
+    training: Training,
+    *,
+    device: torch.device,
+    rendezvous: Rendezvous | None,
+    reporter: Reporter,
+) -> Training:
+    """Return the training with a measured learning rate if the config leaves it open.
+
+    Args:
+        run: Run folder.
+        training: Objects of the run, with its cache enabled and a fitted head.
+        device: Device of this rank.
+        rendezvous: Rendezvous of the ranks, all of which call this; None for a single process.
+        reporter: Receiver of the message that tells the result.
+
+    Raises:
+        DataError: A file can no longer be read as before.
+        OutOfMemoryError: A step needs more memory than is available.
+        StorageError: The disk is full or fails.
+    """
+    if training.config.optim.lr != "auto":
+        return training
+    is_rank_zero = rendezvous is None or rendezvous.launch.rank == 0
+    choices = measure_learning_rate(training, device) if is_rank_zero else None
+    if choices is not None:
+        choice = choices["optim.lr"]
+        reporter.note(f"Learning rate {format_scientific(choice.value)}: {choice.reason}.")
+    return apply_measured(run, training, choices, stage="learning_rate", rendezvous=rendezvous)
+
+
+def measure_learning_rate(training: Training, device: torch.device) -> dict[str, Choice]:
+    """Return the peak learning rate at which a step changes the features by a given fraction.
+
+    Rank 0 measures it on the first training batches, whole ones, so that it is the same for any
+    number of processes. The network must have its fitted head; its weights are left as they are.
+
+    Args:
+        training: Objects of the run.
+        device: Device of this rank.
+
+    Raises:
+        DataError: A file can no longer be read as before.
+        OutOfMemoryError: A step needs more memory than is available.
+    """
+    config, scale = training.config, training.config.optim.backbone_lr_scale
+    batches = _load_batches(training, _NUM_STEPS + 1)
+    module = training.module.to(device)
+    rates = build_learning_rates(config.optim, len(module.classifier.groups), lr=TRIAL_LR / scale)
+    change = measure_feature_change(
+        module,
+        batches[:-1] or batches,
+        batches[-1],
+        make_optimizer=build_optimizer_factory(
+            config.optim, peak_learning_rates=rates, is_fused=False
+        ),
+        micro_batch_size=get_micro_batch_size(training),
+        max_grad_norm=config.trainer.gradient_clip_val,
+    )
+    if change is None:
+        return {"optim.lr": Choice(_FALLBACK_LR / scale, "steps do not change the features")}
+    lr = float(f"{min(_MAX_LR, max(_MIN_LR, config.optim.feature_change / change)):.2g}")
+    return {
+        "optim.lr": Choice(
+            float(f"{lr / scale:.2g}"),
+            f"a step of {format_scientific(lr)} changes the features by {change * lr:.0%} of their "
+            f"spread (extrapolated from {_NUM_STEPS} small steps)",
+        )
+    }
+
+
+def _load_batches(training: Training, num_batches: int) -> list[Batch]:
+    """Return the first training batches of the first epoch, fewer if it has fewer."""
+    datamodule, size = training.datamodule, training.batch_size
+    sampler = EpochSampler(
+        datamodule.sampling_schedule,
+        num_images=len(datamodule.train_dataset),
+        batch_size=size,
+        seed=training.config.seed,
+    )
+    draws = list(islice(sampler, num_batches * size))
+    return [
+        datamodule.train_dataset.__getitems__(draws[first : first + size])
+        for first in range(0, len(draws), size)
+    ]

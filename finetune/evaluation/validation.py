@@ -1,0 +1,65 @@
+"""Metrics of the validation images during training, among them the one that selects the epoch."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from finetune.evaluation.calibration import fit_temperature
+from finetune.evaluation.metrics import evaluate_probabilities
+
+
+def compute_validation_metrics(
+    probabilities: Tensor,
+    target: Tensor,
+    *,
+    classes: Sequence[str],
+    train_counts: Sequence[int] | None = None,
+) -> dict[str, float]:
+    """Return the metrics of ``evaluate_probabilities`` and the calibrated log loss.
+
+    Args:
+        probabilities: Class probabilities, shape (N, K), rows sum to 1.
+        target: True class indices in [0, K), int64, shape (N,).
+        classes: Class names, K of them.
+        train_counts: Number of training images per class, shape (K,), or None.
+
+    Raises:
+        ValueError: The set of images is empty.
+    """
+    evaluation = evaluate_probabilities(
+        probabilities, target, classes=classes, train_counts=train_counts
+    )
+    return {
+        **evaluation.metrics,
+        "calibrated_loss": compute_calibrated_loss(probabilities, target),
+    }
+
+
+def compute_calibrated_loss(probabilities: Tensor, target: Tensor) -> float:
+    """Compute the mean log loss after the temperature that suits these images best.
+
+    It compares models by what they know, apart from their confidence, which one number corrects
+    after training (Berta et al. 2025, https://arxiv.org/abs/2501.19195). Among 50 images, accuracy
+    moves by 2 points with each of them; this loss moves by a little with all.
+
+    Args:
+        probabilities: Class probabilities, shape (N, K), rows sum to 1.
+        target: True class indices in [0, K), int64, shape (N,).
+    """
+    return float(compute_calibrated_losses(probabilities, target).mean())
+
+
+def compute_calibrated_losses(probabilities: Tensor, target: Tensor) -> Tensor:
+    """Compute the log loss of each image, as in ``compute_calibrated_loss``, float64, shape (N,).
+
+    Args:
+        probabilities: Class probabilities, shape (N, K), rows sum to 1.
+        target: True class indices in [0, K), int64, shape (N,).
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    logits = probabilities.double().clamp_min(tiny).log()
+    if probabilities.shape[1] > 1:
+        logits = logits / fit_temperature(logits, target)
+    return cross_entropy(logits, target, reduction="none")

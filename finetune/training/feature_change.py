@@ -1,0 +1,190 @@
+"""Change of a backbone's features by optimizer steps, to which its learning rates are scaled.
+
+A step of AdamW changes every weight by about the learning rate, however large the weight is and
+whatever depends on it. How far the features move at a given rate therefore differs between
+pretrained backbones by a factor of ten, and so do the rates that train them best.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from finetune.data.dataset import Batch
+from finetune.errors import OutOfMemoryError
+from finetune.models.classifier import ImageClassifier, eval_mode
+from finetune.models.head import capture_head_inputs, find_linear_head
+from finetune.system.hardware import explain_out_of_memory, is_out_of_memory
+from finetune.training.module import ClassificationModule
+
+TRIAL_LR = 1e-6
+"""Learning rate of the measured steps."""
+
+_TARGET_CHANGE = 0.1
+_CHANGE_RANGE = (0.05, 0.2)
+_MAX_RESCALES = 5
+
+
+def measure_feature_change(
+    module: ClassificationModule,
+    batches: Sequence[Batch],
+    eval_batch: Batch,
+    *,
+    make_optimizer: Callable[[ImageClassifier], Optimizer],
+    micro_batch_size: int,
+    max_grad_norm: float = 0.0,
+) -> float | None:
+    """Return the relative change of the features by a step, per unit of the learning rate.
+
+    Optimizer steps with the gradients of some batches, all at the present weights, give the
+    direction in which training starts. The weights are moved along it until the features of other
+    images change by about a tenth of their spread, the norm of their deviation from the mean, and
+    the result is extrapolated from there. The network is left as it was.
+
+    Args:
+        module: Module with a linear head that is fitted already, on its device.
+        batches: Training batches, one for each step.
+        eval_batch: Images whose features are compared, two or more.
+        make_optimizer: Function that builds an optimizer in which the last backbone group has the
+            learning rate ``TRIAL_LR``, and the other groups theirs in proportion.
+        micro_batch_size: Images that are processed at once.
+        max_grad_norm: Maximum gradient norm; 0 does not clip.
+
+    Returns:
+        The change per step and unit of the learning rate of the last backbone group; None if the
+        features do not differ, do not change or are not finite.
+
+    Raises:
+        OutOfMemoryError: A step needs more memory than is available.
+    """
+    classifier = module.classifier
+    with eval_mode(module), _translate_out_of_memory(), _restore_weights(classifier) as weights:
+        backbone = _get_backbone_names(classifier)
+        features = _compute_features(module, eval_batch, micro_batch_size)
+        spread = float((features - features.mean(dim=0)).norm())
+        if not 0 < spread < float("inf"):
+            return None
+        moves = _compute_moves(module, batches, make_optimizer, micro_batch_size, max_grad_norm)
+        scale = 1.0
+        for _ in range(_MAX_RESCALES):
+            with torch.no_grad():
+                for name, parameter in classifier.named_parameters():
+                    parameter.copy_(weights[name])
+                    if name in backbone:
+                        parameter.add_(moves[name], alpha=scale)
+            moved = _compute_features(module, eval_batch, micro_batch_size)
+            change = float((moved - features).norm()) / spread
+            if not 0 < change < float("inf"):
+                return None
+            if _CHANGE_RANGE[0] <= change <= _CHANGE_RANGE[1]:
+                break
+            scale *= _TARGET_CHANGE / change
+    return change / (scale * len(batches) * TRIAL_LR)
+
+
+@contextmanager
+def _restore_weights(classifier: ImageClassifier) -> Iterator[dict[str, Tensor]]:
+    """Unfreeze all layer groups within the block, and restore weights and depth after it.
+
+    Yields:
+        The weights by parameter name.
+    """
+    depth = classifier.depth
+    weights = {name: value.detach().clone() for name, value in classifier.named_parameters()}
+    classifier.set_depth(len(classifier.groups))
+    classifier.eval()
+    try:
+        yield weights
+    finally:
+        with torch.no_grad():
+            for name, parameter in classifier.named_parameters():
+                parameter.copy_(weights[name])
+                parameter.grad = None
+        classifier.set_depth(depth)
+
+
+def _compute_moves(
+    module: ClassificationModule,
+    batches: Sequence[Batch],
+    make_optimizer: Callable[[ImageClassifier], Optimizer],
+    micro_batch_size: int,
+    max_grad_norm: float,
+) -> dict[str, Tensor]:
+    """Return the sum of the optimizer's steps for each parameter of the classifier, by its name.
+
+    The optimizer works on a copy whose parameters are zero: added to a weight near 1, most of such
+    a small step would be lost to rounding.
+    """
+    classifier = module.classifier
+    shadow = copy.deepcopy(classifier)
+    moves = dict(shadow.named_parameters())
+    with torch.no_grad():
+        for move in moves.values():
+            move.zero_()
+    optimizer = make_optimizer(shadow)
+    for batch in batches:
+        _backpropagate(module, batch, micro_batch_size)
+        if max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(classifier.parameters(), max_grad_norm)
+        for name, parameter in classifier.named_parameters():
+            moves[name].grad, parameter.grad = parameter.grad, None
+        optimizer.step()
+    return {name: move.detach() for name, move in moves.items()}
+
+
+def _get_backbone_names(classifier: ImageClassifier) -> set[str]:
+    """Return the names of the parameters below the head in the classifier."""
+    head_names = set(classifier.groups[0].parameter_names)
+    return {
+        f"network.{name}"
+        for name, _ in classifier.network.named_parameters()
+        if name not in head_names
+    }
+
+
+def _backpropagate(module: ClassificationModule, batch: Batch, micro_batch_size: int) -> None:
+    """Accumulate the gradients of the mean loss of the first epoch's criterion."""
+    criterion = module.recipe.criterion_schedule(0)
+    num_images = len(batch["label"])
+    for part in _split_batch(batch, micro_batch_size):
+        labels = part["label"].to(module.device)
+        loss = criterion(_compute_logits(module, part), labels)
+        (loss * (len(labels) / num_images)).backward()  # type: ignore[no-untyped-call]
+
+
+def _compute_features(module: ClassificationModule, batch: Batch, micro_batch_size: int) -> Tensor:
+    """Return the inputs of the head, float64, shape (B, D), on the CPU."""
+    head = find_linear_head(module.classifier.network)
+    assert head is not None, "only a probe's head is fitted, and it is linear"
+    with torch.no_grad(), capture_head_inputs(head) as inputs:
+        for part in _split_batch(batch, micro_batch_size):
+            _compute_logits(module, part)
+    return torch.cat(inputs).cpu().double()
+
+
+def _compute_logits(module: ClassificationModule, batch: Batch) -> Tensor:
+    color_matrix = batch.get("color_matrix")
+    logits: Tensor = module(
+        batch["image"].to(module.device),
+        None if color_matrix is None else color_matrix.to(module.device),
+    )
+    return logits
+
+
+def _split_batch(batch: Batch, size: int) -> Iterator[Batch]:
+    for first in range(0, len(batch["label"]), size):
+        yield Batch(**{key: value[first : first + size] for key, value in batch.items()})  # type: ignore[index, typeddict-item]
+
+
+@contextmanager
+def _translate_out_of_memory() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        # without the cause: its traceback holds every tensor of the step
+        raise OutOfMemoryError(explain_out_of_memory(error)) from None

@@ -1,0 +1,139 @@
+"""Tests of the weights between probe and last epoch: their choice, and the model that is kept."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import finetune
+from finetune.bundle.bundle import load_model
+from finetune.commands.measurement.interpolation import (
+    INTERPOLATION_KEY,
+    Interpolation,
+    ValidationScore,
+    choose_position,
+    describe_interpolation,
+    interpolate_weights,
+)
+from finetune.training.checkpoint_io import PROBE_KEY, is_probe_checkpoint
+from tests.support.runs import (
+    assert_same_bits,
+    create_small_config,
+    load_checkpoint,
+    load_weights,
+    write_photos,
+    write_weights,
+)
+
+
+def build_score(value: float, *losses: float) -> ValidationScore:
+    return ValidationScore(value, torch.tensor(losses or (value,)))
+
+
+LINE = {
+    0.0: build_score(0.6, 0.5, 0.7),
+    0.5: build_score(0.3, 0.2, 0.4),
+    1.0: build_score(0.4, 0.4, 0.4),
+}
+
+
+def test_interpolate_weights_lie_on_the_line_and_keep_counters() -> None:
+    start = {"weight": torch.tensor([0.0, 2.0]), "num_batches_tracked": torch.tensor(3)}
+    end = {"weight": torch.tensor([4.0, 2.0]), "num_batches_tracked": torch.tensor(7)}
+    found = interpolate_weights(start, end, 0.25)
+    assert found["weight"].tolist() == [1.0, 2.0]
+    assert int(found["num_batches_tracked"]) == 7
+    assert torch.equal(interpolate_weights(start, end, 0.0)["weight"], start["weight"])
+    assert torch.equal(interpolate_weights(start, end, 1.0)["weight"], end["weight"])
+
+
+def test_choose_position_takes_the_least_loss_or_the_greatest_metric() -> None:
+    assert choose_position("calibrated_loss", LINE, None).fraction == 0.5
+    assert choose_position("accuracy", LINE, None).fraction == 0.0
+    tied = {0.0: build_score(0.9), 0.5: build_score(0.9), 1.0: build_score(0.8)}
+    assert choose_position("accuracy", tied, None).fraction == 0.5, "the trained one of equals"
+
+
+@pytest.mark.parametrize(
+    ("losses", "fraction"),
+    [((0.1, 0.3), None), ((0.0, 0.58), 0.5), ((0.2, 0.4), 0.5)],
+    ids=["clearly better", "within the standard error", "equal"],
+)
+def test_choose_position_takes_an_earlier_epoch_if_clearly_better(
+    losses: tuple[float, float], fraction: float | None
+) -> None:
+    best_epoch = build_score(sum(losses) / 2, *losses)
+    result = choose_position("calibrated_loss", LINE, best_epoch)
+    assert result.fraction == fraction
+    assert result.best_epoch_score == best_epoch.value
+
+
+def test_choose_position_compares_a_metric_of_the_user_as_it_is() -> None:
+    assert choose_position("accuracy", LINE, build_score(0.61, 9.0, 9.0)).fraction is None
+    assert choose_position("accuracy", LINE, build_score(0.60, 0.0, 0.0)).fraction == 0.0
+
+
+def test_describe_interpolation_tells_all_scores() -> None:
+    scores = {0.0: 0.6, 0.5: 0.3, 1.0: 0.4}
+    text = describe_interpolation(Interpolation("calibrated_loss", scores, 0.5))
+    assert "50% of the way" in text
+    assert "0.6000 at 0, 0.3000 at 0.5, 0.4000 at 1" in text
+    assert "the linear probe" in describe_interpolation(Interpolation("loss", scores, 0.0))
+    assert "0.2000" in describe_interpolation(Interpolation("loss", scores, None, 0.2))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights") / "weights.pth")
+
+
+def fit(data: Path, weights: Path, output: Path, **more: Any) -> Path:
+    settings = {
+        "data__path": str(data),
+        "model__weights": str(weights),
+        "output": str(output),
+        "optim__lr": 1e-3,
+    }
+    return finetune.fit(create_small_config(**{**settings, **more})).run_dir
+
+
+def test_interpolate_best_model_keeps_the_best_position(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    run = fit(data, weights, tmp_path / "run")
+    result = load_checkpoint(run, "best").get(INTERPOLATION_KEY)
+    assert result is not None
+    assert set(result["scores"]) == {"0", "0.25", "0.5", "0.75", "1"}
+    best_score = min(result["scores"].values())
+    assert result["scores"][f"{result['fraction']:g}"] == best_score
+    if result["fraction"] > 0:
+        start, last = load_weights(run, "start"), load_weights(run, "last")
+        expected = interpolate_weights(start, last, result["fraction"])
+        assert_same_bits(load_weights(run, "best"), expected)
+    assert_same_bits(
+        load_model(run / "bundle").network.state_dict(),
+        load_model(run / "checkpoints" / "best.ckpt").network.state_dict(),
+    )
+
+
+def test_interpolate_best_model_restores_the_probe(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    run = fit(data, weights, tmp_path / "run", optim__lr=1.0, trainer__monitor="accuracy")
+    probe = fit(
+        data, weights, tmp_path / "probe", unfreeze__name="linear_probe", trainer__epochs="auto"
+    )
+    best = run / "checkpoints" / "best.ckpt"
+    if not is_probe_checkpoint(best):
+        pytest.skip("random epochs beat the probe on these images")
+    start = load_checkpoint(run, "start")[PROBE_KEY]
+    assert not math.isclose(start["head_temperature"], 1.0)
+    for name, value in load_weights(probe, "best").items():
+        torch.testing.assert_close(load_weights(run, "best")[name], value)

@@ -157,10 +157,10 @@ def _choose_epochs(facts: Facts, size_reason: str, *, has_fitted_head: bool) -> 
 
 
 def _compute_epochs_after_probe(num_images: int) -> int:
-    """Six for most sets; more steps with few images, where the probe is hard to beat."""
-    if num_images < 1_000:
-        return min(10, max(4, round(1_000 / num_images)))
-    return 6 if num_images < 50_000 else 3
+    """Six for most sets; more with few images, so that there are some 70 steps in batches of 32."""
+    if num_images < 50_000:
+        return min(30, max(6, round(2_500 / num_images)))
+    return 3
 
 
 def _choose_train_sizes(config: Config, facts: Facts, *, is_probe_only: bool) -> Choice:

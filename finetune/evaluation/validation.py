@@ -16,14 +16,19 @@ def compute_validation_metrics(
     *,
     classes: Sequence[str],
     train_counts: Sequence[int] | None = None,
+    logit_shift: Tensor | None = None,
 ) -> dict[str, float]:
     """Return the metrics of ``evaluate_probabilities`` and the calibrated log loss.
+
+    A shift adjusts the probabilities to another class prior than that of the images, whose log loss
+    would be about the prior instead of the model. The calibrated loss is therefore that without it.
 
     Args:
         probabilities: Class probabilities, shape (N, K), rows sum to 1.
         target: True class indices in [0, K), int64, shape (N,).
         classes: Class names, K of them.
         train_counts: Number of training images per class, shape (K,), or None.
+        logit_shift: Shift of the logits that the probabilities contain, shape (K,), or None.
 
     Raises:
         ValueError: The set of images is empty.
@@ -31,9 +36,10 @@ def compute_validation_metrics(
     evaluation = evaluate_probabilities(
         probabilities, target, classes=classes, train_counts=train_counts
     )
+    model_probabilities = _remove_shift(probabilities, logit_shift)
     return {
         **evaluation.metrics,
-        "calibrated_loss": compute_calibrated_loss(probabilities, target),
+        "calibrated_loss": compute_calibrated_loss(model_probabilities, target),
     }
 
 
@@ -58,8 +64,18 @@ def compute_calibrated_losses(probabilities: Tensor, target: Tensor) -> Tensor:
         probabilities: Class probabilities, shape (N, K), rows sum to 1.
         target: True class indices in [0, K), int64, shape (N,).
     """
-    tiny = torch.finfo(torch.float32).tiny
-    logits = probabilities.double().clamp_min(tiny).log()
+    logits = _compute_logits(probabilities)
     if probabilities.shape[1] > 1:
         logits = logits / fit_temperature(logits, target)
     return cross_entropy(logits, target, reduction="none")
+
+
+def _remove_shift(probabilities: Tensor, logit_shift: Tensor | None) -> Tensor:
+    """Return probabilities (N, K) without the shift (K,) of their logits."""
+    if logit_shift is None:
+        return probabilities
+    return (_compute_logits(probabilities) - logit_shift.to(probabilities.device)).softmax(dim=1)
+
+
+def _compute_logits(probabilities: Tensor) -> Tensor:
+    return probabilities.double().clamp_min(torch.finfo(torch.float32).tiny).log()

@@ -38,6 +38,7 @@ GroupFinder = Callable[[Sequence[StoredFeatures]], NDArray[np.int64]]
 """Function from the features of the training images and of the validation images to the groups of
 the training images, in the form of ``encode_groups``."""
 
+
 @dataclass(frozen=True, slots=True)
 class ProbeImages:
     """Images of one split.
@@ -254,6 +255,7 @@ def _compute_metrics(probabilities: Tensor, plan: ProbePlan) -> Mapping[str, flo
         targets,
         classes=plan.classes,
         train_counts=train_counts,
+        logit_shift=plan.eval_logit_shift,
     )
 
 

@@ -50,3 +50,16 @@ def test_validation_metrics_contain_those_of_an_evaluation() -> None:
     metrics = compute_validation_metrics(probabilities, target, classes=classes)
     expected = dict(evaluate_probabilities(probabilities, target, classes=classes).metrics)
     assert metrics == expected | {"calibrated_loss": compute_calibrated_loss(probabilities, target)}
+
+
+def test_calibrated_loss_ignores_the_adjustment_to_another_prior() -> None:
+    logits, target = draw_logits()
+    shift = torch.tensor([2.0, 0.0, -1.0, 0.5])
+    shifted = (logits + shift).softmax(dim=1)
+    classes = ("a", "b", "c", "d")
+    metrics = compute_validation_metrics(shifted, target, classes=classes, logit_shift=shift)
+    expected = compute_calibrated_loss(logits.softmax(dim=1), target)
+    assert metrics["calibrated_loss"] == pytest.approx(expected, rel=1e-6)
+    assert (
+        metrics["loss"] == evaluate_probabilities(shifted, target, classes=classes).metrics["loss"]
+    )

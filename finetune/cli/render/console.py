@@ -178,6 +178,7 @@ _EPOCH_COLUMNS = {
     "epoch": ("epoch", 5, "d"),
     "train/loss": ("train loss", 10, ".4f"),
     "val/loss": ("val loss", 8, ".4f"),
+    "val/calibrated_loss": ("cal. loss", 9, ".4f"),
     "val/accuracy": ("accuracy", 8, ".1%"),
     "val/balanced_accuracy": ("balanced", 8, ".1%"),
     "val/macro_f1": ("macro F1", 8, ".1%"),

@@ -231,16 +231,18 @@ def _evaluate(
         logits.append(network(pixels).float().cpu())
         labels.append(batch["label"])
         reporter.advance(len(batch["label"]))
-    shift = training.module.recipe.logit_shift
-    shifted = torch.cat(logits) if shift is None else torch.cat(logits) + shift.cpu()
-    probabilities, target = shifted.softmax(dim=1), torch.cat(labels)
+    shift, unshifted = training.module.recipe.logit_shift, torch.cat(logits)
+    shift = None if shift is None else shift.cpu()
+    probabilities = unshifted if shift is None else unshifted + shift
+    target = torch.cat(labels)
     metrics = compute_validation_metrics(
-        probabilities,
+        probabilities.softmax(dim=1),
         target,
         classes=training.data.classes,
         train_counts=training.data.class_counts,
+        logit_shift=shift,
     )
     return ValidationScore(
         metrics[training.config.checkpoint.monitor],
-        compute_calibrated_losses(probabilities, target),
+        compute_calibrated_losses(unshifted.softmax(dim=1), target),
     )

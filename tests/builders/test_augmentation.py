@@ -201,7 +201,7 @@ def test_choose_geometry_flips_unless_mirrored_images_are_harder(
     loss_change: float, loss_error: float, expected: str
 ) -> None:
     effect = build_effect(loss_change=loss_change, loss_error=loss_error, view_accuracy=0.71)
-    effects = {"hflip": effect}
+    effects: dict[str | float, ViewEffect] = {"hflip": effect}
     (choice,) = choose_geometry(("hflip",), effects, crop_scale=0.35).values()
     assert choice.value == expected
     assert f"mirrored {loss_change:+.3f}" in choice.reason
@@ -215,7 +215,7 @@ def test_choose_geometry_turns_only_where_heads_gain_by_it(
     fitted_change: float, expected: str
 ) -> None:
     effect = build_effect(fitted_change=fitted_change)
-    effects = {"vflip": effect, "rot90": effect}
+    effects: dict[str | float, ViewEffect] = {"vflip": effect, "rot90": effect}
     choices = choose_geometry(("vflip", "rot90"), effects, crop_scale=0.35)
     assert {key: choice.value for key, choice in choices.items()} == {
         "augment.vflip": expected,
@@ -232,7 +232,7 @@ def test_choose_geometry_crops_are_as_small_as_heads_allow(
     accuracies: tuple[float, ...], expected: float
 ) -> None:
     areas = get_crop_scales(0.35)
-    effects = {
+    effects: dict[str | float, ViewEffect] = {
         area: build_effect(view_accuracy=accuracy)
         for area, accuracy in zip(areas, accuracies, strict=True)
     }

@@ -188,5 +188,5 @@ def test_geometry_default_draws_the_same_as_before() -> None:
         one = create_train_transform(name, spec=SPEC, seed=7)
         other = create_train_transform(name, spec=SPEC, seed=7, geometry=given)
         for row in range(5):
-            views = [transform(image, Draw(row, 2, 0)).pixels for transform in (one, other)]
-            np.testing.assert_array_equal(*views)
+            view, other_view = (t(image, Draw(row, 2, 0)).pixels for t in (one, other))
+            np.testing.assert_array_equal(view, other_view)

@@ -112,7 +112,14 @@ def test_fine_tuning_starts_from_the_probe(place: Path, capsys: pytest.CaptureFi
     assert "baseline and initial head for fine-tuning" in read_stdout(capsys)
     assert [row["epoch"] for row in read_rows(run)] == ["0", "1"]
     assert read_score(run, 0, "loss") == pytest.approx(read_score(probe, 0, "loss"), abs=1e-6)
-    assert read_score(run, 1, "loss") == pytest.approx(read_score(run, 0, "loss"), abs=1e-4)
+    # the head is scaled to the training loss, which changes its confidence and nothing else
+    assert read_score(run, 1) == read_score(run, 0)
+    start, fitted = load_weights(run, "start"), load_weights(probe, "best")
+    temperature = load_checkpoint(run, "start")["probe"]["head_temperature"]
+    assert temperature > 1, "label smoothing calls for smaller logits"
+    for name, value in fitted.items():
+        scale = temperature if name.startswith("classifier.network.fc") else 1
+        torch.testing.assert_close(start[name] * scale, value)
 
 
 def test_fine_tuning_after_the_probe_trains_batch_norm_and_dropout(place: Path) -> None:
@@ -160,8 +167,11 @@ def test_epoch_better_than_the_probe_is_the_best_model(
     )  # fmt: skip
     losses = [read_score(run, row, "loss") for row in range(5)]
     assert min(losses) < losses[0]
-    assert "epoch" in load_checkpoint(run, "best")
-    assert evaluate(run)["loss"] == pytest.approx(min(losses), abs=1e-4)
+    chosen = load_checkpoint(run, "best")["interpolation"]
+    assert chosen["fraction"] > 0
+    best = min(chosen["scores"].values())
+    assert best <= losses[-1] + 1e-4
+    assert evaluate(run)["loss"] == pytest.approx(best, abs=1e-4)
 
 
 def test_run_interrupted_after_its_probe_resumes_bit_identically(

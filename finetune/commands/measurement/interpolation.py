@@ -121,7 +121,10 @@ def interpolate_best_model(
     """
     has_statistics = training.facts.has_batch_norm and training.config.model.batch_norm != "frozen"
     paths = (run.start_checkpoint_path, run.last_checkpoint_path, run.best_checkpoint_path)
-    if has_statistics or not all(path.is_file() for path in paths) or _is_interpolated(run):
+    if has_statistics or not all(path.is_file() for path in paths):
+        return None
+    step = _read(run.last_checkpoint_path)["global_step"]
+    if _read(run.best_checkpoint_path).get(INTERPOLATION_KEY, {}).get("step") == step:
         return None
     start, last, best = (load_model(path).network for path in paths)
     first, end, current = start.state_dict(), last.state_dict(), best.state_dict()
@@ -176,27 +179,22 @@ def describe_interpolation(result: Interpolation) -> str:
     return f"Best model: weights {result.fraction:.0%} of the way to the last epoch. {line}."
 
 
-def _is_interpolated(run: RunFolder) -> bool:
-    checkpoint = torch.load(
-        run.best_checkpoint_path, map_location="cpu", weights_only=True, mmap=True
-    )
-    return INTERPOLATION_KEY in checkpoint
-
-
 def _are_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def _write_best(run: RunFolder, weights: Mapping[str, Tensor], result: Interpolation) -> None:
     """Write the weights of the network at a position on the line as the best model."""
-    start = _read(run.start_checkpoint_path)
+    start, last = _read(run.start_checkpoint_path), _read(run.last_checkpoint_path)
+    card = (start if result.fraction == 0 else last)[CARD_KEY]
+    facts = {**card.get("facts", {}), INTERPOLATION_KEY: result.to_json()}
     checkpoint = {
         "state_dict": {f"{NETWORK_PREFIX}{name}": value.cpu() for name, value in weights.items()},
-        CARD_KEY: _read(run.last_checkpoint_path)[CARD_KEY],
-        INTERPOLATION_KEY: result.to_json(),
+        CARD_KEY: {**card, "facts": facts},
+        INTERPOLATION_KEY: {**result.to_json(), "step": last["global_step"]},
     }
     if result.fraction == 0:
-        checkpoint |= {CARD_KEY: start[CARD_KEY], PROBE_KEY: start[PROBE_KEY]}
+        checkpoint[PROBE_KEY] = start[PROBE_KEY]
     with (
         write_file_atomically(run.best_checkpoint_path) as temporary,
         temporary.open("wb") as stream,

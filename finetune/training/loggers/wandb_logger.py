@@ -93,6 +93,11 @@ class RunTracker:
         """The loggers for the trainer; ``csv`` is a callback."""
         return [] if self.wandb is None else [self.wandb]
 
+    def update_config(self, config: Mapping[str, Any]) -> None:
+        """Replace the config of the W&B run, once settings have been measured."""
+        if self.wandb is not None:
+            self.wandb.experiment.config.update(dict(config), allow_val_change=True)
+
     def relog_epochs(self, *, num_epochs: int) -> None:
         """Log epochs again that W&B may have lost in a kill, since it writes asynchronously.
 

@@ -104,7 +104,14 @@ def test_json_output_reserves_standard_output(
 
 def build_row(**values: float) -> dict[str, float]:
     numbers = dict.fromkeys(
-        ("train/loss", "val/loss", "val/balanced_accuracy", "val/macro_f1"), 0.5
+        (
+            "train/loss",
+            "val/loss",
+            "val/calibrated_loss",
+            "val/balanced_accuracy",
+            "val/macro_f1",
+        ),
+        0.5,
     )
     return {"epoch": 3, "seconds": 1.26, "val/accuracy": 0.9, **numbers, **values}
 
@@ -119,7 +126,9 @@ def test_show_epoch_prints_aligned_rows_under_one_header(
     assert len(lines) == 3
     assert len({len(line) for line in lines}) == 1, "columns are aligned"
     assert lines[0].split()[:3] == ["epoch", "train", "loss"]
-    assert lines[1].split() == ["3", "0.5000", "0.5000", "90.0%", "50.0%", "50.0%", "1.3"]
+    numbers = ["0.5000", "0.5000", "0.5000", "90.0%", "50.0%", "50.0%"]
+    assert lines[1].split() == ["3", *numbers, "1.3"]
+    assert len(lines[0]) <= 80
 
 
 def build_evaluation(num_classes: int, **changes: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from tests.support.runs import (
     write_photos,
     write_weights,
 )
+from tests.support.wandb_file import read_offline_runs
 
 CPU = torch.device("cpu")
 
@@ -142,3 +143,11 @@ def test_scale_head_divides_the_head_of_the_probe(
     ratios = (fitted[weights_of_head] / start[weights_of_head]).nan_to_num(4.2)
     assert float(ratios.std() / ratios.mean()) < 1e-3
     assert float(ratios.mean()) > 1, "smoothed labels call for smaller logits"
+
+
+def test_settle_learning_rate_is_in_the_config_of_wandb(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    run = fit(data, weights, tmp_path / "run", tracking__wandb="offline", trainer__epochs=1)
+    (part,) = read_offline_runs(run)
+    assert part.config["optim"]["lr"] == read_stored_config(RunFolder(run)).optim.lr

@@ -9,6 +9,7 @@ import torch
 
 import finetune
 from finetune.bundle.bundle import load_model
+from finetune.bundle.model_card import read_card_json
 from finetune.commands.measurement.interpolation import (
     INTERPOLATION_KEY,
     Interpolation,
@@ -18,6 +19,7 @@ from finetune.commands.measurement.interpolation import (
     interpolate_weights,
 )
 from finetune.training.checkpoint_io import PROBE_KEY, is_probe_checkpoint
+from tests.support.helpers import RecordingReporter
 from tests.support.runs import (
     assert_same_bits,
     create_small_config,
@@ -117,6 +119,8 @@ def test_interpolate_best_model_keeps_the_best_position(
         start, last = load_weights(run, "start"), load_weights(run, "last")
         expected = interpolate_weights(start, last, result["fraction"])
         assert_same_bits(load_weights(run, "best"), expected)
+    facts = read_card_json(run / "bundle")["facts"]
+    assert {**facts[INTERPOLATION_KEY], "step": 6} == result
     assert_same_bits(
         load_model(run / "bundle").network.state_dict(),
         load_model(run / "checkpoints" / "best.ckpt").network.state_dict(),
@@ -137,3 +141,16 @@ def test_interpolate_best_model_restores_the_probe(
     assert not math.isclose(start["head_temperature"], 1.0)
     for name, value in load_weights(probe, "best").items():
         torch.testing.assert_close(load_weights(run, "best")[name], value)
+
+
+def test_interpolate_best_model_is_repeated_for_more_epochs(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    run = fit(data, weights, tmp_path / "run")
+    before = load_checkpoint(run, "best")[INTERPOLATION_KEY]
+    reporter = RecordingReporter()
+    finetune.resume(run, assignments={"trainer.epochs": 3}, reporter=reporter)
+    after = load_checkpoint(run, "best")[INTERPOLATION_KEY]
+    notes = [note for note in reporter.notes if note.startswith("Best model: ")]
+    assert len(notes) == 1
+    assert (before["step"], after["step"]) in ((6, 9), (6, 6)), "6 where the old best is kept"

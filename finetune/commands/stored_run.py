@@ -25,22 +25,37 @@ def read_stored_config(run: RunFolder) -> Config:
 def read_stored_tree(run: RunFolder) -> dict[str, Any]:
     """Return the config of a run as nested values, with those that an older release implied.
 
-    Releases without the keys for flips, turns and crops used those of the preset.
+    Releases without these keys used the flips and crops of the preset, adjusted priors in full and
+    chose the best epoch by the monitored metric.
 
     Raises:
         ConfigError: ``config.yaml`` is damaged.
     """
     tree = read_config_file(run.config_path)
-    augment = tree.get("augment")
-    if not isinstance(augment, Mapping) or augment.get("name") not in PRESET_CROP_SCALES:
-        return tree
-    implied = {
-        "hflip": "on",
-        "vflip": "off",
-        "rot90": "off",
-        "min_crop_scale": PRESET_CROP_SCALES[augment["name"]],
+    implied: dict[str, dict[str, Any]] = {
+        "imbalance": {"post_hoc_strength": 1.0},
+        "checkpoint": {"monitor": _get_section(tree, "trainer").get("monitor", "auto")},
     }
-    return {**tree, "augment": {**implied, **augment}}
+    scale = PRESET_CROP_SCALES.get(_get_section(tree, "augment").get("name", ""))
+    if scale is not None:
+        implied["augment"] = {
+            "hflip": "on",
+            "vflip": "off",
+            "rot90": "off",
+            "min_crop_scale": scale,
+        }
+    sections = {
+        name: {**values, **_get_section(tree, name)}
+        for name, values in implied.items()
+        if isinstance(tree.get(name, {}), Mapping)  # else an error for validation to report
+    }
+    return {**tree, **sections}
+
+
+def _get_section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a section of a config; empty if it is missing or no section."""
+    section = tree.get(name)
+    return section if isinstance(section, Mapping) else {}
 
 
 def read_stored_manifest(run: RunFolder, config: Config) -> Manifest:

@@ -1,0 +1,27 @@
+"""Two processes take the same augmentation from the features as one."""
+
+from pathlib import Path
+
+import yaml
+
+import finetune
+from tests.commands.test_augmentation_check import build_config, write_images
+from tests.support.runs import write_weights
+
+
+def test_augmentation_measured_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    weights = write_weights(tmp_path / "weights.pth")
+    data = write_images(tmp_path / "data", are_mirrored=True, num_images=30)
+    augments, reasons = [], []
+    for devices in (1, 2):
+        run = tmp_path / f"run{devices}"
+        config = build_config(data, run, weights, trainer__devices=devices)
+        result = finetune.fit(config)
+        tree = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        augments.append(tree["augment"])
+        reasons.append({key: entry["value"] for key, entry in result.measured.items()})
+    assert augments[0] == augments[1]
+    assert augments[0]["hflip"] == "off"
+    assert {key: reasons[0][key] for key in reasons[0] if key.startswith("augment.")} == {
+        key: reasons[1][key] for key in reasons[1] if key.startswith("augment.")
+    }

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.api import compare, fit, inspect, plan_fit
+    from finetune.api import compare, find_learning_rate, fit, inspect, plan_fit
     from finetune.commands.evaluate import evaluate
     from finetune.commands.export import export
     from finetune.commands.fetch import fetch
@@ -26,6 +26,7 @@ __all__ = [
     "evaluate",
     "export",
     "fetch",
+    "find_learning_rate",
     "fit",
     "inspect",
     "plan_fit",
@@ -36,6 +37,7 @@ __all__ = [
 _LAZY_IMPORTS = {
     "fit": "finetune.api",
     "plan_fit": "finetune.api",
+    "find_learning_rate": "finetune.api",
     "resume": "finetune.commands.fit.fit",
     "evaluate": "finetune.commands.evaluate",
     "predict": "finetune.commands.predict",

@@ -11,6 +11,7 @@ from finetune.lookup import suggest_name
 if TYPE_CHECKING:
     from finetune.commands.compare.result import CompareResult
     from finetune.commands.fit.fit import FitResult
+    from finetune.commands.fit.lr_find import LearningRateResult
     from finetune.commands.inspect.inspect import InspectResult
     from finetune.config.schema import Config
     from finetune.types import Reporter, StrPath
@@ -105,6 +106,33 @@ def plan_fit(
     from finetune.commands.fit.fit import plan_fit as run_plan_fit
 
     return run_plan_fit(run_config, reporter=reporter)
+
+
+def find_learning_rate(
+    data: "StrPath | Config",
+    *,
+    config: Mapping[str, Any] | None = None,
+    reporter: "Reporter | None" = None,
+    **options: Unpack[FitOptions],
+) -> "LearningRateResult":
+    """Test the learning rates of a new run, as ``finetune fit --lr-find`` does.
+
+    The probe is fitted and no epoch is trained; ``finetune.resume`` trains the run.
+
+    Args:
+        data: Folder or CSV of images, or a complete config.
+        config: Dotted config key to value, for example ``{"data.leakage": "error"}``.
+        reporter: Receiver of notes, warnings and progress; None discards them.
+        **options: Options of ``finetune fit`` with underscores.
+
+    Raises:
+        FinetuneError: Any error that the user can fix.
+        KeyboardInterrupt: Stop requested; the run folder can be resumed.
+    """
+    run_config = build_fit_config(data, config=config, **options)
+    from finetune.commands.fit.lr_find import find_learning_rate as run_find_learning_rate
+
+    return run_find_learning_rate(run_config, reporter=reporter)
 
 
 def inspect(

@@ -109,6 +109,14 @@ def fit(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit.")] = False,
+    lr_find: Annotated[
+        bool,
+        typer.Option(
+            "--lr-find",
+            help="Fit the probe, draw the loss over the learning rate and stop before the first "
+            "epoch.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object to standard output.")
     ] = False,
@@ -134,7 +142,10 @@ def fit(
         }
     )
     with exit_on_stop_request():
-        _run_fit(args or [], config, flags, resume, dry_run=dry_run, as_json=as_json)
+        _check_lr_find(lr_find=lr_find, resume=resume, dry_run=dry_run)
+        _run_fit(
+            args or [], config, flags, resume, dry_run=dry_run, lr_find=lr_find, as_json=as_json
+        )
 
 
 def collect_flags(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
@@ -153,6 +164,7 @@ def _run_fit(
     resume: Path | None,
     *,
     dry_run: bool,
+    lr_find: bool,
     as_json: bool,
 ) -> None:
     from finetune.commands.fit.launch_check import check_launch
@@ -175,6 +187,9 @@ def _run_fit(
             # repeated by the command; here before torch is imported
             check_launch(config.trainer, detect_launch())
 
+    if lr_find:
+        _run_lr_find(config, reporter)
+        return
     from finetune.commands.fit import fit as command
 
     changes = {"assignments": assignments, "flags": flags}
@@ -192,6 +207,27 @@ def _run_fit(
         result = command.fit(config, reporter=run_reporter)
     if not is_nonzero_rank():
         show_result(reporter, result.to_json(), lambda tree: _show_fit(reporter, tree))
+
+
+def _check_lr_find(*, lr_find: bool, resume: Path | None, dry_run: bool) -> None:
+    """Check that no option is given that contradicts ``--lr-find``."""
+    if lr_find and resume is not None:
+        raise ConfigError(
+            "--lr-find cannot be used with --resume: it tests the learning rates of a new run, "
+            "before its first epoch. Leave one of them out."
+        )
+    if lr_find and dry_run:
+        raise ConfigError(
+            "--lr-find cannot be used with --dry-run, which trains no step. Leave one of them out."
+        )
+
+
+def _run_lr_find(config: "Config", reporter: "ConsoleReporter") -> None:
+    from finetune.cli.render.lr_curve import show_lr_test
+    from finetune.commands.fit.lr_find import find_learning_rate
+
+    result = find_learning_rate(config, reporter=reporter)
+    show_result(reporter, result.to_json(), lambda tree: show_lr_test(reporter, tree))
 
 
 def _check_resume_options(config_file: Path | None, flags: Mapping[str, tuple[str, Any]]) -> None:

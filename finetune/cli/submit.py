@@ -138,6 +138,11 @@ def _parse_fit_options(context: typer.Context, args: Sequence[str]) -> Mapping[s
             f"--resume cannot be used with submit: a job resumes the run in --output if there is "
             f"one. Use: finetune submit DATA --output {options['resume']}"
         )
+    if options["lr_find"]:
+        raise ConfigError(
+            "--lr-find cannot be used with submit: a job trains the run. Run "
+            "finetune fit --lr-find in one process, then submit with the --lr that you choose."
+        )
     return options
 
 

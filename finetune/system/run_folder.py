@@ -69,6 +69,16 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def lr_find_csv_path(self) -> Path:
+        """Points of a learning-rate range test: rate, loss and smoothed loss."""
+        return self.path / "lr_find.csv"
+
+    @property
+    def lr_find_svg_path(self) -> Path:
+        """Curve of a learning-rate range test."""
+        return self.path / "lr_find.svg"
+
+    @property
     def best_checkpoint_path(self) -> Path:
         """Checkpoint of the best epoch by the monitored metric."""
         return self.path / "checkpoints" / "best.ckpt"

@@ -61,7 +61,7 @@ def measure_feature_change(
         OutOfMemoryError: A step needs more memory than is available.
     """
     classifier = module.classifier
-    with eval_mode(module), _translate_out_of_memory(), _restore_weights(classifier) as weights:
+    with eval_mode(module), translate_out_of_memory(), _restore_weights(classifier) as weights:
         backbone = _get_backbone_names(classifier)
         features = _compute_features(module, eval_batch, micro_batch_size)
         spread = float((features - features.mean(dim=0)).norm())
@@ -149,7 +149,7 @@ def _backpropagate(module: ClassificationModule, batch: Batch, micro_batch_size:
     """Accumulate the gradients of the mean loss of the first epoch's criterion."""
     criterion = module.recipe.criterion_schedule(0)
     num_images = len(batch["label"])
-    for part in _split_batch(batch, micro_batch_size):
+    for part in split_batch(batch, micro_batch_size):
         labels = part["label"].to(module.device)
         loss = criterion(_compute_logits(module, part), labels)
         (loss * (len(labels) / num_images)).backward()  # type: ignore[no-untyped-call]
@@ -160,7 +160,7 @@ def _compute_features(module: ClassificationModule, batch: Batch, micro_batch_si
     head = find_linear_head(module.classifier.network)
     assert head is not None, "only a probe's head is fitted, and it is linear"
     with torch.no_grad(), capture_head_inputs(head) as inputs:
-        for part in _split_batch(batch, micro_batch_size):
+        for part in split_batch(batch, micro_batch_size):
             _compute_logits(module, part)
     return torch.cat(inputs).cpu().double()
 
@@ -174,13 +174,15 @@ def _compute_logits(module: ClassificationModule, batch: Batch) -> Tensor:
     return logits
 
 
-def _split_batch(batch: Batch, size: int) -> Iterator[Batch]:
+def split_batch(batch: Batch, size: int) -> Iterator[Batch]:
+    """Yield the micro-batches of a batch, of ``size`` images or fewer."""
     for first in range(0, len(batch["label"]), size):
         yield Batch(**{key: value[first : first + size] for key, value in batch.items()})  # type: ignore[index, typeddict-item]
 
 
 @contextmanager
-def _translate_out_of_memory() -> Iterator[None]:
+def translate_out_of_memory() -> Iterator[None]:
+    """Raise ``OutOfMemoryError`` for an error of the device within the block that means it."""
     try:
         yield
     except RuntimeError as error:

@@ -153,7 +153,7 @@ class ClassificationModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the mean loss of a batch."""
-        loss = self._compute_loss(batch, batch_idx // self.trainer.accumulate_grad_batches)
+        loss = self.compute_loss(batch, batch_idx // self.trainer.accumulate_grad_batches)
         if self.trainer.is_last_batch:
             self._learning_rates = get_learning_rates(self.trainer.optimizers[0])
         # summed on the device: reading the value would synchronize with it in each step
@@ -162,8 +162,13 @@ class ClassificationModule(LightningModule):
         self._num_batches += 1
         return loss
 
-    def _compute_loss(self, batch: Batch, step: int) -> Tensor:
-        """Compute the mean loss, with mixup or CutMix if the recipe enables them."""
+    def compute_loss(self, batch: Batch, step: int) -> Tensor:
+        """Compute the mean loss of a batch, with mixup or CutMix if the recipe enables them.
+
+        Args:
+            batch: Training images on the module's device.
+            step: Optimizer step within the epoch, which determines the mixture.
+        """
         color_matrix, labels = batch.get("color_matrix"), batch["label"]
         mixup, criterion = self.recipe.mixup, self.recipe.criterion_schedule(self.current_epoch)
         if not mixup:
@@ -222,7 +227,11 @@ class ClassificationModule(LightningModule):
         self._cpu_predictions.clear()
         _, labels, probabilities = gather_rows(rows, labels, probabilities)
         metrics = compute_validation_metrics(
-            probabilities, labels, classes=self.classes, train_counts=self._train_counts
+            probabilities,
+            labels,
+            classes=self.classes,
+            train_counts=self._train_counts,
+            logit_shift=self.recipe.logit_shift,
         )
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
 

@@ -146,7 +146,9 @@ def test_validation_metrics_equal_scikit_learn(animals: Path, tmp_path: Path) ->
         "val/rarest_third_recall": recall_score(labels, predicted, labels=[0], average="macro"),
     }
     metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
+    calibrated = metrics.pop("val/calibrated_loss")
     assert metrics == pytest.approx(expected, abs=1e-5)
+    assert calibrated <= metrics["val/loss"] + 1e-3
 
 
 def test_logged_learning_rates_are_those_of_the_last_step(animals: Path, tmp_path: Path) -> None:
@@ -207,7 +209,7 @@ def compute_mixup(
         lambda _, args, logits: calls.append((args[0], logits))
     )
     with torch.no_grad():
-        loss = module._compute_loss(batch, step)
+        loss = module.compute_loss(batch, step)
     hook.remove()
     ((pixels, logits),) = calls
     own = normalise(batch["image"], mean=module.spec.mean, std=module.spec.std)
@@ -298,13 +300,13 @@ def test_mixup_accumulated_batches_share_the_step(
     animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[int, int]] = []
-    compute_loss = ClassificationModule._compute_loss
+    compute_loss = ClassificationModule.compute_loss
 
     def record_call(self: ClassificationModule, batch: Batch, step: int) -> Tensor:
         calls.append((self.current_epoch, step))
         return compute_loss(self, batch, step)
 
-    monkeypatch.setattr(ClassificationModule, "_compute_loss", record_call)
+    monkeypatch.setattr(ClassificationModule, "compute_loss", record_call)
     training = create_small_training(
         animals, trainer__accumulate_grad_batches=2, augment__mixup=0.2
     )

@@ -11,8 +11,12 @@ from finetune.audit.report import format_audit_json, format_findings_csv
 from finetune.builders import Training
 from finetune.bundle.model_card import read_card_json
 from finetune.bundle.renamed_facts import rename_facts
+from finetune.commands.fit.micro_batch_reduction import (
+    reduce_micro_batch,
+    retry_with_smaller_micro_batches,
+)
 from finetune.commands.fit.plan import build_plan
-from finetune.commands.fit.prepare import describe_batch_norm_effect, prepare_run
+from finetune.commands.fit.prepare import prepare_run
 from finetune.commands.fit.process_group import broadcast_run, open_rendezvous, receive_run
 from finetune.commands.fit.resume import (
     build_resume_config,
@@ -22,10 +26,11 @@ from finetune.commands.fit.resume import (
     find_existing_run,
     rebuild_training,
 )
-from finetune.commands.fit.train import is_complete, reduce_micro_batch, train
-from finetune.commands.measurement.measured import read_measured
+from finetune.commands.fit.train import is_complete, train
+from finetune.commands.measurement.measured import discard_measured, read_measured
+from finetune.commands.prepare_data import RunData
 from finetune.commands.stored_run import read_stored_config
-from finetune.config.load import diff_configs, dump_config, replace_values
+from finetune.config.load import diff_configs, dump_config
 from finetune.config.schema import Config
 from finetune.data.manifest import format_manifest, format_rejected
 from finetune.distributed import signals
@@ -33,7 +38,6 @@ from finetune.distributed.rendezvous import Rendezvous
 from finetune.errors import OutOfMemoryError
 from finetune.system import run_folder
 from finetune.system.files import remove_stale_temp_files, write_text
-from finetune.system.hardware import release_memory
 from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter, StrPath
 
@@ -106,14 +110,7 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
             config = build_resume_config(run, assignments=overrides)
             return _resume_run(run, config, reporter, rendezvous, start)
         training, plan, data = prepare_run(config, reporter)
-        run = run_folder.create(
-            Path(plan["run_dir"]),
-            config=dump_config(training.config),
-            manifest=format_manifest(training.manifest),
-            rejected=format_rejected(data.rejected),
-            audit_json=format_audit_json(data.audit),
-            audit_csv=format_findings_csv(data.audit),
-        )
+        run = create_run(training, plan, data)
         with _lock_run(run, training.config, rendezvous):
             facts = _complete_run(run, training, reporter=reporter, rendezvous=rendezvous)
         return _build_result(run, start, facts, plan)
@@ -138,7 +135,7 @@ def resume(
         path: Run folder.
         assignments: Dotted keys to values that replace those of the run's config.
         flags: Dotted keys to option names and values that replace them, too; only keys in
-            ``OVERRIDABLE_KEYS`` may change.
+            ``OVERRIDABLE_KEYS``, and before the first epoch ``START_KEYS``, may change.
         reporter: Receiver of progress and messages.
 
     Raises:
@@ -206,6 +203,7 @@ def _resume_run(
     with _lock_run(run, config, rendezvous):
         remove_stale_temp_files(run.path)
         training, plan = _prepare_resume(run, config, reporter)
+        discard_measured(run, diff_configs(read_stored_config(run), training.config))
         write_text(run.config_path, dump_config(training.config))
         run_folder.update_latest_link(run)
         facts = _complete_run(run, training, reporter=reporter, rendezvous=rendezvous)
@@ -240,26 +238,25 @@ def _complete_run(
     """
     if rendezvous is not None:
         broadcast_run(rendezvous, run, training)
-    while True:
-        try:
-            evaluation = train(run, training, reporter=reporter, rendezvous=rendezvous)
-            return {} if evaluation is None else evaluation.facts
-        except OutOfMemoryError as error:
-            reduced = reduce_micro_batch(training, error)
-        # outside of the handler: there the error would keep the tensors of the failed step alive
-        release_memory()
-        accumulate = reduced.trainer.accumulate_grad_batches
-        reporter.note(
-            f"Out of memory: the batch of {training.batch_size} is now split into "
-            f"{accumulate} micro-batches with accumulated gradients; "
-            f"the epoch starts again.{describe_batch_norm_effect(training)}"
-        )
-        # the stored config has the settings that were measured
-        config = replace_values(
-            read_stored_config(run), {"trainer.accumulate_grad_batches": accumulate}
-        )
-        write_text(run.config_path, dump_config(config))
-        training = rebuild_training(run, config)
+    evaluation = retry_with_smaller_micro_batches(
+        run,
+        training,
+        lambda training: train(run, training, reporter=reporter, rendezvous=rendezvous),
+        reporter=reporter,
+    )
+    return {} if evaluation is None else evaluation.facts
+
+
+def create_run(training: Training, plan: Mapping[str, Any], data: RunData) -> RunFolder:
+    """Create the folder of a prepared run."""
+    return run_folder.create(
+        Path(plan["run_dir"]),
+        config=dump_config(training.config),
+        manifest=format_manifest(training.manifest),
+        rejected=format_rejected(data.rejected),
+        audit_json=format_audit_json(data.audit),
+        audit_csv=format_findings_csv(data.audit),
+    )
 
 
 def _lock_run(

@@ -50,6 +50,9 @@ OVERRIDABLE_KEYS = (
 )
 """Keys, and sections ending in a dot, that may change in a resumed run; others define the run."""
 
+START_KEYS = ("optim.lr",)
+"""Keys that may also change before the first checkpoint of an epoch, as after ``fit --lr-find``."""
+
 
 def find_existing_run(config: Config) -> RunFolder | None:
     """Return the run in ``output`` that ``resume: auto`` resumes; None for a new run.
@@ -115,7 +118,7 @@ def build_resume_config(
     config = build_config(
         tree, assignments=assignments, flags=flags, source_name=str(run.config_path)
     )
-    _check_changes(stored, config)
+    _check_changes(stored, config, has_started=read_resume_state(run) is not None)
     _check_epochs(run, config)
     return config
 
@@ -196,11 +199,12 @@ def _describe_restart(run: RunFolder, config: ResolvedConfig) -> str:
     return "No checkpoint was saved; starting with the linear probe, from cached features."
 
 
-def _check_changes(stored: Config, config: Config) -> None:
+def _check_changes(stored: Config, config: Config, *, has_started: bool) -> None:
     """Check that only overridable keys differ."""
     sections = tuple(key for key in OVERRIDABLE_KEYS if key.endswith("."))
+    keys = OVERRIDABLE_KEYS if has_started else (*OVERRIDABLE_KEYS, *START_KEYS)
     for key, (before, after) in diff_configs(stored, config).items():
-        if key not in OVERRIDABLE_KEYS and not key.startswith(sections):
+        if key not in keys and not key.startswith(sections):
             raise ConfigError(
                 f"{key} is {before!r} in the run and cannot become {after!r} in a resumed run. "
                 f"Leave it out, or start a new run without --resume."

@@ -25,12 +25,10 @@ from finetune.commands.measurement.interpolation import (
 )
 from finetune.commands.prior_adjustment import needs_strength, save_probe_predictions
 from finetune.commands.stored_run import read_stored_manifest
-from finetune.config.load import replace_values
 from finetune.config.resolved import ResolvedConfig
 from finetune.data.training_data import group_samples
 from finetune.distributed.peer_errors import PeerLostError
 from finetune.distributed.rendezvous import Rendezvous
-from finetune.errors import OutOfMemoryError
 from finetune.probe.head_rebalancing import is_rebalanced, rebalance
 from finetune.probe.linear_probe import fit_probe
 from finetune.system.files import write_text
@@ -70,7 +68,7 @@ def train(
         Evaluation of the best model on rank 0; None on other ranks.
     """
     rank = 0 if rendezvous is None else rendezvous.launch.rank
-    with _suggest_resume(run, reporter):
+    with suggest_resume(run, reporter):
         training, tracker = _fit_probe_and_epochs(run, training, rank, reporter, rendezvous)
         if rendezvous is not None and rank > 0:
             rendezvous.depart()
@@ -78,7 +76,7 @@ def train(
         # read again, as the probe may have added duplicates
         manifest = read_stored_manifest(run, training.config)
         if not training.is_probe_only:
-            device = _get_device(training, rendezvous)
+            device = get_device(training, rendezvous)
             interpolation = interpolate_best_model(run, training, device=device, reporter=reporter)
             if interpolation is not None:
                 reporter.note(describe_interpolation(interpolation))
@@ -95,33 +93,6 @@ def train(
     if rendezvous is not None:
         rendezvous.depart()
     return evaluation
-
-
-def reduce_micro_batch(training: Training, error: OutOfMemoryError) -> ResolvedConfig:
-    """Return the config of a run with half as many images per micro-batch, or fewer.
-
-    Raises:
-        OutOfMemoryError: The micro-batch cannot get smaller, or other processes would have to use
-            the new config, too.
-    """
-    config = training.config
-    accumulate = config.trainer.accumulate_grad_batches
-    micro_batch_size = get_micro_batch_size(training)
-    largest_factor = micro_batch_size // training.min_micro_batch_size
-    factors = (n for n in range(2, largest_factor + 1) if micro_batch_size % n == 0)
-    factor = next(factors, None)
-    if factor is None:
-        images = "1 image does" if micro_batch_size == 1 else f"{micro_batch_size} images do"
-        raise OutOfMemoryError(
-            f"{error} A micro-batch of {images} not fit. Use a smaller --image-size or --backbone, "
-            f"or model.grad_checkpointing=true."
-        )
-    if config.world_size > 1:
-        raise OutOfMemoryError(
-            f"{error} Resume with smaller micro-batches: finetune fit --resume {config.output} "
-            f"trainer.accumulate_grad_batches={accumulate * factor}"
-        )
-    return replace_values(config, {"trainer.accumulate_grad_batches": accumulate * factor})
 
 
 def is_complete(run: RunFolder, num_epochs: int | str) -> bool:
@@ -150,15 +121,10 @@ def _fit_probe_and_epochs(
     if is_trained:
         return training, tracker
     with interrupt_on_error(tracker), open_process_group(run, training, rendezvous) as group:
-        training = settle_augmentation(
-            run, training, device=_get_device(training, group), rendezvous=group, reporter=reporter
-        )
-        probe_score = _fit_probe(run, training, tracker, reporter, group)
+        training, probe_score = fit_start(run, training, tracker, reporter, group)
+        tracker.update_config(training.config.model_dump(mode="json"))
         if training.is_probe_only:
             return training, tracker
-        training = settle_learning_rate(
-            run, training, device=_get_device(training, group), rendezvous=group, reporter=reporter
-        )
         with nullcontext() if group is None else group.pause_heartbeat():
             trainer = create_trainer(
                 run.path,
@@ -171,6 +137,31 @@ def _fit_probe_and_epochs(
             last = run.last_checkpoint_path if run.last_checkpoint_path.is_file() else None
             fit_epochs(trainer, training.module, training.datamodule, checkpoint_path=last)
     return training, tracker
+
+
+def fit_start(
+    run: RunFolder,
+    training: Training,
+    tracker: RunTracker,
+    reporter: Reporter,
+    rendezvous: Rendezvous | None,
+) -> tuple[Training, float | None]:
+    """Do what comes before the first epoch: measure settings, fit the probe and scale its head.
+
+    Returns:
+        The training with the settings that were measured, and the probe's value of the monitored
+        metric, on all ranks; None without a probe.
+    """
+    device = get_device(training, rendezvous)
+    training = settle_augmentation(
+        run, training, device=device, rendezvous=rendezvous, reporter=reporter
+    )
+    score = _fit_probe(run, training, tracker, reporter, rendezvous)
+    if not training.is_probe_only:
+        training = settle_learning_rate(
+            run, training, device=device, rendezvous=rendezvous, reporter=reporter
+        )
+    return training, score
 
 
 def _build_callbacks(training: Training, tracker: RunTracker, reporter: Reporter) -> list[Any]:
@@ -204,7 +195,7 @@ def _fit_probe(
     if plan is None or run.last_checkpoint_path.is_file():
         return None
     module = training.module
-    device = _get_device(training, rendezvous)
+    device = get_device(training, rendezvous)
     search = ProbeDuplicateSearch(training, reporter)
     result = fit_probe(
         module.classifier,
@@ -241,7 +232,7 @@ def _fit_probe(
     return score
 
 
-def _get_device(training: Training, rendezvous: Rendezvous | None) -> torch.device:
+def get_device(training: Training, rendezvous: Rendezvous | None) -> torch.device:
     """Return the device of this rank."""
     local_rank = 0 if rendezvous is None else rendezvous.launch.local_rank
     return get_process_device(training.config.trainer.accelerator, local_rank)
@@ -274,7 +265,7 @@ def _rebalance_head(run: RunFolder, training: Training, reporter: Reporter) -> N
 
 
 @contextmanager
-def _suggest_resume(run: RunFolder, reporter: Reporter) -> Iterator[None]:
+def suggest_resume(run: RunFolder, reporter: Reporter) -> Iterator[None]:
     """Show the command that resumes the run if it is interrupted."""
     try:
         yield

@@ -6,7 +6,7 @@ run's ``config.yaml`` keeps them, so that a resumed run has nothing left to meas
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from finetune.builders import Training, update_training
@@ -72,12 +72,29 @@ def read_measured(run: RunFolder) -> dict[str, Any]:
     return settings
 
 
+def discard_measured(run: RunFolder, keys: Iterable[str]) -> None:
+    """Remove the reasons of measured settings that now have other values.
+
+    Raises:
+        RunFolderError: ``measured.json`` is damaged.
+        StorageError: The disk is full or fails.
+    """
+    settings = read_measured(run)
+    kept = {key: setting for key, setting in settings.items() if key not in set(keys)}
+    if kept != settings:
+        _write(run, kept)
+
+
 def _record(run: RunFolder, training: Training, choices: Mapping[str, Choice]) -> None:
     """Write the settings with their reasons, and the config of the run."""
     settings = read_measured(run) | {
         key: {"value": get_config_value(training.config, key), "reason": choice.reason}
         for key, choice in choices.items()
     }
+    _write(run, settings)
+    write_text(run.config_path, dump_config(training.config))
+
+
+def _write(run: RunFolder, settings: Mapping[str, Any]) -> None:
     content = {"version": _VERSION, "settings": settings}
     write_text(run.measured_path, json.dumps(content, indent=2) + "\n")
-    write_text(run.config_path, dump_config(training.config))

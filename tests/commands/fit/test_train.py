@@ -11,7 +11,7 @@ from torch import Tensor
 
 import finetune
 from finetune.builders import get_micro_batch_size
-from finetune.commands.fit.train import reduce_micro_batch
+from finetune.commands.fit.micro_batch_reduction import reduce_micro_batch
 from finetune.config.load import build_config, read_config_file
 from finetune.config.schema import Config
 from finetune.errors import OutOfMemoryError

@@ -184,7 +184,7 @@ def _is_falling(raw: NDArray[np.float64], smoothed: NDArray[np.float64], least: 
     num_averaged = 2 * _KERNEL_STEPS * np.sqrt(np.pi)
     standard_error = noise * np.sqrt(1 / _NUM_START_STEPS + 1 / num_averaged)
     fall = float(raw[:_NUM_START_STEPS].mean() - smoothed[least])
-    return fall > _MIN_STANDARD_ERRORS * standard_error
+    return bool(fall > _MIN_STANDARD_ERRORS * standard_error)
 
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:

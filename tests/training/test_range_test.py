@@ -74,7 +74,7 @@ def test_run_range_test_equals_a_plain_loop(training: Training) -> None:
         for group, factor in zip(optimizer.param_groups, factors, strict=True):
             group["lr"] = factor * rate
         optimizer.zero_grad()
-        expected_loss.backward()
+        expected_loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
     assert run_test(training, rates).losses == pytest.approx(expected, rel=1e-5)

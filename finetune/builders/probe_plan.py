@@ -28,7 +28,7 @@ from finetune.units import format_bytes
 FLIP_IMAGE_LIMIT = 1_000
 """Training images below which a probe is also fitted to flipped images if fine-tuning follows.
 
-They cost as much as the images themselves, and add less the more images there are.
+Up to then their features are mostly there, since the augmentation is measured on them.
 """
 
 
@@ -49,7 +49,10 @@ def resolve_probe_flips(
     """
     if config.probe.hflip != "auto":
         return config.probe.hflip == "on"
-    return transform.has_flip and (num_images < flip_image_limit or config.is_probe_only)
+    if config.is_probe_only:
+        # the head alone gains too little from a second forward pass (docs/design/probe.md)
+        return transform.has_flip and config.probe.depth > 1
+    return transform.has_flip and num_images < flip_image_limit
 
 
 def plan_probe(

@@ -59,8 +59,9 @@ def get_config_value(config: Config, dotted_key: str) -> Any:
 def _choose_geometry(config: Config, facts: Facts, *, has_probe: bool) -> dict[str, Choice]:
     """Return the choices for flips, turns and crops, by dotted key.
 
-    With a probe they stay "auto" until they are measured. A probe without fine-tuning depends on
-    horizontal flips alone. Settings that cannot apply stay "auto", too.
+    With a probe they stay "auto" until they are measured. Without fine-tuning horizontal flips
+    alone matter, and only to a last stage that is trained. Settings that cannot apply stay "auto",
+    too.
     """
     name = "medium" if config.augment.name == "auto" else config.augment.name
     if name not in PRESET_CROP_SCALES:
@@ -74,7 +75,7 @@ def _choose_geometry(config: Config, facts: Facts, *, has_probe: bool) -> dict[s
     if not has_probe:
         return choices
     is_probe_only = config.unfreeze.name == "linear_probe"
-    if is_probe_only and config.probe.hflip != "auto":
+    if is_probe_only and (config.probe.hflip != "auto" or config.probe.depth == 1):
         return choices
     measured = list(choices)[:1] if is_probe_only else list(choices)
     images = min(MAX_MEASURED_IMAGES, facts.num_images)

@@ -50,12 +50,12 @@ class ProbeConfig(Section):
     hflip: Switch = Field(
         "auto",
         description="also fit to horizontally flipped images; auto: if augment.name flips images "
-        "and there is no fine-tuning or fewer than 1,000 images",
+        "and fine-tuning follows on fewer than 1,000 images, or the last stage is trained alone",
     )
     num_crops: Annotated[int, Field(ge=0, le=5)] | Auto = Field(
         "auto",
         description="number of crops of each image to fit to in addition: center, then corners; "
-        "auto: 1 with fewer than 1,000 images and random crops in training",
+        "auto: 1 with probe.depth of 2 or more, fewer than 1,000 images and random crops",
     )
     depth: int = Field(
         1,

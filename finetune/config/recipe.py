@@ -28,7 +28,7 @@ UNMEASURED_BACKBONE_LR_SCALE = {"adamw": 0.1, "sgd": 0.05}
 """Learning rate of the last backbone group divided by that of the head, where none is measured."""
 
 CROP_VIEWS_IMAGE_LIMIT = 1_000
-"""Number of training images below which the probe is also fitted to a centre crop of each."""
+"""Number of training images below which the last stage is also trained on a centre crop of each."""
 
 WARMUP_FRACTION, MAX_WARMUP_FRACTION = 0.05, 0.3
 """Least and largest fraction of the steps for the warm-up of the learning rate."""
@@ -113,10 +113,16 @@ def _choose_probe(config: Config, facts: Facts) -> Choice:
 
 
 def _choose_probe_views(config: Config, facts: Facts, *, has_probe: bool) -> Choice:
-    """One crop more with few images, if training uses random crops; crops of digits are useless."""
-    if has_probe and _has_random_crops(config) and facts.num_images < CROP_VIEWS_IMAGE_LIMIT:
+    """One crop more with few images, where the last stage is trained on the views.
+
+    For the head alone a view gains too little for its forward passes (docs/design/probe.md).
+    """
+    is_few = facts.num_images < CROP_VIEWS_IMAGE_LIMIT
+    if has_probe and config.probe.depth > 1 and _has_random_crops(config) and is_few:
         return Choice(
-            1, f"fewer than {CROP_VIEWS_IMAGE_LIMIT:,} images: center crop as an additional view"
+            1,
+            f"fewer than {CROP_VIEWS_IMAGE_LIMIT:,} images, probe.depth={config.probe.depth}: "
+            f"center crop as an additional view",
         )
     return Choice(0)
 

@@ -251,9 +251,18 @@ def test_get_crop_scales_begin_with_that_of_the_preset() -> None:
     [
         ({}, ("hflip", "vflip", "rot90", "min_crop_scale")),
         ({"augment__hflip": "on", "augment__min_crop_scale": 0.6}, ("vflip", "rot90")),
-        ({"unfreeze__name": "linear_probe", "trainer__epochs": "auto"}, ("hflip",)),
+        ({"unfreeze__name": "linear_probe", "trainer__epochs": "auto"}, ()),
         (
-            {"unfreeze__name": "linear_probe", "trainer__epochs": "auto", "probe__hflip": "on"},
+            {"unfreeze__name": "linear_probe", "trainer__epochs": "auto", "probe__depth": 2},
+            ("hflip",),
+        ),
+        (
+            {
+                "unfreeze__name": "linear_probe",
+                "trainer__epochs": "auto",
+                "probe__depth": 2,
+                "probe__hflip": "on",
+            },
             (),
         ),
         ({"probe__enabled": "off"}, ()),

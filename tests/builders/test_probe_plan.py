@@ -139,7 +139,12 @@ def test_probe_only_with_label_smoothing_is_accepted_only_for_runs_of_older_rele
         ({}, 25, True),
         ({"probe__hflip": "on"}, 24, True),
         ({"probe__hflip": "off"}, 25, False),
-        ({"unfreeze__name": "linear_probe", "probe__enabled": "on"}, 24, True),
+        ({"unfreeze__name": "linear_probe", "probe__enabled": "on"}, 25, False),
+        (
+            {"unfreeze__name": "linear_probe", "probe__enabled": "on", "probe__depth": 2},
+            24,
+            True,
+        ),
         ({"augment__name": "none"}, 25, False),
     ],
 )

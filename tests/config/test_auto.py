@@ -187,12 +187,19 @@ def test_larger_sets_get_larger_batches_and_fewer_epochs(num_images: int, size_c
 
 
 @pytest.mark.parametrize(("num_images", "expected"), [(998, 1), (1_000, 0)])
-def test_probe_num_crops_with_few_images_is_one(num_images: int, expected: int) -> None:
+def test_probe_num_crops_for_the_last_stage_with_few_images_is_one(
+    num_images: int, expected: int
+) -> None:
     counts = [num_images // 2, num_images // 2]
-    assert choose(class_counts=counts)["probe.num_crops"] == expected
-    assert choose({"probe.enabled": "off"}, class_counts=counts)["probe.num_crops"] == 0
+
+    def choose_num_crops(settings: dict[str, Any]) -> Any:
+        return choose({"probe.depth": 2, **settings}, class_counts=counts)["probe.num_crops"]
+
+    assert choose_num_crops({}) == expected
+    assert choose_num_crops({"probe.depth": 1}) == 0
+    assert choose_num_crops({"probe.enabled": "off"}) == 0
     for augment in ("none", "mine.json"):
-        assert choose({"augment.name": augment}, class_counts=counts)["probe.num_crops"] == 0
+        assert choose_num_crops({"augment.name": augment}) == 0
 
 
 def test_epochs_with_frozen_layers_are_more() -> None:

@@ -34,8 +34,7 @@ def show_lr_test(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
         reporter.note(line)
     reporter.note(f"Files: {', '.join(tree['files'])}")
     resume = ["finetune", "fit", "--resume", run_dir]
-    other = test["steepest_lr"] or test["lr"] / 3
-    reporter.print_commands("Next:", [resume, [*resume, "--lr", format_scientific(other)]])
+    reporter.print_commands("Next:", [resume, [*resume, "--lr", "RATE"]])
 
 
 def describe_lr_test(test: Mapping[str, Any]) -> list[str]:

@@ -69,4 +69,4 @@ def test_show_lr_test_prints_files_and_commands(capsys: pytest.CaptureFixture[st
     show_lr_test(ConsoleReporter(), tree)
     out = capsys.readouterr().out
     assert "runs/a b/lr_find.csv" in out
-    assert "finetune fit --resume 'runs/a b' --lr 0.001\n" in out
+    assert "finetune fit --resume 'runs/a b' --lr RATE\n" in out

@@ -62,8 +62,6 @@ def build_lr_chart(test: Mapping[str, Any]) -> list[str]:
     Losses above the chart, where training diverges, are in its first row (^).
     """
     points = test["points"]
-    if len(points) < 2:
-        return ["The loss is not finite at the lowest learning rate."]
     rates = [point["lr"] for point in points]
     low, high = test["loss_limits"]
     cells = [[" "] * _NUM_COLUMNS for _ in range(_NUM_ROWS)]

@@ -28,8 +28,8 @@ class _Axes:
         return _LEFT + fraction * (_WIDTH - _LEFT - _RIGHT)
 
     def locate_loss(self, loss: float) -> float:
-        """Return the vertical position of a loss; losses above the axis are at its end."""
-        fraction = (min(loss, self.high) - self.low) / (self.high - self.low)
+        """Return the vertical position of a loss."""
+        fraction = (loss - self.low) / (self.high - self.low)
         return _HEIGHT - _BOTTOM - fraction * (_HEIGHT - _TOP - _BOTTOM)
 
     def contains_lr(self, lr: float) -> bool:
@@ -92,14 +92,18 @@ def _draw_points(axes: _Axes, test: RangeTest) -> Iterator[str]:
         if loss <= axes.high:
             x, y = axes.locate_lr(rate), axes.locate_loss(loss)
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{_POINT_COLOR}"/>'
-    vertices: list[str] = []
-    for rate, loss in zip(test.rates, test.smoothed_losses, strict=True):
-        vertices.append(f"{axes.locate_lr(rate):.1f} {axes.locate_loss(loss):.1f}")
-        if loss > axes.high:  # the curve leaves the figure
-            break
+    vertices = [
+        f"{axes.locate_lr(rate):.1f} {axes.locate_loss(loss):.1f}"
+        for rate, loss in zip(test.rates, test.smoothed_losses, strict=True)
+    ]
+    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    yield (
+        f'<clipPath id="chart"><rect x="{_LEFT}" y="{_TOP}" width="{width}" height="{height}"/>'
+        f"</clipPath>"
+    )
     yield (
         f'<path d="M{" L".join(vertices)}" fill="none" stroke="{_CURVE_COLOR}" '
-        f'stroke-width="2" stroke-linejoin="round"/>'
+        f'stroke-width="2" stroke-linejoin="round" clip-path="url(#chart)"/>'
     )
 
 

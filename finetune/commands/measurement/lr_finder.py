@@ -12,10 +12,12 @@ from finetune.builders.schedules import build_learning_rates, build_optimizer_fa
 from finetune.commands.measurement.lr_figure import draw_lr_figure
 from finetune.data.dataset import Batch
 from finetune.data.samplers.epoch_sampler import EpochSampler
+from finetune.errors import TrainingError
 from finetune.system.files import write_text
 from finetune.system.run_folder import RunFolder
 from finetune.training.range_test import RangeTest, compute_loss_limits, run_range_test
 from finetune.types import Reporter
+from finetune.units import format_scientific
 
 _NUM_STEPS = 100
 _LR_RANGES = {"adamw": (1e-7, 1.0), "sgd": (1e-5, 10.0)}
@@ -87,6 +89,7 @@ def run_lr_test(
     Raises:
         DataError: A file can no longer be read as before.
         OutOfMemoryError: A step needs more memory than is available.
+        TrainingError: The loss is not finite at the lowest learning rates.
     """
     config = training.config
     lr = config.optim.lr
@@ -110,6 +113,11 @@ def run_lr_test(
         )
     finally:
         reporter.finish()
+    if len(test.rates) < 2:
+        raise TrainingError(
+            f"The training loss is not finite at a learning rate of {format_scientific(first)}. "
+            f"Check model.weights and loss.name; another seed takes other images first."
+        )
     reason = training.reasons.get("optim.lr", "") if measured_reason is None else measured_reason
     return LearningRateTest(lr, reason, measured_reason is not None, test)
 

@@ -53,10 +53,6 @@ def test_build_lr_chart_without_suggestions_marks_the_rate_of_the_run_only() -> 
     assert "suggests no rate" in " ".join(describe_lr_test(test))
 
 
-def test_build_lr_chart_without_points_is_one_line() -> None:
-    assert len(build_lr_chart(build_test(points=[]))) == 1
-
-
 @pytest.mark.parametrize(("is_measured", "word"), [(True, "(measured"), (False, "(not measured")])
 def test_describe_lr_test_tells_the_rate_of_the_run(is_measured: bool, word: str) -> None:
     line = describe_lr_test(build_test(is_measured=is_measured))[0]

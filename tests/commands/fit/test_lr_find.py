@@ -16,7 +16,7 @@ from finetune.commands.measurement.measured import read_measured
 from finetune.commands.stored_run import read_stored_config
 from finetune.config.schema import Config
 from finetune.distributed.launch import LaunchInfo
-from finetune.errors import ConfigError, OutOfMemoryError
+from finetune.errors import ConfigError, OutOfMemoryError, TrainingError
 from finetune.system.run_folder import RunFolder
 from finetune.training.range_test import RangeTest
 from tests.support.helpers import RecordingReporter
@@ -133,6 +133,17 @@ def test_find_learning_rate_out_of_memory_halves_the_micro_batch(
     assert result.lr_test.is_measured
     stored = read_stored_config(RunFolder(result.run_dir))
     assert stored.trainer.accumulate_grad_batches == 2
+
+
+def test_find_learning_rate_without_a_finite_loss_fails(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "finetune.training.module.ClassificationModule.compute_loss",
+        lambda self, batch, step: self(batch["image"]).sum() * float("nan"),
+    )
+    with pytest.raises(TrainingError, match=r"1e-7.*model\.weights"):
+        find_learning_rate(config)
 
 
 @pytest.mark.parametrize(

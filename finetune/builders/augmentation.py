@@ -29,6 +29,10 @@ MAX_HELPFUL_Z_SCORE = -1.64
 """Change of held-out log loss in standard errors up to which turned images help heads that are also
 fitted to them (one-sided 5%)."""
 
+NEGLIGIBLE_LOSS_CHANGE = 0.005
+"""Change of held-out log loss up to which flips and turns neither harm nor help, however certain
+it is: heads that classify every image correctly differ by rounding."""
+
 MIN_CROP_ACCURACY, MIN_CROP_Z_SCORE = 0.85, 2.0
 """Held-out accuracy on random crops, relative to whole images, below which they cut too much; and
 the standard errors that the loss must exceed."""
@@ -137,13 +141,14 @@ def get_crop_scales(crop_scale: float) -> tuple[float, ...]:
 
 
 def _choose_hflip(effect: ViewEffect) -> Choice:
-    is_large = effect.loss_change >= MIN_LOSS_CHANGE * effect.loss
+    is_large = effect.loss_change >= max(NEGLIGIBLE_LOSS_CHANGE, MIN_LOSS_CHANGE * effect.loss)
     is_harder = is_large and effect.loss_z_score >= MIN_HARDER_Z_SCORE
     return Choice("off" if is_harder else "on", _describe_loss(effect, "mirrored"))
 
 
 def _choose_turn(effect: ViewEffect, view: str) -> Choice:
-    is_helpful = effect.fitted_z_score <= MAX_HELPFUL_Z_SCORE
+    is_large = effect.fitted_change <= -NEGLIGIBLE_LOSS_CHANGE
+    is_helpful = is_large and effect.fitted_z_score <= MAX_HELPFUL_Z_SCORE
     reason = (
         f"held-out log loss of heads {effect.loss:.3f}, fitted also to images {view} "
         f"{effect.fitted_change:+.3f} (standard error {effect.fitted_error:.3f})"

@@ -8,7 +8,8 @@ torch.fx graph, where the only use of a convolution's output is a BatchNorm.
 import operator
 from collections import Counter
 
-from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -43,16 +44,17 @@ def fold_batch_norm(network: nn.Module, *, inner_node: str | None = None) -> fx.
         _return_inner_node(graph, inner_node)
     layers = dict(network.named_modules())
     _remove_identities(graph, layers)
-    folded = {}
+    folded: dict[str, nn.Module] = {}
     for conv, batch_norm in _find_pairs(graph, layers):
-        folded[conv.target] = fuse_conv_bn_eval(layers[conv.target], layers[batch_norm.target])  # type: ignore[type-var]
+        name = str(conv.target)
+        folded[name] = fuse_conv_bn_eval(layers[name], layers[str(batch_norm.target)])
         _replace_by_activation(batch_norm, layers)
     if not folded:
         return None
     _add_in_place(graph, {node for node in graph.nodes if node.target in folded})
     module = build_graph_module(network, traced, graph)
-    for name, conv in folded.items():
-        module.set_submodule(name, conv.requires_grad_(False))
+    for name, layer in folded.items():
+        module.set_submodule(name, layer.requires_grad_(False))
     return module
 
 

@@ -131,6 +131,7 @@ class HeadFitter:
         self._labels = torch.from_numpy(problem.labels)
         num_rows, columns = problem.features.shape
         self._projected: Tensor | None = None
+        self._basis: FeatureBasis
         if scaled_like is not None:
             self._basis, self._projected = scaled_like._basis, scaled_like._projected
         elif num_rows * columns <= max_cached_values:

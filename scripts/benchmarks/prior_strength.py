@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from imbalance import compute_scores, subsample
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,6 +33,7 @@ from finetune.models.classifier import normalise
 from finetune.models.head import capture_head_inputs, find_linear_head
 from finetune.probe.cross_validation import fit_head
 from finetune.types import Sample
+from scripts.benchmarks.imbalance import compute_scores, subsample
 
 BRIGHTNESS = (1.0, 0.6, 0.75, 0.88, 1.15, 1.35)
 """Factors of the pixel values of the exposures."""
@@ -68,8 +68,8 @@ def main() -> None:
                 rows.setdefault(name, []).append(scores)
             print(f"ratio {ratio:g}, seed {seed} done", file=sys.stderr, flush=True)
         print(f"ratio {ratio:g}: strength, balanced accuracy, accuracy, macro-F1")
-        for name, scores in rows.items():
-            print(f"{name:<28}", *(f"{value:.3f}" for value in np.mean(scores, axis=0)))
+        for name, table in rows.items():
+            print(f"{name:<28}", *(f"{value:.3f}" for value in np.mean(table, axis=0)))
 
 
 def _compute_features(
@@ -103,7 +103,7 @@ def _evaluate(
     train: Sequence[Sample],
     test: Sequence[Sample],
     seed: int,
-) -> dict[str, tuple[float, ...]]:
+) -> dict[str, tuple[float, float, float, float]]:
     """Return strength, balanced accuracy, accuracy and macro-F1 by name of the head."""
     classes = sorted({sample.label for sample in train})
     labels = np.array([classes.index(sample.label) for sample in train])
@@ -171,7 +171,8 @@ def _compute_scores(
 ) -> tuple[float, float, float]:
     confusion = np.zeros((len(counts), len(counts)))
     np.add.at(confusion, (labels, logits.argmax(dim=1).numpy()), 1)
-    return compute_scores(confusion, counts)
+    scores: tuple[float, float, float] = compute_scores(confusion, counts)
+    return scores
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Tests of the transform of training images: presets of rare classes, and image sizes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -298,3 +299,12 @@ def test_rare_class_preset_keeps_its_crops_unless_they_are_restricted() -> None:
             if isinstance(part, TrainTransform) and part.initial_crop is not None
         ]
         assert areas == expected
+
+
+def test_choose_geometry_ignores_certain_but_negligible_changes() -> None:
+    helpful = replace(build_effect(fitted_change=-0.004), fitted_error=1e-4)
+    harder = replace(build_effect(), loss=1e-5, loss_change=0.004, loss_error=1e-4)
+    effects: dict[str | float, ViewEffect] = {"hflip": harder, "vflip": helpful}
+    choices = choose_geometry(("hflip", "vflip"), effects, crop_scale=0.35)
+    assert choices["augment.hflip"].value == "on"
+    assert choices["augment.vflip"].value == "off"

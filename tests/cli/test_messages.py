@@ -201,8 +201,13 @@ def _normalize(text: str, workdir: Path) -> str:
     text = text.replace(str(workdir), PLACEHOLDER_DIR)
     text = re.sub(r"\b\d{8}-\d{6}\b", "YYYYMMDD-HHMMSS", text)
     text = re.sub(r"(?m)^(loss +)\d+\.\d{4}$", r"\1#.####", text)
-    text = re.sub(r"(?m)^( +\d+) +\d+\.\d{4} +\d+\.\d{4}( .*%) +\d+\.\d$",
-                  r"\1      #.####    #.####\2      #.#", text)  # fmt: skip
+    text = re.sub(r"(?m)^( +\d+) +\d+\.\d{4} +\d+\.\d{4} +\d+\.\d{4}( .*%) +\d+\.\d$",
+                  r"\1      #.####    #.####     #.####\2      #.#", text)  # fmt: skip
+    text = re.sub(r"\b\d\.\d{4} at\b", "#.#### at", text)
+    text = re.sub(r"Learning rate \S+ a step of \S+ changes the features by \d+%",
+                  "Learning rate #: a step of # changes the features by #%", text)  # fmt: skip
+    text = re.sub(r"(?<=optim\.lr is )\S+", "#", text)
+    text = re.sub(r"(?m)\d\.\S+ … \d\.\S+(?= +frozen$)", "# … #", text)
     text = re.sub(r"\b0\.\d{6}\b", "0.######", text)
     text = re.sub(r"\bdiffer by at most [\d.e-]+", "differ by at most #", text)
     return re.sub(r"(?<=[ (])\d+(\.\d)? s\b", "# s", text)

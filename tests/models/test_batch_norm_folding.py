@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.layers import ScaledStdConv2d
+from timm.layers.std_conv import ScaledStdConv2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

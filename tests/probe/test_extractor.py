@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from finetune.probe import extractor as extractor_module
+from finetune.models.batch_norm_folding import fold_batch_norm
 from finetune.probe.extractor import create_feature_extractor, fold_where_exact
 from tests.support.networks import randomise
 
@@ -70,7 +70,7 @@ def test_fold_where_exact_with_features_not_finite_returns_the_extractor(value: 
 def test_fold_where_exact_with_other_outputs_returns_the_extractor_and_logs(
     is_raising: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fold = extractor_module.fold_batch_norm
+    fold = fold_batch_norm
 
     def fold_wrongly(network: nn.Module, *, inner_node: str | None) -> nn.Module | None:
         folded = fold(network, inner_node=inner_node)
@@ -83,7 +83,7 @@ def test_fold_where_exact_with_other_outputs_returns_the_extractor_and_logs(
             conv.bias.data += 1
         return folded
 
-    monkeypatch.setattr(extractor_module, "fold_batch_norm", fold_wrongly)
+    monkeypatch.setattr("finetune.probe.extractor.fold_batch_norm", fold_wrongly)
     extractor = create_feature_extractor(create_network())
     with caplog.at_level(logging.INFO, "finetune"):
         assert fold_where_exact(extractor, make_images(2)) is extractor

@@ -227,5 +227,5 @@ class CalibrationConfig(Section):
     enabled: Switch = Field(
         "auto",
         description="fit a temperature to the validation images, if it lowers the log loss in "
-        "cross-validation; auto: with at least 200 of them",
+        "cross-validation; auto: with at least 30 of them",
     )

@@ -287,8 +287,8 @@ def test_precision_and_image_size_follow_hardware_and_weights() -> None:
     assert choose()["trainer.precision"] == "32-true"
 
 
-@pytest.mark.parametrize(("num_val_images", "expected"), [(0, "off"), (199, "off"), (200, "on")])
-def test_calibration_auto_needs_200_validation_images(num_val_images: int, expected: str) -> None:
+@pytest.mark.parametrize(("num_val_images", "expected"), [(0, "off"), (29, "off"), (30, "on")])
+def test_calibration_auto_needs_30_validation_images(num_val_images: int, expected: str) -> None:
     assert choose(num_val_images=num_val_images)["calibration.enabled"] == expected
 
 

@@ -170,7 +170,13 @@ def test_flag_sets_config_key(
 def test_flags_of_help_are_all_tested(cli: Cli) -> None:
     words = cli.ok("fit", "--help").out.split()
     options = {word for word in words if word.startswith("--")}
-    assert options - {"--help"} == FLAGS.keys() | {"--config", "--resume", "--dry-run", "--json"}
+    assert options - {"--help"} == FLAGS.keys() | {
+        "--config",
+        "--resume",
+        "--dry-run",
+        "--lr-find",
+        "--json",
+    }
 
 
 def test_flag_overrides_file_and_contradiction_fails(

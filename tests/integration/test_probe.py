@@ -106,9 +106,9 @@ def test_linear_probe_of_the_same_images_reuses_cached_features(
 
 
 def test_fine_tuning_starts_from_the_probe(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    probe = fit(place, "probe", "--unfreeze", "linear_probe")
+    probe = fit(place, "probe", "--unfreeze", "linear_probe", "probe.hflip=off")
     capsys.readouterr()
-    run = fit(place, "run", "--unfreeze", "all", "--epochs", 1, "optim.lr=1e-12")
+    run = fit(place, "run", "--unfreeze", "all", "--epochs", 1, "optim.lr=1e-12", "probe.hflip=off")
     assert "baseline and initial head for fine-tuning" in read_stdout(capsys)
     assert [row["epoch"] for row in read_rows(run)] == ["0", "1"]
     assert read_score(run, 0, "loss") == pytest.approx(read_score(probe, 0, "loss"), abs=1e-6)

@@ -185,7 +185,7 @@ class LrScheduleConfig(Section):
     warmup_fraction: Annotated[float, Field(ge=0, le=0.5)] | Auto = Field(
         "auto",
         description="fraction of all steps for a linear warm-up, repeated after each unfreezing; "
-        "auto: 0.05, after a linear probe enough for 30 steps, at most 0.3",
+        "auto: 0.05, after a linear probe enough for 30 steps, from 0.05 to 0.3",
     )
     final_factor: float = Field(
         0.01,

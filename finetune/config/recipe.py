@@ -84,7 +84,9 @@ def _choose_independent_settings(config: Config, facts: Facts) -> dict[str, Choi
         "model.batch_norm": _choose_batch_norm(facts),
         "augment.name": Choice("medium", "random crops, horizontal flips and color jitter"),
         "optim.lr": _choose_lr(config, has_probe=probed and not probe_only),
-        "optim.backbone_lr_scale": _choose_backbone_lr_scale(config, facts, has_probe=probed),
+        "optim.backbone_lr_scale": _choose_backbone_lr_scale(
+            config, facts, has_probe=probed and not probe_only
+        ),
         "optim.layer_decay": _choose_layer_decay(facts),
         "optim.swa_fraction": Choice(0.0),
         "imbalance.strategy": _choose_imbalance_strategy(config, facts),
@@ -242,7 +244,9 @@ def _choose_warmup(num_steps: int, *, has_fitted_head: bool) -> Choice:
     """
     if not has_fitted_head:
         return Choice(WARMUP_FRACTION)
-    fraction = min(MAX_WARMUP_FRACTION, max(WARMUP_FRACTION, WARMUP_STEPS / max(1, num_steps)))
+    fraction = min(MAX_WARMUP_FRACTION, WARMUP_STEPS / max(1, num_steps))
+    if fraction <= WARMUP_FRACTION:
+        return Choice(WARMUP_FRACTION)
     return Choice(round(fraction, 3), f"{WARMUP_STEPS} steps or less to keep what the probe knows")
 
 

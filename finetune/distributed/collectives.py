@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._distributed_c10d import Store
 
 from finetune.distributed import signals
@@ -148,3 +148,9 @@ class AsyncMaxReducer:
         self._pending = None
         work.wait()
         return tuple(tensor.tolist())
+
+
+def broadcast_weights(module: nn.Module) -> None:
+    """Send the parameters and buffers of rank 0, which alone has read the weights, to all ranks."""
+    for tensor in module.state_dict().values():
+        dist.broadcast(tensor, src=0)

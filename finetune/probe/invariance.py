@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.data.transforms.eval_transform import EvalTransform, RandomCropsTransform
+from finetune.distributed.collectives import broadcast_weights
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.models.classifier import ImageClassifier, eval_mode
 from finetune.probe.cached_extractor import CachedFeatureExtractor, ExtractionPlan
@@ -198,6 +199,8 @@ def measure_view_effects(
         TrainingError: The features are not finite, or memory does not suffice.
     """
     classifier.to(device)
+    if rendezvous is not None:
+        broadcast_weights(classifier)
     with eval_mode(classifier):
         cached_extractor = CachedFeatureExtractor(
             create_feature_extractor(classifier.network),

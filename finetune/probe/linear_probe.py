@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from finetune.distributed.collectives import broadcast_weights
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.evaluation.validation import compute_validation_metrics
 from finetune.models.classifier import ImageClassifier, eval_mode
@@ -285,9 +285,3 @@ def _compute_mean_loss(logits: Tensor, plan: ProbePlan) -> float:
 
 def _to_floats(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
-
-
-def broadcast_weights(classifier: ImageClassifier) -> None:
-    """Send the parameters and buffers of rank 0, which alone has read the weights, to all ranks."""
-    for tensor in classifier.state_dict().values():
-        dist.broadcast(tensor, src=0)

@@ -35,6 +35,7 @@ def measure_feature_change(
     *,
     make_optimizer: Callable[[ImageClassifier], Optimizer],
     micro_batch_size: int,
+    depth: int | None = None,
     max_grad_norm: float = 0.0,
 ) -> float | None:
     """Return the relative change of the features by a step, per unit of the learning rate.
@@ -51,6 +52,7 @@ def measure_feature_change(
         make_optimizer: Function that builds an optimizer in which the last backbone group has the
             learning rate ``TRIAL_LR``, and the other groups theirs in proportion.
         micro_batch_size: Images that are processed at once.
+        depth: Number of layer groups that train, from the head; None for all.
         max_grad_norm: Maximum gradient norm; 0 does not clip.
 
     Returns:
@@ -61,7 +63,12 @@ def measure_feature_change(
         OutOfMemoryError: A step needs more memory than is available.
     """
     classifier = module.classifier
-    with eval_mode(module), translate_out_of_memory(), _restore_weights(classifier) as weights:
+    depth = len(classifier.groups) if depth is None else depth
+    with (
+        eval_mode(module),
+        translate_out_of_memory(),
+        _restore_weights(classifier, depth) as weights,
+    ):
         backbone = _get_backbone_names(classifier)
         features = _compute_features(module, eval_batch, micro_batch_size)
         spread = float((features - features.mean(dim=0)).norm())
@@ -86,15 +93,15 @@ def measure_feature_change(
 
 
 @contextmanager
-def _restore_weights(classifier: ImageClassifier) -> Iterator[dict[str, Tensor]]:
-    """Unfreeze all layer groups within the block, and restore weights and depth after it.
+def _restore_weights(classifier: ImageClassifier, depth: int) -> Iterator[dict[str, Tensor]]:
+    """Unfreeze layer groups within the block, and restore weights and depth after it.
 
     Yields:
         The weights by parameter name.
     """
-    depth = classifier.depth
+    previous_depth = classifier.depth
     weights = {name: value.detach().clone() for name, value in classifier.named_parameters()}
-    classifier.set_depth(len(classifier.groups))
+    classifier.set_depth(depth)
     classifier.eval()
     try:
         yield weights
@@ -103,7 +110,7 @@ def _restore_weights(classifier: ImageClassifier) -> Iterator[dict[str, Tensor]]
             for name, parameter in classifier.named_parameters():
                 parameter.copy_(weights[name])
                 parameter.grad = None
-        classifier.set_depth(depth)
+        classifier.set_depth(previous_depth)
 
 
 def _compute_moves(

@@ -15,7 +15,9 @@ def test_augmentation_measured_by_two_processes_is_that_of_one(tmp_path: Path) -
     augments, reasons = [], []
     for devices in (1, 2):
         run = tmp_path / f"run{devices}"
-        config = build_config(data, run, weights, trainer__devices=devices)
+        config = build_config(
+            data, run, weights, trainer__devices=devices, data__cache=str(tmp_path / f"{devices}")
+        )
         result = finetune.fit(config)
         tree = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         augments.append(tree["augment"])

@@ -145,7 +145,7 @@ def test_fine_tuning_that_diverges_keeps_the_probe_as_best_model(
     )  # fmt: skip
     output = read_stdout(capsys)
     assert read_score(run, -1, "loss") > read_score(run, 0, "loss")
-    assert re.search(r"No epoch .*val/loss .*probe.*optim\.lr", output)
+    assert re.search(r"did not improve on the linear probe.*\n?.*optim\.lr", output)
     assert evaluate(run)["loss"] == pytest.approx(read_score(run, 0, "loss"), abs=1e-4)
 
 

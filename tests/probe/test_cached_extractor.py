@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from finetune.builders import Training
 from finetune.data.images.lazy_image import open_image
 from finetune.data.transforms.eval_transform import EvalTransform
+from finetune.distributed.collectives import broadcast_weights
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.errors import DataError, TrainingError
 from finetune.models import torchvision_models
@@ -22,7 +23,6 @@ from finetune.models.classifier import normalise
 from finetune.probe import cached_extractor as cached_extractor_module
 from finetune.probe.cached_extractor import CachedFeatureExtractor, ExtractionPlan
 from finetune.probe.extractor import ViewSpec, create_feature_extractor, extract_features
-from finetune.probe.linear_probe import broadcast_weights
 from finetune.types import PreprocessSpec, Reporter
 from tests.support.processes import open_group, run_on_ranks
 from tests.support.runs import create_small_training

@@ -155,13 +155,13 @@ def _build_predictor(bundle: ModelBundle, training: Training) -> Predictor:
     return Predictor(
         bundle,
         device=training.config.trainer.accelerator,
-        batch_size=_choose_batch_size(training),
+        batch_size=choose_eval_batch_size(training),
         num_workers=training.config.data.num_workers,
         max_pixels=training.config.data.max_pixels,
     )
 
 
-def _choose_batch_size(training: Training) -> int:
+def choose_eval_batch_size(training: Training) -> int:
     """Return the batch size of ``evaluate``, or a smaller one if training needed micro-batches."""
     if training.config.trainer.accumulate_grad_batches == 1:
         return _EVAL_BATCH_SIZE

@@ -40,7 +40,7 @@ def retry_with_smaller_micro_batches(
         reporter.note(
             f"Out of memory: the batch of {training.batch_size} is now split into "
             f"{accumulate} micro-batches with accumulated gradients; "
-            f"the epoch starts again.{describe_batch_norm_effect(training)}"
+            f"what was interrupted starts again.{describe_batch_norm_effect(training)}"
         )
         # the stored config has the settings that were measured
         config = replace_values(

@@ -84,8 +84,8 @@ def train(
         evaluation = evaluate_best_model(run, replace(training, manifest=manifest), reporter)
     if not training.is_probe_only and is_probe_checkpoint(run.best_checkpoint_path):
         reporter.note(
-            f"No epoch improved val/{training.config.checkpoint.monitor} over the linear probe, "
-            f"which is the best model. Try a lower optim.lr or more epochs."
+            "Fine-tuning did not improve on the linear probe, which is the model of this run. More "
+            "epochs, more images or another optim.lr may."
         )
     write_bundle(run, evaluation)
     tracker.finish(evaluation.evaluations, classes=training.data.classes, bundle_dir=run.bundle_dir)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 
 import torch
@@ -15,12 +16,14 @@ from finetune.config.facts import Choice
 from finetune.data.dataset import Batch
 from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.distributed.rendezvous import Rendezvous
+from finetune.errors import OutOfMemoryError
 from finetune.models.head import find_linear_head, set_head
 from finetune.probe.linear_probe import ProbeResult
+from finetune.system.hardware import release_memory
 from finetune.system.run_folder import RunFolder
 from finetune.training.feature_change import TRIAL_LR, measure_feature_change
 from finetune.types import Reporter
-from finetune.units import format_scientific
+from finetune.units import format_count, format_scientific
 
 _NUM_STEPS = 4
 """Optimizer steps of the measurement: the direction of a single one is mostly noise."""
@@ -28,7 +31,9 @@ _NUM_STEPS = 4
 _MIN_LR, _MAX_LR = 1e-6, 1e-2
 _FALLBACK_LR = 1e-4
 
-_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.02, 20.0
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1.0, 20.0
+"""Range of the head's temperature: without bound, predictions that are all right would be scaled up
+until their gradients vanish."""
 
 
 def scale_head(training: Training, result: ProbeResult) -> float:
@@ -61,7 +66,7 @@ def scale_head(training: Training, result: ProbeResult) -> float:
 def fit_loss_temperature(
     logits: Tensor, labels: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
 ) -> float:
-    """Return the divisor of logits (N, K), in [0.02, 20], that minimises a loss.
+    """Return the divisor of logits (N, K), in [1, 20], that minimises a loss.
 
     Args:
         logits: Held-out logits, shape (N, K).
@@ -128,26 +133,47 @@ def measure_learning_rate(training: Training, device: torch.device) -> dict[str,
     batches = _load_batches(training, _NUM_STEPS + 1)
     module = training.module.to(device)
     rates = build_learning_rates(config.optim, len(module.classifier.groups), lr=TRIAL_LR / scale)
-    change = measure_feature_change(
+    step_batches = batches[:-1] or batches
+    measure = partial(
+        measure_feature_change,
         module,
-        batches[:-1] or batches,
+        step_batches,
         batches[-1],
         make_optimizer=build_optimizer_factory(
             config.optim, peak_learning_rates=rates, is_fused=False
         ),
-        micro_batch_size=get_micro_batch_size(training),
+        depth=max(2, *(phase.depth for phase in training.phases)),
         max_grad_norm=config.trainer.gradient_clip_val,
     )
+    change = _retry_with_less_memory(measure, get_micro_batch_size(training))
     if change is None:
-        return {"optim.lr": Choice(_FALLBACK_LR / scale, "steps do not change the features")}
+        reason = "could not be measured: the features do not change, or are not finite"
+        return {"optim.lr": Choice(_FALLBACK_LR / scale, reason)}
     lr = float(f"{min(_MAX_LR, max(_MIN_LR, config.optim.feature_change / change)):.2g}")
     return {
         "optim.lr": Choice(
             float(f"{lr / scale:.2g}"),
             f"a step of {format_scientific(lr)} changes the features by {change * lr:.0%} of their "
-            f"spread (extrapolated from {_NUM_STEPS} small steps)",
+            f"spread (extrapolated from {format_count(len(step_batches), 'small step')})",
         )
     }
+
+
+def _retry_with_less_memory(
+    measure: Callable[..., float | None], micro_batch_size: int
+) -> float | None:
+    """Return a measurement, with smaller micro-batches where memory does not suffice.
+
+    It is made in float32 and with a copy of the network, and may need more than training.
+    """
+    while True:
+        try:
+            return measure(micro_batch_size=micro_batch_size)
+        except OutOfMemoryError:
+            if micro_batch_size == 1:
+                raise
+        micro_batch_size = -(-micro_batch_size // 2)
+        release_memory()
 
 
 def _load_batches(training: Training, num_batches: int) -> list[Batch]:

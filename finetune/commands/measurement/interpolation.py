@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from finetune.builders import Training
 from finetune.bundle.bundle import NETWORK_PREFIX, load_model
 from finetune.bundle.model_card import CARD_KEY
+from finetune.commands.fit.finalize import choose_eval_batch_size
 from finetune.data.dataset import create_loader
 from finetune.evaluation.validation import compute_calibrated_losses, compute_validation_metrics
 from finetune.models.classifier import normalise
@@ -30,8 +31,6 @@ FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 
 INTERPOLATION_KEY = "interpolation"
 """Key of the result in ``best.ckpt``."""
-
-_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,33 +122,43 @@ def interpolate_best_model(
     paths = (run.start_checkpoint_path, run.last_checkpoint_path, run.best_checkpoint_path)
     if has_statistics or not all(path.is_file() for path in paths):
         return None
-    step = _read(run.last_checkpoint_path)["global_step"]
-    if _read(run.best_checkpoint_path).get(INTERPOLATION_KEY, {}).get("step") == step:
+    step, chosen = _read(run.last_checkpoint_path)["global_step"], _read(run.best_checkpoint_path)
+    if chosen.get(INTERPOLATION_KEY, {}).get("step") == step:
         return None
     start, last, best = (load_model(path).network for path in paths)
     first, end, current = start.state_dict(), last.state_dict(), best.state_dict()
+    probe = _unscale_head(start, run)
     is_elsewhere = not is_probe_checkpoint(run.best_checkpoint_path) and not _are_equal(
         current, end
     )
     network = copy.deepcopy(last).to(device)
     num_passes = 1 + len(FRACTIONS) + is_elsewhere
     reporter.start("comparing the probe with the last epoch", num_passes * len(training.data.val))
-    line = {
-        fraction: _evaluate(network, interpolate_weights(first, end, fraction), training, reporter)
-        for fraction in (0.0, *FRACTIONS)
-    }
+    line = {0.0: _evaluate(network, probe, training, reporter)}
+    for fraction in FRACTIONS:
+        weights = interpolate_weights(first, end, fraction)
+        line[fraction] = _evaluate(network, weights, training, reporter)
     best_epoch = _evaluate(network, current, training, reporter) if is_elsewhere else None
     reporter.finish()
     result = choose_position(training.config.checkpoint.monitor, line, best_epoch)
-    if result.fraction == 0:
-        head = find_linear_head(start)
-        assert head is not None, "a probe has a linear head"
-        scale = _read(run.start_checkpoint_path)[PROBE_KEY]["head_temperature"]
-        set_head(head, weight=head.weight * scale, bias=head.bias * scale)
-        _write_best(run, start.state_dict(), result)
-    elif result.fraction is not None:
-        _write_best(run, interpolate_weights(first, end, result.fraction), result)
+    if result.fraction is None:
+        _write_best(run, current, result, card=chosen[CARD_KEY])
+    elif result.fraction == 0:
+        _write_best(run, probe, result, card=_read(run.start_checkpoint_path)[CARD_KEY])
+    else:
+        weights = interpolate_weights(first, end, result.fraction)
+        _write_best(run, weights, result, card=_read(run.last_checkpoint_path)[CARD_KEY])
     return result
+
+
+def _unscale_head(network: nn.Module, run: RunFolder) -> dict[str, Tensor]:
+    """Return the weights of the start of fine-tuning with the head as the probe has fitted it."""
+    network = copy.deepcopy(network)
+    head = find_linear_head(network)
+    assert head is not None, "a probe has a linear head"
+    scale = _read(run.start_checkpoint_path)[PROBE_KEY]["head_temperature"]
+    set_head(head, weight=head.weight * scale, bias=head.bias * scale)
+    return network.state_dict()
 
 
 def interpolate_weights(
@@ -172,7 +181,7 @@ def describe_interpolation(result: Interpolation) -> str:
     )
     line = f"val/{result.metric} from the probe at 0 to the last epoch at 1: {scores}"
     if result.fraction is None:
-        return f"Best model: an earlier epoch with {result.best_epoch_score:.4f}. {line}."
+        return f"Best model: earlier weights with {result.best_epoch_score:.4f}. {line}."
     if result.fraction in (0, 1):
         name = "the linear probe" if result.fraction == 0 else "the last epoch"
         return f"Best model: {name}. {line}."
@@ -183,10 +192,11 @@ def _are_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def _write_best(run: RunFolder, weights: Mapping[str, Tensor], result: Interpolation) -> None:
-    """Write the weights of the network at a position on the line as the best model."""
+def _write_best(
+    run: RunFolder, weights: Mapping[str, Tensor], result: Interpolation, *, card: Mapping[str, Any]
+) -> None:
+    """Write the chosen weights of the network as the best model, with the result on its card."""
     start, last = _read(run.start_checkpoint_path), _read(run.last_checkpoint_path)
-    card = (start if result.fraction == 0 else last)[CARD_KEY]
     facts = {**card.get("facts", {}), INTERPOLATION_KEY: result.to_json()}
     checkpoint = {
         "state_dict": {f"{NETWORK_PREFIX}{name}": value.cpu() for name, value in weights.items()},
@@ -221,7 +231,7 @@ def _evaluate(
     loader = create_loader(
         datamodule.val_dataset,
         num_workers=datamodule.loader_options.num_workers,
-        batch_size=_BATCH_SIZE,
+        batch_size=choose_eval_batch_size(training),
     )
     logits, labels = [], []
     for batch in loader:

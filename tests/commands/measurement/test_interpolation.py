@@ -1,6 +1,5 @@
 """Tests of the weights between probe and last epoch: their choice, and the model that is kept."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from tests.support.runs import (
     create_small_config,
     load_checkpoint,
     load_weights,
+    read_rows,
     write_photos,
     write_weights,
 )
@@ -130,17 +130,40 @@ def test_interpolate_best_model_keeps_the_best_position(
 def test_interpolate_best_model_restores_the_probe(
     data: Path, weights: Path, tmp_path: Path
 ) -> None:
-    run = fit(data, weights, tmp_path / "run", optim__lr=1.0, trainer__monitor="accuracy")
-    probe = fit(
-        data, weights, tmp_path / "probe", unfreeze__name="linear_probe", trainer__epochs="auto"
+    # the first epoch replaces nothing, as its loss is far higher
+    run = fit(data, weights, tmp_path / "run", optim__lr=1.0, trainer__monitor="loss")
+    best = load_checkpoint(run, "best")
+    result = best[INTERPOLATION_KEY]
+    assert result["fraction"] == 0
+    assert is_probe_checkpoint(run / "checkpoints" / "best.ckpt")
+    probe_loss = float(read_rows(run)[0]["val/loss"])
+    assert result["scores"]["0"] == pytest.approx(probe_loss, abs=1e-5)
+    start, scale = load_weights(run, "start"), load_checkpoint(run, "start")[PROBE_KEY]
+    assert scale["head_temperature"] > 1
+    for name, value in best["state_dict"].items():
+        factor = scale["head_temperature"] if name.startswith("classifier.network.fc.") else 1
+        torch.testing.assert_close(value, start[name] * factor)
+
+
+def test_interpolate_best_model_records_that_an_earlier_epoch_is_kept(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def keep_the_epoch(metric: str, *args: object) -> Interpolation:
+        calls.append(metric)
+        return Interpolation(metric, {0.0: 1.0, 1.0: 1.0}, None, 0.5)
+
+    monkeypatch.setattr(
+        "finetune.commands.measurement.interpolation.choose_position", keep_the_epoch
     )
-    best = run / "checkpoints" / "best.ckpt"
-    if not is_probe_checkpoint(best):
-        pytest.skip("random epochs beat the probe on these images")
-    start = load_checkpoint(run, "start")[PROBE_KEY]
-    assert not math.isclose(start["head_temperature"], 1.0)
-    for name, value in load_weights(probe, "best").items():
-        torch.testing.assert_close(load_weights(run, "best")[name], value)
+    run = fit(data, weights, tmp_path / "run")
+    kept = load_checkpoint(run, "best")
+    assert (kept[INTERPOLATION_KEY]["fraction"], kept[INTERPOLATION_KEY]["step"]) == (None, 6)
+    (run / ".done").unlink()
+    finetune.resume(run)
+    assert len(calls) == 1, "the choice is not made again"
+    assert_same_bits(load_weights(run, "best"), kept["state_dict"])
 
 
 def test_interpolate_best_model_is_repeated_for_more_epochs(
@@ -153,4 +176,4 @@ def test_interpolate_best_model_is_repeated_for_more_epochs(
     after = load_checkpoint(run, "best")[INTERPOLATION_KEY]
     notes = [note for note in reporter.notes if note.startswith("Best model: ")]
     assert len(notes) == 1
-    assert (before["step"], after["step"]) in ((6, 9), (6, 6)), "6 where the old best is kept"
+    assert (before["step"], after["step"]) == (6, 9)

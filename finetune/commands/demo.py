@@ -141,9 +141,8 @@ def _fit(
     config = build_config(
         {
             "data": {"path": str(data), "image_size": IMAGE_SIZE},
-            # digits of 32 px differ from photos, so BatchNorm statistics have to adapt
-            "model": {"backbone": BACKBONE, "weights": weights, "batch_norm": "train"},
-            # the automatic backbone learning rate suits pretrained weights
+            "model": {"backbone": BACKBONE, "weights": weights},
+            # the automatic rate without pretrained weights is too low for so few steps
             "optim": {"lr": lr, "backbone_lr_scale": 1.0} if weights == "random" else {},
             "augment": {"name": str(data.parent / "augment.json")},
             "imbalance": {"strategy": "sqrt"},

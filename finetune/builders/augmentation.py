@@ -80,26 +80,21 @@ def build_augmentation(
     Raises:
         ConfigError: The preset or pipeline does not exist or does not fit the image sizes.
     """
-    transform = create_train_transform(
-        augment.name,
-        spec=spec,
-        seed=seed,
-        sizes=image_sizes,
-        geometry=_build_geometry(augment, augment.name),
-    )
+
+    def create(preset: str) -> Transform:
+        geometry = _build_geometry(augment, preset)
+        return create_train_transform(
+            preset, spec=spec, seed=seed, sizes=image_sizes, geometry=geometry
+        )
+
     if augment.rare_class_preset == "off":
-        return transform
-    rare_transform = create_train_transform(
-        augment.rare_class_preset,
-        spec=spec,
-        seed=seed,
-        sizes=image_sizes,
-        geometry=_build_geometry(augment, augment.rare_class_preset),
-    )
+        return create(augment.name)
     rare_classes = find_rare_classes(augment, data)
     rare_labels = [label for label, name in enumerate(data.classes) if name in rare_classes]
     return RareClassTransform(
-        transform, rare_transform, is_rare=np.isin(data.train.labels, rare_labels)
+        create(augment.name),
+        create(augment.rare_class_preset),
+        is_rare=np.isin(data.train.labels, rare_labels),
     )
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch import nn
 
+from finetune.bundle.checkpoint_file import AVERAGE_KEY, NETWORK_PREFIX, load_checkpoint_file
 from finetune.bundle.model_card import (
     CARD_KEY,
     ModelCard,
@@ -40,13 +41,6 @@ _PACKAGES = {
     "albumentations": "albumentations",
 }
 """Key in ``finetune.json`` to the name of the distribution."""
-
-NETWORK_PREFIX = "classifier.network."
-"""Prefix of the network's tensors in the ``state_dict`` of a checkpoint."""
-
-AVERAGE_KEY = "average"
-"""Checkpoint key of averaged weights, by their names in its ``state_dict``, if there are any. They
-are evaluated and used; training resumes from the raw weights."""
 
 torchvision_models.register()
 
@@ -151,7 +145,7 @@ def _load_bundle(folder: Path) -> ModelBundle:
 
 def _load_checkpoint(file: Path) -> ModelBundle:
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = load_checkpoint_file(file)
         card = ModelCard.from_json(checkpoint[CARD_KEY])
         averaged = checkpoint.get(AVERAGE_KEY, {}).get("tensors", {})
         state = {

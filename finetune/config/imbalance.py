@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from finetune.config.facts import Choice, Facts
 from finetune.config.load import replace_values
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
+
+POST_HOC_MIN_RATIO = 5.0
+"""Imbalance ratio from which probabilities may be adjusted towards classes of equal size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,3 +177,29 @@ def _check_double_correction(config: Config) -> None:
             f"(imbalance.strategy={chosen.strategy}). Keep one, or set "
             f"imbalance.allow_double_correction=true if that is intended."
         )
+
+
+def choose_imbalance_strategy(config: Config, facts: Facts) -> Choice:
+    """Return the strategy for the class counts; other imbalance keys exclude one.
+
+    Measured by ``scripts/benchmarks/imbalance.py``.
+    """
+    chosen = config.imbalance
+    others = (chosen.sampler, chosen.class_weights, chosen.head_rebalancing, config.loss.name)
+    if any(name != "auto" for name in others):
+        return Choice("none", "another imbalance setting is given")
+    ratio = f"imbalance ratio {facts.imbalance_ratio:.3g}"
+    if facts.imbalance_ratio < POST_HOC_MIN_RATIO:
+        return Choice("none", ratio)
+    return Choice("post_hoc", ratio)
+
+
+def choose_post_hoc_strength(config: Config, facts: Facts) -> Choice:
+    """Return the strength of ``post_hoc``: in full if it was requested.
+
+    Where ``post_hoc`` itself is an automatic choice, its strength is chosen on held-out images.
+    """
+    is_automatic = config.imbalance.strategy == "auto"
+    if is_automatic and choose_imbalance_strategy(config, facts).value == "post_hoc":
+        return Choice("held_out", "chosen after training; 0 where none is clearly better")
+    return Choice(1.0)

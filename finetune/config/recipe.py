@@ -7,13 +7,11 @@ https://arxiv.org/abs/1912.11370).
 from collections.abc import Mapping
 
 from finetune.config.facts import Choice, Facts
+from finetune.config.imbalance import choose_imbalance_strategy, choose_post_hoc_strength
 from finetune.config.schema import Config
 
 MACRO_F1_MIN_RATIO = 2.0
 """Imbalance ratio above which macro F1 replaces accuracy as the monitored metric."""
-
-POST_HOC_MIN_RATIO = 5.0
-"""Imbalance ratio from which probabilities may be adjusted towards classes of equal size."""
 
 HEAD_LR = {"adamw": 1e-3, "sgd": 1e-2}
 """Learning rate of the head where none is measured."""
@@ -89,8 +87,8 @@ def _choose_independent_settings(config: Config, facts: Facts) -> dict[str, Choi
         ),
         "optim.layer_decay": _choose_layer_decay(facts),
         "optim.swa_fraction": Choice(0.0),
-        "imbalance.strategy": _choose_imbalance_strategy(config, facts),
-        "imbalance.post_hoc_strength": _choose_post_hoc_strength(config, facts),
+        "imbalance.strategy": choose_imbalance_strategy(config, facts),
+        "imbalance.post_hoc_strength": choose_post_hoc_strength(config, facts),
         "calibration.enabled": _choose_calibration(facts),
         "trainer.monitor": _choose_monitor(facts),
         "checkpoint.monitor": _choose_checkpoint_monitor(config),
@@ -261,26 +259,6 @@ def _choose_layer_decay(facts: Facts) -> Choice:
 def _choose_calibration(facts: Facts) -> Choice:
     is_enough = facts.num_val_images >= CALIBRATION_MIN_IMAGES
     return Choice("on" if is_enough else "off", f"{facts.num_val_images} validation images")
-
-
-def _choose_imbalance_strategy(config: Config, facts: Facts) -> Choice:
-    """Measured by ``scripts/benchmarks/imbalance.py``; other imbalance keys exclude a strategy."""
-    chosen = config.imbalance
-    others = (chosen.sampler, chosen.class_weights, chosen.head_rebalancing, config.loss.name)
-    if any(name != "auto" for name in others):
-        return Choice("none", "another imbalance setting is given")
-    ratio = f"imbalance ratio {facts.imbalance_ratio:.3g}"
-    if facts.imbalance_ratio < POST_HOC_MIN_RATIO:
-        return Choice("none", ratio)
-    return Choice("post_hoc", ratio)
-
-
-def _choose_post_hoc_strength(config: Config, facts: Facts) -> Choice:
-    """On held-out images if ``post_hoc`` itself is an automatic choice; in full if requested."""
-    is_automatic = config.imbalance.strategy == "auto"
-    if is_automatic and _choose_imbalance_strategy(config, facts).value == "post_hoc":
-        return Choice("held_out", "chosen after training; 0 where none is clearly better")
-    return Choice(1.0)
 
 
 def _choose_monitor(facts: Facts) -> Choice:

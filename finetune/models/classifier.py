@@ -127,6 +127,27 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             layer.training = mode
 
 
+@contextmanager
+def preserve_state(classifier: ImageClassifier) -> Iterator[dict[str, Tensor]]:
+    """Restore weights, statistics, depth and the mode of each layer after the block.
+
+    Yields:
+        Copies of the parameters and buffers, by state-dict name.
+    """
+    depth = classifier.depth
+    modes = {layer: layer.training for layer in classifier.modules()}
+    state = {name: tensor.detach().clone() for name, tensor in classifier.state_dict().items()}
+    try:
+        yield state
+    finally:
+        classifier.load_state_dict(state)
+        for parameter in classifier.parameters():
+            parameter.grad = None
+        classifier.set_depth(depth)
+        for layer, mode in modes.items():
+            layer.training = mode
+
+
 def normalise(
     images: Tensor,
     *,

@@ -7,14 +7,19 @@ of the images once more, as a probe does.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.bundle.bundle import AVERAGE_KEY, load_model
+from finetune.bundle.bundle import load_model
+from finetune.bundle.checkpoint_file import (
+    AVERAGE_KEY,
+    NETWORK_PREFIX,
+    load_checkpoint_file,
+    save_checkpoint_file,
+)
 from finetune.bundle.model_card import CARD_KEY, ModelCard
 from finetune.evaluation.metrics import evaluate_probabilities
 from finetune.evaluation.priors import normalize_prior
@@ -23,7 +28,6 @@ from finetune.probe.cached_extractor import CachedFeatureExtractor
 from finetune.probe.cross_validation import fit_head
 from finetune.probe.extractor import create_feature_extractor
 from finetune.probe.linear_probe import ProbePlan
-from finetune.system.files import write_file_atomically
 from finetune.types import Reporter
 
 TAU_GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -31,8 +35,6 @@ TAU_GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 REBALANCED_KEY = "rebalanced"
 """Key of the rebalancing's result in a checkpoint."""
-
-_STATE_DICT_PREFIX = "classifier.network."
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class RebalanceResult:
 
 def is_rebalanced(file: Path) -> bool:
     """Return whether the classifier of a checkpoint has been rebalanced."""
-    return REBALANCED_KEY in torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return REBALANCED_KEY in load_checkpoint_file(file)
 
 
 def rebalance(
@@ -147,11 +149,11 @@ def _replace_head(
     file: Path, parameter_names: set[str], head: tuple[Tensor, Tensor], result: RebalanceResult
 ) -> None:
     """Replace the head's weight and bias, the averaged ones too, and the card's model prior."""
-    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    checkpoint = load_checkpoint_file(file)
     states = [checkpoint["state_dict"], checkpoint.get(AVERAGE_KEY, {}).get("tensors", {})]
     for state in states:
         for name in parameter_names:
-            key = f"{_STATE_DICT_PREFIX}{name}"
+            key = f"{NETWORK_PREFIX}{name}"
             if key in state:
                 state[key] = head[0] if name.endswith("weight") else head[1]
     if result.tau != 0:  # a tau of 0 leaves the network as it was
@@ -167,5 +169,4 @@ def _replace_head(
         "tau": result.tau,
         "penalty": result.penalty,
     }
-    with write_file_atomically(file) as temporary, temporary.open("wb") as stream:
-        torch.save(checkpoint, stream)
+    save_checkpoint_file(checkpoint, file)

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
+from finetune.bundle.checkpoint_file import load_checkpoint_file, save_checkpoint_file
 from finetune.bundle.model_card import CARD_KEY
 from finetune.errors import RunFolderError, StorageError
 from finetune.system.files import write_file_atomically
@@ -148,10 +149,9 @@ def save_probe(
     state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
     probe = {**result, "head_temperature": head_temperature}
     checkpoint = {"state_dict": state, CARD_KEY: card, PROBE_KEY: probe}
-    with write_file_atomically(file) as temporary, temporary.open("wb") as stream:
-        torch.save(checkpoint, stream)
+    save_checkpoint_file(checkpoint, file)
 
 
 def is_probe_checkpoint(file: Path) -> bool:
     """Return whether a checkpoint holds a linear probe."""
-    return PROBE_KEY in torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return PROBE_KEY in load_checkpoint_file(file)

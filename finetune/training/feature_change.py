@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from finetune.data.dataset import Batch
 from finetune.errors import OutOfMemoryError
-from finetune.models.classifier import ImageClassifier, eval_mode
+from finetune.models.classifier import ImageClassifier, eval_mode, preserve_state
 from finetune.models.head import capture_head_inputs, find_linear_head
 from finetune.system.hardware import explain_out_of_memory, is_out_of_memory
 from finetune.training.module import ClassificationModule
@@ -67,8 +67,10 @@ def measure_feature_change(
     with (
         eval_mode(module),
         translate_out_of_memory(),
-        _restore_weights(classifier, depth) as weights,
+        preserve_state(classifier) as state,
     ):
+        classifier.set_depth(depth)
+        classifier.eval()
         backbone = _get_backbone_names(classifier)
         features = _compute_features(module, eval_batch, micro_batch_size)
         spread = float((features - features.mean(dim=0)).norm())
@@ -79,7 +81,7 @@ def measure_feature_change(
         for _ in range(_MAX_RESCALES):
             with torch.no_grad():
                 for name, parameter in classifier.named_parameters():
-                    parameter.copy_(weights[name])
+                    parameter.copy_(state[name])
                     if name in backbone:
                         parameter.add_(moves[name], alpha=scale)
             moved = _compute_features(module, eval_batch, micro_batch_size)
@@ -90,27 +92,6 @@ def measure_feature_change(
                 break
             scale *= _TARGET_CHANGE / change
     return change / (scale * len(batches) * TRIAL_LR)
-
-
-@contextmanager
-def _restore_weights(classifier: ImageClassifier, depth: int) -> Iterator[dict[str, Tensor]]:
-    """Unfreeze layer groups within the block, and restore weights and depth after it.
-
-    Yields:
-        The weights by parameter name.
-    """
-    previous_depth = classifier.depth
-    weights = {name: value.detach().clone() for name, value in classifier.named_parameters()}
-    classifier.set_depth(depth)
-    classifier.eval()
-    try:
-        yield weights
-    finally:
-        with torch.no_grad():
-            for name, parameter in classifier.named_parameters():
-                parameter.copy_(weights[name])
-                parameter.grad = None
-        classifier.set_depth(previous_depth)
 
 
 def _compute_moves(
@@ -132,8 +113,8 @@ def _compute_moves(
         for move in moves.values():
             move.zero_()
     optimizer = make_optimizer(shadow)
-    for batch in batches:
-        _backpropagate(module, batch, micro_batch_size)
+    for step, batch in enumerate(batches):
+        backpropagate(module, batch, step, micro_batch_size)
         if max_grad_norm:
             torch.nn.utils.clip_grad_norm_(classifier.parameters(), max_grad_norm)
         for name, parameter in classifier.named_parameters():
@@ -152,14 +133,25 @@ def _get_backbone_names(classifier: ImageClassifier) -> set[str]:
     }
 
 
-def _backpropagate(module: ClassificationModule, batch: Batch, micro_batch_size: int) -> None:
-    """Accumulate the gradients of the mean loss of the first epoch's criterion."""
-    criterion = module.recipe.criterion_schedule(0)
+def backpropagate(
+    module: ClassificationModule, batch: Batch, step: int, micro_batch_size: int
+) -> float:
+    """Accumulate the gradients of the mean training loss of a batch, and return the loss.
+
+    Args:
+        module: Module on its device.
+        batch: Training batch.
+        step: Number of the step, which determines mixup.
+        micro_batch_size: Images that are processed at once.
+    """
     num_images = len(batch["label"])
+    total = 0.0
     for part in split_batch(batch, micro_batch_size):
-        labels = part["label"].to(module.device)
-        loss = criterion(_compute_logits(module, part), labels)
-        (loss * (len(labels) / num_images)).backward()  # type: ignore[no-untyped-call]
+        on_device = Batch(**{key: value.to(module.device) for key, value in part.items()})  # type: ignore[attr-defined, typeddict-item]
+        loss = module.compute_loss(on_device, step) * (len(part["label"]) / num_images)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    return total
 
 
 def _compute_features(module: ClassificationModule, batch: Batch, micro_batch_size: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from finetune.bundle.bundle import AVERAGE_KEY
+from finetune.bundle.checkpoint_file import AVERAGE_KEY
 from finetune.bundle.model_card import CARD_KEY, get_train_counts
 from finetune.data.dataset import Batch
 from finetune.distributed.collectives import gather_rows

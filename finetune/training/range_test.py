@@ -5,7 +5,6 @@ recorded: it falls where the rate trains, and rises where the rate is too high.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +13,9 @@ from numpy.typing import NDArray
 from torch.optim import Optimizer
 
 from finetune.data.dataset import Batch
-from finetune.models.classifier import ImageClassifier
+from finetune.models.classifier import ImageClassifier, preserve_state
 from finetune.system.hardware import seed_device
-from finetune.training.feature_change import split_batch, translate_out_of_memory
+from finetune.training.feature_change import backpropagate, translate_out_of_memory
 from finetune.training.module import ClassificationModule
 
 _DIVERGENCE_FACTOR = 4.0
@@ -97,7 +96,7 @@ def run_range_test(
     with (
         translate_out_of_memory(),
         torch.random.fork_rng(devices=cuda_devices),
-        _restore_state(classifier),
+        preserve_state(classifier),
     ):
         classifier.set_depth(depth)
         classifier.train()
@@ -105,7 +104,7 @@ def run_range_test(
         factors = [float(group["lr"]) for group in optimizer.param_groups]
         for step, (rate, batch) in enumerate(zip(rates, batches, strict=False)):
             seed_device(module.device, module.recipe.seed + step)
-            loss = _backpropagate(module, batch, step, micro_batch_size)
+            loss = backpropagate(module, batch, step, micro_batch_size)
             running = _RUNNING_MOMENTUM * running + (1 - _RUNNING_MOMENTUM) * loss
             present = running / (1 - _RUNNING_MOMENTUM ** (step + 1))
             is_diverged = not present <= _DIVERGENCE_FACTOR * least or not np.isfinite(loss)
@@ -198,34 +197,3 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     logs = np.log(np.maximum(values, np.finfo(np.float64).tiny))
     smoothed: NDArray[np.float64] = np.exp(kernel @ logs / kernel.sum(axis=1))
     return smoothed
-
-
-def _backpropagate(
-    module: ClassificationModule, batch: Batch, step: int, micro_batch_size: int
-) -> float:
-    """Accumulate the gradients of the mean training loss of a batch, and return it."""
-    num_images = len(batch["label"])
-    total = 0.0
-    for part in split_batch(batch, micro_batch_size):
-        on_device = Batch(**{key: value.to(module.device) for key, value in part.items()})  # type: ignore[attr-defined, typeddict-item]
-        loss = module.compute_loss(on_device, step) * (len(part["label"]) / num_images)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
-    return total
-
-
-@contextmanager
-def _restore_state(classifier: ImageClassifier) -> Iterator[None]:
-    """Restore weights, statistics, depth and the mode of each layer after the block."""
-    depth = classifier.depth
-    modes = {layer: layer.training for layer in classifier.modules()}
-    state = {name: tensor.detach().clone() for name, tensor in classifier.state_dict().items()}
-    try:
-        yield
-    finally:
-        classifier.load_state_dict(state)
-        for parameter in classifier.parameters():
-            parameter.grad = None
-        classifier.set_depth(depth)
-        for layer, mode in modes.items():
-            layer.training = mode

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.commands.prior_adjustment import HeldOutLogits, choose_on_held_out
+from finetune.commands.measurement.prior_adjustment import HeldOutLogits, choose_on_held_out
 from finetune.data.dataset import ImageDataset, create_loader
 from finetune.data.images.source import FileSource
 from finetune.data.scan import scan

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 import finetune
-from tests.commands.test_augmentation_check import build_config, write_images
+from tests.commands.measurement.test_augmentation_check import build_config, write_images
 from tests.support.runs import write_weights
 
 

@@ -2,11 +2,13 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+_HEADER_SIZE = 7
 _BLOCK = 32768
 _CHUNK_HEADER = struct.Struct("<IHB")  # checksum, length, type
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
@@ -34,7 +36,24 @@ class OfflineRun:
 def read_offline_runs(folder: Path) -> list[OfflineRun]:
     """Return the offline runs below a run folder, oldest first."""
     files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    for file in files:
+        _wait_until_written(file)
     return [_read_run(file) for file in files]
+
+
+def _wait_until_written(file: Path, *, timeout_seconds: float = 20.0) -> None:
+    """Wait until a file has more than its header and has stopped growing.
+
+    W&B's service may write the records a moment after ``finish`` has returned.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    previous_size = -1
+    while time.monotonic() < deadline:
+        size = file.stat().st_size
+        if size == previous_size and size > _HEADER_SIZE:
+            return
+        previous_size = size
+        time.sleep(0.1)
 
 
 def _read_run(file: Path) -> OfflineRun:
@@ -66,9 +85,9 @@ def _parse_items(items: Any) -> dict[str, Any]:
 def _iter_records(data: bytes) -> Iterator[Any]:
     import wandb.proto.wandb_internal_pb2 as messages
 
-    identity, magic, _ = struct.unpack("<4sHB", data[:7])
+    identity, magic, _ = struct.unpack("<4sHB", data[:_HEADER_SIZE])
     assert (identity, magic) == (b":W&B", 0xBEE1)
-    offset, buffer = 7, b""
+    offset, buffer = _HEADER_SIZE, b""
     while offset + _CHUNK_HEADER.size <= len(data):
         remaining = _BLOCK - offset % _BLOCK
         if remaining < _CHUNK_HEADER.size:

@@ -8,7 +8,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from finetune.builders import build_trainer_options
-from finetune.bundle.bundle import AVERAGE_KEY, load_model
+from finetune.bundle.bundle import load_model
+from finetune.bundle.checkpoint_file import AVERAGE_KEY
 from finetune.commands.fit.fit import fit as run_fit
 from finetune.commands.fit.fit import resume
 from finetune.config.schema import Config

@@ -11,7 +11,6 @@ from finetune.builders import (
     measure_full_finetuning_bytes,
     update_training,
 )
-from finetune.commands.augmentation_check import measure_augmentation
 from finetune.commands.compare.checks import check_compare, check_single_process
 from finetune.commands.compare.result import (
     BackboneFailure,
@@ -20,6 +19,7 @@ from finetune.commands.compare.result import (
     sort_by_score,
 )
 from finetune.commands.fit.prepare import load_run_data
+from finetune.commands.measurement.augmentation_check import measure_augmentation
 from finetune.commands.prepare_data import resolve_data_path
 from finetune.config.load import diff_from_defaults, replace_values
 from finetune.config.schema import Config

@@ -9,7 +9,7 @@ import torch
 from finetune.audit.leakage import find_rows_without_leaks
 from finetune.builders import Training, get_micro_batch_size
 from finetune.bundle.bundle import ModelBundle, load_model, save_bundle
-from finetune.commands.prior_adjustment import (
+from finetune.commands.measurement.prior_adjustment import (
     HeldOutLogits,
     PriorAdjustment,
     apply_prior_adjustment,

@@ -13,17 +13,17 @@ from finetune.builders import (
     enable_cache,
     get_micro_batch_size,
 )
-from finetune.commands.augmentation_check import settle_augmentation
 from finetune.commands.fit.finalize import FinalEvaluation, evaluate_best_model, write_bundle
 from finetune.commands.fit.process_group import open_process_group
 from finetune.commands.fit.tracking import interrupt_on_error, open_tracking
 from finetune.commands.inspect.features import ProbeDuplicateSearch, record_probe_findings
+from finetune.commands.measurement.augmentation_check import settle_augmentation
 from finetune.commands.measurement.initialization import scale_head, settle_learning_rate
 from finetune.commands.measurement.interpolation import (
     describe_interpolation,
     interpolate_best_model,
 )
-from finetune.commands.prior_adjustment import needs_strength, save_probe_predictions
+from finetune.commands.measurement.prior_adjustment import needs_strength, save_probe_predictions
 from finetune.commands.stored_run import read_stored_manifest
 from finetune.config.resolved import ResolvedConfig
 from finetune.data.training_data import group_samples
@@ -84,8 +84,8 @@ def train(
         evaluation = evaluate_best_model(run, replace(training, manifest=manifest), reporter)
     if not training.is_probe_only and is_probe_checkpoint(run.best_checkpoint_path):
         reporter.note(
-            "Fine-tuning did not improve on the linear probe, which is the model of this run. More "
-            "epochs, more images or another optim.lr may."
+            "Fine-tuning did not improve on the linear probe. Try more epochs, more images or "
+            "another optim.lr."
         )
     write_bundle(run, evaluation)
     tracker.finish(evaluation.evaluations, classes=training.data.classes, bundle_dir=run.bundle_dir)

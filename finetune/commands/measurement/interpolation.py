@@ -7,23 +7,27 @@ accurate than both ends. BatchNorm must be frozen, as its statistics would have 
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from finetune.builders import Training
-from finetune.bundle.bundle import NETWORK_PREFIX, load_model
+from finetune.bundle.bundle import load_model
+from finetune.bundle.checkpoint_file import (
+    NETWORK_PREFIX,
+    load_checkpoint_file,
+    save_checkpoint_file,
+)
 from finetune.bundle.model_card import CARD_KEY
 from finetune.commands.fit.finalize import choose_eval_batch_size
 from finetune.data.dataset import create_loader
 from finetune.evaluation.validation import compute_calibrated_losses, compute_validation_metrics
 from finetune.models.classifier import normalise
 from finetune.models.head import find_linear_head, set_head
-from finetune.system.files import write_file_atomically
 from finetune.system.run_folder import RunFolder
-from finetune.training.checkpoint_io import PROBE_KEY, is_probe_checkpoint
+from finetune.training.checkpoint_io import PROBE_KEY
+from finetune.training.feature_change import translate_out_of_memory
 from finetune.types import Reporter
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
@@ -116,48 +120,56 @@ def interpolate_best_model(
 
     Raises:
         DataError: A file can no longer be read as before.
+        OutOfMemoryError: A batch needs more memory than is available.
         StorageError: The disk is full or fails.
     """
     has_statistics = training.facts.has_batch_norm and training.config.model.batch_norm != "frozen"
     paths = (run.start_checkpoint_path, run.last_checkpoint_path, run.best_checkpoint_path)
     if has_statistics or not all(path.is_file() for path in paths):
         return None
-    step, chosen = _read(run.last_checkpoint_path)["global_step"], _read(run.best_checkpoint_path)
-    if chosen.get(INTERPOLATION_KEY, {}).get("step") == step:
+    checkpoints = [load_checkpoint_file(path) for path in paths]
+    step = checkpoints[1]["global_step"]
+    if checkpoints[2].get(INTERPOLATION_KEY, {}).get("step") == step:
         return None
     start, last, best = (load_model(path).network for path in paths)
     first, end, current = start.state_dict(), last.state_dict(), best.state_dict()
-    probe = _unscale_head(start, run)
-    is_elsewhere = not is_probe_checkpoint(run.best_checkpoint_path) and not _are_equal(
-        current, end
-    )
-    network = copy.deepcopy(last).to(device)
+    probe = _unscale_head(start, checkpoints[0][PROBE_KEY]["head_temperature"])
+    is_elsewhere = PROBE_KEY not in checkpoints[2] and not _are_equal(current, end)
     num_passes = 1 + len(FRACTIONS) + is_elsewhere
     reporter.start("comparing the probe with the last epoch", num_passes * len(training.data.val))
-    line = {0.0: _evaluate(network, probe, training, reporter)}
-    for fraction in FRACTIONS:
-        weights = interpolate_weights(first, end, fraction)
-        line[fraction] = _evaluate(network, weights, training, reporter)
-    best_epoch = _evaluate(network, current, training, reporter) if is_elsewhere else None
+    with translate_out_of_memory():
+        network = copy.deepcopy(last).to(device)
+        line = {0.0: _evaluate(network, probe, training, reporter)}
+        for fraction in FRACTIONS:
+            weights = interpolate_weights(first, end, fraction)
+            line[fraction] = _evaluate(network, weights, training, reporter)
+        best_epoch = _evaluate(network, current, training, reporter) if is_elsewhere else None
     reporter.finish()
     result = choose_position(training.config.checkpoint.monitor, line, best_epoch)
     if result.fraction is None:
-        _write_best(run, current, result, card=chosen[CARD_KEY])
+        weights, card = current, checkpoints[2][CARD_KEY]
     elif result.fraction == 0:
-        _write_best(run, probe, result, card=_read(run.start_checkpoint_path)[CARD_KEY])
+        weights, card = probe, checkpoints[0][CARD_KEY]
     else:
         weights = interpolate_weights(first, end, result.fraction)
-        _write_best(run, weights, result, card=_read(run.last_checkpoint_path)[CARD_KEY])
+        card = checkpoints[1][CARD_KEY]
+    checkpoint = {
+        "state_dict": {f"{NETWORK_PREFIX}{name}": value.cpu() for name, value in weights.items()},
+        CARD_KEY: {**card, "facts": {**card.get("facts", {}), INTERPOLATION_KEY: result.to_json()}},
+        INTERPOLATION_KEY: {**result.to_json(), "step": step},
+    }
+    if result.fraction == 0:
+        checkpoint[PROBE_KEY] = checkpoints[0][PROBE_KEY]
+    save_checkpoint_file(checkpoint, run.best_checkpoint_path)
     return result
 
 
-def _unscale_head(network: nn.Module, run: RunFolder) -> dict[str, Tensor]:
-    """Return the weights of the start of fine-tuning with the head as the probe has fitted it."""
+def _unscale_head(network: nn.Module, temperature: float) -> dict[str, Tensor]:
+    """Return the weights of a network with its head as the probe has fitted it."""
     network = copy.deepcopy(network)
     head = find_linear_head(network)
     assert head is not None, "a probe has a linear head"
-    scale = _read(run.start_checkpoint_path)[PROBE_KEY]["head_temperature"]
-    set_head(head, weight=head.weight * scale, bias=head.bias * scale)
+    set_head(head, weight=head.weight * temperature, bias=head.bias * temperature)
     return network.state_dict()
 
 
@@ -190,31 +202,6 @@ def describe_interpolation(result: Interpolation) -> str:
 
 def _are_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-
-
-def _write_best(
-    run: RunFolder, weights: Mapping[str, Tensor], result: Interpolation, *, card: Mapping[str, Any]
-) -> None:
-    """Write the chosen weights of the network as the best model, with the result on its card."""
-    start, last = _read(run.start_checkpoint_path), _read(run.last_checkpoint_path)
-    facts = {**card.get("facts", {}), INTERPOLATION_KEY: result.to_json()}
-    checkpoint = {
-        "state_dict": {f"{NETWORK_PREFIX}{name}": value.cpu() for name, value in weights.items()},
-        CARD_KEY: {**card, "facts": facts},
-        INTERPOLATION_KEY: {**result.to_json(), "step": last["global_step"]},
-    }
-    if result.fraction == 0:
-        checkpoint[PROBE_KEY] = start[PROBE_KEY]
-    with (
-        write_file_atomically(run.best_checkpoint_path) as temporary,
-        temporary.open("wb") as stream,
-    ):
-        torch.save(checkpoint, stream)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    return checkpoint
 
 
 @torch.inference_mode()

@@ -14,8 +14,8 @@ import yaml
 import finetune
 from finetune.bundle.bundle import load_model
 from finetune.bundle.model_card import read_card_json
-from finetune.commands import prior_adjustment
 from finetune.commands.fit.fit import FitResult
+from finetune.commands.measurement import prior_adjustment
 from finetune.evaluation.prior_strength import choose_strength
 from finetune.evaluation.priors import interpolate_priors
 from finetune.types import Split

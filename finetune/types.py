@@ -60,6 +60,20 @@ class Draw(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How image files are read; what it leaves open is decided by the file alone.
+
+    Attributes:
+        max_pixels: Number of pixels above which an image is rejected.
+    """
+
+    max_pixels: int = 178_000_000
+
+
+DEFAULT_READ_OPTIONS = ReadOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class PreprocessSpec:
     """Preprocessing from pixels to the network's input; stored with the weights.
 

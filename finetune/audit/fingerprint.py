@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finetune.data.images.decode import (
-    DEFAULT_MAX_PIXELS,
     check_size,
     to_upright_grayscale,
     translate_decode_errors,
 )
 from finetune.errors import DataError
+from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
 
 THUMBNAIL_SIDE = 32
 _MEASURED_SIDE = 128
@@ -40,7 +40,7 @@ FINGERPRINT = np.dtype(
 """Fields of a fingerprint."""
 
 
-def compute_fingerprint(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[Any]:
+def compute_fingerprint(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS) -> NDArray[Any]:
     """Compute the fingerprint of a file: dtype ``FINGERPRINT``, shape (); it is read once, in full.
 
     JPEGs are decoded at their smallest sufficient scale, which detects damage as well as decoding
@@ -52,7 +52,7 @@ def compute_fingerprint(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
     with translate_decode_errors(path):
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
-            check_size(image.width, image.height, max_pixels)
+            check_size(image.width, image.height, options.max_pixels)
             mode, stored = image.mode, image.size
             image.draft("L", (_MEASURED_SIDE, _MEASURED_SIDE))
             grey, is_turned = to_upright_grayscale(image)

@@ -18,7 +18,7 @@ from finetune.data.cache.eviction import evict_to_fit
 from finetune.data.cache.file_stamp import FileStamp, read_file_stamps
 from finetune.data.images.validate import map_in_threads
 from finetune.errors import DataError, StorageError
-from finetune.types import RejectedFile, Reporter, Sample
+from finetune.types import ReadOptions, RejectedFile, Reporter, Sample
 
 _STORE_FORMAT = "fingerprints-1"
 """Name and version in the store's folder name; raised when a fingerprint measures other things."""
@@ -79,7 +79,7 @@ def fingerprint_files(
     root: Path,
     samples: Sequence[Sample],
     *,
-    max_pixels: int,
+    options: ReadOptions,
     stores_dir: Path | None,
     limit_bytes: int,
     reporter: Reporter,
@@ -91,7 +91,7 @@ def fingerprint_files(
     Args:
         root: Folder to which relative paths refer.
         samples: Samples whose files are read.
-        max_pixels: Largest number of pixels of an image; larger ones are rejected.
+        options: How image files are read.
         stores_dir: Folder of all stores; None stores nothing permanently.
         limit_bytes: Limit of the size of all stores together.
         reporter: Receives the progress, file by file.
@@ -102,9 +102,9 @@ def fingerprint_files(
         # a store that fails is no reason to fail: the fingerprints are computed in every run then
         with suppress(StorageError):
             store = _open_store(stores_dir, root)
-            result = _fill_table(store, files, max_pixels, reporter, limit_bytes=limit_bytes)
+            result = _fill_table(store, files, options, reporter, limit_bytes=limit_bytes)
     if result is None:
-        result = _fill_table(_open_temporary_store(root), files, max_pixels, reporter)
+        result = _fill_table(_open_temporary_store(root), files, options, reporter)
     assert result is not None, "a store without a limit always fits"
     table, reasons = result
     readable = [sample for row, sample in enumerate(samples) if row not in reasons]
@@ -115,7 +115,7 @@ def fingerprint_files(
 def _fill_table(
     store: ArrayStore,
     files: Sequence[FileStamp],
-    max_pixels: int,
+    options: ReadOptions,
     reporter: Reporter,
     *,
     limit_bytes: int | None = None,
@@ -126,8 +126,8 @@ def _fill_table(
         store.reset_if_mostly_stale()
         entries = store.find(files)
         is_stored = entries[:, 0] != NOT_STORED.start
-        # max_pixels may have changed since
-        is_stored &= entries[:, 3] * entries[:, 4] <= max_pixels
+        # the limit may have changed since
+        is_stored &= entries[:, 3] * entries[:, 4] <= options.max_pixels
         missing = np.flatnonzero(~is_stored).tolist()
         needed_bytes = len(missing) * FINGERPRINT.itemsize
         root = store.folder.parent
@@ -137,7 +137,7 @@ def _fill_table(
             return None
         reporter.start("checking images", len(files))
         reporter.advance(len(files) - len(missing))
-        for _ in store.append(_compute_missing(files, missing, max_pixels, reasons)):
+        for _ in store.append(_compute_missing(files, missing, options, reasons)):
             reporter.advance()
         reporter.advance(len(reasons))
         reporter.finish()
@@ -146,10 +146,10 @@ def _fill_table(
 
 
 def _compute_missing(
-    files: Sequence[FileStamp], rows: Sequence[int], max_pixels: int, reasons: dict[int, str]
+    files: Sequence[FileStamp], rows: Sequence[int], options: ReadOptions, reasons: dict[int, str]
 ) -> Iterator[tuple[FileStamp, StoreEntry]]:
     """Yield the store entries of readable files; add the reasons of the others to ``reasons``."""
-    compute = partial(_try_fingerprint, max_pixels=max_pixels)
+    compute = partial(_try_fingerprint, options=options)
     paths = (Path(files[row].path) for row in rows)
     for row, result in zip(rows, map_in_threads(compute, paths), strict=True):
         if isinstance(result, str):
@@ -159,10 +159,10 @@ def _compute_missing(
             yield files[row], entry
 
 
-def _try_fingerprint(path: Path, max_pixels: int) -> NDArray[Any] | str:
+def _try_fingerprint(path: Path, options: ReadOptions) -> NDArray[Any] | str:
     """Return the fingerprint of a file, or the reason for its rejection."""
     try:
-        return compute_fingerprint(path, max_pixels=max_pixels)
+        return compute_fingerprint(path, options=options)
     except DataError as error:
         return str(error)
 

@@ -215,7 +215,7 @@ def _measure_decode_and_read_seconds(training: Training) -> tuple[float, float]:
             [partial(lambda row: transform(row, dataset.source.open(row)), row) for row in rows]
         )
         return seconds, seconds if cache is None else 0.0
-    decode = partial(decode_resized, shorter_side=cache.shorter_side, max_pixels=cache.max_pixels)
+    decode = partial(decode_resized, shorter_side=cache.shorter_side, options=cache.options)
     entries = {}
 
     def store(row: int) -> None:

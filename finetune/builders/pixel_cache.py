@@ -26,7 +26,7 @@ from finetune.data.transforms.eval_transform import EvalTransform, IdentityTrans
 from finetune.errors import ConfigError
 from finetune.system.hardware import count_available_cores
 from finetune.training.datamodule import ImageDataModule
-from finetune.types import PreprocessSpec, Reporter
+from finetune.types import PreprocessSpec, ReadOptions, Reporter
 from finetune.units import format_bytes
 
 _MIN_FREE_DISK_BYTES = 2_000_000_000
@@ -43,7 +43,7 @@ class CachePlan:
         shorter_side: Shorter side of stored training images in pixels; None if they are stored as
             the evaluation transform returns them.
         spec: Preprocessing of the network.
-        max_pixels: Number of pixels above which an image is rejected.
+        options: How image files are read.
         num_bytes: Estimated size of all images of the run.
         new_bytes: Estimated size of those that are not stored yet.
         limit_bytes: Maximum size of all stores together.
@@ -54,7 +54,7 @@ class CachePlan:
     owner: str
     shorter_side: int | None
     spec: PreprocessSpec
-    max_pixels: int
+    options: ReadOptions
     num_bytes: int
     new_bytes: int
     limit_bytes: int
@@ -126,7 +126,7 @@ def choose_cache(
         spec,
         root=root,
         shorter_side=shorter_side,
-        max_pixels=config.data.max_pixels,
+        options=config.data.read_options,
         limit_bytes=config.cache.max_bytes,
     )
     if transform.is_random and shorter_side is None:
@@ -165,14 +165,12 @@ def build_cached_datamodule(
     eval_transform = EvalTransform(plan.spec)
     identity = IdentityTransform(eval_transform.size)
     decode_val: DecodeFn = partial(
-        decode_transformed, transform=eval_transform, max_pixels=plan.max_pixels
+        decode_transformed, transform=eval_transform, options=plan.options
     )
     decode_train = decode_val
     train_transform: Transform = identity
     if plan.shorter_side is not None:
-        decode_train = partial(
-            decode_resized, shorter_side=plan.shorter_side, max_pixels=plan.max_pixels
-        )
+        decode_train = partial(decode_resized, shorter_side=plan.shorter_side, options=plan.options)
         train_transform = datamodule.train_dataset.transform
     train_store, val_store = _open_stores(plan, reporter)
     train = _build_cached_dataset(
@@ -231,7 +229,7 @@ def _build_cache_plan(
     *,
     root: Path,
     shorter_side: int | None,
-    max_pixels: int,
+    options: ReadOptions,
     limit_bytes: int,
 ) -> CachePlan:
     eval_image_bytes = spec.input_size[1] * spec.input_size[2] * 3
@@ -246,7 +244,7 @@ def _build_cache_plan(
         owner=str(data.root),
         shorter_side=shorter_side,
         spec=spec,
-        max_pixels=max_pixels,
+        options=options,
         num_bytes=train_bytes + val_bytes,
         new_bytes=0,
         limit_bytes=limit_bytes,

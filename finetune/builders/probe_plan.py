@@ -105,7 +105,7 @@ def plan_probe(
             owner=str(data.root),
             limit_bytes=config.cache.max_bytes,
             num_workers=config.data.num_workers,
-            max_pixels=config.data.max_pixels,
+            options=config.data.read_options,
         ),
         logit_offset=compute_probe_logit_offset(config.loss, data.class_counts),
         eval_logit_shift=balance.logit_shift,

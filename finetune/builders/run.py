@@ -295,13 +295,13 @@ def _build_datamodule(
     sampling_schedule: SamplingSchedule,
     batch_size: int,
 ) -> ImageDataModule:
-    train, val, max_pixels = data.train, data.val, config.data.max_pixels
+    train, val, options = data.train, data.val, config.data.read_options
     return ImageDataModule(
         ImageDataset(
-            FileSource(train.paths, max_pixels=max_pixels), train.labels.tolist(), train_transform
+            FileSource(train.paths, options=options), train.labels.tolist(), train_transform
         ),
         ImageDataset(
-            FileSource(val.paths, max_pixels=max_pixels), val.labels.tolist(), EvalTransform(spec)
+            FileSource(val.paths, options=options), val.labels.tolist(), EvalTransform(spec)
         ),
         sampling_schedule=sampling_schedule,
         loader_options=LoaderOptions(

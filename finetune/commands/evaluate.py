@@ -10,14 +10,21 @@ from finetune.bundle.bundle import load_model
 from finetune.commands.prepare_data import find_readable_samples, resolve_data_path
 from finetune.commands.stored_run import check_files_exist, read_stored_config, read_stored_manifest
 from finetune.commands.target_prior import apply_prior, prior_to_json
-from finetune.data.images.decode import DEFAULT_MAX_PIXELS
 from finetune.data.manifest import Manifest, check_labels
 from finetune.errors import ConfigError, DataError
 from finetune.inference.predictor import Predictor, check_tta
 from finetune.inference.scoring import details_to_json, evaluate_logits, metrics_to_json
 from finetune.system import run_folder
 from finetune.system.hardware import count_available_cores, prepare_accelerator
-from finetune.types import Evaluation, RejectedFile, Reporter, Sample, Split, StrPath
+from finetune.types import (
+    DEFAULT_READ_OPTIONS,
+    Evaluation,
+    RejectedFile,
+    Reporter,
+    Sample,
+    Split,
+    StrPath,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +184,7 @@ def _select_images(
         return _select_run_split(run_dataset, split, reporter)
     assert data is not None
     samples, root, rejected = find_readable_samples(
-        data, max_pixels=DEFAULT_MAX_PIXELS, reporter=reporter
+        data, options=DEFAULT_READ_OPTIONS, reporter=reporter
     )
     if all(sample.split is None for sample in samples):
         if split is not None:

@@ -24,7 +24,7 @@ from finetune.data.manifest import Manifest, build_manifest
 from finetune.data.scan import Scan, scan
 from finetune.data.split import find_drawn_splits
 from finetune.errors import ConfigError, DataError
-from finetune.types import RejectedFile, Reporter, Sample, Split
+from finetune.types import ReadOptions, RejectedFile, Reporter, Sample, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ def fingerprint_samples(
     return fingerprint_files(
         root,
         samples,
-        max_pixels=config.data.max_pixels,
+        options=config.data.read_options,
         stores_dir=resolve_cache_root(config.data.cache),
         limit_bytes=config.cache.max_bytes,
         reporter=reporter,
@@ -224,7 +224,7 @@ def resolve_if_path(name: str) -> str:
 
 
 def find_readable_samples(
-    path: Path, *, max_pixels: int, reporter: Reporter
+    path: Path, *, options: ReadOptions, reporter: Reporter
 ) -> tuple[list[Sample], Path, list[RejectedFile]]:
     """Return the readable labelled images, their root, and the rejected files.
 
@@ -234,7 +234,7 @@ def find_readable_samples(
     scanned = scan(path)
     reporter.start("checking images", len(scanned.samples))
     readable, unreadable = filter_readable(
-        scanned.root, scanned.samples, max_pixels=max_pixels, on_progress=reporter.advance
+        scanned.root, scanned.samples, options=options, on_progress=reporter.advance
     )
     reporter.finish()
     return readable, scanned.root, _report_rejected(scanned, readable, unreadable, reporter)

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from finetune.config.section import Auto, Section, Switch, coerce_on_off
 from finetune.lookup import suggest_name
+from finetune.types import ReadOptions
 
 AUGMENT_NAMES = ("none", "light", "medium", "strong")
 """Names of the built-in augmentations; a contract test compares them with the table."""
@@ -109,9 +110,9 @@ class DataConfig(Section):
     )
 
     @property
-    def max_pixels(self) -> int:
-        """Number of pixels above which an image is rejected."""
-        return int(self.max_megapixels * 1e6)
+    def read_options(self) -> ReadOptions:
+        """How image files are read."""
+        return ReadOptions(max_pixels=int(self.max_megapixels * 1e6))
 
     @model_validator(mode="after")
     def _check_split_fractions(self) -> "DataConfig":

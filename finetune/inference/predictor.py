@@ -9,12 +9,11 @@ from torch import Tensor
 from finetune.bundle.bundle import ModelBundle
 from finetune.bundle.model_card import ModelCard
 from finetune.data.dataset import ImageDataset, create_loader, translate_worker_errors
-from finetune.data.images.decode import DEFAULT_MAX_PIXELS
 from finetune.data.images.source import FileSource
 from finetune.data.transforms.eval_transform import EvalTransform, FlipPairTransform, Transform
 from finetune.errors import ConfigError
 from finetune.models.classifier import normalise
-from finetune.types import Prediction
+from finetune.types import DEFAULT_READ_OPTIONS, Prediction, ReadOptions
 
 
 class Predictor:
@@ -25,7 +24,7 @@ class Predictor:
         device: Device, such as "cpu" or "cuda"; None for a GPU if there is one.
         batch_size: Images per batch.
         num_workers: Number of worker processes; 0 reads in this process.
-        max_pixels: Maximum number of pixels; larger images raise.
+        options: How image files are read.
         tta: Whether to average the probabilities of each image and its horizontal flip (test-time
             augmentation). Both pass through the network in turn, so that no more memory is used.
 
@@ -40,7 +39,7 @@ class Predictor:
         device: str | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
+        options: ReadOptions = DEFAULT_READ_OPTIONS,
         tta: bool = False,
     ) -> None:
         if tta:
@@ -56,7 +55,7 @@ class Predictor:
         self._logit_shift = None if bundle.card.shift is None else torch.tensor(bundle.card.shift)
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.max_pixels = max_pixels
+        self.options = options
 
     def predict_logits(
         self, paths: Sequence[Path], *, on_batch: Callable[[int], None] | None = None
@@ -129,7 +128,7 @@ class Predictor:
     def _iterate_logits(
         self, paths: Sequence[Path], on_batch: Callable[[int], None] | None
     ) -> Iterator[Tensor]:
-        source = FileSource(paths, max_pixels=self.max_pixels)
+        source = FileSource(paths, options=self.options)
         dataset = ImageDataset(source, None, self.transform)
         loader = create_loader(
             dataset,

@@ -42,7 +42,7 @@ from finetune.system.hardware import (
     is_out_of_memory,
     release_memory,
 )
-from finetune.types import PreprocessSpec, Reporter
+from finetune.types import PreprocessSpec, ReadOptions, Reporter
 from finetune.units import format_bytes
 
 _EVAL_VIEW = ViewSpec()
@@ -76,7 +76,7 @@ class ExtractionPlan:
         owner: The dataset, by its folder.
         limit_bytes: Size limit of all stores together.
         num_workers: Loader processes of each rank.
-        max_pixels: Images with more pixels are rejected.
+        options: How image files are read.
     """
 
     model_args_json: str
@@ -86,7 +86,7 @@ class ExtractionPlan:
     owner: str
     limit_bytes: int
     num_workers: int
-    max_pixels: int
+    options: ReadOptions
 
 
 class CachedFeatureExtractor:
@@ -241,7 +241,7 @@ class CachedFeatureExtractor:
         return max(1, min(_MAX_BATCHES_PER_WRITE, max_batches))
 
     def _create_loader(self, paths: Sequence[Path], views: ViewSpec) -> Any:
-        source = FileSource(paths, max_pixels=self.plan.max_pixels)
+        source = FileSource(paths, options=self.plan.options)
         return create_loader(
             ImageDataset(source, None, views.build_transform(EvalTransform(self.plan.spec))),
             num_workers=self.plan.num_workers,

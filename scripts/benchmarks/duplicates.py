@@ -30,7 +30,7 @@ from finetune.audit.fingerprint_table import fingerprint_files
 from finetune.audit.near_duplicates import DuplicateGroup, find_duplicates
 from finetune.audit.report import draw_duplicates
 from finetune.data.scan import list_images
-from finetune.types import Reporter, Sample
+from finetune.types import ReadOptions, Reporter, Sample
 
 Array = NDArray[np.float32]
 Change = Callable[[Image.Image, random.Random], tuple[Image.Image, int]]
@@ -171,7 +171,12 @@ def _find_groups(
     samples = [Sample(str(file), file.parent.name) for file in files]
     start = time.perf_counter()
     readable, fingerprints, _ = fingerprint_files(
-        Path("/"), samples, max_pixels=10**9, stores_dir=None, limit_bytes=0, reporter=Reporter()
+        Path("/"),
+        samples,
+        options=ReadOptions(max_pixels=10**9),
+        stores_dir=None,
+        limit_bytes=0,
+        reporter=Reporter(),
     )
     fingerprinted = time.perf_counter()
     assert len(readable) == len(samples), "features are of all images"

@@ -18,7 +18,7 @@ from finetune.audit.audit import (
 from finetune.audit.fingerprint_table import fingerprint_files
 from finetune.audit.label_errors import LabelErrorCandidate
 from finetune.data.manifest import Manifest
-from finetune.types import RejectedFile, Reporter, Sample, Split
+from finetune.types import ReadOptions, RejectedFile, Reporter, Sample, Split
 from tests.support.pictures import create_scene
 
 TRAIN, VAL, TEST = Split.TRAIN, Split.VAL, Split.TEST
@@ -34,7 +34,7 @@ def audit_of(
     readable, table, rejected = fingerprint_files(
         root,
         samples,
-        max_pixels=10**8,
+        options=ReadOptions(max_pixels=10**8),
         stores_dir=None,
         limit_bytes=0,
         reporter=Reporter(),

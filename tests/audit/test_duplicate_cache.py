@@ -19,7 +19,7 @@ from finetune.audit.duplicate_cache import (
 from finetune.audit.fingerprint_table import FingerprintTable, fingerprint_files
 from finetune.audit.near_duplicates import DuplicateGroup, find_duplicates
 from finetune.data.cache.eviction import evict_to_fit
-from finetune.types import Reporter, Sample
+from finetune.types import ReadOptions, Reporter, Sample
 from tests.support.pictures import create_scene, write_jpeg
 
 
@@ -27,7 +27,12 @@ def fingerprint(root: Path, cache: Path) -> tuple[FingerprintTable, list[Path]]:
     paths = sorted(root.glob("*.jpg"))
     samples = [Sample(path.name, "x") for path in paths]
     readable, table, _ = fingerprint_files(
-        root, samples, max_pixels=10**6, stores_dir=cache, limit_bytes=10**8, reporter=Reporter()
+        root,
+        samples,
+        options=ReadOptions(max_pixels=10**6),
+        stores_dir=cache,
+        limit_bytes=10**8,
+        reporter=Reporter(),
     )
     assert len(readable) == len(paths)
     return table, paths

@@ -13,6 +13,7 @@ from finetune.audit.fingerprint import FINGERPRINT, compute_fingerprint, decode_
 from finetune.audit.near_duplicates import BLANK_CONTRAST
 from finetune.data.images.decode import check_image, decode_image
 from finetune.errors import DataError
+from finetune.types import ReadOptions
 from tests.support.helpers import create_noise
 from tests.support.pictures import create_scene, write_jpeg
 
@@ -107,18 +108,20 @@ _PNG = _bytes_of(create_noise(width=300, height=200), "PNG")
         ("whole.png", _PNG),
     ],
 )
-@pytest.mark.parametrize("max_pixels", [60_000, 59_999])
+@pytest.mark.parametrize(
+    "options", [ReadOptions(max_pixels=60_000), ReadOptions(max_pixels=59_999)]
+)
 def test_compute_fingerprint_rejects_with_the_reason_of_check_image(
-    tmp_path: Path, name: str, data: bytes, max_pixels: int
+    tmp_path: Path, name: str, data: bytes, options: ReadOptions
 ) -> None:
     file = tmp_path / name
     file.write_bytes(data)
-    expected = check_image(file, max_pixels=max_pixels)
+    expected = check_image(file, options=options)
     if expected is None:
-        assert compute_fingerprint(file, max_pixels=max_pixels)["width"] == 300
+        assert compute_fingerprint(file, options=options)["width"] == 300
         return
     with pytest.raises(DataError) as caught:
-        compute_fingerprint(file, max_pixels=max_pixels)
+        compute_fingerprint(file, options=options)
     assert str(caught.value) == expected
 
 
@@ -129,11 +132,11 @@ def test_compute_fingerprint_missing_file_raises_data_error(tmp_path: Path) -> N
 
 def test_compute_fingerprint_decompression_bomb_raises_data_error(tmp_path: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(tmp_path / "a.png")
-    for max_pixels in (178_000_000, 10**9):
-        expected = check_image(tmp_path / "a.png", max_pixels=max_pixels)
+    for options in (ReadOptions(), ReadOptions(max_pixels=10**9)):
+        expected = check_image(tmp_path / "a.png", options=options)
         assert expected is not None
         with pytest.raises(DataError) as caught:
-            compute_fingerprint(tmp_path / "a.png", max_pixels=max_pixels)
+            compute_fingerprint(tmp_path / "a.png", options=options)
         assert str(caught.value) == expected
 
 

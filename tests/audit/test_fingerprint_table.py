@@ -16,7 +16,7 @@ from finetune.audit.fingerprint import FINGERPRINT, compute_fingerprint
 from finetune.audit.fingerprint_table import FingerprintTable, fingerprint_files
 from finetune.data.cache.array_store import ArrayStore
 from finetune.data.images.decode import check_image
-from finetune.types import RejectedFile, Sample
+from finetune.types import ReadOptions, RejectedFile, Sample
 from tests.support.helpers import RecordingReporter, create_noise, list_tree, mount_tiny_disk
 from tests.support.pictures import create_scene
 
@@ -28,9 +28,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list of names of files whose fingerprint is computed from now on."""
     names: list[str] = []
 
-    def record(path: Path, *, max_pixels: int) -> NDArray[Any]:
+    def record(path: Path, *, options: ReadOptions) -> NDArray[Any]:
         names.append(path.name)
-        return compute_fingerprint(path, max_pixels=max_pixels)
+        return compute_fingerprint(path, options=options)
 
     monkeypatch.setattr(module, "compute_fingerprint", record)
     return names
@@ -55,14 +55,14 @@ def fingerprint(
     samples: list[Sample],
     *,
     stores: Path | None = None,
-    max_pixels: int = 10_000,
+    options: ReadOptions = ReadOptions(max_pixels=10_000),  # noqa: B008 - frozen
     limit_bytes: int = 10**9,
     reporter: RecordingReporter | None = None,
 ) -> Result:
     return fingerprint_files(
         root,
         samples,
-        max_pixels=max_pixels,
+        options=options,
         stores_dir=stores,
         limit_bytes=limit_bytes,
         reporter=reporter or RecordingReporter(),
@@ -141,7 +141,9 @@ def test_fingerprint_files_smaller_max_pixels_rejects_stored_images(
 ) -> None:
     stores, samples = tmp_path / "stores", samples_of(0, 1, 2, 3)
     fingerprint(root, samples, stores=stores)
-    readable, _, rejected = result = fingerprint(root, samples, stores=stores, max_pixels=21 * 20)
+    readable, _, rejected = result = fingerprint(
+        root, samples, stores=stores, options=ReadOptions(max_pixels=21 * 20)
+    )
     assert readable == samples[:2]
     assert widths(result) == [20, 21]
     assert [entry.path for entry in rejected] == ["2.png", "3.png"]
@@ -225,10 +227,10 @@ def test_fingerprint_files_waits_for_another_process(
 ) -> None:
     stores, entered, may_continue = tmp_path / "stores", threading.Event(), threading.Event()
 
-    def slow(path: Path, *, max_pixels: int) -> NDArray[Any]:
+    def slow(path: Path, *, options: ReadOptions) -> NDArray[Any]:
         entered.set()
         assert may_continue.wait(60)
-        return compute_fingerprint(path, max_pixels=max_pixels)
+        return compute_fingerprint(path, options=options)
 
     monkeypatch.setattr(module, "compute_fingerprint", slow)
     results: dict[str, Result] = {}

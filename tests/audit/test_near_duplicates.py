@@ -12,7 +12,7 @@ from finetune.audit.fingerprint_table import FingerprintTable, fingerprint_files
 from finetune.audit.near_duplicates import BLANK_CONTRAST, DuplicateGroup, find_duplicates
 from finetune.data.scan import scan
 from finetune.errors import DataError
-from finetune.types import Reporter, Sample
+from finetune.types import ReadOptions, Reporter, Sample
 from tests.support.helpers import ROOT, create_noise
 from tests.support.pictures import create_scene, write_jpeg
 
@@ -24,7 +24,7 @@ def fingerprint(paths: list[Path]) -> FingerprintTable:
     readable, table, _ = fingerprint_files(
         Path("/"),
         samples,
-        max_pixels=10**7,
+        options=ReadOptions(max_pixels=10**7),
         stores_dir=None,
         limit_bytes=0,
         reporter=Reporter(),

@@ -22,7 +22,7 @@ from finetune.data.samplers.sampling_weights import weighted
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.data.transforms.presets import create_train_transform
 from finetune.errors import DataError, TrainingError
-from finetune.types import Draw, PreprocessSpec, Reporter
+from finetune.types import Draw, PreprocessSpec, ReadOptions, Reporter
 from tests.support.helpers import create_noise, create_smooth_image
 from tests.support.pictures import RecordingImage, write_jpeg
 
@@ -60,7 +60,7 @@ def make_dataset_of(source: ImageSource, name: str, *, labelled: bool = True) ->
 def make_stored_source(paths: list[Path], root: Path) -> StoredSource:
     """Return the images shrunk to a shorter side of 40 pixels, in a store."""
     store = PixelStore(root, tag="short-40", owner="test")
-    decode = partial(decode_resized, shorter_side=40, max_pixels=10**6)
+    decode = partial(decode_resized, shorter_side=40, options=ReadOptions(max_pixels=10**6))
     locations = fill_store(store, paths, decode, num_threads=2, reporter=Reporter())
     return StoredSource(store, paths, locations)
 
@@ -221,6 +221,8 @@ def test_loader_truncated_jpeg_raises_data_error_with_path(jpegs: list[Path]) ->
 
 
 def test_dataset_file_over_max_pixels_raises_data_error_with_path(paths: list[Path]) -> None:
-    small = ImageDataset(FileSource(paths, max_pixels=100), LABELS, EvalTransform(SPEC))
+    small = ImageDataset(
+        FileSource(paths, options=ReadOptions(max_pixels=100)), LABELS, EvalTransform(SPEC)
+    )
     with pytest.raises(DataError, match=r"cat/0\.png: too large: 12x10"):
         small[0]

@@ -23,7 +23,7 @@ from finetune.models.classifier import normalise
 from finetune.probe import cached_extractor as cached_extractor_module
 from finetune.probe.cached_extractor import CachedFeatureExtractor, ExtractionPlan
 from finetune.probe.extractor import ViewSpec, create_feature_extractor, extract_features
-from finetune.types import PreprocessSpec, Reporter
+from finetune.types import PreprocessSpec, ReadOptions, Reporter
 from tests.support.processes import open_group, run_on_ranks
 from tests.support.runs import create_small_training
 
@@ -255,7 +255,7 @@ def test_store_digest_is_that_of_earlier_releases(
         owner="photos",
         limit_bytes=10**9,
         num_workers=0,
-        max_pixels=10**6,
+        options=ReadOptions(max_pixels=10**6),
     )
     extractor = CachedFeatureExtractor(
         create_feature_extractor(network), plan, device=CPU, rendezvous=None, reporter=Reporter()

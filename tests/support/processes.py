@@ -36,6 +36,7 @@ from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
 from finetune.training.checkpoint_io import read_checkpoint
 from finetune.training.strategy import BufferAwareDDPStrategy
 from finetune.training.trainer import create_trainer, fit
+from finetune.types import ReadOptions
 from tests.support.networks import randomise
 from tests.support.runs import create_small_training
 
@@ -227,7 +228,7 @@ def validate_on_rank(rank: int, data: Path, num_val: int, count: int) -> dict[st
     ]
     labels = val.labels[:: len(val) // num_val][:num_val].tolist()
     training.datamodule.val_dataset = ImageDataset(
-        FileSource(paths, max_pixels=10**6), labels, val.transform
+        FileSource(paths, options=ReadOptions(max_pixels=10**6)), labels, val.transform
     )
     with open_group_of_launch() as launch, TemporaryDirectory() as folder:
         options = build_trainer_options(training.config)

@@ -13,7 +13,7 @@ from finetune.data.dataset import Batch, ImageDataset
 from finetune.data.images.source import FileSource
 from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.training.datamodule import ImageDataModule
-from finetune.types import Reporter
+from finetune.types import ReadOptions, Reporter
 from tests.support.runs import create_small_training
 
 
@@ -145,7 +145,7 @@ def test_val_dataloader_same_batches_for_any_world_size(num_val: int, animals: P
             settings: dict[str, Any] = {"trainer__batch_size": 4, "data__cache": "off"}
             datamodule = build_datamodule(animals, rank=rank, world_size=world_size, **settings)
             paths = [Path(datamodule.val_dataset.source.get_name(row)) for row in range(num_val)]
-            files = FileSource(paths, max_pixels=10**6)
+            files = FileSource(paths, options=ReadOptions(max_pixels=10**6))
             datamodule.val_dataset = ImageDataset(
                 files,
                 datamodule.val_dataset.labels[:num_val].tolist(),

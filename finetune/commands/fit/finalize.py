@@ -157,7 +157,7 @@ def _build_predictor(bundle: ModelBundle, training: Training) -> Predictor:
         device=training.config.trainer.accelerator,
         batch_size=choose_eval_batch_size(training),
         num_workers=training.config.data.num_workers,
-        max_pixels=training.config.data.max_pixels,
+        options=training.config.data.read_options,
     )
 
 

@@ -18,7 +18,7 @@ from finetune.data.images.lazy_image import LazyImage, open_image
 from finetune.data.images.source import PathSource
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import DataError
-from finetune.types import Reporter
+from finetune.types import ReadOptions, Reporter
 
 DecodeFn = Callable[[Path], StoreEntry]
 
@@ -87,13 +87,13 @@ class DecodingSource(PathSource):
         return build_lazy_image(self.decode(Path(self.paths[row])))
 
 
-def decode_resized(path: Path, *, shorter_side: int, max_pixels: int) -> StoreEntry:
+def decode_resized(path: Path, *, shorter_side: int, options: ReadOptions) -> StoreEntry:
     """Return an image shrunk to a shorter side of at most ``shorter_side`` pixels, antialiased.
 
     Raises:
         DataError: The file cannot be used; the message is the reason without the path.
     """
-    image = open_image(path, max_pixels=max_pixels)
+    image = open_image(path, options=options)
     height, width = size = (image.height, image.width)
     scale = shorter_side / min(size)
     if scale < 1:
@@ -104,13 +104,13 @@ def decode_resized(path: Path, *, shorter_side: int, max_pixels: int) -> StoreEn
     return StoreEntry(pixels, height, width)
 
 
-def decode_transformed(path: Path, *, transform: EvalTransform, max_pixels: int) -> StoreEntry:
+def decode_transformed(path: Path, *, transform: EvalTransform, options: ReadOptions) -> StoreEntry:
     """Return the evaluation transform's output for an image.
 
     Raises:
         DataError: The file cannot be used; the message is the reason without the path.
     """
-    pixels = transform(open_image(path, max_pixels=max_pixels)).pixels
+    pixels = transform(open_image(path, options=options)).pixels
     return StoreEntry(pixels, *pixels.shape[:2])
 
 

@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from finetune.errors import DataError
-
-DEFAULT_MAX_PIXELS = 178_000_000
-"""Default limit. Pillow warns at half of it and raises at twice as many."""
+from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
 
 _EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,7 +30,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
 
 
-def decode_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+def decode_image(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS) -> Image.Image:
     """Return the first frame as an upright 8-bit RGB image.
 
     The EXIF orientation is applied; gray, palette and CMYK are converted; transparent pixels are
@@ -40,25 +38,25 @@ def decode_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.I
 
     Args:
         path: Image file.
-        max_pixels: Maximum number of pixels.
+        options: How image files are read.
 
     Raises:
         DataError: The file cannot be used; the message is the reason without the path.
     """
     with translate_decode_errors(path), Image.open(path) as image:
-        check_size(image.width, image.height, max_pixels)
+        check_size(image.width, image.height, options.max_pixels)
         image.load()  # a damaged file raises here, not while its EXIF data are read
         return _to_rgb(_apply_orientation(image))
 
 
-def check_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> str | None:
+def check_image(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS) -> str | None:
     """Return why a file cannot be used for training, or None; the whole file is read.
 
     JPEGs are decoded at 1/8 scale, which detects damage in half the time.
     """
     try:
         with translate_decode_errors(path), Image.open(path) as image:
-            check_size(image.width, image.height, max_pixels)
+            check_size(image.width, image.height, options.max_pixels)
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
             _check_mode(image)

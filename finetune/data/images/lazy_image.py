@@ -12,12 +12,12 @@ import simplejpeg
 from PIL import Image
 
 from finetune.data.images.decode import (
-    DEFAULT_MAX_PIXELS,
     check_size,
     decode_image,
     read_orientation,
 )
 from finetune.data.images.resample import Box, Interpolation, Pixels, crop_scaled, resize
+from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
 
 DCT_SCALES = (8, 4, 2)
 """Denominators with a fast inverse DCT; libjpeg-turbo's others are slower than full decoding."""
@@ -82,17 +82,22 @@ class LazyJpeg:
         data: Content of the file.
         shape: Height and width as stored.
         orientation: EXIF orientation, 1 to 8.
-        max_pixels: Maximum number of pixels; larger images raise.
+        options: How image files are read.
     """
 
     def __init__(
-        self, path: Path, data: bytes, shape: tuple[int, int], orientation: int, max_pixels: int
+        self,
+        path: Path,
+        data: bytes,
+        shape: tuple[int, int],
+        orientation: int,
+        options: ReadOptions,
     ) -> None:
         self.path = path
         self.data = data
         self.shape = shape
         self.orientation = orientation
-        self.max_pixels = max_pixels
+        self.options = options
         self.height, self.width = shape if orientation < 5 else shape[::-1]
 
     def crop(self, box: Box, size: tuple[int, int], mode: Interpolation = "bilinear") -> Pixels:
@@ -135,7 +140,7 @@ class LazyJpeg:
         return pixels
 
     def _decode_with_pillow(self) -> ArrayImage:
-        return _open_with_pillow(self.path, self.max_pixels)
+        return _open_with_pillow(self.path, self.options)
 
     def _to_stored_box(self, box: Box) -> Box:
         """Return a box of the upright image in pixels as stored."""
@@ -151,13 +156,13 @@ class LazyJpeg:
         return left, top, right, bottom
 
 
-def open_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> LazyImage:
+def open_image(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS) -> LazyImage:
     """Return the image in a file; only the header of a JPEG is decoded at once.
 
     Raises:
         DataError: The file cannot be used; the message is the reason without the path.
     """
-    return _open_jpeg(path, max_pixels) or _open_with_pillow(path, max_pixels)
+    return _open_jpeg(path, options) or _open_with_pillow(path, options)
 
 
 def _apply_orientation(pixels: Pixels, orientation: int) -> Pixels:
@@ -166,7 +171,7 @@ def _apply_orientation(pixels: Pixels, orientation: int) -> Pixels:
     return flipped.transpose(1, 0, 2) if is_transposed else flipped
 
 
-def _open_jpeg(path: Path, max_pixels: int) -> LazyJpeg | None:
+def _open_jpeg(path: Path, options: ReadOptions) -> LazyJpeg | None:
     """Return None for files that only Pillow reads: other formats, CMYK and damaged headers."""
     try:
         data = path.read_bytes()
@@ -180,12 +185,12 @@ def _open_jpeg(path: Path, max_pixels: int) -> LazyJpeg | None:
         return None
     if color_space not in ("YCbCr", "Gray", "RGB"):
         return None
-    check_size(width, height, max_pixels)
-    return LazyJpeg(path, data, (height, width), _read_jpeg_orientation(data), max_pixels)
+    check_size(width, height, options.max_pixels)
+    return LazyJpeg(path, data, (height, width), _read_jpeg_orientation(data), options)
 
 
-def _open_with_pillow(path: Path, max_pixels: int) -> ArrayImage:
-    image = decode_image(path, max_pixels=max_pixels)
+def _open_with_pillow(path: Path, options: ReadOptions) -> ArrayImage:
+    image = decode_image(path, options=options)
     return ArrayImage(np.asarray(image), height=image.height, width=image.width)
 
 

@@ -6,8 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from finetune.data.images.decode import DEFAULT_MAX_PIXELS
 from finetune.data.images.lazy_image import LazyImage, open_image
+from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
 
 
 class ImageSource(Protocol):
@@ -46,12 +46,14 @@ class FileSource(PathSource):
 
     Args:
         paths: Image files, shape (N,).
-        max_pixels: Maximum number of pixels; larger images raise.
+        options: How image files are read.
     """
 
-    def __init__(self, paths: Sequence[Path], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+    def __init__(
+        self, paths: Sequence[Path], *, options: ReadOptions = DEFAULT_READ_OPTIONS
+    ) -> None:
         super().__init__(paths)
-        self.max_pixels = max_pixels
+        self.options = options
 
     def open(self, row: int) -> LazyImage:
         """Return the image of a row.
@@ -59,7 +61,7 @@ class FileSource(PathSource):
         Raises:
             DataError: The file cannot be read.
         """
-        return open_image(Path(self.paths[row]), max_pixels=self.max_pixels)
+        return open_image(Path(self.paths[row]), options=self.options)
 
 
 class PackedStrings(Sequence[str]):

@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from finetune.data.images.decode import DEFAULT_MAX_PIXELS, check_image
-from finetune.types import RejectedFile, Sample
+from finetune.data.images.decode import check_image
+from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions, RejectedFile, Sample
 
 _CHUNK_SIZE = 1024
 """Files submitted to the thread pool at once."""
@@ -27,22 +27,22 @@ def map_in_threads(function: Callable[[Path], Result], paths: Iterable[Path]) ->
 
 
 def check_files(
-    paths: Iterable[Path], *, max_pixels: int = DEFAULT_MAX_PIXELS
+    paths: Iterable[Path], *, options: ReadOptions = DEFAULT_READ_OPTIONS
 ) -> Iterator[str | None]:
     """Yield for each file why it cannot be used, or None; the whole file is read.
 
     Args:
         paths: Image files.
-        max_pixels: Maximum number of pixels.
+        options: How image files are read.
     """
-    return map_in_threads(partial(check_image, max_pixels=max_pixels), paths)
+    return map_in_threads(partial(check_image, options=options), paths)
 
 
 def filter_readable(
     root: Path,
     samples: Sequence[Sample],
     *,
-    max_pixels: int,
+    options: ReadOptions,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Sample], list[RejectedFile]]:
     """Return the samples whose files are readable, and the others with the reason.
@@ -50,12 +50,12 @@ def filter_readable(
     Args:
         root: Folder that relative paths are relative to.
         samples: Samples to check.
-        max_pixels: Maximum number of pixels; larger images are rejected.
+        options: How image files are read.
         on_progress: Callback that receives the number of files checked since the last call.
     """
     good: list[Sample] = []
     bad: list[RejectedFile] = []
-    reasons = check_files((root / sample.path for sample in samples), max_pixels=max_pixels)
+    reasons = check_files((root / sample.path for sample in samples), options=options)
     for sample, reason in zip(samples, reasons, strict=True):
         if reason is None:
             good.append(sample)

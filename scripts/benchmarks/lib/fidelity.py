@@ -51,12 +51,12 @@ def print_scores(scores: Scores) -> None:
 def create_croppers(file: Path) -> dict[str, tuple[float, Cropper]]:
     """Return the smallest area fraction and the crop function of each contender for one file."""
     from finetune.data.cache.pixel_writer import decode_resized
-    from finetune.data.images.decode import DEFAULT_MAX_PIXELS
     from finetune.data.images.lazy_image import ArrayImage, open_image
+    from finetune.types import DEFAULT_READ_OPTIONS
 
     full_bgr, size = decode_cv2(file), (SIZE_PX, SIZE_PX)
     height, width = full_bgr.shape[:2]
-    entry = decode_resized(file, shorter_side=CACHED_PX, max_pixels=DEFAULT_MAX_PIXELS)
+    entry = decode_resized(file, shorter_side=CACHED_PX, options=DEFAULT_READ_OPTIONS)
     cached_image = ArrayImage(entry.array, height=height, width=width)
     cached = f"finetune cached at {CACHED_PX}, area .35-1"
     return {

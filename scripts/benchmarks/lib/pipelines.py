@@ -41,9 +41,8 @@ def create_finetune_cached_loader(
     """
     from finetune.data.cache.pixel_store import PixelStore, StoredSource
     from finetune.data.cache.pixel_writer import decode_resized, fill_store
-    from finetune.data.images.decode import DEFAULT_MAX_PIXELS
     from finetune.data.transforms.presets import create_train_transform
-    from finetune.types import PreprocessSpec, Reporter
+    from finetune.types import DEFAULT_READ_OPTIONS, PreprocessSpec, Reporter
 
     spec = PreprocessSpec((3, SIZE_PX, SIZE_PX), MEAN, STD)
     transform = (
@@ -52,7 +51,7 @@ def create_finetune_cached_loader(
         else create_train_transform(preset, spec=spec, seed=0)
     )
     store = PixelStore(folder.parent / "stores", tag=f"short-{px}", owner=str(folder))
-    decode = partial(decode_resized, shorter_side=px, max_pixels=DEFAULT_MAX_PIXELS)
+    decode = partial(decode_resized, shorter_side=px, options=DEFAULT_READ_OPTIONS)
     paths = list_photos(folder)
     locations = fill_store(store, paths, decode, num_threads=1, reporter=Reporter())
     return _create_finetune_loader(StoredSource(store, paths, locations), transform, batch_size)

@@ -27,13 +27,13 @@ from finetune.data.cache.pixel_writer import (
 )
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import DataError, StorageError
-from finetune.types import PreprocessSpec, Reporter
+from finetune.types import PreprocessSpec, ReadOptions, Reporter
 from tests.support.helpers import create_noise, create_smooth_image, mount_tiny_disk
 from tests.support.pictures import RecordingImage, compute_psnr, write_jpeg
 from tests.support.processes import get_fork_context, start_process
 
 MAX_PIXELS = 10**8
-SMALL = partial(decode_resized, shorter_side=20, max_pixels=MAX_PIXELS)
+SMALL = partial(decode_resized, shorter_side=20, options=ReadOptions(max_pixels=MAX_PIXELS))
 BILINEAR = Image.Resampling.BILINEAR
 
 
@@ -321,7 +321,7 @@ def test_decoding_source_equals_stored_source(paths: list[Path], tmp_path: Path)
 def test_decode_resized_jpeg_applies_orientation(tmp_path: Path, orientation: int) -> None:
     image = create_smooth_image(width=640, height=480)
     file = write_jpeg(tmp_path / "x.jpg", image, orientation=orientation, quality=92)
-    stored = decode_resized(file, shorter_side=60, max_pixels=MAX_PIXELS)
+    stored = decode_resized(file, shorter_side=60, options=ReadOptions(max_pixels=MAX_PIXELS))
     is_rotated = orientation == 6
     assert (stored.full_rows, stored.full_columns) == ((640, 480) if is_rotated else (480, 640))
     with Image.open(file) as opened_file:
@@ -337,14 +337,18 @@ def test_decode_resized_jpeg_applies_orientation(tmp_path: Path, orientation: in
 def test_decode_resized_small_image_is_unchanged(tmp_path: Path, side: int) -> None:
     image = create_noise(width=45, height=30)
     image.save(tmp_path / "x.png")
-    stored = decode_resized(tmp_path / "x.png", shorter_side=side, max_pixels=MAX_PIXELS)
+    stored = decode_resized(
+        tmp_path / "x.png", shorter_side=side, options=ReadOptions(max_pixels=MAX_PIXELS)
+    )
     np.testing.assert_array_equal(stored.array, np.asarray(image))
     assert (stored.full_rows, stored.full_columns) == (30, 45)
 
 
 def test_decode_resized_thin_image_keeps_one_pixel(tmp_path: Path) -> None:
     create_noise(width=1000, height=2).save(tmp_path / "x.png")
-    stored = decode_resized(tmp_path / "x.png", shorter_side=1, max_pixels=MAX_PIXELS)
+    stored = decode_resized(
+        tmp_path / "x.png", shorter_side=1, options=ReadOptions(max_pixels=MAX_PIXELS)
+    )
     assert stored.array.shape == (1, 500, 3)
 
 
@@ -352,14 +356,18 @@ def test_decode_transformed_equals_eval_transform(tmp_path: Path) -> None:
     spec = PreprocessSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9, "center")
     transform = EvalTransform(spec)
     file = write_jpeg(tmp_path / "x.jpg", create_smooth_image(width=150, height=100), orientation=6)
-    stored = decode_transformed(file, transform=transform, max_pixels=MAX_PIXELS)
+    stored = decode_transformed(
+        file, transform=transform, options=ReadOptions(max_pixels=MAX_PIXELS)
+    )
     with Image.open(file) as image:
         upright = image.rotate(270, expand=True)
     np.testing.assert_array_equal(stored.array, transform(RecordingImage(upright)).pixels)
     assert (stored.full_rows, stored.full_columns) == (32, 32)
 
 
-@pytest.mark.parametrize("decode", [SMALL, partial(decode_resized, shorter_side=20, max_pixels=50)])
+@pytest.mark.parametrize(
+    "decode", [SMALL, partial(decode_resized, shorter_side=20, options=ReadOptions(max_pixels=50))]
+)
 def test_decode_max_pixels_raises_data_error(
     tmp_path: Path, decode: Callable[[Path], StoreEntry]
 ) -> None:
@@ -371,7 +379,7 @@ def test_decode_max_pixels_raises_data_error(
         decode(file)
     transform = EvalTransform(PreprocessSpec((3, 8, 8), (0.5,) * 3, (0.5,) * 3))
     with pytest.raises(DataError, match="too large: 10x10"):
-        decode_transformed(file, transform=transform, max_pixels=50)
+        decode_transformed(file, transform=transform, options=ReadOptions(max_pixels=50))
 
 
 @pytest.mark.parametrize("side", [10, 45, 500])
@@ -384,7 +392,10 @@ def test_estimate_store_bytes_from_sample_is_close(tmp_path: Path, side: int) ->
         else:
             file.hardlink_to(files[number % 8])
         files.append(file)
-    stored = [decode_resized(file, shorter_side=side, max_pixels=MAX_PIXELS) for file in files[:8]]
+    stored = [
+        decode_resized(file, shorter_side=side, options=ReadOptions(max_pixels=MAX_PIXELS))
+        for file in files[:8]
+    ]
     exact = sum(stored[number % 8].array.size for number in range(450))
     assert estimate_store_bytes(files, shorter_side=side) == pytest.approx(exact, rel=0.05)
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from finetune.data.images.decode import check_image, decode_image
 from finetune.errors import DataError
+from finetune.types import ReadOptions
 from tests.support.helpers import create_noise
 
 RED, HALF_RED = (255, 0, 0), (255, 127, 127)
@@ -158,13 +159,13 @@ def test_decode_and_check_broken_file_give_same_reason(tmp_path: Path, name: str
     data, reason = BROKEN[name]
     if data is not None:
         (tmp_path / name).write_bytes(data)
-    max_pixels = 3_000 if name == "large.png" else 1_000_000
+    options = ReadOptions(max_pixels=3_000 if name == "large.png" else 1_000_000)
     with pytest.raises(DataError, match=f"^{reason}") as caught:
-        decode_image(tmp_path / name, max_pixels=max_pixels)
-    assert check_image(tmp_path / name, max_pixels=max_pixels) == str(caught.value)
+        decode_image(tmp_path / name, options=options)
+    assert check_image(tmp_path / name, options=options) == str(caught.value)
 
 
 def test_check_image_of_exactly_max_pixels_passes(tmp_path: Path) -> None:
     create_noise(width=64, height=48).save(tmp_path / "x.png")
-    assert check_image(tmp_path / "x.png", max_pixels=64 * 48) is None
-    assert check_image(tmp_path / "x.png", max_pixels=64 * 48 - 1) is not None
+    assert check_image(tmp_path / "x.png", options=ReadOptions(max_pixels=64 * 48)) is None
+    assert check_image(tmp_path / "x.png", options=ReadOptions(max_pixels=64 * 48 - 1)) is not None

@@ -19,6 +19,7 @@ from finetune.data.images.lazy_image import (
 )
 from finetune.data.images.resample import Box, Interpolation, Pixels, resize
 from finetune.errors import DataError
+from finetune.types import ReadOptions
 from tests.data.images.test_decode import BROKEN
 from tests.support.helpers import ROOT, create_noise, create_smooth_image
 from tests.support.pictures import ORIENTATION, compute_psnr, record_decoded_shapes, write_jpeg
@@ -322,17 +323,17 @@ def test_open_image_broken_file_gives_reason_of_decode_image(tmp_path: Path, nam
     data, reason = BROKEN[name]
     if data is not None:
         (tmp_path / name).write_bytes(data)
-    max_pixels = 3_000 if name == "large.png" else 1_000_000
+    options = ReadOptions(max_pixels=3_000 if name == "large.png" else 1_000_000)
     with pytest.raises(DataError) as expected:
-        decode_image(tmp_path / name, max_pixels=max_pixels)
+        decode_image(tmp_path / name, options=options)
     for use in ("full", "crop"):
         with pytest.raises(DataError, match=f"^{reason}") as caught:
-            read(tmp_path / name, use, max_pixels=max_pixels)
+            read(tmp_path / name, use, options=options)
         assert str(caught.value) == str(expected.value)
 
 
-def read(file: Path, use: str, *, max_pixels: int) -> object:
-    lazy_image = open_image(file, max_pixels=max_pixels)
+def read(file: Path, use: str, *, options: ReadOptions) -> object:
+    lazy_image = open_image(file, options=options)
     return lazy_image.to_pil() if use == "full" else lazy_image.crop((0, 0, 8, 8), (2, 2))
 
 
@@ -340,12 +341,12 @@ def test_open_image_large_jpeg_raises_before_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_jpeg(tmp_path / "x.jpg", create_noise(width=64, height=48))
-    assert open_image(file, max_pixels=64 * 48).height == 48
+    assert open_image(file, options=ReadOptions(max_pixels=64 * 48)).height == 48
     shapes = record_decoded_shapes(monkeypatch)
     with pytest.raises(DataError) as caught:
-        open_image(file, max_pixels=64 * 48 - 1)
+        open_image(file, options=ReadOptions(max_pixels=64 * 48 - 1))
     with pytest.raises(DataError) as expected:
-        decode_image(file, max_pixels=64 * 48 - 1)
+        decode_image(file, options=ReadOptions(max_pixels=64 * 48 - 1))
     assert str(caught.value) == str(expected.value)
     assert shapes == []
 

@@ -10,6 +10,7 @@ import pytest
 from finetune.data.images.lazy_image import LazyJpeg
 from finetune.data.images.source import FileSource, PackedStrings
 from finetune.errors import DataError
+from finetune.types import ReadOptions
 from tests.support.helpers import create_noise
 from tests.support.pictures import write_jpeg
 
@@ -62,6 +63,6 @@ def test_file_source_max_pixels_raises_data_error(tmp_path: Path) -> None:
     write_jpeg(tmp_path / "b.jpg", create_noise(width=12, height=10))
     files = [tmp_path / "a.png", tmp_path / "b.jpg"]
     for row in (0, 1):
-        assert FileSource(files, max_pixels=120).open(row).width == 12
+        assert FileSource(files, options=ReadOptions(max_pixels=120)).open(row).width == 12
         with pytest.raises(DataError, match="too large: 12x10"):
-            FileSource(files, max_pixels=119).open(row)
+            FileSource(files, options=ReadOptions(max_pixels=119)).open(row)

@@ -15,7 +15,7 @@ from finetune.data.transforms.eval_transform import (
     IdentityTransform,
 )
 from finetune.models.classifier import normalise
-from finetune.types import Draw, PreprocessSpec
+from finetune.types import Draw, PreprocessSpec, ReadOptions
 from tests.support.helpers import create_noise, create_smooth_image
 from tests.support.pictures import RecordingImage
 
@@ -76,7 +76,10 @@ def test_flip_pair_of_flipped_file_gives_same_views(size: tuple[int, int], tmp_p
     single = EvalTransform(spec)
     both = FlipPairTransform(single)
     assert both.size == (64, 32)
-    first, second = (open_image(tmp_path / name, max_pixels=10_000) for name in ("a.png", "b.png"))
+    first, second = (
+        open_image(tmp_path / name, options=ReadOptions(max_pixels=10_000))
+        for name in ("a.png", "b.png")
+    )
     views = both(first).pixels
     assert np.array_equal(views[:32], single(first).pixels)
     assert np.array_equal(views[32:], single(second).pixels)

@@ -60,14 +60,40 @@ class Draw(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class PixelRange:
+    """Values of black and white in images of more than 8 bits; values beyond them are clipped.
+
+    Attributes:
+        low: Value that becomes 0.
+        high: Value that becomes 255, above ``low``.
+    """
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{_format_bound(self.low)}:{_format_bound(self.high)}"
+
+    @property
+    def num_bits(self) -> int | None:
+        """Bits n of a range from 0 to 2^n - 1, from 8 on; None for any other range."""
+        n = int(self.high + 1).bit_length() - 1
+        is_power = self.low == 0 and n >= 8 and self.high + 1 == 2**n
+        return n if is_power else None
+
+
+@dataclass(frozen=True, slots=True)
 class ReadOptions:
     """How image files are read; what it leaves open is decided by the file alone.
 
     Attributes:
         max_pixels: Number of pixels above which an image is rejected.
+        pixel_range: Range of images of more than 8 bits; None takes the whole range of each file's
+            unsigned integers, and rejects signed integers, more than 16 bits and floats.
     """
 
     max_pixels: int = 178_000_000
+    pixel_range: PixelRange | None = None
 
 
 DEFAULT_READ_OPTIONS = ReadOptions()
@@ -223,3 +249,8 @@ class Reporter:
 
     def show_epoch(self, row: Mapping[str, Any]) -> None:
         """Show the metrics of a finished epoch."""
+
+
+def _format_bound(value: float) -> str:
+    """Return a bound of a range in full, integers without a decimal point."""
+    return str(int(value)) if value == int(value) else repr(value)

@@ -1,7 +1,7 @@
 """Cached feature extraction: stored features are reused, the others are computed on all ranks."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.data.cache.array_store import NOT_STORED
 from finetune.data.cache.eviction import evict_to_fit
 from finetune.data.cache.file_stamp import read_file_stamps
 from finetune.data.dataset import Batch, ImageDataset, create_loader, translate_worker_errors
@@ -27,14 +26,15 @@ from finetune.probe.extractor import (
     ActivationLayout,
     FeatureExtractor,
     ViewSpec,
+    ViewSubset,
     extract_features,
     fold_where_exact,
 )
 from finetune.probe.feature_store import (
     FeatureStore,
     StoredFeatures,
+    ViewStores,
     compute_store_digest,
-    to_store_entries,
 )
 from finetune.system.hardware import (
     autocast,
@@ -167,41 +167,23 @@ class CachedFeatureExtractor:
             self._batch_size //= 2
 
     def _extract_once(self, paths: Sequence[Path], views: ViewSpec) -> list[list[StoredFeatures]]:
-        files = read_file_stamps(paths)
-        with ExitStack() as locks:
-            stores_by_output = [
-                self._open_stores(name, views) for name in self.extractor.output_names
-            ]
-            stores = [store for by_view in stores_by_output for store in by_view]
-            for store in stores:
-                locks.enter_context(store.lock_for_filling(self.reporter))
-                store.reset_if_mostly_stale()
-            # (store, file)
-            is_missing = np.array([store.find(files)[:, 0] == NOT_STORED.start for store in stores])
-            message: list[Any] = [is_missing.any(axis=0) if stores else None]
+        with self._open_stores(paths, views) if self._rank == 0 else nullcontext() as stores:
+            message: list[Any] = [None if stores is None else stores.find_missing()]
             if self._world_size > 1:
                 dist.broadcast_object_list(message, src=0)
-            rows = np.flatnonzero(message[0])
-            self._evict_to_fit(is_missing.reshape(len(stores_by_output), -1).sum(axis=1))
+            rows, missing_views = message[0]
+            if stores is not None:
+                self._evict_to_fit(stores.count_missing())
             missing_paths = [paths[row] for row in rows.tolist()]
-            for start, outputs in self._compute_missing(missing_paths, views):
-                chunk = rows[start : start + len(outputs[0])]
-                features_by_store = [view for output in outputs for view in output.unbind(dim=1)]
-                for store, missing, features in zip(
-                    stores, is_missing, features_by_store, strict=False
-                ):
-                    is_new = missing[chunk]
-                    new_files = [files[row] for row in chunk[is_new].tolist()]
-                    entries = to_store_entries(new_files, features.numpy()[is_new])
-                    for _ in store.append(entries):
-                        pass
-            return [
-                [StoredFeatures(store, store.find(files)) for store in by_view]
-                for by_view in stores_by_output
-            ]
+            subset = ViewSubset(views, missing_views)
+            for start, outputs in self._compute_missing(missing_paths, subset):
+                if stores is not None:
+                    chunk = rows[start : start + len(outputs[0])]
+                    stores.append(chunk, missing_views, outputs)
+            return [[] for _ in self.extractor.output_names] if stores is None else stores.read()
 
     def _compute_missing(
-        self, paths: Sequence[Path], views: ViewSpec
+        self, paths: Sequence[Path], views: ViewSubset
     ) -> Iterator[tuple[int, list[Tensor]]]:
         """Yield the index of the first image of a chunk and the chunk's outputs, each (n, V, D)."""
         if not paths:
@@ -234,13 +216,13 @@ class CachedFeatureExtractor:
         finally:
             self.reporter.finish()
 
-    def _compute_batches_per_write(self, views: ViewSpec) -> int:
+    def _compute_batches_per_write(self, views: ViewSubset) -> int:
         """Return how many batches each rank collects before all are gathered and written."""
         bytes_per_batch = sum(self._item_bytes) * len(views.names) * self._batch_size
         max_batches = _MAX_BYTES_PER_WRITE // self._world_size // bytes_per_batch
         return max(1, min(_MAX_BATCHES_PER_WRITE, max_batches))
 
-    def _create_loader(self, paths: Sequence[Path], views: ViewSpec) -> Any:
+    def _create_loader(self, paths: Sequence[Path], views: ViewSubset) -> Any:
         source = FileSource(paths, options=self.plan.options)
         return create_loader(
             ImageDataset(source, None, views.build_transform(EvalTransform(self.plan.spec))),
@@ -254,7 +236,9 @@ class CachedFeatureExtractor:
             pin_memory=self.device.type == "cuda",
         )
 
-    def _extract_batches(self, batches: Iterator[Batch], views: ViewSpec) -> Iterator[list[Tensor]]:
+    def _extract_batches(
+        self, batches: Iterator[Batch], views: ViewSubset
+    ) -> Iterator[list[Tensor]]:
         """Yield the rows (B,) of each batch, followed by its outputs."""
         extracted = extract_features(
             self._running_extractor or self.extractor,
@@ -272,7 +256,7 @@ class CachedFeatureExtractor:
                 )
             yield [rows, *outputs]
 
-    def _fold(self, dataset: ImageDataset, views: ViewSpec) -> FeatureExtractor:
+    def _fold(self, dataset: ImageDataset, views: ViewSubset) -> FeatureExtractor:
         """Return an extractor with BatchNorm folded, or the given one; the same on all ranks.
 
         Both have the same outputs up to rounding, so stored ones remain valid and may be mixed.
@@ -283,16 +267,16 @@ class CachedFeatureExtractor:
             images = normalise(next(views.iter_views(pixels)), mean=spec.mean, std=spec.std)
         return fold_where_exact(self.extractor, images, is_distributed=self._world_size > 1)
 
-    def _open_stores(self, output_name: str, views: ViewSpec) -> list[FeatureStore]:
-        """Return the stores of an output, one for each view, on rank 0; none on other ranks."""
-        if self._rank > 0:
-            return []
-        return [
-            FeatureStore(
-                self.plan.root, tag=f"{output_name}-{self._digest}-{view}", owner=self.plan.owner
-            )
-            for view in views.names
+    def _open_stores(self, paths: Sequence[Path], views: ViewSpec) -> ViewStores:
+        plan = self.plan
+        stores = [
+            [
+                FeatureStore(plan.root, tag=f"{output}-{self._digest}-{view}", owner=plan.owner)
+                for view in views.names
+            ]
+            for output in self.extractor.output_names
         ]
+        return ViewStores(stores, read_file_stamps(paths), self.reporter)
 
     def _evict_to_fit(self, counts: NDArray[np.int64]) -> None:
         """Remove older stores until the given number of new items of each output fits.
@@ -301,7 +285,7 @@ class CachedFeatureExtractor:
             StorageError: Activations do not fit. Features are stored whatever the limit is, since
                 they are small.
         """
-        plan, needed = self.plan, int(np.dot(counts, self._item_bytes)) if len(counts) else 0
+        plan, needed = self.plan, int(np.dot(counts, self._item_bytes))
         if not needed:
             return
         fits = evict_to_fit(plan.root, needed_bytes=needed, limit_bytes=plan.limit_bytes)

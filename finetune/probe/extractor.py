@@ -74,6 +74,34 @@ class ViewSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ViewSubset:
+    """Some views of an image, in their order.
+
+    Attributes:
+        views: All views.
+        indices: Indices of the views that features are extracted from, ascending.
+    """
+
+    views: ViewSpec
+    indices: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tags of the views in the names of feature stores."""
+        return tuple(self.views.names[index] for index in self.indices)
+
+    def build_transform(self, transform: EvalTransform) -> Transform:
+        """Return the transform from an image to the pixels that ``iter_views`` takes."""
+        return self.views.build_transform(transform)
+
+    def iter_views(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Yield the views (B, H, W, C) of the pixels of all views."""
+        for index, view in enumerate(self.views.iter_views(pixels)):
+            if index in self.indices:
+                yield view
+
+
+@dataclass(frozen=True, slots=True)
 class ActivationLayout:
     """Shape and memory format of the activations of one image.
 
@@ -211,7 +239,7 @@ def extract_features(
     *,
     spec: PreprocessSpec,
     device: torch.device,
-    views: ViewSpec,
+    views: ViewSpec | ViewSubset,
     autocast: AbstractContextManager[object] | None = None,
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """Yield the rows (B,) of each batch and its outputs, each float32 (B, V, D), on the CPU.

@@ -1,17 +1,18 @@
 """Features of images on disk: written once, read through the page cache."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from finetune.data.cache.array_store import ArrayStore, StoreEntry
+from finetune.data.cache.array_store import NOT_STORED, ArrayStore, StoreEntry
 from finetune.data.cache.file_stamp import FileStamp
 from finetune.models.head import compute_backbone_digest
-from finetune.types import PreprocessSpec
+from finetune.types import PreprocessSpec, Reporter
 
 
 class FeatureStore(ArrayStore):
@@ -53,12 +54,91 @@ class StoredFeatures:
         return self._table[self._row_indices[rows]]
 
 
-def to_store_entries(
-    files: Sequence[FileStamp], features: NDArray[np.float32]
-) -> Iterator[tuple[FileStamp, StoreEntry]]:
-    """Yield the store entries of files with the features (N, D)."""
-    for file, row in zip(files, features, strict=True):
-        yield file, StoreEntry(row[None])
+class ViewStores:
+    """Stores of all outputs of an extractor for some views of the same files.
+
+    Args:
+        stores: The store of each view, for each output.
+        files: The N files.
+        reporter: Receiver of messages while another process fills a store.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[Sequence[FeatureStore]],
+        files: Sequence[FileStamp],
+        reporter: Reporter,
+    ) -> None:
+        self._stores = stores
+        self._files = files
+        self._reporter = reporter
+        self._locks = ExitStack()
+        self._is_missing = np.zeros((len(stores), len(stores[0]), len(files)), bool)
+
+    def __enter__(self) -> "ViewStores":
+        """Lock all stores and look the files up.
+
+        Raises:
+            StorageError: The disk fails.
+        """
+        with ExitStack() as locks:
+            for number, by_view in enumerate(self._stores):
+                for view, store in enumerate(by_view):
+                    locks.enter_context(store.lock_for_filling(self._reporter))
+                    store.reset_if_mostly_stale()
+                    locations = store.find(self._files)
+                    self._is_missing[number, view] = locations[:, 0] == NOT_STORED.start
+            self._locks = locks.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Release the locks."""
+        self._locks.close()
+
+    def find_missing(self) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+        """Return ascending indices of the files, and of the views, of which any is missing."""
+        is_file_missing = self._is_missing.any(axis=(0, 1))
+        is_view_missing = self._is_missing.any(axis=(0, 2))
+        views = tuple(np.flatnonzero(is_view_missing).tolist())
+        return np.flatnonzero(is_file_missing), views
+
+    def count_missing(self) -> NDArray[np.int64]:
+        """Return the number of items of each output to be stored."""
+        counts: NDArray[np.int64] = self._is_missing.sum(axis=(1, 2))
+        return counts
+
+    def append(
+        self, rows: NDArray[np.int64], views: Sequence[int], outputs: Sequence[Tensor]
+    ) -> None:
+        """Store what is missing of some files.
+
+        Args:
+            rows: Indices of the n files.
+            views: Indices of the V views.
+            outputs: Outputs, each (n, V, D).
+
+        Raises:
+            StorageError: The disk is full or fails.
+        """
+        for by_view, is_missing, output in zip(
+            self._stores, self._is_missing, outputs, strict=True
+        ):
+            for view, features in zip(views, output.unbind(dim=1), strict=True):
+                is_new = is_missing[view, rows]
+                files = [self._files[row] for row in rows[is_new].tolist()]
+                items = features.numpy()[is_new]
+                entries = (
+                    (file, StoreEntry(item[None])) for file, item in zip(files, items, strict=True)
+                )
+                for _ in by_view[view].append(entries):
+                    pass
+
+    def read(self) -> list[list[StoredFeatures]]:
+        """Return the features of all files for each output and view; all are stored."""
+        return [
+            [StoredFeatures(store, store.find(self._files)) for store in by_view]
+            for by_view in self._stores
+        ]
 
 
 def compute_store_digest(

@@ -123,6 +123,21 @@ def test_extract_new_view_does_not_write_stored_views_again(place: Path) -> None
     assert before.items() <= after.items()
 
 
+def test_extract_new_view_does_not_pass_stored_views_through_the_network(place: Path) -> None:
+    training = training_in(place)
+    extract(training)
+    num_rows: list[int] = []
+    head = training.module.classifier.network.get_submodule("fc")
+    head.register_forward_hook(lambda _, inputs, output: num_rows.append(len(inputs[0])))
+    (plain, flipped), _ = extract(training, flipped=True)
+    num_to_compare_folding = 2 * 2
+    assert sum(num_rows) == 24 + num_to_compare_folding
+    np.testing.assert_allclose(
+        flipped, compute_reference(training, flipped=True), rtol=1e-4, atol=1e-5
+    )
+    assert len(plain) == 24
+
+
 def test_extract_other_backbone_weights_computes_again(place: Path) -> None:
     extract(training_in(place))
     training = training_in(place)

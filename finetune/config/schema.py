@@ -104,7 +104,8 @@ class TrainerConfig(Section):
     )
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="epochs without improvement before training stops; null: no early stopping",
+        description="epochs in a row that do not improve checkpoint.monitor over the best model so "
+        "far, the linear probe included, before training stops; null: no early stopping",
     )
     compile: bool = Field(
         False,

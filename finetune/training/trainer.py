@@ -23,10 +23,8 @@ from finetune.distributed.signals import StopRequest
 from finetune.errors import OutOfMemoryError, RunFolderError
 from finetune.system.files import explain_disk_error
 from finetune.system.hardware import explain_out_of_memory, is_out_of_memory
-from finetune.training.callbacks.checkpoint import (
-    ResumableEarlyStopping,
-    build_checkpoint_callback,
-)
+from finetune.training.callbacks.checkpoint import build_checkpoint_callback
+from finetune.training.callbacks.early_stopping import ResumableEarlyStopping
 from finetune.training.callbacks.mid_epoch_resume import MidEpochResume
 from finetune.training.callbacks.preemption import PreemptionCheckpoint
 from finetune.training.checkpoint_io import AtomicCheckpointIO
@@ -82,7 +80,8 @@ class TrainerOptions:
         accumulate_grad_batches: Batches per optimizer step.
         gradient_clip: Maximum gradient norm; 0 disables clipping.
         deterministic: Whether nondeterministic kernels raise an error.
-        patience: Epochs without improvement before early stopping; None never stops early.
+        patience: Epochs that are not better than ``best.ckpt`` before early stopping; None never
+            stops early.
         strategy: "ddp" or "fsdp", for several processes.
         live_buffers: Whether training updates BatchNorm's statistics.
         collective_timeout_seconds: Maximum time that a process waits for another one.
@@ -135,18 +134,16 @@ def create_trainer(
             last_path, every_minutes=options.checkpoint_interval_minutes, timeout=timeout
         ),
     ]
-    if options.patience is not None:
-        all_callbacks.append(
-            ResumableEarlyStopping(
-                options.monitor,
-                patience=options.patience,
-                mode=mode,
-                check_on_train_epoch_end=True,
-            )
-        )
     best = build_checkpoint_callback(run_dir, "best", monitor=options.monitor, mode=mode)
     if baseline is not None:
         best.set_baseline(baseline)
+    if options.patience is not None:
+        stopping = ResumableEarlyStopping(
+            options.monitor, patience=options.patience, mode=mode, check_on_train_epoch_end=True
+        )
+        if baseline is not None:
+            stopping.set_baseline(baseline)
+        all_callbacks.append(stopping)
     # the last checkpoint is written after the best, so that it holds the best score
     all_callbacks += [best, build_checkpoint_callback(run_dir, "last")]
     if not torch.cuda.is_available():

@@ -24,6 +24,7 @@ from finetune.evaluation.priors import compute_logit_shift, normalize_prior
 from finetune.inference.predictor import Predictor
 from finetune.inference.scoring import details_to_json, evaluate_logits, metrics_to_json
 from finetune.system.run_folder import RunFolder
+from finetune.training.callbacks.early_stopping import EarlyStop
 from finetune.types import Evaluation, Reporter, Split
 
 _EVAL_BATCH_SIZE = 32
@@ -43,12 +44,14 @@ class FinalEvaluation:
         prior: Class prior of the probabilities, as JSON values.
         adjustment: Strength of the adjustment to another class prior that was chosen on held-out
             images; None if it is given by the config.
+        early_stop: When and why training stopped before its last epoch; None if it did not.
     """
 
     evaluations: Mapping[str, Evaluation]
     calibration: Calibration | None
     prior: Mapping[str, Any]
     adjustment: PriorAdjustment | None = None
+    early_stop: EarlyStop | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -62,6 +65,7 @@ class FinalEvaluation:
             },
             "calibration": None if self.calibration is None else self.calibration.to_json(),
             "prior_adjustment": None if self.adjustment is None else self.adjustment.to_json(),
+            "early_stop": None if self.early_stop is None else self.early_stop.to_json(),
         }
 
 

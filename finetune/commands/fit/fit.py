@@ -24,9 +24,10 @@ from finetune.commands.fit.resume import (
     describe_phase_shifts,
     describe_resume_point,
     find_existing_run,
+    is_complete,
     rebuild_training,
 )
-from finetune.commands.fit.train import is_complete, train
+from finetune.commands.fit.train import train
 from finetune.commands.measurement.measured import discard_measured, read_measured
 from finetune.commands.prepare_data import RunData
 from finetune.commands.stored_run import read_stored_config
@@ -39,6 +40,7 @@ from finetune.errors import OutOfMemoryError
 from finetune.system import run_folder
 from finetune.system.files import remove_stale_temp_files, write_text
 from finetune.system.run_folder import RunFolder
+from finetune.training.callbacks.early_stopping import EarlyStop
 from finetune.types import Reporter, StrPath
 
 
@@ -57,6 +59,7 @@ class FitResult:
             held-out images, and its effect on them; None if the config gives it.
         evaluations: Further statistics of the best model by split, such as intervals and classes.
         measured: Settings that the run has measured: value and reason by dotted key.
+        early_stop: When and why training stopped before its last epoch; None if it did not.
     """
 
     run_dir: Path
@@ -67,6 +70,7 @@ class FitResult:
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
     prior_adjustment: Mapping[str, Any] | None = None
+    early_stop: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values."""
@@ -79,6 +83,7 @@ class FitResult:
             "prior_adjustment": (
                 None if self.prior_adjustment is None else dict(self.prior_adjustment)
             ),
+            "early_stop": None if self.early_stop is None else dict(self.early_stop),
             "measured": dict(self.measured),
             "plan": dict(self.plan),
         }
@@ -194,11 +199,11 @@ def _resume_run(
     run: RunFolder, config: Config, reporter: Reporter, rendezvous: Rendezvous | None, start: float
 ) -> FitResult:
     """Resume a run on rank 0, or return its result if it is complete."""
-    if is_complete(run, config.trainer.epochs):
+    if is_complete(run, config):
         if rendezvous is not None:
             rendezvous.broadcast("run", None)
-        reporter.note("The run is complete. To train longer, add --epochs.")
         facts = rename_facts(read_card_json(run.bundle_dir)["facts"])
+        reporter.note(_describe_completion(facts))
         return _build_result(run, start, facts, {})
     with _lock_run(run, config, rendezvous):
         remove_stale_temp_files(run.path)
@@ -208,6 +213,17 @@ def _resume_run(
         run_folder.update_latest_link(run)
         facts = _complete_run(run, training, reporter=reporter, rendezvous=rendezvous)
     return _build_result(run, start, facts, plan)
+
+
+def _describe_completion(facts: Mapping[str, Any]) -> str:
+    """Return a sentence on a complete run, and on what trains it longer."""
+    early_stop = facts.get("early_stop")
+    if early_stop is None:
+        return "The run is complete. To train longer, add --epochs."
+    return (
+        f"The run is complete. {EarlyStop(**early_stop).describe()} To train longer, increase "
+        f"trainer.early_stopping_patience."
+    )
 
 
 def _prepare_resume(
@@ -280,4 +296,5 @@ def _build_result(
         evaluations=facts.get("evaluations", {}),
         measured=read_measured(run),
         prior_adjustment=facts.get("prior_adjustment"),
+        early_stop=facts.get("early_stop"),
     )

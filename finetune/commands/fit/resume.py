@@ -1,4 +1,4 @@
-"""Resumption of a run: which settings may change, and the run's objects from its folder."""
+"""Resumption of a run: what is complete, which settings may change, objects from its folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +26,7 @@ from finetune.distributed.launch import detect_launch
 from finetune.errors import ConfigError, RunFolderError
 from finetune.system import run_folder
 from finetune.system.run_folder import RunFolder
+from finetune.training.callbacks.early_stopping import EarlyStop, find_early_stop
 from finetune.training.checkpoint_io import read_checkpoint, read_resume_state, verify_checkpoint
 
 OVERRIDABLE_KEYS = (
@@ -188,6 +189,45 @@ def describe_resume_point(run: RunFolder, config: ResolvedConfig) -> str:
             f"steps."
         )
     return f"Resuming after epoch {state.completed_epochs}."
+
+
+def is_complete(run: RunFolder, config: Config) -> bool:
+    """Return whether a run has trained for these epochs and written its bundle.
+
+    A run that stopped early is not complete with a patience that lets it train on.
+    """
+    if not (run.done_marker_path.is_file() and run.bundle_dir.is_dir()):
+        return False
+    if run.done_marker_path.read_text(encoding="utf-8").strip() != str(config.trainer.epochs):
+        return False
+    state = read_resume_state(run)
+    if state is None or state.completed_epochs >= int(config.trainer.epochs):
+        return True
+    return find_run_early_stop(run, config) is not None
+
+
+def is_trained(run: RunFolder, config: ResolvedConfig) -> bool:
+    """Return whether a run has completed its last epoch, or its probe if it has no epochs."""
+    if config.is_probe_only:
+        return run.best_checkpoint_path.is_file()
+    state = read_resume_state(run)
+    if state is None:
+        return False
+    if state.completed_epochs >= config.trainer.epochs:
+        return True
+    return find_run_early_stop(run, config) is not None
+
+
+def find_run_early_stop(run: RunFolder, config: Config) -> EarlyStop | None:
+    """Return when and why a run has stopped before its last epoch; None if it has not."""
+    if not run.last_checkpoint_path.is_file():
+        return None
+    return find_early_stop(
+        read_checkpoint(run.last_checkpoint_path),
+        patience=config.trainer.early_stopping_patience,
+        num_epochs=int(config.trainer.epochs),
+        monitor=f"val/{config.checkpoint.monitor}",
+    )
 
 
 def _describe_restart(run: RunFolder, config: ResolvedConfig) -> str:

@@ -15,6 +15,7 @@ from finetune.builders import (
 )
 from finetune.commands.fit.finalize import FinalEvaluation, evaluate_best_model, write_bundle
 from finetune.commands.fit.process_group import open_process_group
+from finetune.commands.fit.resume import find_run_early_stop, is_trained
 from finetune.commands.fit.tracking import interrupt_on_error, open_tracking
 from finetune.commands.inspect.features import ProbeDuplicateSearch, record_probe_findings
 from finetune.commands.measurement.augmentation_check import settle_augmentation
@@ -25,7 +26,6 @@ from finetune.commands.measurement.interpolation import (
 )
 from finetune.commands.measurement.prior_adjustment import needs_strength, save_probe_predictions
 from finetune.commands.stored_run import read_stored_manifest
-from finetune.config.resolved import ResolvedConfig
 from finetune.data.training_data import group_samples
 from finetune.distributed.peer_errors import PeerLostError
 from finetune.distributed.rendezvous import Rendezvous
@@ -34,14 +34,11 @@ from finetune.probe.linear_probe import fit_probe
 from finetune.system.files import write_text
 from finetune.system.hardware import get_process_device
 from finetune.system.run_folder import RunFolder
-from finetune.training.callbacks.checkpoint import has_stopped_early
 from finetune.training.callbacks.network_compiler import NetworkCompiler
 from finetune.training.callbacks.progress import Progress
 from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
 from finetune.training.checkpoint_io import (
     is_probe_checkpoint,
-    read_checkpoint,
-    read_resume_state,
     save_probe,
 )
 from finetune.training.loggers.wandb_logger import RunTracker
@@ -73,6 +70,9 @@ def train(
         if rendezvous is not None and rank > 0:
             rendezvous.depart()
             return None
+        early_stop = find_run_early_stop(run, training.config)
+        if early_stop is not None:
+            reporter.note(early_stop.describe())
         # read again, as the probe may have added duplicates
         manifest = read_stored_manifest(run, training.config)
         if not training.is_probe_only:
@@ -81,25 +81,26 @@ def train(
             if interpolation is not None:
                 reporter.note(describe_interpolation(interpolation))
         _rebalance_head(run, replace(training, manifest=manifest), reporter)
-        evaluation = evaluate_best_model(run, replace(training, manifest=manifest), reporter)
+        evaluation = replace(
+            evaluate_best_model(run, replace(training, manifest=manifest), reporter),
+            early_stop=early_stop,
+        )
     if not training.is_probe_only and is_probe_checkpoint(run.best_checkpoint_path):
         reporter.note(
             "Fine-tuning did not improve on the linear probe. Try more epochs, more images or "
             "another optim.lr."
         )
     write_bundle(run, evaluation)
-    tracker.finish(evaluation.evaluations, classes=training.data.classes, bundle_dir=run.bundle_dir)
+    tracker.finish(
+        evaluation.evaluations,
+        classes=training.data.classes,
+        bundle_dir=run.bundle_dir,
+        early_stop=early_stop,
+    )
     write_text(run.done_marker_path, f"{training.config.trainer.epochs}\n")
     if rendezvous is not None:
         rendezvous.depart()
     return evaluation
-
-
-def is_complete(run: RunFolder, num_epochs: int | str) -> bool:
-    """Return whether a run has trained for these epochs and written its bundle."""
-    if not (run.done_marker_path.is_file() and run.bundle_dir.is_dir()):
-        return False
-    return run.done_marker_path.read_text(encoding="utf-8").strip() == str(num_epochs)
 
 
 def _fit_probe_and_epochs(
@@ -114,11 +115,11 @@ def _fit_probe_and_epochs(
     Returns:
         The training with the settings that were measured, and the trackers.
     """
-    is_trained = _is_trained(run, training.config)
-    if not is_trained and not training.is_probe_only:
+    has_trained = is_trained(run, training.config)
+    if not has_trained and not training.is_probe_only:
         training = enable_cache(training, reporter=reporter)
     tracker = open_tracking(run, training.config, reporter, rank=rank)
-    if is_trained:
+    if has_trained:
         return training, tracker
     with interrupt_on_error(tracker), open_process_group(run, training, rendezvous) as group:
         training, probe_score = fit_start(run, training, tracker, reporter, group)
@@ -275,17 +276,3 @@ def suggest_resume(run: RunFolder, reporter: Reporter) -> Iterator[None]:
     except PeerLostError:
         reporter.note(f"Resume with: finetune fit --resume {run.path}")
         raise
-
-
-def _is_trained(run: RunFolder, config: ResolvedConfig) -> bool:
-    """Return whether a run has completed its last epoch, or its probe if it has no epochs."""
-    if config.is_probe_only:
-        return run.best_checkpoint_path.is_file()
-    state = read_resume_state(run)
-    if state is None:
-        return False
-    if state.completed_epochs >= config.trainer.epochs:
-        return True
-    return has_stopped_early(
-        read_checkpoint(run.last_checkpoint_path), config.trainer.early_stopping_patience
-    )

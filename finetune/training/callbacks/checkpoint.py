@@ -1,18 +1,12 @@
-"""Checkpoint and early-stopping callbacks for moved run folders and changed options."""
+"""Checkpoint callbacks that survive a moved run folder and start from a baseline."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 
-from finetune.training.checkpoint_io import (
-    BEST_STATE_KEY,
-    EARLY_STOPPING_STATE_KEY,
-    LAST_STATE_KEY,
-    rename_callback_states,
-)
+from finetune.training.checkpoint_io import BEST_STATE_KEY, LAST_STATE_KEY
 
 
 class RelocatableCheckpoint(ModelCheckpoint):
@@ -45,26 +39,6 @@ class RelocatableCheckpoint(ModelCheckpoint):
             for path, score in state["best_k_models"].items()
         }
         super().load_state_dict(state)
-
-
-class ResumableEarlyStopping(EarlyStopping):
-    """``EarlyStopping`` that applies the configured patience on resume, not the saved one."""
-
-    @property
-    def state_key(self) -> str:
-        """The key of this callback's state in a checkpoint; independent of the class name."""
-        return EARLY_STOPPING_STATE_KEY
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score and the number of epochs without improvement."""
-        super().load_state_dict({**state_dict, "patience": self.patience})
-
-
-def has_stopped_early(checkpoint: Mapping[str, Any], patience: int | None) -> bool:
-    """Return whether the patience was already exhausted when a checkpoint was written."""
-    states = rename_callback_states(checkpoint.get("callbacks", {}))
-    state = states.get(EARLY_STOPPING_STATE_KEY)
-    return patience is not None and state is not None and state["wait_count"] >= patience
 
 
 def build_checkpoint_callback(

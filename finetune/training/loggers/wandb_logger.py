@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from finetune.distributed import signals
 from finetune.errors import TrackingError
 from finetune.system.files import write_text
+from finetune.training.callbacks.early_stopping import EarlyStop
 from finetune.training.loggers.metrics_csv import MetricsCsv
 from finetune.types import Evaluation
 
@@ -141,7 +142,12 @@ class RunTracker:
             write_text(self.wandb_epochs_path, f"{self.csv.num_epochs}\n")
 
     def finish(
-        self, evaluations: Mapping[str, Evaluation], *, classes: Sequence[str], bundle_dir: Path
+        self,
+        evaluations: Mapping[str, Evaluation],
+        *,
+        classes: Sequence[str],
+        bundle_dir: Path,
+        early_stop: EarlyStop | None = None,
     ) -> None:
         """Log final metrics, confusion matrices and the bundle, and finish the W&B run.
 
@@ -149,6 +155,7 @@ class RunTracker:
             evaluations: Evaluation of the best model by split.
             classes: Class names in index order.
             bundle_dir: Bundle folder, logged as a model artifact.
+            early_stop: When and why training stopped before its last epoch; None if it did not.
         """
         if self.wandb is None:
             return
@@ -158,6 +165,9 @@ class RunTracker:
         for row in self.csv.get_rows(after=-1, up_to=0):  # the probe
             metrics = {name: value for name, value in row.items() if name.startswith("val/")}
             run.summary.update({f"probe/{name}": value for name, value in metrics.items()})
+        if early_stop is not None:
+            facts = early_stop.to_json().items()
+            run.summary.update({f"early_stop/{name}": value for name, value in facts})
         for split, evaluation in evaluations.items():
             _log_evaluation(run, evaluation, split=split, classes=classes)
         artifact = wandb.Artifact(f"model-{run.id}", type="model")

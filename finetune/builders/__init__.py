@@ -4,6 +4,7 @@ from finetune.builders.augmentation import (
     choose_geometry,
     find_unmeasured_keys,
     get_crop_scales,
+    is_crop_accepted,
 )
 from finetune.builders.cost import (
     describe_cost,
@@ -36,6 +37,7 @@ __all__ = [
     "fit_batch_to_memory",
     "get_crop_scales",
     "get_micro_batch_size",
+    "is_crop_accepted",
     "measure_full_finetuning_bytes",
     "measure_run_cost",
     "select_probe_loss",

@@ -115,7 +115,7 @@ def choose_geometry(
     Args:
         keys: Keys of ``augment`` to choose, of those of ``find_unmeasured_keys``.
         effects: Effect of each view that the keys need on heads fitted to unchanged images, by its
-            name or area.
+            name or area; of crops up to the first area that is accepted.
         crop_scale: Smallest area of random crops of the preset.
     """
     choices = {}
@@ -133,6 +133,12 @@ def choose_geometry(
 def get_crop_scales(crop_scale: float) -> tuple[float, ...]:
     """Return the areas of random crops to choose from, from that of the preset upwards."""
     return (crop_scale, *(area for area in CROP_SCALES if area > crop_scale))
+
+
+def is_crop_accepted(effect: ViewEffect) -> bool:
+    """Return whether heads classify random crops of an area nearly as well as whole images."""
+    is_kept = effect.view_accuracy >= MIN_CROP_ACCURACY * effect.accuracy
+    return is_kept or effect.accuracy_z_score < MIN_CROP_Z_SCORE
 
 
 def _choose_hflip(effect: ViewEffect) -> Choice:
@@ -158,8 +164,7 @@ def _choose_crop_scale(effects: Mapping[str | float, ViewEffect], *, default: fl
         effect = effects[area]
         accuracy = format_percent(effect.view_accuracy)
         texts.append(f"{accuracy} on crops of {format_percent(area, decimals=0)}")
-        is_kept = effect.view_accuracy >= MIN_CROP_ACCURACY * effect.accuracy
-        if is_kept or effect.accuracy_z_score < MIN_CROP_Z_SCORE:
+        if is_crop_accepted(effect):
             break
     else:
         area = 1.0

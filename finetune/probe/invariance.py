@@ -4,7 +4,7 @@ A head that is fitted to images as they are classifies flipped photos as well as
 flipped digits or text. Each image is classified by a head that was fitted without it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ HFLIP, VFLIP, ROT90 = "hflip", "vflip", "rot90"
 _TOLERANCE = 1e-4
 
 # Parts of the names of feature stores on disk, as those in ``probe.extractor``.
-_CROP_TAG = "random-crop-{area:g}"
+_CROP_TAG = "crop-of-{area:g}"
 _STORE_TAGS = {HFLIP: "mirrored", VFLIP: "flipped-vertically", ROT90: "rotated-90"}
 
 
@@ -163,8 +163,10 @@ def measure_view_effects(
     classifier: ImageClassifier,
     paths: Sequence[Path],
     labels: NDArray[np.int64],
-    views: AugmentedViewSpec,
     *,
+    flips: Sequence[str],
+    crop_areas: Sequence[float],
+    is_crop_accepted: Callable[[ViewEffect], bool],
     num_classes: int,
     groups: NDArray[np.int64] | None = None,
     extraction: ExtractionPlan,
@@ -180,7 +182,10 @@ def measure_view_effects(
         classifier: Classifier whose backbone computes the features; it is left on the device.
         paths: Image files, shape (N,).
         labels: Class indices, shape (N,).
-        views: Views to compare with the evaluation view.
+        flips: Some of ``HFLIP``, ``VFLIP`` and ``ROT90``.
+        crop_areas: Areas of random crops relative to the image, in the order in which they are
+            tried; those after the first accepted one are not.
+        is_crop_accepted: Returns whether a crop with this effect suits the images.
         num_classes: Number of classes K.
         groups: Groups that are kept in one fold, as ``encode_groups`` returns them, shape (N,);
             None for none.
@@ -201,6 +206,8 @@ def measure_view_effects(
     classifier.to(device)
     if rendezvous is not None:
         broadcast_weights(classifier)
+    is_main = rendezvous is None or rendezvous.launch.rank == 0
+    effects: dict[str | float, ViewEffect] = {}
     with eval_mode(classifier):
         cached_extractor = CachedFeatureExtractor(
             create_feature_extractor(classifier.network),
@@ -209,11 +216,30 @@ def measure_view_effects(
             rendezvous=rendezvous,
             reporter=reporter,
         )
-        outputs = cached_extractor.extract(paths, views)
-    if rendezvous is not None and rendezvous.launch.rank > 0:
-        return None
-    by_key = dict(zip(views.keys, outputs[0][1:], strict=True))
-    return compare_views(outputs[0][0], by_key, labels, num_classes=num_classes, groups=groups)
+        first = AugmentedViewSpec(flips=tuple(flips), crop_areas=tuple(crop_areas[:1]))
+        for views in (first, *(AugmentedViewSpec(crop_areas=(area,)) for area in crop_areas[1:])):
+            outputs = cached_extractor.extract(paths, views)
+            is_last = views.crop_areas == tuple(crop_areas[-1:])
+            if is_main:
+                by_key = dict(zip(views.keys, outputs[0][1:], strict=True))
+                effects |= compare_views(
+                    outputs[0][0], by_key, labels, num_classes=num_classes, groups=groups
+                )
+                is_last = is_last or is_crop_accepted(effects[views.crop_areas[0]])
+            if _broadcast(is_last, views.crop_areas, rendezvous):
+                break
+    return effects if is_main else None
+
+
+def _broadcast(value: bool, areas: tuple[float, ...], rendezvous: Rendezvous | None) -> bool:
+    """Return rank 0's value on all ranks, which wait for as long as its heads take to fit."""
+    if rendezvous is None:
+        return value
+    key = f"crops accepted/{areas}"
+    if rendezvous.launch.rank > 0:
+        return bool(rendezvous.receive(key))
+    rendezvous.broadcast(key, value)
+    return value
 
 
 def compare_views(

@@ -113,13 +113,13 @@ def test_augmented_view_names_share_the_stores_of_the_probe() -> None:
     # names of stores on disk: the evaluation view and its flip are those of the linear probe
     views = AugmentedViewSpec(flips=(HFLIP, VFLIP, ROT90), crop_areas=(0.35, 0.5))
     assert views.names == (
-        "seen", "mirrored", "flipped-vertically", "rotated-90", "random-crop-0.35",
-        "random-crop-0.5",
+        "seen", "mirrored", "flipped-vertically", "rotated-90", "crop-of-0.35",
+        "crop-of-0.5",
     )  # fmt: skip
     assert views.keys == (HFLIP, VFLIP, ROT90, 0.35, 0.5)
 
 
-def test_random_crops_have_their_area_and_depend_on_the_image_alone() -> None:
+def test_random_crops_have_their_area_and_depend_on_image_and_area_alone() -> None:
     spec = PreprocessSpec((3, 96, 96), (0.5,) * 3, (0.5,) * 3, crop_pct=1.0, crop_mode="squash")
     transform = RandomCropsTransform(EvalTransform(spec), (0.25, 0.8))
     columns, rows = np.meshgrid(np.arange(240), np.arange(200))
@@ -133,5 +133,7 @@ def test_random_crops_have_their_area_and_depend_on_the_image_alone() -> None:
         boxes.add(tuple(crops[0].min(axis=(0, 1))))
         extents = [crop.max(axis=(0, 1)).astype(int) - crop.min(axis=(0, 1)) for crop in crops]
         sizes.append([(extent[0] / 240) * (extent[1] / 200) for extent in extents])
+        alone = RandomCropsTransform(EvalTransform(spec), (0.8,))(image).pixels
+        np.testing.assert_array_equal(alone[96:], crops[1])
     assert len(boxes) == 30
     assert np.abs(np.array(sizes) - (0.25, 0.8)).max() < 0.06

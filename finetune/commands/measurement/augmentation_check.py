@@ -4,14 +4,20 @@ from collections.abc import Mapping
 
 import torch
 
-from finetune.builders import Training, choose_geometry, find_unmeasured_keys, get_crop_scales
+from finetune.builders import (
+    Training,
+    choose_geometry,
+    find_unmeasured_keys,
+    get_crop_scales,
+    is_crop_accepted,
+)
 from finetune.commands.measurement.measured import apply_measured
 from finetune.config.auto import MAX_MEASURED_IMAGES
 from finetune.config.data import PRESET_CROP_SCALES
 from finetune.config.facts import Choice
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.evaluation.grouped_folds import encode_groups
-from finetune.probe.invariance import AugmentedViewSpec, measure_view_effects, sample_rows
+from finetune.probe.invariance import measure_view_effects, sample_rows
 from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter
 
@@ -68,17 +74,15 @@ def measure_augmentation(
         return {}
     assert probe is not None, "nothing is measured without a probe"
     crop_scale = PRESET_CROP_SCALES[training.config.augment.name]
-    views = AugmentedViewSpec(
-        flips=tuple(key for key in keys if key != "min_crop_scale"),
-        crop_areas=get_crop_scales(crop_scale) if "min_crop_scale" in keys else (),
-    )
     rows = sample_rows(probe.train.labels, MAX_MEASURED_IMAGES, seed=training.config.seed)
     groups = probe.train.groups
     effects = measure_view_effects(
         training.module.classifier,
         [probe.train.paths[row] for row in rows.tolist()],
         probe.train.labels[rows],
-        views,
+        flips=[key for key in keys if key != "min_crop_scale"],
+        crop_areas=get_crop_scales(crop_scale) if "min_crop_scale" in keys else (),
+        is_crop_accepted=is_crop_accepted,
         num_classes=len(probe.classes),
         groups=None if groups is None else encode_groups([str(group) for group in groups[rows]]),
         extraction=probe.extraction,

@@ -160,8 +160,8 @@ class RandomCropsTransform(FixedSizeTransform):
     """Evaluation views of an image and of random crops of it, stacked vertically.
 
     Each crop has a given area, a random position, and an aspect ratio that differs from that of the
-    image by a random factor from 3/4 to 4/3. These depend on the pixels of the image alone, so that
-    the views can be cached.
+    image by a random factor from 3/4 to 4/3. These depend on the pixels of the image and on the
+    area alone, so that the views can be cached one by one.
 
     Args:
         transform: Transform of a single view.
@@ -181,15 +181,14 @@ class RandomCropsTransform(FixedSizeTransform):
         """Return all views; ``draw`` is ignored."""
         image = lazy_image.to_pil()
         whole = self.transform.to_pixels(image)
-        generator = np.random.default_rng(zlib.crc32(whole.tobytes()))
-        crops = [image.crop(_sample_box(image.size, area, generator)) for area in self.areas]
+        seed = zlib.crc32(whole.tobytes())
+        crops = [image.crop(_sample_box(image.size, area, seed)) for area in self.areas]
         return View(np.concatenate([whole, *map(self.transform.to_pixels, crops)]))
 
 
-def _sample_box(
-    size: tuple[int, int], area: float, generator: np.random.Generator
-) -> tuple[int, int, int, int]:
+def _sample_box(size: tuple[int, int], area: float, seed: int) -> tuple[int, int, int, int]:
     """Return left, top, right and bottom of a random box within an image of a width and height."""
+    generator = np.random.default_rng((seed, round(1e6 * area)))
     limits = math.log(max(3 / 4, area)), math.log(min(4 / 3, 1 / area))
     ratio = math.exp(generator.uniform(*limits))
     width = max(1, round(size[0] * (area * ratio) ** 0.5))

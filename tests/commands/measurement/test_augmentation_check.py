@@ -87,6 +87,19 @@ def test_fit_flips_classes_that_are_not_mirror_images(pretrained: Path, tmp_path
     assert result.measured["augment.hflip"]["value"] == "on"
 
 
+def test_fit_tries_larger_crops_only_where_smaller_ones_are_not_accepted(
+    pretrained: Path, tmp_path: Path
+) -> None:
+    data = write_images(tmp_path / "data", are_mirrored=False)
+    cache = tmp_path / "cache"
+    result = finetune.fit(
+        build_config(data, tmp_path / "run", pretrained, data__cache=str(cache))
+    )
+    assert result.measured["augment.min_crop_scale"]["value"] == 0.5  # of the preset "light"
+    stores = [folder.name for folder in cache.rglob("*crop-of-*") if folder.is_dir()]
+    assert len(stores) == 1 and "crop-of-0.5" in stores[0]
+
+
 def test_resume_keeps_the_augmentation_that_was_measured(pretrained: Path, tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", are_mirrored=True, num_images=30)
     run = finetune.fit(build_config(data, tmp_path / "run", pretrained)).run_dir

@@ -1,5 +1,6 @@
 """Listing of files and folders on disk: a stable order, no loops, reasons for rejected files."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,22 +12,50 @@ IMAGE_SUFFIXES = frozenset(
      ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 )  # fmt: skip
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
+_MAX_SUGGESTIONS = 20_000
+_OUTPUT_FILES = (
+    frozenset({"config.yaml", "manifest.csv"}),
+    frozenset({"audit.json", "audit.csv"}),
+    frozenset({"finetune.json", "model.safetensors"}),
+)
+"""Files that together only stand in a run folder, an audit folder or the folder of a model."""
 
 
 def list_folders(folder: Path) -> list[Path]:
     """Return the visible sub-folders, sorted; links that lead back to an ancestor are omitted."""
     ancestors = _resolve_ancestors(folder)
-    return [
-        entry
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir()
-        and not _is_ignored(entry.name)
-        and os.path.realpath(entry) not in ancestors
-    ]
+    with os.scandir(folder) as entries:  # no call to stat for each of many images
+        names = sorted(e.name for e in entries if e.is_dir() and not _is_ignored(e.name))
+    return [folder / n for n in names if os.path.realpath(folder / n) not in ancestors]
 
 
-def walk_files(folder: Path) -> Iterator[Path]:
+def is_output_folder(folder: Path) -> bool:
+    """Return whether a folder is a run, an audit or a model that finetune has written."""
+    return any(all((folder / name).is_file() for name in names) for names in _OUTPUT_FILES)
+
+
+def holds_image(folder: Path, *, outputs: list[Path] | None = None) -> bool:
+    """Return whether an image file is below a folder, outside of what finetune has written.
+
+    Args:
+        folder: Folder to search until the first image.
+        outputs: Receives the folders that finetune has written and that were passed over.
+
+    Raises:
+        DataError: A folder cannot be listed.
+    """
+    return any(find_rejection_reason(file) is None for file in walk_files(folder, outputs=outputs))
+
+
+def walk_files(folder: Path, *, outputs: list[Path] | None = None) -> Iterator[Path]:
     """Yield all files below a folder in a stable order; a link back to a folder is not followed.
+
+    Folders below it that finetune has written (runs, audits, models) are passed over: pictures in
+    them are not images of the user.
+
+    Args:
+        folder: Folder to list.
+        outputs: Receives the folders that were passed over.
 
     Raises:
         DataError: A folder cannot be listed.
@@ -39,6 +68,12 @@ def walk_files(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         visited.add(real)
+        names = set(files)
+        if any(output <= names for output in _OUTPUT_FILES) and Path(current) != folder:
+            folders.clear()
+            if outputs is not None:
+                outputs.append(Path(current))
+            continue
         folders[:] = sorted(name for name in folders if not _is_ignored(name))
         for name in sorted(files):
             yield Path(current, name)
@@ -54,6 +89,31 @@ def find_rejection_reason(file: Path) -> str | None:
     if suffix in IMAGE_SUFFIXES:
         return None if file.is_file() or not file.exists() else "not a regular file"
     return f"unsupported image format ({suffix})" if suffix else "no image suffix"
+
+
+def suggest_file(folder: Path, path: str) -> str | None:
+    """Return the image that a path without an existing file probably means, relative to a folder.
+
+    It has the same name but for its suffix, case or folder.
+
+    Args:
+        folder: Folder that the path is relative to.
+        path: Path as it was given.
+    """
+    given = folder / path
+    names = {
+        given.name.casefold(),
+        given.stem.casefold() if given.suffix else given.name.casefold(),
+    }
+    near: Iterator[Path] = iter(())
+    if given.parent.is_dir():
+        near = (entry for entry in sorted(given.parent.iterdir()) if not entry.is_dir())
+    # the search of the whole folder is for a message only: it ends after as many files
+    for file in (*near, *itertools.islice(walk_files(folder), _MAX_SUGGESTIONS)):
+        is_same = {file.name.casefold(), file.stem.casefold()} & names
+        if is_same and find_rejection_reason(file) is None and file.is_relative_to(folder):
+            return file.relative_to(folder).as_posix()
+    return None
 
 
 def escape_path(path: Path) -> str:

@@ -1,20 +1,28 @@
 """Scan for labelled images: class folders, split folders of class folders, or a CSV."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.data.file_listing import (
     escape_path,
     find_rejection_reason,
-    list_folders,
+    is_output_folder,
     raise_listing_error,
     walk_files,
 )
-from finetune.data.label_csv import SPLIT_NAMES, normalize_class_name, read_label_csv
+from finetune.data.layouts.class_names import (
+    describe_changed_names,
+    normalize_class_name,
+    quote_name,
+)
+from finetune.data.layouts.folder_layout import FolderLayout, find_layout
+from finetune.data.layouts.label_csv import read_label_csv
+from finetune.data.layouts.split_names import SplitSetting
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
 from finetune.types import RejectedFile, Sample, Split
+from finetune.units import format_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,40 +34,42 @@ class Scan:
         samples: Labelled image files in a stable order.
         rejected: Files that are not images by their name or location.
         empty_classes: Class and split of class folders without images.
+        notes: Lines that say what was recognised or passed over.
     """
 
     root: Path
     samples: tuple[Sample, ...]
     rejected: tuple[RejectedFile, ...] = ()
     empty_classes: tuple[tuple[str, Split | None], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def scan(path: Path, *, allow_empty: bool = False) -> Scan:
+def scan(path: Path, *, splits: SplitSetting = "auto", allow_empty: bool = False) -> Scan:
     """Return the labelled images below a folder or in a CSV of ``path,label[,split][,group]``.
 
-    A folder holds class folders, or train, val (valid, validation) and test folders of class
-    folders. Hidden folders and ``__MACOSX`` are skipped; links are followed without loops.
+    A folder holds class folders, or split folders of class folders, see ``find_layout``. Hidden
+    folders, ``__MACOSX`` and what finetune has written are skipped; links are followed without
+    loops.
 
     Args:
         path: Data folder or CSV.
+        splits: How splits are found: "auto" by their names, "none" not at all, or by given names.
         allow_empty: Whether to report a class folder without images instead of raising.
 
     Raises:
-        DataError: The path is missing, is neither folder nor CSV, or holds no labelled image.
+        DataError: The path is missing, is neither folder nor CSV, holds no labelled image, or has
+            an ambiguous layout.
     """
     check_path(path)
     try:
         root = path.resolve()
-        result = _scan_folder(root, allow_empty) if path.is_dir() else _scan_csv(root)
+        read = _scan_folder if path.is_dir() else _scan_csv
+        result = read(root, splits, allow_empty)
     except PermissionError as error:
         raise_listing_error(error)
         raise
     if not result.samples:
-        raise DataError(
-            f"{path} contains no labelled image ({len(result.rejected)} other files). Expected "
-            f"{path.name}/<class>/<image>, {path.name}/train/<class>/<image>, or a CSV of "
-            f"path,label."
-        )
+        raise DataError(_describe_missing_images(path, root, result.rejected))
     return result
 
 
@@ -98,69 +108,99 @@ def list_images(path: Path) -> tuple[list[Path], list[RejectedFile]]:
     return images, rejected
 
 
-def has_split_folders(root: Path) -> bool:
-    """Return whether a folder holds split folders of class folders, and not classes so named."""
-    folders = list_folders(root)
-    splits = [folder for folder in folders if folder.name.casefold() in SPLIT_NAMES]
-    train = [folder for folder in splits if folder.name.casefold() == "train"]
-    # without train, all folders must be splits, as in a folder for evaluation
-    candidates = train or (splits if splits == folders else [])
-    return bool(candidates) and all(list_folders(folder) for folder in candidates)
+def _scan_folder(root: Path, splits: SplitSetting, allow_empty: bool) -> Scan:
+    """Return the images of class folders, with the splits that contain these.
 
-
-def _scan_folder(root: Path, allow_empty: bool) -> Scan:
+    Raises:
+        DataError: The layout is ambiguous, or a class folder has no image.
+    """
+    if is_output_folder(root):
+        raise DataError(
+            f"{root} was written by finetune and holds no images of a data set. Give the folder of "
+            f"the images."
+        )
+    layout = find_layout(root, splits)
     rejected: list[RejectedFile] = []
     samples: list[Sample] = []
     empty: list[tuple[str, Split | None]] = []
-    folders: list[tuple[Path, Split | None]] = [(root, None)]
-    if has_split_folders(root):
-        folders = list(_find_split_folders(root))
-        _reject_loose_files(root, root, rejected)
-    for folder, split in folders:
+    outputs: list[Path] = []
+    folders_of: dict[str, list[str]] = {}
+    for folder in _list_levels(root, layout):
         _reject_loose_files(folder, root, rejected)
-        for class_folder in list_folders(folder):
-            found = _collect_samples(class_folder, root, split, rejected)
+    for parent, split in layout.class_parents:
+        for class_folder in (child.path for child in parent.children):
+            label = normalize_class_name(class_folder.name)
+            if not label:
+                raise DataError(
+                    f"The name of class folder {quote_name(class_folder.name)} in {parent.path} "
+                    f"has no visible character. Rename the folder."
+                )
+            found = _collect_samples(class_folder, root, label, split, rejected, outputs)
             if not found and split in (None, Split.TRAIN):
                 if not allow_empty:
                     raise DataError(
-                        f"Class folder {class_folder} contains no image. Add images or remove the "
-                        f"folder."
+                        f"Class folder {class_folder} contains no image. Add images, or move the "
+                        f"folder out of the data."
                     )
-                empty.append((normalize_class_name(class_folder.name), split))
+                empty.append((label, split))
             samples += found
-    return Scan(root, tuple(samples), tuple(rejected), tuple(empty))
+            folders_of.setdefault(label, []).append(class_folder.name)
+    for folder in layout.unlabelled:
+        rejected += _reject_unlabelled_images(folder, root, outputs)
+    notes = [*layout.notes, *describe_changed_names(folders_of, noun="class folder")]
+    if outputs:
+        names = sorted(path.relative_to(root).as_posix() for path in outputs)
+        notes.append(f"Passed over {', '.join(names)}, written by finetune.")
+    return Scan(root, tuple(samples), tuple(rejected), tuple(empty), tuple(notes))
 
 
-def _scan_csv(file: Path) -> Scan:
-    samples, rejected = read_label_csv(file)
-    return Scan(file.parent, tuple(samples), tuple(rejected))
+def _list_levels(root: Path, layout: FolderLayout) -> list[Path]:
+    """Return the folders from the root to those of the class folders, each once."""
+    levels = [root]
+    for parent, _ in layout.class_parents:
+        inner = [parent.path, *parent.path.parents]
+        levels += reversed([path for path in inner if path not in levels and root in path.parents])
+    return levels
 
 
-def _find_split_folders(root: Path) -> Iterator[tuple[Path, Split]]:
-    name_of: dict[Split, str] = {}
-    for folder in list_folders(root):
-        split = SPLIT_NAMES.get(folder.name.casefold())
-        if split is None:
-            raise DataError(
-                f"{root} contains split folders and also '{folder.name}', which is not a split. "
-                f"Move it away, or into train as a class folder."
-            )
-        if split in name_of:
-            raise DataError(
-                f"{root} contains two {split.value} splits, '{name_of[split]}' and "
-                f"'{folder.name}'. Keep one."
-            )
-        name_of[split] = folder.name
-        yield folder, split
+def _describe_missing_images(path: Path, root: Path, rejected: Sequence[RejectedFile]) -> str:
+    """Return that a data folder or CSV has no labelled image, the first reason, and a remedy."""
+    found = f"{path} contains no labelled image ({format_count(len(rejected), 'other file')}"
+    found += f", the first {rejected[0].path}: {rejected[0].reason})." if rejected else ")."
+    if not root.is_dir():
+        return f"{found} Expected a line of path and label for each image below the header."
+    return (
+        f"{found} Expected {root.name}/<class>/<image>, {root.name}/train/<class>/<image>, or a "
+        f"CSV of path,label."
+    )
+
+
+def _scan_csv(file: Path, splits: SplitSetting, allow_empty: bool) -> Scan:
+    """Return the images of a CSV.
+
+    Raises:
+        DataError: The CSV is invalid, or no file of a class is an image by its name.
+    """
+    files = read_label_csv(file, splits)
+    if files.lost_classes and not (files.samples and allow_empty):
+        label, problem = next(iter(files.lost_classes.items()))
+        which = f"no image of class '{label}'" if files.samples else "no image"
+        raise DataError(f"{file} lists {which}: {problem}")
+    empty = tuple((label, None) for label in sorted(files.lost_classes))
+    return Scan(file.parent, tuple(files.samples), tuple(files.rejected), empty, tuple(files.notes))
 
 
 def _collect_samples(
-    class_folder: Path, root: Path, split: Split | None, rejected: list[RejectedFile]
+    folder: Path,
+    root: Path,
+    label: str,
+    split: Split | None,
+    rejected: list[RejectedFile],
+    outputs: list[Path],
 ) -> list[Sample]:
     """Return the images of a class folder and append its other files to ``rejected``."""
-    label = normalize_class_name(class_folder.name)
     samples = []
-    for file in walk_files(class_folder):
+    for file in walk_files(folder, outputs=outputs):
         relative = file.relative_to(root)
         reason = find_rejection_reason(file)
         if reason is None:
@@ -168,6 +208,13 @@ def _collect_samples(
         elif reason:
             rejected.append(RejectedFile(escape_path(relative), reason))
     return samples
+
+
+def _reject_unlabelled_images(folder: Path, root: Path, outputs: list[Path]) -> list[RejectedFile]:
+    """Return the images of a folder beside split folders, which have no label."""
+    reason = f"no label, {folder.relative_to(root).as_posix()} has no class folders"
+    images = _collect_samples(folder, root, "", None, [], outputs)
+    return [RejectedFile(escape_path(Path(image.path)), reason) for image in images]
 
 
 def _reject_loose_files(folder: Path, root: Path, rejected: list[RejectedFile]) -> None:

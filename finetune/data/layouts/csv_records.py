@@ -1,0 +1,162 @@
+"""Records of a CSV with the lines on which they begin, whatever its separator and encoding."""
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from finetune.data.layouts.class_names import normalize_class_name
+from finetune.errors import DataError
+
+Record = tuple[int, list[str]]
+"""Line on which a record begins, from 1, and its values."""
+
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_ENCODINGS = (
+    (codecs.BOM_UTF8, "utf-8-sig", ""),
+    (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
+    (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
+)
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*')
+"""First line by which Excel is told the separator."""
+
+
+class CsvTable:
+    """Table of a CSV: its columns, and its records one after the other.
+
+    Args:
+        file: CSV in UTF-8, or in UTF-16 with a byte order mark.
+        required: Columns by which the separator is recognised.
+
+    Attributes:
+        columns: Names of the columns in lower case.
+        notes: Lines that say which separator or encoding was found.
+
+    Raises:
+        DataError: The file is in another encoding, or two columns have the same name.
+    """
+
+    def __init__(self, file: Path, *, required: Sequence[str]) -> None:
+        self._file = file
+        self.notes: list[str] = []
+        self._text, encoding = _decode(file)
+        if encoding:
+            self.notes.append(f"{file.name} is read as {encoding}.")
+        self._separator, self._first_line = ",", 0
+        if match := _SEPARATOR_LINE.fullmatch(self._text.partition("\n")[0]):
+            self._separator, self._first_line = match[1], 1
+        candidates = (self._separator, *_SEPARATORS)
+        headers = {separator: self._read_header(separator) for separator in candidates}
+        for separator, (_, columns) in headers.items():
+            if set(required) <= set(columns):
+                self._separator = separator
+                break
+        line, self.columns = headers[self._separator]
+        if self._separator != ",":
+            shown = _SEPARATORS.get(self._separator, f"'{self._separator}'")
+            self.notes.append(f"{file.name} is separated by {shown}.")
+        self._check_columns(line)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield the records below the header, without empty ones.
+
+        Raises:
+            DataError: A quotation mark joins lines, or a record has more values than columns.
+        """
+        records = self._iter_records(self._separator)
+        next(records, None)
+        for line, values in records:
+            surplus = [value for value in values[len(self.columns) :] if value.strip()]
+            if surplus:
+                raise DataError(
+                    f"{self._file}, line {line}: more values than the {len(self.columns)} columns: "
+                    f"'{surplus[0].strip()}' is left over. Put a value with a separator in it in "
+                    f"quotation marks, or remove what is left over."
+                )
+            yield line, values
+
+    def _read_header(self, separator: str) -> tuple[int, list[str]]:
+        """Return the line and the columns of the header; 1 and none in an empty file."""
+        line, values = next(self._iter_records(separator), (1, []))
+        return line, [normalize_class_name(value).lower() for value in values]
+
+    def _iter_records(self, separator: str) -> Iterator[Record]:
+        """Yield the records that are not empty, the header first."""
+        lines = _iter_lines(self._text, separator, skip=self._first_line)
+        reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+        begin = self._first_line + 1
+        try:
+            for values in reader:
+                end = self._first_line + reader.line_num
+                if any(value.strip() for value in values):
+                    self._check_joined_lines(values, separator, begin, end)
+                    yield begin, values
+                begin = end + 1
+        except csv.Error as error:
+            end = self._first_line + reader.line_num
+            raise DataError(self._describe_quote(begin, end)) from error
+
+    def _check_joined_lines(
+        self, values: Sequence[str], separator: str, begin: int, end: int
+    ) -> None:
+        """Raise DataError if a quoted value contains what looks like further records."""
+        for value in values if end > begin else ():
+            joined = value.splitlines()[1:]
+            if any(line.count(separator) >= max(1, len(values) - 1) for line in joined):
+                raise DataError(self._describe_quote(begin, end))
+
+    def _describe_quote(self, begin: int, end: int) -> str:
+        upto = f", which joins it with the lines to {end}" if end > begin else ""
+        return (
+            f"{self._file}, line {begin}: a quotation mark is not closed properly{upto}. Remove "
+            f"it; a mark within a quoted value is doubled."
+        )
+
+    def _check_columns(self, line: int) -> None:
+        named = [name for name in self.columns if name]
+        twice = next((name for name in named if named.count(name) > 1), None)
+        if twice is not None:
+            _, values = next(self._iter_records(self._separator))
+            same = [v.strip() for v in values if normalize_class_name(v).lower() == twice]
+            shown = " and ".join(f"'{value}'" for value in same)
+            raise DataError(
+                f"{self._file}, line {line}: the columns {shown} have the same name. Keep one of "
+                f"them, or rename the others."
+            )
+
+
+def _decode(file: Path) -> tuple[str, str]:
+    """Return the text of a file, and its encoding if it is not UTF-8.
+
+    Raises:
+        DataError: It is in another encoding.
+    """
+    data = file.read_bytes()
+    marked = ((encoding, name) for mark, encoding, name in _ENCODINGS if data.startswith(mark))
+    encoding, name = next(marked, ("utf-8", ""))
+    if not name and b"\0" in data[:1000]:
+        raise DataError(
+            f"{file} is not in UTF-8 but probably in UTF-16, as it has zero bytes. Save it as CSV "
+            f"in UTF-8."
+        )
+    try:
+        return data.decode(encoding), name
+    except UnicodeDecodeError as error:
+        if name:
+            raise DataError(f"{file} is damaged: {error}. Save it as CSV in UTF-8.") from error
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{file} is not in UTF-8 (line {line}, byte 0x{data[error.start]:02x}) but probably in "
+            f"Windows-1252, as spreadsheets save CSVs. Save it as CSV in UTF-8."
+        ) from error
+
+
+def _iter_lines(text: str, separator: str, *, skip: int) -> Iterator[str]:
+    """Yield the lines of a text, without blanks between a closing quote and a separator."""
+    mark = re.escape(separator)
+    blanks = re.compile(rf'(?<!")"[ ]+(?={mark}|\r?\n?$)')
+    for number, line in enumerate(io.StringIO(text, newline="")):
+        if number >= skip:
+            yield blanks.sub('"', line) if '" ' in line else line

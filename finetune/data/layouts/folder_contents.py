@@ -1,0 +1,93 @@
+"""Sub-folders of a folder, and whether they hold images, class folders or runs of finetune."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from finetune.data.file_listing import (
+    find_rejection_reason,
+    holds_image,
+    is_output_folder,
+    list_folders,
+)
+from finetune.data.layouts.split_names import is_folder_of_images_name, parse_split_name
+from finetune.types import Split
+
+_RUNS_NAME, _LATEST_NAME = "runs", "latest"
+
+
+@dataclass(frozen=True)
+class FolderContents:
+    """Contents of a folder as far as they tell a layout; each is looked at when it is asked for.
+
+    Attributes:
+        path: Path of the folder.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.path.name
+
+    @cached_property
+    def has_own_images(self) -> bool:
+        """Whether image files are directly in the folder."""
+        files = (entry for entry in self.path.iterdir() if not entry.is_dir())
+        return any(find_rejection_reason(file) is None for file in files)
+
+    @cached_property
+    def has_images(self) -> bool:
+        """Whether image files are in the folder at any depth."""
+        return holds_image(self.path, outputs=self._outputs)
+
+    @cached_property
+    def children(self) -> "tuple[FolderContents, ...]":
+        """Visible sub-folders without those of finetune."""
+        folders = (FolderContents(path) for path in list_folders(self.path))
+        return tuple(folder for folder in folders if not folder.holds_only_outputs)
+
+    @cached_property
+    def outputs(self) -> tuple[Path, ...]:
+        """Sub-folders that hold nothing but what finetune has written."""
+        kept = {child.path for child in self.children}
+        return tuple(path for path in list_folders(self.path) if path not in kept)
+
+    @cached_property
+    def classes(self) -> "tuple[FolderContents, ...]":
+        """Sub-folders that hold images, which class folders do."""
+        return tuple(child for child in self.children if child.has_images)
+
+    @cached_property
+    def holds_only_outputs(self) -> bool:
+        """Whether it is a run, an audit or a model of finetune, or a folder of such without images.
+
+        An emptied ``runs`` is one, too.
+        """
+        if is_output_folder(self.path):
+            return True
+        if self.has_images:
+            return False
+        is_emptied = self.name == _RUNS_NAME and not any(
+            entry.name != _LATEST_NAME for entry in self.path.iterdir()
+        )
+        return bool(self._outputs) or is_emptied
+
+    _outputs: list[Path] = field(default_factory=list, compare=False, repr=False)
+
+    def pass_through(self, split: Split) -> "FolderContents":
+        """Return the folder that holds the class folders of a split.
+
+        It is an only sub-folder of the same name or split, as in seg_train/seg_train, or one that
+        is called images or data; else the folder itself.
+        """
+        folder = self
+        while len(folder.classes) == 1:
+            (child,) = folder.classes
+            is_same = child.name.casefold() == folder.name.casefold()
+            is_plain = is_folder_of_images_name(child.name) and not folder.has_own_images
+            if not (is_same or is_plain or parse_split_name(child.name) is split):
+                break
+            folder = child
+        return folder

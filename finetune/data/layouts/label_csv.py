@@ -1,0 +1,171 @@
+"""Reader of a CSV that lists labelled images as ``path,label[,split][,group]``."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune.data.file_listing import find_rejection_reason, suggest_file
+from finetune.data.layouts.class_names import describe_changed_names, normalize_class_name
+from finetune.data.layouts.csv_records import CsvTable
+from finetune.data.layouts.split_names import SplitSetting, parse_split_name
+from finetune.errors import DataError
+from finetune.lookup import suggest_name
+from finetune.types import RejectedFile, Sample, Split
+from finetune.units import format_count
+
+_REQUIRED = ("path", "label")
+_COLUMNS = (*_REQUIRED, "split", "group")
+_WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_URL = re.compile(r"[A-Za-z][\w+.-]+://")
+
+
+@dataclass
+class LabelledFiles:
+    """Images and other files that a CSV lists.
+
+    Attributes:
+        samples: Labelled images, in the order of the CSV.
+        rejected: Files whose names are no images.
+        lost_classes: Classes of which all files were rejected, each with a sentence that says why.
+        notes: Lines that say how the CSV was read.
+    """
+
+    samples: list[Sample] = field(default_factory=list)
+    rejected: list[RejectedFile] = field(default_factory=list)
+    lost_classes: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_label_csv(file: Path, splits: SplitSetting = "auto") -> LabelledFiles:
+    """Return the labelled images of a CSV, and the files whose names are no images.
+
+    Paths are relative to the CSV's folder, absolute if they lie outside of it. Names of splits in
+    the column split are recognised as those of folders.
+
+    Args:
+        file: Absolute path of the CSV.
+        splits: "auto" recognises the names of splits, "none" ignores the column, and a mapping
+            gives the splits of other names.
+
+    Raises:
+        DataError: The file is no CSV, lacks a column, or has an invalid or duplicate record; the
+            message names the line where the record begins.
+    """
+    table = CsvTable(file, required=_REQUIRED)
+    _check_columns(file, table.columns)
+    position = {name: table.columns.index(name) for name in _COLUMNS if name in table.columns}
+    result = LabelledFiles(notes=table.notes)
+    reader = _PathReader(file)
+    parse_split = _build_split_parser(splits)
+    line_of: dict[str, int] = {}
+    labels_of: dict[str, set[str]] = {}
+    first_rejected: dict[str, tuple[int, RejectedFile, int]] = {}
+    for line, values in table:
+        row = {n: values[p].strip() if p < len(values) else "" for n, p in position.items()}
+        where = f"{file}, line {line}"
+        label = normalize_class_name(row["label"])
+        if not row["path"] or not label:
+            raise DataError(f"{where}: path or label is empty. Fill it or drop the line.")
+        path = reader.parse(row["path"], where)
+        if (first := line_of.setdefault(path, line)) != line:
+            raise DataError(
+                f"{file}, lines {first} and {line}: duplicate path {path}. Keep one line per image."
+            )
+        sample = Sample(path, label, parse_split(row.get("split", ""), where), row.get("group", ""))
+        labels_of.setdefault(label, set()).add(row["label"])
+        if reason := find_rejection_reason(file.parent / path):
+            entry = RejectedFile(path, reason)
+            result.rejected.append(entry)
+            first_line, example, count = first_rejected.get(label, (line, entry, 0))
+            first_rejected[label] = first_line, example, count + 1
+        else:
+            result.samples.append(sample)
+    present = {sample.label for sample in result.samples}
+    for label, (line, entry, count) in first_rejected.items():
+        if label not in present:
+            result.lost_classes[label] = _describe_rejected_rows(file, line, entry, count)
+    result.notes += reader.notes
+    result.notes += describe_changed_names(labels_of, noun="label")
+    return result
+
+
+class _PathReader:
+    """Reader of the paths of a CSV, which may have been written on Windows."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.notes: list[str] = []
+
+    def parse(self, text: str, where: str) -> str:
+        """Return a path with slashes, relative to the CSV's folder unless it lies outside.
+
+        Raises:
+            DataError: It is an address, or a path with a drive of Windows.
+        """
+        folder = self._file.parent
+        if _URL.match(text):
+            raise DataError(f"{where}: {text} is an address. Download the files, and give paths.")
+        if "\\" in text or _WINDOWS_ROOT.match(text):
+            text = self._convert_windows_path(text, where)
+        image = Path(text)
+        if image.is_relative_to(folder):
+            image = image.relative_to(folder)
+        return image.as_posix()
+
+    def _convert_windows_path(self, text: str, where: str) -> str:
+        folder = self._file.parent
+        if (folder / text).exists():  # a backslash is a letter of a file name here
+            return text
+        path = text.replace("\\", "/")
+        if _WINDOWS_ROOT.match(text):
+            parts = path.split("/")
+            tails = ("/".join(parts[start:]) for start in range(1, len(parts)))
+            tail = next((t for t in tails if t and (folder / t).is_file()), None)
+            hint = f" {tail} exists there." if tail else ""
+            raise DataError(
+                f"{where}: {text} is a path of Windows. Write paths with slashes, relative to "
+                f"{folder}.{hint}"
+            )
+        note = f"{self._file.name} has paths of Windows: backslashes are read as slashes."
+        if note not in self.notes:
+            self.notes.append(note)
+        return path
+
+
+def _build_split_parser(splits: SplitSetting) -> Callable[[str, str], Split | None]:
+    """Return the function from the text of the column split and its place to the split."""
+    given = {} if isinstance(splits, str) else {n.casefold(): s for n, s in splits.items()}
+
+    def parse(name: str, where: str) -> Split | None:
+        if not name or splits == "none":
+            return None
+        split = given.get(name.casefold()) or parse_split_name(name)
+        if split is None:
+            raise DataError(
+                f"{where}: unknown split '{name}'.{suggest_name(name, list(Split))} If it is one, "
+                f"say which, as in data.splits='{name}=val'."
+            )
+        return split
+
+    return parse
+
+
+def _check_columns(file: Path, columns: list[str]) -> None:
+    for required in _REQUIRED:
+        if required not in columns:
+            found = ", ".join(columns) or "none"
+            looks_like_row = any(find_rejection_reason(Path(name)) is None for name in columns)
+            hint = " Is the header missing?" if looks_like_row else ""
+            raise DataError(
+                f"{file} has no column '{required}' (found: {found}).{hint} The first line must "
+                f"name path,label and may also name split and group."
+            )
+
+
+def _describe_rejected_rows(file: Path, line: int, entry: RejectedFile, count: int) -> str:
+    """Return why no row of a class is an image, with the file that would fit."""
+    fitting = suggest_file(file.parent, entry.path)
+    hint = f" {fitting} exists: write this path." if fitting else " Correct the column path."
+    rows = "its row is" if count == 1 else f"its {format_count(count, 'row')} are"
+    return f"{rows} left out, the first in line {line}: {entry.path}: {entry.reason}.{hint}"

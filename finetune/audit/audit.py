@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from finetune.audit.fingerprint_table import FingerprintTable
 from finetune.audit.label_errors import LabelErrorCandidate
 from finetune.audit.near_duplicates import BLANK_CONTRAST, DuplicateGroup
+from finetune.data.layouts.class_names import SimilarClasses, find_similar_classes
 from finetune.data.manifest import Manifest
 from finetune.types import RejectedFile, Sample, Split
 
@@ -115,6 +116,8 @@ class Audit:
         label_errors: Likely label errors, the most likely first; None if no backbone was used.
         advice: Recommended options with their values and reasons.
         data: Absolute path of the folder or CSV; None if the reader of the audit knows it.
+        similar_classes: Classes whose names look alike.
+        layout: Lines that say how the folder or CSV was read.
     """
 
     num_images: int
@@ -127,6 +130,8 @@ class Audit:
     label_errors: tuple[LabelErrorCandidate, ...] | None = None
     advice: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     data: str | None = None
+    similar_classes: tuple[SimilarClasses, ...] = ()
+    layout: tuple[str, ...] = ()
 
     @property
     def training_counts(self) -> Mapping[str, int]:
@@ -153,8 +158,10 @@ class Audit:
         return {
             "version": AUDIT_VERSION,
             **({} if self.data is None else {"data": self.data}),
+            "layout": list(self.layout),
             "num_images": self.num_images,
             "class_counts": {split: dict(counts) for split, counts in self.class_counts.items()},
+            "similar_classes": [classes.to_json() for classes in self.similar_classes],
             "imbalance_ratio": round(self.imbalance_ratio, 2),
             "under_represented_classes": self.under_represented_classes,
             "size_quantiles": {name: list(values) for name, values in self.size_quantiles.items()},
@@ -211,6 +218,7 @@ def audit_images(
             for group in duplicates
         ),
         suspicious_images=tuple(_find_suspicious_images(samples, fingerprints)),
+        similar_classes=tuple(find_similar_classes(samples)),
     )
 
 

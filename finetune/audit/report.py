@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from finetune.audit.audit import AUDIT_VERSION, Audit, DuplicateSamples, duplicates_to_json
 from finetune.audit.label_errors import LabelErrorCandidate
 from finetune.data.images.decode import decode_image
+from finetune.data.layouts.class_names import describe_similar_classes
 from finetune.errors import DataError
 from finetune.types import Sample, Split
 
@@ -161,6 +162,8 @@ def _iter_rows(audit: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, s
     """Yield the rows of the CSV in the order of its columns."""
     for rejected in audit["unreadable"]:
         yield "unreadable", "", "", rejected["path"], rejected["reason"]
+    for similar in audit.get("similar_classes", ()):
+        yield "similar class names", "", "", "", describe_similar_classes(**similar)
     for group in audit["duplicates"] or ():
         conflicts, number = ", ".join(group["conflicts"]), str(group["group"])
         for path, label, split in zip(

@@ -1,5 +1,7 @@
 """Config sections on images: their location, loading, caching and augmentation."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from finetune.config.section import Auto, Section, Switch, coerce_on_off
 from finetune.lookup import suggest_name
-from finetune.types import ReadOptions
+from finetune.types import ReadOptions, Split
 
 AUGMENT_NAMES = ("none", "light", "medium", "strong")
 """Names of the built-in augmentations; a contract test compares them with the table."""
@@ -49,11 +51,53 @@ def _check_cache_location(value: str) -> str:
     )
 
 
+_SPLIT_OF = {"valid": Split.VAL, "validation": Split.VAL, **{split.value: split for split in Split}}
+_SPLIT_PAIR = re.compile(rf"\s*(.+?)\s*=\s*({'|'.join(_SPLIT_OF)})\s*(?:,|$)", re.IGNORECASE)
+"""Name of a folder, which may contain commas, and its split."""
+
+
+def _read_split_pairs(text: str) -> list[tuple[str, Split]]:
+    """Return the names of ``data.splits`` with their splits; none if a part is no such pair."""
+    pairs = []
+    position = 0
+    while position < len(text):
+        match = _SPLIT_PAIR.match(text, position)
+        if match is None:
+            return []
+        pairs.append((match[1], _SPLIT_OF[match[2].lower()]))
+        position = match.end()
+    return pairs
+
+
+def _check_splits(value: Any) -> Any:
+    """Return ``data.splits`` as text, from text or from a mapping of a config file."""
+    if isinstance(value, Mapping):
+        value = ",".join(f"{name}={split}" for name, split in value.items())
+    if not isinstance(value, str):
+        raise ValueError(f"found {value!r}, expected auto, none or NAME=SPLIT,NAME=SPLIT")
+    if value in ("auto", "none"):
+        return value
+    pairs = _read_split_pairs(value)
+    if len({name.casefold() for name, _ in pairs}) < max(1, len(pairs)):
+        problem = "names a folder twice" if pairs else "has a part that is not NAME=SPLIT"
+        raise ValueError(
+            f"'{value}' {problem}; expected auto, none, or the folders of the splits train, val "
+            f"and test, as in Training=train,Testing=test"
+        )
+    return ",".join(f"{name}={split.value}" for name, split in pairs)
+
+
 class DataConfig(Section):
     """Images and how they are loaded."""
 
     path: str | None = Field(
         None, description="folder of class folders, folder of train/val/test folders, or CSV file"
+    )
+    splits: Annotated[str, BeforeValidator(_check_splits)] = Field(
+        "auto",
+        description="folders of the splits, as in Training=train,Testing=test, or such values in "
+        "the column split of a CSV; none: the folders are classes, and a column split is ignored; "
+        "auto: by their names (train, val, test, Training, seg_test, ...)",
     )
     image_size: ImageSize | Auto = Field(
         "auto", description="side of the square input in pixels; auto: that of the weights"
@@ -108,6 +152,13 @@ class DataConfig(Section):
         description="loader processes per training process; auto: the free cores, at most 16 "
         "with a GPU and 2 on the CPU",
     )
+
+    @property
+    def split_setting(self) -> Literal["auto", "none"] | dict[str, Split]:
+        """How splits are found: by their names, not at all, or the split of each name."""
+        if self.splits == "auto":
+            return "auto"
+        return "none" if self.splits == "none" else dict(_read_split_pairs(self.splits))
 
     @property
     def read_options(self) -> ReadOptions:

@@ -75,6 +75,36 @@ def stratified_split(
     return split_groups(rows, labels, groups, fractions, seed)
 
 
+def explain_missing_split(labels: Sequence[str], duplicate_groups: Sequence[str]) -> str:
+    """Return why duplicates leave no image for a drawn split, and what to do; "" if they do not.
+
+    Args:
+        labels: Class names, shape (N,).
+        duplicate_groups: Id of the duplicates of each image, "" for none, shape (N,).
+    """
+    labels_of: dict[str, set[str]] = {}
+    for group, label in zip(duplicate_groups, labels, strict=True):
+        labels_of.setdefault(group, set()).add(label)
+    conflicts = {group for group, names in labels_of.items() if group and len(names) > 1}
+    relevant = conflicts or labels_of.keys() - {""}
+    count = sum(group in relevant for group in duplicate_groups)
+    if not count:
+        return ""
+    images = f"{'all' if count == len(labels) else count} of {len(labels)} images"
+    if not conflicts:
+        return (
+            f"{images} are duplicates, which stay in one split, and no class has enough distinct "
+            f"images for two. Add images, or give the images their splits."
+        )
+    names = sorted(set().union(*(labels_of[group] for group in conflicts)))
+    shown = ", ".join(f"'{name}'" for name in names[:5]) + (", ..." if len(names) > 5 else "")
+    return (
+        f"{images} have copies in another class ({shown}). One of the labels is wrong, so that "
+        f"they only train, which leaves nothing to hold out. Remove the wrong copies; finetune "
+        f"inspect lists them."
+    )
+
+
 def _group_duplicates(
     rows: Sequence[int], duplicate_groups: Sequence[str] | None
 ) -> list[list[int]]:

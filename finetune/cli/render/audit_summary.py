@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
+from finetune.data.layouts.class_names import describe_similar_classes
 from finetune.units import format_bytes, format_count
 
 _MAX_CLASSES = 12
@@ -28,6 +29,7 @@ def describe_audit(tree: Mapping[str, Any]) -> list[str]:
         "",
         *_describe_sizes(tree),
         *_describe_unreadable(tree["unreadable"]),
+        *_describe_similar_classes(tree["similar_classes"]),
         "",
         *_describe_duplicates(tree["duplicates"]),
         *_describe_suspicious_images(tree["suspicious_images"]),
@@ -102,6 +104,16 @@ def _describe_unreadable(entries: Sequence[Mapping[str, str]]) -> list[str]:
         *shown,
         *_describe_remainder(len(entries) - _MAX_EXAMPLES),
     ]
+
+
+def _describe_similar_classes(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the classes whose names look alike, wrapped."""
+    lines = []
+    for group in groups[:_MAX_GROUPS]:
+        text = f"look alike: {describe_similar_classes(group['names'], group['num_images'])}"
+        head = f"{'' if lines else 'class names':<12}"
+        lines += textwrap.wrap(text, _WIDTH, initial_indent=head, subsequent_indent=" " * 12)
+    return [*lines, *_describe_remainder(len(groups) - _MAX_GROUPS, indent=12)]
 
 
 def _describe_remainder(count: int, indent: int = 4) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.audit.audit import Audit
 from finetune.builders import Training, select_probe_loss
 from finetune.config.auto import get_config_value
 from finetune.config.data import GEOMETRY_KEYS
@@ -19,7 +20,12 @@ _STEP_KEYS = ("trainer.batch_size", "optim.lr", "optim.backbone_lr_scale", "opti
 
 
 def build_plan(
-    training: Training, *, overrides: Mapping[str, Any], num_rejected: int, run_dir: Path
+    training: Training,
+    *,
+    overrides: Mapping[str, Any],
+    num_rejected: int,
+    run_dir: Path,
+    audit: Audit | None = None,
 ) -> dict[str, Any]:
     """Return the plan of a run.
 
@@ -28,12 +34,19 @@ def build_plan(
         overrides: Dotted keys to values that the user set.
         num_rejected: Number of rejected image files.
         run_dir: Run folder.
+        audit: Audit of all images; None in a run that is resumed.
     """
     config, network = training.config, training.network
     classifier = training.module.classifier
     return {
         "run_dir": str(run_dir),
-        "data": _describe_data(training, num_rejected=num_rejected),
+        "data": {
+            **_describe_data(training, num_rejected=num_rejected),
+            "layout": [] if audit is None else list(audit.layout),
+            "similar_classes": []
+            if audit is None
+            else [classes.to_json() for classes in audit.similar_classes],
+        },
         "model": {
             "backbone": config.model.backbone,
             "weights": network.report.source,

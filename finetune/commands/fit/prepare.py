@@ -47,6 +47,7 @@ def prepare_run(config: Config, reporter: Reporter) -> tuple[Training, dict[str,
         overrides=diff_from_defaults(config),
         num_rejected=len(data.rejected),
         run_dir=run_dir,
+        audit=data.audit,
     )
     if cost is not None:
         plan["cost"] = cost

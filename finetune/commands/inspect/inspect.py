@@ -29,6 +29,7 @@ from finetune.types import Reporter
 
 _IMAGE_KEYS = (
     "data.path",
+    "data.splits",
     "data.max_megapixels",
     "data.val_fraction",
     "data.test_fraction",
@@ -180,16 +181,13 @@ def _build_default_name(data: Path) -> str:
 
 
 def _check_output(folder: Path, data: Path) -> None:
-    """Check that the output replaces nothing but an audit of the same data, outside the images.
+    """Check that the output replaces nothing but an audit of the same data.
+
+    It may lie among the images, where every scan passes over audits.
 
     Raises:
         RunFolderError: It would.
     """
-    if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
-        raise RunFolderError(
-            f"{folder} is among the images of {data}, and its pictures would be read as images. "
-            f"Choose another --output."
-        )
     if folder.exists() and not (folder.is_dir() and _is_audit(folder)):
         raise RunFolderError(
             f"{folder} exists and is not an audit folder. Choose another --output."

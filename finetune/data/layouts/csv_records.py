@@ -5,6 +5,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from finetune.data.layouts.class_names import normalize_class_name
@@ -47,13 +48,7 @@ class CsvTable:
         self._separator, self._first_line = ",", 0
         if match := _SEPARATOR_LINE.fullmatch(self._text.partition("\n")[0]):
             self._separator, self._first_line = match[1], 1
-        candidates = (self._separator, *_SEPARATORS)
-        headers = {separator: self._read_header(separator) for separator in candidates}
-        for separator, (_, columns) in headers.items():
-            if set(required) <= set(columns):
-                self._separator = separator
-                break
-        line, self.columns = headers[self._separator]
+        self._separator, line, self.columns = self._find_header(required)
         if self._separator != ",":
             shown = _SEPARATORS.get(self._separator, f"'{self._separator}'")
             self.notes.append(f"{file.name} is separated by {shown}.")
@@ -76,6 +71,19 @@ class CsvTable:
                     f"quotation marks, or remove what is left over."
                 )
             yield line, values
+
+    def _find_header(self, required: Sequence[str]) -> tuple[str, int, list[str]]:
+        """Return the separator by which the header has the required columns, its line and columns.
+
+        If there is none, the first separator is returned that divides the header at all.
+        """
+        headers = {}
+        for separator in (self._separator, *_SEPARATORS):
+            with suppress(DataError):  # with another separator, quotes may end within a value
+                headers[separator] = self._read_header(separator)
+        fitting = (s for s, (_, columns) in headers.items() if set(required) <= set(columns))
+        separator = next(fitting, next(iter(headers), self._separator))
+        return separator, *(headers.get(separator) or self._read_header(separator))
 
     def _read_header(self, separator: str) -> tuple[int, list[str]]:
         """Return the line and the columns of the header; 1 and none in an empty file."""

@@ -100,7 +100,7 @@ def _recognize_split_folders(folder: FolderContents, root: Path) -> FolderLayout
     flat = [child for child in named if not child.pass_through(split_of[child.name]).classes]
     if len(flat) == len(named):
         if named and not others:
-            names = [child.name for child in named]
+            names = sorted((c.name for c in named), key=lambda n: list(Split).index(split_of[n]))
             raise DataError(describe_missing_class_folders(folder.path, names, split_of))
         return None
     if others:
@@ -212,7 +212,8 @@ def _build_layout(
         is_usual &= child.name.casefold() in CLASSIC_NAMES and parents[-1][0].path == child.path
     notes = []
     if not is_usual:
-        shown = (f"{parent.path.relative_to(root)} is {split.value}" for parent, split in parents)
+        ordered = sorted(parents, key=lambda item: list(Split).index(item[1]))
+        shown = (f"{parent.path.relative_to(root)} is {split.value}" for parent, split in ordered)
         notes.append(f"Split folders: {', '.join(shown)}.")
     used = {child.path for child in (*kept, *unlabelled)}
     empty = [c.name for c in folder.children if c.path not in used and not c.has_images]

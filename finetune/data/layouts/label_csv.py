@@ -84,6 +84,7 @@ def read_label_csv(file: Path, splits: SplitSetting = "auto") -> LabelledFiles:
     present = {sample.label for sample in result.samples}
     for label, (line, entry, count) in first_rejected.items():
         if label not in present:
+            count = count if present else len(result.rejected)
             result.lost_classes[label] = _describe_rejected_rows(file, line, entry, count)
     result.notes += reader.notes
     result.notes += describe_changed_names(labels_of, noun="label")

@@ -23,7 +23,7 @@ def describe_missing_class_folders(
         split_of: Split of each name.
     """
     is_one = len(names) == 1
-    splits = join_names(sorted({split_of[name].value for name in names}))
+    splits = join_names(list(dict.fromkeys(split_of[name].value for name in names)))
     return (
         f"{join_names(names)} in {folder} {'holds' if is_one else 'hold'} images, but no class "
         f"folders. Expected {join_names([f'{name}/<class>/<image>' for name in names])}, or a CSV "
@@ -125,7 +125,8 @@ def describe_inner_data(folder: Path, inner: Sequence[str], others: Sequence[str
 
 def format_setting(split_of: Mapping[str, Split]) -> str:
     """Return the setting that names split folders, as it is typed."""
-    value = ",".join(f"{name}={split.value}" for name, split in sorted(split_of.items()))
+    ordered = sorted(split_of.items(), key=lambda item: list(Split).index(item[1]))
+    value = ",".join(f"{name}={split.value}" for name, split in ordered)
     return f"data.splits={shlex.quote(value)}" if "'" in value else f"data.splits='{value}'"
 
 

@@ -8,6 +8,7 @@ import pytest
 from finetune.data.scan import scan
 from finetune.errors import DataError
 from finetune.types import RejectedFile, Sample, Split
+from tests.support.helpers import write_images
 
 TRAIN, VAL, TEST = Split.TRAIN, Split.VAL, Split.TEST
 NFC, NFD = (unicodedata.normalize(form, "crème brûlée") for form in ("NFC", "NFD"))
@@ -70,3 +71,120 @@ def test_scan_csv_in_other_encoding_raises_data_error(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes("path,label\na.png,crème\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"list\.csv .*UTF-8"):
         scan(tmp_path / "list.csv")
+
+
+GOOD = "path,label\na.png,cat\nb.png,dog\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # two columns alike
+        ("path,label,Label\na.png,cat,x\n", r"line 1: the columns 'label' and 'Label' have"),
+        ("path,label, label \na.png,cat,x\n", "'label' and 'label' have the same name"),
+        ("path,label,note,NOTE\na.png,cat,x,y\n", "'note' and 'NOTE' have the same name"),
+        ("\npath,label,PATH\na.png,cat,x\n", "line 2: the columns"),
+        # more fields than columns
+        (f"{GOOD}c.png,cat, small\n", "line 4: more values than the 2 columns: 'small' is left"),
+        (f'{GOOD}"c.png",cat,,x\n', "line 4: more values"),
+        ('path,label,note\na.png,cat,"two\nlines"\nb.png,dog,x,y\n', "line 4: more values"),
+        # a stray quote
+        (f'{GOOD}"c.png,cat\nd.png,cat\n"e.png,cat\n', "line 4: a quotation mark .* to 6"),
+        (f'{GOOD}"c.png,cat\nd.png,cat\n', "line 4: a quotation mark .* to 5"),
+        (f'{GOOD}c.png,"cat\nd.png,cat\ne.png,dog"\n', "line 4: a quotation mark .* to 6"),
+        (f'{GOOD}c.png,"cat" big\n', "line 4: a quotation mark is not closed properly. Remove"),
+        ('path,label,note\na.png,cat,"x\nb.png,dog,y"\n', "line 2: a quotation mark"),
+        ('"path,label\na.png,cat\n"b.png,dog\n', "line 1: a quotation mark"),
+        (f'{GOOD}"c.png,cat\n' + "d.png,cat\n" * 20_000, "line 4: a quotation mark"),
+        # paths and labels
+        (f"{GOOD}\n\n,cat\n", "line 6: path or label is empty"),
+        (f"{GOOD}c.png,\u200b\n", "line 4: path or label is empty"),
+        (f'{GOOD}"c.png","a\nb"\nb.png,cat\n', "lines 3 and 6: duplicate path b.png"),
+        (f"{GOOD}C:\\photos\\c.png,cat\n", r"line 4: C:\\photos\\c\.png is a path of Windows"),
+        (f"{GOOD}D:/photos/c.png,cat\n", "line 4: D:/photos/c.png is a path of Windows"),
+        (f"{GOOD}\\\\server\\c.png,cat\n", "line 4: .* is a path of Windows"),
+        (f"{GOOD}https://a.org/c.png,cat\n", "line 4: https://a.org/c.png is an address"),
+        ("a.png,cat\nb.png,dog\n", "no column 'path' .*Is the header missing"),
+        ("path;label\na.png;cat;x\n", "line 2: more values than the 2 columns"),
+    ],
+)  # fmt: skip
+def test_scan_csv_error_names_the_line_where_a_record_begins(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        scan(write_csv(tmp_path / "list.csv", text))
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("path;label\na.png;cat\nb.png;dog, brown\n", "list.csv is separated by semicolons."),
+        ("path\tlabel\na.png\tcat\nb.png\tdog, brown\n", "list.csv is separated by tabs."),
+        ('"path";"label"\n"a.png";"cat"\n"b.png" ;"dog, brown"\n', "separated by semicolons"),
+        ("sep=;\r\npath;label\r\na.png;cat\r\nb.png;dog, brown\r\n", "separated by semicolons"),
+        ('path,label\na.png,cat\nb.png,"dog, brown",,\n,,,\n', None),
+        ('path,label,,\na.png,cat,,\nb.png,"dog, brown",,\n', None),
+        ('"path" , "label"\n"a.png" ,"cat" \nb.png, "dog, brown"\n', None),
+        ("path,label\ra.png,cat\rb.png,\"dog, brown\"\r", None),
+        ('path,label,note\na.png,cat,"two\nlines"\nb.png,"dog, brown","5"" wide"\n', None),
+        ("path,label\na.png,c\u200bat\nb.png,\"dog, brown\"\n", "Label 'c\\u200bat' is read as"),
+    ],
+)  # fmt: skip
+def test_scan_csv_forms_that_are_read(tmp_path: Path, text: str, note: str | None) -> None:
+    result = scan(write_csv(tmp_path / "list.csv", text))
+    assert [(s.path, s.label) for s in result.samples] == [
+        ("a.png", "cat"),
+        ("b.png", "dog, brown"),
+    ]
+    assert [note in line for line in result.notes if note] == ([True] if note else [])
+    assert bool(result.notes) is bool(note)
+
+
+def test_scan_csv_encodings_of_spreadsheets(tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    text = "path\tlabel\na.png\tcr\u00e8me\n"
+    file.write_bytes(text.encode("utf-16"))
+    result = scan(file)
+    assert [sample.label for sample in result.samples] == ["cr\u00e8me"]
+    assert result.notes == ("list.csv is read as UTF-16.", "list.csv is separated by tabs.")
+    file.write_bytes(text.encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"list\.csv is not in UTF-8 but probably in UTF-16"):
+        scan(file)
+    file.write_bytes(text.encode("cp1252"))
+    with pytest.raises(DataError, match=r"line 2, byte 0xe8\) but probably in Windows-1252"):
+        scan(file)
+
+
+def test_scan_csv_path_without_suffix_names_the_file_that_fits(tmp_path: Path) -> None:
+    write_images(tmp_path, "img/1.png", "img/2.png")
+    text = "path,label\nimg/1,cat\nimg/2,dog\n"
+    with pytest.raises(DataError, match=r"no image: its 2 rows .* line 2: img/1: no image suffix"):
+        scan(write_csv(tmp_path / "list.csv", text))
+    with pytest.raises(DataError, match=r"img/1\.png exists: write this path"):
+        scan(tmp_path / "list.csv")
+    mixed = "path,label\nimg/1.png,cat\n2,dog\n"
+    with pytest.raises(DataError, match=r"no image of class 'dog': its row .* img/2\.png exists"):
+        scan(write_csv(tmp_path / "list.csv", mixed))
+    result = scan(tmp_path / "list.csv", allow_empty=True)
+    assert result.empty_classes == (("dog", None),)
+    assert result.rejected == (RejectedFile("2", "no image suffix"),)
+
+
+def test_scan_csv_paths_of_windows_are_read_and_noted(tmp_path: Path) -> None:
+    write_images(tmp_path, "img/1.png", "a\\b.png")
+    text = "path,label\nimg\\1.png,cat\nimg\\2.png,dog\na\\b.png,dog\n"
+    result = scan(write_csv(tmp_path / "list.csv", text))
+    assert [sample.path for sample in result.samples] == ["img/1.png", "img/2.png", "a\\b.png"]
+    assert result.notes == ("list.csv has paths of Windows: backslashes are read as slashes.",)
+    text = "path,label\nC:\\data\\img\\1.png,cat\n"
+    with pytest.raises(DataError, match=r"img/1\.png exists there"):
+        scan(write_csv(tmp_path / "list.csv", text))
+
+
+def test_scan_csv_splits_by_name_by_setting_and_ignored(tmp_path: Path) -> None:
+    text = "path,label,split\na.png,cat,Training\nb.png,dog,night\n"
+    file = write_csv(tmp_path / "list.csv", text)
+    with pytest.raises(DataError, match=r"line 3: unknown split 'night'.*data\.splits='night=val'"):
+        scan(file)
+    assert [s.split for s in scan(file, splits={"Night": VAL}).samples] == [TRAIN, VAL]
+    assert [s.split for s in scan(file, splits="none").samples] == [None, None]

@@ -25,6 +25,8 @@ from finetune.data.dataset import create_loader
 from finetune.evaluation.validation import compute_calibrated_losses, compute_validation_metrics
 from finetune.models.classifier import normalise
 from finetune.models.head import find_linear_head, set_head
+from finetune.probe.extractor import create_feature_extractor, fold_where_exact
+from finetune.system.hardware import autocast
 from finetune.system.run_folder import RunFolder
 from finetune.training.checkpoint_io import PROBE_KEY
 from finetune.training.feature_change import translate_out_of_memory
@@ -211,7 +213,11 @@ def _evaluate(
     training: Training,
     reporter: Reporter,
 ) -> ValidationScore:
-    """Return the score of the validation images by a network with other weights."""
+    """Return the score of the validation images by a network with other weights.
+
+    Computed in the precision of training, and with BatchNorm folded, as validation and the probe
+    are: for a comparison of positions, that is exact enough. What is shipped is measured again.
+    """
     network.load_state_dict(weights)
     device = next(network.parameters()).device
     datamodule, spec = training.datamodule, training.network.spec
@@ -221,9 +227,13 @@ def _evaluate(
         batch_size=choose_eval_batch_size(training),
     )
     logits, labels = [], []
-    for batch in loader:
+    extractor = create_feature_extractor(network)
+    for number, batch in enumerate(loader):
         pixels = normalise(batch["image"].to(device), mean=spec.mean, std=spec.std)
-        logits.append(network(pixels).float().cpu())
+        if number == 0:
+            extractor = fold_where_exact(extractor, pixels[:2])
+        with autocast(training.config.trainer.precision, device):
+            logits.append(extractor.head(extractor(pixels)[0]).float().cpu())
         labels.append(batch["label"])
         reporter.advance(len(batch["label"]))
     shift, unshifted = training.module.recipe.logit_shift, torch.cat(logits)

@@ -1,5 +1,6 @@
 """Records and the reporter interface that all layers share."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class Sample:
         split: Split given by the folder or CSV, or None.
         group: Id of a group that an automatic split keeps together; "" for none.
         duplicate_group: Id that all duplicates of an image share; "" for an image without any.
+        digest: Digest of the file's bytes, hexadecimal; "" if it is not known.
     """
 
     path: str
@@ -35,6 +37,7 @@ class Sample:
     split: Split | None = None
     group: str = ""
     duplicate_group: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,19 @@ class PixelRange:
 
     low: float
     high: float
+
+    @classmethod
+    def parse(cls, text: str) -> "PixelRange":
+        """Return the range written as LOW:HIGH, as ``str`` writes it.
+
+        Raises:
+            ValueError: It is no such text, or LOW is not below HIGH.
+        """
+        low, _, high = text.partition(":")
+        bounds = cls(float(low), float(high))
+        if not -math.inf < bounds.low < bounds.high < math.inf:
+            raise ValueError(f"'{text}' is not LOW:HIGH with LOW below HIGH")
+        return bounds
 
     def __str__(self) -> str:
         return f"{_format_bound(self.low)}:{_format_bound(self.high)}"

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from finetune.config.section import Auto, Section, Switch, coerce_on_off
 from finetune.lookup import suggest_name
-from finetune.types import ReadOptions, Split
+from finetune.types import PixelRange, ReadOptions, Split
 
 AUGMENT_NAMES = ("none", "light", "medium", "strong")
 """Names of the built-in augmentations; a contract test compares them with the table."""
@@ -87,6 +87,18 @@ def _check_splits(value: Any) -> Any:
     return ",".join(f"{name}={split.value}" for name, split in pairs)
 
 
+def _check_pixel_range(text: str) -> str:
+    """Accept auto, full or LOW:HIGH, with numbers in their shortest form."""
+    if text in ("auto", "full"):
+        return text
+    try:
+        return str(PixelRange.parse(text))
+    except ValueError:
+        raise ValueError(
+            f"'{text}' is neither auto, full nor LOW:HIGH with LOW below HIGH, such as 0:4095"
+        ) from None
+
+
 class DataConfig(Section):
     """Images and how they are loaded."""
 
@@ -135,6 +147,14 @@ class DataConfig(Section):
         le=178.9,
         description="larger images are rejected as decompression bombs; Pillow's limit is 178.9",
     )
+    pixel_range: Annotated[str, AfterValidator(_check_pixel_range), BeforeValidator(str)] = Field(
+        "auto",
+        description="values of black and white in images of more than 8 bits; auto: 0 to the "
+        "largest value of 8, 10, 12, 14 or 16 bits, the fewest that hold all values of 16-bit "
+        "files; full: all bits of each file; LOW:HIGH, such as 0:4095 or -1000:400, also lets "
+        "signed, 32-bit and float images be read. Files that state their bits are scaled by these, "
+        "unless LOW:HIGH is a window such as 100:3000",
+    )
     cache: Annotated[str, AfterValidator(_check_cache_location), BeforeValidator(coerce_on_off)] = (
         Field(
             "auto",
@@ -163,7 +183,12 @@ class DataConfig(Section):
     @property
     def read_options(self) -> ReadOptions:
         """How image files are read."""
-        return ReadOptions(max_pixels=int(self.max_megapixels * 1e6))
+        return ReadOptions(
+            max_pixels=int(self.max_megapixels * 1e6),
+            pixel_range=(
+                None if self.pixel_range in ("auto", "full") else PixelRange.parse(self.pixel_range)
+            ),
+        )
 
     @model_validator(mode="after")
     def _check_split_fractions(self) -> "DataConfig":

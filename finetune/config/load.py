@@ -40,6 +40,14 @@ class _Loader(yaml.SafeLoader):
         """Return a date as text: no key takes a date, and a run may be named 2026-01-31."""
         return str(self.construct_scalar(node))
 
+    def construct_int(self, node: yaml.ScalarNode) -> int | str:
+        """Return 1:30 as text: it is a range and not 90, as in base 60."""
+        return node.value if ":" in node.value else self.construct_yaml_int(node)
+
+    def construct_float(self, node: yaml.ScalarNode) -> float | str:
+        """Return 0:1.5 as text, as ``construct_int`` does."""
+        return node.value if ":" in node.value else self.construct_yaml_float(node)
+
 
 class _Dumper(yaml.SafeDumper):
     """YAML dumper that quotes strings which ``_Loader`` would read as numbers."""
@@ -52,6 +60,8 @@ for _yaml in (_Loader, _Dumper):
         list("-+0123456789."),
     )
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_date)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_float)
 
 
 def is_assignment(arg: str) -> bool:

@@ -18,12 +18,14 @@ from finetune.commands.fit.process_group import open_process_group
 from finetune.commands.fit.resume import find_run_early_stop, is_trained
 from finetune.commands.fit.tracking import interrupt_on_error, open_tracking
 from finetune.commands.inspect.features import ProbeDuplicateSearch, record_probe_findings
+from finetune.commands.measurement.accuracy_drop import describe_accuracy_drop
 from finetune.commands.measurement.augmentation_check import settle_augmentation
 from finetune.commands.measurement.initialization import scale_head, settle_learning_rate
 from finetune.commands.measurement.interpolation import (
     describe_interpolation,
     interpolate_best_model,
 )
+from finetune.commands.measurement.measured import read_measured
 from finetune.commands.measurement.prior_adjustment import needs_strength, save_probe_predictions
 from finetune.commands.stored_run import read_stored_manifest
 from finetune.data.training_data import group_samples
@@ -76,6 +78,13 @@ def train(
         # read again, as the probe may have added duplicates
         manifest = read_stored_manifest(run, training.config)
         if not training.is_probe_only:
+            drop = describe_accuracy_drop(
+                tracker.csv.get_rows(after=-1, up_to=tracker.csv.num_epochs),
+                training.config,
+                is_rate_measured="optim.lr" in read_measured(run),
+            )
+            if drop is not None:
+                reporter.note(drop)
             device = get_device(training, rendezvous)
             interpolation = interpolate_best_model(run, training, device=device, reporter=reporter)
             if interpolation is not None:

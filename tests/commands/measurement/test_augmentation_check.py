@@ -92,12 +92,11 @@ def test_fit_tries_larger_crops_only_where_smaller_ones_are_not_accepted(
 ) -> None:
     data = write_images(tmp_path / "data", are_mirrored=False)
     cache = tmp_path / "cache"
-    result = finetune.fit(
-        build_config(data, tmp_path / "run", pretrained, data__cache=str(cache))
-    )
+    result = finetune.fit(build_config(data, tmp_path / "run", pretrained, data__cache=str(cache)))
     assert result.measured["augment.min_crop_scale"]["value"] == 0.5  # of the preset "light"
     stores = [folder.name for folder in cache.rglob("*crop-of-*") if folder.is_dir()]
-    assert len(stores) == 1 and "crop-of-0.5" in stores[0]
+    assert len(stores) == 1
+    assert "crop-of-0.5" in stores[0]
 
 
 def test_resume_keeps_the_augmentation_that_was_measured(pretrained: Path, tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""Drop of validation accuracy below that of the linear probe in the course of fine-tuning."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from finetune.config.resolved import ResolvedConfig
+from finetune.units import format_percent, format_scientific
+
+MIN_KEPT = 0.9
+"""Part of the probe's accuracy below which an epoch counts as a drop."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyDrop:
+    """The lowest epoch of a run whose accuracy fell below that of its probe.
+
+    Attributes:
+        metric: Metric of the validation images, in [0, 1].
+        probe: Its value for the probe.
+        lowest: Its lowest value.
+        epoch: Epoch of the lowest value, counted from 1.
+        last: Its value after the last epoch.
+    """
+
+    metric: str
+    probe: float
+    lowest: float
+    epoch: int
+    last: float
+
+    def describe(self, rate_setting: str) -> str:
+        """Return the sentences that tell the user of the drop and how to avoid it.
+
+        Args:
+            rate_setting: The setting that determines the learning rate, with its value.
+        """
+        probe, lowest, last = map(format_percent, (self.probe, self.lowest, self.last))
+        text = (
+            f"{self.metric} fell from {probe} (linear probe) to {lowest} after epoch {self.epoch}"
+        )
+        if self.last >= self.probe:
+            return f"{text} and rose to {last} after the last epoch."
+        return f"{text} and was {last} after the last epoch. Try less than {rate_setting}."
+
+
+def find_accuracy_drop(rows: Sequence[Mapping[str, float]], metric: str) -> AccuracyDrop | None:
+    """Return the drop of a run; None if each epoch kept most of the probe's accuracy.
+
+    Args:
+        rows: Metrics by name, of the probe, as epoch 0, and of each epoch.
+        metric: Name of a metric in [0, 1] that is better if higher.
+    """
+    if len(rows) < 2 or rows[0]["epoch"] != 0:
+        return None
+    probe, *epochs = (row[metric] for row in rows)
+    lowest = min(epochs)
+    if lowest >= MIN_KEPT * probe:
+        return None
+    epoch = int(rows[1 + epochs.index(lowest)]["epoch"])
+    return AccuracyDrop(metric, probe, lowest, epoch, epochs[-1])
+
+
+def describe_accuracy_drop(
+    rows: Sequence[Mapping[str, float]], config: ResolvedConfig, *, is_rate_measured: bool
+) -> str | None:
+    """Return the sentences about the drop of a run; None if there was none.
+
+    Args:
+        rows: Metrics by name, of the probe, as epoch 0, and of each epoch.
+        config: Config of the run.
+        is_rate_measured: Whether ``optim.lr`` was measured.
+    """
+    name = config.trainer.monitor
+    drop = find_accuracy_drop(rows, f"val/{'accuracy' if name == 'loss' else name}")
+    if drop is None:
+        return None
+    key = "feature_change" if is_rate_measured else "lr"
+    value = getattr(config.optim, key)
+    return drop.describe(f"optim.{key}={format_scientific(value, digits=2)}")

@@ -1,7 +1,6 @@
 """Fingerprints of image files: 1.1 kB each, enough to find duplicates and suspicious images."""
 
 import hashlib
-import io
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from finetune.data.images.decode import (
-    check_size,
-    to_upright_grayscale,
-    translate_decode_errors,
-)
+from finetune.data.images.decode import open_image
+from finetune.data.images.read_errors import translate_read_errors
 from finetune.errors import DataError
 from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
 
@@ -23,9 +19,11 @@ _MEASURED_SIDE = 128
 
 _SHARPNESS_QUANTILE = 0.999
 
+_DIGEST_BYTES = 16
+
 FINGERPRINT = np.dtype(
     [
-        ("digest", "u1", 16),  # BLAKE2b of the file
+        ("digest", "u1", _DIGEST_BYTES),  # BLAKE2b of the file
         ("num_bytes", "<u8"),
         ("width", "<u4"),  # upright
         ("height", "<u4"),
@@ -41,28 +39,33 @@ FINGERPRINT = np.dtype(
 
 
 def compute_fingerprint(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS) -> NDArray[Any]:
-    """Compute the fingerprint of a file: dtype ``FINGERPRINT``, shape (); it is read once, in full.
+    """Compute the fingerprint of a file: dtype ``FINGERPRINT``, shape (); it is read in full.
 
-    JPEGs are decoded at their smallest sufficient scale, which detects damage as well as decoding
-    in full does.
+    It sees the pixels that training sees. JPEGs are decoded at their smallest sufficient scale,
+    which finds the same damage.
 
     Raises:
         DataError: The file cannot be used for training; the message is the reason without the path.
     """
-    with translate_decode_errors(path):
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            check_size(image.width, image.height, options.max_pixels)
-            mode, stored = image.mode, image.size
-            image.draft("L", (_MEASURED_SIDE, _MEASURED_SIDE))
-            grey, is_turned = to_upright_grayscale(image)
+    image = open_image(path, options=options)
+    grey = image.to_grey(_MEASURED_SIDE)
+    with translate_read_errors(path):
+        digest, num_bytes = _hash_file(path)
     fingerprint = np.zeros((), FINGERPRINT)
-    fingerprint["digest"] = np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), np.uint8)
-    fingerprint["num_bytes"] = len(data)
-    fingerprint["width"], fingerprint["height"] = stored[::-1] if is_turned else stored
-    fingerprint["mode"] = mode.encode()[:8]
+    fingerprint["digest"] = np.frombuffer(digest, np.uint8)
+    fingerprint["num_bytes"] = num_bytes
+    fingerprint["width"], fingerprint["height"] = image.width, image.height
+    fingerprint["mode"] = image.mode.encode()[:8]
     _compute_statistics(grey, fingerprint)
     return fingerprint
+
+
+def compute_digest(path: Path) -> str:
+    """Compute the digest of a file that a fingerprint has, hexadecimal; "" if it cannot be read."""
+    try:
+        return _hash_file(path)[0].hex()
+    except OSError:
+        return ""
 
 
 def decode_greyscale(path: Path, side: int) -> NDArray[np.float32]:
@@ -72,15 +75,20 @@ def decode_greyscale(path: Path, side: int) -> NDArray[np.float32]:
         DataError: The file has changed since its fingerprint was computed.
     """
     try:
-        with translate_decode_errors(path), Image.open(path) as image:
-            image.draft("L", (side, side))
-            grey, _ = to_upright_grayscale(image)
-            return np.asarray(_resize(grey, side), np.float32)
+        grey = open_image(path).to_grey(side)
     except DataError as error:
         raise DataError(
             f"{path} was readable when its fingerprint was computed, but is not now: {error}. Run "
             f"the command again when nothing else changes the images."
         ) from error
+    return np.asarray(_resize(grey, side), np.float32)
+
+
+def _hash_file(path: Path) -> tuple[bytes, int]:
+    """Return the BLAKE2b digest of a file, and its number of bytes."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES))
+        return digest.digest(), file.tell()
 
 
 def _compute_statistics(grey: Image.Image, fingerprint: NDArray[Any]) -> None:

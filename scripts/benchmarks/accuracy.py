@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import finetune
-from finetune.data.images import lazy_image
+from finetune.data.images import jpeg
 
 METHODS = {"full decode": "off", "scaled decode": "off", "cached pixels": "on"}
 
@@ -26,13 +26,13 @@ METHODS = {"full decode": "off", "scaled decode": "off", "cached pixels": "on"}
 @contextmanager
 def set_decoder(method: str) -> Iterator[None]:
     """Disable scaled decoding within the block for the method "full decode"."""
-    scales = lazy_image.DCT_SCALES
+    scales = jpeg.DCT_SCALES
     if method == "full decode":
-        lazy_image.DCT_SCALES = ()  # type: ignore[assignment]
+        jpeg.DCT_SCALES = ()  # type: ignore[assignment]
     try:
         yield
     finally:
-        lazy_image.DCT_SCALES = scales
+        jpeg.DCT_SCALES = scales
 
 
 def measure_accuracy(method: str, seed: int, options: Namespace, output: Path) -> float:

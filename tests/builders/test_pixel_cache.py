@@ -20,7 +20,7 @@ from finetune.builders import Training, build_training, enable_cache
 from finetune.config.load import build_config, dump_config, read_config_file, replace_values
 from finetune.data.cache.eviction import evict_to_fit, get_default_cache_root, measure_store_bytes
 from finetune.data.cache.pixel_store import PixelStore
-from finetune.data.images.lazy_image import open_image
+from finetune.data.images.decode import open_image
 from finetune.data.manifest import Manifest
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import ConfigError, DataError, StorageError

@@ -15,7 +15,7 @@ from finetune.data import dataset as dataset_module
 from finetune.data.cache.pixel_store import PixelStore, StoredSource
 from finetune.data.cache.pixel_writer import decode_resized, fill_store
 from finetune.data.dataset import Batch, ImageDataset, create_loader, translate_worker_errors
-from finetune.data.images.lazy_image import open_image
+from finetune.data.images.decode import open_image
 from finetune.data.images.source import FileSource, ImageSource
 from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.data.samplers.sampling_weights import weighted
@@ -216,7 +216,7 @@ def test_loader_truncated_jpeg_raises_data_error_with_path(jpegs: list[Path]) ->
     data = make_dataset(jpegs, "light")
     assert open_image(jpegs[4]).height
     jpegs[4].write_bytes(jpegs[4].read_bytes()[:-300])
-    with pytest.raises(DataError, match=r"4\.jpg: truncated\..*resume"):
+    with pytest.raises(DataError, match=r"4\.jpg: truncated JPEG\..*resume"):
         data[Draw(4, 0, 0)]
 
 

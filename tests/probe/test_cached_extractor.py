@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from finetune.builders import Training
-from finetune.data.images.lazy_image import open_image
+from finetune.data.images.decode import open_image
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.distributed.collectives import broadcast_weights
 from finetune.distributed.rendezvous import Rendezvous

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from finetune.builders import Training
-from finetune.data.images.lazy_image import open_image
+from finetune.data.images.decode import open_image
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import ConfigError, StorageError, TrainingError
 from finetune.models.graph_split import SplitNetwork, split_last_groups

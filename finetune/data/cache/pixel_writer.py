@@ -14,7 +14,8 @@ from PIL import Image
 from finetune.data.cache.array_store import NOT_STORED, StoreEntry
 from finetune.data.cache.file_stamp import FileStamp, read_file_stamps
 from finetune.data.cache.pixel_store import PixelStore, build_lazy_image
-from finetune.data.images.lazy_image import LazyImage, open_image
+from finetune.data.images.decode import open_image
+from finetune.data.images.lazy_image import LazyImage
 from finetune.data.images.source import PathSource
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import DataError

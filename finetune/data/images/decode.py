@@ -1,172 +1,171 @@
-"""Decoding of an image file of any format, mode and orientation to RGB pixels, by Pillow.
+"""Opening of image files of any format, mode and orientation: one function for all commands.
 
-JPEGs are decoded by ``lazy_image``, no larger than a crop needs, where simplejpeg can.
+Whether a file is read, and by what, is decided here alone, so that the checks of ``inspect``,
+``predict`` and ``evaluate`` and the training agree on every file.
 """
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
+from finetune.data.images.bit_depth import DecodedImage
+from finetune.data.images.codecs.canvas import (
+    Area,
+    find_clean_aperture,
+    find_frame_area,
+    paste_on_white,
+)
+from finetune.data.images.codecs.deep_image import read_deep_image
+from finetune.data.images.codecs.jpeg_header import read_orientation
+from finetune.data.images.codecs.transparency import Key, flatten_on_white, read_transparent_key
+from finetune.data.images.formats import ImageFormat, find_format, list_plugins, read_start
+from finetune.data.images.jpeg import LazyJpeg, open_jpeg
+from finetune.data.images.lazy_image import (
+    LARGE_PIXELS,
+    ArrayImage,
+    LazyImage,
+    PillowImage,
+    apply_orientation,
+)
+from finetune.data.images.memory import BUDGET
+from finetune.data.images.read_errors import check_size, translate_read_errors
 from finetune.errors import DataError
 from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
 
-_EXIF_TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-# check_size reports large images; Pillow's warnings come once per worker and name no file.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
+_MAX_DECODE_BYTES = 900_000_000
+"""Most memory that the decoder of one image may need."""
 
 
-def decode_image(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS) -> Image.Image:
-    """Return the first frame as an upright 8-bit RGB image.
+def open_image(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS) -> LazyImage:
+    """Return the image in a file, upright, in RGB and on white; a JPEG is decoded when it is used.
 
-    The EXIF orientation is applied; gray, palette and CMYK are converted; transparent pixels are
-    composited on white, as viewers do; 16-bit samples keep their upper 8 bits.
+    The EXIF orientation is applied; grey, palette and CMYK are converted; transparent pixels lie on
+    white, as in viewers; of several frames it is the first.
 
     Args:
-        path: Image file.
+        path: Image file; its content decides the format, not its name.
         options: How image files are read.
 
     Raises:
         DataError: The file cannot be used; the message is the reason without the path.
     """
-    with translate_decode_errors(path), Image.open(path) as image:
-        check_size(image.width, image.height, options.max_pixels)
-        image.load()  # a damaged file raises here, not while its EXIF data are read
-        return _to_rgb(_apply_orientation(image))
+    with translate_read_errors(path):
+        open_with_pillow = partial(_open_with_pillow, path, options)
+        start = read_start(path)
+        if start.startswith(b"\xff\xd8\xff"):
+            image = open_jpeg(path, options, open_with_pillow)
+            if image is not None:
+                return image
+        decoded = read_deep_image(path, start, options)
+        return open_with_pillow() if decoded is None else _to_array_image(decoded)
 
 
 def check_image(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS) -> str | None:
-    """Return why a file cannot be used for training, or None; the whole file is read.
+    """Return why a file cannot be used, or None; it is opened as for training, and read in full.
 
-    JPEGs are decoded at 1/8 scale, which detects damage in half the time.
+    JPEGs are decoded at 1/8 scale, which finds the same damage in half the time.
     """
     try:
-        with translate_decode_errors(path), Image.open(path) as image:
-            check_size(image.width, image.height, options.max_pixels)
-            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
-            image.load()
-            _check_mode(image)
-            _apply_orientation(image)
+        image = open_image(path, options=options)
+        if isinstance(image, LazyJpeg):
+            image.check()
     except DataError as error:
         return str(error)
     return None
 
 
-@contextmanager
-def translate_decode_errors(path: Path) -> Iterator[None]:
-    """Translate the exceptions of reading an image file.
-
-    Args:
-        path: Image file that is read in the block.
+def decode_image(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS) -> Image.Image:
+    """Return the image in a file as upright 8-bit RGB; see ``open_image``.
 
     Raises:
         DataError: The file cannot be used; the message is the reason without the path.
     """
-    try:
-        yield
-    except DataError:
-        raise
-    except Image.DecompressionBombError:
-        raise DataError("too large: over Pillow's decompression bomb limit") from None
-    except Exception as error:  # plugins raise various exceptions for damaged files
-        raise DataError(describe_read_error(path, error)) from error
+    return open_image(path, options=options).to_pil()
 
 
-def to_upright_grayscale(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Return an opened image upright and in grayscale, and whether width and height were swapped.
+def _open_with_pillow(path: Path, options: ReadOptions) -> LazyImage:
+    """Return an image that Pillow reads.
 
     Raises:
-        DataError: The mode of the image is not supported.
+        DataError: The file is too large, or its pixels have no standard range.
+        Exception: The file is damaged; various, as Pillow raises them.
     """
-    image.load()  # a damaged file raises here, not while its EXIF data are read
-    orientation = read_orientation(image)
-    transpose = _EXIF_TRANSPOSES.get(orientation)
-    gray = image if image.mode == "L" else _to_rgb(image).convert("L")
-    return gray if transpose is None else gray.transpose(transpose), orientation >= 5
+    with Image.open(path, formats=list_plugins()) as image:
+        mode, area = image.mode, find_frame_area(image)
+        check_size(image.width, image.height, options.max_pixels)
+        BUDGET.reserve(image, _limit_memory(image))
+        image.load()  # a damaged file raises here, not while its EXIF data are read
+        orientation = read_orientation(image)
+        flatten = partial(_flatten, key=read_transparent_key(path, image))
+        loaded = _crop_to_aperture(path, image)
+        if area is not None:
+            loaded, flatten = paste_on_white(loaded, area, flatten), _keep
+        if loaded.width * loaded.height <= LARGE_PIXELS:
+            pixels = np.asarray(flatten(loaded))
+            upright = np.ascontiguousarray(apply_orientation(pixels, orientation))
+            return ArrayImage(upright, height=upright.shape[0], width=upright.shape[1], mode=mode)
+        return PillowImage(loaded, flatten=flatten, orientation=orientation, mode=mode)
 
 
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Check the number of pixels of an image.
+def _to_array_image(decoded: DecodedImage) -> ArrayImage:
+    upright = apply_orientation(decoded.pixels, decoded.orientation)
+    if decoded.pixels.size <= 3 * LARGE_PIXELS:
+        upright = np.ascontiguousarray(upright)
+    height, width, _ = upright.shape
+    return ArrayImage(
+        upright, height=height, width=width, mode=decoded.mode, max_value=decoded.max_value
+    )
+
+
+def _limit_memory(image: ImageFile.ImageFile) -> int:
+    """Return the bytes that decoding needs; a large JPEG 2000 is decoded at half the size or less.
 
     Raises:
-        DataError: The image has more than ``max_pixels`` pixels.
+        DataError: It needs more than the limit.
     """
-    pixels = width * height
-    if pixels > max_pixels:
-        raise DataError(
-            f"too large: {width}x{height} is {pixels / 1e6:.0f} megapixels, over "
-            f"data.max_megapixels={max_pixels / 1e6:g}"
-        )
+    entry = find_format(image.format or "")
+    assert isinstance(entry, ImageFormat), "only plugins of known formats are tried"
+    needed_bytes = image.width * image.height * entry.bytes_per_pixel
+    if isinstance(image, Jpeg2KImageFile):
+        while needed_bytes > _MAX_DECODE_BYTES:
+            image.reduce += 1  # type: ignore[operator, assignment]
+            needed_bytes //= 4
+    if needed_bytes <= _MAX_DECODE_BYTES:
+        return needed_bytes
+    limit = _MAX_DECODE_BYTES // entry.bytes_per_pixel
+    raise DataError(
+        f"too large: {image.width}x{image.height} is {image.width * image.height / 1e6:.0f} "
+        f"megapixels; {entry.name} is read up to {limit / 1e6:.0f}"
+    )
 
 
-def describe_read_error(path: Path, error: Exception) -> str:
-    """Return the reason for an exception of Pillow or the system in plain words."""
-    if isinstance(error, FileNotFoundError):
-        return "does not exist"
-    if isinstance(error, PermissionError):
-        return "not readable (permission denied)"
-    if isinstance(error, OSError) and path.is_file() and path.stat().st_size == 0:
-        return "empty file"
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image: unrecognised content"
-    if "truncated" in str(error).lower():
-        return "truncated"
-    return f"damaged ({error})"
+def _crop_to_aperture(path: Path, image: ImageFile.ImageFile) -> Image.Image:
+    area: Area | None = None
+    if image.format == "AVIF":
+        area = find_clean_aperture(path, image.size)
+    return image if area is None else image.crop(area)
 
 
-def read_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 if there is none that can be read."""
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # damaged EXIF data raise various exceptions
-        return 1
-    return next((number for number in _EXIF_TRANSPOSES if number == orientation), 1)
+def _keep(image: Image.Image) -> Image.Image:
+    return image
 
 
-def _apply_orientation(image: Image.Image) -> Image.Image:
-    """Return the image upright; damaged EXIF data are ignored, as viewers do.
+def _flatten(image: Image.Image, *, key: Key | None) -> Image.Image:
+    """Return a part of an image as RGB on white.
 
-    Pillow's ``exif_transpose`` raises if it cannot write the other tags again.
+    Raises:
+        DataError: The pixels have no standard range.
     """
-    transpose = _EXIF_TRANSPOSES.get(read_orientation(image))
-    return image.copy() if transpose is None else image.transpose(transpose)
-
-
-def _check_mode(image: Image.Image) -> None:
     if image.mode == "F":
         raise DataError("32-bit float pixels have no standard range; convert to 8 or 16 bits")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    _check_mode(image)
-    if image.mode == "RGB":
-        image.load()
-        return image
-    if image.mode.startswith("I"):
-        return _from_16_bit(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _from_16_bit(image: Image.Image) -> Image.Image:
+    if not image.mode.startswith("I"):
+        return flatten_on_white(image, key)
     values: NDArray[np.int64] = np.asarray(image).astype(np.int64)
-    max_value = int(values.max(initial=0))
-    # mode "I" has 32 bits, but contains the values of 8- or 16-bit files
-    eight_bit = values if image.mode == "I" and max_value <= 255 else values >> 8
-    return Image.fromarray(np.clip(eight_bit, 0, 255).astype(np.uint8)).convert("RGB")
+    eight_bit = np.clip(values >> 8, 0, 255).astype(np.uint8)
+    if isinstance(key, int):
+        eight_bit[values == key] = 255
+    return Image.fromarray(eight_bit).convert("RGB")

@@ -1,28 +1,28 @@
-"""Images that decode only the part and the resolution that a crop needs.
+"""Images that return crops, from no more pixels than a crop needs.
 
-``open_image`` chooses between simplejpeg and ``decode``, which reads every format with Pillow.
+Images above ``LARGE_PIXELS`` are never in memory twice: where the whole of one is asked for, it is
+shrunk by a whole factor first.
 """
 
-import io
-from pathlib import Path
+import math
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
-from finetune.data.images.decode import (
-    check_size,
-    decode_image,
-    read_orientation,
-)
 from finetune.data.images.resample import Box, Interpolation, Pixels, crop_scaled, resize
-from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
 
-DCT_SCALES = (8, 4, 2)
-"""Denominators with a fast inverse DCT; libjpeg-turbo's others are slower than full decoding."""
+LARGE_PIXELS = 40_000_000
+"""Number of pixels above which the whole image is returned at a reduced size."""
 
-_EXIF_TRANSFORMS = {
+_WHOLE_PIXELS = 24_000_000
+"""Number of pixels to which a large image is reduced."""
+
+_STRIP_PIXELS = 4_000_000
+"""Pixels that are converted at once."""
+
+EXIF_TRANSFORMS = {
     1: (False, False, False),
     2: (False, True, False),
     3: (True, True, False),
@@ -36,16 +36,28 @@ _EXIF_TRANSFORMS = {
 
 
 class LazyImage(Protocol):
-    """Upright RGB image of ``height`` x ``width`` pixels that returns crops."""
+    """Upright RGB image of ``height`` x ``width`` pixels that returns crops.
+
+    Attributes:
+        height: Height of the upright image.
+        width: Width of the upright image.
+        mode: Mode of the file's pixels, as Pillow names it.
+        max_value: Largest sample of an image of 16 bits that does not state its bits; 0 for others.
+    """
 
     height: int
     width: int
+    mode: str
+    max_value: int
 
     def crop(self, box: Box, size: tuple[int, int], mode: Interpolation = "bilinear") -> Pixels:
         """Return a crop resized to uint8 pixels of shape (*size, 3), antialiased if it shrinks."""
 
     def to_pil(self) -> Image.Image:
-        """Return the whole image."""
+        """Return the whole image; shrunk by a whole factor above ``LARGE_PIXELS``."""
+
+    def to_grey(self, side: int) -> Image.Image:
+        """Return the whole image in grey, shrunk by a whole factor to no less than ``side``."""
 
 
 class ArrayImage:
@@ -56,12 +68,18 @@ class ArrayImage:
             was shrunk.
         height: Height of the full image.
         width: Width of the full image.
+        mode: Mode of the file's pixels.
+        max_value: Largest sample, see ``LazyImage``.
     """
 
-    def __init__(self, pixels: Pixels, *, height: int, width: int) -> None:
+    def __init__(
+        self, pixels: Pixels, *, height: int, width: int, mode: str = "RGB", max_value: int = 0
+    ) -> None:
         self.pixels = pixels
         self.height = height
         self.width = width
+        self.mode = mode
+        self.max_value = max_value
 
     def crop(self, box: Box, size: tuple[int, int], mode: Interpolation = "bilinear") -> Pixels:
         """Return a resized crop; its edges are rounded to whole stored pixels."""
@@ -70,149 +88,130 @@ class ArrayImage:
         return resize(crop_scaled(self.pixels, box, scale), size, mode)
 
     def to_pil(self) -> Image.Image:
-        """Return all stored pixels."""
-        return Image.fromarray(np.ascontiguousarray(self.pixels))
+        """Return all stored pixels, see ``LazyImage``."""
+        factor = choose_whole_factor(*self.pixels.shape[:2])
+        if factor == 1:
+            return Image.fromarray(np.ascontiguousarray(self.pixels))
+        return Image.fromarray(reduce_rows(self._get_rows, self.pixels.shape[:2], factor))
+
+    def to_grey(self, side: int) -> Image.Image:
+        """Return the image in grey, see ``LazyImage``."""
+        return self.to_pil().convert("L")
+
+    def _get_rows(self, first: int, last: int) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(self.pixels[first:last]))
 
 
-class LazyJpeg:
-    """JPEG file in memory, decoded at no higher resolution than a crop needs.
+class PillowImage:
+    """Large image in Pillow's memory, of which only what is needed is converted to RGB.
 
     Args:
-        path: Path of the file; Pillow decodes it from there if the data are damaged.
-        data: Content of the file.
-        shape: Height and width as stored.
+        image: Loaded image as stored.
+        flatten: Function from a part of it to RGB.
         orientation: EXIF orientation, 1 to 8.
-        options: How image files are read.
+        mode: Mode of the file's pixels.
     """
 
     def __init__(
         self,
-        path: Path,
-        data: bytes,
-        shape: tuple[int, int],
+        image: Image.Image,
+        *,
+        flatten: Callable[[Image.Image], Image.Image],
         orientation: int,
-        options: ReadOptions,
+        mode: str,
     ) -> None:
-        self.path = path
-        self.data = data
-        self.shape = shape
+        self.image = image
+        self.flatten = flatten
         self.orientation = orientation
-        self.options = options
-        self.height, self.width = shape if orientation < 5 else shape[::-1]
+        self.mode = mode
+        self.max_value = 0
+        self.shape = (image.height, image.width)
+        self.height, self.width = self.shape if orientation < 5 else self.shape[::-1]
 
     def crop(self, box: Box, size: tuple[int, int], mode: Interpolation = "bilinear") -> Pixels:
-        """Return a resized crop, decoded at scale 1/8, 1/4, 1/2 or 1 but never below ``size``.
-
-        Raises:
-            DataError: The file cannot be decoded.
-        """
-        height, width = box[3] - box[1], box[2] - box[0]
-        sufficient = (k for k in DCT_SCALES if height >= k * size[0] and width >= k * size[1])
-        scale = next(sufficient, 1)
-        pixels = self._decode(scale)
-        if pixels is None:
-            return self._decode_with_pillow().crop(box, size, mode)
-        is_transposed = _EXIF_TRANSFORMS[self.orientation][2]
-        stored = crop_scaled(pixels, self._to_stored_box(box), (1 / scale, 1 / scale))
-        resized = resize(stored, size[::-1] if is_transposed else size, mode)
-        return np.ascontiguousarray(_apply_orientation(resized, self.orientation))
+        """Return a resized crop; it is shrunk by a whole factor, not below ``size``, first."""
+        stored = to_stored_box(box, self.shape, self.orientation)
+        is_transposed = EXIF_TRANSFORMS[self.orientation][2]
+        target = size[::-1] if is_transposed else size
+        height, width = stored[3] - stored[1], stored[2] - stored[0]
+        factor = max(1, min(height // target[0], width // target[1]))
+        resized = resize(self._reduce(stored, factor), target, mode)
+        return np.ascontiguousarray(apply_orientation(resized, self.orientation))
 
     def to_pil(self) -> Image.Image:
-        """Return the whole image at full size, bit-identical to Pillow's.
+        """Return the whole image, see ``LazyImage``."""
+        return self._get_upright(choose_whole_factor(*self.shape))
 
-        Raises:
-            DataError: The file cannot be decoded.
-        """
-        pixels = self._decode(1)
-        if pixels is None:
-            return self._decode_with_pillow().to_pil()
-        return Image.fromarray(np.ascontiguousarray(_apply_orientation(pixels, self.orientation)))
+    def to_grey(self, side: int) -> Image.Image:
+        """Return the image in grey, see ``LazyImage``."""
+        factor = max(choose_whole_factor(*self.shape), min(self.shape) // side)
+        return self._get_upright(factor).convert("L")
 
-    def _decode(self, scale: int) -> Pixels | None:
-        """Return the pixels as stored; None for damaged data, which Pillow may read or describe."""
-        rows, columns = (-(-side // scale) for side in self.shape)
-        try:
-            pixels: Pixels = simplejpeg.decode_jpeg(
-                self.data, "RGB", min_height=rows, min_width=columns
-            )
-        except ValueError:
-            return None
-        return pixels
+    def _get_upright(self, factor: int) -> Image.Image:
+        pixels = self._reduce((0, 0, self.shape[1], self.shape[0]), factor)
+        return Image.fromarray(np.ascontiguousarray(apply_orientation(pixels, self.orientation)))
 
-    def _decode_with_pillow(self) -> ArrayImage:
-        return _open_with_pillow(self.path, self.options)
-
-    def _to_stored_box(self, box: Box) -> Box:
-        """Return a box of the upright image in pixels as stored."""
+    def _reduce(self, box: Box, factor: int) -> Pixels:
         left, top, right, bottom = box
-        flip_rows, flip_columns, is_transposed = _EXIF_TRANSFORMS[self.orientation]
-        height, width = self.shape
-        if is_transposed:
-            left, top, right, bottom = top, left, bottom, right
-        if flip_columns:
-            left, right = width - right, width - left
-        if flip_rows:
-            top, bottom = height - bottom, height - top
-        return left, top, right, bottom
+
+        def get_rows(first: int, last: int) -> Image.Image:
+            return self.flatten(self.image.crop((left, top + first, right, top + last)))
+
+        return reduce_rows(get_rows, (bottom - top, right - left), factor)
 
 
-def open_image(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS) -> LazyImage:
-    """Return the image in a file; only the header of a JPEG is decoded at once.
+def choose_whole_factor(height: int, width: int) -> int:
+    """Return the whole factor by which the sides of a whole image are divided; 1 up to a limit."""
+    if height * width <= LARGE_PIXELS:
+        return 1
+    return math.ceil(math.sqrt(height * width / _WHOLE_PIXELS))
 
-    Raises:
-        DataError: The file cannot be used; the message is the reason without the path.
+
+def reduce_rows(
+    get_rows: Callable[[int, int], Image.Image], shape: tuple[int, int], factor: int
+) -> Pixels:
+    """Return an image shrunk by a whole factor by averaging, from a few rows at a time.
+
+    Args:
+        get_rows: Function from the first and the last row, exclusive, to these rows in RGB.
+        shape: Height and width of the image.
+        factor: Factor; at the lower and right edges the mean is over the pixels that there are.
+
+    Returns:
+        Pixels, uint8, shape (ceil(H / factor), ceil(W / factor), 3).
     """
-    return _open_jpeg(path, options) or _open_with_pillow(path, options)
+    height, width = shape
+    pixels = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
+    step = max(1, _STRIP_PIXELS // width // factor) * factor
+    for first in range(0, height, step):
+        rows = get_rows(first, min(first + step, height))
+        small = np.asarray(rows.reduce(factor) if factor > 1 else rows)
+        pixels[first // factor : first // factor + len(small)] = small
+    return pixels
 
 
-def _apply_orientation(pixels: Pixels, orientation: int) -> Pixels:
-    flip_rows, flip_columns, is_transposed = _EXIF_TRANSFORMS[orientation]
+def apply_orientation(pixels: Pixels, orientation: int) -> Pixels:
+    """Return pixels as stored upright, as a view."""
+    flip_rows, flip_columns, is_transposed = EXIF_TRANSFORMS[orientation]
     flipped = pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
     return flipped.transpose(1, 0, 2) if is_transposed else flipped
 
 
-def _open_jpeg(path: Path, options: ReadOptions) -> LazyJpeg | None:
-    """Return None for files that only Pillow reads: other formats, CMYK and damaged headers."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    if not data.startswith(b"\xff\xd8\xff"):
-        return None
-    try:
-        height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    if color_space not in ("YCbCr", "Gray", "RGB"):
-        return None
-    check_size(width, height, options.max_pixels)
-    return LazyJpeg(path, data, (height, width), _read_jpeg_orientation(data), options)
+def to_stored_box(box: Box, shape: tuple[int, int], orientation: int) -> Box:
+    """Return a box of the upright image in pixels as stored.
 
-
-def _open_with_pillow(path: Path, options: ReadOptions) -> ArrayImage:
-    image = decode_image(path, options=options)
-    return ArrayImage(np.asarray(image), height=image.height, width=image.width)
-
-
-def _read_jpeg_orientation(data: bytes) -> int:
-    """Return the EXIF orientation; 1 if there is none that Pillow can read."""
-    end = _find_first_scan(data)
-    if data.find(b"Exif\0\0", 0, end) < 0 and data.find(b"tiff:Orientation", 0, end) < 0:
-        return 1
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return read_orientation(image)
-    except Exception:  # damaged EXIF data raise various exceptions, and turn nothing
-        return 1
-
-
-def _find_first_scan(data: bytes) -> int:
-    """Return the offset of a JPEG's first scan; the length of the data if it is not found."""
-    offset = 2
-    while offset + 4 <= len(data) and data[offset] == 0xFF:
-        marker = data[offset + 1]
-        if marker == 0xDA:
-            return offset
-        is_fill_byte = marker == 0xFF
-        offset += 1 if is_fill_byte else 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
-    return len(data)
+    Args:
+        box: Box in the upright image.
+        shape: Height and width as stored.
+        orientation: EXIF orientation, 1 to 8.
+    """
+    left, top, right, bottom = box
+    flip_rows, flip_columns, is_transposed = EXIF_TRANSFORMS[orientation]
+    height, width = shape
+    if is_transposed:
+        left, top, right, bottom = top, left, bottom, right
+    if flip_columns:
+        left, right = width - right, width - left
+    if flip_rows:
+        top, bottom = height - bottom, height - top
+    return left, top, right, bottom

@@ -6,7 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from finetune.data.images.lazy_image import LazyImage, open_image
+from finetune.data.images.decode import open_image
+from finetune.data.images.lazy_image import LazyImage
 from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
 
 

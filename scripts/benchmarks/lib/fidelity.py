@@ -51,7 +51,8 @@ def print_scores(scores: Scores) -> None:
 def create_croppers(file: Path) -> dict[str, tuple[float, Cropper]]:
     """Return the smallest area fraction and the crop function of each contender for one file."""
     from finetune.data.cache.pixel_writer import decode_resized
-    from finetune.data.images.lazy_image import ArrayImage, open_image
+    from finetune.data.images.decode import open_image
+    from finetune.data.images.lazy_image import ArrayImage
     from finetune.types import DEFAULT_READ_OPTIONS
 
     full_bgr, size = decode_cv2(file), (SIZE_PX, SIZE_PX)

@@ -158,7 +158,7 @@ def test_fill_store_unreadable_file_raises_data_error_and_closes_progress(
     data = paths[6].read_bytes()
     paths[6].write_bytes(data[: len(data) // 2])
     progress = ProgressRecorder()
-    with pytest.raises(DataError, match=r"06\.png: truncated\."):
+    with pytest.raises(DataError, match=r"06\.png: truncated PNG\."):
         fill(open_store(tmp_path), paths, reporter=progress)
     assert progress.calls[-1] == ("finish", None)
     paths[6].write_bytes(data)

@@ -142,11 +142,12 @@ JPEG = encoded(create_noise(width=64, height=48), "JPEG")
 PNG = encoded(create_noise(width=64, height=48), "PNG")
 BROKEN = {
     "empty.jpg": (b"", "empty file"),
-    "half.jpg": (JPEG[: len(JPEG) // 2], "truncated"),
-    "end.jpg": (JPEG[:-2], "truncated"),
-    "half.png": (PNG[: len(PNG) // 2], "truncated"),
-    "text.jpg": (b"Dear diary,\n" * 20, "not an image: unrecognised content"),
-    "bits.png": (PNG[:2000] + bytes(40) + PNG[2040:], r"damaged \(.+\)"),
+    "half.jpg": (JPEG[: len(JPEG) // 2], "truncated JPEG$"),
+    "end.jpg": (JPEG[:-2], "truncated JPEG$"),
+    "half.png": (PNG[: len(PNG) // 2], "truncated PNG$"),
+    "text.jpg": (b"Dear diary,\n" * 20, "not an image: text"),
+    "noise.jpg": (bytes(range(7, 256)), "not an image: unrecognised content"),
+    "bits.png": (PNG[:2000] + bytes(40) + PNG[2040:], r"damaged PNG \(.+\)"),
     "large.png": (PNG, r"too large: 64x48 is 0 megapixels, over data\.max_megapixels=0\.003"),
     "bomb.png": (png_header(50_000, 50_000), "too large: .*bomb"),
     "float.tif": (encoded(Image.new("F", (4, 4)), "TIFF"), "32-bit float"),

@@ -11,12 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from finetune.data.images.decode import decode_image
-from finetune.data.images.lazy_image import (
-    ArrayImage,
-    LazyJpeg,
-    open_image,
-)
+from finetune.data.images.decode import check_image, decode_image, open_image
+from finetune.data.images.jpeg import LazyJpeg
+from finetune.data.images.lazy_image import ArrayImage
 from finetune.data.images.resample import Box, Interpolation, Pixels, resize
 from finetune.errors import DataError
 from finetune.types import ReadOptions
@@ -228,7 +225,7 @@ def test_lazy_jpeg_crop_is_never_decoded_below_requested_size(
         shapes.append((pixels.shape[:2], size))
         return resize(pixels, size, mode)
 
-    monkeypatch.setattr("finetune.data.images.lazy_image.resize", watched)
+    monkeypatch.setattr("finetune.data.images.jpeg.resize", watched)
     decoded = record_decoded_shapes(monkeypatch)
     random = np.random.default_rng(1)
     full = 0
@@ -256,7 +253,7 @@ def test_lazy_jpeg_crop_rounds_both_edges_alike(
         shapes.append(pixels.shape)
         return resize(pixels, size, mode)
 
-    monkeypatch.setattr("finetune.data.images.lazy_image.resize", watched)
+    monkeypatch.setattr("finetune.data.images.jpeg.resize", watched)
     open_image(file).crop((12, 12, 36, 36), (3, 3))
     assert shapes == [(3, 3, 3)]
 
@@ -353,10 +350,8 @@ def test_open_image_large_jpeg_raises_before_decoding(
 
 def test_lazy_jpeg_damage_that_pillow_tolerates_is_tolerated(tmp_path: Path) -> None:
     file = write_jpeg(tmp_path / "x.jpg", create_smooth_image(width=400, height=300), orientation=6)
-    data = bytearray(file.read_bytes())
-    for offset in range(len(data) // 2, len(data) // 2 + 20):
-        data[offset] = 0x55
-    file.write_bytes(data)
+    data = file.read_bytes()
+    file.write_bytes(data[:-2] + bytes(20) + data[-2:])  # "20 extraneous bytes before marker"
     expected = by_pillow(file)
     lazy_image = open_image(file)
     np.testing.assert_array_equal(np.asarray(lazy_image.to_pil()), np.asarray(expected))
@@ -375,6 +370,21 @@ def test_array_image_crop_of_shrunk_image_uses_stored_pixels() -> None:
     np.testing.assert_array_equal(np.asarray(lazy_image.to_pil()), np.asarray(small))
     for box in ((0, 0, 1, 1), (799, 599, 800, 600), (797, 0, 800, 600)):
         assert lazy_image.crop(box, (2, 3)).shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_open_image_jpeg_closed_after_half_a_scan_is_truncated(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    for image in (create_noise(width=200, height=160), create_noise(width=90, height=70)):
+        for mode in ("RGB", "L", "CMYK"):
+            file = write_jpeg(tmp_path / "x.jpg", image.convert(mode), **options)
+            data = file.read_bytes()
+            file.write_bytes(data[: len(data) // 2] + b"\xff\xd9")
+            for use in ("full", "crop"):
+                with pytest.raises(DataError, match=r"^(truncated JPEG$|damaged JPEG \(Bogus)"):
+                    read(file, use, options=ReadOptions())
+            assert check_image(file)
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="shared photos are missing")

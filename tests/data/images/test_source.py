@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.data.images.lazy_image import LazyJpeg
+from finetune.data.images.jpeg import LazyJpeg
 from finetune.data.images.source import FileSource, PackedStrings
 from finetune.errors import DataError
 from finetune.types import ReadOptions

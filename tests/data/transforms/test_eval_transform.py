@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 
-from finetune.data.images.lazy_image import open_image
+from finetune.data.images.decode import open_image
 from finetune.data.transforms.eval_transform import (
     EvalTransform,
     FlipPairTransform,

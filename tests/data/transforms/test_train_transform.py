@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data.images.lazy_image import open_image
+from finetune.data.images.decode import open_image
 from finetune.data.transforms.color_jitter import ColorJitter
 from finetune.data.transforms.eval_transform import Transform
 from finetune.data.transforms.presets import AUGMENTATIONS, create_train_transform

@@ -1,0 +1,57 @@
+"""Conversion of Pillow's images of 8 bits to RGB, with transparent pixels on white."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+
+Key = int | bytes | tuple[int, int, int]
+"""Transparent grey value, colour, or palette entries as in a PNG's tRNS chunk."""
+
+
+def read_transparent_key(path: Path, image: Image.Image) -> Key | None:
+    """Return what is transparent in an image, in the values of its pixels; None for nothing.
+
+    Pillow returns a PNG's transparent value as stored, but scales pixels of 1, 2 and 4 bits to 255
+    and colours of 16 bits to 8.
+    """
+    key: Key | None = image.info.get("transparency")
+    if image.format != "PNG" or key is None or image.mode == "P":
+        return key
+    with path.open("rb") as file:
+        num_bits = file.read(25)[24]  # in the IHDR chunk, which is the first
+    if isinstance(key, tuple):
+        shift = max(0, num_bits - 8)
+        return key[0] >> shift, key[1] >> shift, key[2] >> shift
+    if isinstance(key, int) and num_bits < 8:
+        return key * 255 // (2**num_bits - 1)
+    return key
+
+
+def flatten_on_white(image: Image.Image, key: Key | None = None) -> Image.Image:
+    """Return a part of an image of 8-bit samples as RGB, its transparent pixels on white.
+
+    Args:
+        image: Image in any of Pillow's modes of 8 bits, or of 1 bit.
+        key: What is transparent, as ``read_transparent_key`` returns it.
+    """
+    image.info.pop("transparency", None)  # Pillow would apply its own reading of it
+    if isinstance(key, bytes) or (key is not None and image.mode == "P"):
+        image.info["transparency"] = key
+        return _composite(image.convert("RGBA"))
+    if image.mode in _ALPHA_MODES:
+        if image.mode == "La":
+            image = image.convert("LA")
+        return _composite(image if image.mode == "RGBA" else image.convert("RGBA"))
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    if key is None:
+        return rgb
+    pixels = np.array(rgb)
+    pixels[(pixels == np.asarray(key, np.uint8)).all(axis=-1)] = 255
+    return Image.fromarray(pixels)
+
+
+def _composite(image: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

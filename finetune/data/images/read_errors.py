@@ -1,0 +1,140 @@
+"""Reasons for which an image file cannot be used, in plain words."""
+
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from finetune.data.images.codecs.library_messages import collect_messages
+from finetune.data.images.formats import (
+    ImageFormat,
+    describe_unsupported,
+    find_format,
+    identify_content,
+    list_plugins,
+    read_start,
+)
+from finetune.errors import DataError
+
+_TRUNCATED = re.compile(
+    r"truncated|unexpected (end|eof)|premature end|end of (file|data)|not enough|"
+    r"requires? a buffer|unpack requires|expecting to read|cannot read this image|"
+    r"tile cannot extend|buffer overrun|eof",
+    re.IGNORECASE,
+)
+_CHECKSUM = re.compile(r"checksum|crc|incorrect data check", re.IGNORECASE)
+
+
+@contextmanager
+def translate_read_errors(path: Path) -> Iterator[None]:
+    """Translate the exceptions of reading an image file, and gather what libraries print of it.
+
+    Args:
+        path: Image file that is read in the block.
+
+    Raises:
+        DataError: The file cannot be used; the message is the reason without the path.
+    """
+    with collect_messages() as messages:
+        try:
+            yield
+        except DataError:
+            raise
+        except Exception as error:  # plugins raise various exceptions for damaged files
+            raise DataError(describe_read_error(path, error, messages)) from error
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Check the number of pixels of an image.
+
+    Raises:
+        DataError: The image has more than ``max_pixels`` pixels, or none.
+    """
+    pixels = width * height
+    if pixels == 0:
+        raise DataError(f"damaged: its header says {width}x{height} pixels")
+    if pixels > max_pixels:
+        raise DataError(
+            f"too large: {width}x{height} is {pixels / 1e6:.0f} megapixels, over "
+            f"data.max_megapixels={max_pixels / 1e6:g}"
+        )
+
+
+def describe_read_error(path: Path, error: Exception, messages: Sequence[str] = ()) -> str:
+    """Return the reason for an exception of a library or the system in plain words.
+
+    Args:
+        path: File that was read.
+        error: Exception.
+        messages: What libraries printed while the file was read.
+    """
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
+    if isinstance(error, PermissionError):
+        return "not readable (permission denied)"
+    if isinstance(error, Image.DecompressionBombError):
+        return "too large: over Pillow's decompression bomb limit"
+    if isinstance(error, MemoryError):
+        return "too large: there is not enough memory to read it"
+    try:
+        start = read_start(path)
+    except OSError as unreadable:
+        return f"not readable ({unreadable.strerror or unreadable})"
+    if not start:
+        return "empty file"
+    name = identify_content(start)
+    found = find_format(name)
+    if not name:
+        return _describe_unknown(start)
+    if found is None or found.plugin not in list_plugins():
+        return describe_unsupported(name)
+    if isinstance(error, UnidentifiedImageError):
+        error = _find_plugin_error(path, found) or error
+    return describe_damage(found.name, _get_detail(error, messages))
+
+
+def describe_damage(name: str, detail: str) -> str:
+    """Return the reason for a damaged file.
+
+    Args:
+        name: Name of its format.
+        detail: Message of the library that reads it; may be empty.
+    """
+    if _TRUNCATED.search(detail):
+        return f"truncated {name}"
+    if _CHECKSUM.search(detail):
+        return f"damaged {name}: wrong checksum ({detail})"
+    return f"damaged {name} ({detail})" if detail else f"damaged {name}"
+
+
+def _describe_unknown(start: bytes) -> str:
+    if not any(start):
+        return "not an image: its first bytes are all zero"
+    is_text = all(byte >= 32 or byte in b"\t\r\n\f" for byte in start)
+    return f"not an image: {'text' if is_text else 'unrecognised content'}"
+
+
+def _find_plugin_error(path: Path, entry: ImageFormat) -> Exception | None:
+    """Return why the plugin of a format does not open a file; ``Image.open`` keeps it to itself."""
+    factory, _ = Image.OPEN[entry.plugin]
+    try:
+        with path.open("rb") as file:
+            factory(file, str(path))  # type: ignore[arg-type]
+    except (SyntaxError, IndexError, TypeError, KeyError, ValueError, OSError, EOFError) as error:
+        return error
+    except (struct.error, Image.DecompressionBombError) as error:
+        return error
+    return None
+
+
+def _get_detail(error: Exception, messages: Sequence[str]) -> str:
+    """Return what is known of the damage; libtiff says more than its exit code."""
+    said = " ".join(str(error).split())
+    if isinstance(error, UnidentifiedImageError):
+        said = ""
+    if messages and (not said or re.fullmatch(r"(.*decoder error -?\d+|.*unknown.*)", said)):
+        said = messages[0].removeprefix("tempfile.tif: ")
+    return said.rstrip(". ") or type(error).__name__

@@ -65,6 +65,10 @@ class FingerprintTable:
         ]
         return np.concatenate(columns) if columns else np.empty(0, FINGERPRINT[name].base)
 
+    def read_digests(self) -> list[str]:
+        """Return the digest of every image's file, hexadecimal, length N."""
+        return [digest.tobytes().hex() for digest in self.read_column("digest")]
+
     def read_thumbnails(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return grey levels in [0, 255] of the given rows, shape (n, side, side)."""
         return np.asarray(self._records["thumbnail"][self._record_indices[rows]], np.float32)

@@ -7,14 +7,28 @@ from typing import Any
 
 from finetune.audit.leakage import find_rows_without_leaks
 from finetune.bundle.bundle import load_model
-from finetune.commands.prepare_data import find_readable_samples, resolve_data_path
-from finetune.commands.stored_run import check_files_exist, read_stored_config, read_stored_manifest
+from finetune.commands.image_matching import Match, match_images
+from finetune.commands.prepare_data import find_readable_samples
+from finetune.commands.run_images import (
+    LocatedImages,
+    RunImages,
+    find_run_folder,
+    locate_images,
+    read_run_images,
+)
+from finetune.commands.run_split import (
+    RunDifferences,
+    choose_split,
+    report_differences,
+    select_run_images,
+)
+from finetune.commands.stored_run import check_files_exist
 from finetune.commands.target_prior import apply_prior, prior_to_json
+from finetune.data.images.validate import filter_readable
 from finetune.data.manifest import Manifest, check_labels
-from finetune.errors import ConfigError, DataError
+from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.inference.predictor import Predictor, check_tta
 from finetune.inference.scoring import details_to_json, evaluate_logits, metrics_to_json
-from finetune.system import run_folder
 from finetune.system.hardware import count_available_cores, prepare_accelerator
 from finetune.types import (
     DEFAULT_READ_OPTIONS,
@@ -41,6 +55,9 @@ class EvaluateResult:
         prior: JSON description of the target class prior, see ``prior_to_json``.
         without_leaks: Metrics without leaked images, whose duplicates are in the training or
             validation split of the run; None if there are none.
+        num_training_images: Number of evaluated images that the model was trained on, by path and
+            content; None if the model is not in a run folder.
+        differences: Differences of the data from those of the run; None for other data.
     """
 
     model: Path
@@ -51,6 +68,8 @@ class EvaluateResult:
     tta: bool = False
     prior: Mapping[str, Any] = field(default_factory=dict)
     without_leaks: Evaluation | None = None
+    num_training_images: int | None = None
+    differences: RunDifferences | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -73,24 +92,22 @@ class EvaluateResult:
                 "metrics": metrics_to_json(self.without_leaks),
                 **details_to_json(self.without_leaks),
             },
+            "num_training_images": self.num_training_images,
+            "differences": None if self.differences is None else self.differences.to_json(),
             "rejected": [asdict(entry) for entry in self.rejected],
         }
 
 
 @dataclass(frozen=True, slots=True)
 class _EvaluationSet:
+    """Images to evaluate, with their relation to those of a run; empty without a run."""
+
     root: Path
     samples: Sequence[Sample]
     split: Split | None
     rejected: tuple[RejectedFile, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _RunDataset:
-    """Data path of a run, and its manifest."""
-
-    path: Path
-    manifest: Manifest
+    matches: Sequence[Match] = ()
+    differences: RunDifferences | None = None
 
 
 def evaluate(
@@ -131,10 +148,10 @@ def evaluate(
     bundle = apply_prior(load_model(model), prior, reporter)
     if tta:
         check_tta(bundle.card)
-    run_dataset = _read_run_dataset(model)
-    images = _select_images(model, data, run_dataset, split, reporter)
+    run = read_run_images(model)
+    images = _select_images(model, data, run, split, reporter)
     check_labels(images.samples, bundle.card.classes)
-    _warn_about_training_images(images, run_dataset, reporter)
+    num_training_images = _count_training_images(images, run or _read_run_of_part(model), reporter)
     manifest = Manifest(images.root, bundle.card.classes, tuple(images.samples))
     cores = count_available_cores()
     predictor = Predictor(
@@ -157,10 +174,12 @@ def evaluate(
         images.rejected,
         tta,
         prior_to_json(bundle.card, requested=prior),
+        num_training_images=num_training_images,
+        differences=images.differences,
     )
-    if run_dataset is None:
+    if run is None:
         return result
-    clean_rows = find_rows_without_leaks(run_dataset.manifest, files)
+    clean_rows = find_rows_without_leaks(run.manifest, _get_run_files(images, run))
     if clean_rows is None:
         return result
     clean_labels = [labels[row] for row in clean_rows]
@@ -171,79 +190,105 @@ def evaluate(
 def _select_images(
     model: Path,
     data: Path | None,
-    run_dataset: _RunDataset | None,
+    run: RunImages | None,
     split: Split | None,
     reporter: Reporter,
 ) -> _EvaluationSet:
-    if data is None and run_dataset is None:
-        raise ConfigError(
-            f"{model} is not a run folder, so it has no held-out images. Give a folder of labelled "
-            f"images: finetune evaluate {model} FOLDER"
-        )
-    if run_dataset is not None and (data is None or data.resolve() == run_dataset.path.resolve()):
-        return _select_run_split(run_dataset, split, reporter)
-    assert data is not None
+    """Return the images of a split of the run, or those of other data."""
+    if run is None:
+        if data is None:
+            raise ConfigError(
+                f"{model} is not a run folder, so it has no held-out images. Give a folder of "
+                f"labelled images: finetune evaluate {model} FOLDER"
+            )
+        return _select_other_images(data, {}, split, reporter)
+    if data is None and not run.path.exists():
+        present = [sample.split for sample in run.manifest.samples]
+        check_files_exist(run.manifest, run.manifest.get_samples(choose_split(present, split)))
+    located = locate_images(data, run, reporter=reporter)
+    if located.holds_run(run):
+        return _select_run_images(located, run, split, reporter)
+    paths = (sample.path for sample in located.scan.samples)
+    matches = dict(zip(paths, located.matches, strict=True))
+    return _select_other_images(located.path, matches, split, reporter)
+
+
+def _select_run_images(
+    located: LocatedImages, run: RunImages, split: Split | None, reporter: Reporter
+) -> _EvaluationSet:
+    """Return the images of a split of the run; those that it has not read are checked."""
+    selected = select_run_images(located, run, split)
+    root = located.scan.root
+    unread = [
+        sample
+        for sample, match in zip(selected.samples, selected.matches, strict=True)
+        if match.original is None or match.has_changed
+    ]
+    _, rejected = filter_readable(root, unread, options=DEFAULT_READ_OPTIONS)
+    bad = {entry.path for entry in rejected}
+    rows = [row for row, sample in enumerate(selected.samples) if sample.path not in bad]
+    report_differences(located, run, selected, rejected, reporter)
+    return _EvaluationSet(
+        root,
+        [selected.samples[row] for row in rows],
+        selected.split,
+        tuple(rejected),
+        [selected.matches[row] for row in rows],
+        selected.differences,
+    )
+
+
+def _select_other_images(
+    data: Path, matches: Mapping[str, Match], split: Split | None, reporter: Reporter
+) -> _EvaluationSet:
+    """Return the images of a split of the data, or all of them if they have no splits."""
     samples, root, rejected = find_readable_samples(
         data, options=DEFAULT_READ_OPTIONS, reporter=reporter
     )
-    if all(sample.split is None for sample in samples):
-        if split is not None:
-            raise DataError(f"{data} has no {split} split: it has no splits. Leave out --split.")
-        return _EvaluationSet(root, samples, None, tuple(rejected))
-    selected = _choose_split(samples, split)
-    in_split = [sample for sample in samples if sample.split is selected]
-    return _EvaluationSet(root, in_split, selected, tuple(rejected))
+    selected = None
+    if any(sample.split is not None for sample in samples):
+        selected = choose_split([sample.split for sample in samples], split)
+        samples = [sample for sample in samples if sample.split is selected]
+    elif split is not None:
+        raise DataError(f"{data} has no {split} split: it has no splits. Leave out --split.")
+    related = [matches.get(sample.path, Match()) for sample in samples] if matches else []
+    return _EvaluationSet(root, samples, selected, tuple(rejected), related)
 
 
-def _select_run_split(
-    run_dataset: _RunDataset, split: Split | None, reporter: Reporter
-) -> _EvaluationSet:
-    manifest = run_dataset.manifest
-    selected = _choose_split(manifest.samples, split)
-    samples = manifest.get_samples(selected)
-    check_files_exist(manifest, samples)
-    reporter.note(f"Evaluating on the {selected} split of the run ({run_dataset.path}).")
-    return _EvaluationSet(manifest.root, samples, selected)
-
-
-def _choose_split(samples: Sequence[Sample], split: Split | None) -> Split:
-    """Return the requested split, or else test, val or train, whichever is present first.
-
-    Raises:
-        DataError: The requested split is not present.
-    """
-    present = {sample.split for sample in samples}
-    if split is not None:
-        if split not in present:
-            names = ", ".join(sorted(str(name) for name in present))
-            raise DataError(f"There is no {split} split; available: {names}.")
-        return split
-    return next(s for s in (Split.TEST, Split.VAL, Split.TRAIN) if s in present)
-
-
-def _read_run_dataset(model: Path) -> _RunDataset | None:
-    """Return the dataset of a run folder; None for a bundle or checkpoint outside of one."""
-    if not (model / "manifest.csv").is_file():
+def _read_run_of_part(model: Path) -> RunImages | None:
+    """Return the images of the run that a bundle or checkpoint lies in; None if there is none."""
+    folder = find_run_folder(model)
+    if folder is None:
         return None
-    run = run_folder.open_existing(model)
-    config = read_stored_config(run)
-    return _RunDataset(resolve_data_path(config), read_stored_manifest(run, config))
+    try:
+        return read_run_images(folder)
+    except FinetuneError:  # the model itself is intact
+        return None
 
 
-def _warn_about_training_images(
-    images: _EvaluationSet, run_dataset: _RunDataset | None, reporter: Reporter
-) -> None:
-    if run_dataset is None:
-        return
-    manifest = run_dataset.manifest
-    training_files = {
-        path.resolve() for path in manifest.resolve_paths(manifest.get_samples(Split.TRAIN))
-    }
-    num_trained_on = sum(
-        (images.root / sample.path).resolve() in training_files for sample in images.samples
+def _get_run_files(images: _EvaluationSet, run: RunImages) -> list[Path]:
+    """Return the files of the images at the place that the run read them from."""
+    return [
+        images.root / sample.path
+        if match.original is None
+        else run.manifest.root / match.original.path
+        for sample, match in zip(images.samples, images.matches, strict=True)
+    ]
+
+
+def _count_training_images(
+    images: _EvaluationSet, run: RunImages | None, reporter: Reporter
+) -> int | None:
+    """Return the number of images that the model was trained on, and warn of them."""
+    if run is None:
+        return None
+    matches = images.matches or match_images(
+        images.root, images.samples, run.manifest, reporter=reporter
     )
+    num_trained_on = sum(match.is_training_image for match in matches)
     if num_trained_on:
         reporter.warn(
             f"{num_trained_on} of {len(images.samples)} images are training images of the model: "
             f"the metrics are optimistic"
         )
+    return num_trained_on

@@ -3,7 +3,7 @@
 import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.audit.audit import (
@@ -20,6 +20,8 @@ from finetune.audit.near_duplicates import DuplicateGroup
 from finetune.config.schema import Config
 from finetune.data.cache.eviction import resolve_cache_root
 from finetune.data.images.validate import filter_readable
+from finetune.data.layouts.class_names import describe_similar_classes, find_similar_classes
+from finetune.data.layouts.split_names import SplitSetting
 from finetune.data.manifest import Manifest, build_manifest
 from finetune.data.scan import Scan, scan
 from finetune.data.split import find_drawn_splits
@@ -33,11 +35,12 @@ class ScannedDataset:
 
     Attributes:
         root: Folder to which relative paths refer.
-        samples: Readable images, with their duplicate groups.
+        samples: Readable images, with their digests and duplicate groups.
         fingerprints: Their fingerprints.
         duplicates: Groups of their rows; None if they were not searched.
         rejected: Rejected files.
         empty_classes: Class and split of those without a readable image.
+        layout: Lines that say how the folder or CSV was read.
     """
 
     root: Path
@@ -46,12 +49,14 @@ class ScannedDataset:
     duplicates: list[DuplicateGroup] | None
     rejected: list[RejectedFile]
     empty_classes: tuple[tuple[str, Split | None], ...] = ()
+    layout: tuple[str, ...] = ()
 
     def audit(self) -> Audit:
         """Audit the images."""
-        return audit_images(
+        audit = audit_images(
             self.samples, self.fingerprints, self.duplicates, self.rejected, self.empty_classes
         )
+        return replace(audit, layout=self.layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,11 @@ def read_data(config: Config, path: Path, *, reporter: Reporter) -> RunData:
         DataError: See ``scan``, ``build_manifest`` and ``apply_leakage_policy``.
     """
     dataset = scan_and_audit(config, path, reporter=reporter)
+    for similar in find_similar_classes(dataset.samples):
+        shown = describe_similar_classes(similar.names, similar.num_images)
+        reporter.warn(
+            f"class names look alike: {shown}. If they are one class, rename its folders or labels"
+        )
     _check_fractions(config, {sample.split for sample in dataset.samples})
     minimum = config.data.min_images_per_class
     manifest = build_manifest(
@@ -101,7 +111,7 @@ def scan_and_audit(
     """Return the readable images below a path, with their fingerprints and duplicates.
 
     Args:
-        config: ``data.max_megapixels``, ``data.leakage`` and the cache.
+        config: ``data.splits``, ``data.max_megapixels``, ``data.leakage`` and the cache.
         path: Folder or CSV.
         reporter: Receives progress, notes and warnings.
         audit_only: Search duplicates even with ``data.leakage=ignore``, and accept classes without
@@ -110,7 +120,9 @@ def scan_and_audit(
     Raises:
         DataError: There is no readable image, or none of a class.
     """
-    scanned = scan(path, allow_empty=audit_only)
+    scanned = scan(path, splits=config.data.split_setting, allow_empty=audit_only)
+    for line in scanned.notes:
+        reporter.note(line)
     readable, fingerprints, unreadable = fingerprint_samples(
         config, scanned.root, scanned.samples, reporter=reporter
     )
@@ -125,6 +137,10 @@ def scan_and_audit(
         reporter.finish()
     present = {(sample.label, sample.split) for sample in readable}
     lost = {(sample.label, sample.split) for sample in scanned.samples} - present
+    readable = [
+        replace(sample, digest=digest)
+        for sample, digest in zip(readable, fingerprints.read_digests(), strict=True)
+    ]
     return ScannedDataset(
         scanned.root,
         assign_duplicate_groups(readable, duplicates or ()),
@@ -132,6 +148,7 @@ def scan_and_audit(
         duplicates,
         rejected,
         (*scanned.empty_classes, *sorted(lost, key=str)),
+        scanned.notes,
     )
 
 
@@ -224,14 +241,22 @@ def resolve_if_path(name: str) -> str:
 
 
 def find_readable_samples(
-    path: Path, *, options: ReadOptions, reporter: Reporter
+    path: Path, *, options: ReadOptions, reporter: Reporter, splits: SplitSetting = "auto"
 ) -> tuple[list[Sample], Path, list[RejectedFile]]:
     """Return the readable labelled images, their root, and the rejected files.
+
+    Args:
+        path: Folder or CSV.
+        options: How image files are read.
+        reporter: Receives progress, notes and warnings.
+        splits: How splits are found, see ``scan``.
 
     Raises:
         DataError: There is no labelled image, or no readable one of a class.
     """
-    scanned = scan(path)
+    scanned = scan(path, splits=splits)
+    for line in scanned.notes:
+        reporter.note(line)
     reporter.start("checking images", len(scanned.samples))
     readable, unreadable = filter_readable(
         scanned.root, scanned.samples, options=options, on_progress=reporter.advance

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune.data.split import find_drawn_splits, stratified_split
+from finetune.data.split import explain_missing_split, find_drawn_splits, stratified_split
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
 from finetune.types import RejectedFile, Sample, Split
@@ -105,6 +105,11 @@ def build_manifest(
     _check_groups(manifest)
     for split in (Split.TRAIN, Split.VAL):
         if not manifest.get_samples(split):
+            why = explain_missing_split(
+                [sample.label for sample in pool], [sample.duplicate_group for sample in pool]
+            )
+            if why and split in drawn:
+                raise DataError(f"No image of {root} can be held out for {split.value}: {why}")
             raise DataError(f"{root} has no readable image in its {split.value} split. Add images.")
     return manifest
 
@@ -137,13 +142,20 @@ def check_labels(samples: Sequence[Sample], classes: Sequence[str]) -> None:
 
 
 def format_manifest(manifest: Manifest) -> str:
-    """Return the manifest as CSV of path,label,split,group and the duplicate group."""
+    """Return the manifest as CSV of path,label,split,group, the duplicate group and the digest."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "split", "group", _DUPLICATE_GROUP_COLUMN])
+    writer.writerow(["path", "label", "split", "group", _DUPLICATE_GROUP_COLUMN, "digest"])
     for sample in manifest.samples:
         writer.writerow(
-            [sample.path, sample.label, sample.split, sample.group, sample.duplicate_group]
+            [
+                sample.path,
+                sample.label,
+                sample.split,
+                sample.group,
+                sample.duplicate_group,
+                sample.digest,
+            ]
         )
     return text.getvalue()
 
@@ -173,6 +185,7 @@ def read_manifest(file: Path, *, root: Path) -> Manifest:
                     row["group"],
                     # absent from the oldest manifests
                     row.get(_DUPLICATE_GROUP_COLUMN) or row.get("copies") or "",
+                    row.get("digest") or "",
                 )
                 for row in csv.DictReader(stream)
             )

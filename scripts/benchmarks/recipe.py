@@ -82,6 +82,8 @@ def run_round(this: Round, study: Study, options: Namespace) -> int:
     """Run the missing tools of a round, and return the number of failures."""
     index, seed, case, weights = this
     started, failures = datetime.datetime.now().isoformat(timespec="seconds"), 0
+    if options.work is not None:
+        options.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.work, prefix="recipe-") as name:
         images = Path(name) / "images"
         for tool in order_tools(study.tools, index):

@@ -24,7 +24,9 @@ from finetune.commands.run_split import (
 )
 from finetune.commands.stored_run import check_files_exist
 from finetune.commands.target_prior import apply_prior, prior_to_json
+from finetune.config.load import build_config
 from finetune.data.images.validate import filter_readable
+from finetune.data.layouts.split_names import SplitSetting
 from finetune.data.manifest import Manifest, check_labels
 from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.inference.predictor import Predictor, check_tta
@@ -119,6 +121,7 @@ def evaluate(
     batch_size: int = 32,
     tta: bool = False,
     prior: str | None = None,
+    splits: str | Mapping[str, str] | None = None,
     reporter: Reporter | None = None,
 ) -> EvaluateResult:
     """Evaluate a model on labelled images.
@@ -134,6 +137,8 @@ def evaluate(
         tta: Whether to average over each image and its horizontal flip.
         prior: Target class prior: "uniform", "train", "model" or a file; None takes that of the
             model card.
+        splits: Split folders of the data, as the config key ``data.splits``; None takes those of
+            the run if the data have them, and else finds them by their names.
         reporter: Receiver of progress and notes.
 
     Raises:
@@ -149,7 +154,11 @@ def evaluate(
     if tta:
         check_tta(bundle.card)
     run = read_run_images(model)
-    images = _select_images(model, data, run, split, reporter)
+    setting: SplitSetting = "auto"
+    if splits is not None:
+        setting = build_config({}, flags={"data.splits": ("splits", splits)}).data.split_setting
+        run = None if run is None else replace(run, splits=setting)
+    images = _select_images(model, data, run, split, setting, reporter)
     check_labels(images.samples, bundle.card.classes)
     num_training_images = _count_training_images(images, run or _read_run_of_part(model), reporter)
     manifest = Manifest(images.root, bundle.card.classes, tuple(images.samples))
@@ -192,6 +201,7 @@ def _select_images(
     data: Path | None,
     run: RunImages | None,
     split: Split | None,
+    splits: SplitSetting,
     reporter: Reporter,
 ) -> _EvaluationSet:
     """Return the images of a split of the run, or those of other data."""
@@ -201,7 +211,7 @@ def _select_images(
                 f"{model} is not a run folder, so it has no held-out images. Give a folder of "
                 f"labelled images: finetune evaluate {model} FOLDER"
             )
-        return _select_other_images(data, {}, split, reporter)
+        return _select_other_images(data, {}, split, splits, reporter)
     if data is None and not run.path.exists():
         present = [sample.split for sample in run.manifest.samples]
         check_files_exist(run.manifest, run.manifest.get_samples(choose_split(present, split)))
@@ -210,7 +220,7 @@ def _select_images(
         return _select_run_images(located, run, split, reporter)
     paths = (sample.path for sample in located.scan.samples)
     matches = dict(zip(paths, located.matches, strict=True))
-    return _select_other_images(located.path, matches, split, reporter)
+    return _select_other_images(located.path, matches, split, located.splits, reporter)
 
 
 def _select_run_images(
@@ -239,11 +249,15 @@ def _select_run_images(
 
 
 def _select_other_images(
-    data: Path, matches: Mapping[str, Match], split: Split | None, reporter: Reporter
+    data: Path,
+    matches: Mapping[str, Match],
+    split: Split | None,
+    splits: SplitSetting,
+    reporter: Reporter,
 ) -> _EvaluationSet:
     """Return the images of a split of the data, or all of them if they have no splits."""
     samples, root, rejected = find_readable_samples(
-        data, options=DEFAULT_READ_OPTIONS, reporter=reporter
+        data, options=DEFAULT_READ_OPTIONS, reporter=reporter, splits=splits
     )
     selected = None
     if any(sample.split is not None for sample in samples):

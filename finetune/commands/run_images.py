@@ -55,12 +55,14 @@ class LocatedImages:
         scan: Its images.
         matches: Relation of each image to the run, in the same order.
         is_in_place: Whether ``path`` is the data path of the run.
+        splits: How splits are found in it, see ``scan``.
     """
 
     path: Path
     scan: Scan
     matches: Sequence[Match]
     is_in_place: bool
+    splits: SplitSetting = "auto"
 
     def holds_run(self, run: RunImages) -> bool:
         """Return whether these are the images of a run, and not a few of them or others."""
@@ -113,10 +115,11 @@ def locate_images(data: Path | None, run: RunImages, *, reporter: Reporter) -> L
         DataError: The folder or CSV cannot be read as labelled images.
     """
     path = run.path if data is None else _find_data_path(data, run, reporter)
-    scanned = _scan_now(path, run, reporter)
-    matches = match_images(scanned.root, scanned.samples, run.manifest, reporter=reporter)
     is_in_place = path.resolve() == run.path.resolve()
-    return LocatedImages(path, scanned, matches, is_in_place)
+    splits = run.splits if is_in_place else _adapt_splits(path, run.splits)
+    scanned = _scan_now(path, run, splits, reporter)
+    matches = match_images(scanned.root, scanned.samples, run.manifest, reporter=reporter)
+    return LocatedImages(path, scanned, matches, is_in_place, splits)
 
 
 def _find_data_path(data: Path, run: RunImages, reporter: Reporter) -> Path:
@@ -143,7 +146,15 @@ def _holds_images(folder: Path, run: RunImages) -> bool:
     return 2 * sum((folder / path).is_file() for path in relative) > len(probes)
 
 
-def _scan_now(path: Path, run: RunImages, reporter: Reporter) -> Scan:
+def _adapt_splits(path: Path, splits: SplitSetting) -> SplitSetting:
+    """Return how splits are found in other data: by the run's names only if it has all of them."""
+    if isinstance(splits, str) or not path.is_dir():
+        return splits
+    present = {entry.name.casefold() for entry in path.iterdir()}
+    return splits if {name.partition("/")[0].casefold() for name in splits} <= present else "auto"
+
+
+def _scan_now(path: Path, run: RunImages, splits: SplitSetting, reporter: Reporter) -> Scan:
     """Return the images of a folder or CSV, or those of the run where a folder gives no labels.
 
     Raises:
@@ -152,7 +163,7 @@ def _scan_now(path: Path, run: RunImages, reporter: Reporter) -> Scan:
     reason = f"the run read them from {run.path.name}" if run.is_csv else ""
     if not (run.is_csv and path.is_dir() and _holds_images(path, run)):
         try:
-            scanned = scan(path, splits=run.splits, allow_empty=True)
+            scanned = scan(path, splits=splits, allow_empty=True)
         except DataError as error:
             if not (path.is_dir() and _holds_images(path, run)):
                 raise

@@ -45,14 +45,12 @@ class FolderContents:
     @cached_property
     def children(self) -> "tuple[FolderContents, ...]":
         """Visible sub-folders without those of finetune."""
-        folders = (FolderContents(path) for path in list_folders(self.path))
-        return tuple(folder for folder in folders if not folder.holds_only_outputs)
+        return tuple(f for f in self._folders if not (f.holds_only_outputs or f.is_emptied_runs))
 
     @cached_property
     def outputs(self) -> tuple[Path, ...]:
         """Sub-folders that hold nothing but what finetune has written."""
-        kept = {child.path for child in self.children}
-        return tuple(path for path in list_folders(self.path) if path not in kept)
+        return tuple(folder.path for folder in self._folders if folder.holds_only_outputs)
 
     @cached_property
     def classes(self) -> "tuple[FolderContents, ...]":
@@ -61,18 +59,19 @@ class FolderContents:
 
     @cached_property
     def holds_only_outputs(self) -> bool:
-        """Whether it is a run, an audit or a model of finetune, or a folder of such without images.
+        """Whether it is a run, an audit or a model of finetune, or a folder of such, imageless."""
+        return is_output_folder(self.path) or (not self.has_images and bool(self._outputs))
 
-        An emptied ``runs`` is one, too.
-        """
-        if is_output_folder(self.path):
-            return True
-        if self.has_images:
+    @cached_property
+    def is_emptied_runs(self) -> bool:
+        """Whether it is a folder ``runs`` that holds nothing, or only the link to a former run."""
+        if self.name != _RUNS_NAME:
             return False
-        is_emptied = self.name == _RUNS_NAME and not any(
-            entry.name != _LATEST_NAME for entry in self.path.iterdir()
-        )
-        return bool(self._outputs) or is_emptied
+        return not any(entry.name != _LATEST_NAME for entry in self.path.iterdir())
+
+    @cached_property
+    def _folders(self) -> "tuple[FolderContents, ...]":
+        return tuple(FolderContents(path) for path in list_folders(self.path))
 
     _outputs: list[Path] = field(default_factory=list, compare=False, repr=False)
 

@@ -246,7 +246,9 @@ def test_scan_passes_over_emptied_runs_folder(tmp_path: Path, link: str | None) 
     (tmp_path / "runs").mkdir()
     if link:
         (tmp_path / "runs/latest").symlink_to(link)
-    assert scan(tmp_path).notes == ("Passed over runs, written by finetune.",)
+    result = scan(tmp_path)
+    assert {sample.label for sample in result.samples} == {"ants", "bees"}
+    assert result.notes == ()
 
 
 def test_scan_class_called_runs_stays_a_class(tmp_path: Path) -> None:

@@ -5,10 +5,15 @@ The commands of the command line are functions here: ``fit``, ``resume``, ``insp
 ``import finetune`` is light.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+import importlib
+
+# typing would be the slowest import before the command line handles Ctrl-C
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from finetune.api import compare, find_learning_rate, fit, inspect, plan_fit
     from finetune.commands.evaluate import evaluate
     from finetune.commands.export import export

@@ -2,29 +2,57 @@
 
 import os
 import sys
+from contextlib import suppress
 
 from finetune.distributed import signals
-from finetune.system.openmp import wait_passively
+from finetune.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE
 
-_INTERRUPTIBLE_COMMANDS = ("fit", "join-run")
+_RESUMABLE_COMMANDS = ("fit", "join-run")
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    if sys.argv[1:2] and sys.argv[1] in _INTERRUPTIBLE_COMMANDS:
-        # the following imports take seconds, during which a scheduler may send a signal
-        signals.install_handlers()
-    wait_passively(os.environ)
-    from finetune.cli.main import run
+    is_resumable = sys.argv[1:2] != [] and sys.argv[1] in _RESUMABLE_COMMANDS
+    # the following imports take seconds, during which a person or a scheduler may send a signal
+    if is_resumable:
+        signals.install_handlers(report_early_stop)
+    else:
+        signals.install_interrupt_handler(report_early_stop)
+    from finetune.system import output_streams
+    from finetune.system.openmp import wait_passively
 
-    code = run()
-    if sys.argv[1:2] and sys.argv[1] in _INTERRUPTIBLE_COMMANDS:
+    output_streams.protect()
+    wait_passively(os.environ)
+    from finetune.cli.main import check_output, run
+
+    code = check_output(run())
+    if is_resumable:
         signals.ignore()  # Python removes its handlers before it exits, and the work is done
     if _has_process_group():
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)  # NCCL would wait for the ranks that are gone
     sys.exit(code)
+
+
+def report_early_stop(signum: int) -> int:
+    """Report a signal that ends the process before its command works; return the exit code."""
+    is_ctrl_c = signum == signals.signal.SIGINT
+    message = "Interrupted by Ctrl-C." if is_ctrl_c else f"Stopped by {signals.get_name(signum)}."
+    code = INTERRUPTED_EXIT_CODE if is_ctrl_c else PREEMPTED_EXIT_CODE
+    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "SLURM_PROCID")):
+        return code  # one process of a run reports it
+    file = None if is_ctrl_c else os.environ.get(signals.REQUEUE_FILE_VARIABLE)
+    if file is not None:
+        try:
+            with open(file, "w") as stream:  # noqa: PTH123 - pathlib may be half imported
+                stream.write(f"{signals.get_name(signum)}\n")
+        except OSError as error:
+            message += f" No restart was requested: cannot write {file}: {error.strerror}."
+        else:
+            message, code = f"{message} A restart was requested through {file}.", 0
+    with suppress(OSError):
+        newline = "\n" if is_ctrl_c and os.isatty(2) else ""  # after the terminal's ^C
+        os.write(2, f"{newline}error: {message}\n".encode(errors="backslashreplace"))
+    return code
 
 
 def _has_process_group() -> bool:

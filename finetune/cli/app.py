@@ -1,6 +1,5 @@
 """Command-line application: each command parses its options, runs and prints its result."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +15,7 @@ from finetune.cli.render.output import (
     build_console_reporter,
     exit_on_stop_request,
     print_json,
+    print_text,
     show_result,
 )
 from finetune.cli.submit import CONTEXT_SETTINGS, submit
@@ -85,6 +85,14 @@ def evaluate(
     batch_size: BatchSize = 32,
     tta: Tta = False,
     prior: Prior = None,
+    splits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Split folders, as in Training=train,Testing=test, or none.  [those of the run, "
+            "else by their names]",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model on labelled images."""
@@ -104,6 +112,7 @@ def evaluate(
         batch_size=batch_size,
         tta=tta,
         prior=prior,
+        splits=splits,
         reporter=reporter,
     )
     show_result(reporter, result.to_json(), reporter.show_evaluation)
@@ -147,7 +156,7 @@ def predict(
     if as_json:
         print_json(result.to_json())
     elif output is None:
-        sys.stdout.write(result.to_csv())
+        print_text(result.to_csv())
     is_adjusted = prior is not None or result.prior["adjusted"]
     if output is not None or tta or is_adjusted:
         reporter.note(_describe_predictions(len(result.predictions), output, tta=tta))
@@ -261,7 +270,7 @@ def config(as_json: Json = False) -> None:
     if as_json:
         print_json(Config().model_dump(mode="json"))
     else:
-        sys.stdout.write(dump_commented_defaults())
+        print_text(dump_commented_defaults())
 
 
 @app.command(name="join-run", hidden=True)
@@ -278,7 +287,7 @@ def _handle_version_option(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        sys.stdout.write(f"{finetune.__version__}\n")
+        print_text(f"{finetune.__version__}\n")
         raise typer.Exit
 
 

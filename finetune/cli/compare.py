@@ -70,7 +70,8 @@ def compare(
         path, settings = split_args(args or [])
         config = build_run_config(path, parse_assignments(settings), flags, None)
         check_compare(config, names, weights=weights, csv=csv)
-        reporter = build_console_reporter(json_output=as_json)
+        is_printed_only = csv is None and not as_json
+        reporter = build_console_reporter(json_output=as_json, ends_with_reader=is_printed_only)
         from finetune.commands.compare.compare import compare as command
 
         result = command(config, names, weights=weights, csv=csv, reporter=reporter)

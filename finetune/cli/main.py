@@ -9,7 +9,11 @@ from pathlib import Path
 import typer
 
 from finetune.cli.app import app
-from finetune.cli.render.output import SIGNAL_EXIT_CODE_BASE, build_console_reporter
+from finetune.cli.render.output import (
+    SIGNAL_EXIT_CODE_BASE,
+    build_console_reporter,
+    build_output_error,
+)
 from finetune.distributed import signals
 from finetune.distributed.launch import is_nonzero_rank
 from finetune.errors import (
@@ -18,6 +22,7 @@ from finetune.errors import (
     ConfigError,
     FinetuneError,
 )
+from finetune.system import output_streams
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -40,16 +45,32 @@ def run(argv: Sequence[str] | None = None) -> int:
         if not _is_reported_elsewhere(error):
             _print_error(_extract_message(error))
         return error.exit_code
-    except BrokenPipeError:
-        # the reader closed the pipe; redirect so that no flush at exit fails
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         return _handle_foreign_error(error, arguments)
     if not isinstance(code, int):
         return 0
     signum = code - SIGNAL_EXIT_CODE_BASE
     return _handle_stop_signal(signum) if signum in signals.STOP_SIGNALS else code
+
+
+def check_output(code: int) -> int:
+    """Return the exit code of a command, another one if its output was lost on a full disk.
+
+    A reader that closes a pipe has seen enough. A run goes on without its console, and its log has
+    the output.
+
+    Args:
+        code: Exit code of the command.
+    """
+    failure = output_streams.get_failure(1)
+    output_streams.get_failure(2)  # writes what is buffered
+    if code != 0 or failure is None or output_streams.is_closed_pipe(failure):
+        return code
+    if output_streams.has_log():
+        return code
+    error = build_output_error(failure)
+    _print_error(str(error))
+    return error.exit_code
 
 
 def _handle_stop_signal(signum: int) -> int:

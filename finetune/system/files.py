@@ -176,6 +176,12 @@ def explain_disk_error(
     return None
 
 
+def describe_disk_error(error: OSError) -> str:
+    """Return what is wrong with a disk, as a clause for a message."""
+    reason = _DISK_ERRORS.get(error.errno or 0)
+    return reason or (error.strerror or str(error) or type(error).__name__)
+
+
 def _build_storage_error(path: Path | str, reason: str, remedy: str) -> StorageError:
     return StorageError(f"Cannot write {path}: {reason}. {remedy}")
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from finetune.errors import RunFolderError, StorageError
+from finetune.system import output_streams
 from finetune.system.files import (
     remove_stale_temp_folders,
     replace_symlink,
@@ -67,6 +68,11 @@ class RunFolder:
     def metrics_path(self) -> Path:
         """Metrics with one row per epoch."""
         return self.path / "metrics.csv"
+
+    @property
+    def console_log_path(self) -> Path:
+        """What the run printed after its console was closed; absent if it never was."""
+        return self.path / "console.log"
 
     @property
     def lr_find_csv_path(self) -> Path:
@@ -192,7 +198,8 @@ def lock_run(
     """Hold the run's lock, which keeps other processes from training it.
 
     After a kill the DataLoader workers hold the lock for a few more seconds. On file systems
-    without locks nothing is locked.
+    without locks nothing is locked. From now on, a log in the run folder takes the place of a
+    console that is closed.
 
     Args:
         run: Run folder to lock.
@@ -227,6 +234,7 @@ def lock_run(
         lock.truncate(0)
         lock.write(_describe_process())
         lock.flush()
+        output_streams.set_log(run.console_log_path)
         yield
 
 

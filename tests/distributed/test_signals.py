@@ -104,23 +104,44 @@ def start_python(code: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
     return process
 
 
-def test_install_handlers_signal_during_imports_is_raised_after_them() -> None:
+INSTALLED = (
+    "from finetune.distributed import signals\n"
+    "def report(signum):\n"
+    "    print(signals.get_name(signum), flush=True)\n"
+    "    return 77\n"
+    "signals.install_handlers(report)\n"
+)
+
+
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+def test_install_handlers_signal_before_work_ends_process_at_once(signum: int) -> None:
+    code = f"{INSTALLED}print('up', flush=True)\nwhile True: pass"
+    with start_python(code) as process:
+        process.send_signal(signum)
+        out, err = process.communicate(timeout=30)
+    assert (out, err, process.returncode) == (f"{signal.Signals(signum).name}\n", "", 77)
+
+
+def test_install_handlers_signal_in_work_is_raised_and_after_it_recorded() -> None:
     code = (
-        "from finetune.distributed import signals; signals.install_handlers()\n"
-        "print('up', flush=True); input(); print('imported', flush=True)\n"
-        "with signals.allow_interrupts(): print('never')"
+        f"{INSTALLED}"
+        "print('up', flush=True)\n"
+        "try:\n"
+        "    with signals.allow_interrupts(): input()\n"
+        "except signals.StopRequest as stop: print(stop, flush=True)\n"
+        "import os; os.kill(os.getpid(), 15); print('done')"
     )
     with start_python(code) as process:
         process.send_signal(signal.SIGUSR1)
         out, err = process.communicate("\n", timeout=30)
-    assert out == "imported\n"
-    assert "StopRequest: SIGUSR1" in err
+    assert (out, err, process.returncode) == ("SIGUSR1\ndone\n", "", 0)
 
 
 def test_block_started_process_never_receives_signals() -> None:

@@ -110,7 +110,9 @@ def _run_command(
     options = ("--config", "config.yaml", "--output", str(run))
     schedule = f"lr_schedule.name={fault_points.__name__}:linear"
     sys.argv = ["finetune", "fit", "photos", *options, schedule, *args]
-    signals.install_handlers()  # main() does this first; no signal may be lost from here on
+    signals.install_handlers(
+        command_line.report_early_stop
+    )  # main() does this first; no signal may be lost from here on
     is_ready.set()
     point, number, _ = variables.get(fault_points.VARIABLE, ",0,0").split(",")
     if point == "import":

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +16,7 @@ from finetune.cli.render.evaluation_table import (
     build_remarks,
 )
 from finetune.cli.render.plan_table import build_plan_rows, describe_probe_result
+from finetune.system import output_streams
 from finetune.types import Reporter
 from finetune.units import format_count, format_millions, format_percent, format_scientific
 
@@ -25,11 +27,17 @@ class ConsoleReporter(Reporter):
     Args:
         json_output: Whether standard output is reserved for one JSON object; everything else then
             goes to standard error.
+        ends_with_reader: Whether the command is in vain, and ends, when the reader of its output
+            has closed the pipe.
         rank: Rank of this process, the prefix of warnings and errors; None for a single process.
     """
 
-    def __init__(self, *, json_output: bool = False, rank: int | None = None) -> None:
+    def __init__(
+        self, *, json_output: bool = False, ends_with_reader: bool = False, rank: int | None = None
+    ) -> None:
         self.json_output = json_output
+        self._ends_with_reader = ends_with_reader
+        self._shown_warnings: set[str] = set()
         self._rank_prefix = "" if rank is None else escape(f"[rank {rank}] ")
         self.err_console = Console(stderr=True, highlight=False)
         self.console = self.err_console if json_output else Console(highlight=False)
@@ -39,9 +47,15 @@ class ConsoleReporter(Reporter):
     def note(self, message: str) -> None:
         """Print a line."""
         self.console.print(escape(message), soft_wrap=True)
+        failure = output_streams.get_failure(1) if self._ends_with_reader else None
+        if failure is not None and output_streams.is_closed_pipe(failure):
+            raise typer.Exit
 
     def warn(self, message: str) -> None:
-        """Print a highlighted line to standard error."""
+        """Print a highlighted line to standard error, unless it was printed before."""
+        if message in self._shown_warnings:
+            return
+        self._shown_warnings.add(message)
         self.err_console.print(f"{self._rank_prefix}[yellow]warning:[/] {escape(message)}")
 
     def error(self, message: str) -> None:

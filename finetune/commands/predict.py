@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bundle.bundle import load_model
-from finetune.commands.prepare_data import summarise_rejected
+from finetune.commands.rejected_files import summarise_rejected
 from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.images.validate import check_files
 from finetune.data.scan import list_images

@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,15 +17,16 @@ from finetune.audit.duplicate_groups import assign_duplicate_groups
 from finetune.audit.fingerprint_table import FingerprintTable, fingerprint_files
 from finetune.audit.leakage import apply_leakage_policy
 from finetune.audit.near_duplicates import DuplicateGroup
+from finetune.commands.rejected_files import report_rejected
 from finetune.config.schema import Config
 from finetune.data.cache.eviction import resolve_cache_root
 from finetune.data.images.validate import filter_readable
 from finetune.data.layouts.class_names import describe_similar_classes, find_similar_classes
 from finetune.data.layouts.split_names import SplitSetting
 from finetune.data.manifest import Manifest, build_manifest
-from finetune.data.scan import Scan, scan
+from finetune.data.scan import scan
 from finetune.data.split import find_drawn_splits
-from finetune.errors import ConfigError, DataError
+from finetune.errors import ConfigError
 from finetune.types import ReadOptions, RejectedFile, Reporter, Sample, Split
 
 
@@ -126,7 +127,7 @@ def scan_and_audit(
     readable, fingerprints, unreadable = fingerprint_samples(
         config, scanned.root, scanned.samples, reporter=reporter
     )
-    rejected = _report_rejected(
+    rejected = report_rejected(
         scanned, readable, unreadable, reporter, fail_on_lost_class=not (audit_only and readable)
     )
     duplicates: list[DuplicateGroup] | None = None
@@ -262,49 +263,7 @@ def find_readable_samples(
         scanned.root, scanned.samples, options=options, on_progress=reporter.advance
     )
     reporter.finish()
-    return readable, scanned.root, _report_rejected(scanned, readable, unreadable, reporter)
-
-
-def _report_rejected(
-    scanned: Scan,
-    readable: Sequence[Sample],
-    unreadable: Sequence[RejectedFile],
-    reporter: Reporter,
-    *,
-    fail_on_lost_class: bool = True,
-) -> list[RejectedFile]:
-    """Return all rejected files after one warning about them.
-
-    Raises:
-        DataError: A class has no readable image.
-    """
-    rejected = [*scanned.rejected, *unreadable]
-    if rejected:
-        files = "1 file" if len(rejected) == 1 else f"{len(rejected)} files"
-        reporter.warn(f"{files} left out: {summarise_rejected(rejected)}")
-    lost = {s.label for s in scanned.samples} - {s.label for s in readable}
-    if lost and fail_on_lost_class:
-        name = min(lost)
-        label_of = {sample.path: sample.label for sample in scanned.samples}
-        example = next(entry for entry in unreadable if label_of[entry.path] == name)
-        raise DataError(
-            f"No image of class '{name}' can be read (such as {example.path}: {example.reason}). "
-            f"Repair the files or remove the class."
-        )
-    return rejected
-
-
-def summarise_rejected(rejected: Iterable[RejectedFile]) -> str:
-    """Return the four most frequent reasons with their counts and one example each."""
-    paths_of: dict[str, list[str]] = {}
-    for entry in rejected:
-        reason = entry.reason.partition(" (")[0].partition(":")[0]
-        paths_of.setdefault(reason, []).append(entry.path)
-    counts = Counter({reason: len(paths) for reason, paths in paths_of.items()}).most_common()
-    shown = [f"{count} {reason} (such as {paths_of[reason][0]})" for reason, count in counts[:4]]
-    if rest := sum(count for _, count in counts[4:]):
-        shown.append(f"{rest} for other reasons")
-    return "; ".join(shown)
+    return readable, scanned.root, report_rejected(scanned, readable, unreadable, reporter)
 
 
 def _warn_about_missing_classes(manifest: Manifest, reporter: Reporter) -> None:

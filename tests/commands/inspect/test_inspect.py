@@ -201,16 +201,29 @@ def test_inspect_default_backbone_named_explicitly_is_used(
     assert used == ["resnet50"]
 
 
-@pytest.mark.parametrize("place", ["", "audit", "train/audit"])
-def test_inspect_output_among_the_images_raises_run_folder_error(
-    garden: Path, tmp_path: Path, place: str
+def test_inspect_output_over_the_images_raises_run_folder_error(
+    garden: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(garden, data)
     before = list_tree(data)
-    with pytest.raises(RunFolderError, match=r"data(/\w+)* .*--output"):
-        run_inspect(data, data / place)
+    with pytest.raises(RunFolderError, match=r"data .*--output"):
+        run_inspect(data, data)
     assert list_tree(data) == before
+
+
+@pytest.mark.parametrize("place", ["audit", "runs/audit", "train/audit", "train/ant/audit"])
+def test_inspect_output_among_the_images_is_passed_over_by_the_next_audit(
+    garden: Path, tmp_path: Path, place: str
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(garden, data)
+    first, second = (run_inspect(data, data / place).audit for _ in range(2))
+    assert list((data / place / "duplicates").iterdir())
+    assert second.class_counts == first.class_counts
+    assert second.unreadable == first.unreadable
+    shown = place.partition("/")[0] if place.startswith("runs") else place
+    assert [*first.layout, *second.layout] == [f"Passed over {shown}, written by finetune."]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,64 @@
+"""Files that a command leaves out: their warning, and the error where a class has no other."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from finetune.data.file_listing import suggest_file
+from finetune.data.scan import Scan
+from finetune.errors import DataError
+from finetune.types import RejectedFile, Reporter, Sample
+from finetune.units import format_count
+
+
+def report_rejected(
+    scanned: Scan,
+    readable: Sequence[Sample],
+    unreadable: Sequence[RejectedFile],
+    reporter: Reporter,
+    *,
+    fail_on_lost_class: bool = True,
+) -> list[RejectedFile]:
+    """Return all rejected files after one warning about them.
+
+    Args:
+        scanned: Images and rejected files of a folder or CSV.
+        readable: Images that can be read.
+        unreadable: Those that cannot.
+        reporter: Receives the warning.
+        fail_on_lost_class: Whether a class without a readable image is an error.
+
+    Raises:
+        DataError: A class has no readable image.
+    """
+    rejected = [*scanned.rejected, *unreadable]
+    if rejected:
+        files = format_count(len(rejected), "file")
+        reporter.warn(f"{files} left out: {summarise_rejected(rejected)}")
+    lost = {s.label for s in scanned.samples} - {s.label for s in readable}
+    if lost and fail_on_lost_class:
+        name = min(lost)
+        label_of = {sample.path: sample.label for sample in scanned.samples}
+        example = next(entry for entry in unreadable if label_of[entry.path] == name)
+        is_missing = not (scanned.root / example.path).exists()
+        fitting = suggest_file(scanned.root, example.path) if is_missing else None
+        remedy = "Repair the files or remove the class."
+        if is_missing:
+            remedy = f"{fitting} exists. Correct the paths." if fitting else "Correct the paths."
+        raise DataError(
+            f"No image of class '{name}' can be read (such as {example.path}: {example.reason}). "
+            f"{remedy}"
+        )
+    return rejected
+
+
+def summarise_rejected(rejected: Iterable[RejectedFile]) -> str:
+    """Return the four most frequent reasons with their counts and one example each."""
+    paths_of: dict[str, list[str]] = {}
+    for entry in rejected:
+        reason = entry.reason.partition(" (")[0].partition(":")[0]
+        paths_of.setdefault(reason, []).append(entry.path)
+    counts = Counter({reason: len(paths) for reason, paths in paths_of.items()}).most_common()
+    shown = [f"{count} {reason} (such as {paths_of[reason][0]})" for reason, count in counts[:4]]
+    if rest := sum(count for _, count in counts[4:]):
+        shown.append(f"{rest} for other reasons")
+    return "; ".join(shown)

@@ -111,6 +111,11 @@ class ReadOptions:
     max_pixels: int = 178_000_000
     pixel_range: PixelRange | None = None
 
+    @property
+    def pixel_tag(self) -> str:
+        """Suffix of the names of stores whose content depends on the range; empty without one."""
+        return "" if self.pixel_range is None else f"-{self.pixel_range}".replace(":", "..")
+
 
 DEFAULT_READ_OPTIONS = ReadOptions()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from finetune.audit.image_alignment import (
     apply_orientation,
 )
 from finetune.data.images.validate import map_in_threads
+from finetune.types import ReadOptions
 
 Rows = NDArray[np.int64]
 
@@ -219,15 +221,15 @@ def _find_file_matches(
     """Return the pairs (M, 2) of the candidates that match when decoded at 64 pixels a side."""
     rows, inverse = np.unique(candidates.pairs, return_inverse=True)
     files = [paths[row] for row in rows.tolist()]
-    images = np.stack(list(map_in_threads(_decode_smoothed, files)))[
-        inverse.reshape(candidates.pairs.shape)
-    ]
+    decode = partial(_decode_smoothed, options=fingerprints.options)
+    images = np.stack(list(map_in_threads(decode, files)))[inverse.reshape(candidates.pairs.shape)]
     aligned, difference = realign(stage, candidates, images[:, 0], images[:, 1])
     return aligned.pairs[find_matches(fingerprints, stage, aligned, difference)]
 
 
-def _decode_smoothed(path: Path) -> Array:
-    pixels: Array = gaussian_filter(decode_greyscale(path, _DECODED_SIDE), 0.8)
+def _decode_smoothed(path: Path, *, options: ReadOptions) -> Array:
+    grey = decode_greyscale(path, _DECODED_SIDE, options=options)
+    pixels: Array = gaussian_filter(grey, 0.8)
     return pixels
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from finetune.audit.fingerprint_table import FingerprintTable
 from finetune.audit.label_errors import LabelErrorCandidate
 from finetune.audit.near_duplicates import BLANK_CONTRAST, DuplicateGroup
+from finetune.data.images.bit_depth import DatasetBits
 from finetune.data.layouts.class_names import SimilarClasses, find_similar_classes
 from finetune.data.manifest import Manifest
 from finetune.types import RejectedFile, Sample, Split
@@ -118,6 +119,8 @@ class Audit:
         data: Absolute path of the folder or CSV; None if the reader of the audit knows it.
         similar_classes: Classes whose names look alike.
         layout: Lines that say how the folder or CSV was read.
+        bits: Bits of the values of 16-bit files that do not state them; None without such files.
+        pixel_range: Value of ``data.pixel_range`` that they were read with.
     """
 
     num_images: int
@@ -132,6 +135,8 @@ class Audit:
     data: str | None = None
     similar_classes: tuple[SimilarClasses, ...] = ()
     layout: tuple[str, ...] = ()
+    bits: DatasetBits | None = None
+    pixel_range: str = "full"
 
     @property
     def training_counts(self) -> Mapping[str, int]:
@@ -159,6 +164,8 @@ class Audit:
             "version": AUDIT_VERSION,
             **({} if self.data is None else {"data": self.data}),
             "layout": list(self.layout),
+            "pixel_range": self.pixel_range,
+            "sixteen_bit_files": None if self.bits is None else self.bits.to_json(),
             "num_images": self.num_images,
             "class_counts": {split: dict(counts) for split, counts in self.class_counts.items()},
             "similar_classes": [classes.to_json() for classes in self.similar_classes],
@@ -219,6 +226,7 @@ def audit_images(
         ),
         suspicious_images=tuple(_find_suspicious_images(samples, fingerprints)),
         similar_classes=tuple(find_similar_classes(samples)),
+        bits=DatasetBits.from_max_values(fingerprints.read_column("max_value")),
     )
 
 

@@ -28,6 +28,7 @@ FINGERPRINT = np.dtype(
         ("width", "<u4"),  # upright
         ("height", "<u4"),
         ("mode", "S8"),  # Pillow's, as stored
+        ("max_value", "<u4"),  # of a 16-bit image that does not state its bits; 0 for others
         ("dark", "<f4"),  # 5th percentile of the brightness, in [0, 1]
         ("bright", "<f4"),  # 95th percentile of the brightness
         ("contrast", "<f4"),  # between the percentiles 0.5 and 99.5, in [0, 1]
@@ -56,6 +57,7 @@ def compute_fingerprint(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIO
     fingerprint["num_bytes"] = num_bytes
     fingerprint["width"], fingerprint["height"] = image.width, image.height
     fingerprint["mode"] = image.mode.encode()[:8]
+    fingerprint["max_value"] = image.max_value
     _compute_statistics(grey, fingerprint)
     return fingerprint
 
@@ -68,14 +70,21 @@ def compute_digest(path: Path) -> str:
         return ""
 
 
-def decode_greyscale(path: Path, side: int) -> NDArray[np.float32]:
+def decode_greyscale(
+    path: Path, side: int, *, options: ReadOptions = DEFAULT_READ_OPTIONS
+) -> NDArray[np.float32]:
     """Decode an upright image as grey levels in [0, 255], shape (side, side).
+
+    Args:
+        path: Image file.
+        side: Height and width to resize to.
+        options: How its fingerprint was computed.
 
     Raises:
         DataError: The file has changed since its fingerprint was computed.
     """
     try:
-        grey = open_image(path).to_grey(side)
+        grey = open_image(path, options=options).to_grey(side)
     except DataError as error:
         raise DataError(
             f"{path} was readable when its fingerprint was computed, but is not now: {error}. Run "

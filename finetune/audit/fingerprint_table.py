@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from finetune.audit.fingerprint import FINGERPRINT, compute_fingerprint
 from finetune.data.cache.array_store import NOT_STORED, ArrayStore, StoreEntry
-from finetune.data.cache.eviction import evict_to_fit
+from finetune.data.cache.eviction import evict_to_fit, warn_of_cache_failure
 from finetune.data.cache.file_stamp import FileStamp, read_file_stamps
+from finetune.data.cache.memory_store import MemoryStore
 from finetune.data.images.validate import map_in_threads
 from finetune.errors import DataError, StorageError
-from finetune.types import ReadOptions, RejectedFile, Reporter, Sample
+from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions, RejectedFile, Reporter, Sample
 
-_STORE_FORMAT = "fingerprints-1"
+_STORE_FORMAT = "fingerprints-2"
 """Name and version in the store's folder name; raised when a fingerprint measures other things."""
 
 _CHUNK_SIZE = 16_384
@@ -32,9 +33,16 @@ class FingerprintTable:
     Args:
         store: Store that holds them.
         locations: Entry of each image in the store, shape (N, 5).
+        options: How the images were read.
     """
 
-    def __init__(self, store: ArrayStore, locations: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        store: ArrayStore | MemoryStore,
+        locations: NDArray[np.int64],
+        options: ReadOptions = DEFAULT_READ_OPTIONS,
+    ) -> None:
+        self.options = options
         self._store = store  # holds the lock that prevents its eviction
         self._record_indices = locations[:, 0] // FINGERPRINT.itemsize
         stored = store.memory_map()[0] if len(locations) else np.empty(0, np.uint8)
@@ -104,11 +112,19 @@ def fingerprint_files(
     result = None
     if stores_dir is not None:
         # a store that fails is no reason to fail: the fingerprints are computed in every run then
-        with suppress(StorageError):
-            store = _open_store(stores_dir, root)
+        try:
+            store = _open_store(stores_dir, root, options)
             result = _fill_table(store, files, options, reporter, limit_bytes=limit_bytes)
+        except StorageError as error:
+            reporter.finish()
+            warn_of_cache_failure(stores_dir, error, reporter)
     if result is None:
-        result = _fill_table(_open_temporary_store(root), files, options, reporter)
+        # without a folder for temporary files they stay in memory, 1.1 kB each
+        with suppress(StorageError, FileNotFoundError):
+            result = _fill_table(_open_temporary_store(root, options), files, options, reporter)
+    if result is None:
+        reporter.finish()
+        result = _fill_table(MemoryStore(root), files, options, reporter)
     assert result is not None, "a store without a limit always fits"
     table, reasons = result
     readable = [sample for row, sample in enumerate(samples) if row not in reasons]
@@ -117,7 +133,7 @@ def fingerprint_files(
 
 
 def _fill_table(
-    store: ArrayStore,
+    store: ArrayStore | MemoryStore,
     files: Sequence[FileStamp],
     options: ReadOptions,
     reporter: Reporter,
@@ -146,7 +162,7 @@ def _fill_table(
         reporter.advance(len(reasons))
         reporter.finish()
         readable = [file for row, file in enumerate(files) if row not in reasons]
-        return FingerprintTable(store, store.find(readable)), reasons
+        return FingerprintTable(store, store.find(readable), options), reasons
 
 
 def _compute_missing(
@@ -171,21 +187,21 @@ def _try_fingerprint(path: Path, options: ReadOptions) -> NDArray[Any] | str:
         return str(error)
 
 
-def _open_store(stores_dir: Path, root: Path) -> ArrayStore:
+def _open_store(stores_dir: Path, root: Path, options: ReadOptions) -> ArrayStore:
     return ArrayStore(
         stores_dir,
-        tag=_STORE_FORMAT,
+        tag=f"{_STORE_FORMAT}{options.pixel_tag}",
         owner=str(root),
         item_bytes=FINGERPRINT.itemsize,
         content="fingerprints",
     )
 
 
-def _open_temporary_store(root: Path) -> ArrayStore:
+def _open_temporary_store(root: Path, options: ReadOptions) -> ArrayStore:
     """Open a store that is removed when it is garbage-collected."""
     folder = Path(mkdtemp(prefix="finetune-"))
     try:
-        store = _open_store(folder, root)
+        store = _open_store(folder, root, options)
     except StorageError:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -15,7 +15,7 @@ from finetune.errors import ConfigError
 from finetune.evaluation.priors import Priors
 from finetune.models.backbone import Network, create_network
 from finetune.models.classifier import ImageClassifier
-from finetune.types import LoadReport
+from finetune.types import LoadReport, PixelRange
 
 
 def build_network(
@@ -77,7 +77,12 @@ def build_classifier(model: ResolvedModelConfig, network: Network) -> ImageClass
 
 
 def build_card(
-    network: Network, classes: tuple[str, ...], *, priors: Priors, facts: Mapping[str, Any]
+    network: Network,
+    classes: tuple[str, ...],
+    *,
+    priors: Priors,
+    pixel_range: PixelRange | None,
+    facts: Mapping[str, Any],
 ) -> ModelCard:
     """Return the model card of every checkpoint and of the bundle.
 
@@ -85,6 +90,7 @@ def build_card(
         network: Backbone.
         classes: Class names in index order.
         priors: Class priors of the run.
+        pixel_range: Range of images of more than 8 bits; None for all bits of each file.
         facts: Facts of the run as plain values.
     """
     return ModelCard(
@@ -94,6 +100,7 @@ def build_card(
         spec=network.spec,
         facts=facts,
         priors=priors,
+        pixel_range=pixel_range,
     )
 
 

@@ -63,7 +63,9 @@ class CachePlan:
     @property
     def train_tag(self) -> str:
         """Tag of the store of training images."""
-        return self.val_tag if self.shorter_side is None else f"short-{self.shorter_side}"
+        if self.shorter_side is None:
+            return self.val_tag
+        return f"short-{self.shorter_side}{self.options.pixel_tag}"
 
     @property
     def val_tag(self) -> str:
@@ -72,7 +74,7 @@ class CachePlan:
         parts = [self.spec.crop_mode, self.spec.interpolation, f"{self.spec.crop_pct:g}"]
         if self.spec.crop_mode == "border":  # filled with the mean colour
             parts += [f"{value:g}" for value in self.spec.mean]
-        return "-".join([*parts, f"{height}x{width}"])
+        return "-".join([*parts, f"{height}x{width}"]) + self.options.pixel_tag
 
 
 @dataclass(frozen=True, slots=True)

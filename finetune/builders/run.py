@@ -224,7 +224,13 @@ def _assemble(
         **describe_run(config, data, network),
         **describe_flips(config, transform),
     }
-    card = build_card(network, data.classes, priors=balance.priors, facts=facts)
+    card = build_card(
+        network,
+        data.classes,
+        priors=balance.priors,
+        pixel_range=config.data.read_options.pixel_range,
+        facts=facts,
+    )
     return Training(
         config=replace_values(
             config,

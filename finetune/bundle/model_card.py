@@ -10,7 +10,7 @@ from typing import Any
 from finetune.bundle.renamed_facts import rename_facts
 from finetune.errors import RunFolderError
 from finetune.evaluation.priors import ClassPrior, Priors, describe_class_prior, is_same_prior
-from finetune.types import PreprocessSpec
+from finetune.types import PixelRange, PreprocessSpec, ReadOptions
 
 FORMAT_VERSION = 1
 
@@ -31,6 +31,8 @@ class ModelCard:
         temperature: Divisor of the logits before the softmax.
         priors: Class priors of training, of the network and of the adjusted probabilities; None
             for a card written by an older release.
+        pixel_range: Range that images of more than 8 bits are read with; None for all bits of each
+            file.
     """
 
     backbone: str
@@ -40,6 +42,12 @@ class ModelCard:
     facts: Mapping[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
     priors: Priors | None = None
+    pixel_range: PixelRange | None = None
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How image files are read for the model."""
+        return ReadOptions(pixel_range=self.pixel_range)
 
     @property
     def train_counts(self) -> tuple[int, ...] | None:
@@ -53,7 +61,8 @@ class ModelCard:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values that JSON and ``torch.load(weights_only=True)`` can load."""
-        tree = {"format": FORMAT_VERSION, **asdict(self)}
+        pixel_range = None if self.pixel_range is None else str(self.pixel_range)
+        tree = {"format": FORMAT_VERSION, **asdict(self), "pixel_range": pixel_range}
         plain: dict[str, Any] = json.loads(json.dumps(tree))
         return plain
 
@@ -63,7 +72,7 @@ class ModelCard:
 
         Raises:
             KeyError: A required key is missing.
-            ValueError: The temperature is not positive, or the priors are invalid.
+            ValueError: The temperature is not positive, or the priors or the range are invalid.
             RunFolderError: The tree was written by a newer release.
         """
         if tree["format"] > FORMAT_VERSION:
@@ -83,6 +92,9 @@ class ModelCard:
             facts=rename_facts(tree["facts"]),
             temperature=_parse_temperature(tree.get("temperature", 1.0)),
             priors=Priors.from_json(tree.get("priors"), len(classes)),
+            pixel_range=None
+            if tree.get("pixel_range") is None
+            else PixelRange.parse(tree["pixel_range"]),
         )
 
 
@@ -149,7 +161,7 @@ Classes, in index order: {", ".join(card.classes)}.
 | split | metric | value |
 |---|---|---|
 {rows}
-{_render_temperature(card)}{_render_priors(card)}Use the model with
+{_render_temperature(card)}{_render_priors(card)}{_render_pixel_range(card)}Use the model with
 `finetune predict THIS_FOLDER images/`, or with timm alone:
 
 ```python
@@ -207,6 +219,17 @@ def _render_priors(card: ModelCard) -> str:
             f"adjustment, log(target / model); nothing is left to do.\n\n"
         )
     return f"Class prior of the probabilities: {description}.\n\n"
+
+
+def _render_pixel_range(card: ModelCard) -> str:
+    """Return the paragraph about images of more than 8 bits; empty without a range of their own."""
+    if card.pixel_range is None:
+        return ""
+    low, high = str(card.pixel_range).split(":")
+    return (
+        f"Images of more than 8 bits: {low} is black and {high} is white. finetune scales them to "
+        f"8 bits by this range, in 256 intervals; timm does not.\n\n"
+    )
 
 
 def _get_evaluation_prior(card: ModelCard) -> ClassPrior | None:

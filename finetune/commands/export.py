@@ -99,6 +99,7 @@ def export(
             classes=bundle.card.classes,
             temperature=exported.card.temperature,
             logit_shift=exported.card.shift,
+            options=bundle.card.read_options,
         )
     except BaseException:
         shutil.rmtree(output)

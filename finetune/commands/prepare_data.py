@@ -4,6 +4,7 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from finetune.audit.audit import (
@@ -20,6 +21,7 @@ from finetune.audit.near_duplicates import DuplicateGroup
 from finetune.commands.rejected_files import report_rejected
 from finetune.config.schema import Config
 from finetune.data.cache.eviction import resolve_cache_root
+from finetune.data.images.bit_depth import DatasetBits
 from finetune.data.images.validate import filter_readable
 from finetune.data.layouts.class_names import describe_similar_classes, find_similar_classes
 from finetune.data.layouts.split_names import SplitSetting
@@ -57,7 +59,12 @@ class ScannedDataset:
         audit = audit_images(
             self.samples, self.fingerprints, self.duplicates, self.rejected, self.empty_classes
         )
-        return replace(audit, layout=self.layout)
+        return replace(audit, layout=self.layout, pixel_range=self.pixel_range)
+
+    @property
+    def pixel_range(self) -> str:
+        """Value of ``data.pixel_range`` without auto."""
+        return str(self.fingerprints.options.pixel_range or "full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,21 +165,32 @@ def fingerprint_samples(
 ) -> tuple[list[Sample], FingerprintTable, list[RejectedFile]]:
     """Return the readable samples, their fingerprints, and the rejected files with their reasons.
 
+    With ``data.pixel_range=auto`` a dataset of fewer than 16 bits in 16-bit files is read again in
+    the range that holds all of its values; ``options`` of the fingerprints have it.
+
     Args:
-        config: ``data.max_megapixels`` and the cache; fingerprints are stored beside the features,
-            even if pixels are not cached.
+        config: ``data.max_megapixels``, ``data.pixel_range`` and the cache; fingerprints are stored
+            beside the features, even if pixels are not cached.
         root: Folder to which relative paths refer.
         samples: Samples whose files are read.
         reporter: Receives the progress, file by file.
     """
-    return fingerprint_files(
+    compute = partial(
+        fingerprint_files,
         root,
         samples,
-        options=config.data.read_options,
         stores_dir=resolve_cache_root(config.data.cache),
         limit_bytes=config.cache.max_bytes,
         reporter=reporter,
     )
+    options = config.data.read_options
+    result = compute(options=options)
+    if config.data.pixel_range != "auto":
+        return result
+    bits = DatasetBits.from_max_values(result[1].read_column("max_value"))
+    if bits is None or bits.pixel_range is None:
+        return result
+    return compute(options=replace(options, pixel_range=bits.pixel_range))
 
 
 def summarise_audit(audit: Audit, path: Path) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from finetune.data.images.decode import decode_image
 from finetune.errors import ModelError
+from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
 
 MAX_ABS_DIFF = 1e-3
 """Largest difference of a probability due to other preprocessing code and kernels."""
@@ -41,6 +42,7 @@ def compare_timm_folder(
     classes: Sequence[str],
     temperature: float = 1.0,
     logit_shift: Sequence[float] | None = None,
+    options: ReadOptions = DEFAULT_READ_OPTIONS,
     tolerance: float = MAX_ABS_DIFF,
 ) -> Parity:
     """Compare a timm folder, loaded and run by timm alone, with the evaluated model.
@@ -53,6 +55,7 @@ def compare_timm_folder(
         temperature: Divisor of the exported model's logits that its head does not include.
         logit_shift: Shift of the logits after the division that its head does not include, shape
             (K,); None for none.
+        options: How image files are read for the model.
         tolerance: Largest allowed difference of a class probability.
 
     Raises:
@@ -70,7 +73,8 @@ def compare_timm_folder(
         is_training=False,
     )
     with torch.inference_mode():
-        logits = torch.cat([network(transform(decode_image(path))[None]) for path in images])
+        decoded = (decode_image(path, options=options) for path in images)
+        logits = torch.cat([network(transform(image)[None]) for image in decoded])
     scaled = logits / temperature
     if logit_shift is not None:
         scaled = scaled + torch.tensor(logit_shift)

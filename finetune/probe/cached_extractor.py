@@ -129,6 +129,7 @@ class CachedFeatureExtractor:
                 model_args_json=plan.model_args_json,
                 spec=plan.spec,
                 precision=plan.precision,
+                pixel_range=plan.options.pixel_range,
             )
         self.activation_layout = self._compute_activation_layout()
         self._item_bytes = [4 * extractor.head.in_features]
@@ -145,7 +146,7 @@ class CachedFeatureExtractor:
 
         Raises:
             DataError: A file can no longer be read as before.
-            StorageError: The disk is full or fails, or the activations exceed the cache limit.
+            StorageError: The activations exceed the cache limit, or their disk is full or fails.
             StopRequest: A rank received a stop signal; what was computed by then is stored.
             TrainingError: The features are not finite, or memory does not suffice.
         """
@@ -271,10 +272,16 @@ class CachedFeatureExtractor:
         plan = self.plan
         stores = [
             [
-                FeatureStore(plan.root, tag=f"{output}-{self._digest}-{view}", owner=plan.owner)
+                FeatureStore(
+                    plan.root,
+                    tag=f"{output}-{self._digest}-{view}",
+                    owner=plan.owner,
+                    is_large=number > 0,
+                    reporter=self.reporter,
+                )
                 for view in views.names
             ]
-            for output in self.extractor.output_names
+            for number, output in enumerate(self.extractor.output_names)
         ]
         return ViewStores(stores, read_file_stamps(paths), self.reporter)
 
@@ -288,7 +295,10 @@ class CachedFeatureExtractor:
         plan, needed = self.plan, int(np.dot(counts, self._item_bytes))
         if not needed:
             return
-        fits = evict_to_fit(plan.root, needed_bytes=needed, limit_bytes=plan.limit_bytes)
+        try:
+            fits = evict_to_fit(plan.root, needed_bytes=needed, limit_bytes=plan.limit_bytes)
+        except StorageError:
+            return  # the stores know what to do
         if not fits and self.activation_layout is not None:
             raise StorageError(
                 f"The activations need {format_bytes(needed)} in {plan.root}, but "

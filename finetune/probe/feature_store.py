@@ -9,30 +9,56 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finetune.data.cache.array_store import NOT_STORED, ArrayStore, StoreEntry
+from finetune.data.cache.array_store import NOT_STORED, StoreEntry
+from finetune.data.cache.eviction import describe_cache_failure, warn_of_cache_failure
+from finetune.data.cache.fallback_store import FallbackStore
 from finetune.data.cache.file_stamp import FileStamp
+from finetune.errors import StorageError
 from finetune.models.head import compute_backbone_digest
-from finetune.types import PreprocessSpec, Reporter
+from finetune.types import PixelRange, PreprocessSpec, Reporter
 
 
-class FeatureStore(ArrayStore):
+class FeatureStore(FallbackStore):
     """A folder of one output for one view of many images, each float32 of shape (1, D).
+
+    Features stay in memory if the folder cannot be written, after a warning.
 
     Args:
         root: Folder of all stores.
         tag: ID of the output, the backbone and the view.
         owner: The dataset that the images belong to, by its folder.
+        is_large: Whether the output is too large for the memory, as activations are.
+        reporter: Receiver of the warning.
 
     Raises:
-        StorageError: The folder cannot be created or written.
+        StorageError: The folder cannot be created or written, and the output is large; so do the
+            methods.
     """
 
-    def __init__(self, root: Path, *, tag: str, owner: str) -> None:
-        super().__init__(root, tag=tag, owner=owner, item_bytes=4, content="features")
+    def __init__(
+        self, root: Path, *, tag: str, owner: str, is_large: bool, reporter: Reporter
+    ) -> None:
+        def handle_failure(error: StorageError) -> None:
+            if is_large:
+                raise StorageError(
+                    f"The activations cannot be stored: {describe_cache_failure(root, error)}. "
+                    f"Make room there, choose another folder with data.cache=PATH or "
+                    f"FINETUNE_CACHE, or set probe.depth=1."
+                ) from error
+            warn_of_cache_failure(root, error, reporter)
+
+        super().__init__(
+            root,
+            tag=tag,
+            owner=owner,
+            item_bytes=4,
+            content="features",
+            on_failure=handle_failure,
+        )
 
 
 class StoredFeatures:
-    """Features (N, D) in a store, of which any rows are read through the page cache.
+    """Features (N, D) in a store, of which any rows are read, from disk through the page cache.
 
     Args:
         store: The store that holds them.
@@ -142,15 +168,22 @@ class ViewStores:
 
 
 def compute_store_digest(
-    network: nn.Module, *, model_args_json: str, spec: PreprocessSpec, precision: str
+    network: nn.Module,
+    *,
+    model_args_json: str,
+    spec: PreprocessSpec,
+    precision: str,
+    pixel_range: PixelRange | None,
 ) -> str:
     """Return an ID of the backbone, its preprocessing and the precision: 16 hex digits.
 
     It is part of the names of stores on disk and must not change between releases.
     """
-    parts = (
+    parts = [
         compute_backbone_digest(network), model_args_json, _format_spec(spec), precision,
-    )  # fmt: skip
+    ]  # fmt: skip
+    if pixel_range is not None:
+        parts.append(f"pixel_range={pixel_range}")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

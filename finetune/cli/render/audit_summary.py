@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
+from finetune.cli.render.plan_table import format_bits
 from finetune.data.layouts.class_names import describe_similar_classes
 from finetune.units import format_bytes, format_count
 
@@ -28,6 +29,7 @@ def describe_audit(tree: Mapping[str, Any]) -> list[str]:
         *_describe_counts(tree),
         "",
         *_describe_sizes(tree),
+        *_describe_pixel_values(tree),
         *_describe_unreadable(tree["unreadable"]),
         *_describe_similar_classes(tree["similar_classes"]),
         "",
@@ -97,6 +99,19 @@ def _describe_sizes(tree: Mapping[str, Any]) -> list[str]:
     return [f"sizes       {sizes}", f"files       {modes}; median {size}"]
 
 
+def _describe_pixel_values(tree: Mapping[str, Any]) -> list[str]:
+    """Return the bits of 16-bit files that do not state them, wrapped; nothing without such."""
+    files = tree["sixteen_bit_files"]
+    if files is None:
+        return []
+    return textwrap.wrap(
+        format_bits(files, tree["pixel_range"]),
+        _WIDTH,
+        initial_indent=f"{'values':<12}",
+        subsequent_indent=" " * 12,
+    )
+
+
 def _describe_unreadable(entries: Sequence[Mapping[str, str]]) -> list[str]:
     shown = (f"    {entry['path']}: {entry['reason']}" for entry in entries[:_MAX_EXAMPLES])
     return [
@@ -108,7 +123,7 @@ def _describe_unreadable(entries: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _describe_similar_classes(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the classes whose names look alike, wrapped."""
-    lines = []
+    lines: list[str] = []
     for group in groups[:_MAX_GROUPS]:
         text = f"look alike: {describe_similar_classes(group['names'], group['num_images'])}"
         head = f"{'' if lines else 'class names':<12}"

@@ -33,6 +33,7 @@ def build_plan_rows(plan: Mapping[str, Any]) -> dict[str, str]:
     rows = {
         "images": f"{counts}; {format_count(len(data['classes']), 'class')}, imbalance ratio "
         f"{data['imbalance_ratio']:g}",
+        **_describe_pixel_values(data),
         "model": f"{model['backbone']}, {format_millions(model['num_parameters'])} parameters, "
         f"{model['image_size']} px input",
         "weights": _describe_weights(model),
@@ -47,6 +48,20 @@ def build_plan_rows(plan: Mapping[str, Any]) -> dict[str, str]:
     if "cost" in plan:
         rows.update(_describe_cost(plan["cost"]))
     return rows
+
+
+def format_bits(files: Mapping[str, Any], pixel_range: str) -> str:
+    """Return the largest value of 16-bit files, their bits, and the range that they are read with.
+
+    Args:
+        files: Values of ``DatasetBits.to_json``.
+        pixel_range: Value of ``data.pixel_range``.
+    """
+    shown = f"{format_count(files['num_images'], 'image')} of 16 bits"
+    return (
+        f"up to {files['max_value']:,} in {shown}: {files['num_bits']} bits "
+        f"(data.pixel_range={pixel_range})"
+    )
 
 
 def describe_probe_result(result: Mapping[str, Any]) -> list[str]:
@@ -88,6 +103,14 @@ def _format_folds(folds: Mapping[str, Any]) -> str:
         num_held_out=folds["num_held_out_folds"],
         num_groups=folds["num_groups"],
     )
+
+
+def _describe_pixel_values(data: Mapping[str, Any]) -> dict[str, str]:
+    files = data["sixteen_bit_files"]
+    if files is not None:
+        return {"pixel values": format_bits(files, data["pixel_range"])}
+    is_set = data["pixel_range"] not in ("auto", "full")
+    return {"pixel values": f"data.pixel_range={data['pixel_range']}"} if is_set else {}
 
 
 def _describe_weights(model: Mapping[str, Any]) -> str:

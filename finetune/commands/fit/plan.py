@@ -42,6 +42,10 @@ def build_plan(
         "run_dir": str(run_dir),
         "data": {
             **_describe_data(training, num_rejected=num_rejected),
+            "pixel_range": config.data.pixel_range,
+            "sixteen_bit_files": None
+            if audit is None or audit.bits is None
+            else audit.bits.to_json(),
             "layout": [] if audit is None else list(audit.layout),
             "similar_classes": []
             if audit is None

@@ -56,15 +56,16 @@ def prepare_run(config: Config, reporter: Reporter) -> tuple[Training, dict[str,
 
 
 def load_run_data(config: Config, reporter: Reporter) -> tuple[Config, RunData]:
-    """Return the config with absolute paths, and the images of a new run."""
+    """Return the config with absolute paths and the pixel range, and the images of a new run."""
     path = resolve_data_path(config)
     data = read_data(config, path, reporter=reporter)
-    paths = {
+    values = {
         "data.path": str(path.resolve()),
+        "data.pixel_range": data.audit.pixel_range,
         "model.weights": resolve_if_path(config.model.weights),
         "augment.name": resolve_if_path(config.augment.name),
     }
-    return replace_values(config, paths), data
+    return replace_values(config, values), data
 
 
 def _measure_cost(

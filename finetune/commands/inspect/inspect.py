@@ -31,6 +31,7 @@ _IMAGE_KEYS = (
     "data.path",
     "data.splits",
     "data.max_megapixels",
+    "data.pixel_range",
     "data.val_fraction",
     "data.test_fraction",
     "data.cache",
@@ -143,7 +144,13 @@ def _run_backbone_audit(
     from finetune.commands.inspect.features import audit_with_backbone
 
     return audit_with_backbone(
-        replace_values(config, {"model.weights": resolve_if_path(config.model.weights)}),
+        replace_values(
+            config,
+            {
+                "model.weights": resolve_if_path(config.model.weights),
+                "data.pixel_range": dataset.pixel_range,
+            },
+        ),
         dataset,
         reporter,
     )

@@ -14,28 +14,28 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.cache.eviction import (
     ARRAYS_FILE,
-    CACHE_REMEDY,
     FILL_LOCK_FILE,
     INDEX_FILE,
     NEW_ARRAYS_FILE,
     acquire_shared_lock,
+    translate_cache_errors,
 )
 from finetune.data.cache.file_stamp import FileStamp
-from finetune.system.files import translate_disk_errors
 from finetune.types import Reporter
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 """Version of the content and layout of stores; those of other versions are unused until evicted."""
 
-_SYNC_INTERVAL = 1000
+SYNC_INTERVAL = 1000
 """Arrays between two syncs to disk."""
 
 _CREATE_TABLE_SQL = """CREATE TABLE IF NOT EXISTS arrays (
@@ -99,7 +99,7 @@ class ArrayStore:
         self.folder = get_store_folder(root, tag=tag, owner=owner)
         self.item_bytes = item_bytes
         self.content = content
-        with translate_disk_errors(self.folder, CACHE_REMEDY):
+        with translate_cache_errors(self.folder):
             weakref.finalize(self, os.close, acquire_shared_lock(self.folder))
             self._arrays_path.touch()  # the time of the last use, which eviction sorts by
 
@@ -109,7 +109,7 @@ class ArrayStore:
         It is ``NOT_STORED`` for files that are absent or have changed, and for all files if the
         index is damaged; a damaged index is deleted.
         """
-        with translate_disk_errors(self.folder, CACHE_REMEDY):
+        with translate_cache_errors(self.folder):
             try:
                 return self._find(files)
             except sqlite3.DatabaseError as error:
@@ -121,7 +121,7 @@ class ArrayStore:
 
     def reset_if_mostly_stale(self) -> None:
         """Clear the index if over half of the stored bytes are no longer referenced by it."""
-        with translate_disk_errors(self.folder, CACHE_REMEDY), suppress(sqlite3.DatabaseError):
+        with translate_cache_errors(self.folder), suppress(sqlite3.DatabaseError):
             size = f"rows * columns * {self.item_bytes}"
             with self._open_index() as index, index:
                 ends = index.execute(f"SELECT max(start + {size}), sum({size}) FROM arrays")
@@ -147,12 +147,14 @@ class ArrayStore:
         ends or is closed.
 
         Raises:
-            StorageError: The disk is full or fails; arrays that were synced before stay stored.
+            StorageError: The disk is full or fails; arrays that were synced before stay stored, and
+                the space of the others is free again.
         """
         with (
-            translate_disk_errors(self.folder, CACHE_REMEDY),
+            translate_cache_errors(self.folder),
             self._open_index() as index,
             _open_for_append(self._arrays_path, index, self.item_bytes) as stream,
+            _truncate_on_error(stream, index, self.item_bytes),
         ):
             pending: list[tuple[FileStamp, ArrayLocation]] = []
             try:
@@ -162,20 +164,22 @@ class ArrayStore:
                         stream.tell(), rows, columns, entry.full_rows, entry.full_columns
                     )
                     assert entry.array.nbytes == rows * columns * self.item_bytes
-                    stream.write(np.ascontiguousarray(entry.array).data)
+                    content = np.ascontiguousarray(entry.array).reshape(-1).view(np.uint8)
+                    _write(stream, memoryview(content))
                     pending.append((file, location))
-                    if len(pending) >= _SYNC_INTERVAL:
+                    if len(pending) >= SYNC_INTERVAL:
                         _sync(stream.fileno(), index, pending)
                     yield file
             finally:
-                stream.flush()
                 _sync(stream.fileno(), index, pending)
 
     @contextmanager
     def lock_for_filling(self, reporter: Reporter | None = None) -> Iterator[None]:
         """Hold the lock for filling the store; wait while another process holds it."""
-        with (self.folder / FILL_LOCK_FILE).open("w") as lock:
-            with translate_disk_errors(self.folder, CACHE_REMEDY):
+        with translate_cache_errors(self.folder):
+            lock = (self.folder / FILL_LOCK_FILE).open("w")
+        with lock:
+            with translate_cache_errors(self.folder):
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -185,6 +189,19 @@ class ArrayStore:
                     )
                     fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    def measure(self) -> int:
+        """Return the number of bytes that the stored arrays take."""
+        with translate_cache_errors(self.folder):
+            return self._arrays_path.stat().st_size
+
+    def truncate(self, num_bytes: int) -> None:
+        """Discard what was appended since ``measure`` returned a number of bytes.
+
+        While the lock for filling is held, no other process has found these arrays.
+        """
+        with translate_cache_errors(self.folder):
+            os.truncate(self._arrays_path, min(num_bytes, self.measure()))
 
     def memory_map(self) -> tuple[NDArray[np.uint8], int]:
         """Return a memory map of all bytes, uint8, and the inode of the file.
@@ -215,18 +232,43 @@ def get_store_folder(root: Path, *, tag: str, owner: str) -> Path:
     return root / f"{tag}-{digest.hexdigest()[:16]}"
 
 
-def _open_for_append(path: Path, index: sqlite3.Connection, item_bytes: int) -> BinaryIO:
+@contextmanager
+def _truncate_on_error(
+    stream: FileIO, index: sqlite3.Connection, item_bytes: int
+) -> Iterator[None]:
+    """Truncate the file of arrays behind the indexed ones if the block fails."""
+    try:
+        yield
+    except Exception:
+        with suppress(OSError, sqlite3.Error):
+            stream.truncate(_find_end(index, item_bytes) or 0)
+        raise
+
+
+def _write(stream: FileIO, content: memoryview) -> None:
+    """Write all bytes without a buffer, which would be written later, after a failure."""
+    while content:
+        content = content[stream.write(content) :]
+
+
+def _find_end(index: sqlite3.Connection, item_bytes: int) -> int | None:
+    """Return the end of the last indexed array; None without arrays."""
+    ends = index.execute(f"SELECT max(start + rows * columns * {item_bytes}) FROM arrays")
+    end: int | None = ends.fetchone()[0]
+    return end
+
+
+def _open_for_append(path: Path, index: sqlite3.Connection, item_bytes: int) -> FileIO:
     """Return the file of arrays, truncated at the end of the indexed arrays, for appending."""
     with index:  # arrays lost by truncation must not be found once the file has grown again
         delete = f"DELETE FROM arrays WHERE start + rows * columns * {item_bytes} > ?"
         index.execute(delete, (path.stat().st_size,))
-    ends = index.execute(f"SELECT max(start + rows * columns * {item_bytes}) FROM arrays")
-    end = ends.fetchone()[0]
+    end = _find_end(index, item_bytes)
     if end is None:  # a new file: processes that map the old one would crash if it shrank
         new_path = path.with_name(NEW_ARRAYS_FILE)
         new_path.touch()
         new_path.replace(path)
-    arrays = path.open("r+b")
+    arrays = FileIO(path, "r+b")
     arrays.truncate(end or 0)  # arrays that a killed process wrote but did not index
     arrays.seek(0, os.SEEK_END)
     return arrays

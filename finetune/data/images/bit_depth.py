@@ -4,7 +4,6 @@ One rule for all formats: black is 0 and white the largest value of the file's b
 dataset has a range of its own. It never depends on the values of a single image.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,8 +90,8 @@ def choose_range(samples: SampleType, pixel_range: PixelRange | None) -> PixelRa
         return pixel_range
     if not samples.is_unsigned_up_to_16_bits:
         raise DataError(
-            f"pixels are {samples.describe()}s, which have no agreed range; set "
-            f"data.pixel_range=LOW:HIGH, the values of black and white"
+            f"{samples.describe()} pixels have no agreed range; set data.pixel_range=LOW:HIGH, the "
+            f"values of black and white"
         )
     return PixelRange(0, 2**samples.num_bits - 1 if samples.white is None else samples.white)
 
@@ -195,17 +194,42 @@ def allocate_pixels(
     return pixels
 
 
-def choose_dataset_range(max_values: Sequence[float] | NDArray[Any]) -> PixelRange | None:
-    """Return one range for a dataset of 16-bit files that do not state their bits.
+@dataclass(frozen=True, slots=True)
+class DatasetBits:
+    """Bits of the values of a dataset's 16-bit files that do not state them.
 
-    Args:
-        max_values: Largest value of each such image; 0 for other images.
-
-    Returns:
-        The range of the smallest of 8, 10, 12, 14 and 16 bits that holds all values; None if there
-        are none above 0.
+    Attributes:
+        num_images: Number of such files.
+        max_value: Largest of their values.
     """
-    largest = max(map(float, max_values), default=0)
-    if largest <= 0:
-        return None
-    return PixelRange(0, next(2**n - 1 for n in STANDARD_BITS if largest < 2**n))
+
+    num_images: int
+    max_value: int
+
+    @property
+    def num_bits(self) -> int:
+        """Smallest of 8, 10, 12, 14 and 16 bits that holds all values."""
+        return next(n for n in STANDARD_BITS if self.max_value < 2**n)
+
+    @property
+    def pixel_range(self) -> PixelRange | None:
+        """Range that all files are read with; None for that of 16 bits."""
+        return None if self.num_bits == 16 else PixelRange(0, 2**self.num_bits - 1)
+
+    def to_json(self) -> dict[str, int]:
+        """Return JSON values."""
+        return {
+            "num_images": self.num_images,
+            "max_value": self.max_value,
+            "num_bits": self.num_bits,
+        }
+
+    @classmethod
+    def from_max_values(cls, max_values: NDArray[Any]) -> "DatasetBits | None":
+        """Return the bits of a dataset; None if it has no such file, or only black ones.
+
+        Args:
+            max_values: Largest value of each such image, 0 for other images, shape (N,).
+        """
+        num_images = int(np.count_nonzero(max_values))
+        return cls(num_images, int(max_values.max())) if num_images else None

@@ -78,7 +78,7 @@ def read_netpbm(path: Path, options: ReadOptions) -> DecodedImage | None:
     return DecodedImage(
         pixels=pixels,
         orientation=1,
-        mode=f"{'L' if num_samples == 1 else 'RGB'};{samples.num_bits}",
+        mode="RGB;16" if num_samples == 3 else "F" if samples.dtype.kind == "f" else "I;16",
         max_value=int(converter.max_value) if is_open else 0,
     )
 

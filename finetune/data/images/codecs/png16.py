@@ -27,7 +27,7 @@ from finetune.types import PixelRange, ReadOptions
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _COLOR, _GREY_ALPHA, _COLOR_ALPHA = 0, 2, 4, 6
 _NUM_SAMPLES = {_GREY: 1, _COLOR: 3, _GREY_ALPHA: 2, _COLOR_ALPHA: 4}
-_MODES = {_GREY: "L", _COLOR: "RGB", _GREY_ALPHA: "LA", _COLOR_ALPHA: "RGBA"}
+_MODES = {_GREY: "I", _COLOR: "RGB", _GREY_ALPHA: "LA", _COLOR_ALPHA: "RGBA"}
 _BYTES = {_GREY: 2, _COLOR: 8, _GREY_ALPHA: 4, _COLOR_ALPHA: 8}
 """Bytes of a pixel in Pillow's memory."""
 _MAX_CHUNK_BYTES = 1024

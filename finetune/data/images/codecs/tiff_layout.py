@@ -79,6 +79,8 @@ class TiffLayout:
         names = {1: "L", 3: "RGB", 4: "CMYK"}
         name = "P" if self.photometric == PALETTE else names[self.num_colors]
         name += "" if self.alpha is None else "A"
+        if name == "L" and self.samples.num_bits == 16 and self.samples.dtype.kind == "u":
+            return "I;16"
         return name if self.samples.num_bits == 8 else f"{name};{self.samples.num_bits}"
 
 

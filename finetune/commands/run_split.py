@@ -50,7 +50,7 @@ class RunDifferences:
         if not parts:
             return ""
         if self.labels:
-            parts[0] += f" ({self.evaluated_labels:,} of evaluated images)"
+            parts[0] += f" ({self.evaluated_labels:,} of the evaluated images)"
         sentence = f"Differences from the run's data: {', '.join(parts)}."
         if self.unassigned_images:
             sentence += (

@@ -201,7 +201,7 @@ def test_images_moved_into_other_class_folders_are_evaluated_with_the_new_labels
         assert support == {name: expected.count(name) for name in CLASSES}
         assert reporter.warnings == []
         text = " ".join(reporter.notes)
-        assert "3 labels (2 of evaluated images), 2 new images, 1 missing image." in text
+        assert "3 labels (2 of the evaluated images), 2 new images, 1 missing image." in text
 
 
 def test_missing_and_changed_test_images_are_told(own: tuple[Path, Path]) -> None:

@@ -28,6 +28,12 @@ Rows = NDArray[np.int64]
 _DECODED_SIDE = 64
 """Side in pixels at which files are decoded again."""
 
+_MAX_BRIGHTNESS_RATIO = 1.6
+"""Largest ratio of the mean brightness of copies: of one that is 20% brighter to one that is 20%
+darker it is 1.5."""
+_BLACK_LEVEL = 4.0
+"""Grey levels that are added to both, so that noise does not separate copies that are black."""
+
 _CHUNK_SIZE = 2048
 _FILE_CHUNK_SIZE = 128
 
@@ -126,6 +132,23 @@ def iter_thumbnail_pairs(
             fingerprints.read_thumbnails(chunk[:, 0]),
             fingerprints.read_thumbnails(chunk[:, 1]),
         )
+
+
+def is_similarly_bright(images: Array, others: Array) -> NDArray[np.bool_]:
+    """Return which pairs differ in brightness by no more than copies do, shape (P,).
+
+    The alignment ignores brightness; but images of half the brightness may be of another class.
+
+    Args:
+        images: First image of each pair, grey levels in [0, 255], shape (P, S, S).
+        others: Second image of each pair, of the same shape.
+    """
+    means = (part.mean(axis=(1, 2)) + _BLACK_LEVEL for part in (images, others))
+    one, other = means
+    similar: NDArray[np.bool_] = np.maximum(one, other) <= _MAX_BRIGHTNESS_RATIO * np.minimum(
+        one, other
+    )
+    return similar
 
 
 def realign(

@@ -24,6 +24,7 @@ from finetune.audit.alignment_filter import (
     concatenate_pairs,
     downsample,
     find_matches,
+    is_similarly_bright,
     iter_chunks,
     iter_thumbnail_pairs,
     merge_matches,
@@ -198,6 +199,7 @@ def _filter_by_thumbnails(fingerprints: FingerprintTable, pairs: Rows) -> Aligne
             least[is_better] = difference[is_better]
             best.orientations[is_better] = orientation
             best.warp[is_better] = aligned.warp[is_better]
+        least[~is_similarly_bright(*small)] = np.inf
         kept = find_matches(fingerprints, _COARSE, best, least)
         images, others = (half[kept] for half in thumbnails)
         aligned, difference = realign(_MIDDLE, best.select(kept), images, others)

@@ -14,7 +14,7 @@ from finetune.system.files import write_text
 
 _DUPLICATES_FILE = "duplicates.json"
 
-_METHOD_VERSION = 1
+_METHOD_VERSION = 2
 """Raised when the definition of a duplicate changes, with features or without."""
 
 

@@ -21,6 +21,7 @@ from finetune.audit.alignment_filter import (
     concatenate_pairs,
     downsample,
     find_matches,
+    is_similarly_bright,
     iter_chunks,
     iter_thumbnail_pairs,
     merge_matches,
@@ -164,7 +165,7 @@ def _filter_by_thumbnails(fingerprints: FingerprintTable, pairs: Rows) -> Aligne
     for chunk, *thumbnails in iter_thumbnail_pairs(fingerprints, pairs):
         small = [downsample(images, _COARSE.side) for images in thumbnails]
         orientations, correlation = find_best_orientations(small[0], small[1])
-        kept = np.flatnonzero(correlation >= _MIN_CORRELATION)
+        kept = np.flatnonzero((correlation >= _MIN_CORRELATION) & is_similarly_bright(*small))
         initial = AlignedPairs(chunk, orientations, build_identity_warp(len(chunk)))
         candidates = initial.select(kept)
         for stage, (images, others) in ((_COARSE, small), (_MIDDLE, thumbnails)):

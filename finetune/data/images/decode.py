@@ -4,6 +4,7 @@ Whether a file is read, and by what, is decided here alone, so that the checks o
 ``predict`` and ``evaluate`` and the training agree on every file.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,13 +27,16 @@ from finetune.data.images.formats import ImageFormat, find_format, list_plugins,
 from finetune.data.images.jpeg import LazyJpeg, open_jpeg
 from finetune.data.images.lazy_image import (
     LARGE_PIXELS,
+    STRIP_PIXELS,
     ArrayImage,
     LazyImage,
     PillowImage,
     apply_orientation,
+    reduce_rows,
 )
 from finetune.data.images.memory import BUDGET
 from finetune.data.images.read_errors import check_size, translate_read_errors
+from finetune.data.images.resample import Pixels
 from finetune.errors import DataError
 from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
 
@@ -105,10 +109,21 @@ def _open_with_pillow(path: Path, options: ReadOptions) -> LazyImage:
         if area is not None:
             loaded, flatten = paste_on_white(loaded, area, flatten), _keep
         if loaded.width * loaded.height <= LARGE_PIXELS:
-            pixels = np.asarray(flatten(loaded))
+            pixels = _to_pixels(loaded, flatten)
             upright = np.ascontiguousarray(apply_orientation(pixels, orientation))
             return ArrayImage(upright, height=upright.shape[0], width=upright.shape[1], mode=mode)
         return PillowImage(loaded, flatten=flatten, orientation=orientation, mode=mode)
+
+
+def _to_pixels(image: Image.Image, flatten: Callable[[Image.Image], Image.Image]) -> Pixels:
+    """Return the pixels of an image in RGB; a large one is converted a few rows at a time."""
+    if image.width * image.height <= STRIP_PIXELS:
+        return np.asarray(flatten(image))
+    return reduce_rows(
+        lambda first, last: flatten(image.crop((0, first, image.width, last))),
+        (image.height, image.width),
+        1,
+    )
 
 
 def _to_array_image(decoded: DecodedImage) -> ArrayImage:

@@ -19,7 +19,7 @@ LARGE_PIXELS = 40_000_000
 _WHOLE_PIXELS = 24_000_000
 """Number of pixels to which a large image is reduced."""
 
-_STRIP_PIXELS = 4_000_000
+STRIP_PIXELS = 4_000_000
 """Pixels that are converted at once."""
 
 EXIF_TRANSFORMS = {
@@ -182,7 +182,7 @@ def reduce_rows(
     """
     height, width = shape
     pixels = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
-    step = max(1, _STRIP_PIXELS // width // factor) * factor
+    step = max(1, STRIP_PIXELS // width // factor) * factor
     for first in range(0, height, step):
         rows = get_rows(first, min(first + step, height))
         small = np.asarray(rows.reduce(factor) if factor > 1 else rows)

@@ -91,9 +91,9 @@ class EvalTransform(FixedSizeTransform):
 
     def to_pixels(self, image: Image.Image) -> Pixels:
         """Return the transformed pixels, uint8, shape (*size, 3)."""
-        for step in self.steps:
-            image = step(image)
-        return np.array(image)
+        from finetune.data.transforms.bounded_resize import apply_steps
+
+        return np.array(apply_steps(image, self.steps))
 
 
 class FlipPairTransform(FixedSizeTransform):

@@ -376,15 +376,15 @@ def test_array_image_crop_of_shrunk_image_uses_stored_pixels() -> None:
 def test_open_image_jpeg_closed_after_half_a_scan_is_truncated(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    for image in (create_noise(width=200, height=160), create_noise(width=90, height=70)):
-        for mode in ("RGB", "L", "CMYK"):
-            file = write_jpeg(tmp_path / "x.jpg", image.convert(mode), **options)
-            data = file.read_bytes()
-            file.write_bytes(data[: len(data) // 2] + b"\xff\xd9")
-            for use in ("full", "crop"):
-                with pytest.raises(DataError, match=r"^(truncated JPEG$|damaged JPEG \(Bogus)"):
-                    read(file, use, options=ReadOptions())
-            assert check_image(file)
+    for mode in ("RGB", "L", "CMYK"):
+        image = create_noise(width=200, height=160).convert(mode)
+        file = write_jpeg(tmp_path / "x.jpg", image, **options)
+        data = file.read_bytes()
+        file.write_bytes(data[: len(data) // 2] + b"\xff\xd9")
+        for use in ("full", "crop"):
+            with pytest.raises(DataError, match=r"^truncated JPEG$"):
+                read(file, use, options=ReadOptions())
+        assert check_image(file) == "truncated JPEG"
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="shared photos are missing")

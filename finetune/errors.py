@@ -61,9 +61,14 @@ class RunFolderError(FinetuneError, OSError):
 
 
 class StorageError(FinetuneError, OSError):
-    """Full, read-only or unreachable disk."""
+    """Full, read-only or unreachable disk.
+
+    Attributes:
+        reason: What is wrong with the disk, as a clause; empty if only the message says so.
+    """
 
     exit_code = 6
+    reason: str = ""
 
 
 class TrainingError(FinetuneError, RuntimeError):

@@ -1,5 +1,6 @@
 """Table of the fingerprints of a dataset's images, stored on disk and memory-mapped."""
 
+import os
 import shutil
 import weakref
 from collections.abc import Iterator, Sequence
@@ -124,7 +125,7 @@ def fingerprint_files(
             result = _fill_table(_open_temporary_store(root, options), files, options, reporter)
     if result is None:
         reporter.finish()
-        result = _fill_table(MemoryStore(root), files, options, reporter)
+        result = _fill_table(MemoryStore(Path(os.devnull)), files, options, reporter)
     assert result is not None, "a store without a limit always fits"
     table, reasons = result
     readable = [sample for row, sample in enumerate(samples) if row not in reasons]

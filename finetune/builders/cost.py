@@ -161,7 +161,7 @@ def _describe_phase_cost(
     # the processes of a node share its CPU
     is_cuda = config.trainer.accelerator == "cuda"
     parallelism = config.world_size if is_cuda else config.trainer.num_nodes
-    val_read_seconds = cost.decode_seconds if training.cache is None else 0.0
+    val_read_seconds = 0.0 if _is_cached_on_disk(training) else cost.decode_seconds
     train = _compute_seconds_per_image(
         step_cost.train_seconds_per_image, cost.read_seconds, num_workers
     )
@@ -195,7 +195,7 @@ def _get_free_memory_bytes(training: Training) -> int | None:
 
 def _estimate_cache_seconds(training: Training, cost: RunCost) -> float:
     cache = training.cache
-    if cache is None or cache.num_bytes == 0:
+    if cache is None or cache.num_bytes == 0 or not cache.fits_on_disk:
         return 0.0
     num_images = len(training.data.train) + len(training.data.val)
     decode_seconds = cost.decode_seconds * num_images * cache.new_bytes / cache.num_bytes
@@ -214,7 +214,7 @@ def _measure_decode_and_read_seconds(training: Training) -> tuple[float, float]:
         seconds = _time_calls(
             [partial(lambda row: transform(row, dataset.source.open(row)), row) for row in rows]
         )
-        return seconds, seconds if cache is None else 0.0
+        return seconds, 0.0 if _is_cached_on_disk(training) else seconds
     decode = partial(decode_resized, shorter_side=cache.shorter_side, options=cache.options)
     entries = {}
 
@@ -224,7 +224,12 @@ def _measure_decode_and_read_seconds(training: Training) -> tuple[float, float]:
     decode_seconds = _time_calls([partial(store, row) for row in rows])
     images = [build_lazy_image(entry) for entry in entries.values()]
     read_seconds = _time_calls([partial(transform, row, image) for row, image in enumerate(images)])
-    return decode_seconds, read_seconds
+    return decode_seconds, read_seconds + (0.0 if cache.fits_on_disk else decode_seconds)
+
+
+def _is_cached_on_disk(training: Training) -> bool:
+    """Return whether epochs read decoded images from the disk."""
+    return training.cache is not None and training.cache.fits_on_disk
 
 
 def _time_calls(calls: Sequence[Callable[[], None]]) -> float:

@@ -8,7 +8,12 @@ from pathlib import Path
 
 from finetune.config.resolved import ResolvedConfig
 from finetune.data.cache.array_store import NOT_STORED, get_store_folder
-from finetune.data.cache.eviction import evict_to_fit, resolve_cache_root
+from finetune.data.cache.eviction import (
+    evict_to_fit,
+    find_cache_failure,
+    resolve_cache_root,
+    warn_of_cache_failure,
+)
 from finetune.data.cache.file_stamp import read_file_stamps
 from finetune.data.cache.pixel_store import PixelStore, StoredSource
 from finetune.data.cache.pixel_writer import (
@@ -23,7 +28,7 @@ from finetune.data.dataset import ImageDataset
 from finetune.data.images.source import ImageSource
 from finetune.data.training_data import TrainingData
 from finetune.data.transforms.eval_transform import EvalTransform, IdentityTransform, Transform
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, StorageError
 from finetune.system.hardware import count_available_cores
 from finetune.training.datamodule import ImageDataModule
 from finetune.types import PreprocessSpec, ReadOptions, Reporter
@@ -85,7 +90,7 @@ class CacheChoice:
         location: Value of ``data.cache``: "on", "off" or a folder.
         shorter_side: Value of ``data.cache_shorter_side``.
         plan: Plan of the cache; None without one.
-        disabled_reason: Reason for no cache; empty with one.
+        disabled_reason: Reason why images are decoded in every epoch; empty if they are not.
     """
 
     location: str
@@ -114,6 +119,8 @@ def choose_cache(
             space every epoch decodes to the pixels of the cache.
         reserved_bytes: Size of cached activations in the same folder.
 
+    If the folder cannot be written, every epoch decodes images to the pixels of the cache.
+
     Raises:
         ConfigError: A cache is requested but not possible.
     """
@@ -137,6 +144,9 @@ def choose_cache(
             f"and may need images at full resolution; set data.cache_shorter_side=PIXELS"
         )
     else:
+        obstacle = _find_limit_obstacle(plan, reserved_bytes=reserved_bytes)
+    failure = "" if obstacle else find_cache_failure(root)
+    if not obstacle and not failure:
         obstacle = _find_space_obstacle(plan, reserved_bytes=reserved_bytes)
     if requested == "auto":
         if not obstacle and config.trainer.epochs == 1:
@@ -148,8 +158,8 @@ def choose_cache(
     return CacheChoice(
         location="on" if requested in ("auto", "on") else str(root),
         shorter_side=given_side if shorter_side is None else shorter_side,
-        plan=replace(plan, fits_on_disk=not obstacle),
-        disabled_reason=obstacle,
+        plan=replace(plan, fits_on_disk=not (obstacle or failure)),
+        disabled_reason=obstacle or failure,
     )
 
 
@@ -160,9 +170,10 @@ def build_cached_datamodule(
 
     On several ranks, each calls it; one process of a node decodes while the others wait for it.
 
+    If the disk is full or fails, every epoch decodes images to the same pixels.
+
     Raises:
         DataError: A file can no longer be read.
-        StorageError: The disk is full or fails.
     """
     eval_transform = EvalTransform(plan.spec)
     identity = IdentityTransform(eval_transform.size)
@@ -176,9 +187,11 @@ def build_cached_datamodule(
         train_transform = datamodule.train_dataset.transform
     train_store, val_store = _open_stores(plan, reporter)
     train = _build_cached_dataset(
-        datamodule.train_dataset, train_store, decode_train, train_transform, reporter
+        datamodule.train_dataset, train_store, decode_train, train_transform, plan.root, reporter
     )
-    val = _build_cached_dataset(datamodule.val_dataset, val_store, decode_val, identity, reporter)
+    val = _build_cached_dataset(
+        datamodule.val_dataset, val_store, decode_val, identity, plan.root, reporter
+    )
     return ImageDataModule(
         train,
         val,
@@ -191,15 +204,19 @@ def _open_stores(
     plan: CachePlan, reporter: Reporter
 ) -> tuple[PixelStore, PixelStore] | tuple[None, None]:
     """Return the stores of training and validation images; warn and return None without space."""
-    if plan.fits_on_disk:
+    try:
         # opened before other stores are evicted, so that these are in use and kept
         stores = (
             PixelStore(plan.root, tag=plan.train_tag, owner=plan.owner),
             PixelStore(plan.root, tag=plan.val_tag, owner=plan.owner),
         )
-        fits = evict_to_fit(plan.root, needed_bytes=plan.new_bytes, limit_bytes=plan.limit_bytes)
-        if fits or not plan.new_bytes:
-            return stores
+        if plan.fits_on_disk:
+            needed, limit = plan.new_bytes, plan.limit_bytes
+            if evict_to_fit(plan.root, needed_bytes=needed, limit_bytes=limit) or not needed:
+                return stores
+    except StorageError as error:
+        warn_of_cache_failure(plan.root, error, reporter)
+        return None, None
     reporter.warn(
         f"Not enough space at {plan.root} for {format_bytes(plan.new_bytes)} of decoded images "
         f"(cache.max_gb={plan.limit_bytes / 1e9:g}, other runs included): every epoch decodes them "
@@ -213,15 +230,19 @@ def _build_cached_dataset(
     store: PixelStore | None,
     decode: DecodeFn,
     transform: Transform,
+    root: Path,
     reporter: Reporter,
 ) -> ImageDataset:
     paths = [Path(dataset.source.get_name(row)) for row in range(len(dataset))]
     source: ImageSource = DecodingSource(paths, decode)
     if store is not None:
-        entries = fill_store(
-            store, paths, decode, num_threads=count_available_cores(), reporter=reporter
-        )
-        source = StoredSource(store, paths, entries)
+        try:
+            entries = fill_store(
+                store, paths, decode, num_threads=count_available_cores(), reporter=reporter
+            )
+            source = StoredSource(store, paths, entries)
+        except StorageError as error:
+            warn_of_cache_failure(root, error, reporter)
     return ImageDataset(source, dataset.labels.tolist(), transform)
 
 
@@ -260,29 +281,38 @@ def _compute_missing_fraction(plan: CachePlan, tag: str, paths: Sequence[Path]) 
     """Return the fraction of images that a store lacks, in [0, 1]; creates no store."""
     if not paths or not get_store_folder(plan.root, tag=tag, owner=plan.owner).is_dir():
         return 1.0
-    store = PixelStore(plan.root, tag=tag, owner=plan.owner)
-    missing = store.find(read_file_stamps(paths))[:, 0] == NOT_STORED.start
+    try:
+        store = PixelStore(plan.root, tag=tag, owner=plan.owner)
+        missing = store.find(read_file_stamps(paths))[:, 0] == NOT_STORED.start
+    except StorageError:
+        return 1.0
     return float(missing.mean())
 
 
-def _find_space_obstacle(plan: CachePlan, *, reserved_bytes: int) -> str:
-    """Return why there is not enough space for the plan; empty if there is."""
-    activations = (
-        f" beside {format_bytes(reserved_bytes)} of cached activations" if reserved_bytes else ""
+def _find_limit_obstacle(plan: CachePlan, *, reserved_bytes: int) -> str:
+    """Return why the limit of the cache forbids the plan; empty if it does not."""
+    if plan.num_bytes + reserved_bytes <= plan.limit_bytes:
+        return ""
+    return (
+        f"{format_bytes(plan.num_bytes)} of decoded images{_describe_activations(reserved_bytes)} "
+        f"exceed cache.max_gb={plan.limit_bytes / 1e9:g}"
     )
-    if plan.num_bytes + reserved_bytes > plan.limit_bytes:
-        return (
-            f"{format_bytes(plan.num_bytes)} of decoded images{activations} exceed "
-            f"cache.max_gb={plan.limit_bytes / 1e9:g}"
-        )
+
+
+def _find_space_obstacle(plan: CachePlan, *, reserved_bytes: int) -> str:
+    """Return why there is not enough space on the disk for the plan; empty if there is."""
     free = _get_free_disk_bytes(plan.root)
     if plan.new_bytes and free - plan.new_bytes - reserved_bytes < _MIN_FREE_DISK_BYTES:
         return (
-            f"{format_bytes(plan.new_bytes)} of decoded images{activations} do not fit into the "
-            f"{format_bytes(free)} free at {plan.root}, of which "
-            f"{format_bytes(_MIN_FREE_DISK_BYTES)} stay free"
+            f"{format_bytes(plan.new_bytes)} of decoded images"
+            f"{_describe_activations(reserved_bytes)} do not fit into the {format_bytes(free)} "
+            f"free at {plan.root}, of which {format_bytes(_MIN_FREE_DISK_BYTES)} stay free"
         )
     return ""
+
+
+def _describe_activations(num_bytes: int) -> str:
+    return f" beside {format_bytes(num_bytes)} of cached activations" if num_bytes else ""
 
 
 def _get_free_disk_bytes(folder: Path) -> int:

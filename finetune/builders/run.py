@@ -51,8 +51,8 @@ class Training:
         network: Backbone with its load report.
         module: Lightning module.
         datamodule: Lightning data module.
-        cache: Plan of the pixel cache; None if every epoch reads the image files.
-        no_cache_reason: Reason for no cache; empty with one.
+        cache: Plan of the pixel cache; None if every epoch reads images in full.
+        no_cache_reason: Reason why every epoch decodes the images; empty if they are cached.
         probe: Plan of the linear probe that the run starts with; None without one.
         phases: Phases of the unfreeze schedule.
         peak_learning_rates: Peak learning rate of each layer group, from the head; those of

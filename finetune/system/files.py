@@ -132,7 +132,7 @@ def check_writable(path: Path, remedy: str) -> None:
             with tempfile.TemporaryFile(dir=path.parent):
                 pass
         except FileNotFoundError as error:  # for example below /proc
-            raise _build_storage_error(path, "no file can be created there", remedy) from error
+            raise build_storage_error(path, "no file can be created there", remedy) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -166,12 +166,12 @@ def explain_disk_error(
         if isinstance(cause, FinetuneError):
             return None  # its message already names the file that could not be read
         if isinstance(cause, OSError) and cause.errno in _DISK_ERRORS:
-            return _build_storage_error(path, _DISK_ERRORS[cause.errno], remedy)
+            return build_storage_error(path, _DISK_ERRORS[cause.errno], remedy)
         for number, reason in _DISK_ERRORS.items():
             if re.search(rf"(os error|code:) {number}\b", str(cause)):
-                return _build_storage_error(path, reason, remedy)
+                return build_storage_error(path, reason, remedy)
         if any(text in str(cause) for text in _LIBRARY_DISK_ERRORS):
-            return _build_storage_error(path, "the disk is full or failed", remedy)
+            return build_storage_error(path, "the disk is full or failed", remedy)
         cause = cause.__cause__ or cause.__context__
     return None
 
@@ -182,8 +182,11 @@ def describe_disk_error(error: OSError) -> str:
     return reason or (error.strerror or str(error) or type(error).__name__)
 
 
-def _build_storage_error(path: Path | str, reason: str, remedy: str) -> StorageError:
-    return StorageError(f"Cannot write {path}: {reason}. {remedy}")
+def build_storage_error(path: Path | str, reason: str, remedy: str) -> StorageError:
+    """Return the error of a file or folder that cannot be written for a reason."""
+    error = StorageError(f"Cannot write {path}: {reason}. {remedy}")
+    error.reason = reason
+    return error
 
 
 @contextmanager

@@ -37,7 +37,6 @@ class ConsoleReporter(Reporter):
     ) -> None:
         self.json_output = json_output
         self._ends_with_reader = ends_with_reader
-        self._shown_warnings: set[str] = set()
         self._rank_prefix = "" if rank is None else escape(f"[rank {rank}] ")
         self.err_console = Console(stderr=True, highlight=False)
         self.console = self.err_console if json_output else Console(highlight=False)
@@ -52,10 +51,7 @@ class ConsoleReporter(Reporter):
             raise typer.Exit
 
     def warn(self, message: str) -> None:
-        """Print a highlighted line to standard error, unless it was printed before."""
-        if message in self._shown_warnings:
-            return
-        self._shown_warnings.add(message)
+        """Print a highlighted line to standard error."""
         self.err_console.print(f"{self._rank_prefix}[yellow]warning:[/] {escape(message)}")
 
     def error(self, message: str) -> None:

@@ -160,7 +160,7 @@ def _describe_probe(training: Training) -> dict[str, Any] | None:
 
 def _describe_cache(training: Training) -> dict[str, Any]:
     cache = training.cache
-    if cache is None:
+    if cache is None or not cache.fits_on_disk:
         return {"folder": None, "disabled_reason": training.no_cache_reason}
     return {
         "folder": str(cache.root),

@@ -4,14 +4,22 @@ import fcntl
 import os
 import re
 import shutil
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import platformdirs
 
 from finetune.data.cache.file_stamp import read_file_stamps
-from finetune.errors import StorageError
+from finetune.errors import FinetuneError, StorageError
+from finetune.system.files import (
+    build_storage_error,
+    describe_disk_error,
+    translate_disk_errors,
+)
+from finetune.types import Reporter
 
 CACHE_REMEDY = (
     "Free some space there, choose another folder with data.cache=PATH or FINETUNE_CACHE, or read "
@@ -30,6 +38,9 @@ one "copies"."""
 
 _STORE_FOLDER = re.compile(r"-[0-9a-f]{16}$")
 _ROOT_LOCK_FILE = "stores.lock"
+_warned_roots: WeakKeyDictionary[Reporter, set[Path]] = WeakKeyDictionary()
+"""Receiver of warnings to the folders of stores of whose failure it was told."""
+
 _ROOT_FOLDER = "pixels"
 """Folder of all stores below the cache folder; named for its first content."""
 
@@ -50,6 +61,60 @@ def get_default_cache_root() -> Path:
     return cache / _ROOT_FOLDER
 
 
+def find_cache_failure(root: Path) -> str:
+    """Return why no store can be opened in the folder of all stores; empty if one can.
+
+    The folder is created if it does not exist.
+    """
+    try:
+        with translate_cache_errors(root), _lock_root(root):
+            return ""
+    except StorageError as error:
+        return describe_cache_failure(root, error)
+
+
+def describe_cache_failure(root: Path, error: StorageError) -> str:
+    """Return in a clause which folder of stores cannot be used, and why."""
+    reason = error.reason or "it cannot be written"
+    with suppress(OSError):
+        existing = next(path for path in (root, *root.parents) if path.exists())
+        if not existing.is_dir():
+            reason = f"{existing} is a file"
+    return f"the cache in {root} cannot be used: {reason}"
+
+
+def warn_of_cache_failure(root: Path, error: StorageError, reporter: Reporter) -> None:
+    """Warn, once for all stores, that a command goes on without their folder."""
+    warned = _warned_roots.setdefault(reporter, set())
+    if root in warned:
+        return
+    warned.add(root)
+    failure = describe_cache_failure(root, error)
+    reporter.warn(
+        f"{failure[0].upper()}{failure[1:]}. The command goes on without it: features stay in "
+        f"memory, and images are decoded whenever they are read. To use a cache, make room there, "
+        f"or choose another folder with data.cache=PATH or FINETUNE_CACHE."
+    )
+
+
+@contextmanager
+def translate_cache_errors(folder: Path) -> Iterator[None]:
+    """Raise every error of the disk within the block as StorageError with a remedy.
+
+    Raises:
+        StorageError: The folder of a store cannot be read or written.
+    """
+    try:
+        with translate_disk_errors(folder, CACHE_REMEDY):
+            yield
+    except FinetuneError:
+        raise
+    except OSError as error:  # for example, a folder that cannot be created below /proc
+        raise build_storage_error(folder, describe_disk_error(error), CACHE_REMEDY) from error
+    except sqlite3.Error as error:
+        raise build_storage_error(folder, str(error), CACHE_REMEDY) from error
+
+
 def measure_store_bytes(folder: Path) -> int:
     """Return the size of a store in bytes; 0 if it does not exist."""
     # by stamps, because SQLite's journal may vanish between listing and reading its size
@@ -65,8 +130,11 @@ def evict_to_fit(root: Path, *, needed_bytes: int, limit_bytes: int) -> bool:
         root: Folder of all stores.
         needed_bytes: Size of the new data.
         limit_bytes: Maximum size of all stores together.
+
+    Raises:
+        StorageError: The folder cannot be created or written.
     """
-    with _lock_root(root):
+    with translate_cache_errors(root), _lock_root(root):
         candidates = (f for f in root.glob(f"*/{ARRAYS_FILE}") if _is_store(f.parent))
         stores = sorted(candidates, key=lambda file: file.stat().st_mtime)
         used = sum(measure_store_bytes(file.parent) for file in stores)
@@ -119,5 +187,7 @@ def _lock_root(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
-            raise StorageError(f"Cannot lock {root}: {error.strerror}. {CACHE_REMEDY}") from error
+            failure = StorageError(f"Cannot lock {root}: {error.strerror}. {CACHE_REMEDY}")
+            failure.reason = f"it cannot be locked ({error.strerror})"
+            raise failure from error
         yield

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from finetune.data.images.decode import open_image
 from finetune.data.images.lazy_image import LazyImage
 from finetune.data.images.source import PathSource
 from finetune.data.transforms.eval_transform import EvalTransform
-from finetune.errors import DataError
+from finetune.errors import DataError, StorageError
 from finetune.types import ReadOptions, Reporter
 
 DecodeFn = Callable[[Path], StoreEntry]
@@ -49,7 +50,7 @@ def fill_store(
 
     Raises:
         DataError: A file can no longer be read.
-        StorageError: The disk is full or fails.
+        StorageError: The disk is full or fails; it is left as it was.
     """
     files = read_file_stamps(paths)
     with store.lock_for_filling(reporter):
@@ -59,9 +60,14 @@ def fill_store(
         if not missing:
             return locations
         reporter.start("caching decoded images", len(missing))
+        num_bytes = store.measure()
         try:
             for _ in store.append(_decode_files(missing, decode, num_threads)):
                 reporter.advance()
+        except StorageError:
+            with suppress(StorageError):
+                store.truncate(num_bytes)  # the run itself needs the space
+            raise
         finally:
             reporter.finish()
         return store.find(files)

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from finetune.config.renamed_keys import rename_key, rename_keys
 from finetune.config.schema import Config
+from finetune.config.section import describe_invalid_value, parse_text
 from finetune.errors import ConfigError
 from finetune.lookup import suggest_name
 
@@ -100,7 +101,10 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def parse_assignments(args: Iterable[str]) -> dict[str, Any]:
-    """Return the values of ``key=value`` arguments by dotted key; values are read as YAML.
+    """Return the values of ``key=value`` arguments by dotted key.
+
+    Values are read as YAML, but for keys that take any text: these have the text as it is typed,
+    without quotes around it, and null where the key may be unset.
 
     Raises:
         ConfigError: A key is given twice, or a value is not YAML.
@@ -111,10 +115,21 @@ def parse_assignments(args: Iterable[str]) -> dict[str, Any]:
         if key in values:
             raise ConfigError(f"{key} is given twice on the command line. Keep one.")
         try:
-            values[key] = yaml.load(text, Loader=_Loader)
+            values[key] = _parse_value(rename_key(key), text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{arg}: the value is not valid YAML. Quote it.") from error
     return values
+
+
+def _parse_value(key: str, text: str) -> Any:
+    """Return the value of an assignment, as the type of its key requires."""
+    annotation: Any = Config
+    for name in key.split("."):
+        field = getattr(annotation, "model_fields", {}).get(name)
+        annotation = None if field is None else field.annotation
+    if annotation in (str, str | None):
+        return parse_text(text, is_optional=annotation is not str)
+    return yaml.load(text, Loader=yaml.BaseLoader if annotation == list[str] else _Loader)
 
 
 def build_config(
@@ -286,18 +301,11 @@ def _get_error_key(error: ErrorDetails) -> str:
 
 def _describe_error(key: str, errors: list[ErrorDetails]) -> str:
     kinds = {error["type"] for error in errors}
-    value = errors[0]["input"]
     if "extra_forbidden" in kinds:
         return f"unknown key.{_suggest_key(key)}"
     if "model_type" in kinds:
-        return f"found {value!r}, expected a section with keys of its own"
-    expected = []
-    for error in errors:
-        message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        expected.append(message.removeprefix("a valid "))
-    if kinds == {"value_error"}:
-        return expected[0]
-    return f"found {value!r}, expected {' or '.join(dict.fromkeys(expected))}"
+        return f"found {errors[0]['input']!r}, expected a section with keys of its own"
+    return describe_invalid_value(errors)
 
 
 def _suggest_key(key: str) -> str:

@@ -1,9 +1,12 @@
 """Base class and value types of the config sections."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic_core import ErrorDetails
 
 from finetune.lookup import suggest_name
 
@@ -25,7 +28,35 @@ def build_name_validator(
 
 def coerce_on_off(value: Any) -> Any:
     """Return "on" or "off" for a boolean, as YAML 1.1 reads a bare ``on`` as true."""
+    if value in ("true", "yes", "false", "no"):  # the same words where text is taken as typed
+        return "on" if value in ("true", "yes") else "off"
     return ("on" if value else "off") if isinstance(value, bool) else value
+
+
+def parse_text(text: str, *, is_optional: bool) -> str | None:
+    """Return the text of an assignment as it is typed, but without quotes around it.
+
+    Args:
+        text: Text after the equals sign.
+        is_optional: Whether "", "~" and "null" mean that there is no text.
+    """
+    if is_optional and text in ("", "~", "null"):
+        return None
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        with suppress(yaml.YAMLError):
+            return str(yaml.safe_load(text))
+    return text
+
+
+def describe_invalid_value(errors: Sequence[ErrorDetails]) -> str:
+    """Return what was found and what is expected, from the errors of all types of a union."""
+    expected = []
+    for error in errors:
+        message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        expected.append(message.removeprefix("a valid "))
+    if {error["type"] for error in errors} == {"value_error"}:
+        return expected[0]
+    return f"found {errors[0]['input']!r}, expected {' or '.join(dict.fromkeys(expected))}"
 
 
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(coerce_on_off)]

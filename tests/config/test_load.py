@@ -66,6 +66,40 @@ def test_parse_assignments_reads_yaml_after_the_first_equals_sign() -> None:
 
 @pytest.mark.parametrize(
     ("arg", "expected"),
+    [
+        ("output=007", "007"),
+        ("output=x #y", "x #y"),
+        ("output=2026-01-31", "2026-01-31"),
+        ("output=[a, b]", "[a, b]"),
+        ("output=it's: here", "it's: here"),
+        ("output='007'", "007"),
+        ('output="a b"', "a b"),
+        ("output='a' or 'b'", "'a' or 'b'"),
+        ("output=null", None),
+        ("output=", None),
+        ("data.path=1e3", "1e3"),
+        ("data.cache=./on #2", "./on #2"),
+        ("data.cache=off", "off"),
+        ("data.cache=true", "on"),
+        ("model.weights=~/w.pth", "~/w.pth"),
+        ("tracking.name=off", "off"),
+        ("tracking.tags=[007, yes]", ["007", "yes"]),
+        ("seed=7", 7),
+        ("trainer.compile=on", True),
+        ("trainer.early_stopping_patience=null", None),
+    ],
+)
+def test_assignment_to_a_key_of_text_is_taken_as_typed(arg: str, expected: object) -> None:
+    key = arg.partition("=")[0]
+    config = build_config({}, assignments=parse_assignments([arg]))
+    section, _, name = key.rpartition(".")
+    value = getattr(getattr(config, section) if section else config, name)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("arg", "expected"),
     [("a.b=1", True), ("seed=", True), ("photos", False), ("./a=b", False), ("=x", False)],
 )
 def test_is_assignment_needs_a_key(arg: str, expected: bool) -> None:

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
+from finetune.types import Split
 
 
 def iterate_fields(
@@ -41,6 +42,9 @@ def test_config_is_immutable() -> None:
     [
         ("augment.name", "my/own.JSON"),
         ("augment.name", "strong"),
+        ("data.splits", "none"),
+        ("data.splits", "Training=train,seg_pred/a=val,Testing=test"),
+        ("data.splits", "night, rainy=train,x=y=test"),
         ("unfreeze.name", "my_package.module:schedule"),
         ("imbalance.sampler", "pkg:f"),
         ("loss.name", "pkg:f"),
@@ -65,6 +69,15 @@ def test_config_yaml_false_is_read_as_off() -> None:
 
 
 @pytest.mark.parametrize(
+    "value", [{"Training": "train", "Testing": "test"}, " Training = train, Testing=TEST "]
+)
+def test_config_splits_of_a_mapping_or_with_blanks_are_read_alike(value: object) -> None:
+    data = build_config({}, assignments={"data.splits": value}).data
+    assert data.splits == "Training=train,Testing=test"
+    assert data.split_setting == {"Training": Split.TRAIN, "Testing": Split.TEST}
+
+
+@pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("augment.name", "medum", "unknown preset 'medum'. Did you mean 'medium'?"),
@@ -72,6 +85,13 @@ def test_config_yaml_false_is_read_as_off() -> None:
         ("unfreeze.name", "gradul", "unknown name 'gradul'. Did you mean 'gradual'?"),
         ("imbalance.strategy", "pkg:f", "unknown name 'pkg:f'"),
         ("optim.name", "adam", "unknown name 'adam'. Did you mean 'adamw'?"),
+        ("data.splits", "Training", "'Training' has a part that is not NAME=SPLIT; expected auto"),
+        ("data.splits", "a=train,b=tets", "has a part that is not NAME=SPLIT"),
+        ("data.splits", "a=train,b", "has a part that is not NAME=SPLIT"),
+        ("data.splits", "a=train,A=test", "names a folder twice"),
+        ("data.splits", "", "has a part that is not NAME=SPLIT"),
+        ("data.splits", 3, "found 3, expected auto, none or NAME=SPLIT,NAME=SPLIT"),
+        ("data.splits", {"a": "dog"}, "'a=dog' has a part"),
         ("optim.lr", 0, "found 0, expected greater than 0 or 'auto'"),
         ("optim.lr", "fast", "found 'fast', expected number"),
         ("optim.lr", float("nan"), "found nan"),

@@ -117,6 +117,25 @@ def test_build_manifest_unusable_labels_raise_data_error(
         build(samples)
 
 
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (["1", "2", "1", "2"], "for val: all of 4 images have copies in another class .'a', 'b'"),
+        (["1", "1", "1", ""], "for val: 3 of 4 images have copies in another class"),
+        (["1", "1", "2", "2"], "for val: all of 4 images are duplicates, which stay in one split"),
+    ],
+)
+def test_build_manifest_duplicates_that_leave_no_val_split_are_explained(
+    groups: list[str], message: str
+) -> None:
+    samples = [
+        Sample(f"{label}{row}.png", label, duplicate_group=group)
+        for row, (label, group) in enumerate(zip("aabb", groups, strict=True))
+    ]
+    with pytest.raises(DataError, match=message):
+        build(samples)
+
+
 def test_manifest_csv_roundtrip_keeps_every_field(tmp_path: Path) -> None:
     samples = (
         Sample('a, "b"/ü 🐈.png', "crème, brûlée", TRAIN, "g, 1"),

@@ -51,7 +51,7 @@ def test_scan_class_named_train_is_class(tmp_path: Path) -> None:
         ),
         (["train/cat/1.png", "Train/cat/2.png"], "two train splits, 'Train' and 'train'"),
         (["train/cat/1.png", "extra/cat/2.png"], "also 'extra'"),
-        (["readme.txt.png"], r"no labelled image \(1 other file, the first readme\.txt\.png: not in"),
+        (["readme.txt.png"], r"image \(1 other file, the first readme\.txt\.png: not in a"),
     ],
 )
 def test_scan_ambiguous_layout_raises_data_error(

@@ -27,15 +27,21 @@ def map_in_threads(function: Callable[[Path], Result], paths: Iterable[Path]) ->
 
 
 def check_files(
-    paths: Iterable[Path], *, options: ReadOptions = DEFAULT_READ_OPTIONS
+    paths: Iterable[Path],
+    *,
+    options: ReadOptions = DEFAULT_READ_OPTIONS,
+    on_clipped: Callable[[Path], None] | None = None,
 ) -> Iterator[str | None]:
     """Yield for each file why it cannot be used, or None; the whole file is read.
 
     Args:
         paths: Image files.
         options: How image files are read.
+        on_clipped: Called in a thread with the path of each image of 16 bits with values above the
+            range.
     """
-    return map_in_threads(partial(check_image, options=options), paths)
+    check = partial(check_image, options=options, on_clipped=on_clipped)
+    return map_in_threads(check, paths)
 
 
 def filter_readable(
@@ -44,6 +50,7 @@ def filter_readable(
     *,
     options: ReadOptions,
     on_progress: Callable[[int], None] | None = None,
+    on_clipped: Callable[[Path], None] | None = None,
 ) -> tuple[list[Sample], list[RejectedFile]]:
     """Return the samples whose files are readable, and the others with the reason.
 
@@ -52,10 +59,12 @@ def filter_readable(
         samples: Samples to check.
         options: How image files are read.
         on_progress: Callback that receives the number of files checked since the last call.
+        on_clipped: See ``check_files``.
     """
     good: list[Sample] = []
     bad: list[RejectedFile] = []
-    reasons = check_files((root / sample.path for sample in samples), options=options)
+    paths = (root / sample.path for sample in samples)
+    reasons = check_files(paths, options=options, on_clipped=on_clipped)
     for sample, reason in zip(samples, reasons, strict=True):
         if reason is None:
             good.append(sample)

@@ -86,12 +86,7 @@ def evaluate(
     tta: Tta = False,
     prior: Prior = None,
     splits: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAMES",
-            help="Split folders, as in Training=train,Testing=test, or none.  [those of the run, "
-            "else by their names]",
-        ),
+        str | None, typer.Option(help="Split folders as A=train,B=test, or none.  [as in the run]")
     ] = None,
     as_json: Json = False,
 ) -> None:

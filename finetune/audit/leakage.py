@@ -7,6 +7,7 @@ from pathlib import Path
 from finetune.data.manifest import Manifest
 from finetune.errors import DataError
 from finetune.types import RejectedFile, Reporter, Sample, Split
+from finetune.units import format_count
 
 _SPLIT_ORDER = (Split.TRAIN, Split.VAL, Split.TEST)
 """Splits in the order in which a run uses them; validation images select the best epoch."""
@@ -43,16 +44,20 @@ def find_rows_without_leaks(manifest: Manifest, files: Sequence[Path]) -> list[i
 def describe_leaks(manifest: Manifest, leaks: Mapping[str, Sample]) -> str:
     """Return the numbers of leaked images of each split, with an example."""
     counts = []
+    num_leaked = 0
     for split in (Split.VAL, Split.TEST):
         held_out = manifest.get_samples(split)
         count = sum(sample.path in leaks for sample in held_out)
         if count:
-            counts.append(f"{count} of {len(held_out)} {split.value} images")
+            num_leaked += count
+            images = format_count(len(held_out), f"{split.value} image")
+            counts.append(f"{count:,} of {images}")
     sources = {duplicate.split for duplicate in leaks.values()}
     names = " or ".join(split.value for split in _SPLIT_ORDER if split in sources)
     path, duplicate = next(iter(leaks.items()))
+    found = "has a duplicate" if num_leaked == 1 else "have duplicates"
     return (
-        f"{' and '.join(counts)} have duplicates in {names} (such as {path}, a duplicate of "
+        f"{' and '.join(counts)} {found} in {names} (such as {path}, a duplicate of "
         f"{duplicate.path})"
     )
 

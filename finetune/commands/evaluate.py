@@ -12,9 +12,9 @@ from finetune.commands.prepare_data import find_readable_samples
 from finetune.commands.run_images import (
     LocatedImages,
     RunImages,
-    find_run_folder,
     locate_images,
     read_run_images,
+    read_run_of_part,
 )
 from finetune.commands.run_split import (
     RunDifferences,
@@ -28,7 +28,7 @@ from finetune.config.load import build_config
 from finetune.data.images.validate import filter_readable
 from finetune.data.layouts.split_names import SplitSetting
 from finetune.data.manifest import Manifest, check_labels
-from finetune.errors import ConfigError, DataError, FinetuneError
+from finetune.errors import ConfigError, DataError
 from finetune.inference.predictor import Predictor, check_tta
 from finetune.inference.scoring import details_to_json, evaluate_logits, metrics_to_json
 from finetune.system.hardware import count_available_cores, prepare_accelerator
@@ -41,6 +41,7 @@ from finetune.types import (
     Split,
     StrPath,
 )
+from finetune.units import format_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ def evaluate(
         run = None if run is None else replace(run, splits=setting)
     images = _select_images(model, data, run, split, setting, reporter)
     check_labels(images.samples, bundle.card.classes)
-    num_training_images = _count_training_images(images, run or _read_run_of_part(model), reporter)
+    num_training_images = _count_training_images(images, run or read_run_of_part(model), reporter)
     manifest = Manifest(images.root, bundle.card.classes, tuple(images.samples))
     cores = count_available_cores()
     predictor = Predictor(
@@ -269,17 +270,6 @@ def _select_other_images(
     return _EvaluationSet(root, samples, selected, tuple(rejected), related)
 
 
-def _read_run_of_part(model: Path) -> RunImages | None:
-    """Return the images of the run that a bundle or checkpoint lies in; None if there is none."""
-    folder = find_run_folder(model)
-    if folder is None:
-        return None
-    try:
-        return read_run_images(folder)
-    except FinetuneError:  # the model itself is intact
-        return None
-
-
 def _get_run_files(images: _EvaluationSet, run: RunImages) -> list[Path]:
     """Return the files of the images at the place that the run read them from."""
     return [
@@ -302,7 +292,8 @@ def _count_training_images(
     num_trained_on = sum(match.is_training_image for match in matches)
     if num_trained_on:
         reporter.warn(
-            f"{num_trained_on} of {len(images.samples)} images are training images of the model: "
-            f"the metrics are optimistic"
+            f"{num_trained_on:,} of {format_count(len(images.samples), 'image')} "
+            f"{'is a training image' if num_trained_on == 1 else 'are training images'} of the "
+            f"model: the metrics are optimistic"
         )
     return num_trained_on

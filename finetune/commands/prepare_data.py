@@ -288,6 +288,7 @@ def _warn_about_missing_classes(manifest: Manifest, reporter: Reporter) -> None:
     for split, names in find_missing_classes(manifest).items():
         shown = ", ".join(f"'{name}'" for name in names[:5]) + (", …" if len(names) > 5 else "")
         reporter.warn(
-            f"{len(names)} of {len(manifest.classes)} classes have no {split.value} image "
+            f"{len(names)} of {len(manifest.classes)} classes "
+            f"{'has' if len(names) == 1 else 'have'} no {split.value} image "
             f"({shown}): the metrics of this split leave them out."
         )

@@ -58,7 +58,12 @@ def summarise_rejected(rejected: Iterable[RejectedFile]) -> str:
         reason = entry.reason.partition(" (")[0].partition(":")[0]
         paths_of.setdefault(reason, []).append(entry.path)
     counts = Counter({reason: len(paths) for reason, paths in paths_of.items()}).most_common()
-    shown = [f"{count} {reason} (such as {paths_of[reason][0]})" for reason, count in counts[:4]]
+    shown = [
+        f"{reason} ({paths_of[reason][0]})"
+        if count == 1
+        else f"{reason} ({count:,}, such as {paths_of[reason][0]})"
+        for reason, count in counts[:4]
+    ]
     if rest := sum(count for _, count in counts[4:]):
-        shown.append(f"{rest} for other reasons")
+        shown.append(f"other reasons ({rest:,})")
     return "; ".join(shown)

@@ -11,7 +11,7 @@ from finetune.commands.stored_run import read_stored_config, read_stored_manifes
 from finetune.data.layouts.split_names import SplitSetting
 from finetune.data.manifest import Manifest
 from finetune.data.scan import Scan, scan
-from finetune.errors import DataError
+from finetune.errors import DataError, FinetuneError
 from finetune.system import run_folder
 from finetune.types import Reporter, Split
 
@@ -97,10 +97,13 @@ def read_run_images(model: Path) -> RunImages | None:
     )
 
 
-def find_run_folder(part: Path) -> Path | None:
-    """Return the run folder that a bundle or checkpoint lies in; None if there is none."""
+def read_run_of_part(part: Path) -> RunImages | None:
+    """Return the images of the run that a bundle or checkpoint lies in; None if there is none."""
     folder = part.parent.parent if part.parent.name == "checkpoints" else part.parent
-    return folder if (folder / "manifest.csv").is_file() else None
+    try:
+        return read_run_images(folder)
+    except FinetuneError:  # the bundle or checkpoint itself is intact
+        return None
 
 
 def locate_images(data: Path | None, run: RunImages, *, reporter: Reporter) -> LocatedImages:

@@ -11,6 +11,7 @@ from finetune.data.manifest import Manifest, read_manifest
 from finetune.errors import DataError
 from finetune.system.run_folder import RunFolder
 from finetune.types import Sample
+from finetune.units import format_count
 
 
 def read_stored_config(run: RunFolder) -> Config:
@@ -77,7 +78,9 @@ def check_files_exist(manifest: Manifest, samples: Sequence[Sample]) -> None:
     """
     missing = [file for file in manifest.resolve_paths(samples) if not file.is_file()]
     if missing:
+        images = format_count(len(samples), "image")
         raise DataError(
-            f"{len(missing)} of {len(samples)} images of the run are missing, first {missing[0]}. "
+            f"{len(missing):,} of {images} of the run {'is' if len(missing) == 1 else 'are'} "
+            f"missing, first {missing[0]}. "
             f"Restore them, or give the folder in which they are now."
         )

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from finetune.config.facts import Choice, Facts
 from finetune.config.imbalance import choose_imbalance_strategy, choose_post_hoc_strength
 from finetune.config.schema import Config
+from finetune.units import format_count
 
 MACRO_F1_MIN_RATIO = 2.0
 """Imbalance ratio above which macro F1 replaces accuracy as the monitored metric."""
@@ -258,7 +259,9 @@ def _choose_layer_decay(facts: Facts) -> Choice:
 
 def _choose_calibration(facts: Facts) -> Choice:
     is_enough = facts.num_val_images >= CALIBRATION_MIN_IMAGES
-    return Choice("on" if is_enough else "off", f"{facts.num_val_images} validation images")
+    return Choice(
+        "on" if is_enough else "off", format_count(facts.num_val_images, "validation image")
+    )
 
 
 def _choose_monitor(facts: Facts) -> Choice:

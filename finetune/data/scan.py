@@ -104,7 +104,8 @@ def list_images(path: Path) -> tuple[list[Path], list[RejectedFile]]:
         elif reason:
             rejected.append(RejectedFile(escape_path(file), reason))
     if not images:
-        raise DataError(f"{path} contains no image ({len(rejected)} other files). Check the path.")
+        others = format_count(len(rejected), "other file")
+        raise DataError(f"{path} contains no image ({others}). Check the path.")
     return images, rejected
 
 

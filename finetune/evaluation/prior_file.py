@@ -71,7 +71,8 @@ def read_prior(file: Path, classes: Sequence[str]) -> ClassPrior:
     if missing:
         examples = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
         raise ConfigError(
-            f"--prior {file}: {len(missing)} of {len(classes)} classes are missing: {examples}. "
+            f"--prior {file}: {len(missing)} of {len(classes)} classes "
+            f"{'is' if len(missing) == 1 else 'are'} missing: {examples}. "
             f"Add a value for each; use 0 for a class that never occurs."
         )
     return normalize_prior([weights[name] for name in classes])

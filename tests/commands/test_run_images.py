@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -94,6 +95,12 @@ def test_moved_images_give_the_metrics_of_the_run_bit_for_bit(
     assert f"{count} {name} images of the run, found below {moved}" in reporter.notes[-1]
     assert reporter.warnings == []
     assert (result.num_training_images, get_differences(result)) == (0, {})
+
+
+def test_manifest_has_the_digest_of_each_file(trained: FitResult, insects: Path) -> None:
+    for row in list_rows(trained.run_dir, "test"):
+        data = (insects / row["path"]).read_bytes()
+        assert row["digest"] == hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def test_moved_and_renamed_images_are_found_by_content(
@@ -338,7 +345,7 @@ def test_splits_of_the_data_are_read_as_they_are_now(divided: FitResult, tmp_pat
     assert get_differences(result) == {"splits": 2, "new_images": 1}
     assert result.evaluation.num_images == 16
     assert result.num_training_images == 1
-    assert "1 of 16 images are training images" in reporter.warnings[-1]
+    assert "1 of 16 images is a training image" in reporter.warnings[-1]
     assert "2 splits, 1 new image." in " ".join(reporter.notes)
 
 

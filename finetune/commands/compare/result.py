@@ -17,6 +17,7 @@ from finetune.evaluation.significance import (
     compute_mcnemar_p_value,
     compute_wilson_interval,
 )
+from finetune.units import format_count
 
 SIGNIFICANCE_LEVEL = 0.05
 """Differences with a smaller p-value count as significant."""
@@ -215,7 +216,7 @@ def summarize_significance(result: CompareResult) -> str:
     fewer = [row for row in different if row.is_correct.sum() < best.is_correct.sum()]
     more = [row for row in different if row not in fewer]
     level = f"p < {SIGNIFICANCE_LEVEL:g}"
-    num_images = f"{len(best.is_correct)} validation images"
+    num_images = format_count(len(best.is_correct), "validation image")
     sentences = []
     if similar:
         verb = "does" if len(similar) == 1 else "do"

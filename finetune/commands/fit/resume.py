@@ -28,6 +28,7 @@ from finetune.system import run_folder
 from finetune.system.run_folder import RunFolder
 from finetune.training.callbacks.early_stopping import EarlyStop, find_early_stop
 from finetune.training.checkpoint_io import read_checkpoint, read_resume_state, verify_checkpoint
+from finetune.units import format_count
 
 OVERRIDABLE_KEYS = (
     "trainer.epochs",
@@ -257,6 +258,7 @@ def _check_epochs(run: RunFolder, config: Config) -> None:
     completed = 0 if state is None else state.completed_epochs
     if int(config.trainer.epochs) < completed:
         raise ConfigError(
-            f"trainer.epochs={config.trainer.epochs}: the run has completed {completed} epochs "
-            f"already. Use at least {completed}, or leave it out."
+            f"trainer.epochs={config.trainer.epochs}: the run has completed "
+            f"{format_count(completed, 'epoch')} already. Use at least {completed}, or leave it "
+            f"out."
         )

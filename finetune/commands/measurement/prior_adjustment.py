@@ -19,7 +19,7 @@ from finetune.probe.linear_probe import ProbeResult
 from finetune.system.files import write_file_atomically
 from finetune.system.run_folder import RunFolder
 from finetune.types import Split
-from finetune.units import format_percent
+from finetune.units import format_count, format_percent
 
 MIN_VAL_IMAGES_PER_CLASS = 20
 """Validation images of the rarest class from which they suffice on their own."""
@@ -202,7 +202,7 @@ def apply_prior_adjustment(bundle: ModelBundle, adjustment: PriorAdjustment | No
 def describe_prior_adjustment(adjustment: PriorAdjustment) -> str:
     """Return the chosen strength and what it does to the images that it was chosen on."""
     choice = adjustment.choice
-    images = f"{adjustment.num_val_images:,} validation images"
+    images = format_count(adjustment.num_val_images, "validation image")
     if adjustment.num_train_images:
         images += f" and {adjustment.num_train_images:,} training images (out of fold)"
     if choice.strength == 0:

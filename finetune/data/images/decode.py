@@ -5,7 +5,6 @@ Whether a file is read, and by what, is decided here alone, so that the checks o
 """
 
 from collections.abc import Callable
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
-from finetune.data.images.bit_depth import DecodedImage
+from finetune.data.images.bit_depth import MAX_DECODE_BYTES, DecodedImage
 from finetune.data.images.codecs.canvas import (
     Area,
     find_clean_aperture,
@@ -41,8 +40,8 @@ from finetune.data.images.resample import Pixels
 from finetune.errors import DataError
 from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
 
-_MAX_DECODE_BYTES = 900_000_000
-"""Most memory that the decoder of one image may need."""
+Flatten = Callable[[Image.Image], Image.Image]
+"""Function from a part of a decoded image to RGB on white."""
 
 
 def open_image(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS) -> LazyImage:
@@ -118,7 +117,7 @@ def _open_with_pillow(path: Path, options: ReadOptions) -> LazyImage:
         BUDGET.reserve(image, _limit_memory(image))
         image.load()  # a damaged file raises here, not while its EXIF data are read
         orientation = read_orientation(image)
-        flatten = partial(_flatten, key=read_transparent_key(path, image))
+        flatten: Flatten = partial(_flatten, key=read_transparent_key(path, image))
         loaded = _crop_to_aperture(path, image)
         if area is not None:
             loaded, flatten = paste_on_white(loaded, area, flatten), _keep
@@ -129,7 +128,7 @@ def _open_with_pillow(path: Path, options: ReadOptions) -> LazyImage:
         return PillowImage(loaded, flatten=flatten, orientation=orientation, mode=mode)
 
 
-def _to_pixels(image: Image.Image, flatten: Callable[[Image.Image], Image.Image]) -> Pixels:
+def _to_pixels(image: Image.Image, flatten: Flatten) -> Pixels:
     """Return the pixels of an image in RGB; a large one is converted a few rows at a time."""
     if image.width * image.height <= STRIP_PIXELS:
         return np.asarray(flatten(image))
@@ -160,12 +159,12 @@ def _limit_memory(image: ImageFile.ImageFile) -> int:
     assert isinstance(entry, ImageFormat), "only plugins of known formats are tried"
     needed_bytes = image.width * image.height * entry.bytes_per_pixel
     if isinstance(image, Jpeg2KImageFile):
-        while needed_bytes > _MAX_DECODE_BYTES:
-            image.reduce += 1  # type: ignore[operator, assignment]
+        while needed_bytes > MAX_DECODE_BYTES:
+            image.reduce += 1  # type: ignore[operator]
             needed_bytes //= 4
-    if needed_bytes <= _MAX_DECODE_BYTES:
+    if needed_bytes <= MAX_DECODE_BYTES:
         return needed_bytes
-    limit = _MAX_DECODE_BYTES // entry.bytes_per_pixel
+    limit = MAX_DECODE_BYTES // entry.bytes_per_pixel
     raise DataError(
         f"too large: {image.width}x{image.height} is {image.width * image.height / 1e6:.0f} "
         f"megapixels; {entry.name} is read up to {limit / 1e6:.0f}"

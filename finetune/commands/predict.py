@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bundle.bundle import load_model
-from finetune.commands.rejected_files import summarise_rejected
+from finetune.commands.rejected_files import propose_heic, summarise_rejected
 from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.images.validate import check_files
 from finetune.data.scan import list_images
@@ -120,22 +120,33 @@ def predict(
     files, rejected = list_images(images)
     readable, unreadable = _filter_readable(files, reporter)
     rejected = [*rejected, *unreadable]
-    if rejected:
-        reporter.warn(
-            f"{format_count(len(rejected), 'file')} without prediction: "
-            f"{summarise_rejected(rejected)}"
-        )
+    _warn_of_rejected(rejected, reporter)
     if not readable:
         raise DataError(f"No readable image in {images}: {summarise_rejected(rejected)}.")
     predictor = Predictor(bundle, device=accelerator, batch_size=batch_size, tta=tta)
     reporter.start("predicting", len(readable))
-    predictions = tuple(predictor.predict(readable, top_k=top_k, on_batch=reporter.advance))
+    lost: dict[int, str] = {}
+    predictions = tuple(
+        predictor.predict(readable, top_k=top_k, on_batch=reporter.advance, unreadable=lost)
+    )
     reporter.finish()
+    lost_files = [RejectedFile(readable[row].as_posix(), reason) for row, reason in lost.items()]
+    _warn_of_rejected(lost_files, reporter)
+    rejected += lost_files
     prior_json = prior_to_json(bundle.card, requested=prior)
     result = PredictResult(predictions, tuple(rejected), output, tta, prior_json)
     if output is not None:
         write_text(output, result.to_csv())
     return result
+
+
+def _warn_of_rejected(rejected: Sequence[RejectedFile], reporter: Reporter) -> None:
+    if rejected:
+        reporter.warn(
+            f"{format_count(len(rejected), 'file')} without prediction: "
+            f"{summarise_rejected(rejected)}"
+        )
+    propose_heic(rejected, reporter)
 
 
 def _filter_readable(

@@ -1,9 +1,11 @@
 """Files that a command leaves out: their warning, and the error where a class has no other."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from finetune.data.file_listing import suggest_file
+from finetune.data.images.formats import HEIC, HEIC_PROPOSAL
 from finetune.data.scan import Scan
 from finetune.errors import DataError
 from finetune.types import RejectedFile, Reporter, Sample
@@ -34,6 +36,7 @@ def report_rejected(
     if rejected:
         files = format_count(len(rejected), "file")
         reporter.warn(f"{files} left out: {summarise_rejected(rejected)}")
+    propose_heic(rejected, reporter)
     lost = {s.label for s in scanned.samples} - {s.label for s in readable}
     if lost and fail_on_lost_class:
         name = min(lost)
@@ -51,11 +54,42 @@ def report_rejected(
     return rejected
 
 
+def report_unreadable(
+    samples: Sequence[Sample], root: Path, reasons: Mapping[int, str], reporter: Reporter
+) -> tuple[list[int], list[RejectedFile]]:
+    """Return the rows of the images that were read, and the other files after a warning.
+
+    Args:
+        samples: Images that were readable when they were listed.
+        root: Folder to which their paths refer.
+        reasons: Reasons of those that could not be read any more, by their rows.
+        reporter: Receives the warning.
+
+    Raises:
+        DataError: None could be read.
+    """
+    rejected = [RejectedFile(samples[row].path, reason) for row, reason in reasons.items()]
+    summary = summarise_rejected(rejected)
+    kept = [row for row in range(len(samples)) if row not in reasons]
+    if not kept:
+        raise DataError(f"No image in {root} can be read any more: {summary}.")
+    reporter.warn(f"{format_count(len(rejected), 'file')} left out: {summary}")
+    return kept, rejected
+
+
+def propose_heic(rejected: Iterable[RejectedFile], reporter: Reporter) -> None:
+    """Say how HEIC files are read, if there are any among the rejected ones."""
+    count = sum(entry.reason.startswith(f"{HEIC}: needs") for entry in rejected)
+    if count:
+        files = format_count(count, f"{HEIC} file")
+        reporter.note(f"{files}: to read them, {HEIC_PROPOSAL}.")
+
+
 def summarise_rejected(rejected: Iterable[RejectedFile]) -> str:
     """Return the four most frequent reasons with their counts and one example each."""
     paths_of: dict[str, list[str]] = {}
     for entry in rejected:
-        reason = entry.reason.partition(" (")[0].partition(":")[0]
+        reason = _get_kind(entry.reason)
         paths_of.setdefault(reason, []).append(entry.path)
     counts = Counter({reason: len(paths) for reason, paths in paths_of.items()}).most_common()
     shown = [
@@ -67,3 +101,10 @@ def summarise_rejected(rejected: Iterable[RejectedFile]) -> str:
     if rest := sum(count for _, count in counts[4:]):
         shown.append(f"other reasons ({rest:,})")
     return "; ".join(shown)
+
+
+def _get_kind(reason: str) -> str:
+    """Return a reason without what differs from file to file: its details."""
+    if reason.startswith(HEIC):
+        return HEIC
+    return reason.partition(" (")[0].partition(":")[0]

@@ -30,12 +30,14 @@ class Batch(TypedDict):
         label: Class indices, int64, shape (B,); -1 without labels.
         index: Rows of the dataset, int64, shape (B,).
         color_matrix: Color matrices to apply on the device, float32, shape (B, C, C + 1).
+        reasons: Reasons of the rows that cannot be read, whose pixels are zero.
     """
 
     image: Tensor
     label: Tensor
     index: Tensor
     color_matrix: NotRequired[Tensor]
+    reasons: NotRequired[dict[int, str]]
 
 
 class ImageDataset(Dataset[Batch]):
@@ -89,12 +91,51 @@ class ImageDataset(Dataset[Batch]):
 
     def _load_view(self, row: int, draw: Draw | None) -> View:
         try:
-            return self.transform(self.source.open(row), draw)
+            return load_view(self.source, row, self.transform, draw)
         except DataError as error:
             raise DataError(
                 f"{self.source.get_name(row)}: {error}. It was readable before training; restore "
                 f"it, then resume."
             ) from error
+
+
+class ReadableDataset(ImageDataset):
+    """Dataset without labels and draws that goes on if a file cannot be read.
+
+    Its batches name the rows of such files.
+    """
+
+    def __getitems__(self, items: Sequence[int | Draw]) -> Batch:
+        """Return the batch of rows; those that cannot be read are black, with their reasons."""
+        reasons: dict[int, str] = {}
+        rows = [item.row if isinstance(item, Draw) else item for item in items]
+        image = np.zeros((len(rows), *self.transform.get_size(0), 3), np.uint8)
+        for place, row in enumerate(rows):
+            try:
+                image[place] = load_view(self.source, row, self.transform, None).pixels
+            except DataError as error:
+                reasons[row] = str(error)
+        index = torch.tensor(rows)
+        return Batch(
+            image=torch.from_numpy(image), label=self.labels[index], index=index, reasons=reasons
+        )
+
+
+def load_view(source: ImageSource, row: int, transform: Transform, draw: Draw | None) -> View:
+    """Return the view of the image in a row.
+
+    Raises:
+        DataError: The file cannot be read, or the transform needs more memory than there is; the
+            message is the reason without the path.
+    """
+    try:
+        return transform(source.open(row), draw)
+    except MemoryError as error:
+        raise DataError("too large: there is not enough memory to resize it") from error
+    except cv2.error as error:
+        if error.code != cv2.Error.StsNoMem:
+            raise
+        raise DataError("too large: there is not enough memory to resize it") from error
 
 
 def create_loader(

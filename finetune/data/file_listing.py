@@ -5,12 +5,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from finetune.data.images.formats import IMAGE_SUFFIXES
 from finetune.errors import DataError
 
-IMAGE_SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png",
-     ".pnm", ".ppm", ".tif", ".tiff", ".webp")
-)  # fmt: skip
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 _MAX_SUGGESTIONS = 20_000
 _OUTPUT_FILES = (

@@ -1,6 +1,6 @@
 """Class probabilities of image files, with the preprocessing of the model's card."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +8,12 @@ from torch import Tensor
 
 from finetune.bundle.bundle import ModelBundle
 from finetune.bundle.model_card import ModelCard
-from finetune.data.dataset import ImageDataset, create_loader, translate_worker_errors
+from finetune.data.dataset import (
+    ImageDataset,
+    ReadableDataset,
+    create_loader,
+    translate_worker_errors,
+)
 from finetune.data.images.source import FileSource
 from finetune.data.transforms.eval_transform import EvalTransform, FlipPairTransform, Transform
 from finetune.errors import ConfigError
@@ -58,7 +63,11 @@ class Predictor:
         self.options = options
 
     def predict_logits(
-        self, paths: Sequence[Path], *, on_batch: Callable[[int], None] | None = None
+        self,
+        paths: Sequence[Path],
+        *,
+        on_batch: Callable[[int], None] | None = None,
+        unreadable: MutableMapping[int, str] | None = None,
     ) -> Tensor:
         """Return the uncalibrated logits, float32, shape (N, V, K), in the order of ``paths``.
 
@@ -67,11 +76,13 @@ class Predictor:
         Args:
             paths: Image files, shape (N,).
             on_batch: Callback that receives the number of images of each finished batch.
+            unreadable: Receives the rows of files that cannot be read, with their reasons; their
+                logits have no meaning. None raises at the first one.
 
         Raises:
             DataError: A file cannot be read.
         """
-        batches = list(self._iterate_logits(paths, on_batch))
+        batches = [logits for logits, _ in self._iterate_logits(paths, on_batch, unreadable)]
         shape = (0, self.num_views, len(self.card.classes))
         return torch.cat(batches) if batches else torch.empty(shape)
 
@@ -106,6 +117,7 @@ class Predictor:
         *,
         top_k: int = 1,
         on_batch: Callable[[int], None] | None = None,
+        unreadable: MutableMapping[int, str] | None = None,
     ) -> Iterator[Prediction]:
         """Yield the ``top_k`` most probable classes of each image, in the order of ``paths``.
 
@@ -113,23 +125,30 @@ class Predictor:
             paths: Image files, shape (N,).
             top_k: Number of classes, at most all of them.
             on_batch: Callback that receives the number of images of each finished batch.
+            unreadable: Receives the rows of files that cannot be read, with their reasons; they
+                are passed over. None raises at the first one.
 
         Raises:
             DataError: A file cannot be read.
         """
-        files = iter(paths)
         top_k = min(top_k, len(self.card.classes))
-        for logits in self._iterate_logits(paths, on_batch):
+        for logits, rows in self._iterate_logits(paths, on_batch, unreadable):
             values, indices = self.compute_probabilities(logits).topk(top_k, dim=1)
-            for row, columns in zip(values.tolist(), indices.tolist(), strict=True):
-                labels = tuple(self.card.classes[column] for column in columns)
-                yield Prediction(str(next(files)), labels, tuple(row))
+            for row, value, columns in zip(rows, values.tolist(), indices.tolist(), strict=True):
+                if unreadable is None or row not in unreadable:
+                    labels = tuple(self.card.classes[column] for column in columns)
+                    yield Prediction(str(paths[row]), labels, tuple(value))
 
     def _iterate_logits(
-        self, paths: Sequence[Path], on_batch: Callable[[int], None] | None
-    ) -> Iterator[Tensor]:
+        self,
+        paths: Sequence[Path],
+        on_batch: Callable[[int], None] | None,
+        unreadable: MutableMapping[int, str] | None,
+    ) -> Iterator[tuple[Tensor, list[int]]]:
+        """Yield the logits of each batch, shape (B, V, K), and its rows."""
         source = FileSource(paths, options=self.options)
-        dataset = ImageDataset(source, None, self.transform)
+        dataset_type = ImageDataset if unreadable is None else ReadableDataset
+        dataset = dataset_type(source, None, self.transform)
         loader = create_loader(
             dataset,
             batch_size=self.batch_size,
@@ -139,7 +158,10 @@ class Predictor:
         with translate_worker_errors():
             for batch in loader:
                 views = batch["image"].chunk(self.num_views, dim=1)
-                yield torch.stack([self._compute_logits(view) for view in views], dim=1)
+                if unreadable is not None:
+                    unreadable.update(batch.get("reasons", {}))
+                logits = torch.stack([self._compute_logits(view) for view in views], dim=1)
+                yield logits, batch["index"].tolist()
                 if on_batch is not None:
                     on_batch(len(batch["image"]))
 

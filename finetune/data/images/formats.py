@@ -154,7 +154,7 @@ def list_plugins() -> tuple[str, ...]:
     if not features.check("avif"):
         plugins.remove("AVIF")
     if importlib.util.find_spec("pillow_heif") is not None:
-        import pillow_heif
+        import pillow_heif  # type: ignore[import-not-found, unused-ignore]
 
         pillow_heif.register_heif_opener()
         plugins.append("HEIF")

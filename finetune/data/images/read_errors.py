@@ -122,7 +122,7 @@ def _find_plugin_error(path: Path, entry: ImageFormat) -> Exception | None:
     factory, _ = Image.OPEN[entry.plugin]
     try:
         with path.open("rb") as file:
-            factory(file, str(path))  # type: ignore[arg-type]
+            factory(file, str(path))
     except (SyntaxError, IndexError, TypeError, KeyError, ValueError, OSError, EOFError) as error:
         return error
     except (struct.error, Image.DecompressionBombError) as error:

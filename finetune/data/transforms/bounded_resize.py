@@ -97,7 +97,7 @@ def _find_source(side: int, resized: int, window: int) -> _Source:
 def _find_output_size(step: Step, image: Image.Image) -> tuple[int, int]:
     """Return the height and width to which a step resizes an image; its own for other steps."""
     if isinstance(step, ResizeKeepRatio):
-        height, width = step.get_params(image, step.size, step.longest)
+        height, width = step.get_params(image, step.size, step.longest)  # type: ignore[no-untyped-call]
         return height, width
     if isinstance(step, Resize):
         sides = [step.size] if isinstance(step.size, int) else list(step.size)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from PIL import Image
+from PIL import Image, _imaging
 
 _MAX_MESSAGE_BYTES = 512
 
@@ -23,7 +23,8 @@ def collect_messages() -> Iterator[list[str]]:
     """Gather what image libraries have to say in this thread, instead of showing it."""
     _install()
     outer = getattr(_collectors, "messages", None)
-    _collectors.messages = messages = []
+    messages: list[str] = []
+    _collectors.messages = messages
     try:
         yield messages
     finally:
@@ -95,7 +96,7 @@ def _redirect_libtiff() -> Callable[..., Any]:
     error_handler, warning_handler = handler_type(gather), handler_type(drop)
     try:
         # resolved among the libraries that Pillow's extension is linked with
-        library = ctypes.CDLL(Image.core.__file__)
+        library = ctypes.CDLL(_imaging.__file__)
         library.TIFFSetErrorHandler.argtypes = (handler_type,)
         library.TIFFSetErrorHandler.restype = ctypes.c_void_p
         library.TIFFSetWarningHandler.argtypes = (handler_type,)

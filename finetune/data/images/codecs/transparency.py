@@ -1,6 +1,7 @@
 """Conversion of Pillow's images of 8 bits to RGB, with transparent pixels on white."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -17,7 +18,7 @@ def read_transparent_key(path: Path, image: Image.Image) -> Key | None:
     Pillow returns a PNG's transparent value as stored, but scales pixels of 1, 2 and 4 bits to 255
     and colours of 16 bits to 8.
     """
-    key: Key | None = image.info.get("transparency")
+    key = cast("Key | None", image.info.get("transparency"))
     if image.format != "PNG" or key is None or image.mode == "P":
         return key
     with path.open("rb") as file:
@@ -26,7 +27,7 @@ def read_transparent_key(path: Path, image: Image.Image) -> Key | None:
         shift = max(0, num_bits - 8)
         return key[0] >> shift, key[1] >> shift, key[2] >> shift
     if isinstance(key, int) and num_bits < 8:
-        return key * 255 // (2**num_bits - 1)
+        return key * 255 // ((1 << num_bits) - 1)
     return key
 
 

@@ -106,7 +106,7 @@ def read_data(config: Config, path: Path, *, reporter: Reporter) -> RunData:
         min_images=None if minimum == "auto" else minimum,
     )
     audit = dataset.audit()
-    for line in summarise_audit(audit, path):
+    for line in summarise_audit(audit, path, splits=config.data.splits):
         reporter.note(line)
     manifest, dropped = apply_leakage_policy(manifest, config.data.leakage, reporter)
     _warn_about_missing_classes(manifest, reporter)
@@ -193,8 +193,14 @@ def fingerprint_samples(
     return compute(options=replace(options, pixel_range=bits.pixel_range))
 
 
-def summarise_audit(audit: Audit, path: Path) -> list[str]:
-    """Summarise an audit in at most two lines; in none if there are no findings."""
+def summarise_audit(audit: Audit, path: Path, *, splits: str = "auto") -> list[str]:
+    """Summarise an audit in at most two lines; in none if there are no findings.
+
+    Args:
+        audit: Audit of the images.
+        path: Folder or CSV of the images.
+        splits: Value of ``data.splits``.
+    """
     findings = []
     if audit.duplicates:
         images = sum(len(group.samples) for group in audit.duplicates)
@@ -218,7 +224,8 @@ def summarise_audit(audit: Audit, path: Path) -> list[str]:
     if audit.duplicates is None:
         lines.append("Duplicates were not searched (data.leakage=ignore).")
     if findings:
-        command = f"finetune inspect {shlex.quote(str(path))}"
+        arguments = [str(path)] if splits == "auto" else [str(path), f"data.splits={splits}"]
+        command = shlex.join(["finetune", "inspect", *arguments])
         lines.append(f"Found {'; '.join(findings)}. For details: {command}")
     return lines
 

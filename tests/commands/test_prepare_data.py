@@ -150,6 +150,17 @@ def test_summarise_audit_is_one_line(leaky: Path, tmp_path: Path) -> None:
     assert wrong == {Split.TRAIN}
 
 
+def test_read_data_findings_name_a_command_that_reads_the_same_splits(
+    leaky: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(leaky, tmp_path / "data"))
+    for name, other in (("train", "day"), ("val", "night")):
+        (data / name).rename(data / other)
+    _, recorder = read(data, **{"data.splits": "day=train,night=val"})
+    assert recorder.notes[0] == "Split folders: day is train, night is val."
+    assert recorder.notes[1].endswith(f"finetune inspect {data} data.splits=day=train,night=val")
+
+
 def test_read_data_csv_leaks_are_found(leaky: Path, tmp_path: Path) -> None:
     rows = [
         (str(path), path.parent.name, path.parents[1].name) for path in sorted(leaky.rglob("*.jpg"))

@@ -275,6 +275,8 @@ def _build_inspect_command(config: Config) -> str:
     args = ["finetune", "inspect", str(data.path), "--backbone", model.backbone]
     if model.weights != "hub":
         args += ["--weights", model.weights]
+    if data.splits != "auto":
+        args.append(f"data.splits={data.splits}")
     if data.cache not in ("auto", "on", "off"):
         args.append(f"data.cache={data.cache}")
     if data.max_megapixels != Config().data.max_megapixels:

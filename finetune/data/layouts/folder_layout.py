@@ -145,7 +145,8 @@ def _is_split_beside(
     shared = [other for other in nested if _list_class_names(other) & _name_all(classes)]
     if shared or (has_several and nested):
         foreign = (shared or nested)[0]
-        raise DataError(describe_foreign_folder(folder.path, foreign.name, train.name))
+        splits = {child.name: split_of[child.name] for child in named}
+        raise DataError(describe_foreign_folder(folder.path, foreign.name, splits))
     if has_several:
         return True
     if len(nested) == len(others) and not train.has_own_images:
@@ -266,7 +267,8 @@ def _check_unique_splits(
         split = split_of[child.name]
         first = name_of.setdefault(split, child.name)
         if first != child.name:
-            raise DataError(describe_repeated_split(folder.path, first, child.name, split))
+            splits = {other.name: split_of[other.name] for other in kept}
+            raise DataError(describe_repeated_split(folder.path, first, child.name, splits))
 
 
 def _list_class_names(folder: FolderContents) -> set[str]:

@@ -56,18 +56,19 @@ def describe_shared_folders(folder: Path, names: Sequence[str], shared: Sequence
     )
 
 
-def describe_foreign_folder(folder: Path, name: str, train: str) -> str:
+def describe_foreign_folder(folder: Path, name: str, split_of: Mapping[str, Split]) -> str:
     """Return that a folder beside split folders is none.
 
     Args:
         folder: Folder of the split folders.
         name: Name of the other folder.
-        train: Name of the train folder.
+        split_of: Names of the split folders with their splits, one of them train.
     """
+    train = next(name for name, split in split_of.items() if split is Split.TRAIN)
     return (
         f"{folder} contains split folders and also '{name}', which is not a split. Move it away, "
         f"or into {train} as a class folder, or name the split folders, as in "
-        f"{format_setting({train: Split.TRAIN})}, to pass over the others {_IN_EVALUATE}."
+        f"{format_setting(split_of)}, to pass over the others {_IN_EVALUATE}."
     )
 
 
@@ -99,11 +100,24 @@ def describe_several_families(folder: Path, families: Sequence[Mapping[str, Spli
     )
 
 
-def describe_repeated_split(folder: Path, first: str, second: str, split: Split) -> str:
-    """Return that two folders have names of the same split."""
+def describe_repeated_split(
+    folder: Path, first: str, second: str, split_of: Mapping[str, Split]
+) -> str:
+    """Return that two folders have names of the same split.
+
+    Args:
+        folder: Folder of the split folders.
+        first: Name of one of them.
+        second: Name of another of the same split.
+        split_of: Names of all split folders with their splits.
+    """
+    used: dict[Split, str] = {split_of[first]: first}
+    for name, split in split_of.items():
+        used.setdefault(split, name)
     return (
-        f"{folder} contains two {split.value} splits, '{first}' and '{second}'. Keep one, or name "
-        f"all split folders to use, as in {format_setting({first: split})} {_IN_EVALUATE}."
+        f"{folder} contains two {split_of[first].value} splits, '{first}' and '{second}'. Keep "
+        f"one, or name all split folders to use, as in "
+        f"{format_setting({name: split for split, name in used.items()})} {_IN_EVALUATE}."
     )
 
 

@@ -14,8 +14,9 @@ _OUTPUT_FILES = (
     frozenset({"config.yaml", "manifest.csv"}),
     frozenset({"audit.json", "audit.csv"}),
     frozenset({"finetune.json", "model.safetensors"}),
+    frozenset({"arrays.bin", "index.sqlite"}),
 )
-"""Files that together only stand in a run folder, an audit folder or the folder of a model."""
+"""Files that only stand together in a run folder, an audit folder, a model or a cache."""
 
 
 def list_folders(folder: Path) -> list[Path]:
@@ -27,7 +28,7 @@ def list_folders(folder: Path) -> list[Path]:
 
 
 def is_output_folder(folder: Path) -> bool:
-    """Return whether a folder is a run, an audit or a model that finetune has written."""
+    """Return whether a folder is a run, an audit, a model or a cache that finetune has written."""
     return any(all((folder / name).is_file() for name in names) for names in _OUTPUT_FILES)
 
 
@@ -47,7 +48,7 @@ def holds_image(folder: Path, *, outputs: list[Path] | None = None) -> bool:
 def walk_files(folder: Path, *, outputs: list[Path] | None = None) -> Iterator[Path]:
     """Yield all files below a folder in a stable order; a link back to a folder is not followed.
 
-    Folders below it that finetune has written (runs, audits, models) are passed over: pictures in
+    Folders below it that finetune has written (runs, audits, models, caches) are passed over: pictures in
     them are not images of the user.
 
     Args:

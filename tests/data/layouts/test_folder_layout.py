@@ -228,12 +228,15 @@ def test_scan_passes_over_runs_audits_and_models_among_class_folders(tmp_path: P
     for name in ("audit.json", "audit.csv"):
         (audit / name).touch()
     (root / "model").mkdir()
+    (root / "cache/pixels/store").mkdir(parents=True)
     for name in ("finetune.json", "model.safetensors"):
         (root / "model" / name).touch()
+    for name in ("arrays.bin", "index.sqlite"):
+        (root / "cache/pixels/store" / name).touch()
     result = scan(root)
     assert {s.path for s in result.samples} == {"ants/1.png", "bees/1.png"}
     assert list(result.notes) == [
-        "Passed over model and runs, written by finetune.",
+        "Passed over cache, model and runs, written by finetune.",
         "Passed over ants/b, written by finetune.",
     ]
     with pytest.raises(DataError, match="runs/a was written by finetune"):

@@ -48,8 +48,8 @@ def holds_image(folder: Path, *, outputs: list[Path] | None = None) -> bool:
 def walk_files(folder: Path, *, outputs: list[Path] | None = None) -> Iterator[Path]:
     """Yield all files below a folder in a stable order; a link back to a folder is not followed.
 
-    Folders below it that finetune has written (runs, audits, models, caches) are passed over: pictures in
-    them are not images of the user.
+    Folders below it that finetune has written (runs, audits, models, caches) are passed over:
+    pictures in them are not images of the user.
 
     Args:
         folder: Folder to list.

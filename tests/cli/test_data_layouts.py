@@ -150,7 +150,7 @@ def test_csv_with_wrong_paths_names_a_file_that_fits(cli: Cli, tmp_path: Path) -
     file.write_text("path,label\nants/data0,ants\nbees/data0,bees\n", encoding="utf-8")
     for command in (["fit", file, *SMALL], ["inspect", file]):
         message = cli.fails(*command, code=3)
-        assert "its 2 rows are left out, the first in line 2: ants/data0: no image suffix" in message
+        assert "its 2 rows are left out, the first in line 2: ants/data0: no image" in message
         assert "ants/data0.png exists: write this path" in message
     file.write_text("path,label\nimg/data0.png,ants\nbees/data1.png,bees\n", encoding="utf-8")
     message = cli.fails("fit", file, *SMALL, code=3)

@@ -108,10 +108,9 @@ def _open_with_pillow(path: Path, options: ReadOptions) -> LazyImage:
     """Return an image that Pillow reads.
 
     Raises:
-        DataError: The file is too large, or its pixels have no standard range.
-        Exception: The file is damaged; various, as Pillow raises them.
+        DataError: The file cannot be used.
     """
-    with Image.open(path, formats=list_plugins()) as image:
+    with translate_read_errors(path), Image.open(path, formats=list_plugins()) as image:
         mode, area = image.mode, find_frame_area(image)
         check_size(image.width, image.height, options.max_pixels)
         BUDGET.reserve(image, _limit_memory(image))

@@ -20,6 +20,7 @@ from finetune.data.images.lazy_image import (
     choose_whole_factor,
     to_stored_box,
 )
+from finetune.data.images.memory import BUDGET
 from finetune.data.images.read_errors import (
     check_size,
     describe_damage,
@@ -197,7 +198,7 @@ def open_jpeg(path: Path, options: ReadOptions, open_with_pillow: OpenFn) -> Laz
         decode_strictly(data, shape, _CHECK_SCALE, "CMYK")
     if color_space not in ("YCbCr", "Gray", "RGB"):
         return None
-    return LazyJpeg(
+    image = LazyJpeg(
         path,
         data,
         shape,
@@ -205,6 +206,8 @@ def open_jpeg(path: Path, options: ReadOptions, open_with_pillow: OpenFn) -> Laz
         mode="L" if color_space == "Gray" else "RGB",
         open_with_pillow=open_with_pillow,
     )
+    BUDGET.reserve(image, 3 * header.height * header.width + header.coefficient_bytes)
+    return image
 
 
 def _check_memory(header: JpegHeader) -> None:

@@ -1,6 +1,5 @@
 """Validation of many image files on all cores, in order."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from finetune.data.images.decode import check_image
+from finetune.system.hardware import count_available_cores
 from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions, RejectedFile, Sample
 
 _CHUNK_SIZE = 1024
@@ -18,9 +18,12 @@ Result = TypeVar("Result")
 
 
 def map_in_threads(function: Callable[[Path], Result], paths: Iterable[Path]) -> Iterator[Result]:
-    """Yield the result of a function for each file, in order, computed in threads on all cores."""
+    """Yield the result of a function for each file, in order, computed in threads on all cores.
+
+    How many of them decode large images at once depends on the memory there is, see ``memory``.
+    """
     remaining = iter(paths)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(count_available_cores()) as pool:
         # in chunks: ``map`` would create a future for each of a million files at once
         while chunk := list(islice(remaining, _CHUNK_SIZE)):
             yield from pool.map(function, chunk)

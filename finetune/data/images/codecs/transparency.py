@@ -26,6 +26,8 @@ def read_transparent_key(path: Path, image: Image.Image) -> Key | None:
     if isinstance(key, tuple):
         shift = max(0, num_bits - 8)
         return key[0] >> shift, key[1] >> shift, key[2] >> shift
+    if image.mode == "1":
+        return 255 if key else 0
     if isinstance(key, int) and num_bits < 8:
         return key * 255 // ((1 << num_bits) - 1)
     return key

@@ -1,6 +1,7 @@
 """Class probabilities of image files, with the preprocessing of the model's card."""
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ class Predictor:
         device: Device, such as "cpu" or "cuda"; None for a GPU if there is one.
         batch_size: Images per batch.
         num_workers: Number of worker processes; 0 reads in this process.
-        options: How image files are read.
+        options: How image files are read; their range of values is that of the card.
         tta: Whether to average the probabilities of each image and its horizontal flip (test-time
             augmentation). Both pass through the network in turn, so that no more memory is used.
 
@@ -60,7 +61,7 @@ class Predictor:
         self._logit_shift = None if bundle.card.shift is None else torch.tensor(bundle.card.shift)
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.options = options
+        self.options = replace(options, pixel_range=bundle.card.pixel_range)
 
     def predict_logits(
         self,

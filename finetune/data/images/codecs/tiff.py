@@ -61,6 +61,11 @@ class _Block:
     samples: NDArray[Any]
 
 
+def has_imagecodecs() -> bool:
+    """Return whether imagecodecs is installed, with which tifffile decodes further compressions."""
+    return importlib.util.find_spec("imagecodecs") is not None
+
+
 def is_tiff(start: bytes) -> bool:
     """Return whether a file with these first bytes is a TIFF."""
     return start.startswith(_SIGNATURES)
@@ -218,7 +223,7 @@ def _iter_blocks_by_imagecodecs(page: "TiffPage", layout: TiffLayout) -> Iterato
         DataError: imagecodecs is missing, or cannot decode the compression.
     """
     name = describe_compression(layout.compression)
-    if importlib.util.find_spec("imagecodecs") is None:
+    if not has_imagecodecs():
         raise DataError(
             f"TIFF compressed by {name}, which needs imagecodecs: pip install "
             f"'finetune-vision[tiff]', or store it with Deflate, LZW or no compression"

@@ -120,6 +120,8 @@ def predict(
     files, rejected = list_images(images)
     readable, unreadable = _filter_readable(files, reporter)
     rejected = [*rejected, *unreadable]
+    if images.is_file() and unreadable:
+        raise DataError(f"{images} cannot be read: {unreadable[0].reason}.")
     _warn_of_rejected(rejected, reporter)
     if not readable:
         raise DataError(f"No readable image in {images}: {summarise_rejected(rejected)}.")

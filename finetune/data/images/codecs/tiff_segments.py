@@ -125,7 +125,7 @@ def _decompress(
         wanted = min(rows_per_chunk, num_rows - first) * segment.row_bytes
         chunk = source.read(wanted)
         if len(chunk) < wanted:
-            raise DataError("truncated")
+            raise DataError("truncated TIFF")
         yield np.frombuffer(chunk, np.uint8)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bundle.bundle import load_model
-from finetune.commands.rejected_files import propose_heic, summarise_rejected
+from finetune.commands.rejected_files import propose_heic, report_clipped, summarise_rejected
 from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.images.validate import check_files
 from finetune.data.scan import list_images
@@ -16,7 +16,7 @@ from finetune.errors import DataError, RunFolderError
 from finetune.inference.predictor import Predictor, check_tta
 from finetune.system.files import write_text
 from finetune.system.hardware import prepare_accelerator
-from finetune.types import Prediction, RejectedFile, Reporter, StrPath
+from finetune.types import Prediction, ReadOptions, RejectedFile, Reporter, StrPath
 from finetune.units import format_count
 
 
@@ -118,7 +118,7 @@ def predict(
     if tta:
         check_tta(bundle.card)
     files, rejected = list_images(images)
-    readable, unreadable = _filter_readable(files, reporter)
+    readable, unreadable = _filter_readable(files, bundle.card.read_options, reporter)
     rejected = [*rejected, *unreadable]
     if images.is_file() and unreadable:
         raise DataError(f"{images} cannot be read: {unreadable[0].reason}.")
@@ -152,16 +152,19 @@ def _warn_of_rejected(rejected: Sequence[RejectedFile], reporter: Reporter) -> N
 
 
 def _filter_readable(
-    files: Sequence[Path], reporter: Reporter
+    files: Sequence[Path], options: ReadOptions, reporter: Reporter
 ) -> tuple[list[Path], list[RejectedFile]]:
     readable: list[Path] = []
+    clipped: list[Path] = []
     rejected: list[RejectedFile] = []
     reporter.start("checking images", len(files))
-    for file, reason in zip(files, check_files(files), strict=True):
+    reasons = check_files(files, options=options, on_clipped=clipped.append)
+    for file, reason in zip(files, reasons, strict=True):
         if reason is None:
             readable.append(file)
         else:
             rejected.append(RejectedFile(file.as_posix(), reason))
         reporter.advance()
     reporter.finish()
+    report_clipped(clipped, options.pixel_range, reporter)
     return readable, rejected

@@ -8,7 +8,7 @@ from finetune.data.file_listing import suggest_file
 from finetune.data.images.formats import HEIC, HEIC_PROPOSAL
 from finetune.data.scan import Scan
 from finetune.errors import DataError
-from finetune.types import RejectedFile, Reporter, Sample
+from finetune.types import PixelRange, RejectedFile, Reporter, Sample
 from finetune.units import format_count
 
 
@@ -75,6 +75,24 @@ def report_unreadable(
         raise DataError(f"No image in {root} can be read any more: {summary}.")
     reporter.warn(f"{format_count(len(rejected), 'file')} left out: {summary}")
     return kept, rejected
+
+
+def report_clipped(
+    paths: Sequence[Path], pixel_range: PixelRange | None, reporter: Reporter
+) -> None:
+    """Warn of images with values above the range of the model, if there are any.
+
+    Args:
+        paths: Their files.
+        pixel_range: Range of the model.
+        reporter: Receives the warning.
+    """
+    if paths and pixel_range is not None:
+        images = format_count(len(paths), "image")
+        reporter.warn(
+            f"{images} with values above {pixel_range.high:,.9g}, which is white for the model "
+            f"(data.pixel_range={pixel_range}): higher values are clipped (such as {min(paths)})"
+        )
 
 
 def propose_heic(rejected: Iterable[RejectedFile], reporter: Reporter) -> None:

@@ -90,8 +90,8 @@ def choose_range(samples: SampleType, pixel_range: PixelRange | None) -> PixelRa
         return pixel_range
     if not samples.is_unsigned_up_to_16_bits:
         raise DataError(
-            f"{samples.describe()} pixels have no agreed range; set data.pixel_range=LOW:HIGH, the "
-            f"values of black and white"
+            f"{samples.describe()} pixels have no agreed range; set data.pixel_range to the values of "
+            f"black and white (LOW:HIGH)"
         )
     return PixelRange(0, 2**samples.num_bits - 1 if samples.white is None else samples.white)
 
@@ -123,8 +123,8 @@ class SampleConverter:
         """
         if self._table is None and 0 < self.max_value <= 1 and self._range.high >= 255:
             raise DataError(
-                f"pixels up to {self.max_value:g}, which the range {self._range} makes black; set "
-                f"data.pixel_range=LOW:HIGH to that of these images, such as 0:1"
+                f"float pixels are black in the range of data.pixel_range; set it to theirs (up to "
+                f"{self.max_value:g}, and it is {self._range})"
             )
 
     def convert(self, samples: NDArray[Any]) -> Pixels:

@@ -56,6 +56,6 @@ def test_open_image_pfm_needs_a_range(tmp_path: Path) -> None:
     path.write_bytes(f"Pf\n{WIDTH} {HEIGHT}\n-1.0\n".encode() + values[::-1].tobytes())
     reason = check_image(path)
     assert reason is not None
-    assert reason.startswith("32-bit float pixels have no agreed range; set data.pixel_range=")
+    assert reason.startswith("32-bit float pixels have no agreed range; set data.pixel_range")
     grey = read_pixels(path, PixelRange(0, 1))[..., 0]
     assert np.abs(grey / 255 - values).max() < 0.002

@@ -251,7 +251,7 @@ def test_open_image_tiff_values_without_agreed_range_need_one(
     )  # fmt: skip
     reason = check_image(path)
     assert reason is not None
-    assert "no agreed range; set data.pixel_range=LOW:HIGH" in reason
+    assert "no agreed range; set data.pixel_range" in reason
     grey = read_grey(path, PixelRange(0, 124))
     assert np.abs(grey - values.astype(float) * 255 / 124).max() <= 0.5
     grey = read_grey(path, PixelRange(20, 60))
@@ -264,7 +264,7 @@ def test_open_image_tiff_floats_that_a_range_makes_black_are_rejected(tmp_path: 
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", metadata=None)
     reason = check_image(tmp_path / "a.tif", options=ReadOptions(pixel_range=PixelRange(0, 4095)))
     assert reason is not None
-    assert "such as 0:1" in reason
+    assert "float pixels are black in the range of data.pixel_range" in reason
 
 
 @pytest.mark.parametrize(

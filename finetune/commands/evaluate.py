@@ -9,6 +9,7 @@ from finetune.audit.leakage import find_rows_without_leaks
 from finetune.bundle.bundle import load_model
 from finetune.commands.image_matching import Match, match_images
 from finetune.commands.prepare_data import find_readable_samples
+from finetune.commands.rejected_files import report_clipped, report_unreadable
 from finetune.commands.run_images import (
     LocatedImages,
     RunImages,
@@ -33,8 +34,8 @@ from finetune.inference.predictor import Predictor, check_tta
 from finetune.inference.scoring import details_to_json, evaluate_logits, metrics_to_json
 from finetune.system.hardware import count_available_cores, prepare_accelerator
 from finetune.types import (
-    DEFAULT_READ_OPTIONS,
     Evaluation,
+    ReadOptions,
     RejectedFile,
     Reporter,
     Sample,
@@ -112,6 +113,13 @@ class _EvaluationSet:
     matches: Sequence[Match] = ()
     differences: RunDifferences | None = None
 
+    def select(self, rows: Sequence[int], rejected: Sequence[RejectedFile]) -> "_EvaluationSet":
+        """Return some of the images, with the files of the others as rejected."""
+        samples = [self.samples[row] for row in rows]
+        matches = [self.matches[row] for row in rows] if self.matches else ()
+        rejected = (*self.rejected, *rejected)
+        return replace(self, samples=samples, matches=matches, rejected=rejected)
+
 
 def evaluate(
     model: StrPath,
@@ -159,7 +167,7 @@ def evaluate(
     if splits is not None:
         setting = build_config({}, flags={"data.splits": ("splits", splits)}).data.split_setting
         run = None if run is None else replace(run, splits=setting)
-    images = _select_images(model, data, run, split, setting, reporter)
+    images = _select_images(model, data, run, split, setting, bundle.card.read_options, reporter)
     check_labels(images.samples, bundle.card.classes)
     num_training_images = _count_training_images(images, run or read_run_of_part(model), reporter)
     manifest = Manifest(images.root, bundle.card.classes, tuple(images.samples))
@@ -174,8 +182,13 @@ def evaluate(
     reporter.start("evaluating", len(images.samples))
     labels = manifest.encode_labels(images.samples)
     files = manifest.resolve_paths(images.samples)
-    logits = predictor.predict_logits(files, on_batch=reporter.advance)
+    lost: dict[int, str] = {}
+    logits = predictor.predict_logits(files, on_batch=reporter.advance, unreadable=lost)
     reporter.finish()
+    if lost:
+        kept, rejected = report_unreadable(images.samples, images.root, lost, reporter)
+        labels, logits = [labels[row] for row in kept], logits[kept]
+        images = images.select(kept, rejected)
     result = EvaluateResult(
         model,
         images.root,
@@ -203,6 +216,7 @@ def _select_images(
     run: RunImages | None,
     split: Split | None,
     splits: SplitSetting,
+    options: ReadOptions,
     reporter: Reporter,
 ) -> _EvaluationSet:
     """Return the images of a split of the run, or those of other data."""
@@ -212,20 +226,24 @@ def _select_images(
                 f"{model} is not a run folder, so it has no held-out images. Give a folder of "
                 f"labelled images: finetune evaluate {model} FOLDER"
             )
-        return _select_other_images(data, {}, split, splits, reporter)
+        return _select_other_images(data, {}, split, splits, options, reporter)
     if data is None and not run.path.exists():
         present = [sample.split for sample in run.manifest.samples]
         check_files_exist(run.manifest, run.manifest.get_samples(choose_split(present, split)))
     located = locate_images(data, run, reporter=reporter)
     if located.holds_run(run):
-        return _select_run_images(located, run, split, reporter)
+        return _select_run_images(located, run, split, options, reporter)
     paths = (sample.path for sample in located.scan.samples)
     matches = dict(zip(paths, located.matches, strict=True))
-    return _select_other_images(located.path, matches, split, located.splits, reporter)
+    return _select_other_images(located.path, matches, split, located.splits, options, reporter)
 
 
 def _select_run_images(
-    located: LocatedImages, run: RunImages, split: Split | None, reporter: Reporter
+    located: LocatedImages,
+    run: RunImages,
+    split: Split | None,
+    options: ReadOptions,
+    reporter: Reporter,
 ) -> _EvaluationSet:
     """Return the images of a split of the run; those that it has not read are checked."""
     selected = select_run_images(located, run, split)
@@ -235,7 +253,9 @@ def _select_run_images(
         for sample, match in zip(selected.samples, selected.matches, strict=True)
         if match.original is None or match.has_changed
     ]
-    _, rejected = filter_readable(root, unread, options=DEFAULT_READ_OPTIONS)
+    clipped: list[Path] = []
+    _, rejected = filter_readable(root, unread, options=options, on_clipped=clipped.append)
+    report_clipped(clipped, options.pixel_range, reporter)
     bad = {entry.path for entry in rejected}
     rows = [row for row, sample in enumerate(selected.samples) if sample.path not in bad]
     report_differences(located, run, selected, rejected, reporter)
@@ -254,11 +274,12 @@ def _select_other_images(
     matches: Mapping[str, Match],
     split: Split | None,
     splits: SplitSetting,
+    options: ReadOptions,
     reporter: Reporter,
 ) -> _EvaluationSet:
     """Return the images of a split of the data, or all of them if they have no splits."""
     samples, root, rejected = find_readable_samples(
-        data, options=DEFAULT_READ_OPTIONS, reporter=reporter, splits=splits
+        data, options=options, reporter=reporter, splits=splits
     )
     selected = None
     if any(sample.split is not None for sample in samples):

@@ -90,8 +90,8 @@ def choose_range(samples: SampleType, pixel_range: PixelRange | None) -> PixelRa
         return pixel_range
     if not samples.is_unsigned_up_to_16_bits:
         raise DataError(
-            f"{samples.describe()} pixels have no agreed range; set data.pixel_range to the values of "
-            f"black and white (LOW:HIGH)"
+            f"{samples.describe()} pixels have no agreed range; set data.pixel_range to the values "
+            f"of black and white (LOW:HIGH)"
         )
     return PixelRange(0, 2**samples.num_bits - 1 if samples.white is None else samples.white)
 

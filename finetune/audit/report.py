@@ -138,7 +138,7 @@ def _upgrade(tree: dict[str, Any]) -> dict[str, Any]:
             {**image, "kind": "extreme aspect ratio"} if image["kind"] == "odd aspect" else image
             for image in tree["suspicious_images"]
         ]
-    return {"version": AUDIT_VERSION, **tree}
+    return {"version": AUDIT_VERSION, "layout": [], "similar_classes": [], **tree}
 
 
 def _sort_distinct_first(group: DuplicateSamples) -> list[Sample]:
@@ -162,7 +162,7 @@ def _iter_rows(audit: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, s
     """Yield the rows of the CSV in the order of its columns."""
     for rejected in audit["unreadable"]:
         yield "unreadable", "", "", rejected["path"], rejected["reason"]
-    for similar in audit.get("similar_classes", ()):
+    for similar in audit["similar_classes"]:
         yield "similar class names", "", "", "", describe_similar_classes(**similar)
     for group in audit["duplicates"] or ():
         conflicts, number = ", ".join(group["conflicts"]), str(group["group"])

@@ -188,7 +188,11 @@ def _scan_csv(file: Path, splits: SplitSetting, allow_empty: bool) -> Scan:
         which = f"no image of class '{label}'" if files.samples else "no image"
         raise DataError(f"{file} lists {which}: {problem}")
     empty = tuple((label, None) for label in sorted(files.lost_classes))
-    return Scan(file.parent, tuple(files.samples), tuple(files.rejected), empty, tuple(files.notes))
+    lost = sorted(files.lost_classes.items())
+    notes = (f"{file.name} lists no image of class '{label}': {why}" for label, why in lost)
+    return Scan(
+        file.parent, tuple(files.samples), tuple(files.rejected), empty, (*files.notes, *notes)
+    )
 
 
 def _collect_samples(

@@ -31,7 +31,7 @@ def describe_audit(tree: Mapping[str, Any]) -> list[str]:
         *_describe_sizes(tree),
         *_describe_pixel_values(tree),
         *_describe_unreadable(tree["unreadable"]),
-        *_describe_similar_classes(tree["similar_classes"]),
+        *_describe_similar_classes(tree.get("similar_classes", ())),
         "",
         *_describe_duplicates(tree["duplicates"]),
         *_describe_suspicious_images(tree["suspicious_images"]),

@@ -167,6 +167,7 @@ def test_scan_csv_path_without_suffix_names_the_file_that_fits(tmp_path: Path) -
         scan(write_csv(tmp_path / "list.csv", mixed))
     result = scan(tmp_path / "list.csv", allow_empty=True)
     assert result.empty_classes == (("dog", None),)
+    assert "no image of class 'dog': its row is left out" in result.notes[0]
     assert result.rejected == (RejectedFile("2", "no image suffix"),)
 
 

@@ -194,8 +194,10 @@ def report_differences(
     if located.is_in_place:
         reporter.note(f"Evaluating on the {split} split of the run ({path}).")
     else:
-        images = format_count(len(selected.samples) - len(unreadable), f"{split} image")
-        reporter.note(f"Evaluating on the {images} of the run, found below {path}.")
+        num_new = sum(match.original is None for match in selected.matches)
+        own = format_count(len(selected.matches) - num_new, f"{split} image")
+        new = f" and {format_count(num_new, 'new image')}" if num_new else ""
+        reporter.note(f"Evaluating on the {own} of the run{new}, found below {path}.")
     text = selected.differences.describe()
     if text:
         reporter.note(text)
@@ -213,7 +215,8 @@ def report_differences(
     expected = run.manifest.get_samples(split)
     missing = [sample for sample in expected if sample.path not in found]
     if missing:
+        images = format_count(len(expected), f"{split} image")
         reporter.warn(
-            f"{len(missing):,} of the {format_count(len(expected), f'{split} image')} of the run "
-            f"not found, first {missing[0].path}: the metrics are those of the others"
+            f"{len(missing):,} of {images} of the run {'was' if len(missing) == 1 else 'were'} not "
+            f"found (such as {missing[0].path}): the metrics are those of the others"
         )

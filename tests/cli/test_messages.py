@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -71,6 +72,7 @@ OUTPUT: Commands = {
     "evaluate": "evaluate runs/a",
     "evaluate, uniform prior and training images": "evaluate runs/a --split train --prior uniform",
     "evaluate, leaked images": "evaluate runs/leaky",
+    "evaluate, images that have moved, with other labels and files": "evaluate runs/a moved",
     "predict to a file": "predict runs/a photos/val/red --output predictions.csv",
     "predict to standard output": "predict runs/a photos/val/red/0.png --top-k 2",
     "predict, unreadable files": "predict runs/a mixed --output predictions.csv",
@@ -140,6 +142,10 @@ def workdir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         for file in ("broken/train/red/0.png", "broken/train/blue/0.png", "mixed/broken.png"):
             (root / file).parent.mkdir(parents=True, exist_ok=True)
             (root / file).write_bytes(b"no image")
+        shutil.copytree(root / "photos", root / "moved")
+        (root / "moved/val/red/0.png").rename(root / "moved/val/blue/was red.png")
+        (root / "moved/val/red/1.png").unlink()
+        Image.new("RGB", (32, 32), "red").save(root / "moved/val/red/new.png")
         (root / "mixed" / "0.png").write_bytes((root / "photos/val/red/0.png").read_bytes())
         (root / "notes").mkdir()
         (root / "notes" / "a.txt").write_text("no image")

@@ -223,7 +223,7 @@ def test_missing_and_changed_test_images_are_told(own: tuple[Path, Path]) -> Non
     assert [entry.path for entry in result.rejected] == [tested[2]["path"]]
     unreadable, missing = reporter.warnings
     assert tested[2]["path"] in unreadable
-    assert "1 of the 7 test images" in missing
+    assert "1 of 7 test images" in missing
     assert tested[0]["path"] in missing
 
 

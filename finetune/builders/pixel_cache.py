@@ -9,6 +9,7 @@ from pathlib import Path
 from finetune.config.resolved import ResolvedConfig
 from finetune.data.cache.array_store import NOT_STORED, get_store_folder
 from finetune.data.cache.eviction import (
+    check_cache_root,
     evict_to_fit,
     find_cache_failure,
     resolve_cache_root,
@@ -187,11 +188,9 @@ def build_cached_datamodule(
         train_transform = datamodule.train_dataset.transform
     train_store, val_store = _open_stores(plan, reporter)
     train = _build_cached_dataset(
-        datamodule.train_dataset, train_store, decode_train, train_transform, plan.root, reporter
+        datamodule.train_dataset, train_store, decode_train, train_transform, reporter
     )
-    val = _build_cached_dataset(
-        datamodule.val_dataset, val_store, decode_val, identity, plan.root, reporter
-    )
+    val = _build_cached_dataset(datamodule.val_dataset, val_store, decode_val, identity, reporter)
     return ImageDataModule(
         train,
         val,
@@ -205,12 +204,13 @@ def _open_stores(
 ) -> tuple[PixelStore, PixelStore] | tuple[None, None]:
     """Return the stores of training and validation images; warn and return None without space."""
     try:
-        # opened before other stores are evicted, so that these are in use and kept
-        stores = (
-            PixelStore(plan.root, tag=plan.train_tag, owner=plan.owner),
-            PixelStore(plan.root, tag=plan.val_tag, owner=plan.owner),
-        )
+        check_cache_root(plan.root)
         if plan.fits_on_disk:
+            # opened before other stores are evicted, so that these are in use and kept
+            stores = (
+                PixelStore(plan.root, tag=plan.train_tag, owner=plan.owner),
+                PixelStore(plan.root, tag=plan.val_tag, owner=plan.owner),
+            )
             needed, limit = plan.new_bytes, plan.limit_bytes
             if evict_to_fit(plan.root, needed_bytes=needed, limit_bytes=limit) or not needed:
                 return stores
@@ -230,7 +230,6 @@ def _build_cached_dataset(
     store: PixelStore | None,
     decode: DecodeFn,
     transform: Transform,
-    root: Path,
     reporter: Reporter,
 ) -> ImageDataset:
     paths = [Path(dataset.source.get_name(row)) for row in range(len(dataset))]
@@ -242,7 +241,7 @@ def _build_cached_dataset(
             )
             source = StoredSource(store, paths, entries)
         except StorageError as error:
-            warn_of_cache_failure(root, error, reporter)
+            warn_of_cache_failure(store.folder.parent, error, reporter)
     return ImageDataset(source, dataset.labels.tolist(), transform)
 
 

@@ -23,13 +23,12 @@ from finetune.data.cache.pixel_store import PixelStore
 from finetune.data.images.decode import open_image
 from finetune.data.manifest import Manifest
 from finetune.data.transforms.eval_transform import EvalTransform
-from finetune.errors import ConfigError, DataError, StorageError
+from finetune.errors import ConfigError, DataError
 from finetune.types import Draw, Reporter, Sample, Split
 from tests.support.helpers import RecordingReporter, create_smooth_image, mount_tiny_disk
 from tests.support.pictures import compute_psnr, write_jpeg
 from tests.support.runs import (
     CLASSES,
-    build_photo_manifest,
     create_small_config,
     create_small_training,
 )
@@ -353,24 +352,54 @@ def test_fill_cache_damaged_file_raises_data_error(photos: Manifest) -> None:
         fill(training)
 
 
-def test_fill_cache_full_disk_raises_storage_error(animals: Path, tmp_path: Path) -> None:
-    training = create_small_training(animals)
-    assert training.cache is not None
+def test_fill_cache_full_disk_warns_once_and_decodes_to_the_same_pixels(
+    photos: Manifest, tmp_path: Path
+) -> None:
+    config: Any = create_small_config(augment__name="medium")
+    stored = fill(build_training(config, photos))
+    expected = [*load_train_images(stored), *load_val_images(stored)]
     with mount_tiny_disk(tmp_path / "disk", size="64k") as disk:
-        assert training.cache.num_bytes > 64 * 1024
-        config: Any = create_small_config(data__cache=str(disk / "pixels"))
+        config = create_small_config(augment__name="medium", data__cache=str(disk / "pixels"))
         # the disk fills up between the plan and the run
-        plan = build_with_free_disk(animals, config)
-        with pytest.raises(StorageError, match=r"data\.cache=PATH .*data\.cache=off"):
-            fill(plan)
+        plan = build_with_free_disk(photos, config)
+        assert plan.cache is not None
+        assert plan.cache.num_bytes > 64 * 1024
+        recorder = RecordingReporter()
+        filled = fill(plan, recorder)
+        (warning,) = recorder.warnings
+        assert f"{disk / 'pixels'} cannot be used: " in warning
+        assert "no space is left" in warning or "the disk is full" in warning
+        assert "data.cache=PATH or FINETUNE_CACHE" in warning
+        images = [*load_train_images(filled), *load_val_images(filled)]
+        assert all(torch.equal(a, b) for a, b in zip(images, expected, strict=True))
+        (tmp_path / "disk" / "checkpoint").write_bytes(bytes(20_000))  # the space is free again
 
 
-def build_with_free_disk(animals: Path, config: Any) -> Training:
+def test_unusable_cache_folder_decodes_to_the_same_pixels(
+    photos: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config: Any = create_small_config(augment__name="medium")
+    stored = fill(build_training(config, photos))
+    expected = [*load_train_images(stored), *load_val_images(stored)]
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "file"))
+    training = build_training(config, photos)
+    reason = f"the cache in {tmp_path}/file/pixels cannot be used: {tmp_path}/file is a file"
+    assert training.no_cache_reason == reason
+    recorder = RecordingReporter()
+    filled = fill(training, recorder)
+    assert len(recorder.warnings) == 1
+    assert reason[1:] in recorder.warnings[0]
+    images = [*load_train_images(filled), *load_val_images(filled)]
+    assert all(torch.equal(a, b) for a, b in zip(images, expected, strict=True))
+
+
+def build_with_free_disk(photos: Manifest, config: Any) -> Training:
     """Return the training as built while the disk has enough space."""
     with pytest.MonkeyPatch.context() as patch:
         free = SimpleNamespace(total=10**12, used=0, free=10**12)
         patch.setattr("finetune.builders.pixel_cache.shutil.disk_usage", lambda _: free)
-        return build_training(config, build_photo_manifest(animals))
+        return build_training(config, photos)
 
 
 def create_old_store(root: Path, owner: str, *, num_bytes: int) -> Path:

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from weakref import WeakKeyDictionary
 
 import platformdirs
@@ -61,16 +62,29 @@ def get_default_cache_root() -> Path:
     return cache / _ROOT_FOLDER
 
 
-def find_cache_failure(root: Path) -> str:
-    """Return why no store can be opened in the folder of all stores; empty if one can.
+def check_cache_root(root: Path) -> None:
+    """Check that stores can be opened in a folder, or that the folder can be created.
 
-    The folder is created if it does not exist.
+    Raises:
+        StorageError: They cannot.
     """
+    with translate_cache_errors(root):
+        existing = next(path for path in (root, *root.parents) if path.exists())
+        if existing == root:
+            with _lock_root(root):
+                pass
+        else:
+            with TemporaryDirectory(prefix=".finetune-", dir=existing):
+                pass
+
+
+def find_cache_failure(root: Path) -> str:
+    """Return which folder of stores cannot be used, and why; empty if it can."""
     try:
-        with translate_cache_errors(root), _lock_root(root):
-            return ""
+        check_cache_root(root)
     except StorageError as error:
         return describe_cache_failure(root, error)
+    return ""
 
 
 def describe_cache_failure(root: Path, error: StorageError) -> str:

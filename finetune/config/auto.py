@@ -6,7 +6,7 @@ leave a setting at "auto" that the run measures on cached features.
 
 from typing import Any
 
-from finetune.config.data import PRESET_CROP_SCALES
+from finetune.config.data import DEFAULT_PRESET, PRESET_CROP_SCALES
 from finetune.config.facts import Choice, Facts
 from finetune.config.recipe import choose_recipe
 from finetune.config.schema import Config
@@ -63,7 +63,7 @@ def _choose_geometry(config: Config, facts: Facts, *, has_probe: bool) -> dict[s
     alone matter, and only to a last stage that is trained. Settings that cannot apply stay "auto",
     too.
     """
-    name = "medium" if config.augment.name == "auto" else config.augment.name
+    name = DEFAULT_PRESET if config.augment.name == "auto" else config.augment.name
     if name not in PRESET_CROP_SCALES:
         return {}
     choices = {

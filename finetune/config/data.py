@@ -17,6 +17,9 @@ AUGMENT_NAMES = ("none", "light", "medium", "strong")
 PRESET_CROP_SCALES = {"light": 0.5, "medium": 0.35, "strong": 0.2}
 """Smallest area of random crops of each preset; a contract test compares them with the table."""
 
+DEFAULT_PRESET = "medium"
+"""Preset that ``augment.name=auto`` stands for."""
+
 GEOMETRY_KEYS = ("hflip", "vflip", "rot90", "min_crop_scale")
 """Keys of ``augment`` that a preset takes and a saved pipeline does not."""
 
@@ -121,7 +124,8 @@ class DataConfig(Section):
         description="side of training images in pixels, constant (128) or growing linearly from "
         "the first to the last epoch (128,224); smaller images are cheaper, and objects in random "
         "crops of them look as large as in whole images of image_size (FixRes, Touvron et al. "
-        "2019); auto: 0.7 times image_size with pretrained weights and random crops",
+        "2019); auto: so that they do on average, with pretrained weights and image_size of 160 or "
+        "more",
     )
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="fraction of images for validation if the data have no split"

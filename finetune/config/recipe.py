@@ -6,6 +6,7 @@ https://arxiv.org/abs/1912.11370).
 
 from collections.abc import Mapping
 
+from finetune.config.data import DEFAULT_PRESET, PRESET_CROP_SCALES
 from finetune.config.facts import Choice, Facts
 from finetune.config.imbalance import choose_imbalance_strategy, choose_post_hoc_strength
 from finetune.config.schema import Config
@@ -16,9 +17,6 @@ MACRO_F1_MIN_RATIO = 2.0
 
 HEAD_LR = {"adamw": 1e-3, "sgd": 1e-2}
 """Learning rate of the head where none is measured."""
-
-FIXRES_TRAIN_RATIO = 0.7
-"""Side of training images divided by that of evaluation."""
 
 FIXRES_MIN_IMAGE_SIZE = 160
 """Side of evaluation images in pixels from which training images are smaller."""
@@ -81,7 +79,7 @@ def _choose_independent_settings(config: Config, facts: Facts) -> dict[str, Choi
         "data.image_size": Choice(facts.image_size, "input size of the pretrained backbone"),
         "data.train_image_size": _choose_train_sizes(config, facts, is_probe_only=probe_only),
         "model.batch_norm": _choose_batch_norm(facts),
-        "augment.name": Choice("medium", "random crops, horizontal flips and color jitter"),
+        "augment.name": Choice(DEFAULT_PRESET, "random crops, horizontal flips and color jitter"),
         "optim.lr": _choose_lr(config, has_probe=probed and not probe_only),
         "optim.backbone_lr_scale": _choose_backbone_lr_scale(
             config, facts, has_probe=probed and not probe_only
@@ -120,7 +118,8 @@ def _choose_probe_views(config: Config, facts: Facts, *, has_probe: bool) -> Cho
     For the head alone a view gains too little for its forward passes (docs/design/probe.md).
     """
     is_few = facts.num_images < CROP_VIEWS_IMAGE_LIMIT
-    if has_probe and config.probe.depth > 1 and _has_random_crops(config) and is_few:
+    has_crops = config.augment.name in ("auto", *PRESET_CROP_SCALES)
+    if has_probe and config.probe.depth > 1 and has_crops and is_few:
         return Choice(
             1,
             f"fewer than {CROP_VIEWS_IMAGE_LIMIT:,} images, probe.depth={config.probe.depth}: "
@@ -172,31 +171,44 @@ def _compute_epochs_after_probe(num_images: int) -> int:
 
 
 def _choose_train_sizes(config: Config, facts: Facts, *, is_probe_only: bool) -> Choice:
-    """Seven tenths of the evaluation side, as in FixRes (Touvron et al. 2019).
-
-    Objects appear larger in random crops than in whole images of the same size.
-
-    https://arxiv.org/abs/1906.06423
-    """
+    """The side at which objects look as large in random crops as in evaluation images (FixRes)."""
     requested = config.data.image_size
     side = facts.image_size if requested == "auto" else requested
-    smaller = compute_fixres_train_size(side)
+    name = DEFAULT_PRESET if config.augment.name == "auto" else config.augment.name
     is_supported = facts.is_pretrained and facts.supports_any_size and side >= FIXRES_MIN_IMAGE_SIZE
-    if is_probe_only or not is_supported or not _has_random_crops(config):
+    if is_probe_only or not is_supported or name not in PRESET_CROP_SCALES:
+        return Choice((side, side))
+    own_scale = config.augment.min_crop_scale
+    smaller = compute_fixres_train_size(
+        side, min_crop_scale=PRESET_CROP_SCALES[name] if own_scale == "auto" else own_scale
+    )
+    if smaller == side:
         return Choice((side, side))
     return Choice(
-        (smaller, smaller), f"random crops enlarge objects (FixRes); half the compute of {side} px"
+        (smaller, smaller),
+        f"random crops enlarge objects (FixRes); {(smaller / side) ** 2:.0%} of the compute of "
+        f"{side} px",
     )
 
 
-def compute_fixres_train_size(image_size: int) -> int:
-    """Return the side of training images for that of evaluation, a multiple of 32 pixels."""
-    return max(32, round(FIXRES_TRAIN_RATIO * image_size / 32) * 32)
+def compute_fixres_train_size(
+    image_size: int, *, min_crop_scale: float = PRESET_CROP_SCALES[DEFAULT_PRESET]
+) -> int:
+    """Return the side of training images, a multiple of 32 px, at most that of evaluation.
 
+    A crop of an area a, relative to the image, that is resized to a side enlarges objects by
+    1 / sqrt(a). Random crops have areas between ``min_crop_scale`` and 1; the mean of sqrt(a) over
+    them is the factor by which training images have to be smaller for objects to look as large on
+    average (Touvron et al. 2019, https://arxiv.org/abs/1906.06423).
 
-def _has_random_crops(config: Config) -> bool:
-    """Return whether the augmentation takes random crops of any size."""
-    return config.augment.name in ("auto", "light", "medium", "strong")
+    Args:
+        image_size: Side of evaluation images in pixels.
+        min_crop_scale: Smallest area of random crops, relative to the image.
+    """
+    if min_crop_scale == 1:
+        return image_size
+    factor: float = 2 / 3 * (1 - min_crop_scale**1.5) / (1 - min_crop_scale)
+    return min(image_size, max(32, round(factor * image_size / 32) * 32))
 
 
 def _choose_batch_norm(facts: Facts) -> Choice:

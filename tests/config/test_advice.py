@@ -82,8 +82,8 @@ def test_recommend_backbone_follows_image_size_and_states_cost(
 
 
 def test_recommend_backbone_cost_is_that_of_probe_and_epochs() -> None:
-    # 10,000 images: a forward pass at 224 px, and six epochs at 160 px with a backward pass each
-    tmacs = 10_000 * 4.1e9 * (1 + 6 * 3 * (160 / 224) ** 2) / 1e12
+    # 10,000 images: a forward pass at 224 px, and six epochs at 192 px with a backward pass each
+    tmacs = 10_000 * 4.1e9 * (1 + 6 * 3 * (192 / 224) ** 2) / 1e12
     reason = recommend_options({"a": 5000, "b": 5000}, shorter_side=300, val_fraction=0)[
         "--backbone"
     ].reason

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from finetune.config.auto import choose_auto_values
 from finetune.config.facts import Facts
 from finetune.config.load import build_config, replace_values
+from finetune.config.recipe import compute_fixres_train_size
 from finetune.config.schema import Config
 
 EXPLICIT: dict[str, Any] = {
@@ -219,10 +221,13 @@ def test_epochs_with_few_images_are_more(num_images: int, epochs: int) -> None:
 @pytest.mark.parametrize(
     ("assignments", "changes", "expected"),
     [
-        ({}, {}, (160, 160)),
-        ({}, {"image_size": 299}, (224, 224)),
-        ({"data.image_size": 320}, {}, (224, 224)),
+        ({}, {}, (192, 192)),
+        ({}, {"image_size": 299}, (256, 256)),
+        ({"data.image_size": 320}, {}, (256, 256)),
         ({"data.image_size": 128}, {}, (128, 128)),
+        ({"augment.name": "strong"}, {}, (160, 160)),
+        ({"augment.min_crop_scale": 0.8}, {}, (224, 224)),
+        ({"augment.min_crop_scale": 1.0}, {}, (224, 224)),
         ({"augment.name": "none"}, {}, (224, 224)),
         ({"augment.name": "mine.json"}, {}, (224, 224)),
         ({}, {"supports_any_size": False}, (224, 224)),
@@ -233,6 +238,12 @@ def test_train_image_size_is_smaller_if_supported(
     assignments: dict[str, Any], changes: dict[str, Any], expected: tuple[int, int]
 ) -> None:
     assert choose(assignments, **changes)["data.train_image_size"] == expected
+
+
+def test_objects_look_as_large_in_random_crops_as_in_evaluation_on_average() -> None:
+    areas = np.random.default_rng(0).uniform(0.35, 1, 100_000)
+    side = compute_fixres_train_size(2048, min_crop_scale=0.35)
+    assert side == pytest.approx(2048 * np.sqrt(areas).mean(), abs=16)
 
 
 @pytest.mark.parametrize(

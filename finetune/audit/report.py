@@ -14,7 +14,7 @@ from finetune.audit.label_errors import LabelErrorCandidate
 from finetune.data.images.decode import decode_image
 from finetune.data.layouts.class_names import describe_similar_classes
 from finetune.errors import DataError
-from finetune.types import Sample, Split
+from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions, Sample, Split
 
 MAX_DRAWN_GROUPS = 200
 """Number of duplicate groups that are drawn, by severity."""
@@ -79,17 +79,20 @@ def merge_findings(
     return _format_json(tree), _format_csv(tree)
 
 
-def draw_duplicates(group: DuplicateSamples, root: Path) -> Image.Image:
+def draw_duplicates(
+    group: DuplicateSamples, root: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS
+) -> Image.Image:
     """Draw the images of a group side by side, each with its class and file name.
 
     Args:
         group: Group of duplicates; at most eight images are drawn.
         root: Folder to which relative paths refer.
+        options: How the images were read.
     """
     tiles = []
     for sample in _sort_distinct_first(group)[:_MAX_IMAGES_PER_GROUP]:
         try:
-            image = decode_image(root / sample.path)
+            image = decode_image(root / sample.path, options=options)
         except DataError:  # deleted or damaged since it was audited
             image = Image.new("RGB", (_TILE_HEIGHT, _TILE_HEIGHT), "grey")
         width = max(1, round(image.width * _TILE_HEIGHT / image.height))

@@ -226,7 +226,7 @@ def _write_report(folder: Path, audit: Audit, dataset: ScannedDataset, reporter:
             (temporary / _PICTURES_DIR).mkdir()
         reporter.start("drawing duplicates", len(groups))
         for number, group in enumerate(groups, 1):
-            picture = draw_duplicates(group, dataset.root)
+            picture = draw_duplicates(group, dataset.root, options=dataset.fingerprints.options)
             picture.save(temporary / _PICTURES_DIR / f"{number:04}.jpg", quality=90)
             reporter.advance()
         reporter.finish()

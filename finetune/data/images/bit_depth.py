@@ -123,8 +123,8 @@ class SampleConverter:
         """
         if self._table is None and 0 < self.max_value <= 1 and self._range.high >= 255:
             raise DataError(
-                f"float pixels are black in the range of data.pixel_range; set it to theirs (up to "
-                f"{self.max_value:g}, and it is {self._range})"
+                f"float pixels are black in the range of data.pixel_range; train with their range "
+                f"(up to {self.max_value:g}, not {self._range})"
             )
 
     def convert(self, samples: NDArray[Any]) -> Pixels:

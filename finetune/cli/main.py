@@ -1,5 +1,6 @@
 """Entry point of the command line: each error is one message and an exit code, no traceback."""
 
+import logging
 import os
 import signal
 import sys
@@ -33,6 +34,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
     # torch warns of retried connections, for example; we report them where they matter
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # torchmetrics imports it, and without a home folder it warns; we draw nothing with it
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if "" not in sys.path:
         sys.path.append("")  # so that my_package.module:function is found in the working folder
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]

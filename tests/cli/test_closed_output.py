@@ -48,8 +48,17 @@ def start(
     return process.returncode, process.stdout, process.stderr
 
 
-@pytest.mark.parametrize("words", [("config",), ("--version",), ("fit", "--help"), INSPECT])
-@pytest.mark.parametrize("stdout", ["true", "head -1", ">&-"])
+@pytest.mark.parametrize(
+    ("words", "stdout"),
+    [
+        (("config",), "head -1"),
+        (("config",), "true"),
+        (("--version",), ">&-"),
+        (("fit", "--help"), "true"),
+        pytest.param(INSPECT, "true", marks=pytest.mark.slow),
+        pytest.param(INSPECT, ">&-", marks=pytest.mark.slow),
+    ],
+)
 def test_reading_command_whose_reader_is_gone_succeeds_silently(
     words: tuple[str, ...], stdout: str, place: Path
 ) -> None:
@@ -59,6 +68,7 @@ def test_reading_command_whose_reader_is_gone_succeeds_silently(
     assert words != INSPECT or (place / "audit" / "audit.json").is_file()
 
 
+@pytest.mark.slow
 def test_compare_ends_when_its_reader_is_gone(place: Path) -> None:
     (place / "weights").mkdir()
     (place / "weights.pth").rename(place / "weights" / "test_resnet.pth")
@@ -69,7 +79,10 @@ def test_compare_ends_when_its_reader_is_gone(place: Path) -> None:
     assert (place / "a.csv").is_file(), "the file is wanted even if nobody reads the table"
 
 
-@pytest.mark.parametrize("words", [("config",), ("--version",), ("config", "--json"), INSPECT])
+@pytest.mark.parametrize(
+    "words",
+    [("config",), ("config", "--json"), pytest.param(INSPECT, marks=pytest.mark.slow)],
+)
 def test_output_on_full_disk_is_an_error(words: tuple[str, ...], place: Path) -> None:
     code, _, err = start(place, words, stdout="> /dev/full")
     assert code == StorageError.exit_code
@@ -80,7 +93,12 @@ def test_output_on_full_disk_is_an_error(words: tuple[str, ...], place: Path) ->
 
 @pytest.mark.parametrize(
     ("stdout", "stderr"),
-    [("head -1", ""), ("true", "2>&1"), (">&-", "2>&-"), ("> /dev/full", "2> /dev/full")],
+    [
+        ("head -1", ""),
+        pytest.param("true", "2>&1", marks=pytest.mark.slow),
+        pytest.param(">&-", "2>&-", marks=pytest.mark.slow),
+        pytest.param("> /dev/full", "2> /dev/full", marks=pytest.mark.slow),
+    ],
 )
 def test_fit_goes_on_without_console_and_logs(stdout: str, stderr: str, place: Path) -> None:
     code, out, err = start(place, FIT, stdout=stdout, stderr=stderr)
@@ -97,6 +115,7 @@ def test_fit_goes_on_without_console_and_logs(stdout: str, stderr: str, place: P
         assert err.count("warning: Cannot write to standard output (it was closed).") == 1
 
 
+@pytest.mark.slow
 def test_fit_with_console_has_no_log(place: Path) -> None:
     assert start(place, FIT, stdout="> out.txt")[0] == 0
     assert not (place / "run" / "console.log").exists()
@@ -111,10 +130,9 @@ def test_two_ranks_go_on_without_console(place: Path) -> None:
     assert "The run goes on" in (place / "run" / "console.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_closed_descriptors_are_not_given_to_files(place: Path) -> None:
     """What is printed must not end up in a file that got the number of a closed stream."""
-    (place / "shim").mkdir()
-    (place / "shim" / "sitecustomize.py").write_text("")
     process = subprocess.run(
         ["bash", "-c", '"$@" <&- >&- 2>&-', "_", *build_command(*FIT)],
         check=False, cwd=place,

@@ -106,8 +106,8 @@ def warn_of_cache_failure(root: Path, error: StorageError, reporter: Reporter) -
     failure = describe_cache_failure(root, error)
     reporter.warn(
         f"{failure[0].upper()}{failure[1:]}. The command goes on without it: features stay in "
-        f"memory, and images are decoded whenever they are read. To use a cache, make room there, "
-        f"or choose another folder with data.cache=PATH or FINETUNE_CACHE."
+        f"memory, and images are decoded whenever they are read. To use a cache, choose another "
+        f"folder with data.cache=PATH or FINETUNE_CACHE, or free some space there."
     )
 
 

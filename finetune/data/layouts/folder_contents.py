@@ -18,7 +18,7 @@ _RUNS_NAME, _LATEST_NAME = "runs", "latest"
 
 @dataclass(frozen=True)
 class FolderContents:
-    """Contents of a folder as far as they tell a layout; each is looked at when it is asked for.
+    """Contents of a folder as far as they tell a layout; each is read when it is needed.
 
     Attributes:
         path: Path of the folder.

@@ -78,7 +78,13 @@ def find_layout(root: Path, splits: SplitSetting = "auto") -> FolderLayout:
     if layout is None:
         _check_class_folders(folder)
         layout = FolderLayout(((folder, None),))
-    return replace(layout, notes=(*notes, *layout.notes))
+    inner_notes = [
+        line
+        for parent, split in layout.class_parents
+        if split is not None
+        for line in _note_outputs(parent, root)
+    ]
+    return replace(layout, notes=(*notes, *layout.notes, *inner_notes))
 
 
 def _recognize_split_folders(folder: FolderContents, root: Path) -> FolderLayout | None:

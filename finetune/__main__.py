@@ -1,6 +1,7 @@
 """Entry point of ``python -m finetune`` and of the console script."""
 
 import os
+import signal
 import sys
 from contextlib import suppress
 
@@ -35,7 +36,7 @@ def main() -> None:
 
 def report_early_stop(signum: int) -> int:
     """Report a signal that ends the process before its command works; return the exit code."""
-    is_ctrl_c = signum == signals.signal.SIGINT
+    is_ctrl_c = signum == signal.SIGINT
     message = "Interrupted by Ctrl-C." if is_ctrl_c else f"Stopped by {signals.get_name(signum)}."
     code = INTERRUPTED_EXIT_CODE if is_ctrl_c else PREEMPTED_EXIT_CODE
     if any(os.environ.get(name, "0") != "0" for name in ("RANK", "SLURM_PROCID")):

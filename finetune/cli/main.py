@@ -59,7 +59,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 def check_output(code: int) -> int:
     """Return the exit code of a command, another one if its output was lost on a full disk.
 
-    A reader that closes a pipe has seen enough. A run goes on without its console, and its log has
+    A reader that closes a pipe has seen enough. A run continues without its console, and its log has
     the output.
 
     Args:

@@ -126,7 +126,7 @@ def _announce(fd: int) -> None:
     error = _failures[fd]
     reason = "it was closed" if is_closed_pipe(error) else describe_disk_error(error)
     text = (
-        f"Cannot write to {_STREAMS[fd][1]} ({reason}). The run goes on; what it prints is in "
+        f"Cannot write to {_STREAMS[fd][1]} ({reason}). The run continues; what it prints is in "
         f"{_log_path}."
     )
     time = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")

@@ -109,7 +109,7 @@ def test_fit_goes_on_without_console_and_logs(stdout: str, stderr: str, place: P
     log = (place / "run" / "console.log").read_text(encoding="utf-8")
     first = log.splitlines()[0]
     assert "Cannot write to standard output" in first
-    assert first.endswith("The run goes on; what it prints is in run/console.log.")
+    assert first.endswith("The run continues; what it prints is in run/console.log.")
     assert "finetune evaluate run" in log, "the last lines of a run"
     if stderr == "":
         assert err.count("warning: Cannot write to standard output (it was closed).") == 1
@@ -127,7 +127,7 @@ def test_two_ranks_go_on_without_console(place: Path) -> None:
     code, out, err = start(place, (*FIT, "--devices", "2"), stdout="true", stderr="2>&1")
     assert (code, out, err) == (0, "", "")
     assert (place / "run" / "bundle" / "model.safetensors").is_file()
-    assert "The run goes on" in (place / "run" / "console.log").read_text(encoding="utf-8")
+    assert "The run continues" in (place / "run" / "console.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -165,7 +165,7 @@ class ArrayStore:
                     )
                     assert entry.array.nbytes == rows * columns * self.item_bytes
                     content = np.ascontiguousarray(entry.array).reshape(-1).view(np.uint8)
-                    _write(stream, memoryview(content))
+                    _write(stream, content.data)
                     pending.append((file, location))
                     if len(pending) >= SYNC_INTERVAL:
                         _sync(stream.fileno(), index, pending)

@@ -98,14 +98,14 @@ def describe_cache_failure(root: Path, error: StorageError) -> str:
 
 
 def warn_of_cache_failure(root: Path, error: StorageError, reporter: Reporter) -> None:
-    """Warn, once for all stores, that a command goes on without their folder."""
+    """Warn, once for all stores, that a command continues without their folder."""
     warned = _warned_roots.setdefault(reporter, set())
     if root in warned:
         return
     warned.add(root)
     failure = describe_cache_failure(root, error)
     reporter.warn(
-        f"{failure[0].upper()}{failure[1:]}. The command goes on without it: features stay in "
+        f"{failure[0].upper()}{failure[1:]}. The command continues without it: features stay in "
         f"memory, and images are decoded whenever they are read. To use a cache, choose another "
         f"folder with data.cache=PATH or FINETUNE_CACHE, or free some space there."
     )

@@ -1,4 +1,4 @@
-"""Store on disk that goes on in memory when its disk cannot be written."""
+"""Store on disk that continues in memory when its disk cannot be written."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -117,7 +117,7 @@ class FallbackStore:
     def _leave_disk(
         self, error: StorageError, recent: Iterable[tuple[FileStamp, StoreEntry]] = ()
     ) -> None:
-        """Go on in memory, with the arrays in use and those appended last.
+        """Continue in memory, with the arrays in use and those appended last.
 
         Raises:
             StorageError: The arrays in use can no longer be read.

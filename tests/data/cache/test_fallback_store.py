@@ -1,4 +1,4 @@
-"""Tests of stores that go on in memory: whatever fails, all arrays are found bit-identical."""
+"""Tests of stores that continue in memory: whatever fails, all arrays are found bit-identical."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

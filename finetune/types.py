@@ -100,7 +100,7 @@ class PixelRange:
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How image files are read; what it leaves open is decided by the file alone.
+    """Settings of reading image files; the file alone decides what they leave open.
 
     Attributes:
         max_pixels: Number of pixels above which an image is rejected.

@@ -100,7 +100,7 @@ class ImageDataset(Dataset[Batch]):
 
 
 class ReadableDataset(ImageDataset):
-    """Dataset without labels and draws that goes on if a file cannot be read.
+    """Dataset without labels and draws that does not stop at a file that cannot be read.
 
     Its batches name the rows of such files.
     """

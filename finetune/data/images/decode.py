@@ -158,9 +158,10 @@ def _limit_memory(image: ImageFile.ImageFile) -> int:
     assert isinstance(entry, ImageFormat), "only plugins of known formats are tried"
     needed_bytes = image.width * image.height * entry.bytes_per_pixel
     if isinstance(image, Jpeg2KImageFile):
+        levels = 0
         while needed_bytes > MAX_DECODE_BYTES:
-            image.reduce += 1  # type: ignore[operator]
-            needed_bytes //= 4
+            levels, needed_bytes = levels + 1, needed_bytes // 4
+        image.reduce = levels  # type: ignore[assignment, unused-ignore]
     if needed_bytes <= MAX_DECODE_BYTES:
         return needed_bytes
     limit = MAX_DECODE_BYTES // entry.bytes_per_pixel

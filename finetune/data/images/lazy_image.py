@@ -1,7 +1,7 @@
 """Images that return crops, from no more pixels than a crop needs.
 
-Images above ``LARGE_PIXELS`` are never in memory twice: where the whole of one is asked for, it is
-shrunk by a whole factor first.
+Images above ``LARGE_PIXELS`` are never in memory twice: the whole of one is returned shrunk by a
+whole factor.
 """
 
 import math

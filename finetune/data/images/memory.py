@@ -11,7 +11,7 @@ MIN_RESERVED_BYTES = 100_000_000
 
 _FRACTION = 0.6
 _MAX_WAIT_SECONDS = 120.0
-"""Longest wait for memory; a thread then goes on, so that none ever waits forever."""
+"""Longest wait for memory; a thread then decodes nevertheless."""
 
 
 class MemoryBudget:

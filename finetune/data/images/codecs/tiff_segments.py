@@ -35,7 +35,7 @@ _MAX_SEGMENT_BYTES = 2**28
 
 @dataclass(frozen=True, slots=True)
 class SegmentFormat:
-    """How the samples of a strip or tile are stored.
+    """Storage of the samples of a strip or tile.
 
     Attributes:
         compression: TIFF's number.

@@ -59,8 +59,8 @@ def run(argv: Sequence[str] | None = None) -> int:
 def check_output(code: int) -> int:
     """Return the exit code of a command, another one if its output was lost on a full disk.
 
-    A reader that closes a pipe has seen enough. A run continues without its console, and its log has
-    the output.
+    A reader that closes a pipe has seen enough. A run continues without its console, and its log
+    has the output.
 
     Args:
         code: Exit code of the command.

@@ -165,7 +165,7 @@ def test_evict_to_fit_removes_stores_of_version_0_1(photos: Path, tmp_path: Path
     folder = table.folder
     del table
     gc.collect()
-    old = folder.rename(folder.with_name(folder.name.replace("fingerprints-1-", "looks-1-")))
+    old = folder.rename(folder.with_name(folder.name.replace("fingerprints-2-", "looks-1-")))
     (old / "copies.json").write_text("{}")
     assert evict_to_fit(cache, needed_bytes=0, limit_bytes=1)
     assert not old.exists()

@@ -306,7 +306,7 @@ def test_fingerprint_files_two_roots_have_two_stores(
     fingerprint(root, samples_of(0), stores=stores)
     fingerprint(other, samples_of(0), stores=stores)
     assert opened == ["0.png", "0.png"]
-    assert len(list(stores.glob("fingerprints-1-*"))) == 2
+    assert len(list(stores.glob("fingerprints-2-*"))) == 2
 
 
 def test_fingerprint_files_no_samples(tmp_path: Path) -> None:

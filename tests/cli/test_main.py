@@ -86,7 +86,7 @@ def test_dry_run_prints_plan_and_writes_only_fingerprints(
     written = set(tmp_path.rglob("*")) - set(before)
     assert all(path == cache or cache in path.parents for path in written)
     (store,) = (path for path in (cache / "pixels").iterdir() if path.is_dir())
-    assert store.name.startswith("fingerprints-1-")
+    assert store.name.startswith("fingerprints-2-")
 
 
 def test_dry_run_of_resume_changes_nothing(

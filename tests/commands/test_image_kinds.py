@@ -142,6 +142,11 @@ def write_three(folder: Path) -> list[Path]:
     return files
 
 
+def remove(files: list[Path]) -> None:
+    for file in files:
+        file.unlink()
+
+
 def spoil(files: list[Path]) -> None:
     files[0].unlink()
     files[1].write_bytes(files[1].read_bytes()[:100])
@@ -189,7 +194,7 @@ def test_evaluate_files_that_fail_in_the_middle_are_counted_and_named(
         (tmp_path / "alone" / name).mkdir(exist_ok=True)
         shutil.copy(files[2], tmp_path / "alone" / name / "x.tif")
     alone = sorted((tmp_path / "alone").rglob("*.tif"))
-    reporter = ActingReporter("evaluating", lambda: [file.unlink() for file in alone])
+    reporter = ActingReporter("evaluating", lambda: remove(alone))
     with pytest.raises(DataError, match="can be read any more: does not exist"):
         finetune.evaluate(trained.run_dir, tmp_path / "alone", device="cpu", reporter=reporter)
 

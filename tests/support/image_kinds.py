@@ -148,7 +148,7 @@ def _list_transparent_kinds() -> dict[str, ImageKind]:
     expected[BLOCK] = 1
     kinds["rgb16_near_colour.png"] = ImageKind(data, expected)
     half = np.full_like(GREY, 128)
-    for name, samples, extra, shown in (
+    for name, samples, extra, visible in (
         ("La.tif", np.dstack([GREY // 2, half]), "assocalpha", _grey(GREY // 2 + 127)),
         ("RGBa.tif", np.dstack([RGB // 2, half]), "assocalpha", RGB // 2 + 127),
     ):
@@ -156,7 +156,7 @@ def _list_transparent_kinds() -> dict[str, ImageKind]:
         data = encode_tiff(
             samples, photometric=photometric, planarconfig="contig", extrasamples=[extra]
         )
-        kinds[name] = ImageKind(data, shown.astype(np.uint8))
+        kinds[name] = ImageKind(data, visible.astype(np.uint8))
     return kinds
 
 
@@ -185,11 +185,13 @@ def _list_jpegs() -> dict[str, ImageKind]:
     half = len(jpeg) // 2
     exact = imagecodecs.jpeg8_encode(RGB, lossless=True, colorspace="RGB", outcolorspace="RGB")
     return {
-        "lossless_grey.jpg": ImageKind(imagecodecs.jpeg8_encode(GREY, lossless=True), _grey(GREY)),
-        "lossless_colour.jpg": ImageKind(exact, RGB),
+        "lossless_grey.jpg": ImageKind(
+            bytes(imagecodecs.jpeg8_encode(GREY, lossless=True)), _grey(GREY)
+        ),
+        "lossless_colour.jpg": ImageKind(bytes(exact), RGB),
         "lower_half.jpg": ImageKind(jpeg[:half] + b"\xff\xd9", reason="^truncated JPEG$"),
         "twelve_bits.jpg": ImageKind(
-            imagecodecs.jpeg8_encode(GREY.astype(np.uint16) * 16, bitspersample=12),
+            bytes(imagecodecs.jpeg8_encode(GREY.astype(np.uint16) * 16, bitspersample=12)),
             reason="^12-bit JPEG: ",
         ),
     }

@@ -78,8 +78,7 @@ def write_large(folder: Path) -> list[Path]:
         ("x.bmp", image),
     ):
         file = folder / name
-        options = {"lossless": True} if name == "x.webp" else {}
-        picture.save(file, exif=exif, **options)
+        picture.save(file, exif=exif, lossless=True)
         files.append(file)
     small = encode(image.crop((0, 0, 300, 150)).quantize(32), "GIF")
     canvas = bytearray(small)

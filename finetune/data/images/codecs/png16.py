@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ _NUM_SAMPLES = {_GREY: 1, _COLOR: 3, _GREY_ALPHA: 2, _COLOR_ALPHA: 4}
 _MODES = {_GREY: "I", _COLOR: "RGB", _GREY_ALPHA: "LA", _COLOR_ALPHA: "RGBA"}
 _BYTES = {_GREY: 2, _COLOR: 8, _GREY_ALPHA: 4, _COLOR_ALPHA: 8}
 """Bytes of a pixel in Pillow's memory."""
+_HEADER_BYTES = 33
+"""Length of the signature and the IHDR chunk."""
 _MAX_CHUNK_BYTES = 1024
 _ROWS_AT_ONCE = 256
 _MAX_VALUE = 65_535
@@ -146,12 +148,11 @@ def _decode_planes(path: Path, header: _Header, *, is_full_range: bool) -> _Plan
         is_full_range: Whether the upper bytes suffice for the pixels.
     """
     if header.color_type == _GREY_ALPHA:
-        data = bytearray(path.read_bytes())
-        data[24:26] = 8, _COLOR_ALPHA
-        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            image.load()
-            return _Planes([image], _read_orientation(image))
+        with path.open("rb") as file:
+            samples = cast("IO[bytes]", _FourSamples(file))
+            with Image.open(samples, formats=("PNG",)) as image:
+                image.load()
+                return _Planes([image], _read_orientation(image))
     with Image.open(path, formats=("PNG",)) as image:
         image.load()
         orientation = _read_orientation(image)
@@ -165,6 +166,36 @@ def _decode_planes(path: Path, header: _Header, *, is_full_range: bool) -> _Plan
         lower.tile = [tile._replace(args=raw_mode) for tile in lower.tile]
         lower.load()
     return _Planes([image, lower], orientation, is_split=True)
+
+
+class _FourSamples(io.RawIOBase):
+    """PNG file of grey and opacity of 16 bits, whose header says four samples of 8 bits.
+
+    Args:
+        file: PNG file.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        header = bytearray(file.read(_HEADER_BYTES))
+        header[24:26] = 8, _COLOR_ALPHA
+        header[29:33] = struct.pack(">I", zlib.crc32(header[12:29]))
+        self._header = bytes(header)
+        file.seek(0)
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        start = self._file.tell()
+        data = self._file.read(size)
+        return self._header[start : start + len(data)] + data[max(0, _HEADER_BYTES - start) :]
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._file.tell()
 
 
 def _get_max_color(image: Image.Image) -> int:
@@ -211,8 +242,8 @@ def _find_white(planes: _Planes, header: _Header) -> int | None:
 
 def _read_header(file: BinaryIO) -> _Header | None:
     """Return the header of a PNG of 16 bits; None for any other file."""
-    start = file.read(33)
-    if not start.startswith(_SIGNATURE) or len(start) < 33 or start[24] != 16:
+    start = file.read(_HEADER_BYTES)
+    if not start.startswith(_SIGNATURE) or len(start) < _HEADER_BYTES or start[24] != 16:
         return None
     width, height, _, color_type = struct.unpack(">IIBB", start[16:26])
     if color_type not in _NUM_SAMPLES:

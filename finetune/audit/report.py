@@ -141,7 +141,8 @@ def _upgrade(tree: dict[str, Any]) -> dict[str, Any]:
             {**image, "kind": "extreme aspect ratio"} if image["kind"] == "odd aspect" else image
             for image in tree["suspicious_images"]
         ]
-    return {"version": AUDIT_VERSION, "layout": [], "similar_classes": [], **tree}
+    added: dict[str, Any] = {"pixel_range": "full", "sixteen_bit_files": None}
+    return {"version": AUDIT_VERSION, **added, "layout": [], "similar_classes": [], **tree}
 
 
 def _sort_distinct_first(group: DuplicateSamples) -> list[Sample]:

@@ -106,6 +106,17 @@ def test_find_duplicates_exif_orientations_are_one_group(tmp_path: Path) -> None
     assert find_groups(paths) == [DuplicateGroup(tuple(range(8)), is_exact=False)]
 
 
+def test_find_duplicates_half_brightness_is_another_image(tmp_path: Path) -> None:
+    paths = []
+    for seed in range(6):
+        image = create_scene(seed, width=320, height=240)
+        paths.append(write_jpeg(tmp_path / f"{seed}.jpg", image))
+        paths.append(
+            write_jpeg(tmp_path / f"{seed} dark.jpg", ImageEnhance.Brightness(image).enhance(0.5))
+        )
+    assert find_groups(paths) == []
+
+
 def test_find_duplicates_different_images_have_no_groups(tmp_path: Path) -> None:
     paths = [write_jpeg(tmp_path / f"{seed}.jpg", create_scene(seed)) for seed in range(40)]
     assert find_groups(paths) == []

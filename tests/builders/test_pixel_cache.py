@@ -299,6 +299,20 @@ def test_other_image_size_or_preprocessing_uses_another_store(photos: Manifest) 
             assert torch.equal(found, expected)
 
 
+def test_other_pixel_range_uses_other_stores(photos: Manifest) -> None:
+    recorder = DecodeRecorder()
+    for pixel_range, decoded in (
+        ("full", [12, 6]),
+        ("0:4095", [12, 6]),
+        ("0:1023", [12, 6]),
+        ("0:4095", []),
+    ):
+        recorder.decoded.clear()
+        config = create_small_config(augment__name="light", data__pixel_range=pixel_range)
+        fill(build_training(config, photos), recorder)
+        assert recorder.decoded == decoded, pixel_range
+
+
 def test_cache_plan_estimates_its_size(photos: Manifest) -> None:
     training = build_training(create_small_config(augment__name="light"), photos)
     after = fill(training)

@@ -328,3 +328,29 @@ def test_train_image_size_of_one_side_applies_to_both(
 def test_train_image_size_boolean_raises_config_error() -> None:
     with pytest.raises(ConfigError, match=r"data\.train_image_size: found True"):
         build_config({}, assignments={"data.train_image_size": True})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0:4095", "0:4095"), ("-1000:400", "-1000:400"), ("1:30", "1:30"), ("0:1.5", "0:1.5"),
+        ("0.0:255.0", "0:255"), ("auto", "auto"), ("full", "full"),
+    ],
+)  # fmt: skip
+def test_pixel_range_is_text_on_the_command_line_and_in_yaml(
+    text: str, expected: str, tmp_path: Path
+) -> None:
+    config = build_config({}, assignments=parse_assignments([f"data.pixel_range={text}"]))
+    assert config.data.pixel_range == expected
+    (tmp_path / "a.yaml").write_text(f"data:\n  pixel_range: {text}\n")
+    assert build_config(read_config_file(tmp_path / "a.yaml")) == config
+    (tmp_path / "b.yaml").write_text(dump_config(config))
+    assert build_config(read_config_file(tmp_path / "b.yaml")) == config
+    is_range = expected not in ("auto", "full")
+    assert str(config.data.read_options.pixel_range) == (expected if is_range else "None")
+
+
+@pytest.mark.parametrize("text", ["5:1", "3:3", "0:inf", "12", "12bit", "0:"])
+def test_pixel_range_invalid_is_an_error_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"neither auto, full nor LOW:HIGH .* such as 0:4095"):
+        build_config({}, assignments=parse_assignments([f"data.pixel_range={text}"]))

@@ -12,6 +12,11 @@ from finetune.lookup import suggest_name
 
 Auto = Literal["auto"]
 
+_WORDS_OF_YAML = dict.fromkeys(("true", "yes", "on"), "on") | dict.fromkeys(
+    ("false", "no", "off"), "off"
+)
+"""Value that each word for a boolean in YAML 1.1 stands for."""
+
 
 def build_name_validator(
     names: Sequence[str], *, allow_custom: bool = True
@@ -28,9 +33,10 @@ def build_name_validator(
 
 def coerce_on_off(value: Any) -> Any:
     """Return "on" or "off" for a boolean, as YAML 1.1 reads a bare ``on`` as true."""
-    if value in ("true", "yes", "false", "no"):  # the same words where text is taken as typed
-        return "on" if value in ("true", "yes") else "off"
-    return ("on" if value else "off") if isinstance(value, bool) else value
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    # the same words in the same letter cases where text is taken as typed
+    return _WORDS_OF_YAML.get(value.casefold(), value) if isinstance(value, str) else value
 
 
 def parse_text(text: str, *, is_optional: bool) -> str | None:
@@ -38,9 +44,9 @@ def parse_text(text: str, *, is_optional: bool) -> str | None:
 
     Args:
         text: Text after the equals sign.
-        is_optional: Whether "", "~" and "null" mean that there is no text.
+        is_optional: Whether "" and "null" mean that there is no text; "~" is the home folder.
     """
-    if is_optional and text in ("", "~", "null"):
+    if is_optional and text.casefold() in ("", "null"):
         return None
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         with suppress(yaml.YAMLError):

@@ -4,7 +4,7 @@ import os
 import threading
 import weakref
 
-from finetune.system.hardware import get_free_memory
+from finetune.system.host import get_free_host_memory
 
 MIN_RESERVED_BYTES = 100_000_000
 """Images that need less are decoded without a reservation."""
@@ -45,9 +45,9 @@ class MemoryBudget:
             if not self._count_held():
                 self._condition.wait_for(lambda: self._fits(num_bytes), _MAX_WAIT_SECONDS)
             self._used_bytes += num_bytes
-        held = self._held.__dict__
-        held["count"] = held.get("count", 0) + 1
-        weakref.finalize(owner, self._release, num_bytes, held)
+            held = self._held.__dict__
+            held["count"] = held.get("count", 0) + 1
+        weakref.finalize(owner, self._release, num_bytes, held, os.getpid())
 
     def _count_held(self) -> int:
         return int(self._held.__dict__.get("count", 0))
@@ -55,16 +55,18 @@ class MemoryBudget:
     def _fits(self, num_bytes: int) -> bool:
         return self._used_bytes == 0 or self._used_bytes + num_bytes <= self._limit_bytes
 
-    def _release(self, num_bytes: int, held: dict[str, int]) -> None:
-        held["count"] -= 1
+    def _release(self, num_bytes: int, held: dict[str, int], process: int) -> None:
+        if os.getpid() != process:
+            return  # reserved before a fork, after which the budget of the new process is empty
         with self._condition:
+            held["count"] -= 1
             self._used_bytes -= num_bytes
             self._condition.notify_all()
 
     def _measure_limit(self) -> int:
         if self._fixed_limit is not None:
             return self._fixed_limit
-        free = get_free_memory("cpu")
+        free = get_free_host_memory()
         return 1 << 62 if free is None else int(_FRACTION * free)
 
 

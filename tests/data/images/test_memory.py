@@ -1,6 +1,10 @@
 """Tests of the memory that threads reserve, and of images that are never in memory twice."""
 
 import gc
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -60,6 +64,27 @@ def test_memory_budget_single_large_image_is_not_refused() -> None:
     gc.collect()
     waiting.join(timeout=60)
     assert not waiting.is_alive()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_memory_budget_of_a_forked_process_does_not_count_inherited_images() -> None:
+    script = """
+        import os, signal
+        from finetune.data.images.memory import BUDGET, MIN_RESERVED_BYTES
+
+        class Owner: pass
+
+        inherited = Owner()
+        BUDGET.reserve(inherited, 5 * MIN_RESERVED_BYTES)
+        if child := os.fork():
+            raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        signal.alarm(20)  # ends the process if it waits for memory
+        del inherited
+        BUDGET.reserve(Owner(), 6 * MIN_RESERVED_BYTES)
+        os._exit(0)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    assert subprocess.run(command, check=False, timeout=120).returncode == 0
 
 
 def write_large(folder: Path) -> list[Path]:

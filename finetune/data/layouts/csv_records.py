@@ -6,8 +6,9 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from finetune.data.images.formats import IMAGE_SUFFIXES
 from finetune.data.layouts.class_names import normalize_class_name
 from finetune.errors import DataError
 
@@ -30,6 +31,7 @@ class CsvTable:
     Args:
         file: CSV in UTF-8, or in UTF-16 with a byte order mark.
         required: Columns by which the separator is recognised.
+        single_line: Columns whose values have no line break.
 
     Attributes:
         columns: Names of the columns in lower case.
@@ -39,8 +41,12 @@ class CsvTable:
         DataError: The file is in another encoding, or two columns have the same name.
     """
 
-    def __init__(self, file: Path, *, required: Sequence[str]) -> None:
+    def __init__(
+        self, file: Path, *, required: Sequence[str], single_line: Sequence[str] = ()
+    ) -> None:
         self._file = file
+        self._single_line = single_line
+        self.columns: list[str] = []
         self.notes: list[str] = []
         self._text, encoding = _decode(file)
         if encoding:
@@ -109,11 +115,24 @@ class CsvTable:
     def _check_joined_lines(
         self, values: Sequence[str], separator: str, begin: int, end: int
     ) -> None:
-        """Raise DataError if a quoted value contains what looks like further records."""
-        for value in values if end > begin else ():
+        """Raise DataError if a quoted value contains, or may contain, parts of further records."""
+        if end == begin:
+            return
+        for value in values:
             joined = value.splitlines()[1:]
-            if any(line.count(separator) >= max(1, len(values) - 1) for line in joined):
+            is_record = any(line.count(separator) >= max(1, len(values) - 1) for line in joined)
+            # a mark in one line and a mark in the next join them at any column: the value then has
+            # as many separators as a record, though no line of it has
+            is_divided = value.count(separator) >= max(1, len(self.columns) - 1)
+            if is_record or (is_divided and _names_image(joined, separator)):
                 raise DataError(self._describe_quote(begin, end))
+        for name, value in zip(self.columns, values, strict=False):
+            if name in self._single_line and len(value.strip().splitlines()) > 1:
+                raise DataError(
+                    f"{self._file}, line {begin}: a quotation mark joins it with the lines to "
+                    f"{end}, so that the {name} has a line break. Remove the mark or the line "
+                    f"break."
+                )
 
     def _describe_quote(self, begin: int, end: int) -> str:
         upto = f", which joins it with the lines to {end}" if end > begin else ""
@@ -133,6 +152,12 @@ class CsvTable:
                 f"{self._file}, line {line}: the columns {shown} have the same name. Keep one of "
                 f"them, or rename the others."
             )
+
+
+def _names_image(lines: Sequence[str], separator: str) -> bool:
+    """Return whether a value in lines of a CSV is the name of an image file."""
+    values = (value.strip(' "') for line in lines for value in line.split(separator))
+    return any(PurePath(value).suffix.lower() in IMAGE_SUFFIXES for value in values)
 
 
 def _decode(file: Path) -> tuple[str, str]:

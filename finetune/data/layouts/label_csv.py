@@ -52,7 +52,7 @@ def read_label_csv(file: Path, splits: SplitSetting = "auto") -> LabelledFiles:
         DataError: The file is no CSV, lacks a column, or has an invalid or duplicate record; the
             message names the line where the record begins.
     """
-    table = CsvTable(file, required=_REQUIRED)
+    table = CsvTable(file, required=_REQUIRED, single_line=_COLUMNS)
     _check_columns(file, table.columns)
     position = {name: table.columns.index(name) for name in _COLUMNS if name in table.columns}
     result = LabelledFiles(notes=table.notes)

@@ -16,11 +16,11 @@ from finetune.data.dataset import Batch
 from finetune.data.images.lazy_image import LazyImage
 from finetune.errors import OutOfMemoryError
 from finetune.system.hardware import (
-    count_available_cores,
     explain_out_of_memory,
     get_free_memory,
     is_out_of_memory,
 )
+from finetune.system.host import count_available_cores
 from finetune.training.step_cost import StepCost, StepProfiler
 from finetune.types import Draw, Phase
 

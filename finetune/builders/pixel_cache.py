@@ -30,7 +30,7 @@ from finetune.data.images.source import ImageSource
 from finetune.data.training_data import TrainingData
 from finetune.data.transforms.eval_transform import EvalTransform, IdentityTransform, Transform
 from finetune.errors import ConfigError, StorageError
-from finetune.system.hardware import count_available_cores
+from finetune.system.host import count_available_cores
 from finetune.training.datamodule import ImageDataModule
 from finetune.types import PreprocessSpec, ReadOptions, Reporter
 from finetune.units import format_bytes

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.audit.leakage import find_rows_without_leaks
 from finetune.bundle.bundle import load_model
-from finetune.commands.image_matching import Match, match_images
+from finetune.commands.image_matching import Match, match_images, report_training_images
 from finetune.commands.prepare_data import find_readable_samples
 from finetune.commands.rejected_files import report_clipped, report_unreadable
 from finetune.commands.run_images import (
@@ -32,7 +32,8 @@ from finetune.data.manifest import Manifest, check_labels
 from finetune.errors import ConfigError, DataError
 from finetune.inference.predictor import Predictor, check_tta
 from finetune.inference.scoring import details_to_json, evaluate_logits, metrics_to_json
-from finetune.system.hardware import count_available_cores, prepare_accelerator
+from finetune.system.hardware import prepare_accelerator
+from finetune.system.host import count_available_cores
 from finetune.types import (
     Evaluation,
     ReadOptions,
@@ -42,7 +43,6 @@ from finetune.types import (
     Split,
     StrPath,
 )
-from finetune.units import format_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,16 +226,14 @@ def _select_images(
                 f"{model} is not a run folder, so it has no held-out images. Give a folder of "
                 f"labelled images: finetune evaluate {model} FOLDER"
             )
-        return _select_other_images(data, {}, split, splits, options, reporter)
+        return _select_other_images(data, None, split, splits, options, reporter)
     if data is None and not run.path.exists():
         present = [sample.split for sample in run.manifest.samples]
         check_files_exist(run.manifest, run.manifest.get_samples(choose_split(present, split)))
     located = locate_images(data, run, reporter=reporter)
     if located.holds_run(run):
         return _select_run_images(located, run, split, options, reporter)
-    paths = (sample.path for sample in located.scan.samples)
-    matches = dict(zip(paths, located.matches, strict=True))
-    return _select_other_images(located.path, matches, split, located.splits, options, reporter)
+    return _select_other_images(located.path, located, split, located.splits, options, reporter)
 
 
 def _select_run_images(
@@ -271,7 +269,7 @@ def _select_run_images(
 
 def _select_other_images(
     data: Path,
-    matches: Mapping[str, Match],
+    located: LocatedImages | None,
     split: Split | None,
     splits: SplitSetting,
     options: ReadOptions,
@@ -279,7 +277,11 @@ def _select_other_images(
 ) -> _EvaluationSet:
     """Return the images of a split of the data, or all of them if they have no splits."""
     samples, root, rejected = find_readable_samples(
-        data, options=options, reporter=reporter, splits=splits
+        data,
+        options=options,
+        reporter=reporter,
+        splits=splits,
+        scanned=None if located is None else located.complete_scan,
     )
     selected = None
     if any(sample.split is not None for sample in samples):
@@ -287,7 +289,11 @@ def _select_other_images(
         samples = [sample for sample in samples if sample.split is selected]
     elif split is not None:
         raise DataError(f"{data} has no {split} split: it has no splits. Leave out --split.")
-    related = [matches.get(sample.path, Match()) for sample in samples] if matches else []
+    related = []
+    if located is not None:
+        paths = (sample.path for sample in located.scan.samples)
+        matches = dict(zip(paths, located.matches, strict=True))
+        related = [matches.get(sample.path, Match()) for sample in samples]
     return _EvaluationSet(root, samples, selected, tuple(rejected), related)
 
 
@@ -310,11 +316,4 @@ def _count_training_images(
     matches = images.matches or match_images(
         images.root, images.samples, run.manifest, reporter=reporter
     )
-    num_trained_on = sum(match.is_training_image for match in matches)
-    if num_trained_on:
-        reporter.warn(
-            f"{num_trained_on:,} of {format_count(len(images.samples), 'image')} "
-            f"{'is a training image' if num_trained_on == 1 else 'are training images'} of the "
-            f"model: the metrics are optimistic"
-        )
-    return num_trained_on
+    return report_training_images(matches, reporter)

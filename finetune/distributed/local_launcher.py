@@ -18,7 +18,7 @@ from finetune.distributed.launch import JOIN_COMMAND, LaunchInfo
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.distributed.signals import REQUEUE_FILE_VARIABLE, STOP_SIGNALS, StopRequest
 from finetune.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, TrainingError
-from finetune.system.hardware import count_available_cores
+from finetune.system.host import count_available_cores
 
 _EXIT_TIMEOUT_SECONDS = 120
 _STOP_GRACE_SECONDS = 20

@@ -1,17 +1,13 @@
-"""Hardware of this node: accelerators, CPU cores, free memory, and out-of-memory errors."""
+"""Accelerators of this node, their free memory, and out-of-memory errors."""
 
 import gc
-import os
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
 
 from finetune.errors import ConfigError
 from finetune.system.allocator import keep_freed_memory, return_freed_memory
-
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
-_PROCESS_CGROUP_FILE = Path("/proc/self/cgroup")
+from finetune.system.host import get_free_host_memory
 
 
 def resolve_accelerator(accelerator: str, *, setting: str = "trainer.accelerator") -> str:
@@ -57,29 +53,16 @@ def prepare_accelerator(accelerator: str, *, setting: str = "trainer.accelerator
     return device
 
 
-def count_available_cores() -> int:
-    """Return the number of CPU cores usable by this process (affinity and cgroup v2 quota)."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    quotas = [quota for group in _find_cgroups() if (quota := _read_cgroup_cores(group))]
-    return min([cores, *quotas])
-
-
 def get_free_memory(accelerator: str) -> int | None:
     """Return the free memory of a device in bytes, or None if it is unknown.
 
-    On the CPU it is the minimum of the system's available memory and the remainder of the limits
-    of the process's cgroups (v2). Freed memory that this process holds is returned first.
+    On the CPU, ``get_free_host_memory``.
     """
     if accelerator == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     if accelerator != "cpu":
         return None
-    return_freed_memory()
-    limits = [_read_available_memory(), *map(_read_cgroup_free_memory, _find_cgroups())]
-    return min((limit for limit in limits if limit is not None), default=None)
+    return get_free_host_memory()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -134,45 +117,3 @@ def release_memory() -> None:
     return_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _read_available_memory() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return kilobytes[0] * 1024 if kilobytes else None
-
-
-def _find_cgroups() -> list[Path]:
-    """Return the process's own cgroup and its ancestors; each may set a limit."""
-    try:
-        lines = _PROCESS_CGROUP_FILE.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    name = next((line[4:] for line in lines if line.startswith("0::/")), "")
-    own = _CGROUP_ROOT / name
-    return [group for group in (own, *own.parents) if group.is_relative_to(_CGROUP_ROOT)]
-
-
-def _read_cgroup_cores(cgroup: Path) -> int | None:
-    """Return the CPU quota of a cgroup in cores, rounded up; None without a limit."""
-    try:
-        quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else -(-int(quota) // int(period))
-
-
-def _read_cgroup_free_memory(cgroup: Path) -> int | None:
-    """Return the memory left below a cgroup's limit in bytes; None without a limit."""
-    try:
-        limit = (cgroup / "memory.max").read_text(encoding="ascii").strip()
-        used = int((cgroup / "memory.current").read_text(encoding="ascii"))
-        lines = (cgroup / "memory.stat").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    # the page cache counts as used but is reclaimable: images that were read, by the gigabyte
-    page_cache = [int(line.split()[1]) for line in lines if line.split()[0].endswith("active_file")]
-    return None if limit == "max" else max(0, int(limit) - used + sum(page_cache))

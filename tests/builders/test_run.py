@@ -220,8 +220,10 @@ def test_build_training_resolves_every_auto(animals: Path) -> None:
     )
     training = build_training(config, build_photo_manifest(animals))
     lines = [line.strip() for line in dump_config(training.config).splitlines()]
-    # it applies before the manifest is built
-    assert [line for line in lines if line.endswith(": auto")] == ["min_images_per_class: auto"]
+    # they apply before the manifest is built
+    assert [line for line in lines if line.endswith(": auto")] == [
+        "splits: auto", "pixel_range: auto", "min_images_per_class: auto",
+    ]  # fmt: skip
     assert type(training.config) is ResolvedConfig
     resolved = training.config
     assert resolved.unfreeze.name == "all"

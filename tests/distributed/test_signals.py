@@ -132,9 +132,10 @@ def test_install_handlers_signal_before_work_ends_process_at_once(signum: int) -
 def test_install_handlers_signal_in_work_is_raised_and_after_it_recorded() -> None:
     code = (
         f"{INSTALLED}"
-        "print('up', flush=True)\n"
         "try:\n"
-        "    with signals.allow_interrupts(): input()\n"
+        "    with signals.allow_interrupts():\n"
+        "        print('up', flush=True)\n"
+        "        input()\n"
         "except signals.StopRequest as stop: print(stop, flush=True)\n"
         "import os; os.kill(os.getpid(), 15); print('done')"
     )

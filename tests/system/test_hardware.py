@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from finetune.errors import ConfigError
-from finetune.system import hardware
+from finetune.system import hardware, host
 from finetune.system.hardware import (
-    count_available_cores,
     explain_out_of_memory,
     get_free_memory,
     is_out_of_memory,
@@ -19,6 +18,7 @@ from finetune.system.hardware import (
     release_memory,
     resolve_accelerator,
 )
+from finetune.system.host import count_available_cores
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,10 @@ def test_freed_memory_is_returned_before_it_is_measured_and_after_a_failed_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(hardware, "return_freed_memory", lambda: calls.append("return"))
-    monkeypatch.setattr(hardware, "_read_available_memory", lambda: calls.append("read"))
-    monkeypatch.setattr(hardware, "_find_cgroups", list)
+    for module in (hardware, host):
+        monkeypatch.setattr(module, "return_freed_memory", lambda: calls.append("return"))
+    monkeypatch.setattr(host, "_read_available_memory", lambda: calls.append("read"))
+    monkeypatch.setattr(host, "_find_cgroups", list)
     assert get_free_memory("cpu") is None
     assert calls == ["return", "read"]
     release_memory()
@@ -67,7 +68,7 @@ def test_freed_memory_is_returned_before_it_is_measured_and_after_a_failed_step(
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")
 def test_count_available_cores_respects_cpu_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "_find_cgroups", list)
+    monkeypatch.setattr(host, "_find_cgroups", list)
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
@@ -102,9 +103,9 @@ def write_cgroup(folder: Path, *, limit: str, used: int, page_cache: int = 0) ->
 def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Simulate a process in the cgroup ``/job/step`` with 1 TB of memory available."""
     (tmp_path / "own").write_text("4:memory:/elsewhere\n0::/job/step\n")
-    monkeypatch.setattr(hardware, "_PROCESS_CGROUP_FILE", tmp_path / "own")
-    monkeypatch.setattr(hardware, "_CGROUP_ROOT", tmp_path / "groups")
-    monkeypatch.setattr(hardware, "_read_available_memory", lambda: 10**12)
+    monkeypatch.setattr(host, "_PROCESS_CGROUP_FILE", tmp_path / "own")
+    monkeypatch.setattr(host, "_CGROUP_ROOT", tmp_path / "groups")
+    monkeypatch.setattr(host, "_read_available_memory", lambda: 10**12)
     write_cgroup(tmp_path / "groups" / "job" / "step", limit="max", used=500)
     return tmp_path / "groups"
 
@@ -153,8 +154,8 @@ def test_get_free_memory_counts_page_cache_as_free(cgroups: Path) -> None:
 def test_get_free_memory_without_sources_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware, "_PROCESS_CGROUP_FILE", tmp_path / "absent")
-    monkeypatch.setattr(hardware, "_read_available_memory", lambda: None)
+    monkeypatch.setattr(host, "_PROCESS_CGROUP_FILE", tmp_path / "absent")
+    monkeypatch.setattr(host, "_read_available_memory", lambda: None)
     assert get_free_memory("cpu") is None
 
 

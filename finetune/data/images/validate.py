@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from finetune.data.images.decode import check_image
-from finetune.system.hardware import count_available_cores
+from finetune.system.host import count_available_cores
 from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions, RejectedFile, Sample
 
 _CHUNK_SIZE = 1024

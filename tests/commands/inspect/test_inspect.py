@@ -173,7 +173,7 @@ def test_inspect_interrupted_keeps_the_earlier_audit(
     run_inspect(garden, tmp_path / "audit")
     before = state_of(tmp_path / "audit")
 
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("finetune.commands.inspect.inspect.draw_duplicates", fail)

@@ -1,9 +1,12 @@
 """Frame header of a JPEG file, which says whether and by what it can be decoded."""
 
 import io
+import re
 from dataclasses import dataclass
 
 from PIL import Image
+
+from finetune.errors import DataError
 
 _LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
@@ -17,7 +20,9 @@ _UNSUPPORTED_FRAMES = {
     0xCF: "hierarchical",
 }
 _FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
-_STANDALONE = (0x01, *range(0xD0, 0xD9))
+_SEGMENT = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]", re.DOTALL)
+"""Marker of a segment or of the end: no stuffed zero, fill byte or other lone marker."""
+_END = 0xD9
 _START_OF_SCAN = 0xDA
 
 
@@ -72,25 +77,31 @@ class JpegHeader:
 
 
 def parse_jpeg_header(data: bytes) -> JpegHeader | None:
-    """Return the header of a JPEG; None if it is damaged before the first scan."""
+    """Return the header of a JPEG; None if it is damaged before the first scan.
+
+    Garbage between segments is passed over, as by decoders.
+
+    Raises:
+        DataError: The file has no scan.
+    """
     frame: tuple[int, bytes] | None = None
-    offset = 2
-    while offset + 4 <= len(data):
-        if data[offset] != 0xFF:
-            offset += 1  # garbage between segments, which decoders pass over
+    offset, is_closed = 2, False
+    while found := _SEGMENT.search(data, offset):
+        offset = found.end()
+        marker = data[offset - 1]
+        if marker == _END:
+            is_closed = True
             continue
-        marker = data[offset + 1]
-        if marker == 0xFF or marker == 0x00 or marker in _STANDALONE:
-            offset += 1 if marker == 0xFF else 2
-            continue
-        length = int.from_bytes(data[offset + 2 : offset + 4], "big")
-        body = data[offset + 4 : offset + 2 + length]
+        length = int.from_bytes(data[offset : offset + 2], "big")
+        body = data[offset + 2 : offset + length]
         if marker in _FRAMES and frame is None:
             frame = marker, body
-        if marker == _START_OF_SCAN:
-            return None if frame is None or not body else _parse(*frame, offset, body[0])
-        offset += 2 + length
-    return None
+        if marker == _START_OF_SCAN and body:
+            return None if frame is None else _parse(*frame, found.start(), body[0])
+        offset += max(2, length)
+    if is_closed or offset + 1 < len(data):
+        raise DataError("damaged JPEG (no image data)")
+    raise DataError("truncated JPEG")
 
 
 def read_jpeg_orientation(data: bytes, header_end: int) -> int:
@@ -116,10 +127,14 @@ def read_orientation(image: Image.Image) -> int:
     Pillow's ``exif_transpose`` raises if it cannot write the other tags again.
     """
     try:
-        orientation = image.getexif().get(0x0112, 1)
+        return to_orientation(image.getexif().get(0x0112, 1))
     except Exception:  # damaged EXIF data raise various exceptions
         return 1
-    return next((number for number in range(1, 9) if number == orientation), 1)
+
+
+def to_orientation(value: object) -> int:
+    """Return a stored orientation where it is one, 1 to 8; otherwise 1, which turns nothing."""
+    return next((number for number in range(1, 9) if number == value), 1)
 
 
 def _parse(

@@ -16,20 +16,21 @@ def read_transparent_key(path: Path, image: Image.Image) -> Key | None:
     """Return what is transparent in an image, in the values of its pixels; None for nothing.
 
     Pillow returns a PNG's transparent value as stored, but scales pixels of 1, 2 and 4 bits to 255
-    and colours of 16 bits to 8.
+    and colours of 16 bits to 8. Of the 16 stored bits only those of the pixels count (W3C PNG,
+    11.3.1.1).
     """
     key = cast("Key | None", image.info.get("transparency"))
     if image.format != "PNG" or key is None or image.mode == "P":
         return key
     with path.open("rb") as file:
         num_bits = file.read(25)[24]  # in the IHDR chunk, which is the first
+    mask = (1 << num_bits) - 1
     if isinstance(key, tuple):
         shift = max(0, num_bits - 8)
-        return key[0] >> shift, key[1] >> shift, key[2] >> shift
-    if image.mode == "1":
-        return 255 if key else 0
-    if isinstance(key, int) and num_bits < 8:
-        return key * 255 // ((1 << num_bits) - 1)
+        red, green, blue = ((value & mask) >> shift for value in key)
+        return red, green, blue
+    if isinstance(key, int):
+        return (key & mask) * 255 // mask if num_bits < 8 else key & mask
     return key
 
 

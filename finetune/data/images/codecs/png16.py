@@ -20,6 +20,7 @@ from finetune.data.images.bit_depth import (
     choose_range,
     composite_on_white,
 )
+from finetune.data.images.codecs.jpeg_header import read_orientation
 from finetune.data.images.read_errors import check_size
 from finetune.data.images.resample import Pixels
 from finetune.types import PixelRange, ReadOptions
@@ -152,10 +153,10 @@ def _decode_planes(path: Path, header: _Header, *, is_full_range: bool) -> _Plan
             samples = cast("IO[bytes]", _FourSamples(file))
             with Image.open(samples, formats=("PNG",)) as image:
                 image.load()
-                return _Planes([image], _read_orientation(image))
+                return _Planes([image], read_orientation(image))
     with Image.open(path, formats=("PNG",)) as image:
         image.load()
-        orientation = _read_orientation(image)
+        orientation = read_orientation(image)
     if header.color_type == _GREY:
         return _Planes([image], orientation)
     is_decided = header.transparent is None and header.significant_bits == 16
@@ -272,12 +273,3 @@ def _iter_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
             file.seek(4, io.SEEK_CUR)
         else:
             file.seek(length + 4, io.SEEK_CUR)
-
-
-def _read_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 if there is none that can be read."""
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # damaged EXIF data raise various exceptions
-        return 1
-    return orientation if orientation in range(1, 9) else 1

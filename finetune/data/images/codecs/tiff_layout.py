@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.images.bit_depth import SampleType
+from finetune.data.images.codecs.jpeg_header import to_orientation
 from finetune.data.images.codecs.tiff_segments import (
     DECODED_COMPRESSIONS,
     JPEG,
@@ -128,7 +129,11 @@ def read_layout(page: "TiffPage") -> TiffLayout:
     extra += [0] * (spp - num_colors - len(extra))
     alphas = [i for i, k in enumerate(extra) if k in (_ASSOCIATED_ALPHA, _UNASSOCIATED_ALPHA)]
     num_ignored = len(extra) - bool(alphas)
-    if spp < num_colors or num_ignored > _MAX_IGNORED_SAMPLES[num_colors]:
+    if spp < num_colors:
+        raise DataError(
+            f"damaged TIFF ({spp} samples in a pixel, fewer than the {num_colors} of its colours)"
+        )
+    if num_ignored > _MAX_IGNORED_SAMPLES[num_colors]:
         raise DataError(
             f"TIFF of {spp} bands of {bits} bits that are not declared as RGB; save the bands that "
             f"show the objects as grey or RGB"
@@ -144,7 +149,7 @@ def read_layout(page: "TiffPage") -> TiffLayout:
         is_planar=spp > 1 and int(page.planarconfig) == 2,
         compression=int(page.compression),
         samples=_read_sample_type(page),
-        orientation=_read_number(page, 274, 1),
+        orientation=to_orientation(_read_number(page, 274, 1)),
     )
 
 

@@ -87,9 +87,13 @@ def iter_row_chunks(
         OSError: They are damaged. As do the errors of zlib and lzma.
     """
     rows_per_chunk = max(1, _CHUNK_BYTES // max(1, segment.row_bytes))
-    if num_bytes == 0:  # sparse files leave out segments of zeros
+    if num_bytes == 0 and offset == 0:  # sparse files leave out segments of zeros
         yield np.zeros((num_rows, segment.num_columns, segment.num_samples), segment.dtype)
         return
+    if num_bytes == 0:  # some writers do not fill in the size
+        if segment.compression != NONE:
+            raise DataError("damaged TIFF (a strip or tile of 0 bytes)")
+        num_bytes = num_rows * segment.row_bytes
     if segment.compression == JPEG:
         file.seek(offset)
         yield _decode_jpeg(file.read(num_bytes), jpeg_tables)[..., None]

@@ -5,9 +5,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -32,6 +30,9 @@ def resize(pixels: Pixels, size: tuple[int, int], mode: Interpolation = "bilinea
     reduction = max(pixels.shape[0] / size[0], pixels.shape[1] / size[1])
     if mode == "bilinear" and reduction <= _ANTIALIAS_THRESHOLD:
         return np.asarray(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
+    import torch  # takes seconds, and an audit needs none of it
+    from torch.nn import functional
+
     # permuting a batch of one keeps the strides of channels last; with any other construction torch
     # may treat it as channels first, which costs more than the resize itself
     writeable = np.require(pixels, requirements=["C", "W"])  # torch warns of read-only arrays

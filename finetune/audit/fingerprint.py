@@ -1,6 +1,7 @@
 """Fingerprints of image files: 1.1 kB each, enough to find duplicates and suspicious images."""
 
 import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finetune.data.images.decode import open_image
+from finetune.data.images.jpeg import LazyJpeg
 from finetune.data.images.read_errors import translate_read_errors
 from finetune.errors import DataError
 from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
@@ -50,8 +52,11 @@ def compute_fingerprint(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIO
     """
     image = open_image(path, options=options)
     grey = image.to_grey(_MEASURED_SIDE)
-    with translate_read_errors(path):
-        digest, num_bytes = _hash_file(path)
+    if isinstance(image, LazyJpeg):
+        digest, num_bytes = _hash_stream(io.BytesIO(image.data))
+    else:
+        with translate_read_errors(path):
+            digest, num_bytes = _hash_file(path)
     fingerprint = np.zeros((), FINGERPRINT)
     fingerprint["digest"] = np.frombuffer(digest, np.uint8)
     fingerprint["num_bytes"] = num_bytes
@@ -96,8 +101,12 @@ def decode_greyscale(
 def _hash_file(path: Path) -> tuple[bytes, int]:
     """Return the BLAKE2b digest of a file, and its number of bytes."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES))
-        return digest.digest(), file.tell()
+        return _hash_stream(file)
+
+
+def _hash_stream(file: io.BytesIO | io.BufferedReader) -> tuple[bytes, int]:
+    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES))
+    return digest.digest(), file.seek(0, io.SEEK_END)
 
 
 def _compute_statistics(grey: Image.Image, fingerprint: NDArray[Any]) -> None:

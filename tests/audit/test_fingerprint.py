@@ -4,6 +4,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,25 @@ def test_compute_fingerprint_describes_the_file(tmp_path: Path) -> None:
     )
     assert fingerprint["num_bytes"] == file.stat().st_size
     assert [fingerprint[name].item() for name in ("width", "height", "mode")] == [90, 60, b"RGB"]
+
+
+def test_compute_fingerprint_opens_a_jpeg_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_jpeg(tmp_path / "a.jpg", create_scene(1), orientation=1)
+    opened: list[Any] = []
+    open_file = io.open
+
+    def record(path: Any, *args: Any, **options: Any) -> Any:
+        opened.append(path)
+        return open_file(path, *args, **options)
+
+    monkeypatch.setattr(io, "open", record)  # pathlib opens files by it
+    fingerprint = compute_fingerprint(file)
+    assert opened == [file]
+    data = file.read_bytes()
+    assert bytes(fingerprint["digest"]) == hashlib.blake2b(data, digest_size=16).digest()
+    assert fingerprint["num_bytes"] == len(data)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

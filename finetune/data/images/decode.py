@@ -23,7 +23,7 @@ from finetune.data.images.codecs.canvas import (
 from finetune.data.images.codecs.deep_image import read_deep_image
 from finetune.data.images.codecs.jpeg_header import read_orientation
 from finetune.data.images.codecs.transparency import Key, flatten_on_white, read_transparent_key
-from finetune.data.images.formats import ImageFormat, find_format, list_plugins, read_start
+from finetune.data.images.formats import NUM_START_BYTES, ImageFormat, find_format, list_plugins
 from finetune.data.images.jpeg import LazyJpeg, open_jpeg
 from finetune.data.images.lazy_image import (
     LARGE_PIXELS,
@@ -59,11 +59,12 @@ def open_image(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS) -> La
     """
     with translate_read_errors(path):
         open_with_pillow = partial(_open_with_pillow, path, options)
-        start = read_start(path)
-        if start.startswith(b"\xff\xd8\xff"):
-            image = open_jpeg(path, options, open_with_pillow)
-            if image is not None:
-                return image
+        with path.open("rb", buffering=0) as file:
+            start = file.read(NUM_START_BYTES)
+            if start.startswith(b"\xff\xd8\xff"):
+                image = open_jpeg(path, file, options, open_with_pillow)
+                if image is not None:
+                    return image
         decoded = read_deep_image(path, start, options)
         return open_with_pillow() if decoded is None else _to_array_image(decoded)
 

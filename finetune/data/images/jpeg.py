@@ -1,5 +1,7 @@
 """JPEG files, decoded by simplejpeg at no higher resolution than a crop needs."""
 
+import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,20 +167,24 @@ def decode_strictly(
     return pixels
 
 
-def open_jpeg(path: Path, options: ReadOptions, open_with_pillow: OpenFn) -> LazyImage | None:
+def open_jpeg(
+    path: Path, file: io.FileIO, options: ReadOptions, open_with_pillow: OpenFn
+) -> LazyImage | None:
     """Return a JPEG; None for files that only Pillow reads: lossless or with a damaged header.
 
     Args:
         path: File that begins like a JPEG.
+        file: The same, opened; it is read from its start.
         options: Limit of pixels.
         open_with_pillow: Function that decodes the file by Pillow.
 
     Raises:
         DataError: No decoder here reads the file, it is too large, or part of it is missing.
     """
-    if path.stat().st_size > _MAX_FILE_BYTES:
+    if os.fstat(file.fileno()).st_size > _MAX_FILE_BYTES:
         raise DataError(f"too large: a JPEG of more than {_MAX_FILE_BYTES / 1e6:.0f} MB")
-    data = path.read_bytes()
+    file.seek(0)
+    data = file.read()
     header = parse_jpeg_header(data)
     if header is None:
         return None

@@ -9,6 +9,7 @@ from finetune.audit.fingerprint import compute_digest
 from finetune.data.images.validate import map_in_threads
 from finetune.data.manifest import Manifest
 from finetune.types import Reporter, Sample, Split
+from finetune.units import format_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +20,14 @@ class Match:
         original: Image of the run's manifest that it is; None for a new image.
         has_changed: Whether the file has another content than that of the run.
         is_copy_of_training: Whether a new image has the content of a training image of the run.
+        namesake: Image of the run that has the same name as a new image, but for the suffix, and
+            another content: the new image may be an edited copy of it.
     """
 
     original: Sample | None = None
     has_changed: bool = False
     is_copy_of_training: bool = False
+    namesake: Sample | None = None
 
     @property
     def is_training_image(self) -> bool:
@@ -57,6 +61,36 @@ def match_images(
         return [Match(originals.get(row)) for row in range(len(files))]
     digests = _compute_digests(files, originals, in_place, manifest, reporter)
     return _match_contents(files, originals, in_place, digests, manifest)
+
+
+def report_training_images(matches: Sequence[Match], reporter: Reporter) -> int:
+    """Return the number of images that the model was trained on, and warn of them.
+
+    Where most images are those of the run or have their names, images with the names of training
+    images are told too: they may be edited copies, whose metrics are optimistic as well.
+
+    Args:
+        matches: Relation of each evaluated image to the run of the model.
+        reporter: Receives the warnings.
+    """
+    images = format_count(len(matches), "image")
+    num_trained_on = sum(match.is_training_image for match in matches)
+    if num_trained_on:
+        reporter.warn(
+            f"{num_trained_on:,} of {images} "
+            f"{'is a training image' if num_trained_on == 1 else 'are training images'} of the "
+            f"model: the metrics are optimistic"
+        )
+    names = [match.namesake for match in matches if match.namesake is not None]
+    num_originals = sum(match.original is not None for match in matches)
+    num_suspects = sum(sample.split is Split.TRAIN for sample in names)
+    if num_suspects and 2 * (len(names) + num_originals) > len(matches):
+        reporter.warn(
+            f"{len(names):,} of {images} {'has' if len(names) == 1 else 'have'} the name of an "
+            f"image of the run but another content, {num_suspects:,} of them the name of a "
+            f"training image: if they are edited copies, the metrics are optimistic"
+        )
+    return num_trained_on
 
 
 def has_digests(manifest: Manifest) -> bool:
@@ -162,7 +196,31 @@ def _match_contents(
         if matches[row] == Match() and is_same_image and original.path not in taken:
             matches[row] = Match(original, has_changed=True)
             taken.add(original.path)
-    return [matches[row] for row in range(len(files))]
+    return _add_namesakes([matches[row] for row in range(len(files))], files, manifest)
+
+
+def _add_namesakes(matches: list[Match], files: Sequence[str], manifest: Manifest) -> list[Match]:
+    """Return the matches, with an image of the run of the same name for images of no known content.
+
+    Names are paths relative to the data of the run, without the suffix, as a new format changes it.
+    """
+    taken = {match.original.path for match in matches if match.original is not None}
+    by_name: dict[str, list[Sample]] = {}
+    for sample in manifest.samples:
+        if sample.path not in taken:
+            by_name.setdefault(_remove_suffix(sample.path), []).append(sample)
+    rows_of: dict[str, list[int]] = {}
+    for row, file in enumerate(files):
+        if matches[row] == Match():
+            names = map(_remove_suffix, _iter_suffixes(file))
+            name = next((name for name in names if name in by_name), None)
+            if name is not None:
+                rows_of.setdefault(name, []).append(row)
+    for name, rows in rows_of.items():
+        if len(rows) == len(by_name[name]):  # else the name belongs to several images
+            for row, sample in zip(rows, by_name[name], strict=True):
+                matches[row] = Match(namesake=sample)
+    return matches
 
 
 def _normalize(folder: str, sample: Sample) -> str:
@@ -176,6 +234,11 @@ def _iter_suffixes(file: str) -> Iterator[str]:
     while start >= 0:
         yield file[start + 1 :]
         start = file.find("/", start + 1)
+
+
+def _remove_suffix(path: str) -> str:
+    """Return a path without the suffix of its file name."""
+    return os.path.splitext(path)[0]  # noqa: PTH122
 
 
 def _differs(digest: str, original: Sample) -> bool:

@@ -26,7 +26,7 @@ from finetune.data.images.validate import filter_readable
 from finetune.data.layouts.class_names import describe_similar_classes, find_similar_classes
 from finetune.data.layouts.split_names import SplitSetting
 from finetune.data.manifest import Manifest, build_manifest
-from finetune.data.scan import scan
+from finetune.data.scan import Scan, scan
 from finetune.data.split import find_drawn_splits
 from finetune.errors import ConfigError
 from finetune.types import ReadOptions, RejectedFile, Reporter, Sample, Split
@@ -267,7 +267,12 @@ def resolve_if_path(name: str) -> str:
 
 
 def find_readable_samples(
-    path: Path, *, options: ReadOptions, reporter: Reporter, splits: SplitSetting = "auto"
+    path: Path,
+    *,
+    options: ReadOptions,
+    reporter: Reporter,
+    splits: SplitSetting = "auto",
+    scanned: Scan | None = None,
 ) -> tuple[list[Sample], Path, list[RejectedFile]]:
     """Return the readable labelled images, their root, and the rejected files.
 
@@ -276,13 +281,17 @@ def find_readable_samples(
         options: How image files are read.
         reporter: Receives progress, notes and warnings.
         splits: How splits are found, see ``scan``.
+        scanned: Contents of the path, if they are known and their notes are reported.
 
     Raises:
         DataError: There is no labelled image, or no readable one of a class.
     """
-    scanned = scan(path, splits=splits)
-    for line in scanned.notes:
-        reporter.note(line)
+    if scanned is None:
+        scanned = scan(path, splits=splits)
+        for line in scanned.notes:
+            reporter.note(line)
+    elif scanned.empty_classes:
+        scan(path, splits=splits)  # raises what a class without images means
     reporter.start("checking images", len(scanned.samples))
     clipped: list[Path] = []
     readable, unreadable = filter_readable(

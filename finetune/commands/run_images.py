@@ -2,7 +2,8 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 from finetune.commands.image_matching import Match, match_images
@@ -52,9 +53,10 @@ class LocatedImages:
 
     Attributes:
         path: Folder or CSV that was read.
-        scan: Its images.
+        scan: Its images, without those that a CSV lists and that do not exist.
         matches: Relation of each image to the run, in the same order.
         is_in_place: Whether ``path`` is the data path of the run.
+        complete_scan: Its images, with those that do not exist.
         splits: How splits are found in it, see ``scan``.
     """
 
@@ -62,6 +64,7 @@ class LocatedImages:
     scan: Scan
     matches: Sequence[Match]
     is_in_place: bool
+    complete_scan: Scan
     splits: SplitSetting = "auto"
 
     def holds_run(self, run: RunImages) -> bool:
@@ -120,9 +123,13 @@ def locate_images(data: Path | None, run: RunImages, *, reporter: Reporter) -> L
     path = run.path if data is None else _find_data_path(data, run, reporter)
     is_in_place = path.resolve() == run.path.resolve()
     splits = run.splits if is_in_place else _adapt_splits(path, run.splits)
-    scanned = _scan_now(path, run, splits, reporter)
+    complete = _scan_now(path, run, splits, reporter)
+    scanned = complete
+    if path.is_file():  # a CSV may list files that do not exist
+        exists = ((complete.root / sample.path).is_file() for sample in complete.samples)
+        scanned = replace(complete, samples=tuple(compress(complete.samples, exists)))
     matches = match_images(scanned.root, scanned.samples, run.manifest, reporter=reporter)
-    return LocatedImages(path, scanned, matches, is_in_place, splits)
+    return LocatedImages(path, scanned, matches, is_in_place, complete, splits)
 
 
 def _find_data_path(data: Path, run: RunImages, reporter: Reporter) -> Path:
@@ -172,10 +179,9 @@ def _scan_now(path: Path, run: RunImages, splits: SplitSetting, reporter: Report
                 raise
             reason = str(error).rstrip(".")
         else:
-            samples = scanned.samples
-            if path.is_file():  # a CSV may list files that do not exist
-                samples = tuple(s for s in samples if (scanned.root / s.path).is_file())
-            return Scan(scanned.root, samples, scanned.rejected)
+            for line in scanned.notes:
+                reporter.note(line)
+            return scanned
     reporter.warn(
         f"Labels and splits are those of the run, and not read from {path} as it is now: {reason}."
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
 import finetune
 from finetune.commands.evaluate import EvaluateResult
@@ -155,7 +156,48 @@ def test_other_images_under_the_names_of_the_run_are_all_evaluated(
         create_noise(seed=number).save(other)
     result, reporter = evaluate(trained.run_dir, tmp_path / "insects")
     assert (result.evaluation.num_images, result.split) == (38, None)
-    assert (result.num_training_images, reporter.warnings) == (0, [])
+    assert result.num_training_images == 0
+    (warning,) = reporter.warnings
+    assert "38 of 38 images have the name of an image of the run but another content" in warning
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_edited_copies_of_training_images_are_told(
+    trained: FitResult, insects: Path, tmp_path: Path, suffix: str
+) -> None:
+    for file in insects.rglob("*.png"):
+        copy = (tmp_path / "copies" / file.relative_to(insects)).with_suffix(suffix)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as image:
+            image.convert("RGB").resize((20, 20)).save(copy)
+    taught = list_rows(trained.run_dir, "train")
+    for model in (trained.run_dir, trained.run_dir / "bundle"):
+        _, reporter = evaluate(model, tmp_path / "copies")
+        (warning,) = reporter.warnings
+        assert "38 of 38 images have the name of an image of the run" in warning
+        assert f"{len(taught)} of them the name of a training image" in warning
+    for row in taught:
+        (tmp_path / "copies" / row["path"]).with_suffix(suffix).unlink()
+    assert evaluate(trained.run_dir, tmp_path / "copies")[1].warnings == []
+
+
+def test_notes_on_reading_the_data_are_told_once(
+    trained: FitResult, insects: Path, tmp_path: Path
+) -> None:
+    rows = [(str(file), file.parent.name) for file in sorted(insects.rglob("*.png"))]
+    for used in (rows, rows[:1] + rows[-1:]):  # the images of the run, and a few of them
+        text = "".join(f"{path};{label}\n" for path, label in [("path", "label"), *used])
+        (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
+        _, reporter = evaluate(trained.run_dir, tmp_path / "labels.csv")
+        assert sum("separated by" in note for note in reporter.notes) == 1
+
+
+def test_class_without_images_in_other_data_is_an_error(trained: FitResult, tmp_path: Path) -> None:
+    (tmp_path / CLASSES[0]).mkdir()
+    (tmp_path / CLASSES[1]).mkdir()
+    create_noise().save(tmp_path / CLASSES[0] / "new.png")
+    with pytest.raises(DataError, match=f"{CLASSES[1]} contains no image"):
+        evaluate(trained.run_dir, tmp_path)
 
 
 def test_checkpoint_in_a_run_folder_warns_of_training_images(

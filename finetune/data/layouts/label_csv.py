@@ -1,8 +1,10 @@
 """Reader of a CSV that lists labelled images as ``path,label[,split][,group]``."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from finetune.data.file_listing import find_rejection_reason, suggest_file
@@ -59,16 +61,19 @@ def read_label_csv(file: Path, splits: SplitSetting = "auto") -> LabelledFiles:
     reader = _PathReader(file)
     parse_split = _build_split_parser(splits)
     line_of: dict[str, int] = {}
+    short_row: tuple[int, int] | None = None
     labels_of: dict[str, set[str]] = {}
     first_rejected: dict[str, tuple[int, RejectedFile, int]] = {}
     for line, values in table:
         row = {n: values[p].strip() if p < len(values) else "" for n, p in position.items()}
+        if len(values) <= position.get("split", -1):
+            short_row = short_row or (line, len(values))
         where = f"{file}, line {line}"
         label = normalize_class_name(row["label"])
         if not row["path"] or not label:
             raise DataError(f"{where}: path or label is empty. Fill it or drop the line.")
         path = reader.parse(row["path"], where)
-        if (first := line_of.setdefault(path, line)) != line:
+        if (first := line_of.setdefault(reader.find_place(path), line)) != line:
             raise DataError(
                 f"{file}, lines {first} and {line}: duplicate path {path}. Keep one line per image."
             )
@@ -81,6 +86,13 @@ def read_label_csv(file: Path, splits: SplitSetting = "auto") -> LabelledFiles:
             first_rejected[label] = first_line, example, count + 1
         else:
             result.samples.append(sample)
+    if short_row and any(sample.split for sample in result.samples):
+        line, count = short_row
+        raise DataError(
+            f"{file}, line {line}: {format_count(count, 'value')} in {len(table.columns)} columns: "
+            f"the row has no split, but other rows have one. Fill in what is missing, or drop the "
+            f"line."
+        )
     present = {sample.label for sample in result.samples}
     for label, (line, entry, count) in first_rejected.items():
         if label not in present:
@@ -96,6 +108,8 @@ class _PathReader:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        # many images are in a folder
+        self._resolve: Callable[[Path], str] = lru_cache(maxsize=10_000)(os.path.realpath)
         self.notes: list[str] = []
 
     def parse(self, text: str, where: str) -> str:
@@ -109,10 +123,26 @@ class _PathReader:
             raise DataError(f"{where}: {text} is an address. Download the files, and give paths.")
         if "\\" in text or _WINDOWS_ROOT.match(text):
             text = self._convert_windows_path(text, where)
-        image = Path(text)
+        image = self._shorten(Path(text))
         if image.is_relative_to(folder):
             image = image.relative_to(folder)
         return image.as_posix()
+
+    def find_place(self, path: str) -> str:
+        """Return a path that is the same for all ways to write a path that was read."""
+        return self._shorten(self._file.parent / path).as_posix() if ".." in path else path
+
+    def _shorten(self, image: Path) -> Path:
+        """Return a path without parts that '..' cancels; where a link is among them, as given."""
+        if ".." not in image.parts:
+            return image
+        folder = self._file.parent
+        full = Path(os.path.normpath(folder / image))
+        if self._resolve(folder / image.parent) != self._resolve(full.parent):
+            return image
+        if image.is_absolute() or full.is_relative_to(folder):
+            return full
+        return Path(os.path.normpath(image))
 
     def _convert_windows_path(self, text: str, where: str) -> str:
         folder = self._file.parent

@@ -45,12 +45,29 @@ def test_scan_csv_paths_are_relative_unless_outside(tmp_path: Path) -> None:
     assert [s.path for s in scan(write_csv(root / "l.csv", text)).samples] == [outside, "x/in.png"]
 
 
+def test_scan_csv_keeps_a_path_through_a_link_and_rows_without_any_split(tmp_path: Path) -> None:
+    (tmp_path / "far/x").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/x")
+    text = "path,label,split\nlink/../a.png,cat\na.png,dog\nlink/../../a/b.png,dog,\n"
+    found = scan(write_csv(tmp_path / "l.csv", text)).samples
+    assert [(s.path, s.split) for s in found] == [
+        ("link/../a.png", None),
+        ("a.png", None),
+        ("link/../../a/b.png", None),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("path,label\na.png,cat\nb.png,cat\n./a.png,dog\n", r"lines 2 and 4: .*a\.png"),
         ("path,label\na.png,cat\n{root}/a.png,cat\n", r"lines 2 and 3: .*a\.png"),
         ("path,label,split\na.png,cat,trian\n", r"line 2: .*'trian'.*'train'"),
+        ("path,label\nx/a.png,cat\nx/../x/a.png,dog\n", r"lines 2 and 3: .*x/a\.png"),
+        ("path,label\nx/a.png,cat\n{root}/y/../x/a.png,dog\n", r"lines 2 and 3: .*x/a\.png"),
+        ("path,label\n../y/a.png,cat\n../z/../y/a.png,dog\n", r"lines 2 and 3: .*\.\./y/a\.png"),
+        ("path,label\n../y/a.png,cat\n{root}/../y/a.png,dog\n", r"lines 2 and 3: .*/y/a\.png"),
+        ("path,label,split\na.png,cat,train\nb.png,dog\n", "line 3: 2 values in 3 columns"),
         ("path,class\na.png,cat\n", r"no column 'label' \(found: path, class\)"),
         ("file;label\n", "no column 'path'"),
         ("", r"no column 'path' \(found: none\)"),

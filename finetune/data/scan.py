@@ -16,13 +16,20 @@ from finetune.data.layouts.class_names import (
     normalize_class_name,
     quote_name,
 )
+from finetune.data.layouts.folder_contents import FolderContents
 from finetune.data.layouts.folder_layout import FolderLayout, find_layout
 from finetune.data.layouts.label_csv import read_label_csv
-from finetune.data.layouts.split_names import SplitSetting
+from finetune.data.layouts.split_names import SplitSetting, parse_split_name
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
 from finetune.types import RejectedFile, Sample, Split
 from finetune.units import format_count
+
+_EFFECT_OF_EMPTY = {
+    Split.TRAIN: ": there is no training split",
+    Split.VAL: ": fit draws a validation split from the training images",
+    Split.TEST: ": there is no test split",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +155,8 @@ def _scan_folder(root: Path, splits: SplitSetting, allow_empty: bool) -> Scan:
             folders_of.setdefault(label, []).append(class_folder.name)
     for folder in layout.unlabelled:
         rejected += _reject_unlabelled_images(folder, root, outputs)
-    notes = [*layout.notes, *describe_changed_names(folders_of, noun="class folder")]
+    notes = [*layout.notes, *_describe_empty_splits(root, layout, samples)]
+    notes += describe_changed_names(folders_of, noun="class folder")
     if outputs:
         names = sorted(path.relative_to(root).as_posix() for path in outputs)
         notes.append(f"Passed over {', '.join(names)}, written by finetune.")
@@ -162,6 +170,21 @@ def _list_levels(root: Path, layout: FolderLayout) -> list[Path]:
         inner = [parent.path, *parent.path.parents]
         levels += reversed([path for path in inner if path not in levels and root in path.parents])
     return levels
+
+
+def _describe_empty_splits(
+    root: Path, layout: FolderLayout, samples: Sequence[Sample]
+) -> list[str]:
+    """Return a line for each split folder without images that says what follows."""
+    filled = {sample.split for sample in samples}
+    notes = []
+    for parent, split in layout.class_parents:
+        if split is None or parent.has_images:
+            continue
+        name = parent.path.relative_to(root).as_posix()
+        effect = "" if split in filled else _EFFECT_OF_EMPTY[split]
+        notes.append(f"{name} holds no image{effect}.")
+    return notes
 
 
 def _describe_missing_images(path: Path, root: Path, rejected: Sequence[RejectedFile]) -> str:
@@ -216,8 +239,12 @@ def _collect_samples(
 
 
 def _reject_unlabelled_images(folder: Path, root: Path, outputs: list[Path]) -> list[RejectedFile]:
-    """Return the images of a folder beside split folders, which have no label."""
-    reason = f"no label, {folder.relative_to(root).as_posix()} has no class folders"
+    """Return the images of a folder beside split folders, which are not used."""
+    name = folder.relative_to(root).as_posix()
+    if FolderContents(folder).pass_through(parse_split_name(folder.name)).classes:
+        reason = f"not used, {name} is no split by its name (data.splits can name it)"
+    else:
+        reason = f"no label, {name} has no class folders"
     images = _collect_samples(folder, root, "", None, [], outputs)
     return [RejectedFile(escape_path(Path(image.path)), reason) for image in images]
 

@@ -1,5 +1,6 @@
 """Sub-folders of a folder, and whether they hold images, class folders or runs of finetune."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,11 +10,17 @@ from finetune.data.file_listing import (
     holds_image,
     is_output_folder,
     list_folders,
+    walk_files,
 )
 from finetune.data.layouts.split_names import is_folder_of_images_name, parse_split_name
 from finetune.types import Split
 
 _RUNS_NAME, _LATEST_NAME = "runs", "latest"
+_UNREAD_PICTURES = frozenset(
+    (".jxl", ".psd", ".svg", ".ico", ".cr2", ".cr3", ".nef",
+     ".arw", ".dng", ".raw", ".orf", ".rw2", ".dcm", ".exr", ".tga")
+)  # fmt: skip
+"""Suffixes of pictures that are not read: a folder of them is a class folder."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +82,38 @@ class FolderContents:
 
     _outputs: list[Path] = field(default_factory=list, compare=False, repr=False)
 
-    def pass_through(self, split: Split) -> "FolderContents":
+    @cached_property
+    def has_other_files(self) -> bool:
+        """Whether files are in the folder at any depth, such as labels, and no pictures."""
+        suffixes = {file.suffix.lower() for file in walk_files(self.path) if _is_visible(file)}
+        return bool(suffixes) and not suffixes & _UNREAD_PICTURES
+
+    def pass_through(
+        self, split: Split | None, class_names: Collection[str] = ()
+    ) -> "FolderContents":
         """Return the folder that holds the class folders of a split.
 
         It is an only sub-folder of the same name or split, as in seg_train/seg_train, or one that
-        is called images or data; else the folder itself.
+        is called images or data, and that is no class folder; else the folder itself.
+
+        Args:
+            split: Split of the folder; None if it has none.
+            class_names: Names of the classes as far as they are known, in lower case.
         """
         folder = self
         while len(folder.classes) == 1:
             (child,) = folder.classes
             is_same = child.name.casefold() == folder.name.casefold()
             is_plain = is_folder_of_images_name(child.name) and not folder.has_own_images
-            if not (is_same or is_plain or parse_split_name(child.name) is split):
+            is_split = split is not None and parse_split_name(child.name) is split
+            if not (is_same or is_plain or is_split):
+                break
+            holds_classes = any(c.name.casefold() in class_names for c in child.classes)
+            if child.name.casefold() in class_names and not holds_classes:
                 break
             folder = child
         return folder
+
+
+def _is_visible(file: Path) -> bool:
+    return find_rejection_reason(file) != ""

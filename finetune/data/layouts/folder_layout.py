@@ -1,19 +1,22 @@
 """Layout of a folder: class folders, or split folders of class folders, also under other names."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.data.layouts.folder_contents import FolderContents
+from finetune.data.layouts.layout_checks import (
+    check_class_folders,
+    check_separate_folders,
+    check_unique_splits,
+    list_class_names,
+    name_all,
+)
 from finetune.data.layouts.layout_messages import (
     describe_doubtful_train,
     describe_foreign_folder,
-    describe_inner_data,
     describe_missing_class_folders,
-    describe_repeated_split,
     describe_several_families,
-    describe_shared_folders,
     join_names,
 )
 from finetune.data.layouts.split_names import (
@@ -66,7 +69,8 @@ def find_layout(root: Path, splits: SplitSetting = "auto") -> FolderLayout:
             if isinstance(splits, str)
             else _find_named_folders(folder, root, splits)
         )
-        inner = None if layout is not None else _find_wrapped_folder(folder)
+        is_named = not isinstance(splits, str)
+        inner = None if layout is not None else _find_wrapped_folder(folder, is_named=is_named)
         if inner is None:
             break
         inside = inner.path.relative_to(root).as_posix()
@@ -76,7 +80,7 @@ def find_layout(root: Path, splits: SplitSetting = "auto") -> FolderLayout:
         folder = inner
         notes += _note_outputs(folder, root)
     if layout is None:
-        _check_class_folders(folder)
+        check_class_folders(folder)
         layout = FolderLayout(((folder, None),))
     inner_notes = [
         line
@@ -103,14 +107,15 @@ def _recognize_split_folders(folder: FolderContents, root: Path) -> FolderLayout
     rest = [child for child in folder.classes if child.name not in split_of]
     unlabelled = [child for child in rest if is_unlabelled_name(child.name)]
     others = [child for child in rest if child not in unlabelled]
-    flat = [child for child in named if not child.pass_through(split_of[child.name]).classes]
+    parents = _find_class_parents(named, [split_of[child.name] for child in named])
+    flat = [child for child in named if not parents[child].classes]
     if len(flat) == len(named):
         if named and not others:
             names = sorted((c.name for c in named), key=lambda n: list(Split).index(split_of[n]))
             raise DataError(describe_missing_class_folders(folder.path, names, split_of))
         return None
     if others:
-        if not _is_split_beside(folder, named, flat, others, split_of):
+        if not _is_split_beside(folder, parents, flat, others, split_of):
             return None
         unlabelled += others
     for child in flat:
@@ -119,13 +124,33 @@ def _recognize_split_folders(folder: FolderContents, root: Path) -> FolderLayout
     unlabelled += flat
     # split folders without any image, too: their class folders are reported as empty
     kept = [c for c in folder.children if c.name in split_of and c not in unlabelled]
-    _check_unique_splits(folder, kept, split_of)
+    check_unique_splits(folder, kept, split_of)
+    _check_inner_classes(folder, {c: parents[c] for c in kept if c in parents}, split_of)
     return _build_layout(folder, root, kept, split_of, unlabelled)
+
+
+def _check_inner_classes(
+    folder: FolderContents,
+    parents: Mapping[FolderContents, FolderContents],
+    split_of: Mapping[str, Split],
+) -> None:
+    """Check the class folders in split folders.
+
+    Raises:
+        DataError: They look like splits, or hold these.
+    """
+    splits = {child.name: split_of[child.name] for child in parents}
+    places = {
+        parent.path.relative_to(folder.path).as_posix(): split_of[child.name]
+        for child, parent in parents.items()
+    }
+    for parent in parents.values():
+        check_class_folders(parent, splits, places)
 
 
 def _is_split_beside(
     folder: FolderContents,
-    named: Sequence[FolderContents],
+    parents: Mapping[FolderContents, FolderContents],
     flat: Sequence[FolderContents],
     others: Sequence[FolderContents],
     split_of: Mapping[str, Split],
@@ -134,7 +159,7 @@ def _is_split_beside(
 
     Args:
         folder: Folder that holds all of them.
-        named: Folders with names of splits.
+        parents: Folders with names of splits, with the folders of their class folders.
         flat: Those of them without class folders.
         others: Folders with other names.
         split_of: Split of each name.
@@ -142,16 +167,16 @@ def _is_split_beside(
     Raises:
         DataError: That cannot be told, or the others have class folders, too.
     """
-    train = next((c for c in named if c not in flat and split_of[c.name] is Split.TRAIN), None)
+    train = next((c for c in parents if c not in flat and split_of[c.name] is Split.TRAIN), None)
     if train is None:
         return False
-    classes = train.pass_through(Split.TRAIN).classes
+    classes = parents[train].classes
     nested = [other for other in others if other.classes and not other.has_own_images]
-    has_several = len({split_of[child.name] for child in named}) > 1
-    shared = [other for other in nested if _list_class_names(other) & _name_all(classes)]
+    has_several = len({split_of[child.name] for child in parents}) > 1
+    shared = [other for other in nested if list_class_names(other) & name_all(classes)]
     if shared or (has_several and nested):
         foreign = (shared or nested)[0]
-        splits = {child.name: split_of[child.name] for child in named}
+        splits = {child.name: split_of[child.name] for child in parents}
         raise DataError(describe_foreign_folder(folder.path, foreign.name, splits))
     if has_several:
         return True
@@ -172,27 +197,32 @@ def _find_named_folders(
         DataError: Some are missing, or one has no class folders.
     """
     split_of: dict[str, Split] = {}
+    found: list[str] = []
     missing = []
     for name, split in splits.items():
         same = [c.name for c in folder.children if c.name.casefold() == name.casefold()]
         inside = Path(name)
         if (folder.path / inside).is_dir() and not inside.is_absolute() and ".." not in name:
-            split_of[inside.as_posix()] = split
+            found.append(inside.as_posix())
         elif len(same) == 1:
-            split_of[same[0]] = split
+            found.append(same[0])
         else:
             missing.append(name)
+            continue
+        split_of[found[-1]] = split
     if missing:
-        if not split_of and _find_wrapped_folder(folder) is not None:
+        if not split_of and _find_wrapped_folder(folder, is_named=True) is not None:
             return None
         known = [child.name for child in folder.children if child.name not in split_of]
         raise DataError(
             f"data.splits names '{missing[0]}', but {folder.path} has no such folder."
             f"{suggest_name(missing[0], known)}"
         )
+    check_separate_folders(folder, found)
     kept = [FolderContents(folder.path / name) for name in split_of]
+    parents = _find_class_parents(kept, list(split_of.values()))
     for name, child in zip(split_of, kept, strict=True):
-        if not child.pass_through(split_of[name]).children:
+        if not parents[child].children:
             raise DataError(describe_missing_class_folders(folder.path, [name], split_of))
     tops = {name.partition("/")[0] for name in split_of}
     others = [child.name for child in folder.classes if child.name not in tops]
@@ -213,9 +243,10 @@ def _build_layout(
     """Return the layout of split folders, with a note if one has an unusual name or place."""
     parents = []
     is_usual = True
-    for child in kept:
-        split = split_of[child.path.relative_to(folder.path).as_posix()]
-        parents.append((child.pass_through(split), split))
+    splits = [split_of[child.path.relative_to(folder.path).as_posix()] for child in kept]
+    parent_of = _find_class_parents(kept, splits)
+    for child, split in zip(kept, splits, strict=True):
+        parents.append((parent_of[child], split))
         is_usual &= child.name.casefold() in CLASSIC_NAMES and parents[-1][0].path == child.path
     notes = []
     if not is_usual:
@@ -229,61 +260,42 @@ def _build_layout(
     return FolderLayout(tuple(parents), tuple(child.path for child in unlabelled), tuple(notes))
 
 
-def _find_wrapped_folder(folder: FolderContents) -> FolderContents | None:
-    """Return the only sub-folder with images if it holds the data set rather than a class."""
+def _find_class_parents(
+    folders: Sequence[FolderContents], splits: Sequence[Split]
+) -> dict[FolderContents, FolderContents]:
+    """Return the folder of the class folders for each split folder.
+
+    A folder called images or data is passed through unless the training split has such a class.
+    """
+    pairs = list(zip(folders, splits, strict=True))
+    trained = (folder.pass_through(s).classes for folder, s in pairs if s is Split.TRAIN)
+    names = {name for classes in trained if len(classes) > 1 for name in name_all(classes)}
+    return {
+        folder: folder.pass_through(split, () if split is Split.TRAIN else names)
+        for folder, split in pairs
+    }
+
+
+def _find_wrapped_folder(
+    folder: FolderContents, *, is_named: bool = False
+) -> FolderContents | None:
+    """Return the only sub-folder with images if it holds the data set rather than a class.
+
+    Folders beside it hold labels or the like: one without files may be a class without images,
+    unless the split folders are named.
+    """
     if len(folder.classes) != 1:
         return None
     (child,) = folder.classes
     if child.has_own_images or not child.classes:
         return None
-    families = find_split_families(grandchild.name for grandchild in child.classes)
-    is_data = len(child.classes) > 1 or families or _find_wrapped_folder(child) is not None
+    if find_split_families(grandchild.name for grandchild in child.classes):
+        return child
+    others = [other for other in folder.children if other is not child]
+    if not is_named and not all(other.has_other_files for other in others):
+        return None
+    is_data = len(child.classes) > 1 or _find_wrapped_folder(child, is_named=True) is not None
     return child if is_data else None
-
-
-def _check_class_folders(folder: FolderContents) -> None:
-    """Check that class folders do not rather look like splits, nor hold splits.
-
-    Raises:
-        DataError: They do.
-    """
-    present = folder.classes
-    if len(present) < 2:
-        return
-    counts = Counter(name for child in present for name in _list_class_names(child))
-    shared = {name for name, count in counts.items() if 2 * count > len(present) and count > 1}
-    sharing = [child for child in present if len(_list_class_names(child) & shared) > 1]
-    if len(sharing) > 1 and 2 * len(sharing) > len(present):
-        inner = [child.name for child in sharing[0].classes if child.name.casefold() in shared]
-        raise DataError(
-            describe_shared_folders(folder.path, [child.name for child in sharing], inner)
-        )
-    for child in present:
-        for family in find_split_families(grandchild.name for grandchild in child.classes):
-            if len(set(family.values())) > 1 and Split.TRAIN in family.values():
-                others = [other.name for other in present if other is not child]
-                raise DataError(describe_inner_data(child.path, sorted(family), others))
-
-
-def _check_unique_splits(
-    folder: FolderContents, kept: Sequence[FolderContents], split_of: Mapping[str, Split]
-) -> None:
-    name_of: dict[Split, str] = {}
-    for child in kept:
-        split = split_of[child.name]
-        first = name_of.setdefault(split, child.name)
-        if first != child.name:
-            splits = {other.name: split_of[other.name] for other in kept}
-            raise DataError(describe_repeated_split(folder.path, first, child.name, splits))
-
-
-def _list_class_names(folder: FolderContents) -> set[str]:
-    return _name_all(folder.classes)
-
-
-def _name_all(folders: Sequence[FolderContents]) -> set[str]:
-    """Return the names of folders, in lower case."""
-    return {folder.name.casefold() for folder in folders}
 
 
 def _note_outputs(folder: FolderContents, root: Path) -> list[str]:

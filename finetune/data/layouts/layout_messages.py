@@ -56,6 +56,69 @@ def describe_shared_folders(folder: Path, names: Sequence[str], shared: Sequence
     )
 
 
+def describe_shared_in_split(
+    folder: Path,
+    names: Sequence[str],
+    shared: Sequence[str],
+    split_of: Mapping[str, Split],
+    parent_names: Mapping[str, Split],
+) -> str:
+    """Return the question which of several folders in a split folder holds the class folders.
+
+    Args:
+        folder: Folder of these folders.
+        names: Their names, at least two.
+        shared: Names of their sub-folders.
+        split_of: Names of the split folders with their splits.
+        parent_names: The same for the folders in them that hold the folders of these names.
+    """
+    inner = {f"{name}/{names[0]}": split for name, split in parent_names.items()}
+    return (
+        f"{folder}: {join_names(names)} {'both' if len(names) == 2 else 'all'} hold "
+        f"{_list_names(shared)}: which holds the class folders? If {names[0]} does, set "
+        f"{format_setting(inner)}. If {join_names(names)} are the classes, set "
+        f"{format_setting(split_of)} {_IN_EVALUATE}."
+    )
+
+
+def describe_repeated_classes(
+    folder: Path, name: str, repeated: Sequence[str], split_of: Mapping[str, Split] | None
+) -> str:
+    """Return that a folder beside class folders holds folders of the same names.
+
+    Args:
+        folder: Folder of the class folders.
+        name: Name of the folder that holds the others again.
+        repeated: Names of the folders beside it that it holds, too.
+        split_of: Names of the split folders with their splits; None if there are none.
+    """
+    found = f"{folder} contains {_list_names(repeated)} and also '{name}', which holds them again"
+    if split_of is not None:
+        return (
+            f"{found}. Move '{name}' out of {folder.name}, beside it if it is a split. If '{name}' "
+            f"is a class, set {format_setting(split_of)} {_IN_EVALUATE}."
+        )
+    return (
+        f"{found}: is it a split? If so, move the class folders beside it into {folder / 'train'}; "
+        f"if it is a copy, move it away. If '{name}' is a class, set {_AS_CLASSES} {_IN_EVALUATE}."
+    )
+
+
+def describe_nested_names(folder: Path, outer: str, inner: str) -> str:
+    """Return that of two named split folders one lies in the other, or that they are the same.
+
+    Args:
+        folder: Folder that the names are relative to.
+        outer: Name of the outer folder.
+        inner: Name of the inner folder.
+    """
+    return (
+        f"data.splits names '{outer}' and '{inner}', but in {folder} the second is a part of the "
+        f"first: its images would be in two splits. Name folders that do not contain each other "
+        f"{_IN_EVALUATE}."
+    )
+
+
 def describe_foreign_folder(folder: Path, name: str, split_of: Mapping[str, Split]) -> str:
     """Return that a folder beside split folders is none.
 
@@ -121,19 +184,26 @@ def describe_repeated_split(
     )
 
 
-def describe_inner_data(folder: Path, inner: Sequence[str], others: Sequence[str]) -> str:
+def describe_inner_data(
+    folder: Path,
+    inner: Sequence[str],
+    others: Sequence[str],
+    split_of: Mapping[str, Split] | None = None,
+) -> str:
     """Return that one of several folders holds split folders.
 
     Args:
         folder: That folder.
         inner: Names of its split folders.
         others: Names of the folders beside it.
+        split_of: Names of the split folders that these folders are in, with their splits, if any.
     """
     hold = "holds" if len(others) == 1 else "hold"
+    as_classes = _AS_CLASSES if split_of is None else format_setting(split_of)
     return (
         f"{folder} holds the split folders {join_names(inner)}, and {join_names(others)} beside it "
         f"{hold} images, too. Give the folder that holds the data, such as {folder}, or, if these "
-        f"are the classes, set {_AS_CLASSES} {_IN_EVALUATE}."
+        f"are the classes, set {as_classes} {_IN_EVALUATE}."
     )
 
 

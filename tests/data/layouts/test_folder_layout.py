@@ -103,6 +103,7 @@ def test_scan_classes_that_only_sound_like_splits(tmp_path: Path, names: list[st
 def test_scan_wrapper_of_class_folders_is_passed_through_and_noted(tmp_path: Path) -> None:
     write_classes(tmp_path, "archive/flower_photos")
     (tmp_path / "archive/meta").mkdir()
+    (tmp_path / "archive/meta/labels.txt").touch()
     result = scan(tmp_path)
     assert list_triples(result) == {
         ("archive/flower_photos/ants/1.png", "ants", None),

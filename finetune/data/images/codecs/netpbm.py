@@ -3,6 +3,7 @@
 Pillow stretches them to 16 bits, pixel by pixel in Python for binary PPM.
 """
 
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,8 +115,16 @@ def _read_text(file: BinaryIO, num_values: int) -> Iterator[NDArray[np.uint16]]:
 def _read_floats(
     file: BinaryIO, shape: tuple[int, int], byte_order: str
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield the values of a PFM file, whose last row comes first."""
-    data = file.read(4 * shape[0] * shape[1])
-    if len(data) < 4 * shape[0] * shape[1]:
+    """Yield the values of a PFM file, whose last row comes first, a few rows at a time."""
+    height, width = shape
+    start = file.tell()
+    if file.seek(0, io.SEEK_END) < start + 4 * height * width:
         raise DataError("truncated PFM")
-    yield np.frombuffer(data, f"{byte_order}f4").reshape(shape)[::-1].astype(np.float32).ravel()
+    num_rows, num_columns = max(1, _CHUNK_VALUES // width), min(width, _CHUNK_VALUES)
+    for first in range(0, height, num_rows):
+        last = min(first + num_rows, height)
+        file.seek(start + 4 * width * (height - last))
+        for column in range(0, width, num_columns):  # several only if a block is a single row
+            num_values = (last - first) * min(num_columns, width - column)
+            values = np.frombuffer(file.read(4 * num_values), f"{byte_order}f4")
+            yield values.reshape(last - first, -1)[::-1].astype(np.float32).ravel()

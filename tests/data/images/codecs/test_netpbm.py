@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from finetune.data.images.bit_depth import SampleConverter
+from finetune.data.images.codecs import netpbm
 from finetune.data.images.decode import check_image, open_image
+from finetune.data.images.resample import Pixels
 from finetune.types import PixelRange, ReadOptions
 
 HEIGHT, WIDTH = 13, 17
@@ -59,3 +62,28 @@ def test_open_image_pfm_needs_a_range(tmp_path: Path) -> None:
     assert reason.startswith("32-bit float pixels have no agreed range; set data.pixel_range")
     grey = read_pixels(path, PixelRange(0, 1))[..., 0]
     assert np.abs(grey / 255 - values).max() < 0.002
+
+
+@pytest.mark.parametrize("chunk_values", [5, 40, 10_000])
+def test_open_image_pfm_is_read_in_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_values: int
+) -> None:
+    monkeypatch.setattr(netpbm, "_CHUNK_VALUES", chunk_values)
+    largest = 0
+    convert = SampleConverter.convert
+
+    def record(converter: SampleConverter, samples: NDArray[Any]) -> Pixels:
+        nonlocal largest
+        largest = max(largest, samples.size)
+        return convert(converter, samples)
+
+    monkeypatch.setattr(SampleConverter, "convert", record)
+    values = np.random.default_rng(0).random((HEIGHT, WIDTH), np.float32)
+    path = tmp_path / "a.pfm"
+    data = f"Pf\n{WIDTH} {HEIGHT}\n1.0\n".encode() + values[::-1].astype(">f4").tobytes()
+    path.write_bytes(data)
+    grey = read_pixels(path, PixelRange(0, 1))[..., 0]
+    assert np.array_equal(grey, np.floor(values * 255.0 + 0.5).astype(np.uint8))
+    assert largest <= chunk_values
+    path.write_bytes(data[:-1])
+    assert check_image(path, options=ReadOptions(pixel_range=PixelRange(0, 1))) == "truncated PFM"

@@ -11,6 +11,12 @@ from finetune.units import format_count
 
 _JOINERS = "\u200c\u200d"
 """Zero-width characters that scripts such as Persian and Hindi, and emoji, need between letters."""
+_BLANK_PATTERNS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+"""Characters that show nothing although Unicode counts them as letters, marks or symbols."""
+_BRAILLE_BLANK = "\u2800"
+_VARIATION_SELECTOR = re.compile("[\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+"""Characters that choose a form of the one before, as of emoji and of Chinese characters."""
+_ENCLOSING_KEYCAP = "\u20e3"
 _FIRST_LETTER_TO_JOIN = "\u0370"
 """Letters before this one, the Latin ones, are never joined."""
 
@@ -20,6 +26,11 @@ _LATIN_LOOKALIKES = str.maketrans(
     "aeopcyxsijhdqwkmtbhaovputikx",
 )
 """Small Cyrillic and Greek letters to the Latin ones that they look like."""
+_TYPOGRAPHIC_MARKS = str.maketrans(
+    "\u2018\u2019\u201b\u2032\u02b9\u02bb\u02bc`\u00b4\u201c\u201d\u201f\u2033",
+    "'''''''''\"\"\"\"",
+)
+"""Apostrophes and quotation marks to those of a keyboard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +53,25 @@ class SimilarClasses:
 def normalize_class_name(name: str) -> str:
     """Return a class name in Unicode NFC, without invisible characters and blanks at the ends.
 
-    Composed characters make macOS and Linux agree on it. Joiners stay where they change how
-    letters or emoji are written.
+    Composed characters make macOS and Linux agree on it. Joiners and variation selectors stay
+    where they change how letters or emoji are written.
     """
     text = unicodedata.normalize("NFC", name)
-    visible = (
-        character
-        for position, character in enumerate(text)
-        if not _is_invisible(character) or _is_joining(text, position)
-    )
-    return "".join(visible).strip()
+    if text.isascii() and text.isprintable():
+        return text.strip()
+    visible = ""
+    for position, character in enumerate(text):
+        if not _is_invisible(character) or _is_shaping(character, visible, text[position + 1 :]):
+            visible += character
+    return visible.strip()
 
 
 def find_similar_classes(samples: Iterable[Sample]) -> list[SimilarClasses]:
     """Return the classes whose names look alike, with their numbers of images.
 
-    Names look alike that differ only in case, in blanks, underscores and hyphens, in how a number
-    is written (1, 01 and 1.0), or in letters of other scripts with the same form.
+    Names look alike that differ only in case, in blanks, underscores and hyphens, in the form of
+    apostrophes, in how a number is written (1, 01 and 1.0), or in letters of other scripts with
+    the same form.
     """
     counts: dict[str, int] = {}
     for sample in samples:
@@ -120,21 +133,36 @@ def quote_name(name: str) -> str:
 
 
 def _is_invisible(character: str) -> bool:
-    """Return whether a character is a control or format character, such as a zero-width space."""
+    """Return whether a character shows nothing by itself, such as a zero-width space."""
+    if character in _BLANK_PATTERNS or _VARIATION_SELECTOR.match(character):
+        return True
     return unicodedata.category(character) in ("Cc", "Cf") and not character.isspace()
 
 
-def _is_joining(text: str, position: int) -> bool:
-    """Return whether the character is a joiner between two letters that it may join."""
-    if text[position] not in _JOINERS or not 0 < position < len(text) - 1:
+def _is_shaping(character: str, before: str, after: str) -> bool:
+    """Return whether an invisible character changes how the text around it is written.
+
+    Args:
+        character: Joiner, variation selector or another invisible character.
+        before: What is kept of the text before it.
+        after: Text after it.
+    """
+    if not before:
         return False
-    return min(text[position - 1], text[position + 1]) >= _FIRST_LETTER_TO_JOIN
+    if _VARIATION_SELECTOR.match(character):
+        is_symbol = unicodedata.category(before[-1]) in ("So", "Sm", "Sk", "Lo", "Po", "Pd")
+        return after.startswith(_ENCLOSING_KEYCAP) or (
+            is_symbol and before[-1] > "\u00a8" and not _is_invisible(before[-1])
+        )
+    if character not in (*_JOINERS, _BRAILLE_BLANK) or not after or _is_invisible(after[0]):
+        return False
+    return min(before[-1], after[0]) >= _FIRST_LETTER_TO_JOIN
 
 
 def _describe_appearance(name: str) -> str:
     """Return a text that names share which look alike."""
-    text = unicodedata.normalize("NFKC", name).casefold().translate(_LATIN_LOOKALIKES)
-    text = "".join(character for character in text if character not in _JOINERS)
+    text = "".join(c for c in name.translate(_TYPOGRAPHIC_MARKS) if not _is_invisible(c))
+    text = unicodedata.normalize("NFKC", text).casefold().translate(_LATIN_LOOKALIKES)
     if _NUMBER.fullmatch(text):
         return f"{float(text.replace(',', '.')):g}" if len(text) < 7 else text.lstrip("0")
     return re.sub(r"[\s_\-\u2010-\u2015]+", " ", text).strip()

@@ -21,6 +21,7 @@ from finetune.data.images.codecs.canvas import (
     paste_on_white,
 )
 from finetune.data.images.codecs.deep_image import read_deep_image
+from finetune.data.images.codecs.jpeg2000 import read_depth
 from finetune.data.images.codecs.jpeg_header import read_orientation
 from finetune.data.images.codecs.transparency import Key, flatten_on_white, read_transparent_key
 from finetune.data.images.formats import NUM_START_BYTES, ImageFormat, find_format, list_plugins
@@ -42,6 +43,10 @@ from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
 
 Flatten = Callable[[Image.Image], Image.Image]
 """Function from a part of a decoded image to RGB on white."""
+
+OnValues = Callable[[Path, int, bool], None]
+"""Function called in a thread with the path of an image of more than 8 bits, the largest value if
+it has 16 bits and does not state them (0 if not), and whether values are above the range."""
 
 
 def open_image(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS) -> LazyImage:
@@ -73,7 +78,7 @@ def check_image(
     path: Path,
     *,
     options: ReadOptions = DEFAULT_READ_OPTIONS,
-    on_clipped: Callable[[Path], None] | None = None,
+    on_values: OnValues | None = None,
 ) -> str | None:
     """Return why a file cannot be used, or None; it is opened as for training, and read in full.
 
@@ -82,15 +87,18 @@ def check_image(
     Args:
         path: Image file.
         options: How image files are read.
-        on_clipped: Called with the path of an image of 16 bits with values above the range.
+        on_values: See ``OnValues``.
     """
     try:
         image = open_image(path, options=options)
         if isinstance(image, LazyJpeg):
             image.check()
-        is_clipped = options.pixel_range is not None and image.max_value > options.pixel_range.high
-        if is_clipped and on_clipped is not None:
-            on_clipped(path)
+        is_clipped = options.pixel_range is not None and (
+            image.max_value > options.pixel_range.high
+            or (isinstance(image, ArrayImage) and image.is_clipped)
+        )
+        if on_values is not None and (image.max_value or is_clipped):
+            on_values(path, image.max_value, is_clipped)
     except DataError as error:
         return str(error)
     return None
@@ -114,18 +122,26 @@ def _open_with_pillow(path: Path, options: ReadOptions) -> LazyImage:
     with translate_read_errors(path), Image.open(path, formats=list_plugins()) as image:
         mode, area = image.mode, find_frame_area(image)
         check_size(image.width, image.height, options.max_pixels)
+        is_jpeg2000 = isinstance(image, Jpeg2KImageFile)
+        deep = read_depth(path, image, options.pixel_range) if is_jpeg2000 else None
         BUDGET.reserve(image, _limit_memory(image))
         image.load()  # a damaged file raises here, not while its EXIF data are read
         orientation = read_orientation(image)
         flatten: Flatten = partial(_flatten, key=read_transparent_key(path, image))
+        max_value = 0
+        if deep is not None:
+            flatten, max_value = deep.flatten, deep.get_max_value(image)
         loaded = _crop_to_aperture(path, image)
         if area is not None:
             loaded, flatten = paste_on_white(loaded, area, flatten), _keep
         if loaded.width * loaded.height <= LARGE_PIXELS:
             pixels = _to_pixels(loaded, flatten)
             upright = np.ascontiguousarray(apply_orientation(pixels, orientation))
-            return ArrayImage(upright, height=upright.shape[0], width=upright.shape[1], mode=mode)
-        return PillowImage(loaded, flatten=flatten, orientation=orientation, mode=mode)
+            height, width, _ = upright.shape
+            return ArrayImage(upright, height=height, width=width, mode=mode, max_value=max_value)
+        return PillowImage(
+            loaded, flatten=flatten, orientation=orientation, mode=mode, max_value=max_value
+        )
 
 
 def _to_pixels(image: Image.Image, flatten: Flatten) -> Pixels:
@@ -145,7 +161,12 @@ def _to_array_image(decoded: DecodedImage) -> ArrayImage:
         upright = np.ascontiguousarray(upright)
     height, width, _ = upright.shape
     return ArrayImage(
-        upright, height=height, width=width, mode=decoded.mode, max_value=decoded.max_value
+        upright,
+        height=height,
+        width=width,
+        mode=decoded.mode,
+        max_value=decoded.max_value,
+        is_clipped=decoded.is_clipped,
     )
 
 

@@ -70,16 +70,25 @@ class ArrayImage:
         width: Width of the full image.
         mode: Mode of the file's pixels.
         max_value: Largest sample, see ``LazyImage``.
+        is_clipped: Whether a sample of any type is above the range that it was read with.
     """
 
     def __init__(
-        self, pixels: Pixels, *, height: int, width: int, mode: str = "RGB", max_value: int = 0
+        self,
+        pixels: Pixels,
+        *,
+        height: int,
+        width: int,
+        mode: str = "RGB",
+        max_value: int = 0,
+        is_clipped: bool = False,
     ) -> None:
         self.pixels = pixels
         self.height = height
         self.width = width
         self.mode = mode
         self.max_value = max_value
+        self.is_clipped = is_clipped
 
     def crop(self, box: Box, size: tuple[int, int], mode: Interpolation = "bilinear") -> Pixels:
         """Return a resized crop; its edges are rounded to whole stored pixels."""
@@ -110,6 +119,7 @@ class PillowImage:
         flatten: Function from a part of it to RGB.
         orientation: EXIF orientation, 1 to 8.
         mode: Mode of the file's pixels.
+        max_value: Largest sample, see ``LazyImage``.
     """
 
     def __init__(
@@ -119,12 +129,13 @@ class PillowImage:
         flatten: Callable[[Image.Image], Image.Image],
         orientation: int,
         mode: str,
+        max_value: int = 0,
     ) -> None:
         self.image = image
         self.flatten = flatten
         self.orientation = orientation
         self.mode = mode
-        self.max_value = 0
+        self.max_value = max_value
         self.shape = (image.height, image.width)
         self.height, self.width = self.shape if orientation < 5 else self.shape[::-1]
 

@@ -18,13 +18,12 @@ def write(path: Path, numbers: dict[str, int], **arguments: Any) -> Path:
     tifffile.imwrite(
         path, VALUES, photometric="minisblack", metadata=None, rowsperstrip=20, **arguments
     )
-    with tifffile.TiffFile(path) as file:
-        tags = [(file.pages.first.tags[name], number) for name, number in numbers.items()]
-        places = [(t.valueoffset, t.dtype.name, t.count, number) for t, number in tags]
     data = bytearray(path.read_bytes())
-    for offset, kind, count, number in places:
-        code = {"SHORT": "H", "LONG": "I"}[kind]
-        struct.pack_into(f"<{count}{code}", data, offset, *[number] * count)
+    with tifffile.TiffFile(path) as file:
+        for name, number in numbers.items():
+            tag = file.pages.first.tags[name]
+            code = {3: "H", 4: "I"}[int(tag.dtype)]
+            struct.pack_into(f"<{tag.count}{code}", data, tag.valueoffset, *[number] * tag.count)
     path.write_bytes(data)
     return path
 

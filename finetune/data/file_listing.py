@@ -2,7 +2,8 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from finetune.data.images.formats import IMAGE_SUFFIXES
@@ -10,13 +11,21 @@ from finetune.errors import DataError
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 _MAX_SUGGESTIONS = 20_000
-_OUTPUT_FILES = (
-    frozenset({"config.yaml", "manifest.csv"}),
-    frozenset({"audit.json", "audit.csv"}),
-    frozenset({"finetune.json", "model.safetensors"}),
-    frozenset({"arrays.bin", "index.sqlite"}),
+_OUTPUT_FILES: tuple[dict[str, tuple[bytes, ...]], ...] = (
+    {
+        "config.yaml": (rb"^data:", rb"^model:", rb"^trainer:", rb"^seed:", rb"^output:"),
+        "manifest.csv": (rb"\Apath,label,split,group\b",),
+    },
+    {"audit.json": (rb"\A\{",), "audit.csv": (rb"\Afinding,\w+,group,path,detail\b",)},
+    {"finetune.json": (rb"\A\{\s*\"format\":",), "model.safetensors": ()},
+    {"arrays.bin": (), "index.sqlite": (rb"\A(SQLite format 3|\Z)",)},
 )
-"""Files that only stand together in a run folder, an audit folder, a model or a cache."""
+"""Files that stand together in a run folder, an audit folder, a model or a cache.
+
+The expressions are found in what finetune writes into them, and not in files of users that have
+the same names.
+"""
+_MAX_BYTES_TO_CHECK = 65_536
 
 
 def list_folders(folder: Path) -> list[Path]:
@@ -29,7 +38,10 @@ def list_folders(folder: Path) -> list[Path]:
 
 def is_output_folder(folder: Path) -> bool:
     """Return whether a folder is a run, an audit, a model or a cache that finetune has written."""
-    return any(all((folder / name).is_file() for name in names) for names in _OUTPUT_FILES)
+    return any(
+        all((folder / name).is_file() for name in files) and _are_written_by_finetune(folder, files)
+        for files in _OUTPUT_FILES
+    )
 
 
 def holds_image(folder: Path, *, outputs: list[Path] | None = None) -> bool:
@@ -67,7 +79,8 @@ def walk_files(folder: Path, *, outputs: list[Path] | None = None) -> Iterator[P
             continue
         visited.add(real)
         names = set(files)
-        if any(output <= names for output in _OUTPUT_FILES) and Path(current) != folder:
+        is_marked = any(output.keys() <= names for output in _OUTPUT_FILES)
+        if is_marked and Path(current) != folder and is_output_folder(Path(current)):
             folders.clear()
             if outputs is not None:
                 outputs.append(Path(current))
@@ -135,6 +148,19 @@ def _resolve_ancestors(folder: Path) -> set[str]:
     """Return the real paths of a folder and its parents: a link to one of them would loop."""
     real = Path(os.path.realpath(folder))
     return {str(parent) for parent in (real, *real.parents)}
+
+
+def _are_written_by_finetune(folder: Path, files: Mapping[str, Sequence[bytes]]) -> bool:
+    """Return whether the beginning of each file contains all of its expressions."""
+    for name, expressions in files.items():
+        try:
+            with (folder / name).open("rb") as stream:
+                content = stream.read(_MAX_BYTES_TO_CHECK) if expressions else b""
+        except OSError:  # the files of a user are not judged by what cannot be read
+            return False
+        if not all(re.search(expression, content, re.MULTILINE) for expression in expressions):
+            return False
+    return True
 
 
 def _is_ignored(name: str) -> bool:

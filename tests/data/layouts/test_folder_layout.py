@@ -1,5 +1,6 @@
 """Tests of layouts of folders: split folders under other names, wrappers, runs among the images."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from finetune.types import Split
 from tests.support.helpers import write_images
 
 TRAIN, VAL, TEST = Split.TRAIN, Split.VAL, Split.TEST
+STORED_RUN = Path(__file__).parents[2] / "files" / "run_0_1_0"
 
 
 def list_triples(result: Scan) -> set[tuple[str, str, Split | None]]:
@@ -213,10 +215,10 @@ def test_scan_named_split_that_is_missing_raises_data_error(tmp_path: Path) -> N
 
 
 def write_run(folder: Path) -> None:
-    """Write the marker files of a run with an audit picture in it."""
+    """Write two files of a run with an audit picture in it."""
     folder.mkdir(parents=True)
     for name in ("config.yaml", "manifest.csv"):
-        (folder / name).touch()
+        shutil.copy(STORED_RUN / name, folder)
     write_images(folder, "pictures/1.png")
 
 
@@ -227,11 +229,11 @@ def test_scan_passes_over_runs_audits_and_models_among_class_folders(tmp_path: P
     write_run(root / "ants/b")
     audit = write_images(root / "runs/audit-photos", "duplicates/0001.jpg")
     for name in ("audit.json", "audit.csv"):
-        (audit / name).touch()
+        shutil.copy(STORED_RUN / name, audit)
     (root / "model").mkdir()
     (root / "cache/pixels/store").mkdir(parents=True)
-    for name in ("finetune.json", "model.safetensors"):
-        (root / "model" / name).touch()
+    shutil.copy(STORED_RUN / "bundle/finetune.json", root / "model")
+    (root / "model/model.safetensors").touch()
     for name in ("arrays.bin", "index.sqlite"):
         (root / "cache/pixels/store" / name).touch()
     result = scan(root)
@@ -242,6 +244,29 @@ def test_scan_passes_over_runs_audits_and_models_among_class_folders(tmp_path: P
     ]
     with pytest.raises(DataError, match="runs/a was written by finetune"):
         scan(root / "runs/a")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.yaml": "data:\n  path: .\nseed: 3\n", "manifest.csv": "path,label,split,group\n"},
+        {"config.yaml": "", "manifest.csv": ""},
+        {"audit.json": '{"num_images": 2}', "audit.csv": "image,reviewer\n1.png,me\n"},
+        {"finetune.json": "[1, 2]", "model.safetensors": ""},
+        {"arrays.bin": "x", "index.sqlite": "x"},
+    ],
+    ids=lambda files: next(iter(files)),
+)
+def test_scan_reads_folders_with_files_named_like_those_of_a_run(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    root = write_classes(tmp_path, ".")
+    for folder in (root, root / "bees"):
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    result = scan(root)
+    assert {s.path for s in result.samples} == {"ants/1.png", "bees/1.png"}
+    assert result.notes == ()
 
 
 @pytest.mark.parametrize("link", [None, "gone"])

@@ -9,7 +9,7 @@ from finetune.audit.leakage import find_rows_without_leaks
 from finetune.bundle.bundle import load_model
 from finetune.commands.image_matching import Match, match_images, report_training_images
 from finetune.commands.prepare_data import find_readable_samples
-from finetune.commands.rejected_files import report_clipped, report_unreadable
+from finetune.commands.rejected_files import RangeCheck, report_unreadable
 from finetune.commands.run_images import (
     LocatedImages,
     RunImages,
@@ -251,9 +251,9 @@ def _select_run_images(
         for sample, match in zip(selected.samples, selected.matches, strict=True)
         if match.original is None or match.has_changed
     ]
-    clipped: list[Path] = []
-    _, rejected = filter_readable(root, unread, options=options, on_clipped=clipped.append)
-    report_clipped(clipped, options.pixel_range, reporter)
+    values = RangeCheck(options.pixel_range)
+    _, rejected = filter_readable(root, unread, options=options, on_values=values.add)
+    values.report(reporter)
     bad = {entry.path for entry in rejected}
     rows = [row for row, sample in enumerate(selected.samples) if sample.path not in bad]
     report_differences(located, run, selected, rejected, reporter)

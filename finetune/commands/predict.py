@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bundle.bundle import load_model
-from finetune.commands.rejected_files import propose_heic, report_clipped, summarise_rejected
+from finetune.commands.rejected_files import RangeCheck, propose_heic, summarise_rejected
 from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.images.validate import check_files
 from finetune.data.scan import list_images
@@ -155,10 +155,10 @@ def _filter_readable(
     files: Sequence[Path], options: ReadOptions, reporter: Reporter
 ) -> tuple[list[Path], list[RejectedFile]]:
     readable: list[Path] = []
-    clipped: list[Path] = []
+    values = RangeCheck(options.pixel_range)
     rejected: list[RejectedFile] = []
     reporter.start("checking images", len(files))
-    reasons = check_files(files, options=options, on_clipped=clipped.append)
+    reasons = check_files(files, options=options, on_values=values.add)
     for file, reason in zip(files, reasons, strict=True):
         if reason is None:
             readable.append(file)
@@ -166,5 +166,5 @@ def _filter_readable(
             rejected.append(RejectedFile(file.as_posix(), reason))
         reporter.advance()
     reporter.finish()
-    report_clipped(clipped, options.pixel_range, reporter)
+    values.report(reporter)
     return readable, rejected

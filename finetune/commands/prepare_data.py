@@ -18,7 +18,7 @@ from finetune.audit.duplicate_groups import assign_duplicate_groups
 from finetune.audit.fingerprint_table import FingerprintTable, fingerprint_files
 from finetune.audit.leakage import apply_leakage_policy
 from finetune.audit.near_duplicates import DuplicateGroup
-from finetune.commands.rejected_files import report_clipped, report_rejected
+from finetune.commands.rejected_files import RangeCheck, report_rejected
 from finetune.config.schema import Config
 from finetune.data.cache.eviction import resolve_cache_root
 from finetune.data.images.bit_depth import DatasetBits
@@ -293,16 +293,16 @@ def find_readable_samples(
     elif scanned.empty_classes:
         scan(path, splits=splits)  # raises what a class without images means
     reporter.start("checking images", len(scanned.samples))
-    clipped: list[Path] = []
+    values = RangeCheck(options.pixel_range)
     readable, unreadable = filter_readable(
         scanned.root,
         scanned.samples,
         options=options,
         on_progress=reporter.advance,
-        on_clipped=clipped.append,
+        on_values=values.add,
     )
     reporter.finish()
-    report_clipped(clipped, options.pixel_range, reporter)
+    values.report(reporter)
     return readable, scanned.root, report_rejected(scanned, readable, unreadable, reporter)
 
 

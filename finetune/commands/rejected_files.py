@@ -1,10 +1,12 @@
-"""Files that a command leaves out: their warning, and the error where a class has no other."""
+"""Files that a command leaves out, or whose values do not suit the model: their warnings."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from finetune.data.file_listing import suggest_file
+from finetune.data.images.bit_depth import DatasetBits
 from finetune.data.images.formats import HEIC, HEIC_PROPOSAL
 from finetune.data.scan import Scan
 from finetune.errors import DataError
@@ -77,22 +79,49 @@ def report_unreadable(
     return kept, rejected
 
 
-def report_clipped(
-    paths: Sequence[Path], pixel_range: PixelRange | None, reporter: Reporter
-) -> None:
-    """Warn of images with values above the range of the model, if there are any.
+class RangeCheck:
+    """Check that the values of images of more than 8 bits suit the range of a model.
 
     Args:
-        paths: Their files.
-        pixel_range: Range of the model.
-        reporter: Receives the warning.
+        pixel_range: Range of the model; None for the whole range of each file's bits.
     """
-    if paths and pixel_range is not None:
-        images = format_count(len(paths), "image")
-        reporter.warn(
-            f"{images} with values above {pixel_range.high:,.9g}, which is white for the model "
-            f"(data.pixel_range={pixel_range}): higher values are clipped (such as {min(paths)})"
-        )
+
+    def __init__(self, pixel_range: PixelRange | None) -> None:
+        self._range = pixel_range
+        self._lock = threading.Lock()
+        self._clipped: list[Path] = []
+        self._bits: DatasetBits | None = None
+        self._example: Path | None = None
+
+    def add(self, path: Path, max_value: int, is_clipped: bool) -> None:
+        """Take an image into account, from any thread; see ``OnValues``."""
+        with self._lock:
+            if is_clipped:
+                self._clipped.append(path)
+            if max_value:
+                so_far = self._bits or DatasetBits(0, 0)
+                largest = max(so_far.max_value, max_value)
+                self._bits = DatasetBits(so_far.num_images + 1, largest)
+                self._example = min(self._example or path, path)
+
+    def report(self, reporter: Reporter) -> None:
+        """Warn of images above the range, and of those that fill a small part of 16 bits."""
+        if self._clipped and self._range is not None:
+            images = format_count(len(self._clipped), "image")
+            reporter.warn(
+                f"{images} with values above {self._range.high:,.9g}, which is white for the model "
+                f"(data.pixel_range={self._range}): higher values are clipped "
+                f"(such as {min(self._clipped)})"
+            )
+        bits = self._bits
+        if self._range is None and bits is not None and bits.pixel_range is not None:
+            images = format_count(bits.num_images, "image")
+            reporter.warn(
+                f"{images} of 16 bits with values up to {bits.max_value:,} (such as "
+                f"{self._example}): the model reads 0:65535, in which they are dark. If 65535 is "
+                f"not white in these files, train with data.pixel_range={bits.pixel_range} or "
+                f"convert them to 8 bits"
+            )
 
 
 def propose_heic(rejected: Iterable[RejectedFile], reporter: Reporter) -> None:

@@ -183,6 +183,57 @@ def test_predict_and_evaluate_values_above_the_range_are_clipped_and_said_once(
         assert "data.pixel_range=0:4095" in clipped
 
 
+def test_predict_and_evaluate_warn_of_12_bits_if_the_model_reads_16(
+    microscope: Path, weights: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "eight"
+    for label in ("bright", "dark"):
+        (root / label).mkdir(parents=True)
+        for seed in range(6):
+            values = draw_values(label, seed) >> 4
+            write_image(root / label / f"{seed}.png", values.astype(np.uint8))
+    arguments: dict[str, Any] = {"backbone": "test_resnet", "weights": str(weights)}
+    run = finetune.fit(root, output=tmp_path / "run", config=CONFIG, **arguments).run_dir
+    predicting, evaluating, silent = (RecordingReporter() for _ in range(3))
+    finetune.predict(run, microscope, device="cpu", reporter=predicting)
+    finetune.evaluate(run, microscope, device="cpu", reporter=evaluating)
+    for warnings in (predicting.warnings, evaluating.warnings):
+        [dark] = [text for text in warnings if "of 16 bits" in text]
+        assert dark.startswith("24 images of 16 bits with values up to 4,0")
+        assert "bright/0.tif" in dark
+        assert "data.pixel_range=0:4095" in dark
+    values = draw_values("bright", 0)
+    write_image(microscope.parent / "white.png", values * 16)
+    finetune.predict(run, microscope.parent, device="cpu", reporter=silent)
+    assert not [text for text in silent.warnings if "of 16 bits" in text]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint32", "int16"])
+def test_predict_values_of_any_type_above_the_range_are_clipped_and_said(
+    weights: Path, tmp_path: Path, dtype: str
+) -> None:
+    root, images = tmp_path / "scans", tmp_path / "images"
+    images.mkdir()
+    for label in ("bright", "dark"):
+        (root / label).mkdir(parents=True)
+        for seed in range(6):
+            write_image(root / label / f"{seed}.tif", draw_values(label, seed).astype(dtype))
+    write_image(images / "0.tif", draw_values("bright", 0).astype(dtype))
+    write_image(images / "1.tif", draw_values("bright", 1).astype(dtype) * 7)
+    reporter = RecordingReporter()
+    run = finetune.fit(
+        root,
+        backbone="test_resnet",
+        weights=str(weights),
+        output=tmp_path / "run",
+        config={**CONFIG, "data.pixel_range": "0:4096"},
+    ).run_dir
+    finetune.predict(run, images, device="cpu", reporter=reporter)
+    [clipped] = [text for text in reporter.warnings if "clipped" in text]
+    assert clipped.startswith("1 image with values above 4,096")
+    assert "1.tif" in clipped
+
+
 def test_export_reads_parity_images_in_the_range(microscope_run: FitResult, tmp_path: Path) -> None:
     result = finetune.export(microscope_run.run_dir, tmp_path / "exported")
     assert result.parity is not None

@@ -35,12 +35,14 @@ class DecodedImage:
         mode: Mode in Pillow's manner, with the bits where they are not 8.
         max_value: Largest sample of an image of more than 8 bits whose range a dataset decides; 0
             for other images.
+        is_clipped: Whether a sample of any type is above the range that it was read with.
     """
 
     pixels: Pixels
     orientation: int
     mode: str
     max_value: int = 0
+    is_clipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,11 @@ class SampleConverter:
         if samples.is_unsigned_up_to_16_bits:
             values = np.arange(2 ** min(samples.num_bits, _LOOKUP_BITS), dtype=np.uint16)
             self._table = scale_to_8_bits(values, value_range)
+
+    @property
+    def is_clipped(self) -> bool:
+        """Whether a value so far is above the range."""
+        return self.max_value > self._range.high
 
     def check(self) -> None:
         """Check that the range suits the values of all blocks so far.

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from finetune.data.images.decode import check_image
+from finetune.data.images.decode import OnValues, check_image
 from finetune.system.host import count_available_cores
 from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions, RejectedFile, Sample
 
@@ -33,17 +33,16 @@ def check_files(
     paths: Iterable[Path],
     *,
     options: ReadOptions = DEFAULT_READ_OPTIONS,
-    on_clipped: Callable[[Path], None] | None = None,
+    on_values: OnValues | None = None,
 ) -> Iterator[str | None]:
     """Yield for each file why it cannot be used, or None; the whole file is read.
 
     Args:
         paths: Image files.
         options: How image files are read.
-        on_clipped: Called in a thread with the path of each image of 16 bits with values above the
-            range.
+        on_values: See ``OnValues``.
     """
-    check = partial(check_image, options=options, on_clipped=on_clipped)
+    check = partial(check_image, options=options, on_values=on_values)
     return map_in_threads(check, paths)
 
 
@@ -53,7 +52,7 @@ def filter_readable(
     *,
     options: ReadOptions,
     on_progress: Callable[[int], None] | None = None,
-    on_clipped: Callable[[Path], None] | None = None,
+    on_values: OnValues | None = None,
 ) -> tuple[list[Sample], list[RejectedFile]]:
     """Return the samples whose files are readable, and the others with the reason.
 
@@ -62,12 +61,12 @@ def filter_readable(
         samples: Samples to check.
         options: How image files are read.
         on_progress: Callback that receives the number of files checked since the last call.
-        on_clipped: See ``check_files``.
+        on_values: See ``OnValues``.
     """
     good: list[Sample] = []
     bad: list[RejectedFile] = []
     paths = (root / sample.path for sample in samples)
-    reasons = check_files(paths, options=options, on_clipped=on_clipped)
+    reasons = check_files(paths, options=options, on_values=on_values)
     for sample, reason in zip(samples, reasons, strict=True):
         if reason is None:
             good.append(sample)

@@ -81,6 +81,7 @@ def read_netpbm(path: Path, options: ReadOptions) -> DecodedImage | None:
         orientation=1,
         mode="RGB;16" if num_samples == 3 else "F" if samples.dtype.kind == "f" else "I;16",
         max_value=int(converter.max_value) if is_open else 0,
+        is_clipped=converter.is_clipped,
     )
 
 

@@ -100,6 +100,7 @@ def read_png16(path: Path, options: ReadOptions) -> DecodedImage | None:
         orientation=planes.orientation,
         mode=f"{_MODES[header.color_type]};16",
         max_value=int(colors.max_value) if samples.white is None else 0,
+        is_clipped=colors.is_clipped,
     )
 
 

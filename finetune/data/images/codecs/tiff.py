@@ -103,7 +103,8 @@ def _open_first_page(file: BinaryIO) -> "TiffPage":
     """Return the first page.
 
     Raises:
-        DataError: The header is damaged.
+        DataError: The file ends before its first directory.
+        Exception: The header is damaged; various, as tifffile raises them.
     """
     import tifffile  # not needed by data sets without TIFF files
 
@@ -112,10 +113,7 @@ def _open_first_page(file: BinaryIO) -> "TiffPage":
     if _find_directory(file) >= file.seek(0, io.SEEK_END):
         raise DataError("truncated TIFF")
     file.seek(0)
-    try:
-        page = tifffile.TiffFile(file).pages.first
-    except (tifffile.TiffFileError, IndexError, ValueError, KeyError, OverflowError) as error:
-        raise DataError(f"damaged TIFF ({error})") from error
+    page = tifffile.TiffFile(file).pages.first
     assert isinstance(page, tifffile.TiffPage)
     return page
 
@@ -162,6 +160,7 @@ def _decode(
         orientation=layout.orientation,
         mode=layout.mode,
         max_value=int(colors.max_value) if is_measured else 0,
+        is_clipped=colors.is_clipped,
     )
 
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +14,20 @@ from finetune.data.cache.array_store import NOT_STORED, StoreEntry
 from finetune.data.cache.eviction import describe_cache_failure, warn_of_cache_failure
 from finetune.data.cache.fallback_store import FallbackStore
 from finetune.data.cache.file_stamp import FileStamp
+from finetune.data.cache.memory_store import MemoryStores
 from finetune.errors import StorageError
 from finetune.models.head import compute_backbone_digest
 from finetune.types import PixelRange, PreprocessSpec, Reporter
+
+_memory_stores: WeakKeyDictionary[Reporter, MemoryStores] = WeakKeyDictionary()
+"""Features of each command whose disk has failed."""
 
 
 class FeatureStore(FallbackStore):
     """A folder of one output for one view of many images, each float32 of shape (1, D).
 
-    Features stay in memory if the folder cannot be written, after a warning.
+    Features stay in memory if the folder cannot be written, after a warning; they are kept for
+    other objects with the same reporter, which is that of one command.
 
     Args:
         root: Folder of all stores.
@@ -54,6 +60,7 @@ class FeatureStore(FallbackStore):
             item_bytes=4,
             content="features",
             on_failure=handle_failure,
+            memory_stores=_memory_stores.setdefault(reporter, MemoryStores()),
         )
 
 

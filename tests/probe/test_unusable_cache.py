@@ -77,6 +77,27 @@ def test_features_without_cache_are_the_same(kind: str, place: Path) -> None:
         np.testing.assert_array_equal(view, other)
 
 
+@pytest.mark.parametrize("kind", ["file", "24k"])
+def test_features_without_cache_are_computed_once_in_a_command(kind: str, place: Path) -> None:
+    recorder = RecordingReporter()
+    with open_unusable_cache(place, kind) as cache:
+        computed = []
+        for _ in range(3):
+            training = training_in(place, cache)
+            assert training.probe is not None
+            extractor = CachedFeatureExtractor(
+                create_feature_extractor(training.module.classifier.eval().network),
+                training.probe.extraction,
+                device=torch.device("cpu"),
+                rendezvous=None,
+                reporter=recorder,
+            )
+            extractor.extract(training.probe.train.paths, FLIPPED)
+            computed.append(extractor.num_computed)
+    assert computed == [24, 0, 0]
+    assert len(recorder.warnings) == 1
+
+
 def test_activations_without_cache_name_the_way_out(place: Path) -> None:
     (place / "file").touch()
     training = training_in(place, place / "file", probe__enabled="on")

@@ -17,7 +17,7 @@ from finetune.data.cache.array_store import (
     get_store_folder,
 )
 from finetune.data.cache.file_stamp import FileStamp
-from finetune.data.cache.memory_store import MemoryStore
+from finetune.data.cache.memory_store import MemoryStore, MemoryStores
 from finetune.errors import StorageError
 from finetune.types import Reporter
 
@@ -26,7 +26,7 @@ class FallbackStore:
     """Store with the interface of ``ArrayStore`` for small arrays, such as features.
 
     When the disk fails, what was found or appended is copied into memory, where it stays as long as
-    the object.
+    the object, or as ``memory_stores`` keep it.
 
     Args:
         root: Folder of all stores.
@@ -36,6 +36,7 @@ class FallbackStore:
         content: Noun for the arrays in messages.
         on_failure: Called with the error that makes the disk unusable; it may raise another one
             where the arrays are too large for the memory.
+        memory_stores: Stores that replace those on disks that have failed before; None for none.
     """
 
     def __init__(
@@ -47,13 +48,18 @@ class FallbackStore:
         item_bytes: int,
         content: str,
         on_failure: Callable[[StorageError], None],
+        memory_stores: MemoryStores | None = None,
     ) -> None:
         self.folder = get_store_folder(root, tag=tag, owner=owner)
         self._item_bytes = item_bytes
         self._on_failure = on_failure
         self._in_use: set[FileStamp] = set()
         """Files whose arrays the caller may read."""
-        self._store: ArrayStore | MemoryStore = MemoryStore(self.folder)
+        self._memory_stores = memory_stores or MemoryStores(limit_bytes=0)
+        kept = self._memory_stores.find(self.folder)
+        self._store: ArrayStore | MemoryStore = kept or MemoryStore(self.folder)
+        if kept is not None:
+            return
         try:
             self._store = ArrayStore(
                 root, tag=tag, owner=owner, item_bytes=item_bytes, content=content
@@ -99,6 +105,8 @@ class FallbackStore:
                 if file not in yielded:
                     yield file
         yield from self._store.append(remaining)
+        if isinstance(self._store, MemoryStore):
+            self._memory_stores.keep(self._store)
 
     @contextmanager
     def lock_for_filling(self, reporter: Reporter | None = None) -> Iterator[None]:
@@ -135,6 +143,7 @@ class FallbackStore:
         for _ in memory.append(entries):
             pass
         self._store = memory
+        self._memory_stores.keep(memory)
 
     def _read_entry(
         self, content: NDArray[np.uint8], location: ArrayLocation, error: StorageError

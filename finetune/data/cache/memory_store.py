@@ -46,6 +46,11 @@ class MemoryStore:
     def reset_if_mostly_stale(self) -> None:
         """Do nothing: no array is stale before the process ends."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of all arrays."""
+        return self._end
+
     @contextmanager
     def lock_for_filling(self, reporter: Reporter | None = None) -> Iterator[None]:
         """Do nothing: no other process fills the store."""
@@ -57,3 +62,34 @@ class MemoryStore:
         if len(self._chunks) != 1:
             self._chunks = [np.concatenate([np.empty(0, np.uint8), *self._chunks])]
         return self._chunks[0], 0
+
+
+class MemoryStores:
+    """Stores in memory by folder, kept for those who open the same folder again.
+
+    Args:
+        limit_bytes: Size of all of them; beyond it those that were used least recently are
+            dropped, and last as long as their other users.
+    """
+
+    def __init__(self, limit_bytes: int = 2**30) -> None:
+        self._limit_bytes = limit_bytes
+        self._stores: dict[Path, MemoryStore] = {}  # the most recently used is the last
+
+    def find(self, folder: Path) -> MemoryStore | None:
+        """Return the store of a folder; None if it is not kept."""
+        store = self._stores.get(folder)
+        if store is not None:
+            self.keep(store)
+        return store
+
+    def keep(self, store: MemoryStore) -> None:
+        """Keep a store, with what was appended to it, if it fits."""
+        self._stores.pop(store.folder, None)
+        self._stores[store.folder] = store
+        excess = sum(kept.num_bytes for kept in self._stores.values()) - self._limit_bytes
+        for folder, kept in list(self._stores.items()):
+            if excess <= 0:
+                break
+            excess -= kept.num_bytes
+            del self._stores[folder]

@@ -9,6 +9,7 @@ import pytest
 from finetune.data.cache.array_store import NOT_STORED, StoreEntry
 from finetune.data.cache.fallback_store import FallbackStore
 from finetune.data.cache.file_stamp import FileStamp
+from finetune.data.cache.memory_store import MemoryStores
 from finetune.errors import StorageError
 from tests.data.cache.stores import make_stamp
 from tests.support.helpers import list_tree, mount_tiny_disk
@@ -92,6 +93,35 @@ def test_store_whose_disk_fills_up_after_a_sync_keeps_what_was_synced(tmp_path: 
         assert_holds(store, range(2500))
         assert_holds(open_store(disk, failures), range(1000))
         assert len(failures) == 1
+
+
+def test_store_whose_disk_has_failed_is_opened_again_in_memory(tmp_path: Path) -> None:
+    failures: list[StorageError] = []
+    kept = MemoryStores(limit_bytes=20 * 4 * COLUMNS)
+
+    def open_again(tag: str) -> FallbackStore:
+        return FallbackStore(
+            tmp_path / "file",
+            tag=tag,
+            owner="o",
+            item_bytes=4,
+            content="f",
+            on_failure=failures.append,
+            memory_stores=kept,
+        )
+
+    (tmp_path / "file").touch()
+    list(open_again("a").append(make_arrays(range(10))))
+    list(open_again("b").append(make_arrays(range(5))))
+    assert_holds(open_again("a"), range(10))
+    assert len(failures) == 2, "the first time of each store"
+    store = open_again("b")
+    list(store.append(make_arrays(range(5, 12))))
+    assert_holds(open_again("b"), range(12))
+    assert (open_again("a").find([make_stamp(0)]) == NOT_STORED).all(), "beyond the limit"
+    list(store.append(make_arrays(range(12, 30))))
+    assert_holds(store, range(30))
+    assert (open_again("b").find([make_stamp(0)]) == NOT_STORED).all(), "too large alone"
 
 
 def test_store_too_large_for_memory_raises_what_the_caller_raises(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def _check_inner_classes(
     """
     splits = {child.name: split_of[child.name] for child in parents}
     places = {
-        parent.path.relative_to(folder.path).as_posix(): split_of[child.name]
+        parent.path.relative_to(folder.path).as_posix(): (parent, split_of[child.name])
         for child, parent in parents.items()
     }
     for parent in parents.values():

@@ -20,14 +20,14 @@ from finetune.types import Split
 def check_class_folders(
     folder: FolderContents,
     split_of: Mapping[str, Split] | None = None,
-    parent_names: Mapping[str, Split] | None = None,
+    parents: Mapping[str, tuple[FolderContents, Split]] | None = None,
 ) -> None:
     """Check that class folders do not rather look like splits, nor hold splits.
 
     Args:
         folder: Folder of the class folders.
         split_of: Names of the split folders with their splits; None if there are none.
-        parent_names: Names of the folders of the class folders, which are in the split folders.
+        parents: Folders of class folders in the split folders, with their splits, by their paths.
 
     Raises:
         DataError: They do.
@@ -46,9 +46,11 @@ def check_class_folders(
         inner = [child.name for child in classes if child.name.casefold() in shared]
         if split_of is None:
             raise DataError(describe_shared_folders(folder.path, names, inner))
-        raise DataError(
-            describe_shared_in_split(folder.path, names, inner, split_of, parent_names or split_of)
-        )
+        chosen = {
+            f"{place}/{names[0]}" if (parent.path / names[0]).is_dir() else place: split
+            for place, (parent, split) in (parents or {}).items()
+        }
+        raise DataError(describe_shared_in_split(folder.path, names, inner, split_of, chosen))
     for child in present:
         for family in find_split_families(grandchild.name for grandchild in child.classes):
             if len(set(family.values())) > 1 and Split.TRAIN in family.values():
@@ -121,8 +123,10 @@ def _check_repeated_classes(
     """
     plain = name_all([child for child in folder.classes if child.has_own_images])
     for child in folder.classes:
-        siblings = [other for other in folder.classes if other is not child]
         inner = list_class_names(child)
+        if len(inner) < 2:
+            continue
+        siblings = [other for other in folder.classes if other is not child]
         repeated = [other.name for other in siblings if other.name.casefold() in inner]
         is_copy = bool(plain) and plain <= inner and not child.has_own_images
         if len(repeated) > 1 and (is_copy or parse_split_name(child.name) is not None):

@@ -61,7 +61,7 @@ def describe_shared_in_split(
     names: Sequence[str],
     shared: Sequence[str],
     split_of: Mapping[str, Split],
-    parent_names: Mapping[str, Split],
+    chosen: Mapping[str, Split],
 ) -> str:
     """Return the question which of several folders in a split folder holds the class folders.
 
@@ -70,13 +70,12 @@ def describe_shared_in_split(
         names: Their names, at least two.
         shared: Names of their sub-folders.
         split_of: Names of the split folders with their splits.
-        parent_names: The same for the folders in them that hold the folders of these names.
+        chosen: Paths of the folders with their splits if the first of the names is the answer.
     """
-    inner = {f"{name}/{names[0]}": split for name, split in parent_names.items()}
     return (
         f"{folder}: {join_names(names)} {'both' if len(names) == 2 else 'all'} hold "
         f"{_list_names(shared)}: which holds the class folders? If {names[0]} does, set "
-        f"{format_setting(inner)}. If {join_names(names)} are the classes, set "
+        f"{format_setting(chosen)}. If {join_names(names)} are the classes, set "
         f"{format_setting(split_of)} {_IN_EVALUATE}."
     )
 

@@ -78,10 +78,11 @@ def test_scan_same_class_folders_beside_folders_without_any_ask(tmp_path: Path) 
 
 def test_scan_parts_of_the_data_inside_split_folders_ask(tmp_path: Path) -> None:
     write_classes(tmp_path, *(f"{s}/{p}" for s in ("train", "val") for p in ("images", "masks")))
+    write_classes(tmp_path, "test")
     with pytest.raises(DataError, match="images and masks both hold ants, bees: which") as error:
         scan(tmp_path)
-    assert "data.splits='train/images=train,val/images=val'" in str(error.value)
-    assert "are the classes, set data.splits='train=train,val=val'" in str(error.value)
+    assert "data.splits='train/images=train,val/images=val,test=test'" in str(error.value)
+    assert "are the classes, set data.splits='train=train,val=val,test=test'" in str(error.value)
     result = scan(tmp_path, splits={"train/images": TRAIN, "val/images": VAL})
     assert {(s.label, s.split) for s in result.samples} == {
         (label, split) for label in ("ants", "bees") for split in (TRAIN, VAL)

@@ -16,6 +16,9 @@ _BLANK_PATTERNS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 _BRAILLE_BLANK = "\u2800"
 _VARIATION_SELECTOR = re.compile("[\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 """Characters that choose a form of the one before, as of emoji and of Chinese characters."""
+_FLAG_TAG = re.compile("[\U000e0020-\U000e007f]")
+_FLAG = re.compile(f"\U0001f3f4{_FLAG_TAG.pattern}*\\Z")
+"""A black flag, which tags turn into that of a region, at the end of a text."""
 _ENCLOSING_KEYCAP = "\u20e3"
 _FIRST_LETTER_TO_JOIN = "\u0370"
 """Letters before this one, the Latin ones, are never joined."""
@@ -149,6 +152,8 @@ def _is_shaping(character: str, before: str, after: str) -> bool:
     """
     if not before:
         return False
+    if _FLAG_TAG.match(character):
+        return _FLAG.search(before) is not None
     if _VARIATION_SELECTOR.match(character):
         is_symbol = unicodedata.category(before[-1]) in ("So", "Sm", "Sk", "Lo", "Po", "Pd")
         return after.startswith(_ENCLOSING_KEYCAP) or (

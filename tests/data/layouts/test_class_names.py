@@ -36,6 +36,8 @@ from tests.support.helpers import write_images
         ("1\ufe0f\u20e3",) * 2,
         ("\u00a9\ufe0f\ufe0f", "\u00a9\ufe0f"),
         ("\u845b\U000e0100",) * 2,
+        ("\U0001f3f4\U000e0067\U000e0062\U000e007f",) * 2,
+        ("ants\U000e0067", "ants"),
         ("\u2801\u2800\u2803",) * 2,
     ],
     ids=ascii,

@@ -96,6 +96,23 @@ def test_splits_without_class_folders_are_refused_by_every_command(
         assert "Expected train/<class>/<image> and test/<class>/<image>" in message
 
 
+def test_split_among_class_folders_is_asked_about_by_every_command(
+    cli: Cli, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    cli.ok("fit", write_data(tmp_path / "good", "."), *SMALL, "--output", run)
+    data = write_data(tmp_path / "other/data", ".", "test")
+    for command in (["fit", data, *SMALL, "--dry-run"], ["inspect", data], ["evaluate", run, data]):
+        message = cli.fails(*command, code=3)
+        assert f"{data} contains ants, bees and also 'test', which holds them again" in message
+    nested = "data=train,data/test=test"
+    for command in (
+        ["fit", data.parent, f"data.splits={nested}", *SMALL, "--dry-run"],
+        ["evaluate", run, data.parent, "--splits", nested],
+    ):
+        assert "its images would be in two splits" in cli.fails(*command, code=3)
+
+
 def test_commands_in_the_folder_of_the_images_pass_over_their_own_output(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

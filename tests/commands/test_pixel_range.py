@@ -202,9 +202,11 @@ def test_predict_and_evaluate_warn_of_12_bits_if_the_model_reads_16(
         assert dark.startswith("24 images of 16 bits with values up to 4,0")
         assert "bright/0.tif" in dark
         assert "data.pixel_range=0:4095" in dark
-    values = draw_values("bright", 0)
-    write_image(microscope.parent / "white.png", values * 16)
-    finetune.predict(run, microscope.parent, device="cpu", reporter=silent)
+    images = tmp_path / "sixteen"
+    images.mkdir()
+    write_image(images / "12_bits.png", draw_values("bright", 0))
+    write_image(images / "16_bits.png", draw_values("bright", 1) * 16)
+    finetune.predict(run, images, device="cpu", reporter=silent)
     assert not [text for text in silent.warnings if "of 16 bits" in text]
 
 

@@ -27,6 +27,13 @@ _TRUNCATED = re.compile(
 )
 _CHECKSUM = re.compile(r"checksum|crc|incorrect data check", re.IGNORECASE)
 
+_INTERNAL_ERRORS = (
+    TypeError, IndexError, AttributeError, KeyError, AssertionError, OverflowError
+)  # fmt: skip
+"""Exceptions of a library that did not expect the data; their texts are about its own code."""
+_CODE_TEXT = re.compile(r"\w\(\)|broadcast|reshape")
+"""Texts of ValueError that are about code, such as "invalid literal for int()"."""
+
 
 @contextmanager
 def translate_read_errors(path: Path) -> Iterator[None]:
@@ -93,7 +100,7 @@ def describe_read_error(path: Path, error: Exception, messages: Sequence[str] = 
         return describe_unsupported(name)
     if isinstance(error, UnidentifiedImageError):
         error = _find_plugin_error(path, found) or error
-    return describe_damage(found.name, _get_detail(error, messages))
+    return describe_damage(found.name, _get_detail(found.name, error, messages))
 
 
 def describe_damage(name: str, detail: str) -> str:
@@ -124,17 +131,23 @@ def _find_plugin_error(path: Path, entry: ImageFormat) -> Exception | None:
         with path.open("rb") as file:
             factory(file, str(path))
     except (SyntaxError, IndexError, TypeError, KeyError, ValueError, OSError, EOFError) as error:
-        return error
+        cause = error.__cause__  # Pillow raises SyntaxError from what its plugins raise
+        return cause if isinstance(cause, Exception) else error
     except (struct.error, Image.DecompressionBombError) as error:
         return error
     return None
 
 
-def _get_detail(error: Exception, messages: Sequence[str]) -> str:
-    """Return what is known of the damage; libtiff says more than its exit code."""
+def _get_detail(name: str, error: Exception, messages: Sequence[str]) -> str:
+    """Return what is known of the damage, maybe nothing; libtiff says more than its exit code."""
     said = " ".join(str(error).split())
-    if isinstance(error, UnidentifiedImageError):
+    is_internal = isinstance(error, _INTERNAL_ERRORS) or (
+        isinstance(error, ValueError) and _CODE_TEXT.search(said) is not None
+    )
+    if is_internal or isinstance(error, UnidentifiedImageError):
         said = ""
     if messages and (not said or re.fullmatch(r"(.*decoder error -?\d+|.*unknown.*)", said)):
         said = messages[0].removeprefix("tempfile.tif: ")
-    return said.rstrip(". ") or type(error).__name__
+    if not said and name == "TIFF" and is_internal:
+        return "invalid tags"
+    return said.rstrip(". ") or ("end of file" if isinstance(error, EOFError) else "")

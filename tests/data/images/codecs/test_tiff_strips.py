@@ -49,3 +49,24 @@ def test_check_image_tiff_with_fewer_samples_than_colours_is_damaged(tmp_path: P
     path = write(tmp_path / "a.tif", {"PhotometricInterpretation": 2})
     expected = "damaged TIFF (1 samples in a pixel, fewer than the 3 of its colours)"
     assert check_image(path) == expected
+
+
+@pytest.mark.parametrize("tag", ["RowsPerStrip", "ImageWidth", "BitsPerSample", "Compression"])
+@pytest.mark.parametrize("number", [0, 255])
+def test_check_image_tiff_reason_of_wrong_tags_is_not_about_code(
+    tmp_path: Path, tag: str, number: int
+) -> None:
+    reason = check_image(write(tmp_path / "a.tif", {tag: number})) or ""
+    assert not any(part in reason for part in ("argument", "index", "indices", "Error", "object"))
+
+
+def test_check_image_reason_of_a_wrong_header_is_not_about_code(tmp_path: Path) -> None:
+    tags = write(tmp_path / "a.tif", {"StripOffsets": 0}).read_bytes()
+    number = tags.index(struct.pack("<HH", 258, 3))  # BitsPerSample, now of a type of text
+    (tmp_path / "a.tif").write_bytes(tags[: number + 2] + b"\x02" + tags[number + 3 :])
+    assert check_image(tmp_path / "a.tif") == "damaged TIFF (invalid tags)"
+    quantization = b"\xff\xdb\x00\x03\x00"  # without its table
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0\x00\x02" + quantization)
+    reason = check_image(tmp_path / "a.jpg")
+    assert reason is not None
+    assert "index" not in reason

@@ -98,6 +98,24 @@ def choose_range(samples: SampleType, pixel_range: PixelRange | None) -> PixelRa
     return PixelRange(0, 2**samples.num_bits - 1 if samples.white is None else samples.white)
 
 
+def choose_opacity_ranges(
+    samples: SampleType, pixel_range: PixelRange | None
+) -> tuple[PixelRange, ...]:
+    """Return the ranges that the opacity of an image may have, the smallest first.
+
+    It is that of the colours where these have whole bits and all of its values are in it; otherwise
+    that of all bits: a window is for colours.
+
+    Raises:
+        DataError: The values have no agreed range, and none is given.
+    """
+    colors = choose_range(samples, pixel_range)
+    if not samples.is_unsigned_up_to_16_bits:
+        return (colors,)
+    full = PixelRange(0, 2**samples.num_bits - 1)
+    return (full,) if colors.num_bits is None or colors.high >= full.high else (colors, full)
+
+
 class SampleConverter:
     """Conversion of the samples of an image to 8 bits, block by block.
 

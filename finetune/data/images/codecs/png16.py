@@ -17,6 +17,7 @@ from finetune.data.images.bit_depth import (
     SampleConverter,
     SampleType,
     allocate_pixels,
+    choose_opacity_ranges,
     choose_range,
     composite_on_white,
 )
@@ -87,7 +88,7 @@ def read_png16(path: Path, options: ReadOptions) -> DecodedImage | None:
     planes = _decode_planes(path, header, is_full_range=options.pixel_range is None)
     samples = SampleType(np.dtype(np.uint16), 16, _find_white(planes, header))
     colors = SampleConverter(samples, choose_range(samples, options.pixel_range))
-    opacity = SampleConverter(samples, PixelRange(0, _MAX_VALUE))
+    opacity = SampleConverter(samples, _find_opacity_range(planes, header, samples, options))
     for top, values in planes.iter_rows():
         rows = slice(top, top + len(values))
         num_colors = values.shape[2] - header.has_alpha
@@ -216,6 +217,17 @@ def _get_alpha(
         return None
     is_transparent = (values == np.array(header.transparent, np.uint16)).all(axis=2)
     return np.where(is_transparent, 0, 255).astype(np.uint8)
+
+
+def _find_opacity_range(
+    planes: _Planes, header: _Header, samples: SampleType, options: ReadOptions
+) -> PixelRange:
+    """Return the range of the opacity; its values are read only where they decide."""
+    ranges = choose_opacity_ranges(samples, options.pixel_range)
+    if not header.has_alpha or len(ranges) == 1:
+        return ranges[-1]
+    max_value = max(int(values[..., -1].max()) for _, values in planes.iter_rows())
+    return next((choice for choice in ranges if max_value <= choice.high), ranges[-1])
 
 
 def _find_white(planes: _Planes, header: _Header) -> int | None:

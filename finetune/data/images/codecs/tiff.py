@@ -20,6 +20,7 @@ from finetune.data.images.bit_depth import (
     DecodedImage,
     SampleConverter,
     allocate_pixels,
+    choose_opacity_ranges,
     choose_range,
     composite_on_white,
 )
@@ -133,14 +134,15 @@ def _decode(
     samples, num_colors = layout.samples, layout.num_colors
     is_palette = layout.photometric == PALETTE
     color_map = read_color_map(page) if is_palette else None
-    # indices and opacity have the whole range of their bits
-    full_range = None if samples.is_unsigned_up_to_16_bits else pixel_range
     colors = SampleConverter(samples, choose_range(samples, pixel_range))
-    opacity = SampleConverter(samples, choose_range(samples, full_range))
+    ranges = () if layout.alpha is None else choose_opacity_ranges(samples, pixel_range)
     pixels = allocate_pixels(
-        layout.height, layout.width, max(3, num_colors), working_bytes=layout.alpha is not None
+        layout.height, layout.width, max(3, num_colors), working_bytes=len(ranges)
     )
-    alpha = None if layout.alpha is None else np.zeros(pixels.shape[:2], np.uint8)
+    opacities = [
+        (choice, SampleConverter(samples, choice), np.zeros(pixels.shape[:2], np.uint8))
+        for choice in ranges
+    ]
     for block in _iter_blocks(file, page, layout):
         top, left, first = block.top, block.left, block.first_sample
         inside = block.samples[: layout.height - top, : layout.width - left]
@@ -150,9 +152,12 @@ def _decode(
                 pixels[area] = color_map[np.minimum(plane, len(color_map) - 1)]
             elif sample < num_colors:
                 pixels[(*area, sample)] = colors.convert(plane)
-            elif alpha is not None and sample == layout.alpha:
-                alpha[area] = opacity.convert(plane)
+            elif sample == layout.alpha:
+                for _, opacity, part in opacities:
+                    part[area] = opacity.convert(plane)
     colors.check()
+    fitting = [part for choice, opacity, part in opacities if opacity.max_value <= choice.high]
+    alpha = (fitting or [opacities[-1][2]])[0] if opacities else None
     _finish_colors(pixels, alpha, layout)
     is_measured = samples.num_bits == 16 and samples.dtype.kind == "u" and not is_palette
     return DecodedImage(

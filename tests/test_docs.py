@@ -5,7 +5,9 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 
 from scripts.generate_reference import REFERENCE_DIR, build_pages
 from tests.support.helpers import ROOT
@@ -117,6 +119,16 @@ def _set_option(words: list[str], option: str, value: str, *, keep: bool = False
     return words if keep else [*words[:at], value, *words[at + 1 :]]
 
 
+def _write_scans(root: Path) -> None:
+    """Write two classes of grey TIFFs of signed 16-bit values, as of computed tomography."""
+    random = np.random.default_rng(0)
+    for name, level in (("bone", 0), ("lung", -800)):
+        (root / name).mkdir(parents=True)
+        for number in range(8):
+            values = random.normal(level, 150, (32, 32)).astype(np.int16)
+            tifffile.imwrite(root / name / f"{number}.tif", values)
+
+
 @pytest.fixture
 def docs_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DocsPlace:
     """Return a working folder with photos, weights and a finished run at ``runs/latest``."""
@@ -132,6 +144,7 @@ def docs_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DocsPlace:
     write_weights(tmp_path / "weights" / "test_resnet.pth")
     rows = "".join(f"{name},1\n" for name in CLASSES)
     (tmp_path / "prior.csv").write_text(f"class,prior\n{rows}", encoding="utf-8")
+    _write_scans(tmp_path / "scans")
     monkeypatch.chdir(tmp_path)
     place = DocsPlace(tmp_path)
     place.run(["fit", "photos/", "--epochs", "1"])

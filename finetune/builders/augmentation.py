@@ -13,7 +13,8 @@ from finetune.data.transforms.presets import Geometry, create_train_transform
 from finetune.data.transforms.rare_classes import RareClassTransform
 from finetune.errors import ConfigError
 from finetune.models.backbone import Network, accepts_image_size
-from finetune.probe.invariance import HFLIP, ViewEffect
+from finetune.probe.augmented_views import HFLIP
+from finetune.probe.invariance import ViewEffect
 from finetune.training.schedules.image_size import compute_image_size
 from finetune.types import PreprocessSpec
 from finetune.units import format_percent

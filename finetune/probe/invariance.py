@@ -4,70 +4,26 @@ A head that is fitted to images as they are classifies flipped photos as well as
 flipped digits or text. Each image is classified by a head that was fitted without it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from finetune.data.transforms.eval_transform import EvalTransform, RandomCropsTransform
 from finetune.distributed.collectives import broadcast_weights
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.models.classifier import ImageClassifier, eval_mode
+from finetune.probe.augmented_views import AugmentedViewSpec
 from finetune.probe.cached_extractor import CachedFeatureExtractor, ExtractionPlan
 from finetune.probe.cross_validation import NUM_FOLDS, fit_head
-from finetune.probe.extractor import ViewSpec, create_feature_extractor
+from finetune.probe.extractor import create_feature_extractor
 from finetune.probe.logistic import FeatureArray, HeadFitter, LinearHead, LogisticProblem
 from finetune.probe.neighbour_links import build_folds
 from finetune.types import Reporter
 
-HFLIP, VFLIP, ROT90 = "hflip", "vflip", "rot90"
-
 _TOLERANCE = 1e-4
-
-# Parts of the names of feature stores on disk, as those in ``probe.extractor``.
-_CROP_TAG = "crop-of-{area:g}"
-_STORE_TAGS = {HFLIP: "mirrored", VFLIP: "flipped-vertically", ROT90: "rotated-90"}
-
-
-@dataclass(frozen=True, slots=True)
-class AugmentedViewSpec(ViewSpec):
-    """Views of an image by augmentations; the first is the evaluation view.
-
-    Attributes:
-        flips: Some of ``HFLIP``, ``VFLIP`` and ``ROT90``, each a view.
-        crop_areas: Areas of random crops relative to the image, each a view.
-    """
-
-    flips: tuple[str, ...] = ()
-    crop_areas: tuple[float, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Tags of the views in the names of feature stores, in the order of ``iter_views``."""
-        flips = (_STORE_TAGS[name] for name in self.flips)
-        crops = (_CROP_TAG.format(area=area) for area in self.crop_areas)
-        return (*ViewSpec().names, *flips, *crops)
-
-    @property
-    def keys(self) -> tuple[str | float, ...]:
-        """Name or area of each view but the first."""
-        return (*self.flips, *self.crop_areas)
-
-    def iter_views(self, pixels: Tensor) -> Iterator[Tensor]:
-        """Yield the views (B, H, W, C) of pixels (B, (1 + number of crops) * H, W, C)."""
-        image, *crops = pixels.chunk(1 + len(self.crop_areas), dim=1)
-        yield image
-        for name in self.flips:
-            yield _flip(image, name)
-        yield from crops
-
-    def build_transform(self, transform: EvalTransform) -> RandomCropsTransform:
-        """Return the transform from an image to the pixels that ``iter_views`` takes."""
-        return RandomCropsTransform(transform, self.crop_areas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,10 +253,3 @@ def compare_views(
             (loss, view_loss), (is_correct, is_view_correct), fitted_loss
         )
     return effects
-
-
-def _flip(images: Tensor, name: str) -> Tensor:
-    """Return images (B, H, W, C) after a flip or a turn; only square images can be turned."""
-    if name == ROT90:
-        return images.rot90(1, (1, 2))
-    return images.flip(2 if name == HFLIP else 1)

@@ -6,11 +6,8 @@ import torch
 from PIL import Image
 
 from finetune.data.transforms.eval_transform import EvalTransform, RandomCropsTransform
+from finetune.probe.augmented_views import HFLIP, ROT90, VFLIP, AugmentedViewSpec
 from finetune.probe.invariance import (
-    HFLIP,
-    ROT90,
-    VFLIP,
-    AugmentedViewSpec,
     ViewEffect,
     compare_views,
     sample_rows,

@@ -28,11 +28,12 @@ class AccuracyDrop:
     epoch: int
     last: float
 
-    def describe(self, rate_setting: str) -> str:
+    def describe(self, key: str, value: float) -> str:
         """Return the sentences that tell the user of the drop and how to avoid it.
 
         Args:
-            rate_setting: The setting that determines the learning rate, with its value.
+            key: Config key that determines the learning rate.
+            value: Its value.
         """
         probe, lowest, last = map(format_percent, (self.probe, self.lowest, self.last))
         text = (
@@ -40,7 +41,8 @@ class AccuracyDrop:
         )
         if self.last >= self.probe:
             return f"{text} and rose to {last} after the last epoch."
-        return f"{text} and was {last} after the last epoch. Try less than {rate_setting}."
+        now = format_scientific(value, digits=2)
+        return f"{text} and was {last} after the last epoch. Lower {key} (now {now})."
 
 
 def find_accuracy_drop(rows: Sequence[Mapping[str, float]], metric: str) -> AccuracyDrop | None:
@@ -75,5 +77,4 @@ def describe_accuracy_drop(
     if drop is None:
         return None
     key = "feature_change" if is_rate_measured else "lr"
-    value = getattr(config.optim, key)
-    return drop.describe(f"optim.{key}={format_scientific(value, digits=2)}")
+    return drop.describe(f"optim.{key}", getattr(config.optim, key))

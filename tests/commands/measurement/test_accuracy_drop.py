@@ -22,16 +22,16 @@ def test_epochs_that_keep_most_of_the_probe_are_no_drop(values: tuple[float, ...
 def test_drop_names_the_lowest_epoch_and_what_to_change() -> None:
     drop = find_accuracy_drop(build_rows(0.9, 0.7, 0.5, 0.85), "val/accuracy")
     assert drop is not None
-    assert drop.describe("optim.feature_change=1") == (
+    assert drop.describe("optim.feature_change", 1.0) == (
         "val/accuracy fell from 90.0% (linear probe) to 50.0% after epoch 2 and was 85.0% after "
-        "the last epoch. Try less than optim.feature_change=1."
+        "the last epoch. Lower optim.feature_change (now 1)."
     )
 
 
 def test_drop_that_is_made_up_for_needs_no_advice() -> None:
     drop = find_accuracy_drop(build_rows(0.9, 0.7, 0.95), "val/accuracy")
     assert drop is not None
-    assert drop.describe("optim.lr=0.1").endswith("and rose to 95.0% after the last epoch.")
+    assert drop.describe("optim.lr", 0.1).endswith("and rose to 95.0% after the last epoch.")
 
 
 def test_training_without_a_probe_has_no_drop() -> None:
@@ -53,4 +53,4 @@ def test_fit_tells_of_a_learning_rate_that_destroys_the_probe(
     finetune.fit(config, reporter=reporter)
     (note,) = [note for note in reporter.notes if "(linear probe)" in note]
     assert note.startswith("val/accuracy fell from ")
-    assert note.endswith("Try less than optim.lr=3.")
+    assert note.endswith("Lower optim.lr (now 3).")

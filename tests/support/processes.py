@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -97,6 +98,18 @@ def find_worker_pids(pid: int) -> list[int]:
         commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
         return [child for child, command in commands.items() if JOIN_COMMAND.encode() in command]
     return []
+
+
+def wait_for_worker_pids(pid: int, count: int) -> list[int]:
+    """Return the pids of a process's workers once all show their command in ``/proc``.
+
+    The command of a process is empty for a moment after its start.
+    """
+    deadline = time.monotonic() + _SECONDS
+    while len(pids := find_worker_pids(pid)) != count:
+        assert time.monotonic() < deadline, f"{len(pids)} of {count} workers"
+        time.sleep(0.01)
+    return pids
 
 
 @contextmanager

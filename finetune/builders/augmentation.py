@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from finetune.config.data import GEOMETRY_KEYS, PRESET_CROP_SCALES, AugmentConfig
 from finetune.config.facts import Choice
 from finetune.config.resolved import ResolvedConfig
+from finetune.config.sections.data import GEOMETRY_KEYS, PRESET_CROP_SCALES, AugmentConfig
 from finetune.data.training_data import TrainingData
 from finetune.data.transforms.eval_transform import Transform
 from finetune.data.transforms.presets import Geometry, create_train_transform
 from finetune.data.transforms.rare_classes import RareClassTransform
 from finetune.errors import ConfigError
 from finetune.models.backbone import Network, accepts_image_size
-from finetune.probe.augmented_views import HFLIP
+from finetune.probe.features.augmented_views import HFLIP
 from finetune.probe.invariance import ViewEffect
 from finetune.training.schedules.image_size import compute_image_size
 from finetune.types import PreprocessSpec

@@ -12,8 +12,8 @@ from typing import Any
 from finetune.builders.criterion import select_probe_loss
 from finetune.builders.resolve import RunSpec
 from finetune.config.auto import get_config_value
-from finetune.config.data import AUGMENT_NAMES
 from finetune.config.resolved import ResolvedConfig
+from finetune.config.sections.data import AUGMENT_NAMES
 from finetune.errors import ConfigError, DataError, FinetuneError
 
 PRESETS_BY_STRENGTH = tuple(name for name in AUGMENT_NAMES if name != "none")

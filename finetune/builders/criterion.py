@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.config.learning import LossConfig
 from finetune.config.resolved import ResolvedImbalanceConfig, ResolvedLossConfig
+from finetune.config.sections.learning import LossConfig
 from finetune.data.samplers.sampling_weights import compute_start_epoch
 from finetune.errors import ConfigError, FinetuneError
 from finetune.lookup import check_params, has_parameter, look_up

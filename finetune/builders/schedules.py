@@ -7,19 +7,19 @@ import torch
 
 from finetune.builders.model_prior import ClassBalance
 from finetune.builders.resolve import RunSpec
-from finetune.config.learning import LrScheduleConfig, UnfreezeConfig
 from finetune.config.recipe import HEAD_LR, UNMEASURED_BACKBONE_LR_SCALE
 from finetune.config.resolved import (
     ResolvedConfig,
     ResolvedLrScheduleConfig,
     ResolvedOptimConfig,
 )
+from finetune.config.sections.learning import LrScheduleConfig, UnfreezeConfig
 from finetune.errors import ConfigError, FinetuneError
 from finetune.lookup import check_params, has_parameter, look_up
 from finetune.models.classifier import ImageClassifier
 from finetune.training.mixup import Mixup
 from finetune.training.module import Recipe
-from finetune.training.param_groups import (
+from finetune.training.optimization.param_groups import (
     build_param_groups,
     compute_learning_rates,
     create_optimizer,

@@ -7,8 +7,8 @@ from typing import Any
 
 from finetune.errors import FinetuneError, ModelError, StorageError
 from finetune.models.backbone import check_backbone_name, create_network
-from finetune.models.hub import discard, find_hub_weights
-from finetune.models.weights import is_damaged
+from finetune.models.pretrained.hub import discard, find_hub_weights
+from finetune.models.pretrained.weights import is_damaged
 from finetune.types import Reporter
 from finetune.units import format_bytes
 

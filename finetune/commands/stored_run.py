@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.commands.prepare_data import resolve_data_path
-from finetune.config.data import PRESET_CROP_SCALES
 from finetune.config.load import build_config, read_config_file
 from finetune.config.schema import Config
+from finetune.config.sections.data import PRESET_CROP_SCALES
 from finetune.data.manifest import Manifest, read_manifest
 from finetune.errors import DataError
 from finetune.system.run_folder import RunFolder

@@ -6,10 +6,10 @@ leave a setting at "auto" that the run measures on cached features.
 
 from typing import Any
 
-from finetune.config.data import DEFAULT_PRESET, PRESET_CROP_SCALES
 from finetune.config.facts import Choice, Facts
 from finetune.config.recipe import choose_recipe
 from finetune.config.schema import Config
+from finetune.config.sections.data import DEFAULT_PRESET, PRESET_CROP_SCALES
 
 MAX_MEASURED_IMAGES = 400
 """Training images, at most, whose views decide on flips, turns and crops."""

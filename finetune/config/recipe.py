@@ -6,10 +6,10 @@ https://arxiv.org/abs/1912.11370).
 
 from collections.abc import Mapping
 
-from finetune.config.data import DEFAULT_PRESET, PRESET_CROP_SCALES
 from finetune.config.facts import Choice, Facts
 from finetune.config.imbalance import choose_imbalance_strategy, choose_post_hoc_strength
 from finetune.config.schema import Config
+from finetune.config.sections.data import DEFAULT_PRESET, PRESET_CROP_SCALES
 from finetune.units import format_count
 
 MACRO_F1_MIN_RATIO = 2.0

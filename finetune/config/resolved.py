@@ -8,8 +8,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError
 
-from finetune.config.data import DataConfig, ImageSize
-from finetune.config.learning import (
+from finetune.config.schema import CheckpointConfig, Config, ModelConfig, TrainerConfig
+from finetune.config.sections.data import DataConfig, ImageSize
+from finetune.config.sections.learning import (
     CalibrationConfig,
     ImbalanceConfig,
     LossConfig,
@@ -17,7 +18,6 @@ from finetune.config.learning import (
     OptimConfig,
     ProbeConfig,
 )
-from finetune.config.schema import CheckpointConfig, Config, ModelConfig, TrainerConfig
 from finetune.errors import ConfigError
 
 Count = Annotated[int, Field(ge=1)]

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from finetune.config.data import AugmentConfig, CacheConfig, DataConfig
-from finetune.config.learning import (
+from finetune.config.section import Auto, Section, coerce_on_off
+from finetune.config.sections.data import AugmentConfig, CacheConfig, DataConfig
+from finetune.config.sections.learning import (
     CalibrationConfig,
     ImbalanceConfig,
     LossConfig,
@@ -17,7 +18,6 @@ from finetune.config.learning import (
     ProbeConfig,
     UnfreezeConfig,
 )
-from finetune.config.section import Auto, Section, coerce_on_off
 
 
 class ModelConfig(Section):

@@ -13,8 +13,8 @@ from finetune.errors import FinetuneError, ModelError
 from finetune.lookup import suggest_name
 from finetune.models import torchvision_models
 from finetune.models.layer_groups import find_classifier_parameters
-from finetune.models.load_report import build_load_report, check_loaded, record_loads
-from finetune.models.weights import (
+from finetune.models.pretrained.load_report import build_load_report, check_loaded, record_loads
+from finetune.models.pretrained.weights import (
     WeightsSource,
     explain_hub_error,
     extract_first_line,

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.models.classifier import ImageClassifier, eval_mode
-from finetune.probe.cached_extractor import CachedFeatureExtractor, ExtractionPlan
-from finetune.probe.extractor import create_feature_extractor
-from finetune.probe.feature_store import StoredFeatures
+from finetune.probe.features.cached_extractor import CachedFeatureExtractor, ExtractionPlan
+from finetune.probe.features.extractor import create_feature_extractor
+from finetune.probe.features.feature_store import StoredFeatures
 from finetune.probe.logistic import FeatureArray, HeadFitter, LinearHead, LogisticProblem
 from finetune.probe.neighbour_links import build_folds
 from finetune.types import Reporter

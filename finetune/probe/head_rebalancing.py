@@ -24,9 +24,9 @@ from finetune.bundle.model_card import CARD_KEY, ModelCard
 from finetune.evaluation.metrics import evaluate_probabilities
 from finetune.evaluation.priors import normalize_prior
 from finetune.models.layer_groups import find_classifier_parameters
-from finetune.probe.cached_extractor import CachedFeatureExtractor
 from finetune.probe.cross_validation import fit_head
-from finetune.probe.extractor import create_feature_extractor
+from finetune.probe.features.cached_extractor import CachedFeatureExtractor
+from finetune.probe.features.extractor import create_feature_extractor
 from finetune.probe.linear_probe import ProbePlan
 from finetune.types import Reporter
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from finetune.distributed.collectives import broadcast_weights
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.models.classifier import ImageClassifier, eval_mode
-from finetune.probe.augmented_views import AugmentedViewSpec
-from finetune.probe.cached_extractor import CachedFeatureExtractor, ExtractionPlan
 from finetune.probe.cross_validation import NUM_FOLDS, fit_head
-from finetune.probe.extractor import create_feature_extractor
+from finetune.probe.features.augmented_views import AugmentedViewSpec
+from finetune.probe.features.cached_extractor import CachedFeatureExtractor, ExtractionPlan
+from finetune.probe.features.extractor import create_feature_extractor
 from finetune.probe.logistic import FeatureArray, HeadFitter, LinearHead, LogisticProblem
 from finetune.probe.neighbour_links import build_folds
 from finetune.types import Reporter

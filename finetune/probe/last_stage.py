@@ -14,7 +14,7 @@ from finetune.distributed.rendezvous import Rendezvous
 from finetune.errors import TrainingError
 from finetune.models.classifier import ImageClassifier, eval_mode
 from finetune.models.graph_split import split_last_groups
-from finetune.probe.extractor import ActivationLayout, FeatureExtractor
+from finetune.probe.features.extractor import ActivationLayout, FeatureExtractor
 from finetune.probe.last_stage_training import (
     ActivationArray,
     LastStageSettings,

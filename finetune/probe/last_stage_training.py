@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from finetune.probe.extractor import ActivationLayout
+from finetune.probe.features.extractor import ActivationLayout
 from finetune.probe.logistic import FeatureArray
 from finetune.system.hardware import autocast, seed_device
 

@@ -22,10 +22,10 @@ from finetune.distributed.rendezvous import Rendezvous
 from finetune.evaluation.validation import compute_validation_metrics
 from finetune.models.classifier import ImageClassifier, eval_mode
 from finetune.models.head import set_head
-from finetune.probe.cached_extractor import CachedFeatureExtractor, ExtractionPlan
 from finetune.probe.cross_validation import CrossValidatedHead, fit_head
-from finetune.probe.extractor import ViewSpec, create_feature_extractor
-from finetune.probe.feature_store import StoredFeatures
+from finetune.probe.features.cached_extractor import CachedFeatureExtractor, ExtractionPlan
+from finetune.probe.features.extractor import ViewSpec, create_feature_extractor
+from finetune.probe.features.feature_store import StoredFeatures
 from finetune.probe.last_stage import (
     CachedActivations,
     LastStagePlan,

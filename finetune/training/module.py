@@ -25,8 +25,8 @@ from finetune.evaluation.validation import compute_validation_metrics
 from finetune.models.classifier import ImageClassifier, normalise
 from finetune.system.hardware import seed_device
 from finetune.training.mixup import Mixup
-from finetune.training.param_groups import get_learning_rates
-from finetune.training.weight_average import WeightAverage
+from finetune.training.optimization.param_groups import get_learning_rates
+from finetune.training.optimization.weight_average import WeightAverage
 from finetune.types import PreprocessSpec
 
 _MAX_BUFFERED_BATCHES = 32

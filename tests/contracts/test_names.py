@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from finetune.config import data as images
-from finetune.config import learning
 from finetune.config.imbalance import IMBALANCE_STRATEGIES
+from finetune.config.sections import data as images
+from finetune.config.sections import learning
 from finetune.data.samplers.sampling_weights import SAMPLERS
 from finetune.data.transforms.presets import AUGMENTATIONS
 from finetune.losses import CLASS_WEIGHTS, LOSSES

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from finetune.errors import ModelError
 from finetune.models.backbone import Network, create_network
-from finetune.models.weights import is_pretrained, read_state_dict
+from finetune.models.pretrained.weights import is_pretrained, read_state_dict
 from tests.support.helpers import ROOT
 from tests.support.networks import copy_state, find_changed, randomise
 

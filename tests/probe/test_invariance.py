@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from finetune.data.transforms.eval_transform import EvalTransform, RandomCropsTransform
-from finetune.probe.augmented_views import HFLIP, ROT90, VFLIP, AugmentedViewSpec
+from finetune.probe.features.augmented_views import HFLIP, ROT90, VFLIP, AugmentedViewSpec
 from finetune.probe.invariance import (
     ViewEffect,
     compare_views,

@@ -140,7 +140,7 @@ def test_fit_probe_activations_exceed_cache_raises_storage_error(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "finetune.probe.cached_extractor.evict_to_fit", lambda *args, **kwargs: False
+        "finetune.probe.features.cached_extractor.evict_to_fit", lambda *args, **kwargs: False
     )
     with pytest.raises(
         StorageError, match=r"kB .*cache\.max_gb=.*probe\.num_crops.*probe\.depth=1"

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finetune.probe.extractor import ActivationLayout
+from finetune.probe.features.extractor import ActivationLayout
 from finetune.probe.last_stage_training import (
     LastStageSettings,
     compute_last_stage_logits,

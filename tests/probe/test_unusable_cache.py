@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from finetune.builders import Training
 from finetune.distributed.collectives import broadcast_weights
 from finetune.errors import StorageError
-from finetune.probe.cached_extractor import CachedFeatureExtractor
-from finetune.probe.extractor import ViewSpec, create_feature_extractor
+from finetune.probe.features.cached_extractor import CachedFeatureExtractor
+from finetune.probe.features.extractor import ViewSpec, create_feature_extractor
 from tests.support.helpers import RecordingReporter, list_tree, mount_tiny_disk
 from tests.support.processes import open_group, run_on_ranks
 from tests.support.runs import create_small_training

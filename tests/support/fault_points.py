@@ -46,7 +46,7 @@ POINTS = {
     "prepare": FaultPoint(
         "finetune.system.run_folder:write_text", lambda path, *_: Path(path).name == "config.yaml"
     ),
-    "probe": FaultPoint("finetune.probe.cached_extractor:gather_rows"),
+    "probe": FaultPoint("finetune.probe.features.cached_extractor:gather_rows"),
     "mid-epoch": FaultPoint(
         "finetune.training.callbacks.preemption:PreemptionCheckpoint.on_train_batch_end",
         _is_fourth_batch_of_second_epoch,

@@ -23,7 +23,7 @@ from finetune.builders import Training
 from finetune.data.dataset import Batch
 from finetune.models.classifier import ImageClassifier
 from finetune.training.module import ClassificationModule, Recipe
-from finetune.training.param_groups import build_param_groups, create_optimizer
+from finetune.training.optimization.param_groups import build_param_groups, create_optimizer
 from finetune.training.step_cost import StepCost, StepProfiler
 from finetune.types import Draw, PreprocessSpec
 from tests.support.networks import copy_state

@@ -25,7 +25,7 @@ from finetune.data.manifest import Manifest, format_manifest
 from finetune.data.training_data import group_samples
 from finetune.errors import DataError
 from finetune.probe.cross_validation import extract_features, fit_head
-from finetune.probe.feature_store import StoredFeatures
+from finetune.probe.features.feature_store import StoredFeatures
 from finetune.probe.linear_probe import ProbeResult
 from finetune.system.files import write_text
 from finetune.system.hardware import get_process_device

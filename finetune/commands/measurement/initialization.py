@@ -21,7 +21,7 @@ from finetune.models.head import find_linear_head, set_head
 from finetune.probe.linear_probe import ProbeResult
 from finetune.system.hardware import release_memory
 from finetune.system.run_folder import RunFolder
-from finetune.training.feature_change import TRIAL_LR, measure_feature_change
+from finetune.training.optimization.feature_change import TRIAL_LR, measure_feature_change
 from finetune.types import Reporter
 from finetune.units import format_count, format_scientific
 

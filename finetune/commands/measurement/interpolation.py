@@ -25,11 +25,11 @@ from finetune.data.dataset import create_loader
 from finetune.evaluation.validation import compute_calibrated_losses, compute_validation_metrics
 from finetune.models.classifier import normalise
 from finetune.models.head import find_linear_head, set_head
-from finetune.probe.extractor import create_feature_extractor, fold_where_exact
+from finetune.probe.features.extractor import create_feature_extractor, fold_where_exact
 from finetune.system.hardware import autocast
 from finetune.system.run_folder import RunFolder
 from finetune.training.checkpoint_io import PROBE_KEY
-from finetune.training.feature_change import translate_out_of_memory
+from finetune.training.optimization.feature_change import translate_out_of_memory
 from finetune.types import Reporter
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from finetune.training.range_test import RangeTest, compute_loss_limits
+from finetune.training.optimization.range_test import RangeTest, compute_loss_limits
 from finetune.units import format_scientific
 
 _WIDTH, _HEIGHT = 760, 420

@@ -15,7 +15,7 @@ from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.errors import TrainingError
 from finetune.system.files import write_text
 from finetune.system.run_folder import RunFolder
-from finetune.training.range_test import RangeTest, compute_loss_limits, run_range_test
+from finetune.training.optimization.range_test import RangeTest, compute_loss_limits, run_range_test
 from finetune.types import Reporter
 from finetune.units import format_scientific
 

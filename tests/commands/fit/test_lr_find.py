@@ -18,7 +18,7 @@ from finetune.config.schema import Config
 from finetune.distributed.launch import LaunchInfo
 from finetune.errors import ConfigError, OutOfMemoryError, TrainingError
 from finetune.system.run_folder import RunFolder
-from finetune.training.range_test import RangeTest
+from finetune.training.optimization.range_test import RangeTest
 from tests.support.helpers import RecordingReporter
 from tests.support.runs import (
     assert_same_bits,

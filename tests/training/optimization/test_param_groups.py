@@ -6,7 +6,7 @@ from torch import nn
 
 from finetune.models.backbone import create_network
 from finetune.models.layer_groups import find_layer_groups
-from finetune.training.param_groups import (
+from finetune.training.optimization.param_groups import (
     build_param_groups,
     compute_learning_rates,
     create_optimizer,

@@ -14,7 +14,7 @@ from finetune.builders.schedules import build_learning_rates, build_optimizer_fa
 from finetune.data.dataset import Batch
 from finetune.errors import OutOfMemoryError
 from finetune.models.classifier import ImageClassifier
-from finetune.training.range_test import (
+from finetune.training.optimization.range_test import (
     RangeTest,
     analyse_losses,
     compute_loss_limits,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune.errors import FinetuneError, ModelError
-from finetune.models.hub import (
+from finetune.models.pretrained.hub import (
     HubWeights,
     check_cached_or_reachable,
     discard,

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from finetune.errors import ModelError
 from finetune.models.backbone import create_network
-from finetune.models.hub import check_cached_or_reachable, find_hub_weights
+from finetune.models.pretrained.hub import check_cached_or_reachable, find_hub_weights
 from tests.support.networks import copy_state
 
 SNAPSHOT = "models--timm--test_resnet.r160_in1k/snapshots/1a2b"

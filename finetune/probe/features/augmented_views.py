@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from finetune.data.transforms.eval_transform import EvalTransform, RandomCropsTransform
-from finetune.probe.extractor import ViewSpec
+from finetune.probe.features.extractor import ViewSpec
 
 HFLIP, VFLIP, ROT90 = "hflip", "vflip", "rot90"
 

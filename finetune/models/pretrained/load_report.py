@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from finetune.errors import ModelError
-from finetune.models.weights import WeightsSource
+from finetune.models.pretrained.weights import WeightsSource
 from finetune.types import LoadReport
 
 MIN_LOADED_FRACTION = 0.99

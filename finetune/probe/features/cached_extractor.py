@@ -22,7 +22,7 @@ from finetune.distributed.collectives import gather_rows, sync_stop_request
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.errors import StorageError, TrainingError
 from finetune.models.classifier import normalise
-from finetune.probe.extractor import (
+from finetune.probe.features.extractor import (
     ActivationLayout,
     FeatureExtractor,
     ViewSpec,
@@ -30,7 +30,7 @@ from finetune.probe.extractor import (
     extract_features,
     fold_where_exact,
 )
-from finetune.probe.feature_store import (
+from finetune.probe.features.feature_store import (
     FeatureStore,
     StoredFeatures,
     ViewStores,

@@ -15,8 +15,8 @@ from finetune.commands.fit.fit import resume
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
 from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
+from finetune.training.optimization.weight_average import WeightAverage
 from finetune.training.trainer import create_trainer, fit
-from finetune.training.weight_average import WeightAverage
 from tests.support.runs import (
     create_small_config,
     create_small_training,

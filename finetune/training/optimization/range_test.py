@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from finetune.data.dataset import Batch
 from finetune.models.classifier import ImageClassifier, preserve_state
 from finetune.system.hardware import seed_device
-from finetune.training.feature_change import backpropagate, translate_out_of_memory
 from finetune.training.module import ClassificationModule
+from finetune.training.optimization.feature_change import backpropagate, translate_out_of_memory
 
 _DIVERGENCE_FACTOR = 4.0
 """The test stops where the running loss exceeds this multiple of its least value, as in fastai."""

@@ -12,7 +12,7 @@ from finetune.data.dataset import Batch
 from finetune.errors import OutOfMemoryError
 from finetune.models.classifier import ImageClassifier, eval_mode, normalise
 from finetune.models.head import capture_head_inputs, find_linear_head
-from finetune.training.feature_change import TRIAL_LR, measure_feature_change
+from finetune.training.optimization.feature_change import TRIAL_LR, measure_feature_change
 from tests.support.runs import create_small_training, write_photos, write_weights
 
 

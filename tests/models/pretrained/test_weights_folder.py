@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import ModelError
-from finetune.models.weights_folder import find_weights
+from finetune.models.pretrained.weights_folder import find_weights
 
 
 def make_folder(tmp_path: Path, *names: str) -> Path:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.models.batch_norm_folding import fold_batch_norm
-from finetune.probe.extractor import create_feature_extractor, fold_where_exact
+from finetune.probe.features.extractor import create_feature_extractor, fold_where_exact
 from tests.support.networks import randomise
 
 
@@ -83,7 +83,7 @@ def test_fold_where_exact_with_other_outputs_returns_the_extractor_and_logs(
             conv.bias.data += 1
         return folded
 
-    monkeypatch.setattr("finetune.probe.extractor.fold_batch_norm", fold_wrongly)
+    monkeypatch.setattr("finetune.probe.features.extractor.fold_batch_norm", fold_wrongly)
     extractor = create_feature_extractor(create_network())
     with caplog.at_level(logging.INFO, "finetune"):
         assert fold_where_exact(extractor, make_images(2)) is extractor

@@ -1,0 +1,1 @@
+"""Pretrained weights: files, folders and the hub, and what was loaded from them."""

@@ -1,0 +1,1 @@
+"""Parameter groups, learning rates measured before training, and averaged weights."""

@@ -1,0 +1,1 @@
+"""Tests of parameter groups and measured learning rates."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from finetune.config.section import Auto, Section, Switch, coerce_on_off
+from finetune.config.sections.labels import LabelKeys
 from finetune.lookup import suggest_name
 from finetune.types import PixelRange, ReadOptions, Split
 
@@ -102,12 +103,9 @@ def _check_pixel_range(text: str) -> str:
         ) from None
 
 
-class DataConfig(Section):
+class DataConfig(LabelKeys):
     """Images and how they are loaded."""
 
-    path: str | None = Field(
-        None, description="folder of class folders, folder of train/val/test folders, or CSV file"
-    )
     splits: Annotated[str, BeforeValidator(_check_splits)] = Field(
         "auto",
         description="folders of the splits, as in Training=train,Testing=test, or such values in "

@@ -78,7 +78,8 @@ def find_similar_classes(samples: Iterable[Sample]) -> list[SimilarClasses]:
     """
     counts: dict[str, int] = {}
     for sample in samples:
-        counts[sample.label] = counts.get(sample.label, 0) + 1
+        for name in sample.class_names:
+            counts[name] = counts.get(name, 0) + 1
     groups: dict[str, list[str]] = {}
     for name in sorted(counts):
         groups.setdefault(_describe_appearance(name), []).append(name)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from finetune.config.resolved import ResolvedImbalanceConfig, ResolvedLossConfig
-from finetune.config.sections.learning import LossConfig
+from finetune.config.sections.objective import LossConfig
 from finetune.data.samplers.sampling_weights import compute_start_epoch
 from finetune.errors import ConfigError, FinetuneError
 from finetune.lookup import check_params, has_parameter, look_up

@@ -18,7 +18,7 @@ from finetune.builders.criterion import (
 from finetune.builders.sampling import build_sampling_schedule
 from finetune.config.imbalance import IMBALANCE_STRATEGIES, ImbalanceStrategy
 from finetune.config.resolved import ResolvedConfig
-from finetune.config.sections.learning import LossConfig
+from finetune.config.sections.objective import LossConfig
 from finetune.data.samplers.sampling_weights import SamplingSchedule, compute_expected_draws
 from finetune.data.training_data import TrainingData
 from finetune.evaluation.priors import (

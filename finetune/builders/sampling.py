@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.config.sections.learning import ImbalanceConfig
+from finetune.config.sections.balance import ImbalanceConfig
 from finetune.data.samplers.sampling_weights import (
     SAMPLERS,
     GroupDraws,

@@ -13,7 +13,8 @@ from finetune.config.resolved import (
     ResolvedLrScheduleConfig,
     ResolvedOptimConfig,
 )
-from finetune.config.sections.learning import LrScheduleConfig, UnfreezeConfig
+from finetune.config.sections.learning import UnfreezeConfig
+from finetune.config.sections.optim import LrScheduleConfig
 from finetune.errors import ConfigError, FinetuneError
 from finetune.lookup import check_params, has_parameter, look_up
 from finetune.models.classifier import ImageClassifier

@@ -9,15 +9,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError
 
 from finetune.config.schema import CheckpointConfig, Config, ModelConfig, TrainerConfig
+from finetune.config.sections.balance import ImbalanceConfig
 from finetune.config.sections.data import DataConfig, ImageSize
-from finetune.config.sections.learning import (
-    CalibrationConfig,
-    ImbalanceConfig,
-    LossConfig,
-    LrScheduleConfig,
-    OptimConfig,
-    ProbeConfig,
-)
+from finetune.config.sections.learning import CalibrationConfig, ProbeConfig
+from finetune.config.sections.objective import LossConfig
+from finetune.config.sections.optim import LrScheduleConfig, OptimConfig
 from finetune.errors import ConfigError
 
 Count = Annotated[int, Field(ge=1)]

@@ -8,16 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from finetune.config.section import Auto, Section, coerce_on_off
+from finetune.config.sections.balance import ImbalanceConfig
 from finetune.config.sections.data import AugmentConfig, CacheConfig, DataConfig
-from finetune.config.sections.learning import (
-    CalibrationConfig,
-    ImbalanceConfig,
-    LossConfig,
-    LrScheduleConfig,
-    OptimConfig,
-    ProbeConfig,
-    UnfreezeConfig,
-)
+from finetune.config.sections.learning import CalibrationConfig, ProbeConfig, UnfreezeConfig
+from finetune.config.sections.objective import LossConfig
+from finetune.config.sections.optim import LrScheduleConfig, OptimConfig
 
 
 class ModelConfig(Section):

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from finetune.config.imbalance import IMBALANCE_STRATEGIES
+from finetune.config.sections import balance, learning, objective, optim
 from finetune.config.sections import data as images
-from finetune.config.sections import learning
 from finetune.data.samplers.sampling_weights import SAMPLERS
 from finetune.data.transforms.presets import AUGMENTATIONS
 from finetune.losses import CLASS_WEIGHTS, LOSSES
@@ -18,13 +18,13 @@ from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES
 @pytest.mark.parametrize(
     ("names", "table"),
     [
-        pytest.param(learning.SAMPLER_NAMES, SAMPLERS, id="SAMPLERS"),
+        pytest.param(balance.SAMPLER_NAMES, SAMPLERS, id="SAMPLERS"),
         pytest.param(images.AUGMENT_NAMES, AUGMENTATIONS, id="AUGMENTATIONS"),
-        pytest.param(learning.LOSS_NAMES, LOSSES, id="LOSSES"),
-        pytest.param(learning.CLASS_WEIGHT_NAMES, CLASS_WEIGHTS, id="CLASS_WEIGHTS"),
+        pytest.param(objective.LOSS_NAMES, LOSSES, id="LOSSES"),
+        pytest.param(balance.CLASS_WEIGHT_NAMES, CLASS_WEIGHTS, id="CLASS_WEIGHTS"),
         pytest.param(learning.UNFREEZE_NAMES, UNFREEZE_SCHEDULES, id="UNFREEZE"),
-        pytest.param(learning.LR_SCHEDULE_NAMES, LR_SCHEDULES, id="LR_SCHEDULES"),
-        pytest.param(learning.IMBALANCE_NAMES, IMBALANCE_STRATEGIES, id="IMBALANCE"),
+        pytest.param(optim.LR_SCHEDULE_NAMES, LR_SCHEDULES, id="LR_SCHEDULES"),
+        pytest.param(balance.IMBALANCE_NAMES, IMBALANCE_STRATEGIES, id="IMBALANCE"),
     ],
 )
 def test_config_names_are_the_keys_of_the_table(

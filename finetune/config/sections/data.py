@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from finetune.config.section import Auto, Section, Switch, coerce_on_off
 from finetune.config.sections.labels import LabelKeys
+from finetune.config.sections.tables import TableKeys
 from finetune.lookup import suggest_name
 from finetune.types import PixelRange, ReadOptions, Split
 
@@ -103,7 +104,7 @@ def _check_pixel_range(text: str) -> str:
         ) from None
 
 
-class DataConfig(LabelKeys):
+class DataConfig(LabelKeys, TableKeys):
     """Images and how they are loaded."""
 
     splits: Annotated[str, BeforeValidator(_check_splits)] = Field(

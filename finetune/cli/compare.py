@@ -112,6 +112,9 @@ def _build_legend(tree: Mapping[str, Any]) -> str:
         "images/s: inference on this machine.",
         f"memory: training step of all layers, batch size {batch_size}.",
     ]
-    if any(row["imagenet_top1_error"] is not None for row in tree["backbones"]):
-        lines.append("ImageNet error: published top-1/top-5 error, single crop.")
+    figures = [row for row in tree["backbones"] if row["imagenet_top1_error"] is not None]
+    if figures:
+        lines.append("ImageNet error: published top-1/top-5 error of these weights, single crop.")
+    if not all(row["imagenet_is_of_weights"] for row in figures):
+        lines.append("* of the architecture as others trained it, not of these weights.")
     return "\n".join(lines)

@@ -114,6 +114,7 @@ def build_tree(*names: str, score: str = "accuracy") -> dict[str, object]:
                 "accuracy_interval": [0.9081, 0.9776],
                 "imagenet_top1_error": 28.5 if name == "vgg16" else None,
                 "imagenet_top5_error": 9.9 if name == "vgg16" else None,
+                "imagenet_is_of_weights": False if name == "vgg16" else None,
             }
             for name in names
         ],
@@ -137,7 +138,7 @@ def test_comparison_table_wraps_long_names(score: str) -> None:
     assert max(map(len, lines)) <= 80
     first = lines[2].split()
     assert first[:7] == ["vgg16", "138.4", "15.5", "1234", "-", "95.4", "(90.8-97.8)"]
-    assert first[-1] == "28.5/9.9"
+    assert first[-1] == "28.5/9.9*"
     assert "".join(line.split()[0] for line in lines[3:-1]) == LONG
     assert lines[-1].startswith("mobilenetv2_100 ")
 

@@ -81,7 +81,10 @@ def _format_accuracy(row: Row) -> str:
 
 def _format_imagenet_error(row: Row) -> str:
     top1, top5 = row["imagenet_top1_error"], row["imagenet_top5_error"]
-    return "" if top1 is None else f"{top1:.1f}/{top5:.1f}"
+    if top1 is None:
+        return ""
+    # aligned with figures that have a mark
+    return f"{top1:.1f}/{top5:.1f}{' ' if row['imagenet_is_of_weights'] else '*'}"
 
 
 def _format_number(value: float | None) -> str:

@@ -68,7 +68,7 @@ class BackboneResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
-        published = find_imagenet_error_rates(self.backbone)
+        published = find_imagenet_error_rates(self.backbone, weights=self.weights)
         num_bytes = self.training_bytes
         return {
             "backbone": self.backbone,
@@ -82,6 +82,8 @@ class BackboneResult:
             "accuracy_interval": list(self.accuracy_interval),
             "imagenet_top1_error": None if published is None else published.top1,
             "imagenet_top5_error": None if published is None else published.top5,
+            "imagenet_source": None if published is None else published.source,
+            "imagenet_is_of_weights": None if published is None else published.is_of_weights,
             "num_images": self.num_images,
             "num_images_computed": self.num_computed,
             "seconds": round(self.seconds, 3),
@@ -191,7 +193,7 @@ _LEADING_COLUMNS = (
 )  # fmt: skip
 _TRAILING_COLUMNS = (
     "accuracy_low", "accuracy_high", "p_value_vs_best", "imagenet_top1_error",
-    "imagenet_top5_error", "num_images", "num_images_computed", "seconds",
+    "imagenet_top5_error", "imagenet_source", "num_images", "num_images_computed", "seconds",
 )  # fmt: skip
 
 

@@ -1,23 +1,17 @@
 """Preparation of a dataset: scan, audit and split."""
 
-import shlex
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from finetune.audit.audit import (
-    UNDER_REPRESENTED_THRESHOLD,
-    Audit,
-    audit_images,
-    find_missing_classes,
-)
+from finetune.audit.audit import Audit, audit_images
 from finetune.audit.duplicate_cache import load_or_find_duplicates
 from finetune.audit.duplicate_groups import assign_duplicate_groups
 from finetune.audit.fingerprint_table import FingerprintTable, fingerprint_files
 from finetune.audit.leakage import apply_leakage_policy
 from finetune.audit.near_duplicates import DuplicateGroup
+from finetune.commands.audit_notes import summarise_audit, warn_about_missing_classes
 from finetune.commands.rejected_files import RangeCheck, report_rejected
 from finetune.config.schema import Config
 from finetune.data.cache.eviction import resolve_cache_root
@@ -109,7 +103,7 @@ def read_data(config: Config, path: Path, *, reporter: Reporter) -> RunData:
     for line in summarise_audit(audit, path, splits=config.data.splits):
         reporter.note(line)
     manifest, dropped = apply_leakage_policy(manifest, config.data.leakage, reporter)
-    _warn_about_missing_classes(manifest, reporter)
+    warn_about_missing_classes(manifest, reporter)
     return RunData(manifest, [*dataset.rejected, *dropped], audit)
 
 
@@ -193,43 +187,6 @@ def fingerprint_samples(
     return compute(options=replace(options, pixel_range=bits.pixel_range))
 
 
-def summarise_audit(audit: Audit, path: Path, *, splits: str = "auto") -> list[str]:
-    """Summarise an audit in at most two lines; in none if there are no findings.
-
-    Args:
-        audit: Audit of the images.
-        path: Folder or CSV of the images.
-        splits: Value of ``data.splits``.
-    """
-    findings = []
-    if audit.duplicates:
-        images = sum(len(group.samples) for group in audit.duplicates)
-        num_across = sum("classes" in group.conflicts for group in audit.duplicates)
-        wrong = f"; {num_across} across classes: a label is wrong" if num_across else ""
-        groups = "group" if len(audit.duplicates) == 1 else "groups"
-        findings.append(f"{len(audit.duplicates)} duplicate {groups} ({images} images{wrong})")
-    few = audit.under_represented_classes
-    if 0 < len(few) < len(audit.training_counts):  # if all classes are small, the user knows
-        shown = ", ".join(f"{name} {audit.training_counts[name]}" for name in few[:5])
-        classes = "class" if len(few) == 1 else "classes"
-        findings.append(
-            f"{len(few)} {classes} with fewer than {UNDER_REPRESENTED_THRESHOLD} images ({shown}"
-            f"{', …' if len(few) > 5 else ''})"
-        )
-    if audit.suspicious_images:
-        kinds = Counter(image.kind for image in audit.suspicious_images)
-        shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        findings.append(f"suspicious images: {shown}")
-    lines = []
-    if audit.duplicates is None:
-        lines.append("Duplicates were not searched (data.leakage=ignore).")
-    if findings:
-        arguments = [str(path)] if splits == "auto" else [str(path), f"data.splits={splits}"]
-        command = shlex.join(["finetune", "inspect", *arguments])
-        lines.append(f"Found {'; '.join(findings)}. For details: {command}")
-    return lines
-
-
 def _check_fractions(config: Config, given: Collection[Split | None]) -> None:
     """Check that the data do not bring along a split for which a fraction is set.
 
@@ -304,13 +261,3 @@ def find_readable_samples(
     reporter.finish()
     values.report(reporter)
     return readable, scanned.root, report_rejected(scanned, readable, unreadable, reporter)
-
-
-def _warn_about_missing_classes(manifest: Manifest, reporter: Reporter) -> None:
-    for split, names in find_missing_classes(manifest).items():
-        shown = ", ".join(f"'{name}'" for name in names[:5]) + (", …" if len(names) > 5 else "")
-        reporter.warn(
-            f"{len(names)} of {len(manifest.classes)} classes "
-            f"{'has' if len(names) == 1 else 'have'} no {split.value} image "
-            f"({shown}): the metrics of this split leave them out."
-        )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.commands.prepare_data import RunData, read_data, summarise_audit
+from finetune.commands.audit_notes import summarise_audit
+from finetune.commands.prepare_data import RunData, read_data
 from finetune.config.load import build_config
 from finetune.errors import ConfigError, DataError
 from finetune.types import Split

@@ -22,7 +22,7 @@ from finetune.data.layouts.label_csv import read_label_csv
 from finetune.data.layouts.split_names import SplitSetting, parse_split_name
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
-from finetune.types import RejectedFile, Sample, Split
+from finetune.types import LabelFormat, RejectedFile, Sample, Split
 from finetune.units import format_count
 
 _EFFECT_OF_EMPTY = {
@@ -34,6 +34,9 @@ _EFFECT_OF_EMPTY = {
 
 @dataclass(frozen=True, slots=True)
 class Scan:
+_ONE_CLASS = LabelFormat()
+
+
     """Contents of a data root by file names alone; no image has been opened.
 
     Attributes:
@@ -51,7 +54,13 @@ class Scan:
     notes: tuple[str, ...] = ()
 
 
-def scan(path: Path, *, splits: SplitSetting = "auto", allow_empty: bool = False) -> Scan:
+def scan(
+    path: Path,
+    *,
+    splits: SplitSetting = "auto",
+    labels: LabelFormat = _ONE_CLASS,
+    allow_empty: bool = False,
+) -> Scan:
     """Return the labelled images below a folder or in a CSV of ``path,label[,split][,group]``.
 
     A folder holds class folders, or split folders of class folders, see ``find_layout``. Hidden
@@ -63,6 +72,7 @@ def scan(path: Path, *, splits: SplitSetting = "auto", allow_empty: bool = False
         splits: How splits are found: "auto" by their names, "none" not at all, or by given names.
         allow_empty: Whether to report a class folder without images instead of raising.
 
+        labels: How the labels of a CSV are written.
     Raises:
         DataError: The path is missing, is neither folder nor CSV, holds no labelled image, or has
             an ambiguous layout.
@@ -70,8 +80,11 @@ def scan(path: Path, *, splits: SplitSetting = "auto", allow_empty: bool = False
     check_path(path)
     try:
         root = path.resolve()
-        read = _scan_folder if path.is_dir() else _scan_csv
-        result = read(root, splits, allow_empty)
+        if path.is_dir():
+            check_single_label(path, labels)
+            result = _scan_folder(root, splits, allow_empty)
+        else:
+            result = _scan_csv(root, splits, labels, allow_empty)
     except PermissionError as error:
         raise_listing_error(error)
         raise
@@ -95,6 +108,20 @@ def check_path(path: Path) -> None:
 
 def list_images(path: Path) -> tuple[list[Path], list[RejectedFile]]:
     """Return all image files below a folder, or the one file, and the rejected files.
+def check_single_label(folder: Path, labels: LabelFormat) -> None:
+    """Check that a folder is not to be read as multi-label data, which need a CSV.
+
+    Raises:
+        DataError: It is.
+    """
+    if labels.task == "multi_label":
+        raise DataError(
+            f"{folder} is a folder, which gives each image one class (data.task=multi_label). For "
+            f"several labels of an image, give a CSV of path,labels, or one with a column of 0 and "
+            f"1 for each label."
+        )
+
+
 
     Raises:
         DataError: The path is missing or contains no image.
@@ -199,13 +226,13 @@ def _describe_missing_images(path: Path, root: Path, rejected: Sequence[Rejected
     )
 
 
-def _scan_csv(file: Path, splits: SplitSetting, allow_empty: bool) -> Scan:
+def _scan_csv(file: Path, splits: SplitSetting, labels: LabelFormat, allow_empty: bool) -> Scan:
     """Return the images of a CSV.
 
     Raises:
         DataError: The CSV is invalid, or no file of a class is an image by its name.
     """
-    files = read_label_csv(file, splits)
+    files = read_label_csv(file, splits, labels)
     if files.lost_classes and not (files.samples and allow_empty):
         label, problem = next(iter(files.lost_classes.items()))
         which = f"no image of class '{label}'" if files.samples else "no image"

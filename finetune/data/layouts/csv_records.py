@@ -78,6 +78,11 @@ class CsvTable:
                 )
             yield line, values
 
+    def read_names(self) -> list[str]:
+        """Return the names of the columns as they are written, without surrounding blanks."""
+        _, values = next(self._iter_records(self._separator), (1, []))
+        return [normalize_class_name(value) for value in values]
+
     def _find_header(self, required: Sequence[str]) -> tuple[str, int, list[str]]:
         """Return the separator by which the header has the required columns, its line and columns.
 

@@ -1,23 +1,26 @@
-"""Reader of a CSV that lists labelled images as ``path,label[,split][,group]``."""
+"""Reader of a CSV that lists labelled images as ``path,label[,split][,group]``.
+
+``label_sets`` reads the labels, of which a multi-label image has any number.
+"""
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 from finetune.data.file_listing import find_rejection_reason, suggest_file
-from finetune.data.layouts.class_names import describe_changed_names, normalize_class_name
-from finetune.data.layouts.csv_records import CsvTable
+from finetune.data.layouts.class_names import describe_changed_names
+from finetune.data.layouts.label_sets import LabelReader, join_labels, open_label_table
 from finetune.data.layouts.split_names import SplitSetting, parse_split_name
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
-from finetune.types import RejectedFile, Sample, Split
+from finetune.types import LabelFormat, RejectedFile, Sample, Split
 from finetune.units import format_count
 
-_REQUIRED = ("path", "label")
-_COLUMNS = (*_REQUIRED, "split", "group")
+_COLUMNS = ("path", "label", "split", "group")
+_SINGLE_LABEL = LabelFormat()
 _WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _URL = re.compile(r"[A-Za-z][\w+.-]+://")
 
@@ -39,7 +42,9 @@ class LabelledFiles:
     notes: list[str] = field(default_factory=list)
 
 
-def read_label_csv(file: Path, splits: SplitSetting = "auto") -> LabelledFiles:
+def read_label_csv(
+    file: Path, splits: SplitSetting = "auto", label_format: LabelFormat = _SINGLE_LABEL
+) -> LabelledFiles:
     """Return the labelled images of a CSV, and the files whose names are no images.
 
     Paths are relative to the CSV's folder, absolute if they lie outside of it. Names of splits in
@@ -49,41 +54,44 @@ def read_label_csv(file: Path, splits: SplitSetting = "auto") -> LabelledFiles:
         file: Absolute path of the CSV.
         splits: "auto" recognises the names of splits, "none" ignores the column, and a mapping
             gives the splits of other names.
+        label_format: How the labels are written.
 
     Raises:
         DataError: The file is no CSV, lacks a column, or has an invalid or duplicate record; the
             message names the line where the record begins.
     """
-    table = CsvTable(file, required=_REQUIRED, single_line=_COLUMNS)
-    _check_columns(file, table.columns)
+    table, labels = open_label_table(file, label_format, single_line=(*_COLUMNS, "labels"))
+    _check_columns(file, table.columns, is_multi_label=labels.task == "multi_label")
+    label_reader = LabelReader(file, table, labels)
     position = {name: table.columns.index(name) for name in _COLUMNS if name in table.columns}
     result = LabelledFiles(notes=table.notes)
     reader = _PathReader(file)
     parse_split = _build_split_parser(splits)
     line_of: dict[str, int] = {}
     short_row: tuple[int, int] | None = None
-    labels_of: dict[str, set[str]] = {}
     first_rejected: dict[str, tuple[int, RejectedFile, int]] = {}
     for line, values in table:
         row = {n: values[p].strip() if p < len(values) else "" for n, p in position.items()}
         if len(values) <= position.get("split", -1):
             short_row = short_row or (line, len(values))
         where = f"{file}, line {line}"
-        label = normalize_class_name(row["label"])
-        if not row["path"] or not label:
+        names = label_reader.read(values, where)
+        if not row["path"]:
             raise DataError(f"{where}: path or label is empty. Fill it or drop the line.")
         path = reader.parse(row["path"], where)
         if (first := line_of.setdefault(reader.find_place(path), line)) != line:
             raise DataError(
                 f"{file}, lines {first} and {line}: duplicate path {path}. Keep one line per image."
             )
-        sample = Sample(path, label, parse_split(row.get("split", ""), where), row.get("group", ""))
-        labels_of.setdefault(label, set()).add(row["label"])
+        split = parse_split(row.get("split", ""), where)
+        labels_of_image = names if label_reader.is_multi_label else None
+        sample = Sample(
+            path, join_labels(names), split, row.get("group", ""), labels=labels_of_image
+        )
         if reason := find_rejection_reason(file.parent / path):
             entry = RejectedFile(path, reason)
             result.rejected.append(entry)
-            first_line, example, count = first_rejected.get(label, (line, entry, 0))
-            first_rejected[label] = first_line, example, count + 1
+            _count_rejected(names, line, entry, first_rejected)
         else:
             result.samples.append(sample)
     if short_row and any(sample.split for sample in result.samples):
@@ -93,13 +101,14 @@ def read_label_csv(file: Path, splits: SplitSetting = "auto") -> LabelledFiles:
             f"the row has no split, but other rows have one. Fill in what is missing, or drop the "
             f"line."
         )
-    present = {sample.label for sample in result.samples}
+    present = {name for sample in result.samples for name in sample.class_names}
     for label, (line, entry, count) in first_rejected.items():
         if label not in present:
             count = count if present else len(result.rejected)
             result.lost_classes[label] = _describe_rejected_rows(file, line, entry, count)
     result.notes += reader.notes
-    result.notes += describe_changed_names(labels_of, noun="label")
+    result.notes += describe_changed_names(label_reader.names_of, noun="label")
+    result.notes += label_reader.describe(file, is_task_given=label_format.task != "auto")
     return result
 
 
@@ -182,8 +191,8 @@ def _build_split_parser(splits: SplitSetting) -> Callable[[str, str], Split | No
     return parse
 
 
-def _check_columns(file: Path, columns: list[str]) -> None:
-    for required in _REQUIRED:
+def _check_columns(file: Path, columns: list[str], *, is_multi_label: bool) -> None:
+    for required in ("path",) if is_multi_label else ("path", "label"):
         if required not in columns:
             found = ", ".join(columns) or "none"
             looks_like_row = any(find_rejection_reason(Path(name)) is None for name in columns)
@@ -192,6 +201,18 @@ def _check_columns(file: Path, columns: list[str]) -> None:
                 f"{file} has no column '{required}' (found: {found}).{hint} The first line must "
                 f"name path,label and may also name split and group."
             )
+
+
+def _count_rejected(
+    names: Sequence[str],
+    line: int,
+    entry: RejectedFile,
+    first_of_class: dict[str, tuple[int, RejectedFile, int]],
+) -> None:
+    """Count a rejected file for its classes, with the line and entry of the first one of each."""
+    for name in names:
+        first_line, example, count = first_of_class.get(name, (line, entry, 0))
+        first_of_class[name] = first_line, example, count + 1
 
 
 def _describe_rejected_rows(file: Path, line: int, entry: RejectedFile, count: int) -> str:

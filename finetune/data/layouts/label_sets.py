@@ -1,0 +1,181 @@
+"""Labels of the images in a table: one class, a text of several labels, or columns of 0 and 1."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune.data.layouts.class_names import normalize_class_name
+from finetune.data.layouts.csv_records import CsvTable
+from finetune.errors import DataError
+from finetune.lookup import suggest_name
+from finetune.types import LabelFormat
+from finetune.units import format_count
+
+NO_LABEL = "(no label)"
+"""Text for an image without any label."""
+
+OTHER_COLUMNS = ("path", "label", "labels", "split", "group")
+"""Columns that are no label, where all others are."""
+
+_DEFAULT_SEPARATOR = LabelFormat().separator
+_TRUE, _FALSE = ("1", "1.0", "true", "yes"), ("", "0", "0.0", "false", "no")
+
+
+def open_label_table(
+    file: Path, labels: LabelFormat, *, single_line: Sequence[str] = ()
+) -> tuple[CsvTable, LabelFormat]:
+    """Return a CSV and the format of its labels, of which the task is known then.
+
+    Args:
+        file: Absolute path of the CSV.
+        labels: How its labels are written.
+        single_line: Columns whose values have no line break.
+
+    Raises:
+        DataError: The file is no CSV, or lacks a column; the message names it.
+    """
+    candidates = [("path", *(name.casefold() for name in labels.columns))]
+    if not labels.columns:
+        names = {"single_label": ("label",), "multi_label": ("labels", "label")}
+        known = names.get(labels.task, ("label", "labels"))
+        candidates = [*(("path", name) for name in known), ("path",)]
+    # the columns tell the separator of the CSV, too
+    tables = (CsvTable(file, required=required, single_line=single_line) for required in candidates)
+    first = next(tables)
+    opened = [first] if set(candidates[0]) <= set(first.columns) else [first, *tables]
+    pairs = zip(opened, candidates, strict=False)
+    fitting = [table for table, required in pairs if set(required) <= set(table.columns)]
+    table = fitting[0] if fitting else opened[0]
+    task = labels.task
+    if task == "auto":
+        is_multi_label = "labels" in table.columns and "label" not in table.columns
+        task = "multi_label" if is_multi_label else "single_label"
+    return table, LabelFormat(task, labels.columns, labels.separator)
+
+
+class LabelReader:
+    """Reader of the labels of each record of a CSV.
+
+    Args:
+        file: Path of the CSV.
+        table: The CSV.
+        labels: How its labels are written; the task is not "auto".
+
+    Attributes:
+        is_multi_label: Whether an image has any number of labels.
+        names_of: Class name to the names that were read as it.
+
+    Raises:
+        DataError: The CSV lacks a column of labels.
+    """
+
+    def __init__(self, file: Path, table: CsvTable, labels: LabelFormat) -> None:
+        self.is_multi_label = labels.task == "multi_label"
+        self.names_of: dict[str, set[str]] = {}
+        self._separator = labels.separator
+        self._num_joined, self._joined_example = 0, ""
+        columns = table.columns
+        self._text_column = next((columns.index(n) for n in ("labels", "label") if n in columns), 0)
+        if not self.is_multi_label:
+            self._text_column = columns.index("label") if "label" in columns else -1
+        self._label_columns: dict[int, str] = {}
+        if self.is_multi_label and (labels.columns or not {"label", "labels"} & set(columns)):
+            self._label_columns = _find_label_columns(file, table, labels.columns)
+        self._used: set[int] = set()
+
+    def read(self, values: Sequence[str], where: str) -> tuple[str, ...]:
+        """Return the sorted class names of a record; one, unless it is multi-label.
+
+        Args:
+            values: Values of the record.
+            where: File and line, for messages.
+
+        Raises:
+            DataError: There is no class, or a column of a label holds neither 0 nor 1.
+        """
+        if self._label_columns:
+            return self._read_columns(values, where)
+        text = values[self._text_column].strip() if self._text_column < len(values) else ""
+        parts = text.split(self._separator) if self.is_multi_label else [text]
+        names = set()
+        for part in filter(str.strip, parts):
+            name = normalize_class_name(part)
+            if name:
+                self.names_of.setdefault(name, set()).add(part.strip())
+                names.add(name)
+        if not names and not self.is_multi_label:
+            raise DataError(f"{where}: path or label is empty. Fill it or drop the line.")
+        if not self.is_multi_label and _DEFAULT_SEPARATOR in text.strip(_DEFAULT_SEPARATOR):
+            self._num_joined += 1
+            self._joined_example = self._joined_example or text
+        return tuple(sorted(names))
+
+    def describe(self, file: Path, *, is_task_given: bool) -> list[str]:
+        """Return lines on the labels, after all records were read.
+
+        Args:
+            file: Path of the CSV.
+            is_task_given: Whether the user has said how many labels an image has.
+        """
+        lines = []
+        unused = [name for place, name in self._label_columns.items() if place not in self._used]
+        if unused:
+            shown = ", ".join(unused[:5]) + (", …" if len(unused) > 5 else "")
+            lines.append(
+                f"{file.name}: {format_count(len(unused), 'column')} without a 1 "
+                f"{'is' if len(unused) == 1 else 'are'} no label: {shown}."
+            )
+        if self._num_joined and not is_task_given:
+            lines.append(
+                f"{file.name}: {format_count(self._num_joined, 'label')} with '|', such as "
+                f"'{self._joined_example}', {'is' if self._num_joined == 1 else 'are'} read as one "
+                f"class each. If these are several labels of an image, set data.task=multi_label; "
+                f"if not, data.task=single_label."
+            )
+        return lines
+
+    def _read_columns(self, values: Sequence[str], where: str) -> tuple[str, ...]:
+        names = []
+        for place, name in self._label_columns.items():
+            cell = values[place].strip().casefold() if place < len(values) else ""
+            if cell in _TRUE:
+                names.append(name)
+                self._used.add(place)
+            elif cell not in _FALSE:
+                raise DataError(
+                    f"{where}: column '{name}' holds '{values[place].strip()}', and the column of "
+                    f"a label holds 0 or 1. Correct it, or name the columns of the labels, as in "
+                    f"data.label_columns=cat,dog."
+                )
+        return tuple(sorted(names))
+
+
+def join_labels(names: Sequence[str]) -> str:
+    """Return the label names of an image as one text."""
+    return _DEFAULT_SEPARATOR.join(names) or NO_LABEL
+
+
+def _find_label_columns(file: Path, table: CsvTable, given: Sequence[str]) -> dict[int, str]:
+    """Return the columns of labels by position: those given, or all that are nothing else.
+
+    Raises:
+        DataError: A given column is missing, or there is none.
+    """
+    names = table.read_names()
+    for name in given:
+        if name.casefold() not in table.columns:
+            raise DataError(
+                f"{file} has no column '{name}' (data.label_columns)."
+                f"{suggest_name(name, names)} Correct the name."
+            )
+    wanted = [name.casefold() for name in given]
+    found = {
+        place: names[place]
+        for place, column in enumerate(table.columns)
+        if (column in wanted if given else column not in OTHER_COLUMNS)
+    }
+    if not found:
+        raise DataError(
+            f"{file} has no labels: expected a column labels, or a column of 0 and 1 for each "
+            f"label (found: {', '.join(table.columns)})."
+        )
+    return found

@@ -1,0 +1,95 @@
+"""Tests of CSVs whose images have any number of labels."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune.data.scan import Scan, scan
+from finetune.errors import DataError
+from finetune.types import LabelFormat
+from tests.support.helpers import write_images
+
+MULTI_LABEL = LabelFormat("multi_label")
+
+
+def scan_text(folder: Path, text: str, labels: LabelFormat | None = None) -> Scan:
+    file = folder / "list.csv"
+    file.write_text(text, encoding="utf-8")
+    return scan(file, labels=labels or LabelFormat())
+
+
+def get_labels(result: Scan) -> list[tuple[str, ...] | None]:
+    return [sample.labels for sample in result.samples]
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        pytest.param(
+            "path,labels\na.png,dog|cat\nb.png,\nc.png,cat| |cat", LabelFormat(), id="auto"
+        ),
+        pytest.param("path,label\na.png,dog|cat\nb.png,\nc.png,cat", MULTI_LABEL, id="task"),
+        pytest.param(
+            "path;labels\na.png;dog|cat\nb.png;\nc.png;cat", LabelFormat(), id="semicolon"
+        ),
+        pytest.param(
+            "path,labels\na.png,dog; cat\nb.png,\nc.png,cat",
+            LabelFormat(separator=";"),
+            id="separator",
+        ),
+        pytest.param(
+            "path,cat,dog\na.png,1,1.0\nb.png,0,\nc.png,True,no", MULTI_LABEL, id="all_columns"
+        ),
+        pytest.param(
+            "note,dog,path,cat\nx,1,a.png,yes\n?,0,b.png,0\n-,0,c.png,1",
+            LabelFormat("multi_label", ("cat", "dog")),
+            id="columns",
+        ),
+    ],
+)
+def test_scan_multi_label_csv(tmp_path: Path, text: str, labels: LabelFormat) -> None:
+    result = scan_text(tmp_path, text, labels)
+    assert get_labels(result) == [("cat", "dog"), (), ("cat",)]
+    assert [s.label for s in result.samples] == ["cat|dog", "(no label)", "cat"]
+
+
+def test_scan_multi_label_columns_keep_their_case_and_drop_those_without_a_one(
+    tmp_path: Path,
+) -> None:
+    result = scan_text(tmp_path, "path,Cat,DOG,Emu\na.png,1,0,0\nb.png,0,1,0", MULTI_LABEL)
+    assert get_labels(result) == [("Cat",), ("DOG",)]
+    assert any("Emu" in note and "no label" in note for note in result.notes)
+
+
+def test_scan_single_label_csv_with_bars_says_how_to_read_several_labels(tmp_path: Path) -> None:
+    text = "path,label\na.png,cat|dog\nb.png,cat"
+    (note,) = scan_text(tmp_path, text).notes
+    assert "'cat|dog'" in note
+    assert "data.task=multi_label" in note
+    result = scan_text(tmp_path, text, LabelFormat("single_label"))
+    assert result.notes == ()
+    assert [(s.label, s.labels) for s in result.samples] == [("cat|dog", None), ("cat", None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "message"),
+    [
+        ("path,cat\na.png,2", MULTI_LABEL, r"line 2: column 'cat' holds '2'"),
+        ("path,cat,note\na.png,1,x", MULTI_LABEL, r"column 'note' holds 'x'.*data\.label_columns"),
+        ("path,cat\na.png,1", LabelFormat("multi_label", ("cow",)), r"no column 'cow'"),
+        ("path,split\na.png,train", MULTI_LABEL, r"has no labels: expected a column labels"),
+        ("file,labels\na.png,cat", LabelFormat(), r"no column 'path'"),
+        ("path,tags\na.png,cat", LabelFormat(), r"no column 'label'"),
+    ],
+)
+def test_scan_invalid_multi_label_csv(
+    tmp_path: Path, text: str, labels: LabelFormat, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        scan_text(tmp_path, text, labels)
+
+
+def test_scan_folder_as_multi_label_asks_for_a_csv(tmp_path: Path) -> None:
+    write_images(tmp_path, "cat/a.png", "dog/b.png")
+    with pytest.raises(DataError, match=r"data\.task=multi_label.*path,labels"):
+        scan(tmp_path, labels=MULTI_LABEL)

@@ -123,7 +123,7 @@ def compute_run_priors(
     train = normalize_prior(class_counts)
     priors = Priors(train=train, model=model_prior)
     is_untrained = any(t > 0 >= m for t, m in zip(train, model_prior, strict=True))
-    if strength is None or is_untrained:  # the latter raises in builders/constraints.py
+    if strength is None or is_untrained:  # the latter raises in builders/constraints
         return priors
     return adjust_priors(priors, strength=strength)
 

@@ -253,7 +253,7 @@ def _rebalance_head(run: RunFolder, training: Training, reporter: Reporter) -> N
     method = training.config.imbalance.head_rebalancing
     if method not in ("crt", "tau_norm") or is_rebalanced(run.best_checkpoint_path):
         return
-    assert training.probe is not None, "checked in builders/constraints.py"
+    assert training.probe is not None, "checked in builders/constraints"
     device = get_process_device(training.config.trainer.accelerator, 0)
     groups = group_samples(training.manifest.get_samples(Split.TRAIN))
     plan = replace(training.probe, train=replace(training.probe.train, groups=groups))

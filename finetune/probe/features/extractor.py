@@ -182,7 +182,7 @@ def create_feature_extractor(network: nn.Module, *, depth: int = 1) -> FeatureEx
             ``depth`` layer groups, the head one of them.
     """
     head = find_linear_head(network)
-    assert head is not None, "checked in builders/constraints.py"
+    assert head is not None, "checked in builders/constraints"
     return FeatureExtractor(
         network, head, None if depth == 1 else split_last_groups(network, depth)
     )

@@ -5,10 +5,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from finetune.config.section import Auto, Section, coerce_on_off
 from finetune.config.sections.balance import ImbalanceConfig
+from finetune.config.sections.cross_validation import CrossValidationConfig
 from finetune.config.sections.data import AugmentConfig, CacheConfig, DataConfig
 from finetune.config.sections.learning import CalibrationConfig, ProbeConfig, UnfreezeConfig
 from finetune.config.sections.objective import LossConfig
@@ -19,12 +20,16 @@ class ModelConfig(Section):
     """Network and the source of its weights."""
 
     backbone: str = Field(
-        "resnet50", min_length=1, description="any timm model name, googlenet or alexnet"
+        "resnet50",
+        min_length=1,
+        description="any timm model name, googlenet or alexnet, or a network of your own as "
+        "package.module:function",
     )
     weights: str = Field(
         "hub",
         min_length=1,
-        description="hub, random, or a local .pth, .safetensors, timm folder or run folder",
+        description="hub, random, or a local .pth, .safetensors, timm folder or run folder; a "
+        "network of your own has random weights by default",
     )
     batch_norm: Literal["auto", "frozen", "train", "sync"] = Field(
         "auto",
@@ -40,13 +45,22 @@ class ModelConfig(Section):
         None, description="dropout rate before the classifier; null: default of the backbone"
     )
     kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="further arguments of timm.create_model"
+        default_factory=dict,
+        description="further arguments of timm.create_model, or of your own function",
     )
     pretrained_cfg: dict[str, Any] = Field(
         default_factory=dict,
         description="overrides of the preprocessing of the weights: mean, std, interpolation, "
         "crop_pct, crop_mode",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_weights(cls, values: Any) -> Any:
+        """Set random weights for a network of one's own unless weights are given."""
+        if isinstance(values, dict) and is_import_path(str(values.get("backbone", ""))):
+            return {"weights": "random", **values}
+        return values
 
 
 class TrainerConfig(Section):
@@ -138,6 +152,11 @@ class TrackingConfig(Section):
     project: str = Field("finetune", min_length=1, description="W&B project")
     entity: str | None = Field(None, description="W&B user or team; null: your default")
     name: str | None = Field(None, description="W&B run name; null: the run folder's name")
+    group: str | None = Field(
+        None,
+        description="W&B group of runs that belong together; null: the run folder's name for "
+        "the folds of a cross-validation, else none",
+    )
     tags: list[str] = Field(default_factory=list, description="W&B tags")
 
 
@@ -158,6 +177,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    cross_validation: CrossValidationConfig = Field(default_factory=CrossValidationConfig)
     seed: int = Field(
         0,
         ge=0,

@@ -36,6 +36,7 @@ def open_tracking(
         entity=tracking.entity,
         name=tracking.name or run.path.name,
         tags=tracking.tags,
+        group=tracking.group,
         config=config.model_dump(mode="json"),
     )
     tracker = RunTracker(metrics, wandb, run.wandb_epochs_path)

@@ -32,6 +32,7 @@ def create_wandb_logger(
     name: str,
     tags: Sequence[str],
     config: Mapping[str, Any],
+    group: str | None = None,
 ) -> WandbLogger:
     """Create a logger; the same id continues the same W&B run.
 
@@ -44,6 +45,7 @@ def create_wandb_logger(
         name: Displayed name of the run.
         tags: Tags of the run.
         config: Resolved config.
+        group: Group of runs that W&B shows together; None for none.
 
     Raises:
         TrackingError: W&B refuses to start, or its server cannot be reached.
@@ -61,6 +63,7 @@ def create_wandb_logger(
                 project=project,
                 entity=entity,
                 name=name,
+                group=group,
                 tags=list(tags),
                 settings=wandb.Settings(silent=True, console="off"),
             )

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.builders import Training, enable_cache
-from finetune.commands.fit.fit import create_run
 from finetune.commands.fit.launch_check import check_launch
 from finetune.commands.fit.micro_batch_reduction import retry_with_smaller_micro_batches
 from finetune.commands.fit.prepare import prepare_run
+from finetune.commands.fit.single_run import create_run
 from finetune.commands.fit.train import fit_start, get_device, suggest_resume
 from finetune.commands.measurement.lr_finder import LearningRateTest, run_lr_test, write_lr_test
 from finetune.commands.measurement.measured import read_measured

@@ -1,5 +1,10 @@
 """Readable forms of durations, fractions, sizes and counts, used in every message."""
 
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 _BYTE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -58,3 +63,12 @@ def format_folds(num_folds: int, *, num_held_out: int, num_groups: int) -> str:
     of_all = f"{num_held_out} of " if num_held_out < num_folds else ""
     folds = f"{of_all}{num_folds} folds"
     return f"{folds}, {format_count(num_groups, 'group')} kept together" if num_groups else folds
+
+
+def format_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table as CSV, with a line feed at the end of each line."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()

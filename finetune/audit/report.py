@@ -1,7 +1,5 @@
 """Audit reports: JSON with everything, CSV with a row per finding, pictures of duplicates."""
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from finetune.data.images.decode import decode_image
 from finetune.data.layouts.class_names import describe_similar_classes
 from finetune.errors import DataError
 from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions, Sample, Split
+from finetune.units import format_csv
 
 MAX_DRAWN_GROUPS = 200
 """Number of duplicate groups that are drawn, by severity."""
@@ -43,7 +42,7 @@ def format_audit_json(audit: Audit) -> str:
 
 def format_findings_csv(audit: Audit) -> str:
     """Return a CSV row for each finding, and for each image of a duplicate group."""
-    return _format_csv(audit.to_json())
+    return format_csv(_COLUMNS, _iter_rows(audit.to_json()))
 
 
 def merge_findings(
@@ -76,7 +75,7 @@ def merge_findings(
     were_searched = tree["duplicates"] is not None or bool(duplicates)
     tree["duplicates"] = duplicates_to_json(groups) if were_searched else None
     tree["label_errors"] = [candidate.to_json() for candidate in label_errors]
-    return _format_json(tree), _format_csv(tree)
+    return _format_json(tree), format_csv(_COLUMNS, _iter_rows(tree))
 
 
 def draw_duplicates(
@@ -152,14 +151,6 @@ def _sort_distinct_first(group: DuplicateSamples) -> list[Sample]:
         first.setdefault((sample.split, sample.label), sample)
     chosen = {id(sample) for sample in first.values()}
     return [*first.values(), *(s for s in group.samples if id(s) not in chosen)]
-
-
-def _format_csv(audit: Mapping[str, Any]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows(_iter_rows(audit))
-    return text.getvalue()
 
 
 def _iter_rows(audit: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:

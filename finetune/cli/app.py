@@ -9,6 +9,7 @@ import typer
 import finetune
 from finetune.bundle.model_card import read_class_names
 from finetune.cli.compare import compare
+from finetune.cli.demo import demo
 from finetune.cli.fit import fit
 from finetune.cli.inspect import inspect
 from finetune.cli.render.output import (
@@ -24,7 +25,7 @@ from finetune.errors import ConfigError, RunFolderError
 from finetune.evaluation.prior_file import check_prior
 from finetune.lookup import suggest_name
 from finetune.types import Split
-from finetune.units import format_count, format_duration, format_percent, format_scientific
+from finetune.units import format_count, format_scientific
 
 if TYPE_CHECKING:
     from finetune.cli.render.console import ConsoleReporter
@@ -68,6 +69,7 @@ Prior = Annotated[
 app.command()(fit)
 app.command()(inspect)
 app.command()(compare)
+app.command()(demo)
 app.command(context_settings=CONTEXT_SETTINGS)(submit)
 
 
@@ -215,45 +217,6 @@ def fetch(
     from finetune.commands.fetch import fetch as command
 
     show_result(reporter, command(backbones, reporter=reporter).to_json(), lambda _: None)
-
-
-@app.command()
-def demo(
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for the data and runs.  [runs/<date>-demo]")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Compare fine-tuning with training from scratch, on digits."""
-    reporter = build_console_reporter(json_output=as_json)
-    from finetune.commands.demo import demo as command
-
-    result = command(output, reporter=reporter)
-
-    show_result(reporter, result.to_json(), lambda tree: _show_demo(reporter, tree))
-
-
-def _show_demo(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
-    run_dir, folder = tree["run_dir"], tree["folder"]
-    finetuned, scratch = tree["metrics"]["finetuned"], tree["metrics"]["from_scratch"]
-    reporter.note("\nTest metrics on the digits 5 to 9 (same training images, same epochs):")
-    reporter.print_pairs(
-        {
-            f"  {name}": f"accuracy {format_percent(metrics['accuracy'])}, "
-            f"macro F1 {format_percent(metrics['macro_f1'])}"
-            for name, metrics in (("fine-tuned", finetuned), ("from scratch", scratch))
-        }
-    )
-    reporter.note(f"\nRun folder: {run_dir} (total {format_duration(tree['seconds'])})")
-    test_dir = f"{folder}/data/digits-5-9/test"
-    reporter.print_commands(
-        "Next:",
-        [
-            ["finetune", "evaluate", run_dir],
-            ["finetune", "predict", run_dir, test_dir, "--output", "predictions.csv"],
-            ["finetune", "fit", "YOUR_PHOTOS/"],
-        ],
-    )
 
 
 @app.command()

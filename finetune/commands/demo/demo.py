@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from finetune.commands.fit.fit import FitResult, fit
+from finetune.commands.fit.fit import fit
+from finetune.commands.fit.single_run import FitResult
 from finetune.config.load import build_config
 from finetune.data.transforms.presets import build_digits_pipeline, save_pipeline
 from finetune.system import run_folder

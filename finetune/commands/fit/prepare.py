@@ -19,8 +19,16 @@ from finetune.system import run_folder
 from finetune.types import Reporter
 
 
-def prepare_run(config: Config, reporter: Reporter) -> tuple[Training, dict[str, Any], RunData]:
+def prepare_run(
+    config: Config, reporter: Reporter, *, data: RunData | None = None
+) -> tuple[Training, dict[str, Any], RunData]:
     """Return the training of a new run, its plan and its images; the run folder is not created.
+
+    Args:
+        config: Config of the run; with ``data``, as ``load_run_data`` returns it.
+        reporter: Receiver of progress and messages.
+        data: Images that several runs share, read and split already; None reads those of the
+            config.
 
     Raises:
         FinetuneError: Something that the user can fix.
@@ -30,7 +38,9 @@ def prepare_run(config: Config, reporter: Reporter) -> tuple[Training, dict[str,
         config.output or Path("runs") / run_folder.build_default_name(config.model.backbone, path)
     ).expanduser()
     run_folder.check_unused(run_dir)
-    resolved_paths, data = load_run_data(config, reporter)
+    resolved_paths = config
+    if data is None:
+        resolved_paths, data = load_run_data(config, reporter)
     training = build_training(
         replace_values(resolved_paths, {"output": str(run_dir)}), data.manifest
     )

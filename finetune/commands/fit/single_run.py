@@ -92,10 +92,15 @@ class FitResult:
 
 
 def start_run(
-    config: Config, reporter: Reporter, rendezvous: Rendezvous | None, start: float
+    config: Config,
+    reporter: Reporter,
+    rendezvous: Rendezvous | None,
+    start: float,
+    *,
+    data: RunData | None = None,
 ) -> FitResult:
-    """Prepare, create and train a new run on rank 0."""
-    training, plan, data = prepare_run(config, reporter)
+    """Prepare, create and train a new run on rank 0; ``data`` as for ``prepare_run``."""
+    training, plan, data = prepare_run(config, reporter, data=data)
     run = create_run(training, plan, data)
     with lock_run(run, training.config, rendezvous):
         facts = complete_run(run, training, reporter=reporter, rendezvous=rendezvous)

@@ -115,6 +115,39 @@ class RunFolder:
         return self.path / ".done"
 
     @property
+    def folds_dir(self) -> Path:
+        """Run folders of the folds of a cross-validation, named 1, 2 and so on."""
+        return self.path / "folds"
+
+    @property
+    def refit_dir(self) -> Path:
+        """Run folder of the network that a cross-validation trains on all images."""
+        return self.path / "refit"
+
+    @property
+    def folds_csv_path(self) -> Path:
+        """Fold of each image of a cross-validation."""
+        return self.path / "folds.csv"
+
+    @property
+    def cross_validation_path(self) -> Path:
+        """Metrics of the folds with intervals, and the model that follows from them."""
+        return self.path / "cross_validation.json"
+
+    @property
+    def out_of_fold_path(self) -> Path:
+        """Prediction of each image by the fold that has not trained on it."""
+        return self.path / "out_of_fold.csv"
+
+    @property
+    def cross_validation_run(self) -> "RunFolder":
+        """Run of the cross-validation that this run is a part of; else this run."""
+        folder = self.path.parent.parent if self.path.parent.name == "folds" else self.path.parent
+        is_part = self.path.parent.name == "folds" or self.path.name == "refit"
+        outer = RunFolder(folder)
+        return outer if is_part and outer.folds_csv_path.is_file() else self
+
+    @property
     def wandb_id_path(self) -> Path:
         """Id of the W&B run."""
         return self.path / "wandb_id.txt"
@@ -159,7 +192,14 @@ def check_unused(path: Path) -> None:
 
 
 def create(
-    path: Path, *, config: str, manifest: str, rejected: str, audit_json: str, audit_csv: str
+    path: Path,
+    *,
+    config: str,
+    manifest: str,
+    rejected: str,
+    audit_json: str,
+    audit_csv: str,
+    folds_csv: str | None = None,
 ) -> RunFolder:
     """Create a run folder with its first files and point ``latest`` at it.
 
@@ -175,6 +215,8 @@ def create(
         write_text(draft.rejected_path, rejected)
         write_text(draft.audit_json_path, audit_json)
         write_text(draft.audit_csv_path, audit_csv)
+        if folds_csv is not None:
+            write_text(draft.folds_csv_path, folds_csv)
         write_text(draft.config_path, config)
     run = RunFolder(path)
     update_latest_link(run)
@@ -182,7 +224,12 @@ def create(
 
 
 def update_latest_link(run: RunFolder) -> None:
-    """Point the sibling link ``latest`` at the run, unless another kind of file has that name."""
+    """Point the sibling link ``latest`` at the run, unless another kind of file has that name.
+
+    The parts of a cross-validation have none.
+    """
+    if run.cross_validation_run is not run:
+        return
     link = run.path.parent / "latest"
     if not link.exists() or (link / "config.yaml").is_file():
         replace_symlink(link, run.path.name)

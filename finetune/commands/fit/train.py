@@ -277,11 +277,12 @@ def _rebalance_head(run: RunFolder, training: Training, reporter: Reporter) -> N
 @contextmanager
 def suggest_resume(run: RunFolder, reporter: Reporter) -> Iterator[None]:
     """Show the command that resumes the run if it is interrupted."""
+    command = f"finetune fit --resume {run.cross_validation_run.path}"
     try:
         yield
     except KeyboardInterrupt:
-        reporter.note(f"Stopped. Resume with: finetune fit --resume {run.path}")
+        reporter.note(f"Stopped. Resume with: {command}")
         raise
     except PeerLostError:
-        reporter.note(f"Resume with: finetune fit --resume {run.path}")
+        reporter.note(f"Resume with: {command}")
         raise

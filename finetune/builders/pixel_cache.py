@@ -242,7 +242,7 @@ def _build_cached_dataset(
             source = StoredSource(store, paths, entries)
         except StorageError as error:
             warn_of_cache_failure(store.folder.parent, error, reporter)
-    return ImageDataset(source, dataset.labels.tolist(), transform)
+    return ImageDataset(source, dataset.labels, transform)
 
 
 def _build_cache_plan(

@@ -303,12 +303,8 @@ def _build_datamodule(
 ) -> ImageDataModule:
     train, val, options = data.train, data.val, config.data.read_options
     return ImageDataModule(
-        ImageDataset(
-            FileSource(train.paths, options=options), train.labels.tolist(), train_transform
-        ),
-        ImageDataset(
-            FileSource(val.paths, options=options), val.labels.tolist(), EvalTransform(spec)
-        ),
+        ImageDataset(FileSource(train.paths, options=options), train.targets, train_transform),
+        ImageDataset(FileSource(val.paths, options=options), val.targets, EvalTransform(spec)),
         sampling_schedule=sampling_schedule,
         loader_options=LoaderOptions(
             batch_size=batch_size,

@@ -12,6 +12,7 @@ from typing import Any, NotRequired, TypedDict
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -27,7 +28,8 @@ class Batch(TypedDict):
 
     Keys:
         image: Pixels, uint8, shape (B, H, W, C).
-        label: Class indices, int64, shape (B,); -1 without labels.
+        label: Class indices, int64, shape (B,); -1 without labels. Of multi-label images 1 for each
+            label, float32, shape (B, K).
         index: Rows of the dataset, int64, shape (B,).
         color_matrix: Color matrices to apply on the device, float32, shape (B, C, C + 1).
         reasons: Reasons of the rows that cannot be read, whose pixels are zero.
@@ -45,15 +47,19 @@ class ImageDataset(Dataset[Batch]):
 
     Args:
         source: Source of N images.
-        labels: Class indices, shape (N,); None for images without labels.
+        labels: Class indices, shape (N,), or 1 for each label of multi-label images, float32, shape
+            (N, K); None for images without labels.
         transform: Transform from an image to pixels of one size.
     """
 
     def __init__(
-        self, source: ImageSource, labels: Sequence[int] | None, transform: Transform
+        self,
+        source: ImageSource,
+        labels: Sequence[int] | NDArray[Any] | Tensor | None,
+        transform: Transform,
     ) -> None:
         self.source = source
-        self.labels = torch.tensor([-1] * len(source) if labels is None else list(labels))
+        self.labels = torch.as_tensor([-1] * len(source) if labels is None else labels)
         self.transform = transform
 
     def __len__(self) -> int:

@@ -2,11 +2,16 @@
 
 import csv
 import io
-from collections import Counter
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.data.multi_label.iterative_split import split_multi_label
+from finetune.data.multi_label.multi_hot import count_labels, encode_multi_hot
 from finetune.data.split import explain_missing_split, find_drawn_splits, stratified_split
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
@@ -14,6 +19,9 @@ from finetune.types import RejectedFile, Sample, Split
 
 _DUPLICATE_GROUP_COLUMN = "duplicate_group"
 """Column of the duplicate groups in a run's manifest; "copies" in manifests of version 0.1."""
+
+_LABELS_COLUMN = "labels"
+"""Column of the label names of multi-label images in a run's manifest, as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,20 @@ class Manifest:
         """Return absolute paths of samples."""
         return [self.root / sample.path for sample in samples]
 
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image has any number of labels."""
+        return any(sample.labels is not None for sample in self.samples)
+
+    def encode_targets(self, samples: Sequence[Sample]) -> NDArray[np.int64] | NDArray[np.float32]:
+        """Return class indices of samples, int64, shape (N,), or 1 for each of their labels.
+
+        Those of multi-label samples are float32, shape (N, K).
+        """
+        if any(sample.labels is not None for sample in samples):
+            return encode_multi_hot(samples, self.classes)
+        return np.asarray(self.encode_labels(samples), np.int64)
+
     def encode_labels(self, samples: Iterable[Sample]) -> list[int]:
         """Return class indices of samples, in [0, len(classes))."""
         index = {name: number for number, name in enumerate(self.classes)}
@@ -45,7 +67,7 @@ class Manifest:
 
     def count_per_class(self, split: Split) -> list[int]:
         """Return the number of images of each class in a split, in class order."""
-        counts = Counter(sample.label for sample in self.samples if sample.split is split)
+        counts = count_labels(self.get_samples(split))
         return [counts[name] for name in self.classes]
 
 
@@ -66,7 +88,8 @@ def build_manifest(
     Args:
         root: Folder that relative paths of the samples are relative to.
         samples: Labelled images, all with a split or all without.
-        val_fraction: Fraction of the training images for validation, in [0, 1).
+        val_fraction: Fraction of the training images for validation, in [0, 1); 0 draws none, as
+            folds of a cross-validation take its place.
         test_fraction: Fraction of the training images for test, in [0, 1).
         seed: Random seed of the split.
         min_images: Minimum number of images per class; None requires one for each split.
@@ -87,10 +110,19 @@ def build_manifest(
         raise DataError(f"{root} has no train split. Name a folder or split 'train'.")
     pool = [s for s in samples if s.split in (None, Split.TRAIN)]
     held_out = [s for s in samples if s.split in (Split.VAL, Split.TEST)]
-    classes = tuple(sorted({sample.label for sample in pool}))
-    _check_classes(root, classes, held_out)
+    classes = tuple(sorted(count_labels(pool)))
+    is_multi_label = any(sample.labels is not None for sample in samples)
+    _check_classes(root, classes, held_out, is_multi_label=is_multi_label)
     drawn = find_drawn_splits(given)
-    if drawn:
+    if drawn and is_multi_label:
+        splits = split_multi_label(
+            pool,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction if Split.TEST in drawn else 0.0,
+            seed=seed,
+            min_images=min_images,
+        )
+    elif drawn:
         splits = stratified_split(
             [sample.label for sample in pool],
             val_fraction=val_fraction,
@@ -102,6 +134,7 @@ def build_manifest(
         )
         pool = [replace(sample, split=split) for sample, split in zip(pool, splits, strict=True)]
     manifest = Manifest(root, classes, (*pool, *held_out))
+    if drawn:
     _check_groups(manifest)
     for split in (Split.TRAIN, Split.VAL):
         if not manifest.get_samples(split):
@@ -132,7 +165,7 @@ def check_labels(samples: Sequence[Sample], classes: Sequence[str]) -> None:
     Raises:
         DataError: The unknown classes, with the most similar known one.
     """
-    unknown = sorted({sample.label for sample in samples} - set(classes))
+    unknown = sorted(set(count_labels(samples)) - set(classes))
     if unknown:
         shown = ", ".join(f"'{name}'" for name in unknown[:5])
         raise DataError(
@@ -145,7 +178,9 @@ def format_manifest(manifest: Manifest) -> str:
     """Return the manifest as CSV of path,label,split,group, the duplicate group and the digest."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "split", "group", _DUPLICATE_GROUP_COLUMN, "digest"])
+    columns = ["path", "label", "split", "group", _DUPLICATE_GROUP_COLUMN, "digest"]
+    is_multi_label = manifest.is_multi_label
+    writer.writerow([*columns, *([_LABELS_COLUMN] if is_multi_label else [])])
     for sample in manifest.samples:
         writer.writerow(
             [
@@ -158,6 +193,7 @@ def format_manifest(manifest: Manifest) -> str:
             ]
         )
     return text.getvalue()
+                *([json.dumps(sample.labels, ensure_ascii=False)] if is_multi_label else []),
 
 
 def format_rejected(rejected: Iterable[RejectedFile]) -> str:
@@ -189,6 +225,7 @@ def read_manifest(file: Path, *, root: Path) -> Manifest:
                 )
                 for row in csv.DictReader(stream)
             )
+                    _parse_labels(row.get(_LABELS_COLUMN)),
         if not samples:
             raise ValueError("no images")
     except (OSError, KeyError, ValueError, csv.Error) as error:
@@ -196,12 +233,30 @@ def read_manifest(file: Path, *, root: Path) -> Manifest:
             f"{file} is missing or damaged ({error}). The run cannot be resumed or evaluated on "
             f"its own split; start a new one."
         ) from error
-    classes = tuple(sorted({s.label for s in samples if s.split is Split.TRAIN}))
+    classes = tuple(sorted(count_labels(s for s in samples if s.split is Split.TRAIN)))
     return Manifest(root, classes, samples)
 
 
-def _check_classes(root: Path, classes: Sequence[str], held_out: Sequence[Sample]) -> None:
-    if len(classes) < 2:
+def _parse_labels(text: str | None) -> tuple[str, ...] | None:
+    """Return the label names of a multi-label image; None for an image of one class.
+
+    Raises:
+        ValueError: The text is no list of names.
+    """
+    if text is None:
+        return None
+    names = json.loads(text)
+    if not isinstance(names, list):
+        raise ValueError(f"labels {text!r} are no list")
+    return tuple(map(str, names))
+
+
+def _check_classes(
+    root: Path, classes: Sequence[str], held_out: Sequence[Sample], *, is_multi_label: bool
+) -> None:
+    if is_multi_label and not classes:
+        raise DataError(f"No training image of {root} has a label. Label some of them.")
+    if len(classes) < 2 and not is_multi_label:
         raise DataError(
             f"{root} contains one class, '{classes[0]}'; a classifier needs at least two. "
             f"Expected a folder for each class."
@@ -209,9 +264,11 @@ def _check_classes(root: Path, classes: Sequence[str], held_out: Sequence[Sample
             else f"{root} contains no readable training image. Add images."
         )
     for sample in held_out:
-        if sample.label not in classes:
+        for name in sample.class_names:
+            if name in classes:
+                continue
             assert sample.split is not None
             raise DataError(
-                f"Class '{sample.label}' is in the {sample.split.value} split ({sample.path}) but "
-                f"not in train.{suggest_name(sample.label, classes)} Add it to train, or remove it."
+                f"Class '{name}' is in the {sample.split.value} split ({sample.path}) but "
+                f"not in train.{suggest_name(name, classes)} Add it to train, or remove it."
             )

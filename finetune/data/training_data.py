@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.manifest import Manifest
+from finetune.data.multi_label.multi_hot import encode_multi_hot, find_rarest_labels
 from finetune.evaluation.grouped_folds import encode_groups, merge_groups
 from finetune.types import Sample, Split
 
@@ -19,13 +20,22 @@ class LabeledImages:
 
     Attributes:
         paths: Absolute paths of the N files.
-        labels: Class indices in [0, K), int64, shape (N,).
+        labels: Class indices in [0, K), int64, shape (N,); of multi-label images the rarest label
+            of each, by which folds are stratified.
         groups: User-defined groups and duplicate groups, as ``group_samples`` returns them, (N,).
+        multi_hot: 1 for each label of multi-label images, float32, shape (N, K); None for images
+            of one class.
     """
 
     paths: Sequence[Path]
     labels: NDArray[np.int64]
     groups: NDArray[np.int64]
+    multi_hot: NDArray[np.float32] | None = None
+
+    @property
+    def targets(self) -> NDArray[np.int64] | NDArray[np.float32]:
+        """What the loss compares logits with: class indices (N,), or 1 for each label (N, K)."""
+        return self.labels if self.multi_hot is None else self.multi_hot
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -34,8 +44,11 @@ class LabeledImages:
     def from_manifest(cls, manifest: Manifest, split: Split) -> Self:
         """Return the images of one split of a manifest."""
         samples = manifest.get_samples(split)
-        labels = np.asarray(manifest.encode_labels(samples), np.int64)
-        return cls(manifest.resolve_paths(samples), labels, group_samples(samples))
+        paths, groups = manifest.resolve_paths(samples), group_samples(samples)
+        if manifest.is_multi_label:
+            multi_hot = encode_multi_hot(samples, manifest.classes)
+            return cls(paths, find_rarest_labels(multi_hot), groups, multi_hot)
+        return cls(paths, np.asarray(manifest.encode_labels(samples), np.int64), groups)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +61,7 @@ class TrainingData:
         train: Training images.
         val: Validation images.
         test: Test images; may be empty.
-        class_counts: Training images of each class, shape (K,).
+        class_counts: Training images of each class or label, shape (K,).
     """
 
     root: Path
@@ -57,6 +70,11 @@ class TrainingData:
     val: LabeledImages
     test: LabeledImages
     class_counts: tuple[int, ...]
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image has any number of labels."""
+        return self.train.multi_hot is not None
 
     @classmethod
     def from_manifest(cls, manifest: Manifest) -> Self:

@@ -66,7 +66,7 @@ class ImageDataModule(LightningDataModule):
         train = other.train_dataset
         transform = self.train_dataset.transform if train.transform.is_random else train.transform
         return ImageDataModule(
-            ImageDataset(train.source, train.labels.tolist(), transform),
+            ImageDataset(train.source, train.labels, transform),
             other.val_dataset,
             sampling_schedule=self.sampling_schedule,
             loader_options=self.loader_options,

@@ -46,7 +46,7 @@ class Mixup:
 
         Args:
             pixels: Normalised images, shape (B, C, H, W).
-            labels: Class indices, shape (B,).
+            labels: Class indices, shape (B,), or 1 for each label of an image, shape (B, K).
             generator: Generator of this step, the same on all ranks.
             network: Function from images to logits (B, K).
             criterion: Function from logits and labels to the mean loss.
@@ -65,7 +65,7 @@ class Mixup:
             mixed = torch.lerp(others, pixels, lam)
         logits = network(mixed)
         own_loss = criterion(logits, labels)
-        return lam * own_loss + (1 - lam) * criterion(logits, labels.roll(half))
+        return lam * own_loss + (1 - lam) * criterion(logits, labels.roll(half, 0))
 
 
 def _sample_box(

@@ -4,6 +4,7 @@ import csv
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from finetune.data.manifest import (
@@ -226,3 +227,44 @@ def test_read_manifest_accepts_present_and_former_column_of_duplicates(
     samples = read_manifest(file, root=tmp_path).samples
     assert [sample.duplicate_group for sample in samples] == ["1", ""]
     assert samples[0].group == "g"
+
+
+def make_multi_label_samples(split: Split | None = None) -> list[Sample]:
+    names = [("cat",), ("cat", "dog"), (), ("dog",), ("a|b", "cat")] * 4
+    return [Sample(f"{i}.png", "|".join(n), split, labels=n) for i, n in enumerate(names)]
+
+
+def test_build_manifest_of_multi_label_images_counts_and_encodes_each_label() -> None:
+    manifest = build(make_multi_label_samples())
+    assert manifest.is_multi_label
+    assert manifest.classes == ("a|b", "cat", "dog")
+    samples = manifest.get_samples(TRAIN)
+    targets = manifest.encode_targets(samples)
+    assert targets.dtype == np.float32
+    assert targets.sum(axis=0).tolist() == manifest.count_per_class(TRAIN)
+    assert [set(np.array(manifest.classes)[row > 0]) for row in targets] == [
+        set(sample.class_names) for sample in samples
+    ]
+    totals = [manifest.count_per_class(split) for split in (TRAIN, VAL)]
+    assert [train + val for train, val in zip(*totals, strict=True)] == [4, 12, 8]
+    assert totals[1] == [1, 3, 2]
+
+
+def test_manifest_of_multi_label_images_survives_its_csv(tmp_path: Path) -> None:
+    manifest = build(make_multi_label_samples())
+    file = tmp_path / "manifest.csv"
+    file.write_text(format_manifest(manifest), encoding="utf-8")
+    assert read_manifest(file, root=ROOT) == manifest
+
+
+def test_manifest_of_one_class_images_has_no_column_of_labels() -> None:
+    assert "labels" not in format_manifest(build(make_samples("a", 4) + make_samples("b", 4)))
+
+
+def test_build_manifest_of_multi_label_images_needs_a_label_that_is_in_train() -> None:
+    train = [Sample(f"{i}.png", "cat", TRAIN, labels=("cat",)) for i in range(3)]
+    val = [Sample("v.png", "cow", VAL, labels=("cow",))]
+    with pytest.raises(DataError, match="Class 'cow' is in the val split"):
+        build([*train, *val])
+    with pytest.raises(DataError, match=r"No training image of .* has a label"):
+        build([Sample("a.png", "(no label)", labels=()), Sample("b.png", "(no label)", labels=())])

@@ -1,0 +1,1 @@
+"""Images with any number of labels: their targets, and splits that keep the labels' fractions."""

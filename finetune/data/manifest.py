@@ -79,6 +79,7 @@ def build_manifest(
     test_fraction: float,
     seed: int,
     min_images: int | None = None,
+    allow_divided_groups: bool = False,
 ) -> Manifest:
     """Return the manifest of labelled images, with a validation split.
 
@@ -93,6 +94,7 @@ def build_manifest(
         test_fraction: Fraction of the training images for test, in [0, 1).
         seed: Random seed of the split.
         min_images: Minimum number of images per class; None requires one for each split.
+        allow_divided_groups: Whether given splits may divide a group, which is then a leak.
 
     Raises:
         DataError: There are fewer than two classes, a class of val or test is not in train, some
@@ -132,11 +134,12 @@ def build_manifest(
             duplicate_groups=[sample.duplicate_group for sample in pool],
             min_images=min_images,
         )
+    if drawn:
         pool = [replace(sample, split=split) for sample, split in zip(pool, splits, strict=True)]
     manifest = Manifest(root, classes, (*pool, *held_out))
-    if drawn:
-    _check_groups(manifest)
-    for split in (Split.TRAIN, Split.VAL):
+    if not allow_divided_groups:
+        _check_groups(manifest)
+    for split in (Split.TRAIN, Split.VAL) if val_fraction else (Split.TRAIN,):
         if not manifest.get_samples(split):
             why = explain_missing_split(
                 [sample.label for sample in pool], [sample.duplicate_group for sample in pool]
@@ -190,10 +193,10 @@ def format_manifest(manifest: Manifest) -> str:
                 sample.group,
                 sample.duplicate_group,
                 sample.digest,
+                *([json.dumps(sample.labels, ensure_ascii=False)] if is_multi_label else []),
             ]
         )
     return text.getvalue()
-                *([json.dumps(sample.labels, ensure_ascii=False)] if is_multi_label else []),
 
 
 def format_rejected(rejected: Iterable[RejectedFile]) -> str:
@@ -222,10 +225,10 @@ def read_manifest(file: Path, *, root: Path) -> Manifest:
                     # absent from the oldest manifests
                     row.get(_DUPLICATE_GROUP_COLUMN) or row.get("copies") or "",
                     row.get("digest") or "",
+                    _parse_labels(row.get(_LABELS_COLUMN)),
                 )
                 for row in csv.DictReader(stream)
             )
-                    _parse_labels(row.get(_LABELS_COLUMN)),
         if not samples:
             raise ValueError("no images")
     except (OSError, KeyError, ValueError, csv.Error) as error:

@@ -32,11 +32,11 @@ _EFFECT_OF_EMPTY = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Scan:
 _ONE_CLASS = LabelFormat()
 
 
+@dataclass(frozen=True, slots=True)
+class Scan:
     """Contents of a data root by file names alone; no image has been opened.
 
     Attributes:
@@ -70,9 +70,9 @@ def scan(
     Args:
         path: Data folder or CSV.
         splits: How splits are found: "auto" by their names, "none" not at all, or by given names.
+        labels: How the labels of a CSV are written.
         allow_empty: Whether to report a class folder without images instead of raising.
 
-        labels: How the labels of a CSV are written.
     Raises:
         DataError: The path is missing, is neither folder nor CSV, holds no labelled image, or has
             an ambiguous layout.
@@ -106,8 +106,6 @@ def check_path(path: Path) -> None:
         )
 
 
-def list_images(path: Path) -> tuple[list[Path], list[RejectedFile]]:
-    """Return all image files below a folder, or the one file, and the rejected files.
 def check_single_label(folder: Path, labels: LabelFormat) -> None:
     """Check that a folder is not to be read as multi-label data, which need a CSV.
 
@@ -122,6 +120,8 @@ def check_single_label(folder: Path, labels: LabelFormat) -> None:
         )
 
 
+def list_images(path: Path) -> tuple[list[Path], list[RejectedFile]]:
+    """Return all image files below a folder, or the one file, and the rejected files.
 
     Raises:
         DataError: The path is missing or contains no image.

@@ -13,6 +13,7 @@ from finetune.audit.label_errors import LabelErrorCandidate
 from finetune.audit.near_duplicates import BLANK_CONTRAST, DuplicateGroup
 from finetune.data.images.bit_depth import DatasetBits
 from finetune.data.layouts.class_names import SimilarClasses, find_similar_classes
+from finetune.data.layouts.name_groups import GroupSummary
 from finetune.data.manifest import Manifest
 from finetune.types import RejectedFile, Sample, Split
 
@@ -121,6 +122,7 @@ class Audit:
         layout: Lines that say how the folder or CSV was read.
         bits: Bits of the values of 16-bit files that do not state them; None without such files.
         pixel_range: Value of ``data.pixel_range`` that they were read with.
+        groups: Numbers of the user-defined groups; None without groups.
     """
 
     num_images: int
@@ -137,6 +139,7 @@ class Audit:
     layout: tuple[str, ...] = ()
     bits: DatasetBits | None = None
     pixel_range: str = "full"
+    groups: GroupSummary | None = None
 
     @property
     def training_counts(self) -> Mapping[str, int]:
@@ -167,6 +170,7 @@ class Audit:
             "pixel_range": self.pixel_range,
             "sixteen_bit_files": None if self.bits is None else self.bits.to_json(),
             "num_images": self.num_images,
+            "groups": None if self.groups is None else self.groups.to_json(),
             "class_counts": {split: dict(counts) for split, counts in self.class_counts.items()},
             "similar_classes": [classes.to_json() for classes in self.similar_classes],
             "imbalance_ratio": round(self.imbalance_ratio, 2),

@@ -16,22 +16,32 @@ _SPLIT_ORDER = (Split.TRAIN, Split.VAL, Split.TEST)
 def find_leaks(manifest: Manifest) -> dict[str, Sample]:
     """Return the leaked images: by the path of each, its duplicate in an earlier split.
 
-    For a test image this is a training image, or a validation image if there is no such.
+    Images of one user-defined group leak as duplicates do; only groups by the names of images can
+    be in several splits. For a test image the other is a training image, or a validation image if
+    there is no such.
     """
-    first_of: dict[tuple[str, Split], Sample] = {}
+    first_of: dict[tuple[str, str, Split], Sample] = {}
     for sample in manifest.samples:
-        if sample.duplicate_group and sample.split is not None:
-            first_of.setdefault((sample.duplicate_group, sample.split), sample)
+        if sample.split is not None:
+            for key in _list_keys(sample):
+                first_of.setdefault((*key, sample.split), sample)
     leaks = {}
     for sample in manifest.samples:
-        if not sample.duplicate_group or sample.split is None:
+        if sample.split is None:
             continue
         earlier_splits = _SPLIT_ORDER[: _SPLIT_ORDER.index(sample.split)]
-        candidates = (first_of.get((sample.duplicate_group, split)) for split in earlier_splits)
+        keys = _list_keys(sample)
+        candidates = (first_of.get((*key, split)) for split in earlier_splits for key in keys)
         duplicate = next((other for other in candidates if other is not None), None)
         if duplicate is not None:
             leaks[sample.path] = duplicate
     return leaks
+
+
+def _list_keys(sample: Sample) -> list[tuple[str, str]]:
+    """Return what an image shares with others that may leak: duplicate group, then group."""
+    keys = (("duplicate", sample.duplicate_group), ("group", sample.group))
+    return [key for key in keys if key[1]]
 
 
 def find_rows_without_leaks(manifest: Manifest, files: Sequence[Path]) -> list[int] | None:
@@ -54,12 +64,22 @@ def describe_leaks(manifest: Manifest, leaks: Mapping[str, Sample]) -> str:
             counts.append(f"{count:,} of {images}")
     sources = {duplicate.split for duplicate in leaks.values()}
     names = " or ".join(split.value for split in _SPLIT_ORDER if split in sources)
-    path, duplicate = next(iter(leaks.items()))
-    found = "has a duplicate" if num_leaked == 1 else "have duplicates"
-    return (
-        f"{' and '.join(counts)} {found} in {names} (such as {path}, a duplicate of "
-        f"{duplicate.path})"
-    )
+    path, other = next(iter(leaks.items()))
+    sample_of = {sample.path: sample for sample in manifest.samples}
+    in_groups = [p for p, source in leaks.items() if not _is_duplicate(sample_of[p], source)]
+    if not in_groups:
+        found = "has a duplicate" if num_leaked == 1 else "have duplicates"
+        example = f"{path}, a duplicate of {other.path}"
+        return f"{' and '.join(counts)} {found} in {names} (such as {example})"
+    path, other = in_groups[0], leaks[in_groups[0]]
+    example = f"{path}, in the group '{other.group}' of {other.path}"
+    found = "is" if num_leaked == 1 else "are"
+    what = "in a group" if len(in_groups) == len(leaks) else "duplicates or in a group"
+    return f"{' and '.join(counts)} {found} {what} with images of {names} (such as {example})"
+
+
+def _is_duplicate(sample: Sample, other: Sample) -> bool:
+    return bool(sample.duplicate_group) and sample.duplicate_group == other.duplicate_group
 
 
 def describe_splits_without_leaks(manifest: Manifest, leaks: Mapping[str, Sample]) -> str:
@@ -147,11 +167,11 @@ def _move_leaks_to_training(manifest: Manifest) -> Manifest:
     """Move duplicate groups that leak to training, their groups, and the duplicates of these."""
     while leaks := find_leaks(manifest):
         leaked = [sample for sample in manifest.samples if sample.path in leaks]
-        duplicate_groups = {sample.duplicate_group for sample in leaked}
+        duplicate_groups = {sample.duplicate_group for sample in leaked} - {""}
         groups = {
             sample.group
             for sample in manifest.samples
-            if sample.duplicate_group in duplicate_groups
+            if sample.duplicate_group in duplicate_groups or sample.path in leaks
         } - {""}
         samples = tuple(
             replace(sample, split=Split.TRAIN)
@@ -164,24 +184,33 @@ def _move_leaks_to_training(manifest: Manifest) -> Manifest:
 
 
 def _drop_leaks(manifest: Manifest) -> tuple[Manifest, list[RejectedFile]]:
-    """Keep of each duplicate group only the images in the latest of its splits."""
-    latest: dict[str, Sample] = {}
+    """Keep of each duplicate group, and of each group, only the images in its latest split."""
+    latest: dict[tuple[str, str], Sample] = {}
     for sample in manifest.samples:
-        if sample.duplicate_group and sample.split is not None:
-            other = latest.setdefault(sample.duplicate_group, sample)
-            if other.split is not None and _SPLIT_ORDER.index(sample.split) > _SPLIT_ORDER.index(
-                other.split
-            ):
-                latest[sample.duplicate_group] = sample
+        for key in _list_keys(sample):
+            other = latest.setdefault(key, sample)
+            if _get_order(sample) > _get_order(other):
+                latest[key] = sample
     kept, rejected = [], []
     for sample in manifest.samples:
-        held_out = latest.get(sample.duplicate_group, sample)
-        if held_out.split is sample.split:
+        later = [
+            (kind, latest[kind, name])
+            for kind, name in _list_keys(sample)
+            if latest[kind, name].split is not sample.split
+        ]
+        if not later:
             kept.append(sample)
-        else:
-            reason = f"duplicate of {held_out.path}, which data.leakage=drop keeps"
-            rejected.append(RejectedFile(sample.path, reason))
+            continue
+        kind, held_out = later[0]
+        relation = "duplicate of" if kind == "duplicate" else f"in the group '{sample.group}' of"
+        reason = f"{relation} {held_out.path}, which data.leakage=drop keeps"
+        rejected.append(RejectedFile(sample.path, reason))
     return replace(manifest, samples=tuple(kept)), rejected
+
+
+def _get_order(sample: Sample) -> int:
+    """Return the position of an image's split among all; -1 without one."""
+    return -1 if sample.split is None else _SPLIT_ORDER.index(sample.split)
 
 
 def _check_splits_not_empty(before: Manifest, after: Manifest, policy: str) -> None:
@@ -193,8 +222,8 @@ def _check_splits_not_empty(before: Manifest, after: Manifest, policy: str) -> N
 
     def fail(outcome: str) -> None:
         raise DataError(
-            f"data.leakage={policy} would leave {outcome}: all of its images have duplicates in "
-            f"another split. Fix the splits, or set data.leakage=warn."
+            f"data.leakage={policy} would leave {outcome}: all of its images have duplicates, or "
+            f"images of their group, in another split. Fix the splits, or set data.leakage=warn."
         )
 
     for split in Split:

@@ -141,7 +141,14 @@ def _upgrade(tree: dict[str, Any]) -> dict[str, Any]:
             for image in tree["suspicious_images"]
         ]
     added: dict[str, Any] = {"pixel_range": "full", "sixteen_bit_files": None}
-    return {"version": AUDIT_VERSION, **added, "layout": [], "similar_classes": [], **tree}
+    return {
+        "version": AUDIT_VERSION,
+        **added,
+        "layout": [],
+        "groups": None,
+        "similar_classes": [],
+        **tree,
+    }
 
 
 def _sort_distinct_first(group: DuplicateSamples) -> list[Sample]:

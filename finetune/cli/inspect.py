@@ -34,6 +34,14 @@ def inspect(
     output: Annotated[
         Path | None, typer.Option(help="Folder to write.  [runs/audit-<data>]")
     ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Regular expression that finds the group of an image in its path, such as "
+            "'(?P<group>[^_]+)_'; sets data.group_by.  [none]",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on standard output.")
     ] = False,
@@ -41,6 +49,7 @@ def inspect(
     """Audit a dataset before training: class counts, duplicates, leakage, damaged files."""
     with exit_on_stop_request():
         options = {"--backbone": backbone, "--weights": weights, "--output": output}
+        options["--group-by"] = group_by
         _run_inspect(args, options, as_json=as_json)
 
 
@@ -49,9 +58,8 @@ def _run_inspect(args: list[str], options: Mapping[str, Any], *, as_json: bool) 
     from finetune.config.load import parse_assignments
 
     path, settings = split_args(args)
-    flags = {
-        FLAG_KEYS[flag]: (flag, str(value)) for flag, value in options.items() if value is not None
-    }
+    keys = {**FLAG_KEYS, "--group-by": "data.group_by"}
+    flags = {keys[flag]: (flag, str(value)) for flag, value in options.items() if value is not None}
     config = build_run_config(path, parse_assignments(settings), flags, None)
     reporter = build_console_reporter(json_output=as_json)
     from finetune.commands.inspect.inspect import inspect as command

@@ -18,7 +18,9 @@ from finetune.data.cache.eviction import resolve_cache_root
 from finetune.data.images.bit_depth import DatasetBits
 from finetune.data.images.validate import filter_readable
 from finetune.data.layouts.class_names import describe_similar_classes, find_similar_classes
+from finetune.data.layouts.name_groups import GroupSummary, summarise_groups
 from finetune.data.layouts.split_names import SplitSetting
+from finetune.data.layouts.table_options import TableOptions
 from finetune.data.manifest import Manifest, build_manifest
 from finetune.data.scan import Scan, scan
 from finetune.data.split import find_drawn_splits
@@ -38,6 +40,7 @@ class ScannedDataset:
         rejected: Rejected files.
         empty_classes: Class and split of those without a readable image.
         layout: Lines that say how the folder or CSV was read.
+        groups: Numbers of their user-defined groups; None without groups.
     """
 
     root: Path
@@ -47,13 +50,14 @@ class ScannedDataset:
     rejected: list[RejectedFile]
     empty_classes: tuple[tuple[str, Split | None], ...] = ()
     layout: tuple[str, ...] = ()
+    groups: GroupSummary | None = None
 
     def audit(self) -> Audit:
         """Audit the images."""
         audit = audit_images(
             self.samples, self.fingerprints, self.duplicates, self.rejected, self.empty_classes
         )
-        return replace(audit, layout=self.layout, pixel_range=self.pixel_range)
+        return replace(audit, layout=self.layout, pixel_range=self.pixel_range, groups=self.groups)
 
     @property
     def pixel_range(self) -> str:
@@ -98,6 +102,7 @@ def read_data(config: Config, path: Path, *, reporter: Reporter) -> RunData:
         test_fraction=config.data.test_fraction,
         seed=config.seed,
         min_images=None if minimum == "auto" else minimum,
+        allow_divided_groups=config.data.group_by is not None,
     )
     audit = dataset.audit()
     for line in summarise_audit(audit, path, splits=config.data.splits):
@@ -122,7 +127,13 @@ def scan_and_audit(
     Raises:
         DataError: There is no readable image, or none of a class.
     """
-    scanned = scan(path, splits=config.data.split_setting, allow_empty=audit_only)
+    scanned = scan(
+        path,
+        splits=config.data.split_setting,
+        allow_empty=audit_only,
+        tables=build_table_options(config),
+        reporter=reporter,
+    )
     for line in scanned.notes:
         reporter.note(line)
     readable, fingerprints, unreadable = fingerprint_samples(
@@ -151,6 +162,7 @@ def scan_and_audit(
         rejected,
         (*scanned.empty_classes, *sorted(lost, key=str)),
         scanned.notes,
+        summarise_groups(readable, config.data.group_by),
     )
 
 
@@ -201,6 +213,18 @@ def _check_fractions(config: Config, given: Collection[Split | None]) -> None:
                 f"data.{key} cannot apply: the data have their own {names} splits. Remove the "
                 f"option."
             )
+
+
+def build_table_options(config: Config) -> TableOptions:
+    """Return which columns of tables hold what, and how images are grouped by their names."""
+    data = config.data
+    return TableOptions(
+        image_column=data.image_column,
+        label_column=data.label_column,
+        group_column=data.group_column,
+        group_by=data.group_by,
+        cache=data.cache,
+    )
 
 
 def resolve_data_path(config: Config) -> Path:

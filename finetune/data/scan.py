@@ -1,7 +1,7 @@
 """Scan for labelled images: class folders, split folders of class folders, or a CSV."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.data.file_listing import (
@@ -19,10 +19,12 @@ from finetune.data.layouts.class_names import (
 from finetune.data.layouts.folder_contents import FolderContents
 from finetune.data.layouts.folder_layout import FolderLayout, find_layout
 from finetune.data.layouts.label_csv import read_label_csv
+from finetune.data.layouts.name_groups import group_by_name
 from finetune.data.layouts.split_names import SplitSetting, parse_split_name
+from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOptions
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
-from finetune.types import LabelFormat, RejectedFile, Sample, Split
+from finetune.types import LabelFormat, RejectedFile, Reporter, Sample, Split
 from finetune.units import format_count
 
 _EFFECT_OF_EMPTY = {
@@ -60,6 +62,8 @@ def scan(
     splits: SplitSetting = "auto",
     labels: LabelFormat = _ONE_CLASS,
     allow_empty: bool = False,
+    tables: TableOptions = DEFAULT_TABLE_OPTIONS,
+    reporter: Reporter | None = None,
 ) -> Scan:
     """Return the labelled images below a folder or in a CSV of ``path,label[,split][,group]``.
 
@@ -72,6 +76,8 @@ def scan(
         splits: How splits are found: "auto" by their names, "none" not at all, or by given names.
         labels: How the labels of a CSV are written.
         allow_empty: Whether to report a class folder without images instead of raising.
+        tables: Columns of tables, and groups in names.
+        reporter: Receives the progress of long steps, and warnings.
 
     Raises:
         DataError: The path is missing, is neither folder nor CSV, holds no labelled image, or has
@@ -90,7 +96,22 @@ def scan(
         raise
     if not result.samples:
         raise DataError(_describe_missing_images(path, root, result.rejected))
-    return result
+    return _add_groups(result, tables.group_by, reporter or Reporter())
+
+
+def _add_groups(result: Scan, pattern: str | None, reporter: Reporter) -> Scan:
+    """Return the images with the groups that a pattern finds in their paths.
+
+    Raises:
+        DataError: The pattern does not suit the images.
+    """
+    if pattern is None:
+        return result
+    named = group_by_name(result.samples, pattern)
+    if named.warning:
+        reporter.warn(named.warning)
+    notes = (*result.notes, named.note) if named.note else result.notes
+    return replace(result, samples=tuple(named.samples), notes=notes)
 
 
 def check_path(path: Path) -> None:

@@ -9,6 +9,7 @@ from rich.cells import cell_len, set_cell_size
 
 from finetune.cli.render.plan_table import format_bits
 from finetune.data.layouts.class_names import describe_similar_classes
+from finetune.data.layouts.name_groups import describe_groups
 from finetune.units import format_bytes, format_count
 
 _MAX_CLASSES = 12
@@ -30,6 +31,7 @@ def describe_audit(tree: Mapping[str, Any]) -> list[str]:
         "",
         *_describe_sizes(tree),
         *_describe_pixel_values(tree),
+        *_describe_groups(tree.get("groups")),
         *_describe_unreadable(tree["unreadable"]),
         *_describe_similar_classes(tree.get("similar_classes", ())),
         "",
@@ -110,6 +112,19 @@ def _describe_pixel_values(tree: Mapping[str, Any]) -> list[str]:
         initial_indent=f"{'values':<12}",
         subsequent_indent=" " * 12,
     )
+
+
+def _describe_groups(groups: Mapping[str, Any] | None) -> list[str]:
+    """Return the numbers of the groups, and those that given splits divide; nothing without."""
+    if groups is None:
+        return []
+    text = f"{'groups':<12}{describe_groups(groups)}"
+    lines = textwrap.wrap(text, _WIDTH, subsequent_indent=" " * 12)
+    if groups["num_divided"]:
+        one, other = groups["divided_example"]
+        lines.append(f"  {groups['num_divided']:,} across splits (leakage), such as")
+        lines += [f"      {one}", f"    = {other}"]
+    return lines
 
 
 def _describe_unreadable(entries: Sequence[Mapping[str, str]]) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from finetune.data.layouts.name_groups import describe_groups
 from finetune.units import (
     format_bytes,
     format_count,
@@ -33,6 +34,7 @@ def build_plan_rows(plan: Mapping[str, Any]) -> dict[str, str]:
     rows = {
         "images": f"{counts}; {format_count(len(data['classes']), 'class')}, imbalance ratio "
         f"{data['imbalance_ratio']:g}",
+        **({"groups": describe_groups(data["groups"])} if data.get("groups") else {}),
         **_describe_pixel_values(data),
         "model": f"{model['backbone']}, {format_millions(model['num_parameters'])} parameters, "
         f"{model['image_size']} px input",

@@ -8,6 +8,7 @@ from finetune.audit.audit import Audit
 from finetune.builders import Training, select_probe_loss
 from finetune.config.auto import get_config_value
 from finetune.config.sections.data import GEOMETRY_KEYS
+from finetune.data.layouts.name_groups import summarise_groups
 from finetune.evaluation.grouped_folds import count_groups
 from finetune.probe.cross_validation import NUM_FOLDS, count_held_out_folds
 from finetune.types import Phase, Split
@@ -96,6 +97,7 @@ def build_plan(
 
 def _describe_data(training: Training, *, num_rejected: int) -> dict[str, Any]:
     manifest, counts = training.manifest, training.data.class_counts
+    groups = summarise_groups(manifest.samples, training.config.data.group_by)
     return {
         "path": str(manifest.root),
         "classes": list(manifest.classes),
@@ -107,6 +109,7 @@ def _describe_data(training: Training, *, num_rejected: int) -> dict[str, Any]:
         },
         "imbalance_ratio": round(max(counts) / max(1, min(counts)), 2),
         "num_rejected": num_rejected,
+        "groups": None if groups is None else groups.to_json(),
     }
 
 

@@ -30,6 +30,10 @@ from finetune.types import Reporter
 _IMAGE_KEYS = (
     "data.path",
     "data.splits",
+    "data.group_by",
+    "data.image_column",
+    "data.label_column",
+    "data.group_column",
     "data.max_megapixels",
     "data.pixel_range",
     "data.val_fraction",

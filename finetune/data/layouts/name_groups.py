@@ -43,6 +43,8 @@ class GroupSummary:
         largest_name: Name of that group.
         num_ungrouped: Number of images without a group.
         source: Where groups come from: "data.group_by", or "the group column".
+        num_divided: Number of groups with images in several given splits.
+        divided_example: Paths of two images of such a group, the first in the earlier split.
     """
 
     num_groups: int
@@ -50,6 +52,8 @@ class GroupSummary:
     largest_name: str
     num_ungrouped: int
     source: str
+    num_divided: int = 0
+    divided_example: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -59,6 +63,8 @@ class GroupSummary:
             "largest_name": self.largest_name,
             "num_ungrouped": self.num_ungrouped,
             "source": self.source,
+            "num_divided": self.num_divided,
+            "divided_example": list(self.divided_example),
         }
 
 
@@ -91,9 +97,9 @@ def group_by_name(
     if len(unmatched) == len(samples):
         first = samples[0].path
         raise DataError(
-            f"data.group_by='{pattern}' finds no group in any of {format_count(len(samples), 'path')} "
-            f"(such as {names.get(first, first)}). Correct the pattern; it is searched in the path "
-            f"relative to the data folder."
+            f"data.group_by='{pattern}' finds no group in any of "
+            f"{format_count(len(samples), 'path')} (such as {names.get(first, first)}). Correct "
+            f"the pattern; it is searched in the path relative to the data folder."
         )
     note = warning = ""
     num_groups = len(set(groups) - {""})
@@ -133,11 +139,18 @@ def summarise_groups(samples: Sequence[Sample], group_by: str | None) -> GroupSu
         return None
     name, largest = min(sizes.items(), key=lambda item: (-item[1], item[0]))
     source = "the group column" if group_by is None else "data.group_by"
-    return GroupSummary(len(sizes), largest, name, num_ungrouped, source)
+    first_of: dict[str, Sample] = {}
+    divided: dict[str, tuple[str, str]] = {}
+    for sample in samples:
+        first = first_of.setdefault(sample.group, sample)
+        if sample.group and sample.split is not first.split:
+            divided.setdefault(sample.group, (first.path, sample.path))
+    example = next(iter(divided.values()), ())
+    return GroupSummary(len(sizes), largest, name, num_ungrouped, source, len(divided), example)
 
 
 def describe_groups(tree: Mapping[str, Any]) -> str:
-    """Return the numbers of the groups as text, as in ``312 groups by data.group_by, largest 40 …``.
+    """Return the numbers of the groups as text, as in ``312 groups by data.group_by, largest …``.
 
     Args:
         tree: Values of ``GroupSummary.to_json``.

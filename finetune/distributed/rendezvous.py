@@ -89,7 +89,7 @@ class Rendezvous:
             heartbeat_seconds=heartbeat_seconds,
         )
         try:
-            self._store: Store = self._client.call(lambda store: store)
+            self.store: Store = self._client.call(lambda store: store)
         except (RuntimeError, ValueError, TimeoutError) as error:
             self._client.close()
             raise TrainingError(explain_connection_error(launch, error)) from error
@@ -228,7 +228,7 @@ class Rendezvous:
         with signals.defer():
             self.barrier("ready")
             self._is_checking_on_advance, self._outcome_key = False, "final_outcome"
-            store = PrefixStore("group", self._store)
+            store = PrefixStore("group", self.store)
             group = init_process_group(self.launch, store, backend=backend, timeout=self.timeout)
             with translate_peer_errors(), group:
                 yield

@@ -105,6 +105,11 @@ class RunFolder:
         return self.path / "checkpoints" / "probe_predictions.npz"
 
     @property
+    def held_out_path(self) -> Path:
+        """Class probabilities of the validation images of a fold of a cross-validation."""
+        return self.path / "checkpoints" / "held_out.npz"
+
+    @property
     def bundle_dir(self) -> Path:
         """Bundle of the finished model."""
         return self.path / "bundle"
@@ -118,11 +123,6 @@ class RunFolder:
     def folds_dir(self) -> Path:
         """Run folders of the folds of a cross-validation, named 1, 2 and so on."""
         return self.path / "folds"
-
-    @property
-    def refit_dir(self) -> Path:
-        """Run folder of the network that a cross-validation trains on all images."""
-        return self.path / "refit"
 
     @property
     def folds_csv_path(self) -> Path:

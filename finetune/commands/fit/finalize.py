@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from finetune.audit.leakage import find_rows_without_leaks
@@ -23,6 +24,7 @@ from finetune.evaluation.calibration import Calibration, calibrate
 from finetune.evaluation.priors import compute_logit_shift, normalize_prior
 from finetune.inference.predictor import Predictor
 from finetune.inference.scoring import details_to_json, evaluate_logits, metrics_to_json
+from finetune.system.files import write_file_atomically
 from finetune.system.run_folder import RunFolder
 from finetune.training.callbacks.early_stopping import EarlyStop
 from finetune.types import Evaluation, Reporter, Split
@@ -45,6 +47,7 @@ class FinalEvaluation:
         adjustment: Strength of the adjustment to another class prior that was chosen on held-out
             images; None if it is given by the config.
         early_stop: When and why training stopped before its last epoch; None if it did not.
+        held_out: Class probabilities of the validation images, shape (N, K); None without any.
     """
 
     evaluations: Mapping[str, Evaluation]
@@ -52,6 +55,7 @@ class FinalEvaluation:
     prior: Mapping[str, Any]
     adjustment: PriorAdjustment | None = None
     early_stop: EarlyStop | None = None
+    held_out: torch.Tensor | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) 
     """
     manifest = training.manifest
     bundle = load_model(run.best_checkpoint_path)
-    calibration = adjustment = None
+    calibration = adjustment = held_out_probabilities = None
     evaluations = {}
     for split in (Split.VAL, Split.TEST):
         samples = manifest.get_samples(split)
@@ -106,6 +110,8 @@ def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) 
                 bundle = apply_prior_adjustment(bundle, adjustment)
         predictor = _build_predictor(bundle, training)
         evaluations[split.value] = evaluate_logits(predictor, logits, labels)
+        if split is Split.VAL:
+            held_out_probabilities = predictor.compute_probabilities(logits)
         if clean is not None:
             evaluations[f"{split.value}{WITHOUT_LEAKS_SUFFIX}"] = evaluate_logits(
                 predictor, logits[clean], [labels[row] for row in clean]
@@ -114,11 +120,15 @@ def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) 
     if adjustment is not None:
         reporter.note(describe_prior_adjustment(adjustment))
     prior = prior_to_json(bundle.card, requested=None)
-    return FinalEvaluation(evaluations, calibration, prior, adjustment)
+    return FinalEvaluation(
+        evaluations, calibration, prior, adjustment, held_out=held_out_probabilities
+    )
 
 
 def write_bundle(run: RunFolder, evaluation: FinalEvaluation) -> None:
     """Write the bundle of the best model, with its evaluation on the model card.
+
+    A fold of a cross-validation also keeps the probabilities of its validation images.
 
     Raises:
         StorageError: The disk is full or fails.
@@ -126,7 +136,20 @@ def write_bundle(run: RunFolder, evaluation: FinalEvaluation) -> None:
     best = _apply_temperature(load_model(run.best_checkpoint_path), evaluation.calibration)
     best = apply_prior_adjustment(best, evaluation.adjustment)
     card = replace(best.card, facts={**best.card.facts, **evaluation.facts})
+    if evaluation.held_out is not None and run.cross_validation_run is not run:
+        save_held_out(run, evaluation.held_out)
     save_bundle(best.network, card, run.bundle_dir)
+
+
+def save_held_out(run: RunFolder, probabilities: torch.Tensor) -> None:
+    """Write the probabilities of the validation images, in manifest order, shape (N, K).
+
+    Raises:
+        StorageError: The disk is full or fails.
+    """
+    path = run.held_out_path
+    with write_file_atomically(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, probabilities=probabilities.float().numpy())
 
 
 def _compute_prior_shift(labels: Sequence[int], bundle: ModelBundle) -> torch.Tensor | None:

@@ -1,0 +1,1 @@
+"""Cross-validation of the fit verb: its folds and the model that follows from them."""

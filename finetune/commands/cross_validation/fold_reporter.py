@@ -1,0 +1,63 @@
+"""Reporter of one fold: what all folds have in common is shown once."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.types import Reporter
+
+
+class FoldReporter(Reporter):
+    """Reporter that names the fold in progress, and repeats nothing that was shown before.
+
+    Plans are not shown, nor what the audit of a fold has found: the cross-validation reports it for
+    all images.
+
+    Args:
+        reporter: Receiver of what remains.
+        title: Name of the part in progress bars, such as "fold 2/5".
+        seen: Messages that were shown before; extended here.
+        audit_path: Path of the fold's findings.
+    """
+
+    def __init__(self, reporter: Reporter, title: str, *, seen: set[str], audit_path: Path) -> None:
+        self._reporter = reporter
+        self._title = title
+        self._seen = seen
+        self._audit_path = str(audit_path)
+
+    def note(self, message: str) -> None:
+        """Show a message once."""
+        if self._is_new(message):
+            self._reporter.note(message)
+
+    def warn(self, message: str) -> None:
+        """Show a warning once."""
+        if self._is_new(message):
+            self._reporter.warn(message)
+
+    def start(self, task: str, total: int) -> None:
+        """Start a progress bar with the name of the fold."""
+        self._reporter.start(f"{self._title}, {task}", total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Advance the progress bar."""
+        self._reporter.advance(steps)
+
+    def finish(self) -> None:
+        """Close the progress bar."""
+        self._reporter.finish()
+
+    def show_probe(self, result: Mapping[str, Any]) -> None:
+        """Show the result of the linear probe."""
+        self._reporter.show_probe(result)
+
+    def show_epoch(self, row: Mapping[str, Any]) -> None:
+        """Show the metrics of a finished epoch."""
+        self._reporter.show_epoch(row)
+
+    def _is_new(self, message: str) -> bool:
+        if message in self._seen or self._audit_path in message:
+            return False
+        self._seen.add(message)
+        return True

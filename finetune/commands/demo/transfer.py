@@ -38,6 +38,9 @@ SHARED_AUGMENTATION: Mapping[str, Any] = {
 }  # fmt: skip
 """Augmentation of all runs: methods differ in nothing else, and mirrored digits are no digits."""
 
+_EPOCH_KEYS = ("optim.", "lr_schedule.", "trainer.epochs", "trainer.early_stopping")
+"""Keys of ``TransferSpec.settings`` that frozen features cannot use: their head has no epochs."""
+
 _STATE_FILE = "transfer.json"
 
 
@@ -124,7 +127,7 @@ class _Runs:
         """Train the backbone from scratch on all images of the source classes."""
         data = self._write_csv("source", classes, None)
         return self._fit(
-            data, "source", "source classes, from scratch", weights="random", values={}
+            data, "source", "source classes, from scratch", weights="random", method="from scratch"
         )
 
     def fit_target(self, classes: Sequence[str], *, weights: str) -> list[TransferRow]:
@@ -135,13 +138,13 @@ class _Runs:
             data = self._write_csv(f"target-{name}", classes, size)
             chosen = select_images(self._pool, classes, size, self._spec.seed)
             largest = max(sum(s.label == label for s in chosen) for label in classes)
-            for method, values in METHODS.items():
+            for method in METHODS:
                 result = self._fit(
                     data,
                     f"target-{name}-{method.replace(' ', '-')}",
                     f"{name} images per class, {method}",
                     weights="random" if method == "from scratch" else weights,
-                    values=values,
+                    method=method,
                 )
                 evaluation = result.evaluations["test"]
                 low, high = evaluation["accuracy_interval"]
@@ -167,19 +170,22 @@ class _Runs:
         write_text(file, format_csv(("path", "label", "split"), rows))
         return file
 
-    def _fit(
-        self, data: Path, name: str, title: str, *, weights: str, values: Mapping[str, Any]
-    ) -> FitResult:
+    def _fit(self, data: Path, name: str, title: str, *, weights: str, method: str) -> FitResult:
         """Train or resume a run and note its test accuracy."""
         spec = self._spec
+        settings = {
+            key: value
+            for key, value in spec.settings.items()
+            if method != "frozen features" or not key.startswith(_EPOCH_KEYS)
+        }
         config = build_config(
             {
                 "model": {"backbone": spec.backbone, "weights": weights},
                 "augment": SHARED_AUGMENTATION,
-                **values,
+                **METHODS[method],
             },
             assignments={
-                **spec.settings,
+                **settings,
                 "data.path": str(data),
                 "resume": "auto",
                 "output": str(self._folder / name),

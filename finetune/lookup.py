@@ -18,6 +18,11 @@ def suggest_name(name: str, candidates: Iterable[str]) -> str:
     return f" Known: {', '.join(names)}." if len(names) <= 12 else ""
 
 
+def is_import_path(name: str) -> bool:
+    """Return whether a backbone is named as ``package.module:function``, not by a timm name."""
+    return ":" in name and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+
+
 def look_up(table: Mapping[str, Any], name: str, *, setting: str) -> Any:
     """Return the entry of a table, or the object at ``package.module:attribute``.
 

@@ -14,6 +14,7 @@ from finetune.config.sections.data import AugmentConfig, CacheConfig, DataConfig
 from finetune.config.sections.learning import CalibrationConfig, ProbeConfig, UnfreezeConfig
 from finetune.config.sections.objective import LossConfig
 from finetune.config.sections.optim import LrScheduleConfig, OptimConfig
+from finetune.lookup import is_import_path
 
 
 class ModelConfig(Section):

@@ -1,7 +1,7 @@
 """Creation of timm networks: weights, preprocessing, and supported image sizes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -10,8 +10,15 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from finetune.errors import FinetuneError, ModelError
-from finetune.lookup import suggest_name
+from finetune.lookup import is_import_path, suggest_name
 from finetune.models import torchvision_models
+from finetune.models.custom_network import (
+    create_custom_network,
+    find_missing_keys,
+    import_function,
+    load_weights,
+)
+from finetune.models.input_channels import adapt_statistics
 from finetune.models.layer_groups import find_classifier_parameters
 from finetune.models.pretrained.load_report import build_load_report, check_loaded, record_loads
 from finetune.models.pretrained.weights import (
@@ -27,25 +34,29 @@ torchvision_models.register()
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A timm model that is ready to train.
+    """A timm model, or a network of one's own, that is ready to train.
 
     Attributes:
-        module: Module from normalised images (B, 3, H, W) to logits (B, K); the classifier is zero.
+        module: Module from normalised images (B, C, H, W) to logits (B, K); the classifier is zero.
         spec: Preprocessing that its weights expect.
         report: Report of the parameters that the weights provided.
-        model_args: Arguments of ``timm.create_model`` that build the same architecture again.
+        model_args: Arguments of ``timm.create_model``, or of one's own function, that build the
+            same architecture again.
+        missing_keys: Keys of the preprocessing that a network of one's own does not state.
     """
 
     module: nn.Module
     spec: PreprocessSpec
     report: LoadReport
     model_args: Mapping[str, Any]
+    missing_keys: tuple[str, ...] = ()
 
 
 def create_network(
     backbone: str,
     *,
     num_classes: int,
+    num_channels: int = 3,
     weights: str = "hub",
     image_size: int | None = None,
     drop_rate: float | None = None,
@@ -56,13 +67,15 @@ def create_network(
     """Create a timm model with a new linear classifier whose weights are zero.
 
     Args:
-        backbone: timm name, with or without a tag.
+        backbone: timm name, with or without a tag, or ``package.module:function``.
         num_classes: Number of classes K.
+        num_channels: Channels of the images; timm adapts the first convolution of the weights to
+            them, by a sum over its inputs for 1 and by repetition for others.
         weights: "hub", "random", or a local .pth, .pt, .bin or .safetensors file, timm folder or
             run folder.
         image_size: Side of the input in pixels; None for that of the weights.
         drop_rate: Dropout rate before the classifier; None for that of the backbone.
-        kwargs: Further arguments of ``timm.create_model``.
+        kwargs: Further arguments of ``timm.create_model``, or of one's own function.
         pretrained_cfg: Overrides of the preprocessing.
         seed: Seed of the random initialisation; the global generator is not used.
 
@@ -74,24 +87,28 @@ def create_network(
     check_backbone_name(backbone)
     source = resolve_weights_source(weights, backbone)
     arguments = dict(kwargs or {})
-    _check_channels(arguments.get("in_chans", 3))
+    _check_channels(arguments.setdefault("in_chans", num_channels), num_channels)
+    given_size = (pretrained_cfg or {}).get("input_size") or (num_channels,)
+    _check_channels(given_size[0], num_channels)
+    if num_channels == 3:
+        del arguments["in_chans"]
     if drop_rate is not None:
         arguments["drop_rate"] = drop_rate
     overlay = {**source.overlay, **(pretrained_cfg or {})}
-    if image_size is not None and _has_fixed_size(backbone):
-        arguments.setdefault("img_size", image_size)
     with torch.random.fork_rng(devices=[]), record_loads() as loads:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, too
-        try:
-            module: nn.Module = timm.create_model(
+        if is_import_path(backbone):
+            module = create_custom_network(
                 backbone,
-                pretrained=source.pretrained,
                 num_classes=num_classes,
-                pretrained_cfg_overlay=overlay or None,
-                **arguments,
+                arguments=arguments,
+                image_size=image_size,
             )
-        except Exception as error:
-            raise _explain_creation_error(backbone, source, arguments, error) from error
+            load_weights(module, source, overlay)
+        else:
+            if image_size is not None and _has_fixed_size(backbone):
+                arguments.setdefault("img_size", image_size)
+            module = _create_timm_model(backbone, num_classes, source, overlay, arguments)
     head = find_classifier_parameters(module)
     report = build_load_report(module, head, source, loads.get(id(module)))
     check_loaded(report, source)
@@ -100,9 +117,29 @@ def create_network(
             if name in head:
                 parameter.zero_()
     _drop_state_dict(module)
-    spec = _resolve_spec(module, image_size)
+    spec = _resolve_spec(module, num_channels, image_size)
     _check_size(backbone, module, spec)
-    return Network(module, spec, report, arguments)
+    return Network(module, spec, report, arguments, find_missing_keys(module))
+
+
+def _create_timm_model(
+    backbone: str,
+    num_classes: int,
+    source: WeightsSource,
+    overlay: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+) -> nn.Module:
+    try:
+        module: nn.Module = timm.create_model(
+            backbone,
+            pretrained=source.pretrained,
+            num_classes=num_classes,
+            pretrained_cfg_overlay=dict(overlay) or None,
+            **arguments,
+        )
+    except Exception as error:
+        raise _explain_creation_error(backbone, source, arguments, error) from error
+    return module
 
 
 def is_size_agnostic(network: Network, image_size: int) -> bool:
@@ -135,11 +172,14 @@ def accepts_image_size(network: Network, image_size: int) -> bool:
 
 
 def check_backbone_name(backbone: str) -> None:
-    """Check that timm knows the backbone.
+    """Check that timm knows the backbone, or that it can be imported.
 
     Raises:
         ModelError: It does not; the message names the most similar backbone.
     """
+    if is_import_path(backbone):
+        import_function(backbone)
+        return
     if backbone.startswith(("hf-hub:", "hf_hub:")):
         return
     if backbone.startswith("local-dir:"):
@@ -151,7 +191,8 @@ def check_backbone_name(backbone: str) -> None:
     if not timm.is_model(name):
         raise ModelError(
             f"Unknown backbone '{backbone}'.{suggest_name(name, timm.list_models())} "
-            f"Pass any name of `timm.list_models()`."
+            f"Pass any name of `timm.list_models()`, or package.module:function for a network of "
+            f"your own."
         )
     tags = timm.list_pretrained(f"{name}.*")
     if tag and backbone not in tags and tags:
@@ -178,11 +219,11 @@ def create_meta_network(
     return network
 
 
-def _check_channels(channels: int) -> None:
-    if channels != 3:
+def _check_channels(channels: int, num_channels: int) -> None:
+    if channels != num_channels:
         raise ModelError(
-            f"The network takes {channels} input channels, but images are loaded as RGB. Set "
-            f"in_chans and the first value of input_size to 3."
+            f"The network takes {channels} input channels, but images are loaded with "
+            f"{num_channels}. Set data.channels={channels}, or leave in_chans and input_size out."
         )
 
 
@@ -233,16 +274,16 @@ def _drop_state_dict(module: nn.Module) -> None:
     module.pretrained_cfg = module.default_cfg = cfg  # type: ignore[assignment]
 
 
-def _resolve_spec(module: nn.Module, image_size: int | None) -> PreprocessSpec:
+def _resolve_spec(module: nn.Module, num_channels: int, image_size: int | None) -> PreprocessSpec:
     data_config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
-    channels, height, width = data_config["input_size"]
-    _check_channels(channels)
-    spec = PreprocessSpec(
-        input_size=(3, height, width),
-        mean=tuple(float(value) for value in data_config["mean"]),
-        std=tuple(float(value) for value in data_config["std"]),
+    _, height, width = data_config["input_size"]
+    if image_size is not None:
+        height = width = image_size
+    return PreprocessSpec(
+        input_size=(num_channels, height, width),
+        mean=adapt_statistics(data_config["mean"], num_channels, key="mean"),
+        std=adapt_statistics(data_config["std"], num_channels, key="std"),
         interpolation=data_config["interpolation"],
         crop_pct=float(data_config["crop_pct"]),
         crop_mode=data_config["crop_mode"],
     )
-    return spec if image_size is None else replace(spec, input_size=(3, image_size, image_size))

@@ -29,10 +29,11 @@ class GoogLeNet(torchvision.models.GoogLeNet):  # type: ignore[misc] # torchvisi
     architecture_id = "finetune.models.zoo.GoogLeNet"
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.2) -> None:
-        _check_rgb(in_chans)
         super().__init__(
             num_classes=num_classes, aux_logits=False, init_weights=True, dropout=drop_rate
         )
+        if in_chans != 3:
+            self.conv1.conv = _replace_inputs(self.conv1.conv, in_chans)
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = 1024
 
@@ -87,8 +88,9 @@ class AlexNet(torchvision.models.AlexNet):  # type: ignore[misc]
     architecture_id = "finetune.models.zoo.AlexNet"
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> None:
-        _check_rgb(in_chans)
         super().__init__(num_classes=num_classes, dropout=drop_rate)
+        if in_chans != 3:
+            self.features[0] = _replace_inputs(self.features[0], in_chans)
         self.num_classes = num_classes
         self.num_features = 256
         self.head_hidden_size = 4096
@@ -131,9 +133,16 @@ class AlexNet(torchvision.models.AlexNet):  # type: ignore[misc]
             raise ValueError("alexnet has no activation checkpointing")
 
 
-def _check_rgb(in_chans: int) -> None:
-    if in_chans != 3:
-        raise ValueError(f"torchvision's weights take 3 input channels, not {in_chans}")
+def _replace_inputs(convolution: nn.Conv2d, in_chans: int) -> nn.Conv2d:
+    """Return a convolution with random weights for another number of input channels."""
+    return nn.Conv2d(
+        in_chans,
+        convolution.out_channels,
+        convolution.kernel_size,  # type: ignore[arg-type]
+        stride=convolution.stride,  # type: ignore[arg-type]
+        padding=convolution.padding,  # type: ignore[arg-type]
+        bias=convolution.bias is not None,
+    )
 
 
 def _drop_auxiliary_heads(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

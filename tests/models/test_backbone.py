@@ -313,11 +313,36 @@ def test_create_network_unknown_kwargs_raise_model_error() -> None:
         _load("random", kwargs={"wings": 2})
 
 
-def test_create_network_other_number_of_channels_raises_model_error() -> None:
-    with pytest.raises(ModelError, match=r"1 input channels.*RGB.*in_chans"):
+def test_create_network_other_channels_than_the_images_raises_model_error() -> None:
+    with pytest.raises(ModelError, match=r"1 input channels.*with 3.*data\.channels=1"):
         _load("random", kwargs={"in_chans": 1})
-    with pytest.raises(ModelError, match=r"4 input channels.*RGB.*input_size"):
+    with pytest.raises(ModelError, match=r"4 input channels.*with 3.*input_size"):
         _load("random", pretrained_cfg={"input_size": (4, 64, 64)})
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_create_network_adapts_the_first_convolution_as_timm_does(
+    channels: int, state: State, tmp_path: Path
+) -> None:
+    network = _load(_save(state, tmp_path / "w.pth"), num_channels=channels)
+
+    weight = network.module.state_dict()["conv1.0.weight"]
+    rgb = state["conv1.0.weight"]
+    expected = (
+        rgb.sum(1, keepdim=True)
+        if channels == 1
+        else torch.stack([rgb[:, i % 3] for i in range(channels)], 1) * 3 / channels
+    )
+    assert torch.allclose(weight, expected)
+    assert network.report.loaded_fraction == 1
+    mean = _load("random").spec.mean
+    assert network.spec.input_size[0] == len(network.spec.mean) == len(network.spec.std) == channels
+    assert network.spec.mean == pytest.approx(
+        [sum(mean) / 3] if channels == 1 else [mean[i % 3] for i in range(channels)]
+    )
+    assert network.model_args["in_chans"] == channels
+    rebuilt = timm.create_model(NAME, num_classes=3, **network.model_args)
+    rebuilt.load_state_dict(network.module.state_dict())
 
 
 def test_create_network_random_weights_depend_on_the_seed_only() -> None:

@@ -159,9 +159,11 @@ def test_drop_rate_sets_all_dropout_layers(name: str) -> None:
     assert set(drops) == {0.35}
 
 
-def test_in_chans_other_than_3_raises_value_error(name: str) -> None:
-    with pytest.raises(ValueError, match=r"3 input channels, not 1"):
-        timm.create_model(name, in_chans=1)
+def test_in_chans_replaces_the_inputs_of_the_first_convolution(name: str) -> None:
+    network = timm.create_model(name, num_classes=3, in_chans=4).eval()
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    assert first.in_channels == 4
+    assert network(torch.zeros(1, 4, 224, 224)).shape == (1, 3)
 
 
 def test_set_grad_checkpointing_raises_value_error(name: str, ours: nn.Module) -> None:

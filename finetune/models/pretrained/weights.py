@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune.errors import FinetuneError, ModelError
+from finetune.lookup import is_import_path
 from finetune.models.pretrained.hub import (
     HubWeights,
     check_cached_or_reachable,
@@ -53,6 +54,11 @@ def resolve_weights_source(weights: str, backbone: str) -> WeightsSource:
     """
     if weights == "random":
         return WeightsSource("random", False, {})
+    if weights == "hub" and is_import_path(backbone):
+        raise ModelError(
+            f"--weights hub cannot apply to '{backbone}': a network of your own has no weights on "
+            f"the hub. Pass --weights random or a local file."
+        )
     if weights == "hub":
         hub = find_hub_weights(backbone)
         cached_file = None if hub is None else check_cached_or_reachable(hub, backbone)
@@ -83,7 +89,8 @@ def _read_timm_folder(path: Path, backbone: str) -> tuple[Path, dict[str, Any]]:
             f"{path} is not a timm folder: config.json is missing or damaged. Pass a folder "
             f"written by timm or `finetune export`, or a weights file."
         ) from error
-    if architecture != backbone.partition(".")[0]:
+    own = backbone if is_import_path(backbone) else backbone.partition(".")[0]
+    if architecture != own:
         raise ModelError(
             f"{path} contains weights of '{architecture}', but the backbone is '{backbone}'. "
             f"Pass --backbone {architecture}."

@@ -1,6 +1,6 @@
 """The ``demo`` command: digits of scikit-learn, or a transfer experiment on own images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ from finetune.units import format_duration, format_percent
 if TYPE_CHECKING:
     from finetune.cli.render.console import ConsoleReporter
 
+_NUM_DIGITS = 5
 _DEFAULT_SIZES = "10,30,100"
 _DEFAULT_BACKBONE = "resnet10t"
 _TRANSFER_OPTIONS = ("--transfer", "--backbone", "--images-per-class", "KEY=VALUE")
@@ -80,25 +81,53 @@ def demo(
 
 
 def _show_demo(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
+    from finetune.commands.demo.demo import METHODS
+
     run_dir, folder = tree["run_dir"], tree["folder"]
+    test_dir = Path(f"{folder}/data/digits-5-9/test")
     reporter.note("\nTest metrics on the digits 5 to 9 (same training images):")
     reporter.print_pairs(
         {
-            f"  {name}": f"accuracy {format_percent(metrics['accuracy'])}, "
-            f"macro F1 {format_percent(metrics['macro_f1'])}"
-            for name, metrics in tree["metrics"].items()
+            f"  {name}": f"accuracy {format_percent(tree['metrics'][key]['accuracy'])}, "
+            f"macro F1 {format_percent(tree['metrics'][key]['macro_f1'])}"
+            for key, name in METHODS.items()
         }
     )
-    reporter.note(f"\nRun folder: {run_dir} (total {format_duration(tree['seconds'])})")
-    test_dir = f"{folder}/data/digits-5-9/test"
+    _show_corrected_digits(reporter, tree["examples"], test_dir)
+    reporter.note(f"\nPicture of test images with their predictions: {tree['picture']}")
+    reporter.note(f"Run folder: {run_dir} (total {format_duration(tree['seconds'])})")
     reporter.print_commands(
         "Next:",
         [
             ["finetune", "evaluate", run_dir],
-            ["finetune", "predict", run_dir, test_dir, "--output", "predictions.csv"],
+            ["finetune", "predict", run_dir, str(test_dir), "--output", "predictions.csv"],
             ["finetune", "fit", "YOUR_PHOTOS/"],
         ],
     )
+
+
+def _show_corrected_digits(
+    reporter: "ConsoleReporter", examples: Sequence[Mapping[str, Any]], test_dir: Path
+) -> None:
+    """Print some digits that only the fine-tuned network recognizes, on a console with Unicode."""
+    corrected = [
+        example
+        for example in examples
+        if example["predicted"]["finetuned"]
+        == example["label"]
+        != example["predicted"]["from_scratch"]
+    ]
+    by_class = {example["label"]: example for example in reversed(corrected)}
+    shown = [by_class[label] for label in sorted(by_class)][:_NUM_DIGITS]
+    if not shown or not reporter.console.encoding.startswith("utf"):
+        return
+    from finetune.cli.render.digit_text import draw_digits
+
+    reporter.note("\nWrong from scratch, right after fine-tuning:")
+    for line in draw_digits([test_dir / example["path"] for example in shown]):
+        reporter.note(line.rstrip())
+    captions = (f"{e['predicted']['from_scratch']} -> {e['label']}" for e in shown)
+    reporter.note("".join(f"{caption:<16}" for caption in captions).rstrip())
 
 
 def _run_transfer(

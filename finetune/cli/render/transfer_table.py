@@ -25,7 +25,7 @@ def show_transfer(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
         for row in rows
     }
     table = Table(box=None, padding=(0, 2), header_style="bold")
-    table.add_column("images per class", justify="right")
+    table.add_column("images per class", justify="right", no_wrap=True)
     for method in methods:
         table.add_column(method, justify="right", no_wrap=True)
     for size in sorted({size for size, _ in cells}):

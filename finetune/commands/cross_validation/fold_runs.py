@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.audit.report import format_audit_json, format_findings_csv
-from finetune.builders import build_training
+from finetune.builders import Training, build_training
 from finetune.commands.fit.prepare import load_run_data, prepare_run
 from finetune.commands.fit.resume import build_resume_config, is_complete
 from finetune.commands.prepare_data import resolve_data_path
@@ -62,6 +62,11 @@ class CrossValidation:
         """Images that the folds divide, in manifest order."""
         return self.manifest.get_samples(Split.TRAIN)
 
+    @property
+    def fold_runs(self) -> list[RunFolder]:
+        """Run folders of all folds, which may not exist yet."""
+        return [self.get_fold_run(fold) for fold in range(1, self.num_folds + 1)]
+
     def get_fold_run(self, fold: int) -> RunFolder:
         """Return the run folder of a fold, which may not exist yet."""
         return RunFolder(self.run.folds_dir / str(fold))
@@ -83,15 +88,18 @@ class CrossValidation:
         changes = {key.replace("__", "."): value for key, value in values.items()}
         return replace_values(self.config, {**common, **changes})
 
-    def create_part(self, run: RunFolder, config: Config, manifest: Manifest) -> RunFolder:
+    def create_part(self, run: RunFolder, config: Config, manifest: Manifest) -> Training:
         """Create the folder of a run in this one, with the audit of all images.
+
+        Returns:
+            The objects of the run, as a resumed run has them.
 
         Raises:
             ConfigError: A setting cannot apply to these images.
             StorageError: The disk is full or not writable.
         """
         training = build_training(config, manifest, is_resumed=True)
-        return run_folder.create(
+        run_folder.create(
             run.path,
             config=dump_config(training.config),
             manifest=format_manifest(training.manifest),
@@ -99,6 +107,7 @@ class CrossValidation:
             audit_json=_read(self.run.audit_json_path),
             audit_csv=_read(self.run.audit_csv_path),
         )
+        return training
 
     def build_fold_resume_config(self, fold: int, changes: dict[str, Any]) -> Config:
         """Return the config of a fold that is resumed.
@@ -123,6 +132,11 @@ class CrossValidation:
         return run_folder.is_run(run.path) and is_complete(
             run, self.build_fold_resume_config(fold, {})
         )
+
+
+def is_cross_validation(run: RunFolder) -> bool:
+    """Return whether a run folder holds a cross-validation, and not one run."""
+    return run.folds_csv_path.is_file()
 
 
 def prepare_cross_validation(

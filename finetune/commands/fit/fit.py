@@ -5,6 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.commands.cross_validation.cross_validate import (
+    cross_validate,
+    plan_cross_validation,
+    plan_resumed_folds,
+    resume_cross_validation,
+)
+from finetune.commands.cross_validation.fold_runs import is_cross_validation
 from finetune.commands.fit.prepare import prepare_run
 from finetune.commands.fit.process_group import open_rendezvous
 from finetune.commands.fit.resume import (
@@ -41,6 +48,8 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
         KeyboardInterrupt: The process was asked to stop; the run can be resumed.
     """
     reporter = reporter or Reporter()
+    if config.cross_validation.num_folds is not None:
+        return cross_validate(config, reporter)
     start = time.monotonic()
     with signals.allow_interrupts(), open_rendezvous(config.trainer, reporter) as rendezvous:
         if rendezvous is not None:
@@ -56,7 +65,10 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
 
 def plan_fit(config: Config, *, reporter: Reporter | None = None) -> dict[str, Any]:
     """Return the plan of a run and show it; only caches of the audit are written."""
-    _, plan, _ = prepare_run(config, reporter or Reporter())
+    reporter = reporter or Reporter()
+    if config.cross_validation.num_folds is not None:
+        return plan_cross_validation(config, reporter)
+    _, plan, _ = prepare_run(config, reporter)
     return plan
 
 
@@ -84,6 +96,8 @@ def resume(
     start = time.monotonic()
     run = run_folder.open_existing(Path(path))
     config = build_resume_config(run, assignments=assignments, flags=flags)
+    if is_cross_validation(run):
+        return resume_cross_validation(run, config, reporter)
     with signals.allow_interrupts(), open_rendezvous(config.trainer, reporter) as rendezvous:
         if rendezvous is not None and rendezvous.launch.rank > 0:
             return join_run(rendezvous, start)
@@ -99,8 +113,11 @@ def plan_resume(
 ) -> dict[str, Any]:
     """Return the plan of ``resume`` and show it; nothing is written."""
     run = run_folder.open_existing(path)
+    reporter = reporter or Reporter()
     config = build_resume_config(run, assignments=assignments, flags=flags)
-    _, plan = prepare_resume(run, config, reporter or Reporter())
+    if is_cross_validation(run):
+        return plan_resumed_folds(run, config, reporter)
+    _, plan = prepare_resume(run, config, reporter)
     return plan
 
 

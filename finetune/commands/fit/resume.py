@@ -48,6 +48,8 @@ OVERRIDABLE_KEYS = (
     "data.num_workers",
     "tracking.",
     "checkpoint.",
+    "cross_validation.final",
+    "cross_validation.fold",
     "resume",
 )
 """Keys, and sections ending in a dot, that may change in a resumed run; others define the run."""
@@ -245,7 +247,8 @@ def _check_changes(stored: Config, config: Config, *, has_started: bool) -> None
     sections = tuple(key for key in OVERRIDABLE_KEYS if key.endswith("."))
     keys = OVERRIDABLE_KEYS if has_started else (*OVERRIDABLE_KEYS, *START_KEYS)
     for key, (before, after) in diff_configs(stored, config).items():
-        if key not in keys and not key.startswith(sections):
+        is_part = key == "cross_validation.fold" and before is not None
+        if is_part or (key not in keys and not key.startswith(sections)):
             raise ConfigError(
                 f"{key} is {before!r} in the run and cannot become {after!r} in a resumed run. "
                 f"Leave it out, or start a new run without --resume."

@@ -1,0 +1,102 @@
+"""Model of a cross-validation, with its bundle: the ensemble of the folds, or a network of its own.
+
+The members of an ensemble keep their temperatures, which their folds have fitted. A temperature of
+the ensemble would need images that no member has trained on; there are none but test images.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from finetune.audit.leakage import find_rows_without_leaks
+from finetune.bundle.bundle import ModelBundle, combine_models, load_model, save_bundle
+from finetune.bundle.ensemble import save_ensemble
+from finetune.commands.cross_validation.fold_runs import CrossValidation
+from finetune.commands.fit.finalize import WITHOUT_LEAKS_SUFFIX
+from finetune.commands.target_prior import prior_to_json
+from finetune.inference.predictor import Predictor
+from finetune.inference.scoring import details_to_json, evaluate_logits, metrics_to_json
+from finetune.types import Reporter, Split
+
+OUT_OF_FOLD = "out_of_fold"
+"""Name of the images that folds hold out, in place of a split."""
+
+_EVAL_BATCH_SIZE = 32
+
+
+def write_final_model(
+    cross_validation: CrossValidation,
+    summary: Mapping[str, Any],
+    reporter: Reporter,
+    *,
+    refitted: ModelBundle | None = None,
+) -> dict[str, Any]:
+    """Write the bundle of a cross-validation, and return the facts on its card.
+
+    Its metrics are those of its folds on the images that they hold out, and its own on test images.
+
+    Args:
+        cross_validation: Complete folds.
+        summary: Summary of the folds.
+        reporter: Receiver of progress.
+        refitted: Network that was trained on all images; None writes the ensemble of the folds.
+
+    Raises:
+        StorageError: The disk is full, read-only or fails.
+    """
+    folder = cross_validation.run.bundle_dir
+    runs = cross_validation.fold_runs
+    model = refitted or combine_models([load_model(run.path) for run in runs], source=folder)
+    prior = prior_to_json(model.card, requested=None)
+    pooled = dict(summary[OUT_OF_FOLD])
+    metrics = {OUT_OF_FOLD: pooled.pop("metrics")}
+    evaluations = {OUT_OF_FOLD: {"prior": prior, **pooled}}
+    for name, rows in _select_test_rows(cross_validation).items():
+        tested = _evaluate(model, cross_validation, rows, reporter)
+        metrics[name] = metrics_to_json(tested)
+        evaluations[name] = {"prior": prior, **details_to_json(tested)}
+    facts = {
+        "metrics": metrics,
+        "evaluations": evaluations,
+        "cross_validation": {
+            key: summary[key] for key in ("num_folds", "num_images", "method", "metrics", "final")
+        },
+    }
+    if refitted is None:
+        save_ensemble(model.members, folder, facts=facts)
+    else:
+        card = replace(model.card, facts={**model.card.facts, **facts})
+        save_bundle(model.network, card, folder)
+    return dict(load_model(folder).card.facts)
+
+
+def _select_test_rows(cross_validation: CrossValidation) -> dict[str, list[int]]:
+    """Return the rows of the test images to evaluate, by name; without leaked ones, too."""
+    manifest = cross_validation.manifest
+    samples = manifest.get_samples(Split.TEST)
+    if not samples:
+        return {}
+    clean = find_rows_without_leaks(manifest, manifest.resolve_paths(samples))
+    name = Split.TEST.value
+    rows = {name: list(range(len(samples)))}
+    return rows if clean is None else {**rows, f"{name}{WITHOUT_LEAKS_SUFFIX}": clean}
+
+
+def _evaluate(
+    model: ModelBundle, cross_validation: CrossValidation, rows: list[int], reporter: Reporter
+) -> Any:
+    """Return the evaluation of the model on some test images."""
+    manifest, config = cross_validation.manifest, cross_validation.config
+    tested = manifest.get_samples(Split.TEST)
+    samples = [tested[row] for row in rows]
+    predictor = Predictor(
+        model,
+        device=config.trainer.accelerator,
+        batch_size=_EVAL_BATCH_SIZE,
+        num_workers=int(config.data.num_workers),
+        options=config.data.read_options,
+    )
+    reporter.start("evaluating on test", len(samples))
+    logits = predictor.predict_logits(manifest.resolve_paths(samples), on_batch=reporter.advance)
+    reporter.finish()
+    return evaluate_logits(predictor, logits, manifest.encode_labels(samples))

@@ -1,0 +1,121 @@
+"""Summary of a cross-validation: metrics of its folds with their intervals, as JSON values."""
+
+import json
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from finetune.bundle.checkpoint_file import load_checkpoint_file
+from finetune.bundle.model_card import read_card_json
+from finetune.commands.cross_validation.fold_runs import CrossValidation
+from finetune.commands.cross_validation.out_of_fold import OutOfFold
+from finetune.commands.measurement.interpolation import INTERPOLATION_KEY
+from finetune.commands.measurement.measured import read_measured
+from finetune.commands.stored_run import read_stored_config
+from finetune.evaluation.fold_statistics import METHOD, compute_fold_statistics
+from finetune.inference.scoring import details_to_json, metrics_to_json
+from finetune.training.loggers.metrics_csv import MetricsCsv
+from finetune.types import Reporter, Split
+
+VERSION = 1
+"""Version of ``cross_validation.json``."""
+
+
+def summarise_folds(
+    cross_validation: CrossValidation, out_of_fold: OutOfFold, *, num_label_errors: int
+) -> dict[str, Any]:
+    """Return the summary of a cross-validation whose folds are complete.
+
+    Args:
+        cross_validation: Images and folds.
+        out_of_fold: Predictions of the images that folds hold out.
+        num_label_errors: Number of images whose labels are probably wrong.
+
+    Raises:
+        RunFolderError: The bundle of a fold is damaged.
+    """
+    folds = [
+        _describe_fold(cross_validation, fold) for fold in range(1, cross_validation.num_folds + 1)
+    ]
+    fraction = fmean(fold["num_val"] for fold in folds) / fmean(fold["num_train"] for fold in folds)
+    pooled = out_of_fold.evaluate(cross_validation.manifest.count_per_class(Split.TRAIN))
+    return {
+        "version": VERSION,
+        "num_folds": cross_validation.num_folds,
+        "num_images": len(cross_validation.folds),
+        "method": METHOD,
+        "metrics": _compute_statistics([fold["metrics"]["val"] for fold in folds], fraction),
+        "test_metrics": _compute_statistics(
+            [fold["metrics"]["test"] for fold in folds if "test" in fold["metrics"]], fraction
+        ),
+        "out_of_fold": {"metrics": metrics_to_json(pooled), **details_to_json(pooled)},
+        "num_label_errors": num_label_errors,
+        "folds": folds,
+    }
+
+
+def format_summary(summary: Mapping[str, Any]) -> str:
+    """Return the text of ``cross_validation.json``."""
+    return json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+
+
+def _describe_fold(cross_validation: CrossValidation, fold: int) -> dict[str, Any]:
+    """Return the metrics of a fold, and what it has measured and kept."""
+    run = cross_validation.get_fold_run(fold)
+    card = read_card_json(run.bundle_dir)
+    facts = card["facts"]
+    num_val = int((cross_validation.folds == fold).sum())
+    calibration = facts.get("calibration")
+    adjustment = facts.get("prior_adjustment")
+    return {
+        "fold": fold,
+        "run_dir": str(run.path.relative_to(cross_validation.run.path)),
+        "num_train": len(cross_validation.folds) - num_val,
+        "num_val": num_val,
+        "metrics": facts["metrics"],
+        "measured": {key: entry["value"] for key, entry in read_measured(run).items()},
+        "kept": describe_kept(cross_validation, fold),
+        "temperature": card.get("temperature", 1.0),
+        "is_calibrated": calibration is not None,
+        "prior_strength": None if adjustment is None else adjustment["strength"],
+        "early_stop": facts.get("early_stop"),
+    }
+
+
+def describe_kept(cross_validation: CrossValidation, fold: int) -> dict[str, Any]:
+    """Return which weights of a fold are its best model.
+
+    Returns:
+        "position" on the line from the linear probe at 0 to the last epoch at 1, or None where an
+        earlier epoch is better, or weights are not interpolated; and "epoch", from 1, or 0 for the
+        probe, whose weights were kept or are at the end of the line.
+    """
+    run = cross_validation.get_fold_run(fold)
+    interpolation = load_checkpoint_file(run.best_checkpoint_path).get(INTERPOLATION_KEY)
+    rows = MetricsCsv(run.metrics_path, reporter=Reporter())
+    epochs = rows.get_rows(after=-1, up_to=rows.num_epochs)
+    if interpolation is not None and interpolation["fraction"] is not None:
+        return {"position": interpolation["fraction"], "epoch": rows.num_epochs}
+    metric = read_stored_config(run).checkpoint.monitor
+    sign = 1 if metric.endswith("loss") else -1
+    best = min(epochs, key=lambda row: sign * row[f"val/{metric}"])
+    return {"position": None, "epoch": int(best["epoch"])}
+
+
+def _compute_statistics(
+    metrics: Sequence[Mapping[str, float | None]], test_fraction: float
+) -> dict[str, Any] | None:
+    """Return the statistics of each metric over folds, by name; None without folds."""
+    if not metrics:
+        return None
+    statistics = {
+        name: compute_fold_statistics(
+            [fold.get(name) for fold in metrics],
+            test_fraction=test_fraction,
+            bounds=(0.0, float(np.inf) if name.endswith("loss") else 1.0),
+        )
+        for name in metrics[0]
+    }
+    return {name: entry.to_json() for name, entry in statistics.items() if entry is not None}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from finetune.losses.binary import asymmetric, bce, compute_positive_weights
 from finetune.losses.class_weights import (
     CLASS_WEIGHTS,
     compute_balanced_class_weights,
@@ -31,15 +32,24 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "focal": focal,
     "logit_adjusted": logit_adjusted,
     "ldam": ldam,
+    "bce": bce,
+    "asymmetric": asymmetric,
 }
 """Losses by name, called with ``logits, target``, and with ``class_counts_K``, ``class_weights_K``
 and ``label_smoothing`` if they take them."""
 
+MULTI_LABEL_LOSSES = ("bce", "asymmetric")
+"""Losses of images with any number of labels, which take targets of shape (B, K)."""
+
 __all__ = [
     "CLASS_WEIGHTS",
     "LOSSES",
+    "MULTI_LABEL_LOSSES",
+    "asymmetric",
+    "bce",
     "compute_balanced_class_weights",
     "compute_effective_number_class_weights",
+    "compute_positive_weights",
     "compute_prior_offset",
     "cross_entropy",
     "focal",

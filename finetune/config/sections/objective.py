@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 from finetune.config.section import Auto, Section, build_name_validator
 
 # Names in the tables of higher layers; a contract test compares them.
-LOSS_NAMES = ("cross_entropy", "focal", "logit_adjusted", "ldam")
+LOSS_NAMES = ("cross_entropy", "focal", "logit_adjusted", "ldam", "bce", "asymmetric")
 
 
 class LossConfig(Section):
@@ -15,12 +15,14 @@ class LossConfig(Section):
 
     name: Annotated[str, AfterValidator(build_name_validator(("auto", *LOSS_NAMES)))] = Field(
         "auto",
-        description="cross_entropy, focal, logit_adjusted, ldam or package.module:function; "
-        "auto: by imbalance.strategy",
+        description="cross_entropy, focal, logit_adjusted, ldam or package.module:function; of "
+        "multi-label images bce or asymmetric (Ridnik et al. 2021); auto: by imbalance.strategy, "
+        "bce for multi-label images",
     )
     params: dict[str, Any] = Field(
         default_factory=dict,
-        description="focal: gamma; logit_adjusted: tau; ldam: max_margin, scale",
+        description="focal: gamma; logit_adjusted: tau; ldam: max_margin, scale; asymmetric: "
+        "gamma_neg, gamma_pos, clip",
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
         "auto",

@@ -2,17 +2,20 @@
 
 ``config.json`` and ``model.safetensors`` are timm's own format, so that
 ``timm.create_model("local-dir:FOLDER", pretrained=True)`` returns the same network;
-``finetune.json`` holds the model card, which timm's format has no field for.
+``finetune.json`` holds the model card, which timm's format has no field for. The bundle of an
+ensemble, see ``finetune.bundle.ensemble``, has such a folder for each of its members.
 """
 
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,6 +23,12 @@ from timm.models import save_for_hf
 from torch import nn
 
 from finetune.bundle.checkpoint_file import AVERAGE_KEY, NETWORK_PREFIX, load_checkpoint_file
+from finetune.bundle.ensemble_card import (
+    combine_cards,
+    is_ensemble,
+    normalize_weights,
+    parse_ensemble,
+)
 from finetune.bundle.model_card import (
     CARD_KEY,
     ModelCard,
@@ -27,8 +36,8 @@ from finetune.bundle.model_card import (
     read_card_json,
     render_readme,
 )
-from finetune.bundle.stored_network import build_stored_network
 from finetune.errors import ModelError, RunFolderError
+from finetune.models import torchvision_models
 from finetune.system.files import write_folder_atomically
 
 _PACKAGES = {
@@ -41,20 +50,28 @@ _PACKAGES = {
 }
 """Key in ``finetune.json`` to the name of the distribution."""
 
+torchvision_models.register()
+
 
 @dataclass(frozen=True, slots=True)
 class ModelBundle:
-    """Network in eval mode with its model card.
+    """Network in eval mode with its model card, or an ensemble of such models.
 
     Attributes:
-        network: Network that maps normalised images (B, 3, H, W) to logits (B, K).
+        network: Network that maps normalised images (B, 3, H, W) to logits (B, K). That of an
+            ensemble only holds the networks of its members.
         card: Classes, preprocessing and origin of the model.
         source: Path that the model was loaded from.
+        members: Models whose mean an ensemble is, each with its own card; empty for one network.
+            Their classes may be in another order than those of the ensemble.
+        weights: Weight of each member; they sum to 1.
     """
 
     network: nn.Module
     card: ModelCard
     source: Path
+    members: tuple["ModelBundle", ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 def save_bundle(network: nn.Module, card: ModelCard, folder: Path) -> None:
@@ -87,17 +104,52 @@ def save_bundle(network: nn.Module, card: ModelCard, folder: Path) -> None:
         tree = {
             **card.to_json(),
             "sha256": _compute_sha256(temporary / "model.safetensors"),
-            "versions": {"python": platform.python_version(), **_collect_versions()},
+            "versions": {"python": platform.python_version(), **collect_versions()},
         }
         text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
         (temporary / "finetune.json").write_text(text, encoding="utf-8")
         (temporary / "README.md").write_text(render_readme(card), encoding="utf-8")
 
 
+def combine_models(
+    models: Sequence[ModelBundle],
+    *,
+    weights: Sequence[float] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    source: Path | None = None,
+) -> ModelBundle:
+    """Return the weighted mean of the probabilities of several models as one model.
+
+    Its classes are in the order of the first model. The members of an ensemble take its place.
+
+    Args:
+        models: Models of the same classes.
+        weights: Weight of each model; None weights all alike. They are divided by their sum.
+        facts: Facts on the card besides those that follow from the members, such as metrics.
+        source: Path of the result; None for that of the first model.
+
+    Raises:
+        ModelError: The models do not have the same classes.
+        ValueError: The weights are invalid.
+    """
+    pairs = [
+        (member, weight * share)
+        for model, weight in zip(models, normalize_weights(weights, len(models)), strict=True)
+        for member, share in zip(model.members or (model,), model.weights or (1.0,), strict=True)
+    ]
+    members = tuple(member for member, _ in pairs)
+    shares = normalize_weights([share for _, share in pairs], len(pairs))
+    names = [str(member.source) for member in members]
+    card = combine_cards([m.card for m in members], shares, names=names, facts=facts)
+    network = nn.ModuleList([member.network for member in members])
+    return ModelBundle(network, card, source or models[0].source, members, shares)
+
+
 def load_model(path: Path) -> ModelBundle:
     """Return the model of a run folder, a bundle folder or a checkpoint.
 
-    A run folder yields its bundle, or its best checkpoint while it is still training.
+    A run folder yields its bundle, which may be an ensemble, or its best checkpoint while it is
+    still training.
 
     Raises:
         RunFolderError: There is no model, or it is damaged.
@@ -123,14 +175,17 @@ def load_model(path: Path) -> ModelBundle:
 def _load_bundle(folder: Path) -> ModelBundle:
     tree = read_card_json(folder)
     try:
+        if is_ensemble(tree):
+            return _load_ensemble(folder, tree)
         card = ModelCard.from_json(tree)
         weights = folder / "model.safetensors"
         if _compute_sha256(weights) != tree["sha256"]:
             raise ValueError("SHA-256 of model.safetensors differs from finetune.json")
         state = load_file(weights)
-        return ModelBundle(build_stored_network(card, state, folder), card, folder)
+        return ModelBundle(_build_network(card, state), card, folder)
     except (ModelError, RunFolderError) as error:
-        raise type(error)(f"{folder}: {error}") from error
+        is_member = str(error).startswith(str(folder))
+        raise type(error)(str(error) if is_member else f"{folder}: {error}") from error
     except (
         OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError
     ) as error:  # fmt: skip
@@ -138,6 +193,12 @@ def _load_bundle(folder: Path) -> ModelBundle:
             f"The bundle {folder} is damaged ({_summarize_error(error)}). Export it again from the "
             f"run's checkpoints/best.ckpt."
         ) from error
+
+
+def _load_ensemble(folder: Path, tree: Mapping[str, Any]) -> ModelBundle:
+    folders, weights, facts = parse_ensemble(tree)
+    members = [_load_bundle(folder / member) for member in folders]
+    return combine_models(members, weights=weights, facts=facts, source=folder)
 
 
 def _load_checkpoint(file: Path) -> ModelBundle:
@@ -149,7 +210,7 @@ def _load_checkpoint(file: Path) -> ModelBundle:
             name.removeprefix(NETWORK_PREFIX): averaged.get(name, value)
             for name, value in checkpoint["state_dict"].items()
         }
-        return ModelBundle(build_stored_network(card, state, file.parent), card, file)
+        return ModelBundle(_build_network(card, state), card, file)
     except (ModelError, RunFolderError) as error:
         raise type(error)(f"{file}: {error}") from error
     except Exception as error:
@@ -158,6 +219,18 @@ def _load_checkpoint(file: Path) -> ModelBundle:
             f"({_summarize_error(error)}). Pass a run folder, a bundle folder or a .ckpt file of a "
             f"run."
         ) from error
+
+
+def _build_network(card: ModelCard, state: Mapping[str, torch.Tensor]) -> nn.Module:
+    if not timm.is_model(card.backbone.partition(".")[0]):
+        raise ModelError(
+            f"Backbone '{card.backbone}' is unknown to timm {timm.__version__}. Upgrade timm."
+        )
+    network: nn.Module = timm.create_model(
+        card.backbone, num_classes=len(card.classes), **card.model_args
+    )
+    network.load_state_dict(state)
+    return network.eval()
 
 
 def _summarize_error(error: Exception) -> str:
@@ -171,5 +244,6 @@ def _compute_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _collect_versions() -> dict[str, str]:
+def collect_versions() -> dict[str, str]:
+    """Return the versions of finetune and of the libraries that a model depends on."""
     return {key: version(distribution) for key, distribution in _PACKAGES.items()}

@@ -30,8 +30,9 @@ from finetune.data.images.validate import filter_readable
 from finetune.data.layouts.split_names import SplitSetting
 from finetune.data.manifest import Manifest, check_labels
 from finetune.errors import ConfigError, DataError
-from finetune.inference.predictor import Predictor, check_tta
+from finetune.inference.predictor import Predictor
 from finetune.inference.scoring import details_to_json, evaluate_logits, metrics_to_json
+from finetune.inference.tta import check_tta
 from finetune.system.hardware import prepare_accelerator
 from finetune.system.host import count_available_cores
 from finetune.types import (

@@ -13,7 +13,8 @@ from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.images.validate import check_files
 from finetune.data.scan import list_images
 from finetune.errors import DataError, RunFolderError
-from finetune.inference.predictor import Predictor, check_tta
+from finetune.inference.predictor import Predictor
+from finetune.inference.tta import check_tta
 from finetune.system.files import write_text
 from finetune.system.hardware import prepare_accelerator
 from finetune.types import Prediction, ReadOptions, RejectedFile, Reporter, StrPath

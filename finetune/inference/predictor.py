@@ -1,41 +1,72 @@
 """Class probabilities of image files, with the preprocessing of the model's card."""
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from finetune.bundle.bundle import ModelBundle
+from finetune.bundle.ensemble_card import get_class_order
 from finetune.bundle.model_card import ModelCard
 from finetune.data.dataset import (
+    Batch,
     ImageDataset,
     ReadableDataset,
     create_loader,
     translate_worker_errors,
 )
 from finetune.data.images.source import FileSource
-from finetune.data.transforms.eval_transform import EvalTransform, FlipPairTransform, Transform
-from finetune.errors import ConfigError
+from finetune.data.transforms.view_stack import ViewStack, build_view_stack
+from finetune.inference.input_checks import check_views
+from finetune.inference.tta import parse_tta
 from finetune.models.classifier import normalise
-from finetune.types import DEFAULT_READ_OPTIONS, Prediction, ReadOptions
+from finetune.types import DEFAULT_READ_OPTIONS, PixelRange, Prediction, ReadOptions, Tta
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """Network whose probabilities are averaged, and its part of the views and logits.
+
+    Attributes:
+        network: Network on the device.
+        card: Its card.
+        weight: Weight of its probabilities.
+        logits: Its columns V in the logits (N, V, K).
+        views: Views that it sees, as indices of the boxes of its view stack.
+        order: Index of each class of the ensemble in its own order; None for the same order.
+        shift: Adjustment of its calibrated logits in the order of the ensemble, shape (K,).
+    """
+
+    network: nn.Module
+    card: ModelCard
+    weight: float
+    logits: range
+    views: range
+    order: Tensor | None
+    shift: Tensor | None
 
 
 class Predictor:
     """Predictor of image files in float32.
 
+    The members of an ensemble see the same views, as far as their preprocessing is the same, and
+    each file is decoded once, unless their cards read images of more than 8 bits differently.
+
     Args:
-        bundle: Model with its card.
+        bundle: Model with its card, or an ensemble.
         device: Device, such as "cpu" or "cuda"; None for a GPU if there is one.
         batch_size: Images per batch.
         num_workers: Number of worker processes; 0 reads in this process.
         options: How image files are read; their range of values is that of the card.
-        tta: Whether to average the probabilities of each image and its horizontal flip (test-time
-            augmentation). Both pass through the network in turn, so that no more memory is used.
+        tta: Test-time augmentation: views of each image whose probabilities are averaged; True is
+            "hflip". They pass through the network in turn, so that no more memory is used there.
 
     Raises:
-        ConfigError: ``tta`` is set, but the model was not trained on flipped images.
+        ConfigError: The model was not trained on flipped images that ``tta`` needs, or does not
+            accept images of other sizes.
     """
 
     def __init__(
@@ -46,22 +77,37 @@ class Predictor:
         batch_size: int = 32,
         num_workers: int = 0,
         options: ReadOptions = DEFAULT_READ_OPTIONS,
-        tta: bool = False,
+        tta: Tta | str | bool = Tta.NONE,
     ) -> None:
-        if tta:
-            check_tta(bundle.card)
+        self.tta = parse_tta(tta)
+        check_views(bundle, self.tta)
         name = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.device = torch.device(name)
         self.card = bundle.card
         self.network = bundle.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.eval()
-        single = EvalTransform(bundle.card.spec)
-        self.transform: Transform = FlipPairTransform(single) if tta else single
-        self.num_views = 2 if tta else 1
-        self._logit_shift = None if bundle.card.shift is None else torch.tensor(bundle.card.shift)
+        models = bundle.members or (bundle,)
+        self._stacks: dict[PixelRange | None, ViewStack] = {}
+        views: dict[int, range] = {}
+        for pixel_range in dict.fromkeys(model.card.pixel_range for model in models):
+            rows = [r for r, m in enumerate(models) if m.card.pixel_range == pixel_range]
+            specs = [models[row].card.spec for row in rows]
+            self._stacks[pixel_range], ranges = build_view_stack(specs, self.tta)
+            views.update(zip(rows, ranges, strict=True))
+        self._members: list[_Member] = []
+        for row, (model, weight) in enumerate(zip(models, bundle.weights or (1.0,), strict=True)):
+            member = _build_member(
+                model, weight, views[row], first=self.num_views, classes=bundle.card.classes
+            )
+            self._members.append(member)
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.options = replace(options, pixel_range=bundle.card.pixel_range)
+        self.options = options
+
+    @property
+    def num_views(self) -> int:
+        """Number V of the logits of an image: one for each view and member."""
+        return sum(len(member.logits) for member in self._members)
 
     def predict_logits(
         self,
@@ -72,7 +118,8 @@ class Predictor:
     ) -> Tensor:
         """Return the uncalibrated logits, float32, shape (N, V, K), in the order of ``paths``.
 
-        V is the number of views of an image: 1, or 2 with ``tta``.
+        V is the number of views of an image, such as 1 or, with ``tta="hflip"``, 2; those of the
+        members of an ensemble follow each other.
 
         Args:
             paths: Image files, shape (N,).
@@ -90,13 +137,18 @@ class Predictor:
     def compute_probabilities(self, logits: Tensor) -> Tensor:
         """Return class probabilities, shape (N, K), for logits, shape (N, V, K): the mean of views.
 
-        The logits of each view are first calibrated and then adjusted to the card's target prior
-        (Alexandari et al. 2020, https://arxiv.org/abs/1901.06852).
+        The logits of each view are first calibrated and then adjusted to the target prior of its
+        member's card (Alexandari et al. 2020, https://arxiv.org/abs/1901.06852). Members count by
+        their weights, and the views of a member alike.
         """
-        scaled = logits / self.card.temperature
-        if self._logit_shift is not None:
-            scaled = scaled + self._logit_shift
-        return scaled.softmax(dim=2).mean(dim=1)
+        if len(self._members) == 1:
+            return _scale(logits, self._members[0]).softmax(dim=2).mean(dim=1)
+        columns = [slice(m.logits.start, m.logits.stop) for m in self._members]
+        means = [
+            member.weight * _scale(logits[:, column], member).softmax(dim=2).mean(dim=1)
+            for member, column in zip(self._members, columns, strict=True)
+        ]
+        return torch.stack(means).sum(dim=0)
 
     def predict_proba(
         self, paths: Sequence[Path], *, on_batch: Callable[[int], None] | None = None
@@ -147,49 +199,78 @@ class Predictor:
         unreadable: MutableMapping[int, str] | None,
     ) -> Iterator[tuple[Tensor, list[int]]]:
         """Yield the logits of each batch, shape (B, V, K), and its rows."""
-        source = FileSource(paths, options=self.options)
-        dataset_type = ImageDataset if unreadable is None else ReadableDataset
-        dataset = dataset_type(source, None, self.transform)
-        loader = create_loader(
-            dataset,
+        loaders = [
+            self._create_loader(paths, pixel_range, stack, skips_unreadable=unreadable is not None)
+            for pixel_range, stack in self._stacks.items()
+        ]
+        with translate_worker_errors():
+            for batches in zip(*loaders, strict=True):
+                if unreadable is not None:
+                    for batch in batches:
+                        unreadable.update(batch.get("reasons", {}))
+                images = {
+                    pixel_range: [
+                        batch["image"][:, top : top + height, :width]
+                        for top, height, width in stack.boxes
+                    ]
+                    for batch, (pixel_range, stack) in zip(
+                        batches, self._stacks.items(), strict=True
+                    )
+                }
+                logits = [
+                    self._compute_logits(images[member.card.pixel_range][view], member)
+                    for member in self._members
+                    for view in member.views
+                ]
+                yield torch.stack(logits, dim=1), batches[0]["index"].tolist()
+                if on_batch is not None:
+                    on_batch(len(batches[0]["image"]))
+
+    def _create_loader(
+        self,
+        paths: Sequence[Path],
+        pixel_range: PixelRange | None,
+        stack: ViewStack,
+        *,
+        skips_unreadable: bool,
+    ) -> DataLoader[Batch]:
+        """Return the loader of the views of all images."""
+        source = FileSource(paths, options=replace(self.options, pixel_range=pixel_range))
+        dataset_type = ReadableDataset if skips_unreadable else ImageDataset
+        return create_loader(
+            dataset_type(source, None, stack.transform),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
         )
-        with translate_worker_errors():
-            for batch in loader:
-                views = batch["image"].chunk(self.num_views, dim=1)
-                if unreadable is not None:
-                    unreadable.update(batch.get("reasons", {}))
-                logits = torch.stack([self._compute_logits(view) for view in views], dim=1)
-                yield logits, batch["index"].tolist()
-                if on_batch is not None:
-                    on_batch(len(batch["image"]))
 
-    def _compute_logits(self, images: Tensor) -> Tensor:
-        """Return logits, shape (B, K), on the CPU, for pixels, uint8, shape (B, H, W, C)."""
-        spec = self.card.spec
+    def _compute_logits(self, images: Tensor, member: _Member) -> Tensor:
+        """Return a member's logits, shape (B, K), on the CPU, for pixels, uint8, (B, H, W, C)."""
+        spec = member.card.spec
         with torch.inference_mode():
             pixels = normalise(images.to(self.device), mean=spec.mean, std=spec.std)
-            logits: Tensor = self.network(pixels).float().cpu()
-        return logits
+            logits: Tensor = member.network(pixels).float().cpu()
+        return logits if member.order is None else logits[:, member.order]
 
 
-def check_tta(card: ModelCard) -> None:
-    """Check that a model was trained on horizontally flipped images, which ``--tta`` requires.
-
-    Raises:
-        ConfigError: It was not, or its card does not record it.
-    """
-    if card.facts.get("flipped"):
-        return
-    if "flipped" not in card.facts:
-        raise ConfigError(
-            "--tta cannot apply: the model was written by an older finetune, which did not record "
-            "whether it was trained on flipped images. Remove --tta, or train the model again."
-        )
-    raise ConfigError(
-        f"--tta cannot apply to a model trained with {card.facts['flipped_by']}: it was not "
-        f"trained on flipped images, and a flip may change a class. Remove --tta, or train with "
-        f"flips if they do not."
+def _build_member(
+    bundle: ModelBundle, weight: float, views: range, *, first: int, classes: Sequence[str]
+) -> _Member:
+    """Return a member whose logits start at column ``first``."""
+    order = get_class_order(bundle.card, classes)
+    shift = bundle.card.shift
+    return _Member(
+        bundle.network,
+        bundle.card,
+        weight,
+        range(first, first + len(views)),
+        views,
+        order=None if order == list(range(len(order))) else torch.tensor(order),
+        shift=None if shift is None else torch.tensor(shift)[order],
     )
+
+
+def _scale(logits: Tensor, member: _Member) -> Tensor:
+    """Return the calibrated and adjusted logits of a member's views."""
+    scaled = logits / member.card.temperature
+    return scaled if member.shift is None else scaled + member.shift

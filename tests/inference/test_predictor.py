@@ -20,7 +20,8 @@ from finetune.bundle.bundle import ModelBundle, load_model
 from finetune.bundle.model_card import ModelCard
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.priors import Priors
-from finetune.inference.predictor import Predictor, check_tta
+from finetune.inference.predictor import Predictor
+from finetune.inference.tta import check_tta
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult

@@ -9,15 +9,18 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from PIL import Image
-from timm.data.transforms import ResizeKeepRatio
+from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
 from torchvision.transforms import CenterCrop, Resize
-from torchvision.transforms.functional import _compute_resized_output_size, pil_modes_mapping
+from torchvision.transforms.functional import _compute_resized_output_size, pad, pil_modes_mapping
 
 MAX_RESIZED_PIXELS = 16_000_000
 """Pixels of a resized image above which only the pixels of its centre crop are computed."""
 
 _MAX_SUPPORT = 3
 """Pixels on each side of a position that Lanczos, the widest filter, takes into account."""
+
+CORNERS_AND_CENTER = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))
+"""Places of five crops, horizontal and vertical: 0 is left or top, 1 is right or bottom."""
 
 Step = Callable[[Image.Image], Image.Image]
 
@@ -39,12 +42,84 @@ def apply_steps(image: Image.Image, steps: Sequence[Step]) -> Image.Image:
         if isinstance(following, CenterCrop) and height * width > MAX_RESIZED_PIXELS:
             image = _resize_window(image, size, following.size, _get_filter(step))
             remaining.pop(0)
-        elif min(size) < 1:
-            shape = max(1, width), max(1, height)
-            image = image.resize(shape, _get_filter(step))
         else:
-            image = step(image)
+            image = _apply_step(image, step, size)
     return image
+
+
+def crop_at_anchors(
+    image: Image.Image,
+    steps: Sequence[Step],
+    crop_size: tuple[int, int],
+    *,
+    flips: bool = False,
+) -> list[Image.Image]:
+    """Return the crops of the resized image at ``CORNERS_AND_CENTER``.
+
+    An image that is smaller than a crop on one side is first padded there, as by a centre crop.
+
+    Args:
+        image: RGB image.
+        steps: Steps of timm's evaluation transform, with one centre crop.
+        crop_size: Height and width of the crops.
+        flips: Whether the crops of the flipped image follow.
+    """
+    is_crop = [isinstance(step, CenterCrop | CenterCropOrPad) for step in steps]
+    before = list(steps[: is_crop.index(True)])
+    if len(before) == 1:
+        size = _find_output_size(before[0], image)
+        if size[0] * size[1] > MAX_RESIZED_PIXELS:
+            images = [image, _flip(image)] if flips else [image]
+            return [
+                CenterCrop(crop_size)(
+                    _resize_window(i, size, crop_size, _get_filter(before[0]), anchor=anchor)
+                )
+                for i in images
+                for anchor in CORNERS_AND_CENTER
+            ]
+    for step in before:
+        image = _apply_step(image, step, _find_output_size(step, image))
+    image = _pad_to(image, crop_size)
+    crops = [_crop(image, crop_size, *anchor) for anchor in CORNERS_AND_CENTER]
+    if flips:
+        crops += [_crop(_flip(image), crop_size, *anchor) for anchor in CORNERS_AND_CENTER]
+    return crops
+
+
+def _crop(image: Image.Image, size: tuple[int, int], across: float, down: float) -> Image.Image:
+    """Return the crop of a height and width at an anchor."""
+    left, top = (
+        _find_offset(image.width, size[1], across),
+        _find_offset(image.height, size[0], down),
+    )
+    return image.crop((left, top, left + size[1], top + size[0]))
+
+
+def _flip(image: Image.Image) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def _apply_step(image: Image.Image, step: Step, size: tuple[int, int]) -> Image.Image:
+    """Return the result of a step; a side that it would resize to nothing has one pixel."""
+    if min(size) < 1:
+        return image.resize((max(1, size[1]), max(1, size[0])), _get_filter(step))
+    return step(image)
+
+
+def _pad_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return an image with zeros around it where a height or width is larger, as centre crops."""
+    missing = max(0, size[1] - image.width), max(0, size[0] - image.height)
+    if missing == (0, 0):
+        return image
+    padded: Image.Image = pad(
+        image, [missing[0] // 2, missing[1] // 2, (missing[0] + 1) // 2, (missing[1] + 1) // 2]
+    )
+    return padded
+
+
+def _find_offset(side: int, length: int, place: float) -> int:
+    """Return the start of a window on a side, at 0 for its start, 1 for its end, or between."""
+    return round((side - length) * place)
 
 
 def _resize_window(
@@ -52,12 +127,14 @@ def _resize_window(
     size: tuple[int, int],
     crop: Sequence[int],
     resample: Image.Resampling,
+    *,
+    anchor: tuple[float, float] = (0.5, 0.5),
 ) -> Image.Image:
-    """Return the centre crop of an image resized to a height and width."""
+    """Return a crop, in the centre or at an anchor, of an image resized to a height and width."""
     window = min(crop[0], size[0]), min(crop[1], size[1])
     rows, columns = (
         _find_source(*sides)
-        for sides in zip((image.height, image.width), size, window, strict=True)
+        for sides in zip((image.height, image.width), size, window, anchor[::-1], strict=True)
     )
     part = image.crop((columns.first, rows.first, columns.last, rows.last))
     # columns before rows, as Pillow does where both grow: values are rounded in between
@@ -84,10 +161,10 @@ class _Source(NamedTuple):
     end: float
 
 
-def _find_source(side: int, resized: int, window: int) -> _Source:
-    """Return the part of a side of the source that the centre of its resized side depends on."""
+def _find_source(side: int, resized: int, window: int, place: float) -> _Source:
+    """Return the part of a side of the source that a window of its resized side depends on."""
     scale = side / resized
-    offset = round((resized - window) / 2)
+    offset = _find_offset(resized, window, place)
     start, end = offset * scale, min(float(side), (offset + window) * scale)
     margin = _MAX_SUPPORT * max(1.0, scale) + 1
     first, last = max(0, math.floor(start - margin)), min(side, math.ceil(end + margin))

@@ -18,8 +18,9 @@ from finetune.errors import ConfigError
 from finetune.models.backbone import Network
 from finetune.models.classifier import eval_mode
 from finetune.models.graph_split import split_last_groups
-from finetune.probe.features.cached_extractor import ExtractionPlan
-from finetune.probe.features.extractor import ActivationLayout, ViewSpec
+from finetune.probe.features.extraction_plan import ExtractionPlan
+from finetune.probe.features.extractor import ActivationLayout
+from finetune.probe.features.views import ViewSpec
 from finetune.probe.last_stage import LastStagePlan, OptimizerFactory
 from finetune.probe.last_stage_training import LastStageSettings
 from finetune.probe.linear_probe import ProbeImages, ProbePlan

@@ -7,6 +7,7 @@ torch.fx graph, where the only use of a convolution's output is a BatchNorm.
 
 import operator
 from collections import Counter
+from collections.abc import Sequence
 
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
@@ -15,12 +16,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from finetune.models.classifier import has_batch_norm
 from finetune.models.graph_split import build_graph_module, trace_network
+from finetune.models.stage_outputs import Stage, add_outputs
 
 _CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 _BATCH_NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 
 
-def fold_batch_norm(network: nn.Module, *, inner_node: str | None = None) -> fx.GraphModule | None:
+def fold_batch_norm(
+    network: nn.Module, *, inner_node: str | None = None, stages: Sequence[Stage] = ()
+) -> fx.GraphModule | None:
     """Return a copy of a network whose BatchNorm layers are folded into convolutions.
 
     The outputs are the same up to rounding, those of the inner node, too. Layers that are not
@@ -30,18 +34,18 @@ def fold_batch_norm(network: nn.Module, *, inner_node: str | None = None) -> fx.
     Args:
         network: Module of images (B, C, H, W), in eval mode.
         inner_node: Name of a graph node, as in ``SplitNetwork``, whose output is returned, too.
+        stages: Stages whose means are returned, too, as by ``observe_stages``.
 
     Returns:
-        Module from images to the network's output, with an inner node to a pair of its output and
-        that of the node; None where the network cannot be traced or nothing can be folded.
+        Module from images to the network's output, with an inner node or stages to a tuple of its
+        output and theirs; None where the network cannot be traced or nothing can be folded.
     """
     assert not network.training
     trace = trace_network(network) if has_batch_norm(network) else None
     if trace is None:
         return None
     traced, graph = trace
-    if inner_node is not None:
-        _return_inner_node(graph, inner_node)
+    add_outputs(graph, network, inner_node=inner_node, stages=stages)
     layers = dict(network.named_modules())
     _remove_identities(graph, layers)
     folded: dict[str, nn.Module] = {}
@@ -56,13 +60,6 @@ def fold_batch_norm(network: nn.Module, *, inner_node: str | None = None) -> fx.
     for name, layer in folded.items():
         module.set_submodule(name, layer.requires_grad_(False))
     return module
-
-
-def _return_inner_node(graph: fx.Graph, name: str) -> None:
-    """Make the graph return a pair of its output and that of a node."""
-    inner_node = next(node for node in graph.nodes if node.name == name)
-    output = graph.output_node()
-    output.args = ((output.args[0], inner_node),)
 
 
 def _remove_identities(graph: fx.Graph, layers: dict[str, nn.Module]) -> None:

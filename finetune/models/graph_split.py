@@ -50,17 +50,11 @@ def split_before(network: nn.Module, parameters: Collection[str]) -> SplitNetwor
     if trace is None:
         return None
     traced, graph = trace
-    images, *constants = [node for node in graph.nodes if node.op == "placeholder"]
-    constants += [node for node in graph.nodes if node.op == "get_attr"]
-    last_stage = _find_downstream(
-        graph, {node for node in graph.nodes if _uses_parameters(node, parameters)}
-    )
-    while len(inputs := _find_inputs(last_stage) - set(constants)) > 1:
-        last_input = next(node for node in reversed(graph.nodes) if node in inputs)
-        last_stage = _find_downstream(graph, last_stage | {last_input})
-    if inputs <= {images}:
+    found = _find_split(graph, parameters)
+    if found is None:
         return None
-    (split_node,) = inputs
+    split_node, last_stage = found
+    constants = _find_constants(graph)
     trunk_graph = fx.Graph()
     new_nodes: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
@@ -84,6 +78,20 @@ def split_last_groups(network: nn.Module, depth: int) -> SplitNetwork | None:
     """Split a network before its last ``depth`` layer groups, the head one of them."""
     groups = find_layer_groups(network)[:depth]
     return split_before(network, [name for group in groups for name in group.parameter_names])
+
+
+def find_split_node(graph: fx.Graph, parameters: Collection[str]) -> fx.Node | None:
+    """Return the node of a traced network whose output is the only input of its last stage.
+
+    Args:
+        graph: Graph of ``trace_network``.
+        parameters: Names of the parameters of the last stage.
+
+    Returns:
+        The node; None where only the images themselves are such an input.
+    """
+    found = _find_split(graph, parameters)
+    return None if found is None else found[0]
 
 
 def trace_network(network: nn.Module) -> tuple[nn.Module, fx.Graph] | None:
@@ -111,6 +119,30 @@ def build_graph_module(network: nn.Module, traced: nn.Module, graph: fx.Graph) -
     module.graph.eliminate_dead_code()
     module.recompile()
     return module
+
+
+def _find_split(
+    graph: fx.Graph, parameters: Collection[str]
+) -> tuple[fx.Node, set[fx.Node]] | None:
+    """Return the node before the last stage, and the nodes of the last stage."""
+    images = next(node for node in graph.nodes if node.op == "placeholder")
+    constants = _find_constants(graph)
+    last_stage = _find_downstream(
+        graph, {node for node in graph.nodes if _uses_parameters(node, parameters)}
+    )
+    while len(inputs := _find_inputs(last_stage) - set(constants)) > 1:
+        last_input = next(node for node in reversed(graph.nodes) if node in inputs)
+        last_stage = _find_downstream(graph, last_stage | {last_input})
+    if inputs <= {images}:
+        return None
+    (split_node,) = inputs
+    return split_node, last_stage
+
+
+def _find_constants(graph: fx.Graph) -> list[fx.Node]:
+    """Return the nodes of further inputs and of parameters and buffers."""
+    _, *inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    return [*inputs, *(node for node in graph.nodes if node.op == "get_attr")]
 
 
 def _copy_for_tracing(network: nn.Module) -> nn.Module:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.models.classifier import ImageClassifier, eval_mode
-from finetune.probe.features.cached_extractor import CachedFeatureExtractor, ExtractionPlan
+from finetune.probe.features.cached_extractor import CachedFeatureExtractor
+from finetune.probe.features.extraction_plan import ExtractionPlan
 from finetune.probe.features.extractor import create_feature_extractor
 from finetune.probe.features.feature_store import StoredFeatures
 from finetune.probe.logistic import FeatureArray, HeadFitter, LinearHead, LogisticProblem
@@ -87,13 +88,13 @@ def extract_features(
     classifier.to(device)
     with eval_mode(classifier):
         cached_extractor = CachedFeatureExtractor(
-            create_feature_extractor(classifier.network),
+            create_feature_extractor(classifier.network, with_stages=extraction.with_stages),
             extraction,
             device=device,
             rendezvous=None,
             reporter=reporter,
         )
-        (views,) = cached_extractor.extract(paths)
+        views, *_ = cached_extractor.extract(paths)
     return views[0]
 
 

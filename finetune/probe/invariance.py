@@ -17,7 +17,8 @@ from finetune.distributed.rendezvous import Rendezvous
 from finetune.models.classifier import ImageClassifier, eval_mode
 from finetune.probe.cross_validation import NUM_FOLDS, fit_head
 from finetune.probe.features.augmented_views import AugmentedViewSpec
-from finetune.probe.features.cached_extractor import CachedFeatureExtractor, ExtractionPlan
+from finetune.probe.features.cached_extractor import CachedFeatureExtractor
+from finetune.probe.features.extraction_plan import ExtractionPlan
 from finetune.probe.features.extractor import create_feature_extractor
 from finetune.probe.logistic import FeatureArray, HeadFitter, LinearHead, LogisticProblem
 from finetune.probe.neighbour_links import build_folds
@@ -166,7 +167,7 @@ def measure_view_effects(
     effects: dict[str | float, ViewEffect] = {}
     with eval_mode(classifier):
         cached_extractor = CachedFeatureExtractor(
-            create_feature_extractor(classifier.network),
+            create_feature_extractor(classifier.network, with_stages=extraction.with_stages),
             extraction,
             device=device,
             rendezvous=rendezvous,

@@ -23,9 +23,11 @@ from finetune.evaluation.validation import compute_validation_metrics
 from finetune.models.classifier import ImageClassifier, eval_mode
 from finetune.models.head import set_head
 from finetune.probe.cross_validation import CrossValidatedHead, fit_head
-from finetune.probe.features.cached_extractor import CachedFeatureExtractor, ExtractionPlan
-from finetune.probe.features.extractor import ViewSpec, create_feature_extractor
+from finetune.probe.features.cached_extractor import CachedFeatureExtractor
+from finetune.probe.features.extraction_plan import ExtractionPlan
+from finetune.probe.features.extractor import create_feature_extractor
 from finetune.probe.features.feature_store import StoredFeatures
+from finetune.probe.features.views import ViewSpec
 from finetune.probe.last_stage import (
     CachedActivations,
     LastStagePlan,
@@ -180,7 +182,9 @@ def fit_probe(
     depth = 1 if plan.last_stage is None else plan.last_stage.depth
     with eval_mode(classifier):
         cached_extractor = CachedFeatureExtractor(
-            create_feature_extractor(classifier.network, depth=depth),
+            create_feature_extractor(
+                classifier.network, depth=depth, with_stages=plan.extraction.with_stages
+            ),
             plan.extraction,
             device=device,
             rendezvous=rendezvous,

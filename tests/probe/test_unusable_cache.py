@@ -14,7 +14,8 @@ from finetune.builders import Training
 from finetune.distributed.collectives import broadcast_weights
 from finetune.errors import StorageError
 from finetune.probe.features.cached_extractor import CachedFeatureExtractor
-from finetune.probe.features.extractor import ViewSpec, create_feature_extractor
+from finetune.probe.features.extractor import create_feature_extractor
+from finetune.probe.features.views import ViewSpec
 from tests.support.helpers import RecordingReporter, list_tree, mount_tiny_disk
 from tests.support.processes import open_group, run_on_ranks
 from tests.support.runs import create_small_training

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from finetune.data.transforms.eval_transform import EvalTransform, RandomCropsTransform
-from finetune.probe.features.extractor import ViewSpec
+from finetune.probe.features.views import ViewSpec
 
 HFLIP, VFLIP, ROT90 = "hflip", "vflip", "rot90"
 
-# Parts of the names of feature stores on disk, as those in ``probe.extractor``.
+# Parts of the names of feature stores on disk, as those in ``probe.features.views``.
 _CROP_TAG = "crop-of-{area:g}"
 _STORE_TAGS = {HFLIP: "mirrored", VFLIP: "flipped-vertically", ROT90: "rotated-90"}
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.data.cache.eviction import evict_to_fit
-from finetune.data.cache.file_stamp import read_file_stamps
 from finetune.data.dataset import Batch, ImageDataset, create_loader, translate_worker_errors
 from finetune.data.images.source import FileSource
 from finetune.data.samplers.epoch_sampler import DistributedBatchSampler
@@ -22,27 +20,28 @@ from finetune.distributed.collectives import gather_rows, sync_stop_request
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.errors import StorageError, TrainingError
 from finetune.models.classifier import normalise
+from finetune.probe.features.extraction_plan import ExtractionPlan
 from finetune.probe.features.extractor import (
     ActivationLayout,
     FeatureExtractor,
-    ViewSpec,
-    ViewSubset,
+    drop_inexact_stages,
     extract_features,
     fold_where_exact,
 )
 from finetune.probe.features.feature_store import (
-    FeatureStore,
     StoredFeatures,
     ViewStores,
     compute_store_digest,
+    open_view_stores,
 )
+from finetune.probe.features.views import ViewSpec, ViewSubset
 from finetune.system.hardware import (
     autocast,
     explain_out_of_memory,
     is_out_of_memory,
     release_memory,
 )
-from finetune.types import PreprocessSpec, ReadOptions, Reporter
+from finetune.types import Reporter
 from finetune.units import format_bytes
 
 _EVAL_VIEW = ViewSpec()
@@ -64,31 +63,6 @@ The lower limit applies, but at least one batch of each rank is written at a tim
 """
 
 
-@dataclass(frozen=True, slots=True)
-class ExtractionPlan:
-    """Settings of feature extraction and of the feature stores.
-
-    Attributes:
-        model_args_json: Arguments that build the network, for what its weights do not determine.
-        spec: Preprocessing of the network.
-        precision: "32-true", "bf16-mixed" or "16-mixed".
-        root: Folder of all stores.
-        owner: The dataset, by its folder.
-        limit_bytes: Size limit of all stores together.
-        num_workers: Loader processes of each rank.
-        options: How image files are read.
-    """
-
-    model_args_json: str
-    spec: PreprocessSpec
-    precision: str
-    root: Path
-    owner: str
-    limit_bytes: int
-    num_workers: int
-    options: ReadOptions
-
-
 class CachedFeatureExtractor:
     """Feature extractor of image files that stores its outputs and reuses stored ones.
 
@@ -101,6 +75,7 @@ class CachedFeatureExtractor:
 
     Attributes:
         activation_layout: Layout of the activations of an image; None where none are extracted.
+        stage_widths: Number of means of each earlier stage; empty where none are extracted.
         num_computed: Number of images that were passed through the network so far.
     """
 
@@ -113,7 +88,6 @@ class CachedFeatureExtractor:
         rendezvous: Rendezvous | None,
         reporter: Reporter,
     ) -> None:
-        self.extractor = extractor
         self.plan = plan
         self.device = device
         self.reporter = reporter
@@ -122,6 +96,7 @@ class CachedFeatureExtractor:
         self._running_extractor: FeatureExtractor | None = None
         self._rank = 0 if rendezvous is None else rendezvous.launch.rank
         self._world_size = 1 if rendezvous is None else rendezvous.launch.world_size
+        self.extractor = self._check_stages(extractor)
         self._digest = ""
         if self._rank == 0:
             self._digest = compute_store_digest(
@@ -131,15 +106,19 @@ class CachedFeatureExtractor:
                 precision=plan.precision,
                 pixel_range=plan.options.pixel_range,
             )
-        self.activation_layout = self._compute_activation_layout()
+        self.activation_layout, self.stage_widths = self._compute_layouts()
         self._item_bytes = [4 * extractor.head.in_features]
         if self.activation_layout is not None:
             self._item_bytes.append(4 * self.activation_layout.shape.numel())
+        if self.stage_widths:
+            self._item_bytes.append(4 * sum(self.stage_widths))
 
     def extract(
         self, paths: Sequence[Path], views: ViewSpec = _EVAL_VIEW
     ) -> list[list[StoredFeatures]]:
         """Return for each output its views of the images, each (N, D), the evaluation view first.
+
+        The means of stages, the last output, are those of the evaluation view alone.
 
         All ranks call it; images that are not stored yet are split across them. Rank 0 alone gets
         the features, the others empty lists.
@@ -270,20 +249,22 @@ class CachedFeatureExtractor:
 
     def _open_stores(self, paths: Sequence[Path], views: ViewSpec) -> ViewStores:
         plan = self.plan
-        stores = [
+        names = self.extractor.output_names
+        # means of stages serve the evaluation view alone
+        view_names = [views.names for _ in names]
+        if self.stage_widths:
+            view_names[-1] = views.names[:1]
+        return open_view_stores(
+            plan.root,
             [
-                FeatureStore(
-                    plan.root,
-                    tag=f"{output}-{self._digest}-{view}",
-                    owner=plan.owner,
-                    is_large=number > 0,
-                    reporter=self.reporter,
-                )
-                for view in views.names
-            ]
-            for number, output in enumerate(self.extractor.output_names)
-        ]
-        return ViewStores(stores, read_file_stamps(paths), self.reporter)
+                [f"{name}-{self._digest}-{view}" for view in by_view]
+                for name, by_view in zip(names, view_names, strict=True)
+            ],
+            paths,
+            owner=plan.owner,
+            large_output=None if self.activation_layout is None else 1,
+            reporter=self.reporter,
+        )
 
     def _evict_to_fit(self, counts: NDArray[np.int64]) -> None:
         """Remove older stores until the given number of new items of each output fits.
@@ -307,7 +288,17 @@ class CachedFeatureExtractor:
                 f"probe.depth=1."
             )
 
-    def _compute_activation_layout(self) -> ActivationLayout | None:
+    def _check_stages(self, extractor: FeatureExtractor) -> FeatureExtractor:
+        """Return the extractor, without its stages if their graph is not exact; as on rank 0."""
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(2, *self.plan.spec.input_size, generator=generator).to(self.device)
+        return drop_inexact_stages(extractor, images, is_distributed=self._world_size > 1)
+
+    def _compute_layouts(self) -> tuple[ActivationLayout | None, tuple[int, ...]]:
+        """Return the layout of the activations, and the widths of the stages."""
         with autocast(self.plan.precision, self.device):
             example = torch.zeros(1, *self.plan.spec.input_size, device=self.device)
-            return self.extractor.compute_activation_layout(example)
+            return (
+                self.extractor.compute_activation_layout(example),
+                self.extractor.compute_stage_widths(example),
+            )

@@ -1,5 +1,6 @@
 """Feature extraction from a network: the input of its head and, optionally, earlier activations."""
 
+import hashlib
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -12,93 +13,23 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 
 from finetune.data.dataset import Batch
-from finetune.data.transforms.eval_transform import EvalTransform, MultiCropTransform, Transform
 from finetune.models.batch_norm_folding import fold_batch_norm
 from finetune.models.classifier import normalise
 from finetune.models.graph_split import SplitNetwork, split_last_groups
 from finetune.models.head import capture_head_inputs, find_linear_head
+from finetune.models.stage_outputs import Stage, observe_stages
+from finetune.probe.features.views import ViewSpec, ViewSubset
 from finetune.types import PreprocessSpec
 
-# Tags of outputs and views are part of the names of feature stores on disk. Changing one makes the
-# stores of earlier releases unreachable, so that their features are extracted again.
+# Tags of outputs are part of the names of feature stores on disk. Changing one makes the stores of
+# earlier releases unreachable, so that their features are extracted again.
 _FEATURES_TAG = "features"
 _ACTIVATIONS_TAG = "maps-{node_name}"
-_EVAL_VIEW_TAG = "seen"
-_FLIPPED_VIEW_TAG = "mirrored"
-_CROP_TAG = "{fraction:g}-at-{across:g}-{down:g}"
-_FLIPPED_CROP_TAG = f"{_CROP_TAG}-mirrored"
+_STAGES_TAG = "stage-means-{digest}"
 
 _MAX_FOLDING_ERROR = 1e-4
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ViewSpec:
-    """Views of an image that features are extracted from; the first is the evaluation view.
-
-    Attributes:
-        flipped: Whether the horizontally flipped image is a view, too.
-        num_crops: Number of crops of the image; every other one is flipped if ``flipped``.
-    """
-
-    flipped: bool = False
-    num_crops: int = 0
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Tags of the views in the names of feature stores, in the order of ``iter_views``."""
-        crops = (
-            (_FLIPPED_CROP_TAG if self._is_flipped(index) else _CROP_TAG).format(
-                fraction=MultiCropTransform.CROP_FRACTION, across=across, down=down
-            )
-            for index, (across, down) in enumerate(MultiCropTransform.ANCHORS[: self.num_crops])
-        )
-        return (_EVAL_VIEW_TAG, *((_FLIPPED_VIEW_TAG,) if self.flipped else ()), *crops)
-
-    def build_transform(self, transform: EvalTransform) -> Transform:
-        """Return the transform from an image to the pixels that ``iter_views`` takes."""
-        return MultiCropTransform(transform, self.num_crops)
-
-    def iter_views(self, pixels: Tensor) -> Iterator[Tensor]:
-        """Yield the views (B, H, W, C) of pixels (B, (1 + num_crops) * H, W, C)."""
-        image, *crops = pixels.chunk(1 + self.num_crops, dim=1)
-        yield image
-        if self.flipped:
-            yield image.flip(2)
-        for index, crop in enumerate(crops):
-            yield crop.flip(2) if self._is_flipped(index) else crop
-
-    def _is_flipped(self, index: int) -> bool:
-        return self.flipped and index % 2 == 1
-
-
-@dataclass(frozen=True, slots=True)
-class ViewSubset:
-    """Some views of an image, in their order.
-
-    Attributes:
-        views: All views.
-        indices: Indices of the views that features are extracted from, ascending.
-    """
-
-    views: ViewSpec
-    indices: tuple[int, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Tags of the views in the names of feature stores."""
-        return tuple(self.views.names[index] for index in self.indices)
-
-    def build_transform(self, transform: EvalTransform) -> Transform:
-        """Return the transform from an image to the pixels that ``iter_views`` takes."""
-        return self.views.build_transform(transform)
-
-    def iter_views(self, pixels: Tensor) -> Iterator[Tensor]:
-        """Yield the views (B, H, W, C) of the pixels of all views."""
-        for index, view in enumerate(self.views.iter_views(pixels)):
-            if index in self.indices:
-                yield view
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +60,7 @@ class ActivationLayout:
 
 @dataclass(frozen=True, slots=True)
 class FeatureExtractor:
-    """Callable that returns the head's input and, where the network is split, activations.
+    """Callable that returns the head's input and, if asked for, activations and means of stages.
 
     Attributes:
         network: Takes normalised images (B, 3, H, W).
@@ -138,32 +69,60 @@ class FeatureExtractor:
             for the head's input alone.
         folded: Copy of the network with its BatchNorm folded, which is run in its place; it shares
             the head. None to run the network itself.
+        stages: Earlier stages whose means over positions are the last output, side by side; empty
+            for none.
+        observed: Graph of the network that returns the means of the stages, too; None without any.
     """
 
     network: nn.Module
     head: nn.Linear
     split: SplitNetwork | None = None
     folded: fx.GraphModule | None = None
+    stages: tuple[Stage, ...] = ()
+    observed: fx.GraphModule | None = None
 
     @property
     def output_names(self) -> tuple[str, ...]:
         """Tags of the outputs in the names of feature stores, in the order of the outputs."""
-        if self.split is None:
-            return (_FEATURES_TAG,)
-        return (_FEATURES_TAG, _ACTIVATIONS_TAG.format(node_name=self.split.node_name))
+        names = [_FEATURES_TAG]
+        if self.split is not None:
+            names.append(_ACTIVATIONS_TAG.format(node_name=self.split.node_name))
+        if self.stages:
+            nodes = "\0".join(stage.node_name for stage in self.stages)
+            digest = hashlib.sha256(nodes.encode()).hexdigest()[:8]
+            names.append(_STAGES_TAG.format(digest=digest))
+        return tuple(names)
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Return the outputs, each (B, D)."""
         with capture_head_inputs(self.head) as head_inputs:
-            if self.split is None:
-                (self.folded or self.network)(images)
-                return head_inputs[:1]
-            if self.folded is not None:
-                _, activations = self.folded(images)
-            else:
-                activations = self.split.trunk(images)
-                self.split.last_stage(activations)
-        return [head_inputs[0], activations.flatten(1)]
+            others = self._run(images)
+        outputs = [head_inputs[0]]
+        if self.split is not None:
+            outputs.append(others.pop(0).flatten(1))
+        if self.stages:
+            outputs.append(torch.cat(others, dim=1))
+        return outputs
+
+    def _run(self, images: Tensor) -> list[Tensor]:
+        """Compute the logits, and return the activations and the means of the stages."""
+        graph = self.folded or self.observed
+        if graph is not None:
+            result = graph(images)
+            return list(result[1:]) if isinstance(result, tuple) else []
+        if self.split is None:
+            self.network(images)
+            return []
+        activations = self.split.trunk(images)
+        self.split.last_stage(activations)
+        return [activations]
+
+    def compute_stage_widths(self, image: Tensor) -> tuple[int, ...]:
+        """Return the number of means of each stage for an example (1, 3, H, W)."""
+        if self.observed is None:
+            return ()
+        with torch.inference_mode():
+            return tuple(means.shape[1] for means in self.observed(image)[-len(self.stages) :])
 
     def compute_activation_layout(self, image: Tensor) -> ActivationLayout | None:
         """Return the layout of an example's (1, 3, H, W) activations, None without a split."""
@@ -173,19 +132,51 @@ class FeatureExtractor:
             return ActivationLayout.from_activations(self.split.trunk(image))
 
 
-def create_feature_extractor(network: nn.Module, *, depth: int = 1) -> FeatureExtractor:
+def create_feature_extractor(
+    network: nn.Module, *, depth: int = 1, with_stages: bool = False
+) -> FeatureExtractor:
     """Return an extractor of what the last ``depth`` layer groups of a network are fitted on.
 
     Args:
         network: A network with a linear head, in eval mode.
         depth: 1 for the head's input alone; with more, also for the activations before the last
             ``depth`` layer groups, the head one of them.
+        with_stages: Whether to extract the means of earlier stages, too, from a network that can
+            be traced.
     """
     head = find_linear_head(network)
     assert head is not None, "checked in builders/constraints"
-    return FeatureExtractor(
-        network, head, None if depth == 1 else split_last_groups(network, depth)
-    )
+    split = None if depth == 1 else split_last_groups(network, depth)
+    extractor = FeatureExtractor(network, head, split)
+    if not with_stages:
+        return extractor
+    found = observe_stages(network, inner_node=None if split is None else split.node_name)
+    if found is None:
+        return extractor
+    observed, stages = found
+    return replace(extractor, observed=observed, stages=stages)
+
+
+def drop_inexact_stages(
+    extractor: FeatureExtractor, images: Tensor, *, is_distributed: bool = False
+) -> FeatureExtractor:
+    """Return the extractor, without its stages if their graph changes the other outputs.
+
+    Args:
+        extractor: Extractor whose network is in eval mode; the same on all ranks.
+        images: Normalised images (B, 3, H, W) to compare the outputs on; those of rank 0 decide.
+        is_distributed: Whether all ranks of a process group call it.
+    """
+    if not extractor.stages:
+        return extractor
+    plain = replace(extractor, stages=(), observed=None)
+    message: list[Any] = [_compute_error(plain, extractor, images)]
+    if is_distributed:
+        dist.broadcast_object_list(message, src=0)
+    if message[0] <= _MAX_FOLDING_ERROR:
+        return extractor
+    logger.info("features of earlier stages are not extracted: relative error %g", message[0])
+    return plain
 
 
 def fold_where_exact(
@@ -203,7 +194,9 @@ def fold_where_exact(
         is_distributed: Whether all ranks of a process group call it.
     """
     inner_node = None if extractor.split is None else extractor.split.node_name
-    folded_network = fold_batch_norm(extractor.network, inner_node=inner_node)
+    folded_network = fold_batch_norm(
+        extractor.network, inner_node=inner_node, stages=extractor.stages
+    )
     if folded_network is None:
         return extractor
     folded = replace(extractor, folded=folded_network)
@@ -217,7 +210,10 @@ def fold_where_exact(
 
 
 def _compute_error(extractor: FeatureExtractor, folded: FeatureExtractor, images: Tensor) -> float:
-    """Return the largest relative error of the outputs, infinity where they are not finite."""
+    """Return the largest relative error of the outputs, infinity where they are not finite.
+
+    The second extractor may have further outputs, with a row for each image.
+    """
     with (
         torch.inference_mode(),
         torch.autocast(images.device.type, enabled=False),
@@ -226,8 +222,10 @@ def _compute_error(extractor: FeatureExtractor, folded: FeatureExtractor, images
     ):
         outputs = extractor(images)
         try:
-            pairs = zip(outputs, folded(images), strict=True)
+            others = folded(images)
+            pairs = zip(outputs, others, strict=False)
             errors = [float((a - b).norm() / a.norm().clamp(min=1e-12)) for a, b in pairs]
+            errors += [0.0 if len(other) == len(images) else math.inf for other in others]
         except Exception:  # a network's own operations raise errors of any type
             return math.inf
     return max(errors) if all(map(math.isfinite, errors)) else math.inf

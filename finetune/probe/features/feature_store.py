@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from finetune.data.cache.array_store import NOT_STORED, StoreEntry
 from finetune.data.cache.eviction import describe_cache_failure, warn_of_cache_failure
 from finetune.data.cache.fallback_store import FallbackStore
-from finetune.data.cache.file_stamp import FileStamp
+from finetune.data.cache.file_stamp import FileStamp, read_file_stamps
 from finetune.data.cache.memory_store import MemoryStores
 from finetune.errors import StorageError
 from finetune.models.head import compute_backbone_digest
@@ -91,7 +91,7 @@ class ViewStores:
     """Stores of all outputs of an extractor for some views of the same files.
 
     Args:
-        stores: The store of each view, for each output.
+        stores: The store of each view, for each output; of all views, or of the first ones.
         files: The N files.
         reporter: Receiver of messages while another process fills a store.
     """
@@ -157,6 +157,8 @@ class ViewStores:
             self._stores, self._is_missing, outputs, strict=True
         ):
             for view, features in zip(views, output.unbind(dim=1), strict=True):
+                if view >= len(by_view):
+                    continue
                 is_new = is_missing[view, rows]
                 files = [self._files[row] for row in rows[is_new].tolist()]
                 items = features.numpy()[is_new]
@@ -172,6 +174,37 @@ class ViewStores:
             [StoredFeatures(store, store.find(self._files)) for store in by_view]
             for by_view in self._stores
         ]
+
+
+def open_view_stores(
+    root: Path,
+    tags: Sequence[Sequence[str]],
+    paths: Sequence[Path],
+    *,
+    owner: str,
+    large_output: int | None,
+    reporter: Reporter,
+) -> ViewStores:
+    """Return the stores of all outputs of an extractor for some views of image files.
+
+    Args:
+        root: Folder of all stores.
+        tags: ID of the output, the backbone and the view of each store, for each output.
+        paths: Image files.
+        owner: The dataset that the images belong to, by its folder.
+        large_output: Index of the output that is too large for the memory; None for none.
+        reporter: Receiver of messages.
+    """
+    stores = [
+        [
+            FeatureStore(
+                root, tag=tag, owner=owner, is_large=number == large_output, reporter=reporter
+            )
+            for tag in by_view
+        ]
+        for number, by_view in enumerate(tags)
+    ]
+    return ViewStores(stores, read_file_stamps(paths), reporter)
 
 
 def compute_store_digest(

@@ -21,8 +21,10 @@ from finetune.errors import DataError, TrainingError
 from finetune.models import torchvision_models
 from finetune.models.classifier import normalise
 from finetune.probe.features import cached_extractor as cached_extractor_module
-from finetune.probe.features.cached_extractor import CachedFeatureExtractor, ExtractionPlan
-from finetune.probe.features.extractor import ViewSpec, create_feature_extractor, extract_features
+from finetune.probe.features.cached_extractor import CachedFeatureExtractor
+from finetune.probe.features.extraction_plan import ExtractionPlan
+from finetune.probe.features.extractor import create_feature_extractor, extract_features
+from finetune.probe.features.views import ViewSpec
 from finetune.types import PreprocessSpec, ReadOptions, Reporter
 from tests.support.processes import open_group, run_on_ranks
 from tests.support.runs import create_small_training

@@ -1,6 +1,7 @@
 """Folded extractors: same features in both precisions, and the fallback to the network itself."""
 
 import logging
+from typing import Any
 
 import pytest
 import timm
@@ -72,8 +73,8 @@ def test_fold_where_exact_with_other_outputs_returns_the_extractor_and_logs(
 ) -> None:
     fold = fold_batch_norm
 
-    def fold_wrongly(network: nn.Module, *, inner_node: str | None) -> nn.Module | None:
-        folded = fold(network, inner_node=inner_node)
+    def fold_wrongly(network: nn.Module, **options: Any) -> nn.Module | None:
+        folded = fold(network, **options)
         assert folded is not None
         conv = next(layer for layer in folded.modules() if isinstance(layer, nn.Conv2d))
         if is_raising:

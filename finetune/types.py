@@ -35,11 +35,13 @@ class Sample:
 
     Attributes:
         path: POSIX path relative to the data root (absolute when it lies outside).
-        label: Class name, Unicode NFC.
+        label: Class name, Unicode NFC; of a multi-label image its label names in one text.
         split: Split given by the folder or CSV, or None.
         group: Id of a group that an automatic split keeps together; "" for none.
         duplicate_group: Id that all duplicates of an image share; "" for an image without any.
         digest: Digest of the file's bytes, hexadecimal; "" if it is not known.
+        labels: Sorted label names of a multi-label image, any number of them; None for an image
+            of one class.
     """
 
     path: str
@@ -48,6 +50,28 @@ class Sample:
     group: str = ""
     duplicate_group: str = ""
     digest: str = ""
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of its classes: one, or any number of a multi-label image."""
+        return (self.label,) if self.labels is None else self.labels
+
+
+@dataclass(frozen=True, slots=True)
+class LabelFormat:
+    """How the labels of a table are written.
+
+    Attributes:
+        task: "single_label", "multi_label", or "auto" for what the columns of the table say.
+        columns: Columns of 0 and 1, one for each label; empty for a column of label names.
+        separator: Text between the label names of an image.
+    """
+
+    task: str = "auto"
+    columns: tuple[str, ...] = ()
+    separator: str = "|"
+
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -36,8 +35,8 @@ from finetune.bundle.model_card import (
     read_card_json,
     render_readme,
 )
+from finetune.bundle.stored_network import build_stored_network
 from finetune.errors import ModelError, RunFolderError
-from finetune.models import torchvision_models
 from finetune.system.files import write_folder_atomically
 
 _PACKAGES = {
@@ -49,8 +48,6 @@ _PACKAGES = {
     "albumentations": "albumentations",
 }
 """Key in ``finetune.json`` to the name of the distribution."""
-
-torchvision_models.register()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +179,7 @@ def _load_bundle(folder: Path) -> ModelBundle:
         if _compute_sha256(weights) != tree["sha256"]:
             raise ValueError("SHA-256 of model.safetensors differs from finetune.json")
         state = load_file(weights)
-        return ModelBundle(_build_network(card, state), card, folder)
+        return ModelBundle(build_stored_network(card, state, folder), card, folder)
     except (ModelError, RunFolderError) as error:
         is_member = str(error).startswith(str(folder))
         raise type(error)(str(error) if is_member else f"{folder}: {error}") from error
@@ -210,7 +207,7 @@ def _load_checkpoint(file: Path) -> ModelBundle:
             name.removeprefix(NETWORK_PREFIX): averaged.get(name, value)
             for name, value in checkpoint["state_dict"].items()
         }
-        return ModelBundle(_build_network(card, state), card, file)
+        return ModelBundle(build_stored_network(card, state, file.parent), card, file)
     except (ModelError, RunFolderError) as error:
         raise type(error)(f"{file}: {error}") from error
     except Exception as error:
@@ -219,18 +216,6 @@ def _load_checkpoint(file: Path) -> ModelBundle:
             f"({_summarize_error(error)}). Pass a run folder, a bundle folder or a .ckpt file of a "
             f"run."
         ) from error
-
-
-def _build_network(card: ModelCard, state: Mapping[str, torch.Tensor]) -> nn.Module:
-    if not timm.is_model(card.backbone.partition(".")[0]):
-        raise ModelError(
-            f"Backbone '{card.backbone}' is unknown to timm {timm.__version__}. Upgrade timm."
-        )
-    network: nn.Module = timm.create_model(
-        card.backbone, num_classes=len(card.classes), **card.model_args
-    )
-    network.load_state_dict(state)
-    return network.eval()
 
 
 def _summarize_error(error: Exception) -> str:

@@ -3,26 +3,21 @@
 ``label_sets`` reads the labels, of which a multi-label image has any number.
 """
 
-import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 from finetune.data.file_listing import find_rejection_reason, suggest_file
 from finetune.data.layouts.class_names import describe_changed_names
 from finetune.data.layouts.label_sets import LabelReader, join_labels, open_label_table
-from finetune.data.layouts.split_names import SplitSetting, parse_split_name
+from finetune.data.layouts.listed_paths import PathReader
+from finetune.data.layouts.split_names import SplitSetting, build_split_parser
 from finetune.errors import DataError
-from finetune.lookup import suggest_name
-from finetune.types import LabelFormat, RejectedFile, Sample, Split
+from finetune.types import LabelFormat, RejectedFile, Sample
 from finetune.units import format_count
 
 _COLUMNS = ("path", "label", "split", "group")
 _SINGLE_LABEL = LabelFormat()
-_WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-_URL = re.compile(r"[A-Za-z][\w+.-]+://")
 
 
 @dataclass
@@ -65,8 +60,8 @@ def read_label_csv(
     label_reader = LabelReader(file, table, labels)
     position = {name: table.columns.index(name) for name in _COLUMNS if name in table.columns}
     result = LabelledFiles(notes=table.notes)
-    reader = _PathReader(file)
-    parse_split = _build_split_parser(splits)
+    reader = PathReader(file)
+    parse_split = build_split_parser(splits)
     line_of: dict[str, int] = {}
     short_row: tuple[int, int] | None = None
     first_rejected: dict[str, tuple[int, RejectedFile, int]] = {}
@@ -110,85 +105,6 @@ def read_label_csv(
     result.notes += describe_changed_names(label_reader.names_of, noun="label")
     result.notes += label_reader.describe(file, is_task_given=label_format.task != "auto")
     return result
-
-
-class _PathReader:
-    """Reader of the paths of a CSV, which may have been written on Windows."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        # many images are in a folder
-        self._resolve: Callable[[Path], str] = lru_cache(maxsize=10_000)(os.path.realpath)
-        self.notes: list[str] = []
-
-    def parse(self, text: str, where: str) -> str:
-        """Return a path with slashes, relative to the CSV's folder unless it lies outside.
-
-        Raises:
-            DataError: It is an address, or a path with a drive of Windows.
-        """
-        folder = self._file.parent
-        if _URL.match(text):
-            raise DataError(f"{where}: {text} is an address. Download the files, and give paths.")
-        if "\\" in text or _WINDOWS_ROOT.match(text):
-            text = self._convert_windows_path(text, where)
-        image = self._shorten(Path(text))
-        if image.is_relative_to(folder):
-            image = image.relative_to(folder)
-        return image.as_posix()
-
-    def find_place(self, path: str) -> str:
-        """Return a path that is the same for all ways to write a path that was read."""
-        return self._shorten(self._file.parent / path).as_posix() if ".." in path else path
-
-    def _shorten(self, image: Path) -> Path:
-        """Return a path without parts that '..' cancels; where a link is among them, as given."""
-        if ".." not in image.parts:
-            return image
-        folder = self._file.parent
-        full = Path(os.path.normpath(folder / image))
-        if self._resolve(folder / image.parent) != self._resolve(full.parent):
-            return image
-        if image.is_absolute() or full.is_relative_to(folder):
-            return full
-        return Path(os.path.normpath(image))
-
-    def _convert_windows_path(self, text: str, where: str) -> str:
-        folder = self._file.parent
-        if (folder / text).exists():  # a backslash is a letter of a file name here
-            return text
-        path = text.replace("\\", "/")
-        if _WINDOWS_ROOT.match(text):
-            parts = path.split("/")
-            tails = ("/".join(parts[start:]) for start in range(1, len(parts)))
-            tail = next((t for t in tails if t and (folder / t).is_file()), None)
-            hint = f" {tail} exists there." if tail else ""
-            raise DataError(
-                f"{where}: {text} is a path of Windows. Write paths with slashes, relative to "
-                f"{folder}.{hint}"
-            )
-        note = f"{self._file.name} has paths of Windows: backslashes are read as slashes."
-        if note not in self.notes:
-            self.notes.append(note)
-        return path
-
-
-def _build_split_parser(splits: SplitSetting) -> Callable[[str, str], Split | None]:
-    """Return the function from the text of the column split and its place to the split."""
-    given = {} if isinstance(splits, str) else {n.casefold(): s for n, s in splits.items()}
-
-    def parse(name: str, where: str) -> Split | None:
-        if not name or splits == "none":
-            return None
-        split = given.get(name.casefold()) or parse_split_name(name)
-        if split is None:
-            raise DataError(
-                f"{where}: unknown split '{name}'.{suggest_name(name, list(Split))} If it is one, "
-                f"say which, as in data.splits='{name}=val'."
-            )
-        return split
-
-    return parse
 
 
 def _check_columns(file: Path, columns: list[str], *, is_multi_label: bool) -> None:

@@ -1,9 +1,11 @@
 """Names of splits: words for train, val and test in the names of folders and in CSVs."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
+from finetune.errors import DataError
+from finetune.lookup import suggest_name
 from finetune.types import Split
 
 SplitSetting = Literal["auto", "none"] | Mapping[str, Split]
@@ -53,6 +55,24 @@ def parse_split_name(name: str) -> Split | None:
     """
     parts = _find_parts(name)
     return None if parts is None or parts.before or parts.after else parts.split
+
+
+def build_split_parser(splits: SplitSetting) -> Callable[[str, str], Split | None]:
+    """Return the function from the text of the column split and its place to the split."""
+    given = {} if isinstance(splits, str) else {n.casefold(): s for n, s in splits.items()}
+
+    def parse(name: str, where: str) -> Split | None:
+        if not name or splits == "none":
+            return None
+        split = given.get(name.casefold()) or parse_split_name(name)
+        if split is None:
+            raise DataError(
+                f"{where}: unknown split '{name}'.{suggest_name(name, list(Split))} If it is one, "
+                f"say which, as in data.splits='{name}=val'."
+            )
+        return split
+
+    return parse
 
 
 def is_unlabelled_name(name: str) -> bool:

@@ -31,6 +31,9 @@ OPTION_KEYS = {
     "num_nodes": "trainer.num_nodes",
     "seed": "seed",
     "wandb": "tracking.wandb",
+    "folds": "cross_validation.num_folds",
+    "final": "cross_validation.final",
+    "fold": "cross_validation.fold",
     "output": "output",
 }
 """Option to the dotted config key that it sets, as on the command line."""
@@ -53,6 +56,9 @@ class FitOptions(TypedDict, total=False):
     num_nodes: int | str
     seed: int
     wandb: str
+    folds: int
+    final: str
+    fold: int
     output: str | Path
 
 

@@ -10,7 +10,6 @@ from finetune.cli.render.output import build_console_reporter, exit_on_stop_requ
 from finetune.distributed.launch import detect_launch, is_nonzero_rank
 from finetune.errors import ConfigError
 from finetune.types import Reporter
-from finetune.units import format_duration
 
 if TYPE_CHECKING:
     from finetune.cli.render.console import ConsoleReporter
@@ -31,6 +30,9 @@ FLAG_KEYS = {
     "--num-nodes": "trainer.num_nodes",
     "--seed": "seed",
     "--wandb": "tracking.wandb",
+    "--folds": "cross_validation.num_folds",
+    "--final": "cross_validation.final",
+    "--fold": "cross_validation.fold",
     "--output": "output",
 }
 """Option to the dotted config key that it sets."""
@@ -99,6 +101,19 @@ def fit(
     wandb: Annotated[
         str | None, typer.Option(help="Weights & Biases: off, offline or online.  [off]")
     ] = None,
+    folds: Annotated[
+        str | None,
+        typer.Option(
+            help="Cross-validation: number of folds; each image is held out once.  [none]"
+        ),
+    ] = None,
+    final: Annotated[
+        str | None,
+        typer.Option(help="Model of the folds: ensemble, or refit on all images.  [ensemble]"),
+    ] = None,
+    fold: Annotated[
+        str | None, typer.Option(help="Train this fold only, as one of several jobs.  [all]")
+    ] = None,
     output: Annotated[
         str | None, typer.Option(help="Run folder.  [runs/<date>-<backbone>-<data>]")
     ] = None,
@@ -138,6 +153,9 @@ def fit(
             "--num-nodes": num_nodes,
             "--seed": seed,
             "--wandb": wandb,
+            "--folds": folds,
+            "--final": final,
+            "--fold": fold,
             "--output": output,
         }
     )
@@ -206,7 +224,9 @@ def _run_fit(
     else:
         result = command.fit(config, reporter=run_reporter)
     if not is_nonzero_rank():
-        show_result(reporter, result.to_json(), lambda tree: _show_fit(reporter, tree))
+        from finetune.cli.render.fit_result import show_fit
+
+        show_result(reporter, result.to_json(), lambda tree: show_fit(reporter, tree))
 
 
 def _check_lr_find(*, lr_find: bool, resume: Path | None, dry_run: bool) -> None:
@@ -290,31 +310,3 @@ def build_run_config(
     check_path(Path(config.data.path).expanduser())
     check_imbalance(config)
     return config
-
-
-def _show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
-    from finetune.cli.render.evaluation_table import format_metric
-
-    run_dir = tree["run_dir"]
-    splits = [split for split in tree["metrics"] if not split.endswith("_without_leaks")]
-    for split, metrics in tree["metrics"].items():
-        title = f"Best model on {split.replace('_', ' ')}:"
-        details = tree["evaluations"].get(split)
-        if details is None:  # a complete run of an earlier release
-            values = ", ".join(f"{key} {format_metric(key, metrics[key])}" for key in metrics)
-            reporter.note(f"{title} {values}")
-            continue
-        reporter.note(title)
-        evaluation = {"split": None, "tta": False, "metrics": metrics, **details}
-        reporter.show_evaluation(evaluation, show_classes=split == splits[-1])
-    if tree["calibration"] is not None:
-        reporter.show_calibration(tree["calibration"])
-    reporter.note(f"Run folder: {run_dir} ({format_duration(tree['seconds'])})")
-    reporter.print_commands(
-        "Next:",
-        [
-            ["finetune", "evaluate", run_dir],
-            ["finetune", "predict", run_dir, "NEW_PHOTOS", "--output", "predictions.csv"],
-            ["finetune", "export", run_dir, "--output", "model/"],
-        ],
-    )

@@ -7,7 +7,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 METHOD = (
-    "mean over the folds; 95% interval by the corrected resampled t-test (Nadeau and Bengio 2003)"
+    "mean over the folds; 95% interval by the corrected resampled t-test (Nadeau and Bengio 2003), "
+    "and for the accuracy at least Wilson's interval of all held-out images"
 )
 """How the statistics are computed, as it stands in files."""
 
@@ -19,18 +20,20 @@ class FoldStatistics:
     Attributes:
         mean: Mean of the folds.
         std: Standard deviation of the folds, with K - 1 degrees of freedom.
-        interval: 95% confidence interval of the mean.
+        interval: 95% confidence interval of the mean; None where all folds have the same value,
+            which says nothing of others.
         values: Value of each fold; None where its images do not define the metric.
     """
 
     mean: float
     std: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     values: tuple[float | None, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
-        return {**asdict(self), "interval": list(self.interval), "values": list(self.values)}
+        interval = None if self.interval is None else list(self.interval)
+        return {**asdict(self), "interval": interval, "values": list(self.values)}
 
 
 def compute_fold_statistics(
@@ -38,6 +41,7 @@ def compute_fold_statistics(
     *,
     test_fraction: float,
     bounds: tuple[float, float] = (0.0, math.inf),
+    floor: tuple[float, float] | None = None,
     confidence: float = 0.95,
 ) -> FoldStatistics | None:
     """Compute mean, standard deviation and confidence interval of a metric over folds.
@@ -53,6 +57,8 @@ def compute_fold_statistics(
         values: Value of each of K folds; None where it is undefined.
         test_fraction: Held-out images of a fold divided by its training images.
         bounds: Smallest and largest possible value, at which the interval ends.
+        floor: Interval that the number of held-out images alone would give; the result covers it,
+            as folds of few images may agree by chance. None for none.
         confidence: Nominal coverage, in (0, 1).
 
     Returns:
@@ -66,5 +72,10 @@ def compute_fold_statistics(
     mean, std = fmean(known), stdev(known)
     quantile = float(student_t.ppf(0.5 + confidence / 2, len(known) - 1))
     half = quantile * std * math.sqrt(1 / len(known) + test_fraction)
-    interval = max(bounds[0], mean - half), min(bounds[1], mean + half)
+    interval = None
+    if half > 0:
+        interval = max(bounds[0], mean - half), min(bounds[1], mean + half)
+    if floor is not None:
+        low, high = interval or floor
+        interval = min(low, floor[0]), max(high, floor[1])
     return FoldStatistics(mean, std, interval, tuple(values))

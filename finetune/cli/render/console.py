@@ -120,6 +120,15 @@ class ConsoleReporter(Reporter):
             table.add_row(name, escape(value))
         self.console.print(table)
 
+    def print_rows(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table with a header; columns after the first are aligned to the right."""
+        table = Table(box=None, padding=(0, 1), header_style="bold")
+        for number, title in enumerate(header):
+            table.add_column(title, justify="right" if number else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        self.console.print(table)
+
     def print_commands(self, title: str, lines: Sequence[Sequence[str]]) -> None:
         """Print command lines to copy: shell-quoted and never wrapped."""
         for number, args in enumerate(lines):

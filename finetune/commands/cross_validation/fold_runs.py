@@ -166,7 +166,9 @@ def prepare_cross_validation(
         samples, num_folds, seed=config.seed, min_images=None if minimum == "auto" else minimum
     )
     first = build_fold_manifest(data.manifest, folds, 1)
-    training, plan, _ = prepare_run(resolved_paths, reporter, data=replace(data, manifest=first))
+    training, plan, _ = prepare_run(
+        resolved_paths, reporter, data=replace(data, manifest=first), given=config
+    )
     cross_validation = CrossValidation(
         RunFolder(Path(plan["run_dir"])), training.config, data.manifest, folds
     )

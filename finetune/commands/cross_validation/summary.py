@@ -1,11 +1,10 @@
 """Summary of a cross-validation: metrics of its folds with their intervals, as JSON values."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from finetune.bundle.checkpoint_file import load_checkpoint_file
 from finetune.bundle.model_card import read_card_json
@@ -46,7 +45,11 @@ def summarise_folds(
         "num_folds": cross_validation.num_folds,
         "num_images": len(cross_validation.folds),
         "method": METHOD,
-        "metrics": _compute_statistics([fold["metrics"]["val"] for fold in folds], fraction),
+        "metrics": _compute_statistics(
+            [fold["metrics"]["val"] for fold in folds],
+            fraction,
+            accuracy_interval=pooled.accuracy_interval,
+        ),
         "test_metrics": _compute_statistics(
             [fold["metrics"]["test"] for fold in folds if "test" in fold["metrics"]], fraction
         ),
@@ -105,7 +108,10 @@ def describe_kept(cross_validation: CrossValidation, fold: int) -> dict[str, Any
 
 
 def _compute_statistics(
-    metrics: Sequence[Mapping[str, float | None]], test_fraction: float
+    metrics: Sequence[Mapping[str, float | None]],
+    test_fraction: float,
+    *,
+    accuracy_interval: tuple[float, float] | None = None,
 ) -> dict[str, Any] | None:
     """Return the statistics of each metric over folds, by name; None without folds."""
     if not metrics:
@@ -114,7 +120,8 @@ def _compute_statistics(
         name: compute_fold_statistics(
             [fold.get(name) for fold in metrics],
             test_fraction=test_fraction,
-            bounds=(0.0, float(np.inf) if name.endswith("loss") else 1.0),
+            bounds=(0.0, math.inf if name.endswith("loss") else 1.0),
+            floor=accuracy_interval if name == "accuracy" else None,
         )
         for name in metrics[0]
     }

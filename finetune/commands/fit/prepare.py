@@ -20,7 +20,7 @@ from finetune.types import Reporter
 
 
 def prepare_run(
-    config: Config, reporter: Reporter, *, data: RunData | None = None
+    config: Config, reporter: Reporter, *, data: RunData | None = None, given: Config | None = None
 ) -> tuple[Training, dict[str, Any], RunData]:
     """Return the training of a new run, its plan and its images; the run folder is not created.
 
@@ -29,6 +29,7 @@ def prepare_run(
         reporter: Receiver of progress and messages.
         data: Images that several runs share, read and split already; None reads those of the
             config.
+        given: Config whose settings the plan lists as those of the user; None for ``config``.
 
     Raises:
         FinetuneError: Something that the user can fix.
@@ -54,7 +55,7 @@ def prepare_run(
         training, cost = _measure_cost(training, reporter, is_adjustable=is_adjustable)
     plan = build_plan(
         training,
-        overrides=diff_from_defaults(config),
+        overrides=diff_from_defaults(given or config),
         num_rejected=len(data.rejected),
         run_dir=run_dir,
         audit=data.audit,

@@ -1,0 +1,126 @@
+"""Result of a run, or of a cross-validation, on the console."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from finetune.cli.render.evaluation_table import format_metric
+from finetune.units import format_count, format_duration
+
+if TYPE_CHECKING:
+    from finetune.cli.render.console import ConsoleReporter
+
+OUT_OF_FOLD = "out_of_fold"
+"""Name of the images that folds hold out, in place of a split."""
+
+
+def show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
+    """Show the metrics of a run, its folder, and what may be done with it.
+
+    Args:
+        reporter: Console.
+        tree: Result as ``FitResult.to_json`` returns it.
+    """
+    if tree["cross_validation"] is not None:
+        _show_cross_validation(reporter, tree)
+    else:
+        _show_splits(reporter, tree, "Best model")
+        if tree["calibration"] is not None:
+            reporter.show_calibration(tree["calibration"])
+    run_dir = tree["run_dir"]
+    reporter.note(f"Run folder: {run_dir} ({format_duration(tree['seconds'])})")
+    has_split = set(tree["metrics"]) != {OUT_OF_FOLD}
+    commands = [
+        ["finetune", "evaluate", run_dir, *([] if has_split else ["OTHER_PHOTOS"])],
+        ["finetune", "predict", run_dir, "NEW_PHOTOS", "--output", "predictions.csv"],
+        ["finetune", "export", run_dir, "--output", "model/"],
+    ]
+    reporter.print_commands("Next:", commands)
+
+
+def _show_splits(
+    reporter: "ConsoleReporter", tree: Mapping[str, Any], model: str, *, skip: str = ""
+) -> None:
+    """Show the evaluation of each split, and the classes of the last one."""
+    splits = [split for split in tree["metrics"] if not split.endswith("_without_leaks")]
+    for split, metrics in tree["metrics"].items():
+        if split == skip:
+            continue
+        title = f"{model} on {split.replace('_', ' ')}:"
+        details = tree["evaluations"].get(split)
+        if details is None:  # a complete run of an earlier release
+            values = ", ".join(f"{key} {format_metric(key, metrics[key])}" for key in metrics)
+            reporter.note(f"{title} {values}")
+            continue
+        reporter.note(title)
+        evaluation = {"split": None, "tta": False, "metrics": metrics, **details}
+        reporter.show_evaluation(evaluation, show_classes=split == splits[-1])
+
+
+def _show_cross_validation(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
+    """Show metrics with intervals over the folds, all held-out images, and the model's own test."""
+    summary = tree["cross_validation"]
+    reporter.note(
+        f"Cross-validation with {summary['num_folds']} folds, "
+        f"{format_count(summary['num_images'], 'image')}:"
+    )
+    reporter.print_rows(
+        ("metric", "mean", "std", "95% interval", "folds"), _build_metric_rows(summary["metrics"])
+    )
+    if summary["test_metrics"]:
+        reporter.note("The networks of the folds on test:")
+        reporter.print_rows(
+            ("metric", "mean", "std", "95% interval", "folds"),
+            _build_metric_rows(summary["test_metrics"]),
+        )
+    reporter.note("Each image by the fold that holds it out:")
+    details = tree["evaluations"][OUT_OF_FOLD]
+    evaluation = {"split": None, "tta": False, "metrics": tree["metrics"][OUT_OF_FOLD], **details}
+    reporter.show_evaluation(evaluation, show_classes=True)
+    _show_splits(reporter, tree, "Model", skip=OUT_OF_FOLD)
+    reporter.note(_describe_model(summary))
+
+
+def _build_metric_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Return a row of text for each metric."""
+    rows = []
+    for name, entry in metrics.items():
+        values = [value for value in entry["values"] if value is not None]
+        rows.append(
+            [
+                name.replace("_", " "),
+                format_metric(name, entry["mean"]),
+                format_metric(name, entry["std"]),
+                _format_interval(name, entry["interval"]),
+                f"{format_metric(name, min(values))} to {format_metric(name, max(values))}",
+            ]
+        )
+    return rows
+
+
+def _format_interval(name: str, interval: Sequence[float] | None) -> str:
+    """Return an interval of a metric; a dash where all folds have the same value."""
+    if interval is None:
+        return "–"
+    low, high = (format_metric(name, value) for value in interval)
+    return f"{low} to {high}"
+
+
+def _describe_model(summary: Mapping[str, Any]) -> str:
+    """Return the sentence on the model that the folds lead to, and what to expect of it."""
+    num_folds, kind = summary["num_folds"], summary["final"]["kind"]
+    name = (
+        f"the mean of the probabilities of the {num_folds} networks"
+        if kind == "ensemble"
+        else "one network, trained on all images"
+    )
+    entry = summary["metrics"].get("accuracy")
+    if entry is None:
+        return f"Model: {name}."
+    interval = _format_interval("accuracy", entry["interval"])
+    expected = (
+        f"expected accuracy {format_metric('accuracy', entry['mean'])} ({interval}) from "
+        f"{num_folds} folds"
+    )
+    is_tested = any(not split.startswith(OUT_OF_FOLD) for split in summary["final"]["metrics"])
+    measured = "" if is_tested else "; not measured on this model itself"
+    return f"Model: {name}; {expected}{measured}."

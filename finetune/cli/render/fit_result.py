@@ -98,9 +98,9 @@ def _build_metric_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _format_interval(name: str, interval: Sequence[float] | None) -> str:
-    """Return an interval of a metric; a dash where all folds have the same value."""
+    """Return an interval of a metric; undefined where all folds have the same value."""
     if interval is None:
-        return "–"
+        return format_metric(name, None)
     low, high = (format_metric(name, value) for value in interval)
     return f"{low} to {high}"
 

@@ -1,0 +1,1 @@
+"""Evaluation of images with any number of labels: metrics, thresholds and calibration."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 from finetune.distributed import signals
 from finetune.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE
 
-_RESUMABLE_COMMANDS = ("fit", "join-run")
+_RESUMABLE_COMMANDS = ("fit", "tune", "join-run")
 
 
 def main() -> None:

@@ -2,9 +2,11 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+_SECONDS_OF = {"d": 86_400, "h": 3_600, "min": 60, "m": 60, "s": 1}
 _BYTE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -15,6 +17,17 @@ def format_duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def parse_duration(text: str) -> float | None:
+    """Return the seconds of a duration such as ``45s``, ``90min``, ``2h`` or ``1h30m``; else None.
+
+    A number without a unit is none: it might be seconds, minutes or hours.
+    """
+    parts = re.findall(r"(\d+\.?\d*|\.\d+) ?(d|h|min|m|s)(?:\s*)", text)
+    if not parts or "".join(f"{n}{u}" for n, u in parts) != re.sub(r"\s", "", text):
+        return None
+    return sum(float(number) * _SECONDS_OF[unit] for number, unit in parts)
 
 
 def format_percent(fraction: float, *, decimals: int = 1) -> str:

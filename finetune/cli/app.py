@@ -20,6 +20,7 @@ from finetune.cli.render.output import (
     show_result,
 )
 from finetune.cli.submit import CONTEXT_SETTINGS, submit
+from finetune.cli.tune import tune
 from finetune.data.scan import check_path
 from finetune.errors import ConfigError, RunFolderError
 from finetune.evaluation.prior_file import check_prior
@@ -69,6 +70,7 @@ Prior = Annotated[
 app.command()(fit)
 app.command()(inspect)
 app.command()(compare)
+app.command()(tune)
 app.command()(demo)
 app.command(context_settings=CONTEXT_SETTINGS)(submit)
 

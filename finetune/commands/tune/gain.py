@@ -1,0 +1,179 @@
+"""Gain of the best trial over the default settings, on images that chose nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from finetune.audit.leakage import find_rows_without_leaks
+from finetune.bundle.bundle import load_model
+from finetune.config.schema import Config
+from finetune.data.manifest import Manifest
+from finetune.data.training_data import group_samples
+from finetune.evaluation.paired_comparison import PairedComparison, compare_paired
+from finetune.inference.predictor import Predictor
+from finetune.system.hardware import prepare_accelerator
+from finetune.types import Reporter, Split
+from finetune.units import format_count
+
+METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "loss": "log loss"}
+"""Compared metrics and their names in sentences."""
+
+_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TuneGain:
+    """Comparison of the best trial with the default settings.
+
+    Attributes:
+        held_out: On the images that chose nothing.
+        validation: On the validation images, which chose the best trial; too optimistic.
+        num_leaked: Held-out images left out, as duplicates of them are in training or validation.
+        monitor: Metric that chose the best trial.
+    """
+
+    held_out: PairedComparison
+    validation: PairedComparison
+    num_leaked: int
+    monitor: str
+
+    @property
+    def optimism(self) -> dict[str, float]:
+        """Gain on the validation images minus that on the held-out images, by metric."""
+        return {
+            name: self.validation.differences[name].difference - held_out.difference
+            for name, held_out in self.held_out.differences.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "held_out": self.held_out.to_json(),
+            "validation": self.validation.to_json(),
+            "num_leaked_left_out": self.num_leaked,
+            "optimism": self.optimism,
+            "summary": summarize_gain(self),
+        }
+
+
+def measure_gain(
+    default_dir: Path,
+    best_dir: Path,
+    manifest: Manifest,
+    config: Config,
+    *,
+    monitor: str,
+    seed: int,
+    reporter: Reporter,
+) -> TuneGain | None:
+    """Compare the models of two finished runs on the same images.
+
+    Args:
+        default_dir: Run folder of the trial with the default settings.
+        best_dir: Run folder of the best trial.
+        manifest: Images with their splits; the hold-out is the test split.
+        config: Settings of the study, for the device and for reading images.
+        monitor: Metric that chose the best trial.
+        seed: Seed of the bootstrap.
+        reporter: Receiver of progress.
+
+    Returns:
+        The comparison; None if every held-out image has a duplicate in training or validation.
+    """
+    test = manifest.get_samples(Split.TEST)
+    rows = find_rows_without_leaks(manifest, manifest.resolve_paths(test))
+    kept = test if rows is None else [test[row] for row in rows]
+    if not kept:
+        return None
+    tables = {}
+    for split, samples in ((Split.TEST, kept), (Split.VAL, manifest.get_samples(Split.VAL))):
+        reporter.start(f"comparing on {split.value}", 2 * len(samples))
+        tables[split] = compare_paired(
+            *(
+                _predict(run_dir, manifest.resolve_paths(samples), config, reporter)
+                for run_dir in (default_dir, best_dir)
+            ),
+            np.asarray(manifest.encode_labels(samples), np.int64),
+            seed=seed,
+            groups_N=group_samples(samples),
+        )
+        reporter.finish()
+    return TuneGain(tables[Split.TEST], tables[Split.VAL], len(test) - len(kept), monitor)
+
+
+def summarize_gain(gain: TuneGain) -> str:
+    """Return sentences on the gain, its interval and how much of it was chance."""
+    table = gain.held_out.differences
+    better = [METRIC_NAMES[name] for name, diff in table.items() if diff.verdict == "better"]
+    worse = [METRIC_NAMES[name] for name, diff in table.items() if diff.verdict == "worse"]
+    images = format_count(gain.held_out.num_images, "held-out image")
+    if better and not worse:
+        first = f"The search gained beyond chance in {_join(better)} on the {images}."
+    elif worse and not better:
+        first = (
+            f"The best trial is worse than the default settings in {_join(worse)} on the {images}, "
+            f"beyond chance: keep the default settings."
+        )
+    elif worse:
+        first = (
+            f"On the {images} the best trial is better than the default settings in "
+            f"{_join(better)}, and worse in {_join(worse)}, beyond chance."
+        )
+    else:
+        first = (
+            f"No gain beyond chance: every interval of the {images} includes 0. The default "
+            f"settings do as well, as far as these images can tell."
+        )
+    seen, real = gain.validation.differences["loss"], table["loss"]
+    second = (
+        f"On the validation images, which chose the best of the trials, the log loss changed by "
+        f"{seen.difference:+.4f}, and on the held-out images by {real.difference:+.4f}."
+    )
+    return f"{first} {second}"
+
+
+def describe_differences(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """Return rows of metric, default, best, difference with its 95% interval, and verdict.
+
+    Args:
+        comparison: ``PairedComparison`` as JSON.
+    """
+    lines = []
+    for name, diff in comparison["differences"].items():
+        is_loss = name == "loss"
+        scale, spec, unit = (1, ".4f", "") if is_loss else (100, ".1f", "%")
+        values = [f"{scale * diff[key]:{spec}}{unit}" for key in ("before", "after")]
+        change, low, high = (
+            f"{scale * diff[key]:+{spec}}" for key in ("difference", "low", "high")
+        )
+        verdict = {"no difference beyond chance": "chance"}.get(diff["verdict"], diff["verdict"])
+        lines.append((METRIC_NAMES[name], *values, f"{change} ({low} to {high})", verdict))
+    return lines
+
+
+def _predict(
+    run_dir: Path, paths: list[Path], config: Config, reporter: Reporter
+) -> NDArray[np.float64]:
+    """Return the class probabilities of a run's model, shape (N, K)."""
+    workers = config.data.num_workers
+    predictor = Predictor(
+        load_model(run_dir),
+        device=prepare_accelerator(config.trainer.accelerator),
+        batch_size=_BATCH_SIZE,
+        num_workers=workers if isinstance(workers, int) else 0,
+        options=config.data.read_options,
+    )
+    logits = predictor.predict_logits(paths, on_batch=reporter.advance)
+    probabilities: torch.Tensor = predictor.compute_probabilities(logits)
+    table: NDArray[np.float64] = probabilities.double().numpy()
+    return table
+
+
+def _join(names: list[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

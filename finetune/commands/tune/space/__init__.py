@@ -1,0 +1,1 @@
+"""Search space of a study."""

@@ -1,0 +1,171 @@
+"""Loop of a process that runs the trials of a study, one after the other."""
+
+import time
+from statistics import median
+
+from finetune.commands.tune.study_folder import StudyFolder
+from finetune.commands.tune.trials.trial_queue import ClaimedTrial, TrialQueue
+from finetune.commands.tune.trials.trial_run import TrialData, remove_losing_files, run_trial
+from finetune.commands.tune.tune_result import (
+    TrialRow,
+    find_best,
+    format_trials_csv,
+    read_rows,
+)
+from finetune.system.files import translate_disk_errors, write_text
+from finetune.types import Reporter
+from finetune.units import format_count, format_duration
+
+
+class TrialLog:
+    """Lines on the trials of a study that have ended, each shown once, whoever ran it.
+
+    Args:
+        queue: Trials of the study.
+        monitor: Metric by which they are judged.
+        num_trials: Number of trials of the study.
+        reporter: Receiver of the lines.
+    """
+
+    def __init__(
+        self,
+        queue: TrialQueue,
+        *,
+        monitor: str,
+        num_trials: int,
+        reporter: Reporter,
+    ) -> None:
+        self.queue = queue
+        self.monitor = monitor
+        self.num_trials = num_trials
+        self.reporter = reporter
+        self._shown = {row.number for row in read_rows(queue) if row.state != "running"}
+
+    def show_new(self) -> None:
+        """Show the trials that have ended since the last call."""
+        rows = read_rows(self.queue)
+        best = find_best(rows, maximize=self.queue.maximize)
+        for row in rows:
+            if row.state == "running" or row.number in self._shown:
+                continue
+            self._shown.add(row.number)
+            is_best = best is not None and row.number == best.number
+            self.reporter.note(self._describe(row, is_best=is_best))
+
+    def _describe(self, row: TrialRow, *, is_best: bool) -> str:
+        title = f"trial {row.number + 1}/{self.num_trials}"
+        epochs = "" if row.epochs is None else f" after epoch {row.epochs} of {row.num_epochs}"
+        if row.state == "failed":
+            return f"{title}: failed{epochs}: {row.reason}"
+        duration = "" if row.seconds is None else f", {format_duration(row.seconds)}"
+        if row.state == "pruned":
+            result = f"pruned{epochs}"
+        else:
+            mark = " (best so far)" if is_best else ""
+            count = format_count(row.epochs or 0, "epoch")
+            result = f"{self.monitor} {row.value:.4f}{mark}, {count}"
+        default = ", default settings" if row.is_default else ""
+        return f"{title}: {result}{duration}{default}"
+
+
+def run_trials(
+    study: StudyFolder,
+    queue: TrialQueue,
+    shared: TrialData,
+    *,
+    num_trials: int,
+    deadline: float | None,
+    log: TrialLog,
+    reporter: Reporter,
+) -> None:
+    """Run trials until the study has its number of them, or its time is over.
+
+    Args:
+        study: Folder of the study.
+        queue: Its trials.
+        shared: Images and settings that all trials share.
+        num_trials: Number of trials of the study.
+        deadline: Time of ``time.monotonic`` by which the last trial should end; None for no limit.
+        log: Lines on the trials that have ended.
+        reporter: Receiver of progress, notes and warnings.
+
+    Raises:
+        FinetuneError: The default trial fails, or a trial for a reason apart from its values.
+        KeyboardInterrupt: Stop requested; the trial can be continued.
+    """
+    shown: set[str] = set()
+    is_first = True
+    while _has_time(queue, deadline, reporter, is_first=is_first):
+        claimed = queue.claim(num_trials)
+        if claimed is None:
+            return
+        is_first = False
+        try:
+            _run_claimed(study, queue, claimed, shared, num_trials, reporter, shown)
+        except BaseException:
+            queue.release(claimed)
+            raise
+        log.show_new()
+
+
+def _run_claimed(
+    study: StudyFolder,
+    queue: TrialQueue,
+    claimed: ClaimedTrial,
+    shared: TrialData,
+    num_trials: int,
+    reporter: Reporter,
+    shown: set[str],
+) -> None:
+    outcome = run_trial(
+        claimed,
+        queue,
+        shared,
+        study.get_trial_dir(claimed.number),
+        title=f"trial {claimed.number + 1}/{num_trials}",
+        reporter=reporter,
+        shown=shown,
+    )
+    queue.finish(
+        claimed,
+        value=outcome.value,
+        is_pruned=outcome.is_pruned,
+        reason=outcome.reason,
+        facts=outcome.facts,
+    )
+    update_files(study, queue)
+
+
+def update_files(study: StudyFolder, queue: TrialQueue) -> None:
+    """Keep the weights of the best and of the default trial only, and write ``trials.csv``."""
+    with translate_disk_errors(study.path), queue.lock_study():
+        rows = read_rows(queue)
+        write_text(study.trials_csv_path, format_trials_csv(rows))
+        best = find_best(rows, maximize=queue.maximize)
+        for row in rows:
+            is_kept = row.is_default or (best is not None and row.number == best.number)
+            if row.state != "running" and not is_kept:
+                remove_losing_files(study.get_trial_dir(row.number))
+
+
+def _has_time(
+    queue: TrialQueue, deadline: float | None, reporter: Reporter, *, is_first: bool
+) -> bool:
+    """Return whether a trial may begin: the median of the completed ones fits into the time left.
+
+    The first trial of a process always begins, so that a short limit still makes progress.
+    """
+    if deadline is None or is_first:
+        return True
+    seconds = [row.seconds for row in read_rows(queue) if row.seconds and row.value is not None]
+    left = deadline - time.monotonic()
+    if left > (median(seconds) if seconds else 0.0):
+        return True
+    if left > 0:
+        reporter.note(
+            f"No further trial: {format_duration(left)} of --timeout are left, and a trial takes "
+            f"{format_duration(median(seconds))}."
+        )
+    else:
+        reporter.note("No further trial: the time of --timeout is over.")
+    return False

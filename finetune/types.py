@@ -1,11 +1,14 @@
 """Records and the reporter interface that all layers share."""
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
+
+from finetune.read_options import DEFAULT_READ_OPTIONS as DEFAULT_READ_OPTIONS
+from finetune.read_options import PixelRange as PixelRange
+from finetune.read_options import ReadOptions as ReadOptions
 
 StrPath = str | os.PathLike[str]
 """Path of a file or folder, as the public functions accept it."""
@@ -73,7 +76,6 @@ class LabelFormat:
     separator: str = "|"
 
 
-
 @dataclass(frozen=True, slots=True)
 class RejectedFile:
     """File that was left out, with the reason."""
@@ -94,64 +96,6 @@ class Draw(NamedTuple):
     row: int
     epoch: int
     repeat: int
-
-
-@dataclass(frozen=True, slots=True)
-class PixelRange:
-    """Values of black and white in images of more than 8 bits; values beyond them are clipped.
-
-    Attributes:
-        low: Value that becomes 0.
-        high: Value that becomes 255, above ``low``.
-    """
-
-    low: float
-    high: float
-
-    @classmethod
-    def parse(cls, text: str) -> "PixelRange":
-        """Return the range written as LOW:HIGH, as ``str`` writes it.
-
-        Raises:
-            ValueError: It is no such text, or LOW is not below HIGH.
-        """
-        low, _, high = text.partition(":")
-        bounds = cls(float(low), float(high))
-        if not -math.inf < bounds.low < bounds.high < math.inf:
-            raise ValueError(f"'{text}' is not LOW:HIGH with LOW below HIGH")
-        return bounds
-
-    def __str__(self) -> str:
-        return f"{_format_bound(self.low)}:{_format_bound(self.high)}"
-
-    @property
-    def num_bits(self) -> int | None:
-        """Bits n of a range from 0 to 2^n - 1, from 8 on; None for any other range."""
-        n = int(self.high + 1).bit_length() - 1
-        is_power = self.low == 0 and n >= 8 and self.high + 1 == 2**n
-        return n if is_power else None
-
-
-@dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """Settings of reading image files; the file alone decides what they leave open.
-
-    Attributes:
-        max_pixels: Number of pixels above which an image is rejected.
-        pixel_range: Range of images of more than 8 bits; None takes the whole range of each file's
-            unsigned integers, and rejects signed integers, more than 16 bits and floats.
-    """
-
-    max_pixels: int = 178_000_000
-    pixel_range: PixelRange | None = None
-
-    @property
-    def pixel_tag(self) -> str:
-        """Suffix of the names of stores whose content depends on the range; empty without one."""
-        return "" if self.pixel_range is None else f"-{self.pixel_range}".replace(":", "..")
-
-
-DEFAULT_READ_OPTIONS = ReadOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,8 +248,3 @@ class Reporter:
 
     def show_epoch(self, row: Mapping[str, Any]) -> None:
         """Show the metrics of a finished epoch."""
-
-
-def _format_bound(value: float) -> str:
-    """Return a bound of a range in full, integers without a decimal point."""
-    return str(int(value)) if value == int(value) else repr(value)

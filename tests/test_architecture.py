@@ -25,7 +25,7 @@ LAYERS = (
     ("evaluation", "distributed"),
     ("config", "system", "charts"),
     ("types", "lookup", "units"),
-    ("errors",),
+    ("errors", "read_options"),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(reversed(LAYERS)) for name in names}
 TORCH_FREE = (
@@ -37,6 +37,7 @@ READ_CONFIG = ("cli", "api", "commands", "builders", "config")
 STANDARD_LIBRARY_ONLY = (
     "system.files",
     "types",
+    "read_options",
     "lookup",
     "units",
     "errors",

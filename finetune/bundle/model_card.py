@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bundle.renamed_facts import rename_facts
+from finetune.bundle.usage_example import render_usage
 from finetune.errors import RunFolderError
 from finetune.evaluation.priors import ClassPrior, Priors, describe_class_prior, is_same_prior
+from finetune.lookup import is_import_path
 from finetune.types import PixelRange, PreprocessSpec, ReadOptions
 
 FORMAT_VERSION = 1
@@ -33,6 +35,7 @@ class ModelCard:
             for a card written by an older release.
         pixel_range: Range that images of more than 8 bits are read with; None for all bits of each
             file.
+        bit_depth: Bits of a channel that images are read with, 8 or 16.
     """
 
     backbone: str
@@ -43,11 +46,16 @@ class ModelCard:
     temperature: float = 1.0
     priors: Priors | None = None
     pixel_range: PixelRange | None = None
+    bit_depth: int = 8
 
     @property
     def read_options(self) -> ReadOptions:
         """How image files are read for the model."""
-        return ReadOptions(pixel_range=self.pixel_range)
+        return ReadOptions(
+            pixel_range=self.pixel_range,
+            num_channels=self.spec.input_size[0],
+            bit_depth=self.bit_depth,
+        )
 
     @property
     def train_counts(self) -> tuple[int, ...] | None:
@@ -95,6 +103,7 @@ class ModelCard:
             pixel_range=None
             if tree.get("pixel_range") is None
             else PixelRange.parse(tree["pixel_range"]),
+            bit_depth=int(tree.get("bit_depth", 8)),
         )
 
 
@@ -146,14 +155,15 @@ def render_readme(card: ModelCard) -> str:
         for split, values in metrics.items()
         for name, value in values.items()
     )
-    is_torchvision = card.backbone.partition(".")[0] in ("googlenet", "alexnet")
-    registration = (
-        f"import finetune.timm_models  # registers {card.backbone} with timm\n"
-        if is_torchvision
-        else ""
-    )
     scale = "" if card.temperature == 1 else f" / {card.temperature!r}"
     shift = "" if card.shift is None else " + shift"
+    usage = render_usage(
+        card.backbone,
+        is_import_path=is_import_path(card.backbone),
+        num_channels=card.spec.input_size[0],
+        bit_depth=card.bit_depth,
+        adjustment=f"{scale}{shift}",
+    )
     return f"""# {card.backbone} for {len(card.classes)} classes
 
 Classes, in index order: {", ".join(card.classes)}.
@@ -161,19 +171,7 @@ Classes, in index order: {", ".join(card.classes)}.
 | split | metric | value |
 |---|---|---|
 {rows}
-{_render_temperature(card)}{_render_priors(card)}{_render_pixel_range(card)}Use the model with
-`finetune predict THIS_FOLDER images/`, or with timm alone:
-
-```python
-{registration}import timm
-
-model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()
-config = timm.data.resolve_model_data_config(model)
-transform = timm.data.create_transform(**config, is_training=False)
-classes = model.pretrained_cfg["label_names"]
-# probabilities: (model(transform(image)[None]){scale}{shift}).softmax(1)
-```
-"""
+{_render_temperature(card)}{_render_priors(card)}{_render_pixel_range(card)}{usage}"""
 
 
 def _render_temperature(card: ModelCard) -> str:

@@ -11,9 +11,10 @@ from finetune.bundle.model_card import ModelCard
 from finetune.commands.stored_run import read_stored_config, read_stored_manifest
 from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.scan import list_images
-from finetune.errors import RunFolderError
+from finetune.errors import ConfigError, RunFolderError
 from finetune.exporters.parity import Parity, compare_timm_folder
 from finetune.inference.predictor import Predictor
+from finetune.lookup import is_import_path
 from finetune.models.head import fold_temperature_and_shift
 from finetune.system import run_folder
 from finetune.types import Reporter, Split, StrPath
@@ -75,6 +76,7 @@ def export(
             f"{output} exists and is not empty. Choose another folder for --output."
         )
     bundle = apply_prior(load_model(model), prior, reporter)
+    _check_format(bundle.card)
     parity_images = _select_parity_images(model, images)
     exported = _fold_adjustment_into_head(bundle)
     prior_json = prior_to_json(exported.card, requested=prior)
@@ -106,6 +108,15 @@ def export(
         raise
     reporter.finish()
     return ExportResult(output, parity, prior_json)
+
+
+def _check_format(card: ModelCard) -> None:
+    if is_import_path(card.backbone):
+        raise ConfigError(
+            f"The timm format cannot apply to '{card.backbone}', which timm does not know. Copy "
+            f"the bundle and the module instead: finetune predict and finetune evaluate read the "
+            f"bundle wherever Python can import the module."
+        )
 
 
 def _fold_adjustment_into_head(bundle: ModelBundle) -> ModelBundle:

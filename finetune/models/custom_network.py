@@ -214,6 +214,11 @@ def _supply_contract(
         # network has methods of its own
         network.get_classifier = MethodType(_get_classifier, network)  # type: ignore[assignment]
     _check_classifier(backbone, network)
+    if not isinstance(getattr(network, "num_features", None), int):
+        names = find_classifier_parameters(network)
+        shapes = (tuple(p.shape) for name, p in network.named_parameters() if name in names)
+        # inputs of the classifier; timm writes it into config.json
+        network.num_features = max(shapes, key=len)[-1]  # type: ignore[assignment]
 
 
 def _get_classifier(network: nn.Module) -> nn.Module:

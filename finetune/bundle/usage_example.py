@@ -1,0 +1,77 @@
+"""Part of a bundle's README that shows how to use the model with Python."""
+
+_TIMM_EXAMPLE = """Use the model with
+`finetune predict THIS_FOLDER images/`, or with timm alone:
+
+```python
+{registration}import timm
+
+model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()
+config = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**config, is_training=False)
+classes = model.pretrained_cfg["label_names"]
+# probabilities: (model(transform(image)[None]){adjustment}).softmax(1)
+```
+"""
+
+_CHANNELS_EXAMPLE = """Use the model with
+`finetune predict THIS_FOLDER images/`, or with timm alone. Each of the {num_channels} channels is
+resized by itself, as a grey image of {bits} bits in [0, 255]:
+
+```python
+{registration}import timm
+import torch
+
+model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()
+config = timm.data.resolve_model_data_config(model)
+size = (1, *config.pop("input_size")[1:])
+mean, std = (torch.tensor(config.pop(key))[:, None, None] for key in ("mean", "std"))
+resize = timm.data.create_transform(size, **config, normalize=False)
+classes = model.pretrained_cfg["label_names"]
+# channels: {num_channels} images of PIL in mode {mode}
+# x = torch.cat([torch.as_tensor(resize(channel)) for channel in channels]) / 255
+# probabilities: (model(((x - mean) / std)[None]){adjustment}).softmax(1)
+```
+"""
+
+_OWN_NETWORK_EXAMPLE = """The network is code of your own, `{backbone}`, which timm does not know.
+Use the model with `finetune predict THIS_FOLDER images/`, from a folder in which Python can import
+the module, or with Python:
+
+```python
+import finetune
+
+result = finetune.predict("THIS_FOLDER", "images/")
+```
+
+The module is not part of this folder, and is not imported from it: keep it with the model.
+"""
+
+
+def render_usage(
+    backbone: str, *, is_import_path: bool, num_channels: int, bit_depth: int, adjustment: str
+) -> str:
+    """Return the paragraphs and the example in Markdown.
+
+    Args:
+        backbone: Backbone of the model.
+        is_import_path: Whether it is a network of one's own.
+        num_channels: Channels of the images.
+        bit_depth: Bits of a channel, 8 or 16.
+        adjustment: What is done to the logits before the softmax, such as " / 1.5".
+    """
+    if is_import_path:
+        return _OWN_NETWORK_EXAMPLE.format(backbone=backbone)
+    is_torchvision = backbone.partition(".")[0] in ("googlenet", "alexnet")
+    registration = (
+        f"import finetune.timm_models  # registers {backbone} with timm\n" if is_torchvision else ""
+    )
+    if num_channels == 3 and bit_depth == 8:
+        return _TIMM_EXAMPLE.format(registration=registration, adjustment=adjustment)
+    return _CHANNELS_EXAMPLE.format(
+        num_channels=num_channels,
+        bits=bit_depth,
+        mode="L" if bit_depth == 8 else "F, divided by 257",
+        registration=registration,
+        adjustment=adjustment,
+    )

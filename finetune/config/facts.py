@@ -10,7 +10,7 @@ class Facts:
     """Facts about the data, the network and the hardware.
 
     Attributes:
-        class_counts: Training images of each class.
+        class_counts: Training images of each class or label.
         num_val_images: Number of validation images.
         is_pretrained: Whether the backbone starts from pretrained weights.
         num_groups: Layer groups of the network, the head included.
@@ -26,6 +26,8 @@ class Facts:
         accelerator: "cpu", "cuda" or "mps".
         processes_per_node: Processes that the cluster job started on each node; 1 outside one.
         num_nodes: Nodes of the cluster job; 1 outside one.
+        multi_label_images: Training images that have any number of labels each; None for images of
+            one class.
     """
 
     class_counts: Sequence[int]
@@ -42,11 +44,19 @@ class Facts:
     accelerator: str = "cpu"
     processes_per_node: int = 1
     num_nodes: int = 1
+    multi_label_images: int | None = None
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image has any number of labels."""
+        return self.multi_label_images is not None
 
     @property
     def num_images(self) -> int:
         """Number of training images."""
-        return sum(self.class_counts)
+        return (
+            sum(self.class_counts) if self.multi_label_images is None else self.multi_label_images
+        )
 
     @property
     def imbalance_ratio(self) -> float:

@@ -188,6 +188,8 @@ def choose_imbalance_strategy(config: Config, facts: Facts) -> Choice:
     others = (chosen.sampler, chosen.class_weights, chosen.head_rebalancing, config.loss.name)
     if any(name != "auto" for name in others):
         return Choice("none", "another imbalance setting is given")
+    if facts.is_multi_label:
+        return Choice("none", "multi-label: a threshold for each label is chosen after training")
     ratio = f"imbalance ratio {facts.imbalance_ratio:.3g}"
     if facts.imbalance_ratio < POST_HOC_MIN_RATIO:
         return Choice("none", ratio)

@@ -277,6 +277,8 @@ def _choose_calibration(facts: Facts) -> Choice:
 
 
 def _choose_monitor(facts: Facts) -> Choice:
+    if facts.is_multi_label:
+        return Choice("mean_average_precision", "multi-label: independent of thresholds")
     ratio = f"imbalance ratio {facts.imbalance_ratio:.3g}"
     if facts.imbalance_ratio > MACRO_F1_MIN_RATIO:
         return Choice("macro_f1", ratio)

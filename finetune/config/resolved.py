@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError
 
 from finetune.config.schema import CheckpointConfig, Config, ModelConfig, TrainerConfig
+from finetune.config.section import Monitor
 from finetune.config.sections.balance import ImbalanceConfig
 from finetune.config.sections.data import DataConfig, ImageSize
 from finetune.config.sections.learning import CalibrationConfig, ProbeConfig
@@ -85,13 +86,13 @@ class ResolvedTrainerConfig(TrainerConfig):
     accelerator: Literal["cpu", "cuda", "mps"]
     devices: Count
     num_nodes: Count
-    monitor: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"]
+    monitor: Monitor
 
 
 class ResolvedCheckpointConfig(CheckpointConfig):
     """Choice of the best epoch, and checkpoints within an epoch."""
 
-    monitor: Literal["calibrated_loss", "loss", "accuracy", "balanced_accuracy", "macro_f1"]
+    monitor: Literal["calibrated_loss"] | Monitor
 
 
 class ResolvedCalibrationConfig(CalibrationConfig):

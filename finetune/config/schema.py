@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from finetune.config.section import Auto, Section, coerce_on_off
+from finetune.config.section import Auto, Monitor, Section, coerce_on_off
 from finetune.config.sections.balance import ImbalanceConfig
 from finetune.config.sections.cross_validation import CrossValidationConfig
 from finetune.config.sections.data import AugmentConfig, CacheConfig, DataConfig
@@ -107,10 +107,13 @@ class TrainerConfig(Section):
     gradient_clip_val: float = Field(
         1.0, ge=0, description="maximum norm of the gradients; 0: no clipping"
     )
-    monitor: Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "loss"] = Field(
+    monitor: Literal["auto"] | Monitor = Field(
         "auto",
         description="validation metric that the run is judged by, and, if it is set, that selects "
-        "the best epoch; auto: macro_f1 above an imbalance ratio of 2, else accuracy",
+        "the best epoch: accuracy, balanced_accuracy, macro_f1 or loss; of multi-label images "
+        "mean_average_precision, micro_average_precision, macro_f1, micro_f1, subset_accuracy or "
+        "loss; auto: macro_f1 above an imbalance ratio of 2, else accuracy; mean_average_precision "
+        "of multi-label images",
     )
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(
         None,
@@ -128,11 +131,10 @@ class TrainerConfig(Section):
 class CheckpointConfig(Section):
     """Choice of the best epoch, and checkpoints within an epoch."""
 
-    monitor: Literal[
-        "auto", "calibrated_loss", "loss", "accuracy", "balanced_accuracy", "macro_f1"
-    ] = Field(
+    monitor: Literal["auto", "calibrated_loss"] | Monitor = Field(
         "auto",
-        description="validation metric that selects the best epoch; calibrated_loss is the log "
+        description="validation metric that selects the best epoch, one of trainer.monitor or "
+        "calibrated_loss; calibrated_loss is the log "
         "loss after the temperature that suits these images best; auto: trainer.monitor if it is "
         "set, else calibrated_loss",
     )

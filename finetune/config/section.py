@@ -12,6 +12,18 @@ from finetune.lookup import suggest_name
 
 Auto = Literal["auto"]
 
+Monitor = Literal[
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "loss",
+    "mean_average_precision",
+    "micro_average_precision",
+    "micro_f1",
+    "subset_accuracy",
+]
+"""Validation metrics that judge a run; those of multi-label images have no accuracy."""
+
 _WORDS_OF_YAML = dict.fromkeys(("true", "yes", "on"), "on") | dict.fromkeys(
     ("false", "no", "off"), "off"
 )

@@ -268,7 +268,7 @@ def find_readable_samples(
         DataError: There is no labelled image, or no readable one of a class.
     """
     if scanned is None:
-        scanned = scan(path, splits=splits)
+        scanned = scan(path, splits=splits, reporter=reporter)
         for line in scanned.notes:
             reporter.note(line)
     elif scanned.empty_classes:

@@ -7,9 +7,10 @@ from itertools import compress
 from pathlib import Path
 
 from finetune.commands.image_matching import Match, match_images
-from finetune.commands.prepare_data import resolve_data_path
+from finetune.commands.prepare_data import build_table_options, resolve_data_path
 from finetune.commands.stored_run import read_stored_config, read_stored_manifest
 from finetune.data.layouts.split_names import SplitSetting
+from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOptions
 from finetune.data.manifest import Manifest
 from finetune.data.scan import Scan, scan
 from finetune.errors import DataError, FinetuneError
@@ -33,6 +34,7 @@ class RunImages:
         rejected: Paths of the files that the run left out.
         moves_leaks: Whether the run trained on held-out images that had duplicates in training.
         splits: How splits are found in the data, see ``scan``.
+        tables: Columns of tables.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class RunImages:
     rejected: frozenset[str] = frozenset()
     moves_leaks: bool = False
     splits: SplitSetting = "auto"
+    tables: TableOptions = DEFAULT_TABLE_OPTIONS
 
     @property
     def is_csv(self) -> bool:
@@ -97,6 +100,7 @@ def read_run_images(model: Path) -> RunImages | None:
         rejected,
         config.data.leakage == "move",
         config.data.split_setting,
+        tables=build_table_options(config).adapt_to_other_data(),
     )
 
 
@@ -173,7 +177,9 @@ def _scan_now(path: Path, run: RunImages, splits: SplitSetting, reporter: Report
     reason = f"the run read them from {run.path.name}" if run.is_csv else ""
     if not (run.is_csv and path.is_dir() and _holds_images(path, run)):
         try:
-            scanned = scan(path, splits=splits, allow_empty=True)
+            scanned = scan(
+                path, splits=splits, allow_empty=True, tables=run.tables, reporter=reporter
+            )
         except DataError as error:
             if not (path.is_dir() and _holds_images(path, run)):
                 raise

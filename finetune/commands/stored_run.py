@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.commands.prepare_data import resolve_data_path
+from finetune.commands.prepare_data import build_table_options, resolve_data_path
 from finetune.config.load import build_config, read_config_file
 from finetune.config.schema import Config
 from finetune.config.sections.data import PRESET_CROP_SCALES
+from finetune.data.layouts.parquet.parquet_dataset import find_parquet_root
+from finetune.data.layouts.parquet.parquet_files import is_parquet_path
 from finetune.data.manifest import Manifest, read_manifest
 from finetune.errors import DataError
 from finetune.system.run_folder import RunFolder
@@ -26,8 +28,8 @@ def read_stored_config(run: RunFolder) -> Config:
 def read_stored_tree(run: RunFolder) -> dict[str, Any]:
     """Return the config of a run as nested values, with those that an older release implied.
 
-    Releases without these keys used the flips and crops of the preset, adjusted priors in full and
-    chose the best epoch by the monitored metric.
+    Releases without these keys used the flips and crops of the preset, adjusted priors in full,
+    chose the best epoch by the monitored metric, and had no momentum of SGD but Nesterov's.
 
     Raises:
         ConfigError: ``config.yaml`` is damaged.
@@ -36,6 +38,7 @@ def read_stored_tree(run: RunFolder) -> dict[str, Any]:
     implied: dict[str, dict[str, Any]] = {
         "imbalance": {"post_hoc_strength": 1.0},
         "checkpoint": {"monitor": _get_section(tree, "trainer").get("monitor", "auto")},
+        "optim": {"nesterov": "on" if _has_sgd_momentum(tree) else "off"},
     }
     scale = PRESET_CROP_SCALES.get(_get_section(tree, "augment").get("name", ""))
     if scale is not None:
@@ -53,6 +56,11 @@ def read_stored_tree(run: RunFolder) -> dict[str, Any]:
     return {**tree, **sections}
 
 
+def _has_sgd_momentum(tree: Mapping[str, Any]) -> bool:
+    optim = _get_section(tree, "optim")
+    return optim.get("name") == "sgd" and optim.get("momentum", 0.9) != 0
+
+
 def _get_section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return a section of a config; empty if it is missing or no section."""
     section = tree.get(name)
@@ -62,12 +70,17 @@ def _get_section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def read_stored_manifest(run: RunFolder, config: Config) -> Manifest:
     """Return the manifest of a run, with the data path of its config as root.
 
+    For Parquet files that is the folder of their images, which are unpacked if they are not there.
+
     Raises:
-        DataError: ``manifest.csv`` is missing or damaged.
+        DataError: ``manifest.csv`` is missing or damaged, or a Parquet file is.
     """
     path = resolve_data_path(config)
-    is_csv = path.suffix.lower() == ".csv" and not path.is_dir()
-    return read_manifest(run.manifest_path, root=path.parent if is_csv else path)
+    if is_parquet_path(path) or path.is_dir():
+        root = find_parquet_root(path, build_table_options(config)) or path
+    else:
+        root = path.parent if path.suffix.lower() == ".csv" else path
+    return read_manifest(run.manifest_path, root=root)
 
 
 def check_files_exist(manifest: Manifest, samples: Sequence[Sample]) -> None:

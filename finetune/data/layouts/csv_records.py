@@ -4,7 +4,7 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
 
@@ -32,6 +32,8 @@ class CsvTable:
         file: CSV in UTF-8, or in UTF-16 with a byte order mark.
         required: Columns by which the separator is recognised.
         single_line: Columns whose values have no line break.
+        roles: Lower-case name of a column to the name that it is read as; another column of that
+            name is not used.
 
     Attributes:
         columns: Names of the columns in lower case.
@@ -42,9 +44,15 @@ class CsvTable:
     """
 
     def __init__(
-        self, file: Path, *, required: Sequence[str], single_line: Sequence[str] = ()
+        self,
+        file: Path,
+        *,
+        required: Sequence[str],
+        single_line: Sequence[str] = (),
+        roles: Mapping[str, str] | None = None,
     ) -> None:
         self._file = file
+        self._roles = roles or {}
         self._single_line = single_line
         self.columns: list[str] = []
         self.notes: list[str] = []
@@ -99,7 +107,15 @@ class CsvTable:
     def _read_header(self, separator: str) -> tuple[int, list[str]]:
         """Return the line and the columns of the header; 1 and none in an empty file."""
         line, values = next(self._iter_records(separator), (1, []))
-        return line, [normalize_class_name(value).lower() for value in values]
+        return line, [self._get_role(normalize_class_name(value).lower()) for value in values]
+
+    def _get_role(self, name: str) -> str:
+        """Return the name that a column is read as."""
+        if name in self._roles:
+            return self._roles[name]
+        hidden = set(self._roles.values())
+        hidden |= {"labels"} if "label" in hidden else set()
+        return f"{name} (not used)" if name in hidden else name
 
     def _iter_records(self, separator: str) -> Iterator[Record]:
         """Yield the records that are not empty, the header first."""
@@ -151,7 +167,9 @@ class CsvTable:
         twice = next((name for name in named if named.count(name) > 1), None)
         if twice is not None:
             _, values = next(self._iter_records(self._separator))
-            same = [v.strip() for v in values if normalize_class_name(v).lower() == twice]
+            names = [self._get_role(normalize_class_name(value).lower()) for value in values]
+            pairs = zip(names, values, strict=True)
+            same = [value.strip() for name, value in pairs if name == twice]
             shown = " and ".join(f"'{value}'" for value in same)
             raise DataError(
                 f"{self._file}, line {line}: the columns {shown} have the same name. Keep one of "

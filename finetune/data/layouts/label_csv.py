@@ -12,12 +12,15 @@ from finetune.data.layouts.class_names import describe_changed_names
 from finetune.data.layouts.label_sets import LabelReader, join_labels, open_label_table
 from finetune.data.layouts.listed_paths import PathReader
 from finetune.data.layouts.split_names import SplitSetting, build_split_parser
+from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOptions
 from finetune.errors import DataError
+from finetune.lookup import suggest_name
 from finetune.types import LabelFormat, RejectedFile, Sample
 from finetune.units import format_count
 
 _COLUMNS = ("path", "label", "split", "group")
 _SINGLE_LABEL = LabelFormat()
+_BYTES_COLUMNS = ("image_bytes", "bytes", "base64", "image_base64", "image_data")
 
 
 @dataclass
@@ -38,7 +41,10 @@ class LabelledFiles:
 
 
 def read_label_csv(
-    file: Path, splits: SplitSetting = "auto", label_format: LabelFormat = _SINGLE_LABEL
+    file: Path,
+    splits: SplitSetting = "auto",
+    label_format: LabelFormat = _SINGLE_LABEL,
+    tables: TableOptions = DEFAULT_TABLE_OPTIONS,
 ) -> LabelledFiles:
     """Return the labelled images of a CSV, and the files whose names are no images.
 
@@ -50,12 +56,16 @@ def read_label_csv(
         splits: "auto" recognises the names of splits, "none" ignores the column, and a mapping
             gives the splits of other names.
         label_format: How the labels are written.
+        tables: Names of columns.
 
     Raises:
         DataError: The file is no CSV, lacks a column, or has an invalid or duplicate record; the
             message names the line where the record begins.
     """
-    table, labels = open_label_table(file, label_format, single_line=(*_COLUMNS, "labels"))
+    table, labels = open_label_table(
+        file, label_format, single_line=(*_COLUMNS, "labels"), roles=tables.csv_roles
+    )
+    _check_named_columns(file, table.columns, tables)
     _check_columns(file, table.columns, is_multi_label=labels.task == "multi_label")
     label_reader = LabelReader(file, table, labels)
     position = {name: table.columns.index(name) for name in _COLUMNS if name in table.columns}
@@ -107,12 +117,29 @@ def read_label_csv(
     return result
 
 
+def _check_named_columns(file: Path, columns: list[str], tables: TableOptions) -> None:
+    """Raise DataError if a column that a config key names is missing."""
+    roles = tables.csv_roles
+    for key, name in tables.named_columns.items():
+        if tables.is_strict and roles[name.casefold()] not in columns:
+            others = [column.removesuffix(" (not used)") for column in columns if column]
+            raise DataError(
+                f"{file} has no column '{name}' ({key}).{suggest_name(name, others)} Its columns "
+                f"are {', '.join(others)}."
+            )
+
+
 def _check_columns(file: Path, columns: list[str], *, is_multi_label: bool) -> None:
     for required in ("path",) if is_multi_label else ("path", "label"):
         if required not in columns:
             found = ", ".join(columns) or "none"
             looks_like_row = any(find_rejection_reason(Path(name)) is None for name in columns)
             hint = " Is the header missing?" if looks_like_row else ""
+            if required == "path" and any(name in _BYTES_COLUMNS for name in columns):
+                hint = " Images inside of a CSV are not read: write Parquet, or image files."
+            elif not hint and len(columns) > 1:
+                key = "image_column" if required == "path" else "label_column"
+                hint = f" If another column holds it, name it, as in data.{key}={columns[-1]}."
             raise DataError(
                 f"{file} has no column '{required}' (found: {found}).{hint} The first line must "
                 f"name path,label and may also name split and group."

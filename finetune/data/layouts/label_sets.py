@@ -1,6 +1,6 @@
 """Labels of the images in a table: one class, a text of several labels, or columns of 0 and 1."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from finetune.data.layouts.class_names import normalize_class_name
@@ -21,7 +21,11 @@ _TRUE, _FALSE = ("1", "1.0", "true", "yes"), ("", "0", "0.0", "false", "no")
 
 
 def open_label_table(
-    file: Path, labels: LabelFormat, *, single_line: Sequence[str] = ()
+    file: Path,
+    labels: LabelFormat,
+    *,
+    single_line: Sequence[str] = (),
+    roles: Mapping[str, str] | None = None,
 ) -> tuple[CsvTable, LabelFormat]:
     """Return a CSV and the format of its labels, of which the task is known then.
 
@@ -29,6 +33,7 @@ def open_label_table(
         file: Absolute path of the CSV.
         labels: How its labels are written.
         single_line: Columns whose values have no line break.
+        roles: Name of a column to the name that it is read as, see ``CsvTable``.
 
     Raises:
         DataError: The file is no CSV, or lacks a column; the message names it.
@@ -39,7 +44,10 @@ def open_label_table(
         known = names.get(labels.task, ("label", "labels"))
         candidates = [*(("path", name) for name in known), ("path",)]
     # the columns tell the separator of the CSV, too
-    tables = (CsvTable(file, required=required, single_line=single_line) for required in candidates)
+    tables = (
+        CsvTable(file, required=required, single_line=single_line, roles=roles)
+        for required in candidates
+    )
     first = next(tables)
     opened = [first] if set(candidates[0]) <= set(first.columns) else [first, *tables]
     pairs = zip(opened, candidates, strict=False)

@@ -35,6 +35,16 @@ class TableOptions:
         }
         return {key: name for key, name in columns.items() if name != AUTO}
 
+    @property
+    def csv_roles(self) -> dict[str, str]:
+        """Lower-case name of each named column to the name that a CSV has for it by default."""
+        roles = {
+            "data.image_column": "path",
+            "data.label_column": "label",
+            "data.group_column": "group",
+        }
+        return {name.casefold(): roles[key] for key, name in self.named_columns.items()}
+
     def adapt_to_other_data(self) -> "TableOptions":
         """Return options for data other than those they were made for: columns may be missing."""
         return replace(self, group_by=None, is_strict=False)

@@ -159,7 +159,7 @@ def plan_last_stage(
         num_epochs=num_epochs,
         batch_size=batch_size,
         micro_batch_size=batch_size // config.num_micro_batches,
-        lr_factor=build_lr_lambda(config.lr_schedule, num_steps=num_steps),
+        lr_factor=build_lr_lambda(config.lr_schedule, num_steps=num_steps, num_epochs=num_epochs),
         gradient_clip=config.trainer.gradient_clip_val,
         precision=config.trainer.precision,
         seed=config.seed,

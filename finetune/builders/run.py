@@ -56,7 +56,7 @@ class Training:
         probe: Plan of the linear probe that the run starts with; None without one.
         phases: Phases of the unfreeze schedule.
         peak_learning_rates: Peak learning rate of each layer group, from the head; those of
-            ``recipe.HEAD_LR`` until they are measured.
+            ``optimizer_defaults.HEAD_LR`` until they are measured.
         images_per_epoch: Training images that an epoch draws; only whole batches train.
         batch_size: Global batch size.
         min_micro_batch_size: Images that a process must hold at once: 1 or 2.
@@ -192,7 +192,7 @@ def _assemble(
     network = replace(network, module=classifier.network)
     transform = build_train_transform(config, data, network)
     peak_learning_rates = build_learning_rates(config.optim, len(classifier.groups))
-    recipe = build_recipe(run, balance, depth_schedule, peak_learning_rates)
+    recipe = build_recipe(run, balance, depth_schedule, peak_learning_rates, classifier.groups)
     is_flipped = resolve_probe_flips(config, transform, num_images=len(data.train))
     if not (
         is_flipped and config.probe.hflip == "auto" and "hflip" in find_unmeasured_keys(config)

@@ -3,11 +3,20 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
-
 from finetune.builders.model_prior import ClassBalance
+from finetune.builders.optimization.component_params import (
+    check_reserved,
+    explain_invalid,
+    names_parameter,
+)
+from finetune.builders.optimization.optimizer_factory import (
+    build_optimizer_factory,
+    build_penalty,
+    check_max_norm,
+    uses_fused_optimizer,
+)
 from finetune.builders.resolve import RunSpec
-from finetune.config.recipe import HEAD_LR, UNMEASURED_BACKBONE_LR_SCALE
+from finetune.config.optimizer_defaults import HEAD_LR, UNMEASURED_BACKBONE_LR_SCALE
 from finetune.config.resolved import (
     ResolvedConfig,
     ResolvedLrScheduleConfig,
@@ -17,15 +26,16 @@ from finetune.config.sections.learning import UnfreezeConfig
 from finetune.config.sections.optim import LrScheduleConfig
 from finetune.errors import ConfigError, FinetuneError
 from finetune.lookup import check_params, has_parameter, look_up
-from finetune.models.classifier import ImageClassifier
+from finetune.models.layer_groups import LayerGroup
+from finetune.training.learning_recipe import Recipe
 from finetune.training.mixup import Mixup
-from finetune.training.module import Recipe
-from finetune.training.optimization.param_groups import (
-    build_param_groups,
-    compute_learning_rates,
-    create_optimizer,
+from finetune.training.optimization.param_groups import compute_learning_rates
+from finetune.training.schedules.learning_rate import (
+    LR_SCHEDULES,
+    compute_lr_factor,
+    one_cycle_momentum,
 )
-from finetune.training.schedules.learning_rate import LR_SCHEDULES, compute_lr_factor
+from finetune.training.schedules.plateau import PlateauSettings
 from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES, resolve_depth
 from finetune.training.trainer import TrainerOptions
 
@@ -35,6 +45,7 @@ def build_recipe(
     balance: ClassBalance,
     depth_schedule: Callable[[int], int],
     peak_learning_rates: list[float],
+    groups: Sequence[LayerGroup],
 ) -> Recipe:
     """Return the schedules and the optimizer of a run.
 
@@ -43,29 +54,38 @@ def build_recipe(
         balance: Treatment of imbalanced classes.
         depth_schedule: Unfreeze depth as a function of the epoch.
         peak_learning_rates: Peak learning rate of each layer group, from the head.
+        groups: Layer groups of the network, from the head.
 
     Raises:
-        ConfigError: The learning rate schedule does not exist or does not take its parameters.
+        ConfigError: The learning rate schedule does not exist, or it, the optimizer or the
+            max-norm constraint does not take its parameters.
     """
     config = run.config
+    optim, lr_schedule = config.optim, config.lr_schedule
+    check_max_norm(optim, groups)
+    lr_lambda = build_lr_lambda(
+        lr_schedule,
+        num_steps=run.num_steps,
+        num_epochs=config.trainer.epochs,
+        phase_starts=[phase.first_epoch * run.steps_per_epoch for phase in run.phases],
+    )
     return Recipe(
         criterion_schedule=balance.criterion_schedule,
         depth_schedule=depth_schedule,
         make_optimizer=build_optimizer_factory(
-            config.optim,
+            optim,
             peak_learning_rates=peak_learning_rates,
             is_fused=uses_fused_optimizer(config.trainer.precision),
         ),
-        lr_lambda=build_lr_lambda(
-            config.lr_schedule,
-            num_steps=run.num_steps,
-            phase_starts=[phase.first_epoch * run.steps_per_epoch for phase in run.phases],
-        ),
+        lr_lambda=lr_lambda,
         seed=config.seed,
         mixup=Mixup(mixup_alpha=config.augment.mixup, cutmix_alpha=config.augment.cutmix),
-        averaging_start_step=compute_averaging_start_step(config.optim.swa_fraction, run.num_steps),
+        averaging_start_step=compute_averaging_start_step(optim.swa_fraction, run.num_steps),
         logit_shift=balance.logit_shift,
         model_prior_schedule=balance.prior_schedule,
+        plateau=build_plateau_settings(lr_schedule, monitor=f"val/{config.checkpoint.monitor}"),
+        momentum_lambda=build_momentum_lambda(optim, lr_schedule, num_steps=run.num_steps),
+        penalty=build_penalty(optim),
     )
 
 
@@ -129,31 +149,87 @@ def build_depth_schedule(unfreeze: UnfreezeConfig, num_groups: int) -> Callable[
 
 
 def build_lr_lambda(
-    lr_schedule: ResolvedLrScheduleConfig, *, num_steps: int, phase_starts: Sequence[int] = (0,)
+    lr_schedule: ResolvedLrScheduleConfig,
+    *,
+    num_steps: int,
+    num_epochs: int,
+    phase_starts: Sequence[int] = (0,),
 ) -> Callable[[int], float]:
     """Return the factor of the peak learning rates as a function of the step.
 
     Args:
         lr_schedule: Section of the config.
         num_steps: Optimizer steps of the whole training.
+        num_epochs: Epochs of the whole training.
         phase_starts: Steps at which layers are unfrozen, ascending, starting with 0; the warm-up is
             repeated at each.
 
     Raises:
         ConfigError: The schedule does not exist or does not take its parameters.
     """
-    schedule = look_up(LR_SCHEDULES, lr_schedule.name, setting="lr_schedule.name")
-    params: dict[str, float] = {}
+    name = lr_schedule.name
+    schedule = look_up(LR_SCHEDULES, name, setting="lr_schedule.name")
+    derived: dict[str, float] = {"num_epochs": num_epochs, "num_steps": num_steps}
+    sources = {**dict.fromkeys(derived, "the run"), "final_factor": "lr_schedule.final_factor"}
+    check_reserved(lr_schedule.params, sources, setting="lr_schedule.params")
+    derived = {key: value for key, value in derived.items() if names_parameter(schedule, key)}
     is_changed = lr_schedule.final_factor != LrScheduleConfig().final_factor
     if is_changed or has_parameter(schedule, "final_factor"):
-        params["final_factor"] = lr_schedule.final_factor
-    check_params(schedule, params, num_positional=1, setting=f"lr_schedule.name={lr_schedule.name}")
+        derived["final_factor"] = lr_schedule.final_factor
+    setting = "lr_schedule.params" if lr_schedule.params else f"lr_schedule.name={name}"
+    params = {**lr_schedule.params, **derived}
+    check_params(schedule, params, num_positional=1, setting=setting)
+    if name in LR_SCHEDULES:
+        with explain_invalid("lr_schedule", name, lr_schedule.params):
+            schedule(0.0, **params)
     return partial(
         compute_lr_factor,
         schedule=partial(schedule, **params),
         num_steps=num_steps,
         warmup_steps=round(lr_schedule.warmup_fraction * num_steps),
         phase_starts=phase_starts,
+    )
+
+
+def build_plateau_settings(
+    lr_schedule: ResolvedLrScheduleConfig, *, monitor: str
+) -> PlateauSettings | None:
+    """Return the settings of ``lr_schedule.name=plateau``; None for another schedule.
+
+    Args:
+        lr_schedule: Section of the config, whose parameters are known to exist.
+        monitor: Validation metric.
+
+    Raises:
+        ConfigError: A parameter is out of range.
+    """
+    if lr_schedule.name != "plateau":
+        return None
+    with explain_invalid("lr_schedule", lr_schedule.name, lr_schedule.params):
+        return PlateauSettings(monitor, **lr_schedule.params)
+
+
+def build_momentum_lambda(
+    optim: ResolvedOptimConfig, lr_schedule: ResolvedLrScheduleConfig, *, num_steps: int
+) -> Callable[[int], float] | None:
+    """Return the momentum as a function of the step; None where it stays as it is.
+
+    Args:
+        optim: Section of the config.
+        lr_schedule: Section of the config, whose parameters are known to exist.
+        num_steps: Optimizer steps of the run.
+
+    Raises:
+        ConfigError: A parameter is out of range.
+    """
+    has_momentum = optim.name in ("adam", "adamw") or optim.momentum > 0
+    if not (lr_schedule.cycles_momentum and has_momentum):
+        return None
+    params = {k: v for k, v in lr_schedule.params.items() if names_parameter(one_cycle_momentum, k)}
+    with explain_invalid("lr_schedule", lr_schedule.name, lr_schedule.params):
+        one_cycle_momentum(0.0, num_steps=num_steps, **params)
+    return lambda step: one_cycle_momentum(
+        min(1.0, step / max(1, num_steps)), num_steps=num_steps, **params
     )
 
 
@@ -176,37 +252,6 @@ def build_learning_rates(
     return compute_learning_rates(
         num_groups, lr=lr, backbone_scale=backbone_scale, layer_decay=optim.layer_decay
     )
-
-
-def build_optimizer_factory(
-    optim: ResolvedOptimConfig, *, peak_learning_rates: list[float], is_fused: bool
-) -> Callable[[ImageClassifier], torch.optim.Optimizer]:
-    """Return a function that makes the optimizer of a classifier.
-
-    Args:
-        optim: Section of the config.
-        peak_learning_rates: Peak learning rate of each layer group, from the head.
-        is_fused: Whether one kernel updates all parameters.
-    """
-
-    def make_optimizer(classifier: ImageClassifier) -> torch.optim.Optimizer:
-        groups = build_param_groups(
-            classifier.network,
-            classifier.groups,
-            learning_rates=peak_learning_rates,
-            weight_decay=optim.weight_decay,
-        )
-        return create_optimizer(optim.name, groups, momentum=optim.momentum, fused=is_fused)
-
-    return make_optimizer
-
-
-def uses_fused_optimizer(precision: str) -> bool:
-    """Return whether the optimizer may be fused.
-
-    With fp16, a fused optimizer would unscale the gradients itself, after they were clipped.
-    """
-    return precision != "16-mixed"
 
 
 def compute_averaging_start_step(swa_fraction: float, num_steps: int) -> int | None:

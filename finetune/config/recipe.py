@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from finetune.config.facts import Choice, Facts
 from finetune.config.imbalance import choose_imbalance_strategy, choose_post_hoc_strength
+from finetune.config.optimizer_defaults import choose_optimizer_values, choose_warmup
 from finetune.config.schema import Config
 from finetune.config.sections.data import DEFAULT_PRESET, PRESET_CROP_SCALES
 from finetune.units import format_count
@@ -15,14 +16,8 @@ from finetune.units import format_count
 MACRO_F1_MIN_RATIO = 2.0
 """Imbalance ratio above which macro F1 replaces accuracy as the monitored metric."""
 
-HEAD_LR = {"adamw": 1e-3, "sgd": 1e-2}
-"""Learning rate of the head where none is measured."""
-
 FIXRES_MIN_IMAGE_SIZE = 160
 """Side of evaluation images in pixels from which training images are smaller."""
-
-UNMEASURED_BACKBONE_LR_SCALE = {"adamw": 0.1, "sgd": 0.05}
-"""Learning rate of the last backbone group divided by that of the head, where none is measured."""
 
 CROP_VIEWS_IMAGE_LIMIT = 1_000
 """Number of training images below which the last stage is also trained on a centre crop of each."""
@@ -52,7 +47,9 @@ def choose_recipe(config: Config, facts: Facts) -> dict[str, Choice]:
     has_fitted_head = (choices["probe.enabled"].value if switch == "auto" else switch) == "on"
     return {
         **choices,
-        "lr_schedule.warmup_fraction": _choose_warmup(num_steps, has_fitted_head=has_fitted_head),
+        "lr_schedule.warmup_fraction": choose_warmup(
+            config, num_steps, has_fitted_head=has_fitted_head
+        ),
     }
 
 
@@ -80,10 +77,7 @@ def _choose_independent_settings(config: Config, facts: Facts) -> dict[str, Choi
         "data.train_image_size": _choose_train_sizes(config, facts, is_probe_only=probe_only),
         "model.batch_norm": _choose_batch_norm(facts),
         "augment.name": Choice(DEFAULT_PRESET, "random crops, horizontal flips and color jitter"),
-        "optim.lr": _choose_lr(config, has_probe=probed and not probe_only),
-        "optim.backbone_lr_scale": _choose_backbone_lr_scale(
-            config, facts, has_probe=probed and not probe_only
-        ),
+        **choose_optimizer_values(config, facts, has_probe=probed and not probe_only),
         "optim.layer_decay": _choose_layer_decay(facts),
         "optim.swa_fraction": Choice(0.0),
         "imbalance.strategy": choose_imbalance_strategy(config, facts),
@@ -219,22 +213,6 @@ def _choose_batch_norm(facts: Facts) -> Choice:
     return Choice("train", "no pretrained running statistics")
 
 
-def _choose_lr(config: Config, *, has_probe: bool) -> Choice:
-    """Measured from a fitted head, as the rates that suit pretrained backbones differ tenfold."""
-    if has_probe and config.optim.name == "adamw":
-        return Choice("auto", "measured after the probe, by how far steps change the features")
-    return Choice(HEAD_LR[config.optim.name], f"default of the head with {config.optim.name}")
-
-
-def _choose_backbone_lr_scale(config: Config, facts: Facts, *, has_probe: bool) -> Choice:
-    if not facts.is_pretrained:
-        return Choice(1.0, "no pretrained weights")
-    if has_probe and config.optim.name == "adamw":
-        return Choice(1.0, "the probe provides a fitted head")
-    scale = UNMEASURED_BACKBONE_LR_SCALE[config.optim.name]
-    return Choice(scale, "pretrained weights: small backbone learning rate")
-
-
 def _count_steps(config: Config, facts: Facts, choices: Mapping[str, Choice]) -> int:
     """Return the number of optimizer steps of a run."""
     epochs = choices["trainer.epochs"].value
@@ -245,20 +223,6 @@ def _count_steps(config: Config, facts: Facts, choices: Mapping[str, Choice]) ->
         batch_size = config.trainer.batch_size
     num_steps: int = epochs * max(1, facts.num_images // batch_size)
     return num_steps
-
-
-def _choose_warmup(num_steps: int, *, has_fitted_head: bool) -> Choice:
-    """Longer from a fitted head, which the first steps of AdamW would spoil.
-
-    They are the largest: with gradients of one or two batches, nearly every weight moves by the
-    learning rate, and all in the direction of these few images.
-    """
-    if not has_fitted_head:
-        return Choice(WARMUP_FRACTION)
-    fraction = min(MAX_WARMUP_FRACTION, WARMUP_STEPS / max(1, num_steps))
-    if fraction <= WARMUP_FRACTION:
-        return Choice(WARMUP_FRACTION)
-    return Choice(round(fraction, 3), f"{WARMUP_STEPS} steps or less to keep what the probe knows")
 
 
 def _choose_layer_decay(facts: Facts) -> Choice:

@@ -62,6 +62,9 @@ class ResolvedOptimConfig(OptimConfig):
     backbone_lr_scale: Annotated[float, Field(gt=0, le=10)]
     layer_decay: Annotated[float, Field(gt=0, le=1)]
     swa_fraction: Annotated[float, Field(ge=0, le=1)]
+    weight_decay: Annotated[float, Field(ge=0, le=10)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    nesterov: OnOff
 
 
 class ResolvedLrScheduleConfig(LrScheduleConfig):

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.func import functional_call
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from finetune.bundle.checkpoint_file import AVERAGE_KEY
 from finetune.bundle.model_card import CARD_KEY, get_train_counts
@@ -24,9 +23,11 @@ from finetune.errors import TrainingError
 from finetune.evaluation.validation import compute_validation_metrics
 from finetune.models.classifier import ImageClassifier, normalise
 from finetune.system.hardware import seed_device
-from finetune.training.mixup import Mixup
+from finetune.training.learning_recipe import Recipe
 from finetune.training.optimization.param_groups import get_learning_rates
 from finetune.training.optimization.weight_average import WeightAverage
+from finetune.training.schedules.factor_scheduler import FactorScheduler
+from finetune.training.schedules.plateau import PlateauFactor
 from finetune.types import PreprocessSpec
 
 _MAX_BUFFERED_BATCHES = 32
@@ -34,37 +35,6 @@ _MAX_BUFFERED_BATCHES = 32
 
 _LCG_MULTIPLIER = 6364136223846793005
 """Multiplier of Knuth's congruential generator (MMIX); spreads a small number over 63 bits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """Schedules and settings by which a classifier is trained.
-
-    Attributes:
-        criterion_schedule: Function from epoch to criterion, which maps logits (B, K) and class
-            indices (B,) to the mean loss.
-        depth_schedule: Function from epoch to unfreeze depth.
-        make_optimizer: Function that builds the optimizer over all parameters; called once.
-        lr_lambda: Function from completed optimizer steps to the factor of all learning rates.
-        seed: Seed of dropout; with epoch, batch and rank it determines the generator's state.
-        mixup: Mixup and CutMix of training images.
-        averaging_start_step: Steps before weight averaging begins; None validates and saves the
-            current weights.
-        logit_shift: Values added to the logits of validation images, shape (K,), as they will be to
-            those of the finished model; None adds nothing.
-        model_prior_schedule: Function from epoch to the class prior that the logits assume after
-            it, stored in the card of its checkpoints; None leaves the card unchanged.
-    """
-
-    criterion_schedule: Callable[[int], Callable[[Tensor, Tensor], Tensor]]
-    depth_schedule: Callable[[int], int]
-    make_optimizer: Callable[[ImageClassifier], Optimizer]
-    lr_lambda: Callable[[int], float]
-    seed: int
-    mixup: Mixup = field(default_factory=Mixup)
-    averaging_start_step: int | None = None
-    logit_shift: Tensor | None = None
-    model_prior_schedule: Callable[[int], Sequence[float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +133,18 @@ class ClassificationModule(LightningModule):
         return loss
 
     def compute_loss(self, batch: Batch, step: int) -> Tensor:
-        """Compute the mean loss of a batch, with mixup or CutMix if the recipe enables them.
+        """Compute the mean loss of a batch and the penalty of the weights.
 
         Args:
             batch: Training images on the module's device.
             step: Optimizer step within the epoch, which determines the mixture.
         """
+        loss = self._compute_criterion(batch, step)
+        penalty = self.recipe.penalty
+        return loss if penalty is None else loss + penalty(self.classifier)
+
+    def _compute_criterion(self, batch: Batch, step: int) -> Tensor:
+        """Compute the mean loss of a batch, with mixup or CutMix if the recipe enables them."""
         color_matrix, labels = batch.get("color_matrix"), batch["label"]
         mixup, criterion = self.recipe.mixup, self.recipe.criterion_schedule(self.current_epoch)
         if not mixup:
@@ -183,7 +159,7 @@ class ClassificationModule(LightningModule):
         )
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's mean loss over all ranks and the learning rates.
+        """Log the epoch's mean loss over all ranks and the learning rates; look for a plateau.
 
         Raises:
             TrainingError: The mean loss is NaN or infinite.
@@ -199,6 +175,13 @@ class ClassificationModule(LightningModule):
             )
         self.log("train/loss", mean)
         self.log_dict(dict(self._learning_rates))
+        if self.recipe.plateau is not None:
+            # the same on all ranks, which have gathered the predictions, and saved with this epoch
+            scheduler = self.lr_schedulers()
+            assert isinstance(scheduler, FactorScheduler)
+            scheduler.update_plateau(
+                float(self.trainer.callback_metrics[self.recipe.plateau.monitor])
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Store the probabilities of a batch, computed with averaged weights if there are any."""
@@ -238,7 +221,13 @@ class ClassificationModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer over all parameters, and its learning-rate schedule per step."""
         optimizer = self.recipe.make_optimizer(self.classifier)
-        scheduler = LambdaLR(optimizer, self.recipe.lr_lambda)
+        settings = self.recipe.plateau
+        scheduler = FactorScheduler(
+            optimizer,
+            self.recipe.lr_lambda,
+            plateau=None if settings is None else PlateauFactor(settings),
+            momentum_lambda=self.recipe.momentum_lambda,
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

@@ -22,6 +22,7 @@ PROBE_ONLY = {
     "trainer.epochs": 1,
     "loss.label_smoothing": 0.0,
 }
+LAST_STAGE = {**PROBE, "probe.depth": 2, "probe.last_stage_epochs": 1}
 SHARDED = {"trainer.strategy": "fsdp", "trainer.accelerator": "cuda", "trainer.devices": 2}
 SINGLE_IMAGES = {"trainer.devices": 2, "trainer.accumulate_grad_batches": 4}
 
@@ -60,6 +61,8 @@ CASES: dict[tuple[str, ...], dict[str, Any]] = {
     ("augment.mixup", "unfreeze.name"): {**PROBE_ONLY, "augment.mixup": 0.2},
     ("augment.cutmix", "unfreeze.name"): {**PROBE_ONLY, "augment.cutmix": 1.0},
     ("optim.swa_fraction", "unfreeze.name"): {**PROBE_ONLY, "optim.swa_fraction": 0.9},
+    ("optim.head_l1", "unfreeze.name"): {**PROBE_ONLY, "optim.head_l1": 0.1},
+    ("optim.max_norm", "unfreeze.name"): {**PROBE_ONLY, "optim.max_norm": {"head": 3.0}},
     ("data.train_image_size", "unfreeze.name"): {
         **PROBE_ONLY,
         "data.train_image_size": (24, 32),
@@ -95,6 +98,35 @@ CASES: dict[tuple[str, ...], dict[str, Any]] = {
         "optim.swa_fraction": 0.5,
     },
     ("trainer.strategy", "trainer.compile"): {**SHARDED, "trainer.compile": True},
+    ("lr_schedule.warmup_fraction", "lr_schedule.name"): {"lr_schedule.name": "one_cycle"},
+    ("optim.momentum", "lr_schedule.name"): {
+        "lr_schedule.name": "one_cycle",
+        "lr_schedule.warmup_fraction": 0.0,
+        "optim.name": "sgd",
+        "optim.momentum": 0.5,
+    },
+    ("optim.params", "lr_schedule.name"): {
+        "lr_schedule.name": "one_cycle",
+        "lr_schedule.warmup_fraction": 0.0,
+        "optim.params": {"betas": [0.8, 0.9]},
+    },
+    ("trainer.early_stopping_patience", "lr_schedule.name"): {
+        "lr_schedule.name": "plateau",
+        "lr_schedule.params": {"patience": 4},
+        "trainer.early_stopping_patience": 5,
+    },
+    ("lr_schedule.name", "probe.depth"): {**LAST_STAGE, "lr_schedule.name": "plateau"},
+    ("optim.head_l1", "probe.depth"): {**LAST_STAGE, "optim.head_l1": 0.1},
+    ("trainer.strategy", "optim.head_l1"): {
+        **SHARDED,
+        "model.batch_norm": "frozen",
+        "optim.head_l1": 0.1,
+    },
+    ("trainer.strategy", "optim.max_norm"): {
+        **SHARDED,
+        "model.batch_norm": "frozen",
+        "optim.max_norm": {"all": 3.0},
+    },
     ("augment.rare_class_preset", "augment.name"): {
         "augment.name": "strong",
         "augment.rare_class_preset": "medium",
@@ -164,7 +196,8 @@ def test_constraint_violated_raises_error_naming_its_keys(
     assert type(caught.value) is constraint.error
     for key in constraint.keys:
         assert f"{key}=" in str(caught.value)
-    assert "{" not in str(caught.value)
+    assert "{config" not in str(caught.value)
+    assert "{run" not in str(caught.value)
 
 
 def test_constraints_too_few_images_are_reported_before_steps_that_follow_from_them(

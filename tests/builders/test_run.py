@@ -11,7 +11,10 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 
 from finetune.builders import build_training
-from finetune.builders.schedules import build_optimizer_factory, uses_fused_optimizer
+from finetune.builders.optimization.optimizer_factory import (
+    build_optimizer_factory,
+    uses_fused_optimizer,
+)
 from finetune.bundle.model_card import ModelCard
 from finetune.config.load import build_config, dump_config
 from finetune.config.resolved import ResolvedConfig

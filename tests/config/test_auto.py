@@ -8,8 +8,14 @@ import pytest
 from finetune.config.auto import choose_auto_values
 from finetune.config.facts import Facts
 from finetune.config.load import build_config, replace_values
+from finetune.config.optimizer_defaults import (
+    HEAD_LR,
+    UNMEASURED_BACKBONE_LR_SCALE,
+    WEIGHT_DECAY,
+)
 from finetune.config.recipe import compute_fixres_train_size
 from finetune.config.schema import Config
+from finetune.config.sections.optim import OPTIMIZER_NAMES
 
 EXPLICIT: dict[str, Any] = {
     "data.image_size": 32,
@@ -28,6 +34,9 @@ EXPLICIT: dict[str, Any] = {
     "optim.lr": 1e-5,
     "optim.backbone_lr_scale": 0.5,
     "optim.layer_decay": 0.9,
+    "optim.weight_decay": 0.2,
+    "optim.momentum": 0.0,
+    "optim.nesterov": "off",
     "optim.swa_fraction": 0.3,
     "trainer.epochs": 77,
     "trainer.batch_size": 5,
@@ -99,6 +108,47 @@ def test_learning_rate_is_measured_after_a_probe_with_adamw() -> None:
     ):
         choices = choose(given, **facts)
         assert tuple(choices.get(key) for key in keys) == expected, (given, facts)
+
+
+def test_adam_is_measured_as_adamw_and_other_optimizers_have_rates_of_their_own() -> None:
+    assert choose({"optim.name": "adam"})["optim.lr"] == "auto"
+    for name in OPTIMIZER_NAMES:
+        choices = choose({"optim.name": name, "probe.enabled": "off"})
+        assert (choices["optim.lr"], choices["optim.backbone_lr_scale"]) == (
+            HEAD_LR[name], UNMEASURED_BACKBONE_LR_SCALE[name],
+        )  # fmt: skip
+        if name not in ("adam", "adamw"):
+            assert choose({"optim.name": name})["optim.lr"] == choices["optim.lr"]
+
+
+def test_weight_decay_suits_the_optimizer_and_has_a_reason() -> None:
+    assert choose()["optim.weight_decay"] == 0.05
+    assert choose({"optim.name": "sgd"})["optim.weight_decay"] == 1e-4
+    for name in OPTIMIZER_NAMES:
+        config = build_config({}, assignments={"optim.name": name})
+        choice = choose_auto_values(config, build_facts())["optim.weight_decay"]
+        assert choice == WEIGHT_DECAY[name]
+        assert choice.reason or name == "adamw"
+
+
+def test_momentum_follows_the_optimizer_and_one_cycle() -> None:
+    cycle = {"lr_schedule.name": "one_cycle"}
+    for given, expected in (
+        ({}, (0.0, "off")),
+        ({"optim.name": "sgd"}, (0.9, "on")),
+        ({"optim.name": "rmsprop"}, (0.0, "off")),
+        ({"optim.name": "sgd", **cycle}, (0.95, "on")),
+        ({"optim.name": "adamw", **cycle}, (0.0, "off")),
+        (
+            {"optim.name": "sgd", **cycle, "lr_schedule.params": {"cycle_momentum": False}},
+            (0.9, "on"),
+        ),
+    ):
+        choices = choose(given)
+        assert (choices["optim.momentum"], choices["optim.nesterov"]) == expected, given
+    plain = choose({"optim.name": "sgd", "optim.momentum": 0.0})
+    assert plain["optim.nesterov"] == "off"
+    assert choose(cycle)["lr_schedule.warmup_fraction"] == 0.0
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,18 @@ from typing import Any
 import pytest
 
 from finetune.config.imbalance import IMBALANCE_STRATEGIES
+from finetune.config.optimizer_defaults import (
+    HEAD_LR,
+    UNMEASURED_BACKBONE_LR_SCALE,
+    WEIGHT_DECAY,
+)
 from finetune.config.sections import balance, learning, objective, optim
 from finetune.config.sections import data as images
 from finetune.data.samplers.sampling_weights import SAMPLERS
 from finetune.data.transforms.presets import AUGMENTATIONS
+from finetune.lookup import has_parameter
 from finetune.losses import CLASS_WEIGHTS, LOSSES, MULTI_LABEL_LOSSES
+from finetune.training.optimization.optimizers import OPTIMIZERS
 from finetune.training.schedules.learning_rate import LR_SCHEDULES
 from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES
 
@@ -24,6 +31,7 @@ from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES
         pytest.param(balance.CLASS_WEIGHT_NAMES, CLASS_WEIGHTS, id="CLASS_WEIGHTS"),
         pytest.param(learning.UNFREEZE_NAMES, UNFREEZE_SCHEDULES, id="UNFREEZE"),
         pytest.param(optim.LR_SCHEDULE_NAMES, LR_SCHEDULES, id="LR_SCHEDULES"),
+        pytest.param(optim.OPTIMIZER_NAMES, OPTIMIZERS, id="OPTIMIZERS"),
         pytest.param(balance.IMBALANCE_NAMES, IMBALANCE_STRATEGIES, id="IMBALANCE"),
     ],
 )
@@ -31,6 +39,18 @@ def test_config_names_are_the_keys_of_the_table(
     names: Sequence[str], table: Mapping[str, Any]
 ) -> None:
     assert list(names) == list(table)
+
+
+def test_every_optimizer_has_a_rate_a_scale_and_a_weight_decay() -> None:
+    for table in (HEAD_LR, UNMEASURED_BACKBONE_LR_SCALE, WEIGHT_DECAY):
+        assert table.keys() == OPTIMIZERS.keys()
+    with_momentum = {name for name, entry in OPTIMIZERS.items() if entry.has_momentum}
+    assert with_momentum == {*optim.MOMENTUM_OPTIMIZERS}
+
+
+def test_schedules_with_a_final_factor_are_those_that_take_it() -> None:
+    taking = {n for n, function in LR_SCHEDULES.items() if has_parameter(function, "final_factor")}
+    assert taking == {*optim.FINAL_FACTOR_SCHEDULES}
 
 
 def test_imbalance_strategies_name_existing_components() -> None:

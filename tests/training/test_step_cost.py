@@ -22,8 +22,10 @@ from torchvision.transforms.functional import normalize
 from finetune.builders import Training
 from finetune.data.dataset import Batch
 from finetune.models.classifier import ImageClassifier
-from finetune.training.module import ClassificationModule, Recipe
-from finetune.training.optimization.param_groups import build_param_groups, create_optimizer
+from finetune.training.learning_recipe import Recipe
+from finetune.training.module import ClassificationModule
+from finetune.training.optimization.optimizers import create_optimizer
+from finetune.training.optimization.param_groups import build_param_groups
 from finetune.training.step_cost import StepCost, StepProfiler
 from finetune.types import Draw, PreprocessSpec
 from tests.support.networks import copy_state

@@ -2,7 +2,7 @@
 
 To add one, append a ``Constraint`` to a table of this package and a case to its contract test.
 Ranges of one value belong to the config sections, parameters of a named component to its builder,
-and contradictions within ``imbalance`` to ``config.imbalance``, which the command line checks first.
+and contradictions within ``imbalance`` to ``config.imbalance``, which is checked before any work.
 """
 
 from finetune.builders.constraints.constraint import Constraint
@@ -13,6 +13,7 @@ from finetune.builders.constraints.execution import (
     WEIGHT_AVERAGING,
 )
 from finetune.builders.constraints.image_rules import IMAGES
+from finetune.builders.constraints.optimization_rules import OPTIMIZATION
 from finetune.builders.constraints.probe_rules import PROBE, PROBE_ONLY
 from finetune.builders.resolve import RunSpec
 
@@ -25,6 +26,7 @@ CONSTRAINTS: tuple[Constraint, ...] = (
     *BATCHES,
     *WEIGHT_AVERAGING,  # needs the steps of an epoch, which valid batches make
     *SHARDING,
+    *OPTIMIZATION,
     *IMAGES,
 )
 """All constraints, in the order in which they are checked."""

@@ -5,7 +5,7 @@ from finetune.builders.criterion import select_probe_loss
 from finetune.config.auto import get_config_value
 
 
-def _require_probe(key: str, default: int) -> Constraint:
+def _require_probe(key: str, default: int | str) -> Constraint:
     """Return the constraint that a setting of the linear probe needs one."""
     return Constraint(
         (key, "probe.enabled"),
@@ -28,6 +28,7 @@ PROBE = (
     _require_probe("probe.num_crops", 0),
     _require_probe("probe.depth", 1),
     _require_probe("probe.last_stage_epochs", 0),
+    _require_probe("probe.stages", "off"),
     Constraint(
         ("imbalance.head_rebalancing", "probe.enabled"),
         lambda c, _: (
@@ -72,6 +73,10 @@ PROBE_ONLY = (
     _forbid_for_probe_only("augment.mixup", lambda c, _: c.augment.mixup > 0),
     _forbid_for_probe_only("augment.cutmix", lambda c, _: c.augment.cutmix > 0),
     _forbid_for_probe_only("optim.swa_fraction", lambda c, _: c.optim.swa_fraction > 0),
+    _forbid_for_probe_only("optim.head_l1", lambda c, _: c.optim.head_l1 > 0),
+    _forbid_for_probe_only(
+        "optim.max_norm", lambda c, _: c.probe.depth == 1 and bool(c.optim.max_norm)
+    ),
     _forbid_for_probe_only(
         "data.train_image_size",
         lambda c, run: set(c.data.train_image_size) != {run.facts.image_size},

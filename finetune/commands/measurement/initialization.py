@@ -10,7 +10,8 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from finetune.builders import Training, get_micro_batch_size
-from finetune.builders.schedules import build_learning_rates, build_optimizer_factory
+from finetune.builders.optimization.optimizer_factory import build_optimizer_factory
+from finetune.builders.schedules import build_learning_rates
 from finetune.commands.measurement.measured import apply_measured
 from finetune.config.facts import Choice
 from finetune.data.dataset import Batch

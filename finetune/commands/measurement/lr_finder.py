@@ -8,21 +8,20 @@ import numpy as np
 import torch
 
 from finetune.builders import Training, get_micro_batch_size
-from finetune.builders.schedules import build_learning_rates, build_optimizer_factory
+from finetune.builders.optimization.optimizer_factory import build_optimizer_factory
+from finetune.builders.schedules import build_learning_rates
 from finetune.commands.measurement.lr_figure import draw_lr_figure
 from finetune.data.dataset import Batch
 from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.errors import TrainingError
 from finetune.system.files import write_text
 from finetune.system.run_folder import RunFolder
+from finetune.training.optimization.optimizers import OPTIMIZERS
 from finetune.training.optimization.range_test import RangeTest, compute_loss_limits, run_range_test
 from finetune.types import Reporter
 from finetune.units import format_scientific
 
 _NUM_STEPS = 100
-_LR_RANGES = {"adamw": (1e-7, 1.0), "sgd": (1e-5, 10.0)}
-"""Optimizer to the first and the last learning rate of the head."""
-
 _MINIMUM_DIVISOR = 10
 """Divisor of the rate with the least loss, a common choice."""
 
@@ -96,7 +95,7 @@ def run_lr_test(
     assert lr != "auto", "measured before"
     module = training.module.to(device)
     factors = build_learning_rates(config.optim, len(module.classifier.groups), lr=1.0)
-    first, last = _LR_RANGES[config.optim.name]
+    first, last = OPTIMIZERS[config.optim.name].lr_range
     reporter.start("testing learning rates", _NUM_STEPS)
     try:
         test = run_range_test(

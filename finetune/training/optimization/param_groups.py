@@ -1,9 +1,8 @@
-"""Optimizer parameter groups, with a learning rate per layer group, and the optimizers."""
+"""Optimizer parameter groups, with a learning rate per layer group."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -33,6 +32,7 @@ def build_param_groups(
     *,
     learning_rates: Sequence[float],
     weight_decay: float,
+    head_weight_decay: float | None = None,
 ) -> list[dict[str, Any]]:
     """Build two parameter groups per layer group: matrices, and vectors without weight decay.
 
@@ -44,10 +44,13 @@ def build_param_groups(
         groups: Layer groups, ordered from the head.
         learning_rates: Learning rate of each layer group.
         weight_decay: Weight decay of the matrices.
+        head_weight_decay: Weight decay of the head's matrices; None for that of the others.
     """
     parameters = dict(network.named_parameters())
     param_groups: list[dict[str, Any]] = []
-    for group, rate in zip(groups, learning_rates, strict=True):
+    for index, (group, rate) in enumerate(zip(groups, learning_rates, strict=True)):
+        is_head = index == 0 and head_weight_decay is not None
+        decay = head_weight_decay if is_head else weight_decay
         matrices = [
             parameters[name] for name in group.parameter_names if name not in group.vector_names
         ]
@@ -58,7 +61,7 @@ def build_param_groups(
                     "params": matrices,
                     "name": group.name,
                     "lr": rate,
-                    "weight_decay": weight_decay,
+                    "weight_decay": decay,
                 }
             )
         if vectors:
@@ -71,28 +74,6 @@ def build_param_groups(
                 }
             )
     return param_groups
-
-
-def create_optimizer(
-    name: str, groups: list[dict[str, Any]], *, momentum: float, fused: bool = True
-) -> Optimizer:
-    """Create AdamW, or SGD with Nesterov momentum.
-
-    Args:
-        name: "adamw" or "sgd".
-        groups: Parameter groups.
-        momentum: Momentum of SGD.
-        fused: Whether one kernel updates all parameters. A fused optimizer unscales fp16 gradients
-            itself, so that Lightning cannot clip them.
-
-    Raises:
-        KeyError: ``name`` is neither.
-    """
-    if name == "adamw":
-        return torch.optim.AdamW(groups, fused=fused)
-    if name == "sgd":
-        return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=fused)
-    raise KeyError(name)
 
 
 def get_learning_rates(optimizer: Optimizer) -> Mapping[str, float]:

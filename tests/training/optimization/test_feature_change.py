@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from finetune.builders import Training
-from finetune.builders.schedules import build_learning_rates, build_optimizer_factory
+from finetune.builders.optimization.optimizer_factory import build_optimizer_factory
+from finetune.builders.schedules import build_learning_rates
 from finetune.data.dataset import Batch
 from finetune.errors import OutOfMemoryError
 from finetune.models.classifier import ImageClassifier, eval_mode, normalise

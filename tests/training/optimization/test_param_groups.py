@@ -1,4 +1,4 @@
-"""Parameter groups, their learning rates and the optimizers."""
+"""Parameter groups and their learning rates."""
 
 import pytest
 import torch
@@ -6,14 +6,12 @@ from torch import nn
 
 from finetune.models.backbone import create_network
 from finetune.models.layer_groups import find_layer_groups
+from finetune.training.optimization.optimizers import create_optimizer
 from finetune.training.optimization.param_groups import (
     build_param_groups,
     compute_learning_rates,
-    create_optimizer,
     get_learning_rates,
 )
-from tests.support.networks import copy_state, find_changed, randomise
-from tests.support.runs import compute_largest_difference
 
 BACKBONES = ["test_resnet", "test_vit", "resnet10t", "test_convnext"]
 
@@ -69,46 +67,6 @@ def test_optimizer_frozen_parameters_keep_values_and_have_no_state(name: str) ->
     assert changed_parameters
     assert {id(p) for p in changed_parameters} <= {id(p) for p in head.parameters()}
     assert {id(p) for p in optimizer.state} <= {id(p) for p in head.parameters()}
-
-
-def test_create_optimizer_returns_torch_optimizers_nesterov_with_momentum() -> None:
-    def groups() -> list[dict[str, object]]:
-        return [{"params": [torch.zeros(2, requires_grad=True)], "name": "head", "lr": 0.1}]
-
-    assert type(create_optimizer("adamw", groups(), momentum=0.9)) is torch.optim.AdamW
-    sgd = create_optimizer("sgd", groups(), momentum=0.8)
-    assert type(sgd) is torch.optim.SGD
-    assert (sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (0.8, True)
-    plain = create_optimizer("sgd", groups(), momentum=0.0)
-    assert (plain.defaults["momentum"], plain.defaults["nesterov"]) == (0.0, False)
-    with pytest.raises(KeyError, match="lion"):
-        create_optimizer("lion", groups(), momentum=0.9)
-
-
-@pytest.mark.parametrize(("name", "momentum"), [("adamw", 0.9), ("sgd", 0.9), ("sgd", 0.0)])
-def test_create_optimizer_fused_equals_unfused(name: str, momentum: float) -> None:
-    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    final_states = []
-    for fused in (True, False):
-        network = build_network("test_resnet")
-        randomise(network)
-        before = copy_state(network)
-        groups = find_layer_groups(network)
-        param_groups = build_param_groups(
-            network, groups, learning_rates=[1e-3] * len(groups), weight_decay=0.05
-        )
-        optimizer = create_optimizer(name, param_groups, momentum=momentum, fused=fused)
-        assert all(group["fused"] is fused for group in optimizer.param_groups)
-        # the same gradients for both, so that their own rounding does not differ
-        generator = torch.Generator().manual_seed(4)
-        for _ in range(3):
-            for parameter in network.parameters():
-                parameter.grad = torch.randn(parameter.shape, generator=generator)
-            optimizer.step()
-        assert find_changed(before, network) >= {n for n, _ in network.named_parameters()}
-        final_states.append(copy_state(network))
-        assert network(images).isfinite().all()
-    assert compute_largest_difference(*final_states) <= 1e-7
 
 
 def test_get_learning_rates_returns_present_rates_by_layer_group() -> None:

@@ -1,0 +1,68 @@
+"""Constraints of the optimizer, of the learning-rate schedule and of penalties of the weights."""
+
+from finetune.builders.constraints.constraint import Constraint, is_sharded
+from finetune.builders.resolve import RunSpec
+from finetune.config.resolved import ResolvedConfig
+
+
+def _stops_before_reduction(config: ResolvedConfig, _: RunSpec) -> bool:
+    """Return whether early stopping ends the run before a plateau lowers the learning rate."""
+    patience = config.trainer.early_stopping_patience
+    if config.lr_schedule.name != "plateau" or patience is None:
+        return False
+    return patience <= int(config.lr_schedule.params.get("patience", 2)) + 1
+
+
+OPTIMIZATION = (
+    Constraint(
+        ("lr_schedule.warmup_fraction", "lr_schedule.name"),
+        lambda c, _: c.lr_schedule.name == "one_cycle" and c.lr_schedule.warmup_fraction > 0,
+        "it begins with a warm-up of its own, of lr_schedule.params.pct_start of the steps. Leave "
+        "lr_schedule.warmup_fraction out.",
+    ),
+    Constraint(
+        ("optim.momentum", "lr_schedule.name"),
+        lambda c, _: (
+            c.optim.name in ("sgd", "rmsprop")
+            and c.lr_schedule.cycles_momentum
+            and c.optim.momentum not in (0, c.lr_schedule.first_momentum)
+        ),
+        "it sets the momentum of each step, from {config.lr_schedule.first_momentum:g} on. Set "
+        "lr_schedule.params={{cycle_momentum: false}}, or leave optim.momentum out.",
+    ),
+    Constraint(
+        ("optim.params", "lr_schedule.name"),
+        lambda c, _: c.lr_schedule.cycles_momentum and "betas" in c.optim.params,
+        "it sets the first of the betas in each step. Set "
+        "lr_schedule.params={{cycle_momentum: false}}, or leave betas out.",
+    ),
+    Constraint(
+        ("trainer.early_stopping_patience", "lr_schedule.name"),
+        _stops_before_reduction,
+        "training would stop before the learning rate is lowered. Use a patience of at least two "
+        "epochs more than lr_schedule.params.patience, or leave one of them out.",
+    ),
+    Constraint(
+        ("lr_schedule.name", "probe.depth"),
+        lambda c, _: (
+            c.lr_schedule.name == "plateau" and c.probe.enabled == "on" and c.probe.depth > 1
+        ),
+        "the epochs on cached activations need a schedule that is known beforehand. Choose another "
+        "one, or leave probe.depth out.",
+    ),
+    Constraint(
+        ("optim.head_l1", "probe.depth"),
+        lambda c, _: c.optim.head_l1 > 0 and c.probe.enabled == "on" and c.probe.depth > 1,
+        "the epochs on cached activations have no such penalty. Leave one of them out.",
+    ),
+    Constraint(
+        ("trainer.strategy", "optim.head_l1"),
+        lambda c, _: is_sharded(c) and c.optim.head_l1 > 0,
+        "no process holds all weights of the head. Set trainer.strategy=ddp.",
+    ),
+    Constraint(
+        ("trainer.strategy", "optim.max_norm"),
+        lambda c, _: is_sharded(c) and bool(c.optim.max_norm),
+        "no process holds all weights of a unit, whose norm is limited. Set trainer.strategy=ddp.",
+    ),
+)

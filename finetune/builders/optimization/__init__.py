@@ -1,0 +1,1 @@
+"""Optimizer of a run, and the checks of the parameters of named components."""

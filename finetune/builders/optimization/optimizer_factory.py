@@ -1,0 +1,121 @@
+"""Optimizer of a run, with the constraint and the penalty of its weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from finetune.builders.optimization.component_params import check_reserved, explain_invalid
+from finetune.config.resolved import ResolvedOptimConfig
+from finetune.errors import ConfigError
+from finetune.lookup import check_params
+from finetune.models.classifier import ImageClassifier
+from finetune.models.layer_groups import LayerGroup
+from finetune.training.optimization.optimizers import (
+    OPTIMIZERS,
+    RESERVED_PARAMS,
+    create_optimizer,
+)
+from finetune.training.optimization.param_groups import build_param_groups
+from finetune.training.optimization.weight_constraints import (
+    compute_l1_penalty,
+    constrain_after_step,
+)
+
+
+def build_optimizer_factory(
+    optim: ResolvedOptimConfig, *, peak_learning_rates: list[float], is_fused: bool
+) -> Callable[[ImageClassifier], torch.optim.Optimizer]:
+    """Return a function that makes the optimizer of a classifier.
+
+    Args:
+        optim: Section of the config.
+        peak_learning_rates: Peak learning rate of each layer group, from the head.
+        is_fused: Whether one kernel updates all parameters.
+
+    Raises:
+        ConfigError: The optimizer does not take its parameters, or fails with them.
+    """
+    create = partial(
+        create_optimizer,
+        optim.name,
+        momentum=optim.momentum,
+        nesterov=optim.nesterov == "on",
+        params=optim.params,
+        fused=is_fused,
+    )
+    check_reserved(optim.params, RESERVED_PARAMS, setting="optim.params")
+    check_params(
+        OPTIMIZERS[optim.name].create, optim.params, num_positional=1, setting="optim.params"
+    )
+    with explain_invalid("optim", optim.name, optim.params):
+        create([{"params": [torch.zeros(1, requires_grad=True)], "lr": 1.0}])
+
+    def make_optimizer(classifier: ImageClassifier) -> torch.optim.Optimizer:
+        groups = build_param_groups(
+            classifier.network,
+            classifier.groups,
+            learning_rates=peak_learning_rates,
+            weight_decay=optim.weight_decay,
+            head_weight_decay=optim.head_weight_decay,
+        )
+        optimizer = create(groups)
+        if optim.max_norm:
+            constrain_after_step(optimizer, _find_max_norms(optim.max_norm, classifier))
+        return optimizer
+
+    return make_optimizer
+
+
+def build_penalty(optim: ResolvedOptimConfig) -> Callable[[ImageClassifier], Tensor] | None:
+    """Return the penalty of the weights, added to the loss of each batch; None without one."""
+    if not optim.head_l1:
+        return None
+
+    def compute_penalty(classifier: ImageClassifier) -> Tensor:
+        names = _get_matrix_names(classifier.groups[0])
+        return compute_l1_penalty(classifier.network, names, factor=optim.head_l1)
+
+    return compute_penalty
+
+
+def uses_fused_optimizer(precision: str) -> bool:
+    """Return whether the optimizer may be fused.
+
+    With fp16, a fused optimizer would unscale the gradients itself, after they were clipped.
+    """
+    return precision != "16-mixed"
+
+
+def check_max_norm(optim: ResolvedOptimConfig, groups: Sequence[LayerGroup]) -> None:
+    """Check that the network has the layer groups of ``optim.max_norm``.
+
+    Raises:
+        ConfigError: It does not; the message names those that it has.
+    """
+    names = [group.name for group in groups]
+    unknown = next((name for name in optim.max_norm if name not in ("all", *names)), None)
+    if unknown is not None:
+        raise ConfigError(
+            f"optim.max_norm: unknown layer group '{unknown}'. Name one of {', '.join(names)}, or "
+            f"all."
+        )
+
+
+def _find_max_norms(
+    max_norm: Mapping[str, float], classifier: ImageClassifier
+) -> dict[Tensor, float]:
+    """Return the largest norm of a unit by weight; a group's own takes precedence over "all"."""
+    parameters = dict(classifier.network.named_parameters())
+    return {
+        parameters[name]: limit
+        for group in classifier.groups
+        if (limit := max_norm.get(group.name, max_norm.get("all"))) is not None
+        for name in _get_matrix_names(group)
+    }
+
+
+def _get_matrix_names(group: LayerGroup) -> list[str]:
+    """Return the names of a group's parameters without biases and norms."""
+    return [name for name in group.parameter_names if name not in group.vector_names]

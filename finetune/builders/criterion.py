@@ -1,6 +1,6 @@
 """Loss function of each epoch, and class weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from finetune.config.sections.objective import LossConfig
 from finetune.data.samplers.sampling_weights import compute_start_epoch
 from finetune.errors import ConfigError, FinetuneError
 from finetune.lookup import check_params, has_parameter, look_up
-from finetune.losses import CLASS_WEIGHTS, LOSSES, compute_prior_offset
+from finetune.losses import CLASS_WEIGHTS, LOSSES, MULTI_LABEL_LOSSES, compute_prior_offset
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -22,6 +22,7 @@ CriterionSchedule = Callable[[int], Criterion]
 _RESERVED_PARAMS = {
     "class_counts_K": "the training images",
     "class_weights_K": "imbalance.class_weights",
+    "positive_weights_K": "imbalance.class_weights",
     "label_smoothing": "loss.label_smoothing",
 }
 """Keywords of a loss that ``loss.params`` cannot set, and their source."""
@@ -93,9 +94,7 @@ def build_criterion_schedule(
     """
     name, params = loss_config.name, loss_config.params
     loss = look_up(LOSSES, name, setting="loss.name")
-    for key, source in _RESERVED_PARAMS.items():
-        if key in params:
-            raise ConfigError(f"loss.params: '{key}' comes from {source}. Leave it out.")
+    check_reserved_params(params)
     kwargs: dict[str, Any] = dict(params)
     if has_parameter(loss, "class_counts_K"):
         kwargs["class_counts_K"] = torch.tensor(class_counts, dtype=torch.float32)
@@ -115,12 +114,26 @@ def build_criterion_schedule(
     return lambda epoch: unweighted if epoch < start_epoch else weighted
 
 
+def check_reserved_params(params: Mapping[str, Any]) -> None:
+    """Check that ``loss.params`` sets nothing that other settings determine.
+
+    Raises:
+        ConfigError: It does.
+    """
+    for key, source in _RESERVED_PARAMS.items():
+        if key in params:
+            raise ConfigError(f"loss.params: '{key}' comes from {source}. Leave it out.")
+
+
 def select_probe_loss(loss_name: str) -> str:
     """Return the name of the loss that a linear probe minimizes.
 
     A probe cannot be fitted with focal, margin or custom losses; before fine-tuning with one of
-    them it minimizes cross-entropy, with the class weights of the run.
+    them it minimizes cross-entropy, with the class weights of the run; for multi-label images that
+    of each label.
     """
+    if loss_name in MULTI_LABEL_LOSSES:
+        return "bce"
     return "logit_adjusted" if loss_name == "logit_adjusted" else "cross_entropy"
 
 

@@ -12,6 +12,7 @@ from finetune.config.resolved import ResolvedConfig, ResolvedModelConfig
 from finetune.config.schema import ModelConfig
 from finetune.data.training_data import TrainingData
 from finetune.errors import ConfigError
+from finetune.evaluation.multi_label.label_metrics import DEFAULT_THRESHOLD
 from finetune.evaluation.priors import Priors
 from finetune.models.backbone import Network, create_network
 from finetune.models.classifier import ImageClassifier
@@ -80,18 +81,20 @@ def build_card(
     network: Network,
     classes: tuple[str, ...],
     *,
-    priors: Priors,
+    priors: Priors | None,
     pixel_range: PixelRange | None,
     facts: Mapping[str, Any],
+    is_multi_label: bool = False,
 ) -> ModelCard:
     """Return the model card of every checkpoint and of the bundle.
 
     Args:
         network: Backbone.
         classes: Class names in index order.
-        priors: Class priors of the run.
+        priors: Class priors of the run; None for multi-label images.
         pixel_range: Range of images of more than 8 bits; None for all bits of each file.
         facts: Facts of the run as plain values.
+        is_multi_label: Whether an image has any number of labels.
     """
     return ModelCard(
         backbone=str(network.module.pretrained_cfg["architecture"]),  # type: ignore[index]
@@ -101,16 +104,18 @@ def build_card(
         facts=facts,
         priors=priors,
         pixel_range=pixel_range,
+        thresholds=(DEFAULT_THRESHOLD,) * len(classes) if is_multi_label else None,
     )
 
 
 def describe_run(config: ResolvedConfig, data: TrainingData, network: Network) -> dict[str, Any]:
-    """Return the facts of a run on its model card: weights, seed, training images, imbalance."""
+    """Return the facts of a run on its model card: weights, seed, images, imbalance, loss."""
     return {
         "weights": network.report.source,
         "seed": config.seed,
         "train_images": dict(zip(data.classes, data.class_counts, strict=True)),
         "imbalance": config.imbalance.strategy,
+        "loss": config.loss.name,
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from finetune.builders.augmentation import build_train_transform, find_unmeasured_keys
 from finetune.builders.constraints import check_constraints
 from finetune.builders.model_prior import build_class_balance
+from finetune.builders.multi_label.label_balance import build_label_balance
 from finetune.builders.network import build_card, build_classifier, build_network, describe_run
 from finetune.builders.pixel_cache import (
     CacheChoice,
@@ -182,7 +183,8 @@ def _assemble(
     The classifier and the plan of the cache are those of a previous training, if there is one.
     """
     config = resolved.config
-    balance = build_class_balance(config, data)
+    build_balance = build_label_balance if data.is_multi_label else build_class_balance
+    balance = build_balance(config, data)
     depth_schedule = build_depth_schedule(config.unfreeze, resolved.facts.num_groups)
     run = build_run_spec(resolved, data, balance, depth_schedule)
     check_constraints(run)
@@ -227,7 +229,8 @@ def _assemble(
     card = build_card(
         network,
         data.classes,
-        priors=balance.priors,
+        priors=None if data.is_multi_label else balance.priors,
+        is_multi_label=data.is_multi_label,
         pixel_range=config.data.read_options.pixel_range,
         facts=facts,
     )

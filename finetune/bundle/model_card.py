@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.bundle.label_card import parse_thresholds, render_thresholds
 from finetune.bundle.renamed_facts import rename_facts
 from finetune.bundle.usage_example import render_usage
 from finetune.errors import RunFolderError
@@ -14,7 +15,10 @@ from finetune.evaluation.priors import ClassPrior, Priors, describe_class_prior,
 from finetune.lookup import is_import_path
 from finetune.types import PixelRange, PreprocessSpec, ReadOptions
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version of the cards of multi-label models, which releases that know only version 1 refuse."""
+
+_SINGLE_LABEL_VERSION = 1
 
 CARD_KEY = "finetune"
 """Checkpoint key of the model card, which makes the weights usable without the run's config."""
@@ -36,6 +40,8 @@ class ModelCard:
         pixel_range: Range that images of more than 8 bits are read with; None for all bits of each
             file.
         bit_depth: Bits of a channel that images are read with, 8 or 16.
+        thresholds: Probability from which each label of a multi-label model is predicted, in class
+            order; None for a model of classes that exclude each other.
     """
 
     backbone: str
@@ -47,6 +53,12 @@ class ModelCard:
     priors: Priors | None = None
     pixel_range: PixelRange | None = None
     bit_depth: int = 8
+    thresholds: tuple[float, ...] | None = None
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image has any number of labels, each with a probability of its own."""
+        return self.thresholds is not None
 
     @property
     def read_options(self) -> ReadOptions:
@@ -70,7 +82,8 @@ class ModelCard:
     def to_json(self) -> dict[str, Any]:
         """Return plain values that JSON and ``torch.load(weights_only=True)`` can load."""
         pixel_range = None if self.pixel_range is None else str(self.pixel_range)
-        tree = {"format": FORMAT_VERSION, **asdict(self), "pixel_range": pixel_range}
+        version = FORMAT_VERSION if self.is_multi_label else _SINGLE_LABEL_VERSION
+        tree = {"format": version, **asdict(self), "pixel_range": pixel_range}
         plain: dict[str, Any] = json.loads(json.dumps(tree))
         return plain
 
@@ -104,6 +117,7 @@ class ModelCard:
             if tree.get("pixel_range") is None
             else PixelRange.parse(tree["pixel_range"]),
             bit_depth=int(tree.get("bit_depth", 8)),
+            thresholds=parse_thresholds(tree.get("thresholds"), len(classes)),
         )
 
 
@@ -163,15 +177,18 @@ def render_readme(card: ModelCard) -> str:
         num_channels=card.spec.input_size[0],
         bit_depth=card.bit_depth,
         adjustment=f"{scale}{shift}",
+        is_multi_label=card.is_multi_label,
     )
-    return f"""# {card.backbone} for {len(card.classes)} classes
+    thresholds = render_thresholds(card.classes, card.thresholds)
+    noun = "labels" if card.is_multi_label else "classes"
+    return f"""# {card.backbone} for {len(card.classes)} {noun}
 
-Classes, in index order: {", ".join(card.classes)}.
+{noun.capitalize()}, in index order: {", ".join(card.classes)}.
 
 | split | metric | value |
 |---|---|---|
 {rows}
-{_render_temperature(card)}{_render_priors(card)}{_render_pixel_range(card)}{usage}"""
+{_render_temperature(card)}{_render_priors(card)}{_render_pixel_range(card)}{thresholds}{usage}"""
 
 
 def _render_temperature(card: ModelCard) -> str:

@@ -10,7 +10,7 @@ model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()
 config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config, is_training=False)
 classes = model.pretrained_cfg["label_names"]
-# probabilities: (model(transform(image)[None]){adjustment}).softmax(1)
+# probabilities: (model(transform(image)[None]){adjustment}).{activation}
 ```
 """
 
@@ -30,7 +30,7 @@ resize = timm.data.create_transform(size, **config, normalize=False)
 classes = model.pretrained_cfg["label_names"]
 # channels: {num_channels} images of PIL in mode {mode}
 # x = torch.cat([torch.as_tensor(resize(channel)) for channel in channels]) / 255
-# probabilities: (model(((x - mean) / std)[None]){adjustment}).softmax(1)
+# probabilities: (model(((x - mean) / std)[None]){adjustment}).{activation}
 ```
 """
 
@@ -49,7 +49,13 @@ The module is not part of this folder, and is not imported from it: keep it with
 
 
 def render_usage(
-    backbone: str, *, is_import_path: bool, num_channels: int, bit_depth: int, adjustment: str
+    backbone: str,
+    *,
+    is_import_path: bool,
+    num_channels: int,
+    bit_depth: int,
+    adjustment: str,
+    is_multi_label: bool = False,
 ) -> str:
     """Return the paragraphs and the example in Markdown.
 
@@ -59,19 +65,24 @@ def render_usage(
         num_channels: Channels of the images.
         bit_depth: Bits of a channel, 8 or 16.
         adjustment: What is done to the logits before the softmax, such as " / 1.5".
+        is_multi_label: Whether each class has a probability of its own.
     """
     if is_import_path:
         return _OWN_NETWORK_EXAMPLE.format(backbone=backbone)
+    activation = "sigmoid()" if is_multi_label else "softmax(1)"
     is_torchvision = backbone.partition(".")[0] in ("googlenet", "alexnet")
     registration = (
         f"import finetune.timm_models  # registers {backbone} with timm\n" if is_torchvision else ""
     )
     if num_channels == 3 and bit_depth == 8:
-        return _TIMM_EXAMPLE.format(registration=registration, adjustment=adjustment)
+        return _TIMM_EXAMPLE.format(
+            registration=registration, adjustment=adjustment, activation=activation
+        )
     return _CHANNELS_EXAMPLE.format(
         num_channels=num_channels,
         bits=bit_depth,
         mode="L" if bit_depth == 8 else "F, divided by 257",
         registration=registration,
         adjustment=adjustment,
+        activation=activation,
     )

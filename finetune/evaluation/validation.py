@@ -8,6 +8,23 @@ from torch.nn.functional import cross_entropy
 
 from finetune.evaluation.calibration import fit_temperature
 from finetune.evaluation.metrics import evaluate_probabilities
+from finetune.evaluation.multi_label.label_calibration import (
+    compute_calibrated_label_losses,
+    compute_label_validation_metrics,
+)
+
+
+def compute_outputs(logits: Tensor, target: Tensor) -> Tensor:
+    """Return what the metrics of logits (N, K) are computed from, shape (N, K).
+
+    That is class probabilities, or the logits themselves for multi-label images, whose
+    probabilities may be too close to 0 or 1 for float32.
+
+    Args:
+        logits: Unnormalised scores, shape (N, K).
+        target: Class indices, shape (N,), or 1 for each label of an image, shape (N, K).
+    """
+    return logits if target.ndim == 2 else logits.softmax(dim=1)
 
 
 def compute_validation_metrics(
@@ -20,12 +37,16 @@ def compute_validation_metrics(
 ) -> dict[str, float]:
     """Return the metrics of ``evaluate_probabilities`` and the calibrated log loss.
 
+    Those of multi-label images are the metrics of ``compute_label_validation_metrics``.
+
     A shift adjusts the probabilities to another class prior than that of the images, whose log loss
     would be about the prior instead of the model. The calibrated loss is therefore that without it.
 
     Args:
-        probabilities: Class probabilities, shape (N, K), rows sum to 1.
-        target: True class indices in [0, K), int64, shape (N,).
+        probabilities: Class probabilities, shape (N, K), rows sum to 1, as ``compute_outputs``
+            returns them; of multi-label images the logits.
+        target: True class indices in [0, K), int64, shape (N,), or 1 for each label of multi-label
+            images, shape (N, K).
         classes: Class names, K of them.
         train_counts: Number of training images per class, shape (K,), or None.
         logit_shift: Shift of the logits that the probabilities contain, shape (K,), or None.
@@ -33,6 +54,10 @@ def compute_validation_metrics(
     Raises:
         ValueError: The set of images is empty.
     """
+    if target.ndim == 2:
+        return compute_label_validation_metrics(
+            probabilities, target, classes=classes, train_counts=train_counts
+        )
     evaluation = evaluate_probabilities(
         probabilities, target, classes=classes, train_counts=train_counts
     )
@@ -61,9 +86,13 @@ def compute_calibrated_losses(probabilities: Tensor, target: Tensor) -> Tensor:
     """Compute the log loss of each image, as in ``compute_calibrated_loss``, float64, shape (N,).
 
     Args:
-        probabilities: Class probabilities, shape (N, K), rows sum to 1.
-        target: True class indices in [0, K), int64, shape (N,).
+        probabilities: Class probabilities, shape (N, K), rows sum to 1; of multi-label images the
+            logits.
+        target: True class indices in [0, K), int64, shape (N,), or 1 for each label of multi-label
+            images, shape (N, K).
     """
+    if target.ndim == 2:
+        return compute_calibrated_label_losses(probabilities, target)
     logits = _compute_logits(probabilities)
     if probabilities.shape[1] > 1:
         logits = logits / fit_temperature(logits, target)

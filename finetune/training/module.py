@@ -20,7 +20,7 @@ from finetune.bundle.model_card import CARD_KEY, get_train_counts
 from finetune.data.dataset import Batch
 from finetune.distributed.collectives import gather_rows
 from finetune.errors import TrainingError
-from finetune.evaluation.validation import compute_validation_metrics
+from finetune.evaluation.validation import compute_outputs, compute_validation_metrics
 from finetune.models.classifier import ImageClassifier, normalise
 from finetune.system.hardware import seed_device
 from finetune.training.learning_recipe import Recipe
@@ -190,7 +190,8 @@ class ClassificationModule(LightningModule):
         logits: Tensor = functional_call(self, average, (images,)) if average else self(images)
         if (shift := self.recipe.logit_shift) is not None:
             logits = logits + shift.to(logits.device)
-        self._device_predictions.append((batch["index"], batch["label"], logits.softmax(dim=1)))
+        outputs = compute_outputs(logits, batch["label"])
+        self._device_predictions.append((batch["index"], batch["label"], outputs))
         # each copy from a GPU waits until it is complete, so that batches are copied together
         if len(self._device_predictions) == _MAX_BUFFERED_BATCHES:
             self._move_predictions_to_cpu()

@@ -248,7 +248,7 @@ def truncate(bundle: Path) -> None:
             "3 classes",
         ),
         (edit_card(lambda tree: tree.update(priors={"train": [1, 0, 0]})), "damaged .*Export it"),
-        (edit_card(lambda tree: tree.update(format=2)), r"format 2; .* 1\)"),
+        (edit_card(lambda tree: tree.update(format=3)), r"format 3; .* 2\)"),
     ],
 )
 def test_load_model_damaged_bundle_raises_one_line(

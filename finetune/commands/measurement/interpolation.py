@@ -22,7 +22,11 @@ from finetune.bundle.checkpoint_file import (
 from finetune.bundle.model_card import CARD_KEY
 from finetune.commands.fit.finalize import choose_eval_batch_size
 from finetune.data.dataset import create_loader
-from finetune.evaluation.validation import compute_calibrated_losses, compute_validation_metrics
+from finetune.evaluation.validation import (
+    compute_calibrated_losses,
+    compute_outputs,
+    compute_validation_metrics,
+)
 from finetune.models.classifier import normalise
 from finetune.models.head import find_linear_head, set_head
 from finetune.probe.features.extractor import create_feature_extractor, fold_where_exact
@@ -238,10 +242,10 @@ def _evaluate(
         reporter.advance(len(batch["label"]))
     shift, unshifted = training.module.recipe.logit_shift, torch.cat(logits)
     shift = None if shift is None else shift.cpu()
-    probabilities = unshifted if shift is None else unshifted + shift
+    shifted = unshifted if shift is None else unshifted + shift
     target = torch.cat(labels)
     metrics = compute_validation_metrics(
-        probabilities.softmax(dim=1),
+        compute_outputs(shifted, target),
         target,
         classes=training.data.classes,
         train_counts=training.data.class_counts,
@@ -249,5 +253,5 @@ def _evaluate(
     )
     return ValidationScore(
         metrics[training.config.checkpoint.monitor],
-        compute_calibrated_losses(unshifted.softmax(dim=1), target),
+        compute_calibrated_losses(compute_outputs(unshifted, target), target),
     )

@@ -1,0 +1,1 @@
+"""Builders of what differs for multi-label images."""

@@ -1,0 +1,43 @@
+"""Thresholds of a multi-label model on its model card and in its README."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+def parse_thresholds(values: Any, num_labels: int) -> tuple[float, ...] | None:
+    """Return the thresholds of a card as numbers; None for a model without any.
+
+    Args:
+        values: Value on the card.
+        num_labels: Number of labels of the model.
+
+    Raises:
+        ValueError: There is not one for each label, or one is no number.
+    """
+    if values is None:
+        return None
+    thresholds = tuple(float(value) for value in values)
+    if len(thresholds) != num_labels or not all(map(math.isfinite, thresholds)):
+        raise ValueError(f"thresholds {values!r} are not a number for each of {num_labels} labels")
+    return thresholds
+
+
+def render_thresholds(classes: Sequence[str], thresholds: Sequence[float] | None) -> str:
+    """Return the paragraph and the table of thresholds in Markdown; "" without any.
+
+    Args:
+        classes: Label names in index order.
+        thresholds: Probability from which each label is predicted.
+    """
+    if thresholds is None:
+        return ""
+    rows = "".join(
+        f"| {name} | {threshold:.4f} |\n"
+        for name, threshold in zip(classes, thresholds, strict=True)
+    )
+    return (
+        f"An image has any number of labels: each has a probability of its own (a sigmoid, not a "
+        f"softmax), and is predicted from its threshold on. The thresholds have the highest F1 on "
+        f"the validation images.\n\n| label | threshold |\n|---|---|\n{rows}\n"
+    )

@@ -15,6 +15,7 @@ from finetune.commands.audit_notes import summarise_audit, warn_about_missing_cl
 from finetune.commands.rejected_files import RangeCheck, report_rejected
 from finetune.config.schema import Config
 from finetune.data.cache.eviction import resolve_cache_root
+from finetune.data.fold_split import merge_validation
 from finetune.data.images.bit_depth import DatasetBits
 from finetune.data.images.validate import filter_readable
 from finetune.data.layouts.class_names import describe_similar_classes, find_similar_classes
@@ -81,7 +82,7 @@ class RunData:
 
 
 def read_data(config: Config, path: Path, *, reporter: Reporter) -> RunData:
-    """Scan, audit and split the images of a folder or CSV.
+    """Scan, audit and split the images of a folder or CSV; for folds, into training and test.
 
     Raises:
         ConfigError: A fraction is set for a split that the data bring along.
@@ -95,10 +96,11 @@ def read_data(config: Config, path: Path, *, reporter: Reporter) -> RunData:
         )
     _check_fractions(config, {sample.split for sample in dataset.samples})
     minimum = config.data.min_images_per_class
+    has_folds = config.cross_validation.num_folds is not None
     manifest = build_manifest(
         dataset.root,
-        dataset.samples,
-        val_fraction=config.data.val_fraction,
+        merge_validation(dataset.samples) if has_folds else dataset.samples,
+        val_fraction=0.0 if has_folds else config.data.val_fraction,
         test_fraction=config.data.test_fraction,
         seed=config.seed,
         min_images=None if minimum == "auto" else minimum,

@@ -94,8 +94,8 @@ def tune(
         check_counts,
         check_launch,
         check_optuna,
-        check_search,
         check_unresumable,
+        validate_search,
     )
 
     with exit_on_stop_request():
@@ -123,7 +123,7 @@ def tune(
 
         run_config = build_run_config(path, parse_assignments(settings), flags, config)
         dimensions, extends = _read_space(search or [], space)
-        check_search(run_config, dimensions)
+        validate_search(run_config, dimensions)
         _start(
             run_config,
             trials,

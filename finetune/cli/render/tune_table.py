@@ -64,8 +64,8 @@ def show_tune_result(reporter: "ConsoleReporter", tree: Tree) -> None:
         reporter.console.print(_explain_missing_gain(tree), markup=False)
     reporter.note(f"Study: {tree['study_dir']} ({format_duration(tree['seconds'])})")
     more_trials = str(tree["num_trials"] + 10)
-    more = ["finetune", "tune", "--resume", tree["study_dir"], "--trials", more_trials]
-    commands = [tree["next_command"], more] if tree["next_command"] else [more]
+    next_trials = ["finetune", "tune", "--resume", tree["study_dir"], "--trials", more_trials]
+    commands = [command for command in (tree["next_command"], next_trials) if command]
     reporter.print_commands("Next:", commands)
 
 
@@ -101,7 +101,7 @@ def _build_trial_table(tree: Tree) -> Table:
         epochs = "" if row["epochs"] is None else f"{row['epochs']}/{row['num_epochs']}"
         value = row["state"] if row["value"] is None else f"{row['value']:.4f}"
         table.add_row(
-            str(row["number"] + 1), value, epochs, escape(_describe_settings(row, tree["defaults"]))
+            str(row["number"]), value, epochs, escape(_describe_settings(row, tree["defaults"]))
         )
     return table
 

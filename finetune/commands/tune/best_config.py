@@ -66,6 +66,8 @@ def _describe_origin(
     found = [name for name in values if f"{name}.".startswith(f"{key}.")]
     if not found:
         return ""
+    if all(values[name] == defaults.get(name) for name in found):
+        return f"  # trial {number}, as by default"
     before = ", ".join(
         format_value(defaults[name]) for name in found if defaults.get(name) is not None
     )

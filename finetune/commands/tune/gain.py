@@ -92,17 +92,15 @@ def measure_gain(
         return None
     tables = {}
     for split, samples in ((Split.TEST, kept), (Split.VAL, manifest.get_samples(Split.VAL))):
+        paths = manifest.resolve_paths(samples)
         reporter.start(f"comparing on {split.value}", 2 * len(samples))
-        tables[split] = compare_paired(
-            *(
-                _predict(run_dir, manifest.resolve_paths(samples), config, reporter)
-                for run_dir in (default_dir, best_dir)
-            ),
-            np.asarray(manifest.encode_labels(samples), np.int64),
-            seed=seed,
-            groups_N=group_samples(samples),
+        default, best = (
+            _predict(folder, paths, config, reporter) for folder in (default_dir, best_dir)
         )
         reporter.finish()
+        labels = np.asarray(manifest.encode_labels(samples), np.int64)
+        groups = group_samples(samples)
+        tables[split] = compare_paired(default, best, labels, seed=seed, groups_N=groups)
     return TuneGain(tables[Split.TEST], tables[Split.VAL], len(test) - len(kept), monitor)
 
 

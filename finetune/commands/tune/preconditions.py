@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.commands.tune.space.search_space import SearchDimension, check_space
+from finetune.commands.tune.space.search_space import SearchDimension, validate_space
 from finetune.config.schema import Config
 from finetune.distributed.launch import LaunchInfo
 from finetune.errors import ConfigError
@@ -58,8 +58,10 @@ def check_counts(*, num_trials: int, num_jobs: int) -> None:
         )
 
 
-def check_search(config: Config, space: Sequence[SearchDimension]) -> None:
-    """Check what can be known of a search before images are read.
+def validate_search(
+    config: Config, space: Sequence[SearchDimension]
+) -> tuple[SearchDimension, ...]:
+    """Return the validated dimensions, after checks of what is known before images are read.
 
     Args:
         config: Config as given.
@@ -82,7 +84,7 @@ def check_search(config: Config, space: Sequence[SearchDimension]) -> None:
         )
     if config.resume != "never":
         raise ConfigError("resume=auto cannot be used with tune. Use --resume FOLDER.")
-    check_space(space, config)
+    return tuple(validate_space(space, config))
 
 
 def check_unresumable(given: Sequence[str], resume: Path) -> None:

@@ -192,7 +192,7 @@ def open_study(path: Path) -> StudyFolder:
     Raises:
         RunFolderError: The path is not such a folder.
     """
-    study = StudyFolder(path.expanduser().resolve())
+    study = StudyFolder(path.expanduser())
     if study.settings_path.is_file() and study.database_path.is_file():
         return study
     hint = ""

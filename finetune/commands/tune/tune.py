@@ -13,7 +13,7 @@ from finetune.commands.tune.preconditions import (
     check_counts,
     check_launch,
     check_optuna,
-    check_search,
+    validate_search,
 )
 from finetune.commands.tune.space.search_space import SearchDimension
 from finetune.commands.tune.study_folder import (
@@ -116,10 +116,9 @@ def plan_tune(
     check_optuna()
     check_launch(detect_launch())
     check_counts(num_trials=num_trials, num_jobs=options.num_jobs)
-    check_search(config, options.space)
     return plan_study(
         config,
-        options.space,
+        validate_search(config, options.space),
         num_trials=num_trials,
         extends_default=options.extends_default,
         reporter=reporter or Reporter(),

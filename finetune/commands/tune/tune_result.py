@@ -28,7 +28,7 @@ class TrialRow:
     """A trial of a study.
 
     Attributes:
-        number: Number of the trial, from 0.
+        number: Number of the trial, from 1.
         state: "completed", "pruned", "failed" or "running".
         value: Metric of its model on the validation images; None unless it completed.
         epochs: Epochs that it trained.
@@ -57,7 +57,7 @@ class TrialRow:
         facts = trial.user_attrs
         space = queue.space
         return cls(
-            number=trial.number,
+            number=trial.number + 1,
             state=_STATES[trial.state.name],
             value=trial.value if trial.state.name == "COMPLETE" else None,
             epochs=facts.get("epochs"),
@@ -232,24 +232,20 @@ def _build_heading(result: TuneResult, best: TrialRow) -> list[str]:
         diff = result.gain.held_out.differences
         loss, accuracy = diff["loss"], diff["accuracy"]
         lines += [
-            f"Gain over the default settings on {result.gain.held_out.num_images} held-out images, "
-            f"with 95% intervals:",
+            f"Gain over the default settings on {result.gain.held_out.num_images} held-out images "
+            f"(95% interval):",
             f"accuracy {100 * accuracy.difference:+.1f} points ({100 * accuracy.low:+.1f} to "
             f"{100 * accuracy.high:+.1f}), log loss {loss.difference:+.4f} ({loss.low:+.4f} to "
             f"{loss.high:+.4f}).",
         ]
     if settings.hold_out == "drawn":
-        lines.append(
-            f"The trials had no {result.hold_out}; fit trains and validates on these, too. To "
-            f"repeat the trial as it was, add data.test_fraction={_get_fraction(settings)}."
-        )
+        lines += [
+            f"The trials left out {settings.test_fraction:.0%} of all images for this; fit uses them.",
+            f"To repeat the trial exactly, add data.test_fraction={settings.test_fraction:g}.",
+        ]
     if settings.hold_out == "half":
-        lines.append(
-            "The trials were validated on the other half of the validation split, and fit chooses "
-            "its epoch on all of it."
-        )
+        lines += [
+            "The trials were validated on the other half of the validation split; fit chooses its",
+            "epoch on all of it.",
+        ]
     return [*lines, "Train with it: finetune fit --config best.yaml"]
-
-
-def _get_fraction(settings: StudySettings) -> str:
-    return f"{settings.test_fraction:g}"

@@ -4,11 +4,12 @@ import json
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from finetune.config.auto import get_config_value
 from finetune.config.load import build_config, parse_assignments, read_config_file
 from finetune.config.renamed_keys import rename_key
 from finetune.config.schema import Config
@@ -89,9 +90,11 @@ class SearchDimension:
         return _encode(value) if self.choices else value
 
     def decode(self, stored: Any) -> Any:
-        """Return the value of the key for one that the study has stored."""
+        """Return the value of the key for a stored one, numbers in three digits."""
         if not self.choices:
-            return round(stored, 12) if isinstance(stored, float) else stored
+            if not isinstance(stored, float):
+                return stored
+            return min(max(float(f"{stored:.3g}"), self.low), self.high)
         return next(choice for choice in self.choices if _encode(choice) == stored)
 
     def build_distribution(self) -> "BaseDistribution":
@@ -174,8 +177,8 @@ def read_space_file(path: Path) -> list[SearchDimension]:
     return [_read_entry(rename_key(key), value, path) for key, value in tree.items()]
 
 
-def check_space(space: Sequence[SearchDimension], config: Config) -> None:
-    """Check that every bound and every choice is a valid value of its key.
+def validate_space(space: Sequence[SearchDimension], config: Config) -> list[SearchDimension]:
+    """Return the dimensions with their choices as the config has them, each of them valid.
 
     Args:
         space: Dimensions of the study.
@@ -185,6 +188,7 @@ def check_space(space: Sequence[SearchDimension], config: Config) -> None:
         ConfigError: A key is unknown or must be the same in all trials, or a value is invalid.
     """
     tree = config.model_dump(mode="json", exclude_unset=True)
+    validated = []
     for dimension in space:
         key = dimension.key
         for fixed, meaning in _FIXED_KEYS.items():
@@ -193,8 +197,15 @@ def check_space(space: Sequence[SearchDimension], config: Config) -> None:
                     f"--search {key}: it determines {meaning}, which must be the same in all "
                     f"trials. Set it with KEY=VALUE, or leave it out."
                 )
-        for value in dimension.test_values:
-            build_config(tree, flags={key: ("--search", value)})
+        configs = [
+            build_config(tree, flags={key: ("--search", value)}) for value in dimension.test_values
+        ]
+        is_parameter = key.count(".") > 1
+        if dimension.choices and not is_parameter:
+            choices = tuple(get_config_value(built, key) for built in configs)
+            dimension = replace(dimension, choices=choices)
+        validated.append(dimension)
+    return validated
 
 
 def _parse_dimension(key: str, text: str) -> SearchDimension:

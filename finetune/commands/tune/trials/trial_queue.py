@@ -62,8 +62,8 @@ class ClaimedTrial:
 
     @property
     def number(self) -> int:
-        """Number of the trial, from 0."""
-        return int(self.trial.number)
+        """Number of the trial, from 1; Optuna counts from 0."""
+        return int(self.trial.number) + 1
 
 
 class TrialQueue:
@@ -195,7 +195,7 @@ class TrialQueue:
         with signals.defer(), self.lock_study():
             for key, fact in {**(facts or {}), **({"reason": reason} if reason else {})}.items():
                 claimed.trial.set_user_attr(key, fact)
-            self.study.tell(claimed.number, value, state=state)
+            self.study.tell(claimed.trial.number, value, state=state)
         claimed.lock.close()
 
     def release(self, claimed: ClaimedTrial) -> None:
@@ -269,11 +269,15 @@ class TrialQueue:
         return ClaimedTrial(trial, values, bool(trial.user_attrs.get("default")), lock)
 
     def _lock_trial(self, number: int) -> TextIOWrapper | None:
-        """Return the locked file of a trial; None if another process runs the trial."""
+        """Return the locked file of a trial; None if another process runs the trial.
+
+        Args:
+            number: Optuna's number of the trial.
+        """
         folder = self.folder / "trials"
         with translate_disk_errors(folder):
             folder.mkdir(exist_ok=True)
-            lock = (folder / f".{number:03}.lock").open("a+", encoding="utf-8")
+            lock = (folder / f".{number + 1:03}.lock").open("a+", encoding="utf-8")
         deadline = time.monotonic() + _DYING_SECONDS
         while True:
             try:

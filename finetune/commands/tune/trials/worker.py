@@ -53,7 +53,7 @@ class TrialLog:
             self.reporter.note(self._describe(row, is_best=is_best))
 
     def _describe(self, row: TrialRow, *, is_best: bool) -> str:
-        title = f"trial {row.number + 1}/{self.num_trials}"
+        title = f"trial {row.number}/{self.num_trials}"
         epochs = "" if row.epochs is None else f" after epoch {row.epochs} of {row.num_epochs}"
         if row.state == "failed":
             return f"{title}: failed{epochs}: {row.reason}"
@@ -122,7 +122,7 @@ def _run_claimed(
         queue,
         shared,
         study.get_trial_dir(claimed.number),
-        title=f"trial {claimed.number + 1}/{num_trials}",
+        title=f"trial {claimed.number}/{num_trials}",
         reporter=reporter,
         shown=shown,
     )

@@ -22,8 +22,11 @@ from finetune.losses import (
     compute_prior_offset,
     cross_entropy,
     focal,
+    hinge,
     ldam,
     logit_adjusted,
+    mse,
+    squared_hinge,
 )
 
 COUNTS = torch.tensor([70.0, 20.0, 9.0, 1.0], dtype=torch.float64)
@@ -239,6 +242,77 @@ def test_ldam_confident_label_matches_value_and_gradient_of_double_precision(
     assert single.grad is not None
     torch.testing.assert_close(actual.double(), expected.detach(), rtol=1e-4, atol=1e-30)
     torch.testing.assert_close(single.grad.double(), exact.grad, rtol=1e-4, atol=1e-30)
+
+
+@pytest.mark.parametrize("margin", [0.2, 1.0, 3.0])
+@pytest.mark.parametrize(("loss", "power"), [(hinge, 1), (squared_hinge, 2)])
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
+def test_hinge_equals_torch_multi_margin_in_value_and_gradient(
+    loss: Callable[..., Tensor], power: int, margin: float, weights: Tensor | None
+) -> None:
+    logits, target = make_batch()
+    own, reference = (logits.clone().requires_grad_() for _ in range(2))
+    actual = loss(own, target, margin=margin, class_weights_K=weights)
+    expected = functional.multi_margin_loss(
+        reference, target, p=power, margin=margin, weight=weights
+    )
+    torch.testing.assert_close(actual, expected)
+    for value in (actual, expected):
+        value.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(own.grad, reference.grad)
+
+
+@pytest.mark.parametrize("loss", [hinge, squared_hinge])
+def test_hinge_is_zero_beyond_the_margin_and_ignores_a_shift(loss: Callable[..., Tensor]) -> None:
+    logits, target = make_batch()
+    torch.testing.assert_close(loss(logits + 5, target), loss(logits, target))
+    assert float(loss(1.01 * functional.one_hot(target, 4).double(), target)) == 0
+    assert float(loss(0.99 * functional.one_hot(target, 4).double(), target)) > 0
+    with pytest.raises(ValueError, match="margin=0 "):
+        loss(logits, target, margin=0)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
+def test_mse_equals_torch_of_softmax_and_one_hot_labels(weights: Tensor | None) -> None:
+    logits, target = make_batch()
+    squares = functional.mse_loss(
+        logits.softmax(dim=1), functional.one_hot(target, 4).double(), reduction="none"
+    ).sum(dim=1)
+    expected = (squares if weights is None else squares * weights[target]).mean()
+    torch.testing.assert_close(mse(logits, target, class_weights_K=weights), expected)
+
+
+def test_mse_of_smoothed_labels_has_the_gradient_of_the_squared_error_to_them() -> None:
+    logits, target = make_batch()
+    own, reference = (logits.clone().requires_grad_() for _ in range(2))
+    mse(own, target, label_smoothing=0.1).backward()  # type: ignore[no-untyped-call]
+    soft = 0.9 * functional.one_hot(target, 4).double() + 0.1 / 4
+    (reference.softmax(dim=1) - soft).square().sum(dim=1).mean().backward()
+    torch.testing.assert_close(own.grad, reference.grad)
+
+
+def test_mse_of_weighted_classes_is_least_at_the_weighted_class_frequencies() -> None:
+    """So the class prior that logits assume is the same as with cross-entropy."""
+    target = torch.repeat_interleave(torch.arange(4), COUNTS.long())
+    optima = []
+    for loss in (mse, cross_entropy):
+        logits = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([logits], max_iter=500, line_search_fn="strong_wolfe",
+                                      tolerance_grad=1e-12, tolerance_change=1e-14)  # fmt: skip
+
+        def compute_loss(
+            loss: Any = loss, logits: Tensor = logits, optimizer: Any = optimizer
+        ) -> float:
+            optimizer.zero_grad()
+            value = loss(logits.expand(len(target), 4), target, class_weights_K=WEIGHTS)
+            value.backward()
+            return float(value.detach())
+
+        optimizer.step(compute_loss)  # type: ignore[no-untyped-call]
+        optima.append(logits.detach().softmax(dim=0))
+    mass = COUNTS * WEIGHTS
+    torch.testing.assert_close(optima[0], mass / mass.sum(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(optima[0], optima[1], rtol=1e-3, atol=1e-4)
 
 
 def test_class_weights_are_cast_to_dtype_of_logits() -> None:

@@ -17,12 +17,16 @@ from finetune.evaluation.priors import (
     describe_class_prior,
 )
 from finetune.types import Reporter
+from finetune.losses import SCORE_LOSSES
 
 
 def apply_prior(bundle: ModelBundle, prior: str | None, reporter: Reporter) -> ModelBundle:
     """Return the model with another target class prior in its card.
 
     Args:
+    Each member of an ensemble is adjusted from its own model prior to the same target; "train" is
+    the mean of their training priors.
+
         bundle: Model.
         prior: "uniform", "train", "model" for the prior that the network was trained with, or a
             file; None keeps the target prior of the card.
@@ -36,6 +40,7 @@ def apply_prior(bundle: ModelBundle, prior: str | None, reporter: Reporter) -> M
     card = bundle.card
     check_prior(prior, card.classes)
     if card.priors is None:
+    _check_losses(prior, bundle)
         raise ConfigError(
             f"--prior {prior} cannot be used: {bundle.source} was written by an earlier release of "
             f"finetune and does not state its model prior. Leave out --prior, or retrain the model."

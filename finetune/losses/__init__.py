@@ -25,18 +25,25 @@ from finetune.losses.cross_entropy import (
     focal,
     logit_adjusted,
 )
-from finetune.losses.margin import ldam
+from finetune.losses.margin import hinge, ldam, squared_hinge
+from finetune.losses.squared_error import mse
 
 LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
     "focal": focal,
     "logit_adjusted": logit_adjusted,
     "ldam": ldam,
+    "hinge": hinge,
+    "squared_hinge": squared_hinge,
+    "mse": mse,
     "bce": bce,
     "asymmetric": asymmetric,
 }
 """Losses by name, called with ``logits, target``, and with ``class_counts_K``, ``class_weights_K``
 and ``label_smoothing`` if they take them."""
+
+SCORE_LOSSES = ("hinge", "squared_hinge")
+"""Losses whose logits are scores of no class prior: only a temperature makes them probabilities."""
 
 MULTI_LABEL_LOSSES = ("bce", "asymmetric")
 """Losses of images with any number of labels, which take targets of shape (B, K)."""
@@ -45,6 +52,7 @@ __all__ = [
     "CLASS_WEIGHTS",
     "LOSSES",
     "MULTI_LABEL_LOSSES",
+    "SCORE_LOSSES",
     "asymmetric",
     "bce",
     "compute_balanced_class_weights",
@@ -53,6 +61,9 @@ __all__ = [
     "compute_prior_offset",
     "cross_entropy",
     "focal",
+    "hinge",
     "ldam",
     "logit_adjusted",
+    "mse",
+    "squared_hinge",
 ]

@@ -117,6 +117,10 @@ CASES: dict[tuple[str, ...], dict[str, Any]] = {
     },
     ("lr_schedule.name", "probe.depth"): {**LAST_STAGE, "lr_schedule.name": "plateau"},
     ("optim.head_l1", "probe.depth"): {**LAST_STAGE, "optim.head_l1": 0.1},
+    ("imbalance.head_rebalancing", "loss.name"): {
+        "imbalance.head_rebalancing": "post_hoc",
+        "loss.name": "hinge",
+    },
     ("trainer.strategy", "optim.head_l1"): {
         **SHARDED,
         "model.batch_norm": "frozen",

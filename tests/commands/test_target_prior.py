@@ -261,3 +261,22 @@ def test_prior_target_of_run_is_used_in_its_metrics(
     again = finetune.resume(result.run_dir)
     assert again.metrics == result.metrics
     assert again.evaluations == result.evaluations
+
+
+@pytest.mark.parametrize(("loss", "imbalance"), [("hinge", "none"), ("squared_hinge", "none")])
+def test_prior_of_a_model_trained_with_hinge_raises_config_error(
+    loss: str, imbalance: str, model: Path, tmp_path: Path, animals: Path
+) -> None:
+    bundle = load_model(model)
+    facts = {**bundle.card.facts, "loss": loss, "imbalance": imbalance}
+    save_bundle(bundle.network, replace(bundle.card, facts=facts), tmp_path / "scores")
+    with pytest.raises(ConfigError, match=rf"--prior uniform .*loss\.name={loss}"):
+        finetune.predict(tmp_path / "scores", animals / "val", prior="uniform", device="cpu")
+    unchanged = finetune.predict(tmp_path / "scores", animals / "val", prior="model", device="cpu")
+    assert unchanged.predictions
+    refitted = replace(bundle.card, facts={**facts, "imbalance": "crt"})
+    save_bundle(bundle.network, refitted, tmp_path / "refitted")
+    adjusted = finetune.predict(
+        tmp_path / "refitted", animals / "val", prior="uniform", device="cpu"
+    )
+    assert adjusted.predictions

@@ -16,7 +16,7 @@ from finetune.config.sections import data as images
 from finetune.data.samplers.sampling_weights import SAMPLERS
 from finetune.data.transforms.presets import AUGMENTATIONS
 from finetune.lookup import has_parameter
-from finetune.losses import CLASS_WEIGHTS, LOSSES, MULTI_LABEL_LOSSES
+from finetune.losses import CLASS_WEIGHTS, LOSSES, MULTI_LABEL_LOSSES, SCORE_LOSSES
 from finetune.training.optimization.optimizers import OPTIMIZERS
 from finetune.training.schedules.learning_rate import LR_SCHEDULES
 from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES
@@ -64,7 +64,8 @@ def test_imbalance_strategies_name_existing_components() -> None:
 def test_imbalance_strategies_cover_all_components() -> None:
     strategies = IMBALANCE_STRATEGIES.values()
     assert {strategy.sampler for strategy in strategies} == SAMPLERS.keys()
-    assert {strategy.loss for strategy in strategies} == LOSSES.keys() - set(MULTI_LABEL_LOSSES)
+    others = {*MULTI_LABEL_LOSSES, *SCORE_LOSSES, "mse"}  # which treat all classes alike
+    assert {strategy.loss for strategy in strategies} == LOSSES.keys() - others
     assert {strategy.class_weights for strategy in strategies} == {"none", *CLASS_WEIGHTS}
 
 

@@ -1,8 +1,9 @@
-"""Constraints of the optimizer, of the learning-rate schedule and of penalties of the weights."""
+"""Constraints of the optimizer, the learning-rate schedule, the loss and penalties of weights."""
 
 from finetune.builders.constraints.constraint import Constraint, is_sharded
 from finetune.builders.resolve import RunSpec
 from finetune.config.resolved import ResolvedConfig
+from finetune.losses import SCORE_LOSSES
 
 
 def _stops_before_reduction(config: ResolvedConfig, _: RunSpec) -> bool:
@@ -54,6 +55,12 @@ OPTIMIZATION = (
         ("optim.head_l1", "probe.depth"),
         lambda c, _: c.optim.head_l1 > 0 and c.probe.enabled == "on" and c.probe.depth > 1,
         "the epochs on cached activations have no such penalty. Leave one of them out.",
+    ),
+    Constraint(
+        ("imbalance.head_rebalancing", "loss.name"),
+        lambda c, _: c.imbalance.head_rebalancing == "post_hoc" and c.loss.name in SCORE_LOSSES,
+        "its logits are scores and assume no class prior that could be adjusted. Set "
+        "loss.name=cross_entropy, or imbalance.strategy=class_weights.",
     ),
     Constraint(
         ("trainer.strategy", "optim.head_l1"),

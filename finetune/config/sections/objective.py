@@ -7,7 +7,10 @@ from pydantic import AfterValidator, Field
 from finetune.config.section import Auto, Section, build_name_validator
 
 # Names in the tables of higher layers; a contract test compares them.
-LOSS_NAMES = ("cross_entropy", "focal", "logit_adjusted", "ldam", "bce", "asymmetric")
+LOSS_NAMES = (
+    "cross_entropy", "focal", "logit_adjusted", "ldam", "hinge", "squared_hinge", "mse", "bce",
+    "asymmetric",
+)  # fmt: skip
 
 
 class LossConfig(Section):
@@ -15,13 +18,15 @@ class LossConfig(Section):
 
     name: Annotated[str, AfterValidator(build_name_validator(("auto", *LOSS_NAMES)))] = Field(
         "auto",
-        description="cross_entropy, focal, logit_adjusted, ldam or package.module:function; of "
+        description="cross_entropy, focal, logit_adjusted, ldam, hinge, squared_hinge, mse (Brier "
+        "score) or package.module:function; of "
         "multi-label images bce or asymmetric (Ridnik et al. 2021); auto: by imbalance.strategy, "
         "bce for multi-label images",
     )
     params: dict[str, Any] = Field(
         default_factory=dict,
-        description="focal: gamma; logit_adjusted: tau; ldam: max_margin, scale; asymmetric: "
+        description="focal: gamma; logit_adjusted: tau; ldam: max_margin, scale; hinge, "
+        "squared_hinge: margin; asymmetric: "
         "gamma_neg, gamma_pos, clip",
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(

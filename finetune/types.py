@@ -69,11 +69,17 @@ class LabelFormat:
         task: "single_label", "multi_label", or "auto" for what the columns of the table say.
         columns: Columns of 0 and 1, one for each label; empty for a column of label names.
         separator: Text between the label names of an image.
+        known: Labels of a model, whose columns are those of labels in data other than its own;
+            empty for data that a model is trained on.
     """
 
     task: str = "auto"
     columns: tuple[str, ...] = ()
     separator: str = "|"
+    known: tuple[str, ...] = ()
+
+
+DEFAULT_LABEL_FORMAT = LabelFormat()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from finetune.data.images.validate import filter_readable
 from finetune.data.layouts.class_names import describe_similar_classes, find_similar_classes
 from finetune.data.layouts.name_groups import GroupSummary, summarise_groups
 from finetune.data.layouts.split_names import SplitSetting
-from finetune.data.layouts.table_options import TableOptions
+from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOptions
 from finetune.data.manifest import Manifest, build_manifest
 from finetune.data.scan import Scan, scan
 from finetune.data.split import find_drawn_splits
@@ -226,6 +226,7 @@ def build_table_options(config: Config) -> TableOptions:
         group_column=data.group_column,
         group_by=data.group_by,
         cache=data.cache,
+        labels=data.label_format,
     )
 
 
@@ -255,6 +256,7 @@ def find_readable_samples(
     options: ReadOptions,
     reporter: Reporter,
     splits: SplitSetting = "auto",
+    tables: TableOptions = DEFAULT_TABLE_OPTIONS,
     scanned: Scan | None = None,
 ) -> tuple[list[Sample], Path, list[RejectedFile]]:
     """Return the readable labelled images, their root, and the rejected files.
@@ -264,17 +266,18 @@ def find_readable_samples(
         options: How image files are read.
         reporter: Receives progress, notes and warnings.
         splits: How splits are found, see ``scan``.
+        tables: Columns and labels of tables.
         scanned: Contents of the path, if they are known and their notes are reported.
 
     Raises:
         DataError: There is no labelled image, or no readable one of a class.
     """
     if scanned is None:
-        scanned = scan(path, splits=splits, reporter=reporter)
+        scanned = scan(path, splits=splits, tables=tables, reporter=reporter)
         for line in scanned.notes:
             reporter.note(line)
     elif scanned.empty_classes:
-        scan(path, splits=splits)  # raises what a class without images means
+        scan(path, splits=splits, tables=tables)  # raises what a class without images means
     reporter.start("checking images", len(scanned.samples))
     values = RangeCheck(options.pixel_range)
     readable, unreadable = filter_readable(

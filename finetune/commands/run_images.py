@@ -100,7 +100,9 @@ def read_run_images(model: Path) -> RunImages | None:
         rejected,
         config.data.leakage == "move",
         config.data.split_setting,
-        tables=build_table_options(config).adapt_to_other_data(),
+        tables=build_table_options(config).adapt_to_other_data(
+            manifest.classes if manifest.is_multi_label else ()
+        ),
     )
 
 

@@ -33,14 +33,11 @@ from finetune.units import format_count
 
 __all__ = ["Scan", "check_path", "check_single_label", "list_images", "scan"]
 
-_ONE_CLASS = LabelFormat()
-
 
 def scan(
     path: Path,
     *,
     splits: SplitSetting = "auto",
-    labels: LabelFormat = _ONE_CLASS,
     allow_empty: bool = False,
     tables: TableOptions = DEFAULT_TABLE_OPTIONS,
     reporter: Reporter | None = None,
@@ -55,9 +52,8 @@ def scan(
     Args:
         path: Data folder, CSV, or Parquet file, folder of such or pattern for them.
         splits: How splits are found: "auto" by their names, "none" not at all, or by given names.
-        labels: How the labels of a CSV are written.
         allow_empty: Whether to report a class folder without images instead of raising.
-        tables: Columns of tables, and groups in names.
+        tables: Columns and labels of tables, and groups in names.
         reporter: Receives the progress of long steps, and warnings.
 
     Raises:
@@ -71,15 +67,15 @@ def scan(
         root = path.resolve()
         names: Mapping[str, str] = {}
         if (files := find_parquet_files(root, splits)) is not None:
-            check_single_label(path, labels)
+            check_single_label(path, tables.labels)
             images = read_parquet(files, splits=splits, tables=tables, reporter=reporter)
             result, names = _to_scan(images), images.names
         elif path.is_dir():
-            check_single_label(path, labels)
+            check_single_label(path, tables.labels)
             _check_has_columns(path, tables)
             result = read_class_folders(root, splits, allow_empty)
         else:
-            result = _scan_csv(root, splits, labels, tables, allow_empty=allow_empty)
+            result = _scan_csv(root, splits, tables, allow_empty=allow_empty)
     except PermissionError as error:
         raise_listing_error(error)
         raise
@@ -132,7 +128,7 @@ def check_single_label(folder: Path, labels: LabelFormat) -> None:
     Raises:
         DataError: It is.
     """
-    if labels.task == "multi_label":
+    if labels.task == "multi_label" and not labels.known:
         raise DataError(
             f"{folder} is a folder, which gives each image one class (data.task=multi_label). For "
             f"several labels of an image, give a CSV of path,labels, or one with a column of 0 and "
@@ -183,7 +179,6 @@ def _describe_missing_images(path: Path, root: Path, rejected: Sequence[Rejected
 def _scan_csv(
     file: Path,
     splits: SplitSetting,
-    labels: LabelFormat,
     tables: TableOptions,
     *,
     allow_empty: bool,
@@ -193,7 +188,7 @@ def _scan_csv(
     Raises:
         DataError: The CSV is invalid, or no file of a class is an image by its name.
     """
-    files = read_label_csv(file, splits, labels, tables)
+    files = read_label_csv(file, splits, tables)
     if files.lost_classes and not (files.samples and allow_empty):
         label, problem = next(iter(files.lost_classes.items()))
         which = f"no image of class '{label}'" if files.samples else "no image"

@@ -15,11 +15,10 @@ from finetune.data.layouts.split_names import SplitSetting, build_split_parser
 from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOptions
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
-from finetune.types import LabelFormat, RejectedFile, Sample
+from finetune.types import RejectedFile, Sample
 from finetune.units import format_count
 
 _COLUMNS = ("path", "label", "split", "group")
-_SINGLE_LABEL = LabelFormat()
 _BYTES_COLUMNS = ("image_bytes", "bytes", "base64", "image_base64", "image_data")
 
 
@@ -43,7 +42,6 @@ class LabelledFiles:
 def read_label_csv(
     file: Path,
     splits: SplitSetting = "auto",
-    label_format: LabelFormat = _SINGLE_LABEL,
     tables: TableOptions = DEFAULT_TABLE_OPTIONS,
 ) -> LabelledFiles:
     """Return the labelled images of a CSV, and the files whose names are no images.
@@ -55,7 +53,6 @@ def read_label_csv(
         file: Absolute path of the CSV.
         splits: "auto" recognises the names of splits, "none" ignores the column, and a mapping
             gives the splits of other names.
-        label_format: How the labels are written.
         tables: Names of columns.
 
     Raises:
@@ -63,7 +60,7 @@ def read_label_csv(
             message names the line where the record begins.
     """
     table, labels = open_label_table(
-        file, label_format, single_line=(*_COLUMNS, "labels"), roles=tables.csv_roles
+        file, tables.labels, single_line=(*_COLUMNS, "labels"), roles=tables.csv_roles
     )
     _check_named_columns(file, table.columns, tables)
     _check_columns(file, table.columns, is_multi_label=labels.task == "multi_label")
@@ -113,7 +110,7 @@ def read_label_csv(
             result.lost_classes[label] = _describe_rejected_rows(file, line, entry, count)
     result.notes += reader.notes
     result.notes += describe_changed_names(label_reader.names_of, noun="label")
-    result.notes += label_reader.describe(file, is_task_given=label_format.task != "auto")
+    result.notes += label_reader.describe(file, is_task_given=tables.labels.task != "auto")
     return result
 
 

@@ -1,6 +1,7 @@
 """Labels of the images in a table: one class, a text of several labels, or columns of 0 and 1."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from finetune.data.layouts.class_names import normalize_class_name
@@ -38,11 +39,13 @@ def open_label_table(
     Raises:
         DataError: The file is no CSV, or lacks a column; the message names it.
     """
-    candidates = [("path", *(name.casefold() for name in labels.columns))]
-    if not labels.columns:
+    candidates: list[tuple[str, ...]] = []
+    if labels.columns:
+        candidates.append(("path", *(name.casefold() for name in labels.columns)))
+    if not labels.columns or labels.known:
         names = {"single_label": ("label",), "multi_label": ("labels", "label")}
-        known = names.get(labels.task, ("label", "labels"))
-        candidates = [*(("path", name) for name in known), ("path",)]
+        texts = names.get(labels.task, ("label", "labels"))
+        candidates += [*(("path", name) for name in texts), ("path",)]
     # the columns tell the separator of the CSV, too
     tables = (
         CsvTable(file, required=required, single_line=single_line, roles=roles)
@@ -57,7 +60,10 @@ def open_label_table(
     if task == "auto":
         is_multi_label = "labels" in table.columns and "label" not in table.columns
         task = "multi_label" if is_multi_label else "single_label"
-    return table, LabelFormat(task, labels.columns, labels.separator)
+    has_columns = set(map(str.casefold, labels.columns)) <= set(table.columns)
+    if labels.known and not has_columns:  # other data than those that the columns are named for
+        return table, replace(labels, task=task, columns=())
+    return table, replace(labels, task=task)
 
 
 class LabelReader:
@@ -80,6 +86,7 @@ class LabelReader:
         self.is_multi_label = labels.task == "multi_label"
         self.names_of: dict[str, set[str]] = {}
         self._separator = labels.separator
+        self._has_known_labels = bool(labels.known)
         self._num_joined, self._joined_example = 0, ""
         columns = table.columns
         self._text_column = next((columns.index(n) for n in ("labels", "label") if n in columns), 0)
@@ -87,7 +94,7 @@ class LabelReader:
             self._text_column = columns.index("label") if "label" in columns else -1
         self._label_columns: dict[int, str] = {}
         if self.is_multi_label and (labels.columns or not {"label", "labels"} & set(columns)):
-            self._label_columns = _find_label_columns(file, table, labels.columns)
+            self._label_columns = _find_label_columns(file, table, labels)
         self._used: set[int] = set()
 
     def read(self, values: Sequence[str], where: str) -> tuple[str, ...]:
@@ -126,7 +133,7 @@ class LabelReader:
         """
         lines = []
         unused = [name for place, name in self._label_columns.items() if place not in self._used]
-        if unused:
+        if unused and not self._has_known_labels:
             shown = ", ".join(unused[:5]) + (", …" if len(unused) > 5 else "")
             lines.append(
                 f"{file.name}: {format_count(len(unused), 'column')} without a 1 "
@@ -162,28 +169,30 @@ def join_labels(names: Sequence[str]) -> str:
     return _DEFAULT_SEPARATOR.join(names) or NO_LABEL
 
 
-def _find_label_columns(file: Path, table: CsvTable, given: Sequence[str]) -> dict[int, str]:
-    """Return the columns of labels by position: those given, or all that are nothing else.
+def _find_label_columns(file: Path, table: CsvTable, labels: LabelFormat) -> dict[int, str]:
+    """Return the columns of labels by position: those given or known, or all that are no others.
 
     Raises:
         DataError: A given column is missing, or there is none.
     """
     names = table.read_names()
-    for name in given:
+    for name in labels.columns:
         if name.casefold() not in table.columns:
             raise DataError(
                 f"{file} has no column '{name}' (data.label_columns)."
                 f"{suggest_name(name, names)} Correct the name."
             )
-    wanted = [name.casefold() for name in given]
+    spelling = {name.casefold(): name for name in labels.known}
+    wanted = {name.casefold() for name in labels.columns or labels.known}
     found = {
-        place: names[place]
+        place: spelling.get(column, names[place])
         for place, column in enumerate(table.columns)
-        if (column in wanted if given else column not in OTHER_COLUMNS)
+        if (column in wanted if wanted else column not in OTHER_COLUMNS)
     }
     if not found:
+        known = f", such as {', '.join(labels.known[:3])}" if labels.known else ""
         raise DataError(
             f"{file} has no labels: expected a column labels, or a column of 0 and 1 for each "
-            f"label (found: {', '.join(table.columns)})."
+            f"label{known} (found: {', '.join(table.columns)})."
         )
     return found

@@ -1,6 +1,9 @@
 """Settings of reading tables of images, and of grouping images by their names."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+from finetune.types import DEFAULT_LABEL_FORMAT, LabelFormat
 
 AUTO = "auto"
 
@@ -16,6 +19,7 @@ class TableOptions:
         group_by: Pattern that finds the group of an image in its path; None for no groups.
         cache: Value of ``data.cache``; images of Parquet files are unpacked into its folder.
         is_strict: Whether a named column that is missing is an error; else "auto" replaces it.
+        labels: How the labels of a CSV are written.
     """
 
     image_column: str = AUTO
@@ -24,6 +28,7 @@ class TableOptions:
     group_by: str | None = None
     cache: str = AUTO
     is_strict: bool = True
+    labels: LabelFormat = DEFAULT_LABEL_FORMAT
 
     @property
     def named_columns(self) -> dict[str, str]:
@@ -45,9 +50,16 @@ class TableOptions:
         }
         return {name.casefold(): roles[key] for key, name in self.named_columns.items()}
 
-    def adapt_to_other_data(self) -> "TableOptions":
-        """Return options for data other than those they were made for: columns may be missing."""
-        return replace(self, group_by=None, is_strict=False)
+    def adapt_to_other_data(self, multi_label_classes: Sequence[str] = ()) -> "TableOptions":
+        """Return options for data other than those they were made for: columns may be missing.
+
+        Args:
+            multi_label_classes: Labels of a multi-label model, which may have columns.
+        """
+        labels = self.labels
+        if multi_label_classes:
+            labels = replace(labels, task="multi_label", known=tuple(multi_label_classes))
+        return replace(self, group_by=None, is_strict=False, labels=labels)
 
 
 DEFAULT_TABLE_OPTIONS = TableOptions()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.data.layouts.table_options import TableOptions
 from finetune.data.scan import Scan, scan
 from finetune.errors import DataError
 from finetune.types import LabelFormat
@@ -15,7 +16,7 @@ MULTI_LABEL = LabelFormat("multi_label")
 def scan_text(folder: Path, text: str, labels: LabelFormat | None = None) -> Scan:
     file = folder / "list.csv"
     file.write_text(text, encoding="utf-8")
-    return scan(file, labels=labels or LabelFormat())
+    return scan(file, tables=TableOptions(labels=labels or LabelFormat()))
 
 
 def get_labels(result: Scan) -> list[tuple[str, ...] | None]:
@@ -92,4 +93,22 @@ def test_scan_invalid_multi_label_csv(
 def test_scan_folder_as_multi_label_asks_for_a_csv(tmp_path: Path) -> None:
     write_images(tmp_path, "cat/a.png", "dog/b.png")
     with pytest.raises(DataError, match=r"data\.task=multi_label.*path,labels"):
-        scan(tmp_path, labels=MULTI_LABEL)
+        scan(tmp_path, tables=TableOptions(labels=MULTI_LABEL))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label\na.png,dog|Cat\nb.png,",
+        "path,labels\na.png,dog|Cat\nb.png,",
+        "path,note,cat,dog,emu\na.png,x,1,1,1\nb.png,y,0,0,0",
+    ],
+)
+def test_scan_other_data_of_a_model_takes_its_labels_where_they_are(
+    tmp_path: Path, text: str
+) -> None:
+    labels = LabelFormat("multi_label", ("cat", "cow"))
+    tables = TableOptions(labels=labels).adapt_to_other_data(("Cat", "dog"))
+    result = scan_text(tmp_path, text, tables.labels)
+    assert get_labels(result) == [("Cat", "dog"), ()]
+    assert result.notes == ()

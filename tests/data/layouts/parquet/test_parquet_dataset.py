@@ -1,0 +1,246 @@
+"""Tests of labelled images in Parquet files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from finetune.data.layouts.table_options import TableOptions
+from finetune.data.scan import Scan, list_images, scan
+from finetune.errors import DataError
+from finetune.types import LabelFormat, Split
+from tests.support.helpers import RecordingReporter, write_images
+from tests.support.parquet import IMAGE_TYPE, encode_noise, write_hub_file, write_table
+
+TRAIN, VAL, TEST = Split.TRAIN, Split.VAL, Split.TEST
+TWO = (b"0", b"1")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+
+
+def get_labels(scanned: Scan) -> list[str]:
+    return [sample.label for sample in scanned.samples]
+
+
+def make_images(count: int) -> list[dict[str, Any]]:
+    return [{"bytes": encode_noise(number), "path": f"{number}.png"} for number in range(count)]
+
+
+def write_strings(file: Path, images: pa.Array, labels: Sequence[Any], **further: Any) -> Path:
+    return write_table(file, {"image": images, "label": pa.array(labels), **further})
+
+
+def test_hub_folder_gives_bytes_labels_and_splits(tmp_path: Path) -> None:
+    """Images are those of the rows, byte for byte, in the order of files and rows."""
+    root = tmp_path / "hub"
+    rows = [(encode_noise(n), f"a/b{n}.png", n % 3) for n in range(12)]
+    write_hub_file(root / "data/train-00000-of-00002.parquet", rows[:7])
+    write_hub_file(root / "data/train-00001-of-00002.parquet", rows[7:])
+    write_hub_file(root / "data/validation-00000-of-00001.parquet", [(encode_noise(90), None, 2)])
+    write_hub_file(
+        root / "data/test-00000-of-00001-0123456789abcdef.parquet", [(encode_noise(91), "t", 0)]
+    )
+    (root / "README.md").write_text("---")
+    result = scan(root)
+    by_split = {split: [s for s in result.samples if s.split is split] for split in Split}
+    assert [(result.root / s.path).read_bytes() for s in by_split[TRAIN]] == [r[0] for r in rows]
+    assert [s.label for s in by_split[TRAIN]] == ["ant", "bee", "cow"] * 4
+    assert [s.label for s in by_split[VAL]] == ["cow"]
+    assert [s.label for s in by_split[TEST]] == ["ant"]
+    assert by_split[TRAIN][8].path == "data/train-00001-of-00002.parquet/row00001_b8.png"
+    assert by_split[VAL][0].path == "data/validation-00000-of-00001.parquet/row00000.png"
+    assert (result.rejected, result.empty_classes) == ((), ())
+
+
+@pytest.mark.parametrize("pattern", ["data/train-*.parquet", "d*/train-0000?-of-00002.parquet"])
+def test_pattern_names_some_files(tmp_path: Path, pattern: str) -> None:
+    for part in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        rows = [(encode_noise(n), None, n) for n in range(3)]
+        write_hub_file(tmp_path / f"data/{part}.parquet", rows)
+    assert [sample.split for sample in scan(tmp_path / pattern).samples] == [TRAIN] * 6
+
+
+def test_single_file_has_the_splits_of_its_column_only(tmp_path: Path) -> None:
+    file = tmp_path / "test.parquet"
+    rows = [(encode_noise(n), None, n) for n in range(3)]
+    write_hub_file(file, rows)
+    assert [sample.split for sample in scan(file).samples] == [None] * 3
+    write_hub_file(file, rows, split=["training", "valid", "late"], group=["p1", None, "p2"])
+    with pytest.raises(DataError, match=r"test\.parquet, row 2: unknown split 'late'"):
+        scan(file)
+    result = scan(file, splits={"late": TEST})
+    assert [sample.split for sample in result.samples] == [TRAIN, VAL, TEST]
+    assert [sample.group for sample in result.samples] == ["p1", "", "p2"]
+    assert [sample.split for sample in scan(file, splits="none").samples] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.binary(), pa.large_binary(), pa.struct([("bytes", pa.large_binary())]), IMAGE_TYPE]
+)
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (pa.array(["cat", "dog"]), ["cat", "dog"]),
+        (pa.array(["cat", "dog"]).dictionary_encode(), ["cat", "dog"]),
+        (pa.array(["cat", "dog"], pa.large_string()), ["cat", "dog"]),
+        (pa.array([3, 12], pa.uint8()), ["3", "12"]),
+        (pa.array([True, False]), ["True", "False"]),
+    ],
+)
+def test_columns_of_other_types(
+    tmp_path: Path, kind: pa.DataType, labels: pa.Array, expected: list[str]
+) -> None:
+    contents = [encode_noise(1), encode_noise(2, "JPEG")]
+    values = [{"bytes": c} for c in contents] if pa.types.is_struct(kind) else contents
+    file = write_strings(tmp_path / "a.parquet", pa.array(values, kind), labels)
+    result = scan(file)
+    assert get_labels(result) == expected
+    assert [(result.root / s.path).read_bytes() for s in result.samples] == contents
+    assert [Path(s.path).suffix for s in result.samples] == [".png", ".jpg"]
+    is_number = expected == ["3", "12"]
+    assert any("numbers without class names" in note for note in result.notes) == is_number
+
+
+def test_paths_are_read_beside_the_file(tmp_path: Path) -> None:
+    """A column of texts lists image files; nothing is unpacked."""
+    root = write_images(tmp_path / "d", "x/1.png", "2.png")
+    outside = write_images(tmp_path, "3.png") / "3.png"
+    paths = pa.array(["./x/1.png", "2.png", str(outside), "notes.txt"])
+    columns = {"file_name": paths, "label": pa.array(["a", "b", "a", "b"])}
+    result = scan(write_table(root / "metadata.parquet", columns))
+    assert [s.path for s in result.samples] == ["x/1.png", "2.png", str(outside)]
+    assert [entry.path for entry in result.rejected] == ["notes.txt"]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_struct_of_paths_without_bytes_refers_to_files(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "d", "1.png", "2.png")
+    rows = [(None, str(root / "1.png"), 0), (None, "2.png", 1), (encode_noise(5), "3.png", 2)]
+    file = write_hub_file(root / "t/a.parquet", rows)
+    (root / "2.png").rename(root / "t/2.png")
+    result = scan(file)
+    contents = [(result.root / sample.path).read_bytes() for sample in result.samples]
+    assert contents == [encode_noise(0), encode_noise(1), encode_noise(5)]
+    assert get_labels(result) == ["ant", "bee", "cow"]
+
+
+def test_rows_without_image_or_label_are_rejected_with_their_row(tmp_path: Path) -> None:
+    rows = [
+        (encode_noise(1), None, 0),
+        (None, None, 1),
+        (b"", "x.png", 1),
+        (encode_noise(2), None, -1),
+        (encode_noise(3), None, 1),
+    ]
+    result = scan(write_hub_file(tmp_path / "a.parquet", rows))
+    assert get_labels(result) == ["ant", "bee"]
+    assert [(entry.path, entry.reason) for entry in result.rejected] == [
+        ("a.parquet/row00001", "no image in this row"),
+        ("a.parquet/row00002", "no image in this row"),
+        ("a.parquet/row00003", "no label (-1)"),
+    ]
+
+
+def test_named_columns(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    columns = {
+        "photo": pa.array(make_images(2), IMAGE_TYPE),
+        "mask": pa.array(make_images(2), IMAGE_TYPE),
+        "fine": pa.array([0, 1]),
+        "coarse": pa.array([1, 0]),
+        "patient": pa.array([7, 8]),
+    }
+    names = {"fine": ["tabby", "pug"], "coarse": ["dog", "cat"]}
+    write_table(file, columns, class_names=names)
+    options = TableOptions("photo", "coarse", "patient")
+    result = scan(file, tables=options)
+    assert [(s.label, s.group) for s in result.samples] == [("cat", "7"), ("dog", "8")]
+    with pytest.raises(DataError, match=r"several .* images: photo, mask\. .*image_column=photo"):
+        scan(file, tables=TableOptions(label_column="fine"))
+    with pytest.raises(DataError, match=r"several .* labels: fine, coarse\. .*label_column=fine"):
+        scan(file, tables=TableOptions(image_column="photo"))
+    with pytest.raises(DataError, match=r"no column 'phoot' \(data\.image_column\).*'photo'"):
+        scan(file, tables=TableOptions("phoot", "fine"))
+    adapted = TableOptions("photo", "coarse", "clinic").adapt_to_other_data()
+    assert [s.group for s in scan(file, tables=adapted).samples] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"pixels": [[1, 2]] * 2, "label": ["a", "b"]}, "no column of images .*found: pixels, lab"),
+        ({"image": [[1, 2]] * 2, "label": ["a", "b"]}, r"no column of images"),
+        ({"image": TWO}, "no column of labels"),
+        ({"image": TWO, "label": [0.5, 1.0]}, "column 'label' holds double; expected texts"),
+        (
+            {"image": TWO, "label": [["a"], ["b"]]},
+            "several labels for an image are read from a CSV",
+        ),
+        ({"image": TWO, "label": ["a", None]}, r"a\.parquet, row 1: column 'label' is empty"),
+        ({"image": TWO, "label": [" ", "a"]}, r"a\.parquet, row 0: the label is empty"),
+        ({"image": ["1.png", "1.png"], "label": ["a", "b"]}, "row 0 and .*row 1: duplicate path"),
+        ({"image": ["https://x.org/1.png"], "label": ["a"]}, "is an address"),
+    ],
+)
+def test_unsuitable_columns_are_named(
+    tmp_path: Path, columns: Mapping[str, Sequence[Any]], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        scan(write_table(tmp_path / "a.parquet", columns))
+
+
+def test_label_outside_of_the_class_names_is_named_with_its_row(tmp_path: Path) -> None:
+    rows = [(encode_noise(n), None, label) for n, label in enumerate([0, 1, 3])]
+    file = write_hub_file(tmp_path / "a.parquet", rows)
+    with pytest.raises(DataError, match=r"a\.parquet, row 2: label 3 has no name; .* 0 to 2\."):
+        scan(file)
+
+
+def test_files_with_different_class_names_are_refused(tmp_path: Path) -> None:
+    row = [(encode_noise(1), None, 0)]
+    write_hub_file(tmp_path / "d/train-0.parquet", row, names=["cat", "dog"])
+    write_hub_file(tmp_path / "d/test-0.parquet", row, names=["dog", "cat"])
+    with pytest.raises(DataError, match="different class names for the same numbers"):
+        scan(tmp_path / "d")
+
+
+def test_multi_label_task_and_columns_of_folders_are_refused(tmp_path: Path) -> None:
+    file = write_hub_file(tmp_path / "a.parquet", [(encode_noise(1), None, 0)])
+    with pytest.raises(DataError, match=r"data\.task=multi_label"):
+        scan(file, tables=TableOptions(labels=LabelFormat("multi_label")))
+    folder = write_images(tmp_path / "d", "a/1.png", "b/1.png")
+    with pytest.raises(DataError, match=r"data\.label_column=x cannot apply"):
+        scan(folder, tables=TableOptions(label_column="x"))
+
+
+def test_group_by_searches_the_names_that_the_file_gives(tmp_path: Path) -> None:
+    rows = [(encode_noise(n), f"clip{n // 2}_{n}.png", n % 3) for n in range(6)]
+    file = write_hub_file(tmp_path / "a.parquet", rows)
+    result = scan(file, tables=TableOptions(group_by=r"^(?P<group>clip\d)_"))
+    assert [s.group for s in result.samples] == [f"clip{n // 2}" for n in range(6)]
+    write_hub_file(file, [(content, None, label) for content, _, label in rows])
+    with pytest.raises(DataError, match=r"finds no group in any of 6 paths \(such as a\.parquet/"):
+        scan(file, tables=TableOptions(group_by=r"clip(\d)_"))
+
+
+def test_images_to_predict_need_no_labels(tmp_path: Path) -> None:
+    images = pa.array([*make_images(2), None], IMAGE_TYPE)
+    write_table(tmp_path / "d/new.parquet", {"image": images})
+    for path in (tmp_path / "d", tmp_path / "d/new.parquet", tmp_path / "d/n*.parquet"):
+        files, rejected = list_images(path)
+        assert [file.read_bytes() for file in files] == [encode_noise(0), encode_noise(1)]
+        assert [entry.path for entry in rejected] == ["new.parquet/row00002"]
+
+
+def test_unpacking_is_told_once(tmp_path: Path) -> None:
+    file = write_hub_file(tmp_path / "a.parquet", [(encode_noise(n), None, n) for n in range(3)])
+    reporter = RecordingReporter()
+    first = scan(file, reporter=reporter)
+    assert scan(file, reporter=reporter) == first
+    (note,) = reporter.notes
+    assert note.startswith("Unpacked 3 images of 1 file (")

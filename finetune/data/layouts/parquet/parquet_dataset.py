@@ -225,14 +225,15 @@ def _read_label(value: Any, column: LabelColumn, where: str) -> str | None:
         raise DataError(f"{where}: column '{column.name}' is empty. Fill it, or remove the row.")
     if column.class_names is None or not column.is_number:
         return str(value)
-    if value == _NO_LABEL:
+    number = int(value)
+    if number == _NO_LABEL:
         return None
-    if not 0 <= value < len(column.class_names):
+    if not 0 <= number < len(column.class_names):
         raise DataError(
-            f"{where}: label {value} has no name; column '{column.name}' has names for 0 to "
+            f"{where}: label {number} has no name; column '{column.name}' has names for 0 to "
             f"{len(column.class_names) - 1}. Correct the label or the names."
         )
-    return column.class_names[value]
+    return column.class_names[number]
 
 
 def _format_group(value: Any) -> str:

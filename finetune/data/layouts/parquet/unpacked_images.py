@@ -178,9 +178,11 @@ def _unpack(
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             entries = []
+            sizes: list[int] = []
             for file, name, column in zip(files.files, files.names, columns, strict=True):
                 rows = _unpack_file(file, column, temporary / name, reporter.advance)
                 entries.append({"name": name, "rows": rows})
+                sizes += [size for _, size, _ in rows if size >= 0]
             index = {"format": _FORMAT, "source": source, "files": entries}
             (temporary / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
             temporary.chmod(0o755)
@@ -191,11 +193,9 @@ def _unpack(
             for old in folder.parent.glob(f".{folder.name}.*"):
                 shutil.rmtree(old, ignore_errors=True)
     reporter.finish()
-    written = sum(size for entry in entries for _, size, _ in entry["rows"] if size >= 0)
-    count = sum(size >= 0 for entry in entries for _, size, _ in entry["rows"])
     reporter.note(
-        f"Unpacked {format_count(count, 'image')} of {format_count(len(files.files), 'file')} "
-        f"({format_bytes(written)}) into {folder}."
+        f"Unpacked {format_count(len(sizes), 'image')} of {format_count(len(files.files), 'file')} "
+        f"({format_bytes(sum(sizes))}) into {folder}."
     )
 
 
@@ -275,10 +275,10 @@ def _remove_outdated(parent: Path, source: Sequence[Sequence[Any]]) -> None:
 
 def _protect(folder: Path) -> None:
     """Protect a folder from removal until this process ends; one that is read-only needs none."""
-    if folder in _locks:
+    path = folder.parent / f"{folder.name}.in-use"
+    if folder in _locks and path.exists():
         return
     with suppress(OSError):
-        path = folder.parent / f"{folder.name}.in-use"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         _locks[folder] = descriptor

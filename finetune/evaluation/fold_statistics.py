@@ -21,7 +21,7 @@ class FoldStatistics:
         mean: Mean of the folds.
         std: Standard deviation of the folds, with K - 1 degrees of freedom.
         interval: 95% confidence interval of the mean; None where all folds have the same value,
-            which says nothing of others.
+            which says nothing of others, and for metrics of the same images in all folds.
         values: Value of each fold; None where its images do not define the metric.
     """
 
@@ -39,7 +39,7 @@ class FoldStatistics:
 def compute_fold_statistics(
     values: Sequence[float | None],
     *,
-    test_fraction: float,
+    test_fraction: float | None,
     bounds: tuple[float, float] = (0.0, math.inf),
     floor: tuple[float, float] | None = None,
     confidence: float = 0.95,
@@ -55,7 +55,8 @@ def compute_fold_statistics(
 
     Args:
         values: Value of each of K folds; None where it is undefined.
-        test_fraction: Held-out images of a fold divided by its training images.
+        test_fraction: Held-out images of a fold divided by its training images; None for metrics of
+            the same images in all folds, whose mean has no such interval.
         bounds: Smallest and largest possible value, at which the interval ends.
         floor: Interval that the number of held-out images alone would give; the result covers it,
             as folds of few images may agree by chance. None for none.
@@ -71,9 +72,9 @@ def compute_fold_statistics(
         return None
     mean, std = fmean(known), stdev(known)
     quantile = float(student_t.ppf(0.5 + confidence / 2, len(known) - 1))
-    half = quantile * std * math.sqrt(1 / len(known) + test_fraction)
     interval = None
-    if half > 0:
+    if test_fraction is not None and std > 0:
+        half = quantile * std * math.sqrt(1 / len(known) + test_fraction)
         interval = max(bounds[0], mean - half), min(bounds[1], mean + half)
     if floor is not None:
         low, high = interval or floor

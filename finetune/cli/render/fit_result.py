@@ -68,9 +68,9 @@ def _show_cross_validation(reporter: "ConsoleReporter", tree: Mapping[str, Any])
     )
     if summary["test_metrics"]:
         reporter.note("The networks of the folds on test:")
+        rows = _build_metric_rows(summary["test_metrics"])
         reporter.print_rows(
-            ("metric", "mean", "std", "95% interval", "folds"),
-            _build_metric_rows(summary["test_metrics"]),
+            ("metric", "mean", "std", "folds"), [[*row[:3], row[4]] for row in rows]
         )
     reporter.note("Each image by the fold that holds it out:")
     details = tree["evaluations"][OUT_OF_FOLD]

@@ -12,6 +12,7 @@ from finetune.audit.leakage import find_rows_without_leaks
 from finetune.bundle.bundle import ModelBundle, combine_models, load_model, save_bundle
 from finetune.bundle.ensemble import save_ensemble
 from finetune.commands.cross_validation.fold_runs import CrossValidation
+from finetune.commands.cross_validation.out_of_fold import count_images
 from finetune.commands.fit.finalize import WITHOUT_LEAKS_SUFFIX
 from finetune.commands.target_prior import prior_to_json
 from finetune.inference.predictor import Predictor
@@ -56,6 +57,7 @@ def write_final_model(
         metrics[name] = metrics_to_json(tested)
         evaluations[name] = {"prior": prior, **details_to_json(tested)}
     facts = {
+        "train_images": count_images(cross_validation),
         "metrics": metrics,
         "evaluations": evaluations,
         "cross_validation": {

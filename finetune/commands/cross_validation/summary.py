@@ -51,7 +51,7 @@ def summarise_folds(
             accuracy_interval=pooled.accuracy_interval,
         ),
         "test_metrics": _compute_statistics(
-            [fold["metrics"]["test"] for fold in folds if "test" in fold["metrics"]], fraction
+            [fold["metrics"]["test"] for fold in folds if "test" in fold["metrics"]], None
         ),
         "out_of_fold": {"metrics": metrics_to_json(pooled), **details_to_json(pooled)},
         "num_label_errors": num_label_errors,
@@ -109,7 +109,7 @@ def describe_kept(cross_validation: CrossValidation, fold: int) -> dict[str, Any
 
 def _compute_statistics(
     metrics: Sequence[Mapping[str, float | None]],
-    test_fraction: float,
+    test_fraction: float | None,
     *,
     accuracy_interval: tuple[float, float] | None = None,
 ) -> dict[str, Any] | None:

@@ -61,6 +61,7 @@ def result(spec: TransferSpec, tmp_path_factory: pytest.TempPathFactory) -> Tran
     return run_transfer(spec, tmp_path_factory.mktemp("runs") / "transfer")
 
 
+@pytest.mark.slow
 def test_every_method_runs_on_every_number_of_images(result: TransferResult) -> None:
     cells = [(row.images_per_class, row.method) for row in result.rows]
     assert cells == [(size, method) for size in (6, 12) for method in METHODS]
@@ -68,6 +69,7 @@ def test_every_method_runs_on_every_number_of_images(result: TransferResult) -> 
     assert {row.num_images for row in result.rows} == {12, 24}
 
 
+@pytest.mark.slow
 def test_runs_differ_in_weights_and_depth_only(result: TransferResult) -> None:
     configs = {
         row.method: read_config_file(Path(row.run_dir) / "config.yaml") for row in result.rows
@@ -81,6 +83,7 @@ def test_runs_differ_in_weights_and_depth_only(result: TransferResult) -> None:
     assert len({config["data"]["path"] for config in configs.values()}) == 1
 
 
+@pytest.mark.slow
 def test_files_hold_the_table_and_the_chart(result: TransferResult) -> None:
     with (result.folder / "transfer.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -89,6 +92,7 @@ def test_files_hold_the_table_and_the_chart(result: TransferResult) -> None:
     assert {*METHODS, "6", "12"} <= set(texts)
 
 
+@pytest.mark.slow
 def test_experiment_continues_in_its_folder_without_training_again(
     spec: TransferSpec, result: TransferResult
 ) -> None:
@@ -101,6 +105,7 @@ def test_experiment_continues_in_its_folder_without_training_again(
     assert sum(note.startswith("[") for note in notes.notes) == 1 + 2 * len(METHODS)
 
 
+@pytest.mark.slow
 def test_folder_of_another_experiment_is_refused(stripes: Path, result: TransferResult) -> None:
     other = TransferSpec(stripes, "0-1:2-3", "test_resnet", (6,), SETTINGS)
     with pytest.raises(RunFolderError, match=r"images_per_class"):

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from finetune.probe.multi_label.binary_regression import compute_label_loss_and_error
+
 _CHUNK_ROWS = 8192
 _MAX_CACHED_VALUES = 2**24
 """Size up to which features are kept in memory, in values: 64 MiB."""
@@ -70,15 +72,18 @@ class LogisticProblem:
 
     Attributes:
         features: Features of N rows, (N, D).
-        labels: Class indices, int64, shape (N,).
+        labels: Class indices, int64, shape (N,), or 1 for each label of multi-label images,
+            float32, shape (N, K): each label then has a regression of its own.
         weights: Weight of each row in the mean loss of each head, not negative, shape (H, N).
         num_classes: Number of classes K.
+        positive_weights: Factor of the loss of images with each label, shape (K,); None for 1.
     """
 
     features: FeatureArray
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | NDArray[np.float32]
     weights: NDArray[np.float64]
     num_classes: int
+    positive_weights: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,18 +201,31 @@ class HeadFitter:
         bias_grad = torch.zeros_like(plain_bias.flatten())
         for rows, features in self._iter_chunks():
             sample_weights = self._sample_weights[:, rows].T
-            labels = self._labels[rows, None, None].expand(-1, len(bias), 1)
             logits = torch.addmm(plain_bias.flatten(), features, stacked_weight.T)
-            error = logits.view(len(features), *bias.shape).log_softmax(dim=2)
-            loss -= float((error.gather(2, labels)[..., 0] * sample_weights).sum())
-            error.exp_().scatter_add_(2, labels, -torch.ones_like(labels, dtype=error.dtype))
-            error = error.mul_(sample_weights[..., None]).flatten(1)
+            logits = logits.view(len(features), *bias.shape)
+            part, error = self._compute_loss_and_error(logits, self._labels[rows], sample_weights)
+            loss += part
+            error = error.flatten(1)
             weight_grad += error.T @ features
             bias_grad += error.sum(dim=0)
         if not is_projected:
             centred_grad = weight_grad - torch.outer(bias_grad, self._basis.mean)
             weight_grad = centred_grad / self._basis.norm @ self._basis.axes
         return loss, weight_grad.view_as(weight) + penalty * weight, bias_grad.view_as(bias)
+
+    def _compute_loss_and_error(
+        self, logits: Tensor, labels: Tensor, sample_weights: Tensor
+    ) -> tuple[float, Tensor]:
+        """Return the sum of the losses of logits (N, H, K), and its gradient by them."""
+        if labels.ndim == 2:
+            return compute_label_loss_and_error(
+                logits, labels, sample_weights, self.problem.positive_weights
+            )
+        index = labels[:, None, None].expand(-1, logits.shape[1], 1)
+        error = logits.log_softmax(dim=2)
+        loss = -float((error.gather(2, index)[..., 0] * sample_weights).sum())
+        error.exp_().scatter_add_(2, index, -torch.ones_like(index, dtype=error.dtype))
+        return loss, error.mul_(sample_weights[..., None])
 
     def _find_basis_in_chunks(self) -> FeatureBasis:
         columns = self.problem.features.shape[1]

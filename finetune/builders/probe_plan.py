@@ -107,6 +107,7 @@ def plan_probe(
             limit_bytes=config.cache.max_bytes,
             num_workers=config.data.num_workers,
             options=config.data.read_options,
+            with_stages=config.probe.stages == "on",
         ),
         logit_offset=compute_probe_logit_offset(config.loss, data.class_counts),
         eval_logit_shift=balance.logit_shift,

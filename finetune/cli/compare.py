@@ -94,6 +94,7 @@ def _show_comparison(
         reporter.console.print(build_comparison_table(tree, width=reporter.console.width))
         reporter.note("")
         reporter.console.print(_build_legend(tree))
+        _show_stages(reporter, tree)
     if tree["significance_summary"]:
         reporter.console.print(tree["significance_summary"], markup=False)
     for failure in tree["failures"]:
@@ -102,6 +103,20 @@ def _show_comparison(
         reporter.note(f"Table written to {csv}")
     if tree["next_command"]:
         reporter.print_commands("Next:", [tree["next_command"]])
+
+
+def _show_stages(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
+    """Print the accuracy of heads on each stage of each backbone."""
+    from finetune.cli.render.stage_lines import build_stage_rows
+
+    rows = build_stage_rows(tree["backbones"])
+    if rows:
+        reporter.console.print(
+            "\nHeads on the last features, then on earlier stages (accuracy %, cross-validated on "
+            "training images):"
+        )
+        reporter.print_pairs(dict(rows))
+        reporter.note("")
 
 
 def _build_legend(tree: Mapping[str, Any]) -> str:

@@ -22,11 +22,8 @@ FIXRES_MIN_IMAGE_SIZE = 160
 CROP_VIEWS_IMAGE_LIMIT = 1_000
 """Number of training images below which the last stage is also trained on a centre crop of each."""
 
-WARMUP_FRACTION, MAX_WARMUP_FRACTION = 0.05, 0.3
-"""Least and largest fraction of the steps for the warm-up of the learning rate."""
-
-WARMUP_STEPS = 30
-"""Steps for the warm-up after a linear probe, if ``MAX_WARMUP_FRACTION`` allows for them."""
+PROBED_STAGES_IMAGE_LIMIT = 20_000
+"""Training images up to which heads are also fitted to earlier stages."""
 
 LAST_STAGE_EPOCHS = 6
 """Epochs of a probe deeper than the head on its cached activations."""
@@ -63,6 +60,9 @@ def _choose_independent_settings(config: Config, facts: Facts) -> dict[str, Choi
         "probe.enabled": _choose_probe(config, facts),
         "probe.num_crops": _choose_probe_views(config, facts, has_probe=probed),
         "probe.last_stage_epochs": _choose_probe_epochs(config, has_probe=probed),
+        "probe.stages": Choice(
+            "on" if probed and facts.num_images <= PROBED_STAGES_IMAGE_LIMIT else "off"
+        ),
         "unfreeze.name": _choose_unfreeze(config, facts, has_probe=probed),
         "trainer.epochs": Choice(1)
         if probe_only

@@ -45,6 +45,7 @@ class ResolvedProbeConfig(ProbeConfig):
     enabled: OnOff
     num_crops: Annotated[int, Field(ge=0, le=5)]
     last_stage_epochs: Annotated[int, Field(ge=0)]
+    stages: OnOff
 
 
 class ResolvedImbalanceConfig(ImbalanceConfig):

@@ -14,21 +14,23 @@ from finetune.probe.features.cached_extractor import CachedFeatureExtractor
 from finetune.probe.features.extraction_plan import ExtractionPlan
 from finetune.probe.features.extractor import create_feature_extractor
 from finetune.probe.features.feature_store import StoredFeatures
-from finetune.probe.logistic import FeatureArray, HeadFitter, LinearHead, LogisticProblem
+from finetune.probe.logistic import FeatureArray, LinearHead
 from finetune.probe.neighbour_links import build_folds
+from finetune.probe.penalty_search import (
+    CHUNK_ROWS,
+    PENALTIES,
+    SEARCH_TOLERANCE,
+    HeldOutImages,
+    create_fitter,
+    search_penalty,
+)
 from finetune.types import Reporter
-
-PENALTIES = tuple(10.0 ** (-step / 2) for step in range(2, 13))
-"""L2 penalties from 0.1 to 1e-6, for features of norm 1."""
 
 NUM_FOLDS = 5
 MAX_IMAGES_FOR_ALL_FOLDS = 20_000
 """Number of images above which one fold suffices."""
 
-_PATIENCE = 2
-_CHUNK_ROWS = 8192
-
-_SEARCH_TOLERANCE, _FINAL_TOLERANCE = 1e-4, 1e-5
+_FINAL_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def fit_head(
     logit_offset: Tensor | None = None,
     penalties: Sequence[float] = PENALTIES,
     max_images_for_all_folds: int = MAX_IMAGES_FOR_ALL_FOLDS,
-    chunk_rows: int = _CHUNK_ROWS,
+    chunk_rows: int = CHUNK_ROWS,
 ) -> CrossValidatedHead:
     """Fit a linear head on all views of images, with the penalty of the least held-out loss.
 
@@ -149,22 +151,16 @@ def fit_head(
     is_held_out = folds < num_held_out_folds
     is_judged = is_held_out & grouped.is_testable
     rows = np.flatnonzero(is_judged if is_judged.any() else is_held_out)
-    scores: dict[float, tuple[float, float]] = {}
     fold_weights = np.stack([weights * (folds != fold) for fold in range(num_held_out_folds)])
-    fitter = _create_fitter(views, labels, fold_weights, num_classes, tolerance=_SEARCH_TOLERANCE)
-    for penalty in penalties:
-        logits = _compute_held_out_logits(
-            fitter.fit(penalty), views[0], folds, rows, chunk_rows=chunk_rows
-        )
-        scores[penalty] = _compute_loss_and_accuracy(
-            logits, labels[rows], weights[rows], logit_offset=offset
-        )
-        best = min(scores, key=lambda candidate: scores[candidate][0])
-        if best == penalty:
-            best_logits = logits
-        if len(scores) - list(scores).index(best) > _PATIENCE:
-            break
-    final = _create_fitter(
+    fitter = create_fitter(views, labels, fold_weights, num_classes, tolerance=SEARCH_TOLERANCE)
+    found = search_penalty(
+        fitter,
+        HeldOutImages(views[0], labels, weights, folds, rows),
+        penalties,
+        logit_offset=offset,
+        chunk_rows=chunk_rows,
+    )
+    final = create_fitter(
         views,
         labels,
         weights[None],
@@ -173,93 +169,20 @@ def fit_head(
         # a single fold leaves rows out, which may not lie in the space of the others
         scaled_like=fitter if num_held_out_folds > 1 else None,
     )
-    for penalty in scores:  # along the same path, which is faster than from zero
+    for penalty in penalties:  # along the same path, which is faster than from zero
         (head,) = final.fit(penalty)
-        if penalty == best:
+        if penalty == found.penalty:
             break
-    loss, accuracy = scores[best]
     head = LinearHead(head.weight, head.bias - offset)
     return CrossValidatedHead(
         head=head,
-        penalty=best,
-        held_out_loss=loss,
-        held_out_accuracy=accuracy,
+        penalty=found.penalty,
+        held_out_loss=found.loss,
+        held_out_accuracy=found.accuracy,
         held_out_rows=rows,
-        held_out_probabilities=best_logits.softmax(dim=1),
+        held_out_probabilities=found.logits.softmax(dim=1),
         folds=folds,
         num_folds=NUM_FOLDS,
         num_held_out_folds=num_held_out_folds,
         num_groups=grouped.num_groups,
     )
-
-
-class _ConcatenatedViews:
-    """Feature array of all views of all images, view after view."""
-
-    def __init__(self, views: Sequence[FeatureArray]) -> None:
-        self.views = views
-        self.num_rows, columns = views[0].shape
-        self.shape = (len(views) * self.num_rows, columns)
-
-    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
-        first, last, _ = rows.indices(self.shape[0])
-        chunks = []
-        while first < last:
-            view, row = divmod(first, self.num_rows)
-            count = min(last - first, self.num_rows - row)
-            chunks.append(self.views[view][row : row + count])
-            first += count
-        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
-
-
-def _create_fitter(
-    views: Sequence[FeatureArray],
-    labels: NDArray[np.int64],
-    weights: NDArray[np.float64],
-    num_classes: int,
-    *,
-    tolerance: float,
-    scaled_like: HeadFitter | None = None,
-) -> HeadFitter:
-    """Return a fitter of one head for each row of weights (H, N), shared by an image's views."""
-    num_views = len(views)
-    problem = LogisticProblem(
-        _ConcatenatedViews(views),
-        np.tile(labels, num_views),
-        np.tile(weights, (1, num_views)),
-        num_classes,
-    )
-    return HeadFitter(problem, tolerance=tolerance, scaled_like=scaled_like)
-
-
-def _compute_held_out_logits(
-    heads: Sequence[LinearHead],
-    features: FeatureArray,
-    folds: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    *,
-    chunk_rows: int,
-) -> Tensor:
-    """Return the logits of ascending rows, each by the head of the other folds, shape (M, K)."""
-    logits = torch.empty(len(rows), len(heads[0].bias))
-    for first in range(0, len(folds), chunk_rows):
-        chunk = torch.from_numpy(features[first : first + chunk_rows])
-        begin, end = np.searchsorted(rows, (first, first + chunk_rows)).tolist()
-        rows_in_chunk = rows[begin:end]
-        for fold, head in enumerate(heads):
-            in_fold = np.flatnonzero(folds[rows_in_chunk] == fold)
-            fold_features = chunk[torch.from_numpy(rows_in_chunk[in_fold] - first)]
-            logits[torch.from_numpy(begin + in_fold)] = fold_features @ head.weight.T + head.bias
-    return logits
-
-
-def _compute_loss_and_accuracy(
-    logits: Tensor, labels: NDArray[np.int64], weights: NDArray[np.float64], *, logit_offset: Tensor
-) -> tuple[float, float]:
-    """Return the weighted loss of logits (M, K), and the accuracy of those less the offset."""
-    target, sample_weights = torch.from_numpy(labels), torch.from_numpy(weights).float()
-    loss = -float(logits.log_softmax(dim=1).gather(1, target[:, None])[:, 0] @ sample_weights)
-    is_correct = (logits - logit_offset).argmax(dim=1) == target
-    num_correct = float(is_correct.float() @ sample_weights)
-    total = max(float(sample_weights.sum()), 1e-12)
-    return loss / total, num_correct / total

@@ -34,6 +34,7 @@ from finetune.probe.last_stage import (
     LastStageResult,
     fit_last_stage,
 )
+from finetune.probe.stage_probes import StageProbes, probe_stages
 from finetune.types import Reporter
 
 GroupFinder = Callable[[Sequence[StoredFeatures]], NDArray[np.int64]]
@@ -101,6 +102,7 @@ class ProbeResult:
         last_stage_epochs: Epoch of the last stage's training whose weights were kept; 0 where the
             head alone was best, None where nothing else was trained.
         head_metrics: Metrics of the validation images by the head alone.
+        stages: Heads on earlier stages of the backbone; None where they are not extracted.
         seconds: Duration of the whole probe.
         num_images: Number of training and validation images.
         num_computed: Number of these whose features were not stored yet.
@@ -115,6 +117,7 @@ class ProbeResult:
     is_correct: NDArray[np.bool_]
     last_stage_epochs: int | None
     head_metrics: Mapping[str, float]
+    stages: StageProbes | None
     seconds: float
     num_images: int
     num_computed: int
@@ -135,6 +138,7 @@ class ProbeResult:
             },
             "last_stage_epochs": self.last_stage_epochs,
             "head_metrics": _to_floats(self.head_metrics),
+            "stages": None if self.stages is None else self.stages.to_json(),
             "num_images": self.num_images,
             "num_train_images": self.num_images - len(self.is_correct),
             "num_images_computed": self.num_computed,
@@ -204,6 +208,14 @@ def fit_probe(
             groups=plan.train.groups if find_groups is None else find_groups(features),
             logit_offset=plan.logit_offset,
         )
+        stages = probe_stages(
+            cached_extractor,
+            train_outputs,
+            plan.train.labels,
+            plan.train.weights,
+            cv_head=cv_head,
+            last_name=classifier.groups[1].name,
+        )
         head = cv_head.head
         set_head(cached_extractor.extractor.head, weight=head.weight, bias=head.bias)
         val_logits = head.compute_logits(val_features)
@@ -244,6 +256,7 @@ def fit_probe(
         is_correct=predictions == plan.val.labels,
         last_stage_epochs=None if plan.last_stage is None else best.num_epochs,
         head_metrics=_compute_metrics(head_result.probabilities, plan),
+        stages=stages,
         seconds=time.monotonic() - start,
         num_images=num_train + num_val,
         num_computed=cached_extractor.num_computed,

@@ -45,6 +45,11 @@ class RunFolder:
         return self.path / "measured.json"
 
     @property
+    def stages_path(self) -> Path:
+        """Results of heads on earlier stages of the backbone."""
+        return self.path / "stages.json"
+
+    @property
     def manifest_path(self) -> Path:
         """Manifest: label and split of each image."""
         return self.path / "manifest.csv"

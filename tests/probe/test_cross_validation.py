@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.evaluation.grouped_folds import encode_groups
-from finetune.probe.cross_validation import PENALTIES, extract_features, fit_head
+from finetune.probe.cross_validation import extract_features, fit_head
+from finetune.probe.penalty_search import PENALTIES
 from finetune.types import Reporter
 from tests.support.runs import create_small_training
 

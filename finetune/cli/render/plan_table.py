@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from finetune.cli.render.stage_lines import describe_stages
 from finetune.data.layouts.name_groups import describe_groups
 from finetune.units import (
     format_bytes,
@@ -85,6 +86,7 @@ def describe_probe_result(result: Mapping[str, Any]) -> list[str]:
         f"L2 {format_scientific(result['l2_penalty'], digits=1)}), "
         f"{format_duration(result['seconds'])}{cached}"
     ]
+    lines += describe_stages(result.get("stages"))
     head_accuracy = format_percent(result["head_metrics"]["accuracy"])
     if result["last_stage_epochs"]:
         lines.append(

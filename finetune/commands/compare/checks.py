@@ -12,7 +12,7 @@ from finetune.system.files import check_writable
 _APPLICABLE_KEYS = (
     "data", "cache", "imbalance", "seed", "augment.name", "augment.hflip", "optim.name",
     "model.kwargs", "model.pretrained_cfg", "model.drop_rate", "model.batch_norm",
-    "model.grad_checkpointing", "probe.hflip", "probe.num_crops",
+    "model.grad_checkpointing", "probe.hflip", "probe.num_crops", "probe.stages",
     "trainer.precision", "trainer.accelerator", "trainer.monitor", "trainer.batch_size",
     "trainer.accumulate_grad_batches",
 )  # fmt: skip

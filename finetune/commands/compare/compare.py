@@ -199,6 +199,7 @@ def _probe_backbone(
         num_images=probe.num_images,
         num_computed=probe.num_computed,
         seconds=time.monotonic() - start,
+        stages=probe.stages,
     )
 
 

@@ -17,6 +17,7 @@ from finetune.evaluation.significance import (
     compute_mcnemar_p_value,
     compute_wilson_interval,
 )
+from finetune.probe.stage_probes import StageProbes
 from finetune.units import format_count
 
 SIGNIFICANCE_LEVEL = 0.05
@@ -44,6 +45,7 @@ class BackboneResult:
         num_images: Number of training and validation images.
         num_computed: Number of these whose features were computed, not read from the cache.
         seconds: Total duration.
+        stages: Results of heads on earlier stages; None where none were probed.
     """
 
     backbone: str
@@ -60,6 +62,7 @@ class BackboneResult:
     num_images: int
     num_computed: int
     seconds: float
+    stages: StageProbes | None = field(default=None, repr=False)
 
     @property
     def accuracy_interval(self) -> tuple[float, float]:
@@ -84,6 +87,7 @@ class BackboneResult:
             "imagenet_top5_error": None if published is None else published.top5,
             "imagenet_source": None if published is None else published.source,
             "imagenet_is_of_weights": None if published is None else published.is_of_weights,
+            "stages": None if self.stages is None else self.stages.to_json(),
             "num_images": self.num_images,
             "num_images_computed": self.num_computed,
             "seconds": round(self.seconds, 3),
@@ -170,6 +174,9 @@ class CompareResult:
             low, high = row.accuracy_interval
             values = {**row.to_json(), **row.metrics, "p_value_vs_best": p_value}
             values |= {"accuracy_low": low, "accuracy_high": high}
+            if row.stages is not None:
+                values["stage_accuracy_lead"] = row.stages.accuracy_lead
+                values["stage_loss_ratio"] = row.stages.loss_ratio
             writer.writerow({name: values.get(name) for name in fields})
         for failure in self.failures:
             writer.writerow({"backbone": failure.backbone, "error": failure.reason})
@@ -193,7 +200,8 @@ _LEADING_COLUMNS = (
 )  # fmt: skip
 _TRAILING_COLUMNS = (
     "accuracy_low", "accuracy_high", "p_value_vs_best", "imagenet_top1_error",
-    "imagenet_top5_error", "imagenet_source", "num_images", "num_images_computed", "seconds",
+    "imagenet_top5_error", "imagenet_source", "stage_accuracy_lead", "stage_loss_ratio",
+    "num_images", "num_images_computed", "seconds",
 )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from finetune.commands.fit.resume import (
 )
 from finetune.commands.fit.train import train
 from finetune.commands.measurement.measured import discard_measured, read_measured
+from finetune.commands.measurement.stage_report import read_stages
 from finetune.commands.prepare_data import RunData
 from finetune.commands.stored_run import read_stored_config
 from finetune.config.load import diff_configs, dump_config
@@ -56,6 +57,7 @@ class FitResult:
         evaluations: Further statistics of the best model by split, such as intervals and classes.
         measured: Settings that the run has measured: value and reason by dotted key.
         early_stop: When and why training stopped before its last epoch; None if it did not.
+        stages: Results of heads on earlier stages of the backbone; None where none were probed.
         cross_validation: Folds, their metrics with intervals, and the model that follows from them;
             None for a run with one split.
     """
@@ -69,6 +71,7 @@ class FitResult:
     measured: Mapping[str, Any] = field(default_factory=dict)
     prior_adjustment: Mapping[str, Any] | None = None
     early_stop: Mapping[str, Any] | None = None
+    stages: Mapping[str, Any] | None = None
     cross_validation: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -84,6 +87,7 @@ class FitResult:
             ),
             "early_stop": None if self.early_stop is None else dict(self.early_stop),
             "measured": dict(self.measured),
+            "stages": None if self.stages is None else dict(self.stages),
             "cross_validation": (
                 None if self.cross_validation is None else dict(self.cross_validation)
             ),
@@ -225,4 +229,5 @@ def build_result(
         measured=read_measured(run),
         prior_adjustment=facts.get("prior_adjustment"),
         early_stop=facts.get("early_stop"),
+        stages=read_stages(run),
     )

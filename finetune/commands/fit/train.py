@@ -27,6 +27,7 @@ from finetune.commands.measurement.interpolation import (
 )
 from finetune.commands.measurement.measured import read_measured
 from finetune.commands.measurement.prior_adjustment import needs_strength, save_probe_predictions
+from finetune.commands.measurement.stage_report import record_stages
 from finetune.commands.stored_run import read_stored_manifest
 from finetune.data.training_data import group_samples
 from finetune.distributed.peer_errors import PeerLostError
@@ -219,6 +220,7 @@ def _fit_probe(
         assert rendezvous is not None, "rank 0 has a result"
         return float(rendezvous.receive("probe"))  # waits for as long as the fit takes
     reporter.show_probe(result.to_json())
+    record_stages(run, result.stages, tracker)
     record_probe_findings(run, training, result, search.manifest, reporter)
     row = {f"val/{name}": float(value) for name, value in result.metrics.items()}
     row["train/loss"] = result.train_loss

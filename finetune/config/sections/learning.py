@@ -53,6 +53,11 @@ class ProbeConfig(Section):
     last_stage_epochs: Annotated[int, Field(ge=0)] | Auto = Field(
         "auto", description="epochs on cached activations; auto: 6, and 0 with probe.depth=1"
     )
+    stages: Switch = Field(
+        "auto",
+        description="compare heads on earlier stages with that on the last features; auto: up to "
+        "20,000 training images",
+    )
 
 
 class CalibrationConfig(Section):

@@ -102,6 +102,11 @@ class RunTracker:
         if self.wandb is not None:
             self.wandb.experiment.config.update(dict(config), allow_val_change=True)
 
+    def update_summary(self, values: Mapping[str, float]) -> None:
+        """Add values to the summary of the W&B run."""
+        if self.wandb is not None:
+            self.wandb.experiment.summary.update(dict(values))
+
     def relog_epochs(self, *, num_epochs: int) -> None:
         """Log epochs again that W&B may have lost in a kill, since it writes asynchronously.
 

@@ -1,0 +1,160 @@
+"""Linear probes on earlier stages of the backbone, beside that on its last features.
+
+The first layers of a network are general and the last ones specific to what it was trained on
+(Yosinski et al. 2014, https://arxiv.org/abs/1411.1792). Where images are like those, heads on the
+last features are far better than heads on earlier ones; where they are not, earlier ones come close
+or are better. All heads are judged on images of other folds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.models.stage_outputs import Stage
+from finetune.probe.cross_validation import CrossValidatedHead
+from finetune.probe.features.cached_extractor import CachedFeatureExtractor
+from finetune.probe.invariance import sample_rows
+from finetune.probe.logistic import FeatureArray
+from finetune.probe.penalty_search import HeldOutImages, score_features
+
+_CHUNK_ROWS = 8192
+
+MAX_STAGE_IMAGES = 5_000
+"""Training images that heads on stages are fitted on; of more, as many of each class."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageScore:
+    """Held-out result of a linear head on the output of a stage.
+
+    Attributes:
+        name: Last layer group of the stage.
+        depth: Number of layer groups after it, the head one of them.
+        num_features: Number of its features: means over positions, or the head's input.
+        loss: Weighted log loss of the training images, each by a head of other folds.
+        accuracy: Their weighted accuracy.
+    """
+
+    name: str
+    depth: int
+    num_features: int
+    loss: float
+    accuracy: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "name": self.name,
+            "depth": self.depth,
+            "num_features": self.num_features,
+            "cross_validated_loss": self.loss,
+            "cross_validated_accuracy": self.accuracy,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StageProbes:
+    """Results of heads on the last features and on those of earlier stages, on the same images.
+
+    Attributes:
+        scores: Result of each stage, from the last features to the stem.
+        num_images: Number of training images.
+    """
+
+    scores: tuple[StageScore, ...]
+    num_images: int
+
+    @property
+    def last(self) -> StageScore:
+        """Result on the last features."""
+        return self.scores[0]
+
+    @property
+    def best_earlier(self) -> StageScore:
+        """Result on the earlier stage with the lowest log loss."""
+        return min(self.scores[1:], key=lambda score: score.loss)
+
+    @property
+    def accuracy_lead(self) -> float:
+        """Accuracy of the last features less that of the best earlier stage."""
+        return self.last.accuracy - self.best_earlier.accuracy
+
+    @property
+    def loss_ratio(self) -> float:
+        """Log loss of the last features divided by that of the best earlier stage."""
+        return self.last.loss / max(self.best_earlier.loss, 1e-12)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "num_images": self.num_images,
+            "scores": [score.to_json() for score in self.scores],
+            "best_earlier": self.best_earlier.name,
+            "accuracy_lead": self.accuracy_lead,
+            "loss_ratio": self.loss_ratio,
+        }
+
+
+def probe_stages(
+    cached_extractor: CachedFeatureExtractor,
+    outputs: Sequence[Sequence[FeatureArray]],
+    labels: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    *,
+    cv_head: CrossValidatedHead,
+    last_name: str,
+    max_images: int = MAX_STAGE_IMAGES,
+) -> StageProbes | None:
+    """Fit heads on the last features and on each earlier stage, with the folds of the probe.
+
+    Args:
+        cached_extractor: Extractor of the features.
+        outputs: Its outputs for the training images.
+        labels: Class indices, shape (N,).
+        weights: Weight of each image in the mean loss, shape (N,).
+        cv_head: Head of the probe, with its folds.
+        last_name: Last layer group of the backbone.
+        max_images: Number of images above which a sample is used.
+
+    Returns:
+        The results; None where no stages were extracted.
+    """
+    if not cached_extractor.stage_widths or labels.ndim > 1:
+        return None
+    last, means = outputs[0][0], outputs[-1][0]
+    num_classes = len(cv_head.head.bias)
+    rows = np.arange(len(labels))
+    if len(labels) > max_images:
+        rows = sample_rows(labels, max_images, seed=0)
+    is_judged = np.zeros(len(labels), bool)
+    is_judged[cv_head.held_out_rows] = True
+    # with a single held-out fold, rows of the others are judged here as well
+    is_judged |= cv_head.folds >= cv_head.num_held_out_folds
+    judged = np.flatnonzero(is_judged[rows])
+
+    def score(features: NDArray[np.float32], stage: Stage) -> StageScore:
+        images = HeldOutImages(features, labels[rows], weights[rows], cv_head.folds[rows], judged)
+        found = score_features(images, num_folds=cv_head.num_folds, num_classes=num_classes)
+        return StageScore(stage.name, stage.depth, features.shape[1], found.loss, found.accuracy)
+
+    scores = [score(_read_rows(last, rows), Stage(last_name, 1, ""))]
+    table, start = _read_rows(means, rows), 0
+    extractor = cached_extractor.extractor
+    for stage, width in zip(extractor.stages, cached_extractor.stage_widths, strict=True):
+        scores.append(score(np.ascontiguousarray(table[:, start : start + width]), stage))
+        start += width
+    return StageProbes(tuple(scores), len(rows))
+
+
+def _read_rows(features: FeatureArray, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return some rows of features as an array in memory."""
+    chunks = [
+        features[first : first + _CHUNK_ROWS][
+            rows[(rows >= first) & (rows < first + _CHUNK_ROWS)] - first
+        ]
+        for first in range(0, features.shape[0], _CHUNK_ROWS)
+    ]
+    return np.concatenate(chunks)

@@ -207,3 +207,43 @@ def test_resolve_leaks_class_without_training_image_raises_data_error() -> None:
         resolve_leaks(manifest_of(rows), "drop")
     moved, _ = resolve_leaks(manifest_of(rows), "move")
     assert moved.count_per_class(VAL) == [1, 0]
+
+
+GROUPS = {"train/a0": "v1", "val/a0": "v1", "train/b1": "v2", "test/b1": "v2", "train/a1": "v3"}
+
+
+def test_groups_on_both_sides_of_a_given_split_leak() -> None:
+    manifest = manifest_of(PLAIN, groups=GROUPS)
+    leaks = find_leaks(manifest)
+    assert {path: other.path for path, other in leaks.items()} == {
+        "val/a0": "train/a0",
+        "test/b1": "train/b1",
+    }
+    assert describe_leaks(manifest, leaks) == (
+        "1 of 4 val images and 1 of 4 test images are in a group with images of train (such as "
+        "val/a0, in the group 'v1' of train/a0)"
+    )
+    recorder = RecordingReporter()
+    assert apply_leakage_policy(manifest, "warn", recorder) == (manifest, [])
+    assert len(recorder.warnings) == 1
+    with pytest.raises(DataError, match=r"data\.leakage=error: 1 of 4 val images"):
+        apply_leakage_policy(manifest, "error", recorder)
+
+
+def test_groups_and_duplicates_leak_together() -> None:
+    rows: list[Row] = [*PLAIN, ("c0", "a", TRAIN, "1"), ("c1", "a", VAL, "1")]
+    manifest = manifest_of(rows, groups=GROUPS)
+    text = describe_leaks(manifest, find_leaks(manifest))
+    assert text.startswith("2 of 5 val images and 1 of 4 test images are duplicates or in a group")
+
+
+def test_resolve_leaks_drops_or_moves_groups() -> None:
+    manifest = manifest_of(PLAIN, groups=GROUPS)
+    dropped, rejected = resolve_leaks(manifest, "drop")
+    assert [(entry.path, entry.reason) for entry in rejected] == [
+        ("train/a0", "in the group 'v1' of val/a0, which data.leakage=drop keeps"),
+        ("train/b1", "in the group 'v2' of test/b1, which data.leakage=drop keeps"),
+    ]
+    moved, _ = resolve_leaks(manifest, "move")
+    assert paths_of(moved, TRAIN) - paths_of(manifest, TRAIN) == {"val/a0", "test/b1"}
+    assert find_leaks(dropped) == find_leaks(moved) == {}

@@ -36,7 +36,8 @@ class CsvTable:
             name is not used.
 
     Attributes:
-        columns: Names of the columns in lower case.
+        columns: Names that the columns are read as, in lower case.
+        missing_roles: Columns of ``roles`` that the table does not have.
         notes: Lines that say which separator or encoding was found.
 
     Raises:
@@ -55,6 +56,7 @@ class CsvTable:
         self._roles = roles or {}
         self._single_line = single_line
         self.columns: list[str] = []
+        self.missing_roles: list[str] = []
         self.notes: list[str] = []
         self._text, encoding = _decode(file)
         if encoding:
@@ -62,7 +64,8 @@ class CsvTable:
         self._separator, self._first_line = ",", 0
         if match := _SEPARATOR_LINE.fullmatch(self._text.partition("\n")[0]):
             self._separator, self._first_line = match[1], 1
-        self._separator, line, self.columns = self._find_header(required)
+        self._separator = self._find_separator(required)
+        line, self.columns = self._read_header(self._separator)
         if self._separator != ",":
             shown = _SEPARATORS.get(self._separator, f"'{self._separator}'")
             self.notes.append(f"{file.name} is separated by {shown}.")
@@ -91,8 +94,8 @@ class CsvTable:
         _, values = next(self._iter_records(self._separator), (1, []))
         return [normalize_class_name(value) for value in values]
 
-    def _find_header(self, required: Sequence[str]) -> tuple[str, int, list[str]]:
-        """Return the separator by which the header has the required columns, its line and columns.
+    def _find_separator(self, required: Sequence[str]) -> str:
+        """Return the separator by which the header has the required columns.
 
         If there is none, the first separator is returned that divides the header at all.
         """
@@ -101,21 +104,23 @@ class CsvTable:
             with suppress(DataError):  # with another separator, quotes may end within a value
                 headers[separator] = self._read_header(separator)
         fitting = (s for s, (_, columns) in headers.items() if set(required) <= set(columns))
-        separator = next(fitting, next(iter(headers), self._separator))
-        return separator, *(headers.get(separator) or self._read_header(separator))
+        return next(fitting, next(iter(headers), self._separator))
 
     def _read_header(self, separator: str) -> tuple[int, list[str]]:
         """Return the line and the columns of the header; 1 and none in an empty file."""
         line, values = next(self._iter_records(separator), (1, []))
-        return line, [self._get_role(normalize_class_name(value).lower()) for value in values]
+        return line, self._assign_roles(values)
 
-    def _get_role(self, name: str) -> str:
-        """Return the name that a column is read as."""
-        if name in self._roles:
-            return self._roles[name]
-        hidden = set(self._roles.values())
-        hidden |= {"labels"} if "label" in hidden else set()
-        return f"{name} (not used)" if name in hidden else name
+    def _assign_roles(self, values: Sequence[str]) -> list[str]:
+        """Return the names that the columns of a header are read as."""
+        names = [normalize_class_name(value).lower() for value in values]
+        self.missing_roles = [name for name in self._roles if name not in names]
+        taken = {self._roles[name] for name in names if name in self._roles}
+        if "label" in taken:
+            taken.add("labels")
+        return [
+            self._roles.get(name, f"{name} (not used)" if name in taken else name) for name in names
+        ]
 
     def _iter_records(self, separator: str) -> Iterator[Record]:
         """Yield the records that are not empty, the header first."""
@@ -167,8 +172,7 @@ class CsvTable:
         twice = next((name for name in named if named.count(name) > 1), None)
         if twice is not None:
             _, values = next(self._iter_records(self._separator))
-            names = [self._get_role(normalize_class_name(value).lower()) for value in values]
-            pairs = zip(names, values, strict=True)
+            pairs = zip(self._assign_roles(values), values, strict=True)
             same = [value.strip() for name, value in pairs if name == twice]
             shown = " and ".join(f"'{value}'" for value in same)
             raise DataError(

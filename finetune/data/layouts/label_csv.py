@@ -9,6 +9,7 @@ from pathlib import Path
 
 from finetune.data.file_listing import find_rejection_reason, suggest_file
 from finetune.data.layouts.class_names import describe_changed_names
+from finetune.data.layouts.csv_records import CsvTable
 from finetune.data.layouts.label_sets import LabelReader, join_labels, open_label_table
 from finetune.data.layouts.listed_paths import PathReader
 from finetune.data.layouts.split_names import SplitSetting, build_split_parser
@@ -62,7 +63,7 @@ def read_label_csv(
     table, labels = open_label_table(
         file, tables.labels, single_line=(*_COLUMNS, "labels"), roles=tables.csv_roles
     )
-    _check_named_columns(file, table.columns, tables)
+    _check_named_columns(file, table, tables)
     _check_columns(file, table.columns, is_multi_label=labels.task == "multi_label")
     label_reader = LabelReader(file, table, labels)
     position = {name: table.columns.index(name) for name in _COLUMNS if name in table.columns}
@@ -114,15 +115,14 @@ def read_label_csv(
     return result
 
 
-def _check_named_columns(file: Path, columns: list[str], tables: TableOptions) -> None:
+def _check_named_columns(file: Path, table: CsvTable, tables: TableOptions) -> None:
     """Raise DataError if a column that a config key names is missing."""
-    roles = tables.csv_roles
     for key, name in tables.named_columns.items():
-        if tables.is_strict and roles[name.casefold()] not in columns:
-            others = [column.removesuffix(" (not used)") for column in columns if column]
+        if tables.is_strict and name.casefold() in table.missing_roles:
+            others = [column.removesuffix(" (not used)") for column in table.columns if column]
             raise DataError(
-                f"{file} has no column '{name}' ({key}).{suggest_name(name, others)} Its columns "
-                f"are {', '.join(others)}."
+                f"{file} has no column '{name}' ({key}).{suggest_name(name, others)} Name another "
+                f"column."
             )
 
 
@@ -136,7 +136,7 @@ def _check_columns(file: Path, columns: list[str], *, is_multi_label: bool) -> N
                 hint = " Images inside of a CSV are not read: write Parquet, or image files."
             elif not hint and len(columns) > 1:
                 key = "image_column" if required == "path" else "label_column"
-                hint = f" If another column holds it, name it, as in data.{key}={columns[-1]}."
+                hint = f" If another column holds it, name it, as in data.{key}=NAME."
             raise DataError(
                 f"{file} has no column '{required}' (found: {found}).{hint} The first line must "
                 f"name path,label and may also name split and group."

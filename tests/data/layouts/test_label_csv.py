@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.data.layouts.table_options import TableOptions
 from finetune.data.scan import scan
 from finetune.errors import DataError
 from finetune.types import RejectedFile, Sample, Split
@@ -211,3 +212,45 @@ def test_scan_csv_splits_by_name_by_setting_and_ignored(tmp_path: Path) -> None:
         scan(file)
     assert [s.split for s in scan(file, splits={"Night": VAL}).samples] == [TRAIN, VAL]
     assert [s.split for s in scan(file, splits="none").samples] == [None, None]
+
+
+PATIENTS = "label,Species,file,patient\n?,cat,a.png,p1\n?,dog,b.png,p2\n"
+
+
+def test_scan_csv_with_named_columns(tmp_path: Path) -> None:
+    """Named columns are read instead of those with the usual names, in any case."""
+    options = TableOptions("file", "species", "Patient")
+    found = scan(write_csv(tmp_path / "l.csv", PATIENTS), tables=options).samples
+    assert found == (Sample("a.png", "cat", None, "p1"), Sample("b.png", "dog", None, "p2"))
+    text = PATIENTS.replace(",", ";")
+    assert scan(write_csv(tmp_path / "l.csv", text), tables=options).samples == found
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (TableOptions("file", "specie"), r"no column 'specie' \(data\.label_column\).*'species'"),
+        (
+            TableOptions("file", group_column="x"),
+            r"no column 'x' \(data\.group_column\)\. Known: label, path",
+        ),
+        (TableOptions(), r"no column 'path' .* data\.image_column=NAME"),
+    ],
+)
+def test_scan_csv_without_a_named_column(
+    tmp_path: Path, options: TableOptions, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        scan(write_csv(tmp_path / "l.csv", PATIENTS), tables=options)
+
+
+def test_scan_csv_of_other_data_takes_usual_columns_for_missing_ones(tmp_path: Path) -> None:
+    options = TableOptions("file", "species", "patient").adapt_to_other_data()
+    found = scan(write_csv(tmp_path / "l.csv", "path,label,group\na.png,cat,g\n"), tables=options)
+    assert found.samples == (Sample("a.png", "cat", None, "g"),)
+
+
+def test_scan_csv_with_images_inside_is_refused(tmp_path: Path) -> None:
+    text = "image_bytes,label\niVBORw0KGgo=,cat\n"
+    with pytest.raises(DataError, match=r"Images inside of a CSV are not read: write Parquet"):
+        scan(write_csv(tmp_path / "l.csv", text))

@@ -140,8 +140,8 @@ def _find_named(file: Path, schema: Any, key: str, name: str, is_strict: bool) -
         return None
     if name not in schema.names:
         raise DataError(
-            f"{file} has no column '{name}' ({key}).{suggest_name(name, schema.names)} Its columns "
-            f"are {', '.join(schema.names)}."
+            f"{file} has no column '{name}' ({key}).{suggest_name(name, schema.names)} Name "
+            f"another column."
         )
     return name
 

@@ -94,8 +94,14 @@ def plan_probe(
             data.train.labels,
             _compute_image_weights(balance, data.train, last_epoch=config.trainer.epochs - 1),
             data.train.groups,
+            data.train.multi_hot,
         ),
-        val=ProbeImages(data.val.paths, data.val.labels, np.ones(len(data.val))),
+        val=ProbeImages(
+            data.val.paths,
+            data.val.labels,
+            np.ones(len(data.val)),
+            multi_hot=data.val.multi_hot,
+        ),
         classes=data.classes,
         views=views,
         extraction=ExtractionPlan(
@@ -119,6 +125,9 @@ def plan_probe(
             num_views=len(data.train) * len(views.names) + len(data.val),
             batch_size=batch_size,
         ),
+        positive_weights=None
+        if balance.class_weights is None or not data.is_multi_label
+        else balance.class_weights.factors,
     )
 
 
@@ -194,7 +203,7 @@ def _compute_image_weights(
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the weight of each image in the loss of the last epoch, shape (N,)."""
     weights = compute_expected_draws(balance.sampling_schedule(last_epoch), len(images))
-    if balance.class_weights is not None:
+    if balance.class_weights is not None and images.multi_hot is None:
         weights = weights * balance.class_weights.factors.numpy()[images.labels]
     return weights
 

@@ -9,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from finetune.data.multi_label.multi_hot import find_rarest_labels
 from finetune.models.classifier import ImageClassifier, eval_mode
 from finetune.probe.features.cached_extractor import CachedFeatureExtractor
 from finetune.probe.features.extraction_plan import ExtractionPlan
 from finetune.probe.features.extractor import create_feature_extractor
 from finetune.probe.features.feature_store import StoredFeatures
-from finetune.probe.logistic import FeatureArray, LinearHead
+from finetune.probe.logistic import FeatureArray, LinearHead, Targets
 from finetune.probe.neighbour_links import build_folds
 from finetune.probe.penalty_search import (
     CHUNK_ROWS,
@@ -41,7 +42,8 @@ class CrossValidatedHead:
         head: Head fitted on all images.
         penalty: The chosen L2 penalty.
         held_out_loss: Weighted mean loss of the held-out images, with the logit offset of the fit.
-        held_out_accuracy: Weighted accuracy on the held-out images, by the head's own logits.
+        held_out_accuracy: Weighted accuracy on the held-out images, by the head's own logits; of
+            multi-label images the mean over their labels.
         held_out_rows: Rows of the held-out images, ascending, shape (M,). Images of a class that is
             in one fold alone are not among them.
         held_out_probabilities: Their class probabilities by the head of the other folds, with the
@@ -109,12 +111,13 @@ def count_held_out_folds(
 
 def fit_head(
     views: Sequence[FeatureArray],
-    labels: NDArray[np.int64],
+    labels: Targets,
     weights: NDArray[np.float64],
     *,
     num_classes: int,
     groups: NDArray[np.int64] | None = None,
     logit_offset: Tensor | None = None,
+    positive_weights: Tensor | None = None,
     penalties: Sequence[float] = PENALTIES,
     max_images_for_all_folds: int = MAX_IMAGES_FOR_ALL_FOLDS,
     chunk_rows: int = CHUNK_ROWS,
@@ -133,17 +136,23 @@ def fit_head(
 
     Args:
         views: Features of the images, (N, D) for each view; the first is the evaluation view.
-        labels: Class indices, shape (N,).
+        labels: Class indices, shape (N,), or 1 for each label of multi-label images, float32, shape
+            (N, K), of which each has a regression of its own; the folds are stratified by the
+            rarest label of each image.
         weights: Weight of each image in the mean loss, shape (N,).
         num_classes: Number of classes K.
         groups: Groups as ``encode_groups`` returns them, shape (N,); None for none.
         logit_offset: Offset of the logits in the loss, shape (K,); None for no offset.
+        positive_weights: Factor of the loss of multi-label images with each label, shape (K,); None
+            for 1.
         penalties: L2 penalties to choose from, in descending order.
         max_images_for_all_folds: Number of images above which a single fold is held out.
         chunk_rows: Rows that are read at a time for held-out logits.
     """
     offset = torch.zeros(num_classes) if logit_offset is None else logit_offset.float()
-    grouped = build_folds(views[0], labels, num_folds=NUM_FOLDS, groups=groups)
+    is_multi_label = labels.ndim == 2
+    strata = find_rarest_labels(labels) if is_multi_label else labels
+    grouped = build_folds(views[0], strata, num_folds=NUM_FOLDS, groups=groups)
     folds = grouped.fold_of_image
     num_held_out_folds = count_held_out_folds(
         len(labels), max_images_for_all_folds=max_images_for_all_folds
@@ -152,10 +161,17 @@ def fit_head(
     is_judged = is_held_out & grouped.is_testable
     rows = np.flatnonzero(is_judged if is_judged.any() else is_held_out)
     fold_weights = np.stack([weights * (folds != fold) for fold in range(num_held_out_folds)])
-    fitter = create_fitter(views, labels, fold_weights, num_classes, tolerance=SEARCH_TOLERANCE)
+    fitter = create_fitter(
+        views,
+        labels,
+        fold_weights,
+        num_classes,
+        tolerance=SEARCH_TOLERANCE,
+        positive_weights=positive_weights,
+    )
     found = search_penalty(
         fitter,
-        HeldOutImages(views[0], labels, weights, folds, rows),
+        HeldOutImages(views[0], labels, weights, folds, rows, positive_weights),
         penalties,
         logit_offset=offset,
         chunk_rows=chunk_rows,
@@ -168,6 +184,7 @@ def fit_head(
         tolerance=_FINAL_TOLERANCE,
         # a single fold leaves rows out, which may not lie in the space of the others
         scaled_like=fitter if num_held_out_folds > 1 else None,
+        positive_weights=positive_weights,
     )
     for penalty in penalties:  # along the same path, which is faster than from zero
         (head,) = final.fit(penalty)
@@ -180,7 +197,9 @@ def fit_head(
         held_out_loss=found.loss,
         held_out_accuracy=found.accuracy,
         held_out_rows=rows,
-        held_out_probabilities=found.logits.softmax(dim=1),
+        held_out_probabilities=(
+            found.logits.sigmoid() if is_multi_label else found.logits.softmax(dim=1)
+        ),
         folds=folds,
         num_folds=NUM_FOLDS,
         num_held_out_folds=num_held_out_folds,

@@ -30,6 +30,10 @@ _HISTORY_SIZE = 10
 _MAX_ITERATIONS = 200
 
 
+Targets = NDArray[np.int64] | NDArray[np.float32]
+"""Class indices (N,), or 1 for each label of multi-label images (N, K)."""
+
+
 class FeatureArray(Protocol):
     """Float32 features (N, D) that are read by slices of rows.
 
@@ -80,7 +84,7 @@ class LogisticProblem:
     """
 
     features: FeatureArray
-    labels: NDArray[np.int64] | NDArray[np.float32]
+    labels: Targets
     weights: NDArray[np.float64]
     num_classes: int
     positive_weights: Tensor | None = None

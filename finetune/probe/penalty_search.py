@@ -8,7 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.probe.logistic import FeatureArray, HeadFitter, LinearHead, LogisticProblem
+from finetune.probe.logistic import (
+    FeatureArray,
+    HeadFitter,
+    LinearHead,
+    LogisticProblem,
+    Targets,
+)
+from finetune.probe.multi_label.binary_regression import score_label_logits
 
 PENALTIES = tuple(10.0 ** (-step / 2) for step in range(2, 13))
 """L2 penalties from 0.1 to 1e-6, for features of norm 1."""
@@ -26,17 +33,19 @@ class HeldOutImages:
 
     Attributes:
         features: Features of all images, (N, D).
-        labels: Class indices, shape (N,).
+        labels: Class indices, shape (N,), or 1 for each label of multi-label images, (N, K).
         weights: Weight of each image in the mean loss, shape (N,).
         folds: Fold of each image, shape (N,).
         rows: Rows of the images that are judged, ascending, shape (M,).
+        positive_weights: Factor of the loss of images with each label, shape (K,); None for 1.
     """
 
     features: FeatureArray
-    labels: NDArray[np.int64]
+    labels: Targets
     weights: NDArray[np.float64]
     folds: NDArray[np.int64]
     rows: NDArray[np.int64]
+    positive_weights: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +98,17 @@ def search_penalty(
         logits = _compute_held_out_logits(
             fitter.fit(penalty), images.features, images.folds, images.rows, chunk_rows=chunk_rows
         )
-        loss, accuracy = _compute_loss_and_accuracy(
-            logits, labels, weights, logit_offset=logit_offset
-        )
+        if labels.ndim == 2:
+            loss, accuracy = score_label_logits(
+                logits,
+                torch.from_numpy(labels),
+                torch.from_numpy(weights).float(),
+                images.positive_weights,
+            )
+        else:
+            loss, accuracy = _compute_loss_and_accuracy(
+                logits, labels, weights, logit_offset=logit_offset
+            )
         num_worse += 1
         if best is None or loss < best.loss:
             best, num_worse = HeldOutScore(penalty, loss, accuracy, logits), 0
@@ -122,20 +139,22 @@ class _ConcatenatedViews:
 
 def create_fitter(
     views: Sequence[FeatureArray],
-    labels: NDArray[np.int64],
+    labels: Targets,
     weights: NDArray[np.float64],
     num_classes: int,
     *,
     tolerance: float,
     scaled_like: HeadFitter | None = None,
+    positive_weights: Tensor | None = None,
 ) -> HeadFitter:
     """Return a fitter of one head for each row of weights (H, N), shared by an image's views."""
     num_views = len(views)
     problem = LogisticProblem(
         _ConcatenatedViews(views),
-        np.tile(labels, num_views),
+        np.concatenate([labels] * num_views),
         np.tile(weights, (1, num_views)),
         num_classes,
+        positive_weights,
     )
     return HeadFitter(problem, tolerance=tolerance, scaled_like=scaled_like)
 
@@ -162,7 +181,7 @@ def _compute_held_out_logits(
 
 
 def _compute_loss_and_accuracy(
-    logits: Tensor, labels: NDArray[np.int64], weights: NDArray[np.float64], *, logit_offset: Tensor
+    logits: Tensor, labels: Targets, weights: NDArray[np.float64], *, logit_offset: Tensor
 ) -> tuple[float, float]:
     """Return the weighted loss of logits (M, K), and the accuracy of those less the offset."""
     target, sample_weights = torch.from_numpy(labels), torch.from_numpy(weights).float()

@@ -32,7 +32,10 @@ def compute_label_loss_and_error(
 
 
 def score_label_logits(
-    logits_NK: Tensor, targets_NK: Tensor, sample_weights_N: Tensor
+    logits_NK: Tensor,
+    targets_NK: Tensor,
+    sample_weights_N: Tensor,
+    positive_weights_K: Tensor | None = None,
 ) -> tuple[float, float]:
     """Return the weighted loss of held-out logits, the mean over labels, and the mean accuracy.
 
@@ -40,8 +43,12 @@ def score_label_logits(
         logits_NK: Logits, shape (N, K).
         targets_NK: 1 for each label of each image, else 0, shape (N, K).
         sample_weights_N: Weight of each image, shape (N,).
+        positive_weights_K: Factor of the loss of images with the label, shape (K,); None for 1.
     """
-    losses_N = (softplus(logits_NK) - targets_NK * logits_NK).mean(dim=1)
+    losses_NK = softplus(logits_NK) - targets_NK * logits_NK
+    if positive_weights_K is not None:
+        losses_NK = losses_NK * (1 + (positive_weights_K - 1) * targets_NK)
+    losses_N = losses_NK.mean(dim=1)
     is_right_N = ((logits_NK > 0) == (targets_NK > 0.5)).float().mean(dim=1)
     total = max(float(sample_weights_N.sum()), 1e-12)
     return float(losses_N @ sample_weights_N) / total, float(is_right_N @ sample_weights_N) / total

@@ -1,0 +1,1 @@
+"""Plan and result of a probe."""

@@ -43,8 +43,9 @@ def fit(
         list[str] | None,
         typer.Argument(
             metavar="[DATA] [KEY=VALUE]...",
-            help="Folder of class folders, folder of train/val/test folders, or CSV with the "
-            "columns path,label[,split][,group]. Then config keys (see: finetune config).",
+            help="Folder of class folders, folder of train/val/test folders, CSV with the "
+            "columns path,label[,split][,group], or Parquet. Then config keys (see: finetune "
+            "config).",
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of config keys.")] = None,
@@ -272,7 +273,10 @@ def split_args(args: Sequence[str]) -> tuple[str | None, list[str]]:
 
     paths = [arg for arg in args if not is_assignment(arg)]
     if len(paths) > 1:
-        raise ConfigError(f"Two data paths were given, {paths[0]} and {paths[1]}; keep one.")
+        hint = ""
+        if all(path.endswith(".parquet") for path in paths):
+            hint = " For several Parquet files, give their folder, or a pattern in quotation marks."
+        raise ConfigError(f"Two data paths were given, {paths[0]} and {paths[1]}; keep one.{hint}")
     return (paths[0] if paths else None), [arg for arg in args if is_assignment(arg)]
 
 
@@ -305,7 +309,7 @@ def build_run_config(
     config = build_config(tree, assignments=assignments, flags=flags, source_name=str(config_file))
     if config.data.path is None:
         raise ConfigError(
-            "No data path. Give a folder or a CSV file, for example: finetune fit photos/"
+            "No data path. Give a folder, a CSV or Parquet, for example: finetune fit photos/"
         )
     check_path(Path(config.data.path).expanduser())
     check_imbalance(config)

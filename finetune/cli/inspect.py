@@ -16,8 +16,8 @@ def inspect(
         list[str],
         typer.Argument(
             metavar="DATA [KEY=VALUE]...",
-            help="A folder of class folders, or of train/val/test folders of them, or a CSV of "
-            "path,label[,split][,group]; then any config keys.",
+            help="A folder of class folders, or of train/val/test folders of them, a CSV of "
+            "path,label[,split][,group], or Parquet; then any config keys.",
         ),
     ],
     backbone: Annotated[

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -166,7 +167,8 @@ class RunFolder:
 def build_default_name(backbone: str, data: Path, *, parent: Path = Path("runs")) -> str:
     """Return ``<date>-<backbone>-<data folder>``; with a number if ``parent`` has that name."""
     date = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    parts = (backbone.replace("/", "_").replace(":", "_"), data.resolve().stem)
+    name = re.sub(r"[*?]", "", data.resolve().stem).strip("-_.")  # of a pattern for files
+    parts = (backbone.replace("/", "_").replace(":", "_"), name)
     name = "-".join((date, *(part for part in parts if part)))
     candidates = (name, *(f"{name}-{number}" for number in range(2, 100)))
     return next((n for n in candidates if not (parent / n).exists()), name)

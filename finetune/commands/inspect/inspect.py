@@ -1,6 +1,7 @@
 """The command ``inspect``: an audit of a dataset, written to a folder of its own."""
 
 import json
+import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -188,7 +189,8 @@ def _build_training_advice(config: Config, audit: Audit) -> list[dict[str, Any]]
 
 def _build_default_name(data: Path) -> str:
     path = data.resolve()
-    return f"audit-{path.stem if data.is_file() else path.name}"
+    name = path.name if data.is_dir() else path.stem
+    return f"audit-{re.sub(r'[*?]', '', name).strip('-_.') or 'data'}"
 
 
 def _check_output(folder: Path, data: Path) -> None:

@@ -25,7 +25,9 @@ class LabelKeys(Section):
     """Keys of the section ``data`` that say what is labelled, and how."""
 
     path: str | None = Field(
-        None, description="folder of class folders, folder of train/val/test folders, or CSV file"
+        None,
+        description="folder of class folders, folder of train/val/test folders, CSV file, or "
+        "Parquet: a file, a folder of them or a pattern such as data/train-*.parquet",
     )
     task: Literal["auto", "single_label", "multi_label"] = Field(
         "auto",

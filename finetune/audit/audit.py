@@ -15,6 +15,7 @@ from finetune.data.images.bit_depth import DatasetBits
 from finetune.data.layouts.class_names import SimilarClasses, find_similar_classes
 from finetune.data.layouts.name_groups import GroupSummary
 from finetune.data.manifest import Manifest
+from finetune.data.multi_label.multi_hot import count_labels
 from finetune.types import RejectedFile, Sample, Split
 
 AUDIT_VERSION = 2
@@ -212,7 +213,7 @@ def audit_images(
     splits = [split for split in (None, *Split) if split in present]
     class_counts = {}
     for split in splits:
-        counts = Counter(sample.label for sample in samples if sample.split is split)
+        counts = count_labels(sample for sample in samples if sample.split is split)
         counts.update({label: 0 for label, other in empty_classes if other is split})
         class_counts["all" if split is None else split.value] = dict(sorted(counts.items()))
     modes = Counter(mode.decode() for mode in fingerprints.read_column("mode").tolist())

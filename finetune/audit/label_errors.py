@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.data.multi_label.multi_hot import encode_multi_hot
 from finetune.types import Sample
 
 
@@ -52,8 +53,11 @@ def collect_label_errors(
     Args:
         samples: N images.
         classes: Names in index order.
-        probabilities: Out-of-sample class probabilities, shape (N, K); rows sum to 1.
+        probabilities: Out-of-sample class probabilities, shape (N, K); rows sum to 1, unless the
+            images have any number of labels: each is then judged by itself.
     """
+    if any(sample.labels is not None for sample in samples):
+        return _collect_multi_label_errors(samples, classes, probabilities)
     index = {name: number for number, name in enumerate(classes)}
     labels = np.array([index[sample.label] for sample in samples], np.int64)
     rows, predicted = find_label_errors(probabilities, labels)
@@ -67,6 +71,28 @@ def collect_label_errors(
         )
         for row, other in zip(rows.tolist(), predicted.tolist(), strict=True)
     )
+
+
+def _collect_multi_label_errors(
+    samples: Sequence[Sample], classes: Sequence[str], probabilities: NDArray[np.floating]
+) -> tuple[LabelErrorCandidate, ...]:
+    """Return the images of which a label is probably missing or wrong, the most likely first.
+
+    Each label is a question with two answers, named "dog" and "no dog".
+    """
+    targets = encode_multi_hot(samples, classes).astype(np.int64)
+    found = []
+    for column, name in enumerate(classes):
+        p, answers = probabilities[:, column].astype(np.float64), (f"no {name}", name)
+        rows, predicted = find_label_errors(np.stack([1 - p, p], axis=1), targets[:, column])
+        for row, other in zip(rows.tolist(), predicted.tolist(), strict=True):
+            own_p, other_p = (1 - p[row], p[row]) if other else (p[row], 1 - p[row])
+            found.append(
+                LabelErrorCandidate(
+                    samples[row].path, answers[1 - other], answers[other], own_p, other_p
+                )
+            )
+    return tuple(sorted(found, key=lambda one: one.label_probability - one.predicted_probability))
 
 
 def find_label_errors(

@@ -150,8 +150,11 @@ def scan_and_audit(
         paths = [scanned.root / sample.path for sample in readable]
         duplicates = load_or_find_duplicates(fingerprints, paths, on_progress=reporter.advance)
         reporter.finish()
-    present = {(sample.label, sample.split) for sample in readable}
-    lost = {(sample.label, sample.split) for sample in scanned.samples} - present
+    present, listed = (
+        {(name, sample.split) for sample in samples for name in sample.class_names}
+        for samples in (readable, scanned.samples)
+    )
+    lost = listed - present
     readable = [
         replace(sample, digest=digest)
         for sample, digest in zip(readable, fingerprints.read_digests(), strict=True)

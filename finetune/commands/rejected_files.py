@@ -8,6 +8,7 @@ from pathlib import Path
 from finetune.data.file_listing import suggest_file
 from finetune.data.images.bit_depth import DatasetBits
 from finetune.data.images.formats import HEIC, HEIC_PROPOSAL
+from finetune.data.multi_label.multi_hot import count_labels
 from finetune.data.scan import Scan
 from finetune.errors import DataError
 from finetune.types import PixelRange, RejectedFile, Reporter, Sample
@@ -39,11 +40,11 @@ def report_rejected(
         files = format_count(len(rejected), "file")
         reporter.warn(f"{files} left out: {summarise_rejected(rejected)}")
     propose_heic(rejected, reporter)
-    lost = {s.label for s in scanned.samples} - {s.label for s in readable}
+    lost = count_labels(scanned.samples).keys() - count_labels(readable).keys()
     if lost and fail_on_lost_class:
         name = min(lost)
-        label_of = {sample.path: sample.label for sample in scanned.samples}
-        example = next(entry for entry in unreadable if label_of[entry.path] == name)
+        names_of = {sample.path: sample.class_names for sample in scanned.samples}
+        example = next(entry for entry in unreadable if name in names_of[entry.path])
         is_missing = not (scanned.root / example.path).exists()
         fitting = suggest_file(scanned.root, example.path) if is_missing else None
         remedy = "Repair the files or remove the class."

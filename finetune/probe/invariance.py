@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from finetune.data.multi_label.multi_hot import find_rarest_labels
 from finetune.distributed.collectives import broadcast_weights
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.models.classifier import ImageClassifier, eval_mode
@@ -20,11 +22,20 @@ from finetune.probe.features.augmented_views import AugmentedViewSpec
 from finetune.probe.features.cached_extractor import CachedFeatureExtractor
 from finetune.probe.features.extraction_plan import ExtractionPlan
 from finetune.probe.features.extractor import create_feature_extractor
-from finetune.probe.logistic import FeatureArray, HeadFitter, LinearHead, LogisticProblem
+from finetune.probe.logistic import (
+    FeatureArray,
+    HeadFitter,
+    LinearHead,
+    LogisticProblem,
+    Targets,
+)
 from finetune.probe.neighbour_links import build_folds
 from finetune.types import Reporter
 
 _TOLERANCE = 1e-4
+
+Correct = NDArray[np.bool_] | NDArray[np.float64]
+"""Whether each image is right, or the fraction of its labels that are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +69,15 @@ class ViewEffect:
     def from_images(
         cls,
         losses: tuple[NDArray[np.float64], NDArray[np.float64]],
-        is_correct: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+        is_correct: tuple[Correct, Correct],
         fitted_losses: NDArray[np.float64],
     ) -> "ViewEffect":
         """Return the effect from results of each image, each (N,).
 
         Args:
             losses: Log loss in the evaluation view and in the other view.
-            is_correct: Whether it is classified correctly in the two views.
+            is_correct: Whether it is classified correctly in the two views; of a multi-label image
+                the fraction of its labels.
             fitted_losses: Log loss in the evaluation view by heads that are fitted to both views.
         """
         changes, fitted_changes = losses[1] - losses[0], fitted_losses - losses[0]
@@ -119,7 +131,7 @@ def sample_rows(labels: NDArray[np.int64], max_images: int, *, seed: int) -> NDA
 def measure_view_effects(
     classifier: ImageClassifier,
     paths: Sequence[Path],
-    labels: NDArray[np.int64],
+    labels: Targets,
     *,
     flips: Sequence[str],
     crop_areas: Sequence[float],
@@ -138,7 +150,7 @@ def measure_view_effects(
     Args:
         classifier: Classifier whose backbone computes the features; it is left on the device.
         paths: Image files, shape (N,).
-        labels: Class indices, shape (N,).
+        labels: Class indices, shape (N,), or 1 for each label of multi-label images, (N, K).
         flips: Some of ``HFLIP``, ``VFLIP`` and ``ROT90``.
         crop_areas: Areas of random crops relative to the image, in the order in which they are
             tried; those after the first accepted one are not.
@@ -202,7 +214,7 @@ def _broadcast(value: bool, areas: tuple[float, ...], rendezvous: Rendezvous | N
 def compare_views(
     features: FeatureArray,
     views: Mapping[str | float, FeatureArray],
-    labels: NDArray[np.int64],
+    labels: Targets,
     *,
     num_classes: int,
     groups: NDArray[np.int64] | None = None,
@@ -212,14 +224,15 @@ def compare_views(
     Args:
         features: Features of the evaluation views, (N, D).
         views: Features of other views of the same images, each (N, D).
-        labels: Class indices, shape (N,).
+        labels: Class indices, shape (N,), or 1 for each label of multi-label images, (N, K).
         num_classes: Number of classes K.
         groups: Groups that are kept in one fold, as ``encode_groups`` returns them, shape (N,);
             None for none.
     """
     ones = np.ones(len(labels))
     penalty = fit_head([features], labels, ones, num_classes=num_classes, groups=groups).penalty
-    folds = build_folds(features, labels, num_folds=NUM_FOLDS, groups=groups).fold_of_image
+    strata = find_rarest_labels(labels) if labels.ndim == 2 else labels
+    folds = build_folds(features, strata, num_folds=NUM_FOLDS, groups=groups).fold_of_image
     weights = np.stack([ones * (folds != fold) for fold in range(NUM_FOLDS)])
 
     def fit(*fitted_views: FeatureArray) -> list[LinearHead]:
@@ -227,7 +240,7 @@ def compare_views(
         num_views = len(fitted_views)
         problem = LogisticProblem(
             np.concatenate([view[:] for view in fitted_views]),
-            np.tile(labels, num_views),
+            np.concatenate([labels] * num_views),
             np.tile(weights, (1, num_views)),
             num_classes,
         )
@@ -235,13 +248,18 @@ def compare_views(
 
     def evaluate(
         heads: list[LinearHead], view: FeatureArray
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Return each image's log loss, and whether it is classified correctly."""
+    ) -> tuple[NDArray[np.float64], Correct]:
+        """Return each image's log loss, and whether it, or which part of its labels, is right."""
         logits_by_head = torch.stack([head.compute_logits(view) for head in heads]).double()
         logits = logits_by_head[torch.from_numpy(folds), torch.arange(len(labels))]
-        losses = torch.nn.functional.cross_entropy(
-            logits, torch.from_numpy(labels), reduction="none"
-        )
+        target = torch.from_numpy(labels)
+        if target.ndim == 2:
+            losses = binary_cross_entropy_with_logits(logits, target.double(), reduction="none")
+            # of its labels: few images are right with all of them
+            return losses.mean(dim=1).numpy(), ((logits > 0) == (target > 0.5)).double().mean(
+                1
+            ).numpy()
+        losses = cross_entropy(logits, target, reduction="none")
         return losses.numpy(), logits.argmax(dim=1).numpy() == labels
 
     heads = fit(features)

@@ -22,6 +22,7 @@ from finetune.commands.prepare_data import ScannedDataset, fingerprint_samples
 from finetune.config.load import replace_values
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest, format_manifest
+from finetune.data.multi_label.multi_hot import count_labels
 from finetune.data.training_data import group_samples
 from finetune.errors import DataError
 from finetune.probe.cross_validation import extract_features, fit_head
@@ -54,7 +55,7 @@ def audit_with_backbone(
     settings = {"unfreeze.name": "linear_probe", "probe.enabled": "on", "probe.num_crops": 0}
     settings |= {"trainer.devices": 1, "trainer.num_nodes": 1}
     samples = tuple(replace(sample, split=Split.TRAIN) for sample in dataset.samples)
-    classes = tuple(sorted({sample.label for sample in samples}))
+    classes = tuple(sorted(count_labels(samples)))
     training = build_training(
         replace_values(config, settings), Manifest(dataset.root, classes, samples)
     )
@@ -86,7 +87,7 @@ def audit_with_backbone(
     )
     fitted = fit_head(
         [features],
-        images.labels,
+        images.targets,
         np.ones(len(samples)),
         num_classes=len(classes),
         groups=group_samples(extended.samples),

@@ -72,8 +72,11 @@ def describe_accuracy_drop(
         config: Config of the run.
         is_rate_measured: Whether ``optim.lr`` was measured.
     """
-    name = config.trainer.monitor
-    drop = find_accuracy_drop(rows, f"val/{'accuracy' if name == 'loss' else name}")
+    name: str = config.trainer.monitor
+    if name == "loss":  # of the metrics in [0, 1] the one that these images have
+        is_multi_label = any("val/mean_average_precision" in row for row in rows)
+        name = "mean_average_precision" if is_multi_label else "accuracy"
+    drop = find_accuracy_drop(rows, f"val/{name}")
     if drop is None:
         return None
     key = "feature_change" if is_rate_measured else "lr"

@@ -79,7 +79,7 @@ def measure_augmentation(
     effects = measure_view_effects(
         training.module.classifier,
         [probe.train.paths[row] for row in rows.tolist()],
-        probe.train.labels[rows],
+        probe.train.targets[rows],
         flips=[key for key in keys if key != "min_crop_scale"],
         crop_areas=get_crop_scales(crop_scale) if "min_crop_scale" in keys else (),
         is_crop_accepted=is_crop_accepted,

@@ -51,10 +51,14 @@ def scale_head(training: Training, result: ProbeResult) -> float:
     assert head is not None, "a probe has a linear head"
     if result.last_stage_epochs:  # the last stage was trained with that loss
         return 1.0
-    logits = result.cv_head.held_out_probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
+    held_out = result.cv_head.held_out_probabilities
+    if training.data.is_multi_label:
+        logits = held_out.double().logit(eps=1e-7).float()
+    else:
+        logits = held_out.clamp_min(torch.finfo(torch.float32).tiny).log()
     if training.probe is not None and training.probe.logit_offset is not None:
         logits = logits - training.probe.logit_offset
-    labels = torch.from_numpy(training.data.train.labels[result.cv_head.held_out_rows])
+    labels = torch.from_numpy(training.data.train.targets[result.cv_head.held_out_rows])
     temperature = fit_loss_temperature(
         logits.to(head.weight.device),
         labels.to(head.weight.device),
@@ -71,7 +75,7 @@ def fit_loss_temperature(
 
     Args:
         logits: Held-out logits, shape (N, K).
-        labels: Class indices, shape (N,).
+        labels: Class indices, shape (N,), or 1 for each label of multi-label images, (N, K).
         criterion: Function from logits and class indices to the mean loss.
     """
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def tune(
             space=plan.space,
         )
         session = _Session(study, plan.settings, plan.config, plan.data, start)
-        return _report(session, _run(session, options, reporter), reporter)
+        return _run_and_report(session, options, reporter)
 
 
 def plan_tune(
@@ -145,7 +146,7 @@ def resume_tune(
     with signals.allow_interrupts():
         session = _open_session(Path(path), options, reporter)
         session.study.write_settings(session.settings)
-        return _report(session, _run(session, options, reporter), reporter)
+        return _run_and_report(session, options, reporter)
 
 
 def run_worker(path: StrPath, options: TuneOptions, *, reporter: Reporter) -> None:
@@ -161,7 +162,9 @@ def run_worker(path: StrPath, options: TuneOptions, *, reporter: Reporter) -> No
         KeyboardInterrupt: Stop requested; the study can be continued.
     """
     with signals.allow_interrupts():
-        _run(_open_session(Path(path), options, reporter), options, reporter)
+        session = _open_session(Path(path), options, reporter)
+        with closing(session.study.open_queue(session.settings)) as queue:
+            _run(session, queue, options, reporter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +218,15 @@ def _reload_data(
     return replace(data, manifest=stored)
 
 
-def _run(session: _Session, options: TuneOptions, reporter: Reporter) -> TrialQueue:
-    """Run trials until none is left, and return them."""
+def _run_and_report(session: _Session, options: TuneOptions, reporter: Reporter) -> TuneResult:
+    with closing(session.study.open_queue(session.settings)) as queue:
+        _run(session, queue, options, reporter)
+        return _report(session, queue, reporter)
+
+
+def _run(session: _Session, queue: TrialQueue, options: TuneOptions, reporter: Reporter) -> None:
+    """Run trials until none is left."""
     study, settings = session.study, session.settings
-    queue = study.open_queue(settings)
     log = TrialLog(
         queue,
         monitor=settings.monitor,
@@ -252,7 +260,6 @@ def _run(session: _Session, options: TuneOptions, reporter: Reporter) -> TrialQu
         reporter.finish()
         reporter.note(f"Stopped. Continue with: finetune tune --resume {study.path}")
         raise
-    return queue
 
 
 def _report(session: _Session, queue: TrialQueue, reporter: Reporter) -> TuneResult:

@@ -239,9 +239,10 @@ def _build_heading(result: TuneResult, best: TrialRow) -> list[str]:
             f"{loss.high:+.4f}).",
         ]
     if settings.hold_out == "drawn":
+        fraction = settings.test_fraction
         lines += [
-            f"The trials left out {settings.test_fraction:.0%} of all images for this; fit uses them.",
-            f"To repeat the trial exactly, add data.test_fraction={settings.test_fraction:g}.",
+            f"The trials left out {fraction:.0%} of the images for it; fit uses them.",
+            f"To repeat the trial exactly, add data.test_fraction={fraction:g}.",
         ]
     if settings.hold_out == "half":
         lines += [

@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -126,11 +126,17 @@ class TrialQueue:
         Args:
             num_trials: Number of trials of the study.
         """
-        with signals.defer(), self.lock_study():
-            claimed = self._claim_abandoned()
-            if claimed is None and self.count_started() < num_trials:
-                claimed = self._claim_new()
-            return claimed
+        claimed = None
+        try:
+            with signals.defer(), self.lock_study():
+                claimed = self._claim_abandoned()
+                if claimed is None and self.count_started() < num_trials:
+                    claimed = self._claim_new()
+        except BaseException:
+            if claimed is not None:
+                self.release(claimed)
+            raise
+        return claimed
 
     def count_started(self) -> int:
         """Return the number of trials that run or have ended."""
@@ -192,17 +198,15 @@ class TrialQueue:
         state = TrialState.COMPLETE if value is not None else TrialState.FAIL
         if is_pruned:
             state = TrialState.PRUNED
-        with signals.defer(), self.lock_study():
+        with closing(claimed.lock), signals.defer(), self.lock_study():
             for key, fact in {**(facts or {}), **({"reason": reason} if reason else {})}.items():
                 claimed.trial.set_user_attr(key, fact)
             self.study.tell(claimed.trial.number, value, state=state)
-        claimed.lock.close()
 
     def release(self, claimed: ClaimedTrial) -> None:
         """Leave a trial that was stopped on request, for a resumed study to continue."""
-        with signals.defer(), suppress(Exception):
+        with closing(claimed.lock), suppress(Exception), signals.defer():
             claimed.trial.set_user_attr("attempts", 0)
-        claimed.lock.close()
 
     def close(self) -> None:
         """Close the database."""

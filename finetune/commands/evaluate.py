@@ -1,150 +1,66 @@
-"""Evaluation of a model on labelled images."""
+"""Evaluation of a model, or of several together, on labelled images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from finetune.audit.leakage import find_rows_without_leaks
-from finetune.bundle.bundle import load_model
-from finetune.commands.image_matching import Match, match_images, report_training_images
-from finetune.commands.prepare_data import find_readable_samples
-from finetune.commands.rejected_files import RangeCheck, report_unreadable
-from finetune.commands.run_images import (
-    LocatedImages,
-    RunImages,
-    locate_images,
-    read_run_images,
-    read_run_of_part,
+from finetune.bundle.bundle import ModelBundle
+from finetune.commands.ensembles.combined_model import list_members, load_models, to_paths
+from finetune.commands.ensembles.member_runs import count_training_images, read_member_runs
+from finetune.commands.evaluation.evaluation_images import (
+    EvaluationSet,
+    get_run_files,
+    select_images,
 )
-from finetune.commands.run_split import (
-    RunDifferences,
-    choose_split,
-    report_differences,
-    select_run_images,
-)
-from finetune.commands.stored_run import check_files_exist
+from finetune.commands.evaluation.evaluation_result import EvaluateResult
+from finetune.commands.rejected_files import report_unreadable
+from finetune.commands.run_images import read_run_images
 from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.config.load import build_config
-from finetune.data.images.validate import filter_readable
 from finetune.data.layouts.split_names import SplitSetting
 from finetune.data.manifest import Manifest, check_labels
-from finetune.errors import ConfigError, DataError
+from finetune.errors import ConfigError
+from finetune.inference.input_checks import check_views, resize_input
 from finetune.inference.predictor import Predictor
-from finetune.inference.scoring import details_to_json, evaluate_logits, metrics_to_json
-from finetune.inference.tta import check_tta
+from finetune.inference.scoring import evaluate_logits
+from finetune.inference.tta import parse_tta
 from finetune.system.hardware import prepare_accelerator
 from finetune.system.host import count_available_cores
-from finetune.types import (
-    Evaluation,
-    ReadOptions,
-    RejectedFile,
-    Reporter,
-    Sample,
-    Split,
-    StrPath,
-)
+from finetune.types import Reporter, Split, StrPath, Tta
 
-
-@dataclass(frozen=True, slots=True)
-class EvaluateResult:
-    """Evaluation of a model, with the model and the images that it is for.
-
-    Attributes:
-        model: Model path as given.
-        data: Root of the images.
-        split: Evaluated split; None for all images.
-        evaluation: Metrics.
-        rejected: Files that were left out, with reasons.
-        tta: Whether probabilities were averaged over each image and its horizontal flip.
-        prior: JSON description of the target class prior, see ``prior_to_json``.
-        without_leaks: Metrics without leaked images, whose duplicates are in the training or
-            validation split of the run; None if there are none.
-        num_training_images: Number of evaluated images that the model was trained on, by path and
-            content; None if the model is not in a run folder.
-        differences: Differences of the data from those of the run; None for other data.
-    """
-
-    model: Path
-    data: Path
-    split: Split | None
-    evaluation: Evaluation
-    rejected: tuple[RejectedFile, ...]
-    tta: bool = False
-    prior: Mapping[str, Any] = field(default_factory=dict)
-    without_leaks: Evaluation | None = None
-    num_training_images: int | None = None
-    differences: RunDifferences | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values."""
-        classes = [stats.name for stats in self.evaluation.per_class]
-        return {
-            "model": str(self.model),
-            "data": str(self.data),
-            "split": self.split,
-            "tta": self.tta,
-            "prior": dict(self.prior),
-            "metrics": metrics_to_json(self.evaluation),
-            **details_to_json(self.evaluation),
-            "confusion_matrix": {
-                "classes": classes,
-                "counts": [list(row) for row in self.evaluation.confusion_matrix],
-            },
-            "without_leaks": None
-            if self.without_leaks is None
-            else {
-                "metrics": metrics_to_json(self.without_leaks),
-                **details_to_json(self.without_leaks),
-            },
-            "num_training_images": self.num_training_images,
-            "differences": None if self.differences is None else self.differences.to_json(),
-            "rejected": [asdict(entry) for entry in self.rejected],
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _EvaluationSet:
-    """Images to evaluate, with their relation to those of a run; empty without a run."""
-
-    root: Path
-    samples: Sequence[Sample]
-    split: Split | None
-    rejected: tuple[RejectedFile, ...] = ()
-    matches: Sequence[Match] = ()
-    differences: RunDifferences | None = None
-
-    def select(self, rows: Sequence[int], rejected: Sequence[RejectedFile]) -> "_EvaluationSet":
-        """Return some of the images, with the files of the others as rejected."""
-        samples = [self.samples[row] for row in rows]
-        matches = [self.matches[row] for row in rows] if self.matches else ()
-        rejected = (*self.rejected, *rejected)
-        return replace(self, samples=samples, matches=matches, rejected=rejected)
+__all__ = ["EvaluateResult", "EvaluationOptions", "evaluate", "evaluate_loaded"]
 
 
 def evaluate(
-    model: StrPath,
+    model: StrPath | Sequence[StrPath],
     data: StrPath | None = None,
     *,
     split: Split | str | None = None,
     device: str = "auto",
     batch_size: int = 32,
-    tta: bool = False,
+    tta: Tta | str | bool = Tta.NONE,
+    image_size: int | None = None,
+    weights: str = "equal",
     prior: str | None = None,
     splits: str | Mapping[str, str] | None = None,
     reporter: Reporter | None = None,
 ) -> EvaluateResult:
-    """Evaluate a model on labelled images.
+    """Evaluate a model, or the mean of several, on labelled images.
 
     Args:
-        model: Run folder, bundle folder or checkpoint.
+        model: Run folder, bundle folder or checkpoint, or several of them.
         data: Class folders, split folders or a CSV; None, or the data path of the run, takes the
-            held-out images of the run.
+            held-out images of the run, or of the first of several runs.
         split: Split to evaluate, "train", "val" or "test"; None takes test, else val, else all
             images.
         device: "cpu", "cuda", "mps" or "auto".
         batch_size: Images per batch.
-        tta: Whether to average over each image and its horizontal flip.
+        tta: Views of each image to average over: "none", "hflip", "crops", "crops10" or "sizes";
+            True is "hflip".
+        image_size: Height and width of the input in pixels; None for those of the model.
+        weights: Weights of several models: "equal", or "val" for those that minimise the log loss
+            on the validation images that all runs share.
         prior: Target class prior: "uniform", "train", "model" or a file; None takes that of the
             model card.
         splits: Split folders of the data, as the config key ``data.splits``; None takes those of
@@ -155,30 +71,90 @@ def evaluate(
         FinetuneError: Invalid arguments, model or data; the message names the remedy.
     """
     reporter = reporter or Reporter()
-    model, data = Path(model), None if data is None else Path(data)
+    paths, data = to_paths(model), None if data is None else Path(data)
     if split not in (None, *Split):
         raise ConfigError(f"Unknown split '{split}'. Choose one of {', '.join(Split)}.")
-    split = None if split is None else Split(split)
     accelerator = prepare_accelerator(device, setting="--device")
-    bundle = apply_prior(load_model(model), prior, reporter)
-    if tta:
-        check_tta(bundle.card)
-    run = read_run_images(model)
-    setting: SplitSetting = "auto"
+    views = parse_tta(tta)
+    bundle = load_models(
+        paths, weights=weights, device=accelerator, batch_size=batch_size, reporter=reporter
+    )
+    bundle = resize_input(apply_prior(bundle, prior, reporter), image_size)
+    check_views(bundle, views)
+    setting: SplitSetting | None = None
     if splits is not None:
         setting = build_config({}, flags={"data.splits": ("splits", splits)}).data.split_setting
-        run = None if run is None else replace(run, splits=setting)
-    images = _select_images(model, data, run, split, setting, bundle.card.read_options, reporter)
+    options = EvaluationOptions(
+        None if split is None else Split(split), accelerator, batch_size, views, setting
+    )
+    result = evaluate_loaded(bundle, paths, data, options=options, reporter=reporter)
+    prior_json = prior_to_json(bundle.card, requested=prior)
+    return replace(result, prior=prior_json, image_size=image_size)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationOptions:
+    """Options of the evaluation of a loaded model.
+
+    Attributes:
+        split: Split to evaluate; None takes test, else val, else all images.
+        device: Device, such as "cpu" or "cuda".
+        batch_size: Images per batch.
+        tta: Views of each image.
+        splits: How splits are found in the data; None takes that of the run.
+    """
+
+    split: Split | None = None
+    device: str = "cpu"
+    batch_size: int = 32
+    tta: Tta = Tta.NONE
+    splits: SplitSetting | None = None
+
+
+def evaluate_loaded(
+    bundle: ModelBundle,
+    paths: Sequence[Path],
+    data: Path | None = None,
+    *,
+    options: EvaluationOptions,
+    reporter: Reporter,
+) -> EvaluateResult:
+    """Evaluate a loaded model on labelled images.
+
+    Args:
+        bundle: Model, or an ensemble.
+        paths: Paths of the models that it is made of.
+        data: Images; None takes the held-out images of the first run among ``paths``.
+        options: Split, device and views.
+        reporter: Receiver of progress and notes.
+
+    Raises:
+        ConfigError: There are neither data nor a run, or a member was trained on held-out images.
+        DataError: The images cannot be read or have other classes.
+    """
+    runs = ((path, read_run_images(path)) for path in paths)
+    path, run = next(((p, r) for p, r in runs if r is not None), (paths[0], None))
+    if options.splits is not None and run is not None:
+        run = replace(run, splits=options.splits)
+    images = select_images(
+        path,
+        data,
+        run,
+        options.split,
+        options.splits or "auto",
+        bundle.card.read_options,
+        reporter,
+    )
     check_labels(images.samples, bundle.card.classes)
-    num_training_images = _count_training_images(images, run or read_run_of_part(model), reporter)
+    num_training_images = _count_training_images(images, paths, path, reporter)
     manifest = Manifest(images.root, bundle.card.classes, tuple(images.samples))
     cores = count_available_cores()
     predictor = Predictor(
         bundle,
-        device=accelerator,
-        batch_size=batch_size,
+        device=options.device,
+        batch_size=options.batch_size,
         num_workers=cores - 1 if cores > 2 and len(images.samples) > 1000 else 0,
-        tta=tta,
+        tta=options.tta,
     )
     reporter.start("evaluating", len(images.samples))
     labels = manifest.encode_labels(images.samples)
@@ -191,19 +167,20 @@ def evaluate(
         labels, logits = [labels[row] for row in kept], logits[kept]
         images = images.select(kept, rejected)
     result = EvaluateResult(
-        model,
+        paths[0],
         images.root,
         images.split,
         evaluate_logits(predictor, logits, labels),
         images.rejected,
-        tta,
-        prior_to_json(bundle.card, requested=prior),
+        options.tta,
+        prior_to_json(bundle.card, requested=None),
         num_training_images=num_training_images,
         differences=images.differences,
+        members=list_members(bundle),
     )
     if run is None:
         return result
-    clean_rows = find_rows_without_leaks(run.manifest, _get_run_files(images, run))
+    clean_rows = find_rows_without_leaks(run.manifest, get_run_files(images, run))
     if clean_rows is None:
         return result
     clean_labels = [labels[row] for row in clean_rows]
@@ -211,110 +188,22 @@ def evaluate(
     return replace(result, without_leaks=without_leaks)
 
 
-def _select_images(
-    model: Path,
-    data: Path | None,
-    run: RunImages | None,
-    split: Split | None,
-    splits: SplitSetting,
-    options: ReadOptions,
-    reporter: Reporter,
-) -> _EvaluationSet:
-    """Return the images of a split of the run, or those of other data."""
-    if run is None:
-        if data is None:
-            raise ConfigError(
-                f"{model} is not a run folder, so it has no held-out images. Give a folder of "
-                f"labelled images: finetune evaluate {model} FOLDER"
-            )
-        return _select_other_images(data, None, split, splits, options, reporter)
-    if data is None and not run.path.exists():
-        present = [sample.split for sample in run.manifest.samples]
-        check_files_exist(run.manifest, run.manifest.get_samples(choose_split(present, split)))
-    located = locate_images(data, run, reporter=reporter)
-    if located.holds_run(run):
-        return _select_run_images(located, run, split, options, reporter)
-    return _select_other_images(located.path, located, split, located.splits, options, reporter)
-
-
-def _select_run_images(
-    located: LocatedImages,
-    run: RunImages,
-    split: Split | None,
-    options: ReadOptions,
-    reporter: Reporter,
-) -> _EvaluationSet:
-    """Return the images of a split of the run; those that it has not read are checked."""
-    selected = select_run_images(located, run, split)
-    root = located.scan.root
-    unread = [
-        sample
-        for sample, match in zip(selected.samples, selected.matches, strict=True)
-        if match.original is None or match.has_changed
-    ]
-    values = RangeCheck(options.pixel_range)
-    _, rejected = filter_readable(root, unread, options=options, on_values=values.add)
-    values.report(reporter)
-    bad = {entry.path for entry in rejected}
-    rows = [row for row, sample in enumerate(selected.samples) if sample.path not in bad]
-    report_differences(located, run, selected, rejected, reporter)
-    return _EvaluationSet(
-        root,
-        [selected.samples[row] for row in rows],
-        selected.split,
-        tuple(rejected),
-        [selected.matches[row] for row in rows],
-        selected.differences,
-    )
-
-
-def _select_other_images(
-    data: Path,
-    located: LocatedImages | None,
-    split: Split | None,
-    splits: SplitSetting,
-    options: ReadOptions,
-    reporter: Reporter,
-) -> _EvaluationSet:
-    """Return the images of a split of the data, or all of them if they have no splits."""
-    samples, root, rejected = find_readable_samples(
-        data,
-        options=options,
-        reporter=reporter,
-        splits=splits,
-        scanned=None if located is None else located.complete_scan,
-    )
-    selected = None
-    if any(sample.split is not None for sample in samples):
-        selected = choose_split([sample.split for sample in samples], split)
-        samples = [sample for sample in samples if sample.split is selected]
-    elif split is not None:
-        raise DataError(f"{data} has no {split} split: it has no splits. Leave out --split.")
-    related = []
-    if located is not None:
-        paths = (sample.path for sample in located.scan.samples)
-        matches = dict(zip(paths, located.matches, strict=True))
-        related = [matches.get(sample.path, Match()) for sample in samples]
-    return _EvaluationSet(root, samples, selected, tuple(rejected), related)
-
-
-def _get_run_files(images: _EvaluationSet, run: RunImages) -> list[Path]:
-    """Return the files of the images at the place that the run read them from."""
-    return [
-        images.root / sample.path
-        if match.original is None
-        else run.manifest.root / match.original.path
-        for sample, match in zip(images.samples, images.matches, strict=True)
-    ]
-
-
 def _count_training_images(
-    images: _EvaluationSet, run: RunImages | None, reporter: Reporter
+    images: EvaluationSet, paths: Sequence[Path], run_path: Path, reporter: Reporter
 ) -> int | None:
-    """Return the number of images that the model was trained on, and warn of them."""
-    if run is None:
-        return None
-    matches = images.matches or match_images(
-        images.root, images.samples, run.manifest, reporter=reporter
+    """Return the number of images that a model was trained on, and warn of them.
+
+    Raises:
+        ConfigError: Several models are evaluated on held-out images of one run, and another one was
+            trained on them.
+    """
+    is_held_out = images.differences is not None and images.split is not Split.TRAIN
+    return count_training_images(
+        images.root,
+        images.samples,
+        read_member_runs(paths),
+        known_matches=images.matches,
+        known_path=run_path,
+        held_out_by=str(run_path) if is_held_out and len(paths) > 1 else "",
+        reporter=reporter,
     )
-    return report_training_images(matches, reporter)

@@ -1,18 +1,22 @@
 """Export of a model as a folder, verified against the evaluated model."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.bundle.bundle import ModelBundle, load_model, save_bundle
+from finetune.bundle.bundle import ModelBundle, save_bundle
+from finetune.bundle.ensemble import save_ensemble
 from finetune.bundle.model_card import ModelCard
+from finetune.commands.ensembles.combined_model import list_members, load_models, to_paths
+from finetune.commands.ensembles.exported_ensemble import evaluate_held_out, predict_members
+from finetune.commands.ensembles.soup import cook_soup
 from finetune.commands.stored_run import read_stored_config, read_stored_manifest
 from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.scan import list_images
 from finetune.errors import ConfigError, RunFolderError
-from finetune.exporters.parity import Parity, compare_timm_folder
+from finetune.exporters.parity import Parity, check_parity, compare_timm_folder
 from finetune.inference.predictor import Predictor
 from finetune.lookup import is_import_path
 from finetune.models.head import fold_temperature_and_shift
@@ -30,37 +34,51 @@ class ExportResult:
         output: Exported folder.
         parity: Result of the parity check; None without images to check on.
         prior: JSON description of the target class prior, see ``prior_to_json``.
+        members: Path and weight of each member of an ensemble; empty for one network.
+        soup: How runs were averaged to one network, see ``cook_soup``; None if they were not.
     """
 
     output: Path
     parity: Parity | None
     prior: Mapping[str, Any]
+    members: tuple[tuple[str, float], ...] = ()
+    soup: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
         return {
             "output": str(self.output),
-            "format": "timm",
+            "format": "ensemble" if self.members else "timm",
             "files": sorted(file.name for file in self.output.iterdir()),
+            "members": [{"model": path, "weight": weight} for path, weight in self.members],
+            "soup": None if self.soup is None else dict(self.soup),
             "prior": dict(self.prior),
             "parity": None if self.parity is None else asdict(self.parity),
         }
 
 
 def export(
-    model: StrPath,
+    model: StrPath | Sequence[StrPath],
     output: StrPath,
     *,
     images: StrPath | None = None,
+    weights: str = "equal",
+    soup: str | None = None,
     prior: str | None = None,
     reporter: Reporter | None = None,
 ) -> ExportResult:
     """Export a model as a folder that finetune and timm can load, and check its parity.
 
+    Several models become an ensemble, whose members timm can load, or with ``soup`` one network.
+
     Args:
-        model: Run folder, bundle folder or checkpoint.
+        model: Run folder, bundle folder or checkpoint, or several of them.
         output: Folder to create.
         images: Images for the parity check; None takes validation images of the run.
+        weights: Weights of several models: "equal", or "val" for those that minimise the log loss
+            on the validation images that all runs share.
+        soup: "greedy" or "uniform" averages the weights of runs that started from the same weights
+            (Wortsman et al. 2022, https://arxiv.org/abs/2203.05482); None averages probabilities.
         prior: Target class prior: "uniform", "train", "model" or a file; None takes that of the
             model card.
         reporter: Receiver of progress and notes.
@@ -70,44 +88,97 @@ def export(
             folder is then removed.
     """
     reporter = reporter or Reporter()
-    model, output, images = Path(model), Path(output), None if images is None else Path(images)
+    paths, output = to_paths(model), Path(output)
+    images = None if images is None else Path(images)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunFolderError(
             f"{output} exists and is not empty. Choose another folder for --output."
         )
-    bundle = apply_prior(load_model(model), prior, reporter)
-    _check_format(bundle.card)
-    parity_images = _select_parity_images(model, images)
-    exported = _fold_adjustment_into_head(bundle)
-    prior_json = prior_to_json(exported.card, requested=prior)
-    save_bundle(exported.network, exported.card, output)
-    if adjustment := _describe_remaining_adjustment(exported.card):
-        reporter.warn(
-            f"the network has no linear classifier into which the calibration and the class prior "
-            f"can be folded: with timm alone, {adjustment} (see README.md in the exported folder)"
+    if soup is not None and weights != "equal":
+        raise ConfigError(
+            f"--weights {weights} weights probabilities, and --soup averages networks. Leave out "
+            f"one of them."
         )
+    bundle = (
+        load_models(paths, weights=weights, reporter=reporter)
+        if soup is None
+        else cook_soup(paths, method=soup, reporter=reporter)
+    )
+    bundle = apply_prior(bundle, prior, reporter)
+    for member in bundle.members or (bundle,):
+        _check_format(member.card)
+    if len(paths) > 1:
+        facts = {**bundle.card.facts, **evaluate_held_out(bundle, paths, reporter)}
+        bundle = replace(bundle, card=replace(bundle.card, facts=facts))
+    parity_images = _select_parity_images(paths, images)
+    exported = _save(bundle, output, reporter)
+    result = ExportResult(
+        output,
+        None,
+        prior_to_json(exported.card, requested=prior),
+        list_members(bundle),
+        bundle.card.facts.get("soup") if soup is not None else None,
+    )
     if not parity_images:
         reporter.warn(
             "parity was not checked: the validation images of the run are missing or unknown. Give "
             "images with --images FOLDER"
         )
-        return ExportResult(output, None, prior_json)
+        return result
     reporter.start("checking parity", 1)
     try:
-        parity = compare_timm_folder(
-            output,
-            parity_images,
-            expected=Predictor(bundle, device="cpu").predict_proba(parity_images),
-            classes=bundle.card.classes,
-            temperature=exported.card.temperature,
-            logit_shift=exported.card.shift,
-            options=bundle.card.read_options,
-        )
+        parity = _check_parity(output, exported, bundle, parity_images)
     except BaseException:
         shutil.rmtree(output)
         raise
     reporter.finish()
-    return ExportResult(output, parity, prior_json)
+    return replace(result, parity=parity)
+
+
+def _save(bundle: ModelBundle, output: Path, reporter: Reporter) -> ModelBundle:
+    """Write a model with calibration and prior in its head, and return what was written."""
+    if bundle.members:
+        members = [_fold_adjustment_into_head(member) for member in bundle.members]
+        facts = {
+            key: value
+            for key, value in bundle.card.facts.items()
+            if key in ("metrics", "evaluations", "ensemble_weights")
+        }
+        exported = save_ensemble(members, output, weights=bundle.weights, facts=facts)
+    else:
+        exported = _fold_adjustment_into_head(bundle)
+        members = [exported]
+        save_bundle(exported.network, exported.card, output)
+    remaining = (_describe_remaining_adjustment(member.card) for member in members)
+    if adjustment := next((text for text in remaining if text), ""):
+        reporter.warn(
+            f"the network has no linear classifier into which the calibration and the class prior "
+            f"can be folded: with timm alone, {adjustment} (see README.md in the exported folder)"
+        )
+    return exported
+
+
+def _check_parity(
+    output: Path, exported: ModelBundle, bundle: ModelBundle, images: Sequence[Path]
+) -> Parity:
+    """Return the parity of an exported model, run by timm, with the evaluated one.
+
+    Raises:
+        ModelError: They differ.
+    """
+    expected = Predictor(bundle, device="cpu").predict_proba(images)
+    if exported.members:
+        actual = predict_members(output, exported, images)
+        return check_parity(actual, expected, name=str(output))
+    return compare_timm_folder(
+        output,
+        images,
+        expected=expected,
+        classes=bundle.card.classes,
+        temperature=exported.card.temperature,
+        logit_shift=exported.card.shift,
+        options=bundle.card.read_options,
+    )
 
 
 def _check_format(card: ModelCard) -> None:
@@ -116,6 +187,12 @@ def _check_format(card: ModelCard) -> None:
             f"The timm format cannot apply to '{card.backbone}', which timm does not know. Copy "
             f"the bundle and the module instead: finetune predict and finetune evaluate read the "
             f"bundle wherever Python can import the module."
+        )
+    if card.head is not None:
+        raise ConfigError(
+            f"The timm format cannot apply to model.head={card.head['name']}, whose hidden layers "
+            f"timm does not know. Copy the bundle instead: finetune predict and finetune evaluate "
+            f"read it."
         )
 
 
@@ -150,10 +227,11 @@ def _describe_remaining_adjustment(card: ModelCard) -> str:
     return " and ".join(part for part in (scale, shift) if part)
 
 
-def _select_parity_images(model: Path, images: Path | None) -> list[Path]:
+def _select_parity_images(models: Sequence[Path], images: Path | None) -> list[Path]:
     if images is not None:
         return list_images(images)[0][:_NUM_PARITY_IMAGES]
-    if not (model / "manifest.csv").is_file():
+    model = next((path for path in models if (path / "manifest.csv").is_file()), None)
+    if model is None:
         return []
     run = run_folder.open_existing(model)
     manifest = read_stored_manifest(run, read_stored_config(run))

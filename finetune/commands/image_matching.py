@@ -63,7 +63,9 @@ def match_images(
     return _match_contents(files, originals, in_place, digests, manifest)
 
 
-def report_training_images(matches: Sequence[Match], reporter: Reporter) -> int:
+def report_training_images(
+    matches: Sequence[Match], reporter: Reporter, *, model: str = "the model"
+) -> int:
     """Return the number of images that the model was trained on, and warn of them.
 
     Where most images are those of the run or have their names, images with the names of training
@@ -72,14 +74,15 @@ def report_training_images(matches: Sequence[Match], reporter: Reporter) -> int:
     Args:
         matches: Relation of each evaluated image to the run of the model.
         reporter: Receives the warnings.
+        model: Name of the model in them.
     """
     images = format_count(len(matches), "image")
     num_trained_on = sum(match.is_training_image for match in matches)
     if num_trained_on:
         reporter.warn(
             f"{num_trained_on:,} of {images} "
-            f"{'is a training image' if num_trained_on == 1 else 'are training images'} of the "
-            f"model: the metrics are optimistic"
+            f"{'is a training image' if num_trained_on == 1 else 'are training images'} of "
+            f"{model}: the metrics are optimistic"
         )
     names = [match.namesake for match in matches if match.namesake is not None]
     num_originals = sum(match.original is not None for match in matches)

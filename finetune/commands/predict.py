@@ -7,17 +7,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.bundle.bundle import load_model
+from finetune.commands.ensembles.combined_model import list_members, load_models, to_paths
 from finetune.commands.rejected_files import RangeCheck, propose_heic, summarise_rejected
 from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.images.validate import check_files
 from finetune.data.scan import list_images
 from finetune.errors import DataError, RunFolderError
+from finetune.inference.input_checks import check_views, resize_input
 from finetune.inference.predictor import Predictor
-from finetune.inference.tta import check_tta
+from finetune.inference.tta import parse_tta
 from finetune.system.files import write_text
 from finetune.system.hardware import prepare_accelerator
-from finetune.types import Prediction, ReadOptions, RejectedFile, Reporter, StrPath
+from finetune.types import Prediction, ReadOptions, RejectedFile, Reporter, StrPath, Tta
 from finetune.units import format_count
 
 
@@ -29,22 +30,29 @@ class PredictResult:
         predictions: One entry per readable image.
         rejected: Files that were left out, with reasons.
         output: CSV file that was written; None for none.
-        tta: Whether probabilities were averaged over each image and its horizontal flip.
+        tta: Views of each image whose probabilities were averaged.
         prior: JSON description of the target class prior, see ``prior_to_json``.
+        members: Path and weight of each member of an ensemble; empty for one model.
+        image_size: Height and width of the input in pixels, if it is not that of the model.
     """
 
     predictions: tuple[Prediction, ...]
     rejected: tuple[RejectedFile, ...]
     output: Path | None = None
-    tta: bool = False
+    tta: Tta = Tta.NONE
     prior: Mapping[str, Any] = field(default_factory=dict)
+    members: tuple[tuple[str, float], ...] = ()
+    image_size: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
         return {
             "num_images": len(self.predictions),
             "output": None if self.output is None else str(self.output),
-            "tta": self.tta,
+            "members": [{"model": path, "weight": weight} for path, weight in self.members],
+            "tta": self.tta is not Tta.NONE,
+            "views": self.tta,
+            "image_size": self.image_size,
             "prior": dict(self.prior),
             "predictions": [
                 {
@@ -82,27 +90,33 @@ class PredictResult:
 
 
 def predict(
-    model: StrPath,
+    model: StrPath | Sequence[StrPath],
     images: StrPath,
     *,
     output: StrPath | None = None,
     top_k: int = 1,
     device: str = "auto",
     batch_size: int = 32,
-    tta: bool = False,
+    tta: Tta | str | bool = Tta.NONE,
+    image_size: int | None = None,
+    weights: str = "equal",
     prior: str | None = None,
     reporter: Reporter | None = None,
 ) -> PredictResult:
     """Predict the most probable classes of each image in a folder, or of one image file.
 
     Args:
-        model: Run folder, bundle folder or checkpoint.
+        model: Run folder, bundle folder or checkpoint; the probabilities of several are averaged.
         images: Folder, searched recursively, or image file.
         output: CSV file to write, atomically; None for none.
         top_k: Number of most probable classes per image.
         device: "cpu", "cuda", "mps" or "auto".
         batch_size: Images per batch.
-        tta: Whether to average over each image and its horizontal flip.
+        tta: Views of each image to average over: "none", "hflip", "crops", "crops10" or "sizes";
+            True is "hflip".
+        image_size: Height and width of the input in pixels; None for those of the model.
+        weights: Weights of several models: "equal", or "val" for those that minimise the log loss
+            on the validation images that all runs share.
         prior: Target class prior: "uniform", "train", "model" or a file; None takes that of the
             model card.
         reporter: Receiver of progress and notes.
@@ -111,13 +125,16 @@ def predict(
         FinetuneError: Invalid arguments, model or data; the message names the remedy.
     """
     reporter = reporter or Reporter()
-    model, images, output = Path(model), Path(images), None if output is None else Path(output)
+    paths, images, output = to_paths(model), Path(images), None if output is None else Path(output)
+    tta = parse_tta(tta)
     if output is not None and output.is_dir():
         raise RunFolderError(f"--output {output} is a folder. Give the path of a .csv file.")
     accelerator = prepare_accelerator(device, setting="--device")
-    bundle = apply_prior(load_model(model), prior, reporter)
-    if tta:
-        check_tta(bundle.card)
+    bundle = load_models(
+        paths, weights=weights, device=accelerator, batch_size=batch_size, reporter=reporter
+    )
+    bundle = resize_input(apply_prior(bundle, prior, reporter), image_size)
+    check_views(bundle, tta)
     files, rejected = list_images(images)
     readable, unreadable = _filter_readable(files, bundle.card.read_options, reporter)
     rejected = [*rejected, *unreadable]
@@ -137,7 +154,9 @@ def predict(
     _warn_of_rejected(lost_files, reporter)
     rejected += lost_files
     prior_json = prior_to_json(bundle.card, requested=prior)
-    result = PredictResult(predictions, tuple(rejected), output, tta, prior_json)
+    result = PredictResult(
+        predictions, tuple(rejected), output, tta, prior_json, list_members(bundle), image_size
+    )
     if output is not None:
         write_text(output, result.to_csv())
     return result

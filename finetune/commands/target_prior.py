@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from finetune.bundle.bundle import ModelBundle
+from finetune.bundle.bundle import ModelBundle, combine_models
+from finetune.bundle.ensemble_card import get_class_order
 from finetune.bundle.model_card import ModelCard
 from finetune.errors import ConfigError
 from finetune.evaluation.prior_file import PRIOR_NAMES, check_prior, read_prior
@@ -16,17 +17,17 @@ from finetune.evaluation.priors import (
     compute_logit_shift,
     describe_class_prior,
 )
-from finetune.types import Reporter
 from finetune.losses import SCORE_LOSSES
+from finetune.types import Reporter
 
 
 def apply_prior(bundle: ModelBundle, prior: str | None, reporter: Reporter) -> ModelBundle:
     """Return the model with another target class prior in its card.
 
-    Args:
     Each member of an ensemble is adjusted from its own model prior to the same target; "train" is
     the mean of their training priors.
 
+    Args:
         bundle: Model.
         prior: "uniform", "train", "model" for the prior that the network was trained with, or a
             file; None keeps the target prior of the card.
@@ -39,18 +40,41 @@ def apply_prior(bundle: ModelBundle, prior: str | None, reporter: Reporter) -> M
         return bundle
     card = bundle.card
     check_prior(prior, card.classes)
-    if card.priors is None:
     _check_losses(prior, bundle)
+    if card.priors is None:
+        members = bundle.members or (bundle,)
+        source = next((m.source for m in members if m.card.priors is None), bundle.source)
         raise ConfigError(
-            f"--prior {prior} cannot be used: {bundle.source} was written by an earlier release of "
+            f"--prior {prior} cannot be used: {source} was written by an earlier release of "
             f"finetune and does not state its model prior. Leave out --prior, or retrain the model."
         )
     target = _resolve_target(prior, card.priors, card.classes)
+    members = tuple(_set_target(member, target, prior, card) for member in bundle.members)
     _check_target(prior, target, card)
     if target is not None and (zeros := _find_zero_classes(target, card.classes)):
         names = ", ".join(zeros[:5]) + (f", … ({len(zeros)} classes)" if len(zeros) > 5 else "")
         reporter.note(f"Never predicted, because their prior is 0 in {prior}: {names}.")
-    return replace(bundle, card=replace(card, priors=replace(card.priors, target=target)))
+    card = replace(card, priors=replace(card.priors, target=target))
+    if members and target is None:
+        card = combine_models(members, weights=bundle.weights, facts=card.facts).card
+    return replace(bundle, card=card, members=members)
+
+
+def _check_losses(prior: str, bundle: ModelBundle) -> None:
+    """Check that no model was trained with a loss of scores, if its logits are to be adjusted.
+
+    Raises:
+        ConfigError: One was. A classifier that was fitted again by ``crt`` is not affected.
+    """
+    for member in bundle.members or (bundle,):
+        facts = member.card.facts
+        loss = facts.get("loss")
+        if prior != "model" and loss in SCORE_LOSSES and facts.get("imbalance") != "crt":
+            raise ConfigError(
+                f"--prior {prior} cannot be used: {member.source} was trained with "
+                f"loss.name={loss}, whose logits are scores and assume no class prior that could "
+                f"be adjusted. Leave out --prior, or train with loss.name=cross_entropy."
+            )
 
 
 def prior_to_json(card: ModelCard, *, requested: str | None) -> dict[str, Any]:
@@ -102,6 +126,23 @@ def _resolve_target(prior: str, priors: Priors, classes: Sequence[str]) -> Class
         if prior == "uniform"
         else read_prior(Path(prior), classes)
     )
+
+
+def _set_target(
+    member: ModelBundle, target: ClassPrior | None, prior: str, card: ModelCard
+) -> ModelBundle:
+    """Return a member of an ensemble with a target prior, given in the order of the ensemble.
+
+    Raises:
+        ConfigError: The target has a class that the model prior of the member excludes.
+    """
+    if target is not None:
+        order = get_class_order(card, member.card.classes)
+        target = tuple(target[index] for index in order)
+    _check_target(prior, target, member.card)
+    assert member.card.priors is not None, "checked by the caller"
+    priors = replace(member.card.priors, target=target)
+    return replace(member, card=replace(member.card, priors=priors))
 
 
 def _check_target(prior: str, target: ClassPrior | None, card: ModelCard) -> None:

@@ -62,6 +62,40 @@ def compare_timm_folder(
         ModelError: A probability differs by more than ``tolerance``, or timm reads other class
             names.
     """
+    actual = predict_with_timm(
+        folder,
+        images,
+        classes=classes,
+        temperature=temperature,
+        logit_shift=logit_shift,
+        options=options,
+    )
+    return check_parity(actual, expected, name=str(folder), tolerance=tolerance)
+
+
+def predict_with_timm(
+    folder: Path,
+    images: Sequence[Path],
+    *,
+    classes: Sequence[str],
+    temperature: float = 1.0,
+    logit_shift: Sequence[float] | None = None,
+    options: ReadOptions = DEFAULT_READ_OPTIONS,
+) -> Tensor:
+    """Return the probabilities of a timm folder that timm loads and runs alone, shape (N, K).
+
+    Args:
+        folder: Exported folder.
+        images: Image files, shape (N,).
+        classes: Class names in index order.
+        temperature: Divisor of the logits that the head does not include.
+        logit_shift: Shift of the logits after the division that the head does not include, shape
+            (K,); None for none.
+        options: How image files are read for the model.
+
+    Raises:
+        ModelError: timm reads other class names.
+    """
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     if list(config["label_names"]) != list(classes):
@@ -78,8 +112,7 @@ def compare_timm_folder(
     scaled = logits / temperature
     if logit_shift is not None:
         scaled = scaled + torch.tensor(logit_shift)
-    probabilities = scaled.softmax(1)
-    return check_parity(probabilities, expected, name=str(folder), tolerance=tolerance)
+    return scaled.softmax(1)
 
 
 def check_parity(

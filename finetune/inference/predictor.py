@@ -141,14 +141,19 @@ class Predictor:
         member's card (Alexandari et al. 2020, https://arxiv.org/abs/1901.06852). Members count by
         their weights, and the views of a member alike.
         """
+        members = self.compute_member_probabilities(logits)
         if len(self._members) == 1:
-            return _scale(logits, self._members[0]).softmax(dim=2).mean(dim=1)
-        columns = [slice(m.logits.start, m.logits.stop) for m in self._members]
-        means = [
-            member.weight * _scale(logits[:, column], member).softmax(dim=2).mean(dim=1)
-            for member, column in zip(self._members, columns, strict=True)
-        ]
-        return torch.stack(means).sum(dim=0)
+            return members[0]
+        weights = torch.tensor([member.weight for member in self._members], dtype=members.dtype)
+        return torch.einsum("mnk,m->nk", members, weights)
+
+    def compute_member_probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probabilities of each member M, shape (M, N, K), for logits, (N, V, K)."""
+        if len(self._members) == 1:
+            return _compute_mean(logits, self._members[0])[None]
+        return torch.stack(
+            [_compute_mean(logits[:, m.logits.start : m.logits.stop], m) for m in self._members]
+        )
 
     def predict_proba(
         self, paths: Sequence[Path], *, on_batch: Callable[[int], None] | None = None
@@ -270,7 +275,9 @@ def _build_member(
     )
 
 
-def _scale(logits: Tensor, member: _Member) -> Tensor:
-    """Return the calibrated and adjusted logits of a member's views."""
+def _compute_mean(logits: Tensor, member: _Member) -> Tensor:
+    """Return the mean probabilities, shape (N, K), of a member's views, logits (N, V, K)."""
     scaled = logits / member.card.temperature
-    return scaled if member.shift is None else scaled + member.shift
+    if member.shift is not None:
+        scaled = scaled + member.shift
+    return scaled.softmax(dim=2).mean(dim=1)

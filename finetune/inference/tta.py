@@ -2,7 +2,6 @@
 
 from finetune.bundle.model_card import ModelCard
 from finetune.errors import ConfigError
-from finetune.lookup import suggest_name
 from finetune.types import Tta
 
 DESCRIPTIONS = {
@@ -24,8 +23,7 @@ def parse_tta(value: "Tta | str | bool | None") -> Tta:
         return Tta.HFLIP if value else Tta.NONE
     if value not in list(Tta):
         raise ConfigError(
-            f"--tta {value}: unknown.{suggest_name(value, list(Tta))} Choose one of "
-            f"{', '.join(Tta)}."
+            f"--tta {value}: unknown. Choose one of {', '.join(Tta)}; --tta alone is {Tta.HFLIP}."
         )
     return Tta(value)
 

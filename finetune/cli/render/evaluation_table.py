@@ -7,12 +7,12 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from finetune.inference.tta import describe_tta, parse_tta
 from finetune.units import format_count, format_percent
 
 FULL_TABLE_MAX_CLASSES = 40
 NUM_WEAKEST = NUM_RAREST = 15
 
-_TTA_REMARK = "averaged over each image and its horizontal flip"
 _RANKED_BY = {"train_images": "fewest training images", "eval_images": "fewest images here"}
 _UNDEFINED = "undefined"
 _WIDTH = 80
@@ -28,8 +28,13 @@ def build_overall_rows(result: Mapping[str, Any]) -> dict[str, str]:
     """
     split = f" ({result['split'].replace('_', ' ')})" if result["split"] else ""
     rows = {"images": f"{result['num_images']:,}{split}"}
+    if members := result.get("members"):
+        weights = ", ".join(f"{member['weight']:.3g}" for member in members)
+        rows["models"] = f"mean of {len(members)} (weights {weights})"
     if result["tta"]:
-        rows["tta"] = _TTA_REMARK
+        rows["tta"] = describe_tta(parse_tta(result.get("views", True)))
+    if result.get("image_size"):
+        rows["image size"] = f"{result['image_size']} px"
     rows["prior"] = result["prior"]["target_prior"]
     remarks = {
         "accuracy": f"  (95% interval {_format_interval(result['accuracy_interval'])})",

@@ -1,0 +1,1 @@
+"""Several models as one: loading, weights fitted on validation images, and averaged weights."""

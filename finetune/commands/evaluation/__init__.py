@@ -1,0 +1,1 @@
+"""Images that a model is evaluated on, and the result."""

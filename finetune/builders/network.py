@@ -16,6 +16,7 @@ from finetune.evaluation.multi_label.label_metrics import DEFAULT_THRESHOLD
 from finetune.evaluation.priors import Priors
 from finetune.models.backbone import Network, create_network
 from finetune.models.classifier import ImageClassifier
+from finetune.models.mlp_head import MlpSettings, find_mlp_head
 from finetune.types import LoadReport, PixelRange
 
 
@@ -47,6 +48,8 @@ def build_network(
         drop_rate=model.drop_rate,
         kwargs=model.kwargs,
         pretrained_cfg=model.pretrained_cfg,
+        mlp=_build_mlp_settings(model),
+        head_init="zero" if model.head_init == "auto" else model.head_init,
         seed=seed,
     )
     if checkpoint_card is None:
@@ -96,6 +99,7 @@ def build_card(
         facts: Facts of the run as plain values.
         is_multi_label: Whether an image has any number of labels.
     """
+    mlp = find_mlp_head(network.module)
     return ModelCard(
         backbone=str(network.module.pretrained_cfg["architecture"]),  # type: ignore[index]
         model_args=network.model_args,
@@ -104,6 +108,7 @@ def build_card(
         facts=facts,
         priors=priors,
         pixel_range=pixel_range,
+        head=None if mlp is None else mlp.settings.to_json(),
         thresholds=(DEFAULT_THRESHOLD,) * len(classes) if is_multi_label else None,
     )
 
@@ -117,6 +122,11 @@ def describe_run(config: ResolvedConfig, data: TrainingData, network: Network) -
         "imbalance": config.imbalance.strategy,
         "loss": config.loss.name,
     }
+
+
+def _build_mlp_settings(model: ModelConfig) -> MlpSettings | None:
+    options = model.mlp_options
+    return None if options is None else MlpSettings(**options.model_dump())
 
 
 def _enable_grad_checkpointing(classifier: ImageClassifier, backbone: str) -> None:

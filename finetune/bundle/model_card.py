@@ -39,6 +39,7 @@ class ModelCard:
             for a card written by an older release.
         pixel_range: Range that images of more than 8 bits are read with; None for all bits of each
             file.
+        head: Name and settings of a classifier with hidden layers; None for that of the backbone.
         bit_depth: Bits of a channel that images are read with, 8 or 16.
         thresholds: Probability from which each label of a multi-label model is predicted, in class
             order; None for a model of classes that exclude each other.
@@ -52,6 +53,7 @@ class ModelCard:
     temperature: float = 1.0
     priors: Priors | None = None
     pixel_range: PixelRange | None = None
+    head: Mapping[str, Any] | None = None
     bit_depth: int = 8
     thresholds: tuple[float, ...] | None = None
 
@@ -116,6 +118,7 @@ class ModelCard:
             pixel_range=None
             if tree.get("pixel_range") is None
             else PixelRange.parse(tree["pixel_range"]),
+            head=tree.get("head"),
             bit_depth=int(tree.get("bit_depth", 8)),
             thresholds=parse_thresholds(tree.get("thresholds"), len(classes)),
         )
@@ -178,6 +181,7 @@ def render_readme(card: ModelCard) -> str:
         bit_depth=card.bit_depth,
         adjustment=f"{scale}{shift}",
         is_multi_label=card.is_multi_label,
+        has_own_head=card.head is not None,
     )
     thresholds = render_thresholds(card.classes, card.thresholds)
     noun = "labels" if card.is_multi_label else "classes"

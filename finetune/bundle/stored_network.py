@@ -12,6 +12,7 @@ from finetune.errors import ModelError
 from finetune.lookup import is_import_path
 from finetune.models import torchvision_models
 from finetune.models.custom_network import check_import_is_outside, create_custom_network
+from finetune.models.mlp_head import MlpSettings, attach_mlp_head
 
 torchvision_models.register()
 
@@ -44,5 +45,7 @@ def build_stored_network(
         raise ModelError(
             f"Backbone '{card.backbone}' is unknown to timm {timm.__version__}. Upgrade timm."
         )
+    if card.head is not None:
+        attach_mlp_head(network, MlpSettings.from_json(card.head))
     network.load_state_dict(state)
     return network.eval()

@@ -48,6 +48,17 @@ The module is not part of this folder, and is not imported from it: keep it with
 """
 
 
+_OWN_HEAD_EXAMPLE = """The classifier has hidden layers, which timm's format does not know. Use the
+model with `finetune predict THIS_FOLDER images/`, or with Python:
+
+```python
+import finetune
+
+result = finetune.predict("THIS_FOLDER", "images/")
+```
+"""
+
+
 def render_usage(
     backbone: str,
     *,
@@ -56,6 +67,7 @@ def render_usage(
     bit_depth: int,
     adjustment: str,
     is_multi_label: bool = False,
+    has_own_head: bool = False,
 ) -> str:
     """Return the paragraphs and the example in Markdown.
 
@@ -66,9 +78,12 @@ def render_usage(
         bit_depth: Bits of a channel, 8 or 16.
         adjustment: What is done to the logits before the softmax, such as " / 1.5".
         is_multi_label: Whether each class has a probability of its own.
+        has_own_head: Whether the classifier has hidden layers.
     """
     if is_import_path:
         return _OWN_NETWORK_EXAMPLE.format(backbone=backbone)
+    if has_own_head:
+        return _OWN_HEAD_EXAMPLE
     activation = "sigmoid()" if is_multi_label else "softmax(1)"
     is_torchvision = backbone.partition(".")[0] in ("googlenet", "alexnet")
     registration = (

@@ -29,7 +29,8 @@ def read_stored_tree(run: RunFolder) -> dict[str, Any]:
     """Return the config of a run as nested values, with those that an older release implied.
 
     Releases without these keys used the flips and crops of the preset, adjusted priors in full,
-    chose the best epoch by the monitored metric, and had no momentum of SGD but Nesterov's.
+    chose the best epoch by the monitored metric, had no momentum of SGD but Nesterov's, and began
+    with a head of zeros.
 
     Raises:
         ConfigError: ``config.yaml`` is damaged.
@@ -38,6 +39,7 @@ def read_stored_tree(run: RunFolder) -> dict[str, Any]:
     implied: dict[str, dict[str, Any]] = {
         "imbalance": {"post_hoc_strength": 1.0},
         "checkpoint": {"monitor": _get_section(tree, "trainer").get("monitor", "auto")},
+        "model": {"head_init": "zero"},
         "optim": {"nesterov": "on" if _has_sgd_momentum(tree) else "off"},
     }
     scale = PRESET_CROP_SCALES.get(_get_section(tree, "augment").get("name", ""))

@@ -76,6 +76,7 @@ def _choose_independent_settings(config: Config, facts: Facts) -> dict[str, Choi
         "data.image_size": Choice(facts.image_size, "input size of the pretrained backbone"),
         "data.train_image_size": _choose_train_sizes(config, facts, is_probe_only=probe_only),
         "model.batch_norm": _choose_batch_norm(facts),
+        "model.head_init": Choice("zero"),
         "augment.name": Choice(DEFAULT_PRESET, "random crops, horizontal flips and color jitter"),
         **choose_optimizer_values(config, facts, has_probe=probed and not probe_only),
         "optim.layer_decay": _choose_layer_decay(facts),
@@ -98,6 +99,8 @@ def _choose_probe(config: Config, facts: Facts) -> Choice:
         return Choice("on", "pretrained weights: fit a linear probe first")
     if not facts.is_pretrained:
         return Choice("off", "no pretrained weights")
+    if config.model.head == "mlp":
+        return Choice("off", "a head with hidden layers is trained in epochs")
     if not facts.has_linear_head:
         return Choice("off", "the classifier is not a single linear layer")
     return Choice(

@@ -37,6 +37,7 @@ class ResolvedModelConfig(ModelConfig):
     """Network and the source of its weights."""
 
     batch_norm: Literal["frozen", "train", "sync"]
+    head_init: Literal["zero", "xavier", "he"]
 
 
 class ResolvedProbeConfig(ProbeConfig):
@@ -62,10 +63,10 @@ class ResolvedOptimConfig(OptimConfig):
     lr: Annotated[float, Field(gt=0, le=100)] | Literal["auto"]
     backbone_lr_scale: Annotated[float, Field(gt=0, le=10)]
     layer_decay: Annotated[float, Field(gt=0, le=1)]
-    swa_fraction: Annotated[float, Field(ge=0, le=1)]
     weight_decay: Annotated[float, Field(ge=0, le=10)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
     nesterov: OnOff
+    swa_fraction: Annotated[float, Field(ge=0, le=1)]
 
 
 class ResolvedLrScheduleConfig(LrScheduleConfig):

@@ -11,6 +11,11 @@ from finetune.config.section import Auto, Monitor, Section, coerce_on_off
 from finetune.config.sections.balance import ImbalanceConfig
 from finetune.config.sections.cross_validation import CrossValidationConfig
 from finetune.config.sections.data import AugmentConfig, CacheConfig, DataConfig
+from finetune.config.sections.head_options import (
+    ACTIVATION_NAMES,
+    MlpOptions,
+    parse_mlp_options,
+)
 from finetune.config.sections.learning import CalibrationConfig, ProbeConfig, UnfreezeConfig
 from finetune.config.sections.objective import LossConfig
 from finetune.config.sections.optim import LrScheduleConfig, OptimConfig
@@ -45,6 +50,22 @@ class ModelConfig(Section):
     drop_rate: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="dropout rate before the classifier; null: default of the backbone"
     )
+    head: Literal["linear", "mlp"] = Field(
+        "linear",
+        description="classifier: one linear layer, or mlp with hidden layers, which is trained in "
+        "epochs without a linear probe",
+    )
+    head_params: dict[str, Any] = Field(
+        default_factory=dict,
+        description="mlp: hidden (widths, [512]), drop_rate (0), activation "
+        f"({', '.join(ACTIVATION_NAMES)})",
+    )
+    head_init: Literal["auto", "zero", "xavier", "he"] = Field(
+        "auto",
+        description="first weights of the classifier where no linear probe is fitted; auto: zero, "
+        "so that the first gradients do not move the backbone; hidden layers: he, and xavier with "
+        "tanh",
+    )
     kwargs: dict[str, Any] = Field(
         default_factory=dict,
         description="further arguments of timm.create_model, or of your own function",
@@ -62,6 +83,21 @@ class ModelConfig(Section):
         if isinstance(values, dict) and is_import_path(str(values.get("backbone", ""))):
             return {"weights": "random", **values}
         return values
+
+    @model_validator(mode="after")
+    def _check_head_params(self) -> "ModelConfig":
+        if self.head_params and self.head != "mlp":
+            raise ValueError(
+                f"head_params cannot apply to model.head={self.head}. Set model.head=mlp, or leave "
+                f"head_params out."
+            )
+        parse_mlp_options(self.head_params)
+        return self
+
+    @property
+    def mlp_options(self) -> MlpOptions | None:
+        """Hidden layers of the classifier; None for a linear one."""
+        return parse_mlp_options(self.head_params) if self.head == "mlp" else None
 
 
 class TrainerConfig(Section):

@@ -20,6 +20,12 @@ from finetune.models.custom_network import (
 )
 from finetune.models.input_channels import adapt_statistics
 from finetune.models.layer_groups import find_classifier_parameters
+from finetune.models.mlp_head import (
+    HeadInit,
+    MlpSettings,
+    attach_mlp_head,
+    initialise_head,
+)
 from finetune.models.pretrained.load_report import build_load_report, check_loaded, record_loads
 from finetune.models.pretrained.weights import (
     WeightsSource,
@@ -37,7 +43,7 @@ class Network:
     """A timm model, or a network of one's own, that is ready to train.
 
     Attributes:
-        module: Module from normalised images (B, C, H, W) to logits (B, K); the classifier is zero.
+        module: Module from normalised images (B, C, H, W) to logits (B, K).
         spec: Preprocessing that its weights expect.
         report: Report of the parameters that the weights provided.
         model_args: Arguments of ``timm.create_model``, or of one's own function, that build the
@@ -62,9 +68,11 @@ def create_network(
     drop_rate: float | None = None,
     kwargs: Mapping[str, Any] | None = None,
     pretrained_cfg: Mapping[str, Any] | None = None,
+    mlp: MlpSettings | None = None,
+    head_init: HeadInit = "zero",
     seed: int = 0,
 ) -> Network:
-    """Create a timm model with a new linear classifier whose weights are zero.
+    """Create a timm model with a new classifier, which is linear and zero by default.
 
     Args:
         backbone: timm name, with or without a tag, or ``package.module:function``.
@@ -77,6 +85,8 @@ def create_network(
         drop_rate: Dropout rate before the classifier; None for that of the backbone.
         kwargs: Further arguments of ``timm.create_model``, or of one's own function.
         pretrained_cfg: Overrides of the preprocessing.
+        mlp: Hidden layers of the classifier; None for a linear one.
+        head_init: First weights of the classifier, see ``initialise_head``.
         seed: Seed of the random initialisation; the global generator is not used.
 
     Raises:
@@ -112,10 +122,9 @@ def create_network(
     head = find_classifier_parameters(module)
     report = build_load_report(module, head, source, loads.get(id(module)))
     check_loaded(report, source)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if name in head:
-                parameter.zero_()
+    if mlp is not None:
+        attach_mlp_head(module, mlp)
+    initialise_head(module, head_init, seed=seed)
     _drop_state_dict(module)
     spec = _resolve_spec(module, num_channels, image_size)
     _check_size(backbone, module, spec)

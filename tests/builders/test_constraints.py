@@ -42,8 +42,11 @@ CASES: dict[tuple[str, ...], dict[str, Any]] = {
     ("probe.num_crops", "probe.enabled"): {"probe.num_crops": 1},
     ("probe.depth", "probe.enabled"): {"probe.depth": 2},
     ("probe.last_stage_epochs", "probe.enabled"): {"probe.last_stage_epochs": 3},
+    ("probe.stages", "probe.enabled"): {"probe.stages": "on"},
     ("imbalance.head_rebalancing", "probe.enabled"): {"imbalance.head_rebalancing": "crt"},
     ("probe.last_stage_epochs", "probe.depth"): {**PROBE, "probe.last_stage_epochs": 3},
+    ("probe.enabled", "model.head"): {**PROBE, "model.head": "mlp"},
+    ("model.head_init", "probe.enabled"): {**PROBE, "model.head_init": "he"},
     ("probe.enabled", "model.backbone"): {**PROBE, "facts": NO_LINEAR_HEAD},
     ("probe.enabled", "trainer.strategy"): {**PROBE, **SHARDED},
     ("probe.depth", "model.backbone"): {

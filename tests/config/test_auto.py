@@ -34,6 +34,7 @@ EXPLICIT: dict[str, Any] = {
     "optim.lr": 1e-5,
     "optim.backbone_lr_scale": 0.5,
     "optim.layer_decay": 0.9,
+    "model.head_init": "he",
     "optim.weight_decay": 0.2,
     "optim.momentum": 0.0,
     "optim.nesterov": "off",

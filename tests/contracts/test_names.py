@@ -13,10 +13,12 @@ from finetune.config.optimizer_defaults import (
 )
 from finetune.config.sections import balance, learning, objective, optim
 from finetune.config.sections import data as images
+from finetune.config.sections.head_options import ACTIVATION_NAMES, parse_mlp_options
 from finetune.data.samplers.sampling_weights import SAMPLERS
 from finetune.data.transforms.presets import AUGMENTATIONS
 from finetune.lookup import has_parameter
 from finetune.losses import CLASS_WEIGHTS, LOSSES, MULTI_LABEL_LOSSES, SCORE_LOSSES
+from finetune.models.mlp_head import ACTIVATIONS
 from finetune.training.optimization.optimizers import OPTIMIZERS
 from finetune.training.schedules.learning_rate import LR_SCHEDULES
 from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES
@@ -32,6 +34,7 @@ from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES
         pytest.param(learning.UNFREEZE_NAMES, UNFREEZE_SCHEDULES, id="UNFREEZE"),
         pytest.param(optim.LR_SCHEDULE_NAMES, LR_SCHEDULES, id="LR_SCHEDULES"),
         pytest.param(optim.OPTIMIZER_NAMES, OPTIMIZERS, id="OPTIMIZERS"),
+        pytest.param(ACTIVATION_NAMES, ACTIVATIONS, id="ACTIVATIONS"),
         pytest.param(balance.IMBALANCE_NAMES, IMBALANCE_STRATEGIES, id="IMBALANCE"),
     ],
 )
@@ -39,6 +42,11 @@ def test_config_names_are_the_keys_of_the_table(
     names: Sequence[str], table: Mapping[str, Any]
 ) -> None:
     assert list(names) == list(table)
+
+
+def test_activations_of_a_head_are_those_that_the_config_accepts() -> None:
+    for name in ACTIVATION_NAMES:
+        assert parse_mlp_options({"activation": name}).activation == name
 
 
 def test_every_optimizer_has_a_rate_a_scale_and_a_weight_decay() -> None:

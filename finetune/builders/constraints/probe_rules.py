@@ -46,6 +46,17 @@ PROBE = (
         "probe.last_stage_epochs out.",
     ),
     Constraint(
+        ("probe.enabled", "model.head"),
+        lambda c, _: c.probe.enabled == "on" and c.model.head != "linear",
+        "a probe is fitted as one linear layer, and hidden layers would start from random weights "
+        "anyway. Leave probe.enabled out, or set model.head=linear.",
+    ),
+    Constraint(
+        ("model.head_init", "probe.enabled"),
+        lambda c, _: c.probe.enabled == "on" and c.model.head_init != "zero",
+        "the probe fits the head, whose first weights it replaces. Leave one of them out.",
+    ),
+    Constraint(
         ("probe.enabled", "model.backbone"),
         lambda c, run: c.probe.enabled == "on" and not run.facts.has_linear_head,
         "its classifier is not one linear layer. Leave probe.enabled out.",

@@ -77,7 +77,13 @@ def build_load_report(
     )
     num_parameters = sum(sizes.values())
     num_loaded = num_parameters - sum(sizes.get(name, 0) for name in missing_backbone)
-    unexpected = {} if incompatible_keys is None else incompatible_keys.unexpected
+    # another classifier at the same place, such as one with hidden layers
+    prefixes = tuple({f"{name.rpartition('.')[0]}." for name in head})
+    unexpected = {
+        name: size
+        for name, size in (incompatible_keys.unexpected.items() if incompatible_keys else ())
+        if not name.startswith(prefixes)
+    }
     return LoadReport(source.label, num_loaded, num_parameters, missing_backbone, unexpected)
 
 

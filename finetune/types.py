@@ -172,11 +172,14 @@ class Prediction:
         path: Path of the image as the caller gave it.
         labels: Class names.
         probabilities: Class probabilities in [0, 1], in the order of ``labels``.
+        all_probabilities: Probability of every label of a multi-label model, in class order; None
+            for other models.
     """
 
     path: str
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
+    all_probabilities: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

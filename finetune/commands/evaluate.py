@@ -23,7 +23,7 @@ from finetune.data.manifest import Manifest, check_labels
 from finetune.errors import ConfigError
 from finetune.inference.input_checks import check_views, resize_input
 from finetune.inference.predictor import Predictor
-from finetune.inference.scoring import evaluate_logits
+from finetune.inference.scoring import evaluate_targets
 from finetune.inference.tta import parse_tta
 from finetune.system.hardware import prepare_accelerator
 from finetune.system.host import count_available_cores
@@ -144,6 +144,7 @@ def evaluate_loaded(
         options.splits or "auto",
         bundle.card.read_options,
         reporter,
+        multi_label_classes=bundle.card.classes if bundle.card.is_multi_label else (),
     )
     check_labels(images.samples, bundle.card.classes)
     num_training_images = _count_training_images(images, paths, path, reporter)
@@ -157,20 +158,20 @@ def evaluate_loaded(
         tta=options.tta,
     )
     reporter.start("evaluating", len(images.samples))
-    labels = manifest.encode_labels(images.samples)
+    targets = manifest.encode_targets(images.samples)
     files = manifest.resolve_paths(images.samples)
     lost: dict[int, str] = {}
     logits = predictor.predict_logits(files, on_batch=reporter.advance, unreadable=lost)
     reporter.finish()
     if lost:
         kept, rejected = report_unreadable(images.samples, images.root, lost, reporter)
-        labels, logits = [labels[row] for row in kept], logits[kept]
+        targets, logits = targets[kept], logits[kept]
         images = images.select(kept, rejected)
     result = EvaluateResult(
         paths[0],
         images.root,
         images.split,
-        evaluate_logits(predictor, logits, labels),
+        evaluate_targets(predictor, logits, targets),
         images.rejected,
         options.tta,
         prior_to_json(bundle.card, requested=None),
@@ -183,8 +184,7 @@ def evaluate_loaded(
     clean_rows = find_rows_without_leaks(run.manifest, get_run_files(images, run))
     if clean_rows is None:
         return result
-    clean_labels = [labels[row] for row in clean_rows]
-    without_leaks = evaluate_logits(predictor, logits[clean_rows], clean_labels)
+    without_leaks = evaluate_targets(predictor, logits[clean_rows], targets[clean_rows])
     return replace(result, without_leaks=without_leaks)
 
 

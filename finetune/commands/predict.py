@@ -14,6 +14,11 @@ from finetune.data.images.validate import check_files
 from finetune.data.scan import list_images
 from finetune.errors import DataError, RunFolderError
 from finetune.inference.input_checks import check_views, resize_input
+from finetune.inference.label_predictions import (
+    check_top_k,
+    format_label_predictions,
+    label_prediction_to_json,
+)
 from finetune.inference.predictor import Predictor
 from finetune.inference.tta import parse_tta
 from finetune.system.files import write_text
@@ -34,6 +39,7 @@ class PredictResult:
         prior: JSON description of the target class prior, see ``prior_to_json``.
         members: Path and weight of each member of an ensemble; empty for one model.
         image_size: Height and width of the input in pixels, if it is not that of the model.
+        multi_label_classes: Labels of a multi-label model, in class order; empty for other models.
     """
 
     predictions: tuple[Prediction, ...]
@@ -43,6 +49,7 @@ class PredictResult:
     prior: Mapping[str, Any] = field(default_factory=dict)
     members: tuple[tuple[str, float], ...] = ()
     image_size: int | None = None
+    multi_label_classes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -55,7 +62,9 @@ class PredictResult:
             "image_size": self.image_size,
             "prior": dict(self.prior),
             "predictions": [
-                {
+                label_prediction_to_json(p, self.multi_label_classes)
+                if self.multi_label_classes
+                else {
                     "path": p.path,
                     "label": p.labels[0],
                     "probability": p.probabilities[0],
@@ -70,7 +79,14 @@ class PredictResult:
         }
 
     def to_csv(self) -> str:
-        """Return CSV text, one row per file: path, label and probability per rank, and error."""
+        """Return CSV text, one row per file: path, label and probability per rank, and error.
+
+        Of a multi-label model it has the predicted labels, and the probability of each label.
+        """
+        if self.multi_label_classes:
+            return format_label_predictions(
+                self.predictions, self.rejected, self.multi_label_classes
+            )
         ranks = max((len(p.labels) for p in self.predictions), default=1)
         columns = [
             name + ("" if rank == 1 else f"_{rank}")
@@ -135,6 +151,7 @@ def predict(
     )
     bundle = resize_input(apply_prior(bundle, prior, reporter), image_size)
     check_views(bundle, tta)
+    check_top_k(top_k, bundle.card)
     files, rejected = list_images(images)
     readable, unreadable = _filter_readable(files, bundle.card.read_options, reporter)
     rejected = [*rejected, *unreadable]
@@ -155,7 +172,14 @@ def predict(
     rejected += lost_files
     prior_json = prior_to_json(bundle.card, requested=prior)
     result = PredictResult(
-        predictions, tuple(rejected), output, tta, prior_json, list_members(bundle), image_size
+        predictions,
+        tuple(rejected),
+        output,
+        tta,
+        prior_json,
+        list_members(bundle),
+        image_size,
+        multi_label_classes=bundle.card.classes if bundle.card.is_multi_label else (),
     )
     if output is not None:
         write_text(output, result.to_csv())

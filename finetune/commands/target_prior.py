@@ -39,6 +39,11 @@ def apply_prior(bundle: ModelBundle, prior: str | None, reporter: Reporter) -> M
     if prior is None:
         return bundle
     card = bundle.card
+    if card.is_multi_label:
+        raise ConfigError(
+            f"--prior {prior} cannot apply to a multi-label model: its labels do not exclude each "
+            f"other, and have no common prior. Leave it out."
+        )
     check_prior(prior, card.classes)
     _check_losses(prior, bundle)
     if card.priors is None:
@@ -89,6 +94,14 @@ def prior_to_json(card: ModelCard, *, requested: str | None) -> dict[str, Any]:
         description; and "class_prior", class name to prior, None if unknown.
     """
     priors = card.priors
+    if card.is_multi_label:
+        description = "none, each label has a probability of its own"
+        return {
+            "requested": requested,
+            "adjusted": False,
+            "target_prior": description,
+            "class_prior": None,
+        }
     if priors is None:
         return {
             "requested": requested,

@@ -21,6 +21,7 @@ from finetune.data.dataset import (
 from finetune.data.images.source import FileSource
 from finetune.data.transforms.view_stack import ViewStack, build_view_stack
 from finetune.inference.input_checks import check_views
+from finetune.inference.label_scoring import predict_labels
 from finetune.inference.tta import parse_tta
 from finetune.models.classifier import normalise
 from finetune.types import DEFAULT_READ_OPTIONS, PixelRange, Prediction, ReadOptions, Tta
@@ -179,6 +180,8 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """Yield the ``top_k`` most probable classes of each image, in the order of ``paths``.
 
+        A multi-label model yields the labels whose probabilities reach their thresholds.
+
         Args:
             paths: Image files, shape (N,).
             top_k: Number of classes, at most all of them.
@@ -191,7 +194,16 @@ class Predictor:
         """
         top_k = min(top_k, len(self.card.classes))
         for logits, rows in self._iterate_logits(paths, on_batch, unreadable):
-            values, indices = self.compute_probabilities(logits).topk(top_k, dim=1)
+            probabilities = self.compute_probabilities(logits)
+            if self.card.thresholds is not None:
+                own = zip(rows, probabilities.tolist(), strict=True)
+                yield from (
+                    predict_labels(str(paths[row]), values, self.card)
+                    for row, values in own
+                    if unreadable is None or row not in unreadable
+                )
+                continue
+            values, indices = probabilities.topk(top_k, dim=1)
             for row, value, columns in zip(rows, values.tolist(), indices.tolist(), strict=True):
                 if unreadable is None or row not in unreadable:
                     labels = tuple(self.card.classes[column] for column in columns)
@@ -280,4 +292,6 @@ def _compute_mean(logits: Tensor, member: _Member) -> Tensor:
     scaled = logits / member.card.temperature
     if member.shift is not None:
         scaled = scaled + member.shift
+    if member.card.is_multi_label:  # too close to 0 or 1 for float32
+        return scaled.double().sigmoid().mean(dim=1)
     return scaled.softmax(dim=2).mean(dim=1)

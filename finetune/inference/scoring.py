@@ -4,11 +4,36 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.evaluation.metrics import evaluate_probabilities
+from finetune.evaluation.multi_label.label_metrics import MultiLabelEvaluation, evaluate_labels
+from finetune.inference.label_scoring import label_details_to_json
 from finetune.inference.predictor import Predictor
 from finetune.types import Evaluation
+
+AnyEvaluation = Evaluation | MultiLabelEvaluation
+
+
+def evaluate_targets(predictor: Predictor, logits: Tensor, targets: NDArray[Any]) -> AnyEvaluation:
+    """Return the evaluation of a model's logits for images of one class, or of any labels.
+
+    Args:
+        predictor: Predictor that computed the logits.
+        logits: Uncalibrated logits, shape (N, V, K), with V views of each image.
+        targets: Class indices in the model's order, shape (N,), or 1 for each label of multi-label
+            images, shape (N, K).
+    """
+    if targets.ndim == 1:
+        return evaluate_logits(predictor, logits, targets.tolist())
+    return evaluate_labels(
+        predictor.compute_probabilities(logits),
+        torch.from_numpy(targets),
+        classes=predictor.card.classes,
+        thresholds=predictor.card.thresholds,
+        train_counts=predictor.card.train_counts,
+    )
 
 
 def evaluate_logits(predictor: Predictor, logits: Tensor, labels: Sequence[int]) -> Evaluation:
@@ -27,13 +52,15 @@ def evaluate_logits(predictor: Predictor, logits: Tensor, labels: Sequence[int])
     )
 
 
-def metrics_to_json(evaluation: Evaluation) -> dict[str, float | None]:
+def metrics_to_json(evaluation: AnyEvaluation) -> dict[str, float | None]:
     """Return all metrics by name; None for undefined ones."""
     return {**evaluation.metrics, **dict.fromkeys(evaluation.undefined_metrics)}
 
 
-def details_to_json(evaluation: Evaluation) -> dict[str, Any]:
+def details_to_json(evaluation: AnyEvaluation) -> dict[str, Any]:
     """Return the evaluation without its metrics and confusion matrix as JSON values."""
+    if isinstance(evaluation, MultiLabelEvaluation):
+        return label_details_to_json(evaluation)
     stats = evaluation.per_class
     by_name = {entry.name: entry for entry in stats}
     has_train_images = all(entry.train_images is not None for entry in stats)

@@ -62,7 +62,7 @@ POINTS = {
         _is_later_best_checkpoint,
         is_after=True,
     ),
-    "final evaluation": FaultPoint("finetune.commands.fit.finalize:evaluate_logits"),
+    "final evaluation": FaultPoint("finetune.commands.fit.finalize:evaluate_targets"),
     # while the files of the bundle are written
     "bundle": FaultPoint("finetune.bundle.bundle:render_readme"),
 }

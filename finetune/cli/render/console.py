@@ -94,12 +94,14 @@ class ConsoleReporter(Reporter):
     def show_epoch(self, row: Mapping[str, Any]) -> None:
         """Print a row of the epoch table, and its header before the first row."""
         self.finish()
+        columns = _LABEL_EPOCH_COLUMNS if "val/mean_average_precision" in row else _EPOCH_COLUMNS
         if not self._has_epoch_header:
             self._has_epoch_header = True
-            header = (f"{title:>{width}}" for title, width, _ in _EPOCH_COLUMNS.values())
+            header = (f"{title:>{width}}" for title, width, _ in columns.values())
             self.console.print("  ".join(header), style="bold")
         cells = (
-            _format_cell(row[key], width, spec) for key, (_, width, spec) in _EPOCH_COLUMNS.items()
+            _format_cell(row[key], width, spec) if key in row else " " * width
+            for key, (_, width, spec) in columns.items()
         )
         self.console.print("  ".join(cells), soft_wrap=True)
 
@@ -204,6 +206,16 @@ _EPOCH_COLUMNS = {
     "seconds": ("seconds", 7, ".1f"),
 }
 """Key of an epoch's row to the title, width and format of its column."""
+
+
+_LABEL_EPOCH_COLUMNS = {
+    **{key: _EPOCH_COLUMNS[key] for key in list(_EPOCH_COLUMNS)[:4]},
+    "val/mean_average_precision": ("mAP", 8, ".1%"),
+    "val/micro_average_precision": ("micro AP", 8, ".1%"),
+    "val/macro_f1": ("macro F1", 8, ".1%"),
+    "seconds": ("seconds", 7, ".1f"),
+}
+"""Columns of multi-label images."""
 
 
 def _format_cell(value: float, width: int, spec: str) -> str:

@@ -7,6 +7,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from finetune.cli.render.multi_label.label_table import (
+    build_label_remarks,
+    build_label_table,
+    describe_label_metrics,
+)
 from finetune.inference.tta import describe_tta, parse_tta
 from finetune.units import format_count, format_percent
 
@@ -35,6 +40,8 @@ def build_overall_rows(result: Mapping[str, Any]) -> dict[str, str]:
         rows["tta"] = describe_tta(parse_tta(result.get("views", True)))
     if result.get("image_size"):
         rows["image size"] = f"{result['image_size']} px"
+    if "per_label" in result:
+        return rows | describe_label_metrics(result)
     rows["prior"] = result["prior"]["target_prior"]
     remarks = {
         "accuracy": f"  (95% interval {_format_interval(result['accuracy_interval'])})",
@@ -49,6 +56,8 @@ def build_overall_rows(result: Mapping[str, Any]) -> dict[str, str]:
 
 def build_class_table(result: Mapping[str, Any]) -> Table:
     """Return a table with one row per class, lowest F1 first, at most 80 columns wide."""
+    if "per_label" in result:
+        return build_label_table(result)
     rows = _select_classes(result["per_class"])
     gap = 2 if max(len(name) for name, _ in rows) <= 16 else 1
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
@@ -74,6 +83,8 @@ def build_class_table(result: Mapping[str, Any]) -> Table:
 
 def build_remarks(result: Mapping[str, Any], *, show_classes: bool = True) -> list[str]:
     """Return the lines below the tables, on undefined metrics and on classes that are not shown."""
+    if "per_label" in result:
+        return build_label_remarks(result, show_labels=show_classes)
     classes: Mapping[str, Stats] = result["per_class"]
     remarks = []
     if show_classes and len(classes) > FULL_TABLE_MAX_CLASSES:

@@ -33,7 +33,7 @@ def build_plan_rows(plan: Mapping[str, Any]) -> dict[str, str]:
     data, model, training = plan["data"], plan["model"], plan["training"]
     counts = ", ".join(f"{n:,} {split}" for split, n in data["num_images"].items() if n)
     rows = {
-        "images": f"{counts}; {format_count(len(data['classes']), 'class')}, imbalance ratio "
+        "images": f"{counts}; {_describe_classes(data)}, imbalance ratio "
         f"{data['imbalance_ratio']:g}",
         **({"groups": describe_groups(data["groups"])} if data.get("groups") else {}),
         **_describe_pixel_values(data),
@@ -79,21 +79,26 @@ def describe_probe_result(result: Mapping[str, Any]) -> list[str]:
         if num_cached
         else ""
     )
+    mean_average_precision = result.get("cross_validated_mean_average_precision")
+    score = f"{format_percent(result['cross_validated_accuracy'])} cross-validated accuracy"
+    if mean_average_precision is not None:
+        score = f"{format_percent(mean_average_precision)} cross-validated mean average precision"
     lines = [
-        f"Linear probe: {format_percent(result['cross_validated_accuracy'])} cross-validated "
-        f"accuracy on {format_count(result['num_train_images'], 'training image')} "
+        f"Linear probe: {score} on {format_count(result['num_train_images'], 'training image')} "
         f"({_format_folds(result['folds'])}; "
         f"L2 {format_scientific(result['l2_penalty'], digits=1)}), "
         f"{format_duration(result['seconds'])}{cached}"
     ]
     lines += describe_stages(result.get("stages"))
+    if result["last_stage_epochs"] is None:
+        return lines
     head_accuracy = format_percent(result["head_metrics"]["accuracy"])
     if result["last_stage_epochs"]:
         lines.append(
             f"Last stage: {format_percent(result['metrics']['accuracy'])} validation accuracy "
             f"after epoch {result['last_stage_epochs']}, {head_accuracy} with the linear head alone"
         )
-    elif result["last_stage_epochs"] is not None:
+    else:
         lines.append(
             f"Last stage: no epoch improved on the linear head ({head_accuracy} validation "
             f"accuracy); its weights were left unchanged"
@@ -107,6 +112,14 @@ def _format_folds(folds: Mapping[str, Any]) -> str:
         num_held_out=folds["num_held_out_folds"],
         num_groups=folds["num_groups"],
     )
+
+
+def _describe_classes(data: Mapping[str, Any]) -> str:
+    """Return the number of classes, or of labels and how many an image has."""
+    labels = data.get("labels_per_image")
+    if labels is None:
+        return format_count(len(data["classes"]), "class")
+    return f"{format_count(len(data['classes']), 'label')}, {labels:.3g} per image (multi-label)"
 
 
 def _describe_pixel_values(data: Mapping[str, Any]) -> dict[str, str]:
@@ -215,7 +228,7 @@ def _describe_imbalance(plan: Mapping[str, Any]) -> str:
         start = training["class_weights_start_epoch"]
         since = f" from epoch {start}" if start > 1 else ""
         parts.append(f"class weights {training['class_weights']}{since}")
-    if training["loss"] != "cross_entropy":
+    if training["loss"] not in ("cross_entropy", "bce"):
         is_other = probe is not None and probe["loss"] != training["loss"]
         probe_loss = f" (probe: {probe['loss']})" if is_other else ""
         parts.append(f"loss {training['loss']}{probe_loss}")

@@ -17,6 +17,7 @@ from finetune.commands.run_split import (
 from finetune.commands.stored_run import check_files_exist
 from finetune.data.images.validate import filter_readable
 from finetune.data.layouts.split_names import SplitSetting
+from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOptions
 from finetune.errors import ConfigError, DataError
 from finetune.types import ReadOptions, RejectedFile, Reporter, Sample, Split
 
@@ -57,6 +58,8 @@ def select_images(
     splits: SplitSetting,
     options: ReadOptions,
     reporter: Reporter,
+    *,
+    multi_label_classes: Sequence[str] = (),
 ) -> EvaluationSet:
     """Return the images of a split of the run, or those of other data.
 
@@ -68,6 +71,7 @@ def select_images(
         splits: How splits are found in other data.
         options: How image files are read.
         reporter: Receives progress, notes and warnings.
+        multi_label_classes: Labels of a multi-label model.
 
     Raises:
         ConfigError: There are neither a run nor data.
@@ -79,14 +83,17 @@ def select_images(
                 f"{model} is not a run folder, so it has no held-out images. Give a folder of "
                 f"labelled images: finetune evaluate {model} FOLDER"
             )
-        return _select_other_images(data, None, split, splits, options, reporter)
+        tables = DEFAULT_TABLE_OPTIONS.adapt_to_other_data(multi_label_classes)
+        return _select_other_images(data, None, split, splits, options, reporter, tables)
     if data is None and not run.path.exists():
         present = [sample.split for sample in run.manifest.samples]
         check_files_exist(run.manifest, run.manifest.get_samples(choose_split(present, split)))
     located = locate_images(data, run, reporter=reporter)
     if located.holds_run(run):
         return _select_run_images(located, run, split, options, reporter)
-    return _select_other_images(located.path, located, split, located.splits, options, reporter)
+    return _select_other_images(
+        located.path, located, split, located.splits, options, reporter, run.tables
+    )
 
 
 def _select_run_images(
@@ -127,6 +134,7 @@ def _select_other_images(
     splits: SplitSetting,
     options: ReadOptions,
     reporter: Reporter,
+    tables: TableOptions,
 ) -> EvaluationSet:
     """Return the images of a split of the data, or all of them if they have no splits."""
     samples, root, rejected = find_readable_samples(
@@ -134,6 +142,7 @@ def _select_other_images(
         options=options,
         reporter=reporter,
         splits=splits,
+        tables=tables,
         scanned=None if located is None else located.complete_scan,
     )
     selected = None

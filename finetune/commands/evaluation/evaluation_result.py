@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.commands.run_split import RunDifferences
-from finetune.inference.scoring import details_to_json, metrics_to_json
-from finetune.types import Evaluation, RejectedFile, Split, Tta
+from finetune.evaluation.multi_label.label_metrics import MultiLabelEvaluation
+from finetune.inference.scoring import AnyEvaluation, details_to_json, metrics_to_json
+from finetune.types import RejectedFile, Split, Tta
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,11 @@ class EvaluateResult:
     model: Path
     data: Path
     split: Split | None
-    evaluation: Evaluation
+    evaluation: AnyEvaluation
     rejected: tuple[RejectedFile, ...]
     tta: Tta = Tta.NONE
     prior: Mapping[str, Any] = field(default_factory=dict)
-    without_leaks: Evaluation | None = None
+    without_leaks: AnyEvaluation | None = None
     num_training_images: int | None = None
     differences: RunDifferences | None = None
     members: tuple[tuple[str, float], ...] = ()
@@ -46,7 +47,6 @@ class EvaluateResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
-        classes = [stats.name for stats in self.evaluation.per_class]
         return {
             "model": str(self.model),
             "data": str(self.data),
@@ -58,10 +58,7 @@ class EvaluateResult:
             "prior": dict(self.prior),
             "metrics": metrics_to_json(self.evaluation),
             **details_to_json(self.evaluation),
-            "confusion_matrix": {
-                "classes": classes,
-                "counts": [list(row) for row in self.evaluation.confusion_matrix],
-            },
+            **_confusion_to_json(self.evaluation),
             "without_leaks": None
             if self.without_leaks is None
             else {
@@ -72,3 +69,15 @@ class EvaluateResult:
             "differences": None if self.differences is None else self.differences.to_json(),
             "rejected": [asdict(entry) for entry in self.rejected],
         }
+
+
+def _confusion_to_json(evaluation: AnyEvaluation) -> dict[str, Any]:
+    """Return the confusion matrix; nothing for labels that do not exclude each other."""
+    if isinstance(evaluation, MultiLabelEvaluation):
+        return {}
+    return {
+        "confusion_matrix": {
+            "classes": [stats.name for stats in evaluation.per_class],
+            "counts": [list(row) for row in evaluation.confusion_matrix],
+        }
+    }

@@ -1,11 +1,12 @@
 """Calibration and evaluation of the best model of a run, and its bundle."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from finetune.audit.leakage import find_rows_without_leaks
 from finetune.builders import Training, get_micro_batch_size
@@ -21,13 +22,20 @@ from finetune.commands.measurement.prior_adjustment import (
 from finetune.commands.target_prior import prior_to_json
 from finetune.data.training_data import group_samples
 from finetune.evaluation.calibration import Calibration, calibrate
+from finetune.evaluation.multi_label.label_calibration import calibrate_labels
+from finetune.evaluation.multi_label.label_thresholds import choose_thresholds
 from finetune.evaluation.priors import compute_logit_shift, normalize_prior
 from finetune.inference.predictor import Predictor
-from finetune.inference.scoring import details_to_json, evaluate_logits, metrics_to_json
+from finetune.inference.scoring import (
+    AnyEvaluation,
+    details_to_json,
+    evaluate_targets,
+    metrics_to_json,
+)
 from finetune.system.files import write_file_atomically
 from finetune.system.run_folder import RunFolder
 from finetune.training.callbacks.early_stopping import EarlyStop
-from finetune.types import Evaluation, Reporter, Split
+from finetune.types import Reporter, Split
 
 _EVAL_BATCH_SIZE = 32
 
@@ -48,14 +56,17 @@ class FinalEvaluation:
             images; None if it is given by the config.
         early_stop: When and why training stopped before its last epoch; None if it did not.
         held_out: Class probabilities of the validation images, shape (N, K); None without any.
+        thresholds: Probability from which each label of a multi-label model is predicted; None for
+            other models.
     """
 
-    evaluations: Mapping[str, Evaluation]
+    evaluations: Mapping[str, AnyEvaluation]
     calibration: Calibration | None
     prior: Mapping[str, Any]
     adjustment: PriorAdjustment | None = None
     early_stop: EarlyStop | None = None
     held_out: torch.Tensor | None = None
+    thresholds: tuple[float, ...] | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -81,47 +92,55 @@ def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) 
     """
     manifest = training.manifest
     bundle = load_model(run.best_checkpoint_path)
-    calibration = adjustment = held_out_probabilities = None
+    calibration = adjustment = held_out_probabilities = thresholds = None
     evaluations = {}
     for split in (Split.VAL, Split.TEST):
         samples = manifest.get_samples(split)
         if not samples:
             continue
-        labels = manifest.encode_labels(samples)
+        targets = manifest.encode_targets(samples)
         reporter.start(f"evaluating on {split.value}", len(samples))
         logits = _build_predictor(bundle, training).predict_logits(
             manifest.resolve_paths(samples), on_batch=reporter.advance
         )
         clean = find_rows_without_leaks(manifest, manifest.resolve_paths(samples))
         if split is Split.VAL:
-            rows = clean or list(range(len(labels)))
+            rows = clean or list(range(len(targets)))
             groups = group_samples([samples[row] for row in rows])
-            held_out = HeldOutLogits(logits[rows, 0], torch.tensor(labels)[rows], groups)
-            shift = _compute_prior_shift(labels, bundle)
+            held_out = HeldOutLogits(logits[rows, 0], torch.from_numpy(targets)[rows], groups)
+            shift = _compute_prior_shift(targets, bundle)
             if training.config.calibration.enabled == "on":
-                calibration = calibrate(
-                    held_out.logits, held_out.target, shift=shift, groups=groups
+                calibration = (
+                    calibrate_labels(held_out.logits, held_out.target, groups=groups)
+                    if bundle.card.is_multi_label
+                    else calibrate(held_out.logits, held_out.target, shift=shift, groups=groups)
                 )
-                bundle = _apply_temperature(bundle, calibration)
+            thresholds = _choose_thresholds(bundle, held_out, calibration)
+            bundle = _calibrate(bundle, calibration, thresholds)
             if needs_strength(training):
                 adjustment = choose_prior_adjustment(
                     run, training, bundle, held_out, label_shift=shift
                 )
                 bundle = apply_prior_adjustment(bundle, adjustment)
         predictor = _build_predictor(bundle, training)
-        evaluations[split.value] = evaluate_logits(predictor, logits, labels)
+        evaluations[split.value] = evaluate_targets(predictor, logits, targets)
         if split is Split.VAL:
             held_out_probabilities = predictor.compute_probabilities(logits)
         if clean is not None:
-            evaluations[f"{split.value}{WITHOUT_LEAKS_SUFFIX}"] = evaluate_logits(
-                predictor, logits[clean], [labels[row] for row in clean]
+            evaluations[f"{split.value}{WITHOUT_LEAKS_SUFFIX}"] = evaluate_targets(
+                predictor, logits[clean], targets[clean]
             )
         reporter.finish()
     if adjustment is not None:
         reporter.note(describe_prior_adjustment(adjustment))
     prior = prior_to_json(bundle.card, requested=None)
     return FinalEvaluation(
-        evaluations, calibration, prior, adjustment, held_out=held_out_probabilities
+        evaluations,
+        calibration,
+        prior,
+        adjustment,
+        held_out=held_out_probabilities,
+        thresholds=thresholds,
     )
 
 
@@ -133,7 +152,8 @@ def write_bundle(run: RunFolder, evaluation: FinalEvaluation) -> None:
     Raises:
         StorageError: The disk is full or fails.
     """
-    best = _apply_temperature(load_model(run.best_checkpoint_path), evaluation.calibration)
+    best = load_model(run.best_checkpoint_path)
+    best = _calibrate(best, evaluation.calibration, evaluation.thresholds)
     best = apply_prior_adjustment(best, evaluation.adjustment)
     card = replace(best.card, facts={**best.card.facts, **evaluation.facts})
     if evaluation.held_out is not None and run.cross_validation_run is not run:
@@ -152,7 +172,17 @@ def save_held_out(run: RunFolder, probabilities: torch.Tensor) -> None:
         np.savez(stream, probabilities=probabilities.float().numpy())
 
 
-def _compute_prior_shift(labels: Sequence[int], bundle: ModelBundle) -> torch.Tensor | None:
+def _choose_thresholds(
+    bundle: ModelBundle, held_out: HeldOutLogits, calibration: Calibration | None
+) -> tuple[float, ...] | None:
+    """Return the thresholds of the best F1 on validation images; None for one class per image."""
+    if not bundle.card.is_multi_label:
+        return None
+    temperature = 1.0 if calibration is None else calibration.temperature
+    return choose_thresholds((held_out.logits.double() / temperature).sigmoid(), held_out.target)
+
+
+def _compute_prior_shift(labels: NDArray[Any], bundle: ModelBundle) -> torch.Tensor | None:
     """Return the logit adjustment to the class prior of validation images, shape (K,).
 
     Without it, a difference of the priors would be mistaken for over- or underconfidence. Each
@@ -162,7 +192,7 @@ def _compute_prior_shift(labels: Sequence[int], bundle: ModelBundle) -> torch.Te
     priors = bundle.card.priors
     if priors is None or min(priors.model) <= 0:
         return None
-    counts = torch.bincount(torch.tensor(labels), minlength=len(priors.model))
+    counts = torch.bincount(torch.from_numpy(labels), minlength=len(priors.model))
     expected = torch.tensor(priors.model) * len(labels)
     # Pearson's chi-squared statistic, compared with its mean plus two standard deviations
     mean = len(counts) - 1
@@ -171,11 +201,14 @@ def _compute_prior_shift(labels: Sequence[int], bundle: ModelBundle) -> torch.Te
     return torch.tensor(compute_logit_shift(normalize_prior((counts + 1).tolist()), priors.model))
 
 
-def _apply_temperature(bundle: ModelBundle, calibration: Calibration | None) -> ModelBundle:
-    """Return the bundle with the temperature on its model card."""
-    if calibration is None:
-        return bundle
-    return replace(bundle, card=replace(bundle.card, temperature=calibration.temperature))
+def _calibrate(
+    bundle: ModelBundle, calibration: Calibration | None, thresholds: tuple[float, ...] | None
+) -> ModelBundle:
+    """Return the bundle with the temperature and the thresholds on its model card."""
+    card = replace(bundle.card, thresholds=thresholds)
+    if calibration is not None:
+        card = replace(card, temperature=calibration.temperature)
+    return replace(bundle, card=card)
 
 
 def _build_predictor(bundle: ModelBundle, training: Training) -> Predictor:

@@ -107,6 +107,11 @@ def _describe_data(training: Training, *, num_rejected: int) -> dict[str, Any]:
             for split in Split
             if manifest.get_samples(split)
         },
+        **(
+            {"labels_per_image": round(sum(counts) / len(training.data.train), 3)}
+            if training.data.is_multi_label
+            else {}
+        ),
         "imbalance_ratio": round(max(counts) / max(1, min(counts)), 2),
         "num_rejected": num_rejected,
         "groups": None if groups is None else groups.to_json(),

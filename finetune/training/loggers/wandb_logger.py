@@ -11,8 +11,10 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 
 from finetune.distributed import signals
 from finetune.errors import TrackingError
+from finetune.evaluation.multi_label.label_metrics import MultiLabelEvaluation
 from finetune.system.files import write_text
 from finetune.training.callbacks.early_stopping import EarlyStop
+from finetune.training.loggers.label_tables import log_label_evaluation
 from finetune.training.loggers.metrics_csv import MetricsCsv
 from finetune.types import Evaluation
 
@@ -151,7 +153,7 @@ class RunTracker:
 
     def finish(
         self,
-        evaluations: Mapping[str, Evaluation],
+        evaluations: Mapping[str, Evaluation | MultiLabelEvaluation],
         *,
         classes: Sequence[str],
         bundle_dir: Path,
@@ -199,7 +201,11 @@ def _silence_exit_errors() -> None:
 
 
 def _log_evaluation(
-    run: Any, evaluation: Evaluation, *, split: str, classes: Sequence[str]
+    run: Any,
+    evaluation: Evaluation | MultiLabelEvaluation,
+    *,
+    split: str,
+    classes: Sequence[str],
 ) -> None:
     """Log the final metrics of a split, its table of classes and its confusion matrix.
 
@@ -211,6 +217,9 @@ def _log_evaluation(
     """
     import wandb
 
+    if isinstance(evaluation, MultiLabelEvaluation):
+        log_label_evaluation(run, evaluation, split=split)
+        return
     low, high = evaluation.accuracy_interval
     metrics = {**evaluation.metrics, "accuracy_low": low, "accuracy_high": high}
     run.summary.update({f"final/{split}/{name}": value for name, value in metrics.items()})

@@ -1,0 +1,1 @@
+"""Text form of what a multi-label model returns."""

@@ -153,7 +153,9 @@ def prepare_cross_validation(
     num_folds = config.cross_validation.num_folds
     assert num_folds is not None, "a cross-validation has folds"
     _check_fractions(config)
-    config = replace_values(config, {"cross_validation.fold": None, "resume": "never"})
+    all_folds = config.cross_validation.model_copy(update={"fold": None})
+    # keeps which fields were set explicitly
+    config = config.model_copy(update={"cross_validation": all_folds, "resume": "never"})
     resolved_paths, data = load_run_data(config, reporter)
     samples = data.manifest.get_samples(Split.TRAIN)
     if any(sample.labels is not None for sample in samples):

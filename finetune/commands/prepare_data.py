@@ -27,6 +27,7 @@ from finetune.data.scan import Scan, scan
 from finetune.data.split import find_drawn_splits
 from finetune.errors import ConfigError
 from finetune.types import ReadOptions, RejectedFile, Reporter, Sample, Split
+from finetune.units import format_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,10 @@ def read_data(config: Config, path: Path, *, reporter: Reporter) -> RunData:
     _check_fractions(config, {sample.split for sample in dataset.samples})
     minimum = config.data.min_images_per_class
     has_folds = config.cross_validation.num_folds is not None
+    num_val = sum(sample.split is Split.VAL for sample in dataset.samples)
+    if has_folds and num_val:
+        images = format_count(num_val, "image")
+        reporter.note(f"The {images} of the val split are divided by the folds, as those of train.")
     manifest = build_manifest(
         dataset.root,
         merge_validation(dataset.samples) if has_folds else dataset.samples,

@@ -79,7 +79,7 @@ def crop_at_anchors(
             ]
     for step in before:
         image = _apply_step(image, step, _find_output_size(step, image))
-    image = _pad_to(image, crop_size)
+    image = _pad_to(image, crop_size, steps[len(before)])
     crops = [_crop(image, crop_size, *anchor) for anchor in CORNERS_AND_CENTER]
     if flips:
         crops += [_crop(_flip(image), crop_size, *anchor) for anchor in CORNERS_AND_CENTER]
@@ -106,13 +106,16 @@ def _apply_step(image: Image.Image, step: Step, size: tuple[int, int]) -> Image.
     return step(image)
 
 
-def _pad_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Return an image with zeros around it where a height or width is larger, as centre crops."""
+def _pad_to(image: Image.Image, size: tuple[int, int], step: Step) -> Image.Image:
+    """Return an image that is at least as high and wide as a size, padded as by a centre crop."""
     missing = max(0, size[1] - image.width), max(0, size[0] - image.height)
     if missing == (0, 0):
         return image
     padded: Image.Image = pad(
-        image, [missing[0] // 2, missing[1] // 2, (missing[0] + 1) // 2, (missing[1] + 1) // 2]
+        image,
+        [missing[0] // 2, missing[1] // 2, (missing[0] + 1) // 2, (missing[1] + 1) // 2],
+        fill=getattr(step, "fill", 0),
+        padding_mode=getattr(step, "padding_mode", "constant"),
     )
     return padded
 

@@ -94,6 +94,7 @@ def plan_fit(
     data: "StrPath | Config",
     *,
     config: Mapping[str, Any] | None = None,
+    with_layers: bool = False,
     reporter: "Reporter | None" = None,
     **options: Unpack[FitOptions],
 ) -> dict[str, Any]:
@@ -102,6 +103,8 @@ def plan_fit(
     Args:
         data: Folder or CSV of images, or a complete config.
         config: Dotted config key to value, for example ``{"data.leakage": "error"}``.
+        with_layers: Whether to measure each layer, too: output, parameters, multiply-adds and
+            activations, as "layers" of the plan.
         reporter: Receiver of notes, warnings and the plan; None discards them.
         **options: Options of ``finetune fit`` with underscores.
 
@@ -111,7 +114,7 @@ def plan_fit(
     run_config = build_fit_config(data, config=config, **options)
     from finetune.commands.fit.fit import plan_fit as run_plan_fit
 
-    return run_plan_fit(run_config, reporter=reporter)
+    return run_plan_fit(run_config, with_layers=with_layers, reporter=reporter)
 
 
 def find_learning_rate(

@@ -243,6 +243,9 @@ class Reporter:
     def show_plan(self, plan: Mapping[str, Any]) -> None:
         """Show the plan of a run before it starts."""
 
+    def show_layers(self, layers: Mapping[str, Any]) -> None:
+        """Show the costs of the layers of a run."""
+
     def start(self, task: str, total: int) -> None:
         """Start a progress bar named ``task`` with ``total`` steps."""
 

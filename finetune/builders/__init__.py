@@ -13,6 +13,7 @@ from finetune.builders.cost import (
     measure_run_cost,
 )
 from finetune.builders.criterion import select_probe_loss
+from finetune.builders.layer_report import describe_layers
 from finetune.builders.model_prior import find_final_imbalance_phases
 from finetune.builders.run import (
     Training,
@@ -31,6 +32,7 @@ __all__ = [
     "choose_geometry",
     "compute_images_per_epoch",
     "describe_cost",
+    "describe_layers",
     "enable_cache",
     "find_final_imbalance_phases",
     "find_unmeasured_keys",

@@ -54,7 +54,7 @@ def measure_run_cost(training: Training) -> RunCost:
         OutOfMemoryError: Not even a few images fit into the memory.
     """
     decode_seconds, read_seconds = _measure_decode_and_read_seconds(training)
-    profiler = _build_step_profiler(training)
+    profiler = build_step_profiler(training)
     free_bytes = _get_free_memory_bytes(training)
     depths = reversed(_select_measured_depths([phase.depth for phase in training.phases]))
     try:
@@ -83,7 +83,7 @@ def measure_full_finetuning_bytes(training: Training) -> int | None:
     """
     groups = training.module.classifier.groups
     try:
-        profiler = _build_step_profiler(training)
+        profiler = build_step_profiler(training)
         step_cost = profiler.measure_memory(len(groups))
         return step_cost.compute_total_bytes(get_micro_batch_size(training))
     except Exception as error:
@@ -241,7 +241,8 @@ def _time_calls(calls: Sequence[Callable[[], None]]) -> float:
     return (time.perf_counter() - start) / len(calls)
 
 
-def _build_step_profiler(training: Training) -> StepProfiler:
+def build_step_profiler(training: Training) -> StepProfiler:
+    """Return a profiler of the steps of a run."""
     return StepProfiler(
         training.module,
         _load_sample_batch(training),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from finetune.cli.option_checks import check_layers, check_lr_find, check_resume_options
 from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, show_result
 from finetune.distributed.launch import detect_launch, is_nonzero_rank
 from finetune.errors import ConfigError
@@ -125,6 +126,14 @@ def fit(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit.")] = False,
+    layers: Annotated[
+        bool,
+        typer.Option(
+            "--layers",
+            help="With --dry-run: output size, parameters, multiply-adds and activations of each "
+            "layer.",
+        ),
+    ] = False,
     lr_find: Annotated[
         bool,
         typer.Option(
@@ -161,9 +170,17 @@ def fit(
         }
     )
     with exit_on_stop_request():
-        _check_lr_find(lr_find=lr_find, resume=resume, dry_run=dry_run)
+        check_lr_find(lr_find=lr_find, resume=resume, dry_run=dry_run)
+        check_layers(layers=layers, dry_run=dry_run, has_folds=folds is not None)
         _run_fit(
-            args or [], config, flags, resume, dry_run=dry_run, lr_find=lr_find, as_json=as_json
+            args or [],
+            config,
+            flags,
+            resume,
+            dry_run=dry_run,
+            layers=layers,
+            lr_find=lr_find,
+            as_json=as_json,
         )
 
 
@@ -183,6 +200,7 @@ def _run_fit(
     resume: Path | None,
     *,
     dry_run: bool,
+    layers: bool,
     lr_find: bool,
     as_json: bool,
 ) -> None:
@@ -197,7 +215,7 @@ def _run_fit(
         flags["resume"] = ("--resume", "auto")
         resume = None
     if resume is not None:
-        _check_resume_options(config_file, flags)
+        check_resume_options(config_file, flags)
         if path is not None:
             flags["data.path"] = ("DATA", str(Path(path).resolve()))
     else:
@@ -214,9 +232,9 @@ def _run_fit(
     changes = {"assignments": assignments, "flags": flags}
     if dry_run:
         plan = (
-            command.plan_fit(config, reporter=reporter)
+            command.plan_fit(config, with_layers=layers, reporter=reporter)
             if resume is None
-            else command.plan_resume(resume, **changes, reporter=reporter)
+            else command.plan_resume(resume, **changes, with_layers=layers, reporter=reporter)
         )
         show_result(reporter, {"plan": plan}, lambda _: None)
         return
@@ -230,37 +248,12 @@ def _run_fit(
         show_result(reporter, result.to_json(), lambda tree: show_fit(reporter, tree))
 
 
-def _check_lr_find(*, lr_find: bool, resume: Path | None, dry_run: bool) -> None:
-    """Check that no option is given that contradicts ``--lr-find``."""
-    if lr_find and resume is not None:
-        raise ConfigError(
-            "--lr-find cannot be used with --resume: it tests the learning rates of a new run, "
-            "before its first epoch. Leave one of them out."
-        )
-    if lr_find and dry_run:
-        raise ConfigError(
-            "--lr-find cannot be used with --dry-run, which trains no step. Leave one of them out."
-        )
-
-
 def _run_lr_find(config: "Config", reporter: "ConsoleReporter") -> None:
     from finetune.cli.render.lr_curve import show_lr_test
     from finetune.commands.fit.lr_find import find_learning_rate
 
     result = find_learning_rate(config, reporter=reporter)
     show_result(reporter, result.to_json(), lambda tree: show_lr_test(reporter, tree))
-
-
-def _check_resume_options(config_file: Path | None, flags: Mapping[str, tuple[str, Any]]) -> None:
-    """Check that no option is given that a resumed run would ignore."""
-    if config_file is not None:
-        raise ConfigError(
-            "--config cannot be used with --resume: the run folder has its own config.yaml."
-        )
-    if "output" in flags:
-        raise ConfigError(
-            "--output cannot be used with --resume: a resumed run stays in its folder."
-        )
 
 
 def split_args(args: Sequence[str]) -> tuple[str | None, list[str]]:

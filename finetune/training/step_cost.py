@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from finetune.data.dataset import Batch
-from finetune.models.classifier import ImageClassifier, normalise
+from finetune.models.classifier import ImageClassifier, eval_mode, normalise
+from finetune.models.layer_costs import LayerCost, measure_layers
 from finetune.system.hardware import autocast, is_out_of_memory, release_memory
 from finetune.training.module import ClassificationModule
 
@@ -134,6 +135,17 @@ class StepProfiler:
             self._step(optimizer, 2)  # creates the optimizer's state
             return StepMemory(**self._compute_memory(depth, small, large, optimizer))
 
+    def measure_layers(self, depth: int) -> tuple[LayerCost, ...]:
+        """Measure what each layer computes and keeps in a step at a depth, in their order.
+
+        The tensors kept are those of ``measure``, of which each belongs to one layer or the loss.
+
+        Raises:
+            RuntimeError: Not even four images fit into memory.
+        """
+        with self._enter_train_mode(depth):
+            return measure_layers(self.classifier.network, self._compute_loss, self._infer)
+
     @contextmanager
     def _enter_train_mode(self, depth: int) -> Iterator[None]:
         """Put the copy into training mode at a depth, and restore torch's generators afterwards."""
@@ -194,6 +206,10 @@ class StepProfiler:
         self._compute_loss(batch_size).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
+
+    def _infer(self, batch_size: int) -> None:
+        with eval_mode(self.classifier):
+            self._compute_loss(batch_size)
 
     def _predict(self, batch_size: int) -> None:
         self.classifier.eval()

@@ -33,7 +33,7 @@ def test_fit_json_has_run_metrics_and_plan(cli: Cli, photos: Path, tmp_path: Pat
     tree = output.json
     assert tree.keys() == {
         "run_dir", "seconds", "metrics", "evaluations", "calibration", "prior_adjustment",
-        "measured", "early_stop", "plan",
+        "measured", "early_stop", "stages", "cross_validation", "plan",
     }  # fmt: skip
     assert tree["early_stop"] is None
     assert tree["calibration"] is None, "too few images"

@@ -15,6 +15,7 @@ from finetune.cli.render.evaluation_table import (
     build_overall_rows,
     build_remarks,
 )
+from finetune.cli.render.layer_table import build_layer_table, describe_layers
 from finetune.cli.render.plan_table import build_plan_rows, describe_probe_result
 from finetune.system import output_streams
 from finetune.types import Reporter
@@ -112,6 +113,13 @@ class ConsoleReporter(Reporter):
         self._show_recipe(plan["recipe"])
         if not (plan["probe"] and plan["probe"]["probe_only"]):
             self._show_phases(plan["phases"])
+
+    def show_layers(self, layers: Mapping[str, Any]) -> None:
+        """Print the table of layers, and where most of their costs lie."""
+        self.console.print()
+        self.console.print(build_layer_table(layers))
+        for line in describe_layers(layers):
+            self.console.print(line, markup=False)
 
     def print_pairs(self, rows: Mapping[str, str]) -> None:
         """Print a table of names and values; long values are wrapped within their column."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.builders import Training, describe_layers
 from finetune.commands.cross_validation.cross_validate import (
     cross_validate,
     plan_cross_validation,
@@ -63,13 +64,24 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
         return start_run(config, reporter, rendezvous, start)
 
 
-def plan_fit(config: Config, *, reporter: Reporter | None = None) -> dict[str, Any]:
-    """Return the plan of a run and show it; only caches of the audit are written."""
+def plan_fit(
+    config: Config, *, with_layers: bool = False, reporter: Reporter | None = None
+) -> dict[str, Any]:
+    """Return the plan of a run and show it; only caches of the audit are written.
+
+    Args:
+        config: Config of the run.
+        with_layers: Whether to measure the layers, too, and show them; not with folds.
+        reporter: Receiver of progress and messages.
+
+    Raises:
+        FinetuneError: Something that the user can fix.
+    """
     reporter = reporter or Reporter()
     if config.cross_validation.num_folds is not None:
         return plan_cross_validation(config, reporter)
-    _, plan, _ = prepare_run(config, reporter)
-    return plan
+    training, plan, _ = prepare_run(config, reporter)
+    return _add_layers(plan, training, reporter) if with_layers else plan
 
 
 def resume(
@@ -109,16 +121,24 @@ def plan_resume(
     *,
     assignments: Mapping[str, Any] | None = None,
     flags: Mapping[str, tuple[str, Any]] | None = None,
+    with_layers: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Return the plan of ``resume`` and show it; nothing is written."""
+    """Return the plan of ``resume`` and show it, as ``plan_fit``; nothing is written."""
     run = run_folder.open_existing(path)
     reporter = reporter or Reporter()
     config = build_resume_config(run, assignments=assignments, flags=flags)
     if is_cross_validation(run):
         return plan_resumed_folds(run, config, reporter)
-    _, plan = prepare_resume(run, config, reporter)
-    return plan
+    training, plan = prepare_resume(run, config, reporter)
+    return _add_layers(plan, training, reporter) if with_layers else plan
+
+
+def _add_layers(plan: dict[str, Any], training: Training, reporter: Reporter) -> dict[str, Any]:
+    """Return the plan with the costs of the layers, which are shown."""
+    layers = describe_layers(training)
+    reporter.show_layers(layers)
+    return {**plan, "layers": layers}
 
 
 def join(path: Path) -> None:

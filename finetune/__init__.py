@@ -1,7 +1,7 @@
 """Fine-tune pretrained timm backbones on a folder of images.
 
 The commands of the command line are functions here: ``fit``, ``resume``, ``inspect``, ``compare``,
-``evaluate``, ``predict``, ``export``, ``fetch``. They are imported on first use, so that
+``tune``, ``evaluate``, ``predict``, ``export``, ``fetch``. They are imported on first use, so that
 ``import finetune`` is light.
 """
 
@@ -14,7 +14,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from finetune.api import compare, find_learning_rate, fit, inspect, plan_fit
+    from finetune.api import (
+        compare,
+        find_learning_rate,
+        fit,
+        inspect,
+        plan_fit,
+        resume_tune,
+        tune,
+    )
     from finetune.commands.evaluate import evaluate
     from finetune.commands.export import export
     from finetune.commands.fetch import fetch
@@ -37,6 +45,8 @@ __all__ = [
     "plan_fit",
     "predict",
     "resume",
+    "resume_tune",
+    "tune",
 ]
 
 _LAZY_IMPORTS = {
@@ -44,6 +54,8 @@ _LAZY_IMPORTS = {
     "plan_fit": "finetune.api",
     "find_learning_rate": "finetune.api",
     "resume": "finetune.commands.fit.fit",
+    "tune": "finetune.api",
+    "resume_tune": "finetune.api",
     "evaluate": "finetune.commands.evaluate",
     "predict": "finetune.commands.predict",
     "compare": "finetune.api",

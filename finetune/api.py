@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
     from finetune.commands.fit.lr_find import LearningRateResult
     from finetune.commands.inspect.inspect import InspectResult
+    from finetune.commands.tune.tune_result import TuneResult
     from finetune.config.schema import Config
     from finetune.types import Reporter, StrPath
 
@@ -208,6 +209,74 @@ def compare(
 
     csv_path = None if csv is None else Path(csv)
     return run_compare(run_config, backbones, weights=weights, csv=csv_path, reporter=reporter)
+
+
+def tune(
+    data: "StrPath | Config",
+    *,
+    trials: int = 20,
+    timeout_seconds: float | None = None,
+    jobs: int = 1,
+    search: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    reporter: "Reporter | None" = None,
+    **options: Unpack[FitOptions],
+) -> "TuneResult":
+    """Search for better settings than the defaults, and report what they gain.
+
+    Args:
+        data: Folder or CSV of images, or a complete config.
+        trials: Number of trials; the first has the default settings.
+        timeout_seconds: Time after which no trial begins; None for no limit.
+        jobs: Number of processes that run trials at the same time.
+        search: Dotted config key to the values to search: a list, ``"LOW:HIGH"``,
+            ``"LOW:HIGH:log"`` or ``{"low": ..., "high": ..., "log": True}``; None searches the
+            default settings.
+        config: Dotted config key to value that all trials share.
+        reporter: Receiver of notes, warnings and progress; None discards them.
+        **options: Options of ``finetune fit`` with underscores, which all trials share.
+
+    Raises:
+        FinetuneError: Any error that the user can fix.
+        KeyboardInterrupt: Stop requested; ``resume_tune`` continues the study.
+    """
+    run_config = build_fit_config(data, config=config, **options)
+    from finetune.commands.tune.space.search_space import parse_space
+    from finetune.commands.tune.tune import TuneOptions
+    from finetune.commands.tune.tune import tune as run_tune
+
+    space = () if search is None else tuple(parse_space(search, source="search"))
+    return run_tune(
+        run_config, TuneOptions(trials, timeout_seconds, jobs, space), reporter=reporter
+    )
+
+
+def resume_tune(
+    study: "StrPath",
+    *,
+    trials: int | None = None,
+    timeout_seconds: float | None = None,
+    jobs: int = 1,
+    reporter: "Reporter | None" = None,
+) -> "TuneResult":
+    """Continue a search that was stopped, or extend it.
+
+    Args:
+        study: Folder of the study.
+        trials: Number of trials in all; None keeps that of the study.
+        timeout_seconds: Time after which no trial begins; None for no limit.
+        jobs: Number of processes that run trials at the same time.
+        reporter: Receiver of notes, warnings and progress; None discards them.
+
+    Raises:
+        FinetuneError: Any error that the user can fix.
+        KeyboardInterrupt: Stop requested; the study can be continued.
+    """
+    from finetune.commands.tune.tune import TuneOptions
+    from finetune.commands.tune.tune import resume_tune as run_resume_tune
+
+    options = TuneOptions(trials, timeout_seconds, jobs)
+    return run_resume_tune(study, options, reporter=reporter)
 
 
 def build_fit_config(

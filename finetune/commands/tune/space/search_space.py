@@ -169,12 +169,23 @@ def read_space_file(path: Path) -> list[SearchDimension]:
     Raises:
         ConfigError: The file is missing or damaged, or an entry is no range and no list.
     """
-    tree = read_config_file(path)
+    return parse_space(read_config_file(path), source=str(path))
+
+
+def parse_space(tree: Mapping[str, Any], *, source: str) -> list[SearchDimension]:
+    """Return the dimensions of dotted keys, each with a range or a list of choices.
+
+    Args:
+        tree: Dotted key to "LOW:HIGH", "LOW:HIGH:log", ``{"low": ..., "high": ..., "log": ...}`` or
+            a list of values.
+        source: Name of the tree in messages.
+
+    Raises:
+        ConfigError: There is no key, or an entry is no range and no list.
+    """
     if not tree:
-        raise ConfigError(
-            f"{path} has no keys. Write for example: optim.lr: {{low: 1e-5, high: 1}}"
-        )
-    return [_read_entry(rename_key(key), value, path) for key, value in tree.items()]
+        raise ConfigError(f"{source} has no keys. Write for example: optim.lr: 1e-5:1e-2:log")
+    return [_read_entry(rename_key(key), value, source) for key, value in tree.items()]
 
 
 def validate_space(space: Sequence[SearchDimension], config: Config) -> list[SearchDimension]:
@@ -222,7 +233,7 @@ def _parse_number(text: str) -> float:
     return int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
 
 
-def _read_entry(key: str, value: Any, path: Path) -> SearchDimension:
+def _read_entry(key: str, value: Any, source: str) -> SearchDimension:
     if isinstance(value, str):
         return _parse_dimension(key, value)
     if isinstance(value, list):
@@ -235,11 +246,11 @@ def _read_entry(key: str, value: Any, path: Path) -> SearchDimension:
             return _build_range(key, *numbers, is_log=is_log)  # type: ignore[arg-type]
         if not unknown & {"low", "high"} and not {"low", "high"} & set(value):
             raise ConfigError(
-                f"{path}: '{key}' is a section. Write its keys with dots, for example "
+                f"{source}: '{key}' is a section. Write its keys with dots, for example "
                 f"{key}.{next(iter(value), 'name')}: [...]."
             )
     raise ConfigError(
-        f"{path}: {key}: expected a list of values, or low and high (and log: true), found "
+        f"{source}: {key}: expected a list of values, or low and high (and log: true), found "
         f"{value!r}."
     )
 

@@ -178,6 +178,7 @@ def _check_parity(
         temperature=exported.card.temperature,
         logit_shift=exported.card.shift,
         options=bundle.card.read_options,
+        is_multi_label=bundle.card.is_multi_label,
     )
 
 

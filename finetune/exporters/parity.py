@@ -43,6 +43,7 @@ def compare_timm_folder(
     temperature: float = 1.0,
     logit_shift: Sequence[float] | None = None,
     options: ReadOptions = DEFAULT_READ_OPTIONS,
+    is_multi_label: bool = False,
     tolerance: float = MAX_ABS_DIFF,
 ) -> Parity:
     """Compare a timm folder, loaded and run by timm alone, with the evaluated model.
@@ -56,6 +57,7 @@ def compare_timm_folder(
         logit_shift: Shift of the logits after the division that its head does not include, shape
             (K,); None for none.
         options: How image files are read for the model.
+        is_multi_label: Whether each class has a probability of its own.
         tolerance: Largest allowed difference of a class probability.
 
     Raises:
@@ -69,6 +71,7 @@ def compare_timm_folder(
         temperature=temperature,
         logit_shift=logit_shift,
         options=options,
+        is_multi_label=is_multi_label,
     )
     return check_parity(actual, expected, name=str(folder), tolerance=tolerance)
 
@@ -81,6 +84,7 @@ def predict_with_timm(
     temperature: float = 1.0,
     logit_shift: Sequence[float] | None = None,
     options: ReadOptions = DEFAULT_READ_OPTIONS,
+    is_multi_label: bool = False,
 ) -> Tensor:
     """Return the probabilities of a timm folder that timm loads and runs alone, shape (N, K).
 
@@ -92,6 +96,7 @@ def predict_with_timm(
         logit_shift: Shift of the logits after the division that the head does not include, shape
             (K,); None for none.
         options: How image files are read for the model.
+        is_multi_label: Whether each class has a probability of its own.
 
     Raises:
         ModelError: timm reads other class names.
@@ -112,7 +117,7 @@ def predict_with_timm(
     scaled = logits / temperature
     if logit_shift is not None:
         scaled = scaled + torch.tensor(logit_shift)
-    return scaled.softmax(1)
+    return scaled.sigmoid() if is_multi_label else scaled.softmax(1)
 
 
 def check_parity(

@@ -22,6 +22,7 @@ from finetune.commands.fit.prepare import load_run_data
 from finetune.commands.measurement.augmentation_check import measure_augmentation
 from finetune.commands.prepare_data import resolve_data_path
 from finetune.config.load import diff_from_defaults, replace_values
+from finetune.config.multi_label import refuse_multi_label
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.distributed import signals
@@ -86,6 +87,7 @@ def compare(
         sources = _resolve_sources(names, weights, config.model.kwargs)
         config, data = load_run_data(config, reporter)
         manifest = data.manifest
+        refuse_multi_label("finetune compare", is_multi_label=manifest.is_multi_label)
         try:
             rows, failures = _probe_all(config, manifest, sources, reporter)
         except KeyboardInterrupt:

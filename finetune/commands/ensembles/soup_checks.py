@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bundle.bundle import ModelBundle, load_model
+from finetune.config.multi_label import refuse_multi_label
 from finetune.errors import ConfigError
 from finetune.evaluation.priors import is_same_prior
 from finetune.models.head import compute_backbone_digest
@@ -40,6 +41,7 @@ def check_soup(paths: Sequence[Path], bundles: Sequence[ModelBundle]) -> None:
                 f"--soup averages the weights of networks, but {path} is an ensemble. Leave it out."
             )
     first = bundles[0]
+    refuse_multi_label("--soup", is_multi_label=any(one.card.is_multi_label for one in bundles))
     for path, bundle in zip(paths[1:], bundles[1:], strict=True):
         for name, get in _SAME:
             if get(bundle) != get(first):

@@ -18,6 +18,7 @@ from finetune.commands.tune.space.default_space import build_default_space, find
 from finetune.commands.tune.space.search_space import SearchDimension, format_value
 from finetune.commands.tune.study_folder import StudySettings
 from finetune.config.load import diff_from_defaults, replace_values
+from finetune.config.multi_label import refuse_multi_label
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.data.scan import scan
@@ -98,6 +99,7 @@ def plan_study(
     given = {sample.split for sample in scan(data_path, splits=config.data.split_setting).samples}
     split_config, origin = choose_hold_out(config, given)
     base, data = load_run_data(split_config, reporter)
+    refuse_multi_label("finetune tune", is_multi_label=data.manifest.is_multi_label)
     if origin == "half":
         data = replace(data, manifest=halve_validation(data.manifest, seed=config.seed))
     _check_hold_out(data.manifest)

@@ -24,7 +24,7 @@ def show_transfer(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
         (row["images_per_class"], row["method"]): format_percent(row["metrics"]["accuracy"])
         for row in rows
     }
-    table = Table(box=None, padding=(0, 2), header_style="bold")
+    table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("images per class", justify="right", no_wrap=True)
     for method in methods:
         table.add_column(method, justify="right", no_wrap=True)

@@ -139,3 +139,27 @@ def test_open_group_outside_of_launch_opens_no_process_group() -> None:
     with open_group() as rendezvous:
         assert rendezvous is None
         assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["hinge", "mse"])
+def test_plateau_and_constraints_of_weights_on_two_ranks_end_like_one_process(
+    loss: str, place: Path, tmp_path: Path
+) -> None:
+    settings = {
+        **make_settings(place, "all", "sgd"),
+        "lr_schedule__name": "plateau",
+        # no epoch is better than the first by 90%, so that the rate is halved after each
+        "lr_schedule__params": {"patience": 0, "factor": 0.5, "threshold": 0.9},
+        "optim__max_norm": {"all": 1.0, "head": 0.2},
+        "optim__head_l1": 0.01,
+        "loss__name": loss,
+    }
+    (single,) = run_on_ranks(1, train_on_rank, place / "photos", tmp_path / "1", settings)
+    assert single[1]["lr/head"] == pytest.approx(0.2 * 0.5, rel=1e-3)
+    settings["trainer__devices"] = 2
+    ranks = run_on_ranks(2, train_on_rank, place / "photos", tmp_path / "n", settings)
+    assert compute_largest_difference(ranks[0][0], ranks[1][0]) == 0
+    assert compute_largest_difference(ranks[0][0], single[0]) <= 1e-5
+    weight = next(t for name, t in single[0].items() if name.endswith("fc.weight"))
+    assert float(weight.norm(dim=1).max()) == pytest.approx(0.2, abs=0.05)

@@ -64,6 +64,11 @@ class ReadOptions:
         return self.num_channels == 3 and self.bit_depth == 8
 
     @property
+    def keeps_opacity(self) -> bool:
+        """Whether opacity is a channel, instead of transparent pixels on white."""
+        return self.num_channels in (2, 4)
+
+    @property
     def pixel_tag(self) -> str:
         """Suffix of the names of stores whose content depends on it; empty for plain RGB."""
         pixels = "" if self.is_rgb else f"-{self.num_channels}x{self.bit_depth}"

@@ -17,13 +17,14 @@ from finetune.evaluation.priors import Priors
 from finetune.models.backbone import Network, create_network
 from finetune.models.classifier import ImageClassifier
 from finetune.models.mlp_head import MlpSettings, find_mlp_head
-from finetune.types import LoadReport, PixelRange
+from finetune.types import LoadReport, ReadOptions
 
 
 def build_network(
     model: ModelConfig,
     *,
     num_classes: int,
+    num_channels: int = 3,
     image_size: int | None,
     seed: int,
     checkpoint_card: ModelCard | None,
@@ -33,6 +34,7 @@ def build_network(
     Args:
         model: Section of the config.
         num_classes: Width of the classifier.
+        num_channels: Channels of the images.
         image_size: Side of the square input in pixels; None for that of the weights.
         seed: Seed of random weights.
         checkpoint_card: Model card of the checkpoint that will be loaded; None without one.
@@ -43,6 +45,7 @@ def build_network(
     network = create_network(
         model.backbone,
         num_classes=num_classes,
+        num_channels=num_channels,
         weights="random" if checkpoint_card else model.weights,
         image_size=image_size,
         drop_rate=model.drop_rate,
@@ -85,7 +88,7 @@ def build_card(
     classes: tuple[str, ...],
     *,
     priors: Priors | None,
-    pixel_range: PixelRange | None,
+    options: ReadOptions,
     facts: Mapping[str, Any],
     is_multi_label: bool = False,
 ) -> ModelCard:
@@ -95,7 +98,7 @@ def build_card(
         network: Backbone.
         classes: Class names in index order.
         priors: Class priors of the run; None for multi-label images.
-        pixel_range: Range of images of more than 8 bits; None for all bits of each file.
+        options: How image files are read.
         facts: Facts of the run as plain values.
         is_multi_label: Whether an image has any number of labels.
     """
@@ -107,7 +110,8 @@ def build_card(
         spec=network.spec,
         facts=facts,
         priors=priors,
-        pixel_range=pixel_range,
+        pixel_range=options.pixel_range,
+        bit_depth=options.bit_depth,
         head=None if mlp is None else mlp.settings.to_json(),
         thresholds=(DEFAULT_THRESHOLD,) * len(classes) if is_multi_label else None,
     )

@@ -130,6 +130,7 @@ def build_training(
     network = build_network(
         config.model,
         num_classes=len(data.classes),
+        num_channels=config.data.channels,
         image_size=None if config.data.image_size == "auto" else config.data.image_size,
         seed=config.seed,
         checkpoint_card=checkpoint_card,
@@ -231,7 +232,7 @@ def _assemble(
         data.classes,
         priors=None if data.is_multi_label else balance.priors,
         is_multi_label=data.is_multi_label,
-        pixel_range=config.data.read_options.pixel_range,
+        options=config.data.read_options,
         facts=facts,
     )
     return Training(

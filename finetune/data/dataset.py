@@ -27,7 +27,7 @@ class Batch(TypedDict):
     """Batch of a loader (B images of H x W x C).
 
     Keys:
-        image: Pixels, uint8, shape (B, H, W, C).
+        image: Pixels, uint8 or uint16, shape (B, H, W, C).
         label: Class indices, int64, shape (B,); -1 without labels. Of multi-label images 1 for each
             label, float32, shape (B, K).
         index: Rows of the dataset, int64, shape (B,).
@@ -109,18 +109,27 @@ class ReadableDataset(ImageDataset):
     """Dataset without labels and draws that does not stop at a file that cannot be read.
 
     Its batches name the rows of such files.
+
+    Attributes:
+        num_channels: Channels of the pixels.
     """
+
+    num_channels = 3
 
     def __getitems__(self, items: Sequence[int | Draw]) -> Batch:
         """Return the batch of rows; those that cannot be read are black, with their reasons."""
         reasons: dict[int, str] = {}
         rows = [item.row if isinstance(item, Draw) else item for item in items]
-        image = np.zeros((len(rows), *self.transform.get_size(0), 3), np.uint8)
-        for place, row in enumerate(rows):
+        loaded: list[NDArray[Any] | None] = []
+        for row in rows:
             try:
-                image[place] = load_view(self.source, row, self.transform, None).pixels
+                loaded.append(load_view(self.source, row, self.transform, None).pixels)
             except DataError as error:
+                loaded.append(None)
                 reasons[row] = str(error)
+        shape = (*self.transform.get_size(0), self.num_channels)
+        black = next((np.zeros_like(p) for p in loaded if p is not None), np.zeros(shape, np.uint8))
+        image = np.stack([black if pixels is None else pixels for pixels in loaded])
         index = torch.tensor(rows)
         return Batch(
             image=torch.from_numpy(image), label=self.labels[index], index=index, reasons=reasons

@@ -1,6 +1,6 @@
 """Verification that an exported model gives the same probabilities as the evaluated one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from finetune.data.images.decode import decode_image
+from finetune.data.images.decode import open_image
+from finetune.data.images.lazy_image import LazyImage
+from finetune.data.images.multichannel import Planes, get_whole_image
 from finetune.errors import ModelError
 from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
 
@@ -107,17 +109,52 @@ def predict_with_timm(
         raise ModelError(
             f"{folder} has classes {config['label_names']}, not {list(classes)}. Export it again."
         )
-    transform = create_transform(
-        **resolve_model_data_config(network),  # type: ignore[no-untyped-call]
-        is_training=False,
+    data_config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
+    transform = (
+        _build_rgb_transform(data_config)
+        if options.is_rgb
+        else (_build_channels_transform(data_config))
     )
     with torch.inference_mode():
-        decoded = (decode_image(path, options=options) for path in images)
-        logits = torch.cat([network(transform(image)[None]) for image in decoded])
+        opened = (open_image(path, options=options) for path in images)
+        logits = torch.cat([network(transform(image)[None]) for image in opened])
     scaled = logits / temperature
     if logit_shift is not None:
         scaled = scaled + torch.tensor(logit_shift)
     return scaled.sigmoid() if is_multi_label else scaled.softmax(1)
+
+
+def _build_rgb_transform(data_config: Mapping[str, Any]) -> Callable[[LazyImage], Tensor]:
+    """Return timm's transform of a whole image."""
+    transform = create_transform(**data_config, is_training=False)
+
+    def apply(image: LazyImage) -> Tensor:
+        pixels: Tensor = transform(image.to_pil())
+        return pixels
+
+    return apply
+
+
+def _build_channels_transform(data_config: Mapping[str, Any]) -> Callable[[LazyImage], Tensor]:
+    """Return timm's transform of each channel as a grey image, normalised together."""
+    config = dict(data_config)
+    size = (1, *config.pop("input_size")[1:])
+    means, stds = (torch.tensor(config.pop(key))[:, None, None] for key in ("mean", "std"))
+    channels = [
+        create_transform(
+            size, **config, mean=(float(mean),), std=(1.0,), is_training=False, normalize=False
+        )
+        for mean in means
+    ]
+
+    def apply(image: LazyImage) -> Tensor:
+        whole = get_whole_image(image)
+        assert isinstance(whole, Planes), "images of other channels than RGB of 8 bits"
+        pairs = zip(channels, whole.images, strict=True)
+        pixels = torch.cat([torch.as_tensor(resize(plane)) for resize, plane in pairs]) / 255
+        return (pixels - means) / stds
+
+    return apply
 
 
 def check_parity(

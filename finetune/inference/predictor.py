@@ -24,7 +24,7 @@ from finetune.inference.input_checks import check_views
 from finetune.inference.label_scoring import predict_labels
 from finetune.inference.tta import parse_tta
 from finetune.models.classifier import normalise
-from finetune.types import DEFAULT_READ_OPTIONS, PixelRange, Prediction, ReadOptions, Tta
+from finetune.types import DEFAULT_READ_OPTIONS, Prediction, ReadOptions, Tta
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +54,14 @@ class Predictor:
     """Predictor of image files in float32.
 
     The members of an ensemble see the same views, as far as their preprocessing is the same, and
-    each file is decoded once, unless their cards read images of more than 8 bits differently.
+    each file is decoded once, unless their cards differ in its channels or range of values.
 
     Args:
         bundle: Model with its card, or an ensemble.
         device: Device, such as "cpu" or "cuda"; None for a GPU if there is one.
         batch_size: Images per batch.
         num_workers: Number of worker processes; 0 reads in this process.
-        options: How image files are read; their range of values is that of the card.
+        options: Largest image that is read; channels and range of values are those of the card.
         tta: Test-time augmentation: views of each image whose probabilities are averaged; True is
             "hflip". They pass through the network in turn, so that no more memory is used there.
 
@@ -88,12 +88,12 @@ class Predictor:
         self.network = bundle.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.eval()
         models = bundle.members or (bundle,)
-        self._stacks: dict[PixelRange | None, ViewStack] = {}
+        self._stacks: dict[ReadOptions, ViewStack] = {}
         views: dict[int, range] = {}
-        for pixel_range in dict.fromkeys(model.card.pixel_range for model in models):
-            rows = [r for r, m in enumerate(models) if m.card.pixel_range == pixel_range]
+        for read_options in dict.fromkeys(model.card.read_options for model in models):
+            rows = [r for r, m in enumerate(models) if m.card.read_options == read_options]
             specs = [models[row].card.spec for row in rows]
-            self._stacks[pixel_range], ranges = build_view_stack(specs, self.tta)
+            self._stacks[read_options], ranges = build_view_stack(specs, self.tta)
             views.update(zip(rows, ranges, strict=True))
         self._members: list[_Member] = []
         for row, (model, weight) in enumerate(zip(models, bundle.weights or (1.0,), strict=True)):
@@ -217,8 +217,8 @@ class Predictor:
     ) -> Iterator[tuple[Tensor, list[int]]]:
         """Yield the logits of each batch, shape (B, V, K), and its rows."""
         loaders = [
-            self._create_loader(paths, pixel_range, stack, skips_unreadable=unreadable is not None)
-            for pixel_range, stack in self._stacks.items()
+            self._create_loader(paths, read_options, stack, skips_unreadable=unreadable is not None)
+            for read_options, stack in self._stacks.items()
         ]
         with translate_worker_errors():
             for batches in zip(*loaders, strict=True):
@@ -226,16 +226,16 @@ class Predictor:
                     for batch in batches:
                         unreadable.update(batch.get("reasons", {}))
                 images = {
-                    pixel_range: [
+                    read_options: [
                         batch["image"][:, top : top + height, :width]
                         for top, height, width in stack.boxes
                     ]
-                    for batch, (pixel_range, stack) in zip(
+                    for batch, (read_options, stack) in zip(
                         batches, self._stacks.items(), strict=True
                     )
                 }
                 logits = [
-                    self._compute_logits(images[member.card.pixel_range][view], member)
+                    self._compute_logits(images[member.card.read_options][view], member)
                     for member in self._members
                     for view in member.views
                 ]
@@ -246,16 +246,20 @@ class Predictor:
     def _create_loader(
         self,
         paths: Sequence[Path],
-        pixel_range: PixelRange | None,
+        read_options: ReadOptions,
         stack: ViewStack,
         *,
         skips_unreadable: bool,
     ) -> DataLoader[Batch]:
         """Return the loader of the views of all images."""
-        source = FileSource(paths, options=replace(self.options, pixel_range=pixel_range))
+        options = replace(read_options, max_pixels=self.options.max_pixels)
+        source = FileSource(paths, options=options)
         dataset_type = ReadableDataset if skips_unreadable else ImageDataset
+        dataset = dataset_type(source, None, stack.transform)
+        if isinstance(dataset, ReadableDataset):
+            dataset.num_channels = read_options.num_channels
         return create_loader(
-            dataset_type(source, None, stack.transform),
+            dataset,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",

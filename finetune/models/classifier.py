@@ -158,7 +158,7 @@ def normalise(
     """Return the normalised input of a network from a batch of pixels.
 
     Args:
-        images: Pixels, uint8, shape (B, H, W, C).
+        images: Pixels, uint8 or uint16, shape (B, H, W, C).
         mean: Mean per channel, for pixels in [0, 1]; a tensor on the images' device saves a copy.
         std: Standard deviation per channel, for pixels in [0, 1].
         color_matrix: Colour transform before normalisation, shape (B, C, C + 1): a matrix and a
@@ -167,7 +167,7 @@ def normalise(
     Returns:
         float32, shape (B, C, H, W), in the channels-last memory format.
     """
-    pixels = images.float().div_(255)
+    pixels = images.float().div_(65_535 if images.dtype == torch.uint16 else 255)
     if color_matrix is not None:
         pixels = _apply_color_matrix(pixels, color_matrix)
     shift = torch.as_tensor(mean, device=images.device)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from finetune.config.section import Auto, Section, Switch, coerce_on_off
+from finetune.config.sections.channels import ChannelKeys
 from finetune.config.sections.labels import LabelKeys
 from finetune.config.sections.tables import TableKeys
 from finetune.lookup import suggest_name
@@ -104,7 +105,7 @@ def _check_pixel_range(text: str) -> str:
         ) from None
 
 
-class DataConfig(LabelKeys, TableKeys):
+class DataConfig(LabelKeys, TableKeys, ChannelKeys):
     """Images and how they are loaded."""
 
     splits: Annotated[str, BeforeValidator(_check_splits)] = Field(
@@ -188,6 +189,8 @@ class DataConfig(LabelKeys, TableKeys):
         """How image files are read."""
         return ReadOptions(
             max_pixels=int(self.max_megapixels * 1e6),
+            num_channels=self.channels,
+            bit_depth=self.bit_depth,
             pixel_range=(
                 None if self.pixel_range in ("auto", "full") else PixelRange.parse(self.pixel_range)
             ),

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.cache.array_store import ArrayStore, StoreEntry
-from finetune.data.images.lazy_image import ArrayImage, LazyImage
+from finetune.data.images.lazy_image import LazyImage
+from finetune.data.images.multichannel import build_stored_image
 from finetune.data.images.source import PathSource
 from finetune.errors import StorageError
 
@@ -16,19 +17,26 @@ _REDECODE_HINT = "so the run's images are no longer cached. They are decoded aga
 
 
 class PixelStore(ArrayStore):
-    """Store of decoded images, uint8, shape (H, W, 3) each.
+    """Store of decoded images, uint8 or uint16, shape (H, W, C) each.
 
     Args:
         root: Folder of all stores.
         tag: Name of the decoding, such as "short-379"; part of the store's folder name.
         owner: Owner of the images, such as the folder of a data set.
+        num_channels: Channels C of an image.
+        bit_depth: Bits of a channel, 8 or 16.
 
     Raises:
         StorageError: The folder cannot be created or written.
     """
 
-    def __init__(self, root: Path, *, tag: str, owner: str) -> None:
-        super().__init__(root, tag=tag, owner=owner, item_bytes=3, content="pixels")
+    def __init__(
+        self, root: Path, *, tag: str, owner: str, num_channels: int = 3, bit_depth: int = 8
+    ) -> None:
+        item_bytes = num_channels * bit_depth // 8
+        super().__init__(root, tag=tag, owner=owner, item_bytes=item_bytes, content="pixels")
+        self.num_channels = num_channels
+        self.dtype = np.dtype(np.uint8 if bit_depth == 8 else np.uint16)
 
 
 class StoredSource(PathSource):
@@ -66,8 +74,10 @@ class StoredSource(PathSource):
                     f"Another run has replaced {self.store.folder}, {_REDECODE_HINT}"
                 )
         start, height, width, full_height, full_width = self.locations[row].tolist()
-        pixels = self._pixels[start : start + height * width * 3].reshape(height, width, 3)
-        return ArrayImage(pixels, height=full_height, width=full_width)
+        end = start + height * width * self.store.item_bytes
+        samples = self._pixels[start:end].view(self.store.dtype)
+        pixels = samples.reshape(height, width, self.store.num_channels)
+        return build_stored_image(pixels, height=full_height, width=full_width)
 
     def _map_store(self) -> tuple[NDArray[np.uint8], int]:
         try:
@@ -78,4 +88,4 @@ class StoredSource(PathSource):
 
 def build_lazy_image(entry: StoreEntry) -> LazyImage:
     """Return the image of a store entry."""
-    return ArrayImage(entry.array, height=entry.full_rows, width=entry.full_columns)
+    return build_stored_image(entry.array, height=entry.full_rows, width=entry.full_columns)

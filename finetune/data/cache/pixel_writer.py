@@ -17,6 +17,7 @@ from finetune.data.cache.file_stamp import FileStamp, read_file_stamps
 from finetune.data.cache.pixel_store import PixelStore, build_lazy_image
 from finetune.data.images.decode import open_image
 from finetune.data.images.lazy_image import LazyImage
+from finetune.data.images.multichannel import get_whole_pixels
 from finetune.data.images.source import PathSource
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import DataError, StorageError
@@ -107,7 +108,7 @@ def decode_resized(path: Path, *, shorter_side: int, options: ReadOptions) -> St
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         pixels = image.crop((0, 0, width, height), size)
     else:
-        pixels = np.asarray(image.to_pil())
+        pixels = get_whole_pixels(image)
     return StoreEntry(pixels, height, width)
 
 
@@ -121,7 +122,7 @@ def decode_transformed(path: Path, *, transform: EvalTransform, options: ReadOpt
     return StoreEntry(pixels, *pixels.shape[:2])
 
 
-def estimate_store_bytes(paths: Sequence[Path], *, shorter_side: int) -> int:
+def estimate_store_bytes(paths: Sequence[Path], *, shorter_side: int, pixel_bytes: int = 3) -> int:
     """Estimate the bytes that ``decode_resized`` stores, from the headers of a sample of files."""
     step = max(1, len(paths) // _NUM_SAMPLED_FILES)
     areas = []
@@ -133,7 +134,7 @@ def estimate_store_bytes(paths: Sequence[Path], *, shorter_side: int) -> int:
             continue
         scale = min(1.0, shorter_side / min(width, height))
         areas.append(width * height * scale**2)
-    return round(3 * len(paths) * sum(areas) / max(1, len(areas)))
+    return round(pixel_bytes * len(paths) * sum(areas) / max(1, len(areas)))
 
 
 def _decode_files(

@@ -1,4 +1,4 @@
-"""Conversion of samples of any bit depth to 8 bits.
+"""Conversion of samples of any bit depth to 8 bits, or to 16 with ``data.bit_depth=16``.
 
 One rule for all formats: black is 0 and white the largest value of the file's bits, unless the
 dataset has a range of its own. It never depends on the values of a single image.
@@ -30,7 +30,8 @@ class DecodedImage:
     """Image decoded in full from samples of any depth.
 
     Attributes:
-        pixels: RGB as stored, before the orientation is applied, uint8, shape (H, W, 3).
+        pixels: RGB as stored, before the orientation is applied, uint8 or uint16, shape (H, W, 3);
+            (H, W, 4) with the opacity where it is kept.
         orientation: 1 to 8, as in EXIF.
         mode: Mode in Pillow's manner, with the bits where they are not 8.
         max_value: Largest sample of an image of more than 8 bits whose range a dataset decides; 0
@@ -117,23 +118,25 @@ def choose_opacity_ranges(
 
 
 class SampleConverter:
-    """Conversion of the samples of an image to 8 bits, block by block.
+    """Conversion of the samples of an image to 8 or 16 bits, block by block.
 
     Args:
         samples: Type of the samples.
         value_range: Values of black and white.
+        bit_depth: Bits of the result.
 
     Attributes:
         max_value: Largest value so far.
     """
 
-    def __init__(self, samples: SampleType, value_range: PixelRange) -> None:
+    def __init__(self, samples: SampleType, value_range: PixelRange, *, bit_depth: int = 8) -> None:
         self.max_value: float = 0
         self._range = value_range
+        self._scale = scale_to_8_bits if bit_depth == 8 else scale_to_16_bits
         self._table: Pixels | None = None
         if samples.is_unsigned_up_to_16_bits:
             values = np.arange(2 ** min(samples.num_bits, _LOOKUP_BITS), dtype=np.uint16)
-            self._table = scale_to_8_bits(values, value_range)
+            self._table = self._scale(values, value_range)
 
     @property
     def is_clipped(self) -> bool:
@@ -153,11 +156,11 @@ class SampleConverter:
             )
 
     def convert(self, samples: NDArray[Any]) -> Pixels:
-        """Return samples of any shape as uint8 of the same shape."""
+        """Return samples of any shape as uint8 or uint16 of the same shape."""
         if samples.size:
             self.max_value = max(self.max_value, float(np.fmax.reduce(samples, axis=None)))
         if self._table is None:
-            return scale_to_8_bits(samples, self._range)
+            return self._scale(samples, self._range)
         converted: Pixels = self._table[samples]
         return converted
 
@@ -178,43 +181,63 @@ def scale_to_8_bits(samples: NDArray[Any], value_range: PixelRange) -> Pixels:
     return pixels
 
 
+def scale_to_16_bits(samples: NDArray[Any], value_range: PixelRange) -> Pixels:
+    """Return samples scaled linearly from a range to 0 to 65535, clipped, uint16 of the same shape.
+
+    NaN becomes 0.
+    """
+    low, span = value_range.low, value_range.high - value_range.low
+    scaled = np.rint((samples.astype(np.float64) - low) * (65_535 / span))
+    pixels: Pixels = np.nan_to_num(np.clip(scaled, 0, 65_535), nan=0).astype(np.uint16)
+    return pixels
+
+
 def composite_on_white(color: Pixels, alpha: Pixels, *, is_premultiplied: bool) -> Pixels:
     """Return colours on a white background.
 
     Args:
-        color: Colours, uint8, shape (H, W, C).
-        alpha: Opacity, uint8, shape (H, W).
+        color: Colours, uint8 or uint16, shape (H, W, C).
+        alpha: Opacity of the same type, shape (H, W).
         is_premultiplied: Whether the colours are already multiplied by the opacity.
     """
-    opacity = alpha[..., None].astype(np.uint16)
-    transparency = 255 - opacity
+    white = int(np.iinfo(color.dtype).max)
+    # the sum is at most white * white, and is rounded to the nearest
+    wide = np.uint16 if white == 255 else np.uint64
+    opacity = alpha[..., None].astype(wide)
+    transparency = white - opacity
     if is_premultiplied:
-        return np.asarray(np.minimum(color + transparency, 255), np.uint8)
-    # the sum is at most 255 * 255, and is rounded to the nearest
-    return np.asarray((color * opacity + 255 * transparency + 127) // 255, np.uint8)
+        return np.asarray(np.minimum(color + transparency, white), color.dtype)
+    return np.asarray((color * opacity + white * transparency + white // 2) // white, color.dtype)
 
 
 def allocate_pixels(
-    height: int, width: int, num_channels: int = 3, *, working_bytes: int = 0
+    height: int,
+    width: int,
+    num_channels: int = 3,
+    *,
+    working_bytes: int = 0,
+    bit_depth: int = 8,
 ) -> Pixels:
-    """Return zeros for an image, uint8, shape (H, W, C), once there is memory to decode it.
+    """Return zeros for an image, shape (H, W, C), once there is memory to decode it.
 
     Args:
         height: Rows.
         width: Columns.
-        num_channels: Bytes of a pixel that are kept.
+        num_channels: Channels of a pixel that are kept.
         working_bytes: Further bytes of a pixel that are needed while it is decoded.
+        bit_depth: Bits of a channel: 8 for uint8, 16 for uint16.
 
     Raises:
         DataError: It would need more than the limit of one image.
     """
-    num_bytes = height * width * (num_channels + working_bytes)
+    num_bytes = height * width * (num_channels * bit_depth // 8 + working_bytes)
     if num_bytes > MAX_DECODE_BYTES:
         raise DataError(
             f"too large: decoding {width}x{height} pixels of more than 8 bits needs "
             f"{format_bytes(num_bytes)}, over the limit of {format_bytes(MAX_DECODE_BYTES)}"
         )
-    pixels = np.zeros((height, width, num_channels), np.uint8)  # pages are used once written
+    dtype = np.uint8 if bit_depth == 8 else np.uint16
+    pixels: Pixels = np.zeros((height, width, num_channels), dtype)  # pages are used once written
     BUDGET.reserve(pixels, num_bytes)
     return pixels
 

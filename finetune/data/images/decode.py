@@ -23,7 +23,14 @@ from finetune.data.images.codecs.canvas import (
 from finetune.data.images.codecs.deep_image import read_deep_image
 from finetune.data.images.codecs.jpeg2000 import read_depth
 from finetune.data.images.codecs.jpeg_header import read_orientation
-from finetune.data.images.codecs.transparency import Key, flatten_on_white, read_transparent_key
+from finetune.data.images.codecs.tiff import is_tiff
+from finetune.data.images.codecs.tiff_bands import read_bands
+from finetune.data.images.codecs.transparency import (
+    Key,
+    convert_to_rgba,
+    flatten_on_white,
+    read_transparent_key,
+)
 from finetune.data.images.formats import NUM_START_BYTES, ImageFormat, find_format, list_plugins
 from finetune.data.images.jpeg import LazyJpeg, open_jpeg
 from finetune.data.images.lazy_image import (
@@ -36,6 +43,7 @@ from finetune.data.images.lazy_image import (
     reduce_rows,
 )
 from finetune.data.images.memory import BUDGET
+from finetune.data.images.multichannel import MultichannelImage, select_channels
 from finetune.data.images.read_errors import check_size, translate_read_errors
 from finetune.data.images.resample import Pixels
 from finetune.errors import DataError
@@ -53,7 +61,8 @@ def open_image(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS) -> La
     """Return the image in a file, upright, in RGB and on white; a JPEG is decoded when it is used.
 
     The EXIF orientation is applied; grey, palette and CMYK are converted; transparent pixels lie on
-    white, as in viewers; of several frames it is the first.
+    white, as in viewers; of several frames it is the first. Other channels and bits that options
+    ask for are decoded at once, as a ``MultichannelImage``.
 
     Args:
         path: Image file; its content decides the format, not its name.
@@ -67,11 +76,16 @@ def open_image(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS) -> La
         with path.open("rb", buffering=0) as file:
             start = file.read(NUM_START_BYTES)
             if start.startswith(b"\xff\xd8\xff"):
-                image = open_jpeg(path, file, options, open_with_pillow)
-                if image is not None:
-                    return image
+                jpeg = open_jpeg(path, file, options, open_with_pillow)
+                if jpeg is not None:
+                    return jpeg if options.is_rgb else select_channels(jpeg, options)
+        if not options.is_rgb and is_tiff(start):
+            bands = read_bands(path, options)
+            if bands is not None:
+                return _to_array_image(bands, MultichannelImage)
         decoded = read_deep_image(path, start, options)
-        return open_with_pillow() if decoded is None else _to_array_image(decoded)
+        image = open_with_pillow() if decoded is None else _to_array_image(decoded)
+        return image if options.is_rgb else select_channels(image, options)
 
 
 def check_image(
@@ -127,13 +141,18 @@ def _open_with_pillow(path: Path, options: ReadOptions) -> LazyImage:
         BUDGET.reserve(image, _limit_memory(image))
         image.load()  # a damaged file raises here, not while its EXIF data are read
         orientation = read_orientation(image)
-        flatten: Flatten = partial(_flatten, key=read_transparent_key(path, image))
+        key = read_transparent_key(path, image)
+        flatten: Flatten = partial(convert_to_rgba if options.keeps_opacity else _flatten, key=key)
         max_value = 0
         if deep is not None:
             flatten, max_value = deep.flatten, deep.get_max_value(image)
+            if options.bit_depth == 16:
+                grey = deep.convert_to_16_bits(image)
+                return _to_array_image(DecodedImage(grey, orientation, mode, max_value))
         loaded = _crop_to_aperture(path, image)
         if area is not None:
-            loaded, flatten = paste_on_white(loaded, area, flatten), _keep
+            loaded = paste_on_white(loaded, area, flatten, keeps_opacity=options.keeps_opacity)
+            flatten = _keep
         if loaded.width * loaded.height <= LARGE_PIXELS:
             pixels = _to_pixels(loaded, flatten)
             upright = np.ascontiguousarray(apply_orientation(pixels, orientation))
@@ -155,12 +174,12 @@ def _to_pixels(image: Image.Image, flatten: Flatten) -> Pixels:
     )
 
 
-def _to_array_image(decoded: DecodedImage) -> ArrayImage:
+def _to_array_image(decoded: DecodedImage, image_type: type[ArrayImage] = ArrayImage) -> ArrayImage:
     upright = apply_orientation(decoded.pixels, decoded.orientation)
     if decoded.pixels.size <= 3 * LARGE_PIXELS:
         upright = np.ascontiguousarray(upright)
     height, width, _ = upright.shape
-    return ArrayImage(
+    return image_type(
         upright,
         height=height,
         width=width,

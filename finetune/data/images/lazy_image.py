@@ -184,15 +184,16 @@ def reduce_rows(
     """Return an image shrunk by a whole factor by averaging, from a few rows at a time.
 
     Args:
-        get_rows: Function from the first and the last row, exclusive, to these rows in RGB.
+        get_rows: Function from the first and the last row, exclusive, to these rows in RGB or RGBA.
         shape: Height and width of the image.
         factor: Factor; at the lower and right edges the mean is over the pixels that there are.
 
     Returns:
-        Pixels, uint8, shape (ceil(H / factor), ceil(W / factor), 3).
+        Pixels, uint8, shape (ceil(H / factor), ceil(W / factor), 3); 4 with opacity.
     """
     height, width = shape
-    pixels = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
+    num_channels = len(get_rows(0, 1).getbands())
+    pixels = np.empty((-(-height // factor), -(-width // factor), num_channels), np.uint8)
     step = max(1, STRIP_PIXELS // width // factor) * factor
     for first in range(0, height, step):
         rows = get_rows(first, min(first + step, height))

@@ -1,13 +1,14 @@
-"""Crops and antialiased resizing of uint8 pixels."""
+"""Crops and antialiased resizing of pixels of 8 or 16 bits."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Pixels = NDArray[np.uint8]
+Pixels = NDArray[Any]
+"""Pixels of an image, uint8, or uint16 with ``data.bit_depth=16``; shape (H, W, C)."""
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels of the full image; right and bottom are exclusive."""
 Interpolation = Literal["bilinear", "bicubic"]
@@ -18,17 +19,18 @@ and cheaper."""
 
 
 def resize(pixels: Pixels, size: tuple[int, int], mode: Interpolation = "bilinear") -> Pixels:
-    """Return uint8 pixels of shape (*size, 3), antialiased if the image shrinks.
+    """Return pixels of shape (*size, C), antialiased if the image shrinks.
 
     Args:
-        pixels: Pixels, uint8, shape (H, W, 3); need not be contiguous.
+        pixels: Pixels, uint8 or uint16, shape (H, W, C); need not be contiguous.
         size: Height and width.
         mode: Interpolation kernel.
     """
     if pixels.shape[:2] == size:
         return pixels.copy()
     reduction = max(pixels.shape[0] / size[0], pixels.shape[1] / size[1])
-    if mode == "bilinear" and reduction <= _ANTIALIAS_THRESHOLD:
+    is_rgb = pixels.shape[2] == 3 and pixels.dtype == np.uint8
+    if is_rgb and mode == "bilinear" and reduction <= _ANTIALIAS_THRESHOLD:
         return np.asarray(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
     import torch  # takes seconds, and an audit needs none of it
     from torch.nn import functional
@@ -37,6 +39,10 @@ def resize(pixels: Pixels, size: tuple[int, int], mode: Interpolation = "bilinea
     # may treat it as channels first, which costs more than the resize itself
     writeable = np.require(pixels, requirements=["C", "W"])  # torch warns of read-only arrays
     image = torch.from_numpy(writeable)[None].permute(0, 3, 1, 2)
+    if pixels.dtype != np.uint8:
+        wide = functional.interpolate(image.float(), size=size, mode=mode, antialias=True)
+        values = wide.round_().clamp_(0, 65_535).permute(0, 2, 3, 1)[0].numpy()
+        return values.astype(np.uint16)
     small = functional.interpolate(image, size=size, mode=mode, antialias=True)
     resized: Pixels = small.permute(0, 2, 3, 1)[0].numpy()
     return resized
@@ -46,7 +52,7 @@ def crop_scaled(pixels: Pixels, box: Box, scale: tuple[float, float]) -> Pixels:
     """Return the pixels of a box, as a view.
 
     Args:
-        pixels: Stored pixels, uint8, shape (H, W, 3).
+        pixels: Stored pixels, shape (H, W, C).
         box: Box in pixels of the full image.
         scale: Height and width of the stored pixels relative to the full image.
     """

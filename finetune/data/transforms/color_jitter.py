@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 ColorMatrix = NDArray[np.float32]
-"""Color matrix, shape (3, 4): output by input channel, and an offset; for RGB in [0, 1]."""
+"""Color matrix, shape (3, 4): output by input channel, and an offset; for RGB in [0, 1].
+
+For grey images (1, 2)."""
 
 _LUMA_WEIGHTS = (0.299, 0.587, 0.114)
 _RGB_TO_YIQ = np.array([_LUMA_WEIGHTS, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -53,16 +55,19 @@ class ColorJitter:
     def sample_matrix(
         self, pixels: NDArray[np.uint8], generator: np.random.Generator
     ) -> ColorMatrix:
-        """Return a random color matrix for an image, float32, shape (3, 4).
+        """Return a random color matrix for an image, float32, shape (C, C + 1).
+
+        Grey images have no hue and no saturation; brightness and contrast are those of RGB.
 
         Args:
-            pixels: Image, uint8, shape (H, W, 3); contrast changes are about its mean gray.
+            pixels: Image, uint8 or uint16, shape (H, W, C) with C of 3 or 1; contrast changes are
+                about its mean gray.
             generator: Random generator, from which 6 numbers are drawn in every case.
         """
         draw = generator.random(6).tolist()
         is_jittered, is_grayscale = draw[0] < self.p, draw[5] < self.grayscale_p
         if not (is_jittered or is_grayscale):
-            return _IDENTITY.copy()
+            return (_IDENTITY if pixels.shape[2] == 3 else np.eye(1, 2, dtype=np.float32)).copy()
         gray, cosine, sine, offset = 1.0, 1.0, 0.0, 0.0
         if is_jittered:
             bright, contrast, saturation = (
@@ -72,7 +77,9 @@ class ColorJitter:
                 )
             )
             mean = cv2.mean(pixels)
-            mean_gray = sum(weight * mean[i] for i, weight in enumerate(_LUMA_WEIGHTS)) / 255
+            white = 255 if pixels.dtype == np.uint8 else 65_535
+            weights = _LUMA_WEIGHTS if pixels.shape[2] == 3 else (1.0,)
+            mean_gray = sum(weight * mean[i] for i, weight in enumerate(weights)) / white
             # hue and saturation do not change gray, nor the offset that contrast needs
             offset = (1 - contrast) * bright * mean_gray
             angle = 2 * math.pi * self.hue * (2 * draw[4] - 1)
@@ -81,6 +88,8 @@ class ColorJitter:
             sine = gray * saturation * math.sin(angle)
         if is_grayscale:
             cosine = sine = 0.0
+        if pixels.shape[2] == 1:
+            return np.array([[gray, offset]], np.float32)
         matrix = np.empty((3, 4), np.float32)
         matrix[:, :3] = (np.array([gray, cosine, sine]) @ _MATRIX_BASIS).reshape(3, 3)
         matrix[:, 3] = offset

@@ -2,24 +2,27 @@
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
 from finetune.data.images.lazy_image import LazyImage
+from finetune.data.images.multichannel import Planes, WholeImage, get_whole_image
 from finetune.data.images.resample import Pixels
 from finetune.data.transforms.color_jitter import ColorMatrix
 from finetune.types import Draw, PreprocessSpec
+
+Step = Callable[[Image.Image], Image.Image]
 
 
 class View(NamedTuple):
     """Output of a transform for an image.
 
     Attributes:
-        pixels: Pixels, uint8, shape (H, W, 3).
-        color_matrix: Color matrix to apply on the device, float32, shape (3, 4); None for none.
+        pixels: Pixels, uint8 or uint16, shape (H, W, C).
+        color_matrix: Color matrix to apply on the device, float32, shape (C, C + 1); None for none.
     """
 
     pixels: Pixels
@@ -63,37 +66,52 @@ class FixedSizeTransform:
 
 
 class EvalTransform(FixedSizeTransform):
-    """timm's evaluation transform without normalisation, which happens on the device."""
+    """timm's evaluation transform without normalisation, which happens on the device.
+
+    Channels other than RGB of 8 bits are transformed one by one, as grey images.
+    """
 
     has_color_matrix = is_random = has_flip = False
     min_side_px: int | None = None
 
     def __init__(self, spec: PreprocessSpec) -> None:
-        from timm.data.transforms_factory import create_transform
-
-        pipeline = create_transform(
-            input_size=spec.input_size,
-            is_training=False,
-            interpolation=spec.interpolation,
-            mean=spec.mean,
-            std=spec.std,
-            crop_pct=spec.crop_pct,
-            crop_mode=spec.crop_mode,
-            normalize=False,
-        )
-        # the last step only converts the image to a channels-first tensor
-        self.steps = pipeline.transforms[:-1]
+        self.steps = _build_steps(spec, spec.mean)
         self.size = spec.input_size[1:]
+        self.num_channels = spec.input_size[0]
+        # they differ in the mean, which is the colour of borders
+        self.channel_steps = [_build_steps(spec, (value,)) for value in spec.mean]
 
     def __call__(self, lazy_image: LazyImage, draw: Draw | None = None) -> View:
         """Return the evaluation view; ``draw`` is ignored."""
-        return View(self.to_pixels(lazy_image.to_pil()))
+        return View(self.to_pixels(get_whole_image(lazy_image)))
 
-    def to_pixels(self, image: Image.Image) -> Pixels:
-        """Return the transformed pixels, uint8, shape (*size, 3)."""
+    def to_pixels(self, image: WholeImage) -> Pixels:
+        """Return the transformed pixels, uint8 or uint16, shape (*size, C)."""
         from finetune.data.transforms.bounded_resize import apply_steps
 
-        return np.array(apply_steps(image, self.steps))
+        if not isinstance(image, Planes):
+            return np.array(apply_steps(image, self.steps))
+        pairs = zip(image.images, self.channel_steps, strict=True)
+        return Planes(tuple(apply_steps(*pair) for pair in pairs)).to_pixels()
+
+
+def _build_steps(spec: PreprocessSpec, mean: Sequence[float]) -> list[Step]:
+    """Return the steps of timm's evaluation transform for images with channels of these means."""
+    from timm.data.transforms_factory import create_transform
+
+    pipeline = create_transform(
+        input_size=spec.input_size,
+        is_training=False,
+        interpolation=spec.interpolation,
+        mean=tuple(mean),
+        std=tuple(mean),
+        crop_pct=spec.crop_pct,
+        crop_mode=spec.crop_mode,
+        normalize=False,
+    )
+    # the last step only converts the image to a channels-first tensor
+    steps: list[Step] = pipeline.transforms[:-1]
+    return steps
 
 
 class FlipPairTransform(FixedSizeTransform):
@@ -116,7 +134,7 @@ class FlipPairTransform(FixedSizeTransform):
 
     def __call__(self, lazy_image: LazyImage, draw: Draw | None = None) -> View:
         """Return both views; ``draw`` is ignored."""
-        image = lazy_image.to_pil()
+        image = get_whole_image(lazy_image)
         flipped = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return View(np.concatenate([self.transform.to_pixels(i) for i in (image, flipped)]))
 
@@ -145,11 +163,11 @@ class MultiCropTransform(FixedSizeTransform):
 
     def __call__(self, lazy_image: LazyImage, draw: Draw | None = None) -> View:
         """Return all views; ``draw`` is ignored."""
-        image = lazy_image.to_pil()
+        image = get_whole_image(lazy_image)
         crops = (self._crop(image, *anchor) for anchor in self.anchors)
         return View(np.concatenate([self.transform.to_pixels(i) for i in (image, *crops)]))
 
-    def _crop(self, image: Image.Image, anchor_x: float, anchor_y: float) -> Image.Image:
+    def _crop(self, image: WholeImage, anchor_x: float, anchor_y: float) -> WholeImage:
         width, height = (max(1, round(self.CROP_FRACTION * side)) for side in image.size)
         left = round(anchor_x * (image.width - width))
         top = round(anchor_y * (image.height - height))
@@ -179,7 +197,7 @@ class RandomCropsTransform(FixedSizeTransform):
 
     def __call__(self, lazy_image: LazyImage, draw: Draw | None = None) -> View:
         """Return all views; ``draw`` is ignored."""
-        image = lazy_image.to_pil()
+        image = get_whole_image(lazy_image)
         whole = self.transform.to_pixels(image)
         seed = zlib.crc32(whole.tobytes())
         crops = [image.crop(_sample_box(image.size, area, seed)) for area in self.areas]

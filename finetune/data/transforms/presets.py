@@ -10,7 +10,7 @@ import albumentations as A  # noqa: N812 - the name that its documentation uses
 import cv2
 import numpy as np
 
-from finetune.data.images.lazy_image import ArrayImage
+from finetune.data.images.multichannel import build_stored_image
 from finetune.data.transforms.color_jitter import ColorJitter
 from finetune.data.transforms.eval_transform import EvalTransform, Transform
 from finetune.data.transforms.train_transform import ProgressiveResizeTransform, TrainTransform
@@ -125,7 +125,11 @@ def create_train_transform(
     if preset is not None:
         by_size = {
             px: TrainTransform(
-                preset.build_pipeline(px, geometry), size=(px, px), seed=seed, jitter=preset.jitter
+                preset.build_pipeline(px, geometry),
+                size=(px, px),
+                seed=seed,
+                # hue and saturation are defined for RGB, and bands have no common brightness
+                jitter=preset.jitter if spec.input_size[0] in (1, 3) else None,
             )
             for px in {*sizes, side}
         }
@@ -140,7 +144,7 @@ def create_train_transform(
     if name in AUGMENTATIONS:
         return EvalTransform(spec)
     transform = TrainTransform(load_pipeline(Path(name)), size=size, seed=seed)
-    _check_output(transform, name)
+    _check_output(transform, name, num_channels=spec.input_size[0])
     return transform
 
 
@@ -181,7 +185,7 @@ def _iterate_steps(step: Any) -> Iterator[Any]:
         yield from _iterate_steps(child)
 
 
-def _check_output(transform: TrainTransform, name: str) -> None:
+def _check_output(transform: TrainTransform, name: str, *, num_channels: int) -> None:
     """Check the output of several draws, because steps are applied at random.
 
     Raises:
@@ -190,18 +194,21 @@ def _check_output(transform: TrainTransform, name: str) -> None:
     side = transform.size[0]
     shapes = ((side * 2, side * 3), (side * 3, side * 2))
     for repeat, (height, width) in enumerate(shapes * 8):
-        blank = ArrayImage(np.zeros((height, width, 3), np.uint8), height=height, width=width)
+        pixels = np.zeros((height, width, num_channels), np.uint8)
+        blank = build_stored_image(pixels, height=height, width=width)
         try:
             output = transform(blank, Draw(0, 0, repeat)).pixels
         except Exception as error:
             raise ConfigError(
-                f"augment.name: {name} fails on a {width}x{height} image: {error}"
+                f"augment.name: {name} fails on a {width}x{height} image of {num_channels} "
+                f"channels: {error}"
             ) from error
-        if output.shape != (side, side, 3) or output.dtype != np.uint8:
+        if output.shape != (side, side, num_channels) or output.dtype != np.uint8:
             raise ConfigError(
                 f"augment.name: {name} converts a {width}x{height} image to {output.dtype} pixels "
-                f"of shape {output.shape}, but uint8 of ({side}, {side}, 3) is needed. End it with "
-                f"RandomResizedCrop(({side}, {side})) or change data.image_size."
+                f"of shape {output.shape}, but uint8 of ({side}, {side}, {num_channels}) is "
+                f"needed. End it with RandomResizedCrop(({side}, {side})) or change "
+                f"data.image_size."
             )
 
 

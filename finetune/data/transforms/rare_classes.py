@@ -7,8 +7,6 @@ from finetune.data.images.lazy_image import LazyImage
 from finetune.data.transforms.eval_transform import Transform, View
 from finetune.types import Draw
 
-_IDENTITY_MATRIX = np.eye(3, 4, dtype=np.float32)
-
 
 class RareClassTransform:
     """Training transform that applies another transform to images of rare classes.
@@ -43,5 +41,6 @@ class RareClassTransform:
         transform = self.rare if self.is_rare[draw.row] else self.default
         view = transform(lazy_image, draw)
         if self.has_color_matrix and view.color_matrix is None:
-            return View(view.pixels, _IDENTITY_MATRIX)
+            num_channels = view.pixels.shape[2]
+            return View(view.pixels, np.eye(num_channels, num_channels + 1, dtype=np.float32))
         return view

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from finetune.data.images.lazy_image import LazyImage
+from finetune.data.images.multichannel import get_whole_pixels
 from finetune.data.images.resample import Interpolation, Pixels
 from finetune.data.transforms.color_jitter import ColorJitter
 from finetune.data.transforms.eval_transform import FixedSizeTransform, View
@@ -65,11 +66,18 @@ class TrainTransform(FixedSizeTransform):
         """Return the augmented view of a draw."""
         assert draw is not None, "training images need a draw of the sampler"
         self._seed_generators(draw)
-        data = {"image": self._load_pixels(lazy_image)}
+        loaded = self._load_pixels(lazy_image)
+        # Albumentations knows uint8, and floats from 0 to 1
+        is_deep = loaded.dtype == np.uint16
+        data = {"image": loaded.astype(np.float32) / 65_535 if is_deep else loaded}
         if self._python_generator.random() < self.pipeline.p:
             for step in self._steps:
                 data = step(**data)
         pixels: Pixels = data["image"]
+        if is_deep:
+            pixels = np.rint(pixels.clip(0, 1) * 65_535).astype(np.uint16)
+        if pixels.ndim == 2:
+            pixels = pixels[..., None]
         color_matrix = (
             None
             if self.jitter is None
@@ -97,7 +105,7 @@ class TrainTransform(FixedSizeTransform):
     def _load_pixels(self, lazy_image: LazyImage) -> Pixels:
         """Return the input of the steps after the initial crop."""
         if self.initial_crop is None:
-            return np.asarray(lazy_image.to_pil())
+            return get_whole_pixels(lazy_image)
         return lazy_image.crop(
             self.initial_crop.sample_box(lazy_image.height, lazy_image.width),
             self.initial_crop.size,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from finetune.data.images.lazy_image import LazyImage
+from finetune.data.images.multichannel import Planes, get_whole_image
 from finetune.data.images.resample import Pixels
 from finetune.data.transforms.bounded_resize import CORNERS_AND_CENTER, crop_at_anchors
 from finetune.data.transforms.eval_transform import (
@@ -62,9 +63,16 @@ class FiveCropTransform(FixedSizeTransform):
 
     def __call__(self, lazy_image: LazyImage, draw: Draw | None = None) -> View:
         """Return all views; ``draw`` is ignored."""
-        steps, image = self.transform.steps, lazy_image.to_pil()
-        crops = crop_at_anchors(image, steps, self.crop_size, flips=self.flips)
-        return View(np.concatenate([np.array(crop) for crop in crops]))
+        image = get_whole_image(lazy_image)
+        if not isinstance(image, Planes):
+            crops = crop_at_anchors(image, self.transform.steps, self.crop_size, flips=self.flips)
+            return View(np.concatenate([np.array(crop) for crop in crops]))
+        by_channel = [
+            crop_at_anchors(channel, steps, self.crop_size, flips=self.flips)
+            for channel, steps in zip(image.images, self.transform.channel_steps, strict=True)
+        ]
+        views = [Planes(channels).to_pixels() for channels in zip(*by_channel, strict=True)]
+        return View(np.concatenate(views))
 
 
 class StackedTransform(FixedSizeTransform):

@@ -47,16 +47,23 @@ def find_clean_aperture(path: Path, size: tuple[int, int]) -> Area | None:
 
 
 def paste_on_white(
-    image: Image.Image, area: Area, flatten: Callable[[Image.Image], Image.Image]
+    image: Image.Image,
+    area: Area,
+    flatten: Callable[[Image.Image], Image.Image],
+    *,
+    keeps_opacity: bool = False,
 ) -> Image.Image:
     """Return an image in RGB, white outside of an area; converted a few rows at a time.
 
     Args:
         image: Image as stored.
         area: Area that it shows.
-        flatten: Function from a part of it to RGB.
+        flatten: Function from a part of it to RGB, or to RGBA where opacity is kept.
+        keeps_opacity: Whether the result is RGBA, and transparent outside of the area.
     """
-    canvas = Image.new("RGB", image.size, "white")
+    canvas = (
+        Image.new("RGBA", image.size) if keeps_opacity else Image.new("RGB", image.size, "white")
+    )
     left, top, right, bottom = area
     for first in range(top, bottom, _ROWS_AT_ONCE):
         rows = (left, first, right, min(first + _ROWS_AT_ONCE, bottom))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finetune.data.images.bit_depth import SampleConverter, SampleType, choose_range
+from finetune.data.images.resample import Pixels
 from finetune.errors import DataError
 from finetune.types import PixelRange
 
@@ -40,10 +41,17 @@ class DeepJpeg2000:
 
     def flatten(self, part: Image.Image) -> Image.Image:
         """Return a part of the decoded image as RGB of 8 bits."""
-        values: NDArray[np.uint16] = np.asarray(part).astype(np.uint16, copy=False)
-        shifted = np.right_shift(values, np.uint16(_MAX_BITS - self.samples.num_bits))
-        pixels = SampleConverter(self.samples, self.value_range).convert(shifted)
+        pixels = SampleConverter(self.samples, self.value_range).convert(self._shift(part))
         return Image.fromarray(pixels).convert("RGB")
+
+    def convert_to_16_bits(self, image: Image.Image) -> Pixels:
+        """Return the decoded image as grey in RGB, uint16, shape (H, W, 3)."""
+        converter = SampleConverter(self.samples, self.value_range, bit_depth=16)
+        return np.repeat(converter.convert(self._shift(image))[..., None], 3, axis=2)
+
+    def _shift(self, part: Image.Image) -> NDArray[np.uint16]:
+        values: NDArray[np.uint16] = np.asarray(part).astype(np.uint16, copy=False)
+        return np.right_shift(values, np.uint16(_MAX_BITS - self.samples.num_bits))
 
 
 def read_depth(

@@ -66,9 +66,12 @@ def read_netpbm(path: Path, options: ReadOptions) -> DecodedImage | None:
             samples = SampleType(np.dtype(np.uint16), 16, white)
             read = _read_text if kind in _TEXT_KINDS else _read_binary
             chunks = read(file, height * width * num_samples)
-        converter = SampleConverter(samples, choose_range(samples, options.pixel_range))
-        pixels = allocate_pixels(height, width, working_bytes=1 if num_samples == 1 else 0)
-        values = pixels if num_samples == 3 else np.empty((height, width, 1), np.uint8)
+        depth = options.bit_depth
+        value_range = choose_range(samples, options.pixel_range)
+        converter = SampleConverter(samples, value_range, bit_depth=depth)
+        working_bytes = depth // 8 if num_samples == 1 else 0
+        pixels = allocate_pixels(height, width, working_bytes=working_bytes, bit_depth=depth)
+        values = pixels if num_samples == 3 else np.empty((height, width, 1), pixels.dtype)
         flat, first = values.reshape(-1), 0
         for chunk in chunks:
             flat[first : first + len(chunk)] = converter.convert(chunk)

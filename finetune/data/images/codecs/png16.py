@@ -84,17 +84,28 @@ def read_png16(path: Path, options: ReadOptions) -> DecodedImage | None:
     if header is None:
         return None
     check_size(header.width, header.height, options.max_pixels)
-    pixels = allocate_pixels(header.height, header.width, working_bytes=_BYTES[header.color_type])
-    planes = _decode_planes(path, header, is_full_range=options.pixel_range is None)
+    depth = options.bit_depth
+    pixels = allocate_pixels(
+        header.height,
+        header.width,
+        3 + options.keeps_opacity,
+        working_bytes=_BYTES[header.color_type],
+        bit_depth=depth,
+    )
+    planes = _decode_planes(path, header, is_full_range=options.pixel_range is None and depth == 8)
     samples = SampleType(np.dtype(np.uint16), 16, _find_white(planes, header))
-    colors = SampleConverter(samples, choose_range(samples, options.pixel_range))
-    opacity = SampleConverter(samples, _find_opacity_range(planes, header, samples, options))
+    colors = SampleConverter(samples, choose_range(samples, options.pixel_range), bit_depth=depth)
+    opacity = SampleConverter(
+        samples, _find_opacity_range(planes, header, samples, options), bit_depth=depth
+    )
     for top, values in planes.iter_rows():
         rows = slice(top, top + len(values))
         num_colors = values.shape[2] - header.has_alpha
-        pixels[rows] = colors.convert(values[..., :num_colors])
+        pixels[rows, :, :3] = colors.convert(values[..., :num_colors])
         alpha = _get_alpha(values, header, opacity)
-        if alpha is not None:
+        if options.keeps_opacity:
+            pixels[rows, :, 3] = np.iinfo(pixels.dtype).max if alpha is None else alpha
+        elif alpha is not None:
             pixels[rows] = composite_on_white(pixels[rows], alpha, is_premultiplied=False)
     return DecodedImage(
         pixels=pixels,
@@ -213,10 +224,11 @@ def _get_alpha(
     """Return the opacity of some rows, shape (rows, columns); None if all is opaque."""
     if header.has_alpha:
         return opacity.convert(values[..., -1])
+    white = opacity.convert(np.array([_MAX_VALUE], np.uint16))[0]
     if header.transparent is None:
         return None
     is_transparent = (values == np.array(header.transparent, np.uint16)).all(axis=2)
-    return np.where(is_transparent, 0, 255).astype(np.uint8)
+    return np.where(is_transparent, 0, white)
 
 
 def _find_opacity_range(

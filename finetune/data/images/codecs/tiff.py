@@ -43,7 +43,7 @@ from finetune.data.images.codecs.tiff_segments import (
 from finetune.data.images.read_errors import check_size
 from finetune.data.images.resample import Pixels
 from finetune.errors import DataError
-from finetune.types import PixelRange, ReadOptions
+from finetune.types import ReadOptions
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
@@ -84,12 +84,12 @@ def read_tiff(path: Path, options: ReadOptions) -> DecodedImage | None:
         Exception: The data are damaged; various, as libraries raise them.
     """
     with path.open("rb") as file:
-        page = _open_first_page(file)
+        page = open_first_page(file)
         if is_left_to_pillow(page):
             return None
         layout = read_layout(page)
         check_size(layout.width, layout.height, options.max_pixels)
-        decoded = _decode(file, page, layout, options.pixel_range)
+        decoded = _decode(file, page, layout, options)
         white = layout.samples.white
         if white is None:
             return decoded
@@ -97,10 +97,10 @@ def read_tiff(path: Path, options: ReadOptions) -> DecodedImage | None:
             return replace(decoded, max_value=0)
         # the statement is wrong
         unstated = replace(layout, samples=replace(layout.samples, white=None))
-        return _decode(file, page, unstated, options.pixel_range)
+        return _decode(file, page, unstated, options)
 
 
-def _open_first_page(file: BinaryIO) -> "TiffPage":
+def open_first_page(file: BinaryIO) -> "TiffPage":
     """Return the first page.
 
     Raises:
@@ -128,28 +128,40 @@ def _find_directory(file: BinaryIO) -> int:
 
 
 def _decode(
-    file: BinaryIO, page: "TiffPage", layout: TiffLayout, pixel_range: PixelRange | None
+    file: BinaryIO, page: "TiffPage", layout: TiffLayout, options: ReadOptions
 ) -> DecodedImage:
-    """Return the image with its alpha composited on white."""
-    samples, num_colors = layout.samples, layout.num_colors
+    """Return the image with its alpha composited on white, or as a fourth channel."""
+    samples, num_colors, pixel_range = layout.samples, layout.num_colors, options.pixel_range
+    depth = options.bit_depth
     is_palette = layout.photometric == PALETTE
     color_map = read_color_map(page) if is_palette else None
-    colors = SampleConverter(samples, choose_range(samples, pixel_range))
+    colors = SampleConverter(samples, choose_range(samples, pixel_range), bit_depth=depth)
     ranges = () if layout.alpha is None else choose_opacity_ranges(samples, pixel_range)
     pixels = allocate_pixels(
-        layout.height, layout.width, max(3, num_colors), working_bytes=len(ranges)
+        layout.height,
+        layout.width,
+        max(3 + options.keeps_opacity, num_colors),
+        working_bytes=len(ranges) * depth // 8,
+        bit_depth=depth,
     )
     opacities = [
-        (choice, SampleConverter(samples, choice), np.zeros(pixels.shape[:2], np.uint8))
+        (
+            choice,
+            SampleConverter(samples, choice, bit_depth=depth),
+            np.zeros(pixels.shape[:2], pixels.dtype),
+        )
         for choice in ranges
     ]
-    for block in _iter_blocks(file, page, layout):
+    for block in iter_blocks(file, page, layout):
         top, left, first = block.top, block.left, block.first_sample
         inside = block.samples[: layout.height - top, : layout.width - left]
         area = slice(top, top + inside.shape[0]), slice(left, left + inside.shape[1])
         for sample, plane in enumerate(np.moveaxis(inside, 2, 0), first):
             if color_map is not None and sample == 0:
-                pixels[area] = color_map[np.minimum(plane, len(color_map) - 1)]
+                entries = color_map[np.minimum(plane, len(color_map) - 1)]
+                pixels[(*area, slice(3))] = (
+                    entries if depth == 8 else entries.astype(np.uint16) * 257
+                )
             elif sample < num_colors:
                 pixels[(*area, sample)] = colors.convert(plane)
             elif sample == layout.alpha:
@@ -158,10 +170,10 @@ def _decode(
     colors.check()
     fitting = [part for choice, opacity, part in opacities if opacity.max_value <= choice.high]
     alpha = (fitting or [opacities[-1][2]])[0] if opacities else None
-    _finish_colors(pixels, alpha, layout)
+    _finish_colors(pixels, alpha, layout, keeps_opacity=options.keeps_opacity)
     is_measured = samples.num_bits == 16 and samples.dtype.kind == "u" and not is_palette
     return DecodedImage(
-        pixels=pixels[..., :3],
+        pixels=pixels[..., : 3 + options.keeps_opacity],
         orientation=layout.orientation,
         mode=layout.mode,
         max_value=int(colors.max_value) if is_measured else 0,
@@ -169,24 +181,40 @@ def _decode(
     )
 
 
-def _finish_colors(pixels: Pixels, alpha: Pixels | None, layout: TiffLayout) -> None:
-    """Turn the samples of each pixel into RGB in place, a few rows at a time."""
+def _finish_colors(
+    pixels: Pixels, alpha: Pixels | None, layout: TiffLayout, *, keeps_opacity: bool
+) -> None:
+    """Turn the samples of each pixel into RGB in place, a few rows at a time.
+
+    Where opacity is kept, it becomes the fourth channel.
+    """
+    white = np.iinfo(pixels.dtype).max
     for first in range(0, layout.height, _ROWS_AT_ONCE):
         rows = slice(first, first + _ROWS_AT_ONCE)
         part = pixels[rows]
         if layout.photometric == WHITE_IS_ZERO:
-            part[..., 0] = 255 - part[..., 0]
+            part[..., 0] = white - part[..., 0]
         if layout.photometric == SEPARATED:
-            part[..., :3] = np.asarray(Image.fromarray(part, "CMYK").convert("RGB"))
+            part[..., :3] = _convert_cmyk(part[..., :4])
         elif layout.num_colors == 1 and layout.photometric != PALETTE:
-            part[..., 1:] = part[..., :1]
-        if alpha is not None:
+            part[..., 1:3] = part[..., :1]
+        if keeps_opacity:
+            part[..., 3] = white if alpha is None else alpha[rows]
+        elif alpha is not None:
             part[..., :3] = composite_on_white(
                 part[..., :3], alpha[rows], is_premultiplied=layout.is_premultiplied
             )
 
 
-def _iter_blocks(file: BinaryIO, page: "TiffPage", layout: TiffLayout) -> Iterator[_Block]:
+def _convert_cmyk(part: Pixels) -> Pixels:
+    """Return CMYK as RGB of the same type; Pillow's conversion has 8 bits."""
+    if part.dtype == np.uint8:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(part), "CMYK").convert("RGB"))
+    light = 65_535 - part.astype(np.uint64)
+    return np.asarray(light[..., :3] * light[..., 3:] // 65_535, np.uint16)
+
+
+def iter_blocks(file: BinaryIO, page: "TiffPage", layout: TiffLayout) -> Iterator[_Block]:
     """Yield all samples of an image, each rectangle in native byte order.
 
     Raises:

@@ -109,8 +109,12 @@ def is_left_to_pillow(page: "TiffPage") -> bool:
     return is_plain and bits == 8 and (spp == 1 or int(page.planarconfig) == 1)
 
 
-def read_layout(page: "TiffPage") -> TiffLayout:
+def read_layout(page: "TiffPage", *, allow_bands: bool = False) -> TiffLayout:
     """Return the layout of a page that is not left to Pillow.
+
+    Args:
+        page: Page of a TIFF file.
+        allow_bands: Whether a pixel may have any number of samples besides its colours.
 
     Raises:
         DataError: It is not supported; the message names it.
@@ -133,10 +137,10 @@ def read_layout(page: "TiffPage") -> TiffLayout:
         raise DataError(
             f"damaged TIFF ({spp} samples in a pixel, fewer than the {num_colors} of its colours)"
         )
-    if num_ignored > _MAX_IGNORED_SAMPLES[num_colors]:
+    if num_ignored > _MAX_IGNORED_SAMPLES[num_colors] and not allow_bands:
         raise DataError(
-            f"TIFF of {spp} bands of {bits} bits that are not declared as RGB; save the bands that "
-            f"show the objects as grey or RGB"
+            f"TIFF of {spp} bands of {bits} bits that are not declared as RGB; train on all bands "
+            f"with data.channels={spp}, or save those that show the objects as grey or RGB"
         )
     alpha = alphas[0] if alphas else None
     return TiffLayout(

@@ -6,6 +6,8 @@ from typing import cast
 import numpy as np
 from PIL import Image
 
+from finetune.errors import DataError
+
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 
 Key = int | bytes | tuple[int, int, int]
@@ -54,6 +56,24 @@ def flatten_on_white(image: Image.Image, key: Key | None = None) -> Image.Image:
         return rgb
     pixels = np.array(rgb)
     pixels[(pixels == np.asarray(key, np.uint8)).all(axis=-1)] = 255
+    return Image.fromarray(pixels)
+
+
+def convert_to_rgba(image: Image.Image, key: Key | None = None) -> Image.Image:
+    """Return a part of an image of 8-bit samples as RGBA, see ``flatten_on_white``."""
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"pixels of mode {image.mode} have no opacity; save them as PNG or TIFF")
+    image.info.pop("transparency", None)
+    if isinstance(key, bytes) or (key is not None and image.mode == "P"):
+        image.info["transparency"] = key
+        return image.convert("RGBA")
+    if image.mode == "La":
+        image = image.convert("LA")
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+    if key is None or image.mode in _ALPHA_MODES:
+        return rgba
+    pixels = np.array(rgba)
+    pixels[(pixels[..., :3] == np.asarray(key, np.uint8)).all(axis=-1), 3] = 0
     return Image.fromarray(pixels)
 
 

@@ -168,6 +168,8 @@ def fit_probe(
 
 def _compute_metrics(probabilities: Tensor, plan: ProbePlan) -> Mapping[str, float]:
     """Return the metrics of the validation images from their class probabilities (N, K)."""
+    if not len(plan.val.labels):
+        return {}
     targets = torch.from_numpy(plan.val.targets)
     train_counts = np.bincount(plan.train.labels, minlength=len(plan.classes)).tolist()
     if plan.train.multi_hot is not None:

@@ -126,24 +126,9 @@ class RunFolder:
         return self.path / ".done"
 
     @property
-    def folds_dir(self) -> Path:
-        """Run folders of the folds of a cross-validation, named 1, 2 and so on."""
-        return self.path / "folds"
-
-    @property
     def folds_csv_path(self) -> Path:
         """Fold of each image of a cross-validation."""
         return self.path / "folds.csv"
-
-    @property
-    def cross_validation_path(self) -> Path:
-        """Metrics of the folds with intervals, and the model that follows from them."""
-        return self.path / "cross_validation.json"
-
-    @property
-    def out_of_fold_path(self) -> Path:
-        """Prediction of each image by the fold that has not trained on it."""
-        return self.path / "out_of_fold.csv"
 
     @property
     def cross_validation_run(self) -> "RunFolder":

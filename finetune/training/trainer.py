@@ -72,7 +72,8 @@ class TrainerOptions:
 
     Attributes:
         max_epochs: Number of epochs of the run.
-        monitor: Validation metric that chooses the best epoch: a loss, or one to maximise.
+        monitor: Validation metric that chooses the best epoch: a loss, or one to maximise; None
+            validates nothing, and keeps ``last.ckpt`` alone.
         accelerator: "cpu", "cuda" or "mps".
         devices: Processes per node.
         num_nodes: Number of nodes.
@@ -89,7 +90,7 @@ class TrainerOptions:
     """
 
     max_epochs: int
-    monitor: str
+    monitor: str | None
     accelerator: str = "cpu"
     devices: int = 1
     num_nodes: int = 1
@@ -124,7 +125,6 @@ def create_trainer(
         baseline: Score of the model that ``best.ckpt`` holds before the first epoch, on all ranks.
     """
     _silence_lightning()
-    mode = "min" if options.monitor.endswith("loss") else "max"
     last_path = run_dir / "checkpoints" / "last.ckpt"
     timeout = timedelta(seconds=options.collective_timeout_seconds)
     all_callbacks: list[Callback] = [
@@ -134,18 +134,10 @@ def create_trainer(
             last_path, every_minutes=options.checkpoint_interval_minutes, timeout=timeout
         ),
     ]
-    best = build_checkpoint_callback(run_dir, "best", monitor=options.monitor, mode=mode)
-    if baseline is not None:
-        best.set_baseline(baseline)
-    if options.patience is not None:
-        stopping = ResumableEarlyStopping(
-            options.monitor, patience=options.patience, mode=mode, check_on_train_epoch_end=True
-        )
-        if baseline is not None:
-            stopping.set_baseline(baseline)
-        all_callbacks.append(stopping)
+    if options.monitor is not None:
+        all_callbacks += _build_monitor_callbacks(run_dir, options, options.monitor, baseline)
     # the last checkpoint is written after the best, so that it holds the best score
-    all_callbacks += [best, build_checkpoint_callback(run_dir, "last")]
+    all_callbacks.append(build_checkpoint_callback(run_dir, "last"))
     if not torch.cuda.is_available():
         # Lightning lets torch query the driver for GPUs, which each optimizer step would repeat
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
@@ -172,12 +164,32 @@ def create_trainer(
         log_every_n_steps=10**9,
         profiler=NoProfiler(),
         num_sanity_val_steps=0,
+        limit_val_batches=0 if options.monitor is None else 1.0,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
     _disable_signal_handling(trainer)
     return trainer
+
+
+def _build_monitor_callbacks(
+    run_dir: Path, options: TrainerOptions, monitor: str, baseline: float | None
+) -> list[Callback]:
+    """Return the callbacks that stop early and keep the best epoch by a validation metric."""
+    callbacks: list[Callback] = []
+    mode = "min" if monitor.endswith("loss") else "max"
+    best = build_checkpoint_callback(run_dir, "best", monitor=monitor, mode=mode)
+    if baseline is not None:
+        best.set_baseline(baseline)
+    if options.patience is not None:
+        stopping = ResumableEarlyStopping(
+            monitor, patience=options.patience, mode=mode, check_on_train_epoch_end=True
+        )
+        if baseline is not None:
+            stopping.set_baseline(baseline)
+        callbacks.append(stopping)
+    return [*callbacks, best]
 
 
 def fit(

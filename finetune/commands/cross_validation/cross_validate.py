@@ -1,31 +1,48 @@
 """Cross-validation: a run for each fold in turn, then their summary and the model of all."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.distributed_c10d import PrefixStore
-
+from finetune.bundle.bundle import load_model
 from finetune.bundle.model_card import read_card_json
 from finetune.commands.cross_validation.final_model import write_final_model
 from finetune.commands.cross_validation.fold_reporter import FoldReporter
 from finetune.commands.cross_validation.fold_runs import (
     CrossValidation,
     lock_creation,
-    open_cross_validation,
     prepare_cross_validation,
 )
-from finetune.commands.cross_validation.out_of_fold import read_out_of_fold, write_findings
-from finetune.commands.cross_validation.summary import format_summary, summarise_folds
-from finetune.commands.fit.process_group import open_rendezvous
-from finetune.commands.fit.resume import (
-    build_resume_config,
-    collect_overrides,
-    find_existing_run,
+from finetune.commands.cross_validation.fold_work import (
+    FoldWork,
+    describe_pending,
+    find_pending_folds,
+    reopen,
+    start_or_reopen,
 )
+from finetune.commands.cross_validation.out_of_fold import (
+    OUT_OF_FOLD_FILE,
+    read_out_of_fold,
+    write_findings,
+)
+from finetune.commands.cross_validation.refit import (
+    check_refit,
+    choose_measured,
+    describe_refit,
+    get_refit_run,
+    prepare_refit,
+)
+from finetune.commands.cross_validation.rounds import open_round
+from finetune.commands.cross_validation.summary import (
+    SUMMARY_FILE,
+    format_summary,
+    summarise_folds,
+)
+from finetune.commands.fit.process_group import open_rendezvous
+from finetune.commands.fit.resume import build_resume_config, is_complete
 from finetune.commands.fit.single_run import (
     FitResult,
     build_result,
@@ -34,8 +51,7 @@ from finetune.commands.fit.single_run import (
     lock_run,
     resume_run,
 )
-from finetune.commands.stored_run import check_files_exist, read_stored_config
-from finetune.config.load import diff_configs, dump_config, replace_values
+from finetune.commands.measurement.refit_choice import RefitChoice, read_refit_choice
 from finetune.config.schema import Config
 from finetune.distributed import signals
 from finetune.distributed.rendezvous import Rendezvous
@@ -45,28 +61,8 @@ from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter
 from finetune.units import format_count, format_duration, format_percent
 
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What is left to do in a cross-validation.
-
-    Attributes:
-        cross_validation: Images, folds and run folder.
-        plan: Plan of a new run; empty in a resumed one.
-        changes: Dotted keys to values that the folds are resumed with.
-        only: The one fold to train, as one of several jobs; None for all, then the model.
-    """
-
-    cross_validation: CrossValidation
-    plan: Mapping[str, Any]
-    changes: Mapping[str, Any]
-    only: int | None
-
-    @property
-    def folds(self) -> list[int]:
-        """Folds to train."""
-        num_folds = self.cross_validation.num_folds
-        return list(range(1, num_folds + 1)) if self.only is None else [self.only]
+REFIT = "refit"
+"""Name of the run on all images, among those of the folds."""
 
 
 def cross_validate(config: Config, reporter: Reporter) -> FitResult:
@@ -77,11 +73,11 @@ def cross_validate(config: Config, reporter: Reporter) -> FitResult:
         KeyboardInterrupt: The process was asked to stop; the run can be resumed.
     """
 
-    def prepare() -> _Work:
+    def prepare() -> FoldWork:
         if config.cross_validation.fold is None or config.output is None:
-            return _start_or_reopen(config, reporter)
+            return start_or_reopen(config, reporter)
         with lock_creation(Path(config.output).expanduser()):
-            return _start_or_reopen(config, reporter)
+            return start_or_reopen(config, reporter)
 
     return _run(config, prepare, reporter)
 
@@ -98,23 +94,25 @@ def resume_cross_validation(run: RunFolder, config: Config, reporter: Reporter) 
         FinetuneError: Something that the user can fix.
         KeyboardInterrupt: The process was asked to stop; the run can be resumed.
     """
-    return _run(config, lambda: _reopen(run, config), reporter)
+    return _run(config, lambda: reopen(run, config), reporter)
 
 
 def plan_cross_validation(config: Config, reporter: Reporter) -> dict[str, Any]:
     """Return the plan of a cross-validation and show it; only caches of the audit are written."""
-    return prepare_cross_validation(config, reporter)[1]
+    cross_validation, plan, _ = prepare_cross_validation(config, reporter)
+    check_refit(cross_validation.config)
+    return plan
 
 
 def plan_resumed_folds(run: RunFolder, config: Config, reporter: Reporter) -> dict[str, Any]:
     """Return what is left of a cross-validation and show it; nothing is written."""
-    work = _reopen(run, config, writes=False)
-    pending = _find_pending(work)
-    reporter.note(_describe_pending(work, pending))
+    work = reopen(run, config, writes=False)
+    pending = find_pending_folds(work)
+    reporter.note(describe_pending(work, pending))
     return {"run_dir": str(run.path), "cross_validation": {"folds": pending}}
 
 
-def _run(config: Config, prepare: Callable[[], _Work], reporter: Reporter) -> FitResult:
+def _run(config: Config, prepare: Callable[[], FoldWork], reporter: Reporter) -> FitResult:
     """Prepare on rank 0, train each fold on all ranks, and finish on rank 0."""
     start = time.monotonic()
     with signals.allow_interrupts():
@@ -125,12 +123,12 @@ def _run(config: Config, prepare: Callable[[], _Work], reporter: Reporter) -> Fi
                 if first is not None:
                     first.wait_for_peers()
                 work = prepare()
-                pending = _find_pending(work)
+                pending = find_pending_folds(work)
                 if first is not None:
-                    first.broadcast("folds", pending)
+                    first.broadcast("folds", [*pending, *([REFIT] if work.is_refitted else [])])
         if work is None:
-            for fold in pending:
-                with _open_round(first, fold, Reporter()) as rendezvous:
+            for name in pending:
+                with open_round(first, str(name), Reporter()) as rendezvous:
                     assert rendezvous is not None, "another rank has a launch"
                     join_run(rendezvous, start)
             return FitResult(Path(), 0.0, {}, {})
@@ -138,7 +136,7 @@ def _run(config: Config, prepare: Callable[[], _Work], reporter: Reporter) -> Fi
 
 
 def _train_and_finish(
-    work: _Work,
+    work: FoldWork,
     pending: Sequence[int],
     first: Rendezvous | None,
     reporter: Reporter,
@@ -156,24 +154,21 @@ def _train_and_finish(
             remove_stale_temp_files(run.path)
             run_folder.update_latest_link(run)
         if work.changes or not work.plan:
-            reporter.note(_describe_pending(work, pending))
+            reporter.note(describe_pending(work, pending))
         for fold in pending:
-            part = FoldReporter(
-                reporter,
-                f"fold {fold}/{cross_validation.num_folds}",
-                seen=seen,
-                audit_path=cross_validation.get_fold_run(fold).audit_csv_path,
-            )
-            with _open_round(first, fold, part) as rendezvous:
+            title = f"fold {fold}/{cross_validation.num_folds}"
+            path = cross_validation.get_fold_run(fold).audit_csv_path
+            part = FoldReporter(reporter, title, seen=seen, audit_path=path)
+            with open_round(first, str(fold), part) as rendezvous:
                 result = _train_fold(work, fold, part, rendezvous)
             reporter.note(_describe_fold(fold, result))
         if not is_all:
             return _build_fold_result(work, start)
-        return _finish(work, reporter, start)
+        return _finish(work, first, reporter, start)
 
 
 def _train_fold(
-    work: _Work, fold: int, reporter: Reporter, rendezvous: Rendezvous | None
+    work: FoldWork, fold: int, reporter: Reporter, rendezvous: Rendezvous | None
 ) -> FitResult:
     """Train a fold on rank 0, from its last checkpoint if there is one."""
     start = time.monotonic()
@@ -195,14 +190,16 @@ def _train_fold(
     return build_result(run, start, facts, {})
 
 
-def _finish(work: _Work, reporter: Reporter, start: float) -> FitResult:
+def _finish(
+    work: FoldWork, first: Rendezvous | None, reporter: Reporter, start: float
+) -> FitResult:
     """Summarise complete folds, and write the predictions, the audit and the model."""
     cross_validation = work.cross_validation
     run = cross_validation.run
     out_of_fold = read_out_of_fold(cross_validation)
     label_errors = out_of_fold.find_label_errors()
     is_listed = write_findings(cross_validation, label_errors)
-    write_text(run.out_of_fold_path, out_of_fold.to_csv())
+    write_text(run.path / OUT_OF_FOLD_FILE, out_of_fold.to_csv())
     summary = summarise_folds(cross_validation, out_of_fold, num_label_errors=len(label_errors))
     if label_errors:
         first = label_errors[0]
@@ -214,84 +211,41 @@ def _finish(work: _Work, reporter: Reporter, start: float) -> FitResult:
             f"{', and more' if len(label_errors) > 1 else ''}{where}"
         )
     summary["final"] = {"kind": cross_validation.config.cross_validation.final}
-    facts = write_final_model(cross_validation, summary, reporter)
+    refitted = None
+    if work.is_refitted:
+        part_path = get_refit_run(cross_validation).audit_csv_path
+        part = FoldReporter(reporter, REFIT, seen=set(), audit_path=part_path)
+        with open_round(first, REFIT, part) as rendezvous:
+            refit = _train_refit(cross_validation, summary["folds"], part, rendezvous)
+        summary["final"] |= {"choice": asdict(refit), "run_dir": REFIT}
+        refitted = load_model(get_refit_run(cross_validation).path)
+    facts = write_final_model(cross_validation, summary, reporter, refitted=refitted)
     summary["final"] |= {
         "bundle": str(run.bundle_dir.relative_to(run.path)),
         "metrics": {key: value for key, value in facts["metrics"].items() if key != "out_of_fold"},
     }
-    write_text(run.cross_validation_path, format_summary(summary))
+    write_text(run.path / SUMMARY_FILE, format_summary(summary))
     result = build_result(run, start, facts, work.plan)
     return replace(result, cross_validation=summary)
 
 
-def _start_or_reopen(config: Config, reporter: Reporter) -> _Work:
-    """Return the work of a new cross-validation, whose folder is created, or of an existing one."""
-    existing = find_existing_run(config)
-    if existing is not None:
-        overrides = collect_overrides(existing, config)
-        return _reopen(existing, build_resume_config(existing, assignments=overrides))
-    cross_validation, plan, texts = prepare_cross_validation(config, reporter)
-    run_folder.create(cross_validation.run.path, **texts)
-    return _Work(cross_validation, plan, {}, config.cross_validation.fold)
-
-
-def _reopen(run: RunFolder, config: Config, *, writes: bool = True) -> _Work:
-    """Return the work that is left in a run folder, with the changes of its config."""
-    only = config.cross_validation.fold
-    config = replace_values(config, {"cross_validation.fold": None})
-    changes = diff_configs(read_stored_config(run), config)
-    changed = {
-        key: after
-        for key, (_, after) in changes.items()
-        if after != "auto" and not key.startswith("cross_validation.") and "." in key
-    }
-    cross_validation = open_cross_validation(run, config)
-    check_files_exist(cross_validation.manifest, cross_validation.manifest.samples)
-    if changes and writes:
-        write_text(run.config_path, dump_config(config))
-    return _Work(cross_validation, {}, changed, only)
-
-
-def _find_pending(work: _Work) -> list[int]:
-    """Return the folds that are not complete."""
-    return [fold for fold in work.folds if not work.cross_validation.is_fold_complete(fold)]
-
-
-@contextmanager
-def _open_round(
-    first: Rendezvous | None, fold: int, reporter: Reporter
-) -> Iterator[Rendezvous | None]:
-    """Yield a rendezvous of the same processes for one fold; None for a single process.
-
-    Args:
-        first: Closed rendezvous, whose store is used on.
-        fold: Fold, from 1.
-        reporter: Receiver of progress, which checks the other processes.
-    """
-    if first is None:
-        yield None
-        return
-    store = first.store
-    with (
-        Rendezvous(
-            first.launch,
-            timeout=first.timeout,
-            connect=lambda: PrefixStore(f"fold-{fold}", store),
-        ) as rendezvous,
-        rendezvous.check_peers_on_advance(reporter),
-    ):
-        yield rendezvous
-
-
-def _describe_pending(work: _Work, pending: Sequence[int]) -> str:
-    """Return a sentence on what is left to do."""
-    num_folds = work.cross_validation.num_folds
-    if not pending:
-        what = "all folds are" if work.only is None else f"fold {work.only} is"
-        return f"Cross-validation with {num_folds} folds: {what} complete."
-    names = ", ".join(map(str, pending))
-    noun = "fold" if len(pending) == 1 else "folds"
-    return f"Cross-validation with {num_folds} folds: {noun} {names} to be trained."
+def _train_refit(
+    cross_validation: CrossValidation,
+    folds: Sequence[Mapping[str, Any]],
+    reporter: Reporter,
+    rendezvous: Rendezvous | None,
+) -> RefitChoice:
+    """Train one network on all images on rank 0, as the folds chose, and return their choice."""
+    run = prepare_refit(cross_validation, folds)
+    choice = read_refit_choice(run)
+    assert choice is not None, "written when the folder was prepared"
+    num_images = len(cross_validation.folds)
+    reporter.note(describe_refit(choice, choose_measured(folds), num_images))
+    config = build_resume_config(run)
+    if is_complete(run, config):
+        reporter = Reporter()
+    resume_run(run, config, reporter, rendezvous, time.monotonic())
+    return choice
 
 
 def _describe_fold(fold: int, result: FitResult) -> str:
@@ -305,7 +259,7 @@ def _describe_fold(fold: int, result: FitResult) -> str:
     return f"Fold {fold}: {', '.join(shown)} ({format_duration(result.seconds)})."
 
 
-def _build_fold_result(work: _Work, start: float) -> FitResult:
+def _build_fold_result(work: FoldWork, start: float) -> FitResult:
     """Return the result of a job that trains one fold, which is complete."""
     assert work.only is not None, "one fold was trained"
     run = work.cross_validation.get_fold_run(work.only)

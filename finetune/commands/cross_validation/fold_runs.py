@@ -69,7 +69,7 @@ class CrossValidation:
 
     def get_fold_run(self, fold: int) -> RunFolder:
         """Return the run folder of a fold, which may not exist yet."""
-        return RunFolder(self.run.folds_dir / str(fold))
+        return RunFolder(self.run.path / "folds" / str(fold))
 
     def build_manifest(self, fold: int) -> Manifest:
         """Return the images of a fold with its validation split."""

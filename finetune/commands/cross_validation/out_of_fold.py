@@ -20,6 +20,10 @@ from finetune.types import Evaluation, Sample, Split
 from finetune.units import format_csv
 
 
+OUT_OF_FOLD_FILE = "out_of_fold.csv"
+"""File of the predictions, in the run folder of the cross-validation."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class OutOfFold:
     """Class probabilities of the images that folds hold out, calibrated by their own fold.

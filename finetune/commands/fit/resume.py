@@ -11,6 +11,7 @@ from finetune.builders import (
     find_final_imbalance_phases,
 )
 from finetune.bundle.model_card import CARD_KEY, ModelCard
+from finetune.commands.measurement.refit_choice import read_refit_choice
 from finetune.commands.prepare_data import resolve_data_path, resolve_if_path
 from finetune.commands.stored_run import (
     check_files_exist,
@@ -204,7 +205,7 @@ def is_complete(run: RunFolder, config: Config) -> bool:
     if run.done_marker_path.read_text(encoding="utf-8").strip() != str(config.trainer.epochs):
         return False
     state = read_resume_state(run)
-    if state is None or state.completed_epochs >= int(config.trainer.epochs):
+    if state is None or state.completed_epochs >= _count_epochs(run, config):
         return True
     return find_run_early_stop(run, config) is not None
 
@@ -214,11 +215,18 @@ def is_trained(run: RunFolder, config: ResolvedConfig) -> bool:
     if config.is_probe_only:
         return run.best_checkpoint_path.is_file()
     state = read_resume_state(run)
+    num_epochs = _count_epochs(run, config)
     if state is None:
-        return False
-    if state.completed_epochs >= config.trainer.epochs:
+        return num_epochs == 0 and run.best_checkpoint_path.is_file()
+    if state.completed_epochs >= num_epochs:
         return True
     return find_run_early_stop(run, config) is not None
+
+
+def _count_epochs(run: RunFolder, config: Config) -> int:
+    """Return the epochs that a run trains, fewer than its schedule has if folds chose so."""
+    choice = read_refit_choice(run)
+    return int(config.trainer.epochs) if choice is None else choice.num_epochs
 
 
 def find_run_early_stop(run: RunFolder, config: Config) -> EarlyStop | None:

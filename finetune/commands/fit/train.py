@@ -27,6 +27,7 @@ from finetune.commands.measurement.interpolation import (
 )
 from finetune.commands.measurement.measured import read_measured
 from finetune.commands.measurement.prior_adjustment import needs_strength, save_probe_predictions
+from finetune.commands.measurement.refit_choice import keep_chosen_weights, read_refit_choice
 from finetune.commands.measurement.stage_report import record_stages
 from finetune.commands.stored_run import read_stored_manifest
 from finetune.data.training_data import group_samples
@@ -78,7 +79,10 @@ def train(
             reporter.note(early_stop.describe())
         # read again, as the probe may have added duplicates
         manifest = read_stored_manifest(run, training.config)
-        if not training.is_probe_only:
+        choice = read_refit_choice(run)
+        if choice is not None:
+            keep_chosen_weights(run, choice)
+        elif not training.is_probe_only:
             drop = describe_accuracy_drop(
                 tracker.csv.get_rows(after=-1, up_to=tracker.csv.num_epochs),
                 training.config,
@@ -95,7 +99,8 @@ def train(
             evaluate_best_model(run, replace(training, manifest=manifest), reporter),
             early_stop=early_stop,
         )
-    if not training.is_probe_only and is_probe_checkpoint(run.best_checkpoint_path):
+    is_validated = choice is None and not training.is_probe_only
+    if is_validated and is_probe_checkpoint(run.best_checkpoint_path):
         reporter.note(
             "Fine-tuning did not improve on the linear probe. Try more epochs, more images or "
             "another optim.lr."
@@ -134,12 +139,16 @@ def _fit_probe_and_epochs(
     with interrupt_on_error(tracker), open_process_group(run, training, rendezvous) as group:
         training, probe_score = fit_start(run, training, tracker, reporter, group)
         tracker.update_config(training.config.model_dump(mode="json"))
-        if training.is_probe_only:
+        choice = read_refit_choice(run)
+        if training.is_probe_only or (choice is not None and choice.num_epochs == 0):
             return training, tracker
+        options = build_trainer_options(training.config)
+        if choice is not None:
+            options = replace(options, monitor=None, max_epochs=choice.num_epochs)
         with nullcontext() if group is None else group.pause_heartbeat():
             trainer = create_trainer(
                 run.path,
-                build_trainer_options(training.config),
+                options,
                 callbacks=_build_callbacks(training, tracker, reporter),
                 loggers=tracker.loggers,
                 launch=None if group is None else group.launch,
@@ -218,7 +227,7 @@ def _fit_probe(
     )
     if result is None:
         assert rendezvous is not None, "rank 0 has a result"
-        return float(rendezvous.receive("probe"))  # waits for as long as the fit takes
+        return _to_score(rendezvous.receive("probe"))  # waits for as long as the fit takes
     reporter.show_probe(result.to_json())
     record_stages(run, result.stages, tracker)
     record_probe_findings(run, training, result, search.manifest, reporter)
@@ -238,10 +247,14 @@ def _fit_probe(
             run.start_checkpoint_path,
             head_temperature=temperature,
         )
-    score = row[f"val/{training.config.checkpoint.monitor}"]
+    score = row.get(f"val/{training.config.checkpoint.monitor}")  # None without validation images
     if rendezvous is not None:
         rendezvous.broadcast("probe", score)
     return score
+
+
+def _to_score(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def get_device(training: Training, rendezvous: Rendezvous | None) -> torch.device:

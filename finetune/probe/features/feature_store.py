@@ -74,7 +74,7 @@ class StoredFeatures:
 
     def __init__(self, store: FeatureStore, locations: NDArray[np.int64]) -> None:
         self._store = store  # holds the lock that protects the store from eviction
-        columns = int(locations[0, 2])
+        columns = int(locations[0, 2]) if len(locations) else 1  # any, as there is nothing to read
         mapped, _ = store.memory_map()
         self._table = mapped.view(np.float32).reshape(-1, columns)
         self._row_indices = locations[:, 0] // (4 * columns)

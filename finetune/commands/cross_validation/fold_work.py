@@ -1,0 +1,98 @@
+"""Work that is left in a cross-validation, new or resumed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.commands.cross_validation.fold_runs import (
+    CrossValidation,
+    open_cross_validation,
+    prepare_cross_validation,
+)
+from finetune.commands.cross_validation.refit import check_refit
+from finetune.commands.fit.resume import (
+    build_resume_config,
+    collect_overrides,
+    find_existing_run,
+)
+from finetune.commands.stored_run import check_files_exist, read_stored_config
+from finetune.config.load import diff_configs, dump_config, replace_values
+from finetune.config.schema import Config
+from finetune.system import run_folder
+from finetune.system.files import write_text
+from finetune.system.run_folder import RunFolder
+from finetune.types import Reporter
+
+
+@dataclass(frozen=True, slots=True)
+class FoldWork:
+    """What is left to do in a cross-validation.
+
+    Attributes:
+        cross_validation: Images, folds and run folder.
+        plan: Plan of a new run; empty in a resumed one.
+        changes: Dotted keys to values that the folds are resumed with.
+        only: The one fold to train, as one of several jobs; None for all, then the model.
+    """
+
+    cross_validation: CrossValidation
+    plan: Mapping[str, Any]
+    changes: Mapping[str, Any]
+    only: int | None
+
+    @property
+    def is_refitted(self) -> bool:
+        """Whether a network is trained on all images after the folds."""
+        return self.only is None and self.cross_validation.config.cross_validation.final == "refit"
+
+    @property
+    def folds(self) -> list[int]:
+        """Folds to train."""
+        num_folds = self.cross_validation.num_folds
+        return list(range(1, num_folds + 1)) if self.only is None else [self.only]
+
+
+def start_or_reopen(config: Config, reporter: Reporter) -> FoldWork:
+    """Return the work of a new cross-validation, whose folder is created, or of an existing one."""
+    existing = find_existing_run(config)
+    if existing is not None:
+        overrides = collect_overrides(existing, config)
+        return reopen(existing, build_resume_config(existing, assignments=overrides))
+    cross_validation, plan, texts = prepare_cross_validation(config, reporter)
+    check_refit(cross_validation.config)
+    run_folder.create(cross_validation.run.path, **texts)
+    return FoldWork(cross_validation, plan, {}, config.cross_validation.fold)
+
+
+def reopen(run: RunFolder, config: Config, *, writes: bool = True) -> FoldWork:
+    """Return the work that is left in a run folder, with the changes of its config."""
+    only = config.cross_validation.fold
+    config = replace_values(config, {"cross_validation.fold": None})
+    changes = diff_configs(read_stored_config(run), config)
+    changed = {
+        key: after
+        for key, (_, after) in changes.items()
+        if after != "auto" and not key.startswith("cross_validation.") and "." in key
+    }
+    check_refit(config)
+    cross_validation = open_cross_validation(run, config)
+    check_files_exist(cross_validation.manifest, cross_validation.manifest.samples)
+    if changes and writes:
+        write_text(run.config_path, dump_config(config))
+    return FoldWork(cross_validation, {}, changed, only)
+
+
+def find_pending_folds(work: FoldWork) -> list[int]:
+    """Return the folds that are not complete."""
+    return [fold for fold in work.folds if not work.cross_validation.is_fold_complete(fold)]
+
+
+def describe_pending(work: FoldWork, pending: Sequence[int]) -> str:
+    """Return a sentence on what is left to do."""
+    num_folds = work.cross_validation.num_folds
+    if not pending:
+        what = "all folds are" if work.only is None else f"fold {work.only} is"
+        return f"Cross-validation with {num_folds} folds: {what} complete."
+    names = ", ".join(map(str, pending))
+    noun = "fold" if len(pending) == 1 else "folds"
+    return f"Cross-validation with {num_folds} folds: {noun} {names} to be trained."

@@ -1,0 +1,85 @@
+"""What the folds of a cross-validation found, for a network that trains on all images.
+
+It has no validation images: its epochs, its weights on the line from the linear probe to the last
+epoch, and its temperature are those of the folds.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+from torch import Tensor
+
+from finetune.bundle.bundle import load_model
+from finetune.bundle.checkpoint_file import NETWORK_PREFIX, save_checkpoint_file
+from finetune.bundle.model_card import CARD_KEY
+from finetune.commands.measurement.interpolation import interpolate_weights
+from finetune.errors import RunFolderError
+from finetune.system.files import write_text
+from finetune.system.run_folder import RunFolder
+
+
+_FILE = "refit.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RefitChoice:
+    """Choices of the folds for a network without validation images.
+
+    Attributes:
+        num_epochs: Epochs to train, of the schedule of all epochs; 0 keeps the linear probe.
+        position: Weights on the line from the linear probe at 0 to the last epoch at 1; None for
+            those of the last epoch as they are.
+        temperature: Divisor of the logits.
+    """
+
+    num_epochs: int
+    position: float | None
+    temperature: float
+
+
+def read_refit_choice(run: RunFolder) -> RefitChoice | None:
+    """Return the choice of a run without validation images; None for any other run.
+
+    Raises:
+        RunFolderError: ``refit.json`` is damaged.
+    """
+    path = run.path / _FILE
+    if not path.is_file():
+        return None
+    try:
+        return RefitChoice(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(
+            f"{path} is damaged: {error}. Remove the folder {run.path} and resume the "
+            f"cross-validation, which trains the network again."
+        ) from error
+
+
+def write_refit_choice(run: RunFolder, choice: RefitChoice) -> None:
+    """Write the choice into the folder of a run that has not begun.
+
+    Raises:
+        StorageError: The disk is full or not writable.
+    """
+    write_text(run.path / _FILE, json.dumps(asdict(choice), indent=2) + "\n")
+
+
+def keep_chosen_weights(run: RunFolder, choice: RefitChoice) -> None:
+    """Write the chosen weights of a trained run as its best model, with their temperature.
+
+    Raises:
+        StorageError: The disk is full or fails.
+    """
+    is_trained = choice.num_epochs > 0 and choice.position != 0
+    source = load_model(run.last_checkpoint_path if is_trained else run.best_checkpoint_path)
+    weights: Mapping[str, Tensor] = source.network.state_dict()
+    if choice.position not in (None, 0, 1):
+        start = load_model(run.start_checkpoint_path).network.state_dict()
+        weights = interpolate_weights(start, weights, float(choice.position or 0))
+    card = replace(source.card, temperature=choice.temperature)
+    checkpoint = {
+        "state_dict": {f"{NETWORK_PREFIX}{name}": value for name, value in weights.items()},
+        CARD_KEY: card.to_json(),
+    }
+    save_checkpoint_file(checkpoint, run.best_checkpoint_path)

@@ -113,7 +113,7 @@ def plan_probe(
             limit_bytes=config.cache.max_bytes,
             num_workers=config.data.num_workers,
             options=config.data.read_options,
-            with_stages=config.probe.stages == "on",
+            with_stages=config.probe.stages == "on" and not data.is_multi_label,
         ),
         logit_offset=compute_probe_logit_offset(config.loss, data.class_counts),
         eval_logit_shift=balance.logit_shift,

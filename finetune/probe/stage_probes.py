@@ -101,7 +101,7 @@ class StageProbes:
 def probe_stages(
     cached_extractor: CachedFeatureExtractor,
     outputs: Sequence[Sequence[FeatureArray]],
-    labels: NDArray[np.int64],
+    targets: NDArray[np.int64] | NDArray[np.float32],
     weights: NDArray[np.float64],
     *,
     cv_head: CrossValidatedHead,
@@ -113,17 +113,18 @@ def probe_stages(
     Args:
         cached_extractor: Extractor of the features.
         outputs: Its outputs for the training images.
-        labels: Class indices, shape (N,).
+        targets: Class indices, shape (N,); multi-hot labels (N, K) are not supported.
         weights: Weight of each image in the mean loss, shape (N,).
         cv_head: Head of the probe, with its folds.
         last_name: Last layer group of the backbone.
         max_images: Number of images above which a sample is used.
 
     Returns:
-        The results; None where no stages were extracted.
+        The results; None where no stages were extracted, and for multi-hot labels.
     """
-    if not cached_extractor.stage_widths or labels.ndim > 1:
+    if not cached_extractor.stage_widths or targets.ndim > 1:
         return None
+    labels = targets.astype(np.int64)
     last, means = outputs[0][0], outputs[-1][0]
     num_classes = len(cv_head.head.bias)
     rows = np.arange(len(labels))

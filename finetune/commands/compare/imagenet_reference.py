@@ -6,6 +6,7 @@ from urllib.parse import urlparse
 
 import timm
 import torchvision
+from timm.models import PretrainedCfg
 
 from finetune.commands.compare.imagenet_figures import (
     ARCHITECTURE_FIGURES,
@@ -49,19 +50,19 @@ def find_imagenet_error_rates(backbone: str, *, weights: str = "hub") -> ImageNe
     architecture = backbone.partition(".")[0]
     if weights == "hub":
         cfg = timm.get_pretrained_cfg(backbone) if timm.is_model(architecture) else None
-        figures = None if cfg is None else _find_by_tag(architecture, cfg.tag, _get_name(cfg.url))
+        figures = None if cfg is None else _find_by_tag(architecture, cfg)
     else:
         figures = _find_by_file(architecture, Path(weights).name)
     return figures or _find_by_architecture(architecture)
 
 
-def _find_by_tag(architecture: str, tag: str, file_name: str) -> ImageNetErrorRates | None:
+def _find_by_tag(architecture: str, cfg: PretrainedCfg) -> ImageNetErrorRates | None:
     """Return timm's figures of tagged weights, or torchvision's of the file they are."""
-    name = f"{architecture}.{tag}"
+    name = f"{architecture}.{cfg.tag}"
     if name in TIMM_FIGURES:
         top1, top5, side = TIMM_FIGURES[name]
         return ImageNetErrorRates(top1, top5, f"{TIMM_SOURCE}: {name} at {side} px", True)
-    return _find_in_torchvision(file_name)
+    return _find_in_torchvision(_get_name(cfg.url))
 
 
 def _find_by_file(architecture: str, file_name: str) -> ImageNetErrorRates | None:
@@ -70,7 +71,7 @@ def _find_by_file(architecture: str, file_name: str) -> ImageNetErrorRates | Non
         cfg = timm.get_pretrained_cfg(name)
         # a name without a hash says nothing of the content
         if cfg is not None and "-" in file_name and _get_name(cfg.url) == file_name:
-            return _find_by_tag(architecture, cfg.tag, file_name)
+            return _find_by_tag(architecture, cfg)
     return _find_in_torchvision(file_name)
 
 
@@ -93,6 +94,6 @@ def _find_by_architecture(architecture: str) -> ImageNetErrorRates | None:
     return None if figures is None else ImageNetErrorRates(*figures, is_of_weights=False)
 
 
-def _get_name(url: str | None) -> str:
+def _get_name(url: object) -> str:
     """Return the name of the file at a URL; "" without one."""
-    return Path(urlparse(url or "").path).name
+    return Path(urlparse(url).path).name if isinstance(url, str) else ""

@@ -8,7 +8,7 @@ from finetune.builders.cost import build_step_profiler
 from finetune.builders.run import Training, get_micro_batch_size
 from finetune.errors import OutOfMemoryError
 from finetune.models.classifier import ImageClassifier
-from finetune.models.layer_costs import LOSS, LayerCost
+from finetune.models.costs.layer_costs import LOSS, LayerCost
 from finetune.models.layer_groups import assign_module_groups
 from finetune.system.hardware import explain_out_of_memory, is_out_of_memory, release_memory
 

@@ -25,10 +25,10 @@ from finetune.lookup import has_parameter, look_up
 from finetune.losses import LOSSES
 from finetune.models.backbone import Network, is_size_agnostic
 from finetune.models.classifier import has_batch_norm
+from finetune.models.costs.throughput import compute_depthwise_density
 from finetune.models.head import find_linear_head
 from finetune.models.layer_groups import find_layer_groups
 from finetune.models.pretrained.weights import is_pretrained
-from finetune.models.throughput import compute_depthwise_density
 from finetune.system.host import count_available_cores
 from finetune.training.schedules.unfreeze import compute_phases
 from finetune.types import Phase

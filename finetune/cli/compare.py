@@ -87,7 +87,7 @@ def compare(
 def _show_comparison(
     reporter: "ConsoleReporter", tree: Mapping[str, Any], csv: Path | None
 ) -> None:
-    from finetune.cli.render.comparison_table import build_comparison_table
+    from finetune.cli.render.networks.comparison_table import build_comparison_table
 
     if tree["backbones"]:
         reporter.note("")
@@ -107,7 +107,7 @@ def _show_comparison(
 
 def _show_stages(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
     """Print the accuracy of heads on each stage of each backbone."""
-    from finetune.cli.render.stage_lines import build_stage_rows
+    from finetune.cli.render.networks.stage_lines import build_stage_rows
 
     rows = build_stage_rows(tree["backbones"])
     if rows:

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from finetune.data.dataset import Batch
 from finetune.models.classifier import ImageClassifier, eval_mode, normalise
-from finetune.models.layer_costs import LayerCost, measure_layers
+from finetune.models.costs.layer_costs import LayerCost, measure_layers
 from finetune.system.hardware import autocast, is_out_of_memory, release_memory
 from finetune.training.module import ClassificationModule
 

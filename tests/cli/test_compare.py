@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cli.render.comparison_table import build_comparison_table, wrap_name
-from finetune.models import throughput as forward_cost
+from finetune.cli.render.networks.comparison_table import build_comparison_table, wrap_name
+from finetune.models.costs import throughput as forward_cost
 from finetune.probe.cross_validation import fit_head
 from tests.cli.conftest import Cli
 from tests.support.helpers import run_python

@@ -10,7 +10,7 @@ from finetune.config.facts import Facts
 from finetune.config.recipe import choose_recipe
 from finetune.config.schema import Config
 from finetune.models.backbone import create_network
-from finetune.models.throughput import count_macs
+from finetune.models.costs.throughput import count_macs
 
 
 def build_facts(*counts: int) -> Facts:

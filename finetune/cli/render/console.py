@@ -15,7 +15,7 @@ from finetune.cli.render.evaluation_table import (
     build_overall_rows,
     build_remarks,
 )
-from finetune.cli.render.layer_table import build_layer_table, describe_layers
+from finetune.cli.render.networks.layer_table import build_layer_table, describe_layers
 from finetune.cli.render.plan_table import build_plan_rows, describe_probe_result
 from finetune.system import output_streams
 from finetune.types import Reporter

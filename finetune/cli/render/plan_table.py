@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.cli.render.stage_lines import describe_stages
+from finetune.cli.render.networks.stage_lines import describe_stages
 from finetune.data.layouts.name_groups import describe_groups
 from finetune.units import (
     format_bytes,

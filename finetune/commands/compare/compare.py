@@ -29,11 +29,11 @@ from finetune.distributed import signals
 from finetune.distributed.launch import detect_launch
 from finetune.errors import FinetuneError, ModelError, OutOfMemoryError
 from finetune.models.backbone import check_backbone_name, create_meta_network
+from finetune.models.costs.throughput import count_macs, measure_throughput
 from finetune.models.head import find_linear_head
 from finetune.models.pretrained.hub import check_cached_or_reachable, find_hub_weights
 from finetune.models.pretrained.weights import extract_first_line
 from finetune.models.pretrained.weights_folder import find_weights
-from finetune.models.throughput import count_macs, measure_throughput
 from finetune.probe.linear_probe import fit_probe
 from finetune.system.files import write_text
 from finetune.system.hardware import (

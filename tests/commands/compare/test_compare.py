@@ -18,9 +18,9 @@ from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.distributed import signals
 from finetune.errors import ConfigError, ModelError, RunFolderError, StorageError
-from finetune.models import throughput as forward_cost
+from finetune.models.costs import throughput as forward_cost
+from finetune.models.costs.throughput import count_macs
 from finetune.models.pretrained.weights_folder import find_weights
-from finetune.models.throughput import count_macs
 from finetune.probe.cross_validation import fit_head
 from tests.support.helpers import RecordingReporter, list_tree
 from tests.support.runs import write_photos, write_weights

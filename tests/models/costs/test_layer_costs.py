@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.models.classifier import ImageClassifier
-from finetune.models.layer_costs import LOSS, LayerCost, measure_layers
+from finetune.models.costs.layer_costs import LOSS, LayerCost, measure_layers
 
 
 def create_network(name: str, *, device: str = "cpu", **options: Any) -> nn.Module:

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from finetune.cli.main import run as run_command
-from finetune.cli.render.layer_table import build_layer_table, describe_layers
+from finetune.cli.render.networks.layer_table import build_layer_table, describe_layers
 from tests.support.runs import write_photos, write_weights
 
 

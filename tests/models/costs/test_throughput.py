@@ -8,8 +8,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from finetune.models import throughput, torchvision_models
-from finetune.models.throughput import (
+from finetune.models.costs import throughput, torchvision_models
+from finetune.models.costs.throughput import (
     compute_depthwise_density,
     count_macs,
     measure_throughput,

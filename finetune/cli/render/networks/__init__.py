@@ -1,0 +1,1 @@
+"""Tables of layers, stages and compared backbones."""

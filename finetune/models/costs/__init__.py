@@ -1,0 +1,1 @@
+"""Costs of networks: multiply-adds, memory of layers, throughput."""

@@ -18,7 +18,6 @@ from finetune.errors import RunFolderError
 from finetune.system.files import write_text
 from finetune.system.run_folder import RunFolder
 
-
 _FILE = "refit.json"
 
 

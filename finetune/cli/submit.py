@@ -79,6 +79,8 @@ def submit(
     if as_json:
         print_json(result.to_json())
     elif dry_run:
+        if result.folds is not None:
+            typer.echo(result.folds.script_text)
         typer.echo(result.script_text, nl=False)
     else:
         _print_submission(reporter, result.to_json(), request.config)
@@ -149,7 +151,16 @@ def _parse_fit_options(context: typer.Context, args: Sequence[str]) -> Mapping[s
 def _print_submission(
     reporter: "ConsoleReporter", submission: Mapping[str, Any], config: "Config"
 ) -> None:
+    folds, job_ids = submission["folds"], submission["job_id"]
     reporter.print_pairs({name: str(submission[key]) for name, key in _SUMMARY_ROWS.items()})
+    if folds is not None:
+        job_ids = f"{folds['job_id']},{job_ids}"
+        rows = {f"{name} of folds": folds[key] for name, key in _FOLDS_ROWS.items()}
+        reporter.print_pairs({name: str(value) for name, value in rows.items()})
+        reporter.note(
+            f"Job {folds['job_id']} trains a fold in each of its tasks; job {submission['job_id']} "
+            f"starts after them, trains what they have left, and writes the model."
+        )
     if config.model.weights == "hub":
         reporter.note(
             f"Compute nodes may have no network access. Download the weights before the job "
@@ -158,11 +169,12 @@ def _print_submission(
     reporter.print_commands(
         "Next:",
         [
-            ["squeue", "--jobs", submission["job_id"]],
+            ["squeue", "--jobs", job_ids],
             ["tail", "-F", submission["log"]],
             ["scancel", "--signal=USR1", submission["job_id"]],
         ],
     )
 
 
+_FOLDS_ROWS = {"job": "job_id", "script": "script", "log": "log"}
 _SUMMARY_ROWS = {"job": "job_id", "run folder": "run_dir", "script": "script", "log": "log"}

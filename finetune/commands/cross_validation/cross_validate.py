@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from finetune.audit.label_errors import LabelErrorCandidate
 from finetune.bundle.bundle import load_model
 from finetune.bundle.model_card import read_card_json
 from finetune.commands.cross_validation.final_model import write_final_model
@@ -202,14 +203,7 @@ def _finish(
     write_text(run.path / OUT_OF_FOLD_FILE, out_of_fold.to_csv())
     summary = summarise_folds(cross_validation, out_of_fold, num_label_errors=len(label_errors))
     if label_errors:
-        first = label_errors[0]
-        where = f"; see {run.audit_csv_path}" if is_listed else ""
-        reporter.note(
-            f"{format_count(len(label_errors), 'possible label error')} by the folds: "
-            f"{first.path} is labelled '{first.label}' (p={first.label_probability:.2f}), "
-            f"predicted '{first.predicted_label}' (p={first.predicted_probability:.2f})"
-            f"{', and more' if len(label_errors) > 1 else ''}{where}"
-        )
+        reporter.note(_describe_label_errors(label_errors, run if is_listed else None))
     summary["final"] = {"kind": cross_validation.config.cross_validation.final}
     refitted = None
     if work.is_refitted:
@@ -246,6 +240,25 @@ def _train_refit(
         reporter = Reporter()
     resume_run(run, config, reporter, rendezvous, time.monotonic())
     return choice
+
+
+def _describe_label_errors(
+    label_errors: Sequence[LabelErrorCandidate], run: RunFolder | None
+) -> str:
+    """Return the line on label errors that the folds have found.
+
+    Args:
+        label_errors: The errors, the most likely one first.
+        run: Run folder whose audit lists them; None if it does not.
+    """
+    worst = label_errors[0]
+    more = ", and more" if len(label_errors) > 1 else ""
+    where = "" if run is None else f"; see {run.audit_csv_path}"
+    return (
+        f"{format_count(len(label_errors), 'possible label error')} by the folds: {worst.path} is "
+        f"labelled '{worst.label}' (p={worst.label_probability:.2f}), predicted "
+        f"'{worst.predicted_label}' (p={worst.predicted_probability:.2f}){more}{where}"
+    )
 
 
 def _describe_fold(fold: int, result: FitResult) -> str:

@@ -33,6 +33,8 @@ from finetune.distributed import signals
 from finetune.system import run_folder
 from finetune.types import Reporter, StrPath
 
+__all__ = ["FitResult", "fit", "join", "plan_fit", "plan_resume", "resume"]
+
 
 def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
     """Fine-tune a backbone and return the result of the run.

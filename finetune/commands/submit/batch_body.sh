@@ -84,7 +84,8 @@ if [ "${STAGE:-0}" = 1 ]; then
     set -- "$staged" "${@:2}"
 fi
 
-export FINETUNE_REQUEUE_FILE=$run.requeue # next to the run folder, which must be empty at the start
+# next to the run folder, which must be empty at the start; tasks of an array may share the run
+export FINETUNE_REQUEUE_FILE=$run${SLURM_ARRAY_TASK_ID:+.$SLURM_ARRAY_TASK_ID}.requeue
 export FINETUNE_CACHE=${FINETUNE_CACHE:-$disk/finetune}
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}

@@ -13,6 +13,9 @@ from finetune.errors import ConfigError
 BODY_FILE_NAME = "batch_body.sh"
 """File of the common body of all batch scripts."""
 
+FOLDS_SUFFIX = ".folds"
+"""Suffix of the name of the job array that trains the folds of a cross-validation."""
+
 _SIGNAL_LEAD_SECONDS = 120
 _TIME_FORMATS = (
     "minutes, minutes:seconds, hours:minutes:seconds, days-hours or days-hours:minutes:seconds"
@@ -54,28 +57,43 @@ class JobResources:
         return self.gpus_per_node or self.tasks_per_node or 1
 
 
-def render_batch_script(fit_args: Sequence[str], job_resources: JobResources, run_dir: Path) -> str:
+def render_batch_script(
+    fit_args: Sequence[str],
+    job_resources: JobResources,
+    run_dir: Path,
+    *,
+    num_folds: int | None = None,
+) -> str:
     """Return a batch script: requested resources, run folder, arguments of fit, and the body.
 
     Args:
         fit_args: Arguments of ``fit``, without the run folder.
         job_resources: Resources of the job.
         run_dir: Absolute path of the run folder.
+        num_folds: Number of folds that the tasks of a job array train, one each; None for a job
+            that does all of the run.
 
     Raises:
         ConfigError: The time limit is malformed.
     """
     finetune = shlex.join([sys.executable, "-m", "finetune"])
+    is_array = num_folds is not None
+    suffix = FOLDS_SUFFIX if is_array else ""
+    options = [f"--array=1-{num_folds}"] if is_array else []
+    fold = ' --fold "$SLURM_ARRAY_TASK_ID"' if is_array else ""
     lines = [
         "#!/bin/bash",
         "# Written by finetune submit. To submit it again and resume the run:",
-        f"#   sbatch {shlex.quote(str(build_sibling_path(run_dir, '.sbatch')))}",
-        *(f"#SBATCH {option}" for option in _build_sbatch_options(job_resources, run_dir)),
+        f"#   sbatch {shlex.quote(str(build_sibling_path(run_dir, f'{suffix}.sbatch')))}",
+        *(
+            f"#SBATCH {option}"
+            for option in (*_build_sbatch_options(job_resources, run_dir, suffix), *options)
+        ),
         "",
         f"run={shlex.quote(str(run_dir))}",
         'again="Submit it again to resume the run."',
         f'[ -n "${{FINETUNE:-}}" ] || FINETUNE={shlex.quote(finetune)}',
-        f"set -- {shlex.join(fit_args)}",
+        f"set -- {shlex.join(fit_args)}{fold}",
     ]
     return "\n".join(lines) + "\n\n" + read_body()
 
@@ -90,12 +108,14 @@ def build_sibling_path(run_dir: Path, suffix: str) -> Path:
     return run_dir.with_name(run_dir.name + suffix)
 
 
-def _build_sbatch_options(job_resources: JobResources, run_dir: Path) -> Iterator[str]:
+def _build_sbatch_options(job_resources: JobResources, run_dir: Path, suffix: str) -> Iterator[str]:
     """Yield the options of sbatch; a later option overrides an earlier one of the same name."""
     log = str(build_sibling_path(run_dir, ".log")).replace("%", "%%")
+    if suffix:
+        log = str(build_sibling_path(run_dir, "")).replace("%", "%%") + ".fold-%a.log"
     # not --gpus-per-task: it would hide the other GPUs of the node from a process
     options = {
-        "job-name": run_dir.name,
+        "job-name": f"{run_dir.name}{suffix}",
         "chdir": str(Path.cwd()),
         "output": log,
         "nodes": job_resources.nodes,

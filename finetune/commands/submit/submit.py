@@ -7,11 +7,12 @@ as submitit would pickle the call and install its own signal handling.
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from finetune.commands.submit.batch_script import (
+    FOLDS_SUFFIX,
     JobResources,
     build_sibling_path,
     render_batch_script,
@@ -45,6 +46,8 @@ class Submission:
         script: Path of the batch script.
         log: Path of the job's output.
         script_text: Text of the batch script.
+        folds: Job array of the folds of a cross-validation, after which this job writes the model;
+            None without one.
     """
 
     job_id: str | None
@@ -52,6 +55,7 @@ class Submission:
     script: Path
     log: Path
     script_text: str
+    folds: "Submission | None" = None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -61,6 +65,7 @@ class Submission:
             "script": str(self.script),
             "log": str(self.log),
             "script_text": self.script_text,
+            "folds": None if self.folds is None else self.folds.to_json(),
         }
 
 
@@ -68,6 +73,9 @@ def submit(
     config: Config, fit_args: Sequence[str], job_resources: JobResources, *, dry_run: bool = False
 ) -> Submission:
     """Write the batch script of a run next to its run folder, and submit it.
+
+    The folds of a cross-validation are the tasks of a job array. A second job starts after them,
+    however they ended, trains what they have left, and writes the model.
 
     Args:
         config: Config that ``fit_args`` describe; its data path exists.
@@ -83,15 +91,28 @@ def submit(
     """
     _check_request(config, job_resources)
     run_dir = _resolve_run_dir(config)
+    num_folds = config.cross_validation.num_folds
+    folds = None
+    if num_folds is not None and config.cross_validation.fold is None:
+        array_text = render_batch_script(fit_args, job_resources, run_dir, num_folds=num_folds)
+        array_script = build_sibling_path(run_dir, f"{FOLDS_SUFFIX}.sbatch")
+        array_log = build_sibling_path(run_dir, ".fold-%a.log")
+        folds = Submission(None, run_dir, array_script, array_log, array_text)
     text = render_batch_script(fit_args, job_resources, run_dir)
     script, log = build_sibling_path(run_dir, ".sbatch"), build_sibling_path(run_dir, ".log")
     job_id = None
     if not dry_run:
         _check_sbatch()
-        _check_queue(script)
+        options: tuple[str, ...] = ()
+        for path in (script, *([] if folds is None else [folds.script])):
+            _check_queue(path)
         write_text(script, text)
-        job_id = _run_sbatch(script)
-    return Submission(job_id, run_dir, script, log, text)
+        if folds is not None:
+            write_text(folds.script, folds.script_text)
+            folds = replace(folds, job_id=_run_sbatch(folds.script))
+            options = (f"--dependency=afterany:{folds.job_id}",)
+        job_id = _run_sbatch(script, *options)
+    return Submission(job_id, run_dir, script, log, text, folds)
 
 
 def _check_request(config: Config, job_resources: JobResources) -> None:
@@ -187,14 +208,14 @@ def _check_queue(script: Path) -> None:
             )
 
 
-def _run_sbatch(script: Path) -> str:
+def _run_sbatch(script: Path, *options: str) -> str:
     """Submit a script, and return the job ID.
 
     Raises:
         ConfigError: sbatch rejects the job; the message quotes its errors.
     """
     process = subprocess.run(
-        ["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False
+        ["sbatch", "--parsable", *options, str(script)], capture_output=True, text=True, check=False
     )
     if process.returncode != 0:
         lines = [line.removeprefix("sbatch: error: ") for line in process.stderr.splitlines()]

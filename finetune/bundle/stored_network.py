@@ -11,7 +11,8 @@ from finetune.bundle.model_card import ModelCard
 from finetune.errors import ModelError
 from finetune.lookup import is_import_path
 from finetune.models import torchvision_models
-from finetune.models.custom_network import check_import_is_outside, create_custom_network
+from finetune.models.custom.code_import import check_import_is_outside
+from finetune.models.custom.custom_network import create_custom_network
 from finetune.models.mlp_head import MlpSettings, attach_mlp_head
 
 torchvision_models.register()

@@ -12,13 +12,9 @@ from torch import nn
 from finetune.errors import FinetuneError, ModelError
 from finetune.lookup import is_import_path, suggest_name
 from finetune.models import torchvision_models
-from finetune.models.custom_network import (
-    create_custom_network,
-    find_missing_keys,
-    import_function,
-    load_weights,
-)
-from finetune.models.input_channels import adapt_statistics
+from finetune.models.custom.code_import import import_function
+from finetune.models.custom.contract import find_missing_keys
+from finetune.models.custom.custom_network import create_custom_network, load_weights
 from finetune.models.layer_groups import find_classifier_parameters
 from finetune.models.mlp_head import (
     HeadInit,
@@ -26,6 +22,7 @@ from finetune.models.mlp_head import (
     attach_mlp_head,
     initialise_head,
 )
+from finetune.models.pretrained.input_channels import adapt_statistics
 from finetune.models.pretrained.load_report import build_load_report, check_loaded, record_loads
 from finetune.models.pretrained.weights import (
     WeightsSource,

@@ -12,6 +12,7 @@ from finetune.builders import (
     measure_run_cost,
 )
 from finetune.commands.fit.plan import build_plan
+from finetune.commands.measurement.normalization import check_normalization
 from finetune.commands.prepare_data import RunData, read_data, resolve_data_path, resolve_if_path
 from finetune.config.load import diff_from_defaults, replace_values
 from finetune.config.schema import Config
@@ -39,6 +40,7 @@ def prepare_run(
         config.output or Path("runs") / run_folder.build_default_name(config.model.backbone, path)
     ).expanduser()
     run_folder.check_unused(run_dir)
+    check_normalization(config)
     resolved_paths = config
     if data is None:
         resolved_paths, data = load_run_data(config, reporter)

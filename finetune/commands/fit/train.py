@@ -26,6 +26,7 @@ from finetune.commands.measurement.interpolation import (
     interpolate_best_model,
 )
 from finetune.commands.measurement.measured import read_measured
+from finetune.commands.measurement.normalization import settle_normalization
 from finetune.commands.measurement.prior_adjustment import needs_strength, save_probe_predictions
 from finetune.commands.measurement.refit_choice import keep_chosen_weights, read_refit_choice
 from finetune.commands.measurement.stage_report import record_stages
@@ -173,6 +174,7 @@ def fit_start(
         metric, on all ranks; None without a probe.
     """
     device = get_device(training, rendezvous)
+    training = settle_normalization(run, training, rendezvous=rendezvous, reporter=reporter)
     training = settle_augmentation(
         run, training, device=device, rendezvous=rendezvous, reporter=reporter
     )

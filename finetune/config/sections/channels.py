@@ -1,4 +1,4 @@
-"""Config keys on the channels of images and their bits."""
+"""Config keys on the channels of images, their bits, and their normalisation."""
 
 from typing import Annotated, Literal
 
@@ -19,4 +19,10 @@ class ChannelKeys(Section):
         8,
         description="bits of a channel that are kept; 16 takes twice the memory and keeps what "
         "16-bit and float images have below the 256 levels of 8 bits",
+    )
+    normalize: Literal["pretrained", "dataset"] = Field(
+        "pretrained",
+        description="mean and standard deviation of the pixels: pretrained: those of the weights, "
+        "or of the backbone if it has random ones; dataset: those of the training images, "
+        "measured at the start of a run",
     )

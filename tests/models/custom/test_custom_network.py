@@ -14,7 +14,7 @@ from torch import nn
 from finetune.errors import ModelError
 from finetune.models.backbone import Network, create_network
 from finetune.models.classifier import ImageClassifier
-from finetune.models.custom_network import check_import_is_outside, compute_code_digest
+from finetune.models.custom.code_import import check_import_is_outside, compute_code_digest
 from finetune.models.head import compute_backbone_digest, find_linear_head
 from finetune.models.layer_groups import find_layer_groups
 from tests.support.helpers import ROOT

@@ -92,6 +92,12 @@ def check_lr_find(config: Config) -> None:
             several processes.
     """
     _check_epochs(is_probe_only=config.unfreeze.name == "linear_probe")
+    num_folds = config.cross_validation.num_folds
+    if num_folds is not None:
+        raise ConfigError(
+            f"--lr-find cannot be used with cross_validation.num_folds={num_folds}: it tests the "
+            f"learning rates of one run. Leave one of them out; each fold measures its own rate."
+        )
     if config.resume != "never":
         raise ConfigError(
             f"--lr-find cannot be used with resume={config.resume}: it tests the learning rates of "

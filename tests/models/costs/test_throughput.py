@@ -8,7 +8,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from finetune.models.costs import throughput, torchvision_models
+from finetune.models import torchvision_models
+from finetune.models.costs import throughput
 from finetune.models.costs.throughput import (
     compute_depthwise_density,
     count_macs,

@@ -15,6 +15,7 @@ from finetune.data.images.bit_depth import DatasetBits
 from finetune.data.layouts.class_names import SimilarClasses, find_similar_classes
 from finetune.data.layouts.name_groups import GroupSummary
 from finetune.data.manifest import Manifest
+from finetune.data.multi_label.label_statistics import LabelStatistics
 from finetune.data.multi_label.multi_hot import count_labels
 from finetune.types import RejectedFile, Sample, Split
 
@@ -124,6 +125,7 @@ class Audit:
         bits: Bits of the values of 16-bit files that do not state them; None without such files.
         pixel_range: Value of ``data.pixel_range`` that they were read with.
         groups: Numbers of the user-defined groups; None without groups.
+        labels: Numbers of the labels of multi-label images; None for images of one class.
     """
 
     num_images: int
@@ -141,6 +143,7 @@ class Audit:
     bits: DatasetBits | None = None
     pixel_range: str = "full"
     groups: GroupSummary | None = None
+    labels: LabelStatistics | None = None
 
     @property
     def training_counts(self) -> Mapping[str, int]:
@@ -174,6 +177,7 @@ class Audit:
             "groups": None if self.groups is None else self.groups.to_json(),
             "class_counts": {split: dict(counts) for split, counts in self.class_counts.items()},
             "similar_classes": [classes.to_json() for classes in self.similar_classes],
+            **({} if self.labels is None else {"multi_label": self.labels.to_json()}),
             "imbalance_ratio": round(self.imbalance_ratio, 2),
             "under_represented_classes": self.under_represented_classes,
             "size_quantiles": {name: list(values) for name, values in self.size_quantiles.items()},
@@ -231,6 +235,7 @@ def audit_images(
         ),
         suspicious_images=tuple(_find_suspicious_images(samples, fingerprints)),
         similar_classes=tuple(find_similar_classes(samples)),
+        labels=LabelStatistics.from_samples(samples),
         bits=DatasetBits.from_max_values(fingerprints.read_column("max_value")),
     )
 

@@ -26,7 +26,11 @@ _CPU_TMACS_PER_HOUR = 250.0
 
 
 def recommend_options(
-    class_counts: Mapping[str, int], *, shorter_side: float, val_fraction: float
+    class_counts: Mapping[str, int],
+    *,
+    shorter_side: float,
+    val_fraction: float,
+    multi_label_images: int | None = None,
 ) -> dict[str, Choice]:
     """Return the recommended value of each option, with its reason.
 
@@ -34,6 +38,8 @@ def recommend_options(
         class_counts: Images of each class, including those that will be held out.
         shorter_side: Median shorter side of the images, in pixels.
         val_fraction: Fraction of the images that will be held out; 0 if they are not counted.
+        multi_label_images: Images that have any number of labels each, including those that will be
+            held out; None for images of one class.
     """
     counts = [max(1, round(count * (1 - val_fraction))) for count in class_counts.values()]
     # hardware and weights are unknown yet; what depends on them is left out
@@ -44,6 +50,9 @@ def recommend_options(
         image_size=_DEFAULT_IMAGE_SIZE,
         has_fast_bf16=False,
         free_cores=1,
+        multi_label_images=None
+        if multi_label_images is None
+        else max(1, round(multi_label_images * (1 - val_fraction))),
     )
     side = _SMALL_IMAGE_SIZE if shorter_side < _SMALL_IMAGE_SIZE else _DEFAULT_IMAGE_SIZE
     size_reason = f"half of the images have a shorter side of at most {shorter_side:.0f} pixels"

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
+from finetune.cli.render.multi_label.label_table import describe_label_statistics
 from finetune.cli.render.plan_table import format_bits
 from finetune.data.layouts.class_names import describe_similar_classes
 from finetune.data.layouts.name_groups import describe_groups
@@ -47,18 +48,24 @@ def describe_audit(tree: Mapping[str, Any]) -> list[str]:
 def _describe_counts(tree: Mapping[str, Any]) -> list[str]:
     """Return the header, a bar chart of the classes, and the imbalance ratio."""
     splits = tree["class_counts"]
+    labels = tree.get("multi_label")
+    num_images = (
+        {name: sum(counts.values()) for name, counts in splits.items()}
+        if labels is None
+        else labels["num_images"]
+    )
     shown = "; ".join(
-        f"{sum(counts.values()):,} {'without a split' if name == 'all' else name}"
-        for name, counts in splits.items()
+        f"{num_images[name]:,} {'without a split' if name == 'all' else name}" for name in splits
     )
     first = next((name for name in ("train", "all") if name in splits), next(iter(splits)))
     counts = splits[first]
-    total = sum(counts.values())
+    total = num_images[first]
     if len(splits) == 1:
         shown = format_count(total, "image") + ("" if first == "all" else f" of {first}")
     else:
         shown = f"{format_count(tree['num_images'], 'image')} ({shown})"
-    lines = [f"{shown}, {format_count(len(counts), 'class')}", ""]
+    noun = "class" if labels is None else "label"
+    lines = [f"{shown}, {format_count(len(counts), noun)}", ""]
     order = sorted(counts, key=lambda name: -counts[name])
     largest = counts[order[0]]
     hidden = max(0, len(order) - _MAX_CLASSES)
@@ -85,7 +92,7 @@ def _describe_counts(tree: Mapping[str, Any]) -> list[str]:
     few = f"; {len(under_represented)} with fewer than 20 images: {names}"
     ratio = f"imbalance ratio {tree['imbalance_ratio']:g}"
     lines.append(ratio + (few if under_represented else ""))
-    return lines
+    return [*lines, *describe_label_statistics(labels)]
 
 
 def _describe_sizes(tree: Mapping[str, Any]) -> list[str]:

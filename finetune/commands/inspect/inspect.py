@@ -31,6 +31,9 @@ from finetune.types import Reporter
 _IMAGE_KEYS = (
     "data.path",
     "data.splits",
+    "data.task",
+    "data.label_columns",
+    "data.label_separator",
     "data.group_by",
     "data.image_column",
     "data.label_column",
@@ -140,7 +143,7 @@ def _run_backbone_audit(
     config: Config, dataset: ScannedDataset, reporter: Reporter
 ) -> tuple[ScannedDataset, tuple[LabelErrorCandidate, ...] | None]:
     """Add the findings of a pretrained backbone, unless there is only one class."""
-    if len({sample.label for sample in dataset.samples}) < 2:
+    if len({name for sample in dataset.samples for name in sample.class_names}) < 2:
         reporter.note(
             "The images have a single class: the audit with --backbone needs at least two."
         )
@@ -180,7 +183,15 @@ def _build_training_advice(config: Config, audit: Audit) -> list[dict[str, Any]]
     shorter = min(audit.size_quantiles["width"][2], audit.size_quantiles["height"][2])
     if len(audit.training_counts) < 2:
         return []
-    choices = recommend_options(audit.training_counts, shorter_side=shorter, val_fraction=fraction)
+    num_images = None if audit.labels is None else audit.labels.num_images
+    choices = recommend_options(
+        audit.training_counts,
+        shorter_side=shorter,
+        val_fraction=fraction,
+        multi_label_images=num_images and num_images["all" if is_drawn else "train"],
+        if num_images is None
+        else num_images["all" if is_drawn else "train"],
+    )
     return [
         {"option": option, "value": choice.value, "reason": choice.reason}
         for option, choice in choices.items()

@@ -85,6 +85,26 @@ def build_label_remarks(result: Mapping[str, Any], *, show_labels: bool = True) 
     return [line for remark in remarks for line in textwrap.wrap(remark, _WIDTH)]
 
 
+def describe_label_statistics(labels: Mapping[str, Any] | None) -> list[str]:
+    """Return the lines on the number of labels of an image and on pairs; none for one class each.
+
+    Args:
+        labels: Values of ``LabelStatistics.to_json``; None for images of one class.
+    """
+    if labels is None:
+        return []
+    unlabelled = format_count(labels["num_unlabelled"], "image")
+    lines = [
+        f"multi-label: {labels['labels_per_image']:.3g} labels per image; {unlabelled} without any"
+    ]
+    pairs = ", ".join(
+        f"{' + '.join(pair['labels'])} {pair['num_images']:,}" for pair in labels["frequent_pairs"]
+    )
+    if pairs:
+        lines += textwrap.wrap(f"frequent pairs: {pairs}", _WIDTH, subsequent_indent="  ")
+    return lines
+
+
 def _select_labels(labels: Mapping[str, Stats]) -> Sequence[tuple[str, Stats]]:
     """Return the labels of the table, lowest average precision first, undefined ones last."""
     ordered = sorted(labels.items(), key=lambda item: _sort_key(item[1]["average_precision"]))

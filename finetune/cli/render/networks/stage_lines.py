@@ -5,6 +5,10 @@ from typing import Any
 
 from finetune.units import format_count, format_percent
 
+SIMILAR_LOSS_RATIO = 0.8
+"""Log loss of the last features divided by that of the best earlier stage, up to which images count
+as similar to those of pretraining (``docs/guides/transferability.md``)."""
+
 
 def describe_stages(stages: Mapping[str, Any] | None) -> list[str]:
     """Return the lines that compare earlier stages with the last features; none without them.
@@ -33,10 +37,13 @@ def describe_similarity(stages: Mapping[str, Any]) -> str:
     if stages["loss_ratio"] >= 1:
         return (
             f"{best['name']} has a lower log loss than the last features: the images are unlike "
-            f"those that the backbone was trained on."
+            f"those that the backbone was trained on, and training it further is likely to help."
         )
     reduction = format_percent(1 - stages["loss_ratio"], decimals=0)
-    return f"Their log loss is {reduction} below that of the best earlier stage."
+    sentence = f"Their log loss is {reduction} below that of the best earlier stage"
+    if stages["loss_ratio"] > SIMILAR_LOSS_RATIO:
+        return f"{sentence}."
+    return f"{sentence}: the images are like those that the backbone was trained on."
 
 
 def build_stage_rows(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -17,8 +17,9 @@ from PIL import Image
 import finetune
 from finetune.bundle.model_card import read_card_json
 from finetune.errors import DataError
+from tests.support.child_commands import run_in_child
 from tests.support.helpers import RecordingReporter
-from tests.support.runs import run_finetune, write_weights
+from tests.support.runs import write_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -150,9 +151,9 @@ def test_predict_12_bit_images_in_a_new_process_like_their_upper_8_bits(
             write_image(images / f"{label}_{seed}_sixteen.tif", values)
             write_image(images / f"{label}_{seed}_eight.png", (values >> 4).astype(np.uint8))
     command = ("predict", microscope_run.run_dir / "bundle", images, "--output", "out.csv")
-    completed = run_finetune(tmp_path, *command, "--device", "cpu")
-    assert completed.returncode == 0, completed.stderr
-    assert "clipped" not in completed.stdout + completed.stderr
+    code, text = run_in_child(tmp_path, *command, "--device", "cpu")
+    assert code == 0, text
+    assert "clipped" not in text
     with (tmp_path / "out.csv").open() as file:
         rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
     assert len(rows) == 18

@@ -34,6 +34,7 @@ from tests.support.runs import (
     load_weights,
     read_rows,
     write_photos,
+    write_weights,
 )
 
 
@@ -59,8 +60,33 @@ def fit(root: Path, place: Path, output: str, **more: object) -> FitResult:
     return result
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the runs that several tests read; never change it."""
+    place = tmp_path_factory.mktemp("shared")
+    write_weights(place / "weights.pth")
+    return place
+
+
+@pytest.fixture(scope="module")
+def plain_run(uneven: Path, shared: Path) -> FitResult:
+    """Return a run without rebalancing."""
+    return fit(uneven, shared, "plain", imbalance__strategy="none", loss__label_smoothing=0.1)
+
+
+@pytest.fixture(scope="module")
+def crt_run(uneven: Path, shared: Path) -> FitResult:
+    """Return the run with the same training whose head was refitted."""
+    return fit(uneven, shared, "crt", imbalance__strategy="crt")
+
+
+def copy_run(result: FitResult, output: Path) -> Path:
+    """Return a copy of a run that a test may change."""
+    return Path(shutil.copytree(result.run_dir, output, symlinks=True))
+
+
 def test_crt_keeps_groups_in_one_fold(
-    uneven: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+    uneven: Path, plain_run: FitResult, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted = []
 
@@ -68,14 +94,14 @@ def test_crt_keeps_groups_in_one_fold(
         fitted.append(fit_head(*args, **options))
         return fitted[-1]
 
-    result = fit(uneven, place, "grouped", imbalance__strategy="none")
+    run = copy_run(plain_run, place / "grouped")
     plan = create_small_training(uneven, model__weights=str(place / "weights.pth")).probe
     assert plan is not None
     groups = np.arange(len(plan.train.labels))
     groups[:4] = 0
     monkeypatch.setattr("finetune.probe.head_rebalancing.fit_head", record)
     rebalance(
-        result.run_dir / "checkpoints" / "best.ckpt",
+        run / "checkpoints" / "best.ckpt",
         "crt",
         replace(plan, train=replace(plan.train, groups=groups)),
         device=torch.device("cpu"),
@@ -84,19 +110,19 @@ def test_crt_keeps_groups_in_one_fold(
     assert len(set(fitted[0].folds[:4])) == 1
 
 
-def test_crt_refits_the_head_with_class_balanced_weights(uneven: Path, place: Path) -> None:
-    plain = fit(uneven, place, "plain", imbalance__strategy="none", loss__label_smoothing=0.1)
-    crt = fit(uneven, place, "crt", imbalance__strategy="crt")
-    before, after = load_weights(plain.run_dir, "best"), load_weights(crt.run_dir, "best")
+def test_crt_refits_the_head_with_class_balanced_weights(
+    uneven: Path, plain_run: FitResult, crt_run: FitResult
+) -> None:
+    before, after = (load_weights(run.run_dir, "best") for run in (plain_run, crt_run))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.rpartition(".")[2] for name in changed} == {"weight", "bias"}
     assert len(changed) == 2, "the backbone is trained as without cRT"
-    stored = load_checkpoint(crt.run_dir, "best")[REBALANCED_KEY]
+    stored = load_checkpoint(crt_run.run_dir, "best")[REBALANCED_KEY]
     assert stored["method"] == "crt"
 
     manifest = build_photo_manifest(uneven)
     samples = manifest.get_samples(Split.TRAIN)
-    model = load_model(crt.run_dir)
+    model = load_model(crt_run.run_dir)
     head = find_linear_head(model.network)
     assert head is not None
     with capture_head_inputs(head) as inputs:
@@ -147,17 +173,15 @@ def test_tau_norm_chooses_the_smallest_tau_of_best_balanced_accuracy(
     assert rebalanced.tau, "the second head benefits"
 
 
-def test_crt_sets_a_uniform_model_prior(uneven: Path, place: Path) -> None:
-    result = fit(uneven, place, "run", imbalance__strategy="crt")
-    priors = load_model(result.run_dir).card.priors
+def test_crt_sets_a_uniform_model_prior(crt_run: FitResult) -> None:
+    priors = load_model(crt_run.run_dir).card.priors
     assert priors is not None
     assert priors.model == pytest.approx((1 / 3,) * 3)
     assert priors.train == pytest.approx((16 / 26, 8 / 26, 2 / 26))
 
 
-def test_rebalancing_of_a_resumed_run_is_not_repeated(uneven: Path, place: Path) -> None:
-    result = fit(uneven, place, "run", imbalance__strategy="crt")
-    best = place / "run" / "checkpoints" / "best.ckpt"
+def test_rebalancing_of_a_resumed_run_is_not_repeated(crt_run: FitResult, place: Path) -> None:
+    best = copy_run(crt_run, place / "run") / "checkpoints" / "best.ckpt"
     assert is_rebalanced(best)
     before = best.read_bytes()
     # as if killed between the rebalancing and the bundle
@@ -165,7 +189,7 @@ def test_rebalancing_of_a_resumed_run_is_not_repeated(uneven: Path, place: Path)
     shutil.rmtree(place / "run" / "bundle")
     resumed = finetune.resume(place / "run")
     assert best.read_bytes() == before
-    assert resumed.metrics == result.metrics
+    assert resumed.metrics == crt_run.metrics
 
 
 def test_crt_replaces_the_head_of_averaged_weights(uneven: Path, place: Path) -> None:

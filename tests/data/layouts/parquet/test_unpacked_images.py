@@ -1,6 +1,5 @@
 """Tests of the folder into which images of Parquet files are unpacked."""
 
-import multiprocessing
 import shutil
 import signal
 from pathlib import Path
@@ -11,16 +10,11 @@ from finetune.data.file_listing import is_output_folder
 from finetune.data.layouts.table_options import TableOptions
 from finetune.data.scan import scan
 from finetune.errors import StorageError
-from tests.support.helpers import create_noise, mount_tiny_disk, run_python
+from tests.support.child_commands import scan_in_child, start_scans
+from tests.support.helpers import create_noise, mount_tiny_disk
 from tests.support.parquet import encode, encode_noise, write_hub_file
 
 ROWS = [(encode_noise(number), f"{number}.png", number % 3) for number in range(12)]
-SCAN = """
-import sys
-from pathlib import Path
-from finetune.data.scan import scan
-print(scan(Path(sys.argv[1])).root)
-"""
 
 
 @pytest.fixture(name="cache")
@@ -55,41 +49,28 @@ def test_incomplete_folder_is_written_again(
 
 def test_changed_file_gets_another_folder_and_the_old_one_goes(tmp_path: Path, cache: Path) -> None:
     file = write_hub_file(tmp_path / "a.parquet", ROWS)
-    first = run_python(SCAN, file).strip()
+    assert scan_in_child(file, tmp_path / "cache") == 0
+    (first,) = list_folders(cache)
     write_hub_file(file, ROWS[:5])
-    second = run_python(SCAN, file).strip()
-    assert (list_folders(cache), second != first) == ([Path(second).name], True)
+    assert scan_in_child(file, tmp_path / "cache") == 0
+    (second,) = list_folders(cache)
+    assert first != second
 
 
 def test_folder_in_use_stays_until_its_process_ends(tmp_path: Path, cache: Path) -> None:
     file = write_hub_file(tmp_path / "a.parquet", ROWS)
     used = scan(file).root
     write_hub_file(file, ROWS[:5])
-    other = Path(run_python(SCAN, file).strip())
-    assert list_folders(cache) == sorted((used.name, other.name))
+    assert scan_in_child(file, tmp_path / "cache") == 0
+    assert len(list_folders(cache)) == 2
     assert len(list(used.rglob("*.png"))) == len(ROWS)
 
 
 def test_other_files_keep_their_folders(tmp_path: Path, cache: Path) -> None:
-    roots = {
-        Path(run_python(SCAN, write_hub_file(tmp_path / name, ROWS)).strip()).name
-        for name in ("x/a.parquet", "y/a.parquet", "b.parquet")
-    }
-    assert (set(list_folders(cache)), len(roots)) == (roots, 3)
-
-
-def _scan_and_die(file: Path, after: int) -> None:
-    """Scan in a process that is killed when the given number of images is written."""
-    write_bytes, written = Path.write_bytes, []
-
-    def write(path: Path, data: bytes) -> int:
-        written.append(path)
-        if len(written) > after:
-            signal.raise_signal(signal.SIGKILL)
-        return write_bytes(path, data)
-
-    Path.write_bytes = write  # type: ignore[method-assign, assignment]
-    scan(file)
+    for name in ("x/a.parquet", "y/a.parquet", "b.parquet"):
+        write_hub_file(tmp_path / name, ROWS)
+        assert scan_in_child(tmp_path / name, tmp_path / "cache") == 0
+    assert [name.partition("-")[0] for name in list_folders(cache)] == ["a", "a", "b"]
 
 
 @pytest.mark.parametrize("after", [0, 7])
@@ -97,10 +78,8 @@ def test_killed_process_leaves_nothing_that_is_used(
     tmp_path: Path, cache: Path, after: int
 ) -> None:
     file = write_hub_file(tmp_path / "a.parquet", ROWS)
-    process = multiprocessing.get_context("fork").Process(target=_scan_and_die, args=(file, after))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    code = scan_in_child(file, tmp_path / "cache", kill_after=after)
+    assert code == -signal.SIGKILL
     assert len(list(cache.rglob("*.png"))) == after
     result = scan(file)
     assert len(result.samples) == len(ROWS)
@@ -109,12 +88,10 @@ def test_killed_process_leaves_nothing_that_is_used(
 
 def test_two_processes_at_once_write_one_folder(tmp_path: Path, cache: Path) -> None:
     file = write_hub_file(tmp_path / "a.parquet", ROWS * 20)
-    context = multiprocessing.get_context("fork")
-    with context.Pool(2) as pool:
-        first, second = pool.map(scan, [file, file], chunksize=1)
-    assert first == second
-    assert len(first.samples) == 20 * len(ROWS)
-    assert list_folders(cache) == [first.root.name]
+    assert start_scans(file, tmp_path / "cache", count=2) == [0, 0]
+    (folder,) = list_folders(cache)
+    result = scan(file)
+    assert (result.root.name, len(result.samples)) == (folder, 20 * len(ROWS))
 
 
 def test_full_disk_is_told_with_what_is_needed(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def _build_training_advice(config: Config, audit: Audit) -> list[dict[str, Any]]
         audit.training_counts,
         shorter_side=shorter,
         val_fraction=fraction,
-        multi_label_images=num_images and num_images["all" if is_drawn else "train"],
+        multi_label_images=None
         if num_images is None
         else num_images["all" if is_drawn else "train"],
     )

@@ -101,7 +101,8 @@ def test_observe_stages_of_a_network_that_cannot_be_traced_is_none() -> None:
             return self.fc
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(self.stem(x)) if x.sum() > 0 else self.fc(x)
+            logits: Tensor = self.fc(self.stem(x)) if x.sum() > 0 else self.fc(x)
+            return logits
 
     assert observe_stages(Dynamic().eval()) is None
 

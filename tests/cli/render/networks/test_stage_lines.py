@@ -42,5 +42,8 @@ def test_describe_stages_without_stages_is_empty() -> None:
 
 def test_stage_rows_are_those_of_backbones_with_stages() -> None:
     stages = build_stages(last_loss=0.5, earlier_loss=1.0)
-    rows = [{"backbone": "a", "stages": stages}, {"backbone": "b", "stages": None}]
+    rows: list[dict[str, Any]] = [
+        {"backbone": "a", "stages": stages},
+        {"backbone": "b", "stages": None},
+    ]
     assert build_stage_rows(rows) == [("a", "layer4=87.7, layer3=86.1, conv1=50.0")]

@@ -155,7 +155,7 @@ def predict(
     files, rejected = list_images(images)
     readable, unreadable = _filter_readable(files, bundle.card.read_options, reporter)
     rejected = [*rejected, *unreadable]
-    if images.is_file() and unreadable:
+    if files == [images] and unreadable:
         raise DataError(f"{images} cannot be read: {unreadable[0].reason}.")
     _warn_of_rejected(rejected, reporter)
     if not readable:

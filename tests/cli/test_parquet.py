@@ -84,6 +84,8 @@ def test_rows_that_cannot_be_read_are_listed_by_file_and_row(cli: Cli, tmp_path:
     run = tmp_path / "run"
     output = cli.ok("fit", file, *SMALL, "--output", run)
     assert "3 files left out" in " ".join(output.err.split())
+    table = list(csv.DictReader(io.StringIO(cli.ok("predict", run, file).out)))
+    assert sum(row["error"] == "" for row in table) == 8
     lines = (run / "rejected.csv").read_text(encoding="utf-8").splitlines()
     assert [line.partition(",")[0] for line in sorted(lines[1:])] == [
         "photos.parquet/row00008_9.bin",

@@ -63,7 +63,8 @@ def _run_command(folder: Path, words: list[str], log: Path) -> None:
 
 def _scan(file: Path, cache: Path, kill_after: int | None) -> None:
     os.environ["FINETUNE_CACHE"] = str(cache)
-    write_bytes, written = Path.write_bytes, []
+    write_bytes = Path.write_bytes
+    written: list[Path] = []
 
     def write(path: Path, data: bytes) -> int:
         if len(written) == kill_after:

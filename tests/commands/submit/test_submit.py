@@ -149,3 +149,30 @@ def test_submit_existing_run_is_resumed(tmp_path: Path) -> None:
     for name in ("config.yaml", "manifest.csv"):
         (tmp_path / "runs" / "one" / name).touch()
     assert f"run={tmp_path}/runs/one\n" in submit_dry().script_text
+
+
+def test_folds_are_a_job_array_and_a_job_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = tmp_path / "bin" / "sbatch"
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/sh\necho "$@" >> sbatch.log\nwc -l < sbatch.log\n')
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stub.parent}:/usr/bin:/bin")
+    config = config_of(cross_validation__num_folds=5)
+    result = submit(config, ("photos", "--folds", "5"), JobResources())
+    assert result.folds is not None
+    assert (result.folds.job_id, result.job_id) == ("1", "2")
+    calls = (tmp_path / "sbatch.log").read_text().splitlines()
+    assert calls == [
+        f"--parsable {tmp_path}/runs/one.folds.sbatch",
+        f"--parsable --dependency=afterany:1 {tmp_path}/runs/one.sbatch",
+    ]
+    array = (tmp_path / "runs" / "one.folds.sbatch").read_text()
+    assert "#SBATCH --array=1-5\n" in array
+    assert f"#SBATCH --output={tmp_path}/runs/one.fold-%a.log\n" in array
+    assert 'set -- photos --folds 5 --fold "$SLURM_ARRAY_TASK_ID"\n' in array
+    last = (tmp_path / "runs" / "one.sbatch").read_text()
+    assert "--array" not in last
+    assert "set -- photos --folds 5\n" in last
+    assert result.to_json()["folds"]["job_id"] == "1"

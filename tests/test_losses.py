@@ -287,7 +287,7 @@ def test_mse_of_smoothed_labels_has_the_gradient_of_the_squared_error_to_them() 
     own, reference = (logits.clone().requires_grad_() for _ in range(2))
     mse(own, target, label_smoothing=0.1).backward()  # type: ignore[no-untyped-call]
     soft = 0.9 * functional.one_hot(target, 4).double() + 0.1 / 4
-    (reference.softmax(dim=1) - soft).square().sum(dim=1).mean().backward()
+    (reference.softmax(dim=1) - soft).square().sum(dim=1).mean().backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(own.grad, reference.grad)
 
 

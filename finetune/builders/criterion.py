@@ -99,6 +99,11 @@ def build_criterion_schedule(
     if has_parameter(loss, "class_counts_K"):
         kwargs["class_counts_K"] = torch.tensor(class_counts, dtype=torch.float32)
     if loss_config.label_smoothing:
+        if not has_parameter(loss, "label_smoothing"):
+            raise ConfigError(
+                f"loss.label_smoothing={loss_config.label_smoothing:g} cannot apply to "
+                f"loss.name={name}, which does not smooth labels. Leave it out."
+            )
         kwargs["label_smoothing"] = loss_config.label_smoothing
     weighted_kwargs = kwargs
     if class_weights is not None:

@@ -5,7 +5,7 @@ from functools import partial
 
 from finetune.builders.model_prior import ClassBalance
 from finetune.builders.optimization.component_params import (
-    check_reserved,
+    check_settable,
     explain_invalid,
     names_parameter,
 )
@@ -171,7 +171,13 @@ def build_lr_lambda(
     schedule = look_up(LR_SCHEDULES, name, setting="lr_schedule.name")
     derived: dict[str, float] = {"num_epochs": num_epochs, "num_steps": num_steps}
     sources = {**dict.fromkeys(derived, "the run"), "final_factor": "lr_schedule.final_factor"}
-    check_reserved(lr_schedule.params, sources, setting="lr_schedule.params")
+    check_settable(
+        schedule,
+        lr_schedule.params,
+        sources=sources,
+        num_positional=1,
+        setting="lr_schedule.params",
+    )
     derived = {key: value for key, value in derived.items() if names_parameter(schedule, key)}
     is_changed = lr_schedule.final_factor != LrScheduleConfig().final_factor
     if is_changed or has_parameter(schedule, "final_factor"):

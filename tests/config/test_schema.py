@@ -85,6 +85,8 @@ def test_config_splits_of_a_mapping_or_with_blanks_are_read_alike(value: object)
         ("unfreeze.name", "gradul", "unknown name 'gradul'. Did you mean 'gradual'?"),
         ("imbalance.strategy", "pkg:f", "unknown name 'pkg:f'"),
         ("optim.name", "adamx", "unknown name 'adamx'. Did you mean 'adam"),
+        ("optim.max_norm", 3, "found 3, expected layer groups and their norms, as {head: 3}"),
+        ("optim.max_norm", {"head": 0}, "found 0, expected greater than 0"),
         ("data.splits", "Training", "'Training' has a part that is not NAME=SPLIT; expected auto"),
         ("data.splits", "a=train,b=tets", "has a part that is not NAME=SPLIT"),
         ("data.splits", "a=train,b", "has a part that is not NAME=SPLIT"),

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from finetune.errors import ConfigError
+from finetune.lookup import suggest_name
 
 
 def names_parameter(function: Callable[..., Any], name: str) -> bool:
@@ -13,15 +14,44 @@ def names_parameter(function: Callable[..., Any], name: str) -> bool:
     return callable(function) and name in inspect.signature(function).parameters
 
 
-def check_reserved(params: Mapping[str, Any], sources: Mapping[str, str], *, setting: str) -> None:
-    """Check that parameters do not set what the run sets itself.
+def check_settable(
+    function: Callable[..., Any],
+    params: Mapping[str, Any],
+    *,
+    sources: Mapping[str, str],
+    num_positional: int,
+    setting: str,
+) -> None:
+    """Check that a function takes each parameter, and that the run does not set it itself.
+
+    Args:
+        function: Function that receives the parameters.
+        params: Parameters from the config.
+        sources: Parameters that the config cannot set, and where they come from.
+        num_positional: Number of leading arguments that the caller supplies.
+        setting: Config key that holds ``params``, for error messages.
 
     Raises:
-        ConfigError: One does; the message names its source.
+        ConfigError: A parameter is unknown, or comes from elsewhere.
     """
+    if not callable(function):
+        return
+    names = list(inspect.signature(function).parameters.items())[num_positional:]
+    accepts_any = any(parameter.kind is parameter.VAR_KEYWORD for _, parameter in names)
+    settable = {
+        name
+        for name, parameter in names
+        if parameter.kind is not parameter.VAR_KEYWORD and name not in sources
+    }
     for key in params:
         if key in sources:
             raise ConfigError(f"{setting}: '{key}' comes from {sources[key]}. Leave it out.")
+        if key in settable or accepts_any:
+            continue
+        hint = suggest_name(key, settable) if settable else " It takes no parameters."
+        if ":" in key:  # YAML reads {rho:0.9} as a key without a value
+            hint = " Write a blank after the colon, as in {key: value}."
+        raise ConfigError(f"{setting}: unknown parameter '{key}'.{hint}")
 
 
 @contextmanager

@@ -6,10 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from finetune.builders.optimization.component_params import check_reserved, explain_invalid
+from finetune.builders.optimization.component_params import check_settable, explain_invalid
 from finetune.config.resolved import ResolvedOptimConfig
 from finetune.errors import ConfigError
-from finetune.lookup import check_params
 from finetune.models.classifier import ImageClassifier
 from finetune.models.layer_groups import LayerGroup
 from finetune.training.optimization.optimizers import (
@@ -45,9 +44,12 @@ def build_optimizer_factory(
         params=optim.params,
         fused=is_fused,
     )
-    check_reserved(optim.params, RESERVED_PARAMS, setting="optim.params")
-    check_params(
-        OPTIMIZERS[optim.name].create, optim.params, num_positional=1, setting="optim.params"
+    check_settable(
+        OPTIMIZERS[optim.name].create,
+        optim.params,
+        sources=RESERVED_PARAMS,
+        num_positional=1,
+        setting="optim.params",
     )
     with explain_invalid("optim", optim.name, optim.params):
         create([{"params": [torch.zeros(1, requires_grad=True)], "lr": 1.0}])

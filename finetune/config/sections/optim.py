@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from finetune.config.section import Auto, Section, Switch, build_name_validator
 
@@ -20,6 +20,12 @@ FINAL_FACTOR_SCHEDULES = ("cosine", "linear", "exponential")
 
 _FINAL_FACTOR = 0.01
 _MAX_MOMENTUM = 0.95
+
+
+def _check_mapping(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"found {value!r}, expected layer groups and their norms, as {{head: 3}}")
+    return value
 
 
 class OptimConfig(Section):
@@ -72,7 +78,9 @@ class OptimConfig(Section):
         description="L1 penalty: factor of the sum of the absolute values of the head's weights, "
         "added to the loss",
     )
-    max_norm: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    max_norm: Annotated[
+        dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_check_mapping)
+    ] = Field(
         default_factory=dict,
         description="max-norm constraint: layer group, or all, to the largest norm of a unit's "
         "incoming weights, to which they are scaled after each step, such as {head: 3}",

@@ -102,7 +102,7 @@ def train_plainly(
     epochs.processed = epochs.ready = 0
     for batch in training.datamodule.train_dataloader():
         optimizer.zero_grad()
-        cross_entropy(training.module(batch["image"]), batch["label"]).backward()
+        cross_entropy(training.module(batch["image"]), batch["label"]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return dict(network.named_parameters())
 

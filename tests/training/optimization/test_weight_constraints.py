@@ -81,7 +81,7 @@ def test_training_with_max_norm_equals_plain_loop_that_renorms_each_step(
     num_scaled = 0
     for batch in reference.datamodule.train_dataloader():
         optimizer.zero_grad()
-        cross_entropy(reference.module(batch["image"]), batch["label"]).backward()
+        cross_entropy(reference.module(batch["image"]), batch["label"]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         with torch.no_grad():
             for name, parameter in network.named_parameters():
@@ -136,7 +136,7 @@ def test_training_with_head_l1_equals_plain_loop(
     for number, batch in enumerate(reference.datamodule.train_dataloader()):
         loss = cross_entropy(reference.module(batch["image"]), batch["label"])
         penalty = 0.05 * sum(weight.abs().sum() for weight in head.values())
-        ((loss + penalty) / accumulate).backward()
+        ((loss + penalty) / accumulate).backward()  # type: ignore[no-untyped-call]
         if (number + 1) % accumulate == 0:
             optimizer.step()
             optimizer.zero_grad()

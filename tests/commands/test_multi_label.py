@@ -1,0 +1,251 @@
+"""Whole runs on multi-label images: fit, resume, several ranks, evaluate, predict and export."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import average_precision_score, f1_score
+
+import finetune
+from finetune.bundle.model_card import read_card_json
+from finetune.commands.fit.fit import FitResult
+from finetune.config.load import build_config
+from finetune.data.manifest import read_manifest
+from finetune.errors import ConfigError
+from tests.support.runs import (
+    assert_same_bits,
+    compute_largest_difference,
+    load_weights,
+    read_rows,
+    run_finetune,
+    write_weights,
+)
+
+LABELS = ("blue", "green", "red")
+NUM_IMAGES = {"train": 40, "val": 21, "test": 15}
+"""Images of each split; those of val are not divisible by two ranks."""
+
+STOPPER = """
+import os
+
+def stopping(progress, *, final_factor):
+    if os.environ.get("STOP") and round(progress * 10) == int(os.environ["STOP"]):
+        raise RuntimeError("stopped by the test")
+    return 1 - (1 - final_factor) * progress
+"""
+
+
+@pytest.fixture(scope="module")
+def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of images with stripes of up to three colours, and CSVs of their labels."""
+    root = tmp_path_factory.mktemp("stripes")
+    random = np.random.default_rng(3)
+    rows = []
+    for split, count in NUM_IMAGES.items():
+        for number in range(count):
+            present = random.random(3) < np.array([0.5, 0.4, 0.3])
+            pixels = random.integers(0, 120, (32, 32, 3))
+            for channel in np.flatnonzero(present[::-1]):
+                left = random.integers(0, 26)
+                pixels[:, left : left + 6, channel] = random.integers(170, 255)
+            name = f"{split}{number:02}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name)
+            rows.append((name, present.astype(int).tolist(), split))
+    joined = [(n, "|".join(np.array(LABELS)[np.array(p) > 0]), s) for n, p, s in rows]
+    for file, header, lines in (
+        ("labels.csv", ("path", "labels", "split"), joined),
+        ("columns.csv", ("path", *LABELS, "split"), [(n, *p, s) for n, p, s in rows]),
+    ):
+        with (root / file).open("w", newline="") as stream:
+            csv.writer(stream).writerows([header, *lines])
+    write_weights(root / "weights.pth")
+    (root / "stopper.py").write_text(STOPPER)
+    return root
+
+
+def fit(stripes: Path, output: Path, *, data: str = "labels.csv", **settings: object) -> FitResult:
+    """Fit a small network for two epochs of five steps after a linear probe."""
+    small = {
+        "data.path": str(stripes / data),
+        "data.image_size": 32,
+        "data.num_workers": 0,
+        "model.backbone": "test_resnet",
+        "model.weights": str(stripes / "weights.pth"),
+        "augment.name": "none",
+        "optim.lr": 0.002,
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+        "trainer.devices": 1,
+        "trainer.batch_size": 8,
+        "trainer.epochs": 2,
+        "output": str(output),
+    }
+    given = {key.replace("__", "."): value for key, value in settings.items()}
+    return finetune.fit(build_config({}, assignments={**small, **given}))
+
+
+@pytest.fixture(scope="module")
+def run(stripes: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
+    """Return a finished run; never change it."""
+    return fit(stripes, tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_fit_multi_label_reports_metrics_of_each_label(run: FitResult) -> None:
+    metrics = run.metrics["test"]
+    assert metrics.keys() == {
+        "loss", "mean_average_precision", "micro_average_precision", "macro_f1", "micro_f1",
+        "subset_accuracy",
+    }  # fmt: skip
+    per_label = run.evaluations["test"]["per_label"]
+    assert tuple(per_label) == LABELS
+    values = [stats["average_precision"] for stats in per_label.values()]
+    assert metrics["mean_average_precision"] == pytest.approx(np.mean(values))
+    rows = read_rows(run.run_dir)
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert all(0 <= float(row["val/mean_average_precision"]) <= 1 for row in rows)
+    assert run.plan["training"]["loss"] == "bce"
+    assert run.plan["training"]["monitor"] == "mean_average_precision"
+    assert run.plan["probe"]["loss"] == "bce"
+
+
+def test_fit_multi_label_card_has_thresholds_and_no_prior(run: FitResult) -> None:
+    card = read_card_json(run.run_dir / "bundle")
+    assert card["format"] == 2
+    assert card["priors"] is None
+    per_label = run.evaluations["val"]["per_label"]
+    assert card["thresholds"] == [per_label[name]["threshold"] for name in LABELS]
+    readme = (run.run_dir / "bundle/README.md").read_text()
+    assert "sigmoid()" in readme
+    assert f"| red | {card['thresholds'][2]:.4f} |" in readme
+    manifest = read_manifest(run.run_dir / "manifest.csv", root=Path())
+    assert manifest.is_multi_label
+
+
+def test_evaluate_multi_label_equals_scikit_learn_on_predictions(
+    run: FitResult, stripes: Path, tmp_path: Path
+) -> None:
+    files = sorted(stripes.glob("test*.png"))
+    (tmp_path / "new").mkdir()
+    for file in files:
+        (tmp_path / "new" / file.name).symlink_to(file)
+    predicted = finetune.predict(run.run_dir, tmp_path / "new")
+    table = list(csv.DictReader(io.StringIO(predicted.to_csv())))
+    p = np.array([[float(row[f"probability_{name}"]) for name in LABELS] for row in table])
+    with (stripes / "columns.csv").open() as stream:
+        truth = {row["path"]: [int(row[n]) for n in LABELS] for row in csv.DictReader(stream)}
+    y = np.array([truth[Path(row["path"]).name] for row in table])
+    result = finetune.evaluate(run.run_dir, split="test")
+    metrics = result.evaluation.metrics
+    assert metrics["mean_average_precision"] == pytest.approx(average_precision_score(y, p))
+    flags = np.array([[name in row["labels"].split("|") for name in LABELS] for row in table])
+    assert metrics["macro_f1"] == pytest.approx(f1_score(y, flags, average="macro"))
+    thresholds = read_card_json(run.run_dir / "bundle")["thresholds"]
+    assert (flags == (p >= np.array(thresholds))).all()
+    first = json.loads(json.dumps(predicted.to_json()))["predictions"][0]
+    assert list(first["probabilities"]) == list(LABELS)
+    assert [one["label"] for one in first["labels"]] == table[0]["labels"].split("|") or not flags[
+        0
+    ].any()
+
+
+def test_evaluate_multi_label_bundle_reads_labels_of_other_data(
+    run: FitResult, stripes: Path
+) -> None:
+    by_run = finetune.evaluate(run.run_dir, split="test").evaluation
+    bundle = run.run_dir / "bundle"
+    for name in ("labels.csv", "columns.csv"):
+        other = finetune.evaluate(bundle, stripes / name, split="test").evaluation
+        assert dict(other.metrics) == pytest.approx(dict(by_run.metrics))
+
+
+def test_fit_multi_label_columns_give_the_same_weights_as_texts(
+    run: FitResult, stripes: Path, tmp_path: Path
+) -> None:
+    other = fit(stripes, tmp_path / "other", data="columns.csv", data__task="multi_label")
+    assert_same_bits(load_weights(run.run_dir), load_weights(other.run_dir))
+    assert other.metrics == run.metrics
+
+
+def test_fit_multi_label_resumed_run_has_the_same_bits(
+    stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(stripes)
+    monkeypatch.delitem(sys.modules, "stopper", raising=False)
+    settings = {"lr_schedule__name": "stopper:stopping", "augment__mixup": 0.2}
+    whole = fit(stripes, tmp_path / "whole", **settings)
+    monkeypatch.setenv("STOP", "7")
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        fit(stripes, tmp_path / "stopped", **settings)
+    monkeypatch.delenv("STOP")
+    resumed = finetune.resume(tmp_path / "stopped")
+    assert_same_bits(load_weights(whole.run_dir), load_weights(resumed.run_dir))
+    assert resumed.metrics == whole.metrics
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(resumed.run_dir)]
+    assert rows == [
+        {k: v for k, v in row.items() if k != "seconds"} for row in read_rows(whole.run_dir)
+    ]
+
+
+@pytest.mark.slow
+def test_fit_multi_label_on_two_ranks_counts_each_image_once(stripes: Path, tmp_path: Path) -> None:
+    one = fit(stripes, tmp_path / "one", trainer__gradient_clip_val=0.0, optim__name="sgd")
+    words = (
+        "fit", stripes / "labels.csv", "--output", tmp_path / "two", "--devices", "2",
+        "--epochs", "2", "--backbone", "test_resnet", "--weights", stripes / "weights.pth",
+        "data.image_size=32", "data.num_workers=0", "augment.name=none", "optim.lr=0.002",
+        "optim.name=sgd", "trainer.gradient_clip_val=0", "trainer.accelerator=cpu",
+        "trainer.precision=32-true", "trainer.batch_size=8",
+    )  # fmt: skip
+    process = run_finetune(tmp_path, *words)
+    assert process.returncode == 0, process.stderr
+    difference = compute_largest_difference(
+        load_weights(one.run_dir), load_weights(tmp_path / "two")
+    )
+    assert difference < 1e-4
+    pairs = zip(read_rows(one.run_dir), read_rows(tmp_path / "two"), strict=True)
+    for first, second in pairs:
+        for name in ("val/loss", "val/mean_average_precision", "val/micro_f1"):
+            assert float(first[name]) == pytest.approx(float(second[name]), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss__name": "asymmetric", "loss__params": {"gamma_neg": 2.0}},
+        {"imbalance__strategy": "class_weights", "checkpoint__monitor": "macro_f1"},
+        {"unfreeze__name": "linear_probe"},
+        {"probe__enabled": "off", "trainer__monitor": "micro_f1", "loss__label_smoothing": 0.1},
+    ],
+)
+def test_fit_multi_label_other_settings(
+    stripes: Path, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    if settings.get("unfreeze__name") == "linear_probe":
+        settings = {**settings, "trainer__epochs": "auto", "optim__lr": "auto"}
+    result = fit(stripes, tmp_path / "run", **settings)
+    assert 0 < (result.metrics["val"]["mean_average_precision"] or 0) <= 1
+
+
+def test_export_multi_label_has_the_same_probabilities(run: FitResult, tmp_path: Path) -> None:
+    exported = finetune.export(run.run_dir, tmp_path / "model")
+    assert exported.parity is not None
+    assert exported.parity.max_abs_diff < 1e-4
+    by_export = finetune.evaluate(tmp_path / "model", run.plan["data"]["path"] + "/labels.csv")
+    by_run = finetune.evaluate(run.run_dir, split="test")
+    assert dict(by_export.evaluation.metrics) == pytest.approx(
+        dict(by_run.evaluation.metrics), abs=1e-5
+    )
+
+
+def test_multi_label_model_refuses_what_is_for_one_class(run: FitResult, stripes: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--prior uniform cannot apply to a multi-label"):
+        finetune.evaluate(run.run_dir, prior="uniform")
+    with pytest.raises(ConfigError, match=r"--top-k 2 cannot apply to a multi-label"):
+        finetune.predict(run.run_dir, stripes, top_k=2)
+    with pytest.raises(ConfigError, match="mean of several models cannot be used with multi-label"):
+        finetune.evaluate([run.run_dir, run.run_dir / "bundle"])

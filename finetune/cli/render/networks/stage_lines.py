@@ -40,7 +40,9 @@ def describe_similarity(stages: Mapping[str, Any]) -> str:
             f"those that the backbone was trained on, and training it further is likely to help."
         )
     reduction = format_percent(1 - stages["loss_ratio"], decimals=0)
-    sentence = f"Their log loss is {reduction} below that of the best earlier stage"
+    sentence = (
+        f"The log loss of the last features is {reduction} below that of the best earlier stage"
+    )
     if stages["loss_ratio"] > SIMILAR_LOSS_RATIO:
         return f"{sentence}."
     return f"{sentence}: the images are like those that the backbone was trained on."

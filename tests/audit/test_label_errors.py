@@ -103,3 +103,20 @@ def test_collect_label_errors_names_classes_and_probabilities() -> None:
         assert one.label == classes[labels[row]]
         assert one.label_probability == probabilities[row, labels[row]]
         assert one.predicted_probability == probabilities[row, classes.index(one.predicted_label)]
+
+
+def test_collect_label_errors_judges_each_label_of_multi_label_images_by_itself() -> None:
+    random = np.random.default_rng(0)
+    truth = random.random((60, 2)) < 0.5
+    probabilities = np.where(truth, 0.9, 0.1) + random.normal(scale=0.02, size=(60, 2))
+    wrong = truth.copy()
+    wrong[7, 1] = not wrong[7, 1]
+    samples = [
+        Sample(f"{row}.png", "", labels=tuple(np.array(["cat", "dog"])[labels]))
+        for row, labels in enumerate(wrong)
+    ]
+    found = collect_label_errors(samples, ("cat", "dog"), probabilities)
+    assert [one.path for one in found] == ["7.png"]
+    expected = ("no dog", "dog") if truth[7, 1] else ("dog", "no dog")
+    assert (found[0].label, found[0].predicted_label) == expected
+    assert found[0].label_probability < 0.2 < 0.8 < found[0].predicted_probability

@@ -63,7 +63,7 @@ def test_too_small_classes_are_named_with_a_number_of_folds_that_works() -> None
         assign_sample_folds(grouped, 5, seed=0)
 
 
-def test_a_class_in_one_group_only_trains_if_that_is_allowed() -> None:
+def test_class_in_one_group_only_trains_if_that_is_allowed() -> None:
     samples = [
         *build_samples({"a": 20, "b": 20}),
         *(Sample(f"c/{n}", "c", group="video") for n in range(6)),

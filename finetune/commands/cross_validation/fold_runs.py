@@ -240,7 +240,7 @@ def _check_fractions(config: Config) -> None:
 
 
 def _describe_folds(cross_validation: CrossValidation, plan: dict[str, Any]) -> dict[str, Any]:
-    """Return what the plan says of the folds, as JSON values."""
+    """Return the folds as the plan has them, as JSON values."""
     folds = cross_validation.folds
     sizes = np.bincount(folds, minlength=cross_validation.num_folds + 1)[1:]
     seconds = plan.get("cost", {}).get("seconds")

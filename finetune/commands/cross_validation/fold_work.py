@@ -26,7 +26,7 @@ from finetune.types import Reporter
 
 @dataclass(frozen=True, slots=True)
 class FoldWork:
-    """What is left to do in a cross-validation.
+    """Work that is left in a cross-validation.
 
     Attributes:
         cross_validation: Images, folds and run folder.

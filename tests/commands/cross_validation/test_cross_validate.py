@@ -266,7 +266,7 @@ def test_label_errors_of_the_folds_are_in_the_audit(tmp_path: Path) -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_apply_is_refused(
+def test_contradicting_settings_are_refused(
     settings: dict[str, Any],
     error: type[Exception],
     parts: list[str],

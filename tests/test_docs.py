@@ -129,6 +129,15 @@ def _write_scans(root: Path) -> None:
             tifffile.imwrite(root / name / f"{number}.tif", values)
 
 
+def _write_multi_label_csv(file: Path) -> None:
+    """Write a CSV of the photos beside it, each with its class and another label or none."""
+    rows = [
+        f"{path.relative_to(file.parent)},{'|'.join([path.parent.name, 'new'][: number % 3])}\n"
+        for number, path in enumerate(sorted((file.parent / "photos").rglob("*.png")))
+    ]
+    file.write_text("path,labels\n" + "".join(rows), encoding="utf-8")
+
+
 @pytest.fixture
 def docs_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DocsPlace:
     """Return a working folder with photos, weights and a finished run at ``runs/latest``."""
@@ -145,6 +154,7 @@ def docs_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DocsPlace:
     rows = "".join(f"{name},1\n" for name in CLASSES)
     (tmp_path / "prior.csv").write_text(f"class,prior\n{rows}", encoding="utf-8")
     _write_scans(tmp_path / "scans")
+    _write_multi_label_csv(tmp_path / "labels.csv")
     monkeypatch.chdir(tmp_path)
     place = DocsPlace(tmp_path)
     place.run(["fit", "photos/", "--epochs", "1"])

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.data.multi_label.multi_hot import find_rarest_labels
+from finetune.data.multi_label.multi_hot import get_strata
 from finetune.models.classifier import ImageClassifier, eval_mode
 from finetune.probe.features.cached_extractor import CachedFeatureExtractor
 from finetune.probe.features.extraction_plan import ExtractionPlan
@@ -151,8 +151,7 @@ def fit_head(
     """
     offset = torch.zeros(num_classes) if logit_offset is None else logit_offset.float()
     is_multi_label = labels.ndim == 2
-    strata = find_rarest_labels(labels) if is_multi_label else labels
-    grouped = build_folds(views[0], strata, num_folds=NUM_FOLDS, groups=groups)
+    grouped = build_folds(views[0], get_strata(labels), num_folds=NUM_FOLDS, groups=groups)
     folds = grouped.fold_of_image
     num_held_out_folds = count_held_out_folds(
         len(labels), max_images_for_all_folds=max_images_for_all_folds

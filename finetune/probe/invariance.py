@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from finetune.data.multi_label.multi_hot import find_rarest_labels
+from finetune.data.multi_label.multi_hot import get_strata
 from finetune.distributed.collectives import broadcast_weights
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.models.classifier import ImageClassifier, eval_mode
@@ -231,7 +231,7 @@ def compare_views(
     """
     ones = np.ones(len(labels))
     penalty = fit_head([features], labels, ones, num_classes=num_classes, groups=groups).penalty
-    strata = find_rarest_labels(labels) if labels.ndim == 2 else labels
+    strata = get_strata(labels)
     folds = build_folds(features, strata, num_folds=NUM_FOLDS, groups=groups).fold_of_image
     weights = np.stack([ones * (folds != fold) for fold in range(NUM_FOLDS)])
 

@@ -42,6 +42,17 @@ def find_rarest_labels(targets_NK: NDArray[np.float32]) -> NDArray[np.int64]:
     return np.asarray(order[ranks_NK.min(axis=1)], np.int64)
 
 
+def get_strata(targets: NDArray[np.int64] | NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the class by which folds are stratified: that of an image, or its rarest label, (N,).
+
+    Args:
+        targets: Class indices, shape (N,), or 1 for each label of each image, shape (N, K).
+    """
+    if targets.ndim == 2:
+        return find_rarest_labels(np.asarray(targets, np.float32))
+    return np.asarray(targets, np.int64)
+
+
 def count_labels(samples: Iterable[Sample]) -> Counter[str]:
     """Return the number of images of each class or label."""
     return Counter(name for sample in samples for name in sample.class_names)

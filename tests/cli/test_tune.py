@@ -60,7 +60,7 @@ def read_trials(study: Path) -> list[tuple[Any, ...]]:
 
 def wait_for(path: Path) -> None:
     """Wait until a file exists."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while not path.exists():
         assert time.monotonic() < end, f"{path} was not written"
         time.sleep(0.01)
@@ -156,9 +156,10 @@ def test_tune_without_optuna_names_the_install_command(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # several processes, each with all imports
 def test_tune_killed_and_stopped_studies_end_as_an_uninterrupted_one(workdir: Path) -> None:
-    words = ("photos", *SETTINGS, *SEARCH, "--epochs", "3", "--trials", "3")
-    words = (*words, "checkpoint.every_minutes=0.00001")
+    words = ["photos", *SETTINGS, *SEARCH, "--epochs", "3", "--trials", "3"]
+    words.append("checkpoint.every_minutes=0.00001")
     finish(start_tune(workdir, *words, "--output", "whole"))
     killed = start_tune(workdir, *words, "--output", "killed")
     wait_for(workdir / "killed" / "trials" / "002" / "checkpoints" / "last.ckpt")
@@ -175,6 +176,7 @@ def test_tune_killed_and_stopped_studies_end_as_an_uninterrupted_one(workdir: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # several processes, each with all imports
 def test_tune_two_processes_share_one_study(workdir: Path) -> None:
     words = ("photos", *SETTINGS, *SEARCH, "--epochs", "2", "--trials", "4", "--output", "study")
     first = start_tune(workdir, *words)
@@ -188,6 +190,7 @@ def test_tune_two_processes_share_one_study(workdir: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # several processes, each with all imports
 def test_tune_jobs_run_trials_at_the_same_time(workdir: Path) -> None:
     words = ("photos", *SETTINGS, *SEARCH, "--epochs", "2", "--trials", "3", "--jobs", "2")
     output = finish(start_tune(workdir, *words, "--output", "study"))
@@ -201,6 +204,7 @@ def test_tune_jobs_run_trials_at_the_same_time(workdir: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # several processes, each with all imports
 def test_tune_jobs_stop_together(workdir: Path) -> None:
     words = ("photos", *SETTINGS, *SEARCH, "--epochs", "50", "--trials", "3", "--jobs", "2")
     process = start_tune(workdir, *words, "--output", "study")
@@ -213,6 +217,7 @@ def test_tune_jobs_stop_together(workdir: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # several processes, each with all imports
 def test_tune_failing_worker_is_reported_with_its_log(workdir: Path) -> None:
     words = ("photos", *SETTINGS, *SEARCH, "--trials", "2", "--jobs", "2", "--output", "study")
     output = finish(start_tune(workdir, *words, "loss.params={gamma: 2}"), 2)

@@ -30,15 +30,18 @@ def test_compare_paired_values_equal_scikit_learn() -> None:
     before, target = draw(0)
     after, _ = draw(1, skill=2.0)
     result = compare_paired(before, after, target, seed=0)
-    for name, score in (
-        ("accuracy", lambda table: (table.argmax(1) == target).mean()),
-        ("macro_f1", lambda table: f1_score(target, table.argmax(1), average="macro")),
-        ("loss", lambda table: log_loss(target, table, labels=range(NUM_CLASSES))),
-    ):
+    expected = {
+        "accuracy": [(table.argmax(1) == target).mean() for table in (before, after)],
+        "macro_f1": [
+            f1_score(target, table.argmax(1), average="macro") for table in (before, after)
+        ],
+        "loss": [log_loss(target, table, labels=range(NUM_CLASSES)) for table in (before, after)],
+    }
+    for name, (first, second) in expected.items():
         difference = result.differences[name]
-        assert difference.before == pytest.approx(score(before))
-        assert difference.after == pytest.approx(score(after))
-        assert difference.difference == pytest.approx(score(after) - score(before))
+        assert difference.before == pytest.approx(first)
+        assert difference.after == pytest.approx(second)
+        assert difference.difference == pytest.approx(second - first)
         assert difference.low < difference.difference < difference.high
         assert difference.verdict == "better"
     only_second = ((after.argmax(1) == target) & (before.argmax(1) != target)).sum()
@@ -103,15 +106,10 @@ def test_compare_paired_groups_count_as_one_image_each() -> None:
     after, _ = draw(1, num_images=40, skill=1.5)
     alone = compare_paired(before, after, target, seed=0)
     groups = np.tile(np.arange(40), 4)
-    copies = compare_paired(
-        *(np.tile(table, (4, 1)) for table in (before, after)),
-        np.tile(target, 4),
-        seed=0,
-        groups_N=groups,
-    )
-    naive = compare_paired(
-        *(np.tile(table, (4, 1)) for table in (before, after)), np.tile(target, 4), seed=0
-    )
+    many_before, many_after = (np.tile(table, (4, 1)) for table in (before, after))
+    many_target = np.tile(target, 4)
+    copies = compare_paired(many_before, many_after, many_target, seed=0, groups_N=groups)
+    naive = compare_paired(many_before, many_after, many_target, seed=0)
     for name in ("macro_f1", "loss"):
         assert copies.differences[name].low == pytest.approx(alone.differences[name].low)
     widths = [

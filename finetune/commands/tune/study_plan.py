@@ -106,7 +106,7 @@ def plan_study(
     _check_hold_out(data.manifest)
     base = replace_values(base, {"output": None})
     training = build_training(base, remove_hold_out(data.manifest))
-    _check_epochs(training)
+    _check_task(training)
     space = _merge_spaces(training, config, given_space, extends_default=extends_default)
     settings = StudySettings(
         num_trials=num_trials,
@@ -165,12 +165,17 @@ def _check_hold_out(manifest: Manifest) -> None:
         )
 
 
-def _check_epochs(training: Training) -> None:
-    """Check that trials have epochs.
+def _check_task(training: Training) -> None:
+    """Check that trials have epochs, and one class for each image.
 
     Raises:
-        ConfigError: The run is a linear probe only.
+        ConfigError: The run is a linear probe only, or its images have any number of labels.
     """
+    if training.facts.is_multi_label:
+        raise ConfigError(
+            "data.task=multi_label cannot be used with tune: its report compares the classes of "
+            "two models. Compare runs of finetune fit on the test split instead."
+        )
     if training.is_probe_only:
         raise ConfigError(
             "unfreeze.name=linear_probe cannot be used with tune: the probe's only setting, its "

@@ -1,4 +1,4 @@
-"""How image files are read: channels, bits, range of values, and the limit of pixels."""
+"""Settings of reading image files: channels, bits, range of values, and the limit of pixels."""
 
 import math
 from dataclasses import dataclass
@@ -62,6 +62,11 @@ class ReadOptions:
     def is_rgb(self) -> bool:
         """Whether images are read as RGB of 8 bits."""
         return self.num_channels == 3 and self.bit_depth == 8
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of a pixel."""
+        return self.num_channels * self.bit_depth // 8
 
     @property
     def keeps_opacity(self) -> bool:

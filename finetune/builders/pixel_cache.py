@@ -208,8 +208,8 @@ def _open_stores(
         if plan.fits_on_disk:
             # opened before other stores are evicted, so that these are in use and kept
             stores = (
-                _open_store(plan, plan.train_tag),
-                _open_store(plan, plan.val_tag),
+                PixelStore(plan.root, tag=plan.train_tag, owner=plan.owner, options=plan.options),
+                PixelStore(plan.root, tag=plan.val_tag, owner=plan.owner, options=plan.options),
             )
             needed, limit = plan.new_bytes, plan.limit_bytes
             if evict_to_fit(plan.root, needed_bytes=needed, limit_bytes=limit) or not needed:
@@ -223,16 +223,6 @@ def _open_stores(
         f"again, to the same pixels. Free some space, or resume with data.cache=PATH."
     )
     return None, None
-
-
-def _open_store(plan: CachePlan, tag: str) -> PixelStore:
-    return PixelStore(
-        plan.root,
-        tag=tag,
-        owner=plan.owner,
-        num_channels=plan.options.num_channels,
-        bit_depth=plan.options.bit_depth,
-    )
 
 
 def _build_cached_dataset(
@@ -264,14 +254,11 @@ def _build_cache_plan(
     options: ReadOptions,
     limit_bytes: int,
 ) -> CachePlan:
-    pixel_bytes = options.num_channels * options.bit_depth // 8
-    eval_image_bytes = spec.input_size[1] * spec.input_size[2] * pixel_bytes
+    eval_image_bytes = spec.input_size[1] * spec.input_size[2] * options.pixel_bytes
     train_bytes = (
         eval_image_bytes * len(data.train)
         if shorter_side is None
-        else estimate_store_bytes(
-            data.train.paths, shorter_side=shorter_side, pixel_bytes=pixel_bytes
-        )
+        else estimate_store_bytes(data.train.paths, shorter_side=shorter_side, options=options)
     )
     val_bytes = eval_image_bytes * len(data.val)
     plan = CachePlan(
@@ -294,7 +281,7 @@ def _compute_missing_fraction(plan: CachePlan, tag: str, paths: Sequence[Path]) 
     if not paths or not get_store_folder(plan.root, tag=tag, owner=plan.owner).is_dir():
         return 1.0
     try:
-        store = _open_store(plan, tag)
+        store = PixelStore(plan.root, tag=tag, owner=plan.owner, options=plan.options)
         missing = store.find(read_file_stamps(paths))[:, 0] == NOT_STORED.start
     except StorageError:
         return 1.0

@@ -28,6 +28,7 @@ from finetune.data.manifest import Manifest
 from finetune.distributed import signals
 from finetune.distributed.launch import detect_launch
 from finetune.errors import FinetuneError, ModelError, OutOfMemoryError
+from finetune.lookup import is_import_path
 from finetune.models.backbone import check_backbone_name, create_meta_network
 from finetune.models.costs.throughput import count_macs, measure_throughput
 from finetune.models.head import find_linear_head
@@ -130,6 +131,8 @@ def _resolve_sources(
 def _resolve_source(name: str, weights: str) -> str:
     if weights != "hub":
         return str(find_weights(Path(weights).expanduser().resolve(), name))
+    if is_import_path(name):
+        return "random"  # a network of one's own, compared by its random features
     hub_weights = find_hub_weights(name)
     if hub_weights is None:
         raise ModelError(

@@ -12,6 +12,7 @@ from finetune.builders import (
     measure_run_cost,
 )
 from finetune.commands.fit.plan import build_plan
+from finetune.commands.measurement.input_notes import note_input
 from finetune.commands.measurement.normalization import check_normalization
 from finetune.commands.prepare_data import RunData, read_data, resolve_data_path, resolve_if_path
 from finetune.config.load import diff_from_defaults, replace_values
@@ -47,6 +48,7 @@ def prepare_run(
     training = build_training(
         replace_values(resolved_paths, {"output": str(run_dir)}), data.manifest
     )
+    note_input(training, data.audit, reporter)
     _report_batch_reduction(training, reporter)
     # micro-batches divide the reduced batch size, and not always the requested one
     reduced = replace_values(training.config, {"trainer.batch_size": training.batch_size})

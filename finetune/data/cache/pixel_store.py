@@ -12,6 +12,7 @@ from finetune.data.images.lazy_image import LazyImage
 from finetune.data.images.multichannel import build_stored_image
 from finetune.data.images.source import PathSource
 from finetune.errors import StorageError
+from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
 
 _REDECODE_HINT = "so the run's images are no longer cached. They are decoded again on fit --resume."
 
@@ -23,20 +24,19 @@ class PixelStore(ArrayStore):
         root: Folder of all stores.
         tag: Name of the decoding, such as "short-379"; part of the store's folder name.
         owner: Owner of the images, such as the folder of a data set.
-        num_channels: Channels C of an image.
-        bit_depth: Bits of a channel, 8 or 16.
+        options: Number of channels C of an image, and their bits.
 
     Raises:
         StorageError: The folder cannot be created or written.
     """
 
     def __init__(
-        self, root: Path, *, tag: str, owner: str, num_channels: int = 3, bit_depth: int = 8
+        self, root: Path, *, tag: str, owner: str, options: ReadOptions = DEFAULT_READ_OPTIONS
     ) -> None:
-        item_bytes = num_channels * bit_depth // 8
+        item_bytes = options.pixel_bytes
         super().__init__(root, tag=tag, owner=owner, item_bytes=item_bytes, content="pixels")
-        self.num_channels = num_channels
-        self.dtype = np.dtype(np.uint8 if bit_depth == 8 else np.uint16)
+        self.num_channels = options.num_channels
+        self.dtype = np.dtype(np.uint8 if options.bit_depth == 8 else np.uint16)
 
 
 class StoredSource(PathSource):

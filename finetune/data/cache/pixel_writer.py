@@ -21,7 +21,7 @@ from finetune.data.images.multichannel import get_whole_pixels
 from finetune.data.images.source import PathSource
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import DataError, StorageError
-from finetune.types import ReadOptions, Reporter
+from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions, Reporter
 
 DecodeFn = Callable[[Path], StoreEntry]
 
@@ -122,7 +122,9 @@ def decode_transformed(path: Path, *, transform: EvalTransform, options: ReadOpt
     return StoreEntry(pixels, *pixels.shape[:2])
 
 
-def estimate_store_bytes(paths: Sequence[Path], *, shorter_side: int, pixel_bytes: int = 3) -> int:
+def estimate_store_bytes(
+    paths: Sequence[Path], *, shorter_side: int, options: ReadOptions = DEFAULT_READ_OPTIONS
+) -> int:
     """Estimate the bytes that ``decode_resized`` stores, from the headers of a sample of files."""
     step = max(1, len(paths) // _NUM_SAMPLED_FILES)
     areas = []
@@ -134,7 +136,7 @@ def estimate_store_bytes(paths: Sequence[Path], *, shorter_side: int, pixel_byte
             continue
         scale = min(1.0, shorter_side / min(width, height))
         areas.append(width * height * scale**2)
-    return round(pixel_bytes * len(paths) * sum(areas) / max(1, len(areas)))
+    return round(options.pixel_bytes * len(paths) * sum(areas) / max(1, len(areas)))
 
 
 def _decode_files(

@@ -1,4 +1,4 @@
-"""What timm's contract needs of a network: checked, and supplied where it is missing."""
+"""Parts of timm's contract that a network needs: checked, and supplied where they are missing."""
 
 import copy
 from collections.abc import Callable, Mapping

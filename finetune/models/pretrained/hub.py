@@ -10,6 +10,7 @@ import timm
 import torch
 
 from finetune.errors import ModelError
+from finetune.lookup import is_import_path
 
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 _WEIGHTS_FILE_NAMES = (
@@ -72,7 +73,7 @@ def find_hub_weights(backbone: str) -> HubWeights | None:
     """Return the pretrained weights of a backbone, or None where timm knows none."""
     if backbone.startswith(_HUB_PREFIXES):
         return HubWeights(backbone, backbone.partition(":")[2], "", _WEIGHTS_FILE_NAMES)
-    cfg = timm.get_pretrained_cfg(backbone)
+    cfg = None if is_import_path(backbone) else timm.get_pretrained_cfg(backbone)
     if cfg is None or not cfg.has_weights:
         return None
     name = f"{cfg.architecture}.{cfg.tag}" if cfg.tag else str(cfg.architecture)

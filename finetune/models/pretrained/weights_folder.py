@@ -7,6 +7,7 @@ from pathlib import Path
 import timm
 
 from finetune.errors import ModelError
+from finetune.lookup import is_import_path
 
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _HASH_SUFFIX = re.compile(r"-[0-9a-f]{6,64}")
@@ -23,7 +24,7 @@ def find_weights(folder: Path, backbone: str) -> Path:
 
     Args:
         folder: Folder to search, without its subfolders.
-        backbone: timm name, with or without a tag.
+        backbone: timm name, with or without a tag; of ``package.module:function`` the module's.
 
     Raises:
         ModelError: No file matches, or several match equally well; the message lists the patterns
@@ -68,6 +69,9 @@ def _rank_candidates(folder: Path, backbone: str) -> Iterator[tuple[int, Path]]:
 
 
 def _strip_tag(backbone: str) -> str:
+    """Return the name of a backbone in file names: without its tag, or that of one's own module."""
+    if is_import_path(backbone):
+        return backbone.partition(":")[0].rpartition(".")[2]
     return backbone.partition(".")[0]
 
 

@@ -57,7 +57,7 @@ SMALL = "--config small.yaml"
 SHORT = f"{SMALL} --epochs 2 --batch-size 8"
 PROBE = f"{SMALL} --unfreeze linear_probe"
 COMMANDS = (
-    "fit", "inspect", "compare", "submit", "evaluate", "predict", "export", "fetch", "demo",
+    "fit", "inspect", "compare", "tune", "submit", "evaluate", "predict", "export", "fetch", "demo",
     "config",
 )  # fmt: skip
 HELP: Commands = {"finetune": "--help"} | {name: f"{name} --help" for name in COMMANDS}

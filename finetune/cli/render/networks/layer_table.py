@@ -62,10 +62,12 @@ def describe_layers(tree: Mapping[str, Any]) -> list[str]:
     for phase in tree["phases"]:
         groups = phase["groups"]
         names = groups[0] if len(groups) == 1 else f"{groups[0]} to {groups[-1]}"
-        lines.append(
-            f"Epochs {phase['first_epoch']}-{phase['last_epoch']} train {names} and keep "
-            f"{format_bytes(phase['activation_bytes'])} of activations."
-        )
+        first, last = phase["first_epoch"], phase["last_epoch"]
+        kept = format_bytes(phase["activation_bytes"])
+        if first == last:
+            lines.append(f"Epoch {first} trains {names} and keeps {kept} of activations.")
+        else:
+            lines.append(f"Epochs {first}-{last} train {names} and keep {kept} of activations.")
     if not tree["phases"]:
         lines.append("The backbone is frozen: no activations but the input of the head are kept.")
     return lines
@@ -78,7 +80,8 @@ def _iter_rows(layers: Sequence[Row]) -> Iterator[Row]:
             yield from members
             continue
         blocks: dict[str, list[Row]] = {}
-        length = _count_common([member["name"].split(".") for member in members]) + 1
+        common = _count_common([member["name"].split(".") for member in members])
+        length = max(common + 1, len(name.split(".")))
         for member in members:
             blocks.setdefault(".".join(member["name"].split(".")[:length]), []).append(member)
         for block, parts in blocks.items():

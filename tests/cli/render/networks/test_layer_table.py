@@ -38,7 +38,7 @@ def build_tree(*layers: tuple[str, str, int]) -> dict[str, Any]:
         "precision": "32-true",
         "largest": dict.fromkeys(keys, largest),
         "phases": [
-            {"first_epoch": 1, "last_epoch": 2, "groups": ["head"], "activation_bytes": 1_000},
+            {"first_epoch": 2, "last_epoch": 2, "groups": ["head"], "activation_bytes": 1_000},
             {"first_epoch": 3, "last_epoch": 8, "groups": ["head", "b"], "activation_bytes": 10**9},
         ],
     }
@@ -72,6 +72,12 @@ def test_layer_table_lists_few_layers_and_sums_blocks_of_many() -> None:
     assert lines[-1].split()[1:3] == ["10", "k"]
 
 
+def test_layer_table_names_a_block_whose_group_has_further_layers() -> None:
+    block = [(f"blocks.6.0.conv{i}", "blocks.6", 10) for i in range(8)]
+    lines = print_table(build_tree(*block, ("conv_head", "blocks.6", 20)))
+    assert [line.split()[0] for line in lines[2:]] == ["blocks.6", "conv_head", "total"]
+
+
 def test_layer_table_of_a_large_network_has_a_row_for_each_group() -> None:
     layers = [(f"b.{block}.l{i}", f"b.{block}", 3) for block in range(20) for i in range(4)]
     lines = print_table(build_tree(*layers))
@@ -84,7 +90,8 @@ def test_describe_layers_names_largest_layers_and_phases() -> None:
     assert lines[0].startswith("At 128 x 96 px in 32-true")
     assert any("conv1 (50%)" in line for line in lines)
     assert "1.0 kB" in lines[-2] or "1 kB" in lines[-2]
-    assert "head to b" in lines[-1]
+    assert lines[-2].startswith("Epoch 2 trains head and keeps")
+    assert "Epochs 3-8 train head to b" in lines[-1]
 
 
 @pytest.fixture

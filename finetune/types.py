@@ -63,7 +63,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class LabelFormat:
-    """How the labels of a table are written.
+    """Form in which the labels of a table are written.
 
     Attributes:
         task: "single_label", "multi_label", or "auto" for what the columns of the table say.

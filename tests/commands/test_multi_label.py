@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,7 +177,7 @@ def test_fit_multi_label_resumed_run_has_the_same_bits(
 ) -> None:
     monkeypatch.syspath_prepend(stripes)
     monkeypatch.delitem(sys.modules, "stopper", raising=False)
-    settings = {"lr_schedule__name": "stopper:stopping", "augment__mixup": 0.2}
+    settings: dict[str, Any] = {"lr_schedule__name": "stopper:stopping", "augment__mixup": 0.2}
     whole = fit(stripes, tmp_path / "whole", **settings)
     monkeypatch.setenv("STOP", "7")
     with pytest.raises(RuntimeError, match="stopped by the test"):
@@ -223,7 +224,7 @@ def test_fit_multi_label_on_two_ranks_counts_each_image_once(stripes: Path, tmp_
     ],
 )
 def test_fit_multi_label_other_settings(
-    stripes: Path, tmp_path: Path, settings: dict[str, object]
+    stripes: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     if settings.get("unfreeze__name") == "linear_probe":
         settings = {**settings, "trainer__epochs": "auto", "optim__lr": "auto"}

@@ -1,5 +1,7 @@
 """Tests of the settings that apply to multi-label images, and of those that do not."""
 
+from typing import Any
+
 import pytest
 
 from finetune.config.auto import choose_auto_values
@@ -11,7 +13,7 @@ from finetune.errors import ConfigError
 from finetune.losses import MULTI_LABEL_LOSSES
 
 
-def resolve(*, is_multi_label: bool = True, **settings: object) -> Config:
+def resolve(*, is_multi_label: bool = True, **settings: Any) -> Config:
     facts = Facts(
         class_counts=[60, 6, 30],
         is_pretrained=True,
@@ -54,7 +56,7 @@ def test_multi_label_images_have_their_own_defaults() -> None:
         {"trainer__monitor": "macro_f1"},
     ],
 )
-def test_settings_that_apply_to_multi_label_images(settings: dict[str, object]) -> None:
+def test_settings_that_apply_to_multi_label_images(settings: dict[str, Any]) -> None:
     config = resolve(**settings)
     for key, value in settings.items():
         section, _, name = key.partition("__")
@@ -79,7 +81,7 @@ def test_settings_that_apply_to_multi_label_images(settings: dict[str, object]) 
         ("probe.depth", 2),
     ],
 )
-def test_settings_that_are_refused_by_name(key: str, value: object) -> None:
+def test_settings_that_are_refused_by_name(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"{key}={value} cannot apply to multi-label images"):
         resolve(**{key.replace(".", "__"): value})
 

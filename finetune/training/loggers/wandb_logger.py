@@ -14,8 +14,8 @@ from finetune.errors import TrackingError
 from finetune.evaluation.multi_label.label_metrics import MultiLabelEvaluation
 from finetune.system.files import write_text
 from finetune.training.callbacks.early_stopping import EarlyStop
-from finetune.training.loggers.label_tables import log_label_evaluation
 from finetune.training.loggers.metrics_csv import MetricsCsv
+from finetune.training.loggers.wandb_labels import log_label_evaluation
 from finetune.types import Evaluation
 
 _CLASS_TABLE_COLUMNS: list[str | int] = [

@@ -23,7 +23,7 @@ _VERBS_IN_ED = {"embed", "exceed", "feed", "need", "proceed", "seed", "shed", "s
 _ALLOWED_FUNCTIONS = {
     # rows of a registry, which users name in a config
     "abundant_first", "balanced", "deferred", "undersample", "oversample", "weighted",
-    "logit_adjusted", "stratified_split",
+    "logit_adjusted", "squared_hinge", "stratified_split",
     # as in torch and pytest
     "from_json",
 }  # fmt: skip

@@ -29,8 +29,8 @@ def read_stored_tree(run: RunFolder) -> dict[str, Any]:
     """Return the config of a run as nested values, with those that an older release implied.
 
     Releases without these keys used the flips and crops of the preset, adjusted priors in full,
-    chose the best epoch by the monitored metric, had no momentum of SGD but Nesterov's, and began
-    with a head of zeros.
+    chose the best epoch by the monitored metric, had no momentum of SGD but Nesterov's, began with
+    a head of zeros, and fitted no heads to earlier stages.
 
     Raises:
         ConfigError: ``config.yaml`` is damaged.
@@ -40,6 +40,7 @@ def read_stored_tree(run: RunFolder) -> dict[str, Any]:
         "imbalance": {"post_hoc_strength": 1.0},
         "checkpoint": {"monitor": _get_section(tree, "trainer").get("monitor", "auto")},
         "model": {"head_init": "zero"},
+        "probe": {"stages": "off"},
         "optim": {"nesterov": "on" if _has_sgd_momentum(tree) else "off"},
     }
     scale = PRESET_CROP_SCALES.get(_get_section(tree, "augment").get("name", ""))

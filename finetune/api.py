@@ -229,9 +229,8 @@ def tune(
         trials: Number of trials; the first has the default settings.
         timeout_seconds: Time after which no trial begins; None for no limit.
         jobs: Number of processes that run trials at the same time.
-        search: Dotted config key to the values to search: a list, ``"LOW:HIGH"``,
-            ``"LOW:HIGH:log"`` or ``{"low": ..., "high": ..., "log": True}``; None searches the
-            default settings.
+        search: Dotted config key to a list of values, ``"LOW:HIGH"`` or ``"LOW:HIGH:log"``; None
+            searches the default settings.
         config: Dotted config key to value that all trials share.
         reporter: Receiver of notes, warnings and progress; None discards them.
         **options: Options of ``finetune fit`` with underscores, which all trials share.
@@ -259,18 +258,12 @@ def resume_tune(
     jobs: int = 1,
     reporter: "Reporter | None" = None,
 ) -> "TuneResult":
-    """Continue a search that was stopped, or extend it.
+    """Continue a search that was stopped, or extend it; raises as ``tune`` does.
 
     Args:
         study: Folder of the study.
         trials: Number of trials in all; None keeps that of the study.
-        timeout_seconds: Time after which no trial begins; None for no limit.
-        jobs: Number of processes that run trials at the same time.
-        reporter: Receiver of notes, warnings and progress; None discards them.
-
-    Raises:
-        FinetuneError: Any error that the user can fix.
-        KeyboardInterrupt: Stop requested; the study can be continued.
+        timeout_seconds: As for ``tune``, and so are ``jobs`` and ``reporter``.
     """
     from finetune.commands.tune.tune import TuneOptions
     from finetune.commands.tune.tune import resume_tune as run_resume_tune

@@ -9,9 +9,6 @@ after minutes.
 
 import fcntl
 import math
-import os
-import socket
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.tune.space.search_space import SearchDimension
+from finetune.commands.tune.trials.trial_lock import lock_trial
 from finetune.distributed import signals
 from finetune.system.files import translate_disk_errors
 
@@ -40,8 +38,6 @@ PRUNING_WARMUP_TENTHS = 3
 
 _STUDY_NAME = "tune"
 _LOCK_TIMEOUT_SECONDS = 60.0
-_DYING_SECONDS = 20.0
-"""Longer than the loader workers of a killed process take to exit, which share its lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +153,7 @@ class TrialQueue:
         for trial in self.get_trials():
             if trial.state is TrialState.RUNNING:
                 with self.lock_study():
-                    lock = self._lock_trial(trial.number)
+                    lock = lock_trial(self.folder, trial.number)
                 if lock is None:
                     return True
                 lock.close()
@@ -238,7 +234,7 @@ class TrialQueue:
         )
         distributions = {key: dim.build_distribution() for key, dim in self.space.items()}
         trial = self.study.ask(distributions if is_drawn else None)
-        lock = self._lock_trial(trial.number)
+        lock = lock_trial(self.folder, trial.number)
         assert lock is not None, "the study is locked, and the trial is new"
         trial.set_user_attr("attempts", 1)
         return self._build_claim(trial, lock)
@@ -249,7 +245,7 @@ class TrialQueue:
         for frozen in self.get_trials():
             if frozen.state is not optuna.trial.TrialState.RUNNING:
                 continue
-            lock = self._lock_trial(frozen.number)
+            lock = lock_trial(self.folder, frozen.number)
             if lock is None:
                 continue
             trial = optuna.Trial(self.study, frozen._trial_id)
@@ -271,51 +267,3 @@ class TrialQueue:
     def _build_claim(self, trial: "optuna.Trial", lock: TextIOWrapper) -> ClaimedTrial:
         values = {key: self.space[key].decode(stored) for key, stored in trial.params.items()}
         return ClaimedTrial(trial, values, bool(trial.user_attrs.get("default")), lock)
-
-    def _lock_trial(self, number: int) -> TextIOWrapper | None:
-        """Return the locked file of a trial; None if another process runs the trial.
-
-        Args:
-            number: Optuna's number of the trial.
-        """
-        folder = self.folder / "trials"
-        with translate_disk_errors(folder):
-            folder.mkdir(exist_ok=True)
-            lock = (folder / f".{number + 1:03}.lock").open("a+", encoding="utf-8")
-        deadline = time.monotonic() + _DYING_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not _is_dead(lock) or time.monotonic() > deadline:
-                    lock.close()
-                    return None
-                time.sleep(0.1)
-            except OSError:  # no locks on this file system: the process that wrote it may be known
-                if not _is_dead(lock):
-                    lock.close()
-                    return None
-                break
-        lock.seek(0)
-        lock.truncate()
-        lock.write(f"{os.getpid()} {socket.gethostname()}")
-        lock.flush()
-        return lock
-
-
-def _is_dead(lock: TextIOWrapper) -> bool:
-    """Return whether the process that wrote a lock file was on this node and is gone."""
-    lock.seek(0)
-    pid, _, host = lock.read().partition(" ")
-    if not pid:
-        return True
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

@@ -174,7 +174,7 @@ def draw_images(features: Tensor, labels: Tensor, *, num_train: int, seed: int) 
     """Return equally many training and validation images of each class, and all others."""
     random = np.random.default_rng(seed)
     rows: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-    for label in labels.unique().tolist():
+    for label in sorted(set(labels.tolist())):
         order = random.permutation(np.flatnonzero(labels.numpy() == label)).tolist()
         rows["train"] += order[:num_train]
         rows["val"] += order[num_train : num_train + NUM_VAL_IMAGES]

@@ -245,9 +245,8 @@ def tune(
     from finetune.commands.tune.tune import tune as run_tune
 
     space = () if search is None else tuple(parse_space(search, source="search"))
-    return run_tune(
-        run_config, TuneOptions(trials, timeout_seconds, jobs, space), reporter=reporter
-    )
+    size = TuneOptions(trials, timeout_seconds, jobs, space)
+    return run_tune(run_config, size, reporter=reporter)
 
 
 def resume_tune(
@@ -263,13 +262,14 @@ def resume_tune(
     Args:
         study: Folder of the study.
         trials: Number of trials in all; None keeps that of the study.
-        timeout_seconds: As for ``tune``, and so are ``jobs`` and ``reporter``.
+        timeout_seconds: As for ``tune``.
+        jobs: As for ``tune``.
+        reporter: As for ``tune``.
     """
     from finetune.commands.tune.tune import TuneOptions
     from finetune.commands.tune.tune import resume_tune as run_resume_tune
 
-    options = TuneOptions(trials, timeout_seconds, jobs)
-    return run_resume_tune(study, options, reporter=reporter)
+    return run_resume_tune(study, TuneOptions(trials, timeout_seconds, jobs), reporter=reporter)
 
 
 def build_fit_config(

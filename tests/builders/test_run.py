@@ -225,6 +225,7 @@ def test_build_training_resolves_every_auto(animals: Path) -> None:
     lines = [line.strip() for line in dump_config(training.config).splitlines()]
     # they apply before the manifest is built
     assert [line for line in lines if line.endswith(": auto")] == [
+        "image_column: auto", "label_column: auto", "group_column: auto", "task: auto",
         "splits: auto", "min_images_per_class: auto", "pixel_range: auto",
     ]  # fmt: skip
     assert type(training.config) is ResolvedConfig

@@ -50,15 +50,22 @@ def combine_cards(
         facts={**_combine_facts(cards, weights), **(facts or {})},
         temperature=1.0,
         priors=_combine_priors([card.priors for card in cards], weights, orders),
+        thresholds=_combine_thresholds([card.thresholds for card in cards], weights, orders),
     )
 
 
 def check_same_classes(one: ModelCard, other: ModelCard, *, names: tuple[str, str]) -> None:
-    """Check that two models have the same classes, in any order.
+    """Check that two models have the same classes, in any order, of the same kind.
 
     Raises:
         ModelError: They do not; the message names the difference.
     """
+    if one.is_multi_label != other.is_multi_label:
+        pair = names if one.is_multi_label else names[::-1]
+        raise ModelError(
+            f"{pair[0]} gives any number of labels to an image, and {pair[1]} one class. Combine "
+            f"models of the same kind."
+        )
     if set(one.classes) == set(other.classes):
         return
     parts = [
@@ -238,6 +245,21 @@ def _combine_priors(
         if all(is_same_prior(target, aligned[0]) for target in aligned):
             return Priors(train, average([priors.model for priors in known]), aligned[0])
     return Priors(train, average([priors.effective for priors in known]))
+
+
+def _combine_thresholds(
+    members: Sequence[tuple[float, ...] | None],
+    weights: Sequence[float],
+    orders: Sequence[Sequence[int]],
+) -> tuple[float, ...] | None:
+    """Return the mean threshold of each label; None for classes that exclude each other."""
+    known = [thresholds for thresholds in members if thresholds is not None]
+    if not known:
+        return None
+    columns = zip(*_align(known, orders), strict=True)
+    return tuple(
+        sum(w * value for w, value in zip(weights, column, strict=True)) for column in columns
+    )
 
 
 def _align(priors: Sequence[ClassPrior], orders: Sequence[Sequence[int]]) -> list[ClassPrior]:

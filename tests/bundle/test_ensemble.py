@@ -273,3 +273,23 @@ def test_train_counts_of_ensemble_are_means_of_known_ones(tmp_path: Path) -> Non
     assert combine_models(models).card.train_counts == (11, 19, 5)
     unknown = build_model(tmp_path / "x", seed=5)
     assert combine_models([*models, unknown]).card.train_counts is None
+
+
+def test_ensemble_of_multi_label_models_averages_probabilities_and_thresholds(
+    tmp_path: Path, files: list[Path]
+) -> None:
+    models = []
+    for seed, (classes, thresholds) in enumerate(
+        ((CLASSES, (0.2, 0.4, 0.6)), (("fly", "ant", "bee"), (0.8, 0.4, 0.2)))
+    ):
+        model = build_model(tmp_path / str(seed), seed=seed, classes=classes)
+        models.append(replace(model, card=replace(model.card, thresholds=thresholds)))
+    ensemble = save_ensemble(models, tmp_path / "e")
+    assert ensemble.card.thresholds == pytest.approx((0.3, 0.3, 0.7))
+    assert load_model(tmp_path / "e").card.thresholds == ensemble.card.thresholds
+    expected = (predict(models[0], files) + predict(models[1], files)[:, [1, 2, 0]]) / 2
+    torch.testing.assert_close(predict(ensemble, files), expected)
+    assert not torch.allclose(expected.sum(1), torch.ones(7, dtype=expected.dtype))
+    single = build_model(tmp_path / "x", seed=5)
+    with pytest.raises(ModelError, match=r"any number of labels .* one class"):
+        combine_models([models[0], single])

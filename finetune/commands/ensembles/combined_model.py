@@ -106,6 +106,11 @@ def load_models(
     combined = combine_models(models)
     if weights == "equal":
         return combined
+    if combined.card.is_multi_label:
+        raise ConfigError(
+            f"--weights {weights} cannot apply to models that give any number of labels to an "
+            f"image. Leave out --weights, for the mean."
+        )
     fit = _fit_weights(combined, models, paths, device, batch_size, reporter)
     reporter.note(_describe_fit(fit, paths))
     kept = [(m, w) for m, w in zip(models, fit.weights, strict=True) if w > 0]

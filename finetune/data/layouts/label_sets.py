@@ -1,6 +1,7 @@
 """Labels of the images in a table: one class, a text of several labels, or columns of 0 and 1."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +87,7 @@ class LabelReader:
         self.is_multi_label = labels.task == "multi_label"
         self.names_of: dict[str, set[str]] = {}
         self._separator = labels.separator
+        self._table = table
         self._has_known_labels = bool(labels.known)
         self._num_joined, self._joined_example = 0, ""
         columns = table.columns
@@ -118,7 +120,13 @@ class LabelReader:
                 self.names_of.setdefault(name, set()).add(part.strip())
                 names.add(name)
         if not names and not self.is_multi_label:
-            raise DataError(f"{where}: path or label is empty. Fill it or drop the line.")
+            hint = ""
+            if self._has_joined_labels():
+                hint = (
+                    " Other lines have several labels in one text: if each image has any number of "
+                    "labels, set data.task=multi_label."
+                )
+            raise DataError(f"{where}: path or label is empty. Fill it or drop the line.{hint}")
         if not self.is_multi_label and _DEFAULT_SEPARATOR in text.strip(_DEFAULT_SEPARATOR):
             self._num_joined += 1
             self._joined_example = self._joined_example or text
@@ -147,6 +155,13 @@ class LabelReader:
                 f"if not, data.task=single_label."
             )
         return lines
+
+    def _has_joined_labels(self) -> bool:
+        """Return whether any record has a text of several labels, for a message."""
+        with suppress(DataError):
+            texts = (v[self._text_column] for _, v in self._table if self._text_column < len(v))
+            return any(self._separator in text.strip(self._separator) for text in texts)
+        return False
 
     def _read_columns(self, values: Sequence[str], where: str) -> tuple[str, ...]:
         names = []

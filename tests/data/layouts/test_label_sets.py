@@ -80,6 +80,11 @@ def test_scan_single_label_csv_with_bars_says_how_to_read_several_labels(tmp_pat
         ("path,cat\na.png,1", LabelFormat("multi_label", ("cow",)), r"no column 'cow'"),
         ("path,split\na.png,train", MULTI_LABEL, r"has no labels: expected a column labels"),
         ("file,labels\na.png,cat", LabelFormat(), r"no column 'path'"),
+        (
+            "path,label\na.png,cat\nb.png,\nc.png,cat|dog",
+            LabelFormat(),
+            r"line 3: path or label is empty.*data\.task=multi_label",
+        ),
         ("path,tags\na.png,cat", LabelFormat(), r"no column 'label'"),
     ],
 )

@@ -35,7 +35,7 @@ def list_split(run: Path, root: Path, split: Split) -> tuple[list[Path], list[in
 def test_evaluate_runs_is_evaluation_of_mean_probabilities(runs: Runs, insects: Path) -> None:
     files, labels = list_split(runs.first, insects, Split.TEST)
     members = [load_model(run) for run in (runs.first, runs.second)]
-    mean = sum(predict(member, files) for member in members) / 2
+    mean = torch.stack([predict(member, files) for member in members]).mean(0)
     result = finetune.evaluate([runs.first, runs.second], device="cpu")
     assert result.split == "test"
     expected = float(-np.log(mean[range(len(labels)), labels].numpy()).mean())
@@ -55,7 +55,7 @@ def test_predict_runs_is_mean_probability(runs: Runs, insects: Path) -> None:
     folder = insects / "fly"
     files = sorted(folder.iterdir())
     members = [load_model(runs.first), load_model(runs.other_seed / "checkpoints" / "best.ckpt")]
-    mean = sum(predict(member, files) for member in members) / 2
+    mean = torch.stack([predict(member, files) for member in members]).mean(0)
     paths = [runs.first, runs.other_seed / "checkpoints" / "best.ckpt"]
     result = finetune.predict(paths, folder, device="cpu", top_k=3)
     by_path = {
@@ -232,7 +232,7 @@ def test_size_that_a_network_does_not_accept_is_refused_by_name(
     run = train(insects, tmp_path / "vit3", model={"backbone": "test_vit3", "weights": "random"})
     for options in ({"image_size": 48}, {"tta": "sizes"}):
         with pytest.raises(ConfigError, match=r"cannot apply to test_vit3.* 32 px"):
-            finetune.predict(run, insects, device="cpu", **options)  # type: ignore[arg-type]
+            finetune.predict(run, insects, device="cpu", **options)
     assert finetune.predict(run, insects, device="cpu", image_size=32).predictions
 
 

@@ -33,7 +33,7 @@ PLAIN: list[Row] = [
 
 def manifest_of(rows: Sequence[Row], *, groups: dict[str, str] | None = None) -> Manifest:
     samples = tuple(
-        Sample(path, label, split, (groups or {}).get(path, ""), *duplicate_group)
+        Sample(path, label, split, (groups or {}).get(path, ""), "".join(duplicate_group))
         for path, label, split, *duplicate_group in rows
     )
     return Manifest(Path("/data"), ("a", "b"), samples)

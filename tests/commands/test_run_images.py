@@ -18,7 +18,7 @@ from finetune.errors import DataError
 from finetune.types import Split
 from tests.conftest import CLASSES
 from tests.support.helpers import RecordingReporter, create_noise
-from tests.support.runs import create_small_config, write_photos
+from tests.support.runs import create_small_config, get_class_evaluation, write_photos
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
@@ -246,7 +246,7 @@ def test_images_moved_into_other_class_folders_are_evaluated_with_the_new_labels
         }  # fmt: skip
         assert result.evaluation.num_images == before.evaluation.num_images
         expected = [new_label.get(row["path"], row["label"]) for row in tested]
-        support = {stats.name: stats.support for stats in result.evaluation.per_class}
+        support = {stats.name: stats.support for stats in get_class_evaluation(result).per_class}
         assert support == {name: expected.count(name) for name in CLASSES}
         assert reporter.warnings == []
         text = " ".join(reporter.notes)
@@ -322,7 +322,9 @@ def test_labels_mended_in_the_csv_are_those_that_are_evaluated(
         )
         for named in (None, root / "labels.csv", root):
             after, reporter = evaluate(run, named)
-            support = {stats.name: stats.support for stats in before.evaluation.per_class}
+            support = {
+                stats.name: stats.support for stats in get_class_evaluation(before).per_class
+            }
             num_swapped = sum(name != "cow" for _, name in rows)
             assert get_differences(after) == {
                 "labels": num_swapped, "evaluated_labels": support["ant"] + support["bee"],

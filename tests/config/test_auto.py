@@ -21,6 +21,7 @@ EXPLICIT: dict[str, Any] = {
     "data.image_size": 32,
     "data.train_image_size": (24, 32),
     "data.num_workers": 0,
+    "probe.stages": "off",
     "model.batch_norm": "train",
     "probe.num_crops": 2,
     "probe.last_stage_epochs": 3,

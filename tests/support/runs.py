@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.builders import Training, build_training
+from finetune.commands.evaluate import EvaluateResult
 from finetune.config.auto import choose_auto_values
 from finetune.config.facts import Facts
 from finetune.config.imbalance import apply_imbalance_strategy
@@ -26,7 +27,7 @@ from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.models.backbone import create_network
-from finetune.types import Sample, Split
+from finetune.types import Evaluation, Sample, Split
 from tests.support.networks import randomise
 
 CLASSES = ("ant", "bee", "cow")
@@ -199,3 +200,9 @@ def force_last_stage_improvement(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     scores = itertools.chain([-math.inf], itertools.count())
     monkeypatch.setattr("finetune.probe.last_stage._compute_score", lambda *_: next(scores))
+
+
+def get_class_evaluation(result: EvaluateResult) -> Evaluation:
+    """Return the evaluation of a model whose images have one class each."""
+    assert isinstance(result.evaluation, Evaluation)
+    return result.evaluation

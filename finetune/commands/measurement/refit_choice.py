@@ -1,4 +1,4 @@
-"""What the folds of a cross-validation found, for a network that trains on all images.
+"""Findings of the folds of a cross-validation, for a network that trains on all images.
 
 It has no validation images: its epochs, its weights on the line from the linear probe to the last
 epoch, and its temperature are those of the folds.

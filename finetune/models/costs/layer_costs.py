@@ -88,7 +88,7 @@ def measure_layers(
 
 @dataclass(slots=True)
 class _Observation:
-    """What was observed in one pass, by the name of the module."""
+    """Observations of one pass, by the name of the module."""
 
     order: list[str] = field(default_factory=list)
     output_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)

@@ -107,7 +107,7 @@ def read_data(config: Config, path: Path, *, reporter: Reporter) -> RunData:
         merge_validation(dataset.samples) if has_folds else dataset.samples,
         val_fraction=0.0 if has_folds else config.data.val_fraction,
         test_fraction=config.data.test_fraction,
-        seed=config.seed,
+        seed=config.split_seed,
         min_images=None if minimum == "auto" else minimum,
         allow_divided_groups=config.data.group_by is not None,
     )

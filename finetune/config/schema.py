@@ -229,3 +229,8 @@ class Config(Section):
     output: str | None = Field(
         None, description="run folder; null: runs/<date>-<backbone>-<data folder>"
     )
+
+    @property
+    def split_seed(self) -> int:
+        """Seed of splits and folds that are drawn."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed

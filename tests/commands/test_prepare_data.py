@@ -206,3 +206,16 @@ def test_read_data_warns_of_missing_classes(leaky: Path, tmp_path: Path) -> None
     _, recorder = read(root, **{"data.leakage": "ignore"})
     assert len(recorder.warnings) == 1
     assert re.search(r"1 of 2 classes .* val image \('bee'\)", recorder.warnings[0])
+
+
+def test_read_data_split_seed_alone_decides_the_split(tmp_path: Path) -> None:
+    root = tmp_path / "scenes"
+    for number in range(20):
+        folder = root / ("ant" if number % 2 else "bee")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_jpeg(folder / f"{number}.jpg", create_scene(number))
+    splits = [
+        paths_of(read(root, seed=seed, **{"data.split_seed": split_seed})[0], Split.VAL)
+        for seed, split_seed in ((0, None), (1, None), (1, 0), (0, 1))
+    ]
+    assert splits[0] == splits[2] != splits[1] == splits[3]

@@ -41,6 +41,7 @@ _IMAGE_KEYS = (
     "data.max_megapixels",
     "data.pixel_range",
     "data.val_fraction",
+    "data.split_seed",
     "data.test_fraction",
     "data.cache",
     "cache.max_gb",

@@ -102,7 +102,7 @@ def plan_study(
     base, data = load_run_data(split_config, reporter)
     refuse_multi_label("finetune tune", is_multi_label=data.manifest.is_multi_label)
     if origin == "half":
-        data = replace(data, manifest=halve_validation(data.manifest, seed=config.seed))
+        data = replace(data, manifest=halve_validation(data.manifest, seed=config.split_seed))
     _check_hold_out(data.manifest)
     base = replace_values(base, {"output": None})
     training = build_training(base, remove_hold_out(data.manifest))

@@ -202,7 +202,7 @@ def _reload_data(
     _, data = load_run_data(config, reporter)
     manifest = data.manifest
     if settings.hold_out == "half":
-        manifest = halve_validation(manifest, seed=settings.seed)
+        manifest = halve_validation(manifest, seed=config.split_seed)
     stored = study.read_manifest(manifest.root)
     before, after = (
         {(sample.path, sample.label, sample.digest, sample.split) for sample in table.samples}

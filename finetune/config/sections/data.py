@@ -133,6 +133,11 @@ class DataConfig(LabelKeys, TableKeys, ChannelKeys):
     test_fraction: float = Field(
         0.0, ge=0, lt=1, description="fraction of images for a final test if the data have no split"
     )
+    split_seed: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+        None,
+        description="seed of splits and folds that are drawn; null: seed. Runs with other seeds "
+        "and the same split can be compared, and averaged",
+    )
     min_images_per_class: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto",
         description="minimum number of images of a class; auto: one per split. Classes with "

@@ -29,6 +29,7 @@ _FIXED_KEYS = {
     "data.path": "the images",
     "data.splits": "the images",
     "data.val_fraction": "the images",
+    "data.split_seed": "the images",
     "data.test_fraction": "the images",
     "data.min_images_per_class": "the images",
     "data.leakage": "the images",

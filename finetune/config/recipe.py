@@ -85,7 +85,7 @@ def _choose_independent_settings(config: Config, facts: Facts) -> dict[str, Choi
         "imbalance.post_hoc_strength": choose_post_hoc_strength(config, facts),
         "calibration.enabled": _choose_calibration(facts),
         "trainer.monitor": _choose_monitor(facts),
-        "checkpoint.monitor": _choose_checkpoint_monitor(config),
+        "checkpoint.monitor": _choose_checkpoint_monitor(config, facts),
     }
 
 
@@ -252,9 +252,15 @@ def _choose_monitor(facts: Facts) -> Choice:
     return Choice("accuracy", ratio)
 
 
-def _choose_checkpoint_monitor(config: Config) -> Choice:
+def _choose_checkpoint_monitor(config: Config, facts: Facts) -> Choice:
     if config.trainer.monitor != "auto":
         return Choice(config.trainer.monitor, "trainer.monitor is set")
+    imbalance = config.imbalance
+    is_weighted = imbalance.strategy == "class_weights" or imbalance.class_weights == "balanced"
+    if facts.is_multi_label and (config.loss.name == "asymmetric" or is_weighted):
+        return Choice(
+            "mean_average_precision", "the loss distorts probabilities, and with them the log loss"
+        )
     return Choice("calibrated_loss", "varies less between few images than a rate of errors")
 
 

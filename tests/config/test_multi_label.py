@@ -45,6 +45,15 @@ def test_multi_label_images_have_their_own_defaults() -> None:
 
 
 @pytest.mark.parametrize(
+    "settings", [{"loss__name": "asymmetric"}, {"imbalance__strategy": "class_weights"}]
+)
+def test_losses_that_distort_probabilities_do_not_select_by_log_loss(
+    settings: dict[str, Any],
+) -> None:
+    assert resolve(**settings).checkpoint.monitor == "mean_average_precision"
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         {"loss__name": "asymmetric"},

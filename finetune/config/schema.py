@@ -170,9 +170,9 @@ class CheckpointConfig(Section):
     monitor: Literal["auto", "calibrated_loss"] | Monitor = Field(
         "auto",
         description="validation metric that selects the best epoch, one of trainer.monitor or "
-        "calibrated_loss; calibrated_loss is the log "
-        "loss after the temperature that suits these images best; auto: trainer.monitor if it is "
-        "set, else calibrated_loss",
+        "calibrated_loss, the log loss after the temperature that suits these images best; auto: "
+        "trainer.monitor if it is set, mean average precision (mAP) with several labels and the "
+        "asymmetric loss or class weights, else calibrated_loss",
     )
     every_minutes: Annotated[float, Field(gt=0)] | None = Field(
         10.0,

@@ -165,7 +165,10 @@ def prepare_cross_validation(
         )
     minimum = config.data.min_images_per_class
     folds = assign_sample_folds(
-        samples, num_folds, seed=config.split_seed, min_images=None if minimum == "auto" else minimum
+        samples,
+        num_folds,
+        seed=config.split_seed,
+        min_images=None if minimum == "auto" else minimum,
     )
     first = build_fold_manifest(data.manifest, folds, 1)
     training, plan, _ = prepare_run(

@@ -60,7 +60,7 @@ def test_fold_batch_norm_with_same_padding_equals_the_network() -> None:
     assert count_batch_norms(folded) == 0
     images = make_images(side=61)
     with torch.inference_mode():
-        torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(folded(images), network(images), rtol=1e-3, atol=1e-4)
 
 
 def test_fold_batch_norm_leaves_the_network_unchanged() -> None:

@@ -171,6 +171,7 @@ def create_model(num_classes, in_chans=3, width=4):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_network_of_ones_own_in_every_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_processes: int

@@ -10,7 +10,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class TableOptions:
-    """Which columns of a table hold what, and how images are grouped.
+    """Columns of a table of images, and the pattern that groups images by their names.
 
     Attributes:
         image_column: Column with the images or their paths; "auto" for the usual one.

@@ -17,9 +17,11 @@ from finetune.commands.demo.transfer_images import choose_sizes, select_images, 
 from finetune.commands.demo.transfer_result import TransferResult, TransferRow, TransferSpec
 from finetune.commands.fit.fit import fit
 from finetune.commands.fit.single_run import FitResult
+from finetune.commands.prepare_data import build_table_options
 from finetune.config.load import build_config
+from finetune.config.schema import Config
 from finetune.data.scan import scan
-from finetune.errors import RunFolderError
+from finetune.errors import ConfigError, RunFolderError
 from finetune.system import run_folder
 from finetune.system.files import write_text
 from finetune.types import Reporter, Sample, Split
@@ -40,6 +42,17 @@ SHARED_AUGMENTATION: Mapping[str, Any] = {
 
 _EPOCH_KEYS = ("optim.", "lr_schedule.", "trainer.epochs", "trainer.early_stopping")
 """Keys of ``TransferSpec.settings`` that frozen features cannot use: their head has no epochs."""
+
+_OWN_KEYS = (
+    "model.weights", "model.backbone", "unfreeze.", "data.path", "data.task", "data.label_columns",
+    "data.test_fraction", "cross_validation.", "output", "resume",
+)  # fmt: skip
+"""Keys that the experiment sets, or that it cannot use."""
+
+_TABLE_KEYS = (
+    "data.splits", "data.group_by", "data.image_column", "data.label_column", "data.group_column",
+)  # fmt: skip
+"""Keys that find the images; those of the runs are listed in CSVs."""
 
 _STATE_FILE = "transfer.json"
 
@@ -75,7 +88,14 @@ def run_transfer(
     """
     reporter = reporter or Reporter()
     start = time.monotonic()
-    scanned = scan(spec.data)
+    _check_settings(spec)
+    config = build_config({}, assignments=spec.settings)
+    scanned = scan(
+        spec.data,
+        splits=config.data.split_setting,
+        tables=build_table_options(config),
+        reporter=reporter,
+    )
     classes = parse_transfer(spec.transfer, sorted({sample.label for sample in scanned.samples}))
     pool, test = split_test(scanned.root, scanned.samples, classes, spec.seed)
     _open_folder(output, spec)
@@ -83,7 +103,7 @@ def run_transfer(
         f"{format_count(len(pool), 'training image')} and {format_count(len(test), 'test image')} "
         f"of {len(classes.source) + len(classes.target)} classes"
     )
-    runs = _Runs(spec, output, pool, test, reporter)
+    runs = _Runs(spec, output, pool, test, classes.target, reporter)
     source = runs.fit_source(classes.source)
     rows = runs.fit_target(classes.target, weights=str(source.run_dir / "bundle"))
     result = TransferResult(
@@ -108,6 +128,7 @@ class _Runs:
         folder: Path,
         pool: Sequence[Sample],
         test: Sequence[Sample],
+        target: Sequence[str],
         reporter: Reporter,
     ) -> None:
         self._spec = spec
@@ -116,7 +137,7 @@ class _Runs:
         self._test = test
         self._reporter = reporter
         self._quiet = _WarningsOnly(reporter)
-        self._sizes = choose_sizes(spec.images_per_class, pool)
+        self._sizes = choose_sizes(spec.images_per_class, pool, target)
         self._done = 0
 
     @property
@@ -164,32 +185,17 @@ class _Runs:
     def _write_csv(self, name: str, classes: Sequence[str], size: int | None) -> Path:
         """Write the images of some classes, at most ``size`` of each for training."""
         chosen = select_images(self._pool, classes, size, self._spec.seed)
-        rows = [(sample.path, sample.label, Split.TRAIN.value) for sample in chosen]
-        rows += [(s.path, s.label, Split.TEST.value) for s in self._test if s.label in classes]
+        parts = [(sample, Split.TRAIN) for sample in chosen]
+        parts += [(sample, Split.TEST) for sample in self._test if sample.label in classes]
+        rows = [(sample.path, sample.label, part.value, sample.group) for sample, part in parts]
         file = self._folder / f"{name}.csv"
-        write_text(file, format_csv(("path", "label", "split"), rows))
+        write_text(file, format_csv(("path", "label", "split", "group"), rows))
         return file
 
     def _fit(self, data: Path, name: str, title: str, *, weights: str, method: str) -> FitResult:
         """Train or resume a run and note its test accuracy."""
-        spec = self._spec
-        settings = {
-            key: value
-            for key, value in spec.settings.items()
-            if method != "frozen features" or not key.startswith(_EPOCH_KEYS)
-        }
-        config = build_config(
-            {
-                "model": {"backbone": spec.backbone, "weights": weights},
-                "augment": SHARED_AUGMENTATION,
-                **METHODS[method],
-            },
-            assignments={
-                **settings,
-                "data.path": str(data),
-                "resume": "auto",
-                "output": str(self._folder / name),
-            },
+        config = _build_run_config(
+            self._spec, method, weights=weights, data=data, output=self._folder / name
         )
         result = fit(config, reporter=self._quiet)
         self._done += 1
@@ -201,6 +207,41 @@ class _Runs:
         return result
 
 
+def _check_settings(spec: TransferSpec) -> None:
+    """Check the settings of all methods before the first run.
+
+    Raises:
+        ConfigError: A setting is one that the experiment makes itself, or does not suit a method.
+    """
+    for key in spec.settings:
+        if key.startswith(_OWN_KEYS):
+            raise ConfigError(
+                f"{key} cannot be set in a transfer experiment, which sets it for each run. Leave "
+                f"it out."
+            )
+    for method in METHODS:
+        _build_run_config(spec, method, weights="random", data=spec.data, output=Path())
+
+
+def _build_run_config(
+    spec: TransferSpec, method: str, *, weights: str, data: Path, output: Path
+) -> Config:
+    """Return the config of a run."""
+    settings = {
+        key: value
+        for key, value in spec.settings.items()
+        if not key.startswith(_TABLE_KEYS)
+        and (method != "frozen features" or not key.startswith(_EPOCH_KEYS))
+    }
+    tree = {
+        "model": {"backbone": spec.backbone, "weights": weights},
+        "augment": SHARED_AUGMENTATION,
+        **METHODS[method],
+    }
+    paths = {"data.path": str(data), "resume": "auto", "output": str(output)}
+    return build_config(tree, assignments={**settings, **paths})
+
+
 def _open_folder(folder: Path, spec: TransferSpec) -> None:
     """Create the folder, or check that it is that of the same experiment.
 
@@ -210,6 +251,10 @@ def _open_folder(folder: Path, spec: TransferSpec) -> None:
     """
     state = folder / _STATE_FILE
     if not state.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise RunFolderError(
+                f"{folder} is not empty and holds no transfer experiment. Choose another --output."
+            )
         run_folder.check_unused(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(state, json.dumps(spec.to_json(), indent=2, ensure_ascii=False) + "\n")

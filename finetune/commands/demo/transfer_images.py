@@ -17,9 +17,17 @@ _TEST_FRACTION = 0.2
 _MIN_IMAGES = 4
 
 
-def choose_sizes(images_per_class: Sequence[int], pool: Sequence[Sample]) -> list[int | None]:
-    """Return the numbers of images per class that are below all images, and None for all."""
-    classes = Counter(sample.label for sample in pool)
+def choose_sizes(
+    images_per_class: Sequence[int], pool: Sequence[Sample], target: Sequence[str]
+) -> list[int | None]:
+    """Return the numbers of images per class that are below all images, and None for all.
+
+    Args:
+        images_per_class: Numbers to choose from.
+        pool: Training images.
+        target: Classes of the target.
+    """
+    classes = Counter(sample.label for sample in pool if sample.label in target)
     largest = max(classes.values())
     return [*(size for size in sorted(set(images_per_class)) if size < largest), None]
 

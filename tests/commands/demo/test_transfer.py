@@ -14,8 +14,8 @@ from finetune.commands.demo.transfer_images import choose_sizes, select_images, 
 from finetune.commands.demo.transfer_result import TransferResult, TransferSpec
 from finetune.config.load import read_config_file
 from finetune.data.scan import scan
-from finetune.errors import DataError, RunFolderError
-from finetune.types import Reporter
+from finetune.errors import ConfigError, DataError, RunFolderError
+from finetune.types import Reporter, Sample
 
 SETTINGS: dict[str, Any] = {
     "data.image_size": 32, "data.num_workers": 0, "trainer.epochs": 1,
@@ -124,7 +124,51 @@ def test_selections_are_nested_and_test_images_are_apart(stripes: Path, spec: Tr
     assert small < large
     assert (len(small), len(large)) == (10, 18)
     assert not {sample.path for sample in pool} & {sample.path for sample in test}
-    assert choose_sizes((3, 9, 12, 500), pool) == [3, 9, None]
+    assert choose_sizes((3, 9, 12, 500), pool, ("2", "3")) == [3, 9, None]
+
+
+def test_sizes_depend_on_target_classes_alone() -> None:
+    pool = [
+        Sample(f"{label}{n}", label)
+        for label, count in (("s", 40), ("t", 12))
+        for n in range(count)
+    ]
+    assert choose_sizes((4, 15, 20), pool, ("t",)) == [4, None]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"model.weights": "random"}, {"unfreeze.name": "linear_probe"}, {"output": "x"},
+        {"resume": "never"}, {"data.path": "x"}, {"cross_validation.num_folds": 2},
+        {"data.task": "multi_label"}, {"optim.name": "nothing"},
+    ],
+)  # fmt: skip
+def test_settings_of_the_experiment_itself_are_refused_before_any_run(
+    setting: dict[str, Any], stripes: Path, tmp_path: Path
+) -> None:
+    spec = TransferSpec(stripes, "0-1:2-3", "test_resnet", (6,), {**SETTINGS, **setting})
+    with pytest.raises(ConfigError, match=next(iter(setting))):
+        run_transfer(spec, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_groups_stay_together_in_every_run(tmp_path: Path) -> None:
+    data = write_stripes(tmp_path / "stripes", count=24)
+    for file in data.rglob("*.png"):
+        file.rename(file.with_name(f"video{int(file.stem) // 3}_{file.name}"))
+    settings = {**SETTINGS, "data.group_by": "/(video[0-9]+)_"}
+    result = run_transfer(
+        TransferSpec(data, "0-1:2-3", "test_resnet", (9,), settings), tmp_path / "out"
+    )
+    for run in (Path(row.run_dir) for row in result.rows):
+        splits: dict[tuple[str, str], set[str]] = {}
+        with (run / "manifest.csv").open() as stream:
+            for row in csv.DictReader(stream):
+                assert row["group"].startswith("video")
+                splits.setdefault((row["label"], row["group"]), set()).add(row["split"])
+        assert {len(parts) for parts in splits.values()} == {1}
 
 
 def test_class_with_too_few_images_is_named(tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def fit_probe(
             plan.train.weights,
             cv_head=cv_head,
             last_name=classifier.groups[1].name,
+            logit_offset=plan.logit_offset,
         )
         head = cv_head.head
         set_head(cached_extractor.extractor.head, weight=head.weight, bias=head.bias)

@@ -65,21 +65,23 @@ class HeldOutScore:
     logits: Tensor
 
 
-def score_features(images: HeldOutImages, *, num_folds: int, num_classes: int) -> HeldOutScore:
+def score_features(images: HeldOutImages, *, num_folds: int, logit_offset: Tensor) -> HeldOutScore:
     """Return how well heads on some features classify images of other folds.
 
     Args:
         images: Images, with folds 0 to ``num_folds`` - 1.
         num_folds: Number of folds, each held out in turn.
-        num_classes: Number of classes K.
+        logit_offset: Offset of the logits in the loss, which the accuracy is without, shape (K,).
     """
+    num_classes = len(logit_offset)
     folds, weights = images.folds, images.weights
     fold_weights = np.stack([weights * (folds != fold) for fold in range(num_folds)])
     fitter = create_fitter(
         [images.features], images.labels, fold_weights, num_classes, tolerance=SEARCH_TOLERANCE
     )
-    offset = torch.zeros(num_classes)
-    return search_penalty(fitter, images, PENALTIES, logit_offset=offset, chunk_rows=CHUNK_ROWS)
+    return search_penalty(
+        fitter, images, PENALTIES, logit_offset=logit_offset, chunk_rows=CHUNK_ROWS
+    )
 
 
 def search_penalty(

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from finetune.models.stage_outputs import Stage
 from finetune.probe.cross_validation import CrossValidatedHead
@@ -62,10 +64,16 @@ class StageProbes:
     Attributes:
         scores: Result of each stage, from the last features to the stem.
         num_images: Number of training images.
+        loss_standard_error: Standard error of ``loss_difference``, from the differences of the
+            images' losses; None with fewer than two held-out images.
+        num_probe_views: Number of views of each image that the probe is fitted to; heads on stages
+            are fitted to one.
     """
 
     scores: tuple[StageScore, ...]
     num_images: int
+    loss_standard_error: float | None = None
+    num_probe_views: int = 1
 
     @property
     def last(self) -> StageScore:
@@ -87,14 +95,22 @@ class StageProbes:
         """Log loss of the last features divided by that of the best earlier stage."""
         return self.last.loss / max(self.best_earlier.loss, 1e-12)
 
+    @property
+    def loss_difference(self) -> float:
+        """Log loss of the last features less that of the best earlier stage."""
+        return self.last.loss - self.best_earlier.loss
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
         return {
             "num_images": self.num_images,
+            "num_probe_views": self.num_probe_views,
             "scores": [score.to_json() for score in self.scores],
             "best_earlier": self.best_earlier.name,
             "accuracy_lead": self.accuracy_lead,
             "loss_ratio": self.loss_ratio,
+            "loss_difference": self.loss_difference,
+            "loss_difference_standard_error": self.loss_standard_error,
         }
 
 
@@ -106,6 +122,7 @@ def probe_stages(
     *,
     cv_head: CrossValidatedHead,
     last_name: str,
+    logit_offset: Tensor | None = None,
     max_images: int = MAX_STAGE_IMAGES,
 ) -> StageProbes | None:
     """Fit heads on the last features and on each earlier stage, with the folds of the probe.
@@ -117,6 +134,7 @@ def probe_stages(
         weights: Weight of each image in the mean loss, shape (N,).
         cv_head: Head of the probe, with its folds.
         last_name: Last layer group of the backbone.
+        logit_offset: Offset of the logits in the loss of the probe, shape (K,); None for none.
         max_images: Number of images above which a sample is used.
 
     Returns:
@@ -136,9 +154,15 @@ def probe_stages(
     is_judged |= cv_head.folds >= cv_head.num_held_out_folds
     judged = np.flatnonzero(is_judged[rows])
 
+    losses: list[NDArray[np.float64]] = []
+    offset = torch.zeros(num_classes) if logit_offset is None else logit_offset.float()
+
     def score(features: NDArray[np.float32], stage: Stage) -> StageScore:
         images = HeldOutImages(features, labels[rows], weights[rows], cv_head.folds[rows], judged)
-        found = score_features(images, num_folds=cv_head.num_folds, num_classes=num_classes)
+        found = score_features(images, num_folds=cv_head.num_folds, logit_offset=offset)
+        target = torch.from_numpy(labels[rows][judged])
+        loss = torch.nn.functional.cross_entropy(found.logits.double(), target, reduction="none")
+        losses.append(loss.numpy())
         return StageScore(stage.name, stage.depth, features.shape[1], found.loss, found.accuracy)
 
     scores = [score(_read_rows(last, rows), Stage(last_name, 1, ""))]
@@ -147,7 +171,21 @@ def probe_stages(
     for stage, width in zip(extractor.stages, cached_extractor.stage_widths, strict=True):
         scores.append(score(np.ascontiguousarray(table[:, start : start + width]), stage))
         start += width
-    return StageProbes(tuple(scores), len(rows))
+    best = 1 + int(np.argmin([score.loss for score in scores[1:]]))
+    error = _compute_standard_error(losses[0] - losses[best], weights[rows][judged])
+    return StageProbes(tuple(scores), len(rows), error, num_probe_views=len(outputs[0]))
+
+
+def _compute_standard_error(
+    values: NDArray[np.float64], weights: NDArray[np.float64]
+) -> float | None:
+    """Return the standard error of a weighted mean; None for fewer than two values."""
+    num_values = int(np.count_nonzero(weights))
+    if num_values < 2:
+        return None
+    deviations = weights * (values - np.average(values, weights=weights))
+    variance = float(np.square(deviations).sum()) * num_values / (num_values - 1)
+    return float(variance**0.5 / weights.sum())
 
 
 def _read_rows(features: FeatureArray, rows: NDArray[np.int64]) -> NDArray[np.float32]:

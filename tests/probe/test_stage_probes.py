@@ -82,6 +82,42 @@ def test_probe_stages_on_the_last_features_equals_the_probe() -> None:
     assert result.last.accuracy == pytest.approx(head.held_out_accuracy)
 
 
+def test_probe_stages_has_the_standard_error_of_the_paired_difference() -> None:
+    result = probe(informative=0)
+    assert result.loss_difference < 0
+    error = result.loss_standard_error
+    assert error is not None
+    assert 0 < error < -result.loss_difference / 2
+    last, _, labels = make_features(200, informative=0)
+    head = fit_head([last], labels, np.ones(200), num_classes=2)
+    rows = np.arange(len(head.held_out_rows))
+    losses = -head.held_out_probabilities.log()[rows, labels[head.held_out_rows]].numpy()
+    # the other head guesses, with losses near log 2 for all images
+    assert error == pytest.approx(losses.std(ddof=1) / 200**0.5, rel=0.15)
+    assert result.to_json()["loss_difference_standard_error"] == error
+    noise = probe(informative=0, num_images=20)
+    assert noise.loss_standard_error is not None
+    assert noise.loss_standard_error > error
+
+
+def test_probe_stages_with_a_logit_offset_equals_the_accuracy_of_the_probe() -> None:
+    last, means, labels = make_features(200, informative=0)
+    ones, offset = np.ones(200), torch.tensor([2.5, 0.0])
+    head = fit_head([last], labels, ones, num_classes=2, logit_offset=offset)
+    result = probe_stages(
+        _Extractor(3, 4),  # type: ignore[arg-type]
+        [[last], [means]],
+        labels,
+        ones,
+        cv_head=head,
+        last_name="layer4",
+        logit_offset=offset,
+    )
+    assert result is not None
+    assert result.last.accuracy == pytest.approx(head.held_out_accuracy)
+    assert result.last.accuracy != pytest.approx(probe(informative=0).last.accuracy)
+
+
 def test_probe_stages_of_many_images_uses_a_sample_and_all_folds() -> None:
     result = probe(informative=0, num_images=400, max_images=100)
     assert result.num_images == 100

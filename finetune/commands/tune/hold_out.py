@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Literal
 
-from finetune.config.load import replace_values
+from finetune.config.load import get_explicit_values, replace_values
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.data.split import find_drawn_splits, stratified_split
@@ -26,12 +26,22 @@ def choose_hold_out(config: Config, given: Collection[Split | None]) -> tuple[Co
     Args:
         config: Config as given.
         given: Splits of the data; None for images without one.
+
+    Raises:
+        ConfigError: The fractions leave no images for training, or none for the hold-out.
     """
     if Split.TEST in given:
         return config, "given"
     if Split.TEST not in find_drawn_splits(given):
         return config, "half"
-    fraction = config.data.test_fraction or DEFAULT_TEST_FRACTION
+    fraction = config.data.test_fraction
+    if fraction == 0 and "data.test_fraction" in get_explicit_values(config):
+        raise ConfigError(
+            "data.test_fraction=0 leaves no images to measure what the search gains. Leave it out "
+            f"to set aside {DEFAULT_TEST_FRACTION:.0%} of the images, with which the found "
+            f"settings train afterwards, or give a fraction."
+        )
+    fraction = fraction or DEFAULT_TEST_FRACTION
     if config.data.val_fraction + fraction >= 1:
         raise ConfigError(
             f"data.val_fraction={config.data.val_fraction:g} leaves no training images once "

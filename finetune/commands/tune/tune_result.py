@@ -238,8 +238,14 @@ def _build_heading(result: TuneResult, best: TrialRow) -> list[str]:
             f"{100 * accuracy.high:+.1f}), log loss {loss.difference:+.4f} ({loss.low:+.4f} to "
             f"{loss.high:+.4f}).",
         ]
-    if settings.hold_out == "drawn":
-        fraction = settings.test_fraction
+    fraction = settings.test_fraction
+    if settings.hold_out == "drawn" and settings.overrides.get("data.test_fraction") is not None:
+        lines += [
+            f"The trials left out {fraction:.0%} of the images for it, and so does fit: "
+            f"data.test_fraction",
+            "was given. Remove the line to train with all images.",
+        ]
+    elif settings.hold_out == "drawn":
         lines += [
             f"The trials left out {fraction:.0%} of the images for it; fit uses them.",
             f"To repeat the trial exactly, add data.test_fraction={fraction:g}.",

@@ -58,6 +58,13 @@ def test_choose_hold_out_keeps_the_fraction_of_the_user() -> None:
         choose_hold_out(large, {None})
 
 
+def test_choose_hold_out_refuses_an_explicit_fraction_of_none() -> None:
+    config = build_config({}, assignments={"data.test_fraction": 0})
+    with pytest.raises(ConfigError, match=r"data\.test_fraction=0 leaves no images"):
+        choose_hold_out(config, {None})
+    assert choose_hold_out(config, {TRAIN, VAL}) == (config, "half"), "nothing is drawn"
+
+
 def test_halve_validation_stratifies_and_leaves_training_images_alone() -> None:
     manifest = build_manifest({"ant": 20, "bee": 8, "cow": 1})
     halved = halve_validation(manifest, seed=0)

@@ -100,7 +100,9 @@ def test_tune_files_of_losing_trials_are_small(study: TuneResult) -> None:
 
 def test_tune_writes_result_and_table(study: TuneResult) -> None:
     tree = json.loads((study.study_dir / "tune.json").read_text())
-    assert tree == json.loads(json.dumps(study.to_json()))
+    expected = json.loads(json.dumps(study.to_json()))
+    # tests that resume the study write the file again, after another time
+    assert {**tree, "seconds": 0} == {**expected, "seconds": 0}
     assert tree["gain"]["summary"]
     with (study.study_dir / "trials.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -222,6 +224,21 @@ def test_tune_timeout_begins_no_further_trial(classes: Path, tmp_path: Path) -> 
     result = tune(config, options, reporter=recorder)
     assert len(result.trials) == 1
     assert any("--timeout" in note for note in recorder.notes)
+
+
+@pytest.mark.slow
+def test_tune_best_config_says_that_a_given_hold_out_stays_one(
+    classes: Path, tmp_path: Path, study: TuneResult
+) -> None:
+    assert "fit uses them" in (study.study_dir / "best.yaml").read_text()
+    config = build_scratch_config(
+        classes, tmp_path / "study", trainer__epochs=1, data__test_fraction=0.25
+    )
+    result = tune(config, TuneOptions(num_trials=2, space=RATES))
+    text = (result.study_dir / "best.yaml").read_text()
+    assert read_config_file(result.study_dir / "best.yaml")["data"]["test_fraction"] == 0.25
+    assert "25% of the images for it, and so does fit" in text
+    assert "fit uses them" not in text
 
 
 def test_tune_given_validation_split_is_halved(tmp_path: Path) -> None:

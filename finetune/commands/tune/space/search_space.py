@@ -4,13 +4,12 @@ import json
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from finetune.config.auto import get_config_value
-from finetune.config.load import build_config, parse_assignments, read_config_file
+from finetune.config.load import parse_assignments, read_config_file
 from finetune.config.renamed_keys import rename_key
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
@@ -25,33 +24,8 @@ DEFAULT_SPACE = "default"
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _RANGE_PATTERN = re.compile(rf"({_NUMBER}):({_NUMBER})(?::(log|linear))?")
 
-_FIXED_KEYS = {
-    "data.path": "the images",
-    "data.splits": "the images",
-    "data.val_fraction": "the images",
-    "data.split_seed": "the images",
-    "data.test_fraction": "the images",
-    "data.min_images_per_class": "the images",
-    "data.leakage": "the images",
-    "data.max_megapixels": "the images",
-    "data.pixel_range": "the images",
-    "data.group_by": "the images",
-    "data.labels": "the images",
-    "data.cache": "where files are kept",
-    "data.num_workers": "how fast a trial is",
-    "cache": "where files are kept",
-    "tracking": "what is recorded",
-    "output": "where files are kept",
-    "resume": "what a new run is",
-    "seed": "the split and the order of the images, of which none is better than another",
-    "trainer.monitor": "how trials are judged",
-    "checkpoint.monitor": "how trials are judged",
-    "trainer.accelerator": "the hardware",
-    "trainer.devices": "the hardware",
-    "trainer.num_nodes": "the hardware",
-    "trainer.strategy": "the hardware",
-}
-"""Keys and sections that all trials must share, with what they determine."""
+OPTION = "--search"
+"""Option that names dimensions, and the source of those that no file names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +39,7 @@ class SearchDimension:
         high: Highest value, inclusive.
         is_log: Whether the range is searched in its logarithm.
         is_integer: Whether only whole numbers are tried.
+        source: Option or file that names the key, for messages.
     """
 
     key: str
@@ -73,6 +48,12 @@ class SearchDimension:
     high: float = 0.0
     is_log: bool = False
     is_integer: bool = False
+    source: str = field(default=OPTION, compare=False)
+
+    @property
+    def label(self) -> str:
+        """Source and key, the beginning of messages."""
+        return describe_source(self.key, self.source)
 
     @property
     def test_values(self) -> tuple[Any, ...]:
@@ -126,6 +107,16 @@ class SearchDimension:
         return f"{format_value(self.low)} to {format_value(self.high)}{log}"
 
 
+def describe_source(key: str, source: str) -> str:
+    """Return a key after the option or the file that names it, the beginning of messages."""
+    return f"{source} {key}" if source == OPTION else f"{source}: {key}"
+
+
+def is_same_value(first: Any, second: Any) -> bool:
+    """Return whether two values of a key are the same, also as a tuple and as a list of JSON."""
+    return bool(_encode(first) == _encode(second))
+
+
 def format_value(value: Any) -> str:
     """Return a config value as it is typed on the command line."""
     if value is None:
@@ -158,7 +149,7 @@ def parse_search_options(options: Iterable[str]) -> tuple[list[SearchDimension],
         key = rename_key(name)
         if key in dimensions:
             raise ConfigError(f"--search {key} is given twice. Keep one.")
-        dimensions[key] = _parse_dimension(key, text)
+        dimensions[key] = _parse_dimension(key, text, OPTION)
     return list(dimensions.values()), extends_default
 
 
@@ -189,45 +180,14 @@ def parse_space(tree: Mapping[str, Any], *, source: str) -> list[SearchDimension
     return [_read_entry(rename_key(key), value, source) for key, value in tree.items()]
 
 
-def validate_space(space: Sequence[SearchDimension], config: Config) -> list[SearchDimension]:
-    """Return the dimensions with their choices as the config has them, each of them valid.
-
-    Args:
-        space: Dimensions of the study.
-        config: Config with the settings that all trials share.
-
-    Raises:
-        ConfigError: A key is unknown or must be the same in all trials, or a value is invalid.
-    """
-    tree = config.model_dump(mode="json", exclude_unset=True)
-    validated = []
-    for dimension in space:
-        key = dimension.key
-        for fixed, meaning in _FIXED_KEYS.items():
-            if f"{key}.".startswith(f"{fixed}."):
-                raise ConfigError(
-                    f"--search {key}: it determines {meaning}, which must be the same in all "
-                    f"trials. Set it with KEY=VALUE, or leave it out."
-                )
-        configs = [
-            build_config(tree, flags={key: ("--search", value)}) for value in dimension.test_values
-        ]
-        is_parameter = key.count(".") > 1
-        if dimension.choices and not is_parameter:
-            choices = tuple(get_config_value(built, key) for built in configs)
-            dimension = replace(dimension, choices=choices)
-        validated.append(dimension)
-    return validated
-
-
-def _parse_dimension(key: str, text: str) -> SearchDimension:
+def _parse_dimension(key: str, text: str, source: str) -> SearchDimension:
     match = _RANGE_PATTERN.fullmatch(text)
     if match is not None:
         low, high = (_parse_number(match[group]) for group in (1, 2))
-        return _build_range(key, low, high, is_log=match[3] == "log")
+        return _build_range(key, low, high, is_log=match[3] == "log", source=source)
     parts = [part.strip() for part in text.split(",")]
     values = [parse_assignments([f"{key}={part}"])[key] for part in parts if part]
-    return _build_choices(key, values)
+    return _build_choices(key, values, source)
 
 
 def _parse_number(text: str) -> float:
@@ -236,15 +196,16 @@ def _parse_number(text: str) -> float:
 
 def _read_entry(key: str, value: Any, source: str) -> SearchDimension:
     if isinstance(value, str):
-        return _parse_dimension(key, value)
+        return _parse_dimension(key, value, source)
     if isinstance(value, list):
-        return _build_choices(key, value)
+        return _build_choices(key, value, source)
     if isinstance(value, Mapping):
         unknown = set(value) - {"low", "high", "log"}
         numbers = [value.get(name) for name in ("low", "high")]
         is_log = value.get("log", False)
         if not unknown and isinstance(is_log, bool) and all(map(_is_number, numbers)):
-            return _build_range(key, *numbers, is_log=is_log)  # type: ignore[arg-type]
+            low, high = numbers
+            return _build_range(key, low, high, is_log=is_log, source=source)  # type: ignore[arg-type]
         if not unknown & {"low", "high"} and not {"low", "high"} & set(value):
             raise ConfigError(
                 f"{source}: '{key}' is a section. Write its keys with dots, for example "
@@ -260,29 +221,37 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _build_range(key: str, low: float, high: float, *, is_log: bool) -> SearchDimension:
+def _build_range(
+    key: str, low: float, high: float, *, is_log: bool, source: str
+) -> SearchDimension:
+    label = describe_source(key, source)
     if not low < high:
         raise ConfigError(
-            f"--search {key}: {low:g}:{high:g} is no range; the first number must be the lower "
-            f"one. For a single value, set {key}={low:g}."
+            f"{label}: {low:g}:{high:g} is no range; the first number must be the lower one. For a "
+            f"single value, set {key}={low:g}."
         )
     if is_log and low <= 0:
-        raise ConfigError(f"--search {key}: a logarithmic range must begin above 0, found {low:g}.")
+        raise ConfigError(f"{label}: a logarithmic range must begin above 0, found {low:g}.")
     is_integer = isinstance(low, int) and isinstance(high, int) and not _accepts_float(key)
     if not is_integer:
         low, high = float(low), float(high)
-    return SearchDimension(key, (), low, high, is_log, is_integer)
+    return SearchDimension(key, (), low, high, is_log, is_integer, source)
 
 
-def _build_choices(key: str, values: Sequence[Any]) -> SearchDimension:
+def _build_choices(key: str, values: Sequence[Any], source: str) -> SearchDimension:
     labels = [_encode(value) for value in values]
     if len(labels) < 2 or len(set(map(repr, labels))) < len(labels):
         problem = "a value is given twice" if len(labels) > 1 else "there is one value"
-        raise ConfigError(
-            f"--search {key}: {problem}. Give several values, as in {key}=A,B,C, or a range, as in "
-            f"{key}=0.1:1; set a single value with KEY=VALUE."
+        example = (
+            f"{key}=A,B,C, or a range, as in {key}=0.1:1"
+            if source == OPTION
+            else f"{key}: [A, B, C], or a range, as in {key}: 0.1:1"
         )
-    return SearchDimension(key, tuple(values))
+        raise ConfigError(
+            f"{describe_source(key, source)}: {problem}. Give several values, as in {example}; set "
+            f"a single value with {key}=VALUE."
+        )
+    return SearchDimension(key, tuple(values), source=source)
 
 
 def _encode(value: Any) -> Any:

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 
+from finetune.builders.optimization.optimizer_factory import constrain_start
+from finetune.builders.resolve import RunSpec
 from finetune.bundle.model_card import ModelCard
-from finetune.config.resolved import ResolvedConfig, ResolvedModelConfig
+from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import ModelConfig
 from finetune.data.training_data import TrainingData
 from finetune.errors import ConfigError
@@ -61,17 +63,19 @@ def build_network(
     return replace(network, spec=checkpoint_card.spec, report=report)
 
 
-def build_classifier(model: ResolvedModelConfig, network: Network) -> ImageClassifier:
+def build_classifier(run: RunSpec, network: Network) -> ImageClassifier:
     """Return the network as a classifier whose layer groups can be frozen, in channels-last format.
 
+    The weights of groups that ever train fulfil ``optim.max_norm``.
+
     Args:
-        model: Section of the config.
+        run: Resolved run.
         network: Backbone.
 
     Raises:
         ConfigError: The network does not support ``model.grad_checkpointing``.
     """
-    module = network.module
+    module, model = network.module, run.config.model
     if model.batch_norm == "sync":
         module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     classifier = ImageClassifier(
@@ -80,6 +84,7 @@ def build_classifier(model: ResolvedModelConfig, network: Network) -> ImageClass
     classifier.to(memory_format=torch.channels_last)
     if model.grad_checkpointing:
         _enable_grad_checkpointing(classifier, model.backbone)
+    constrain_start(run.config.optim, classifier, max(run.max_depth, run.config.probe.depth))
     return classifier
 
 

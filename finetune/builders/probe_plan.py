@@ -8,6 +8,7 @@ import torch
 
 from finetune.builders.criterion import compute_probe_logit_offset
 from finetune.builders.model_prior import ClassBalance
+from finetune.builders.optimization.optimizer_factory import get_head_max_norm
 from finetune.builders.schedules import build_lr_lambda
 from finetune.config.resolved import ResolvedConfig
 from finetune.data.cache.eviction import resolve_cache_root
@@ -128,6 +129,7 @@ def plan_probe(
         positive_weights=None
         if balance.class_weights is None or not data.is_multi_label
         else balance.class_weights.factors,
+        head_max_norm=get_head_max_norm(config.optim),
     )
 
 

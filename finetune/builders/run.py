@@ -189,9 +189,7 @@ def _assemble(
     depth_schedule = build_depth_schedule(config.unfreeze, resolved.facts.num_groups)
     run = build_run_spec(resolved, data, balance, depth_schedule)
     check_constraints(run)
-    classifier = (
-        build_classifier(config.model, network) if previous is None else previous.module.classifier
-    )
+    classifier = build_classifier(run, network) if previous is None else previous.module.classifier
     network = replace(network, module=classifier.network)
     transform = build_train_transform(config, data, network)
     peak_learning_rates = build_learning_rates(config.optim, len(classifier.groups))

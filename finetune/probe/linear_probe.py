@@ -115,7 +115,7 @@ def fit_probe(
             last_name=classifier.groups[1].name,
             logit_offset=plan.logit_offset,
         )
-        head = cv_head.head
+        head = cv_head.head.scale_to(plan.head_max_norm)
         set_head(cached_extractor.extractor.head, weight=head.weight, bias=head.bias)
         val_logits = head.compute_logits(val_features)
         best = head_result = LastStageResult(

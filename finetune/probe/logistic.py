@@ -61,6 +61,16 @@ class LinearHead:
     weight: Tensor
     bias: Tensor
 
+    def scale_to(self, max_norm: float | None) -> "LinearHead":
+        """Return the head with rows of at most a norm; None keeps it.
+
+        All weights and biases are divided by one number, so that the order of the classes stays.
+        """
+        if max_norm is None:
+            return self
+        divisor = max(1.0, float(self.weight.norm(dim=1).max()) / max_norm)
+        return LinearHead(self.weight / divisor, self.bias / divisor)
+
     def compute_logits(self, features: FeatureArray) -> Tensor:
         """Return the logits of features, shape (N, K)."""
         chunks = [

@@ -124,6 +124,11 @@ CASES: dict[tuple[str, ...], dict[str, Any]] = {
         "imbalance.head_rebalancing": "post_hoc",
         "loss.name": "hinge",
     },
+    ("imbalance.head_rebalancing", "optim.max_norm"): {
+        "imbalance.head_rebalancing": "tau_norm",
+        "optim.max_norm": {"all": 3.0},
+        "probe.enabled": "on",
+    },
     ("trainer.strategy", "optim.head_l1"): {
         **SHARDED,
         "model.batch_norm": "frozen",

@@ -63,6 +63,15 @@ OPTIMIZATION = (
         "loss.name=cross_entropy, or imbalance.strategy=class_weights.",
     ),
     Constraint(
+        ("imbalance.head_rebalancing", "optim.max_norm"),
+        lambda c, _: (
+            c.imbalance.head_rebalancing in ("crt", "tau_norm")
+            and bool({"head", "all"} & c.optim.max_norm.keys())
+        ),
+        "it fits or scales the head again after training, without this constraint. Leave one of "
+        "them out, or name other layer groups.",
+    ),
+    Constraint(
         ("trainer.strategy", "optim.head_l1"),
         lambda c, _: is_sharded(c) and c.optim.head_l1 > 0,
         "no process holds all weights of the head. Set trainer.strategy=ddp.",

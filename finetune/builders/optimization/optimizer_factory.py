@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.builders.optimization.component_params import check_settable, explain_invalid
 from finetune.config.resolved import ResolvedOptimConfig
@@ -18,8 +18,11 @@ from finetune.training.optimization.optimizers import (
 )
 from finetune.training.optimization.param_groups import build_param_groups
 from finetune.training.optimization.weight_constraints import (
+    UnitLimit,
+    apply_max_norm,
     compute_l1_penalty,
     constrain_after_step,
+    find_unit_limits,
 )
 
 
@@ -64,7 +67,8 @@ def build_optimizer_factory(
         )
         optimizer = create(groups)
         if optim.max_norm:
-            constrain_after_step(optimizer, _find_max_norms(optim.max_norm, classifier))
+            limits = _find_unit_limits(optim.max_norm, classifier.network, classifier.groups)
+            constrain_after_step(optimizer, limits)
         return optimizer
 
     return make_optimizer
@@ -105,17 +109,37 @@ def check_max_norm(optim: ResolvedOptimConfig, groups: Sequence[LayerGroup]) -> 
         )
 
 
-def _find_max_norms(
-    max_norm: Mapping[str, float], classifier: ImageClassifier
-) -> dict[Tensor, float]:
-    """Return the largest norm of a unit by weight; a group's own takes precedence over "all"."""
-    parameters = dict(classifier.network.named_parameters())
-    return {
-        parameters[name]: limit
-        for group in classifier.groups
+def constrain_start(optim: ResolvedOptimConfig, classifier: ImageClassifier, depth: int) -> None:
+    """Apply the max-norm constraint to the weights that training starts with, in place.
+
+    Then the weights of every epoch, and those between the start and the last epoch, fulfil it.
+
+    Args:
+        optim: Section of the config.
+        classifier: Classifier with the weights of the start.
+        depth: Layer groups that ever train, from the head.
+    """
+    groups = classifier.groups[:depth]
+    for limit in _find_unit_limits(optim.max_norm, classifier.network, groups):
+        apply_max_norm(limit)
+
+
+def get_head_max_norm(optim: ResolvedOptimConfig) -> float | None:
+    """Return the largest norm of the head's rows; None for any."""
+    return optim.max_norm.get("head", optim.max_norm.get("all"))
+
+
+def _find_unit_limits(
+    max_norm: Mapping[str, float], network: nn.Module, groups: Sequence[LayerGroup]
+) -> list[UnitLimit]:
+    """Return the largest norms of units; a group's own takes precedence over "all"."""
+    max_norms = {
+        name: limit
+        for group in groups
         if (limit := max_norm.get(group.name, max_norm.get("all"))) is not None
-        for name in _get_matrix_names(group)
+        for name in group.parameter_names
     }
+    return find_unit_limits(network, max_norms)
 
 
 def _get_matrix_names(group: LayerGroup) -> list[str]:

@@ -45,7 +45,8 @@ def scale_head(training: Training, result: ProbeResult) -> float:
     change the backbone for no other reason than the scale of the logits.
 
     Returns:
-        The temperature, which minimises the training loss of out-of-fold predictions.
+        The divisor, at least 1. With it, the head has the temperature that minimises the training
+        loss of out-of-fold predictions, or a larger one where ``optim.max_norm`` requires it.
     """
     head = find_linear_head(training.module.classifier.network)
     assert head is not None, "a probe has a linear head"
@@ -64,6 +65,12 @@ def scale_head(training: Training, result: ProbeResult) -> float:
         labels.to(head.weight.device),
         training.module.recipe.criterion_schedule(0),
     )
+    # of which a max-norm constraint has already taken a part
+    if training.probe is not None and training.probe.head_max_norm is not None:
+        fitted_norm, norm = (
+            float(weight.detach().norm()) for weight in (result.cv_head.head.weight, head.weight)
+        )
+        temperature = max(1.0, temperature * norm / fitted_norm) if norm > 0 else temperature
     set_head(head, weight=head.weight / temperature, bias=head.bias / temperature)
     return temperature
 

@@ -59,6 +59,8 @@ class ProbePlan:
         last_stage: Plan to train more than the head; None for the head alone.
         positive_weights: Factor of the loss of multi-label images with each label, shape (K,); None
             for 1.
+        head_max_norm: Largest norm of the head's weights of a class, to which the fitted head is
+            scaled as a whole; None for any.
     """
 
     train: ProbeImages
@@ -70,6 +72,7 @@ class ProbePlan:
     eval_logit_shift: Tensor | None = None
     last_stage: LastStagePlan | None = None
     positive_weights: Tensor | None = None
+    head_max_norm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

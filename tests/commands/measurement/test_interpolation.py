@@ -145,6 +145,24 @@ def test_interpolate_best_model_restores_the_probe(
         torch.testing.assert_close(value, start[name] * factor)
 
 
+@pytest.mark.parametrize("settings", [{"optim__lr": 1.0}, {"probe__depth": 2}])
+def test_weights_between_probe_and_last_epoch_fulfil_max_norm(
+    settings: dict[str, Any], data: Path, weights: Path, tmp_path: Path
+) -> None:
+    limits = {"optim__max_norm": {"head": 0.5, "all": 2.0}}
+    run = fit(data, weights, tmp_path / "run", **limits, **settings)
+    norms = {}
+    for name in ("start", "last", "best"):
+        for key, value in load_weights(run, name).items():
+            if value.ndim > 1:
+                limit = 0.5 if key.endswith("network.fc.weight") else 2.0
+                norms[name, key] = float(value.flatten(1).norm(dim=1).max()) / limit
+    assert max(norms.values()) <= 1 + 1e-5
+    assert norms["best", "classifier.network.fc.weight"] > 0.1
+    free = fit(data, weights, tmp_path / "free", **settings)
+    assert float(load_weights(free, "best")["classifier.network.fc.weight"].norm(dim=1).max()) > 0.5
+
+
 def test_interpolate_best_model_records_that_an_earlier_epoch_is_kept(
     data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

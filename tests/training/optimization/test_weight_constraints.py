@@ -10,7 +10,11 @@ from torch.nn.functional import cross_entropy
 
 from finetune.builders import Training
 from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
-from finetune.training.optimization.weight_constraints import apply_max_norm
+from finetune.training.optimization.weight_constraints import (
+    UnitLimit,
+    apply_max_norm,
+    find_unit_limits,
+)
 from finetune.training.trainer import TrainerOptions, create_trainer, fit
 from tests.support.networks import randomise
 from tests.support.runs import create_small_training, load_checkpoint
@@ -54,7 +58,7 @@ def test_max_norm_equals_torch_renorm(shape: tuple[int, ...]) -> None:
     limit = float(weight.flatten(1).norm(dim=1).median())
     expected = torch.renorm(weight, p=2, dim=0, maxnorm=limit)
     result = weight.clone()
-    apply_max_norm(result, limit)
+    apply_max_norm(UnitLimit(result, limit))
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=0)
     assert torch.equal(result[0], weight[0])
     assert (result.flatten(1).norm(dim=1) <= limit * (1 + 1e-12)).all()
@@ -62,8 +66,38 @@ def test_max_norm_equals_torch_renorm(shape: tuple[int, ...]) -> None:
 
 def test_max_norm_of_zero_weights_keeps_them() -> None:
     weight = torch.zeros(2, 3)
-    apply_max_norm(weight, 1.0)
+    apply_max_norm(UnitLimit(weight, 1.0))
     assert torch.equal(weight, torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_unit_of_transposed_convolution_is_an_output_channel(groups: int) -> None:
+    layer = torch.nn.ConvTranspose2d(4, 6, 3, groups=groups)
+    expected = layer.weight.detach().clone()
+    for channel in range(6):
+        group, column = divmod(channel, 6 // groups)
+        rows = slice(group * 4 // groups, (group + 1) * 4 // groups)
+        expected[rows, column] *= min(1.0, 0.2 / float(expected[rows, column].norm()))
+    (limit,) = find_unit_limits(torch.nn.Sequential(layer), {"0.weight": 0.2, "0.bias": 0.2})
+    apply_max_norm(limit)
+    torch.testing.assert_close(layer.weight.detach(), expected)
+
+
+def test_start_fulfils_max_norm_in_linear_layers_and_convolutions_only(animals: Path) -> None:
+    training, free = (
+        create_small_training(
+            animals, model__backbone="test_vit", unfreeze__name="all", optim__max_norm=max_norm
+        )
+        for max_norm in ({"all": 0.01}, {})
+    )
+    start = dict(training.module.classifier.network.named_parameters())
+    for name, module in free.module.classifier.network.named_modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            assert (start[f"{name}.weight"].flatten(1).norm(dim=1) <= 0.01 + 1e-6).all(), name
+    for name, parameter in free.module.classifier.network.named_parameters():
+        if name in ("pos_embed", "cls_token", "reg_token"):
+            assert torch.equal(start[name], parameter), name
+    assert float(start["pos_embed"].detach().norm()) > 0.01
 
 
 def test_training_with_max_norm_equals_plain_loop_that_renorms_each_step(

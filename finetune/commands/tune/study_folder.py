@@ -12,7 +12,12 @@ import yaml
 from finetune.commands.tune.hold_out import HoldOut
 from finetune.commands.tune.space.search_space import SearchDimension, read_space_file
 from finetune.commands.tune.trials.trial_queue import TrialQueue
-from finetune.config.load import build_config, dump_config, read_config_file
+from finetune.config.load import (
+    build_config,
+    diff_from_defaults,
+    dump_config,
+    read_config_file,
+)
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest, format_manifest, read_manifest
 from finetune.errors import RunFolderError
@@ -140,7 +145,9 @@ class StudyFolder:
     def read_base_config(self) -> Config:
         """Return the config of the default trial."""
         path = self.base_config_path
-        return build_config(read_config_file(path), source_name=str(path))
+        config = build_config(read_config_file(path), source_name=str(path))
+        # the file has every key: those with their defaults count as not set, as at the beginning
+        return build_config({}, assignments=diff_from_defaults(config))
 
     def read_manifest(self, root: Path) -> Manifest:
         """Return the images with their splits; their paths are relative to ``root``."""

@@ -69,13 +69,13 @@ def build_row(name: str, tree: Mapping[str, Any]) -> list[str]:
     if tree["gain"] is None:
         return [*row, "-", "-", "-", "-", "the default is the best", format_duration(seconds)]
     held_out, validation = (tree["gain"][key]["differences"] for key in ("held_out", "validation"))
-    verdicts = [held_out[key]["verdict"] for key in ("accuracy", "macro_f1", "loss")]
+    verdict = tree["gain"]["verdict"]
     return [
         *row,
         *(format_difference(held_out[key], 100, ".1f") for key in ("accuracy", "macro_f1")),
         format_difference(held_out["loss"], 1, ".4f"),
         format_difference(validation["loss"], 1, ".4f"),
-        " / ".join("chance" if "chance" in verdict else verdict for verdict in verdicts),
+        f"{tree['gain']['metric']}: {'chance' if 'chance' in verdict else verdict}",
         format_duration(seconds),
     ]
 

@@ -53,35 +53,23 @@ def show_tune_result(reporter: "ConsoleReporter", tree: Tree) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
         for name in ("", "default", "best", "difference (95% interval)", "verdict"):
             table.add_column(name, no_wrap=True)
-        for row in describe_differences(gain["held_out"]):
+        for row in describe_differences(gain["held_out"], decisive=gain["metric"]):
             table.add_row(*row)
         reporter.console.print(table)
-        reporter.console.print(gain["summary"], markup=False)
+        reporter.console.print(tree["summary"], markup=False)
         if gain["num_leaked_left_out"]:
             count = format_count(gain["num_leaked_left_out"], "held-out image")
             reporter.note(f"Without {count} with a duplicate in training or validation.")
     else:
-        reporter.console.print(_explain_missing_gain(tree), markup=False)
+        reporter.console.print(tree["summary"], markup=False)
     reporter.note(f"Study: {tree['study_dir']} ({format_duration(tree['seconds'])})")
-    more_trials = str(tree["num_trials"] + 10)
-    next_trials = ["finetune", "tune", "--resume", tree["study_dir"], "--trials", more_trials]
+    next_trials = ["finetune", "tune", "--resume", tree["study_dir"]]
+    # a study that a time limit has ended has trials left
+    ended = [trial for trial in tree["trials"] if trial["state"] != "running"]
+    if len(ended) >= tree["num_trials"]:
+        next_trials += ["--trials", str(len(ended) + 10)]
     commands = [command for command in (tree["next_command"], next_trials) if command]
     reporter.print_commands("Next:", commands)
-
-
-def _explain_missing_gain(tree: Tree) -> str:
-    if not tree["is_finished"]:
-        return (
-            "Other processes still run trials of this study; the last one to end reports the gain."
-        )
-    if tree["best"] is None:
-        return "No trial has completed. Continue the study with --resume."
-    if tree["best"]["default"]:
-        return "No trial was better than the default settings: the search gained nothing."
-    return (
-        "The gain cannot be measured: every held-out image has a duplicate in training or "
-        "validation, or the trial with the default settings has not completed."
-    )
 
 
 def _build_trial_table(tree: Tree) -> Table:

@@ -43,6 +43,21 @@ class TuneGain:
     monitor: str
 
     @property
+    def metric(self) -> str:
+        """Compared metric that decides: the one nearest to the metric that chose the best trial.
+
+        One and not three: each 95% interval misses 0 in one of twenty studies without any gain.
+        """
+        if self.monitor.endswith("loss"):
+            return "loss"
+        return "accuracy" if self.monitor == "accuracy" else "macro_f1"
+
+    @property
+    def verdict(self) -> str:
+        """Judgement of the best trial by ``metric``, as ``PairedDifference.verdict``."""
+        return self.held_out.differences[self.metric].verdict
+
+    @property
     def optimism(self) -> dict[str, float]:
         """Gain on the validation images minus that on the held-out images, by metric."""
         return {
@@ -57,6 +72,8 @@ class TuneGain:
             "validation": self.validation.to_json(),
             "num_leaked_left_out": self.num_leaked,
             "optimism": self.optimism,
+            "metric": self.metric,
+            "verdict": self.verdict,
             "summary": summarize_gain(self),
         }
 
@@ -106,40 +123,50 @@ def measure_gain(
 
 def summarize_gain(gain: TuneGain) -> str:
     """Return sentences on the gain, its interval and how much of it was chance."""
-    table = gain.held_out.differences
-    better = [METRIC_NAMES[name] for name, diff in table.items() if diff.verdict == "better"]
-    worse = [METRIC_NAMES[name] for name, diff in table.items() if diff.verdict == "worse"]
+    name, table = METRIC_NAMES[gain.metric], gain.held_out.differences
     images = format_count(gain.held_out.num_images, "held-out image")
-    if better and not worse:
-        first = f"The search gained beyond chance in {_join(better)} on the {images}."
-    elif worse and not better:
+    if gain.verdict == "better":
+        first = f"The search gained beyond chance in {name} on the {images}."
+    elif gain.verdict == "worse":
         first = (
-            f"The best trial is worse than the default settings in {_join(worse)} on the {images}, "
-            f"beyond chance: keep the default settings."
-        )
-    elif worse:
-        first = (
-            f"On the {images} the best trial is better than the default settings in "
-            f"{_join(better)}, and worse in {_join(worse)}, beyond chance."
+            f"The best trial is worse than the default settings in {name} on the {images}, beyond "
+            f"chance: keep the default settings."
         )
     else:
         first = (
-            f"No gain beyond chance: every interval of the {images} includes 0. The default "
-            f"settings do as well, as far as these images can tell."
+            f"No gain in {name} beyond chance: its interval on the {images} includes 0. The "
+            f"default settings do as well, as far as these images can tell."
         )
-    seen, real = gain.validation.differences["loss"], table["loss"]
+    worse = [
+        METRIC_NAMES[other]
+        for other, diff in table.items()
+        if other != gain.metric and diff.verdict == "worse"
+    ]
+    if worse and gain.verdict == "better":
+        first += f" But it is worse in {_join(worse)}: look at the differences before you use it."
     second = (
-        f"On the validation images, which chose the best of the trials, the log loss changed by "
-        f"{seen.difference:+.4f}, and on the held-out images by {real.difference:+.4f}."
+        f"On the validation images, which chose the best of the trials, {name} changed by "
+        f"{_format_change(gain.metric, gain.validation)}, and on the held-out images by "
+        f"{_format_change(gain.metric, gain.held_out)}."
     )
     return f"{first} {second}"
 
 
-def describe_differences(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+def _format_change(metric: str, comparison: PairedComparison) -> str:
+    difference = comparison.differences[metric].difference
+    return f"{difference:+.4f}" if metric == "loss" else f"{100 * difference:+.1f} points"
+
+
+def describe_differences(
+    comparison: Mapping[str, Any], *, decisive: str
+) -> list[tuple[str, str, str, str, str]]:
     """Return rows of metric, default, best, difference with its 95% interval, and verdict.
+
+    The verdict is given for the metric that decides only.
 
     Args:
         comparison: ``PairedComparison`` as JSON.
+        decisive: The metric that decides.
     """
     lines = []
     for name, diff in comparison["differences"].items():
@@ -150,6 +177,7 @@ def describe_differences(comparison: Mapping[str, Any]) -> list[tuple[str, str, 
             f"{scale * diff[key]:+{spec}}" for key in ("difference", "low", "high")
         )
         verdict = {"no difference beyond chance": "chance"}.get(diff["verdict"], diff["verdict"])
+        verdict = verdict if name == decisive else ""
         lines.append((METRIC_NAMES[name], *values, f"{change} ({low} to {high})", verdict))
     return lines
 

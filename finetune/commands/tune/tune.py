@@ -25,14 +25,13 @@ from finetune.commands.tune.study_folder import (
 )
 from finetune.commands.tune.study_plan import StudyPlan, plan_study
 from finetune.commands.tune.trials.trial_queue import TrialQueue
+from finetune.commands.tune.trials.trial_row import find_best, read_rows
 from finetune.commands.tune.trials.trial_run import TrialData
 from finetune.commands.tune.trials.worker import TrialLog, run_trials, update_files
 from finetune.commands.tune.trials.worker_pool import run_workers
 from finetune.commands.tune.tune_result import (
     TuneResult,
     estimate_importance,
-    find_best,
-    read_rows,
     write_result,
 )
 from finetune.config.schema import Config

@@ -1,88 +1,22 @@
 """Result of a study: its trials, what the best one gained, and the files that hold both."""
 
-import csv
-import io
 import json
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finetune.commands.tune.best_config import format_best_config
-from finetune.commands.tune.gain import TuneGain
+from finetune.commands.tune.gain import TuneGain, summarize_gain
 from finetune.commands.tune.study_folder import StudyFolder, StudySettings
 from finetune.commands.tune.trials.trial_queue import TrialQueue
+from finetune.commands.tune.trials.trial_row import TrialRow, find_best, format_trials_csv
 from finetune.system.files import write_text
-
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
+from finetune.units import format_count
 
 MIN_TRIALS_FOR_IMPORTANCE = 10
 """Completed trials from which the importance of the settings is estimated."""
-
-_STATES = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
-
-
-@dataclass(frozen=True, slots=True)
-class TrialRow:
-    """A trial of a study.
-
-    Attributes:
-        number: Number of the trial, from 1.
-        state: "completed", "pruned", "failed" or "running".
-        value: Metric of its model on the validation images; None unless it completed.
-        epochs: Epochs that it trained.
-        num_epochs: Epochs that it was to train.
-        seconds: Duration.
-        values: Value of each searched key; empty for default settings outside of the space.
-        is_default: Whether it is the trial of the default settings.
-        metrics: Metrics of its model on the validation images.
-        reason: Why it failed; empty if it did not.
-    """
-
-    number: int
-    state: str
-    value: float | None
-    epochs: int | None
-    num_epochs: int | None
-    seconds: float | None
-    values: Mapping[str, Any]
-    is_default: bool
-    metrics: Mapping[str, Any]
-    reason: str
-
-    @classmethod
-    def from_trial(cls, trial: "FrozenTrial", queue: TrialQueue) -> "TrialRow":
-        """Return the row of a trial in the database."""
-        facts = trial.user_attrs
-        space = queue.space
-        return cls(
-            number=trial.number + 1,
-            state=_STATES[trial.state.name],
-            value=trial.value if trial.state.name == "COMPLETE" else None,
-            epochs=facts.get("epochs"),
-            num_epochs=facts.get("num_epochs"),
-            seconds=facts.get("seconds"),
-            values={key: space[key].decode(stored) for key, stored in trial.params.items()},
-            is_default=bool(facts.get("default")),
-            metrics=facts.get("metrics", {}),
-            reason=facts.get("reason", ""),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return {
-            "number": self.number,
-            "state": self.state,
-            "value": self.value,
-            "epochs": self.epochs,
-            "num_epochs": self.num_epochs,
-            "seconds": self.seconds,
-            "default": self.is_default,
-            "values": dict(self.values),
-            "metrics": dict(self.metrics),
-            "reason": self.reason,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +50,63 @@ class TuneResult:
         return find_best(self.trials, maximize=self.settings.maximize)
 
     @property
-    def next_command(self) -> list[str]:
-        """Command line that trains with what the search has found; empty if it found nothing."""
+    def is_gain(self) -> bool:
+        """Whether to take the best trial: the held-out images do not tell against it."""
         if self.best is None or self.best.is_default:
+            return False
+        return self.gain is None or self.gain.verdict == "better"
+
+    @property
+    def next_command(self) -> list[str]:
+        """Command line that trains with what the search recommends; empty if it cannot tell yet.
+
+        That is the config of the best trial if it gained beyond chance, or if its gain could not be
+        measured; else the default settings, with the images that were set aside.
+        """
+        ended = [row for row in self.trials if not row.is_default and row.state != "running"]
+        if not self.is_finished or self.best is None or not ended:
             return []
-        config = StudyFolder(self.study_dir).best_config_path
-        return ["finetune", "fit", "--config", str(config)]
+        study = StudyFolder(self.study_dir)
+        if self.is_gain:
+            return ["finetune", "fit", "--config", str(study.best_config_path)]
+        command = ["finetune", "fit", "--config", str(study.base_config_path)]
+        return [*command, "data.test_fraction=0"] if self.is_hold_out_released else command
+
+    @property
+    def is_hold_out_released(self) -> bool:
+        """Whether the hold-out was drawn for the search alone, so that ``fit`` may train on it."""
+        is_given = "data.test_fraction" in self.settings.overrides
+        return self.settings.hold_out == "drawn" and not is_given
+
+    @property
+    def summary(self) -> str:
+        """Sentences on what the search gained, or why that is not known."""
+        if self.gain is not None:
+            return summarize_gain(self.gain)
+        if not self.is_finished:
+            return (
+                "Other processes still run trials of this study; the last one to end reports the "
+                "gain."
+            )
+        if self.best is None:
+            return "No trial has completed. Continue the study with --resume."
+        if not self.best.is_default:
+            return (
+                "The gain cannot be measured: every held-out image has a duplicate in training or "
+                "validation, or the trial with the default settings has not completed."
+            )
+        states = {row.state for row in self.trials if not row.is_default} - {"running"}
+        if not states:
+            return (
+                "Only the trial with the default settings has ended, so there is nothing to "
+                "compare with it yet. Continue the study with --resume, and more time."
+            )
+        if states == {"failed"}:
+            return (
+                "All other trials have failed, so the search tells nothing about the default "
+                "settings. Search other values."
+            )
+        return "No trial was better than the default settings: the search gained nothing."
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -134,26 +119,13 @@ class TuneResult:
             "hold_out": self.hold_out,
             "best": None if best is None else best.to_json(),
             "gain": None if self.gain is None else self.gain.to_json(),
+            "summary": self.summary,
             "importance": dict(self.importance),
             "trials": [trial.to_json() for trial in self.trials],
             "defaults": dict(self.settings.defaults),
             "next_command": self.next_command,
             "seconds": round(self.seconds, 3),
         }
-
-
-def find_best(trials: Sequence[TrialRow], *, maximize: bool) -> TrialRow | None:
-    """Return the best completed trial, the first of equal ones; None if none has completed."""
-    completed = [trial for trial in trials if trial.value is not None]
-    sign = -1 if maximize else 1
-    return min(
-        completed, key=lambda trial: (sign * (trial.value or 0.0), trial.number), default=None
-    )
-
-
-def read_rows(queue: TrialQueue) -> tuple[TrialRow, ...]:
-    """Return the trials of a study, by number."""
-    return tuple(TrialRow.from_trial(trial, queue) for trial in queue.get_trials())
 
 
 def write_result(study: StudyFolder, result: TuneResult) -> None:
@@ -175,27 +147,6 @@ def write_result(study: StudyFolder, result: TuneResult) -> None:
         write_text(study.best_config_path, text)
     tree = json.dumps(result.to_json(), indent=2, ensure_ascii=False)
     write_text(study.result_path, tree + "\n")
-
-
-def format_trials_csv(trials: Sequence[TrialRow]) -> str:
-    """Return the trials as CSV, one line each, with the searched keys as columns."""
-    keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
-    metrics = list(dict.fromkeys(name for trial in trials for name in trial.metrics))
-    columns = ["number", "state", "value", "epochs", "num_epochs", "seconds", "default"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*columns, *keys, *(f"val/{name}" for name in metrics), "reason"])
-    for trial in trials:
-        tree = trial.to_json()
-        writer.writerow(
-            [
-                *(tree[name] for name in columns),
-                *(trial.values.get(key) for key in keys),
-                *(trial.metrics.get(name) for name in metrics),
-                trial.reason,
-            ]
-        )
-    return text.getvalue()
 
 
 def estimate_importance(queue: TrialQueue) -> dict[str, float]:
@@ -223,11 +174,10 @@ def _build_heading(result: TuneResult, best: TrialRow) -> list[str]:
     """Return the comment at the top of ``best.yaml``."""
     number, settings = best.number, result.settings
     lines = [
-        f"Best of {len(result.trials)} trials of finetune tune: trial {number}, "
-        f"val/{settings.monitor} {best.value:.4f}."
+        f"Best of {format_count(len(result.trials), 'trial')} of finetune tune: trial {number}, "
+        f"val/{settings.monitor} {best.value:.4f}.",
+        *textwrap.wrap(result.summary, 98),
     ]
-    if best.is_default:
-        lines.append("No trial was better than the default settings.")
     if result.gain is not None:
         diff = result.gain.held_out.differences
         loss, accuracy = diff["loss"], diff["accuracy"]
@@ -239,7 +189,7 @@ def _build_heading(result: TuneResult, best: TrialRow) -> list[str]:
             f"{loss.high:+.4f}).",
         ]
     fraction = settings.test_fraction
-    if settings.hold_out == "drawn" and settings.overrides.get("data.test_fraction") is not None:
+    if settings.hold_out == "drawn" and not result.is_hold_out_released:
         lines += [
             f"The trials left out {fraction:.0%} of the images for it, and so does fit: "
             f"data.test_fraction",
@@ -255,4 +205,6 @@ def _build_heading(result: TuneResult, best: TrialRow) -> list[str]:
             "The trials were validated on the other half of the validation split; fit chooses its",
             "epoch on all of it.",
         ]
+    if not result.is_gain:
+        return [*lines, "To train with it all the same: finetune fit --config best.yaml"]
     return [*lines, "Train with it: finetune fit --config best.yaml"]

@@ -12,8 +12,9 @@ import finetune
 from finetune.bundle.model_card import read_card_json
 from finetune.commands.tune.space.search_space import SearchDimension
 from finetune.commands.tune.trials import trial_queue
+from finetune.commands.tune.trials.trial_row import TrialRow
 from finetune.commands.tune.tune import TuneOptions, plan_tune, resume_tune, tune
-from finetune.commands.tune.tune_result import TrialRow, TuneResult
+from finetune.commands.tune.tune_result import TuneResult
 from finetune.config.load import build_config, read_config_file
 from finetune.data.manifest import read_manifest
 from finetune.distributed.signals import StopRequest
@@ -190,7 +191,8 @@ def test_tune_prunes_trials_worse_than_the_median(
     assert result.best == default
     assert result.gain is None
     assert "No trial was better" in (result.study_dir / "best.yaml").read_text()
-    assert result.next_command == []
+    assert result.next_command[-1] == "data.test_fraction=0", "with the images set aside"
+    assert result.next_command[-2] == str(result.study_dir / "base.yaml")
 
 
 @pytest.mark.slow
@@ -224,6 +226,11 @@ def test_tune_timeout_begins_no_further_trial(classes: Path, tmp_path: Path) -> 
     result = tune(config, options, reporter=recorder)
     assert len(result.trials) == 1
     assert any("--timeout" in note for note in recorder.notes)
+    assert "Only the trial with the default settings has ended" in result.summary
+    assert result.next_command == []
+    text = (result.study_dir / "best.yaml").read_text()
+    assert "Best of 1 trial of" in text
+    assert "No trial was better" not in text
 
 
 @pytest.mark.slow

@@ -5,13 +5,13 @@ from statistics import median
 
 from finetune.commands.tune.study_folder import StudyFolder
 from finetune.commands.tune.trials.trial_queue import ClaimedTrial, TrialQueue
-from finetune.commands.tune.trials.trial_run import TrialData, remove_losing_files, run_trial
-from finetune.commands.tune.tune_result import (
+from finetune.commands.tune.trials.trial_row import (
     TrialRow,
     find_best,
     format_trials_csv,
     read_rows,
 )
+from finetune.commands.tune.trials.trial_run import TrialData, remove_losing_files, run_trial
 from finetune.system.files import translate_disk_errors, write_text
 from finetune.types import Reporter
 from finetune.units import format_count, format_duration

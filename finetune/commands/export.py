@@ -17,8 +17,8 @@ from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.scan import list_images
 from finetune.errors import ConfigError, RunFolderError
 from finetune.exporters.parity import Parity, check_parity, compare_timm_folder
+from finetune.exporters.timm_format import explain_refusal
 from finetune.inference.predictor import Predictor
-from finetune.lookup import is_import_path
 from finetune.models.head import fold_temperature_and_shift
 from finetune.system import run_folder
 from finetune.types import Reporter, Split, StrPath
@@ -74,7 +74,8 @@ def export(
     Args:
         model: Run folder, bundle folder or checkpoint, or several of them.
         output: Folder to create.
-        images: Images for the parity check; None takes validation images of the run.
+        images: Images for the parity check; None takes validation images of the run, else test
+            or training images.
         weights: Weights of several models: "equal", or "val" for those that minimise the log loss
             on the validation images that all runs share.
         soup: "greedy" or "uniform" averages the weights of runs that started from the same weights
@@ -121,8 +122,8 @@ def export(
     )
     if not parity_images:
         reporter.warn(
-            "parity was not checked: the validation images of the run are missing or unknown. Give "
-            "images with --images FOLDER"
+            "parity was not checked: the images of the run are missing or unknown. Give images "
+            "with --images FOLDER"
         )
         return result
     reporter.start("checking parity", 1)
@@ -183,18 +184,9 @@ def _check_parity(
 
 
 def _check_format(card: ModelCard) -> None:
-    if is_import_path(card.backbone):
-        raise ConfigError(
-            f"The timm format cannot apply to '{card.backbone}', which timm does not know. Copy "
-            f"the bundle and the module instead: finetune predict and finetune evaluate read the "
-            f"bundle wherever Python can import the module."
-        )
-    if card.head is not None:
-        raise ConfigError(
-            f"The timm format cannot apply to model.head={card.head['name']}, whose hidden layers "
-            f"timm does not know. Copy the bundle instead: finetune predict and finetune evaluate "
-            f"read it."
-        )
+    reason = explain_refusal(card.backbone, None if card.head is None else card.head["name"])
+    if reason is not None:
+        raise ConfigError(reason)
 
 
 def _fold_adjustment_into_head(bundle: ModelBundle) -> ModelBundle:
@@ -229,13 +221,20 @@ def _describe_remaining_adjustment(card: ModelCard) -> str:
 
 
 def _select_parity_images(models: Sequence[Path], images: Path | None) -> list[Path]:
+    """Return given images, or those of a run: validation, else test, else training images.
+
+    A cross-validation and its refitted network have no validation images of their own.
+    """
     if images is not None:
-        return list_images(images)[0][:_NUM_PARITY_IMAGES]
+        return list_images(images).files[:_NUM_PARITY_IMAGES]
     model = next((path for path in models if (path / "manifest.csv").is_file()), None)
     if model is None:
         return []
     run = run_folder.open_existing(model)
     manifest = read_stored_manifest(run, read_stored_config(run))
-    held_out = manifest.resolve_paths(manifest.get_samples(Split.VAL))
-    step = max(1, len(held_out) // _NUM_PARITY_IMAGES)
-    return [file for file in held_out[::step] if file.is_file()][:_NUM_PARITY_IMAGES]
+    for split in (Split.VAL, Split.TEST, Split.TRAIN):
+        paths = manifest.resolve_paths(manifest.get_samples(split))
+        step = max(1, len(paths) // _NUM_PARITY_IMAGES)
+        if files := [file for file in paths[::step] if file.is_file()]:
+            return files[:_NUM_PARITY_IMAGES]
+    return []

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune.cli.render.evaluation_table import format_metric
+from finetune.exporters.timm_format import explain_refusal
 from finetune.units import format_count, format_duration
 
 if TYPE_CHECKING:
@@ -32,8 +33,10 @@ def show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
     commands = [
         ["finetune", "evaluate", run_dir, *([] if has_split else ["OTHER_PHOTOS"])],
         ["finetune", "predict", run_dir, "NEW_PHOTOS", "--output", "predictions.csv"],
-        ["finetune", "export", run_dir, "--output", "model/"],
     ]
+    model = tree["plan"].get("model", {})
+    if model and explain_refusal(model["backbone"], model.get("head")) is None:
+        commands.append(["finetune", "export", run_dir, "--output", "model/"])
     reporter.print_commands("Next:", commands)
 
 

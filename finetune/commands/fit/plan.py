@@ -54,6 +54,7 @@ def build_plan(
         },
         "model": {
             "backbone": config.model.backbone,
+            "head": config.model.head,
             "weights": network.report.source,
             "loaded_fraction": round(network.report.loaded_fraction, 4),
             "num_parameters": sum(group.num_parameters for group in classifier.groups),

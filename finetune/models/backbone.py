@@ -22,7 +22,11 @@ from finetune.models.mlp_head import (
     attach_mlp_head,
     initialise_head,
 )
-from finetune.models.pretrained.input_channels import adapt_statistics
+from finetune.models.pretrained.input_channels import (
+    adapt_statistics,
+    check_weights_channels,
+    get_stated_channels,
+)
 from finetune.models.pretrained.load_report import build_load_report, check_loaded, record_loads
 from finetune.models.pretrained.weights import (
     WeightsSource,
@@ -97,7 +101,11 @@ def create_network(
     _check_channels(arguments.setdefault("in_chans", num_channels), num_channels)
     given_size = (pretrained_cfg or {}).get("input_size") or (num_channels,)
     _check_channels(given_size[0], num_channels)
-    if num_channels == 3:
+    stated_channels = get_stated_channels(source)
+    check_weights_channels(
+        source, stated_channels, num_channels, can_adapt=not is_import_path(backbone)
+    )
+    if num_channels == 3 and stated_channels in (None, 3):
         del arguments["in_chans"]
     if drop_rate is not None:
         arguments["drop_rate"] = drop_rate
@@ -250,6 +258,12 @@ def _explain_creation_error(
     hub_error = explain_hub_error(backbone, source, error)
     if hub_error is not None:
         return hub_error
+    if "is inconsistent with input_size" in reason:
+        return ModelError(
+            f"{source.label} has weights for other input channels than the images have: "
+            f"{reason.partition('. ')[0]}. Set data.channels to those of the weights, or "
+            f"pass other --weights."
+        )
     if source.pretrained and source.hub is None:
         return ModelError(
             f"{source.label} does not match '{backbone}': {reason}. Check --backbone."

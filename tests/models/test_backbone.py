@@ -345,6 +345,36 @@ def test_create_network_adapts_the_first_convolution_as_timm_does(
     rebuilt.load_state_dict(network.module.state_dict())
 
 
+def _write_channels(channels: int, folder: Path) -> tuple[Path, Path, Tensor]:
+    """Return a timm folder and a file with weights for some channels, and the first ones."""
+    module = _load("random", num_channels=channels, seed=5).module
+    state = copy_state(module)
+    _timm_folder(module, folder / "timm")
+    torch.save(state, folder / "weights.pth")
+    return folder / "timm", folder / "weights.pth", state["conv1.0.weight"]
+
+
+def test_create_network_adapts_grey_weights_of_a_folder_to_colours(tmp_path: Path) -> None:
+    folder, _, grey = _write_channels(1, tmp_path)
+    network = _load(str(folder), num_channels=3)
+    weight = network.module.state_dict()["conv1.0.weight"]
+    assert torch.allclose(weight, grey.expand(-1, 3, -1, -1) / 3)
+    assert network.spec.input_size[0] == len(network.spec.mean) == 3
+    rebuilt = timm.create_model(NAME, num_classes=3, **network.model_args)
+    rebuilt.load_state_dict(network.module.state_dict())
+
+
+@pytest.mark.parametrize("num_channels", [1, 3, 4])
+def test_create_network_refuses_weights_of_more_bands_by_name(
+    num_channels: int, tmp_path: Path
+) -> None:
+    folder, file, _ = _write_channels(6, tmp_path)
+    for source in (folder, file):
+        with pytest.raises(ModelError, match=rf"{source} has weights for .*data\.channels"):
+            _load(str(source), num_channels=num_channels)
+    assert _load(str(folder), num_channels=6).report.loaded_fraction == 1
+
+
 def test_create_network_random_weights_depend_on_the_seed_only() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import cycle, islice
 
 from finetune.errors import ModelError
+from finetune.models.pretrained.weights import WeightsSource
 
 
 def adapt_statistics(values: Sequence[float], num_channels: int, *, key: str) -> tuple[float, ...]:
@@ -30,4 +31,32 @@ def adapt_statistics(values: Sequence[float], num_channels: int, *, key: str) ->
     raise ModelError(
         f"pretrained_cfg has {len(numbers)} values of {key}, but images have {num_channels} "
         f"channels (data.channels). State one value, or one for each channel."
+    )
+
+
+def get_stated_channels(source: WeightsSource) -> int | None:
+    """Return the channels that a folder of weights states; None for other sources."""
+    size = source.overlay.get("input_size")
+    return None if size is None else int(size[0])
+
+
+def check_weights_channels(
+    source: WeightsSource, stated: int | None, num_channels: int, *, can_adapt: bool
+) -> None:
+    """Check that weights for other channels can be adapted to those of the images.
+
+    Args:
+        source: Source of the weights.
+        stated: Channels that it states; None for none.
+        num_channels: Channels of the images.
+        can_adapt: Whether timm adapts the first convolution, which it does for RGB and grey.
+
+    Raises:
+        ModelError: They cannot.
+    """
+    if stated is None or stated == num_channels or (can_adapt and stated in (1, 3)):
+        return
+    raise ModelError(
+        f"{source.label} has weights for {stated} input channels, but images are loaded with "
+        f"{num_channels}. Set data.channels={stated}, or pass other --weights."
     )

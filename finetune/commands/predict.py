@@ -3,15 +3,17 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from finetune.commands.ensembles.combined_model import list_members, load_models, to_paths
 from finetune.commands.rejected_files import RangeCheck, propose_heic, summarise_rejected
+from finetune.commands.run_images import read_column_options
 from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.images.validate import check_files
 from finetune.data.scan import list_images
+from finetune.data.scan_result import ImageList
 from finetune.errors import DataError, RunFolderError
 from finetune.inference.input_checks import check_views, resize_input
 from finetune.inference.label_predictions import (
@@ -123,7 +125,8 @@ def predict(
 
     Args:
         model: Run folder, bundle folder or checkpoint; the probabilities of several are averaged.
-        images: Folder, searched recursively, or image file.
+        images: Folder, searched recursively, image file or Parquet files. Images in Parquet files
+            are called by file and row, as in ``new.parquet/row00000``.
         output: CSV file to write, atomically; None for none.
         top_k: Number of most probable classes per image.
         device: "cpu", "cuda", "mps" or "auto".
@@ -152,10 +155,10 @@ def predict(
     bundle = resize_input(apply_prior(bundle, prior, reporter), image_size)
     check_views(bundle, tta)
     check_top_k(top_k, bundle.card)
-    files, rejected = list_images(images)
-    readable, unreadable = _filter_readable(files, bundle.card.read_options, reporter)
-    rejected = [*rejected, *unreadable]
-    if files == [images] and unreadable:
+    listed = list_images(images, tables=read_column_options(paths))
+    readable, unreadable = _filter_readable(listed, bundle.card.read_options, reporter)
+    rejected = [*listed.rejected, *unreadable]
+    if listed.files == [images] and unreadable:
         raise DataError(f"{images} cannot be read: {unreadable[0].reason}.")
     _warn_of_rejected(rejected, reporter)
     if not readable:
@@ -164,10 +167,16 @@ def predict(
     reporter.start("predicting", len(readable))
     lost: dict[int, str] = {}
     predictions = tuple(
-        predictor.predict(readable, top_k=top_k, on_batch=reporter.advance, unreadable=lost)
+        replace(p, path=listed.get_name(p.path))
+        for p in predictor.predict(
+            readable, top_k=top_k, on_batch=reporter.advance, unreadable=lost
+        )
     )
     reporter.finish()
-    lost_files = [RejectedFile(readable[row].as_posix(), reason) for row, reason in lost.items()]
+    lost_files = [
+        RejectedFile(listed.get_name(readable[row].as_posix()), reason)
+        for row, reason in lost.items()
+    ]
     _warn_of_rejected(lost_files, reporter)
     rejected += lost_files
     prior_json = prior_to_json(bundle.card, requested=prior)
@@ -196,18 +205,18 @@ def _warn_of_rejected(rejected: Sequence[RejectedFile], reporter: Reporter) -> N
 
 
 def _filter_readable(
-    files: Sequence[Path], options: ReadOptions, reporter: Reporter
+    listed: ImageList, options: ReadOptions, reporter: Reporter
 ) -> tuple[list[Path], list[RejectedFile]]:
     readable: list[Path] = []
     values = RangeCheck(options.pixel_range)
     rejected: list[RejectedFile] = []
-    reporter.start("checking images", len(files))
-    reasons = check_files(files, options=options, on_values=values.add)
-    for file, reason in zip(files, reasons, strict=True):
+    reporter.start("checking images", len(listed.files))
+    reasons = check_files(listed.files, options=options, on_values=values.add)
+    for file, reason in zip(listed.files, reasons, strict=True):
         if reason is None:
             readable.append(file)
         else:
-            rejected.append(RejectedFile(file.as_posix(), reason))
+            rejected.append(RejectedFile(listed.get_name(file.as_posix()), reason))
         reporter.advance()
     reporter.finish()
     values.report(reporter)

@@ -19,7 +19,11 @@ from finetune.data.fold_split import merge_validation
 from finetune.data.images.bit_depth import DatasetBits
 from finetune.data.images.validate import filter_readable
 from finetune.data.layouts.class_names import describe_similar_classes, find_similar_classes
-from finetune.data.layouts.name_groups import GroupSummary, summarise_groups
+from finetune.data.layouts.name_groups import (
+    GroupSummary,
+    describe_undivided_classes,
+    summarise_groups,
+)
 from finetune.data.layouts.split_names import SplitSetting
 from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOptions
 from finetune.data.manifest import Manifest, build_manifest
@@ -160,6 +164,9 @@ def scan_and_audit(
         for samples in (readable, scanned.samples)
     )
     lost = listed - present
+    if audit_only and (text := describe_undivided_classes(readable)):
+        hint = "change the pattern of groups" if config.data.group_by else "divide the groups"
+        reporter.warn(f"{text}: {hint}")
     readable = [
         replace(sample, digest=digest)
         for sample, digest in zip(readable, fingerprints.read_digests(), strict=True)

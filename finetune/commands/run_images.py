@@ -106,6 +106,23 @@ def read_run_images(model: Path) -> RunImages | None:
     )
 
 
+def read_column_options(models: Sequence[Path]) -> TableOptions:
+    """Return the columns of tables by the config of the first run among models, else the usual.
+
+    Other data may have other columns; those of the run are taken where they exist. The cache is
+    the usual one, as that of the run may lie on another machine.
+
+    Raises:
+        ConfigError: ``config.yaml`` of the run is damaged.
+        RunFolderError: The run folder is damaged.
+    """
+    run = next((path for path in models if (path / "manifest.csv").is_file()), None)
+    tables = DEFAULT_TABLE_OPTIONS
+    if run is not None:
+        tables = build_table_options(read_stored_config(run_folder.open_existing(run)))
+    return replace(tables.adapt_to_other_data(), cache=DEFAULT_TABLE_OPTIONS.cache)
+
+
 def read_run_of_part(part: Path) -> RunImages | None:
     """Return the images of the run that a bundle or checkpoint lies in; None if there is none."""
     folder = part.parent.parent if part.parent.name == "checkpoints" else part.parent

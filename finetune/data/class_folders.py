@@ -72,7 +72,15 @@ def read_class_folders(root: Path, splits: SplitSetting, allow_empty: bool) -> S
     if outputs:
         names = sorted(path.relative_to(root).as_posix() for path in outputs)
         notes.append(f"Passed over {', '.join(names)}, written by finetune.")
-    return Scan(root, tuple(samples), tuple(rejected), tuple(empty), tuple(notes))
+    parents = [parent.path.relative_to(root).as_posix() for parent, _ in layout.class_parents]
+    return Scan(
+        root,
+        tuple(samples),
+        tuple(rejected),
+        tuple(empty),
+        tuple(notes),
+        tuple(parent for parent in parents if parent != "."),
+    )
 
 
 def _list_levels(root: Path, layout: FolderLayout) -> list[Path]:

@@ -169,7 +169,9 @@ def _hold_out_groups(
         if len(class_keys) < 2:
             raise DataError(
                 f"All images of class '{name}' are in one group ({next(iter(class_keys))}), which "
-                f"cannot be on both sides of a split. Add a split column, or divide the group."
+                f"cannot be on both sides of a split. If data.group_by found the groups, change "
+                f"its pattern, which may capture the class; else divide the group, or add a column "
+                f"of splits."
             )
     num_folds = min(num_folds, len(set(keys)), max(Counter(classes).values()))
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)

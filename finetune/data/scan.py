@@ -12,7 +12,7 @@ from finetune.data.file_listing import (
     walk_files,
 )
 from finetune.data.layouts.label_csv import read_label_csv
-from finetune.data.layouts.name_groups import group_by_name
+from finetune.data.layouts.name_groups import group_by_name, name_below_parents
 from finetune.data.layouts.parquet.parquet_dataset import (
     ParquetImages,
     list_parquet_images,
@@ -25,7 +25,7 @@ from finetune.data.layouts.parquet.parquet_files import (
 )
 from finetune.data.layouts.split_names import SplitSetting
 from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOptions
-from finetune.data.scan_result import Scan
+from finetune.data.scan_result import ImageList, Scan
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
 from finetune.types import LabelFormat, RejectedFile, Reporter
@@ -83,6 +83,8 @@ def scan(
         raise DataError(_describe_missing_images(path, root, result.rejected))
     if tables.group_by is None:
         return result
+    if result.class_parents:
+        names = name_below_parents(result.samples, result.class_parents)
     named = group_by_name(result.samples, tables.group_by, names=names)
     if named.warning:
         reporter.warn(named.warning)
@@ -136,18 +138,22 @@ def check_single_label(folder: Path, labels: LabelFormat) -> None:
         )
 
 
-def list_images(path: Path) -> tuple[list[Path], list[RejectedFile]]:
+def list_images(path: Path, *, tables: TableOptions = DEFAULT_TABLE_OPTIONS) -> ImageList:
     """Return all image files below a folder, or the one file, and the rejected files.
+
+    Args:
+        path: Folder, image file, or Parquet files.
+        tables: Columns of Parquet files.
 
     Raises:
         DataError: The path is missing or contains no image.
     """
     files = find_parquet_files(path.resolve(), "none")
     if files is not None:
-        return list_parquet_images(files, reporter=Reporter())
+        return list_parquet_images(files, tables=tables, reporter=Reporter())
     _check_exists(path)
     if path.is_file():
-        return [path], []
+        return ImageList([path])
     images: list[Path] = []
     rejected: list[RejectedFile] = []
     for file in walk_files(path):
@@ -159,7 +165,7 @@ def list_images(path: Path) -> tuple[list[Path], list[RejectedFile]]:
     if not images:
         others = format_count(len(rejected), "other file")
         raise DataError(f"{path} contains no image ({others}). Check the path.")
-    return images, rejected
+    return ImageList(images, rejected)
 
 
 def _describe_missing_images(path: Path, root: Path, rejected: Sequence[RejectedFile]) -> str:

@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def _measure(options: Namespace, folder: Path) -> None:
-    photos, _ = list_images(options.photos.resolve())
+    photos = list_images(options.photos.resolve()).files
     rng = random.Random(options.seed)
     chosen = rng.sample(photos, min(options.images, len(photos)))
     origins: dict[str, tuple[str, str]] = {}

@@ -31,6 +31,16 @@ def test_groups_in_names_reach_the_plan_the_manifest_and_the_audit(
     assert "groups 12 groups by data.group_by, largest 2 images (test0-ants)" in audit.words
 
 
+def test_pattern_that_captures_the_class_is_told(cli: Cli, tmp_path: Path) -> None:
+    folder = write_data(tmp_path / "photos", "train") / "train"
+    audit = cli.ok("inspect", folder, "--group-by", "([a-z]+)/", "--output", tmp_path / "audit")
+    told = " ".join(audit.err.split())
+    assert "All images of each of 2 classes (such as 'ants') are in one group ('ants')" in told
+    assert "change the pattern of groups" in told
+    failed = cli.fails("fit", folder, "data.group_by=([a-z]+)/", *SMALL, code=3)
+    assert "If data.group_by found the groups, change its pattern" in " ".join(failed.split())
+
+
 def test_groups_across_given_splits_are_leaks(cli: Cli, tmp_path: Path) -> None:
     """Images of one group in train and test are told, and metrics without them are reported."""
     folder = write_data(tmp_path / "photos", "train", "test")

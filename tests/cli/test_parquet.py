@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.cli.conftest import SMALL, Cli
 from tests.cli.test_data_layouts import write_data
-from tests.support.parquet import write_hub_file
+from tests.support.parquet import encode_noise, write_hub_file, write_table
 from tests.support.runs import assert_same_bits, load_weights
 
 CLASSES = ("ants", "bees")
@@ -57,8 +57,9 @@ def test_run_on_parquet_is_that_on_the_same_images_in_folders(cli: Cli, tmp_path
     file = hub / "data/test-00000-of-00002.parquet"
     assert cli.ok("evaluate", run, file, "--json").json["num_images"] == 6
     table = list(csv.DictReader(io.StringIO(cli.ok("predict", run, hub).out)))
-    assert len(table) == 24
-    assert all(Path(row["path"]).is_file() for row in table)
+    names = [file.relative_to(hub).as_posix() for file in sorted(hub.rglob("*.parquet"))]
+    expected = [f"{name}/row{row:05}" for name in names for row in range(6)]
+    assert [row["path"] for row in table] == expected
     audit = cli.ok("inspect", hub, "--output", tmp_path / "audit", "--json").json
     assert audit["num_images"] == 24
     assert audit["class_counts"]["test"] == {"ants": 6, "bees": 6}
@@ -85,13 +86,33 @@ def test_rows_that_cannot_be_read_are_listed_by_file_and_row(cli: Cli, tmp_path:
     output = cli.ok("fit", file, *SMALL, "--output", run)
     assert "3 files left out" in " ".join(output.err.split())
     table = list(csv.DictReader(io.StringIO(cli.ok("predict", run, file).out)))
-    assert sum(row["error"] == "" for row in table) == 8
+    assert [row["path"] for row in table if not row["error"]] == [
+        f"photos.parquet/row{number:05}" for number in range(8)
+    ]
+    assert {row["path"] for row in table if row["error"]} == {
+        f"photos.parquet/row{number:05}" for number in (8, 9, 10)
+    }
     lines = (run / "rejected.csv").read_text(encoding="utf-8").splitlines()
     assert [line.partition(",")[0] for line in sorted(lines[1:])] == [
         "photos.parquet/row00008_9.bin",
         "photos.parquet/row00009_cut.jpg",
         "photos.parquet/row00010",
     ]
+
+
+def test_predict_reads_the_columns_of_the_run(cli: Cli, tmp_path: Path) -> None:
+    """Two columns may hold the images; the run says which one."""
+    contents = [encode_noise(number) for number in range(8)]
+    columns = {"photo": contents, "mask": contents[::-1], "kind": ["ants", "bees"] * 4}
+    file = write_table(tmp_path / "a.parquet", columns)
+    named = ("data.image_column=photo", "data.label_column=kind")
+    run = tmp_path / "run"
+    cli.ok("fit", file, *SMALL, *named, "--output", run)
+    rows = cli.ok("predict", run, file, "--json").json["predictions"]
+    assert [row["path"] for row in rows] == [f"a.parquet/row{n:05}" for n in range(8)]
+    alone = cli.fails("predict", run / "bundle", file, code=3)
+    assert "several columns" in alone
+    assert "Rename the one to read to 'image'." in " ".join(alone.split())
 
 
 def test_pattern_for_files_trains_and_names_the_run(

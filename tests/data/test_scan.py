@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune.data.scan import list_images, scan
+from finetune.data.scan_result import ImageList
 from finetune.errors import DataError
 from finetune.types import RejectedFile, Sample, Split
 from tests.support.helpers import write_images
@@ -154,11 +155,11 @@ def test_scan_links_to_outside_are_followed_once(tmp_path: Path) -> None:
 
 def test_list_images_file_or_folder(photos: Path) -> None:
     (photos / "notes.txt").touch()
-    assert list_images(photos / "cat/0.png") == ([photos / "cat/0.png"], [])
-    images, rejected = list_images(photos)
-    assert images == sorted(photos.rglob("*.png"))
+    assert list_images(photos / "cat/0.png") == ImageList([photos / "cat/0.png"])
+    listed = list_images(photos)
+    assert listed.files == sorted(photos.rglob("*.png"))
     reason = "unsupported image format (.txt)"
-    assert rejected == [RejectedFile((photos / "notes.txt").as_posix(), reason)]
+    assert listed.rejected == [RejectedFile((photos / "notes.txt").as_posix(), reason)]
     with pytest.raises(DataError, match="gone does not exist"):
         list_images(photos / "gone")
     (photos / "none").mkdir()

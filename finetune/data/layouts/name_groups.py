@@ -1,7 +1,7 @@
 """Groups of images by their names: frames of one video, tiles of one slide, photos of one patient.
 
-The pattern is searched in the path of each image relative to the data folder; images for which it
-captures the same text are a group.
+The pattern is searched in the path of each image relative to the data folder, or from the class
+folder on where the data have split folders; images for which it captures the same text are a group.
 """
 
 import re
@@ -99,7 +99,8 @@ def group_by_name(
         raise DataError(
             f"data.group_by='{pattern}' finds no group in any of "
             f"{format_count(len(samples), 'path')} (such as {names.get(first, first)}). Correct "
-            f"the pattern; it is searched in the path relative to the data folder."
+            f"the pattern; it is searched in the path relative to the data folder, or from the "
+            f"class folder on where there are split folders."
         )
     note = warning = ""
     num_groups = len(set(groups) - {""})
@@ -124,6 +125,51 @@ def group_by_name(
         )
     grouped = [replace(s, group=group) for s, group in zip(samples, groups, strict=True)]
     return NamedGroups(grouped, note, warning)
+
+
+def name_below_parents(samples: Sequence[Sample], parents: Sequence[str]) -> dict[str, str]:
+    """Return path of a sample to its path from the class folder on, as in ``cat/1.png``.
+
+    A pattern finds the same groups in all splits then, and the same ones as without split folders.
+
+    Args:
+        samples: Samples.
+        parents: Folders that hold the class folders, such as "train" and "val".
+    """
+    longest_first = sorted({f"{parent}/" for parent in parents}, key=len, reverse=True)
+    return {
+        sample.path: next(
+            (sample.path[len(p) :] for p in longest_first if sample.path.startswith(p)),
+            sample.path,
+        )
+        for sample in samples
+    }
+
+
+def describe_undivided_classes(samples: Sequence[Sample]) -> str:
+    """Return which classes lie in one group each, which no split can divide; "" for none.
+
+    Args:
+        samples: Images; images of several labels are passed over.
+    """
+    groups_of: dict[str, set[str]] = {}
+    num_images = Counter(sample.label for sample in samples if sample.labels is None)
+    for sample in samples:
+        groups_of.setdefault(sample.label, set()).add(sample.group)
+    found = [
+        name
+        for name, count in sorted(num_images.items())
+        if count > 1 and len(groups_of[name]) == 1 and "" not in groups_of[name]
+    ]
+    if not found:
+        return ""
+    shown = f"class '{found[0]}'"
+    if len(found) > 1:
+        shown = f"each of {format_count(len(found), 'class')} (such as '{found[0]}')"
+    return (
+        f"All images of {shown} are in one group ('{next(iter(groups_of[found[0]]))}'), which "
+        f"cannot be on both sides of a split"
+    )
 
 
 def summarise_groups(samples: Sequence[Sample], group_by: str | None) -> GroupSummary | None:

@@ -7,6 +7,7 @@ import pytest
 from finetune.config.load import build_config, parse_assignments
 from finetune.data.layouts.name_groups import (
     describe_groups,
+    describe_undivided_classes,
     group_by_name,
     summarise_groups,
 )
@@ -59,6 +60,34 @@ def test_images_that_do_not_match_are_counted_and_warned_of_above_a_tenth() -> N
 def test_pattern_that_separates_all_images_is_warned_of() -> None:
     result = group_by_name(make_samples(*FRAMES), r"(.+)\.png")
     assert "gives every image a group of its own (such as 'cat/video0_0' of " in result.warning
+
+
+@pytest.mark.parametrize("pattern", ["^([^/]+/[^/]+)/", r"^[^/]+/([ab]\d)/"])
+def test_pattern_is_searched_below_the_split_folders(tmp_path: Path, pattern: str) -> None:
+    """Groups are those of the same images without split folders."""
+    names = [
+        f"{label}/{label}{clip}/{n}.png" for label in "ab" for clip in range(2) for n in range(2)
+    ]
+    options = TableOptions(group_by=pattern)
+    plain = scan(write_images(tmp_path / "plain", *names), tables=options)
+    splits = [f"{split}/{name}" for split in ("train", "val") for name in names]
+    for root in (tmp_path / "d", tmp_path / "d2/data"):
+        write_images(root, *splits)
+        found = scan(root.parent if root.name == "data" else root, tables=options).samples
+        expected = [sample.group for sample in plain.samples]
+        assert [sample.group for sample in found] == expected * 2
+    assert sorted({group.rpartition("/")[2] for group in expected}) == ["a0", "a1", "b0", "b1"]
+
+
+def test_classes_in_one_group_each_are_described() -> None:
+    """Images without a group, and classes of one image, can be divided or need not be."""
+    samples = make_samples("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png", "cow/1.png")
+    captured = describe_undivided_classes(group_by_name(samples, "([a-z]+)/").samples)
+    assert captured.startswith("All images of each of 2 classes (such as 'cat') are in one group")
+    one = describe_undivided_classes(group_by_name(samples, r"(cat)/").samples)
+    assert one.startswith("All images of class 'cat' are in one group ('cat'), which")
+    assert describe_undivided_classes(samples) == ""
+    assert describe_undivided_classes(group_by_name(samples, r"(\d)").samples) == ""
 
 
 def test_pattern_that_matches_nothing_is_an_error() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from finetune.data.layouts.parquet.parquet_files import find_partition
 from finetune.data.layouts.table_options import AUTO, TableOptions
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
@@ -15,6 +16,11 @@ ImageKind = Literal["struct", "bytes", "path"]
 """How a column holds images: bytes beside their path, bytes, or paths of files."""
 
 _PATH_COLUMNS = ("path", "file_name", "filename", "image_path", "file_path", "filepath", "file")
+
+_WITHOUT_NAME = {
+    "image": "no column 'image', and no column of images or paths",
+    "label": "no column 'label', and no column of class names",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +39,8 @@ class ImageColumn:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelColumn:
-    """Column that holds labels.
+class CategoryColumn:
+    """Column that holds labels, splits or groups, or numbers that stand for them.
 
     Attributes:
         name: Name of the column.
@@ -63,15 +69,18 @@ def choose_image_column(file: Path, schema: Any, options: TableOptions) -> Image
     kinds = {field.name: _find_image_kind(field.type) for field in schema}
     if given is not None:
         name = given
-    elif kinds.get("image") is not None:
-        name = "image"
+    elif (usual := _find_column(file, schema, "image")) and kinds[usual] is not None:
+        name = usual
     else:
         marked = [n for n in kinds if features.get(n, {}).get("_type") == "Image" and kinds[n]]
         held = [n for n, kind in kinds.items() if kind in ("struct", "bytes")]
-        paths = [n for n in _PATH_COLUMNS if kinds.get(n) == "path"][:1]
+        listed = [_find_column(file, schema, n) for n in _PATH_COLUMNS]
+        paths = [n for n in listed if n is not None and kinds[n] == "path"][:1]
         candidates = next((names for names in (marked, held, paths) if names), [])
+        if not candidates and usual is not None:
+            candidates = [usual]  # its type is named below
         if len(candidates) != 1:
-            raise DataError(_describe_choice(file, schema, "image", "images", candidates))
+            raise DataError(_describe_choice(file, schema, "image", candidates, options))
         name = candidates[0]
     kind = kinds[name]
     if kind is None:
@@ -83,7 +92,7 @@ def choose_image_column(file: Path, schema: Any, options: TableOptions) -> Image
     return ImageColumn(name, kind, has_names="path" in fields)
 
 
-def choose_label_column(file: Path, schema: Any, options: TableOptions) -> LabelColumn:
+def choose_label_column(file: Path, schema: Any, options: TableOptions) -> CategoryColumn:
     """Return the column of the labels: the named one, or label, or the only one with class names.
 
     Args:
@@ -96,54 +105,89 @@ def choose_label_column(file: Path, schema: Any, options: TableOptions) -> Label
     """
     import pyarrow as pa
 
-    features = _read_features(schema)
-    named = {n: f["names"] for n, f in features.items() if f.get("_type") == "ClassLabel"}
+    named = _read_class_names(schema)
     given = _find_named(file, schema, "data.label_column", options.label_column, options.is_strict)
     if given is not None:
         name = given
-    elif "label" in schema.names:
-        name = "label"
+    elif (usual := _find_column(file, schema, "label")) is not None:
+        name = usual
     else:
         candidates = [n for n in schema.names if n in named]
         if len(candidates) != 1:
-            raise DataError(_describe_choice(file, schema, "label", "labels", candidates))
+            raise DataError(_describe_choice(file, schema, "label", candidates, options))
         name = candidates[0]
-    kind = schema.field(name).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    is_number = pa.types.is_integer(kind)
-    if not is_number and not _is_text(kind) and not pa.types.is_boolean(kind):
-        several = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    kind = _get_value_type(schema.field(name).type)
+    column = _build_category(schema, name)
+    if not column.is_number and not _is_text(kind) and not pa.types.is_boolean(kind):
         hint = (
             "several labels for an image are read from a CSV only"
-            if several
+            if _is_list(kind)
             else "expected texts, or integers with or without class names"
         )
         raise DataError(f"{file}: column '{name}' holds {schema.field(name).type}; {hint}.")
-    names = named.get(name)
-    return LabelColumn(name, None if names is None else tuple(map(str, names)), is_number)
+    return column
 
 
-def find_group_column(file: Path, schema: Any, options: TableOptions) -> str | None:
+def find_group_column(file: Path, schema: Any, options: TableOptions) -> CategoryColumn | None:
     """Return the column of the groups; None without one.
 
     Raises:
         DataError: The named column is missing.
     """
-    given = _find_named(file, schema, "data.group_column", options.group_column, options.is_strict)
-    return given or ("group" if "group" in schema.names else None)
+    name = _find_named(file, schema, "data.group_column", options.group_column, options.is_strict)
+    name = name or _find_column(file, schema, "group")
+    return None if name is None else _build_category(schema, name)
+
+
+def find_split_column(file: Path, schema: Any) -> CategoryColumn | None:
+    """Return the column of the splits; None without one."""
+    name = _find_column(file, schema, "split")
+    return None if name is None else _build_category(schema, name)
 
 
 def _find_named(file: Path, schema: Any, key: str, name: str, is_strict: bool) -> str | None:
     """Return the name of a column that a config key gives; None for auto."""
-    if name == AUTO or (name not in schema.names and not is_strict):
+    if name == AUTO:
         return None
-    if name not in schema.names:
+    column = _find_column(file, schema, name)
+    if column is None and is_strict:
         raise DataError(
             f"{file} has no column '{name}' ({key}).{suggest_name(name, schema.names)} Name "
             f"another column."
         )
-    return name
+    return column
+
+
+def _find_column(file: Path, schema: Any, name: str) -> str | None:
+    """Return the column of a name, in any case if there is none in the same; None without one.
+
+    Raises:
+        DataError: Several columns have names that differ in case only, and none is as given.
+    """
+    if name in schema.names:
+        return name
+    found = [column for column in schema.names if column.casefold() == name.casefold()]
+    if len(found) > 1:
+        raise DataError(
+            f"{file} has several columns '{name}' that differ in case: {', '.join(found)}. Rename "
+            f"all but one."
+        )
+    return found[0] if found else None
+
+
+def _build_category(schema: Any, name: str) -> CategoryColumn:
+    """Return a column with the class names that its numbers have."""
+    import pyarrow as pa
+
+    names = _read_class_names(schema).get(name)
+    is_number = pa.types.is_integer(_get_value_type(schema.field(name).type))
+    return CategoryColumn(name, None if names is None else tuple(map(str, names)), is_number)
+
+
+def _read_class_names(schema: Any) -> dict[str, Sequence[str]]:
+    """Return the names of the numbers of each column that has them in the metadata."""
+    features = _read_features(schema)
+    return {n: f["names"] for n, f in features.items() if f.get("_type") == "ClassLabel"}
 
 
 def _read_features(schema: Any) -> Mapping[str, Mapping[str, Any]]:
@@ -159,14 +203,20 @@ def _find_image_kind(kind: Any) -> ImageKind | None:
     """Return how a column of a type may hold images; None if it cannot."""
     import pyarrow as pa
 
+    kind = _get_value_type(kind)
     if pa.types.is_struct(kind):
         fields = _list_fields(kind)
         return "struct" if "bytes" in fields and _is_binary(fields["bytes"]) else None
     if _is_binary(kind):
         return "bytes"
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
     return "path" if _is_text(kind) else None
+
+
+def _get_value_type(kind: Any) -> Any:
+    """Return the type of the values of a dictionary, or the type itself."""
+    import pyarrow as pa
+
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _list_fields(kind: Any) -> dict[str, Any]:
@@ -180,23 +230,46 @@ def _is_binary(kind: Any) -> bool:
         pa.types.is_binary(kind)
         or pa.types.is_large_binary(kind)
         or pa.types.is_fixed_size_binary(kind)
+        or pa.types.is_binary_view(kind)
     )
 
 
 def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+        or pa.types.is_list_view(kind)
+        or pa.types.is_large_list_view(kind)
+    )
 
 
 def _describe_choice(
-    file: Path, schema: Any, key: str, what: str, candidates: Sequence[str]
+    file: Path, schema: Any, role: str, candidates: Sequence[str], options: TableOptions
 ) -> str:
-    """Return that no column, or several, may hold the images or labels, and how to name it."""
-    columns = ", ".join(schema.names)
+    """Return that no column, or several, may hold the images or labels, and what to do."""
     if candidates:
-        found = f"several columns that may hold the {what}: {', '.join(candidates)}"
+        found = f"several columns that may hold the {role}s: {', '.join(candidates)}"
     else:
-        found = f"no column of {what} that is called so (found: {columns})"
+        found = f"{_WITHOUT_NAME[role]} (found: {', '.join(schema.names)})"
+    partition = find_partition(file.parts[-2::-1])
+    if role == "label" and partition is not None:
+        return (
+            f"{file} has {found}. Values in the names of folders ({partition}) are not read: write "
+            f"the labels as a column of the files."
+        )
+    if not options.is_strict:  # no option of these commands names a column
+        which = "the one to read" if candidates else f"the column of the {role}s"
+        return f"{file} has {found}. Rename {which} to '{role}'."
     example = candidates[0] if candidates else "NAME"
-    return f"{file} has {found}. Name it, as in data.{key}_column={example}."
+    return f"{file} has {found}. Name it, as in data.{role}_column={example}."

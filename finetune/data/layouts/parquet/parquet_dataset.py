@@ -11,11 +11,12 @@ from finetune.data.file_listing import find_rejection_reason
 from finetune.data.layouts.class_names import describe_changed_names, normalize_class_name
 from finetune.data.layouts.listed_paths import PathReader
 from finetune.data.layouts.parquet.parquet_columns import (
+    CategoryColumn,
     ImageColumn,
-    LabelColumn,
     choose_image_column,
     choose_label_column,
     find_group_column,
+    find_split_column,
 )
 from finetune.data.layouts.parquet.parquet_files import (
     ParquetFiles,
@@ -25,8 +26,9 @@ from finetune.data.layouts.parquet.parquet_files import (
 from finetune.data.layouts.parquet.unpacked_images import UnpackedRow, unpack_images
 from finetune.data.layouts.split_names import SplitSetting, build_split_parser
 from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOptions
+from finetune.data.scan_result import ImageList
 from finetune.errors import DataError
-from finetune.types import RejectedFile, Reporter, Sample, Split
+from finetune.types import RejectedFile, Reporter, Sample
 from finetune.units import format_count
 
 _NO_LABEL = -1
@@ -84,7 +86,7 @@ def read_parquet(
         for row, image in enumerate(rows_of[number]):
             where = f"{file}, row {row}"
             shown = f"{files.names[number]}/row{row:05}"
-            text = _read_label(values["label"][row], column, where)
+            text = values.read_label(row, where)
             if text is None:
                 result.rejected.append(RejectedFile(shown, f"no label ({_NO_LABEL})"))
                 continue
@@ -95,9 +97,10 @@ def read_parquet(
             if not label:
                 raise DataError(f"{where}: the label is empty. Fill it, or remove the row.")
             raw_names.setdefault(label, set()).add(text)
-            given = values["split"][row]
-            split = parse_split(str(given), where) if given else files.splits[number]
-            sample = _place(root, file, image, label, split, _format_group(values["group"][row]))
+            given = values.read_optional("split", row, where)
+            split = parse_split(given, where) if given else files.splits[number]
+            path = _locate(root, file, image)
+            sample = Sample(path, label, split, values.read_optional("group", row, where))
             if sample.path in place_of:
                 raise DataError(
                     f"{place_of[sample.path]} and {where}: duplicate path {sample.path}. Keep one "
@@ -116,19 +119,22 @@ def read_parquet(
 
 
 def list_parquet_images(
-    files: ParquetFiles, *, reporter: Reporter
-) -> tuple[list[Path], list[RejectedFile]]:
-    """Return the image files of Parquet files that need no labels, and the rows without one."""
-    root, rows_of = _find_images(files, DEFAULT_TABLE_OPTIONS, reporter)
-    images: list[Path] = []
-    rejected: list[RejectedFile] = []
+    files: ParquetFiles, *, tables: TableOptions, reporter: Reporter
+) -> ImageList:
+    """Return the images of Parquet files that need no labels, named by file and row."""
+    root, rows_of = _find_images(files, tables, reporter)
+    result = ImageList()
     for file, name, rows in zip(files.files, files.names, rows_of, strict=True):
         for row, image in enumerate(rows):
-            if image.path:
-                images.append(root / _locate(root, file, image))
-            else:
-                rejected.append(RejectedFile(f"{name}/row{row:05}", "no image in this row"))
-    return images, rejected
+            shown = f"{name}/row{row:05}"
+            if not image.path:
+                result.rejected.append(RejectedFile(shown, "no image in this row"))
+                continue
+            path = root / _locate(root, file, image)
+            result.files.append(path)
+            if not image.is_reference:
+                result.names[str(path)] = shown
+    return result
 
 
 def find_parquet_root(path: Path, tables: TableOptions) -> Path | None:
@@ -174,12 +180,6 @@ def _find_images(
     return files.base, rows
 
 
-def _place(
-    root: Path, file: Path, image: UnpackedRow, label: str, split: Split | None, group: str
-) -> Sample:
-    return Sample(_locate(root, file, image), label, split, group)
-
-
 def _locate(root: Path, file: Path, image: UnpackedRow) -> str:
     """Return the path of an image relative to the root, absolute if it lies outside.
 
@@ -193,36 +193,71 @@ def _locate(root: Path, file: Path, image: UnpackedRow) -> str:
     return (full.relative_to(root) if full.is_relative_to(root) else full).as_posix()
 
 
-def _read_label_column(file: Path, tables: TableOptions) -> LabelColumn:
+def _read_label_column(file: Path, tables: TableOptions) -> CategoryColumn:
     with open_parquet(file) as opened:
         return choose_label_column(file, opened.schema_arrow, tables)
 
 
-def _read_columns(
-    file: Path, label: LabelColumn, tables: TableOptions
-) -> Mapping[str, Sequence[Any]]:
-    """Return the values of label, split and group of all rows."""
+@dataclass(frozen=True, slots=True)
+class _Categories:
+    """Labels, splits and groups of the rows of a file.
+
+    Attributes:
+        columns: Columns of label, split and group, where the file has them.
+        values: Their values, in the order of rows.
+    """
+
+    columns: Mapping[str, CategoryColumn]
+    values: Mapping[str, Sequence[Any]]
+
+    def read_label(self, row: int, where: str) -> str | None:
+        """Return the class name of a row; None if the row says that it has none.
+
+        Raises:
+            DataError: The label is missing, or is a number without a name.
+        """
+        column, value = self.columns["label"], self.values["label"][row]
+        if value is None:
+            raise DataError(
+                f"{where}: column '{column.name}' is empty. Fill it, or remove the row."
+            )
+        return _find_name(value, column, where)
+
+    def read_optional(self, key: str, row: int, where: str) -> str:
+        """Return the split or group of a row; "" for none.
+
+        Raises:
+            DataError: It is a number without a name.
+        """
+        if key not in self.columns:
+            return ""
+        value = _format_value(self.values[key][row])
+        return value and (_find_name(value, self.columns[key], where) or "")
+
+
+def _read_columns(file: Path, label: CategoryColumn, tables: TableOptions) -> _Categories:
+    """Return labels, splits and groups of all rows."""
     with open_parquet(file) as opened:
         schema = opened.schema_arrow
-        names = {"label": label.name, "group": find_group_column(file, schema, tables)}
-        names["split"] = "split" if "split" in schema.names else None
-        present = sorted({name for name in names.values() if name is not None})
-        table = opened.read(columns=present, use_threads=False)
-    empty = [None] * table.num_rows
-    return {
-        key: empty if name is None else table.column(name).to_pylist()
-        for key, name in names.items()
-    }
+        found = {
+            "label": label,
+            "split": find_split_column(file, schema),
+            "group": find_group_column(file, schema, tables),
+        }
+        columns = {key: column for key, column in found.items() if column is not None}
+        names = sorted({column.name for column in columns.values()})
+        table = opened.read(columns=names, use_threads=False)
+    return _Categories(
+        columns, {key: table.column(c.name).to_pylist() for key, c in columns.items()}
+    )
 
 
-def _read_label(value: Any, column: LabelColumn, where: str) -> str | None:
-    """Return the class name of a label; None for an image without one.
+def _find_name(value: Any, column: CategoryColumn, where: str) -> str | None:
+    """Return the text of a value, or the name that a number stands for; None for "no label".
 
     Raises:
-        DataError: The label is missing, or is a number without a name.
+        DataError: The number has no name.
     """
-    if value is None:
-        raise DataError(f"{where}: column '{column.name}' is empty. Fill it, or remove the row.")
     if column.class_names is None or not column.is_number:
         return str(value)
     number = int(value)
@@ -230,17 +265,25 @@ def _read_label(value: Any, column: LabelColumn, where: str) -> str | None:
         return None
     if not 0 <= number < len(column.class_names):
         raise DataError(
-            f"{where}: label {number} has no name; column '{column.name}' has names for 0 to "
-            f"{len(column.class_names) - 1}. Correct the label or the names."
+            f"{where}: {column.name} {number} has no name; column '{column.name}' has names for 0 "
+            f"to {len(column.class_names) - 1}. Correct the number or the names."
         )
     return column.class_names[number]
 
 
-def _format_group(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+def _format_value(value: Any) -> str:
+    """Return a value as text; "" if it is missing, also as NaN, by which pandas writes that.
+
+    Numbers of a column with missing values are floats in pandas: 7.0 is written as 7.
+    """
+    if value is None or value != value:  # NaN, of floats and decimals
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
 
 
-def _describe_columns(columns: Sequence[LabelColumn]) -> list[str]:
+def _describe_columns(columns: Sequence[CategoryColumn]) -> list[str]:
     """Return a line if labels are numbers without names.
 
     Raises:

@@ -21,6 +21,7 @@ from finetune.units import format_count
 
 PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
 _WILDCARD = re.compile(r"[*?\[]")
+_PARTITION = re.compile(r"[^=]+=.*")
 _SHARD = re.compile(r"[-_.]?\d+(?:[-_]of[-_]\d+)?(?:-[0-9a-f]{16})?$")
 """End of the name of one of several files, as in train-00000-of-00002 and 0003."""
 
@@ -148,6 +149,11 @@ def _describe_damage(file: Path, error: Exception) -> str:
     return f"{file} is damaged or incomplete ({reason[:200].rstrip('.')}). Get the file again."
 
 
+def find_partition(folders: Sequence[str]) -> str | None:
+    """Return a folder that holds the rows of one value of a column, as label=cat; else None."""
+    return next((name for name in folders if _PARTITION.fullmatch(name)), None)
+
+
 def _find_base(path: Path) -> Path:
     """Return the folder of a dataset: a folder itself, or that of a file or pattern."""
     if path.is_dir():
@@ -194,6 +200,12 @@ def _check_folders(base: Path, files: Sequence[Path]) -> None:
         parts = file.relative_to(base).parts[:-1]
         folders.add("/".join(part for part in parts if parse_split_name(part) is None) or ".")
     if len(folders) > 1:
+        partition = find_partition(sorted(folders)[-1].split("/"))
+        if partition is not None:
+            raise DataError(
+                f"{base} has Parquet files in folders of partitions ({partition}), whose names are "
+                f"not read. Write their values as a column of the files."
+            )
         shown = ", ".join(sorted(folders)[:5]) + (", ..." if len(folders) > 5 else "")
         raise DataError(
             f"{base} has Parquet files in {format_count(len(folders), 'folder')} ({shown}): these "

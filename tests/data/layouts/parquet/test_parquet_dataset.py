@@ -80,7 +80,15 @@ def test_single_file_has_the_splits_of_its_column_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.binary(), pa.large_binary(), pa.struct([("bytes", pa.large_binary())]), IMAGE_TYPE]
+    "kind",
+    [
+        pa.binary(),
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.struct([("bytes", pa.large_binary())]),
+        pa.struct([("bytes", pa.binary_view()), ("path", pa.string_view())]),
+        IMAGE_TYPE,
+    ],
 )
 @pytest.mark.parametrize(
     ("labels", "expected"),
@@ -88,6 +96,7 @@ def test_single_file_has_the_splits_of_its_column_only(tmp_path: Path) -> None:
         (pa.array(["cat", "dog"]), ["cat", "dog"]),
         (pa.array(["cat", "dog"]).dictionary_encode(), ["cat", "dog"]),
         (pa.array(["cat", "dog"], pa.large_string()), ["cat", "dog"]),
+        (pa.array(["cat", "dog"], pa.string_view()), ["cat", "dog"]),
         (pa.array([3, 12], pa.uint8()), ["3", "12"]),
         (pa.array([True, False]), ["True", "False"]),
     ],
@@ -173,9 +182,19 @@ def test_named_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"pixels": [[1, 2]] * 2, "label": ["a", "b"]}, "no column of images .*found: pixels, lab"),
-        ({"image": [[1, 2]] * 2, "label": ["a", "b"]}, r"no column of images"),
-        ({"image": TWO}, "no column of labels"),
+        (
+            {"pixels": [[1, 2]] * 2, "label": ["a", "b"]},
+            r"no column 'image', and .* \(found: pixels, label\)",
+        ),
+        (
+            {"image": [[1, 2]] * 2, "label": ["a", "b"]},
+            r"column 'image' holds list<.*int64>, not images",
+        ),
+        (
+            {"image": TWO},
+            r"no column 'label', and .*found: image\)\. Name it, as in data\.label_column=NAME",
+        ),
+        ({"image": TWO, "Label": ["a", "b"], "LABEL": ["a", "b"]}, "'label' that differ in case"),
         ({"image": TWO, "label": [0.5, 1.0]}, "column 'label' holds double; expected texts"),
         (
             {"image": TWO, "label": [["a"], ["b"]]},
@@ -232,9 +251,71 @@ def test_images_to_predict_need_no_labels(tmp_path: Path) -> None:
     images = pa.array([*make_images(2), None], IMAGE_TYPE)
     write_table(tmp_path / "d/new.parquet", {"image": images})
     for path in (tmp_path / "d", tmp_path / "d/new.parquet", tmp_path / "d/n*.parquet"):
-        files, rejected = list_images(path)
-        assert [file.read_bytes() for file in files] == [encode_noise(0), encode_noise(1)]
-        assert [entry.path for entry in rejected] == ["new.parquet/row00002"]
+        listed = list_images(path)
+        assert [file.read_bytes() for file in listed.files] == [encode_noise(0), encode_noise(1)]
+        names = [listed.get_name(str(file)) for file in listed.files]
+        assert names == ["new.parquet/row00000", "new.parquet/row00001"]
+        assert [entry.path for entry in listed.rejected] == ["new.parquet/row00002"]
+
+
+def test_message_for_other_data_says_to_rename_the_column(tmp_path: Path) -> None:
+    """Evaluation and prediction have no option for a column."""
+    tables = TableOptions().adapt_to_other_data()
+    file = write_table(tmp_path / "a.parquet", {"pixels": [[1]], "kind": ["a"]})
+    with pytest.raises(DataError, match=r"Rename the column of the images to 'image'\.$"):
+        list_images(file, tables=tables)
+    write_table(file, {"image": [TWO[0]], "kind": ["a"]})
+    with pytest.raises(DataError, match=r"Rename the column of the labels to 'label'\.$"):
+        scan(file, tables=tables)
+    write_table(file, {"first": [TWO[0]], "second": [TWO[0]]})
+    with pytest.raises(DataError, match=r"Rename the one to read to 'image'\.$"):
+        list_images(file, tables=tables)
+    assert len(list_images(file, tables=TableOptions("second", is_strict=False)).files) == 1
+
+
+def test_numbers_of_splits_and_missing_groups(tmp_path: Path) -> None:
+    """Split 0 is a split; NaN, by which pandas writes a missing value, is no group."""
+    rows = [(encode_noise(n), None, n) for n in range(3)]
+    groups = pa.array([7.0, float("nan"), 0.5])
+    file = write_hub_file(tmp_path / "a.parquet", rows, split=pa.array([0, 1, None]), group=groups)
+    result = scan(file, splits={"0": TRAIN, "1": VAL})
+    assert [sample.split for sample in result.samples] == [TRAIN, VAL, None]
+    assert [sample.group for sample in result.samples] == ["7", "", "0.5"]
+    columns = {
+        "image": pa.array(make_images(4), IMAGE_TYPE),
+        "label": ["a", "b", "a", "b"],
+        "split": [0, 1, 2, -1],
+        "group": [1, 0, -1, 0],
+    }
+    names = {"split": ["train", "validation", "test"], "group": ["left", "right"]}
+    result = scan(write_table(file, columns, class_names=names))
+    assert [sample.split for sample in result.samples] == [TRAIN, VAL, TEST, None]
+    assert [sample.group for sample in result.samples] == ["right", "left", "", "left"]
+    write_table(file, {**columns, "split": [0, 1, 2, 3]}, class_names=names)
+    with pytest.raises(DataError, match=r"row 3: split 3 has no name; .* 0 to 2\."):
+        scan(file)
+
+
+def test_names_of_columns_are_read_in_any_case(tmp_path: Path) -> None:
+    images = pa.array(make_images(2), IMAGE_TYPE)
+    columns = {"Image": images, "LABEL": ["a", "b"], "Split": ["train", "val"], "Group": [1, 2]}
+    file = write_table(tmp_path / "a.parquet", {**columns, "Kind": ["x", "y"]})
+    assert [(s.label, s.split, s.group) for s in scan(file).samples] == [
+        ("a", TRAIN, "1"),
+        ("b", VAL, "2"),
+    ]
+    assert get_labels(scan(file, tables=TableOptions(label_column="kind"))) == ["x", "y"]
+
+
+def test_partitions_in_the_names_of_folders_are_refused(tmp_path: Path) -> None:
+    for number, label in enumerate(("cat", "dog")):
+        file = tmp_path / f"d/label={label}/part-0.parquet"
+        write_table(file, {"image": pa.array(make_images(number + 1), IMAGE_TYPE)})
+    with pytest.raises(DataError, match=r"folders of partitions \(label=dog\).*not read.*column"):
+        scan(tmp_path / "d")
+    for path in (file, file.parent):
+        with pytest.raises(DataError, match=r"names of folders \(label=dog\) are not read"):
+            scan(path)
 
 
 def test_unpacking_is_told_once(tmp_path: Path) -> None:

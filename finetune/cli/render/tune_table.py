@@ -88,23 +88,24 @@ def _build_trial_table(tree: Tree) -> Table:
     for row in rows[:MAX_ROWS]:
         epochs = "" if row["epochs"] is None else f"{row['epochs']}/{row['num_epochs']}"
         value = row["state"] if row["value"] is None else f"{row['value']:.4f}"
-        table.add_row(
-            str(row["number"]), value, epochs, escape(_describe_settings(row, tree["defaults"]))
-        )
+        table.add_row(str(row["number"]), value, epochs, escape(_describe_settings(row, tree)))
     return table
 
 
-def _describe_settings(row: Tree, defaults: Tree) -> str:
-    from finetune.commands.tune.space.search_space import format_value
+def _describe_settings(row: Tree, tree: Tree) -> str:
+    from finetune.commands.tune.space.search_space import format_value, is_same_value
 
     if row["default"]:
         return "default"
     if row["state"] == "failed":
         return str(row["reason"])
+    if row["same_as"] is not None:
+        (same,) = (other for other in tree["trials"] if other["number"] == row["same_as"])
+        return "as default" if same["default"] else f"as trial {same['number']}"
     return " ".join(
         f"{_shorten(key)}={format_value(value)}"
         for key, value in row["values"].items()
-        if value != defaults.get(key)
+        if not is_same_value(value, tree["defaults"].get(key))
     )
 
 

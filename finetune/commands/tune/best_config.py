@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from finetune.commands.tune.space.search_space import format_value
+from finetune.commands.tune.space.search_space import format_value, is_same_value
 from finetune.config.load import build_config, diff_from_defaults
 from finetune.config.schema import Config
 
@@ -66,7 +66,7 @@ def _describe_origin(
     found = [name for name in values if f"{name}.".startswith(f"{key}.")]
     if not found:
         return ""
-    if all(values[name] == defaults.get(name) for name in found):
+    if all(is_same_value(values[name], defaults.get(name)) for name in found):
         return f"  # trial {number}, as by default"
     before = ", ".join(
         format_value(defaults[name]) for name in found if defaults.get(name) is not None

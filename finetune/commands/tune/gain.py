@@ -177,8 +177,8 @@ def describe_differences(
             f"{scale * diff[key]:+{spec}}" for key in ("difference", "low", "high")
         )
         verdict = {"no difference beyond chance": "chance"}.get(diff["verdict"], diff["verdict"])
-        verdict = verdict if name == decisive else ""
-        lines.append((METRIC_NAMES[name], *values, f"{change} ({low} to {high})", verdict))
+        shown = str(verdict) if name == decisive else ""
+        lines.append((METRIC_NAMES[name], *values, f"{change} ({low} to {high})", shown))
     return lines
 
 

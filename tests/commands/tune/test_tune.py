@@ -219,6 +219,22 @@ def test_tune_failing_default_trial_raises(classes: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_tune_same_values_are_trained_once(classes: Path, tmp_path: Path) -> None:
+    space = (SearchDimension("optim.lr", (1e-7, 1e-3)),)
+    recorder = RecordingReporter()
+    config = build_scratch_config(classes, tmp_path / "study", trainer__epochs=1)
+    result = tune(config, TuneOptions(num_trials=5, space=space), reporter=recorder)
+    trained = [row for row in result.trials if row.same_as is None]
+    assert len({str(row.values) for row in trained}) == len(trained) == 2
+    for row in result.trials:
+        same = result.trials[(row.same_as or row.number) - 1]
+        assert (row.values, row.value, row.metrics) == (same.values, same.value, same.metrics)
+    assert get_best(result).same_as is None
+    assert any(note.endswith("as default: the same values") for note in recorder.notes)
+    assert any("as trial" in note for note in recorder.notes)
+
+
+@pytest.mark.slow
 def test_tune_timeout_begins_no_further_trial(classes: Path, tmp_path: Path) -> None:
     recorder = RecordingReporter()
     config = build_scratch_config(classes, tmp_path / "study", trainer__epochs=1)

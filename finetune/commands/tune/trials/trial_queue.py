@@ -9,9 +9,10 @@ after minutes.
 
 import fcntl
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,12 +50,21 @@ class ClaimedTrial:
         values: Value of each searched key.
         is_default: Whether it is the trial of the default settings.
         lock: File whose lock this process holds for as long as it runs the trial.
+        seconds_before: Duration of earlier attempts, up to their last epoch if they were killed.
+        start: Time of ``time.monotonic`` at which this attempt began.
     """
 
     trial: "optuna.Trial"
     values: Mapping[str, Any]
     is_default: bool
     lock: TextIOWrapper
+    seconds_before: float = 0.0
+    start: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the trial so far, over all of its attempts."""
+        return round(self.seconds_before + time.monotonic() - self.start, 3)
 
     @property
     def number(self) -> int:
@@ -169,10 +179,12 @@ class TrialQueue:
             value: Metric of the validation images.
             tenths: Tenths of the epochs, from 1 to 10, that the epoch has completed.
         """
-        if not math.isfinite(value) or not tenths:
-            return False
         trial = claimed.trial
         with signals.defer():
+            # a killed process tells no more than this
+            trial.set_user_attr("seconds", claimed.seconds)
+            if not math.isfinite(value) or not tenths:
+                return False
             known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
             for tenth in tenths:
                 if tenth not in known:  # an epoch that a resumed trial repeats
@@ -203,6 +215,7 @@ class TrialQueue:
         """Leave a trial that was stopped on request, for a resumed study to continue."""
         with closing(claimed.lock), suppress(Exception), signals.defer():
             claimed.trial.set_user_attr("attempts", 0)
+            claimed.trial.set_user_attr("seconds", claimed.seconds)
 
     def close(self) -> None:
         """Close the database."""
@@ -266,4 +279,7 @@ class TrialQueue:
 
     def _build_claim(self, trial: "optuna.Trial", lock: TextIOWrapper) -> ClaimedTrial:
         values = {key: self.space[key].decode(stored) for key, stored in trial.params.items()}
-        return ClaimedTrial(trial, values, bool(trial.user_attrs.get("default")), lock)
+        facts = trial.user_attrs
+        return ClaimedTrial(
+            trial, values, bool(facts.get("default")), lock, facts.get("seconds", 0.0)
+        )

@@ -29,6 +29,7 @@ class TrialRow:
         is_default: Whether it is the trial of the default settings.
         metrics: Metrics of its model on the validation images.
         reason: Why it failed; empty if it did not.
+        same_as: Number of the trial with the same values whose result it has; None if it trained.
     """
 
     number: int
@@ -41,6 +42,7 @@ class TrialRow:
     is_default: bool
     metrics: Mapping[str, Any]
     reason: str
+    same_as: int | None = None
 
     @classmethod
     def from_trial(cls, trial: "FrozenTrial", queue: TrialQueue) -> "TrialRow":
@@ -58,6 +60,7 @@ class TrialRow:
             is_default=bool(facts.get("default")),
             metrics=facts.get("metrics", {}),
             reason=facts.get("reason", ""),
+            same_as=facts.get("same_as"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -73,6 +76,7 @@ class TrialRow:
             "values": dict(self.values),
             "metrics": dict(self.metrics),
             "reason": self.reason,
+            "same_as": self.same_as,
         }
 
 
@@ -88,6 +92,30 @@ def find_best(trials: Sequence[TrialRow], *, maximize: bool) -> TrialRow | None:
 def read_rows(queue: TrialQueue) -> tuple[TrialRow, ...]:
     """Return the trials of a study, by number."""
     return tuple(TrialRow.from_trial(trial, queue) for trial in queue.get_trials())
+
+
+def find_same(
+    trials: Sequence[TrialRow], number: int, values: Mapping[str, Any]
+) -> TrialRow | None:
+    """Return an earlier trial that completed with the same values; None if there is none.
+
+    Args:
+        trials: Trials of the study.
+        number: Number of the trial that is about to run.
+        values: Its value of each searched key; empty for default settings outside of the space.
+    """
+    return next(
+        (
+            row
+            for row in trials
+            if row.number < number
+            and row.value is not None
+            and row.same_as is None
+            and values
+            and row.values == values
+        ),
+        None,
+    )
 
 
 def format_trials_csv(trials: Sequence[TrialRow]) -> str:

@@ -170,7 +170,7 @@ def run_trial(
         FinetuneError: An error that other values would not avoid, or any of the default trial.
         KeyboardInterrupt: Stop requested; the trial can be continued.
     """
-    run, start = RunFolder(run_dir), time.monotonic()
+    run = RunFolder(run_dir)
     trial_reporter = TrialReporter(
         claimed,
         queue,
@@ -183,19 +183,19 @@ def run_trial(
     try:
         metrics = _fit(claimed, shared, run, trial_reporter)
     except PrunedError:
-        return TrialOutcome(is_pruned=True, facts=_collect_facts(claimed, run, start))
+        return TrialOutcome(is_pruned=True, facts=_collect_facts(claimed, run))
     except Exception as error:
         reason = _explain_failure(error)
         if reason is None or claimed.is_default:
             raise
-        return TrialOutcome(reason=reason, facts=_collect_facts(claimed, run, start))
+        return TrialOutcome(reason=reason, facts=_collect_facts(claimed, run))
     finally:
         reporter.finish()
         release_memory()
         with suppress(OSError):
             (run_dir.parent / "latest").unlink(missing_ok=True)
     value = read_score(run, shared.monitor)
-    facts = {**_collect_facts(claimed, run, start), "metrics": dict(metrics)}
+    facts = {**_collect_facts(claimed, run), "metrics": dict(metrics)}
     if not math.isfinite(value):
         return TrialOutcome(reason=f"{shared.monitor} is not finite", facts=facts)
     return TrialOutcome(value, facts=facts)
@@ -281,10 +281,9 @@ def _explain_failure(error: Exception) -> str | None:
     return f"{type(error).__name__}: {extract_first_line(error)}"
 
 
-def _collect_facts(claimed: ClaimedTrial, run: RunFolder, start: float) -> dict[str, Any]:
+def _collect_facts(claimed: ClaimedTrial, run: RunFolder) -> dict[str, Any]:
     """Return the time of a trial, over all of its attempts, and its epochs."""
-    before = claimed.trial.user_attrs.get("seconds", 0.0)
-    facts: dict[str, Any] = {"seconds": round(before + time.monotonic() - start, 3)}
+    facts: dict[str, Any] = {"seconds": claimed.seconds}
     if run.config_path.is_file():
         facts["num_epochs"] = int(read_stored_config(run).trainer.epochs)
         epochs = _read_column(run, "epoch")

@@ -8,11 +8,18 @@ from finetune.commands.tune.trials.trial_queue import ClaimedTrial, TrialQueue
 from finetune.commands.tune.trials.trial_row import (
     TrialRow,
     find_best,
+    find_same,
     format_trials_csv,
     read_rows,
 )
-from finetune.commands.tune.trials.trial_run import TrialData, remove_losing_files, run_trial
+from finetune.commands.tune.trials.trial_run import (
+    TrialData,
+    TrialOutcome,
+    remove_losing_files,
+    run_trial,
+)
 from finetune.system.files import translate_disk_errors, write_text
+from finetune.system.run_folder import is_run
 from finetune.types import Reporter
 from finetune.units import format_count, format_duration
 
@@ -57,6 +64,10 @@ class TrialLog:
         epochs = "" if row.epochs is None else f" after epoch {row.epochs} of {row.num_epochs}"
         if row.state == "failed":
             return f"{title}: failed{epochs}: {row.reason}"
+        if row.same_as is not None:
+            same = next(other for other in read_rows(self.queue) if other.number == row.same_as)
+            source = "as default" if same.is_default else f"as trial {same.number}"
+            return f"{title}: {self.monitor} {row.value:.4f}, {source}: the same values"
         duration = "" if row.seconds is None else f", {format_duration(row.seconds)}"
         if row.state == "pruned":
             result = f"pruned{epochs}"
@@ -117,15 +128,20 @@ def _run_claimed(
     reporter: Reporter,
     shown: set[str],
 ) -> None:
-    outcome = run_trial(
-        claimed,
-        queue,
-        shared,
-        study.get_trial_dir(claimed.number),
-        title=f"trial {claimed.number}/{num_trials}",
-        reporter=reporter,
-        shown=shown,
-    )
+    run_dir = study.get_trial_dir(claimed.number)
+    same = find_same(read_rows(queue), claimed.number, claimed.values)
+    if same is not None and not is_run(run_dir):
+        outcome = repeat_outcome(same)
+    else:
+        outcome = run_trial(
+            claimed,
+            queue,
+            shared,
+            run_dir,
+            title=f"trial {claimed.number}/{num_trials}",
+            reporter=reporter,
+            shown=shown,
+        )
     queue.finish(
         claimed,
         value=outcome.value,
@@ -134,6 +150,18 @@ def _run_claimed(
         facts=outcome.facts,
     )
     update_files(study, queue)
+
+
+def repeat_outcome(same: TrialRow) -> TrialOutcome:
+    """Return the outcome of a trial with the values of another one: training would repeat it."""
+    facts = {
+        "seconds": 0.0,
+        "epochs": same.epochs,
+        "num_epochs": same.num_epochs,
+        "metrics": dict(same.metrics),
+        "same_as": same.number,
+    }
+    return TrialOutcome(same.value, facts=facts)
 
 
 def update_files(study: StudyFolder, queue: TrialQueue) -> None:

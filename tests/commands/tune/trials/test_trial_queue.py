@@ -160,6 +160,20 @@ def test_release_stopped_trial_is_claimed_again_without_counting(tmp_path: Path)
         queue.release(claimed)
 
 
+def test_seconds_of_stopped_and_of_killed_attempts_are_added(tmp_path: Path) -> None:
+    queue = open_queue(tmp_path, enqueue=True)
+    stopped = claim(queue, 1)
+    time.sleep(0.2)
+    queue.release(stopped)
+    killed = claim(queue, 1)
+    assert killed.seconds >= 0.2
+    time.sleep(0.2)
+    queue.report(killed, 0.5, tenths=[])
+    killed.lock.close()  # as the operating system does for a killed process
+    last = claim(open_queue(tmp_path), 1)
+    assert last.seconds >= 0.4
+
+
 @pytest.mark.slow
 def test_report_prunes_trial_worse_than_the_median(tmp_path: Path) -> None:
     queue = open_queue(tmp_path, enqueue=True)

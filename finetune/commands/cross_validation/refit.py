@@ -1,5 +1,6 @@
 """One network for all images, with the epochs, rates and temperature that the folds found."""
 
+import json
 import math
 import shutil
 from collections import Counter
@@ -51,9 +52,11 @@ def choose_refit(folds: Sequence[Mapping[str, Any]]) -> RefitChoice:
     on_line = [entry for entry in kept if entry["position"] is not None]
     is_on_line = 2 * len(on_line) >= len(kept)
     chosen = on_line if is_on_line else [entry for entry in kept if entry["position"] is None]
+    position = median(entry["position"] for entry in on_line) if is_on_line else None
     return RefitChoice(
-        num_epochs=round(median(entry["epoch"] for entry in chosen)),
-        position=median(entry["position"] for entry in on_line) if is_on_line else None,
+        # at the start of the line are the weights of the probe: epochs would be trained in vain
+        num_epochs=0 if position == 0 else round(median(entry["epoch"] for entry in chosen)),
+        position=position,
         temperature=math.exp(median(math.log(fold["temperature"]) for fold in folds)),
     )
 
@@ -61,22 +64,29 @@ def choose_refit(folds: Sequence[Mapping[str, Any]]) -> RefitChoice:
 def choose_measured(folds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the settings that the folds have measured: medians of numbers, majorities of others.
 
+    Mean and standard deviation of pixels are left out: the network measures those of its own
+    images.
+
     Args:
         folds: Folds, as ``summarise_folds`` describes them.
     """
     values: dict[str, list[Any]] = {}
     for fold in folds:
         for key, value in fold["measured"].items():
-            values.setdefault(key, []).append(value)
+            if key != "model.pretrained_cfg":
+                values.setdefault(key, []).append(value)
     strengths = [fold["prior_strength"] for fold in folds if fold["prior_strength"] is not None]
     if strengths:
         values["imbalance.post_hoc_strength"] = strengths
-    return {
-        key: median(found)
-        if all(isinstance(value, (int, float)) for value in found)
-        else Counter(found).most_common(1)[0][0]
-        for key, found in values.items()
-    }
+    return {key: _combine(found) for key, found in values.items()}
+
+
+def _combine(values: Sequence[Any]) -> Any:
+    """Return the median of numbers, and the most frequent of other JSON values."""
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        return median(values)
+    texts = [json.dumps(value, sort_keys=True) for value in values]
+    return values[texts.index(Counter(texts).most_common(1)[0][0])]
 
 
 def prepare_refit(

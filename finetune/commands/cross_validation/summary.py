@@ -13,6 +13,7 @@ from finetune.commands.cross_validation.out_of_fold import OutOfFold
 from finetune.commands.measurement.interpolation import INTERPOLATION_KEY
 from finetune.commands.measurement.measured import read_measured
 from finetune.commands.stored_run import read_stored_config
+from finetune.config.resolved import ResolvedConfig
 from finetune.evaluation.fold_statistics import METHOD, compute_fold_statistics
 from finetune.inference.scoring import details_to_json, metrics_to_json
 from finetune.training.loggers.metrics_csv import MetricsCsv
@@ -95,16 +96,19 @@ def describe_kept(cross_validation: CrossValidation, fold: int) -> dict[str, Any
 
     Returns:
         "position" on the line from the linear probe at 0 to the last epoch at 1, or None where an
-        earlier epoch is better, or weights are not interpolated; and "epoch", from 1, or 0 for the
-        probe, whose weights were kept or are at the end of the line.
+        earlier epoch is better, or weights are not interpolated; and "epoch", from 1, or 0 for a
+        probe that is better than all epochs, or that no epoch follows.
     """
     run = cross_validation.get_fold_run(fold)
+    config = read_stored_config(run)
+    if ResolvedConfig.from_config(config).is_probe_only:
+        return {"position": 0.0, "epoch": 0}
     interpolation = load_checkpoint_file(run.best_checkpoint_path).get(INTERPOLATION_KEY)
     rows = MetricsCsv(run.metrics_path, reporter=Reporter())
     epochs = rows.get_rows(after=-1, up_to=rows.num_epochs)
     if interpolation is not None and interpolation["fraction"] is not None:
         return {"position": interpolation["fraction"], "epoch": rows.num_epochs}
-    metric = read_stored_config(run).checkpoint.monitor
+    metric = config.checkpoint.monitor
     sign = 1 if metric.endswith("loss") else -1
     best = min(epochs, key=lambda row: sign * row[f"val/{metric}"])
     return {"position": None, "epoch": int(best["epoch"])}

@@ -19,12 +19,10 @@ from tests.support.helpers import RecordingReporter
 from tests.support.runs import load_weights, read_rows, write_weights
 
 
-@pytest.fixture(scope="module")
-def refitted(insects: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
-    """Return a cross-validation of two folds with a refitted network; never change it."""
-    folder = tmp_path_factory.mktemp("refit")
+def build_refit_config(data: Path, folder: Path, **assignments: Any) -> finetune.Config:
+    """Return the config of a refit after two folds; ``section__key`` is a dotted key."""
     tree = {
-        "data": {"path": str(insects), "image_size": 32, "num_workers": 0, "test_fraction": 0.2},
+        "data": {"path": str(data), "image_size": 32, "num_workers": 0},
         "model": {
             "backbone": "test_resnet",
             "weights": str(write_weights(folder / "weights.pth")),
@@ -34,7 +32,15 @@ def refitted(insects: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResu
         "cross_validation": {"num_folds": 2, "final": "refit"},
         "output": str(folder / "run"),
     }
-    return finetune.fit(build_config(tree))
+    given = {key.replace("__", "."): value for key, value in assignments.items()}
+    return build_config(tree, assignments=given)
+
+
+@pytest.fixture(scope="module")
+def refitted(insects: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
+    """Return a cross-validation of two folds with a refitted network; never change it."""
+    folder = tmp_path_factory.mktemp("refit")
+    return finetune.fit(build_refit_config(insects, folder, data__test_fraction=0.2))
 
 
 def test_network_trains_on_all_images_with_the_medians_of_the_folds(refitted: FitResult) -> None:
@@ -47,7 +53,8 @@ def test_network_trains_on_all_images_with_the_medians_of_the_folds(refitted: Fi
     rates = [fold["measured"]["optim.lr"] for fold in folds]
     assert read_config_file(run / "config.yaml")["optim"]["lr"] == pytest.approx(median(rates))
     rows = read_rows(run)
-    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    num_epochs = refitted.cross_validation["final"]["choice"]["num_epochs"]
+    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(num_epochs + 1)]
     assert not [name for row in rows for name in row if name.startswith("val/")]
 
 
@@ -81,7 +88,7 @@ def test_expected_numbers_are_those_of_the_folds(refitted: FitResult) -> None:
 
 
 def test_network_is_not_trained_again_unless_the_folds_choose_anew(refitted: FitResult) -> None:
-    weights = refitted.run_dir / "refit" / "checkpoints" / "last.ckpt"
+    weights = refitted.run_dir / "refit" / "checkpoints" / "best.ckpt"
     before = weights.stat().st_mtime_ns
     reporter = RecordingReporter()
     result = finetune.resume(refitted.run_dir, reporter=reporter)
@@ -95,6 +102,43 @@ def build_fold(epoch: int, position: float | None, **more: Any) -> dict[str, Any
     return {**fold, "prior_strength": None, **more}
 
 
+def test_probes_are_refitted_without_epochs(insects: Path, tmp_path: Path) -> None:
+    config = build_refit_config(
+        insects, tmp_path, unfreeze__name="linear_probe", trainer__epochs="auto"
+    )
+    result = finetune.fit(config)
+    assert result.cross_validation is not None
+    kept = [fold["kept"] for fold in result.cross_validation["folds"]]
+    assert kept == [{"position": 0.0, "epoch": 0}] * 2
+    assert result.cross_validation["final"]["choice"]["num_epochs"] == 0
+    shipped = load_model(result.run_dir).network.state_dict()
+    for key, value in load_weights(result.run_dir / "refit", "best").items():
+        assert torch.equal(shipped[key.removeprefix("classifier.network.")], value), key
+
+
+def test_network_trains_as_many_epochs_as_the_folds_kept(insects: Path, tmp_path: Path) -> None:
+    result = finetune.fit(build_refit_config(insects, tmp_path, probe__enabled="off"))
+    assert result.cross_validation is not None
+    choice = result.cross_validation["final"]["choice"]
+    epochs = [fold["kept"]["epoch"] for fold in result.cross_validation["folds"]]
+    assert choice["num_epochs"] == round(median(epochs)) >= 1
+    rows = read_rows(result.run_dir / "refit")
+    assert [row["epoch"] for row in rows] == [str(n + 1) for n in range(choice["num_epochs"])]
+    shipped = load_model(result.run_dir).network.state_dict()
+    for key, value in load_weights(result.run_dir / "refit", "last").items():
+        assert torch.equal(shipped[key.removeprefix("classifier.network.")], value), key
+
+
+def test_network_measures_the_pixels_of_all_images(insects: Path, tmp_path: Path) -> None:
+    result = finetune.fit(build_refit_config(insects, tmp_path, data__normalize="dataset"))
+    runs = [result.run_dir / name for name in ("folds/1", "folds/2", "refit")]
+    means = [tuple(read_config_file(run / "config.yaml")["model"]["pretrained_cfg"]["mean"])
+             for run in runs]  # fmt: skip
+    assert len(set(means)) == 3
+    low, high = sorted(means[:2])
+    assert low[0] <= means[2][0] <= high[0], "the folds halve the images"
+
+
 def test_choice_is_the_median_of_the_larger_part_of_the_folds() -> None:
     on_line = [build_fold(10, 0.5), build_fold(10, 0.75), build_fold(10, 1.0), build_fold(4, None)]
     choice = choose_refit(on_line)
@@ -103,6 +147,8 @@ def test_choice_is_the_median_of_the_larger_part_of_the_folds() -> None:
     choice = choose_refit(by_epoch)
     assert (choice.num_epochs, choice.position) == (4, None)
     assert choose_refit([build_fold(0, None), build_fold(0, None)]).num_epochs == 0
+    probes = [build_fold(10, 0.0), build_fold(10, 0.0), build_fold(10, 0.5)]
+    assert choose_refit(probes).num_epochs == 0, "the last epoch is not used"
     warm = [build_fold(1, 1.0, temperature=value) for value in (1.0, 1.5, 8.0)]
     assert choose_refit(warm).temperature == pytest.approx(1.5)
 
@@ -117,3 +163,13 @@ def test_measured_settings_are_medians_and_majorities() -> None:
         "augment.hflip": "on",
         "imbalance.post_hoc_strength": 0.4,
     }
+
+
+def test_majority_of_measured_settings_of_any_type() -> None:
+    folds = [
+        build_fold(1, 1.0, measured={"a": value, "b": sizes, "model.pretrained_cfg": {"mean": [x]}})
+        for value, sizes, x in ((True, [32, 64], 0.1), (False, [48], 0.2), (True, [32, 64], 0.2))
+    ]
+    measured = choose_measured(folds)
+    assert measured == {"a": True, "b": [32, 64]}
+    assert measured["a"] is True

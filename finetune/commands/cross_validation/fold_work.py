@@ -18,6 +18,7 @@ from finetune.commands.fit.resume import (
 from finetune.commands.stored_run import check_files_exist, read_stored_config
 from finetune.config.load import diff_configs, dump_config, replace_values
 from finetune.config.schema import Config
+from finetune.errors import ConfigError
 from finetune.system import run_folder
 from finetune.system.files import write_text
 from finetune.system.run_folder import RunFolder
@@ -65,7 +66,11 @@ def start_or_reopen(config: Config, reporter: Reporter) -> FoldWork:
 
 
 def reopen(run: RunFolder, config: Config, *, writes: bool = True) -> FoldWork:
-    """Return the work that is left in a run folder, with the changes of its config."""
+    """Return the work that is left in a run folder, with the changes of its config.
+
+    Raises:
+        ConfigError: A change cannot apply to a fold that has begun; nothing is written then.
+    """
     only = config.cross_validation.fold
     config = replace_values(config, {"cross_validation.fold": None})
     changes = diff_configs(read_stored_config(run), config)
@@ -77,9 +82,20 @@ def reopen(run: RunFolder, config: Config, *, writes: bool = True) -> FoldWork:
     check_refit(config)
     cross_validation = open_cross_validation(run, config)
     check_files_exist(cross_validation.manifest, cross_validation.manifest.samples)
+    _check_folds(cross_validation, changed)
     if changes and writes:
         write_text(run.config_path, dump_config(config))
     return FoldWork(cross_validation, {}, changed, only)
+
+
+def _check_folds(cross_validation: CrossValidation, changes: Mapping[str, Any]) -> None:
+    """Check that each fold that has begun can be resumed with the changes."""
+    for fold in range(1, cross_validation.num_folds + 1):
+        if run_folder.is_run(cross_validation.get_fold_run(fold).path):
+            try:
+                cross_validation.build_fold_resume_config(fold, dict(changes))
+            except ConfigError as error:
+                raise ConfigError(f"Fold {fold}: {error}") from error
 
 
 def find_pending_folds(work: FoldWork) -> list[int]:

@@ -30,6 +30,7 @@ from finetune.commands.fit.single_run import (
 from finetune.commands.stored_run import read_stored_config
 from finetune.config.schema import Config
 from finetune.distributed import signals
+from finetune.errors import ConfigError
 from finetune.system import run_folder
 from finetune.types import Reporter, StrPath
 
@@ -40,7 +41,7 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
     """Fine-tune a backbone and return the result of the run.
 
     Under torchrun or srun every process calls this; rank 0 prepares the run folder and the others
-    join it. With ``resume: auto``, a run that exists in ``output`` is resumed.
+    join it. With ``resume: auto``, a run or cross-validation that exists in ``output`` is resumed.
 
     Args:
         config: Config of the run; None of its "auto" values needs to be set.
@@ -51,7 +52,9 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
         KeyboardInterrupt: The process was asked to stop; the run can be resumed.
     """
     reporter = reporter or Reporter()
-    if config.cross_validation.num_folds is not None:
+    existing = find_existing_run(config)
+    is_in_folds = existing is not None and is_cross_validation(existing)
+    if is_in_folds or config.cross_validation.num_folds is not None:
         return cross_validate(config, reporter)
     start = time.monotonic()
     with signals.allow_interrupts(), open_rendezvous(config.trainer, reporter) as rendezvous:
@@ -81,6 +84,7 @@ def plan_fit(
     """
     reporter = reporter or Reporter()
     if config.cross_validation.num_folds is not None:
+        _check_layers(with_layers=with_layers)
         return plan_cross_validation(config, reporter)
     training, plan, _ = prepare_run(config, reporter)
     return _add_layers(plan, training, reporter) if with_layers else plan
@@ -131,9 +135,24 @@ def plan_resume(
     reporter = reporter or Reporter()
     config = build_resume_config(run, assignments=assignments, flags=flags)
     if is_cross_validation(run):
+        _check_layers(with_layers=with_layers)
         return plan_resumed_folds(run, config, reporter)
     training, plan = prepare_resume(run, config, reporter)
     return _add_layers(plan, training, reporter) if with_layers else plan
+
+
+def _check_layers(*, with_layers: bool) -> None:
+    """Check that no layers are requested of a cross-validation.
+
+    Raises:
+        ConfigError: They are.
+    """
+    if with_layers:
+        raise ConfigError(
+            "--layers cannot apply to a cross-validation, whose folds all have the same layers. "
+            "Plan a single run of the same network: leave out cross_validation.num_folds and "
+            "--resume."
+        )
 
 
 def _add_layers(plan: dict[str, Any], training: Training, reporter: Reporter) -> dict[str, Any]:

@@ -56,7 +56,10 @@ OVERRIDABLE_KEYS = (
 """Keys, and sections ending in a dot, that may change in a resumed run; others define the run."""
 
 START_KEYS = ("optim.lr",)
-"""Keys that may also change before the first checkpoint of an epoch, as after ``fit --lr-find``."""
+"""Keys that may also change before the first checkpoint of an epoch, as after ``fit --lr-find``.
+
+In a cross-validation, before the first fold has begun.
+"""
 
 
 def find_existing_run(config: Config) -> RunFolder | None:
@@ -123,7 +126,7 @@ def build_resume_config(
     config = build_config(
         tree, assignments=assignments, flags=flags, source_name=str(run.config_path)
     )
-    _check_changes(stored, config, has_started=read_resume_state(run) is not None)
+    _check_changes(stored, config, has_started=_has_started(run, stored))
     _check_epochs(run, config)
     return config
 
@@ -248,6 +251,15 @@ def _describe_restart(run: RunFolder, config: ResolvedConfig) -> str:
     if config.is_probe_only and run.best_checkpoint_path.is_file():
         return "The linear probe is saved; its model remains to be evaluated and written."
     return "No checkpoint was saved; starting with the linear probe, from cached features."
+
+
+def _has_started(run: RunFolder, stored: Config) -> bool:
+    """Return whether a run has a checkpoint, or a cross-validation a fold that has begun.
+
+    What one fold of several would start with differs from the others.
+    """
+    is_fold = stored.cross_validation.fold is not None
+    return is_fold or read_resume_state(run) is not None or any(run.path.glob("folds/*"))
 
 
 def _check_changes(stored: Config, config: Config, *, has_started: bool) -> None:

@@ -1,0 +1,73 @@
+"""Tests of changes to a cross-validation that is resumed, and of how its folder is told apart."""
+
+from pathlib import Path
+
+import pytest
+
+import finetune
+from finetune.commands.fit.fit import FitResult, plan_resume
+from finetune.config.load import replace_values
+from finetune.config.sections.folds import CrossValidationConfig
+from finetune.errors import ConfigError
+from tests.commands.cross_validation.test_cross_validate import build_run_config
+from tests.support.runs import read_rows
+
+
+@pytest.fixture(scope="module")
+def begun(insects: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cross-validation of which fold 2 is complete; never change it."""
+    output = tmp_path_factory.mktemp("begun") / "run"
+    finetune.fit(build_run_config(insects, output, cross_validation__fold=2))
+    return output
+
+
+def test_repeated_command_without_folds_resumes_the_cross_validation(
+    insects: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    finetune.fit(build_run_config(insects, run, trainer__epochs=1, cross_validation__fold=1))
+    config = build_run_config(insects, run, trainer__epochs=1, resume="auto")
+    config = config.model_copy(update={"cross_validation": CrossValidationConfig()})
+    result: FitResult = finetune.fit(config)
+    assert result.cross_validation is not None
+    assert result.cross_validation["num_folds"] == 3
+    assert not (run / "metrics.csv").exists(), "no run of its own in the folder of the folds"
+
+
+def test_folds_in_the_folder_of_one_run_are_refused(insects: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    single = build_run_config(insects, run, trainer__epochs=1, cross_validation__num_folds=None)
+    finetune.fit(single)
+    before = (run / "config.yaml").read_text()
+    folds = replace_values(single, {"cross_validation.num_folds": 3, "resume": "auto"})
+    with pytest.raises(ConfigError, match=r"cross_validation\.num_folds"):
+        finetune.fit(folds)
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_refused_epochs_leave_the_run_as_it_was(begun: Path) -> None:
+    before = (begun / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=r"Fold 2: trainer\.epochs=1.*at least 2"):
+        finetune.resume(begun, assignments={"trainer.epochs": 1})
+    assert (begun / "config.yaml").read_text() == before
+    plan = plan_resume(begun)
+    assert plan["cross_validation"]["folds"] == [1, 3]
+
+
+@pytest.mark.parametrize("part", ["", "folds/2"])
+def test_learning_rate_is_refused_once_a_fold_has_begun(begun: Path, part: str) -> None:
+    before = (begun / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=r"optim\.lr is"):
+        plan_resume(begun / part, assignments={"optim.lr": 0.5})
+    with pytest.raises(ConfigError, match=r"optim\.lr is"):
+        finetune.resume(begun / part, assignments={"optim.lr": 0.5})
+    assert (begun / "config.yaml").read_text() == before
+    assert len(read_rows(begun / "folds" / "2")) >= 2
+
+
+def test_layers_of_a_cross_validation_are_refused(insects: Path, begun: Path) -> None:
+    config = build_run_config(insects, begun)
+    with pytest.raises(ConfigError, match="--layers cannot apply to a cross-validation"):
+        finetune.plan_fit(config, with_layers=True)
+    with pytest.raises(ConfigError, match="--layers cannot apply to a cross-validation"):
+        plan_resume(begun, with_layers=True)

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from finetune.data.multi_label.multi_hot import encode_multi_hot
 from finetune.types import Sample
 
+_CHANCE_DEVIATIONS = 3.0
+
 
 @dataclass(frozen=True, slots=True)
 class LabelErrorCandidate:
@@ -50,6 +52,9 @@ def collect_label_errors(
 ) -> tuple[LabelErrorCandidate, ...]:
     """Return the images whose labels are probably wrong, the most likely errors first.
 
+    There are none where the probabilities are no better than chance, see
+    ``is_better_than_chance``.
+
     Args:
         samples: N images.
         classes: Names in index order.
@@ -60,6 +65,8 @@ def collect_label_errors(
         return _collect_multi_label_errors(samples, classes, probabilities)
     index = {name: number for number, name in enumerate(classes)}
     labels = np.array([index[sample.label] for sample in samples], np.int64)
+    if not is_better_than_chance(probabilities, labels):
+        return ()
     rows, predicted = find_label_errors(probabilities, labels)
     return tuple(
         LabelErrorCandidate(
@@ -84,7 +91,10 @@ def _collect_multi_label_errors(
     found = []
     for column, name in enumerate(classes):
         p, answers = probabilities[:, column].astype(np.float64), (f"no {name}", name)
-        rows, predicted = find_label_errors(np.stack([1 - p, p], axis=1), targets[:, column])
+        pair = np.stack([1 - p, p], axis=1)
+        if not is_better_than_chance(pair, targets[:, column]):
+            continue
+        rows, predicted = find_label_errors(pair, targets[:, column])
         for row, other in zip(rows.tolist(), predicted.tolist(), strict=True):
             own_p, other_p = (1 - p[row], p[row]) if other else (p[row], 1 - p[row])
             found.append(
@@ -93,6 +103,30 @@ def _collect_multi_label_errors(
                 )
             )
     return tuple(sorted(found, key=lambda one: one.label_probability - one.predicted_probability))
+
+
+def is_better_than_chance(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> bool:
+    """Return whether labels are more probable than they would be if they were permuted.
+
+    Their mean probability has to exceed that of permuted labels by three standard deviations, by
+    the exact mean and variance of a permutation test (Hoeffding 1951,
+    https://doi.org/10.1214/aoms/1177729545). It needs no threshold, and classes of any frequency.
+
+    Args:
+        probabilities: Out-of-sample class probabilities, shape (N, K).
+        labels: Class indices in [0, K), shape (N,).
+    """
+    num_images, num_classes = probabilities.shape
+    if num_images < 2:
+        return False
+    p_NK = probabilities.astype(np.float64)
+    counts_K = np.bincount(labels, minlength=num_classes)
+    expected_N = p_NK @ counts_K / num_images
+    means_K = p_NK.mean(axis=0)
+    gain = p_NK[np.arange(num_images), labels].sum() - expected_N.sum()
+    centred_NK = p_NK - expected_N[:, None] - means_K + expected_N.mean()
+    variance = (centred_NK**2 @ counts_K).sum() / (num_images - 1)
+    return bool(gain > _CHANCE_DEVIATIONS * np.sqrt(variance))
 
 
 def find_label_errors(

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from finetune.audit.label_errors import collect_label_errors, find_label_errors
+from finetune.audit.label_errors import (
+    collect_label_errors,
+    find_label_errors,
+    is_better_than_chance,
+)
 from finetune.types import Sample
 
 Table = NDArray[np.float64]
@@ -103,6 +107,31 @@ def test_collect_label_errors_names_classes_and_probabilities() -> None:
         assert one.label == classes[labels[row]]
         assert one.label_probability == probabilities[row, labels[row]]
         assert one.predicted_probability == probabilities[row, classes.index(one.predicted_label)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_collect_label_errors_of_probabilities_at_chance_has_none(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 0.05, (72, 3))
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = random.permutation(np.arange(72) % 3)
+    assert len(find_label_errors(probabilities, labels)[0]) > 10, "without the check"
+    samples = [Sample(f"{row}.png", "abc"[label]) for row, label in enumerate(labels)]
+    assert collect_label_errors(samples, ("a", "b", "c"), probabilities) == ()
+
+
+def test_is_better_than_chance_agrees_with_permutations() -> None:
+    random = np.random.default_rng(1)
+    for strength in (0.0, 0.3, 0.6, 2.0):
+        labels = random.choice(3, 40, p=(0.7, 0.2, 0.1))
+        logits = random.normal(size=(40, 3)) + strength * np.eye(3)[labels]
+        probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        rows = np.arange(40)
+        permuted = [probabilities[rows, random.permutation(labels)].mean() for _ in range(4000)]
+        gain = probabilities[rows, labels].mean() - np.mean(permuted)
+        deviations = gain / np.std(permuted)
+        assert abs(deviations - 3) > 0.2, "the draw decides"
+        assert is_better_than_chance(probabilities, labels) == (deviations > 3)
 
 
 def test_collect_label_errors_judges_each_label_of_multi_label_images_by_itself() -> None:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from finetune.audit.leakage import find_rows_without_leaks
 from finetune.bundle.bundle import ModelBundle
+from finetune.commands.cross_validation.fold_runs import is_cross_validation
+from finetune.commands.cross_validation.out_of_fold import OUT_OF_FOLD_FILE
+from finetune.commands.cross_validation.summary import SUMMARY_FILE
 from finetune.commands.ensembles.combined_model import list_members, load_models, to_paths
 from finetune.commands.ensembles.member_runs import count_training_images, read_member_runs
 from finetune.commands.evaluation.evaluation_images import (
@@ -27,6 +30,7 @@ from finetune.inference.scoring import evaluate_targets
 from finetune.inference.tta import parse_tta
 from finetune.system.hardware import prepare_accelerator
 from finetune.system.host import count_available_cores
+from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter, Split, StrPath, Tta
 
 __all__ = ["EvaluateResult", "EvaluationOptions", "evaluate", "evaluate_loaded"]
@@ -148,6 +152,8 @@ def evaluate_loaded(
     )
     check_labels(images.samples, bundle.card.classes)
     num_training_images = _count_training_images(images, paths, path, reporter)
+    if num_training_images:
+        _name_held_out_metrics(paths, reporter)
     manifest = Manifest(images.root, bundle.card.classes, tuple(images.samples))
     cores = count_available_cores()
     predictor = Predictor(
@@ -186,6 +192,17 @@ def evaluate_loaded(
         return result
     without_leaks = evaluate_targets(predictor, logits[clean_rows], targets[clean_rows])
     return replace(result, without_leaks=without_leaks)
+
+
+def _name_held_out_metrics(paths: Sequence[Path], reporter: Reporter) -> None:
+    """Name the files with the metrics of images that folds hold out, for each cross-validation."""
+    for run in map(RunFolder, paths):
+        if is_cross_validation(run) and (run.path / SUMMARY_FILE).is_file():
+            reporter.note(
+                f"Metrics of images that a network has not been trained on, each by the fold that "
+                f"holds it out, are in {run.path / SUMMARY_FILE}; the predictions in "
+                f"{run.path / OUT_OF_FOLD_FILE}."
+            )
 
 
 def _count_training_images(

@@ -1,10 +1,12 @@
 """Result of a run, or of a cross-validation, on the console."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.cli.render.evaluation_table import format_metric
 from finetune.exporters.timm_format import explain_refusal
+from finetune.system.run_folder import RunFolder
 from finetune.units import format_count, format_duration
 
 if TYPE_CHECKING:
@@ -29,8 +31,16 @@ def show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
             reporter.show_calibration(tree["calibration"])
     run_dir = tree["run_dir"]
     reporter.note(f"Run folder: {run_dir} ({format_duration(tree['seconds'])})")
+    whole = RunFolder(Path(run_dir)).cross_validation_run.path
+    is_part = whole != Path(run_dir)
+    if is_part:
+        reporter.note(
+            "This is a part of a cross-validation. Resuming that trains what is left, and writes "
+            "its model."
+        )
     has_split = set(tree["metrics"]) != {OUT_OF_FOLD}
     commands = [
+        *([["finetune", "fit", "--resume", str(whole)]] if is_part else []),
         ["finetune", "evaluate", run_dir, *([] if has_split else ["OTHER_PHOTOS"])],
         ["finetune", "predict", run_dir, "NEW_PHOTOS", "--output", "predictions.csv"],
     ]

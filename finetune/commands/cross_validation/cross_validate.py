@@ -56,6 +56,7 @@ from finetune.commands.measurement.refit_choice import RefitChoice, read_refit_c
 from finetune.config.schema import Config
 from finetune.distributed import signals
 from finetune.distributed.rendezvous import Rendezvous
+from finetune.errors import ConfigError
 from finetune.system import run_folder
 from finetune.system.files import remove_stale_temp_files, write_text
 from finetune.system.run_folder import RunFolder
@@ -73,9 +74,15 @@ def cross_validate(config: Config, reporter: Reporter) -> FitResult:
         FinetuneError: Something that the user can fix.
         KeyboardInterrupt: The process was asked to stop; the run can be resumed.
     """
+    fold = config.cross_validation.fold
+    if fold is not None and config.output is None:
+        raise ConfigError(
+            f"cross_validation.fold={fold} (--fold) needs the folder that the jobs of all folds "
+            f"share. Add --output runs/NAME and --resume auto."
+        )
 
     def prepare() -> FoldWork:
-        if config.cross_validation.fold is None or config.output is None:
+        if fold is None or config.output is None:
             return start_or_reopen(config, reporter)
         with lock_creation(Path(config.output).expanduser()):
             return start_or_reopen(config, reporter)

@@ -1,4 +1,4 @@
-"""Reporter of one fold: what all folds have in common is shown once."""
+"""Reporter of one fold: warnings that all folds have in common are shown once."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,15 +8,15 @@ from finetune.types import Reporter
 
 
 class FoldReporter(Reporter):
-    """Reporter that names the fold in progress, and repeats nothing that was shown before.
+    """Reporter that names the fold in progress, and repeats no warning that was shown before.
 
-    Plans are not shown, nor what the audit of a fold has found: the cross-validation reports it for
-    all images.
+    Notes are results of the fold, and are shown even if another fold has the same. Plans are not
+    shown, nor what the audit of a fold has found: the cross-validation reports it for all images.
 
     Args:
         reporter: Receiver of what remains.
         title: Name of the part in progress bars, such as "fold 2/5".
-        seen: Messages that were shown before; extended here.
+        seen: Warnings that were shown before; extended here.
         audit_path: Path of the fold's findings.
     """
 
@@ -27,13 +27,14 @@ class FoldReporter(Reporter):
         self._audit_path = str(audit_path)
 
     def note(self, message: str) -> None:
-        """Show a message once."""
-        if self._is_new(message):
+        """Show a message, unless it is on what the audit of the fold has found."""
+        if self._audit_path not in message:
             self._reporter.note(message)
 
     def warn(self, message: str) -> None:
         """Show a warning once."""
-        if self._is_new(message):
+        if message not in self._seen and self._audit_path not in message:
+            self._seen.add(message)
             self._reporter.warn(message)
 
     def start(self, task: str, total: int) -> None:
@@ -55,9 +56,3 @@ class FoldReporter(Reporter):
     def show_epoch(self, row: Mapping[str, Any]) -> None:
         """Show the metrics of a finished epoch."""
         self._reporter.show_epoch(row)
-
-    def _is_new(self, message: str) -> bool:
-        if message in self._seen or self._audit_path in message:
-            return False
-        self._seen.add(message)
-        return True

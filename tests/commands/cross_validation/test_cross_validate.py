@@ -280,6 +280,16 @@ def test_contradicting_settings_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_one_fold_without_the_folder_of_all_is_refused(
+    insects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = build_run_config(insects, tmp_path / "run", cross_validation__fold=2, output=None)
+    with pytest.raises(ConfigError, match=r"fold=2 .*--output"):
+        finetune.fit(config)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_range_test_of_folds_is_refused(insects: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--lr-find .* cross_validation.num_folds=3"):
         find_learning_rate(build_run_config(insects, tmp_path / "run"))

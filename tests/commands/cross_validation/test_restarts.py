@@ -34,15 +34,14 @@ def undisturbed(workspace: Path) -> Path:
     return run
 
 
-def assert_same_folds(run: Path, expected: Path, *, bundle: str = "bundle") -> None:
+def assert_same_folds(run: Path, expected: Path) -> None:
     """Check that two cross-validations agree to the bit."""
     for fold in ("1", "2"):
         assert_same_end(run / "folds" / fold, expected / "folds" / fold)
     for name in RESULTS:
         assert (run / name).read_bytes() == (expected / name).read_bytes(), name
-    files = sorted(
-        path.relative_to(expected) for path in (expected / bundle).rglob("*.safetensors")
-    )
+    models = (expected / "bundle").rglob("*.safetensors")
+    files = sorted(path.relative_to(expected) for path in models)
     assert files
     for file in files:
         assert (run / file).read_bytes() == (expected / file).read_bytes(), file

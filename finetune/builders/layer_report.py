@@ -19,7 +19,8 @@ def describe_layers(training: Training) -> dict[str, Any]:
     """Return the costs of the layers of a run as JSON values, measured on a copy of its network.
 
     The activations of ``layers`` are those of the phase that trains most groups, at the batch of a
-    process; ``phases`` has their sum in each phase.
+    process; ``phases`` has their sum in each phase. ``fixed_bytes`` are kept tensors whose
+    size does not depend on the batch, such as weights in another precision.
 
     Raises:
         OutOfMemoryError: Not even a few images fit into the memory.
@@ -58,8 +59,9 @@ def describe_layers(training: Training) -> dict[str, Any]:
                 "last_epoch": phase.last_epoch + 1,
                 "groups": [group.name for group in classifier.groups[: phase.depth]],
                 "activation_bytes": sum(
-                    layer.compute_bytes(batch_size) for layer in by_depth[phase.depth]
+                    batch_size * layer.activation_bytes for layer in by_depth[phase.depth]
                 ),
+                "fixed_bytes": sum(layer.fixed_bytes for layer in by_depth[phase.depth]),
             }
             for phase in training.phases
         ],
@@ -87,14 +89,15 @@ def _describe_rows(
                 "num_parameters": layer.num_parameters,
                 "num_macs": layer.num_macs,
                 "num_activations": layer.num_activations,
-                "activation_bytes": layer.compute_bytes(batch_size),
+                "activation_bytes": batch_size * layer.activation_bytes,
+                "fixed_bytes": layer.fixed_bytes,
             }
         )
     return rows
 
 
 def _sum_rows(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    keys = ("num_parameters", "num_macs", "num_activations", "activation_bytes")
+    keys = ("num_parameters", "num_macs", "num_activations", "activation_bytes", "fixed_bytes")
     return {key: sum(row[key] for row in rows) for key in keys}
 
 

@@ -1,6 +1,7 @@
 """Table of layers, fitted to a screen, and the lines that say where most of their costs lie."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from rich.markup import escape
@@ -10,6 +11,10 @@ from finetune.units import format_bytes, format_count
 
 _MAX_LAYERS_OF_GROUP = 7
 _MAX_ROWS = 48
+_NUM_LARGEST = 3
+
+FIXED = "(fixed)"
+"""Row of the kept tensors whose size does not depend on the batch."""
 
 Row = Mapping[str, Any]
 
@@ -23,14 +28,18 @@ def build_layer_table(tree: Mapping[str, Any]) -> Table:
     Args:
         tree: Layers as ``describe_layers`` returns them.
     """
-    rows = list(_iter_rows(tree["layers"]))
-    if len(rows) > _MAX_ROWS:
-        rows = [_sum(name, members) for name, members in _group_rows(tree["layers"])]
+    rows = _select_rows(tree["layers"])
+    totals = tree["totals"]
+    fixed = {"num_parameters": 0, "num_macs": 0, "activation_bytes": totals["fixed_bytes"]}
+    if totals["fixed_bytes"]:
+        rows.append({"name": FIXED, "output_shape": [], **fixed})
+    kept = totals["activation_bytes"] + totals["fixed_bytes"]
+    rows.append({"name": "total", "output_shape": [], **totals, "activation_bytes": kept})
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("\nlayer", overflow="fold")
     for header in ("\noutput", "\nparameters", "multiply-adds\nper image", "activations\nkept"):
         table.add_column(header, justify="right", no_wrap=True)
-    for row in [*rows, {"name": "total", "output_shape": [], **tree["totals"]}]:
+    for row in rows:
         table.add_row(
             escape(row["name"]),
             " x ".join(map(str, row["output_shape"])),
@@ -49,28 +58,39 @@ def describe_layers(tree: Mapping[str, Any]) -> list[str]:
         f"At {width} x {height} px in {tree['precision']}; activations: tensors kept for the "
         f"backward pass of {format_count(tree['batch_size'], 'image')}."
     ]
+    if tree["totals"]["fixed_bytes"]:
+        lines.append(f"{FIXED}: kept whatever the batch, such as weights in another precision.")
+    rows = _select_rows(tree["layers"])
     for key, title in (
         ("num_parameters", "parameters"),
         ("num_macs", "multiply-adds"),
         ("activation_bytes", "activations"),
     ):
-        largest = ", ".join(
-            f"{layer['name']} ({layer['fraction']:.0%})" for layer in tree["largest"][key]
-        )
+        total = sum(row[key] for row in rows)
+        ranked = sorted(rows, key=itemgetter(key), reverse=True)[:_NUM_LARGEST]
+        largest = ", ".join(f"{row['name']} ({row[key] / total:.0%})" for row in ranked if row[key])
         if largest:
             lines.append(f"Most {title}: {largest}.")
     for phase in tree["phases"]:
         groups = phase["groups"]
         names = groups[0] if len(groups) == 1 else f"{groups[0]} to {groups[-1]}"
         first, last = phase["first_epoch"], phase["last_epoch"]
-        kept = format_bytes(phase["activation_bytes"])
+        kept = format_bytes(phase["activation_bytes"] + phase["fixed_bytes"])
         if first == last:
-            lines.append(f"Epoch {first} trains {names} and keeps {kept} of activations.")
+            lines.append(f"Epoch {first} trains {names} and keeps {kept}.")
         else:
-            lines.append(f"Epochs {first}-{last} train {names} and keep {kept} of activations.")
+            lines.append(f"Epochs {first}-{last} train {names} and keep {kept}.")
     if not tree["phases"]:
         lines.append("The backbone is frozen: no activations but the input of the head are kept.")
     return lines
+
+
+def _select_rows(layers: Sequence[Row]) -> list[Row]:
+    """Return the rows of the table: layers and blocks, or groups where those are too many."""
+    rows = list(_iter_rows(layers))
+    if len(rows) > _MAX_ROWS:
+        rows = [_sum(name, members) for name, members in _group_rows(layers)]
+    return rows
 
 
 def _iter_rows(layers: Sequence[Row]) -> Iterator[Row]:

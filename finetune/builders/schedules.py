@@ -228,12 +228,14 @@ def build_momentum_lambda(
     Raises:
         ConfigError: A parameter is out of range.
     """
-    has_momentum = optim.name in ("adam", "adamw") or optim.momentum > 0
-    if not (lr_schedule.cycles_momentum and has_momentum):
+    if lr_schedule.name != "one_cycle":
         return None
     params = {k: v for k, v in lr_schedule.params.items() if names_parameter(one_cycle_momentum, k)}
     with explain_invalid("lr_schedule", lr_schedule.name, lr_schedule.params):
         one_cycle_momentum(0.0, num_steps=num_steps, **params)
+    has_momentum = optim.name in ("adam", "adamw") or optim.momentum > 0
+    if not (lr_schedule.cycles_momentum and has_momentum):
+        return None
     return lambda step: one_cycle_momentum(
         min(1.0, step / max(1, num_steps)), num_steps=num_steps, **params
     )

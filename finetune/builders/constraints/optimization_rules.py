@@ -11,7 +11,11 @@ def _stops_before_reduction(config: ResolvedConfig, _: RunSpec) -> bool:
     patience = config.trainer.early_stopping_patience
     if config.lr_schedule.name != "plateau" or patience is None:
         return False
-    return patience <= int(config.lr_schedule.params.get("patience", 2)) + 1
+    accepted = config.lr_schedule.params.get("patience", 2)
+    if not isinstance(accepted, int):
+        return False  # reported where the schedule is built
+    # early stopping counts from the probe, the plateau from the first epoch
+    return patience <= accepted + (2 if config.probe.enabled == "on" else 1)
 
 
 OPTIMIZATION = (
@@ -41,7 +45,8 @@ OPTIMIZATION = (
         ("trainer.early_stopping_patience", "lr_schedule.name"),
         _stops_before_reduction,
         "training would stop before the learning rate is lowered. Use a patience of at least two "
-        "epochs more than lr_schedule.params.patience, or leave one of them out.",
+        "epochs more than lr_schedule.params.patience, three after a linear probe, or leave one of "
+        "them out.",
     ),
     Constraint(
         ("lr_schedule.name", "probe.depth"),

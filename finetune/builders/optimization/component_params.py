@@ -60,6 +60,14 @@ def explain_invalid(section: str, name: str, params: Mapping[str, Any]) -> Itera
     try:
         yield
     except (TypeError, ValueError, RuntimeError) as error:
+        # errors of wrong types speak of operators of Python
+        wrong = [key for key, value in params.items() if not isinstance(value, int | float)]
+        reason = str(error)
+        if isinstance(error, TypeError) and wrong:
+            values = ", ".join(f"{key}={params[key]}" for key in wrong)
+            reason = f"{values} {'is' if len(wrong) == 1 else 'are'} of a wrong type"
+        elif isinstance(error, TypeError):
+            reason = "a value is of a wrong type"
         raise ConfigError(
-            f"{section}.name={name} with {section}.params={dict(params)} fails: {error}."
+            f"{section}.name={name} with {section}.params={dict(params)} fails: {reason}."
         ) from error

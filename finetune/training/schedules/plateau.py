@@ -37,11 +37,17 @@ class PlateauSettings:
             ValueError: A value is out of range.
         """
         checks = {
-            "factor": (0 < self.factor < 1, "between 0 and 1"),
+            "factor": (_is_number(self.factor) and 0 < self.factor < 1, "between 0 and 1"),
             "patience": (_is_count(self.patience), "a whole number of 0 or more"),
-            "threshold": (0 <= self.threshold < 1, "0 or more and below 1"),
+            "threshold": (
+                _is_number(self.threshold) and 0 <= self.threshold < 1,
+                "0 or more and below 1",
+            ),
             "cooldown": (_is_count(self.cooldown), "a whole number of 0 or more"),
-            "min_factor": (0 <= self.min_factor <= 1, "between 0 and 1"),
+            "min_factor": (
+                _is_number(self.min_factor) and 0 <= self.min_factor <= 1,
+                "between 0 and 1",
+            ),
         }
         for name, (is_valid, expected) in checks.items():
             if not is_valid:
@@ -91,6 +97,10 @@ class PlateauFactor:
         self._optimizer.param_groups[0]["lr"] = state["factor"]
         if state["monitor"] == self.settings.monitor:
             self._scheduler.load_state_dict({key: state[key] for key in _STATE_KEYS})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_count(value: Any) -> bool:

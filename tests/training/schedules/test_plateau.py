@@ -129,14 +129,18 @@ def test_resumed_run_reduces_at_the_same_epoch_to_the_same_bits(
     [
         ("plateau", {"factor": 2}, r"factor=2 is not between 0 and 1"),
         ("plateau", {"patience": 1.5}, r"patience=1\.5 is not a whole number"),
+        ("plateau", {"patience": "abc"}, r"patience=abc is not a whole number"),
+        ("plateau", {"patience": None}, r"patience=None is not a whole number"),
+        ("plateau", {"factor": "abc"}, r"factor=abc is not between 0 and 1"),
         ("plateau", {"gamma": 0.1}, r"lr_schedule\.params: unknown parameter 'gamma'"),
         ("step", {"gamma": 0}, r"lr_schedule\.name=step .*gamma=0 "),
         ("step", {"every": 0}, r"every=0 "),
         ("step", {"num_epochs": 3}, r"'num_epochs' comes from the run"),
-        ("exponential", {"gamma": "x"}, r"lr_schedule\.name=exponential "),
+        ("exponential", {"gamma": "x"}, r"lr_schedule\.name=exponential .*gamma=x is of a wrong"),
         ("inverse_time", {"decay": -1}, r"decay=-1 "),
         ("one_cycle", {"pct_start": 1}, r"pct_start=1 "),
         ("one_cycle", {"max_momentum": 1}, r"max_momentum=1 "),
+        ("one_cycle", {"base_momentum": 1.2, "cycle_momentum": False}, r"base_momentum=1\.2 "),
         ("one_cycle", {"anneal_strategy": "cosine"}, r"anneal_strategy='cosine' "),
         ("cosine", {"gamma": 0.1}, r"lr_schedule\.params: unknown parameter 'gamma'"),
         ("cosine", {"final_factor": 0.1}, r"'final_factor' comes from lr_schedule\.final_factor"),
@@ -147,7 +151,19 @@ def test_invalid_schedule_parameters_raise_config_error(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         create_small_training(animals, lr_schedule__name=name, lr_schedule__params=params,
-                              optim__name="sgd")  # fmt: skip
+                              optim__name="sgd", trainer__early_stopping_patience=9)  # fmt: skip
+
+
+def test_early_stopping_after_a_probe_leaves_an_epoch_at_the_lowered_rate(animals: Path) -> None:
+    settings: dict[str, Any] = {
+        "lr_schedule__name": "plateau", "lr_schedule__params": {"patience": 0},
+        "trainer__early_stopping_patience": 2,
+    }  # fmt: skip
+    create_small_training(animals, **settings, probe__enabled="off")
+    with pytest.raises(ConfigError, match="three after a linear probe"):
+        create_small_training(animals, **settings, probe__enabled="on")
+    settings["trainer__early_stopping_patience"] = 3
+    create_small_training(animals, **settings, probe__enabled="on")
 
 
 def test_one_cycle_sets_the_momentum_of_each_step(animals: Path) -> None:

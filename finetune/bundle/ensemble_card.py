@@ -213,6 +213,8 @@ def _combine_facts(cards: Sequence[ModelCard], weights: Sequence[float]) -> dict
         means = [round(sum(column) / len(known)) for column in zip(*known, strict=True)]
         if len(known) == len(cards):
             facts["train_images"] = dict(zip(first.classes, means, strict=True))
+    if score_losses := [card.score_loss for card in cards if card.score_loss is not None]:
+        facts["loss"] = score_losses[0]  # one such member leaves the mean without a class prior
     if all("flipped" in card.facts for card in cards):
         unflipped = next((card for card in cards if not card.facts["flipped"]), first)
         facts |= {key: unflipped.facts.get(key) for key in ("flipped", "flipped_by")}

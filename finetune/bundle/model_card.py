@@ -13,6 +13,7 @@ from finetune.bundle.usage_example import render_usage
 from finetune.errors import RunFolderError
 from finetune.evaluation.priors import ClassPrior, Priors, describe_class_prior, is_same_prior
 from finetune.lookup import is_import_path
+from finetune.losses import SCORE_LOSSES
 from finetune.types import PixelRange, PreprocessSpec, ReadOptions
 
 FORMAT_VERSION = 2
@@ -61,6 +62,15 @@ class ModelCard:
     def is_multi_label(self) -> bool:
         """Whether an image has any number of labels, each with a probability of its own."""
         return self.thresholds is not None
+
+    @property
+    def score_loss(self) -> str | None:
+        """Loss of scores that the logits come from, which assume no class prior; None for others.
+
+        A classifier that ``crt`` has fitted again has logits of cross-entropy.
+        """
+        loss = self.facts.get("loss")
+        return loss if loss in SCORE_LOSSES and self.facts.get("imbalance") != "crt" else None
 
     @property
     def read_options(self) -> ReadOptions:
@@ -216,6 +226,11 @@ def _render_priors(card: ModelCard) -> str:
     priors = card.priors
     if priors is None:
         return ""
+    if card.score_loss is not None:
+        return (
+            f"The probabilities assume no class prior: the network was trained with loss.name="
+            f"{card.score_loss}, whose logits are scores.\n\n"
+        )
     description = describe_class_prior(priors.effective, priors.train)
     evaluated = _get_evaluation_prior(card)
     if evaluated is not None and not is_same_prior(evaluated, priors.effective):

@@ -17,7 +17,6 @@ from finetune.evaluation.priors import (
     compute_logit_shift,
     describe_class_prior,
 )
-from finetune.losses import SCORE_LOSSES
 from finetune.types import Reporter
 
 
@@ -72,9 +71,8 @@ def _check_losses(prior: str, bundle: ModelBundle) -> None:
         ConfigError: One was. A classifier that was fitted again by ``crt`` is not affected.
     """
     for member in bundle.members or (bundle,):
-        facts = member.card.facts
-        loss = facts.get("loss")
-        if prior != "model" and loss in SCORE_LOSSES and facts.get("imbalance") != "crt":
+        loss = member.card.score_loss
+        if prior != "model" and loss is not None:
             raise ConfigError(
                 f"--prior {prior} cannot be used: {member.source} was trained with "
                 f"loss.name={loss}, whose logits are scores and assume no class prior that could "
@@ -94,8 +92,12 @@ def prior_to_json(card: ModelCard, *, requested: str | None) -> dict[str, Any]:
         description; and "class_prior", class name to prior, None if unknown.
     """
     priors = card.priors
+    description = None
     if card.is_multi_label:
         description = "none, each label has a probability of its own"
+    elif card.score_loss is not None:
+        description = f"none, the logits are scores of loss.name={card.score_loss}"
+    if description is not None:
         return {
             "requested": requested,
             "adjusted": False,

@@ -11,6 +11,7 @@ from finetune.config.imbalance import choose_imbalance_strategy, choose_post_hoc
 from finetune.config.optimizer_defaults import choose_optimizer_values, choose_warmup
 from finetune.config.schema import Config
 from finetune.config.sections.data import DEFAULT_PRESET, PRESET_CROP_SCALES
+from finetune.config.sections.objective import SCORE_LOSSES
 from finetune.units import format_count
 
 MACRO_F1_MIN_RATIO = 2.0
@@ -83,7 +84,7 @@ def _choose_independent_settings(config: Config, facts: Facts) -> dict[str, Choi
         "optim.swa_fraction": Choice(0.0),
         "imbalance.strategy": choose_imbalance_strategy(config, facts),
         "imbalance.post_hoc_strength": choose_post_hoc_strength(config, facts),
-        "calibration.enabled": _choose_calibration(facts),
+        "calibration.enabled": _choose_calibration(config, facts),
         "trainer.monitor": _choose_monitor(facts),
         "checkpoint.monitor": _choose_checkpoint_monitor(config, facts),
     }
@@ -236,7 +237,9 @@ def _choose_layer_decay(facts: Facts) -> Choice:
     return Choice(round(decay, 4), f"0.7 per stage, {facts.num_groups} layer groups")
 
 
-def _choose_calibration(facts: Facts) -> Choice:
+def _choose_calibration(config: Config, facts: Facts) -> Choice:
+    if config.loss.name in SCORE_LOSSES and facts.num_val_images > 0:
+        return Choice("on", "the logits are scores until a temperature scales them")
     is_enough = facts.num_val_images >= CALIBRATION_MIN_IMAGES
     return Choice(
         "on" if is_enough else "off", format_count(facts.num_val_images, "validation image")

@@ -20,10 +20,16 @@ from finetune.errors import ConfigError
 from finetune.evaluation.priors import Priors
 from finetune.inference.predictor import Predictor
 from finetune.models.backbone import create_network
+from finetune.training.checkpoint_io import is_probe_checkpoint
 from finetune.types import Split
 from tests.conftest import CLASSES
 from tests.support.helpers import RecordingReporter
-from tests.support.runs import build_photo_manifest, create_small_config, write_photos
+from tests.support.runs import (
+    build_photo_manifest,
+    create_small_config,
+    write_photos,
+    write_weights,
+)
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
@@ -263,6 +269,22 @@ def test_prior_target_of_run_is_used_in_its_metrics(
     assert again.evaluations == result.evaluations
 
 
+@pytest.mark.parametrize("probe", ["on", "off"])
+def test_model_of_a_run_with_hinge_has_the_loss_of_its_weights(probe: str, tmp_path: Path) -> None:
+    # with such a rate, no epoch is better than the probe
+    photos, weights = write_photos(tmp_path / "photos"), write_weights(tmp_path / "weights.pth")
+    config = create_small_config(
+        data__path=str(photos), model__weights=str(weights), output=str(tmp_path / "run"),
+        loss__name="hinge", probe__enabled=probe, optim__lr=1.0,
+    )  # fmt: skip
+    run = finetune.fit(config)
+    card = load_model(run.run_dir).card
+    assert is_probe_checkpoint(run.run_dir / "checkpoints" / "best.ckpt") is (probe == "on")
+    assert card.facts["loss"] == ("cross_entropy" if probe == "on" else "hinge")
+    prior = run.evaluations["val"]["prior"]["class_prior"]
+    assert (prior is None) is (probe == "off")
+
+
 @pytest.mark.parametrize(("loss", "imbalance"), [("hinge", "none"), ("squared_hinge", "none")])
 def test_prior_of_a_model_trained_with_hinge_raises_config_error(
     loss: str, imbalance: str, model: Path, tmp_path: Path, animals: Path
@@ -274,6 +296,11 @@ def test_prior_of_a_model_trained_with_hinge_raises_config_error(
         finetune.predict(tmp_path / "scores", animals / "val", prior="uniform", device="cpu")
     unchanged = finetune.predict(tmp_path / "scores", animals / "val", prior="model", device="cpu")
     assert unchanged.predictions
+    assert unchanged.prior["class_prior"] is None
+    assert f"loss.name={loss}" in unchanged.prior["target_prior"]
+    readme = (tmp_path / "scores" / "README.md").read_text(encoding="utf-8")
+    assert "assume no class prior" in readme
+    assert "Class prior of the probabilities" not in readme
     refitted = replace(bundle.card, facts={**facts, "imbalance": "crt"})
     save_bundle(bundle.network, refitted, tmp_path / "refitted")
     adjusted = finetune.predict(

@@ -353,6 +353,8 @@ def test_precision_and_image_size_follow_hardware_and_weights() -> None:
 @pytest.mark.parametrize(("num_val_images", "expected"), [(0, "off"), (29, "off"), (30, "on")])
 def test_calibration_auto_needs_30_validation_images(num_val_images: int, expected: str) -> None:
     assert choose(num_val_images=num_val_images)["calibration.enabled"] == expected
+    hinge = choose({"loss.name": "hinge"}, num_val_images=num_val_images)
+    assert hinge["calibration.enabled"] == ("on" if num_val_images else "off")
 
 
 def test_post_hoc_strength_is_chosen_on_held_out_images_if_post_hoc_is_automatic() -> None:

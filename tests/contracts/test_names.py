@@ -69,6 +69,10 @@ def test_imbalance_strategies_name_existing_components() -> None:
         assert strategy.head_rebalancing in ("none", "crt", "tau_norm", "post_hoc")
 
 
+def test_config_names_the_losses_of_scores() -> None:
+    assert objective.SCORE_LOSSES == SCORE_LOSSES
+
+
 def test_imbalance_strategies_cover_all_components() -> None:
     strategies = IMBALANCE_STRATEGIES.values()
     assert {strategy.sampler for strategy in strategies} == SAMPLERS.keys()

@@ -13,6 +13,7 @@ from finetune.builders import (
     enable_cache,
     get_micro_batch_size,
 )
+from finetune.builders.criterion import select_probe_loss
 from finetune.commands.fit.finalize import FinalEvaluation, evaluate_best_model, write_bundle
 from finetune.commands.fit.process_group import open_process_group
 from finetune.commands.fit.resume import find_run_early_stop, is_trained
@@ -239,12 +240,13 @@ def _fit_probe(
     tracker.csv.record(row, epoch=0 if training.is_probe_only else -1, step=0)
     if needs_strength(training):
         save_probe_predictions(run, training, result)
-    save_probe(module, module.card, result.to_json(), run.best_checkpoint_path)
+    card = _build_probe_card(training)
+    save_probe(module, card, result.to_json(), run.best_checkpoint_path)
     if not training.is_probe_only:
         temperature = scale_head(training, result)
         save_probe(
             module,
-            module.card,
+            card,
             result.to_json(),
             run.start_checkpoint_path,
             head_temperature=temperature,
@@ -253,6 +255,13 @@ def _fit_probe(
     if rendezvous is not None:
         rendezvous.broadcast("probe", score)
     return score
+
+
+def _build_probe_card(training: Training) -> dict[str, Any]:
+    """Return the model card of the probe, whose loss is not always that of fine-tuning."""
+    card = training.module.card
+    loss = select_probe_loss(training.config.loss.name)
+    return {**card, "facts": {**card["facts"], "loss": loss}}
 
 
 def _to_score(value: Any) -> float | None:

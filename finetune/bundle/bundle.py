@@ -9,6 +9,7 @@ ensemble, see ``finetune.bundle.ensemble``, has such a folder for each of its me
 import hashlib
 import json
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -163,6 +164,12 @@ def load_model(path: Path) -> ModelBundle:
     best = path / "checkpoints" / "best.ckpt"
     if best.is_file():
         return _load_checkpoint(best)
+    if (path / "study.json").is_file():
+        raise RunFolderError(
+            f"{path} is the folder of finetune tune, whose models are those of its trials: "
+            f"{path / 'trials' / '001'} has the default settings. Train with what the search "
+            f"found: finetune fit --config {shlex.quote(str(path / 'best.yaml'))}"
+        )
     raise RunFolderError(
         f"{path} contains no model: neither bundle/finetune.json nor checkpoints/best.ckpt exists. "
         f"If the run was stopped in its first epoch, resume it with finetune fit --resume {path}."

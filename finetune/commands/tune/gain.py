@@ -35,12 +35,14 @@ class TuneGain:
         validation: On the validation images, which chose the best trial; too optimistic.
         num_leaked: Held-out images left out, as duplicates of them are in training or validation.
         monitor: Metric that chose the best trial.
+        is_calibrated: Whether the models predict calibrated probabilities.
     """
 
     held_out: PairedComparison
     validation: PairedComparison
     num_leaked: int
     monitor: str
+    is_calibrated: bool = True
 
     @property
     def metric(self) -> str:
@@ -118,7 +120,13 @@ def measure_gain(
         labels = np.asarray(manifest.encode_labels(samples), np.int64)
         groups = group_samples(samples)
         tables[split] = compare_paired(default, best, labels, seed=seed, groups_N=groups)
-    return TuneGain(tables[Split.TEST], tables[Split.VAL], len(test) - len(kept), monitor)
+    return TuneGain(
+        tables[Split.TEST],
+        tables[Split.VAL],
+        len(test) - len(kept),
+        monitor,
+        config.calibration.enabled != "off",
+    )
 
 
 def summarize_gain(gain: TuneGain) -> str:
@@ -149,6 +157,13 @@ def summarize_gain(gain: TuneGain) -> str:
         f"{_format_change(gain.metric, gain.validation)}, and on the held-out images by "
         f"{_format_change(gain.metric, gain.held_out)}."
     )
+    if gain.monitor == "calibrated_loss" and not gain.is_calibrated:
+        second += (
+            " With calibration off that is another metric than the calibrated log loss that chose: "
+            "the two differ by more than luck."
+        )
+    elif gain.monitor not in ("calibrated_loss", gain.metric):
+        second += f" The trials were chosen by {gain.monitor}, to which {name} is the nearest."
     return f"{first} {second}"
 
 
@@ -172,13 +187,13 @@ def describe_differences(
     for name, diff in comparison["differences"].items():
         is_loss = name == "loss"
         scale, spec, unit = (1, ".4f", "") if is_loss else (100, ".1f", "%")
-        values = [f"{scale * diff[key]:{spec}}{unit}" for key in ("before", "after")]
+        before, after = (f"{scale * diff[key]:{spec}}{unit}" for key in ("before", "after"))
         change, low, high = (
             f"{scale * diff[key]:+{spec}}" for key in ("difference", "low", "high")
         )
         verdict = {"no difference beyond chance": "chance"}.get(diff["verdict"], diff["verdict"])
         shown = str(verdict) if name == decisive else ""
-        lines.append((METRIC_NAMES[name], *values, f"{change} ({low} to {high})", shown))
+        lines.append((METRIC_NAMES[name], before, after, f"{change} ({low} to {high})", shown))
     return lines
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.commands.tune.space.search_space import SearchDimension
-from finetune.commands.tune.space.validation import validate_space
+from finetune.commands.tune.space.space_validation import validate_space
 from finetune.config.schema import Config
 from finetune.distributed.launch import LaunchInfo
 from finetune.errors import ConfigError

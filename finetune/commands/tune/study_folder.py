@@ -1,9 +1,10 @@
 """Folder of a study: its files, and the settings that all of its processes share."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from finetune.data.manifest import Manifest, format_manifest, read_manifest
 from finetune.errors import RunFolderError
 from finetune.lookup import suggest_name
 from finetune.system.files import write_folder_atomically, write_text
+from finetune.types import Reporter
+from finetune.units import format_count
 
 _VERSION = 1
 
@@ -109,6 +112,11 @@ class StudyFolder:
         """Config of the best trial, for ``fit --config``."""
         return self.path / "best.yaml"
 
+    @property
+    def resume_command(self) -> str:
+        """Command line that continues the study, quoted for a shell."""
+        return shlex.join(["finetune", "tune", "--resume", str(self.path)])
+
     def get_trial_dir(self, number: int) -> Path:
         """Return the run folder of a trial."""
         return self.path / "trials" / f"{number:03}"
@@ -161,6 +169,18 @@ class StudyFolder:
             maximize=settings.maximize,
             seed=settings.seed,
         )
+
+    def keep_started_trials(self, settings: StudySettings, reporter: Reporter) -> StudySettings:
+        """Return the settings with at least as many trials as have begun; note if that is more."""
+        with closing(self.open_queue(settings)) as queue:
+            num_started = queue.count_started()
+        if settings.num_trials >= num_started:
+            return settings
+        reporter.note(
+            f"--trials {settings.num_trials} begins none: the study has "
+            f"{format_count(num_started, 'trial')} already. Give a larger number to go on."
+        )
+        return replace(settings, num_trials=num_started)
 
     def read_space(self) -> list[SearchDimension]:
         """Return the dimensions of the search."""

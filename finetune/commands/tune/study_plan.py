@@ -17,6 +17,7 @@ from finetune.commands.tune.hold_out import (
 from finetune.commands.tune.space.default_space import build_default_space, find_default_value
 from finetune.commands.tune.space.search_space import SearchDimension, format_value
 from finetune.commands.tune.study_folder import StudySettings
+from finetune.config.auto import get_config_value
 from finetune.config.load import diff_from_defaults, replace_values
 from finetune.config.multi_label import refuse_multi_label
 from finetune.config.schema import Config
@@ -145,16 +146,21 @@ def build_plan_rows(plan: StudyPlan) -> dict[str, str]:
 def build_space_rows(plan: StudyPlan) -> list[tuple[str, str, str]]:
     """Return the rows of the search space for the console: key, values and default."""
     return [
-        (
-            dimension.key,
-            dimension.describe(),
-            "measured"
-            if (default := plan.settings.defaults[dimension.key]) is None
-            and not dimension.contains(None)
-            else format_value(default),
-        )
+        (dimension.key, dimension.describe(), _describe_default(plan, dimension.key))
         for dimension in plan.space
     ]
+
+
+def _describe_default(plan: StudyPlan, key: str) -> str:
+    """Return the value of a key with the default settings, or a word for where it comes from."""
+    default = plan.settings.defaults[key]
+    if default is not None:
+        return format_value(default)
+    if key == "optim.lr":
+        return "measured"
+    if key.count(".") > 1:  # a parameter that is not given
+        return "built-in"
+    return "auto" if get_config_value(plan.config, key) == "auto" else format_value(None)
 
 
 def _check_hold_out(manifest: Manifest) -> None:

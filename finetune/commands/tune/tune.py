@@ -144,7 +144,9 @@ def resume_tune(
     options, reporter = options or TuneOptions(), reporter or Reporter()
     with signals.allow_interrupts():
         session = _open_session(Path(path), options, reporter)
-        session.study.write_settings(session.settings)
+        settings = session.study.keep_started_trials(session.settings, reporter)
+        session = replace(session, settings=settings)
+        session.study.write_settings(settings)
         return _run_and_report(session, options, reporter)
 
 
@@ -257,7 +259,7 @@ def _run(session: _Session, queue: TrialQueue, options: TuneOptions, reporter: R
             )
     except KeyboardInterrupt:
         reporter.finish()
-        reporter.note(f"Stopped. Continue with: finetune tune --resume {study.path}")
+        reporter.note(f"Stopped. Continue with: {study.resume_command}")
         raise
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 
 import finetune
 from finetune.bundle.model_card import read_card_json
-from finetune.commands.tune.space.search_space import SearchDimension
+from finetune.commands.tune.space.search_space import SearchDimension, parse_search_options
+from finetune.commands.tune.study_folder import StudyFolder
+from finetune.commands.tune.study_plan import build_space_rows
 from finetune.commands.tune.trials import trial_queue
 from finetune.commands.tune.trials.trial_row import TrialRow
 from finetune.commands.tune.tune import TuneOptions, plan_tune, resume_tune, tune
@@ -135,7 +138,10 @@ def test_tune_best_config_repeats_the_best_trial_bit_for_bit(
 
 
 def test_resume_tune_complete_study_reports_the_same(study: TuneResult) -> None:
-    again = resume_tune(study.study_dir)
+    recorder = RecordingReporter()
+    again = resume_tune(study.study_dir, TuneOptions(num_trials=2), reporter=recorder)
+    assert "--trials 2 begins none: the study has 3 trials already" in recorder.notes[0]
+    assert again.settings.num_trials == 3
     assert get_values(again) == get_values(study)
     assert again.gain == study.gain
 
@@ -287,6 +293,27 @@ def test_resume_tune_changed_images_raise(classes: Path, tmp_path: Path) -> None
     next((data / "ant").iterdir()).unlink()
     with pytest.raises(DataError, match="not those with which the study began"):
         resume_tune(tmp_path / "study", TuneOptions(num_trials=3))
+
+
+def test_study_is_no_model_and_its_trials_are(study: TuneResult) -> None:
+    with pytest.raises(RunFolderError, match=r"trials/001 has the default settings.*best\.yaml"):
+        finetune.evaluate(study.study_dir)
+
+
+def test_plan_names_defaults_that_are_not_measured(classes: Path, tmp_path: Path) -> None:
+    space, _ = parse_search_options(
+        ["model.drop_rate=0.2,0.5", "optim.lr=1e-4:1:log", "loss.params.gamma=1:3"]
+    )
+    config = build_scratch_config(classes, tmp_path / "study", optim__lr="auto", loss__name="focal")
+    plan = plan_tune(config, TuneOptions(space=tuple(space)))
+    rows = {key: default for key, _, default in build_space_rows(plan)}
+    assert rows["model.drop_rate"] == "null"
+    assert rows["loss.params.gamma"] == "built-in"
+
+
+def test_resume_command_is_quoted(tmp_path: Path) -> None:
+    command = StudyFolder(tmp_path / "k one").resume_command
+    assert shlex.split(command) == ["finetune", "tune", "--resume", str(tmp_path / "k one")]
 
 
 def test_resume_tune_other_folder_raises(tmp_path: Path, classes: Path) -> None:

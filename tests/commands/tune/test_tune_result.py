@@ -1,11 +1,12 @@
 """Tests of ``finetune.commands.tune.tune_result``: the verdict and what follows from it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from finetune.commands.tune.gain import TuneGain, describe_differences
+from finetune.commands.tune.gain import TuneGain, describe_differences, summarize_gain
 from finetune.commands.tune.study_folder import StudyFolder, StudySettings
 from finetune.commands.tune.trials.trial_row import TrialRow
 from finetune.commands.tune.tune_result import TuneResult, write_result
@@ -80,6 +81,23 @@ def test_summary_of_a_gain_names_what_is_worse(tmp_path: Path) -> None:
     result = build_result(tmp_path, build_gain("loss", loss=BETTER, accuracy=WORSE))
     assert "gained beyond chance in log loss" in result.summary
     assert "But it is worse in accuracy" in result.summary
+
+
+@pytest.mark.parametrize(
+    ("monitor", "is_calibrated", "part"),
+    [
+        ("calibrated_loss", True, ""),
+        ("calibrated_loss", False, "With calibration off"),
+        ("loss", False, ""),
+        ("balanced_accuracy", True, "chosen by balanced_accuracy, to which macro F1"),
+    ],
+)
+def test_summary_says_where_another_metric_chose(
+    monitor: str, is_calibrated: bool, part: str
+) -> None:
+    gain = replace(build_gain(monitor), is_calibrated=is_calibrated)
+    last = summarize_gain(gain).partition("held-out images by ")[2].partition(". ")[2]
+    assert (part in last) if part else not last
 
 
 def test_next_command_keeps_a_hold_out_that_the_user_gave(tmp_path: Path) -> None:

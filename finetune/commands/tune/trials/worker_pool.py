@@ -79,7 +79,7 @@ def run_workers(
         raise TrainingError(
             f"Worker {worker.number} ended with exit code {worker.process.returncode}: "
             f"{_read_last_line(path.read_text(encoding='utf-8', errors='replace'))} Its output is "
-            f"in {path}. Continue with: finetune tune --resume {study.path}"
+            f"in {path}. Continue with: {study.resume_command}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Tests of ``finetune.commands.tune.space.validation``."""
+"""Tests of ``finetune.commands.tune.space.space_validation``."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from finetune.commands.tune.space.search_space import (
     parse_search_options,
     read_space_file,
 )
-from finetune.commands.tune.space.validation import FIXED_KEYS, validate_space
+from finetune.commands.tune.space.space_validation import FIXED_KEYS, validate_space
 from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.errors import ConfigError

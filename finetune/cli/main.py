@@ -22,6 +22,7 @@ from finetune.errors import (
     PREEMPTED_EXIT_CODE,
     ConfigError,
     FinetuneError,
+    ModelError,
 )
 from finetune.system import output_streams
 
@@ -120,6 +121,12 @@ def _handle_foreign_error(error: Exception, arguments: Sequence[str]) -> int:
     if disk_error is not None:
         _print_error(str(disk_error))
         return disk_error.exit_code
+    from finetune.cli.user_code import explain_user_error
+
+    user_error = explain_user_error(error)
+    if user_error is not None:
+        _print_error(user_error)
+        return ModelError.exit_code
     _print_error(
         f"Unexpected {type(error).__name__}: {error}. This is a bug in finetune. Please report it "
         f"with the output of the same command under FINETUNE_DEBUG=1."

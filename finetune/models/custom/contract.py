@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from finetune.errors import ModelError
 from finetune.models.custom.code_import import compute_code_digest, describe_type
@@ -38,6 +39,7 @@ def supply_contract(
     Raises:
         ModelError: A part is wrong, or is missing and cannot be found.
     """
+    _check_initialised(backbone, network)
     given = _read_cfg(backbone, network)
     cfg = {**DEFAULT_CFG, **given}
     size = tuple(cfg["input_size"])
@@ -67,6 +69,19 @@ def supply_contract(
         shapes = (tuple(p.shape) for name, p in network.named_parameters() if name in names)
         # inputs of the classifier; timm writes it into config.json
         network.num_features = max(shapes, key=len)[-1]  # type: ignore[assignment]
+
+
+def _check_initialised(backbone: str, network: nn.Module) -> None:
+    """Raise ModelError where a lazy layer has no shape, and so no parameters, yet."""
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    names = [name for name, tensor in tensors if is_lazy(tensor)]
+    if names:
+        raise ModelError(
+            f"'{backbone}' has parameters without a shape: {', '.join(names[:3])}"
+            f"{' …' if len(names) > 3 else ''}. State the sizes of its lazy layers, as in "
+            f"nn.Linear(in_features, out_features), or run the network on an image before "
+            f"returning it."
+        )
 
 
 def _get_classifier(network: nn.Module) -> nn.Module:

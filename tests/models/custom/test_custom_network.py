@@ -176,6 +176,9 @@ FAULTS = {
         r"returns \(2, 7\) in training mode for 2 images, not logits of shape \(2, 3\)"
     ),
     f"{POOLED}nn.Linear(3, num_classes), nn.Softmax(1))": "no method get_classifier.*return self",
+    f"{DEFINITION}return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))": (
+        r"without a shape: 1\.weight, 1\.bias.*nn\.Linear"
+    ),
     f"{DEFINITION}return nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(2), nn.Flatten())": (
         r"returns \(2, 150528\)"
     ),

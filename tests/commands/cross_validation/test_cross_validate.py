@@ -16,7 +16,7 @@ import finetune
 from finetune.bundle.bundle import load_model
 from finetune.commands.fit.fit import FitResult
 from finetune.commands.fit.lr_find import find_learning_rate
-from finetune.config.load import build_config
+from finetune.config.load import build_config, replace_values
 from finetune.errors import ConfigError, DataError
 from finetune.inference.predictor import Predictor
 from finetune.types import Split
@@ -284,9 +284,9 @@ def test_one_fold_without_the_folder_of_all_is_refused(
     insects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = build_run_config(insects, tmp_path / "run", cross_validation__fold=2, output=None)
+    config = build_run_config(insects, tmp_path / "run", cross_validation__fold=2)
     with pytest.raises(ConfigError, match=r"fold=2 .*--output"):
-        finetune.fit(config)
+        finetune.fit(replace_values(config, {"output": None}))
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,16 +1,19 @@
 """Contract of the constraint table: a run violates each row, and the error names its keys."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import finetune
 from finetune.builders.constraints import CONSTRAINTS, Constraint, check_constraints
 from finetune.builders.network import build_network
 from finetune.builders.resolve import RunSpec, resolve_config
 from finetune.config.load import replace_values
 from finetune.data.training_data import TrainingData
-from finetune.errors import DataError, FinetuneError
+from finetune.errors import ConfigError, DataError, FinetuneError
 from finetune.types import Phase
 from tests.support.runs import build_listed_manifest, create_small_config
 
@@ -260,3 +263,33 @@ def test_batch_size_is_reduced_to_the_images_of_an_epoch(
     run = build_run(default_run, settings)
     assert (run.batch_size, run.micro_batch_size) == (batch_size, micro_batch_size)
     assert run.num_steps == 2 * (24 // batch_size)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optim.name", "sgd"),
+        ("optim.lr", 0.5),
+        ("optim.params", {"eps": 1e-6}),
+        ("optim.weight_decay", 0.0),
+        ("optim.backbone_lr_scale", 0.5),
+        ("lr_schedule.name", "step"),
+        ("model.drop_rate", 0.5),
+        ("trainer.early_stopping_patience", 3),
+    ],
+)
+def test_setting_of_epochs_with_linear_probe_only_raises_error_naming_it(
+    key: str, value: Any, animals: Path, tmp_path: Path
+) -> None:
+    name = key.replace(".", "__")
+    settings = {"data__path": str(animals), "output": str(tmp_path / "run"), name: value}
+    alone = create_small_config(
+        **{
+            "unfreeze__name": "linear_probe",
+            "probe__enabled": "on",
+            "trainer__epochs": 1,
+            **settings,
+        }
+    )
+    with pytest.raises(ConfigError, match=rf"{re.escape(key)}=.*unfreeze\.name=linear_probe"):
+        finetune.fit(alone)

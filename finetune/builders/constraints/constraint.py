@@ -31,22 +31,22 @@ class Constraint:
     def format_message(self, run: RunSpec) -> str:
         """Return the message for a run that violates the constraint; it names all keys."""
         first, *others = (
-            f"{key}={_format_value(get_config_value(run.config, key))}" for key in self.keys
+            f"{key}={format_value(get_config_value(run.config, key))}" for key in self.keys
         )
         conflict = f" cannot apply to {' and '.join(others)}" if others else ""
         return f"{first}{conflict}: {self.reason.format(run=run, config=run.config)}"
 
 
-def _format_value(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value as it is written on the command line."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_format_value(item)}' for key, item in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {format_value(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_format_value, value))}]"
+        return f"[{', '.join(map(format_value, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

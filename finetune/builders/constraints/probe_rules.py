@@ -1,8 +1,17 @@
 """Constraints of the linear probe, and of runs that are nothing else."""
 
-from finetune.builders.constraints.constraint import Constraint, Predicate, is_sharded
+from finetune.builders.constraints.constraint import (
+    Constraint,
+    Predicate,
+    format_value,
+    is_sharded,
+)
 from finetune.builders.criterion import select_probe_loss
 from finetune.config.auto import get_config_value
+from finetune.config.load import diff_from_defaults
+from finetune.config.resolved import ResolvedConfig
+from finetune.config.schema import Config
+from finetune.config.sections.optim import LrScheduleConfig, OptimConfig
 
 
 def _require_probe(key: str, default: int | str) -> Constraint:
@@ -93,3 +102,42 @@ PROBE_ONLY = (
         lambda c, run: set(c.data.train_image_size) != {run.facts.image_size},
     ),
 )
+
+_EPOCH_SETTINGS = (
+    *(
+        f"optim.{key}"
+        for key in OptimConfig.model_fields
+        if key not in ("swa_fraction", "max_norm")
+    ),
+    *(f"lr_schedule.{key}" for key in LrScheduleConfig.model_fields),
+    "loss.params",
+    "model.drop_rate",
+    "trainer.early_stopping_patience",
+    "trainer.gradient_clip_val",
+)
+"""Settings that only training in epochs reads."""
+
+
+def check_probe_settings(given: Config, config: ResolvedConfig) -> None:
+    """Check that no setting of epochs is given for a new run whose head alone is fitted.
+
+    Resumed runs are not checked: older releases accepted such settings.
+
+    Args:
+        given: Config as given.
+        config: The same, resolved.
+
+    Raises:
+        ConfigError: There is one; the message names it.
+    """
+    if not config.is_probe_only or config.probe.depth > 1:
+        return
+    values = diff_from_defaults(given)
+    for key in _EPOCH_SETTINGS:
+        is_adjustment = key == "loss.params" and config.loss.name == "logit_adjusted"
+        if key in values and values[key] != "auto" and not is_adjustment:
+            rule = _forbid_for_probe_only(key, lambda *_: True)
+            raise rule.error(
+                f"{key}={format_value(values[key])} cannot apply to unfreeze.name=linear_probe: "
+                f"{rule.reason}"
+            )

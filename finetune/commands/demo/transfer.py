@@ -40,7 +40,10 @@ SHARED_AUGMENTATION: Mapping[str, Any] = {
 }  # fmt: skip
 """Augmentation of all runs: methods differ in nothing else, and mirrored digits are no digits."""
 
-_EPOCH_KEYS = ("optim.", "lr_schedule.", "trainer.epochs", "trainer.early_stopping")
+_EPOCH_KEYS = (
+    "optim.", "lr_schedule.", "loss.params", "model.drop_rate", "trainer.epochs",
+    "trainer.early_stopping", "trainer.gradient_clip",
+)  # fmt: skip
 """Keys of ``TransferSpec.settings`` that frozen features cannot use: their head has no epochs."""
 
 _OWN_KEYS = (

@@ -11,6 +11,7 @@ from finetune.builders import (
     fit_batch_to_memory,
     measure_run_cost,
 )
+from finetune.builders.constraints.probe_rules import check_probe_settings
 from finetune.commands.fit.plan import build_plan
 from finetune.commands.measurement.input_notes import note_input
 from finetune.commands.measurement.normalization import check_normalization
@@ -48,6 +49,7 @@ def prepare_run(
     training = build_training(
         replace_values(resolved_paths, {"output": str(run_dir)}), data.manifest
     )
+    check_probe_settings(given or config, training.config)
     note_input(training, data.audit, reporter)
     _report_batch_reduction(training, reporter)
     # micro-batches divide the reduced batch size, and not always the requested one

@@ -61,7 +61,7 @@ def apply_max_norm(limit: UnitLimit) -> None:
     weight, groups = limit.weight, limit.transposed_groups
     with torch.no_grad():
         if groups:
-            norms = weight.unflatten(0, (groups, -1)).flatten(3).norm(dim=(1, 3))
+            norms = weight.reshape(groups, -1, *weight.shape[1:]).flatten(3).norm(dim=(1, 3))
             norms = norms.repeat_interleave(len(weight) // groups, dim=0)
         else:
             norms = weight.flatten(1).norm(dim=1)

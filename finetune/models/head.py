@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -69,10 +69,18 @@ def compute_backbone_digest(network: nn.Module) -> str:
 
     It is part of the names of feature stores on disk and must not change between releases.
     """
-    head_parameters = find_classifier_parameters(network)
+    return _compute_digest(network, left_out=find_classifier_parameters(network))
+
+
+def compute_network_digest(network: nn.Module) -> str:
+    """Return a SHA-256 digest of the names, shapes and values of everything."""
+    return _compute_digest(network, left_out=())
+
+
+def _compute_digest(network: nn.Module, *, left_out: Container[str]) -> str:
     digest = hashlib.sha256(_get_architecture_id(network).encode())
     for name, tensor in network.state_dict().items():
-        if name not in head_parameters:
+        if name not in left_out:
             digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

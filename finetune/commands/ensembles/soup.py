@@ -1,6 +1,6 @@
 """Model soups: runs that started from the same weights, averaged to one network."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,29 +11,28 @@ from torch import Tensor, nn
 from finetune.bundle.bundle import ModelBundle, load_model
 from finetune.commands.ensembles.member_runs import find_shared_validation_images, read_member_runs
 from finetune.commands.ensembles.soup_checks import check_soup
-from finetune.data.dataset import ImageDataset, create_loader
-from finetune.data.images.source import FileSource
+from finetune.commands.ensembles.statistics_batches import iterate_statistics_batches
+from finetune.commands.evaluation.label_shift import compute_label_shift
+from finetune.commands.stored_run import read_stored_config
 from finetune.data.manifest import Manifest
 from finetune.data.training_data import group_samples
-from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import ConfigError
 from finetune.evaluation.calibration import calibrate
 from finetune.evaluation.metrics import log_loss
 from finetune.inference.predictor import Predictor
-from finetune.models.classifier import normalise
 from finetune.models.weight_soup import (
     average_networks,
     have_equal_statistics,
     recompute_statistics,
 )
-from finetune.types import Reporter, Split
+from finetune.system.run_folder import RunFolder
+from finetune.types import Reporter
 from finetune.units import format_count, format_percent
 
 METHODS = ("greedy", "uniform")
 """Values of ``--soup``."""
 
 _BATCH_SIZE = 32
-_MAX_STATISTICS_IMAGES = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class _Score:
 class _Kitchen:
     """Averages networks and scores them on the validation images that the runs share."""
 
-    def __init__(self, paths: Sequence[Path], card_of: ModelBundle, reporter: Reporter) -> None:
+    def __init__(self, paths: Sequence[Path], classes: Sequence[str], reporter: Reporter) -> None:
         members = read_member_runs(paths)
         shared = find_shared_validation_images(members, option="--soup", reporter=reporter)
         run = members[0].run
@@ -55,42 +54,51 @@ class _Kitchen:
         self.manifest: Manifest = run.manifest
         self.samples = shared.samples
         self.files = [shared.root / sample.path for sample in shared.samples]
-        index = {name: number for number, name in enumerate(card_of.card.classes)}
+        index = {name: number for number, name in enumerate(classes)}
         self.labels = torch.tensor([index[sample.label] for sample in shared.samples])
-        self.bundle = card_of
+        configs = [read_stored_config(RunFolder(path)) for path in paths]
+        self.calibrates = all(config.calibration.enabled == "on" for config in configs)
 
-    def average(self, networks: Sequence[nn.Module]) -> nn.Module:
-        """Return the mean network, with BatchNorm statistics of its own if those differ."""
+    def average(self, networks: Sequence[nn.Module], base: ModelBundle) -> ModelBundle:
+        """Return the mean network with the card of ``base``, calibrated like a run.
+
+        Its BatchNorm statistics are its own if those of the networks differ.
+        """
         network = average_networks(networks)
         if not have_equal_statistics(networks):
-            recompute_statistics(network, self._iterate_training_batches())
-        return network
+            recompute_statistics(network, iterate_statistics_batches(self.manifest, base.card))
+        return self._calibrate(
+            replace(base, network=network, card=replace(base.card, temperature=1.0))
+        )
 
-    def compute_logits(self, network: nn.Module) -> Tensor:
-        """Return the logits of the validation images, shape (N, V, K)."""
-        bundle = replace(self.bundle, network=network)
-        return Predictor(bundle, device="cpu", batch_size=_BATCH_SIZE).predict_logits(self.files)
-
-    def score(self, network: nn.Module) -> _Score:
-        """Return accuracy and log loss of the validation images."""
-        bundle = replace(self.bundle, network=network)
+    def score(self, bundle: ModelBundle) -> _Score:
+        """Return accuracy and log loss of the validation images, by a model with its own card."""
         probabilities = Predictor(bundle, device="cpu").compute_probabilities(
-            self.compute_logits(network)
+            self._compute_logits(bundle)
         )
         correct = probabilities.argmax(dim=1) == self.labels
         loss = float(log_loss(probabilities, self.labels))
         return _Score(float(correct.double().mean()), loss)
 
-    def _iterate_training_batches(self) -> Iterator[Tensor]:
-        """Yield normalised training images of the first run, at most 2,048 of them."""
-        files = self.manifest.resolve_paths(self.manifest.get_samples(Split.TRAIN))
-        step = -(-len(files) // _MAX_STATISTICS_IMAGES)
-        spec, options = self.bundle.card.spec, self.bundle.card.read_options
-        dataset = ImageDataset(
-            FileSource(files[::step], options=options), None, EvalTransform(spec)
+    def _compute_logits(self, bundle: ModelBundle) -> Tensor:
+        """Return the logits of the validation images, shape (N, V, K)."""
+        return Predictor(bundle, device="cpu", batch_size=_BATCH_SIZE).predict_logits(self.files)
+
+    def _calibrate(self, bundle: ModelBundle) -> ModelBundle:
+        """Return a model with a temperature fitted on the validation images, if runs fit one."""
+        if not self.calibrates:
+            return bundle
+        result = calibrate(
+            self._compute_logits(bundle)[:, 0],
+            self.labels,
+            shift=compute_label_shift(self.labels, bundle.card),
+            groups=group_samples(self.samples),
         )
-        for batch in create_loader(dataset, batch_size=_BATCH_SIZE, num_workers=0):
-            yield normalise(batch["image"], mean=spec.mean, std=spec.std)
+        if result is None:
+            return bundle
+        facts = {**bundle.card.facts, "calibration": result.to_json()}
+        card = replace(bundle.card, temperature=result.temperature, facts=facts)
+        return replace(bundle, card=card)
 
 
 def cook_soup(paths: Sequence[Path], *, method: str, reporter: Reporter) -> ModelBundle:
@@ -99,7 +107,8 @@ def cook_soup(paths: Sequence[Path], *, method: str, reporter: Reporter) -> Mode
     The greedy soup begins with the run of the highest validation accuracy, and takes each further
     run, in that order, if the accuracy of the average does not fall (Wortsman et al. 2022,
     recipe 1, https://arxiv.org/abs/2203.05482). Of equal accuracies the lower log loss is higher.
-    The temperature is fitted anew on the validation images.
+    The temperature is fitted anew on the validation images if that of the runs was
+    (``calibration.enabled``), and every run is scored with its own.
 
     Args:
         paths: Run folders.
@@ -120,18 +129,19 @@ def cook_soup(paths: Sequence[Path], *, method: str, reporter: Reporter) -> Mode
         )
     bundles = [load_model(path) for path in paths]
     check_soup(paths, bundles)
-    kitchen = _Kitchen(paths, bundles[0], reporter)
+    kitchen = _Kitchen(paths, bundles[0].card.classes, reporter)
     reporter.start("averaging weights", len(paths))
-    scores = [kitchen.score(bundle.network) for bundle in bundles]
+    scores = [kitchen.score(bundle) for bundle in bundles]
     order = sorted(range(len(paths)), key=lambda row: (-scores[row].accuracy, scores[row].loss))
     chosen = order if method == "uniform" else order[:1]
-    network = kitchen.average([bundles[row].network for row in chosen])
-    current = kitchen.score(network)
+    base = _clear_facts(bundles[order[0]], bundles)
+    soup = kitchen.average([bundles[row].network for row in chosen], base)
+    current = kitchen.score(soup)
     for row in order[1:] if method == "greedy" else ():
-        candidate = kitchen.average([bundles[r].network for r in (*chosen, row)])
+        candidate = kitchen.average([bundles[r].network for r in (*chosen, row)], base)
         score = kitchen.score(candidate)
         if score.accuracy >= current.accuracy:
-            chosen, network, current = [*chosen, row], candidate, score
+            chosen, soup, current = [*chosen, row], candidate, score
         reporter.advance()
     reporter.finish()
     are_equal = have_equal_statistics([bundles[row].network for row in chosen])
@@ -146,25 +156,17 @@ def cook_soup(paths: Sequence[Path], *, method: str, reporter: Reporter) -> Mode
         "batch_norm": "unchanged" if are_equal else "recomputed on training images",
     }
     reporter.note(_describe_soup(facts))
-    first = bundles[order[0]]
-    kept = ("weights", "train_images", "imbalance", "flipped", "flipped_by")
-    card = replace(
-        first.card,
-        facts={**{key: first.card.facts[key] for key in kept if key in first.card.facts},
-               "soup": facts},
-    )  # fmt: skip
-    return _calibrate(replace(first, network=network, card=card), kitchen)
+    return replace(soup, card=replace(soup.card, facts={**soup.card.facts, "soup": facts}))
 
 
-def _calibrate(bundle: ModelBundle, kitchen: _Kitchen) -> ModelBundle:
-    """Return the model with a temperature fitted on the validation images."""
-    card = replace(bundle.card, temperature=1.0)
-    logits = kitchen.compute_logits(bundle.network)[:, 0]
-    result = calibrate(logits, kitchen.labels, groups=group_samples(kitchen.samples))
-    if result is not None:
-        facts = {**card.facts, "calibration": result.to_json()}
-        card = replace(card, temperature=result.temperature, facts=facts)
-    return replace(bundle, card=card)
+def _clear_facts(first: ModelBundle, bundles: Sequence[ModelBundle]) -> ModelBundle:
+    """Return a model with only those facts on its card that hold for an average of models."""
+    kept = ("weights", "train_images", "imbalance", "loss", "flipped", "flipped_by")
+    facts = {key: first.card.facts[key] for key in kept if key in first.card.facts}
+    # a part of scores leaves the mean without a class prior
+    if score_losses := [one.card.score_loss for one in bundles if one.card.score_loss is not None]:
+        facts["loss"] = score_losses[0]
+    return replace(first, card=replace(first.card, facts=facts))
 
 
 def _describe_soup(facts: dict[str, Any]) -> str:

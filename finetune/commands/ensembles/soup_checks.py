@@ -8,12 +8,14 @@ from finetune.bundle.bundle import ModelBundle, load_model
 from finetune.config.multi_label import refuse_multi_label
 from finetune.errors import ConfigError
 from finetune.evaluation.priors import is_same_prior
-from finetune.models.head import compute_backbone_digest
+from finetune.exporters.timm_format import explain_refusal
+from finetune.models.head import compute_backbone_digest, compute_network_digest
 from finetune.system.run_folder import RunFolder
 
 _SAME: tuple[tuple[str, Callable[[ModelBundle], Any]], ...] = (
     ("backbone", lambda bundle: bundle.card.backbone),
     ("arguments of the network", lambda bundle: dict(bundle.card.model_args)),
+    ("heads", lambda bundle: bundle.card.head),
     ("classes", lambda bundle: bundle.card.classes),
     ("preprocessing", lambda bundle: bundle.card.spec),
     ("range of values", lambda bundle: bundle.card.pixel_range),
@@ -22,6 +24,8 @@ _SAME: tuple[tuple[str, Callable[[ModelBundle], Any]], ...] = (
 
 def check_soup(paths: Sequence[Path], bundles: Sequence[ModelBundle]) -> None:
     """Check that runs have the same network, classes and preprocessing, and the same start.
+
+    Also that the average can be written, in timm's format.
 
     Args:
         paths: Run folders.
@@ -57,19 +61,30 @@ def check_soup(paths: Sequence[Path], bundles: Sequence[ModelBundle]) -> None:
     for path, start in zip(paths[1:], starts[1:], strict=True):
         if start[0] != starts[0][0]:
             raise _build_error("initial weights", (paths[0], starts[0][1]), (path, start[1]))
+    head = first.card.head
+    reason = explain_refusal(first.card.backbone, None if head is None else head["name"])
+    if reason is not None:
+        raise ConfigError(reason)
 
 
 def _describe_start(path: Path, bundle: ModelBundle) -> tuple[str, str]:
     """Return what identifies the weights that a run started from, and a description of them.
 
-    That is the digest of the backbone in ``checkpoints/start.ckpt``, or else their source, with the
-    seed of random ones.
+    That is the digest of the backbone and of hidden layers of the head in
+    ``checkpoints/start.ckpt``, or else their source, with the seed of random ones.
     """
     weights, seed = bundle.card.facts.get("weights"), bundle.card.facts.get("seed")
     description = f"random weights of seed {seed}" if weights == "random" else str(weights)
+    if weights != "random" and bundle.card.head is not None:
+        description += f" with hidden layers of seed {seed}"
     file = RunFolder(path).start_checkpoint_path
     if file.is_file():
-        digest = compute_backbone_digest(load_model(file).network)
+        start = load_model(file)
+        digest = (
+            compute_backbone_digest(start.network)
+            if start.card.head is None
+            else compute_network_digest(start.network)
+        )
         return digest, f"{description}, digest {digest[:12]}"
     return description, description
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from finetune.audit.leakage import find_rows_without_leaks
 from finetune.builders import Training, get_micro_batch_size
 from finetune.bundle.bundle import ModelBundle, load_model, save_bundle
+from finetune.commands.evaluation.label_shift import compute_label_shift
 from finetune.commands.measurement.prior_adjustment import (
     HeldOutLogits,
     PriorAdjustment,
@@ -24,7 +24,6 @@ from finetune.data.training_data import group_samples
 from finetune.evaluation.calibration import Calibration, calibrate
 from finetune.evaluation.multi_label.label_calibration import calibrate_labels
 from finetune.evaluation.multi_label.label_thresholds import choose_thresholds
-from finetune.evaluation.priors import compute_logit_shift, normalize_prior
 from finetune.inference.predictor import Predictor
 from finetune.inference.scoring import (
     AnyEvaluation,
@@ -108,7 +107,7 @@ def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) 
             rows = clean or list(range(len(targets)))
             groups = group_samples([samples[row] for row in rows])
             held_out = HeldOutLogits(logits[rows, 0], torch.from_numpy(targets)[rows], groups)
-            shift = _compute_prior_shift(targets, bundle)
+            shift = compute_label_shift(torch.from_numpy(targets), bundle.card)
             if training.config.calibration.enabled == "on":
                 calibration = (
                     calibrate_labels(held_out.logits, held_out.target, groups=groups)
@@ -180,25 +179,6 @@ def _choose_thresholds(
         return None
     temperature = 1.0 if calibration is None else calibration.temperature
     return choose_thresholds((held_out.logits.double() / temperature).sigmoid(), held_out.target)
-
-
-def _compute_prior_shift(labels: NDArray[Any], bundle: ModelBundle) -> torch.Tensor | None:
-    """Return the logit adjustment to the class prior of validation images, shape (K,).
-
-    Without it, a difference of the priors would be mistaken for over- or underconfidence. Each
-    class counts one image more than it has (Laplace smoothing), so that one without images is rare
-    and not impossible. None if the class counts agree with the model prior up to chance.
-    """
-    priors = bundle.card.priors
-    if priors is None or min(priors.model) <= 0:
-        return None
-    counts = torch.bincount(torch.from_numpy(labels), minlength=len(priors.model))
-    expected = torch.tensor(priors.model) * len(labels)
-    # Pearson's chi-squared statistic, compared with its mean plus two standard deviations
-    mean = len(counts) - 1
-    if float(((counts - expected) ** 2 / expected).sum()) <= mean + 2 * (2 * mean) ** 0.5:
-        return None
-    return torch.tensor(compute_logit_shift(normalize_prior((counts + 1).tolist()), priors.model))
 
 
 def _calibrate(

@@ -89,6 +89,30 @@ def test_soup_of_other_start_is_refused_with_reason(runs: Runs, tmp_path: Path) 
     assert not (tmp_path / "soup").exists()
 
 
+def test_soup_of_hidden_layers_with_other_start_is_refused_before_averaging(
+    insects: Path, tmp_path: Path
+) -> None:
+    train(insects, tmp_path / "base", data={"split_seed": 0})
+    weights = tmp_path / "base" / "bundle"
+    paths = [
+        train(
+            insects,
+            tmp_path / f"run{seed}",
+            seed=seed,
+            data={"split_seed": 0},
+            model={"weights": str(weights), "head": "mlp", "head_params": {"hidden": [8]}},
+        )
+        for seed in (0, 1)
+    ]
+    with pytest.raises(ConfigError, match="initial weights differ"):
+        finetune.export(paths, tmp_path / "soup", soup="uniform")
+    other = shutil.copytree(paths[0], tmp_path / "other")
+    reporter = RecordingReporter()
+    with pytest.raises(ConfigError, match="hidden layers"):
+        finetune.export([paths[0], other], tmp_path / "soup", soup="uniform", reporter=reporter)
+    assert not reporter.notes, "nothing was averaged"
+
+
 def test_soup_of_another_network_is_refused_with_reason(
     runs: Runs, insects: Path, tmp_path: Path
 ) -> None:

@@ -132,7 +132,7 @@ def describe_refit(choice: RefitChoice, measured: Mapping[str, Any], num_images:
     parts = [format_count(choice.num_epochs, "epoch")] if choice.num_epochs else ["linear probe"]
     if (rate := measured.get("optim.lr")) is not None:
         parts.append(f"learning rate {format_scientific(rate)}")
-    if choice.position is not None and choice.position < 1:
+    if choice.position not in (None, 0, 1):
         parts.append(f"weights {choice.position:.0%} of the way to the last epoch")
     if choice.temperature != 1:
         parts.append(f"temperature {format_scientific(choice.temperature, digits=3)}")

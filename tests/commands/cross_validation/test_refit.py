@@ -11,7 +11,7 @@ import torch
 
 import finetune
 from finetune.bundle.bundle import load_model
-from finetune.commands.cross_validation.refit import choose_measured, choose_refit
+from finetune.commands.cross_validation.refit import choose_measured, choose_refit, describe_refit
 from finetune.commands.fit.fit import FitResult
 from finetune.commands.measurement.interpolation import interpolate_weights
 from finetune.config.load import build_config, read_config_file
@@ -163,6 +163,14 @@ def test_measured_settings_are_medians_and_majorities() -> None:
         "augment.hflip": "on",
         "imbalance.post_hoc_strength": 0.4,
     }
+
+
+def test_description_of_a_refitted_probe_has_no_epochs() -> None:
+    text = describe_refit(choose_refit([build_fold(10, 0.0)] * 2), {}, 72)
+    assert text == "Refit on all 72 images, as the folds chose: linear probe."
+    text = describe_refit(choose_refit([build_fold(10, 0.25)] * 2), {}, 72)
+    assert "10 epochs" in text
+    assert "25% of the way" in text
 
 
 def test_majority_of_measured_settings_of_any_type() -> None:

@@ -79,7 +79,9 @@ def test_tune_prints_plan_trials_and_result_within_80_columns(
     assert [line for line in lines if line.startswith("trial 1/2: calibrated_loss")]
     assert "Best trial against the default settings, on 6 images that chose nothing:" in lines
     assert any(line.startswith("accuracy ") for line in lines)
-    assert "finetune fit --config study/best.yaml" in output.words
+    command = json.loads((workdir / "study" / "tune.json").read_text())["next_command"]
+    assert command[:3] == ["finetune", "fit", "--config"]
+    assert " ".join(command) in output.words
     assert [line for line in lines if len(line.rstrip()) > 80] == []
 
 

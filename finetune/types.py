@@ -260,3 +260,7 @@ class Reporter:
 
     def show_epoch(self, row: Mapping[str, Any]) -> None:
         """Show the metrics of a finished epoch."""
+
+
+SCORE_LOSSES = ("hinge", "squared_hinge")
+"""Losses whose logits are scores of no class prior: only a temperature makes them probabilities."""

@@ -13,8 +13,7 @@ from finetune.bundle.usage_example import render_usage
 from finetune.errors import RunFolderError
 from finetune.evaluation.priors import ClassPrior, Priors, describe_class_prior, is_same_prior
 from finetune.lookup import is_import_path
-from finetune.losses import SCORE_LOSSES
-from finetune.types import PixelRange, PreprocessSpec, ReadOptions
+from finetune.types import SCORE_LOSSES, PixelRange, PreprocessSpec, ReadOptions
 
 FORMAT_VERSION = 2
 """Version of the cards of multi-label models, which releases that know only version 1 refuse."""

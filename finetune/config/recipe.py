@@ -11,7 +11,7 @@ from finetune.config.imbalance import choose_imbalance_strategy, choose_post_hoc
 from finetune.config.optimizer_defaults import choose_optimizer_values, choose_warmup
 from finetune.config.schema import Config
 from finetune.config.sections.data import DEFAULT_PRESET, PRESET_CROP_SCALES
-from finetune.config.sections.objective import SCORE_LOSSES
+from finetune.types import SCORE_LOSSES
 from finetune.units import format_count
 
 MACRO_F1_MIN_RATIO = 2.0
@@ -62,7 +62,9 @@ def _choose_independent_settings(config: Config, facts: Facts) -> dict[str, Choi
         "probe.num_crops": _choose_probe_views(config, facts, has_probe=probed),
         "probe.last_stage_epochs": _choose_probe_epochs(config, has_probe=probed),
         "probe.stages": Choice(
-            "on" if probed and facts.num_images <= PROBED_STAGES_IMAGE_LIMIT else "off"
+            "on"
+            if probed and facts.num_images <= PROBED_STAGES_IMAGE_LIMIT and not facts.is_multi_label
+            else "off"
         ),
         "unfreeze.name": _choose_unfreeze(config, facts, has_probe=probed),
         "trainer.epochs": Choice(1)

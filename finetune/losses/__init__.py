@@ -27,6 +27,7 @@ from finetune.losses.cross_entropy import (
 )
 from finetune.losses.margin import hinge, ldam, squared_hinge
 from finetune.losses.squared_error import mse
+from finetune.types import SCORE_LOSSES
 
 LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
@@ -41,9 +42,6 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
 }
 """Losses by name, called with ``logits, target``, and with ``class_counts_K``, ``class_weights_K``
 and ``label_smoothing`` if they take them."""
-
-SCORE_LOSSES = ("hinge", "squared_hinge")
-"""Losses whose logits are scores of no class prior: only a temperature makes them probabilities."""
 
 MULTI_LABEL_LOSSES = ("bce", "asymmetric")
 """Losses of images with any number of labels, which take targets of shape (B, K)."""

@@ -13,10 +13,6 @@ LOSS_NAMES = (
 )  # fmt: skip
 
 
-SCORE_LOSSES = ("hinge", "squared_hinge")
-"""Losses whose logits are scores; see ``finetune.losses``."""
-
-
 class LossConfig(Section):
     """Loss function."""
 

@@ -39,7 +39,10 @@ class ImageNetErrorRates:
 
 
 def find_imagenet_error_rates(backbone: str, *, weights: str = "hub") -> ImageNetErrorRates | None:
-    """Return the published error rates of the weights, else of their architecture, or None.
+    """Return the published error rates of the weights, or None.
+
+    Those of another training of the architecture stand in for hub weights without figures; of a
+    file of unknown name nothing is known, not even that it was trained on ImageNet.
 
     Args:
         backbone: timm name, with or without a tag.
@@ -49,11 +52,18 @@ def find_imagenet_error_rates(backbone: str, *, weights: str = "hub") -> ImageNe
     """
     architecture = backbone.partition(".")[0]
     if weights == "hub":
-        cfg = timm.get_pretrained_cfg(backbone) if timm.is_model(architecture) else None
+        cfg = _find_cfg(backbone) if timm.is_model(architecture) else None
         figures = None if cfg is None else _find_by_tag(architecture, cfg)
-    else:
-        figures = _find_by_file(architecture, Path(weights).name)
-    return figures or _find_by_architecture(architecture)
+        return figures or _find_by_architecture(architecture)
+    return _find_by_file(architecture, Path(weights).name)
+
+
+def _find_cfg(backbone: str) -> PretrainedCfg | None:
+    """Return timm's config of tagged weights; None for a tag that it does not know."""
+    try:
+        return timm.get_pretrained_cfg(backbone)
+    except RuntimeError:
+        return None
 
 
 def _find_by_tag(architecture: str, cfg: PretrainedCfg) -> ImageNetErrorRates | None:

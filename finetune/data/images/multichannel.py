@@ -84,10 +84,9 @@ class MultichannelImage(ArrayImage):
         """Return a rendering in RGB of 8 bits."""
         pixels, num_channels = self._to_8_bits(), self.pixels.shape[2]
         if num_channels <= 2:
-            modes = ("L", "LA")
-            image = Image.fromarray(
-                np.ascontiguousarray(np.squeeze(pixels)), modes[num_channels - 1]
-            )
+            # Pillow tells modes by the number of axes: sides of 1 px must stay
+            shown = pixels[..., 0] if num_channels == 1 else pixels
+            image = Image.fromarray(np.ascontiguousarray(shown), ("L", "LA")[num_channels - 1])
         else:
             shown = pixels if num_channels == 4 else pixels[..., :3]
             image = Image.fromarray(np.ascontiguousarray(shown))

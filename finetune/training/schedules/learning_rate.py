@@ -117,6 +117,7 @@ def one_cycle(
 ) -> float:
     """Rise to 1 and fall far below the start in one cycle, as torch's ``OneCycleLR``, each step.
 
+    The rates are torch's where the rise has a step or more, ``pct_start * num_steps >= 1``.
     Smith and Topin 2018, https://arxiv.org/abs/1708.07120. Where the optimizer has momentum, it
     falls and rises in turn; see ``one_cycle_momentum``.
 

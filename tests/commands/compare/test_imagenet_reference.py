@@ -51,24 +51,22 @@ def test_find_imagenet_error_rates_of_googlenet_are_torchvisions() -> None:
 
 def test_find_imagenet_error_rates_of_a_file_needs_its_published_name() -> None:
     known = find_imagenet_error_rates("resnet50", weights="/w/resnet50-0676ba61.pth")
-    renamed = find_imagenet_error_rates("resnet50", weights="/w/resnet50.pth")
     assert known is not None
-    assert renamed is not None
     assert (known.top1, known.is_of_weights) == (23.87, True)
-    assert (renamed.top1, renamed.top5, renamed.is_of_weights) == (24.6, 7.7, False)
-    assert "MatConvNet" in renamed.source
-    assert find_imagenet_error_rates("resnet18", weights="/w/resnet18.pth") is None
+    for backbone in ("resnet50", "resnet50.a1_in1k", "inception_resnet_v2", "resnet18"):
+        for name in ("my.pth", "resnet50.pth", "runs/a"):
+            assert find_imagenet_error_rates(backbone, weights=f"/w/{name}") is None
 
 
 def test_find_imagenet_error_rates_of_inception_resnet_v2() -> None:
-    of_architecture = find_imagenet_error_rates("inception_resnet_v2", weights="mine.pth")
-    of_weights = find_imagenet_error_rates("inception_resnet_v2")
-    assert of_architecture is not None
-    assert of_weights is not None
-    assert (of_architecture.top1, of_weights.top1) == (19.6, 19.538)
+    figures = find_imagenet_error_rates("inception_resnet_v2")
+    assert figures is not None
+    assert (figures.top1, figures.is_of_weights) == (19.538, True)
 
 
-def test_find_imagenet_error_rates_of_unknown_weights_is_none() -> None:
-    assert find_imagenet_error_rates("resnet50.bamboo") != find_imagenet_error_rates("resnet50")
+def test_find_imagenet_error_rates_of_unknown_weights_are_not_those_of_a_tag() -> None:
+    for tag in ("bamboo", "nosuch"):
+        figures = find_imagenet_error_rates(f"resnet50.{tag}")
+        assert figures is None or not figures.is_of_weights
     assert find_imagenet_error_rates("test_resnet") is None
     assert find_imagenet_error_rates("hf-hub:someone/something") is None

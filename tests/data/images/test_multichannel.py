@@ -291,3 +291,17 @@ def test_planes_crop_and_flip_as_pixels_do() -> None:
     part = whole.crop((3, 2, 11, 9)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     assert np.array_equal(part.to_pixels(), DEEP[2:9, 3:11][:, ::-1])
     assert (part.size, part.width, part.height) == ((8, 7), 8, 7)
+
+
+@pytest.mark.parametrize("num_channels", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize(("width", "height"), [(9, 1), (1, 9), (1, 1)])
+def test_rendering_of_images_with_a_side_of_one_pixel(
+    num_channels: int, width: int, height: int
+) -> None:
+    pixels = np.full((height, width, num_channels), 255, np.uint8)
+    pixels[0, 0, 0] = 7
+    image = MultichannelImage(pixels, height=height, width=width)
+    shown = image.to_pil()
+    assert shown.size == (width, height)
+    assert shown.convert("RGB").getpixel((0, 0))[0] == 7  # type: ignore[index]
+    assert image.to_grey(8).size == (width, height)

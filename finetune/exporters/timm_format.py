@@ -1,4 +1,4 @@
-"""Which models the timm format can hold."""
+"""Check of which models the timm format can hold."""
 
 from finetune.lookup import is_import_path
 

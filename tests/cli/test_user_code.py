@@ -25,7 +25,7 @@ class Net(nn.Module):
 """
 
 
-def test_an_error_in_the_forward_pass_names_the_network_its_file_and_line(
+def test_fit_of_a_failing_network_names_it_with_its_file_and_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))

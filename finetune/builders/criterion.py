@@ -99,11 +99,7 @@ def build_criterion_schedule(
     if has_parameter(loss, "class_counts_K"):
         kwargs["class_counts_K"] = torch.tensor(class_counts, dtype=torch.float32)
     if loss_config.label_smoothing:
-        if not has_parameter(loss, "label_smoothing"):
-            raise ConfigError(
-                f"loss.label_smoothing={loss_config.label_smoothing:g} cannot apply to "
-                f"loss.name={name}, which does not smooth labels. Leave it out."
-            )
+        check_label_smoothing(loss, name, loss_config.label_smoothing)
         kwargs["label_smoothing"] = loss_config.label_smoothing
     weighted_kwargs = kwargs
     if class_weights is not None:
@@ -117,6 +113,24 @@ def build_criterion_schedule(
         return lambda epoch: weighted
     start_epoch = class_weights.start_epoch
     return lambda epoch: unweighted if epoch < start_epoch else weighted
+
+
+def check_label_smoothing(loss: Callable[..., Tensor], name: str, value: float) -> None:
+    """Check that a loss smooths labels.
+
+    Args:
+        loss: The loss.
+        name: Its name.
+        value: Label smoothing.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if not has_parameter(loss, "label_smoothing"):
+        raise ConfigError(
+            f"loss.label_smoothing={value:g} cannot apply to loss.name={name}, which does not "
+            f"smooth labels. Leave it out."
+        )
 
 
 def check_reserved_params(params: Mapping[str, Any]) -> None:

@@ -9,7 +9,12 @@ from finetune.bundle.bundle import ModelBundle
 from finetune.commands.cross_validation.fold_runs import is_cross_validation
 from finetune.commands.cross_validation.out_of_fold import OUT_OF_FOLD_FILE
 from finetune.commands.cross_validation.summary import SUMMARY_FILE
-from finetune.commands.ensembles.combined_model import list_members, load_models, to_paths
+from finetune.commands.ensembles.combined_model import (
+    get_first_path,
+    list_members,
+    load_models,
+    to_paths,
+)
 from finetune.commands.ensembles.member_runs import count_training_images, read_member_runs
 from finetune.commands.evaluation.evaluation_images import (
     EvaluationSet,
@@ -174,7 +179,7 @@ def evaluate_loaded(
         targets, logits = targets[kept], logits[kept]
         images = images.select(kept, rejected)
     result = EvaluateResult(
-        paths[0],
+        get_first_path(bundle, paths),
         images.root,
         images.split,
         evaluate_targets(predictor, logits, targets),
@@ -183,7 +188,7 @@ def evaluate_loaded(
         prior_to_json(bundle.card, requested=None),
         num_training_images=num_training_images,
         differences=images.differences,
-        members=list_members(bundle),
+        members=list_members(bundle, paths),
     )
     if run is None:
         return result

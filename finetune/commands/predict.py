@@ -186,7 +186,7 @@ def predict(
         output,
         tta,
         prior_json,
-        list_members(bundle),
+        list_members(bundle, paths),
         image_size,
         multi_label_classes=bundle.card.classes if bundle.card.is_multi_label else (),
     )

@@ -79,6 +79,10 @@ _MULTI_LABEL_RULES: Mapping[str, _Rule] = {
         _is_one_of("off"), "An image may have rare and frequent labels. Leave it out."
     ),
     "probe.depth": _Rule(_is_one_of(1), "Fine-tune the last stage instead: leave it out."),
+    "probe.stages": _Rule(
+        lambda value: value != "on",
+        "Heads on earlier stages are compared by the one class of an image. Leave it out.",
+    ),
 }
 
 
@@ -134,11 +138,12 @@ def _check_single_label(config: Config) -> None:
             )
 
 
-def refuse_multi_label(what: str, *, is_multi_label: bool) -> None:
+def refuse_multi_label(what: str, *, is_multi_label: bool, remedy: str) -> None:
     """Check that something is not requested for multi-label images that cannot be done with them.
 
     Args:
         what: Option or command.
+        remedy: What to do instead, as a sentence.
         is_multi_label: Whether an image has any number of labels.
 
     Raises:
@@ -147,5 +152,5 @@ def refuse_multi_label(what: str, *, is_multi_label: bool) -> None:
     if is_multi_label:
         raise ConfigError(
             f"{what} cannot be used with multi-label images, which have any number of labels: it "
-            f"is for images of one class each. Use finetune fit without it."
+            f"is for images of one class each. {remedy}"
         )

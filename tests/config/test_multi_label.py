@@ -88,11 +88,17 @@ def test_settings_that_apply_to_multi_label_images(settings: dict[str, Any]) -> 
         ("checkpoint.monitor", "balanced_accuracy"),
         ("augment.rare_class_preset", "strong"),
         ("probe.depth", 2),
+        ("probe.stages", "on"),
     ],
 )
 def test_settings_that_are_refused_by_name(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"{key}={value} cannot apply to multi-label images"):
         resolve(**{key.replace(".", "__"): value})
+
+
+def test_auto_compares_no_heads_on_earlier_stages() -> None:
+    assert resolve().probe.stages == "off"
+    assert resolve(is_multi_label=False).probe.stages == "on"
 
 
 def test_two_corrections_of_the_same_imbalance_are_refused() -> None:
@@ -125,6 +131,6 @@ def test_names_of_losses_are_those_of_the_table() -> None:
 
 
 def test_refuse_multi_label_names_what_was_requested() -> None:
-    refuse_multi_label("--folds", is_multi_label=False)
+    refuse_multi_label("--folds", is_multi_label=False, remedy="Leave it out.")
     with pytest.raises(ConfigError, match="--folds cannot be used with multi-label images"):
-        refuse_multi_label("--folds", is_multi_label=True)
+        refuse_multi_label("--folds", is_multi_label=True, remedy="Leave it out.")

@@ -10,6 +10,7 @@ from torch import Tensor
 from finetune.builders.criterion import (
     ClassWeights,
     Criterion,
+    check_label_smoothing,
     check_reserved_params,
     compute_class_weights_start_epoch,
 )
@@ -63,6 +64,7 @@ def _build_criterion_schedule(
     check_reserved_params(params)
     kwargs: dict[str, Any] = dict(params)
     if config.loss.label_smoothing:
+        check_label_smoothing(loss, name, config.loss.label_smoothing)
         kwargs["label_smoothing"] = config.loss.label_smoothing
     weighted_kwargs = kwargs
     if weights is not None:

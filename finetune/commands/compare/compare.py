@@ -88,7 +88,11 @@ def compare(
         sources = _resolve_sources(names, weights, config.model.kwargs)
         config, data = load_run_data(config, reporter)
         manifest = data.manifest
-        refuse_multi_label("finetune compare", is_multi_label=manifest.is_multi_label)
+        refuse_multi_label(
+            "finetune compare",
+            is_multi_label=manifest.is_multi_label,
+            remedy="Use finetune fit, once for each backbone.",
+        )
         try:
             rows, failures = _probe_all(config, manifest, sources, reporter)
         except KeyboardInterrupt:

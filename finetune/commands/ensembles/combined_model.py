@@ -102,7 +102,11 @@ def load_models(
             )
         return models[0]
     is_multi_label = any(model.card.is_multi_label for model in models)
-    refuse_multi_label("The mean of several models", is_multi_label=is_multi_label)
+    refuse_multi_label(
+        "The mean of several models",
+        is_multi_label=is_multi_label,
+        remedy="Name one model.",
+    )
     combined = combine_models(models)
     if weights == "equal":
         return combined
@@ -114,19 +118,39 @@ def load_models(
     fit = _fit_weights(combined, models, paths, device, batch_size, reporter)
     reporter.note(_describe_fit(fit, paths))
     kept = [(m, w) for m, w in zip(models, fit.weights, strict=True) if w > 0]
-    if len(kept) == 1:
-        return kept[0][0]
     facts = {"ensemble_weights": fit.to_json()}
+    if len(kept) == 1:
+        card = kept[0][0].card
+        return replace(kept[0][0], card=replace(card, facts={**card.facts, **facts}))
     fitted = combine_models([m for m, _ in kept], weights=[w for _, w in kept], facts=facts)
     return replace(fitted, source=combined.source)
 
 
-def list_members(bundle: ModelBundle) -> tuple[tuple[str, float], ...]:
-    """Return the path and weight of each member of an ensemble; empty for one network."""
-    return tuple(
-        (str(member.source), weight)
-        for member, weight in zip(bundle.members, bundle.weights, strict=True)
-    )
+def list_members(bundle: ModelBundle, paths: Sequence[Path] = ()) -> tuple[tuple[str, float], ...]:
+    """Return the path and weight of each member of an ensemble; empty for one network.
+
+    Args:
+        bundle: Loaded model.
+        paths: Paths that it was loaded from. Those that fitted weights left out follow, with 0.
+    """
+    left_out = [(str(path), 0.0) for path, weight in _pair_weights(bundle, paths) if weight == 0]
+    if not bundle.members:
+        return ((str(bundle.source), 1.0), *left_out) if left_out else ()
+    members = zip(bundle.members, bundle.weights, strict=True)
+    return (*((str(member.source), weight) for member, weight in members), *left_out)
+
+
+def get_first_path(bundle: ModelBundle, paths: Sequence[Path]) -> Path:
+    """Return the path of a loaded model, or the first of several that have a weight."""
+    return next((path for path, weight in _pair_weights(bundle, paths) if weight > 0), paths[0])
+
+
+def _pair_weights(bundle: ModelBundle, paths: Sequence[Path]) -> list[tuple[Path, float]]:
+    """Return the paths with their fitted weights; empty if none were fitted to them."""
+    if len(paths) < 2:
+        return []
+    weights = bundle.card.facts.get("ensemble_weights", {}).get("weights", ())
+    return list(zip(paths, weights, strict=False))
 
 
 def _fit_weights(

@@ -45,7 +45,11 @@ def check_soup(paths: Sequence[Path], bundles: Sequence[ModelBundle]) -> None:
                 f"--soup averages the weights of networks, but {path} is an ensemble. Leave it out."
             )
     first = bundles[0]
-    refuse_multi_label("--soup", is_multi_label=any(one.card.is_multi_label for one in bundles))
+    refuse_multi_label(
+        "--soup",
+        is_multi_label=any(one.card.is_multi_label for one in bundles),
+        remedy="Export the best run alone.",
+    )
     for path, bundle in zip(paths[1:], bundles[1:], strict=True):
         for name, get in _SAME:
             if get(bundle) != get(first):
@@ -57,14 +61,18 @@ def check_soup(paths: Sequence[Path], bundles: Sequence[ModelBundle]) -> None:
                 (paths[0], _format_prior(first)),
                 (path, _format_prior(bundle)),
             )
-    starts = [_describe_start(path, bundle) for path, bundle in zip(paths, bundles, strict=True)]
-    for path, start in zip(paths[1:], starts[1:], strict=True):
-        if start[0] != starts[0][0]:
-            raise _build_error("initial weights", (paths[0], starts[0][1]), (path, start[1]))
+    _check_starts(paths, bundles)
     head = first.card.head
     reason = explain_refusal(first.card.backbone, None if head is None else head["name"])
     if reason is not None:
         raise ConfigError(reason)
+
+
+def _check_starts(paths: Sequence[Path], bundles: Sequence[ModelBundle]) -> None:
+    starts = [_describe_start(path, bundle) for path, bundle in zip(paths, bundles, strict=True)]
+    for path, start in zip(paths[1:], starts[1:], strict=True):
+        if start[0] != starts[0][0]:
+            raise _build_error("initial weights", (paths[0], starts[0][1]), (path, start[1]))
 
 
 def _describe_start(path: Path, bundle: ModelBundle) -> tuple[str, str]:

@@ -101,7 +101,11 @@ def plan_study(
     given = {sample.split for sample in scanned.samples}
     split_config, origin = choose_hold_out(config, given)
     base, data = load_run_data(split_config, reporter)
-    refuse_multi_label("finetune tune", is_multi_label=data.manifest.is_multi_label)
+    refuse_multi_label(
+        "finetune tune",
+        is_multi_label=data.manifest.is_multi_label,
+        remedy="Use finetune fit, once for each setting to compare.",
+    )
     if origin == "half":
         data = replace(data, manifest=halve_validation(data.manifest, seed=config.split_seed))
     _check_hold_out(data.manifest)

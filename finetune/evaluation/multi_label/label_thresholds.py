@@ -59,4 +59,6 @@ def find_best_threshold(p_N: NDArray[np.float64], is_true_N: NDArray[np.bool_]) 
     is_end = np.append(np.diff(scores) < 0, True)
     best = int(np.where(is_end, f1, -1.0).argmax())
     below = scores[best + 1] if best + 1 < len(scores) else 0.0
-    return float((scores[best] + below) / 2)
+    middle = (scores[best] + below) / 2
+    # between adjacent numbers the middle is rounded to one of them
+    return float(middle if middle > below else scores[best])

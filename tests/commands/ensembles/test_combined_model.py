@@ -146,9 +146,25 @@ def test_weights_of_shared_validation_images_minimise_log_loss(runs: Runs, insec
     result = finetune.evaluate(
         [runs.first, runs.second], device="cpu", weights="val", reporter=reporter
     )
-    found = [weight for _, weight in result.members] or [1.0]
+    found = [weight for _, weight in result.members if weight]
     assert found == pytest.approx([w for w in expected if w >= 1e-3], abs=2e-3)
     assert any(f"{len(files)} validation images" in note for note in reporter.notes)
+
+
+def test_model_with_weight_0_is_listed_and_the_kept_one_named(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "finetune.commands.ensembles.combined_model.fit_mixture_weights",
+        lambda columns: np.array([0.0, 1.0]),
+    )
+    result = finetune.evaluate([runs.first, runs.second], device="cpu", weights="val")
+    assert result.model == runs.second
+    assert [weight for _, weight in result.members] == [1.0, 0.0]
+    assert Path(result.members[0][0]).is_relative_to(runs.second)
+    assert result.members[1][0] == str(runs.first)
+    expected = finetune.evaluate(runs.second, device="cpu").evaluation
+    assert result.evaluation.metrics == expected.metrics
 
 
 def test_weights_of_runs_with_other_splits_are_refused(runs: Runs, insects: Path) -> None:

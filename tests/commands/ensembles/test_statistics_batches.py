@@ -63,7 +63,8 @@ def test_soup_of_33_training_images_and_map_of_one_pixel(tmp_path: Path) -> None
     paths = [
         train(
             tmp_path / "data", tmp_path / f"run{number}", optim={"lr": lr},
-            data={"val_fraction": 4 / 15, "test_fraction": 0}, model={"backbone": "resnet10t", "batch_norm": "train"},
+            data={"val_fraction": 4 / 15, "test_fraction": 0},
+            model={"backbone": "resnet10t", "batch_norm": "train"},
         )
         for number, lr in enumerate((0.01, 0.02))
     ]  # fmt: skip

@@ -106,6 +106,17 @@ def test_choose_thresholds_is_the_best_of_all(decimals: int) -> None:
         assert threshold not in p
 
 
+@pytest.mark.parametrize("ulps", [1, 2])
+def test_choose_thresholds_separates_adjacent_numbers(ulps: int) -> None:
+    low = high = 0.7
+    for _ in range(ulps):
+        high = float(np.nextafter(high, 1.0))
+    probabilities = torch.tensor([[high], [high], [low], [low]], dtype=torch.float64)
+    target = torch.tensor([[1], [1], [0], [0]])
+    (threshold,) = choose_thresholds(probabilities, target, min_images=1)
+    assert (probabilities[:, 0] >= threshold).tolist() == [True, True, False, False]
+
+
 def test_choose_thresholds_labels_with_few_images_share_the_common_one() -> None:
     probabilities, target = make_predictions(100)
     counts = target.sum(dim=0)

@@ -250,3 +250,10 @@ def test_multi_label_model_refuses_what_is_for_one_class(run: FitResult, stripes
         finetune.predict(run.run_dir, stripes, top_k=2)
     with pytest.raises(ConfigError, match="mean of several models cannot be used with multi-label"):
         finetune.evaluate([run.run_dir, run.run_dir / "bundle"])
+
+
+def test_fit_multi_label_refuses_label_smoothing_of_loss_without_it(
+    stripes: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"label_smoothing=0\.1 cannot apply to .*asymmetric"):
+        fit(stripes, tmp_path, **{"loss.name": "asymmetric", "loss.label_smoothing": 0.1})

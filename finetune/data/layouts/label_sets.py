@@ -188,7 +188,7 @@ def _find_label_columns(file: Path, table: CsvTable, labels: LabelFormat) -> dic
     """Return the columns of labels by position: those given or known, or all that are no others.
 
     Raises:
-        DataError: A given column is missing, or there is none.
+        DataError: A given column is missing, or there is none, or a name has the separator.
     """
     names = table.read_names()
     for name in labels.columns:
@@ -209,5 +209,11 @@ def _find_label_columns(file: Path, table: CsvTable, labels: LabelFormat) -> dic
         raise DataError(
             f"{file} has no labels: expected a column labels, or a column of 0 and 1 for each "
             f"label{known} (found: {', '.join(table.columns)})."
+        )
+    joined = next((name for name in found.values() if labels.separator in name), None)
+    if joined is not None:
+        raise DataError(
+            f"{file}: the column '{joined}' has the separator of labels "
+            f"'{labels.separator}' in its name. Rename it, or set data.label_separator."
         )
     return found

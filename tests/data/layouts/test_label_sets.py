@@ -76,6 +76,7 @@ def test_scan_single_label_csv_with_bars_says_how_to_read_several_labels(tmp_pat
     ("text", "labels", "message"),
     [
         ("path,cat\na.png,2", MULTI_LABEL, r"line 2: column 'cat' holds '2'"),
+        ("path,a|b,c\na.png,1,0", MULTI_LABEL, r"column 'a\|b' has the separator.*Rename"),
         ("path,cat,note\na.png,1,x", MULTI_LABEL, r"column 'note' holds 'x'.*data\.label_columns"),
         ("path,cat\na.png,1", LabelFormat("multi_label", ("cow",)), r"no column 'cow'"),
         ("path,split\na.png,train", MULTI_LABEL, r"has no labels: expected a column labels"),

@@ -179,7 +179,7 @@ def _check_parity(
         temperature=exported.card.temperature,
         logit_shift=exported.card.shift,
         options=bundle.card.read_options,
-        is_multi_label=bundle.card.is_multi_label,
+        thresholds=bundle.card.thresholds,
     )
 
 

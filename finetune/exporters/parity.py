@@ -29,11 +29,14 @@ class Parity:
         num_images: Number of compared images.
         max_abs_diff: Largest absolute difference of a class probability, in [0, 1].
         num_same_top1: Number of images with the same most probable class.
+        num_same_labels: Number of images with the same labels at the thresholds of a multi-label
+            model; None for other models.
     """
 
     num_images: int
     max_abs_diff: float
     num_same_top1: int
+    num_same_labels: int | None = None
 
 
 def compare_timm_folder(
@@ -45,7 +48,7 @@ def compare_timm_folder(
     temperature: float = 1.0,
     logit_shift: Sequence[float] | None = None,
     options: ReadOptions = DEFAULT_READ_OPTIONS,
-    is_multi_label: bool = False,
+    thresholds: Sequence[float] | None = None,
     tolerance: float = MAX_ABS_DIFF,
 ) -> Parity:
     """Compare a timm folder, loaded and run by timm alone, with the evaluated model.
@@ -59,7 +62,7 @@ def compare_timm_folder(
         logit_shift: Shift of the logits after the division that its head does not include, shape
             (K,); None for none.
         options: How image files are read for the model.
-        is_multi_label: Whether each class has a probability of its own.
+        thresholds: Thresholds of a multi-label model, shape (K,); None for other models.
         tolerance: Largest allowed difference of a class probability.
 
     Raises:
@@ -73,9 +76,11 @@ def compare_timm_folder(
         temperature=temperature,
         logit_shift=logit_shift,
         options=options,
-        is_multi_label=is_multi_label,
+        is_multi_label=thresholds is not None,
     )
-    return check_parity(actual, expected, name=str(folder), tolerance=tolerance)
+    return check_parity(
+        actual, expected, name=str(folder), thresholds=thresholds, tolerance=tolerance
+    )
 
 
 def predict_with_timm(
@@ -158,7 +163,12 @@ def _build_channels_transform(data_config: Mapping[str, Any]) -> Callable[[LazyI
 
 
 def check_parity(
-    actual: Tensor, expected: Tensor, *, name: str, tolerance: float = MAX_ABS_DIFF
+    actual: Tensor,
+    expected: Tensor,
+    *,
+    name: str,
+    thresholds: Sequence[float] | None = None,
+    tolerance: float = MAX_ABS_DIFF,
 ) -> Parity:
     """Compare the probabilities of two models.
 
@@ -166,15 +176,21 @@ def check_parity(
         actual: Probabilities of the exported model, shape (N, K).
         expected: Probabilities of the evaluated model, shape (N, K).
         name: Name of the exported model for messages.
+        thresholds: Thresholds of a multi-label model, shape (K,); None for other models.
         tolerance: Largest allowed difference of a class probability.
 
     Raises:
         ModelError: A probability differs by more than ``tolerance``.
     """
+    num_same_labels = None
+    if thresholds is not None:
+        limits = torch.tensor(thresholds)
+        num_same_labels = int(((actual >= limits) == (expected >= limits)).all(1).sum())
     parity = Parity(
         num_images=len(expected),
         max_abs_diff=float((actual - expected).abs().max()),
         num_same_top1=int((actual.argmax(1) == expected.argmax(1)).sum()),
+        num_same_labels=num_same_labels,
     )
     if not parity.max_abs_diff <= tolerance:  # NaN raises, too
         raise ModelError(

@@ -236,6 +236,7 @@ def test_export_multi_label_has_the_same_probabilities(run: FitResult, tmp_path:
     exported = finetune.export(run.run_dir, tmp_path / "model")
     assert exported.parity is not None
     assert exported.parity.max_abs_diff < 1e-4
+    assert exported.parity.num_same_labels == exported.parity.num_images
     by_export = finetune.evaluate(tmp_path / "model", run.plan["data"]["path"] + "/labels.csv")
     by_run = finetune.evaluate(run.run_dir, split="test")
     assert dict(by_export.evaluation.metrics) == pytest.approx(
@@ -256,4 +257,4 @@ def test_fit_multi_label_refuses_label_smoothing_of_loss_without_it(
     stripes: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"label_smoothing=0\.1 cannot apply to .*asymmetric"):
-        fit(stripes, tmp_path, **{"loss.name": "asymmetric", "loss.label_smoothing": 0.1})
+        fit(stripes, tmp_path / "run", loss__name="asymmetric", loss__label_smoothing=0.1)

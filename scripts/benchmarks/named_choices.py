@@ -36,6 +36,7 @@ from finetune.models.head import capture_head_inputs, find_linear_head
 from finetune.models.mlp_head import HeadInit, MlpHead, MlpSettings, initialise_head
 from finetune.training.optimization.optimizers import create_optimizer
 from finetune.training.optimization.weight_constraints import (
+    UnitLimit,
     compute_l1_penalty,
     constrain_after_step,
 )
@@ -201,7 +202,7 @@ def build_optimizer(classifier: Classifier, choice: Choice) -> torch.optim.Optim
         nesterov=choice.nesterov and momentum > 0,
     )
     if choice.max_norm is not None:
-        constrain_after_step(optimizer, dict.fromkeys(matrices, choice.max_norm))
+        constrain_after_step(optimizer, [UnitLimit(one, choice.max_norm) for one in matrices])
     return optimizer
 
 

@@ -170,7 +170,7 @@ def _check_parity(
     expected = Predictor(bundle, device="cpu").predict_proba(images)
     if exported.members:
         actual = predict_members(output, exported, images)
-        return check_parity(actual, expected, name=str(output))
+        return check_parity(actual, expected, name=str(output), thresholds=bundle.card.thresholds)
     return compare_timm_folder(
         output,
         images,

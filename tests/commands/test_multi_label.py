@@ -249,8 +249,36 @@ def test_multi_label_model_refuses_what_is_for_one_class(run: FitResult, stripes
         finetune.evaluate(run.run_dir, prior="uniform")
     with pytest.raises(ConfigError, match=r"--top-k 2 cannot apply to a multi-label"):
         finetune.predict(run.run_dir, stripes, top_k=2)
-    with pytest.raises(ConfigError, match="mean of several models cannot be used with multi-label"):
-        finetune.evaluate([run.run_dir, run.run_dir / "bundle"])
+    with pytest.raises(ConfigError, match="--weights val cannot apply"):
+        finetune.evaluate([run.run_dir, run.run_dir / "bundle"], weights="val")
+
+
+def test_mean_of_multi_label_models_is_evaluated_predicted_and_exported(
+    run: FitResult, stripes: Path, tmp_path: Path
+) -> None:
+    other = fit(stripes, tmp_path / "other", seed=1)
+    paths = [run.run_dir, other.run_dir]
+    results = [
+        finetune.predict(run.run_dir, stripes),
+        finetune.predict(other.run_dir, stripes),
+        finetune.predict(paths, stripes),
+    ]
+    probabilities = [
+        {p.path: dict(zip(p.labels, p.probabilities, strict=True)) for p in result.predictions}
+        for result in results
+    ]
+    one, two, mean = probabilities
+    for path, labels in mean.items():
+        for label, probability in labels.items():
+            expected = (one[path][label] + two[path][label]) / 2
+            assert probability == pytest.approx(expected, abs=1e-5)
+    exported = finetune.export(paths, tmp_path / "model")
+    assert exported.parity is not None
+    assert exported.parity.max_abs_diff < 1e-3
+    evaluated = finetune.evaluate(tmp_path / "model", stripes / "labels.csv")
+    assert evaluated.evaluation.metrics == pytest.approx(
+        finetune.evaluate(paths, stripes / "labels.csv").evaluation.metrics, abs=1e-4
+    )
 
 
 def test_fit_multi_label_refuses_label_smoothing_of_loss_without_it(

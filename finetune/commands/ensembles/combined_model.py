@@ -9,7 +9,6 @@ import numpy as np
 
 from finetune.bundle.bundle import ModelBundle, combine_models, load_model
 from finetune.commands.ensembles.member_runs import find_shared_validation_images, read_member_runs
-from finetune.config.multi_label import refuse_multi_label
 from finetune.errors import ConfigError
 from finetune.evaluation.mixture_weights import compute_mixture_loss, fit_mixture_weights
 from finetune.inference.predictor import Predictor
@@ -101,12 +100,6 @@ def load_models(
                 f"too, or leave out --weights."
             )
         return models[0]
-    is_multi_label = any(model.card.is_multi_label for model in models)
-    refuse_multi_label(
-        "The mean of several models",
-        is_multi_label=is_multi_label,
-        remedy="Name one model.",
-    )
     combined = combine_models(models)
     if weights == "equal":
         return combined

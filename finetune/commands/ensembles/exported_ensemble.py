@@ -70,6 +70,7 @@ def predict_members(output: Path, exported: ModelBundle, images: Sequence[Path])
             temperature=member.card.temperature,
             logit_shift=member.card.shift,
             options=member.card.read_options,
+            is_multi_label=member.card.is_multi_label,
         )
         mean += weight * probabilities[:, get_class_order(member.card, exported.card.classes)]
     return mean

@@ -22,7 +22,6 @@ from finetune.errors import (
     PREEMPTED_EXIT_CODE,
     ConfigError,
     FinetuneError,
-    ModelError,
 )
 from finetune.system import output_streams
 
@@ -126,7 +125,7 @@ def _handle_foreign_error(error: Exception, arguments: Sequence[str]) -> int:
     user_error = explain_user_error(error)
     if user_error is not None:
         _print_error(user_error)
-        return ModelError.exit_code
+        return 1
     _print_error(
         f"Unexpected {type(error).__name__}: {error}. This is a bug in finetune. Please report it "
         f"with the output of the same command under FINETUNE_DEBUG=1."

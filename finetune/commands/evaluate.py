@@ -6,9 +6,6 @@ from pathlib import Path
 
 from finetune.audit.leakage import find_rows_without_leaks
 from finetune.bundle.bundle import ModelBundle
-from finetune.commands.cross_validation.fold_runs import is_cross_validation
-from finetune.commands.cross_validation.out_of_fold import OUT_OF_FOLD_FILE
-from finetune.commands.cross_validation.summary import SUMMARY_FILE
 from finetune.commands.ensembles.combined_model import (
     get_first_path,
     list_members,
@@ -35,7 +32,7 @@ from finetune.inference.scoring import evaluate_targets
 from finetune.inference.tta import parse_tta
 from finetune.system.hardware import prepare_accelerator
 from finetune.system.host import count_available_cores
-from finetune.system.run_folder import RunFolder
+from finetune.system.run_folder import RunFolder, is_cross_validation
 from finetune.types import Reporter, Split, StrPath, Tta
 
 __all__ = ["EvaluateResult", "EvaluationOptions", "evaluate", "evaluate_loaded"]
@@ -202,11 +199,11 @@ def evaluate_loaded(
 def _name_held_out_metrics(paths: Sequence[Path], reporter: Reporter) -> None:
     """Name the files with the metrics of images that folds hold out, for each cross-validation."""
     for run in map(RunFolder, paths):
-        if is_cross_validation(run) and (run.path / SUMMARY_FILE).is_file():
+        if is_cross_validation(run) and run.cross_validation_path.is_file():
             reporter.note(
                 f"Metrics of images that a network has not been trained on, each by the fold that "
-                f"holds it out, are in {run.path / SUMMARY_FILE}; the predictions in "
-                f"{run.path / OUT_OF_FOLD_FILE}."
+                f"holds it out, are in {run.cross_validation_path}; the predictions in "
+                f"{run.out_of_fold_path}."
             )
 
 

@@ -131,6 +131,16 @@ class RunFolder:
         return self.path / "folds.csv"
 
     @property
+    def cross_validation_path(self) -> Path:
+        """Metrics of a cross-validation; absent until all folds are complete."""
+        return self.path / "cross_validation.json"
+
+    @property
+    def out_of_fold_path(self) -> Path:
+        """Predictions of each image by the fold that holds it out."""
+        return self.path / "out_of_fold.csv"
+
+    @property
     def cross_validation_run(self) -> "RunFolder":
         """Run of the cross-validation that this run is a part of; else this run."""
         folder = self.path.parent.parent if self.path.parent.name == "folds" else self.path.parent
@@ -286,6 +296,11 @@ def is_run(path: Path) -> bool:
     """Return whether a path is a run folder."""
     run = RunFolder(path)
     return run.config_path.is_file() and run.manifest_path.is_file()
+
+
+def is_cross_validation(run: RunFolder) -> bool:
+    """Return whether a run folder holds a cross-validation, and not one run."""
+    return run.folds_csv_path.is_file()
 
 
 def open_existing(path: Path) -> RunFolder:

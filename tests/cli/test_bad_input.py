@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -258,10 +259,9 @@ def test_fit_out_of_memory_at_smallest_batch_writes_nothing(
 def test_unexpected_error_asks_for_report(
     cli: Cli, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def raise_error(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("ours")
-
-    monkeypatch.setattr("finetune.commands.fit.fit.fit", raise_error)
+    # no function of this file, which would count as code of the user
+    fail = mock.Mock(side_effect=ZeroDivisionError("ours"))
+    monkeypatch.setattr("finetune.commands.fit.fit.fit", fail)
     message = cli.fails(*FIT, code=1)
     assert "ZeroDivisionError: ours" in message
     assert "FINETUNE_DEBUG=1" in message

@@ -25,7 +25,6 @@ from finetune.commands.cross_validation.fold_work import (
     start_or_reopen,
 )
 from finetune.commands.cross_validation.out_of_fold import (
-    OUT_OF_FOLD_FILE,
     read_out_of_fold,
     write_findings,
 )
@@ -38,7 +37,6 @@ from finetune.commands.cross_validation.refit import (
 )
 from finetune.commands.cross_validation.rounds import open_round
 from finetune.commands.cross_validation.summary import (
-    SUMMARY_FILE,
     format_summary,
     summarise_folds,
 )
@@ -207,7 +205,7 @@ def _finish(
     out_of_fold = read_out_of_fold(cross_validation)
     label_errors = out_of_fold.find_label_errors()
     is_listed = write_findings(cross_validation, label_errors)
-    write_text(run.path / OUT_OF_FOLD_FILE, out_of_fold.to_csv())
+    write_text(run.out_of_fold_path, out_of_fold.to_csv())
     summary = summarise_folds(cross_validation, out_of_fold, num_label_errors=len(label_errors))
     if label_errors:
         reporter.note(_describe_label_errors(label_errors, run if is_listed else None))
@@ -225,7 +223,7 @@ def _finish(
         "bundle": str(run.bundle_dir.relative_to(run.path)),
         "metrics": {key: value for key, value in facts["metrics"].items() if key != "out_of_fold"},
     }
-    write_text(run.path / SUMMARY_FILE, format_summary(summary))
+    write_text(run.cross_validation_path, format_summary(summary))
     result = build_result(run, start, facts, work.plan)
     return replace(result, cross_validation=summary)
 

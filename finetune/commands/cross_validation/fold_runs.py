@@ -134,11 +134,6 @@ class CrossValidation:
         )
 
 
-def is_cross_validation(run: RunFolder) -> bool:
-    """Return whether a run folder holds a cross-validation, and not one run."""
-    return run.folds_csv_path.is_file()
-
-
 def prepare_cross_validation(
     config: Config, reporter: Reporter
 ) -> tuple[CrossValidation, dict[str, Any], dict[str, str]]:

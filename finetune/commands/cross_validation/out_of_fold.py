@@ -19,9 +19,6 @@ from finetune.system.files import write_text
 from finetune.types import Evaluation, Sample, Split
 from finetune.units import format_csv
 
-OUT_OF_FOLD_FILE = "out_of_fold.csv"
-"""File of the predictions, in the run folder of the cross-validation."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OutOfFold:

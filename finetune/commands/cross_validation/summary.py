@@ -19,9 +19,6 @@ from finetune.inference.scoring import details_to_json, metrics_to_json
 from finetune.training.loggers.metrics_csv import MetricsCsv
 from finetune.types import Reporter, Split
 
-SUMMARY_FILE = "cross_validation.json"
-"""File of the summary, in the run folder of the cross-validation."""
-
 VERSION = 1
 """Version of ``cross_validation.json``."""
 

@@ -12,7 +12,6 @@ from finetune.commands.cross_validation.cross_validate import (
     plan_resumed_folds,
     resume_cross_validation,
 )
-from finetune.commands.cross_validation.fold_runs import is_cross_validation
 from finetune.commands.fit.prepare import prepare_run
 from finetune.commands.fit.process_group import open_rendezvous
 from finetune.commands.fit.resume import (
@@ -32,6 +31,7 @@ from finetune.config.schema import Config
 from finetune.distributed import signals
 from finetune.errors import ConfigError
 from finetune.system import run_folder
+from finetune.system.run_folder import is_cross_validation
 from finetune.types import Reporter, StrPath
 
 __all__ = ["FitResult", "fit", "join", "plan_fit", "plan_resume", "resume"]

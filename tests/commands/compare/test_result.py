@@ -136,11 +136,14 @@ def test_next_command_has_best_backbone_weights_and_settings() -> None:
 
 
 def test_csv_has_line_per_backbone_and_failure() -> None:
-    rows = (row("a", range(40), training_bytes=None), row("resnet50.a1_in1k", range(30)))
+    rows = (
+        row("a", range(40), training_bytes=None),
+        row("resnet50.a1_in1k", range(30), weights="hub"),
+    )
     text = result(*rows, failures=(BackboneFailure("c", "broken, and how", 4),)).to_csv()
     first, second, last = csv.DictReader(io.StringIO(text))
     assert (first["backbone"], first["accuracy"], first["training_memory_gb"]) == ("a", "1.0", "")
-    assert second["imagenet_top1_error"] == "24.6"
+    assert second["imagenet_top1_error"] == "18.786"
     assert float(second["accuracy_low"]) < 0.75 < float(second["accuracy_high"])
     assert float(second["p_value_vs_best"]) == pytest.approx(2 / 2**10)
     assert (last["backbone"], last["error"]) == ("c", "broken, and how")

@@ -31,7 +31,7 @@ imbalance: {strategy: weighted}
 augment: {name: medium}
 optim: {name: adamw, lr: 0.01, backbone_lr_scale: 0.5, layer_decay: 0.9}
 trainer: {epochs: 6, batch_size: 4, accumulate_grad_batches: 2, precision: 32-true,
-          accelerator: cpu, early_stopping_patience: 4, collective_timeout_seconds: 30}
+          accelerator: cpu, early_stopping_patience: 4, collective_timeout_seconds: 60}
 tracking: {wandb: offline}
 checkpoint: {every_minutes: 0.00001}
 resume: auto

@@ -32,7 +32,7 @@ from finetune.inference.scoring import evaluate_targets
 from finetune.inference.tta import parse_tta
 from finetune.system.hardware import prepare_accelerator
 from finetune.system.host import count_available_cores
-from finetune.system.run_folder import RunFolder, is_cross_validation
+from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter, Split, StrPath, Tta
 
 __all__ = ["EvaluateResult", "EvaluationOptions", "evaluate", "evaluate_loaded"]
@@ -199,7 +199,7 @@ def evaluate_loaded(
 def _name_held_out_metrics(paths: Sequence[Path], reporter: Reporter) -> None:
     """Name the files with the metrics of images that folds hold out, for each cross-validation."""
     for run in map(RunFolder, paths):
-        if is_cross_validation(run) and run.cross_validation_path.is_file():
+        if run.folds_csv_path.is_file() and run.cross_validation_path.is_file():
             reporter.note(
                 f"Metrics of images that a network has not been trained on, each by the fold that "
                 f"holds it out, are in {run.cross_validation_path}; the predictions in "

@@ -298,11 +298,6 @@ def is_run(path: Path) -> bool:
     return run.config_path.is_file() and run.manifest_path.is_file()
 
 
-def is_cross_validation(run: RunFolder) -> bool:
-    """Return whether a run folder holds a cross-validation, and not one run."""
-    return run.folds_csv_path.is_file()
-
-
 def open_existing(path: Path) -> RunFolder:
     """Return the run folder at a path.
 

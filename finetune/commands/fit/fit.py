@@ -31,7 +31,6 @@ from finetune.config.schema import Config
 from finetune.distributed import signals
 from finetune.errors import ConfigError
 from finetune.system import run_folder
-from finetune.system.run_folder import is_cross_validation
 from finetune.types import Reporter, StrPath
 
 __all__ = ["FitResult", "fit", "join", "plan_fit", "plan_resume", "resume"]
@@ -53,7 +52,7 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
     """
     reporter = reporter or Reporter()
     existing = find_existing_run(config)
-    is_in_folds = existing is not None and is_cross_validation(existing)
+    is_in_folds = existing is not None and existing.folds_csv_path.is_file()
     if is_in_folds or config.cross_validation.num_folds is not None:
         return cross_validate(config, reporter)
     start = time.monotonic()
@@ -114,7 +113,7 @@ def resume(
     start = time.monotonic()
     run = run_folder.open_existing(Path(path))
     config = build_resume_config(run, assignments=assignments, flags=flags)
-    if is_cross_validation(run):
+    if run.folds_csv_path.is_file():
         return resume_cross_validation(run, config, reporter)
     with signals.allow_interrupts(), open_rendezvous(config.trainer, reporter) as rendezvous:
         if rendezvous is not None and rendezvous.launch.rank > 0:
@@ -134,7 +133,7 @@ def plan_resume(
     run = run_folder.open_existing(path)
     reporter = reporter or Reporter()
     config = build_resume_config(run, assignments=assignments, flags=flags)
-    if is_cross_validation(run):
+    if run.folds_csv_path.is_file():
         _check_layers(with_layers=with_layers)
         return plan_resumed_folds(run, config, reporter)
     training, plan = prepare_resume(run, config, reporter)

@@ -1,7 +1,5 @@
 """Prediction of the class of each image in a folder."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,7 +24,7 @@ from finetune.inference.tta import parse_tta
 from finetune.system.files import write_text
 from finetune.system.hardware import prepare_accelerator
 from finetune.types import Prediction, ReadOptions, RejectedFile, Reporter, StrPath, Tta
-from finetune.units import format_count
+from finetune.units import format_count, format_csv
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +93,13 @@ class PredictResult:
             for rank in range(1, ranks + 1)
             for name in ("label", "probability")
         ]
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["path", *columns, "error"])
+        rows = []
         for p in self.predictions:
             pairs = zip(p.labels, p.probabilities, strict=True)
             cells = [cell for label, value in pairs for cell in (label, f"{value:.6f}")]
-            writer.writerow([p.path, *cells, ""])
-        for entry in self.rejected:
-            writer.writerow([entry.path, *[""] * len(columns), entry.reason])
-        return text.getvalue()
+            rows.append([p.path, *cells, ""])
+        rows += [[entry.path, *[""] * len(columns), entry.reason] for entry in self.rejected]
+        return format_csv(["path", *columns, "error"], rows)
 
 
 def predict(

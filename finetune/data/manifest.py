@@ -1,7 +1,6 @@
 """Manifest of labelled images with their splits, which a run and its resume share."""
 
 import csv
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from finetune.data.split import explain_missing_split, find_drawn_splits, strati
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
 from finetune.types import RejectedFile, Sample, Split
+from finetune.units import format_csv
 
 _DUPLICATE_GROUP_COLUMN = "duplicate_group"
 """Column of the duplicate groups in a run's manifest; "copies" in manifests of version 0.1."""
@@ -179,33 +179,26 @@ def check_labels(samples: Sequence[Sample], classes: Sequence[str]) -> None:
 
 def format_manifest(manifest: Manifest) -> str:
     """Return the manifest as CSV of path,label,split,group, the duplicate group and the digest."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     columns = ["path", "label", "split", "group", _DUPLICATE_GROUP_COLUMN, "digest"]
     is_multi_label = manifest.is_multi_label
-    writer.writerow([*columns, *([_LABELS_COLUMN] if is_multi_label else [])])
-    for sample in manifest.samples:
-        writer.writerow(
-            [
-                sample.path,
-                sample.label,
-                sample.split,
-                sample.group,
-                sample.duplicate_group,
-                sample.digest,
-                *([json.dumps(sample.labels, ensure_ascii=False)] if is_multi_label else []),
-            ]
-        )
-    return text.getvalue()
+    rows = (
+        [
+            sample.path,
+            sample.label,
+            sample.split,
+            sample.group,
+            sample.duplicate_group,
+            sample.digest,
+            *([json.dumps(sample.labels, ensure_ascii=False)] if is_multi_label else []),
+        ]
+        for sample in manifest.samples
+    )
+    return format_csv([*columns, *([_LABELS_COLUMN] if is_multi_label else [])], rows)
 
 
 def format_rejected(rejected: Iterable[RejectedFile]) -> str:
     """Return the rejected files as CSV of path,reason."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "reason"])
-    writer.writerows((entry.path, entry.reason) for entry in rejected)
-    return text.getvalue()
+    return format_csv(["path", "reason"], ((entry.path, entry.reason) for entry in rejected))
 
 
 def read_manifest(file: Path, *, root: Path) -> Manifest:

@@ -1,13 +1,12 @@
 """Predictions of a multi-label model as JSON and CSV."""
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
 from finetune.bundle.model_card import ModelCard
 from finetune.errors import ConfigError
 from finetune.types import Prediction, RejectedFile
+from finetune.units import format_csv
 
 _SEPARATOR = "|"
 
@@ -43,12 +42,10 @@ def format_label_predictions(
     predictions: Sequence[Prediction], rejected: Sequence[RejectedFile], classes: Sequence[str]
 ) -> str:
     """Return CSV text: path, labels separated by "|", a probability for each label, and error."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "labels", *(f"probability_{name}" for name in classes), "error"])
+    header = ["path", "labels", *(f"probability_{name}" for name in classes), "error"]
+    rows = []
     for one in predictions:
         values = [f"{value:.6f}" for value in one.all_probabilities or ()]
-        writer.writerow([one.path, _SEPARATOR.join(one.labels), *values, ""])
-    for entry in rejected:
-        writer.writerow([entry.path, "", *[""] * len(classes), entry.reason])
-    return text.getvalue()
+        rows.append([one.path, _SEPARATOR.join(one.labels), *values, ""])
+    rows += [[entry.path, "", *[""] * len(classes), entry.reason] for entry in rejected]
+    return format_csv(header, rows)

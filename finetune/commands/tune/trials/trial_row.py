@@ -1,12 +1,11 @@
 """Trials of a study as rows: of a table, of a CSV file and of JSON."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.tune.trials.trial_queue import TrialQueue
+from finetune.units import format_csv
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -123,12 +122,10 @@ def format_trials_csv(trials: Sequence[TrialRow]) -> str:
     keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
     metrics = list(dict.fromkeys(name for trial in trials for name in trial.metrics))
     columns = ["number", "state", "value", "epochs", "num_epochs", "seconds", "default"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*columns, *keys, *(f"val/{name}" for name in metrics), "reason"])
+    rows = []
     for trial in trials:
         tree = trial.to_json()
-        writer.writerow(
+        rows.append(
             [
                 *(tree[name] for name in columns),
                 *(trial.values.get(key) for key in keys),
@@ -136,4 +133,4 @@ def format_trials_csv(trials: Sequence[TrialRow]) -> str:
                 trial.reason,
             ]
         )
-    return text.getvalue()
+    return format_csv([*columns, *keys, *(f"val/{name}" for name in metrics), "reason"], rows)

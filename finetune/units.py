@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 _SECONDS_OF = {"d": 86_400, "h": 3_600, "min": 60, "m": 60, "s": 1}
+UNDEFINED = "undefined"
+"""Text of a metric that images do not define."""
+
 _BYTE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -33,6 +36,11 @@ def parse_duration(text: str) -> float | None:
 def format_percent(fraction: float, *, decimals: int = 1) -> str:
     """Return a fraction in [0, 1] as a percentage, as in ``87.4%``."""
     return f"{fraction:.{decimals}%}"
+
+
+def format_defined_percent(fraction: float | None) -> str:
+    """Return a fraction in percent, or "undefined" for None."""
+    return UNDEFINED if fraction is None else format_percent(fraction)
 
 
 def format_bytes(num_bytes: float) -> str:

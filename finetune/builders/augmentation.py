@@ -6,7 +6,7 @@ import numpy as np
 
 from finetune.config.facts import Choice
 from finetune.config.resolved import ResolvedConfig
-from finetune.config.sections.data import GEOMETRY_KEYS, PRESET_CROP_SCALES, AugmentConfig
+from finetune.config.sections.augment import GEOMETRY_KEYS, PRESET_CROP_SCALES, AugmentConfig
 from finetune.data.training_data import TrainingData
 from finetune.data.transforms.eval_transform import Transform
 from finetune.data.transforms.presets import Geometry, create_train_transform

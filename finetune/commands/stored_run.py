@@ -6,7 +6,7 @@ from typing import Any
 from finetune.commands.prepare_data import build_table_options, resolve_data_path
 from finetune.config.load import build_config, read_config_file
 from finetune.config.schema import Config
-from finetune.config.sections.data import PRESET_CROP_SCALES
+from finetune.config.sections.augment import PRESET_CROP_SCALES
 from finetune.data.layouts.parquet.parquet_dataset import find_parquet_root
 from finetune.data.layouts.parquet.parquet_files import is_parquet_path
 from finetune.data.manifest import Manifest, read_manifest

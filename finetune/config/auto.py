@@ -9,7 +9,7 @@ from typing import Any
 from finetune.config.facts import Choice, Facts
 from finetune.config.recipe import choose_recipe
 from finetune.config.schema import Config
-from finetune.config.sections.data import DEFAULT_PRESET, PRESET_CROP_SCALES
+from finetune.config.sections.augment import DEFAULT_PRESET, PRESET_CROP_SCALES
 
 MAX_MEASURED_IMAGES = 400
 """Training images, at most, whose views decide on flips, turns and crops."""

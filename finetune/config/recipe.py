@@ -10,7 +10,7 @@ from finetune.config.facts import Choice, Facts
 from finetune.config.imbalance import choose_imbalance_strategy, choose_post_hoc_strength
 from finetune.config.optimizer_defaults import choose_optimizer_values, choose_warmup
 from finetune.config.schema import Config
-from finetune.config.sections.data import DEFAULT_PRESET, PRESET_CROP_SCALES
+from finetune.config.sections.augment import DEFAULT_PRESET, PRESET_CROP_SCALES
 from finetune.types import SCORE_LOSSES
 from finetune.units import format_count
 

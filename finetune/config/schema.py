@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from finetune.config.section import Auto, Monitor, Section, coerce_on_off
+from finetune.config.sections.augment import AugmentConfig
 from finetune.config.sections.balance import ImbalanceConfig
-from finetune.config.sections.data import AugmentConfig, CacheConfig, DataConfig
+from finetune.config.sections.data import CacheConfig, DataConfig
 from finetune.config.sections.folds import CrossValidationConfig
 from finetune.config.sections.head_options import (
     ACTIVATION_NAMES,

@@ -11,8 +11,7 @@ from finetune.config.optimizer_defaults import (
     UNMEASURED_BACKBONE_LR_SCALE,
     WEIGHT_DECAY,
 )
-from finetune.config.sections import balance, learning, objective, optim
-from finetune.config.sections import data as images
+from finetune.config.sections import augment, balance, learning, objective, optim
 from finetune.config.sections.head_options import ACTIVATION_NAMES, parse_mlp_options
 from finetune.data.samplers.sampling_weights import SAMPLERS
 from finetune.data.transforms.presets import AUGMENTATIONS
@@ -28,7 +27,7 @@ from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES
     ("names", "table"),
     [
         pytest.param(balance.SAMPLER_NAMES, SAMPLERS, id="SAMPLERS"),
-        pytest.param(images.AUGMENT_NAMES, AUGMENTATIONS, id="AUGMENTATIONS"),
+        pytest.param(augment.AUGMENT_NAMES, AUGMENTATIONS, id="AUGMENTATIONS"),
         pytest.param(objective.LOSS_NAMES, LOSSES, id="LOSSES"),
         pytest.param(balance.CLASS_WEIGHT_NAMES, CLASS_WEIGHTS, id="CLASS_WEIGHTS"),
         pytest.param(learning.UNFREEZE_NAMES, UNFREEZE_SCHEDULES, id="UNFREEZE"),
@@ -84,5 +83,5 @@ def test_imbalance_strategies_cover_all_components() -> None:
 def test_crop_scales_in_the_config_are_those_of_the_presets() -> None:
     presets = {name: preset for name, preset in AUGMENTATIONS.items() if preset is not None}
     assert {name: preset.min_crop_scale for name, preset in presets.items()} == (
-        images.PRESET_CROP_SCALES
+        augment.PRESET_CROP_SCALES
     )

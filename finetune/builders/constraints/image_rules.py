@@ -3,7 +3,7 @@
 from finetune.builders.constraints.constraint import Constraint
 from finetune.builders.resolve import RunSpec
 from finetune.config.resolved import ResolvedConfig
-from finetune.config.sections.data import AUGMENT_NAMES
+from finetune.config.sections.augment import AUGMENT_NAMES
 
 PRESETS_BY_STRENGTH = tuple(name for name in AUGMENT_NAMES if name != "none")
 

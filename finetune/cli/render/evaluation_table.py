@@ -13,13 +13,12 @@ from finetune.cli.render.multi_label.label_table import (
     describe_label_metrics,
 )
 from finetune.inference.tta import describe_tta, parse_tta
-from finetune.units import format_count, format_percent
+from finetune.units import UNDEFINED, format_count, format_defined_percent, format_percent
 
 FULL_TABLE_MAX_CLASSES = 40
 NUM_WEAKEST = NUM_RAREST = 15
 
 _RANKED_BY = {"train_images": "fewest training images", "eval_images": "fewest images here"}
-_UNDEFINED = "undefined"
 _WIDTH = 80
 
 Stats = Mapping[str, Any]
@@ -73,10 +72,10 @@ def build_class_table(result: Mapping[str, Any]) -> Table:
             escape(name),
             *([str(stats["train_images"])] if has_train_counts else []),
             str(stats["support"]),
-            _format_fraction(stats["precision"]),
-            _format_fraction(stats["recall"]),
+            format_defined_percent(stats["precision"]),
+            format_defined_percent(stats["recall"]),
             "" if stats["recall"] is None else _format_interval(stats["recall_interval"]),
-            _format_fraction(stats["f1"]),
+            format_defined_percent(stats["f1"]),
         )
     return table
 
@@ -103,7 +102,7 @@ def build_remarks(result: Mapping[str, Any], *, show_classes: bool = True) -> li
 def format_metric(name: str, value: float | None) -> str:
     """Return a metric: a loss with four decimals, any other as a percentage."""
     if value is None:
-        return _UNDEFINED
+        return UNDEFINED
     return f"{value:.4f}" if name == "loss" else format_percent(value)
 
 
@@ -112,7 +111,7 @@ def _describe_without_leaks(result: Mapping[str, Any]) -> str:
     clean = result["without_leaks"]
     num_leaked = result["num_images"] - clean["num_images"]
     return (
-        f"accuracy {_format_fraction(clean['metrics']['accuracy'])} (95% interval "
+        f"accuracy {format_defined_percent(clean['metrics']['accuracy'])} (95% interval "
         f"{_format_interval(clean['accuracy_interval'])}); "
         f"{format_count(num_leaked, 'leaked image')} left out"
     )
@@ -122,7 +121,7 @@ def _explain_undefined(result: Mapping[str, Any]) -> str:
     num_averaged = result["num_classes_averaged"]
     num_rarest = len(result["rarest_third"]["classes"])
     return (
-        f"{_UNDEFINED}: recall needs images of the class, precision needs predictions of it. "
+        f"{UNDEFINED}: recall needs images of the class, precision needs predictions of it. "
         f"Averages leave undefined values out: balanced_accuracy is over "
         f"{num_averaged['balanced_accuracy']} of {len(result['per_class'])} classes, macro_f1 over "
         f"{num_averaged['macro_f1']} (present or predicted), rarest_third_recall over "
@@ -157,10 +156,6 @@ def _describe_rarest_third(rarest_third: Mapping[str, Any]) -> str:
     if len(names) > 3 or len(text) > 40:
         text = format_count(len(names), "class")
     return f"{text}; {_RANKED_BY[rarest_third['ranked_by']]}"
-
-
-def _format_fraction(value: float | None) -> str:
-    return _UNDEFINED if value is None else format_percent(value)
 
 
 def _format_interval(bounds: Sequence[float]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from finetune.audit.audit import Audit
 from finetune.builders import Training, select_probe_loss
 from finetune.config.auto import get_config_value
-from finetune.config.sections.data import GEOMETRY_KEYS
+from finetune.config.sections.augment import GEOMETRY_KEYS
 from finetune.data.layouts.name_groups import summarise_groups
 from finetune.evaluation.grouped_folds import count_groups
 from finetune.probe.cross_validation import NUM_FOLDS, count_held_out_folds

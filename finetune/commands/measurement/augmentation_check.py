@@ -14,7 +14,7 @@ from finetune.builders import (
 from finetune.commands.measurement.measured import apply_measured
 from finetune.config.auto import MAX_MEASURED_IMAGES
 from finetune.config.facts import Choice
-from finetune.config.sections.data import PRESET_CROP_SCALES
+from finetune.config.sections.augment import PRESET_CROP_SCALES
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.evaluation.grouped_folds import encode_groups
 from finetune.probe.invariance import measure_view_effects, sample_rows

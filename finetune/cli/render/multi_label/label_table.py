@@ -7,12 +7,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from finetune.units import format_count, format_percent
+from finetune.units import UNDEFINED, format_count, format_defined_percent, format_percent
 
 FULL_TABLE_MAX_LABELS = 40
 NUM_LOWEST = 30
 
-_UNDEFINED = "undefined"
 _WIDTH = 80
 
 Stats = Mapping[str, Any]
@@ -26,10 +25,10 @@ def describe_label_metrics(result: Mapping[str, Any]) -> dict[str, str]:
     """
     rows = {}
     for name, value in result["metrics"].items():
-        rows[name] = _UNDEFINED if value is None else _format_metric(name, value)
+        rows[name] = UNDEFINED if value is None else _format_metric(name, value)
     if clean := result.get("without_leaks"):
         num_leaked = result["num_images"] - clean["num_images"]
-        value = _format_fraction(clean["metrics"]["mean_average_precision"])
+        value = format_defined_percent(clean["metrics"]["mean_average_precision"])
         rows["without leaks"] = (
             f"mean_average_precision {value}; {format_count(num_leaked, 'leaked image')} left out"
         )
@@ -51,11 +50,11 @@ def build_label_table(result: Mapping[str, Any]) -> Table:
             escape(name),
             *([str(stats["train_images"])] if has_train_counts else []),
             str(stats["support"]),
-            _format_fraction(stats["average_precision"]),
+            format_defined_percent(stats["average_precision"]),
             f"{stats['threshold']:.2f}",
-            _format_fraction(stats["precision"]),
-            _format_fraction(stats["recall"]),
-            _format_fraction(stats["f1"]),
+            format_defined_percent(stats["precision"]),
+            format_defined_percent(stats["recall"]),
+            format_defined_percent(stats["f1"]),
         )
     return table
 
@@ -72,7 +71,7 @@ def build_label_remarks(result: Mapping[str, Any], *, show_labels: bool = True) 
     averaged = result["num_labels_averaged"]
     if any(stats["average_precision"] is None for stats in labels.values()):
         remarks.append(
-            f"{_UNDEFINED}: average precision and recall need images with the label, precision "
+            f"{UNDEFINED}: average precision and recall need images with the label, precision "
             f"needs predictions of it. Averages leave undefined values out: mean_average_precision "
             f"is over {averaged['mean_average_precision']} of {len(labels)} labels, macro_f1 over "
             f"{averaged['macro_f1']} (present or predicted)."
@@ -117,7 +116,3 @@ def _sort_key(value: float | None) -> float:
 
 def _format_metric(name: str, value: float) -> str:
     return f"{value:.4f}" if name == "loss" else format_percent(value)
-
-
-def _format_fraction(value: float | None) -> str:
-    return _UNDEFINED if value is None else format_percent(value)

@@ -8,7 +8,7 @@ from finetune.commands.tune.space.search_space import SearchDimension
 from finetune.config.auto import get_config_value
 from finetune.config.load import get_explicit_values
 from finetune.config.schema import Config
-from finetune.config.sections.data import PRESET_CROP_SCALES
+from finetune.config.sections.augment import PRESET_CROP_SCALES
 
 _MAX_LAYER_DECAY = 1.0
 _SMOOTHED_LOSSES = ("cross_entropy", "focal")

@@ -12,6 +12,7 @@ from finetune.builders import (
     measure_run_cost,
 )
 from finetune.builders.constraints.probe_rules import check_probe_settings
+from finetune.builders.optimization.schedule_notes import describe_schedule_effect
 from finetune.commands.fit.plan import build_plan
 from finetune.commands.measurement.input_notes import note_input
 from finetune.commands.measurement.normalization import check_normalization
@@ -51,6 +52,7 @@ def prepare_run(
     )
     check_probe_settings(given or config, training.config)
     note_input(training, data.audit, reporter)
+    note_schedule(training, reporter)
     _report_batch_reduction(training, reporter)
     # micro-batches divide the reduced batch size, and not always the requested one
     reduced = replace_values(training.config, {"trainer.batch_size": training.batch_size})
@@ -83,6 +85,13 @@ def load_run_data(config: Config, reporter: Reporter) -> tuple[Config, RunData]:
         "augment.name": resolve_if_path(config.augment.name),
     }
     return replace_values(config, values), data
+
+
+def note_schedule(training: Training, reporter: Reporter) -> None:
+    """Note a schedule that never changes the learning rate, or ends it early."""
+    remark = describe_schedule_effect(training)
+    if remark is not None:
+        reporter.note(remark)
 
 
 def _measure_cost(

@@ -16,7 +16,7 @@ from finetune.commands.fit.micro_batch_reduction import (
     retry_with_smaller_micro_batches,
 )
 from finetune.commands.fit.plan import build_plan
-from finetune.commands.fit.prepare import prepare_run
+from finetune.commands.fit.prepare import note_schedule, prepare_run
 from finetune.commands.fit.process_group import broadcast_run, receive_run
 from finetune.commands.fit.resume import (
     describe_phase_shifts,
@@ -170,6 +170,7 @@ def prepare_resume(
         num_rejected=0,
         run_dir=run.path,
     )
+    note_schedule(training, reporter)
     reporter.show_plan(plan)
     for shift in describe_phase_shifts(run, training):
         reporter.warn(shift)

@@ -1,0 +1,67 @@
+"""Notes of a plan on schedules whose rates do not change, or vanish, in the epochs of the run."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import finetune
+from finetune.builders import Training
+from finetune.builders.optimization.schedule_notes import describe_schedule_effect
+from finetune.commands.fit.prepare import prepare_run
+from finetune.config.load import replace_values
+from tests.support.helpers import RecordingReporter
+
+NUM_EPOCHS = 6
+
+
+@pytest.fixture
+def training(photos: Path) -> tuple[Training, list[str]]:
+    """Return a run of six epochs whose schedule has no effect, and the notes of its plan."""
+    recorder = RecordingReporter()
+    config = finetune.Config.model_validate(
+        {
+            "data": {"path": str(photos), "image_size": 32, "num_workers": 0},
+            "model": {"backbone": "test_resnet", "weights": "random"},
+            "trainer": {"accelerator": "cpu", "epochs": NUM_EPOCHS, "batch_size": 4},
+            "lr_schedule": {"name": "step", "params": {"every": 100}},
+        }
+    )
+    return prepare_run(config, recorder)[0], recorder.notes
+
+
+def test_schedules_without_effect_are_noted(training: tuple[Training, list[str]]) -> None:
+    prepared, notes = training
+    (note,) = [note for note in notes if "lr_schedule" in note]
+    assert "the first reduction would follow epoch 100, and there are 6 epochs" in note
+
+    def describe(*, epochs: int = NUM_EPOCHS, **values: Any) -> str | None:
+        defaults = {"name": "cosine", "params": {}, "final_factor": 0.01}
+        keys = {f"lr_schedule.{key}": value for key, value in (defaults | values).items()}
+        config = replace_values(prepared.config, {**keys, "trainer.epochs": epochs})
+        return describe_schedule_effect(replace(prepared, config=config))
+
+    for values, expected in (
+        ({"name": "step", "params": {"every": 6}}, "follow epoch 6, and there are 6 epochs"),
+        ({"name": "step", "epochs": 1}, "follow epoch 1, and there is 1 epoch"),
+        ({"name": "step", "params": {"gamma": 1}}, "never changes the learning rates: gamma=1"),
+        ({"name": "plateau", "params": {"patience": 4}}, "with patience 4, epoch 7 is the first"),
+        ({"name": "plateau", "params": {"min_factor": 1}}, "min_factor is 1"),
+        ({"name": "inverse_time", "params": {"decay": 0}}, "never changes .*decay=0"),
+        ({"name": "cosine", "final_factor": 1}, "never changes .*final_factor is 1"),
+        ({"name": "exponential", "params": {"gamma": 0.001}}, "below 0.001 .* epoch 2 of 6 on"),
+    ):
+        remark = describe(**values)
+        assert remark is not None, values
+        assert re.search(expected, remark), remark
+    for values in (
+        {"name": "cosine"},
+        {"name": "constant"},
+        {"name": "one_cycle"},
+        {"name": "step", "params": {"every": 5}},
+        {"name": "plateau", "params": {"patience": 3}},
+        {"name": "exponential", "params": {"gamma": 0.1}},
+    ):
+        assert describe(**values) is None, values

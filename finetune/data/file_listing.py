@@ -19,10 +19,11 @@ _OUTPUT_FILES: tuple[dict[str, tuple[bytes, ...]], ...] = (
     {"audit.json": (rb"\A\{",), "audit.csv": (rb"\Afinding,\w+,group,path,detail\b",)},
     {"finetune.json": (rb"\A\{\s*\"format\":",), "model.safetensors": ()},
     {"parquet-images.json": (rb"\A\{\"format\":",)},
+    {"csv-images.json": (rb"\A\{\"format\":",)},
     {"arrays.bin": (), "index.sqlite": (rb"\A(SQLite format 3|\Z)",)},
 )
-"""Files that stand together in a run folder, an audit folder, a model, or a cache of unpacked
-Parquet files or of arrays.
+"""Files that stand together in a run folder, an audit folder, a model, or a cache of the images of
+tables or of arrays.
 
 The expressions are found in what finetune writes into them, and not in files of users that have
 the same names.

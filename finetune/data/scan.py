@@ -11,7 +11,7 @@ from finetune.data.file_listing import (
     raise_listing_error,
     walk_files,
 )
-from finetune.data.layouts.label_csv import read_label_csv
+from finetune.data.layouts.csv_files.label_csv import read_label_csv
 from finetune.data.layouts.name_groups import group_by_name, name_below_parents
 from finetune.data.layouts.parquet.parquet_dataset import (
     ParquetImages,

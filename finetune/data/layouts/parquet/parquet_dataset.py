@@ -23,9 +23,10 @@ from finetune.data.layouts.parquet.parquet_files import (
     find_parquet_files,
     open_parquet,
 )
-from finetune.data.layouts.parquet.unpacked_images import UnpackedRow, unpack_images
+from finetune.data.layouts.parquet.parquet_images import ParquetTable
 from finetune.data.layouts.split_names import SplitSetting, build_split_parser
 from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOptions
+from finetune.data.layouts.unpacked_images import UnpackedRow, unpack_images
 from finetune.data.scan_result import ImageList
 from finetune.errors import DataError
 from finetune.types import RejectedFile, Reporter, Sample
@@ -167,7 +168,13 @@ def _find_images(
                 f"{files.files[mixed]} has paths of images and another file of {files.base} has "
                 f"images. Read them one by one."
             )
-        unpacked = unpack_images(files, columns, root=root, reporter=reporter)
+        parts = [
+            ParquetTable(file, name, column.name)
+            for file, name, column in zip(files.files, files.names, columns, strict=True)
+        ]
+        unpacked = unpack_images(
+            parts, base=files.base, kind="parquet", root=root, reporter=reporter
+        )
         return unpacked.folder, unpacked.rows
     rows = []
     for file, column in zip(files.files, columns, strict=True):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from finetune.data.file_listing import find_rejection_reason, suggest_file
 from finetune.data.layouts.class_names import describe_changed_names
-from finetune.data.layouts.csv_records import CsvTable
-from finetune.data.layouts.label_sets import LabelReader, join_labels, open_label_table
+from finetune.data.layouts.csv_files.csv_records import CsvTable
+from finetune.data.layouts.csv_files.label_sets import LabelReader, join_labels, open_label_table
 from finetune.data.layouts.listed_paths import PathReader
 from finetune.data.layouts.split_names import SplitSetting, build_split_parser
 from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOptions

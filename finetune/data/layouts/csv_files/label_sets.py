@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.data.layouts.class_names import normalize_class_name
-from finetune.data.layouts.csv_records import CsvTable
+from finetune.data.layouts.csv_files.csv_records import CsvTable
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
 from finetune.types import LabelFormat

@@ -1,0 +1,1 @@
+"""CSVs of images: their records, their labelled images, and images that they hold in base64."""

@@ -102,6 +102,18 @@ def test_dry_run_of_resume_changes_nothing(
     assert {file: file.stat().st_mtime_ns for file in copied_run.rglob("*")} == before
 
 
+def test_dry_run_with_resume_auto_plans_the_run_in_the_output(
+    cli: Cli, copied_run: Path, insects: Path
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in copied_run.rglob("*")}
+    args = ("fit", insects, "--output", copied_run, "--resume", "auto", "--dry-run")
+    assert "The run is complete" in cli.ok(*args).words
+    plan = cli.ok(*args, "--epochs", 9, "--json").json["plan"]
+    assert plan["run_dir"] == str(copied_run)
+    assert plan["overrides"] == {"trainer.epochs": 9}
+    assert {file: file.stat().st_mtime_ns for file in copied_run.rglob("*")} == before
+
+
 def test_dry_run_has_memory_and_time(
     cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from finetune.commands.cross_validation.fold_runs import (
 from finetune.commands.cross_validation.fold_work import (
     FoldWork,
     describe_pending,
+    describe_resumed_folds,
     find_pending_folds,
     reopen,
     start_or_reopen,
@@ -114,8 +115,19 @@ def plan_resumed_folds(run: RunFolder, config: Config, reporter: Reporter) -> di
     """Return what is left of a cross-validation and show it; nothing is written."""
     work = reopen(run, config, writes=False)
     pending = find_pending_folds(work)
-    reporter.note(describe_pending(work, pending))
-    return {"run_dir": str(run.path), "cross_validation": {"folds": pending}}
+    reporter.note(f"Resuming {run.path}. {describe_pending(work, pending)}")
+    for sentence in describe_resumed_folds(work, pending):
+        reporter.note(sentence)
+    return {
+        "run_dir": str(run.path),
+        "overrides": dict(work.changes),
+        "cross_validation": {
+            "num_folds": work.cross_validation.num_folds,
+            "folds": pending,
+            "complete": [fold for fold in work.folds if fold not in pending],
+            "final": work.cross_validation.config.cross_validation.final,
+        },
+    }
 
 
 def _run(config: Config, prepare: Callable[[], FoldWork], reporter: Reporter) -> FitResult:

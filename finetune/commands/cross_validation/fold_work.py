@@ -13,10 +13,12 @@ from finetune.commands.cross_validation.refit import check_refit
 from finetune.commands.fit.resume import (
     build_resume_config,
     collect_overrides,
+    describe_resume_point,
     find_existing_run,
 )
 from finetune.commands.stored_run import check_files_exist, read_stored_config
 from finetune.config.load import diff_configs, dump_config, replace_values
+from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
 from finetune.system import run_folder
@@ -104,11 +106,31 @@ def find_pending_folds(work: FoldWork) -> list[int]:
 
 
 def describe_pending(work: FoldWork, pending: Sequence[int]) -> str:
-    """Return a sentence on what is left to do."""
+    """Return a sentence on what is complete and what is left to do."""
     num_folds = work.cross_validation.num_folds
-    if not pending:
-        what = "all folds are" if work.only is None else f"fold {work.only} is"
-        return f"Cross-validation with {num_folds} folds: {what} complete."
-    names = ", ".join(map(str, pending))
-    noun = "fold" if len(pending) == 1 else "folds"
-    return f"Cross-validation with {num_folds} folds: {noun} {names} to be trained."
+    complete = [fold for fold in work.folds if fold not in pending]
+    parts = []
+    if complete:
+        is_all = len(complete) == num_folds
+        verb = "is" if len(complete) == 1 else "are"
+        parts.append(f"{'all folds' if is_all else _list_folds(complete)} {verb} complete")
+    if pending:
+        parts.append(f"{_list_folds(pending)} to be trained")
+    return f"Cross-validation with {num_folds} folds: {'; '.join(parts)}."
+
+
+def describe_resumed_folds(work: FoldWork, pending: Sequence[int]) -> list[str]:
+    """Return a sentence on each pending fold that has begun: where it resumes."""
+    runs = {fold: work.cross_validation.get_fold_run(fold) for fold in pending}
+    points = {
+        # what a resume point depends on is the same in a resumed fold
+        fold: describe_resume_point(run, ResolvedConfig.from_config(read_stored_config(run)))
+        for fold, run in runs.items()
+        if run_folder.is_run(run.path)
+    }
+    return [f"Fold {fold}: {text[0].lower()}{text[1:]}" for fold, text in points.items()]
+
+
+def _list_folds(folds: Sequence[int]) -> str:
+    """Return the numbers of folds with their noun."""
+    return f"{'fold' if len(folds) == 1 else 'folds'} {', '.join(map(str, folds))}"

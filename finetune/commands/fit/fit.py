@@ -73,6 +73,9 @@ def plan_fit(
 ) -> dict[str, Any]:
     """Return the plan of a run and show it; only caches of the audit are written.
 
+    With ``resume: auto``, the plan is that of the run or cross-validation that exists in
+    ``output``, if there is one.
+
     Args:
         config: Config of the run.
         with_layers: Whether to measure the layers, too, and show them; not with folds.
@@ -82,6 +85,11 @@ def plan_fit(
         FinetuneError: Something that the user can fix.
     """
     reporter = reporter or Reporter()
+    if (existing := find_existing_run(config)) is not None:
+        overrides = collect_overrides(existing, config)
+        return plan_resume(
+            existing.path, assignments=overrides, with_layers=with_layers, reporter=reporter
+        )
     if config.cross_validation.num_folds is not None:
         _check_layers(with_layers=with_layers)
         return plan_cross_validation(config, reporter)

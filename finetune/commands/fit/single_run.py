@@ -134,7 +134,7 @@ def resume_run(
     if is_complete(run, config):
         if rendezvous is not None:
             rendezvous.broadcast("run", None)
-        facts = rename_facts(read_card_json(run.bundle_dir)["facts"])
+        facts = _read_facts(run)
         reporter.note(_describe_completion(facts))
         return build_result(run, start, facts, {})
     with lock_run(run, config, rendezvous):
@@ -145,6 +145,11 @@ def resume_run(
         run_folder.update_latest_link(run)
         facts = complete_run(run, training, reporter=reporter, rendezvous=rendezvous)
     return build_result(run, start, facts, plan)
+
+
+def _read_facts(run: RunFolder) -> dict[str, Any]:
+    """Return the facts on the model card of a complete run."""
+    return rename_facts(read_card_json(run.bundle_dir)["facts"])
 
 
 def _describe_completion(facts: Mapping[str, Any]) -> str:
@@ -174,7 +179,10 @@ def prepare_resume(
     reporter.show_plan(plan)
     for shift in describe_phase_shifts(run, training):
         reporter.warn(shift)
-    reporter.note(describe_resume_point(run, training.config))
+    if is_complete(run, config):
+        reporter.note(_describe_completion(_read_facts(run)))
+    else:
+        reporter.note(describe_resume_point(run, training.config))
     return training, plan
 
 

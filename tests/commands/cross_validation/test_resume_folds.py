@@ -10,6 +10,7 @@ from finetune.config.load import replace_values
 from finetune.config.sections.folds import CrossValidationConfig
 from finetune.errors import ConfigError
 from tests.commands.cross_validation.test_cross_validate import build_run_config
+from tests.support.helpers import RecordingReporter
 from tests.support.runs import read_rows
 
 
@@ -52,6 +53,36 @@ def test_refused_epochs_leave_the_run_as_it_was(begun: Path) -> None:
     assert (begun / "config.yaml").read_text() == before
     plan = plan_resume(begun)
     assert plan["cross_validation"]["folds"] == [1, 3]
+
+
+@pytest.mark.parametrize("with_folds", [True, False])
+def test_dry_run_of_a_repeated_command_tells_what_is_complete_and_what_is_left(
+    with_folds: bool, insects: Path, begun: Path
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in begun.rglob("*")}
+    reporter = RecordingReporter()
+    config = build_run_config(insects, begun, resume="auto")
+    if not with_folds:
+        config = config.model_copy(update={"cross_validation": CrossValidationConfig()})
+    plan = finetune.plan_fit(config, reporter=reporter)
+    assert plan["run_dir"] == str(begun)
+    assert plan["cross_validation"]["complete"] == [2]
+    assert plan["cross_validation"]["folds"] == [1, 3]
+    (note,) = reporter.notes
+    assert note.startswith(f"Resuming {begun}. ")
+    assert note.endswith("3 folds: fold 2 is complete; folds 1, 3 to be trained.")
+    assert {file: file.stat().st_mtime_ns for file in begun.rglob("*")} == before
+
+
+def test_dry_run_tells_where_a_fold_resumes_and_what_changes(insects: Path, begun: Path) -> None:
+    reporter = RecordingReporter()
+    config = build_run_config(
+        insects, begun, resume="auto", trainer__epochs=3, cross_validation__fold=2
+    )
+    plan = finetune.plan_fit(config, reporter=reporter)
+    assert plan["overrides"] == {"trainer.epochs": 3}
+    assert plan["cross_validation"]["folds"] == [2]
+    assert reporter.notes[1:] == ["Fold 2: resuming after epoch 2."]
 
 
 @pytest.mark.parametrize("part", ["", "folds/2"])

@@ -7,6 +7,7 @@ from finetune.commands.prepare_data import build_table_options, resolve_data_pat
 from finetune.config.load import build_config, read_config_file
 from finetune.config.schema import Config
 from finetune.config.sections.augment import PRESET_CROP_SCALES
+from finetune.data.layouts.csv_files.csv_images import find_csv_root
 from finetune.data.layouts.parquet.parquet_dataset import find_parquet_root
 from finetune.data.layouts.parquet.parquet_files import is_parquet_path
 from finetune.data.manifest import Manifest, read_manifest
@@ -73,16 +74,19 @@ def _get_section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def read_stored_manifest(run: RunFolder, config: Config) -> Manifest:
     """Return the manifest of a run, with the data path of its config as root.
 
-    For Parquet files that is the folder of their images, which are unpacked if they are not there.
+    For images inside of a CSV or Parquet files that is the folder of the unpacked images, which are
+    unpacked if they are not there.
 
     Raises:
-        DataError: ``manifest.csv`` is missing or damaged, or a Parquet file is.
+        DataError: ``manifest.csv`` is missing or damaged, or a table is.
     """
     path = resolve_data_path(config)
+    tables = build_table_options(config)
+    root = path
     if is_parquet_path(path) or path.is_dir():
-        root = find_parquet_root(path, build_table_options(config)) or path
-    else:
-        root = path.parent if path.suffix.lower() == ".csv" else path
+        root = find_parquet_root(path, tables) or path
+    elif path.suffix.lower() == ".csv":
+        root = find_csv_root(path, tables)
     return read_manifest(run.manifest_path, root=root)
 
 

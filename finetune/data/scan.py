@@ -11,7 +11,7 @@ from finetune.data.file_listing import (
     raise_listing_error,
     walk_files,
 )
-from finetune.data.layouts.csv_files.label_csv import read_label_csv
+from finetune.data.layouts.csv_files.label_csv import LabelledFiles, read_label_csv
 from finetune.data.layouts.name_groups import group_by_name, name_below_parents
 from finetune.data.layouts.parquet.parquet_dataset import (
     ParquetImages,
@@ -46,8 +46,8 @@ def scan(
 
     A folder holds class folders, or split folders of class folders, see ``find_layout``. Hidden
     folders, ``__MACOSX`` and what finetune has written are skipped; links are followed without
-    loops. A CSV has the columns ``path,label[,split][,group]``. Images of Parquet files are
-    unpacked into the cache.
+    loops. A CSV has the columns ``path,label[,split][,group]``. Images inside of a CSV or Parquet
+    files are unpacked into the cache.
 
     Args:
         path: Data folder, CSV, or Parquet file, folder of such or pattern for them.
@@ -59,23 +59,24 @@ def scan(
     Raises:
         DataError: The path is missing, is of another kind, holds no labelled image, or has an
             ambiguous layout.
-        StorageError: The cache cannot hold the images of Parquet files.
+        StorageError: The cache cannot hold the images of a table.
     """
     check_path(path)
     reporter = reporter or Reporter()
     try:
         root = path.resolve()
         names: Mapping[str, str] = {}
-        if (files := find_parquet_files(root, splits)) is not None:
+        if (parquet := find_parquet_files(root, splits)) is not None:
             check_single_label(path, tables.labels)
-            images = read_parquet(files, splits=splits, tables=tables, reporter=reporter)
+            images = read_parquet(parquet, splits=splits, tables=tables, reporter=reporter)
             result, names = _to_scan(images), images.names
         elif path.is_dir():
             check_single_label(path, tables.labels)
             _check_has_columns(path, tables)
             result = read_class_folders(root, splits, allow_empty)
         else:
-            result = _scan_csv(root, splits, tables, allow_empty=allow_empty)
+            files = read_label_csv(root, splits, tables, reporter=reporter)
+            result, names = _scan_csv(root, files, allow_empty=allow_empty), files.names
     except PermissionError as error:
         raise_listing_error(error)
         raise
@@ -182,19 +183,12 @@ def _describe_missing_images(path: Path, root: Path, rejected: Sequence[Rejected
     )
 
 
-def _scan_csv(
-    file: Path,
-    splits: SplitSetting,
-    tables: TableOptions,
-    *,
-    allow_empty: bool,
-) -> Scan:
+def _scan_csv(file: Path, files: LabelledFiles, *, allow_empty: bool) -> Scan:
     """Return the images of a CSV.
 
     Raises:
-        DataError: The CSV is invalid, or no file of a class is an image by its name.
+        DataError: No file of a class is an image by its name.
     """
-    files = read_label_csv(file, splits, tables)
     if files.lost_classes and not (files.samples and allow_empty):
         label, problem = next(iter(files.lost_classes.items()))
         which = f"no image of class '{label}'" if files.samples else "no image"
@@ -203,7 +197,7 @@ def _scan_csv(
     lost = sorted(files.lost_classes.items())
     notes = (f"{file.name} lists no image of class '{label}': {why}" for label, why in lost)
     return Scan(
-        file.parent, tuple(files.samples), tuple(files.rejected), empty, (*files.notes, *notes)
+        files.root, tuple(files.samples), tuple(files.rejected), empty, (*files.notes, *notes)
     )
 
 

@@ -7,6 +7,9 @@ from finetune.types import DEFAULT_LABEL_FORMAT, LabelFormat
 
 AUTO = "auto"
 
+PATH_COLUMNS = ("path", "file_name", "filename", "image_path", "file_path", "filepath", "file")
+"""Usual names of a column with the paths of images."""
+
 
 @dataclass(frozen=True, slots=True)
 class TableOptions:
@@ -17,7 +20,7 @@ class TableOptions:
         label_column: Column with the labels; "auto" for the usual one.
         group_column: Column with the groups; "auto" for ``group``, if there is one.
         group_by: Pattern that finds the group of an image in its path; None for no groups.
-        cache: Value of ``data.cache``; images of Parquet files are unpacked into its folder.
+        cache: Value of ``data.cache``; images inside of tables are unpacked into its folder.
         is_strict: Whether a named column that is missing is an error; else "auto" replaces it.
         labels: How the labels of a CSV are written.
     """

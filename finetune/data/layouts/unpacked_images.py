@@ -53,7 +53,8 @@ class UnpackedRow:
 
     Attributes:
         path: Path of its file relative to the folder, or of a file elsewhere; "" without one.
-        name: Path or name that the table gives it; "" for none.
+        name: Path or name that the table gives it, "" for none; that of the row where it holds no
+            image, with a reason.
         is_reference: Whether the row has a path and no bytes.
         reason: Why the row holds no image, where that is known; else "".
     """
@@ -147,6 +148,8 @@ def _read_complete(folder: Path) -> tuple[tuple[UnpackedRow, ...], ...] | None:
 def _build_row(table: str, name: str, size: int, given: str, reason: str = "") -> UnpackedRow:
     if size >= 0:
         return UnpackedRow(f"{table}/{name}", given)
+    if reason:
+        return UnpackedRow("", f"{table}/{name}", reason=reason)
     return UnpackedRow(given, given, is_reference=bool(given), reason=reason)
 
 
@@ -230,7 +233,7 @@ def _unpack_table(
                 (folder / name).write_bytes(image.content)
                 rows.append((name, len(image.content), image.given))
             elif image.reason:
-                rows.append(("", -1, "", image.reason))
+                rows.append((image.row, -1, "", image.reason))
             else:  # bytes that are there and empty are an empty file, not a path elsewhere
                 rows.append(("", -1, image.given if image.content is None else ""))
         on_progress(len(batch))

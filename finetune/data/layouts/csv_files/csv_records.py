@@ -2,7 +2,6 @@
 
 import codecs
 import csv
-import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,12 +14,17 @@ from finetune.errors import DataError
 Record = tuple[int, list[str]]
 """Line on which a record begins, from 1, and its values."""
 
+NOT_USED = " (not used)"
+"""End of the name that a column is read as where another one has its role."""
+
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _ENCODINGS = (
     (codecs.BOM_UTF8, "utf-8-sig", ""),
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
+_BLOCK_SIZE = 1 << 20
+_MAX_VALUE_LENGTH = (1 << 31) - 1
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*')
 """First line by which Excel is told the separator."""
 
@@ -39,6 +43,7 @@ class CsvTable:
         columns: Names that the columns are read as, in lower case.
         missing_roles: Columns of ``roles`` that the table does not have.
         notes: Lines that say which separator or encoding was found.
+        num_lines: Number of lines of the file.
 
     Raises:
         DataError: The file is in another encoding, or two columns have the same name.
@@ -58,11 +63,12 @@ class CsvTable:
         self.columns: list[str] = []
         self.missing_roles: list[str] = []
         self.notes: list[str] = []
-        self._text, encoding = _decode(file)
-        if encoding:
-            self.notes.append(f"{file.name} is read as {encoding}.")
+        self._encoding, shown, self.num_lines = _check_encoding(file)
+        if shown:
+            self.notes.append(f"{file.name} is read as {shown}.")
         self._separator, self._first_line = ",", 0
-        if match := _SEPARATOR_LINE.fullmatch(self._text.partition("\n")[0]):
+        first = next(_iter_lines(file, self._encoding, ",", skip=0), "")
+        if match := _SEPARATOR_LINE.fullmatch(first.partition("\n")[0]):
             self._separator, self._first_line = match[1], 1
         self._separator = self._find_separator(required)
         line, self.columns = self._read_header(self._separator)
@@ -97,14 +103,15 @@ class CsvTable:
     def _find_separator(self, required: Sequence[str]) -> str:
         """Return the separator by which the header has the required columns.
 
-        If there is none, the first separator is returned that divides the header at all.
+        If there is none, the separator is returned that divides the header into most columns.
         """
         headers = {}
         for separator in (self._separator, *_SEPARATORS):
             with suppress(DataError):  # with another separator, quotes may end within a value
                 headers[separator] = self._read_header(separator)
         fitting = (s for s, (_, columns) in headers.items() if set(required) <= set(columns))
-        return next(fitting, next(iter(headers), self._separator))
+        most = max(headers, key=lambda s: len(headers[s][1]), default=self._separator)
+        return next(fitting, most)
 
     def _read_header(self, separator: str) -> tuple[int, list[str]]:
         """Return the line and the columns of the header; 1 and none in an empty file."""
@@ -119,12 +126,14 @@ class CsvTable:
         if "label" in taken:
             taken.add("labels")
         return [
-            self._roles.get(name, f"{name} (not used)" if name in taken else name) for name in names
+            self._roles.get(name, f"{name}{NOT_USED}" if name in taken else name) for name in names
         ]
 
     def _iter_records(self, separator: str) -> Iterator[Record]:
         """Yield the records that are not empty, the header first."""
-        lines = _iter_lines(self._text, separator, skip=self._first_line)
+        # the limit is one of the process; images in base64 are larger than the default of 131,072
+        csv.field_size_limit(max(csv.field_size_limit(), _MAX_VALUE_LENGTH))
+        lines = _iter_lines(self._file, self._encoding, separator, skip=self._first_line)
         reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
         begin = self._first_line + 1
         try:
@@ -187,36 +196,47 @@ def _names_image(lines: Sequence[str], separator: str) -> bool:
     return any(PurePath(value).suffix.lower() in IMAGE_SUFFIXES for value in values)
 
 
-def _decode(file: Path) -> tuple[str, str]:
-    """Return the text of a file, and its encoding if it is not UTF-8.
+def _check_encoding(file: Path) -> tuple[str, str, int]:
+    """Return the encoding of a file, its name if it is not UTF-8, and the number of lines.
+
+    The file is read in blocks: with images inside it may be larger than the memory.
 
     Raises:
         DataError: It is in another encoding.
     """
-    data = file.read_bytes()
-    marked = ((encoding, name) for mark, encoding, name in _ENCODINGS if data.startswith(mark))
-    encoding, name = next(marked, ("utf-8", ""))
-    if not name and b"\0" in data[:1000]:
-        raise DataError(
-            f"{file} is not in UTF-8 but probably in UTF-16, as it has zero bytes. Save it as CSV "
-            f"in UTF-8."
-        )
-    try:
-        return data.decode(encoding), name
-    except UnicodeDecodeError as error:
-        if name:
-            raise DataError(f"{file} is damaged: {error}. Save it as CSV in UTF-8.") from error
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{file} is not in UTF-8 (line {line}, byte 0x{data[error.start]:02x}) but probably in "
-            f"Windows-1252, as spreadsheets save CSVs. Save it as CSV in UTF-8."
-        ) from error
+    with file.open("rb") as stream:
+        data = stream.read(_BLOCK_SIZE)
+        marked = ((encoding, name) for mark, encoding, name in _ENCODINGS if data.startswith(mark))
+        encoding, name = next(marked, ("utf-8", ""))
+        if not name and b"\0" in data[:1000]:
+            raise DataError(
+                f"{file} is not in UTF-8 but probably in UTF-16, as it has zero bytes. Save it as "
+                f"CSV in UTF-8."
+            )
+        decoder = codecs.getincrementaldecoder(encoding)()
+        num_breaks = 0
+        try:
+            while data:
+                decoder.decode(data)
+                num_breaks += data.count(b"\n")
+                data = stream.read(_BLOCK_SIZE)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            if name:
+                raise DataError(f"{file} is damaged: {error}. Save it as CSV in UTF-8.") from error
+            line = num_breaks + error.object.count(b"\n", 0, error.start) + 1
+            raise DataError(
+                f"{file} is not in UTF-8 (line {line}, byte 0x{error.object[error.start]:02x}) but "
+                f"probably in Windows-1252, as spreadsheets save CSVs. Save it as CSV in UTF-8."
+            ) from error
+    return encoding, name, num_breaks + 1
 
 
-def _iter_lines(text: str, separator: str, *, skip: int) -> Iterator[str]:
-    """Yield the lines of a text, without blanks between a closing quote and a separator."""
+def _iter_lines(file: Path, encoding: str, separator: str, *, skip: int) -> Iterator[str]:
+    """Yield the lines of a file, without blanks between a closing quote and a separator."""
     mark = re.escape(separator)
     blanks = re.compile(rf'(?<!")"[ ]+(?={mark}|\r?\n?$)')
-    for number, line in enumerate(io.StringIO(text, newline="")):
-        if number >= skip:
-            yield blanks.sub('"', line) if '" ' in line else line
+    with file.open(encoding=encoding, newline="") as stream:
+        for number, line in enumerate(stream):
+            if number >= skip:
+                yield blanks.sub('"', line) if '" ' in line else line

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.data.layouts.class_names import normalize_class_name
-from finetune.data.layouts.csv_files.csv_records import CsvTable
+from finetune.data.layouts.csv_files.csv_records import NOT_USED, CsvTable
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
 from finetune.types import LabelFormat
@@ -184,6 +184,10 @@ def join_labels(names: Sequence[str]) -> str:
     return _DEFAULT_SEPARATOR.join(names) or NO_LABEL
 
 
+def _may_be_label(column: str) -> bool:
+    return column not in OTHER_COLUMNS and not column.endswith(NOT_USED)
+
+
 def _find_label_columns(file: Path, table: CsvTable, labels: LabelFormat) -> dict[int, str]:
     """Return the columns of labels by position: those given or known, or all that are no others.
 
@@ -202,7 +206,7 @@ def _find_label_columns(file: Path, table: CsvTable, labels: LabelFormat) -> dic
     found = {
         place: spelling.get(column, names[place])
         for place, column in enumerate(table.columns)
-        if (column in wanted if wanted else column not in OTHER_COLUMNS)
+        if (column in wanted if wanted else _may_be_label(column))
     }
     if not found:
         known = f", such as {', '.join(labels.known[:3])}" if labels.known else ""

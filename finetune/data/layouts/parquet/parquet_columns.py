@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune.data.layouts.parquet.parquet_files import find_partition
-from finetune.data.layouts.table_options import AUTO, TableOptions
+from finetune.data.layouts.table_options import AUTO, PATH_COLUMNS, TableOptions
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
 
 ImageKind = Literal["struct", "bytes", "path"]
 """How a column holds images: bytes beside their path, bytes, or paths of files."""
-
-_PATH_COLUMNS = ("path", "file_name", "filename", "image_path", "file_path", "filepath", "file")
 
 _WITHOUT_NAME = {
     "image": "no column 'image', and no column of images or paths",
@@ -74,7 +72,7 @@ def choose_image_column(file: Path, schema: Any, options: TableOptions) -> Image
     else:
         marked = [n for n in kinds if features.get(n, {}).get("_type") == "Image" and kinds[n]]
         held = [n for n, kind in kinds.items() if kind in ("struct", "bytes")]
-        listed = [_find_column(file, schema, n) for n in _PATH_COLUMNS]
+        listed = [_find_column(file, schema, n) for n in PATH_COLUMNS]
         paths = [n for n in listed if n is not None and kinds[n] == "path"][:1]
         candidates = next((names for names in (marked, held, paths) if names), [])
         if not candidates and usual is not None:

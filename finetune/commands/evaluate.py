@@ -152,7 +152,8 @@ def evaluate_loaded(
         reporter,
         multi_label_classes=bundle.card.classes if bundle.card.is_multi_label else (),
     )
-    check_labels(images.samples, bundle.card.classes)
+    source = data if data is not None or run is None else run.path
+    check_labels(images.samples, bundle.card.classes, source=source)
     num_training_images = _count_training_images(images, paths, path, reporter)
     if num_training_images:
         _name_held_out_metrics(paths, reporter)

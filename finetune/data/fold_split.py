@@ -101,7 +101,7 @@ def _check_classes(
         if small:
             raise DataError(
                 f"{_format_classes(small)} than data.min_images_per_class={min_images}. Add "
-                f"images, remove the folder, or lower the setting."
+                f"images, remove the class, or lower the setting."
             )
         return
     members = {

@@ -15,7 +15,7 @@ from finetune.data.split import explain_missing_split, find_drawn_splits, strati
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
 from finetune.types import RejectedFile, Sample, Split
-from finetune.units import format_csv
+from finetune.units import format_count, format_csv
 
 _DUPLICATE_GROUP_COLUMN = "duplicate_group"
 """Column of the duplicate groups in a run's manifest; "copies" in manifests of version 0.1."""
@@ -162,8 +162,15 @@ def _check_groups(manifest: Manifest) -> None:
             )
 
 
-def check_labels(samples: Sequence[Sample], classes: Sequence[str]) -> None:
+def check_labels(
+    samples: Sequence[Sample], classes: Sequence[str], *, source: Path | None = None
+) -> None:
     """Check that the model knows the class of every sample.
+
+    Args:
+        samples: Labelled images.
+        classes: Classes of the model.
+        source: Folder or table that gives the labels, for the message.
 
     Raises:
         DataError: The unknown classes, with the most similar known one.
@@ -171,9 +178,16 @@ def check_labels(samples: Sequence[Sample], classes: Sequence[str]) -> None:
     unknown = sorted(set(count_labels(samples)) - set(classes))
     if unknown:
         shown = ", ".join(f"'{name}'" for name in unknown[:5])
+        remedy = "Rename or remove the folder."
+        first = next(sample for sample in samples if unknown[0] in sample.class_names)
+        if first.labels is not None or (source is not None and source.is_file()):
+            table = "the table" if source is None else source.name
+            remedy = f"Correct the label of {first.path} in {table}, or remove its row."
+        noun = "class" if first.labels is None else "label"
         raise DataError(
-            f"Unknown class {shown}: the model was trained on {len(classes)} classes."
-            f"{suggest_name(unknown[0], classes)} Rename or remove the folder."
+            f"Unknown {noun} {shown}: the model was trained on "
+            f"{format_count(len(classes), noun)}."
+            f"{suggest_name(unknown[0], classes)} {remedy}"
         )
 
 

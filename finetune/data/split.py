@@ -178,5 +178,5 @@ def _format_small_classes(small: list[str], counts: Counter[str], min_images: in
     classes = "Class" if len(small) == 1 else "Classes"
     return (
         f"{classes} too small to split: {shown}{more}; at least {min_images} images are needed. "
-        f"Add images, remove the folder, or set data.min_images_per_class=1 to train on them only."
+        f"Add images, remove the class, or set data.min_images_per_class=1 to train on them only."
     )

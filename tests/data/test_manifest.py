@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,19 @@ def test_check_labels_unknown_class_raises_data_error_with_suggestion() -> None:
     check_labels(make_samples("cat", 2), ["cat", "dog"])
     with pytest.raises(DataError, match=r"'cta', 'emu': .*'cat'"):
         check_labels([*make_samples("emu", 2), *make_samples("cta", 1)], ["cat", "dog"])
+
+
+def test_check_labels_names_what_gave_the_unknown_label(tmp_path: Path) -> None:
+    table = tmp_path / "l.csv"
+    table.touch()
+    emus = make_samples("emu", 1)
+    with pytest.raises(DataError, match=r"remove the folder\.$"):
+        check_labels(emus, ["cat"], source=tmp_path)
+    with pytest.raises(DataError, match=rf"label of {emus[0].path} in l\.csv, or remove its row"):
+        check_labels(emus, ["cat"], source=table)
+    several = [replace(emus[0], labels=("cat", "emu"))]
+    with pytest.raises(DataError, match=r"Unknown label 'emu'.*in the table, or remove its row"):
+        check_labels(several, ["cat"])
 
 
 def test_build_manifest_duplicates_stay_together_and_survive_csv(tmp_path: Path) -> None:

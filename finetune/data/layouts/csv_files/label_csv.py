@@ -114,6 +114,8 @@ def read_label_csv(
             f"the row has no split, but other rows have one. Fill in what is missing, or drop the "
             f"line."
         )
+    if doubt := label_reader.find_doubt(file):
+        reporter.warn(doubt.removesuffix("."))
     present = {name for sample in result.samples for name in sample.class_names}
     for label, (line, entry, count) in first_rejected.items():
         if label not in present:

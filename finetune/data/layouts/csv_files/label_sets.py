@@ -7,6 +7,7 @@ from pathlib import Path
 
 from finetune.data.layouts.class_names import normalize_class_name
 from finetune.data.layouts.csv_files.csv_records import NOT_USED, CsvTable
+from finetune.data.layouts.csv_files.joined_labels import find_joined_labels
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
 from finetune.types import LabelFormat
@@ -87,9 +88,10 @@ class LabelReader:
         self.is_multi_label = labels.task == "multi_label"
         self.names_of: dict[str, set[str]] = {}
         self._separator = labels.separator
+        self._known = labels.known
         self._table = table
-        self._has_known_labels = bool(labels.known)
         self._num_joined, self._joined_example = 0, ""
+        self._has_separator = False
         columns = table.columns
         self._text_column = next((columns.index(n) for n in ("labels", "label") if n in columns), 0)
         if not self.is_multi_label:
@@ -113,6 +115,7 @@ class LabelReader:
             return self._read_columns(values, where)
         text = values[self._text_column].strip() if self._text_column < len(values) else ""
         parts = text.split(self._separator) if self.is_multi_label else [text]
+        self._has_separator |= len(parts) > 1
         names = set()
         for part in filter(str.strip, parts):
             name = normalize_class_name(part)
@@ -132,6 +135,22 @@ class LabelReader:
             self._joined_example = self._joined_example or text
         return tuple(sorted(names))
 
+    def find_doubt(self, file: Path) -> str:
+        """Return which labels are probably several labels each; "" for none.
+
+        Raises:
+            DataError: They certainly are: no text has the separator that is set.
+        """
+        if not self.is_multi_label or self._label_columns:
+            return ""
+        joined = find_joined_labels(self.names_of, separator=self._separator, known=self._known)
+        if joined is None:
+            return ""
+        text = joined.describe(file, separator=self._separator, can_set=not self._known)
+        if joined.is_certain and not self._has_separator:
+            raise DataError(text)
+        return text
+
     def describe(self, file: Path, *, is_task_given: bool) -> list[str]:
         """Return lines on the labels, after all records were read.
 
@@ -141,7 +160,7 @@ class LabelReader:
         """
         lines = []
         unused = [name for place, name in self._label_columns.items() if place not in self._used]
-        if unused and not self._has_known_labels:
+        if unused and not self._known:
             shown = ", ".join(unused[:5]) + (", …" if len(unused) > 5 else "")
             lines.append(
                 f"{file.name}: {format_count(len(unused), 'column')} without a 1 "
@@ -153,6 +172,16 @@ class LabelReader:
                 f"'{self._joined_example}', {'is' if self._num_joined == 1 else 'are'} read as one "
                 f"class each. If these are several labels of an image, set data.task=multi_label; "
                 f"if not, data.task=single_label."
+            )
+        joined = None
+        if not (self.is_multi_label or self._num_joined or is_task_given):
+            joined = find_joined_labels(self.names_of, separator=_DEFAULT_SEPARATOR)
+        if joined is not None and joined.is_certain and joined.separator:
+            lines.append(
+                f"{file.name}: {format_count(joined.count, 'class')} with '{joined.separator}', "
+                f"such as '{joined.example}', consist of other classes. If these are several "
+                f"labels of an image, set data.task=multi_label "
+                f"data.label_separator='{joined.separator}'; if not, data.task=single_label."
             )
         return lines
 

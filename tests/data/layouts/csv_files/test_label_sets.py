@@ -8,7 +8,7 @@ from finetune.data.layouts.table_options import TableOptions
 from finetune.data.scan import Scan, scan
 from finetune.errors import DataError
 from finetune.types import LabelFormat
-from tests.support.helpers import write_images
+from tests.support.helpers import RecordingReporter, write_images
 
 MULTI_LABEL = LabelFormat("multi_label")
 
@@ -118,3 +118,74 @@ def test_scan_other_data_of_a_model_takes_its_labels_where_they_are(
     result = scan_text(tmp_path, text, tables.labels)
     assert get_labels(result) == [("Cat", "dog"), ()]
     assert result.notes == ()
+
+
+COMMAS = 'a.png,"cat,dog"\nb.png,cat\nc.png,"dog, cow"\nd.png,cow\n'
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (COMMAS, r"2 labels that consist of other labels with ',' .*label_separator=','"),
+        (COMMAS.replace(",d", ";d").replace(", c", "; c"), r"with ';' .*label_separator=';'"),
+        # no label alone, but each in several texts
+        ('a.png,"x,y"\nb.png,"y,z"\nc.png,"z,x"\n', r"3 labels .*such as 'x,y'"),
+        ("a.png,\"['cat', 'dog']\"\nb.png,['cow']\n", r"list in brackets.*as cat\|dog"),
+    ],
+)
+def test_labels_that_another_separator_joins_are_refused(
+    tmp_path: Path, rows: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        scan_text(tmp_path, f"path,labels\n{rows}")
+
+
+@pytest.mark.parametrize(
+    ("rows", "separator"),
+    [
+        (COMMAS, ","),
+        (COMMAS, "||"),  # unusual, so set on purpose
+        ('a.png,"Paris, France"\nb.png,"Lima, Peru"\nc.png,cat\n', "|"),
+        ("a.png,red car|blue bus\nb.png,red bus\nc.png,car\n", "|"),
+        ("a.png,cat|dog\nb.png,cow\n", "|"),
+    ],
+)
+def test_labels_with_marks_in_their_names_are_read_in_silence(
+    tmp_path: Path, rows: str, separator: str
+) -> None:
+    labels = LabelFormat("multi_label", separator=separator)
+    warnings = list_warnings(tmp_path, f"path,labels\n{rows}", labels)
+    assert warnings == []
+
+
+def test_doubtful_separators_are_warned_of(tmp_path: Path) -> None:
+    names = ["agriculture", "clear", "cloudy", "primary", "road"]
+    pairs = [f"{a} {b}" for a in names for b in names if a != b]
+    rows = "".join(f"{row}.png,{pair}\n" for row, pair in enumerate(pairs))
+    (warning,) = list_warnings(tmp_path, f"path,labels\n{rows}", LabelFormat())
+    assert "a blank between them" in warning
+    # some texts have the separator that is set, and others another one
+    mixed = f"path,labels\n{COMMAS}e.png,cat|cow\n"
+    (warning,) = list_warnings(tmp_path, mixed, LabelFormat())
+    assert "'cat,dog'" in warning
+
+
+def test_joined_labels_of_other_data_of_a_model_are_refused(tmp_path: Path) -> None:
+    labels = LabelFormat("multi_label", known=("cat", "dog"))
+    with pytest.raises(DataError, match=r"'cat,dog'\. Write '\|' between the labels"):
+        scan_text(tmp_path, 'path,labels\na.png,"cat,dog"\nb.png,\n', labels)
+
+
+def test_single_labels_that_consist_of_others_say_how_to_read_them(tmp_path: Path) -> None:
+    text = f"path,label\n{COMMAS}"
+    (note,) = scan_text(tmp_path, text).notes
+    assert "data.task=multi_label data.label_separator=','" in note
+    assert scan_text(tmp_path, text, LabelFormat("single_label")).notes == ()
+
+
+def list_warnings(folder: Path, text: str, labels: LabelFormat) -> list[str]:
+    file = folder / "list.csv"
+    file.write_text(text, encoding="utf-8")
+    reporter = RecordingReporter()
+    scan(file, tables=TableOptions(labels=labels), reporter=reporter)
+    return reporter.warnings

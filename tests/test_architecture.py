@@ -18,7 +18,7 @@ LAYERS = (
     ("cli", "api"),
     ("commands",),
     ("builders",),
-    ("training", "inference", "exporters"),
+    ("training", "inference", "exporters", "report"),
     ("probe",),
     ("audit", "bundle", "timm_models"),
     ("data", "models", "losses"),
@@ -46,7 +46,7 @@ STANDARD_LIBRARY_ONLY = (
 HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "albumentations", "wandb", "sklearn"}
 MAX_MODULES_IN_FOLDER = 12
 MAX_LINES = 320
-COMMANDS = {"fit", "inspect", "compare", "submit", "demo", "tune"}
+COMMANDS = {"fit", "inspect", "compare", "submit", "demo", "tune", "report"}
 """Commands have a module in ``cli`` and one in ``commands``."""
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -45,6 +45,17 @@ def format_findings_csv(audit: Audit) -> str:
     return format_csv(_COLUMNS, _iter_rows(audit.to_json()))
 
 
+def parse_audit(text: str) -> dict[str, Any]:
+    """Return a written audit with the present names of its keys.
+
+    Raises:
+        KeyError: The audit lacks a key.
+        TypeError: The audit has a value of another type.
+        ValueError: The audit is damaged, or of a later version.
+    """
+    return _upgrade(json.loads(text))
+
+
 def merge_findings(
     audit: str,
     *,
@@ -63,7 +74,7 @@ def merge_findings(
         TypeError: The audit has a value of another type.
         ValueError: The audit is damaged, or of a later version.
     """
-    tree = _upgrade(json.loads(audit))
+    tree = parse_audit(audit)
     groups = [DuplicateSamples.from_json(group) for group in tree["duplicates"] or ()]
     for grown in duplicates:
         paths = {sample.path for sample in grown.samples}

@@ -1,0 +1,1 @@
+"""Report pages: read what run folders hold, and write the page."""

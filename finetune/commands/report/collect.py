@@ -1,0 +1,140 @@
+"""Facts of a run folder or a bundle for its report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.bundle.model_card import find_bundle, read_card_json
+from finetune.bundle.renamed_facts import rename_facts
+from finetune.commands.measurement.measured import read_measured
+from finetune.commands.report.run_files import (
+    read_audit,
+    read_json,
+    read_out_of_fold,
+    read_rejected,
+    read_rows,
+    read_split_predictions,
+)
+from finetune.commands.report.run_session import read_sessions
+from finetune.commands.stored_run import read_stored_config, read_stored_manifest
+from finetune.config.load import get_explicit_values
+from finetune.config.schema import Config
+from finetune.data.manifest import Manifest
+from finetune.errors import FinetuneError, RunFolderError
+from finetune.report.run_facts import RunFacts, SplitPredictions
+from finetune.report.sections.headline import OUT_OF_FOLD
+from finetune.system.run_folder import RunFolder, is_run
+from finetune.types import Split
+
+
+def read_facts(path: Path) -> RunFacts:
+    """Return the facts of a run folder, a cross-validation or a bundle.
+
+    Raises:
+        RunFolderError: The path is none of them, or its config or model card is damaged.
+        ConfigError: The config of the run is damaged.
+        DataError: The manifest of the run is damaged.
+    """
+    if is_run(path):
+        return _read_run(RunFolder(path), path)
+    folder = find_bundle(path)
+    if folder is None:
+        raise RunFolderError(_explain_other_folder(path))
+    card = _read_card(folder)
+    return RunFacts(
+        name=path.resolve().name,
+        path=str(path),
+        card=card,
+        classes=tuple(card.get("classes", ())),
+        members=_list_members(card),
+    )
+
+
+def _read_run(run: RunFolder, path: Path) -> RunFacts:
+    config = read_stored_config(run)
+    manifest = read_stored_manifest(run, config)
+    folder = find_bundle(run.path)
+    card = {} if folder is None else _read_card(folder)
+    diagnosis = read_json(run.path / "diagnosis.json")
+    splits = [split for split in Split if manifest.get_samples(split)]
+    return RunFacts(
+        name=run.path.resolve().name,
+        path=str(path),
+        config=_flatten(config),
+        defaults=_flatten(Config()),
+        card=card,
+        classes=manifest.classes,
+        class_counts={split.value: manifest.count_per_class(split) for split in splits},
+        num_images={split.value: len(manifest.get_samples(split)) for split in splits},
+        rows=read_rows(run.metrics_path),
+        measured=_read_measured(run),
+        audit=read_audit(run),
+        rejected=read_rejected(run),
+        findings=_get_findings(diagnosis),
+        network=read_json(run.path / "network.json"),
+        predictions=_read_predictions(run, manifest),
+        folds=read_json(run.cross_validation_path),
+        fold_rows=_read_fold_rows(run),
+        members=_list_members(card),
+        sessions=read_sessions(run),
+    )
+
+
+def _flatten(config: Config) -> Mapping[str, Any]:
+    """Return every value of a config by dotted key."""
+    return get_explicit_values(Config.model_validate(config.model_dump(mode="json")))
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    card = read_card_json(folder)
+    return {**card, "facts": rename_facts(card.get("facts") or {})}
+
+
+def _list_members(card: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    members = card.get("members") or ()
+    return tuple((str(one.get("backbone", "")), float(one.get("weight", 1.0))) for one in members)
+
+
+def _read_measured(run: RunFolder) -> Mapping[str, Any]:
+    try:
+        return read_measured(run)
+    except FinetuneError:
+        return {}
+
+
+def _get_findings(diagnosis: Any) -> list[Mapping[str, Any]] | None:
+    """Return the findings of ``diagnosis.json``, which are a list or under a key."""
+    found = diagnosis.get("findings") if isinstance(diagnosis, dict) else diagnosis
+    return found if isinstance(found, list) else None
+
+
+def _read_predictions(run: RunFolder, manifest: Manifest) -> dict[str, SplitPredictions]:
+    found = {
+        split.value: read_split_predictions(
+            run.path / f"{split.value}_predictions.npz", manifest, split
+        )
+        for split in (Split.VAL, Split.TEST)
+    }
+    if run.folds_csv_path.is_file():
+        found[OUT_OF_FOLD] = read_out_of_fold(run, manifest)
+    return {split: predictions for split, predictions in found.items() if predictions is not None}
+
+
+def _read_fold_rows(run: RunFolder) -> dict[int, Any]:
+    folds = sorted((run.path / "folds").glob("[0-9]*"), key=lambda folder: folder.name)
+    rows = {int(f.name): read_rows(f / "metrics.csv") for f in folds if f.name.isdigit()}
+    return {number: one for number, one in rows.items() if one}
+
+
+def _explain_other_folder(path: Path) -> str:
+    if not path.exists():
+        return f"{path} does not exist. Pass a run folder, for example runs/latest, or a bundle."
+    if (path / "study.json").is_file():
+        return (
+            f"{path} is the folder of finetune tune. Compare its trials: finetune report "
+            f"{path / 'trials'}/*"
+        )
+    return (
+        f"{path} is neither a run folder (config.yaml and manifest.csv) nor a bundle "
+        f"(finetune.json). Pass a folder that finetune fit or finetune export has written."
+    )

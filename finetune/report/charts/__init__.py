@@ -1,0 +1,1 @@
+"""Charts of the page: data for the script, and geometry for SVG."""

@@ -1,0 +1,74 @@
+"""Weights of a run that its bundle holds, and the epoch that was best."""
+
+from collections.abc import Sequence
+
+from finetune.report.number_formats import format_metric_name, is_loss
+from finetune.report.run_facts import Row, RunFacts
+from finetune.units import format_count
+
+
+def find_best_epoch(rows: Sequence[Row], metric: str) -> int | None:
+    """Return the epoch with the best value of a validation metric, 0 for the linear probe.
+
+    None if no row has the metric.
+    """
+    sign = 1 if is_loss(metric) else -1
+    known = [row for row in rows if f"val/{metric}" in row]
+    if not known:
+        return None
+    return int(min(known, key=lambda row: sign * row[f"val/{metric}"])["epoch"])
+
+
+def get_checkpoint_monitor(facts: RunFacts) -> str:
+    """Return the metric that selects the best epoch."""
+    monitor = facts.config.get("checkpoint.monitor")
+    return facts.monitor if monitor in (None, "auto") else str(monitor)
+
+
+def describe_kept_weights(facts: RunFacts) -> str:
+    """Return a sentence on the weights of the bundle; empty while there is none."""
+    if not facts.card:
+        return ""
+    return f"The bundle holds {_name_weights(facts)}{_name_changes(facts)}."
+
+
+def _name_weights(facts: RunFacts) -> str:
+    if facts.members:
+        return f"an ensemble: the mean of the probabilities of {len(facts.members)} networks"
+    if facts.folds is not None:
+        return "one network, trained on all images with what the folds found"
+    last = max((int(row["epoch"]) for row in facts.rows), default=0)
+    interpolation = facts.facts.get("interpolation")
+    fraction = None if interpolation is None else interpolation.get("fraction")
+    if fraction is not None and fraction < 1:
+        if fraction == 0:
+            return f"the linear probe: {format_count(last, 'epoch')} of fine-tuning did not beat it"
+        return (
+            f"the weights at {fraction:g} of the way from the linear probe to epoch {last}, which "
+            f"were better than either end"
+        )
+    metric = get_checkpoint_monitor(facts)
+    best = last if fraction == 1 else find_best_epoch(facts.rows, metric)
+    if best is None:
+        return "the weights of the last epoch"
+    if best == 0 or facts.config.get("unfreeze.name") == "linear_probe":
+        return "the linear probe"
+    name = format_metric_name(metric)
+    return f"the weights of epoch {best} of {last}, the best by {name[0].lower() + name[1:]}"
+
+
+def _name_changes(facts: RunFacts) -> str:
+    """Return what was changed after training: the classifier, temperature and class prior."""
+    changes = []
+    method = facts.config.get("imbalance.head_rebalancing")
+    if method in ("crt", "tau_norm"):
+        changes.append(f"its classifier re-balanced by {method}")
+    temperature = facts.card.get("temperature", 1.0)
+    if temperature != 1.0:
+        changes.append(f"its probabilities calibrated with temperature {temperature:.3g}")
+    if (facts.card.get("priors") or {}).get("target") is not None:
+        changes.append("its logits adjusted to another class prior")
+    if not changes:
+        return ""
+    *first, final = changes
+    return ", with " + (", ".join(first) + " and " if first else "") + final

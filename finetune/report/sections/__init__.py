@@ -1,0 +1,1 @@
+"""Sections of the page: a dataclass and a builder for each."""

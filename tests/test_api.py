@@ -8,7 +8,7 @@ import pytest
 
 import finetune
 from finetune.api import OPTION_KEYS, FitOptions, build_fit_config
-from finetune.cli.fit import FLAG_KEYS
+from finetune.cli.options.config_flags import FLAG_KEYS
 from finetune.config.load import build_config, diff_from_defaults
 from finetune.errors import ConfigError, DataError
 from tests.support.helpers import run_python, write_images

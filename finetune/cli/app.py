@@ -18,6 +18,7 @@ from finetune.cli.render.output import (
     print_text,
     show_result,
 )
+from finetune.cli.report import report
 from finetune.cli.submit import CONTEXT_SETTINGS, submit
 from finetune.cli.tune import tune
 
@@ -42,6 +43,7 @@ app.command(context_settings=CONTEXT_SETTINGS)(submit)
 app.command(cls=TtaCommand)(evaluate)
 app.command(cls=TtaCommand)(predict)
 app.command()(export)
+app.command()(report)
 
 
 @app.command()

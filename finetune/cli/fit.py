@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finetune.cli.option_checks import check_layers, check_lr_find, check_resume_options
+from finetune.cli.options.config_flags import collect_flags
 from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, show_result
 from finetune.distributed.launch import detect_launch, is_nonzero_rank
 from finetune.errors import ConfigError
@@ -15,28 +16,6 @@ from finetune.types import Reporter
 if TYPE_CHECKING:
     from finetune.cli.render.console import ConsoleReporter
     from finetune.config.schema import Config
-
-FLAG_KEYS = {
-    "--backbone": "model.backbone",
-    "--weights": "model.weights",
-    "--epochs": "trainer.epochs",
-    "--batch-size": "trainer.batch_size",
-    "--lr": "optim.lr",
-    "--image-size": "data.image_size",
-    "--unfreeze": "unfreeze.name",
-    "--imbalance": "imbalance.strategy",
-    "--augment": "augment.name",
-    "--precision": "trainer.precision",
-    "--devices": "trainer.devices",
-    "--num-nodes": "trainer.num_nodes",
-    "--seed": "seed",
-    "--wandb": "tracking.wandb",
-    "--folds": "cross_validation.num_folds",
-    "--final": "cross_validation.final",
-    "--fold": "cross_validation.fold",
-    "--output": "output",
-}
-"""Option to the dotted config key that it sets."""
 
 
 def fit(
@@ -103,6 +82,9 @@ def fit(
     wandb: Annotated[
         str | None, typer.Option(help="Weights & Biases: off, offline or online.  [off]")
     ] = None,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Write no report.html at the end.")
+    ] = False,
     folds: Annotated[
         str | None,
         typer.Option(
@@ -163,6 +145,7 @@ def fit(
             "--num-nodes": num_nodes,
             "--seed": seed,
             "--wandb": wandb,
+            "--no-report": no_report,
             "--folds": folds,
             "--final": final,
             "--fold": fold,
@@ -182,15 +165,6 @@ def fit(
             lr_find=lr_find,
             as_json=as_json,
         )
-
-
-def collect_flags(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
-    """Return config key to (option, value) of the options that were given.
-
-    Args:
-        values: Option to its value; None where it was not given.
-    """
-    return {FLAG_KEYS[flag]: (flag, value) for flag, value in values.items() if value is not None}
 
 
 def _run_fit(

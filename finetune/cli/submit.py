@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.fit import FLAG_KEYS, build_run_config, collect_flags, fit, split_args
+from finetune.cli.fit import build_run_config, fit, split_args
+from finetune.cli.options.config_flags import FLAG_KEYS, SWITCHES, collect_flags
 from finetune.cli.render.output import build_console_reporter, print_json
 from finetune.errors import ConfigError
 from finetune.lookup import suggest_name
@@ -100,14 +101,17 @@ def _parse_fit_request(context: typer.Context, args: Sequence[str]) -> _FitReque
 
     options = _parse_fit_options(context, args)
     path, settings = split_args(options["args"] or [])
-    flags = collect_flags({flag: options[_get_parameter_name(flag)] for flag in FLAG_KEYS})
+    flags = collect_flags(
+        {flag: options[_get_parameter_name(flag)] for flag in (*FLAG_KEYS, *SWITCHES)}
+    )
     file: Path | None = options["config"]
     config = build_run_config(path, parse_assignments(settings), flags, file)
     fit_args = [str(Path(str(config.data.path)).expanduser())]
     fit_args += [arg for arg in settings if arg.partition("=")[0] not in _SCRIPT_KEYS]
     fit_args += [] if file is None else ["--config", str(file)]
     for key, (flag, value) in flags.items():
-        fit_args += [] if key in _SCRIPT_KEYS else [flag, value]
+        words = [flag] if flag in SWITCHES else [flag, value]
+        fit_args += [] if key in _SCRIPT_KEYS else words
     return _FitRequest(config, fit_args)
 
 

@@ -20,6 +20,7 @@ from finetune.config.sections.head_options import (
 from finetune.config.sections.learning import CalibrationConfig, ProbeConfig, UnfreezeConfig
 from finetune.config.sections.objective import LossConfig
 from finetune.config.sections.optim import LrScheduleConfig, OptimConfig
+from finetune.config.sections.report_page import ReportConfig
 from finetune.lookup import is_import_path
 
 
@@ -217,6 +218,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    report: ReportConfig = Field(default_factory=ReportConfig)
     cross_validation: CrossValidationConfig = Field(default_factory=CrossValidationConfig)
     seed: int = Field(
         0,

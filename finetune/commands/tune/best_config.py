@@ -9,7 +9,7 @@ from finetune.commands.tune.space.search_space import format_value, is_same_valu
 from finetune.config.load import build_config, diff_from_defaults
 from finetune.config.schema import Config
 
-_OWN_KEYS = ("output", "resume", "tracking.")
+_OWN_KEYS = ("output", "resume", "report.", "tracking.")
 """Keys, and sections ending in a dot, that belong to the study and not to what it found."""
 
 

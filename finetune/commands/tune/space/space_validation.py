@@ -31,6 +31,7 @@ FIXED_KEYS = {
     "data.num_workers": "how fast a trial is",
     "cache": _FILES,
     "tracking": "what is recorded",
+    "report": "what is written at the end of a run",
     "output": _FILES,
     "resume": "what a new run is",
     "seed": "the split and the order of the images, of which none is better than another",

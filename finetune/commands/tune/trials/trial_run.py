@@ -210,6 +210,7 @@ def build_trial_config(claimed: ClaimedTrial, shared: TrialData, run_dir: Path) 
         {
             **values,
             "output": str(run_dir),
+            "report.enabled": "off",
             "tracking.group": tracking.group or shared.group,
             "tracking.name": f"{tracking.name or shared.group}-{run_dir.name}",
         },

@@ -1,0 +1,43 @@
+"""The command ``report``: its options and its output."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, show_result
+from finetune.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folder, cross-validation or bundle; several are compared.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="HTML file to write.  [RUN/report.html; comparison.html for several runs]"
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object to standard output.")
+    ] = False,
+) -> None:
+    """Write what is known of a run, or compare runs, as one HTML page."""
+    with exit_on_stop_request():
+        reporter = build_console_reporter(json_output=as_json)
+        from finetune.commands.report.report import report as command
+
+        result = command(runs, output=output, reporter=reporter)
+
+    def show_page(tree: "Mapping[str, Any]") -> None:
+        reporter.note(f"Report written to {tree['output']} ({format_bytes(tree['num_bytes'])})")
+
+    show_result(reporter, result.to_json(), show_page)

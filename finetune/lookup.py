@@ -4,6 +4,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
 from typing import Any
 
 from finetune.errors import ConfigError
@@ -42,20 +43,42 @@ def look_up(table: Mapping[str, Any], name: str, *, setting: str) -> Any:
             f"To use your own code, write 'my_package.module:function'."
         )
     module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute or ":" in attribute:
+        missing = "module" if attribute else "function"
+        problem = "has two colons" if ":" in attribute else f"names no {missing}"
+        raise ConfigError(
+            f"{setting}: '{name}' {problem}. Write package.module:function, as in "
+            f"{module_name or 'my_package.module'}:{attribute.partition(':')[0] or 'build'}."
+        )
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, TypeError, ValueError) as error:  # empty or relative name
+    except (ImportError, TypeError, ValueError) as error:  # relative name
+        is_file = module_name.endswith(".py") or "/" in module_name
+        as_module = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        remedy = (
+            f"Name the module, not its file, as in {as_module}:{attribute}."
+            if is_file
+            else "Install the package, or run from the folder that contains it."
+        )
         raise ConfigError(
-            f"{setting}={name}: cannot import '{module_name}': {error}. "
-            f"Install the package, or run from the folder that contains it."
+            f"{setting}={name}: cannot import '{module_name}': {error}. {remedy}"
         ) from error
     try:
         return getattr(module, attribute)
     except AttributeError:
         raise ConfigError(
             f"{setting}: module '{module_name}' has no '{attribute}'."
-            f"{suggest_name(attribute, [n for n in vars(module) if not n.startswith('_')])}"
+            f"{suggest_name(attribute, _list_functions(module))}"
         ) from None
+
+
+def _list_functions(module: ModuleType) -> list[str]:
+    """Return the public names of a module, without those that it imports from others."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    ]
 
 
 def has_parameter(function: Callable[..., Any], name: str) -> bool:

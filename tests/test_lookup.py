@@ -29,8 +29,10 @@ def test_look_up_accepts_table_name_and_import_path() -> None:
         ("gradul", r"unfreeze\.name.*'gradul'.*'gradual'"),
         ("no_such_pkg.mod:f", r"unfreeze\.name=no_such_pkg\.mod:f.*'no_such_pkg\.mod'"),
         ("math:sqrtt", r"unfreeze\.name.*'math'.*'sqrtt'.*'sqrt'"),
-        ("math:", "'math'.*''"),
-        (":f", r"unfreeze\.name=:f.*''"),
+        ("math:", "'math:' names no function"),
+        (":f", r"unfreeze\.name: ':f' names no module"),
+        ("math:sqrt:x", "'math:sqrt:x' has two colons"),
+        ("code/mine.py:f", "Name the module, not its file, as in code.mine:f"),
         (".relative:f", r"'\.relative'"),
     ],
 )

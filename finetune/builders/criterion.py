@@ -8,6 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.builders.optimization.component_params import (
+    check_settable,
+    check_types,
+    describe_failure,
+)
 from finetune.config.resolved import ResolvedImbalanceConfig, ResolvedLossConfig
 from finetune.config.sections.objective import LossConfig
 from finetune.data.samplers.sampling_weights import compute_start_epoch
@@ -59,6 +64,7 @@ def build_class_weights(
         return None
     method, params = CLASS_WEIGHTS[imbalance.class_weights], imbalance.class_weights_params
     check_params(method, params, num_positional=1, setting="imbalance.class_weights_params")
+    check_types(method, params, setting="imbalance.class_weights_params")
     try:
         return ClassWeights(method(class_counts, **params), start_epoch)
     except (TypeError, ValueError) as error:
@@ -94,7 +100,7 @@ def build_criterion_schedule(
     """
     name, params = loss_config.name, loss_config.params
     loss = look_up(LOSSES, name, setting="loss.name")
-    check_reserved_params(params)
+    check_loss_params(loss, params)
     kwargs: dict[str, Any] = dict(params)
     if has_parameter(loss, "class_counts_K"):
         kwargs["class_counts_K"] = torch.tensor(class_counts, dtype=torch.float32)
@@ -133,15 +139,15 @@ def check_label_smoothing(loss: Callable[..., Tensor], name: str, value: float) 
         )
 
 
-def check_reserved_params(params: Mapping[str, Any]) -> None:
-    """Check that ``loss.params`` sets nothing that other settings determine.
+def check_loss_params(loss: Callable[..., Tensor], params: Mapping[str, Any]) -> None:
+    """Check that a loss takes ``loss.params``, and that no other setting determines one of them.
 
     Raises:
-        ConfigError: It does.
+        ConfigError: It does not, or one does.
     """
-    for key, source in _RESERVED_PARAMS.items():
-        if key in params:
-            raise ConfigError(f"loss.params: '{key}' comes from {source}. Leave it out.")
+    check_settable(loss, params, sources=_RESERVED_PARAMS, num_positional=2, setting="loss.params")
+    if loss in LOSSES.values():
+        check_types(loss, params, setting="loss.params")
 
 
 def select_probe_loss(loss_name: str) -> str:
@@ -190,5 +196,5 @@ def _check_criterion(
     except Exception as error:
         raise ConfigError(
             f"loss.name={loss_config.name} with loss.params={loss_config.params} fails: "
-            f"{type(error).__name__}: {error}"
+            f"{describe_failure(error, loss_config.params, is_custom=':' in loss_config.name)}."
         ) from error

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.builders.optimization.component_params import check_types, describe_failure
 from finetune.config.sections.balance import ImbalanceConfig
 from finetune.data.samplers.sampling_weights import (
     SAMPLERS,
@@ -50,6 +51,8 @@ def build_sampling_schedule(
         num_positional=2,
         setting=_SAMPLER_PARAMS_KEY,
     )
+    if name in SAMPLERS:
+        check_types(sampler, params, setting=_SAMPLER_PARAMS_KEY)
     labels = data.train.labels
 
     @lru_cache(maxsize=1)
@@ -63,7 +66,8 @@ def build_sampling_schedule(
         except Exception as error:
             raise ConfigError(
                 f"imbalance.sampler={name} with {_SAMPLER_PARAMS_KEY}={params} fails in epoch "
-                f"{epoch} (counted from 0): {type(error).__name__}: {error}"
+                f"{epoch} (counted from 0): "
+                f"{describe_failure(error, params, is_custom=':' in name)}."
             ) from error
 
     if not epoch_params:

@@ -6,6 +6,8 @@ from functools import partial
 from finetune.builders.model_prior import ClassBalance
 from finetune.builders.optimization.component_params import (
     check_settable,
+    check_types,
+    describe_failure,
     explain_invalid,
     names_parameter,
 )
@@ -124,6 +126,8 @@ def build_depth_schedule(unfreeze: UnfreezeConfig, num_groups: int) -> Callable[
     name, params = unfreeze.name, unfreeze.params
     schedule = look_up(UNFREEZE_SCHEDULES, name, setting="unfreeze.name")
     check_params(schedule, params, num_positional=2, setting="unfreeze.params")
+    if name in UNFREEZE_SCHEDULES:
+        check_types(schedule, params, setting="unfreeze.params")
 
     def compute_depth(epoch: int) -> int:
         try:
@@ -135,7 +139,7 @@ def build_depth_schedule(unfreeze: UnfreezeConfig, num_groups: int) -> Callable[
         except Exception as error:
             raise ConfigError(
                 f"unfreeze.name={name} with unfreeze.params={params} fails in epoch {epoch} "
-                f"(counted from 0): {type(error).__name__}: {error}"
+                f"(counted from 0): {describe_failure(error, params, is_custom=':' in name)}."
             ) from error
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= num_groups:
             raise ConfigError(
@@ -186,6 +190,7 @@ def build_lr_lambda(
     params = {**lr_schedule.params, **derived}
     check_params(schedule, params, num_positional=1, setting=setting)
     if name in LR_SCHEDULES:
+        check_types(schedule, lr_schedule.params, setting="lr_schedule.params")
         with explain_invalid("lr_schedule", name, lr_schedule.params):
             schedule(0.0, **params)
     return partial(

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -279,9 +279,9 @@ def _format_errors(
         by_key.setdefault(_get_error_key(error), []).append(error)
     lines = []
     for key, key_errors in by_key.items():
-        source = next(
-            (s for k, s in sources.items() if k == key or k.startswith(f"{key}.")), source_name
-        )
+        prefix = f"{key}."
+        related = (k for k in sources if prefix.startswith(f"{k}.") or k.startswith(prefix))
+        source = sources.get(next(related, ""), source_name)
         lines.append(f"{key}: {_describe_error(key, key_errors)} ({source})")
     return lines
 
@@ -292,10 +292,10 @@ def _get_error_key(error: ErrorDetails) -> str:
     model: Any = Config
     for part in error["loc"]:
         fields = getattr(model, "model_fields", None)
-        if fields is None:
+        if fields is None and get_origin(model) is not dict:
             break
         parts.append(str(part))
-        model = fields[part].annotation if part in fields else None
+        model = fields[part].annotation if fields and part in fields else None
     return ".".join(parts) or "config"
 
 

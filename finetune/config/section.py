@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import ErrorDetails
 
 from finetune.lookup import suggest_name
+from finetune.units import format_count
 
 Auto = Literal["auto"]
 
@@ -66,15 +67,46 @@ def parse_text(text: str, *, is_optional: bool) -> str | None:
     return text
 
 
+_EXPECTED_BY_TYPE = {
+    "dict_type": "names and values, as {name: value}",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "int_parsing": "integer",
+    "int_from_float": "integer",
+    "float_parsing": "number",
+}
+"""What is expected, by pydantic's type of error, where its message speaks of Python."""
+
+
 def describe_invalid_value(errors: Sequence[ErrorDetails]) -> str:
     """Return what was found and what is expected, from the errors of all types of a union."""
-    expected = []
-    for error in errors:
-        message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        expected.append(message.removeprefix("a valid "))
+    expected = [_describe_expected(error) for error in errors]
     if {error["type"] for error in errors} == {"value_error"}:
         return expected[0]
-    return f"found {errors[0]['input']!r}, expected {' or '.join(dict.fromkeys(expected))}"
+    found = _format_found(errors[0]["input"])
+    return f"found {found}, expected {' or '.join(dict.fromkeys(expected))}"
+
+
+def _describe_expected(error: ErrorDetails) -> str:
+    kind, value, limits = error["type"], error["input"], error.get("ctx", {})
+    if kind in _EXPECTED_BY_TYPE:
+        return _EXPECTED_BY_TYPE[kind]
+    if kind in ("list_type", "tuple_type"):
+        is_item = isinstance(value, str | int | float) and not isinstance(value, bool)
+        return f"a list, as [{value}]" if is_item else "a list"
+    if kind == "too_short":
+        return f"a list of at least {format_count(limits['min_length'], 'item')}"
+    if kind == "too_long":
+        return f"a list of at most {format_count(limits['max_length'], 'item')}"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return message.removeprefix("String should have ").removeprefix("a valid ")
+
+
+def _format_found(value: Any) -> str:
+    """Return a value as it is written: null and booleans as in YAML."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else repr(value)
 
 
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(coerce_on_off)]

@@ -9,7 +9,7 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from finetune.errors import FinetuneError, ModelError
+from finetune.errors import ModelError
 from finetune.lookup import is_import_path, suggest_name
 from finetune.models import torchvision_models
 from finetune.models.custom.code_import import import_function
@@ -22,15 +22,16 @@ from finetune.models.mlp_head import (
     attach_mlp_head,
     initialise_head,
 )
+from finetune.models.pretrained.creation_errors import check_kwargs, explain_creation_error
 from finetune.models.pretrained.input_channels import (
     adapt_statistics,
     check_weights_channels,
     get_stated_channels,
 )
 from finetune.models.pretrained.load_report import build_load_report, check_loaded, record_loads
+from finetune.models.pretrained.preprocessing_values import check_preprocessing
 from finetune.models.pretrained.weights import (
     WeightsSource,
-    explain_hub_error,
     extract_first_line,
     resolve_weights_source,
 )
@@ -98,6 +99,8 @@ def create_network(
     check_backbone_name(backbone)
     source = resolve_weights_source(weights, backbone)
     arguments = dict(kwargs or {})
+    check_kwargs(arguments)
+    check_preprocessing(pretrained_cfg or {})
     _check_channels(arguments.setdefault("in_chans", num_channels), num_channels)
     given_size = (pretrained_cfg or {}).get("input_size") or (num_channels,)
     _check_channels(given_size[0], num_channels)
@@ -152,7 +155,7 @@ def _create_timm_model(
             **arguments,
         )
     except Exception as error:
-        raise _explain_creation_error(backbone, source, arguments, error) from error
+        raise explain_creation_error(backbone, source, arguments, error) from error
     return module
 
 
@@ -244,31 +247,6 @@ def _check_channels(channels: int, num_channels: int) -> None:
 def _has_fixed_size(backbone: str) -> bool:
     cfg = timm.get_pretrained_cfg(backbone) if ":" not in backbone else None
     return bool(cfg is not None and cfg.fixed_input_size)
-
-
-def _explain_creation_error(
-    backbone: str, source: WeightsSource, arguments: Mapping[str, Any], error: Exception
-) -> FinetuneError:
-    """Return an error with a remedy for timm's error."""
-    reason = extract_first_line(error)
-    if isinstance(error, TypeError) and arguments:
-        return ModelError(f"'{backbone}' does not accept model.kwargs={dict(arguments)}: {reason}.")
-    if "No pretrained weights exist" in reason or "Invalid pretrained" in reason:
-        return ModelError(f"{reason} Pass --weights random or a local file.")
-    hub_error = explain_hub_error(backbone, source, error)
-    if hub_error is not None:
-        return hub_error
-    if "is inconsistent with input_size" in reason:
-        return ModelError(
-            f"{source.label} has weights for other input channels than the images have: "
-            f"{reason.partition('. ')[0]}. Set data.channels to those of the weights, or "
-            f"pass other --weights."
-        )
-    if source.pretrained and source.hub is None:
-        return ModelError(
-            f"{source.label} does not match '{backbone}': {reason}. Check --backbone."
-        )
-    return ModelError(f"'{backbone}' cannot be created: {reason}.")
 
 
 def _check_size(backbone: str, module: nn.Module, spec: PreprocessSpec) -> None:

@@ -116,6 +116,17 @@ CASES: dict[tuple[str, ...], dict[str, Any]] = {
         "lr_schedule.warmup_fraction": 0.0,
         "optim.params": {"betas": [0.8, 0.9]},
     },
+    ("optim.params", "optim.nesterov"): {
+        "optim.name": "sgd",
+        "optim.momentum": 0.9,
+        "optim.nesterov": "on",
+        "optim.params": {"dampening": 0.5},
+    },
+    ("optim.params", "optim.momentum"): {
+        "optim.name": "sgd",
+        "optim.momentum": 0,
+        "optim.params": {"dampening": 0.5},
+    },
     ("trainer.early_stopping_patience", "lr_schedule.name"): {
         "lr_schedule.name": "plateau",
         "lr_schedule.params": {"patience": 4},

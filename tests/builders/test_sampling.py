@@ -63,7 +63,7 @@ def test_sampling_schedule_passes_epoch_to_sampler_and_caches_its_output() -> No
             "effective_number",
             {"beta": 1.0},
             r"^imbalance\.sampler=effective_number with imbalance\.sampler_params=.*beta.* fails "
-            r"in epoch 0 .*: ValueError: beta must be in",
+            r"in epoch 0 .*: beta must be in",
         ),
         ("weighted", {"power": -400}, r"power.* fails .*: .*finite"),
         (
@@ -71,7 +71,7 @@ def test_sampling_schedule_passes_epoch_to_sampler_and_caches_its_output() -> No
             {"power": float("nan")},
             r"fails .*: .*0 or more, not nan",
         ),
-        ("deferred", {"start_fraction": "late"}, r"fails in epoch 0 .*: TypeError"),
+        ("deferred", {"start_fraction": "late"}, r"found start_fraction=late, expected a number"),
     ],
 )
 def test_sampling_schedule_invalid_parameters_raise_config_error(

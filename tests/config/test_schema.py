@@ -1,5 +1,6 @@
 """Tests of the config sections: accepted and rejected values."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,7 +87,12 @@ def test_config_splits_of_a_mapping_or_with_blanks_are_read_alike(value: object)
         ("imbalance.strategy", "pkg:f", "unknown name 'pkg:f'"),
         ("optim.name", "adamx", "unknown name 'adamx'. Did you mean 'adam"),
         ("optim.max_norm", 3, "found 3, expected layer groups and their norms, as {head: 3}"),
-        ("optim.max_norm", {"head": 0}, "found 0, expected greater than 0"),
+        ("optim.params", 3, "found 3, expected names and values, as {name: value}"),
+        ("data.channels", "many", "found 'many', expected integer (command"),
+        ("data.channels", None, "found null, expected integer"),
+        ("tracking.tags", "a", "found 'a', expected a list, as [a]"),
+        ("model.weights", "", "found '', expected at least 1 character"),
+        ("data.train_image_size", [64], "found [64], expected a side in pixels, as 128, the first"),
         ("data.splits", "Training", "'Training' has a part that is not NAME=SPLIT; expected auto"),
         ("data.splits", "a=train,b=tets", "has a part that is not NAME=SPLIT"),
         ("data.splits", "a=train,b", "has a part that is not NAME=SPLIT"),
@@ -114,6 +120,27 @@ def test_config_invalid_value_raises_config_error_with_expected_values(
     assert lines[1].startswith(f"  {key}: ")
     assert message in lines[1]
     assert lines[1].endswith("(command line)")
+
+
+def test_error_of_a_layer_group_names_it_once_for_each() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config({}, assignments={"optim.max_norm": {"head": 0, "all": "x"}})
+    assert str(caught.value).splitlines()[1:3] == [
+        "  optim.max_norm.head: found 0, expected greater than 0 (command line)",
+        "  optim.max_norm.all: found 'x', expected number (command line)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"hidden": 512}, "head_params.hidden: found 512, expected a list, as [512]"),
+        ({"hidden": []}, "head_params.hidden: found [], expected a list of at least 1 item"),
+    ],
+)
+def test_wrong_hidden_layers_name_the_form(params: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build_config({}, assignments={"model.head": "mlp", "model.head_params": params})
 
 
 def test_config_split_fractions_of_one_raise_config_error() -> None:

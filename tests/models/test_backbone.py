@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from finetune.errors import ModelError
+from finetune.errors import ConfigError, ModelError
 from finetune.models.backbone import Network, create_network
 from finetune.models.pretrained.weights import is_pretrained, read_state_dict
 from tests.support.helpers import ROOT
@@ -309,8 +309,32 @@ def test_create_network_unknown_backbone_raises_model_error(backbone: str, messa
 
 
 def test_create_network_unknown_kwargs_raise_model_error() -> None:
-    with pytest.raises(ModelError, match=rf"'{NAME}' .*model\.kwargs=.*'wings'"):
+    with pytest.raises(ModelError, match=rf"model\.kwargs: '{NAME}' has no argument 'wings'"):
         _load("random", kwargs={"wings": 2})
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        ({"mean": 1}, "found mean=1, expected a list of numbers"),
+        ({"std": [0, 0, 0]}, "expected a list of numbers above 0"),
+        ({"input_size": 32}, "found input_size=32, expected channels and sides in pixels"),
+        ({"crop_pct": 0}, "found crop_pct=0, expected a number above 0"),
+        ({"interpolation": "x"}, "found interpolation=x, expected one of nearest"),
+    ],
+)
+def test_preprocessing_of_a_wrong_form_names_the_right_one(
+    cfg: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^model\.pretrained_cfg: .*{message}"):
+        _load("random", pretrained_cfg=cfg)
+
+
+def test_unknown_preprocessing_and_reserved_arguments_name_the_key() -> None:
+    with pytest.raises(ModelError, match=rf"^model\.pretrained_cfg: '{NAME}' has no preproc.*'x'"):
+        _load("random", pretrained_cfg={"x": 1})
+    with pytest.raises(ModelError, match=r"^model\.kwargs: 'num_classes' comes from the images"):
+        _load("random", kwargs={"num_classes": 2})
 
 
 def test_create_network_other_channels_than_the_images_raises_model_error() -> None:

@@ -42,6 +42,21 @@ OPTIMIZATION = (
         "lr_schedule.params={{cycle_momentum: false}}, or leave betas out.",
     ),
     Constraint(
+        ("optim.params", "optim.nesterov"),
+        lambda c, _: c.optim.nesterov == "on" and bool(c.optim.params.get("dampening")),
+        "Nesterov momentum has no dampening. Set optim.nesterov=off, or leave dampening out.",
+    ),
+    Constraint(
+        ("optim.params", "optim.momentum"),
+        lambda c, _: (
+            c.optim.name == "sgd"
+            and c.optim.momentum == 0
+            and bool(c.optim.params.get("dampening"))
+        ),
+        "dampening is a factor of momentum. Set optim.momentum=0.9 optim.nesterov=off, or leave "
+        "dampening out.",
+    ),
+    Constraint(
         ("trainer.early_stopping_patience", "lr_schedule.name"),
         _stops_before_reduction,
         "training would stop before the learning rate is lowered. Use a patience of at least two "

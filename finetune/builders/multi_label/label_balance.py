@@ -11,10 +11,11 @@ from finetune.builders.criterion import (
     ClassWeights,
     Criterion,
     check_label_smoothing,
-    check_reserved_params,
+    check_loss_params,
     compute_class_weights_start_epoch,
 )
 from finetune.builders.model_prior import ClassBalance
+from finetune.builders.optimization.component_params import describe_failure
 from finetune.config.resolved import ResolvedConfig
 from finetune.data.training_data import TrainingData
 from finetune.errors import ConfigError, FinetuneError
@@ -61,7 +62,7 @@ def _build_criterion_schedule(
     """Return the criterion as a function of the epoch."""
     name, params = config.loss.name, config.loss.params
     loss = look_up(LOSSES, name, setting="loss.name")
-    check_reserved_params(params)
+    check_loss_params(loss, params)
     kwargs: dict[str, Any] = dict(params)
     if config.loss.label_smoothing:
         check_label_smoothing(loss, name, config.loss.label_smoothing)
@@ -92,7 +93,8 @@ def _check_criterion(criterion: Criterion, config: ResolvedConfig, num_labels: i
     except FinetuneError:
         raise
     except Exception as error:
+        name, params = config.loss.name, config.loss.params
         raise ConfigError(
-            f"loss.name={config.loss.name} with loss.params={config.loss.params} fails for targets "
-            f"of multi-label images: {type(error).__name__}: {error}"
+            f"loss.name={name} with loss.params={params} fails for targets of multi-label images: "
+            f"{describe_failure(error, params, is_custom=':' in name)}."
         ) from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune.errors import ConfigError
 from finetune.lookup import suggest_name
+from finetune.units import format_count
 
 
 def names_parameter(function: Callable[..., Any], name: str) -> bool:
@@ -54,20 +55,66 @@ def check_settable(
         raise ConfigError(f"{setting}: unknown parameter '{key}'.{hint}")
 
 
+def check_types(function: Callable[..., Any], params: Mapping[str, Any], *, setting: str) -> None:
+    """Check that each value has the type of the parameter's default.
+
+    Text in place of true or false would count as true, and be no error anywhere.
+
+    Args:
+        function: Function of this package or of torch, whose defaults show its types.
+        params: Parameters from the config, known to exist.
+        setting: Config key that holds ``params``, for error messages.
+
+    Raises:
+        ConfigError: A value is of another type.
+    """
+    for name, parameter in inspect.signature(function).parameters.items():
+        expected = _describe_type(parameter.default)
+        if name in params and expected is not None and _describe_type(params[name]) != expected:
+            raise ConfigError(f"{setting}: found {name}={params[name]}, expected {expected}.")
+
+
+def _describe_type(value: Any) -> str | None:
+    """Return the type of a value as a message names it; None if it is no simple one."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, list | tuple) and all(_describe_type(v) == "a number" for v in value):
+        return f"a list of {format_count(len(value), 'number')}"
+    return None
+
+
 @contextmanager
 def explain_invalid(section: str, name: str, params: Mapping[str, Any]) -> Iterator[None]:
     """Raise ``ConfigError`` for an error of a component within the block that means its values."""
     try:
         yield
-    except (TypeError, ValueError, RuntimeError) as error:
-        # errors of wrong types speak of operators of Python
-        wrong = [key for key, value in params.items() if not isinstance(value, int | float)]
-        reason = str(error)
-        if isinstance(error, TypeError) and wrong:
-            values = ", ".join(f"{key}={params[key]}" for key in wrong)
-            reason = f"{values} {'is' if len(wrong) == 1 else 'are'} of a wrong type"
-        elif isinstance(error, TypeError):
-            reason = "a value is of a wrong type"
+    except (TypeError, ValueError, RuntimeError, LookupError) as error:
         raise ConfigError(
-            f"{section}.name={name} with {section}.params={dict(params)} fails: {reason}."
+            f"{section}.name={name} with {section}.params={dict(params)} fails: "
+            f"{describe_failure(error, params)}."
         ) from error
+
+
+def describe_failure(
+    error: Exception, params: Mapping[str, Any], *, is_custom: bool = False
+) -> str:
+    """Return why a component fails with its parameters, without a full stop.
+
+    Args:
+        error: Error of the component.
+        params: Parameters from the config.
+        is_custom: Whether the component is code of the user, who knows the types of its errors.
+    """
+    if is_custom:
+        return f"{type(error).__name__}: {error}"
+    if not isinstance(error, TypeError | LookupError):
+        return str(error).removesuffix(".")
+    # these errors speak of operators of Python
+    wrong = [key for key, value in params.items() if not isinstance(value, int | float)]
+    named = wrong or list(params)
+    values = ", ".join(f"{key}={params[key]}" for key in named)
+    return f"{values} {'is' if len(named) == 1 else 'are'} of a wrong type"

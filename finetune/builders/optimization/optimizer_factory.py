@@ -6,7 +6,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from finetune.builders.optimization.component_params import check_settable, explain_invalid
+from finetune.builders.optimization.component_params import (
+    check_settable,
+    check_types,
+    explain_invalid,
+)
 from finetune.config.resolved import ResolvedOptimConfig
 from finetune.errors import ConfigError
 from finetune.models.classifier import ImageClassifier
@@ -54,6 +58,7 @@ def build_optimizer_factory(
         num_positional=1,
         setting="optim.params",
     )
+    check_types(OPTIMIZERS[optim.name].create, optim.params, setting="optim.params")
     with explain_invalid("optim", optim.name, optim.params):
         create([{"params": [torch.zeros(1, requires_grad=True)], "lr": 1.0}])
 

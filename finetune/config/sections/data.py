@@ -21,7 +21,13 @@ def _parse_side_pair(value: Any) -> Any:
     """Parse 128,224 as on the command line, and 128 as both sides."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value, value
-    return value.split(",") if isinstance(value, str) and "," in value else value
+    sides = value.split(",") if isinstance(value, str) and "," in value else value
+    if sides != "auto" and (not isinstance(sides, list | tuple) or len(sides) != 2):
+        raise ValueError(
+            f"found {value!r}, expected a side in pixels, as 128, the first and the last, as "
+            f"128,224, or auto"
+        )
+    return sides
 
 
 def _check_cache_location(value: str) -> str:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from finetune.audit.audit import UNDER_REPRESENTED_THRESHOLD, Audit, find_missing_classes
 from finetune.data.manifest import Manifest
+from finetune.data.multi_label.multi_hot import count_labels
 from finetune.types import Reporter
+from finetune.units import format_count
 
 
 def summarise_audit(audit: Audit, path: Path, *, splits: str = "auto") -> list[str]:
@@ -49,9 +51,12 @@ def summarise_audit(audit: Audit, path: Path, *, splits: str = "auto") -> list[s
 def warn_about_missing_classes(manifest: Manifest, reporter: Reporter) -> None:
     """Warn of splits that lack the images of some classes."""
     for split, names in find_missing_classes(manifest).items():
-        shown = ", ".join(f"'{name}'" for name in names[:5]) + (", …" if len(names) > 5 else "")
+        noun = "label" if manifest.is_multi_label else "class"
+        total = count_labels(manifest.samples)
+        shown = [f"'{name}': {format_count(total[name], 'image')}" for name in names[:5]]
         reporter.warn(
-            f"{len(names)} of {len(manifest.classes)} classes "
+            f"{len(names)} of {format_count(len(manifest.classes), noun)} "
             f"{'has' if len(names) == 1 else 'have'} no {split.value} image "
-            f"({shown}): the metrics of this split leave them out."
+            f"({', '.join(shown)}{', …' if len(names) > 5 else ''}): the metrics of this split "
+            f"leave them out."
         )

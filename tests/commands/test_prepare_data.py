@@ -205,7 +205,7 @@ def test_read_data_warns_of_missing_classes(leaky: Path, tmp_path: Path) -> None
     shutil.rmtree(root / "val/bee")
     _, recorder = read(root, **{"data.leakage": "ignore"})
     assert len(recorder.warnings) == 1
-    assert re.search(r"1 of 2 classes .* val image \('bee'\)", recorder.warnings[0])
+    assert re.search(r"1 of 2 classes .* val image \('bee': 5 images\)", recorder.warnings[0])
 
 
 def test_read_data_split_seed_alone_decides_the_split(tmp_path: Path) -> None:

@@ -99,6 +99,29 @@ def test_split_multi_label_rare_labels_train_and_are_held_out_if_they_can_be() -
         assert {splits[31], splits[32]} == {Split.TRAIN, Split.VAL}
 
 
+@pytest.mark.parametrize("per_image", [1, 3])
+@pytest.mark.parametrize(("num_labels", "count"), [(300, 3), (60, 8)])
+@pytest.mark.parametrize("fraction", [0.1, 0.2])
+def test_split_multi_label_many_rare_labels_do_not_enlarge_a_split(
+    per_image: int, num_labels: int, count: int, fraction: float
+) -> None:
+    names = np.random.default_rng(0).permutation(np.repeat(np.arange(num_labels), count))
+    num_images = len(names) // per_image
+    rare = [
+        Sample(f"{row}.png", "x", labels=tuple(sorted({str(n) for n in names[row::num_images]})))
+        for row in range(num_images)
+    ]
+    frequent = [Sample(f"f{row}.png", "f", labels=("f",)) for row in range(200)]
+    samples = [*rare, *frequent]
+    splits = split_multi_label(samples, val_fraction=fraction, seed=0)
+    expected = fraction * len(samples)
+    assert 0.95 * expected <= splits.count(Split.VAL) <= 1.1 * expected + 1
+    assert set(count_in(samples, splits, Split.TRAIN)) == set(count_labels(samples))
+    held_out = count_in(samples, splits, Split.VAL)
+    assert held_out["f"] == pytest.approx(fraction * 200, rel=0.5)
+    assert len(held_out) > fraction * count * num_labels / 3  # of many labels, one image each
+
+
 def test_split_multi_label_label_of_one_group_trains() -> None:
     # the group goes where its rarest label is missing, with all its other labels
     grouped = [Sample(f"{i}.png", "r|z", group="g", labels=("r", "z")) for i in range(3)]

@@ -12,6 +12,7 @@ from finetune.data.file_listing import (
     walk_files,
 )
 from finetune.data.layouts.csv_files.label_csv import LabelledFiles, read_label_csv
+from finetune.data.layouts.group_suggestion import suggest_groups
 from finetune.data.layouts.name_groups import group_by_name, name_below_parents
 from finetune.data.layouts.parquet.parquet_dataset import (
     ParquetImages,
@@ -82,10 +83,13 @@ def scan(
         raise
     if not result.samples:
         raise DataError(_describe_missing_images(path, root, result.rejected))
-    if tables.group_by is None:
-        return result
     if result.class_parents:
         names = name_below_parents(result.samples, result.class_parents)
+    if tables.group_by is None:
+        suggestion = suggest_groups(result.samples, names) if tables.is_strict else None
+        if suggestion is None:
+            return result
+        return replace(result, notes=(*result.notes, suggestion.describe()))
     named = group_by_name(result.samples, tables.group_by, names=names)
     if named.warning:
         reporter.warn(named.warning)

@@ -8,6 +8,10 @@ from typing import Any
 
 from finetune.bundle.model_card import ModelCard, get_train_counts
 from finetune.bundle.renamed_facts import rename_facts
+from finetune.bundle.validation_choices import (
+    describe_validation_choices,
+    list_validation_choices,
+)
 from finetune.errors import ModelError, RunFolderError
 from finetune.evaluation.priors import ClassPrior, Priors, is_same_prior, normalize_prior
 from finetune.units import format_count
@@ -179,6 +183,9 @@ def render_ensemble_readme(
         for name, value in values.items()
     )
     table = f"| split | metric | value |\n|---|---|---|\n{rows}\n" if rows else ""
+    choices = list_validation_choices([card, *cards]) if "val" in metrics else ()
+    if choices:
+        table += f"{describe_validation_choices(choices)}\n\n"
     return f"""# Ensemble of {format_count(len(cards), "model")} for {len(card.classes)} classes
 
 Classes, in index order: {", ".join(card.classes)}.

@@ -10,6 +10,10 @@ from typing import Any
 from finetune.bundle.label_card import parse_thresholds, render_thresholds
 from finetune.bundle.renamed_facts import rename_facts
 from finetune.bundle.usage_example import render_usage
+from finetune.bundle.validation_choices import (
+    describe_validation_choices,
+    list_validation_choices,
+)
 from finetune.errors import RunFolderError
 from finetune.evaluation.priors import ClassPrior, Priors, describe_class_prior, is_same_prior
 from finetune.lookup import is_import_path
@@ -201,7 +205,13 @@ def render_readme(card: ModelCard) -> str:
 | split | metric | value |
 |---|---|---|
 {rows}
-{_render_temperature(card)}{_render_priors(card)}{_render_pixel_range(card)}{thresholds}{usage}"""
+{_render_choices(card)}{_render_temperature(card)}{_render_priors(card)}{_render_pixel_range(card)}{thresholds}{usage}"""
+
+
+def _render_choices(card: ModelCard) -> str:
+    has_val = "val" in card.facts.get("metrics", {})
+    sentence = describe_validation_choices(list_validation_choices([card]) if has_val else ())
+    return f"{sentence}\n\n" if sentence else ""
 
 
 def _render_temperature(card: ModelCard) -> str:

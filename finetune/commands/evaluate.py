@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune.audit.leakage import find_rows_without_leaks
 from finetune.bundle.bundle import ModelBundle
+from finetune.bundle.validation_choices import list_validation_choices
 from finetune.commands.ensembles.combined_model import (
     get_first_path,
     list_members,
@@ -187,6 +188,7 @@ def evaluate_loaded(
         num_training_images=num_training_images,
         differences=images.differences,
         members=list_members(bundle, paths),
+        validation_choices=_list_choices(bundle, images),
     )
     if run is None:
         return result
@@ -195,6 +197,13 @@ def evaluate_loaded(
         return result
     without_leaks = evaluate_targets(predictor, logits[clean_rows], targets[clean_rows])
     return replace(result, without_leaks=without_leaks)
+
+
+def _list_choices(bundle: ModelBundle, images: EvaluationSet) -> tuple[str, ...]:
+    """Return what the images chose of the model; empty if they are no run's validation images."""
+    is_validation = images.differences is not None and images.split is Split.VAL
+    cards = [bundle.card, *(member.card for member in bundle.members)]
+    return list_validation_choices(cards) if is_validation else ()
 
 
 def _name_held_out_metrics(paths: Sequence[Path], reporter: Reporter) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from finetune.bundle.validation_choices import describe_validation_choices
 from finetune.cli.render.multi_label.label_table import (
     build_label_remarks,
     build_label_table,
@@ -82,10 +83,12 @@ def build_class_table(result: Mapping[str, Any]) -> Table:
 
 def build_remarks(result: Mapping[str, Any], *, show_classes: bool = True) -> list[str]:
     """Return the lines below the tables, on undefined metrics and on classes that are not shown."""
+    chosen = describe_validation_choices(result.get("validation_choices", ()))
     if "per_label" in result:
-        return build_label_remarks(result, show_labels=show_classes)
+        label_remarks = build_label_remarks(result, show_labels=show_classes)
+        return [*label_remarks, *textwrap.wrap(chosen, _WIDTH)]
     classes: Mapping[str, Stats] = result["per_class"]
-    remarks = []
+    remarks = [chosen] if chosen else []
     if show_classes and len(classes) > FULL_TABLE_MAX_CLASSES:
         num_hidden = len(classes) - len(_select_classes(classes))
         remarks.append(

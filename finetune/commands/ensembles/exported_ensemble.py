@@ -43,6 +43,7 @@ def evaluate_held_out(
         evaluations[split.value] = {
             "prior": dict(result.prior),
             **details_to_json(result.evaluation),
+            "validation_choices": list(result.validation_choices),
         }
     if not metrics:
         reporter.warn(f"the combined model was not evaluated: {reasons[0]}")

@@ -30,6 +30,8 @@ class EvaluateResult:
         differences: Differences of the data from those of the run; None for other data.
         members: Path and weight of each member of an ensemble; empty for one model.
         image_size: Height and width of the input in pixels, if it is not that of the model.
+        validation_choices: What the images chose of the model, if they are validation images, such
+            as the weights of an ensemble: their metrics are optimistic.
     """
 
     model: Path
@@ -44,6 +46,7 @@ class EvaluateResult:
     differences: RunDifferences | None = None
     members: tuple[tuple[str, float], ...] = ()
     image_size: int | None = None
+    validation_choices: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -65,6 +68,7 @@ class EvaluateResult:
                 "metrics": metrics_to_json(self.without_leaks),
                 **details_to_json(self.without_leaks),
             },
+            "validation_choices": list(self.validation_choices),
             "num_training_images": self.num_training_images,
             "differences": None if self.differences is None else self.differences.to_json(),
             "rejected": [asdict(entry) for entry in self.rejected],

@@ -12,6 +12,7 @@ import torch
 
 import finetune
 from finetune.bundle.bundle import ModelBundle, load_model, save_bundle
+from finetune.cli.render.evaluation_table import build_remarks
 from finetune.data.manifest import read_manifest
 from finetune.errors import ConfigError, ModelError
 from finetune.evaluation.mixture_weights import compute_mixture_loss, fit_mixture_weights
@@ -149,6 +150,20 @@ def test_weights_of_shared_validation_images_minimise_log_loss(runs: Runs, insec
     found = [weight for _, weight in result.members if weight]
     assert found == pytest.approx([w for w in expected if w >= 1e-3], abs=2e-3)
     assert any(f"{len(files)} validation images" in note for note in reporter.notes)
+    assert result.validation_choices == ()  # of test images
+
+
+def test_metrics_of_images_that_chose_the_weights_are_remarked(runs: Runs) -> None:
+    paths = [runs.first, runs.second]
+    equal, fitted = (
+        finetune.evaluate(paths, device="cpu", split="val", weights=weights).to_json()
+        for weights in ("equal", "val")
+    )
+    assert equal["validation_choices"] == []
+    assert fitted["validation_choices"] == ["the weights of the models"]
+    remark = "The validation images also chose the weights of the models: their metrics"
+    assert remark in " ".join(build_remarks(fitted))
+    assert remark not in " ".join(build_remarks(equal))
 
 
 def test_model_with_weight_0_is_listed_and_the_kept_one_named(

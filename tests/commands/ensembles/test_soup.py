@@ -62,7 +62,10 @@ def test_greedy_soup_adds_runs_while_validation_accuracy_does_not_fall(
     assert chosen[0]
     assert result.soup["val_accuracy"] >= by_run[order[0]][0]
     assert any("greedy" in note for note in reporter.notes)
-    metrics = load_model(tmp_path / "soup").card.facts["metrics"]
+    facts = load_model(tmp_path / "soup").card.facts
+    metrics = facts["metrics"]
+    assert facts["evaluations"]["val"]["validation_choices"] == ["the runs of the soup"]
+    assert "also chose the runs of the soup: their" in (tmp_path / "soup/README.md").read_text()
     assert metrics["val"]["accuracy"] == pytest.approx(result.soup["val_accuracy"])
 
 

@@ -68,7 +68,6 @@ def scan(
         root = path.resolve()
         names: Mapping[str, str] = {}
         if (parquet := find_parquet_files(root, splits)) is not None:
-            check_single_label(path, tables.labels)
             images = read_parquet(parquet, splits=splits, tables=tables, reporter=reporter)
             result, names = _to_scan(images), images.names
         elif path.is_dir():

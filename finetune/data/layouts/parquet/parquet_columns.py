@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,12 +43,18 @@ class CategoryColumn:
     Attributes:
         name: Name of the column.
         class_names: Names of the numbers in the column; None if it has no such.
-        is_number: Whether its values are integers.
+        is_number: Whether its values are integers, or lists of such.
+        is_list: Whether its values are lists.
+        is_multi_label: Whether an image has any number of labels.
+        separator: Text between the labels of a multi-label image in one text; "" for lists.
     """
 
     name: str
     class_names: tuple[str, ...] | None
     is_number: bool
+    is_list: bool = False
+    is_multi_label: bool = False
+    separator: str = ""
 
 
 def choose_image_column(file: Path, schema: Any, options: TableOptions) -> ImageColumn:
@@ -93,37 +99,53 @@ def choose_image_column(file: Path, schema: Any, options: TableOptions) -> Image
 def choose_label_column(file: Path, schema: Any, options: TableOptions) -> CategoryColumn:
     """Return the column of the labels: the named one, or label, or the only one with class names.
 
+    A column of lists has any number of labels for an image, as a column of texts has with
+    ``data.task=multi_label``; it may also be called labels.
+
     Args:
         file: Parquet file, for messages.
         schema: Its Arrow schema.
         options: Names of columns.
 
     Raises:
-        DataError: There is no such column, or several, or it holds neither texts nor integers.
+        DataError: There is no such column, or several, or it holds neither texts nor integers, or
+            lists where images have one class.
     """
     import pyarrow as pa
 
-    named = _read_class_names(schema)
     given = _find_named(file, schema, "data.label_column", options.label_column, options.is_strict)
-    if given is not None:
-        name = given
-    elif (usual := _find_column(file, schema, "label")) is not None:
-        name = usual
-    else:
+    name = given or _find_column(file, schema, "label")
+    if name is None:
+        named = _read_class_names(schema)
         candidates = [n for n in schema.names if n in named]
+        if not candidates and (usual := _find_column(file, schema, "labels")):
+            candidates = [usual]
         if len(candidates) != 1:
             raise DataError(_describe_choice(file, schema, "label", candidates, options))
         name = candidates[0]
-    kind = _get_value_type(schema.field(name).type)
+    labels = options.labels
     column = _build_category(schema, name)
+    kind = _get_value_type(schema.field(name).type)
+    if column.is_list:
+        if labels.task == "single_label":
+            raise DataError(
+                f"{file}: column '{name}' holds lists ({kind}), any number of labels for an image; "
+                f"data.task=single_label does not apply. Leave it out, or name another column."
+            )
+        kind = _get_value_type(kind.value_type)
     if not column.is_number and not _is_text(kind) and not pa.types.is_boolean(kind):
-        hint = (
-            "several labels for an image are read from a CSV only"
-            if _is_list(kind)
-            else "expected texts, or integers with or without class names"
+        raise DataError(
+            f"{file}: column '{name}' holds {schema.field(name).type}; expected texts, or integers "
+            f"with or without class names, or lists of these."
         )
-        raise DataError(f"{file}: column '{name}' holds {schema.field(name).type}; {hint}.")
-    return column
+    if labels.columns and not labels.known:
+        raise DataError(
+            f"data.label_columns cannot apply to {file}: of Parquet a column of lists of labels is "
+            f"read. Leave it out, or write a CSV."
+        )
+    is_multi_label = column.is_list or labels.task == "multi_label"
+    separator = labels.separator if is_multi_label and not column.is_list else ""
+    return replace(column, is_multi_label=is_multi_label, separator=separator)
 
 
 def find_group_column(file: Path, schema: Any, options: TableOptions) -> CategoryColumn | None:
@@ -178,21 +200,36 @@ def _build_category(schema: Any, name: str) -> CategoryColumn:
     import pyarrow as pa
 
     names = _read_class_names(schema).get(name)
-    is_number = pa.types.is_integer(_get_value_type(schema.field(name).type))
-    return CategoryColumn(name, None if names is None else tuple(map(str, names)), is_number)
+    kind = _get_value_type(schema.field(name).type)
+    is_list = _is_list(kind)
+    is_number = pa.types.is_integer(_get_value_type(kind.value_type) if is_list else kind)
+    class_names = None if names is None else tuple(map(str, names))
+    return CategoryColumn(name, class_names, is_number, is_list)
 
 
 def _read_class_names(schema: Any) -> dict[str, Sequence[str]]:
-    """Return the names of the numbers of each column that has them in the metadata."""
+    """Return the names of the numbers of each column, or of its lists, that the metadata have."""
     features = _read_features(schema)
-    return {n: f["names"] for n, f in features.items() if f.get("_type") == "ClassLabel"}
+    entries = {n: f.get("feature", f) for n, f in features.items()}
+    return {
+        n: f["names"]
+        for n, f in entries.items()
+        if isinstance(f, Mapping) and f.get("_type") == "ClassLabel"
+    }
 
 
 def _read_features(schema: Any) -> Mapping[str, Mapping[str, Any]]:
-    """Return the features that the ``datasets`` library has noted in a schema, by column."""
+    """Return the features that the ``datasets`` library has noted in a schema, by column.
+
+    Those of lists are an item of ``feature``; early releases wrote a list of one.
+    """
     with suppress(ValueError, TypeError, KeyError, AttributeError):
         tree = json.loads((schema.metadata or {})[b"huggingface"])
         features = tree["info"]["features"]
+        features = {
+            name: {"feature": value[0]} if isinstance(value, list) and value else value
+            for name, value in features.items()
+        }
         return {name: value for name, value in features.items() if isinstance(value, dict)}
     return {}
 

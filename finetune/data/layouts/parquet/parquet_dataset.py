@@ -1,22 +1,22 @@
 """Labelled images of Parquet files, as the hub stores datasets: rows of image, label and split."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from finetune.data.cache.eviction import resolve_cache_root
 from finetune.data.file_listing import find_rejection_reason
-from finetune.data.layouts.class_names import describe_changed_names, normalize_class_name
+from finetune.data.layouts.class_names import describe_changed_names
+from finetune.data.layouts.csv_files.joined_labels import find_joined_labels
+from finetune.data.layouts.csv_files.label_sets import join_labels
 from finetune.data.layouts.listed_paths import PathReader
+from finetune.data.layouts.parquet.categories import read_categories
 from finetune.data.layouts.parquet.parquet_columns import (
     CategoryColumn,
     ImageColumn,
     choose_image_column,
     choose_label_column,
-    find_group_column,
-    find_split_column,
 )
 from finetune.data.layouts.parquet.parquet_files import (
     ParquetFiles,
@@ -31,9 +31,6 @@ from finetune.data.scan_result import ImageList
 from finetune.errors import DataError
 from finetune.types import RejectedFile, Reporter, Sample
 from finetune.units import format_count
-
-_NO_LABEL = -1
-"""Number by which the ``datasets`` library writes that an image has no label."""
 
 
 @dataclass
@@ -83,25 +80,23 @@ def read_parquet(
     raw_names: dict[str, set[str]] = {}
     place_of: dict[str, str] = {}
     for number, (file, column) in enumerate(zip(files.files, label_columns, strict=True)):
-        values = _read_columns(file, column, tables)
+        values = read_categories(file, column, tables)
         for row, image in enumerate(rows_of[number]):
             where = f"{file}, row {row}"
             shown = f"{files.names[number]}/row{row:05}"
-            text = values.read_label(row, where)
-            if text is None:
-                result.rejected.append(RejectedFile(shown, f"no label ({_NO_LABEL})"))
+            names = values.read_labels(row, where, raw_names)
+            if names is None:
+                result.rejected.append(RejectedFile(shown, "no label (-1)"))
                 continue
             if not image.path:
                 result.rejected.append(RejectedFile(shown, "no image in this row"))
                 continue
-            label = normalize_class_name(text)
-            if not label:
-                raise DataError(f"{where}: the label is empty. Fill it, or remove the row.")
-            raw_names.setdefault(label, set()).add(text)
             given = values.read_optional("split", row, where)
             split = parse_split(given, where) if given else files.splits[number]
             path = _locate(root, file, image)
-            sample = Sample(path, label, split, values.read_optional("group", row, where))
+            group = values.read_optional("group", row, where)
+            labels = names if column.is_multi_label else None
+            sample = Sample(path, join_labels(names), split, group, labels=labels)
             if sample.path in place_of:
                 raise DataError(
                     f"{place_of[sample.path]} and {where}: duplicate path {sample.path}. Keep one "
@@ -115,6 +110,10 @@ def read_parquet(
             if image.name:
                 result.names[sample.path] = image.name
     result.notes += _describe_columns(label_columns)
+    labels, separator = tables.labels, label_columns[0].separator
+    if separator and (joined := find_joined_labels(raw_names, separator=separator)):
+        can_set = not labels.known
+        reporter.warn(joined.describe(files.files[0], separator=separator, can_set=can_set))
     result.notes += describe_changed_names(raw_names, noun="label")
     return result
 
@@ -205,97 +204,17 @@ def _read_label_column(file: Path, tables: TableOptions) -> CategoryColumn:
         return choose_label_column(file, opened.schema_arrow, tables)
 
 
-@dataclass(frozen=True, slots=True)
-class _Categories:
-    """Labels, splits and groups of the rows of a file.
-
-    Attributes:
-        columns: Columns of label, split and group, where the file has them.
-        values: Their values, in the order of rows.
-    """
-
-    columns: Mapping[str, CategoryColumn]
-    values: Mapping[str, Sequence[Any]]
-
-    def read_label(self, row: int, where: str) -> str | None:
-        """Return the class name of a row; None if the row says that it has none.
-
-        Raises:
-            DataError: The label is missing, or is a number without a name.
-        """
-        column, value = self.columns["label"], self.values["label"][row]
-        if value is None:
-            raise DataError(
-                f"{where}: column '{column.name}' is empty. Fill it, or remove the row."
-            )
-        return _find_name(value, column, where)
-
-    def read_optional(self, key: str, row: int, where: str) -> str:
-        """Return the split or group of a row; "" for none.
-
-        Raises:
-            DataError: It is a number without a name.
-        """
-        if key not in self.columns:
-            return ""
-        value = _format_value(self.values[key][row])
-        return value and (_find_name(value, self.columns[key], where) or "")
-
-
-def _read_columns(file: Path, label: CategoryColumn, tables: TableOptions) -> _Categories:
-    """Return labels, splits and groups of all rows."""
-    with open_parquet(file) as opened:
-        schema = opened.schema_arrow
-        found = {
-            "label": label,
-            "split": find_split_column(file, schema),
-            "group": find_group_column(file, schema, tables),
-        }
-        columns = {key: column for key, column in found.items() if column is not None}
-        names = sorted({column.name for column in columns.values()})
-        table = opened.read(columns=names, use_threads=False)
-    return _Categories(
-        columns, {key: table.column(c.name).to_pylist() for key, c in columns.items()}
-    )
-
-
-def _find_name(value: Any, column: CategoryColumn, where: str) -> str | None:
-    """Return the text of a value, or the name that a number stands for; None for "no label".
-
-    Raises:
-        DataError: The number has no name.
-    """
-    if column.class_names is None or not column.is_number:
-        return str(value)
-    number = int(value)
-    if number == _NO_LABEL:
-        return None
-    if not 0 <= number < len(column.class_names):
-        raise DataError(
-            f"{where}: {column.name} {number} has no name; column '{column.name}' has names for 0 "
-            f"to {len(column.class_names) - 1}. Correct the number or the names."
-        )
-    return column.class_names[number]
-
-
-def _format_value(value: Any) -> str:
-    """Return a value as text; "" if it is missing, also as NaN, by which pandas writes that.
-
-    Numbers of a column with missing values are floats in pandas: 7.0 is written as 7.
-    """
-    if value is None or value != value:  # NaN, of floats and decimals
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
-
-
 def _describe_columns(columns: Sequence[CategoryColumn]) -> list[str]:
     """Return a line if labels are numbers without names.
 
     Raises:
         DataError: Files have different names for the same numbers.
     """
+    if len({column.is_multi_label for column in columns}) > 1:
+        raise DataError(
+            "Some of the Parquet files have lists of labels and others one class for an image. "
+            "Read them one by one, or set data.label_column."
+        )
     names = {column.class_names for column in columns if column.is_number}
     if len(names) > 1:
         lists = [("none" if n is None else ", ".join(n[:3]) + ", ...") for n in names]

@@ -1,18 +1,20 @@
 """Tests of labelled images in Parquet files."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from finetune.data.layouts.table_options import TableOptions
 from finetune.data.scan import Scan, list_images, scan
 from finetune.errors import DataError
 from finetune.types import LabelFormat, Split
 from tests.support.helpers import RecordingReporter, write_images
-from tests.support.parquet import IMAGE_TYPE, encode_noise, write_hub_file, write_table
+from tests.support.parquet import CLASSES, IMAGE_TYPE, encode_noise, write_hub_file, write_table
 
 TRAIN, VAL, TEST = Split.TRAIN, Split.VAL, Split.TEST
 TWO = (b"0", b"1")
@@ -197,8 +199,8 @@ def test_named_columns(tmp_path: Path) -> None:
         ({"image": TWO, "Label": ["a", "b"], "LABEL": ["a", "b"]}, "'label' that differ in case"),
         ({"image": TWO, "label": [0.5, 1.0]}, "column 'label' holds double; expected texts"),
         (
-            {"image": TWO, "label": [["a"], ["b"]]},
-            "several labels for an image are read from a CSV",
+            {"image": TWO, "label": [[0.5], [1.0]]},
+            "column 'label' holds list<.*double>; expected texts, or .* or lists of these",
         ),
         ({"image": TWO, "label": ["a", None]}, r"a\.parquet, row 1: column 'label' is empty"),
         ({"image": TWO, "label": [" ", "a"]}, r"a\.parquet, row 0: the label is empty"),
@@ -228,13 +230,72 @@ def test_files_with_different_class_names_are_refused(tmp_path: Path) -> None:
         scan(tmp_path / "d")
 
 
-def test_multi_label_task_and_columns_of_folders_are_refused(tmp_path: Path) -> None:
-    file = write_hub_file(tmp_path / "a.parquet", [(encode_noise(1), None, 0)])
-    with pytest.raises(DataError, match=r"data\.task=multi_label"):
-        scan(file, tables=TableOptions(labels=LabelFormat("multi_label")))
+def test_settings_that_cannot_apply_are_refused(tmp_path: Path) -> None:
+    images = pa.array(make_images(2), IMAGE_TYPE)
+    file = write_strings(tmp_path / "a.parquet", images, [["cat"], ["dog"]])
+    with pytest.raises(DataError, match=r"lists \(list<.*data\.task=single_label"):
+        scan(file, tables=TableOptions(labels=LabelFormat("single_label")))
+    with pytest.raises(DataError, match=r"data\.label_columns cannot apply"):
+        scan(file, tables=TableOptions(labels=LabelFormat("multi_label", ("cat",))))
+    write_strings(tmp_path / "b.parquet", images, ["cat", "dog"])
+    with pytest.raises(DataError, match="lists of labels and others one class"):
+        scan(tmp_path)
     folder = write_images(tmp_path / "d", "a/1.png", "b/1.png")
     with pytest.raises(DataError, match=r"data\.label_column=x cannot apply"):
         scan(folder, tables=TableOptions(label_column="x"))
+
+
+NUMBERS = pa.array([[2, 0], [], None, [1, 1], [-1]], pa.list_(pa.int64()))
+TEXTS = pa.array([["cow", "ant "], [], None, ["bee", "bee"], [""]])
+
+
+def write_lists(file: Path, name: str, labels: pa.Array, feature: Any = None) -> Path:
+    columns = {"image": pa.array(make_images(5), IMAGE_TYPE), name: labels}
+    write_table(file, columns)
+    if feature is not None:
+        text = json.dumps({"info": {"features": {name: feature}}})
+        table = parquet.read_table(file).replace_schema_metadata({"huggingface": text})
+        parquet.write_table(table, file)
+    return file
+
+
+LABEL = {"names": list(CLASSES), "_type": "ClassLabel"}
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "feature"),
+    [
+        pytest.param("labels", NUMBERS, {"feature": LABEL, "_type": "Sequence"}, id="sequence"),
+        pytest.param("objects", NUMBERS, {"feature": LABEL, "_type": "List"}, id="list"),
+        pytest.param("label", NUMBERS, [LABEL], id="early_release"),
+        pytest.param("labels", TEXTS, None, id="texts"),
+        pytest.param("labels", TEXTS.cast(pa.large_list(pa.large_string())), None, id="large"),
+    ],
+)
+def test_lists_of_labels_are_those_of_multi_label_images(
+    tmp_path: Path, name: str, labels: pa.Array, feature: Any
+) -> None:
+    result = scan(write_lists(tmp_path / "a.parquet", name, labels, feature))
+    assert [s.labels for s in result.samples] == [("ant", "cow"), (), (), ("bee",), ()]
+    assert [s.label for s in result.samples][:2] == ["ant|cow", "(no label)"]
+    assert result.rejected == ()
+
+
+def test_numbers_in_lists_without_names_are_the_names(tmp_path: Path) -> None:
+    result = scan(write_lists(tmp_path / "a.parquet", "labels", NUMBERS))
+    assert result.samples[0].labels == ("0", "2")
+    assert any("numbers without class names" in note for note in result.notes)
+
+
+def test_texts_of_several_labels_are_divided_if_the_task_says_so(tmp_path: Path) -> None:
+    images = pa.array(make_images(4), IMAGE_TYPE)
+    file = write_strings(tmp_path / "a.parquet", images, ["cat | dog", "", "cat,dog", "dog"])
+    reporter = RecordingReporter()
+    options = TableOptions(labels=LabelFormat("multi_label"))
+    result = scan(file, tables=options, reporter=reporter)
+    found = [("cat", "dog"), (), ("cat,dog",), ("dog",)]
+    assert [sample.labels for sample in result.samples] == found
+    assert any("data.label_separator=','" in warning for warning in reporter.warnings)
 
 
 def test_group_by_searches_the_names_that_the_file_gives(tmp_path: Path) -> None:

@@ -155,15 +155,16 @@ def _parse_fit_options(context: typer.Context, args: Sequence[str]) -> Mapping[s
 def _print_submission(
     reporter: "ConsoleReporter", submission: Mapping[str, Any], config: "Config"
 ) -> None:
-    folds, job_ids = submission["folds"], submission["job_id"]
+    folds, job_id = submission["folds"], submission["job_id"]
+    jobs, logs = [job_id], [submission["log"]]
     reporter.print_pairs({name: str(submission[key]) for name, key in _SUMMARY_ROWS.items()})
     if folds is not None:
-        job_ids = f"{folds['job_id']},{job_ids}"
+        jobs, logs = [folds["job_id"], job_id], [folds["log"].replace("%a", "1"), *logs]
         rows = {f"{name} of folds": folds[key] for name, key in _FOLDS_ROWS.items()}
         reporter.print_pairs({name: str(value) for name, value in rows.items()})
         reporter.note(
-            f"Job {folds['job_id']} trains a fold in each of its tasks; job {submission['job_id']} "
-            f"starts after them, trains what they have left, and writes the model."
+            f"Job {folds['job_id']} trains a fold in each of its tasks; job {job_id} starts after "
+            f"them, however they end, trains what they have left, and writes the model."
         )
     if config.model.weights == "hub":
         reporter.note(
@@ -173,9 +174,10 @@ def _print_submission(
     reporter.print_commands(
         "Next:",
         [
-            ["squeue", "--jobs", job_ids],
-            ["tail", "-F", submission["log"]],
-            ["scancel", "--signal=USR1", submission["job_id"]],
+            ["squeue", "--jobs", ",".join(jobs)],
+            ["tail", "-F", *logs],
+            ["scancel", "--signal=USR1", jobs[0]],
+            *([] if folds is None else [["scancel", *jobs]]),
         ],
     )
 

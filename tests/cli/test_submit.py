@@ -102,6 +102,9 @@ def test_submit_reports_job_and_next_commands(
     assert output.json["job_id"] == "17"
     assert (tmp_path / "runs" / "b.sbatch").read_text() == output.json["script_text"]
     assert "finetune fetch" not in output.err
+    output = cli.ok("submit", "photos", "--output", "runs/c", "--folds", "3")
+    assert f"tail -F {tmp_path}/runs/c.fold-1.log {tmp_path}/runs/c.log" in output.out
+    assert "scancel 17 17\n" in output.out
 
 
 TORCH_FREE = """

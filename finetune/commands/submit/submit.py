@@ -104,14 +104,13 @@ def submit(
     if not dry_run:
         _check_sbatch()
         options: tuple[str, ...] = ()
-        for path in (script, *([] if folds is None else [folds.script])):
-            _check_queue(path)
+        _check_queue([script] if folds is None else [folds.script, script])
         write_text(script, text)
         if folds is not None:
             write_text(folds.script, folds.script_text)
             folds = replace(folds, job_id=_run_sbatch(folds.script))
             options = (f"--dependency=afterany:{folds.job_id}",)
-        job_id = _run_sbatch(script, *options)
+        job_id = _run_last_sbatch(script, *options, folds=folds)
     return Submission(job_id, run_dir, script, log, text, folds)
 
 
@@ -184,7 +183,7 @@ def _check_sbatch() -> None:
         )
 
 
-def _check_queue(script: Path) -> None:
+def _check_queue(scripts: Sequence[Path]) -> None:
     """Check that no job of the same run is queued: both would train in one folder.
 
     Raises:
@@ -192,20 +191,41 @@ def _check_queue(script: Path) -> None:
     """
     if shutil.which("squeue") is None:
         return
-    # %o is the path of the batch script
+    # %F is the ID of a job, for an array task that of the array; %o the path of the batch script
     process = subprocess.run(
-        ["squeue", "--me", "--noheader", "--format=%i %o"],
+        ["squeue", "--me", "--noheader", "--format=%F %o"],
         capture_output=True,
         text=True,
         check=False,
     )
-    for line in process.stdout.splitlines():
-        job_id, _, command = line.strip().partition(" ")
-        if command == str(script):
-            raise RunFolderError(
-                f"Job {job_id} of this run is already queued. Wait for it, cancel it with "
-                f"scancel {job_id}, or choose another --output."
-            )
+    names = set(map(str, scripts))
+    jobs = (line.strip().partition(" ") for line in process.stdout.splitlines())
+    queued = list(dict.fromkeys(job_id for job_id, _, command in jobs if command in names))
+    if queued:
+        jobs_are = f"Job {queued[0]} of this run is"
+        if len(queued) > 1:
+            jobs_are = f"Jobs {' and '.join(queued)} of this run are"
+        raise RunFolderError(
+            f"{jobs_are} already queued. Wait for the end, cancel with scancel "
+            f"{' '.join(queued)}, or choose another --output."
+        )
+
+
+def _run_last_sbatch(script: Path, *options: str, folds: Submission | None) -> str:
+    """Submit the job that ends the run, and return its ID.
+
+    Raises:
+        ConfigError: sbatch rejects the job; the message names the jobs that it has accepted.
+    """
+    try:
+        return _run_sbatch(script, *options)
+    except ConfigError as error:
+        if folds is None:
+            raise
+        raise ConfigError(
+            f"{error} Job {folds.job_id}, which trains the folds, is queued: cancel it with "
+            f"scancel {folds.job_id}, or submit the job after it with sbatch {options[0]} {script}."
+        ) from error
 
 
 def _run_sbatch(script: Path, *options: str) -> str:

@@ -98,13 +98,18 @@ def test_submit_matching_sizes_are_accepted() -> None:
     submit_dry(JobResources(nodes=8, gpus_per_node=8))
 
 
-def submit_with_program(monkeypatch: pytest.MonkeyPatch, folder: Path, sbatch: str) -> Submission:
-    """Submit to a program that replaces sbatch."""
-    program = folder / "bin" / "sbatch"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/bash\n{sbatch}\n")
+def write_program(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, body: str) -> None:
+    """Write a program that replaces one of SLURM."""
+    program = folder / "bin" / name
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"#!/bin/bash\n{body}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder / "bin"), prepend=os.pathsep)
+
+
+def submit_with_program(monkeypatch: pytest.MonkeyPatch, folder: Path, sbatch: str) -> Submission:
+    """Submit to a program that replaces sbatch."""
+    write_program(monkeypatch, folder, "sbatch", sbatch)
     return submit(config_of(), ("photos",), JobResources())
 
 
@@ -154,11 +159,8 @@ def test_submit_existing_run_is_resumed(tmp_path: Path) -> None:
 def test_folds_are_a_job_array_and_a_job_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stub = tmp_path / "bin" / "sbatch"
-    stub.parent.mkdir()
-    stub.write_text('#!/bin/sh\necho "$@" >> sbatch.log\nwc -l < sbatch.log\n')
-    stub.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{stub.parent}:/usr/bin:/bin")
+    write_program(monkeypatch, tmp_path, "sbatch", 'echo "$@" >> sbatch.log; wc -l < sbatch.log')
+    write_program(monkeypatch, tmp_path, "squeue", "true")
     config = config_of(cross_validation__num_folds=5)
     result = submit(config, ("photos", "--folds", "5"), JobResources())
     assert result.folds is not None
@@ -176,3 +178,27 @@ def test_folds_are_a_job_array_and_a_job_after_it(
     assert "--array" not in last
     assert "set -- photos --folds 5\n" in last
     assert result.to_json()["folds"]["job_id"] == "1"
+
+
+def test_rejected_job_after_the_folds_names_the_array_that_is_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reject = 'case "$*" in *afterany*) echo "sbatch: error: QOSMaxSubmitJob" >&2; exit 1;; esac'
+    config = config_of(cross_validation__num_folds=5)
+    write_program(monkeypatch, tmp_path, "sbatch", f"{reject}; echo 7")
+    with pytest.raises(ConfigError, match=r"QOSMaxSubmitJob.* Job 7, .* queued.* scancel 7, ") as e:
+        submit(config, ("photos", "--folds", "5"), JobResources())
+    assert f"sbatch --dependency=afterany:7 {tmp_path}/runs/one.sbatch" in str(e.value)
+
+
+def test_queued_folds_are_named_once_by_the_id_of_their_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    queue = f"3 {runs}/one.folds.sbatch\n3 {runs}/one.folds.sbatch\n4 {runs}/one.sbatch\n5 other\n"
+    write_program(monkeypatch, tmp_path, "squeue", f"printf '{queue}'")
+    write_program(monkeypatch, tmp_path, "sbatch", "echo 7")
+    config = config_of(cross_validation__num_folds=5)
+    with pytest.raises(RunFolderError, match=r"Jobs 3 and 4 of this run are .* scancel 3 4,"):
+        submit(config, ("photos", "--folds", "5"), JobResources())
+    assert not (runs / "one.sbatch").exists()

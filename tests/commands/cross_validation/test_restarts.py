@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cross_validation import assert_same_cross_validation
 from tests.support.fault_runs import (
     WITHOUT_PROBE,
     assert_same_end,
@@ -17,7 +18,6 @@ from tests.support.runs import load_checkpoint
 pytestmark = pytest.mark.slow
 
 FOLDS = ("--folds", "2", WITHOUT_PROBE)
-RESULTS = ("out_of_fold.csv", "folds.csv", "manifest.csv", "audit.csv", "cross_validation.json")
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,7 @@ def assert_same_folds(run: Path, expected: Path) -> None:
     """Check that two cross-validations agree to the bit."""
     for fold in ("1", "2"):
         assert_same_end(run / "folds" / fold, expected / "folds" / fold)
-    for name in RESULTS:
-        assert (run / name).read_bytes() == (expected / name).read_bytes(), name
-    models = (expected / "bundle").rglob("*.safetensors")
-    files = sorted(path.relative_to(expected) for path in models)
-    assert files
-    for file in files:
-        assert (run / file).read_bytes() == (expected / file).read_bytes(), file
+    assert_same_cross_validation(run, expected)
     assert "Traceback" not in Path(f"{run}.log").read_text()
 
 

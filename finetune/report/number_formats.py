@@ -87,7 +87,13 @@ def format_setting(value: Any) -> str:
     return str(value)
 
 
+def capitalize_first(text: str) -> str:
+    """Return text with a capital first letter, and the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 FILTERS = {
+    "first_upper": capitalize_first,
     "metric_name": format_metric_name,
     "metric": format_metric,
     "interval": format_interval,

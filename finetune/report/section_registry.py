@@ -5,7 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.report.run_facts import RunFacts
+from finetune.report.sections.data_section import build_data
+from finetune.report.sections.diagnosis_section import build_diagnosis
+from finetune.report.sections.evaluation.calibration_section import build_calibration
+from finetune.report.sections.evaluation.class_section import build_classes
+from finetune.report.sections.evaluation.confusion_section import build_confusion
+from finetune.report.sections.evaluation.folds_section import build_folds
+from finetune.report.sections.evaluation.metrics_section import build_metrics
 from finetune.report.sections.headline import build_headline
+from finetune.report.sections.reproduce_section import build_reproduce
+from finetune.report.sections.training.curves_section import build_curves
+from finetune.report.sections.training.network_section import build_network_section
+from finetune.report.sections.training.plan_section import build_plan_section
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +49,20 @@ class Section:
     content: Any
 
 
-SECTIONS: tuple[SectionKind, ...] = (SectionKind("headline", "Summary", build_headline),)
+SECTIONS: tuple[SectionKind, ...] = (
+    SectionKind("headline", "Summary", build_headline),
+    SectionKind("diagnosis", "Diagnosis", build_diagnosis),
+    SectionKind("data", "Data", build_data),
+    SectionKind("plan", "Plan", build_plan_section),
+    SectionKind("curves", "Curves", build_curves),
+    SectionKind("folds", "Folds", build_folds),
+    SectionKind("metrics", "Metrics", build_metrics),
+    SectionKind("confusion", "Confusions", build_confusion),
+    SectionKind("classes", "Classes", build_classes),
+    SectionKind("calibration", "Calibration", build_calibration),
+    SectionKind("network", "Network health", build_network_section),
+    SectionKind("reproduce", "Reproduce", build_reproduce),
+)
 
 
 def build_sections(facts: RunFacts) -> tuple[Section, ...]:

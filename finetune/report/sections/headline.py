@@ -98,7 +98,7 @@ def build_headline(facts: RunFacts) -> Headline:
         total = sum(facts.num_images.values())
         parts = [f"{format_count(n)} {name}" for name, n in facts.num_images.items() if n]
         figures.append(KeyFigure("Images", format_count(total), ", ".join(parts)))
-    num_parameters = facts.facts.get("num_parameters")
+    num_parameters = facts.sessions[-1].get("num_parameters") if facts.sessions else None
     if num_parameters:
         figures.append(KeyFigure("Parameters", format_millions(int(num_parameters))))
     num_classes = format_count(len(facts.classes), noun)

@@ -1,0 +1,1 @@
+"""Sections on how well a model does."""

@@ -1,0 +1,103 @@
+"""Section on how to reproduce a run: commands, versions, hardware and times."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.report.run_facts import RunFacts
+from finetune.units import format_count, format_duration
+
+
+@dataclass(frozen=True, slots=True)
+class ReproduceSection:
+    """What a run needs to be repeated, and what it took.
+
+    Attributes:
+        commands: What a command does, and the command.
+        versions: Package and version.
+        hardware: Name and value.
+        stages: Stage and its time, of all sessions together.
+        figures: Name and value of what the run took.
+    """
+
+    commands: tuple[tuple[str, str], ...]
+    versions: tuple[tuple[str, str], ...]
+    hardware: tuple[tuple[str, str], ...]
+    stages: tuple[tuple[str, str], ...]
+    figures: tuple[tuple[str, str], ...]
+
+
+def build_reproduce(facts: RunFacts) -> ReproduceSection:
+    """Return how to reproduce a run."""
+    session: Mapping[str, Any] = facts.sessions[-1] if facts.sessions else {}
+    versions = session.get("versions") or facts.card.get("versions") or {}
+    return ReproduceSection(
+        tuple(_list_commands(facts, session)),
+        tuple((str(name), str(version)) for name, version in versions.items()),
+        tuple(_describe_hardware(session)),
+        tuple(_sum_stages(facts)),
+        tuple(_describe_cost(facts)),
+    )
+
+
+def _list_commands(facts: RunFacts, session: Mapping[str, Any]) -> list[tuple[str, str]]:
+    path = facts.path
+    commands = []
+    if session.get("command"):
+        folder = session.get("working_dir")
+        commands.append((f"The command of this run, in {folder}", str(session["command"])))
+    if facts.config:
+        config = f"{path.rstrip('/')}/config.yaml"
+        again = f"{path.rstrip('/')}-again"
+        words = ["finetune", "fit", "--config", config, "--output", again]
+        commands.append(("Train again with every setting as it was", shlex.join(words)))
+    if facts.card:
+        if facts.config:
+            commands.append(("Evaluate", shlex.join(["finetune", "evaluate", path])))
+        predict = shlex.join(["finetune", "predict", path])
+        commands.append(("Predict new photos", f"{predict} NEW_PHOTOS --output predictions.csv"))
+    return commands
+
+
+def _describe_hardware(session: Mapping[str, Any]) -> list[tuple[str, str]]:
+    processes = int(session.get("num_processes") or 1)
+    rows = [
+        ("Device", str(session.get("device_name") or "")),
+        ("Processes", format_count(processes) if processes > 1 else ""),
+        ("CPU cores", str(session.get("num_cores") or "")),
+        ("System", str(session.get("platform") or "")),
+        ("Git commit of the working folder", str(session.get("git_commit") or "")),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _sum_stages(facts: RunFacts) -> list[tuple[str, str]]:
+    total: dict[str, float] = {}
+    for session in facts.sessions:
+        for stage, seconds in (session.get("stages") or {}).items():
+            total[stage] = total.get(stage, 0.0) + float(seconds)
+    if not total:  # a run of an earlier release has the times of its epochs only
+        epochs = [row["seconds"] for row in facts.rows if row["epoch"] > 0 and "seconds" in row]
+        total = {"epochs": sum(epochs)} if epochs else {}
+    return [(stage.capitalize(), format_duration(seconds)) for stage, seconds in total.items()]
+
+
+def _describe_cost(facts: RunFacts) -> list[tuple[str, str]]:
+    seconds = sum(float(session.get("seconds") or 0) for session in facts.sessions)
+    cpu = sum(float(session.get("cpu_seconds") or 0) for session in facts.sessions)
+    gpu = sum(
+        float(session.get("seconds") or 0) * int(session.get("num_processes") or 1)
+        for session in facts.sessions
+        if session.get("device") == "cuda"
+    )
+    speeds = [row["images_per_second"] for row in facts.rows if "images_per_second" in row]
+    rows = [
+        ("Total time", format_duration(seconds) if seconds else ""),
+        ("CPU time of this process", format_duration(cpu) if cpu else ""),
+        ("GPU time", format_duration(gpu) if gpu else ""),
+        ("Training speed", f"{sum(speeds) / len(speeds):.3g} images/s" if speeds else ""),
+    ]
+    if len(facts.sessions) > 1:
+        rows.append(("Sessions", f"{len(facts.sessions)} (the run was resumed)"))
+    return [(name, value) for name, value in rows if value]

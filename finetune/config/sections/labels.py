@@ -31,9 +31,9 @@ class LabelKeys(Section):
     )
     task: Literal["auto", "single_label", "multi_label"] = Field(
         "auto",
-        description="single_label: each image has one class; multi_label: each image of a CSV has "
-        "any number of labels; auto: multi_label with label_columns, or if the CSV has a column "
-        "labels instead of label",
+        description="single_label: each image has one class; multi_label: each image of a CSV or "
+        "Parquet file has any number of labels; auto: multi_label with label_columns, if a CSV has a "
+        "column labels instead of label, or if a column of Parquet holds lists",
     )
     label_columns: Annotated[str, BeforeValidator(_join_columns)] = Field(
         "",
@@ -44,7 +44,7 @@ class LabelKeys(Section):
     label_separator: str = Field(
         "|",
         min_length=1,
-        description="text between the label names of an image in a multi-label CSV",
+        description="text between the label names of an image in a multi-label CSV or Parquet file",
     )
 
     @property

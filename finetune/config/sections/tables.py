@@ -42,12 +42,13 @@ class TableKeys(Section):
     image_column: str = Field(
         "auto",
         description="column of a CSV or Parquet file with the images or their paths; auto: path in "
-        "a CSV, and in Parquet image, or the only column that holds images",
+        "a CSV, or its only column of images in base64, or image; in Parquet image, or the only column "
+        "that holds images",
     )
     label_column: str = Field(
         "auto",
-        description="column of a CSV or Parquet file with the labels; auto: label, or the only "
-        "column of Parquet whose values have class names",
+        description="column of a CSV or Parquet file with the labels; auto: label, or in "
+        "Parquet the only column whose values have class names, or labels",
     )
     group_column: str = Field(
         "auto",

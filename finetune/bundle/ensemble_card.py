@@ -14,6 +14,7 @@ from finetune.bundle.validation_choices import (
 )
 from finetune.errors import ModelError, RunFolderError
 from finetune.evaluation.priors import ClassPrior, Priors, is_same_prior, normalize_prior
+from finetune.lookup import is_import_path
 from finetune.units import format_count
 
 ENSEMBLE_FORMAT_VERSION = 2
@@ -196,9 +197,20 @@ preprocessing, temperature and class prior, and is a model of its own.
 | member | backbone | image size | weight |
 |---|---|---|---|
 {members}
-{table}Use the ensemble with `finetune predict THIS_FOLDER images/`. timm reads single members, as
-their README describes; the mean of their probabilities is then to be computed.
+{table}Use the ensemble with `finetune predict THIS_FOLDER images/`. {_describe_timm_use(cards)}
 """
+
+
+def _describe_timm_use(cards: Sequence[ModelCard]) -> str:
+    """Return what timm can do with the members."""
+    can_read = [card.head is None and not is_import_path(card.backbone) for card in cards]
+    if not any(can_read):
+        return "timm reads none of the members."
+    which = "single members" if all(can_read) else "some of the members"
+    return (
+        f"timm reads {which}, as\ntheir README describes; the mean of their probabilities is then "
+        f"to be computed."
+    )
 
 
 def _combine_facts(cards: Sequence[ModelCard], weights: Sequence[float]) -> dict[str, Any]:

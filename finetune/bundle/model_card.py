@@ -67,6 +67,11 @@ class ModelCard:
         return self.thresholds is not None
 
     @property
+    def head_name(self) -> str | None:
+        """Name of a classifier with hidden layers; None for that of the backbone."""
+        return None if self.head is None else str(self.head["name"])
+
+    @property
     def score_loss(self) -> str | None:
         """Loss of scores that the logits come from, which assume no class prior; None for others.
 

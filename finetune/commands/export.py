@@ -8,9 +8,14 @@ from typing import Any
 
 from finetune.bundle.bundle import ModelBundle, save_bundle
 from finetune.bundle.ensemble import save_ensemble
+from finetune.bundle.ensemble_card import get_member_folder
 from finetune.bundle.model_card import ModelCard
 from finetune.commands.ensembles.combined_model import list_members, load_models, to_paths
-from finetune.commands.ensembles.exported_ensemble import evaluate_held_out, predict_members
+from finetune.commands.ensembles.exported_ensemble import (
+    evaluate_held_out,
+    is_timm_model,
+    predict_members,
+)
 from finetune.commands.ensembles.soup import cook_soup
 from finetune.commands.stored_run import read_stored_config, read_stored_manifest
 from finetune.commands.target_prior import apply_prior, prior_to_json
@@ -106,8 +111,8 @@ def export(
         else cook_soup(paths, method=soup, reporter=reporter)
     )
     bundle = apply_prior(bundle, prior, reporter)
-    for member in bundle.members or (bundle,):
-        _check_format(member.card)
+    if not bundle.members:  # an ensemble is a folder of finetune, whatever its members are
+        _check_format(bundle)
     if len(paths) > 1:
         facts = {**bundle.card.facts, **evaluate_held_out(bundle, paths, reporter)}
         bundle = replace(bundle, card=replace(bundle.card, facts=facts))
@@ -150,7 +155,21 @@ def _save(bundle: ModelBundle, output: Path, reporter: Reporter) -> ModelBundle:
         exported = _fold_adjustment_into_head(bundle)
         members = [exported]
         save_bundle(exported.network, exported.card, output)
-    remaining = (_describe_remaining_adjustment(member.card) for member in members)
+    own = [
+        get_member_folder(number)
+        for number, member in enumerate(members)
+        if not is_timm_model(member.card)
+    ]
+    if own:
+        reporter.note(
+            f"timm cannot read {', '.join(own)}: it knows neither hidden layers (model.head=mlp) "
+            f"nor networks of one's own. finetune predict and finetune evaluate read them all."
+        )
+    remaining = (
+        _describe_remaining_adjustment(member.card)
+        for member in members
+        if is_timm_model(member.card)
+    )
     if adjustment := next((text for text in remaining if text), ""):
         reporter.warn(
             f"the network has no linear classifier into which the calibration and the class prior "
@@ -183,8 +202,9 @@ def _check_parity(
     )
 
 
-def _check_format(card: ModelCard) -> None:
-    reason = explain_refusal(card.backbone, None if card.head is None else card.head["name"])
+def _check_format(bundle: ModelBundle) -> None:
+    folder = bundle.source if bundle.source.is_dir() else None
+    reason = explain_refusal(bundle.card.backbone, bundle.card.head_name, bundle=folder)
     if reason is not None:
         raise ConfigError(reason)
 

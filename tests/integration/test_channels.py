@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,11 @@ def test_network_of_ones_own_in_every_command(
     assert evaluate(output).evaluation.num_images == len(files)
     with pytest.raises(ConfigError, match=r"timm format cannot apply.*timm does not know"):
         export(output, tmp_path / "export")
+    if num_processes == 1:
+        other = shutil.copytree(output, tmp_path / "other")
+        parity = export([output, other], tmp_path / "ensemble").parity
+        assert parity is not None
+        assert parity.max_abs_diff < 1e-5
     assert f"{name}:create_model" in (output / "bundle" / "README.md").read_text()
     outside = run_finetune(ROOT, "predict", output, files[0], extra={"PYTHONPATH": str(ROOT)})
     assert outside.returncode != 0

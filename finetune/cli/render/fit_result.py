@@ -45,7 +45,12 @@ def show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
         ["finetune", "predict", run_dir, "NEW_PHOTOS", "--output", "predictions.csv"],
     ]
     model = tree["plan"].get("model", {})
-    if model and explain_refusal(model["backbone"], model.get("head")) is None:
+    final = (tree["cross_validation"] or {}).get("final") or {}
+    # an ensemble is no timm folder, and may have any members
+    if model and (
+        final.get("kind") == "ensemble"
+        or explain_refusal(model["backbone"], model.get("head")) is None
+    ):
         commands.append(["finetune", "export", run_dir, "--output", "model/"])
     reporter.print_commands("Next:", commands)
 

@@ -62,10 +62,12 @@ def check_soup(paths: Sequence[Path], bundles: Sequence[ModelBundle]) -> None:
                 (path, _format_prior(bundle)),
             )
     _check_starts(paths, bundles)
-    head = first.card.head
-    reason = explain_refusal(first.card.backbone, None if head is None else head["name"])
+    reason = explain_refusal(first.card.backbone, first.card.head_name)
     if reason is not None:
-        raise ConfigError(reason)
+        raise ConfigError(
+            f"--soup writes one network in the timm format: {reason.partition('. ')[0]}. Leave out "
+            f"--soup: an ensemble of such networks can be exported."
+        )
 
 
 def _check_starts(paths: Sequence[Path], bundles: Sequence[ModelBundle]) -> None:

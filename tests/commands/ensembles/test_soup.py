@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -111,9 +112,24 @@ def test_soup_of_hidden_layers_with_other_start_is_refused_before_averaging(
         finetune.export(paths, tmp_path / "soup", soup="uniform")
     other = shutil.copytree(paths[0], tmp_path / "other")
     reporter = RecordingReporter()
-    with pytest.raises(ConfigError, match="hidden layers"):
+    with pytest.raises(ConfigError, match=r"hidden layers.*Leave out --soup: an ensemble"):
         finetune.export([paths[0], other], tmp_path / "soup", soup="uniform", reporter=reporter)
     assert not reporter.notes, "nothing was averaged"
+    check_export_of_hidden_layers(paths, tmp_path)
+
+
+def check_export_of_hidden_layers(paths: list[Path], folder: Path) -> None:
+    """Check that one run is refused with its bundle, and that several are exported together."""
+    with pytest.raises(ConfigError, match=re.escape(f"Copy the bundle, {paths[0] / 'bundle'}")):
+        finetune.export(paths[0], folder / "one")
+    reporter = RecordingReporter()
+    result = finetune.export(paths, folder / "model", reporter=reporter)
+    assert result.parity is not None
+    assert result.parity.max_abs_diff < 1e-5
+    assert any("timm cannot read members/0, members/1" in note for note in reporter.notes)
+    assert "timm reads none of the members" in (folder / "model/README.md").read_text()
+    files = sorted((folder / "model").rglob("model.safetensors"))
+    assert [file.parent.name for file in files] == ["0", "1"]
 
 
 def test_soup_of_another_network_is_refused_with_reason(

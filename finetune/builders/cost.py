@@ -111,20 +111,15 @@ def fit_batch_to_memory(training: Training, cost: RunCost) -> Training:
 
 def set_accumulation(training: Training, accumulate_grad_batches: int) -> Training:
     """Return the training with this number of accumulated micro-batches per step."""
-    datamodule = training.datamodule
+    options = replace(
+        training.datamodule.loader_options, accumulate_grad_batches=accumulate_grad_batches
+    )
     return replace(
         training,
         config=replace_values(
             training.config, {"trainer.accumulate_grad_batches": accumulate_grad_batches}
         ),
-        datamodule=type(datamodule)(
-            datamodule.train_dataset,
-            datamodule.val_dataset,
-            sampling_schedule=datamodule.sampling_schedule,
-            loader_options=replace(
-                datamodule.loader_options, accumulate_grad_batches=accumulate_grad_batches
-            ),
-        ),
+        datamodule=training.datamodule.replace_options(options),
     )
 
 

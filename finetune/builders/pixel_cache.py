@@ -1,38 +1,28 @@
-"""Cache of decoded images: whether, where and at what size; and a data module that reads it."""
+"""Cache of decoded images: whether, where and at what size."""
 
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from finetune.config.resolved import ResolvedConfig
 from finetune.data.cache.array_store import NOT_STORED, get_store_folder
 from finetune.data.cache.eviction import (
-    check_cache_root,
-    evict_to_fit,
     find_cache_failure,
     resolve_cache_root,
-    warn_of_cache_failure,
 )
 from finetune.data.cache.file_stamp import read_file_stamps
-from finetune.data.cache.pixel_store import PixelStore, StoredSource
+from finetune.data.cache.pixel_store import PixelStore
 from finetune.data.cache.pixel_writer import (
-    DecodeFn,
-    DecodingSource,
-    decode_resized,
-    decode_transformed,
     estimate_store_bytes,
-    fill_store,
 )
-from finetune.data.dataset import ImageDataset
-from finetune.data.images.source import ImageSource
 from finetune.data.training_data import TrainingData
-from finetune.data.transforms.eval_transform import EvalTransform, IdentityTransform, Transform
+from finetune.data.transforms.eval_transform import Transform
 from finetune.errors import ConfigError, StorageError
-from finetune.system.host import count_available_cores
-from finetune.training.datamodule import ImageDataModule
-from finetune.types import PreprocessSpec, ReadOptions, Reporter
+from finetune.types import PreprocessSpec, ReadOptions
 from finetune.units import format_bytes
 
 _MIN_FREE_DISK_BYTES = 2_000_000_000
@@ -54,6 +44,9 @@ class CachePlan:
         new_bytes: Estimated size of those that are not stored yet.
         limit_bytes: Maximum size of all stores together.
         fits_on_disk: Whether there is enough space; else every epoch decodes to the same pixels.
+        sample_bytes: Estimated size of the training images in the store of validation images, which
+            are measured as these are and are not part of ``num_bytes``.
+        fits_sample: Whether there is space for them, too; else every epoch decodes them.
     """
 
     root: Path
@@ -65,6 +58,8 @@ class CachePlan:
     new_bytes: int
     limit_bytes: int
     fits_on_disk: bool = True
+    sample_bytes: int = 0
+    fits_sample: bool = True
 
     @property
     def train_tag(self) -> str:
@@ -106,16 +101,21 @@ def choose_cache(
     transform: Transform,
     spec: PreprocessSpec,
     *,
+    train_eval_rows: NDArray[np.int64] | None = None,
     is_resumed: bool = False,
     reserved_bytes: int = 0,
 ) -> CacheChoice:
     """Decide whether images are decoded once or in every epoch.
+
+    Training images that are only measured do not change the decision, as they must not change the
+    pixels that train.
 
     Args:
         config: Resolved config.
         data: Images of the run.
         transform: Transform of the training images.
         spec: Preprocessing of the network.
+        train_eval_rows: Training images that are measured as validation images are; None for none.
         is_resumed: Whether the run exists already: its pixels must stay the same, so without disk
             space every epoch decodes to the pixels of the cache.
         reserved_bytes: Size of cached activations in the same folder.
@@ -139,6 +139,8 @@ def choose_cache(
         options=config.data.read_options,
         limit_bytes=config.cache.max_bytes,
     )
+    if train_eval_rows is not None and shorter_side is not None:
+        plan = _add_sample(plan, [data.train.paths[row] for row in train_eval_rows], reserved_bytes)
     if transform.is_random and shorter_side is None:
         obstacle = (
             f"the pipeline {config.augment.name} does not begin with RandomResizedCrop or Resize "
@@ -162,87 +164,6 @@ def choose_cache(
         plan=replace(plan, fits_on_disk=not (obstacle or failure)),
         disabled_reason=obstacle or failure,
     )
-
-
-def build_cached_datamodule(
-    datamodule: ImageDataModule, plan: CachePlan, *, reporter: Reporter
-) -> ImageDataModule:
-    """Return the data module that reads from the cache, after decoding images not stored yet.
-
-    On several ranks, each calls it; one process of a node decodes while the others wait for it.
-
-    If the disk is full or fails, every epoch decodes images to the same pixels.
-
-    Raises:
-        DataError: A file can no longer be read.
-    """
-    eval_transform = EvalTransform(plan.spec)
-    identity = IdentityTransform(eval_transform.size)
-    decode_val: DecodeFn = partial(
-        decode_transformed, transform=eval_transform, options=plan.options
-    )
-    decode_train = decode_val
-    train_transform: Transform = identity
-    if plan.shorter_side is not None:
-        decode_train = partial(decode_resized, shorter_side=plan.shorter_side, options=plan.options)
-        train_transform = datamodule.train_dataset.transform
-    train_store, val_store = _open_stores(plan, reporter)
-    train = _build_cached_dataset(
-        datamodule.train_dataset, train_store, decode_train, train_transform, reporter
-    )
-    val = _build_cached_dataset(datamodule.val_dataset, val_store, decode_val, identity, reporter)
-    return ImageDataModule(
-        train,
-        val,
-        sampling_schedule=datamodule.sampling_schedule,
-        loader_options=datamodule.loader_options,
-    )
-
-
-def _open_stores(
-    plan: CachePlan, reporter: Reporter
-) -> tuple[PixelStore, PixelStore] | tuple[None, None]:
-    """Return the stores of training and validation images; warn and return None without space."""
-    try:
-        check_cache_root(plan.root)
-        if plan.fits_on_disk:
-            # opened before other stores are evicted, so that these are in use and kept
-            stores = (
-                PixelStore(plan.root, tag=plan.train_tag, owner=plan.owner, options=plan.options),
-                PixelStore(plan.root, tag=plan.val_tag, owner=plan.owner, options=plan.options),
-            )
-            needed, limit = plan.new_bytes, plan.limit_bytes
-            if evict_to_fit(plan.root, needed_bytes=needed, limit_bytes=limit) or not needed:
-                return stores
-    except StorageError as error:
-        warn_of_cache_failure(plan.root, error, reporter)
-        return None, None
-    reporter.warn(
-        f"Not enough space at {plan.root} for {format_bytes(plan.new_bytes)} of decoded images "
-        f"(cache.max_gb={plan.limit_bytes / 1e9:g}, other runs included): every epoch decodes them "
-        f"again, to the same pixels. Free some space, or resume with data.cache=PATH."
-    )
-    return None, None
-
-
-def _build_cached_dataset(
-    dataset: ImageDataset,
-    store: PixelStore | None,
-    decode: DecodeFn,
-    transform: Transform,
-    reporter: Reporter,
-) -> ImageDataset:
-    paths = [Path(dataset.source.get_name(row)) for row in range(len(dataset))]
-    source: ImageSource = DecodingSource(paths, decode)
-    if store is not None:
-        try:
-            entries = fill_store(
-                store, paths, decode, num_threads=count_available_cores(), reporter=reporter
-            )
-            source = StoredSource(store, paths, entries)
-        except StorageError as error:
-            warn_of_cache_failure(store.folder.parent, error, reporter)
-    return ImageDataset(source, dataset.labels, transform)
 
 
 def _build_cache_plan(
@@ -274,6 +195,28 @@ def _build_cache_plan(
     new_train = train_bytes * _compute_missing_fraction(plan, plan.train_tag, data.train.paths)
     new_val = val_bytes * _compute_missing_fraction(plan, plan.val_tag, data.val.paths)
     return replace(plan, new_bytes=round(new_train + new_val))
+
+
+def _add_sample(plan: CachePlan, paths: Sequence[Path], reserved_bytes: int) -> CachePlan:
+    """Return the plan with training images that are stored as validation images are, if they fit.
+
+    Args:
+        plan: Plan of the images that train and validate.
+        paths: Files of the sample.
+        reserved_bytes: Size of cached activations in the same folder.
+    """
+    _, height, width = plan.spec.input_size
+    num_bytes = height * width * plan.options.pixel_bytes * len(paths)
+    new_bytes = round(num_bytes * _compute_missing_fraction(plan, plan.val_tag, paths))
+    wider = replace(
+        plan, num_bytes=plan.num_bytes + num_bytes, new_bytes=plan.new_bytes + new_bytes
+    )
+    is_obstructed = _find_limit_obstacle(wider, reserved_bytes=reserved_bytes) or (
+        _find_space_obstacle(wider, reserved_bytes=reserved_bytes)
+    )
+    if is_obstructed:
+        return replace(plan, fits_sample=False)
+    return replace(plan, sample_bytes=new_bytes)
 
 
 def _compute_missing_fraction(plan: CachePlan, tag: str, paths: Sequence[Path]) -> float:

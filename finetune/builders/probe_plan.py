@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from finetune.builders.criterion import compute_probe_logit_offset
 from finetune.builders.model_prior import ClassBalance
@@ -66,6 +67,7 @@ def plan_probe(
     is_flipped: bool,
     make_optimizer: OptimizerFactory,
     batch_size: int,
+    train_eval_rows: NDArray[np.int64] | None = None,
 ) -> ProbePlan | None:
     """Return the plan of the linear probe; None without one.
 
@@ -82,6 +84,7 @@ def plan_probe(
         is_flipped: Whether the probe is also fitted to flipped images.
         make_optimizer: Optimizer factory of the run.
         batch_size: Images of a step.
+        train_eval_rows: Training images that are measured as validation images are; None for none.
 
     Raises:
         ConfigError: The last stage cannot be trained as requested.
@@ -130,6 +133,7 @@ def plan_probe(
         if balance.class_weights is None or not data.is_multi_label
         else balance.class_weights.factors,
         head_max_norm=get_head_max_norm(config.optim),
+        train_eval_rows=train_eval_rows,
     )
 
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 
 from finetune.builders.augmentation import build_train_transform, find_unmeasured_keys
 from finetune.builders.constraints import check_constraints
+from finetune.builders.datamodules.cached_datamodule import build_cached_datamodule
+from finetune.builders.datamodules.image_datamodule import build_datamodule
 from finetune.builders.model_prior import build_class_balance
 from finetune.builders.multi_label.label_balance import build_label_balance
 from finetune.builders.network import build_card, build_classifier, build_network, describe_run
 from finetune.builders.pixel_cache import (
     CacheChoice,
     CachePlan,
-    build_cached_datamodule,
     choose_cache,
 )
 from finetune.builders.probe_plan import describe_flips, plan_probe, resolve_probe_flips
@@ -27,18 +28,14 @@ from finetune.config.facts import Choice, Facts
 from finetune.config.load import replace_values
 from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import Config
-from finetune.data.dataset import ImageDataset
-from finetune.data.images.source import FileSource
 from finetune.data.manifest import Manifest
-from finetune.data.samplers.sampling_weights import SamplingSchedule
 from finetune.data.training_data import TrainingData
-from finetune.data.transforms.eval_transform import EvalTransform, Transform
 from finetune.models.backbone import Network
 from finetune.probe.linear_probe import ProbePlan
 from finetune.system.hardware import prepare_accelerator
-from finetune.training.datamodule import ImageDataModule, LoaderOptions
+from finetune.training.datamodule import ImageDataModule
 from finetune.training.module import ClassificationModule
-from finetune.types import Phase, PreprocessSpec, Reporter
+from finetune.types import Phase, Reporter
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +183,8 @@ def _assemble(
     config = resolved.config
     build_balance = build_label_balance if data.is_multi_label else build_class_balance
     balance = build_balance(config, data)
+    is_measured = config.trainer.train_eval == "on"
+    train_eval_rows = data.sample_train_rows(seed=config.split_seed) if is_measured else None
     depth_schedule = build_depth_schedule(config.unfreeze, resolved.facts.num_groups)
     run = build_run_spec(resolved, data, balance, depth_schedule)
     check_constraints(run)
@@ -207,6 +206,7 @@ def _assemble(
         is_flipped=is_flipped,
         make_optimizer=recipe.make_optimizer,
         batch_size=run.batch_size,
+        train_eval_rows=train_eval_rows,
     )
     last_stage = None if probe is None else probe.last_stage
     cache = (
@@ -215,6 +215,7 @@ def _assemble(
             data,
             transform,
             network.spec,
+            train_eval_rows=train_eval_rows,
             is_resumed=is_resumed,
             reserved_bytes=0 if last_stage is None else last_stage.num_bytes,
         )
@@ -248,13 +249,14 @@ def _assemble(
             recipe=recipe,
             card=card.to_json(),
         ),
-        datamodule=_build_datamodule(
+        datamodule=build_datamodule(
             config,
             data,
             transform,
             network.spec,
             sampling_schedule=balance.sampling_schedule,
             batch_size=run.batch_size,
+            train_eval_rows=train_eval_rows,
         ),
         cache=cache.plan,
         no_cache_reason=cache.disabled_reason,
@@ -292,26 +294,3 @@ def enable_cache(training: Training, *, reporter: Reporter) -> Training:
 def get_micro_batch_size(training: Training) -> int:
     """Return the number of images that a process holds at once."""
     return training.batch_size // training.config.num_micro_batches
-
-
-def _build_datamodule(
-    config: ResolvedConfig,
-    data: TrainingData,
-    train_transform: Transform,
-    spec: PreprocessSpec,
-    *,
-    sampling_schedule: SamplingSchedule,
-    batch_size: int,
-) -> ImageDataModule:
-    train, val, options = data.train, data.val, config.data.read_options
-    return ImageDataModule(
-        ImageDataset(FileSource(train.paths, options=options), train.targets, train_transform),
-        ImageDataset(FileSource(val.paths, options=options), val.targets, EvalTransform(spec)),
-        sampling_schedule=sampling_schedule,
-        loader_options=LoaderOptions(
-            batch_size=batch_size,
-            accumulate_grad_batches=config.trainer.accumulate_grad_batches,
-            num_workers=config.data.num_workers,
-            seed=config.seed,
-        ),
-    )

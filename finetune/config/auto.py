@@ -35,6 +35,7 @@ def choose_auto_values(config: Config, facts: Facts) -> dict[str, Choice]:
         **recipe,
         **_choose_geometry(config, facts, has_probe=has_probe),
         **_choose_hardware_values(config, facts),
+        "trainer.train_eval": Choice("on" if facts.num_val_images else "off"),
     }
     chosen = {
         key: choice for key, choice in rules.items() if get_config_value(config, key) == "auto"

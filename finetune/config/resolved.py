@@ -92,6 +92,7 @@ class ResolvedTrainerConfig(TrainerConfig):
     devices: Count
     num_nodes: Count
     monitor: Monitor
+    train_eval: OnOff
 
 
 class ResolvedCheckpointConfig(CheckpointConfig):

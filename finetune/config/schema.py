@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from finetune.config.section import Auto, Monitor, Section, coerce_on_off
+from finetune.config.section import Auto, Monitor, Section, Switch, coerce_on_off
 from finetune.config.sections.augment import AugmentConfig
 from finetune.config.sections.balance import ImbalanceConfig
 from finetune.config.sections.data import CacheConfig, DataConfig
@@ -157,6 +157,12 @@ class TrainerConfig(Section):
         None,
         description="epochs in a row that do not improve checkpoint.monitor over the best model so "
         "far, the linear probe included, before training stops; null: no early stopping",
+    )
+    train_eval: Switch = Field(
+        "auto",
+        description="measure a fixed sample of the training images as the validation images are, "
+        "after each epoch, at most as many: train_eval/... in metrics.csv; auto: on if there are "
+        "validation images. Training itself does not change",
     )
     compile: bool = Field(
         False,

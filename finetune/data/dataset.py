@@ -105,6 +105,37 @@ class ImageDataset(Dataset[Batch]):
             ) from error
 
 
+class JoinedDataset(Dataset[Batch]):
+    """Dataset of the images of one dataset followed by those of another.
+
+    A batch has images of one of them only.
+
+    Args:
+        first: Images in the first rows.
+        second: Images in the rows after them.
+    """
+
+    def __init__(self, first: ImageDataset, second: ImageDataset) -> None:
+        self.first = first
+        self.second = second
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitems__(self, rows: Sequence[int]) -> Batch:
+        """Return the batch of rows; its indices are rows of this dataset.
+
+        Raises:
+            DataError: A file can no longer be read.
+        """
+        start = len(self.first)
+        if max(rows) < start:
+            return self.first.__getitems__(rows)
+        batch = self.second.__getitems__([row - start for row in rows])
+        batch["index"] += start
+        return batch
+
+
 class ReadableDataset(ImageDataset):
     """Dataset without labels and draws that does not stop at a file that cannot be read.
 
@@ -154,7 +185,7 @@ def load_view(source: ImageSource, row: int, transform: Transform, draw: Draw | 
 
 
 def create_loader(
-    dataset: ImageDataset,
+    dataset: ImageDataset | JoinedDataset,
     *,
     num_workers: int,
     batch_size: int = 1,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from finetune.data.manifest import Manifest
 from finetune.data.multi_label.multi_hot import encode_multi_hot, find_rarest_labels
+from finetune.data.stratified_sample import draw_stratified_sample
 from finetune.evaluation.grouped_folds import encode_groups, merge_groups
 from finetune.types import Sample, Split
 
@@ -75,6 +76,16 @@ class TrainingData:
     def is_multi_label(self) -> bool:
         """Whether an image has any number of labels."""
         return self.train.multi_hot is not None
+
+    def sample_train_rows(self, *, seed: int) -> NDArray[np.int64]:
+        """Return the rows of training images to compare with the validation images, ascending.
+
+        They are a stratified sample, at most as many as there are validation images.
+
+        Args:
+            seed: Random seed; the sample is a pure function of it and the images.
+        """
+        return draw_stratified_sample(self.train.labels, num_images=len(self.val), seed=seed)
 
     @classmethod
     def from_manifest(cls, manifest: Manifest) -> Self:

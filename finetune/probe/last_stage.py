@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -58,6 +59,8 @@ class CachedActivations:
         labels: Class indices of the training images, shape (N,).
         weights: Weight of each training image in the mean loss, shape (N,).
         logit_offset: Offset of the logits in the loss alone, shape (K,); None for no offset.
+        train_eval_rows: Rows of the training images that are measured as validation images are,
+            shape (S,); None for none.
     """
 
     extractor: FeatureExtractor
@@ -67,6 +70,7 @@ class CachedActivations:
     labels: NDArray[np.int64]
     weights: NDArray[np.float64]
     logit_offset: Tensor | None = None
+    train_eval_rows: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +81,14 @@ class LastStageResult:
         num_epochs: Number of completed epochs; 0 for the fitted head alone.
         train_loss: Weighted mean loss of the training images in the last of these epochs.
         probabilities: Class probabilities of the validation images, shape (M, K).
+        train_eval: Class probabilities of the training images that are measured as these are, shape
+            (S, K); None if there are none.
     """
 
     num_epochs: int
     train_loss: float
     probabilities: Tensor
+    train_eval: Tensor | None = None
 
 
 def fit_last_stage(
@@ -139,16 +146,17 @@ def fit_last_stage(
             device=device,
             after_step=(lambda: None) if rendezvous is None else rendezvous.check_peers,
         )
+        compute_logits = partial(
+            compute_last_stage_logits,
+            cached.extractor.split.last_stage,
+            layout=cached.layout,
+            batch_size=settings.micro_batch_size,
+            precision=settings.precision,
+            device=device,
+        )
         for num_epochs, train_loss in enumerate(losses, start=1):
             with eval_mode(classifier):
-                logits = compute_last_stage_logits(
-                    cached.extractor.split.last_stage,
-                    cached.val,
-                    layout=cached.layout,
-                    batch_size=settings.micro_batch_size,
-                    precision=settings.precision,
-                    device=device,
-                )
+                logits = compute_logits(cached.val)
             result = LastStageResult(num_epochs, train_loss, logits.softmax(dim=1))
             score = _compute_score(compute_metrics(result.probabilities), plan.monitor)
             if score > best_score:
@@ -158,6 +166,10 @@ def fit_last_stage(
         with torch.no_grad():
             for parameter, weight in zip(parameters, weights, strict=True):
                 parameter.copy_(weight)
+        if best is not head_result and cached.train_eval_rows is not None:
+            with eval_mode(classifier):
+                logits = compute_logits(cached.train[0], rows=cached.train_eval_rows)
+            best = replace(best, train_eval=logits.softmax(dim=1))
     reporter.finish()
     return best
 

@@ -128,6 +128,7 @@ def compute_last_stage_logits(
     last_stage: nn.Module,
     activations: ActivationArray,
     *,
+    rows: NDArray[np.int64] | None = None,
     layout: ActivationLayout,
     batch_size: int,
     precision: str,
@@ -138,15 +139,17 @@ def compute_last_stage_logits(
     Args:
         last_stage: Module from activations (B, ...) to logits (B, K), on the device.
         activations: Activations of N images.
+        rows: Rows of some of them, ascending, shape (N,); None for all.
         layout: Layout of the activations of an image.
         batch_size: Images of a forward pass.
         precision: "32-true", "bf16-mixed" or "16-mixed".
         device: Device of the last stage.
     """
     chunks = []
-    for first in range(0, activations.shape[0], batch_size):
-        rows = torch.from_numpy(activations[first : first + batch_size])
-        batch = layout.unflatten(rows, device)
+    for first in range(0, activations.shape[0] if rows is None else len(rows), batch_size):
+        part = slice(first, first + batch_size)
+        values = torch.from_numpy(activations[part if rows is None else rows[part]])
+        batch = layout.unflatten(values, device)
         with torch.inference_mode(), autocast(precision, device):
             chunks.append(last_stage(batch).float().cpu())
     return torch.cat(chunks).clone()

@@ -28,6 +28,7 @@ from finetune.probe.last_stage import (
     LastStageResult,
     fit_last_stage,
 )
+from finetune.probe.logistic import Targets
 from finetune.probe.multi_label.binary_regression import (
     compute_held_out_mean_average_precision,
     score_label_logits,
@@ -118,10 +119,15 @@ def fit_probe(
         head = cv_head.head.scale_to(plan.head_max_norm)
         set_head(cached_extractor.extractor.head, weight=head.weight, bias=head.bias)
         val_logits = head.compute_logits(val_features)
+        val_targets, sample = torch.from_numpy(plan.val.targets), plan.train_eval_rows
+        train_logits = head.compute_logits(train_views[0])
         best = head_result = LastStageResult(
             num_epochs=0,
-            train_loss=_compute_mean_loss(head.compute_logits(train_views[0]), plan),
-            probabilities=compute_outputs(val_logits, torch.from_numpy(plan.val.targets)),
+            train_loss=_compute_mean_loss(train_logits, plan),
+            probabilities=compute_outputs(val_logits, val_targets),
+            train_eval=None
+            if sample is None
+            else compute_outputs(train_logits[sample], val_targets),
         )
         if plan.last_stage is not None:
             best = fit_last_stage(
@@ -135,8 +141,9 @@ def fit_probe(
                     plan.train.labels,
                     plan.train.weights,
                     plan.logit_offset,
+                    sample,
                 ),
-                partial(_compute_metrics, plan=plan),
+                partial(_compute_metrics, plan=plan, targets=plan.val.targets),
                 head_result=head_result,
                 device=device,
                 rendezvous=rendezvous,
@@ -148,12 +155,12 @@ def fit_probe(
         features=features,
         cv_head=cv_head,
         train_loss=best.train_loss,
-        metrics=_compute_metrics(best.probabilities, plan),
+        metrics=_compute_metrics(best.probabilities, plan, targets=plan.val.targets),
         held_out_rows=np.concatenate([cv_head.held_out_rows, num_train + np.arange(num_val)]),
         held_out_probabilities=torch.cat([cv_head.held_out_probabilities, val_probabilities]),
         is_correct=_find_correct(best.probabilities, plan),
         last_stage_epochs=None if plan.last_stage is None else best.num_epochs,
-        head_metrics=_compute_metrics(head_result.probabilities, plan),
+        head_metrics=_compute_metrics(head_result.probabilities, plan, targets=plan.val.targets),
         stages=stages,
         seconds=time.monotonic() - start,
         num_images=num_train + num_val,
@@ -164,20 +171,24 @@ def fit_probe(
             cv_head.held_out_probabilities,
             torch.from_numpy(plan.train.multi_hot[cv_head.held_out_rows]),
         ),
+        train_eval_metrics={}
+        if best.train_eval is None or sample is None
+        else _compute_metrics(best.train_eval, plan, targets=plan.train.targets[sample]),
     )
 
 
-def _compute_metrics(probabilities: Tensor, plan: ProbePlan) -> Mapping[str, float]:
-    """Return the metrics of the validation images from their class probabilities (N, K)."""
-    if not len(plan.val.labels):
+def _compute_metrics(
+    probabilities: Tensor, plan: ProbePlan, *, targets: Targets
+) -> Mapping[str, float]:
+    """Return the metrics of images from their class probabilities (N, K); none without images."""
+    if not len(targets):
         return {}
-    targets = torch.from_numpy(plan.val.targets)
     train_counts = np.bincount(plan.train.labels, minlength=len(plan.classes)).tolist()
     if plan.train.multi_hot is not None:
         train_counts = plan.train.multi_hot.sum(axis=0).astype(int).tolist()
     return compute_validation_metrics(
         _shift_probabilities(probabilities, plan),
-        targets,
+        torch.from_numpy(targets),
         classes=plan.classes,
         train_counts=train_counts,
         logit_shift=plan.eval_logit_shift,

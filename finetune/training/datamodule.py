@@ -6,7 +6,7 @@ from typing import Any
 from pytorch_lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from finetune.data.dataset import Batch, ImageDataset, create_loader
+from finetune.data.dataset import Batch, ImageDataset, JoinedDataset, create_loader
 from finetune.data.samplers.epoch_sampler import DistributedBatchSampler, EpochSampler
 from finetune.data.samplers.sampling_weights import SamplingSchedule, count_draws
 from finetune.training.callbacks.mid_epoch_resume import count_steps_in_epoch
@@ -41,6 +41,8 @@ class ImageDataModule(LightningDataModule):
         val_dataset: Validation images.
         sampling_schedule: Function from epoch to how often each training image is drawn in it.
         loader_options: Settings of the data loaders.
+        train_eval_dataset: Sample of the training images that is measured as validation images are,
+            after these; None measures none.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class ImageDataModule(LightningDataModule):
         *,
         sampling_schedule: SamplingSchedule,
         loader_options: LoaderOptions,
+        train_eval_dataset: ImageDataset | None = None,
     ) -> None:
         super().__init__()
         self.train_dataset = train_dataset
         self.val_dataset = val_dataset
         self.sampling_schedule = sampling_schedule
         self.loader_options = loader_options
+        self.train_eval_dataset = train_eval_dataset
         self._num_samples = count_draws(sampling_schedule(0), len(train_dataset))
 
     def replace_sources(self, other: "ImageDataModule") -> "ImageDataModule":
@@ -70,6 +74,17 @@ class ImageDataModule(LightningDataModule):
             other.val_dataset,
             sampling_schedule=self.sampling_schedule,
             loader_options=self.loader_options,
+            train_eval_dataset=other.train_eval_dataset,
+        )
+
+    def replace_options(self, loader_options: LoaderOptions) -> "ImageDataModule":
+        """Return this data module with other settings of the loaders."""
+        return ImageDataModule(
+            self.train_dataset,
+            self.val_dataset,
+            sampling_schedule=self.sampling_schedule,
+            loader_options=loader_options,
+            train_eval_dataset=self.train_eval_dataset,
         )
 
     @property
@@ -102,25 +117,31 @@ class ImageDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the loader of this rank's validation batches, the same for any number of ranks.
 
-        Some images may be read by several ranks; they are counted once.
+        Batches of the training images to measure follow in rows after those of the validation
+        images; a loader of their own would start as many worker processes again. Some images may be
+        read by several ranks; they are counted once.
         """
-        trainer = self._get_trainer()
+        trainer, sample = self._get_trainer(), self.train_eval_dataset
+        dataset = self.val_dataset if sample is None else JoinedDataset(self.val_dataset, sample)
         batches = DistributedBatchSampler(
-            len(self.val_dataset),
+            len(dataset),
             batch_size=min(
                 _MAX_VAL_BATCH_SIZE,
                 self.loader_options.batch_size // self.loader_options.accumulate_grad_batches,
             ),
             num_replicas=trainer.world_size,
             rank=trainer.global_rank,
+            boundary=len(self.val_dataset),
         )
-        return self._build_loader(self.val_dataset, batch_sampler=batches)
+        return self._build_loader(dataset, batch_sampler=batches)
 
     def _get_trainer(self) -> Trainer:
         assert self.trainer is not None, "loaders are created by a trainer"
         return self.trainer
 
-    def _build_loader(self, dataset: ImageDataset, **sampler_kwargs: Any) -> DataLoader[Batch]:
+    def _build_loader(
+        self, dataset: ImageDataset | JoinedDataset, **sampler_kwargs: Any
+    ) -> DataLoader[Batch]:
         return create_loader(
             dataset,
             num_workers=self.loader_options.num_workers,

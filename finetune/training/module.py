@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,13 @@ from torch.optim import Optimizer
 from finetune.bundle.checkpoint_file import AVERAGE_KEY
 from finetune.bundle.model_card import CARD_KEY, get_train_counts
 from finetune.data.dataset import Batch
-from finetune.distributed.collectives import gather_rows
-from finetune.errors import TrainingError
 from finetune.evaluation.validation import compute_outputs, compute_validation_metrics
 from finetune.models.classifier import ImageClassifier, normalise
 from finetune.system.hardware import seed_device
+from finetune.training.curves.divergence import DivergenceCheck, StepInfo
+from finetune.training.curves.epoch_statistics import EpochStatistics
+from finetune.training.curves.epoch_sums import EpochSums
+from finetune.training.curves.validation_outputs import ValidationOutputs
 from finetune.training.learning_recipe import Recipe
 from finetune.training.optimization.param_groups import get_learning_rates
 from finetune.training.optimization.weight_average import WeightAverage
@@ -30,26 +31,8 @@ from finetune.training.schedules.factor_scheduler import FactorScheduler
 from finetune.training.schedules.plateau import PlateauFactor
 from finetune.types import PreprocessSpec
 
-_MAX_BUFFERED_BATCHES = 32
-"""Batches of predictions collected on the device before they are copied to the CPU."""
-
 _LCG_MULTIPLIER = 6364136223846793005
 """Multiplier of Knuth's congruential generator (MMIX); spreads a small number over 63 bits."""
-
-
-@dataclass(frozen=True, slots=True)
-class EpochSums:
-    """Sums of an unfinished epoch on one rank.
-
-    Attributes:
-        loss_sum: Sum of the losses of the batches.
-        num_batches: Number of batches in the sum.
-        learning_rates: Learning rate of each layer group at the epoch's last batch; empty before.
-    """
-
-    loss_sum: float = 0.0
-    num_batches: int = 0
-    learning_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 class ClassificationModule(LightningModule):
@@ -88,8 +71,9 @@ class ClassificationModule(LightningModule):
         self.register_buffer("mean", torch.tensor(spec.mean), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std), persistent=False)
         self._learning_rates: Mapping[str, float] = {}
-        self._device_predictions: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._cpu_predictions: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._outputs = ValidationOutputs()
+        self._statistics = EpochStatistics(classifier)
+        self.divergence: DivergenceCheck | None = None
         start = recipe.averaging_start_step
         self.average = None if start is None else WeightAverage(self, start_step=start)
 
@@ -102,17 +86,21 @@ class ClassificationModule(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Reset the epoch's sums."""
         self._loss_sum, self._num_batches, self._learning_rates = None, 0, {}
+        wrapper = self.trainer.strategy.model
+        self._statistics.start_epoch(is_sharded=isinstance(wrapper, FullyShardedDataParallel))
 
     def get_epoch_sums(self) -> EpochSums:
         """Return the sums of the unfinished epoch on this rank."""
         loss = 0.0 if self._loss_sum is None else float(self._loss_sum)
-        return EpochSums(loss, self._num_batches, dict(self._learning_rates))
+        norm_sums, counts = self._statistics.groups.get_sums()
+        return EpochSums(loss, self._num_batches, dict(self._learning_rates), norm_sums, counts)
 
     def resume_epoch(self, sums: EpochSums) -> None:
         """Restore the sums of an epoch that is resumed midway."""
         # the strategy moves the module to the device later, or never
         self._loss_sum = torch.tensor(sums.loss_sum, device=self.trainer.strategy.root_device)
         self._num_batches, self._learning_rates = sums.num_batches, dict(sums.learning_rates)
+        self._statistics.groups.resume_epoch(sums.grad_norm_sums, sums.grad_norm_counts)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout as a function of (seed, epoch, batch, rank), also in a resumed epoch."""
@@ -125,12 +113,19 @@ class ClassificationModule(LightningModule):
         """Compute the mean loss of a batch."""
         loss = self.compute_loss(batch, batch_idx // self.trainer.accumulate_grad_batches)
         if self.trainer.is_last_batch:
-            self._learning_rates = get_learning_rates(self.trainer.optimizers[0])
+            self._learning_rates = self._get_learning_rates()
         # summed on the device: reading the value would synchronize with it in each step
         loss_value = loss.detach()
         self._loss_sum = loss_value if self._loss_sum is None else self._loss_sum + loss_value
         self._num_batches += 1
+        self._statistics.clock.add(len(batch["label"]) * self.trainer.world_size)
         return loss
+
+    def _get_learning_rates(self) -> dict[str, float]:
+        """Return the learning rate of each layer group by ``lr/<layer group>``; 0 if frozen."""
+        trained = {group.name for group in self.classifier.groups[: self.classifier.depth]}
+        rates = get_learning_rates(self.trainer.optimizers[0])
+        return {name: rates[name] if name[3:] in trained else 0.0 for name in rates}
 
     def compute_loss(self, batch: Batch, step: int) -> Tensor:
         """Compute the mean loss of a batch and the penalty of the weights.
@@ -162,19 +157,16 @@ class ClassificationModule(LightningModule):
         """Log the epoch's mean loss over all ranks and the learning rates; look for a plateau.
 
         Raises:
-            TrainingError: The mean loss is NaN or infinite.
+            DivergenceError: The mean loss is NaN or infinite.
         """
         assert self._loss_sum is not None, "an epoch has at least one batch"
         mean = self._loss_sum / self._num_batches
         mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
         if not math.isfinite(float(mean)):
-            raise TrainingError(
-                f"Training diverged: the training loss is {float(mean)} in epoch "
-                f"{self.current_epoch + 1}. Lower optim.lr or optim.backbone_lr_scale; the best "
-                f"earlier epoch is in checkpoints/best.ckpt."
-            )
+            raise self._build_step_info().build_error(float(mean), math.nan)
         self.log("train/loss", mean)
         self.log_dict(dict(self._learning_rates))
+        self.log_dict(self._statistics.collect(self.trainer.callback_metrics))
         if self.recipe.plateau is not None:
             # the same on all ranks, which have gathered the predictions, and saved with this epoch
             scheduler = self.lr_schedulers()
@@ -190,34 +182,25 @@ class ClassificationModule(LightningModule):
         logits: Tensor = functional_call(self, average, (images,)) if average else self(images)
         if (shift := self.recipe.logit_shift) is not None:
             logits = logits + shift.to(logits.device)
-        outputs = compute_outputs(logits, batch["label"])
-        self._device_predictions.append((batch["index"], batch["label"], outputs))
-        # each copy from a GPU waits until it is complete, so that batches are copied together
-        if len(self._device_predictions) == _MAX_BUFFERED_BATCHES:
-            self._move_predictions_to_cpu()
-
-    def _move_predictions_to_cpu(self) -> None:
-        if self._device_predictions:
-            columns = zip(*self._device_predictions, strict=True)
-            rows, labels, probabilities = (torch.cat(column).cpu() for column in columns)
-            self._cpu_predictions.append((rows, labels, probabilities))
-            self._device_predictions.clear()
+        self._outputs.add(batch["index"], batch["label"], compute_outputs(logits, batch["label"]))
 
     def on_validation_epoch_end(self) -> None:
-        """Gather the predictions of all ranks, with each image once, and log every metric."""
-        self._move_predictions_to_cpu()
-        columns = zip(*self._cpu_predictions, strict=True)
-        rows, labels, probabilities = (torch.cat(column) for column in columns)
-        self._cpu_predictions.clear()
-        _, labels, probabilities = gather_rows(rows, labels, probabilities)
-        metrics = compute_validation_metrics(
-            probabilities,
-            labels,
-            classes=self.classes,
-            train_counts=self._train_counts,
-            logit_shift=self.recipe.logit_shift,
-        )
-        self.log_dict({f"val/{name}": value for name, value in metrics.items()})
+        """Gather the outputs of all ranks, with each image once, and log every metric.
+
+        Those of training images, in the rows after the validation images, as ``train_eval/...``.
+        """
+        rows, labels, outputs = self._outputs.gather()
+        is_val = rows < len(self.trainer.datamodule.val_dataset)  # type: ignore[attr-defined]
+        for name, selected in (("val", is_val), ("train_eval", ~is_val)):
+            if selected.any():
+                metrics = compute_validation_metrics(
+                    outputs[selected],
+                    labels[selected],
+                    classes=self.classes,
+                    train_counts=self._train_counts,
+                    logit_shift=self.recipe.logit_shift,
+                )
+                self.log_dict({f"{name}/{key}": value for key, value in metrics.items()})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer over all parameters, and its learning-rate schedule per step."""
@@ -238,6 +221,14 @@ class ClassificationModule(LightningModule):
         """Move a restored average to the device of the module."""
         if self.average is not None:
             self.average.move_to_module()
+        self.divergence = DivergenceCheck(
+            checks_gradients=self.trainer.precision != "16-mixed",
+            is_agreed=self.trainer.world_size > 1,
+        )
+
+    def on_train_start(self) -> None:
+        """Start the clock of an epoch resumed midway, for which Lightning skips its hook."""
+        self._statistics.clock.start()
 
     def optimizer_step(
         self,
@@ -246,8 +237,16 @@ class ClassificationModule(LightningModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Update the weights, then their average, so that any checkpoint holds both."""
+        """Update the weights, then their average, so that any checkpoint holds both.
+
+        Raises:
+            DivergenceError: After the last step of an epoch a weight is NaN or infinite.
+        """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.trainer.is_last_batch and self.divergence is not None:
+            self.divergence.wait()
+            if (damaged := self._statistics.end_steps()) is not None:
+                raise self._build_step_info().build_weight_error(damaged)
         if self.average is not None:
             self.average.update(self.trainer.global_step + 1)  # Lightning counts the step later
 
@@ -257,25 +256,43 @@ class ClassificationModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of all gradients together.
+        """Check the loss and the gradients of a step, and clip the norm of all of them together.
 
         Lightning refuses to clip with a fused optimizer in every mixed precision, although only
         fp16 scales its gradients. With fp16 the optimizer here is not fused, and the gradients are
         unscaled before this hook.
+
+        Raises:
+            DivergenceError: The loss or a gradient is NaN or infinite.
         """
-        if not gradient_clip_val:
-            return
         wrapper = self.trainer.strategy.model
         if isinstance(wrapper, FullyShardedDataParallel):  # each rank holds a shard of each
-            wrapper.clip_grad_norm_(gradient_clip_val)
+            norm = wrapper.clip_grad_norm_(gradient_clip_val or math.inf)
         else:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            norm = self._statistics.groups.add_gradients()
+            if gradient_clip_val:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
+        assert self._loss_sum is not None, "the loss of the step has been added"
+        assert self.divergence is not None, "a fit has started"
+        self.divergence.check(self._build_step_info(), self._loss_sum, norm)
+
+    def _build_step_info(self) -> StepInfo:
+        """Return the step whose loss was added last."""
+        accumulated = self.trainer.accumulate_grad_batches
+        return StepInfo(
+            epoch=self.current_epoch + 1,
+            step=self._num_batches // accumulated,
+            steps_per_epoch=int(self.trainer.num_training_batches) // accumulated,
+            is_first=self.trainer.global_step == 0,
+            learning_rates={k: rate for k, rate in self._get_learning_rates().items() if rate},
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the card, with which the weights can be used without the run, and the average."""
         checkpoint[CARD_KEY] = self._build_epoch_card()
         if self.average is not None and self.average.count:
             checkpoint[AVERAGE_KEY] = self.average.state_dict()
+        self._statistics.groups.save_start(checkpoint)
 
     def _build_epoch_card(self) -> dict[str, Any]:
         """Return the card with the class prior of the training images drawn up to this epoch."""
@@ -288,6 +305,7 @@ class ClassificationModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the average of the weights."""
+        """Restore the average of the weights, and those at the start of an unfinished epoch."""
+        self._statistics.groups.load_start(checkpoint)
         if self.average is not None and AVERAGE_KEY in checkpoint:
             self.average.load_state_dict(checkpoint[AVERAGE_KEY])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from finetune.builders import Training, build_training, enable_cache
 from finetune.config.load import build_config, dump_config, read_config_file, replace_values
+from finetune.config.schema import Config
 from finetune.data.cache.eviction import evict_to_fit, get_default_cache_root, measure_store_bytes
 from finetune.data.cache.pixel_store import PixelStore
 from finetune.data.images.decode import open_image
@@ -25,18 +26,26 @@ from finetune.data.manifest import Manifest
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.errors import ConfigError, DataError
 from finetune.types import Draw, Reporter, Sample, Split
+from tests.support import runs
 from tests.support.helpers import RecordingReporter, create_smooth_image, mount_tiny_disk
 from tests.support.pictures import compute_psnr, write_jpeg
-from tests.support.runs import (
-    CLASSES,
-    create_small_config,
-    create_small_training,
-)
+from tests.support.runs import CLASSES
+
+# but for the tests of these images, which are in the store of the validation images
+NO_SAMPLE = {"trainer__train_eval": "off"}
 
 
 @pytest.fixture(autouse=True)
 def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+
+
+def create_small_config(**assignments: object) -> Config:
+    return runs.create_small_config(**{**NO_SAMPLE, **assignments})
+
+
+def create_small_training(data: Path, **assignments: object) -> Training:
+    return runs.create_small_training(data, **{**NO_SAMPLE, **assignments})
 
 
 @pytest.fixture
@@ -248,7 +257,7 @@ def test_second_run_decodes_nothing(photos: Manifest, monkeypatch: pytest.Monkey
     views = load_train_images(fill(first, recorder))
     assert recorder.decoded == [12, 6]
     for name in ("decode_resized", "decode_transformed"):
-        monkeypatch.setattr(f"finetune.builders.pixel_cache.{name}", fail_decode)
+        monkeypatch.setattr(f"finetune.builders.datamodules.cached_datamodule.{name}", fail_decode)
     again = build_training(first.config, photos)
     assert again.config == first.config
     assert again.cache is not None

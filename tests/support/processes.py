@@ -226,7 +226,9 @@ def train_on_rank(
     except FinetuneError as error:
         return f"{type(error).__name__}: {error}"
     state = {name: tensor.clone() for name, tensor in training.module.state_dict().items()}
-    return state, {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    del metrics["images_per_second"]  # measured by each rank
+    return state, metrics
 
 
 def validate_on_rank(rank: int, data: Path, num_val: int, count: int) -> dict[str, float]:

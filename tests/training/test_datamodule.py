@@ -94,11 +94,15 @@ def test_val_dataloader_ranks_together_cover_all_images(animals: Path, world_siz
         for datamodule in ranks
     ]
     assert len({len(rows) for rows in rows_of_ranks}) == 1
-    assert {row for rows in rows_of_ranks for row in rows} == set(range(15))
+    # 15 validation images, then as many training images, which never share a batch with them
+    assert {row for rows in rows_of_ranks for row in rows} == set(range(30))
+    for datamodule in ranks:
+        for rows in get_rows(list(datamodule.val_dataloader())):
+            assert len({row < 15 for row in rows}) == 1
 
 
 def test_val_dataloader_neither_shuffles_nor_augments(animals: Path) -> None:
-    datamodule = build_datamodule(animals, augment__name="strong")
+    datamodule = build_datamodule(animals, augment__name="strong", trainer__train_eval="off")
     once, twice = (list(datamodule.val_dataloader()) for _ in range(2))
     assert [row for rows in get_rows(once) for row in rows] == list(range(15))
     for first, second in zip(once, twice, strict=True):
@@ -143,6 +147,7 @@ def test_val_dataloader_same_batches_for_any_world_size(num_val: int, animals: P
         ranks = []
         for rank in range(world_size):
             settings: dict[str, Any] = {"trainer__batch_size": 4, "data__cache": "off"}
+            settings["trainer__train_eval"] = "off"
             datamodule = build_datamodule(animals, rank=rank, world_size=world_size, **settings)
             paths = [Path(datamodule.val_dataset.source.get_name(row)) for row in range(num_val)]
             files = FileSource(paths, options=ReadOptions(max_pixels=10**6))

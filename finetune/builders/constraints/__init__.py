@@ -8,6 +8,7 @@ and contradictions within ``imbalance`` to ``config.imbalance``, which is checke
 from finetune.builders.constraints.constraint import Constraint
 from finetune.builders.constraints.execution import (
     BATCHES,
+    CURVES,
     HARDWARE,
     SHARDING,
     WEIGHT_AVERAGING,
@@ -28,6 +29,7 @@ CONSTRAINTS: tuple[Constraint, ...] = (
     *SHARDING,
     *OPTIMIZATION,
     *IMAGES,
+    *CURVES,
 )
 """All constraints, in the order in which they are checked."""
 

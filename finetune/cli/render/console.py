@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from finetune.cli.render.epoch_table import format_epoch_row
 from finetune.cli.render.evaluation_table import (
     build_class_table,
     build_overall_rows,
@@ -95,16 +96,12 @@ class ConsoleReporter(Reporter):
     def show_epoch(self, row: Mapping[str, Any]) -> None:
         """Print a row of the epoch table, and its header before the first row."""
         self.finish()
-        columns = _LABEL_EPOCH_COLUMNS if "val/mean_average_precision" in row else _EPOCH_COLUMNS
+        header, cells = format_epoch_row(row)
         if not self._has_epoch_header:
             self._has_epoch_header = True
-            header = (f"{title:>{width}}" for title, width, _ in columns.values())
-            self.console.print("  ".join(header), style="bold")
-        cells = (
-            _format_cell(row[key], width, spec) if key in row else " " * width
-            for key, (_, width, spec) in columns.items()
-        )
-        self.console.print("  ".join(cells), soft_wrap=True)
+            for line in header:
+                self.console.print(line, style="bold", soft_wrap=True)
+        self.console.print(cells, soft_wrap=True)
 
     def show_plan(self, plan: Mapping[str, Any]) -> None:
         """Print a plan: its rows, the automatic settings and the training phases."""
@@ -201,35 +198,6 @@ class ConsoleReporter(Reporter):
                 phase["batch_norm"],
             )
         self.console.print(table)
-
-
-_EPOCH_COLUMNS = {
-    "epoch": ("epoch", 5, "d"),
-    "train/loss": ("train loss", 10, ".4f"),
-    "val/loss": ("val loss", 8, ".4f"),
-    "val/calibrated_loss": ("cal. loss", 9, ".4f"),
-    "val/accuracy": ("accuracy", 8, ".1%"),
-    "val/balanced_accuracy": ("balanced", 8, ".1%"),
-    "val/macro_f1": ("macro F1", 8, ".1%"),
-    "seconds": ("seconds", 7, ".1f"),
-}
-"""Key of an epoch's row to the title, width and format of its column."""
-
-
-_LABEL_EPOCH_COLUMNS = {
-    **{key: _EPOCH_COLUMNS[key] for key in list(_EPOCH_COLUMNS)[:4]},
-    "val/mean_average_precision": ("mAP", 8, ".1%"),
-    "val/micro_average_precision": ("micro AP", 8, ".1%"),
-    "val/macro_f1": ("macro F1", 8, ".1%"),
-    "seconds": ("seconds", 7, ".1f"),
-}
-"""Columns of multi-label images."""
-
-
-def _format_cell(value: float, width: int, spec: str) -> str:
-    """Return a number in its column, in scientific notation where it does not fit."""
-    text = f"{value:>{width}{spec}}"
-    return text if len(text) <= width else f"{value:>{width}.1e}"
 
 
 def _format_value(value: Any) -> str:

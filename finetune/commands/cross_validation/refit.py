@@ -109,6 +109,7 @@ def prepare_refit(
         cross_validation={},
         calibration__enabled="off",
         trainer__early_stopping_patience=None,
+        trainer__train_eval="auto",
         **measured,
     )
     cross_validation.create_part(run, config, cross_validation.manifest)

@@ -235,6 +235,7 @@ def _fit_probe(
     record_stages(run, result.stages, tracker)
     record_probe_findings(run, training, result, search.manifest, reporter)
     row = {f"val/{name}": float(value) for name, value in result.metrics.items()}
+    row |= {f"train_eval/{name}": value for name, value in result.train_eval_metrics.items()}
     row["train/loss"] = result.train_loss
     # the epoch before the first one, or the only one
     tracker.csv.record(row, epoch=0 if training.is_probe_only else -1, step=0)

@@ -135,25 +135,39 @@ class DistributedBatchSampler(Sampler[list[int]]):
 
     Args:
         num_images: Number of rows.
-        batch_size: Rows per batch; the last batch may be smaller.
+        batch_size: Rows per batch; the last batch of each part may be smaller.
         num_replicas: Number of ranks.
         rank: Rank of this process.
+        boundary: Row at which a second part begins, whose images are in no batch with those before;
+            None for one part.
     """
 
     def __init__(
-        self, num_images: int, *, batch_size: int, num_replicas: int = 1, rank: int = 0
+        self,
+        num_images: int,
+        *,
+        batch_size: int,
+        num_replicas: int = 1,
+        rank: int = 0,
+        boundary: int | None = None,
     ) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
         self.num_replicas = num_replicas
         self.rank = rank
-        self.num_batches = -(-num_images // batch_size)
+        self.boundary = num_images if boundary is None else boundary
+        self._num_first = -(-self.boundary // batch_size)
+        self.num_batches = self._num_first - (-(num_images - self.boundary) // batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield this rank's batches."""
         for step in range(len(self)):
-            first = (step * self.num_replicas + self.rank) % self.num_batches * self.batch_size
-            yield list(range(first, min(first + self.batch_size, self.num_images)))
+            number = (step * self.num_replicas + self.rank) % self.num_batches
+            is_second = number >= self._num_first
+            first = self.boundary if is_second else 0
+            first += (number - self._num_first * is_second) * self.batch_size
+            end = self.num_images if is_second else self.boundary
+            yield list(range(first, min(first + self.batch_size, end)))
 
     def __len__(self) -> int:
         """Return the number of batches of a rank."""

@@ -1,7 +1,7 @@
 """Plan and result of the linear probe of a run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ class ProbePlan:
             for 1.
         head_max_norm: Largest norm of the head's weights of a class, to which the fitted head is
             scaled as a whole; None for any.
+        train_eval_rows: Rows of the training images that are measured as validation images are,
+            shape (M,); None for none.
     """
 
     train: ProbeImages
@@ -73,6 +75,7 @@ class ProbePlan:
     last_stage: LastStagePlan | None = None
     positive_weights: Tensor | None = None
     head_max_norm: float | None = None
+    train_eval_rows: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,8 @@ class ProbeResult:
         num_computed: Number of these whose features were not stored yet.
         held_out_mean_average_precision: Of the out-of-fold probabilities of multi-label training
             images; None for images of one class.
+        train_eval_metrics: Metrics of the training images of ``ProbePlan.train_eval_rows``, which
+            the head was fitted on; empty if there are none.
     """
 
     features: tuple[StoredFeatures, StoredFeatures]
@@ -114,12 +119,14 @@ class ProbeResult:
     num_images: int
     num_computed: int
     held_out_mean_average_precision: float | None = None
+    train_eval_metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values."""
         return {
             "metrics": _to_floats(self.metrics),
             "train_loss": self.train_loss,
+            "train_eval_metrics": _to_floats(self.train_eval_metrics),
             "l2_penalty": self.cv_head.penalty,
             "cross_validated_accuracy": self.cv_head.held_out_accuracy,
             "cross_validated_loss": self.cv_head.held_out_loss,

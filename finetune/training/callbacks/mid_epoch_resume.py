@@ -6,6 +6,7 @@ stores the completed steps of the epoch in a state of its own; on loading, Light
 set from it, which is also correct if the batch is divided into other micro-batches than before.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from finetune.training.module import ClassificationModule, EpochSums
+from finetune.training.curves.epoch_sums import EpochSums
+from finetune.training.module import ClassificationModule
 
 RESUME_STATE_KEY = "position"
 """Checkpoint key of the ``ResumeState``."""
@@ -29,6 +31,9 @@ class ResumeState:
         loss_sums: Sum of the losses of each rank, over its batches of the unfinished epoch.
         num_batches: Number of those batches on each rank.
         learning_rates: Learning rate of each layer group at the epoch's last step; empty before it.
+        grad_norm_sums: Sum of the gradient norms of each layer group in the unfinished epoch, the
+            same on all ranks; empty if an older release wrote the checkpoint.
+        grad_norm_counts: Number of steps in each of these sums.
     """
 
     completed_epochs: int
@@ -36,6 +41,8 @@ class ResumeState:
     loss_sums: tuple[float, ...]
     num_batches: int
     learning_rates: Mapping[str, float]
+    grad_norm_sums: tuple[float, ...] = ()
+    grad_norm_counts: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, which ``weights_only=True`` can load."""
@@ -45,6 +52,8 @@ class ResumeState:
             "loss_sums": list(self.loss_sums),
             "batches": self.num_batches,
             "rates": dict(self.learning_rates),
+            "grad_norm_sums": list(self.grad_norm_sums),
+            "grad_norm_counts": list(self.grad_norm_counts),
         }
 
     @classmethod
@@ -57,6 +66,8 @@ class ResumeState:
             loss_sums=tuple(tree["loss_sums"]),
             num_batches=tree["batches"],
             learning_rates=tree["rates"],
+            grad_norm_sums=tuple(tree.get("grad_norm_sums", ())),
+            grad_norm_counts=tuple(tree.get("grad_norm_counts", ())),
         )
 
 
@@ -69,20 +80,30 @@ class MidEpochResume(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the progress to a checkpoint."""
+        """Add the progress to a checkpoint, unless the last step has diverged.
+
+        Raises:
+            DivergenceError: The loss or the gradients of a step are not finite; on all ranks.
+        """
         assert isinstance(pl_module, ClassificationModule)
+        if pl_module.divergence is not None:
+            pl_module.divergence.wait()
         steps = count_steps_in_epoch(trainer)
         sums = pl_module.get_epoch_sums() if steps else EpochSums()
         loss_sums: list[Any] = [sums.loss_sum]
         if trainer.world_size > 1:
             loss_sums = [None] * trainer.world_size
             dist.all_gather_object(loss_sums, sums.loss_sum)
+        if pl_module.divergence is not None and not all(map(math.isfinite, loss_sums)):
+            raise pl_module.divergence.build_error()
         checkpoint[RESUME_STATE_KEY] = ResumeState(
             completed_epochs=trainer.fit_loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
             steps_in_epoch=steps,
             loss_sums=tuple(loss_sums),
             num_batches=sums.num_batches,
             learning_rates=sums.learning_rates,
+            grad_norm_sums=tuple(sums.grad_norm_sums),
+            grad_norm_counts=tuple(sums.grad_norm_counts),
         ).to_json()
 
     def on_load_checkpoint(
@@ -103,7 +124,15 @@ class MidEpochResume(Callback):
         else:  # other ranks or micro-batches than before: each takes the mean of all
             mean = sum(state.loss_sums) / len(state.loss_sums) / state.num_batches
             loss = mean * num_batches
-        pl_module.resume_epoch(EpochSums(loss, num_batches, state.learning_rates))
+        pl_module.resume_epoch(
+            EpochSums(
+                loss,
+                num_batches,
+                state.learning_rates,
+                state.grad_norm_sums,
+                state.grad_norm_counts,
+            )
+        )
 
 
 def count_steps_in_epoch(trainer: Trainer) -> int:

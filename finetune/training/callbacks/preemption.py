@@ -17,6 +17,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from finetune.distributed import signals
 from finetune.distributed.collectives import AsyncMaxReducer
 from finetune.distributed.signals import StopRequest
+from finetune.training.module import ClassificationModule
 
 
 class PreemptionCheckpoint(Callback):
@@ -61,12 +62,23 @@ class PreemptionCheckpoint(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save after a step if a save is due, and stop if any rank received a signal."""
+        """Save after a step if a save is due, and stop if any rank received a signal.
+
+        Raises:
+            DivergenceError: The loss of a step was not finite on any rank; raised on all of them.
+            StopRequest: A rank received a signal.
+        """
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        signum, is_due = self._reduce_max(
-            trainer, signals.get_pending_signal(), self._is_save_due(trainer)
+        check = pl_module.divergence if isinstance(pl_module, ClassificationModule) else None
+        signum, is_due, failed_step = self._reduce_max(
+            trainer,
+            signals.get_pending_signal(),
+            self._is_save_due(trainer),
+            0 if check is None else check.failed_step,
         )
+        if failed_step and check is not None:
+            raise check.build_error(failed_step)
         if signum:
             self._save_and_stop(trainer, signum)
         if is_due:
@@ -82,7 +94,7 @@ class PreemptionCheckpoint(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Stop if any rank received a signal; the resumed run repeats the validation."""
-        signum, _ = self._reduce_max(trainer, signals.get_pending_signal(), 0)
+        signum, _, _ = self._reduce_max(trainer, signals.get_pending_signal(), 0, 0)
         if signum:
             self._save_and_stop(trainer, signum)
 

@@ -131,6 +131,29 @@ def test_show_epoch_prints_aligned_rows_under_one_header(
     assert len(lines[0]) <= 80
 
 
+def test_show_epoch_has_training_images_beside_validation_images(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Measured alike, they can be compared; the loss that is optimised cannot."""
+    reporter = ConsoleReporter()
+    sample = {"train_eval/loss": 0.25, "train_eval/accuracy": 1.0}
+    reporter.show_epoch(build_row(**sample, **{"val/loss": 123456.0}))
+    groups, titles, cells = capsys.readouterr().out.splitlines()
+    assert groups.split() == ["log", "loss", "accuracy"]
+    assert titles.split()[:6] == ["epoch", "train", "val", "cal.", "train", "val"]
+    assert cells.split()[:6] == ["3", "0.2500", "1.2e+05", "0.5000", "100.0%", "90.0%"]
+    assert titles.index("cal.") < groups.index("accuracy") < titles.index("balanced")
+    assert len(titles) == len(cells) <= 80
+
+    labels = {"train_eval/mean_average_precision": 0.75, "val/mean_average_precision": 0.5}
+    reporter = ConsoleReporter()
+    reporter.show_epoch({**build_row(**sample), **labels})
+    groups, titles, cells = capsys.readouterr().out.splitlines()
+    assert "mAP" in groups
+    assert cells.split()[4:6] == ["75.0%", "50.0%"]
+    assert len(titles) == len(cells) <= 80
+
+
 def build_evaluation(num_classes: int, **changes: Any) -> dict[str, Any]:
     return {
         "split": "test",

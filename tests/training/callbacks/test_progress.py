@@ -20,8 +20,8 @@ def test_progress_each_epoch_advances_by_its_total(animals: Path, tmp_path: Path
     assert [recorder.calls[index][1][0] for index in starts] == ["epoch 1/2", "epoch 2/2"]
     for first, last in zip(starts, [*starts[1:], len(recorder.calls)], strict=True):
         advanced = sum(value for kind, value in recorder.calls[first:last] if kind == "advance")
-        # 24 and 15 images in batches of 8
-        assert advanced == recorder.calls[first][1][1] == 3 + 2
+        # 24, 15 and 15 images in batches of 8
+        assert advanced == recorder.calls[first][1][1] == 3 + 2 + 2
     assert recorder.calls[-1] == ("finish", None)
 
 

@@ -1,0 +1,1 @@
+"""Tests of the numbers of epochs, and of the check of each step."""

@@ -16,6 +16,7 @@ from finetune.commands.cross_validation.fold_runs import CrossValidation
 from finetune.errors import RunFolderError
 from finetune.evaluation.metrics import evaluate_probabilities
 from finetune.system.files import write_text
+from finetune.system.run_folder import RunFolder
 from finetune.types import Evaluation, Sample, Split
 from finetune.units import format_csv
 
@@ -87,10 +88,11 @@ def read_out_of_fold(cross_validation: CrossValidation) -> OutOfFold:
     probabilities = torch.zeros(len(folds), num_classes)
     for fold in range(1, cross_validation.num_folds + 1):
         rows = np.flatnonzero(folds == fold)
-        held_out = _read_held_out(cross_validation.get_fold_run(fold).held_out_path)
+        path = find_predictions(cross_validation.get_fold_run(fold))
+        held_out = _read_held_out(path)
         if held_out.shape != (len(rows), num_classes):
             raise RunFolderError(
-                f"{cross_validation.get_fold_run(fold).held_out_path} has predictions of "
+                f"{path} has predictions of "
                 f"{len(held_out)} images, and its fold holds out {len(rows)}. Remove the folder "
                 f"of the fold and resume the run."
             )
@@ -132,6 +134,12 @@ def count_images(cross_validation: CrossValidation) -> Mapping[str, Any]:
     return dict(zip(cross_validation.manifest.classes, counts, strict=True))
 
 
+def find_predictions(run: RunFolder) -> Path:
+    """Return the file of the probabilities of a fold's validation images, also of an older run."""
+    path = run.get_predictions_path(Split.VAL)
+    return run.held_out_path if run.held_out_path.is_file() and not path.is_file() else path
+
+
 def _read_held_out(path: Path) -> Tensor:
     """Return the probabilities of the validation images of a fold, shape (N, K).
 
@@ -143,6 +151,6 @@ def _read_held_out(path: Path) -> Tensor:
             return torch.from_numpy(stored["probabilities"])
     except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(
-            f"{path} is missing or damaged ({error}). Remove the folder {path.parent.parent} and "
-            f"resume the run, which trains that fold again."
+            f"{path} is missing or damaged ({error}). Remove the folder of its fold and resume the "
+            f"run, which trains that fold again."
         ) from error

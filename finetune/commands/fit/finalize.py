@@ -1,7 +1,7 @@
 """Calibration and evaluation of the best model of a run, and its bundle."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class FinalEvaluation:
         adjustment: Strength of the adjustment to another class prior that was chosen on held-out
             images; None if it is given by the config.
         early_stop: When and why training stopped before its last epoch; None if it did not.
-        held_out: Class probabilities of the validation images, shape (N, K); None without any.
+        probabilities: Probabilities of the images of each split, in manifest order, shape (N, K).
         thresholds: Probability from which each label of a multi-label model is predicted; None for
             other models.
     """
@@ -64,7 +64,7 @@ class FinalEvaluation:
     prior: Mapping[str, Any]
     adjustment: PriorAdjustment | None = None
     early_stop: EarlyStop | None = None
-    held_out: torch.Tensor | None = None
+    probabilities: Mapping[Split, torch.Tensor] = field(default_factory=dict)
     thresholds: tuple[float, ...] | None = None
 
     @property
@@ -91,8 +91,8 @@ def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) 
     """
     manifest = training.manifest
     bundle = load_model(run.best_checkpoint_path)
-    calibration = adjustment = held_out_probabilities = thresholds = None
-    evaluations = {}
+    calibration = adjustment = thresholds = None
+    evaluations, probabilities = {}, {}
     for split in (Split.VAL, Split.TEST):
         samples = manifest.get_samples(split)
         if not samples:
@@ -123,8 +123,7 @@ def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) 
                 bundle = apply_prior_adjustment(bundle, adjustment)
         predictor = _build_predictor(bundle, training)
         evaluations[split.value] = evaluate_targets(predictor, logits, targets)
-        if split is Split.VAL:
-            held_out_probabilities = predictor.compute_probabilities(logits)
+        probabilities[split] = predictor.compute_probabilities(logits)
         if clean is not None:
             evaluations[f"{split.value}{WITHOUT_LEAKS_SUFFIX}"] = evaluate_targets(
                 predictor, logits[clean], targets[clean]
@@ -138,7 +137,7 @@ def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) 
         calibration,
         prior,
         adjustment,
-        held_out=held_out_probabilities,
+        probabilities=probabilities,
         thresholds=thresholds,
     )
 
@@ -146,7 +145,8 @@ def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) 
 def write_bundle(run: RunFolder, evaluation: FinalEvaluation) -> None:
     """Write the bundle of the best model, with its evaluation on the model card.
 
-    A fold of a cross-validation also keeps the probabilities of its validation images.
+    Before it, the probabilities of its validation and test images, from which the report and a
+    cross-validation are made.
 
     Raises:
         StorageError: The disk is full or fails.
@@ -155,18 +155,18 @@ def write_bundle(run: RunFolder, evaluation: FinalEvaluation) -> None:
     best = _calibrate(best, evaluation.calibration, evaluation.thresholds)
     best = apply_prior_adjustment(best, evaluation.adjustment)
     card = replace(best.card, facts={**best.card.facts, **evaluation.facts})
-    if evaluation.held_out is not None and run.cross_validation_run is not run:
-        save_held_out(run, evaluation.held_out)
+    for split, probabilities in evaluation.probabilities.items():
+        save_predictions(run, split, probabilities)
     save_bundle(best.network, card, run.bundle_dir)
 
 
-def save_held_out(run: RunFolder, probabilities: torch.Tensor) -> None:
-    """Write the probabilities of the validation images, in manifest order, shape (N, K).
+def save_predictions(run: RunFolder, split: Split, probabilities: torch.Tensor) -> None:
+    """Write the probabilities of the images of a split, in manifest order, float32, shape (N, K).
 
     Raises:
         StorageError: The disk is full or fails.
     """
-    path = run.held_out_path
+    path = run.get_predictions_path(split)
     with write_file_atomically(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, probabilities=probabilities.float().numpy())
 

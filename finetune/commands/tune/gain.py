@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from finetune.audit.leakage import find_rows_without_leaks
 from finetune.bundle.bundle import load_model
+from finetune.bundle.model_card import read_card_json
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.data.training_data import group_samples
 from finetune.evaluation.paired_comparison import PairedComparison, compare_paired
 from finetune.inference.predictor import Predictor
 from finetune.system.hardware import prepare_accelerator
+from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter, Split
 from finetune.units import format_count
 
@@ -125,8 +127,14 @@ def measure_gain(
         tables[Split.VAL],
         len(test) - len(kept),
         monitor,
-        config.calibration.enabled != "off",
+        all(_is_calibrated(folder) for folder in (default_dir, best_dir)),
     )
+
+
+def _is_calibrated(run_dir: Path) -> bool:
+    """Return whether a run has fitted a temperature: not if that is off, or has too few images."""
+    facts = read_card_json(RunFolder(run_dir).bundle_dir)["facts"]
+    return facts.get("calibration") is not None
 
 
 def summarize_gain(gain: TuneGain) -> str:
@@ -159,7 +167,7 @@ def summarize_gain(gain: TuneGain) -> str:
     )
     if gain.monitor == "calibrated_loss" and not gain.is_calibrated:
         second += (
-            " With calibration off that is another metric than the calibrated log loss that chose: "
+            " Without calibration that is another metric than the calibrated log loss that chose: "
             "the two differ by more than luck."
         )
     elif gain.monitor not in ("calibrated_loss", gain.metric):

@@ -87,7 +87,7 @@ def test_summary_of_a_gain_names_what_is_worse(tmp_path: Path) -> None:
     ("monitor", "is_calibrated", "part"),
     [
         ("calibrated_loss", True, ""),
-        ("calibrated_loss", False, "With calibration off"),
+        ("calibrated_loss", False, "Without calibration"),
         ("loss", False, ""),
         ("balanced_accuracy", True, "chosen by balanced_accuracy, to which macro F1"),
     ],

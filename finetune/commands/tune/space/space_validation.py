@@ -1,9 +1,10 @@
 """Validation of a search space: keys in which trials may differ, and their values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from finetune.commands.tune.space.conditional_keys import find_companions
 from finetune.commands.tune.space.search_space import SearchDimension
 from finetune.config.auto import get_config_value
 from finetune.config.load import build_config
@@ -58,10 +59,15 @@ def validate_space(space: Sequence[SearchDimension], config: Config) -> list[Sea
         ConfigError: A key is unknown or must be the same in all trials, or a value is invalid.
     """
     tree = config.model_dump(mode="json", exclude_unset=True)
-    return [_validate_dimension(dimension, tree) for dimension in space]
+    return [
+        _validate_dimension(dimension, tree, companions=find_companions(dimension, space))
+        for dimension in space
+    ]
 
 
-def _validate_dimension(dimension: SearchDimension, tree: dict[str, Any]) -> SearchDimension:
+def _validate_dimension(
+    dimension: SearchDimension, tree: dict[str, Any], *, companions: Mapping[str, Any]
+) -> SearchDimension:
     key = dimension.key
     for fixed, meaning in FIXED_KEYS.items():
         if f"{key}.".startswith(f"{fixed}."):
@@ -76,7 +82,7 @@ def _validate_dimension(dimension: SearchDimension, tree: dict[str, Any]) -> Sea
             f"first lines of each run have the accuracy of the probe."
         )
     configs = [
-        build_config(tree, flags={key: (dimension.source, value)})
+        build_config(tree, assignments=companions, flags={key: (dimension.source, value)})
         for value in dimension.test_values
     ]
     is_parameter = key.count(".") > 1

@@ -17,6 +17,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.commands.tune.space.conditional_keys import select_applicable
 from finetune.commands.tune.space.search_space import SearchDimension
 from finetune.commands.tune.trials.trial_lock import lock_trial
 from finetune.distributed import signals
@@ -120,10 +121,11 @@ class TrialQueue:
         Args:
             values: Value of each searched key with the default settings.
         """
-        is_inside = all(dim.contains(values.get(key)) for key, dim in self.space.items())
-        encoded = (
-            {key: dim.encode(values[key]) for key, dim in self.space.items()} if is_inside else {}
-        )
+        applicable = select_applicable({key: values.get(key) for key in self.space})
+        is_inside = all(self.space[key].contains(value) for key, value in applicable.items())
+        # any value of a key that does not apply
+        drawn = {key: dim.test_values[0] for key, dim in self.space.items()} | applicable
+        encoded = {key: dim.encode(drawn[key]) for key, dim in self.space.items() if is_inside}
         self.study.enqueue_trial(encoded, user_attrs={"default": True, "inside": is_inside})
 
     def claim(self, num_trials: int) -> ClaimedTrial | None:
@@ -143,6 +145,11 @@ class TrialQueue:
                 self.release(claimed)
             raise
         return claimed
+
+    def decode(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of the keys that apply in a trial, from the drawn ones as stored."""
+        drawn = {key: self.space[key].decode(stored) for key, stored in params.items()}
+        return select_applicable(drawn)
 
     def count_started(self) -> int:
         """Return the number of trials that run or have ended."""
@@ -278,7 +285,7 @@ class TrialQueue:
         return None
 
     def _build_claim(self, trial: "optuna.Trial", lock: TextIOWrapper) -> ClaimedTrial:
-        values = {key: self.space[key].decode(stored) for key, stored in trial.params.items()}
+        values = self.decode(trial.params)
         facts = trial.user_attrs
         return ClaimedTrial(
             trial, values, bool(facts.get("default")), lock, facts.get("seconds", 0.0)

@@ -47,7 +47,6 @@ class TrialRow:
     def from_trial(cls, trial: "FrozenTrial", queue: TrialQueue) -> "TrialRow":
         """Return the row of a trial in the database."""
         facts = trial.user_attrs
-        space = queue.space
         return cls(
             number=trial.number + 1,
             state=_STATES[trial.state.name],
@@ -55,7 +54,7 @@ class TrialRow:
             epochs=facts.get("epochs"),
             num_epochs=facts.get("num_epochs"),
             seconds=facts.get("seconds"),
-            values={key: space[key].decode(stored) for key, stored in trial.params.items()},
+            values=queue.decode(trial.params),
             is_default=bool(facts.get("default")),
             metrics=facts.get("metrics", {}),
             reason=facts.get("reason", ""),

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from finetune.bundle.model_card import read_card_json
 from finetune.commands.fit.fit import resume
 from finetune.commands.fit.single_run import start_run
@@ -18,6 +20,7 @@ from finetune.commands.stored_run import read_stored_config
 from finetune.commands.tune.trials.trial_queue import ClaimedTrial, TrialQueue
 from finetune.config.load import replace_values
 from finetune.config.schema import Config
+from finetune.config.section import describe_invalid_value
 from finetune.errors import (
     ConfigError,
     FinetuneError,
@@ -202,19 +205,26 @@ def run_trial(
 
 
 def build_trial_config(claimed: ClaimedTrial, shared: TrialData, run_dir: Path) -> Config:
-    """Return the config of a trial: that of the study with the values of the trial."""
+    """Return the config of a trial: that of the study with the values of the trial.
+
+    Raises:
+        ConfigError: The values cannot be combined.
+    """
     values = {} if claimed.is_default else dict(claimed.values)
     tracking = shared.config.tracking
-    return replace_values(
-        shared.config,
-        {
-            **values,
-            "output": str(run_dir),
-            "report.enabled": "off",
-            "tracking.group": tracking.group or shared.group,
-            "tracking.name": f"{tracking.name or shared.group}-{run_dir.name}",
-        },
-    )
+    changes = {
+        **values,
+        "output": str(run_dir),
+        "report.enabled": "off",
+        "tracking.group": tracking.group or shared.group,
+        "tracking.name": f"{tracking.name or shared.group}-{run_dir.name}",
+    }
+    try:
+        return replace_values(shared.config, changes)
+    except ValidationError as error:
+        first = error.errors()[0]
+        section = ".".join(str(part) for part in first["loc"][:2])
+        raise ConfigError(f"{section}: {describe_invalid_value([first])}") from error
 
 
 def find_completed_tenths(epoch: int, num_epochs: int) -> list[int]:

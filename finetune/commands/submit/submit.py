@@ -198,9 +198,9 @@ def _check_queue(scripts: Sequence[Path]) -> None:
         text=True,
         check=False,
     )
-    names = set(map(str, scripts))
-    jobs = (line.strip().partition(" ") for line in process.stdout.splitlines())
-    queued = list(dict.fromkeys(job_id for job_id, _, command in jobs if command in names))
+    jobs = [line.strip().partition(" ") for line in process.stdout.splitlines()]
+    found = (job_id for path in scripts for job_id, _, command in jobs if command == str(path))
+    queued = list(dict.fromkeys(found))
     if queued:
         jobs_are = f"Job {queued[0]} of this run is"
         if len(queued) > 1:

@@ -37,20 +37,24 @@ class SplitMetrics:
 
 
 @lru_cache(maxsize=16)
-def measure_split(predictions: SplitPredictions) -> SplitMetrics:
+def measure_split(predictions: SplitPredictions, rarest: tuple[int, ...] = ()) -> SplitMetrics:
     """Return the metrics of predictions with percentiles of a bootstrap (Efron 1979).
 
     Whole groups are resampled, as their images are not independent. Of multi-label images there
     are no metrics here.
+
+    Args:
+        predictions: Predictions of a split.
+        rarest: Class indices whose mean recall is ``rarest_third_recall``; empty for none.
     """
     if predictions.target.ndim == 2 or len(predictions.target) == 0:
         return SplitMetrics({}, {}, np.zeros(0))
     table_NK, target_N = predictions.probabilities, predictions.target
     ones_1N = np.ones((1, len(target_N)))
-    values, recalls = _compute_metrics(ones_1N, table_NK, target_N)
+    values, recalls = _compute_metrics(ones_1N, table_NK, target_N, rarest)
     resampled: dict[str, list[NDArray[np.float64]]] = {name: [] for name in values}
     for weights_RN in _iterate_resamples(predictions.groups):
-        for name, values_R in _compute_metrics(weights_RN, table_NK, target_N)[0].items():
+        for name, values_R in _compute_metrics(weights_RN, table_NK, target_N, rarest)[0].items():
             resampled[name].append(values_R)
     intervals = {}
     for name, parts in resampled.items():
@@ -84,7 +88,10 @@ def count_confusions(
 
 
 def _compute_metrics(
-    weights_RN: NDArray[np.float64], table_NK: NDArray[np.float64], target_N: NDArray[np.int64]
+    weights_RN: NDArray[np.float64],
+    table_NK: NDArray[np.float64],
+    target_N: NDArray[np.int64],
+    rarest: tuple[int, ...],
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
     """Return metrics of weighted images, each of shape (R,), and recalls, shape (R, K)."""
     num_images, num_classes = table_NK.shape
@@ -102,14 +109,27 @@ def _compute_metrics(
         f1_RK = 2 * hits_RK / (support_RK + predicted_RK)
     metrics = {
         "accuracy": weights_RN @ is_correct_N / totals_R,
-        "balanced_accuracy": np.nanmean(recalls_RK, axis=1),
-        "macro_f1": np.nanmean(f1_RK, axis=1),
+        "balanced_accuracy": _average_known(recalls_RK),
+        "macro_f1": _average_known(f1_RK),
         "loss": weights_RN @ losses_N / totals_R,
     }
+    present = [label for label in rarest if support_RK[:, label].any()]
+    if present:
+        metrics["rarest_third_recall"] = _average_known(recalls_RK[:, present])
     if num_classes > 5:
         rank_N = (table_NK > table_NK[np.arange(num_images), target_N][:, None]).sum(axis=1)
         metrics["top5_accuracy"] = weights_RN @ (rank_N < 5) / totals_R
     return metrics, recalls_RK
+
+
+def _average_known(table_RK: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean of each row over its numbers, nan for a row without any, shape (R,)."""
+    is_known_RK = np.isfinite(table_RK)
+    with np.errstate(invalid="ignore"):
+        means: NDArray[np.float64] = np.where(is_known_RK, table_RK, 0.0).sum(
+            axis=1
+        ) / is_known_RK.sum(axis=1)
+    return means
 
 
 def _sum_by_class(

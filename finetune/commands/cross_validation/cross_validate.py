@@ -52,6 +52,7 @@ from finetune.commands.fit.single_run import (
     resume_run,
 )
 from finetune.commands.measurement.refit_choice import RefitChoice, read_refit_choice
+from finetune.commands.report.fit_report import write_run_report
 from finetune.config.schema import Config
 from finetune.distributed import signals
 from finetune.distributed.rendezvous import Rendezvous
@@ -236,6 +237,7 @@ def _finish(
         "metrics": {key: value for key, value in facts["metrics"].items() if key != "out_of_fold"},
     }
     write_text(run.cross_validation_path, format_summary(summary))
+    write_run_report(run, cross_validation.config, reporter)
     result = build_result(run, start, facts, work.plan)
     return replace(result, cross_validation=summary)
 

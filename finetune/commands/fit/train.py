@@ -31,6 +31,7 @@ from finetune.commands.measurement.normalization import settle_normalization
 from finetune.commands.measurement.prior_adjustment import needs_strength, save_probe_predictions
 from finetune.commands.measurement.refit_choice import keep_chosen_weights, read_refit_choice
 from finetune.commands.measurement.stage_report import record_stages
+from finetune.commands.report.fit_report import start_session, write_fit_report
 from finetune.commands.stored_run import read_stored_manifest
 from finetune.data.training_data import group_samples
 from finetune.distributed.peer_errors import PeerLostError
@@ -70,6 +71,7 @@ def train(
     Returns:
         Evaluation of the best model on rank 0; None on other ranks.
     """
+    clock = start_session(run)
     rank = 0 if rendezvous is None else rendezvous.launch.rank
     with suggest_resume(run, reporter):
         training, tracker = _fit_probe_and_epochs(run, training, rank, reporter, rendezvous)
@@ -108,6 +110,8 @@ def train(
             "another optim.lr."
         )
     write_bundle(run, evaluation)
+    num_processes = 1 if rendezvous is None else rendezvous.launch.world_size
+    write_fit_report(run, training, clock, num_processes=num_processes, reporter=reporter)
     tracker.finish(
         evaluation.evaluations,
         classes=training.data.classes,

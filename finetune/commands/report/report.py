@@ -7,8 +7,10 @@ from typing import Any
 
 import finetune
 from finetune.commands.report.collect import read_facts
-from finetune.errors import StorageError
+from finetune.errors import ConfigError, StorageError
+from finetune.report.comparison.comparison_page import render_comparison
 from finetune.report.page import render_report
+from finetune.report.run_facts import RunFacts
 from finetune.system.files import write_text
 from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter, StrPath
@@ -58,9 +60,48 @@ def report(
     reporter = reporter or Reporter()
     folders = [Path(path) for path in paths]
     facts = [read_facts(folder) for folder in folders]
-    file = Path(output) if output is not None else RunFolder(folders[0]).report_path
-    text = render_report(facts[0], version=finetune.__version__)
+    if len(facts) > 1:
+        check_same_classes(facts)
+        text = render_comparison(facts, version=finetune.__version__)
+        default = Path(COMPARISON_NAME)
+    else:
+        text = render_report(facts[0], version=finetune.__version__)
+        default = RunFolder(folders[0]).report_path
+    file = default if output is None else Path(output)
     return write_page(text, file, runs=[str(folder) for folder in folders])
+
+
+def check_same_classes(runs: Sequence[RunFacts]) -> None:
+    """Check that runs can be compared: the same classes, in any order, of the same kind.
+
+    Raises:
+        ConfigError: They differ; the message names the first difference.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        if run.is_multi_label != first.is_multi_label:
+            one, many = (first, run) if run.is_multi_label else (run, first)
+            raise ConfigError(
+                f"Cannot compare {one.path} with {many.path}: one gives a class to each image, the "
+                f"other any number of labels. Write a report of each: finetune report RUN."
+            )
+        if set(run.classes) != set(first.classes):
+            raise ConfigError(
+                f"Cannot compare {run.path} with {first.path}: their classes differ "
+                f"({_describe_difference(first, run)}). Write a report of each: finetune report "
+                f"RUN."
+            )
+
+
+def _describe_difference(first: RunFacts, second: RunFacts) -> str:
+    parts = []
+    for run, other in ((first, second), (second, first)):
+        only = sorted(set(run.classes) - set(other.classes))
+        if only:
+            shown = ", ".join(f"'{name}'" for name in only[:3])
+            more = f" and {len(only) - 3} more" if len(only) > 3 else ""
+            parts.append(f"only {run.name} has {shown}{more}")
+    return "; ".join(parts)
 
 
 def write_page(text: str, file: Path, *, runs: Sequence[str]) -> ReportResult:

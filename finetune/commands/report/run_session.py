@@ -43,6 +43,7 @@ def record_session(
     *,
     device: str,
     num_processes: int,
+    facts: Mapping[str, Any],
 ) -> None:
     """Append this process to the sessions of a run.
 
@@ -52,6 +53,7 @@ def record_session(
         rows: Rows of ``metrics.csv``, which have the seconds of each epoch.
         device: Name of the device type: "cpu", "cuda" or "mps".
         num_processes: Number of processes that trained together.
+        facts: Further facts as JSON values.
 
     Raises:
         StorageError: The disk is full or fails.
@@ -61,6 +63,7 @@ def record_session(
     probe = sum(row.get("seconds", 0.0) for row in own if row["epoch"] == 0)
     epochs = sum(row.get("seconds", 0.0) for row in own if row["epoch"] > 0)
     session = {
+        **facts,
         "started_at": datetime.fromtimestamp(clock.started, UTC).isoformat(timespec="seconds"),
         "command": describe_command(sys.argv),
         "working_dir": str(Path.cwd()),

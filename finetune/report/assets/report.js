@@ -144,10 +144,6 @@
     const muted = () => resolveColor("--muted");
     const grid = { stroke: () => resolveColor("--line"), width: 1 };
     const font = `11px ${getComputedStyle(document.body).fontFamily}`;
-    const edges = data.bands.flat().filter((edge) => typeof edge === "number");
-    const first = Math.min(data.x[0], ...edges);
-    const last = Math.max(data.x.at(-1), ...edges);
-    const range = first === last ? [first - 0.5, last + 0.5] : [first, last];
     const isLog = data.kind === "log";
     return {
       width,
@@ -156,18 +152,17 @@
       legend: { show: false },
       cursor: { drag: { x: false, y: false }, y: false, points: { size: 7 } },
       scales: {
-        x: { time: false, range: () => range },
+        x: { time: false, range: () => data.xRange },
         y: { distr: isLog ? 3 : 1, range: () => data.range },
       },
       axes: [
         {
-          stroke: muted, font, size: 42, label: data.xLabel, labelFont: font, labelSize: 16,
-          grid: { show: false }, ticks: { show: false }, space: 36,
-          incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000],
+          stroke: muted, font, size: 20, label: data.xLabel, labelFont: font, labelSize: 16,
+          grid: { show: false }, ticks: { show: false }, gap: 4, splits: () => data.xTicks,
         },
         {
           stroke: muted, font, grid, size: 52, gap: 4, ticks: { show: false },
-          values: formatTicks(data.kind), space: 34,
+          values: formatTicks(data.kind), splits: () => data.yTicks, filter: (plot, ticks) => ticks,
         },
       ],
       series: [

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from finetune.report.charts.axis_ticks import choose_linear_ticks, choose_log_ticks
+from finetune.report.charts.axis_ticks import (
+    choose_epoch_ticks,
+    choose_linear_ticks,
+    choose_log_ticks,
+)
 from finetune.report.charts.line_geometry import LineGeometry, build_geometry
 from finetune.units import format_count
 
@@ -107,6 +111,18 @@ class LineChart:
         return choose(*self.y_range)
 
     @cached_property
+    def x_range(self) -> tuple[float, float]:
+        """First and last position, with the bands around the lines."""
+        first = min(self.x[0], *(band.first for band in self.bands), self.x[0])
+        last = max(self.x[-1], *(band.last for band in self.bands), self.x[-1])
+        return (first - 0.5, last + 0.5) if first == last else (first, last)
+
+    @cached_property
+    def x_ticks(self) -> list[float]:
+        """Positions with a text."""
+        return choose_epoch_ticks(*self.x_range)
+
+    @cached_property
     def geometry(self) -> LineGeometry:
         """Positions of everything in the drawing."""
         return build_geometry(self)
@@ -117,7 +133,10 @@ class LineChart:
             "x": list(self.x),
             "xLabel": self.x_label,
             "kind": self.kind,
+            "xRange": list(self.x_range),
+            "xTicks": self.x_ticks,
             "range": list(self.y_range),
+            "yTicks": self.y_ticks,
             "hasDots": len(self.x) <= MAX_POINTS_WITH_DOTS,
             "mark": self.mark,
             "bands": [[band.first, band.last, band.label] for band in self.bands],

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finetune.report.charts.axis_ticks import choose_epoch_ticks, format_tick
+from finetune.report.charts.axis_ticks import format_tick
 
 if TYPE_CHECKING:
     from finetune.report.charts.line_chart import LineChart
@@ -63,11 +63,7 @@ class LineGeometry:
 def build_geometry(chart: "LineChart") -> LineGeometry:
     """Return the positions of a chart."""
     low, high = chart.y_range
-    starts = [chart.x[0], *(band.first for band in chart.bands)]
-    ends = [chart.x[-1], *(band.last for band in chart.bands)]
-    first, last = min(starts), max(ends)
-    if first == last:
-        first, last = first - 0.5, last + 0.5
+    first, last = chart.x_range
 
     def locate_x(value: float) -> float:
         return round(_LEFT + (value - first) / (last - first) * (_RIGHT - _LEFT), 1)
@@ -99,7 +95,7 @@ def build_geometry(chart: "LineChart") -> LineGeometry:
         _RIGHT,
         _TOP,
         _BOTTOM,
-        tuple(Tick(locate_x(x), f"{x:g}") for x in choose_epoch_ticks(first, last)),
+        tuple(Tick(locate_x(x), f"{x:g}") for x in chart.x_ticks),
         tuple(Tick(locate_y(y), format_tick(y, kind=chart.kind)) for y in chart.y_ticks),
         tuple(_draw_band(locate_x(b.first), locate_x(b.last), b.label) for b in chart.bands),
         tuple(lines),

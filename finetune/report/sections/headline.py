@@ -83,7 +83,12 @@ def find_interval(facts: RunFacts, split: str, metric: str) -> Sequence[float] |
         stored: Sequence[float] | None = get_evaluation(facts, split).get("accuracy_interval")
         return stored
     predictions = facts.predictions.get(split)
-    return None if predictions is None else measure_split(predictions).intervals.get(metric)
+    if predictions is None:
+        return None
+    rarest = (get_evaluation(facts, split).get("rarest_third") or {}).get("classes", ())
+    index = {name: number for number, name in enumerate(facts.classes)}
+    measured = measure_split(predictions, tuple(index[one] for one in rarest if one in index))
+    return measured.intervals.get(metric)
 
 
 def build_headline(facts: RunFacts) -> Headline:

@@ -8,7 +8,7 @@ from finetune.report.number_formats import format_setting
 from finetune.report.phases import find_phases, list_groups
 from finetune.report.run_facts import RunFacts
 from finetune.report.sections.headline import get_backbone
-from finetune.units import format_millions, format_scientific
+from finetune.units import format_millions, format_percent, format_scientific
 
 _RECIPE_KEYS = (
     "trainer.epochs", "trainer.batch_size", "optim.name", "optim.lr", "optim.backbone_lr_scale",
@@ -99,11 +99,15 @@ def _describe_network(facts: RunFacts) -> list[tuple[str, str]]:
     spec = facts.card.get("spec") or {}
     size = spec.get("input_size")
     weights = facts.facts.get("weights") or facts.config.get("model.weights")
+    fraction = session.get("loaded_fraction")
+    loaded = ""
+    if fraction is not None and weights != "random":
+        loaded = f" ({format_percent(float(fraction))} of the backbone loaded)"
     rows = [
         ("Network", get_backbone(facts)),
         ("Parameters", format_millions(int(parameters)) if parameters else ""),
         ("Input", f"{size[1]} \u00d7 {size[2]} px, {size[0]} channels" if size else ""),
-        ("Weights", str(weights or "")),
+        ("Weights", f"{weights or ''}{loaded}"),
         ("Licence of the weights", str(session.get("weights_license") or "")),
         ("Classifier", _describe_head(facts)),
         ("Optimizer", str(facts.config.get("optim.name", ""))),
@@ -153,9 +157,10 @@ def _format_range(values: list[float]) -> str:
 def _describe_setting(facts: RunFacts, key: str) -> Setting:
     value = facts.config.get(key, (facts.measured.get(key) or {}).get("value"))
     measured = facts.measured.get(key)
+    reasons: Mapping[str, str] = (facts.sessions[-1].get("reasons") if facts.sessions else {}) or {}
     return Setting(
         key,
         format_setting(value),
-        "" if measured is None else f"measured: {measured.get('reason', '')}",
+        reasons.get(key, "") if measured is None else f"measured: {measured.get('reason', '')}",
         key in facts.defaults and facts.defaults[key] == value,
     )

@@ -1,0 +1,84 @@
+"""Report at the end of a run, which never makes a finished run fail."""
+
+import shlex
+from typing import Any
+
+from finetune.builders import Training
+from finetune.commands.report.report import report
+from finetune.commands.report.run_files import read_rows
+from finetune.commands.report.run_session import SessionClock, record_session
+from finetune.config.schema import Config
+from finetune.system.hardware import resolve_accelerator
+from finetune.system.run_folder import RunFolder
+from finetune.types import Reporter
+
+
+def start_session(run: RunFolder) -> SessionClock:
+    """Return the clock of a process that trains a run, from now on."""
+    return SessionClock(len(read_rows(run.metrics_path)))
+
+
+def write_fit_report(
+    run: RunFolder,
+    training: Training,
+    clock: SessionClock,
+    *,
+    num_processes: int,
+    reporter: Reporter,
+) -> None:
+    """Record what a run took, and write its report unless the config turns it off.
+
+    Any failure is a warning: the model is complete.
+
+    Args:
+        run: Run folder with its bundle.
+        training: Objects of the run.
+        clock: Clock of this process.
+        num_processes: Number of processes that trained together.
+        reporter: Receiver of the warning.
+    """
+    try:
+        device = resolve_accelerator(training.config.trainer.accelerator)
+        record_session(
+            run,
+            clock,
+            read_rows(run.metrics_path),
+            device=device,
+            num_processes=num_processes,
+            facts=_describe_training(training),
+        )
+    except Exception as error:
+        reporter.warn(f"Times and hardware of the run were not recorded: {_describe(error)}.")
+    if run.cross_validation_run is run:
+        write_run_report(run, training.config, reporter)
+
+
+def write_run_report(run: RunFolder, config: Config, reporter: Reporter) -> None:
+    """Write the report of a run or a cross-validation unless the config turns it off."""
+    if config.report.enabled == "off":
+        return
+    try:
+        report([run.path], reporter=reporter)
+    except Exception as error:
+        reporter.warn(
+            f"The report was not written: {_describe(error)}. The model is complete; write the "
+            f"report later: finetune report {shlex.quote(str(run.path))}"
+        )
+
+
+def _describe(error: Exception) -> str:
+    return (str(error).partition("\n")[0] or repr(error)).rstrip(".")
+
+
+def _describe_training(training: Training) -> dict[str, Any]:
+    """Return facts of a run that no other file of its folder has."""
+    module = training.network.module
+    cfg = getattr(module, "pretrained_cfg", None)
+    cfg = cfg if isinstance(cfg, dict) else {}
+    is_hub = training.config.model.weights == "hub"
+    return {
+        "num_parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "weights_license": cfg.get("license") if is_hub else None,
+        "loaded_fraction": training.network.report.loaded_fraction,
+        "reasons": dict(training.reasons),
+    }

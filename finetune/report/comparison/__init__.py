@@ -1,0 +1,1 @@
+"""Comparison of runs: sections of the page of several runs."""

@@ -1,0 +1,127 @@
+"""Section with paired tests: each run against the first one on the images that both hold out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finetune.evaluation.paired_comparison import PairedDifference, compare_paired
+from finetune.report.comparison.runs_section import label_runs
+from finetune.report.comparison.shared_images import HELD_OUT, get_held_out, match_images
+from finetune.report.number_formats import format_difference, format_metric, format_metric_name
+from finetune.report.run_facts import RunFacts
+from finetune.units import format_count
+
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PairedRow:
+    """Metric of two runs, as text.
+
+    Attributes:
+        metric: Name of the metric.
+        before: Value of the first run.
+        after: Value of the second run.
+        difference: Signed difference, in points for fractions.
+        interval: Its 95% interval.
+        verdict: "better", "worse", or "no difference beyond chance".
+    """
+
+    metric: str
+    before: str
+    after: str
+    difference: str
+    interval: str
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class PairedTest:
+    """Test of a run against the first one.
+
+    Attributes:
+        first: Label of the first run.
+        second: Label of the second run.
+        images: Sentence on the images, or on why the runs cannot be compared.
+        rows: Metrics; empty where they cannot be compared.
+        changes: Sentence on the images that only one of them classifies correctly.
+    """
+
+    first: str
+    second: str
+    images: str
+    rows: tuple[PairedRow, ...]
+    changes: str
+
+
+@dataclass(frozen=True, slots=True)
+class PairedSection:
+    """Tests of all runs but the first."""
+
+    tests: tuple[PairedTest, ...]
+
+
+def build_paired(runs: Sequence[RunFacts]) -> PairedSection:
+    """Return the tests of each run against the first one, for each split of both."""
+    labels = label_runs(runs)
+    tests = []
+    for label, run in zip(labels[1:], runs[1:], strict=True):
+        own = [
+            test
+            for split in HELD_OUT
+            if (test := _test_split(runs[0], run, split, (labels[0], label))) is not None
+        ]
+        tests += own or [PairedTest(labels[0], label, _explain(runs[0], run), (), "")]
+    return PairedSection(tuple(tests))
+
+
+def _test_split(
+    first: RunFacts, second: RunFacts, split: str, labels: tuple[str, str]
+) -> PairedTest | None:
+    shared = match_images(first, second, split)
+    if shared is None:
+        return None
+    name = {"val": "validation", "test": "test"}[split]
+    if len(shared.target) == 0:
+        sentence = f"Not comparable on {name} images: no image is held out by both runs."
+        return PairedTest(*labels, sentence, (), "")
+    images = f"{format_count(len(shared.target), f'{name} image')} that both runs hold out"
+    if shared.num_only_one:
+        images += f"; {format_count(shared.num_only_one)} others are held out by one run only"
+    if shared.num_relabelled:
+        images += f"; {format_count(shared.num_relabelled)} are left out, as their classes differ"
+    result = compare_paired(
+        shared.before, shared.after, shared.target, seed=_SEED, groups_N=shared.groups
+    )
+    changes = (
+        f"{format_count(result.num_only_second, 'image')} only {labels[1]} classifies correctly, "
+        f"{format_count(result.num_only_first, 'image')} only {labels[0]}; exact McNemar test: "
+        f"p = {result.mcnemar_p_value:.2g}."
+    )
+    rows = tuple(_describe(entry) for entry in result.differences.values())
+    return PairedTest(*labels, f"On {images}.", rows, changes)
+
+
+def _describe(entry: PairedDifference) -> PairedRow:
+    name = entry.metric
+    low, high = (format_difference(value, name) for value in (entry.low, entry.high))
+    return PairedRow(
+        format_metric_name(name),
+        format_metric(entry.before, name),
+        format_metric(entry.after, name),
+        format_difference(entry.difference, name),
+        f"{low} to {high}",
+        entry.verdict,
+    )
+
+
+def _explain(first: RunFacts, second: RunFacts) -> str:
+    """Return why two runs have no test."""
+    if first.is_multi_label:
+        return "Runs with several labels of an image have no paired test here; see the metrics."
+    for run in (first, second):
+        if all(get_held_out(run, split) is None for split in HELD_OUT):
+            return (
+                f"Not comparable: {run.path} has no stored predictions. Runs of an earlier release "
+                f"and bundles have none; finetune evaluate compares models on a folder of images."
+            )
+    return "Not comparable: the runs have predictions of different splits."

@@ -195,7 +195,8 @@ def test_queued_folds_are_named_once_by_the_id_of_their_array(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = tmp_path / "runs"
-    queue = f"4 {runs}/one.sbatch\n{f'3 {runs}/one.folds.sbatch\n' * 2}5 other\n"
+    tasks = f"3 {runs}/one.folds.sbatch\n" * 2
+    queue = f"4 {runs}/one.sbatch\n{tasks}5 other\n"
     write_program(monkeypatch, tmp_path, "squeue", f"printf '{queue}'")
     write_program(monkeypatch, tmp_path, "sbatch", "echo 7")
     config = config_of(cross_validation__num_folds=5)

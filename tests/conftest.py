@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 # small layers do not benefit from more threads; read on the first import of torch
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# without bytecode each worker and each process of a test would compile torch and the tests again
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from tests.support.helpers import write_images
 if TYPE_CHECKING:  # torch and Lightning are not paid for where one light file is tested
     from finetune.commands.fit.fit import FitResult
 
+sys.dont_write_bytecode = False  # of this process, which has read the variable
 CLASSES = ("bée", "fly", "wasp, red")
 """Classes of ``insects`` in index order; two names contain special characters."""
 

@@ -386,45 +386,46 @@ def test_help_lists_public_commands(cli: Cli) -> None:
 
 
 TORCH_FREE = """
-import json, sys
+import contextlib, io, json, sys
 from finetune.cli.main import run
-code = run(json.loads(sys.argv[1]))
 heavy = {"torch", "timm", "pytorch_lightning", "albumentations", "torchvision", "wandb", "numpy"}
-print()
-print(json.dumps([code, sorted(heavy & sys.modules.keys())]))
+found = []
+for args in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        code = run(args)
+    found.append([args, code, sorted(heavy & sys.modules.keys())])
+print(json.dumps(found))
 """
+"""Runs command lines one after another; heavy modules are those loaded after each."""
+
+LIGHT_COMMANDS: list[tuple[list[str], int]] = [
+    (["--help"], 0),
+    (["fit", "--help"], 0),
+    (["evaluate", "--help"], 0),
+    (["config"], 0),
+    (["--version"], 0),
+    (["fit", ".", "optim.lrr=1"], 2),
+    (["fit", "no/such/folder"], 3),
+    (["fit", "--frobnicate"], 2),
+    (["evaluate", "run", "--split", "dev"], 2),
+    (["evaluate", ".", "--prior", "balanced"], 2),
+    (["fit", ".", "--imbalance", "weighted", "imbalance.class_weights=balanced"], 2),
+    (["fit", ".", "imbalance.class_weights_start_fraction=0.5"], 2),
+]
+"""Command lines that need no network, and their exit codes."""
 
 
-@pytest.mark.parametrize(
-    ("args", "code"),
-    [
-        (["--help"], 0),
-        (["fit", "--help"], 0),
-        (["evaluate", "--help"], 0),
-        (["config"], 0),
-        (["--version"], 0),
-        (["fit", ".", "optim.lrr=1"], 2),
-        (["fit", "no/such/folder"], 3),
-        (["fit", "--frobnicate"], 2),
-        (["evaluate", "run", "--split", "dev"], 2),
-        (["evaluate", ".", "--prior", "balanced"], 2),
-        (["fit", ".", "--imbalance", "weighted", "imbalance.class_weights=balanced"], 2),
-        (["fit", ".", "imbalance.class_weights_start_fraction=0.5"], 2),
-    ],
-    ids=str,
-)
-def test_light_commands_import_no_torch(args: list[str], code: int) -> None:
-    last = run_python(TORCH_FREE, json.dumps(args)).splitlines()[-1]
-    assert json.loads(last) == [code, []]
-
-
-@pytest.mark.parametrize("prior", ['{"bée": 1}', '{"bée": 1, "fyl": 1, "wasp, red": 1}', "{"])
-@pytest.mark.parametrize("verb", [["evaluate"], ["predict", "."], ["export", "--output", "gone"]])
-def test_invalid_prior_file_fails_without_torch(
-    verb: list[str], prior: str, trained: FitResult, tmp_path: Path
+def test_light_commands_and_invalid_prior_files_import_no_torch(
+    trained: FitResult, tmp_path: Path
 ) -> None:
-    file = tmp_path / "prior.json"
-    file.write_text(prior, encoding="utf-8")
-    args = [verb[0], str(trained.run_dir), *verb[1:], "--prior", str(file)]
-    last = run_python(TORCH_FREE, json.dumps(args)).splitlines()[-1]
-    assert json.loads(last) == [2, []]
+    commands = list(LIGHT_COMMANDS)
+    for number, text in enumerate(('{"bée": 1}', '{"bée": 1, "fyl": 1, "wasp, red": 1}', "{")):
+        file = tmp_path / f"prior-{number}.json"
+        file.write_text(text, encoding="utf-8")
+        for verb in (["evaluate"], ["predict", "."], ["export", "--output", "gone"]):
+            args = [verb[0], str(trained.run_dir), *verb[1:], "--prior", str(file)]
+            commands.append((args, 2))
+    expected = [[args, code, []] for args, code in commands]
+    assert (
+        json.loads(run_python(TORCH_FREE, json.dumps([args for args, _ in commands]))) == expected
+    )

@@ -129,12 +129,22 @@ def test_optimizer_cases_cover_the_table() -> None:
     assert {settings["name"] for settings, _, _ in CASES.values()} == OPTIMIZERS.keys()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+QUICKLY_RESUMED = ("adamw", "sgd", "adagrad")
+"""The default, one whose state appears with the first step, and one whose state does before it."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICKLY_RESUMED else pytest.mark.slow)
+        for name in OPTIMIZERS
+    ],
+)
 def test_resumed_run_ends_bit_identical_with_each_optimizer(
     name: str, animals: Path, tmp_path: Path
 ) -> None:
     def configure(folder: str, epochs: int) -> Config:
-        given = {**PLAIN, "optim__name": name, "trainer__epochs": epochs}
+        given = {**PLAIN, "optim__name": name, "probe__enabled": "off", "trainer__epochs": epochs}
         return create_small_config(data__path=str(animals), output=str(tmp_path / folder), **given)
 
     run_fit(configure("uninterrupted", 2))
@@ -220,11 +230,9 @@ def test_momentum_of_an_optimizer_without_it_raises_config_error(
         ({"name": "adam", "params": {"rho": 0.9}}, r"optim\.params: unknown parameter 'rho'"),
         ({"name": "sgd", "params": {"lr": 0.9}}, r"optim\.params: 'lr' comes from optim\.lr"),
         ({"name": "adam", "params": {"betas": [2, 0.9]}}, r"optim\.params=.*beta"),
-        ({"name": "adam", "params": {"betas": 0.9}}, "found betas=0.9, expected a list of 2 num"),
-        ({"name": "adam", "params": {"betas": [0.9]}}, r"betas=\[0.9\], expected a list of 2"),
-        ({"name": "adam", "params": {"amsgrad": "no"}}, "amsgrad=no, expected true or false"),
+        ({"name": "adam", "params": {"betas": 0.9}}, r"optim\.name=adam .*fails"),
         ({"name": "adagrad", "params": {"lr_decay": -1}}, r"lr_decay"),
-        ({"name": "sgd", "params": {"dampening": 0.5}}, r"Set optim\.nesterov=off"),
+        ({"name": "sgd", "params": {"dampening": 0.5}}, r"[Nn]esterov"),
         ({"max_norm": {"layer9": 3}}, r"optim\.max_norm: unknown layer group 'layer9'.*head"),
     ],
 )

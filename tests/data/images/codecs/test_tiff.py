@@ -138,6 +138,11 @@ def iter_layouts(compression: str | None, *, predictor: bool = False) -> Iterato
             yield Layout(**{**vars(layout), "is_big": True})
 
 
+def list_pairs(layouts: list[Layout]) -> set[tuple[tuple[str, Any], ...]]:
+    """Return all pairs of properties that layouts have."""
+    return {pair for layout in layouts for pair in itertools.combinations(vars(layout).items(), 2)}
+
+
 def compute_error(path: Path, layout: Layout) -> float:
     pixels = np.asarray(open_image(path).to_pil(), np.float64)
     return float(np.abs(pixels - compute_reference(path, layout)).max())
@@ -156,11 +161,14 @@ def test_open_image_tiff_layouts_are_read_as_by_tifffile(
 ) -> None:
     monkeypatch.setattr(module, "has_imagecodecs", lambda: False)
     path, num_read = tmp_path / "a.tif", 0
-    for layout in iter_layouts(compression, predictor=predictor):
+    layouts = list(iter_layouts(compression, predictor=predictor))
+    step = 1 if compression is None else 5
+    assert list_pairs(layouts[::step]) == list_pairs(layouts)
+    for layout in layouts[::step]:
         if write(path, layout):
             assert compute_error(path, layout) < 2, layout
             num_read += 1
-    assert num_read >= 140
+    assert num_read >= 140 // step
 
 
 @pytest.mark.parametrize("compression", BY_IMAGECODECS)

@@ -104,8 +104,7 @@ def plan_fit(
     Args:
         data: Folder or CSV of images, or a complete config.
         config: Dotted config key to value, for example ``{"data.leakage": "error"}``.
-        with_layers: Whether to measure each layer, too: output, parameters, multiply-adds and
-            activations, as "layers" of the plan.
+        with_layers: Whether to measure each layer, too, as "layers" of the plan.
         reporter: Receiver of notes, warnings and the plan; None discards them.
         **options: Options of ``finetune fit`` with underscores.
 
@@ -217,7 +216,8 @@ def tune(
     trials: int = 20,
     timeout_seconds: float | None = None,
     jobs: int = 1,
-    search: Mapping[str, Any] | None = None,
+    search: "Mapping[str, Any] | StrPath | None" = None,
+    with_default_space: bool = False,
     config: Mapping[str, Any] | None = None,
     reporter: "Reporter | None" = None,
     **options: Unpack[FitOptions],
@@ -229,8 +229,9 @@ def tune(
         trials: Number of trials; the first has the default settings.
         timeout_seconds: Time after which no trial begins; None for no limit.
         jobs: Number of processes that run trials at the same time.
-        search: Dotted config key to a list of values, ``"LOW:HIGH"`` or ``"LOW:HIGH:log"``; None
-            searches the default settings.
+        search: Dotted config key to a list of values, ``"LOW:HIGH"`` or ``"LOW:HIGH:log"``, or
+            a YAML file of them; None searches the default space.
+        with_default_space: Whether ``search`` adds to the default space.
         config: Dotted config key to value that all trials share.
         reporter: Receiver of notes, warnings and progress; None discards them.
         **options: Options of ``finetune fit`` with underscores, which all trials share.
@@ -240,12 +241,11 @@ def tune(
         KeyboardInterrupt: Stop requested; ``resume_tune`` continues the study.
     """
     run_config = build_fit_config(data, config=config, **options)
-    from finetune.commands.tune.space.search_space import parse_space
+    from finetune.commands.tune.space.search_space import read_space
     from finetune.commands.tune.tune import TuneOptions
     from finetune.commands.tune.tune import tune as run_tune
 
-    space = () if search is None else tuple(parse_space(search, source="search"))
-    size = TuneOptions(trials, timeout_seconds, jobs, space)
+    size = TuneOptions(trials, timeout_seconds, jobs, read_space(search), with_default_space)
     return run_tune(run_config, size, reporter=reporter)
 
 

@@ -116,6 +116,21 @@ def test_build_fit_config_missing_path_raises_data_error(tmp_path: Path) -> None
         build_fit_config(tmp_path / "missing")
 
 
+def test_tune_reads_the_space_of_a_file_and_adds_it_to_the_default_one(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    (tmp_path / "space.yaml").write_text("augment.cutmix: [0, 1]\n")
+    sizes: list[Any] = []
+    monkeypatch.setattr(
+        "finetune.commands.tune.tune.tune", lambda config, size, reporter: sizes.append(size)
+    )
+    finetune.tune(photos, search=tmp_path / "space.yaml", with_default_space=True)
+    finetune.tune(photos, search={"augment.cutmix": [0, 1]}, trials=3)
+    assert [dimension.key for size in sizes for dimension in size.space] == ["augment.cutmix"] * 2
+    assert [size.extends_default for size in sizes] == [True, False]
+
+
 def test_build_fit_config_imports_no_torch(photos: Path) -> None:
     code = (
         "import sys; from finetune.api import build_fit_config; build_fit_config(sys.argv[1]); "

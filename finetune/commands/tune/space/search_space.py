@@ -13,6 +13,7 @@ from finetune.config.load import parse_assignments, read_config_file
 from finetune.config.renamed_keys import rename_key
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
+from finetune.types import StrPath
 from finetune.units import format_scientific
 
 if TYPE_CHECKING:
@@ -151,6 +152,15 @@ def parse_search_options(options: Iterable[str]) -> tuple[list[SearchDimension],
             raise ConfigError(f"--search {key} is given twice. Keep one.")
         dimensions[key] = _parse_dimension(key, text, OPTION)
     return list(dimensions.values()), extends_default
+
+
+def read_space(search: Mapping[str, Any] | StrPath | None) -> tuple[SearchDimension, ...]:
+    """Return the dimensions of a mapping, of a YAML file, or none; raises as these do."""
+    if search is None:
+        return ()
+    if isinstance(search, Mapping):
+        return tuple(parse_space(search, source="search"))
+    return tuple(read_space_file(Path(search)))
 
 
 def read_space_file(path: Path) -> list[SearchDimension]:

@@ -87,7 +87,7 @@ def test_folds_requeued_and_killed_in_a_job_array_equal_those_of_one_process(
     assert last.properties["JobState"] == "PENDING"
     assert last.properties["Dependency"].startswith(f"afterany:{array}_")
 
-    tasks[0].wait_until(started.exists, "a step of fold 1")
+    tasks[0].wait_until(started.exists, "a step of fold 1", 120)
     cluster.run("scancel", "--signal=USR1", tasks[0].id)
     assert tasks[1].wait_until_ended() == "FAILED"
     assert tasks[1].properties["ExitCode"] == "137:0"

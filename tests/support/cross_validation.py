@@ -10,5 +10,5 @@ def assert_same_cross_validation(run: Path, expected: Path) -> None:
     weights = sorted(path.relative_to(expected) for path in expected.rglob("*.safetensors"))
     assert Path("bundle") in {path.parents[-2] for path in weights}
     assert weights == sorted(path.relative_to(run) for path in run.rglob("*.safetensors"))
-    for name in (*RESULTS, *weights):
+    for name in (*RESULTS, *map(str, weights)):
         assert (run / name).read_bytes() == (expected / name).read_bytes(), name

@@ -110,9 +110,9 @@ def read_parquet(
             if image.name:
                 result.names[sample.path] = image.name
     result.notes += _describe_columns(label_columns)
-    labels, separator = tables.labels, label_columns[0].separator
+    separator = label_columns[0].separator
     if separator and (joined := find_joined_labels(raw_names, separator=separator)):
-        can_set = not labels.known
+        can_set = not tables.labels.known
         reporter.warn(joined.describe(files.files[0], separator=separator, can_set=can_set))
     result.notes += describe_changed_names(raw_names, noun="label")
     return result

@@ -69,13 +69,15 @@ class EncodedTable:
         table = self._open()
         width = max(5, len(str(table.num_lines)))
         place = table.columns.index(self.column.casefold())
-        names = (name for name in PATH_COLUMNS if name in table.columns)
-        name_place = next((table.columns.index(n) for n in names if n != self.column.casefold()), 0)
+        others = [name for name in PATH_COLUMNS if name != self.column.casefold()]
+        names = (table.columns.index(name) for name in others if name in table.columns)
+        name_place = next(names, None)
         for line, values in table:
             row = f"line{line:0{width}}"
             text = values[place] if place < len(values) else ""
-            has_name = name_place != place and name_place < len(values)
-            given = values[name_place].strip() if has_name else ""
+            given = ""
+            if name_place is not None and name_place < len(values):
+                given = values[name_place].strip()
             if not text.strip():
                 yield TableImage(row, None, reason="no image in this row")
                 continue

@@ -143,6 +143,7 @@ def describe_cost(training: Training, cost: RunCost) -> dict[str, Any]:
         },
         "micro_batch_size": batch,
         "phases": phases,
+        "train_eval_images": _count_train_eval_images(training),
         "cache_fill_seconds": round(cache_fill_seconds, 1),
         "seconds": round(cache_fill_seconds + sum(phase["seconds"] for phase in phases), 1),
     }
@@ -163,15 +164,29 @@ def _describe_phase_cost(
     val = _compute_seconds_per_image(
         step_cost.eval_seconds_per_image, val_read_seconds, num_workers
     )
-    train, val = train / parallelism, val / parallelism
+    sample = _compute_seconds_per_image(
+        step_cost.eval_seconds_per_image,
+        0.0 if _is_cached_on_disk(training, is_sample=True) else cost.decode_seconds,
+        num_workers,
+    )
+    train, val, sample = (seconds / parallelism for seconds in (train, val, sample))
     epoch = train * training.batch_size * training.steps_per_epoch + val * len(training.data.val)
+    train_eval = sample * _count_train_eval_images(training)
     epochs = phase.last_epoch - phase.first_epoch + 1
     return {
         "first_epoch": phase.first_epoch + 1,
         "last_epoch": phase.last_epoch + 1,
         "images_per_second": round(1 / train, 1),
-        "seconds": round(epoch * epochs, 1),
+        "seconds": round((epoch + train_eval) * epochs, 1),
+        "train_eval_seconds": round(train_eval * epochs, 1),
+        "train_eval_fraction": round(train_eval / epoch, 4),
     }
+
+
+def _count_train_eval_images(training: Training) -> int:
+    """Return the number of training images that are measured as validation images are."""
+    sample = training.datamodule.train_eval_dataset
+    return 0 if sample is None else len(sample)
 
 
 def _compute_seconds_per_image(step_seconds: float, read_seconds: float, num_workers: int) -> float:
@@ -194,6 +209,8 @@ def _estimate_cache_seconds(training: Training, cost: RunCost) -> float:
         return 0.0
     num_images = len(training.data.train) + len(training.data.val)
     decode_seconds = cost.decode_seconds * num_images * cache.new_bytes / cache.num_bytes
+    if cache.sample_bytes:
+        decode_seconds += cost.decode_seconds * _count_train_eval_images(training)
     return decode_seconds / count_available_cores()
 
 
@@ -222,9 +239,15 @@ def _measure_decode_and_read_seconds(training: Training) -> tuple[float, float]:
     return decode_seconds, read_seconds + (0.0 if cache.fits_on_disk else decode_seconds)
 
 
-def _is_cached_on_disk(training: Training) -> bool:
-    """Return whether epochs read decoded images from the disk."""
-    return training.cache is not None and training.cache.fits_on_disk
+def _is_cached_on_disk(training: Training, *, is_sample: bool = False) -> bool:
+    """Return whether epochs read decoded images from the disk.
+
+    Args:
+        training: Objects of the run.
+        is_sample: Whether the training images are meant that are only measured.
+    """
+    cache = training.cache
+    return cache is not None and cache.fits_on_disk and (cache.fits_sample or not is_sample)
 
 
 def _time_calls(calls: Sequence[Callable[[], None]]) -> float:

@@ -183,7 +183,7 @@ def _assemble(
     config = resolved.config
     build_balance = build_label_balance if data.is_multi_label else build_class_balance
     balance = build_balance(config, data)
-    is_measured = config.trainer.train_eval == "on"
+    is_measured = config.trainer.train_eval == "on" and len(data.val) > 0
     train_eval_rows = data.sample_train_rows(seed=config.split_seed) if is_measured else None
     depth_schedule = build_depth_schedule(config.unfreeze, resolved.facts.num_groups)
     run = build_run_spec(resolved, data, balance, depth_schedule)

@@ -122,7 +122,7 @@ def fit_last_stage(
 
     Raises:
         StopRequest: A rank received a stop signal.
-        TrainingError: Memory does not suffice.
+        TrainingError: Memory does not suffice, or the loss of a step is not finite.
     """
     settings = plan.settings
     reporter.start("training the last stage", settings.num_epochs)

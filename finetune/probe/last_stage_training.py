@@ -4,6 +4,7 @@ While the layers before are frozen, their activations for an image are constant,
 are. An epoch costs the forward and backward passes of the last stage alone, and reads no images.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from finetune.errors import TrainingError
 from finetune.probe.features.extractor import ActivationLayout
 from finetune.probe.logistic import FeatureArray
 from finetune.system.hardware import autocast, seed_device
@@ -75,6 +77,9 @@ def iter_training_epochs(
         settings: Hyperparameters.
         device: Device of the last stage.
         after_step: Callback after each optimiser step.
+
+    Raises:
+        TrainingError: The loss of a step is NaN or infinite, before the step changes the weights.
     """
     base_lrs = [group["lr"] for group in optimizer.param_groups]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -113,6 +118,9 @@ def iter_training_epochs(
                 for start in range(0, len(batch), settings.micro_batch_size):
                     rows = batch[start : start + settings.micro_batch_size]
                     total_loss += accumulate_gradients(rows, view_indices, batch_size=len(batch))
+                if not math.isfinite(total_loss):
+                    step = first // settings.batch_size + 1
+                    raise _build_divergence_error(total_loss, epoch + 1, step, optimizer)
                 scaler.unscale_(optimizer)
                 if settings.gradient_clip:
                     nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
@@ -165,3 +173,15 @@ def _gather_views(
         if is_selected.any():
             gathered[is_selected] = view[rows[is_selected]]
     return torch.from_numpy(gathered)
+
+
+def _build_divergence_error(
+    loss: float, epoch: int, step: int, optimizer: Optimizer
+) -> TrainingError:
+    """Return the error of a step, counted from 1, whose loss is not finite."""
+    rate = max(group["lr"] for group in optimizer.param_groups)
+    return TrainingError(
+        f"Training the last stage diverged: its loss is {loss} in epoch {epoch}, step {step} "
+        f"(learning rates up to {rate:.2g}). Lower optim.lr or optim.backbone_lr_scale, or leave "
+        f"out probe.depth, which fits the head alone."
+    )

@@ -224,6 +224,7 @@ class ClassificationModule(LightningModule):
         self.divergence = DivergenceCheck(
             checks_gradients=self.trainer.precision != "16-mixed",
             is_agreed=self.trainer.world_size > 1,
+            is_deferred=self.trainer.strategy.root_device.type != "cpu",
         )
 
     def on_train_start(self) -> None:

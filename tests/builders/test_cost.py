@@ -224,7 +224,7 @@ def test_describe_cost_memory_adds_up(animals: Path) -> None:
 
 
 def compute_epoch_seconds(training: Training, *, num_workers: int) -> list[float]:
-    """Return the seconds of each epoch: 24 training images, 15 for validation."""
+    """Return the seconds of each epoch: 24 images train, 15 and 15 of these are measured."""
 
     def compute_image_seconds(step: float, reading: float) -> float:
         return max(step, reading / num_workers) if num_workers else step + reading
@@ -232,7 +232,7 @@ def compute_epoch_seconds(training: Training, *, num_workers: int) -> list[float
     epochs = [range(phase.first_epoch, phase.last_epoch + 1) for phase in training.phases]
     return [
         24 * compute_image_seconds(0.01 * phase.depth, 0.006)
-        + 15 * compute_image_seconds(0.004, 0.02)
+        + (15 + 15) * compute_image_seconds(0.004, 0.02)
         for phase, numbers in zip(training.phases, epochs, strict=True)
         for _ in numbers
     ]
@@ -253,6 +253,12 @@ def test_describe_cost_seconds_cover_every_image_of_every_epoch(
     assert [(p["first_epoch"], p["last_epoch"]) for p in tree["phases"]] == [(1, 2), (3, 7)]
     found = [phase["seconds"] for phase in tree["phases"]]
     assert found == pytest.approx([sum(epochs[:2]), sum(epochs[2:])], abs=0.06)
+    assert tree["train_eval_images"] == 15
+    image = 0.024 if num_workers == 0 else 0.01
+    extra = [phase["train_eval_seconds"] for phase in tree["phases"]]
+    assert extra == pytest.approx([2 * 15 * image, 5 * 15 * image], abs=0.06)
+    fraction = 15 * image / (epochs[-1] - 15 * image)
+    assert tree["phases"][1]["train_eval_fraction"] == pytest.approx(fraction, abs=1e-4)
     assert tree["cache_fill_seconds"] == 0
     assert tree["seconds"] == pytest.approx(sum(found), abs=0.06)
     assert tree["micro_batch_size"] == 8
@@ -286,8 +292,8 @@ def test_describe_cost_counts_cache_fill_once_per_image(
     # images in the cache are not decoded again
     cached = replace(training, cache=replace(training.cache, new_bytes=0))
     assert describe_cost(cached, build_cost(cached))["cache_fill_seconds"] == 0
-    # and validation reads from the cache
-    val = 15 * 2 * 0.004
+    # and validation reads from the cache, as many training images included
+    val = (15 + 15) * 2 * 0.004
     reading = describe_cost(cached, build_cost(cached, train_seconds_per_image=0.0))["seconds"]
     assert reading == pytest.approx(2 * 24 * 0.006 + val, abs=0.06)
 

@@ -484,3 +484,45 @@ def test_resumed_run_without_space_decodes_to_the_same_pixels(
 def load_val_images(training: Training) -> list[Tensor]:
     data = training.datamodule.val_dataset
     return [data[row]["image"] for row in range(len(data))]
+
+
+def test_measured_training_images_are_stored_as_validation_images_are(
+    photos: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = create_small_config(augment__name="medium", trainer__train_eval="on")
+    training = build_training(config, photos)
+    assert training.cache is not None
+    assert training.cache.sample_bytes == 6 * 32 * 32 * 3
+    plain = training.datamodule.train_eval_dataset
+    assert plain is not None
+    recorder = DecodeRecorder()
+    stored = fill(training, recorder).datamodule.train_eval_dataset
+    assert recorder.decoded == [12, 6, 6]
+    assert stored is not None
+    assert all(torch.equal(plain[row]["image"], stored[row]["image"]) for row in range(6))
+    monkeypatch.setattr(
+        "finetune.builders.datamodules.cached_datamodule.decode_transformed", fail_decode
+    )
+    again = build_training(training.config, photos)
+    assert again.cache is not None
+    assert again.cache.sample_bytes == 0
+    assert fill(again).datamodule.train_eval_dataset is not None
+
+
+def test_measured_training_images_never_turn_the_cache_off(photos: Manifest) -> None:
+    """Without a cache, training would read other pixels."""
+    config = create_small_config(augment__name="medium", trainer__train_eval="on")
+    plan = build_training(config, photos).cache
+    assert plan is not None
+    limit_gb = (plan.num_bytes + 100) / 1e9  # not one image more
+    settings = {"augment__name": "medium", "cache__max_gb": limit_gb}
+    training = build_training(create_small_config(**settings, trainer__train_eval="on"), photos)
+    assert training.cache is not None
+    assert not training.cache.fits_sample
+    recorder = DecodeRecorder()
+    sample = fill(training, recorder).datamodule.train_eval_dataset
+    assert recorder.decoded == [12, 6]
+    original = training.datamodule.train_eval_dataset
+    assert sample is not None
+    assert original is not None
+    assert all(torch.equal(original[row]["image"], sample[row]["image"]) for row in range(6))

@@ -9,6 +9,7 @@ from finetune.commands.fit.fit import FitResult
 from tests.support.runs import (
     assert_same_bits,
     create_small_config,
+    drop_times,
     load_checkpoint,
     load_weights,
     read_rows,
@@ -22,7 +23,7 @@ def run_fit(insects: Path, output: Path, **settings: object) -> FitResult:
 
 
 def read_rows_without_seconds(run: Path) -> list[dict[str, str]]:
-    return [{**row, "seconds": ""} for row in read_rows(run)]
+    return [drop_times(row) for row in read_rows(run)]
 
 
 @pytest.mark.parametrize("augment", ["none", "medium"])

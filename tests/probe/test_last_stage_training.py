@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from finetune.errors import TrainingError
 from finetune.probe.features.extractor import ActivationLayout
 from finetune.probe.last_stage_training import (
     LastStageSettings,
@@ -231,3 +232,25 @@ def test_iter_training_epochs_adds_logit_offset_in_the_loss() -> None:
     assert mean_loss == pytest.approx(float(loss.detach()), rel=1e-5)
     for actual, expected in zip(network.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(actual, expected)
+
+
+def test_iter_training_epochs_stops_in_the_step_whose_loss_is_nan() -> None:
+    """Before the step changes the weights."""
+    activations = make_activations()
+    activations[7] = np.nan
+    network = make_last_stage()
+    before = [parameter.clone() for parameter in network.parameters()]
+    settings = replace(SETTINGS, batch_size=12)
+    with pytest.raises(TrainingError, match=r"loss is nan in epoch 1, step 1 .*optim\.lr"):
+        train_epochs(network, [activations], settings=settings)
+    for parameter, value in zip(network.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+
+
+def test_compute_last_stage_logits_of_some_rows() -> None:
+    network, activations, rows = make_last_stage(), make_activations(), np.array([0, 3, 4, 11])
+    logits = compute_last_stage_logits(
+        network, activations, rows=rows, layout=LAYOUT, batch_size=3, precision="32-true",
+        device=CPU,
+    )  # fmt: skip
+    torch.testing.assert_close(logits, compute_logits(network, activations)[rows])

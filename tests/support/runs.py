@@ -193,6 +193,11 @@ def read_rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+def drop_times(row: Mapping[str, str]) -> dict[str, str]:
+    """Return a row of ``metrics.csv`` without what depends on the speed of the machine."""
+    return {n: v for n, v in row.items() if n not in ("seconds", "images_per_second")}
+
+
 def force_last_stage_improvement(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every epoch of the last stage score higher than the linear head.
 

@@ -8,7 +8,6 @@ and contradictions within ``imbalance`` to ``config.imbalance``, which is checke
 from finetune.builders.constraints.constraint import Constraint
 from finetune.builders.constraints.execution import (
     BATCHES,
-    CURVES,
     HARDWARE,
     SHARDING,
     WEIGHT_AVERAGING,
@@ -29,7 +28,6 @@ CONSTRAINTS: tuple[Constraint, ...] = (
     *SHARDING,
     *OPTIMIZATION,
     *IMAGES,
-    *CURVES,
 )
 """All constraints, in the order in which they are checked."""
 

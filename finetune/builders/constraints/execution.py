@@ -75,15 +75,6 @@ BATCHES = (
     ),
 )
 
-CURVES = (
-    Constraint(
-        ("trainer.train_eval",),
-        lambda c, run: c.trainer.train_eval == "on" and not run.facts.num_val_images,
-        "training images are measured to be compared with validation images, and there are none. "
-        "Leave it out, or set data.val_fraction.",
-    ),
-)
-
 WEIGHT_AVERAGING = (
     Constraint(
         ("optim.swa_fraction", "model.batch_norm", "trainer.devices"),

@@ -254,6 +254,22 @@ def _describe_cost(cost: Mapping[str, Any]) -> dict[str, str]:
         "memory": f"{format_bytes(1e9 * memory['total'])} per process at "
         f"{format_count(cost['micro_batch_size'], 'image')} per step ({parts}){free}",
         "time": f"about {format_duration(cost['seconds'])}: {', '.join(phases)}",
+        **_describe_train_eval(cost),
+    }
+
+
+def _describe_train_eval(cost: Mapping[str, Any]) -> dict[str, str]:
+    """Return what it costs to measure training images as validation images are; none without."""
+    if not cost.get("train_eval_images"):
+        return {}
+    fractions = sorted(phase["train_eval_fraction"] for phase in cost["phases"])
+    low, high = (format_percent(value, decimals=0) for value in (fractions[0], fractions[-1]))
+    seconds = sum(phase["train_eval_seconds"] for phase in cost["phases"])
+    images = format_count(cost["train_eval_images"], "training image")
+    share = low if low == high else f"{low} to {high}"
+    return {
+        "train eval": f"{images} measured as validation is after each epoch: "
+        f"{format_duration(seconds)} of that, {share} more (trainer.train_eval=off: none)"
     }
 
 

@@ -90,6 +90,7 @@ def train(
             drop = describe_accuracy_drop(
                 tracker.csv.get_rows(after=-1, up_to=tracker.csv.num_epochs),
                 training.config,
+                num_classes=len(training.data.classes),
                 is_rate_measured="optim.lr" in read_measured(run),
             )
             if drop is not None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune.config.resolved import ResolvedConfig
+from finetune.training.curves.loss_explosion import find_loss_explosion
 from finetune.units import format_percent, format_scientific
 
 MIN_KEPT = 0.9
@@ -63,21 +64,31 @@ def find_accuracy_drop(rows: Sequence[Mapping[str, float]], metric: str) -> Accu
 
 
 def describe_accuracy_drop(
-    rows: Sequence[Mapping[str, float]], config: ResolvedConfig, *, is_rate_measured: bool
+    rows: Sequence[Mapping[str, float]],
+    config: ResolvedConfig,
+    *,
+    num_classes: int,
+    is_rate_measured: bool,
 ) -> str | None:
-    """Return the sentences about the drop of a run; None if there was none.
+    """Return the sentences about a drop or an exploded loss of a run; None if there was neither.
 
     Args:
         rows: Metrics by name, of the probe, as epoch 0, and of each epoch.
         config: Config of the run.
+        num_classes: Number of classes or labels.
         is_rate_measured: Whether ``optim.lr`` was measured.
     """
     name: str = config.trainer.monitor
+    is_multi_label = any("val/mean_average_precision" in row for row in rows)
     if name == "loss":  # of the metrics in [0, 1] the one that these images have
-        is_multi_label = any("val/mean_average_precision" in row for row in rows)
         name = "mean_average_precision" if is_multi_label else "accuracy"
     drop = find_accuracy_drop(rows, f"val/{name}")
-    if drop is None:
-        return None
+    explosion = find_loss_explosion(rows, num_classes=num_classes, is_multi_label=is_multi_label)
     key = "feature_change" if is_rate_measured else "lr"
-    return drop.describe(f"optim.{key}", getattr(config.optim, key))
+    value = getattr(config.optim, key)
+    texts = [] if explosion is None else [explosion.describe()]
+    if drop is not None:
+        texts.append(drop.describe(f"optim.{key}", value))
+    elif explosion is not None and explosion.has_lasted:
+        texts.append(f"Lower optim.{key} (now {format_scientific(value, digits=2)}).")
+    return " ".join(texts) or None

@@ -40,14 +40,19 @@ class StepInfo:
     is_first: bool
     learning_rates: Mapping[str, float]
 
-    def build_error(self, loss: float, grad_norm: float) -> DivergenceError:
+    def build_error(
+        self, loss: float, grad_norm: float, *, is_single: bool = True
+    ) -> DivergenceError:
         """Return the error of a step whose loss or gradients are not finite.
 
         Args:
             loss: Mean loss of the epoch so far on this rank.
-            grad_norm: Norm of the gradients; not finite if the loss is.
+            grad_norm: Norm of the gradients of all ranks.
+            is_single: Whether there is no other rank.
         """
-        if math.isfinite(loss):
+        if math.isfinite(loss) and not is_single:
+            what = "the loss of another process, or a gradient, is not finite"
+        elif math.isfinite(loss):
             what = f"the gradients are not finite (norm {grad_norm}), but the loss is,"
         else:
             what = f"the training loss is {loss}"
@@ -92,12 +97,14 @@ class DivergenceCheck:
 
     Args:
         checks_gradients: Whether gradients must be finite; not with fp16, which skips such steps.
-        is_agreed: Whether a loss that is not finite on this rank is another one's business, too.
+        is_agreed: Whether other ranks have to be told of a loss that is not finite on this one.
+        is_deferred: Whether a step is checked while the next one is computed, as on a GPU.
     """
 
-    def __init__(self, *, checks_gradients: bool, is_agreed: bool) -> None:
+    def __init__(self, *, checks_gradients: bool, is_agreed: bool, is_deferred: bool) -> None:
         self.checks_gradients = checks_gradients
         self.is_agreed = is_agreed
+        self.is_deferred = is_deferred
         self._pending: tuple[StepInfo, Tensor, torch.cuda.Event | None] | None = None
         self._last: StepInfo | None = None
         self._failure: StepInfo | None = None
@@ -120,14 +127,16 @@ class DivergenceCheck:
         """
         self._last = info
         values = torch.stack([loss.detach().float(), grad_norm.detach().float().to(loss.device)])
-        if not values.is_cuda:
+        if not self.is_deferred:
             self._judge(info, values)
             return
-        host = torch.empty(2, pin_memory=True)
-        host.copy_(values, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        previous, self._pending = self._pending, (info, host, event)
+        event = None
+        if values.is_cuda:  # copied in the background
+            host = torch.empty(2, pin_memory=True)
+            host.copy_(values, non_blocking=True)
+            values, event = host, torch.cuda.Event()
+            event.record()
+        previous, self._pending = self._pending, (info, values, event)
         self._judge_pending(previous)
 
     def wait(self) -> None:
@@ -161,7 +170,7 @@ class DivergenceCheck:
     def _judge(self, info: StepInfo, values: Tensor) -> None:
         loss, grad_norm = values.tolist()
         if self.checks_gradients and not math.isfinite(grad_norm):
-            raise info.build_error(loss, grad_norm)
+            raise info.build_error(loss, grad_norm, is_single=not self.is_agreed)
         if not math.isfinite(loss):
             if not self.is_agreed:
                 raise info.build_error(loss, grad_norm)

@@ -36,9 +36,9 @@ def _divide_in_proportion(counts: NDArray[np.int64], total: int) -> NDArray[np.i
         counts: Images of each class, all positive, shape (K,).
         total: Images of the sample, fewer than there are.
     """
-    shares = counts * (total / counts.sum())
+    shares = counts * (total / int(counts.sum()))
     smallest = 1 if total >= len(counts) else 0
-    sizes = np.maximum(np.floor(shares).astype(np.int64), smallest)
+    sizes: NDArray[np.int64] = np.maximum(np.floor(shares).astype(np.int64), smallest)
     while sizes.sum() > total:  # classes that were too rare have been rounded up
         excess = np.where(sizes > smallest, sizes - shares, -np.inf)
         sizes[np.argmax(excess)] -= 1

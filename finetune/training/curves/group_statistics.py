@@ -62,7 +62,7 @@ class GroupStatistics:
             return torch.zeros(())
         grads, groups = zip(*found, strict=True)
         norms_P = torch.stack(torch._foreach_norm(grads))
-        total = torch.linalg.vector_norm(norms_P)
+        total: Tensor = torch.linalg.vector_norm(norms_P)
         mask_GP = self._get_mask(groups, norms_P.device)
         norms_G = torch.linalg.vector_norm(norms_P.where(mask_GP, 0.0), dim=1)
         # fp16 skips steps whose gradients overflow

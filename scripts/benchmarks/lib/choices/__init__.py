@@ -1,0 +1,1 @@
+"""Parts of named_choices.py: heads on frozen features, and whole fits."""

@@ -34,6 +34,11 @@ class TrainingPhase:
             return f"{self.groups[0]} only"
         return f"{self.groups[0]} to {self.groups[-1]}"
 
+    def name_briefly(self, num_groups: int) -> str:
+        """Return the last group that trains, for a narrow place; arguments as ``describe``."""
+        text = self.describe(num_groups)
+        return text.removesuffix(" only").removeprefix(f"{self.groups[0]} ") if self.groups else ""
+
 
 def list_groups(rows: Sequence[Row], prefix: str) -> tuple[str, ...]:
     """Return the layer groups with a column ``prefix/<group>``, in the order of the columns."""

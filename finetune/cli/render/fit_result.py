@@ -31,7 +31,10 @@ def show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
             reporter.show_calibration(tree["calibration"])
     run_dir = tree["run_dir"]
     reporter.note(f"Run folder: {run_dir} ({format_duration(tree['seconds'])})")
-    whole = RunFolder(Path(run_dir)).cross_validation_run.path
+    run = RunFolder(Path(run_dir))
+    if run.report_path.is_file():
+        reporter.note(f"Report: {run.report_path}")
+    whole = run.cross_validation_run.path
     is_part = whole != Path(run_dir)
     if is_part:
         reporter.note(

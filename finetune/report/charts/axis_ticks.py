@@ -6,10 +6,10 @@ from finetune.units import format_scientific
 
 
 def choose_linear_ticks(low: float, high: float, *, max_ticks: int = 6) -> list[float]:
-    """Return multiples of 1, 2 or 5 times a power of ten within a range."""
+    """Return multiples of 1, 2, 2.5 or 5 times a power of ten within a range."""
     rough = (high - low) / max_ticks
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(f * power for f in (1, 2, 5, 10) if f * power >= rough)
+    step = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= rough)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [number * step for number in range(first, last + 1)]
 

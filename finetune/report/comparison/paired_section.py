@@ -93,9 +93,9 @@ def _test_split(
         shared.before, shared.after, shared.target, seed=_SEED, groups_N=shared.groups
     )
     changes = (
-        f"{format_count(result.num_only_second, 'image')} only {labels[1]} classifies correctly, "
-        f"{format_count(result.num_only_first, 'image')} only {labels[0]}; exact McNemar test: "
-        f"p = {result.mcnemar_p_value:.2g}."
+        f"{labels[1]} alone is right on {format_count(result.num_only_second, 'image')}, "
+        f"{labels[0]} alone on {format_count(result.num_only_first)} (exact McNemar test: "
+        f"p\u00a0=\u00a0{result.mcnemar_p_value:.2g})."
     )
     rows = tuple(_describe(entry) for entry in result.differences.values())
     return PairedTest(*labels, f"On {images}.", rows, changes)

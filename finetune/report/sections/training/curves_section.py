@@ -144,7 +144,7 @@ def _build_chart(
     num_groups = len(list_groups(facts.rows, "lr"))
     phases = find_phases(facts.rows)
     bands = [
-        Band(phase.first_epoch - 0.5, phase.last_epoch + 0.5, phase.describe(num_groups))
+        Band(phase.first_epoch - 0.5, phase.last_epoch + 0.5, phase.name_briefly(num_groups))
         for phase in phases
     ]
     return LineChart(

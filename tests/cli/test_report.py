@@ -1,0 +1,38 @@
+"""Tests of the command ``report``, and of the switch of ``fit`` and ``submit`` for it."""
+
+from pathlib import Path
+
+from finetune.commands.fit.fit import FitResult
+from tests.cli.conftest import SMALL, Cli
+
+
+def test_report_prints_the_page_and_its_size(cli: Cli, trained: FitResult, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    output = cli.ok("report", trained.run_dir, "--output", page)
+    assert output.words.startswith(f"Report written to {page} (")
+    tree = cli.ok("report", trained.run_dir, "--output", page, "--json").json
+    assert tree == {
+        "output": str(page),
+        "num_bytes": page.stat().st_size,
+        "runs": [str(trained.run_dir)],
+    }
+
+
+def test_report_of_a_folder_without_run_fails(cli: Cli, tmp_path: Path) -> None:
+    assert "neither a run folder" in cli.fails("report", tmp_path, code=5)
+
+
+def test_fit_names_its_report_unless_it_is_switched_off(
+    cli: Cli, photos: Path, tmp_path: Path
+) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert f"Report: {run}/report.html" in cli.ok("fit", photos, *SMALL, "--output", run).out
+    output = cli.ok("fit", photos, *SMALL, "--no-report", "--output", other)
+    assert "Report:" not in output.out
+    assert not (other / "report.html").exists()
+
+
+def test_submit_passes_the_switch_on(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    words = ("submit", photos, "--dry-run", "--output", tmp_path / "run")
+    assert "--no-report" not in cli.ok(*words).out
+    assert "--no-report" in cli.ok(*words, "--no-report").out

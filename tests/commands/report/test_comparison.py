@@ -1,0 +1,136 @@
+"""Tests of the comparison of runs: shared images, refusals and settings that differ."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune.commands.fit.fit import FitResult
+from finetune.commands.report.report import check_same_classes, report
+from finetune.errors import ConfigError
+from finetune.report.comparison.changed_section import build_changed
+from finetune.report.comparison.paired_section import build_paired
+from finetune.report.comparison.runs_section import build_differences, label_runs
+from finetune.report.comparison.shared_images import match_images
+from finetune.report.run_facts import RunFacts, SplitPredictions
+from tests.support.helpers import ROOT
+from tests.support.reports import draw_probabilities
+
+CLASSES = ("ant", "bee", "cow")
+TARGET = np.arange(30) % 3
+OLD_RUN = ROOT / "tests" / "files" / "run_0_1_0"
+
+
+def build_facts(
+    name: str,
+    *,
+    seed: int,
+    paths: list[str] | None = None,
+    digests: list[str] | None = None,
+    classes: tuple[str, ...] = CLASSES,
+) -> RunFacts:
+    """Return facts of a run with predictions of 30 validation images."""
+    paths = [f"{row}.png" for row in range(30)] if paths is None else paths
+    order = [classes.index(one) for one in CLASSES]
+    table = draw_probabilities(TARGET, 3, np.random.default_rng(seed))
+    target = np.array(order)[TARGET]
+    predictions = SplitPredictions(
+        paths, digests or [""] * 30, np.arange(30), target, table[:, np.argsort(order)]
+    )
+    return RunFacts(name=name, path=name, classes=classes, predictions={"val": predictions})
+
+
+def test_runs_share_the_images_of_equal_paths() -> None:
+    first = build_facts("a", seed=0)
+    second = build_facts("b", seed=1, paths=[f"{row}.png" for row in range(10, 40)])
+    shared = match_images(first, second, "val")
+    assert shared is not None
+    # image 10 is the second run's first row, whose class is another one: 10 % 3 = 1, 0 % 3 = 0
+    assert len(shared.paths) == 0
+    assert shared.num_relabelled == 20
+    assert shared.num_only_one == 20
+
+
+def test_runs_with_classes_in_another_order_have_the_same_predictions() -> None:
+    first = build_facts("a", seed=0)
+    second = build_facts("b", seed=0, classes=("cow", "ant", "bee"))
+    shared = match_images(first, second, "val")
+    assert shared is not None
+    assert len(shared.paths) == 30
+    assert shared.after == pytest.approx(shared.before)
+    assert shared.target.tolist() == TARGET.tolist()
+
+
+def test_runs_of_moved_data_share_images_by_digest() -> None:
+    digests = [f"digest {row}" for row in range(30)]
+    first = build_facts("a", seed=0, digests=digests)
+    moved = [f"new/{row}.png" for row in range(30)]
+    second = build_facts("b", seed=1, paths=moved, digests=digests)
+    shared = match_images(first, second, "val")
+    assert shared is not None
+    assert len(shared.paths) == 30
+    changed = build_facts("c", seed=1, digests=[f"{digest}!" for digest in digests])
+    other = match_images(first, changed, "val")
+    assert other is not None
+    assert len(other.paths) == 0  # the same names of other files
+
+
+def test_paired_test_counts_the_images_of_one_run_only() -> None:
+    runs = [build_facts("a", seed=0), build_facts("b", seed=1)]
+    [test] = build_paired(runs).tests
+    correct = [run.predictions["val"].probabilities.argmax(axis=1) == TARGET for run in runs]
+    gained, lost = int((correct[1] & ~correct[0]).sum()), int((correct[0] & ~correct[1]).sum())
+    assert gained + lost > 0
+    assert f"b alone is right on {gained} image" in test.changes
+    assert f"a alone on {lost} (" in test.changes
+    changed = build_changed(runs)
+    assert changed is not None
+    kinds = [image.kind for image in changed.lists[0].images]
+    assert (kinds.count("now right"), kinds.count("now wrong")) == (gained, lost)
+
+
+def test_runs_without_shared_images_or_predictions_are_told_as_not_comparable() -> None:
+    first = build_facts("a", seed=0)
+    second = build_facts("b", seed=1, paths=[f"other/{row}.png" for row in range(30)])
+    [test] = build_paired([first, second]).tests
+    assert test.images.startswith("Not comparable")
+    assert test.rows == ()
+    [test] = build_paired([first, replace(second, predictions={})]).tests
+    assert "b has no stored predictions" in test.images
+    assert build_changed([first, replace(second, predictions={})]) is None
+
+
+def test_runs_of_different_classes_are_refused_with_the_difference() -> None:
+    first = build_facts("a", seed=0)
+    second = replace(build_facts("b", seed=0), classes=("ant", "bee", "dog"))
+    with pytest.raises(ConfigError, match=r"only a has 'cow'; only b has 'dog'"):
+        check_same_classes([first, second])
+    labels = replace(first, card={"thresholds": [0.5, 0.5, 0.5]}, path="labels")
+    with pytest.raises(ConfigError, match="any number of labels"):
+        check_same_classes([first, labels])
+
+
+def test_differences_leave_out_what_a_run_does_not_learn_by() -> None:
+    first = RunFacts(name="a", path="x/a", config={"optim.lr": 0.1, "output": "a", "seed": 0})
+    second = RunFacts(name="a", path="y/a", config={"optim.lr": 0.2, "output": "b", "seed": 0})
+    section = build_differences([first, second, RunFacts(name="c", path="c")])
+    assert section.rows == (("optim.lr", ("0.1", "0.2")),)
+    assert section.num_equal == 1
+    assert section.labels == ("x/a", "y/a")
+    assert section.missing == ("c",)
+    assert label_runs([first, first]) == ("x/a (1)", "x/a (2)")
+
+
+def test_report_of_several_runs_is_written_to_the_working_folder(
+    trained: FitResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained.run_dir, copy, ignore=shutil.ignore_patterns("checkpoints"))
+    monkeypatch.chdir(tmp_path)
+    result = report([trained.run_dir, copy])
+    assert result.output == Path("comparison.html")
+    assert "No setting that a run learns by differs" in result.output.read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="their classes differ"):
+        report([trained.run_dir, OLD_RUN])

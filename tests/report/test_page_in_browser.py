@@ -1,0 +1,145 @@
+"""Tests of pages in a browser: what is on them, and how it behaves."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from finetune.commands.report.report import report
+from finetune.report.section_registry import SECTIONS
+from tests.support.helpers import ROOT
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+    Opener = Callable[..., Page]
+
+OLD_RUN = ROOT / "tests" / "files" / "run_0_1_0"
+_OVERFLOW = "document.documentElement.scrollWidth - window.innerWidth"
+
+
+def test_page_has_every_section_and_charts_and_no_console_message(
+    page_file: Path, open_page: "Opener"
+) -> None:
+    page = open_page(page_file)
+    names = page.eval_on_selector_all("main > section", "all => all.map(one => one.id)")
+    # a run with one split has no folds
+    expected = [kind.name for kind in SECTIONS if kind.name != "folds"]
+    assert [name for name in names if name in expected] == [n for n in expected if n in names]
+    assert set(expected) - set(names) == set()
+    links = page.eval_on_selector_all(".page-nav a", "all => all.map(one => one.hash.slice(1))")
+    assert links == names
+    assert page.locator(".u-over").count() == page.locator("[data-chart]").count() > 2
+    assert not page.locator(".chart-static").first.is_visible()
+    assert page_file.stat().st_size < 5_000_000
+
+
+def test_page_table_sorts_by_click_and_by_keyboard(page_file: Path, open_page: "Opener") -> None:
+    page = open_page(page_file)
+    table = page.locator("#classes table").first
+    header = table.locator("th", has_text="Precision")
+
+    def read_values() -> list[float]:
+        column = header.evaluate("one => one.cellIndex")
+        cells = table.locator("tbody tr").evaluate_all(
+            f"rows => rows.map(row => row.cells[{column}].dataset.value)"
+        )
+        return [float(value) if value else -1.0 for value in cells]
+
+    header.get_by_role("button").click()
+    assert header.get_attribute("aria-sort") == "descending"
+    assert read_values() == sorted(read_values(), reverse=True)
+    header.get_by_role("button").press("Enter")
+    assert header.get_attribute("aria-sort") == "ascending"
+    known = [value for value in read_values() if value >= 0]
+    assert known == sorted(known)
+    name = table.locator("th", has_text="Class").first
+    name.get_by_role("button").press("Space")
+    assert name.get_attribute("aria-sort") == "ascending"
+    assert header.get_attribute("aria-sort") == "none"
+
+
+def test_page_theme_follows_the_system_and_the_toggle(page_file: Path, open_page: "Opener") -> None:
+    def read_background(page: "Page") -> int:
+        color = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return sum(int(part) for part in color[color.index("(") + 1 : -1].split(",")[:3])
+
+    light, dark = (open_page(page_file, color_scheme=name) for name in ("light", "dark"))
+    assert read_background(light) > 600 > 150 > read_background(dark)
+    toggle = light.get_by_role("button", name="Dark")
+    assert toggle.get_attribute("aria-pressed") == "false"
+    toggle.press("Enter")
+    assert toggle.get_attribute("aria-pressed") == "true"
+    assert read_background(light) < 150
+    dark.get_by_role("button", name="Dark").click()
+    assert read_background(dark) > 600
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("kind", ["run", "comparison", "old run"])
+def test_page_does_not_scroll_sideways(
+    kind: str,
+    width: int,
+    page_file: Path,
+    comparison_file: Path,
+    tmp_path: Path,
+    open_page: "Opener",
+) -> None:
+    file = {"run": page_file, "comparison": comparison_file}.get(kind)
+    if file is None:
+        file = report([OLD_RUN], output=tmp_path / "old.html").output
+    page = open_page(file, width=width)
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    assert page.evaluate(_OVERFLOW) <= 0
+
+
+def test_page_on_paper_has_static_charts_and_no_navigation(
+    page_file: Path, open_page: "Opener"
+) -> None:
+    page = open_page(page_file, color_scheme="dark")
+    page.emulate_media(media="print")
+    assert not page.locator(".page-nav").is_visible()
+    assert not page.locator("#theme-toggle").is_visible()
+    assert not page.locator(".chart-canvas").first.is_visible()
+    assert page.locator(".chart-static").first.is_visible()
+    color = page.evaluate("getComputedStyle(document.querySelector('h2')).color")
+    assert sum(int(part) for part in color[4:-1].split(",")) < 200  # dark on white
+
+
+def test_page_without_script_shows_charts_and_tables(page_file: Path, open_page: "Opener") -> None:
+    page = open_page(page_file, java_script_enabled=False)
+    assert page.locator(".chart-static").first.is_visible()
+    assert page.locator("#classes tbody tr").first.is_visible()
+    assert not page.locator("#theme-toggle").is_visible()
+
+
+def test_page_first_tab_stop_skips_to_the_content(page_file: Path, open_page: "Opener") -> None:
+    page = open_page(page_file)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip-link"
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+
+
+def test_page_legend_hides_a_line_by_keyboard(page_file: Path, open_page: "Opener") -> None:
+    page = open_page(page_file)
+    button = page.locator("#curves .legend button").first
+    button.press("Enter")
+    assert button.get_attribute("aria-pressed") == "false"
+    button.press("Enter")
+    assert button.get_attribute("aria-pressed") == "true"
+
+
+def test_comparison_shows_differences_tests_and_changed_images(
+    comparison_file: Path, open_page: "Opener"
+) -> None:
+    page = open_page(comparison_file)
+    differences = page.locator("#differences tbody tr").all_inner_texts()
+    assert [row.split() for row in differences] == [["optim.lr", "0.01", "0.02"]]
+    assert page.locator("#paired tbody tr").count() == 6  # three metrics on test and on val
+    assert "McNemar" in page.locator("#paired").inner_text()
+    assert page.locator("#changed tbody tr").count() > 0
+    assert page.locator("#overlay .u-over").count() >= 2

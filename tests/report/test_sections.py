@@ -1,0 +1,204 @@
+"""Tests of sections: what they show of made facts, and that they are left out without them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from finetune.report.kept_weights import describe_kept_weights
+from finetune.report.page import render_report
+from finetune.report.phases import find_phases
+from finetune.report.run_facts import RunFacts
+from finetune.report.sections.evaluation.calibration_section import build_calibration
+from finetune.report.sections.evaluation.class_section import build_classes
+from finetune.report.sections.evaluation.confusion_section import (
+    MAX_DRAWN_CLASSES,
+    build_confusion,
+    find_confused_pairs,
+)
+from finetune.report.sections.evaluation.metrics_section import build_metrics
+from finetune.report.sections.training.curves_section import build_curves
+from tests.support.reports import build_predictions, draw_probabilities
+
+EVIL = "</script><script>alert(1)</script>"
+
+
+def build_facts(num_classes: int = 3, **fields: object) -> RunFacts:
+    """Return facts of a run with predictions of its validation images."""
+    random = np.random.default_rng(0)
+    target = np.arange(10 * num_classes) % num_classes
+    table = draw_probabilities(target, num_classes, random)
+    accuracy = float((table.argmax(axis=1) == target).mean())
+    facts = {"metrics": {"val": {"loss": 1.0, "accuracy": accuracy}}, "evaluations": {}}
+    base = RunFacts(
+        name="run",
+        path="runs/run",
+        card={"backbone": "resnet18", "facts": facts, "temperature": 2.0},
+        classes=tuple(f"class {number}" for number in range(num_classes)),
+        class_counts={"train": [20] * num_classes},
+        num_images={"train": 20 * num_classes, "val": len(target)},
+        predictions={"val": build_predictions(target, table)},
+    )
+    return replace(base, **fields)  # type: ignore[arg-type]
+
+
+def build_row(epoch: int, **values: float) -> dict[str, float]:
+    """Return a row of metrics; ``val_loss`` is ``val/loss``."""
+    return {"epoch": float(epoch), **{k.replace("__", "/"): v for k, v in values.items()}}
+
+
+def test_confusion_matrix_is_drawn_up_to_a_number_of_classes() -> None:
+    drawn = build_confusion(build_facts(MAX_DRAWN_CLASSES))
+    many = build_confusion(build_facts(MAX_DRAWN_CLASSES + 1))
+    assert drawn is not None
+    assert many is not None
+    assert drawn.heat_map is not None
+    assert len(drawn.heat_map.cells) == MAX_DRAWN_CLASSES**2
+    assert many.heat_map is None
+    assert len(many.pairs) > 0
+
+
+def test_confused_pairs_are_sorted_by_images_and_leave_out_hits() -> None:
+    matrix = np.array([[5, 1, 4], [0, 4, 1], [2, 0, 2]])
+    pairs = find_confused_pairs(matrix, ("a", "b", "c"))
+    assert [(p.label, p.predicted, p.count) for p in pairs] == [
+        ("a", "c", 4), ("c", "a", 2), ("b", "c", 1), ("a", "b", 1),
+    ]  # fmt: skip
+    assert pairs[0].fraction == pytest.approx(0.4)
+
+
+def test_phases_follow_the_learning_rates() -> None:
+    rows = [
+        build_row(0, val__loss=1.0),
+        build_row(1, lr__head=0.1, lr__layer4=0.0, lr__stem=0.0),
+        build_row(2, lr__head=0.1, lr__layer4=0.0, lr__stem=0.0),
+        build_row(3, lr__head=0.1, lr__layer4=0.01, lr__stem=0.0),
+        build_row(4, lr__head=0.1, lr__layer4=0.01, lr__stem=0.001),
+    ]
+    phases = find_phases(rows)
+    assert [(p.first_epoch, p.last_epoch, p.describe(3)) for p in phases] == [
+        (1, 2, "head only"), (3, 3, "head to layer4"), (4, 4, "all layers"),
+    ]  # fmt: skip
+    assert [phase.name_briefly(3) for phase in phases] == ["head", "to layer4", "all layers"]
+    assert find_phases([build_row(1, val__loss=1.0)]) == ()
+
+
+def test_curves_have_the_probe_as_baseline_and_mark_the_best_epoch() -> None:
+    rows = [
+        build_row(0, val__loss=0.9, val__accuracy=0.6),
+        build_row(1, train__loss=2.0, train_eval__loss=0.7, val__loss=0.8, val__accuracy=0.7),
+        build_row(2, train__loss=1.5, train_eval__loss=0.4, val__loss=0.85, val__accuracy=0.65),
+    ]
+    section = build_curves(build_facts(rows=rows, config={"checkpoint.monitor": "loss"}))
+    assert section is not None
+    loss = section.charts[0]
+    assert loss.mark == 1
+    lines = {line.label: line for line in loss.series}
+    assert lines["linear probe, validation"].values == (0.9, 0.9)
+    assert lines["training"].values == (0.7, 0.4)
+    assert lines["optimized loss"].is_faint
+    assert section.note == ""
+    columns = [name for name in rows[1] if not name.startswith("train_eval")]
+    old_rows = [{name: row[name] for name in columns if name in row} for row in rows]
+    old = build_curves(build_facts(rows=old_rows))
+    assert old is not None
+    assert "cannot be compared" in old.note
+
+
+def test_curves_skip_values_that_cannot_be_drawn() -> None:
+    rows = [build_row(1, train__loss=float("nan"), val__loss=0.5), build_row(2, val__loss=0.4)]
+    section = build_curves(build_facts(rows=rows))
+    assert section is not None
+    data = section.charts[0].to_json()
+    assert {line["label"] for line in data["series"]} >= {"validation"}
+    assert render_report(build_facts(rows=rows), version="1")  # JSON without NaN
+
+
+def test_metrics_show_both_sides_of_imbalance() -> None:
+    facts = build_facts(class_counts={"train": [80, 10, 10]})
+    prior = [0.8, 0.1, 0.1]
+    priors = {"train": prior, "model": prior, "target": [1 / 3] * 3}
+    section = build_metrics(replace(facts, card={**facts.card, "priors": priors}))
+    assert section is not None
+    assert section.sides is not None
+    assert section.sides.columns == ("Class prior of the network", "Balanced classes")
+    assert section.sides.shipped == 1
+    rows = dict(section.sides.rows)
+    # the network's own prior favours the common class
+    common, rare = rows["Recall of the commonest third"], rows["Recall of the rarest third"]
+    assert float(common[0].rstrip("%")) > float(common[1].rstrip("%"))
+    assert float(rare[0].rstrip("%")) < float(rare[1].rstrip("%"))
+    balanced = build_metrics(facts)
+    assert balanced is not None
+    assert balanced.sides is None
+
+
+def test_calibration_has_diagrams_before_and_after() -> None:
+    section = build_calibration(build_facts())
+    assert section is not None
+    assert [diagram.title for diagram in section.diagrams] == [
+        "Without temperature", "With temperature",
+    ]  # fmt: skip
+    facts = build_facts()
+    single = build_calibration(replace(facts, card={**facts.card, "temperature": 1.0}))
+    assert single is not None
+    assert len(single.diagrams) == 1
+
+
+def test_classes_of_several_labels_have_thresholds_and_no_matrix() -> None:
+    target = np.eye(3, dtype=np.float32)
+    stats = {"support": 1, "threshold": 0.25, "average_precision": 1.0, "recall": None}
+    evaluations = {"val": {"num_images": 3, "per_label": {"dog": stats}}}
+    facts = build_facts(
+        card={"thresholds": [0.25], "facts": {"metrics": {"val": {}}, "evaluations": evaluations}},
+        predictions={"val": build_predictions(target, np.full((3, 3), 0.5))},
+    )
+    assert build_confusion(facts) is None
+    section = build_classes(facts)
+    assert section is not None
+    assert section.noun == "label"
+    assert section.tables[0].columns == ("Images", "Threshold", "Average precision")
+    assert section.tables[0].rows[0][1][1].text == "0.250"
+    assert render_report(facts, version="1")
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "rows", "expected"),
+    [
+        ({"fraction": 0.0}, [(0, 0.5), (1, 0.6)], "the linear probe: 1 epoch of fine-tuning"),
+        ({"fraction": 0.75}, [(0, 0.5), (1, 0.6)], "at 0.75 of the way"),
+        ({"fraction": None}, [(0, 0.5), (1, 0.4), (2, 0.6)], "the weights of epoch 1 of 2"),
+        (None, [(0, 0.3), (1, 0.4)], "the linear probe"),
+        (None, [], "the last epoch"),
+    ],
+)
+def test_kept_weights_are_named(
+    interpolation: dict[str, float] | None, rows: list[tuple[int, float]], expected: str
+) -> None:
+    facts = build_facts(
+        card={"facts": {"interpolation": interpolation}},
+        rows=[build_row(epoch, val__loss=loss) for epoch, loss in rows],
+        config={"checkpoint.monitor": "loss"},
+    )
+    assert expected in describe_kept_weights(facts)
+
+
+def test_page_escapes_names_of_classes_files_and_runs() -> None:
+    facts = build_facts(
+        name=EVIL,
+        classes=(EVIL, "b", "c"),
+        rejected=[(EVIL, EVIL)],
+        audit={"duplicates": [], "label_errors": None},
+        rows=[build_row(1, val__loss=1.0, **{f"lr__{EVIL}": 0.1})],
+        findings=[{"severity": "warning", "title": EVIL, "sentence": EVIL}],
+    )
+    page = render_report(facts, version="1")
+    assert "<script>alert" not in page
+    assert page.count("</script>") == page.count("<script")
+
+
+def test_page_of_a_run_without_anything_has_a_summary() -> None:
+    page = render_report(RunFacts(name="empty", path="empty", classes=("a", "b")), version="1")
+    assert "not been evaluated" in page
+    assert "The run is not finished" in page
+    assert 'id="curves"' not in page

@@ -1,0 +1,96 @@
+"""Tests of the metrics of predictions, compared with those of evaluations and of libraries."""
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.evaluation.metrics import calibration_error, evaluate_probabilities
+from finetune.evaluation.multi_label.label_metrics import evaluate_labels
+from finetune.report.reliability import measure_reliability, undo_temperature
+from finetune.report.split_metrics import measure_split, shift_probabilities
+from tests.support.reports import build_predictions, draw_probabilities
+
+NUM_CLASSES = 7
+RANDOM = np.random.default_rng(5)
+TARGET = RANDOM.integers(0, NUM_CLASSES - 1, 120)  # the last class has no image
+TABLE = draw_probabilities(TARGET, NUM_CLASSES, RANDOM)
+
+
+def test_measure_split_equals_evaluation() -> None:
+    counts = list(range(1, NUM_CLASSES + 1))
+    expected = evaluate_probabilities(
+        torch.from_numpy(TABLE),
+        torch.from_numpy(TARGET),
+        classes=[str(number) for number in range(NUM_CLASSES)],
+        train_counts=counts,
+    )
+    rarest = tuple(int(name) for name in expected.rarest_classes)
+    measured = measure_split(build_predictions(TARGET, TABLE), rarest)
+    assert measured.values.keys() == expected.metrics.keys()
+    for name, value in expected.metrics.items():
+        # torchmetrics averages in float32
+        assert measured.values[name] == pytest.approx(value, abs=1e-6), name
+        low, high = measured.intervals[name]
+        assert low < measured.values[name] < high
+
+
+def test_measure_split_interval_of_accuracy_is_near_that_of_wilson() -> None:
+    expected = evaluate_probabilities(
+        torch.from_numpy(TABLE), torch.from_numpy(TARGET), classes=list("abcdefg")
+    ).accuracy_interval
+    assert measure_split(build_predictions(TARGET, TABLE)).intervals["accuracy"] == pytest.approx(
+        expected, abs=0.02
+    )
+
+
+def test_measure_split_of_dependent_images_has_wider_interval() -> None:
+    single = build_predictions(TARGET, TABLE)
+    copies = build_predictions(np.tile(TARGET, 4), np.tile(TABLE, (4, 1)))
+    grouped = type(copies)(
+        copies.paths, copies.digests, np.tile(single.groups, 4), copies.target, copies.probabilities
+    )
+    widths = [
+        high - low for low, high in (measure_split(one).intervals["accuracy"]
+                                     for one in (single, copies, grouped))
+    ]  # fmt: skip
+    assert widths[1] == pytest.approx(widths[0] / 2, rel=0.15)
+    assert widths[2] == pytest.approx(widths[0], rel=0.1)
+
+
+def test_reliability_error_equals_calibration_error_of_evaluation() -> None:
+    reliability = measure_reliability(TABLE, TARGET)
+    expected = calibration_error(torch.from_numpy(TABLE), torch.from_numpy(TARGET))
+    assert reliability.error == pytest.approx(expected, abs=1e-6)
+    assert sum(one.count for one in reliability.bins) == len(TARGET)
+
+
+def test_reliability_of_labels_counts_each_label() -> None:
+    target = (RANDOM.random((30, 4)) < 0.3).astype(np.float32)
+    table = RANDOM.random((30, 4))
+    reliability = measure_reliability(table, target)
+    assert reliability.num_predictions == 120
+    evaluation = evaluate_labels(
+        torch.from_numpy(table), torch.from_numpy(target), classes=list("abcd"), thresholds=None
+    )
+    assert reliability.loss == pytest.approx(evaluation.metrics["loss"], rel=1e-6)
+
+
+def test_undo_temperature_returns_the_probabilities_before_it() -> None:
+    logits = RANDOM.normal(size=(20, NUM_CLASSES)) * 3
+    shift = RANDOM.normal(size=NUM_CLASSES)
+
+    def compute(temperature: float) -> np.ndarray:
+        return torch.softmax(torch.from_numpy(logits / temperature + shift), dim=1).numpy()
+
+    raw = undo_temperature(compute(1.7), 1.7, shift, is_multi_label=False)
+    assert raw == pytest.approx(compute(1.0), abs=1e-9)
+    labels = 1 / (1 + np.exp(-logits / 1.7))
+    raw = undo_temperature(labels, 1.7, None, is_multi_label=True)
+    assert raw == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-9)
+
+
+def test_shift_probabilities_is_bayes_rule() -> None:
+    ratio = np.array([1.0, 2.0, 0.5, 1.0, 4.0, 1.0, 1.0])
+    weighted = TABLE * ratio
+    expected = weighted / weighted.sum(axis=1, keepdims=True)
+    assert shift_probabilities(TABLE, np.log(ratio)) == pytest.approx(expected)

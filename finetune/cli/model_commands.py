@@ -228,7 +228,7 @@ def _show_export(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
         same = "labels at the thresholds" if is_multi_label else "top-1 class"
         num_same = parity["num_same_labels" if is_multi_label else "num_same_top1"]
         rows["parity"] = (
-            f"timm predicts the same {same} on {num_same} of "
+            f"{'the exported ensemble' if tree['members'] else 'timm'} predicts the same {same} on {num_same} of "
             f"{format_count(parity['num_images'], 'image')}; probabilities differ by at most "
             f"{format_scientific(parity['max_abs_diff'])}"
         )

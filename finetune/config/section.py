@@ -80,6 +80,10 @@ _EXPECTED_BY_TYPE = {
 
 def describe_invalid_value(errors: Sequence[ErrorDetails]) -> str:
     """Return what was found and what is expected, from the errors of all types of a union."""
+    first = errors[0]
+    if first["input"] is None and ":" in str(first["loc"][-1:]):
+        # YAML reads {head:3} as a key without a value
+        return "found no value. Write a blank after the colon, as in {name: value}"
     expected = [_describe_expected(error) for error in errors]
     if {error["type"] for error in errors} == {"value_error"}:
         return expected[0]

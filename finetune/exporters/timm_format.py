@@ -13,11 +13,11 @@ def explain_refusal(backbone: str, head: str | None, *, bundle: Path | None = No
         head: Name of a classifier with hidden layers; None or "linear" for a linear one.
         bundle: Folder of the model, which the message names; None if it has none.
     """
-    name = "the bundle" if bundle is None else f"the bundle, {bundle}"
+    name = "the bundle" if bundle is None else f"the bundle, {bundle},"
     if is_import_path(backbone):
         return (
             f"The timm format cannot apply to '{backbone}', which timm does not know. Copy "
-            f"{name}, and the module instead: finetune predict and finetune evaluate read the "
+            f"{name} and the module instead: finetune predict and finetune evaluate read the "
             f"bundle wherever Python can import the module."
         )
     if head not in (None, "linear"):

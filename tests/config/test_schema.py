@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from finetune.config.load import build_config
+from finetune.config.load import build_config, parse_assignments
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
 from finetune.types import Split
@@ -120,6 +120,11 @@ def test_config_invalid_value_raises_config_error_with_expected_values(
     assert lines[1].startswith(f"  {key}: ")
     assert message in lines[1]
     assert lines[1].endswith("(command line)")
+
+
+def test_colon_without_a_blank_is_explained() -> None:
+    with pytest.raises(ConfigError, match=r"found no value\. Write a blank after the colon"):
+        build_config({}, assignments=parse_assignments(["optim.max_norm={head:3}"]))
 
 
 def test_error_of_a_layer_group_names_it_once_for_each() -> None:

@@ -227,8 +227,10 @@ def _show_export(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
         is_multi_label = parity["num_same_labels"] is not None
         same = "labels at the thresholds" if is_multi_label else "top-1 class"
         num_same = parity["num_same_labels" if is_multi_label else "num_same_top1"]
+        # a member may be one that timm cannot read
+        reader = "the exported ensemble" if tree["members"] else "timm"
         rows["parity"] = (
-            f"{'the exported ensemble' if tree['members'] else 'timm'} predicts the same {same} on {num_same} of "
+            f"{reader} predicts the same {same} on {num_same} of "
             f"{format_count(parity['num_images'], 'image')}; probabilities differ by at most "
             f"{format_scientific(parity['max_abs_diff'])}"
         )

@@ -7,7 +7,7 @@ from finetune.data.stratified_sample import draw_stratified_sample
 
 
 def count(labels: np.ndarray, rows: np.ndarray) -> list[int]:
-    return np.bincount(labels[rows], minlength=labels.max() + 1).tolist()
+    return [int(n) for n in np.bincount(labels[rows], minlength=labels.max() + 1)]
 
 
 @pytest.mark.parametrize(

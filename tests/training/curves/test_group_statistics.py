@@ -53,8 +53,10 @@ def copy_weights(module: Any) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in module.classifier.network.named_parameters()}
 
 
-def train(training: Training, folder: Path, *callbacks: Callback) -> list[dict[str, str]]:
-    """Train all epochs and return the rows of ``metrics.csv``."""
+def train(
+    training: Training, folder: Path, *callbacks: Callback, checkpoint: Path | None = None
+) -> list[dict[str, str]]:
+    """Train all epochs, or those after a checkpoint, and return the rows of ``metrics.csv``."""
     randomise(training.module.classifier.network)
     csv = MetricsCsv(folder / "metrics.csv", reporter=Reporter())
     trainer = create_trainer(
@@ -63,7 +65,7 @@ def train(training: Training, folder: Path, *callbacks: Callback) -> list[dict[s
         callbacks=[UnfreezeScheduler(), *callbacks, csv],
         loggers=[],
     )
-    fit(trainer, training.module, training.datamodule, checkpoint_path=None)
+    fit(trainer, training.module, training.datamodule, checkpoint_path=checkpoint)
     return read_rows(folder)
 
 
@@ -151,3 +153,44 @@ def test_train_clock_counts_images_per_second() -> None:
     clock.add(10)
     clock.stop()
     assert clock.images_per_second == 10.0
+
+
+class CheckpointSaver(Callback):
+    """Callback that saves after some steps of an epoch; after all of them, within the validation.
+
+    Args:
+        path: Path of the checkpoint.
+        epoch: Epoch, counted from 0.
+        steps: Steps of the epoch.
+    """
+
+    def __init__(self, path: Path, *, epoch: int, steps: int) -> None:
+        self.path = path
+        self.epoch = epoch
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if (trainer.current_epoch, args[-1] + 1) == (self.epoch, self.steps) and self.steps < 3:
+            trainer.save_checkpoint(self.path)
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if trainer.current_epoch == self.epoch and self.steps == 3:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("steps", [2, 3], ids=["within the epoch", "within the validation"])
+def test_epoch_resumed_midway_has_the_same_statistics(
+    animals: Path, tmp_path: Path, steps: int
+) -> None:
+    settings: dict[str, Any] = {"optim__lr": 0.01, "model__batch_norm": "frozen"}
+    saver = CheckpointSaver(tmp_path / "mid.ckpt", epoch=1, steps=steps)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "resumed").mkdir()
+    expected = train(create_small_training(animals, **settings), tmp_path / "whole", saver)[1]
+    training = create_small_training(animals, **settings)
+    (row,) = train(training, tmp_path / "resumed", checkpoint=saver.path)
+    times = ("seconds", "images_per_second")
+    assert {n: v for n, v in row.items() if n not in times} == {
+        n: v for n, v in expected.items() if n not in times
+    }
+    assert ("images_per_second" in row) == (steps < 3), "no step was timed"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.cli.render.diagnosis_lines import build_diagnosis_lines
 from finetune.cli.render.evaluation_table import format_metric
 from finetune.exporters.timm_format import explain_refusal
 from finetune.system.run_folder import RunFolder
@@ -29,6 +30,9 @@ def show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
         _show_splits(reporter, tree, "Best model")
         if tree["calibration"] is not None:
             reporter.show_calibration(tree["calibration"])
+    if tree["diagnosis"] is not None:
+        for line in build_diagnosis_lines(tree["diagnosis"]):
+            reporter.note(line)
     run_dir = tree["run_dir"]
     reporter.note(f"Run folder: {run_dir} ({format_duration(tree['seconds'])})")
     run = RunFolder(Path(run_dir))

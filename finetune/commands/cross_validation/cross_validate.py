@@ -41,6 +41,7 @@ from finetune.commands.cross_validation.summary import (
     format_summary,
     summarise_folds,
 )
+from finetune.commands.diagnosis.fit_diagnosis import write_diagnosis
 from finetune.commands.fit.process_group import open_rendezvous
 from finetune.commands.fit.resume import build_resume_config, is_complete
 from finetune.commands.fit.single_run import (
@@ -237,6 +238,7 @@ def _finish(
         "metrics": {key: value for key, value in facts["metrics"].items() if key != "out_of_fold"},
     }
     write_text(run.cross_validation_path, format_summary(summary))
+    write_diagnosis(run, reporter=reporter)
     write_run_report(run, cross_validation.config, reporter)
     result = build_result(run, start, facts, work.plan)
     return replace(result, cross_validation=summary)

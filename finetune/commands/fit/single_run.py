@@ -1,7 +1,7 @@
 """One run with one split: start, resume or join it, and its result."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from finetune.audit.report import format_audit_json, format_findings_csv
 from finetune.builders import Training
 from finetune.bundle.model_card import read_card_json
 from finetune.bundle.renamed_facts import rename_facts
+from finetune.commands.diagnosis.fit_diagnosis import read_diagnosis
 from finetune.commands.fit.micro_batch_reduction import (
     reduce_micro_batch,
     retry_with_smaller_micro_batches,
@@ -60,6 +61,7 @@ class FitResult:
         stages: Results of heads on earlier stages of the backbone; None where none were probed.
         cross_validation: Folds, their metrics with intervals, and the model that follows from them;
             None for a run with one split.
+        diagnosis: Findings on the run, the worst first; None if it was not diagnosed.
     """
 
     run_dir: Path
@@ -73,6 +75,7 @@ class FitResult:
     early_stop: Mapping[str, Any] | None = None
     stages: Mapping[str, Any] | None = None
     cross_validation: Mapping[str, Any] | None = None
+    diagnosis: Sequence[Mapping[str, Any]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values."""
@@ -90,6 +93,9 @@ class FitResult:
             "stages": None if self.stages is None else dict(self.stages),
             "cross_validation": (
                 None if self.cross_validation is None else dict(self.cross_validation)
+            ),
+            "diagnosis": (
+                None if self.diagnosis is None else [dict(one) for one in self.diagnosis]
             ),
             "plan": dict(self.plan),
         }
@@ -239,4 +245,5 @@ def build_result(
         prior_adjustment=facts.get("prior_adjustment"),
         early_stop=facts.get("early_stop"),
         stages=read_stages(run),
+        diagnosis=read_diagnosis(run),
     )

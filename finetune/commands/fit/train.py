@@ -14,6 +14,7 @@ from finetune.builders import (
     get_micro_batch_size,
 )
 from finetune.builders.criterion import select_probe_loss
+from finetune.commands.diagnosis.fit_diagnosis import write_diagnosis
 from finetune.commands.fit.finalize import FinalEvaluation, evaluate_best_model, write_bundle
 from finetune.commands.fit.process_group import open_process_group
 from finetune.commands.fit.resume import find_run_early_stop, is_trained
@@ -44,10 +45,7 @@ from finetune.system.run_folder import RunFolder
 from finetune.training.callbacks.network_compiler import NetworkCompiler
 from finetune.training.callbacks.progress import Progress
 from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
-from finetune.training.checkpoint_io import (
-    is_probe_checkpoint,
-    save_probe,
-)
+from finetune.training.checkpoint_io import is_probe_checkpoint, save_probe
 from finetune.training.loggers.wandb_logger import RunTracker
 from finetune.training.trainer import create_trainer
 from finetune.training.trainer import fit as fit_epochs
@@ -111,6 +109,7 @@ def train(
             "another optim.lr."
         )
     write_bundle(run, evaluation)
+    write_diagnosis(run, reporter=reporter)
     num_processes = 1 if rendezvous is None else rendezvous.launch.world_size
     write_fit_report(run, training, clock, num_processes=num_processes, reporter=reporter)
     tracker.finish(

@@ -1,0 +1,1 @@
+"""Diagnosis of a run folder at the end of a fit."""

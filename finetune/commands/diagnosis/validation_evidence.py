@@ -1,0 +1,122 @@
+"""Evidence of the final model on the validation images, from its predictions or its model card."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.data.manifest import Manifest
+from finetune.diagnosis.evidence import ClassRow, ValidationEvidence
+from finetune.report.run_facts import SplitPredictions
+from finetune.types import Split
+
+IMPROBABLE = 0.01
+"""Probability of a label below which it counts as improbable.
+
+Of right labels, a calibrated model gives about as many such ones as its probabilities sum up to.
+"""
+
+_TINY = float(np.finfo(np.float32).tiny)
+
+# shape suffixes: N images, K classes
+
+
+def build_validation(
+    predictions: SplitPredictions,
+    manifest: Manifest,
+    *,
+    metrics: Mapping[str, float | None],
+    details: Mapping[str, Any],
+    accuracy_without_leaks: float | None,
+    is_adjusted: bool,
+) -> ValidationEvidence:
+    """Return the evidence of predictions.
+
+    Args:
+        predictions: Probabilities and true classes of N images.
+        manifest: Images of the run.
+        metrics: Metrics of the final model; None for undefined ones.
+        details: Statistics of its evaluation, as on the model card.
+        accuracy_without_leaks: Accuracy without leaked images; None if there are none.
+        is_adjusted: Whether the probabilities are for another class prior than that of the images,
+            so that they do not tell how many labels of a class to expect.
+    """
+    target, probabilities_NK = predictions.target, predictions.probabilities
+    known = {name: value for name, value in metrics.items() if value is not None}
+    counts = manifest.count_per_class(Split.TRAIN)
+    if target.ndim == 2:
+        p = np.clip(probabilities_NK, _TINY, 1 - 1e-7)
+        losses_N = -(target * np.log(p) + (1 - target) * np.log(1 - p)).mean(axis=1)
+        return ValidationEvidence(
+            num_images=len(target),
+            metrics=known,
+            classes=_parse_classes(details.get("per_label") or {}),
+            loss_deviation=_compute_deviation(losses_N),
+        )
+    chosen_N = probabilities_NK[np.arange(len(target)), target]
+    predicted_N = probabilities_NK.argmax(axis=1)
+    num_classes = len(manifest.classes)
+    confusion_KK = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(confusion_KK, (target, predicted_N), 1)
+    improbable = np.flatnonzero(chosen_N < IMPROBABLE)
+    order = improbable[np.argsort(chosen_N[improbable], kind="stable")]
+    expected = float(probabilities_NK[probabilities_NK < IMPROBABLE].sum())
+    return ValidationEvidence(
+        num_images=len(target),
+        num_correct=int((predicted_N == target).sum()),
+        metrics=known,
+        classes=tuple(
+            ClassRow(
+                name=name,
+                train_images=counts[k],
+                support=int(confusion_KK[k].sum()),
+                num_predicted=int(confusion_KK[:, k].sum()),
+                num_correct=int(confusion_KK[k, k]),
+            )
+            for k, name in enumerate(manifest.classes)
+        ),
+        confusion=tuple(tuple(int(count) for count in row) for row in confusion_KK),
+        loss_deviation=_compute_deviation(-np.log(np.maximum(chosen_N, _TINY))),
+        num_improbable=None if is_adjusted else len(order),
+        num_improbable_expected=None if is_adjusted else expected,
+        improbable_threshold=IMPROBABLE,
+        improbable_paths=tuple(predictions.paths[row] for row in order),
+        accuracy_without_leaks=accuracy_without_leaks,
+    )
+
+
+def build_validation_of_card(
+    metrics: Mapping[str, float | None],
+    details: Mapping[str, Any],
+    clean: Mapping[str, float | None],
+) -> ValidationEvidence | None:
+    """Return what the model card of an older run tells; None without an evaluation."""
+    num_images = details.get("num_images")
+    if not num_images:
+        return None
+    accuracy = metrics.get("accuracy")
+    return ValidationEvidence(
+        num_images=int(num_images),
+        num_correct=None if accuracy is None else round(accuracy * num_images),
+        metrics={name: value for name, value in metrics.items() if value is not None},
+        classes=_parse_classes(details.get("per_class") or details.get("per_label") or {}),
+        accuracy_without_leaks=clean.get("accuracy"),
+    )
+
+
+def _parse_classes(rows: Mapping[str, Mapping[str, Any]]) -> tuple[ClassRow, ...]:
+    return tuple(
+        ClassRow(
+            name=name,
+            train_images=row.get("train_images"),
+            support=int(row.get("support") or 0),
+            num_predicted=int(row.get("num_predicted") or 0),
+            num_correct=round((row.get("recall") or 0.0) * (row.get("support") or 0)),
+        )
+        for name, row in rows.items()
+    )
+
+
+def _compute_deviation(losses_N: NDArray[np.float64]) -> float | None:
+    return float(losses_N.std(ddof=1)) if len(losses_N) > 1 else None

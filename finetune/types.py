@@ -214,7 +214,8 @@ class Evaluation:
     Attributes:
         num_images: Number of evaluated images, each counted once.
         metrics: Metric name to value: loss, accuracy, balanced_accuracy, macro_f1,
-            rarest_third_recall and, with more than five classes, top5_accuracy.
+            rarest_third_recall where classes are rarer than others and, with more than five
+            classes, top5_accuracy.
         per_class: Statistics of each class, in class order.
         confusion_matrix: Counts, shape (K, K); rows are true classes, columns predicted ones.
         accuracy_interval: 95% confidence interval of the accuracy.

@@ -33,7 +33,8 @@ def evaluate_probabilities(
     ``balanced_accuracy`` is the mean recall over the classes present. ``macro_f1`` is the mean F1
     over the classes present or predicted. Both are scikit-learn's definitions.
     ``rarest_third_recall`` is the mean recall over the classes of ``select_rarest_third`` that are
-    present; it is omitted if none of them is. Intervals are Wilson score intervals.
+    present; it is undefined if none of them is, and omitted if no class is rarer. Intervals are
+    Wilson score intervals.
 
     Args:
         probabilities_NK: Class probabilities, shape (N, K), rows sum to 1.
@@ -79,7 +80,7 @@ def evaluate_probabilities(
         confusion_matrix=tuple(tuple(int(count) for count in row) for row in confusion),
         accuracy_interval=compute_wilson_interval(int(is_correct_N.sum()), len(target_N)),
         rarest_classes=tuple(c.name for c in rarest),
-        undefined_metrics=() if rarest_recalls else ("rarest_third_recall",),
+        undefined_metrics=("rarest_third_recall",) if rarest and not rarest_recalls else (),
     )
 
 
@@ -87,13 +88,25 @@ def select_rarest_third(per_class: Sequence[ClassStats]) -> list[ClassStats]:
     """Return the third of the classes with the fewest training images, at least one class.
 
     The number of classes is rounded down. If the training images are unknown, the classes present
-    are ranked by their number of evaluated images. Ties are broken by class order.
+    are ranked by their number of evaluated images.
+
+    Classes with equal counts are taken together or not at all, so that the selection does not
+    depend on their order: a tie at the limit is left out if rarer classes remain. No class is
+    selected if the counts differ by one image at most, which is how splits and folds round.
     """
     if all(stats.train_images is not None for stats in per_class):
-        ordered = sorted(per_class, key=lambda stats: stats.train_images or 0)
+        counted = [(stats.train_images or 0, stats) for stats in per_class]
     else:
-        ordered = sorted((c for c in per_class if c.support), key=lambda stats: stats.support)
-    return ordered[: max(1, len(ordered) // 3)]
+        counted = [(stats.support, stats) for stats in per_class if stats.support]
+    counted.sort(key=lambda pair: pair[0])
+    counts = [count for count, _ in counted]
+    if not counts or counts[-1] - counts[0] <= 1:
+        return []
+    num_third = max(1, len(counts) // 3)
+    limit = counts[num_third - 1]
+    if counts[num_third] > limit or limit == counts[0]:
+        return [stats for count, stats in counted if count <= limit]
+    return [stats for count, stats in counted if count < limit]
 
 
 def log_loss(probabilities_NK: Tensor, target_N: Tensor) -> float:

@@ -145,17 +145,44 @@ def test_rarest_third_is_ranked_by_training_images_if_known() -> None:
     assert evaluation.undefined_metrics == ("rarest_third_recall",)
 
 
-@pytest.mark.parametrize(("num_classes", "expected"), [(2, 1), (3, 1), (5, 1), (6, 2), (10, 3)])
-def test_rarest_third_has_at_least_one_class_and_breaks_ties_by_order(
-    num_classes: int, expected: int
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([7, 9], [0]),
+        ([9, 7, 8], [1]),
+        ([9, 9, 9, 9, 3, 2], [5, 4]),
+        ([9, 9, 9, 9, 9, 2], [5]),  # the second of two would depend on the order of the classes
+        ([9, 2, 2, 2], [1, 2, 3]),
+    ],
+)
+def test_rarest_third_takes_classes_with_equal_counts_together(
+    counts: list[int], expected: list[int]
 ) -> None:
-    classes = [f"class {k}" for k in range(num_classes)]
-    for counts in (None, [7] * num_classes):
+    num_classes = len(counts)
+    target = torch.repeat_interleave(torch.arange(num_classes), torch.tensor(counts))
+    for train_counts in (None, counts):
         evaluation = evaluate_probabilities(
-            torch.eye(num_classes), torch.arange(num_classes), classes=classes, train_counts=counts
+            torch.eye(num_classes)[target],
+            target,
+            classes=CLASSES[:num_classes],
+            train_counts=train_counts,
         )
-        assert evaluation.rarest_classes == tuple(classes[:expected])
+        assert evaluation.rarest_classes == tuple(CLASSES[k] for k in expected)
         assert evaluation.metrics["rarest_third_recall"] == 1
+
+
+@pytest.mark.parametrize("counts", [[32] * 6, [26, 25, 26, 25], [8, 7]])
+def test_no_class_is_rarer_if_counts_differ_by_the_rounding_of_a_split(counts: list[int]) -> None:
+    num_classes = len(counts)
+    evaluation = evaluate_probabilities(
+        torch.eye(num_classes),
+        torch.arange(num_classes),
+        classes=CLASSES[:num_classes],
+        train_counts=counts,
+    )
+    assert evaluation.rarest_classes == ()
+    assert "rarest_third_recall" not in evaluation.metrics
+    assert evaluation.undefined_metrics == ()
 
 
 def test_intervals_solve_the_defining_equation_of_wilson(

@@ -508,7 +508,7 @@ def test_wandb_offline_resumed_run_continues_same_wandb_run(
     tables = [n for row in second.history for n in row if n.startswith("confusion_matrix/val")]
     assert tables
     assert {"final/val/accuracy", "final/val/accuracy_low"} <= second.summary.keys()
-    assert "final/val/rarest_third_recall" in second.summary
+    assert "final/val/balanced_accuracy" in second.summary
     [table_path] = [
         row["per_class/val/path"] for row in second.history if "per_class/val/path" in row
     ]

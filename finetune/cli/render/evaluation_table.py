@@ -123,12 +123,16 @@ def _describe_without_leaks(result: Mapping[str, Any]) -> str:
 def _explain_undefined(result: Mapping[str, Any]) -> str:
     num_averaged = result["num_classes_averaged"]
     num_rarest = len(result["rarest_third"]["classes"])
+    rarest = (
+        f", rarest_third_recall over {num_averaged['rarest_third_recall']} of {num_rarest}"
+        if num_rarest
+        else ""
+    )
     return (
         f"{UNDEFINED}: recall needs images of the class, precision needs predictions of it. "
         f"Averages leave undefined values out: balanced_accuracy is over "
         f"{num_averaged['balanced_accuracy']} of {len(result['per_class'])} classes, macro_f1 over "
-        f"{num_averaged['macro_f1']} (present or predicted), rarest_third_recall over "
-        f"{num_averaged['rarest_third_recall']} of {num_rarest}."
+        f"{num_averaged['macro_f1']} (present or predicted){rarest}."
     )
 
 

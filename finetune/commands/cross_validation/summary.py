@@ -127,6 +127,6 @@ def _compute_statistics(
             bounds=(0.0, math.inf if name.endswith("loss") else 1.0),
             floor=accuracy_interval if name == "accuracy" else None,
         )
-        for name in metrics[0]
+        for name in dict.fromkeys(name for fold in metrics for name in fold)
     }
     return {name: entry.to_json() for name, entry in statistics.items() if entry is not None}

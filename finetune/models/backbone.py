@@ -36,6 +36,7 @@ from finetune.models.pretrained.weights import (
     resolve_weights_source,
 )
 from finetune.types import LoadReport, PreprocessSpec
+from finetune.units import format_count
 
 torchvision_models.register()
 
@@ -239,8 +240,9 @@ def create_meta_network(
 def _check_channels(channels: int, num_channels: int) -> None:
     if channels != num_channels:
         raise ModelError(
-            f"The network takes {channels} input channels, but images are loaded with "
-            f"{num_channels}. Set data.channels={channels}, or leave in_chans and input_size out."
+            f"The network takes {format_count(channels, 'input channel')}, but images are loaded "
+            f"with {num_channels}. Set data.channels={channels}, or leave in_chans and input_size "
+            f"out."
         )
 
 

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from finetune.errors import ModelError
 from finetune.models.custom.code_import import compute_code_digest, describe_type
+from finetune.models.custom.output_check import ACTIVATIONS, check_logits
 from finetune.models.layer_groups import find_classifier_parameters
 
 DEFAULT_CFG: Mapping[str, Any] = {
@@ -137,17 +138,18 @@ def _read_cfg(backbone: str, network: nn.Module) -> dict[str, Any]:
 def _run_and_find_head(backbone: str, network: nn.Module, *, num_classes: int) -> str | None:
     """Return the path of the linear layer whose output is the logits; None if it is another layer.
 
-    A copy of the network is run in both modes, so that its statistics stay as they are.
+    A copy of the network is run in both modes, so that its statistics stay as they are. Its input
+    is noise, which shows more of the output than blank images, for which it may be zero.
 
     Raises:
         ModelError: The network fails, or returns anything but logits of shape (B, K).
     """
     cfg: Mapping[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
-    images = torch.zeros(2, *cfg["input_size"])
+    images = torch.randn(2, *cfg["input_size"], generator=torch.Generator().manual_seed(0))
     copied = copy.deepcopy(network)
-    outputs: list[tuple[str, Tensor]] = []
+    outputs: list[tuple[str, nn.Module, Tensor]] = []
     for path, module in copied.named_modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, (nn.Linear, *ACTIVATIONS)):
             module.register_forward_hook(_build_recorder(path, outputs))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for is_training in (True, False):
@@ -163,15 +165,16 @@ def _run_and_find_head(backbone: str, network: nn.Module, *, num_classes: int) -
                     f"'{backbone}' returns {found} in {mode} mode for 2 images, not logits of "
                     f"shape (2, {num_classes}). Return the logits alone, without softmax."
                 )
-    return next((path for path, output in reversed(outputs) if output is logits), None)
+            check_logits(backbone, logits, outputs)
+    return next((path for path, _, output in reversed(outputs) if output is logits), None)
 
 
 def _build_recorder(
-    path: str, outputs: list[tuple[str, Tensor]]
+    path: str, outputs: list[tuple[str, nn.Module, Tensor]]
 ) -> Callable[[nn.Module, Any, Tensor], None]:
     def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        del module, inputs
-        outputs.append((path, output))
+        del inputs
+        outputs.append((path, module, output))
 
     return record
 

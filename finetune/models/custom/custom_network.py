@@ -12,6 +12,7 @@ from finetune.models.custom.code_import import describe_type, format_signature, 
 from finetune.models.custom.contract import DEFAULT_CFG, find_missing_keys, supply_contract
 from finetune.models.layer_groups import find_classifier_parameters
 from finetune.models.pretrained.weights import WeightsSource
+from finetune.units import format_count
 
 
 def create_custom_network(
@@ -45,8 +46,9 @@ def create_custom_network(
         arguments["in_chans"] = in_chans
     elif in_chans != 3:
         raise ModelError(
-            f"'{backbone}' has no parameter in_chans, so that it cannot take images of {in_chans} "
-            f"channels. Write {format_signature(backbone)} and pass in_chans to the first layer."
+            f"'{backbone}' has no parameter in_chans, so that it cannot take images of "
+            f"{format_count(in_chans, 'channel')}. Write {format_signature(backbone)} and pass "
+            f"in_chans to the first layer."
         )
     if image_size is not None and _takes(function, "img_size"):
         arguments.setdefault("img_size", image_size)
@@ -111,8 +113,9 @@ def _explain_call_error(backbone: str, arguments: Mapping[str, Any], error: Exce
         return f"'{backbone}' fails with {type(error).__name__}: {error}. Correct the function."
     if "'in_chans'" in str(error):
         return (
-            f"'{backbone}' does not take images of {arguments['in_chans']} channels: {error}. "
-            f"Write {format_signature(backbone)} and pass in_chans to the first layer."
+            f"'{backbone}' does not take images of "
+            f"{format_count(arguments['in_chans'], 'channel')}: {error}. Write "
+            f"{format_signature(backbone)} and pass in_chans to the first layer."
         )
     return (
         f"'{backbone}' cannot be called: {error}. Write {format_signature(backbone)}, or leave "

@@ -5,6 +5,7 @@ from itertools import cycle, islice
 
 from finetune.errors import ModelError
 from finetune.models.pretrained.weights import WeightsSource
+from finetune.units import format_count
 
 
 def adapt_statistics(values: Sequence[float], num_channels: int, *, key: str) -> tuple[float, ...]:
@@ -29,8 +30,9 @@ def adapt_statistics(values: Sequence[float], num_channels: int, *, key: str) ->
     if len(numbers) in (1, 3):
         return tuple(islice(cycle(numbers), num_channels))
     raise ModelError(
-        f"pretrained_cfg has {len(numbers)} values of {key}, but images have {num_channels} "
-        f"channels (data.channels). State one value, or one for each channel."
+        f"pretrained_cfg has {format_count(len(numbers), 'value')} of {key}, but images have "
+        f"{format_count(num_channels, 'channel')} (data.channels). State one value, or one for "
+        f"each channel."
     )
 
 
@@ -57,6 +59,6 @@ def check_weights_channels(
     if stated is None or stated == num_channels or (can_adapt and stated in (1, 3)):
         return
     raise ModelError(
-        f"{source.label} has weights for {stated} input channels, but images are loaded with "
-        f"{num_channels}. Set data.channels={stated}, or pass other --weights."
+        f"{source.label} has weights for {format_count(stated, 'input channel')}, but images are "
+        f"loaded with {num_channels}. Set data.channels={stated}, or pass other --weights."
     )

@@ -175,7 +175,9 @@ FAULTS = {
     f"{POOLED}nn.Linear(3, 7))": (
         r"returns \(2, 7\) in training mode for 2 images, not logits of shape \(2, 3\)"
     ),
-    f"{POOLED}nn.Linear(3, num_classes), nn.Softmax(1))": "no method get_classifier.*return self",
+    f"{POOLED}nn.Linear(3, num_classes), nn.ReLU())": "no method get_classifier.*return self",
+    f"{POOLED}nn.Linear(3, num_classes), nn.Softmax(1))": "ends with Softmax, its layer '3'",
+    f"{POOLED}nn.Linear(3, num_classes), nn.Sigmoid())": "ends with Sigmoid, its layer '3'",
     f"{DEFINITION}return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))": (
         r"without a shape: 1\.weight, 1\.bias.*nn\.Linear"
     ),
@@ -188,6 +190,27 @@ FAULTS = {
 @pytest.mark.parametrize("code", FAULTS)
 def test_missing_parts_are_named(modules: Modules, code: str) -> None:
     with pytest.raises(ModelError, match=FAULTS[code]):
+        _create(modules.write(code))
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("mode", ["True", "self.training", "not self.training"])
+def test_probabilities_are_refused_in_place_of_logits(
+    modules: Modules, name: str, mode: str
+) -> None:
+    code = f"""
+class Own(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.fc = nn.Linear(3, num_classes)
+    def get_classifier(self):
+        return self.fc
+    def forward(self, x):
+        logits = self.fc(x.mean((2, 3)))
+        return logits.{name}(1) if {mode} else logits
+create_model = Own
+"""
+    with pytest.raises(ModelError, match=f"output of a {name}, not logits.*sum to 1"):
         _create(modules.write(code))
 
 

@@ -29,7 +29,7 @@ from finetune.evaluation.validation import (
 )
 from finetune.models.classifier import normalise
 from finetune.models.head import find_linear_head, set_head
-from finetune.probe.features.extractor import create_feature_extractor, fold_where_exact
+from finetune.probe.features.extractor import create_feature_extractor
 from finetune.system.hardware import autocast
 from finetune.system.run_folder import RunFolder
 from finetune.training.checkpoint_io import PROBE_KEY
@@ -219,8 +219,9 @@ def _evaluate(
 ) -> ValidationScore:
     """Return the score of the validation images by a network with other weights.
 
-    Computed in the precision of training, and with BatchNorm folded, as validation and the probe
-    are: for a comparison of positions, that is exact enough. What is shipped is measured again.
+    Computed in the precision of training and without folding BatchNorm, as the validation of each
+    epoch is, so that the last epoch has its loss in the table of epochs. What is shipped is
+    measured again, in float32.
     """
     network.load_state_dict(weights)
     device = next(network.parameters()).device
@@ -232,10 +233,8 @@ def _evaluate(
     )
     logits, labels = [], []
     extractor = create_feature_extractor(network)
-    for number, batch in enumerate(loader):
+    for batch in loader:
         pixels = normalise(batch["image"].to(device), mean=spec.mean, std=spec.std)
-        if number == 0:
-            extractor = fold_where_exact(extractor, pixels[:2])
         with autocast(training.config.trainer.precision, device):
             logits.append(extractor.head(extractor(pixels)[0]).float().cpu())
         labels.append(batch["label"])

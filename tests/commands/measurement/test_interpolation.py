@@ -127,6 +127,15 @@ def test_interpolate_best_model_keeps_the_best_position(
     )
 
 
+def test_position_of_the_last_epoch_has_its_loss_in_the_table_of_epochs(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    run = fit(data, weights, tmp_path / "run", trainer__precision="bf16-mixed")
+    result = load_checkpoint(run, "best").get(INTERPOLATION_KEY)
+    (*_, last) = read_rows(run)
+    assert result["scores"]["1"] == pytest.approx(float(last["val/calibrated_loss"]), abs=1e-5)
+
+
 def test_interpolate_best_model_restores_the_probe(
     data: Path, weights: Path, tmp_path: Path
 ) -> None:

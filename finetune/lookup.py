@@ -4,6 +4,8 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +19,16 @@ def suggest_name(name: str, candidates: Iterable[str]) -> str:
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" Known: {', '.join(names)}." if len(names) <= 12 else ""
+
+
+def suggest_path(path: Path) -> str:
+    """Return " Did you mean 'a/b'?" for the entry of a folder with the closest name, else ""."""
+    with suppress(OSError):
+        close = difflib.get_close_matches(
+            path.name, [entry.name for entry in path.parent.iterdir()], n=1, cutoff=0.6
+        )
+        return f" Did you mean '{path.with_name(close[0])}'?" if close else ""
+    return ""
 
 
 def is_import_path(name: str) -> bool:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune.errors import ConfigError
-from finetune.lookup import check_params, look_up, suggest_name
+from finetune.lookup import check_params, look_up, suggest_name, suggest_path
 
 TABLE = {"gradual": 1, "all": 2}
 
@@ -16,6 +17,12 @@ def test_suggest_name_gives_closest_else_short_list() -> None:
     assert suggest_name("gradul", TABLE) == " Did you mean 'gradual'?"
     assert suggest_name("zzz", TABLE) == " Known: all, gradual."
     assert suggest_name("zzz", [f"name{i}" for i in range(13)]) == ""
+
+
+def test_suggest_path_gives_the_whole_path_of_the_closest_entry(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "latest").mkdir(parents=True)
+    assert suggest_path(tmp_path / "runs/latst") == f" Did you mean '{tmp_path}/runs/latest'?"
+    assert suggest_path(tmp_path / "runs/other") == suggest_path(tmp_path / "rns/latest") == ""
 
 
 def test_look_up_accepts_table_name_and_import_path() -> None:

@@ -38,6 +38,7 @@ from finetune.bundle.model_card import (
 )
 from finetune.bundle.stored_network import build_stored_network
 from finetune.errors import ModelError, RunFolderError
+from finetune.lookup import suggest_path
 from finetune.system.files import write_folder_atomically
 
 _PACKAGES = {
@@ -154,7 +155,8 @@ def load_model(path: Path) -> ModelBundle:
     """
     if not path.exists():
         raise RunFolderError(
-            f"{path} does not exist. Pass a run folder, a bundle folder or a .ckpt file."
+            f"{path} does not exist.{suggest_path(path)} Pass a run folder, a bundle folder or a "
+            f".ckpt file."
         )
     if path.is_file():
         return _load_checkpoint(path)

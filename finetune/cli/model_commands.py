@@ -13,7 +13,7 @@ from finetune.data.scan import check_path
 from finetune.errors import ConfigError, RunFolderError
 from finetune.evaluation.prior_file import check_prior
 from finetune.inference.tta import describe_tta, parse_tta
-from finetune.lookup import suggest_name
+from finetune.lookup import suggest_path
 from finetune.types import Split, Tta
 from finetune.units import format_count, format_scientific
 
@@ -282,16 +282,10 @@ def _check_models(paths: Sequence[Path], prior: str | None) -> None:
 
 def _check_model_path(path: Path) -> None:
     if not path.exists():
-        hint = suggest_name(path.name, _list_siblings(path))
         raise RunFolderError(
-            f"{path} does not exist.{hint if 'mean' in hint else ''} Give a run folder, a bundle "
-            f"folder or a .ckpt file."
+            f"{path} does not exist.{suggest_path(path)} Give a run folder, a bundle folder or a "
+            f".ckpt file."
         )
-
-
-def _list_siblings(path: Path) -> list[str]:
-    """Return the names in the parent folder of a path."""
-    return [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
 
 
 def _parse_split(name: str) -> Split:

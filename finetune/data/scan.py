@@ -28,7 +28,7 @@ from finetune.data.layouts.split_names import SplitSetting
 from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOptions
 from finetune.data.scan_result import ImageList, Scan
 from finetune.errors import DataError
-from finetune.lookup import suggest_name
+from finetune.lookup import suggest_path
 from finetune.types import LabelFormat, RejectedFile, Reporter
 from finetune.units import format_count
 
@@ -206,12 +206,4 @@ def _scan_csv(file: Path, files: LabelledFiles, *, allow_empty: bool) -> Scan:
 
 def _check_exists(path: Path) -> None:
     if not path.exists():
-        raise DataError(f"{path} does not exist.{_suggest_sibling(path)} Check the path.")
-
-
-def _suggest_sibling(path: Path) -> str:
-    parent = path.parent
-    if not parent.is_dir() or not path.name:
-        return ""
-    hint = suggest_name(path.name, [entry.name for entry in parent.iterdir()])
-    return hint if "mean" in hint else ""
+        raise DataError(f"{path} does not exist.{suggest_path(path)} Check the path.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.errors import ConfigError, StorageError
 from finetune.evaluation.priors import ClassPrior, normalize_prior
-from finetune.lookup import suggest_name
+from finetune.lookup import suggest_name, suggest_path
 
 PRIOR_NAMES = ("uniform", "train", "model")
 """Values of ``--prior`` besides files."""
@@ -42,7 +42,7 @@ def check_prior(prior: str, classes: Sequence[str] | None) -> None:
             f"with the prior of each class."
         )
     if not Path(prior).is_file():
-        raise ConfigError(f"--prior {prior}: the file does not exist.")
+        raise ConfigError(f"--prior {prior}: the file does not exist.{suggest_path(Path(prior))}")
     if classes is None:
         _read_class_weights(Path(prior))
     else:

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from finetune.errors import RunFolderError, StorageError
+from finetune.lookup import suggest_path
 from finetune.system import output_streams
 from finetune.system.files import (
     remove_stale_temp_folders,
@@ -187,6 +188,11 @@ def open_existing(path: Path) -> RunFolder:
             raise RunFolderError(
                 f"{path} does not exist: no run was started here. Start one with "
                 f"finetune fit FOLDER."
+            )
+        if not path.exists():
+            raise RunFolderError(
+                f"{path} does not exist.{suggest_path(path)} Pass a folder created by finetune "
+                f"fit, for example runs/latest."
             )
         raise RunFolderError(
             f"{path} is not a run folder (config.yaml or manifest.csv is missing). Pass a folder "

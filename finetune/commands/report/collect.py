@@ -21,6 +21,7 @@ from finetune.config.load import get_explicit_values
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.errors import FinetuneError, RunFolderError
+from finetune.lookup import suggest_path
 from finetune.report.run_facts import RunFacts, SplitPredictions
 from finetune.report.sections.headline import OUT_OF_FOLD
 from finetune.system.run_folder import RunFolder, is_run
@@ -128,7 +129,10 @@ def _read_fold_rows(run: RunFolder) -> dict[int, Any]:
 
 def _explain_other_folder(path: Path) -> str:
     if not path.exists():
-        return f"{path} does not exist. Pass a run folder, for example runs/latest, or a bundle."
+        return (
+            f"{path} does not exist.{suggest_path(path)} Pass a run folder, for example "
+            f"runs/latest, or a bundle."
+        )
     if (path / "study.json").is_file():
         return (
             f"{path} is the folder of finetune tune. Compare its trials: finetune report "

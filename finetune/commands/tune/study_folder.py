@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from finetune.config.load import (
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest, format_manifest, read_manifest
 from finetune.errors import RunFolderError
-from finetune.lookup import suggest_name
+from finetune.lookup import suggest_path
 from finetune.system.files import write_folder_atomically, write_text
 from finetune.types import Reporter
 from finetune.units import format_count
@@ -222,13 +222,9 @@ def open_study(path: Path) -> StudyFolder:
     study = StudyFolder(path.expanduser())
     if study.settings_path.is_file() and study.database_path.is_file():
         return study
-    hint = ""
-    with suppress(OSError):
-        if not path.exists() and path.parent.is_dir():
-            names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
-            hint = suggest_name(path.name, names) if names else ""
+    hint = "" if path.exists() else suggest_path(path)
     problem = "does not exist" if not path.exists() else "is not the folder of a study"
     raise RunFolderError(
-        f"{path} {problem}.{hint if 'mean' in hint else ''} Give a folder that finetune tune has "
+        f"{path} {problem}.{hint} Give a folder that finetune tune has "
         f"created, for example runs/20260101-120000-tune-resnet50-photos."
     )

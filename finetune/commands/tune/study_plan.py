@@ -28,6 +28,12 @@ from finetune.system import run_folder
 from finetune.types import Reporter, Split
 from finetune.units import format_count
 
+_UNSET = {
+    "model.drop_rate": "default of the backbone",
+    "optim.head_weight_decay": "as optim.weight_decay",
+}
+"""What null stands for in the values of a key; that a setting is off, for others."""
+
 
 @dataclass(frozen=True, slots=True)
 class StudyPlan:
@@ -150,7 +156,7 @@ def build_plan_rows(plan: StudyPlan) -> dict[str, str]:
 def build_space_rows(plan: StudyPlan) -> list[tuple[str, str, str]]:
     """Return the rows of the search space for the console: key, values and default."""
     return [
-        (dimension.key, dimension.describe(), _describe_default(plan, dimension.key))
+        (dimension.key, _describe_values(dimension), _describe_default(plan, dimension.key))
         for dimension in plan.space
     ]
 
@@ -164,7 +170,19 @@ def _describe_default(plan: StudyPlan, key: str) -> str:
         return "measured"
     if key.count(".") > 1:  # a parameter that is not given
         return "built-in"
-    return "auto" if get_config_value(plan.config, key) == "auto" else format_value(None)
+    return "auto" if get_config_value(plan.config, key) == "auto" else _describe_unset(key)
+
+
+def _describe_values(dimension: SearchDimension) -> str:
+    """Return the range or the choices, with what null stands for."""
+    text = dimension.describe()
+    if None not in dimension.choices:
+        return text
+    return f"{text} (null: {_describe_unset(dimension.key)})"
+
+
+def _describe_unset(key: str) -> str:
+    return _UNSET.get(key, "off")
 
 
 def _check_hold_out(manifest: Manifest) -> None:

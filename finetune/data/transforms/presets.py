@@ -15,7 +15,9 @@ from finetune.data.transforms.color_jitter import ColorJitter
 from finetune.data.transforms.eval_transform import EvalTransform, Transform
 from finetune.data.transforms.train_transform import ProgressiveResizeTransform, TrainTransform
 from finetune.errors import ConfigError
+from finetune.lookup import suggest_path
 from finetune.types import Draw, PreprocessSpec
+from finetune.units import format_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,9 @@ def load_pipeline(path: Path) -> A.Compose:
             not know, or normalises, which happens on the device.
     """
     if not path.is_file():
-        raise ConfigError(f"augment.name: {path} does not exist. Check the path.")
+        raise ConfigError(
+            f"augment.name: {path} does not exist.{suggest_path(path)} Check the path."
+        )
     data_format = "json" if path.suffix.lower() == ".json" else "yaml"
     try:
         with warnings.catch_warnings():
@@ -200,8 +204,8 @@ def _check_output(transform: TrainTransform, name: str, *, num_channels: int) ->
             output = transform(blank, Draw(0, 0, repeat)).pixels
         except Exception as error:
             raise ConfigError(
-                f"augment.name: {name} fails on a {width}x{height} image of {num_channels} "
-                f"channels: {error}"
+                f"augment.name: {name} fails on a {width}x{height} image of "
+                f"{format_count(num_channels, 'channel')}: {error}"
             ) from error
         if output.shape != (side, side, num_channels) or output.dtype != np.uint8:
             raise ConfigError(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune.errors import FinetuneError, ModelError
-from finetune.lookup import is_import_path
+from finetune.lookup import is_import_path, suggest_path
 from finetune.models.pretrained.hub import (
     HubWeights,
     check_cached_or_reachable,
@@ -66,7 +66,8 @@ def resolve_weights_source(weights: str, backbone: str) -> WeightsSource:
     path = Path(weights).expanduser()
     if not path.exists():
         raise ModelError(
-            f"--weights {weights} does not exist. Pass a file, a folder, 'hub' or 'random'."
+            f"--weights {weights} does not exist.{suggest_path(path)} Pass a file, a folder, 'hub' "
+            f"or 'random'."
         )
     cfg: dict[str, Any] = {}
     file = path

@@ -305,12 +305,14 @@ def test_study_is_no_model_and_its_trials_are(study: TuneResult) -> None:
 
 def test_plan_names_defaults_that_are_not_measured(classes: Path, tmp_path: Path) -> None:
     space, _ = parse_search_options(
-        ["model.drop_rate=0.2,0.5", "optim.lr=1e-4:1:log", "loss.params.gamma=1:3"]
+        ["model.drop_rate=null,0.5", "optim.lr=1e-4:1:log", "loss.params.gamma=1:3"]
     )
     config = build_scratch_config(classes, tmp_path / "study", optim__lr="auto", loss__name="focal")
     plan = plan_tune(config, TuneOptions(space=tuple(space)))
+    values = {key: text for key, text, _ in build_space_rows(plan)}
+    assert values["model.drop_rate"] == "null, 0.5 (null: default of the backbone)"
     rows = {key: default for key, _, default in build_space_rows(plan)}
-    assert rows["model.drop_rate"] == "null"
+    assert rows["model.drop_rate"] == "default of the backbone"
     assert rows["loss.params.gamma"] == "built-in"
 
 

@@ -109,7 +109,11 @@ def find_unmeasured_keys(config: ResolvedConfig) -> tuple[str, ...]:
 
 
 def choose_geometry(
-    keys: Sequence[str], effects: Mapping[str | float, ViewEffect], *, crop_scale: float
+    keys: Sequence[str],
+    effects: Mapping[str | float, ViewEffect],
+    *,
+    crop_scale: float,
+    is_multi_label: bool = False,
 ) -> dict[str, Choice]:
     """Return the choices for flips, turns and crops, by dotted key.
 
@@ -118,13 +122,15 @@ def choose_geometry(
         effects: Effect of each view that the keys need on heads fitted to unchanged images, by its
             name or area; of crops up to the first area that is accepted.
         crop_scale: Smallest area of random crops of the preset.
+        is_multi_label: Whether the accuracy of the effects is the fraction of correct labels.
     """
     choices = {}
+    metric = "fraction of correct labels" if is_multi_label else "accuracy"
     for key in keys:
         if key == "min_crop_scale":
-            choice = _choose_crop_scale(effects, default=crop_scale)
+            choice = _choose_crop_scale(effects, default=crop_scale, metric=metric)
         elif key == HFLIP:
-            choice = _choose_hflip(effects[HFLIP])
+            choice = _choose_hflip(effects[HFLIP], metric)
         else:
             choice = _choose_turn(effects[key], _TURNED_IMAGES[key])
         choices[f"augment.{key}"] = choice
@@ -142,10 +148,10 @@ def is_crop_accepted(effect: ViewEffect) -> bool:
     return is_kept or effect.accuracy_z_score < MIN_CROP_Z_SCORE
 
 
-def _choose_hflip(effect: ViewEffect) -> Choice:
+def _choose_hflip(effect: ViewEffect, metric: str) -> Choice:
     is_large = effect.loss_change >= max(NEGLIGIBLE_LOSS_CHANGE, MIN_LOSS_CHANGE * effect.loss)
     is_harder = is_large and effect.loss_z_score >= MIN_HARDER_Z_SCORE
-    return Choice("off" if is_harder else "on", _describe_loss(effect, "mirrored"))
+    return Choice("off" if is_harder else "on", _describe_loss(effect, "mirrored", metric))
 
 
 def _choose_turn(effect: ViewEffect, view: str) -> Choice:
@@ -158,7 +164,9 @@ def _choose_turn(effect: ViewEffect, view: str) -> Choice:
     return Choice("on" if is_helpful else "off", reason)
 
 
-def _choose_crop_scale(effects: Mapping[str | float, ViewEffect], *, default: float) -> Choice:
+def _choose_crop_scale(
+    effects: Mapping[str | float, ViewEffect], *, default: float, metric: str
+) -> Choice:
     """Return the smallest area of crops on which heads keep their accuracy; 1 if there is none."""
     texts = []
     for area in get_crop_scales(default):
@@ -170,14 +178,14 @@ def _choose_crop_scale(effects: Mapping[str | float, ViewEffect], *, default: fl
     else:
         area = 1.0
     whole = format_percent(effect.accuracy)
-    return Choice(area, f"held-out accuracy of heads {whole}, {', '.join(texts)}")
+    return Choice(area, f"held-out {metric} of heads {whole}, {', '.join(texts)}")
 
 
-def _describe_loss(effect: ViewEffect, view: str) -> str:
+def _describe_loss(effect: ViewEffect, view: str, metric: str) -> str:
     accuracy, view_accuracy = map(format_percent, (effect.accuracy, effect.view_accuracy))
     return (
         f"held-out log loss of heads {effect.loss:.3f}, {view} {effect.loss_change:+.3f} "
-        f"(standard error {effect.loss_error:.3f}; accuracy {accuracy}, {view_accuracy})"
+        f"(standard error {effect.loss_error:.3f}; {metric} {accuracy}, {view_accuracy})"
     )
 
 

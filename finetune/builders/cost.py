@@ -291,4 +291,4 @@ def _select_measured_depths(depths: Sequence[int]) -> list[int]:
 
 
 def _to_gb(num_bytes: int) -> float:
-    return round(num_bytes / 1e9, 3)
+    return round(num_bytes / 1e9, 9)  # small networks have kilobytes of parameters

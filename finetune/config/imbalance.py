@@ -185,14 +185,16 @@ def choose_imbalance_strategy(config: Config, facts: Facts) -> Choice:
     Measured by ``scripts/benchmarks/imbalance.py``.
     """
     chosen = config.imbalance
-    others = (chosen.sampler, chosen.class_weights, chosen.head_rebalancing, config.loss.name)
-    if any(name != "auto" for name in others):
-        return Choice("none", "another imbalance setting is given")
+    for key in ("sampler", "class_weights", "head_rebalancing"):
+        if getattr(chosen, key) != "auto":
+            return Choice("none", f"imbalance.{key} is given")
     if facts.is_multi_label:
         return Choice("none", "multi-label: a threshold for each label is chosen after training")
     ratio = f"imbalance ratio {facts.imbalance_ratio:.3g}"
     if facts.imbalance_ratio < POST_HOC_MIN_RATIO:
         return Choice("none", ratio)
+    if config.loss.name != "auto":
+        return Choice("none", f"{ratio}, but loss.name is given")
     return Choice("post_hoc", ratio)
 
 

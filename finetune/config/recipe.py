@@ -10,7 +10,11 @@ from finetune.config.facts import Choice, Facts
 from finetune.config.imbalance import choose_imbalance_strategy, choose_post_hoc_strength
 from finetune.config.optimizer_defaults import choose_optimizer_values, choose_warmup
 from finetune.config.schema import Config
-from finetune.config.sections.augment import DEFAULT_PRESET, PRESET_CROP_SCALES
+from finetune.config.sections.augment import (
+    DEFAULT_PRESET,
+    JITTERED_CHANNELS,
+    PRESET_CROP_SCALES,
+)
 from finetune.types import SCORE_LOSSES
 from finetune.units import format_count
 
@@ -80,7 +84,7 @@ def _choose_independent_settings(config: Config, facts: Facts) -> dict[str, Choi
         "data.train_image_size": _choose_train_sizes(config, facts, is_probe_only=probe_only),
         "model.batch_norm": _choose_batch_norm(facts),
         "model.head_init": Choice("zero"),
-        "augment.name": Choice(DEFAULT_PRESET, "random crops, horizontal flips and color jitter"),
+        "augment.name": _choose_augmentation(config),
         **choose_optimizer_values(config, facts, has_probe=probed and not probe_only),
         "optim.layer_decay": _choose_layer_decay(facts),
         "optim.swa_fraction": Choice(0.0),
@@ -209,6 +213,13 @@ def compute_fixres_train_size(
         return image_size
     factor: float = 2 / 3 * (1 - min_crop_scale**1.5) / (1 - min_crop_scale)
     return min(image_size, max(32, round(factor * image_size / 32) * 32))
+
+
+def _choose_augmentation(config: Config) -> Choice:
+    """Return the default preset; its color jitter is defined for grey and RGB images."""
+    if config.data.channels in JITTERED_CHANNELS:
+        return Choice(DEFAULT_PRESET, "random crops, horizontal flips and color jitter")
+    return Choice(DEFAULT_PRESET, "random crops and horizontal flips")
 
 
 def _choose_batch_norm(facts: Facts) -> Choice:

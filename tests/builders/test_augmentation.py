@@ -206,7 +206,9 @@ def test_choose_geometry_flips_unless_mirrored_images_are_harder(
     (choice,) = choose_geometry(("hflip",), effects, crop_scale=0.35).values()
     assert choice.value == expected
     assert f"mirrored {loss_change:+.3f}" in choice.reason
-    assert "90.0%, 71.0%" in choice.reason
+    assert "accuracy 90.0%, 71.0%" in choice.reason
+    multi_label = choose_geometry(("hflip",), effects, crop_scale=0.35, is_multi_label=True)
+    assert "fraction of correct labels 90.0%, 71.0%" in multi_label["augment.hflip"].reason
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,13 @@ def test_describe_cost_memory_adds_up(animals: Path) -> None:
     assert describe_cost(training, build_cost(training))["memory_gb"]["free"] is None
 
 
+def test_describe_cost_keeps_kilobytes_of_small_networks(animals: Path) -> None:
+    training = create_small_training(animals)
+    cost = build_cost(training, parameter_bytes=20_616, gradient_bytes=20_616)
+    memory = describe_cost(training, cost)["memory_gb"]
+    assert memory["parameters"] == memory["gradients"] == pytest.approx(20_616e-9)
+
+
 def compute_epoch_seconds(training: Training, *, num_workers: int) -> list[float]:
     """Return the seconds of each epoch: 24 images train, 15 and 15 of these are measured."""
 

@@ -8,7 +8,9 @@ from finetune.config.imbalance import (
     IMBALANCE_STRATEGIES,
     apply_imbalance_strategy,
     check_imbalance,
+    choose_imbalance_strategy,
 )
+from finetune.config.facts import Facts
 from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
@@ -187,3 +189,27 @@ def test_post_hoc_strength_needs_post_hoc(strength: float | str) -> None:
     apply(imbalance__strategy="post_hoc", imbalance__post_hoc_strength=strength)
     # the images decide whether "auto" is post_hoc
     check_imbalance(build_config({}, assignments={"imbalance.post_hoc_strength": strength}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts", "reason"),
+    [
+        ({"loss.name": "mse"}, (30, 30), "imbalance ratio 1"),
+        ({"loss.name": "focal"}, (60, 3), "imbalance ratio 20, but loss.name is given"),
+        ({"imbalance.sampler": "sqrt"}, (60, 3), "imbalance.sampler is given"),
+        ({"imbalance.class_weights": "balanced"}, (30, 30), "imbalance.class_weights is given"),
+    ],
+)
+def test_reason_for_no_strategy_names_what_was_given(
+    settings: dict[str, str], counts: tuple[int, ...], reason: str
+) -> None:
+    facts = Facts(
+        class_counts=counts,
+        is_pretrained=True,
+        num_groups=5,
+        image_size=224,
+        has_fast_bf16=False,
+        free_cores=2,
+    )
+    choice = choose_imbalance_strategy(build_config({}, assignments=settings), facts)
+    assert (choice.value, choice.reason) == ("none", reason)

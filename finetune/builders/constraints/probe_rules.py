@@ -103,7 +103,7 @@ PROBE_ONLY = (
     ),
 )
 
-_EPOCH_SETTINGS = (
+EPOCH_SETTINGS = (
     *(
         f"optim.{key}"
         for key in OptimConfig.model_fields
@@ -133,7 +133,7 @@ def check_probe_settings(given: Config, config: ResolvedConfig) -> None:
     if not config.is_probe_only or config.probe.depth > 1:
         return
     values = diff_from_defaults(given)
-    for key in _EPOCH_SETTINGS:
+    for key in EPOCH_SETTINGS:
         is_adjustment = key == "loss.params" and config.loss.name == "logit_adjusted"
         if key in values and values[key] != "auto" and not is_adjustment:
             rule = _forbid_for_probe_only(key, lambda *_: True)

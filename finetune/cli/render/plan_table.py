@@ -142,7 +142,8 @@ def _describe_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
         return {}
     views = ["image"]
     if probe["flipped"] is not False:
-        views.append("horizontal flip" if probe["flipped"] else "horizontal flip if it fits")
+        is_open = probe["flipped"] is None
+        views.append(f"horizontal flip{' if measured to help' if is_open else ''}")
     if probe["num_crops"]:
         views.append(format_count(probe["num_crops"], "crop"))
     role = "" if probe["probe_only"] else "; baseline and initial head for fine-tuning"

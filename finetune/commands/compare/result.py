@@ -80,7 +80,7 @@ class BackboneResult:
             "num_parameters": self.num_parameters,
             "gmacs": round(self.num_macs / 1e9, 4),
             "images_per_second": round(self.images_per_second, 2),
-            "training_memory_gb": None if num_bytes is None else round(num_bytes / 1e9, 3),
+            "training_memory_gb": None if num_bytes is None else round(num_bytes / 1e9, 9),
             "metrics": {name: float(value) for name, value in self.metrics.items()},
             "accuracy_interval": list(self.accuracy_interval),
             "imagenet_top1_error": None if published is None else published.top1,
@@ -236,7 +236,10 @@ def summarize_significance(result: CompareResult) -> str:
         )
         cheapest = min([best, *similar], key=lambda row: row.num_macs)
         if cheapest is not best:
-            sentences.append(f"The cheapest of these is {cheapest.backbone}.")
+            sentences.append(
+                f"The cheapest of these is {cheapest.backbone}, which may be preferred; the "
+                f"command below takes the one with the best {_name_metric(best.monitor)}."
+            )
     if fewer:
         sentences.append(
             f"{best.backbone} classifies significantly more of the {num_images} correctly than "
@@ -244,12 +247,16 @@ def summarize_significance(result: CompareResult) -> str:
         )
     if more:
         verb = "classifies" if len(more) == 1 else "classify"
-        metric = _METRIC_NAMES.get(best.monitor, best.monitor)
+        metric = _name_metric(best.monitor)
         sentences.append(
             f"{_join_names(more)} {verb} significantly more of the {num_images} correctly than "
             f"{best.backbone} ({level}), but with a worse {metric}."
         )
     return " ".join(sentences)
+
+
+def _name_metric(name: str) -> str:
+    return _METRIC_NAMES.get(name, name)
 
 
 def _join_names(rows: Sequence[BackboneResult]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.audit.audit import Audit
 from finetune.builders import Training, select_probe_loss
+from finetune.builders.constraints.probe_rules import EPOCH_SETTINGS
 from finetune.config.auto import get_config_value
 from finetune.config.sections.augment import GEOMETRY_KEYS
 from finetune.data.layouts.name_groups import summarise_groups
@@ -16,8 +17,8 @@ from finetune.types import Phase, Split
 _EPOCH_KEYS = ("trainer.epochs", "data.train_image_size", "model.batch_norm")
 """Keys without effect in a run that is a linear probe only."""
 
-_STEP_KEYS = ("trainer.batch_size", "optim.lr", "optim.backbone_lr_scale", "optim.layer_decay")
-"""Further keys without effect if the probe trains only the head."""
+_STEP_KEYS = ("trainer.batch_size",)
+"""Further keys without effect if the probe trains only the head, beside ``EPOCH_SETTINGS``."""
 
 
 def build_plan(
@@ -135,7 +136,9 @@ def _describe_imbalance(training: Training) -> dict[str, Any]:
 def _find_unused_keys(training: Training) -> tuple[str, ...]:
     if not training.is_probe_only or training.probe is None:
         return ()
-    return _EPOCH_KEYS + (_STEP_KEYS if training.probe.last_stage is None else ())
+    if training.probe.last_stage is not None:
+        return _EPOCH_KEYS
+    return (*_EPOCH_KEYS, *_STEP_KEYS, *EPOCH_SETTINGS)
 
 
 def _describe_probe(training: Training) -> dict[str, Any] | None:
@@ -162,7 +165,7 @@ def _describe_probe(training: Training) -> dict[str, Any] | None:
                 zip((group.name for group in groups), training.peak_learning_rates, strict=False)
             ),
             "epochs": probe.last_stage.settings.num_epochs,
-            "activations_gb": round(probe.last_stage.num_bytes / 1e9, 6),
+            "activations_gb": round(probe.last_stage.num_bytes / 1e9, 9),
         }
     return description
 
@@ -174,15 +177,14 @@ def _describe_cache(training: Training) -> dict[str, Any]:
     return {
         "folder": str(cache.root),
         "shorter_side_px": cache.shorter_side,
-        "total_gb": round(cache.num_bytes / 1e9, 6),
-        "new_gb": round(cache.new_bytes / 1e9, 6),
+        "total_gb": round(cache.num_bytes / 1e9, 9),
+        "new_gb": round(cache.new_bytes / 1e9, 9),
     }
 
 
 def _describe_phase(training: Training, phase: Phase) -> dict[str, Any]:
     groups = training.module.classifier.groups[: phase.depth]
     rates = training.peak_learning_rates[: phase.depth]
-    mode = training.config.model.batch_norm
     return {
         "first_epoch": phase.first_epoch + 1,
         "last_epoch": phase.last_epoch + 1,
@@ -192,5 +194,12 @@ def _describe_phase(training: Training, phase: Phase) -> dict[str, Any]:
         "lr": None
         if training.config.optim.lr == "auto"
         else {group.name: rate for group, rate in zip(groups, rates, strict=True)},
-        "batch_norm": "frozen" if phase.depth == 1 else mode,
+        "batch_norm": _describe_batch_norm(training, phase),
     }
+
+
+def _describe_batch_norm(training: Training, phase: Phase) -> str:
+    """Return what BatchNorm does in a phase; "none" in a network without such layers."""
+    if not training.facts.has_batch_norm:
+        return "none"
+    return "frozen" if phase.depth == 1 else training.config.model.batch_norm

@@ -90,4 +90,7 @@ def measure_augmentation(
         rendezvous=rendezvous,
         reporter=reporter,
     )
-    return None if effects is None else choose_geometry(keys, effects, crop_scale=crop_scale)
+    if effects is None:
+        return None
+    is_multi_label = training.data.is_multi_label
+    return choose_geometry(keys, effects, crop_scale=crop_scale, is_multi_label=is_multi_label)

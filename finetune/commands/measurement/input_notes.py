@@ -2,11 +2,10 @@
 
 from finetune.audit.audit import Audit
 from finetune.builders import Training
+from finetune.config.sections.augment import JITTERED_CHANNELS
 from finetune.data.transforms.presets import AUGMENTATIONS
 from finetune.types import Reporter
 from finetune.units import format_count
-
-_JITTERED_CHANNELS = (1, 3)
 
 
 def note_input(training: Training, audit: Audit, reporter: Reporter) -> None:
@@ -25,10 +24,10 @@ def note_input(training: Training, audit: Audit, reporter: Reporter) -> None:
             f"in network.pretrained_cfg, or set model.pretrained_cfg."
         )
     preset = AUGMENTATIONS.get(config.augment.name)
-    if preset is not None and preset.jitter and config.data.channels not in _JITTERED_CHANNELS:
+    if preset is not None and preset.jitter and config.data.channels not in JITTERED_CHANNELS:
         reporter.note(
             f"augment.name={config.augment.name} without color jitter: it is defined for RGB and "
-            f"grey, and images have {config.data.channels} channels."
+            f"grey, and images have {format_count(config.data.channels, 'channel')}."
         )
     bits = audit.bits
     if bits is not None and bits.num_bits > 8 and config.data.bit_depth == 8:

@@ -16,6 +16,9 @@ PRESET_CROP_SCALES = {"light": 0.5, "medium": 0.35, "strong": 0.2}
 DEFAULT_PRESET = "medium"
 """Preset that ``augment.name=auto`` stands for."""
 
+JITTERED_CHANNELS = (1, 3)
+"""Channels of images for which color jitter is defined; others are augmented without it."""
+
 GEOMETRY_KEYS = ("hflip", "vflip", "rot90", "min_crop_scale")
 """Keys of ``augment`` that a preset takes and a saved pipeline does not."""
 

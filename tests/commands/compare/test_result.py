@@ -115,6 +115,14 @@ def test_significance_better_score_with_fewer_correct_is_stated() -> None:
     assert re.fullmatch(r"b .*significantly more .* a .*worse macro F1\.", summary)
 
 
+def test_summary_and_next_command_say_which_backbone_each_takes() -> None:
+    comparison = result(row("a", range(30), num_macs=9), row("b", range(29), num_macs=1))
+    summary = summarize_significance(comparison)
+    assert "cheapest of these is b" in summary
+    assert "the command below takes the one with the best accuracy" in summary
+    assert comparison.next_command[3:5] == ["--backbone", "a"]
+
+
 def test_compare_result_without_rows_has_no_summary_or_command() -> None:
     assert summarize_significance(result(row("a", range(3)))) == ""
     nothing = result(failures=(BackboneFailure("a", "broken.", 4),))

@@ -139,3 +139,27 @@ def test_plan_fit_reduces_batch_size_to_the_images_with_a_note(photos: Path) -> 
     plan = finetune.plan_fit(config, reporter=recorder)
     assert plan["training"]["batch_size"] == 8 == plan["data"]["num_images"]["train"]
     assert any("8 instead of 64" in note for note in recorder.notes)
+
+
+def test_plan_of_a_linear_probe_lists_no_settings_of_epochs(photos: Path) -> None:
+    plan = build_plan(
+        photos,
+        unfreeze={"name": "linear_probe"},
+        probe={"enabled": "on"},
+        trainer={"accelerator": "cpu"},
+    )
+    keys = [choice["key"] for choice in plan["recipe"]]
+    assert "probe.enabled" not in keys, "it is given"
+    assert keys
+    assert [key for key in keys if key.startswith(("optim.", "lr_schedule."))] == []
+
+
+def test_plan_of_other_channels_without_batch_norm_promises_neither(photos: Path) -> None:
+    plan = build_plan(
+        photos,
+        data={"path": str(photos), "channels": 4},
+        model={"backbone": "test_vit", "weights": "random"},
+    )
+    (reason,) = (row["reason"] for row in plan["recipe"] if row["key"] == "augment.name")
+    assert "jitter" not in reason
+    assert {phase["batch_norm"] for phase in plan["phases"]} == {"none"}

@@ -7,8 +7,8 @@ from finetune.diagnosis.evidence import RunEvidence
 from finetune.diagnosis.finding import SEVERITIES, Finding
 from finetune.diagnosis.rules import (
     class_rules,
+    data_rules,
     fit_rules,
-    image_rules,
     learning_rules,
     network_rules,
     rate_rules,
@@ -55,7 +55,7 @@ RULES = (
     Rule("rate_too_low", rate_rules.find_rate_too_low, _RATE_CONSEQUENCES[1:]),
     Rule("unsteady_loss", rate_rules.find_unsteady_loss),
     Rule("phase_jump", rate_rules.find_phase_jump),
-    Rule("leaks", image_rules.find_leaks, ("easier_validation", "good_fit")),
+    Rule("leaks", data_rules.find_leaks, ("easier_validation", "good_fit")),
     Rule(
         "frozen_too_deep", learning_rules.find_frozen_too_deep, ("underfitting", "still_improving")
     ),
@@ -64,10 +64,10 @@ RULES = (
     Rule("still_improving", learning_rules.find_still_improving),
     Rule("overfitting", fit_rules.find_overfitting),
     Rule("generalization_gap", fit_rules.find_generalization_gap),
-    Rule("small_validation", image_rules.find_small_validation),
-    Rule("easier_validation", image_rules.find_easier_validation),
-    Rule("label_errors", image_rules.find_label_errors),
-    Rule("conflicting_duplicates", image_rules.find_conflicting_duplicates),
+    Rule("small_validation", data_rules.find_small_validation),
+    Rule("easier_validation", data_rules.find_easier_validation),
+    Rule("label_errors", data_rules.find_label_errors),
+    Rule("conflicting_duplicates", data_rules.find_conflicting_duplicates),
     Rule("class_never_predicted", class_rules.find_classes_never_predicted),
     Rule("weak_rare_class", class_rules.find_weak_rare_classes),
     Rule("dead_units", network_rules.find_dead_units),

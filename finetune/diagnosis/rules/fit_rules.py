@@ -108,7 +108,7 @@ def find_generalization_gap(evidence: RunEvidence) -> Finding | None:
         rule="generalization_gap",
         severity="warning" if is_small else "info",
         title=(
-            "Training set too small for what is asked"
+            "Training set too small for this task"
             if is_small
             else f"{format_percent(train - val)} better on training than on validation images"
         ),

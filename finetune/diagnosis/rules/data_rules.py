@@ -123,9 +123,8 @@ def find_easier_validation(evidence: RunEvidence) -> Finding | None:
             "validation_images": data.num_val,
             "training_images": data.num_train_eval,
         },
-        remedy="Draw the validation images from all images, or keep groups together with "
-        "data.group_by; crops of images are found with:",
-        option="data.leakage=drop" if data.num_leaked else "",
+        remedy="See whether it is so for other divisions of the images, too:",
+        option="cross_validation.num_folds=5",
     )
 
 

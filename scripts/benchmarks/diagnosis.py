@@ -1,0 +1,133 @@
+"""Findings of the diagnosis on good and on faulty runs.
+
+    uv run python scripts/benchmarks/diagnosis.py --images ../shared/data \
+        --weights ../shared/weights --output /tmp/diagnosis [--only hymenoptera]
+
+Ten runs on five folders, with ResNet-18 and MobileNetV2 at 64 pixels, have nothing wrong with them;
+the others have one fault each: shuffled labels, a learning rate of 1, a backbone that is frozen for
+images of another kind, leaks, and so on. Runs that are complete are not repeated, only diagnosed
+again. Prints a table in Markdown.
+"""
+
+import os
+import subprocess
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.benchmarks.lib.diagnosis_folders import list_faulty_folders, list_good_folders
+
+_NETWORKS = {
+    "resnet18": "resnet18-82c76769.pth",
+    "mobilenetv2_100": "mobilenetv2_100-f803422a.pth",
+}
+_COMMON = ("data.image_size=64", "data.num_workers=0", "trainer.precision=32-true")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Run that is diagnosed: name, folder of images, network, and settings."""
+
+    name: str
+    folder: str
+    network: str
+    settings: tuple[str, ...] = ()
+
+
+def list_cases(good: list[str]) -> list[Case]:
+    """Return the good runs, then the faulty ones."""
+    small = "resnet18"
+    return [
+        *(Case(f"{f}, {n}", f, n, ("trainer.epochs=4",)) for f in good for n in _NETWORKS),
+        Case("rate of 1", "hymenoptera", small, ("optim.lr=1", "trainer.epochs=3")),
+        Case(
+            "rate of 1, SGD",
+            "digits",
+            small,
+            (
+                "optim.lr=1",
+                "optim.name=sgd",
+                "trainer.epochs=3",
+            ),
+        ),
+        Case("frozen on digits", "digits", small, ("unfreeze.name=linear_probe",)),
+        Case("frozen on shapes", "shapes", small, ("unfreeze.name=linear_probe",)),
+        Case("5% shuffled, digits", "digits-5%-shuffled", small, ("trainer.epochs=4",)),
+        Case("5% shuffled, photos", "cardboard-glass-5%-shuffled", small, ("trainer.epochs=4",)),
+        Case("leaks", "digits-leaks", small, ("trainer.epochs=3",)),
+        Case("12 validation images", "hymenoptera-tiny-val", small, ("trainer.epochs=3",)),
+        Case("4 images a class", "trashnet-4-each", small, ("trainer.epochs=4",)),
+        Case(
+            "rate of 1e-6, no probe",
+            "hymenoptera",
+            small,
+            ("probe.enabled=off", "optim.lr=0.000001", "trainer.epochs=3"),
+        ),
+        Case(
+            "random weights, 2 epochs",
+            "digits",
+            small,
+            ("model.weights=random", "trainer.epochs=2"),
+        ),
+    ]
+
+
+def run_fit(case: Case, data: Path, run: Path, weights: Path, cache: Path) -> None:
+    """Run a fit unless it is complete; a fit that diverges keeps what it wrote."""
+    if (run / ".done").is_file() or (run / "failed.txt").is_file():
+        return
+    is_random = any(setting.startswith("model.weights=") for setting in case.settings)
+    words = ["fit", str(data), *_COMMON, f"model.backbone={case.network}", f"output={run}"]
+    words += [] if is_random else [f"model.weights={weights / _NETWORKS[case.network]}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune", *words, *case.settings],
+        env={**os.environ, "FINETUNE_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.is_dir():
+        (run / "console.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+    if done.returncode:
+        print(f"{case.name}: exit {done.returncode}\n{done.stderr[-800:]}", file=sys.stderr)
+
+
+def describe_findings(run: Path) -> str:
+    """Return the severity and the rule of each finding of a run."""
+    # from the run folder, so that rules may change without another run
+    from finetune.commands.diagnosis.run_evidence import read_evidence
+    from finetune.diagnosis.diagnose import diagnose
+    from finetune.system.run_folder import RunFolder
+
+    if not (run / "metrics.csv").is_file():
+        return "no run"
+    findings = diagnose(read_evidence(RunFolder(run)))
+    return ", ".join(f"{one.severity}: {one.rule}" for one in findings) or "nothing"
+
+
+def main() -> None:
+    """Run what is missing and print the findings."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--only", default="", help="part of the names of the runs")
+    parser.add_argument("--no-findings", action="store_true", help="only run the fits")
+    options = parser.parse_args()
+    good = list_good_folders(options.images)
+    builders = {**good, **list_faulty_folders(options.images)}
+    cases = [case for case in list_cases(list(good)) if options.only in case.name]
+    print("| run | findings |\n|---|---|", flush=True)
+    for case in cases:
+        data = options.output / "images" / case.folder
+        if not data.is_dir():
+            builders[case.folder](data)
+        run = options.output / "runs" / case.name.replace(", ", "-").replace(" ", "-")
+        run_fit(case, data, run, options.weights, options.output / "cache")
+        found = "" if options.no_findings else describe_findings(run)
+        print(f"| {case.name} | {found} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

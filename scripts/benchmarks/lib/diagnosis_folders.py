@@ -1,0 +1,156 @@
+"""Folders of images, good and faulty, whose runs the diagnosis is checked on."""
+
+import random
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+_SHAPE_SIDE = 96
+_SHAPES = ("circle", "square", "triangle", "cross")
+
+
+def link_classes(root: Path, classes: Mapping[str, Sequence[Path]]) -> Path:
+    """Link the files of each class, given by its path relative to the root."""
+    for name, files in classes.items():
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            (folder / file.name).symlink_to(file.resolve())
+    return root
+
+
+def draw_files(folder: Path, count: int | None, *, seed: int = 0) -> list[Path]:
+    """Draw files of a folder; all of them for a count of None."""
+    files = sorted(folder.iterdir())
+    return files if count is None else sorted(random.Random(seed).sample(files, count))
+
+
+def build_subset(
+    source: Path, root: Path, *, per_class: int | None, classes: Iterable[str] | None = None
+) -> Path:
+    """Link images of the class folders of a source."""
+    names = classes or sorted(folder.name for folder in source.iterdir())
+    return link_classes(root, {name: draw_files(source / name, per_class) for name in names})
+
+
+def build_split_subset(
+    source: Path, root: Path, *, splits: Mapping[str, tuple[str, int | None]]
+) -> Path:
+    """Link images of the splits of a source: a split to its folder and its images per class."""
+    for split, (folder, count) in splits.items():
+        build_subset(source / folder, root / split, per_class=count)
+    return root
+
+
+def draw_shapes(root: Path, *, per_class: int, seed: int = 0) -> Path:
+    """Draw one of four shapes of random size, place and colour on a noisy ground."""
+    generator = np.random.default_rng(seed)
+    for name in _SHAPES:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(per_class):
+            _draw_shape(name, generator).save(root / name / f"{number:03d}.png")
+    return root
+
+
+def _draw_shape(name: str, generator: np.random.Generator) -> Image.Image:
+    ground = generator.integers(0, 160, size=3)
+    noise = generator.normal(0, 20, size=(_SHAPE_SIDE, _SHAPE_SIDE, 3))
+    image = Image.fromarray(np.clip(ground + noise, 0, 255).astype(np.uint8))
+    radius = int(generator.integers(14, 32))
+    x, y = generator.integers(radius + 2, _SHAPE_SIDE - radius - 2, size=2).tolist()
+    color = tuple(generator.integers(96, 256, size=3).tolist())
+    box = (x - radius, y - radius, x + radius, y + radius)
+    draw = ImageDraw.Draw(image)
+    if name == "circle":
+        draw.ellipse(box, fill=color)
+    elif name == "square":
+        draw.rectangle(box, fill=color)
+    elif name == "triangle":
+        draw.polygon([(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)], color)
+    else:
+        width = max(3, radius // 3)
+        draw.line((x - radius, y, x + radius, y), fill=color, width=width)
+        draw.line((x, y - radius, x, y + radius), fill=color, width=width)
+    return image
+
+
+def shuffle_labels(root: Path, *, fraction: float, seed: int = 0) -> Path:
+    """Move a fraction of the files to a random other class of their split."""
+    generator = random.Random(seed)
+    for split in _list_splits(root):
+        folders = sorted(folder for folder in split.iterdir() if folder.is_dir())
+        files = [(file, folder) for folder in folders for file in sorted(folder.iterdir())]
+        for file, folder in generator.sample(files, round(fraction * len(files))):
+            other = generator.choice([one for one in folders if one != folder])
+            file.rename(other / f"moved_{file.name}")
+    return root
+
+
+def copy_into_validation(root: Path, *, fraction: float, seed: int = 0) -> Path:
+    """Replace a fraction of the validation images by training images of the same class."""
+    generator = random.Random(seed)
+    for folder in sorted((root / "val").iterdir()):
+        files = sorted(folder.iterdir())
+        sources = sorted((root / "train" / folder.name).iterdir())
+        for file in generator.sample(files, round(fraction * len(files))):
+            file.unlink()
+            source = sources.pop(generator.randrange(len(sources)))
+            shutil.copyfile(source, folder / f"again_{source.name}")
+    return root
+
+
+def _list_splits(root: Path) -> list[Path]:
+    splits = [root / name for name in ("train", "val", "test") if (root / name).is_dir()]
+    return splits or [root]
+
+
+Builder = Callable[[Path], Path]
+
+
+def list_good_folders(shared: Path) -> dict[str, Builder]:
+    """Return a builder for each of five folders that nothing is wrong with."""
+    trashnet, mnist = shared / "trashnet", shared / "mnist"
+    return {
+        "hymenoptera": lambda root: build_split_subset(
+            shared / "hymenoptera", root, splits={"train": ("train", None), "val": ("val", None)}
+        ),
+        "trashnet": lambda root: build_subset(trashnet, root, per_class=100),
+        "cardboard-glass": lambda root: build_subset(
+            trashnet, root, per_class=120, classes=("cardboard", "glass")
+        ),
+        "digits": lambda root: build_split_subset(
+            mnist, root, splits={"train": ("train", 60), "val": ("test", 30)}
+        ),
+        "shapes": lambda root: draw_shapes(root, per_class=80),
+    }
+
+
+def list_faulty_folders(shared: Path) -> dict[str, Builder]:
+    """Return a builder for each folder that something is wrong with."""
+    good = list_good_folders(shared)
+    return {
+        "digits-5%-shuffled": lambda root: shuffle_labels(good["digits"](root), fraction=0.05),
+        "cardboard-glass-5%-shuffled": lambda root: shuffle_labels(
+            good["cardboard-glass"](root), fraction=0.05
+        ),
+        "digits-leaks": lambda root: copy_into_validation(good["digits"](root), fraction=0.4),
+        "hymenoptera-tiny-val": lambda root: build_split_subset(
+            shared / "hymenoptera", root, splits={"train": ("train", None), "val": ("val", 6)}
+        ),
+        "trashnet-4-each": lambda root: build_split_subset_of_one(
+            shared / "trashnet", root, num_train=4, num_val=30
+        ),
+    }
+
+
+def build_split_subset_of_one(source: Path, root: Path, *, num_train: int, num_val: int) -> Path:
+    """Link images of class folders without splits as a training and a validation split."""
+    for folder in sorted(source.iterdir()):
+        files = draw_files(folder, num_train + num_val)
+        random.Random(0).shuffle(files)
+        link_classes(root / "train", {folder.name: files[:num_train]})
+        link_classes(root / "val", {folder.name: files[num_train:]})
+    return root

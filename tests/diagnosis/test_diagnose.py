@@ -1,0 +1,102 @@
+"""Rules of the diagnosis: each fires on made runs and is silent on runs that resemble them."""
+
+import math
+
+import pytest
+
+from finetune.config.load import build_config, parse_assignments
+from finetune.diagnosis.diagnose import ACCUSATIONS, RULES, diagnose
+from finetune.diagnosis.evidence import RunEvidence
+from finetune.diagnosis.finding import SEVERITIES
+from tests.diagnosis.cases import FIRING, SILENT
+from tests.diagnosis.made_runs import create_good_run
+
+_RULE_OF = {rule.name: rule for rule in RULES}
+_FIRING = [(name, run) for name, runs in FIRING.items() for run in runs]
+_SILENT = [(name, run) for name, runs in SILENT.items() for run in runs]
+
+
+def test_each_rule_has_made_runs_of_both_kinds() -> None:
+    assert FIRING.keys() == SILENT.keys() == _RULE_OF.keys()
+
+
+@pytest.mark.parametrize(("name", "run"), _FIRING)
+def test_rule_fires_with_its_numbers_and_an_option_that_exists(name: str, run: RunEvidence) -> None:
+    finding = _RULE_OF[name].find(run)
+
+    assert finding is not None
+    assert finding.rule == name
+    assert finding.severity in SEVERITIES
+    assert finding.numbers
+    assert finding.sentence.endswith(".")
+    assert any(letter.isdigit() for letter in finding.sentence)
+    if finding.severity in ACCUSATIONS:
+        assert finding.remedy
+    if finding.option:
+        assert finding.remedy.endswith(":")
+        key = finding.option.partition("=")[0]
+        config = build_config({}, assignments=parse_assignments([finding.option]))
+        section, _, field = key.partition(".")
+        assert getattr(getattr(config, section), field) != "auto"
+    else:
+        assert not finding.remedy.endswith(":")
+
+
+@pytest.mark.parametrize(("name", "run"), _SILENT)
+def test_rule_is_silent_on_a_run_without_its_fault(name: str, run: RunEvidence) -> None:
+    assert _RULE_OF[name].find(run) is None
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_rule_is_silent_without_any_numbers(rule: object) -> None:
+    assert _RULE_OF[rule.name].find(RunEvidence()) is None  # type: ignore[attr-defined]
+
+
+def test_good_run_has_one_good_finding() -> None:
+    (finding,) = diagnose(create_good_run())
+
+    assert (finding.rule, finding.severity, finding.title) == ("good_fit", "good", "Good fit")
+    assert finding.numbers["val_accuracy"] == pytest.approx(187 / 200)
+
+
+def test_findings_are_ordered_by_severity_and_omit_what_follows() -> None:
+    (run,) = (one for one in FIRING["exploded_loss"][:1])
+    findings = diagnose(run)
+
+    assert findings[0].rule == "exploded_loss"
+    assert "fall_from_probe" not in {finding.rule for finding in findings}
+    order = [SEVERITIES.index(finding.severity) for finding in findings]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize(("name", "run"), _FIRING)
+def test_findings_of_any_run_are_json_without_a_good_one_beside_a_fault(
+    name: str, run: RunEvidence
+) -> None:
+    findings = diagnose(run)
+    severities = {finding.severity for finding in findings}
+
+    assert not ({"good"} & severities and set(ACCUSATIONS) & severities)
+    for finding in findings:
+        tree = finding.to_json()
+        assert tree["rule"] == finding.rule
+        assert all(isinstance(value, int | float | str) for value in tree["numbers"].values())
+
+
+@pytest.mark.parametrize("num_images", [20, 60, 200, 1000])
+@pytest.mark.parametrize("accuracy", [0.6, 0.8, 0.95])
+def test_small_validation_follows_the_width_of_the_interval(
+    num_images: int, accuracy: float
+) -> None:
+    from tests.diagnosis.made_runs import create_validation
+
+    half = num_images // 2
+    hits = round(accuracy * half)
+    run = create_good_run(validation=create_validation(supports=[half, half], correct=[hits, hits]))
+    # Wald's interval, of nearly the same width for so many images
+    p = hits / half
+    width = 2 * 1.96 * math.sqrt(p * (1 - p) / num_images)
+    finding = _RULE_OF["small_validation"].find(run)
+
+    if abs(width - 0.2) > 0.03:
+        assert (finding is not None) == (width > 0.2)

@@ -113,7 +113,7 @@ def test_huge_learning_rate_keeps_the_probe(animals: Path, tmp_path: Path) -> No
     assert best.read_bytes() == before
 
 
-def test_no_checkpoint_is_written_between_a_deferred_step_and_its_check(
+def test_checkpoint_is_not_written_between_a_deferred_step_and_its_check(
     animals: Path, tmp_path: Path
 ) -> None:
     """As at a stop by a signal right after the step."""

@@ -1,0 +1,1 @@
+"""Tests of ``finetune.diagnosis``, and of its reader of run folders."""

@@ -1,6 +1,7 @@
 """Rules on the learning rate: too high, too low, or too high for layers that begin to train."""
 
 import math
+from collections.abc import Sequence
 
 from finetune.diagnosis.certainty import is_higher_loss, is_lower_accuracy
 from finetune.diagnosis.evidence import EpochRow, RunEvidence
@@ -167,16 +168,12 @@ def find_unsteady_loss(evidence: RunEvidence) -> Finding | None:
 def find_rate_too_low(evidence: RunEvidence) -> Finding | None:
     """Find weights that hardly moved in a whole run whose training images are not learned."""
     epochs, data = evidence.curves.epochs, evidence.data
-    changes: dict[str, float] = {}
-    for row in epochs:
-        for name in row.trained_groups & row.weight_changes.keys():
-            changes[name] = changes.get(name, 0.0) + row.weight_changes[name]
+    changes = _sum_changes(epochs)
     if not changes or not data.num_train_eval or "accuracy" not in epochs[-1].train_eval:
         return None
     group, change = max(changes.items(), key=lambda item: item[1])
     accuracy = epochs[-1].train_eval["accuracy"]
     is_learned = not is_lower_accuracy(accuracy, 1.0, data.num_train_eval, data.num_train_eval)
-    # a head that began with zeros has no relative change: groups below it must not move, either
     if change >= MIN_TOTAL_CHANGE or is_learned:
         return None
     return Finding(
@@ -197,6 +194,23 @@ def find_rate_too_low(evidence: RunEvidence) -> Finding | None:
         remedy="Raise the learning rate, or leave optim.lr out so that it is chosen:",
         option=suggest_rate(evidence, 10.0),
     )
+
+
+def _sum_changes(epochs: Sequence[EpochRow]) -> dict[str, float]:
+    """Return the sum of the relative changes of each layer group that trained.
+
+    A head that began with zeros is left out: it has no change relative to them in its first epoch,
+    and large ones later.
+    """
+    changes: dict[str, float] = {}
+    from_zero: set[str] = set()
+    for row in epochs:
+        for name in row.trained_groups - from_zero:
+            if name in row.weight_changes:
+                changes[name] = changes.get(name, 0.0) + row.weight_changes[name]
+            elif name not in changes:
+                from_zero.add(name)
+    return changes
 
 
 def find_phase_jump(evidence: RunEvidence) -> Finding | None:

@@ -134,8 +134,8 @@ class DivergenceCheck:
         if values.is_cuda:  # copied in the background
             host = torch.empty(2, pin_memory=True)
             host.copy_(values, non_blocking=True)
-            values, event = host, torch.cuda.Event()
-            event.record()  # type: ignore[no-untyped-call]
+            values, event = host, torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
         previous, self._pending = self._pending, (info, values, event)
         self._judge_pending(previous)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # small layers do not benefit from more threads; read on the first import of torch
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,6 +27,19 @@ if TYPE_CHECKING:  # torch and Lightning are not paid for where one light file i
 sys.dont_write_bytecode = False  # of this process, which has read the variable
 CLASSES = ("bée", "fly", "wasp, red")
 """Classes of ``insects`` in index order; two names contain special characters."""
+
+
+def pytest_collection_finish() -> None:
+    """Leave what collection loaded out of the garbage collections of commands.
+
+    Each would take half a second, and a run collects whenever its trained layers change.
+    """
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let extension modules find at exit that what they gave is returned."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,6 +73,25 @@ def photos(tmp_path: Path) -> Path:
     """Return a folder of 6 cats and 4 dogs, 12 x 10 pixels each."""
     names = [f"cat/{i}.png" for i in range(6)] + [f"dog/{i}.png" for i in range(4)]
     return write_images(tmp_path / "photos", *names)
+
+
+@pytest.fixture
+def few_penalties(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fit linear heads with two penalties instead of eleven, which takes most of a small run.
+
+    For tests to which the penalty does not matter. Slow ones may compare with another process.
+    """
+    if request.node.get_closest_marker("slow") is not None:
+        return
+    from finetune.probe import cross_validation, penalty_search
+
+    search = penalty_search.search_penalty
+
+    def search_two(fitter: Any, images: Any, penalties: Any, **options: Any) -> Any:
+        return search(fitter, images, penalties[2:6:3] or penalties, **options)
+
+    for module in (penalty_search, cross_validation):
+        monkeypatch.setattr(module, "search_penalty", search_two)
 
 
 @pytest.fixture(autouse=True)

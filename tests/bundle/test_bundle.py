@@ -111,7 +111,13 @@ transform = create_transform(**config, is_training=False)
 with torch.inference_mode():
     logits = model(torch.load(inputs))
 torch.save({{"logits": logits, "pixels": transform(Image.open(picture))}}, out)
-print(json.dumps([model.pretrained_cfg["label_names"], config, "finetune" in sys.modules]))
+with_finetune = "finetune" in sys.modules
+names = ("googlenet", "alexnet", "resnet18")
+before = [timm.is_model(name) for name in names]
+import finetune.timm_models
+after = [timm.is_model(name) for name in names]
+label_names = model.pretrained_cfg["label_names"]
+print(json.dumps([label_names, config, with_finetune, before, after]))
 """
 
 
@@ -131,10 +137,13 @@ def test_timm_create_model_loads_the_same_network(
     torch.save(build_images(64), tmp_path / "inputs.pt")
     picture = next(insects.rglob("*.png"))
     paths = (tmp_path / "bundle", tmp_path / "inputs.pt", picture, tmp_path / "out.pt")
-    names, config, with_finetune = json.loads(
+    names, config, with_finetune, before, after = json.loads(
         run_python(TIMM_ALONE.format(registration=registration), *paths)
     )
     assert with_finetune is bool(registration)
+    # networks of torchvision are known to timm after the import
+    assert before == [bool(registration), bool(registration), True]
+    assert after == [True, True, True]
     assert names == list(CLASSES)
     found = torch.load(tmp_path / "out.pt", weights_only=True)
     torch.testing.assert_close(found["logits"], compute_outputs(network, 64), rtol=0, atol=1e-6)

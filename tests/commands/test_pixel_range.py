@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
     from finetune.types import Prediction
 
+pytestmark = pytest.mark.usefixtures("few_penalties")
+
 NUM_IMAGES = 12
 CONFIG = {
     "data.image_size": 32,

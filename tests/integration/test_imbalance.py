@@ -24,6 +24,8 @@ from tests.support.runs import (
     write_weights,
 )
 
+pytestmark = pytest.mark.usefixtures("few_penalties")
+
 TRAIN_IMAGES = (16, 8, 5)
 NUM_EPOCHS = 3
 BATCH_SIZE = 8

@@ -28,6 +28,8 @@ from tests.support.runs import (
 )
 from tests.support.wandb_file import read_offline_runs
 
+pytestmark = pytest.mark.usefixtures("few_penalties")
+
 SMALL = (
     "data.image_size=32", "data.num_workers=0", "model.backbone=test_resnet",
     "trainer.batch_size=8", "trainer.precision=32-true", "trainer.accelerator=cpu",

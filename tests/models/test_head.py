@@ -17,6 +17,8 @@ from finetune.models.head import (
 )
 from tests.support.networks import randomise
 
+pytestmark = pytest.mark.usefixtures("few_penalties")
+
 FAMILIES = (
     "test_resnet", "test_vit", "test_efficientnet", "test_convnext", "resnet18", "vgg11", "alexnet",
     "googlenet",

@@ -29,6 +29,8 @@ from tests.support.runs import (
     write_weights,
 )
 
+pytestmark = pytest.mark.usefixtures("few_penalties")
+
 FAMILIES = (
     "test_resnet", "test_vit", "test_efficientnet", "test_convnext", "alexnet",
     "mobilenetv2_050",

@@ -23,6 +23,8 @@ from finetune.types import Split
 from tests.support.helpers import RecordingReporter, create_noise
 from tests.support.runs import read_rows, write_weights
 
+pytestmark = pytest.mark.usefixtures("few_penalties")
+
 NUM_FOLDS = 3
 
 

@@ -20,6 +20,8 @@ from tests.support.helpers import RecordingReporter, create_noise
 from tests.support.runs import assert_same_bits, compute_largest_difference, load_weights
 from tests.support.runs import run_finetune as run_in_process
 
+pytestmark = pytest.mark.usefixtures("few_penalties")
+
 
 def build_run_config(data: Path, output: Path, **assignments: Any) -> finetune.Config:
     """Return the config of a run of a second, with further assignments."""

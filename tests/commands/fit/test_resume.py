@@ -19,12 +19,15 @@ from finetune.training.callbacks.progress import Progress
 from tests.support.helpers import RecordingReporter
 from tests.support.runs import (
     assert_same_bits,
+    drop_times,
     load_checkpoint,
     load_weights,
     read_rows,
     write_photos,
     write_weights,
 )
+
+pytestmark = pytest.mark.usefixtures("few_penalties")
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +67,17 @@ class ProbeRecorder(RecordingReporter):
         self.num_computed = result["num_images_computed"]
 
 
+@pytest.fixture(scope="module")
+def whole_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run that was never stopped; never change it."""
+    return finetune.fit(build_run_config(photos, tmp_path_factory.mktemp("whole") / "run")).run_dir
+
+
 @pytest.mark.parametrize("step", [0, 3, 5])
 def test_fit_resume_auto_continues_within_the_epoch(
-    step: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, photos: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = finetune.fit(build_run_config(photos, tmp_path / "whole")).run_dir
+    expected = whole_run
     again = build_run_config(photos, tmp_path / "run")
     with monkeypatch.context() as patch:
         stop_at(patch, epoch=1, step=step)
@@ -82,8 +91,7 @@ def test_fit_resume_auto_continues_within_the_epoch(
     run = finetune.fit(again, reporter=recorder).run_dir
     assert any("epoch 2" in note and f"{step + 1} of its steps" in note for note in recorder.notes)
     assert_same_bits(load_weights(run), load_weights(expected))
-    for row, other in zip(read_rows(run), read_rows(expected), strict=True):
-        assert {**row, "seconds": ""} == {**other, "seconds": ""}
+    assert list(map(drop_times, read_rows(run))) == list(map(drop_times, read_rows(expected)))
 
 
 def test_resume_with_other_accumulation_continues_with_the_same_images(
@@ -140,7 +148,7 @@ def imbalanced(tmp_path: Path) -> Path:
 def test_resume_with_more_epochs_warns_of_shifted_imbalance_phase(
     strategy: str, before: int, now: int, imbalanced: Path, tmp_path: Path
 ) -> None:
-    named = {"imbalance.strategy": strategy, "trainer.epochs": 4}
+    named = {"imbalance.strategy": strategy, "trainer.epochs": 4, "trainer.batch_size": 8}
     run = finetune.fit(build_run_config(imbalanced, tmp_path / "run", **named)).run_dir
     recorder = RecordingReporter()
     plan_resume(run, assignments={"trainer.epochs": 6}, reporter=recorder)
@@ -150,6 +158,8 @@ def test_resume_with_more_epochs_warns_of_shifted_imbalance_phase(
     assert f"epoch {before} of 4" in warning
     # the last of the four completed epochs belongs to the last phase
     assert ("repeat" in warning) == (now > 5)
+    if strategy not in ("drs", "progressive"):  # one that repeats nothing, one that does
+        return
     recorder = RecordingReporter()
     finetune.resume(run, assignments={"trainer.epochs": 6}, reporter=recorder)
     assert recorder.warnings == [warning]
@@ -162,10 +172,10 @@ def test_resume_with_more_epochs_warns_of_shifted_imbalance_phase(
 def test_resume_with_more_epochs_of_a_constant_strategy_warns_of_nothing(
     strategy: str, imbalanced: Path, tmp_path: Path
 ) -> None:
-    named = {"imbalance.strategy": strategy, "trainer.epochs": 1}
+    named = {"imbalance.strategy": strategy, "trainer.epochs": 1, "trainer.batch_size": 8}
     run = finetune.fit(build_run_config(imbalanced, tmp_path / "run", **named)).run_dir
     recorder = RecordingReporter()
-    finetune.resume(run, assignments={"trainer.epochs": 3}, reporter=recorder)
+    finetune.resume(run, assignments={"trainer.epochs": 2}, reporter=recorder)
     assert recorder.warnings == []
 
 

@@ -29,6 +29,8 @@ from tests.support.runs import (
     write_weights,
 )
 
+pytestmark = pytest.mark.usefixtures("few_penalties")
+
 
 def build_score(value: float, *losses: float) -> ValidationScore:
     return ValidationScore(value, torch.tensor(losses or (value,)))

@@ -32,6 +32,16 @@ class EpochRow:
     weight_changes: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def val_accuracy(self) -> float | None:
+        """Fraction of the validation images that are right; of multi-label images in all labels."""
+        return self.val.get("accuracy", self.val.get("subset_accuracy"))
+
+    @property
+    def train_accuracy(self) -> float | None:
+        """The same fraction of the measured training images."""
+        return self.train_eval.get("accuracy", self.train_eval.get("subset_accuracy"))
+
+    @property
     def trained_groups(self) -> frozenset[str]:
         """Layer groups with a learning rate above 0."""
         return frozenset(name for name, rate in self.learning_rates.items() if rate > 0)

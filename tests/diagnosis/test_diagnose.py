@@ -1,12 +1,13 @@
 """Rules of the diagnosis: each fires on made runs and is silent on runs that resemble them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from finetune.config.load import build_config, parse_assignments
 from finetune.diagnosis.diagnose import ACCUSATIONS, RULES, diagnose
-from finetune.diagnosis.evidence import RunEvidence
+from finetune.diagnosis.evidence import EpochRow, RunEvidence
 from finetune.diagnosis.finding import SEVERITIES
 from tests.diagnosis.cases import FIRING, SILENT
 from tests.diagnosis.made_runs import create_good_run
@@ -100,3 +101,35 @@ def test_small_validation_follows_the_width_of_the_interval(
 
     if abs(width - 0.2) > 0.03:
         assert (finding is not None) == (width > 0.2)
+
+
+def test_multi_label_run_is_judged_by_images_that_are_right_in_all_labels() -> None:
+    def rename(row: EpochRow) -> EpochRow:
+        val, train = dict(row.val), dict(row.train_eval)
+        val["subset_accuracy"], train["subset_accuracy"] = (
+            val.pop("accuracy"),
+            train.pop("accuracy"),
+        )
+        return replace(row, val=val, train_eval=train)
+
+    def to_multi_label(run: RunEvidence) -> RunEvidence:
+        assert run.validation is not None
+        assert run.curves.probe is not None
+        rows = tuple(map(rename, run.curves.epochs))
+        return replace(
+            run,
+            curves=replace(run.curves, probe=rename(run.curves.probe), epochs=rows),
+            validation=replace(
+                run.validation,
+                num_correct=None,
+                confusion=(),
+                num_improbable=None,
+                metrics={"mean_average_precision": 0.9},
+            ),
+            data=replace(run.data, is_multi_label=True),
+        )
+
+    (good,) = diagnose(to_multi_label(create_good_run()))
+    assert good.numbers["mean_average_precision"] == 0.9
+    fallen = diagnose(to_multi_label(FIRING["fall_from_probe"][0]))
+    assert [finding.rule for finding in fallen] == ["fall_from_probe"]

@@ -6,7 +6,7 @@ from finetune.diagnosis.certainty import (
     is_higher_loss,
     is_lower_accuracy,
 )
-from finetune.diagnosis.evidence import RunEvidence
+from finetune.diagnosis.evidence import EpochRow, RunEvidence, ValidationEvidence
 from finetune.diagnosis.finding import Finding
 from finetune.diagnosis.suggestions import (
     suggest_epochs,
@@ -159,18 +159,18 @@ def find_no_gain(evidence: RunEvidence) -> Finding | None:
 
 def find_good_fit(evidence: RunEvidence) -> Finding | None:
     """Describe a fit that is as good on validation as on training images, or nearly so."""
-    row, data, validation = evidence.curves.best_row, evidence.data, evidence.validation
-    if row is None or "accuracy" not in row.val or validation is None or not data.num_val:
+    row, validation = evidence.curves.best_row, evidence.validation
+    if row is None or validation is None or not validation.num_images:
         return None
+    name = "the linear probe" if row.epoch == 0 else f"epoch {row.epoch}"
+    where = "between epochs, nearest to" if evidence.curves.is_mixed else "that of"
     if validation.num_correct is None:
-        return None
+        return _describe_labels(row, validation, f"The model is {where} {name}.")
     is_alike = find_generalization_gap(evidence) is None
     low, high = compute_wilson_interval(validation.num_correct, validation.num_images)
     value = validation.num_correct / validation.num_images
-    name = "the linear probe" if row.epoch == 0 else f"epoch {row.epoch}"
-    train = row.train_eval.get("accuracy")
+    train = row.train_accuracy
     start = "" if train is None else f"{format_percent(train)} of the training images and "
-    where = "between epochs, nearest to" if evidence.curves.is_mixed else "that of"
     return Finding(
         rule="good_fit",
         severity="good",
@@ -186,5 +186,29 @@ def find_good_fit(evidence: RunEvidence) -> Finding | None:
             "interval_high": high,
             "epoch": row.epoch,
             **({} if train is None else {"train_accuracy": train}),
+        },
+    )
+
+
+def _describe_labels(row: EpochRow, validation: ValidationEvidence, end: str) -> Finding | None:
+    """Describe a fit to multi-label images, whose average precision has no simple interval."""
+    key = "mean_average_precision"
+    value, train = validation.metrics.get(key), row.train_eval.get(key)
+    if value is None:
+        return None
+    start = "" if train is None else f", of the training images {format_percent(train)}"
+    return Finding(
+        rule="good_fit",
+        severity="good",
+        title="Nothing wrong was found",
+        sentence=(
+            f"The mean average precision of "
+            f"{format_count(validation.num_images, 'validation image')} is "
+            f"{format_percent(value)}{start}. {end}"
+        ),
+        numbers={
+            key: value,
+            "epoch": row.epoch,
+            **({} if train is None else {f"train_{key}": train}),
         },
     )

@@ -21,13 +21,16 @@ _LAST_PART = 3
 
 def find_still_improving(evidence: RunEvidence) -> Finding | None:
     """Find a run whose validation images still improve at its end."""
-    epochs = [row for row in evidence.curves.epochs if "accuracy" in row.val]
+    epochs = [
+        (row.epoch, row.val_accuracy)
+        for row in evidence.curves.epochs
+        if row.val_accuracy is not None
+    ]
     count = evidence.data.num_val
     if len(epochs) < 2 or not count or evidence.curves.is_stopped_early:
         return None
-    first = epochs[-1 - max(1, len(epochs) // _LAST_PART)]
-    last = epochs[-1]
-    start, end = first.val["accuracy"], last.val["accuracy"]
+    first, start = epochs[-1 - max(1, len(epochs) // _LAST_PART)]
+    last, end = epochs[-1]
     if not is_lower_accuracy(start, end, count, count):
         return None
     return Finding(
@@ -35,14 +38,14 @@ def find_still_improving(evidence: RunEvidence) -> Finding | None:
         severity="warning",
         title="Underfitting: still improving at the end",
         sentence=(
-            f"Validation accuracy rose from {format_percent(start)} in epoch {first.epoch} to "
-            f"{format_percent(end)} in epoch {last.epoch}, the last one, by more than chance for "
+            f"Validation accuracy rose from {format_percent(start)} in epoch {first} to "
+            f"{format_percent(end)} in epoch {last}, the last one, by more than chance for "
             f"{format_count(count, 'image')}."
         ),
         numbers={
             "accuracy": end,
             "accuracy_before": start,
-            "epoch_before": first.epoch,
+            "epoch_before": first,
             "validation_images": count,
         },
         remedy="Train for more epochs:",

@@ -69,18 +69,18 @@ def find_exploded_loss(evidence: RunEvidence) -> Finding | None:
 
 def find_fall_from_probe(evidence: RunEvidence) -> Finding | None:
     """Find fine-tuning that destroys what the linear probe knew, also of the training images."""
-    probe, epochs = evidence.curves.probe, evidence.curves.epochs
-    if probe is None or not epochs or "accuracy" not in probe.val:
+    probe, count = evidence.curves.probe, evidence.data.num_val
+    known = [
+        (row.val_accuracy, row) for row in evidence.curves.epochs if row.val_accuracy is not None
+    ]
+    if probe is None or probe.val_accuracy is None or not known or not count:
         return None
-    known = [row for row in epochs if "accuracy" in row.val]
-    if not known or not evidence.data.num_val:
-        return None
-    lowest = min(known, key=lambda row: row.val["accuracy"])
-    last = known[-1]
+    start = probe.val_accuracy
+    low, lowest = min(known, key=lambda pair: pair[0])
+    end, last = known[-1]
     if not _is_below_probe(evidence, lowest, probe):
         return None
     has_lasted = _is_below_probe(evidence, last, probe)
-    start, low, end = (row.val["accuracy"] for row in (probe, lowest, last))
     return Finding(
         rule="fall_from_probe",
         severity="problem" if has_lasted else "info",
@@ -99,7 +99,7 @@ def find_fall_from_probe(evidence: RunEvidence) -> Finding | None:
             "lowest_accuracy": low,
             "lowest_epoch": lowest.epoch,
             "last_accuracy": end,
-            "validation_images": evidence.data.num_val,
+            "validation_images": count,
         },
         remedy="Lower the learning rate:" if has_lasted else "",
         option=suggest_rate(evidence, 0.1) if has_lasted else "",
@@ -109,13 +109,14 @@ def find_fall_from_probe(evidence: RunEvidence) -> Finding | None:
 def _is_below_probe(evidence: RunEvidence, row: EpochRow, probe: EpochRow) -> bool:
     """Return whether both accuracies are below the probe's: that of overfitting is not."""
     data = evidence.data
-    if not is_lower_accuracy(row.val["accuracy"], probe.val["accuracy"], *[data.num_val] * 2):
+    if row.val_accuracy is None or probe.val_accuracy is None:
         return False
-    if "accuracy" not in row.train_eval or "accuracy" not in probe.train_eval:
+    if not is_lower_accuracy(row.val_accuracy, probe.val_accuracy, data.num_val, data.num_val):
+        return False
+    if row.train_accuracy is None or probe.train_accuracy is None:
         return True  # an older run: the validation images alone must do
-    return bool(data.num_train_eval) and is_lower_accuracy(
-        row.train_eval["accuracy"], probe.train_eval["accuracy"], *[data.num_train_eval] * 2
-    )
+    count = data.num_train_eval
+    return bool(count) and is_lower_accuracy(row.train_accuracy, probe.train_accuracy, count, count)
 
 
 def find_unsteady_loss(evidence: RunEvidence) -> Finding | None:

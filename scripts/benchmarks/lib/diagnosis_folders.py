@@ -131,12 +131,17 @@ def list_good_folders(shared: Path) -> dict[str, Builder]:
 def list_faulty_folders(shared: Path) -> dict[str, Builder]:
     """Return a builder for each folder that something is wrong with."""
     good = list_good_folders(shared)
+
+    def link_few_digits(root: Path) -> Path:
+        splits = {"train": ("train", 30), "val": ("test", 30)}
+        return build_split_subset(shared / "mnist", root, splits=splits)
+
     return {
-        "digits-5%-shuffled": lambda root: shuffle_labels(good["digits"](root), fraction=0.05),
+        "digits-5%-shuffled": lambda root: shuffle_labels(link_few_digits(root), fraction=0.05),
         "cardboard-glass-5%-shuffled": lambda root: shuffle_labels(
             good["cardboard-glass"](root), fraction=0.05
         ),
-        "digits-leaks": lambda root: copy_into_validation(good["digits"](root), fraction=0.4),
+        "digits-leaks": lambda root: copy_into_validation(link_few_digits(root), fraction=0.4),
         "hymenoptera-tiny-val": lambda root: build_split_subset(
             shared / "hymenoptera", root, splits={"train": ("train", None), "val": ("val", 6)}
         ),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, show_result
+from finetune.errors import ConfigError
 from finetune.units import format_bytes
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ def report(
             help="HTML file to write.  [RUN/report.html; comparison.html for several runs]"
         ),
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Held-out images that the page is about: val or test.  [test if any]"),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object to standard output.")
     ] = False,
@@ -33,9 +38,11 @@ def report(
     """Write what is known of a run, or compare runs, as one HTML page."""
     with exit_on_stop_request():
         reporter = build_console_reporter(json_output=as_json)
+        if split not in (None, "val", "test"):
+            raise ConfigError(f"--split {split}: unknown split. Choose val or test.")
         from finetune.commands.report.report import report as command
 
-        result = command(runs, output=output, reporter=reporter)
+        result = command(runs, output=output, split=split, reporter=reporter)
 
     def show_page(tree: "Mapping[str, Any]") -> None:
         reporter.note(f"Report written to {tree['output']} ({format_bytes(tree['num_bytes'])})")

@@ -53,6 +53,7 @@ class RunFacts:
         folds: Summary of a cross-validation; None for a run with one split.
         fold_rows: Rows of ``metrics.csv`` of each fold, by its number.
         members: Network and weight of each member of an ensemble.
+        chosen_split: Split that the page is about; None for the best one that there is.
         sessions: What is known of each process that trained the run, see ``RunSession``.
     """
 
@@ -75,6 +76,7 @@ class RunFacts:
     fold_rows: Mapping[int, Sequence[Row]] = field(default_factory=dict)
     members: Sequence[tuple[str, float]] = ()
     sessions: Sequence[Mapping[str, Any]] = ()
+    chosen_split: str | None = None
 
     @property
     def facts(self) -> Mapping[str, Any]:

@@ -9,11 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from finetune.report.number_formats import is_loss
 from finetune.report.run_facts import SplitPredictions
 
 # shape suffixes: N images, K classes, R resamples
 
 NUM_RESAMPLES = 1_000
+MIN_IMAGES_PER_CLASS = 10
+"""Mean number of images of a class from which means over classes have an interval.
+
+In simulations of 30 classes, 95% intervals of the macro F1 covered the true value in 83% of the
+cases with 3 images of each class, in 91% with 5 and in 93% with 10.
+"""
+
+_EQUAL = 1e-9
+"""Difference of sums in another order."""
+
+_CLASS_MEANS = ("balanced_accuracy", "macro_f1", "rarest_third_recall")
 _SEED = 0
 _MAX_CELLS = 4_000_000
 """Size of the largest temporary array."""
@@ -38,10 +50,11 @@ class SplitMetrics:
 
 @lru_cache(maxsize=16)
 def measure_split(predictions: SplitPredictions, rarest: tuple[int, ...] = ()) -> SplitMetrics:
-    """Return the metrics of predictions with percentiles of a bootstrap (Efron 1979).
+    """Return the metrics of predictions with intervals of a bootstrap (Efron 1979).
 
     Whole groups are resampled, as their images are not independent. Of multi-label images there
-    are no metrics here.
+    are no metrics here. A metric has no interval where its classes have too few images, or where
+    all resamples agree, which tells nothing of other images.
 
     Args:
         predictions: Predictions of a split.
@@ -53,16 +66,42 @@ def measure_split(predictions: SplitPredictions, rarest: tuple[int, ...] = ()) -
     ones_1N = np.ones((1, len(target_N)))
     values, recalls = _compute_metrics(ones_1N, table_NK, target_N, rarest)
     resampled: dict[str, list[NDArray[np.float64]]] = {name: [] for name in values}
-    for weights_RN in _iterate_resamples(predictions.groups):
+    for weights_RN in iterate_resamples(predictions.groups):
         for name, values_R in _compute_metrics(weights_RN, table_NK, target_N, rarest)[0].items():
             resampled[name].append(values_R)
-    intervals = {}
-    for name, parts in resampled.items():
-        low, high = np.nanpercentile(np.concatenate(parts), (2.5, 97.5))
-        intervals[name] = (float(low), float(high))
-    return SplitMetrics(
-        {name: float(one[0]) for name, one in values.items()}, intervals, recalls[0]
-    )
+    points = {name: float(one[0]) for name, one in values.items()}
+    is_small = len(target_N) < MIN_IMAGES_PER_CLASS * len(np.unique(target_N))
+    intervals = {
+        name: interval
+        for name, parts in resampled.items()
+        if not (is_small and name in _CLASS_MEANS)
+        and (interval := compute_interval(points[name], np.concatenate(parts), name)) is not None
+    }
+    return SplitMetrics(points, intervals, recalls[0])
+
+
+def compute_interval(
+    value: float, resampled_R: NDArray[np.float64], metric: str
+) -> tuple[float, float] | None:
+    """Return the percentiles of resampled values, moved by the bootstrap's estimate of their bias.
+
+    A resample lacks some images of each class, so that means over classes are off in resamples:
+    without the correction, intervals of the macro F1 of many classes lie beside its value.
+
+    Args:
+        value: Metric of all images.
+        resampled_R: Metric of each resample, shape (R,); nan where it is undefined.
+        metric: Name of the metric.
+
+    Returns:
+        The interval; None where all resamples agree.
+    """
+    known = resampled_R[np.isfinite(resampled_R)]
+    if len(known) == 0 or known.max() - known.min() < _EQUAL:
+        return None
+    bias = float(known.mean()) - value
+    low, high = (float(end) - bias for end in np.percentile(known, (2.5, 97.5)))
+    return max(0.0, low), high if is_loss(metric) else min(1.0, high)
 
 
 def shift_probabilities(
@@ -145,15 +184,17 @@ def _sum_by_class(
     return sums
 
 
-def _iterate_resamples(groups_N: NDArray[np.int64]) -> Iterator[NDArray[np.float64]]:
+def iterate_resamples(
+    groups_N: NDArray[np.int64], *, num_resamples: int = NUM_RESAMPLES
+) -> Iterator[NDArray[np.float64]]:
     """Yield how often each image is drawn in bootstrap resamples of groups, shape (R, N)."""
     rows = np.unique(groups_N, return_inverse=True)[1]
     num_units = int(rows.max()) + 1
     random = np.random.default_rng(_SEED)
-    size = max(1, min(NUM_RESAMPLES, _MAX_CELLS // len(groups_N)))
-    for first in range(0, NUM_RESAMPLES, size):
+    size = max(1, min(num_resamples, _MAX_CELLS // len(groups_N)))
+    for first in range(0, num_resamples, size):
         draws = [
             np.bincount(random.integers(0, num_units, num_units), minlength=num_units)
-            for _ in range(min(size, NUM_RESAMPLES - first))
+            for _ in range(min(size, num_resamples - first))
         ]
         yield np.stack(draws)[:, rows].astype(np.float64)

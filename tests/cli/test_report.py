@@ -18,6 +18,18 @@ def test_report_prints_the_page_and_its_size(cli: Cli, trained: FitResult, tmp_p
     }
 
 
+def test_report_is_about_the_split_that_is_chosen(
+    cli: Cli, trained: FitResult, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    for split, words in (("val", "validation images correctly"), ("test", "test images correctly")):
+        cli.ok("report", trained.run_dir, "--output", page, "--split", split)
+        text = page.read_text(encoding="utf-8")
+        assert f"{trained.metrics[split]['macro_f1']:.1%}" in text.partition("<dl")[2]
+        assert words.split()[0] in text.partition('class="lead">')[2].partition("</p>")[0]
+    assert "unknown split" in cli.fails("report", trained.run_dir, "--split", "train", code=2)
+
+
 def test_report_of_a_folder_without_run_fails(cli: Cli, tmp_path: Path) -> None:
     assert "neither a run folder" in cli.fails("report", tmp_path, code=5)
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from finetune.commands.fit.fit import FitResult
 from finetune.commands.report.report import report
 from tests.support.reports import write_predictions
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+
+    from finetune.commands.fit.fit import FitResult
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -78,7 +79,7 @@ def open_page(chromium: "Browser") -> Iterator[Callable[..., "Page"]]:
 
 
 @pytest.fixture(scope="session")
-def full_run(trained: FitResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full_run(trained: "FitResult", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a finished run with a diagnosis and statistics of its network; never change it."""
     run = tmp_path_factory.mktemp("report") / "insects"
     shutil.copytree(trained.run_dir, run)

@@ -6,6 +6,10 @@ import torch
 
 from finetune.evaluation.metrics import calibration_error, evaluate_probabilities
 from finetune.evaluation.multi_label.label_metrics import evaluate_labels
+from finetune.report.label_metrics_intervals import (
+    compute_label_metrics,
+    measure_label_intervals,
+)
 from finetune.report.reliability import measure_reliability, undo_temperature
 from finetune.report.split_metrics import measure_split, shift_probabilities
 from tests.support.reports import build_predictions, draw_probabilities
@@ -55,6 +59,46 @@ def test_measure_split_of_dependent_images_has_wider_interval() -> None:
     ]  # fmt: skip
     assert widths[1] == pytest.approx(widths[0] / 2, rel=0.15)
     assert widths[2] == pytest.approx(widths[0], rel=0.1)
+
+
+def test_measure_split_interval_contains_the_macro_f1_of_many_small_classes() -> None:
+    target = np.arange(300) % 30
+    table = draw_probabilities(target, 30, np.random.default_rng(2))
+    measured = measure_split(build_predictions(target, table))
+    low, high = measured.intervals["macro_f1"]
+    # percentiles alone lie above the value
+    assert (low + high) / 2 == pytest.approx(measured.values["macro_f1"], abs=0.01)
+    few = measure_split(build_predictions(target[:90], table[:90]))
+    assert "macro_f1" not in few.intervals
+    assert "loss" in few.intervals
+
+
+def test_measure_split_without_errors_has_no_interval_of_zero_width() -> None:
+    table = np.eye(2)[[0, 1] * 20] * 0.8 + 0.1
+    measured = measure_split(build_predictions([0, 1] * 20, table))
+    assert measured.values["macro_f1"] == 1.0
+    assert measured.intervals == {}
+
+
+def test_label_metrics_equal_those_of_evaluation() -> None:
+    target = (RANDOM.random((60, 4)) < 0.4).astype(np.float64)
+    table = np.round(0.2 * target + 0.8 * RANDOM.random((60, 4)), 2)  # some scores are equal
+    thresholds = np.array([0.3, 0.5, 0.6, 0.4])
+    expected = evaluate_labels(
+        torch.from_numpy(table),
+        torch.from_numpy(target),
+        classes=list("abcd"),
+        thresholds=thresholds.tolist(),
+    ).metrics
+    computed = compute_label_metrics(np.ones((1, 60)), table, target, thresholds)
+    for name, values in computed.items():
+        assert values[0] == pytest.approx(expected[name], abs=1e-6), name
+    intervals = measure_label_intervals(
+        build_predictions(target, table), tuple(thresholds.tolist())
+    )
+    assert intervals.keys() == computed.keys()
+    for name, (low, high) in intervals.items():
+        assert low < computed[name][0] < high
 
 
 def test_reliability_error_equals_calibration_error_of_evaluation() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.bundle.model_card import find_bundle, read_card_json
 from finetune.bundle.renamed_facts import rename_facts
+from finetune.commands.diagnosis.fit_diagnosis import build_diagnosis, read_diagnosis
 from finetune.commands.measurement.measured import read_measured
 from finetune.commands.report.run_files import (
     read_audit,
@@ -56,7 +57,6 @@ def _read_run(run: RunFolder, path: Path) -> RunFacts:
     manifest = read_stored_manifest(run, config)
     folder = find_bundle(run.path)
     card = {} if folder is None else _read_card(folder)
-    diagnosis = read_json(run.path / "diagnosis.json")
     splits = [split for split in Split if manifest.get_samples(split)]
     return RunFacts(
         name=run.path.resolve().name,
@@ -71,7 +71,7 @@ def _read_run(run: RunFolder, path: Path) -> RunFacts:
         measured=_read_measured(run),
         audit=read_audit(run),
         rejected=read_rejected(run),
-        findings=_get_findings(diagnosis),
+        findings=_read_findings(run, is_complete=folder is not None),
         network=read_json(run.path / "network.json"),
         predictions=_read_predictions(run, manifest),
         folds=read_json(run.cross_validation_path),
@@ -103,10 +103,15 @@ def _read_measured(run: RunFolder) -> Mapping[str, Any]:
         return {}
 
 
-def _get_findings(diagnosis: Any) -> list[Mapping[str, Any]] | None:
-    """Return the findings of ``diagnosis.json``, which are a list or under a key."""
-    found = diagnosis.get("findings") if isinstance(diagnosis, dict) else diagnosis
-    return found if isinstance(found, list) else None
+def _read_findings(run: RunFolder, *, is_complete: bool) -> list[Mapping[str, Any]] | None:
+    """Return the findings on a run; a complete one of an older release is diagnosed now."""
+    stored = read_diagnosis(run)
+    if stored is not None or not is_complete:
+        return stored
+    try:
+        return build_diagnosis(run)
+    except FinetuneError:
+        return None
 
 
 def _read_predictions(run: RunFolder, manifest: Manifest) -> dict[str, SplitPredictions]:

@@ -1,7 +1,7 @@
 """Command that writes the report of one run, or of several side by side."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from finetune.errors import ConfigError, StorageError
 from finetune.report.comparison.comparison_page import render_comparison
 from finetune.report.page import render_report
 from finetune.report.run_facts import RunFacts
+from finetune.report.sections.headline import choose_main_split, get_metrics
 from finetune.system.files import write_text
 from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter, StrPath
@@ -42,6 +43,7 @@ def report(
     paths: Sequence[StrPath],
     *,
     output: StrPath | None = None,
+    split: str | None = None,
     reporter: Reporter | None = None,
 ) -> ReportResult:
     """Write the report of a run, or the comparison of several, as one HTML file.
@@ -50,16 +52,18 @@ def report(
         paths: Run folders, or bundles.
         output: File to write; None for ``report.html`` in the folder of one run, and
             ``comparison.html`` in the working folder for several.
+        split: "val" or "test", the split that the page is about; None for the test split, else
+            the validation split.
         reporter: Receiver of messages.
 
     Raises:
         RunFolderError: A path is neither a run folder nor a bundle, or is damaged.
-        ConfigError: The runs cannot be compared.
+        ConfigError: The runs cannot be compared, or have no metrics of the split.
         StorageError: The page cannot be written.
     """
     reporter = reporter or Reporter()
     folders = [Path(path) for path in paths]
-    facts = [read_facts(folder) for folder in folders]
+    facts = [_choose_split(read_facts(folder), split) for folder in folders]
     if len(facts) > 1:
         check_same_classes(facts)
         text = render_comparison(facts, version=finetune.__version__)
@@ -69,6 +73,22 @@ def report(
         default = RunFolder(folders[0]).report_path
     file = default if output is None else Path(output)
     return write_page(text, file, runs=[str(folder) for folder in folders])
+
+
+def _choose_split(facts: RunFacts, split: str | None) -> RunFacts:
+    """Return the facts with the split that their page is about.
+
+    Raises:
+        ConfigError: The run has no metrics of it.
+    """
+    chosen = replace(facts, chosen_split=split)
+    if split is not None and choose_main_split(chosen) is None:
+        known = ", ".join(get_metrics(facts)) or "none"
+        raise ConfigError(
+            f"--split {split}: {facts.path} has no metrics of this split (found: {known}). Leave "
+            f"the option out, or choose another split."
+        )
+    return chosen
 
 
 def check_same_classes(runs: Sequence[RunFacts]) -> None:

@@ -79,7 +79,7 @@ def record_session(
         "num_processes": num_processes,
         "num_cores": count_available_cores(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "git_commit": _find_git_commit(Path.cwd()),
+        "git_commit": find_git_commit(Path.cwd()),
         "versions": {"python": platform.python_version(), **collect_versions()},
     }
     content = {"version": _VERSION, "sessions": [*read_sessions(run), session]}
@@ -119,7 +119,7 @@ def _name_device(device: str) -> str:
     return platform.processor() or platform.machine()
 
 
-def _find_git_commit(folder: Path) -> str | None:
+def find_git_commit(folder: Path) -> str | None:
     """Return the commit of the working folder, with a plus sign if files were changed since."""
     command = ["git", "-C", str(folder)]
     try:

@@ -57,7 +57,7 @@
   // boxes that scroll can be reached by keyboard
   function markScrollBoxes() {
     for (const box of document.querySelectorAll(".table-box, pre")) {
-      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+      if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
     }
   }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.report.kept_weights import describe_kept_weights
+from finetune.report.label_metrics_intervals import measure_label_intervals
 from finetune.report.number_formats import format_interval, format_metric, format_metric_name
 from finetune.report.run_facts import RunFacts
 from finetune.report.split_metrics import measure_split
@@ -55,7 +56,10 @@ def name_split(split: str) -> str:
 def choose_main_split(facts: RunFacts) -> str | None:
     """Return the split that a run is judged by: test, out of fold or val; None without metrics."""
     known = get_metrics(facts)
-    return next((split for split in ("test", OUT_OF_FOLD, "val") if split in known), None)
+    order = {"val": ("val", OUT_OF_FOLD), "test": ("test",)}.get(
+        facts.chosen_split or "", ("test", OUT_OF_FOLD, "val")
+    )
+    return next((split for split in order if split in known), None)
 
 
 def get_metrics(facts: RunFacts) -> Mapping[str, Mapping[str, float | None]]:
@@ -85,6 +89,11 @@ def find_interval(facts: RunFacts, split: str, metric: str) -> Sequence[float] |
     predictions = facts.predictions.get(split)
     if predictions is None:
         return None
+    if predictions.target.ndim == 2:
+        thresholds = tuple(facts.card.get("thresholds") or ())
+        if len(thresholds) != len(facts.classes):
+            return None
+        return measure_label_intervals(predictions, thresholds).get(metric)
     rarest = (get_evaluation(facts, split).get("rarest_third") or {}).get("classes", ())
     index = {name: number for number, name in enumerate(facts.classes)}
     measured = measure_split(predictions, tuple(index[one] for one in rarest if one in index))

@@ -11,7 +11,7 @@ from finetune.units import format_count, format_duration
 
 @dataclass(frozen=True, slots=True)
 class ReproduceSection:
-    """What a run needs to be repeated, and what it took.
+    """Needs of a run that is repeated, and what it took.
 
     Attributes:
         commands: What a command does, and the command.

@@ -4,7 +4,12 @@ from dataclasses import dataclass
 
 from finetune.report.number_formats import format_interval
 from finetune.report.run_facts import RunFacts
-from finetune.report.sections.headline import get_evaluation, get_metrics, name_split
+from finetune.report.sections.headline import (
+    choose_main_split,
+    get_evaluation,
+    get_metrics,
+    name_split,
+)
 from finetune.units import UNDEFINED, format_percent
 
 _COLUMNS = (
@@ -50,8 +55,8 @@ class ClassSection:
 
 def build_classes(facts: RunFacts) -> ClassSection | None:
     """Return the tables of the classes of each split; None without an evaluation."""
-    order = ["test", "out_of_fold", "val"]
-    splits = sorted(get_metrics(facts), key=lambda s: order.index(s) if s in order else len(order))
+    main = choose_main_split(facts)
+    splits = sorted(get_metrics(facts), key=lambda split: split != main)
     tables = [_build_table(facts, split) for split in splits]
     known = tuple(table for table in tables if table is not None)
     return ClassSection("label" if facts.is_multi_label else "class", known) if known else None

@@ -75,6 +75,11 @@ class MetricsSection:
     table: MetricTable
     sides: ImbalanceSides | None
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether any metric has an interval."""
+        return any(cell.interval for _, cells in self.table.rows for cell in cells)
+
 
 def build_metrics(facts: RunFacts) -> MetricsSection | None:
     """Return the metrics of a model; None before its evaluation."""
@@ -95,9 +100,10 @@ def build_metrics(facts: RunFacts) -> MetricsSection | None:
                 tuple(
                     MetricCell(
                         format_metric(metrics[split].get(name), name),
-                        format_interval(find_interval(facts, split, name), name),
+                        "" if interval is None else format_interval(interval, name),
                     )
                     for split in splits
+                    for interval in [find_interval(facts, split, name)]
                 ),
             )
             for name in names

@@ -108,7 +108,8 @@ def _build_metric_chart(facts: RunFacts, epochs: Sequence[Row]) -> LineChart | N
 def _build_group_chart(
     facts: RunFacts, epochs: Sequence[Row], prefix: str, title: str, caption: str
 ) -> LineChart | None:
-    groups = list_groups(epochs, prefix)
+    # the same order and colors in all charts
+    groups = tuple(dict.fromkeys((*list_groups(epochs, "lr"), *list_groups(epochs, prefix))))
     colors = choose_group_colors(len(groups))
     lines = [
         Line(group, collect_column(epochs, f"{prefix}/{group}"), color)
@@ -162,8 +163,7 @@ def _build_chart(
 
 def _build_fold_curves(facts: RunFacts) -> CurvesSection:
     """Return the validation loss and the monitored metric of each fold."""
-    last = max(int(row["epoch"]) for rows in facts.fold_rows.values() for row in rows)
-    x = tuple(float(epoch) for epoch in range(last + 1))
+    x = tuple(sorted({row["epoch"] for rows in facts.fold_rows.values() for row in rows}))
     colors = choose_group_colors(len(facts.fold_rows))
     metric = _choose_metric(facts)
     charts = []
@@ -175,7 +175,7 @@ def _build_fold_curves(facts: RunFacts) -> CurvesSection:
         for (fold, rows), color in zip(sorted(facts.fold_rows.items()), colors, strict=True):
             values = {row["epoch"]: row.get(f"val/{name}") for row in rows}
             lines.append(Line(f"fold {fold}", tuple(values.get(e) for e in x), color))
-        caption = "Epoch 0 is the linear probe."
+        caption = "Epoch 0 is the linear probe." if x[0] == 0 else ""
         charts.append(
             LineChart(f"chart-folds-{name}", title, x, tuple(lines), caption=caption, kind=kind)
         )

@@ -77,7 +77,7 @@ class PlanSection:
 
 
 def build_plan_section(facts: RunFacts) -> PlanSection | None:
-    """Return the plan of a run, or what a bundle says of its network."""
+    """Return the plan of a run, or what the card of a bundle has on its network."""
     network = tuple(_describe_network(facts))
     if not network:
         return None

@@ -133,14 +133,19 @@ def resolve_config(
         ConfigError: Settings contradict each other, or a loss does not exist.
     """
     facts = _collect_facts(config, data, network)
+    return resolve_from_facts(config, facts, is_resumed=is_resumed)
+
+
+def resolve_from_facts(config: Config, facts: Facts, *, is_resumed: bool = False) -> ResolveResult:
+    """Return the config with every "auto" resolved, as ``resolve_config`` does from its facts."""
     chosen = choose_auto_values(config, facts)
     config = replace_values(config, {key: choice.value for key, choice in chosen.items()})
     optim = config.optim
     if not is_resumed and optim.lr != "auto" and optim.feature_change != 1:
         raise ConfigError(
             f"optim.feature_change={optim.feature_change:g} cannot apply to optim.lr={optim.lr:g}: "
-            f"a learning rate follows from it where one is measured, with adamw after a linear "
-            f"probe. Leave one of them out."
+            f"a learning rate follows from it where one is measured, after a linear probe. Leave "
+            f"one of them out."
         )
     config = apply_imbalance_strategy(resolve_task(config, facts))
     smoothing = _resolve_label_smoothing(config, facts)

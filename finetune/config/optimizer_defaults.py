@@ -3,13 +3,6 @@
 from finetune.config.facts import Choice, Facts
 from finetune.config.schema import Config
 
-MEASURED_LR_OPTIMIZERS = ("adamw", "adam")
-"""Optimizers whose learning rate is measured after a linear probe.
-
-A step of both changes every weight by about the learning rate; they differ in the weight decay
-only, so that the measurement of one holds for the other.
-"""
-
 HEAD_LR = {
     "adamw": 1e-3, "sgd": 1e-2, "adam": 1e-3, "rmsprop": 1e-3, "adadelta": 1.0, "adagrad": 1e-2,
 }  # fmt: skip
@@ -53,15 +46,14 @@ def choose_optimizer_values(config: Config, facts: Facts, *, has_probe: bool) ->
         facts: Facts of the network and the images.
         has_probe: Whether fine-tuning follows a linear probe.
     """
-    is_measured = has_probe and config.optim.name in MEASURED_LR_OPTIMIZERS
     momentum = _choose_momentum(config)
     has_momentum = (
         momentum.value if config.optim.momentum == "auto" else config.optim.momentum
     ) > 0
     return {
-        "optim.lr": _choose_lr(config.optim.name, is_measured=is_measured),
+        "optim.lr": _choose_lr(config.optim.name, is_measured=has_probe),
         "optim.backbone_lr_scale": _choose_backbone_lr_scale(
-            config.optim.name, facts, is_measured=is_measured
+            config.optim.name, facts, is_measured=has_probe
         ),
         "optim.weight_decay": WEIGHT_DECAY[config.optim.name],
         "optim.momentum": momentum,

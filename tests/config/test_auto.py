@@ -98,12 +98,13 @@ def test_auto_pretrained_weights_get_smaller_learning_rates() -> None:
     assert "unfreeze.params" not in random
 
 
-def test_learning_rate_is_measured_after_a_probe_with_adamw() -> None:
+def test_learning_rate_is_measured_after_a_probe() -> None:
     keys = ("optim.lr", "optim.backbone_lr_scale")
     for given, facts, expected in (
         ({}, {}, ("auto", 1.0)),
         ({"optim.lr": 3e-4}, {}, (None, 1.0)),
-        ({"optim.name": "sgd"}, {}, (1e-2, 0.05)),
+        ({"optim.name": "sgd"}, {}, ("auto", 1.0)),
+        ({"optim.name": "sgd", "probe.enabled": "off"}, {}, (1e-2, 0.05)),
         ({"probe.enabled": "off"}, {}, (1e-3, 0.1)),
         ({}, {"has_linear_head": False}, (1e-3, 0.1)),
         ({}, {"is_pretrained": False}, (1e-3, 1.0)),
@@ -112,15 +113,13 @@ def test_learning_rate_is_measured_after_a_probe_with_adamw() -> None:
         assert tuple(choices.get(key) for key in keys) == expected, (given, facts)
 
 
-def test_adam_is_measured_as_adamw_and_other_optimizers_have_rates_of_their_own() -> None:
-    assert choose({"optim.name": "adam"})["optim.lr"] == "auto"
+def test_each_optimizer_is_measured_and_has_a_rate_of_its_own_without_a_probe() -> None:
     for name in OPTIMIZER_NAMES:
+        assert choose({"optim.name": name})["optim.lr"] == "auto"
         choices = choose({"optim.name": name, "probe.enabled": "off"})
         assert (choices["optim.lr"], choices["optim.backbone_lr_scale"]) == (
             HEAD_LR[name], UNMEASURED_BACKBONE_LR_SCALE[name],
         )  # fmt: skip
-        if name not in ("adam", "adamw"):
-            assert choose({"optim.name": name})["optim.lr"] == choices["optim.lr"]
 
 
 def test_weight_decay_suits_the_optimizer_and_has_a_reason() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,14 +44,7 @@ def build_optimizer_factory(
     Raises:
         ConfigError: The optimizer does not take its parameters, or fails with them.
     """
-    create = partial(
-        create_optimizer,
-        optim.name,
-        momentum=optim.momentum,
-        nesterov=optim.nesterov == "on",
-        params=optim.params,
-        fused=is_fused,
-    )
+    create = build_creator(optim, is_fused=is_fused)
     check_settable(
         OPTIMIZERS[optim.name].create,
         optim.params,
@@ -77,6 +71,25 @@ def build_optimizer_factory(
         return optimizer
 
     return make_optimizer
+
+
+def build_creator(
+    optim: ResolvedOptimConfig, *, is_fused: bool
+) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer]:
+    """Return a function that makes the optimizer from parameter groups.
+
+    Args:
+        optim: Section of the config.
+        is_fused: Whether one kernel updates all parameters.
+    """
+    return partial(
+        create_optimizer,
+        optim.name,
+        momentum=optim.momentum,
+        nesterov=optim.nesterov == "on",
+        params=optim.params,
+        fused=is_fused,
+    )
 
 
 def build_penalty(optim: ResolvedOptimConfig) -> Callable[[ImageClassifier], Tensor] | None:

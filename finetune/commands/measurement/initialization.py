@@ -10,10 +10,12 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from finetune.builders import Training, get_micro_batch_size
-from finetune.builders.optimization.optimizer_factory import build_optimizer_factory
+from finetune.builders.optimization.optimizer_factory import build_creator, build_optimizer_factory
 from finetune.builders.schedules import build_learning_rates
 from finetune.commands.measurement.measured import apply_measured
 from finetune.config.facts import Choice
+from finetune.config.optimizer_defaults import HEAD_LR, MOMENTUM, UNMEASURED_BACKBONE_LR_SCALE
+from finetune.config.resolved import ResolvedOptimConfig
 from finetune.data.dataset import Batch
 from finetune.data.samplers.epoch_sampler import EpochSampler
 from finetune.distributed.rendezvous import Rendezvous
@@ -29,8 +31,8 @@ from finetune.units import format_count, format_scientific
 _NUM_STEPS = 4
 """Optimizer steps of the measurement: the direction of a single one is mostly noise."""
 
-_MIN_LR, _MAX_LR = 1e-6, 1e-2
-_FALLBACK_LR = 1e-4
+_MIN_FACTOR, _MAX_FACTOR = 1e-3, 10.0
+"""Least and largest measured rate, as multiples of that of a head without a measurement."""
 
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1.0, 20.0
 """Range of the head's temperature: without bound, predictions that are all right would be scaled up
@@ -154,14 +156,18 @@ def measure_learning_rate(training: Training, device: torch.device) -> dict[str,
         make_optimizer=build_optimizer_factory(
             config.optim, peak_learning_rates=rates, is_fused=False
         ),
+        create_optimizer=build_creator(config.optim, is_fused=False),
         depth=max(2, *(phase.depth for phase in training.phases)),
         max_grad_norm=config.trainer.gradient_clip_val,
     )
     change = _retry_with_less_memory(measure, get_micro_batch_size(training))
+    usual = _get_usual_rate(config.optim)
     if change is None:
         reason = "could not be measured: the features do not change, or are not finite"
-        return {"optim.lr": Choice(_FALLBACK_LR / scale, reason)}
-    lr = float(f"{min(_MAX_LR, max(_MIN_LR, config.optim.feature_change / change)):.2g}")
+        fallback = usual * UNMEASURED_BACKBONE_LR_SCALE[config.optim.name]
+        return {"optim.lr": Choice(float(f"{fallback / scale:.2g}"), reason)}
+    lr = min(_MAX_FACTOR * usual, max(_MIN_FACTOR * usual, config.optim.feature_change / change))
+    lr = float(f"{lr:.2g}")
     return {
         "optim.lr": Choice(
             float(f"{lr / scale:.2g}"),
@@ -169,6 +175,11 @@ def measure_learning_rate(training: Training, device: torch.device) -> dict[str,
             f"spread (extrapolated from {format_count(len(step_batches), 'small step')})",
         )
     }
+
+
+def _get_usual_rate(optim: ResolvedOptimConfig) -> float:
+    """Return the rate of a head without a measurement, at which steps add up as by default."""
+    return HEAD_LR[optim.name] * (1 - optim.momentum) / (1 - MOMENTUM.get(optim.name, 0.0))
 
 
 def _retry_with_less_memory(

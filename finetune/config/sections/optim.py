@@ -42,9 +42,8 @@ class OptimConfig(Section):
     )
     lr: Annotated[float, Field(gt=0, le=100)] | Auto = Field(
         "auto",
-        description="peak learning rate of the head; auto: with adamw and adam after a linear "
-        "probe, the rate measured by feature_change, else adamw, adam and rmsprop 0.001, sgd and "
-        "adagrad 0.01, adadelta 1",
+        description="peak learning rate of the head; auto: after a linear probe, the rate measured "
+        "by feature_change, else adamw, adam and rmsprop 0.001, sgd and adagrad 0.01, adadelta 1",
     )
     feature_change: float = Field(
         1.0,

@@ -2,12 +2,14 @@
 
 A step of AdamW changes every weight by about the learning rate, however large the weight is and
 whatever depends on it. How far the features move at a given rate therefore differs between
-pretrained backbones by a factor of ten, and so do the rates that train them best.
+pretrained backbones by a factor of ten, and so do the rates that train them best. The steps of any
+of torch's optimizers are proportional to the learning rate, so that each can be measured.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from finetune.models.classifier import ImageClassifier, eval_mode, preserve_stat
 from finetune.models.head import capture_head_inputs, find_linear_head
 from finetune.system.hardware import explain_out_of_memory, is_out_of_memory
 from finetune.training.module import ClassificationModule
+from finetune.training.optimization.step_growth import estimate_step_growth
 
 TRIAL_LR = 1e-6
 """Learning rate of the measured steps."""
@@ -27,6 +30,9 @@ _TARGET_CHANGE = 0.1
 _CHANGE_RANGE = (0.05, 0.2)
 _MAX_RESCALES = 5
 
+_NUM_SAMPLED_WEIGHTS = 20_000
+"""Weights from whose gradients the growth of the steps is estimated."""
+
 
 def measure_feature_change(
     module: ClassificationModule,
@@ -34,6 +40,7 @@ def measure_feature_change(
     eval_batch: Batch,
     *,
     make_optimizer: Callable[[ImageClassifier], Optimizer],
+    create_optimizer: Callable[[list[dict[str, Any]]], Optimizer],
     micro_batch_size: int,
     depth: int | None = None,
     max_grad_norm: float = 0.0,
@@ -43,7 +50,8 @@ def measure_feature_change(
     Optimizer steps with the gradients of some batches, all at the present weights, give the
     direction in which training starts. The weights are moved along it until the features of other
     images change by about a tenth of their spread, the norm of their deviation from the mean, and
-    the result is extrapolated from there. The network is left as it was.
+    the result is extrapolated from there, and from the first steps of the optimizer to later ones.
+    The network is left as it was.
 
     Args:
         module: Module with a linear head that is fitted already, on its device.
@@ -51,6 +59,7 @@ def measure_feature_change(
         eval_batch: Images whose features are compared, two or more.
         make_optimizer: Function that builds an optimizer in which the last backbone group has the
             learning rate ``TRIAL_LR``, and the other groups theirs in proportion.
+        create_optimizer: Function that builds the same optimizer from parameter groups.
         micro_batch_size: Images that are processed at once.
         depth: Number of layer groups that train, from the head; None for all.
         max_grad_norm: Maximum gradient norm; 0 does not clip.
@@ -76,7 +85,9 @@ def measure_feature_change(
         spread = float((features - features.mean(dim=0)).norm())
         if not 0 < spread < float("inf"):
             return None
-        moves = _compute_moves(module, batches, make_optimizer, micro_batch_size, max_grad_norm)
+        moves, gradient = _compute_moves(
+            module, batches, make_optimizer, micro_batch_size, max_grad_norm
+        )
         scale = 1.0
         for _ in range(_MAX_RESCALES):
             with torch.no_grad():
@@ -91,7 +102,8 @@ def measure_feature_change(
             if _CHANGE_RANGE[0] <= change <= _CHANGE_RANGE[1]:
                 break
             scale *= _TARGET_CHANGE / change
-    return change / (scale * len(batches) * TRIAL_LR)
+    growth = estimate_step_growth(gradient, create_optimizer, num_first_steps=len(batches))
+    return growth * change / (scale * len(batches) * TRIAL_LR)
 
 
 def _compute_moves(
@@ -100,8 +112,11 @@ def _compute_moves(
     make_optimizer: Callable[[ImageClassifier], Optimizer],
     micro_batch_size: int,
     max_grad_norm: float,
-) -> dict[str, Tensor]:
-    """Return the sum of the optimizer's steps for each parameter of the classifier, by its name.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the sum of the optimizer's steps for each parameter, and gradients of some weights.
+
+    The first are of all parameters of the classifier, by name; the second are those of the last
+    batch, for weights of the backbone, shape (W,).
 
     The optimizer works on a copy whose parameters are zero: added to a weight near 1, most of such
     a small step would be lost to rounding.
@@ -120,7 +135,15 @@ def _compute_moves(
         for name, parameter in classifier.named_parameters():
             moves[name].grad, parameter.grad = parameter.grad, None
         optimizer.step()
-    return {name: move.detach() for name, move in moves.items()}
+    backbone = _get_backbone_names(classifier)
+    gradients = [
+        move.grad.flatten()
+        for name, move in moves.items()
+        if name in backbone and move.grad is not None
+    ]
+    stride = max(1, sum(map(len, gradients)) // _NUM_SAMPLED_WEIGHTS)
+    sample = torch.cat([gradient[::stride] for gradient in gradients])
+    return {name: move.detach() for name, move in moves.items()}, sample
 
 
 def _get_backbone_names(classifier: ImageClassifier) -> set[str]:

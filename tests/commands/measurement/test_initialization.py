@@ -14,6 +14,7 @@ from finetune.builders import Training
 from finetune.commands.fit.fit import fit as run_fit
 from finetune.commands.measurement.initialization import fit_loss_temperature, measure_learning_rate
 from finetune.commands.stored_run import read_stored_config
+from finetune.config.optimizer_defaults import HEAD_LR
 from finetune.errors import ConfigError
 from finetune.models.head import find_linear_head
 from finetune.system.run_folder import RunFolder
@@ -82,6 +83,29 @@ def test_measure_learning_rate_gives_the_requested_feature_change(training: Trai
     assert measure_learning_rate(training, CPU) == {key: choice}, "the same each time"
 
 
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adadelta", "adagrad"])
+def test_measure_learning_rate_suits_the_optimizer(data: Path, weights: Path, name: str) -> None:
+    training = build_training(data, weights, optim__name=name)
+    (choice,) = measure_learning_rate(training, CPU).values()
+    percent = re.search(r"by (\d+)% of their spread", choice.reason)
+    assert percent is not None
+    assert int(percent[1]) / 100 == pytest.approx(1, abs=0.06)
+    least, largest = 1e-3 * HEAD_LR[name], 10 * HEAD_LR[name]
+    assert least < choice.value < largest
+
+
+def test_measure_learning_rate_of_plain_sgd_is_that_of_a_tenth_of_the_momentum(
+    data: Path, weights: Path
+) -> None:
+    rates = [
+        measure_learning_rate(build_training(data, weights, optim__name="sgd", **more), CPU)
+        for more in ({"optim__nesterov": "off"}, {"optim__momentum": 0.0})
+    ]
+    momentum, plain = (rate["optim.lr"].value for rate in rates)
+    # the gradients of the four batches differ, and the later ones have added up less
+    assert plain / momentum == pytest.approx(10, rel=0.3)
+
+
 def test_measure_learning_rate_is_that_of_the_last_backbone_group(
     data: Path, weights: Path, training: Training
 ) -> None:
@@ -106,7 +130,7 @@ def test_feature_change_beside_a_given_rate_raises_config_error(data: Path, weig
 
 
 def test_learning_rate_of_the_user_leaves_nothing_to_measure(data: Path, weights: Path) -> None:
-    for given in ({"optim__lr": 1e-3}, {"optim__name": "sgd"}, {"probe__enabled": "off"}):
+    for given in ({"optim__lr": 1e-3}, {"probe__enabled": "off"}):
         training = create_small_training(data, model__weights=str(weights), **given)
         assert training.config.optim.lr != "auto"
 

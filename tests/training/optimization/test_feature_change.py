@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from finetune.builders import Training
-from finetune.builders.optimization.optimizer_factory import build_optimizer_factory
+from finetune.builders.optimization.optimizer_factory import build_creator, build_optimizer_factory
 from finetune.builders.schedules import build_learning_rates
 from finetune.data.dataset import Batch
 from finetune.errors import OutOfMemoryError
@@ -53,6 +53,7 @@ def measure(training: Training, *, micro_batch_size: int = 8) -> float | None:
         batches,
         eval_batch,
         make_optimizer=lambda classifier: build_optimizer(training, classifier, TRIAL_LR),
+        create_optimizer=build_creator(training.config.optim, is_fused=False),
         micro_batch_size=micro_batch_size,
     )
 

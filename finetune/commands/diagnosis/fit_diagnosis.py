@@ -24,12 +24,20 @@ def write_diagnosis(run: RunFolder, *, reporter: Reporter) -> None:
         reporter: Receiver of the warning.
     """
     try:
-        findings = [finding.to_json() for finding in diagnose(read_evidence(run))]
-        text = json.dumps({"version": _VERSION, "findings": findings}, indent=2, ensure_ascii=False)
-        write_text(run.diagnosis_path, text + "\n")
+        content = {"version": _VERSION, "findings": build_diagnosis(run)}
+        write_text(run.diagnosis_path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     except Exception as error:
         reason = str(error).partition("\n")[0].rstrip(".") or repr(error)
         reporter.warn(f"The run was not diagnosed: {reason}. The model is complete.")
+
+
+def build_diagnosis(run: RunFolder) -> list[Mapping[str, Any]]:
+    """Return the findings on a run as JSON values, the worst first; nothing is written.
+
+    Raises:
+        FinetuneError: The config or the manifest of the run is damaged.
+    """
+    return [finding.to_json() for finding in diagnose(read_evidence(run))]
 
 
 def read_diagnosis(run: RunFolder) -> list[Mapping[str, Any]] | None:

@@ -76,9 +76,9 @@ def test_report_of_run_of_version_0_1_has_what_it_has(tmp_path: Path) -> None:
     result = report([OLD_RUN], output=tmp_path / "page.html")
     page = result.output.read_text(encoding="utf-8")
     assert result.num_bytes == len(page.encode())
-    present = ("data", "plan", "curves", "metrics", "classes", "reproduce")
+    present = ("diagnosis", "data", "plan", "curves", "metrics", "classes", "reproduce")
     assert [name for name in present if f'<section id="{name}"' not in page] == []
-    absent = ("diagnosis", "confusion", "network", "folds")
+    absent = ("confusion", "network", "folds")
     assert [name for name in absent if f'<section id="{name}"' in page] == []
     assert "cannot be compared with the validation loss" in page
 

@@ -5,9 +5,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from finetune.config.section import Auto, Monitor, Section, Switch, coerce_on_off
+from finetune.config.section import Auto, Monitor, Section, Switch
 from finetune.config.sections.augment import AugmentConfig
 from finetune.config.sections.balance import ImbalanceConfig
 from finetune.config.sections.data import CacheConfig, DataConfig
@@ -21,6 +21,7 @@ from finetune.config.sections.learning import CalibrationConfig, ProbeConfig, Un
 from finetune.config.sections.objective import LossConfig
 from finetune.config.sections.optim import LrScheduleConfig, OptimConfig
 from finetune.config.sections.report_page import ReportConfig
+from finetune.config.sections.tracking import TrackingConfig
 from finetune.lookup import is_import_path
 
 
@@ -187,24 +188,6 @@ class CheckpointConfig(Section):
         description="minutes between checkpoints within an epoch, in case of a crash; null: "
         "none. A stop signal (SIGTERM, SIGUSR1, SIGHUP, Ctrl-C) always saves a checkpoint",
     )
-
-
-class TrackingConfig(Section):
-    """Experiment tracking in addition to metrics.csv."""
-
-    wandb: Annotated[
-        Literal["off", "offline", "online"],
-        BeforeValidator(coerce_on_off),
-    ] = Field("off", description="Weights & Biases: off, offline or online")
-    project: str = Field("finetune", min_length=1, description="W&B project")
-    entity: str | None = Field(None, description="W&B user or team; null: your default")
-    name: str | None = Field(None, description="W&B run name; null: the run folder's name")
-    group: str | None = Field(
-        None,
-        description="W&B group of runs that belong together; null: the run folder's name for "
-        "the folds of a cross-validation, else none",
-    )
-    tags: list[str] = Field(default_factory=list, description="W&B tags")
 
 
 class Config(Section):

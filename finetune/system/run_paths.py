@@ -160,5 +160,15 @@ class RunFolder:
 
     @property
     def wandb_epochs_path(self) -> Path:
-        """Number of epochs known to be logged to W&B, written when it last finished cleanly."""
+        """Epochs that W&B has, and its first free step; written when it last finished cleanly."""
         return self.path / ".wandb_epochs"
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        """Event files for TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
+    def mlflow_id_path(self) -> Path:
+        """Id of the MLflow run."""
+        return self.path / "mlflow_id.txt"

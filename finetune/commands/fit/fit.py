@@ -19,6 +19,7 @@ from finetune.commands.fit.resume import (
     collect_overrides,
     find_existing_run,
 )
+from finetune.commands.fit.run_tracking.sweep_run import adopt_sweep_run
 from finetune.commands.fit.single_run import (
     FitResult,
     join_run,
@@ -41,6 +42,7 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
 
     Under torchrun or srun every process calls this; rank 0 prepares the run folder and the others
     join it. With ``resume: auto``, a run or cross-validation that exists in ``output`` is resumed.
+    So is the run of a W&B sweep that an agent starts again.
 
     Args:
         config: Config of the run; None of its "auto" values needs to be set.
@@ -51,6 +53,7 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
         KeyboardInterrupt: The process was asked to stop; the run can be resumed.
     """
     reporter = reporter or Reporter()
+    config = adopt_sweep_run(config)
     existing = find_existing_run(config)
     is_in_folds = existing is not None and existing.folds_csv_path.is_file()
     if is_in_folds or config.cross_validation.num_folds is not None:

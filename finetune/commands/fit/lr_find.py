@@ -21,7 +21,7 @@ from finetune.errors import ConfigError
 from finetune.system import run_folder
 from finetune.system.run_folder import RunFolder
 from finetune.training.loggers.metrics_csv import MetricsCsv
-from finetune.training.loggers.wandb_logger import RunTracker
+from finetune.training.loggers.run_tracker import RunTracker
 from finetune.types import Reporter
 
 

@@ -18,7 +18,12 @@ from finetune.commands.diagnosis.fit_diagnosis import write_diagnosis
 from finetune.commands.fit.finalize import FinalEvaluation, evaluate_best_model, write_bundle
 from finetune.commands.fit.process_group import open_process_group
 from finetune.commands.fit.resume import find_run_early_stop, is_trained
-from finetune.commands.fit.tracking import interrupt_on_error, open_tracking
+from finetune.commands.fit.run_tracking.run_trackers import (
+    finish_tracking,
+    interrupt_on_error,
+    open_tracking,
+    update_origin,
+)
 from finetune.commands.inspect.features import ProbeDuplicateSearch, record_probe_findings
 from finetune.commands.measurement.accuracy_drop import describe_accuracy_drop
 from finetune.commands.measurement.augmentation_check import settle_augmentation
@@ -46,7 +51,7 @@ from finetune.training.callbacks.network_compiler import NetworkCompiler
 from finetune.training.callbacks.progress import Progress
 from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
 from finetune.training.checkpoint_io import is_probe_checkpoint, save_probe
-from finetune.training.loggers.wandb_logger import RunTracker
+from finetune.training.loggers.run_tracker import RunTracker
 from finetune.training.trainer import create_trainer
 from finetune.training.trainer import fit as fit_epochs
 from finetune.types import Reporter, Split
@@ -112,12 +117,7 @@ def train(
     write_diagnosis(run, reporter=reporter)
     num_processes = 1 if rendezvous is None else rendezvous.launch.world_size
     write_fit_report(run, training, clock, num_processes=num_processes, reporter=reporter)
-    tracker.finish(
-        evaluation.evaluations,
-        classes=training.data.classes,
-        bundle_dir=run.bundle_dir,
-        early_stop=early_stop,
-    )
+    finish_tracking(tracker, run, replace(training, manifest=manifest), evaluation)
     write_text(run.done_marker_path, f"{training.config.trainer.epochs}\n")
     if rendezvous is not None:
         rendezvous.depart()
@@ -139,12 +139,12 @@ def _fit_probe_and_epochs(
     has_trained = is_trained(run, training.config)
     if not has_trained and not training.is_probe_only:
         training = enable_cache(training, reporter=reporter)
-    tracker = open_tracking(run, training.config, reporter, rank=rank)
+    tracker = open_tracking(run, training, reporter, rank=rank)
     if has_trained:
         return training, tracker
-    with interrupt_on_error(tracker), open_process_group(run, training, rendezvous) as group:
+    with interrupt_on_error(tracker, run), open_process_group(run, training, rendezvous) as group:
         training, probe_score = fit_start(run, training, tracker, reporter, group)
-        tracker.update_config(training.config.model_dump(mode="json"))
+        update_origin(tracker, run, training)
         choice = read_refit_choice(run)
         if training.is_probe_only or (choice is not None and choice.num_epochs == 0):
             return training, tracker

@@ -1,4 +1,4 @@
-"""Results of heads on earlier stages of the backbone, in the run folder and in W&B."""
+"""Results of heads on earlier stages of the backbone, in the run folder and in trackers."""
 
 import json
 from typing import Any
@@ -7,13 +7,13 @@ from finetune.errors import RunFolderError
 from finetune.probe.stage_probes import StageProbes
 from finetune.system.files import write_text
 from finetune.system.run_folder import RunFolder
-from finetune.training.loggers.wandb_logger import RunTracker
+from finetune.training.loggers.run_tracker import RunTracker
 
 _VERSION = 1
 
 
 def record_stages(run: RunFolder, stages: StageProbes | None, tracker: RunTracker) -> None:
-    """Write the results to ``stages.json`` and to the summary of W&B, if there are any.
+    """Write the results to ``stages.json`` and to the trackers, if there are any.
 
     Raises:
         StorageError: The disk is full or fails.
@@ -29,7 +29,7 @@ def record_stages(run: RunFolder, stages: StageProbes | None, tracker: RunTracke
     for score in stages.scores:
         summary[f"stages/{score.name}/accuracy"] = score.accuracy
         summary[f"stages/{score.name}/loss"] = score.loss
-    tracker.update_summary(summary)
+    tracker.log_summary(summary)
 
 
 def read_stages(run: RunFolder) -> dict[str, Any] | None:

@@ -166,7 +166,7 @@ def test_out_of_memory_continues_the_wandb_run(
     assert {file.run_id for file in files} == {(run / "wandb_id.txt").read_text().strip()}
     epochs = [int(row["epoch"]) for file in files for row in file.history if "val/loss" in row]
     assert epochs == [0, 1, 2]
-    assert files[-1].config["trainer"]["accumulate_grad_batches"] == 2
+    assert files[-1].config["trainer.accumulate_grad_batches"] == 2
     assert capfd.readouterr() == ("", "")
 
 

@@ -174,4 +174,4 @@ def test_settle_learning_rate_is_in_the_config_of_wandb(
 ) -> None:
     run = fit(data, weights, tmp_path / "run", tracking__wandb="offline", trainer__epochs=1)
     (part,) = read_offline_runs(run)
-    assert part.config["optim"]["lr"] == read_stored_config(RunFolder(run)).optim.lr
+    assert part.config["optim.lr"] == read_stored_config(RunFolder(run)).optim.lr

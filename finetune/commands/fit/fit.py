@@ -19,6 +19,7 @@ from finetune.commands.fit.resume import (
     collect_overrides,
     find_existing_run,
 )
+from finetune.commands.fit.run_tracking.run_trackers import check_trackers
 from finetune.commands.fit.run_tracking.sweep_run import adopt_sweep_run
 from finetune.commands.fit.single_run import (
     FitResult,
@@ -53,6 +54,7 @@ def fit(config: Config, *, reporter: Reporter | None = None) -> FitResult:
         KeyboardInterrupt: The process was asked to stop; the run can be resumed.
     """
     reporter = reporter or Reporter()
+    check_trackers(config.tracking)
     config = adopt_sweep_run(config)
     existing = find_existing_run(config)
     is_in_folds = existing is not None and existing.folds_csv_path.is_file()
@@ -88,6 +90,7 @@ def plan_fit(
         FinetuneError: Something that the user can fix.
     """
     reporter = reporter or Reporter()
+    check_trackers(config.tracking)
     if (existing := find_existing_run(config)) is not None:
         overrides = collect_overrides(existing, config)
         return plan_resume(

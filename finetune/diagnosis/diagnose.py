@@ -52,7 +52,11 @@ _RATE_CONSEQUENCES = (
 RULES = (
     Rule("exploded_loss", rate_rules.find_exploded_loss, _RATE_CONSEQUENCES),
     Rule("fall_from_probe", rate_rules.find_fall_from_probe, _RATE_CONSEQUENCES[1:]),
-    Rule("rate_too_low", rate_rules.find_rate_too_low, _RATE_CONSEQUENCES[1:]),
+    Rule(
+        "rate_too_low",
+        rate_rules.find_rate_too_low,
+        (*_RATE_CONSEQUENCES[1:], "unmoved_layers", "vanishing_gradients"),
+    ),
     Rule("unsteady_loss", rate_rules.find_unsteady_loss),
     Rule("phase_jump", rate_rules.find_phase_jump),
     Rule("leaks", data_rules.find_leaks, ("easier_validation", "good_fit")),

@@ -179,7 +179,11 @@ SILENT: dict[str, list[RunEvidence]] = {
         create_weights([0.0] * 5, None),  # the probe was kept
     ],
     "vanishing_gradients": [create_weights(None, [1e-5, 1e-3, 1e-3, 1e-2, 1e-2])],
-    "exploding_gradients": [create_weights(None, [1e-3, 1e-3, 1e-3, 1e-2, 1e-1])],
+    "exploding_gradients": [
+        create_weights(None, [1e-3, 1e-3, 1e-3, 1e-2, 1e-1]),
+        # a head that began with zeros
+        create_weights([1e-2, 1e-2, 1e-2, 1e-2, None], [1e-3, 1e-3, 1e-3, 1e-2, 1e3]),
+    ],
     "no_gain": [create_no_gain(best=1)],
     "confused_pair": [
         create_val([100, 100, 100], [95, 95, 95]),

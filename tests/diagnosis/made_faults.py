@@ -194,7 +194,9 @@ def create_layers(
     )
 
 
-def create_weights(changes: list[float] | None, gradients: list[float] | None) -> RunEvidence:
+def create_weights(
+    changes: list[float | None] | None, gradients: list[float] | None
+) -> RunEvidence:
     """Create a run with changes and gradients of five layers."""
     groups = ("layer3", "layer3", "layer4", "layer4", "head")
     return create_good_run(

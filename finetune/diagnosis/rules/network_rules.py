@@ -226,10 +226,14 @@ def _measure_gradients(evidence: RunEvidence) -> tuple[list[LayerWeights], float
     if network is None:
         return [], 0.0
     trained = frozenset[str]().union(*(row.trained_groups for row in evidence.curves.epochs))
+    # a head that began with zeros has no relative change, and any gradient is large beside it
+    has_changes = any(layer.relative_change is not None for layer in network.weights)
     layers = [
         layer
         for layer in network.weights
-        if layer.relative_gradient is not None and layer.group in trained
+        if layer.relative_gradient is not None
+        and layer.group in trained
+        and not (has_changes and layer.relative_change is None)
     ]
     values = [layer.relative_gradient or 0.0 for layer in layers]
     return layers, median(values) if values else 0.0

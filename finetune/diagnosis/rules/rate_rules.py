@@ -193,8 +193,13 @@ def find_rate_too_low(evidence: RunEvidence) -> Finding | None:
             "training_images": data.num_train_eval,
         },
         remedy="Raise the learning rate, or leave optim.lr out so that it is chosen:",
-        option=suggest_rate(evidence, 10.0),
+        option=suggest_rate(evidence, _choose_raise(change)),
     )
+
+
+def _choose_raise(change: float) -> float:
+    """Return the factor of the rate for ten times the least change of the weights, 10 to 1,000."""
+    return min(1000.0, max(10.0, 10 * MIN_TOTAL_CHANGE / change if change > 0 else 1000.0))
 
 
 def _sum_changes(epochs: Sequence[EpochRow]) -> dict[str, float]:

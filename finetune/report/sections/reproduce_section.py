@@ -80,7 +80,8 @@ def _sum_stages(facts: RunFacts) -> list[tuple[str, str]]:
     if not total:  # a run of an earlier release has the times of its epochs only
         epochs = [row["seconds"] for row in facts.rows if row["epoch"] > 0 and "seconds" in row]
         total = {"epochs": sum(epochs)} if epochs else {}
-    return [(stage.capitalize(), format_duration(seconds)) for stage, seconds in total.items()]
+    taken = {stage: seconds for stage, seconds in total.items() if seconds >= 0.05}
+    return [(stage.capitalize(), format_duration(seconds)) for stage, seconds in taken.items()]
 
 
 def _describe_cost(facts: RunFacts) -> list[tuple[str, str]]:

@@ -140,6 +140,7 @@ def _run_transfer(
     *,
     as_json: bool,
 ) -> None:
+    from finetune.commands.demo.class_ranges import split_transfer
     from finetune.config.load import build_config, parse_assignments
     from finetune.data.scan import check_path
 
@@ -151,6 +152,7 @@ def _run_transfer(
             "--data needs --transfer SOURCE:TARGET, the classes of the two tasks, for example "
             "--transfer 0-4:5-9."
         )
+    split_transfer(transfer)
     check_path(data)
     values = parse_assignments(settings)
     build_config({}, assignments=values)  # all errors at once, before torch is imported

@@ -178,6 +178,7 @@ def _run_fit(
     lr_find: bool,
     as_json: bool,
 ) -> None:
+    from finetune.commands.early_checks.named_files import check_named_files
     from finetune.commands.fit.launch_check import check_launch
     from finetune.config.load import parse_assignments
 
@@ -194,6 +195,7 @@ def _run_fit(
             flags["data.path"] = ("DATA", str(Path(path).resolve()))
     else:
         config = build_run_config(path, assignments, flags, config_file)
+        check_named_files(config)
         if not dry_run:
             # repeated by the command; here before torch is imported
             check_launch(config.trainer, detect_launch())

@@ -120,9 +120,11 @@ def tune(
             raise ConfigError(
                 "No data path. Give a folder or a CSV file, for example: finetune tune photos/"
             )
+        from finetune.commands.early_checks.named_files import check_named_files
         from finetune.config.load import parse_assignments
 
         run_config = build_run_config(path, parse_assignments(settings), flags, config)
+        check_named_files(run_config)
         dimensions, extends = _read_space(search or [], space)
         validate_search(run_config, dimensions)
         _start(

@@ -42,6 +42,7 @@ from finetune.commands.cross_validation.summary import (
     summarise_folds,
 )
 from finetune.commands.diagnosis.fit_diagnosis import write_diagnosis
+from finetune.commands.early_checks.named_files import check_shared_folder
 from finetune.commands.fit.process_group import open_rendezvous
 from finetune.commands.fit.resume import build_resume_config, is_complete
 from finetune.commands.fit.single_run import (
@@ -57,7 +58,6 @@ from finetune.commands.report.fit_report import write_run_report
 from finetune.config.schema import Config
 from finetune.distributed import signals
 from finetune.distributed.rendezvous import Rendezvous
-from finetune.errors import ConfigError
 from finetune.system import run_folder
 from finetune.system.files import remove_stale_temp_files, write_text
 from finetune.system.run_folder import RunFolder
@@ -75,12 +75,8 @@ def cross_validate(config: Config, reporter: Reporter) -> FitResult:
         FinetuneError: Something that the user can fix.
         KeyboardInterrupt: The process was asked to stop; the run can be resumed.
     """
+    check_shared_folder(config)
     fold = config.cross_validation.fold
-    if fold is not None and config.output is None:
-        raise ConfigError(
-            f"cross_validation.fold={fold} (--fold) needs the folder that the jobs of all folds "
-            f"share. Add --output runs/NAME and --resume auto."
-        )
 
     def prepare() -> FoldWork:
         if fold is None or config.output is None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from finetune.audit.report import format_audit_json, format_findings_csv
 from finetune.builders import Training, build_training
-from finetune.commands.fit.prepare import load_run_data, prepare_run
+from finetune.commands.fit.prepare import check_new_run, load_run_data, prepare_run
 from finetune.commands.fit.resume import build_resume_config, is_complete
 from finetune.commands.prepare_data import resolve_data_path
 from finetune.commands.stored_run import read_stored_config, read_stored_manifest
@@ -151,6 +151,7 @@ def prepare_cross_validation(
     all_folds = config.cross_validation.model_copy(update={"fold": None})
     # keeps which fields were set explicitly
     config = config.model_copy(update={"cross_validation": all_folds, "resume": "never"})
+    check_new_run(config)
     resolved_paths, data = load_run_data(config, reporter)
     samples = data.manifest.get_samples(Split.TRAIN)
     if any(sample.labels is not None for sample in samples):

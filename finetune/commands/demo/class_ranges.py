@@ -36,9 +36,7 @@ def parse_transfer(text: str, classes: Sequence[str]) -> TransferClasses:
     Raises:
         ConfigError: A class is unknown or stands on both sides, or a side has fewer than two.
     """
-    source_text, colon, target_text = text.partition(":")
-    if not colon or not source_text.strip() or not target_text.strip():
-        raise ConfigError(f"--transfer {text}: two lists of classes are expected. {_EXAMPLE}")
+    source_text, target_text = split_transfer(text)
     ordered = sorted(classes, key=_natural_key)
     source, target = _parse_side(source_text, ordered), _parse_side(target_text, ordered)
     for side in (source, target):
@@ -52,6 +50,18 @@ def parse_transfer(text: str, classes: Sequence[str]) -> TransferClasses:
             f"--transfer {text}: '{shared[0]}' is in both lists. Name each class once."
         )
     return TransferClasses(tuple(source), tuple(target))
+
+
+def split_transfer(text: str) -> tuple[str, str]:
+    """Return the two sides of ``SOURCE:TARGET``, before the classes are known.
+
+    Raises:
+        ConfigError: There are not two sides.
+    """
+    source_text, colon, target_text = text.partition(":")
+    if not colon or not source_text.strip() or not target_text.strip():
+        raise ConfigError(f"--transfer {text}: two lists of classes are expected. {_EXAMPLE}")
+    return source_text, target_text
 
 
 def _parse_side(text: str, ordered: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.data.scan import scan
 from finetune.errors import ConfigError, RunFolderError
+from finetune.models.backbone import check_backbone_name
 from finetune.system import run_folder
 from finetune.system.files import write_text
 from finetune.types import Reporter, Sample, Split
@@ -92,6 +93,7 @@ def run_transfer(
     reporter = reporter or Reporter()
     start = time.monotonic()
     _check_settings(spec)
+    check_backbone_name(spec.backbone)
     config = build_config({}, assignments=spec.settings)
     scanned = scan(
         spec.data,

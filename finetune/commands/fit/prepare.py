@@ -11,8 +11,10 @@ from finetune.builders import (
     fit_batch_to_memory,
     measure_run_cost,
 )
+from finetune.builders.constraints.early_check import check_before_images
 from finetune.builders.constraints.probe_rules import check_probe_settings
 from finetune.builders.optimization.schedule_notes import describe_schedule_effect
+from finetune.commands.early_checks.named_files import check_named_files
 from finetune.commands.fit.plan import build_plan
 from finetune.commands.measurement.input_notes import note_input
 from finetune.commands.measurement.normalization import check_normalization
@@ -46,6 +48,7 @@ def prepare_run(
     check_normalization(config)
     resolved_paths = config
     if data is None:
+        check_new_run(config)
         resolved_paths, data = load_run_data(config, reporter)
     training = build_training(
         replace_values(resolved_paths, {"output": str(run_dir)}), data.manifest
@@ -72,6 +75,18 @@ def prepare_run(
         plan["cost"] = cost
     reporter.show_plan(plan)
     return training, plan, data
+
+
+def check_new_run(config: Config) -> None:
+    """Check what needs no image, in particular names and contradictions, before any is read.
+
+    Raises:
+        ConfigError: A setting does not exist, cannot apply or contradicts another.
+        ModelError: The backbone does not exist, or its weights do not.
+        RunFolderError: The run folder exists.
+    """
+    check_named_files(config)
+    check_before_images(config)
 
 
 def load_run_data(config: Config, reporter: Reporter) -> tuple[Config, RunData]:

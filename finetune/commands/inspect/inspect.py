@@ -25,7 +25,9 @@ from finetune.config.advice import recommend_options
 from finetune.config.load import diff_from_defaults, get_explicit_values, replace_values
 from finetune.config.schema import Config
 from finetune.errors import ConfigError, RunFolderError
+from finetune.models.backbone import check_backbone_name
 from finetune.system.files import check_writable, write_folder_atomically, write_text
+from finetune.system.given_paths import check_weights_path
 from finetune.types import Reporter
 
 _IMAGE_KEYS = (
@@ -104,6 +106,9 @@ def inspect(config: Config, *, reporter: Reporter | None = None) -> InspectResul
     _check_keys(config)
     _check_output(output, path)
     check_writable(output, "Choose another --output.")
+    if _has_backbone(config):
+        check_weights_path(config.model.weights)
+        check_backbone_name(config.model.backbone)
     dataset = scan_and_audit(config, path, reporter=reporter, audit_only=True)
     label_errors = None
     if _has_backbone(config):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.builders import Training, build_training
-from finetune.commands.fit.prepare import load_run_data
+from finetune.commands.fit.prepare import check_new_run, load_run_data
 from finetune.commands.prepare_data import RunData, build_table_options, resolve_data_path
 from finetune.commands.tune.hold_out import (
     choose_hold_out,
@@ -103,6 +103,7 @@ def plan_study(
     name = run_folder.build_default_name(f"tune-{config.model.backbone}", data_path)
     path = Path(config.output or Path("runs") / name).expanduser()
     run_folder.check_unused(path)
+    check_new_run(config)
     scanned = scan(data_path, splits=config.data.split_setting, tables=build_table_options(config))
     given = {sample.split for sample in scanned.samples}
     split_config, origin = choose_hold_out(config, given)

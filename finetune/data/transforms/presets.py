@@ -15,7 +15,7 @@ from finetune.data.transforms.color_jitter import ColorJitter
 from finetune.data.transforms.eval_transform import EvalTransform, Transform
 from finetune.data.transforms.train_transform import ProgressiveResizeTransform, TrainTransform
 from finetune.errors import ConfigError
-from finetune.lookup import suggest_path
+from finetune.system.given_paths import check_pipeline_path
 from finetune.types import Draw, PreprocessSpec
 from finetune.units import format_count
 
@@ -157,10 +157,7 @@ def load_pipeline(path: Path) -> A.Compose:
         ConfigError: The file is missing or not a pipeline, has an argument that this release does
             not know, or normalises, which happens on the device.
     """
-    if not path.is_file():
-        raise ConfigError(
-            f"augment.name: {path} does not exist.{suggest_path(path)} Check the path."
-        )
+    check_pipeline_path(path)
     data_format = "json" if path.suffix.lower() == ".json" else "yaml"
     try:
         with warnings.catch_warnings():

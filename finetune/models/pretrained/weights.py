@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune.errors import FinetuneError, ModelError
-from finetune.lookup import is_import_path, suggest_path
+from finetune.lookup import is_import_path
 from finetune.models.pretrained.hub import (
     HubWeights,
     check_cached_or_reachable,
@@ -20,6 +20,7 @@ from finetune.models.pretrained.hub import (
     suggest_remedy,
 )
 from finetune.system.files import explain_disk_error
+from finetune.system.given_paths import check_weights_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +65,7 @@ def resolve_weights_source(weights: str, backbone: str) -> WeightsSource:
         cached_file = None if hub is None else check_cached_or_reachable(hub, backbone)
         return WeightsSource(f"hub ({backbone})", True, {}, hub, cached_file)
     path = Path(weights).expanduser()
-    if not path.exists():
-        raise ModelError(
-            f"--weights {weights} does not exist.{suggest_path(path)} Pass a file, a folder, 'hub' "
-            f"or 'random'."
-        )
+    check_weights_path(weights)
     cfg: dict[str, Any] = {}
     file = path
     if path.is_dir():

@@ -1,0 +1,1 @@
+"""Checks of a new run before its images are read."""

@@ -7,12 +7,14 @@ from contextlib import suppress
 
 from finetune.distributed import signals
 from finetune.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE
+from finetune.system import process_clock
 
 _RESUMABLE_COMMANDS = ("fit", "tune", "join-run")
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    process_clock.start_clock()
     is_resumable = sys.argv[1:2] != [] and sys.argv[1] in _RESUMABLE_COMMANDS
     # the following imports take seconds, during which a person or a scheduler may send a signal
     if is_resumable:

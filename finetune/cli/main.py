@@ -6,10 +6,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from finetune.cli.app import app
+from finetune.cli.options.option_hints import suggest_for_option
 from finetune.cli.render.output import (
     SIGNAL_EXIT_CODE_BASE,
     build_console_reporter,
@@ -112,7 +114,9 @@ def _handle_foreign_error(error: Exception, arguments: Sequence[str]) -> int:
     """Report an error of typer, a disk error or a bug of finetune, and return its exit code."""
     if hasattr(error, "format_message"):  # a usage error of typer
         verb = f"{arguments[0]} " if arguments[0] in _list_commands() else ""
-        build_console_reporter().error(f"{error.format_message()} See: finetune {verb}--help")
+        hint = _suggest_for_option(error, arguments[0])
+        message = f"{error.format_message().rstrip('.')}.{hint} See: finetune {verb}--help"
+        build_console_reporter().error(message)
         return ConfigError.exit_code
     from finetune.system.files import explain_disk_error
 
@@ -147,6 +151,21 @@ def _extract_message(error: FinetuneError) -> str:
     if text.startswith("Caught ") and f"{type(error).__name__}: " in text:
         text = text.rpartition(f"{type(error).__name__}: ")[2].strip()
     return text
+
+
+def _suggest_for_option(error: Exception, command: str) -> str:
+    """Return a hint for an unknown option; "" for another error."""
+    option = getattr(error, "option_name", None)
+    if not isinstance(option, str) or not hasattr(error, "possibilities"):
+        return ""  # errors of the values of known options have a name, too
+    group = typer.main.get_command(app)
+    commands: dict[str, Any] = getattr(group, "commands", {})
+    options = {
+        name: {option for parameter in one.params for option in parameter.opts}
+        for name, one in commands.items()
+        if not one.hidden
+    }
+    return suggest_for_option(option, command, options)
 
 
 def _list_commands() -> set[str]:

@@ -9,6 +9,7 @@ import typer
 
 from finetune.cli.fit import build_run_config, fit, split_args
 from finetune.cli.options.config_flags import FLAG_KEYS, SWITCHES, collect_flags
+from finetune.cli.options.option_hints import suggest_for_option
 from finetune.cli.render.output import build_console_reporter, print_json
 from finetune.errors import ConfigError
 from finetune.lookup import suggest_name
@@ -134,9 +135,11 @@ def _parse_fit_options(context: typer.Context, args: Sequence[str]) -> Mapping[s
     for arg in args:
         option = arg.partition("=")[0]
         if option.startswith("--") and option not in fit_options:
+            hint = suggest_for_option(option, "submit", {}) or suggest_name(
+                option, fit_options | own_options
+            )
             raise ConfigError(
-                f"No such option of submit or fit: {option}."
-                f"{suggest_name(option, fit_options | own_options)} See: finetune submit --help"
+                f"No such option of submit or fit: {option}.{hint} See: finetune submit --help"
             )
     options = command.make_context(context.command_path, list(args)).params
     if options["resume"] not in (None, Path("auto")):

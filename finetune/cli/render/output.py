@@ -11,7 +11,7 @@ import typer
 from finetune.distributed.launch import detect_rank
 from finetune.distributed.signals import StopRequest
 from finetune.errors import StorageError
-from finetune.system import output_streams
+from finetune.system import output_streams, process_clock
 from finetune.system.files import describe_disk_error
 
 if TYPE_CHECKING:
@@ -51,7 +51,13 @@ def show_result(
     tree: dict[str, Any],
     show: Callable[[Mapping[str, Any]], None],
 ) -> None:
-    """Print the result as JSON if requested, else call ``show`` with it."""
+    """Print the result as JSON if requested, else call ``show`` with it.
+
+    Its "seconds" become those since the process began: a person waits for the imports, too.
+    """
+    seconds = process_clock.measure_seconds()
+    if seconds is not None and "seconds" in tree:
+        tree = {**tree, "seconds": round(seconds, 3)}
     if reporter.json_output:
         print_json(tree)
     else:

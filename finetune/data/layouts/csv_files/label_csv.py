@@ -4,6 +4,7 @@
 the images: paths of files, or base64.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,13 @@ from finetune.data.layouts.class_names import describe_changed_names
 from finetune.data.layouts.csv_files.csv_images import HeldImages, ListedImages
 from finetune.data.layouts.csv_files.csv_records import NOT_USED, CsvTable
 from finetune.data.layouts.csv_files.encoded_images import choose_image_column
-from finetune.data.layouts.csv_files.label_sets import LabelReader, join_labels, open_label_table
+from finetune.data.layouts.csv_files.label_sets import (
+    LabelReader,
+    find_binary_columns,
+    join_labels,
+    open_label_table,
+)
+from finetune.data.layouts.layout_messages import join_names
 from finetune.data.layouts.split_names import SplitSetting, build_split_parser
 from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOptions
 from finetune.errors import DataError
@@ -80,7 +87,7 @@ def read_label_csv(
         file, tables.labels, single_line=sorted(single_line), roles=tables.csv_roles
     )
     _check_named_columns(file, table, tables)
-    _check_columns(file, table.columns, is_multi_label=labels.task == "multi_label")
+    _check_columns(file, table, is_multi_label=labels.task == "multi_label")
     label_reader = LabelReader(file, table, labels)
     position = {name: table.columns.index(name) for name in _COLUMNS if name in table.columns}
     is_encoded = choice.is_encoded
@@ -140,7 +147,9 @@ def _check_named_columns(file: Path, table: CsvTable, tables: TableOptions) -> N
             )
 
 
-def _check_columns(file: Path, columns: list[str], *, is_multi_label: bool) -> None:
+def _check_columns(file: Path, table: CsvTable, *, is_multi_label: bool) -> None:
+    columns = table.columns
+    expected = "path,labels" if "labels" in columns else "path,label"
     for required in ("path",) if is_multi_label else ("path", "label"):
         if required not in columns:
             found = ", ".join(columns) or "none"
@@ -152,9 +161,15 @@ def _check_columns(file: Path, columns: list[str], *, is_multi_label: bool) -> N
             elif not hint and len(columns) > 1:
                 key = "image_column" if required == "path" else "label_column"
                 hint = f" If another column holds it, name it, as in data.{key}=NAME."
+            if required == "label" and (names := find_binary_columns(table)):
+                setting = shlex.quote(f"data.label_columns={','.join(names)}")
+                hint = (
+                    f" {join_names(names)} {'holds' if len(names) == 1 else 'hold'} only 0 and 1: "
+                    f"if an image has any number of these labels, set {setting}."
+                )
             raise DataError(
                 f"{file} has no column '{required}' (found: {found}).{hint} The first line must "
-                f"name path,label and may also name split and group."
+                f"name {expected} and may also name split and group."
             )
 
 

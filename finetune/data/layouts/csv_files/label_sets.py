@@ -213,6 +213,23 @@ def join_labels(names: Sequence[str]) -> str:
     return _DEFAULT_SEPARATOR.join(names) or NO_LABEL
 
 
+def find_binary_columns(table: CsvTable) -> list[str]:
+    """Return the names of the columns that hold only 0 and 1, and both, as those of labels do."""
+    found: dict[int, set[str]] = {
+        place: set() for place, column in enumerate(table.columns) if _may_be_label(column)
+    }
+    with suppress(DataError):  # what else is wrong is reported once the columns are known
+        for _, values in table:
+            for place, seen in found.items():
+                seen.add(values[place].strip().lower() if place < len(values) else "")
+    names = table.read_names()
+    return [
+        names[place]
+        for place, seen in found.items()
+        if seen & {*_TRUE} and seen & {*_FALSE} and seen <= {*_TRUE, *_FALSE}
+    ]
+
+
 def _may_be_label(column: str) -> bool:
     return column not in OTHER_COLUMNS and not column.endswith(NOT_USED)
 

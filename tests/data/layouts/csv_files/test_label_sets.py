@@ -189,3 +189,27 @@ def list_warnings(folder: Path, text: str, labels: LabelFormat) -> list[str]:
     reporter = RecordingReporter()
     scan(file, tables=TableOptions(labels=labels), reporter=reporter)
     return reporter.warnings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "path,glass,recyclable,note\na.png,1,0,1\nb.png,0,1,2\n",
+            "glass and recyclable hold only 0 and 1.*set data.label_columns=glass,recyclable",
+        ),
+        (
+            "path;my label\na.png;1\nb.png;0\n",
+            "my label holds only 0 and 1.*'data.label_columns=my label'",
+        ),
+        ("path,species\na.png,cat\nb.png,dog\n", r"name it, as in data.label_column=NAME"),
+        ("path,count\na.png,1\nb.png,1\n", r"name it, as in data.label_column=NAME"),
+        ("file,labels\na.png,cat|dog\n", "first line must name path,labels and may"),
+        ("file,label\na.png,cat\n", "first line must name path,label and may"),
+    ],
+)
+def test_missing_column_is_explained_by_the_columns_that_there_are(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        scan_text(tmp_path, text)

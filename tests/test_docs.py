@@ -1,5 +1,6 @@
 """The documentation: generated pages equal the code, links lead somewhere, commands run."""
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -47,6 +48,40 @@ def test_every_page_is_reachable_from_the_index() -> None:
 def test_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= MAX_README_LINES
+
+
+def test_messages_that_troubleshooting_quotes_exist() -> None:
+    text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^\*\*(.+?)\*\*", text, re.MULTILINE | re.DOTALL)
+    quoted = [message for heading in headings for message in re.findall(r'"([^"]+)"', heading)]
+    assert quoted
+    messages = [_list_words(message) for message in _iter_messages()]
+    unknown = [one for one in quoted if not any(_list_words(one) <= m for m in messages)]
+    assert not unknown, "quote messages that the program has"
+
+
+def _list_words(text: str) -> set[str]:
+    """Return the words of a message that are not values of it."""
+    words = re.findall(r"[A-Za-z_.\-]{2,}", text.lower())
+    return {word.strip(".-") for word in words} - {""}
+
+
+def _iter_messages() -> Iterator[str]:
+    """Yield the texts in the package, those of one function together, without docstrings."""
+    for file in sorted((ROOT / "finetune").rglob("*.py")):
+        texts: dict[int, list[str]] = {}
+        _collect_texts(ast.parse(file.read_text(encoding="utf-8")), 0, texts)
+        yield from map(" ".join, texts.values())
+
+
+def _collect_texts(node: ast.AST, owner: int, texts: dict[int, list[str]]) -> None:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        texts.setdefault(owner, []).append(node.value)
+    is_function = isinstance(node, ast.FunctionDef)
+    for child in ast.iter_child_nodes(node):
+        is_docstring = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
+        if not is_docstring:
+            _collect_texts(child, id(node) if is_function else owner, texts)
 
 
 def _list_anchors(page: Path) -> set[str]:

@@ -20,7 +20,7 @@ from finetune.config.sections.head_options import (
 from finetune.config.sections.learning import CalibrationConfig, ProbeConfig, UnfreezeConfig
 from finetune.config.sections.objective import LossConfig
 from finetune.config.sections.optim import LrScheduleConfig, OptimConfig
-from finetune.config.sections.report_page import ReportConfig
+from finetune.config.sections.records.report_page import ReportConfig
 from finetune.config.sections.tracking import TrackingConfig
 from finetune.lookup import is_import_path
 

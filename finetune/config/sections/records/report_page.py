@@ -15,3 +15,9 @@ class ReportConfig(Section):
         description="write report.html at the end of the run; off: finetune report RUN writes it "
         "later. Folds of a cross-validation and trials of a search write none of their own",
     )
+    network_health: Annotated[Literal["on", "off"], BeforeValidator(coerce_on_off)] = Field(
+        "on",
+        description="measure the layers of the network on 8 to 64 training images before the "
+        "first epoch and after the last: dead and saturated units, correlated feature maps, "
+        "gradients and weight changes, in network.json",
+    )

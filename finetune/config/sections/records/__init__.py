@@ -1,0 +1,1 @@
+"""Config sections on what a run leaves behind."""

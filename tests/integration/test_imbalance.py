@@ -37,6 +37,7 @@ model: {{backbone: test_resnet, weights: weights.pth, batch_norm: frozen}}
 unfreeze: {{name: all}}
 augment: {{name: light}}
 optim: {{name: sgd, lr: 0.1, backbone_lr_scale: 1, layer_decay: 1, weight_decay: 0}}
+report: {{enabled: "off"}}
 trainer: {{epochs: {NUM_EPOCHS}, batch_size: {BATCH_SIZE}, precision: 32-true, accelerator: cpu}}
 """
 

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("few_penalties")
 SMALL = (
     "data.image_size=32", "data.num_workers=0", "model.backbone=test_resnet",
     "trainer.batch_size=8", "trainer.precision=32-true", "trainer.accelerator=cpu",
+    "report.enabled=off",
 )  # fmt: skip
 
 

@@ -38,6 +38,8 @@ from tests.support.runs import (
     write_weights,
 )
 
+pytestmark = pytest.mark.usefixtures("few_penalties")
+
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -84,7 +84,8 @@ def fit_best(config: Config, row: BackboneResult, run: Path, **more: object) -> 
     tree["model"] = {**tree.get("model", {}), "backbone": row.backbone, "weights": row.weights}
     recorder = ProbeRecorder()
     given = {key.replace("__", "."): value for key, value in more.items()}
-    finetune.fit(build_config(tree, assignments={"output": str(run), **given}), reporter=recorder)
+    given = {"output": str(run), "report.enabled": "off", **given}
+    finetune.fit(build_config(tree, assignments=given), reporter=recorder)
     return recorder
 
 

@@ -42,6 +42,7 @@ def build_run_config(photos: Path, output: Path, **assignments: Any) -> finetune
         "model": {"backbone": "test_resnet", "weights": "random"},
         "augment": {"name": "light"},
         "trainer": {"epochs": 3, "batch_size": 4, "accelerator": "cpu", "precision": "32-true"},
+        "report": {"enabled": "off"},
         "output": str(output),
         "resume": "auto",
     }

@@ -24,9 +24,8 @@ OLD_RUN = ROOT / "tests" / "files" / "run_0_1_0"
 
 def create_config(animals: Path, output: Path, **assignments: object) -> finetune.Config:
     """Return the config of a run of one epoch."""
-    return create_small_config(
-        data__path=str(animals), trainer__epochs=1, output=str(output), **assignments
-    )
+    given = {"report__enabled": "on", "trainer__epochs": 1, **assignments}
+    return create_small_config(data__path=str(animals), output=str(output), **given)
 
 
 def test_fit_writes_report_and_session(trained: FitResult) -> None:

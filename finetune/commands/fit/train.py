@@ -16,6 +16,7 @@ from finetune.builders import (
 from finetune.builders.criterion import select_probe_loss
 from finetune.commands.diagnosis.fit_diagnosis import write_diagnosis
 from finetune.commands.fit.finalize import FinalEvaluation, evaluate_best_model, write_bundle
+from finetune.commands.fit.health.network_record import record_end, record_start
 from finetune.commands.fit.process_group import open_process_group
 from finetune.commands.fit.resume import find_run_early_stop, is_trained
 from finetune.commands.fit.run_tracking.run_trackers import (
@@ -107,6 +108,7 @@ def train(
             evaluate_best_model(run, replace(training, manifest=manifest), reporter),
             early_stop=early_stop,
         )
+        record_end(run, training, rendezvous, reporter)
     is_validated = choice is None and not training.is_probe_only
     if is_validated and is_probe_checkpoint(run.best_checkpoint_path):
         reporter.note(
@@ -148,6 +150,7 @@ def _fit_probe_and_epochs(
         choice = read_refit_choice(run)
         if training.is_probe_only or (choice is not None and choice.num_epochs == 0):
             return training, tracker
+        record_start(run, training, group, reporter)
         options = build_trainer_options(training.config)
         if choice is not None:
             options = replace(options, monitor=None, max_epochs=choice.num_epochs)
@@ -295,11 +298,9 @@ def _rebalance_head(run: RunFolder, training: Training, reporter: Reporter) -> N
         effect = f"no tau improves its {before}, so the classifier is unchanged"
     else:
         effect = f"{before} -> {after}"
-    setting = (
-        f"tau {result.tau:g}"
-        if result.penalty is None
-        else f"L2 {format_scientific(result.penalty, digits=1)}"
-    )
+    setting = f"tau {result.tau:g}"
+    if result.penalty is not None:
+        setting = f"L2 {format_scientific(result.penalty, digits=1)}"
     reporter.note(
         f"Classifier rebalanced by {method} ({setting}). Balanced accuracy on val: {effect}."
     )

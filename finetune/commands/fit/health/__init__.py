@@ -1,0 +1,1 @@
+"""Health of the network of a run, before and after training."""

@@ -10,7 +10,7 @@ from finetune.report.number_formats import FILTERS
 from finetune.report.run_facts import RunFacts
 from finetune.report.section_registry import Section, build_sections
 
-_STYLES = ("vendor/uplot/uPlot.min.css", "report.css")
+_STYLES = ("vendor/uplot/uPlot.min.css", "report.css", "photos.css")
 _SCRIPTS = ("vendor/uplot/uPlot.iife.min.js", "report.js")
 
 

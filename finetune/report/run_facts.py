@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.report.photos.photo_facts import PhotoFacts
+
 Row = Mapping[str, float]
 """Row of ``metrics.csv``: value by column; columns that are empty are missing."""
 
@@ -54,6 +56,7 @@ class RunFacts:
         fold_rows: Rows of ``metrics.csv`` of each fold, by its number.
         members: Network and weight of each member of an ensemble.
         chosen_split: Split that the page is about; None for the best one that there is.
+        photos: Pictures; None for a page without any.
         sessions: What is known of each process that trained the run, see ``RunSession``.
     """
 
@@ -77,6 +80,7 @@ class RunFacts:
     members: Sequence[tuple[str, float]] = ()
     sessions: Sequence[Mapping[str, Any]] = ()
     chosen_split: str | None = None
+    photos: PhotoFacts | None = None
 
     @property
     def facts(self) -> Mapping[str, Any]:

@@ -13,6 +13,9 @@ from finetune.report.sections.evaluation.confusion_section import build_confusio
 from finetune.report.sections.evaluation.folds_section import build_folds
 from finetune.report.sections.evaluation.metrics_section import build_metrics
 from finetune.report.sections.headline import build_headline
+from finetune.report.sections.photos.duplicates_section import build_duplicates
+from finetune.report.sections.photos.mistakes_section import build_mistakes
+from finetune.report.sections.photos.pairs_section import build_pairs
 from finetune.report.sections.reproduce_section import build_reproduce
 from finetune.report.sections.training.curves_section import build_curves
 from finetune.report.sections.training.network_section import build_network_section
@@ -53,11 +56,14 @@ SECTIONS: tuple[SectionKind, ...] = (
     SectionKind("headline", "Summary", build_headline),
     SectionKind("diagnosis", "Diagnosis", build_diagnosis),
     SectionKind("data", "Data", build_data),
+    SectionKind("duplicates", "Duplicates and leaks", build_duplicates),
     SectionKind("plan", "Plan", build_plan_section),
     SectionKind("curves", "Curves", build_curves),
     SectionKind("folds", "Folds", build_folds),
     SectionKind("metrics", "Metrics", build_metrics),
     SectionKind("confusion", "Confusions", build_confusion),
+    SectionKind("pairs", "Confused pairs", build_pairs),
+    SectionKind("mistakes", "Mistakes", build_mistakes),
     SectionKind("classes", "Classes", build_classes),
     SectionKind("calibration", "Calibration", build_calibration),
     SectionKind("network", "Network health", build_network_section),

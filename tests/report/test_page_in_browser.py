@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     Opener = Callable[..., Page]
 
 OLD_RUN = ROOT / "tests" / "files" / "run_0_1_0"
+FULL_RUN_SECTIONS = [
+    "headline", "diagnosis", "data", "plan", "curves", "metrics", "confusion", "classes",
+    "calibration", "network", "reproduce",
+]  # fmt: skip
+"""Sections of a run with one split in their order, but for those with photos."""
+
 _OVERFLOW = "document.documentElement.scrollWidth - window.innerWidth"
 
 
@@ -24,8 +30,10 @@ def test_page_has_every_section_and_charts_and_no_console_message(
 ) -> None:
     page = open_page(page_file)
     names = page.eval_on_selector_all("main > section", "all => all.map(one => one.id)")
-    # a run with one split has no folds
-    expected = [kind.name for kind in SECTIONS if kind.name != "folds"]
+    # a run with one split has no folds, and these images have no duplicates;
+    # the few test images may all be right
+    missing = ("folds", "duplicates", "pairs")
+    expected = [kind.name for kind in SECTIONS if kind.name not in missing]
     assert [name for name in names if name in expected] == [n for n in expected if n in names]
     assert set(expected) - set(names) == set()
     links = page.eval_on_selector_all(".page-nav a", "all => all.map(one => one.hash.slice(1))")
@@ -38,22 +46,21 @@ def test_page_has_every_section_and_charts_and_no_console_message(
 def test_page_table_sorts_by_click_and_by_keyboard(page_file: Path, open_page: "Opener") -> None:
     page = open_page(page_file)
     table = page.locator("#classes table").first
-    header = table.locator("th", has_text="Precision")
+    header = table.locator("th", has_text="Train images")
 
     def read_values() -> list[float]:
         column = header.evaluate("one => one.cellIndex")
         cells = table.locator("tbody tr").evaluate_all(
             f"rows => rows.map(row => row.cells[{column}].dataset.value)"
         )
-        return [float(value) if value else -1.0 for value in cells]
+        return [float(value) for value in cells]
 
     header.get_by_role("button").click()
     assert header.get_attribute("aria-sort") == "descending"
-    assert read_values() == sorted(read_values(), reverse=True)
+    assert read_values() == sorted(set(read_values()), reverse=True)  # all of them differ
     header.get_by_role("button").press("Enter")
     assert header.get_attribute("aria-sort") == "ascending"
-    known = [value for value in read_values() if value >= 0]
-    assert known == sorted(known)
+    assert read_values() == sorted(read_values())
     name = table.locator("th", has_text="Class").first
     name.get_by_role("button").press("Space")
     assert name.get_attribute("aria-sort") == "ascending"

@@ -1,6 +1,8 @@
 """Report at the end of a run, which never makes a finished run fail."""
 
+import math
 import shlex
+import time
 from typing import Any
 
 from finetune.builders import Training
@@ -11,6 +13,9 @@ from finetune.config.schema import Config
 from finetune.system.hardware import resolve_accelerator
 from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter
+
+MAX_PHOTO_SECONDS = 20.0
+"""Time that the pictures of a page may take at the end of a run."""
 
 
 def start_session(run: RunFolder) -> SessionClock:
@@ -50,15 +55,27 @@ def write_fit_report(
     except Exception as error:
         reporter.warn(f"Times and hardware of the run were not recorded: {_describe(error)}.")
     if run.cross_validation_run is run:
-        write_run_report(run, training.config, reporter)
+        seconds = time.time() - clock.started
+        write_run_report(run, training.config, reporter, run_seconds=seconds)
 
 
-def write_run_report(run: RunFolder, config: Config, reporter: Reporter) -> None:
-    """Write the report of a run or a cross-validation unless the config turns it off."""
+def write_run_report(
+    run: RunFolder, config: Config, reporter: Reporter, *, run_seconds: float = math.inf
+) -> None:
+    """Write the report of a run or a cross-validation unless the config turns it off.
+
+    Args:
+        run: Run folder.
+        config: Its config.
+        reporter: Receiver of the warning if it fails.
+        run_seconds: Time that the run has taken; pictures take a tenth of it, and no more than
+            ``MAX_PHOTO_SECONDS``. Infinite for a cross-validation, whose page has thumbnails only.
+    """
     if config.report.enabled == "off":
         return
     try:
-        report([run.path], reporter=reporter)
+        photo_seconds = min(MAX_PHOTO_SECONDS, 0.1 * run_seconds)
+        report([run.path], photo_seconds=photo_seconds, reporter=reporter)
     except Exception as error:
         reporter.warn(
             f"The report was not written: {_describe(error)}. The model is complete; write the "

@@ -7,17 +7,22 @@ from typing import Any
 
 import finetune
 from finetune.commands.report.collect import read_facts
+from finetune.commands.report.photos.collect_photos import add_photos
 from finetune.errors import ConfigError, StorageError
 from finetune.report.comparison.comparison_page import render_comparison
 from finetune.report.page import render_report
 from finetune.report.run_facts import RunFacts
 from finetune.report.sections.headline import choose_main_split, get_metrics
 from finetune.system.files import write_text
-from finetune.system.run_folder import RunFolder
+from finetune.system.run_folder import RunFolder, is_run
 from finetune.types import Reporter, StrPath
 
 COMPARISON_NAME = "comparison.html"
 """Default name of the page of several runs, in the working folder."""
+
+
+PHOTO_SECONDS = 60.0
+"""Time that the pictures of a page may take unless it is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ def report(
     *,
     output: StrPath | None = None,
     split: str | None = None,
+    photo_seconds: float = PHOTO_SECONDS,
     reporter: Reporter | None = None,
 ) -> ReportResult:
     """Write the report of a run, or the comparison of several, as one HTML file.
@@ -54,6 +60,7 @@ def report(
             ``comparison.html`` in the working folder for several.
         split: "val" or "test", the split that the page is about; None for the test split, else
             the validation split.
+        photo_seconds: Time that pictures may take; 0 for a page without any.
         reporter: Receiver of messages.
 
     Raises:
@@ -69,6 +76,9 @@ def report(
         text = render_comparison(facts, version=finetune.__version__)
         default = Path(COMPARISON_NAME)
     else:
+        run = folders[0]
+        if photo_seconds > 0 and is_run(run):
+            facts[0] = add_photos(RunFolder(run), facts[0], seconds=photo_seconds)
         text = render_report(facts[0], version=finetune.__version__)
         default = RunFolder(folders[0]).report_path
     file = default if output is None else Path(output)

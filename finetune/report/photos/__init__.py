@@ -1,0 +1,1 @@
+"""Pictures of a report, as plain values: data URIs and numbers."""

@@ -308,14 +308,9 @@ def _describe_error(key: str, errors: list[ErrorDetails]) -> str:
     return describe_invalid_value(errors)
 
 
-def get_all_keys() -> list[str]:
-    """Return all config keys, with dots."""
-    return list(_flatten(Config().model_dump()))
-
-
 def _suggest_key(key: str) -> str:
     """Return a hint with the most similar key, else with the same key of another section."""
-    known = [*get_all_keys(), *Config.model_fields]
+    known = list(_flatten(Config().model_dump())) + list(Config.model_fields)
     hint = suggest_name(key, known)
     if hint:
         return hint

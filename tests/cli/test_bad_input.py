@@ -83,7 +83,7 @@ FIT = ("fit", "photos", *SMALL)
             None, ("fit", "photo"), DataError, ["photo", "'photos'?"], id="missing folder"
         ),
         pytest.param(
-            make_empty_folder, ("fit", "empty"), DataError, ["empty"], id="empty folder"
+            make_empty_folder, ("fit", "empty", *SMALL), DataError, ["empty"], id="empty folder"
         ),
         pytest.param(
             make_one_class, ("fit", "pets", *SMALL), DataError, ["'cat'", "two"], id="one class"

@@ -238,7 +238,7 @@ def test_inspect_accepts_keys_and_csv(cli: Cli, garden: Path, tmp_path: Path) ->
     (garden / "list.csv").write_text("\n".join(["path,label", *lines]), encoding="utf-8")
     args = ("inspect", garden / "list.csv", "--output", tmp_path / "audit", "--json")
     assert cli.ok(*args).json["class_counts"] == {"all": {"ant [red]": 3, "猫": 3}}
-    fit_args = ("fit", garden / "list.csv", "--output", tmp_path / "run")
+    fit_args = ("fit", garden / "list.csv", "--weights", "random", "--output", tmp_path / "run")
     message = cli.fails(*fit_args, "data.max_megapixels=0.01", code=3)
     assert "No image of class 'ant [red]' can be read" in message
     assert "over data.max_megapixels=0.01" in message

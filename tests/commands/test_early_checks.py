@@ -59,6 +59,6 @@ def test_mistakes_are_found_before_images_are_read(
         {"trainer.monitor": "mean_average_precision"},
     ],
 )
-def test_what_depends_on_the_images_is_left_to_them(settings: dict[str, Any]) -> None:
+def test_early_check_leaves_to_the_images_what_depends_on_them(settings: dict[str, Any]) -> None:
     values = {**PRETRAINED, "data.path": "labels.csv", "trainer.accelerator": "cpu", **settings}
     check_before_images(build_config({}, assignments=values))

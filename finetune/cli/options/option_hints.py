@@ -32,10 +32,16 @@ def suggest_for_option(
 
 
 def find_keys(option: str) -> list[str]:
-    """Return the config keys whose names end in that of an option, the most similar first."""
-    from finetune.config.load import get_all_keys
+    """Return the config keys that an option names, with or without their section."""
+    from finetune.config.schema import Config
 
     name = option.lstrip("-").replace("-", "_").lower()
-    keys = get_all_keys()
+    sections = Config().model_dump()
+    keys = [
+        f"{section}.{key}"
+        for section, values in sections.items()
+        if isinstance(values, dict)
+        for key in values
+    ] + [key for key, value in sections.items() if not isinstance(value, dict)]
     whole = [key for key in keys if key.replace(".", "_") == name]
     return whole or [key for key in keys if key.rpartition(".")[2] == name]

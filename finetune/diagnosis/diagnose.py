@@ -1,7 +1,7 @@
 """Diagnosis of a run: the table of rules, and the findings in the order of their severity."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from finetune.diagnosis.evidence import RunEvidence
 from finetune.diagnosis.finding import SEVERITIES, Finding
@@ -84,6 +84,49 @@ RULES = (
     Rule("confused_pair", class_rules.find_confused_pair),
 )
 """Rules in the order of their findings within a severity: causes before what follows from them."""
+
+
+JUDGED_ON_ALL_IMAGES = frozenset(
+    {
+        "leaks",
+        "no_better_than_guessing",
+        "small_validation",
+        "label_errors",
+        "conflicting_duplicates",
+        "class_never_predicted",
+        "weak_rare_class",
+        "confused_pair",
+        "good_fit",
+    }
+)
+"""Rules that judge a cross-validation by all held-out images; the others judge its folds."""
+
+
+def diagnose_folds(
+    evidence: RunEvidence, folds: Sequence[Sequence[Finding]]
+) -> tuple[Finding, ...]:
+    """Return the findings on a cross-validation, the worst first.
+
+    A problem or warning of the folds themselves, such as a learning rate that is too high, counts
+    if more than half of them have it; the sentence is that of the first such fold.
+
+    Args:
+        evidence: Numbers of the cross-validation.
+        folds: Findings of each fold.
+    """
+    found = list(diagnose(evidence))
+    by_rule: dict[str, list[Finding]] = {}
+    for findings in folds:
+        for finding in findings:
+            if finding.severity in ACCUSATIONS and finding.rule not in JUDGED_ON_ALL_IMAGES:
+                by_rule.setdefault(finding.rule, []).append(finding)
+    for same in by_rule.values():
+        if 2 * len(same) > len(folds):
+            where = f"{len(same)} of {len(folds)} folds"
+            found.append(replace(same[0], title=f"{same[0].title} ({where})"))
+    if any(finding.severity in ACCUSATIONS for finding in found):
+        found = [finding for finding in found if finding.severity != "good"]
+    return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
 def diagnose(evidence: RunEvidence) -> tuple[Finding, ...]:

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from finetune.config.load import build_config, parse_assignments
-from finetune.diagnosis.diagnose import ACCUSATIONS, RULES, diagnose
-from finetune.diagnosis.evidence import EpochRow, RunEvidence
+from finetune.diagnosis.diagnose import ACCUSATIONS, RULES, diagnose, diagnose_folds
+from finetune.diagnosis.evidence import Curves, EpochRow, RunEvidence
 from finetune.diagnosis.finding import SEVERITIES
 from tests.diagnosis.cases import FIRING, SILENT
 from tests.diagnosis.made_runs import create_good_run
@@ -133,3 +133,17 @@ def test_multi_label_run_is_judged_by_images_that_are_right_in_all_labels() -> N
     assert good.numbers["mean_average_precision"] == 0.9
     fallen = diagnose(to_multi_label(FIRING["fall_from_probe"][0]))
     assert [finding.rule for finding in fallen] == ["fall_from_probe"]
+
+
+def test_fault_of_most_folds_is_one_of_the_cross_validation() -> None:
+    good, fallen = create_good_run(), FIRING["fall_from_probe"][0]
+    whole = replace(good, curves=Curves())
+    few = diagnose_folds(whole, [diagnose(run) for run in (good, good, fallen)])
+    most = diagnose_folds(whole, [diagnose(run) for run in (good, fallen, fallen)])
+
+    assert "fall_from_probe" not in {finding.rule for finding in few}
+    assert most[0].rule == "fall_from_probe"
+    assert most[0].title.endswith("(2 of 3 folds)")
+    # each fold has few validation images, all together have enough
+    small = diagnose(FIRING["small_validation"][0])
+    assert not diagnose_folds(whole, [small] * 3)

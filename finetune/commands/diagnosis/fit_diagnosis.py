@@ -6,9 +6,9 @@ from typing import Any
 
 from finetune.commands.diagnosis.run_evidence import read_evidence
 from finetune.commands.report.run_files import read_json
-from finetune.diagnosis.diagnose import diagnose
+from finetune.diagnosis.diagnose import diagnose, diagnose_folds
 from finetune.system.files import write_text
-from finetune.system.run_folder import RunFolder
+from finetune.system.run_folder import RunFolder, is_run
 from finetune.types import Reporter
 
 _VERSION = 1
@@ -34,10 +34,17 @@ def write_diagnosis(run: RunFolder, *, reporter: Reporter) -> None:
 def build_diagnosis(run: RunFolder) -> list[Mapping[str, Any]]:
     """Return the findings on a run as JSON values, the worst first; nothing is written.
 
+    Those of a cross-validation are those on all held-out images and those of most folds.
+
     Raises:
         FinetuneError: The config or the manifest of the run is damaged.
     """
-    return [finding.to_json() for finding in diagnose(read_evidence(run))]
+    evidence = read_evidence(run)
+    if not run.folds_csv_path.is_file():
+        return [finding.to_json() for finding in diagnose(evidence)]
+    parts = sorted((run.path / "folds").glob("[0-9]*"), key=lambda path: path.name)
+    folds = [diagnose(read_evidence(RunFolder(path))) for path in parts if is_run(path)]
+    return [finding.to_json() for finding in diagnose_folds(evidence, folds)]
 
 
 def read_diagnosis(run: RunFolder) -> list[Mapping[str, Any]] | None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from finetune.builders.constraints import check_constraints
+from finetune.builders.constraints.probe_rules import check_probe_settings
 from finetune.builders.criterion import check_label_smoothing, check_loss_params
 from finetune.builders.optimization.optimizer_factory import build_optimizer_factory
 from finetune.builders.resolve import RunSpec, resolve_from_facts
@@ -80,7 +81,6 @@ def _imagine_facts(config: Config, accelerator: str) -> Iterator[Facts]:
     What is unknown of the network before it is built differs between the first two.
     """
     network = create_meta_network(config.model.backbone, kwargs=config.model.kwargs)
-    size = config.data.train_image_size
     launch = detect_launch()
     few = Facts(
         class_counts=_FEW,
@@ -89,8 +89,7 @@ def _imagine_facts(config: Config, accelerator: str) -> Iterator[Facts]:
         num_groups=5,
         has_linear_head=config.model.head == "linear",
         supports_any_size=False,
-        # the size of the network is unknown: here one that no setting contradicts
-        image_size=224 if size == "auto" else size[-1],
+        image_size=_imagine_image_size(config),
         has_fast_bf16=False,
         free_cores=1,
         accelerator=accelerator,
@@ -112,6 +111,14 @@ def _imagine_facts(config: Config, accelerator: str) -> Iterator[Facts]:
     yield few
     yield many
     yield replace(few, multi_label_images=30)
+
+
+def _imagine_image_size(config: Config) -> int:
+    """Return a size of the network, which is unknown, that no setting contradicts."""
+    sizes = config.data.train_image_size
+    if sizes != "auto":
+        return sizes[-1]
+    return 224 if config.data.image_size == "auto" else config.data.image_size
 
 
 def _add_network(facts: Facts, config: Config, network: nn.Module) -> Facts:
@@ -141,6 +148,7 @@ def _find_error(config: Config, facts: Facts) -> FinetuneError | None:
             num_gpus=torch.cuda.device_count() if facts.accelerator == "cuda" else 0,
         )
         check_constraints(run)
+        check_probe_settings(config, run_config)
         lr_schedule, optim = run_config.lr_schedule, run_config.optim
         build_lr_lambda(lr_schedule, num_steps=run.num_steps, num_epochs=num_epochs)
         build_plateau_settings(lr_schedule, monitor="val/loss")

@@ -135,7 +135,7 @@ def _describe_imbalance(training: Training) -> dict[str, Any]:
 
 def _find_unused_keys(training: Training) -> tuple[str, ...]:
     if not training.is_probe_only or training.probe is None:
-        return ()
+        return () if training.facts.has_batch_norm else ("model.batch_norm",)
     if training.probe.last_stage is not None:
         return _EPOCH_KEYS
     return (*_EPOCH_KEYS, *_STEP_KEYS, *EPOCH_SETTINGS)

@@ -163,3 +163,4 @@ def test_plan_of_other_channels_without_batch_norm_promises_neither(photos: Path
     (reason,) = (row["reason"] for row in plan["recipe"] if row["key"] == "augment.name")
     assert "jitter" not in reason
     assert {phase["batch_norm"] for phase in plan["phases"]} == {"none"}
+    assert "model.batch_norm" not in [row["key"] for row in plan["recipe"]]

@@ -65,18 +65,6 @@ def is_higher_loss(loss: float, other: float, *, deviation: float, num_images: i
     return loss - other > Z_LIMIT * deviation / math.sqrt(num_images)
 
 
-def compute_poisson_tail(count: int, expected: float) -> float:
-    """Return the probability of at least ``count`` events where ``expected`` are expected."""
-    if count <= 0:
-        return 1.0
-    if expected <= 0:
-        return 0.0
-    below = sum(
-        math.exp(k * math.log(expected) - expected - math.lgamma(k + 1)) for k in range(count)
-    )
-    return max(0.0, 1.0 - below)
-
-
 def compute_binomial_tail(count: int, total: int, proportion: float) -> float:
     """Return the probability of at least ``count`` successes in ``total`` trials."""
     if count <= 0 or proportion >= 1:

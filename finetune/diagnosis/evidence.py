@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune.diagnosis.label_noise import LabelNoise
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRow:
@@ -115,11 +117,9 @@ class ValidationEvidence:
         classes: Classes, or labels, in index order.
         confusion: Number of images by true and predicted class; empty if unknown.
         loss_deviation: Standard deviation of the log losses of the images; None if unknown.
-        num_improbable: Number of images whose label has a probability below
-            ``improbable_threshold``; None if unknown.
-        num_improbable_expected: Their expected number if all probabilities are right.
-        improbable_threshold: This probability.
-        improbable_paths: Paths of these images, the least probable first.
+        label_noise: Estimate of the fraction of wrong labels; None if there is none to be had.
+        mistakes: Predicted class of the images that are wrong by their path, the image with the
+            least probable label first.
         accuracy_without_leaks: Accuracy without leaked images; None without any.
     """
 
@@ -129,10 +129,8 @@ class ValidationEvidence:
     classes: tuple[ClassRow, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()
     loss_deviation: float | None = None
-    num_improbable: int | None = None
-    num_improbable_expected: float | None = None
-    improbable_threshold: float = 0.0
-    improbable_paths: tuple[str, ...] = ()
+    label_noise: LabelNoise | None = None
+    mistakes: Mapping[str, str] = field(default_factory=dict)
     accuracy_without_leaks: float | None = None
 
 

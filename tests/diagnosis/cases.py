@@ -9,12 +9,12 @@ from tests.diagnosis.made_faults import (
     create_fall,
     create_frozen,
     create_gap,
-    create_improbable,
     create_layers,
     create_leaks,
     create_losses,
     create_low_rate,
     create_no_gain,
+    create_noise,
     create_overfit,
     create_probe_only,
     create_stages,
@@ -76,7 +76,11 @@ FIRING: dict[str, list[RunEvidence]] = {
         create_accuracies(0.95, 0.97, train=0.8),
         create_accuracies(0.8, 0.8, train=0.6, num_val=300),
     ],
-    "label_errors": [create_improbable(9, 2.0), create_improbable(4, 0.3)],
+    "label_errors": [
+        create_noise(0.05, 6.7),
+        create_noise(0.2, 40.0, is_confirmed=True),
+        create_noise(0.0, 0.0, is_confirmed=True),
+    ],
     "conflicting_duplicates": [create_conflicts(2), create_conflicts(40)],
     "class_never_predicted": [
         create_val([180, 20], [180, 0]),
@@ -129,7 +133,11 @@ SILENT: dict[str, list[RunEvidence]] = {
         create_frozen(0.99, groups=("head", "layer4"), stages=create_stages(0.3, 0.05)),
         create_probe_only(create_stages(-0.1, 0.02)),
     ],
-    "no_better_than_guessing": [create_val([100, 100], [90, 90]), create_val([1], [1])],
+    "no_better_than_guessing": [
+        create_val([100, 100], [90, 90]),
+        create_val([6, 6], [5, 5]),
+        create_val([1], [1]),
+    ],
     "underfitting": [
         create_accuracies(0.8, 0.8, train=0.97),
         create_accuracies(0.8, 0.8, train=0.8, num_val=12),
@@ -152,9 +160,8 @@ SILENT: dict[str, list[RunEvidence]] = {
         create_accuracies(0.95, 0.97, train=0.8, num_val=20),
     ],
     "label_errors": [
-        create_improbable(3, 2.0),
-        create_improbable(0, 0.1),
-        create_improbable(None, None),
+        create_noise(0.01, 2.0),
+        create_noise(0.3, 7.7, correct=94),
     ],
     "conflicting_duplicates": [create_conflicts(0)],
     "class_never_predicted": [

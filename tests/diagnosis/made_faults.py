@@ -11,6 +11,7 @@ from finetune.diagnosis.evidence import (
     RunEvidence,
     StageEvidence,
 )
+from finetune.diagnosis.label_noise import LabelNoise
 from tests.diagnosis.made_runs import (
     SETTINGS,
     create_good_run,
@@ -170,14 +171,21 @@ def create_conflicts(count: int) -> RunEvidence:
     return replace(run, data=replace(run.data, num_conflicting=count, conflicting_example=example))
 
 
-def create_improbable(count: int | None, expected: float | None) -> RunEvidence:
-    """Create a run with so many improbable labels among 200 images."""
+def create_noise(
+    fraction: float, gain: float, *, correct: int = 180, is_confirmed: bool = False
+) -> RunEvidence:
+    """Create a run with an estimate of the fraction of wrong labels of 200 images."""
     run = create_good_run()
     assert run.validation is not None
     error = LabelError(path="a.jpg", label="x", predicted_label="y", label_probability=0.01)
     return replace(
         run,
-        validation=replace(run.validation, num_improbable=count, num_improbable_expected=expected),
+        validation=replace(
+            run.validation,
+            num_correct=correct,
+            label_noise=LabelNoise(fraction=fraction, log_likelihood_gain=gain, num_images=200),
+            mistakes={"a.jpg": "y" if is_confirmed else "z", "b.jpg": "x"},
+        ),
         data=replace(run.data, label_errors=(error,)),
     )
 

@@ -12,6 +12,7 @@ from finetune.diagnosis.evidence import (
     RunEvidence,
     ValidationEvidence,
 )
+from finetune.diagnosis.label_noise import LabelNoise
 
 GROUPS = ("head", "layer4", "layer3")
 
@@ -102,10 +103,7 @@ def create_validation(
         classes=create_classes(supports=supports, correct=correct, train=train),
         confusion=tuple(map(tuple, confusion)),
         loss_deviation=0.5,
-        num_improbable=2,
-        num_improbable_expected=2.0,
-        improbable_threshold=0.01,
-        improbable_paths=("a.jpg", "b.jpg"),
+        label_noise=LabelNoise(fraction=0.0, log_likelihood_gain=0.0, num_images=sum(supports)),
     )
     return replace(base, **changes)
 

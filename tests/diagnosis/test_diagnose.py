@@ -123,7 +123,7 @@ def test_multi_label_run_is_judged_by_images_that_are_right_in_all_labels() -> N
                 run.validation,
                 num_correct=None,
                 confusion=(),
-                num_improbable=None,
+                label_noise=None,
                 metrics={"mean_average_precision": 0.9},
             ),
             data=replace(run.data, is_multi_label=True),

@@ -12,8 +12,10 @@ from finetune.cli.render.diagnosis_lines import build_diagnosis_lines
 from finetune.commands.diagnosis.fit_diagnosis import read_diagnosis, write_diagnosis
 from finetune.commands.diagnosis.run_evidence import read_evidence
 from finetune.commands.fit.fit import FitResult
+from finetune.commands.stored_run import read_stored_config, read_stored_manifest
 from finetune.diagnosis.diagnose import diagnose
 from finetune.system.run_folder import RunFolder
+from finetune.types import Split
 from tests.diagnosis.cases import FIRING
 from tests.diagnosis.made_runs import create_good_run
 from tests.support.helpers import RecordingReporter
@@ -53,18 +55,21 @@ def test_evidence_has_the_numbers_of_the_files(run: RunFolder) -> None:
         assert entry.num_correct == round(expected["recall"] * expected["support"])
 
 
-def test_improbable_labels_are_counted_beside_their_expected_number(run: RunFolder) -> None:
-    count = read_evidence(run).data.num_val
-    # of three classes, the second and third have half a percent each
-    probabilities = np.tile([0.99, 0.005, 0.005], (count, 1)).astype(np.float32)
-    np.savez(run.path / "val_predictions.npz", probabilities=probabilities)
+def test_mistakes_are_listed_with_the_least_probable_label_first(run: RunFolder) -> None:
     evidence = read_evidence(run)
-
     assert evidence.validation is not None
-    first = evidence.validation.classes[0]
-    assert evidence.validation.num_improbable == count - first.support
-    assert evidence.validation.num_improbable_expected == pytest.approx(0.01 * count)
-    assert "label_errors" in {finding.rule for finding in diagnose(evidence)}
+    with np.load(run.path / "val_predictions.npz") as stored:
+        probabilities = stored["probabilities"]
+    manifest = read_stored_manifest(run, read_stored_config(run))
+    samples = manifest.get_samples(Split.VAL)
+    expected = {
+        sample.path: probabilities[row, manifest.classes.index(sample.label)]
+        for row, sample in enumerate(samples)
+        if manifest.classes[probabilities[row].argmax()] != sample.label
+    }
+
+    assert list(evidence.validation.mistakes) == sorted(expected, key=lambda path: expected[path])
+    assert evidence.validation.label_noise is not None
 
 
 def test_older_run_without_new_columns_and_files_is_read(run: RunFolder) -> None:

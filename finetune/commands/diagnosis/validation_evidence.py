@@ -8,14 +8,9 @@ from numpy.typing import NDArray
 
 from finetune.data.manifest import Manifest
 from finetune.diagnosis.evidence import ClassRow, ValidationEvidence
+from finetune.diagnosis.label_noise import estimate_label_noise
 from finetune.report.run_facts import SplitPredictions
 from finetune.types import Split
-
-IMPROBABLE = 0.01
-"""Probability of a label below which it counts as improbable.
-
-Of right labels, a calibrated model gives about as many such ones as its probabilities sum up to.
-"""
 
 _TINY = float(np.finfo(np.float32).tiny)
 
@@ -40,7 +35,7 @@ def build_validation(
         details: Statistics of its evaluation, as on the model card.
         accuracy_without_leaks: Accuracy without leaked images; None if there are none.
         is_adjusted: Whether the probabilities are for another class prior than that of the images,
-            so that they do not tell how many labels of a class to expect.
+            so that they do not tell wrong labels from frequent ones.
     """
     target, probabilities_NK = predictions.target, predictions.probabilities
     known = {name: value for name, value in metrics.items() if value is not None}
@@ -59,9 +54,8 @@ def build_validation(
     num_classes = len(manifest.classes)
     confusion_KK = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(confusion_KK, (target, predicted_N), 1)
-    improbable = np.flatnonzero(chosen_N < IMPROBABLE)
-    order = improbable[np.argsort(chosen_N[improbable], kind="stable")]
-    expected = float(probabilities_NK[probabilities_NK < IMPROBABLE].sum())
+    wrong = np.flatnonzero(predicted_N != target)
+    wrong = wrong[np.argsort(chosen_N[wrong], kind="stable")]
     return ValidationEvidence(
         num_images=len(target),
         num_correct=int((predicted_N == target).sum()),
@@ -78,10 +72,8 @@ def build_validation(
         ),
         confusion=tuple(tuple(int(count) for count in row) for row in confusion_KK),
         loss_deviation=_compute_deviation(-np.log(np.maximum(chosen_N, _TINY))),
-        num_improbable=None if is_adjusted else len(order),
-        num_improbable_expected=None if is_adjusted else expected,
-        improbable_threshold=IMPROBABLE,
-        improbable_paths=tuple(predictions.paths[row] for row in order),
+        label_noise=None if is_adjusted else estimate_label_noise(probabilities_NK, target),
+        mistakes={predictions.paths[row]: manifest.classes[predicted_N[row]] for row in wrong},
         accuracy_without_leaks=accuracy_without_leaks,
     )
 

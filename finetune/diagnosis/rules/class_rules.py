@@ -12,6 +12,9 @@ from finetune.units import format_count, format_percent
 RARE_FRACTION = 0.5
 """Training images of a rare class relative to the mean of the classes."""
 
+SKEWED_FACTOR = 1.5
+"""Images of the most frequent class relative to the mean, from which its size may decide."""
+
 _MAX_NAMES = 3
 
 
@@ -22,14 +25,16 @@ def find_no_better_than_guessing(evidence: RunEvidence) -> Finding | None:
         return None
     total = validation.num_images
     largest = max(validation.classes, key=lambda row: row.support)
-    low, _ = compute_wilson_interval(validation.num_correct, total, confidence=CONFIDENCE)
+    low, high = compute_wilson_interval(validation.num_correct, total, confidence=CONFIDENCE)
     guess = largest.support / total
-    if low > guess or len(validation.classes) > total:
+    # few images do not tell a good model from guessing, either
+    if low > guess or high > (1 + guess) / 2:
         return None
     accuracy = validation.num_correct / total
     loss = validation.metrics.get("loss")
     guess_loss = _compute_prior_loss(validation)
-    is_loss_low = loss is not None and loss < guess_loss
+    is_skewed = largest.support * len(validation.classes) > SKEWED_FACTOR * total
+    is_loss_low = loss is not None and loss < guess_loss and is_skewed
     seen = "" if loss is None else f" The log loss is {loss:.4f}, that of the class frequencies "
     seen += "" if loss is None else f"{guess_loss:.4f}"
     return Finding(
@@ -51,6 +56,7 @@ def find_no_better_than_guessing(evidence: RunEvidence) -> Finding | None:
         numbers={
             "accuracy": accuracy,
             "lower_end": low,
+            "upper_end": high,
             "most_frequent_class": guess,
             **({} if loss is None else {"loss": loss, "loss_of_frequencies": guess_loss}),
         },

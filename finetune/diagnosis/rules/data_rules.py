@@ -1,11 +1,9 @@
 """Rules on the images: too few to judge by, leaks, duplicates of other classes, label errors."""
 
-from finetune.diagnosis.certainty import (
-    CONFIDENCE,
-    compute_difference_interval,
-    compute_poisson_tail,
-)
-from finetune.diagnosis.evidence import LabelError, RunEvidence
+from statistics import NormalDist
+
+from finetune.diagnosis.certainty import CONFIDENCE, compute_difference_interval
+from finetune.diagnosis.evidence import LabelError, RunEvidence, ValidationEvidence
 from finetune.diagnosis.finding import Finding, Severity
 from finetune.evaluation.significance import compute_wilson_interval
 from finetune.units import format_count, format_percent
@@ -18,6 +16,23 @@ Ten points up or down: with 100 images it is never reached. Settings of a run di
 
 MAX_CONFLICTING = 0.01
 """Fraction of images with a duplicate of another class, and so at least half of them wrong."""
+
+MIN_NOISE_GAIN = NormalDist().inv_cdf(CONFIDENCE) ** 2 / 2
+"""Gain in log likelihood by wrong labels that is chance in one of a hundred runs at most.
+
+Twice the gain has half the chi-squared distribution of one degree of freedom where all labels are
+right, as a fraction cannot be negative (Chernoff 1954, https://doi.org/10.1214/aoms/1177728725).
+"""
+
+MIN_WITNESS = 0.5
+"""Accuracy from which a model is a witness against labels: one with few training images is sure of
+wrong predictions, too."""
+
+MAX_LABEL_PROBABILITY = 0.05
+"""Probability of a label by the audit below which its prediction is sure enough to confirm another.
+
+The audit lists labels from about one half on: its heads and the network have features in common.
+"""
 
 _NUM_EXAMPLES = 2
 
@@ -155,52 +170,87 @@ def find_conflicting_duplicates(evidence: RunEvidence) -> Finding | None:
 
 
 def find_label_errors(evidence: RunEvidence) -> Finding | None:
-    """Find more labels that the model or the audit contradicts than right ones would give."""
-    data, validation = evidence.data, evidence.validation
-    errors = data.label_errors or ()
-    worst = () if validation is None else validation.improbable_paths
-    if validation is None or validation.num_improbable is None:
+    """Find labels that contradict the model as often where it is sure as elsewhere."""
+    validation = evidence.validation
+    if validation is None or not validation.num_images:
         return None
-    expected = validation.num_improbable_expected
-    if expected is None:
-        return None
-    p_value = compute_poisson_tail(validation.num_improbable, expected)
-    if p_value > 1 - CONFIDENCE:
-        return None
-    by_path = {error.path: error for error in errors}
-    confirmed = [by_path[path] for path in worst if path in by_path]
-    fraction = (validation.num_improbable - expected) / validation.num_images
+    errors = {error.path: error for error in evidence.data.label_errors or ()}
+    confirmed = [
+        errors[path]
+        for path, predicted in validation.mistakes.items()
+        if path in errors
+        and errors[path].predicted_label == predicted
+        and errors[path].label_probability < MAX_LABEL_PROBABILITY
+    ]
+    if not _is_noisy(validation):
+        return _describe_confirmed(validation, confirmed)
+    noise = validation.label_noise
+    assert noise is not None, "is noisy"
     return Finding(
         rule="label_errors",
         severity="warning",
-        title="Labels are probably wrong",
+        title=f"About {format_percent(noise.fraction, decimals=0)} of the labels are wrong",
         sentence=(
-            f"{validation.num_improbable:,} of "
-            f"{format_count(validation.num_images, 'validation image')} have a label with a "
-            f"probability below {format_percent(validation.improbable_threshold)}; if the labels "
-            f"were right, {expected:.1f} would be expected. {_name_examples(confirmed, worst)}"
+            f"Of {format_count(noise.num_images, 'validation image')}, probably "
+            f"{format_percent(noise.fraction)} have a wrong label: they contradict predictions "
+            f"that are sure (log likelihood {noise.log_likelihood_gain:.1f} above that of right "
+            f"labels; up to {MIN_NOISE_GAIN:.1f} is chance). "
+            f"{_name_examples(confirmed, validation)}"
         ),
         numbers={
-            "improbable_labels": validation.num_improbable,
-            "expected": expected,
-            "p_value": p_value,
-            "fraction_in_excess": fraction,
-            "label_errors_of_audit": len(errors),
+            "wrong_fraction": noise.fraction,
+            "log_likelihood_gain": noise.log_likelihood_gain,
+            "validation_images": noise.num_images,
+            "mistakes": len(validation.mistakes),
             "confirmed_by_audit": len(confirmed),
+            "label_errors_of_audit": len(errors),
         },
-        remedy="Look at them: audit.csv of the run folder lists likely label errors of all images. "
-        "Until they are right, the loss should not insist on every label:",
-        option="loss.label_smoothing=0.2"
-        if evidence.settings.get("loss.label_smoothing") in (0.1, 0, 0.0)
-        and evidence.settings.get("loss.name") == "cross_entropy"
-        else "",
+        remedy="Correct them: audit.csv in the run folder lists likely label errors of all images. "
+        "Until then, insist less on every label:",
+        option="loss.label_smoothing=0.2",
     )
 
 
-def _name_examples(confirmed: list[LabelError], worst: tuple[str, ...]) -> str:
+def _is_noisy(validation: ValidationEvidence) -> bool:
+    """Return whether wrong labels explain the mistakes better than an unsure model does."""
+    noise, correct = validation.label_noise, validation.num_correct
+    if noise is None or correct is None or noise.log_likelihood_gain <= MIN_NOISE_GAIN:
+        return False
+    # a model that is wrong as often as right is no witness
+    low = compute_wilson_interval(correct, validation.num_images, confidence=CONFIDENCE)[0]
+    return low > MIN_WITNESS
+
+
+def _describe_confirmed(
+    validation: ValidationEvidence, confirmed: list[LabelError]
+) -> Finding | None:
+    """Return the note on mistakes that the audit contradicts in the same way; None without any."""
+    if not confirmed:
+        return None
+    return Finding(
+        rule="label_errors",
+        severity="info",
+        title="Some mistakes may be wrong labels",
+        sentence=(
+            f"Of {format_count(len(validation.mistakes), 'mistake')} on "
+            f"{format_count(validation.num_images, 'validation image')}, the audit predicts the "
+            f"same for {len(confirmed)}: {_list_examples(confirmed)}."
+        ),
+        numbers={"mistakes": len(validation.mistakes), "confirmed_by_audit": len(confirmed)},
+        remedy="Look at them in audit.csv of the run folder.",
+    )
+
+
+def _name_examples(confirmed: list[LabelError], validation: ValidationEvidence) -> str:
     if confirmed:
-        names = ", ".join(
-            f"{error.path} (rather {error.predicted_label})" for error in confirmed[:_NUM_EXAMPLES]
+        return (
+            f"The audit contradicts {len(confirmed)} of {len(validation.mistakes)} mistakes in "
+            f"the same way: {_list_examples(confirmed)}."
         )
-        return f"The audit also contradicts {len(confirmed)} of them, such as {names}."
-    return f"The least probable: {', '.join(worst[:_NUM_EXAMPLES])}."
+    return f"The least probable labels: {', '.join(list(validation.mistakes)[:_NUM_EXAMPLES])}."
+
+
+def _list_examples(errors: list[LabelError]) -> str:
+    names = [f"{error.path} (rather {error.predicted_label})" for error in errors]
+    more = "" if len(names) <= _NUM_EXAMPLES else " and others"
+    return ", ".join(names[:_NUM_EXAMPLES]) + more

@@ -87,7 +87,7 @@ def find_fall_from_probe(evidence: RunEvidence) -> Finding | None:
         title=(
             "Learning rate too high: fine-tuning destroyed the features"
             if has_lasted
-            else f"Accuracy fell below the probe's until epoch {lowest.epoch}"
+            else f"Accuracy fell below the probe's in epoch {lowest.epoch}, and recovered"
         ),
         sentence=(
             f"Validation accuracy fell from {format_percent(start)} (linear probe) to "

@@ -124,7 +124,9 @@ def list_good_folders(shared: Path) -> dict[str, Builder]:
         "digits": lambda root: build_split_subset(
             mnist, root, splits={"train": ("train", 60), "val": ("test", 30)}
         ),
-        "shapes": lambda root: draw_shapes(root, per_class=80),
+        "metal-paper-plastic": lambda root: build_subset(
+            trashnet, root, per_class=100, classes=("metal", "paper", "plastic")
+        ),
     }
 
 
@@ -137,6 +139,7 @@ def list_faulty_folders(shared: Path) -> dict[str, Builder]:
         return build_split_subset(shared / "mnist", root, splits=splits)
 
     return {
+        "shapes": lambda root: draw_shapes(root, per_class=80),
         "digits-5%-shuffled": lambda root: shuffle_labels(link_few_digits(root), fraction=0.05),
         "cardboard-glass-5%-shuffled": lambda root: shuffle_labels(
             good["cardboard-glass"](root), fraction=0.05

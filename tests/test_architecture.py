@@ -18,7 +18,7 @@ LAYERS = (
     ("cli", "api"),
     ("commands",),
     ("builders",),
-    ("training", "inference", "exporters", "report"),
+    ("training", "inference", "exporters", "report", "saliency"),
     ("probe",),
     ("audit", "bundle", "timm_models"),
     ("data", "models", "losses", "diagnosis"),

@@ -1,6 +1,7 @@
 """Networks with changed parameters and statistics, and comparisons of their state."""
 
 import torch
+from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 
@@ -40,3 +41,17 @@ def copy_state(network: nn.Module) -> dict[str, Tensor]:
 def find_changed(before: dict[str, Tensor], network: nn.Module) -> set[str]:
     """Return the names of the parameters and buffers that changed in any bit."""
     return {n for n, tensor in network.state_dict().items() if not torch.equal(tensor, before[n])}
+
+
+def create_small_swin(num_classes: int = 3) -> nn.Module:
+    """Return a Swin transformer of two blocks for images of 64 x 64 pixels."""
+    network: nn.Module = SwinTransformer(
+        img_size=64,
+        patch_size=4,
+        window_size=4,
+        embed_dim=16,
+        depths=(1, 1),
+        num_heads=(2, 2),
+        num_classes=num_classes,
+    )
+    return network

@@ -1,0 +1,1 @@
+"""Saliency maps, each tested by deleting what it marks."""

@@ -6,7 +6,10 @@ import pytest
 
 from finetune.config.load import build_config, diff_from_defaults, read_config_file
 
-CONFIGS = sorted(Path(__file__).parents[2].glob("configs/*.yaml"))
+SWEEP = Path(__file__).parents[2] / "configs" / "sweep.yaml"
+"""Sweep of Weights & Biases, tested with the commands of its agent."""
+
+CONFIGS = sorted(file for file in SWEEP.parent.glob("*.yaml") if file != SWEEP)
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=[file.stem for file in CONFIGS])

@@ -156,8 +156,12 @@ def open_tracking(
         return RunTracker(metrics)
     check_trackers(tracking)
     family = find_family(run, tracking)
-    trackers = [kind.open(run, tracking, family) for kind in TRACKERS if kind.is_enabled(tracking)]
+    trackers: list[Tracker] = []
     tracker = RunTracker(metrics, trackers, reporter)
+    with interrupt_on_error(tracker, run):
+        for kind in TRACKERS:
+            if kind.is_enabled(tracking):
+                trackers.append(kind.open(run, tracking, family))
     if trackers:
         update_origin(tracker, run, training)
         tracker.log_dataset(describe_dataset(run, training.manifest))

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 from finetune.commands.fit.run_tracking.run_origin import RUN_ID_VARIABLE, SWEEP_VARIABLE
-from finetune.config.load import replace_values
 from finetune.config.schema import Config
 
 
@@ -18,4 +17,5 @@ def adopt_sweep_run(config: Config) -> Config:
     if not sweep or not run_id or config.output is not None:
         return config
     folder = Path("runs") / f"sweep-{sweep}" / run_id
-    return replace_values(config, {"output": str(folder), "resume": "auto"})
+    # keeps which fields were set explicitly
+    return config.model_copy(update={"output": str(folder), "resume": "auto"})

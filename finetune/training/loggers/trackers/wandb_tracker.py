@@ -99,8 +99,9 @@ class WandbTracker:
         """Log final metrics, tables, charts, pictures and the report, all as one row."""
         import wandb
 
-        self.log_summary({**results.summary, **results.compute_final_metrics()})
-        logged: dict[str, Any] = {}
+        self.log_summary(results.summary)
+        # in the history, too, which sweeps read
+        logged: dict[str, Any] = dict(results.compute_final_metrics())
         for split, evaluation in results.evaluations.items():
             table = build_wandb_table(tabulate_classes(evaluation))
             if isinstance(evaluation, Evaluation):

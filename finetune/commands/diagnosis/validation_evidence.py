@@ -73,7 +73,9 @@ def build_validation(
         confusion=tuple(tuple(int(count) for count in row) for row in confusion_KK),
         loss_deviation=_compute_deviation(-np.log(np.maximum(chosen_N, _TINY))),
         label_noise=None if is_adjusted else estimate_label_noise(probabilities_NK, target),
-        mistakes={predictions.paths[row]: manifest.classes[predicted_N[row]] for row in wrong},
+        mistakes={
+            predictions.paths[row]: manifest.classes[predicted_N[row]] for row in wrong.tolist()
+        },
         accuracy_without_leaks=accuracy_without_leaks,
     )
 

@@ -137,7 +137,7 @@ def find_underfitting(evidence: RunEvidence) -> Finding | None:
     is_flat = not is_lower_accuracy(start, accuracy, count, count)
     return Finding(
         rule="underfitting",
-        severity="warning",
+        severity="problem",
         title="Underfitting: the training images are not learned",
         sentence=(
             f"{format_percent(accuracy)} of the training images are correct without augmentation "

@@ -49,6 +49,13 @@ _RATE_CONSEQUENCES = (
     "no_gain",
 )
 
+_LEARNING_CONSEQUENCES = (
+    "still_improving",
+    "class_never_predicted",
+    "weak_rare_class",
+    "confused_pair",
+)
+
 RULES = (
     Rule("exploded_loss", rate_rules.find_exploded_loss, _RATE_CONSEQUENCES),
     Rule("fall_from_probe", rate_rules.find_fall_from_probe, _RATE_CONSEQUENCES[1:]),
@@ -61,10 +68,12 @@ RULES = (
     Rule("phase_jump", rate_rules.find_phase_jump),
     Rule("leaks", data_rules.find_leaks, ("easier_validation", "good_fit")),
     Rule(
-        "frozen_too_deep", learning_rules.find_frozen_too_deep, ("underfitting", "still_improving")
+        "frozen_too_deep",
+        learning_rules.find_frozen_too_deep,
+        ("underfitting", *_LEARNING_CONSEQUENCES),
     ),
     Rule("no_better_than_guessing", class_rules.find_no_better_than_guessing),
-    Rule("underfitting", learning_rules.find_underfitting),
+    Rule("underfitting", learning_rules.find_underfitting, _LEARNING_CONSEQUENCES),
     Rule("still_improving", learning_rules.find_still_improving),
     Rule("overfitting", fit_rules.find_overfitting),
     Rule("generalization_gap", fit_rules.find_generalization_gap),

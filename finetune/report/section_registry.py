@@ -14,6 +14,7 @@ from finetune.report.sections.evaluation.folds_section import build_folds
 from finetune.report.sections.evaluation.metrics_section import build_metrics
 from finetune.report.sections.headline import build_headline
 from finetune.report.sections.photos.duplicates_section import build_duplicates
+from finetune.report.sections.photos.feature_map_section import build_feature_map
 from finetune.report.sections.photos.mistakes_section import build_mistakes
 from finetune.report.sections.photos.pairs_section import build_pairs
 from finetune.report.sections.reproduce_section import build_reproduce
@@ -66,6 +67,7 @@ SECTIONS: tuple[SectionKind, ...] = (
     SectionKind("mistakes", "Mistakes", build_mistakes),
     SectionKind("classes", "Classes", build_classes),
     SectionKind("calibration", "Calibration", build_calibration),
+    SectionKind("feature_map", "Map of the images", build_feature_map),
     SectionKind("network", "Network health", build_network_section),
     SectionKind("reproduce", "Reproduce", build_reproduce),
 )

@@ -33,7 +33,7 @@ def test_fit_json_has_run_metrics_and_plan(cli: Cli, photos: Path, tmp_path: Pat
     tree = output.json
     assert tree.keys() == {
         "run_dir", "seconds", "metrics", "evaluations", "calibration", "prior_adjustment",
-        "measured", "early_stop", "stages", "cross_validation", "plan",
+        "measured", "early_stop", "stages", "cross_validation", "diagnosis", "plan",
     }  # fmt: skip
     assert tree["early_stop"] is None
     assert tree["calibration"] is None, "too few images"
@@ -49,7 +49,8 @@ def test_fit_json_has_run_metrics_and_plan(cli: Cli, photos: Path, tmp_path: Pat
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         "config.yaml", "manifest.csv", "rejected.csv", "audit.json", "audit.csv", "metrics.csv",
-        "checkpoints", "bundle", ".done", ".lock",
+        "checkpoints", "bundle", ".done", ".lock", "diagnosis.json", "network.json",
+        "val_predictions.npz", "report.html", "sessions.json",
     }  # fmt: skip
     assert (tmp_path / "latest").resolve() == (tmp_path / "run").resolve()
     evaluated = cli.ok("evaluate", tmp_path / "latest", "--device", "cpu", "--json").json

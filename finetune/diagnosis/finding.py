@@ -21,7 +21,8 @@ class Finding:
         title: Finding in a few words.
         sentence: Finding with the numbers that it stands on.
         numbers: These numbers by name.
-        remedy: What to do; may be empty.
+        remedy: What to do; may be empty. A colon at its end is for the option, and becomes a full
+            stop without one.
         option: Option of ``finetune fit`` that does it, as ``key=value``; may be empty.
     """
 
@@ -32,6 +33,11 @@ class Finding:
     numbers: Mapping[str, float | int | str] = field(default_factory=dict)
     remedy: str = ""
     option: str = ""
+
+    def __post_init__(self) -> None:
+        """End the remedy without an option as a sentence."""
+        if not self.option and self.remedy.endswith(":"):
+            object.__setattr__(self, "remedy", f"{self.remedy[:-1]}.")
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""

@@ -147,3 +147,13 @@ def test_fault_of_most_folds_is_one_of_the_cross_validation() -> None:
     # each fold has few validation images, all together have enough
     small = diagnose(FIRING["small_validation"][0])
     assert not diagnose_folds(whole, [small] * 3)
+
+
+def test_remedy_without_an_option_that_applies_is_a_sentence() -> None:
+    run = FIRING["label_errors"][0]
+    hinge = replace(run, settings={**run.settings, "loss.name": "hinge"})
+    finding = _RULE_OF["label_errors"].find(hinge)
+
+    assert finding is not None
+    assert finding.option == ""
+    assert finding.remedy.endswith("every label.")

@@ -35,6 +35,7 @@ The audit lists labels from about one half on: its heads and the network have fe
 """
 
 _NUM_EXAMPLES = 2
+_SMOOTHING = 0.2
 
 
 def find_small_validation(evidence: RunEvidence) -> Finding | None:
@@ -207,8 +208,16 @@ def find_label_errors(evidence: RunEvidence) -> Finding | None:
         },
         remedy="Correct them: audit.csv in the run folder lists likely label errors of all images. "
         "Until then, insist less on every label:",
-        option="loss.label_smoothing=0.2",
+        option=_suggest_smoothing(evidence),
     )
+
+
+def _suggest_smoothing(evidence: RunEvidence) -> str:
+    """Return the option of more label smoothing; empty for a loss that has none."""
+    present = evidence.settings.get("loss.label_smoothing")
+    is_free = isinstance(present, int | float) and present < _SMOOTHING
+    has_smoothing = evidence.settings.get("loss.name") == "cross_entropy"
+    return f"loss.label_smoothing={_SMOOTHING}" if is_free and has_smoothing else ""
 
 
 def _is_noisy(validation: ValidationEvidence) -> bool:

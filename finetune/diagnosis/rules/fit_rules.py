@@ -54,7 +54,7 @@ def find_overfitting(evidence: RunEvidence) -> Finding | None:
     what = (
         f"The kept model is that of epoch {kept}."
         if is_kept_better and not evidence.curves.is_mixed
-        else "Accuracy and calibrated loss do not get worse: only the confidence does."
+        else "Accuracy and calibrated loss do not get worse: only the confidence grows."
         if not is_worse
         else ""
     )

@@ -8,12 +8,15 @@ FinetuneError            1
 ├── StorageError         6   the disk is full, read-only or unreachable
 ├── TrainingError        7   training diverged or the ranks disagree
 │   └── OutOfMemoryError 9   a step needs more memory than the device has
-└── TrackingError        8   Weights & Biases refuses or is unreachable
+└── TrackingError        8   an experiment tracker refuses or is unreachable
 
 A message states what was found, where, and what to do about it; it is shown without a traceback.
 """
 
 from typing import ClassVar
+
+CHECK_FAILED_EXIT_CODE = 10
+"""Exit code of ``fit --check`` if something hinders the run; its result is printed as usual."""
 
 INTERRUPTED_EXIT_CODE = 130
 """Exit code after Ctrl-C (SIGINT)."""

@@ -159,9 +159,9 @@ def open_tracking(
     trackers: list[Tracker] = []
     tracker = RunTracker(metrics, trackers, reporter)
     with interrupt_on_error(tracker, run):
-        for kind in TRACKERS:
-            if kind.is_enabled(tracking):
-                trackers.append(kind.open(run, tracking, family))
+        trackers.extend(
+            kind.open(run, tracking, family) for kind in TRACKERS if kind.is_enabled(tracking)
+        )
     if trackers:
         update_origin(tracker, run, training)
         tracker.log_dataset(describe_dataset(run, training.manifest))

@@ -16,6 +16,7 @@ from finetune.commands.stored_run import read_stored_config
 from finetune.config.load import build_config, get_explicit_values
 from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter
+from tests.support.helpers import RecordingReporter
 from tests.support.runs import create_small_config, create_small_training, read_rows, write_weights
 from tests.support.tracked_runs import (
     TrackedRun,
@@ -66,7 +67,9 @@ def run(place: Path, animals: Path) -> Iterator[Path]:
         patch.setenv("NETRC", str(place / ".netrc"))
         patch.setenv("MLFLOW_TRACKING_TOKEN", SECRETS[2])
         patch.setenv("SLURM_ARRAY_JOB_ID", "815")
-        finetune.fit(config)
+        reporter = RecordingReporter()
+        finetune.fit(config, reporter=reporter)
+        assert reporter.warnings == []
         yield place / "run"
 
 

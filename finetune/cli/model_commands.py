@@ -142,6 +142,14 @@ def predict(
     image_size: ImageSize = None,
     weights: Weights = "equal",
     prior: Prior = None,
+    saliency: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Also write each image beside a map of what its class depends on, as PNG; only "
+            "maps that are better than random ones.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict the class of each image in a folder."""
@@ -168,6 +176,7 @@ def predict(
         image_size=image_size,
         weights=weights,
         prior=prior,
+        saliency=saliency,
         reporter=reporter,
     )
     if as_json:
@@ -182,6 +191,8 @@ def predict(
         parts += [f"mean of {format_count(num_members, 'model')}"] if num_members else []
         parts += [describe_tta(views)] if views is not Tta.NONE else []
         reporter.note("; ".join(parts))
+    if result.saliency is not None:
+        reporter.note(result.saliency.describe())
     if is_adjusted:
         reporter.note(f"Class prior: {result.prior['target_prior']}")
 

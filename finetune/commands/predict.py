@@ -8,6 +8,7 @@ from typing import Any
 from finetune.commands.ensembles.combined_model import list_members, load_models, to_paths
 from finetune.commands.rejected_files import RangeCheck, propose_heic, summarise_rejected
 from finetune.commands.run_images import read_column_options
+from finetune.commands.saliency.overlays import Overlays, check_overlay_folder, write_overlays
 from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.images.validate import check_files
 from finetune.data.scan import list_images
@@ -40,6 +41,7 @@ class PredictResult:
         members: Path and weight of each member of an ensemble; empty for one model.
         image_size: Height and width of the input in pixels, if it is not that of the model.
         multi_label_classes: Labels of a multi-label model, in class order; empty for other models.
+        saliency: Saliency maps of the images; None if none were requested.
     """
 
     predictions: tuple[Prediction, ...]
@@ -50,6 +52,7 @@ class PredictResult:
     members: tuple[tuple[str, float], ...] = ()
     image_size: int | None = None
     multi_label_classes: tuple[str, ...] = ()
+    saliency: Overlays | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -76,6 +79,7 @@ class PredictResult:
                 for p in self.predictions
             ],
             "rejected": [asdict(entry) for entry in self.rejected],
+            "saliency": None if self.saliency is None else self.saliency.to_json(),
         }
 
     def to_csv(self) -> str:
@@ -114,6 +118,7 @@ def predict(
     image_size: int | None = None,
     weights: str = "equal",
     prior: str | None = None,
+    saliency: StrPath | None = None,
     reporter: Reporter | None = None,
 ) -> PredictResult:
     """Predict the most probable classes of each image in a folder, or of one image file.
@@ -133,6 +138,8 @@ def predict(
             on the validation images that all runs share.
         prior: Target class prior: "uniform", "train", "model" or a file; None takes that of the
             model card.
+        saliency: Folder for a picture of each image with its saliency map, where that is better
+            than random maps; None for none.
         reporter: Receiver of progress and notes.
 
     Raises:
@@ -143,6 +150,8 @@ def predict(
     tta = parse_tta(tta)
     if output is not None and output.is_dir():
         raise RunFolderError(f"--output {output} is a folder. Give the path of a .csv file.")
+    if saliency is not None:
+        check_overlay_folder(Path(saliency))
     accelerator = prepare_accelerator(device, setting="--device")
     bundle = load_models(
         paths, weights=weights, device=accelerator, batch_size=batch_size, reporter=reporter
@@ -174,6 +183,17 @@ def predict(
     ]
     _warn_of_rejected(lost_files, reporter)
     rejected += lost_files
+    overlays = None
+    if saliency is not None:
+        shown = {listed.get_name(p.as_posix()): p for r, p in enumerate(readable) if r not in lost}
+        overlays = write_overlays(
+            bundle,
+            shown,
+            Path(saliency),
+            root=images,
+            device=predictor.device,
+            reporter=reporter,
+        )
     prior_json = prior_to_json(bundle.card, requested=prior)
     result = PredictResult(
         predictions,
@@ -184,6 +204,7 @@ def predict(
         list_members(bundle, paths),
         image_size,
         multi_label_classes=bundle.card.classes if bundle.card.is_multi_label else (),
+        saliency=overlays,
     )
     if output is not None:
         write_text(output, result.to_csv())

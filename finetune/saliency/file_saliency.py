@@ -1,6 +1,6 @@
 """Saliency maps of image files by a trained model, and pictures of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,7 @@ def compute_file_saliency(
     targets: Sequence[int] | None = None,
     budget_seconds: float | None = None,
     seed: int = 0,
+    on_image: Callable[[], None] | None = None,
 ) -> FileSaliency:
     """Return saliency maps of image files; an ensemble has none, for a stated reason.
 
@@ -55,6 +56,7 @@ def compute_file_saliency(
         targets: Class that each map is of, shape (N,); None for the predicted one.
         budget_seconds: Time after which no further image is begun; None for no limit.
         seed: Seed of the random maps.
+        on_image: Callback after each image.
 
     Raises:
         DataError: A file cannot be read.
@@ -82,6 +84,7 @@ def compute_file_saliency(
         is_multi_label=card.is_multi_label,
         budget_seconds=budget_seconds,
         seed=seed,
+        on_image=on_image,
     )
     return FileSaliency(maps, tuple(pixels))
 

@@ -6,7 +6,7 @@ deleting what random maps of the same smoothness mark.
 
 import importlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -112,6 +112,7 @@ def compute_saliency(
     budget_seconds: float | None = None,
     seed: int = 0,
     method: Method = DEFAULT_METHOD,
+    on_image: Callable[[], None] | None = None,
 ) -> SaliencyMaps:
     """Return saliency maps of images, each tested; networks without a fitting layer have a reason.
 
@@ -126,6 +127,7 @@ def compute_saliency(
         budget_seconds: Time after which no further image is begun; None for no limit.
         seed: Seed of the random maps.
         method: Method of torchcam.
+        on_image: Callback after each image.
     """
     start = time.monotonic()
     results: list[SaliencyResult | None] = []
@@ -157,6 +159,8 @@ def compute_saliency(
                     seed=seed + first + row,
                 )
                 results.append(result)
+                if on_image is not None:
+                    on_image()
             if _is_over(start, budget_seconds):
                 break
     rest = (None,) * (num_images - len(results))

@@ -1,0 +1,1 @@
+"""Saliency maps of the images that are predicted."""

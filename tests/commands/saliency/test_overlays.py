@@ -1,0 +1,102 @@
+"""Tests of ``finetune predict --saliency``, on a model that reads one corner of an image."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from finetune.bundle.bundle import save_bundle
+from finetune.bundle.model_card import ModelCard
+from finetune.cli.main import run
+from finetune.commands.predict import predict
+from finetune.errors import RunFolderError
+from finetune.types import PreprocessSpec
+from tests.support.helpers import RecordingReporter
+
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a bundle of a small network whose first class is that of bright pixels."""
+    network: Any = timm.create_model("test_resnet", num_classes=2)
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if name.endswith("weight") and tensor.ndim == 4:
+                # every layer passes on the mean of its inputs
+                tensor.fill_(1 / tensor[0].numel())
+        network.fc.weight.copy_(torch.tensor([[1.0], [-1.0]]).expand_as(network.fc.weight))
+    spec = PreprocessSpec(
+        input_size=(3, 3 * SIDE, 3 * SIDE), mean=(0.0,) * 3, std=(0.1,) * 3,
+        interpolation="bilinear", crop_pct=1.0, crop_mode="center",
+    )  # fmt: skip
+    card = ModelCard(
+        backbone="test_resnet", model_args={}, classes=("bright", "dark"), spec=spec, facts={},
+        priors=None,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("model") / "bundle"
+    save_bundle(network, card, folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a folder of dark photos with a bright square, each in another corner."""
+    for number, (top, left) in enumerate([(4, 4), (4, 60), (60, 4)]):
+        pixels = np.zeros((96, 96, 3), np.uint8)
+        pixels[top : top + 30, left : left + 30] = 250
+        file = tmp_path / "photos" / "some" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+    return tmp_path / "photos"
+
+
+def test_trusted_maps_are_written_and_others_named(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "maps"
+    assert run(["predict", str(model), str(photos), "--saliency", str(out), "--json"]) == 0
+    captured = capsys.readouterr()
+    saliency = json.loads(captured.out)["saliency"]
+
+    assert [row["path"] for row in saliency["images"]] == [
+        str(photos / "some" / f"{number}.png") for number in range(3)
+    ]
+    written = [row for row in saliency["images"] if row["file"] is not None]
+    assert written, "the network depends on the square alone"
+    for row in written:
+        assert row["deletion"] < row["random_deletion"]
+        assert Path(row["file"]).relative_to(out) == Path("some") / f"{Path(row['path']).name}.png"
+        with Image.open(row["file"]) as picture:
+            assert picture.size == (2 * 96, 96)
+            shown = np.asarray(picture)
+        with Image.open(row["path"]) as photo:
+            assert np.abs(shown[:, :96].astype(int) - np.asarray(photo)).max() < 3
+    assert sorted(out.rglob("*.png")) == sorted(Path(row["file"]) for row in written)
+    assert f"written to {out}" in " ".join(captured.err.split())
+
+
+def test_model_without_better_maps_writes_none_and_says_so(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    for file in (photos / "some").iterdir():
+        Image.new("RGB", (96, 96)).save(file)  # nothing to delete
+    result = predict(model, photos, saliency=tmp_path / "maps", reporter=RecordingReporter())
+
+    assert result.saliency is not None
+    assert not (tmp_path / "maps").exists()
+    assert all(row.file is None for row in result.saliency.rows)
+    assert "No saliency map written" in result.saliency.describe()
+    assert "no more than chance" in result.saliency.describe()
+
+
+def test_folder_of_maps_must_not_be_a_file(model: Path, photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "maps"
+    file.write_text("")
+    with pytest.raises(RunFolderError, match=r"--saliency .* is a file"):
+        predict(model, photos, saliency=file)

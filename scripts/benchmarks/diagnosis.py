@@ -44,7 +44,6 @@ def list_cases(good: list[str]) -> list[Case]:
         Case("rate of 1", "hymenoptera", small, ("optim.lr=1", "trainer.epochs=3")),
         Case("rate of 0.03", "hymenoptera", small, ("optim.lr=0.03", "trainer.epochs=3")),
         Case("frozen on digits", "digits", small, ("unfreeze.name=linear_probe",)),
-        Case("frozen on shapes", "shapes", small, ("unfreeze.name=linear_probe",)),
         Case("5% shuffled, digits", "digits-5%-shuffled", small, ("trainer.epochs=4",)),
         Case("5% shuffled, photos", "cardboard-glass-5%-shuffled", small, ("trainer.epochs=4",)),
         Case("leaks", "digits-leaks", small, ("trainer.epochs=3",)),

@@ -5,12 +5,6 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw
-
-_SHAPE_SIDE = 96
-_SHAPES = ("circle", "square", "triangle", "cross")
-
 
 def link_classes(root: Path, classes: Mapping[str, Sequence[Path]]) -> Path:
     """Link the files of each class, given by its path relative to the root."""
@@ -43,38 +37,6 @@ def build_split_subset(
     for split, (folder, count) in splits.items():
         build_subset(source / folder, root / split, per_class=count)
     return root
-
-
-def draw_shapes(root: Path, *, per_class: int, seed: int = 0) -> Path:
-    """Draw one of four shapes of random size, place and colour on a noisy ground."""
-    generator = np.random.default_rng(seed)
-    for name in _SHAPES:
-        (root / name).mkdir(parents=True, exist_ok=True)
-        for number in range(per_class):
-            _draw_shape(name, generator).save(root / name / f"{number:03d}.png")
-    return root
-
-
-def _draw_shape(name: str, generator: np.random.Generator) -> Image.Image:
-    ground = generator.integers(0, 160, size=3)
-    noise = generator.normal(0, 20, size=(_SHAPE_SIDE, _SHAPE_SIDE, 3))
-    image = Image.fromarray(np.clip(ground + noise, 0, 255).astype(np.uint8))
-    radius = int(generator.integers(14, 32))
-    x, y = generator.integers(radius + 2, _SHAPE_SIDE - radius - 2, size=2).tolist()
-    color = tuple(generator.integers(96, 256, size=3).tolist())
-    box = (x - radius, y - radius, x + radius, y + radius)
-    draw = ImageDraw.Draw(image)
-    if name == "circle":
-        draw.ellipse(box, fill=color)
-    elif name == "square":
-        draw.rectangle(box, fill=color)
-    elif name == "triangle":
-        draw.polygon([(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)], color)
-    else:
-        width = max(3, radius // 3)
-        draw.line((x - radius, y, x + radius, y), fill=color, width=width)
-        draw.line((x, y - radius, x, y + radius), fill=color, width=width)
-    return image
 
 
 def shuffle_labels(root: Path, *, fraction: float, seed: int = 0) -> Path:
@@ -125,7 +87,7 @@ def list_good_folders(shared: Path) -> dict[str, Builder]:
             mnist, root, splits={"train": ("train", 60), "val": ("test", 30)}
         ),
         "metal-paper-plastic": lambda root: build_subset(
-            trashnet, root, per_class=100, classes=("metal", "paper", "plastic")
+            trashnet, root, per_class=180, classes=("metal", "paper", "plastic")
         ),
     }
 
@@ -139,7 +101,6 @@ def list_faulty_folders(shared: Path) -> dict[str, Builder]:
         return build_split_subset(shared / "mnist", root, splits=splits)
 
     return {
-        "shapes": lambda root: draw_shapes(root, per_class=80),
         "digits-5%-shuffled": lambda root: shuffle_labels(link_few_digits(root), fraction=0.05),
         "cardboard-glass-5%-shuffled": lambda root: shuffle_labels(
             good["cardboard-glass"](root), fraction=0.05

@@ -172,7 +172,9 @@ def test_rarest_third_takes_classes_with_equal_counts_together(
 
 
 @pytest.mark.parametrize("counts", [[32] * 6, [26, 25, 26, 25], [8, 7]])
-def test_rarest_third_is_empty_if_counts_differ_by_the_rounding_of_a_split(counts: list[int]) -> None:
+def test_rarest_third_is_empty_if_counts_differ_by_the_rounding_of_a_split(
+    counts: list[int],
+) -> None:
     num_classes = len(counts)
     evaluation = evaluate_probabilities(
         torch.eye(num_classes),

@@ -16,6 +16,7 @@ from finetune.report.sections.headline import build_headline
 from finetune.report.sections.photos.duplicates_section import build_duplicates
 from finetune.report.sections.photos.feature_map_section import build_feature_map
 from finetune.report.sections.photos.mistakes_section import build_mistakes
+from finetune.report.sections.photos.network_pictures_section import build_network_pictures
 from finetune.report.sections.photos.pairs_section import build_pairs
 from finetune.report.sections.reproduce_section import build_reproduce
 from finetune.report.sections.training.curves_section import build_curves
@@ -68,6 +69,7 @@ SECTIONS: tuple[SectionKind, ...] = (
     SectionKind("classes", "Classes", build_classes),
     SectionKind("calibration", "Calibration", build_calibration),
     SectionKind("feature_map", "Map of the images", build_feature_map),
+    SectionKind("network_pictures", "Filters and feature maps", build_network_pictures),
     SectionKind("network", "Network health", build_network_section),
     SectionKind("reproduce", "Reproduce", build_reproduce),
 )

@@ -15,6 +15,7 @@ class PhotoCard:
         is_wrong: Whether the prediction is wrong.
         hint: Remark in a sentence; may be empty.
         picture: Data URI of the thumbnail; empty without one.
+        overlay: Data URI of the photo under its saliency map; empty without a trusted one.
         missing: Why there is no thumbnail; empty where none was asked for.
     """
 
@@ -23,6 +24,7 @@ class PhotoCard:
     is_wrong: bool = False
     hint: str = ""
     picture: str = ""
+    overlay: str = ""
     missing: str = ""
 
     @property
@@ -45,4 +47,4 @@ def build_card(
         return PhotoCard(path, lines, is_wrong, hint)
     picture = photos.thumbnails.get(path, "")
     missing = "" if picture else photos.unreadable.get(path, "not drawn")
-    return PhotoCard(path, lines, is_wrong, hint, picture, missing)
+    return PhotoCard(path, lines, is_wrong, hint, picture, photos.overlays.get(path, ""), missing)

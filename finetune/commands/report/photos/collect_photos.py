@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Protocol
 
 from finetune.commands.report.photos.draw_feature_map import draw_feature_map
-from finetune.commands.report.photos.run_network import load_run_network
-from finetune.commands.report.photos.thumbnails import draw_thumbnails
+from finetune.commands.report.photos.draw_network_pictures import draw_network_pictures
+from finetune.commands.report.photos.run_network import RunNetwork, load_run_network
+from finetune.commands.report.photos.thumbnails import SIDE_PX, draw_thumbnails, encode_webp
 from finetune.commands.report.photos.time_budget import TimeBudget
 from finetune.commands.stored_run import read_stored_config, read_stored_manifest
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
-from finetune.errors import FinetuneError
+from finetune.errors import DataError, FinetuneError
 from finetune.report.photos.photo_card import PhotoCard
 from finetune.report.photos.photo_facts import PhotoFacts
 from finetune.report.run_facts import RunFacts
@@ -20,6 +21,7 @@ from finetune.report.sections.headline import choose_main_split
 from finetune.report.sections.photos.duplicates_section import build_duplicates
 from finetune.report.sections.photos.mistakes_section import build_mistakes
 from finetune.report.sections.photos.pairs_section import build_pairs
+from finetune.saliency.file_saliency import compute_file_saliency, draw_overlay
 from finetune.system.run_folder import RunFolder
 
 
@@ -37,6 +39,9 @@ _SECTIONS: tuple[Callable[[RunFacts], _PhotoSection | None], ...] = (
 
 MIN_NETWORK_SECONDS = 3.0
 """Time from which the network is loaded, and scikit-learn for its map."""
+
+_SALIENCY_FRACTION = 0.35
+"""Part of the remaining time that saliency maps may take."""
 
 
 def add_photos(run: RunFolder, facts: RunFacts, *, seconds: float) -> RunFacts:
@@ -91,10 +96,45 @@ def _add_network_pictures(
     except FinetuneError as error:
         text = f"Pictures of the network are left out: {str(error).rstrip('.')}."
         return replace(photos, skipped=(text,))
+    path = next(iter(photos.thumbnails), facts.predictions[split].paths[0])
+    pictures = draw_network_pictures(network, manifest.root, path)
+    photos = replace(photos, network_pictures=pictures)
+    photos = _add_saliency(photos, facts, network, manifest, budget)
     drawn = draw_feature_map(facts, split, manifest, network, budget)
     if isinstance(drawn, str):
         return replace(photos, skipped=(*photos.skipped, drawn))
     return replace(photos, feature_map=drawn)
+
+
+def _add_saliency(
+    photos: PhotoFacts,
+    facts: RunFacts,
+    network: RunNetwork,
+    manifest: Manifest,
+    budget: TimeBudget,
+) -> PhotoFacts:
+    """Return the pictures with saliency maps of the worst mistakes, in a part of the time."""
+    mistakes = build_mistakes(replace(facts, photos=photos))
+    worst = () if mistakes is None else mistakes.worst
+    paths = [card.path for card in worst if card.picture]
+    if not paths:
+        return photos
+    try:
+        found = compute_file_saliency(
+            network.bundle,
+            [manifest.root / path for path in paths],
+            device=network.device,
+            budget_seconds=_SALIENCY_FRACTION * budget.remaining,
+        )
+    except DataError:  # deleted since its thumbnail was drawn
+        return photos
+    overlays = {}
+    for path, pixels, result in zip(paths, found.pixels, found.maps.results, strict=False):
+        if result is not None and result.is_trusted:
+            overlay = draw_overlay(pixels, result.map)
+            overlay.thumbnail((SIDE_PX, SIDE_PX))
+            overlays[path] = encode_webp(overlay)
+    return replace(photos, overlays=overlays, saliency_note=found.maps.describe())
 
 
 def _explain_lack(budget: TimeBudget, facts: RunFacts) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from finetune.bundle.bundle import load_model
+from finetune.bundle.bundle import ModelBundle, load_model
 from finetune.bundle.model_card import ModelCard
 from finetune.config.schema import Config
 from finetune.data.images.decode import open_image
@@ -25,12 +25,14 @@ class RunNetwork:
     """Network of a run in eval mode.
 
     Attributes:
+        bundle: Model of the run; of an ensemble all members.
         network: Network from normalised images (B, C, H, W) to logits (B, K).
         card: Its card.
         device: Its device.
         is_member: Whether it is the first member of an ensemble.
     """
 
+    bundle: ModelBundle
     network: nn.Module
     card: ModelCard
     device: torch.device
@@ -81,4 +83,4 @@ def load_run_network(run: RunFolder, config: Config) -> RunNetwork:
     device = torch.device(resolve_accelerator(config.trainer.accelerator))
     network = model.network.to(device)
     network.eval()
-    return RunNetwork(network, model.card, device, is_member=bool(bundle.members))
+    return RunNetwork(bundle, network, model.card, device, is_member=bool(bundle.members))

@@ -29,6 +29,7 @@ class MistakesSection:
         is_multi_label: Whether an image has any number of labels.
         worst: Wrong images, the one of the largest loss first.
         uncertain: Images whose two best classes are closest, or with labels at their threshold.
+        saliency_note: Sentence on the saliency maps; empty without any.
         notes: Sentences on pictures that were left out.
     """
 
@@ -38,6 +39,7 @@ class MistakesSection:
     is_multi_label: bool
     worst: tuple[PhotoCard, ...]
     uncertain: tuple[PhotoCard, ...]
+    saliency_note: str
     notes: tuple[str, ...]
 
     @property
@@ -144,6 +146,7 @@ def _build(
         is_multi_label,
         tuple(worst),
         tuple(uncertain),
+        "" if facts.photos is None else facts.photos.saliency_note,
         () if facts.photos is None else tuple(facts.photos.skipped),
     )
 

@@ -194,8 +194,13 @@ def assert_close_runs(run: Path, expected: Path) -> None:
     assert compute_largest_difference(load_weights(run), load_weights(expected)) <= 1e-6
     for row, other in zip(read_rows(run), read_rows(expected), strict=True):
         assert row.keys() == other.keys()
-        for name in drop_times(row):
-            assert float(row[name]) == pytest.approx(float(other[name]), abs=1e-6), name
+        for name, value in drop_times(row).items():
+            if value == "":  # a layer group that is frozen in this epoch
+                assert other[name] == "", name
+                continue
+            # norms of gradients, sums over all weights, are of another scale than the metrics
+            rel = 1e-4 if name.startswith(("grad_norm/", "weight_change/")) else None
+            assert float(value) == pytest.approx(float(other[name]), rel=rel, abs=1e-6), name
 
 
 @pytest.mark.slow

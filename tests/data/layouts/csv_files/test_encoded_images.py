@@ -79,7 +79,7 @@ def test_splits_groups_names_and_several_labels_are_read_beside_images(tmp_path:
     assert [s.group for s in named.samples] == ["p0", "p1", "p2", "p3"]
 
 
-def test_no_other_column_is_the_name_of_an_image(tmp_path: Path) -> None:
+def test_image_names_come_from_no_other_column(tmp_path: Path) -> None:
     rows = [(label, encode_text(image)) for image, label in zip(IMAGES, LABELS, strict=True)]
     result = scan(write_rows(tmp_path / "l.csv", ("label", "image"), rows))
     assert result.samples[0].path == "l.csv/line00002.png"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.cli.render.diagnosis_lines import build_diagnosis_lines
+from finetune.cli.render.findings.diagnosis_lines import build_diagnosis_lines
 from finetune.commands.diagnosis.fit_diagnosis import read_diagnosis, write_diagnosis
 from finetune.commands.diagnosis.run_evidence import read_evidence
 from finetune.commands.fit.fit import FitResult

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.cli.render.diagnosis_lines import build_diagnosis_lines
 from finetune.cli.render.evaluation_table import format_metric
+from finetune.cli.render.findings.diagnosis_lines import build_diagnosis_lines
 from finetune.exporters.timm_format import explain_refusal
 from finetune.system.run_folder import RunFolder
 from finetune.units import format_count, format_duration

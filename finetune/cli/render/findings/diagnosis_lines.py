@@ -27,14 +27,15 @@ def build_diagnosis_lines(findings: Sequence[Mapping[str, Any]]) -> list[str]:
         return [f"Diagnosis: {_lower_first(good) or 'nothing wrong was found'}{more}"]
     lines = ["Diagnosis:"]
     for finding in wrong[:MAX_FINDINGS]:
-        lines += _wrap_finding(finding)
+        lines += wrap_finding(finding)
     num_left = len(findings) - len(wrong[:MAX_FINDINGS])
     if num_left:
         lines.append(f"  {format_count(num_left, 'further finding')} in diagnosis.json")
     return lines
 
 
-def _wrap_finding(finding: Mapping[str, Any]) -> Iterator[str]:
+def wrap_finding(finding: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of a finding, at most 80 characters wide but for an option."""
     yield from _wrap(f"{finding['severity']}: {finding['title']}", "  ", "    ")
     yield from _wrap(finding["sentence"], "    ", "    ")
     remedy = f"{finding['remedy']} {finding['option']}".strip()

@@ -1,0 +1,1 @@
+"""Findings on a run, on the console."""

@@ -27,7 +27,7 @@ from finetune.saliency.spatial_layer import SpatialLayer, find_spatial_layer
 Method = Literal["GradCAM", "GradCAMpp", "LayerCAM", "XGradCAM"]
 """Name of a class in ``torchcam.methods``."""
 
-DEFAULT_METHOD: Method = "GradCAM"
+DEFAULT_METHOD: Method = "LayerCAM"
 
 MIN_TESTED = 3
 """Maps from which on all of them are judged together, too."""

@@ -13,6 +13,7 @@ from finetune.report.sections.evaluation.confusion_section import build_confusio
 from finetune.report.sections.evaluation.folds_section import build_folds
 from finetune.report.sections.evaluation.metrics_section import build_metrics
 from finetune.report.sections.headline import build_headline
+from finetune.report.sections.photos.augmented_section import build_augmented
 from finetune.report.sections.photos.duplicates_section import build_duplicates
 from finetune.report.sections.photos.feature_map_section import build_feature_map
 from finetune.report.sections.photos.mistakes_section import build_mistakes
@@ -60,6 +61,7 @@ SECTIONS: tuple[SectionKind, ...] = (
     SectionKind("data", "Data", build_data),
     SectionKind("duplicates", "Duplicates and leaks", build_duplicates),
     SectionKind("plan", "Plan", build_plan_section),
+    SectionKind("augmented", "Augmented images", build_augmented),
     SectionKind("curves", "Curves", build_curves),
     SectionKind("folds", "Folds", build_folds),
     SectionKind("metrics", "Metrics", build_metrics),

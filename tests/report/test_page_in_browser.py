@@ -30,9 +30,9 @@ def test_page_has_every_section_and_charts_and_no_console_message(
 ) -> None:
     page = open_page(page_file)
     names = page.eval_on_selector_all("main > section", "all => all.map(one => one.id)")
-    # a run with one split has no folds, and these images have no duplicates;
+    # a run with one split has no folds; these images have no duplicates and no augmentation;
     # the few test images may all be right
-    missing = ("folds", "duplicates", "pairs")
+    missing = ("folds", "duplicates", "augmented", "pairs")
     expected = [kind.name for kind in SECTIONS if kind.name not in missing]
     assert [name for name in names if name in expected] == [n for n in expected if n in names]
     assert set(expected) - set(names) == set()
@@ -148,5 +148,6 @@ def test_comparison_shows_differences_tests_and_changed_images(
     assert [row.split() for row in differences] == [["optim.lr", "0.01", "0.02"]]
     assert page.locator("#paired tbody tr").count() == 6  # three metrics on test and on val
     assert "McNemar" in page.locator("#paired").inner_text()
-    assert page.locator("#changed tbody tr").count() > 0
+    rows = page.locator("#changed tbody tr").count()
+    assert page.locator("#changed tbody img").count() == rows > 0
     assert page.locator("#overlay .u-over").count() >= 2

@@ -7,7 +7,7 @@ from typing import Any
 
 import finetune
 from finetune.commands.report.collect import read_facts
-from finetune.commands.report.photos.collect_photos import add_photos
+from finetune.commands.report.photos.collect_photos import add_changed_photos, add_photos
 from finetune.errors import ConfigError, StorageError
 from finetune.report.comparison.comparison_page import render_comparison
 from finetune.report.page import render_report
@@ -73,6 +73,8 @@ def report(
     facts = [_choose_split(read_facts(folder), split) for folder in folders]
     if len(facts) > 1:
         check_same_classes(facts)
+        if photo_seconds > 0 and is_run(folders[0]):
+            facts = add_changed_photos(RunFolder(folders[0]), facts, seconds=photo_seconds)
         text = render_comparison(facts, version=finetune.__version__)
         default = Path(COMPARISON_NAME)
     else:

@@ -13,6 +13,9 @@ from finetune.units import format_percent
 MAX_LISTED = 40
 """Images that are listed for a pair of runs; the most certain changes."""
 
+MAX_PICTURES = 120
+"""Thumbnails on the page, however many runs are compared."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChangedImage:
@@ -24,6 +27,7 @@ class ChangedImage:
         before: Class predicted by the first run, with its probability.
         after: Class predicted by the second run, with its probability.
         kind: "now right", "now wrong" or "wrong in both".
+        picture: Data URI of its thumbnail; empty without one.
     """
 
     path: str
@@ -31,6 +35,7 @@ class ChangedImage:
     before: str
     after: str
     kind: str
+    picture: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,17 @@ class ChangedSection:
 
     lists: tuple[ChangedList, ...]
 
+    @property
+    def paths(self) -> list[str]:
+        """Paths of the images that are listed, each once, in the order of the first run."""
+        every = (image.path for one in self.lists for image in one.images)
+        return list(dict.fromkeys(every))
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether any image has a thumbnail."""
+        return any(image.picture for one in self.lists for image in one.images)
+
 
 def build_changed(runs: Sequence[RunFacts]) -> ChangedSection | None:
     """Return the images whose prediction changed; None where no images can be compared."""
@@ -69,13 +85,13 @@ def build_changed(runs: Sequence[RunFacts]) -> ChangedSection | None:
         for split in HELD_OUT:
             shared = match_images(runs[0], run, split)
             if shared is not None and len(shared.target):
-                lists.append(_list_changes(shared, runs[0].classes, (labels[0], label)))
+                lists.append(_list_changes(shared, runs[0], (labels[0], label)))
     return ChangedSection(tuple(lists)) if lists else None
 
 
-def _list_changes(
-    shared: SharedImages, classes: Sequence[str], labels: tuple[str, str]
-) -> ChangedList:
+def _list_changes(shared: SharedImages, first: RunFacts, labels: tuple[str, str]) -> ChangedList:
+    classes = first.classes
+    thumbnails = {} if first.photos is None else first.photos.thumbnails
     before, after = shared.before.argmax(axis=1), shared.after.argmax(axis=1)
     rows = np.flatnonzero(before != after)
     certainty = shared.before.max(axis=1)[rows] + shared.after.max(axis=1)[rows]
@@ -89,7 +105,9 @@ def _list_changes(
             f"{classes[int(index)]} ({format_percent(float(table[row, index]), decimals=0)})"
             for index, table in ((before[row], shared.before), (after[row], shared.after))
         ]
-        images.append(ChangedImage(shared.paths[row], classes[target], words[0], words[1], kind))
+        path = shared.paths[row]
+        picture = thumbnails.get(path, "")
+        images.append(ChangedImage(path, classes[target], *words, kind, picture))
     return ChangedList(
         *labels,
         {"val": "validation", "test": "test"}[shared.split],

@@ -14,6 +14,7 @@ class PhotoFacts:
     Attributes:
         thumbnails: Data URI of the thumbnail of an image, by its path in the manifest.
         unreadable: Reason why an image has no thumbnail, by its path.
+        augmented: Data URI of a sheet of augmented training images; empty without one.
         overlays: Data URI of the photo under its saliency map, by its path, of trusted maps alone.
         saliency_note: Sentence on how many maps can be trusted; empty without any.
         feature_map: Map of the features of images; None without one.
@@ -23,6 +24,7 @@ class PhotoFacts:
 
     thumbnails: Mapping[str, str] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    augmented: str = ""
     overlays: Mapping[str, str] = field(default_factory=dict)
     saliency_note: str = ""
     feature_map: FeatureMap | None = None

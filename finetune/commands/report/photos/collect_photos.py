@@ -1,10 +1,12 @@
 """Pictures of a run for its report."""
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from finetune.builders.augmentation import build_augmentation
+from finetune.commands.report.photos.augmented_sheet import draw_augmented_sheet
 from finetune.commands.report.photos.draw_feature_map import draw_feature_map
 from finetune.commands.report.photos.draw_network_pictures import draw_network_pictures
 from finetune.commands.report.photos.run_network import RunNetwork, load_run_network
@@ -12,8 +14,12 @@ from finetune.commands.report.photos.thumbnails import SIDE_PX, draw_thumbnails,
 from finetune.commands.report.photos.time_budget import TimeBudget
 from finetune.commands.stored_run import read_stored_config, read_stored_manifest
 from finetune.config.schema import Config
+from finetune.data.dataset import ImageDataset
+from finetune.data.images.source import FileSource
 from finetune.data.manifest import Manifest
+from finetune.data.training_data import TrainingData
 from finetune.errors import DataError, FinetuneError
+from finetune.report.comparison.changed_section import MAX_PICTURES, build_changed
 from finetune.report.photos.photo_card import PhotoCard
 from finetune.report.photos.photo_facts import PhotoFacts
 from finetune.report.run_facts import RunFacts
@@ -71,6 +77,34 @@ def add_photos(run: RunFolder, facts: RunFacts, *, seconds: float) -> RunFacts:
     )
 
 
+def add_changed_photos(
+    run: RunFolder, runs: Sequence[RunFacts], *, seconds: float
+) -> list[RunFacts]:
+    """Return the facts of runs that are compared, the first with thumbnails of changed images.
+
+    Args:
+        run: Folder of the first run, whose images they are.
+        runs: Facts of the runs.
+        seconds: Time that the thumbnails may take.
+
+    Raises:
+        DataError: The manifest is damaged.
+    """
+    changed = build_changed(runs)
+    if changed is None:
+        return list(runs)
+    config = read_stored_config(run)
+    manifest = read_stored_manifest(run, config)
+    drawn, reasons = draw_thumbnails(
+        changed.paths[:MAX_PICTURES],
+        root=manifest.root,
+        options=config.data.read_options,
+        budget=TimeBudget(seconds),
+    )
+    photos = PhotoFacts(thumbnails=drawn, unreadable=reasons)
+    return [replace(runs[0], photos=photos), *runs[1:]]
+
+
 def _add_network_pictures(
     photos: PhotoFacts,
     run: RunFolder,
@@ -99,11 +133,28 @@ def _add_network_pictures(
     path = next(iter(photos.thumbnails), facts.predictions[split].paths[0])
     pictures = draw_network_pictures(network, manifest.root, path)
     photos = replace(photos, network_pictures=pictures)
+    photos = _add_augmented(photos, config, manifest, network)
     photos = _add_saliency(photos, facts, network, manifest, budget)
     drawn = draw_feature_map(facts, split, manifest, network, budget)
     if isinstance(drawn, str):
         return replace(photos, skipped=(*photos.skipped, drawn))
     return replace(photos, feature_map=drawn)
+
+
+def _add_augmented(
+    photos: PhotoFacts, config: Config, manifest: Manifest, network: RunNetwork
+) -> PhotoFacts:
+    """Return the pictures with a sheet of augmented training images."""
+    data, spec = TrainingData.from_manifest(manifest), network.card.spec
+    try:
+        transform = build_augmentation(config.augment, data, spec, image_sizes=[], seed=config.seed)
+    except FinetuneError as error:  # a pipeline whose file is gone
+        text = f"Augmented training images are left out: {str(error).rstrip('.')}."
+        return replace(photos, skipped=(*photos.skipped, text))
+    source = FileSource(data.train.paths, options=config.data.read_options)
+    dataset = ImageDataset(source, data.train.labels, transform)
+    sheet = draw_augmented_sheet(dataset, spec, seed=config.seed)
+    return photos if sheet is None else replace(photos, augmented=encode_webp(sheet))
 
 
 def _add_saliency(

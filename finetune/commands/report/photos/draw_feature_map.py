@@ -168,7 +168,8 @@ def _name_combinations(
 ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Return the names of the combinations of labels, and that of each image, shape (N,)."""
     texts = [
-        ", ".join(classes[column] for column in np.flatnonzero(row).tolist()) or "no label" for row in target
+        ", ".join(classes[column] for column in np.flatnonzero(row).tolist()) or "no label"
+        for row in target
     ]
     names = tuple(dict.fromkeys(texts))
     index = {name: number for number, name in enumerate(names)}

@@ -1,15 +1,19 @@
 """Config and manifest stored in a run folder."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from finetune.audit.fingerprint import compute_digest
 from finetune.commands.prepare_data import build_table_options, resolve_data_path
 from finetune.config.load import build_config, read_config_file
 from finetune.config.schema import Config
 from finetune.config.sections.augment import PRESET_CROP_SCALES
+from finetune.data.images.validate import map_in_threads
 from finetune.data.layouts.csv_files.csv_images import find_csv_root
 from finetune.data.layouts.parquet.parquet_dataset import find_parquet_root
 from finetune.data.layouts.parquet.parquet_files import is_parquet_path
+from finetune.data.layouts.unpacked_images import find_unpacked_table
 from finetune.data.manifest import Manifest, read_manifest
 from finetune.errors import DataError
 from finetune.system.run_folder import RunFolder
@@ -91,11 +95,16 @@ def read_stored_manifest(run: RunFolder, config: Config) -> Manifest:
 
 
 def check_files_exist(manifest: Manifest, samples: Sequence[Sample]) -> None:
-    """Check that the image files of a run exist.
+    """Check that the image files of a run exist, and those of a table are the ones of the run.
+
+    Images inside of a table have no names but their rows: after a row was added or removed, the
+    same name is another image.
 
     Raises:
-        DataError: Some are missing; the message has their number and the first path.
+        DataError: Some are missing or others; the message has their number and the first path.
     """
+    if (table := find_unpacked_table(manifest.root)) is not None:
+        _check_unpacked_files(table, manifest, samples)
     missing = [file for file in manifest.resolve_paths(samples) if not file.is_file()]
     if missing:
         images = format_count(len(samples), "image")
@@ -103,4 +112,19 @@ def check_files_exist(manifest: Manifest, samples: Sequence[Sample]) -> None:
             f"{len(missing):,} of {images} of the run {'is' if len(missing) == 1 else 'are'} "
             f"missing, first {missing[0]}. "
             f"Restore them, or give the folder in which they are now."
+        )
+
+
+def _check_unpacked_files(table: Path, manifest: Manifest, samples: Sequence[Sample]) -> None:
+    """Raise DataError if the images that were unpacked from a table are not those of a run."""
+    known = [sample for sample in samples if sample.digest and not Path(sample.path).is_absolute()]
+    digests = map_in_threads(compute_digest, manifest.resolve_paths(known))
+    pairs = zip(known, digests, strict=True)
+    changed = [sample.path for sample, digest in pairs if digest != sample.digest]
+    if changed:
+        images = format_count(len(samples), "image")
+        raise DataError(
+            f"{table} has changed since the run began: {len(changed):,} of {images} of the run "
+            f"{'is' if len(changed) == 1 else 'are'} not in the same row, first {changed[0]}. "
+            f"Restore the file as it was, or start a new run."
         )

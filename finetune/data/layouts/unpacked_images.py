@@ -112,6 +112,16 @@ def unpack_images(
     return UnpackedImages(folder, rows)
 
 
+def find_unpacked_table(folder: Path) -> Path | None:
+    """Return the table, the first of several, of a folder of unpacked images; None for another."""
+    for index in folder.glob("*-images.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError, IndexError):
+            tree = json.loads(index.read_text(encoding="utf-8"))
+            if index == _get_index_path(folder) and tree["format"] == _FORMAT:
+                return Path(tree["source"][0][0])
+    return None
+
+
 def _build_key(tables: Sequence[ImageTable], base: Path, source: Sequence[Any]) -> str:
     """Return the name of the folder: that of the data, and a digest of the files' stamps."""
     names, columns = [table.name for table in tables], [table.column for table in tables]

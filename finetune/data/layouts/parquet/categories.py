@@ -18,6 +18,9 @@ from finetune.errors import DataError
 _NO_LABEL = -1
 """Number by which the ``datasets`` library writes that an image has no label."""
 
+_FLAGS = ("0", "1", "-1", "True", "False")
+"""Texts of values that say whether an image has a label."""
+
 
 @dataclass(frozen=True, slots=True)
 class Categories:
@@ -85,7 +88,11 @@ class Categories:
 
 
 def read_categories(file: Path, label: CategoryColumn, tables: TableOptions) -> Categories:
-    """Return labels, splits and groups of all rows."""
+    """Return labels, splits and groups of all rows.
+
+    Raises:
+        DataError: Lists of labels hold a value for each of all labels.
+    """
     with open_parquet(file) as opened:
         schema = opened.schema_arrow
         found = {
@@ -96,8 +103,35 @@ def read_categories(file: Path, label: CategoryColumn, tables: TableOptions) -> 
         columns = {key: column for key, column in found.items() if column is not None}
         names = sorted({column.name for column in columns.values()})
         table = opened.read(columns=names, use_threads=False)
-    return Categories(
-        columns, {key: table.column(c.name).to_pylist() for key, c in columns.items()}
+    values = {key: table.column(c.name).to_pylist() for key, c in columns.items()}
+    if label.is_list:
+        _check_lists(file, label, values["label"])
+    return Categories(columns, values)
+
+
+def _check_lists(file: Path, column: CategoryColumn, values: Sequence[Any]) -> None:
+    """Check that lists hold the labels of an image, and not a value for each of all labels.
+
+    Such are lists of one length with only 0 and 1, or -1 for what is not known, in which values
+    are repeated or change their places.
+
+    Raises:
+        DataError: They are such.
+    """
+    lists = [tuple(map(str, value)) for value in values if value is not None]
+    length = len(lists[0]) if lists else 0
+    has_one_length = length > 1 and all(len(texts) == length for texts in lists)
+    are_flags = has_one_length and {*_FLAGS} >= {text for texts in lists for text in texts}
+    is_repeated = any(len({*texts}) < length for texts in lists)
+    if not are_flags or not (is_repeated or len({*lists}) > 1):
+        return
+    names = column.class_names
+    example = ", ".join(f"'{name}'" for name in (names or ("cat", "dog"))[:2])
+    raise DataError(
+        f"{file}: column '{column.name}' holds lists of {length} values 0 and 1 "
+        f"(the first: [{', '.join(lists[0][:8])}{', …' if length > 8 else ''}]), probably one for each "
+        f"of {length} labels. Expected the labels of an image: write a list of their names, as "
+        f"[{example}], empty for an image without any."
     )
 
 

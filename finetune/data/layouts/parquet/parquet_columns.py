@@ -133,6 +133,12 @@ def choose_label_column(file: Path, schema: Any, options: TableOptions) -> Categ
                 f"data.task=single_label does not apply. Leave it out, or name another column."
             )
         kind = _get_value_type(kind.value_type)
+        if pa.types.is_boolean(kind):
+            raise DataError(
+                f"{file}: column '{name}' holds lists of true and false, probably one value for "
+                f"each label. Expected the labels of an image: write a list of their names, as "
+                f"['cat', 'dog'], empty for an image without any."
+            )
     if not column.is_number and not _is_text(kind) and not pa.types.is_boolean(kind):
         raise DataError(
             f"{file}: column '{name}' holds {schema.field(name).type}; expected texts, or integers "

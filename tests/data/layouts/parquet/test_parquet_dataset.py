@@ -281,6 +281,19 @@ def test_lists_of_labels_are_those_of_multi_label_images(
     assert result.rejected == ()
 
 
+@pytest.mark.parametrize("value_type", [pa.int64(), pa.int8(), pa.bool_(), pa.string()])
+@pytest.mark.parametrize("length", [2, 3])
+@pytest.mark.parametrize("feature", [None, {"feature": LABEL, "_type": "Sequence"}])
+def test_lists_of_a_value_for_each_label_are_an_error(
+    tmp_path: Path, value_type: pa.DataType, length: int, feature: Any
+) -> None:
+    rows = [[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], None]
+    cut = [None if row is None else row[:length] for row in rows]
+    labels = pa.array(cut, pa.list_(pa.int64())).cast(pa.list_(value_type, length))
+    with pytest.raises(DataError, match="'labels' holds lists of .*: write a list of their names"):
+        scan(write_lists(tmp_path / "a.parquet", "labels", labels, feature))
+
+
 def test_numbers_in_lists_without_names_are_the_names(tmp_path: Path) -> None:
     result = scan(write_lists(tmp_path / "a.parquet", "labels", NUMBERS))
     assert result.samples[0].labels == ("0", "2")

@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.option_checks import check_layers, check_lr_find, check_resume_options
+from finetune.cli.option_checks import (
+    check_layers,
+    check_learning_check,
+    check_lr_find,
+    check_resume_options,
+)
 from finetune.cli.options.config_flags import collect_flags
 from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, show_result
 from finetune.distributed.launch import detect_launch, is_nonzero_rank
-from finetune.errors import ConfigError
+from finetune.errors import CHECK_FAILED_EXIT_CODE, ConfigError
 from finetune.types import Reporter
 
 if TYPE_CHECKING:
@@ -124,6 +129,13 @@ def fit(
             "epoch.",
         ),
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Learn 32 images by heart within a minute, or say what hinders it (exit code 10).",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object to standard output.")
     ] = False,
@@ -154,6 +166,7 @@ def fit(
     )
     with exit_on_stop_request():
         check_lr_find(lr_find=lr_find, resume=resume, dry_run=dry_run)
+        check_learning_check(check=check, resume=resume, dry_run=dry_run, lr_find=lr_find)
         check_layers(layers=layers, dry_run=dry_run, has_folds=folds is not None)
         _run_fit(
             args or [],
@@ -163,6 +176,7 @@ def fit(
             dry_run=dry_run,
             layers=layers,
             lr_find=lr_find,
+            check=check,
             as_json=as_json,
         )
 
@@ -176,6 +190,7 @@ def _run_fit(
     dry_run: bool,
     layers: bool,
     lr_find: bool,
+    check: bool,
     as_json: bool,
 ) -> None:
     from finetune.commands.early_checks.named_files import check_named_files
@@ -202,6 +217,9 @@ def _run_fit(
 
     if lr_find:
         _run_lr_find(config, reporter)
+        return
+    if check:
+        _run_check(config, reporter)
         return
     from finetune.commands.fit import fit as command
 
@@ -230,6 +248,16 @@ def _run_lr_find(config: "Config", reporter: "ConsoleReporter") -> None:
 
     result = find_learning_rate(config, reporter=reporter)
     show_result(reporter, result.to_json(), lambda tree: show_lr_test(reporter, tree))
+
+
+def _run_check(config: "Config", reporter: "ConsoleReporter") -> None:
+    from finetune.cli.render.findings.check_lines import show_check
+    from finetune.commands.fit.check.overfit_check import check_learning
+
+    result = check_learning(config, reporter=reporter)
+    show_result(reporter, result.to_json(), lambda tree: show_check(reporter, tree))
+    if not result.is_passed:
+        raise typer.Exit(CHECK_FAILED_EXIT_CODE)
 
 
 def split_args(args: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -20,6 +20,17 @@ def check_lr_find(*, lr_find: bool, resume: Path | None, dry_run: bool) -> None:
         )
 
 
+def check_learning_check(*, check: bool, resume: Path | None, dry_run: bool, lr_find: bool) -> None:
+    """Check that no option is given that contradicts ``--check``."""
+    others = {"--resume": resume is not None, "--dry-run": dry_run, "--lr-find": lr_find}
+    given = [name for name, is_given in others.items() if is_given]
+    if check and given:
+        raise ConfigError(
+            f"--check cannot be used with {given[0]}: it trains a few images of a new run for "
+            f"about a minute, and creates no run folder. Leave one of them out."
+        )
+
+
 def check_layers(*, layers: bool, dry_run: bool, has_folds: bool) -> None:
     """Check that ``--layers`` is given with the plan of one run."""
     if layers and not dry_run:

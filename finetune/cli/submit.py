@@ -152,6 +152,11 @@ def _parse_fit_options(context: typer.Context, args: Sequence[str]) -> Mapping[s
             "--lr-find cannot be used with submit: a job trains the run. Run "
             "finetune fit --lr-find in one process, then submit with the --lr that you choose."
         )
+    if options["check"]:
+        raise ConfigError(
+            "--check cannot be used with submit: a job trains the run. Run finetune fit --check in "
+            "one process, then submit."
+        )
     return options
 
 

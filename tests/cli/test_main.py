@@ -185,7 +185,8 @@ def test_flags_of_help_are_all_tested(cli: Cli) -> None:
     words = cli.ok("fit", "--help").out.split()
     options = {word.rstrip(":,.") for word in words if word.startswith("--")}
     folds = {"--folds", "--fold", "--final"}  # tests/commands/cross_validation
-    others = {"--config", "--resume", "--dry-run", "--layers", "--lr-find", "--json", "--help"}
+    others = {"--config", "--resume", "--dry-run", "--layers", "--lr-find", "--check"}
+    others |= {"--json", "--help", "--no-report"}
     assert options == FLAGS.keys() | folds | others
 
 

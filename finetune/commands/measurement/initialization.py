@@ -1,7 +1,7 @@
 """Start of fine-tuning: the scale of the probe's head, and a learning rate that is measured."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 
@@ -129,7 +129,9 @@ def settle_learning_rate(
     return apply_measured(run, training, choices, stage="learning_rate", rendezvous=rendezvous)
 
 
-def measure_learning_rate(training: Training, device: torch.device) -> dict[str, Choice]:
+def measure_learning_rate(
+    training: Training, device: torch.device, *, batches: Sequence[Batch] | None = None
+) -> dict[str, Choice]:
     """Return the peak learning rate at which a step changes the features by a given fraction.
 
     Rank 0 measures it on the first training batches, whole ones, so that it is the same for any
@@ -138,13 +140,15 @@ def measure_learning_rate(training: Training, device: torch.device) -> dict[str,
     Args:
         training: Objects of the run.
         device: Device of this rank.
+        batches: Batch of each step, then the one whose features are compared; None for the first
+            training batches.
 
     Raises:
         DataError: A file can no longer be read as before.
         OutOfMemoryError: A step needs more memory than is available.
     """
     config, scale = training.config, training.config.optim.backbone_lr_scale
-    batches = _load_batches(training, _NUM_STEPS + 1)
+    batches = _load_batches(training, _NUM_STEPS + 1) if batches is None else batches
     module = training.module.to(device)
     rates = build_learning_rates(config.optim, len(module.classifier.groups), lr=TRIAL_LR / scale)
     step_batches = batches[:-1] or batches
@@ -157,7 +161,7 @@ def measure_learning_rate(training: Training, device: torch.device) -> dict[str,
             config.optim, peak_learning_rates=rates, is_fused=False
         ),
         create_optimizer=build_creator(config.optim, is_fused=False),
-        depth=max(2, *(phase.depth for phase in training.phases)),
+        depth=max([2, *(phase.depth for phase in training.phases)]),
         max_grad_norm=config.trainer.gradient_clip_val,
     )
     change = _retry_with_less_memory(measure, get_micro_batch_size(training))

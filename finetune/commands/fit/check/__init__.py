@@ -1,0 +1,1 @@
+"""Check that a few training images can be learned, before a run."""

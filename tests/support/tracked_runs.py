@@ -29,9 +29,13 @@ class TrackedRun:
 
 def read_event_files(folder: Path) -> TrackedRun:
     """Return what TensorBoard shows of a folder with event files."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing import (  # type: ignore[import-untyped]
+        event_accumulator,
+    )
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
+    events = event_accumulator.EventAccumulator(
+        str(folder), size_guidance={"scalars": 0, "images": 0}
+    )
     events.Reload()
     tags = events.Tags()
     curves = {
@@ -69,7 +73,7 @@ def get_csv_curves(rows: list[dict[str, str]]) -> dict[str, Curve]:
 
 
 def _list_files(client: Any, run_id: str, folder: str | None) -> list[str]:
-    files = []
+    files: list[str] = []
     for one in client.list_artifacts(run_id, folder):
         files += _list_files(client, run_id, one.path) if one.is_dir else [one.path]
     return files

@@ -19,8 +19,8 @@ from finetune.commands.fit.resume import (
     collect_overrides,
     find_existing_run,
 )
-from finetune.commands.fit.run_tracking.run_trackers import check_trackers
 from finetune.commands.fit.run_tracking.sweep_run import adopt_sweep_run
+from finetune.commands.fit.run_tracking.tracker_table import check_trackers
 from finetune.commands.fit.single_run import (
     FitResult,
     join_run,

@@ -40,19 +40,19 @@ class RunTracker:
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Log the config by dotted key, or replace it once settings have been measured."""
-        self._for_each(lambda tracker: tracker.log_config(config))
+        self._call_all(lambda tracker: tracker.log_config(config))
 
     def log_dataset(self, dataset: DatasetRecord) -> None:
         """Log the images of the run as its input."""
-        self._for_each(lambda tracker: tracker.log_dataset(dataset))
+        self._call_all(lambda tracker: tracker.log_dataset(dataset))
 
     def log_summary(self, values: Mapping[str, Any]) -> None:
         """Log values of the run as a whole."""
-        self._for_each(lambda tracker: tracker.log_summary(values))
+        self._call_all(lambda tracker: tracker.log_summary(values))
 
     def log_epoch(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Log the metrics of an epoch."""
-        self._for_each(lambda tracker: tracker.log_epoch(metrics, step=step))
+        self._call_all(lambda tracker: tracker.log_epoch(metrics, step=step))
 
     def log_probe(self) -> None:
         """Log the row of the linear probe: as baseline, or as the only epoch of a run."""
@@ -64,13 +64,13 @@ class RunTracker:
         """Log the completed epochs of a resumed run that a tracker has lost in a kill."""
         rows = self.csv.get_rows(after=0, up_to=num_epochs)
         if rows:
-            self._for_each(lambda tracker: tracker.restore_epochs(rows))
+            self._call_all(lambda tracker: tracker.restore_epochs(rows))
 
     def interrupt(self, interruption: Interruption) -> None:
         """End this part of the run in all trackers."""
         self.log_probe()
         rows = self.csv.get_rows(after=0, up_to=self.csv.num_epochs)
-        self._for_each(lambda tracker: tracker.interrupt(interruption, rows), is_last=True)
+        self._call_all(lambda tracker: tracker.interrupt(interruption, rows), is_last=True)
 
     def finish(self, results: RunResults) -> None:
         """Log the results and end the run in all trackers."""
@@ -80,10 +80,10 @@ class RunTracker:
         if len(rows) == 1 and rows[0]["step"] == 0:  # of a run that ends with its probe
             metrics, first_step = to_epoch_metrics(rows[0])
             self.log_epoch(metrics, step=first_step)
-        self._for_each(lambda tracker: tracker.log_results(results, step=step))
-        self._for_each(lambda tracker: tracker.finish(rows), is_last=True)
+        self._call_all(lambda tracker: tracker.log_results(results, step=step))
+        self._call_all(lambda tracker: tracker.finish(rows), is_last=True)
 
-    def _for_each(self, call: Callable[[Tracker], None], *, is_last: bool = False) -> None:
+    def _call_all(self, call: Callable[[Tracker], None], *, is_last: bool = False) -> None:
         """Call every tracker that has not failed, or, at the end, those that have failed, too.
 
         An error of a tracker never ends the training.

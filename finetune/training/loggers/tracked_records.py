@@ -116,7 +116,7 @@ class RunResults:
 
 @dataclass(frozen=True, slots=True)
 class Interruption:
-    """How the training of a run ended before its last step.
+    """End of the training of a run before its last step.
 
     Attributes:
         is_resumable: Whether everything is saved and the run will continue.

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from finetune.builders import Training
-from finetune.bundle.model_card import read_card_json
+from finetune.bundle.model_card import ModelCard, read_card_json
 from finetune.commands.fit.finalize import FinalEvaluation
+from finetune.commands.report.photos.augmented_sheet import draw_augmented_sheet
 from finetune.commands.report.run_session import read_sessions
 from finetune.data.images.decode import decode_image
 from finetune.data.manifest import Manifest
@@ -66,6 +67,8 @@ def build_results(run: RunFolder, training: Training, evaluation: FinalEvaluatio
             pictures[name], tables[name] = _show_mistakes(
                 manifest, samples, probabilities_NK, training.config.data.read_options
             )
+    if has_images and not training.is_probe_only:
+        pictures["augmented_images"] = _show_augmentation(training)
     has_report = has_images and run.report_path.is_file()
     return RunResults(
         evaluations=evaluation.evaluations,
@@ -77,6 +80,15 @@ def build_results(run: RunFolder, training: Training, evaluation: FinalEvaluatio
         reliability=reliability,
         report_path=run.report_path if has_report else None,
     )
+
+
+def _show_augmentation(training: Training) -> list[Picture]:
+    """Return a sheet of training images with their augmentation; none if nothing changes them."""
+    spec = ModelCard.from_json(training.module.card).spec
+    dataset = training.datamodule.train_dataset
+    sheet = draw_augmented_sheet(dataset, spec, seed=training.config.seed)
+    caption = "left: as validation sees the image; then augmented views"
+    return [] if sheet is None else [Picture(sheet, caption)]
 
 
 def _choose_split(evaluation: FinalEvaluation) -> Split | None:

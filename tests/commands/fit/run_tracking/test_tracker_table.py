@@ -10,8 +10,8 @@ import pytest
 
 import finetune
 from finetune.cli.main import run as run_command
-from finetune.commands.fit.run_tracking.run_trackers import TRACKERS, open_tracking
 from finetune.commands.fit.run_tracking.sweep_run import adopt_sweep_run
+from finetune.commands.fit.run_tracking.tracker_table import TRACKERS, open_tracking
 from finetune.commands.stored_run import read_stored_config
 from finetune.config.load import build_config, get_explicit_values
 from finetune.system.run_folder import RunFolder
@@ -55,6 +55,7 @@ def run(place: Path, animals: Path) -> Iterator[Path]:
         report__enabled="on",
         model__weights=str(write_weights(place / "weights.pth")),
         unfreeze__name="all",
+        augment__name="light",
         output=str(place / "run"),
         tracking__wandb="offline",
         tracking__tensorboard=True,
@@ -151,6 +152,7 @@ def test_wandb_uploads_each_picture_once_and_tables_refer_to_them(
     assert [one[5] for one in rows] == sorted(one[5] for one in rows)
     logged = {name.partition("/val")[0] for name in row}
     assert {"confusion_matrix", "calibration", "per_class", "worst_mistakes"} <= logged
+    assert row["augmented_images/count"] == 1
     assert row["trainer/global_step"] == 5
     assert [name for name in wandb_run.uploads if name.startswith("media/html/report")]
 
@@ -174,6 +176,7 @@ def test_tensorboard_and_mlflow_have_the_pictures(
     events: TrackedRun, mlflow_run: TrackedRun
 ) -> None:
     pictures = {"confusion_matrix/val", "calibration/val", "worst_mistakes/val/01"}
+    pictures.add("augmented_images/01")
     assert pictures <= events.names
     assert {"config", "per_class/val", "worst_mistakes/val/table"} <= events.names
     assert {f"{name}.png" for name in pictures} <= mlflow_run.names
@@ -215,7 +218,7 @@ def test_missing_extra_is_named_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_rank_0_has_trackers(animals: Path, tmp_path: Path) -> None:
+def test_open_tracking_starts_trackers_on_rank_0_alone(animals: Path, tmp_path: Path) -> None:
     training = create_small_training(animals, tracking__tensorboard=True)
     tracker = open_tracking(RunFolder(tmp_path), training, Reporter(), rank=1)
     assert tracker.trackers == ()

@@ -31,6 +31,10 @@ def report(
         str | None,
         typer.Option(help="Held-out images that the page is about: val or test.  [test if any]"),
     ] = None,
+    images: Annotated[
+        bool,
+        typer.Option("--images/--no-images", help="Show images and pictures of the network."),
+    ] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object to standard output.")
     ] = False,
@@ -40,9 +44,13 @@ def report(
         reporter = build_console_reporter(json_output=as_json)
         if split not in (None, "val", "test"):
             raise ConfigError(f"--split {split}: unknown split. Choose val or test.")
+        from finetune.commands.report.report import PHOTO_SECONDS
         from finetune.commands.report.report import report as command
 
-        result = command(runs, output=output, split=split, reporter=reporter)
+        photo_seconds = PHOTO_SECONDS if images else 0.0
+        result = command(
+            runs, output=output, split=split, photo_seconds=photo_seconds, reporter=reporter
+        )
 
     def show_page(tree: "Mapping[str, Any]") -> None:
         reporter.note(f"Report written to {tree['output']} ({format_bytes(tree['num_bytes'])})")

@@ -3,6 +3,7 @@
 import base64
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def decode(uri: str) -> np.ndarray:
 def build_network(name: str, side: int = 64) -> RunNetwork:
     """Return a small network of timm without weights."""
     torch.manual_seed(0)
-    options = {"img_size": side} if "vit" in name else {}
+    options: dict[str, Any] = {"img_size": side} if "vit" in name else {}
     network = timm.create_model(name, num_classes=3, **options).eval()
     spec = PreprocessSpec((3, side, side), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, "center")
     card = ModelCard(name, options, ("a", "b", "c"), spec, {})
@@ -55,7 +56,7 @@ def test_feature_maps_are_those_of_the_stage() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     stage = next(one for one in draw_stage_maps(network, pixels) if one.name == "layer2")
     kept = []
-    handle = network.network.layer2.register_forward_hook(lambda *args: kept.append(args[2]))  # type: ignore[union-attr, operator]
+    handle = network.network.layer2.register_forward_hook(lambda *args: kept.append(args[2]))  # type: ignore[union-attr]
     with torch.inference_mode():
         network.network(network.prepare([pixels]))
     handle.remove()

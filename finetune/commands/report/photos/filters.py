@@ -64,7 +64,10 @@ def _scale(tiles: NDArray[np.float32]) -> NDArray[np.uint8]:
     # filters that are almost zero stay grey
     scale = np.maximum(largest, max(_MIN_RELATIVE * float(largest.max()), 1e-12))
     scaled = tiles / scale * 127.5 + 127.5
-    return np.rint(np.nan_to_num(scaled, nan=127.5)).clip(0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = (
+        np.rint(np.nan_to_num(scaled, nan=127.5)).clip(0, 255).astype(np.uint8)
+    )
+    return pixels
 
 
 def _arrange(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:

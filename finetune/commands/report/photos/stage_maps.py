@@ -93,7 +93,8 @@ def _arrange(output: Tensor, *, has_channels_last: bool) -> NDArray[np.float32] 
         maps = grid.transpose(0, 1).reshape(-1, side, side)
     if min(maps.shape[1:]) < 2:
         return None
-    return np.nan_to_num(maps.numpy())
+    finite: NDArray[np.float32] = np.nan_to_num(maps.numpy())
+    return finite
 
 
 def _select(

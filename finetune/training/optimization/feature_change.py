@@ -7,7 +7,7 @@ of torch's optimizers are proportional to the learning rate, so that each can be
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -116,7 +116,7 @@ def _compute_moves(
     """Return the sum of the optimizer's steps for each parameter, and gradients of some weights.
 
     The first are of all parameters of the classifier, by name; the second are those of the last
-    batch, for weights of the backbone, shape (W,).
+    batch that has any, for weights of the backbone, shape (W,): a hinge loss of 0 has none.
 
     The optimizer works on a copy whose parameters are zero: added to a weight near 1, most of such
     a small step would be lost to rounding.
@@ -128,6 +128,8 @@ def _compute_moves(
         for move in moves.values():
             move.zero_()
     optimizer = make_optimizer(shadow)
+    backbone = _get_backbone_names(classifier)
+    sample = torch.zeros(0)
     for step, batch in enumerate(batches):
         backpropagate(module, batch, step, micro_batch_size)
         if max_grad_norm:
@@ -135,15 +137,25 @@ def _compute_moves(
         for name, parameter in classifier.named_parameters():
             moves[name].grad, parameter.grad = parameter.grad, None
         optimizer.step()
-    backbone = _get_backbone_names(classifier)
-    gradients = [
-        move.grad.flatten()
-        for name, move in moves.items()
-        if name in backbone and move.grad is not None
-    ]
-    stride = max(1, sum(map(len, gradients)) // _NUM_SAMPLED_WEIGHTS)
-    sample = torch.cat([gradient[::stride] for gradient in gradients])
+        gradients = _sample_gradients(
+            move.grad for name, move in moves.items() if name in backbone
+        )
+        sample = gradients if gradients.any() or not step else sample
     return {name: move.detach() for name, move in moves.items()}, sample
+
+
+def _sample_gradients(gradients: Iterable[Tensor | None]) -> Tensor:
+    """Return gradients of some weights, shape (W,), not all zero unless those of all weights are.
+
+    Args:
+        gradients: Gradients of each parameter; None if it is not trained.
+    """
+    flat = [gradient.flatten() for gradient in gradients if gradient is not None]
+    stride = max(1, sum(map(len, flat)) // _NUM_SAMPLED_WEIGHTS)
+    sample = torch.cat([gradient[::stride] for gradient in flat])
+    if sample.any():
+        return sample
+    return torch.stack([gradient.abs().max() for gradient in flat])
 
 
 def _get_backbone_names(classifier: ImageClassifier) -> set[str]:

@@ -114,6 +114,37 @@ def test_features_that_do_not_differ_have_no_measure(training: Training) -> None
     assert measure(training) is None
 
 
+@pytest.mark.parametrize("first_label", [0, 1])
+def test_batch_without_gradients_does_not_hinder_the_measurement(
+    photos: Path, tmp_path: Path, first_label: int
+) -> None:
+    """The hinge loss of images that are far from the decision boundary is exactly 0."""
+    weights = write_weights(tmp_path / "weights.pth")
+    training = create_small_training(photos, model__weights=str(weights), loss__name="hinge")
+    head = find_linear_head(training.module.classifier.network)
+    assert head is not None
+    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        head.bias[0] = 1e4
+    *batches, eval_batch = load_batches(training)
+    images = {key: torch.cat([batch[key] for batch in batches]) for key in ("image", "label")}
+    is_easy = images["label"] == 0
+    rows = [is_easy, ~is_easy] if first_label == 0 else [~is_easy, is_easy]
+    changes = [
+        measure_feature_change(
+            training.module,
+            [Batch(**{key: value[row] for key, value in images.items()}) for row in part],
+            eval_batch,
+            make_optimizer=lambda classifier: build_optimizer(training, classifier, TRIAL_LR),
+            create_optimizer=build_creator(training.config.optim, is_fused=False),
+            micro_batch_size=8,
+        )
+        for part in (rows, [is_easy])
+    ]
+    assert changes[0] is not None and changes[0] > 0
+    assert changes[1] is None, "no batch has gradients"
+
+
 def test_running_out_of_memory_is_reported(
     training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Which value of a metric's curve stands for the run: its highest, its lowest or its last one."""
+"""Goals of metrics: whether the highest, the lowest or the last value stands for a run."""
 
 from typing import Literal
 

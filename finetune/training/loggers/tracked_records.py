@@ -1,4 +1,4 @@
-"""What a tracker receives: the dataset, pictures, tables and results of a run as plain values."""
+"""Dataset, pictures, tables and results of a run as plain values, for trackers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Where a run comes from: its images, its commit, and the runs that it belongs to."""
+"""Origin of a run: its images, its commit, and the runs that it belongs to."""
 
 import hashlib
 import os

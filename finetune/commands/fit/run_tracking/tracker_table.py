@@ -181,8 +181,16 @@ def finish_tracking(
     tracker: RunTracker, run: RunFolder, training: Training, evaluation: FinalEvaluation
 ) -> None:
     """Log the results of a run, whose bundle and report are written, and end it in all trackers."""
-    if tracker.trackers:
-        tracker.finish(build_results(run, training, evaluation))
+    if not tracker.trackers:
+        return
+    try:
+        results = build_results(run, training, evaluation)
+    except Exception as error:  # the model is complete
+        reason = str(error).partition("\n")[0].rstrip(".") or repr(error)
+        tracker.reporter.warn(f"The results were not logged: {reason}. The model is complete.")
+        tracker.interrupt(Interruption(is_resumable=False, exit_code=0))
+        return
+    tracker.finish(results)
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def _list_changes(shared: SharedImages, first: RunFacts, labels: tuple[str, str]
         ]
         path = shared.paths[row]
         picture = thumbnails.get(path, "")
-        images.append(ChangedImage(path, classes[target], *words, kind, picture))
+        images.append(ChangedImage(path, classes[target], words[0], words[1], kind, picture))
     return ChangedList(
         *labels,
         {"val": "validation", "test": "test"}[shared.split],

@@ -72,13 +72,15 @@ def draw_feature_map(
         A sentence where there are too few images, or the time suffices for too few.
     """
     images = _list_images(facts, split, manifest)
-    rows, features, pictures = _compute_features(images.paths, manifest.root, network, budget)
+    rows, features, pictures, is_complete = _compute_features(
+        images.paths, manifest.root, network, budget
+    )
     if len(rows) < MIN_POINTS:
-        return _explain_lack(len(rows), len(images.paths))
+        return _explain_lack(len(rows), len(images.paths), is_out_of_time=not is_complete)
     components = reduce_features(features)
     count = choose_num_points(components, budget.remaining)
     if count < MIN_POINTS:
-        return _explain_lack(count, len(images.paths))
+        return _explain_lack(count, len(images.paths), is_out_of_time=True)
     num_available = len(images.paths)
     images, components = images.take(rows[:count]), components[:count]
     if images.target.ndim == 1:
@@ -140,15 +142,17 @@ def _list_images(facts: RunFacts, split: str, manifest: Manifest) -> _Images:
 
 def _compute_features(
     paths: Sequence[str], root: Path, network: RunNetwork, budget: TimeBudget
-) -> tuple[NDArray[np.int64], NDArray[np.float32], list[Image.Image]]:
-    """Return rows, features and pictures of the images that could be read in a part of the time."""
+) -> tuple[NDArray[np.int64], NDArray[np.float32], list[Image.Image], bool]:
+    """Return rows, features and pictures of readable images, and whether there was time for all."""
     side = choose_side(len(paths))
     end = budget.remaining * (1 - _PASS_FRACTION)
     rows: list[int] = []
+    is_complete = True
     pictures: list[Image.Image] = []
     with torch.inference_mode(), network.capture_features() as features:
         for first in range(0, len(paths), _BATCH_SIZE):
             if budget.remaining <= end:
+                is_complete = False
                 break
             batch = range(first, min(first + _BATCH_SIZE, len(paths)))
             read = [(row, network.read_pixels(root / paths[row])) for row in batch]
@@ -159,8 +163,8 @@ def _compute_features(
             rows += [row for row, _ in known]
             pictures += [shrink(pixels, side) for _, pixels in known]
     if not rows or not features:
-        return np.zeros(0, np.int64), np.zeros((0, 1), np.float32), []
-    return np.array(rows), torch.cat(features).numpy(), pictures
+        return np.zeros(0, np.int64), np.zeros((0, 1), np.float32), [], is_complete
+    return np.array(rows), torch.cat(features).numpy(), pictures, is_complete
 
 
 def _name_combinations(
@@ -176,9 +180,12 @@ def _name_combinations(
     return names, np.array([index[text] for text in texts])
 
 
-def _explain_lack(num_images: int, num_available: int) -> str:
-    if num_available < MIN_POINTS:
-        return f"A map of the images needs {MIN_POINTS} of them; there are {num_available}."
+def _explain_lack(num_images: int, num_available: int, *, is_out_of_time: bool) -> str:
+    if not is_out_of_time:
+        return (
+            f"A map of the images needs {MIN_POINTS} of them; {num_images} of {num_available} can "
+            f"be read."
+        )
     return (
         f"A map of the images is left out: the time for pictures suffices for "
         f"{format_count(num_images, 'image')} of {format_count(num_available)}, and it needs "

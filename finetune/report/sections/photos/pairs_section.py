@@ -100,7 +100,7 @@ def _build_direction(
         build_card(
             facts,
             predictions.paths[row],
-            ((facts.classes[other], format_percent(float(table[row, other]), decimals=0)),),
+            (("probability", format_percent(float(table[row, other]), decimals=0)),),
         )
         for row in shown.tolist()
     )

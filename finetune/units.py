@@ -63,6 +63,11 @@ def format_count(count: int, noun: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural}"
 
 
+def shorten_text(text: str, max_length: int = 80) -> str:
+    """Return a text for a message: its start and an ellipsis if it is longer than a length."""
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
+
+
 def format_millions(count: int) -> str:
     """Return a number in full below a million, else in millions, as in ``11.2 M``."""
     return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"

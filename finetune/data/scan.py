@@ -30,7 +30,7 @@ from finetune.data.scan_result import ImageList, Scan
 from finetune.errors import DataError
 from finetune.lookup import suggest_path
 from finetune.types import LabelFormat, RejectedFile, Reporter
-from finetune.units import format_count
+from finetune.units import format_count, shorten_text
 
 __all__ = ["Scan", "check_path", "check_single_label", "list_images", "scan"]
 
@@ -150,13 +150,19 @@ def list_images(path: Path, *, tables: TableOptions = DEFAULT_TABLE_OPTIONS) -> 
         tables: Columns of Parquet files.
 
     Raises:
-        DataError: The path is missing or contains no image.
+        DataError: The path is missing, a CSV, or contains no image.
     """
     files = find_parquet_files(path.resolve(), "none")
     if files is not None:
         return list_parquet_images(files, tables=tables, reporter=Reporter())
     _check_exists(path)
     if path.is_file():
+        if path.suffix.lower() == ".csv":
+            raise DataError(
+                f"{path} is a CSV. Expected an image, a folder of images, or Parquet files. "
+                f"finetune evaluate reads the labelled images of a CSV; to predict, give the "
+                f"folder of its images, or write those inside of it as files."
+            )
         return ImageList([path])
     images: list[Path] = []
     rejected: list[RejectedFile] = []
@@ -175,7 +181,11 @@ def list_images(path: Path, *, tables: TableOptions = DEFAULT_TABLE_OPTIONS) -> 
 def _describe_missing_images(path: Path, root: Path, rejected: Sequence[RejectedFile]) -> str:
     """Return that a data folder or table has no labelled image, the first reason, and a remedy."""
     found = f"{path} contains no labelled image ({format_count(len(rejected), 'other file')}"
-    found += f", the first {rejected[0].path}: {rejected[0].reason})." if rejected else ")."
+    found += (
+        f", the first {shorten_text(rejected[0].path)}: {rejected[0].reason})."
+        if rejected
+        else ")."
+    )
     if is_parquet_path(root) or list_parquet_files(root):
         return f"{found} Expected an image and a label in each row."
     if not root.is_dir():

@@ -165,3 +165,9 @@ def test_list_images_file_or_folder(photos: Path) -> None:
     (photos / "none").mkdir()
     with pytest.raises(DataError, match=r"no image \(0 other files\)"):
         list_images(photos / "none")
+
+
+def test_list_images_of_a_csv_names_evaluate(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,label\na.png,cat\n")
+    with pytest.raises(DataError, match=r"a\.csv is a CSV\. .* finetune evaluate reads"):
+        list_images(tmp_path / "a.csv")

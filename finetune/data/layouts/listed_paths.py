@@ -7,9 +7,27 @@ from functools import lru_cache
 from pathlib import Path
 
 from finetune.errors import DataError
+from finetune.units import shorten_text
 
 _WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _URL = re.compile(r"[A-Za-z][\w+.-]+://")
+_PYTHON_BYTES = re.compile(r"""(\{\s*['"]bytes['"]\s*:\s*)?b(['"]).*?\\x""", re.DOTALL)
+"""Start of the bytes of an image, or of a struct of them, as Python writes them as text."""
+
+_MAX_LENGTH, _MAX_NAME_BYTES = 4096, 255
+"""Limits of a path in characters, and of a name in bytes, on Linux and macOS."""
+
+
+def find_path_problem(text: str) -> str:
+    """Return why a value of a table can be no path of a file; "" if it can be one."""
+    if _PYTHON_BYTES.match(text[:1000]):
+        return "bytes that Python wrote as text"
+    if "\0" in text:
+        return "a text with a zero byte"
+    parts = re.split(r"[\\/]", text[: _MAX_LENGTH + 1])
+    if len(text) > _MAX_LENGTH or any(len(os.fsencode(p)) > _MAX_NAME_BYTES for p in parts):
+        return f"a text of {len(text):,} characters"
+    return ""
 
 
 class PathReader:
@@ -32,11 +50,18 @@ class PathReader:
         """Return a path with slashes, relative to the table's folder unless it lies outside.
 
         Raises:
-            DataError: It is an address, or a path with a drive of Windows.
+            DataError: It is an address, a path with a drive of Windows, or no path.
         """
         folder = self._file.parent
+        if problem := find_path_problem(text):
+            raise DataError(
+                f"{where}: '{shorten_text(text, 40)}' is {problem}, and neither a path nor an "
+                f"image file in base64. Write image files in base64, or their paths."
+            )
         if _URL.match(text):
-            raise DataError(f"{where}: {text} is an address. Download the files, and give paths.")
+            raise DataError(
+                f"{where}: {shorten_text(text)} is an address. Download the files, and give paths."
+            )
         if "\\" in text or _WINDOWS_ROOT.match(text):
             text = self._convert_windows_path(text, where)
         image = self._shorten(Path(text))
@@ -71,7 +96,8 @@ class PathReader:
             tail = next((t for t in tails if t and (folder / t).is_file()), None)
             hint = f" {tail} exists there." if tail else ""
             raise DataError(
-                f"{where}: {text} is a path of Windows. Write paths with slashes, relative to "
+                f"{where}: {shorten_text(text)} is a path of Windows. Write paths with "
+                f"slashes, relative to "
                 f"{folder}.{hint}"
             )
         note = f"{self._file.name} has paths of Windows: backslashes are read as slashes."

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
 from finetune.types import Split
+from finetune.units import shorten_text
 
 SplitSetting = Literal["auto", "none"] | Mapping[str, Split]
 """How splits are found: by their names, not at all, or by the given names."""
@@ -67,7 +68,8 @@ def build_split_parser(splits: SplitSetting) -> Callable[[str, str], Split | Non
         split = given.get(name.casefold()) or parse_split_name(name)
         if split is None:
             raise DataError(
-                f"{where}: unknown split '{name}'.{suggest_name(name, list(Split))} If it is one, "
+                f"{where}: unknown split "
+                f"'{shorten_text(name)}'.{suggest_name(name, list(Split))} If it is one, "
                 f"say which, as in data.splits='{name}=val'."
             )
         return split

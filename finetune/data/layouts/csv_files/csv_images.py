@@ -14,6 +14,7 @@ from finetune.data.layouts.table_options import TableOptions
 from finetune.data.layouts.unpacked_images import UnpackedImages, UnpackedRow, unpack_images
 from finetune.errors import DataError
 from finetune.types import Reporter
+from finetune.units import shorten_text
 
 
 class ListedImages:
@@ -55,7 +56,8 @@ class ListedImages:
         path = self._reader.parse(text, where)
         if (first := self._line_of.setdefault(self._reader.find_place(path), line)) != line:
             raise DataError(
-                f"{self._file}, lines {first} and {line}: duplicate path {path}. Keep one line per "
+                f"{self._file}, lines {first} and {line}: duplicate path {shorten_text(path)}. "
+                f"Keep one line per "
                 f"image."
             )
         return path, find_rejection_reason(self.root / path)
@@ -82,19 +84,31 @@ class HeldImages:
         unpacked = _unpack(file, tables, reporter)
         self.root = unpacked.folder
         self.names: dict[str, str] = {}
-        self.notes: list[str] = []
+        self._folder = file.parent
+        self._listed = ListedImages(file)
         self._rows: Iterator[UnpackedRow] = iter(unpacked.rows[0])
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines that say how paths were read."""
+        return self._listed.notes
 
     def read(self, text: str, line: int, where: str) -> tuple[str, str | None]:
         """Return the path of the image of the next record, and the reason if it is rejected.
 
         Args:
             text: Value of the column of the images; unused.
-            line: Line on which the record begins; unused.
-            where: File and line; unused.
+            line: Line on which the record begins.
+            where: File and line, for messages.
+
+        Raises:
+            DataError: A record has a path instead of base64, and it is invalid.
         """
-        del text, line, where
+        del text
         row = next(self._rows)
+        if row.is_reference:
+            path, reason = self._listed.read(row.path, line, where)
+            return (self._folder / path).as_posix(), reason
         if not row.path:
             return row.name, row.reason
         if row.name:

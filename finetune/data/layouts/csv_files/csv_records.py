@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from finetune.data.images.formats import IMAGE_SUFFIXES
 from finetune.data.layouts.class_names import normalize_class_name
 from finetune.errors import DataError
+from finetune.units import shorten_text
 
 Record = tuple[int, list[str]]
 """Line on which a record begins, from 1, and its values."""
@@ -90,7 +91,8 @@ class CsvTable:
             if surplus:
                 raise DataError(
                     f"{self._file}, line {line}: more values than the {len(self.columns)} columns: "
-                    f"'{surplus[0].strip()}' is left over. Put a value with a separator in it in "
+                    f"'{shorten_text(surplus[0].strip())}' is left over. Put a value with a "
+                    f"separator in it in "
                     f"quotation marks, or remove what is left over."
                 )
             yield line, values

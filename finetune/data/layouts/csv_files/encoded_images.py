@@ -4,12 +4,17 @@ import binascii
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from finetune.data.images.formats import NUM_START_BYTES, find_format, identify_content
+from finetune.data.images.formats import (
+    IMAGE_SUFFIXES,
+    NUM_START_BYTES,
+    find_format,
+    identify_content,
+)
 from finetune.data.layouts.csv_files.csv_records import CsvTable
 from finetune.data.layouts.image_table import TableImage
+from finetune.data.layouts.listed_paths import find_path_problem
 from finetune.data.layouts.table_options import AUTO, PATH_COLUMNS, TableOptions
 from finetune.errors import DataError
 
@@ -63,6 +68,8 @@ class EncodedTable:
     def read_images(self) -> Iterator[TableImage]:
         """Yield the image of each record, named by the line on which it begins, as line00002.
 
+        A record with the path of an image instead of base64 has no content, and that path.
+
         Raises:
             DataError: The CSV is invalid.
         """
@@ -80,6 +87,9 @@ class EncodedTable:
                 given = values[name_place].strip()
             if not text.strip():
                 yield TableImage(row, None, reason="no image in this row")
+                continue
+            if _is_path(text.strip()):
+                yield TableImage(row, None, text.strip())
                 continue
             try:
                 content = decode_image(text)
@@ -107,10 +117,7 @@ def choose_image_column(file: Path, tables: TableOptions) -> ImageColumnChoice:
     """
     table = CsvTable(file, required=("path",), roles=tables.csv_roles)
     columns = [name for name in table.columns if name]
-    records = [
-        [value[:_NUM_START_CHARACTERS].strip() for value in values]
-        for _, values in islice(table, _NUM_EXAMPLES)
-    ]
+    records = _read_examples(table)
     texts = {
         name: [values[place] for values in records if place < len(values)]
         for place, name in enumerate(table.columns)
@@ -127,7 +134,8 @@ def choose_image_column(file: Path, tables: TableOptions) -> ImageColumnChoice:
             return ImageColumnChoice(tables)
         note = f"{file.name}: the images are those that the column 'image' names."
         return ImageColumnChoice(replace(tables, image_column="image"), notes=(note,))
-    if "path" in columns and any((file.parent / path).is_file() for path in texts["path"] if path):
+    paths = [path for path in texts.get("path", ()) if path and not find_path_problem(path)]
+    if any((file.parent / path).is_file() for path in paths):
         note = (
             f"{file.name}: the images are the files of the column 'path'; for those in base64 set "
             f"data.image_column={encoded[0]}."
@@ -141,6 +149,25 @@ def choose_image_column(file: Path, tables: TableOptions) -> ImageColumnChoice:
     note = f"{file.name}: the images are those in base64 in the column '{encoded[0]}'."
     found = replace(tables, image_column=encoded[0])
     return ImageColumnChoice(found, is_encoded=True, notes=(note,))
+
+
+def _read_examples(table: CsvTable) -> list[list[str]]:
+    """Return how the values of the first records begin.
+
+    There are more records where the column of the images, by its name, is empty in all of those.
+    """
+    usual = next((name for name in ("path", "image") if name in table.columns), None)
+    place = len(table.columns) if usual is None else table.columns.index(usual)
+    has_image = usual is None
+    records: list[list[str]] = []
+    for number, (_, values) in enumerate(table):
+        if number >= _NUM_EXAMPLES and has_image:
+            break
+        is_filled = place < len(values) and bool(values[place].strip())
+        has_image |= is_filled
+        if number < _NUM_EXAMPLES or is_filled:
+            records.append([value[:_NUM_START_CHARACTERS].strip() for value in values])
+    return records
 
 
 def decode_image(text: str) -> bytes:
@@ -172,6 +199,16 @@ def _strip_frame(text: str) -> tuple[str, bool]:
     if match is None:
         return text, True
     return text[match.end() :], (match[2] or "").casefold().endswith(";base64")
+
+
+def _is_path(text: str) -> bool:
+    """Return whether a value is the path of an image file: base64 has no suffix."""
+    return (
+        "://" not in text
+        and not _DATA_URL.match(text)
+        and not find_path_problem(text)
+        and PurePath(text).suffix.lower() in IMAGE_SUFFIXES
+    )
 
 
 def _hold_images(texts: Sequence[str]) -> bool:

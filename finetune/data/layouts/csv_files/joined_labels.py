@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.units import format_count
+from finetune.units import format_count, shorten_text
 
 _MARKS = ("|", ",", ";")
 _DOUBTFUL = ("/", " ")
@@ -44,13 +44,14 @@ class JoinedLabels:
         if not self.separator:
             return (
                 f"{file} has {names} that {'is a list' if self.count == 1 else 'are lists'} in "
-                f"brackets, such as {self.example}. Write an image's labels as cat{separator}dog."
+                f"brackets, such as {shorten_text(self.example)}. Write an image's labels as "
+                f"cat{separator}dog."
             )
         verb = "consists" if self.count == 1 else "consist"
         shown = {" ": "a blank"}.get(self.separator, f"'{self.separator}'")
         found = (
             f"{file} has {names} that {verb} of other labels with {shown} between them, such as "
-            f"'{self.example}'"
+            f"'{shorten_text(self.example)}'"
         )
         if not can_set:
             return f"{found}. Write '{separator}' between the labels of an image."

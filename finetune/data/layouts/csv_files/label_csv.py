@@ -26,7 +26,7 @@ from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOpti
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
 from finetune.types import RejectedFile, Reporter, Sample
-from finetune.units import format_count
+from finetune.units import format_count, shorten_text
 
 _COLUMNS = ("path", "label", "split", "group")
 _BYTES_COLUMNS = ("image_bytes", "bytes", "base64", "image_base64", "image_data")
@@ -152,7 +152,7 @@ def _check_columns(file: Path, table: CsvTable, *, is_multi_label: bool) -> None
     expected = "path,labels" if "labels" in columns else "path,label"
     for required in ("path",) if is_multi_label else ("path", "label"):
         if required not in columns:
-            found = ", ".join(columns) or "none"
+            found = ", ".join(map(shorten_text, filter(None, table.read_names()))) or "none"
             looks_like_row = any(find_rejection_reason(Path(name)) is None for name in columns)
             hint = " Is the header missing?" if looks_like_row else ""
             if required == "path" and any(name in _BYTES_COLUMNS for name in columns):
@@ -193,5 +193,6 @@ def _describe_rejected_rows(
     hint = f" {fitting} exists: write this path." if fitting else " Correct the column path."
     if is_encoded:
         hint = " Write image files in base64, or remove the rows."
+    path = shorten_text(entry.path)
     rows = "its row is" if count == 1 else f"its {format_count(count, 'row')} are"
-    return f"{rows} left out, the first in line {line}: {entry.path}: {entry.reason}.{hint}"
+    return f"{rows} left out, the first in line {line}: {path}: {entry.reason}.{hint}"

@@ -11,7 +11,7 @@ from finetune.data.layouts.csv_files.joined_labels import find_joined_labels
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
 from finetune.types import LabelFormat
-from finetune.units import format_count
+from finetune.units import format_count, shorten_text
 
 NO_LABEL = "(no label)"
 """Text for an image without any label."""
@@ -169,7 +169,8 @@ class LabelReader:
         if self._num_joined and not is_task_given:
             lines.append(
                 f"{file.name}: {format_count(self._num_joined, 'label')} with '|', such as "
-                f"'{self._joined_example}', {'is' if self._num_joined == 1 else 'are'} read as one "
+                f"'{shorten_text(self._joined_example)}', "
+                f"{'is' if self._num_joined == 1 else 'are'} read as one "
                 f"class each. If these are several labels of an image, set data.task=multi_label; "
                 f"if not, data.task=single_label."
             )
@@ -179,8 +180,8 @@ class LabelReader:
         if joined is not None and joined.is_certain and joined.separator:
             lines.append(
                 f"{file.name}: {format_count(joined.count, 'class')} with '{joined.separator}', "
-                f"such as '{joined.example}', consist of other classes. If these are several "
-                f"labels of an image, set data.task=multi_label "
+                f"such as '{shorten_text(joined.example)}', consist of other classes. If these are "
+                f"several labels of an image, set data.task=multi_label "
                 f"data.label_separator='{joined.separator}'; if not, data.task=single_label."
             )
         return lines
@@ -201,9 +202,9 @@ class LabelReader:
                 self._used.add(place)
             elif cell not in _FALSE:
                 raise DataError(
-                    f"{where}: column '{name}' holds '{values[place].strip()}', and the column of "
-                    f"a label holds 0 or 1. Correct it, or name the columns of the labels, as in "
-                    f"data.label_columns=cat,dog."
+                    f"{where}: column '{name}' holds '{shorten_text(values[place].strip())}', and "
+                    f"the column of a label holds 0 or 1. Correct it, or name the columns of the "
+                    f"labels, as in data.label_columns=cat,dog."
                 )
         return tuple(sorted(names))
 
@@ -258,7 +259,7 @@ def _find_label_columns(file: Path, table: CsvTable, labels: LabelFormat) -> dic
         known = f", such as {', '.join(labels.known[:3])}" if labels.known else ""
         raise DataError(
             f"{file} has no labels: expected a column labels, or a column of 0 and 1 for each "
-            f"label{known} (found: {', '.join(table.columns)})."
+            f"label{known} (found: {', '.join(filter(None, names))})."
         )
     joined = next((name for name in found.values() if labels.separator in name), None)
     if joined is not None:

@@ -129,7 +129,8 @@ def _check_lists(file: Path, column: CategoryColumn, values: Sequence[Any]) -> N
     example = ", ".join(f"'{name}'" for name in (names or ("cat", "dog"))[:2])
     raise DataError(
         f"{file}: column '{column.name}' holds lists of {length} values 0 and 1 "
-        f"(the first: [{', '.join(lists[0][:8])}{', …' if length > 8 else ''}]), probably one for each "
+        f"(the first: [{', '.join(lists[0][:8])}{', …' if length > 8 else ''}]), probably one "
+        f"for each "
         f"of {length} labels. Expected the labels of an image: write a list of their names, as "
         f"[{example}], empty for an image without any."
     )

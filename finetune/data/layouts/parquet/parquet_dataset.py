@@ -30,7 +30,7 @@ from finetune.data.layouts.unpacked_images import UnpackedRow, unpack_images
 from finetune.data.scan_result import ImageList
 from finetune.errors import DataError
 from finetune.types import RejectedFile, Reporter, Sample
-from finetune.units import format_count
+from finetune.units import format_count, shorten_text
 
 
 @dataclass
@@ -99,7 +99,8 @@ def read_parquet(
             sample = Sample(path, join_labels(names), split, group, labels=labels)
             if sample.path in place_of:
                 raise DataError(
-                    f"{place_of[sample.path]} and {where}: duplicate path {sample.path}. Keep one "
+                    f"{place_of[sample.path]} and {where}: duplicate path "
+                    f"{shorten_text(sample.path)}. Keep one "
                     f"row per image."
                 )
             place_of[sample.path] = where

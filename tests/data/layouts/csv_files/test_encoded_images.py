@@ -167,3 +167,53 @@ def test_columns_of_labels_do_not_include_an_unused_path(tmp_path: Path) -> None
     file = write_rows(tmp_path / "l.csv", ("path", "image", "cat", "dog"), rows)
     result = scan(file, tables=TableOptions(labels=LabelFormat("multi_label")))
     assert [sample.labels for sample in result.samples] == [("cat",), ("cat", "dog")]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(str, id="bytes"),
+        pytest.param(lambda image: str({"bytes": image, "path": None}), id="struct"),
+        pytest.param(bytes.hex, id="hex"),
+        pytest.param(lambda image: " ".join(map(str, image)), id="numbers"),
+    ],
+)
+@pytest.mark.parametrize("column", ["path", "image"])
+def test_images_as_other_text_are_an_error_that_names_base64(
+    tmp_path: Path, write: Callable[[bytes], str], column: str
+) -> None:
+    rows = [(write(image), label) for image, label in zip(IMAGES, LABELS, strict=True)]
+    file = write_rows(tmp_path / "a.csv", (column, "label"), rows)
+    with pytest.raises(DataError, match=r"line 2: .*Write image files in base64") as error:
+        scan(file)
+    assert len(str(error.value)) < len(str(file)) + 250
+
+
+def test_long_values_are_shortened_in_messages(tmp_path: Path) -> None:
+    rows = [("1 2 " * 50, "cat"), ("a.png", "dog")]
+    with pytest.raises(DataError, match=r"no image of class 'cat': .*…: no image suffix") as error:
+        scan(write_rows(tmp_path / "a.csv", ("path", "label"), rows))
+    assert "1 2 " * 25 not in str(error.value)
+
+
+def test_paths_in_a_column_of_base64_are_files(tmp_path: Path) -> None:
+    (tmp_path / "far.png").write_bytes(IMAGES[1])
+    rows = [(encode_text(IMAGES[0]), "cat"), ("far.png", "dog"), ("http://x.org/a.png", "dog")]
+    result = scan(write_rows(tmp_path / "a.csv", ("image", "label"), rows))
+    assert read_contents(result) == IMAGES[:2]
+    assert [sample.label for sample in result.samples] == ["cat", "dog"]
+    assert [entry.path for entry in result.rejected] == ["a.csv/line00004"]
+
+
+def test_first_images_that_are_missing_are_left_out(tmp_path: Path) -> None:
+    """The column is recognised by later records."""
+    missing = [("", "cat")] * 120
+    rows = [*missing, *((encode_text(IMAGES[n]), LABELS[n]) for n in range(2))]
+    result = scan(write_rows(tmp_path / "a.csv", ("image", "label"), rows))
+    assert (len(result.samples), len(result.rejected)) == (2, 120)
+
+
+def test_error_names_the_columns_of_the_file(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "a.csv", ("image", "Ant"), [(encode_text(IMAGES[0]), "1")])
+    with pytest.raises(DataError, match=r"no column 'label' \(found: image, Ant\)"):
+        scan(file)

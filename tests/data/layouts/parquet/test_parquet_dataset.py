@@ -290,7 +290,7 @@ def test_lists_of_a_value_for_each_label_are_an_error(
     rows = [[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], None]
     cut = [None if row is None else row[:length] for row in rows]
     labels = pa.array(cut, pa.list_(pa.int64())).cast(pa.list_(value_type, length))
-    with pytest.raises(DataError, match="'labels' holds lists of .*: write a list of their names"):
+    with pytest.raises(DataError, match=r"'labels' holds lists of .*: write a list of their names"):
         scan(write_lists(tmp_path / "a.parquet", "labels", labels, feature))
 
 

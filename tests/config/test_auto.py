@@ -33,6 +33,7 @@ EXPLICIT: dict[str, Any] = {
     "augment.rot90": "on",
     "augment.min_crop_scale": 0.9,
     "optim.lr": 1e-5,
+    "trainer.train_eval": "on",
     "optim.backbone_lr_scale": 0.5,
     "optim.layer_decay": 0.9,
     "model.head_init": "he",

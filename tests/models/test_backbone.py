@@ -338,7 +338,7 @@ def test_unknown_preprocessing_and_reserved_arguments_name_the_key() -> None:
 
 
 def test_create_network_other_channels_than_the_images_raises_model_error() -> None:
-    with pytest.raises(ModelError, match=r"1 input channels.*with 3.*data\.channels=1"):
+    with pytest.raises(ModelError, match=r"1 input channel,.*with 3.*data\.channels=1"):
         _load("random", kwargs={"in_chans": 1})
     with pytest.raises(ModelError, match=r"4 input channels.*with 3.*input_size"):
         _load("random", pretrained_cfg={"input_size": (4, 64, 64)})

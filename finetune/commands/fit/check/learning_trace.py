@@ -12,7 +12,7 @@ _CLEAR_FRACTION = 0.9
 _MIN_STEPS = 8
 """Steps after which a loss that has not moved is held against the settings."""
 
-_MAX_STUCK_PASSES, _NUM_COMPARED = 25, 5
+_MAX_STUCK_PASSES, _NUM_COMPARED = 15, 5
 """Passes after which a loss that is still near its start is given up, and the last ones of them."""
 
 _MIN_LOSS = 1e-6

@@ -70,7 +70,7 @@ def compute_chance_loss(labels: Tensor, num_classes: int, criterion: Criterion) 
 def predict_logits(module: ClassificationModule, images: Tensor, *, size: int = 16) -> Tensor:
     """Return logits (N, K) of pixels (N, H, W, C), in eval mode."""
     with torch.no_grad(), eval_mode(module):
-        parts = [module(part.to(module.device)) for part in images.split(size)]
+        parts = [module(part.to(module.device)) for part in torch.split(images, size)]
     return torch.cat(parts)
 
 

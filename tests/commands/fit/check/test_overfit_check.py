@@ -77,7 +77,7 @@ def run_check(data: Path, **settings: Any) -> CheckResult:
         **settings,
     }
     given = {key: value for key, value in given.items() if value is not None}
-    return check_learning(create_small_config(**given), time_limit_seconds=10)
+    return check_learning(create_small_config(**given), time_limit_seconds=60)
 
 
 def find_rules(result: CheckResult) -> dict[str, str]:

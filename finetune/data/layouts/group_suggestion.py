@@ -2,14 +2,16 @@
 
 A suggestion is made only where it is plain: nearly all names have a number in front of a counter or
 of coordinates, and images that share that number are several, and of one class. Names of cameras
-(IMG_0001), of classes with a counter, of classes by number (n01440764_10026) and of days suggest
-nothing.
+(IMG_0001, DSC1_0001), of classes with a counter, of classes by number (n01440764_10026,
+001.Albatross_0001_796111), of kinds (type1_001), of splits and of days suggest nothing. A few
+numbers in each class may be kinds, too, unless their word is one for an object, such as a patient.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from finetune.types import Sample, Split
 from finetune.units import format_count
@@ -28,8 +30,33 @@ _COPIES = r"([^/]+)\.rf\.\w+\.\w+$"
 _WITH_CLASS = r"^([^/]+/[^/]+)[-_][A-Za-z]*(\d+)\.\w+$"
 _WITH_CLASS_SETTING = rf"^([^/]+/[^/]+){_COUNTER}\.\w+$"
 
-_CLASS_NUMBER = re.compile(r"n\d{8}")
-_DATE = re.compile(r"(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])(?!\d)")
+_CLASS_NUMBER = re.compile(r"n\d{8}|\d+\.[A-Za-z]")
+_YEAR, _MONTH, _DAY = r"(?:19|20)\d\d", "(?:0[1-9]|1[0-2])", r"(?:0[1-9]|[12]\d|3[01])"
+_DATE = re.compile(
+    "|".join(
+        rf"(?<!\d){mark.join(parts)}(?!\d)"
+        for year, mark in ((_YEAR, "[-_.]?"), (r"\d\d", ""))
+        for parts in ((year, _MONTH, _DAY), (_DAY, _MONTH, year), (_MONTH, _DAY, year))
+    )
+)
+_CAMERA = re.compile(
+    r"(?:DSC[A-Z]?|IMG[A-Z]?|PICT|MVI|GOPR|G[HX]|DJI|CIMG|HPIM|PXL|SAM|KIMG)[-_]?\d?", re.IGNORECASE
+)
+_KIND = re.compile(
+    r"(?:^|[^a-z])(?:type|kind|class|cls|category|cat|label|breed|species|variety|style|grade|"
+    r"level|stage|train|training|val|valid|validation|test|split|fold|set|part|batch)"
+    r"(?=[-_ ]?\d)",
+    re.IGNORECASE,
+)
+_OBJECT = re.compile(
+    r"(?:^|[^a-z])(?:video|vid|v|clip|sequence|seq|scene|shot|track|patient|pat|pt|p|case|subject|"
+    r"subj|sub|s|person|slide|wsi|scan|session|series|recording|rec|camera|cam|plot|plant|tree|"
+    r"animal|specimen|sample|object|obj|id)(?=[-_ ]?\d)",
+    re.IGNORECASE,
+)
+_MIN_GROUPS_PER_CLASS = 6
+"""Smallest number of groups in the class of an image, for names that may be those of kinds."""
+
 _MIN_IMAGES = 3
 _MIN_GROUPS = 4
 _MIN_FRACTION = 0.9
@@ -78,12 +105,16 @@ def suggest_groups(
     found = []
     for pattern in (*_PATTERNS, _COPIES):
         groups = _find_groups(pattern, searched)
-        if groups is None or (pattern != _COPIES and not _are_numbered(groups)):
+        if groups is None:
+            continue
+        if pattern != _COPIES and (not _are_numbered(groups) or _may_be_kinds(groups, labels)):
             continue
         if _divide_classes(groups, labels):
             found.append((pattern, groups))
-    if not found and (groups := _find_sequences(searched)) and _divide_classes(groups, labels):
-        found.append((_WITH_CLASS_SETTING, groups))
+    sequences = None if found else _find_sequences(searched)
+    is_plain = sequences is not None and not _may_be_kinds(sequences, labels)
+    if sequences is not None and is_plain and _divide_classes(sequences, labels):
+        found.append((_WITH_CLASS_SETTING, sequences))
     if not found:
         return None
     pattern, groups = min(found, key=lambda item: len(set(item[1])))
@@ -106,14 +137,27 @@ def _find_groups(pattern: str, names: Sequence[str]) -> list[str] | None:
 
 
 def _are_numbered(groups: Sequence[str]) -> bool:
-    """Return whether most groups have a number, which is no day and no class by number."""
+    """Return whether most groups have a number that is no day, class, kind, split or camera."""
     distinct = set(groups) - {""}
     numbered = [
         group
         for group in distinct
-        if re.search(r"\d", group) and not _DATE.search(group) and not _CLASS_NUMBER.match(group)
+        if re.search(r"\d", group)
+        and not (_DATE.search(group) or _CLASS_NUMBER.match(group))
+        and not (_CAMERA.fullmatch(group) or _KIND.search(group))
     ]
     return len(numbered) >= _MIN_FRACTION * len(distinct)
+
+
+def _may_be_kinds(groups: Sequence[str], labels: Sequence[str]) -> bool:
+    """Return whether classes have few groups, with names that are no words for objects."""
+    distinct = set(groups) - {""}
+    named = [group for group in distinct if _OBJECT.search(group.rpartition("/")[2])]
+    if len(named) >= _MIN_FRACTION * len(distinct):
+        return False
+    pairs = {pair for pair in zip(groups, labels, strict=True) if pair[0]}
+    num_groups = Counter(label for _, label in pairs)
+    return median(num_groups[label] for label in labels) < _MIN_GROUPS_PER_CLASS
 
 
 def _divide_classes(groups: Sequence[str], labels: Sequence[str]) -> bool:

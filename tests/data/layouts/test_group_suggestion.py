@@ -87,6 +87,16 @@ def number(c: int, o: int, i: int) -> int:
         pytest.param(lambda c, o, i: f"person{number(c, o, i)}_virus_{i}.jpg", id="one_each"),
         pytest.param(lambda c, o, i: f"vid{o}_frame{8 * c + i + 7}.jpg", id="several_classes"),
         pytest.param(lambda c, o, i: f"2019_{number(c, o, i)}.jpg", id="year"),
+        pytest.param(lambda c, o, i: f"DSC{o + c * 6}_{i:04}.jpg", id="camera_with_digit"),
+        pytest.param(lambda c, o, i: f"{10 + o}0{c + 1}2019_{i:03}.jpg", id="day_month_year"),
+        pytest.param(lambda c, o, i: f"190{c + 1}1{o}_{i:03}.jpg", id="short_year"),
+        pytest.param(lambda c, o, i: f"type{unique(c, o)}_{i:03}.jpg", id="types"),
+        pytest.param(lambda c, o, i: f"train_{unique(c, o)}_{i:04}.jpg", id="split"),
+        pytest.param(
+            lambda c, o, i: f"{unique(c, o):03}.Bird_{i:04}_{50494 + i}.jpg", id="species"
+        ),
+        pytest.param(lambda c, o, i: f"flower{4 * c + o % 4}_{8 * o + i}.jpg", id="few_in_a_class"),
+        pytest.param(lambda c, o, i: f"leaf{o % 4}_{8 * (o // 4) + i}.jpg", id="few_again"),
     ],
 )
 def test_ordinary_names_suggest_nothing(write: Namer) -> None:

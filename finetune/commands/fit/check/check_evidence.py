@@ -14,7 +14,7 @@ _NUM_PERMUTATIONS = 999
 
 @dataclass(frozen=True, slots=True)
 class HeldOutResult:
-    """How a network that has learned some images does on others.
+    """Predictions of images that a network has not learned, compared with chance.
 
     Attributes:
         num_images: Number of the other images.

@@ -35,7 +35,7 @@ def find_problems(evidence: CheckEvidence) -> list[str]:
     return [one.rule for one in find_hindrances(evidence) if one.severity == "problem"]
 
 
-def test_clean_numbers_are_accused_of_nothing() -> None:
+def test_find_hindrances_of_clean_numbers_accuses_of_nothing() -> None:
     findings = find_hindrances(CLEAN)
     assert [(one.rule, one.severity) for one in findings] == [("learned", "good")]
     assert "55 of 60" in findings[0].sentence
@@ -64,7 +64,7 @@ def test_clean_numbers_are_accused_of_nothing() -> None:
         ({"held_out": replace(BY_HEART, num_images=8)}, []),
     ],
 )
-def test_a_hindrance_fires_on_its_numbers_alone(
+def test_find_hindrances_fires_on_its_numbers_alone(
     changes: dict[str, Any], problems: list[str]
 ) -> None:
     if changes.get("main", LEARNED) is not LEARNED:

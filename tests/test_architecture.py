@@ -30,7 +30,8 @@ LAYERS = (
 LAYER_OF = {name: layer for layer, names in enumerate(reversed(LAYERS)) for name in names}
 TORCH_FREE = (
     "config", "system.files", "system.run_folder", "types", "lookup", "errors",
-    "bundle.model_card", "evaluation.prior_file", "evaluation.priors", "evaluation.significance", "diagnosis",
+    "bundle.model_card", "evaluation.prior_file", "evaluation.priors", "evaluation.significance",
+    "diagnosis",
     "distributed.signals", "distributed.launch",
 )  # fmt: skip
 READ_CONFIG = ("cli", "api", "commands", "builders", "config")

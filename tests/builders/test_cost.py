@@ -315,7 +315,7 @@ def test_full_finetuning_bytes_equal_those_of_a_run_with_all_layers(
     before = copy_state(other.network.module)
     num_bytes = measure_full_finetuning_bytes(other)
     assert num_bytes is not None
-    assert round(num_bytes / 1e9, 3) == expected
+    assert num_bytes / 1e9 == pytest.approx(expected)
     assert num_bytes > 4 * sum(p.nbytes for p in whole.network.module.parameters())
     assert_same_bits(copy_state(other.network.module), before)
 

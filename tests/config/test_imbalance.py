@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
+from finetune.config.facts import Facts
 from finetune.config.imbalance import (
     IMBALANCE_STRATEGIES,
     apply_imbalance_strategy,
     check_imbalance,
     choose_imbalance_strategy,
 )
-from finetune.config.facts import Facts
 from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.errors import ConfigError

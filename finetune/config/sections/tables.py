@@ -42,8 +42,8 @@ class TableKeys(Section):
     image_column: str = Field(
         "auto",
         description="column of a CSV or Parquet file with the images or their paths; auto: path in "
-        "a CSV, or its only column of images in base64, or image; in Parquet image, or the only column "
-        "that holds images",
+        "a CSV, or its only column of images in base64, or image; in Parquet image, or the only "
+        "column that holds images",
     )
     label_column: str = Field(
         "auto",

@@ -40,7 +40,8 @@ def test_fit_proposes_the_export_only_where_it_is_not_refused(
     write_weights(tmp_path / "weights.pth")
     command = [
         "fit", str(tmp_path / "photos"), *options, "--output", str(tmp_path / "run"),
-        "--weights", str(tmp_path / "weights.pth") if options[-1] == "test_resnet" else "random", "--epochs", "1",
+        "--weights", str(tmp_path / "weights.pth") if options[-1] == "test_resnet" else "random",
+        "--epochs", "1",
         "data.image_size=32", "data.num_workers=0", "trainer.accelerator=cpu",
         "trainer.precision=32-true",
     ]  # fmt: skip

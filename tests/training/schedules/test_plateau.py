@@ -129,9 +129,9 @@ def test_resumed_run_reduces_at_the_same_epoch_to_the_same_bits(
     [
         ("plateau", {"factor": 2}, r"factor=2 is not between 0 and 1"),
         ("plateau", {"patience": 1.5}, r"patience=1\.5 is not a whole number"),
-        ("plateau", {"patience": "abc"}, r"patience=abc is not a whole number"),
-        ("plateau", {"patience": None}, r"patience=None is not a whole number"),
-        ("plateau", {"factor": "abc"}, r"factor=abc is not between 0 and 1"),
+        ("plateau", {"patience": "abc"}, r"patience=abc, expected a"),
+        ("plateau", {"patience": None}, r"patience=\w+, expected a"),
+        ("plateau", {"factor": "abc"}, r"factor=abc, expected a number"),
         ("plateau", {"gamma": 0.1}, r"lr_schedule\.params: unknown parameter 'gamma'"),
         ("step", {"gamma": 0}, r"lr_schedule\.name=step .*gamma=0 "),
         ("step", {"every": 0}, r"every=0 "),

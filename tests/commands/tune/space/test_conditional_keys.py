@@ -48,7 +48,7 @@ def test_conditions_name_keys_of_the_config() -> None:
 def test_space_of_heads_is_valid_together_and_its_widths_alone_are_not() -> None:
     space, _ = parse_search_options(HEADS)
     validate_space(space, build_config({}))
-    with pytest.raises(ConfigError, match="head_params cannot apply to model.head=linear"):
+    with pytest.raises(ConfigError, match=r"head_params cannot apply to model\.head=linear"):
         validate_space(space[1:], build_config({}))
 
 

@@ -25,6 +25,14 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "augment.name: gone.json does not exist": {"augment.name": "gone.json"},
     "exists and is not empty": {"output": "taken"},
     "share. Add --output": {"cross_validation.num_folds": 3, "cross_validation.fold": 2},
+    "margin=0 is not": {"loss.name": "hinge", "loss.params": {"margin": 0}},
+    "gamma_neg=-1": {"loss.name": "asymmetric", "loss.params": {"gamma_neg": -1}},
+    "beta=2": {
+        "imbalance.class_weights": "effective_number",
+        "imbalance.class_weights_params": {"beta": 2},
+    },
+    "not 3": {"imbalance.sampler": "effective_number", "imbalance.sampler_params": {"beta": 3}},
+    "no layer of the backbone": {"unfreeze.name": "gradual", "unfreeze.params": {"start": 9999}},
     "not divisible": {"trainer.accumulate_grad_batches": 3, "trainer.batch_size": 8},
 }
 
@@ -58,6 +66,7 @@ def test_mistakes_are_found_before_images_are_read(
         {"imbalance.strategy": "class_weights", "loss.name": "bce"},
         {"trainer.accumulate_grad_batches": 64, "trainer.batch_size": 64},
         {"model.head": "mlp", "model.head_init": "he"},
+        {"unfreeze.name": "head_first", "unfreeze.params": {"epochs": 2}, "trainer.epochs": 3},
         {"trainer.monitor": "mean_average_precision"},
     ],
 )

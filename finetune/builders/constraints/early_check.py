@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from finetune.builders.constraints import check_constraints
 from finetune.builders.constraints.probe_rules import check_probe_settings
 from finetune.builders.criterion import check_label_smoothing, check_loss_params
+from finetune.builders.model_prior import build_class_balance
+from finetune.builders.multi_label.label_balance import build_label_balance
 from finetune.builders.optimization.optimizer_factory import build_optimizer_factory
 from finetune.builders.resolve import RunSpec, resolve_from_facts
 from finetune.builders.schedules import (
@@ -19,11 +23,13 @@ from finetune.builders.schedules import (
 )
 from finetune.config.facts import Facts
 from finetune.config.load import replace_values
+from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import Config
+from finetune.data.training_data import LabeledImages, TrainingData
 from finetune.distributed.launch import detect_launch
 from finetune.errors import FinetuneError
 from finetune.lookup import look_up
-from finetune.losses import LOSSES
+from finetune.losses import LOSSES, MULTI_LABEL_LOSSES
 from finetune.models.backbone import check_backbone_name, create_meta_network
 from finetune.models.classifier import has_batch_norm
 from finetune.models.head import find_linear_head
@@ -70,7 +76,7 @@ def check_before_images(config: Config) -> None:
         _find_error(config, facts) for facts in _imagine_facts(config, accelerator)
     )
     if few is not None and multi_label is not None and str(few) == str(many):
-        raise few
+        raise multi_label if config.loss.name in MULTI_LABEL_LOSSES else few
     if model.weights == "hub":
         resolve_weights_source(model.weights, model.backbone)  # reads no file
 
@@ -149,6 +155,7 @@ def _find_error(config: Config, facts: Facts) -> FinetuneError | None:
         )
         check_constraints(run)
         check_probe_settings(config, run_config)
+        _check_balance(run_config, facts)
         lr_schedule, optim = run_config.lr_schedule, run_config.optim
         build_lr_lambda(lr_schedule, num_steps=run.num_steps, num_epochs=num_epochs)
         build_plateau_settings(lr_schedule, monitor="val/loss")
@@ -157,3 +164,28 @@ def _find_error(config: Config, facts: Facts) -> FinetuneError | None:
     except FinetuneError as error:
         return error
     return None
+
+
+def _check_balance(config: ResolvedConfig, facts: Facts) -> None:
+    """Check the parameters of the sampler, the class weights and the loss on imagined labels.
+
+    Functions of the user may depend on the number of classes and are called with the real images.
+
+    Raises:
+        ConfigError: One of them fails.
+    """
+    if ":" in config.loss.name or ":" in config.imbalance.sampler:
+        return
+    num_classes = len(facts.class_counts)
+    labels = np.repeat(np.arange(num_classes), facts.class_counts)
+    is_multi_label = facts.multi_label_images is not None
+    images = LabeledImages(
+        paths=[Path()] * len(labels),
+        labels=labels,
+        groups=np.arange(len(labels)),
+        multi_hot=np.eye(num_classes, dtype=np.float32)[labels] if is_multi_label else None,
+    )
+    classes = tuple(f"class {index}" for index in range(num_classes))
+    data = TrainingData(Path(), classes, images, images, images, facts.class_counts)
+    build_balance = build_label_balance if is_multi_label else build_class_balance
+    build_balance(config, data)

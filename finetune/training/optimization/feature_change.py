@@ -137,9 +137,7 @@ def _compute_moves(
         for name, parameter in classifier.named_parameters():
             moves[name].grad, parameter.grad = parameter.grad, None
         optimizer.step()
-        gradients = _sample_gradients(
-            move.grad for name, move in moves.items() if name in backbone
-        )
+        gradients = _sample_gradients(move.grad for name, move in moves.items() if name in backbone)
         sample = gradients if gradients.any() or not step else sample
     return {name: move.detach() for name, move in moves.items()}, sample
 

@@ -141,7 +141,8 @@ def test_batch_without_gradients_does_not_hinder_the_measurement(
         )
         for part in (rows, [is_easy])
     ]
-    assert changes[0] is not None and changes[0] > 0
+    assert changes[0] is not None
+    assert changes[0] > 0
     assert changes[1] is None, "no batch has gradients"
 
 

@@ -21,7 +21,7 @@ _MAX_LENGTH, _MAX_NAME_BYTES = 4096, 255
 def find_path_problem(text: str) -> str:
     """Return why a value of a table can be no path of a file; "" if it can be one."""
     if _PYTHON_BYTES.match(text[:1000]):
-        return "bytes that Python wrote as text"
+        return "Python's text of bytes"
     if "\0" in text:
         return "a text with a zero byte"
     parts = re.split(r"[\\/]", text[: _MAX_LENGTH + 1])

@@ -5,12 +5,14 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.types import LabelFormat
 from finetune.units import format_count, shorten_text
 
-_MARKS = ("|", ",", ";")
-_DOUBTFUL = ("/", " ")
+_MARKS = ("|", ",", ";", "\t", "+")
+_DOUBTFUL = ("/", "&", " ")
 """Separators that are often parts of names, too."""
 
+_NAMES_OF_BLANKS = {" ": "a blank", "\t": "a tab"}
 _BRACKETS = ("[]", "()", "{}")
 _MIN_EXPLAINED_FRACTION = 0.5
 _MIN_JOINED_PER_PART = 2
@@ -48,7 +50,7 @@ class JoinedLabels:
                 f"cat{separator}dog."
             )
         verb = "consists" if self.count == 1 else "consist"
-        shown = {" ": "a blank"}.get(self.separator, f"'{self.separator}'")
+        shown = _NAMES_OF_BLANKS.get(self.separator, f"'{self.separator}'")
         found = (
             f"{file} has {names} that {verb} of other labels with {shown} between them, such as "
             f"'{shorten_text(self.example)}'"
@@ -57,7 +59,7 @@ class JoinedLabels:
             return f"{found}. Write '{separator}' between the labels of an image."
         return (
             f"{found}. If these are several labels of an image, set "
-            f"data.label_separator='{self.separator}'; if they are one label each, set a "
+            f"{_format_setting(self.separator)}; if they are one label each, set a "
             f"separator that is in no label, such as data.label_separator='||'."
         )
 
@@ -78,7 +80,7 @@ def find_joined_labels(
     if separator.strip() not in (*_MARKS, *_DOUBTFUL, ""):
         return None
     distinct = sorted({*names})
-    lists = [name for name in distinct if name[:1] + name[-1:] in _BRACKETS and "," in name]
+    lists = [name for name in distinct if _is_list(name)]
     if lists and 2 * len(lists) >= len(distinct):
         return JoinedLabels("", len(lists), lists[0], is_certain=True)
     for mark in (*_MARKS, *_DOUBTFUL):
@@ -87,6 +89,56 @@ def find_joined_labels(
             if joined:
                 return JoinedLabels(mark, len(joined), joined[0], is_certain=mark in _MARKS)
     return None
+
+
+def describe_joined_classes(
+    file: Path, names: Iterable[str], *, num_joined: int, example: str
+) -> list[str]:
+    """Return a line if classes of a table are probably several labels each.
+
+    Args:
+        file: Table, for the message.
+        names: Class names, each once or more.
+        num_joined: Number of labels with the separator that is set by default.
+        example: One of them.
+    """
+    separator = LabelFormat().separator
+    if num_joined:
+        return [
+            f"{file.name}: {format_count(num_joined, 'label')} with '{separator}', such as "
+            f"'{shorten_text(example)}', {'is' if num_joined == 1 else 'are'} read as one class "
+            f"each. If these are several labels of an image, set data.task=multi_label; if not, "
+            f"data.task=single_label."
+        ]
+    joined = find_joined_labels(names, separator=separator)
+    if joined is None or not joined.is_certain:
+        return []
+    shown = shorten_text(joined.example)
+    if not joined.separator:
+        return [
+            f"{file.name}: {format_count(joined.count, 'label')} in brackets, such as {shown}, "
+            f"{'is' if joined.count == 1 else 'are'} read as one class each. If these are several "
+            f"labels of an image, write them as cat{separator}dog and set data.task=multi_label; "
+            f"if not, data.task=single_label."
+        ]
+    mark = _NAMES_OF_BLANKS.get(joined.separator, f"'{joined.separator}'")
+    return [
+        f"{file.name}: {format_count(joined.count, 'class')} with {mark}, such as '{shown}', "
+        f"{'consists' if joined.count == 1 else 'consist'} of other classes. If these are several labels of an image, set "
+        f"data.task=multi_label {_format_setting(joined.separator)}; if not, "
+        f"data.task=single_label."
+    ]
+
+
+def _is_list(name: str) -> bool:
+    """Return whether a name is a list in brackets: of several labels, or of one in quotes."""
+    is_in_brackets = len(name) > 1 and name[0] + name[-1] in _BRACKETS
+    return is_in_brackets and (name == "[]" or any(mark in name for mark in ",'\""))
+
+
+def _format_setting(separator: str) -> str:
+    """Return the setting of a separator as it is typed in a shell."""
+    return "data.label_separator=" + ("$'\\t'" if separator == "\t" else f"'{separator}'")
 
 
 def _find_joined(distinct: Collection[str], mark: str, known: Collection[str]) -> list[str]:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from finetune.data.layouts.class_names import normalize_class_name
 from finetune.data.layouts.csv_files.csv_records import NOT_USED, CsvTable
-from finetune.data.layouts.csv_files.joined_labels import find_joined_labels
+from finetune.data.layouts.csv_files.joined_labels import (
+    describe_joined_classes,
+    find_joined_labels,
+)
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
 from finetune.types import LabelFormat
@@ -166,23 +169,12 @@ class LabelReader:
                 f"{file.name}: {format_count(len(unused), 'column')} without a 1 "
                 f"{'is' if len(unused) == 1 else 'are'} no label: {shown}."
             )
-        if self._num_joined and not is_task_given:
-            lines.append(
-                f"{file.name}: {format_count(self._num_joined, 'label')} with '|', such as "
-                f"'{shorten_text(self._joined_example)}', "
-                f"{'is' if self._num_joined == 1 else 'are'} read as one "
-                f"class each. If these are several labels of an image, set data.task=multi_label; "
-                f"if not, data.task=single_label."
-            )
-        joined = None
-        if not (self.is_multi_label or self._num_joined or is_task_given):
-            joined = find_joined_labels(self.names_of, separator=_DEFAULT_SEPARATOR)
-        if joined is not None and joined.is_certain and joined.separator:
-            lines.append(
-                f"{file.name}: {format_count(joined.count, 'class')} with '{joined.separator}', "
-                f"such as '{shorten_text(joined.example)}', consist of other classes. If these are "
-                f"several labels of an image, set data.task=multi_label "
-                f"data.label_separator='{joined.separator}'; if not, data.task=single_label."
+        if not (self.is_multi_label or is_task_given):
+            lines += describe_joined_classes(
+                file,
+                self.names_of,
+                num_joined=self._num_joined,
+                example=self._joined_example,
             )
         return lines
 

@@ -1,14 +1,17 @@
 """Labelled images of Parquet files, as the hub stores datasets: rows of image, label and split."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.data.cache.eviction import resolve_cache_root
 from finetune.data.file_listing import find_rejection_reason
 from finetune.data.layouts.class_names import describe_changed_names
-from finetune.data.layouts.csv_files.joined_labels import find_joined_labels
+from finetune.data.layouts.csv_files.joined_labels import (
+    describe_joined_classes,
+    find_joined_labels,
+)
 from finetune.data.layouts.csv_files.label_sets import join_labels
 from finetune.data.layouts.listed_paths import PathReader
 from finetune.data.layouts.parquet.categories import read_categories
@@ -29,7 +32,7 @@ from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOpti
 from finetune.data.layouts.unpacked_images import UnpackedRow, unpack_images
 from finetune.data.scan_result import ImageList
 from finetune.errors import DataError
-from finetune.types import RejectedFile, Reporter, Sample
+from finetune.types import DEFAULT_LABEL_FORMAT, RejectedFile, Reporter, Sample
 from finetune.units import format_count, shorten_text
 
 
@@ -111,12 +114,41 @@ def read_parquet(
             if image.name:
                 result.names[sample.path] = image.name
     result.notes += _describe_columns(label_columns)
-    separator = label_columns[0].separator
-    if separator and (joined := find_joined_labels(raw_names, separator=separator)):
-        can_set = not tables.labels.known
-        reporter.warn(joined.describe(files.files[0], separator=separator, can_set=can_set))
+    _check_joined_labels(result, files.files[0], label_columns[0], raw_names, tables, reporter)
     result.notes += describe_changed_names(raw_names, noun="label")
     return result
+
+
+def _check_joined_labels(
+    result: ParquetImages,
+    file: Path,
+    column: CategoryColumn,
+    names: Collection[str],
+    tables: TableOptions,
+    reporter: Reporter,
+) -> None:
+    """Add a note, or warn, if texts are probably several labels each, as in a CSV.
+
+    Raises:
+        DataError: They certainly are: no text has the separator that is set.
+    """
+    if column.is_number or column.is_list:
+        return
+    if not column.is_multi_label:
+        if tables.labels.task == "auto":
+            mark = DEFAULT_LABEL_FORMAT.separator
+            texts = [s.label for s in result.samples if mark in s.label.strip(mark)]
+            result.notes += describe_joined_classes(
+                file, names, num_joined=len(texts), example=next(iter(texts), "")
+            )
+        return
+    joined = find_joined_labels(names, separator=column.separator, known=tables.labels.known)
+    if joined is None:
+        return
+    text = joined.describe(file, separator=column.separator, can_set=not tables.labels.known)
+    if joined.is_certain and all(len(sample.class_names) < 2 for sample in result.samples):
+        raise DataError(text)
+    reporter.warn(text.removesuffix("."))
 
 
 def list_parquet_images(

@@ -1,5 +1,6 @@
 """Tests of CSVs whose images have any number of labels."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,7 @@ COMMAS = 'a.png,"cat,dog"\nb.png,cat\nc.png,"dog, cow"\nd.png,cow\n'
         (COMMAS.replace(",d", ";d").replace(", c", "; c"), r"with ';' .*label_separator=';'"),
         # no label alone, but each in several texts
         ('a.png,"x,y"\nb.png,"y,z"\nc.png,"z,x"\n', r"3 labels .*such as 'x,y'"),
-        ("a.png,\"['cat', 'dog']\"\nb.png,['cow']\n", r"list in brackets.*as cat\|dog"),
+        ("a.png,\"['cat', 'dog']\"\nb.png,['cow']\n", r"lists in brackets.*as cat\|dog"),
     ],
 )
 def test_labels_that_another_separator_joins_are_refused(
@@ -181,6 +182,27 @@ def test_single_labels_that_consist_of_others_say_how_to_read_them(tmp_path: Pat
     (note,) = scan_text(tmp_path, text).notes
     assert "data.task=multi_label data.label_separator=','" in note
     assert scan_text(tmp_path, text, LabelFormat("single_label")).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            "a.png,\"['cat', 'dog']\"\nb.png,['cow']\n",
+            r"2 labels in brackets, such as \['c.*cat\|dog",
+        ),
+        ('a.png,"[""ant""]"\nb.png,"[""bee""]"\n', r"2 labels in brackets, such as \[\"ant\"\]"),
+        ("a.png,cat+dog\nb.png,cat\nc.png,dog\n", r"with '\+'.* data.label_separator='\+'"),
+        ("a.png,cat\tdog\nb.png,cat\nc.png,dog\n", r"with a tab.*data.label_separator=\$'\\t'"),
+    ],
+)
+def test_single_labels_in_other_forms_of_several_are_told(
+    tmp_path: Path, rows: str, message: str
+) -> None:
+    text = f"path,label\n{rows}"
+    assert re.search(message, " ".join(scan_text(tmp_path, text).notes))
+    with pytest.raises(DataError, match=r"brackets|label_separator"):
+        scan_text(tmp_path, text, LabelFormat("multi_label"))
 
 
 def list_warnings(folder: Path, text: str, labels: LabelFormat) -> list[str]:

@@ -1,6 +1,7 @@
 """Tests of labelled images in Parquet files."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,24 @@ def test_lists_of_a_value_for_each_label_are_an_error(
     labels = pa.array(cut, pa.list_(pa.int64())).cast(pa.list_(value_type, length))
     with pytest.raises(DataError, match=r"'labels' holds lists of .*: write a list of their names"):
         scan(write_lists(tmp_path / "a.parquet", "labels", labels, feature))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["ant|bee", "ant", "bee", "cow", "ant|cow"], r"2 labels with '\|', such as 'ant\|bee'"),
+        (["ant;bee", "ant", "bee", "cow", "ant;cow"], r"2 classes with ';'.*label_separator=';'"),
+        (["['ant']", "['bee', 'ant']", "[]", "['ant']", "[]"], "3 labels in brackets"),
+    ],
+)
+def test_texts_of_several_labels_are_told(tmp_path: Path, texts: list[str], message: str) -> None:
+    file = write_strings(tmp_path / "a.parquet", pa.array(make_images(5), IMAGE_TYPE), texts)
+    assert re.search(message, " ".join(scan(file).notes))
+    given = TableOptions(labels=LabelFormat("single_label"))
+    assert scan(file, tables=given).notes == ()
+    if "|" not in message:
+        with pytest.raises(DataError, match="ant"):
+            scan(file, tables=TableOptions(labels=LabelFormat("multi_label")))
 
 
 def test_numbers_in_lists_without_names_are_the_names(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ class Rendezvous:
         self.timeout = timeout
         self.health_check = health_check
         self.poll_seconds = poll_seconds
+        self.heartbeat_seconds = heartbeat_seconds
         self._is_checking_on_advance = True
         # the store connects rank 0 with each of the others
         self._peer_ranks = [0] if launch.rank > 0 else list(range(1, launch.world_size))

@@ -36,7 +36,7 @@ from finetune.commands.cross_validation.refit import (
     get_refit_run,
     prepare_refit,
 )
-from finetune.commands.cross_validation.rounds import open_round
+from finetune.commands.cross_validation.rounds import Rounds
 from finetune.commands.cross_validation.summary import (
     format_summary,
     summarise_folds,
@@ -141,12 +141,13 @@ def _run(config: Config, prepare: Callable[[], FoldWork], reporter: Reporter) ->
                 work = prepare()
                 pending = find_pending_folds(work)
                 if first is not None:
-                    first.broadcast("folds", [*pending, *([REFIT] if work.is_refitted else [])])
+                    first.broadcast("folds", _name_rounds(work, pending))
         if work is None:
-            for name in pending:
-                with open_round(first, str(name), Reporter()) as rendezvous:
-                    assert rendezvous is not None, "another rank has a launch"
-                    join_run(rendezvous, start)
+            with Rounds(first, pending) as rounds:
+                for _ in pending:
+                    with rounds.enter_next(Reporter()) as rendezvous:
+                        assert rendezvous is not None, "another rank has a launch"
+                        join_run(rendezvous, start)
             return FitResult(Path(), 0.0, {}, {})
         return _train_and_finish(work, pending, first, reporter, start)
 
@@ -165,7 +166,9 @@ def _train_and_finish(
     # jobs of several folds hold the locks of their own folds
     lock = lock_run(run, cross_validation.config, first) if is_all else nullcontext()
     seen: set[str] = set()
-    with lock:
+    # the other ranks wait in the first round, and during the work after the folds in that of the
+    # refit: it is open before
+    with Rounds(first, _name_rounds(work, pending)) as rounds, lock:
         if is_all:
             remove_stale_temp_files(run.path)
             run_folder.update_latest_link(run)
@@ -175,12 +178,17 @@ def _train_and_finish(
             title = f"fold {fold}/{cross_validation.num_folds}"
             path = cross_validation.get_fold_run(fold).audit_csv_path
             part = FoldReporter(reporter, title, seen=seen, audit_path=path)
-            with open_round(first, str(fold), part) as rendezvous:
+            with rounds.enter_next(part) as rendezvous:
                 result = _train_fold(work, fold, part, rendezvous)
             reporter.note(_describe_fold(fold, result))
         if not is_all:
             return _build_fold_result(work, start)
-        return _finish(work, first, reporter, start)
+        return _finish(work, rounds, reporter, start)
+
+
+def _name_rounds(work: FoldWork, pending: Sequence[int]) -> list[str]:
+    """Return the names of the runs that all processes train, in their order."""
+    return [*map(str, pending), *([REFIT] if work.is_refitted else [])]
 
 
 def _train_fold(
@@ -206,9 +214,7 @@ def _train_fold(
     return build_result(run, start, facts, {})
 
 
-def _finish(
-    work: FoldWork, first: Rendezvous | None, reporter: Reporter, start: float
-) -> FitResult:
+def _finish(work: FoldWork, rounds: Rounds, reporter: Reporter, start: float) -> FitResult:
     """Summarise complete folds, and write the predictions, the audit and the model."""
     cross_validation = work.cross_validation
     run = cross_validation.run
@@ -224,7 +230,7 @@ def _finish(
     if work.is_refitted:
         part_path = get_refit_run(cross_validation).audit_csv_path
         part = FoldReporter(reporter, REFIT, seen=set(), audit_path=part_path)
-        with open_round(first, REFIT, part) as rendezvous:
+        with rounds.enter_next(part) as rendezvous:
             refit = _train_refit(cross_validation, summary["folds"], part, rendezvous)
         summary["final"] |= {"choice": asdict(refit), "run_dir": REFIT}
         refitted = load_model(get_refit_run(cross_validation).path)

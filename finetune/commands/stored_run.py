@@ -103,8 +103,7 @@ def check_files_exist(manifest: Manifest, samples: Sequence[Sample]) -> None:
     Raises:
         DataError: Some are missing or others; the message has their number and the first path.
     """
-    if (table := find_unpacked_table(manifest.root)) is not None:
-        _check_unpacked_files(table, manifest, samples)
+    check_table_rows(manifest, samples)
     missing = [file for file in manifest.resolve_paths(samples) if not file.is_file()]
     if missing:
         images = format_count(len(samples), "image")
@@ -115,16 +114,23 @@ def check_files_exist(manifest: Manifest, samples: Sequence[Sample]) -> None:
         )
 
 
-def _check_unpacked_files(table: Path, manifest: Manifest, samples: Sequence[Sample]) -> None:
-    """Raise DataError if the images that were unpacked from a table are not those of a run."""
+def check_table_rows(manifest: Manifest, samples: Sequence[Sample]) -> None:
+    """Check that images of a run that were unpacked from a table are still in the same rows.
+
+    Raises:
+        DataError: Some are not; the message has their number and the first path.
+    """
+    table = find_unpacked_table(manifest.root)
+    if table is None:
+        return
     known = [sample for sample in samples if sample.digest and not Path(sample.path).is_absolute()]
     digests = map_in_threads(compute_digest, manifest.resolve_paths(known))
     pairs = zip(known, digests, strict=True)
     changed = [sample.path for sample, digest in pairs if digest != sample.digest]
     if changed:
-        images = format_count(len(samples), "image")
+        images = format_count(len(known), "image")
         raise DataError(
-            f"{table} has changed since the run began: {len(changed):,} of {images} of the run "
+            f"{table} has changed since the run began: {len(changed):,} of {images} "
             f"{'is' if len(changed) == 1 else 'are'} not in the same row, first {changed[0]}. "
             f"Restore the file as it was, or start a new run."
         )

@@ -10,8 +10,11 @@ import pytest
 
 import finetune
 from finetune.commands.fit.fit import plan_resume
+from finetune.commands.report.collect import read_facts
+from finetune.commands.report.photos.collect_photos import add_photos
 from finetune.config.load import build_config
 from finetune.errors import DataError
+from finetune.system.run_folder import RunFolder
 from tests.support.parquet import encode_noise, write_table
 from tests.support.runs import get_class_evaluation
 
@@ -69,6 +72,18 @@ def test_resume_refuses_a_table_whose_rows_have_moved(
     write(file, rows)
     with pytest.raises(DataError, match=r"photos\.\w+ has changed since the run began: 1\d of 16"):
         plan_resume(run, assignments={"trainer.epochs": 2})
+
+
+@pytest.mark.parametrize("rows", EDITS)
+def test_report_leaves_out_pictures_of_a_table_whose_rows_have_moved(
+    rows: Rows, table_run: tuple[Path, Path]
+) -> None:
+    file, run = table_run
+    WRITERS[file.suffix](file, rows)
+    facts = add_photos(RunFolder(run), read_facts(run), seconds=0.1)
+    (skipped,) = facts.photos.skipped
+    assert "Pictures are left out" in skipped
+    assert "has changed since the run began" in skipped
 
 
 @pytest.mark.parametrize("rows", EDITS)

@@ -12,7 +12,11 @@ from finetune.commands.report.photos.draw_network_pictures import draw_network_p
 from finetune.commands.report.photos.run_network import RunNetwork, load_run_network
 from finetune.commands.report.photos.thumbnails import SIDE_PX, draw_thumbnails, encode_webp
 from finetune.commands.report.photos.time_budget import TimeBudget
-from finetune.commands.stored_run import read_stored_config, read_stored_manifest
+from finetune.commands.stored_run import (
+    check_table_rows,
+    read_stored_config,
+    read_stored_manifest,
+)
 from finetune.config.schema import Config
 from finetune.data.dataset import ImageDataset
 from finetune.data.images.source import FileSource
@@ -68,6 +72,8 @@ def add_photos(run: RunFolder, facts: RunFacts, *, seconds: float) -> RunFacts:
     empty = replace(facts, photos=PhotoFacts())
     sections = [build(empty) for build in _SECTIONS]
     paths = [card.path for section in sections if section is not None for card in section.cards]
+    if problem := _find_moved_rows(manifest, paths):
+        return replace(facts, photos=PhotoFacts(skipped=(problem,)))
     thumbnails, unreadable = draw_thumbnails(
         paths, root=manifest.root, options=config.data.read_options, budget=budget
     )
@@ -95,6 +101,8 @@ def add_changed_photos(
         return list(runs)
     config = read_stored_config(run)
     manifest = read_stored_manifest(run, config)
+    if _find_moved_rows(manifest, changed.paths[:MAX_PICTURES]):
+        return list(runs)
     drawn, reasons = draw_thumbnails(
         changed.paths[:MAX_PICTURES],
         root=manifest.root,
@@ -103,6 +111,19 @@ def add_changed_photos(
     )
     photos = PhotoFacts(thumbnails=drawn, unreadable=reasons)
     return [replace(runs[0], photos=photos), *runs[1:]]
+
+
+def _find_moved_rows(manifest: Manifest, paths: Sequence[str]) -> str:
+    """Return that pictures would be those of other rows of a table than in the run; "" if not.
+
+    The last row is among those that are compared, as rows before it may have been added.
+    """
+    shown = {*paths, max(sample.path for sample in manifest.samples)}
+    try:
+        check_table_rows(manifest, [s for s in manifest.samples if s.path in shown])
+    except DataError as error:
+        return f"Pictures are left out: {error}"
+    return ""
 
 
 def _add_network_pictures(

@@ -124,9 +124,9 @@ def describe_joined_classes(
     mark = _NAMES_OF_BLANKS.get(joined.separator, f"'{joined.separator}'")
     return [
         f"{file.name}: {format_count(joined.count, 'class')} with {mark}, such as '{shown}', "
-        f"{'consists' if joined.count == 1 else 'consist'} of other classes. If these are several labels of an image, set "
-        f"data.task=multi_label {_format_setting(joined.separator)}; if not, "
-        f"data.task=single_label."
+        f"{'consists' if joined.count == 1 else 'consist'} of other classes. If these are several "
+        f"labels of an image, set data.task=multi_label {_format_setting(joined.separator)}; if "
+        f"not, data.task=single_label."
     ]
 
 

@@ -188,8 +188,13 @@ class ClassificationModule(LightningModule):
         """Gather the outputs of all ranks, with each image once, and log every metric.
 
         Those of training images, in the rows after the validation images, as ``train_eval/...``.
+
+        Raises:
+            DivergenceError: An output is NaN or infinite on any rank; raised on all of them.
         """
         rows, labels, outputs = self._outputs.gather()
+        if num_bad := int((~outputs.isfinite()).any(dim=1).sum()):
+            raise self._build_step_info().build_output_error(num_bad, len(outputs))
         is_val = rows < len(self.trainer.datamodule.val_dataset)  # type: ignore[attr-defined]
         for name, selected in (("val", is_val), ("train_eval", ~is_val)):
             if selected.any():

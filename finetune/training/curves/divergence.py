@@ -19,7 +19,7 @@ _MAX_NAMED_RATES = 4
 
 
 class DivergenceError(TrainingError):
-    """Loss, gradients or weights that are not finite."""
+    """Loss, gradients, weights or outputs that are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,22 @@ class StepInfo:
         return DivergenceError(
             f"Training diverged: weights of {group} are not finite after epoch {self.epoch} ("
             f"learning rates: {self._describe_rates()}). {self._advise()}"
+        )
+
+    def build_output_error(self, num_bad: int, num_images: int) -> DivergenceError:
+        """Return the error of a validation with outputs that are not finite.
+
+        The weights may be finite: statistics of BatchNorm that explode are used by the validation
+        alone, as the training normalizes by each batch.
+
+        Args:
+            num_bad: Number of images with such outputs.
+            num_images: Number of images that were measured.
+        """
+        return DivergenceError(
+            f"Training diverged: the outputs of {num_bad} of {num_images} images measured after "
+            f"epoch {self.epoch} are not finite (learning rates: {self._describe_rates()}). "
+            f"{self._advise()}"
         )
 
     def _describe_rates(self) -> str:

@@ -43,8 +43,9 @@ class EpochStatistics:
             A layer group whose weights are not finite; None if all are.
         """
         self.clock.stop()
-        self._changes = dict(self.groups.compute_weight_changes())
-        return self.groups.find_damaged_group(self._changes)
+        changes = self.groups.compute_weight_changes()
+        self._changes = dict(changes.relative)
+        return changes.damaged
 
     def collect(self, logged: MutableMapping[str, Any]) -> dict[str, float | Tensor]:
         """Return the statistics of the epoch by name, and forget the weights at its start.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +11,20 @@ from finetune.models.classifier import ImageClassifier
 
 EPOCH_START_KEY = "epoch_start_weights"
 """Checkpoint key of the weights at the start of an unfinished epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightChanges:
+    """Change of the weights of the layer groups over an epoch.
+
+    Attributes:
+        relative: Norm of the change relative to that of the weights at the start, by group. A
+            frozen group has 0; a group whose weights were zero is left out.
+        damaged: First group whose weights are not finite after the epoch; None if all are.
+    """
+
+    relative: Mapping[str, float]
+    damaged: str | None = None
 
 
 class GroupStatistics:
@@ -96,33 +111,32 @@ class GroupStatistics:
         }
 
     @torch.no_grad()
-    def compute_weight_changes(self) -> Mapping[str, float]:
-        """Return the norm of the change over the epoch relative to that of the weights, by group.
+    def compute_weight_changes(self) -> WeightChanges:
+        """Return the change of the weights since the start of the epoch.
 
-        A frozen group has 0. A group is left out if its weights were zero, or are not known, as in
-        an epoch that another release began. Waits for the device.
+        It is empty if the weights at the start are not known, as in an epoch that another release
+        began. Waits for the device.
         """
         if not self._start:
-            return {}
+            return WeightChanges({})
         pairs: list[list[Tensor]] = [[] for _ in self._names]
         for name, parameter in self._parameters.items():
             if name in self._start:
                 start = self._start[name].to(parameter.device)
                 norms = torch._foreach_norm([parameter.detach() - start, start])
                 pairs[self._groups[name]].append(torch.stack(norms).float())
-        changes = {}
+        changes: dict[str, float] = {}
+        damaged = None
         for name, norms_P2 in zip(self._names, pairs, strict=True):
             if not norms_P2:
                 changes[name] = 0.0
                 continue
             change, size = torch.linalg.vector_norm(torch.stack(norms_P2), dim=0).tolist()
+            if damaged is None and not math.isfinite(change):
+                damaged = name
             if size:
                 changes[name] = change / size
-        return changes
-
-    def find_damaged_group(self, changes: Mapping[str, float]) -> str | None:
-        """Return the first group whose weights are not finite after the epoch; None if all are."""
-        return next((name for name, value in changes.items() if not math.isfinite(value)), None)
+        return WeightChanges(changes, damaged)
 
     def get_sums(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the sum of the norms of each group, and the number of steps in it."""

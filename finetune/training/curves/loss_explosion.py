@@ -60,8 +60,9 @@ def find_loss_explosion(
     guess = math.log(2 if is_multi_label else max(2, num_classes))
     epochs = [(int(row["epoch"]), row["val/loss"]) for row in rows if "val/loss" in row]
     for number, (epoch, loss) in enumerate(epochs):
-        # NaN compares as false, and is an error of its own
+        # NaN compares as false; it ends a run, except those of older releases
         if epoch and loss > EXPLOSION_FACTOR * guess:
-            before = min((value for _, value in epochs[:number]), default=None)
+            finite = [value for _, value in epochs[:number] if math.isfinite(value)]
+            before = min(finite, default=None)
             return LossExplosion(epoch, loss, before, epochs[-1][1], guess)
     return None

@@ -88,8 +88,33 @@ def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
         }
 
 
+def _order_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of all rows in the order of the rows.
+
+    A name that the first rows lack, as those of a layer group that was frozen, stands among the
+    others with its prefix, where its own row has it, not at the end.
+    """
+    names, known = list(rows[0]), set(rows[0])
+    for row in rows[1:]:
+        in_row = [] if row.keys() <= known else list(row)
+        for position, name in enumerate(in_row):
+            if name in known:
+                continue
+            prefix = name.partition("/")[0] + "/"
+            before = [n for n in in_row[:position] if n.startswith(prefix)]
+            after = [n for n in in_row[position:] if n.startswith(prefix) and n in known]
+            if before:
+                names.insert(names.index(before[-1]) + 1, name)
+            elif after:
+                names.insert(names.index(after[0]), name)
+            else:
+                names.append(name)
+            known.add(name)
+    return names
+
+
 def _format_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = {name: None for row in rows for name in row}
+    names = _order_names(rows)
     columns = [name for name in _LEADING_COLUMNS if name in names]
     columns += [name for name in names if name not in _LEADING_COLUMNS]
     text = io.StringIO()

@@ -1,5 +1,7 @@
 """NaN in one step: all ranks stop there, and the weights on the disk stay good."""
 
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,17 @@ from finetune.training.trainer import create_trainer, fit
 from tests.support.processes import run_on_ranks, train_on_rank
 from tests.support.runs import create_small_training, load_checkpoint, load_weights
 from tests.training.curves.faulty_losses import FaultyLoss
+
+
+class NanInValidation(UnfreezeScheduler):
+    """Callback after which the second validation has outputs of NaN, on the last rank alone.
+
+    The weights and the training stay finite, as with statistics of BatchNorm that explode.
+    """
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 1 and trainer.global_rank == trainer.world_size - 1:
+            pl_module.classifier.register_forward_hook(lambda *parts: parts[2] * math.nan)
 
 
 class StateRecorder(Callback):
@@ -126,6 +139,27 @@ def test_checkpoint_is_not_written_between_a_deferred_step_and_its_check(
     saved = torch.load(tmp_path / "mid.ckpt", weights_only=True)
     assert saved["position"]["steps"] == 1, "the step before it was saved"
     assert all(t.isfinite().all() for t in saved["state_dict"].values())
+
+
+def test_nan_in_the_validation_ends_the_run(animals: Path, tmp_path: Path) -> None:
+    training = create_small_training(animals, trainer__epochs=3)
+    message = train(training, tmp_path, NanInValidation())
+    assert re.match(r"Training diverged: the outputs of (\d+) of \1 images", message)
+    assert "measured after epoch 2 are not finite (learning rates: head 0.0" in message
+    assert "Lower optim.lr" in message
+    assert f"The last good checkpoint is {tmp_path / 'checkpoints' / 'last.ckpt'} (epoch 1)" in (
+        message
+    )
+    for name in ("best", "last"):
+        assert load_checkpoint(tmp_path, name)["epoch"] == 0
+
+
+def test_nan_in_the_validation_of_one_rank_stops_all(animals: Path, tmp_path: Path) -> None:
+    settings = {"trainer__devices": 2, "trainer__epochs": 3}
+    messages = run_on_ranks(2, train_on_rank, animals, tmp_path, settings, NanInValidation)
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("TrainingError: Training diverged: the outputs of ")
+    assert "after epoch 2 are not finite" in messages[0]
 
 
 @pytest.mark.parametrize("name", ["nan_on_rank_1", "nan_value_on_rank_1"])

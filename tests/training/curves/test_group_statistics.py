@@ -122,6 +122,23 @@ def test_group_that_is_frozen_later_has_no_gradient_norm(animals: Path, tmp_path
     assert select(second, "weight_change/")["layer4"] == 0
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_damage_of_weights_that_were_zero_is_found(animals: Path, value: float) -> None:
+    """As those of a head that starts at zero, whose relative change is not defined."""
+    classifier = create_small_training(animals).module.classifier
+    head = [classifier.network.get_parameter(n) for n in classifier.groups[0].parameter_names]
+    with torch.no_grad():
+        for parameter in head:
+            parameter.zero_()
+        statistics = GroupStatistics(classifier)
+        statistics.start_epoch()
+        assert statistics.compute_weight_changes().damaged is None
+        head[0][0] = value
+    changes = statistics.compute_weight_changes()
+    assert changes.damaged == "head"
+    assert "head" not in changes.relative
+
+
 def test_add_gradients_returns_the_bits_of_clip_grad_norm(animals: Path) -> None:
     module = create_small_training(animals).module
     randomise(module.classifier.network)

@@ -28,6 +28,12 @@ def test_explosion_has_its_epoch_and_the_best_loss_before() -> None:
     )
 
 
+def test_losses_that_are_not_finite_are_not_the_best_before() -> None:
+    explosion = find_loss_explosion(build_rows(math.nan, 0.3, 52.0), num_classes=3)
+    assert explosion is not None
+    assert explosion.before == 0.3
+
+
 def test_explosion_that_is_made_up_for_has_not_lasted() -> None:
     explosion = find_loss_explosion(build_rows(0.4, 30.0, 0.2), num_classes=3)
     assert explosion is not None

@@ -64,3 +64,15 @@ def test_metrics_csv_later_metric_leaves_earlier_cells_empty(tmp_path: Path) -> 
     resumed = MetricsCsv(path, reporter=Reporter())
     record_epoch(resumed, 1, 0.2, **{"val/top5_accuracy": 0.9})
     assert [row["val/top5_accuracy"] for row in read_rows(path)] == ["", "0.9"]
+
+
+def test_metrics_csv_later_group_stands_among_the_others_with_its_prefix(tmp_path: Path) -> None:
+    """As a head that starts at zero, whose relative change is known from the second epoch on."""
+    path = tmp_path / "metrics.csv"
+    metrics_csv = MetricsCsv(path, reporter=Reporter())
+    record_epoch(metrics_csv, 0, 0.1, **{"weight_change/conv1": 0.1, "images_per_second": 1.0})
+    changes = {f"weight_change/{name}": 0.1 for name in ("head", "conv1", "stem")}
+    record_epoch(metrics_csv, 1, 0.2, **changes, images_per_second=1.0)
+    rows = read_rows(path)
+    assert list(rows[0])[-4:] == [*changes, "images_per_second"]
+    assert [row["weight_change/head"] for row in rows] == ["", "0.1"]

@@ -55,9 +55,11 @@ class RunFacts:
         folds: Summary of a cross-validation; None for a run with one split.
         fold_rows: Rows of ``metrics.csv`` of each fold, by its number.
         members: Network and weight of each member of an ensemble.
+        input_sizes: Channels, height and width of the input of each network of the bundle.
         chosen_split: Split that the page is about; None for the best one that there is.
         photos: Pictures; None for a page without any.
-        sessions: What is known of each process that trained the run, see ``RunSession``.
+        sessions: What is known of each process that trained the run, see ``SessionRecorder``; of a
+            cross-validation, that which prepared it, then those of its folds.
     """
 
     name: str
@@ -78,6 +80,7 @@ class RunFacts:
     folds: Mapping[str, Any] | None = None
     fold_rows: Mapping[int, Sequence[Row]] = field(default_factory=dict)
     members: Sequence[tuple[str, float]] = ()
+    input_sizes: Sequence[tuple[int, ...]] = ()
     sessions: Sequence[Mapping[str, Any]] = ()
     chosen_split: str | None = None
     photos: PhotoFacts | None = None
@@ -87,6 +90,13 @@ class RunFacts:
         """Facts of the model card; empty while there is no bundle."""
         facts: Mapping[str, Any] = self.card.get("facts") or {}
         return facts
+
+    def find_session_value(self, key: str) -> Any:
+        """Return a value of the first session that has it; None without one.
+
+        A resumed process does not know the command and the reasons that the run began with.
+        """
+        return next((session[key] for session in self.sessions if session.get(key)), None)
 
     @property
     def is_multi_label(self) -> bool:

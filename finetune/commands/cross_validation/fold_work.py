@@ -1,5 +1,6 @@
 """Work that is left in a cross-validation, new or resumed."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from finetune.commands.fit.resume import (
     describe_resume_point,
     find_existing_run,
 )
+from finetune.commands.report.run_session import SessionRecorder
 from finetune.commands.stored_run import check_files_exist, read_stored_config
 from finetune.config.load import diff_configs, dump_config, replace_values
 from finetune.config.resolved import ResolvedConfig
@@ -23,6 +25,7 @@ from finetune.config.schema import Config
 from finetune.errors import ConfigError
 from finetune.system import run_folder
 from finetune.system.files import write_text
+from finetune.system.hardware import resolve_accelerator
 from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter
 
@@ -61,9 +64,17 @@ def start_or_reopen(config: Config, reporter: Reporter) -> FoldWork:
     if existing is not None:
         overrides = collect_overrides(existing, config)
         return reopen(existing, build_resume_config(existing, assignments=overrides))
+    start = time.monotonic()
     cross_validation, plan, texts = prepare_cross_validation(config, reporter)
     check_refit(cross_validation.config)
     run_folder.create(cross_validation.run.path, **texts)
+    recorder = SessionRecorder(cross_validation.run, reporter, started=start)
+    device = resolve_accelerator(cross_validation.config.trainer.accelerator)
+    reasons = {line["key"]: line["reason"] for line in plan["recipe"]}
+    recorder.describe(
+        device=device, num_processes=cross_validation.config.world_size, facts={"reasons": reasons}
+    )
+    recorder.save()
     return FoldWork(cross_validation, plan, {}, config.cross_validation.fold)
 
 

@@ -31,10 +31,13 @@ from finetune.inference.scoring import (
     evaluate_targets,
     metrics_to_json,
 )
+from finetune.probe.head_rebalancing import is_rebalanced, rebalance
 from finetune.system.files import write_file_atomically
+from finetune.system.hardware import get_process_device
 from finetune.system.run_folder import RunFolder
 from finetune.training.callbacks.early_stopping import EarlyStop
 from finetune.types import Reporter, Split
+from finetune.units import format_percent, format_scientific
 
 _EVAL_BATCH_SIZE = 32
 
@@ -81,6 +84,30 @@ class FinalEvaluation:
             "prior_adjustment": None if self.adjustment is None else self.adjustment.to_json(),
             "early_stop": None if self.early_stop is None else self.early_stop.to_json(),
         }
+
+
+def rebalance_head(run: RunFolder, training: Training, reporter: Reporter) -> None:
+    """Rebalance the classifier of the best model, once, if the config requests it."""
+    method = training.config.imbalance.head_rebalancing
+    if method not in ("crt", "tau_norm") or is_rebalanced(run.best_checkpoint_path):
+        return
+    assert training.probe is not None, "checked in builders/constraints"
+    device = get_process_device(training.config.trainer.accelerator, 0)
+    groups = group_samples(training.manifest.get_samples(Split.TRAIN))
+    plan = replace(training.probe, train=replace(training.probe.train, groups=groups))
+    result = rebalance(run.best_checkpoint_path, method, plan, device=device, reporter=reporter)
+    before = format_percent(result.balanced_accuracy_before, decimals=2)
+    after = format_percent(result.balanced_accuracy_after, decimals=2)
+    if result.tau == 0:
+        effect = f"no tau improves its {before}, so the classifier is unchanged"
+    else:
+        effect = f"{before} -> {after}"
+    setting = f"tau {result.tau:g}"
+    if result.penalty is not None:
+        setting = f"L2 {format_scientific(result.penalty, digits=1)}"
+    reporter.note(
+        f"Classifier rebalanced by {method} ({setting}). Balanced accuracy on val: {effect}."
+    )
 
 
 def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) -> FinalEvaluation:

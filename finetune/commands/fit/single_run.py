@@ -29,6 +29,8 @@ from finetune.commands.fit.train import train
 from finetune.commands.measurement.measured import discard_measured, read_measured
 from finetune.commands.measurement.stage_report import read_stages
 from finetune.commands.prepare_data import RunData
+from finetune.commands.report.fit_report import describe_session
+from finetune.commands.report.run_session import SessionRecorder
 from finetune.commands.stored_run import read_stored_config
 from finetune.config.load import diff_configs, dump_config
 from finetune.config.schema import Config
@@ -113,7 +115,7 @@ def start_run(
     training, plan, data = prepare_run(config, reporter, data=data)
     run = create_run(training, plan, data)
     with lock_run(run, training.config, rendezvous):
-        facts = complete_run(run, training, reporter=reporter, rendezvous=rendezvous)
+        facts = complete_run(run, training, reporter=reporter, rendezvous=rendezvous, start=start)
     return build_result(run, start, facts, plan)
 
 
@@ -126,7 +128,8 @@ def join_run(rendezvous: Rendezvous, start: float) -> FitResult:
     reporter = Reporter()
     try:
         with rendezvous.check_peers_on_advance(reporter):
-            train(run, training, reporter=reporter, rendezvous=rendezvous)
+            recorder = SessionRecorder(run, reporter, is_active=False)
+            train(run, training, reporter=reporter, rendezvous=rendezvous, recorder=recorder)
     except OutOfMemoryError as error:
         reduce_micro_batch(training, error)  # always raises: rank 0 would need the config, too
         raise
@@ -149,7 +152,7 @@ def resume_run(
         discard_measured(run, diff_configs(read_stored_config(run), training.config))
         write_text(run.config_path, dump_config(training.config))
         run_folder.update_latest_link(run)
-        facts = complete_run(run, training, reporter=reporter, rendezvous=rendezvous)
+        facts = complete_run(run, training, reporter=reporter, rendezvous=rendezvous, start=start)
     return build_result(run, start, facts, plan)
 
 
@@ -193,20 +196,35 @@ def prepare_resume(
 
 
 def complete_run(
-    run: RunFolder, training: Training, *, reporter: Reporter, rendezvous: Rendezvous | None
+    run: RunFolder,
+    training: Training,
+    *,
+    reporter: Reporter,
+    rendezvous: Rendezvous | None,
+    start: float | None = None,
 ) -> dict[str, Any]:
     """Train a run to its end and return the facts of its bundle.
 
     After running out of memory it continues from the last checkpoint with smaller micro-batches.
+    The session of this process is recorded from ``start`` on, a value of ``time.monotonic``; None
+    for now.
     """
+    recorder = SessionRecorder(run, reporter, started=start)
+    num_processes = 1 if rendezvous is None else rendezvous.launch.world_size
+    describe_session(recorder, training, num_processes=num_processes)
     if rendezvous is not None:
         broadcast_run(rendezvous, run, training)
-    evaluation = retry_with_smaller_micro_batches(
-        run,
-        training,
-        lambda training: train(run, training, reporter=reporter, rendezvous=rendezvous),
-        reporter=reporter,
-    )
+    try:
+        evaluation = retry_with_smaller_micro_batches(
+            run,
+            training,
+            lambda training: train(
+                run, training, reporter=reporter, rendezvous=rendezvous, recorder=recorder
+            ),
+            reporter=reporter,
+        )
+    finally:
+        recorder.save()
     return {} if evaluation is None else evaluation.facts
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from pytorch_lightning.callbacks import LambdaCallback
 
 from finetune.builders import (
     Training,
@@ -15,7 +16,12 @@ from finetune.builders import (
 )
 from finetune.builders.criterion import select_probe_loss
 from finetune.commands.diagnosis.fit_diagnosis import write_diagnosis
-from finetune.commands.fit.finalize import FinalEvaluation, evaluate_best_model, write_bundle
+from finetune.commands.fit.finalize import (
+    FinalEvaluation,
+    evaluate_best_model,
+    rebalance_head,
+    write_bundle,
+)
 from finetune.commands.fit.health.network_record import record_end, record_start
 from finetune.commands.fit.process_group import open_process_group
 from finetune.commands.fit.resume import find_run_early_stop, is_trained
@@ -38,12 +44,11 @@ from finetune.commands.measurement.normalization import settle_normalization
 from finetune.commands.measurement.prior_adjustment import needs_strength, save_probe_predictions
 from finetune.commands.measurement.refit_choice import keep_chosen_weights, read_refit_choice
 from finetune.commands.measurement.stage_report import record_stages
-from finetune.commands.report.fit_report import start_session, write_fit_report
+from finetune.commands.report.fit_report import write_fit_report
+from finetune.commands.report.run_session import SessionRecorder
 from finetune.commands.stored_run import read_stored_manifest
-from finetune.data.training_data import group_samples
 from finetune.distributed.peer_errors import PeerLostError
 from finetune.distributed.rendezvous import Rendezvous
-from finetune.probe.head_rebalancing import is_rebalanced, rebalance
 from finetune.probe.linear_probe import fit_probe
 from finetune.system.files import write_text
 from finetune.system.hardware import get_process_device
@@ -55,12 +60,16 @@ from finetune.training.checkpoint_io import is_probe_checkpoint, save_probe
 from finetune.training.loggers.run_tracker import RunTracker
 from finetune.training.trainer import create_trainer
 from finetune.training.trainer import fit as fit_epochs
-from finetune.types import Reporter, Split
-from finetune.units import format_percent, format_scientific
+from finetune.types import Reporter
 
 
 def train(
-    run: RunFolder, training: Training, *, reporter: Reporter, rendezvous: Rendezvous | None
+    run: RunFolder,
+    training: Training,
+    *,
+    reporter: Reporter,
+    rendezvous: Rendezvous | None,
+    recorder: SessionRecorder,
 ) -> FinalEvaluation | None:
     """Train to the last epoch, evaluate the best model and write its bundle.
 
@@ -71,17 +80,21 @@ def train(
         training: Objects of the run.
         reporter: Receiver of progress and messages.
         rendezvous: Rendezvous with the processes of a launch; None without a launcher.
+        recorder: Record of the times of this process.
 
     Returns:
         Evaluation of the best model on rank 0; None on other ranks.
     """
-    clock = start_session(run)
     rank = 0 if rendezvous is None else rendezvous.launch.rank
+    recorder.begin("settings and linear probe")
     with suggest_resume(run, reporter):
-        training, tracker = _fit_probe_and_epochs(run, training, rank, reporter, rendezvous)
+        training, tracker = _fit_probe_and_epochs(
+            run, training, rank, reporter, rendezvous, recorder
+        )
         if rendezvous is not None and rank > 0:
             rendezvous.depart()
             return None
+        recorder.begin("evaluation and bundle")
         early_stop = find_run_early_stop(run, training.config)
         if early_stop is not None:
             reporter.note(early_stop.describe())
@@ -103,7 +116,7 @@ def train(
             interpolation = interpolate_best_model(run, training, device=device, reporter=reporter)
             if interpolation is not None:
                 reporter.note(describe_interpolation(interpolation))
-        _rebalance_head(run, replace(training, manifest=manifest), reporter)
+        rebalance_head(run, replace(training, manifest=manifest), reporter)
         evaluation = replace(
             evaluate_best_model(run, replace(training, manifest=manifest), reporter),
             early_stop=early_stop,
@@ -117,8 +130,7 @@ def train(
         )
     write_bundle(run, evaluation)
     write_diagnosis(run, reporter=reporter)
-    num_processes = 1 if rendezvous is None else rendezvous.launch.world_size
-    write_fit_report(run, training, clock, num_processes=num_processes, reporter=reporter)
+    write_fit_report(run, training.config, recorder, reporter)
     finish_tracking(tracker, run, replace(training, manifest=manifest), evaluation)
     write_text(run.done_marker_path, f"{training.config.trainer.epochs}\n")
     if rendezvous is not None:
@@ -132,6 +144,7 @@ def _fit_probe_and_epochs(
     rank: int,
     reporter: Reporter,
     rendezvous: Rendezvous | None,
+    recorder: SessionRecorder,
 ) -> tuple[Training, RunTracker]:
     """Fit the probe and train to the last epoch with all processes.
 
@@ -154,11 +167,12 @@ def _fit_probe_and_epochs(
         options = build_trainer_options(training.config)
         if choice is not None:
             options = replace(options, monitor=None, max_epochs=choice.num_epochs)
+        recorder.begin("epochs")
         with nullcontext() if group is None else group.pause_heartbeat():
             trainer = create_trainer(
                 run.path,
                 options,
-                callbacks=_build_callbacks(training, tracker, reporter),
+                callbacks=_build_callbacks(training, tracker, reporter, recorder),
                 loggers=tracker.loggers,
                 launch=None if group is None else group.launch,
                 baseline=probe_score,
@@ -194,7 +208,9 @@ def fit_start(
     return training, score
 
 
-def _build_callbacks(training: Training, tracker: RunTracker, reporter: Reporter) -> list[Any]:
+def _build_callbacks(
+    training: Training, tracker: RunTracker, reporter: Reporter, recorder: SessionRecorder
+) -> list[Any]:
     """Return the callbacks of the trainer, in their order."""
     compiler = NetworkCompiler(
         reporter,
@@ -206,6 +222,7 @@ def _build_callbacks(training: Training, tracker: RunTracker, reporter: Reporter
         *([compiler] if training.config.trainer.compile else []),
         Progress(reporter),
         tracker.csv,
+        LambdaCallback(on_train_epoch_end=lambda *_: recorder.save()),
     ]
 
 
@@ -280,30 +297,6 @@ def get_device(training: Training, rendezvous: Rendezvous | None) -> torch.devic
     """Return the device of this rank."""
     local_rank = 0 if rendezvous is None else rendezvous.launch.local_rank
     return get_process_device(training.config.trainer.accelerator, local_rank)
-
-
-def _rebalance_head(run: RunFolder, training: Training, reporter: Reporter) -> None:
-    """Rebalance the classifier of the best model, once, if the config requests it."""
-    method = training.config.imbalance.head_rebalancing
-    if method not in ("crt", "tau_norm") or is_rebalanced(run.best_checkpoint_path):
-        return
-    assert training.probe is not None, "checked in builders/constraints"
-    device = get_process_device(training.config.trainer.accelerator, 0)
-    groups = group_samples(training.manifest.get_samples(Split.TRAIN))
-    plan = replace(training.probe, train=replace(training.probe.train, groups=groups))
-    result = rebalance(run.best_checkpoint_path, method, plan, device=device, reporter=reporter)
-    before = format_percent(result.balanced_accuracy_before, decimals=2)
-    after = format_percent(result.balanced_accuracy_after, decimals=2)
-    if result.tau == 0:
-        effect = f"no tau improves its {before}, so the classifier is unchanged"
-    else:
-        effect = f"{before} -> {after}"
-    setting = f"tau {result.tau:g}"
-    if result.penalty is not None:
-        setting = f"L2 {format_scientific(result.penalty, digits=1)}"
-    reporter.note(
-        f"Classifier rebalanced by {method} ({setting}). Balanced accuracy on val: {effect}."
-    )
 
 
 @contextmanager

@@ -49,6 +49,7 @@ def read_facts(path: Path) -> RunFacts:
         card=card,
         classes=tuple(card.get("classes", ())),
         members=_list_members(card),
+        input_sizes=_list_input_sizes(folder, card),
     )
 
 
@@ -59,7 +60,7 @@ def _read_run(run: RunFolder, path: Path) -> RunFacts:
     card = {} if folder is None else _read_card(folder)
     splits = [split for split in Split if manifest.get_samples(split)]
     return RunFacts(
-        name=run.path.resolve().name,
+        name=_name_run(run),
         path=str(path),
         config=_flatten(config),
         defaults=_flatten(Config()),
@@ -77,8 +78,29 @@ def _read_run(run: RunFolder, path: Path) -> RunFacts:
         folds=read_json(run.cross_validation_path),
         fold_rows=_read_fold_rows(run),
         members=_list_members(card),
-        sessions=read_sessions(run),
+        input_sizes=() if folder is None else _list_input_sizes(folder, card),
+        sessions=_read_all_sessions(run),
     )
+
+
+def _name_run(run: RunFolder) -> str:
+    """Return the name of a run: that of its folder, with that of its cross-validation."""
+    name, outer = run.path.resolve().name, run.cross_validation_run
+    if outer is run:
+        return name
+    return f"{outer.path.resolve().name}, {f'fold {name}' if name.isdigit() else name}"
+
+
+def _read_all_sessions(run: RunFolder) -> list[dict[str, Any]]:
+    """Return the sessions of a run; of a cross-validation those of its folds and its refit, too."""
+    parts = [] if not run.folds_csv_path.is_file() else [*_list_folds(run), run.path / "refit"]
+    return [one for folder in [run.path, *parts] for one in read_sessions(RunFolder(folder))]
+
+
+def _list_folds(run: RunFolder) -> list[Path]:
+    """Return the folders of the folds of a cross-validation."""
+    folders = [folder for folder in (run.path / "folds").glob("[0-9]*") if folder.name.isdigit()]
+    return sorted(folders, key=lambda folder: int(folder.name))
 
 
 def _flatten(config: Config) -> Mapping[str, Any]:
@@ -94,6 +116,16 @@ def _read_card(folder: Path) -> dict[str, Any]:
 def _list_members(card: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
     members = card.get("members") or ()
     return tuple((str(one.get("backbone", "")), float(one.get("weight", 1.0))) for one in members)
+
+
+def _list_input_sizes(folder: Path, card: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    """Return the input size of the network of a bundle, or of each member of an ensemble."""
+    trees = [
+        read_json(folder / str(one.get("folder")) / "finetune.json")
+        for one in card.get("members") or ()
+    ]
+    sizes = [((tree or {}).get("spec") or {}).get("input_size") for tree in trees or [card]]
+    return tuple(tuple(size) for size in sizes if size)
 
 
 def _read_measured(run: RunFolder) -> Mapping[str, Any]:
@@ -127,8 +159,7 @@ def _read_predictions(run: RunFolder, manifest: Manifest) -> dict[str, SplitPred
 
 
 def _read_fold_rows(run: RunFolder) -> dict[int, Any]:
-    folds = sorted((run.path / "folds").glob("[0-9]*"), key=lambda folder: folder.name)
-    rows = {int(f.name): read_rows(f / "metrics.csv") for f in folds if f.name.isdigit()}
+    rows = {int(folder.name): read_rows(folder / "metrics.csv") for folder in _list_folds(run)}
     return {number: one for number, one in rows.items() if one}
 
 

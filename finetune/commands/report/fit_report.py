@@ -2,13 +2,11 @@
 
 import math
 import shlex
-import time
 from typing import Any
 
 from finetune.builders import Training
 from finetune.commands.report.report import report
-from finetune.commands.report.run_files import read_rows
-from finetune.commands.report.run_session import SessionClock, record_session
+from finetune.commands.report.run_session import SessionRecorder
 from finetune.config.schema import Config
 from finetune.system.hardware import resolve_accelerator
 from finetune.system.run_folder import RunFolder
@@ -18,45 +16,35 @@ MAX_PHOTO_SECONDS = 20.0
 """Time that the pictures of a page may take at the end of a run."""
 
 
-def start_session(run: RunFolder) -> SessionClock:
-    """Return the clock of a process that trains a run, from now on."""
-    return SessionClock(len(read_rows(run.metrics_path)))
+def describe_session(recorder: SessionRecorder, training: Training, *, num_processes: int) -> None:
+    """Record what a run runs on, before it trains.
+
+    Args:
+        recorder: Record of this process.
+        training: Objects of the run.
+        num_processes: Number of processes that train together.
+    """
+    device = resolve_accelerator(training.config.trainer.accelerator)
+    facts = _describe_training(training)
+    recorder.describe(device=device, num_processes=num_processes, facts=facts)
 
 
 def write_fit_report(
-    run: RunFolder,
-    training: Training,
-    clock: SessionClock,
-    *,
-    num_processes: int,
-    reporter: Reporter,
+    run: RunFolder, config: Config, recorder: SessionRecorder, reporter: Reporter
 ) -> None:
-    """Record what a run took, and write its report unless the config turns it off.
-
-    Any failure is a warning: the model is complete.
+    """Write the report of a finished run unless the config turns it off, or it is part of another.
 
     Args:
         run: Run folder with its bundle.
-        training: Objects of the run.
-        clock: Clock of this process.
-        num_processes: Number of processes that trained together.
-        reporter: Receiver of the warning.
+        config: Its config.
+        recorder: Record of this process.
+        reporter: Receiver of a warning if it fails: the model is complete.
     """
-    try:
-        device = resolve_accelerator(training.config.trainer.accelerator)
-        record_session(
-            run,
-            clock,
-            read_rows(run.metrics_path),
-            device=device,
-            num_processes=num_processes,
-            facts=_describe_training(training),
-        )
-    except Exception as error:
-        reporter.warn(f"Times and hardware of the run were not recorded: {_describe(error)}.")
+    recorder.save()
     if run.cross_validation_run is run:
-        seconds = time.time() - clock.started
-        write_run_report(run, training.config, reporter, run_seconds=seconds)
+        seconds = recorder.seconds
+        recorder.begin("report")
+        write_run_report(run, config, reporter, run_seconds=seconds)
 
 
 def write_run_report(

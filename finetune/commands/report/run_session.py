@@ -8,82 +8,110 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from finetune.bundle.bundle import collect_versions
+from finetune.errors import FinetuneError
 from finetune.system.files import write_text
 from finetune.system.host import count_available_cores
 from finetune.system.run_folder import RunFolder
+from finetune.types import Reporter
 
 _VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class SessionClock:
-    """Clock of a process that trains a run, from its creation on.
+class SessionRecorder:
+    """Record of the process that trains a run, written at each stage and epoch.
 
-    Attributes:
-        first_row: Number of rows of ``metrics.csv`` that earlier processes have written.
-        started: Wall time, in seconds.
-        cpu_started: CPU time of this process and its children that have ended, in seconds.
-    """
-
-    first_row: int
-    started: float = field(default_factory=time.time)
-    cpu_started: float = field(default_factory=lambda: sum(os.times()[:4]))
-
-
-def record_session(
-    run: RunFolder,
-    clock: SessionClock,
-    rows: Sequence[Mapping[str, float]],
-    *,
-    device: str,
-    num_processes: int,
-    facts: Mapping[str, Any],
-) -> None:
-    """Append this process to the sessions of a run.
+    A process that is stopped or killed leaves what it took so far. Failures to write are a warning:
+    no run needs the record.
 
     Args:
         run: Run folder.
-        clock: Clock of this process.
-        rows: Rows of ``metrics.csv``, which have the seconds of each epoch.
-        device: Name of the device type: "cpu", "cuda" or "mps".
-        num_processes: Number of processes that trained together.
-        facts: Further facts as JSON values.
-
-    Raises:
-        StorageError: The disk is full or fails.
+        reporter: Receiver of the warning.
+        started: Value of ``time.monotonic`` when the process began to work on the run; None for
+            now. What comes before the first stage is "preparation".
+        is_active: Whether anything is written: on rank 0.
     """
-    seconds = time.time() - clock.started
-    own = rows[clock.first_row :]
-    probe = sum(row.get("seconds", 0.0) for row in own if row["epoch"] == 0)
-    epochs = sum(row.get("seconds", 0.0) for row in own if row["epoch"] > 0)
-    session = {
-        **facts,
-        "started_at": datetime.fromtimestamp(clock.started, UTC).isoformat(timespec="seconds"),
-        "command": describe_command(sys.argv),
-        "working_dir": str(Path.cwd()),
-        "seconds": round(seconds, 3),
-        "stages": {
-            "settings and linear probe": round(probe, 3),
-            "epochs": round(epochs, 3),
-            "evaluation and bundle": round(max(0.0, seconds - probe - epochs), 3),
-        },
-        "cpu_seconds": round(sum(os.times()[:4]) - clock.cpu_started, 3),
-        "device": device,
-        "device_name": _name_device(device),
-        "num_processes": num_processes,
-        "num_cores": count_available_cores(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "git_commit": find_git_commit(Path.cwd()),
-        "versions": {"python": platform.python_version(), **collect_versions()},
-    }
-    content = {"version": _VERSION, "sessions": [*read_sessions(run), session]}
-    write_text(run.sessions_path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def __init__(
+        self,
+        run: RunFolder,
+        reporter: Reporter,
+        *,
+        started: float | None = None,
+        is_active: bool = True,
+    ) -> None:
+        """Start the clock."""
+        self._is_active = is_active
+        self._run = run
+        self._reporter = reporter
+        self._started = time.monotonic() if started is None else started
+        self._cpu_started = sum(os.times()[:4])
+        self._stages = [("preparation", self._started)]
+        self._earlier = read_sessions(run)
+        self._facts: dict[str, Any] = {}
+        self._has_failed = False
+
+    @property
+    def seconds(self) -> float:
+        """Time since the process began to work on the run."""
+        return time.monotonic() - self._started
+
+    def describe(self, *, device: str, num_processes: int, facts: Mapping[str, Any]) -> None:
+        """Record what the process runs on.
+
+        Args:
+            device: Name of the device type: "cpu", "cuda" or "mps".
+            num_processes: Number of processes that train together.
+            facts: Further facts as JSON values.
+        """
+        started = datetime.now(UTC) - timedelta(seconds=self.seconds)
+        self._facts = {
+            **facts,
+            "started_at": started.isoformat(timespec="seconds"),
+            "command": describe_command(sys.argv),
+            "working_dir": str(Path.cwd()),
+            "device": device,
+            "device_name": _name_device(device),
+            "num_processes": num_processes,
+            "num_cores": count_available_cores(),
+            "platform": f"{platform.system()} {platform.machine()}",
+            "git_commit": find_git_commit(Path.cwd()),
+            "versions": {"python": platform.python_version(), **collect_versions()},
+        }
+
+    def begin(self, stage: str) -> None:
+        """Begin a stage, which ends the one before."""
+        self._stages.append((stage, time.monotonic()))
+        self.save()
+
+    def save(self) -> None:
+        """Write the times up to now."""
+        if not self._is_active:
+            return
+        now = time.monotonic()
+        stages: dict[str, float] = {}
+        ends = [*(start for _, start in self._stages[1:]), now]
+        for (name, start), end in zip(self._stages, ends, strict=True):
+            stages[name] = stages.get(name, 0.0) + end - start
+        session = {
+            **self._facts,
+            "seconds": round(now - self._started, 3),
+            "stages": {name: round(seconds, 3) for name, seconds in stages.items()},
+            "cpu_seconds": round(sum(os.times()[:4]) - self._cpu_started, 3),
+        }
+        content = {"version": _VERSION, "sessions": [*self._earlier, session]}
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        try:
+            write_text(self._run.sessions_path, text)
+        except FinetuneError as error:
+            if not self._has_failed:
+                reason = str(error).partition("\n")[0]
+                self._reporter.warn(f"Times and hardware of the run are not recorded: {reason}")
+            self._has_failed = True
 
 
 def read_sessions(run: RunFolder) -> list[dict[str, Any]]:

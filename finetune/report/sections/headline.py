@@ -12,6 +12,7 @@ from finetune.report.split_metrics import measure_split
 from finetune.units import format_count, format_millions
 
 OUT_OF_FOLD = "out_of_fold"
+_IMAGE_MEANS = ("accuracy", "loss")
 _SPLIT_NAMES = {
     "train": "training",
     "val": "validation",
@@ -82,7 +83,13 @@ def find_interval(facts: RunFacts, split: str, metric: str) -> Sequence[float] |
     """Return the 95% interval of a metric; None if it is unknown.
 
     That of the accuracy is Wilson's, stored with the metrics; others are computed from predictions.
+    Of held-out images of all folds there is that of the folds: each image has another network.
     """
+    if split == OUT_OF_FOLD:
+        # means over images are those over folds; those over classes are not
+        folds = (facts.folds or {}).get("metrics") or {}
+        of_folds = (folds.get(metric) or {}).get("interval") if metric in _IMAGE_MEANS else None
+        return None if of_folds is None else tuple(of_folds)
     if metric == "accuracy":
         stored: Sequence[float] | None = get_evaluation(facts, split).get("accuracy_interval")
         return stored
@@ -112,7 +119,7 @@ def build_headline(facts: RunFacts) -> Headline:
         total = sum(facts.num_images.values())
         parts = [f"{format_count(n)} {name}" for name, n in facts.num_images.items() if n]
         figures.append(KeyFigure("Images", format_count(total), ", ".join(parts)))
-    num_parameters = facts.sessions[-1].get("num_parameters") if facts.sessions else None
+    num_parameters = facts.find_session_value("num_parameters")
     if num_parameters:
         figures.append(KeyFigure("Parameters", format_millions(int(num_parameters))))
     num_classes = format_count(len(facts.classes), noun)
@@ -122,12 +129,31 @@ def build_headline(facts: RunFacts) -> Headline:
         if facts.num_images.get("train")
         else f"{get_backbone(facts)} for {num_classes}"
     )
+    sentence = f"{trained}{_describe_score(facts, split, metric)}."
+    if split == OUT_OF_FOLD:
+        sentence = _describe_folds(facts, num_classes, metric)
     return Headline(
-        f"{trained}{_describe_score(facts, split, metric)}.",
+        sentence,
         tuple(figures),
         describe_kept_weights(facts),
         tuple(_collect_notes(facts)),
     )
+
+
+def _describe_folds(facts: RunFacts, num_classes: str, metric: str) -> str:
+    """Return the result of the folds, which is not one of the networks that the bundle holds."""
+    num_folds = len((facts.folds or {}).get("folds") or ())
+    value = get_metrics(facts)[OUT_OF_FOLD].get(metric)
+    score = (
+        f"classify {format_metric(value, metric)} of the images that each holds out correctly"
+        if metric == "accuracy"
+        else f"reach a {_name_in_sentence(metric)} of {format_metric(value, metric)} on the images "
+        f"that each holds out"
+    )
+    model = "ensemble" if facts.members else "network that the bundle holds"
+    rest = f"; the {model} itself is not measured" if facts.card else ""
+    backbone = get_backbone(facts)
+    return f"The {backbone} networks of {num_folds} folds, for {num_classes}, {score}{rest}."
 
 
 def get_backbone(facts: RunFacts) -> str:
@@ -155,9 +181,14 @@ def _describe_score(facts: RunFacts, split: str | None, metric: str) -> str:
         images += "" if num_images == 1 else "s"
     if metric == "accuracy" and value is not None:
         return f" and classifies {format_metric(value, metric)} of {images} correctly"
+    return (
+        f" and reaches a {_name_in_sentence(metric)} of {format_metric(value, metric)} on {images}"
+    )
+
+
+def _name_in_sentence(metric: str) -> str:
     name = format_metric_name(metric)
-    name = name[0].lower() + name[1:] if name[1:2].islower() else name
-    return f" and reaches a {name} of {format_metric(value, metric)} on {images}"
+    return name[0].lower() + name[1:] if name[1:2].islower() else name
 
 
 def _collect_notes(facts: RunFacts) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.report.run_facts import RunFacts
-from finetune.units import format_count, format_duration
+from finetune.units import format_duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +33,20 @@ def build_reproduce(facts: RunFacts) -> ReproduceSection:
     session: Mapping[str, Any] = facts.sessions[-1] if facts.sessions else {}
     versions = session.get("versions") or facts.card.get("versions") or {}
     return ReproduceSection(
-        tuple(_list_commands(facts, session)),
+        tuple(_list_commands(facts)),
         tuple((str(name), str(version)) for name, version in versions.items()),
-        tuple(_describe_hardware(session)),
+        tuple(_describe_hardware(facts)),
         tuple(_sum_stages(facts)),
         tuple(_describe_cost(facts)),
     )
 
 
-def _list_commands(facts: RunFacts, session: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _list_commands(facts: RunFacts) -> list[tuple[str, str]]:
     path = facts.path
     commands = []
-    if session.get("command"):
-        folder = session.get("working_dir")
-        commands.append((f"The command of this run, in {folder}", str(session["command"])))
+    if facts.sessions and (command := facts.sessions[0].get("command")):
+        folder = facts.sessions[0].get("working_dir")
+        commands.append((f"The command of this run, in {folder}", str(command)))
     if facts.config:
         config = f"{path.rstrip('/')}/config.yaml"
         again = f"{path.rstrip('/')}-again"
@@ -54,28 +54,37 @@ def _list_commands(facts: RunFacts, session: Mapping[str, Any]) -> list[tuple[st
         commands.append(("Train again with every setting as it was", shlex.join(words)))
     if facts.card:
         if facts.config:
-            commands.append(("Evaluate", shlex.join(["finetune", "evaluate", path])))
+            # the networks of the folds have trained on all images but for those of a test split
+            is_new = facts.folds is not None and not facts.num_images.get("test")
+            evaluate = shlex.join(["finetune", "evaluate", path])
+            commands.append(("Evaluate", f"{evaluate} OTHER_PHOTOS" if is_new else evaluate))
         predict = shlex.join(["finetune", "predict", path])
         commands.append(("Predict new photos", f"{predict} NEW_PHOTOS --output predictions.csv"))
     return commands
 
 
-def _describe_hardware(session: Mapping[str, Any]) -> list[tuple[str, str]]:
-    processes = int(session.get("num_processes") or 1)
+def _describe_hardware(facts: RunFacts) -> list[tuple[str, str]]:
     rows = [
-        ("Device", str(session.get("device_name") or "")),
-        ("Processes", format_count(processes) if processes > 1 else ""),
-        ("CPU cores", str(session.get("num_cores") or "")),
-        ("System", str(session.get("platform") or "")),
-        ("Git commit of the working folder", str(session.get("git_commit") or "")),
+        ("Device", _list_values(facts, "device_name")),
+        ("Processes", _list_values(facts, "num_processes")),
+        ("CPU cores", _list_values(facts, "num_cores")),
+        ("System", _list_values(facts, "platform")),
+        ("Git commit of the working folder", _list_values(facts, "git_commit")),
     ]
-    return [(name, value) for name, value in rows if value]
+    return [(name, value) for name, value in rows if value and (name, value) != ("Processes", "1")]
+
+
+def _list_values(facts: RunFacts, key: str) -> str:
+    """Return the values of the sessions, each once."""
+    values = dict.fromkeys(str(one[key]) for one in facts.sessions if one.get(key))
+    return ", then ".join(values)
 
 
 def _sum_stages(facts: RunFacts) -> list[tuple[str, str]]:
     total: dict[str, float] = {}
     for session in facts.sessions:
-        for stage, seconds in (session.get("stages") or {}).items():
+        stages = session.get("stages")
+        for stage, seconds in (stages if isinstance(stages, Mapping) else {}).items():
             total[stage] = total.get(stage, 0.0) + float(seconds)
     if not total:  # a run of an earlier release has the times of its epochs only
         epochs = [row["seconds"] for row in facts.rows if row["epoch"] > 0 and "seconds" in row]
@@ -94,11 +103,14 @@ def _describe_cost(facts: RunFacts) -> list[tuple[str, str]]:
     )
     speeds = [row["images_per_second"] for row in facts.rows if "images_per_second" in row]
     rows = [
-        ("Total time", format_duration(seconds) if seconds else ""),
-        ("CPU time of this process", format_duration(cpu) if cpu else ""),
+        (
+            "Total time" if facts.folds is None else "Time of all folds together",
+            format_duration(seconds) if seconds else "",
+        ),
+        ("CPU time", format_duration(cpu) if cpu else ""),
         ("GPU time", format_duration(gpu) if gpu else ""),
         ("Training speed", f"{sum(speeds) / len(speeds):.3g} images/s" if speeds else ""),
     ]
-    if len(facts.sessions) > 1:
+    if len(facts.sessions) > 1 and facts.folds is None:
         rows.append(("Sessions", f"{len(facts.sessions)} (the run was resumed)"))
     return [(name, value) for name, value in rows if value]

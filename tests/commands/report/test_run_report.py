@@ -1,8 +1,11 @@
 """Tests of reports of run folders: at the end of a fit, of old and damaged runs, of bundles."""
 
+import importlib
 import json
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +14,17 @@ import finetune
 from finetune.commands.fit.fit import FitResult, fit
 from finetune.commands.report.collect import read_facts
 from finetune.commands.report.report import report
-from finetune.commands.report.run_session import describe_command
+from finetune.commands.report.run_session import describe_command, read_sessions
 from finetune.errors import RunFolderError, StorageError
 from finetune.models.backbone import create_network
+from finetune.report.sections.evaluation.folds_section import build_folds
+from finetune.report.sections.evaluation.metrics_section import build_metrics
+from finetune.report.sections.headline import build_headline
 from finetune.report.sections.reproduce_section import build_reproduce
 from finetune.report.sections.training.plan_section import build_plan_section
+from finetune.system.run_folder import RunFolder
+from finetune.types import Reporter
+from finetune.units import format_duration
 from tests.support.helpers import ROOT, RecordingReporter
 from tests.support.runs import create_small_config, write_photos
 
@@ -35,7 +44,9 @@ def test_fit_writes_report_and_session(trained: FitResult) -> None:
     sessions = json.loads((trained.run_dir / "sessions.json").read_text())["sessions"]
     assert len(sessions) == 1
     session = sessions[0]
-    assert sum(session["stages"].values()) == pytest.approx(session["seconds"], abs=0.01)
+    assert list(session["stages"]) == [
+        "preparation", "settings and linear probe", "epochs", "evaluation and bundle", "report",
+    ]  # fmt: skip
     assert session["seconds"] <= trained.seconds
     network = create_network("resnet10t", num_classes=3, weights="random").module
     assert session["num_parameters"] == sum(one.numel() for one in network.parameters())
@@ -47,6 +58,75 @@ def test_fit_writes_report_and_session(trained: FitResult) -> None:
     assert [(phase.epochs, phase.num_groups) for phase in plan.phases] == [("1", 1), ("2", 6)]
     reasons = {setting.key: setting.reason for setting in plan.recipe}
     assert reasons["trainer.monitor"]  # chosen by a rule
+
+
+def test_session_has_the_time_of_each_stage_from_the_start_of_the_fit(
+    animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow_down(name: str) -> None:
+        module, _, function = name.rpartition(".")
+        original = getattr(importlib.import_module(module), function)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            time.sleep(0.5)
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(name, call)
+
+    slow_down("finetune.commands.fit.single_run.prepare_run")
+    slow_down("finetune.commands.fit.train.settle_learning_rate")
+    slow_down("finetune.commands.fit.train.fit_epochs")
+    slow_down("finetune.commands.fit.train.evaluate_best_model")
+    config = create_config(animals, tmp_path / "run", report__enabled="off")
+    [session] = read_sessions(RunFolder(fit(config).run_dir))
+    stages = session["stages"]
+    names = ("preparation", "settings and linear probe", "epochs", "evaluation and bundle")
+    assert [name for name in names if stages[name] < 0.5] == []
+    assert session["seconds"] >= 2
+
+
+def test_resumed_run_has_the_sessions_command_and_reasons_of_its_first_process(
+    animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopper(Reporter):
+        def start(self, task: str, total: int) -> None:
+            if task == "epoch 2/3":
+                raise KeyboardInterrupt
+
+    command = ["/usr/bin/finetune", "fit", str(animals)]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(KeyboardInterrupt):
+        fit(create_config(animals, tmp_path / "run", trainer__epochs=3), reporter=Stopper())
+    [first] = read_sessions(RunFolder(tmp_path / "run"))
+    assert first["stages"]["epochs"] > 0
+    monkeypatch.setattr("sys.argv", ["/usr/bin/finetune", "fit", "--resume", "run"])
+    finetune.resume(tmp_path / "run")
+    facts = read_facts(tmp_path / "run")
+    assert len(facts.sessions) == 2
+    assert facts.sessions[0] == first
+    section = build_reproduce(facts)
+    assert section.commands[0][1] == f"finetune fit {animals}"
+    assert dict(section.figures)["Sessions"].startswith("2 ")
+    total = sum(session["seconds"] for session in facts.sessions)
+    assert dict(section.figures)["Total time"] == format_duration(total)
+    plan = build_plan_section(facts)
+    assert plan is not None
+    assert {setting.key: setting.reason for setting in plan.recipe}["trainer.monitor"]
+
+
+def test_fit_whose_session_cannot_be_written_finishes(
+    animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, text: str) -> None:
+        raise StorageError("The disk is full.")
+
+    monkeypatch.setattr("finetune.commands.report.run_session.write_text", fail)
+    reporter = RecordingReporter()
+    config = create_config(animals, tmp_path / "run", report__enabled="off")
+    assert (fit(config, reporter=reporter).run_dir / ".done").is_file()
+    assert [text for text in reporter.warnings if "The disk is full" in text] == [
+        "Times and hardware of the run are not recorded: The disk is full."
+    ]
 
 
 def test_fit_without_report_writes_none(animals: Path, tmp_path: Path) -> None:
@@ -170,3 +250,27 @@ def test_cross_validation_writes_one_report_with_folds(tmp_path: Path) -> None:
     facts = read_facts(run)
     assert len(facts.predictions["out_of_fold"].paths) == 18
     assert sorted(facts.fold_rows) == [1, 2, 3]
+    # the score is not one of the ensemble, and has one interval
+    headline = build_headline(facts)
+    assert "networks of 3 folds" in headline.sentence
+    assert "the ensemble itself is not measured" in headline.sentence
+    folds, measured = build_folds(facts), build_metrics(facts)
+    assert folds is not None
+    assert measured is not None
+    [interval] = [row[3] for row in folds.summary if row[0] == "Accuracy"]
+    metrics = dict(measured.table.rows)
+    assert [cell.interval for cell in metrics["Accuracy"]] == [interval]
+    assert [cell.interval for cell in metrics["Macro F1"]] == [""]
+    assert interval in headline.figures[0].remark
+    # what only the folds record
+    assert "Parameters" in [figure.label for figure in headline.figures]
+    section = build_reproduce(facts)
+    assert dict(section.hardware)["Device"]
+    assert "Epochs" in dict(section.stages)
+    assert "Sessions" not in dict(section.figures)
+    assert dict(section.commands)["Evaluate"].endswith(" OTHER_PHOTOS")
+    plan = build_plan_section(facts)
+    assert plan is not None
+    assert dict(plan.network)["Input"].startswith("32")
+    assert {setting.key: setting.reason for setting in plan.recipe}["trainer.monitor"]
+    assert read_facts(run / "folds" / "1").name == "run, fold 1"

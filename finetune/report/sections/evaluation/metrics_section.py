@@ -10,6 +10,7 @@ from finetune.evaluation.priors import build_uniform_prior, compute_logit_shift,
 from finetune.report.number_formats import format_interval, format_metric, format_metric_name
 from finetune.report.run_facts import RunFacts, SplitPredictions
 from finetune.report.sections.headline import (
+    OUT_OF_FOLD,
     choose_main_split,
     find_interval,
     get_evaluation,
@@ -70,10 +71,12 @@ class MetricsSection:
     Attributes:
         table: Metrics by split.
         sides: Metrics for different class priors; None for balanced classes.
+        has_folds: Whether there are metrics of the held-out images of folds.
     """
 
     table: MetricTable
     sides: ImbalanceSides | None
+    has_folds: bool
 
     @property
     def has_intervals(self) -> bool:
@@ -109,7 +112,7 @@ def build_metrics(facts: RunFacts) -> MetricsSection | None:
             for name in names
         ),
     )
-    return MetricsSection(table, _build_sides(facts))
+    return MetricsSection(table, _build_sides(facts), OUT_OF_FOLD in metrics)
 
 
 def _build_sides(facts: RunFacts) -> ImbalanceSides | None:

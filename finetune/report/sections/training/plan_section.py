@@ -1,8 +1,7 @@
 """Section on the plan: network, phases, and settings with their reasons."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from finetune.report.number_formats import format_setting
 from finetune.report.phases import find_phases, list_groups
@@ -94,12 +93,10 @@ def build_plan_section(facts: RunFacts) -> PlanSection | None:
 
 
 def _describe_network(facts: RunFacts) -> list[tuple[str, str]]:
-    session: Mapping[str, Any] = facts.sessions[-1] if facts.sessions else {}
-    parameters = session.get("num_parameters")
-    spec = facts.card.get("spec") or {}
-    size = spec.get("input_size")
+    parameters = facts.find_session_value("num_parameters")
+    size = _find_input_size(facts)
     weights = facts.facts.get("weights") or facts.config.get("model.weights")
-    fraction = session.get("loaded_fraction")
+    fraction = facts.find_session_value("loaded_fraction")
     loaded = ""
     if fraction is not None and weights != "random":
         loaded = f" ({format_percent(float(fraction))} of the backbone loaded)"
@@ -108,7 +105,7 @@ def _describe_network(facts: RunFacts) -> list[tuple[str, str]]:
         ("Parameters", format_millions(int(parameters)) if parameters else ""),
         ("Input", f"{size[1]} \u00d7 {size[2]} px, {size[0]} channels" if size else ""),
         ("Weights", f"{weights or ''}{loaded}"),
-        ("Licence of the weights", str(session.get("weights_license") or "")),
+        ("Licence of the weights", str(facts.find_session_value("weights_license") or "")),
         ("Classifier", _describe_head(facts)),
         ("Optimizer", str(facts.config.get("optim.name", ""))),
     ]
@@ -117,6 +114,12 @@ def _describe_network(facts: RunFacts) -> list[tuple[str, str]]:
         for number, (name, weight) in enumerate(facts.members, 1)
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _find_input_size(facts: RunFacts) -> Sequence[int] | None:
+    """Return channels, height and width of the input; None if unknown or members differ."""
+    sizes = {tuple(size) for size in facts.input_sizes}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _describe_head(facts: RunFacts) -> str:
@@ -157,7 +160,7 @@ def _format_range(values: list[float]) -> str:
 def _describe_setting(facts: RunFacts, key: str) -> Setting:
     value = facts.config.get(key, (facts.measured.get(key) or {}).get("value"))
     measured = facts.measured.get(key)
-    reasons: Mapping[str, str] = (facts.sessions[-1].get("reasons") if facts.sessions else {}) or {}
+    reasons: Mapping[str, str] = facts.find_session_value("reasons") or {}
     return Setting(
         key,
         format_setting(value),

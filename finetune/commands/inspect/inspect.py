@@ -25,7 +25,6 @@ from finetune.config.advice import recommend_options
 from finetune.config.load import diff_from_defaults, get_explicit_values, replace_values
 from finetune.config.schema import Config
 from finetune.errors import ConfigError, RunFolderError
-from finetune.models.backbone import check_backbone_name
 from finetune.system.files import check_writable, write_folder_atomically, write_text
 from finetune.system.given_paths import check_weights_path
 from finetune.types import Reporter
@@ -108,6 +107,9 @@ def inspect(config: Config, *, reporter: Reporter | None = None) -> InspectResul
     check_writable(output, "Choose another --output.")
     if _has_backbone(config):
         check_weights_path(config.model.weights)
+        # imports torch, which an audit without a backbone does not need
+        from finetune.models.backbone import check_backbone_name
+
         check_backbone_name(config.model.backbone)
     dataset = scan_and_audit(config, path, reporter=reporter, audit_only=True)
     label_errors = None

@@ -109,7 +109,7 @@ def prepare_refit(
         cross_validation={},
         calibration__enabled="off",
         trainer__early_stopping_patience=None,
-        trainer__train_eval="auto",
+        trainer__train_eval="off",
         **measured,
     )
     cross_validation.create_part(run, config, cross_validation.manifest)

@@ -1,5 +1,6 @@
 """Weights of a run that its bundle holds, and the epoch that was best."""
 
+import math
 from collections.abc import Sequence
 
 from finetune.report.number_formats import format_metric_name, is_loss
@@ -10,10 +11,10 @@ from finetune.units import format_count
 def find_best_epoch(rows: Sequence[Row], metric: str) -> int | None:
     """Return the epoch with the best value of a validation metric, 0 for the linear probe.
 
-    None if no row has the metric.
+    None if no row has a finite value of it.
     """
     sign = 1 if is_loss(metric) else -1
-    known = [row for row in rows if f"val/{metric}" in row]
+    known = [row for row in rows if math.isfinite(row.get(f"val/{metric}", math.nan))]
     if not known:
         return None
     return int(min(known, key=lambda row: sign * row[f"val/{metric}"])["epoch"])
@@ -37,15 +38,21 @@ def _name_weights(facts: RunFacts) -> str:
         return f"an ensemble: the mean of the probabilities of {len(facts.members)} networks"
     if facts.folds is not None:
         return "one network, trained on all images with what the folds found"
-    last = max((int(row["epoch"]) for row in facts.rows), default=0)
+    last = max((int(row["epoch"]) for row in facts.rows), default=None)
     interpolation = facts.facts.get("interpolation")
     fraction = None if interpolation is None else interpolation.get("fraction")
     if fraction is not None and fraction < 1:
         if fraction == 0:
-            return f"the linear probe: {format_count(last, 'epoch')} of fine-tuning did not beat it"
+            epochs = "" if last is None else f"{format_count(last, 'epoch')} of "
+            return f"the linear probe: {epochs}fine-tuning did not beat it"
+        end = "the last epoch" if last is None else f"epoch {last}"
         return (
-            f"the weights at {fraction:g} of the way from the linear probe to epoch {last}, which "
-            f"were better than either end"
+            f"the weights at {fraction:g} of the way from the linear probe to {end}, which were "
+            f"better than either end"
+        )
+    if last is None:  # a bundle without its run, or a run whose metrics.csv is lost
+        return (
+            "the weights of the last epoch" if fraction == 1 else "the weights that its run chose"
         )
     metric = get_checkpoint_monitor(facts)
     best = last if fraction == 1 else find_best_epoch(facts.rows, metric)

@@ -1,5 +1,6 @@
 """Numbers as the page shows them: filters of the templates."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ METRIC_NAMES: Mapping[str, str] = {
 }
 """Metric to its name on the page."""
 
+NOT_FINITE = "not finite"
+"""A metric that is NaN or infinite, as after a training that diverged."""
+
 _MINUS = "\u2212"
 
 
@@ -35,15 +39,23 @@ def format_metric_name(name: str) -> str:
     return METRIC_NAMES.get(name, name.replace("_", " ").capitalize())
 
 
+def format_metric_in_sentence(name: str) -> str:
+    """Return the name of a metric within a sentence: only its first letter may become small."""
+    words = format_metric_name(name)
+    return words[0].lower() + words[1:]
+
+
 def is_loss(metric: str) -> bool:
     """Return whether a metric is a loss: no fraction, and lower is better."""
     return metric.endswith("loss")
 
 
 def format_metric(value: float | None, metric: str) -> str:
-    """Return a metric in percent, a loss with three decimals, or "undefined"."""
+    """Return a metric in percent, a loss with three decimals, "undefined" or "not finite"."""
     if value is None:
         return UNDEFINED
+    if not math.isfinite(value):
+        return NOT_FINITE
     return f"{value:.3f}" if is_loss(metric) else format_percent(value)
 
 

@@ -1,11 +1,14 @@
 """Tests of sections: what they show of made facts, and that they are left out without them."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from finetune.report.kept_weights import describe_kept_weights
+from finetune.report.comparison.overlay_section import build_overlay
+from finetune.report.kept_weights import describe_kept_weights, find_best_epoch
+from finetune.report.number_formats import format_metric_in_sentence
 from finetune.report.page import render_report
 from finetune.report.phases import find_phases
 from finetune.report.run_facts import RunFacts
@@ -96,7 +99,12 @@ def test_curves_have_the_probe_as_baseline_and_mark_the_best_epoch() -> None:
     lines = {line.label: line for line in loss.series}
     assert lines["linear probe, validation"].values == (0.9, 0.9)
     assert lines["training"].values == (0.7, 0.4)
-    assert lines["optimized loss"].is_faint
+    assert lines["training loss, augmented"].is_faint
+    assert section.columns[1:4] == (
+        "training loss, augmented",
+        "training log loss",
+        "validation log loss",
+    )
     assert section.note == ""
     columns = [name for name in rows[1] if not name.startswith("train_eval")]
     old_rows = [{name: row[name] for name in columns if name in row} for row in rows]
@@ -169,7 +177,10 @@ def test_classes_of_several_labels_have_thresholds_and_no_matrix() -> None:
         ({"fraction": 0.75}, [(0, 0.5), (1, 0.6)], "at 0.75 of the way"),
         ({"fraction": None}, [(0, 0.5), (1, 0.4), (2, 0.6)], "the weights of epoch 1 of 2"),
         (None, [(0, 0.3), (1, 0.4)], "the linear probe"),
-        (None, [], "the last epoch"),
+        (None, [], "the weights that its run chose"),
+        ({"fraction": 0.0}, [], "the linear probe: fine-tuning did not beat it"),
+        ({"fraction": 0.5}, [], "from the linear probe to the last epoch"),
+        ({"fraction": 1.0}, [], "the weights of the last epoch"),
     ],
 )
 def test_kept_weights_are_named(
@@ -181,6 +192,46 @@ def test_kept_weights_are_named(
         config={"checkpoint.monitor": "loss"},
     )
     assert expected in describe_kept_weights(facts)
+
+
+def test_losses_that_are_not_finite_are_not_the_best_and_are_named() -> None:
+    losses = [math.nan, 0.4, math.inf, 0.6]
+    rows = [build_row(epoch, val__loss=loss) for epoch, loss in enumerate(losses)]
+    facts = build_facts(rows=rows, config={"checkpoint.monitor": "loss"})
+    assert find_best_epoch(rows, "loss") == 1
+    assert find_best_epoch(rows[:1], "loss") is None
+    curves = build_curves(facts)
+    assert curves is not None
+    assert curves.charts[0].mark == 1
+    shown = [row[1] for row in curves.table]
+    assert shown == ["not finite", "0.400", "not finite", "0.600"]
+
+
+def test_names_of_metrics_keep_their_capitals_within_sentences() -> None:
+    rows = [
+        build_row(1, val__loss=0.5, val__macro_f1=0.5, val__top5_accuracy=0.9, train_eval__loss=1.0)
+    ]
+    facts = build_facts(rows=rows, config={"trainer.monitor": "macro_f1"})
+    curves = build_curves(facts)
+    assert curves is not None
+    assert "validation macro F1" in curves.columns
+    overlay = build_overlay([facts, replace(facts, name="other")])
+    assert overlay is not None
+    assert "Validation macro F1" in [chart.title for chart in overlay.charts]
+    assert format_metric_in_sentence("top5_accuracy") == "top-5 accuracy"
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([20, 20, 20], "Each class has the same number of training images."),
+        ([40, 20, 20], "2 times as many"),
+    ],
+)
+def test_equal_classes_are_not_called_one_time_as_many(counts: list[int], expected: str) -> None:
+    page = render_report(build_facts(class_counts={"train": counts}), version="1")
+    assert expected in page
+    assert "has 1 times" not in page
 
 
 def test_page_escapes_names_of_classes_files_and_runs() -> None:

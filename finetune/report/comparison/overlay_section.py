@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from finetune.report.charts.group_colors import choose_group_colors
 from finetune.report.charts.line_chart import Line, LineChart
 from finetune.report.comparison.runs_section import label_runs
-from finetune.report.number_formats import format_metric_name, is_loss
+from finetune.report.number_formats import format_metric_in_sentence, is_loss
 from finetune.report.run_facts import RunFacts
 
 
@@ -22,7 +22,7 @@ def build_overlay(runs: Sequence[RunFacts]) -> OverlaySection | None:
     monitor = runs[0].monitor
     metric = monitor if not is_loss(monitor) else "accuracy"
     charts = [
-        _build_chart(runs, f"{split}/{name}", f"{words} {format_metric_name(name).lower()}", kind)
+        _build_chart(runs, f"{split}/{name}", f"{words} {format_metric_in_sentence(name)}", kind)
         for name, kind in (("loss", "number"), (metric, "percent"))
         for split, words in (("val", "Validation"), ("train_eval", "Training"))
     ]

@@ -42,15 +42,23 @@ def build_facts(
     return RunFacts(name=name, path=name, classes=classes, predictions={"val": predictions})
 
 
-def test_runs_share_the_images_of_equal_paths() -> None:
+def test_runs_share_the_images_of_equal_paths_and_labels() -> None:
     first = build_facts("a", seed=0)
-    second = build_facts("b", seed=1, paths=[f"{row}.png" for row in range(10, 40)])
+    # image 9 is the second run's first row, of the same class; the first run lacks the last nine
+    second = build_facts("b", seed=1, paths=[f"{row}.png" for row in range(9, 39)])
     shared = match_images(first, second, "val")
     assert shared is not None
-    # image 10 is the second run's first row, whose class is another one: 10 % 3 = 1, 0 % 3 = 0
-    assert len(shared.paths) == 0
-    assert shared.num_relabelled == 20
-    assert shared.num_only_one == 20
+    assert list(shared.paths) == [f"{row}.png" for row in range(9, 30)]
+    assert shared.target.tolist() == TARGET[9:].tolist()
+    assert shared.before == pytest.approx(first.predictions["val"].probabilities[9:])
+    assert shared.after == pytest.approx(second.predictions["val"].probabilities[:21])
+    assert (shared.num_relabelled, shared.num_only_one) == (0, 18)
+    # with image 10 first, every shared image has another class: 10 % 3 = 1, 0 % 3 = 0
+    moved = build_facts("c", seed=1, paths=[f"{row}.png" for row in range(10, 40)])
+    relabelled = match_images(first, moved, "val")
+    assert relabelled is not None
+    assert len(relabelled.paths) == 0
+    assert (relabelled.num_relabelled, relabelled.num_only_one) == (20, 20)
 
 
 def test_runs_with_classes_in_another_order_have_the_same_predictions() -> None:
@@ -131,6 +139,7 @@ def test_report_of_several_runs_is_written_to_the_working_folder(
     monkeypatch.chdir(tmp_path)
     result = report([trained.run_dir, copy])
     assert result.output == Path("comparison.html")
-    assert "No setting that a run learns by differs" in result.output.read_text(encoding="utf-8")
+    page = result.output.read_text(encoding="utf-8")
+    assert "All settings that affect the training are equal" in page
     with pytest.raises(ConfigError, match="their classes differ"):
         report([trained.run_dir, OLD_RUN])

@@ -1,4 +1,4 @@
-"""Section on the metrics: values with intervals, and both sides of imbalance."""
+"""Section on the metrics: values with intervals, and the effect of the class prior."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from finetune.report.charts.group_colors import choose_group_colors
 from finetune.report.charts.line_chart import Band, Line, LineChart, collect_column
 from finetune.report.kept_weights import find_best_epoch, get_checkpoint_monitor
-from finetune.report.number_formats import format_metric, format_metric_name, is_loss
+from finetune.report.number_formats import (
+    format_metric,
+    format_metric_in_sentence,
+    format_metric_name,
+    is_loss,
+)
 from finetune.report.phases import find_phases, list_groups
 from finetune.report.run_facts import Row, RunFacts
 
@@ -23,6 +28,9 @@ _GROUP_CHARTS = (
         "Norm of the change over an epoch, relative to the norm of the weights.",
     ),
 )
+
+TRAIN_LOSS = "training loss, augmented"
+"""Name of ``train/loss``, beside the log loss of training images as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +61,7 @@ def build_curves(facts: RunFacts) -> CurvesSection | None:
     charts += [_build_group_chart(facts, epochs, *one) for one in _GROUP_CHARTS]
     has_train_eval = any("train_eval/loss" in row for row in epochs)
     note = "" if has_train_eval else (
-        "The optimized loss is of augmented images, with label smoothing and dropout where they "
+        "The training loss is of augmented images, with label smoothing and dropout where they "
         "are on: it cannot be compared with the validation loss."
     )  # fmt: skip
     names = ["train/loss", "train_eval/loss", "val/loss", f"val/{_choose_metric(facts)}"]
@@ -83,7 +91,7 @@ def _build_loss_chart(facts: RunFacts, epochs: Sequence[Row]) -> LineChart | Non
         values = collect_column(epochs, "val/calibrated_loss")
         lines.append(Line("validation, calibrated", values, "--series-4"))
     lines.append(
-        Line("optimized loss", collect_column(epochs, "train/loss"), "--series-7", is_faint=True)
+        Line(TRAIN_LOSS, collect_column(epochs, "train/loss"), "--series-7", is_faint=True)
     )
     return _build_chart(facts, epochs, "loss", "Log loss", lines, probe=probe)
 
@@ -187,9 +195,11 @@ def _find_probe_value(facts: RunFacts, column: str) -> float | None:
 
 
 def _name_column(name: str) -> str:
+    if name == "train/loss":
+        return TRAIN_LOSS
     split, _, metric = name.partition("/")
-    names = {"train": "optimized", "train_eval": "training", "val": "validation"}
-    return f"{names[split]} {format_metric_name(metric).lower()}"
+    names = {"train_eval": "training", "val": "validation"}
+    return f"{names[split]} {format_metric_in_sentence(metric)}"
 
 
 def _format_row(row: Row, names: Sequence[str]) -> tuple[str, ...]:

@@ -81,6 +81,7 @@ def test_report_leaves_out_pictures_of_a_table_whose_rows_have_moved(
     file, run = table_run
     WRITERS[file.suffix](file, rows)
     facts = add_photos(RunFolder(run), read_facts(run), seconds=0.1)
+    assert facts.photos is not None
     (skipped,) = facts.photos.skipped
     assert "Pictures are left out" in skipped
     assert "has changed since the run began" in skipped

@@ -55,6 +55,7 @@ from finetune.commands.fit.single_run import (
 )
 from finetune.commands.measurement.refit_choice import RefitChoice, read_refit_choice
 from finetune.commands.report.fit_report import write_run_report
+from finetune.commands.stored_run import read_stored_config
 from finetune.config.schema import Config
 from finetune.distributed import signals
 from finetune.distributed.rendezvous import Rendezvous
@@ -114,6 +115,10 @@ def plan_resumed_folds(run: RunFolder, config: Config, reporter: Reporter) -> di
     work = reopen(run, config, writes=False)
     pending = find_pending_folds(work)
     reporter.note(f"Resuming {run.path}. {describe_pending(work, pending)}")
+    before = read_stored_config(run).cross_validation.final
+    final = work.cross_validation.config.cross_validation.final
+    if final != before:
+        reporter.note(f"cross_validation.final changes from {before} to {final}.")
     for sentence in describe_resumed_folds(work, pending):
         reporter.note(sentence)
     return {
@@ -123,7 +128,7 @@ def plan_resumed_folds(run: RunFolder, config: Config, reporter: Reporter) -> di
             "num_folds": work.cross_validation.num_folds,
             "folds": pending,
             "complete": [fold for fold in work.folds if fold not in pending],
-            "final": work.cross_validation.config.cross_validation.final,
+            "final": final,
         },
     }
 

@@ -10,12 +10,13 @@ from finetune.commands.cross_validation.fold_runs import (
     open_cross_validation,
     prepare_cross_validation,
 )
-from finetune.commands.cross_validation.refit import check_refit
+from finetune.commands.cross_validation.refit import check_refit, get_refit_run
 from finetune.commands.fit.resume import (
     build_resume_config,
     collect_overrides,
     describe_resume_point,
     find_existing_run,
+    is_complete,
 )
 from finetune.commands.report.run_session import SessionRecorder
 from finetune.commands.stored_run import check_files_exist, read_stored_config
@@ -117,7 +118,7 @@ def find_pending_folds(work: FoldWork) -> list[int]:
 
 
 def describe_pending(work: FoldWork, pending: Sequence[int]) -> str:
-    """Return a sentence on what is complete and what is left to do."""
+    """Return a sentence on what is complete and what is left to do, the refit included."""
     num_folds = work.cross_validation.num_folds
     complete = [fold for fold in work.folds if fold not in pending]
     parts = []
@@ -127,7 +128,16 @@ def describe_pending(work: FoldWork, pending: Sequence[int]) -> str:
         parts.append(f"{'all folds' if is_all else _list_folds(complete)} {verb} complete")
     if pending:
         parts.append(f"{_list_folds(pending)} to be trained")
+    if work.is_refitted:
+        is_done = not pending and _is_refit_complete(work.cross_validation)
+        parts.append(f"the network of all images {'is complete' if is_done else 'to be trained'}")
     return f"Cross-validation with {num_folds} folds: {'; '.join(parts)}."
+
+
+def _is_refit_complete(cross_validation: CrossValidation) -> bool:
+    """Return whether the network of all images has been trained to its end."""
+    run = get_refit_run(cross_validation)
+    return run_folder.is_run(run.path) and is_complete(run, read_stored_config(run))
 
 
 def describe_resumed_folds(work: FoldWork, pending: Sequence[int]) -> list[str]:

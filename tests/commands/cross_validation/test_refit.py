@@ -181,3 +181,13 @@ def test_majority_of_measured_settings_of_any_type() -> None:
     measured = choose_measured(folds)
     assert measured == {"a": True, "b": [32, 64]}
     assert measured["a"] is True
+
+
+def test_dry_run_names_the_refit_that_is_left(insects: Path, tmp_path: Path) -> None:
+    ensemble = {"trainer__epochs": 1, "cross_validation__final": "ensemble"}
+    finetune.fit(build_refit_config(insects, tmp_path, **ensemble))
+    reporter = RecordingReporter()
+    again = build_refit_config(insects, tmp_path, trainer__epochs=1, resume="auto")
+    finetune.plan_fit(again, reporter=reporter)
+    assert "all folds are complete; the network of all images to be trained" in reporter.notes[0]
+    assert "cross_validation.final changes from ensemble to refit." in reporter.notes

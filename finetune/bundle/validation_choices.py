@@ -20,6 +20,8 @@ def list_validation_choices(cards: Iterable["ModelCard"]) -> tuple[str, ...]:
         facts = card.facts
         if (facts.get("soup") or {}).get("method") == "greedy":
             choices.append("the runs of the soup")
+        if (facts.get("interpolation") or {}).get("fraction") is not None:
+            choices.append("the position between the probe and the last epoch")
         if "ensemble_weights" in facts:
             choices.append("the weights of the models")
         if facts.get("calibration") is not None:
@@ -36,6 +38,6 @@ def describe_validation_choices(choices: Iterable[str]) -> str:
         return ""
     names = f"{', '.join(first)} and {last}" if first else last
     return (
-        f"The validation images also chose {names}: their metrics are somewhat "
+        f"The validation images also chose {names}: metrics of the validation images are somewhat "
         f"optimistic. Compare models on test images."
     )

@@ -161,7 +161,7 @@ def test_metrics_of_images_that_chose_the_weights_are_remarked(runs: Runs) -> No
     )
     assert equal["validation_choices"] == []
     assert fitted["validation_choices"] == ["the weights of the models"]
-    remark = "The validation images also chose the weights of the models: their metrics"
+    remark = "The validation images also chose the weights of the models: metrics of"
     assert remark in " ".join(build_remarks(fitted))
     assert remark not in " ".join(build_remarks(equal))
 

@@ -66,7 +66,7 @@ def test_greedy_soup_adds_runs_while_validation_accuracy_does_not_fall(
     facts = load_model(tmp_path / "soup").card.facts
     metrics = facts["metrics"]
     assert facts["evaluations"]["val"]["validation_choices"] == ["the runs of the soup"]
-    assert "also chose the runs of the soup: their" in (tmp_path / "soup/README.md").read_text()
+    assert "also chose the runs of the soup: metrics" in (tmp_path / "soup/README.md").read_text()
     assert metrics["val"]["accuracy"] == pytest.approx(result.soup["val_accuracy"])
 
 

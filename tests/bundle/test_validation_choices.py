@@ -1,0 +1,29 @@
+"""Tests of what validation images chose of a model, from its card."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from finetune.bundle.model_card import ModelCard
+from finetune.bundle.validation_choices import describe_validation_choices, list_validation_choices
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (
+            {"interpolation": {"fraction": 0.0}},
+            ("the position between the probe and the last epoch",),
+        ),
+        ({"interpolation": {"fraction": None}}, ()),
+    ],
+)
+def test_choices_on_the_card_are_named(facts: dict[str, Any], expected: tuple[str, ...]) -> None:
+    card = cast(ModelCard, SimpleNamespace(facts=facts))
+    assert list_validation_choices([card]) == expected
+
+
+def test_sentence_says_whose_metrics_are_optimistic() -> None:
+    sentence = describe_validation_choices(["the temperature"])
+    assert "metrics of the validation images" in sentence

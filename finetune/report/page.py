@@ -1,5 +1,7 @@
 """The page: templates filled in, with the style sheet and the scripts inside."""
 
+import base64
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -64,12 +66,14 @@ def render_page(
     )
     environment.filters.update({**FILTERS, "json_data": lambda value: Markup(format_json(value))})
     written_at = written_at or datetime.now().astimezone()
+    scripts = _read_assets(_SCRIPTS)
     return environment.get_template(template).render(
         title=title,
         sections=sections,
         # no text of the assets contains a closing tag, which a test checks
         styles=Markup(_read_assets(_STYLES)),
-        scripts=Markup(_read_assets(_SCRIPTS)),
+        scripts=Markup(scripts),
+        content_policy=Markup(_build_content_policy(scripts)),
         version=version,
         written_at=written_at.strftime("%-d %B %Y, %H:%M"),
         **(values or {}),
@@ -80,6 +84,21 @@ def format_json(value: Any) -> str:
     """Return JSON that may stand in a script element: no text in it can close the element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _build_content_policy(scripts: str) -> str:
+    """Return the page's content security policy: no network, and no script but that of the page.
+
+    Styles are allowed wherever they stand, as the charts set some on their elements.
+
+    Args:
+        scripts: Text of the one script element; others hold data, which no browser runs.
+    """
+    digest = base64.b64encode(hashlib.sha256(scripts.encode()).digest()).decode()
+    return (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
+        f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    )
 
 
 def _read_assets(names: Iterable[str]) -> str:

@@ -1,6 +1,9 @@
 """Tests of sections: what they show of made facts, and that they are left out without them."""
 
+import base64
+import hashlib
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -232,6 +235,16 @@ def test_equal_classes_are_not_called_one_time_as_many(counts: list[int], expect
     page = render_report(build_facts(class_counts={"train": counts}), version="1")
     assert expected in page
     assert "has 1 times" not in page
+
+
+def test_page_allows_no_script_but_its_own() -> None:
+    page = render_report(build_facts(rows=[build_row(1, val__loss=1.0)]), version="1")
+    policy = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)[0]
+    directives = dict(one.strip().split(" ", 1) for one in policy.split(";"))
+    assert {directives[name] for name in ("default-src", "base-uri", "form-action")} == {"'none'"}
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert directives["script-src"] == f"'sha256-{digest}'"
 
 
 def test_page_escapes_names_of_classes_files_and_runs() -> None:

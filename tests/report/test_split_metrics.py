@@ -1,5 +1,7 @@
 """Tests of the metrics of predictions, compared with those of evaluations and of libraries."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,33 @@ def test_label_metrics_equal_those_of_evaluation() -> None:
     assert intervals.keys() == computed.keys()
     for name, (low, high) in intervals.items():
         assert low < computed[name][0] < high
+
+
+@pytest.mark.parametrize(
+    ("positives", "is_grouped", "missing"),
+    [
+        ([9, 40, 40], False, {"macro_f1", "mean_average_precision"}),
+        ([10, 40, 40], False, {"mean_average_precision"}),
+        ([20, 40, 40], False, set()),
+        ([20, 40, 0], False, set()),
+        ([20, 40, 40], True, {"mean_average_precision"}),
+    ],
+)
+def test_means_over_labels_have_no_interval_where_a_label_is_rare(
+    positives: list[int], missing: set[str], *, is_grouped: bool
+) -> None:
+    random = np.random.default_rng(0)
+    target = np.zeros((100, 3))
+    for label, count in enumerate(positives):
+        target[np.arange(count) * (100 // max(1, count)), label] = 1
+    table = np.clip(0.25 + 0.3 * target + 0.4 * random.random(target.shape), 0, 1)
+    one = build_predictions(target, table)
+    if is_grouped:  # pairs of images, each twice a positive of the first label or not at all
+        order = np.argsort(-target[:, 0], kind="stable")
+        one = replace(build_predictions(target[order], table[order]), groups=np.arange(100) // 2)
+    intervals = measure_label_intervals(one, (0.5, 0.5, 0.5))
+    assert {"micro_f1", "micro_average_precision", "loss"} <= intervals.keys()
+    assert {"macro_f1", "mean_average_precision"} - intervals.keys() == missing
 
 
 def test_reliability_error_equals_calibration_error_of_evaluation() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -147,9 +148,9 @@ def _read_held_out(path: Path) -> Tensor:
         RunFolderError: The file is missing or damaged.
     """
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as stream, np.load(stream) as stored:
             return torch.from_numpy(stored["probabilities"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise RunFolderError(
             f"{path} is missing or damaged ({error}). Remove the folder of its fold and resume the "
             f"run, which trains that fold again."

@@ -1,5 +1,6 @@
 """Command that writes the report of one run, or of several side by side."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,6 +86,37 @@ def report(
         default = RunFolder(folders[0]).report_path
     file = default if output is None else Path(output)
     return write_page(text, file, runs=[str(folder) for folder in folders])
+
+
+def write_report(
+    runs: StrPath | Sequence[StrPath],
+    *,
+    output: StrPath | None = None,
+    split: str | None = None,
+    images: bool = True,
+    reporter: Reporter | None = None,
+) -> ReportResult:
+    """Write the page of a run, or of several side by side, as ``finetune report`` does.
+
+    Args:
+        runs: Run folder, cross-validation or bundle; several are compared.
+        output: HTML file to write; None for ``report.html`` in the folder of one run, and
+            ``comparison.html`` in the working folder for several.
+        split: "val" or "test", the split that the page is about; None for the test split, else
+            the validation split.
+        images: Whether the page shows images and pictures of the network.
+        reporter: Receiver of messages; None discards them.
+
+    Raises:
+        FinetuneError: Any error that the user can fix.
+    """
+    if split not in (None, "val", "test"):
+        raise ConfigError(f"split={split!r}: unknown split. Choose val or test.")
+    paths = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
+    if not paths:
+        raise ConfigError("No run was given. Pass the folder of a run, or several.")
+    seconds = PHOTO_SECONDS if images else 0.0
+    return report(paths, output=output, split=split, photo_seconds=seconds, reporter=reporter)
 
 
 def _choose_split(facts: RunFacts, split: str | None) -> RunFacts:

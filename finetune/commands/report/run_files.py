@@ -5,6 +5,7 @@ import json
 import logging
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -65,9 +66,9 @@ def read_split_predictions(path: Path, manifest: Manifest, split: Split) -> Spli
     if not path.is_file() or not samples:
         return None
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as stream, np.load(stream) as stored:
             probabilities = np.asarray(stored["probabilities"], np.float64)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         _skip(path, error)
         return None
     if probabilities.shape != (len(samples), len(manifest.classes)):

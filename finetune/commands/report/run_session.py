@@ -20,6 +20,8 @@ from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter
 
 _VERSION = 1
+_NUMBERS = ("seconds", "cpu_seconds", "num_processes", "num_parameters", "loaded_fraction")
+_TYPES_OF_TABLES: Mapping[str, Any] = {"stages": (int, float), "reasons": str, "versions": str}
 
 
 class SessionRecorder:
@@ -121,7 +123,24 @@ def read_sessions(run: RunFolder) -> list[dict[str, Any]]:
         sessions = content["sessions"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return [one for one in sessions if isinstance(one, dict)] if isinstance(sessions, list) else []
+    if not isinstance(sessions, list):
+        return []
+    return [_keep_valid(session) for session in sessions if isinstance(session, dict)]
+
+
+def _keep_valid(session: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a session without the values that are not of their type."""
+    kept = {}
+    for key, value in session.items():
+        inner = _TYPES_OF_TABLES.get(key)
+        if inner is not None:
+            if isinstance(value, dict) and all(isinstance(one, inner) for one in value.values()):
+                kept[key] = value
+        elif not isinstance(value, (dict, list)) and (
+            key not in _NUMBERS or isinstance(value, int | float)
+        ):
+            kept[key] = value
+    return kept
 
 
 def describe_command(argv: Sequence[str]) -> str:

@@ -15,6 +15,9 @@ MAX_OPEN_CLASSES = 30
 MAX_LISTED = 10
 """Findings of a kind that are listed."""
 
+MIN_CLASS_IMAGES = 20
+"""Training images below which a class is listed, as in the audit."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClassCount:
@@ -123,12 +126,25 @@ def _describe_audit(audit: Mapping[str, Any], facts: RunFacts) -> Iterator[Audit
     yield _build_line("Rejected files", len(facts.rejected), "", ("file", "reason"), facts.rejected)
     if similar := audit.get("similar_classes"):
         yield AuditLine("Groups of similar class names", len(similar))
-    if small := audit.get("under_represented_classes"):
+    if small := _find_small_classes(audit, facts):
+        noun = "Labels" if facts.is_multi_label else "Classes"
         yield AuditLine(
-            "Classes with fewer than 20 training images",
+            f"{noun} with fewer than {MIN_CLASS_IMAGES} training images",
             len(small),
             ", ".join(map(str, small[:MAX_LISTED])) + (" …" if len(small) > MAX_LISTED else ""),
         )
+
+
+def _find_small_classes(audit: Mapping[str, Any], facts: RunFacts) -> list[str]:
+    """Return the classes with fewer than 20 training images, the smallest first.
+
+    The audit counts the images before they are split.
+    """
+    counts = facts.class_counts.get("train")
+    if counts is None:
+        return list(audit.get("under_represented_classes") or ())
+    named = sorted((int(count), name) for name, count in zip(facts.classes, counts, strict=True))
+    return [name for count, name in named if count < MIN_CLASS_IMAGES]
 
 
 def _describe_duplicates(duplicates: Sequence[Mapping[str, Any]] | None) -> AuditLine:

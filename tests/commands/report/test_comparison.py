@@ -131,6 +131,18 @@ def test_differences_leave_out_what_a_run_does_not_learn_by() -> None:
     assert label_runs([first, first]) == ("x/a (1)", "x/a (2)")
 
 
+def test_write_report_of_python_takes_one_run_or_several(tmp_path: Path) -> None:
+    page = finetune.write_report(OLD_RUN, output=tmp_path / "one.html", images=False)
+    assert page.output.read_text(encoding="utf-8").count("<img") == 0
+    assert page.runs == (str(OLD_RUN),)
+    both = finetune.write_report([OLD_RUN, str(OLD_RUN)], output=tmp_path / "two.html")
+    assert "Comparison of runs" in both.output.read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="split='train': unknown split"):
+        finetune.write_report(OLD_RUN, split="train")
+    with pytest.raises(ConfigError, match="No run was given"):
+        finetune.write_report([])
+
+
 def test_report_of_several_runs_is_written_to_the_working_folder(
     trained: FitResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,6 +171,10 @@ def test_report_of_run_of_version_0_1_has_what_it_has(tmp_path: Path) -> None:
         ("measured.json", "[]"),
         ("diagnosis.json", '{"findings": 3}'),
         ("network.json", "[1]"),
+        ("network.json", '{"after": 3}'),
+        ("network.json", '{"after": {"layers": [{"units": 3}, 4]}, "num_images": "x"}'),
+        ("sessions.json", '{"sessions": [{"stages": 3, "seconds": "x", "reasons": [1]}]}'),
+        ("sessions.json", '{"sessions": [{"stages": {"epochs": "x"}, "versions": {"a": {}}}]}'),
         ("sessions.json", '{"sessions": [1, 2]}'),
         ("rejected.csv", "a,b\n1,2\n"),
         ("val_predictions.npz", "no archive"),
@@ -187,6 +191,20 @@ def test_report_leaves_out_a_damaged_file(
     page = report([run]).output.read_text(encoding="utf-8")
     assert '<section id="headline"' in page
     assert '<section id="metrics"' in page
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.99])
+def test_report_leaves_out_truncated_predictions(
+    fraction: float, trained: FitResult, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained.run_dir, run, ignore=shutil.ignore_patterns("checkpoints", "bundle"))
+    file = run / "val_predictions.npz"
+    assert "val" in read_facts(run).predictions
+    content = file.read_bytes()
+    file.write_bytes(content[: int(fraction * len(content))])
+    assert "val" not in read_facts(run).predictions
+    assert report([run], photo_seconds=0).output.is_file()
 
 
 def test_report_leaves_out_predictions_of_other_images(trained: FitResult, tmp_path: Path) -> None:

@@ -137,14 +137,14 @@ def _describe_bundle(run: RunFolder) -> dict[str, Any]:
     """Return what is known of the finished model without its files."""
     card = read_card_json(run.bundle_dir)
     facts = card.get("facts") or {}
-    sessions = read_sessions(run)
+    licenses = (session.get("weights_license") for session in read_sessions(run))
     return {
         "backbone": card.get("backbone"),
         "classes": card.get("classes"),
         "temperature": card.get("temperature"),
         "metrics": facts.get("metrics"),
         "weights": facts.get("weights"),
-        "weights_license": sessions[-1].get("weights_license") if sessions else None,
+        "weights_license": next(filter(None, licenses), None),
     }
 
 

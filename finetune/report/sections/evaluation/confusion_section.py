@@ -1,5 +1,6 @@
 """Section on confusions: matrix as a heat map, and the pairs that are confused most."""
 
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ MAX_DRAWN_CLASSES = 30
 NUM_PAIRS = 12
 _LARGEST_CELL, _SMALLEST_CELL, _SIDE = 64, 22, 620
 _LETTER_WIDTH = 6.6
+_WIDE_LETTERS = "mwMW@"
 _MAX_LETTERS = 22
 
 
@@ -68,6 +70,7 @@ class HeatMap:
     names: tuple[str, ...]
     cells: tuple[HeatCell, ...]
     has_counts: bool
+    is_turned: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class ConfusionSection:
         heat_map: Matrix; None for many classes.
         pairs: Pairs that are confused most.
         num_other_pairs: Pairs that are not listed.
+        most_of_other_pairs: Largest number of images of one of them.
     """
 
     split: str
@@ -89,6 +93,7 @@ class ConfusionSection:
     heat_map: HeatMap | None
     pairs: tuple[ConfusedPair, ...]
     num_other_pairs: int
+    most_of_other_pairs: int
 
 
 def build_confusion(facts: RunFacts) -> ConfusionSection | None:
@@ -100,14 +105,18 @@ def build_confusion(facts: RunFacts) -> ConfusionSection | None:
     predicted = predictions.probabilities.argmax(axis=1)
     matrix = count_confusions(predictions.target, predicted, len(facts.classes))
     pairs = find_confused_pairs(matrix, facts.classes)
+    # many pairs with one image each: any of them would be listed by chance
+    is_listed = len(pairs) <= NUM_PAIRS or pairs[0].count > 1
+    shown = tuple(pairs[:NUM_PAIRS]) if is_listed else ()
     is_drawn = len(facts.classes) <= MAX_DRAWN_CLASSES
     return ConfusionSection(
         name_split(split or ""),
         int(matrix.sum()),
         int(matrix.sum() - matrix.trace()),
         _draw(matrix, facts.classes) if is_drawn else None,
-        tuple(pairs[:NUM_PAIRS]),
-        max(0, len(pairs) - NUM_PAIRS),
+        shown,
+        len(pairs) - len(shown),
+        pairs[len(shown)].count if len(pairs) > len(shown) else 0,
     )
 
 
@@ -136,14 +145,31 @@ def shorten(name: str, max_letters: int = _MAX_LETTERS) -> str:
     return name if len(name) <= max_letters else name[: max_letters - 1] + "\u2026"
 
 
+def estimate_width(name: str) -> float:
+    """Return the width of a name in the matrix, in pixels; some letters are wider than others."""
+    return sum(map(_estimate_letter, name))
+
+
+def _estimate_letter(letter: str) -> float:
+    if unicodedata.east_asian_width(letter) in "WF" or letter in _WIDE_LETTERS:
+        return 2 * _LETTER_WIDTH
+    return 1.4 * _LETTER_WIDTH if letter.isupper() else _LETTER_WIDTH
+
+
 def _draw(matrix: NDArray[np.int64], classes: tuple[str, ...]) -> HeatMap:
     names = tuple(map(shorten, classes))
-    left = 14 + _LETTER_WIDTH * max(map(len, names)) + 18
+    longest = max(map(estimate_width, names))
+    left = 14 + longest + 18
     cell = min(_LARGEST_CELL, max(_SMALLEST_CELL, (_SIDE - left) / len(classes)))
     # names below the columns are turned where they have no room
     top, side = 6.0, cell * len(classes)
-    turned = max(map(len, names)) * _LETTER_WIDTH > cell - 4
-    below = (max(map(len, names)) * _LETTER_WIDTH * 0.75 if turned else 14) + 34
+    turned = longest > cell - 4
+    # a name that is turned by 45 degrees ends so far to the right of its column's middle
+    ends = [
+        (column + 0.5) * cell + estimate_width(name) * 0.75 for column, name in enumerate(names)
+    ]
+    right = left + (max(ends) if turned else 0)
+    below = (longest * 0.75 if turned else 14) + 34
     support = np.maximum(matrix.sum(axis=1), 1)
     cells = tuple(
         HeatCell(
@@ -163,9 +189,10 @@ def _draw(matrix: NDArray[np.int64], classes: tuple[str, ...]) -> HeatMap:
         round(cell, 1),
         round(left, 1),
         top,
-        round(left + side + (60 if turned else 8), 1),
+        round(max(right, left + side + 8), 1),
         round(top + side + below, 1),
         names,
         cells,
         largest < cell,
+        turned,
     )

@@ -62,7 +62,11 @@ def build_network_section(facts: RunFacts) -> NetworkSection | None:
     tree = facts.network
     if not isinstance(tree, Mapping):
         return None
-    before, after = (_index_layers((tree.get(key) or {}).get("layers")) for key in _STATES)
+    states = (tree.get(key) for key in _STATES)
+    before, after = (
+        _index_layers(state.get("layers") if isinstance(state, Mapping) else None)
+        for state in states
+    )
     layers = [_pair(name, before.get(name), after.get(name)) for name in {**after, **before}]
     gradients = _index_layers(tree.get("gradients"))
     weights = _index_layers(tree.get("weights"))
@@ -78,14 +82,22 @@ def build_network_section(facts: RunFacts) -> NetworkSection | None:
     if not layers and not changes:
         return None
     largest = max((entry.change or 0.0 for entry in changes), default=0.0)
-    return NetworkSection(tree.get("num_images"), tuple(layers), tuple(changes), largest or 1.0)
+    num_images = _get_number(tree, "num_images")
+    return NetworkSection(
+        None if num_images is None else int(num_images),
+        tuple(layers),
+        tuple(changes),
+        largest or 1.0,
+    )
 
 
 _STATES = ("before", "after")
 
 
-def _index_layers(layers: Sequence[Mapping[str, Any]] | None) -> dict[str, Mapping[str, Any]]:
-    return {str(layer["name"]): layer for layer in layers or ()}
+def _index_layers(layers: Any) -> dict[str, Mapping[str, Any]]:
+    """Return the entries by name; those of a damaged file are left out."""
+    known = layers if isinstance(layers, Sequence) else ()
+    return {str(one["name"]): one for one in known if isinstance(one, Mapping) and "name" in one}
 
 
 def _pair(
@@ -99,7 +111,7 @@ def _pair(
     return LayerEntry(
         name,
         str(known.get("kind", "")),
-        known.get("units"),
+        None if (units := _get_number(known, "units")) is None else int(units),
         get("dead"),
         get("saturated"),
         get("mean_abs_correlation"),
@@ -109,4 +121,4 @@ def _pair(
 
 def _get_number(layer: Mapping[str, Any] | None, key: str) -> float | None:
     value = None if layer is None else layer.get(key)
-    return None if value is None else float(value)
+    return float(value) if isinstance(value, int | float) else None

@@ -86,7 +86,7 @@ def test_open_existing_follows_latest_link(tmp_path: Path) -> None:
     ("path", "message"),
     [
         ("latest", "latest .*finetune fit FOLDER"),
-        ("missing", r"missing .*config\.yaml or manifest\.csv"),
+        ("missing", r"missing does not exist\. Pass a folder created by finetune fit"),
         (".", "not a run folder"),
     ],
 )

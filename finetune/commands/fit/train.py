@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pytorch_lightning.callbacks import LambdaCallback
 
 from finetune.builders import (
     Training,
@@ -32,17 +31,11 @@ from finetune.commands.fit.run_tracking.tracker_table import (
     update_origin,
 )
 from finetune.commands.inspect.features import ProbeDuplicateSearch, record_probe_findings
-from finetune.commands.measurement.accuracy_drop import describe_accuracy_drop
 from finetune.commands.measurement.augmentation_check import settle_augmentation
 from finetune.commands.measurement.initialization import scale_head, settle_learning_rate
-from finetune.commands.measurement.interpolation import (
-    describe_interpolation,
-    interpolate_best_model,
-)
-from finetune.commands.measurement.measured import read_measured
 from finetune.commands.measurement.normalization import settle_normalization
 from finetune.commands.measurement.prior_adjustment import needs_strength, save_probe_predictions
-from finetune.commands.measurement.refit_choice import keep_chosen_weights, read_refit_choice
+from finetune.commands.measurement.refit_choice import choose_weights, read_refit_choice
 from finetune.commands.measurement.stage_report import record_stages
 from finetune.commands.report.fit_report import write_fit_report
 from finetune.commands.report.run_session import SessionRecorder
@@ -54,7 +47,7 @@ from finetune.system.files import write_text
 from finetune.system.hardware import get_process_device
 from finetune.system.run_folder import RunFolder
 from finetune.training.callbacks.network_compiler import NetworkCompiler
-from finetune.training.callbacks.progress import Progress
+from finetune.training.callbacks.progress import EpochEndHook, Progress
 from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
 from finetune.training.checkpoint_io import is_probe_checkpoint, save_probe
 from finetune.training.loggers.run_tracker import RunTracker
@@ -100,29 +93,14 @@ def train(
             reporter.note(early_stop.describe())
         # read again, as the probe may have added duplicates
         manifest = read_stored_manifest(run, training.config)
-        choice = read_refit_choice(run)
-        if choice is not None:
-            keep_chosen_weights(run, choice)
-        elif not training.is_probe_only:
-            drop = describe_accuracy_drop(
-                tracker.csv.get_rows(after=-1, up_to=tracker.csv.num_epochs),
-                training.config,
-                num_classes=len(training.data.classes),
-                is_rate_measured="optim.lr" in read_measured(run),
-            )
-            if drop is not None:
-                reporter.note(drop)
-            device = get_device(training, rendezvous)
-            interpolation = interpolate_best_model(run, training, device=device, reporter=reporter)
-            if interpolation is not None:
-                reporter.note(describe_interpolation(interpolation))
+        choose_weights(run, training, tracker, get_device(training, rendezvous), reporter)
         rebalance_head(run, replace(training, manifest=manifest), reporter)
         evaluation = replace(
             evaluate_best_model(run, replace(training, manifest=manifest), reporter),
             early_stop=early_stop,
         )
         record_end(run, training, rendezvous, reporter)
-    is_validated = choice is None and not training.is_probe_only
+    is_validated = read_refit_choice(run) is None and not training.is_probe_only
     if is_validated and is_probe_checkpoint(run.best_checkpoint_path):
         reporter.note(
             "Fine-tuning did not improve on the linear probe. Try more epochs, more images or "
@@ -222,7 +200,7 @@ def _build_callbacks(
         *([compiler] if training.config.trainer.compile else []),
         Progress(reporter),
         tracker.csv,
-        LambdaCallback(on_train_epoch_end=lambda *_: recorder.save()),
+        EpochEndHook(recorder.save),
     ]
 
 

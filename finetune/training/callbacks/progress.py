@@ -1,5 +1,6 @@
-"""Progress bars of epochs."""
+"""Progress bars of epochs, and a hook at the end of each."""
 
+from collections.abc import Callable
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -66,3 +67,18 @@ class Progress(Callback):
         """Finish the bar of the interrupted epoch."""
         if trainer.is_global_zero:
             self.reporter.finish()
+
+
+class EpochEndHook(Callback):
+    """Callback that calls a function at the end of each training epoch, on every rank.
+
+    Args:
+        function: Function without arguments.
+    """
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Call the function."""
+        self.function()

@@ -151,7 +151,7 @@ def test_compare_cost_equals_plan_of_fit(animals: Path, weights_dir: Path) -> No
         assert row.num_parameters == plan["model"]["num_parameters"]
         assert row.image_size == 64
         assert row.training_bytes is not None
-        assert round(row.training_bytes / 1e9, 3) == plan["cost"]["memory_gb"]["total"]
+        assert row.training_bytes / 1e9 == pytest.approx(plan["cost"]["memory_gb"]["total"])
         assert row.batch_size == plan["cost"]["micro_batch_size"]
         assert row.num_macs > 1e6
         assert row.images_per_second is not None

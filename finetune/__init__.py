@@ -1,8 +1,9 @@
 """Fine-tune pretrained timm backbones on a folder of images.
 
 The commands of the command line are functions here: ``fit``, ``resume``, ``inspect``, ``compare``,
-``tune``, ``evaluate``, ``predict``, ``export``, ``fetch``. They are imported on first use, so that
-``import finetune`` is light.
+``tune``, ``evaluate``, ``predict``, ``export``, ``fetch``, and ``write_report`` for the command
+``report``, whose name a package has. They are imported on first use, so that ``import finetune`` is
+light.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from finetune.commands.fetch import fetch
     from finetune.commands.fit.fit import resume
     from finetune.commands.predict import predict
+    from finetune.commands.report.report import write_report
     from finetune.config.schema import Config
 
     __version__: str
@@ -47,6 +49,7 @@ __all__ = [
     "resume",
     "resume_tune",
     "tune",
+    "write_report",
 ]
 
 _LAZY_IMPORTS = {
@@ -62,6 +65,7 @@ _LAZY_IMPORTS = {
     "inspect": "finetune.api",
     "export": "finetune.commands.export",
     "fetch": "finetune.commands.fetch",
+    "write_report": "finetune.commands.report.report",
     "Config": "finetune.config.schema",
 }
 

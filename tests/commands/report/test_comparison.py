@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import finetune
 from finetune.commands.fit.fit import FitResult
 from finetune.commands.report.report import check_same_classes, report
 from finetune.errors import ConfigError

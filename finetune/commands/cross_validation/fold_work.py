@@ -72,9 +72,7 @@ def start_or_reopen(config: Config, reporter: Reporter) -> FoldWork:
     recorder = SessionRecorder(cross_validation.run, reporter, started=start)
     device = resolve_accelerator(cross_validation.config.trainer.accelerator)
     reasons = {line["key"]: line["reason"] for line in plan["recipe"]}
-    recorder.describe(
-        device=device, num_processes=cross_validation.config.world_size, facts={"reasons": reasons}
-    )
+    recorder.describe(device=device, num_processes=1, facts={"reasons": reasons})
     recorder.save()
     return FoldWork(cross_validation, plan, {}, config.cross_validation.fold)
 

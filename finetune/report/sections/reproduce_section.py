@@ -64,14 +64,16 @@ def _list_commands(facts: RunFacts) -> list[tuple[str, str]]:
 
 
 def _describe_hardware(facts: RunFacts) -> list[tuple[str, str]]:
+    # the session that prepares a cross-validation has one, those of its folds have all
+    processes = max((int(one.get("num_processes") or 1) for one in facts.sessions), default=1)
     rows = [
         ("Device", _list_values(facts, "device_name")),
-        ("Processes", _list_values(facts, "num_processes")),
+        ("Processes", "" if processes == 1 else str(processes)),
         ("CPU cores", _list_values(facts, "num_cores")),
         ("System", _list_values(facts, "platform")),
         ("Git commit of the working folder", _list_values(facts, "git_commit")),
     ]
-    return [(name, value) for name, value in rows if value and (name, value) != ("Processes", "1")]
+    return [(name, value) for name, value in rows if value]
 
 
 def _list_values(facts: RunFacts, key: str) -> str:

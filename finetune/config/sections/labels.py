@@ -32,8 +32,8 @@ class LabelKeys(Section):
     task: Literal["auto", "single_label", "multi_label"] = Field(
         "auto",
         description="single_label: each image has one class; multi_label: each image of a CSV or "
-        "Parquet file has any number of labels; auto: multi_label with label_columns, if a CSV has a "
-        "column labels instead of label, or if a column of Parquet holds lists",
+        "Parquet file has any number of labels; auto: multi_label with label_columns, if a CSV has "
+        "a column labels instead of label, or if a column of Parquet holds lists",
     )
     label_columns: Annotated[str, BeforeValidator(_join_columns)] = Field(
         "",

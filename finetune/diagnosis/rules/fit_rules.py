@@ -110,7 +110,7 @@ def find_generalization_gap(evidence: RunEvidence) -> Finding | None:
         title=(
             "Training set too small for this task"
             if is_small
-            else f"{format_percent(train - val)} better on training than on validation images"
+            else f"{100 * (train - val):.1f} points better on training than on validation images"
         ),
         sentence=(
             f"{format_percent(train)} of the training images are correct and {format_percent(val)} "

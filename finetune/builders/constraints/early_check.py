@@ -186,6 +186,6 @@ def _check_balance(config: ResolvedConfig, facts: Facts) -> None:
         multi_hot=np.eye(num_classes, dtype=np.float32)[labels] if is_multi_label else None,
     )
     classes = tuple(f"class {index}" for index in range(num_classes))
-    data = TrainingData(Path(), classes, images, images, images, facts.class_counts)
+    data = TrainingData(Path(), classes, images, images, images, tuple(facts.class_counts))
     build_balance = build_label_balance if is_multi_label else build_class_balance
     build_balance(config, data)

@@ -102,9 +102,11 @@ def rebalance_head(run: RunFolder, training: Training, reporter: Reporter) -> No
         effect = f"no tau improves its {before}, so the classifier is unchanged"
     else:
         effect = f"{before} -> {after}"
-    setting = f"tau {result.tau:g}"
-    if result.penalty is not None:
-        setting = f"L2 {format_scientific(result.penalty, digits=1)}"
+    setting = (
+        f"tau {result.tau:g}"
+        if result.penalty is None
+        else f"L2 {format_scientific(result.penalty, digits=1)}"
+    )
     reporter.note(
         f"Classifier rebalanced by {method} ({setting}). Balanced accuracy on val: {effect}."
     )

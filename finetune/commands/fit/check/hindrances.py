@@ -189,13 +189,13 @@ def find_unfollowed_labels(evidence: CheckEvidence) -> Finding | None:
     result = evidence.held_out
     if result is None or result.num_images < _MIN_HELD_OUT or result.p_value <= _CHANCE_P_VALUE:
         return None
-    of = "images" if result.num_predictions == result.num_images else "labels"
+    of = "" if result.num_predictions == result.num_images else "labels of "
     return Finding(
         rule="labels_not_followed",
         severity="problem" if evidence.is_pretrained else "info",
         title="The images were learned by heart only",
-        sentence=f"After it, {result.num_right} of {result.num_predictions} {of} of other training "
-        f"images are right; with their labels exchanged at random, {result.chance:.1f} are "
+        sentence=f"Of {of}other training images, {result.num_right} of {result.num_predictions} "
+        f"are then right; with their labels exchanged at random, {result.chance:.1f} are "
         f"(p = {result.p_value:.2f}). "
         + (
             "Either the labels are shuffled, or what the backbone sees does not tell the classes "

@@ -24,10 +24,12 @@ def _stops_before_reduction(config: ResolvedConfig, _: RunSpec) -> bool:
 
 
 def _ends_before_unfreezing(config: ResolvedConfig, run: RunSpec) -> bool:
-    """Return whether layers are to be unfrozen, but not before the run has ended."""
+    """Return whether layers are to be unfrozen, but only after the last of several epochs."""
     unfreeze = config.unfreeze
     if not unfreeze.params or unfreeze.name not in UNFREEZE_SCHEDULES:
         return False
+    if config.trainer.epochs == 1:
+        return False  # a trial of one epoch
     if any(phase.depth > 1 for phase in run.phases):
         return False
     return build_depth_schedule(unfreeze, run.facts.num_groups)(_LATE_EPOCH) > 1

@@ -14,8 +14,8 @@ from finetune.cli.main import run as run_command
 from finetune.commands.submit.batch_script import JobResources, render_batch_script
 from tests.support.runs import (
     CLASSES,
+    assert_close_rows,
     compute_largest_difference,
-    drop_times,
     load_checkpoint,
     load_weights,
     read_rows,
@@ -155,8 +155,7 @@ def assert_same_result(run: Path, expected: Path) -> None:
     actual_rows, expected_rows = read_rows(run), read_rows(expected)
     assert [row["epoch"] for row in actual_rows] == [str(n + 1) for n in range(NUM_EPOCHS)]
     for row, other in zip(actual_rows, expected_rows, strict=True):
-        for name in drop_times(other):
-            assert float(row[name]) == pytest.approx(float(other[name]), abs=1e-6), name
+        assert_close_rows(row, other)
     assert (run / "bundle" / "model.safetensors").is_file()
 
 

@@ -83,8 +83,9 @@ def test_measure_split_without_errors_has_no_interval_of_zero_width() -> None:
 
 
 def test_label_metrics_equal_those_of_evaluation() -> None:
-    target = (RANDOM.random((60, 4)) < 0.4).astype(np.float64)
-    table = np.round(0.2 * target + 0.8 * RANDOM.random((60, 4)), 2)  # some scores are equal
+    random = np.random.default_rng(6)
+    target = (random.random((90, 4)) < 0.4).astype(np.float64)  # enough of each for intervals
+    table = np.round(0.2 * target + 0.8 * random.random((90, 4)), 2)  # some scores are equal
     thresholds = np.array([0.3, 0.5, 0.6, 0.4])
     expected = evaluate_labels(
         torch.from_numpy(table),
@@ -92,7 +93,7 @@ def test_label_metrics_equal_those_of_evaluation() -> None:
         classes=list("abcd"),
         thresholds=thresholds.tolist(),
     ).metrics
-    computed = compute_label_metrics(np.ones((1, 60)), table, target, thresholds)
+    computed = compute_label_metrics(np.ones((1, 90)), table, target, thresholds)
     for name, values in computed.items():
         assert values[0] == pytest.approx(expected[name], abs=1e-6), name
     intervals = measure_label_intervals(

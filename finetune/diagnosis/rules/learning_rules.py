@@ -143,7 +143,7 @@ def find_underfitting(evidence: RunEvidence) -> Finding | None:
             f"{format_percent(accuracy)} of the training images are correct without augmentation "
             f"(at most {format_percent(high)} with {CONFIDENCE:.0%} confidence); "
             + (
-                f"it was {format_percent(start)} in epoch {first.epoch}: nothing is learned."
+                f"in epoch {first.epoch} it was {format_percent(start)}; chance may explain that."
                 if is_flat
                 else f"in epoch {first.epoch} it was {format_percent(start)}."
             )

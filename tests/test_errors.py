@@ -24,8 +24,12 @@ def test_docstring_tree_equals_the_classes() -> None:
 def test_documentation_lists_every_exit_code_once() -> None:
     text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| (\d+) \|", text, re.MULTILINE)
-    stopped = {errors.PREEMPTED_EXIT_CODE, errors.INTERRUPTED_EXIT_CODE}
-    codes = {kind.exit_code for kind in CLASSES.values()} | {0} | stopped
+    others = {
+        errors.PREEMPTED_EXIT_CODE,
+        errors.INTERRUPTED_EXIT_CODE,
+        errors.CHECK_FAILED_EXIT_CODE,
+    }
+    codes = {kind.exit_code for kind in CLASSES.values()} | {0} | others
     assert sorted(map(int, listed)) == sorted(codes)
 
 
@@ -33,6 +37,7 @@ def test_exit_codes_are_unique_and_nonzero() -> None:
     codes = [kind.exit_code for kind in CLASSES.values()] + [
         errors.PREEMPTED_EXIT_CODE,
         errors.INTERRUPTED_EXIT_CODE,
+        errors.CHECK_FAILED_EXIT_CODE,
     ]
     assert len(set(codes)) == len(codes)
     assert 0 not in codes

@@ -91,7 +91,7 @@ def test_export_of_several_models_prints_members_folder(
 ) -> None:
     words = cli.ok("export", *models, "--output", tmp_path / "model").words
     assert "finetune.json, members" in words
-    assert "timm predicts the same top-1 class" in words
+    assert "the exported ensemble predicts the same top-1 class" in words
     message = cli.fails(
         "export", models[0], "--output", tmp_path / "soup", "--soup", "greedy", code=2
     )

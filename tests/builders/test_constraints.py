@@ -58,12 +58,6 @@ CASES: dict[tuple[str, ...], dict[str, Any]] = {
         "probe.last_stage_epochs": 1,
     },
     ("trainer.epochs", "unfreeze.name"): {**PROBE_ONLY, "trainer.epochs": 2},
-    ("unfreeze.params",): {
-        "trainer.epochs": 2,
-        "unfreeze.name": "gradual",
-        "unfreeze.params": {"start": 99},
-        "phases": (Phase(0, 1, 1),),
-    },
     ("loss.name", "unfreeze.name"): {**PROBE_ONLY, "loss.name": "focal"},
     ("loss.label_smoothing", "unfreeze.name"): {**PROBE_ONLY, "loss.label_smoothing": 0.1},
     ("augment.rare_class_preset", "unfreeze.name"): {

@@ -32,7 +32,6 @@ MISTAKES: dict[str, dict[str, Any]] = {
         "imbalance.class_weights_params": {"beta": 2},
     },
     "not 3": {"imbalance.sampler": "effective_number", "imbalance.sampler_params": {"beta": 3}},
-    "no layer of the backbone": {"unfreeze.name": "gradual", "unfreeze.params": {"start": 9999}},
     "not divisible": {"trainer.accumulate_grad_batches": 3, "trainer.batch_size": 8},
 }
 

@@ -2,13 +2,8 @@
 
 from finetune.builders.constraints.constraint import Constraint, is_sharded
 from finetune.builders.resolve import RunSpec
-from finetune.builders.schedules import build_depth_schedule
 from finetune.config.resolved import ResolvedConfig
 from finetune.losses import SCORE_LOSSES
-from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES
-
-_LATE_EPOCH = 1_000_000
-"""Epoch that no run reaches, in which every schedule of the table has its last depth."""
 
 
 def _stops_before_reduction(config: ResolvedConfig, _: RunSpec) -> bool:
@@ -23,25 +18,7 @@ def _stops_before_reduction(config: ResolvedConfig, _: RunSpec) -> bool:
     return patience <= accepted + (2 if config.probe.enabled == "on" else 1)
 
 
-def _ends_before_unfreezing(config: ResolvedConfig, run: RunSpec) -> bool:
-    """Return whether layers are to be unfrozen, but only after the last of several epochs."""
-    unfreeze = config.unfreeze
-    if not unfreeze.params or unfreeze.name not in UNFREEZE_SCHEDULES:
-        return False
-    if config.trainer.epochs == 1:
-        return False  # a trial of one epoch
-    if any(phase.depth > 1 for phase in run.phases):
-        return False
-    return build_depth_schedule(unfreeze, run.facts.num_groups)(_LATE_EPOCH) > 1
-
-
 OPTIMIZATION = (
-    Constraint(
-        ("unfreeze.params",),
-        _ends_before_unfreezing,
-        "no layer of the backbone would be unfrozen before the last epoch ends. Unfreeze earlier, "
-        "increase trainer.epochs, or set unfreeze.name=linear_probe to train the head alone.",
-    ),
     Constraint(
         ("lr_schedule.warmup_fraction", "lr_schedule.name"),
         lambda c, _: c.lr_schedule.name == "one_cycle" and c.lr_schedule.warmup_fraction > 0,

@@ -1,4 +1,4 @@
-"""Remarks on learning-rate schedules without effect, or whose rates vanish early in the run."""
+"""Remarks on schedules without effect, or whose learning rates vanish early in the run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -41,6 +41,21 @@ def describe_schedule_effect(training: Training) -> str | None:
     if max(factors) == min(factors):
         return _describe_constant(name, config.lr_schedule.params, num_epochs)
     return _describe_vanishing(name, factors, num_epochs)
+
+
+def describe_late_unfreezing(training: Training) -> str | None:
+    """Return a sentence on an unfreeze schedule whose run ends before the backbone trains."""
+    unfreeze = training.config.unfreeze
+    num_epochs = training.config.trainer.epochs
+    if training.is_probe_only or not unfreeze.params or num_epochs == 1:
+        return None
+    if any(phase.depth > 1 for phase in training.phases):
+        return None
+    return (
+        f"unfreeze.name={unfreeze.name} unfreezes no layer of the backbone in these "
+        f"{format_count(num_epochs, 'epoch')}: only the head trains. Unfreeze earlier with "
+        f"unfreeze.params, or increase trainer.epochs."
+    )
 
 
 def _get_num_epochs(training: Training) -> int:

@@ -13,7 +13,10 @@ from finetune.builders import (
 )
 from finetune.builders.constraints.early_check import check_before_images
 from finetune.builders.constraints.probe_rules import check_probe_settings
-from finetune.builders.optimization.schedule_notes import describe_schedule_effect
+from finetune.builders.optimization.schedule_notes import (
+    describe_late_unfreezing,
+    describe_schedule_effect,
+)
 from finetune.commands.early_checks.named_files import check_named_files
 from finetune.commands.fit.plan import build_plan
 from finetune.commands.measurement.input_notes import note_input
@@ -103,10 +106,10 @@ def load_run_data(config: Config, reporter: Reporter) -> tuple[Config, RunData]:
 
 
 def note_schedule(training: Training, reporter: Reporter) -> None:
-    """Note a schedule that never changes the learning rate, or ends it early."""
-    remark = describe_schedule_effect(training)
-    if remark is not None:
-        reporter.note(remark)
+    """Note schedules without effect: of the learning rate, or of unfreezing."""
+    for remark in (describe_schedule_effect(training), describe_late_unfreezing(training)):
+        if remark is not None:
+            reporter.note(remark)
 
 
 def _measure_cost(

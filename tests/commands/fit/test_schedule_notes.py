@@ -9,9 +9,13 @@ import pytest
 
 import finetune
 from finetune.builders import Training
-from finetune.builders.optimization.schedule_notes import describe_schedule_effect
+from finetune.builders.optimization.schedule_notes import (
+    describe_late_unfreezing,
+    describe_schedule_effect,
+)
 from finetune.commands.fit.prepare import prepare_run
 from finetune.config.load import replace_values
+from finetune.types import Phase
 from tests.support.helpers import RecordingReporter
 
 NUM_EPOCHS = 6
@@ -65,3 +69,16 @@ def test_schedules_without_effect_are_noted(training: tuple[Training, list[str]]
         {"name": "exponential", "params": {"gamma": 0.1}},
     ):
         assert describe(**values) is None, values
+
+
+def test_unfreezing_after_the_last_epoch_is_noted(training: tuple[Training, list[str]]) -> None:
+    prepared, _ = training
+    keys = {"unfreeze.name": "gradual", "unfreeze.params": {"start": 99}}
+    config = replace_values(prepared.config, keys)
+    late = replace(prepared, config=config, phases=(Phase(0, NUM_EPOCHS - 1, 1),))
+    remark = describe_late_unfreezing(late)
+    assert remark is not None
+    assert "unfreezes no layer of the backbone in these 6 epochs" in remark
+    in_time = (Phase(0, 4, 1), Phase(5, NUM_EPOCHS - 1, 3))
+    assert describe_late_unfreezing(replace(late, phases=in_time)) is None
+    assert describe_late_unfreezing(prepared) is None, "random weights train whole"

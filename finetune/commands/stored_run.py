@@ -35,7 +35,7 @@ def read_stored_tree(run: RunFolder) -> dict[str, Any]:
 
     Releases without these keys used the flips and crops of the preset, adjusted priors in full,
     chose the best epoch by the monitored metric, had no momentum of SGD but Nesterov's, began with
-    a head of zeros, and fitted no heads to earlier stages.
+    a head of zeros, fitted no heads to earlier stages, and measured no training images.
 
     Raises:
         ConfigError: ``config.yaml`` is damaged.
@@ -46,6 +46,7 @@ def read_stored_tree(run: RunFolder) -> dict[str, Any]:
         "checkpoint": {"monitor": _get_section(tree, "trainer").get("monitor", "auto")},
         "model": {"head_init": "zero"},
         "probe": {"stages": "off"},
+        "trainer": {"train_eval": "off"},
         "optim": {"nesterov": "on" if _has_sgd_momentum(tree) else "off"},
     }
     scale = PRESET_CROP_SCALES.get(_get_section(tree, "augment").get("name", ""))

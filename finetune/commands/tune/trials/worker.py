@@ -72,7 +72,7 @@ class TrialLog:
         if row.state == "pruned":
             result = f"pruned{epochs}"
         else:
-            mark = " (best so far)" if is_best else ""
+            mark = " (best)" if is_best else ""
             count = format_count(row.epochs or 0, "epoch")
             result = f"{self.monitor} {row.value:.4f}{mark}, {count}"
         default = ", default settings" if row.is_default else ""

@@ -60,15 +60,16 @@ def test_schedules_without_effect_are_noted(training: tuple[Training, list[str]]
         remark = describe(**values)
         assert remark is not None, values
         assert re.search(expected, remark), remark
-    for values in (
+    silent: tuple[dict[str, Any], ...] = (
         {"name": "cosine"},
         {"name": "constant"},
         {"name": "one_cycle"},
         {"name": "step", "params": {"every": 5}},
         {"name": "plateau", "params": {"patience": 3}},
         {"name": "exponential", "params": {"gamma": 0.1}},
-    ):
-        assert describe(**values) is None, values
+    )
+    for choice in silent:
+        assert describe(**choice) is None, choice
 
 
 def test_unfreezing_after_the_last_epoch_is_noted(training: tuple[Training, list[str]]) -> None:

@@ -135,6 +135,7 @@ def test_position_of_the_last_epoch_has_its_loss_in_the_table_of_epochs(
     run = fit(data, weights, tmp_path / "run", trainer__precision="bf16-mixed")
     result = load_checkpoint(run, "best").get(INTERPOLATION_KEY)
     (*_, last) = read_rows(run)
+    assert result is not None
     assert result["scores"]["1"] == pytest.approx(float(last["val/calibrated_loss"]), abs=1e-5)
 
 

@@ -133,7 +133,7 @@ def test_batch_without_gradients_does_not_hinder_the_measurement(
     changes = [
         measure_feature_change(
             training.module,
-            [Batch(**{key: value[row] for key, value in images.items()}) for row in part],
+            [Batch(**{key: value[row] for key, value in images.items()}) for row in part],  # type: ignore[typeddict-item]
             eval_batch,
             make_optimizer=lambda classifier: build_optimizer(training, classifier, TRIAL_LR),
             create_optimizer=build_creator(training.config.optim, is_fused=False),

@@ -33,6 +33,11 @@ def parse_duration(text: str) -> float | None:
     return sum(float(number) * _SECONDS_OF[unit] for number, unit in parts)
 
 
+def is_number(value: Any) -> bool:
+    """Return whether a value is an integer or a float; True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def format_percent(fraction: float, *, decimals: int = 1) -> str:
     """Return a fraction in [0, 1] as a percentage, as in ``87.4%``."""
     return f"{fraction:.{decimals}%}"

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.report.run_facts import SplitPredictions
-from finetune.report.split_metrics import compute_interval, iterate_resamples
+from finetune.report.split_metrics import average_known, compute_interval, iterate_resamples
 
 # shape suffixes: N images, K labels, R resamples
 
@@ -93,8 +93,8 @@ def compute_label_metrics(
             "loss": weights_RN @ losses_N / totals_R,
             "subset_accuracy": weights_RN @ is_exact_N / totals_R,
             "micro_f1": 2 * hits_RK.sum(axis=1) / sizes_RK.sum(axis=1),
-            "macro_f1": _average_known(2 * hits_RK / sizes_RK),
-            "mean_average_precision": _average_known(precision_RK),
+            "macro_f1": average_known(2 * hits_RK / sizes_RK),
+            "mean_average_precision": average_known(precision_RK),
             "micro_average_precision": _compute_average_precision(
                 np.repeat(weights_RN, table_NK.shape[1], axis=1),
                 table_NK.ravel(),
@@ -116,12 +116,3 @@ def _compute_average_precision(
         gained_RT = np.diff(hits_RT, axis=1, prepend=0.0)
         values: NDArray[np.float64] = (gained_RT * precision_RT).sum(axis=1) / hits_RT[:, -1]
     return values
-
-
-def _average_known(table_RK: NDArray[np.float64]) -> NDArray[np.float64]:
-    is_known_RK = np.isfinite(table_RK)
-    with np.errstate(invalid="ignore"):
-        means: NDArray[np.float64] = np.where(is_known_RK, table_RK, 0.0).sum(
-            axis=1
-        ) / is_known_RK.sum(axis=1)
-    return means

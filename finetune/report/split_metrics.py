@@ -148,20 +148,20 @@ def _compute_metrics(
         f1_RK = 2 * hits_RK / (support_RK + predicted_RK)
     metrics = {
         "accuracy": weights_RN @ is_correct_N / totals_R,
-        "balanced_accuracy": _average_known(recalls_RK),
-        "macro_f1": _average_known(f1_RK),
+        "balanced_accuracy": average_known(recalls_RK),
+        "macro_f1": average_known(f1_RK),
         "loss": weights_RN @ losses_N / totals_R,
     }
     present = [label for label in rarest if support_RK[:, label].any()]
     if present:
-        metrics["rarest_third_recall"] = _average_known(recalls_RK[:, present])
+        metrics["rarest_third_recall"] = average_known(recalls_RK[:, present])
     if num_classes > 5:
         rank_N = (table_NK > table_NK[np.arange(num_images), target_N][:, None]).sum(axis=1)
         metrics["top5_accuracy"] = weights_RN @ (rank_N < 5) / totals_R
     return metrics, recalls_RK
 
 
-def _average_known(table_RK: NDArray[np.float64]) -> NDArray[np.float64]:
+def average_known(table_RK: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean of each row over its numbers, nan for a row without any, shape (R,)."""
     is_known_RK = np.isfinite(table_RK)
     with np.errstate(invalid="ignore"):

@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
+import torch
+
 from finetune.builders import Training, build_training
 from finetune.bundle.model_card import ModelCard
 from finetune.commands.fit.launch_check import check_launch
@@ -16,6 +18,7 @@ from finetune.distributed.local_launcher import launch_local_workers
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.errors import RunFolderError
 from finetune.system import run_folder
+from finetune.system.hardware import get_process_device
 from finetune.system.run_folder import RunFolder
 from finetune.training.checkpoint_io import read_resume_state
 from finetune.types import Reporter
@@ -126,3 +129,9 @@ def _wait_for_shared_storage(
                 f"folder must be on storage that all nodes share. Choose another --output."
             )
         time.sleep(0.2)
+
+
+def get_device(training: Training, rendezvous: Rendezvous | None) -> torch.device:
+    """Return the device of this rank."""
+    local_rank = 0 if rendezvous is None else rendezvous.launch.local_rank
+    return get_process_device(training.config.trainer.accelerator, local_rank)

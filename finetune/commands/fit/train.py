@@ -5,8 +5,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from finetune.builders import (
     Training,
     build_trainer_options,
@@ -22,7 +20,7 @@ from finetune.commands.fit.finalize import (
     write_bundle,
 )
 from finetune.commands.fit.health.network_record import record_end, record_start
-from finetune.commands.fit.process_group import open_process_group
+from finetune.commands.fit.process_group import get_device, open_process_group
 from finetune.commands.fit.resume import find_run_early_stop, is_trained
 from finetune.commands.fit.run_tracking.tracker_table import (
     finish_tracking,
@@ -44,7 +42,6 @@ from finetune.distributed.peer_errors import PeerLostError
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.probe.linear_probe import fit_probe
 from finetune.system.files import write_text
-from finetune.system.hardware import get_process_device
 from finetune.system.run_folder import RunFolder
 from finetune.training.callbacks.network_compiler import NetworkCompiler
 from finetune.training.callbacks.progress import EpochEndHook, Progress
@@ -269,12 +266,6 @@ def _build_probe_card(training: Training) -> dict[str, Any]:
 
 def _to_score(value: Any) -> float | None:
     return None if value is None else float(value)
-
-
-def get_device(training: Training, rendezvous: Rendezvous | None) -> torch.device:
-    """Return the device of this rank."""
-    local_rank = 0 if rendezvous is None else rendezvous.launch.local_rank
-    return get_process_device(training.config.trainer.accelerator, local_rank)
 
 
 @contextmanager

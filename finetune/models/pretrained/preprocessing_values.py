@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.errors import ConfigError
+from finetune.units import is_number
 
 INTERPOLATION_NAMES = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
@@ -34,12 +35,8 @@ def check_preprocessing(cfg: Mapping[str, Any]) -> None:
             )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(map(_is_number, value))
+    return isinstance(value, list | tuple) and bool(value) and all(map(is_number, value))
 
 
 def _is_positive_list(value: Any) -> bool:
@@ -47,7 +44,7 @@ def _is_positive_list(value: Any) -> bool:
 
 
 def _is_fraction(value: Any) -> bool:
-    return _is_number(value) and 0 < value <= 1
+    return is_number(value) and 0 < value <= 1
 
 
 def _is_size(value: Any) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from finetune.units import is_number
+
 _STATE_KEYS = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
@@ -37,15 +39,15 @@ class PlateauSettings:
             ValueError: A value is out of range.
         """
         checks = {
-            "factor": (_is_number(self.factor) and 0 < self.factor < 1, "between 0 and 1"),
+            "factor": (is_number(self.factor) and 0 < self.factor < 1, "between 0 and 1"),
             "patience": (_is_count(self.patience), "a whole number of 0 or more"),
             "threshold": (
-                _is_number(self.threshold) and 0 <= self.threshold < 1,
+                is_number(self.threshold) and 0 <= self.threshold < 1,
                 "0 or more and below 1",
             ),
             "cooldown": (_is_count(self.cooldown), "a whole number of 0 or more"),
             "min_factor": (
-                _is_number(self.min_factor) and 0 <= self.min_factor <= 1,
+                is_number(self.min_factor) and 0 <= self.min_factor <= 1,
                 "between 0 and 1",
             ),
         }
@@ -97,10 +99,6 @@ class PlateauFactor:
         self._optimizer.param_groups[0]["lr"] = state["factor"]
         if state["monitor"] == self.settings.monitor:
             self._scheduler.load_state_dict({key: state[key] for key in _STATE_KEYS})
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_count(value: Any) -> bool:

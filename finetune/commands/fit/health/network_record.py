@@ -12,12 +12,12 @@ from finetune.builders.network import build_network
 from finetune.bundle.bundle import load_model
 from finetune.bundle.checkpoint_file import NETWORK_PREFIX, load_checkpoint_file
 from finetune.commands.fit.health.health_sample import HealthSample
+from finetune.commands.fit.process_group import get_device
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.models.layer_groups import find_layer_groups
 from finetune.models.statistics.layer_weights import compute_changes, find_weighted_layers
 from finetune.models.statistics.network_health import measure_gradients, measure_layers_health
 from finetune.system.files import write_text
-from finetune.system.hardware import get_process_device
 from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter
 
@@ -43,7 +43,7 @@ def record_start(
     is_other_rank = rendezvous is not None and rendezvous.launch.rank > 0
     if training.config.report.network_health == "off" or is_started or is_other_rank:
         return
-    device = _get_device(training, rendezvous)
+    device = get_device(training, rendezvous)
     try:
         network = training.module.to(device).classifier.network
         sample = HealthSample(training, device)
@@ -66,7 +66,7 @@ def record_end(
     """
     if training.config.report.network_health == "off":
         return
-    device = _get_device(training, rendezvous)
+    device = get_device(training, rendezvous)
     try:
         record = _read(run)
         network = load_model(run.best_checkpoint_path).network
@@ -89,11 +89,6 @@ def record_end(
         )
     except Exception as error:
         _warn(reporter, error)
-
-
-def _get_device(training: Training, rendezvous: Rendezvous | None) -> torch.device:
-    local_rank = 0 if rendezvous is None else rendezvous.launch.local_rank
-    return get_process_device(training.config.trainer.accelerator, local_rank)
 
 
 def _measure_layers(network: nn.Module, sample: HealthSample) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from finetune.config.renamed_keys import rename_key
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
 from finetune.types import StrPath
-from finetune.units import format_scientific
+from finetune.units import format_scientific, is_number
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -213,7 +213,7 @@ def _read_entry(key: str, value: Any, source: str) -> SearchDimension:
         unknown = set(value) - {"low", "high", "log"}
         numbers = [value.get(name) for name in ("low", "high")]
         is_log = value.get("log", False)
-        if not unknown and isinstance(is_log, bool) and all(map(_is_number, numbers)):
+        if not unknown and isinstance(is_log, bool) and all(map(is_number, numbers)):
             low, high = numbers
             return _build_range(key, low, high, is_log=is_log, source=source)  # type: ignore[arg-type]
         if not unknown & {"low", "high"} and not {"low", "high"} & set(value):
@@ -225,10 +225,6 @@ def _read_entry(key: str, value: Any, source: str) -> SearchDimension:
         f"{source}: {key}: expected a list of values, or low and high (and log: true), found "
         f"{value!r}."
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _build_range(

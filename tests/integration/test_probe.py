@@ -317,4 +317,4 @@ def test_probe_on_two_processes_matches_one_process(options: tuple[str, ...], pl
     for row, other in zip(read_rows(run), read_rows(single), strict=True):
         for name in drop_times(row):  # the probe has no learning rates
             actual, expected = (float(values[name] or "nan") for values in (row, other))
-            assert actual == pytest.approx(expected, abs=1e-5, nan_ok=True), name
+            assert actual == pytest.approx(expected, rel=1e-5, abs=1e-5, nan_ok=True), name

@@ -321,17 +321,17 @@ def schedule(progress):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS and /proc")
 def test_out_of_memory_of_the_cpu_halves_micro_batch(pretrained: Path, tmp_path: Path) -> None:
-    # 48 images of 128 px keep about 184 MB for the backward pass, and half of them half as much
-    data = write_photos(tmp_path / "photos", num_train=16)
+    # 96 images of 128 px keep about 368 MB for the backward pass, and half of them half as much
+    data = write_photos(tmp_path / "photos", num_train=32)
     (tmp_path / "own.py").write_text(LIMIT_CODE)
     settings: dict[str, Any] = {
         "data__image_size": 128,
-        "trainer__batch_size": 48,
+        "trainer__batch_size": 96,
         "lr_schedule__name": "own:schedule",
     }
     # freed memory is returned to the system at once, so that the limit is exact
     extra = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-    for name, limit in (("run", {"MEMORY_LIMIT": "135000000"}), ("whole", {})):
+    for name, limit in (("run", {"MEMORY_LIMIT": "270000000"}), ("whole", {})):
         config = build_run_config(data, tmp_path / name, pretrained, **settings)
         process = run_in_process(tmp_path, *build_command(config), extra={**extra, **limit})
         assert process.returncode == 0, process.stderr

@@ -57,7 +57,9 @@ def parts(run: Path) -> list[OfflineRun]:
 
 
 def test_parts_of_a_wandb_run_join_in_order(run: Path, parts: list[OfflineRun]) -> None:
-    assert len({part.run_id for part in parts}) == 1
+    # a killed process may not have written a record yet, but its file has the name of the run
+    assert len({part.path.name for part in parts}) == 1
+    assert {part.run_id for part in parts} <= {parts[0].run_id, ""}
     assert [part.exit_code for part in parts] == [85, None, 0]
     assert [part.is_preempted for part in parts] == [True, False, False]
     rows = [row for part in parts for row in part.rows]

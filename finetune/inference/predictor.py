@@ -1,16 +1,14 @@
-"""Class probabilities of image files, with the preprocessing of the model's card."""
+"""Class probabilities of images, with the preprocessing of the model's card."""
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from finetune.bundle.bundle import ModelBundle
-from finetune.bundle.ensemble_card import get_class_order
-from finetune.bundle.model_card import ModelCard
 from finetune.data.dataset import (
     Batch,
     ImageDataset,
@@ -18,40 +16,21 @@ from finetune.data.dataset import (
     create_loader,
     translate_worker_errors,
 )
-from finetune.data.images.source import FileSource
+from finetune.data.images.source import EncodedSource, FileSource
 from finetune.data.transforms.view_stack import ViewStack, build_view_stack
 from finetune.inference.input_checks import check_views
 from finetune.inference.label_scoring import predict_labels
+from finetune.inference.member import Member, build_member, compute_view_mean
 from finetune.inference.tta import parse_tta
 from finetune.models.classifier import normalise
 from finetune.types import DEFAULT_READ_OPTIONS, Prediction, ReadOptions, Tta
 
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """Network whose probabilities are averaged, and its part of the views and logits.
-
-    Attributes:
-        network: Network on the device.
-        card: Its card.
-        weight: Weight of its probabilities.
-        logits: Its columns V in the logits (N, V, K).
-        views: Views that it sees, as indices of the boxes of its view stack.
-        order: Index of each class of the ensemble in its own order; None for the same order.
-        shift: Adjustment of its calibrated logits in the order of the ensemble, shape (K,).
-    """
-
-    network: nn.Module
-    card: ModelCard
-    weight: float
-    logits: range
-    views: range
-    order: Tensor | None
-    shift: Tensor | None
+Images = Sequence[Path] | EncodedSource
+"""Image files, or a source of N images such as ``MemorySource``."""
 
 
 class Predictor:
-    """Predictor of image files in float32.
+    """Predictor of images, in files or in memory, in float32.
 
     The members of an ensemble see the same views, as far as their preprocessing is the same, and
     each file is decoded once, unless their cards differ in its channels or range of values.
@@ -95,9 +74,9 @@ class Predictor:
             specs = [models[row].card.spec for row in rows]
             self._stacks[read_options], ranges = build_view_stack(specs, self.tta)
             views.update(zip(rows, ranges, strict=True))
-        self._members: list[_Member] = []
+        self._members: list[Member] = []
         for row, (model, weight) in enumerate(zip(models, bundle.weights or (1.0,), strict=True)):
-            member = _build_member(
+            member = build_member(
                 model, weight, views[row], first=self.num_views, classes=bundle.card.classes
             )
             self._members.append(member)
@@ -112,26 +91,28 @@ class Predictor:
 
     def predict_logits(
         self,
-        paths: Sequence[Path],
+        images: Images,
         *,
         on_batch: Callable[[int], None] | None = None,
         unreadable: MutableMapping[int, str] | None = None,
     ) -> Tensor:
-        """Return the uncalibrated logits, float32, shape (N, V, K), in the order of ``paths``.
+        """Return the uncalibrated logits, float32, shape (N, V, K), in the order of ``images``.
 
         V is the number of views of an image, such as 1 or, with ``tta="hflip"``, 2; those of the
         members of an ensemble follow each other.
 
         Args:
-            paths: Image files, shape (N,).
+            images: Image files, shape (N,), or their source.
             on_batch: Callback that receives the number of images of each finished batch.
-            unreadable: Receives the rows of files that cannot be read, with their reasons; their
+            unreadable: Receives the rows of images that cannot be read, with their reasons; their
                 logits have no meaning. None raises at the first one.
 
         Raises:
-            DataError: A file cannot be read.
+            DataError: An image cannot be read.
         """
-        batches = [logits for logits, _ in self._iterate_logits(paths, on_batch, unreadable)]
+        batches = [
+            logits for logits, _ in self._iterate_logits(_to_source(images), on_batch, unreadable)
+        ]
         shape = (0, self.num_views, len(self.card.classes))
         return torch.cat(batches) if batches else torch.empty(shape)
 
@@ -151,54 +132,55 @@ class Predictor:
     def compute_member_probabilities(self, logits: Tensor) -> Tensor:
         """Return the probabilities of each member M, shape (M, N, K), for logits, (N, V, K)."""
         if len(self._members) == 1:
-            return _compute_mean(logits, self._members[0])[None]
+            return compute_view_mean(logits, self._members[0])[None]
         return torch.stack(
-            [_compute_mean(logits[:, m.logits.start : m.logits.stop], m) for m in self._members]
+            [compute_view_mean(logits[:, m.logits.start : m.logits.stop], m) for m in self._members]
         )
 
     def predict_proba(
-        self, paths: Sequence[Path], *, on_batch: Callable[[int], None] | None = None
+        self, images: Images, *, on_batch: Callable[[int], None] | None = None
     ) -> Tensor:
-        """Return class probabilities, float32, shape (N, K), in the order of ``paths``.
+        """Return class probabilities, float32, shape (N, K), in the order of ``images``.
 
         Args:
-            paths: Image files, shape (N,).
+            images: Image files, shape (N,), or their source.
             on_batch: Callback that receives the number of images of each finished batch.
 
         Raises:
-            DataError: A file cannot be read.
+            DataError: An image cannot be read.
         """
-        return self.compute_probabilities(self.predict_logits(paths, on_batch=on_batch))
+        return self.compute_probabilities(self.predict_logits(images, on_batch=on_batch))
 
     def predict(
         self,
-        paths: Sequence[Path],
+        images: Images,
         *,
         top_k: int = 1,
         on_batch: Callable[[int], None] | None = None,
         unreadable: MutableMapping[int, str] | None = None,
     ) -> Iterator[Prediction]:
-        """Yield the ``top_k`` most probable classes of each image, in the order of ``paths``.
+        """Yield the ``top_k`` most probable classes of each image, in the order of ``images``.
 
         A multi-label model yields the labels whose probabilities reach their thresholds.
 
         Args:
-            paths: Image files, shape (N,).
+            images: Image files, shape (N,), or their source.
             top_k: Number of classes, at most all of them.
             on_batch: Callback that receives the number of images of each finished batch.
-            unreadable: Receives the rows of files that cannot be read, with their reasons; they
+            unreadable: Receives the rows of images that cannot be read, with their reasons; they
                 are passed over. None raises at the first one.
 
         Raises:
-            DataError: A file cannot be read.
+            DataError: An image cannot be read.
         """
         top_k = min(top_k, len(self.card.classes))
-        for logits, rows in self._iterate_logits(paths, on_batch, unreadable):
+        source = _to_source(images)
+        for logits, rows in self._iterate_logits(source, on_batch, unreadable):
             probabilities = self.compute_probabilities(logits)
             if self.card.thresholds is not None:
                 own = zip(rows, probabilities.tolist(), strict=True)
                 yield from (
-                    predict_labels(str(paths[row]), values, self.card)
+                    predict_labels(source.get_name(row), values, self.card)
                     for row, values in own
                     if unreadable is None or row not in unreadable
                 )
@@ -207,17 +189,19 @@ class Predictor:
             for row, value, columns in zip(rows, values.tolist(), indices.tolist(), strict=True):
                 if unreadable is None or row not in unreadable:
                     labels = tuple(self.card.classes[column] for column in columns)
-                    yield Prediction(str(paths[row]), labels, tuple(value))
+                    yield Prediction(source.get_name(row), labels, tuple(value))
 
     def _iterate_logits(
         self,
-        paths: Sequence[Path],
+        source: EncodedSource,
         on_batch: Callable[[int], None] | None,
         unreadable: MutableMapping[int, str] | None,
     ) -> Iterator[tuple[Tensor, list[int]]]:
         """Yield the logits of each batch, shape (B, V, K), and its rows."""
         loaders = [
-            self._create_loader(paths, read_options, stack, skips_unreadable=unreadable is not None)
+            self._create_loader(
+                source, read_options, stack, skips_unreadable=unreadable is not None
+            )
             for read_options, stack in self._stacks.items()
         ]
         with translate_worker_errors():
@@ -245,7 +229,7 @@ class Predictor:
 
     def _create_loader(
         self,
-        paths: Sequence[Path],
+        source: EncodedSource,
         read_options: ReadOptions,
         stack: ViewStack,
         *,
@@ -253,9 +237,8 @@ class Predictor:
     ) -> DataLoader[Batch]:
         """Return the loader of the views of all images."""
         options = replace(read_options, max_pixels=self.options.max_pixels)
-        source = FileSource(paths, options=options)
         dataset_type = ReadableDataset if skips_unreadable else ImageDataset
-        dataset = dataset_type(source, None, stack.transform)
+        dataset = dataset_type(source.with_options(options), None, stack.transform)
         if isinstance(dataset, ReadableDataset):
             dataset.num_channels = read_options.num_channels
         return create_loader(
@@ -265,7 +248,7 @@ class Predictor:
             pin_memory=self.device.type == "cuda",
         )
 
-    def _compute_logits(self, images: Tensor, member: _Member) -> Tensor:
+    def _compute_logits(self, images: Tensor, member: Member) -> Tensor:
         """Return a member's logits, shape (B, K), on the CPU, for pixels, uint8, (B, H, W, C)."""
         spec = member.card.spec
         with torch.inference_mode():
@@ -274,28 +257,5 @@ class Predictor:
         return logits if member.order is None else logits[:, member.order]
 
 
-def _build_member(
-    bundle: ModelBundle, weight: float, views: range, *, first: int, classes: Sequence[str]
-) -> _Member:
-    """Return a member whose logits start at column ``first``."""
-    order = get_class_order(bundle.card, classes)
-    shift = bundle.card.shift
-    return _Member(
-        bundle.network,
-        bundle.card,
-        weight,
-        range(first, first + len(views)),
-        views,
-        order=None if order == list(range(len(order))) else torch.tensor(order),
-        shift=None if shift is None else torch.tensor(shift)[order],
-    )
-
-
-def _compute_mean(logits: Tensor, member: _Member) -> Tensor:
-    """Return the mean probabilities, shape (N, K), of a member's views, logits (N, V, K)."""
-    scaled = logits / member.card.temperature
-    if member.shift is not None:
-        scaled = scaled + member.shift
-    if member.card.is_multi_label:  # too close to 0 or 1 for float32
-        return scaled.double().sigmoid().mean(dim=1)
-    return scaled.softmax(dim=2).mean(dim=1)
+def _to_source(images: Images) -> EncodedSource:
+    return FileSource(images) if isinstance(images, Sequence) else images

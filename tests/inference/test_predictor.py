@@ -18,6 +18,7 @@ from torch import Tensor
 
 from finetune.bundle.bundle import ModelBundle, load_model
 from finetune.bundle.model_card import ModelCard
+from finetune.data.images.source import MemorySource
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.priors import Priors
 from finetune.inference.predictor import Predictor
@@ -45,6 +46,22 @@ def predict_with_timm(folder: Path, files: list[Path]) -> Tensor:
     with torch.inference_mode():
         rows = [network(transform(Image.open(f).convert("RGB"))[None]).softmax(1) for f in files]
     return torch.cat(rows)
+
+
+def test_images_in_memory_have_the_probabilities_of_their_files(
+    bundle: ModelBundle, files: list[Path]
+) -> None:
+    predictor = Predictor(bundle, device="cpu", batch_size=3)
+    names = [f"upload {number}" for number in range(5)]
+    items = [file.read_bytes() for file in files[:5]]
+    items[3] = items[3][:99]
+    unreadable: dict[int, str] = {}
+    source = MemorySource(items, names)
+    predictions = list(predictor.predict(source, unreadable=unreadable))
+    expected = list(predictor.predict([*files[:3], files[4]]))
+    assert [p.path for p in predictions] == [*names[:3], names[4]]
+    assert [p.probabilities for p in predictions] == [p.probabilities for p in expected]
+    assert unreadable == {3: "truncated PNG"}
 
 
 def test_predict_proba_equals_timm_in_order_of_files(

@@ -1,13 +1,16 @@
 """Sources of the images of a dataset."""
 
+import weakref
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
 from finetune.data.images.decode import open_image
 from finetune.data.images.lazy_image import LazyImage
+from finetune.data.images.temporary_file import create_temporary_file
 from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
 
 
@@ -22,6 +25,13 @@ class ImageSource(Protocol):
 
     def get_name(self, row: int) -> str:
         """Return the name of a row for messages."""
+
+
+class EncodedSource(ImageSource, Protocol):
+    """Source of N images as files contain them, which the read options turn into pixels."""
+
+    def with_options(self, options: ReadOptions) -> Self:
+        """Return the source of the same images, read with other options."""
 
 
 class PathSource:
@@ -56,6 +66,12 @@ class FileSource(PathSource):
         super().__init__(paths)
         self.options = options
 
+    def with_options(self, options: ReadOptions) -> Self:
+        """Return the source of the same files, read with other options."""
+        other = copy(self)
+        other.options = options
+        return other
+
     def open(self, row: int) -> LazyImage:
         """Return the image of a row.
 
@@ -63,6 +79,57 @@ class FileSource(PathSource):
             DataError: The file cannot be read.
         """
         return open_image(Path(self.paths[row]), options=self.options)
+
+
+class MemorySource:
+    """Source of images whose files are in memory, such as uploads and rows of a table.
+
+    They are read by the same code as files, with the same limits and reasons.
+
+    Args:
+        items: Content of an image file in any format that files may have, shape (N,).
+        names: Names of the images for messages and predictions, shape (N,).
+        options: How the images are read.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[bytes],
+        names: Sequence[str],
+        options: ReadOptions = DEFAULT_READ_OPTIONS,
+    ) -> None:
+        assert len(items) == len(names), "an image has one name"
+        self.items = items
+        self.names = names
+        self.options = options
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def with_options(self, options: ReadOptions) -> Self:
+        """Return the source of the same images, read with other options."""
+        other = copy(self)
+        other.options = options
+        return other
+
+    def get_name(self, row: int) -> str:
+        """Return the name of a row's image."""
+        return self.names[row]
+
+    def open(self, row: int) -> LazyImage:
+        """Return the image of a row.
+
+        Raises:
+            DataError: The image cannot be read.
+        """
+        file = create_temporary_file(self.items[row])
+        try:
+            image = open_image(file.path, options=self.options)
+        except BaseException:
+            file.close()
+            raise
+        weakref.finalize(image, file.close)  # a JPEG may be decoded from its file later
+        return image
 
 
 class PackedStrings(Sequence[str]):

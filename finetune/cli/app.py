@@ -8,9 +8,10 @@ import typer
 import finetune
 from finetune.cli.compare import compare
 from finetune.cli.demo import demo
+from finetune.cli.export import export
 from finetune.cli.fit import fit
 from finetune.cli.inspect import inspect
-from finetune.cli.model_commands import TtaCommand, evaluate, export, predict
+from finetune.cli.model_commands import TtaCommand, evaluate, predict
 from finetune.cli.render.output import (
     build_console_reporter,
     exit_on_stop_request,

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.option_checks import (
+from finetune.cli.options.config_flags import collect_flags
+from finetune.cli.options.option_checks import (
     check_layers,
     check_learning_check,
     check_lr_find,
     check_resume_options,
 )
-from finetune.cli.options.config_flags import collect_flags
 from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, show_result
 from finetune.distributed.launch import detect_launch, is_nonzero_rank
 from finetune.errors import CHECK_FAILED_EXIT_CODE, ConfigError

@@ -1,0 +1,101 @@
+"""Options of commands that use trained models, and checks of their paths before torch loads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.bundle.model_card import find_bundle, read_class_names
+from finetune.errors import ConfigError, RunFolderError
+from finetune.evaluation.prior_file import check_prior
+from finetune.lookup import suggest_path
+
+_DEVICES = ("auto", "cpu", "cuda", "mps")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
+Models = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="MODEL...",
+        help="Run folder, bundle folder or checkpoint; several are exported as one model.",
+    ),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")]
+TtaOption = Annotated[
+    str,
+    typer.Option(
+        "--tta",
+        metavar="VIEWS",
+        help="Test-time augmentation, the views of each image to average over: hflip (image and "
+        "flip), crops (five), crops10 (five and their flips), sizes (three) or none. --tta alone "
+        "is hflip.",
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option("--image-size", min=1, help="Side of the input in pixels.  [as in training]"),
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        metavar="WEIGHTS",
+        help="Weights of several models: equal, or val to fit them on the validation images that "
+        "all runs share.",
+    ),
+]
+Prior = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PRIOR",
+        help="Target class prior: uniform, train, model or a file (.json, or .csv with the columns "
+        "class,prior).  [from the model card]",
+    ),
+]
+
+
+def is_model(path: Path) -> bool:
+    """Return whether a path is a run folder, a bundle folder or a checkpoint."""
+    if path.is_file():
+        return path.suffix == ".ckpt"
+    return find_bundle(path) is not None or (
+        (path / "config.yaml").is_file() and (path / "manifest.csv").is_file()
+    )
+
+
+def check_models(paths: Sequence[Path], prior: str | None) -> None:
+    """Check that models exist, and the name or file of ``--prior``, before torch is imported.
+
+    Raises:
+        ConfigError: The prior is unknown.
+        RunFolderError: A path is no model.
+    """
+    for path in paths:
+        _check_model_path(path)
+        if len(paths) > 1 and path.is_dir() and not is_model(path):
+            raise RunFolderError(
+                f"{path} is no run folder, bundle folder or .ckpt file. Of several paths, those of "
+                f"models come first, and that of the images last."
+            )
+    if prior is not None:
+        check_prior(prior, read_class_names(paths[0]))
+
+
+def _check_model_path(path: Path) -> None:
+    if not path.exists():
+        raise RunFolderError(
+            f"{path} does not exist.{suggest_path(path)} Give a run folder, a bundle folder or a "
+            f".ckpt file."
+        )
+
+
+def parse_device(name: str) -> str:
+    """Return the value of ``--device``.
+
+    Raises:
+        ConfigError: It is unknown.
+    """
+    if name not in _DEVICES:
+        raise ConfigError(f"--device {name}: unknown device. Choose one of {', '.join(_DEVICES)}.")
+    return name

@@ -14,6 +14,7 @@ from finetune.data.dataset import (
     ImageDataset,
     ReadableDataset,
     create_loader,
+    load_view,
     translate_worker_errors,
 )
 from finetune.data.images.source import EncodedSource, FileSource
@@ -116,6 +117,39 @@ class Predictor:
         shape = (0, self.num_views, len(self.card.classes))
         return torch.cat(batches) if batches else torch.empty(shape)
 
+    def load_views(self, source: EncodedSource, row: int) -> list[Tensor]:
+        """Return the views of one image, for batches that the caller makes; threads may call it.
+
+        Returns:
+            Pixels, uint8 or uint16, shape (H, W, C), for each way in which members read images.
+
+        Raises:
+            DataError: The image cannot be read; the message is the reason without its name.
+        """
+        return [
+            torch.from_numpy(load_view(self._set_options(source, o), row, s.transform, None).pixels)
+            for o, s in self._stacks.items()
+        ]
+
+    def compute_logits(self, batches: Sequence[Tensor]) -> Tensor:
+        """Return the uncalibrated logits of a batch of images, shape (B, V, K).
+
+        Args:
+            batches: Views as of ``load_views``, each of shape (B, H, W, C).
+        """
+        images = {
+            read_options: [
+                pixels[:, top : top + height, :width] for top, height, width in stack.boxes
+            ]
+            for pixels, (read_options, stack) in zip(batches, self._stacks.items(), strict=True)
+        }
+        logits = [
+            self._compute_member_logits(images[member.card.read_options][view], member)
+            for member in self._members
+            for view in member.views
+        ]
+        return torch.stack(logits, dim=1)
+
     def compute_probabilities(self, logits: Tensor) -> Tensor:
         """Return class probabilities, shape (N, K), for logits, shape (N, V, K): the mean of views.
 
@@ -209,21 +243,8 @@ class Predictor:
                 if unreadable is not None:
                     for batch in batches:
                         unreadable.update(batch.get("reasons", {}))
-                images = {
-                    read_options: [
-                        batch["image"][:, top : top + height, :width]
-                        for top, height, width in stack.boxes
-                    ]
-                    for batch, (read_options, stack) in zip(
-                        batches, self._stacks.items(), strict=True
-                    )
-                }
-                logits = [
-                    self._compute_logits(images[member.card.read_options][view], member)
-                    for member in self._members
-                    for view in member.views
-                ]
-                yield torch.stack(logits, dim=1), batches[0]["index"].tolist()
+                logits = self.compute_logits([batch["image"] for batch in batches])
+                yield logits, batches[0]["index"].tolist()
                 if on_batch is not None:
                     on_batch(len(batches[0]["image"]))
 
@@ -236,9 +257,8 @@ class Predictor:
         skips_unreadable: bool,
     ) -> DataLoader[Batch]:
         """Return the loader of the views of all images."""
-        options = replace(read_options, max_pixels=self.options.max_pixels)
         dataset_type = ReadableDataset if skips_unreadable else ImageDataset
-        dataset = dataset_type(source.with_options(options), None, stack.transform)
+        dataset = dataset_type(self._set_options(source, read_options), None, stack.transform)
         if isinstance(dataset, ReadableDataset):
             dataset.num_channels = read_options.num_channels
         return create_loader(
@@ -248,7 +268,10 @@ class Predictor:
             pin_memory=self.device.type == "cuda",
         )
 
-    def _compute_logits(self, images: Tensor, member: Member) -> Tensor:
+    def _set_options(self, source: EncodedSource, read_options: ReadOptions) -> EncodedSource:
+        return source.with_options(replace(read_options, max_pixels=self.options.max_pixels))
+
+    def _compute_member_logits(self, images: Tensor, member: Member) -> Tensor:
         """Return a member's logits, shape (B, K), on the CPU, for pixels, uint8, (B, H, W, C)."""
         spec = member.card.spec
         with torch.inference_mode():

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
         tune,
     )
     from finetune.commands.evaluate import evaluate
-    from finetune.commands.export import export
+    from finetune.commands.export.export import export
     from finetune.commands.fetch import fetch
     from finetune.commands.fit.fit import resume
-    from finetune.commands.predict import predict
+    from finetune.commands.predict.predict import predict
     from finetune.commands.report.report import write_report
     from finetune.config.schema import Config
 
@@ -60,10 +60,10 @@ _LAZY_IMPORTS = {
     "tune": "finetune.api",
     "resume_tune": "finetune.api",
     "evaluate": "finetune.commands.evaluate",
-    "predict": "finetune.commands.predict",
+    "predict": "finetune.commands.predict.predict",
     "compare": "finetune.api",
     "inspect": "finetune.api",
-    "export": "finetune.commands.export",
+    "export": "finetune.commands.export.export",
     "fetch": "finetune.commands.fetch",
     "write_report": "finetune.commands.report.report",
     "Config": "finetune.config.schema",

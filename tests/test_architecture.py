@@ -47,7 +47,18 @@ STANDARD_LIBRARY_ONLY = (
 HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "albumentations", "wandb", "sklearn"}
 MAX_MODULES_IN_FOLDER = 12
 MAX_LINES = 320
-COMMANDS = {"fit", "inspect", "compare", "submit", "demo", "tune", "report", "export"}
+COMMANDS = {
+    "fit",
+    "inspect",
+    "compare",
+    "submit",
+    "demo",
+    "tune",
+    "report",
+    "export",
+    "evaluate",
+    "predict",
+}
 """Commands have a module in ``cli`` and one in ``commands``."""
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

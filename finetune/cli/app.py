@@ -11,7 +11,9 @@ from finetune.cli.demo import demo
 from finetune.cli.export import export
 from finetune.cli.fit import fit
 from finetune.cli.inspect import inspect
-from finetune.cli.model_commands import TtaCommand, evaluate, predict
+from finetune.cli.model_commands.evaluate import evaluate
+from finetune.cli.model_commands.predict import predict
+from finetune.cli.options.tta_command import TtaCommand
 from finetune.cli.render.output import (
     build_console_reporter,
     exit_on_stop_request,

@@ -18,9 +18,9 @@ from torch import nn
 
 from finetune.bundle.bundle import load_model
 from finetune.commands.evaluate import evaluate
-from finetune.commands.export import export
+from finetune.commands.export.export import export
 from finetune.commands.fit.fit import fit, resume
-from finetune.commands.predict import predict
+from finetune.commands.predict.predict import predict
 from finetune.errors import ConfigError, DataError
 from finetune.inference.predictor import Predictor
 from finetune.types import Reporter

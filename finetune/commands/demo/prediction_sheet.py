@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from finetune.commands.predict import predict
+from finetune.commands.predict.predict import predict
 from finetune.data.scan import scan
 from finetune.system.files import write_file_atomically
 

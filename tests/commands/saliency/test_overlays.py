@@ -13,7 +13,7 @@ from PIL import Image
 from finetune.bundle.bundle import save_bundle
 from finetune.bundle.model_card import ModelCard
 from finetune.cli.main import run
-from finetune.commands.predict import predict
+from finetune.commands.predict.predict import predict
 from finetune.errors import RunFolderError
 from finetune.types import PreprocessSpec
 from tests.support.helpers import RecordingReporter

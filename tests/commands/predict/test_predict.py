@@ -1,4 +1,4 @@
-"""Tests of ``finetune.commands.predict``."""
+"""Tests of ``finetune.commands.predict.predict``."""
 
 from __future__ import annotations
 

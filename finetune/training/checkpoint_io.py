@@ -150,8 +150,3 @@ def save_probe(
     probe = {**result, "head_temperature": head_temperature}
     checkpoint = {"state_dict": state, CARD_KEY: card, PROBE_KEY: probe}
     save_checkpoint_file(checkpoint, file)
-
-
-def is_probe_checkpoint(file: Path) -> bool:
-    """Return whether a checkpoint holds a linear probe."""
-    return PROBE_KEY in load_checkpoint_file(file)

@@ -20,13 +20,14 @@ from finetune.errors import ConfigError
 from finetune.evaluation.priors import Priors
 from finetune.inference.predictor import Predictor
 from finetune.models.backbone import create_network
-from finetune.training.checkpoint_io import is_probe_checkpoint
+from finetune.training.checkpoint_io import PROBE_KEY
 from finetune.types import Split
 from tests.conftest import CLASSES
 from tests.support.helpers import RecordingReporter
 from tests.support.runs import (
     build_photo_manifest,
     create_small_config,
+    load_checkpoint,
     write_photos,
     write_weights,
 )
@@ -222,7 +223,7 @@ def test_prior_of_earlier_release_is_unknown(
 ) -> None:
     earlier = Path(shutil.copytree(trained.run_dir / "bundle", tmp_path / "earlier"))
     tree = read_card_json(earlier)
-    del tree["priors"]
+    del tree["priors"], tree["digests"]
     (earlier / "finetune.json").write_text(json.dumps(tree), encoding="utf-8")
     expected = predict_probabilities(trained.run_dir, insects)
     assert (predict_probabilities(earlier, insects) == expected).all()
@@ -281,7 +282,7 @@ def test_model_of_a_run_with_hinge_has_the_loss_of_its_weights(probe: str, tmp_p
     )  # fmt: skip
     run = finetune.fit(config)
     card = load_model(run.run_dir).card
-    assert is_probe_checkpoint(run.run_dir / "checkpoints" / "best.ckpt") is (probe == "on")
+    assert (PROBE_KEY in load_checkpoint(run.run_dir, "best")) is (probe == "on")
     assert card.facts["loss"] == ("cross_entropy" if probe == "on" else "hinge")
     prior = run.evaluations["val"]["prior"]["class_prior"]
     assert (prior is None) is (probe == "off")

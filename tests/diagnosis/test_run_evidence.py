@@ -144,6 +144,16 @@ def test_console_shows_one_line_for_a_good_run() -> None:
     findings = [finding.to_json() for finding in diagnose(create_good_run())]
 
     assert build_diagnosis_lines(findings) == ["Diagnosis: good fit"]
-    notes = [*findings, {"severity": "info", "title": "A note"}]
-    assert build_diagnosis_lines(notes) == ["Diagnosis: good fit; 1 note in diagnosis.json"]
-    assert build_diagnosis_lines([]) == ["Diagnosis: nothing wrong was found"]
+    assert build_diagnosis_lines([]) == ["Diagnosis: no fault in training was found"]
+
+
+def test_console_names_the_notes_of_a_good_run_and_the_options_that_help() -> None:
+    findings = [finding.to_json() for finding in diagnose(create_good_run())]
+    (note,) = (one.to_json() for one in diagnose(FIRING["no_gain"][0]) if one.rule == "no_gain")
+
+    assert build_diagnosis_lines([*findings, note]) == [
+        "Diagnosis: good fit",
+        "  note: Fine-tuning did not improve on the linear probe",
+        f"    -> More epochs may help: {note['option']}",
+        "  details in diagnosis.json",
+    ]

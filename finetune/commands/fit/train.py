@@ -46,7 +46,7 @@ from finetune.system.run_folder import RunFolder
 from finetune.training.callbacks.network_compiler import NetworkCompiler
 from finetune.training.callbacks.progress import EpochEndHook, Progress
 from finetune.training.callbacks.unfreeze_scheduler import UnfreezeScheduler
-from finetune.training.checkpoint_io import is_probe_checkpoint, save_probe
+from finetune.training.checkpoint_io import save_probe
 from finetune.training.loggers.run_tracker import RunTracker
 from finetune.training.trainer import create_trainer
 from finetune.training.trainer import fit as fit_epochs
@@ -90,19 +90,13 @@ def train(
             reporter.note(early_stop.describe())
         # read again, as the probe may have added duplicates
         manifest = read_stored_manifest(run, training.config)
-        choose_weights(run, training, tracker, get_device(training, rendezvous), reporter)
+        choose_weights(run, training, get_device(training, rendezvous), reporter)
         rebalance_head(run, replace(training, manifest=manifest), reporter)
         evaluation = replace(
             evaluate_best_model(run, replace(training, manifest=manifest), reporter),
             early_stop=early_stop,
         )
         record_end(run, training, rendezvous, reporter)
-    is_validated = read_refit_choice(run) is None and not training.is_probe_only
-    if is_validated and is_probe_checkpoint(run.best_checkpoint_path):
-        reporter.note(
-            "Fine-tuning did not improve on the linear probe. Try more epochs, more images or "
-            "another optim.lr."
-        )
     write_bundle(run, evaluation)
     write_diagnosis(run, reporter=reporter)
     write_fit_report(run, training.config, recorder, reporter)

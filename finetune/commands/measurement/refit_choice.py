@@ -15,17 +15,14 @@ from finetune.builders import Training
 from finetune.bundle.bundle import load_model
 from finetune.bundle.checkpoint_file import NETWORK_PREFIX, save_checkpoint_file
 from finetune.bundle.model_card import CARD_KEY
-from finetune.commands.measurement.accuracy_drop import describe_accuracy_drop
 from finetune.commands.measurement.interpolation import (
     describe_interpolation,
     interpolate_best_model,
     interpolate_weights,
 )
-from finetune.commands.measurement.measured import read_measured
 from finetune.errors import RunFolderError
 from finetune.system.files import write_text
 from finetune.system.run_folder import RunFolder
-from finetune.training.loggers.run_tracker import RunTracker
 from finetune.types import Reporter
 
 _FILE = "refit.json"
@@ -95,11 +92,7 @@ def keep_chosen_weights(run: RunFolder, choice: RefitChoice) -> None:
 
 
 def choose_weights(
-    run: RunFolder,
-    training: Training,
-    tracker: RunTracker,
-    device: torch.device,
-    reporter: Reporter,
+    run: RunFolder, training: Training, device: torch.device, reporter: Reporter
 ) -> None:
     """Choose the weights that ship, by validation images or as the folds have found."""
     choice = read_refit_choice(run)
@@ -108,14 +101,6 @@ def choose_weights(
         return
     if training.is_probe_only:
         return
-    drop = describe_accuracy_drop(
-        tracker.csv.get_rows(after=-1, up_to=tracker.csv.num_epochs),
-        training.config,
-        num_classes=len(training.data.classes),
-        is_rate_measured="optim.lr" in read_measured(run),
-    )
-    if drop is not None:
-        reporter.note(drop)
     interpolation = interpolate_best_model(run, training, device=device, reporter=reporter)
     if interpolation is not None:
         reporter.note(describe_interpolation(interpolation))

@@ -174,7 +174,7 @@ def find_good_fit(evidence: RunEvidence) -> Finding | None:
     return Finding(
         rule="good_fit",
         severity="good",
-        title="Good fit" if is_alike else "Nothing wrong was found",
+        title="Good fit" if is_alike else "No fault in training was found",
         sentence=(
             f"{start}{format_percent(value)} of "
             f"{format_count(validation.num_images, 'validation image')} are correct (95% interval "
@@ -200,7 +200,7 @@ def _describe_labels(row: EpochRow, validation: ValidationEvidence, end: str) ->
     return Finding(
         rule="good_fit",
         severity="good",
-        title="Nothing wrong was found",
+        title="No fault in training was found",
         sentence=(
             f"The mean average precision of "
             f"{format_count(validation.num_images, 'validation image')} is "

@@ -17,7 +17,7 @@ from finetune.commands.measurement.interpolation import (
     describe_interpolation,
     interpolate_weights,
 )
-from finetune.training.checkpoint_io import PROBE_KEY, is_probe_checkpoint
+from finetune.training.checkpoint_io import PROBE_KEY
 from tests.support.helpers import RecordingReporter
 from tests.support.runs import (
     assert_same_bits,
@@ -147,7 +147,7 @@ def test_interpolate_best_model_restores_the_probe(
     best = load_checkpoint(run, "best")
     result = best[INTERPOLATION_KEY]
     assert result["fraction"] == 0
-    assert is_probe_checkpoint(run / "checkpoints" / "best.ckpt")
+    assert PROBE_KEY in best
     probe_loss = float(read_rows(run)[0]["val/loss"])
     assert result["scores"]["0"] == pytest.approx(probe_loss, abs=1e-5)
     start, scale = load_weights(run, "start"), load_checkpoint(run, "start")[PROBE_KEY]

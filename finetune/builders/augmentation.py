@@ -130,7 +130,7 @@ def choose_geometry(
         if key == "min_crop_scale":
             choice = _choose_crop_scale(effects, default=crop_scale, metric=metric)
         elif key == HFLIP:
-            choice = _choose_hflip(effects[HFLIP], metric)
+            choice = _choose_hflip(effects[HFLIP])
         else:
             choice = _choose_turn(effects[key], _TURNED_IMAGES[key])
         choices[f"augment.{key}"] = choice
@@ -148,20 +148,34 @@ def is_crop_accepted(effect: ViewEffect) -> bool:
     return is_kept or effect.accuracy_z_score < MIN_CROP_Z_SCORE
 
 
-def _choose_hflip(effect: ViewEffect, metric: str) -> Choice:
-    is_large = effect.loss_change >= max(NEGLIGIBLE_LOSS_CHANGE, MIN_LOSS_CHANGE * effect.loss)
-    is_harder = is_large and effect.loss_z_score >= MIN_HARDER_Z_SCORE
-    return Choice("off" if is_harder else "on", _describe_loss(effect, "mirrored", metric))
+def _choose_hflip(effect: ViewEffect) -> Choice:
+    """Turn mirroring off where the log loss of mirrored images is clearly higher."""
+    least = max(NEGLIGIBLE_LOSS_CHANGE, MIN_LOSS_CHANGE * effect.loss)
+    limit = max(least, MIN_HARDER_Z_SCORE * effect.loss_error)
+    is_harder = effect.loss_change >= least and effect.loss_z_score >= MIN_HARDER_Z_SCORE
+    relation = "no less" if is_harder else "less"
+    return Choice(
+        "off" if is_harder else "on",
+        f"mirroring changes the held-out log loss of heads ({effect.loss:.3f}) by "
+        f"{effect.loss_change:+.3f}, {relation} than the {limit:+.3f} from which mirrored images "
+        f"count as harder ({MIN_LOSS_CHANGE:.0%} of the loss and {MIN_HARDER_Z_SCORE:g} standard "
+        f"errors)",
+    )
 
 
 def _choose_turn(effect: ViewEffect, view: str) -> Choice:
+    """Turn a view on where heads fitted to it, too, have a clearly lower log loss."""
+    limit = -max(NEGLIGIBLE_LOSS_CHANGE, -MAX_HELPFUL_Z_SCORE * effect.fitted_error)
     is_large = effect.fitted_change <= -NEGLIGIBLE_LOSS_CHANGE
     is_helpful = is_large and effect.fitted_z_score <= MAX_HELPFUL_Z_SCORE
-    reason = (
-        f"held-out log loss of heads {effect.loss:.3f}, fitted also to images {view} "
-        f"{effect.fitted_change:+.3f} (standard error {effect.fitted_error:.3f})"
+    relation = "at least as low as" if is_helpful else "higher than"
+    return Choice(
+        "on" if is_helpful else "off",
+        f"heads fitted to images {view}, too, change the held-out log loss of unchanged images "
+        f"({effect.loss:.3f}) by {effect.fitted_change:+.3f}, {relation} the {limit:+.3f} from "
+        f"which this helps ({NEGLIGIBLE_LOSS_CHANGE:g} and {-MAX_HELPFUL_Z_SCORE:g} standard "
+        f"errors)",
     )
-    return Choice("on" if is_helpful else "off", reason)
 
 
 def _choose_crop_scale(
@@ -177,15 +191,12 @@ def _choose_crop_scale(
             break
     else:
         area = 1.0
-    whole = format_percent(effect.accuracy)
-    return Choice(area, f"held-out {metric} of heads {whole}, {', '.join(texts)}")
-
-
-def _describe_loss(effect: ViewEffect, view: str, metric: str) -> str:
-    accuracy, view_accuracy = map(format_percent, (effect.accuracy, effect.view_accuracy))
-    return (
-        f"held-out log loss of heads {effect.loss:.3f}, {view} {effect.loss_change:+.3f} "
-        f"(standard error {effect.loss_error:.3f}; {metric} {accuracy}, {view_accuracy})"
+    whole, limit = map(format_percent, (effect.accuracy, MIN_CROP_ACCURACY * effect.accuracy))
+    return Choice(
+        area,
+        f"held-out {metric} of heads {whole} on whole images, {', '.join(texts)}; the smallest "
+        f"crops are taken that keep {limit} ({MIN_CROP_ACCURACY:.0%} of it) or lose less than "
+        f"{MIN_CROP_Z_SCORE:g} standard errors",
     )
 
 

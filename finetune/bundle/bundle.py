@@ -37,6 +37,9 @@ from finetune.bundle.model_card import (
     render_readme,
 )
 from finetune.bundle.stored_network import build_stored_network
+from finetune.bundle.verification.card_digest import add_digests, check_digests
+from finetune.bundle.verification.pickle_refusal import explain_pickle
+from finetune.bundle.verification.timm_config_check import check_timm_config
 from finetune.errors import ModelError, RunFolderError
 from finetune.lookup import suggest_path
 from finetune.system.files import write_folder_atomically
@@ -105,8 +108,7 @@ def save_bundle(network: nn.Module, card: ModelCard, folder: Path) -> None:
             "sha256": _compute_sha256(temporary / "model.safetensors"),
             "versions": {"python": platform.python_version(), **collect_versions()},
         }
-        text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
-        (temporary / "finetune.json").write_text(text, encoding="utf-8")
+        write_card_json(temporary, tree)
         (temporary / "README.md").write_text(render_readme(card), encoding="utf-8")
 
 
@@ -158,6 +160,9 @@ def load_model(path: Path) -> ModelBundle:
             f"{path} does not exist.{suggest_path(path)} Pass a run folder, a bundle folder or a "
             f".ckpt file."
         )
+    refusal = explain_pickle(path) if path.is_file() else None
+    if refusal is not None:
+        raise RunFolderError(refusal)
     if path.is_file():
         return _load_checkpoint(path)
     folder = find_bundle(path)
@@ -172,26 +177,31 @@ def load_model(path: Path) -> ModelBundle:
             f"{path / 'trials' / '001'} has the default settings. Train with what the search "
             f"found: finetune fit --config {shlex.quote(str(path / 'best.yaml'))}"
         )
+    if (refusal := explain_pickle(path)) is not None:
+        raise RunFolderError(refusal)
     raise RunFolderError(
         f"{path} contains no model: neither bundle/finetune.json nor checkpoints/best.ckpt exists. "
         f"If the run was stopped in its first epoch, resume it with finetune fit --resume {path}."
     )
 
 
-def _load_bundle(folder: Path) -> ModelBundle:
+def _load_bundle(folder: Path, *, is_member: bool = False) -> ModelBundle:
     tree = read_card_json(folder)
     try:
         if is_ensemble(tree):
+            if is_member:
+                raise ValueError("a member of an ensemble is an ensemble")
             return _load_ensemble(folder, tree)
         card = ModelCard.from_json(tree)
+        check_digests(tree)
+        check_timm_config(folder, card)
         weights = folder / "model.safetensors"
-        if _compute_sha256(weights) != tree["sha256"]:
-            raise ValueError("SHA-256 of model.safetensors differs from finetune.json")
+        _check_sha256(weights, tree["sha256"])
         state = load_file(weights)
         return ModelBundle(build_stored_network(card, state, folder), card, folder)
     except (ModelError, RunFolderError) as error:
-        is_member = str(error).startswith(str(folder))
-        raise type(error)(str(error) if is_member else f"{folder}: {error}") from error
+        is_named = str(error).startswith(str(folder))
+        raise type(error)(str(error) if is_named else f"{folder}: {error}") from error
     except (
         OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError
     ) as error:  # fmt: skip
@@ -203,7 +213,11 @@ def _load_bundle(folder: Path) -> ModelBundle:
 
 def _load_ensemble(folder: Path, tree: Mapping[str, Any]) -> ModelBundle:
     folders, weights, facts = parse_ensemble(tree)
-    members = [_load_bundle(folder / member) for member in folders]
+    check_digests(tree)
+    for member in folders:
+        if not (folder / member).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"the link {member} leads out of the folder")
+    members = [_load_bundle(folder / member, is_member=True) for member in folders]
     return combine_models(members, weights=weights, facts=facts, source=folder)
 
 
@@ -231,6 +245,33 @@ def _summarize_error(error: Exception) -> str:
     """Return the first line of an error's message, with the type name for a KeyError."""
     text = str(error).partition("\n")[0]
     return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text or repr(error)
+
+
+def write_card_json(folder: Path, tree: Mapping[str, Any]) -> None:
+    """Write ``finetune.json`` with the digests of its entries.
+
+    Args:
+        folder: Folder of the bundle, which nobody reads yet.
+        tree: Content of the file.
+    """
+    plain = json.loads(json.dumps(tree))
+    text = json.dumps(add_digests(plain), indent=2, ensure_ascii=False) + "\n"
+    (folder / "finetune.json").write_text(text, encoding="utf-8")
+
+
+def _check_sha256(weights: Path, expected: str) -> None:
+    """Check the digest of a weights file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is another one.
+    """
+    actual = _compute_sha256(weights)
+    if actual != expected:
+        raise ValueError(
+            f"SHA-256 of model.safetensors is {actual[:12]}… and not {str(expected)[:12]}… as in "
+            f"finetune.json: the weights were changed, or are not complete"
+        )
 
 
 def _compute_sha256(file: Path) -> str:

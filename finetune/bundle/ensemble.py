@@ -1,6 +1,5 @@
 """Ensembles: the weighted mean of the probabilities of several models, saved as one bundle."""
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from finetune.bundle.bundle import (
     combine_models,
     load_model,
     save_bundle,
+    write_card_json,
 )
 from finetune.bundle.ensemble_card import (
     ensemble_to_json,
@@ -59,8 +59,7 @@ def save_ensemble(
             **ensemble_to_json(ensemble.card, cards, ensemble.weights),
             "versions": {"python": platform.python_version(), **collect_versions()},
         }
-        text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
-        (temporary / "finetune.json").write_text(text, encoding="utf-8")
+        write_card_json(temporary, tree)
         readme = render_ensemble_readme(ensemble.card, cards, ensemble.weights)
         (temporary / "README.md").write_text(readme, encoding="utf-8")
     return ensemble

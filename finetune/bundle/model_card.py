@@ -14,6 +14,8 @@ from finetune.bundle.validation_choices import (
     describe_validation_choices,
     list_validation_choices,
 )
+from finetune.bundle.verification.card_values import check_spec, parse_classes
+from finetune.bundle.verification.json_file import read_json_file
 from finetune.errors import RunFolderError
 from finetune.evaluation.priors import ClassPrior, Priors, describe_class_prior, is_same_prior
 from finetune.lookup import is_import_path
@@ -113,7 +115,8 @@ class ModelCard:
 
         Raises:
             KeyError: A required key is missing.
-            ValueError: The temperature is not positive, or the priors or the range are invalid.
+            ValueError: The temperature is not positive, or the classes, the preprocessing, the
+                priors or the range are invalid.
             RunFolderError: The tree was written by a newer release.
         """
         if tree["format"] > FORMAT_VERSION:
@@ -124,12 +127,16 @@ class ModelCard:
         spec = dict(tree["spec"])
         for key in ("input_size", "mean", "std"):
             spec[key] = tuple(spec[key])
-        classes = tuple(tree["classes"])
+        classes = parse_classes(tree["classes"])
+        preprocessing = PreprocessSpec(**spec)
+        check_spec(preprocessing)
+        if not isinstance(tree["backbone"], str):
+            raise ValueError(f"backbone {tree['backbone']!r} is no name")
         return ModelCard(
             backbone=tree["backbone"],
             model_args=tree["model_args"],
             classes=classes,
-            spec=PreprocessSpec(**spec),
+            spec=preprocessing,
             facts=rename_facts(tree["facts"]),
             temperature=_parse_temperature(tree.get("temperature", 1.0)),
             priors=Priors.from_json(tree.get("priors"), len(classes)),
@@ -156,7 +163,7 @@ def read_card_json(folder: Path) -> dict[str, Any]:
     """
     file = folder / "finetune.json"
     try:
-        tree: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        tree: dict[str, Any] = read_json_file(file)
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{file} is missing or damaged: {error}. Export it again.") from error
     return tree

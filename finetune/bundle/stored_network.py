@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from finetune.bundle.model_card import ModelCard
+from finetune.bundle.verification.weights_check import check_num_classes, check_state
 from finetune.errors import ModelError
 from finetune.lookup import is_import_path
 from finetune.models import torchvision_models
@@ -16,6 +17,11 @@ from finetune.models.custom.custom_network import create_custom_network
 from finetune.models.mlp_head import MlpSettings, attach_mlp_head
 
 torchvision_models.register()
+
+_OTHER_WEIGHTS = {
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
+}  # fmt: skip
+"""Arguments of ``timm.create_model`` that no card has: they read or download files."""
 
 
 def build_stored_network(
@@ -31,7 +37,11 @@ def build_stored_network(
 
     Raises:
         ModelError: timm does not know the backbone, or it cannot be imported.
+        ValueError: The weights are not those of such a network, or the arguments name other files.
     """
+    if reserved := _OTHER_WEIGHTS & card.model_args.keys():
+        raise ValueError(f"model_args has {', '.join(sorted(reserved))}, which load other weights")
+    check_num_classes(state, len(card.classes))
     if is_import_path(card.backbone):
         check_import_is_outside(card.backbone, folder)
         network = create_custom_network(
@@ -48,5 +58,6 @@ def build_stored_network(
         )
     if card.head is not None:
         attach_mlp_head(network, MlpSettings.from_json(card.head))
+    check_state(state, network)
     network.load_state_dict(state)
     return network.eval()

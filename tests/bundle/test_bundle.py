@@ -271,7 +271,8 @@ def test_load_model_damaged_bundle_raises_one_line(
 
 
 def test_load_model_backbone_unknown_to_timm_raises_model_error(bundle: Path) -> None:
-    edit_card(lambda tree: tree.update(backbone="resnet9000.tag"))(bundle)
+    edit_card(lambda tree: (tree.update(backbone="resnet9000.tag"), tree.pop("digests")))(bundle)
+    (bundle / "config.json").unlink()
     with pytest.raises(ModelError, match=rf"bundle: .*'resnet9000.tag'.* timm {timm.__version__}"):
         load_model(bundle)
 
@@ -371,7 +372,7 @@ def test_temperature_is_stored_in_the_card_and_not_in_the_weights(
 
 
 def test_load_model_card_without_temperature_has_temperature_one(bundle: Path) -> None:
-    edit_card(lambda tree: tree.pop("temperature"))(bundle)
+    edit_card(lambda tree: (tree.pop("temperature"), tree.pop("digests")))(bundle)
     assert load_model(bundle).card.temperature == 1
 
 
@@ -403,7 +404,7 @@ def test_priors_are_stored_in_the_card_and_described_in_the_readme(
 
 
 def test_load_model_card_without_priors_has_none(bundle: Path) -> None:
-    edit_card(lambda tree: tree.pop("priors"))(bundle)
+    edit_card(lambda tree: (tree.pop("priors"), tree.pop("digests")))(bundle)
     assert load_model(bundle).card.priors is None
 
 

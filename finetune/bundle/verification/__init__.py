@@ -1,0 +1,1 @@
+"""Checks of a stored model before it is used: its files, their digests, and its weights."""

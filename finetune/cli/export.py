@@ -8,6 +8,14 @@ import typer
 
 from finetune.cli.options.model_options import Json, Models, Prior, Weights, check_models
 from finetune.cli.render.output import build_console_reporter, show_result
+from finetune.exporters.export_formats import (
+    DEFAULT_FORMAT,
+    FORMATS,
+    PRECISIONS,
+    ExportOptions,
+    check_options,
+    get_format,
+)
 from finetune.units import format_count, format_scientific
 
 if TYPE_CHECKING:
@@ -16,10 +24,35 @@ if TYPE_CHECKING:
 
 def export(
     models: Models,
-    output: Annotated[Path, typer.Option(help="Folder to create.")],
+    format_name: Annotated[
+        str,
+        typer.Option("--format", metavar="FORMAT", help=f"What to write: {', '.join(FORMATS)}."),
+    ] = DEFAULT_FORMAT,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to create.  [RUN/exports/FORMAT]")
+    ] = None,
+    include_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--include-preprocessing",
+            help="Write a file that takes photos (uint8) and gives probabilities: resizing, crop, "
+            "normalisation, softmax, temperature and prior are part of it.",
+        ),
+    ] = False,
+    precision: Annotated[
+        str,
+        typer.Option(metavar="PRECISION", help=f"Type of the numbers: {', '.join(PRECISIONS)}."),
+    ] = "fp32",
+    opset: Annotated[
+        int | None,
+        typer.Option(help="Version of the ONNX operators.  [18]", show_default=False),
+    ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Images for the parity check.  [validation images of the run]"),
+        typer.Option(
+            help="Images for the parity check, labelled ones for metrics.  [validation images of "
+            "the run]"
+        ),
     ] = None,
     weights: Weights = "equal",
     soup: Annotated[
@@ -33,13 +66,24 @@ def export(
     prior: Prior = None,
     as_json: Json = False,
 ) -> None:
-    """Export a model, or several as one, as a folder that finetune and timm can load."""
+    """Export a model, or several as one, and compare the files with it on real images."""
     check_models(models, prior)
+    check_options(get_format(format_name), ExportOptions(include_preprocessing, precision, opset))
     reporter = build_console_reporter(json_output=as_json)
-    from finetune.commands.export import export as command
+    from finetune.commands.export.export import export as command
 
     result = command(
-        models, output, images=images, weights=weights, soup=soup, prior=prior, reporter=reporter
+        models,
+        output,
+        format=format_name,
+        include_preprocessing=include_preprocessing,
+        precision=precision,
+        opset=opset,
+        images=images,
+        weights=weights,
+        soup=soup,
+        prior=prior,
+        reporter=reporter,
     )
 
     show_result(reporter, result.to_json(), lambda tree: _show_export(reporter, tree))
@@ -51,15 +95,30 @@ def _show_export(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
         "files": ", ".join(tree["files"]),
         "prior": tree["prior"]["target_prior"],
     }
-    if (parity := tree["parity"]) is not None:
-        is_multi_label = parity["num_same_labels"] is not None
-        same = "labels at the thresholds" if is_multi_label else "top-1 class"
-        num_same = parity["num_same_labels" if is_multi_label else "num_same_top1"]
+    if tree["parity"] is not None:
         # a member may be one that timm cannot read
-        reader = "the exported ensemble" if tree["members"] else "timm"
-        rows["parity"] = (
-            f"{reader} predicts the same {same} on {num_same} of "
-            f"{format_count(parity['num_images'], 'image')}; probabilities differ by at most "
-            f"{format_scientific(parity['max_abs_diff'])}"
-        )
+        reader = "the exported ensemble" if tree["format"] == "ensemble" else tree["runtime"]
+        rows["parity"] = _describe_parity(tree["parity"], reader)
+        rows |= _list_metrics(tree["parity"])
     reporter.print_pairs(rows)
+
+
+def _describe_parity(parity: Mapping[str, Any], reader: str) -> str:
+    is_multi_label = parity["num_same_labels"] is not None
+    same = "labels at the thresholds" if is_multi_label else "top-1 class"
+    num_same = parity["num_same_labels" if is_multi_label else "num_same_top1"]
+    return (
+        f"{reader} predicts the same {same} on {num_same} of "
+        f"{format_count(parity['num_images'], 'image')}; probabilities differ by at most "
+        f"{format_scientific(parity['max_abs_diff'])}"
+    )
+
+
+def _list_metrics(parity: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metrics of the exported model on the compared images, and of the evaluated one."""
+    split = "" if parity["split"] is None else f"{parity['split']} "
+    return {
+        f"{split}{name.replace('_', ' ')}": f"{values['export']:.4f} (evaluated model: "
+        f"{values['model']:.4f})"
+        for name, values in (parity["metrics"] or {}).items()
+    }

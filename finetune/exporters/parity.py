@@ -1,24 +1,46 @@
 """Verification that an exported model gives the same probabilities as the evaluated one."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.data.config import resolve_model_data_config
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from finetune.data.images.decode import open_image
-from finetune.data.images.lazy_image import LazyImage
-from finetune.data.images.multichannel import Planes, get_whole_image
+from finetune.bundle.model_card import ModelCard
 from finetune.errors import ModelError
-from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
+from finetune.evaluation.metrics import evaluate_probabilities
+from finetune.evaluation.multi_label.label_metrics import evaluate_labels
+from finetune.system.files import write_text
 
-MAX_ABS_DIFF = 1e-3
-"""Largest difference of a probability due to other preprocessing code and kernels."""
+PARITY_FILE = "parity.json"
+"""File of the result beside an exported model."""
+
+_METRICS = ("accuracy", "loss")
+_LABEL_METRICS = ("mean_average_precision", "loss")
+
+
+@dataclass(frozen=True, slots=True)
+class ParityLimits:
+    """Limits of the difference between an exported model and the evaluated one.
+
+    Attributes:
+        max_abs_diff: Largest difference of a class probability, in [0, 1].
+        min_agreement: Smallest fraction of images with the same most probable class, in [0, 1].
+            Another class whose probability is within ``max_abs_diff`` of the largest is the same.
+    """
+
+    max_abs_diff: float
+    min_agreement: float
+
+
+EXACT = ParityLimits(1e-3, 1.0)
+"""Limits of the same network after other preprocessing code and kernels."""
+
+OWN_PREPROCESSING = ParityLimits(0.02, 0.995)
+"""Limits of a network with its preprocessing in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,172 +51,120 @@ class Parity:
         num_images: Number of compared images.
         max_abs_diff: Largest absolute difference of a class probability, in [0, 1].
         num_same_top1: Number of images with the same most probable class.
+        num_ties: Number of images with another most probable class whose probability is within the
+            limit of the largest.
         num_same_labels: Number of images with the same labels at the thresholds of a multi-label
             model; None for other models.
+        metrics: Metric name to its value of the evaluated and of the exported model, "model" and
+            "export"; empty for images without labels.
     """
 
     num_images: int
     max_abs_diff: float
     num_same_top1: int
+    num_ties: int = 0
     num_same_labels: int | None = None
+    metrics: Mapping[str, Mapping[str, float]] | None = None
+
+    @property
+    def agreement(self) -> float:
+        """Fraction of the images with the same most probable class, ties included, in [0, 1]."""
+        return (self.num_same_top1 + self.num_ties) / max(1, self.num_images)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return asdict(self)
 
 
-def compare_timm_folder(
-    folder: Path,
-    images: Sequence[Path],
-    *,
-    expected: Tensor,
-    classes: Sequence[str],
-    temperature: float = 1.0,
-    logit_shift: Sequence[float] | None = None,
-    options: ReadOptions = DEFAULT_READ_OPTIONS,
-    thresholds: Sequence[float] | None = None,
-    tolerance: float = MAX_ABS_DIFF,
-) -> Parity:
-    """Compare a timm folder, loaded and run by timm alone, with the evaluated model.
-
-    Args:
-        folder: Exported folder.
-        images: Image files, shape (N,).
-        expected: Probabilities of the evaluated model, shape (N, K).
-        classes: Class names in index order.
-        temperature: Divisor of the exported model's logits that its head does not include.
-        logit_shift: Shift of the logits after the division that its head does not include, shape
-            (K,); None for none.
-        options: How image files are read for the model.
-        thresholds: Thresholds of a multi-label model, shape (K,); None for other models.
-        tolerance: Largest allowed difference of a class probability.
-
-    Raises:
-        ModelError: A probability differs by more than ``tolerance``, or timm reads other class
-            names.
-    """
-    actual = predict_with_timm(
-        folder,
-        images,
-        classes=classes,
-        temperature=temperature,
-        logit_shift=logit_shift,
-        options=options,
-        is_multi_label=thresholds is not None,
-    )
-    return check_parity(
-        actual, expected, name=str(folder), thresholds=thresholds, tolerance=tolerance
-    )
-
-
-def predict_with_timm(
-    folder: Path,
-    images: Sequence[Path],
-    *,
-    classes: Sequence[str],
-    temperature: float = 1.0,
-    logit_shift: Sequence[float] | None = None,
-    options: ReadOptions = DEFAULT_READ_OPTIONS,
-    is_multi_label: bool = False,
-) -> Tensor:
-    """Return the probabilities of a timm folder that timm loads and runs alone, shape (N, K).
-
-    Args:
-        folder: Exported folder.
-        images: Image files, shape (N,).
-        classes: Class names in index order.
-        temperature: Divisor of the logits that the head does not include.
-        logit_shift: Shift of the logits after the division that the head does not include, shape
-            (K,); None for none.
-        options: How image files are read for the model.
-        is_multi_label: Whether each class has a probability of its own.
-
-    Raises:
-        ModelError: timm reads other class names.
-    """
-    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
-    if list(config["label_names"]) != list(classes):
-        raise ModelError(
-            f"{folder} has classes {config['label_names']}, not {list(classes)}. Export it again."
-        )
-    data_config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
-    transform = (
-        _build_rgb_transform(data_config)
-        if options.is_rgb
-        else (_build_channels_transform(data_config))
-    )
-    with torch.inference_mode():
-        opened = (open_image(path, options=options) for path in images)
-        logits = torch.cat([network(transform(image)[None]) for image in opened])
-    scaled = logits / temperature
-    if logit_shift is not None:
-        scaled = scaled + torch.tensor(logit_shift)
-    return scaled.sigmoid() if is_multi_label else scaled.softmax(1)
-
-
-def _build_rgb_transform(data_config: Mapping[str, Any]) -> Callable[[LazyImage], Tensor]:
-    """Return timm's transform of a whole image."""
-    transform = create_transform(**data_config, is_training=False)
-
-    def apply(image: LazyImage) -> Tensor:
-        pixels: Tensor = transform(image.to_pil())
-        return pixels
-
-    return apply
-
-
-def _build_channels_transform(data_config: Mapping[str, Any]) -> Callable[[LazyImage], Tensor]:
-    """Return timm's transform of each channel as a grey image, normalised together."""
-    config = dict(data_config)
-    size = (1, *config.pop("input_size")[1:])
-    means, stds = (torch.tensor(config.pop(key))[:, None, None] for key in ("mean", "std"))
-    channels = [
-        create_transform(
-            size, **config, mean=(float(mean),), std=(1.0,), is_training=False, normalize=False
-        )
-        for mean in means
-    ]
-
-    def apply(image: LazyImage) -> Tensor:
-        whole = get_whole_image(image)
-        assert isinstance(whole, Planes), "images of other channels than RGB of 8 bits"
-        pairs = zip(channels, whole.images, strict=True)
-        pixels = torch.cat([torch.as_tensor(resize(plane)) for resize, plane in pairs]) / 255
-        return (pixels - means) / stds
-
-    return apply
-
-
-def check_parity(
+def measure_parity(
     actual: Tensor,
     expected: Tensor,
     *,
-    name: str,
-    thresholds: Sequence[float] | None = None,
-    tolerance: float = MAX_ABS_DIFF,
+    card: ModelCard,
+    targets: Tensor | None = None,
+    limits: ParityLimits = EXACT,
 ) -> Parity:
-    """Compare the probabilities of two models.
+    """Compare the probabilities of an exported model with those of the evaluated one.
 
     Args:
         actual: Probabilities of the exported model, shape (N, K).
         expected: Probabilities of the evaluated model, shape (N, K).
-        name: Name of the exported model for messages.
-        thresholds: Thresholds of a multi-label model, shape (K,); None for other models.
-        tolerance: Largest allowed difference of a class probability.
-
-    Raises:
-        ModelError: A probability differs by more than ``tolerance``.
+        card: Card of the evaluated model.
+        targets: Class indices, shape (N,), or 1 for each label of multi-label images, shape (N, K);
+            None for images without labels.
+        limits: Limits that decide which classes are tied.
     """
     num_same_labels = None
-    if thresholds is not None:
-        limits = torch.tensor(thresholds)
-        num_same_labels = int(((actual >= limits) == (expected >= limits)).all(1).sum())
-    parity = Parity(
+    if card.thresholds is not None:
+        thresholds = torch.tensor(card.thresholds)
+        num_same_labels = int(((actual >= thresholds) == (expected >= thresholds)).all(1).sum())
+    top_actual, top_expected = actual.argmax(1, keepdim=True), expected.argmax(1, keepdim=True)
+    gap = (expected.gather(1, top_expected) - expected.gather(1, top_actual))[:, 0]
+    is_same = (top_actual == top_expected)[:, 0]
+    return Parity(
         num_images=len(expected),
         max_abs_diff=float((actual - expected).abs().max()),
-        num_same_top1=int((actual.argmax(1) == expected.argmax(1)).sum()),
+        num_same_top1=int(is_same.sum()),
+        num_ties=int((~is_same & (gap < limits.max_abs_diff)).sum()),
         num_same_labels=num_same_labels,
+        metrics=None if targets is None else _compute_metrics(actual, expected, targets, card),
     )
-    if not parity.max_abs_diff <= tolerance:  # NaN raises, too
+
+
+def check_parity(parity: Parity, *, name: str, limits: ParityLimits = EXACT) -> None:
+    """Check that an exported model does not differ from the evaluated one.
+
+    Args:
+        parity: Measured difference.
+        name: Name of the exported model for messages.
+        limits: Limits of the difference.
+
+    Raises:
+        ModelError: A probability, or the most probable class of too many images, differs.
+    """
+    if not parity.max_abs_diff <= limits.max_abs_diff:  # NaN raises, too
         raise ModelError(
             f"{name} differs from the evaluated model by {parity.max_abs_diff:.2g} in a "
-            f"probability (allowed: {tolerance:g}). Do not use this export; please report it."
+            f"probability (allowed: {limits.max_abs_diff:g}). Do not use this export; please "
+            f"report it."
         )
-    return parity
+    if parity.agreement < limits.min_agreement:
+        raise ModelError(
+            f"{name} predicts another class than the evaluated model on "
+            f"{parity.num_images - parity.num_same_top1 - parity.num_ties} of {parity.num_images} "
+            f"images (at least {limits.min_agreement:.1%} must agree). Do not use this export; "
+            f"please report it."
+        )
+
+
+def write_parity(folder: Path, tree: Mapping[str, Any]) -> None:
+    """Write the result of a comparison beside an exported model.
+
+    Raises:
+        StorageError: The disk is full, read-only or fails.
+    """
+    write_text(folder / PARITY_FILE, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+
+
+def _compute_metrics(
+    actual: Tensor, expected: Tensor, targets: Tensor, card: ModelCard
+) -> dict[str, dict[str, float]]:
+    """Return the metrics of both models."""
+    names = _LABEL_METRICS if card.is_multi_label else _METRICS
+    columns = {
+        "model": _evaluate(expected, targets, card),
+        "export": _evaluate(actual, targets, card),
+    }
+    return {
+        name: {key: metrics[name] for key, metrics in columns.items()}
+        for name in names
+        if all(name in metrics for metrics in columns.values())
+    }
+
+
+def _evaluate(probabilities: Tensor, targets: Tensor, card: ModelCard) -> Mapping[str, float]:
+    if card.is_multi_label:
+        return evaluate_labels(
+            probabilities, targets, classes=card.classes, thresholds=card.thresholds
+        ).metrics
+    return evaluate_probabilities(probabilities, targets, classes=card.classes).metrics

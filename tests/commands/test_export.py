@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ import finetune
 from finetune.bundle.bundle import load_model, save_bundle
 from finetune.bundle.model_card import ModelCard
 from finetune.errors import DataError, ModelError, RunFolderError, StorageError
-from finetune.exporters.parity import compare_timm_folder
+from finetune.exporters.parity import ParityLimits
 from finetune.models.backbone import create_network
 from tests.commands.test_evaluate import rows_of
 from tests.support.helpers import RecordingReporter, list_names, mount_tiny_disk
@@ -151,9 +150,7 @@ def test_export_without_parity_removes_folder(
     trained: FitResult, insects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a zero tolerance fails on the small differences between the two resizing implementations
-    monkeypatch.setattr(
-        "finetune.commands.export.compare_timm_folder", partial(compare_timm_folder, tolerance=0.0)
-    )
+    monkeypatch.setattr("finetune.commands.export.export.EXACT", ParityLimits(0.0, 1.0))
     with pytest.raises(ModelError, match=str(tmp_path / "model")):
         finetune.export(trained.run_dir, tmp_path / "model", images=insects)
     assert list_names(tmp_path) == []

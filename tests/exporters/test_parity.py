@@ -4,38 +4,89 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import average_precision_score
+from torch import Tensor
 
 from finetune.bundle.bundle import load_model
+from finetune.bundle.model_card import ModelCard
 from finetune.errors import ModelError
-from finetune.exporters.parity import MAX_ABS_DIFF, check_parity, compare_timm_folder
+from finetune.exporters.parity import EXACT, OWN_PREPROCESSING, Parity, check_parity, measure_parity
+from finetune.exporters.timm_writer import predict_files
 from finetune.inference.predictor import Predictor
+from finetune.types import PreprocessSpec
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
 
 
-def test_check_parity_counts_difference_and_top1() -> None:
+CARD = ModelCard("resnet18", {}, ("a", "b"), PreprocessSpec((3, 8, 8), (0.5,) * 3, (0.5,) * 3))
+LABEL_CARD = replace(CARD, thresholds=(0.3, 0.6))
+
+
+def compare(actual: Tensor, expected: Tensor) -> Parity:
+    return measure_parity(actual, expected, card=CARD)
+
+
+def test_measure_parity_counts_difference_top1_and_ties() -> None:
     ours = torch.tensor([[0.6, 0.4], [0.5002, 0.4998], [0.1, 0.9]])
     theirs = torch.tensor([[0.6001, 0.3999], [0.4998, 0.5002], [0.1, 0.9]])
-    parity = check_parity(theirs, ours, name="a")
+    parity = compare(theirs, ours)
     assert parity.num_images == 3
     assert parity.num_same_top1 == 2
+    assert parity.num_ties == 1
+    assert parity.agreement == 1
     assert parity.max_abs_diff == pytest.approx(4e-4, abs=1e-6)
+    assert parity.metrics is None
+
+
+def test_measure_parity_has_metrics_of_both_models() -> None:
+    ours = torch.tensor([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.9, 0.1]])
+    theirs = torch.tensor([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]])
+    parity = measure_parity(theirs, ours, card=CARD, targets=torch.tensor([0, 1, 1, 0]))
+    assert parity.metrics is not None
+    assert parity.metrics["accuracy"] == {"model": 1.0, "export": 0.75}
+    expected = [-np.log([0.8, 0.6, 0.7, last]).mean() for last in (0.9, 0.2)]
+    assert list(parity.metrics["loss"].values()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_measure_parity_of_labels_has_mean_average_precision() -> None:
+    targets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    ours = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.8, 0.7]])
+    theirs = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.05, 0.7]])
+    parity = measure_parity(theirs, ours, card=LABEL_CARD, targets=targets)
+    assert parity.num_same_labels == 2
+    assert parity.metrics is not None
+    values = parity.metrics["mean_average_precision"]
+    references = [
+        np.mean([average_precision_score(targets[:, k], p[:, k]) for k in range(2)])
+        for p in (ours, theirs)
+    ]
+    assert [values["model"], values["export"]] == pytest.approx(references)
 
 
 def test_check_parity_over_tolerance_raises_model_error() -> None:
     ours = torch.tensor([[0.6, 0.4]])
     with pytest.raises(ModelError, match=r"model/ .* 0\.1 .*0\.001"):
-        check_parity(ours + torch.tensor([[0.1, -0.1]]), ours, name="model/")
+        check_parity(compare(ours + torch.tensor([[0.1, -0.1]]), ours), name="model/")
     with pytest.raises(ModelError, match="nan"):
-        check_parity(torch.full((1, 2), torch.nan), ours, name="model/")
-    check_parity(ours + MAX_ABS_DIFF / 2, ours, name="model/")
+        check_parity(compare(torch.full((1, 2), torch.nan), ours), name="model/")
+    check_parity(compare(ours + EXACT.max_abs_diff / 2, ours), name="model/")
+
+
+def test_check_parity_refuses_other_classes_but_no_ties() -> None:
+    limits = replace(OWN_PREPROCESSING, max_abs_diff=0.02)
+    parity = Parity(num_images=100, max_abs_diff=0.01, num_same_top1=98, num_ties=2)
+    check_parity(parity, name="model/", limits=limits)
+    with pytest.raises(ModelError, match=r"model/ .* on 2 of 100 .*99\.5%"):
+        check_parity(replace(parity, num_ties=0), name="model/", limits=limits)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +98,7 @@ def test_check_parity_over_tolerance_raises_model_error() -> None:
         ("names", "wasp.*bée.*not.*bée"),
     ],
 )
-def test_compare_timm_folder_changed_folder_raises_model_error(
+def test_timm_folder_that_was_changed_has_no_parity(
     trained: FitResult, insects: Path, tmp_path: Path, change: str, message: str | None
 ) -> None:
     bundle = load_model(trained.run_dir)
@@ -65,9 +116,15 @@ def test_compare_timm_folder_changed_folder_raises_model_error(
 
     files = sorted(insects.rglob("*.png"))[::4]
     ours = Predictor(bundle, device="cpu").predict_proba(files)
+
+    def compare_folder() -> Parity:
+        parity = measure_parity(predict_files(folder, files), ours, card=bundle.card)
+        check_parity(parity, name=str(folder))
+        return parity
+
     if message is None:
-        parity = compare_timm_folder(folder, files, expected=ours, classes=bundle.card.classes)
+        parity = compare_folder()
         assert parity.num_images == parity.num_same_top1 == len(files)
-    else:
-        with pytest.raises(ModelError, match=message):
-            compare_timm_folder(folder, files, expected=ours, classes=bundle.card.classes)
+        return
+    with pytest.raises(ModelError, match=message):
+        compare_folder()

@@ -1,0 +1,1 @@
+"""Export of models to files of other libraries, verified against the evaluated model."""

@@ -98,6 +98,14 @@ FORMATS: Mapping[str, ExportFormat] = {
             "timm",
             "finetune.exporters.timm_writer",
         ),
+        ExportFormat(
+            "huggingface",
+            "folder for the image-classification pipeline of transformers",
+            "transformers",
+            "finetune.exporters.huggingface.transformers_folder",
+            extra="huggingface",
+            packages=("transformers",),
+        ),
     )
 }
 """Formats by the value of ``--format``."""

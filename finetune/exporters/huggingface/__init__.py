@@ -1,0 +1,1 @@
+"""The huggingface format: a folder that transformers loads without code of finetune."""

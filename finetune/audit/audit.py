@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.audit.fingerprint_table import FingerprintTable
-from finetune.audit.label_errors import LabelErrorCandidate
+from finetune.audit.label_errors import LabelCheck, LabelErrorCandidate
 from finetune.audit.near_duplicates import BLANK_CONTRAST, DuplicateGroup
 from finetune.data.images.bit_depth import DatasetBits
 from finetune.data.layouts.class_names import SimilarClasses, find_similar_classes
@@ -126,6 +126,8 @@ class Audit:
         pixel_range: Value of ``data.pixel_range`` that they were read with.
         groups: Numbers of the user-defined groups; None without groups.
         labels: Numbers of the labels of multi-label images; None for images of one class.
+        label_check: Accuracy of the classifier that the label errors follow from; None if it is
+            unknown.
     """
 
     num_images: int
@@ -144,6 +146,7 @@ class Audit:
     pixel_range: str = "full"
     groups: GroupSummary | None = None
     labels: LabelStatistics | None = None
+    label_check: LabelCheck | None = None
 
     @property
     def training_counts(self) -> Mapping[str, int]:
@@ -193,6 +196,7 @@ class Audit:
             "label_errors": None
             if self.label_errors is None
             else [candidate.to_json() for candidate in self.label_errors],
+            "label_check": None if self.label_check is None else self.label_check.to_json(),
             "advice": [dict(option) for option in self.advice],
         }
 

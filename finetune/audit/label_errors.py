@@ -5,7 +5,7 @@ counted to a class if the class's probability reaches its mean over the images l
 label is a likely error if that is another class.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from finetune.data.multi_label.multi_hot import encode_multi_hot
 from finetune.types import Sample
+from finetune.units import format_count, format_percent
 
 _CHANCE_DEVIATIONS = 3.0
 
@@ -45,6 +46,64 @@ class LabelErrorCandidate:
             "predicted_label": self.predicted_label,
             "predicted_probability": round(self.predicted_probability, 4),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCheck:
+    """Classifier that label errors follow from: how often it predicts a label as given.
+
+    Attributes:
+        num_images: Number of images whose labels were compared with its predictions.
+        accuracy: Fraction of them that it predicts as labelled; of images with any number of
+            labels, the fraction of labels.
+    """
+
+    num_images: int
+    accuracy: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields with the accuracy rounded to four decimals."""
+        return {"num_images": self.num_images, "accuracy": round(self.accuracy, 4)}
+
+
+def measure_label_check(
+    samples: Sequence[Sample], classes: Sequence[str], probabilities: NDArray[np.floating]
+) -> LabelCheck | None:
+    """Return how often probabilities agree with the labels; None without images.
+
+    Args:
+        samples: N images.
+        classes: Names in index order.
+        probabilities: As for ``collect_label_errors``.
+    """
+    if not samples:
+        return None
+    if any(sample.labels is not None for sample in samples):
+        is_right = (probabilities > 0.5) == (encode_multi_hot(samples, classes) > 0)
+    else:
+        index = {name: number for number, name in enumerate(classes)}
+        labels = np.array([index[sample.label] for sample in samples], np.int64)
+        is_right = probabilities.argmax(axis=1) == labels
+    return LabelCheck(len(samples), float(is_right.mean()))
+
+
+def describe_label_check(
+    check: Mapping[str, Any] | None, *, judges: str = "heads", is_multi_label: bool = False
+) -> str:
+    """Return how far label errors can be trusted, by the accuracy of what contradicts them.
+
+    Empty where it is unknown, as in audits of earlier releases.
+
+    Args:
+        check: ``LabelCheck`` as JSON values.
+        judges: Plural of what has predicted the images.
+        is_multi_label: Whether the images have any number of labels.
+    """
+    if not check:
+        return ""
+    images = format_count(check["num_images"], "image")
+    what = f"the labels of {images}" if is_multi_label else images
+    return f"{judges} that predict {format_percent(check['accuracy'])} of {what} as labelled"
 
 
 def collect_label_errors(

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from finetune.audit.audit import AUDIT_VERSION, Audit, DuplicateSamples, duplicates_to_json
-from finetune.audit.label_errors import LabelErrorCandidate
+from finetune.audit.label_errors import LabelCheck, LabelErrorCandidate
 from finetune.data.images.decode import decode_image
 from finetune.data.layouts.class_names import describe_similar_classes
 from finetune.errors import DataError
@@ -61,6 +61,7 @@ def merge_findings(
     *,
     label_errors: Sequence[LabelErrorCandidate],
     duplicates: Sequence[DuplicateSamples],
+    label_check: LabelCheck | None = None,
 ) -> tuple[str, str]:
     """Return the JSON and the CSV of a written audit, extended by later findings.
 
@@ -68,6 +69,7 @@ def merge_findings(
         audit: JSON of this version or of version 1, whose keys are renamed.
         label_errors: Likely label errors; they replace those of the audit.
         duplicates: New or grown groups; each is merged with those that share an image with it.
+        label_check: Accuracy of the classifier that the label errors follow from.
 
     Raises:
         KeyError: The audit lacks a key.
@@ -86,6 +88,7 @@ def merge_findings(
     were_searched = tree["duplicates"] is not None or bool(duplicates)
     tree["duplicates"] = duplicates_to_json(groups) if were_searched else None
     tree["label_errors"] = [candidate.to_json() for candidate in label_errors]
+    tree["label_check"] = None if label_check is None else label_check.to_json()
     return _format_json(tree), format_csv(_COLUMNS, _iter_rows(tree))
 
 
@@ -158,6 +161,7 @@ def _upgrade(tree: dict[str, Any]) -> dict[str, Any]:
         "layout": [],
         "groups": None,
         "similar_classes": [],
+        "label_check": None,
         **tree,
     }
 

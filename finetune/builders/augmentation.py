@@ -157,7 +157,7 @@ def _choose_hflip(effect: ViewEffect) -> Choice:
     return Choice(
         "off" if is_harder else "on",
         f"mirroring changes the held-out log loss of heads ({effect.loss:.3f}) by "
-        f"{effect.loss_change:+.3f}, {relation} than the {limit:+.3f} from which mirrored images "
+        f"{effect.loss_change:+.4f}, {relation} than the {limit:+.4f} from which mirrored images "
         f"count as harder ({MIN_LOSS_CHANGE:.0%} of the loss and {MIN_HARDER_Z_SCORE:g} standard "
         f"errors)",
     )
@@ -172,7 +172,7 @@ def _choose_turn(effect: ViewEffect, view: str) -> Choice:
     return Choice(
         "on" if is_helpful else "off",
         f"heads fitted to images {view}, too, change the held-out log loss of unchanged images "
-        f"({effect.loss:.3f}) by {effect.fitted_change:+.3f}, {relation} the {limit:+.3f} from "
+        f"({effect.loss:.3f}) by {effect.fitted_change:+.4f}, {relation} the {limit:+.4f} from "
         f"which this helps ({NEGLIGIBLE_LOSS_CHANGE:g} and {-MAX_HELPFUL_Z_SCORE:g} standard "
         f"errors)",
     )

@@ -166,6 +166,8 @@ class DataEvidence:
         num_conflicting: Number of images with a duplicate of another class.
         conflicting_example: Paths of two of them.
         label_errors: Likely label errors; None if they were not searched.
+        num_checked: Number of images that label errors were searched in; 0 if it is unknown.
+        check_accuracy: Fraction of them that the heads of the search predict as labelled.
         is_multi_label: Whether an image has any number of labels.
     """
 
@@ -179,6 +181,8 @@ class DataEvidence:
     num_conflicting: int = 0
     conflicting_example: tuple[str, ...] = ()
     label_errors: tuple[LabelError, ...] | None = None
+    num_checked: int = 0
+    check_accuracy: float | None = None
     is_multi_label: bool = False
 
 

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from finetune.bundle.checkpoint_file import load_checkpoint_file, save_checkpoint_file
+from finetune.bundle.checkpoint_file import save_checkpoint_file
 from finetune.bundle.model_card import CARD_KEY
 from finetune.errors import RunFolderError, StorageError
 from finetune.system.files import write_file_atomically

@@ -6,8 +6,10 @@ from numpy.typing import NDArray
 
 from finetune.audit.label_errors import (
     collect_label_errors,
+    describe_label_check,
     find_label_errors,
     is_better_than_chance,
+    measure_label_check,
 )
 from finetune.types import Sample
 
@@ -107,6 +109,32 @@ def test_collect_label_errors_names_classes_and_probabilities() -> None:
         assert one.label == classes[labels[row]]
         assert one.label_probability == probabilities[row, labels[row]]
         assert one.predicted_probability == probabilities[row, classes.index(one.predicted_label)]
+
+
+def test_label_check_is_the_accuracy_of_what_contradicts_labels() -> None:
+    probabilities, labels, wrong = plant_errors(30)
+    classes = [f"class {number}" for number in range(5)]
+    samples = [Sample(f"{row}.png", classes[label]) for row, label in enumerate(labels)]
+    check = measure_label_check(samples, classes, probabilities)
+    assert check is not None
+    num_right = sum(
+        int(row.argmax() == label) for row, label in zip(probabilities, labels, strict=True)
+    )
+    assert (check.num_images, check.accuracy) == (200, num_right / 200)
+    assert num_right <= 200 - len(wrong)
+    assert f"heads that predict {num_right / 2:.1f}% of 200 images" in describe_label_check(
+        check.to_json()
+    )
+    assert describe_label_check(None) == ""
+
+
+def test_label_check_of_multi_label_images_counts_labels() -> None:
+    samples = [Sample("a.png", "x", labels=("x",)), Sample("b.png", "x,y", labels=("x", "y"))]
+    check = measure_label_check(samples, ["x", "y"], np.array([[0.9, 0.6], [0.2, 0.7]]))
+    assert check is not None
+    assert (check.num_images, check.accuracy) == (2, 0.5)
+    text = describe_label_check(check.to_json(), is_multi_label=True)
+    assert "50.0% of the labels of 2 images" in text
 
 
 @pytest.mark.parametrize("seed", range(5))

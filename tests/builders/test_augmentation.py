@@ -208,7 +208,7 @@ def test_choose_geometry_flips_unless_mirrored_images_are_harder(
     # the numbers that are compared, the larger of which decides: 5% of 0.4, or 2 standard errors
     limit = max(0.02, 2 * loss_error)
     relation = "no less" if expected == "off" else "less"
-    assert f"by {loss_change:+.3f}, {relation} than the {limit:+.3f}" in choice.reason
+    assert f"by {loss_change:+.4f}, {relation} than the {limit:+.4f}" in choice.reason
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_choose_geometry_turns_only_where_heads_gain_by_it(
         "augment.rot90": expected,
     }
     relation = "at least as low as" if expected == "on" else "higher than"
-    assert f"by {fitted_change:+.3f}, {relation} the -0.016" in choices["augment.vflip"].reason
+    assert f"by {fitted_change:+.4f}, {relation} the -0.0164" in choices["augment.vflip"].reason
 
 
 @pytest.mark.parametrize(

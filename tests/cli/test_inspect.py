@@ -161,6 +161,9 @@ def test_describe_audit_label_errors() -> None:
         "predicted_probability": 0.855,
     }  # fmt: skip
     assert "labels      no likely errors" in describe(label_errors=[])
+    check = {"num_images": 397, "accuracy": 0.632}
+    text = describe(label_errors=[error] * 9, label_check=check)
+    assert "\n    by heads that predict 63.2% of 397 images as labelled\n" in text
     text = describe(label_errors=[error] * 9)
     assert re.search(r"labels      9 .*\n    a\.png: .*ant .*0\.10.*bee .*0\.85", text)
     assert text.count("a.png") == 4

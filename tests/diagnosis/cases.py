@@ -80,6 +80,7 @@ FIRING: dict[str, list[RunEvidence]] = {
         create_noise(0.05, 6.7),
         create_noise(0.2, 40.0, is_confirmed=True),
         create_noise(0.0, 0.0, is_confirmed=True),
+        create_noise(0.0, 0.0),
     ],
     "conflicting_duplicates": [create_conflicts(2), create_conflicts(40)],
     "class_never_predicted": [
@@ -160,8 +161,8 @@ SILENT: dict[str, list[RunEvidence]] = {
         create_accuracies(0.95, 0.97, train=0.8, num_val=20),
     ],
     "label_errors": [
-        create_noise(0.01, 2.0),
-        create_noise(0.3, 7.7, correct=94),
+        create_noise(0.01, 2.0, is_listed=False),
+        create_noise(0.3, 7.7, correct=94, is_listed=False),
     ],
     "conflicting_duplicates": [create_conflicts(0)],
     "class_never_predicted": [

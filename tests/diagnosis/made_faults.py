@@ -172,7 +172,12 @@ def create_conflicts(count: int) -> RunEvidence:
 
 
 def create_noise(
-    fraction: float, gain: float, *, correct: int = 180, is_confirmed: bool = False
+    fraction: float,
+    gain: float,
+    *,
+    correct: int = 180,
+    is_confirmed: bool = False,
+    is_listed: bool = True,
 ) -> RunEvidence:
     """Create a run with an estimate of the fraction of wrong labels of 200 images."""
     run = create_good_run()
@@ -186,7 +191,7 @@ def create_noise(
             label_noise=LabelNoise(fraction=fraction, log_likelihood_gain=gain, num_images=200),
             mistakes={"a.jpg": "y" if is_confirmed else "z", "b.jpg": "x"},
         ),
-        data=replace(run.data, label_errors=(error,)),
+        data=replace(run.data, label_errors=(error,) if is_listed else ()),
     )
 
 

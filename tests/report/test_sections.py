@@ -15,6 +15,7 @@ from finetune.report.number_formats import format_metric_in_sentence
 from finetune.report.page import render_report
 from finetune.report.phases import find_phases
 from finetune.report.run_facts import RunFacts
+from finetune.report.sections.data_section import build_data
 from finetune.report.sections.evaluation.calibration_section import build_calibration
 from finetune.report.sections.evaluation.class_section import build_classes
 from finetune.report.sections.evaluation.confusion_section import (
@@ -259,6 +260,28 @@ def test_page_escapes_names_of_classes_files_and_runs() -> None:
     page = render_report(facts, version="1")
     assert "<script>alert" not in page
     assert page.count("</script>") == page.count("<script")
+
+
+def test_page_says_how_far_contradicted_labels_can_be_trusted() -> None:
+    error = {
+        "path": "a.png", "label": "x", "predicted_label": "y", "predicted_probability": 0.9,
+    }  # fmt: skip
+    audit = {
+        "duplicates": [],
+        "label_errors": [error] * 37,
+        "label_check": {"num_images": 397, "accuracy": 0.632},
+    }
+    section = build_data(build_facts(audit=audit))
+    assert section is not None
+    (line,) = (line for line in section.audit if line.kind == "Labels to check")
+    assert line.count == 37
+    assert line.remark == (
+        "contradicted by heads that predict 63.2% of 397 images as labelled; they may be right: "
+        "look at the images"
+    )
+    older = build_data(build_facts(audit={**audit, "label_check": None}))
+    assert older is not None
+    assert "contradicted by the audit" in {one.remark.partition(";")[0] for one in older.audit}
 
 
 def test_page_of_a_run_without_anything_has_a_summary() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
+from finetune.audit.label_errors import describe_label_check
 from finetune.cli.render.multi_label.label_table import describe_label_statistics
 from finetune.cli.render.plan_table import format_bits
 from finetune.data.layouts.class_names import describe_similar_classes
@@ -38,7 +39,7 @@ def describe_audit(tree: Mapping[str, Any]) -> list[str]:
         "",
         *_describe_duplicates(tree["duplicates"]),
         *_describe_suspicious_images(tree["suspicious_images"]),
-        *_describe_label_errors(tree["label_errors"]),
+        *_describe_label_errors(tree["label_errors"], _describe_trust(tree)),
         "",
         *_describe_advice(tree["advice"]),
         *_describe_single_class(tree["class_counts"]),
@@ -226,7 +227,16 @@ def _describe_suspicious_images(suspicious_images: Sequence[Mapping[str, str]]) 
     return lines
 
 
-def _describe_label_errors(label_errors: Sequence[Mapping[str, Any]] | None) -> list[str]:
+def _describe_trust(tree: Mapping[str, Any]) -> str:
+    """Return how accurate the heads are that contradict labels; empty if it is unknown."""
+    return describe_label_check(
+        tree.get("label_check"), is_multi_label=tree.get("multi_label") is not None
+    )
+
+
+def _describe_label_errors(
+    label_errors: Sequence[Mapping[str, Any]] | None, trust: str
+) -> list[str]:
     if label_errors is None:
         return ["labels      not checked; --backbone NAME finds label errors and more duplicates"]
     if not label_errors:
@@ -238,6 +248,7 @@ def _describe_label_errors(label_errors: Sequence[Mapping[str, Any]] | None) -> 
     )
     return [
         f"labels      {format_count(len(label_errors), 'possible error')}, the most likely first",
+        *([f"    by {trust}"] if trust else []),
         *shown,
         *_describe_remainder(len(label_errors) - _MAX_GROUPS),
     ]

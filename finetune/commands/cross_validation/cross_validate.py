@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.audit.label_errors import LabelErrorCandidate
+from finetune.audit.label_errors import LabelCheck, LabelErrorCandidate, describe_label_check
 from finetune.bundle.bundle import load_model
 from finetune.bundle.model_card import read_card_json
 from finetune.commands.cross_validation.final_model import write_final_model
@@ -225,11 +225,12 @@ def _finish(work: FoldWork, rounds: Rounds, reporter: Reporter, start: float) ->
     run = cross_validation.run
     out_of_fold = read_out_of_fold(cross_validation)
     label_errors = out_of_fold.find_label_errors()
-    is_listed = write_findings(cross_validation, label_errors)
+    label_check = out_of_fold.check_labels()
+    is_listed = write_findings(cross_validation, label_errors, label_check)
     write_text(run.out_of_fold_path, out_of_fold.to_csv())
     summary = summarise_folds(cross_validation, out_of_fold, num_label_errors=len(label_errors))
     if label_errors:
-        reporter.note(_describe_label_errors(label_errors, run if is_listed else None))
+        reporter.note(_describe_label_errors(label_errors, label_check, run if is_listed else None))
     summary["final"] = {"kind": cross_validation.config.cross_validation.final}
     refitted = None
     if work.is_refitted:
@@ -271,19 +272,25 @@ def _train_refit(
 
 
 def _describe_label_errors(
-    label_errors: Sequence[LabelErrorCandidate], run: RunFolder | None
+    label_errors: Sequence[LabelErrorCandidate],
+    label_check: LabelCheck | None,
+    run: RunFolder | None,
 ) -> str:
     """Return the line on label errors that the folds have found.
 
     Args:
         label_errors: The errors, the most likely one first.
+        label_check: Accuracy of the folds.
         run: Run folder whose audit lists them; None if it does not.
     """
     worst = label_errors[0]
     more = ", and more" if len(label_errors) > 1 else ""
     where = "" if run is None else f"; see {run.audit_csv_path}"
+    trust = describe_label_check(
+        None if label_check is None else label_check.to_json(), judges="folds"
+    )
     return (
-        f"{format_count(len(label_errors), 'possible label error')} by the folds: {worst.path} is "
+        f"{format_count(len(label_errors), 'possible label error')}, by {trust}: {worst.path} is "
         f"labelled '{worst.label}' (p={worst.label_probability:.2f}), predicted "
         f"'{worst.predicted_label}' (p={worst.predicted_probability:.2f}){more}{where}"
     )

@@ -11,7 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.audit.label_errors import LabelErrorCandidate, collect_label_errors
+from finetune.audit.label_errors import (
+    LabelCheck,
+    LabelErrorCandidate,
+    collect_label_errors,
+    measure_label_check,
+)
 from finetune.audit.report import merge_findings
 from finetune.commands.cross_validation.fold_runs import CrossValidation
 from finetune.errors import RunFolderError
@@ -53,6 +58,10 @@ class OutOfFold:
     def find_label_errors(self) -> tuple[LabelErrorCandidate, ...]:
         """Return the images whose labels are probably wrong, the most likely errors first."""
         return collect_label_errors(self.samples, self.classes, self.probabilities.numpy())
+
+    def check_labels(self) -> LabelCheck | None:
+        """Return how often the folds predict the labels as given."""
+        return measure_label_check(self.samples, self.classes, self.probabilities.numpy())
 
     def to_csv(self) -> str:
         """Return CSV of path,label,fold,predicted and the probability of each class."""
@@ -110,7 +119,9 @@ def read_out_of_fold(cross_validation: CrossValidation) -> OutOfFold:
 
 
 def write_findings(
-    cross_validation: CrossValidation, label_errors: Sequence[LabelErrorCandidate]
+    cross_validation: CrossValidation,
+    label_errors: Sequence[LabelErrorCandidate],
+    label_check: LabelCheck | None,
 ) -> bool:
     """Replace the label errors in the audit of the run; return whether ``audit.csv`` has them."""
     run = cross_validation.run
@@ -119,6 +130,7 @@ def write_findings(
             run.audit_json_path.read_text(encoding="utf-8"),
             label_errors=label_errors,
             duplicates=[],
+            label_check=label_check,
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False  # missing, damaged or of a later version

@@ -192,6 +192,8 @@ def _read_data(
             )
             for error in errors
         ),
+        num_checked=int((audit.get("label_check") or {}).get("num_images", 0)),
+        check_accuracy=(audit.get("label_check") or {}).get("accuracy"),
         is_multi_label=manifest.is_multi_label,
     )
 

@@ -14,7 +14,13 @@ from finetune.audit.duplicate_groups import (
     assign_duplicate_groups,
     collect_duplicate_groups,
 )
-from finetune.audit.label_errors import LabelErrorCandidate, collect_label_errors
+from finetune.audit.label_errors import (
+    LabelCheck,
+    LabelErrorCandidate,
+    collect_label_errors,
+    describe_label_check,
+    measure_label_check,
+)
 from finetune.audit.leakage import describe_leaks, describe_splits_without_leaks, find_leaks
 from finetune.audit.report import merge_findings
 from finetune.builders import Training, build_training
@@ -32,13 +38,13 @@ from finetune.system.files import write_text
 from finetune.system.hardware import get_process_device
 from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter, Split
-from finetune.units import format_folds
+from finetune.units import format_count, format_folds
 
 
 def audit_with_backbone(
     config: Config, dataset: ScannedDataset, reporter: Reporter
-) -> tuple[ScannedDataset, tuple[LabelErrorCandidate, ...]]:
-    """Return the dataset with cropped duplicates added, and the likely label errors.
+) -> tuple[ScannedDataset, tuple[LabelErrorCandidate, ...], LabelCheck | None]:
+    """Return the dataset with cropped duplicates added, the likely label errors and their check.
 
     The duplicates are stored, so that later runs on the same images use them as if they had found
     them by themselves. Each label is compared with the prediction of a head fitted to the features
@@ -96,10 +102,12 @@ def audit_with_backbone(
         fitted.num_folds, num_held_out=fitted.num_held_out_folds, num_groups=fitted.num_groups
     )
     reporter.note(f"Labels are compared with heads that were fitted to other images: {folds}.")
-    return extended, collect_label_errors(
-        [dataset.samples[row] for row in fitted.held_out_rows.tolist()],
-        classes,
-        fitted.held_out_probabilities.numpy(),
+    judged = [dataset.samples[row] for row in fitted.held_out_rows.tolist()]
+    probabilities = fitted.held_out_probabilities.numpy()
+    return (
+        extended,
+        collect_label_errors(judged, classes, probabilities),
+        measure_label_check(judged, classes, probabilities),
     )
 
 
@@ -152,15 +160,18 @@ def record_probe_findings(
     """
     manifest = training.manifest
     samples = [*manifest.get_samples(Split.TRAIN), *manifest.get_samples(Split.VAL)]
-    label_errors = collect_label_errors(
-        [samples[row] for row in probe.held_out_rows.tolist()],
-        manifest.classes,
-        probe.held_out_probabilities.numpy(),
-    )
+    judged = [samples[row] for row in probe.held_out_rows.tolist()]
+    probabilities = probe.held_out_probabilities.numpy()
+    label_errors = collect_label_errors(judged, manifest.classes, probabilities)
+    label_check = measure_label_check(judged, manifest.classes, probabilities)
     groups = _find_changed_groups(manifest, extended)
-    is_written = _update_audit_files(run, label_errors, groups)
+    is_written = _update_audit_files(run, label_errors, label_check, groups)
     location = f"; see {run.audit_csv_path}" if is_written else ""
-    _report_label_errors(label_errors, location, reporter)
+    trust = describe_label_check(
+        None if label_check is None else label_check.to_json(),
+        is_multi_label=manifest.is_multi_label,
+    )
+    _report_label_errors(label_errors, trust, location, reporter)
     if groups:
         _report_cropped_duplicates(training.config, manifest, extended, len(groups), reporter)
         # written last: a resumed run must report these duplicates again if this one crashes before
@@ -170,6 +181,7 @@ def record_probe_findings(
 def _update_audit_files(
     run: RunFolder,
     label_errors: Sequence[LabelErrorCandidate],
+    label_check: LabelCheck | None,
     duplicates: Sequence[DuplicateSamples],
 ) -> bool:
     """Add findings to the run's audit files; return whether ``audit.csv`` was updated."""
@@ -178,6 +190,7 @@ def _update_audit_files(
             run.audit_json_path.read_text(encoding="utf-8"),
             label_errors=label_errors,
             duplicates=duplicates,
+            label_check=label_check,
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False  # missing, damaged or of a later version
@@ -228,14 +241,21 @@ def _find_changed_groups(before: Manifest, after: Manifest) -> list[DuplicateSam
 
 
 def _report_label_errors(
-    label_errors: Sequence[LabelErrorCandidate], location: str, reporter: Reporter
+    label_errors: Sequence[LabelErrorCandidate], trust: str, location: str, reporter: Reporter
 ) -> None:
-    """Report the number of likely label errors with the most likely one."""
+    """Report the number of likely label errors with the most likely one.
+
+    Args:
+        label_errors: The errors, the most likely one first.
+        trust: How accurate the heads are that contradict the labels.
+        location: Where they are listed; may be empty.
+        reporter: Receiver of the message.
+    """
     if label_errors:
         first, count = label_errors[0], len(label_errors)
         more = f", and {count - 1} more" if count > 1 else ""
         reporter.note(
-            f"{count} possible label {'error' if count == 1 else 'errors'}: {first.path} is "
+            f"{format_count(count, 'possible label error')}, by {trust}: {first.path} is "
             f"labelled '{first.label}' (p={first.label_probability:.2f}), predicted "
             f"'{first.predicted_label}' (p={first.predicted_probability:.2f}){more}{location}"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.audit.audit import Audit, sort_by_severity
-from finetune.audit.label_errors import LabelErrorCandidate
+from finetune.audit.label_errors import LabelCheck, LabelErrorCandidate
 from finetune.audit.report import (
     MAX_DRAWN_GROUPS,
     draw_duplicates,
@@ -112,11 +112,14 @@ def inspect(config: Config, *, reporter: Reporter | None = None) -> InspectResul
 
         check_backbone_name(config.model.backbone)
     dataset = scan_and_audit(config, path, reporter=reporter, audit_only=True)
-    label_errors = None
+    label_errors = label_check = None
     if _has_backbone(config):
-        dataset, label_errors = _run_backbone_audit(config, dataset, reporter)
+        dataset, label_errors, label_check = _run_backbone_audit(config, dataset, reporter)
     audit = replace(
-        _add_advice(config, dataset.audit()), data=str(path.resolve()), label_errors=label_errors
+        _add_advice(config, dataset.audit()),
+        data=str(path.resolve()),
+        label_errors=label_errors,
+        label_check=label_check,
     )
     _write_report(output, audit, dataset, reporter)
     return InspectResult(path, output, audit)
@@ -149,13 +152,13 @@ def _has_backbone(config: Config) -> bool:
 
 def _run_backbone_audit(
     config: Config, dataset: ScannedDataset, reporter: Reporter
-) -> tuple[ScannedDataset, tuple[LabelErrorCandidate, ...] | None]:
+) -> tuple[ScannedDataset, tuple[LabelErrorCandidate, ...] | None, LabelCheck | None]:
     """Add the findings of a pretrained backbone, unless there is only one class."""
     if len({name for sample in dataset.samples for name in sample.class_names}) < 2:
         reporter.note(
             "The images have a single class: the audit with --backbone needs at least two."
         )
-        return dataset, None
+        return dataset, None, None
     # imports torch, which an audit without a backbone does not need
     from finetune.commands.inspect.features import audit_with_backbone
 

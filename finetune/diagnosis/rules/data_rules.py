@@ -184,7 +184,7 @@ def find_label_errors(evidence: RunEvidence) -> Finding | None:
         and errors[path].label_probability < MAX_LABEL_PROBABILITY
     ]
     if not _is_noisy(validation):
-        return _describe_confirmed(validation, confirmed)
+        return _describe_candidates(evidence, confirmed)
     noise = validation.label_noise
     assert noise is not None, "is noisy"
     return Finding(
@@ -230,22 +230,44 @@ def _is_noisy(validation: ValidationEvidence) -> bool:
     return low > MIN_WITNESS
 
 
-def _describe_confirmed(
-    validation: ValidationEvidence, confirmed: list[LabelError]
-) -> Finding | None:
-    """Return the note on mistakes that the audit contradicts in the same way; None without any."""
-    if not confirmed:
+def _describe_candidates(evidence: RunEvidence, confirmed: list[LabelError]) -> Finding | None:
+    """Return the note on labels that heads contradict, which need not be wrong; None without any.
+
+    Args:
+        evidence: Numbers of the run.
+        confirmed: Those of them that the network contradicts in the same way.
+    """
+    data, validation = evidence.data, evidence.validation
+    count = len(data.label_errors or ())
+    if not count or validation is None:
         return None
+    accuracy = data.check_accuracy
+    heads = (
+        "heads"
+        if accuracy is None
+        else f"heads that predict {format_percent(accuracy)} of "
+        f"{format_count(data.num_checked, 'image')} as labelled"
+    )
+    same = (
+        f" The network contradicts {len(confirmed)} of them in the same way: "
+        f"{_list_examples(confirmed)}."
+        if confirmed
+        else ""
+    )
     return Finding(
         rule="label_errors",
         severity="info",
-        title="Some mistakes may be wrong labels",
+        title=f"{format_count(count, 'label')} to check",
         sentence=(
-            f"Of {format_count(len(validation.mistakes), 'mistake')} on "
-            f"{format_count(validation.num_images, 'validation image')}, the audit predicts the "
-            f"same for {len(confirmed)}: {_list_examples(confirmed)}."
+            f"{format_count(count, 'label')} {'is' if count == 1 else 'are'} contradicted by "
+            f"{heads}. Where heads are wrong, labels are contradicted that are right.{same}"
         ),
-        numbers={"mistakes": len(validation.mistakes), "confirmed_by_audit": len(confirmed)},
+        numbers={
+            "label_errors_of_audit": count,
+            "confirmed_by_network": len(confirmed),
+            "mistakes": len(validation.mistakes),
+            **({} if accuracy is None else {"accuracy_of_heads": accuracy}),
+        },
         remedy="Look at them in audit.csv of the run folder.",
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.audit.label_errors import describe_label_check
 from finetune.report.run_facts import RunFacts
 from finetune.report.sections.headline import name_split
 from finetune.units import format_count
@@ -14,6 +15,8 @@ MAX_OPEN_CLASSES = 30
 
 MAX_LISTED = 10
 """Findings of a kind that are listed."""
+
+_LABELS_TO_CHECK = "Labels to check"
 
 MIN_CLASS_IMAGES = 20
 """Training images below which a class is listed, as in the audit."""
@@ -113,7 +116,7 @@ def _describe_audit(audit: Mapping[str, Any], facts: RunFacts) -> Iterator[Audit
         yield AuditLine("Duplicates across splits (leakage)", len(leaks), remark)
         conflicting = [group for group in duplicates if "classes" in group["conflicts"]]
         yield AuditLine("Duplicates with different classes", len(conflicting))
-    yield _describe_label_errors(audit.get("label_errors"))
+    yield _describe_label_errors(audit, facts)
     suspicious = audit.get("suspicious_images") or []
     kinds = Counter(image["kind"] for image in suspicious)
     yield _build_line(
@@ -169,9 +172,16 @@ def _describe_duplicates(duplicates: Sequence[Mapping[str, Any]] | None) -> Audi
     )
 
 
-def _describe_label_errors(errors: Sequence[Mapping[str, Any]] | None) -> AuditLine:
+def _describe_label_errors(audit: Mapping[str, Any], facts: RunFacts) -> AuditLine:
+    """Return the labels that heads contradict, with how far the heads can be trusted."""
+    errors: Sequence[Mapping[str, Any]] | None = audit.get("label_errors")
     if errors is None:
-        return AuditLine("Possible label errors", None)
+        return AuditLine(_LABELS_TO_CHECK, None)
+    judges = "heads" if facts.folds is None else "folds"
+    trust = describe_label_check(
+        audit.get("label_check"), judges=judges, is_multi_label=facts.is_multi_label
+    )
+    by = f"contradicted by {trust}; " if trust else "contradicted by the audit; "
     rows = [
         (
             error["path"],
@@ -182,9 +192,9 @@ def _describe_label_errors(errors: Sequence[Mapping[str, Any]] | None) -> AuditL
         for error in errors
     ]
     return _build_line(
-        "Possible label errors",
+        _LABELS_TO_CHECK,
         len(errors),
-        "" if not errors else "the most likely ones first",
+        "" if not errors else f"{by}they may be right: look at the images",
         ("image", "label", "predicted", "probability"),
         rows,
     )

@@ -246,7 +246,11 @@ def test_label_errors_of_the_folds_are_in_the_audit(tmp_path: Path) -> None:
     findings = read_csv(tmp_path / "run" / "audit.csv")
     errors = [row["path"] for row in findings if row["finding"] == "label error"]
     assert errors[:1] == ["blue/07.png"]
-    assert [note for note in reporter.notes if "by the folds: blue/07.png" in note]
+    note = next(note for note in reporter.notes if ": blue/07.png is labelled" in note)
+    assert "by folds that predict" in note
+    check = json.loads((tmp_path / "run" / "audit.json").read_text())["label_check"]
+    assert check["num_images"] == 48
+    assert check["accuracy"] <= 47 / 48 + 1e-4, "one label is wrong"
 
 
 @pytest.mark.parametrize(

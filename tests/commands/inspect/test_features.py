@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import finetune
+from finetune.commands.diagnosis.run_evidence import read_evidence
 from finetune.commands.fit.fit import FitResult
 from finetune.commands.inspect import features as module
 from finetune.commands.inspect.inspect import inspect
@@ -72,6 +73,8 @@ def test_inspect_backbone_finds_planted_label_errors_first(planted: Path, tmp_pa
     assert [error["path"] for error in tree["label_errors"]] == [
         error.path for error in label_errors
     ]
+    assert tree["label_check"]["num_images"] == result.audit.num_images
+    assert 0.5 < tree["label_check"]["accuracy"] < 1
 
 
 def test_fit_probe_adds_label_errors_to_the_audit(planted: Path, tmp_path: Path) -> None:
@@ -90,6 +93,9 @@ def test_fit_probe_adds_label_errors_to_the_audit(planted: Path, tmp_path: Path)
     listed = [row["path"] for row in rows if row["finding"] == "label error"]
     assert listed == [error["path"] for error in tree["label_errors"]]
     assert tree["num_images"] == 47, "other keys are kept"
+    evidence = read_evidence(RunFolder(result.run_dir)).data
+    assert evidence.check_accuracy == tree["label_check"]["accuracy"] < 1
+    assert evidence.num_checked == tree["label_check"]["num_images"]
 
 
 def test_resume_probe_replaces_earlier_label_errors(planted: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_worst_mistakes_are_those_of_the_largest_loss() -> None:
     assert section.num_wrong == 3
     assert [card.path for card in section.worst] == ["1.png", "0.png", "3.png"]
     assert section.worst[0].lines == (("true", "a 1%"), ("predicted", "c 90%"))
-    assert section.worst[0].hint == "Possible label error: the audit expects c."
+    assert section.worst[0].hint == "Label to check: the audit expects c."
     assert section.worst[1].hint == ""
     assert [card.path for card in section.uncertain][:2] == ["3.png", "0.png"]
     certain = section.uncertain[-1]

@@ -176,6 +176,6 @@ def _find_hints(facts: RunFacts) -> dict[str, str]:
     """Return a sentence for each image whose label the audit doubts."""
     errors: Sequence[dict[str, object]] = (facts.audit or {}).get("label_errors") or ()
     return {
-        str(error["path"]): f"Possible label error: the audit expects {error['predicted_label']}."
+        str(error["path"]): f"Label to check: the audit expects {error['predicted_label']}."
         for error in errors
     }

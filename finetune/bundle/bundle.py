@@ -34,8 +34,8 @@ from finetune.bundle.model_card import (
     ModelCard,
     find_bundle,
     read_card_json,
-    render_readme,
 )
+from finetune.bundle.model_page.render_page import render_readme
 from finetune.bundle.stored_network import build_stored_network
 from finetune.bundle.verification.card_digest import add_digests, check_digests
 from finetune.bundle.verification.pickle_refusal import explain_pickle

@@ -13,11 +13,8 @@ from finetune.bundle.bundle import (
     save_bundle,
     write_card_json,
 )
-from finetune.bundle.ensemble_card import (
-    ensemble_to_json,
-    get_member_folder,
-    render_ensemble_readme,
-)
+from finetune.bundle.ensemble_card import ensemble_to_json, get_member_folder
+from finetune.bundle.model_page.render_page import render_ensemble_readme
 from finetune.system.files import write_folder_atomically
 
 

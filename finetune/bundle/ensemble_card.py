@@ -1,4 +1,4 @@
-"""Model card of an ensemble: the mean of several models as one model, in JSON and as a README."""
+"""Model card of an ensemble: the mean of several models as one model, in JSON."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,8 @@ from typing import Any
 
 from finetune.bundle.model_card import ModelCard, get_train_counts
 from finetune.bundle.renamed_facts import rename_facts
-from finetune.bundle.validation_choices import (
-    describe_validation_choices,
-    list_validation_choices,
-)
 from finetune.errors import ModelError, RunFolderError
 from finetune.evaluation.priors import ClassPrior, Priors, is_same_prior, normalize_prior
-from finetune.lookup import is_import_path
-from finetune.units import format_count
 
 ENSEMBLE_FORMAT_VERSION = 2
 """Format of ``finetune.json`` of an ensemble; releases that know single models alone refuse it."""
@@ -160,57 +154,6 @@ def parse_ensemble(tree: Mapping[str, Any]) -> tuple[list[Path], list[float], di
 def get_member_folder(number: int) -> str:
     """Return the folder of a member, relative to that of the ensemble."""
     return f"members/{number}"
-
-
-def render_ensemble_readme(
-    card: ModelCard, cards: Sequence[ModelCard], weights: Sequence[float]
-) -> str:
-    """Return the README of an ensemble in Markdown: members, weights, metrics and use.
-
-    Args:
-        card: Card of the ensemble.
-        cards: Cards of the members.
-        weights: Weights of the members.
-    """
-    members = "".join(
-        f"| [{get_member_folder(number)}]({get_member_folder(number)}/README.md) "
-        f"| {member.backbone} | {member.spec.input_size[-1]} px | {weight:.4f} |\n"
-        for number, (member, weight) in enumerate(zip(cards, weights, strict=True))
-    )
-    metrics: Mapping[str, Mapping[str, float | None]] = card.facts.get("metrics", {})
-    rows = "".join(
-        f"| {split} | {name} | {'undefined' if value is None else f'{value:.4f}'} |\n"
-        for split, values in metrics.items()
-        for name, value in values.items()
-    )
-    table = f"| split | metric | value |\n|---|---|---|\n{rows}\n" if rows else ""
-    choices = list_validation_choices([card, *cards]) if "val" in metrics else ()
-    if choices:
-        table += f"{describe_validation_choices(choices)}\n\n"
-    return f"""# Ensemble of {format_count(len(cards), "model")} for {len(card.classes)} classes
-
-Classes, in index order: {", ".join(card.classes)}.
-
-The probabilities are the weighted mean of those of the members. Each member has its own
-preprocessing, temperature and class prior, and is a model of its own.
-
-| member | backbone | image size | weight |
-|---|---|---|---|
-{members}
-{table}Use the ensemble with `finetune predict THIS_FOLDER images/`. {_describe_timm_use(cards)}
-"""
-
-
-def _describe_timm_use(cards: Sequence[ModelCard]) -> str:
-    """Return what timm can do with the members."""
-    can_read = [card.head is None and not is_import_path(card.backbone) for card in cards]
-    if not any(can_read):
-        return "timm reads none of the members."
-    which = "single members" if all(can_read) else "some of the members"
-    return (
-        f"timm reads {which}, as\ntheir README describes; the mean of their probabilities is then "
-        f"to be computed."
-    )
 
 
 def _combine_facts(cards: Sequence[ModelCard], weights: Sequence[float]) -> dict[str, Any]:

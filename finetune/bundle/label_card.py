@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from finetune.bundle.model_page.escape_text import escape_markdown
+
 
 def parse_thresholds(values: Any, num_labels: int) -> tuple[float, ...] | None:
     """Return the thresholds of a card as numbers; None for a model without any.
@@ -33,7 +35,7 @@ def render_thresholds(classes: Sequence[str], thresholds: Sequence[float] | None
     if thresholds is None:
         return ""
     rows = "".join(
-        f"| {name} | {threshold:.4f} |\n"
+        f"| {escape_markdown(name)} | {threshold:.4f} |\n"
         for name, threshold in zip(classes, thresholds, strict=True)
     )
     return (

@@ -1,4 +1,4 @@
-"""Model card: everything about a model besides its weights, as JSON and as a README."""
+"""Model card: everything about a model besides its weights, as JSON."""
 
 import json
 import math
@@ -7,18 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.bundle.label_card import parse_thresholds, render_thresholds
+from finetune.bundle.label_card import parse_thresholds
 from finetune.bundle.renamed_facts import rename_facts
-from finetune.bundle.usage_example import render_usage
-from finetune.bundle.validation_choices import (
-    describe_validation_choices,
-    list_validation_choices,
-)
 from finetune.bundle.verification.card_values import check_spec, parse_classes
 from finetune.bundle.verification.json_file import read_json_file
 from finetune.errors import RunFolderError
-from finetune.evaluation.priors import ClassPrior, Priors, describe_class_prior, is_same_prior
-from finetune.lookup import is_import_path
+from finetune.evaluation.priors import ClassPrior, Priors
 from finetune.types import SCORE_LOSSES, PixelRange, PreprocessSpec, ReadOptions
 
 FORMAT_VERSION = 2
@@ -187,112 +181,6 @@ def get_train_counts(facts: Mapping[str, Any], classes: Sequence[str]) -> tuple[
     if not set(classes) <= counts.keys():
         return None
     return tuple(int(counts[name]) for name in classes)
-
-
-def render_readme(card: ModelCard) -> str:
-    """Return the README of a bundle in Markdown: metrics, classes and how to load the model."""
-    metrics = card.facts.get("metrics", {})
-    rows = "".join(
-        f"| {split} | {name} | {'undefined' if value is None else f'{value:.4f}'} |\n"
-        for split, values in metrics.items()
-        for name, value in values.items()
-    )
-    scale = "" if card.temperature == 1 else f" / {card.temperature!r}"
-    shift = "" if card.shift is None else " + shift"
-    usage = render_usage(
-        card.backbone,
-        is_import_path=is_import_path(card.backbone),
-        num_channels=card.spec.input_size[0],
-        bit_depth=card.bit_depth,
-        adjustment=f"{scale}{shift}",
-        is_multi_label=card.is_multi_label,
-        has_own_head=card.head is not None,
-    )
-    thresholds = render_thresholds(card.classes, card.thresholds)
-    noun = "labels" if card.is_multi_label else "classes"
-    return f"""# {card.backbone} for {len(card.classes)} {noun}
-
-{noun.capitalize()}, in index order: {", ".join(card.classes)}.
-
-| split | metric | value |
-|---|---|---|
-{rows}
-{_render_choices(card)}{_render_temperature(card)}{_render_priors(card)}{_render_pixel_range(card)}{thresholds}{usage}"""
-
-
-def _render_choices(card: ModelCard) -> str:
-    has_val = "val" in card.facts.get("metrics", {})
-    sentence = describe_validation_choices(list_validation_choices([card]) if has_val else ())
-    return f"{sentence}\n\n" if sentence else ""
-
-
-def _render_temperature(card: ModelCard) -> str:
-    """Return the paragraph about the temperature; empty without one."""
-    if card.temperature != 1:
-        return (
-            f"The probabilities are calibrated: finetune divides the logits by the temperature "
-            f"{card.temperature!r}; timm does not. `finetune export` writes a folder whose "
-            f"classifier weights include the temperature.\n\n"
-        )
-    if (folded := card.facts.get("temperature_in_head", 1)) != 1:
-        return (
-            f"The probabilities are calibrated: the classifier weights include the temperature "
-            f"{folded!r}.\n\n"
-        )
-    return ""
-
-
-def _render_priors(card: ModelCard) -> str:
-    """Return the paragraph about the class prior of the probabilities; empty if it is unknown."""
-    priors = card.priors
-    if priors is None:
-        return ""
-    if card.score_loss is not None:
-        return (
-            f"The probabilities assume no class prior: the network was trained with loss.name="
-            f"{card.score_loss}, whose logits are scores.\n\n"
-        )
-    description = describe_class_prior(priors.effective, priors.train)
-    evaluated = _get_evaluation_prior(card)
-    if evaluated is not None and not is_same_prior(evaluated, priors.effective):
-        description += (
-            f" (the metrics above are for another one: "
-            f"{describe_class_prior(evaluated, priors.train)}; `finetune evaluate` gives those for "
-            f"this one)"
-        )
-    if priors.target is not None:
-        return (
-            f"Class prior of the probabilities: {description}. The network's own prior: "
-            f"{describe_class_prior(priors.model, priors.train)}. finetune adds log(target / "
-            f"model), of the `priors` in finetune.json, to the logits of each class (`shift` "
-            f"below); timm does not. `finetune export` writes a folder whose classifier bias "
-            f"includes it.\n\n"
-        )
-    if "prior_in_head" in card.facts:
-        return (
-            f"Class prior of the probabilities: {description}. The classifier bias includes the "
-            f"adjustment, log(target / model); nothing is left to do.\n\n"
-        )
-    return f"Class prior of the probabilities: {description}.\n\n"
-
-
-def _render_pixel_range(card: ModelCard) -> str:
-    """Return the paragraph about images of more than 8 bits; empty without a range of their own."""
-    if card.pixel_range is None:
-        return ""
-    low, high = str(card.pixel_range).split(":")
-    return (
-        f"Images of more than 8 bits: {low} is black and {high} is white. finetune scales them to "
-        f"8 bits by this range, in 256 intervals; timm does not.\n\n"
-    )
-
-
-def _get_evaluation_prior(card: ModelCard) -> ClassPrior | None:
-    """Return the class prior that the model was evaluated with; None if unknown."""
-    for evaluation in card.facts.get("evaluations", {}).values():
-        prior = evaluation["prior"]["class_prior"]
-        return None if prior is None else tuple(prior[name] for name in card.classes)
-    return None
 
 
 def _parse_temperature(value: Any) -> float:

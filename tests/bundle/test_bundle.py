@@ -191,7 +191,7 @@ def test_save_bundle_writes_weights_card_and_readme(saved: Path) -> None:
     assert tree["versions"]["timm"] == timm.__version__
     assert tree["versions"]["finetune"] == finetune.__version__
     readme = (saved / "README.md").read_text(encoding="utf-8")
-    assert "bée, fly, wasp, red" in readme
+    assert "| 0 | bée |\n| 1 | fly |\n| 2 | wasp, red |\n" in readme
     assert "| val | accuracy | 0.5000 |" in readme
     assert "import finetune" not in readme
 

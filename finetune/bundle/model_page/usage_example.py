@@ -1,4 +1,13 @@
-"""Part of a bundle's README that shows how to use the model with Python."""
+"""Part of a README that shows how to use the model with finetune and with Python."""
+
+FOLDER = "THIS_FOLDER"
+"""Folder of the model in the examples."""
+
+_DOWNLOAD = """```bash
+hf download {repository} --local-dir THIS_FOLDER
+```
+
+"""
 
 _TIMM_EXAMPLE = """Use the model with
 `finetune predict THIS_FOLDER images/`, or with timm alone:
@@ -6,7 +15,7 @@ _TIMM_EXAMPLE = """Use the model with
 ```python
 {registration}import timm
 
-model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()
+model = timm.create_model("{address}", pretrained=True).eval()
 config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config, is_training=False)
 classes = model.pretrained_cfg["label_names"]
@@ -22,7 +31,7 @@ resized by itself, as a grey image of {bits} bits in [0, 255]:
 {registration}import timm
 import torch
 
-model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()
+model = timm.create_model("{address}", pretrained=True).eval()
 config = timm.data.resolve_model_data_config(model)
 size = (1, *config.pop("input_size")[1:])
 mean, std = (torch.tensor(config.pop(key))[:, None, None] for key in ("mean", "std"))
@@ -68,6 +77,7 @@ def render_usage(
     adjustment: str,
     is_multi_label: bool = False,
     has_own_head: bool = False,
+    repository: str | None = None,
 ) -> str:
     """Return the paragraphs and the example in Markdown.
 
@@ -79,21 +89,28 @@ def render_usage(
         adjustment: What is done to the logits before the softmax, such as " / 1.5".
         is_multi_label: Whether each class has a probability of its own.
         has_own_head: Whether the classifier has hidden layers.
+        repository: Repository on the hub, as user/name; None for a folder.
     """
+    download = render_download(repository)
     if is_import_path:
-        return _OWN_NETWORK_EXAMPLE.format(backbone=backbone)
+        return download + _OWN_NETWORK_EXAMPLE.format(backbone=backbone)
     if has_own_head:
-        return _OWN_HEAD_EXAMPLE
+        return download + _OWN_HEAD_EXAMPLE
+    address = f"local-dir:{FOLDER}" if repository is None else f"hf-hub:{repository}"
     activation = "sigmoid()" if is_multi_label else "softmax(1)"
     is_torchvision = backbone.partition(".")[0] in ("googlenet", "alexnet")
     registration = (
         f"import finetune.timm_models  # registers {backbone} with timm\n" if is_torchvision else ""
     )
     if num_channels == 3 and bit_depth == 8:
-        return _TIMM_EXAMPLE.format(
-            registration=registration, adjustment=adjustment, activation=activation
+        return download + _TIMM_EXAMPLE.format(
+            address=address,
+            registration=registration,
+            adjustment=adjustment,
+            activation=activation,
         )
-    return _CHANNELS_EXAMPLE.format(
+    return download + _CHANNELS_EXAMPLE.format(
+        address=address,
         num_channels=num_channels,
         bits=bit_depth,
         mode="L" if bit_depth == 8 else "F, divided by 257",
@@ -101,3 +118,8 @@ def render_usage(
         adjustment=adjustment,
         activation=activation,
     )
+
+
+def render_download(repository: str | None) -> str:
+    """Return the command that downloads a model of the hub; "" for a folder."""
+    return "" if repository is None else _DOWNLOAD.format(repository=repository)

@@ -1,0 +1,109 @@
+"""Origin of the backbone's weights: their repository on the hub, and their licence."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune.bundle.model_card import ModelCard, find_bundle, read_card_json
+from finetune.errors import RunFolderError
+from finetune.lookup import is_import_path
+
+_HUB_LABEL = "hub ("
+_HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+
+_NON_COMMERCIAL = ("-nc-", "-nc", "noncommercial", "non-commercial", "apple-amlr")
+
+HUB_LICENSES = frozenset(
+    {
+        "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "bsd", "openrail", "gemma",
+        "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0",
+        "cc-by-nc-nd-4.0", "apple-ascl", "apple-amlr", "gpl-3.0", "agpl-3.0", "lgpl-3.0", "mpl-2.0",
+    }
+)  # fmt: skip
+"""Licences that the hub knows by these names; others are ``other`` with a ``license_name``."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsOrigin:
+    """Origin of the weights that training began with.
+
+    Attributes:
+        kind: "hub", "file" or "random".
+        base_model: Repository on the Hugging Face hub; None if there is none or it is unknown.
+        license: Licence of these weights; None if it is unknown.
+    """
+
+    kind: Literal["hub", "file", "random"]
+    base_model: str | None = None
+    license: str | None = None
+
+    @property
+    def is_non_commercial(self) -> bool:
+        """Whether the licence allows no commercial use."""
+        name = (self.license or "").lower()
+        return any(part in name for part in _NON_COMMERCIAL)
+
+    def to_facts(self) -> dict[str, Any]:
+        """Return the facts on a model card from which ``find_weights_origin`` returns this."""
+        return {"base_model": self.base_model, "weights_license": self.license}
+
+
+def find_weights_origin(card: ModelCard) -> WeightsOrigin:
+    """Return the origin of the weights of a model from the facts on its card.
+
+    Cards of earlier releases name the weights of the hub alone; timm knows the rest of them.
+    """
+    weights = str(card.facts.get("weights", ""))
+    if weights == "random":
+        return WeightsOrigin("random")
+    is_hub = weights.startswith(_HUB_LABEL)
+    if "weights_license" in card.facts:
+        kind: Literal["hub", "file"] = "hub" if is_hub else "file"
+        return WeightsOrigin(kind, card.facts.get("base_model"), card.facts["weights_license"])
+    if is_hub:
+        return describe_hub_weights(weights.removeprefix(_HUB_LABEL).removesuffix(")"))
+    return WeightsOrigin("file")
+
+
+def describe_hub_weights(backbone: str) -> WeightsOrigin:
+    """Return the origin of the pretrained weights that timm knows for a backbone."""
+    if backbone.startswith(_HUB_PREFIXES):
+        return WeightsOrigin("hub", backbone.partition(":")[2].partition("@")[0])
+    if is_import_path(backbone):
+        return WeightsOrigin("random")
+    import timm
+
+    cfg = timm.get_pretrained_cfg(backbone)
+    if cfg is None:
+        return WeightsOrigin("hub")
+    name = None if cfg.license in (None, "unknown") else str(cfg.license)
+    return WeightsOrigin("hub", str(cfg.hf_hub_id) if cfg.hf_hub_id else None, name)
+
+
+def describe_weights(weights: str, backbone: str) -> WeightsOrigin:
+    """Return the origin of the weights that a run begins with.
+
+    Weights of an own model have the origin of that model.
+
+    Args:
+        weights: Value of ``model.weights``: "hub", "random", or a file or folder.
+        backbone: Value of ``model.backbone``.
+    """
+    if weights == "random":
+        return WeightsOrigin("random")
+    if weights == "hub":
+        return describe_hub_weights(backbone)
+    return _read_origin(Path(weights).expanduser())
+
+
+def _read_origin(path: Path) -> WeightsOrigin:
+    """Return the origin of the weights in a file or in the folder of a model."""
+    folder = find_bundle(path) if path.is_dir() else None
+    if folder is None:
+        return WeightsOrigin("file")
+    try:
+        tree = read_card_json(folder)
+        origin = find_weights_origin(ModelCard.from_json(tree))
+    except (RunFolderError, KeyError, TypeError, ValueError, AttributeError):
+        return WeightsOrigin("file")  # reported where the weights are read
+    return WeightsOrigin("file", origin.base_model, origin.license)

@@ -1,0 +1,1 @@
+"""Models in the files of other libraries, run by those libraries as networks of finetune."""

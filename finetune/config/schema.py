@@ -20,6 +20,7 @@ from finetune.config.sections.head_options import (
 from finetune.config.sections.learning import CalibrationConfig, ProbeConfig, UnfreezeConfig
 from finetune.config.sections.objective import LossConfig
 from finetune.config.sections.optim import LrScheduleConfig, OptimConfig
+from finetune.config.sections.records.rejection_section import RejectionConfig
 from finetune.config.sections.records.report_page import ReportConfig
 from finetune.config.sections.tracking import TrackingConfig
 from finetune.lookup import is_import_path
@@ -208,6 +209,7 @@ class Config(Section):
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
+    rejection: RejectionConfig = Field(default_factory=RejectionConfig)
     cross_validation: CrossValidationConfig = Field(default_factory=CrossValidationConfig)
     seed: int = Field(
         0,

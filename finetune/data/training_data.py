@@ -1,7 +1,7 @@
 """Files, labels and class counts of a run's images as arrays, made once from its manifest."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -40,6 +40,17 @@ class LabeledImages:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def select(self, rows: Sequence[int] | NDArray[np.int64]) -> Self:
+        """Return the images of some rows, in their order."""
+        indices = np.asarray(rows, np.int64)
+        return replace(
+            self,
+            paths=[self.paths[row] for row in indices.tolist()],
+            labels=self.labels[indices],
+            groups=self.groups[indices],
+            multi_hot=None if self.multi_hot is None else self.multi_hot[indices],
+        )
 
     @classmethod
     def from_manifest(cls, manifest: Manifest, split: Split) -> Self:

@@ -105,6 +105,7 @@ def create_small_config(**assignments: object) -> Config:
         "trainer.batch_size": 8,
         "trainer.epochs": 2,
         "report.enabled": "off",
+        "rejection.enabled": "off",
     }
     given = {key.replace("__", "."): value for key, value in assignments.items()}
     return build_config({}, assignments={**small, **given})

@@ -12,9 +12,11 @@ from finetune.builders import (
     get_micro_batch_size,
 )
 from finetune.builders.criterion import select_probe_loss
+from finetune.commands.diagnosis.card_facts import record_card_facts
 from finetune.commands.diagnosis.fit_diagnosis import write_diagnosis
 from finetune.commands.fit.finalize import (
     FinalEvaluation,
+    choose_eval_batch_size,
     evaluate_best_model,
     rebalance_head,
     write_bundle,
@@ -35,6 +37,7 @@ from finetune.commands.measurement.normalization import settle_normalization
 from finetune.commands.measurement.prior_adjustment import needs_strength, save_probe_predictions
 from finetune.commands.measurement.refit_choice import choose_weights, read_refit_choice
 from finetune.commands.measurement.stage_report import record_stages
+from finetune.commands.rejection.record_statistics import record_rejection_statistics
 from finetune.commands.report.fit_report import write_fit_report
 from finetune.commands.report.run_session import SessionRecorder
 from finetune.commands.stored_run import read_stored_manifest
@@ -98,7 +101,15 @@ def train(
         )
         record_end(run, training, rendezvous, reporter)
     write_bundle(run, evaluation)
+    record_rejection_statistics(
+        run,
+        training.config,
+        manifest,
+        batch_size=choose_eval_batch_size(training),
+        reporter=reporter,
+    )
     write_diagnosis(run, reporter=reporter)
+    record_card_facts(run, reporter=reporter)
     write_fit_report(run, training.config, recorder, reporter)
     finish_tracking(tracker, run, replace(training, manifest=manifest), evaluation)
     write_text(run.done_marker_path, f"{training.config.trainer.epochs}\n")

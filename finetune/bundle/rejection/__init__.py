@@ -1,0 +1,1 @@
+"""Statistics in a bundle from which answers that should be rejected are found."""

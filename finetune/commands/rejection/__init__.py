@@ -1,0 +1,1 @@
+"""Statistics of a run for the rejection of answers, measured from its images."""

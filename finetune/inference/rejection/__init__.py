@@ -1,0 +1,1 @@
+"""Features of images, and answers that are rejected as improbable or unlike the training images."""

@@ -1,0 +1,1 @@
+"""Malformed inputs for the commands that read images."""

@@ -10,6 +10,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from finetune.builders.optimization.optimizer_factory import constrain_start
 from finetune.builders.resolve import RunSpec
 from finetune.bundle.model_card import ModelCard
+from finetune.bundle.model_page.weights_origin import describe_weights
 from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import ModelConfig
 from finetune.data.training_data import TrainingData
@@ -124,8 +125,10 @@ def build_card(
 
 def describe_run(config: ResolvedConfig, data: TrainingData, network: Network) -> dict[str, Any]:
     """Return the facts of a run on its model card: weights, seed, images, imbalance, loss."""
+    origin = describe_weights(config.model.weights, config.model.backbone)
     return {
         "weights": network.report.source,
+        **({} if origin.kind == "random" else origin.to_facts()),
         "seed": config.seed,
         "train_images": dict(zip(data.classes, data.class_counts, strict=True)),
         "imbalance": config.imbalance.strategy,

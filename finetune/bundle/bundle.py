@@ -108,7 +108,7 @@ def save_bundle(network: nn.Module, card: ModelCard, folder: Path) -> None:
             "sha256": _compute_sha256(temporary / "model.safetensors"),
             "versions": {"python": platform.python_version(), **collect_versions()},
         }
-        write_card_json(temporary, tree)
+        (temporary / "finetune.json").write_text(format_card_json(tree), encoding="utf-8")
         (temporary / "README.md").write_text(render_readme(card), encoding="utf-8")
 
 
@@ -247,16 +247,10 @@ def _summarize_error(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text or repr(error)
 
 
-def write_card_json(folder: Path, tree: Mapping[str, Any]) -> None:
-    """Write ``finetune.json`` with the digests of its entries.
-
-    Args:
-        folder: Folder of the bundle, which nobody reads yet.
-        tree: Content of the file.
-    """
+def format_card_json(tree: Mapping[str, Any]) -> str:
+    """Return the content of ``finetune.json`` as text, with the digests of its entries."""
     plain = json.loads(json.dumps(tree))
-    text = json.dumps(add_digests(plain), indent=2, ensure_ascii=False) + "\n"
-    (folder / "finetune.json").write_text(text, encoding="utf-8")
+    return json.dumps(add_digests(plain), indent=2, ensure_ascii=False) + "\n"
 
 
 def _check_sha256(weights: Path, expected: str) -> None:

@@ -9,9 +9,9 @@ from finetune.bundle.bundle import (
     ModelBundle,
     collect_versions,
     combine_models,
+    format_card_json,
     load_model,
     save_bundle,
-    write_card_json,
 )
 from finetune.bundle.ensemble_card import ensemble_to_json, get_member_folder
 from finetune.bundle.model_page.render_page import render_ensemble_readme
@@ -56,7 +56,7 @@ def save_ensemble(
             **ensemble_to_json(ensemble.card, cards, ensemble.weights),
             "versions": {"python": platform.python_version(), **collect_versions()},
         }
-        write_card_json(temporary, tree)
+        (temporary / "finetune.json").write_text(format_card_json(tree), encoding="utf-8")
         readme = render_ensemble_readme(ensemble.card, cards, ensemble.weights)
         (temporary / "README.md").write_text(readme, encoding="utf-8")
     return ensemble

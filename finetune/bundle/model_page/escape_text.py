@@ -5,16 +5,19 @@ import unicodedata
 
 _MARKUP = re.compile(r"([\\`*_\[\]|~#])")
 _LIST_MARKER = re.compile(r"^(\d+)([.)])|^([-+=])")
-_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;", ":": "&#58;"})
+_COLON = re.compile(r":(?=[\w+-]+:|//)")
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"})
 
 
 def escape_markdown(text: str) -> str:
     """Return a text on one line that Markdown, and the HTML within it, show as it is.
 
-    A colon or a dollar sign becomes an entity: some sites read emoji, links or formulas from them.
+    Dollar signs, and colons of names of emoji or of addresses, become entities: some sites read
+    formulas, emoji or links from them.
     """
     line = " ".join("".join(map(_replace_control, text)).split())
-    escaped = _MARKUP.sub(r"\\\1", line.translate(_ENTITIES).replace("&#", "\0"))
+    line = _COLON.sub("&#58;", line.translate(_ENTITIES))
+    escaped = _MARKUP.sub(r"\\\1", line.replace("&#", "\0"))
     escaped = escaped.replace("\0", "&#")
     return _LIST_MARKER.sub(_escape_marker, escaped)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune.bundle.model_card import ModelCard
-from finetune.bundle.model_page.data_section import DATA_KEY
+from finetune.bundle.model_page.data_paragraph import DATA_KEY
 from finetune.bundle.model_page.escape_text import escape_markdown
 from finetune.bundle.model_page.metric_tables import choose_split, format_interval
 from finetune.bundle.validation_choices import (

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from finetune.bundle.ensemble_card import get_member_folder
 from finetune.bundle.label_card import render_thresholds
 from finetune.bundle.model_card import ModelCard
-from finetune.bundle.model_page.data_section import render_data, render_origin
+from finetune.bundle.model_page.data_paragraph import render_data, render_origin
 from finetune.bundle.model_page.escape_text import escape_markdown
 from finetune.bundle.model_page.limits_section import render_limits
 from finetune.bundle.model_page.metric_tables import (

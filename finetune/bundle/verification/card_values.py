@@ -22,7 +22,7 @@ def parse_classes(names: Any) -> tuple[str, ...]:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"class '{name}' stands twice")
+            raise ValueError(f"class '{name}' is listed twice")
         seen.add(name)
     return tuple(names)
 

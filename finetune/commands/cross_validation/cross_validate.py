@@ -41,6 +41,7 @@ from finetune.commands.cross_validation.summary import (
     format_summary,
     summarise_folds,
 )
+from finetune.commands.diagnosis.card_facts import record_card_facts
 from finetune.commands.diagnosis.fit_diagnosis import write_diagnosis
 from finetune.commands.early_checks.named_files import check_shared_folder
 from finetune.commands.fit.process_group import open_rendezvous
@@ -247,6 +248,7 @@ def _finish(work: FoldWork, rounds: Rounds, reporter: Reporter, start: float) ->
     }
     write_text(run.cross_validation_path, format_summary(summary))
     write_diagnosis(run, reporter=reporter)
+    record_card_facts(run, reporter=reporter)
     write_run_report(run, cross_validation.config, reporter)
     result = build_result(run, start, facts, work.plan)
     return replace(result, cross_validation=summary)

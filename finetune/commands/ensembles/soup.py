@@ -161,7 +161,10 @@ def cook_soup(paths: Sequence[Path], *, method: str, reporter: Reporter) -> Mode
 
 def _clear_facts(first: ModelBundle, bundles: Sequence[ModelBundle]) -> ModelBundle:
     """Return a model with only those facts on its card that hold for an average of models."""
-    kept = ("weights", "train_images", "imbalance", "loss", "flipped", "flipped_by")
+    kept = (
+        "weights", "base_model", "weights_license", "train_images", "imbalance", "loss", "flipped",
+        "flipped_by", "data",
+    )  # fmt: skip
     facts = {key: first.card.facts[key] for key in kept if key in first.card.facts}
     # a part of scores leaves the mean without a class prior
     if score_losses := [one.card.score_loss for one in bundles if one.card.score_loss is not None]:

@@ -146,7 +146,7 @@ def test_sections_state_the_data_and_the_limits_in_numbers() -> None:
         "no guarantee for images unlike those of the training",
         "The network sees 224 x 224 px, without the outer 12.5%",
         "were reduced 1.8 times",
-        r"Diagnosis of the run, warning: Too few&#58; Only 153 images, \*say\*.",
+        r"Diagnosis of the run, warning: Too few: Only 153 images, \*say\*.",
         'timm.create_model("hf-hub:me/insects", pretrained=True)',
         "hf download me/insects",
     ):

@@ -57,7 +57,7 @@ def test_weights_file_with_code_is_refused_and_runs_none(tmp_path: Path) -> None
     assert (tmp_path / "ran").exists()
 
 
-def test_no_module_opens_a_pickle() -> None:
+def test_package_opens_no_pickle() -> None:
     """Every ``torch.load`` of the package reads tensors alone, and nothing else reads pickles."""
     package = Path(finetune.__file__).parent
     forbidden = ("allow_pickle=True", "weights_only=False", "import pickle", "import joblib")

@@ -164,7 +164,7 @@ def reorder_classes_of_earlier_release(tree: dict[str, Any]) -> None:
         (lambda b: os.truncate(b / "finetune.json", 2**33), "8,192 MB, and no more than 32 MB"),
         (
             edit_json(lambda tree: (tree.pop("digests"), tree.update(classes=["a"] * 3))),
-            "'a' stands twice",
+            "'a' is listed twice",
         ),
         (
             edit_json(lambda tree: (tree.pop("digests"), tree.update(classes=[1, 2, 3]))),

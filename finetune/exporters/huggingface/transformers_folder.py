@@ -19,8 +19,8 @@ from finetune.bundle.bundle import ModelBundle, save_bundle
 from finetune.bundle.model_card import ModelCard, read_card_json
 from finetune.data.images.decode import decode_image
 from finetune.errors import ModelError
-from finetune.exporters.folded_head import fold_adjustment_into_head
 from finetune.exporters.export_formats import ExportOptions
+from finetune.exporters.folded_head import fold_adjustment_into_head
 from finetune.lookup import is_import_path
 from finetune.types import ReadOptions, Reporter
 

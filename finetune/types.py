@@ -172,8 +172,8 @@ class Prediction:
         path: Path of the image as the caller gave it.
         labels: Class names.
         probabilities: Class probabilities in [0, 1], in the order of ``labels``.
-        all_probabilities: Probability of every label of a multi-label model, in class order; None
-            for other models.
+        all_probabilities: Probability of every class, in class order, for a multi-label model or on
+            request; else None.
     """
 
     path: str

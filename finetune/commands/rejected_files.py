@@ -90,7 +90,8 @@ class RangeCheck:
     def __init__(self, pixel_range: PixelRange | None) -> None:
         self._range = pixel_range
         self._lock = threading.Lock()
-        self._clipped: list[Path] = []
+        self._num_clipped = 0
+        self._clipped_example: Path | None = None
         self._bits: DatasetBits | None = None
         self._example: Path | None = None
 
@@ -98,7 +99,8 @@ class RangeCheck:
         """Take an image into account, from any thread; see ``OnValues``."""
         with self._lock:
             if is_clipped:
-                self._clipped.append(path)
+                self._num_clipped += 1
+                self._clipped_example = min(self._clipped_example or path, path)
             if max_value:
                 so_far = self._bits or DatasetBits(0, 0)
                 largest = max(so_far.max_value, max_value)
@@ -107,12 +109,12 @@ class RangeCheck:
 
     def report(self, reporter: Reporter) -> None:
         """Warn of images above the range, and of those that fill a small part of 16 bits."""
-        if self._clipped and self._range is not None:
-            images = format_count(len(self._clipped), "image")
+        if self._num_clipped and self._range is not None:
+            images = format_count(self._num_clipped, "image")
             reporter.warn(
                 f"{images} with values above {self._range.high:,.9g}, which is white for the model "
                 f"(data.pixel_range={self._range}): higher values are clipped "
-                f"(such as {min(self._clipped)})"
+                f"(such as {self._clipped_example})"
             )
         bits = self._bits
         if self._range is None and bits is not None and bits.pixel_range is not None:
@@ -125,30 +127,58 @@ class RangeCheck:
             )
 
 
+class RejectionTally:
+    """Counts of rejected files by their reasons, with one example each."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._counts: Counter[str] = Counter()
+        self._example_of: dict[str, str] = {}
+        self._num_heic = 0
+
+    def add(self, entry: RejectedFile) -> None:
+        """Count a file."""
+        kind = _get_kind(entry.reason)
+        self.count += 1
+        self._counts[kind] += 1
+        self._example_of.setdefault(kind, entry.path)
+        self._num_heic += entry.reason.startswith(f"{HEIC}: needs")
+
+    def summarise(self) -> str:
+        """Return the four most frequent reasons with their counts and one example each."""
+        counts = self._counts.most_common()
+        shown = [
+            f"{reason} ({self._example_of[reason]})"
+            if count == 1
+            else f"{reason} ({count:,}, such as {self._example_of[reason]})"
+            for reason, count in counts[:4]
+        ]
+        if rest := sum(count for _, count in counts[4:]):
+            shown.append(f"other reasons ({rest:,})")
+        return "; ".join(shown)
+
+    def propose_heic(self, reporter: Reporter) -> None:
+        """Say how HEIC files are read, if there are any."""
+        if self._num_heic:
+            files = format_count(self._num_heic, f"{HEIC} file")
+            reporter.note(f"{files}: to read them, {HEIC_PROPOSAL}.")
+
+
 def propose_heic(rejected: Iterable[RejectedFile], reporter: Reporter) -> None:
     """Say how HEIC files are read, if there are any among the rejected ones."""
-    count = sum(entry.reason.startswith(f"{HEIC}: needs") for entry in rejected)
-    if count:
-        files = format_count(count, f"{HEIC} file")
-        reporter.note(f"{files}: to read them, {HEIC_PROPOSAL}.")
+    _tally(rejected).propose_heic(reporter)
 
 
 def summarise_rejected(rejected: Iterable[RejectedFile]) -> str:
     """Return the four most frequent reasons with their counts and one example each."""
-    paths_of: dict[str, list[str]] = {}
+    return _tally(rejected).summarise()
+
+
+def _tally(rejected: Iterable[RejectedFile]) -> RejectionTally:
+    tally = RejectionTally()
     for entry in rejected:
-        reason = _get_kind(entry.reason)
-        paths_of.setdefault(reason, []).append(entry.path)
-    counts = Counter({reason: len(paths) for reason, paths in paths_of.items()}).most_common()
-    shown = [
-        f"{reason} ({paths_of[reason][0]})"
-        if count == 1
-        else f"{reason} ({count:,}, such as {paths_of[reason][0]})"
-        for reason, count in counts[:4]
-    ]
-    if rest := sum(count for _, count in counts[4:]):
-        shown.append(f"other reasons ({rest:,})")
-    return "; ".join(shown)
+        tally.add(entry)
+    return tally
 
 
 def _get_kind(reason: str) -> str:

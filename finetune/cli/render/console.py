@@ -61,7 +61,7 @@ class ConsoleReporter(Reporter):
         self.err_console.print(f"{self._rank_prefix}[bold red]error:[/] {escape(message)}")
 
     def start(self, task: str, total: int) -> None:
-        """Show a progress bar if standard error is a terminal."""
+        """Show a progress bar if standard error is a terminal; of 0 steps, the end is unknown."""
         self.finish()
         if not self.err_console.is_terminal:
             return
@@ -74,7 +74,7 @@ class ConsoleReporter(Reporter):
             transient=True,
         )
         self._progress.start()
-        self._progress.add_task(task, total=total)
+        self._progress.add_task(task, total=total or None)
 
     def advance(self, steps: int = 1) -> None:
         """Advance the progress bar."""

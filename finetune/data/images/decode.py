@@ -107,15 +107,28 @@ def check_image(
         image = open_image(path, options=options)
         if isinstance(image, LazyJpeg):
             image.check()
-        is_clipped = options.pixel_range is not None and (
-            image.max_value > options.pixel_range.high
-            or (isinstance(image, ArrayImage) and image.is_clipped)
-        )
-        if on_values is not None and (image.max_value or is_clipped):
-            on_values(path, image.max_value, is_clipped)
+        if on_values is not None:
+            report_values(image, path, options, on_values)
     except DataError as error:
         return str(error)
     return None
+
+
+def report_values(image: LazyImage, path: Path, options: ReadOptions, on_values: OnValues) -> None:
+    """Call a function with the values of an image that was read, see ``OnValues``.
+
+    Args:
+        image: Image.
+        path: Path or name of it.
+        options: How it was read.
+        on_values: Function that is called unless the values are those of 8 bits.
+    """
+    is_clipped = options.pixel_range is not None and (
+        image.max_value > options.pixel_range.high
+        or (isinstance(image, ArrayImage) and image.is_clipped)
+    )
+    if image.max_value or is_clipped:
+        on_values(path, image.max_value, is_clipped)
 
 
 def decode_image(path: Path, *, options: ReadOptions = DEFAULT_READ_OPTIONS) -> Image.Image:

@@ -1,0 +1,231 @@
+"""Model and images of a prediction, prepared; its rows, and what became of all images."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.bundle.bundle import ModelBundle
+from finetune.commands.ensembles.combined_model import list_members, load_models
+from finetune.commands.predict.prediction_row import PredictionRow, RowFormat, build_rows
+from finetune.commands.rejected_files import RangeCheck, RejectionTally
+from finetune.commands.run_images import read_column_options
+from finetune.commands.target_prior import apply_prior, prior_to_json
+from finetune.data.layouts.table_options import TableOptions
+from finetune.data.streams.file_streams import FileStream
+from finetune.data.streams.open_stream import open_stream
+from finetune.data.streams.stream_image import StreamImage
+from finetune.errors import ConfigError, DataError
+from finetune.inference.input_checks import check_views, resize_input
+from finetune.inference.label_predictions import check_top_k
+from finetune.inference.prediction_stream import PredictedBatch, predict_stream
+from finetune.inference.predictor import Predictor
+from finetune.inference.tta import parse_tta
+from finetune.system.hardware import prepare_accelerator
+from finetune.types import RejectedFile, Reporter, Tta
+from finetune.units import format_count, format_scientific
+
+_MAX_HELD = 10_000
+"""Rows of unreadable images that are held back until a readable one comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PredictOptions:
+    """Settings of a prediction.
+
+    Attributes:
+        top_k: Number of most probable classes of an image.
+        keeps_all: Whether rows have the probability of every class.
+        device: "cpu", "cuda", "mps" or "auto".
+        batch_size: Images per batch.
+        tta: Views of each image to average over.
+        image_size: Height and width of the input in pixels; None for those of the model.
+        weights: Weights of several models, see ``load_models``.
+        temperature: Divisor of the logits; None for that of the model card.
+        prior: Target class prior; None for that of the model card.
+        column: Column of the images in CSVs and Parquet files; None for the usual one.
+    """
+
+    top_k: int = 1
+    keeps_all: bool = False
+    device: str = "auto"
+    batch_size: int = 32
+    tta: Tta = Tta.NONE
+    image_size: int | None = None
+    weights: str = "equal"
+    temperature: float | None = None
+    prior: str | None = None
+    column: str | None = None
+
+    def describe_model(self) -> dict[str, Any]:
+        """Return the settings that change predictions, by the names of their options."""
+        return {
+            "--top-k": self.top_k,
+            "--all-probabilities": self.keeps_all,
+            "--tta": str(parse_tta(self.tta)),
+            "--image-size": self.image_size,
+            "--weights": self.weights,
+            "--temperature": self.temperature,
+            "--prior": self.prior,
+            "--column": self.column,
+        }
+
+
+class PredictionJob:
+    """Model and images of a prediction.
+
+    Args:
+        models: Run folders, bundle folders, checkpoints or exported models.
+        inputs: Images, see ``open_stream``.
+        lists: Text files that list images.
+        options: Settings.
+        local_rank: Number of this process on its node, which chooses one of several GPUs.
+        reporter: Receiver of progress and notes.
+
+    Attributes:
+        bundle: Model.
+        predictor: Predictor of it.
+        stream: Images.
+        form: Form of the rows.
+        tally: Images without a prediction so far.
+        num_predicted: Number of images with one so far.
+
+    Raises:
+        FinetuneError: Invalid options, model or images; the message names the remedy.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Path],
+        inputs: Sequence[Path],
+        *,
+        lists: Sequence[Path] = (),
+        options: PredictOptions,
+        local_rank: int = 0,
+        reporter: Reporter,
+    ) -> None:
+        self.models = models
+        self.options = options
+        self.reporter = reporter
+        accelerator = prepare_accelerator(options.device, setting="--device")
+        if accelerator == "cuda" and torch.cuda.device_count() > 1:
+            accelerator = f"cuda:{local_rank % torch.cuda.device_count()}"
+        tta = parse_tta(options.tta)
+        bundle = load_models(
+            models,
+            weights=options.weights,
+            device=accelerator,
+            batch_size=options.batch_size,
+            reporter=reporter,
+        )
+        bundle = resize_input(apply_prior(bundle, options.prior, reporter), options.image_size)
+        self.bundle = set_temperature(bundle, options.temperature)
+        check_views(self.bundle, tta)
+        card = self.bundle.card
+        check_top_k(options.top_k, card)
+        self.stream = open_stream(
+            inputs, lists=lists, tables=_choose_columns(models, options.column)
+        )
+        self.predictor = Predictor(
+            self.bundle, device=accelerator, batch_size=options.batch_size, tta=tta
+        )
+        self.form = RowFormat(
+            card.classes,
+            top_k=1 if card.is_multi_label else min(options.top_k, len(card.classes)),
+            is_multi_label=card.is_multi_label,
+            keeps_all=options.keeps_all or card.is_multi_label,
+        )
+        self.tally = RejectionTally()
+        self.num_predicted = 0
+
+    @property
+    def prior_json(self) -> dict[str, Any]:
+        """Description of the class prior that the probabilities assume."""
+        return prior_to_json(self.bundle.card, requested=self.options.prior)
+
+    @property
+    def members(self) -> tuple[tuple[str, float], ...]:
+        """Path and weight of each member of an ensemble; empty for one model."""
+        return list_members(self.bundle, self.models)
+
+    def iterate(
+        self,
+        images: Iterable[StreamImage] | None = None,
+        *,
+        on_batch: Callable[[PredictedBatch], None] | None = None,
+    ) -> Iterator[list[PredictionRow]]:
+        """Yield the rows of the images in lists, in their order; at the end, warn of unread ones.
+
+        Args:
+            images: Some of the images of the stream; None for all, of which one must be readable.
+            on_batch: Function that receives each batch before its rows are yielded.
+
+        Raises:
+            DataError: No image can be read.
+        """
+        values = RangeCheck(self.bundle.card.read_options.pixel_range)
+        batches = predict_stream(
+            self.predictor, self.stream.iterate() if images is None else images,
+            on_values=values.add,
+        )  # fmt: skip
+        held: list[PredictionRow] = []
+        self.reporter.start("predicting", self.stream.count() or 0)
+        for batch in batches:
+            if on_batch is not None:
+                on_batch(batch)
+            rows = list(build_rows(batch, self.bundle.card, self.form))
+            self.num_predicted += len(batch.rows)
+            for row in batch.reasons:
+                self.tally.add(RejectedFile(batch.images[row].name, batch.reasons[row]))
+            held += rows
+            self.reporter.advance(len(rows))
+            # where no image can be read, there is an error and no output
+            if self.num_predicted or images is not None or len(held) > _MAX_HELD:
+                yield held
+                held = []
+        self.reporter.finish()
+        if not self.num_predicted and images is None:
+            self._raise_unreadable(held)
+        values.report(self.reporter)
+        if self.tally.count:
+            self.reporter.warn(
+                f"{format_count(self.tally.count, 'file')} without prediction: "
+                f"{self.tally.summarise()}"
+            )
+        self.tally.propose_heic(self.reporter)
+
+    def _raise_unreadable(self, held: Sequence[PredictionRow]) -> None:
+        self.tally.propose_heic(self.reporter)
+        stream = self.stream
+        if isinstance(stream, FileStream) and len(stream.files) == 1:
+            raise DataError(f"{stream.description} cannot be read: {held[0].reason}.")
+        raise DataError(f"No readable image in {stream.description}: {self.tally.summarise()}.")
+
+
+def set_temperature(bundle: ModelBundle, temperature: float | None) -> ModelBundle:
+    """Return a model whose logits are divided by another temperature; None keeps its own.
+
+    Raises:
+        ConfigError: It is not above 0, or the model is multi-label.
+    """
+    if temperature is None:
+        return bundle
+    shown = format_scientific(temperature, digits=6)
+    if not 0 < temperature < float("inf"):
+        raise ConfigError(f"--temperature {shown} is not a number above 0. 1 leaves the logits.")
+    if bundle.card.is_multi_label:
+        raise ConfigError(
+            f"--temperature {shown} cannot apply to a multi-label model: the thresholds of its "
+            f"labels were chosen with its own temperature. Leave it out."
+        )
+    members = tuple(set_temperature(member, temperature) for member in bundle.members)
+    card = replace(bundle.card, temperature=temperature)
+    return replace(bundle, card=card, members=members)
+
+
+def _choose_columns(models: Sequence[Path], column: str | None) -> TableOptions:
+    if column is not None:
+        return TableOptions(image_column=column)
+    return read_column_options(models)

@@ -1,0 +1,1 @@
+"""Streams of images without labels, one after the other, whatever holds them."""

@@ -1,0 +1,142 @@
+"""Images in tar files, such as the shards of a WebDataset."""
+
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from lzma import LZMAError
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from finetune.data.images.formats import IMAGE_SUFFIXES
+from finetune.data.streams.stream_image import ListDigest, StreamImage
+from finetune.errors import DataError
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, LZMAError)
+_MAX_BYTES = 400_000_000
+"""Size of a file above which it is no image."""
+
+
+class TarStream:
+    """Images in tar files: the members whose names end as those of images do.
+
+    A sample of a WebDataset is several members that share a name up to the first dot. Its images
+    have a row each, named by the tar file and the member; labels and other members are passed over.
+
+    Args:
+        files: Tar files.
+        description: What the user gave, for messages.
+    """
+
+    def __init__(self, files: Sequence[Path], description: str) -> None:
+        self.files = files
+        self.description = description
+        self.num_containers = len(files)
+
+    def iterate(self, selects: Callable[[int], bool] | None = None) -> Iterator[StreamImage]:
+        """Yield the images, file by file; a damaged file yields an image with the reason.
+
+        Raises:
+            DataError: No member is an image.
+        """
+        num_images = 0
+        for number, file in enumerate(self.files):
+            if selects is not None and not selects(number):
+                num_images += 1
+                continue
+            try:
+                with file.open("rb") as stream:
+                    for image in read_tar(stream, str(file), number):
+                        num_images += 1
+                        yield image
+            except OSError as error:
+                yield StreamImage(str(file), reason=f"not readable ({error.strerror})")
+        if not num_images:
+            raise DataError(
+                f"{self.description} contains no image: no member's name ends as that of an image "
+                f"(.jpg, .png, .webp …). Check the path."
+            )
+
+    def count(self) -> int | None:
+        """Return None: the members would have to be read."""
+        return None
+
+    def compute_fingerprint(self) -> str:
+        """Return a digest of the names, sizes and times of the tar files."""
+        digest = ListDigest()
+        for file in self.files:
+            state = file.stat()
+            digest.add(file, state.st_size, state.st_mtime_ns)
+        return digest.compute()
+
+
+def read_tar(stream: IO[bytes], name: str, container: int | None) -> Iterator[StreamImage]:
+    """Yield the images of a tar file in the order of its members.
+
+    Args:
+        stream: Tar file, compressed or not, which may be a pipe.
+        name: Name of the tar file in predictions.
+        container: Number of the tar file.
+    """
+    num_images = 0
+    try:
+        with tarfile.open(fileobj=stream, mode="r|*") as tar:
+            for member in tar:
+                # tarfile keeps a list of all members, which would grow with their number
+                tar.members = []  # type: ignore[attr-defined]
+                if not member.isfile() or not _is_image_name(member.name):
+                    continue
+                shown = f"{name}/{member.name.removeprefix('./')}"
+                if not shown.isprintable():
+                    shown = shown.encode(errors="backslashreplace").decode()
+                num_images += 1
+                if member.size > _MAX_BYTES:
+                    yield StreamImage(
+                        shown, reason="too large: more than 400 MB", container=container
+                    )
+                    continue
+                opened = tar.extractfile(member)
+                assert opened is not None, "a regular file"
+                data = opened.read()
+                if len(data) < member.size:
+                    raise EOFError("unexpected end of data")
+                yield StreamImage(shown, data=data, container=container)
+    except _ERRORS as error:
+        detail = " ".join(str(error).split()) or type(error).__name__
+        yield StreamImage(
+            name,
+            reason=f"damaged or incomplete tar file ({detail}); {num_images} images before that",
+            container=container,
+        )
+
+
+def is_tar_path(path: Path) -> bool:
+    """Return whether a path, or a pattern such as ``{000..012}.tar``, is that of tar files."""
+    return path.name.lower().endswith(TAR_SUFFIXES) and not path.is_dir()
+
+
+def expand_braces(text: str) -> list[str]:
+    """Return the texts that braces stand for, as in ``{000..012}`` and ``{train,val}``."""
+    parts = re.split(r"(\{[^{}]*\})", text)
+    return ["".join(chosen) for chosen in product(*map(_list_choices, parts))]
+
+
+def _list_choices(part: str) -> list[str]:
+    if match := _RANGE.fullmatch(part):
+        first, last = match.groups()
+        step = 1 if int(first) <= int(last) else -1
+        width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
+        return [f"{n:0{width}}" for n in range(int(first), int(last) + step, step)]
+    if match := _CHOICE.fullmatch(part):
+        return match[1].split(",")
+    return [part]
+
+
+def _is_image_name(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")

@@ -21,14 +21,22 @@ from finetune.commands.evaluation.evaluation_images import (
 )
 from finetune.commands.evaluation.evaluation_result import EvaluateResult
 from finetune.commands.rejected_files import report_unreadable
+from finetune.commands.rejection.evaluated_rejection import evaluate_rejection, judge_answers
+from finetune.commands.rejection.model_rejector import (
+    check_reject_options,
+    complete_run_statistics,
+    create_rejector,
+)
 from finetune.commands.run_images import read_run_images
 from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.config.load import build_config
 from finetune.data.layouts.split_names import SplitSetting
 from finetune.data.manifest import Manifest, check_labels
 from finetune.errors import ConfigError
+from finetune.evaluation.rejection.reject_options import RejectOptions, parse_reject
 from finetune.inference.input_checks import check_views, resize_input
 from finetune.inference.predictor import Predictor
+from finetune.inference.rejection.rejector import Rejector
 from finetune.inference.scoring import evaluate_targets
 from finetune.inference.tta import parse_tta
 from finetune.system.hardware import prepare_accelerator
@@ -51,6 +59,7 @@ def evaluate(
     weights: str = "equal",
     prior: str | None = None,
     splits: str | Mapping[str, str] | None = None,
+    reject: RejectOptions | str | bool | None = None,
     reporter: Reporter | None = None,
 ) -> EvaluateResult:
     """Evaluate a model, or the mean of several, on labelled images.
@@ -72,6 +81,8 @@ def evaluate(
             model card.
         splits: Split folders of the data, as the config key ``data.splits``; None takes those of
             the run if the data have them, and else finds them by their names.
+        reject: Which answers are rejected, see ``predict``; a run without the statistics for it
+            gets them.
         reporter: Receiver of progress and notes.
 
     Raises:
@@ -82,7 +93,11 @@ def evaluate(
     if split not in (None, *Split):
         raise ConfigError(f"Unknown split '{split}'. Choose one of {', '.join(Split)}.")
     accelerator = prepare_accelerator(device, setting="--device")
-    views = parse_tta(tta)
+    views, rules = parse_tta(tta), parse_reject(reject)
+    if rules is not None:
+        check_reject_options(rules, tta=views, image_size=image_size, others={"--prior": prior})
+        for path in paths:
+            complete_run_statistics(path, batch_size=batch_size, reporter=reporter)
     bundle = load_models(
         paths, weights=weights, device=accelerator, batch_size=batch_size, reporter=reporter
     )
@@ -91,8 +106,9 @@ def evaluate(
     setting: SplitSetting | None = None
     if splits is not None:
         setting = build_config({}, flags={"data.splits": ("splits", splits)}).data.split_setting
+    rejector = None if rules is None else create_rejector(bundle, paths, rules, reporter)
     options = EvaluationOptions(
-        None if split is None else Split(split), accelerator, batch_size, views, setting
+        None if split is None else Split(split), accelerator, batch_size, views, setting, rejector
     )
     result = evaluate_loaded(bundle, paths, data, options=options, reporter=reporter)
     prior_json = prior_to_json(bundle.card, requested=prior)
@@ -109,6 +125,7 @@ class EvaluationOptions:
         batch_size: Images per batch.
         tta: Views of each image.
         splits: How splits are found in the data; None takes that of the run.
+        rejector: Rejector of answers; None for none.
     """
 
     split: Split | None = None
@@ -116,6 +133,7 @@ class EvaluationOptions:
     batch_size: int = 32
     tta: Tta = Tta.NONE
     splits: SplitSetting | None = None
+    rejector: Rejector | None = None
 
 
 def evaluate_loaded(
@@ -171,11 +189,14 @@ def evaluate_loaded(
     targets = manifest.encode_targets(images.samples)
     files = manifest.resolve_paths(images.samples)
     lost: dict[int, str] = {}
-    logits = predictor.predict_logits(files, on_batch=reporter.advance, unreadable=lost)
+    logits, judgements = judge_answers(
+        bundle, predictor, files, options.rejector, on_batch=reporter.advance, unreadable=lost
+    )
     reporter.finish()
     if lost:
         kept, rejected = report_unreadable(images.samples, images.root, lost, reporter)
         targets, logits = targets[kept], logits[kept]
+        judgements = [judgements[row] for row in kept] if judgements else []
         images = images.select(kept, rejected)
     result = EvaluateResult(
         get_first_path(bundle, paths),
@@ -189,7 +210,11 @@ def evaluate_loaded(
         differences=images.differences,
         members=list_members(bundle, paths),
         validation_choices=_list_choices(bundle, images),
-    )
+        rejection=evaluate_rejection(
+            predictor, options.rejector, logits, targets, judgements,
+            has_chosen=images.differences is not None and images.split is Split.VAL,
+        ),
+    )  # fmt: skip
     if run is None:
         return result
     clean_rows = find_rows_without_leaks(run.manifest, get_run_files(images, run))

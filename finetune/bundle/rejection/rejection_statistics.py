@@ -63,6 +63,15 @@ def save_rejection_statistics(statistics: RejectionStatistics, folder: Path) -> 
         save_file(tensors, temporary, metadata=metadata)
 
 
+def has_rejection_statistics(path: Path) -> bool:
+    """Return whether the bundle of a run folder or bundle folder has valid statistics."""
+    try:
+        load_rejection_statistics(path)
+    except RunFolderError:
+        return False
+    return True
+
+
 def load_rejection_statistics(path: Path) -> RejectionStatistics:
     """Return the statistics of the model in a run folder or bundle folder.
 

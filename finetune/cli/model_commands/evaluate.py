@@ -12,6 +12,7 @@ from finetune.cli.options.model_options import (
     ImageSize,
     Json,
     Prior,
+    RejectOption,
     TtaOption,
     Weights,
     check_models,
@@ -21,6 +22,7 @@ from finetune.cli.options.model_options import (
 from finetune.cli.render.output import build_console_reporter, show_result
 from finetune.data.scan import check_path
 from finetune.errors import ConfigError
+from finetune.evaluation.rejection.reject_options import parse_reject
 from finetune.inference.tta import parse_tta
 from finetune.types import Split
 
@@ -46,6 +48,7 @@ def evaluate(
     splits: Annotated[
         str | None, typer.Option(help="Split folders as A=train,B=test, or none.  [as in the run]")
     ] = None,
+    reject: RejectOption = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model, or several models together, on labelled images."""
@@ -54,7 +57,7 @@ def evaluate(
     check_models(models, prior)
     if data is not None:
         check_path(data)
-    views = parse_tta(tta)
+    views, rules = parse_tta(tta), parse_reject(reject)
     reporter = build_console_reporter(json_output=as_json)
     from finetune.commands.evaluate import evaluate as command
 
@@ -69,6 +72,7 @@ def evaluate(
         weights=weights,
         prior=prior,
         splits=splits,
+        reject=rules,
         reporter=reporter,
     )
     show_result(reporter, result.to_json(), reporter.show_evaluation)

@@ -37,6 +37,16 @@ ImageSize = Annotated[
     int | None,
     typer.Option("--image-size", min=1, help="Side of the input in pixels.  [as in training]"),
 ]
+RejectOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reject",
+        metavar="RULES",
+        help="Reject answers by thresholds that validation images choose: precision=0.99 those of "
+        "a low probability, false_rejections=0.05 images unlike the training images, or both with "
+        "a comma between them. --reject alone is false_rejections=0.05.",
+    ),
+]
 Weights = Annotated[
     str,
     typer.Option(

@@ -40,8 +40,9 @@ def build_overall_rows(result: Mapping[str, Any]) -> dict[str, str]:
         rows["tta"] = describe_tta(parse_tta(result.get("views", True)))
     if result.get("image_size"):
         rows["image size"] = f"{result['image_size']} px"
+    rejection = _describe_rejection(result.get("rejection"))
     if "per_label" in result:
-        return rows | describe_label_metrics(result)
+        return rows | describe_label_metrics(result) | rejection
     rows["prior"] = result["prior"]["target_prior"]
     remarks = {
         "accuracy": f"  (95% interval {_format_interval(result['accuracy_interval'])})",
@@ -51,7 +52,7 @@ def build_overall_rows(result: Mapping[str, Any]) -> dict[str, str]:
         rows[name] = format_metric(name, value) + remarks.get(name, "")
     if result.get("without_leaks"):
         rows["without leaks"] = _describe_without_leaks(result)
-    return rows
+    return rows | rejection
 
 
 def build_class_table(result: Mapping[str, Any]) -> Table:
@@ -84,11 +85,12 @@ def build_class_table(result: Mapping[str, Any]) -> Table:
 def build_remarks(result: Mapping[str, Any], *, show_classes: bool = True) -> list[str]:
     """Return the lines below the tables, on undefined metrics and on classes that are not shown."""
     chosen = describe_validation_choices(result.get("validation_choices", ()))
+    first = [*([chosen] if chosen else []), *_list_rejection_remarks(result.get("rejection"))]
     if "per_label" in result:
         label_remarks = build_label_remarks(result, show_labels=show_classes)
-        return [*label_remarks, *textwrap.wrap(chosen, _WIDTH)]
+        return [*label_remarks, *(line for one in first for line in textwrap.wrap(one, _WIDTH))]
     classes: Mapping[str, Stats] = result["per_class"]
-    remarks = [chosen] if chosen else []
+    remarks = first
     if show_classes and len(classes) > FULL_TABLE_MAX_CLASSES:
         num_hidden = len(classes) - len(_select_classes(classes))
         remarks.append(
@@ -118,6 +120,37 @@ def _describe_without_leaks(result: Mapping[str, Any]) -> str:
         f"{_format_interval(clean['accuracy_interval'])}); "
         f"{format_count(num_leaked, 'leaked image')} left out"
     )
+
+
+def _describe_rejection(rejection: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return how many images are answered and how rightly, and why others are rejected."""
+    if rejection is None:
+        return {}
+    reasons = rejection["num_rejected"]
+    num_rejected, num_images = sum(reasons.values()), rejection["num_images"]
+    num_answered = num_images - num_rejected
+    text = f"{num_answered} of {num_images} ({format_percent(num_answered / num_images)})"
+    answered = rejection["answered"]
+    if answered is not None and answered["precision"] is not None:
+        text += (
+            f", {format_percent(answered['precision'])} of them rightly (95% confident: at least "
+            f"{format_percent(answered['precision_lower_bound'])})"
+        )
+    listed = "; ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return {"answered": text, "rejected": listed or "none"}
+
+
+def _list_rejection_remarks(rejection: Mapping[str, Any] | None) -> list[str]:
+    """Return how answers are rejected, and whether these images chose the thresholds."""
+    if rejection is None:
+        return []
+    lines = list(rejection["description"])
+    if rejection["has_chosen"]:
+        lines.append(
+            "These images chose the thresholds: what --reject does to them is a little better than "
+            "what it does to others."
+        )
+    return lines
 
 
 def _explain_undefined(result: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ class EvaluateResult:
         image_size: Height and width of the input in pixels, if it is not that of the model.
         validation_choices: What the images chose of the model, if they are validation images, such
             as the weights of an ensemble: their metrics are optimistic.
+        rejection: What ``--reject`` does to the images, as JSON values; None without it.
     """
 
     model: Path
@@ -47,6 +48,7 @@ class EvaluateResult:
     members: tuple[tuple[str, float], ...] = ()
     image_size: int | None = None
     validation_choices: tuple[str, ...] = ()
+    rejection: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -69,6 +71,7 @@ class EvaluateResult:
                 **details_to_json(self.without_leaks),
             },
             "validation_choices": list(self.validation_choices),
+            "rejection": None if self.rejection is None else dict(self.rejection),
             "num_training_images": self.num_training_images,
             "differences": None if self.differences is None else self.differences.to_json(),
             "rejected": [asdict(entry) for entry in self.rejected],

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from finetune.commands.fetch import fetch
     from finetune.commands.fit.fit import resume
     from finetune.commands.predict.predict import predict
+    from finetune.commands.push.push import push
     from finetune.commands.report.report import write_report
     from finetune.config.schema import Config
 
@@ -46,6 +47,7 @@ __all__ = [
     "inspect",
     "plan_fit",
     "predict",
+    "push",
     "resume",
     "resume_tune",
     "tune",
@@ -64,6 +66,7 @@ _LAZY_IMPORTS = {
     "compare": "finetune.api",
     "inspect": "finetune.api",
     "export": "finetune.commands.export.export",
+    "push": "finetune.commands.push.push",
     "fetch": "finetune.commands.fetch",
     "write_report": "finetune.commands.report.report",
     "Config": "finetune.config.schema",

@@ -8,7 +8,8 @@ FinetuneError            1
 ├── StorageError         6   the disk is full, read-only or unreachable
 ├── TrainingError        7   training diverged or the ranks disagree
 │   └── OutOfMemoryError 9   a step needs more memory than the device has
-└── TrackingError        8   an experiment tracker refuses or is unreachable
+├── TrackingError        8   an experiment tracker refuses or is unreachable
+└── HubError            11   the hub of models refuses, or there is no token or no network
 
 A message states what was found, where, and what to do about it; it is shown without a traceback.
 """
@@ -90,3 +91,9 @@ class TrackingError(FinetuneError, ConnectionError):
     """Experiment tracker that refuses or is unreachable."""
 
     exit_code = 8
+
+
+class HubError(FinetuneError, ConnectionError):
+    """Hub of models that refuses or is unreachable, or to which there is no access."""
+
+    exit_code = 11

@@ -31,7 +31,11 @@ def add_card_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def render_stored_readme(
-    folder: Path, tree: Mapping[str, Any], *, repository: str | None = None
+    folder: Path,
+    tree: Mapping[str, Any],
+    *,
+    repository: str | None = None,
+    library: str | None = None,
 ) -> str:
     """Return the README of a bundle, whose weights are not read.
 
@@ -39,13 +43,15 @@ def render_stored_readme(
         folder: Bundle folder, of one model or of an ensemble.
         tree: Content of its ``finetune.json``, perhaps changed.
         repository: Repository on the hub, as user/name; None for a folder.
+        library: Library that loads the model, see ``render_readme``; an ensemble has finetune's.
 
     Raises:
         RunFolderError: The card, or that of a member, is damaged.
     """
     try:
         if not is_ensemble(tree):
-            return render_readme(ModelCard.from_json(tree), repository=repository)
+            card = ModelCard.from_json(tree)
+            return render_readme(card, repository=repository, library=library)
         folders, weights, facts = parse_ensemble(tree)
         cards = [ModelCard.from_json(read_card_json(folder / member)) for member in folders]
         card = combine_cards(cards, weights, names=list(map(str, folders)), facts=facts)

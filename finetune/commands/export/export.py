@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bundle.bundle import ModelBundle
+from finetune.bundle.shared_card import remove_local_paths
 from finetune.commands.ensembles.combined_model import list_members, load_models, to_paths
 from finetune.commands.ensembles.exported_ensemble import evaluate_held_out
 from finetune.commands.ensembles.soup import cook_soup
@@ -138,7 +139,7 @@ def export(
         if soup is None
         else cook_soup(paths, method=soup, reporter=reporter)
     )
-    bundle = apply_prior(bundle, prior, reporter)
+    bundle = remove_local_paths(apply_prior(bundle, prior, reporter))
     reason = export_format.load_module().explain_refusal(bundle, options)
     if reason is not None:
         raise ConfigError(reason)

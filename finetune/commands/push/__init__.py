@@ -1,0 +1,1 @@
+"""Publication of a model on the Hugging Face hub."""

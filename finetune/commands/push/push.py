@@ -1,0 +1,208 @@
+"""Upload of a model to the Hugging Face hub, with its page; nothing but safetensors and ONNX."""
+
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.commands.push.hub_access import HubAccess, open_hub, translate_hub_errors
+from finetune.commands.push.pushed_folder import (
+    PushedFolder,
+    build_pushed_folder,
+    list_files,
+    order_formats,
+)
+from finetune.commands.push.repository_name import check_repository, check_revision
+from finetune.types import Reporter, StrPath
+from finetune.units import format_bytes
+
+_STALE_SUFFIXES = (".safetensors", ".onnx", "parity.json", "config.json", "finetune.json")
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """Result of ``push``.
+
+    Attributes:
+        repository: Name, as user/name.
+        url: Address of the model; None for a dry run.
+        commit: Commit of the upload; None for a dry run.
+        files: Size in bytes of each uploaded file by its path.
+        is_new: Whether the repository was created; None for a dry run.
+        license: Licence of the backbone's weights; None if it is unknown.
+        base_model: Repository of the backbone's weights; None if it is unknown.
+        head: Head of the README in YAML.
+    """
+
+    repository: str
+    url: str | None
+    commit: str | None
+    files: Mapping[str, int]
+    is_new: bool | None
+    license: str | None
+    base_model: str | None
+    head: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "repository": self.repository,
+            "url": self.url,
+            "commit": self.commit,
+            "files": dict(self.files),
+            "is_new": self.is_new,
+            "license": self.license,
+            "base_model": self.base_model,
+            "head": self.head,
+        }
+
+
+def push(
+    model: StrPath,
+    repository: str,
+    *,
+    format: str | Sequence[str] = "timm",  # noqa: A002 as the option is named
+    private: bool = False,
+    revision: str | None = None,
+    images: StrPath | None = None,
+    prior: str | None = None,
+    dry_run: bool = False,
+    reporter: Reporter | None = None,
+) -> PushResult:
+    """Export a model and upload it to the Hugging Face hub, with a README of its numbers.
+
+    The token is that of HF_TOKEN or of ``hf auth login``; HF_ENDPOINT names another hub. Rights and
+    the repository are checked before the model is exported.
+
+    Args:
+        model: Run folder, bundle folder or checkpoint.
+        repository: Repository as user/name; it is created if it does not exist.
+        format: "timm", "huggingface" or "onnx", or several; ONNX beside another is in ``onnx/``.
+        private: Whether a new repository is private.
+        revision: Branch, which is created if it does not exist; None for the default one.
+        images: Images for the parity check of the export; None takes those of the run.
+        prior: Target class prior, as for ``export``.
+        dry_run: Whether to upload nothing, and to need neither a token nor a network.
+        reporter: Receiver of progress and notes.
+
+    Raises:
+        ConfigError: An argument is invalid.
+        HubError: There is no token, no network or no right, or the hub refuses.
+        FinetuneError: The model cannot be exported.
+    """
+    reporter = reporter or Reporter()
+    check_repository(repository)
+    check_revision(revision)
+    formats = order_formats([format] if isinstance(format, str) else format)
+    access = None
+    if not dry_run:
+        access = open_hub(repository, is_private=private, revision=revision)
+    with tempfile.TemporaryDirectory(prefix="finetune-push-") as temporary:
+        folder = build_pushed_folder(
+            Path(model),
+            Path(temporary) / "model",
+            repository=repository,
+            formats=formats,
+            images=None if images is None else Path(images),
+            prior=prior,
+            reporter=reporter,
+        )
+        _warn_of_licence(folder, reporter)
+        if access is None:
+            return _build_result(repository, folder)
+        url, commit = _upload(
+            access,
+            folder,
+            repository=repository,
+            is_private=private,
+            revision=revision,
+            reporter=reporter,
+        )
+        return _build_result(
+            repository, folder, url=url, commit=commit, is_new=access.stored is None
+        )
+
+
+def _build_result(
+    repository: str,
+    folder: PushedFolder,
+    *,
+    url: str | None = None,
+    commit: str | None = None,
+    is_new: bool | None = None,
+) -> PushResult:
+    return PushResult(
+        repository,
+        url,
+        commit,
+        dict(folder.files),
+        is_new,
+        folder.origin.license,
+        folder.origin.base_model,
+        head=folder.readme.split("---\n", 2)[1],
+    )
+
+
+def _warn_of_licence(folder: PushedFolder, reporter: Reporter) -> None:
+    origin = folder.origin
+    if origin.is_non_commercial:
+        reporter.warn(
+            f"the backbone's weights have the licence {origin.license}, which allows no commercial "
+            f"use, and so none of the model; its README says so"
+        )
+    elif origin.license is None:
+        reporter.warn(
+            "the licence of the backbone's weights is unknown: the README has 'license: other'. "
+            "State the licence in the settings or the README of the repository"
+        )
+
+
+def _upload(
+    access: HubAccess,
+    folder: PushedFolder,
+    *,
+    repository: str,
+    is_private: bool,
+    revision: str | None,
+    reporter: Reporter,
+) -> tuple[str, str]:
+    """Create the repository if need be, and upload the folder; return its address and commit."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+    api, stored = access.api, access.stored
+    size = format_bytes(sum(folder.files.values()))
+    reporter.start(f"uploading {size}", 1)
+    disable_progress_bars()
+    try:
+        with translate_hub_errors(repository, access.token):
+            if stored is None:
+                api.create_repo(repository, private=is_private, exist_ok=True)
+            if revision not in (None, constants.DEFAULT_REVISION):
+                api.create_branch(repository, branch=str(revision), exist_ok=True)
+            known = () if stored is None else stored.files
+            stale = [
+                file
+                for file in known
+                if file.endswith(_STALE_SUFFIXES) and file not in folder.files
+            ]
+            assert list_files(folder.path) == dict(folder.files), "changed since it was checked"
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                commit = api.upload_folder(
+                    repo_id=repository,
+                    folder_path=folder.path,
+                    revision=revision,
+                    commit_message="Push a model with finetune",
+                    delete_patterns=stale or None,
+                )
+    finally:
+        enable_progress_bars()
+        reporter.finish()
+    for warning in caught:
+        if "README" in str(warning.message):  # what the hub says of the head
+            reporter.warn(" ".join(str(warning.message).split()))
+    tree = "" if revision is None else f"/tree/{revision}"
+    return f"{constants.ENDPOINT}/{repository}{tree}", str(commit.oid)

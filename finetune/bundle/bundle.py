@@ -36,6 +36,7 @@ from finetune.bundle.model_card import (
     read_card_json,
 )
 from finetune.bundle.model_page.render_page import render_readme
+from finetune.bundle.model_page.weights_origin import find_weights_origin
 from finetune.bundle.stored_network import build_stored_network
 from finetune.bundle.verification.card_digest import add_digests, check_digests
 from finetune.bundle.verification.pickle_refusal import explain_pickle
@@ -94,6 +95,8 @@ def save_bundle(network: nn.Module, card: ModelCard, folder: Path) -> None:
         # the pretrained weights' recommended test size no longer applies
         "test_input_size": None,
         "test_crop_pct": None,
+        # timm's own entry is that of its default weights, whichever were used
+        "license": find_weights_origin(card).license,
     }
     with write_folder_atomically(folder) as temporary:
         save_for_hf(

@@ -36,6 +36,7 @@ def render_stored_readme(
     *,
     repository: str | None = None,
     library: str | None = None,
+    own_license: str | None = None,
 ) -> str:
     """Return the README of a bundle, whose weights are not read.
 
@@ -44,6 +45,7 @@ def render_stored_readme(
         tree: Content of its ``finetune.json``, perhaps changed.
         repository: Repository on the hub, as user/name; None for a folder.
         library: Library that loads the model, see ``render_readme``; an ensemble has finetune's.
+        own_license: Licence of the model; None for that of the backbone's weights.
 
     Raises:
         RunFolderError: The card, or that of a member, is damaged.
@@ -51,10 +53,14 @@ def render_stored_readme(
     try:
         if not is_ensemble(tree):
             card = ModelCard.from_json(tree)
-            return render_readme(card, repository=repository, library=library)
+            return render_readme(
+                card, repository=repository, library=library, own_license=own_license
+            )
         folders, weights, facts = parse_ensemble(tree)
         cards = [ModelCard.from_json(read_card_json(folder / member)) for member in folders]
         card = combine_cards(cards, weights, names=list(map(str, folders)), facts=facts)
-        return render_ensemble_readme(card, cards, weights, repository=repository)
+        return render_ensemble_readme(
+            card, cards, weights, repository=repository, own_license=own_license
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunFolderError(f"{folder}: the model card is damaged ({error!r}).") from error

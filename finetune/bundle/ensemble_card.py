@@ -177,6 +177,10 @@ def _combine_facts(cards: Sequence[ModelCard], weights: Sequence[float]) -> dict
             facts["train_images"] = dict(zip(first.classes, means, strict=True))
     if score_losses := [card.score_loss for card in cards if card.score_loss is not None]:
         facts["loss"] = score_losses[0]  # one such member leaves the mean without a class prior
+    if first.facts.get("data") is not None and all(
+        card.facts.get("data") == first.facts["data"] for card in cards
+    ):
+        facts["data"] = first.facts["data"]
     if all("flipped" in card.facts for card in cards):
         unflipped = next((card for card in cards if not card.facts["flipped"]), first)
         facts |= {key: unflipped.facts.get(key) for key in ("flipped", "flipped_by")}

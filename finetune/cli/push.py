@@ -43,6 +43,14 @@ def push(
         str | None,
         typer.Option(metavar="BRANCH", help="Branch; it is created if it does not exist.  [main]"),
     ] = None,
+    license_name: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            metavar="LICENSE",
+            help="Licence of the model, as mit.  [that of the backbone's weights]",
+        ),
+    ] = None,
     images: Annotated[
         Path | None,
         typer.Option(help="Images for the parity check.  [validation images of the run]"),
@@ -58,10 +66,15 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Upload a model with a page of its numbers and limits to the Hugging Face hub."""
-    from finetune.commands.push.repository_name import check_repository, check_revision
+    from finetune.commands.push.repository_name import (
+        check_license,
+        check_repository,
+        check_revision,
+    )
 
     check_repository(repository)
     check_revision(revision)
+    check_license(license_name)
     check_models([model], prior)
     reporter = build_console_reporter(json_output=as_json)
     with exit_on_stop_request():
@@ -73,6 +86,7 @@ def push(
             format=formats,
             private=private,
             revision=revision,
+            license=license_name,
             images=images,
             prior=prior,
             dry_run=dry_run,

@@ -72,13 +72,26 @@ def _describe_duplicates(duplicates: Any) -> str:
     return f"{sentence}, {_join(conflicts)}." if conflicts else f"{sentence}."
 
 
-def render_origin(origin: WeightsOrigin) -> str:
-    """Return the paragraph on the backbone's weights and their licence."""
+def render_licence(origin: WeightsOrigin, own_license: str | None = None) -> str:
+    """Return the section on the licence: that of the model, and that of the backbone's weights.
+
+    Args:
+        origin: Origin of the backbone's weights.
+        own_license: Licence of the model; None if its author has stated none.
+    """
+    text = _describe_origin(origin)
+    if own_license is not None:
+        text = f"The model has the licence {escape_markdown(own_license)}. {text}"
+    return f"## Licence\n\n{text} The images may have terms of their own.\n\n"
+
+
+def _describe_origin(origin: WeightsOrigin) -> str:
+    """Return what is known of the backbone's weights."""
     licence = origin.license and escape_markdown(origin.license)
     if origin.kind == "random":
         return (
-            "The network was trained from random weights. No licence comes with them: whoever "
-            "publishes the model states one.\n\n"
+            "The network was trained from random weights. No licence comes with them: who "
+            "publishes the model states one."
         )
     source = "a file" if origin.kind == "file" else "the hub"
     subject = "The backbone's weights came from " + (
@@ -87,12 +100,12 @@ def render_origin(origin: WeightsOrigin) -> str:
     if licence is None:
         return (
             f"{subject}, whose licence is unknown: find it out before the model is published or "
-            f"used commercially.\n\n"
+            f"used commercially."
         )
-    text = f"{subject}, under the licence {licence}, which is that of this model's head above."
+    text = f"{subject}, under the licence {licence}."
     if origin.is_non_commercial:
         text += " **It allows no commercial use**, and so none of this model."
-    return f"{text} The images may have terms of their own.\n\n"
+    return text
 
 
 def _join(parts: list[str]) -> str:

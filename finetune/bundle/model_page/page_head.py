@@ -36,6 +36,7 @@ def build_page_head(
     *,
     title: str,
     library: str = "timm",
+    own_license: str | None = None,
 ) -> str:
     """Return the head with its delimiters.
 
@@ -44,6 +45,7 @@ def build_page_head(
         origin: Origin of the backbone's weights.
         title: Name of the model in its measured results.
         library: Library that loads the model: "timm", "transformers", "onnx" or "finetune".
+        own_license: Licence of the model; None for that of the backbone's weights.
     """
     from huggingface_hub import ModelCardData
 
@@ -56,16 +58,15 @@ def build_page_head(
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=title if results else None,
         eval_results=results or None,
-        **_describe_license(origin),
+        **_describe_license(own_license or origin.license or ""),
     )
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _describe_license(origin: WeightsOrigin) -> dict[str, str]:
-    name = (origin.license or "").lower()
-    if name in HUB_LICENSES:
-        return {"license": name}
-    slug = re.sub(r"[^a-z0-9.]+", "-", name).strip("-")
+def _describe_license(name: str) -> dict[str, str]:
+    if name.lower() in HUB_LICENSES:
+        return {"license": name.lower()}
+    slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
     return {"license": "other", "license_name": slug or "unknown"}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from finetune.bundle.ensemble_card import get_member_folder
 from finetune.bundle.label_card import render_thresholds
 from finetune.bundle.model_card import ModelCard
-from finetune.bundle.model_page.data_paragraph import render_data, render_origin
+from finetune.bundle.model_page.data_paragraph import render_data, render_licence
 from finetune.bundle.model_page.escape_text import escape_markdown
 from finetune.bundle.model_page.limits_section import render_limits
 from finetune.bundle.model_page.metric_tables import (
@@ -16,7 +16,7 @@ from finetune.bundle.model_page.metric_tables import (
 from finetune.bundle.model_page.page_head import build_page_head
 from finetune.bundle.model_page.probability_notes import render_probabilities
 from finetune.bundle.model_page.usage_example import FOLDER, render_download, render_usage
-from finetune.bundle.model_page.weights_origin import find_weights_origin
+from finetune.bundle.model_page.weights_origin import find_strictest, find_weights_origin
 from finetune.bundle.validation_choices import (
     describe_validation_choices,
     list_validation_choices,
@@ -30,6 +30,7 @@ def render_readme(
     *,
     repository: str | None = None,
     library: str | None = None,
+    own_license: str | None = None,
     usage: str | None = None,
 ) -> str:
     """Return the README of a bundle: measured results, data, limits, classes and use.
@@ -39,6 +40,7 @@ def render_readme(
         repository: Repository on the hub, as user/name; None for a folder.
         library: Library that loads the model, see ``build_page_head``; None for timm, or finetune
             where timm cannot.
+        own_license: Licence of the model; None for that of the backbone's weights.
         usage: Section on how to use the model, in place of that for finetune and timm.
     """
     noun = "label" if card.is_multi_label else "class"
@@ -47,7 +49,9 @@ def render_readme(
     has_timm_format = card.head is None and not is_import_path(card.backbone)
     library = library or ("timm" if has_timm_format else "finetune")
     sections = (
-        build_page_head(card, origin, title=repository or title, library=library),
+        build_page_head(
+            card, origin, title=repository or title, library=library, own_license=own_license
+        ),
         f"\n# {title}\n\n",
         render_metrics(card.facts),
         render_limits(card),
@@ -58,8 +62,7 @@ def render_readme(
         render_calibration(card.facts),
         render_probabilities(card),
         render_data(card),
-        "## Licence\n\n",
-        render_origin(origin),
+        render_licence(origin, own_license),
         "## Use\n\n",
         _render_use(card, repository) if usage is None else usage,
     )
@@ -72,6 +75,7 @@ def render_ensemble_readme(
     weights: Sequence[float],
     *,
     repository: str | None = None,
+    own_license: str | None = None,
 ) -> str:
     """Return the README of an ensemble: members, weights, measured results and use.
 
@@ -80,6 +84,7 @@ def render_ensemble_readme(
         cards: Cards of the members.
         weights: Weights of the members.
         repository: Repository on the hub, as user/name; None for a folder.
+        own_license: Licence of the ensemble; None for that of the backbones' weights.
     """
     noun = "label" if card.is_multi_label else "class"
     title = (
@@ -95,10 +100,11 @@ def render_ensemble_readme(
     choices = list_validation_choices([card, *cards]) if "val" in metrics else ()
     sentence = describe_validation_choices(choices)
     origins = [find_weights_origin(member) for member in cards]
-    first = next((one for one in origins if one.is_non_commercial), origins[0])
-    licences = "".join(dict.fromkeys(render_origin(origin) for origin in origins))
+    origin = find_strictest(origins)
     sections = (
-        build_page_head(card, first, title=repository or title, library="finetune"),
+        build_page_head(
+            card, origin, title=repository or title, library="finetune", own_license=own_license
+        ),
         f"\n# {title}\n\nThe probabilities are the weighted mean of those of the members. Each "
         f"member has its own preprocessing, temperature and class prior, and is a model of its "
         f"own.\n\n| member | backbone | image size | weight |\n|---|---|---|---|\n{members}\n",
@@ -108,7 +114,8 @@ def render_ensemble_readme(
         f"## {'Labels' if card.is_multi_label else 'Classes'}\n\n",
         render_classes(card),
         render_data(card),
-        f"## Licence\n\n{licences}## Use\n\n",
+        render_licence(origin, own_license),
+        "## Use\n\n",
         render_download(repository),
         f"Use the ensemble with `finetune predict {FOLDER} images/`. {_describe_timm_use(cards)}\n",
     )

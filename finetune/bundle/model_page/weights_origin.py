@@ -1,5 +1,6 @@
 """Origin of the backbone's weights: their repository on the hub, and their licence."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +64,16 @@ def find_weights_origin(card: ModelCard) -> WeightsOrigin:
     if is_hub:
         return describe_hub_weights(weights.removeprefix(_HUB_LABEL).removesuffix(")"))
     return WeightsOrigin("file")
+
+
+def find_strictest(origins: Sequence[WeightsOrigin]) -> WeightsOrigin:
+    """Return the origin whose licence a model of several origins has to follow.
+
+    That is one that allows no commercial use, else an unknown one, else the first.
+    """
+    unknown = (one for one in origins if one.license is None and one.kind != "random")
+    strict = (one for one in origins if one.is_non_commercial)
+    return next(strict, next(unknown, origins[0]))
 
 
 def describe_hub_weights(backbone: str) -> WeightsOrigin:

@@ -186,7 +186,7 @@ def _explain_connection(error: Exception) -> str:
     setting = "HF_ENDPOINT and " if "HF_ENDPOINT" in os.environ else ""
     return (
         f"{host} is not reachable from this machine: {reason}. Check the network, {setting}"
-        f"HTTPS_PROXY, and push again; nothing is left half-done."
+        f"HTTPS_PROXY, and push again."
     )
 
 

@@ -14,11 +14,14 @@ from finetune.commands.push.pushed_folder import (
     list_files,
     order_formats,
 )
-from finetune.commands.push.repository_name import check_repository, check_revision
+from finetune.commands.push.repository_name import check_license, check_repository, check_revision
 from finetune.types import Reporter, StrPath
 from finetune.units import format_bytes
 
 _STALE_SUFFIXES = (".safetensors", ".onnx", "parity.json", "config.json", "finetune.json")
+
+
+_SOURCES = {"random": "random numbers", "file": "a file", "hub": "the hub"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class PushResult:
         commit: Commit of the upload; None for a dry run.
         files: Size in bytes of each uploaded file by its path.
         is_new: Whether the repository was created; None for a dry run.
-        license: Licence of the backbone's weights; None if it is unknown.
+        license: Licence of the model as in its head; None if it is unknown.
         base_model: Repository of the backbone's weights; None if it is unknown.
         head: Head of the README in YAML.
     """
@@ -66,6 +69,7 @@ def push(
     format: str | Sequence[str] = "timm",  # noqa: A002 as the option is named
     private: bool = False,
     revision: str | None = None,
+    license: str | None = None,  # noqa: A002 as the option is named
     images: StrPath | None = None,
     prior: str | None = None,
     dry_run: bool = False,
@@ -82,6 +86,7 @@ def push(
         format: "timm", "huggingface" or "onnx", or several; ONNX beside another is in ``onnx/``.
         private: Whether a new repository is private.
         revision: Branch, which is created if it does not exist; None for the default one.
+        license: Licence of the model, such as "mit"; None for that of the backbone's weights.
         images: Images for the parity check of the export; None takes those of the run.
         prior: Target class prior, as for ``export``.
         dry_run: Whether to upload nothing, and to need neither a token nor a network.
@@ -95,6 +100,7 @@ def push(
     reporter = reporter or Reporter()
     check_repository(repository)
     check_revision(revision)
+    check_license(license)
     formats = order_formats([format] if isinstance(format, str) else format)
     access = None
     if not dry_run:
@@ -105,13 +111,14 @@ def push(
             Path(temporary) / "model",
             repository=repository,
             formats=formats,
+            own_license=license,
             images=None if images is None else Path(images),
             prior=prior,
             reporter=reporter,
         )
-        _warn_of_licence(folder, reporter)
+        _warn_of_licence(folder, license, reporter)
         if access is None:
-            return _build_result(repository, folder)
+            return _build_result(repository, folder, license)
         url, commit = _upload(
             access,
             folder,
@@ -121,13 +128,14 @@ def push(
             reporter=reporter,
         )
         return _build_result(
-            repository, folder, url=url, commit=commit, is_new=access.stored is None
+            repository, folder, license, url=url, commit=commit, is_new=access.stored is None
         )
 
 
 def _build_result(
     repository: str,
     folder: PushedFolder,
+    own_license: str | None,
     *,
     url: str | None = None,
     commit: str | None = None,
@@ -139,23 +147,24 @@ def _build_result(
         commit,
         dict(folder.files),
         is_new,
-        folder.origin.license,
+        own_license or folder.origin.license,
         folder.origin.base_model,
         head=folder.readme.split("---\n", 2)[1],
     )
 
 
-def _warn_of_licence(folder: PushedFolder, reporter: Reporter) -> None:
+def _warn_of_licence(folder: PushedFolder, own_license: str | None, reporter: Reporter) -> None:
     origin = folder.origin
     if origin.is_non_commercial:
         reporter.warn(
             f"the backbone's weights have the licence {origin.license}, which allows no commercial "
             f"use, and so none of the model; its README says so"
         )
-    elif origin.license is None:
+    elif origin.license is None and own_license is None:
+        what = "no licence is known" if origin.kind == "random" else "their licence is unknown"
         reporter.warn(
-            "the licence of the backbone's weights is unknown: the README has 'license: other'. "
-            "State the licence in the settings or the README of the repository"
+            f"the backbone's weights came from {_SOURCES[origin.kind]}, and {what}: the README has "
+            f"'license: other'. State that of the model with --license, as in --license mit"
         )
 
 

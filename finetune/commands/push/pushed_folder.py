@@ -9,7 +9,11 @@ from finetune.bundle.card_update import render_stored_readme
 from finetune.bundle.model_card import read_card_json
 from finetune.bundle.model_page.render_page import render_readme
 from finetune.bundle.model_page.usage_example import FOLDER
-from finetune.bundle.model_page.weights_origin import WeightsOrigin, find_weights_origin
+from finetune.bundle.model_page.weights_origin import (
+    WeightsOrigin,
+    find_strictest,
+    find_weights_origin,
+)
 from finetune.bundle.shared_card import remove_local_paths
 from finetune.commands.export.export import export
 from finetune.errors import ConfigError
@@ -90,6 +94,7 @@ def build_pushed_folder(
     *,
     repository: str,
     formats: Sequence[str],
+    own_license: str | None = None,
     images: Path | None = None,
     prior: str | None = None,
     reporter: Reporter,
@@ -101,6 +106,7 @@ def build_pushed_folder(
         folder: Folder that does not exist.
         repository: Name on the hub, as user/name.
         formats: Formats as returned by ``order_formats``.
+        own_license: Licence of the model; None for that of the backbone's weights.
         images: Images for the parity check; None for those of the run.
         prior: Target class prior, as for ``export``.
         reporter: Receiver of progress and notes.
@@ -114,13 +120,12 @@ def build_pushed_folder(
     for name in others:
         export(model, folder / name, format=name, images=images, prior=prior, reporter=reporter)
     bundle = remove_local_paths(load_model(model))
-    readme = _render_readme(bundle, folder, first, repository)
+    readme = _render_readme(bundle, folder, first, repository, own_license)
     (folder / _README).write_text(readme, encoding="utf-8")
     for nested in folder.rglob(_README):  # a member of an ensemble is a page of its own
         if nested.parent != folder and nested.parent.parent == folder:
             nested.unlink()
-    origins = [find_weights_origin(one.card) for one in bundle.members or (bundle,)]
-    origin = next((one for one in origins if one.is_non_commercial), origins[0])
+    origin = find_strictest([find_weights_origin(one.card) for one in bundle.members or (bundle,)])
     return PushedFolder(folder, list_files(folder), readme, origin)
 
 
@@ -146,16 +151,25 @@ def list_files(folder: Path) -> dict[str, int]:
     return files
 
 
-def _render_readme(bundle: ModelBundle, folder: Path, first: str, repository: str) -> str:
+def _render_readme(
+    bundle: ModelBundle, folder: Path, first: str, repository: str, own_license: str | None
+) -> str:
     """Return the README of a repository, with what the exporter of the format says on its use."""
+    library = _LIBRARIES.get(first)
     if not (folder / "finetune.json").is_file():
         file = next(iter(sorted(path.name for path in folder.glob("*.onnx"))), "model.onnx")
         usage = _ONNX_USAGE.format(repository=repository, folder=FOLDER, file=file)
-        library = _LIBRARIES.get(first)
-        return render_readme(bundle.card, repository=repository, library=library, usage=usage)
+        return render_readme(
+            bundle.card,
+            repository=repository,
+            library=library,
+            own_license=own_license,
+            usage=usage,
+        )
     tree = read_card_json(folder)
-    library = _LIBRARIES.get(first)
     written = (folder / _README).read_text(encoding="utf-8")
     added = written.removeprefix(render_stored_readme(folder, tree))
-    readme = render_stored_readme(folder, tree, repository=repository, library=library)
+    readme = render_stored_readme(
+        folder, tree, repository=repository, library=library, own_license=own_license
+    )
     return readme + ("" if added == written else added.replace(FOLDER, repository))

@@ -1,10 +1,11 @@
-"""Names of repositories and revisions on the hub, checked before anything else is done."""
+"""Names of repositories, revisions and licences, checked before anything else is done."""
 
 import re
 
 from finetune.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+_LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
 _REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9_-])?")
 
 
@@ -39,6 +40,19 @@ def _explain_repository(repository: str) -> str | None:
     if "--" in repository or ".." in repository:
         return "it contains '--' or '..'"
     return "it ends with '.git'" if repository.endswith(".git") else None
+
+
+def check_license(name: str | None) -> None:
+    """Check the name of a licence.
+
+    Raises:
+        ConfigError: It cannot be one.
+    """
+    if name is not None and not _LICENSE.fullmatch(name):
+        raise ConfigError(
+            f"--license '{name}' is no name of a licence. Give one as the hub writes it, such as "
+            f"apache-2.0, mit or cc-by-4.0."
+        )
 
 
 def check_revision(revision: str | None) -> None:

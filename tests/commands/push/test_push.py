@@ -108,12 +108,15 @@ def test_second_push_is_a_commit_that_removes_what_is_stale(
 
 
 def test_push_to_a_branch_leaves_main_as_it_is(trained: FitResult, hub: WritableHub) -> None:
-    result = push(trained.run_dir, "lab/insects", revision="trial/2")
+    result = push(trained.run_dir, "lab/insects", revision="trial/2", license="MIT")
     repository = hub.repositories["lab/insects"]
     assert repository.files == {}
     assert set(repository.branches["trial/2"]) == set(result.files)
     assert result.url is not None
     assert result.url.endswith("/tree/trial/2")
+    readme = repository.branches["trial/2"]["README.md"].decode()
+    assert HubCard(readme).data.license == "mit"
+    assert "The model has the licence MIT. The network was trained from random" in readme
 
 
 def test_dry_run_needs_neither_token_nor_network(
@@ -203,6 +206,7 @@ def test_push_checks_the_name_of_the_repository_first(tmp_path: Path, name: str)
         ({"format": ["timm", "huggingface"]}, "files of the same name"),
         ({"format": ["timm", "timm"]}, "given twice"),
         ({"revision": "a..b"}, "cannot be a branch"),
+        ({"license": "my licence"}, "no name of a licence"),
     ],
 )
 def test_push_checks_formats_and_branch_first(

@@ -18,7 +18,7 @@ LAYERS = (
     ("cli", "api"),
     ("commands",),
     ("builders",),
-    ("training", "inference", "exporters", "report", "saliency"),
+    ("training", "inference", "exporters", "report", "saliency", "server"),
     ("probe",),
     ("audit", "bundle", "timm_models"),
     ("data", "models", "losses", "diagnosis"),
@@ -56,6 +56,8 @@ COMMANDS = {
     "tune",
     "report",
     "export",
+    "push",
+    "serve",
     "evaluate",
     "predict",
 }

@@ -14,6 +14,7 @@ from finetune.cli.inspect import inspect
 from finetune.cli.model_commands.evaluate import evaluate
 from finetune.cli.model_commands.predict import predict
 from finetune.cli.options.tta_command import TtaCommand
+from finetune.cli.push import push
 from finetune.cli.render.output import (
     build_console_reporter,
     exit_on_stop_request,
@@ -22,6 +23,7 @@ from finetune.cli.render.output import (
     show_result,
 )
 from finetune.cli.report import report
+from finetune.cli.serve import serve
 from finetune.cli.submit import CONTEXT_SETTINGS, submit
 from finetune.cli.tune import tune
 
@@ -46,7 +48,9 @@ app.command(context_settings=CONTEXT_SETTINGS)(submit)
 app.command(cls=TtaCommand)(evaluate)
 app.command(cls=TtaCommand)(predict)
 app.command()(export)
+app.command()(push)
 app.command()(report)
+app.command(cls=TtaCommand)(serve)
 
 
 @app.command()

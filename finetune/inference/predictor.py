@@ -131,6 +131,16 @@ class Predictor:
             for o, s in self._stacks.items()
         ]
 
+    def create_black_views(self) -> list[Tensor]:
+        """Return the views of a black image, as of ``load_views``, to time the network."""
+        return [
+            torch.zeros(
+                (*stack.transform.get_size(0), options.num_channels),
+                dtype=torch.uint8 if options.bit_depth == 8 else torch.uint16,
+            )
+            for options, stack in self._stacks.items()
+        ]
+
     def compute_logits(self, batches: Sequence[Tensor]) -> Tensor:
         """Return the uncalibrated logits of a batch of images, shape (B, V, K).
 

@@ -1,7 +1,7 @@
-"""Saliency maps of image files by a trained model, and pictures of them."""
+"""Saliency maps of images by a trained model, and pictures of them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,13 @@ from torch import Tensor
 
 from finetune.bundle.bundle import ModelBundle
 from finetune.data.dataset import ImageDataset
-from finetune.data.images.source import FileSource
+from finetune.data.images.source import EncodedSource, FileSource
 from finetune.data.transforms.eval_transform import EvalTransform
 from finetune.models.classifier import normalise
 from finetune.saliency.saliency_maps import SaliencyMaps, compute_saliency
+from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
+
+ENSEMBLE_REASON = "An ensemble has no saliency map: its members see different things."
 
 _BATCH_SIZE = 8
 
@@ -25,11 +28,11 @@ _PHOTO_OPACITY = 0.55
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FileSaliency:
-    """Saliency maps of image files and what the network saw of them.
+    """Saliency maps of images and what the network saw of them.
 
     Attributes:
-        maps: Maps with their tests, in the order of the files.
-        pixels: Pixels of the network's input, uint8 or uint16, shape (H, W, C), of the files that
+        maps: Maps with their tests, in the order of the images.
+        pixels: Pixels of the network's input, uint8 or uint16, shape (H, W, C), of the images that
             were read before the time was over.
     """
 
@@ -39,39 +42,42 @@ class FileSaliency:
 
 def compute_file_saliency(
     bundle: ModelBundle,
-    paths: Sequence[Path],
+    images: Sequence[Path] | EncodedSource,
     *,
     device: torch.device,
+    options: ReadOptions = DEFAULT_READ_OPTIONS,
     targets: Sequence[int] | None = None,
     budget_seconds: float | None = None,
     seed: int = 0,
     on_image: Callable[[], None] | None = None,
 ) -> FileSaliency:
-    """Return saliency maps of image files; an ensemble has none, for a stated reason.
+    """Return saliency maps of images; an ensemble has none, for a stated reason.
 
     Args:
         bundle: Model, whose network is moved to the device.
-        paths: Readable image files, shape (N,).
+        images: Readable image files, shape (N,), or their source.
         device: Device to compute on.
+        options: Largest image that is read; channels and range of values are those of the card.
         targets: Class that each map is of, shape (N,); None for the predicted one.
         budget_seconds: Time after which no further image is begun; None for no limit.
         seed: Seed of the random maps.
         on_image: Callback after each image.
 
     Raises:
-        DataError: A file cannot be read.
+        DataError: An image cannot be read.
     """
     if bundle.members:
-        reason = "An ensemble has no saliency map: its members see different things."
-        return FileSaliency(SaliencyMaps((None,) * len(paths), reason=reason), ())
+        return FileSaliency(SaliencyMaps((None,) * len(images), reason=ENSEMBLE_REASON), ())
     spec, card = bundle.card.spec, bundle.card
-    dataset = ImageDataset(FileSource(paths, options=card.read_options), None, EvalTransform(spec))
+    read_options = replace(card.read_options, max_pixels=options.max_pixels)
+    source = FileSource(images) if isinstance(images, Sequence) else images
+    dataset = ImageDataset(source.with_options(read_options), None, EvalTransform(spec))
     network = bundle.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixels: list[NDArray[np.uint8] | NDArray[np.uint16]] = []
 
     def load() -> Iterator[Tensor]:
-        for first in range(0, len(paths), _BATCH_SIZE):
-            rows = range(first, min(len(paths), first + _BATCH_SIZE))
+        for first in range(0, len(source), _BATCH_SIZE):
+            rows = range(first, min(len(source), first + _BATCH_SIZE))
             images = dataset.__getitems__(rows)["image"]
             pixels.extend(images.numpy())
             yield normalise(images.to(device), mean=spec.mean, std=spec.std)
@@ -79,7 +85,7 @@ def compute_file_saliency(
     maps = compute_saliency(
         network,
         load(),
-        num_images=len(paths),
+        num_images=len(source),
         targets=targets,
         is_multi_label=card.is_multi_label,
         budget_seconds=budget_seconds,

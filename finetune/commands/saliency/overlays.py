@@ -149,7 +149,7 @@ def _write_chunk(
         if result.is_trusted:
             file = folder / f"{_shorten(name, root)}.png"
             pixels = found.pixels[row]
-            _save(_join(draw_photo(pixels), draw_overlay(pixels, result.map)), file)
+            _save(join_pictures(draw_photo(pixels), draw_overlay(pixels, result.map)), file)
         scores = round(result.deletion, 6), round(result.random_deletion, 6)
         rows.append(OverlayRow(name, None if file is None else str(file), *scores))
     return rows
@@ -163,7 +163,8 @@ def _shorten(name: str, root: Path) -> Path:
     return Path(path.name) if path.is_absolute() or ".." in path.parts or path == root else path
 
 
-def _join(left: Image.Image, right: Image.Image) -> Image.Image:
+def join_pictures(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Return two pictures of the same height beside each other."""
     joined = Image.new("RGB", (left.width + right.width, left.height))
     joined.paste(left, (0, 0))
     joined.paste(right, (left.width, 0))

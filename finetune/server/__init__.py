@@ -1,0 +1,1 @@
+"""HTTP server around a model, with a page to try it; it knows the model by an interface alone."""

@@ -1,0 +1,16 @@
+// Switches between the light and the dark theme; without it, the page follows the system.
+(() => {
+  "use strict";
+  const root = document.documentElement;
+  const toggle = document.getElementById("theme-toggle");
+  const prefersDark = window.matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : prefersDark.matches);
+  const show = () => toggle.setAttribute("aria-pressed", String(isDark()));
+  toggle.addEventListener("click", () => {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    show();
+  });
+  prefersDark.addEventListener("change", show);
+  toggle.hidden = false;
+  show();
+})();

@@ -1,0 +1,163 @@
+"""Routes of a server: paths, parameters and the OpenAPI description."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from finetune.server import schemas
+
+if TYPE_CHECKING:
+    from finetune.server.application import ModelServer
+
+DEFAULT_TOP_K = 5
+
+PAGE_PATHS = ("/", "/docs", "/assets", "/openapi.json")
+"""Paths that the OpenAPI description leaves out."""
+
+_UPLOAD_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "file": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                        }
+                    },
+                }
+            },
+        },
+    }
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.ErrorBody, "description": text}
+    for status, text in (
+        (400, "The form is damaged."),
+        (401, "The token is missing or wrong."),
+        (408, "The request did not arrive in time."),
+        (413, "Too many bytes, pixels or files."),
+        (415, "Not an image, or of a format that is not read."),
+        (422, "A damaged image, no file, or an invalid parameter."),
+        (429, "Too much work in progress; see the header Retry-After."),
+        (503, "The answer took too long."),
+    )
+}
+
+
+def build_api(server: "ModelServer") -> APIRouter:
+    """Return the routes for programs."""
+    router = APIRouter(default_response_class=JSONResponse)
+    facts = server.model.facts
+
+    @router.post(
+        "/predict",
+        summary="Predict the classes of one image or several",
+        response_model=schemas.PredictResponse,
+        responses=_ERRORS,
+        openapi_extra=_UPLOAD_BODY,
+    )
+    async def predict(
+        request: Request,
+        top_k: Annotated[int, Query(ge=1, description="Most probable classes.")] = DEFAULT_TOP_K,
+        all_: Annotated[
+            bool, Query(alias="all", description="Also the probability of each class.")
+        ] = False,
+    ) -> Response:
+        return JSONResponse(await server.predict(request, top_k=top_k, has_all=all_))
+
+    @router.post(
+        "/saliency",
+        summary="Draw what the predicted class of an image depends on",
+        response_model=schemas.SaliencyResponse,
+        responses=_ERRORS,
+        openapi_extra=_UPLOAD_BODY,
+    )
+    async def saliency(request: Request) -> Response:
+        return JSONResponse(await server.draw_saliency(request))
+
+    @router.api_route(
+        "/health",
+        methods=["GET"],
+        summary="Tell whether the server answers",
+        response_model=schemas.HealthResponse,
+    )
+    async def health() -> Response:
+        is_alive = server.pipeline.is_alive
+        return JSONResponse({"status": "ok" if is_alive else "failed"}, 200 if is_alive else 503)
+
+    @router.get(
+        "/metadata",
+        summary="Describe the model and the limits of the server",
+        response_model=schemas.MetadataResponse,
+        response_model_exclude_unset=True,
+    )
+    async def metadata() -> Response:
+        return JSONResponse(
+            {
+                "title": facts.title,
+                **facts.metadata,
+                "limits": server.limits.to_json(),
+                "has_saliency": not server.model.saliency_reason,
+                "figures": [
+                    dict(zip(("label", "value", "remark"), figure, strict=True))
+                    for figure in facts.figures
+                ],
+                "notes": list(facts.notes),
+            }
+        )
+
+    @router.get("/metrics", summary="Return metrics in the format of Prometheus")
+    async def metrics() -> Response:
+        return Response(server.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    @router.get(
+        "/samples",
+        summary="List photos that the page offers",
+        response_model=list[schemas.SampleEntry],
+    )
+    async def samples() -> Response:
+        entries = [{"name": s.name, "label": s.label} for s in server.model.samples]
+        return JSONResponse(entries)
+
+    @router.get("/samples/{number}", summary="Return the file of a photo, numbered from 0")
+    async def sample(number: int) -> Response:
+        return Response(_get_sample(server, number).content, media_type="application/octet-stream")
+
+    @router.get("/samples/{number}/thumbnail", summary="Return a small JPEG of a photo")
+    async def thumbnail(number: int) -> Response:
+        return Response(_get_sample(server, number).thumbnail, media_type="image/jpeg")
+
+    return router
+
+
+def _get_sample(server: "ModelServer", number: int) -> Any:
+    samples = server.model.samples
+    if not 0 <= number < len(samples):
+        raise HTTPException(404)
+    return samples[number]
+
+
+def build_pages(server: "ModelServer") -> APIRouter:
+    """Return the pages and their files."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.api_route("/", methods=["GET", "HEAD"])
+    async def page() -> Response:
+        return HTMLResponse(server.get_page())
+
+    @router.get("/docs")
+    async def docs() -> Response:
+        return HTMLResponse(server.get_docs())
+
+    @router.get("/assets/{name}")
+    async def asset(name: str) -> Response:
+        content, media_type = server.get_asset(name)
+        return Response(content, media_type=media_type)
+
+    return router

@@ -26,11 +26,38 @@ def get_checkpoint_monitor(facts: RunFacts) -> str:
     return facts.monitor if monitor in (None, "auto") else str(monitor)
 
 
+def is_probe_kept(facts: RunFacts) -> bool:
+    """Return whether the bundle holds the linear probe, with the backbone as it was."""
+    if not facts.card or facts.members or facts.folds is not None:
+        return False
+    if facts.config.get("unfreeze.name") == "linear_probe":
+        return facts.config.get("probe.depth", 1) == 1
+    fraction = _get_position(facts)
+    if fraction is not None:
+        return fraction == 0
+    return find_best_epoch(facts.rows, get_checkpoint_monitor(facts)) == 0
+
+
 def describe_kept_weights(facts: RunFacts) -> str:
-    """Return a sentence on the weights of the bundle; empty while there is none."""
+    """Return sentences on the weights of the bundle; empty while there is none."""
     if not facts.card:
         return ""
-    return f"The bundle holds {_name_weights(facts)}{_name_changes(facts)}."
+    kept = f"The bundle holds {_name_weights(facts)}{_name_changes(facts)}."
+    last = _find_last_epoch(facts)
+    if _get_position(facts) != 0:
+        return kept
+    epochs = "Fine-tuning" if last is None else f"Fine-tuning for {format_count(last, 'epoch')}"
+    return f"{kept} {epochs} did not improve on it."
+
+
+def _get_position(facts: RunFacts) -> float | None:
+    """Return the position of the weights from the probe at 0 to the last epoch at 1, if known."""
+    position = (facts.facts.get("interpolation") or {}).get("fraction")
+    return None if position is None else float(position)
+
+
+def _find_last_epoch(facts: RunFacts) -> int | None:
+    return max((int(row["epoch"]) for row in facts.rows), default=None)
 
 
 def _name_weights(facts: RunFacts) -> str:
@@ -38,13 +65,10 @@ def _name_weights(facts: RunFacts) -> str:
         return f"an ensemble: the mean of the probabilities of {len(facts.members)} networks"
     if facts.folds is not None:
         return "one network, trained on all images with what the folds found"
-    last = max((int(row["epoch"]) for row in facts.rows), default=None)
-    interpolation = facts.facts.get("interpolation")
-    fraction = None if interpolation is None else interpolation.get("fraction")
+    last, fraction = _find_last_epoch(facts), _get_position(facts)
     if fraction is not None and fraction < 1:
         if fraction == 0:
-            epochs = "" if last is None else f"{format_count(last, 'epoch')} of "
-            return f"the linear probe: {epochs}fine-tuning did not beat it"
+            return "the linear probe"
         end = "the last epoch" if last is None else f"epoch {last}"
         return (
             f"the weights at {fraction:g} of the way from the linear probe to {end}, which were "

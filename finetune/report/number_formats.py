@@ -31,6 +31,9 @@ METRIC_NAMES: Mapping[str, str] = {
 NOT_FINITE = "not finite"
 """A metric that is NaN or infinite, as after a training that diverged."""
 
+_TINY = 1e-9
+"""Size up to which a difference is rounding."""
+
 _MINUS = "\u2212"
 
 
@@ -68,8 +71,15 @@ def format_interval(interval: Sequence[float] | None, metric: str) -> str:
 
 
 def format_difference(value: float, metric: str) -> str:
-    """Return a signed difference, in points for fractions."""
-    number = f"{abs(value):.3f}" if is_loss(metric) else f"{abs(value) * 100:.1f}"
+    """Return a signed difference, in points for fractions.
+
+    One that is not 0 has as many decimals as it needs for a digit, so that the end of an interval
+    without 0 is not taken for it.
+    """
+    size, decimals = (abs(value), 3) if is_loss(metric) else (abs(value) * 100, 1)
+    if _TINY < size < 0.5 * 10**-decimals:
+        decimals = -math.floor(math.log10(size))
+    number = f"{size:.{decimals}f}"
     sign = "" if float(number) == 0 else "+" if value > 0 else _MINUS
     return f"{sign}{number}"
 

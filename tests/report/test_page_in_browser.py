@@ -101,6 +101,43 @@ def test_page_does_not_scroll_sideways(
     assert page.evaluate(_OVERFLOW) <= 0
 
 
+@pytest.mark.parametrize("kind", ["run", "comparison"])
+def test_narrow_page_shows_rows_as_cards_and_hints_at_columns_that_scroll(
+    kind: str, page_file: Path, comparison_file: Path, open_page: "Opener"
+) -> None:
+    page = open_page({"run": page_file, "comparison": comparison_file}[kind], width=390)
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    stacks = page.locator("table.stack")
+    sections = {"run": ("#plan",), "comparison": ("#runs", "#differences", "#paired", "#changed")}
+    for section in sections[kind]:
+        assert page.locator(f"{section} table.stack").count() > 0
+    # no cell of a card lies outside of the screen, and each but the first has a heading
+    assert (
+        stacks.evaluate_all(
+            "all => all.flatMap(one => [...one.querySelectorAll('td, th')])"
+            ".filter(one => one.getBoundingClientRect().right > innerWidth).length"
+        )
+        == 0
+    )
+    assert (
+        stacks.evaluate_all(
+            "all => all.flatMap(one => [...one.querySelectorAll('td ~ td, th ~ td')])"
+            ".filter(one => one.textContent.trim() && !one.dataset.label"
+            " && !one.matches('.changed-picture + td')).length"
+        )
+        == 0
+    )
+    # tables that scroll have a shadow at the edge behind which columns lie
+    boxes = page.locator(".table-box")
+    assert (
+        boxes.evaluate_all(
+            "all => all.filter(one => one.scrollWidth > one.clientWidth + 1 &&"
+            " !getComputedStyle(one).backgroundAttachment.includes('local')).length"
+        )
+        == 0
+    )
+
+
 def test_page_on_paper_has_static_charts_and_no_navigation(
     page_file: Path, open_page: "Opener"
 ) -> None:

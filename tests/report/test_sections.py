@@ -11,7 +11,7 @@ import pytest
 
 from finetune.report.comparison.overlay_section import build_overlay
 from finetune.report.kept_weights import describe_kept_weights, find_best_epoch
-from finetune.report.number_formats import format_metric_in_sentence
+from finetune.report.number_formats import format_difference, format_metric_in_sentence
 from finetune.report.page import render_report
 from finetune.report.phases import find_phases
 from finetune.report.run_facts import RunFacts
@@ -177,12 +177,12 @@ def test_classes_of_several_labels_have_thresholds_and_no_matrix() -> None:
 @pytest.mark.parametrize(
     ("interpolation", "rows", "expected"),
     [
-        ({"fraction": 0.0}, [(0, 0.5), (1, 0.6)], "the linear probe: 1 epoch of fine-tuning"),
+        ({"fraction": 0.0}, [(0, 0.5), (1, 0.6)], "Fine-tuning for 1 epoch did not improve on it."),
         ({"fraction": 0.75}, [(0, 0.5), (1, 0.6)], "at 0.75 of the way"),
         ({"fraction": None}, [(0, 0.5), (1, 0.4), (2, 0.6)], "the weights of epoch 1 of 2"),
         (None, [(0, 0.3), (1, 0.4)], "the linear probe"),
         (None, [], "the weights that its run chose"),
-        ({"fraction": 0.0}, [], "the linear probe: fine-tuning did not beat it"),
+        ({"fraction": 0.0}, [], "the linear probe. Fine-tuning did not improve on it."),
         ({"fraction": 0.5}, [], "from the linear probe to the last epoch"),
         ({"fraction": 1.0}, [], "the weights of the last epoch"),
     ],
@@ -196,6 +196,45 @@ def test_kept_weights_are_named(
         config={"checkpoint.monitor": "loss"},
     )
     assert expected in describe_kept_weights(facts)
+
+
+def test_probe_that_is_kept_is_calibrated_in_a_sentence_of_its_own() -> None:
+    facts = build_facts(
+        card={"facts": {"interpolation": {"fraction": 0.0}}, "temperature": 2.0},
+        rows=[build_row(epoch, val__loss=0.5) for epoch in range(4)],
+    )
+    assert describe_kept_weights(facts) == (
+        "The bundle holds the linear probe, with its probabilities calibrated with temperature 2. "
+        "Fine-tuning for 3 epochs did not improve on it."
+    )
+
+
+@pytest.mark.parametrize("position", [0.0, 1.0])
+def test_health_of_a_kept_probe_is_shown_once(position: float) -> None:
+    layer = {"name": "act1", "kind": "relu", "units": 4, "dead": 0.25, "mean_abs_correlation": 0.1}
+    facts = build_facts(
+        card={"facts": {"interpolation": {"fraction": position}}},
+        rows=[build_row(epoch, val__loss=0.5) for epoch in range(2)],
+        network={
+            "num_images": 8,
+            "before": {"layers": [layer]},
+            "after": {"layers": [layer]},
+            "weights": [{"name": "fc", "group": "head", "relative_change": 0.04}],
+            "gradients": [{"name": "fc", "group": "head", "relative_norm": 0.01}],
+        },
+    )
+    page = render_report(facts, version="1")
+    assert ("Dead before" in page) is (position == 1)
+    assert ("Relative weight change" in page) is (position == 1)
+    assert ("The model is the linear probe: its layers are those" in page) is (position == 0)
+    assert page.count(">25.0%<") == (1 if position == 0 else 2)
+
+
+def test_difference_that_is_not_zero_is_not_written_as_zero() -> None:
+    assert format_difference(-0.0003, "loss") == "\u22120.0003"
+    assert format_difference(0.00004, "accuracy") == "+0.004"
+    assert format_difference(-0.158, "loss") == "\u22120.158"
+    assert format_difference(0.0, "loss") == format_difference(1e-12, "loss") == "0.000"
 
 
 def test_losses_that_are_not_finite_are_not_the_best_and_are_named() -> None:

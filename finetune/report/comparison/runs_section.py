@@ -56,12 +56,14 @@ class DifferencesSection:
         labels: Label of each run.
         rows: Dotted key with the value of each run.
         num_equal: Number of settings that all runs share.
+        num_uncompared: Number of settings that say nothing of what a run learns.
         missing: Labels of bundles, which have no config.
     """
 
     labels: tuple[str, ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]
     num_equal: int
+    num_uncompared: int
     missing: tuple[str, ...]
 
 
@@ -114,6 +116,7 @@ def build_differences(runs: Sequence[RunFacts]) -> DifferencesSection:
     labels = label_runs(runs)
     known = [run for run in runs if run.config]
     keys = dict.fromkeys(key for run in known for key in run.config)
+    num_keys = len(keys)
     keys = {key: None for key in keys if not f"{key}.".startswith(_OWN_KEYS)}
     rows = []
     for key in keys:
@@ -124,5 +127,6 @@ def build_differences(runs: Sequence[RunFacts]) -> DifferencesSection:
         tuple(label for label, run in zip(labels, runs, strict=True) if run.config),
         tuple(rows),
         len(keys) - len(rows),
+        num_keys - len(keys),
         tuple(label for label, run in zip(labels, runs, strict=True) if not run.config),
     )

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.report.kept_weights import is_probe_kept
 from finetune.report.run_facts import RunFacts
 
 
@@ -49,12 +50,16 @@ class NetworkSection:
         layers: Statistics of the layers.
         changes: Change and gradient of the weights, by layer.
         largest_change: Largest relative change, for the length of bars.
+        has_two_states: Whether the layers were trained, so that before and after are shown.
+        remark: Sentence on the states that are shown.
     """
 
     num_images: int | None
     layers: tuple[LayerEntry, ...]
     changes: tuple[ChangeEntry, ...]
     largest_change: float
+    has_two_states: bool
+    remark: str
 
 
 def build_network_section(facts: RunFacts) -> NetworkSection | None:
@@ -67,6 +72,7 @@ def build_network_section(facts: RunFacts) -> NetworkSection | None:
         _index_layers(state.get("layers") if isinstance(state, Mapping) else None)
         for state in states
     )
+    has_two_states = bool(before and after) and not is_probe_kept(facts)
     layers = [_pair(name, before.get(name), after.get(name)) for name in {**after, **before}]
     gradients = _index_layers(tree.get("gradients"))
     weights = _index_layers(tree.get("weights"))
@@ -74,7 +80,7 @@ def build_network_section(facts: RunFacts) -> NetworkSection | None:
         ChangeEntry(
             name,
             str((weights.get(name) or gradients[name]).get("group", "")),
-            _get_number(weights.get(name), "relative_change"),
+            _get_number(weights.get(name), "relative_change") if has_two_states else None,
             _get_number(gradients.get(name), "relative_norm"),
         )
         for name in {**weights, **gradients}
@@ -88,7 +94,20 @@ def build_network_section(facts: RunFacts) -> NetworkSection | None:
         tuple(layers),
         tuple(changes),
         largest or 1.0,
+        has_two_states,
+        _describe_states(facts, has_two_states=has_two_states),
     )
+
+
+def _describe_states(facts: RunFacts, *, has_two_states: bool) -> str:
+    if has_two_states:
+        return "In the bars, before is grey and after is blue."
+    if is_probe_kept(facts):
+        return (
+            "The model is the linear probe: its layers are those of the weights that the run began "
+            "with, and are shown once."
+        )
+    return "One state was measured."
 
 
 _STATES = ("before", "after")

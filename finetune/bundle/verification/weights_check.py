@@ -21,7 +21,7 @@ def check_num_classes(state: Mapping[str, Tensor], num_classes: int) -> None:
 
 
 def check_state(state: Mapping[str, Tensor], network: nn.Module) -> None:
-    """Check that weights have the keys and shapes of a network, and finite values.
+    """Check that weights have the keys and shapes of a network, and valid values.
 
     Raises:
         ValueError: They do not; the message names what differs.
@@ -38,12 +38,14 @@ def check_state(state: Mapping[str, Tensor], network: nn.Module) -> None:
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             continue
-        # buffers may be masks with infinite values
-        invalid = ~tensor.isfinite() if name in parameters else tensor.isnan()
+        # buffers may be masks; a class of target prior 0 has the bias -inf
+        invalid = tensor.isnan()
+        if name in parameters:
+            invalid |= tensor.isposinf()
         if bool(torch.any(invalid)):
             raise ValueError(
                 f"{int(invalid.sum()):,} of {tensor.numel():,} values of '{name}' in the weights "
-                f"are no finite numbers"
+                f"are NaN or infinite"
             )
 
 

@@ -131,8 +131,8 @@ def reorder_classes_of_earlier_release(tree: dict[str, Any]) -> None:
             rewrite_weights(lambda state: state.update({"conv1.0.weight": torch.zeros(2, 3)})),
             r"'conv1\.0\.weight' has the shape \(2, 3\) instead of \(\d+, 3, ",
         ),
-        (set_fc(float("nan")), r"1 of \d+ values of 'fc\.weight' .* no finite numbers"),
-        (set_fc(float("inf")), r"1 of \d+ values of 'fc\.weight' .* no finite numbers"),
+        (set_fc(float("nan")), r"1 of \d+ values of 'fc\.weight' .* NaN or infinite"),
+        (set_fc(float("inf")), r"1 of \d+ values of 'fc\.weight' .* NaN or infinite"),
         (swap("finetune.json"), r"config.json is not that of finetune.json: 3 classes and not 4"),
         (swap("config.json"), r"config.json is not that of finetune.json: 4 classes and not 3"),
         (

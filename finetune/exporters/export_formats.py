@@ -99,6 +99,23 @@ FORMATS: Mapping[str, ExportFormat] = {
             "finetune.exporters.timm_writer",
         ),
         ExportFormat(
+            "onnx",
+            "one file for ONNX Runtime and other runtimes of ONNX",
+            "ONNX Runtime",
+            "finetune.exporters.onnx.onnx_writer",
+            extra="onnx",
+            packages=("onnx", "onnxscript", "onnxruntime"),
+            can_include_preprocessing=True,
+            has_opset=True,
+        ),
+        ExportFormat(
+            "torch",
+            "one program of torch.export, which runs without the code of the model",
+            "torch.export",
+            "finetune.exporters.torch_program",
+            can_include_preprocessing=True,
+        ),
+        ExportFormat(
             "huggingface",
             "folder for the image-classification pipeline of transformers",
             "transformers",

@@ -1,0 +1,1 @@
+"""Networks as graphs: calibrated outputs, and the preprocessing of photos as tensor operations."""

@@ -1,0 +1,1 @@
+"""ONNX files of models, and their check by ONNX Runtime."""

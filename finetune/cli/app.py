@@ -13,6 +13,7 @@ from finetune.cli.fit import fit
 from finetune.cli.inspect import inspect
 from finetune.cli.model_commands.evaluate import evaluate
 from finetune.cli.model_commands.predict import predict
+from finetune.cli.model_commands.serve import serve
 from finetune.cli.options.tta_command import TtaCommand
 from finetune.cli.push import push
 from finetune.cli.render.output import (
@@ -23,7 +24,6 @@ from finetune.cli.render.output import (
     show_result,
 )
 from finetune.cli.report import report
-from finetune.cli.serve import serve
 from finetune.cli.submit import CONTEXT_SETTINGS, submit
 from finetune.cli.tune import tune
 

@@ -21,7 +21,7 @@ def remove_local_paths(bundle: ModelBundle) -> ModelBundle:
 
 
 def _clean(value: Any, key: str = "") -> Any:
-    """Return JSON values with paths replaced by their last part."""
+    """Return JSON values with paths replaced by the names of their files."""
     if isinstance(value, Mapping):
         return {name: _clean(entry, str(name)) for name, entry in value.items()}
     if isinstance(value, list | tuple):

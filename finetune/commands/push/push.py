@@ -211,7 +211,7 @@ def _upload(
         enable_progress_bars()
         reporter.finish()
     for warning in caught:
-        if "README" in str(warning.message):  # what the hub says of the head
+        if "README" in str(warning.message):  # the answer of the hub on the head
             reporter.warn(" ".join(str(warning.message).split()))
     tree = "" if revision is None else f"/tree/{revision}"
     return f"{constants.ENDPOINT}/{repository}{tree}", str(commit.oid)

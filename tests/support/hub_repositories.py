@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _validate(self, readme: str) -> None:
         """Answer whether a README has a head that the hub accepts, by its own library."""
         try:
-            head = HubCard(readme, ignore_metadata_errors=False).data.to_dict()
+            head = read_page_head(readme)
             assert head["license"] in (*KNOWN_LICENSES, "other"), "unknown licence"
             assert head["license"] != "other" or head["license_name"], "licence without a name"
             assert head["pipeline_tag"] == "image-classification", "another task"
@@ -217,6 +217,17 @@ def _describe(name: str, repository: Repository, files: dict[str, bytes]) -> dic
         "siblings": [{"rfilename": path} for path in files],
         "tags": tags,
     }
+
+
+def read_page_head(readme: str) -> dict[str, Any]:
+    """Return the head of a README as the hub's own library reads it.
+
+    Raises:
+        ValueError: It has no valid head.
+    """
+    data: Any = HubCard(readme, ignore_metadata_errors=False).data
+    head: dict[str, Any] = data.to_dict()
+    return head
 
 
 class WritableHub(ThreadingHTTPServer):

@@ -50,6 +50,7 @@ def build_page_head(
     from huggingface_hub import ModelCardData
 
     results = list(_iter_results(card))
+    licence, license_name = _name_license(own_license or origin.license or "")
     data = ModelCardData(
         library_name=library,
         pipeline_tag="image-classification",
@@ -58,16 +59,18 @@ def build_page_head(
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=title if results else None,
         eval_results=results or None,
-        **_describe_license(own_license or origin.license or ""),
+        license=licence,
+        license_name=license_name,
     )
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _describe_license(name: str) -> dict[str, str]:
+def _name_license(name: str) -> tuple[str, str | None]:
+    """Return a licence as the hub writes it, and the name of one that it does not list."""
     if name.lower() in HUB_LICENSES:
-        return {"license": name.lower()}
+        return name.lower(), None
     slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
-    return {"license": "other", "license_name": slug or "unknown"}
+    return "other", slug or "unknown"
 
 
 def _iter_results(card: ModelCard) -> Iterator[Any]:

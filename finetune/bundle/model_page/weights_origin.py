@@ -44,6 +44,13 @@ class WeightsOrigin:
         name = (self.license or "").lower()
         return any(part in name for part in _NON_COMMERCIAL)
 
+    def describe_restriction(self) -> str:
+        """Return a clause on weights of a licence that allows no commercial use."""
+        return (
+            f"the backbone's weights have the licence {self.license}, which allows no commercial "
+            f"use, and so none of the model"
+        )
+
     def to_facts(self) -> dict[str, Any]:
         """Return the facts on a model card from which ``find_weights_origin`` returns this."""
         return {"base_model": self.base_model, "weights_license": self.license}

@@ -17,6 +17,8 @@ from finetune.builders.optimization.schedule_notes import (
     describe_late_unfreezing,
     describe_schedule_effect,
 )
+from finetune.bundle.model_card import ModelCard
+from finetune.bundle.model_page.weights_origin import find_weights_origin
 from finetune.commands.early_checks.named_files import check_named_files
 from finetune.commands.fit.plan import build_plan
 from finetune.commands.measurement.input_notes import note_input
@@ -59,6 +61,7 @@ def prepare_run(
     check_probe_settings(given or config, training.config)
     note_input(training, data.audit, reporter)
     note_schedule(training, reporter)
+    _warn_of_restriction(training, reporter)
     _report_batch_reduction(training, reporter)
     # micro-batches divide the reduced batch size, and not always the requested one
     reduced = replace_values(training.config, {"trainer.batch_size": training.batch_size})
@@ -110,6 +113,13 @@ def note_schedule(training: Training, reporter: Reporter) -> None:
     for remark in (describe_schedule_effect(training), describe_late_unfreezing(training)):
         if remark is not None:
             reporter.note(remark)
+
+
+def _warn_of_restriction(training: Training, reporter: Reporter) -> None:
+    """Warn of weights whose licence allows no commercial use."""
+    origin = find_weights_origin(ModelCard.from_json(training.module.card))
+    if origin.is_non_commercial:
+        reporter.warn(origin.describe_restriction())
 
 
 def _measure_cost(

@@ -156,10 +156,7 @@ def _build_result(
 def _warn_of_licence(folder: PushedFolder, own_license: str | None, reporter: Reporter) -> None:
     origin = folder.origin
     if origin.is_non_commercial:
-        reporter.warn(
-            f"the backbone's weights have the licence {origin.license}, which allows no commercial "
-            f"use, and so none of the model; its README says so"
-        )
+        reporter.warn(f"{origin.describe_restriction()}; its README says so")
     elif origin.license is None and own_license is None:
         what = "no licence is known" if origin.kind == "random" else "their licence is unknown"
         reporter.warn(
@@ -179,7 +176,7 @@ def _upload(
 ) -> tuple[str, str]:
     """Create the repository if need be, and upload the folder; return its address and commit."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     api, stored = access.api, access.stored
     size = format_bytes(sum(folder.files.values()))

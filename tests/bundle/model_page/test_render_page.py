@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard as HubCard
 from markdown_it import MarkdownIt
 
 from finetune.bundle.model_card import ModelCard
 from finetune.bundle.model_page.render_page import render_ensemble_readme, render_readme
 from finetune.types import PreprocessSpec
+from tests.support.hub_repositories import read_page_head
 
 SPEC = PreprocessSpec((3, 224, 224), (0.5,) * 3, (0.5,) * 3)
 NASTY = (
@@ -74,14 +74,8 @@ def build_named_card(names: tuple[str, ...]) -> ModelCard:
     return build_card(classes=names, facts=facts)
 
 
-def read_head(readme: str) -> dict[str, Any]:
-    """Return the head as the hub's own library reads it."""
-    head: dict[str, Any] = HubCard(readme).data.to_dict()
-    return head
-
-
 def test_head_has_the_convention_of_the_hub_and_the_measured_values() -> None:
-    head = read_head(render_readme(build_card()))
+    head = read_page_head(render_readme(build_card()))
     assert head["library_name"] == "timm"
     assert head["pipeline_tag"] == "image-classification"
     assert head["base_model"] == "timm/resnet18.a1_in1k"
@@ -119,7 +113,7 @@ def test_licence_is_that_of_the_weights_of_the_backbone(
     facts: dict[str, Any], base_model: str | None, licence: str, text: str
 ) -> None:
     readme = render_readme(build_card(facts=facts))
-    head = read_head(readme)
+    head = read_page_head(readme)
     assert head.get("base_model") == base_model
     if head["license"] == "other":
         assert head["license_name"] == licence
@@ -157,7 +151,9 @@ def test_sections_state_the_data_and_the_limits_in_numbers() -> None:
 def test_names_are_text_in_head_and_page(name: str) -> None:
     names = (name, "bees")
     readme = render_readme(build_named_card(names))
-    assert read_head(readme) == read_head(render_readme(build_named_card(("ants", "bees"))))
+    assert read_page_head(readme) == read_page_head(
+        render_readme(build_named_card(("ants", "bees")))
+    )
     body = readme.split("---\n", 2)[2]
     page = MarkdownIt("commonmark", {"html": True}).enable("table").render(body)
     for markup in ("<script", "<img", "<a ", "<strong", ":smile:", "$x$", "\u202e"):
@@ -172,7 +168,7 @@ def test_page_of_many_classes_is_bounded_and_one_without_facts_is_valid() -> Non
     names = tuple(f"class {number}" for number in range(20_000))
     assert len(render_readme(build_named_card(names))) < 200_000
     readme = render_readme(build_card(facts={}))
-    assert "model-index" not in read_head(readme)
+    assert "model-index" not in read_page_head(readme)
     assert "| 1 | bees |" in readme
 
 
@@ -185,7 +181,7 @@ def test_page_of_multi_label_model_names_labels() -> None:
         "evaluations": {"test": details},
     }
     readme = render_readme(build_card(thresholds=(0.5, 0.25), facts=facts))
-    head = read_head(readme)
+    head = read_page_head(readme)
     assert head["metrics"] == ["average_precision"]
     assert "| bees | 0.2500 |" in readme
     assert "Weakest label: ants, of which 50.0% of 9 test images are recognised." in readme
@@ -194,7 +190,7 @@ def test_page_of_multi_label_model_names_labels() -> None:
 def test_page_of_ensemble_has_a_head_and_escapes_names() -> None:
     cards = [build_named_card(NASTY), build_named_card(NASTY)]
     readme = render_ensemble_readme(cards[0], cards, (0.5, 0.5), repository="me/both")
-    assert read_head(readme)["library_name"] == "finetune"
-    assert read_head(readme)["model-index"][0]["name"] == "me/both"
+    assert read_page_head(readme)["library_name"] == "finetune"
+    assert read_page_head(readme)["model-index"][0]["name"] == "me/both"
     assert "<script" not in readme
     assert readme.count("under the licence apache-2.0") == 1

@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import ModelCard as HubCard
-
 from finetune.bundle.bundle import load_model
 from finetune.bundle.card_update import add_card_facts
 from finetune.bundle.ensemble import save_ensemble
 from finetune.bundle.model_card import read_card_json
 from finetune.commands.diagnosis.card_facts import _describe_finding
+from tests.support.hub_repositories import read_page_head
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
@@ -37,7 +36,7 @@ def test_card_of_a_run_has_its_images_diagnosis_and_choices_without_file_names(
     assert not [file.name for file in insects.rglob("*.png") if file.name in text]
     readme = (trained.run_dir / "bundle" / "README.md").read_text(encoding="utf-8")
     assert "images of 3 classes. Their size is 40 to 40 px in width" in readme
-    assert HubCard(readme).data.license == "other"
+    assert read_page_head(readme)["license"] == "other"
 
 
 def test_findings_that_name_image_files_lose_their_sentence() -> None:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import timm
 import torch
-from huggingface_hub import ModelCard as HubCard
 from huggingface_hub import constants
 from PIL import Image
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 
 from finetune.bundle.bundle import load_model, save_bundle
 from finetune.commands.push.push import push
@@ -23,7 +24,13 @@ from finetune.commands.push.pushed_folder import list_files
 from finetune.errors import ConfigError, HubError
 from finetune.inference.predictor import Predictor
 from tests.support.helpers import RecordingReporter
-from tests.support.hub_repositories import TOKEN, Repository, WritableHub, serve_writable_hub
+from tests.support.hub_repositories import (
+    TOKEN,
+    Repository,
+    WritableHub,
+    read_page_head,
+    serve_writable_hub,
+)
 
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
@@ -69,7 +76,7 @@ def test_pushed_model_predicts_the_same_and_its_page_has_a_valid_head(
         predict(downloaded, insects), predict(trained.run_dir, insects), rtol=0, atol=1e-5
     )
     readme = (downloaded / "README.md").read_text(encoding="utf-8")
-    head = HubCard(readme).data.to_dict()
+    head = read_page_head(readme)
     assert head["model-index"][0]["name"] == NAME
     assert f'create_model("hf-hub:{NAME}"' in readme
     text = (downloaded / "finetune.json").read_text(encoding="utf-8") + readme
@@ -82,7 +89,7 @@ def test_pushed_model_loads_from_the_hub_with_timm_alone(
 ) -> None:
     push(trained.run_dir, NAME)
     model = timm.create_model(f"hf-hub:{NAME}", pretrained=True).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    transform = create_transform(**resolve_model_data_config(model))  # type: ignore[no-untyped-call]
     files = sorted(insects.rglob("*.png"))[:4]
     with torch.inference_mode():
         pixels = torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
@@ -115,7 +122,7 @@ def test_push_to_a_branch_leaves_main_as_it_is(trained: FitResult, hub: Writable
     assert result.url is not None
     assert result.url.endswith("/tree/trial/2")
     readme = repository.branches["trial/2"]["README.md"].decode()
-    assert HubCard(readme).data.license == "mit"
+    assert read_page_head(readme)["license"] == "mit"
     assert "The model has the licence MIT. The network was trained from random" in readme
 
 

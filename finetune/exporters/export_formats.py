@@ -123,6 +123,15 @@ FORMATS: Mapping[str, ExportFormat] = {
             extra="huggingface",
             packages=("transformers",),
         ),
+        ExportFormat(
+            "openvino",
+            "model file of OpenVINO for processors of Intel and others",
+            "OpenVINO",
+            "finetune.exporters.openvino.openvino_writer",
+            extra="openvino",
+            packages=("openvino",),
+            can_include_preprocessing=True,
+        ),
     )
 }
 """Formats by the value of ``--format``."""

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from finetune.bundle.model_card import find_bundle, read_class_names
+from finetune.bundle.runtimes.model_paths import is_hub_name, is_other_model
 from finetune.errors import ConfigError, RunFolderError
 from finetune.evaluation.prior_file import check_prior
 from finetune.lookup import suggest_path
@@ -66,11 +67,13 @@ Prior = Annotated[
 
 
 def is_model(path: Path) -> bool:
-    """Return whether a path is a run folder, a bundle folder or a checkpoint."""
-    if path.is_file():
-        return path.suffix == ".ckpt"
-    return find_bundle(path) is not None or (
-        (path / "config.yaml").is_file() and (path / "manifest.csv").is_file()
+    """Return whether a path is a run folder, a bundle folder, a checkpoint or an exported model."""
+    if path.is_file() and path.suffix == ".ckpt":
+        return True
+    return (
+        find_bundle(path) is not None
+        or ((path / "config.yaml").is_file() and (path / "manifest.csv").is_file())
+        or is_other_model(path)
     )
 
 
@@ -93,7 +96,7 @@ def check_models(paths: Sequence[Path], prior: str | None) -> None:
 
 
 def _check_model_path(path: Path) -> None:
-    if not path.exists():
+    if not path.exists() and not is_hub_name(path):
         raise RunFolderError(
             f"{path} does not exist.{suggest_path(path)} Give a run folder, a bundle folder or a "
             f".ckpt file."

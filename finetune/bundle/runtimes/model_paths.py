@@ -1,0 +1,35 @@
+"""Paths and names of models that were not written as runs or bundles, told without torch."""
+
+from pathlib import Path
+
+HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+"""Prefixes of a repository on the Hugging Face hub, as in timm."""
+
+CONFIG_FILE = "config.json"
+"""File in the folders of timm and transformers."""
+
+MODEL_SUFFIXES = (".xml", ".onnx", ".pt2")
+"""Suffixes of model files of OpenVINO, ONNX and ``torch.export``."""
+
+
+def is_hub_name(path: Path) -> bool:
+    """Return whether a path is the name of a repository on the hub, ``hf-hub:user/name``."""
+    return path.as_posix().startswith(HUB_PREFIXES)
+
+
+def is_hub_folder(path: Path) -> bool:
+    """Return whether a folder may hold a model of timm or transformers."""
+    return (path / CONFIG_FILE).is_file() and any(path.glob("*.safetensors"))
+
+
+def find_model_file(path: Path) -> Path | None:
+    """Return the model file of an exported folder, or the path if it is one; None for neither."""
+    if path.is_file():
+        return path if path.suffix in MODEL_SUFFIXES else None
+    files = (path / f"model{suffix}" for suffix in MODEL_SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def is_other_model(path: Path) -> bool:
+    """Return whether a path is a model of another library, or a name on the hub."""
+    return is_hub_name(path) or find_model_file(path) is not None or is_hub_folder(path)

@@ -1,0 +1,1 @@
+"""The openvino format: a model file of OpenVINO and its weights."""

@@ -31,8 +31,9 @@ _ONNX_USAGE = """```bash
 hf download {repository} --local-dir {folder}
 ```
 
-Use the model with `finetune predict {folder} images/`, or with ONNX Runtime: the metadata of
-`{file}` has the class names and the preprocessing.
+Use the model with `finetune predict {folder} images/`, or with ONNX Runtime. The metadata of
+`{file}` says what it takes and gives (`input`, `output`), and has the class names and the
+preprocessing (`input_size`, `interpolation`, `crop_pct`, `mean`, `std`).
 
 ```python
 import json
@@ -42,7 +43,13 @@ import onnxruntime
 session = onnxruntime.InferenceSession("{folder}/{file}")
 metadata = session.get_modelmeta().custom_metadata_map
 classes = json.loads(metadata["names"])
+# {output} = session.run(None, {{session.get_inputs()[0].name: batch}})[0]
 ```
+"""
+
+_BESIDE = """
+The folder `{name}/` has the same model as a file of {name}, compared with this one on the same images
+(`{name}/parity.json`).
 """
 
 
@@ -121,6 +128,7 @@ def build_pushed_folder(
         export(model, folder / name, format=name, images=images, prior=prior, reporter=reporter)
     bundle = remove_local_paths(load_model(model))
     readme = _render_readme(bundle, folder, first, repository, own_license)
+    readme += "".join(_BESIDE.format(name=name) for name in others)
     (folder / _README).write_text(readme, encoding="utf-8")
     for nested in folder.rglob(_README):  # a member of an ensemble is a page of its own
         if nested.parent != folder and nested.parent.parent == folder:
@@ -158,7 +166,7 @@ def _render_readme(
     library = _LIBRARIES.get(first)
     if not (folder / "finetune.json").is_file():
         file = next(iter(sorted(path.name for path in folder.glob("*.onnx"))), "model.onnx")
-        usage = _ONNX_USAGE.format(repository=repository, folder=FOLDER, file=file)
+        usage = _ONNX_USAGE.format(repository=repository, folder=FOLDER, file=file, output="logits")
         return render_readme(
             bundle.card,
             repository=repository,

@@ -259,3 +259,23 @@ def test_push_warns_of_weights_that_allow_no_commercial_use(
     assert "license: cc-by-nc-4.0" in result.head
     assert any("no commercial use" in text for text in reporter.warnings)
     shutil.rmtree(tmp_path / "bundle")
+
+
+@pytest.mark.slow
+def test_push_as_onnx_beside_transformers_files(
+    trained: FitResult, insects: Path, hub: WritableHub, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("transformers")
+    result = push(trained.run_dir, NAME, format=["onnx", "huggingface"])
+    assert {"model.safetensors", "onnx/model.onnx", "onnx/parity.json"} <= set(result.files)
+    assert "onnx/README.md" not in result.files
+    repository = hub.repositories[NAME]
+    readme = repository.files["README.md"].decode()
+    assert read_page_head(readme)["library_name"] == "transformers"
+    assert f'pipeline("image-classification", model="{NAME}"' in readme
+    assert "The folder `onnx/` has the same model" in readme
+    folder = write_files(repository, tmp_path / "downloaded")
+    expected = predict(trained.run_dir, insects)
+    for model in (folder, folder / "onnx"):
+        torch.testing.assert_close(predict(model, insects), expected, rtol=0, atol=1e-3)

@@ -37,6 +37,9 @@ from finetune.bundle.model_card import (
 )
 from finetune.bundle.model_page.render_page import render_readme
 from finetune.bundle.model_page.weights_origin import find_weights_origin
+from finetune.bundle.runtimes.hub_download import download_model
+from finetune.bundle.runtimes.model_paths import is_hub_name
+from finetune.bundle.runtimes.runtime_models import load_other_model
 from finetune.bundle.stored_network import build_stored_network
 from finetune.bundle.verification.card_digest import add_digests, check_digests
 from finetune.bundle.verification.pickle_refusal import explain_pickle
@@ -150,14 +153,20 @@ def combine_models(
 
 
 def load_model(path: Path) -> ModelBundle:
-    """Return the model of a run folder, a bundle folder or a checkpoint.
+    """Return the model of a run folder, a bundle folder, a checkpoint or an exported file.
 
     A run folder yields its bundle, which may be an ensemble, or its best checkpoint while it is
-    still training.
+    still training. A model file of ONNX, torch.export or OpenVINO, or the folder with it, is run
+    by its own library on the CPU. A folder of timm or transformers is a model, too;
+    ``hf-hub:user/name`` downloads it.
 
     Raises:
+        ModelError: It is a model of another library that finetune does not know, or whose library
+            is not installed.
         RunFolderError: There is no model, or it is damaged.
     """
+    if is_hub_name(path):
+        path = download_model(path.as_posix())
     if not path.exists():
         raise RunFolderError(
             f"{path} does not exist.{suggest_path(path)} Pass a run folder, a bundle folder or a "
@@ -166,14 +175,16 @@ def load_model(path: Path) -> ModelBundle:
     refusal = explain_pickle(path) if path.is_file() else None
     if refusal is not None:
         raise RunFolderError(refusal)
-    if path.is_file():
-        return _load_checkpoint(path)
     folder = find_bundle(path)
     if folder is not None:
         return _load_bundle(folder)
     best = path / "checkpoints" / "best.ckpt"
     if best.is_file():
         return _load_checkpoint(best)
+    if (loaded := load_other_model(path)) is not None:
+        return ModelBundle(*loaded, path)
+    if path.is_file():
+        return _load_checkpoint(path)
     if (path / "study.json").is_file():
         raise RunFolderError(
             f"{path} is the folder of finetune tune, whose models are those of its trials: "

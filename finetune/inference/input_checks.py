@@ -9,6 +9,7 @@ from finetune.bundle.bundle import ModelBundle
 from finetune.data.transforms.view_stack import compute_sizes
 from finetune.errors import ConfigError
 from finetune.inference.tta import check_tta
+from finetune.inference.whole_photos import check_photo_models, takes_photos
 from finetune.models.classifier import eval_mode
 from finetune.types import Tta
 
@@ -19,6 +20,7 @@ def check_views(bundle: ModelBundle, tta: Tta) -> None:
     Raises:
         ConfigError: One was not trained on flipped images, or takes images of one size alone.
     """
+    check_photo_models(bundle, tta)
     for member in bundle.members or (bundle,):
         check_tta(member.card, tta)
         sizes = compute_sizes(member.card.spec) if tta is Tta.SIZES else []
@@ -40,6 +42,11 @@ def resize_input(bundle: ModelBundle, image_size: int | None) -> ModelBundle:
     """
     if image_size is None:
         return bundle
+    if takes_photos(bundle):
+        raise ConfigError(
+            f"--image-size {image_size} cannot apply to {bundle.source}, whose preprocessing is "
+            f"part of the file. Remove --image-size, or export without --include-preprocessing."
+        )
     for member in bundle.members or (bundle,):
         _check_size(
             member,
@@ -75,7 +82,8 @@ def _check_size(bundle: ModelBundle, size: tuple[int, int], *, option: str, reme
 
 def _accepts(network: nn.Module, input_size: tuple[int, int, int]) -> bool:
     """Return whether a forward pass of an image of channels, height and width succeeds."""
-    device = next(network.parameters()).device
+    parameter = next(network.parameters(), None)  # that of another runtime has none
+    device = None if parameter is None else parameter.device
     try:
         with torch.inference_mode(), eval_mode(network):
             network(torch.zeros(1, *input_size, device=device))

@@ -23,6 +23,7 @@ from finetune.inference.input_checks import check_views
 from finetune.inference.label_scoring import predict_labels
 from finetune.inference.member import Member, build_member, compute_view_mean
 from finetune.inference.tta import parse_tta
+from finetune.inference.whole_photos import build_photo_stack, takes_photos
 from finetune.models.classifier import normalise
 from finetune.types import DEFAULT_READ_OPTIONS, Prediction, ReadOptions, Tta
 
@@ -35,6 +36,9 @@ class Predictor:
 
     The members of an ensemble see the same views, as far as their preprocessing is the same, and
     each file is decoded once, unless their cards differ in its channels or range of values.
+
+    Attributes:
+        takes_photos: Whether the networks take whole photos, whose sizes differ, one at a time.
 
     Args:
         bundle: Model with its card, or an ensemble.
@@ -62,6 +66,7 @@ class Predictor:
     ) -> None:
         self.tta = parse_tta(tta)
         check_views(bundle, self.tta)
+        self.takes_photos = takes_photos(bundle)
         name = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.device = torch.device(name)
         self.card = bundle.card
@@ -73,7 +78,11 @@ class Predictor:
         for read_options in dict.fromkeys(model.card.read_options for model in models):
             rows = [r for r, m in enumerate(models) if m.card.read_options == read_options]
             specs = [models[row].card.spec for row in rows]
-            self._stacks[read_options], ranges = build_view_stack(specs, self.tta)
+            self._stacks[read_options], ranges = (
+                build_photo_stack([models[row] for row in rows])
+                if self.takes_photos
+                else build_view_stack(specs, self.tta)
+            )
             views.update(zip(rows, ranges, strict=True))
         self._members: list[Member] = []
         for row, (model, weight) in enumerate(zip(models, bundle.weights or (1.0,), strict=True)):
@@ -81,7 +90,7 @@ class Predictor:
                 model, weight, views[row], first=self.num_views, classes=bundle.card.classes
             )
             self._members.append(member)
-        self.batch_size = batch_size
+        self.batch_size = 1 if self.takes_photos else batch_size
         self.num_workers = num_workers
         self.options = options
 
@@ -285,7 +294,9 @@ class Predictor:
         """Return a member's logits, shape (B, K), on the CPU, for pixels, uint8, (B, H, W, C)."""
         spec = member.card.spec
         with torch.inference_mode():
-            pixels = normalise(images.to(self.device), mean=spec.mean, std=spec.std)
+            pixels = images
+            if not self.takes_photos:
+                pixels = normalise(images.to(self.device), mean=spec.mean, std=spec.std)
             logits: Tensor = member.network(pixels).float().cpu()
         return logits if member.order is None else logits[:, member.order]
 

@@ -71,6 +71,8 @@ class PredictorModel:
 
     def compute(self, inputs: Sequence[list[Tensor]]) -> list[list[float]]:
         """Return the probabilities of decoded images, shape (B, K)."""
+        if self._predictor.takes_photos and len(inputs) > 1:  # of different sizes
+            return [row for views in inputs for row in self.compute([views])]
         batches = [torch.stack(views) for views in zip(*inputs, strict=True)]
         logits = self._predictor.compute_logits(batches)
         rows: list[list[float]] = self._predictor.compute_probabilities(logits).tolist()

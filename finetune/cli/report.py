@@ -44,6 +44,10 @@ def report(
         reporter = build_console_reporter(json_output=as_json)
         if split not in (None, "val", "test"):
             raise ConfigError(f"--split {split}: unknown split. Choose val or test.")
+        from finetune.commands.early_checks.named_runs import check_named_runs
+
+        check_named_runs(runs)  # before torch is imported
+
         from finetune.commands.report.report import PHOTO_SECONDS
         from finetune.commands.report.report import report as command
 

@@ -1,9 +1,13 @@
 """Tests of the command ``report``, and of the switch of ``fit`` and ``submit`` for it."""
 
+import json
 from pathlib import Path
+
+import pytest
 
 from finetune.commands.fit.fit import FitResult
 from tests.cli.conftest import SMALL, Cli
+from tests.support.helpers import run_python
 
 
 def test_report_prints_the_page_and_its_size(cli: Cli, trained: FitResult, tmp_path: Path) -> None:
@@ -32,6 +36,31 @@ def test_report_is_about_the_split_that_is_chosen(
 
 def test_report_of_a_folder_without_run_fails(cli: Cli, tmp_path: Path) -> None:
     assert "neither a run folder" in cli.fails("report", tmp_path, code=5)
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["report", "no/such/run"], 5),
+        (["report", "."], 5),
+        (["fit", ".", "--weights", "no/such/folder"], 4),
+        (["fit", ".", "--weights", "."], 4),
+    ],
+    ids=str,
+)
+def test_paths_that_are_no_runs_or_weights_fail_before_torch_is_imported(
+    args: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = """
+import json, sys
+from finetune.cli.main import run
+code = run(json.loads(sys.argv[1]))
+print()
+print(json.dumps([code, "torch" in sys.modules]))
+"""
+    last = run_python(program, json.dumps(args)).splitlines()[-1]
+    assert json.loads(last) == [code, False]
 
 
 def test_fit_names_its_report_unless_it_is_switched_off(

@@ -13,6 +13,9 @@ from finetune.units import format_count, format_duration
 if TYPE_CHECKING:
     from finetune.cli.render.console import ConsoleReporter
 
+_MIN_EARLIER_SECONDS = 1.0
+"""Seconds of earlier processes from which they are shown."""
+
 OUT_OF_FOLD = "out_of_fold"
 """Name of the images that folds hold out, in place of a split."""
 
@@ -34,8 +37,8 @@ def show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
         for line in build_diagnosis_lines(tree["diagnosis"]):
             reporter.note(line)
     run_dir = tree["run_dir"]
-    reporter.note(f"Run folder: {run_dir} ({format_duration(tree['seconds'])})")
     run = RunFolder(Path(run_dir))
+    reporter.note(f"Run folder: {run_dir} ({_describe_time(run, tree['seconds'])})")
     if run.report_path.is_file():
         reporter.note(f"Report: {run.report_path}")
     whole = run.cross_validation_run.path
@@ -60,6 +63,23 @@ def show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
     ):
         commands.append(["finetune", "export", run_dir, "--output", "model/"])
     reporter.print_commands("Next:", commands)
+
+
+def _describe_time(run: RunFolder, seconds: float) -> str:
+    """Return the time of this call, and that of all processes of a run that was resumed.
+
+    Args:
+        run: Run folder.
+        seconds: Wall time of this call.
+    """
+    from finetune.commands.report.run_session import read_sessions
+
+    sessions = read_sessions(run)
+    total = sum(session.get("seconds", 0.0) for session in sessions)
+    if total <= seconds + _MIN_EARLIER_SECONDS:
+        return format_duration(seconds)
+    when = "when it was trained" if len(sessions) == 1 else f"in {len(sessions)} sessions"
+    return f"{format_duration(seconds)} now, {format_duration(total)} {when}"
 
 
 def _show_splits(

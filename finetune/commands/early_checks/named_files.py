@@ -5,6 +5,7 @@ from pathlib import Path
 from finetune.config.schema import Config
 from finetune.config.sections.augment import AUGMENT_NAMES
 from finetune.errors import ConfigError
+from finetune.models.pretrained.timm_folder import read_timm_folder
 from finetune.system import run_folder
 from finetune.system.given_paths import check_pipeline_path, check_weights_path
 
@@ -15,7 +16,7 @@ def check_named_files(config: Config) -> None:
     Raises:
         ConfigError: A fold has no folder that it shares with the others, or the saved augmentation
             does not exist.
-        ModelError: The weights do not exist.
+        ModelError: The weights do not exist, or are a folder without weights of the backbone.
         RunFolderError: The run folder exists, and is not to be resumed.
         StorageError: The run folder cannot be created.
     """
@@ -25,6 +26,9 @@ def check_named_files(config: Config) -> None:
         if config.resume == "never" or not run_folder.is_run(path):
             run_folder.check_unused(path)
     check_weights_path(config.model.weights)
+    weights = Path(config.model.weights).expanduser()
+    if config.model.weights not in ("hub", "random") and weights.is_dir():
+        read_timm_folder(weights, config.model.backbone)
     if config.augment.name not in ("auto", *AUGMENT_NAMES):
         check_pipeline_path(Path(config.augment.name).expanduser())
 

@@ -100,22 +100,35 @@ def train(
             early_stop=early_stop,
         )
         record_end(run, training, rendezvous, reporter)
+        evaluated = replace(training, manifest=manifest)
+        _write_results(run, evaluated, tracker, evaluation, recorder, reporter)
+    if rendezvous is not None:
+        rendezvous.depart()
+    return evaluation
+
+
+def _write_results(
+    run: RunFolder,
+    training: Training,
+    tracker: RunTracker,
+    evaluation: FinalEvaluation,
+    recorder: SessionRecorder,
+    reporter: Reporter,
+) -> None:
+    """Write the bundle of an evaluated run, what is said of it, and that it is complete."""
     write_bundle(run, evaluation)
     record_rejection_statistics(
         run,
         training.config,
-        manifest,
+        training.manifest,
         batch_size=choose_eval_batch_size(training),
         reporter=reporter,
     )
     write_diagnosis(run, reporter=reporter)
     record_card_facts(run, reporter=reporter)
     write_fit_report(run, training.config, recorder, reporter)
-    finish_tracking(tracker, run, replace(training, manifest=manifest), evaluation)
+    finish_tracking(tracker, run, training, evaluation)
     write_text(run.done_marker_path, f"{training.config.trainer.epochs}\n")
-    if rendezvous is not None:
-        rendezvous.depart()
-    return evaluation
 
 
 def _fit_probe_and_epochs(

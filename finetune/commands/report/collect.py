@@ -7,6 +7,7 @@ from typing import Any
 from finetune.bundle.model_card import find_bundle, read_card_json
 from finetune.bundle.renamed_facts import rename_facts
 from finetune.commands.diagnosis.fit_diagnosis import build_diagnosis, read_diagnosis
+from finetune.commands.early_checks.named_runs import explain_other_folder
 from finetune.commands.measurement.measured import read_measured
 from finetune.commands.report.run_files import (
     read_audit,
@@ -22,7 +23,6 @@ from finetune.config.load import get_explicit_values
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.errors import FinetuneError, RunFolderError
-from finetune.lookup import suggest_path
 from finetune.report.run_facts import RunFacts, SplitPredictions
 from finetune.report.sections.headline import OUT_OF_FOLD
 from finetune.system.run_folder import RunFolder, is_run
@@ -41,7 +41,7 @@ def read_facts(path: Path) -> RunFacts:
         return _read_run(RunFolder(path), path)
     folder = find_bundle(path)
     if folder is None:
-        raise RunFolderError(_explain_other_folder(path))
+        raise RunFolderError(explain_other_folder(path))
     card = _read_card(folder)
     return RunFacts(
         name=path.resolve().name,
@@ -161,20 +161,3 @@ def _read_predictions(run: RunFolder, manifest: Manifest) -> dict[str, SplitPred
 def _read_fold_rows(run: RunFolder) -> dict[int, Any]:
     rows = {int(folder.name): read_rows(folder / "metrics.csv") for folder in _list_folds(run)}
     return {number: one for number, one in rows.items() if one}
-
-
-def _explain_other_folder(path: Path) -> str:
-    if not path.exists():
-        return (
-            f"{path} does not exist.{suggest_path(path)} Pass a run folder, for example "
-            f"runs/latest, or a bundle."
-        )
-    if (path / "study.json").is_file():
-        return (
-            f"{path} is the folder of finetune tune. Compare its trials: finetune report "
-            f"{path / 'trials'}/*"
-        )
-    return (
-        f"{path} is neither a run folder (config.yaml and manifest.csv) nor a bundle "
-        f"(finetune.json). Pass a folder that finetune fit or finetune export has written."
-    )

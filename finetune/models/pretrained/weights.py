@@ -1,6 +1,5 @@
 """Sources of pretrained weights: the hub, a file, a timm folder, or none."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from finetune.models.pretrained.hub import (
     find_hub_weights,
     suggest_remedy,
 )
+from finetune.models.pretrained.timm_folder import read_timm_folder
 from finetune.system.files import explain_disk_error
 from finetune.system.given_paths import check_weights_path
 
@@ -69,37 +69,11 @@ def resolve_weights_source(weights: str, backbone: str) -> WeightsSource:
     cfg: dict[str, Any] = {}
     file = path
     if path.is_dir():
-        file, cfg = _read_timm_folder(path, backbone)
+        file, cfg = read_timm_folder(path, backbone)
     # a number of classes that no model has makes timm skip the old classifier
     return WeightsSource(
         str(path), True, {**cfg, "state_dict": read_state_dict(file), "num_classes": -1}
     )
-
-
-def _read_timm_folder(path: Path, backbone: str) -> tuple[Path, dict[str, Any]]:
-    """Return the weights file and pretrained config of a timm folder, bundle or run folder."""
-    folder = path / "bundle" if (path / "bundle" / "config.json").is_file() else path
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        architecture = str(config["architecture"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{path} is not a timm folder: config.json is missing or damaged. Pass a folder "
-            f"written by timm or `finetune export`, or a weights file."
-        ) from error
-    own = backbone if is_import_path(backbone) else backbone.partition(".")[0]
-    if architecture != own:
-        raise ModelError(
-            f"{path} contains weights of '{architecture}', but the backbone is '{backbone}'. "
-            f"Pass --backbone {architecture}."
-        )
-    cfg = dict(config.get("pretrained_cfg", {}))
-    for key in ("num_classes", "label_names", "architecture", "tag", "url", "hf_hub_id"):
-        cfg.pop(key, None)
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return folder / name, cfg
-    raise ModelError(f"{path} contains no model.safetensors. Export the model again.")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -1,10 +1,14 @@
 """Result of ``finetune fit``: what is proposed next."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from finetune.cli.main import run as run_command
+from finetune.cli.render.console import ConsoleReporter
+from finetune.cli.render.fit_result import show_fit
+from finetune.system.run_folder import RunFolder
 from tests.support.runs import write_photos, write_weights
 
 CODE = """
@@ -52,3 +56,24 @@ def test_fit_proposes_the_export_only_where_it_is_not_refused(
     assert (f"finetune export {tmp_path}" in text) == is_exported
     export = ["export", str(tmp_path / "run"), "--output", str(tmp_path / "model")]
     assert (run_command(export) == 0) == is_exported
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ([60.0], "(60 s)"),
+        ([540.0, 60.0], "(60 s now, 10 min in 2 sessions)"),
+        ([540.0], "(60 s now, 9 min when it was trained)"),  # a complete run is shown again
+    ],
+)
+def test_time_of_a_resumed_run_is_that_of_all_its_sessions(
+    seconds: list[float], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sessions = {"version": 1, "sessions": [{"seconds": one} for one in seconds]}
+    RunFolder(tmp_path).sessions_path.write_text(json.dumps(sessions))
+    tree = {
+        "run_dir": str(tmp_path), "seconds": 60.0, "metrics": {}, "evaluations": {},
+        "cross_validation": None, "calibration": None, "diagnosis": None, "plan": {},
+    }  # fmt: skip
+    show_fit(ConsoleReporter(), tree)
+    assert f"Run folder: {tmp_path} {expected}\n" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Tests of running out of memory: smaller micro-batches, and the result of a run with them."""
 
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from finetune.builders import get_micro_batch_size
 from finetune.commands.fit.micro_batch_reduction import reduce_micro_batch
 from finetune.config.load import build_config, read_config_file
 from finetune.config.schema import Config
+from finetune.distributed.signals import StopRequest
 from finetune.errors import OutOfMemoryError
 from finetune.models.classifier import ImageClassifier
 from finetune.training.callbacks.progress import Progress
@@ -344,3 +346,28 @@ def test_out_of_memory_of_the_cpu_halves_micro_batch(pretrained: Path, tmp_path:
         compute_largest_difference(load_weights(tmp_path / "run"), load_weights(tmp_path / "whole"))
         <= 1e-6
     )
+
+
+@pytest.mark.parametrize("step", ["write_bundle", "write_diagnosis", "finish_tracking"])
+def test_stop_after_the_last_epoch_names_the_command_that_resumes(
+    step: str, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: Any, **named: Any) -> None:
+        raise StopRequest(signal.SIGTERM)
+
+    run, reporter = tmp_path / "run", RecordingReporter()
+    config = create_small_config(
+        data__path=str(animals),
+        model__weights="random",
+        probe__enabled="off",
+        trainer__epochs=1,
+        output=str(run),
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(f"finetune.commands.fit.train.{step}", stop)
+        with pytest.raises(StopRequest):
+            finetune.fit(config, reporter=reporter)
+    assert [note for note in reporter.notes if note.startswith("Stopped.")] == [
+        f"Stopped. Resume with: finetune fit --resume {run}"
+    ]
+    assert finetune.resume(run).metrics["val"]

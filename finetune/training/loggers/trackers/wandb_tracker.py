@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from finetune.system.files import write_text
 from finetune.training.loggers.summary_goals import get_goal
 from finetune.training.loggers.tracked_records import (
@@ -114,7 +116,11 @@ class WandbTracker:
             logged[f"calibration/{split}"] = build_reliability_chart(curve, split=split)
         for name, pictures in results.pictures.items():
             shown = pictures[:MAX_PICTURES]
-            logged[name] = [wandb.Image(one.image, caption=one.caption) for one in shown]
+            images = _center_on_equal_canvas([one.image for one in shown])
+            logged[name] = [
+                wandb.Image(image, caption=one.caption)
+                for image, one in zip(images, shown, strict=True)
+            ]
         for name, tracked in results.tables.items():
             logged[f"{name}/table"] = build_wandb_table(tracked)
         if results.report_path is not None:
@@ -198,6 +204,20 @@ def _read_state(path: Path) -> tuple[int, int]:
         numbers = [int(word) for word in path.read_text(encoding="utf-8").split()]
     num_epochs, first_step = [*numbers, 0, 0][:2]
     return num_epochs, first_step
+
+
+def _center_on_equal_canvas(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Return images on grey canvases of one size, which W&B needs to show them side by side."""
+    size = (
+        max((one.width for one in images), default=0),
+        max((one.height for one in images), default=0),
+    )
+    centered = []
+    for image in images:
+        canvas = Image.new("RGB", size, "grey")
+        canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+        centered.append(canvas)
+    return centered
 
 
 def _silence_exit_errors() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import finetune
 from finetune.cli.main import run as run_command
@@ -49,6 +50,8 @@ def run(place: Path, animals: Path) -> Iterator[Path]:
         moved, content = file.read_bytes(), other.read_bytes()
         file.write_bytes(content)
         other.write_bytes(moved)
+    with Image.open(file) as image:  # one of another form than the others
+        image.crop((0, 0, image.width, image.height // 2)).save(file)
     (place / ".netrc").write_text(f"machine api.wandb.ai login user password {SECRETS[1]}\n")
     config = create_small_config(
         data__path=str(photos),
@@ -153,6 +156,12 @@ def test_wandb_uploads_each_picture_once_and_tables_refer_to_them(
     logged = {name.partition("/val")[0] for name in row}
     assert {"confusion_matrix", "calibration", "per_class", "worst_mistakes"} <= logged
     assert row["augmented_images/count"] == 1
+    sizes = set()
+    for name in wandb_run.uploads:
+        if name.startswith("media/images/worst_mistakes"):
+            with Image.open(next(run.rglob(f"files/{name}"))) as image:
+                sizes.add(image.size)
+    assert len(sizes) == 1, "W&B shows images of one size side by side, and warns of others"
     assert row["trainer/global_step"] == 5
     assert [name for name in wandb_run.uploads if name.startswith("media/html/report")]
 

@@ -29,10 +29,11 @@ def download_model(name: str) -> Path:
             repository, revision=revision or None, allow_patterns=list(_PATTERNS)
         )
     except Exception as error:  # of the network, of the hub, or of an invalid name
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = str(error).strip().partition("\n")[0].removeprefix("Got: ")
         raise ModelError(
-            f"{name} cannot be downloaded from {hub.constants.ENDPOINT}: {reason.rstrip('.')}. "
-            f"Check the name, hf-hub:user/name, and for a private model the token (hf auth login); "
-            f"or pass the folder of a model that was downloaded before."
+            f"{name} cannot be downloaded from {hub.constants.ENDPOINT}: "
+            f"{reason.rstrip('.') or type(error).__name__}. Check the name, "
+            f"hf-hub:user/name, and for a private model the token (hf auth login); or pass the "
+            f"folder of a model that was downloaded before."
         ) from error
     return Path(folder)

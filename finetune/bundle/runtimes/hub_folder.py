@@ -1,7 +1,7 @@
 """Models of timm's folders on the hub, which were not written by finetune.
 
 Such a folder has ``config.json`` with an ``architecture`` and a ``pretrained_cfg``, and
-``model.safetensors``; transformers writes the same with another prefix of the weights' names.
+``model.safetensors``; transformers writes the same, with keys of its own beside them.
 """
 
 from collections import Counter
@@ -23,7 +23,6 @@ from finetune.errors import ModelError, RunFolderError
 from finetune.types import PreprocessSpec
 
 _WEIGHTS = "model.safetensors"
-_TRANSFORMERS_PREFIX = "timm_model."
 _THRESHOLD = 0.5
 
 _OWN_ARGUMENTS = ("num_classes", "pretrained", "pretrained_cfg")
@@ -45,10 +44,7 @@ def load_hub_folder(folder: Path) -> tuple[nn.Module, ModelCard]:
             raise ModelError(_explain_foreign_config(config))
         card = read_timm_card(config)
         check_is_inside(folder / _WEIGHTS)
-        state = {
-            name.removeprefix(_TRANSFORMERS_PREFIX): value
-            for name, value in load_file(folder / _WEIGHTS).items()
-        }
+        state = load_file(folder / _WEIGHTS)
         return build_stored_network(card, state, folder), card
     except (ModelError, RunFolderError) as error:
         raise type(error)(f"{folder}: {error}") from error

@@ -17,7 +17,7 @@ from finetune.bundle.runtimes.onnx_network import (
 )
 from finetune.bundle.runtimes.openvino_network import OpenVinoNetwork, read_openvino_metadata
 from finetune.bundle.runtimes.photo_network import PhotoNetwork
-from finetune.bundle.runtimes.program_network import load_program
+from finetune.bundle.runtimes.program_network import ProgramNetwork, load_program
 from finetune.errors import RunFolderError
 
 
@@ -35,6 +35,11 @@ def load_other_model(path: Path) -> tuple[nn.Module, ModelCard] | None:
     if file is not None:
         return load_model_file(file)
     return load_hub_folder(path) if is_hub_folder(path) else None
+
+
+def is_exported_network(network: nn.Module) -> bool:
+    """Return whether a network is a file that another library runs."""
+    return isinstance(network, OnnxNetwork | ProgramNetwork | OpenVinoNetwork | PhotoNetwork)
 
 
 def load_model_file(file: Path) -> tuple[nn.Module, ModelCard]:

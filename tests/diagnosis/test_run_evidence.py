@@ -55,6 +55,32 @@ def test_evidence_has_the_numbers_of_the_files(run: RunFolder) -> None:
         assert entry.num_correct == round(expected["recall"] * expected["support"])
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_kept_model_has_one_accuracy_where_epochs_are_measured_in_half_precision(
+    run: RunFolder, precision: str
+) -> None:
+    text = run.config_path.read_text(encoding="utf-8")
+    assert "precision: 32-true" in text
+    run.config_path.write_text(text.replace("precision: 32-true", f"precision: {precision}"))
+    kept = read_evidence(run).curves.best_row
+    assert kept is not None
+    rows = list(csv.DictReader(run.metrics_path.read_text(encoding="utf-8").splitlines()))
+    for row in rows:
+        row["val/accuracy"] = "0.123"  # of another precision
+    with run.metrics_path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    evidence = read_evidence(run)
+    assert evidence.validation is not None
+    assert evidence.validation.num_correct is not None
+    measured = evidence.validation.num_correct / evidence.validation.num_images
+
+    for epoch in evidence.curves.epochs:
+        is_measured = precision == "bf16-mixed" and epoch.epoch == kept.epoch
+        assert epoch.val_accuracy == (measured if is_measured else 0.123)
+
+
 def test_mistakes_are_listed_with_the_least_probable_label_first(run: RunFolder) -> None:
     evidence = read_evidence(run)
     assert evidence.validation is not None

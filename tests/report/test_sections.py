@@ -110,6 +110,9 @@ def test_curves_have_the_probe_as_baseline_and_mark_the_best_epoch() -> None:
         "validation log loss",
     )
     assert section.note == ""
+    half = build_curves(build_facts(rows=rows, config={"trainer.precision": "bf16-mixed"}))
+    assert half is not None
+    assert half.note.startswith("Epochs are measured in bf16-mixed, as they train, and the kept")
     columns = [name for name in rows[1] if not name.startswith("train_eval")]
     old_rows = [{name: row[name] for name in columns if name in row} for row in rows]
     old = build_curves(build_facts(rows=old_rows))

@@ -1,6 +1,7 @@
 """Evidence of a run from its folder; what is missing or damaged is left out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from finetune.audit.leakage import find_leaks
@@ -19,6 +20,7 @@ from finetune.commands.report.run_files import (
     read_split_predictions,
 )
 from finetune.commands.stored_run import read_stored_config, read_stored_manifest
+from finetune.config.auto import is_half_precision
 from finetune.config.load import get_explicit_values
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
@@ -58,8 +60,11 @@ def read_evidence(run: RunFolder, *, facts: Mapping[str, Any] | None = None) -> 
     measured = read_json(run.measured_path)
     validation = _read_validation(run, manifest, facts)
     network = read_json(run.network_path)
+    curves = _build_curves(rows, settings, facts)
+    if is_half_precision(settings.get("trainer.precision")):
+        curves = _measure_kept_row(curves, validation, settings, facts)
     return RunEvidence(
-        curves=_build_curves(rows, settings, facts),
+        curves=curves,
         validation=validation,
         data=_read_data(run, manifest, rows, validation),
         network=parse_network(network) if isinstance(network, Mapping) else None,
@@ -125,6 +130,35 @@ def _build_curves(
         num_planned_epochs=planned if isinstance(planned, int) else None,
         is_stopped_early=facts.get("early_stop") is not None,
         is_mixed=fraction is not None and 0 < fraction < 1,
+    )
+
+
+def _measure_kept_row(
+    curves: Curves,
+    validation: ValidationEvidence | None,
+    settings: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> Curves:
+    """Return curves whose row of the kept model has the accuracy that was measured in 32 bits.
+
+    Epochs of a run in half precision are measured in it, and the kept model in 32 bits: one model
+    has one accuracy in the diagnosis. Rows of other weights than those that are kept stay.
+    """
+    row = curves.best_row
+    evaluation = (facts.get("evaluations") or {}).get(Split.VAL.value) or {}
+    is_changed = (
+        curves.is_mixed
+        or settings.get("imbalance.head_rebalancing") in ("crt", "tau_norm")
+        or bool((evaluation.get("prior") or {}).get("adjusted"))
+    )
+    if row is None or validation is None or validation.num_correct is None or is_changed:
+        return curves
+    accuracy = validation.num_correct / validation.num_images
+    measured = replace(row, val={**row.val, "accuracy": accuracy})
+    return replace(
+        curves,
+        probe=measured if row is curves.probe else curves.probe,
+        epochs=tuple(measured if one is row else one for one in curves.epochs),
     )
 
 

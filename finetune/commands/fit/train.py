@@ -41,6 +41,7 @@ from finetune.commands.rejection.record_statistics import record_rejection_stati
 from finetune.commands.report.fit_report import write_fit_report
 from finetune.commands.report.run_session import SessionRecorder
 from finetune.commands.stored_run import read_stored_manifest
+from finetune.config.auto import describe_measurement
 from finetune.distributed.peer_errors import PeerLostError
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.probe.linear_probe import fit_probe
@@ -100,6 +101,9 @@ def train(
             early_stop=early_stop,
         )
         record_end(run, training, rendezvous, reporter)
+        note = describe_measurement(training.config.trainer.precision)
+        if note and run.cross_validation_run is run:
+            reporter.note(note)
         evaluated = replace(training, manifest=manifest)
         _write_results(run, evaluated, tracker, evaluation, recorder, reporter)
     if rendezvous is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from finetune.config.auto import describe_measurement
 from finetune.report.charts.group_colors import choose_group_colors
 from finetune.report.charts.line_chart import Band, Line, LineChart, collect_column
 from finetune.report.kept_weights import find_best_epoch, get_checkpoint_monitor
@@ -64,6 +65,7 @@ def build_curves(facts: RunFacts) -> CurvesSection | None:
         "The training loss is of augmented images, with label smoothing and dropout where they "
         "are on: it cannot be compared with the validation loss."
     )  # fmt: skip
+    note = f"{note} {describe_measurement(facts.config.get('trainer.precision'))}".strip()
     names = ["train/loss", "train_eval/loss", "val/loss", f"val/{_choose_metric(facts)}"]
     names = [name for name in names if any(name in row for row in facts.rows)]
     return CurvesSection(

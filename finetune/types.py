@@ -165,6 +165,32 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
+class Judgement:
+    """Whether the answer for an image is rejected.
+
+    Attributes:
+        reason: Why it is rejected; "" for an answer that is not.
+        distance: Distance to the training images in the space of features, in [0, 2].
+    """
+
+    reason: str
+    distance: float
+
+    @property
+    def is_rejected(self) -> bool:
+        """Whether the answer is rejected."""
+        return bool(self.reason)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "rejected": self.is_rejected,
+            "reason": self.reason or None,
+            "distance": self.distance,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """Predicted classes of one image, most probable first.
 
@@ -174,12 +200,14 @@ class Prediction:
         probabilities: Class probabilities in [0, 1], in the order of ``labels``.
         all_probabilities: Probability of every class, in class order, for a multi-label model or on
             request; else None.
+        judgement: Whether the answer is rejected; None without ``--reject``.
     """
 
     path: str
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
     all_probabilities: tuple[float, ...] | None = None
+    judgement: Judgement | None = None
 
 
 @dataclass(frozen=True, slots=True)

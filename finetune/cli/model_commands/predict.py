@@ -1,5 +1,6 @@
 """The command ``predict``: its options and its output."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,14 +13,23 @@ from finetune.cli.options.model_options import (
     ImageSize,
     Json,
     Prior,
+    RejectOption,
     TtaOption,
     Weights,
     check_models,
     is_model,
     parse_device,
 )
-from finetune.cli.render.output import build_console_reporter, print_json, print_text
+from finetune.cli.options.shard_checks import check_shard_options, check_single_process
+from finetune.cli.render.output import (
+    build_console_reporter,
+    exit_on_stop_request,
+    print_json,
+    print_text,
+)
+from finetune.distributed import signals
 from finetune.errors import ConfigError
+from finetune.evaluation.rejection.reject_options import parse_reject
 from finetune.inference.tta import describe_tta, parse_tta
 from finetune.types import Tta
 from finetune.units import format_count, format_scientific
@@ -27,6 +37,7 @@ from finetune.units import format_count, format_scientific
 if TYPE_CHECKING:
     from finetune.cli.render.console import ConsoleReporter
     from finetune.commands.predict.predict_result import PredictSummary
+    from finetune.commands.predict.prediction_job import PredictOptions
 
 
 def predict(
@@ -57,6 +68,18 @@ def predict(
         str | None,
         typer.Option(metavar="FORMAT", help="csv, jsonl or parquet.  [by the file, else csv]"),
     ] = None,
+    shards: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of Parquet files to write instead, for millions of images: processes "
+            "of torchrun, srun or a job array share the work, and a restart continues it.",
+        ),
+    ] = None,
+    part_size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Images of each Parquet file of --shards.  [10000]"),
+    ] = None,
     top_k: Annotated[
         int, typer.Option("--top-k", min=1, help="Most probable classes listed per image.")
     ] = 1,
@@ -73,6 +96,15 @@ def predict(
         typer.Option(metavar="T", help="Divisor of the logits.  [from the model card]"),
     ] = None,
     prior: Prior = None,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write the features of each image before the classifier: .parquet, .npz or "
+            ".csv.",
+        ),
+    ] = None,
+    reject: RejectOption = None,
     saliency: Annotated[
         Path | None,
         typer.Option(
@@ -87,15 +119,27 @@ def predict(
     lists = lists or []
     models, inputs = _separate_images(paths, lists)
     check_models(models, prior)
-    views = parse_tta(tta)
-    reporter = build_console_reporter(json_output=as_json or output is None)
+    views, rules = parse_tta(tta), parse_reject(reject)
+    reporter = build_console_reporter(json_output=as_json or (output is None and shards is None))
     from finetune.commands.predict import predicted_files
     from finetune.commands.predict.prediction_job import PredictOptions
 
     options = PredictOptions(
         top_k, all_probabilities, parse_device(device), batch_size, views, image_size, weights,
-        temperature, prior, column,
+        temperature, prior, column, rules, embeddings,
     )  # fmt: skip
+    if shards is not None:
+        check_shard_options(
+            {
+                "--output": output,
+                "--output-format": output_format,
+                "--embeddings": embeddings,
+                "--saliency": saliency,
+            }
+        )
+        _predict_shards(models, inputs, shards, lists, options, part_size, reporter)
+        return
+    check_single_process(part_size)
     prints = output is None and not as_json
     summary = (
         predicted_files.collect_predictions if as_json else predicted_files.write_predictions
@@ -113,6 +157,28 @@ def predict(
     if as_json:
         print_json(summary.to_json())
     _note_summary(summary, options.prior is not None, reporter)
+
+
+def _predict_shards(
+    models: Sequence[Path],
+    inputs: Sequence[Path],
+    folder: Path,
+    lists: Sequence[Path],
+    options: "PredictOptions",
+    part_size: int | None,
+    reporter: "ConsoleReporter",
+) -> None:
+    from finetune.commands.predict.shards.sharded_prediction import predict_shards
+
+    with exit_on_stop_request(), signals.allow_interrupts():
+        result = predict_shards(
+            models, inputs, folder, lists=lists, options=options, part_size=part_size,
+            reporter=reporter,
+        )  # fmt: skip
+    if reporter.json_output:
+        print_json(result.to_json())
+    else:
+        reporter.note(result.describe())
 
 
 def _separate_images(paths: Sequence[Path], lists: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -152,5 +218,7 @@ def _note_summary(summary: "PredictSummary", has_prior: bool, reporter: "Console
         reporter.note("; ".join(parts))
     if summary.saliency is not None:
         reporter.note(summary.saliency.describe())
+    for line in summary.notes:
+        reporter.note(textwrap.fill(line, 80))
     if is_adjusted:
         reporter.note(f"Class prior: {summary.prior['target_prior']}")

@@ -15,12 +15,15 @@ from finetune.commands.predict.embedding_writers import (
     open_embedding_writer,
 )
 from finetune.commands.predict.prediction_row import LABEL_SEPARATOR, Column
+from finetune.commands.rejection.model_rejector import create_rejector
+from finetune.evaluation.rejection.reject_options import RejectOptions
 from finetune.inference.label_scoring import predict_labels
 from finetune.inference.prediction_stream import PredictedBatch
 from finetune.inference.predictor import Predictor
-from finetune.inference.rejection.feature_pass import capture_model_features
-from finetune.inference.rejection.rejector import Judgement, Rejector
+from finetune.inference.rejection.feature_pass import capture_model_features, check_features
+from finetune.inference.rejection.rejector import Rejector
 from finetune.models.pre_logits import CapturedFeatures
+from finetune.types import Judgement, Reporter
 
 REJECTION_COLUMNS = (
     Column("rejected", "flag"),
@@ -78,11 +81,8 @@ class FeatureOutputs:
         probabilities = self.predictor.compute_probabilities(logits)
         judgements = self.rejector.judge(probabilities, self._features)
         self._count(judgements)
-        return {
-            "rejected": [judgement.is_rejected for judgement in judgements],
-            "reason": [judgement.reason or None for judgement in judgements],
-            "distance": [judgement.distance for judgement in judgements],
-        }
+        values = [judgement.to_json() for judgement in judgements]
+        return {column.name: [row[column.name] for row in values] for column in self.columns}
 
     def write_embeddings(self, batch: PredictedBatch) -> None:
         """Write the embeddings of a batch; called after ``compute`` and before the next batch."""
@@ -141,3 +141,35 @@ class FeatureOutputs:
         for judgement in judgements:
             if judgement.is_rejected:
                 self.counts[judgement.reason] = self.counts.get(judgement.reason, 0) + 1
+
+
+def create_feature_outputs(
+    predictor: Predictor,
+    bundle: ModelBundle,
+    models: Sequence[Path],
+    *,
+    reject: RejectOptions | None,
+    embeddings: Path | None,
+    reporter: Reporter,
+) -> FeatureOutputs | None:
+    """Return the outputs that need features; None if there are none.
+
+    Args:
+        predictor: Predictor of the model.
+        bundle: Model.
+        models: Run folder or bundle folder that it was loaded from.
+        reject: Which answers are rejected; None rejects none.
+        embeddings: File for the features; None for none.
+        reporter: Receiver of warnings.
+
+    Raises:
+        ConfigError: No threshold can be chosen.
+        ModelError: The model has no features, or is an ensemble.
+        RunFolderError: It has no statistics for ``--reject``, or they are damaged.
+    """
+    if embeddings is not None:
+        check_features(bundle, option="--embeddings")
+    if reject is None:
+        return None if embeddings is None else FeatureOutputs(bundle, predictor, None, embeddings)
+    rejector = create_rejector(bundle, models, reject, reporter)
+    return FeatureOutputs(bundle, predictor, rejector, embeddings)

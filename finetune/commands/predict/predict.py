@@ -9,6 +9,7 @@ from finetune.commands.predict.predicted_files import collect_predictions
 from finetune.commands.predict.prediction_job import PredictionJob, PredictOptions
 from finetune.commands.predict.prediction_row import PredictionRow
 from finetune.errors import DataError
+from finetune.evaluation.rejection.reject_options import RejectOptions, parse_reject
 from finetune.inference.tta import parse_tta
 from finetune.types import Reporter, StrPath, Tta
 
@@ -29,6 +30,8 @@ def predict(
     temperature: float | None = None,
     prior: str | None = None,
     column: str | None = None,
+    embeddings: StrPath | None = None,
+    reject: RejectOptions | str | bool | None = None,
     saliency: StrPath | None = None,
     reporter: Reporter | None = None,
 ) -> PredictResult:
@@ -57,6 +60,12 @@ def predict(
         prior: Target class prior: "uniform", "train", "model" or a file; None takes that of the
             model card.
         column: Column of the images in a CSV or Parquet files; None for the usual one.
+        embeddings: File for the pooled features of each image before the classifier, ".parquet",
+            ".npz" or ".csv"; None for none. With ``tta`` they are the means over the views.
+        reject: Which answers are rejected, by thresholds that validation images choose:
+            "precision=0.99" those of a low probability, "false_rejections=0.05" images unlike the
+            training images, or both with a comma between them; True is the second. None rejects
+            none.
         saliency: Folder for a picture of each image with its saliency map, where that is better
             than random maps; None for none.
         reporter: Receiver of progress and notes.
@@ -66,7 +75,8 @@ def predict(
     """
     options = PredictOptions(
         top_k, all_probabilities, device, batch_size, parse_tta(tta), image_size, weights,
-        temperature, prior, column,
+        temperature, prior, column, parse_reject(reject),
+        None if embeddings is None else Path(embeddings),
     )  # fmt: skip
     return collect_predictions(
         to_paths(model),
@@ -93,6 +103,8 @@ def stream_predictions(
     temperature: float | None = None,
     prior: str | None = None,
     column: str | None = None,
+    embeddings: StrPath | None = None,
+    reject: RejectOptions | str | bool | None = None,
     reporter: Reporter | None = None,
 ) -> Iterator[PredictionRow]:
     """Yield the prediction of each image, or the reason why it cannot be read, one by one.
@@ -104,7 +116,8 @@ def stream_predictions(
     """
     options = PredictOptions(
         top_k, all_probabilities, device, batch_size, parse_tta(tta), image_size, weights,
-        temperature, prior, column,
+        temperature, prior, column, parse_reject(reject),
+        None if embeddings is None else Path(embeddings),
     )  # fmt: skip
     job = PredictionJob(
         to_paths(model), _to_inputs(images), options=options, reporter=reporter or Reporter()

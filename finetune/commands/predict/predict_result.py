@@ -30,6 +30,8 @@ class PredictSummary:
         image_size: Height and width of the input in pixels, if it is not that of the model.
         temperature: Divisor of the logits, if it is not that of the model.
         saliency: Saliency maps of the images; None if none were requested.
+        features: Embeddings and rejected answers as JSON values; None if none were requested.
+        notes: Sentences on them.
     """
 
     num_images: int
@@ -41,6 +43,8 @@ class PredictSummary:
     image_size: int | None = None
     temperature: float | None = None
     saliency: Overlays | None = None
+    features: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -55,6 +59,8 @@ class PredictSummary:
             "temperature": self.temperature,
             "prior": dict(self.prior),
             "saliency": None if self.saliency is None else self.saliency.to_json(),
+            "embeddings": None if self.features is None else self.features["embeddings"],
+            "rejection": None if self.features is None else self.features["rejection"],
         }
 
 

@@ -146,6 +146,8 @@ def summarise_job(job: PredictionJob) -> PredictSummary:
         members=job.members,
         image_size=job.options.image_size,
         temperature=job.options.temperature,
+        features=None if job.features is None else job.features.to_json(),
+        notes=() if job.features is None else tuple(job.features.describe(job.num_predicted)),
     )
 
 

@@ -1,6 +1,7 @@
 """Model and images of a prediction, prepared; its rows, and what became of all images."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ import torch
 
 from finetune.bundle.bundle import ModelBundle
 from finetune.commands.ensembles.combined_model import list_members, load_models
+from finetune.commands.predict.embedding_writers import check_embedding_path
+from finetune.commands.predict.feature_outputs import create_feature_outputs
 from finetune.commands.predict.prediction_row import PredictionRow, RowFormat, build_rows
 from finetune.commands.rejected_files import RangeCheck, RejectionTally
+from finetune.commands.rejection.model_rejector import check_reject_options
 from finetune.commands.run_images import read_column_options
 from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.layouts.table_options import TableOptions
@@ -18,12 +22,14 @@ from finetune.data.streams.file_streams import FileStream
 from finetune.data.streams.open_stream import open_stream
 from finetune.data.streams.stream_image import StreamImage
 from finetune.errors import ConfigError, DataError
+from finetune.evaluation.rejection.reject_options import RejectOptions
 from finetune.inference.input_checks import check_views, resize_input
 from finetune.inference.label_predictions import check_top_k
 from finetune.inference.prediction_stream import PredictedBatch, predict_stream
 from finetune.inference.predictor import Predictor
 from finetune.inference.tta import parse_tta
 from finetune.system.hardware import prepare_accelerator
+from finetune.system.host import count_available_cores
 from finetune.types import RejectedFile, Reporter, Tta
 from finetune.units import format_count, format_scientific
 
@@ -46,6 +52,8 @@ class PredictOptions:
         temperature: Divisor of the logits; None for that of the model card.
         prior: Target class prior; None for that of the model card.
         column: Column of the images in CSVs and Parquet files; None for the usual one.
+        reject: Which answers are rejected; None rejects none.
+        embeddings: File for the features of the images; None for none.
     """
 
     top_k: int = 1
@@ -58,6 +66,8 @@ class PredictOptions:
     temperature: float | None = None
     prior: str | None = None
     column: str | None = None
+    reject: RejectOptions | None = None
+    embeddings: Path | None = None
 
     def describe_model(self) -> dict[str, Any]:
         """Return the settings that change predictions, by the names of their options."""
@@ -70,6 +80,7 @@ class PredictOptions:
             "--temperature": self.temperature,
             "--prior": self.prior,
             "--column": self.column,
+            "--reject": None if self.reject is None else str(self.reject),
         }
 
 
@@ -82,6 +93,7 @@ class PredictionJob:
         lists: Text files that list images.
         options: Settings.
         local_rank: Number of this process on its node, which chooses one of several GPUs.
+        local_processes: Number of processes on its node, which share the cores.
         reporter: Receiver of progress and notes.
 
     Attributes:
@@ -89,6 +101,7 @@ class PredictionJob:
         predictor: Predictor of it.
         stream: Images.
         form: Form of the rows.
+        features: Outputs that need the features of the images; None for none.
         tally: Images without a prediction so far.
         num_predicted: Number of images with one so far.
 
@@ -104,6 +117,7 @@ class PredictionJob:
         lists: Sequence[Path] = (),
         options: PredictOptions,
         local_rank: int = 0,
+        local_processes: int = 1,
         reporter: Reporter,
     ) -> None:
         self.models = models
@@ -113,6 +127,15 @@ class PredictionJob:
         if accelerator == "cuda" and torch.cuda.device_count() > 1:
             accelerator = f"cuda:{local_rank % torch.cuda.device_count()}"
         tta = parse_tta(options.tta)
+        if options.reject is not None:
+            check_reject_options(
+                options.reject,
+                tta=tta,
+                image_size=options.image_size,
+                others={"--temperature": options.temperature, "--prior": options.prior},
+            )
+        if options.embeddings is not None:
+            check_embedding_path(options.embeddings)
         bundle = load_models(
             models,
             weights=options.weights,
@@ -131,14 +154,24 @@ class PredictionJob:
         self.predictor = Predictor(
             self.bundle, device=accelerator, batch_size=options.batch_size, tta=tta
         )
+        self.features = create_feature_outputs(
+            self.predictor,
+            self.bundle,
+            models,
+            reject=options.reject,
+            embeddings=options.embeddings,
+            reporter=reporter,
+        )
         self.form = RowFormat(
             card.classes,
             top_k=1 if card.is_multi_label else min(options.top_k, len(card.classes)),
             is_multi_label=card.is_multi_label,
             keeps_all=options.keeps_all or card.is_multi_label,
+            extra=() if self.features is None else self.features.columns,
         )
         self.tally = RejectionTally()
         self.num_predicted = 0
+        self._num_threads = max(1, count_available_cores() // local_processes)
 
     @property
     def prior_json(self) -> dict[str, Any]:
@@ -154,27 +187,42 @@ class PredictionJob:
         self,
         images: Iterable[StreamImage] | None = None,
         *,
+        total: int | None = None,
         on_batch: Callable[[PredictedBatch], None] | None = None,
     ) -> Iterator[list[PredictionRow]]:
         """Yield the rows of the images in lists, in their order; at the end, warn of unread ones.
 
         Args:
             images: Some of the images of the stream; None for all, of which one must be readable.
+            total: Number of these images, 0 if it is unknown; None for all.
             on_batch: Function that receives each batch before its rows are yielded.
 
         Raises:
             DataError: No image can be read.
         """
+        with nullcontext() if self.features is None else self.features.open():
+            yield from self._iterate(images, total, on_batch)
+
+    def _iterate(
+        self,
+        images: Iterable[StreamImage] | None,
+        total: int | None,
+        on_batch: Callable[[PredictedBatch], None] | None,
+    ) -> Iterator[list[PredictionRow]]:
         values = RangeCheck(self.bundle.card.read_options.pixel_range)
         batches = predict_stream(
             self.predictor, self.stream.iterate() if images is None else images,
+            compute_extra=None if self.features is None else self.features.compute,
             on_values=values.add,
+            num_threads=self._num_threads,
         )  # fmt: skip
         held: list[PredictionRow] = []
-        self.reporter.start("predicting", self.stream.count() or 0)
+        self.reporter.start("predicting", (self.stream.count() or 0) if total is None else total)
         for batch in batches:
             if on_batch is not None:
                 on_batch(batch)
+            if self.features is not None:
+                self.features.write_embeddings(batch)
             rows = list(build_rows(batch, self.bundle.card, self.form))
             self.num_predicted += len(batch.rows)
             for row in batch.reasons:

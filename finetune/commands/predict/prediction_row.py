@@ -8,10 +8,10 @@ from typing import Any, Literal, Self
 from finetune.bundle.model_card import ModelCard
 from finetune.inference.label_scoring import predict_labels
 from finetune.inference.prediction_stream import PredictedBatch
-from finetune.types import Prediction
+from finetune.types import Judgement, Prediction
 
-ColumnKind = Literal["text", "texts", "number", "numbers"]
-"""Kind of the values of a column: a text or a number, or a list of them."""
+ColumnKind = Literal["text", "texts", "number", "numbers", "flag"]
+"""Kind of the values of a column: a text or a number, or a list of them, or true and false."""
 
 LABEL_SEPARATOR = "|"
 """Text between the labels of a multi-label image in a CSV."""
@@ -45,7 +45,10 @@ class PredictionRow:
         """
         every = self.probabilities
         kept = tuple(every) if keeps_all and every is not None else None
-        return Prediction(self.name, self.labels, self.label_probabilities, kept)
+        judgement = None
+        if "rejected" in self.extra:
+            judgement = Judgement(self.extra["reason"] or "", self.extra["distance"])
+        return Prediction(self.name, self.labels, self.label_probabilities, kept, judgement)
 
     @classmethod
     def from_prediction(cls, prediction: Prediction) -> Self:
@@ -55,6 +58,7 @@ class PredictionRow:
             prediction.labels,
             prediction.probabilities,
             prediction.all_probabilities,
+            extra={} if prediction.judgement is None else prediction.judgement.to_json(),
         )
 
 
@@ -117,10 +121,8 @@ class RowFormat:
         """Return a row as JSON values; those of an unreadable image are a path and an error."""
         if row.reason is not None:
             return {"path": row.name, "error": row.reason}
-        return {
-            **prediction_to_json(row.to_prediction(keeps_all=self.keeps_all), self),
-            **row.extra,
-        }
+        tree = prediction_to_json(row.to_prediction(keeps_all=self.keeps_all), self)
+        return {**tree, **row.extra}
 
 
 def prediction_to_json(prediction: Prediction, form: RowFormat) -> dict[str, Any]:
@@ -138,6 +140,8 @@ def prediction_to_json(prediction: Prediction, form: RowFormat) -> dict[str, Any
         }
     if prediction.all_probabilities is not None:
         tree["probabilities"] = dict(zip(form.classes, prediction.all_probabilities, strict=True))
+    if prediction.judgement is not None:
+        tree |= prediction.judgement.to_json()
     return tree
 
 
@@ -169,6 +173,8 @@ def format_cell(value: Any, kind: ColumnKind) -> str:
         return ""
     if kind == "number":
         return f"{value:.6f}"
+    if kind == "flag":
+        return "true" if value else "false"
     if kind == "texts":
         return LABEL_SEPARATOR.join(value)
     return json.dumps(value) if kind == "numbers" else str(value)

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -180,7 +180,12 @@ def open_writer(path: Path, form: RowFormat, output_format: OutputFormat) -> Ite
     with write_file_atomically(path) as temporary:
         if output_format == "parquet":
             table = ParquetWriter(form, temporary)
-            yield table
+            try:
+                yield table
+            except BaseException:
+                with suppress(Exception):  # the file is removed
+                    table.close()
+                raise
             table.close()
             return
         with temporary.open("w", encoding="utf-8", newline="") as stream:
@@ -201,5 +206,6 @@ def _build_schema(columns: Sequence[Column]) -> Any:
         "texts": pa.list_(pa.string()),
         "number": pa.float32(),
         "numbers": pa.list_(pa.float32()),
+        "flag": pa.bool_(),
     }
     return pa.schema([(column.name, type_of[column.kind]) for column in columns])

@@ -13,7 +13,8 @@ from finetune.bundle.bundle import ModelBundle
 from finetune.evaluation.rejection.probability_threshold import count_answers
 from finetune.inference.predictor import Predictor
 from finetune.inference.rejection.feature_pass import predict_features
-from finetune.inference.rejection.rejector import Judgement, Rejector, count_reasons
+from finetune.inference.rejection.rejector import Rejector, count_reasons
+from finetune.types import Judgement
 
 
 def judge_answers(

@@ -1,7 +1,6 @@
 """Rejection of answers by thresholds that are chosen on validation images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,28 +21,11 @@ from finetune.evaluation.rejection.probability_threshold import (
     find_best_precision,
 )
 from finetune.evaluation.rejection.reject_options import RejectOptions
+from finetune.types import Judgement
 from finetune.units import format_count, format_percent
 
 LOW_PROBABILITY = "low probability"
 UNLIKE_TRAINING = "unlike the training images"
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """Whether the answer for an image is rejected.
-
-    Attributes:
-        reason: Why it is rejected; "" for an answer that is not.
-        distance: Distance to the training images, in [0, 2].
-    """
-
-    reason: str
-    distance: float
-
-    @property
-    def is_rejected(self) -> bool:
-        """Whether the answer is rejected."""
-        return bool(self.reason)
 
 
 class Rejector:
@@ -182,12 +164,17 @@ def _describe_probability(found: ProbabilityThreshold, options: RejectOptions) -
             f"{format_percent(fitted.coverage)} are answered, {format_percent(fitted.precision)} "
             f"of them rightly (95% confident: at least {format_percent(fitted.lower_bound)})"
         )
-    return (
+    images = format_count(chosen.num_images, "validation image")
+    rule = (
         f"Answers below a probability of {found.threshold:.4f} are rejected, the smallest "
-        f"threshold with a precision of {options.precision:g} on "
-        f"{format_count(chosen.num_images, 'validation image')}. By thresholds that "
-        f"each half of them chooses for the other, {measured}."
+        f"threshold with a precision of {options.precision:g} on {images}"
     )
+    if found.threshold == 0:
+        rule = (
+            f"No answer is rejected for a low probability, as all answers together have a "
+            f"precision of {options.precision:g} on {images}"
+        )
+    return f"{rule}. By thresholds that each half of them chooses for the other, {measured}."
 
 
 def _describe_distance(found: DistanceThreshold) -> str:

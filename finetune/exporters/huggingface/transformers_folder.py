@@ -61,6 +61,11 @@ def explain_refusal(bundle: ModelBundle, options: ExportOptions) -> str | None:
             f"one, average the weights of runs of one start with --soup greedy, or use --format "
             f"timm."
         )
+    if not any(True for _ in bundle.network.parameters()):
+        return (
+            f"{begin} {bundle.source}, a file of another library, whose weights are part of a "
+            f"graph. Export the run or bundle that it was made of."
+        )
     if is_import_path(card.backbone):
         return (
             f"{begin} '{card.backbone}', a network of one's own, which neither timm nor "

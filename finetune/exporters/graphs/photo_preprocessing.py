@@ -64,8 +64,8 @@ class PhotoPreprocessing(nn.Module):
         resized = self._compute_size(source)
         across, is_column = self._build_matrix(columns, source.width, resized.width, self.crop[1])
         down, is_row = self._build_matrix(rows, source.height, resized.height, self.crop[0])
-        # columns before rows, and rounded in between, as Pillow does where both shrink alike; from
-        # 13.0 on it may begin with the rows of squashed photos, which changes levels by rounding
+        # columns before rows, and rounded in between, as Pillow before 13; newer ones begin with
+        # the rows of some sizes, which changes the pixels by what is rounded
         wide = _round_to_levels(pixels @ across.T)
         resized_pixels = _round_to_levels(down @ wide)
         return torch.where(is_row[:, None] & is_column, resized_pixels, self.fill)

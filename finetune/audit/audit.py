@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -126,8 +126,7 @@ class Audit:
         pixel_range: Value of ``data.pixel_range`` that they were read with.
         groups: Numbers of the user-defined groups; None without groups.
         labels: Numbers of the labels of multi-label images; None for images of one class.
-        label_check: Accuracy of the classifier that the label errors follow from; None if it is
-            unknown.
+        label_check: Accuracy of what the label errors follow from; None if it is unknown.
     """
 
     num_images: int
@@ -189,10 +188,7 @@ class Audit:
                 {"path": rejected.path, "reason": rejected.reason} for rejected in self.unreadable
             ],
             "duplicates": None if self.duplicates is None else duplicates_to_json(self.duplicates),
-            "suspicious_images": [
-                {"path": image.path, "kind": image.kind, "detail": image.detail}
-                for image in self.suspicious_images
-            ],
+            "suspicious_images": [asdict(image) for image in self.suspicious_images],
             "label_errors": None
             if self.label_errors is None
             else [candidate.to_json() for candidate in self.label_errors],

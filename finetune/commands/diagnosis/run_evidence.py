@@ -20,7 +20,6 @@ from finetune.commands.report.run_files import (
     read_split_predictions,
 )
 from finetune.commands.stored_run import read_stored_config, read_stored_manifest
-from finetune.config.auto import is_half_precision
 from finetune.config.load import get_explicit_values
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
@@ -33,6 +32,7 @@ from finetune.diagnosis.evidence import (
     StageEvidence,
     ValidationEvidence,
 )
+from finetune.evaluation.measured_precision import is_half_precision
 from finetune.report.kept_weights import find_best_epoch
 from finetune.system.run_folder import RunFolder
 from finetune.types import Split

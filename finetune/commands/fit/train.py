@@ -41,9 +41,9 @@ from finetune.commands.rejection.record_statistics import record_rejection_stati
 from finetune.commands.report.fit_report import write_fit_report
 from finetune.commands.report.run_session import SessionRecorder
 from finetune.commands.stored_run import read_stored_manifest
-from finetune.config.auto import describe_measurement
 from finetune.distributed.peer_errors import PeerLostError
 from finetune.distributed.rendezvous import Rendezvous
+from finetune.evaluation.measured_precision import describe_measurement
 from finetune.probe.linear_probe import fit_probe
 from finetune.system.files import write_text
 from finetune.system.run_folder import RunFolder

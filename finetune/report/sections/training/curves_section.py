@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune.config.auto import describe_measurement
+from finetune.evaluation.measured_precision import describe_measurement
 from finetune.report.charts.group_colors import choose_group_colors
 from finetune.report.charts.line_chart import Band, Line, LineChart, collect_column
 from finetune.report.kept_weights import find_best_epoch, get_checkpoint_monitor

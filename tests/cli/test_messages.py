@@ -57,8 +57,8 @@ SMALL = "--config small.yaml"
 SHORT = f"{SMALL} --epochs 2 --batch-size 8"
 PROBE = f"{SMALL} --unfreeze linear_probe"
 COMMANDS = (
-    "fit", "inspect", "compare", "tune", "submit", "evaluate", "predict", "export", "fetch", "demo",
-    "config",
+    "fit", "inspect", "compare", "tune", "submit", "evaluate", "predict", "export", "push", "fetch",
+    "demo", "config",
 )  # fmt: skip
 HELP: Commands = {"finetune": "--help"} | {name: f"{name} --help" for name in COMMANDS}
 OUTPUT: Commands = {
@@ -120,6 +120,9 @@ BAD_INPUT: Commands = {
     "existing run folder": f"fit photos {SMALL} --output runs/a",
     "resume of a data folder": "fit --resume photos",
     "missing model": "predict gone photos",
+    "pickle as a model": "predict weights.pth photos",
+    "repository without a user": "push runs/a ants",
+    "format that is not pushed": "push runs/a me/ants --format openvino",
     "existing export folder": "export runs/a --output photos",
     "output below a file": f"fit photos {SMALL} --output notes/a.txt/run",
 }

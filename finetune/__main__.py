@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 from finetune.distributed import signals
@@ -15,7 +16,7 @@ _RESUMABLE_COMMANDS = ("fit", "tune", "join-run")
 def main() -> None:
     """Run the command line and exit with its code."""
     process_clock.start_clock()
-    is_resumable = sys.argv[1:2] != [] and sys.argv[1] in _RESUMABLE_COMMANDS
+    is_resumable = _is_resumable(sys.argv[1:])
     # the following imports take seconds, during which a person or a scheduler may send a signal
     if is_resumable:
         signals.install_handlers(report_early_stop)
@@ -34,6 +35,13 @@ def main() -> None:
     if _has_process_group():
         os._exit(code)  # NCCL would wait for the ranks that are gone
     sys.exit(code)
+
+
+def _is_resumable(args: Sequence[str]) -> bool:
+    """Return whether a command continues what an earlier start of it has done."""
+    if args[:1] == ["predict"]:
+        return any(arg.partition("=")[0] == "--shards" for arg in args)
+    return args[:1] != [] and args[0] in _RESUMABLE_COMMANDS
 
 
 def report_early_stop(signum: int) -> int:

@@ -46,6 +46,7 @@ def predict_stream(
     *,
     compute_extra: ComputeExtra | None = None,
     on_values: OnValues | None = None,
+    num_threads: int | None = None,
 ) -> Iterator[PredictedBatch]:
     """Yield the probabilities of images in batches, in the order of the stream.
 
@@ -57,8 +58,9 @@ def predict_stream(
         images: Images.
         compute_extra: Function that computes further values.
         on_values: See ``OnValues``.
+        num_threads: Number of threads that decode images; None for that of the cores.
     """
-    num_threads = count_available_cores()
+    num_threads = num_threads or count_available_cores()
     num_ahead = max(2, -(-2 * num_threads // predictor.batch_size))
     pending: deque[_Batch] = deque()
     remaining = iter(images)

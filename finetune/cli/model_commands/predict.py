@@ -135,6 +135,7 @@ def predict(
                 "--output-format": output_format,
                 "--embeddings": embeddings,
                 "--saliency": saliency,
+                "--embeddings": embeddings,
             }
         )
         _predict_shards(models, inputs, shards, lists, options, part_size, reporter)

@@ -1,5 +1,6 @@
 """Streams of image files: those below a folder, and those that are listed one by one."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,12 @@ from finetune.units import format_count, shorten_text
 
 _MAX_COUNTED = 100_000
 """Files of a folder up to which they are counted before they are read."""
+
+
+ADDRESS_REASON = "an address: download the image, and give the path of the file"
+"""Reason of an image that is named by an address."""
+
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]+://")
 
 
 class FolderStream:
@@ -146,15 +153,18 @@ class PathListStream:
 
 def build_file_image(path: Path, name: str) -> StreamImage:
     """Return the image of a path that a user gave, with its name in predictions."""
-    if "://" in name:
-        return StreamImage(
-            name, reason="an address: download the image, and give the path of the file"
-        )
+    if is_address(name):
+        return StreamImage(name, reason=ADDRESS_REASON)
     try:
         name.encode()
     except UnicodeEncodeError:
         return StreamImage(escape_path(Path(name)), reason="name is not UTF-8, rename it")
     return StreamImage(name, path)
+
+
+def is_address(text: str) -> bool:
+    """Return whether a text is an address, as ``https://host/a.jpg``, and no path."""
+    return _ADDRESS.match(text) is not None
 
 
 def check_first_path(text: str, description: str) -> None:
@@ -163,7 +173,7 @@ def check_first_path(text: str, description: str) -> None:
     Raises:
         DataError: It is an address.
     """
-    if "://" in text:
+    if is_address(text):
         raise DataError(
             f"{description} lists addresses, such as {shorten_text(text)}. Download the images, "
             f"and list the paths of the files."

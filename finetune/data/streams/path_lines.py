@@ -17,25 +17,22 @@ def read_path_lines(stream: BinaryIO, start: bytes = b"") -> Iterator[str]:
         stream: Text, which may be a pipe.
         start: Beginning of the text that was read from the stream before.
     """
-    rest = start.removeprefix(_BYTE_ORDER_MARK)
+    rest = start
     separator = b"\0" if b"\0" in rest else None
-    is_first = not start
+    mark = _BYTE_ORDER_MARK
     while True:
         block = stream.read1(_BLOCK_SIZE) if hasattr(stream, "read1") else stream.read(_BLOCK_SIZE)
-        if is_first:
-            block, is_first = block.removeprefix(_BYTE_ORDER_MARK), False
-        if separator is None:
-            separator = b"\0" if b"\0" in block else b"\n" if b"\n" in rest + block else None
         rest += block
-        *lines, rest = rest.split(separator) if separator else [rest]
-        yield from _decode_lines(lines, separator)
+        if separator is None and (b"\0" in rest or b"\n" in rest):
+            separator = b"\0" if b"\0" in rest else b"\n"
+        *lines, rest = rest.split(separator) if separator and block else [rest]
         if not block:
-            yield from _decode_lines([rest], separator)
+            lines, rest = rest.split(separator) if separator else [rest], b""
+        for line in lines:
+            text = line.removeprefix(mark)
+            mark = b""
+            text = text if separator == b"\0" else text.rstrip(b"\r")
+            if text.strip():
+                yield os.fsdecode(text)
+        if not block:
             return
-
-
-def _decode_lines(lines: list[bytes], separator: bytes | None) -> Iterator[str]:
-    for line in lines:
-        text = line if separator == b"\0" else line.rstrip(b"\r")
-        if text.strip():
-            yield os.fsdecode(text)

@@ -105,6 +105,11 @@ def _read_start(stream: BinaryIO) -> bytes:
     while len(start) < NUM_START_BYTES:
         block = stream.read1(1 << 16) if hasattr(stream, "read1") else stream.read(1 << 16)
         start += block
-        if not block or (b"\n" in block and not identify_content(start)):
+        if not block or (b"\n" in start and _is_text(start) and not identify_content(start)):
             break
     return start
+
+
+def _is_text(data: bytes) -> bool:
+    """Return whether no byte is one that only files of images and archives have."""
+    return all(byte >= 32 or byte in b"\t\r\n" for byte in data)

@@ -17,7 +17,7 @@ from finetune.data.layouts.parquet.parquet_columns import (
 from finetune.data.layouts.parquet.parquet_files import ParquetFiles, open_parquet
 from finetune.data.layouts.parquet.parquet_images import ParquetTable
 from finetune.data.layouts.table_options import AUTO, PATH_COLUMNS, TableOptions
-from finetune.data.streams.file_streams import check_first_path
+from finetune.data.streams.file_streams import ADDRESS_REASON, check_first_path, is_address
 from finetune.data.streams.stream_image import ListDigest, StreamImage
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
@@ -186,6 +186,8 @@ def _refer(
     text: str, name: str, file: Path, reader: PathReader, *, container: int | None = None
 ) -> StreamImage:
     """Return the image of a path in a table."""
+    if is_address(text):
+        return StreamImage(text, reason=ADDRESS_REASON, container=container)
     try:
         path = file.parent / reader.parse(text, file.name)
     except DataError as error:

@@ -94,7 +94,6 @@ def read_tar(stream: IO[bytes], name: str, container: int | None) -> Iterator[St
                 shown = f"{name}/{member.name.removeprefix('./')}"
                 if not shown.isprintable():
                     shown = shown.encode(errors="backslashreplace").decode()
-                num_images += 1
                 if member.size > _MAX_BYTES:
                     yield StreamImage(
                         shown, reason="too large: more than 400 MB", container=container
@@ -105,6 +104,7 @@ def read_tar(stream: IO[bytes], name: str, container: int | None) -> Iterator[St
                 data = opened.read()
                 if len(data) < member.size:
                     raise EOFError("unexpected end of data")
+                num_images += 1
                 yield StreamImage(shown, data=data, container=container)
     except _ERRORS as error:
         detail = " ".join(str(error).split()) or type(error).__name__

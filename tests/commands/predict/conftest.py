@@ -44,3 +44,11 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "07.png").write_bytes(b"no image")
     (folder / "31.png").write_bytes((folder / "30.png").read_bytes()[:200])
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run on digits with statistics for ``--reject``; never change it."""
+    from tests.support.rejection_runs import fit_digits
+
+    return fit_digits(tmp_path_factory.mktemp("digits"))

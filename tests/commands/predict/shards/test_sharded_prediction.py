@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyarrow import dataset, parquet
+from torch import Tensor
 
 import finetune
+from finetune.cli.main import run
 from finetune.commands.predict.prediction_job import PredictOptions
 from finetune.commands.predict.shards.sharded_prediction import ShardsResult, predict_shards
 from finetune.commands.predict.shards.work_share import ShardRule, WorkShare, detect_share
 from finetune.data.streams.stream_image import StreamImage
 from finetune.errors import DataError, RunFolderError
-from finetune.types import Reporter
-from tests.support.helpers import ROOT
-
-CHILD = """
-import sys, time
 from finetune.inference.predictor import Predictor
-compute = Predictor.compute_logits
-def compute_slowly(self, views):
-    time.sleep(0.03)
-    return compute(self, views)
-Predictor.compute_logits = compute_slowly
-from finetune.cli.main import run
-sys.exit(run(sys.argv[1:]))
-"""
+from finetune.types import Reporter
+from tests.support.processes import start_process
+
+
+def predict_slowly(words: list[str]) -> None:
+    """Run a command line whose network takes its time."""
+    compute = Predictor.compute_logits
+
+    def compute_slowly(self: Predictor, views: Sequence[Tensor]) -> Tensor:
+        time.sleep(0.03)
+        return compute(self, views)
+
+    Predictor.compute_logits = compute_slowly  # type: ignore[method-assign]
+    run(words)
 
 
 def predict(
@@ -115,14 +117,15 @@ def test_killed_and_continued_prediction_equals_an_undisturbed_one(
     folder = tmp_path / "parts"
     words = ["predict", str(tiny), str(many), "--shards", str(folder), "--part-size", "4",
              "--batch-size", "2", "--device", "cpu"]  # fmt: skip
-    child = subprocess.Popen([sys.executable, "-c", CHILD, *words], cwd=ROOT)
-    end = time.monotonic() + 120
-    while len(list_parts(folder)) < 3:
-        assert child.poll() is None, "the child ended before it was killed"
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    with start_process(predict_slowly, words) as child:
+        end = time.monotonic() + 120
+        while len(list_parts(folder)) < 3:
+            assert child.is_alive(), "the child ended before it was killed"
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
     kept = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.parquet")}
     assert 3 <= len(kept) < 10
     assert read_rows(folder), "parts that are there can be read"

@@ -221,7 +221,7 @@ def _load_bundle(folder: Path, *, is_member: bool = False) -> ModelBundle:
     ) as error:  # fmt: skip
         raise RunFolderError(
             f"The bundle {folder} is damaged ({_summarize_error(error)}). Export it again from the "
-            f"run's checkpoints/best.ckpt."
+            f"run's checkpoints/best.ckpt, or download it again."
         ) from error
 
 

@@ -1,0 +1,63 @@
+"""Origin of the weights that a run begins with, and their licence."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.bundle.bundle import save_bundle
+from finetune.bundle.model_card import ModelCard, read_card_json
+from finetune.bundle.model_page.weights_origin import (
+    WeightsOrigin,
+    describe_weights,
+    find_strictest,
+    find_weights_origin,
+)
+from finetune.models.backbone import create_network
+
+HUB = WeightsOrigin("hub", "timm/resnet18.a1_in1k", "apache-2.0")
+RESTRICTED = WeightsOrigin("hub", "timm/convnextv2_atto.fcmae", "cc-by-nc-4.0")
+
+
+def test_hub_weights_have_the_licence_that_timm_states() -> None:
+    assert describe_weights("hub", "resnet18.a1_in1k") == HUB
+    assert describe_weights("hub", "convnextv2_atto.fcmae") == RESTRICTED
+    assert describe_weights("hub", "hf-hub:me/mine@main") == WeightsOrigin("hub", "me/mine")
+    assert describe_weights("random", "resnet18") == WeightsOrigin("random")
+
+
+@pytest.mark.parametrize("facts", [{"weights": "hub (convnextv2_atto.fcmae)"},
+                                   {"weights": "a.pth", **RESTRICTED.to_facts()}])  # fmt: skip
+def test_weights_of_an_own_model_keep_the_licence_of_its_backbone(
+    tmp_path: Path, facts: dict[str, Any]
+) -> None:
+    built = create_network("test_resnet", num_classes=2, weights="random", image_size=32)
+    card = ModelCard("test_resnet", built.model_args, ("a", "b"), built.spec, facts)
+    save_bundle(built.module, card, tmp_path / "bundle")
+    for path in (tmp_path, tmp_path / "bundle"):
+        origin = describe_weights(str(path), "test_resnet")
+        assert origin == WeightsOrigin("file", RESTRICTED.base_model, "cc-by-nc-4.0")
+        assert "allows no commercial use" in origin.describe_restriction()
+    (tmp_path / "bundle" / "finetune.json").write_text("{", encoding="utf-8")
+    assert describe_weights(str(tmp_path), "test_resnet") == WeightsOrigin("file")
+
+
+def test_config_json_has_the_licence_of_the_weights_that_were_used(tmp_path: Path) -> None:
+    built = create_network("test_resnet", num_classes=2, weights="random", image_size=32)
+    for name, weights in (("none", "random"), ("mit", "hub (hf-hub:a/b)")):
+        facts = {"weights": weights, "base_model": "a/b", "weights_license": "mit"}
+        card = ModelCard("test_resnet", built.model_args, ("a", "b"), built.spec, facts)
+        save_bundle(built.module, card, tmp_path / name)
+        config = (tmp_path / name / "config.json").read_text(encoding="utf-8")
+        assert ('"license": "mit"' in config) is (name == "mit")
+        assert "apache" not in config
+        assert find_weights_origin(ModelCard.from_json(read_card_json(tmp_path / name))).kind in (
+            "random", "hub",
+        )  # fmt: skip
+
+
+def test_several_origins_follow_the_strictest_licence() -> None:
+    unknown = WeightsOrigin("file")
+    assert find_strictest([HUB, unknown, RESTRICTED]) == RESTRICTED
+    assert find_strictest([HUB, unknown]) == unknown
+    assert find_strictest([WeightsOrigin("random"), HUB]) == WeightsOrigin("random")

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from finetune.bundle.bundle import ModelBundle
 from finetune.bundle.runtimes.photo_network import PhotoNetwork
 from finetune.data.images.lazy_image import LazyImage
@@ -29,7 +31,8 @@ class WholePhotoTransform(FixedSizeTransform):
 
     def __call__(self, lazy_image: LazyImage, draw: Draw | None = None) -> View:
         """Return the photo; ``draw`` is ignored."""
-        return View(get_whole_pixels(lazy_image))
+        # torch warns of arrays that cannot be written, as Pillow's are
+        return View(np.require(get_whole_pixels(lazy_image), requirements="W"))
 
 
 def takes_photos(bundle: ModelBundle) -> bool:

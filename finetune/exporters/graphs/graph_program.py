@@ -164,6 +164,8 @@ def ignore_export_warnings() -> Iterator[None]:
         # torch's own modules: of types that it registers, and of what it replaces
         for module in (r"torch\.", r"onnxscript", r"copyreg", r"contextlib"):
             warnings.filterwarnings("ignore", module=module)
+        # of the older exporter, attributed to its caller
+        warnings.filterwarnings("ignore", message="You are using the legacy TorchScript")
         yield
 
 

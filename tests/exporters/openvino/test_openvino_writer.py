@@ -126,6 +126,7 @@ def test_parity_of_sabotaged_metadata_raises_model_error(
         check_parity(parity, name=str(changed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sabotage", ["channels", "mean", "size"])
 def test_export_of_sabotaged_graph_fails_and_leaves_nothing(
     model: ModelBundle,

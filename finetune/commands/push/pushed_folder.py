@@ -48,7 +48,7 @@ classes = json.loads(metadata["names"])
 """
 
 _BESIDE = """
-The folder `{name}/` has the same model as a file of {name}, compared with this one on the same images
+The folder `{name}/` has the same model as a file of {name}, compared on the same images
 (`{name}/parity.json`).
 """
 

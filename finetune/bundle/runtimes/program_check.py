@@ -51,8 +51,11 @@ def check_program_file(file: Path) -> None:
     """
     try:
         with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            if len({name.partition("/")[0] for name in names}) > 1 or len({*names}) < len(names):
+                raise ValueError("two of its entries have one name")  # which of them torch reads?
             sizes = {_strip_folder(e.filename): e.file_size for e in archive.infolist()}
-            entries = {_strip_folder(name): name for name in archive.namelist()}
+            entries = {_strip_folder(name): name for name in names}
             reason = _find_unknown_entry(sizes)
             for name in (n for n in entries if n.startswith("data/") and n.endswith(".json")):
                 reason = reason or _find_pickle(json.loads(archive.read(entries[name])))

@@ -54,6 +54,7 @@ class CheckEvidence:
         other_rates: Attempts with other learning rates, in their order.
         held_out: Result on other training images; None where the images were not learned.
         time_limit_seconds: Time limit of all attempts.
+        is_rate_chosen: Whether the recipe chose the rate of the run, and no person.
     """
 
     num_images: int
@@ -69,6 +70,7 @@ class CheckEvidence:
     other_rates: tuple[LearningTrace, ...] = ()
     held_out: HeldOutResult | None = None
     time_limit_seconds: float
+    is_rate_chosen: bool = False
 
     @property
     def is_learned(self) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from finetune.commands.fit.check.check_evidence import CheckEvidence
-from finetune.commands.fit.check.learning_trace import LearningTrace
+from finetune.commands.fit.check.learning_trace import LearningTrace, describe_errors
 from finetune.diagnosis.finding import SEVERITIES, Finding
 from finetune.units import format_count, format_duration, format_scientific
 
@@ -103,7 +103,7 @@ def find_no_gradient(evidence: CheckEvidence) -> Finding | None:
         severity="problem",
         title="The loss has no gradient",
         sentence=f"The loss is {main.start_loss:.3g} and "
-        f"{_count_errors(main, main.start_errors)}, but the gradient by the logits is 0.",
+        f"{describe_errors(main, main.start_errors)}, but the gradient by the logits is 0.",
         numbers={"start_loss": main.start_loss, "gradient_norm": 0.0},
         remedy="Compute the loss of the logits with functions of torch, without detach, argmax or "
         "numpy; loss.name=cross_entropy is one that trains.",
@@ -129,10 +129,9 @@ def find_high_rate(evidence: CheckEvidence) -> Finding | None:
         title="The learning rate is too high",
         sentence=f"At a rate of {format_scientific(main.lr)} the loss went from "
         f"{main.start_loss:.3g} to {peak:.3g} within {format_count(main.num_steps, 'step')}, and "
-        f"{_count_errors(main, main.num_errors)} in the end.{_describe_rate(better)}",
+        f"{describe_errors(main, main.num_errors)} in the end.{_describe_rate(better)}",
         numbers={"lr": main.lr, "start_loss": main.start_loss, "peak_loss": peak},
-        remedy="Lower the rate, or leave it out to have it chosen:",
-        option=_suggest_rate(better),
+        **_suggest_rate(evidence, better, "Lower", 0.1),
     )
 
 
@@ -152,10 +151,9 @@ def find_low_rate(evidence: CheckEvidence) -> Finding | None:
         title="The learning rate is too low",
         sentence=f"At a rate of {format_scientific(main.lr)} the loss went from "
         f"{main.start_loss:.4g} to {main.end_loss:.4g} in {format_count(main.num_steps, 'step')}, "
-        f"and {_count_errors(main, main.num_errors)} in the end.{_describe_rate(better)}",
+        f"and {describe_errors(main, main.num_errors)} in the end.{_describe_rate(better)}",
         numbers={"lr": main.lr, "start_loss": main.start_loss, "end_loss": main.end_loss},
-        remedy="Raise the rate, or leave it out to have it chosen:",
-        option=_suggest_rate(better),
+        **_suggest_rate(evidence, better, "Raise", 10.0),
     )
 
 
@@ -170,8 +168,8 @@ def find_deep_freezing(evidence: CheckEvidence) -> Finding | None:
         severity="problem",
         title="Too many layers are frozen",
         sentence=f"With {frozen} of {evidence.num_groups} layer groups frozen, "
-        f"{_count_errors(main, main.num_errors)} in the end, at a loss of {main.end_loss:.3g}; "
-        f"with all of them trained, {_count_errors(deeper, deeper.num_errors)}, at "
+        f"{describe_errors(main, main.num_errors)} in the end, at a loss of {main.end_loss:.3g}; "
+        f"with all of them trained, {describe_errors(deeper, deeper.num_errors)}, at "
         f"{deeper.end_loss:.3g}.",
         numbers={
             "depth": main.depth,
@@ -254,22 +252,25 @@ def _is_better(trace: LearningTrace, main: LearningTrace) -> bool:
     )
 
 
-def _count_errors(trace: LearningTrace, num_errors: int) -> str:
-    verb = "is" if num_errors == 1 else "are"
-    return f"{num_errors or 'none'} of {format_count(trace.num_images, 'image')} {verb} wrong"
-
-
 def _describe_rate(better: LearningTrace | None) -> str:
     if better is None or better.lr is None:
         return ""
     return (
-        f" At {format_scientific(better.lr)}, {_count_errors(better, better.num_errors)} after "
+        f" At {format_scientific(better.lr)}, {describe_errors(better, better.num_errors)} after "
         f"{format_count(better.num_steps, 'step')}, at a loss of {better.end_loss:.3g}."
     )
 
 
-def _suggest_rate(better: LearningTrace | None) -> str:
-    return "optim.lr=auto" if better is None else f"optim.lr={better.lr:.2g}"
+def _suggest_rate(
+    evidence: CheckEvidence, better: LearningTrace | None, verb: str, factor: float
+) -> dict[str, str]:
+    """Return remedy and option: a rate that did better, the recipe's, or another than that."""
+    rate = better.lr if better is not None else None
+    if rate is None and evidence.is_rate_chosen and evidence.main and evidence.main.lr:
+        rate = factor * evidence.main.lr
+    option = "optim.lr=auto" if rate is None else f"optim.lr={rate:.2g}"
+    choice = "" if evidence.is_rate_chosen else ", or leave it out to have it chosen"
+    return {"remedy": f"{verb} the rate{choice}:", "option": option}
 
 
 def _describe_failure(evidence: CheckEvidence) -> Finding:
@@ -291,7 +292,7 @@ def _describe_failure(evidence: CheckEvidence) -> Finding:
         severity="problem",
         title="The images were not learned",
         sentence=f"After {format_count(main.num_steps, 'step')} "
-        f"{_count_errors(main, main.num_errors)}; the loss went from {main.start_loss:.4g} to "
+        f"{describe_errors(main, main.num_errors)}; the loss went from {main.start_loss:.4g} to "
         f"{main.end_loss:.4g}. {reason}",
         numbers={"num_errors": main.num_errors, "end_loss": main.end_loss},
         remedy=remedy,
@@ -312,7 +313,7 @@ def _describe_success(evidence: CheckEvidence) -> Finding:
         rule="learned",
         severity="good",
         title="The images were learned",
-        sentence=f"{_count_errors(main, main.num_errors).capitalize()} after "
+        sentence=f"{describe_errors(main, main.num_errors).capitalize()} after "
         f"{format_count(main.num_steps, 'step')}; the loss went from {main.start_loss:.3g} to "
         f"{main.end_loss:.3g}.{other}",
         numbers={"num_steps": main.num_steps, "end_loss": main.end_loss},

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from finetune.units import format_count
+
 MIN_FALL = 0.02
 """Relative fall of the loss below which it has not moved."""
 
@@ -101,3 +103,9 @@ class LearningTrace:
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
         return asdict(self)
+
+
+def describe_errors(trace: LearningTrace, num_errors: int) -> str:
+    """Return how many of the images of an attempt are wrong, in words."""
+    verb = "is" if num_errors == 1 else "are"
+    return f"{num_errors or 'none'} of {format_count(trace.num_images, 'image')} {verb} wrong"

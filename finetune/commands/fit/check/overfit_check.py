@@ -224,7 +224,8 @@ def _collect_evidence(
     batch = move_batch(_drop_contradicting(batch, rows, contradictions), training.module.device)
     attempts = Attempts(training, batch, time_limit_seconds=time_limit_seconds, on_step=on_step)
     main = attempts.learn_as_run()
-    evidence = replace(evidence, main=main)
+    is_rate_chosen = bool(attempts.lr_reason)
+    evidence = replace(evidence, main=main, is_rate_chosen=is_rate_chosen)
     if main.is_learned:
         held_out = _predict_held_out(training, rows, attempts)
         return replace(evidence, held_out=held_out), attempts.lr_reason

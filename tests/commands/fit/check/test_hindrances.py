@@ -72,6 +72,23 @@ def test_find_hindrances_fires_on_its_numbers_alone(
     assert find_problems(replace(CLEAN, **changes)) == problems
 
 
+@pytest.mark.parametrize(
+    ("is_rate_chosen", "remedy", "option"),
+    [
+        (False, "Lower the rate, or leave it out to have it chosen:", "optim.lr=auto"),
+        # advice to have it chosen would change nothing
+        (True, "Lower the rate:", "optim.lr=0.0001"),
+    ],
+)
+def test_advice_on_a_rate_differs_from_what_the_run_has(
+    is_rate_chosen: bool, remedy: str, option: str
+) -> None:
+    exploded = replace(STILL, losses=(0.7, 40.0), end_loss=30.0)
+    evidence = replace(CLEAN, main=exploded, held_out=None, is_rate_chosen=is_rate_chosen)
+    (finding,) = (one for one in find_hindrances(evidence) if one.rule == "rate_too_high")
+    assert (finding.remedy, finding.option) == (remedy, option)
+
+
 def test_compare_with_chance_counts_what_exchanged_labels_would() -> None:
     targets = np.arange(60) % 3
     right = compare_with_chance(targets, targets, seed=0)

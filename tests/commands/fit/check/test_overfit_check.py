@@ -66,7 +66,7 @@ def write_colors(
     return root
 
 
-def run_check(data: Path, **settings: Any) -> CheckResult:
+def run_check(data: Path, *, seconds: float = 60, **settings: Any) -> CheckResult:
     given = {
         "data__path": str(data),
         "data__leakage": "warn",
@@ -77,7 +77,7 @@ def run_check(data: Path, **settings: Any) -> CheckResult:
         **settings,
     }
     given = {key: value for key, value in given.items() if value is not None}
-    return check_learning(create_small_config(**given), time_limit_seconds=60)
+    return check_learning(create_small_config(**given), time_limit_seconds=seconds)
 
 
 def find_rules(result: CheckResult) -> dict[str, str]:
@@ -130,6 +130,45 @@ def test_check_of_a_run_with_a_probe_measures_the_rate_as_it_does(
     held_out = result.evidence.held_out
     assert held_out is not None
     assert held_out.p_value < 0.05
+
+
+def test_check_learns_grey_images(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for number in range(40):
+        pixels = random.integers(0, 100, (24, 24))
+        pixels[:, 12 * (number % 2) : 12 * (number % 2) + 12] += 100
+        folder = tmp_path / "grey" / ("left", "right")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:02}.png")
+    result = run_check(tmp_path / "grey", data__channels=1)
+    assert result.is_passed, find_rules(result)
+
+
+def test_check_learns_all_labels_of_images(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    rows = ["path,labels"]
+    for number in range(40):
+        pixels = random.integers(0, 100, (24, 24, 3))
+        names = [name for bit, name in enumerate(("red", "green")) if number >> bit & 1]
+        for name in names:
+            pixels[..., ("red", "green").index(name)] += 100
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{number:02}.png")
+        rows.append(f"{number:02}.png,{'|'.join(names)}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    result = run_check(tmp_path / "labels.csv")
+    assert result.is_passed, find_rules(result)
+    assert result.evidence.held_out is None or result.evidence.held_out.num_predictions > 8
+
+
+@pytest.mark.slow
+def test_check_of_a_network_without_batch_norm_passes_or_says_what_hinders(colors: Path) -> None:
+    result = run_check(
+        colors, seconds=10, model__backbone="vgg11", model__weights="random", data__image_size=32,
+        optim__lr=None,
+    )  # fmt: skip
+    problems = [one for one in result.findings if one.severity == "problem"]
+    assert result.is_passed or problems
+    assert all(one.sentence and one.remedy and one.option != "optim.lr=auto" for one in problems)
 
 
 @pytest.mark.parametrize("is_shuffled", [False, True])

@@ -117,7 +117,7 @@ def predict(
 ) -> None:
     """Predict the classes of images."""
     lists = lists or []
-    models, inputs = _separate_images(paths, lists)
+    models, inputs = separate_images(paths, lists)
     check_models(models, prior)
     views, rules = parse_tta(tta), parse_reject(reject)
     reporter = build_console_reporter(json_output=as_json or (output is None and shards is None))
@@ -182,7 +182,7 @@ def _predict_shards(
         reporter.note(result.describe())
 
 
-def _separate_images(paths: Sequence[Path], lists: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+def separate_images(paths: Sequence[Path], lists: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Return the models, which come first, and the images.
 
     Raises:

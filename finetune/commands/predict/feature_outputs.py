@@ -1,4 +1,4 @@
-"""What a prediction makes of the features of a network: embeddings, and rejected answers."""
+"""Outputs of a prediction that need the features of the images: embeddings, rejected answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

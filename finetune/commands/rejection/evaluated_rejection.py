@@ -1,4 +1,4 @@
-"""What rejecting answers does to labelled images: how many are answered, and how rightly."""
+"""Effect of rejecting answers on labelled images: how many are answered, and how rightly."""
 
 from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
+from PIL import Image
+from torch import Tensor
 
 from finetune.bundle.bundle import ModelBundle, load_model, save_bundle
 from finetune.bundle.model_card import ModelCard
@@ -25,13 +28,19 @@ def save_calibrated_model(
     spec: PreprocessSpec = SPEC,
 ) -> ModelBundle:
     """Write a model whose probabilities differ between images, and return it."""
-    network = timm.create_model(backbone, num_classes=len(CLASSES), in_chans=spec.input_size[0])
-    randomise(network)
-    generator = torch.Generator().manual_seed(3)
-    set_batch_norm_statistics(network, torch.randn(16, *spec.input_size, generator=generator))
-    head = network.get_classifier()
-    with torch.no_grad():  # probabilities that differ much between images
-        head.weight.copy_(torch.randn(head.weight.shape, generator=generator))
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = timm.create_model(backbone, num_classes=len(CLASSES), in_chans=spec.input_size[0])
+        images = torch.randn(16, *spec.input_size)
+        randomise(network)
+        set_batch_norm_statistics(network, images)
+        head = network.get_classifier()
+        torch.nn.init.normal_(head.weight)
+    scenes = torch.stack([_normalise(create_scene(seed), spec) for seed in range(8)])
+    with torch.no_grad():  # probabilities that differ much between images, far from 0 and 1
+        logits = network(scenes)
+        head.bias.copy_((head.bias - logits.mean(0)) / logits.std(0))
+        head.weight.div_(logits.std(0)[:, None])
     card = ModelCard(
         backbone,
         {} if spec.input_size[0] == 3 else {"in_chans": spec.input_size[0]},
@@ -55,3 +64,11 @@ def write_kinds_of_photos(folder: Path) -> list[Path]:
     create_scene(5).convert("L").save(folder / "grey.png")
     write_jpeg(folder / "turned.jpg", create_scene(6), orientation=6, quality=95)
     return sorted(folder.iterdir())
+
+
+def _normalise(image: Image.Image, spec: PreprocessSpec) -> Tensor:
+    """Return the pixels of an image, resized to the input, shape (C, H, W)."""
+    channels, height, width = spec.input_size
+    pixels = torch.tensor(np.array(image.resize((width, height)))).permute(2, 0, 1)[:channels] / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
+    return (pixels - mean) / std

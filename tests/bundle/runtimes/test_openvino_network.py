@@ -1,0 +1,57 @@
+"""Tests of the import of OpenVINO: it sends nothing, and its absence is named."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune.bundle.runtimes.openvino_network import import_openvino
+from finetune.errors import ModelError
+from tests.support.helpers import run_python
+
+_CONVERSION = """
+import multiprocessing.process, os, socket, sys, threading
+from pathlib import Path
+os.environ.pop("CI", None)
+events = []
+
+def record(name):
+    def refuse(*arguments, **options):
+        events.append(name)
+        raise OSError("no network in tests")
+    return refuse
+
+socket.socket.connect = record("connect")
+socket.getaddrinfo = record("getaddrinfo")
+multiprocessing.process.BaseProcess.start = record("process")
+USES_FINETUNE = sys.argv[1] == "finetune"
+if USES_FINETUNE:
+    from finetune.bundle.runtimes.openvino_network import import_openvino
+    openvino = import_openvino()
+else:
+    import openvino
+import torch
+openvino.convert_model(torch.export.export(torch.nn.ReLU(), (torch.ones(2, 3),)))
+for thread in threading.enumerate():
+    if thread is not threading.current_thread():
+        thread.join(timeout=2)
+print(sorted(set(events)), Path.home().joinpath("intel").exists())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "expected"), [("finetune", "[] False"), ("plain", "['process'] True")]
+)
+def test_import_and_conversion_send_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
+) -> None:
+    pytest.importorskip("openvino_telemetry")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_python(_CONVERSION, name).strip().splitlines()[-1] == expected
+
+
+def test_import_openvino_without_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ModelError, match=r"pip install 'finetune-vision\[openvino\]'"):
+        import_openvino()

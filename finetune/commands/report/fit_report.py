@@ -12,8 +12,11 @@ from finetune.system.hardware import resolve_accelerator
 from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter
 
-MAX_PHOTO_SECONDS = 20.0
-"""Time that the pictures of a page may take at the end of a run."""
+MAX_PHOTO_SECONDS = 18.0
+"""Time that the pictures of a page may take at the end of a run, so that it is done in 20 s."""
+
+PHOTO_FRACTION = 0.09
+"""Part of the time of a run that they may take, so that the page is done in a tenth of it."""
 
 
 def describe_session(recorder: SessionRecorder, training: Training, *, num_processes: int) -> None:
@@ -56,13 +59,14 @@ def write_run_report(
         run: Run folder.
         config: Its config.
         reporter: Receiver of the warning if it fails.
-        run_seconds: Time that the run has taken; pictures take a tenth of it, and no more than
-            ``MAX_PHOTO_SECONDS``. Infinite for a cross-validation, whose page has thumbnails only.
+        run_seconds: Time that the run has taken; pictures take ``PHOTO_FRACTION`` of it, and no
+            more than ``MAX_PHOTO_SECONDS``. Infinite for a cross-validation, whose page has
+            thumbnails only.
     """
     if config.report.enabled == "off":
         return
     try:
-        photo_seconds = min(MAX_PHOTO_SECONDS, 0.1 * run_seconds)
+        photo_seconds = min(MAX_PHOTO_SECONDS, PHOTO_FRACTION * run_seconds)
         report([run.path], photo_seconds=photo_seconds, reporter=reporter)
     except Exception as error:
         reporter.warn(

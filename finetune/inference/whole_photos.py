@@ -50,7 +50,7 @@ def check_photo_models(bundle: ModelBundle, tta: Tta) -> None:
     """Check that models that take photos are alone, and that nothing else prepares their images.
 
     Raises:
-        ConfigError: They are not, or a test-time augmentation is asked for.
+        ConfigError: They are not, or there is a test-time augmentation.
     """
     members = bundle.members or (bundle,)
     photo = next((m for m in members if isinstance(m.network, PhotoNetwork)), None)

@@ -84,6 +84,10 @@ def _replace_in_model(old: str, new: str) -> Callable[[Entries], None]:
     return change
 
 
+def _remove_model(entries: Entries) -> None:
+    del entries["models/model.json"]
+
+
 def _declare_pickled(tree: Any) -> None:
     next(iter(tree["config"].values()))["use_pickle"] = True
 
@@ -140,7 +144,7 @@ CHANGES: dict[str, tuple[Callable[[Entries], None], str]] = {
     ),
     "expression": (_replace_in_model(_SYMBOL, f"{_CODE} + Symbol('"), "expression"),
     "type": (_replace_in_model("builtins.tuple", "os.system"), "no tensors"),
-    "no program": (lambda entries: entries.pop("models/model.json") and None, "has no models"),
+    "no program": (_remove_model, "has no models"),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def write_photo(folder: Path, channels: int = 3) -> Path:
     return file
 
 
-MODELS = {
+MODELS: dict[str, Callable[[], ModelBundle]] = {
     "plain": create_bundle,
     "temperature and prior": lambda: create_bundle(temperature=0.4, priors=TARGET),
     "hidden layer": lambda: create_bundle(temperature=0.4, priors=TARGET, has_mlp=True),
@@ -109,7 +109,7 @@ def test_graphs_give_probabilities_of_predictor(name: str, tmp_path: Path) -> No
         probabilities = PhotoGraph(bundle).eval()(photo)
     assert torch.allclose(probabilities, expected, atol=5e-3)
 
-    pixels = torch.from_numpy(EvalTransform(card.spec).to_pixels(source))  # type: ignore[arg-type]
+    pixels = torch.from_numpy(EvalTransform(card.spec).to_pixels(source))
     pixels = pixels.reshape(1, 32, 32, channels)
     normalised = normalise(pixels, mean=card.spec.mean, std=card.spec.std)
     with torch.inference_mode():

@@ -39,7 +39,7 @@ def resize_by_graph(photo: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[n
     """Return the pixels that the graph gives."""
     pixels = PhotoPreprocessing(spec)(torch.from_numpy(photo)[None])
     assert pixels.dtype == torch.float32
-    return pixels[0].permute(1, 2, 0).double().numpy()
+    return np.asarray(pixels[0].permute(1, 2, 0), np.float64)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "hamming"])

@@ -72,6 +72,7 @@ class ModelServer:
         schema = api.openapi()
         self._docs = render_docs(schema, version)
         api.add_exception_handler(RejectionError, self._handle_rejection)
+        api.add_exception_handler(Exception, self._handle_unexpected_error)
         api.add_exception_handler(RequestValidationError, _handle_invalid_parameter)
         api.add_exception_handler(HTTPException, _handle_http_error)
         paths = frozenset(map(_get_first_part, (*schema["paths"], *PAGE_PATHS)))
@@ -172,6 +173,13 @@ class ModelServer:
         assert isinstance(error, RejectionError)
         self.metrics.rejected.labels(error.reason).inc()
         return JSONResponse(error.to_json(), error.status, headers=dict(error.headers))
+
+    def _handle_unexpected_error(self, request: Request, error: Exception) -> Response:
+        del request
+        self.metrics.rejected.labels("internal_error").inc()
+        self.on_error(f"Unexpected {type(error).__name__}: {error}. The server goes on.")
+        detail = "The server has an error. Its messages say more."
+        return JSONResponse({"reason": "internal_error", "detail": detail}, 500)
 
 
 def _get_first_part(path: str) -> str:

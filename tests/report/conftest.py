@@ -1,7 +1,6 @@
 """Fixtures: a browser, and pages of made runs."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,14 +10,13 @@ import numpy as np
 import pytest
 
 from finetune.commands.report.report import report
+from tests.support.browser import launch_chromium
 from tests.support.reports import write_predictions
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
     from finetune.commands.fit.fit import FitResult
-
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 FINDINGS = [
     {
@@ -45,15 +43,8 @@ NETWORK: dict[str, Any] = {
 @pytest.fixture(scope="session")
 def chromium() -> Iterator["Browser"]:
     """Return the Chromium of the system; skip the test where it or playwright is missing."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = (shutil.which(name) for name in _BROWSERS)
-    program = os.environ.get("CHROMIUM") or next((path for path in found if path), None)
-    if program is None:
-        pytest.skip("no Chromium is installed: apt-get install chromium, or set CHROMIUM")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    with launch_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

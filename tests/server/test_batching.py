@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from finetune.errors import DataError
 from finetune.server.application import ModelServer
@@ -151,6 +152,25 @@ def test_failure_of_one_image_does_not_reach_the_others(start: Starter, model: M
         "detail": "The network failed: RuntimeError.",
     }
     assert messages == ["The network failed: RuntimeError. out of memory"]
+
+
+def test_unexpected_error_is_reported_and_the_server_goes_on(
+    model: MadeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages: list[str] = []
+    server = ModelServer(model, limits=LIMITS, version="1.0", on_error=messages.append)
+    server.start()
+    model.may_compute.set()
+    with TestClient(server.app, base_url=URL, raise_server_exceptions=False) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "describe", lambda *_, **__: 1 // 0)
+            answer = client.post("/predict", content=b"x")
+        assert (answer.status_code, answer.json()["reason"]) == (500, "internal_error")
+        assert "zero" not in answer.text
+        assert client.post("/predict", content=b"x").status_code == 200
+    server.stop()
+    assert len(messages) == 1
+    assert messages[0].startswith("Unexpected ZeroDivisionError: ")
 
 
 def test_bodies_of_all_requests_together_have_a_limit(start: Starter, model: MadeModel) -> None:

@@ -334,6 +334,8 @@
     await showSamples();
   }
 
+  const hasTouch = navigator.maxTouchPoints > 0 || matchMedia("(any-pointer: coarse)").matches;
+  document.body.classList.toggle("has-touch", hasTouch);
   connectInputs();
   start();
 })();

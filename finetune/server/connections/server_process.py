@@ -1,6 +1,7 @@
 """Process of a server: its socket, and its end by a signal."""
 
 import errno
+import logging
 import resource
 import signal
 import socket
@@ -117,6 +118,7 @@ def run_server(
         lifespan="off",
         loop="asyncio",
         log_config=None,
+        log_level=logging.CRITICAL + 1,  # what clients do wrong is counted, and our errors reported
         access_log=False,
         server_header=False,
         backlog=_BACKLOG,

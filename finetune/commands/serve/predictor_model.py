@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune.bundle.bundle import ModelBundle
+from finetune.bundle.runtimes.runtime_models import is_exported_network
 from finetune.commands.predict.prediction_row import RowFormat, prediction_to_json
 from finetune.commands.saliency.overlays import join_pictures
 from finetune.data.images.source import MemorySource
@@ -73,6 +74,8 @@ class PredictorModel:
         """Return the probabilities of decoded images, shape (B, K)."""
         if self._predictor.takes_photos and len(inputs) > 1:  # of different sizes
             return [row for views in inputs for row in self.compute([views])]
+        if self._predictor.takes_photos and len(inputs) > 1:  # whole photos differ in size
+            return [self.compute([views])[0] for views in inputs]
         batches = [torch.stack(views) for views in zip(*inputs, strict=True)]
         logits = self._predictor.compute_logits(batches)
         rows: list[list[float]] = self._predictor.compute_probabilities(logits).tolist()
@@ -156,7 +159,9 @@ def _open(upload: Upload) -> MemorySource:
 
 
 def _explain_missing_saliency(bundle: ModelBundle | None) -> str:
-    if bundle is None or next(bundle.network.parameters(), None) is None:
+    if bundle is None or any(
+        is_exported_network(member.network) for member in bundle.members or (bundle,)
+    ):
         return "The runtime of this model computes no gradients, which saliency maps need."
     if bundle.members:
         return ENSEMBLE_REASON

@@ -102,7 +102,7 @@ def serve(
         with choose_runtime(bundle, runtime, reporter=reporter) as (computed, runtime_name):
             predictor = Predictor(
                 computed,
-                device=accelerator,
+                device=accelerator if runtime_name == "torch" else "cpu",
                 batch_size=limits.batch_size,
                 options=ReadOptions(max_pixels=limits.max_pixels),
                 tta=tta,

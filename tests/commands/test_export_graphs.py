@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -219,16 +220,32 @@ SABOTAGE = [
 ]
 
 
+@pytest.fixture(scope="module")
+def dotted(trained: FitResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of photos of bright dots, which are all that "nearest" takes of them."""
+    folder = tmp_path_factory.mktemp("dotted")
+    spec = load_model(trained.run_dir).card.spec
+    side = 4 * math.floor(spec.input_size[1] / spec.crop_pct)
+    for channel in range(3):
+        pixels = torch.zeros(side, side, 3, dtype=torch.uint8)
+        pixels[2::4, 2::4, channel] = 255
+        Image.fromarray(pixels.numpy()).save(folder / f"{channel}.png")
+    return folder
+
+
 @pytest.mark.parametrize(("name", "takes_photos", "sabotage"), SABOTAGE)
 def test_export_of_sabotaged_writer_raises_and_leaves_nothing(
     trained: FitResult,
     insects: Path,
+    dotted: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
     name: str,
     takes_photos: bool,
     sabotage: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
+    images = dotted if "interpolation" in request.node.name else insects
     sabotage(monkeypatch)
     with pytest.raises(ModelError, match=r"Do not use this export"):
         finetune.export(
@@ -236,9 +253,25 @@ def test_export_of_sabotaged_writer_raises_and_leaves_nothing(
             tmp_path / "model",
             format=name,
             include_preprocessing=takes_photos,
-            images=insects,
+            images=images,
         )
     assert list_names(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "takes_photos"), [(n, p) for n in FILES for p in (False, True)])
+def test_export_of_right_writer_passes_on_dotted_photos(
+    trained: FitResult, dotted: Path, tmp_path: Path, name: str, takes_photos: bool
+) -> None:
+    result = finetune.export(
+        trained.run_dir,
+        tmp_path / "model",
+        format=name,
+        include_preprocessing=takes_photos,
+        images=dotted,
+    )
+    assert result.parity is not None
+    assert result.parity.num_same_top1 == 3
 
 
 def test_load_foreign_onnx_raises_run_folder_error(export_once: Export, tmp_path: Path) -> None:

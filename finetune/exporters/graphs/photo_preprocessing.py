@@ -19,6 +19,14 @@ from finetune.types import PreprocessSpec
 INTERPOLATIONS = ("nearest", *KERNELS)
 """Interpolations that a graph can hold."""
 
+_WEIGHT_STEPS = 2**22
+"""Steps of 1 in which Pillow stores weights. Where a side shrinks by a ratio such as 12 to 11, many
+sums are halves, which the last digits of the weights round up or down."""
+
+_SUM_ERROR = 1e-5
+"""Error of a sum in float32: on the validation images of hymenoptera 0.005% of the values differ
+from those of Pillow with it, and 0.013% without it."""
+
 
 class _Sides(NamedTuple):
     """Size of a photo, or of the resized photo, as integer tensors of shape ()."""
@@ -113,9 +121,10 @@ class PhotoPreprocessing(nn.Module):
         unit = 2 * torch.maximum(length, resized)
         weights = self.kernel(distance.float() / unit.float())
         total = weights.sum(dim=1, keepdim=True)
-        return weights / torch.where(total == 0, 1.0, total), is_inside
+        weights = weights / torch.where(total == 0, 1.0, total)
+        return torch.floor(weights * _WEIGHT_STEPS + 0.5) / _WEIGHT_STEPS, is_inside
 
 
 def _round_to_levels(values: Tensor) -> Tensor:
-    """Return values as levels of 8 bits, rounded half up."""
-    return torch.floor(values + 0.5).clamp(0, 255)
+    """Return values as levels of 8 bits, rounded half up, although they were summed in float32."""
+    return torch.floor(values + (0.5 + _SUM_ERROR)).clamp(0, 255)

@@ -177,7 +177,9 @@ class ModelServer:
     def _handle_unexpected_error(self, request: Request, error: Exception) -> Response:
         del request
         self.metrics.rejected.labels("internal_error").inc()
-        self.on_error(f"Unexpected {type(error).__name__}: {error}. The server goes on.")
+        self.on_error(
+            f"Unexpected {type(error).__name__}: {error}. Other requests are still answered."
+        )
         detail = "The server has an error. Its messages say more."
         return JSONResponse({"reason": "internal_error", "detail": detail}, 500)
 

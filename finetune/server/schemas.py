@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ErrorBody(BaseModel):
-    """Why a request, or an image of one, is rejected."""
+    """Reason why a request, or an image of one, is rejected."""
 
     reason: str = Field(description="Name of the reason, such as damaged_image.")
     detail: str = Field(description="Sentence that says what was found and what to do.")
@@ -61,7 +61,7 @@ class SampleEntry(BaseModel):
 
 
 class LimitsBody(BaseModel):
-    """What a client may send."""
+    """Limits of what a client may send."""
 
     max_bytes: int
     max_pixels: int

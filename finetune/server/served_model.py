@@ -1,4 +1,4 @@
-"""What the server needs of a model: the interface between HTTP and prediction."""
+"""Interface between HTTP and prediction: the model as the server needs it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

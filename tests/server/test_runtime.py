@@ -57,7 +57,7 @@ def test_file_with_its_preprocessing_inside_takes_photos_of_several_sizes(
 def test_file_of_another_library_keeps_its_runtime(photo_file: Path) -> None:
     model = load_model(photo_file)
     for runtime in ("auto", "onnx"):
-        with choose_runtime(model, runtime, reporter=Reporter()) as (served, name):  # type: ignore[arg-type]
+        with choose_runtime(model, runtime, reporter=Reporter()) as (served, name):
             assert (served, name) == (model, "onnx")
     message = r"--runtime torch cannot apply to .*model\.onnx, a file that onnx runs"
     with (

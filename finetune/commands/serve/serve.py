@@ -28,7 +28,7 @@ DEFAULT_NUM_SAMPLES = 8
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """Where a server listens, and who may use it.
+    """Address that a server listens on, and the token of its clients.
 
     Attributes:
         host: Host name or address.

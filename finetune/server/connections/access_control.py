@@ -1,4 +1,4 @@
-"""Who may use a server: the token, the Host header, the origin, and headers that protect pages."""
+"""Access of clients: the token, the Host header, the origin, and headers that protect pages."""
 
 import hmac
 import ipaddress

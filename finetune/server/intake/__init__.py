@@ -1,1 +1,1 @@
-"""What a request may contain, and how it is received or rejected."""
+"""Limits of requests, and how requests are received or rejected."""

@@ -31,7 +31,7 @@ def is_probe_kept(facts: RunFacts) -> bool:
     if not facts.card or facts.members or facts.folds is not None:
         return False
     if facts.config.get("unfreeze.name") == "linear_probe":
-        return facts.config.get("probe.depth", 1) == 1
+        return bool(facts.config.get("probe.depth", 1) == 1)
     fraction = _get_position(facts)
     if fraction is not None:
         return fraction == 0

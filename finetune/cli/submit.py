@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finetune.cli.fit import build_run_config, fit, split_args
+from finetune.cli.model_commands.submitted_prediction import submit_predict
 from finetune.cli.options.config_flags import FLAG_KEYS, SWITCHES, collect_flags
 from finetune.cli.options.option_hints import suggest_for_option
 from finetune.cli.render.output import build_console_reporter, print_json
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 CONTEXT_SETTINGS = {"ignore_unknown_options": True}
 """Registration settings: an option that is unknown to ``submit`` may be an option of ``fit``."""
 
+_VERBS = ("fit", "predict")
+
 _SCRIPT_KEYS = ("output", "resume", "data.path")
 """Config keys that the batch script sets itself."""
 
@@ -31,8 +34,17 @@ def submit(
         list[str] | None,
         typer.Argument(
             metavar="DATA [FIT]...",
-            help="Folder or CSV, and any options and KEY=VALUE of finetune fit.",
+            help="Folder or CSV, and any options and KEY=VALUE of finetune fit; with --verb "
+            "predict the arguments of finetune predict.",
         ),
+    ] = None,
+    verb: Annotated[
+        str,
+        typer.Option(metavar="VERB", help="fit, or predict with its own arguments."),
+    ] = "fit",
+    array: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Tasks of a job array that share a prediction.  [1]"),
     ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1,
     gpus_per_node: Annotated[
@@ -67,17 +79,25 @@ def submit(
         bool, typer.Option("--json", help="Print one JSON object to standard output.")
     ] = False,
 ) -> None:
-    """Submit a fit to a SLURM cluster."""
-    request = _parse_fit_request(context, args or [])
+    """Submit a fit, or a prediction, to a SLURM cluster."""
+    _check_verb(verb, array)
+    request = None if verb == "predict" else _parse_fit_request(context, args or [])
     from finetune.commands.submit.batch_script import JobResources
-    from finetune.commands.submit.submit import submit as command
 
     resources = JobResources(
         nodes, gpus_per_node, tasks_per_node, cpus_per_task, partition, time, account,
         tuple(sbatch or ()),
     )  # fmt: skip
-    result = command(request.config, request.fit_args, resources, dry_run=dry_run)
     reporter = build_console_reporter(json_output=as_json)
+    if request is None:
+        submit_predict(
+            context, args or [], resources, num_tasks=array or 1, dry_run=dry_run,
+            reporter=reporter,
+        )  # fmt: skip
+        return
+    from finetune.commands.submit.submit import submit as command
+
+    result = command(request.config, request.fit_args, resources, dry_run=dry_run)
     if as_json:
         print_json(result.to_json())
     elif dry_run:
@@ -86,6 +106,22 @@ def submit(
         typer.echo(result.script_text, nl=False)
     else:
         _print_submission(reporter, result.to_json(), request.config)
+
+
+def _check_verb(verb: str, array: int | None) -> None:
+    """Check the command that a job runs.
+
+    Raises:
+        ConfigError: It is unknown, or a job array is asked for that it does not have.
+    """
+    if verb not in _VERBS:
+        raise ConfigError(f"--verb {verb}: unknown. Choose one of {', '.join(_VERBS)}.")
+    if array is not None and verb == "fit":
+        raise ConfigError(
+            f"--array {array} cannot apply to a fit: its processes are those of --nodes and "
+            f"--gpus-per-node, and folds are the tasks of --folds. Leave it out, or add "
+            f"--verb predict."
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,6 @@ def predict(
                 "--output-format": output_format,
                 "--embeddings": embeddings,
                 "--saliency": saliency,
-                "--embeddings": embeddings,
             }
         )
         _predict_shards(models, inputs, shards, lists, options, part_size, reporter)

@@ -92,8 +92,9 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 rm -f -- "$FINETUNE_REQUEUE_FILE"
 
 say "restart $restarts on $SLURM_JOB_NODELIST, run $run"
+[ "${verb:=fit}" != fit ] || set -- --output "$run" resume=auto "$@"
 code=0
-on_tasks "${finetune[@]}" fit --output "$run" resume=auto "$@" || code=$?
+on_tasks "${finetune[@]}" "$verb" "$@" || code=$?
 
 stopped=0
 [ ! -e "$FINETUNE_REQUEUE_FILE" ] || stopped=1

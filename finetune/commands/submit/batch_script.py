@@ -3,7 +3,7 @@
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -76,24 +76,73 @@ def render_batch_script(
     Raises:
         ConfigError: The time limit is malformed.
     """
-    finetune = shlex.join([sys.executable, "-m", "finetune"])
     is_array = num_folds is not None
     suffix = FOLDS_SUFFIX if is_array else ""
-    options = [f"--array=1-{num_folds}"] if is_array else []
+    log_suffix = ".fold-%a.log" if is_array else ".log"
     fold = ' --fold "$SLURM_ARRAY_TASK_ID"' if is_array else ""
+    options = _build_sbatch_options(
+        job_resources, run_dir, suffix, log_suffix, array=f"1-{num_folds}" if is_array else None
+    )
+    return _join_script(
+        run_dir,
+        suffix,
+        options,
+        purpose="resume the run",
+        last_lines=[f"set -- {shlex.join(fit_args)}{fold}"],
+    )
+
+
+def render_prediction_script(
+    predict_args: Sequence[str], job_resources: JobResources, folder: Path, *, num_tasks: int
+) -> str:
+    """Return the batch script of a prediction in parts, which the tasks of a job array share.
+
+    Args:
+        predict_args: Arguments of ``predict``, with the folder of the parts.
+        job_resources: Resources of each task.
+        folder: Absolute path of the folder of the parts.
+        num_tasks: Number of tasks; 1 for a job that is no array.
+
+    Raises:
+        ConfigError: The time limit is malformed.
+    """
+    is_array = num_tasks > 1
+    options = _build_sbatch_options(
+        job_resources,
+        folder,
+        "",
+        ".task-%a.log" if is_array else ".log",
+        array=f"1-{num_tasks}" if is_array else None,
+    )
+    return _join_script(
+        folder,
+        "",
+        options,
+        purpose="predict what is missing",
+        last_lines=["verb=predict", f"set -- {shlex.join(predict_args)}"],
+    )
+
+
+def _join_script(
+    run_dir: Path,
+    suffix: str,
+    options: Iterable[str],
+    *,
+    purpose: str,
+    last_lines: Sequence[str],
+) -> str:
+    """Return a batch script: options of sbatch, variables and arguments, and the body."""
+    finetune = shlex.join([sys.executable, "-m", "finetune"])
     lines = [
         "#!/bin/bash",
-        "# Written by finetune submit. To submit it again and resume the run:",
+        f"# Written by finetune submit. To submit it again and {purpose}:",
         f"#   sbatch {shlex.quote(str(build_sibling_path(run_dir, f'{suffix}.sbatch')))}",
-        *(
-            f"#SBATCH {option}"
-            for option in (*_build_sbatch_options(job_resources, run_dir, suffix), *options)
-        ),
+        *(f"#SBATCH {option}" for option in options),
         "",
         f"run={shlex.quote(str(run_dir))}",
-        'again="Submit it again to resume the run."',
+        f'again="Submit it again to {purpose}."',
         f'[ -n "${{FINETUNE:-}}" ] || FINETUNE={shlex.quote(finetune)}',
-        f"set -- {shlex.join(fit_args)}{fold}",
+        *last_lines,
     ]
     return "\n".join(lines) + "\n\n" + read_body()
 
@@ -108,11 +157,11 @@ def build_sibling_path(run_dir: Path, suffix: str) -> Path:
     return run_dir.with_name(run_dir.name + suffix)
 
 
-def _build_sbatch_options(job_resources: JobResources, run_dir: Path, suffix: str) -> Iterator[str]:
+def _build_sbatch_options(
+    job_resources: JobResources, run_dir: Path, suffix: str, log_suffix: str, *, array: str | None
+) -> Iterator[str]:
     """Yield the options of sbatch; a later option overrides an earlier one of the same name."""
-    log = str(build_sibling_path(run_dir, ".log")).replace("%", "%%")
-    if suffix:
-        log = str(build_sibling_path(run_dir, "")).replace("%", "%%") + ".fold-%a.log"
+    log = str(build_sibling_path(run_dir, "")).replace("%", "%%") + log_suffix
     # not --gpus-per-task: it would hide the other GPUs of the node from a process
     options = {
         "job-name": f"{run_dir.name}{suffix}",
@@ -130,6 +179,8 @@ def _build_sbatch_options(job_resources: JobResources, run_dir: Path, suffix: st
     yield from (f"--{key}={_quote(value)}" for key, value in options.items() if value is not None)
     yield from ("--open-mode=append", "--requeue")
     yield from job_resources.extra_options
+    if array is not None:
+        yield f"--array={array}"
 
 
 def _quote(value: object) -> str:

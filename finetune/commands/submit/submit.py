@@ -102,13 +102,13 @@ def submit(
     script, log = build_sibling_path(run_dir, ".sbatch"), build_sibling_path(run_dir, ".log")
     job_id = None
     if not dry_run:
-        _check_sbatch()
+        check_sbatch()
         options: tuple[str, ...] = ()
-        _check_queue([script] if folds is None else [folds.script, script])
+        check_queue([script] if folds is None else [folds.script, script])
         write_text(script, text)
         if folds is not None:
             write_text(folds.script, folds.script_text)
-            folds = replace(folds, job_id=_run_sbatch(folds.script))
+            folds = replace(folds, job_id=run_sbatch(folds.script))
             options = (f"--dependency=afterany:{folds.job_id}",)
         job_id = _run_last_sbatch(script, *options, folds=folds)
     return Submission(job_id, run_dir, script, log, text, folds)
@@ -116,6 +116,21 @@ def submit(
 
 def _check_request(config: Config, job_resources: JobResources) -> None:
     """Check for settings with which the job or the run would fail."""
+    check_resources(job_resources)
+    _check_processes(config, job_resources)
+    weights = config.model.weights
+    if weights not in ("hub", "random") and not Path(weights).expanduser().exists():
+        raise ModelError(
+            f"The weights {weights} do not exist. Give a file, a folder, 'hub' or 'random'."
+        )
+
+
+def check_resources(job_resources: JobResources) -> None:
+    """Check the resources of a job.
+
+    Raises:
+        ConfigError: They contradict each other, or an option of sbatch is not allowed.
+    """
     if job_resources.gpus_per_node and job_resources.tasks_per_node not in (
         None,
         job_resources.gpus_per_node,
@@ -133,12 +148,6 @@ def _check_request(config: Config, job_resources: JobResources) -> None:
         own = _SUBMIT_OPTIONS.get(option.partition("=")[0])
         if own is not None:
             raise ConfigError(f"--sbatch={option} cannot be used: use the option {own} of submit.")
-    _check_processes(config, job_resources)
-    weights = config.model.weights
-    if weights not in ("hub", "random") and not Path(weights).expanduser().exists():
-        raise ModelError(
-            f"The weights {weights} do not exist. Give a file, a folder, 'hub' or 'random'."
-        )
 
 
 def _check_processes(config: Config, job_resources: JobResources) -> None:
@@ -175,7 +184,12 @@ def _resolve_run_dir(config: Config) -> Path:
     return run_dir
 
 
-def _check_sbatch() -> None:
+def check_sbatch() -> None:
+    """Check that sbatch is installed.
+
+    Raises:
+        ConfigError: It is not.
+    """
     if shutil.which("sbatch") is None:
         raise ConfigError(
             "sbatch was not found on this machine. Submit from a login node of the cluster, or "
@@ -183,7 +197,7 @@ def _check_sbatch() -> None:
         )
 
 
-def _check_queue(scripts: Sequence[Path]) -> None:
+def check_queue(scripts: Sequence[Path]) -> None:
     """Check that no job of the same run is queued: both would train in one folder.
 
     Raises:
@@ -218,7 +232,7 @@ def _run_last_sbatch(script: Path, *options: str, folds: Submission | None) -> s
         ConfigError: sbatch rejects the job; the message names the jobs that it has accepted.
     """
     try:
-        return _run_sbatch(script, *options)
+        return run_sbatch(script, *options)
     except ConfigError as error:
         if folds is None:
             raise
@@ -228,7 +242,7 @@ def _run_last_sbatch(script: Path, *options: str, folds: Submission | None) -> s
         ) from error
 
 
-def _run_sbatch(script: Path, *options: str) -> str:
+def run_sbatch(script: Path, *options: str) -> str:
     """Submit a script, and return the job ID.
 
     Raises:

@@ -1,0 +1,75 @@
+"""Tests of ``finetune submit --verb predict``: its script, and mistakes that it finds."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune.commands.submit.batch_script import JobResources, render_prediction_script
+from tests.cli.conftest import Cli
+from tests.commands.predict.conftest import write_bundle
+from tests.commands.submit.test_batch_script import parse_options, run_job
+from tests.support.helpers import write_images
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Return a runner of command lines."""
+    return Cli(capsys)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_bundle(tmp_path / "model", seed=0)
+    write_images(tmp_path / "photos", "a.png")
+
+
+def test_script_of_a_prediction_runs_predict_in_an_array(cli: Cli, tmp_path: Path) -> None:
+    text = cli.ok(
+        "submit", "--verb", "predict", "model", "photos", "--shards", "out/parts", "--array", 3,
+        "--top-k", 2, "--time", "1:00:00", "--gpus-per-node", 2, "--dry-run",
+    ).out  # fmt: skip
+    options = parse_options(text)
+    assert options["--array"] == "1-3"
+    assert options["--output"] == f"{tmp_path}/out/parts.task-%a.log"
+    assert options["--ntasks-per-node"] == "2"
+    process = run_job(
+        text, FINETUNE="finetune", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2"
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    expected = ("finetune", "predict", "model", "photos", "--top-k", "2", "--shards")
+    assert "".join(f"<{word}>" for word in (*expected, f"{tmp_path}/out/parts")) in process.stdout
+
+
+def test_script_of_one_task_is_no_array(tmp_path: Path) -> None:
+    text = render_prediction_script(
+        ("model", "photos"), JobResources(), tmp_path / "parts", num_tasks=1
+    )
+    options = parse_options(text)
+    assert "--array" not in options
+    assert options["--output"] == f"{tmp_path}/parts.log"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "part"),
+    [
+        (("model", "photos"), 2, "add --shards FOLDER"),
+        (("model", "photos", "--shards", "x", "--aray", "2"), 2, "'--array'?"),
+        (("model", "gone", "--shards", "x"), 3, "gone does not exist"),
+        (("gone", "photos", "--shards", "x"), 5, "gone does not exist"),
+        (("model", "-", "--shards", "x"), 2, "standard input"),
+        (("model", "photos", "--shards", "x", "--output", "a.csv"), 2, "--output a.csv"),
+        (("model", "--shards", "x"), 2, "images are missing"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_submitted(
+    cli: Cli, tmp_path: Path, args: tuple[str, ...], code: int, part: str
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert part in cli.fails("submit", "--verb", "predict", *args, code=code)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_array_and_verb_are_checked(cli: Cli) -> None:
+    assert "--array 2 cannot apply to a fit" in cli.fails("submit", "photos", "--array", 2, code=2)
+    assert "--verb eval: unknown" in cli.fails("submit", "photos", "--verb", "eval", code=2)

@@ -15,7 +15,7 @@ from tests.server.conftest import CLASSES, LIMITS, create_model, create_photo
 from tests.support.browser import launch_chromium
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, FilePayload, Page
 
     Opener = Callable[..., Page]
 
@@ -32,6 +32,11 @@ _DROP = """([name, type, bytes]) => {
 }"""
 
 
+def build_file(name: str, content: bytes, media_type: str = "image/png") -> "FilePayload":
+    """Return a file that a person chooses."""
+    return {"name": name, "mimeType": media_type, "buffer": content}
+
+
 @pytest.fixture(scope="module")
 def chromium() -> "Iterator[Browser]":
     with launch_chromium() as browser:
@@ -43,7 +48,7 @@ def addresses(bundle: ModelBundle) -> Iterator[dict[str, str]]:
     """Return the addresses of a server without a token, and of one with a token."""
     model = create_model(bundle)
     picture = model.samples[0].content
-    model.draw_saliency = lambda _: SaliencyPicture("bée", picture)  # type: ignore[method-assign]
+    model.draw_saliency = lambda _: SaliencyPicture("bée", picture)  # type: ignore[assignment, method-assign]
     found, stops = {}, []
     for name, token in (("open", None), ("closed", _TOKEN)):
         server = ModelServer(model, limits=LIMITS, version="1.0", token=token)
@@ -108,15 +113,13 @@ def test_photo_is_dropped_or_pasted_and_its_classes_are_shown(
 def test_bad_file_has_its_reason_and_the_page_goes_on(open_page: "Opener") -> None:
     page = open_page()
     page.locator("#try").wait_for()
-    page.set_input_files("#files", {"name": "a.txt", "mimeType": "text/plain", "buffer": b"hello"})
+    page.set_input_files("#files", build_file("a.txt", b"hello", "text/plain"))
     page.locator("#status", has_text="a.txt: Not an image: text.").wait_for()
-    large = {"name": "b.png", "mimeType": "image/png", "buffer": bytes(LIMITS.max_bytes + 1)}
+    large = build_file("b.png", bytes(LIMITS.max_bytes + 1))
     page.set_input_files("#files", large)
     page.locator("#status", has_text="b.png: The file is too large").wait_for()
     assert page.locator(".answer").count() == 0
-    files = [
-        {"name": f"{n}.png", "mimeType": "image/png", "buffer": create_photo(n)} for n in range(2)
-    ]
+    files = [build_file(f"{n}.png", create_photo(n)) for n in range(2)]
     page.set_input_files("#files", files)
     page.locator("#status", has_text="1.png: ").wait_for()
     assert page.locator(".answer").count() == 2
@@ -140,7 +143,7 @@ def test_page_fits_a_phone_and_offers_its_camera(open_page: "Opener") -> None:
     page = open_page(width=360, has_touch=True, is_mobile=True)
     page.get_by_role("button", name="Take a photo").wait_for()
     assert page.locator("#shot").get_attribute("capture") == "environment"
-    page.set_input_files("#shot", {"name": "x", "mimeType": "image/png", "buffer": create_photo()})
+    page.set_input_files("#shot", build_file("x", create_photo()))
     page.locator(".answer").wait_for()
     assert page.evaluate(_OVERFLOW) <= 0
     for path in ("/docs", "/"):
@@ -169,5 +172,5 @@ def test_page_asks_for_the_token_or_takes_it_from_its_address(open_page: "Opener
     page = open_page("closed", f"/#token={_TOKEN}")
     page.get_by_role("button", name="Predict sample 1").wait_for()
     assert "token" not in page.url
-    page.set_input_files("#files", {"name": "x", "mimeType": "image/png", "buffer": create_photo()})
+    page.set_input_files("#files", build_file("x", create_photo()))
     page.locator(".answer").wait_for()

@@ -1,6 +1,7 @@
 """Small models with calibration and a target prior, and photos of several kinds, for exports."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -34,7 +35,7 @@ def save_calibrated_model(
         images = torch.randn(16, *spec.input_size)
         randomise(network)
         set_batch_norm_statistics(network, images)
-        head = network.get_classifier()
+        head: Any = network.get_classifier()  # type: ignore[operator]
         torch.nn.init.normal_(head.weight)
     scenes = torch.stack([_normalise(create_scene(seed), spec) for seed in range(8)])
     with torch.no_grad():  # probabilities that differ much between images, far from 0 and 1

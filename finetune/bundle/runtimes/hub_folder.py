@@ -11,8 +11,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.data.config import resolve_data_config
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from finetune.bundle.model_card import ModelCard
@@ -129,8 +129,9 @@ def _find_imagenet_names(cfg: Mapping[str, Any]) -> list[str]:
     if not subset:
         return []
     info = ImageNetInfo(subset)
-    descriptions = info.label_descriptions(as_dict=True)
-    return [str(descriptions[name]) for name in info.label_names()]
+    descriptions: Any = info.label_descriptions(as_dict=True)
+    names: list[str] = info.label_names()  # type: ignore[no-untyped-call]
+    return [str(descriptions[name]) for name in names]
 
 
 def _to_size(values: Any) -> tuple[int, int, int]:

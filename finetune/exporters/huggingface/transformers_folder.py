@@ -133,7 +133,7 @@ def predict_files(folder: Path, images: Sequence[Path]) -> Tensor:
         from transformers import pipeline
 
         classifier = pipeline("image-classification", model=str(folder), device="cpu")
-        names: dict[int, str] = classifier.model.config.id2label
+        names: Any = classifier.model.config.id2label
         if [names[index] for index in sorted(names)] != list(card.classes):
             raise ModelError(
                 f"{folder} has classes {list(names.values())}, not {list(card.classes)}. Export "
@@ -157,14 +157,14 @@ def hide_loading_messages() -> Iterator[None]:
     from transformers.utils import logging
 
     verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
         if has_bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _build_transformers_entries(card: ModelCard, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def predict(path: Path, files: list[Path]) -> Tensor:
 
 def predict_with_timm(folder: Path, files: list[Path]) -> Tensor:
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    transform = create_transform(**resolve_model_data_config(network))
+    config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
+    transform = create_transform(**config)
     images = torch.stack([torch.as_tensor(transform(Image.open(file))) for file in files])
     with torch.inference_mode():
         logits: Tensor = network(images)

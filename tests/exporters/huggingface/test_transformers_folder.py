@@ -7,6 +7,7 @@ import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -77,7 +78,7 @@ def test_export_loads_in_transformers_without_network_or_code(
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     network = AutoModelForImageClassification.from_pretrained(folder)
-    processor = AutoImageProcessor.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
     assert network.config.id2label == dict(enumerate(CLASSES))
     assert not list(folder.glob("*.bin"))
     assert not list(folder.glob("*.py"))
@@ -91,7 +92,8 @@ def test_export_loads_in_timm_and_finetune(
     folder: Path, model: ModelBundle, files: list[Path]
 ) -> None:
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    assert network.pretrained_cfg["label_names"] == list(CLASSES)
+    config: Any = network.pretrained_cfg
+    assert config["label_names"] == list(CLASSES)
     assert float((predict(load_model(folder), files) - predict(model, files)).abs().max()) < 1e-5
 
 

@@ -17,6 +17,7 @@ from finetune.bundle.bundle import ModelBundle, load_model
 from finetune.bundle.model_card import ModelCard
 from finetune.bundle.runtimes.openvino_network import OpenVinoNetwork, read_openvino_metadata
 from finetune.errors import FinetuneError, ModelError, RunFolderError
+from finetune.exporters.graphs.graph_program import build_graph
 from finetune.exporters.openvino.model_info import build_model_info
 from finetune.exporters.openvino.openvino_writer import predict_files
 from finetune.exporters.parity import check_parity, measure_parity
@@ -85,6 +86,7 @@ def test_export_has_metadata_for_finetune_and_openvino(folder: Path) -> None:
     assert '<resize_type value="crop" />' in text
 
 
+@pytest.mark.slow
 def test_export_with_preprocessing_takes_photos(
     model: ModelBundle, files: list[Path], tmp_path: Path
 ) -> None:
@@ -138,7 +140,6 @@ def test_export_of_sabotaged_graph_fails_and_leaves_nothing(
     # the file computes something else than the evaluated model, although it is what it should be
     from finetune.exporters.openvino import openvino_writer
 
-    build_graph = openvino_writer.build_graph
     spec = model.card.spec
     spec = {
         "channels": replace(spec, mean=spec.mean[::-1], std=spec.std[::-1]),

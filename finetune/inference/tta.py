@@ -45,8 +45,8 @@ def check_tta(card: ModelCard, tta: Tta = Tta.HFLIP) -> None:
     instead = "Remove --tta" if tta is Tta.HFLIP else f"Use --tta {Tta.CROPS}"
     if "flipped" not in card.facts:
         raise ConfigError(
-            f"{option} cannot apply: the model was written by an older finetune, which did not "
-            f"record whether it was trained on flipped images. {instead}, or train the model again."
+            f"{option} cannot apply: the model was written by an older finetune or by another "
+            f"program, which did not record whether it was trained on flipped images. {instead}, or train the model again."
         )
     raise ConfigError(
         f"{option} cannot apply to a model trained with {card.facts['flipped_by']}: it was not "

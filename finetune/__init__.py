@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from finetune.commands.export.export import export
     from finetune.commands.fetch import fetch
     from finetune.commands.fit.fit import resume
-    from finetune.commands.predict.predict import predict
+    from finetune.commands.predict.predict import predict, stream_predictions
     from finetune.commands.push.push import push
     from finetune.commands.report.report import write_report
     from finetune.config.schema import Config
@@ -50,6 +50,7 @@ __all__ = [
     "push",
     "resume",
     "resume_tune",
+    "stream_predictions",
     "tune",
     "write_report",
 ]
@@ -63,6 +64,7 @@ _LAZY_IMPORTS = {
     "resume_tune": "finetune.api",
     "evaluate": "finetune.commands.evaluate",
     "predict": "finetune.commands.predict.predict",
+    "stream_predictions": "finetune.commands.predict.predict",
     "compare": "finetune.api",
     "inspect": "finetune.api",
     "export": "finetune.commands.export.export",

@@ -46,7 +46,8 @@ def check_tta(card: ModelCard, tta: Tta = Tta.HFLIP) -> None:
     if "flipped" not in card.facts:
         raise ConfigError(
             f"{option} cannot apply: the model was written by an older finetune or by another "
-            f"program, which did not record whether it was trained on flipped images. {instead}, or train the model again."
+            f"program, which did not record whether it was trained on flipped images. {instead}, "
+            f"or train the model again."
         )
     raise ConfigError(
         f"{option} cannot apply to a model trained with {card.facts['flipped_by']}: it was not "

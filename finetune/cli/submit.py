@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finetune.cli.fit import build_run_config, fit, split_args
-from finetune.cli.model_commands.submitted_prediction import submit_predict
+from finetune.cli.model_commands.predict_request import submit_predict
 from finetune.cli.options.config_flags import FLAG_KEYS, SWITCHES, collect_flags
 from finetune.cli.options.option_hints import suggest_for_option
 from finetune.cli.render.output import build_console_reporter, print_json
@@ -112,7 +112,7 @@ def _check_verb(verb: str, array: int | None) -> None:
     """Check the command that a job runs.
 
     Raises:
-        ConfigError: It is unknown, or a job array is asked for that it does not have.
+        ConfigError: It is unknown, or it has no job array of its own.
     """
     if verb not in _VERBS:
         raise ConfigError(f"--verb {verb}: unknown. Choose one of {', '.join(_VERBS)}.")

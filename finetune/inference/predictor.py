@@ -288,7 +288,7 @@ class Predictor:
         )
 
     def _set_options(self, source: EncodedSource, read_options: ReadOptions) -> EncodedSource:
-        return source.with_options(replace(read_options, max_pixels=self.options.max_pixels))
+        return source.replace_options(replace(read_options, max_pixels=self.options.max_pixels))
 
     def _compute_member_logits(self, images: Tensor, member: Member) -> Tensor:
         """Return a member's logits, shape (B, K), on the CPU, for pixels, uint8, (B, H, W, C)."""

@@ -71,7 +71,7 @@ def compute_file_saliency(
     spec, card = bundle.card.spec, bundle.card
     read_options = replace(card.read_options, max_pixels=options.max_pixels)
     source = FileSource(images) if isinstance(images, Sequence) else images
-    dataset = ImageDataset(source.with_options(read_options), None, EvalTransform(spec))
+    dataset = ImageDataset(source.replace_options(read_options), None, EvalTransform(spec))
     network = bundle.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixels: list[NDArray[np.uint8] | NDArray[np.uint16]] = []
 

@@ -31,6 +31,7 @@ from finetune.distributed import signals
 from finetune.errors import ConfigError
 from finetune.evaluation.rejection.reject_options import parse_reject
 from finetune.inference.tta import describe_tta, parse_tta
+from finetune.system import output_streams
 from finetune.types import Tta
 from finetune.units import format_count, format_scientific
 
@@ -150,13 +151,26 @@ def predict(
         options=options,
         output=output,
         output_format=output_format,
-        print_text=print_text if prints else None,
+        print_text=_print_rows if prints else None,
         saliency=saliency,
         reporter=reporter,
     )
     if as_json:
         print_json(summary.to_json())
     _note_summary(summary, options.prior is not None, reporter)
+
+
+def _print_rows(text: str) -> None:
+    """Print rows at once; end the command when the reader of a pipe has seen enough.
+
+    Raises:
+        StorageError: Standard output is a file on a full disk.
+        typer.Exit: Nobody reads standard output any more.
+    """
+    print_text(text)
+    failure = output_streams.get_failure(1)  # writes what is buffered
+    if failure is not None and output_streams.is_closed_pipe(failure):
+        raise typer.Exit
 
 
 def _predict_shards(

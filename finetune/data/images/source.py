@@ -30,7 +30,7 @@ class ImageSource(Protocol):
 class EncodedSource(ImageSource, Protocol):
     """Source of N images as files contain them, which the read options turn into pixels."""
 
-    def with_options(self, options: ReadOptions) -> Self:
+    def replace_options(self, options: ReadOptions) -> Self:
         """Return the source of the same images, read with other options."""
 
 
@@ -66,7 +66,7 @@ class FileSource(PathSource):
         super().__init__(paths)
         self.options = options
 
-    def with_options(self, options: ReadOptions) -> Self:
+    def replace_options(self, options: ReadOptions) -> Self:
         """Return the source of the same files, read with other options."""
         other = copy(self)
         other.options = options
@@ -106,7 +106,7 @@ class MemorySource:
     def __len__(self) -> int:
         return len(self.items)
 
-    def with_options(self, options: ReadOptions) -> Self:
+    def replace_options(self, options: ReadOptions) -> Self:
         """Return the source of the same images, read with other options."""
         other = copy(self)
         other.options = options

@@ -89,7 +89,7 @@ class StreamSource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def with_options(self, options: ReadOptions) -> Self:
+    def replace_options(self, options: ReadOptions) -> Self:
         """Return the source of the same images, read with other options."""
         other = copy(self)
         other.options = options

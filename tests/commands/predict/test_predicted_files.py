@@ -95,8 +95,9 @@ def test_all_inputs_give_the_same_predictions(
         for file in files:
             tar.add(file, file.name)
     inputs: list[tuple[object, ...]] = [
-        (many,), files, (tmp_path / "list.txt",), (tmp_path / "table.csv", "--column", "photo"),
-        (tmp_path / "hub",), (tmp_path / "all.tar",), ("--list", tmp_path / "list.txt"), ("-",),
+        (many,), tuple(files), (tmp_path / "list.txt",),
+        (tmp_path / "table.csv", "--column", "photo"), (tmp_path / "hub",),
+        (tmp_path / "all.tar",), ("--list", tmp_path / "list.txt"), ("-",),
     ]  # fmt: skip
     found = []
     for words in inputs:

@@ -98,7 +98,7 @@ def test_memory_source_gives_the_reasons_of_files_without_a_path(tmp_path: Path)
         assert str(of_memory.value) == str(of_file.value)
     small = ReadOptions(max_pixels=100)
     with pytest.raises(DataError, match="too large"):
-        MemorySource([whole], ["upload"]).with_options(small).open(0)
+        MemorySource([whole], ["upload"]).replace_options(small).open(0)
 
 
 def test_memory_source_decodes_a_jpeg_after_others_were_opened_and_closes_its_files() -> None:

@@ -23,7 +23,7 @@ _BLOCK_SIZE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class PartManifest:
-    """What the parts of a folder have in common.
+    """Model, options and images that the parts of a folder have in common.
 
     Attributes:
         model: Digest of the weights and the card.

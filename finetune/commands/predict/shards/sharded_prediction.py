@@ -26,7 +26,7 @@ DEFAULT_PART_SIZE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class ShardsResult:
-    """What a process has done of a prediction in parts.
+    """Images and parts that a process has predicted of all, and those that are missing.
 
     Attributes:
         folder: Folder of the parts.

@@ -33,7 +33,7 @@ def predict_slowly(words: list[str]) -> None:
         time.sleep(0.03)
         return compute(self, views)
 
-    Predictor.compute_logits = compute_slowly  # type: ignore[method-assign]
+    Predictor.compute_logits = compute_slowly  # type: ignore[method-assign,assignment]
     run(words)
 
 

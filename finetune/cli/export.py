@@ -8,11 +8,14 @@ import typer
 
 from finetune.cli.options.model_options import Json, Models, Prior, Weights, check_models
 from finetune.cli.render.output import build_console_reporter, show_result
+from finetune.cli.render.precision_table import show_precision
 from finetune.exporters.export_formats import (
     DEFAULT_FORMAT,
+    DEFAULT_MAX_DROP,
     FORMATS,
     PRECISIONS,
     ExportOptions,
+    check_max_drop,
     check_options,
     get_format,
 )
@@ -43,6 +46,14 @@ def export(
         str,
         typer.Option(metavar="PRECISION", help=f"Type of the numbers: {', '.join(PRECISIONS)}."),
     ] = "fp32",
+    max_drop: Annotated[
+        float,
+        typer.Option(
+            metavar="POINTS",
+            help="Points of accuracy (multi-label: of mean average precision) on the images that "
+            "fp16 or int8 may lose; a file that loses more is not written.",
+        ),
+    ] = DEFAULT_MAX_DROP,
     opset: Annotated[
         int | None,
         typer.Option(help="Version of the ONNX operators.  [18]", show_default=False),
@@ -69,6 +80,7 @@ def export(
     """Export a model, or several as one, and compare the files with it on real images."""
     check_models(models, prior)
     check_options(get_format(format_name), ExportOptions(include_preprocessing, precision, opset))
+    check_max_drop(max_drop)
     reporter = build_console_reporter(json_output=as_json)
     from finetune.commands.export.export import export as command
 
@@ -78,6 +90,7 @@ def export(
         format=format_name,
         include_preprocessing=include_preprocessing,
         precision=precision,
+        max_drop=max_drop,
         opset=opset,
         images=images,
         weights=weights,
@@ -99,8 +112,12 @@ def _show_export(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
         # a member may be one that timm cannot read
         reader = "the exported ensemble" if tree["format"] == "ensemble" else tree["runtime"]
         rows["parity"] = _describe_parity(tree["parity"], reader)
-        rows |= _list_metrics(tree["parity"])
+        comparison = tree["parity"].get("comparison")
+        if comparison is None:
+            rows |= _list_metrics(tree["parity"])
     reporter.print_pairs(rows)
+    if tree["parity"] is not None and comparison is not None:
+        show_precision(reporter, comparison, split=tree["parity"]["split"])
 
 
 def _describe_parity(parity: Mapping[str, Any], reader: str) -> str:

@@ -12,13 +12,18 @@ from finetune.lookup import suggest_name
 from finetune.types import Reporter
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from finetune.bundle.bundle import ModelBundle
     from finetune.bundle.model_card import ModelCard
+    from finetune.exporters.quantization.calibration import GraphInputs
+    from finetune.exporters.quantization.plans import QuantizationRecord
 
 PRECISIONS = ("fp32", "fp16", "int8")
 """Values of ``--precision``."""
+
+DEFAULT_MAX_DROP = 1.0
+"""Points of accuracy that a file with fewer bits may lose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,26 @@ class FormatModule(Protocol):
         """
 
 
+class SmallerModule(Protocol):
+    """Module that makes the files of a format smaller: in int8 or fp16."""
+
+    def read_metadata(self, folder: Path) -> dict[str, str]:
+        """Return the metadata of the file in a folder."""
+
+    def open_network(self, folder: Path) -> "nn.Module":
+        """Return the file in a folder as a network of its own inputs."""
+
+    def write_smaller(
+        self,
+        source: Path,
+        target: Path,
+        precision: str,
+        inputs: "GraphInputs",
+        reporter: Reporter,
+    ) -> "QuantizationRecord":
+        """Write the smaller version of the file in a folder to another folder."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExportFormat:
     """Row of the table of formats.
@@ -70,6 +95,9 @@ class ExportFormat:
         extra: Extra of finetune-vision that it needs; None for none.
         packages: Python packages of the extra.
         precisions: Values of ``--precision`` that it can be written in.
+        smaller_module: Python module with the functions of ``SmallerModule``; None where files are
+            written in fp32 only.
+        int8_packages: Further Python packages of the extra that int8 needs.
         can_include_preprocessing: Whether ``--include-preprocessing`` applies.
         has_opset: Whether ``--opset`` applies.
     """
@@ -81,12 +109,19 @@ class ExportFormat:
     extra: str | None = None
     packages: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ("fp32",)
+    smaller_module: str | None = None
+    int8_packages: tuple[str, ...] = ()
     can_include_preprocessing: bool = False
     has_opset: bool = False
 
     def load_module(self) -> FormatModule:
         """Import the module of the format."""
         return cast("FormatModule", importlib.import_module(self.module))
+
+    def load_smaller_module(self) -> SmallerModule:
+        """Import the module that writes other precisions than fp32."""
+        assert self.smaller_module is not None, "check_options has been called"
+        return cast("SmallerModule", importlib.import_module(self.smaller_module))
 
 
 FORMATS: Mapping[str, ExportFormat] = {
@@ -105,6 +140,8 @@ FORMATS: Mapping[str, ExportFormat] = {
             "finetune.exporters.onnx.onnx_writer",
             extra="onnx",
             packages=("onnx", "onnxscript", "onnxruntime"),
+            precisions=PRECISIONS,
+            smaller_module="finetune.exporters.quantization.onnx_files",
             can_include_preprocessing=True,
             has_opset=True,
         ),
@@ -130,6 +167,9 @@ FORMATS: Mapping[str, ExportFormat] = {
             "finetune.exporters.openvino.openvino_writer",
             extra="openvino",
             packages=("openvino",),
+            precisions=PRECISIONS,
+            smaller_module="finetune.exporters.quantization.openvino_files",
+            int8_packages=("nncf",),
             can_include_preprocessing=True,
         ),
     )
@@ -181,16 +221,30 @@ def check_options(export_format: ExportFormat, options: ExportOptions) -> None:
             f"--opset {options.opset} cannot apply to --format {name}: it is a version of ONNX. "
             f"Leave it out, or use --format onnx."
         )
-    check_packages(export_format)
+    check_packages(export_format, options)
 
 
-def check_packages(export_format: ExportFormat) -> None:
-    """Check that the packages of a format are installed.
+def check_max_drop(max_drop: float) -> None:
+    """Check the points that a file with fewer bits may lose.
+
+    Raises:
+        ConfigError: They are not between 0 and 100.
+    """
+    if not 0 <= max_drop <= 100:
+        raise ConfigError(
+            f"--max-drop {max_drop:g}: give points of accuracy between 0 and 100, such as 1."
+        )
+
+
+def check_packages(export_format: ExportFormat, options: ExportOptions) -> None:
+    """Check that the packages of a format and of its options are installed.
 
     Raises:
         ConfigError: One is missing; the message has the command that installs it.
     """
-    missing = [name for name in export_format.packages if importlib.util.find_spec(name) is None]
+    is_int8 = options.precision == "int8"
+    packages = (*export_format.packages, *(export_format.int8_packages if is_int8 else ()))
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
             f"--format {export_format.name} needs {' and '.join(missing)}, not installed here. "

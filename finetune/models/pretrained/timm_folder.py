@@ -18,7 +18,7 @@ def read_timm_folder(path: Path, backbone: str) -> tuple[Path, dict[str, Any]]:
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         architecture = str(config["architecture"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(
             f"{path} is not a timm folder: config.json is missing or damaged. Pass a folder "
             f"written by timm or `finetune export`, or a weights file."

@@ -166,7 +166,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Whether the answer for an image is rejected.
+    """Verdict on whether the answer for an image is rejected.
 
     Attributes:
         reason: Why it is rejected; "" for an answer that is not.

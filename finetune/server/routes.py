@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from finetune.server import schemas
+from finetune.server import response_models
 
 if TYPE_CHECKING:
     from finetune.server.application import ModelServer
@@ -36,7 +36,7 @@ _UPLOAD_BODY: dict[str, Any] = {
     }
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.ErrorBody, "description": text}
+    status: {"model": response_models.ErrorBody, "description": text}
     for status, text in (
         (400, "The form is damaged."),
         (401, "The token is missing or wrong."),
@@ -58,7 +58,7 @@ def build_api(server: "ModelServer") -> APIRouter:
     @router.post(
         "/predict",
         summary="Predict the classes of one image or several",
-        response_model=schemas.PredictResponse,
+        response_model=response_models.PredictResponse,
         responses=_ERRORS,
         openapi_extra=_UPLOAD_BODY,
     )
@@ -74,7 +74,7 @@ def build_api(server: "ModelServer") -> APIRouter:
     @router.post(
         "/saliency",
         summary="Draw what the predicted class of an image depends on",
-        response_model=schemas.SaliencyResponse,
+        response_model=response_models.SaliencyResponse,
         responses=_ERRORS,
         openapi_extra=_UPLOAD_BODY,
     )
@@ -85,7 +85,7 @@ def build_api(server: "ModelServer") -> APIRouter:
         "/health",
         methods=["GET"],
         summary="Tell whether the server answers",
-        response_model=schemas.HealthResponse,
+        response_model=response_models.HealthResponse,
     )
     async def health() -> Response:
         is_alive = server.pipeline.is_alive
@@ -94,7 +94,7 @@ def build_api(server: "ModelServer") -> APIRouter:
     @router.get(
         "/metadata",
         summary="Describe the model and the limits of the server",
-        response_model=schemas.MetadataResponse,
+        response_model=response_models.MetadataResponse,
         response_model_exclude_unset=True,
     )
     async def metadata() -> Response:
@@ -119,7 +119,7 @@ def build_api(server: "ModelServer") -> APIRouter:
     @router.get(
         "/samples",
         summary="List photos that the page offers",
-        response_model=list[schemas.SampleEntry],
+        response_model=list[response_models.SampleEntry],
     )
     async def samples() -> Response:
         entries = [{"name": s.name, "label": s.label} for s in server.model.samples]

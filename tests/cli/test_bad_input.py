@@ -112,7 +112,7 @@ FIT = ("fit", "photos", *SMALL)
             None, ("train", "photos"), ConfigError, ["train", "--help"], id="unknown command"
         ),
         pytest.param(
-            None, ("export", "photos"), ConfigError, ["--output", "finetune export --help"],
+            None, ("export", "photos"), ConfigError, ["--output FOLDER", "photos"],
             id="missing option",
         ),
         pytest.param(

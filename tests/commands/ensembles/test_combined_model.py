@@ -254,7 +254,10 @@ def test_unreadable_file_is_left_out_of_prediction_of_ensemble(
     assert len(result.predictions) == len(result.rejected) == 1
     with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert [bool(row["error"]) for row in rows] == [False, True]
+    assert {Path(row["path"]).name: bool(row["error"]) for row in rows} == {
+        "good.png": False,
+        "broken.png": True,
+    }
 
 
 def test_size_that_a_network_does_not_accept_is_refused_by_name(

@@ -58,7 +58,7 @@ def test_greedy_soup_adds_runs_while_validation_accuracy_does_not_fall(
     assert result.soup is not None
     by_run = {run: evaluate_on_val(run) for run in frozen}
     order = sorted(frozen, key=lambda run: (-by_run[run][0], by_run[run][1]))
-    assert [Path(run["run"]) for run in result.soup["runs"]] == order
+    assert [run["run"] for run in result.soup["runs"]] == [run.name for run in order]
     chosen = [run["chosen"] for run in result.soup["runs"]]
     assert chosen[0]
     assert result.soup["val_accuracy"] >= by_run[order[0]][0]

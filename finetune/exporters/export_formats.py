@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from finetune.bundle.bundle import ModelBundle
     from finetune.bundle.model_card import ModelCard
-    from finetune.exporters.quantization.calibration import GraphInputs
-    from finetune.exporters.quantization.plans import QuantizationRecord
+    from finetune.exporters.quantization.graph_inputs import GraphInputs
+    from finetune.exporters.quantization.quantization_plan import QuantizationRecord
 
 PRECISIONS = ("fp32", "fp16", "int8")
 """Values of ``--precision``."""

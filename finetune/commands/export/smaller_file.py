@@ -23,8 +23,8 @@ from finetune.exporters.quantization.accuracy_drop import (
     describe_resolution,
     measure_drop,
 )
-from finetune.exporters.quantization.calibration import NUM_CALIBRATION_IMAGES, GraphInputs
 from finetune.exporters.quantization.comparison import PrecisionComparison, compare_files
+from finetune.exporters.quantization.graph_inputs import NUM_CALIBRATION_IMAGES, GraphInputs
 from finetune.inference.predictor import Predictor
 from finetune.types import Reporter
 

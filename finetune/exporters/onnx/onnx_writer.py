@@ -22,6 +22,7 @@ from finetune.exporters.graphs.graph_program import (
 )
 from finetune.exporters.onnx.graph_export import DEFAULT_OPSET, write_onnx
 from finetune.exporters.reference_preprocessing import predict_by_description
+from finetune.exporters.triton import write_triton_files
 from finetune.types import Reporter
 
 ONNX_FILE = "model.onnx"
@@ -54,6 +55,13 @@ def write_model(
     reporter.start("writing ONNX", 1)
     program = export_program(graph, source=bundle.source)
     write_onnx(graph, program, options.opset or DEFAULT_OPSET, folder / ONNX_FILE)
+    write_triton_files(
+        folder,
+        graph.card,
+        input_name=INPUT_NAME,
+        output_name=graph.output,
+        takes_photos=options.includes_preprocessing,
+    )
     reporter.finish()
     return graph.card
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from finetune.evaluation.significance import compute_wilson_interval
 from finetune.exporters.quantization.accuracy_drop import AccuracyDrop
-from finetune.exporters.quantization.calibration import GraphInputs
-from finetune.exporters.quantization.plans import QuantizationRecord
+from finetune.exporters.quantization.graph_inputs import GraphInputs
+from finetune.exporters.quantization.quantization_plan import QuantizationRecord
 from finetune.exporters.quantization.speed import BATCH_SIZE, describe_processor, measure_speeds
 
 

@@ -1,5 +1,6 @@
 """Smaller versions of ``model.onnx``: int8, and fp16."""
 
+import shutil
 from pathlib import Path
 
 import onnx
@@ -13,10 +14,10 @@ from finetune.bundle.runtimes.onnx_network import (
 )
 from finetune.errors import ModelError
 from finetune.exporters.onnx.onnx_writer import ONNX_FILE
-from finetune.exporters.quantization.calibration import GraphInputs
+from finetune.exporters.quantization.graph_inputs import GraphInputs
 from finetune.exporters.quantization.network_nodes import find_network_nodes, name_nodes
 from finetune.exporters.quantization.onnx_int8 import quantize_onnx
-from finetune.exporters.quantization.plans import QuantizationRecord
+from finetune.exporters.quantization.quantization_plan import QuantizationRecord
 from finetune.types import Reporter
 
 _HALF = QuantizationRecord("fp16", "weights and activations of the network in fp16")
@@ -48,12 +49,14 @@ def write_smaller(
         ModelError: The model has weights in a file of their own, which the quantiser cannot read.
     """
     del reporter
-    own_files = {file.name for file in source.iterdir()} - {ONNX_FILE}
-    if any(name.endswith(".data") for name in own_files):
+    others = [file for file in source.iterdir() if file.name != ONNX_FILE]
+    if any(file.suffix == ".data" for file in others):
         raise ModelError(
             f"--precision {precision} cannot apply to a model of more than 2 GB, whose weights lie "
             f"beside the ONNX file. Use --format openvino, or leave it out."
         )
+    for file in others:
+        shutil.copyfile(file, target / file.name)
     if precision == "int8":
         return quantize_onnx(source / ONNX_FILE, target / ONNX_FILE, inputs)
     model = onnx.load(source / ONNX_FILE)

@@ -23,13 +23,17 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from finetune.bundle.runtimes.onnx_network import open_onnx_session
-from finetune.exporters.quantization.calibration import GraphInputs
+from finetune.exporters.quantization.graph_inputs import GraphInputs
 from finetune.exporters.quantization.network_nodes import (
     WEIGHTED_OPERATORS,
     find_network_nodes,
     name_nodes,
 )
-from finetune.exporters.quantization.plans import PLANS, QuantizationPlan, QuantizationRecord
+from finetune.exporters.quantization.quantization_plan import (
+    PLANS,
+    QuantizationPlan,
+    QuantizationRecord,
+)
 from finetune.exporters.reference_preprocessing import (
     Array,
     FileDescription,

@@ -16,8 +16,8 @@ from finetune.bundle.runtimes.openvino_network import (
     read_openvino_metadata,
 )
 from finetune.exporters.openvino.openvino_writer import MODEL_FILE
-from finetune.exporters.quantization.calibration import GraphInputs
-from finetune.exporters.quantization.plans import QuantizationRecord
+from finetune.exporters.quantization.graph_inputs import GraphInputs
+from finetune.exporters.quantization.quantization_plan import QuantizationRecord
 from finetune.types import Reporter
 
 _WEIGHTED_OPERATORS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")

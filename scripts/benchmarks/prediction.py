@@ -22,6 +22,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -116,7 +117,7 @@ def measure_throughput(options: Namespace) -> dict[str, Any]:
         for work in contenders.values():  # a first run that is not timed
             work()
         runs = run_rounds(
-            {k: lambda w=w: measure(w) for k, w in contenders.items()}, options.rounds
+            {name: partial(measure, work) for name, work in contenders.items()}, options.rounds
         )
     print(
         f"{options.backbone}, {options.images} photos of {SIZE[0]} x {SIZE[1]} px, batches of "

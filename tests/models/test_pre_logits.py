@@ -1,5 +1,7 @@
 """Features before the classifier, captured in the pass that gives the logits."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -31,7 +33,7 @@ def _capture(network: nn.Module, images: Tensor, *, passes: int = 1) -> tuple[Te
     ],
 )
 def test_features_are_those_of_timm(name: str, width: int) -> None:
-    network = timm.create_model(name, num_classes=3)
+    network: Any = timm.create_model(name, num_classes=3)
     randomise(network)
     images = torch.randn(2, *network.pretrained_cfg["input_size"])
     logits, features = _capture(network, images)
@@ -44,7 +46,7 @@ def test_features_are_those_of_timm(name: str, width: int) -> None:
 
 def test_features_of_a_torchvision_network_are_those_of_its_head() -> None:
     register()
-    network = timm.create_model("googlenet", num_classes=3).eval()
+    network: Any = timm.create_model("googlenet", num_classes=3).eval()
     images = torch.randn(2, 3, 64, 64)
     _, features = _capture(network, images)
     with torch.inference_mode():
@@ -79,7 +81,8 @@ def test_features_of_positions_are_their_mean() -> None:
             return self.classifier
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.classifier(self.stem(x)).mean((2, 3))
+            scores: Tensor = self.classifier(self.stem(x)).mean((2, 3))
+            return scores
 
     network, images = Convolution(), torch.randn(2, 3, 8, 8)
     _, features = _capture(network, images)
@@ -94,7 +97,7 @@ def test_networks_without_features_are_refused() -> None:
         capture_features(logits_only),
     ):
         pass
-    network = timm.create_model("test_resnet", num_classes=3).eval()
+    network: Any = timm.create_model("test_resnet", num_classes=3).eval()
     with capture_features(network) as captured, pytest.raises(ModelError, match="does not call"):
         captured.pop()
     assert not network.get_classifier()._forward_pre_hooks

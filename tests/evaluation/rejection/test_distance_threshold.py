@@ -20,6 +20,7 @@ def test_new_images_are_rejected_at_the_rate_with_the_interval() -> None:
         low, high = found.interval
         rates.append(rate)
         covered.append(low <= rate <= high)
+    assert found is not None
     assert found.expected_rate == 7 / 151
     assert np.mean(rates) == pytest.approx(found.expected_rate, abs=0.002)
     assert np.mean(covered) == pytest.approx(0.95, abs=0.02)

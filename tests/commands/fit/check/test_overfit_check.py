@@ -174,7 +174,7 @@ def test_check_of_a_network_without_batch_norm_passes_or_says_what_hinders(color
 @pytest.mark.parametrize("is_shuffled", [False, True])
 def test_check_finds_shuffled_labels(is_shuffled: bool, tmp_path: Path, network: str) -> None:
     data = write_colors(tmp_path / "data", per_class=60, is_shuffled=is_shuffled)
-    settings = {"model__backbone": f"{network}_wide", "optim__lr": 0.003}
+    settings: dict[str, Any] = {"model__backbone": f"{network}_wide", "optim__lr": 0.003}
     module = importlib.import_module("check_network")
     torch.save(module.build_wide(2).state_dict(), tmp_path / "weights.pth")
     result = run_check(data, model__weights=str(tmp_path / "weights.pth"), **settings)
@@ -237,7 +237,7 @@ def test_check_finds_a_loss_without_a_gradient(loss: str, colors: Path, network:
 
 
 def test_check_finds_too_many_frozen_layers(colors: Path, network: str) -> None:
-    settings = {"model__backbone": network, "optim__lr": 0.01}
+    settings: dict[str, Any] = {"model__backbone": network, "optim__lr": 0.01}
     frozen = run_check(
         colors, **settings, unfreeze__name="milestones", unfreeze__params={"depths": {0: 1}}
     )

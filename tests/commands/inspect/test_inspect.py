@@ -189,9 +189,9 @@ def test_inspect_default_backbone_named_explicitly_is_used(
 ) -> None:
     used: list[str] = []
 
-    def record(config: Config, dataset: Any, reporter: Reporter) -> tuple[Any, None]:
+    def record(config: Config, dataset: Any, reporter: Reporter) -> tuple[Any, None, None]:
         used.append(config.model.backbone)
-        return dataset, None
+        return dataset, None, None
 
     monkeypatch.setattr("finetune.commands.inspect.inspect._run_backbone_audit", record)
     default = {"model.backbone": "resnet50", "model.weights": "hub"}[key]

@@ -28,9 +28,9 @@ def read_metadata(folder: Path) -> dict[str, str]:
     return read_onnx_metadata(open_onnx_session(folder / ONNX_FILE))
 
 
-def open_network(folder: Path, *, num_threads: int | None = None) -> torch.nn.Module:
+def open_network(folder: Path) -> torch.nn.Module:
     """Return the file in a folder as a network of its own inputs; see ``OnnxNetwork``."""
-    return OnnxNetwork(open_onnx_session(folder / ONNX_FILE, num_threads=num_threads))
+    return OnnxNetwork(open_onnx_session(folder / ONNX_FILE))
 
 
 def write_smaller(

@@ -31,9 +31,8 @@ def read_metadata(folder: Path) -> dict[str, str]:
     return read_openvino_metadata(folder / MODEL_FILE)
 
 
-def open_network(folder: Path, *, num_threads: int | None = None) -> torch.nn.Module:
+def open_network(folder: Path) -> torch.nn.Module:
     """Return the file in a folder as a network of its own inputs; see ``OpenVinoNetwork``."""
-    del num_threads  # as many as OpenVINO chooses
     return OpenVinoNetwork(folder / MODEL_FILE)
 
 

@@ -8,6 +8,7 @@ from finetune.diagnosis.finding import SEVERITIES, Finding
 from finetune.diagnosis.rules import (
     class_rules,
     data_rules,
+    divergence_rule,
     fit_rules,
     learning_rules,
     network_rules,
@@ -57,6 +58,11 @@ _LEARNING_CONSEQUENCES = (
 )
 
 RULES = (
+    Rule(
+        "diverged",
+        divergence_rule.find_divergence,
+        ("exploded_loss", *_RATE_CONSEQUENCES),
+    ),
     Rule("exploded_loss", rate_rules.find_exploded_loss, _RATE_CONSEQUENCES),
     Rule("fall_from_probe", rate_rules.find_fall_from_probe, _RATE_CONSEQUENCES[1:]),
     Rule(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune.diagnosis.divergence_error import Divergence
 from finetune.diagnosis.label_noise import LabelNoise
 
 
@@ -275,6 +276,7 @@ class RunEvidence:
         stages: Heads on earlier stages; None if there are none.
         settings: Value of each setting by dotted key.
         measured: Settings that the run has measured.
+        divergence: Where training diverged; None for a run that did not.
     """
 
     curves: Curves = field(default_factory=Curves)
@@ -284,3 +286,4 @@ class RunEvidence:
     stages: StageEvidence | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     measured: frozenset[str] = frozenset()
+    divergence: Divergence | None = None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from finetune.errors import TrainingError
+from finetune.diagnosis.divergence_error import Divergence, DivergenceError
 from finetune.probe.features.extractor import ActivationLayout
 from finetune.probe.logistic import FeatureArray
 from finetune.system.hardware import autocast, seed_device
@@ -79,7 +79,7 @@ def iter_training_epochs(
         after_step: Callback after each optimiser step.
 
     Raises:
-        TrainingError: The loss of a step is NaN or infinite, before the step changes the weights.
+        DivergenceError: The loss of a step is NaN or infinite, before the step changes the weights.
     """
     base_lrs = [group["lr"] for group in optimizer.param_groups]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -177,11 +177,19 @@ def _gather_views(
 
 def _build_divergence_error(
     loss: float, epoch: int, step: int, optimizer: Optimizer
-) -> TrainingError:
+) -> DivergenceError:
     """Return the error of a step, counted from 1, whose loss is not finite."""
     rate = max(group["lr"] for group in optimizer.param_groups)
-    return TrainingError(
+    return DivergenceError(
         f"Training the last stage diverged: its loss is {loss} in epoch {epoch}, step {step} "
         f"(learning rates up to {rate:.2g}). Lower optim.lr or optim.backbone_lr_scale, or leave "
-        f"out probe.depth, which fits the head alone."
+        f"out probe.depth, which fits the head alone.",
+        Divergence(
+            what=f"the training loss is {loss}",
+            epoch=epoch,
+            step=step,
+            is_first=epoch == step == 1,
+            is_probe=True,
+            learning_rates={"the last stage": rate},
+        ),
     )

@@ -16,11 +16,12 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import PassThroughProfiler
 
 from finetune.data.dataset import translate_worker_errors
+from finetune.diagnosis.divergence_error import DivergenceError
 from finetune.distributed import signals
 from finetune.distributed.launch import LaunchInfo
 from finetune.distributed.peer_errors import explain_peer_loss
 from finetune.distributed.signals import StopRequest
-from finetune.errors import OutOfMemoryError, RunFolderError, TrainingError
+from finetune.errors import OutOfMemoryError, RunFolderError
 from finetune.system.files import explain_disk_error
 from finetune.system.hardware import explain_out_of_memory, is_out_of_memory
 from finetune.system.run_folder import RunFolder
@@ -30,7 +31,6 @@ from finetune.training.callbacks.mid_epoch_resume import MidEpochResume
 from finetune.training.callbacks.preemption import PreemptionCheckpoint
 from finetune.training.checkpoint_io import AtomicCheckpointIO
 from finetune.training.cluster_environment import LaunchEnvironment
-from finetune.training.curves.divergence import DivergenceError
 from finetune.training.curves.kept_models import describe_kept_models
 from finetune.training.datamodule import ImageDataModule
 from finetune.training.module import ClassificationModule
@@ -209,8 +209,8 @@ def fit(
             twice.
         StorageError: A checkpoint could not be written.
         OutOfMemoryError: A step needs more memory than is available.
-        TrainingError: Training diverged, or another process of the run or a data loader worker
-            died.
+        DivergenceError: Training diverged.
+        TrainingError: Another process of the run or a data loader worker died.
     """
     _reject_foreign_checkpoints(Path(trainer.default_root_dir))
     sigint_handler = signal.getsignal(signal.SIGINT)
@@ -227,7 +227,7 @@ def fit(
             raise interruption from None
         if isinstance(error, DivergenceError):
             kept = describe_kept_models(RunFolder(Path(trainer.default_root_dir)))
-            raise TrainingError(f"{error} {kept}") from error
+            raise DivergenceError(f"{error} {kept}", error.divergence) from error
         if is_out_of_memory(error):
             # without the cause: its traceback holds every tensor of the step
             raise OutOfMemoryError(explain_out_of_memory(error)) from None

@@ -5,6 +5,7 @@ from tests.diagnosis.made_faults import (
     LOST,
     create_accuracies,
     create_conflicts,
+    create_divergence,
     create_explosion,
     create_fall,
     create_frozen,
@@ -24,6 +25,12 @@ from tests.diagnosis.made_faults import (
 from tests.diagnosis.made_runs import SETTINGS
 
 FIRING: dict[str, list[RunEvidence]] = {
+    "diverged": [
+        create_divergence(),
+        create_divergence(epoch=1),
+        create_divergence(epoch=1, step=1),
+        create_divergence(step=None),
+    ],
     "exploded_loss": [
         create_explosion(9.0, 9.0),
         create_explosion(1e6, 0.5),
@@ -111,6 +118,7 @@ FIRING: dict[str, list[RunEvidence]] = {
 }
 
 SILENT: dict[str, list[RunEvidence]] = {
+    "diverged": [create_explosion(9.0, 9.0)],
     "exploded_loss": [create_explosion(2.0, 1.0), create_explosion(6.9, 6.9)],
     "fall_from_probe": [
         create_fall(0.85, 0.9, train=0.9, num_val=150),

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from finetune.diagnosis.divergence_error import Divergence
 from finetune.diagnosis.evidence import (
     LabelError,
     LayerHealth,
@@ -29,6 +30,25 @@ def create_fall(lowest: float, last: float, *, train: float | None, num_val: int
         create_row(2, val=(0.7, last), train=None if train is None else (0.7, train)),
     )
     return replace(run, data=replace(run.data, num_val=num_val, num_train_eval=num_val))
+
+
+def create_divergence(*, epoch: int = 2, step: int | None = 3, **changes: Any) -> RunEvidence:
+    """Create a run of a probe and an epoch that diverged in the next one."""
+    run = create_run(
+        create_row(0, val=(0.3, 0.9), train=(0.2, 0.95)),
+        *([] if epoch == 1 else [create_row(1, val=(9.0, 0.5), train=(9.0, 0.5))]),
+        best=0,
+    )
+    divergence = Divergence(
+        what="the training loss is nan",
+        epoch=epoch,
+        step=step,
+        steps_per_epoch=8,
+        is_first=(epoch, step) == (1, 1),
+        learning_rates={"head": 0.5, "layer4": 0.1},
+    )
+    settings = {**run.settings, **changes}
+    return replace(run, validation=None, divergence=divergence, settings=settings)
 
 
 def create_explosion(first: float, last: float) -> RunEvidence:

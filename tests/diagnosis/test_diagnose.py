@@ -10,7 +10,8 @@ from finetune.diagnosis.diagnose import ACCUSATIONS, RULES, diagnose, diagnose_f
 from finetune.diagnosis.evidence import Curves, EpochRow, RunEvidence
 from finetune.diagnosis.finding import SEVERITIES
 from tests.diagnosis.cases import FIRING, SILENT
-from tests.diagnosis.made_runs import create_good_run
+from tests.diagnosis.made_faults import create_divergence
+from tests.diagnosis.made_runs import SETTINGS, create_good_run
 
 _RULE_OF = {rule.name: rule for rule in RULES}
 _FIRING = [(name, run) for name, runs in FIRING.items() for run in runs]
@@ -82,6 +83,31 @@ def test_findings_of_any_run_are_json_without_a_good_one_beside_a_fault(
         tree = finding.to_json()
         assert tree["rule"] == finding.rule
         assert all(isinstance(value, int | float | str) for value in tree["numbers"].values())
+
+
+def test_divergence_names_its_place_and_a_rate_that_is_lower_the_earlier_it_came() -> None:
+    early, late = (diagnose(create_divergence(epoch=epoch)) for epoch in (1, 2))
+
+    assert [finding.rule for finding in early] == ["diverged"]
+    assert [finding.rule for finding in late] == ["diverged"], "no exploded_loss, no rate_too_low"
+    assert early[0].numbers["epoch"] == 1
+    assert early[0].numbers["step"] == 3
+    assert early[0].numbers["learning_rate"] == 0.5
+    rate = SETTINGS["optim.lr"]
+    for finding, factor in ((early[0], 0.01), (late[0], 0.1)):
+        key, _, value = finding.option.partition("=")
+        assert key == "optim.lr"
+        assert float(value) == pytest.approx(factor * rate)
+
+
+def test_divergence_in_the_first_step_does_not_blame_the_rate() -> None:
+    (full,) = diagnose(create_divergence(epoch=1, step=1))
+    settings = {"trainer.precision": "16-mixed"}
+    (half,) = diagnose(create_divergence(epoch=1, step=1, **settings))
+
+    assert "rate" not in full.title
+    assert full.option == ""
+    assert half.option == "trainer.precision=32-true"
 
 
 @pytest.mark.parametrize("num_images", [20, 60, 200, 1000])

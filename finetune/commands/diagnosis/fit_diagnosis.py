@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from finetune.commands.diagnosis.run_evidence import read_evidence
 from finetune.commands.report.run_files import read_json
 from finetune.diagnosis.diagnose import diagnose, diagnose_folds
+from finetune.diagnosis.divergence_error import Divergence
 from finetune.system.files import write_text
 from finetune.system.run_folder import RunFolder, is_run
 from finetune.types import Reporter
@@ -24,11 +26,51 @@ def write_diagnosis(run: RunFolder, *, reporter: Reporter) -> None:
         reporter: Receiver of the warning.
     """
     try:
-        content = {"version": _VERSION, "findings": build_diagnosis(run)}
-        write_text(run.diagnosis_path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        _write(run, {"findings": build_diagnosis(run)})
     except Exception as error:
         reason = str(error).partition("\n")[0].rstrip(".") or repr(error)
         reporter.warn(f"The run was not diagnosed: {reason}. The model is complete.")
+
+
+def write_divergence(
+    run: RunFolder, divergence: Divergence, *, reporter: Reporter
+) -> list[Mapping[str, Any]]:
+    """Diagnose a run that has diverged, write the findings and return them, the worst first.
+
+    Those of a fold are also those of its cross-validation, which ends with it. Any failure is a
+    warning, and there are no findings: the run ends with its own error.
+
+    Args:
+        run: Run folder, of a fold, too.
+        divergence: Where training diverged.
+        reporter: Receiver of the warning.
+    """
+    try:
+        evidence = replace(read_evidence(run), divergence=divergence)
+        findings = [finding.to_json() for finding in diagnose(evidence)]
+        content = {"divergence": divergence.to_json(), "findings": findings}
+        _write(run, content)
+        if run.cross_validation_run is not run:
+            name = run.path.name
+            part = f"fold {name}" if name.isdigit() else name
+            named = [{**one, "title": f"{one['title']} ({part})"} for one in findings]
+            _write(run.cross_validation_run, {**content, "findings": named})
+    except Exception as error:
+        reason = str(error).partition("\n")[0].rstrip(".") or repr(error)
+        reporter.warn(f"The run was not diagnosed: {reason}.")
+        return []
+    return findings
+
+
+def remove_diagnosis(run: RunFolder) -> None:
+    """Remove the findings on a run, and on its cross-validation, before it trains again."""
+    for one in (run, run.cross_validation_run):
+        one.diagnosis_path.unlink(missing_ok=True)
+
+
+def _write(run: RunFolder, content: Mapping[str, Any]) -> None:
+    text = json.dumps({"version": _VERSION, **content}, indent=2, ensure_ascii=False)
+    write_text(run.diagnosis_path, f"{text}\n")
 
 
 def build_diagnosis(run: RunFolder) -> list[Mapping[str, Any]]:

@@ -23,6 +23,7 @@ from finetune.commands.stored_run import read_stored_config, read_stored_manifes
 from finetune.config.load import get_explicit_values
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
+from finetune.diagnosis.divergence_error import parse_divergence
 from finetune.diagnosis.evidence import (
     Curves,
     DataEvidence,
@@ -60,6 +61,7 @@ def read_evidence(run: RunFolder, *, facts: Mapping[str, Any] | None = None) -> 
     measured = read_json(run.measured_path)
     validation = _read_validation(run, manifest, facts)
     network = read_json(run.network_path)
+    diagnosis = read_json(run.diagnosis_path)
     curves = _build_curves(rows, settings, facts)
     if is_half_precision(settings.get("trainer.precision")):
         curves = _measure_kept_row(curves, validation, settings, facts)
@@ -71,6 +73,7 @@ def read_evidence(run: RunFolder, *, facts: Mapping[str, Any] | None = None) -> 
         stages=_parse_stages(read_json(run.stages_path)),
         settings=settings,
         measured=frozenset(measured.get("settings", ()) if isinstance(measured, dict) else ()),
+        divergence=parse_divergence(diagnosis.get("divergence")) if diagnosis else None,
     )
 
 

@@ -11,6 +11,7 @@ from finetune.audit.report import format_audit_json, format_findings_csv
 from finetune.builders import Training
 from finetune.bundle.model_card import read_card_json
 from finetune.bundle.renamed_facts import rename_facts
+from finetune.commands.diagnosis.diverged_run import diagnose_divergence
 from finetune.commands.diagnosis.fit_diagnosis import read_diagnosis
 from finetune.commands.fit.micro_batch_reduction import (
     reduce_micro_batch,
@@ -215,14 +216,15 @@ def complete_run(
     if rendezvous is not None:
         broadcast_run(rendezvous, run, training)
     try:
-        evaluation = retry_with_smaller_micro_batches(
-            run,
-            training,
-            lambda training: train(
-                run, training, reporter=reporter, rendezvous=rendezvous, recorder=recorder
-            ),
-            reporter=reporter,
-        )
+        with diagnose_divergence(run, training.config, reporter):
+            evaluation = retry_with_smaller_micro_batches(
+                run,
+                training,
+                lambda training: train(
+                    run, training, reporter=reporter, rendezvous=rendezvous, recorder=recorder
+                ),
+                reporter=reporter,
+            )
     finally:
         recorder.save()
     return {} if evaluation is None else evaluation.facts

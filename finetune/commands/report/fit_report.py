@@ -75,6 +75,21 @@ def write_run_report(
         )
 
 
+def write_partial_report(run: RunFolder, config: Config) -> bool:
+    """Write the report of a run that has ended without a model; return whether it was written.
+
+    It has no pictures of the network, and nothing is said of a failure: the run has an error of
+    its own.
+    """
+    if config.report.enabled == "off":
+        return False
+    try:
+        report([run.path], photo_seconds=0.0)
+    except Exception:
+        return False
+    return True
+
+
 def _describe(error: Exception) -> str:
     return (str(error).partition("\n")[0] or repr(error)).rstrip(".")
 

@@ -12,14 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from finetune.errors import TrainingError
+from finetune.diagnosis.divergence_error import Divergence, DivergenceError
 from finetune.units import format_scientific
 
 _MAX_NAMED_RATES = 4
-
-
-class DivergenceError(TrainingError):
-    """Loss, gradients, weights or outputs that are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +54,16 @@ class StepInfo:
             what = f"the training loss is {loss}"
         return DivergenceError(
             f"Training diverged: {what} in epoch {self.epoch}, step {self.step} of "
-            f"{self.steps_per_epoch} (learning rates: {self._describe_rates()}). {self._advise()}"
+            f"{self.steps_per_epoch} (learning rates: {self._describe_rates()}). {self._advise()}",
+            self._describe_divergence(what.rstrip(","), step=self.step),
         )
 
     def build_weight_error(self, group: str) -> DivergenceError:
         """Return the error of a layer group whose weights are not finite after the step."""
         return DivergenceError(
             f"Training diverged: weights of {group} are not finite after epoch {self.epoch} ("
-            f"learning rates: {self._describe_rates()}). {self._advise()}"
+            f"learning rates: {self._describe_rates()}). {self._advise()}",
+            self._describe_divergence(f"weights of {group} are not finite"),
         )
 
     def build_output_error(self, num_bad: int, num_images: int) -> DivergenceError:
@@ -81,7 +79,23 @@ class StepInfo:
         return DivergenceError(
             f"Training diverged: the outputs of {num_bad} of {num_images} images measured after "
             f"epoch {self.epoch} are not finite (learning rates: {self._describe_rates()}). "
-            f"{self._advise()}"
+            f"{self._advise()}",
+            self._describe_divergence(
+                f"the outputs of {num_bad} of {num_images} measured images are not finite"
+            ),
+        )
+
+    def _describe_divergence(self, what: str, *, step: int | None = None) -> Divergence:
+        """Return the divergence for the diagnosis; without a step after the epoch."""
+        return Divergence(
+            what=what,
+            epoch=self.epoch,
+            step=step,
+            steps_per_epoch=self.steps_per_epoch,
+            is_first=self.is_first,
+            learning_rates={
+                name.removeprefix("lr/"): rate for name, rate in self.learning_rates.items()
+            },
         )
 
     def _describe_rates(self) -> str:

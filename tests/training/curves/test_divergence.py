@@ -158,7 +158,7 @@ def test_nan_in_the_validation_of_one_rank_stops_all(animals: Path, tmp_path: Pa
     settings = {"trainer__devices": 2, "trainer__epochs": 3}
     messages = run_on_ranks(2, train_on_rank, animals, tmp_path, settings, NanInValidation)
     assert messages[0] == messages[1]
-    assert messages[0].startswith("TrainingError: Training diverged: the outputs of ")
+    assert messages[0].startswith("DivergenceError: Training diverged: the outputs of ")
     assert "after epoch 2 are not finite" in messages[0]
 
 
@@ -171,7 +171,7 @@ def test_all_ranks_stop_in_the_same_step(animals: Path, tmp_path: Path, name: st
     }  # fmt: skip
     messages = run_on_ranks(2, train_on_rank, animals, tmp_path, settings)
     for message in messages:
-        assert message.startswith("TrainingError: Training diverged: the ")
+        assert message.startswith("DivergenceError: Training diverged: the ")
         assert "epoch 2, step 2 of 3" in message
     assert "the training loss is nan" in messages[1]
     assert "but the loss is" not in messages[0], "this rank does not know the loss of the other"

@@ -98,6 +98,8 @@ class ClassRow:
         support: Number of its validation images.
         num_predicted: Number of validation images that are predicted as it.
         num_correct: Number of those that are of it.
+        average_precision: Average precision of a label; None for classes.
+        noise: Estimate of the fraction of images of which a label is wrong; None for classes.
     """
 
     name: str
@@ -105,6 +107,8 @@ class ClassRow:
     support: int
     num_predicted: int
     num_correct: int
+    average_precision: float | None = None
+    noise: LabelNoise | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +124,7 @@ class ValidationEvidence:
         loss_deviation: Standard deviation of the log losses of the images; None if unknown.
         label_noise: Estimate of the fraction of wrong labels; None if there is none to be had.
         mistakes: Predicted class of the images that are wrong by their path, the image with the
-            least probable label first.
+            least probable label first; of multi-label images the label that is wrong most surely.
         accuracy_without_leaks: Accuracy without leaked images; None without any.
     """
 

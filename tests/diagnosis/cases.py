@@ -10,6 +10,7 @@ from tests.diagnosis.made_faults import (
     create_fall,
     create_frozen,
     create_gap,
+    create_label_scores,
     create_layers,
     create_leaks,
     create_losses,
@@ -47,13 +48,18 @@ FIRING: dict[str, list[RunEvidence]] = {
         create_losses(0.3, 0.6, 0.3, 0.6, 0.3),
         create_losses(0.2, 0.5, 0.9, 0.4, deviation=1.0),
     ],
-    "rate_too_low": [create_low_rate(1e-5, 0.5), create_low_rate(4e-4, 0.8)],
+    "rate_too_low": [
+        create_label_scores(0.6, 0.6, change=1e-5),
+        create_low_rate(1e-5, 0.5),
+        create_low_rate(4e-4, 0.8),
+    ],
     "phase_jump": [
         create_losses(0.3, 0.28, 0.5, 0.29, opens_at=3),
         create_losses(0.3, 0.28, 0.9, 0.8, opens_at=3),
     ],
     "leaks": [create_leaks(1), create_leaks(6), create_leaks(80)],
     "frozen_too_deep": [
+        create_label_scores(0.7, 0.68, groups=("head",)),
         create_frozen(0.6, groups=("head",)),
         create_frozen(0.99, groups=("head",), stages=create_stages(0.2, 0.05)),
         create_probe_only(create_stages(0.3, 0.02)),
@@ -63,6 +69,7 @@ FIRING: dict[str, list[RunEvidence]] = {
         create_val([180, 20], [180, 0]),
     ],
     "underfitting": [
+        create_label_scores(0.7, 0.68),
         create_accuracies(0.6, 0.62, train=0.65),
         create_accuracies(0.5, 0.5, train=0.5, num_val=60),
     ],
@@ -75,6 +82,8 @@ FIRING: dict[str, list[RunEvidence]] = {
         create_overfit(0.4, 0.6, calibrated=(0.4, 0.41), train=(0.2, 0.2)),
     ],
     "generalization_gap": [
+        create_label_scores(0.99, 0.5),
+        create_label_scores(0.99, 0.8),
         create_gap(1.0, 0.5, 120, (4,) * 6),
         create_gap(1.0, 0.85, 150, (120, 120)),
     ],
@@ -88,6 +97,7 @@ FIRING: dict[str, list[RunEvidence]] = {
         create_noise(0.2, 40.0, is_confirmed=True),
         create_noise(0.0, 0.0, is_confirmed=True),
         create_noise(0.0, 0.0),
+        create_label_scores(0.95, 0.9, gain=9.0),
     ],
     "conflicting_duplicates": [create_conflicts(2), create_conflicts(40)],
     "class_never_predicted": [
@@ -129,7 +139,11 @@ SILENT: dict[str, list[RunEvidence]] = {
         create_losses(0.3, 0.35, 0.3, 0.35, 0.3),
         create_losses(0.3, 0.6, 0.3, 0.3, 0.3),
     ],
-    "rate_too_low": [create_low_rate(1e-5, 1.0), create_low_rate(1e-2, 0.5)],
+    "rate_too_low": [
+        create_label_scores(0.6, 0.6, change=1e-2),
+        create_low_rate(1e-5, 1.0),
+        create_low_rate(1e-2, 0.5),
+    ],
     "phase_jump": [
         create_losses(0.3, 0.28, 0.3, 0.29, opens_at=3),
         create_losses(0.3, 0.28, 0.9, 0.8),
@@ -148,6 +162,8 @@ SILENT: dict[str, list[RunEvidence]] = {
         create_val([1], [1]),
     ],
     "underfitting": [
+        create_label_scores(0.9, 0.8),
+        create_label_scores(0.75, 0.68, num_images=16),
         create_accuracies(0.8, 0.8, train=0.97),
         create_accuracies(0.8, 0.8, train=0.8, num_val=12),
     ],
@@ -160,6 +176,8 @@ SILENT: dict[str, list[RunEvidence]] = {
         create_overfit(0.4, 0.9, calibrated=(0.4, 0.9), train=(0.2, 0.5)),
     ],
     "generalization_gap": [
+        create_label_scores(0.95, 0.92),
+        create_label_scores(0.95, 0.7, num_images=16),
         create_gap(0.95, 0.93, 150, (120, 120)),
         create_gap(1.0, 0.85, 10, (120, 120)),
     ],
@@ -169,6 +187,8 @@ SILENT: dict[str, list[RunEvidence]] = {
         create_accuracies(0.95, 0.97, train=0.8, num_val=20),
     ],
     "label_errors": [
+        create_label_scores(0.95, 0.9, gain=3.0),
+        create_label_scores(0.95, 0.5, gain=9.0),
         create_noise(0.01, 2.0, is_listed=False),
         create_noise(0.3, 7.7, correct=94, is_listed=False),
     ],

@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune.diagnosis.divergence_error import Divergence
 from finetune.diagnosis.evidence import (
+    ClassRow,
     LabelError,
     LayerHealth,
     LayerWeights,
@@ -248,3 +249,70 @@ def create_weights(
 
 
 LOST = {"dead": 0.0, "saturated": 0.0, "correlated_pairs": 0.05}
+
+
+def create_label_scores(
+    train: float,
+    val: float,
+    *,
+    num_images: int = 200,
+    gain: float = 0.0,
+    **changes: Any,
+) -> RunEvidence:
+    """Create a run on images with three labels, whose mean average precisions are given.
+
+    Args:
+        train: That of the training images.
+        val: That of the validation images.
+        num_images: Number of both.
+        gain: Gain in log likelihood by wrong values of the first label.
+        changes: Rows of further settings of the run.
+    """
+    scores = {"loss": 0.3, "mean_average_precision": train}
+    rows = [
+        replace(
+            create_row(epoch, val=(0.3, 0.5), **changes),
+            train_eval=scores,
+            val={"loss": 0.3, "mean_average_precision": val, "subset_accuracy": 0.5},
+        )
+        for epoch in (1, 2)
+    ]
+    run = create_run(*rows)
+    assert run.validation is not None
+    right, wrong = (
+        LabelNoise(fraction=0.05 if one else 0.0, log_likelihood_gain=one, num_images=num_images)
+        for one in (0.0, gain)
+    )
+    support = num_images // 4
+    labels = tuple(
+        ClassRow(
+            name=name,
+            train_images=support,
+            support=support,
+            num_predicted=support,
+            num_correct=round(val * support),
+            average_precision=val,
+            noise=wrong if name == "red" else right,
+        )
+        for name in ("red", "green", "blue")
+    )
+    validation = replace(
+        run.validation,
+        num_images=num_images,
+        num_correct=None,
+        metrics={"mean_average_precision": val},
+        classes=labels,
+        confusion=(),
+        label_noise=None,
+        mistakes={"a.jpg": "red", "b.jpg": "blue"},
+    )
+    data = replace(
+        run.data,
+        classes=("red", "green", "blue"),
+        train_counts=(support,) * 3,
+        num_train=num_images,
+        num_val=num_images,
+        num_train_eval=num_images,
+        is_multi_label=True,
+    )
+    return replace(run, validation=validation, data=data)

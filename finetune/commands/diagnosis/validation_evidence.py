@@ -1,6 +1,7 @@
 """Evidence of the final model on the validation images, from its predictions or its model card."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,11 @@ from numpy.typing import NDArray
 
 from finetune.data.manifest import Manifest
 from finetune.diagnosis.evidence import ClassRow, ValidationEvidence
-from finetune.diagnosis.label_noise import estimate_label_noise
+from finetune.diagnosis.label_noise import estimate_label_noise, estimate_multi_label_noise
 from finetune.report.run_facts import SplitPredictions
 from finetune.types import Split
 
+_EVEN = 0.5
 _TINY = float(np.finfo(np.float32).tiny)
 
 # shape suffixes: N images, K classes
@@ -43,11 +45,15 @@ def build_validation(
     if target.ndim == 2:
         p = np.clip(probabilities_NK, _TINY, 1 - 1e-7)
         losses_N = -(target * np.log(p) + (1 - target) * np.log(1 - p)).mean(axis=1)
+        noises = estimate_multi_label_noise(probabilities_NK, target > 0)
+        noise_of = dict(zip(manifest.classes, noises, strict=True))
+        labels = _parse_classes(details.get("per_label") or {})
         return ValidationEvidence(
             num_images=len(target),
             metrics=known,
-            classes=_parse_classes(details.get("per_label") or {}),
+            classes=tuple(replace(one, noise=noise_of.get(one.name)) for one in labels),
             loss_deviation=_compute_deviation(losses_N),
+            mistakes=_find_label_mistakes(predictions, manifest.classes),
         )
     chosen_N = probabilities_NK[np.arange(len(target)), target]
     predicted_N = probabilities_NK.argmax(axis=1)
@@ -80,6 +86,19 @@ def build_validation(
     )
 
 
+def _find_label_mistakes(predictions: SplitPredictions, classes: Sequence[str]) -> dict[str, str]:
+    """Return the label of each image whose value is least probable, if another one is likelier."""
+    p_NK = predictions.probabilities
+    p_of_truth_NK = np.where(predictions.target > 0, p_NK, 1 - p_NK)
+    label_N, least_N = p_of_truth_NK.argmin(axis=1), p_of_truth_NK.min(axis=1)
+    order = np.argsort(least_N, kind="stable")
+    return {
+        predictions.paths[row]: classes[label_N[row]]
+        for row in order.tolist()
+        if least_N[row] < _EVEN
+    }
+
+
 def build_validation_of_card(
     metrics: Mapping[str, float | None],
     details: Mapping[str, Any],
@@ -107,6 +126,7 @@ def _parse_classes(rows: Mapping[str, Mapping[str, Any]]) -> tuple[ClassRow, ...
             support=int(row.get("support") or 0),
             num_predicted=int(row.get("num_predicted") or 0),
             num_correct=round((row.get("recall") or 0.0) * (row.get("support") or 0)),
+            average_precision=row.get("average_precision"),
         )
         for name, row in rows.items()
     )

@@ -5,6 +5,7 @@ from statistics import NormalDist
 from finetune.diagnosis.certainty import CONFIDENCE, compute_difference_interval
 from finetune.diagnosis.evidence import LabelError, RunEvidence, ValidationEvidence
 from finetune.diagnosis.finding import Finding, Severity
+from finetune.diagnosis.rules.label_noise_rule import find_noisy_labels
 from finetune.evaluation.significance import compute_wilson_interval
 from finetune.units import format_count, format_percent
 
@@ -173,6 +174,8 @@ def find_conflicting_duplicates(evidence: RunEvidence) -> Finding | None:
 def find_label_errors(evidence: RunEvidence) -> Finding | None:
     """Find labels that contradict the model as often where it is sure as elsewhere."""
     validation = evidence.validation
+    if evidence.data.is_multi_label:
+        return find_noisy_labels(evidence)
     if validation is None or not validation.num_images:
         return None
     errors = {error.path: error for error in evidence.data.label_errors or ()}

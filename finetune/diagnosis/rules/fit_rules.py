@@ -7,6 +7,7 @@ from finetune.diagnosis.certainty import (
 )
 from finetune.diagnosis.evidence import EpochRow, RunEvidence, ValidationEvidence
 from finetune.diagnosis.finding import Finding
+from finetune.diagnosis.scores import compute_chance, get_train_score, get_val_score
 from finetune.diagnosis.suggestions import (
     suggest_epochs,
     suggest_regularization,
@@ -85,25 +86,24 @@ def find_overfitting(evidence: RunEvidence) -> Finding | None:
 def find_generalization_gap(evidence: RunEvidence) -> Finding | None:
     """Find training images that are learned without the validation images following."""
     row, data = evidence.curves.best_row, evidence.data
-    if row is None or not data.num_val or not data.num_train_eval:
+    if row is None:
         return None
-    if "accuracy" not in row.train_eval or "accuracy" not in row.val:
+    learned, carried_over = get_train_score(evidence, row), get_val_score(evidence, row)
+    if learned is None or carried_over is None:
         return None
-    train, val = row.train_eval["accuracy"], row.val["accuracy"]
+    train, val = learned.value, carried_over.value
     low = compute_difference_interval(
-        round(train * data.num_train_eval),
-        data.num_train_eval,
-        round(val * data.num_val),
-        data.num_val,
+        learned.num_correct, learned.count, carried_over.num_correct, carried_over.count
     )[0]
     if low <= 0:
         return None
-    chance = max(data.train_counts, default=0) / max(1, data.num_train)
+    chance = compute_chance(evidence)
     carried = (val - chance) / (train - chance) if train > chance else 1.0
-    correct = round(val * data.num_val)
-    high = compute_wilson_interval(correct, data.num_val)[1]
+    high = compute_wilson_interval(carried_over.num_correct, carried_over.count)[1]
     is_small = high - chance < MIN_CARRIED_OVER * (train - chance)
-    per_class = data.num_train / max(1, len(data.train_counts))
+    is_labels = data.is_multi_label
+    total = sum(data.train_counts) if is_labels else data.num_train
+    per_class = total / max(1, len(data.train_counts))
     return Finding(
         rule="generalization_gap",
         severity="warning" if is_small else "info",
@@ -113,18 +113,23 @@ def find_generalization_gap(evidence: RunEvidence) -> Finding | None:
             else f"{100 * (train - val):.1f} points better on training than on validation images"
         ),
         sentence=(
-            f"{format_percent(train)} of the training images are correct and {format_percent(val)} "
-            f"of the validation images; {format_percent(chance)} are of the most frequent class, "
-            f"so that {max(0.0, carried):.0%} of what was learned carries over. There are "
-            f"{per_class:.0f} training images a class."
+            f"{learned.describe('the training images')} and {format_percent(val)} of the "
+            f"validation images; "
+            + (
+                f"a random order has {format_percent(chance)}"
+                if is_labels
+                else f"{format_percent(chance)} are of the most frequent class"
+            )
+            + f", so that {max(0.0, carried):.0%} of what was learned carries over. There are "
+            f"{per_class:.0f} training images a {'label' if is_labels else 'class'}."
         ),
         numbers={
-            "train_accuracy": train,
-            "val_accuracy": val,
+            f"train_{learned.name}": train,
+            f"val_{learned.name}": val,
             "gap_lower_end": low,
-            "most_frequent_class": chance,
+            "random_order" if is_labels else "most_frequent_class": chance,
             "carried_over": carried,
-            "images_per_class": round(per_class, 1),
+            "images_per_label" if is_labels else "images_per_class": round(per_class, 1),
         },
         remedy="More training images help most; meanwhile, vary those that there are:"
         if is_small

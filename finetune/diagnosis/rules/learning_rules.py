@@ -3,6 +3,7 @@
 from finetune.diagnosis.certainty import CONFIDENCE, is_higher_loss, is_lower_accuracy
 from finetune.diagnosis.evidence import EpochRow, RunEvidence
 from finetune.diagnosis.finding import Finding
+from finetune.diagnosis.scores import Score, get_train_score
 from finetune.diagnosis.suggestions import suggest_epochs
 from finetune.evaluation.significance import compute_wilson_interval
 from finetune.units import format_count, format_percent
@@ -87,18 +88,17 @@ def find_frozen_too_deep(evidence: RunEvidence) -> Finding | None:
     learned = _judge_learning(evidence, row)
     if learned is None:
         return None
-    accuracy, high = learned
+    score, high = learned
     return Finding(
         rule="frozen_too_deep",
         severity="problem",
         title="Frozen too deep: the training images are not learned",
         sentence=(
-            f"{_name_groups(frozen)} stay frozen, and {format_percent(accuracy)} of the training "
-            f"images are correct (at most {format_percent(high)} with {CONFIDENCE:.0%} "
-            f"confidence)."
+            f"{_name_groups(frozen)} stay frozen. {score.describe('the training images')} (at "
+            f"most {format_percent(high)} with {CONFIDENCE:.0%} confidence)."
         ),
         numbers={
-            "train_accuracy": accuracy,
+            f"train_{score.name}": score.value,
             "upper_end": high,
             "frozen_groups": len(frozen),
             "training_images": evidence.data.num_train_eval,
@@ -130,18 +130,17 @@ def find_underfitting(evidence: RunEvidence) -> Finding | None:
     learned = _judge_learning(evidence, row)
     if learned is None or row is None:
         return None
-    accuracy, high = learned
-    first = next((one for one in evidence.curves.rows if "accuracy" in one.train_eval), row)
-    start = first.train_eval["accuracy"]
-    count = evidence.data.num_train_eval
-    is_flat = not is_lower_accuracy(start, accuracy, count, count)
+    score, high = learned
+    scores = ((one, get_train_score(evidence, one)) for one in evidence.curves.rows)
+    first, start = next((one, known.value) for one, known in scores if known is not None)
+    is_flat = not is_lower_accuracy(start, score.value, score.count, score.count)
     return Finding(
         rule="underfitting",
         severity="problem",
         title="Underfitting: the training images are not learned",
         sentence=(
-            f"{format_percent(accuracy)} of the training images are correct without augmentation "
-            f"(at most {format_percent(high)} with {CONFIDENCE:.0%} confidence); "
+            f"{score.describe('the training images')} without augmentation (at most "
+            f"{format_percent(high)} with {CONFIDENCE:.0%} confidence); "
             + (
                 f"in epoch {first.epoch} it was {format_percent(start)}; chance may explain that."
                 if is_flat
@@ -149,22 +148,21 @@ def find_underfitting(evidence: RunEvidence) -> Finding | None:
             )
         ),
         numbers={
-            "train_accuracy": accuracy,
+            f"train_{score.name}": score.value,
             "upper_end": high,
-            "train_accuracy_before": start,
+            f"train_{score.name}_before": start,
             "epoch_before": first.epoch,
-            "training_images": count,
+            "training_images": evidence.data.num_train_eval,
         },
         remedy="Train for more epochs:",
         option=suggest_epochs(evidence),
     )
 
 
-def _judge_learning(evidence: RunEvidence, row: EpochRow | None) -> tuple[float, float] | None:
-    """Return the training accuracy and the end of its interval; None if the images are learned."""
-    count = evidence.data.num_train_eval
-    if row is None or not count or "accuracy" not in row.train_eval:
+def _judge_learning(evidence: RunEvidence, row: EpochRow | None) -> tuple[Score, float] | None:
+    """Return the score of the training images and the end of its interval; None if learned."""
+    score = None if row is None else get_train_score(evidence, row)
+    if score is None:
         return None
-    accuracy = row.train_eval["accuracy"]
-    high = compute_wilson_interval(round(accuracy * count), count, confidence=CONFIDENCE)[1]
-    return (accuracy, high) if high < MIN_LEARNED else None
+    high = compute_wilson_interval(score.num_correct, score.count, confidence=CONFIDENCE)[1]
+    return (score, high) if high < MIN_LEARNED else None

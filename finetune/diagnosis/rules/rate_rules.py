@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from finetune.diagnosis.certainty import is_higher_loss, is_lower_accuracy
 from finetune.diagnosis.evidence import EpochRow, RunEvidence
 from finetune.diagnosis.finding import Finding
+from finetune.diagnosis.scores import get_train_score
 from finetune.diagnosis.suggestions import suggest_backbone_rate, suggest_rate
 from finetune.units import format_percent, format_scientific
 
@@ -170,11 +171,11 @@ def find_rate_too_low(evidence: RunEvidence) -> Finding | None:
     """Find weights that hardly moved in a whole run whose training images are not learned."""
     epochs, data = evidence.curves.epochs, evidence.data
     changes = _sum_changes(epochs)
-    if not changes or not data.num_train_eval or "accuracy" not in epochs[-1].train_eval:
+    score = get_train_score(evidence, epochs[-1]) if changes else None
+    if score is None:
         return None
     group, change = max(changes.items(), key=lambda item: item[1])
-    accuracy = epochs[-1].train_eval["accuracy"]
-    is_learned = not is_lower_accuracy(accuracy, 1.0, data.num_train_eval, data.num_train_eval)
+    is_learned = not is_lower_accuracy(score.value, 1.0, score.count, score.count)
     if change >= MIN_TOTAL_CHANGE or is_learned:
         return None
     return Finding(
@@ -183,13 +184,13 @@ def find_rate_too_low(evidence: RunEvidence) -> Finding | None:
         title="Learning rate too low: the weights hardly moved",
         sentence=(
             f"In {len(epochs)} epochs no layer group changed by more than "
-            f"{format_scientific(change)} of its size ({group}), and "
-            f"{format_percent(accuracy)} of the training images are correct."
+            f"{format_scientific(change)} of its size ({group}). "
+            f"{score.describe('the training images')}."
         ),
         numbers={
             "largest_change": change,
             "group": group,
-            "train_accuracy": accuracy,
+            f"train_{score.name}": score.value,
             "training_images": data.num_train_eval,
         },
         remedy="Raise the learning rate, or leave optim.lr out so that it is chosen:",

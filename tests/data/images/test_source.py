@@ -105,10 +105,11 @@ def test_memory_source_decodes_a_jpeg_after_others_were_opened_and_closes_its_fi
     buffer = io.BytesIO()
     create_noise(seed=0).convert("CMYK").save(buffer, "JPEG")
     source = MemorySource([buffer.getvalue()] * 20, ["upload"] * 20)
+    gc.collect()  # files of earlier tests
     before = len(list(Path("/proc/self/fd").iterdir()))
     images = [source.open(row) for row in range(20)]
     first = [np.asarray(image.to_pil()) for image in images]
     assert all(np.array_equal(pixels, first[0]) for pixels in first)
     del images
     gc.collect()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before

@@ -120,7 +120,7 @@ def compare_paired(
     losses = [_compute_losses(table, target_N) for table in (before_NK, after_NK)]
     rows = None if groups_N is None else np.unique(groups_N, return_inverse=True)[1]
     resampled: dict[str, list[NDArray[np.float64]]] = {"accuracy": [], "macro_f1": [], "loss": []}
-    for weights_RN in _iterate_resamples(len(target_N), rows, seed, num_resamples, num_classes):
+    for weights_RN in iterate_resamples(len(target_N), rows, seed, num_resamples, num_classes):
         totals_R = weights_RN.sum(axis=1)
         for name, values in (("accuracy", correct), ("loss", losses)):
             change_N = values[1].astype(float) - values[0].astype(float)
@@ -134,7 +134,7 @@ def compare_paired(
         "macro_f1": (f1[0], f1[1]),
         "loss": (float(losses[0].mean()), float(losses[1].mean())),
     }
-    intervals = {name: _compute_percentiles(np.concatenate(v)) for name, v in resampled.items()}
+    intervals = {name: compute_percentiles(np.concatenate(v)) for name, v in resampled.items()}
     only_first, only_second = (
         int((correct[one] & ~correct[other]).sum()) for one, other in ((0, 1), (1, 0))
     )
@@ -179,7 +179,7 @@ def _compute_losses(table_NK: NDArray[Any], target_N: NDArray[np.int64]) -> NDAr
     return losses
 
 
-def _iterate_resamples(
+def iterate_resamples(
     num_images: int,
     rows_N: NDArray[np.int64] | None,
     seed: int,
@@ -220,6 +220,7 @@ def _compute_macro_f1(
     return scores
 
 
-def _compute_percentiles(values_R: NDArray[np.float64]) -> tuple[float, float]:
+def compute_percentiles(values_R: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the 95% interval of a statistic from its resampled values, shape (R,)."""
     low, high = np.percentile(values_R, (2.5, 97.5))
     return float(low), float(high)

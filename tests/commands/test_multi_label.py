@@ -94,7 +94,7 @@ def fit(stripes: Path, output: Path, *, data: str = "labels.csv", **settings: ob
 @pytest.fixture(scope="module")
 def run(stripes: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
     """Return a finished run; never change it."""
-    return fit(stripes, tmp_path_factory.mktemp("runs") / "run")
+    return fit(stripes, tmp_path_factory.mktemp("runs") / "run", tracking__wandb="offline")
 
 
 def test_fit_multi_label_reports_metrics_of_each_label(run: FitResult) -> None:
@@ -126,6 +126,19 @@ def test_fit_multi_label_card_has_thresholds_and_no_prior(run: FitResult) -> Non
     assert f"| red | {card['thresholds'][2]:.4f} |" in readme
     manifest = read_manifest(run.run_dir / "manifest.csv", root=Path())
     assert manifest.is_multi_label
+
+
+def test_fit_multi_label_logs_its_worst_mistakes(run: FitResult) -> None:
+    [part] = (run.run_dir / "wandb").glob("offline-run-*")
+    [file] = (part / "files/media/table/worst_mistakes").rglob("*.table.json")
+    table = json.loads(file.read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert rows
+    assert all(row["actual"] != row["predicted"] for row in rows)
+    probabilities = [row["probability of actual"] for row in rows]
+    assert probabilities == sorted(probabilities)
+    photos = list((part / "files/media/images/worst_mistakes").rglob("*.*"))
+    assert len([photo for photo in photos if photo.is_file()]) == len(rows)
 
 
 def test_evaluate_multi_label_equals_scikit_learn_on_predictions(

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from statistics import median
 
-from finetune.diagnosis.certainty import compute_difference_interval
+from finetune.diagnosis.certainty import CONFIDENCE, compute_difference_interval
 from finetune.diagnosis.evidence import LayerHealth, LayerWeights, NetworkEvidence, RunEvidence
-from finetune.diagnosis.finding import Finding
+from finetune.diagnosis.finding import Finding, Severity
+from finetune.diagnosis.rules.learning_rules import MIN_LEARNED
+from finetune.diagnosis.scores import get_train_score
 from finetune.diagnosis.suggestions import suggest_rate
+from finetune.evaluation.significance import compute_wilson_interval
 from finetune.units import format_percent, format_scientific
 
 MIN_LOST_UNITS = 0.1
@@ -73,9 +76,16 @@ def _find_lost_units(
         return None
     _, layer, start, end = max(found, key=lambda entry: entry[0])
     others = f", and so do {len(found) - 1} more layers" if len(found) > 1 else ""
+    is_most = end - start > MIN_CORRELATED
+    severity: Severity = "problem" if is_most else "warning"
+    if _is_learned(evidence):
+        severity = "warning" if is_most else "info"
+    sample = "" if network is None or not network.num_images else f"{network.num_images} "
+    state = state.replace("all images", f"all {sample}images of the sample")
+    is_fault = severity != "info"
     return Finding(
         rule=rule,
-        severity="problem" if end - start > MIN_CORRELATED else "warning",
+        severity=severity,
         title=f"{title} {layer.name}",
         sentence=(
             f"{format_percent(end)} of {layer.units:,} units of {layer.name} {state}; before "
@@ -88,9 +98,24 @@ def _find_lost_units(
             "after": end,
             "layers": len(found),
         },
-        remedy="Steps that are too large do this. Lower the learning rate:",
-        option=suggest_rate(evidence, 0.3),
+        remedy="Steps that are too large do this. Lower the learning rate:" if is_fault else "",
+        option=suggest_rate(evidence, 0.3) if is_fault else "",
     )
+
+
+def _is_learned(evidence: RunEvidence) -> bool:
+    """Return whether the training images are learned.
+
+    Units that died hinder learning (Lu et al. 2020, https://arxiv.org/abs/1903.06733). In a network
+    that has learned its images, units that are zero for all of a small sample have rather become
+    selective: one for a class of ten is zero for nine of ten images.
+    """
+    row = evidence.curves.best_row
+    score = None if row is None else get_train_score(evidence, row)
+    if score is None:
+        return False
+    high = compute_wilson_interval(score.num_correct, score.count, confidence=CONFIDENCE)[1]
+    return high >= MIN_LEARNED
 
 
 def find_correlated_maps(evidence: RunEvidence) -> Finding | None:

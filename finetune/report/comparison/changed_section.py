@@ -84,7 +84,8 @@ def build_changed(runs: Sequence[RunFacts]) -> ChangedSection | None:
     for label, run in zip(labels[1:], runs[1:], strict=True):
         for split in HELD_OUT:
             shared = match_images(runs[0], run, split)
-            if shared is not None and len(shared.target):
+            # of several labels, no single prediction changes
+            if shared is not None and shared.target.ndim == 1 and len(shared.target):
                 lists.append(_list_changes(shared, runs[0], (labels[0], label)))
     return ChangedSection(tuple(lists)) if lists else None
 

@@ -3,9 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune.evaluation.paired_comparison import PairedDifference, compare_paired
+from finetune.evaluation.multi_label.label_metrics import DEFAULT_THRESHOLD
+from finetune.evaluation.multi_label.paired_labels import compare_paired_labels
+from finetune.evaluation.paired_comparison import (
+    PairedComparison,
+    PairedDifference,
+    compare_paired,
+)
 from finetune.report.comparison.runs_section import label_runs
-from finetune.report.comparison.shared_images import HELD_OUT, get_held_out, match_images
+from finetune.report.comparison.shared_images import (
+    HELD_OUT,
+    SharedImages,
+    get_held_out,
+    match_images,
+)
 from finetune.report.number_formats import format_difference, format_metric, format_metric_name
 from finetune.report.run_facts import RunFacts
 from finetune.units import format_count
@@ -81,7 +92,7 @@ def _test_split(
     if shared is None:
         return None
     name = {"val": "validation", "test": "test"}[split]
-    if len(shared.target) == 0:
+    if not shared.target.size or (shared.target.ndim == 2 and not shared.target.any()):
         sentence = f"Not comparable on {name} images: no image is held out by both runs."
         return PairedTest(*labels, sentence, (), "")
     images = f"{format_count(len(shared.target), f'{name} image')} that both runs hold out"
@@ -89,16 +100,35 @@ def _test_split(
         images += f"; {format_count(shared.num_only_one)} others are held out by one run only"
     if shared.num_relabelled:
         images += f"; {format_count(shared.num_relabelled)} are left out, as their classes differ"
-    result = compare_paired(
-        shared.before, shared.after, shared.target, seed=_SEED, groups_N=shared.groups
-    )
+    result = _compare(first, second, shared)
+    is_right = "is right in all labels" if first.is_multi_label else "is right"
     changes = (
-        f"{labels[1]} alone is right on {format_count(result.num_only_second, 'image')}, "
+        f"{labels[1]} alone {is_right} on {format_count(result.num_only_second, 'image')}, "
         f"{labels[0]} alone on {format_count(result.num_only_first)} (exact McNemar test: "
         f"p\u00a0=\u00a0{result.mcnemar_p_value:.2g})."
     )
     rows = tuple(_describe(entry) for entry in result.differences.values())
     return PairedTest(*labels, f"On {images}.", rows, changes)
+
+
+def _compare(first: RunFacts, second: RunFacts, shared: SharedImages) -> PairedComparison:
+    """Return the paired comparison on shared images, of which at least one has a label."""
+    if shared.target.ndim == 1:
+        return compare_paired(
+            shared.before, shared.after, shared.target, seed=_SEED, groups_N=shared.groups
+        )
+    limits = [
+        run.card.get("thresholds") or [DEFAULT_THRESHOLD] * len(run.classes)
+        for run in (first, second)
+    ]
+    return compare_paired_labels(
+        shared.before,
+        shared.after,
+        shared.target > 0,
+        thresholds=(limits[0], [limits[1][index] for index in shared.order]),
+        seed=_SEED,
+        groups_N=shared.groups,
+    )
 
 
 def _describe(entry: PairedDifference) -> PairedRow:
@@ -116,8 +146,6 @@ def _describe(entry: PairedDifference) -> PairedRow:
 
 def _explain(first: RunFacts, second: RunFacts) -> str:
     """Return why two runs have no test."""
-    if first.is_multi_label:
-        return "Runs with several labels of an image have no paired test here; see the metrics."
     for run in (first, second):
         if all(get_held_out(run, split) is None for split in HELD_OUT):
             return (

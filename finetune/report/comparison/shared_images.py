@@ -19,10 +19,12 @@ class SharedImages:
     Attributes:
         split: "test" or "val".
         paths: Path of each image, N of them.
-        target: Class index of each, shape (N,).
+        target: Class index of each, shape (N,); of multi-label images 1 for each label of an image,
+            else 0, shape (N, K).
         groups: Group of dependent images of each, shape (N,).
-        before: Class probabilities of the first run, shape (N, K).
-        after: Class probabilities of the second run, shape (N, K).
+        before: Probabilities by the first run, shape (N, K).
+        after: Probabilities by the second run, shape (N, K).
+        order: Index of each class of the first run in the second run.
         num_only_one: Images that only one of the runs holds out.
         num_relabelled: Shared images that are left out, as their classes differ.
     """
@@ -35,6 +37,7 @@ class SharedImages:
     after: NDArray[np.float64]
     num_only_one: int
     num_relabelled: int
+    order: Sequence[int]
 
 
 def get_held_out(facts: RunFacts, split: str) -> SplitPredictions | None:
@@ -57,12 +60,15 @@ def match_images(first: RunFacts, second: RunFacts, split: str) -> SharedImages 
         split: "test" or "val".
     """
     one, other = get_held_out(first, split), get_held_out(second, split)
-    if one is None or other is None or one.target.ndim == 2 or other.target.ndim == 2:
+    if one is None or other is None or one.target.ndim != other.target.ndim:
         return None
     pairs = _pair_rows(one, other)
     order = [second.classes.index(name) for name in first.classes]
     position = np.argsort(order)  # class index of the second run to that of the first
-    same = [(a, b) for a, b in pairs if one.target[a] == position[other.target[b]]]
+    if one.target.ndim == 2:
+        same = [(a, b) for a, b in pairs if (one.target[a] == other.target[b][order]).all()]
+    else:
+        same = [(a, b) for a, b in pairs if one.target[a] == position[other.target[b]]]
     rows, others = (np.array([pair[k] for pair in same], np.int64) for k in (0, 1))
     return SharedImages(
         split,
@@ -73,6 +79,7 @@ def match_images(first: RunFacts, second: RunFacts, split: str) -> SharedImages 
         other.probabilities[others][:, order],
         len(one.paths) + len(other.paths) - 2 * len(pairs),
         len(pairs) - len(same),
+        order,
     )
 
 

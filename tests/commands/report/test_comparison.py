@@ -159,3 +159,26 @@ def test_report_of_several_runs_is_written_to_the_working_folder(
     assert re.search(r"All \d+ settings that affect the training are equal", page)
     with pytest.raises(ConfigError, match="their classes differ"):
         report([trained.run_dir, OLD_RUN])
+
+
+def test_runs_on_multi_label_images_are_tested_with_labels_in_any_order() -> None:
+    def build(name: str, classes: tuple[str, ...], shift: float) -> RunFacts:
+        random = np.random.default_rng(4)
+        labels = random.random((30, 3)) < 0.4
+        table = 1 / (1 + np.exp(-np.where(labels, shift, -shift) - random.normal(0, 1, (30, 3))))
+        order = [CLASSES.index(one) for one in classes]
+        target = labels.astype(float)[:, order]
+        paths = [f"{row}.png" for row in range(30)]
+        found = SplitPredictions(paths, [""] * 30, np.arange(30), target, table[:, order])
+        card = {"task": "multi_label", "thresholds": [0.5, 0.5, 0.5]}
+        return RunFacts(
+            name=name, path=name, classes=classes, card=card, predictions={"val": found}
+        )
+
+    runs = [build("a", CLASSES, 0.5), build("b", ("cow", "ant", "bee"), 2.0)]
+    [test] = build_paired(runs).tests
+    assert test.rows[0].metric == "Mean average precision"
+    assert test.rows[0].verdict == "better"
+    assert test.images.startswith("On 30 validation images")
+    assert "b alone is right" in test.changes
+    assert build_changed(runs) is None

@@ -1,9 +1,8 @@
 """Results of a finished run as trackers receive them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,30 +10,26 @@ import numpy as np
 from finetune.builders import Training
 from finetune.bundle.model_card import ModelCard, read_card_json
 from finetune.commands.fit.finalize import FinalEvaluation
+from finetune.commands.fit.run_tracking.worst_mistakes import (
+    Mistake,
+    list_class_mistakes,
+    list_label_mistakes,
+    show_mistakes,
+)
 from finetune.commands.report.photos.augmented_sheet import draw_augmented_sheet
 from finetune.commands.report.run_session import read_sessions
-from finetune.data.images.decode import decode_image
 from finetune.data.manifest import Manifest
-from finetune.errors import DataError
+from finetune.evaluation.multi_label.label_metrics import MultiLabelEvaluation
 from finetune.report.reliability import measure_reliability
 from finetune.system.run_folder import RunFolder
 from finetune.training.loggers.tracked_records import (
-    MAX_PICTURES,
-    Cell,
     Picture,
     ReliabilityCurve,
     RunResults,
     TrackedBundle,
     TrackedTable,
 )
-from finetune.types import ReadOptions, Sample, Split
-
-_MAX_SIDE = 384
-"""Longer side of a logged photo, in pixels."""
-
-_MISTAKE_COLUMNS = (
-    "number", "image", "actual", "predicted", "probability of predicted", "probability of actual",
-)  # fmt: skip
+from finetune.types import Sample, Split
 
 # shape suffixes: N images, K classes
 
@@ -62,10 +57,11 @@ def build_results(run: RunFolder, training: Training, evaluation: FinalEvaluatio
             [one.accuracy for one in bins],
             [one.count for one in bins],
         )
-        if has_images and not manifest.is_multi_label and split is _choose_split(evaluation):
+        if has_images and split is _choose_split(evaluation):
             name = f"worst_mistakes/{split.value}"
-            pictures[name], tables[name] = _show_mistakes(
-                manifest, samples, probabilities_NK, training.config.data.read_options
+            mistakes = _list_mistakes(evaluation, split, manifest, samples, probabilities_NK)
+            pictures[name], tables[name] = show_mistakes(
+                mistakes, manifest.root, training.config.data.read_options
             )
     if has_images and not training.is_probe_only:
         pictures["augmented_images"] = _show_augmentation(training)
@@ -96,41 +92,23 @@ def _choose_split(evaluation: FinalEvaluation) -> Split | None:
     return next((split for split in Split if split in evaluation.probabilities), None)
 
 
-def _show_mistakes(
-    manifest: Manifest, samples: Sequence[Sample], probabilities_NK: Any, options: ReadOptions
-) -> tuple[list[Picture], TrackedTable]:
-    """Return the mistakes with the least probability of the true class, as photos and as a table.
-
-    The number of a row is that of its photo, which is logged once.
-    """
+def _list_mistakes(
+    evaluation: FinalEvaluation,
+    split: Split,
+    manifest: Manifest,
+    samples: Sequence[Sample],
+    probabilities_NK: Any,
+) -> Iterator[Mistake]:
+    """Return the mistakes of a split, the worst first."""
+    found = evaluation.evaluations[split.value]
+    if isinstance(found, MultiLabelEvaluation):
+        thresholds = [label.threshold for label in found.per_label]
+        target_NK = np.asarray(manifest.encode_targets(samples))
+        return list_label_mistakes(
+            samples, probabilities_NK, target_NK, classes=manifest.classes, thresholds=thresholds
+        )
     target_N = np.asarray(manifest.encode_labels(samples))
-    predicted_N = probabilities_NK.argmax(axis=1)
-    of_actual_N = probabilities_NK[np.arange(len(samples)), target_N]
-    wrong = np.flatnonzero(predicted_N != target_N)
-    order = wrong[np.argsort(of_actual_N[wrong], kind="stable")]
-    pictures: list[Picture] = []
-    rows: list[list[Cell]] = []
-    for place in order[:MAX_PICTURES]:
-        sample = samples[place]
-        number, predicted = len(rows) + 1, manifest.classes[predicted_N[place]]
-        with suppress(DataError, OSError):  # deleted or damaged since it was evaluated
-            image = decode_image(
-                manifest.root / sample.path, options=replace(options, num_channels=3, bit_depth=8)
-            )
-            image.thumbnail((_MAX_SIDE, _MAX_SIDE))
-            caption = f"{number}: {sample.label}, predicted {predicted}"
-            pictures.append(Picture(image, caption))
-            rows.append(
-                [
-                    number,
-                    sample.path,
-                    sample.label,
-                    predicted,
-                    float(probabilities_NK[place, predicted_N[place]]),
-                    float(of_actual_N[place]),
-                ]
-            )
-    return pictures, TrackedTable(_MISTAKE_COLUMNS, rows)
+    return list_class_mistakes(samples, probabilities_NK, target_N, classes=manifest.classes)
 
 
 def _describe_bundle(run: RunFolder) -> dict[str, Any]:

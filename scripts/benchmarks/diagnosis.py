@@ -1,12 +1,15 @@
 """Findings of the diagnosis on good and on faulty runs.
 
     uv run python scripts/benchmarks/diagnosis.py --images ../shared/data \
-        --weights ../shared/weights --output /tmp/diagnosis [--only hymenoptera]
+        --weights ../shared/weights --output /tmp/diagnosis [--only hymenoptera] [--check]
 
 Ten runs on five folders, with ResNet-18 and MobileNetV2 at 64 pixels, have nothing wrong with them;
 the others have one fault each: shuffled labels, a learning rate of 1, a backbone that is frozen for
 images of another kind, leaks, and so on. Runs that are complete are not repeated, only diagnosed
 again. Prints a table in Markdown.
+
+``--check`` trains other runs, on folders, draws and seeds that no threshold was set on: eight good
+ones and seven faulty ones, with EfficientNet-Lite0, too.
 """
 
 import os
@@ -17,12 +20,15 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.benchmarks.lib.diagnosis_check_folders import list_check_folders
 from scripts.benchmarks.lib.diagnosis_folders import list_faulty_folders, list_good_folders
 
 _NETWORKS = {
     "resnet18": "resnet18-82c76769.pth",
     "mobilenetv2_100": "mobilenetv2_100-f803422a.pth",
+    "tf_efficientnet_lite0": "tf_efficientnet_lite0-ea7d9415.pth",
 }
+_MAIN_NETWORKS = ("resnet18", "mobilenetv2_100")
 _COMMON = ("data.image_size=64", "data.num_workers=0", "trainer.precision=32-true")
 
 
@@ -40,7 +46,7 @@ def list_cases(good: list[str]) -> list[Case]:
     """Return the good runs, then the faulty ones."""
     small = "resnet18"
     return [
-        *(Case(f"{f}, {n}", f, n, ("trainer.epochs=4",)) for f in good for n in _NETWORKS),
+        *(Case(f"{f}, {n}", f, n, ("trainer.epochs=4",)) for f in good for n in _MAIN_NETWORKS),
         Case("rate of 1", "hymenoptera", small, ("optim.lr=1", "trainer.epochs=3")),
         Case("rate of 0.03", "hymenoptera", small, ("optim.lr=0.03", "trainer.epochs=3")),
         Case("frozen on digits", "digits", small, ("unfreeze.name=linear_probe",)),
@@ -61,6 +67,34 @@ def list_cases(good: list[str]) -> list[Case]:
             small,
             ("model.weights=random", "trainer.epochs=2"),
         ),
+    ]
+
+
+def list_check_cases() -> list[Case]:
+    """Return the runs of the independent check: eight good ones, then seven faulty ones."""
+    resnet, mobilenet, lite = _NETWORKS
+    three, four = "trainer.epochs=3", "trainer.epochs=4"
+    return [
+        Case("good 1: insects, split 3", "insects", resnet, (four, "data.split_seed=3")),
+        Case("good 2: insects, split 4", "insects", lite, (four, "data.split_seed=4")),
+        Case("good 3: waste 1", "waste-draw-1", resnet, (four, "seed=5")),
+        Case("good 4: waste 2", "waste-draw-2", lite, (four, "seed=6")),
+        Case("good 5: paper, plastic", "paper-plastic", mobilenet, (three, "seed=7")),
+        Case("good 6: glass, metal", "glass-metal", lite, (three, "seed=8")),
+        Case("good 7: digits 100", "digits-100", mobilenet, (four, "seed=9")),
+        Case("good 8: digits 80", "digits-80", resnet, (three, "seed=10")),
+        Case("15% shuffled", "paper-plastic-15%-shuffled", resnet, (four,)),
+        Case("5% shuffled", "digits-50-5%-shuffled", resnet, (four,)),
+        Case("rate too high", "digits-50", lite, (three, "optim.lr=0.05")),
+        Case("rate of 1, diverges", "digits-50", mobilenet, (three, "optim.lr=1")),
+        Case(
+            "rate too low",
+            "digits-50",
+            lite,
+            (three, "probe.enabled=off", "optim.lr=0.000001"),
+        ),
+        Case("tiny validation", "glass-metal-tiny-val", mobilenet, (three,)),
+        Case("leaks of 30%", "waste-leaks", mobilenet, (three,)),
     ]
 
 
@@ -104,17 +138,20 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--only", default="", help="regular expression for names of runs")
+    parser.add_argument("--check", action="store_true", help="the runs of the independent check")
     parser.add_argument("--no-findings", action="store_true", help="only run the fits")
     options = parser.parse_args()
     good = list_good_folders(options.images)
     builders = {**good, **list_faulty_folders(options.images)}
-    cases = [case for case in list_cases(list(good)) if re.search(options.only, case.name)]
+    builders |= list_check_folders(options.images)
+    cases = list_check_cases() if options.check else list_cases(list(good))
+    cases = [case for case in cases if re.search(options.only, case.name)]
     print("| run | findings |\n|---|---|", flush=True)
     for case in cases:
         data = options.output / "images" / case.folder
         if not data.is_dir():
             builders[case.folder](data)
-        run = options.output / "runs" / case.name.replace(", ", "-").replace(" ", "-")
+        run = options.output / "runs" / re.sub(r"[,: ]+", "-", case.name)
         run_fit(case, data, run, options.weights, options.output / "cache")
         found = "" if options.no_findings else describe_findings(run)
         print(f"| {case.name} | {found} |", flush=True)

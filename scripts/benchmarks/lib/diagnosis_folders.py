@@ -23,19 +23,25 @@ def draw_files(folder: Path, count: int | None, *, seed: int = 0) -> list[Path]:
 
 
 def build_subset(
-    source: Path, root: Path, *, per_class: int | None, classes: Iterable[str] | None = None
+    source: Path,
+    root: Path,
+    *,
+    per_class: int | None,
+    classes: Iterable[str] | None = None,
+    seed: int = 0,
 ) -> Path:
     """Link images of the class folders of a source."""
     names = classes or sorted(folder.name for folder in source.iterdir())
-    return link_classes(root, {name: draw_files(source / name, per_class) for name in names})
+    drawn = {name: draw_files(source / name, per_class, seed=seed) for name in names}
+    return link_classes(root, drawn)
 
 
 def build_split_subset(
-    source: Path, root: Path, *, splits: Mapping[str, tuple[str, int | None]]
+    source: Path, root: Path, *, splits: Mapping[str, tuple[str, int | None]], seed: int = 0
 ) -> Path:
     """Link images of the splits of a source: a split to its folder and its images per class."""
     for split, (folder, count) in splits.items():
-        build_subset(source / folder, root / split, per_class=count)
+        build_subset(source / folder, root / split, per_class=count, seed=seed)
     return root
 
 
@@ -115,11 +121,20 @@ def list_faulty_folders(shared: Path) -> dict[str, Builder]:
     }
 
 
-def build_split_subset_of_one(source: Path, root: Path, *, num_train: int, num_val: int) -> Path:
+def build_split_subset_of_one(
+    source: Path,
+    root: Path,
+    *,
+    num_train: int,
+    num_val: int,
+    classes: Iterable[str] | None = None,
+    seed: int = 0,
+) -> Path:
     """Link images of class folders without splits as a training and a validation split."""
-    for folder in sorted(source.iterdir()):
-        files = draw_files(folder, num_train + num_val)
-        random.Random(0).shuffle(files)
+    for name in classes or sorted(folder.name for folder in source.iterdir()):
+        folder = source / name
+        files = draw_files(folder, num_train + num_val, seed=seed)
+        random.Random(seed).shuffle(files)
         link_classes(root / "train", {folder.name: files[:num_train]})
         link_classes(root / "val", {folder.name: files[num_train:]})
     return root

@@ -15,9 +15,9 @@ from finetune.exporters.export_formats import (
     FORMATS,
     PRECISIONS,
     ExportOptions,
-    check_max_drop,
     check_options,
     get_format,
+    resolve_max_drop,
 )
 from finetune.units import format_count, format_scientific
 
@@ -47,13 +47,14 @@ def export(
         typer.Option(metavar="PRECISION", help=f"Type of the numbers: {', '.join(PRECISIONS)}."),
     ] = "fp32",
     max_drop: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="POINTS",
             help="Points of accuracy (multi-label: of mean average precision) on the images that "
-            "fp16 or int8 may lose; a file that loses more is not written.",
+            f"fp16 or int8 may lose; a file that loses more is not written.  [{DEFAULT_MAX_DROP:g}]",
+            show_default=False,
         ),
-    ] = DEFAULT_MAX_DROP,
+    ] = None,
     opset: Annotated[
         int | None,
         typer.Option(help="Version of the ONNX operators.  [18]", show_default=False),
@@ -80,7 +81,7 @@ def export(
     """Export a model, or several as one, and compare the files with it on real images."""
     check_models(models, prior)
     check_options(get_format(format_name), ExportOptions(include_preprocessing, precision, opset))
-    check_max_drop(max_drop)
+    resolve_max_drop(max_drop, precision)
     reporter = build_console_reporter(json_output=as_json)
     from finetune.commands.export.export import export as command
 

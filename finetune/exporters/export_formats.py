@@ -224,16 +224,28 @@ def check_options(export_format: ExportFormat, options: ExportOptions) -> None:
     check_packages(export_format, options)
 
 
-def check_max_drop(max_drop: float) -> None:
-    """Check the points that a file with fewer bits may lose.
+def resolve_max_drop(max_drop: float | None, precision: str) -> float:
+    """Return the points that a file with fewer bits may lose.
+
+    Args:
+        max_drop: Points as given; None for ``DEFAULT_MAX_DROP``.
+        precision: Type of the numbers, one of ``PRECISIONS``.
 
     Raises:
-        ConfigError: They are not between 0 and 100.
+        ConfigError: They are not between 0 and 100, or the file has all bits.
     """
+    if max_drop is None:
+        return DEFAULT_MAX_DROP
+    if precision == "fp32":
+        raise ConfigError(
+            f"--max-drop {max_drop:g} cannot apply to --precision fp32, which must give the same "
+            f"answers as the model. Leave it out, or use --precision int8 or --precision fp16."
+        )
     if not 0 <= max_drop <= 100:
         raise ConfigError(
             f"--max-drop {max_drop:g}: give points of accuracy between 0 and 100, such as 1."
         )
+    return max_drop
 
 
 def check_packages(export_format: ExportFormat, options: ExportOptions) -> None:

@@ -185,6 +185,12 @@ def test_export_refuses_an_impossible_max_drop(
         )
 
 
+def test_export_refuses_a_max_drop_of_fp32(trained: FitResult, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--max-drop 1 cannot apply.*--precision int8"):
+        finetune.export(trained.run_dir, tmp_path / "out", max_drop=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_export_refuses_a_precision_of_another_format(trained: FitResult, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"int8 cannot apply to --format torch.*onnx or openvino"):
         finetune.export(trained.run_dir, tmp_path / "out", format="torch", precision="int8")

@@ -25,12 +25,11 @@ from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.errors import ConfigError, FinetuneError, ModelError
 from finetune.exporters.export_formats import (
     DEFAULT_FORMAT,
-    DEFAULT_MAX_DROP,
     ExportFormat,
     ExportOptions,
-    check_max_drop,
     check_options,
     get_format,
+    resolve_max_drop,
 )
 from finetune.exporters.parity import (
     EXACT,
@@ -106,7 +105,7 @@ def export(
     format: str = DEFAULT_FORMAT,  # noqa: A002 as the option is named
     include_preprocessing: bool = False,
     precision: str = "fp32",
-    max_drop: float = DEFAULT_MAX_DROP,
+    max_drop: float | None = None,
     opset: int | None = None,
     images: StrPath | None = None,
     weights: str = "equal",
@@ -122,12 +121,12 @@ def export(
     Args:
         model: Run folder, bundle folder or checkpoint, or several of them.
         output: Folder to create; None for ``exports/FORMAT`` in the run folder.
-        format: Format: "timm", "onnx" or "torch".
+        format: Format, one of ``FORMATS``.
         include_preprocessing: Whether the file takes photos, uint8, and gives probabilities;
             otherwise it takes normalised pixels and gives logits.
         precision: Type of the numbers: "fp32", "fp16" or "int8".
         max_drop: Points of accuracy, or of mean average precision, that a file in fp16 or int8 may
-            lose on the images.
+            lose on the images; None for ``DEFAULT_MAX_DROP``.
         opset: Version of the ONNX operators; None for the default.
         images: Images for the parity check; None takes validation images of the run, else test
             or training images.
@@ -147,7 +146,7 @@ def export(
     export_format = get_format(format)
     options = ExportOptions(include_preprocessing, precision, opset)
     check_options(export_format, options)
-    check_max_drop(max_drop)
+    max_drop = resolve_max_drop(max_drop, precision)
     paths = to_paths(model)
     images = None if images is None else Path(images)
     output = choose_output(paths, None if output is None else Path(output), format, options)

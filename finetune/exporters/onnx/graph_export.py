@@ -7,7 +7,7 @@ therefore written again without these steps, and then by the older exporter.
 
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
@@ -53,7 +53,9 @@ def write_onnx(graph: ModelGraph, program: ExportedProgram, opset: int, file: Pa
         ModelError: No exporter writes a file with the outputs of the graph.
     """
     reasons = []
+    others = set(file.parent.iterdir())
     for name, write in WRITERS.items():
+        _remove_files(set(file.parent.iterdir()) - others)  # what the exporter before has left
         try:
             with ignore_export_warnings(), _quiet_exporter():
                 write(graph, program, opset, file)
@@ -69,6 +71,12 @@ def write_onnx(graph: ModelGraph, program: ExportedProgram, opset: int, file: Pa
         f"No exporter of torch {torch.__version__} writes an ONNX file (opset {opset}) with the "
         f"outputs of the network: {'; '.join(reasons)}. Use another --opset, or another --format."
     )
+
+
+def _remove_files(files: Iterable[Path]) -> None:
+    """Remove files: a graph, and the weights beside it, under names that each exporter chooses."""
+    for file in files:
+        file.unlink()
 
 
 def _write_optimised(graph: ModelGraph, program: ExportedProgram, opset: int, file: Path) -> None:

@@ -139,6 +139,25 @@ def test_write_onnx_passes_over_exporters_that_are_wrong(
     assert json.loads(metadata["names"]) == list(CLASSES)
 
 
+def test_write_onnx_removes_what_a_failed_exporter_left(
+    graph: ModelGraph,
+    program: ExportedProgram,
+    written: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(graph: ModelGraph, program: ExportedProgram, opset: int, file: Path) -> None:
+        del graph, program, opset
+        for name in ("model.onnx", "model.onnx.data", "fc.weight"):
+            (file.parent / name).write_bytes(b"weights")
+        raise RuntimeError("the disk is odd")
+
+    (tmp_path / "labels.txt").write_text("bee", encoding="utf-8")
+    monkeypatch.setattr(graph_export, "WRITERS", {"a": fail, "b": copy_written(written)})
+    assert write_onnx(graph, program, 18, tmp_path / "model.onnx") == "b"
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["labels.txt", "model.onnx"]
+
+
 def test_write_onnx_without_right_exporter_raises_model_error(
     graph: ModelGraph,
     program: ExportedProgram,

@@ -16,10 +16,12 @@ from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from finetune.bundle.model_card import ModelCard
+from finetune.bundle.runtimes.hub_origin import collect_origin_facts
 from finetune.bundle.runtimes.model_paths import CONFIG_FILE
 from finetune.bundle.stored_network import build_stored_network
 from finetune.bundle.verification.json_file import check_is_inside, read_json_file
 from finetune.errors import ModelError, RunFolderError
+from finetune.lookup import is_import_path
 from finetune.types import PreprocessSpec
 
 _WEIGHTS = "model.safetensors"
@@ -42,7 +44,7 @@ def load_hub_folder(folder: Path) -> tuple[nn.Module, ModelCard]:
             raise ValueError(f"{CONFIG_FILE} contains no object")
         if "architecture" not in config:
             raise ModelError(_explain_foreign_config(config))
-        card = read_timm_card(config)
+        card = read_timm_card(config, facts=collect_origin_facts(folder, config))
         check_is_inside(folder / _WEIGHTS)
         state = load_file(folder / _WEIGHTS)
         return build_stored_network(card, state, folder), card
@@ -58,11 +60,15 @@ def load_hub_folder(folder: Path) -> tuple[nn.Module, ModelCard]:
         ) from error
 
 
-def read_timm_card(config: Mapping[str, Any]) -> ModelCard:
+def read_timm_card(config: Mapping[str, Any], *, facts: Mapping[str, Any]) -> ModelCard:
     """Return the card of a model that timm's ``config.json`` describes.
 
     Class names are those of the file, else those of the ImageNet subset of the weights, else
     numbers. Labels that do not exclude each other are predicted from a probability of 0.5.
+
+    Args:
+        config: Content of the file.
+        facts: Facts on the card.
 
     Raises:
         KeyError: A required entry is missing.
@@ -86,7 +92,7 @@ def read_timm_card(config: Mapping[str, Any]) -> ModelCard:
             crop_pct=float(data["crop_pct"]),
             crop_mode=str(data.get("crop_mode") or "center"),
         ),
-        facts={"license": cfg["license"]} if cfg.get("license") else {},
+        facts=dict(facts),
         thresholds=(_THRESHOLD,) * len(classes) if is_multi_label else None,
     )
 

@@ -17,7 +17,8 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import finetune
-from finetune.bundle.bundle import load_model
+from finetune.bundle.bundle import load_model, save_bundle
+from finetune.bundle.model_page.weights_origin import WeightsOrigin, find_weights_origin
 from finetune.errors import FinetuneError, ModelError, RunFolderError
 from finetune.inference.predictor import Predictor
 from tests.support.hub_server import COMMIT, HubServer, serve_hub
@@ -126,6 +127,33 @@ def test_load_model_of_other_transformers_model_is_refused_by_name(folder: Path)
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("head", "entry", "licence", "base_model"),
+    [
+        (None, "cc-by-nc-4.0", "cc-by-nc-4.0", None),
+        ("license: other\nlicense_name: my-terms\nbase_model: a/b", None, "my-terms", "a/b"),
+        ("license: cc-by-nc-sa-4.0", "apache-2.0", "cc-by-nc-sa-4.0", None),
+        ("license: mit", "cc-by-nc-4.0", "cc-by-nc-4.0", None),
+        ("license: [mit\n: {", "unknown", None, None),
+    ],
+)
+def test_licence_of_hub_folder_is_that_of_its_exports(
+    folder: Path, tmp_path: Path, head: str | None, entry: str | None, licence: str | None,
+    base_model: str | None,
+) -> None:  # fmt: skip
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["pretrained_cfg"].pop("license", None)
+    config["pretrained_cfg"] |= {} if entry is None else {"license": entry}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    if head is not None:
+        (folder / "README.md").write_text(f"---\n{head}\n---\n# Net\n", encoding="utf-8")
+    model = load_model(folder)
+    assert find_weights_origin(model.card) == WeightsOrigin("hub", base_model, licence)
+    save_bundle(model.network, model.card, tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
+    assert saved["pretrained_cfg"].get("license") == licence
+
+
 def test_load_model_of_truncated_weights_raises_run_folder_error(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -170,7 +198,8 @@ def test_predict_with_model_of_hub_downloads_safetensors_alone(
     fetched = {request.rpartition("/")[2] for request in hub.requests if "/resolve/" in request}
     assert fetched == {"config.json", "model.safetensors"}
     before = len(hub.requests)
-    load_model(Path("hf-hub:ann/insects"))  # from the cache
+    model = load_model(Path("hf-hub:ann/insects"))  # from the cache
+    assert model.card.facts["base_model"] == "ann/insects"
     assert not any("/resolve/" in request for request in hub.requests[before:])
 
 

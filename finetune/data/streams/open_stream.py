@@ -4,6 +4,7 @@ import glob
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from finetune.data.file_listing import find_rejection_reason, walk_files
@@ -59,7 +60,7 @@ def open_stream(
     lists: Sequence[Path] = (),
     tables: TableOptions = DEFAULT_TABLE_OPTIONS,
 ) -> ImageStream:
-    """Return the stream of the images that inputs hold or list.
+    """Return the stream of the images that inputs hold or list, in their order; lists come last.
 
     Args:
         inputs: Folders, image files, ``.txt`` files that list paths, CSVs, Parquet files, tar files
@@ -72,15 +73,13 @@ def open_stream(
         DataError: An input is missing, or a table has no column of images.
     """
     streams: list[ImageStream] = []
-    files: list[Path] = []
-    for path in inputs:
-        stream = _open_input(path, tables)
-        if isinstance(stream, FileStream):
-            files += stream.files  # joined into one stream: there may be thousands
-            continue
-        streams.append(stream)
-    if files:
-        streams.insert(0, FileStream(files))
+    for _, group in groupby((_open_input(path, tables) for path in inputs), _is_file_stream):
+        together = list(group)
+        files = [
+            file for stream in together if isinstance(stream, FileStream) for file in stream.files
+        ]
+        # image files that follow each other are one stream: there may be thousands
+        streams += [FileStream(files)] if files else together
     for file in lists:
         _check_exists(file)
         streams.append(PathListStream(file))
@@ -91,6 +90,10 @@ def open_stream(
         )
     assert streams, "checked by the caller"
     return streams[0] if len(streams) == 1 else JoinedStream(streams)
+
+
+def _is_file_stream(stream: ImageStream) -> bool:
+    return isinstance(stream, FileStream)
 
 
 def _has_columns(stream: ImageStream) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from finetune.data.layouts.table_options import TableOptions
 from finetune.data.streams import piped_stream
-from finetune.data.streams.open_stream import open_stream
+from finetune.data.streams.open_stream import JoinedStream, open_stream
 from finetune.data.streams.path_lines import read_path_lines
 from finetune.data.streams.piped_stream import PipedStream
 from finetune.data.streams.stream_image import ImageStream, StreamImage, StreamSource
@@ -216,12 +216,18 @@ def test_standard_input_is_recognised_by_its_content(
     assert piped_stream.PipedStream.description == "standard input"
 
 
-def test_several_inputs_follow_each_other_and_files_come_first(tmp_path: Path) -> None:
+def test_several_inputs_follow_each_other_in_their_order(tmp_path: Path) -> None:
     write_images(tmp_path / "new", "a.png")
     write_images(tmp_path, "x.png", "y.png")
-    stream: ImageStream = open_stream([Path("new"), Path("x.png"), Path("y.png")])
-    assert [image.name for image in stream.iterate()] == ["x.png", "y.png", "new/a.png"]
-    assert stream.count() == 3
+    (tmp_path / "list.txt").write_text("z.png\n")
+    names = ["y.png", "new", "x.png", "y.png"]
+    stream: ImageStream = open_stream(list(map(Path, names)), lists=[Path("list.txt")])
+    assert [image.name for image in stream.iterate()] == [
+        "y.png", "new/a.png", "x.png", "y.png", "z.png"
+    ]  # fmt: skip
+    assert isinstance(stream, JoinedStream)
+    assert len(stream.streams) == 4, "neighbouring files are one stream"
+    assert stream.count() == 5
 
 
 def test_fingerprint_changes_with_the_list_of_images(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ class PredictSummary:
 
     Attributes:
         num_images: Number of images with a prediction.
-        num_rejected: Number of images and other files without one.
+        num_unreadable: Number of images and other files without one.
         output: File or folder that was written; None for none.
         tta: Views of each image whose probabilities were averaged.
         prior: JSON description of the target class prior, see ``prior_to_json``.
@@ -35,7 +35,7 @@ class PredictSummary:
     """
 
     num_images: int
-    num_rejected: int
+    num_unreadable: int
     output: Path | None = None
     tta: Tta = Tta.NONE
     prior: Mapping[str, Any] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class PredictSummary:
         """Return JSON values."""
         return {
             "num_images": self.num_images,
-            "num_rejected": self.num_rejected,
+            "num_unreadable": self.num_unreadable,
             "output": None if self.output is None else str(self.output),
             "members": [{"model": path, "weight": weight} for path, weight in self.members],
             "tta": self.tta is not Tta.NONE,

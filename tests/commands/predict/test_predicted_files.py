@@ -49,7 +49,8 @@ def test_rows_are_in_the_order_of_the_input_with_bad_images_in_their_place(
     expected = Predictor(load_model(tiny), device="cpu").predict_proba(good)
     actual = [float(row["probability"]) for row in rows if not row["error"]]
     assert actual == pytest.approx(expected.max(dim=1).values.tolist(), abs=1e-6)
-    assert (result.num_images, result.num_rejected) == (38, 2)
+    assert (result.num_images, result.num_unreadable) == (38, 2)
+    assert result.to_json()["num_unreadable"] == 2
 
 
 def test_formats_hold_the_same_values(tiny: Path, many: Path, tmp_path: Path) -> None:

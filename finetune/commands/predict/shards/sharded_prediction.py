@@ -33,7 +33,7 @@ class ShardsResult:
         process: Number of this process, from 0.
         num_processes: Number of processes that share the work.
         num_images: Number of images that this process has predicted.
-        num_rejected: Number of images that it could not read.
+        num_unreadable: Number of images that it could not read.
         num_written: Number of parts that it has written.
         num_found: Number of its parts that were there before.
         num_missing: Number of parts of other processes that are not there yet; None if it is not
@@ -44,7 +44,7 @@ class ShardsResult:
     process: int
     num_processes: int
     num_images: int
-    num_rejected: int
+    num_unreadable: int
     num_written: int
     num_found: int
     num_missing: int | None
@@ -61,7 +61,7 @@ class ShardsResult:
             "process": self.process,
             "num_processes": self.num_processes,
             "num_images": self.num_images,
-            "num_rejected": self.num_rejected,
+            "num_unreadable": self.num_unreadable,
             "num_parts_written": self.num_written,
             "num_parts_found": self.num_found,
             "num_parts_missing": self.num_missing,

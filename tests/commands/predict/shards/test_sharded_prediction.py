@@ -176,12 +176,12 @@ def test_enough_tar_files_are_divided_among_processes_without_reading_those_of_o
                 tar.add(file, file.name)
     folder = tmp_path / "parts"
     first = predict(tiny, shards, folder, 0, 2, part_size=6)
-    assert first.num_images + first.num_rejected == 20
+    assert first.num_images + first.num_unreadable == 20
     assert {Path(row[0]).parent.name for row in read_rows(folder)} == {"0.tar", "2.tar"}
     assert not first.is_complete
     last = predict(tiny, shards, folder, 0, 1)
     assert last.is_complete
-    assert last.num_images + last.num_rejected == 20
+    assert last.num_images + last.num_unreadable == 20
     names = [Path(row[0]).name for row in read_rows(folder)]
     assert sorted(names) == [file.name for file in files]
 

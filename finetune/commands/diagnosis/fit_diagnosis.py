@@ -47,7 +47,7 @@ def write_divergence(
     """
     try:
         evidence = replace(read_evidence(run), divergence=divergence)
-        findings = [finding.to_json() for finding in diagnose(evidence)]
+        findings: list[Mapping[str, Any]] = [one.to_json() for one in diagnose(evidence)]
         content = {"divergence": divergence.to_json(), "findings": findings}
         _write(run, content)
         if run.cross_validation_run is not run:

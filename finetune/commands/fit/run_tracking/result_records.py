@@ -103,7 +103,7 @@ def _list_mistakes(
     found = evaluation.evaluations[split.value]
     if isinstance(found, MultiLabelEvaluation):
         thresholds = [label.threshold for label in found.per_label]
-        target_NK = np.asarray(manifest.encode_targets(samples))
+        target_NK = np.asarray(manifest.encode_targets(samples), np.float64)
         return list_label_mistakes(
             samples, probabilities_NK, target_NK, classes=manifest.classes, thresholds=thresholds
         )
